@@ -1,0 +1,47 @@
+"""Continue a text with a trained model: python generate.py [setting=value ...]; --help tells which."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from gpt_pretrain import cli
+
+cli.set_up_hydra()
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="generate")
+def main(config: DictConfig) -> None:
+    """Print continuations of a prompt, token by token."""
+    cli.guarded(generate, config)
+
+
+def generate(config: DictConfig) -> None:
+    """Load a model, encode, sample, stream."""
+    from gpt_pretrain.checkpoint import load_model
+    from gpt_pretrain.config import SamplerConfig
+    from gpt_pretrain.errors import UserError
+    from gpt_pretrain.hardware import pick_device
+    from gpt_pretrain.prompts import continue_prompt, prompts
+    from gpt_pretrain.runs import find_checkpoint
+    from gpt_pretrain.settings import GenerateSettings, generate_problems, typed
+    from gpt_pretrain.tokenizer import build_tokenizer
+
+    settings = typed(config, GenerateSettings)
+    if problems := generate_problems(settings):
+        raise UserError(problems)
+    model, tokenizer_name = load_model(find_checkpoint(settings.checkpoint))
+    model.to(pick_device(settings.device))
+    tokenizer = build_tokenizer(tokenizer_name)
+    for prompt in prompts(settings):
+        texts = continue_prompt(
+            model, tokenizer, prompt, SamplerConfig(**vars(settings.sampler)), n_samples=settings.n_samples, seed=settings.seed
+        )
+        if cli.is_sweep():
+            Path(cli.job_dir(), "samples.txt").write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,53 @@
+"""A text after each epoch."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from gpt_pretrain.config import SamplerConfig
+from gpt_pretrain.generation import generate_stream
+from gpt_pretrain.lit_module import GPTLitModule
+from gpt_pretrain.tokenizer import Tokenizer, decode
+
+log = logging.getLogger(__name__)
+
+
+class Samples(Callback):
+    """Continues start_context after each epoch: printed on one line, kept in samples.txt and as text in TensorBoard.
+
+    Args:
+        tokenizer: of the model.
+        start_context: the prompt.
+        sampler: how to choose tokens.
+        seed: of the choices; they are drawn apart from the training's randomness.
+        file: samples.txt.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, start_context: str, sampler: SamplerConfig, seed: int, file: Path) -> None:
+        self.tokenizer = tokenizer
+        self.start_context = start_context
+        self.sampler = sampler
+        self.seed = seed
+        self.file = file
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
+        with pl_module.off_the_clock():
+            text = self._sample(pl_module)
+        log.info("%s", " ".join(text.splitlines()))
+        with open(self.file, "a", encoding="utf-8") as stream:
+            stream.write(f"--- epoch {trainer.current_epoch + 1}, step {pl_module.step}, {pl_module.tokens_seen} tokens seen\n{text}\n")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("sample", "    " + text.replace("\n", "\n    "), global_step=pl_module.step)
+
+    def _sample(self, module: GPTLitModule) -> str:
+        prompt = torch.tensor([self.tokenizer.encode(self.start_context)], device=module.device)
+        generator = torch.Generator(device=module.device).manual_seed(self.seed)
+        new = [int(column) for column in generate_stream(module.model, prompt, self.sampler, generator=generator)]
+        return decode(self.tokenizer, prompt[0].tolist() + new)

@@ -1,0 +1,68 @@
+"""When a run is saved."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
+
+from gpt_pretrain.checkpoint import replace_with_copy
+from gpt_pretrain.lit_module import GPTLitModule
+from gpt_pretrain.runs import BEST, LAST
+
+
+class SaveRun(Checkpoint):
+    """Keeps last.ckpt, and best.ckpt with the lowest validation loss; Lightning runs it after all other callbacks.
+
+    Args:
+        folder: where checkpoints go.
+        every_n_steps: optimizer steps between two in the middle of an epoch; None saves after each epoch only.
+        tokenizer: its name, stored beside the weights.
+        config: the resolved settings as plain containers, likewise.
+
+    Attributes:
+        best_loss, best_step, best_epoch: the lowest full validation and where it was.
+    """
+
+    def __init__(self, *, folder: Path, every_n_steps: int | None, tokenizer: str, config: dict[str, Any]) -> None:
+        self.folder = folder
+        self.every_n_steps = every_n_steps
+        self.tokenizer = tokenizer
+        self.config = config
+        self.best_loss, self.best_step, self.best_epoch = math.inf, -1, -1
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._saved_at = trainer.global_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
+        if due and trainer.global_step != self._saved_at:
+            self._save(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
+        better = pl_module.val_loss < self.best_loss
+        if better:
+            self.best_loss, self.best_step, self.best_epoch = pl_module.val_loss, pl_module.step, trainer.current_epoch + 1
+        self._save(trainer, pl_module)
+        if better and trainer.is_global_zero:
+            replace_with_copy(self.folder / LAST, self.folder / BEST)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Store what names the tokenizer and tells how the run was set up."""
+        checkpoint["tokenizer"] = self.tokenizer
+        checkpoint["config"] = self.config
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_loss": self.best_loss, "best_step": self.best_step, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_loss = state_dict["best_loss"]
+        self.best_step, self.best_epoch = state_dict["best_step"], state_dict["best_epoch"]
+
+    def _save(self, trainer: L.Trainer, module: GPTLitModule) -> None:
+        with module.off_the_clock():
+            trainer.save_checkpoint(self.folder / LAST)
+        self._saved_at = trainer.global_step

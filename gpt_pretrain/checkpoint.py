@@ -1,0 +1,120 @@
+"""Writing checkpoints so that a whole one always exists, and reading them without running anything in them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import secrets
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+
+from gpt_pretrain.config import GPTConfig
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.model import GPTModel
+
+MODEL_PREFIX = "model."  # of the model's tensors in a LightningModule's state dict
+
+
+class SafeCheckpointIO(CheckpointIO):
+    """Writes a checkpoint beside its target, flushes it to disk and renames it over the target; reads plain data only."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            with open(scratch, "wb") as stream:
+                torch.save(checkpoint, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(scratch, target)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return read_checkpoint(Path(path))
+
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+def replace_with_copy(source: Path, target: Path) -> None:
+    """Make target the same file as source, at once: a second name for it where the file system can, else a copy."""
+    import shutil
+
+    scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            os.link(source, scratch)
+        except OSError:
+            shutil.copyfile(source, scratch)
+        os.replace(scratch, target)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's content, its tensors mapped from the file into memory.
+
+    Only plain containers and tensors are read; a file that would need anything else is refused and runs nothing.
+
+    Raises:
+        UserError: when the file is missing, damaged, hostile or no checkpoint of a GPTModel.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: there is no such checkpoint.") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} holds more than tensors and plain data, or is no PyTorch file; it was not loaded.") from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is damaged or no checkpoint ({type(error).__name__}: {str(error).splitlines()[0]}).") from error
+    if not isinstance(content, dict) or not {"state_dict", "architecture", "tokenizer"} <= content.keys():
+        raise UserError(f"{path} is no checkpoint of this program: it lacks the state dict, the architecture or the tokenizer's name.")
+    return content
+
+
+def load_model(path: Path) -> tuple[GPTModel, str]:
+    """Rebuild a checkpoint's model unaided.
+
+    Returns:
+        The model in fp32, on the CPU, in eval mode, and its tokenizer's name.
+
+    Raises:
+        UserError: as `read_checkpoint`, and when the tensors do not fit the stored architecture.
+    """
+    content = read_checkpoint(path)
+    config = GPTConfig.from_dict(content["architecture"])
+    with torch.device("meta"):
+        model = GPTModel(config)
+    assign_weights(model, content["state_dict"], source=path)
+    return model.eval(), str(content["tokenizer"])
+
+
+def assign_weights(model: GPTModel, state_dict: Mapping[str, Any], *, source: Path) -> None:
+    """Give a model, meta device included, the weights of a LightningModule's state dict, in fp32.
+
+    Raises:
+        UserError: naming all missing, unexpected and misshapen tensors; then nothing was loaded.
+    """
+    found = {name.removeprefix(MODEL_PREFIX): value for name, value in state_dict.items()}
+    wanted = model.state_dict()
+    problems = [f"{source}: the tensor {name} is missing." for name in wanted.keys() - found.keys()]
+    problems += [f"{source}: the tensor {name} is not one of this model's." for name in found.keys() - wanted.keys()]
+    problems += [
+        f"{source}: the tensor {name} has shape {_shape(found[name])}, the model needs {_shape(value)}."
+        for name, value in wanted.items()
+        if name in found and _shape(found[name]) != _shape(value)
+    ]
+    if problems:
+        raise UserError(sorted(problems))
+    model.load_state_dict({name: value.float() for name, value in found.items()}, assign=True)
+
+
+def _shape(value: object) -> tuple[int, ...] | str:
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__

@@ -1,0 +1,126 @@
+"""What the entry scripts share: Hydra's set-up, `resume=`, and errors told in plain words."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.runs import find_run
+from gpt_pretrain.settings import GenerateSettings, TrainSettings
+
+EXIT_USER_ERROR = 2
+
+log = logging.getLogger("gpt_pretrain")
+
+
+def set_up_hydra() -> None:
+    """Tell Hydra the types of all settings, and how to name a run."""
+    store = ConfigStore.instance()
+    store.store("train_schema", TrainSettings)
+    store.store("generate_schema", GenerateSettings)
+    OmegaConf.register_new_resolver("unique", lambda: secrets.token_hex(3), use_cache=True, replace=True)
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Run an entry script's main function on this process's command line."""
+    try:
+        sys.argv[1:] = with_resume(sys.argv[1:])
+    except UserError as error:
+        sys.exit(report(error))
+    main()
+
+
+def with_resume(argv: list[str]) -> list[str]:
+    """A command line in which `resume=RUN` has brought that run's own overrides, before those typed now, and its directory.
+
+    Raises:
+        UserError: when there is no such run, or a sweep is to resume one.
+    """
+    wanted = [word.split("=", 1)[1].strip("'\"") for word in argv if word.startswith("resume=")]
+    if not wanted or wanted[-1] in ("", "null"):
+        return argv
+    if "-m" in argv or "--multirun" in argv:
+        raise UserError("resume= goes on with one run; it cannot be combined with a sweep (-m).")
+    run_dir = find_run(wanted[-1])
+    record = run_dir / ".hydra" / "overrides.yaml"
+    if not record.is_file():
+        raise UserError(f"{run_dir}: {record.relative_to(run_dir)} is missing, so the run's settings are not known.")
+    typed_now = {_key(word) for word in argv if not word.startswith("-")}
+    before = [str(word) for word in OmegaConf.load(record) if _key(str(word)) not in typed_now | {"resume", "init_from"}]
+    place = [] if any(_key(word) == "hydra.run.dir" for word in argv) else [f"hydra.run.dir='{run_dir}'"]
+    return [*before, *argv, *place]
+
+
+def guarded(job: Callable[[Any], Any], settings: DictConfig, *, log_file: Path | None = None) -> Any:
+    """Run a job; what the user can mend becomes a short message and exit code 2, with the traceback in the run's log."""
+    try:
+        return job(settings)
+    except UserError as error:
+        report(error, log_file=log_file)
+        if is_sweep():
+            raise SweepJobFailed(error.problems[0]) from None
+        sys.exit(EXIT_USER_ERROR)
+
+
+class SweepJobFailed(RuntimeError):
+    """A job of a sweep failed for a reason already told; the others go on."""
+
+
+def is_sweep() -> bool:
+    """Whether this process runs a Hydra sweep."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def job_dir() -> Path:
+    """The folder that Hydra made for this job."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def report(error: UserError, *, log_file: Path | None = None) -> int:
+    """Print each problem on standard error, keep the traceback in log_file, and return the exit code."""
+    head = "error: " if len(error.problems) == 1 else f"{len(error.problems)} errors:\n  - "
+    print(head + "\n  - ".join(error.problems), file=sys.stderr)
+    if log_file is not None:
+        with open(log_file, "a", encoding="utf-8") as stream:
+            traceback.print_exception(error, file=stream)
+    return EXIT_USER_ERROR
+
+
+class RunFolder(Callback):
+    """Makes sure, before Hydra does anything there, that a run's folder can be written."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _check_writable(Path(config.hydra.run.dir))
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _check_writable(Path(config.hydra.sweep.dir))
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{secrets.token_hex(4)}.tmp"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        problem = f"{folder}: this folder cannot be written ({error.strerror or error}). Choose another with hydra.run.dir=FOLDER."
+        sys.exit(report(UserError(problem)))
+
+
+def _key(override: str) -> str:
+    return override.split("=", 1)[0].lstrip("+~")

@@ -1,0 +1,123 @@
+"""The LightningDataModule: text in, batches of token windows out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader
+
+from gpt_pretrain.data.text import find_text
+from gpt_pretrain.data.tokens import TokenSplit, tokenize_text, user_cache
+from gpt_pretrain.data.windows import Batch, BatchOrder, TokenWindows, shuffled
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.settings import DataSettings
+from gpt_pretrain.tokenizer import Tokenizer
+
+EVAL_EPOCH = 2**31  # no epoch of training has this order
+
+
+class TextDataModule(L.LightningDataModule):
+    """A text, split by characters, as shuffled training windows and ordered validation windows.
+
+    Args:
+        settings: the `data` settings.
+        tokenizer: turns text into ids.
+        context_length: tokens a window, T.
+        seed: of the order of training windows.
+    """
+
+    split: TokenSplit
+    train: TokenWindows
+    val: TokenWindows
+
+    def __init__(self, settings: DataSettings, tokenizer: Tokenizer, *, context_length: int, seed: int) -> None:
+        super().__init__()
+        self.settings = settings
+        self.tokenizer = tokenizer
+        self.context_length = context_length
+        self.seed = seed
+        self._ready = False
+        self._resume_epoch, self._resume_batch = 0, 0
+
+    def prepare_data(self) -> None:
+        """Find the text, download it if need be, and turn it into tokens.
+
+        Raises:
+            UserError: when there is no usable text, or too little of it for these windows.
+        """
+        if self._ready:
+            return
+        cache_dir = user_cache() if self.settings.cache_dir is None else Path(self.settings.cache_dir).expanduser()
+        data = self.settings
+        text = find_text(data.name, path=data.path, url=data.url, sha256=data.sha256, cache_dir=cache_dir)
+        self.split = tokenize_text(text, self.tokenizer, train_ratio=data.train_ratio, cache_dir=cache_dir)
+        if problems := self._problems():
+            raise UserError(problems)
+        stride = self.context_length if data.stride is None else data.stride
+        self.train = TokenWindows(self.split.train, context_length=self.context_length, stride=stride)
+        self.val = TokenWindows(self.split.val, context_length=self.context_length, stride=stride)
+        if len(self.train) < data.batch_size:
+            raise UserError(
+                f"data.batch_size={data.batch_size}: the training text has only {len(self.train)} windows of {self.context_length} tokens. "
+                f"Choose data.batch_size={len(self.train)} or less, a shorter model.context_length, or more text."
+            )
+        self._ready = True
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled batches; a last short batch is dropped."""
+        order = BatchOrder(len(self.train), self.settings.batch_size, seed=self.seed)
+        order.epoch, order.start = self._resume_epoch, self._resume_batch
+        return self._loader(self.train, order)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Batches in the order of the text; a last short batch is kept."""
+        return self._loader(self.val, BatchOrder(len(self.val), self.settings.batch_size))
+
+    def eval_batches(self, n_batches: int) -> tuple[list[Batch], list[Batch]]:
+        """The batches behind each printed loss: of training windows, chosen by chance once and for all, and of validation windows."""
+        size = self.settings.batch_size
+        order = shuffled(len(self.train), seed=self.seed, epoch=EVAL_EPOCH)
+        train = [order[start : start + size] for start in range(0, min(len(order), n_batches * size), size)]
+        val = list(BatchOrder(len(self.val), size))[:n_batches]
+        return [self.train[windows] for windows in train], [self.val[windows] for windows in val]
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far training has read: the epoch, and the batches done in it."""
+        assert self.trainer is not None
+        fit_loop = self.trainer.fit_loop
+        return {"epoch": fit_loop.epoch_progress.current.processed, "batch": fit_loop.epoch_loop.batch_progress.current.processed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self._resume_epoch, self._resume_batch = int(state_dict["epoch"]), int(state_dict["batch"])
+
+    def _loader(self, windows: TokenWindows, order: BatchOrder) -> DataLoader[Batch]:
+        workers = self.settings.num_workers
+        return DataLoader(
+            windows,
+            sampler=order,
+            batch_size=None,  # the order yields whole batches
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=True,
+            generator=torch.Generator(),  # of its own, so that making an iterator draws nothing from the training's randomness
+        )
+
+    def _problems(self) -> list[str]:
+        """Parts of the text that are shorter than one window and its target."""
+        problems = []
+        T = self.context_length
+        train, val = self.split.train.count, self.split.val.count
+        longest = min(train, val) - 1
+        remedy = (
+            f"The largest model.context_length that works here is {longest}; or give more text."
+            if longest >= 1
+            else "No model.context_length works here; give more text or another data.train_ratio."
+        )
+        for part, count in (("training", train), ("validation", val)):
+            if count <= T:
+                problems.append(f"model.context_length={T}: the {part} part has {count} tokens, and a window needs {T + 1}. {remedy}")
+        return problems

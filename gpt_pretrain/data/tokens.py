@@ -1,0 +1,209 @@
+"""Text as token files on disk: made once for each text, tokenizer and split, then mapped into memory.
+
+A token file is nothing but little-endian numbers, two bytes each where the vocabulary allows it, else four.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pooch
+
+from gpt_pretrain.data.text import Text
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.tokenizer import END_OF_TEXT, Tokenizer
+
+FORMAT = 1  # raise it when a change makes old token files wrong
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A token file.
+
+    Args:
+        path: the file.
+        count: tokens in it.
+        itemsize: bytes a token.
+        sha256: of the file, in hexadecimal.
+    """
+
+    path: Path
+    count: int
+    itemsize: int
+    sha256: str
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        """The token ids, (count,), mapped into memory, not read."""
+        dtype = np.dtype(f"<u{self.itemsize}")
+        return np.memmap(self.path, dtype=dtype, mode="r", shape=(self.count,)) if self.count else np.zeros(0, dtype)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Loader processes open the file themselves instead of being sent its content."""
+        return {name: value for name, value in self.__dict__.items() if name != "ids"}
+
+    def is_whole(self) -> bool:
+        """Whether the file is there, with the recorded size and checksum."""
+        try:
+            return self.path.stat().st_size == self.count * self.itemsize and _file_sha256(self.path) == self.sha256
+        except OSError:
+            return False
+
+
+@dataclass(frozen=True)
+class TokenSplit:
+    """The two parts of a text, as tokens."""
+
+    train: Tokens
+    val: Tokens
+    text_sha256: str
+    characters: int
+
+
+def user_cache() -> Path:
+    """Where downloads and token files are kept unless data.cache_dir says otherwise."""
+    return Path(pooch.os_cache("gpt-pretrain"))
+
+
+def tokenize_text(text: Text, tokenizer: Tokenizer, *, train_ratio: float, cache_dir: Path) -> TokenSplit:
+    """Split a text by characters and turn each part into tokens, or find that done already.
+
+    Args:
+        train_ratio: share of the characters that the training part gets, from the start of the text.
+        cache_dir: where token files are kept, in folders named after a hash of what they are made from.
+
+    Raises:
+        UserError: when the text is empty, not UTF-8 or unreadable, or cache_dir cannot be written.
+    """
+    text_sha256 = text.sha256()
+    key = hashlib.sha256(json.dumps([FORMAT, text_sha256, tokenizer.name, tokenizer.vocab_size, train_ratio]).encode()).hexdigest()[:32]
+    folder = cache_dir / "tokens" / key
+    if (found := _load(folder)) is not None:
+        return found
+    characters = sum(len(piece) for piece in text.pieces())
+    if characters == 0:
+        names = ", ".join(map(str, text.files[:3])) + (", ..." if len(text.files) > 3 else "")
+        raise UserError(f"The text is empty: {names}. Give some text with data.path=FILE, DIRECTORY or GLOB.")
+    try:
+        return _build(folder, text, tokenizer, text_sha256=text_sha256, characters=characters, train_ratio=train_ratio)
+    except OSError as error:
+        raise UserError(
+            f"The token cache {folder.parent} cannot be written: {error.strerror or error}. Choose another folder with data.cache_dir=FOLDER."
+        ) from error
+
+
+def encode_pieces(pieces: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
+    """Token ids of a text that comes in pieces, the same as of the whole text at once.
+
+    A piece ends anywhere; encoding ends between a letter or digit and a space or line feed, where no token of any encoding here
+    reaches across. What stands behind the last such place waits for the next piece.
+    """
+    rest = ""
+    for piece in pieces:
+        searched = max(len(rest), 1)
+        rest += piece
+        for cut in range(len(rest) - 1, searched - 1, -1):
+            if rest[cut] in " \n" and rest[cut - 1].isalnum():
+                yield tokenizer.encode(rest[:cut])
+                rest = rest[cut:]
+                break
+    if rest:
+        yield tokenizer.encode(rest)
+
+
+def _load(folder: Path) -> TokenSplit | None:
+    """The token files in folder, or None if they are missing or damaged."""
+    try:
+        fields = json.loads((folder / "split.json").read_text(encoding="utf-8"))
+        train, val = (Tokens(path=folder / f"{part}.bin", **fields.pop(part)) for part in ("train", "val"))
+        split = TokenSplit(train=train, val=val, **fields)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        split = None
+    if split is None or not (split.train.is_whole() and split.val.is_whole()):
+        log.warning("The token cache %s is damaged; it is made again.", folder)
+        return None
+    return split
+
+
+def _build(folder: Path, text: Text, tokenizer: Tokenizer, *, text_sha256: str, characters: int, train_ratio: float) -> TokenSplit:
+    scratch = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")
+    itemsize = 2 if tokenizer.vocab_size <= 1 << 16 else 4
+    try:
+        scratch.mkdir(parents=True)
+        cut = _split_at(text, int(train_ratio * characters))
+        fields = {
+            part: _write_tokens(scratch / f"{part}.bin", encode_pieces(_between(text, *span), tokenizer), itemsize)
+            for part, span in (("train", (0, cut)), ("val", (cut, characters)))
+        }
+        record = fields | {"text_sha256": text_sha256, "characters": characters}
+        (scratch / "split.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+        _put_in_place(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    split = _load(folder)
+    assert split is not None, f"{folder} was just written"
+    return split
+
+
+def _put_in_place(scratch: Path, folder: Path) -> None:
+    """Give a finished folder its name; where another process was first with a whole one, keep that."""
+    try:
+        scratch.rename(folder)
+    except OSError:
+        if _load(folder) is not None:
+            return
+        damaged = folder.with_name(f"{scratch.name}.damaged")
+        folder.rename(damaged)
+        scratch.rename(folder)
+        shutil.rmtree(damaged, ignore_errors=True)
+
+
+def _split_at(text: Text, cut: int) -> int:
+    """The character to split at: cut, unless it lies inside an `<|endoftext|>` between two files, which stays whole behind it."""
+    start = 0
+    for piece in text.pieces():
+        if piece == END_OF_TEXT and start < cut < start + len(piece):
+            return start
+        start += len(piece)
+    return cut
+
+
+def _between(text: Text, begin: int, end: int) -> Iterator[str]:
+    """The characters begin to end (without it) of a text."""
+    start = 0
+    for piece in text.pieces():
+        if start < end and start + len(piece) > begin:
+            yield piece[max(begin - start, 0) : end - start]
+        start += len(piece)
+
+
+def _write_tokens(path: Path, batches: Iterable[list[int]], itemsize: int) -> dict[str, object]:
+    digest, count = hashlib.sha256(), 0
+    with open(path, "wb") as stream:
+        for batch in batches:
+            data = np.array(batch, dtype=f"<u{itemsize}").tobytes()
+            digest.update(data)
+            stream.write(data)
+            count += len(batch)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return {"count": count, "itemsize": itemsize, "sha256": digest.hexdigest()}
+
+
+def _file_sha256(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

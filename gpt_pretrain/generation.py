@@ -1,0 +1,131 @@
+"""From logits to the next token, and from tokens to more tokens.
+
+Shapes: B rows, T tokens given, n tokens new, V vocab_size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from gpt_pretrain.config import SamplerConfig
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.model import GPTModel, KVCache
+
+
+def generate(
+    model: GPTModel,
+    token_ids: Tensor,
+    max_new_tokens: int,
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    eos_id: int | None = None,
+    generator: torch.Generator | None = None,
+    use_cache: bool = True,
+) -> Tensor:
+    """Continue each row of token_ids, with dropout off, and leave the model in the mode it was in.
+
+    Args:
+        model: the model; nothing in it changes.
+        token_ids: int64, (B, T), T at least 1.
+        max_new_tokens, temperature, top_k, top_p: as in `SamplerConfig`.
+        eos_id: a row ends after this token and is filled up with it; generation ends when all rows have.
+        generator: source of the random choices, on the model's device.
+        use_cache: False computes the whole window for each token, to the same result.
+
+    Returns:
+        int64, (B, T + n), n at most max_new_tokens.
+
+    Raises:
+        UserError: when an argument is outside its range, or there is no token to continue.
+    """
+    sampler = SamplerConfig(max_new_tokens, temperature, top_k, top_p)
+    new = generate_stream(model, token_ids, sampler, eos_id=eos_id, generator=generator, use_cache=use_cache)
+    return torch.cat([token_ids, *(column[:, None] for column in new)], dim=1)
+
+
+def generate_stream(
+    model: GPTModel,
+    token_ids: Tensor,
+    sampler: SamplerConfig,
+    *,
+    eos_id: int | None = None,
+    generator: torch.Generator | None = None,
+    use_cache: bool = True,
+) -> Iterator[Tensor]:
+    """What `generate` adds, as it is made: int64, (B,), one position at a time.
+
+    The model sees the last context_length tokens. Positions are absolute, so once a text is longer than that, every token has moved by
+    one and is computed anew; until then keys and values are kept.
+
+    Raises:
+        UserError: at the first token, when there is none to continue.
+    """
+    if token_ids.ndim != 2 or token_ids.shape[1] == 0:
+        raise UserError(f"token_ids has shape {tuple(token_ids.shape)}: it must be (B, T) with at least one token to continue.")
+    context_length = model.config.context_length
+    window = token_ids  # what the model sees, (B, up to context_length)
+    ended = torch.zeros(token_ids.shape[0], dtype=torch.bool, device=token_ids.device)
+    cache = None
+    if use_cache and token_ids.shape[1] < context_length:
+        weight = model.tok_emb.weight
+        cache = KVCache(model.config, token_ids.shape[0], device=weight.device, dtype=weight.dtype)
+    for _ in range(sampler.max_new_tokens):
+        window = window[:, -context_length:]
+        new = sample_next(_last_logits(model, window, cache), sampler, generator=generator)
+        if eos_id is not None:
+            new = new.masked_fill(ended, eos_id)
+            ended = ended | (new == eos_id)
+        yield new
+        if eos_id is not None and bool(ended.all()):
+            return
+        window = torch.cat([window, new[:, None]], dim=1)
+
+
+def sample_next(logits: Tensor, sampler: SamplerConfig, *, generator: torch.Generator | None = None) -> Tensor:
+    """Choose the next token of each row: top_k, then temperature, then top_p.
+
+    Args:
+        logits: (B, V).
+        generator: source of the random choices, on the logits' device.
+
+    Returns:
+        int64, (B,).
+
+    Source: top_p is the nucleus sampling of Holtzman et al. 2019 (arXiv:1904.09751).
+    """
+    if sampler.temperature == 0:
+        return logits.argmax(dim=-1)
+    logits = logits.float()
+    if sampler.top_k is not None and sampler.top_k < logits.shape[-1]:
+        least = logits.topk(sampler.top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, float("-inf"))
+    highest = logits.max(dim=-1, keepdim=True).values  # taken away first, so that a small temperature does not overflow
+    probabilities = torch.softmax((logits - highest) / sampler.temperature, dim=-1)
+    if sampler.top_p is not None and sampler.top_p < 1:
+        ordered, ids = probabilities.sort(dim=-1, descending=True)
+        beyond = ordered.cumsum(dim=-1) - ordered >= sampler.top_p  # what stands before a token already reaches top_p
+        probabilities = torch.zeros_like(ordered).scatter(-1, ids, ordered.masked_fill(beyond, 0.0))
+    return torch.multinomial(probabilities, num_samples=1, generator=generator).squeeze(-1)
+
+
+@torch.no_grad()
+def _last_logits(model: GPTModel, window: Tensor, cache: KVCache | None) -> Tensor:
+    """Logits after the last token of window, (B, V); the cache spares what it has read already."""
+    was_training = model.training
+    if was_training:
+        model.eval()
+    try:
+        with torch.compiler.set_stance("force_eager"):  # each length would be compiled anew
+            if cache is not None and cache.length < window.shape[1]:
+                hidden = model.hidden_states(window[:, cache.length :], cache)
+            else:  # no cache, or the window has moved on and the cache no longer fits
+                hidden = model.hidden_states(window)
+            return model.logits(hidden[:, -1])
+    finally:
+        if was_training:
+            model.train()

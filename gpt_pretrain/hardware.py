@@ -1,0 +1,113 @@
+"""Choices that depend on the machine, each made once and with its reason."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import time
+
+import torch
+from torch.nn import functional as F
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.model import GPTModel
+
+BF16_GAIN = 1.3  # how much faster bf16 products must be to pay for the casts around them
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep freed memory for the next step instead of returning it to the system and asking for zeroed pages again.
+
+    Page faults took a third of a training step on a CPU. Settings of the user's own, in the environment, come first.
+
+    Source: mallopt(3), M_MMAP_MAX and M_TRIM_THRESHOLD.
+    """
+    if sys.platform != "linux" or any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "gnu_get_libc_version"):
+        m_trim_threshold, m_mmap_max = -1, -4
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, -1)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; "auto" takes a GPU if there is one.
+
+    Raises:
+        UserError: when there is no such device on this machine.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device={name}: this machine has no such device. Choose auto or cpu.") from error
+    return device
+
+
+def accelerator_device(accelerator: str) -> torch.device:
+    """The device that Lightning will train on.
+
+    Raises:
+        UserError: when this machine has no such accelerator.
+    """
+    names = {"auto": "auto", "cpu": "cpu", "gpu": "cuda" if torch.cuda.is_available() else "mps", "cuda": "cuda", "mps": "mps"}
+    if accelerator not in names:
+        raise UserError(f"trainer.accelerator={accelerator}: must be one of {', '.join(names)}.")
+    try:
+        return pick_device(names[accelerator])
+    except UserError as error:
+        raise UserError(f"trainer.accelerator={accelerator}: this machine has none. Choose auto or cpu.") from error
+
+
+def pick_precision(wanted: str, device: torch.device) -> tuple[str, str]:
+    """Lightning's name of the precision to train in, and why it was chosen.
+
+    "auto" means bf16-mixed where bf16 matrix products are clearly faster than fp32's, which on a CPU is measured in a moment, since the
+    processor's feature flags do not tell.
+    """
+    if wanted != "auto":
+        return wanted, "as asked"
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16-mixed", "this GPU computes in bf16"
+        return "32-true", "this GPU has no bf16"
+    if device.type == "cpu":
+        gain = _product_seconds(torch.float32) / _product_seconds(torch.bfloat16)
+        return ("bf16-mixed" if gain >= BF16_GAIN else "32-true"), f"bf16 products take {1 / gain:.2f} of fp32's time on this CPU"
+    return "32-true", f"the safe choice on {device.type}"
+
+
+def compile_model(model: GPTModel, wanted: bool | str, device: torch.device) -> tuple[bool, str]:
+    """Compile a model's blocks in place if that is wanted and possible here.
+
+    Returns:
+        Whether they are compiled, and why.
+    """
+    if wanted is False:
+        return False, "as asked"
+    if wanted == "auto" and device.type != "cuda":
+        return False, "auto compiles on CUDA only"
+    try:
+        probe = torch.compile(lambda x: (x + 1).sum())
+        probe(torch.ones(8, device=device))
+    except Exception as error:  # whatever the compiler lacks here: a C++ compiler, Triton, Python's headers
+        return False, f"impossible here: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    for block in model.trf_blocks:
+        block.compile()
+    return True, "as asked" if wanted is True else "auto on CUDA"
+
+
+def _product_seconds(dtype: torch.dtype, *, tokens: int = 512, width: int = 768, repeats: int = 4) -> float:
+    """The best of some timings of a linear layer of GPT-2's size."""
+    x, weight = torch.randn(tokens, width).to(dtype), torch.randn(4 * width, width).to(dtype)
+    F.linear(x, weight)
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        F.linear(x, weight)
+        times.append(time.perf_counter() - start)
+    return min(times)

@@ -1,0 +1,178 @@
+"""GPT-2, from attention upwards.
+
+Shapes: B batch, T time (positions given now), S positions attended to, D emb_dim, H heads, K head_dim, V vocab_size.
+
+Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; the tanh form of GELU and the initialisation
+follow OpenAI's released GPT-2.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gpt_pretrain.config import GPTConfig
+
+
+class KVCache:
+    """Keys and values of the positions that a model has read so far, one pair of buffers for each block.
+
+    Args:
+        config: the model's architecture.
+        batch_size: rows, B.
+        device, dtype: where and how the model computes.
+    """
+
+    def __init__(self, config: GPTConfig, batch_size: int, *, device: torch.device, dtype: torch.dtype) -> None:
+        shape = (config.n_layers, batch_size, config.n_heads, config.context_length, config.head_dim)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.length = 0  # positions held
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (B, H, T, K) after the positions held and return all of them, (B, H, S, K); `length` moves on after the last block."""
+        end = self.length + keys.shape[2]
+        self.keys[layer, :, :, self.length : end] = keys
+        self.values[layer, :, :, self.length : end] = values
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+class MultiHeadAttention(nn.Module):
+    """Causal self-attention with queries, keys and values from one projection."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.n_heads = config.n_heads
+        self.drop_rate = config.drop_rate
+        self.qkv = nn.Linear(config.emb_dim, 3 * config.emb_dim, bias=config.qkv_bias)
+        self.out_proj = nn.Linear(config.emb_dim, config.emb_dim)
+
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        B, T, D = x.shape
+        qkv = self.qkv(x).view(B, T, 3, self.n_heads, D // self.n_heads)
+        queries, keys, values = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, T, K)
+        past = 0
+        if cache is not None:
+            past = cache.length
+            keys, values = cache.extend(self.layer, keys, values)  # (B, H, S, K)
+        mask = None
+        if past and T > 1:  # is_causal counts positions from zero, so later ones need their own mask, (T, S)
+            mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
+        context = F.scaled_dot_product_attention(
+            queries,
+            keys,
+            values,
+            attn_mask=mask,
+            dropout_p=self.drop_rate if self.training else 0.0,
+            is_causal=past == 0 and T > 1,
+        )
+        return self.out_proj(context.transpose(1, 2).reshape(B, T, D))
+
+
+class FeedForward(nn.Module):
+    """Two linear layers, four times as wide in the middle."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(config.emb_dim, 4 * config.emb_dim),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(4 * config.emb_dim, config.emb_dim),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class TransformerBlock(nn.Module):
+    """Attention and feed-forward, each behind a layer norm and added back to its input."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.emb_dim)
+        self.att = MultiHeadAttention(config, layer)
+        self.norm2 = nn.LayerNorm(config.emb_dim)
+        self.ff = FeedForward(config)
+        self.drop_shortcut = nn.Dropout(config.drop_rate)
+
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        x = x + self.drop_shortcut(self.att(self.norm1(x), cache))
+        return x + self.drop_shortcut(self.ff(self.norm2(x)))
+
+
+class GPTModel(nn.Module):
+    """A GPT-2: token ids in, logits for the next token at each position out."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tok_emb = nn.Embedding(config.vocab_size, config.emb_dim)
+        self.pos_emb = nn.Embedding(config.context_length, config.emb_dim)
+        self.drop_emb = nn.Dropout(config.drop_rate)
+        self.trf_blocks = nn.ModuleList(TransformerBlock(config, layer) for layer in range(config.n_layers))
+        self.final_norm = nn.LayerNorm(config.emb_dim)
+        if not config.tie_embeddings:
+            self.out_head = nn.Linear(config.emb_dim, config.vocab_size, bias=False)
+        if config.init == "gpt2":
+            self._init_gpt2()
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """Logits of the next token after each position.
+
+        Args:
+            token_ids: int64, (B, T), T at most context_length.
+
+        Returns:
+            (B, T, V).
+        """
+        return self.logits(self.hidden_states(token_ids))
+
+    def hidden_states(self, token_ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """What the blocks make of the tokens, before the output head.
+
+        Args:
+            token_ids: int64, (B, T).
+            cache: the positions read before these, to which these are added.
+
+        Returns:
+            (B, T, D).
+
+        Raises:
+            ValueError: when the positions would not fit into context_length.
+        """
+        past = 0 if cache is None else cache.length
+        end = past + token_ids.shape[1]
+        if end > self.config.context_length:
+            raise ValueError(f"token_ids reach position {end}, but the model's context_length is {self.config.context_length}.")
+        positions = torch.arange(past, end, device=token_ids.device)
+        x = self.drop_emb(self.tok_emb(token_ids) + self.pos_emb(positions))  # (B, T, D)
+        for block in self.trf_blocks:
+            x = block(x, cache)
+        if cache is not None:
+            cache.length = end
+        return self.final_norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The output head: (..., D) -> (..., V)."""
+        weight = self.tok_emb.weight if self.config.tie_embeddings else self.out_head.weight
+        return F.linear(hidden, weight)
+
+    def num_parameters(self) -> int:
+        """Trainable numbers, a tied head counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def _init_gpt2(self) -> None:
+        residual_std = 0.02 / math.sqrt(2 * self.config.n_layers)  # two branches a block add up in the residual stream
+        for name, parameter in self.named_parameters():
+            if name.endswith(("att.out_proj.weight", "ff.layers.2.weight")):
+                nn.init.normal_(parameter, std=residual_std)
+            elif name == "pos_emb.weight":
+                nn.init.normal_(parameter, std=0.01)
+            elif parameter.ndim == 2:
+                nn.init.normal_(parameter, std=0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)

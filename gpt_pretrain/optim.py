@@ -1,0 +1,48 @@
+"""AdamW's parameter groups, and learning-rate schedules as pure functions of the step."""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+from torch.optim import AdamW
+
+from gpt_pretrain.settings import OptimizerSettings, SchedulerSettings
+
+
+def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> AdamW:
+    """AdamW over all parameters of model; weight decay acts on matrices alone unless settings say otherwise."""
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2 or settings.decay == "all"]
+    others = [parameter for parameter in model.parameters() if parameter.ndim < 2 and settings.decay != "all"]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}]
+    if others:
+        groups.append({"params": others, "weight_decay": 0.0})
+    beta1, beta2 = settings.betas
+    return AdamW(groups, lr=settings.lr, betas=(beta1, beta2), eps=settings.eps, fused=True)
+
+
+def lr_at(step: int, *, lr: float, settings: SchedulerSettings, total_steps: int) -> float:
+    """The learning rate of an optimizer step.
+
+    Warm-up rises in a straight line and reaches lr at step warmup_steps; a decay reaches min_lr at the last step and stays there.
+
+    Args:
+        step: optimizer steps done before it, so the first is 0.
+        lr: the highest rate.
+        settings: the `scheduler` settings.
+        total_steps: optimizer steps of the whole run.
+
+    Source: the cosine is that of Loshchilov & Hutter 2017 (arXiv:1608.03983) without restarts; warm-up, a level stretch and a final
+        decay are Hu et al. 2024 (arXiv:2404.06395).
+    """
+    if step < settings.warmup_steps:
+        return lr * (step + 1) / (settings.warmup_steps + 1)
+    if settings.name == "warmup_cosine":
+        begin, length = settings.warmup_steps, total_steps - 1 - settings.warmup_steps
+    elif settings.name == "warmup_stable_decay":
+        begin, length = total_steps - 1 - settings.decay_steps, settings.decay_steps
+    else:
+        return lr
+    done = min(max((step - begin) / length, 0.0), 1.0) if length > 0 else float(step >= begin)
+    share = 0.5 * (1.0 + math.cos(math.pi * done)) if settings.name == "warmup_cosine" else 1.0 - done
+    return settings.min_lr + (lr - settings.min_lr) * share

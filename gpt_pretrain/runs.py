@@ -1,0 +1,57 @@
+"""Where a run keeps its files, and how to find one again. Light: nothing here loads torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gpt_pretrain.errors import UserError
+
+OUTPUTS = Path("outputs")
+LAST, BEST = "last.ckpt", "best.ckpt"
+
+
+def checkpoint_dir(run_dir: Path) -> Path:
+    """The folder of a run's checkpoints."""
+    return run_dir / "checkpoints"
+
+
+def find_run(name: str) -> Path:
+    """The run directory that a user means.
+
+    Args:
+        name: a run directory, a checkpoint in one, or "latest": the run below outputs/ whose checkpoint is newest.
+
+    Raises:
+        UserError: when there is no such run, or it has no checkpoint.
+    """
+    if name == "latest":
+        return _latest_run()
+    path = Path(name).expanduser()
+    run_dir = path.parent.parent if path.is_file() and path.parent.name == "checkpoints" else path
+    if not run_dir.is_dir():
+        raise UserError(f"{name}: there is no such run directory. Runs are folders below {OUTPUTS}/; `latest` names the newest.")
+    if not any(checkpoint_dir(run_dir).glob("*.ckpt")):
+        raise UserError(f"{name}: this run has no checkpoint yet, so there is nothing to go on from. The first is written after an epoch.")
+    return run_dir
+
+
+def find_checkpoint(name: str) -> Path:
+    """The checkpoint file that a user means: a file, a run directory (its last) or "latest" (the newest run's last).
+
+    Raises:
+        UserError: when there is none.
+    """
+    path = Path(name).expanduser()
+    if name != "latest" and path.is_file():
+        return path
+    if name != "latest" and not path.exists():
+        raise UserError(f"checkpoint={name}: there is no such file or run directory. `latest` names the newest run below {OUTPUTS}/.")
+    folder = checkpoint_dir(find_run(name))
+    return folder / LAST if (folder / LAST).is_file() else folder / BEST
+
+
+def _latest_run() -> Path:
+    found = [*OUTPUTS.glob(f"*/checkpoints/{LAST}"), *OUTPUTS.glob(f"multirun/*/*/checkpoints/{LAST}")]
+    if not found:
+        raise UserError(f"`latest`: there is no run with a checkpoint below {OUTPUTS.resolve()} yet. Train one first: python train.py model=tiny")
+    return max(found, key=lambda file: file.stat().st_mtime_ns).parent.parent

@@ -1,0 +1,107 @@
+"""What a run says about itself before the first step and after the last."""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+from pathlib import Path
+from typing import TypeVar
+
+import lightning as L
+
+from gpt_pretrain.callbacks.metrics import TrainMetrics
+from gpt_pretrain.callbacks.save import SaveRun
+from gpt_pretrain.data.datamodule import TextDataModule
+from gpt_pretrain.lit_module import GPTLitModule
+from gpt_pretrain.model import GPTModel
+from gpt_pretrain.runs import checkpoint_dir
+from gpt_pretrain.settings import TrainSettings
+from gpt_pretrain.trainer import steps_per_epoch, total_steps
+
+
+Kind = TypeVar("Kind")
+
+
+def before(settings: TrainSettings, data: TextDataModule, model: GPTModel) -> str:
+    """The run in a few lines: model, data, length, place."""
+    config, split, trainer = model.config, data.split, settings.trainer
+    steps = total_steps(data, trainer)
+    return "\n".join(
+        [
+            f"model   {model.num_parameters() / 1e6:.1f}M parameters: {config.n_layers} layers, {config.n_heads} heads, "
+            f"emb_dim {config.emb_dim}, context {config.context_length}, vocabulary {config.vocab_size:,} ({data.tokenizer.name})",
+            f"data    {settings.data.path or settings.data.name}: {split.characters:,} characters; "
+            f"{split.train.count:,} tokens in {len(data.train):,} windows to train on, "
+            f"{split.val.count:,} in {len(data.val):,} to validate",
+            f"length  {_count(steps, 'optimizer step')}, {steps_per_epoch(data, trainer):,} an epoch, of "
+            f"{settings.data.batch_size * trainer.accumulate_grad_batches:,} windows each",
+            f"run     {place(Path(settings.run_dir))}",
+        ]
+    )
+
+
+def after(settings: TrainSettings, trainer: L.Trainer, module: GPTLitModule, run_dir: Path) -> str:
+    """What came out, where it is, and what to do next."""
+    save, metrics = _callback(trainer, SaveRun), _callback(trainer, TrainMetrics)
+    folder = place(run_dir)
+    best = "no validation was made"
+    if save.best_step >= 0:
+        best = (
+            f"{save.best_loss:.3f} nats a token (perplexity {_perplexity(save.best_loss)}) after epoch {save.best_epoch}, "
+            f"step {save.best_step}; the last is {module.val_loss:.3f}"
+        )
+    files = [f"{folder}/checkpoints/last.ckpt, best.ckpt", f"{folder}/samples.txt, metrics.csv, train.log, config.yaml"]
+    if settings.callbacks.loss_curve:
+        files.insert(1, f"{folder}/losses.png, losses.pdf")
+    lines = [
+        "",
+        f"Done: {_count(trainer.current_epoch, 'epoch')}, {_count(trainer.global_step, 'step')}, {module.tokens_seen:,} tokens seen, "
+        f"in {_duration(metrics.total_seconds)} ({metrics.tokens_per_second:,.0f} tokens/s while training)",
+        f"Best validation loss: {best}",
+        "Files:",
+        *(f"  {file}" for file in files),
+        "Next:",
+        f"  python generate.py checkpoint={shlex.quote(folder)} prompt={shlex.quote(settings.start_context)} "
+        "sampler.temperature=0.7 sampler.top_k=25",
+    ]
+    if settings.logger.tensorboard:
+        lines.append(f"  tensorboard --logdir {shlex.quote(place(run_dir.parent))}")
+    lines.append(f"  python train.py resume={shlex.quote(folder)} trainer.max_epochs={settings.trainer.max_epochs * 2}")
+    return "\n".join(lines)
+
+
+def interrupted(trainer: L.Trainer, run_dir: Path) -> str:
+    """How to go on after Ctrl-C."""
+    if not any(checkpoint_dir(run_dir).glob("*.ckpt")):
+        return f"Interrupted after {_count(trainer.global_step, 'step')}, before the first checkpoint."
+    return f"Interrupted after {_count(trainer.global_step, 'step')}. Go on from the last checkpoint with:\n  python train.py resume={shlex.quote(place(run_dir))}"
+
+
+def best_loss(trainer: L.Trainer) -> float:
+    """The lowest validation loss of the run, in nats a token."""
+    return _callback(trainer, SaveRun).best_loss
+
+
+def place(path: Path) -> str:
+    """A path as short as it can be typed from here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def _callback(trainer: L.Trainer, kind: type[Kind]) -> Kind:
+    return next(callback for callback in trainer.callbacks if isinstance(callback, kind))
+
+
+def _perplexity(loss: float) -> str:
+    return f"{math.exp(loss):,.1f}" if loss < 50 else "beyond e^50"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return (f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s") if hours or minutes else f"{seconds:.1f} s"

