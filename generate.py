@@ -25,8 +25,9 @@ def generate(config: DictConfig) -> None:
     from gpt_pretrain.errors import UserError
     from gpt_pretrain.hardware import pick_device
     from gpt_pretrain.prompts import continue_prompt, prompts
+    from gpt_pretrain.rules import generate_problems
     from gpt_pretrain.runs import find_checkpoint
-    from gpt_pretrain.settings import GenerateSettings, generate_problems, typed
+    from gpt_pretrain.settings import GenerateSettings, typed
     from gpt_pretrain.tokenizer import build_tokenizer
 
     settings = typed(config, GenerateSettings)

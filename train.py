@@ -53,7 +53,8 @@ def train(config: DictConfig) -> float:
         total_steps=total_steps(data, settings.trainer),
         token_bytes=torch.from_numpy(token_byte_lengths(tokenizer)),
     )
-    trainer = build_trainer(settings, data, tokenizer, precision=precision, config=stored, run_dir=run_dir)
+    custom = cli.custom_callbacks(settings.callbacks.custom)
+    trainer = build_trainer(settings, data, tokenizer, precision=precision, config=stored, run_dir=run_dir, custom=custom)
 
     log.info("%s", summary.before(settings, data, model))
     log.info("precision %s (%s); compile %s (%s)", precision, precision_reason, "on" if compiled else "off", compile_reason)

@@ -36,7 +36,9 @@ class SafeCheckpointIO(CheckpointIO):
         finally:
             scratch.unlink(missing_ok=True)
 
-    def load_checkpoint(self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         return read_checkpoint(Path(path))
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
@@ -75,7 +77,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is damaged or no checkpoint ({type(error).__name__}: {str(error).splitlines()[0]}).") from error
     if not isinstance(content, dict) or not {"state_dict", "architecture", "tokenizer"} <= content.keys():
-        raise UserError(f"{path} is no checkpoint of this program: it lacks the state dict, the architecture or the tokenizer's name.")
+        raise UserError(
+            f"{path} is no checkpoint of this program: it lacks the state dict, the architecture or the tokenizer's name."
+        )
     return content
 
 

@@ -8,15 +8,18 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
 from hydra.experimental.callback import Callback
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs import find_run
 from gpt_pretrain.settings import GenerateSettings, TrainSettings
+
+Result = TypeVar("Result")
 
 EXIT_USER_ERROR = 2
 
@@ -61,10 +64,10 @@ def with_resume(argv: list[str]) -> list[str]:
     return [*before, *argv, *place]
 
 
-def guarded(job: Callable[[Any], Any], settings: DictConfig, *, log_file: Path | None = None) -> Any:
+def guarded(job: Callable[[DictConfig], Result], config: DictConfig, *, log_file: Path | None = None) -> Result:
     """Run a job; what the user can mend becomes a short message and exit code 2, with the traceback in the run's log."""
     try:
-        return job(settings)
+        return job(config)
     except UserError as error:
         report(error, log_file=log_file)
         if is_sweep():
@@ -82,6 +85,22 @@ def is_sweep() -> bool:
     from hydra.types import RunMode
 
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def custom_callbacks(settings: dict[str, Any]) -> list[Any]:
+    """The user's own callbacks: `+callbacks.custom.NAME={_target_: CLASS, argument: value}`.
+
+    Raises:
+        UserError: when one cannot be built.
+    """
+    callbacks = []
+    for name, fields in settings.items():
+        try:
+            callbacks.append(instantiate(fields))
+        except Exception as error:  # Hydra wraps whatever the class raises
+            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            raise UserError(f"callbacks.custom.{name} cannot be built: {reason}") from error
+    return callbacks
 
 
 def job_dir() -> Path:
@@ -118,7 +137,9 @@ def _check_writable(folder: Path) -> None:
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        problem = f"{folder}: this folder cannot be written ({error.strerror or error}). Choose another with hydra.run.dir=FOLDER."
+        problem = (
+            f"{folder}: this folder cannot be written ({error.strerror or error}). Choose another with hydra.run.dir=FOLDER."
+        )
         sys.exit(report(UserError(problem)))
 
 

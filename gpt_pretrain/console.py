@@ -36,7 +36,6 @@ def quiet_lightning() -> None:
         ".*is smaller than the logging interval.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*ended before the epoch ended and your dataloader is not resumable.*",  # it is: BatchOrder.start
-        ".*pin_memory.*no accelerator is found.*",
         ".*LeafSpec.*is deprecated.*",
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -59,8 +59,8 @@ def generate_stream(
 ) -> Iterator[Tensor]:
     """What `generate` adds, as it is made: int64, (B,), one position at a time.
 
-    The model sees the last context_length tokens. Positions are absolute, so once a text is longer than that, every token has moved by
-    one and is computed anew; until then keys and values are kept.
+    The model sees the last context_length tokens. Positions are absolute, so once a text is longer than that, every token
+    has moved by one and is computed anew; until then keys and values are kept.
 
     Raises:
         UserError: at the first token, when there is none to continue.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import sys
 import time
@@ -12,6 +13,8 @@ from torch.nn import functional as F
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model import GPTModel
+
+log = logging.getLogger(__name__)
 
 BF16_GAIN = 1.3  # how much faster bf16 products must be to pay for the casts around them
 
@@ -55,8 +58,6 @@ def accelerator_device(accelerator: str) -> torch.device:
         UserError: when this machine has no such accelerator.
     """
     names = {"auto": "auto", "cpu": "cpu", "gpu": "cuda" if torch.cuda.is_available() else "mps", "cuda": "cuda", "mps": "mps"}
-    if accelerator not in names:
-        raise UserError(f"trainer.accelerator={accelerator}: must be one of {', '.join(names)}.")
     try:
         return pick_device(names[accelerator])
     except UserError as error:
@@ -66,8 +67,8 @@ def accelerator_device(accelerator: str) -> torch.device:
 def pick_precision(wanted: str, device: torch.device) -> tuple[str, str]:
     """Lightning's name of the precision to train in, and why it was chosen.
 
-    "auto" means bf16-mixed where bf16 matrix products are clearly faster than fp32's, which on a CPU is measured in a moment, since the
-    processor's feature flags do not tell.
+    "auto" means bf16-mixed where bf16 matrix products are clearly faster than fp32's, which on a CPU is measured in a moment,
+    since the processor's feature flags do not tell.
     """
     if wanted != "auto":
         return wanted, "as asked"
@@ -95,7 +96,9 @@ def compile_model(model: GPTModel, wanted: bool | str, device: torch.device) -> 
         probe = torch.compile(lambda x: (x + 1).sum())
         probe(torch.ones(8, device=device))
     except Exception as error:  # whatever the compiler lacks here: a C++ compiler, Triton, Python's headers
-        return False, f"impossible here: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        reason = f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
+        log.warning("compile=%s is impossible here, so training runs uncompiled (%s)", wanted, reason)
+        return False, "impossible here"
     for block in model.trf_blocks:
         block.compile()
     return True, "as asked" if wanted is True else "auto on CUDA"

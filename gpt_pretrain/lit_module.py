@@ -16,6 +16,8 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from gpt_pretrain.data.windows import Batch
@@ -40,6 +42,8 @@ class GPTLitModule(L.LightningModule):
 
     Attributes:
         tokens_seen: tokens trained on so far, by all devices together.
+        last_loss: of the last batch, a tensor on the device.
+        grad_norm: of all gradients together, before clipping, when it was last computed; likewise.
         val_loss: the last full validation's loss in nats a token; NaN before the first.
     """
 
@@ -65,6 +69,7 @@ class GPTLitModule(L.LightningModule):
         self.val_loss = math.nan
         self.val_bits_per_byte = math.nan
         self.last_loss = torch.tensor(math.nan)
+        self.grad_norm = torch.tensor(math.nan)
 
     @property
     def step(self) -> int:
@@ -87,7 +92,9 @@ class GPTLitModule(L.LightningModule):
         """Add a batch to the sums behind the validation loss."""
         token_ids, target_ids = batch
         nats = next_token_loss(self.model(token_ids), target_ids, reduction="sum")
-        sums = torch.stack([nats.double(), nats.new_tensor(target_ids.numel()).double(), self.token_bytes[target_ids].sum().double()])
+        sums = torch.stack(
+            [nats.double(), nats.new_tensor(target_ids.numel()).double(), self.token_bytes[target_ids].sum().double()]
+        )
         self._val_sums = self._val_sums.to(sums.device) + sums
 
     def on_validation_epoch_end(self) -> None:
@@ -99,13 +106,20 @@ class GPTLitModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW, and a schedule stepped with it."""
-        optimizer = build_optimizer(self.model, self.optimizer_settings)
+        optimizer = build_optimizer(self.model, self.optimizer_settings, fused=self.trainer.precision != "16-mixed")
         lr = self.optimizer_settings.lr
         schedule = LambdaLR(
             optimizer,
             lambda step: lr_at(step, lr=lr, settings=self.scheduler_settings, total_steps=self.total_steps) / lr,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip the norm of all gradients together; Lightning's own way refuses a fused optimizer under bf16-mixed."""
+        if gradient_clip_val is not None:
+            self.grad_norm = clip_grad_norm_(self.model.parameters(), gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what rebuilds the model unaided, as plain containers."""

@@ -116,7 +116,9 @@ def build_loggers(settings: LoggerSettings, *, run_dir: Path) -> list[Logger]:
         from lightning.pytorch.loggers import WandbLogger
 
         wandb = settings.wandb
-        loggers.append(WandbLogger(name=wandb.name or run_dir.name, project=wandb.project, offline=wandb.offline, save_dir=run_dir))
+        loggers.append(
+            WandbLogger(name=wandb.name or run_dir.name, project=wandb.project, offline=wandb.offline, save_dir=run_dir)
+        )
     if settings.mlflow is not None:
         _need("mlflow")
         from lightning.pytorch.loggers import MLFlowLogger
@@ -128,7 +130,9 @@ def build_loggers(settings: LoggerSettings, *, run_dir: Path) -> list[Logger]:
 
 def _need(package: str) -> None:
     if importlib.util.find_spec(package) is None:
-        raise UserError(f"logger={package} needs the package {package}, which is not installed: pip install {package}. Or choose logger=csv.")
+        raise UserError(
+            f"logger={package} needs the package {package}, which is not installed: pip install {package}. Or choose logger=csv."
+        )
 
 
 def _short(value: Any) -> Any:

@@ -33,7 +33,7 @@ class KVCache:
         self.length = 0  # positions held
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, H, T, K) after the positions held and return all of them, (B, H, S, K); `length` moves on after the last block."""
+        """Store (B, H, T, K) after the positions held and return all, (B, H, S, K); `length` moves on after the last block."""
         end = self.length + keys.shape[2]
         self.keys[layer, :, :, self.length : end] = keys
         self.values[layer, :, :, self.length : end] = values
@@ -70,7 +70,8 @@ class MultiHeadAttention(nn.Module):
             dropout_p=self.drop_rate if self.training else 0.0,
             is_causal=past == 0 and T > 1,
         )
-        return self.out_proj(context.transpose(1, 2).reshape(B, T, D))
+        out: Tensor = self.out_proj(context.transpose(1, 2).reshape(B, T, D))
+        return out
 
 
 class FeedForward(nn.Module):
@@ -85,7 +86,8 @@ class FeedForward(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+        out: Tensor = self.layers(x)
+        return out
 
 
 class TransformerBlock(nn.Module):
@@ -101,7 +103,8 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         x = x + self.drop_shortcut(self.att(self.norm1(x), cache))
-        return x + self.drop_shortcut(self.ff(self.norm2(x)))
+        out: Tensor = x + self.drop_shortcut(self.ff(self.norm2(x)))
+        return out
 
 
 class GPTModel(nn.Module):
@@ -154,7 +157,8 @@ class GPTModel(nn.Module):
             x = block(x, cache)
         if cache is not None:
             cache.length = end
-        return self.final_norm(x)
+        hidden: Tensor = self.final_norm(x)
+        return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The output head: (..., D) -> (..., V)."""

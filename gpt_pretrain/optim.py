@@ -10,15 +10,19 @@ from torch.optim import AdamW
 from gpt_pretrain.settings import OptimizerSettings, SchedulerSettings
 
 
-def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> AdamW:
-    """AdamW over all parameters of model; weight decay acts on matrices alone unless settings say otherwise."""
+def build_optimizer(model: nn.Module, settings: OptimizerSettings, *, fused: bool = True) -> AdamW:
+    """AdamW over all parameters of model; weight decay acts on matrices alone unless settings say otherwise.
+
+    Args:
+        fused: update in one pass over memory, several times faster; not with a gradient scaler (fp16).
+    """
     matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2 or settings.decay == "all"]
     others = [parameter for parameter in model.parameters() if parameter.ndim < 2 and settings.decay != "all"]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}]
     if others:
         groups.append({"params": others, "weight_decay": 0.0})
     beta1, beta2 = settings.betas
-    return AdamW(groups, lr=settings.lr, betas=(beta1, beta2), eps=settings.eps, fused=True)
+    return AdamW(groups, lr=settings.lr, betas=(beta1, beta2), eps=settings.eps, fused=fused)
 
 
 def lr_at(step: int, *, lr: float, settings: SchedulerSettings, total_steps: int) -> float:
@@ -32,8 +36,8 @@ def lr_at(step: int, *, lr: float, settings: SchedulerSettings, total_steps: int
         settings: the `scheduler` settings.
         total_steps: optimizer steps of the whole run.
 
-    Source: the cosine is that of Loshchilov & Hutter 2017 (arXiv:1608.03983) without restarts; warm-up, a level stretch and a final
-        decay are Hu et al. 2024 (arXiv:2404.06395).
+    Source: the cosine is that of Loshchilov & Hutter 2017 (arXiv:1608.03983) without restarts; warm-up, a level stretch and
+        a final decay are Hu et al. 2024 (arXiv:2404.06395).
     """
     if step < settings.warmup_steps:
         return lr * (step + 1) / (settings.warmup_steps + 1)

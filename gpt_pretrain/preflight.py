@@ -14,8 +14,9 @@ from gpt_pretrain.config import GPTConfig
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model import GPTModel
+from gpt_pretrain.rules import train_problems
 from gpt_pretrain.runs import find_checkpoint
-from gpt_pretrain.settings import TrainSettings, train_problems, typed
+from gpt_pretrain.settings import TrainSettings, typed
 from gpt_pretrain.tokenizer import Tokenizer, build_tokenizer
 
 
@@ -94,9 +95,14 @@ def keep_config(settings: TrainSettings, run_dir: Path) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def _check_fit(path: Path, content: dict[str, Any], settings: TrainSettings, tokenizer: Tokenizer, *, may_differ: tuple[str, ...]) -> None:
+def _check_fit(
+    path: Path, content: dict[str, Any], settings: TrainSettings, tokenizer: Tokenizer, *, may_differ: tuple[str, ...]
+) -> None:
     if content["tokenizer"] != tokenizer.name:
-        raise UserError(f"{path} was trained with tokenizer={content['tokenizer']}, not {tokenizer.name}. Add tokenizer={content['tokenizer']}")
+        raise UserError(
+            f"{path} was trained with the tokenizer {content['tokenizer']}, not {tokenizer.name}. "
+            f"Add tokenizer={content['tokenizer']}"
+        )
     stored = GPTConfig.from_dict(content["architecture"]).to_dict()
     wanted = dataclasses.asdict(settings.model)
     differing = {name: stored[name] for name, value in wanted.items() if stored[name] != value and name not in may_differ}

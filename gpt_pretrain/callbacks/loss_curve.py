@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 from lightning.pytorch.callbacks import Callback
 
 from gpt_pretrain.callbacks.losses import LossLines
@@ -58,7 +59,9 @@ def plot_losses(
     axes.set_ylabel("loss (nats per token)")
     axes.grid(alpha=0.25)
     axes.legend()
-    above = axes.secondary_xaxis("top", functions=(lambda e: e * tokens_per_epoch, lambda t: t / tokens_per_epoch))
+    above = axes.secondary_xaxis(
+        "top", functions=(lambda e: np.asarray(e) * tokens_per_epoch, lambda t: np.asarray(t) / tokens_per_epoch)
+    )
     above.set_xlabel("tokens seen")
     above.xaxis.set_major_formatter(EngFormatter(sep=""))
     for file in files:

@@ -39,7 +39,6 @@ class TrainMetrics(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         self._step = trainer.global_step
         self._lr = 0.0
-        self._grad_norm: torch.Tensor | None = None
         self._restart(pl_module)
         self._begin = (self._since, self._idle, self._tokens)
 
@@ -50,8 +49,8 @@ class TrainMetrics(Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: GPTLitModule, optimizer: Optimizer) -> None:
         self._lr = optimizer.param_groups[0]["lr"]
-        if trainer.global_step % self.every_n_steps == 0:
-            self._grad_norm = get_total_norm([p.grad for p in pl_module.parameters() if p.grad is not None])
+        if trainer.gradient_clip_val is None and trainer.global_step % self.every_n_steps == 0:  # else clipping computes it
+            pl_module.grad_norm = get_total_norm([p.grad for p in pl_module.parameters() if p.grad is not None])
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._loss += pl_module.last_loss
@@ -59,9 +58,9 @@ class TrainMetrics(Callback):
         if trainer.global_step == self._step:  # gradients are still being accumulated
             return
         self._step = trainer.global_step
-        if pl_module.step % self.every_n_steps or self._grad_norm is None:
+        if pl_module.step % self.every_n_steps:
             return
-        loss, grad_norm = torch.stack([self._loss / self._batches, self._grad_norm.to(self._loss)]).tolist()
+        loss, grad_norm = torch.stack([self._loss / self._batches, pl_module.grad_norm.to(self._loss)]).tolist()
         seconds = time.perf_counter() - self._since - (pl_module.idle_seconds - self._idle)
         metrics = {
             "train/loss": loss,

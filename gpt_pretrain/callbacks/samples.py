@@ -41,7 +41,9 @@ class Samples(Callback):
             text = self._sample(pl_module)
         log.info("%s", " ".join(text.splitlines()))
         with open(self.file, "a", encoding="utf-8") as stream:
-            stream.write(f"--- epoch {trainer.current_epoch + 1}, step {pl_module.step}, {pl_module.tokens_seen} tokens seen\n{text}\n")
+            stream.write(
+                f"--- epoch {trainer.current_epoch + 1}, step {pl_module.step}, {pl_module.tokens_seen} tokens seen\n{text}\n"
+            )
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("sample", "    " + text.replace("\n", "\n    "), global_step=pl_module.step)

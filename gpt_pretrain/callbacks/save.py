@@ -39,7 +39,7 @@ class SaveRun(Checkpoint):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
-        if due and trainer.global_step != self._saved_at:
+        if due and trainer.global_step != self._saved_at and not trainer.is_last_batch:  # the end of the epoch saves anyway
             self._save(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:

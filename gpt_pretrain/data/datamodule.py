@@ -61,7 +61,8 @@ class TextDataModule(L.LightningDataModule):
         self.val = TokenWindows(self.split.val, context_length=self.context_length, stride=stride)
         if len(self.train) < data.batch_size:
             raise UserError(
-                f"data.batch_size={data.batch_size}: the training text has only {len(self.train)} windows of {self.context_length} tokens. "
+                f"data.batch_size={data.batch_size}: the training text has only {len(self.train)} windows of "
+                f"{self.context_length} tokens. "
                 f"Choose data.batch_size={len(self.train)} or less, a shorter model.context_length, or more text."
             )
         self._ready = True
@@ -77,7 +78,7 @@ class TextDataModule(L.LightningDataModule):
         return self._loader(self.val, BatchOrder(len(self.val), self.settings.batch_size))
 
     def eval_batches(self, n_batches: int) -> tuple[list[Batch], list[Batch]]:
-        """The batches behind each printed loss: of training windows, chosen by chance once and for all, and of validation windows."""
+        """The batches behind each printed loss: training windows, drawn once and for all, and validation windows."""
         size = self.settings.batch_size
         order = shuffled(len(self.train), seed=self.seed, epoch=EVAL_EPOCH)
         train = [order[start : start + size] for start in range(0, min(len(order), n_batches * size), size)]
@@ -87,8 +88,10 @@ class TextDataModule(L.LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """How far training has read: the epoch, and the batches done in it."""
         assert self.trainer is not None
-        fit_loop = self.trainer.fit_loop
-        return {"epoch": fit_loop.epoch_progress.current.processed, "batch": fit_loop.epoch_loop.batch_progress.current.processed}
+        epochs, batches = self.trainer.fit_loop.epoch_progress, self.trainer.fit_loop.epoch_loop.batch_progress
+        epoch, batch = epochs.current.processed, batches.current.processed  # type: ignore[attr-defined]
+        between_epochs = epoch == epochs.current.ready  # the count of batches is then still that of the epoch before
+        return {"epoch": epoch, "batch": 0 if between_epochs else batch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
@@ -102,7 +105,7 @@ class TextDataModule(L.LightningDataModule):
             batch_size=None,  # the order yields whole batches
             num_workers=workers,
             persistent_workers=workers > 0,
-            pin_memory=True,
+            pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # of its own, so that making an iterator draws nothing from the training's randomness
         )
 
@@ -119,5 +122,7 @@ class TextDataModule(L.LightningDataModule):
         )
         for part, count in (("training", train), ("validation", val)):
             if count <= T:
-                problems.append(f"model.context_length={T}: the {part} part has {count} tokens, and a window needs {T + 1}. {remedy}")
+                problems.append(
+                    f"model.context_length={T}: the {part} part has {count} tokens, and a window needs {T + 1}. {remedy}"
+                )
         return problems

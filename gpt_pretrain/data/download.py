@@ -16,7 +16,8 @@ def download(url: str, *, sha256: str | None, folder: Path) -> Path:
     """The file behind url, from folder if it is there with that checksum, else from the network.
 
     Raises:
-        UserError: when the server cannot be reached, refuses, or sends something else than the checksum promises. Nothing is left behind.
+        UserError: when the server cannot be reached, refuses, or sends something else than the checksum promises;
+            nothing is left behind.
     """
     pooch.get_logger().setLevel(logging.WARNING)
     name = url.rstrip("/").rsplit("/", 1)[-1]

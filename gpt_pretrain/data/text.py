@@ -89,7 +89,11 @@ def _matching(path: str) -> tuple[Path, ...]:
         found = [Path(match) for match in glob.glob(str(place), recursive=True)]
     files = tuple(sorted(file for file in found if file.is_file()))
     if not files:
-        what = "the directory holds no file" if place.is_dir() else "there is no such file or directory, and as a glob it matches no file"
+        what = (
+            "the directory holds no file"
+            if place.is_dir()
+            else "there is no such file or directory, and as a glob it matches no file"
+        )
         raise UserError(f"data.path={path}: {what}. Give a UTF-8 text file, a directory of them, or a quoted glob.")
     return files
 

@@ -88,7 +88,9 @@ def tokenize_text(text: Text, tokenizer: Tokenizer, *, train_ratio: float, cache
         UserError: when the text is empty, not UTF-8 or unreadable, or cache_dir cannot be written.
     """
     text_sha256 = text.sha256()
-    key = hashlib.sha256(json.dumps([FORMAT, text_sha256, tokenizer.name, tokenizer.vocab_size, train_ratio]).encode()).hexdigest()[:32]
+    key = hashlib.sha256(
+        json.dumps([FORMAT, text_sha256, tokenizer.name, tokenizer.vocab_size, train_ratio]).encode()
+    ).hexdigest()[:32]
     folder = cache_dir / "tokens" / key
     if (found := _load(folder)) is not None:
         return found
@@ -100,7 +102,8 @@ def tokenize_text(text: Text, tokenizer: Tokenizer, *, train_ratio: float, cache
         return _build(folder, text, tokenizer, text_sha256=text_sha256, characters=characters, train_ratio=train_ratio)
     except OSError as error:
         raise UserError(
-            f"The token cache {folder.parent} cannot be written: {error.strerror or error}. Choose another folder with data.cache_dir=FOLDER."
+            f"The token cache {folder.parent} cannot be written: {error.strerror or error}. "
+            "Choose another folder with data.cache_dir=FOLDER."
         ) from error
 
 
@@ -139,7 +142,9 @@ def _load(folder: Path) -> TokenSplit | None:
     return split
 
 
-def _build(folder: Path, text: Text, tokenizer: Tokenizer, *, text_sha256: str, characters: int, train_ratio: float) -> TokenSplit:
+def _build(
+    folder: Path, text: Text, tokenizer: Tokenizer, *, text_sha256: str, characters: int, train_ratio: float
+) -> TokenSplit:
     scratch = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")
     itemsize = 2 if tokenizer.vocab_size <= 1 << 16 else 4
     try:

@@ -45,8 +45,8 @@ class TokenWindows(Dataset[Batch]):
 class BatchOrder(Sampler[np.ndarray]):
     """The numbers of the windows in each batch of an epoch.
 
-    The order is a function of seed and epoch alone. An iteration begins at batch `start`, once, so that a run can go on in the middle
-    of an epoch; `len` counts all batches of an epoch nevertheless.
+    The order is a function of seed and epoch alone. An iteration begins at batch `start`, once, so that a run can go on
+    in the middle of an epoch; `len` counts all batches of an epoch nevertheless.
 
     Args:
         n_windows: windows to choose from.

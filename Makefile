@@ -1,0 +1,25 @@
+# make train   train a GPT on the sample story; ARGS="model=tiny trainer.max_epochs=2" passes settings on
+# make test    run the tests; ARGS="-k resume" passes options on
+# make check   lint, format and type checks
+
+PYTHON ?= python3
+VENV := .venv
+
+.PHONY: train test check
+
+train: $(VENV)/ready
+	@$(VENV)/bin/python train.py $(ARGS)
+
+test: $(VENV)/ready
+	@$(VENV)/bin/python -m pytest $(ARGS)
+
+check: $(VENV)/ready
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; name one with PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@

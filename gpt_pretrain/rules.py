@@ -1,0 +1,103 @@
+"""What settings must fulfil beyond having the right type, checked all at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any
+
+from gpt_pretrain.config import GPTConfig, SamplerConfig
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.settings import GenerateSettings, ModelSettings, SamplerSettings, TrainSettings
+
+Rule = tuple[str, Callable[[Any], bool], str]  # a setting's name, the test that its value must pass, and the test in words
+
+INFINITY = float("inf")
+
+
+def one_of(*choices: object) -> tuple[Callable[[Any], bool], str]:
+    """The test and the words for a value out of a few."""
+    return lambda value: value in choices, "must be one of " + ", ".join(map(str, choices))
+
+
+def at_least(least: float, unit: str = "", *, otherwise: str = "") -> tuple[Callable[[Any], bool], str]:
+    """The test and the words for a finite number with a lower end; where `otherwise` tells what null means, null passes too."""
+    words = f"must be at least {least:g}{unit and ' ' + unit}{otherwise and ', or null ' + otherwise}"
+    return lambda value: bool(otherwise) if value is None else least <= value < INFINITY, words
+
+
+TRAIN_RULES: list[Rule] = [
+    ("seed", lambda seed: 0 <= seed < 2**32, "must be between 0 and 4294967295"),
+    ("eval_freq", *at_least(1, "optimizer step")),
+    ("eval_iter", *at_least(1, "batch")),
+    ("compile", *one_of("auto", True, False)),
+    ("data.batch_size", *at_least(1, "sequence")),
+    ("data.train_ratio", lambda ratio: 0 < ratio < 1, "must be above 0 and below 1; 0.9 keeps a tenth for validation"),
+    ("data.stride", *at_least(1, "token", otherwise="for context_length")),
+    ("data.num_workers", *at_least(0, "processes")),
+    ("optimizer.name", *one_of("adamw")),
+    ("optimizer.lr", lambda lr: 0 < lr < INFINITY, "must be above 0; 4e-4 is a good start"),
+    ("optimizer.weight_decay", *at_least(0)),
+    ("optimizer.betas", lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "must be two numbers in [0, 1)"),
+    ("optimizer.eps", lambda eps: 0 < eps < INFINITY, "must be above 0"),
+    ("optimizer.decay", *one_of("matrices", "all")),
+    ("scheduler.name", *one_of("constant", "warmup_cosine", "warmup_stable_decay")),
+    ("scheduler.warmup_steps", *at_least(0, "optimizer steps")),
+    ("scheduler.decay_steps", *at_least(0, "optimizer steps")),
+    ("scheduler.min_lr", *at_least(0)),
+    ("trainer.max_epochs", *at_least(1)),
+    ("trainer.max_steps", lambda steps: steps == -1 or steps >= 1, "must be at least 1 optimizer step, or -1 for no limit"),
+    ("trainer.precision", *one_of("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed")),
+    ("trainer.accelerator", *one_of("auto", "cpu", "gpu", "cuda", "mps")),
+    ("trainer.devices", *at_least(1)),
+    ("trainer.accumulate_grad_batches", *at_least(1, "batch")),
+    ("trainer.gradient_clip_val", lambda norm: norm is None or norm > 0, "must be above 0, or null for no clipping"),
+    ("trainer.log_every_n_steps", *at_least(1, "optimizer step")),
+    ("trainer.limit_train_batches", *at_least(1, "batch", otherwise="for all")),
+    ("trainer.limit_val_batches", *at_least(1, "batch", otherwise="for all")),
+    ("trainer.profiler", *one_of(None, "simple", "advanced", "pytorch")),
+    ("checkpoint.every_n_steps", *at_least(1, "optimizer step", otherwise="for the end of each epoch only")),
+]
+
+GENERATE_RULES: list[Rule] = [
+    ("n_samples", *at_least(1)),
+    ("seed", lambda seed: 0 <= seed < 2**32, "must be between 0 and 4294967295"),
+]
+
+
+def train_problems(settings: TrainSettings) -> list[str]:
+    """What is wrong with the settings of a run; empty when all is well."""
+    problems = _broken(settings, TRAIN_RULES) + _model_problems(settings.model) + _sampler_problems(settings.sampler)
+    if settings.scheduler.min_lr > settings.optimizer.lr > 0:
+        problems.append(f"scheduler.min_lr={settings.scheduler.min_lr}: must be at most optimizer.lr={settings.optimizer.lr}.")
+    if settings.resume is not None and settings.init_from is not None:
+        problems.append("resume and init_from exclude each other: resume goes on with a run, init_from begins a new one.")
+    return problems
+
+
+def generate_problems(settings: GenerateSettings) -> list[str]:
+    """What is wrong with the settings of a generation; empty when all is well."""
+    return _broken(settings, GENERATE_RULES) + _sampler_problems(settings.sampler)
+
+
+def _model_problems(model: ModelSettings) -> list[str]:
+    return _prefixed("model", lambda: GPTConfig(vocab_size=1, **dataclasses.asdict(model)))
+
+
+def _sampler_problems(sampler: SamplerSettings) -> list[str]:
+    return _prefixed("sampler", lambda: SamplerConfig(**dataclasses.asdict(sampler)))
+
+
+def _prefixed(group: str, build: Callable[[], object]) -> list[str]:
+    """The problems of something that checks itself, under the names that its settings have here."""
+    try:
+        build()
+    except UserError as error:
+        return [f"{group}.{problem}" for problem in error.problems]
+    return []
+
+
+def _broken(settings: object, rules: list[Rule]) -> list[str]:
+    values = [(name, attrgetter(name)(settings), test, words) for name, test, words in rules]
+    return [f"{name}={'null' if value is None else value}: {words}." for name, value, test, words in values if not test(value)]

@@ -1,0 +1,132 @@
+"""What the tests share: settings composed as the entry scripts do, tiny runs, and processes that are really started."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from gpt_pretrain import cli
+from gpt_pretrain.config import GPTConfig
+from gpt_pretrain.model import GPTModel
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+
+cli.set_up_hydra()
+
+# A run of seconds: 3 steps an epoch, all features on.
+TINY_RUN = [
+    "model=tiny",
+    "tokenizer=byte",
+    "model.emb_dim=32",
+    "model.n_layers=2",
+    "model.n_heads=2",
+    "model.context_length=32",
+    "data.stride=400",
+    "data.batch_size=16",
+    "trainer.accelerator=cpu",
+    "trainer.precision=32-true",
+    "trainer.max_epochs=2",
+    "trainer.log_every_n_steps=1",
+    "eval_freq=2",
+    "eval_iter=1",
+    "sampler.max_new_tokens=5",
+]
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A token cache for this test session."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def compose_train(tmp_path: Path, cache_dir: Path) -> Callable[..., DictConfig]:
+    """Compose train.py's config from overrides, with a run directory of the test's own."""
+
+    def composed(*overrides: str, run_dir: Path | None = None) -> DictConfig:
+        place = tmp_path / "run" if run_dir is None else run_dir
+        place.mkdir(parents=True, exist_ok=True)
+        with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+            config = compose("train", [f"run_dir='{place}'", f"data.cache_dir='{cache_dir}'", *overrides])
+        assert isinstance(config, DictConfig)
+        return config
+
+    return composed
+
+
+@pytest.fixture
+def train(compose_train: Callable[..., DictConfig]) -> Callable[..., float]:
+    """Run train.py's training in this process, on the tiny run's settings and these overrides."""
+    import train as script
+
+    def trained(*overrides: str, run_dir: Path | None = None, base: list[str] = TINY_RUN) -> float:
+        return script.train(compose_train(*base, *overrides, run_dir=run_dir))
+
+    return trained
+
+
+@pytest.fixture
+def printed(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """The lines that the program has told the user so far."""
+    caplog.set_level(logging.INFO, logger="gpt_pretrain")
+    return lambda: "\n".join(record.getMessage() for record in caplog.records).splitlines()
+
+
+@pytest.fixture
+def script(tmp_path: Path, cache_dir: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run an entry script as a user does, in a folder of the test's own."""
+
+    def ran(name: str, *words: str, stdin: str | None = None, timeout: int = 200) -> subprocess.CompletedProcess[str]:
+        environment = {key: value for key, value in os.environ.items() if key not in ("HYDRA_FULL_ERROR", "PYTEST_CURRENT_TEST")}
+        environment["XDG_CACHE_HOME"] = str(cache_dir)
+        command = [sys.executable, str(ROOT / name), *words]
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, input=stdin, capture_output=True, text=True, timeout=timeout, check=False
+        )
+
+    return ran
+
+
+@pytest.fixture(scope="session")
+def story() -> str:
+    """The sample text."""
+    return (ROOT / "gpt_pretrain" / "data" / "sample.txt").read_text(encoding="utf-8")
+
+
+def tiny_model(**changes: object) -> GPTModel:
+    """A model of random weights that are large enough to make its choices differ."""
+    fields: dict[str, object] = {
+        "vocab_size": 97,
+        "context_length": 16,
+        "emb_dim": 32,
+        "n_heads": 4,
+        "n_layers": 3,
+        "drop_rate": 0.1,
+    }
+    torch.manual_seed(3)
+    model = GPTModel(GPTConfig(**(fields | changes)))  # type: ignore[arg-type]
+    with torch.no_grad():  # weights so large that greedy texts do not soon repeat themselves
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(std=0.3)
+            else:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.eval()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind() -> Iterator[None]:
+    """Settings that one test changes for the whole process do not reach the next."""
+    state = torch.random.get_rng_state()
+    yield
+    torch.random.set_rng_state(state)

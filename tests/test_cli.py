@@ -1,0 +1,193 @@
+"""The entry scripts as processes, as users start them."""
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, TINY_RUN
+
+Script = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def test_train_then_generate_then_resume(script: Script, tmp_path: Path) -> None:
+    done = script("train.py", *TINY_RUN)
+    assert done.returncode == 0, done.stderr
+    assert "\nEp 1 (Step 000000): Train loss 5." in done.stdout
+    assert "\r" not in done.stdout, "no progress bar in a pipe"
+    (run,) = (tmp_path / "outputs").iterdir()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-[0-9a-f]{6}", run.name)
+    names = {path.relative_to(run).as_posix() for path in run.rglob("*")}
+    files = "train.log config.yaml metrics.csv samples.txt losses.png losses.pdf checkpoints/last.ckpt checkpoints/best.ckpt"
+    assert set(files.split()) <= names
+    assert "Ep 1 (Step 000000)" in (run / "train.log").read_text()
+    assert yaml.safe_load((run / "config.yaml").read_text())["optimizer"]["lr"] == 4e-4
+
+    (command,) = re.findall(r"^  python generate\.py (.*)$", done.stdout, re.MULTILINE)
+    told = script(
+        "generate.py", f"checkpoint=outputs/{run.name}", "prompt=Every effort moves you", *command.split("'")[-1].split()
+    )
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.startswith("Every effort moves you")
+
+    again = [script("generate.py", "sampler.temperature=1", "seed=1", "n_samples=2").stdout for _ in range(2)]
+    assert again[0] == again[1]
+    first, second = again[0].split("--- sample 2 of 2\n")
+    assert first.removeprefix("--- sample 1 of 2\n") != second
+    assert {path.name for path in tmp_path.iterdir()} == {"outputs"}, "a generation leaves no files"
+
+    resumed = script("train.py", "resume=latest", "trainer.max_epochs=3")
+    assert resumed.returncode == 0, resumed.stderr
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == [run.name]
+    assert re.findall(r"Ep (\d)", resumed.stdout) == ["3", "3"]
+    assert "Done: 3 epochs, 9 steps" in resumed.stdout
+
+
+def test_prompts_from_a_file_from_standard_input_and_from_a_prompt_loop(script: Script, tmp_path: Path) -> None:
+    assert script("train.py", *TINY_RUN, "trainer.max_epochs=1", "logger=none").returncode == 0
+    (tmp_path / "prompt.txt").write_text("From a file", encoding="utf-8")
+    assert script("generate.py", "prompt_file=prompt.txt").stdout.startswith("From a file")
+    assert script("generate.py", "prompt=-", stdin="From a pipe").stdout.startswith("From a pipe")
+    loop = script("generate.py", "interactive=true", stdin="One\nTwo\n")
+    assert loop.returncode == 0
+    assert "> One" in loop.stdout
+    assert "> Two" in loop.stdout
+    piped = script("generate.py", "sampler.max_new_tokens=0", "prompt=just this")
+    assert piped.stdout == "just this\n"
+
+
+def test_sweeps(script: Script, tmp_path: Path) -> None:
+    done = script("train.py", "-m", *TINY_RUN, "trainer.max_epochs=1", "optimizer.lr=1e-4,1e-2", "callbacks=minimal")
+    assert done.returncode == 0, done.stderr
+    (sweep,) = (tmp_path / "outputs" / "multirun").iterdir()
+    assert {path.name for path in sweep.iterdir()} == {"0", "1", "multirun.yaml"}
+    losses = [yaml.safe_load((sweep / job / "config.yaml").read_text())["optimizer"]["lr"] for job in ("0", "1")]
+    assert losses == [1e-4, 1e-2]
+    told = script("generate.py", "-m", "sampler.temperature=0,0.7")
+    assert told.returncode == 0, told.stderr
+    assert len(list(tmp_path.glob("outputs/multirun/*-generate/*/samples.txt"))) == 2
+
+
+def test_a_sweep_outlives_a_failing_job_and_says_so(script: Script, tmp_path: Path) -> None:
+    done = script("train.py", "-m", *TINY_RUN, "trainer.max_epochs=1", "optimizer.lr=-1,1e-3", "callbacks=minimal")
+    assert done.returncode != 0
+    assert "optimizer.lr=-1.0: must be above 0" in done.stderr
+    assert len(list(tmp_path.glob("outputs/multirun/*/1/checkpoints/last.ckpt"))) == 1
+
+
+def test_two_runs_of_one_second_have_two_folders(script: Script, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "train.py"), "data.path=missing.txt"]
+    runs = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) for _ in range(2)]
+    for run in runs:
+        run.communicate(timeout=100)
+    assert len(list((tmp_path / "outputs").iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["train.py", "generate.py"])
+@pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"]])
+def test_help_and_config_come_at_once(script: Script, name: str, words: list[str]) -> None:
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = script(name, *words)
+        seconds.append(time.perf_counter() - start)
+        assert done.returncode == 0, done.stderr
+    if words == ["--help"]:
+        assert done.stdout.count(f"python {name} ") >= 4
+        assert "sampler: greedy, nucleus, top_k" in done.stdout
+    assert min(seconds) < 1.5
+
+
+ERRORS = [
+    (["optimizer.lr=-1"], "optimizer.lr=-1.0: must be above 0"),
+    (["data.path=missing.txt"], "data.path=missing.txt: there is no such file"),
+    (["data.path=empty.txt"], "The text is empty"),
+    (["data.path=latin.txt"], "latin.txt is not UTF-8 text"),
+    (["data.path=short.txt"], "the validation part has"),
+    (["data=text"], "data=text needs data.path="),
+    (["resume=latest"], "there is no run with a checkpoint"),
+    (["resume=nowhere"], "there is no such run directory"),
+    (["init_from=nowhere"], "there is no such file or run directory"),
+    (["hydra.run.dir=empty.txt/run"], "this folder cannot be written"),
+    (["tokenizer.name=gpt5"], "there is no such tokenizer"),
+]
+
+
+@pytest.mark.parametrize(("words", "told"), ERRORS, ids=[words[0] for words, _ in ERRORS])
+def test_what_users_get_wrong_is_told_without_a_traceback(script: Script, tmp_path: Path, words: list[str], told: str) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "short.txt").write_text("A short text.")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    done = script("train.py", "model=tiny", *words)
+    assert done.returncode == 2, done.stderr
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert "error" in done.stderr
+    assert not list(tmp_path.rglob("*.ckpt"))
+    logs = list(tmp_path.glob("outputs/*/train.log"))
+    assert all("Traceback" in log.read_text() for log in logs)
+
+
+def test_everything_wrong_is_told_at_once(script: Script) -> None:
+    wrong = ["optimizer.lr=0", "sampler.temperature=-1", "sampler.top_k=0", "sampler.top_p=2", "model.n_heads=5", "eval_freq=0"]
+    done = script("train.py", *wrong, "tokenizer.name=gpt5", "sampler.max_new_tokens=-3")
+    assert done.returncode == 2
+    assert done.stderr.startswith("8 errors:")
+    for name in (
+        "optimizer.lr=0.0",
+        "temperature=-1.0",
+        "top_k=0",
+        "top_p=2.0",
+        "n_heads=5",
+        "eval_freq=0",
+        "name=gpt5",
+        "tokens=-3",
+    ):
+        assert name in done.stderr
+
+
+@pytest.mark.parametrize("words", [["optimizer.lrr=1"], ["optimizer.lr=fast"], ["model=huge"], ["trainer.max_epochs=1.5"]])
+def test_hydra_refuses_wrong_keys_types_and_options_at_once(script: Script, tmp_path: Path, words: list[str]) -> None:
+    start = time.perf_counter()
+    done = script("train.py", *words)
+    assert done.returncode == 1
+    assert words[0].split("=")[0].split(".")[-1] in done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.perf_counter() - start < 3
+    assert not (tmp_path / "outputs").exists()
+
+
+GENERATE_ERRORS = [
+    (["checkpoint=latest"], "there is no run with a checkpoint"),
+    (["checkpoint=nowhere"], "there is no such file or run directory"),
+    (["checkpoint=empty.txt"], "is damaged or no checkpoint"),
+    (["sampler.temperature=-1", "n_samples=0"], "2 errors:"),
+    (["device=cuda"], "device=cuda: this machine has no such device"),
+]
+
+
+@pytest.mark.parametrize(("words", "told"), GENERATE_ERRORS, ids=[words[0] for words, _ in GENERATE_ERRORS])
+def test_what_users_get_wrong_in_generating(script: Script, tmp_path: Path, words: list[str], told: str) -> None:
+    import torch
+
+    if words == ["device=cuda"] and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    (tmp_path / "empty.txt").write_text("")
+    if words == ["device=cuda"]:
+        assert script("train.py", *TINY_RUN, "trainer.max_epochs=1", "logger=none").returncode == 0
+    done = script("generate.py", *words)
+    assert done.returncode == 2, done.stderr
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_empty_prompt_is_refused(script: Script) -> None:
+    assert script("train.py", *TINY_RUN, "trainer.max_epochs=1", "logger=none").returncode == 0
+    for words in (["prompt=''"], ["prompt=-"]):
+        done = script("generate.py", *words, stdin="")
+        assert done.returncode == 2
+        assert "The prompt is empty" in done.stderr

@@ -1,0 +1,79 @@
+import hashlib
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from gpt_pretrain.data.download import download
+from gpt_pretrain.errors import UserError
+
+GOOD = b"The real text.\n" * 5000
+SHA256 = hashlib.sha256(GOOD).hexdigest()
+
+
+class Server(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.server.hits += 1  # type: ignore[attr-defined]
+        if self.path == "/missing.txt":
+            self.send_error(404)
+            return
+        body = b"Some other text.\n" if self.path == "/wrong.txt" else GOOD
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2] if self.path == "/truncated.txt" else body)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[ThreadingHTTPServer]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    server.hits = 0  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def url(server: ThreadingHTTPServer, name: str) -> str:
+    return f"http://127.0.0.1:{server.server_port}/{name}"
+
+
+def test_a_file_is_downloaded_once(server: ThreadingHTTPServer, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        assert download(url(server, "good.txt"), sha256=SHA256, folder=tmp_path).read_bytes() == GOOD
+    assert server.hits == 1  # type: ignore[attr-defined]
+    assert "100%" in capfd.readouterr().err, "a progress bar"
+
+
+def test_a_damaged_copy_is_downloaded_again(server: ThreadingHTTPServer, tmp_path: Path) -> None:
+    download(url(server, "good.txt"), sha256=SHA256, folder=tmp_path).write_bytes(b"damaged")
+    assert download(url(server, "good.txt"), sha256=SHA256, folder=tmp_path).read_bytes() == GOOD
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("wrong.txt", "did not send what was expected: the SHA-256 differs"),
+        ("truncated.txt", "could not be downloaded|did not send what was expected"),
+        ("missing.txt", "could not be downloaded .*404"),
+    ],
+)
+def test_what_goes_wrong_is_told_with_a_way_out_and_leaves_nothing(
+    server: ThreadingHTTPServer, tmp_path: Path, name: str, told: str
+) -> None:
+    with pytest.raises(UserError, match=f"(?s)({told}).*data.path="):
+        download(url(server, name), sha256=SHA256, folder=tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_no_network_is_told_with_a_way_out(tmp_path: Path, server: ThreadingHTTPServer) -> None:
+    address = url(server, "good.txt").replace(str(server.server_port), "9")  # nothing listens there
+    with pytest.raises(UserError, match=r"could not be downloaded .*data\.path=FILE"):
+        download(address, sha256=SHA256, folder=tmp_path)
