@@ -15,7 +15,7 @@ from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model import GPTModel
 from gpt_pretrain.rules import train_problems
-from gpt_pretrain.runs import find_checkpoint
+from gpt_pretrain.runs import checkpoint_dir, find_checkpoint
 from gpt_pretrain.settings import TrainSettings, typed
 from gpt_pretrain.tokenizer import Tokenizer, build_tokenizer
 
@@ -36,6 +36,10 @@ def prepare(config: DictConfig) -> tuple[TrainSettings, Tokenizer, TextDataModul
     """
     settings = typed(config, TrainSettings)
     problems = train_problems(settings)
+    if settings.resume is None and any(checkpoint_dir(Path(settings.run_dir)).glob("*.ckpt")):
+        problems.append(
+            f"{settings.run_dir} holds a run already: go on with it by resume={settings.run_dir}, or choose another folder."
+        )
     tokenizer = data = None
     try:
         tokenizer = build_tokenizer(settings.tokenizer.name)

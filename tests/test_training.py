@@ -182,6 +182,12 @@ def test_a_complete_run_is_not_resumed(train: Train, tmp_path: Path) -> None:
         train("logger=none", f"resume='{tmp_path / 'a'}'", run_dir=tmp_path / "a")
 
 
+def test_a_new_run_does_not_write_over_another(train: Train, tmp_path: Path) -> None:
+    train("logger=none", "trainer.max_epochs=1", run_dir=tmp_path / "a")
+    with pytest.raises(UserError, match="holds a run already: go on with it by resume="):
+        train("logger=none", run_dir=tmp_path / "a")
+
+
 def test_max_steps_ends_the_run_in_the_middle_of_an_epoch_with_everything_done(
     train: Train, printed: Printed, tmp_path: Path
 ) -> None:

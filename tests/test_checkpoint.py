@@ -1,0 +1,151 @@
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import tiny_model
+
+from gpt_pretrain import checkpoint as module
+from gpt_pretrain.checkpoint import SafeCheckpointIO, load_model, read_checkpoint, replace_with_copy
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.runs import find_checkpoint, find_run
+
+
+def content(**changes: Any) -> dict[str, Any]:
+    model = tiny_model()
+    state = {f"model.{name}": value.clone() for name, value in model.state_dict().items()}
+    return {"state_dict": state, "architecture": model.config.to_dict(), "tokenizer": "byte"} | changes
+
+
+def test_a_model_comes_back_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "x.ckpt"
+    SafeCheckpointIO().save_checkpoint(content(), path)
+    model, tokenizer = load_model(path)
+    assert tokenizer == "byte"
+    assert not model.training
+    token_ids = torch.randint(0, 97, (2, 16))
+    assert torch.equal(model(token_ids), tiny_model()(token_ids))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.ckpt"]
+
+
+def test_a_failed_write_leaves_the_old_checkpoint_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.ckpt"
+    SafeCheckpointIO().save_checkpoint(content(), path)
+    before = path.read_bytes()
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        SafeCheckpointIO().save_checkpoint(content(tokenizer="gpt2"), path)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.ckpt"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_best_outlives_the_next_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    if not links:
+        monkeypatch.setattr(module.os, "link", lambda *args: (_ for _ in ()).throw(OSError(1, "not here")))
+    last, best = tmp_path / "last.ckpt", tmp_path / "best.ckpt"
+    SafeCheckpointIO().save_checkpoint(content(step=1), last)
+    replace_with_copy(last, best)
+    SafeCheckpointIO().save_checkpoint(content(step=2), last)
+    assert (read_checkpoint(best)["step"], read_checkpoint(last)["step"]) == (1, 2)
+
+
+class Hostile:
+    """Runs a command when it is unpickled by a loader that allows it."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch '{self.marker}'",)
+
+
+def test_a_hostile_file_is_refused_and_runs_nothing(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    torch.save(content(extra=Hostile(marker)), tmp_path / "a.ckpt")
+    (tmp_path / "b.ckpt").write_bytes(pickle.dumps(Hostile(marker)))
+    for name in ("a.ckpt", "b.ckpt"):
+        with pytest.raises(UserError, match=r"not loaded|is damaged"):
+            load_model(tmp_path / name)
+    assert not marker.exists()
+    torch.load(tmp_path / "a.ckpt", weights_only=False)
+    assert marker.exists(), "the file was hostile indeed"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"architecture": {"_target_": "os.system"}}, "unknown field '_target_'"),
+        ({"architecture": 3}, "not a table"),
+        ({"state_dict": {}}, "the tensor tok_emb.weight is missing"),
+        ({"tokenizer": None, "state_dict": {"model.odd": torch.zeros(1)}}, "the tensor odd is not one of this model's"),
+    ],
+)
+def test_what_does_not_make_a_model_is_refused(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+    SafeCheckpointIO().save_checkpoint(content(**change), tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match=told):
+        load_model(tmp_path / "x.ckpt")
+
+
+def test_all_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    wrong = content()
+    wrong["state_dict"]["model.tok_emb.weight"] = torch.zeros(97, 31)
+    wrong["state_dict"]["model.final_norm.bias"] = "zero"
+    del wrong["state_dict"]["model.pos_emb.weight"]
+    SafeCheckpointIO().save_checkpoint(wrong, tmp_path / "x.ckpt")
+    with pytest.raises(UserError) as caught:
+        load_model(tmp_path / "x.ckpt")
+    told = "\n".join(caught.value.problems)
+    assert "tok_emb.weight has shape (97, 31), the model needs (97, 32)" in told
+    assert "final_norm.bias has shape str" in told
+    assert "pos_emb.weight is missing" in told
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "text", "truncated", "list", "other"])
+def test_damaged_and_foreign_files_are_refused(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "x.ckpt"
+    SafeCheckpointIO().save_checkpoint(content(), path)
+    whole = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    elif damage in ("empty", "text", "truncated"):
+        path.write_bytes({"empty": b"", "text": b"not a checkpoint", "truncated": whole[: len(whole) // 2]}[damage])
+    else:
+        torch.save([1, 2] if damage == "list" else {"weights": torch.zeros(3)}, path)
+    with pytest.raises(UserError, match=r"x\.ckpt"):
+        load_model(path)
+
+
+@pytest.fixture
+def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for number, run in enumerate(("outputs/a", "outputs/multirun/s/0", "outputs/b", "outputs/empty")):
+        folder = tmp_path / run / "checkpoints"
+        folder.mkdir(parents=True)
+        if run != "outputs/empty":
+            (folder / "last.ckpt").write_bytes(b"x")
+            os.utime(folder / "last.ckpt", (1000, [2000, 3000, 1000][number]))
+    return tmp_path / "outputs"
+
+
+def test_runs_are_found_by_name_and_by_age(outputs: Path) -> None:
+    assert find_run("latest") == Path("outputs/multirun/s/0")
+    assert find_run("outputs/a") == find_run("outputs/a/checkpoints/last.ckpt") == Path("outputs/a")
+    assert find_checkpoint("latest") == Path("outputs/multirun/s/0/checkpoints/last.ckpt")
+    assert find_checkpoint("outputs/a") == find_checkpoint("outputs/a/checkpoints/last.ckpt")
+    (outputs / "a/checkpoints/last.ckpt").rename(outputs / "a/checkpoints/best.ckpt")
+    assert find_checkpoint("outputs/a") == Path("outputs/a/checkpoints/best.ckpt")
+
+
+@pytest.mark.parametrize("name", ["outputs/nowhere", "outputs/empty"])
+def test_runs_that_are_not_there_are_refused(outputs: Path, name: str) -> None:
+    with pytest.raises(UserError, match=name):
+        find_run(name)
+    with pytest.raises(UserError, match=name):
+        find_checkpoint(name)
