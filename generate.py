@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import hydra
@@ -33,7 +34,10 @@ def generate(config: DictConfig) -> None:
     settings = typed(config, GenerateSettings)
     if problems := generate_problems(settings):
         raise UserError(problems)
-    model, tokenizer_name = load_model(find_checkpoint(settings.checkpoint))
+    checkpoint = find_checkpoint(settings.checkpoint)
+    model, tokenizer_name = load_model(checkpoint)
+    if settings.checkpoint == "latest":
+        print(f"({checkpoint})", file=sys.stderr)
     model.to(pick_device(settings.device))
     tokenizer = build_tokenizer(tokenizer_name)
     for prompt in prompts(settings):
