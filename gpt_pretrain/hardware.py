@@ -97,7 +97,7 @@ def compile_model(model: GPTModel, wanted: bool | str, device: torch.device) -> 
         probe(torch.ones(8, device=device))
     except Exception as error:  # whatever the compiler lacks here: a C++ compiler, Triton, Python's headers
         reason = f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
-        log.warning("compile=%s is impossible here, so training runs uncompiled (%s)", wanted, reason)
+        log.warning("compile=%s is impossible here, so training runs uncompiled (%s)", str(wanted).lower(), reason)
         return False, "impossible here"
     for block in model.trf_blocks:
         block.compile()

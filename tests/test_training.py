@@ -87,7 +87,7 @@ def test_the_printed_losses_are_those_of_the_checkpoint_s_model(train: Train, tm
     content = checkpoint(tmp_path / "run")
     model, _ = load_model(tmp_path / "run" / "checkpoints" / "last.ckpt")
     ids = build_tokenizer("byte").encode(story[int(0.9 * len(story)) :])
-    starts = range(0, len(ids) - 32, 400)
+    starts = range(0, len(ids) - 32, 350)
     inputs = torch.tensor([ids[s : s + 32] for s in starts])
     targets = torch.tensor([ids[s + 1 : s + 33] for s in starts])
     with torch.no_grad():
@@ -130,7 +130,7 @@ def test_a_run_that_broke_off_in_the_middle_of_an_epoch_ends_alike_too(
 ) -> None:
     from gpt_pretrain.lit_module import GPTLitModule
 
-    settings = ["data.stride=100", "checkpoint.every_n_steps=4", "logger=none"]  # 12 steps an epoch
+    settings = ["data.stride=100", "checkpoint.every_n_steps=4", "logger=none"]  # 11 steps an epoch
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(*settings, run_dir=whole)
     real = GPTLitModule.training_step
@@ -247,10 +247,10 @@ def test_early_stopping_ends_the_run(train: Train, tmp_path: Path) -> None:
     assert checkpoint(tmp_path / "run")["global_step"] == 6
 
 
-def test_a_callback_of_the_user_s_own(train: Train, printed: Printed) -> None:
+def test_a_callback_of_the_user_s_own(train: Train, tmp_path: Path) -> None:
     train("+callbacks.custom.monitor={_target_: lightning.pytorch.callbacks.LearningRateMonitor, logging_interval: step}")
     with pytest.raises(UserError, match=r"callbacks\.custom\.bad"):
-        train("+callbacks.custom.bad={_target_: lightning.pytorch.callbacks.Nothing}")
+        train("+callbacks.custom.bad={_target_: lightning.pytorch.callbacks.Nothing}", run_dir=tmp_path / "b")
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
