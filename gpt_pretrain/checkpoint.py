@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import pickle
 import secrets
+import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from gpt_pretrain.config import GPTConfig
 from gpt_pretrain.errors import UserError
@@ -20,36 +20,23 @@ from gpt_pretrain.model import GPTModel
 MODEL_PREFIX = "model."  # of the model's tensors in a LightningModule's state dict
 
 
-class SafeCheckpointIO(CheckpointIO):
-    """Writes a checkpoint beside its target, flushes it to disk and renames it over the target; reads plain data only."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None) -> None:
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            with open(scratch, "wb") as stream:
-                torch.save(checkpoint, stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(scratch, target)
-        finally:
-            scratch.unlink(missing_ok=True)
-
-    def load_checkpoint(
-        self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        return read_checkpoint(Path(path))
-
-    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        Path(path).unlink(missing_ok=True)
+def write_checkpoint(content: dict[str, Any], target: Path) -> None:
+    """Write a checkpoint beside its target, flush it to disk and rename it over the target."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = _beside(target)
+    try:
+        with open(scratch, "wb") as stream:
+            torch.save(content, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(scratch, target)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def replace_with_copy(source: Path, target: Path) -> None:
     """Make target the same file as source, at once: a second name for it where the file system can, else a copy."""
-    import shutil
-
-    scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    scratch = _beside(target)
     try:
         try:
             os.link(source, scratch)
@@ -118,6 +105,10 @@ def assign_weights(model: GPTModel, state_dict: Mapping[str, Any], *, source: Pa
     if problems:
         raise UserError(sorted(problems))
     model.load_state_dict({name: value.float() for name, value in found.items()}, assign=True)
+
+
+def _beside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
 
 
 def _shape(value: object) -> tuple[int, ...] | str:

@@ -5,7 +5,9 @@ Shapes: B rows, T tokens given, n tokens new, V vocab_size.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -100,17 +102,17 @@ def sample_next(logits: Tensor, sampler: SamplerConfig, *, generator: torch.Gene
     """
     if sampler.temperature == 0:
         return logits.argmax(dim=-1)
-    logits = logits.float()
-    if sampler.top_k is not None and sampler.top_k < logits.shape[-1]:
-        least = logits.topk(sampler.top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < least, float("-inf"))
-    highest = logits.max(dim=-1, keepdim=True).values  # taken away first, so that a small temperature does not overflow
-    probabilities = torch.softmax((logits - highest) / sampler.temperature, dim=-1)
-    if sampler.top_p is not None and sampler.top_p < 1:
-        ordered, ids = probabilities.sort(dim=-1, descending=True)
-        beyond = ordered.cumsum(dim=-1) - ordered >= sampler.top_p  # what stands before a token already reaches top_p
-        probabilities = torch.zeros_like(ordered).scatter(-1, ids, ordered.masked_fill(beyond, 0.0))
-    return torch.multinomial(probabilities, num_samples=1, generator=generator).squeeze(-1)
+    scores, ids = logits.float(), None
+    if sampler.top_k is not None or sampler.top_p is not None:
+        n_kept = scores.shape[-1] if sampler.top_k is None else min(sampler.top_k, scores.shape[-1])
+        scores, ids = scores.topk(n_kept, dim=-1)  # (B, n_kept), in falling order
+    highest = scores.max(dim=-1, keepdim=True).values  # taken away first, so that a small temperature does not overflow
+    probabilities = torch.softmax((scores - highest) / sampler.temperature, dim=-1)
+    if sampler.top_p is not None:
+        before = probabilities.cumsum(dim=-1) - probabilities
+        probabilities = probabilities.masked_fill(before >= sampler.top_p, 0.0)
+    choice = torch.multinomial(probabilities, num_samples=1, generator=generator)  # (B, 1)
+    return (choice if ids is None else ids.gather(-1, choice)).squeeze(-1)
 
 
 @torch.no_grad()
@@ -120,7 +122,7 @@ def _last_logits(model: GPTModel, window: Tensor, cache: KVCache | None) -> Tens
     if was_training:
         model.eval()
     try:
-        with torch.compiler.set_stance("force_eager"):  # each length would be compiled anew
+        with _uncompiled():
             if cache is not None and cache.length < window.shape[1]:
                 hidden = model.hidden_states(window[:, cache.length :], cache)
             else:  # no cache, or the window has moved on and the cache no longer fits
@@ -129,3 +131,11 @@ def _last_logits(model: GPTModel, window: Tensor, cache: KVCache | None) -> Tens
     finally:
         if was_training:
             model.train()
+
+
+def _uncompiled() -> AbstractContextManager[object]:
+    """Run compiled blocks as they were written: each length of text would be compiled anew."""
+    if "torch._dynamo" not in sys.modules:  # then nothing is compiled, and asking would load the compiler
+        return nullcontext()
+    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance

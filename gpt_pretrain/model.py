@@ -113,15 +113,15 @@ class GPTModel(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
-        self.tok_emb = nn.Embedding(config.vocab_size, config.emb_dim)
-        self.pos_emb = nn.Embedding(config.context_length, config.emb_dim)
+        self.tok_emb = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.emb_dim), freeze=False)  # type: ignore[no-untyped-call]
+        self.pos_emb = nn.Embedding.from_pretrained(torch.empty(config.context_length, config.emb_dim), freeze=False)  # type: ignore[no-untyped-call]
         self.drop_emb = nn.Dropout(config.drop_rate)
         self.trf_blocks = nn.ModuleList(TransformerBlock(config, layer) for layer in range(config.n_layers))
         self.final_norm = nn.LayerNorm(config.emb_dim)
         if not config.tie_embeddings:
             self.out_head = nn.Linear(config.emb_dim, config.vocab_size, bias=False)
-        if config.init == "gpt2":
-            self._init_gpt2()
+        if not self.tok_emb.weight.is_meta:
+            self._init_gpt2() if config.init == "gpt2" else self._init_pytorch()
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """Logits of the next token after each position.
@@ -170,7 +170,8 @@ class GPTModel(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def _init_gpt2(self) -> None:
-        residual_std = 0.02 / math.sqrt(2 * self.config.n_layers)  # two branches a block add up in the residual stream
+        """GPT-2's: normal, 0.02 (0.01 for positions), and smaller where two branches a block add up in the residual stream."""
+        residual_std = 0.02 / math.sqrt(2 * self.config.n_layers)
         for name, parameter in self.named_parameters():
             if name.endswith(("att.out_proj.weight", "ff.layers.2.weight")):
                 nn.init.normal_(parameter, std=residual_std)
@@ -180,3 +181,8 @@ class GPTModel(nn.Module):
                 nn.init.normal_(parameter, std=0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
+
+    def _init_pytorch(self) -> None:
+        """Each layer's own default; the linear layers have theirs already."""
+        for embedding in (self.tok_emb, self.pos_emb):
+            embedding.reset_parameters()

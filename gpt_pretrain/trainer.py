@@ -15,9 +15,8 @@ from gpt_pretrain.callbacks.metrics import TrainMetrics
 from gpt_pretrain.callbacks.progress import ProgressBar
 from gpt_pretrain.callbacks.randomness import Randomness
 from gpt_pretrain.callbacks.samples import Samples
-from gpt_pretrain.callbacks.save import SaveRun
+from gpt_pretrain.callbacks.save import SafeCheckpointIO, SaveRun
 from gpt_pretrain.callbacks.stop import FinishAtLimit
-from gpt_pretrain.checkpoint import SafeCheckpointIO
 from gpt_pretrain.config import SamplerConfig
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.loggers import build_loggers

@@ -8,7 +8,7 @@ import torch
 from conftest import tiny_model
 
 from gpt_pretrain import checkpoint as module
-from gpt_pretrain.checkpoint import SafeCheckpointIO, load_model, read_checkpoint, replace_with_copy
+from gpt_pretrain.checkpoint import load_model, read_checkpoint, replace_with_copy, write_checkpoint
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs import find_checkpoint, find_run
 
@@ -21,7 +21,7 @@ def content(**changes: Any) -> dict[str, Any]:
 
 def test_a_model_comes_back_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "x.ckpt"
-    SafeCheckpointIO().save_checkpoint(content(), path)
+    write_checkpoint(content(), path)
     model, tokenizer = load_model(path)
     assert tokenizer == "byte"
     assert not model.training
@@ -32,7 +32,7 @@ def test_a_model_comes_back_as_it_was(tmp_path: Path) -> None:
 
 def test_a_failed_write_leaves_the_old_checkpoint_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.ckpt"
-    SafeCheckpointIO().save_checkpoint(content(), path)
+    write_checkpoint(content(), path)
     before = path.read_bytes()
 
     def full(*args: object) -> None:
@@ -40,7 +40,7 @@ def test_a_failed_write_leaves_the_old_checkpoint_and_nothing_else(tmp_path: Pat
 
     monkeypatch.setattr(module.os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        SafeCheckpointIO().save_checkpoint(content(tokenizer="gpt2"), path)
+        write_checkpoint(content(tokenizer="gpt2"), path)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.ckpt"]
 
@@ -50,9 +50,9 @@ def test_best_outlives_the_next_last(tmp_path: Path, monkeypatch: pytest.MonkeyP
     if not links:
         monkeypatch.setattr(module.os, "link", lambda *args: (_ for _ in ()).throw(OSError(1, "not here")))
     last, best = tmp_path / "last.ckpt", tmp_path / "best.ckpt"
-    SafeCheckpointIO().save_checkpoint(content(step=1), last)
+    write_checkpoint(content(step=1), last)
     replace_with_copy(last, best)
-    SafeCheckpointIO().save_checkpoint(content(step=2), last)
+    write_checkpoint(content(step=2), last)
     assert (read_checkpoint(best)["step"], read_checkpoint(last)["step"]) == (1, 2)
 
 
@@ -88,7 +88,7 @@ def test_a_hostile_file_is_refused_and_runs_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_what_does_not_make_a_model_is_refused(tmp_path: Path, change: dict[str, Any], told: str) -> None:
-    SafeCheckpointIO().save_checkpoint(content(**change), tmp_path / "x.ckpt")
+    write_checkpoint(content(**change), tmp_path / "x.ckpt")
     with pytest.raises(UserError, match=told):
         load_model(tmp_path / "x.ckpt")
 
@@ -98,7 +98,7 @@ def test_all_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
     wrong["state_dict"]["model.tok_emb.weight"] = torch.zeros(97, 31)
     wrong["state_dict"]["model.final_norm.bias"] = "zero"
     del wrong["state_dict"]["model.pos_emb.weight"]
-    SafeCheckpointIO().save_checkpoint(wrong, tmp_path / "x.ckpt")
+    write_checkpoint(wrong, tmp_path / "x.ckpt")
     with pytest.raises(UserError) as caught:
         load_model(tmp_path / "x.ckpt")
     told = "\n".join(caught.value.problems)
@@ -110,7 +110,7 @@ def test_all_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["missing", "empty", "text", "truncated", "list", "other"])
 def test_damaged_and_foreign_files_are_refused(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "x.ckpt"
-    SafeCheckpointIO().save_checkpoint(content(), path)
+    write_checkpoint(content(), path)
     whole = path.read_bytes()
     if damage == "missing":
         path.unlink()

@@ -1,6 +1,8 @@
 """The entry scripts as processes, as users start them."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -191,3 +193,22 @@ def test_an_empty_prompt_is_refused(script: Script) -> None:
         done = script("generate.py", *words, stdin="")
         assert done.returncode == 2
         assert "The prompt is empty" in done.stderr
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path, cache_dir: Path) -> None:
+    environment = os.environ | {"XDG_CACHE_HOME": str(cache_dir), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, str(ROOT / "train.py"), *TINY_RUN, "trainer.max_epochs=10000", "callbacks=minimal", "logger=none"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdout is not None
+        for line in run.stdout:
+            if line.startswith("Ep 3 "):
+                break
+        run.send_signal(signal.SIGINT)
+        out, err = run.communicate(timeout=60)
+    assert run.returncode == 130, err
+    assert re.search(
+        r"Interrupted after \d+ steps\. Go on from the last checkpoint with:\n  python train\.py resume=outputs/", out
+    )
+    assert "Traceback" not in out + err

@@ -19,6 +19,7 @@ FORBIDDEN = {
     "gpt_pretrain.generation": ("lightning", "omegaconf", "gpt_pretrain.settings", "gpt_pretrain.lit_module"),
     "gpt_pretrain.optim": ("lightning", "gpt_pretrain.lit_module", "gpt_pretrain.callbacks"),
     "gpt_pretrain.tokenizer": ("torch", "lightning", "omegaconf"),
+    "gpt_pretrain.checkpoint": ("lightning", "omegaconf"),
     "gpt_pretrain.runs": ("torch", "lightning", "omegaconf"),
     "gpt_pretrain.settings": ("torch", "lightning"),
     "gpt_pretrain.rules": ("torch", "lightning"),
@@ -70,6 +71,15 @@ def test_entry_scripts_stay_short(name: str) -> None:
 def test_asking_for_help_loads_nothing_heavy() -> None:
     code = (
         "import sys, train; print([m for m in ('torch', 'lightning', 'transformers', 'matplotlib', 'rich') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_generating_does_not_wait_for_lightning() -> None:
+    code = (
+        "import sys, gpt_pretrain.checkpoint, gpt_pretrain.prompts, gpt_pretrain.hardware, gpt_pretrain.rules;"
+        "print([m for m in ('lightning', 'transformers', 'matplotlib') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

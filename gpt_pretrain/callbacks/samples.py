@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import textwrap
 from pathlib import Path
 
 import lightning as L
@@ -46,10 +47,16 @@ class Samples(Callback):
             )
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("sample", "    " + text.replace("\n", "\n    "), global_step=pl_module.step)
+                logger.experiment.add_text("sample", _code_block(text), global_step=pl_module.step)
 
     def _sample(self, module: GPTLitModule) -> str:
         prompt = torch.tensor([self.tokenizer.encode(self.start_context)], device=module.device)
         generator = torch.Generator(device=module.device).manual_seed(self.seed)
         new = [int(column) for column in generate_stream(module.model, prompt, self.sampler, generator=generator)]
         return decode(self.tokenizer, prompt[0].tolist() + new)
+
+
+def _code_block(text: str) -> str:
+    """Markdown that shows a text as it is, in lines that fit a page."""
+    lines = (part for line in text.splitlines() for part in textwrap.wrap(line, 100) or [""])
+    return "\n".join("    " + line for line in lines)

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from gpt_pretrain.checkpoint import replace_with_copy
+from gpt_pretrain.checkpoint import read_checkpoint, replace_with_copy, write_checkpoint
 from gpt_pretrain.lit_module import GPTLitModule
 from gpt_pretrain.runs import BEST, LAST
+
+
+class SafeCheckpointIO(CheckpointIO):
+    """Lightning's checkpoints, written so that a whole one always exists, and read as plain data only."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None) -> None:
+        write_checkpoint(checkpoint, Path(path))
+
+    def load_checkpoint(
+        self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return read_checkpoint(Path(path))
+
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        Path(path).unlink(missing_ok=True)
 
 
 class SaveRun(Checkpoint):
