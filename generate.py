@@ -40,6 +40,11 @@ def generate(config: DictConfig) -> None:
         print(f"({checkpoint})", file=sys.stderr)
     model.to(pick_device(settings.device))
     tokenizer = build_tokenizer(tokenizer_name)
+    if tokenizer.vocab_size != model.config.vocab_size:
+        raise UserError(
+            f"{checkpoint}: its tokenizer {tokenizer_name} has {tokenizer.vocab_size} tokens, "
+            f"its model {model.config.vocab_size}."
+        )
     for prompt in prompts(settings):
         texts = continue_prompt(
             model, tokenizer, prompt, SamplerConfig(**vars(settings.sampler)), n_samples=settings.n_samples, seed=settings.seed

@@ -40,8 +40,10 @@ def train(config: DictConfig) -> float:
     run_dir = Path(settings.run_dir)
     start = starting_point(settings, tokenizer)
     device = accelerator_device(settings.trainer.accelerator)
-    precision, precision_reason = pick_precision(settings.trainer.precision, device)
+    precision, precision_reason = pick_precision(start.precision or settings.trainer.precision, device)
+    settings.trainer.precision = precision
     stored = keep_config(settings, run_dir)
+    cli.keep_overrides(run_dir)
 
     L.seed_everything(settings.seed, workers=True, verbose=False)
     model = build_model(settings, tokenizer, start)
@@ -54,7 +56,7 @@ def train(config: DictConfig) -> float:
         token_bytes=torch.from_numpy(token_byte_lengths(tokenizer)),
     )
     custom = cli.custom_callbacks(settings.callbacks.custom)
-    trainer = build_trainer(settings, data, tokenizer, precision=precision, config=stored, run_dir=run_dir, custom=custom)
+    trainer = build_trainer(settings, data, tokenizer, config=stored, run_dir=run_dir, first_step=start.step, custom=custom)
 
     log.info("%s", summary.before(settings, data, model))
     log.info("precision %s (%s); compile %s (%s)", precision, precision_reason, "on" if compiled else "off", compile_reason)

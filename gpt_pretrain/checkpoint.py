@@ -17,6 +17,14 @@ from gpt_pretrain.config import GPTConfig
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model import GPTModel
 
+RESUME_FIELDS = {
+    "loops": dict,
+    "optimizer_states": list,
+    "global_step": int,
+    "tokens_seen": int,
+    "train_losses": list,
+    "config": dict,
+}
 MODEL_PREFIX = "model."  # of the model's tensors in a LightningModule's state dict
 
 
@@ -47,10 +55,13 @@ def replace_with_copy(source: Path, target: Path) -> None:
         scratch.unlink(missing_ok=True)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, *, resumable: bool = False) -> dict[str, Any]:
     """A checkpoint's content, its tensors mapped from the file into memory.
 
     Only plain containers and tensors are read; a file that would need anything else is refused and runs nothing.
+
+    Args:
+        resumable: whether the state of the training must be there, beside the weights.
 
     Raises:
         UserError: when the file is missing, damaged, hostile or no checkpoint of a GPTModel.
@@ -63,10 +74,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} holds more than tensors and plain data, or is no PyTorch file; it was not loaded.") from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is damaged or no checkpoint ({type(error).__name__}: {str(error).splitlines()[0]}).") from error
-    if not isinstance(content, dict) or not {"state_dict", "architecture", "tokenizer"} <= content.keys():
-        raise UserError(
-            f"{path} is no checkpoint of this program: it lacks the state dict, the architecture or the tokenizer's name."
-        )
+    wanted = {"state_dict": dict, "architecture": dict, "tokenizer": str} | (RESUME_FIELDS if resumable else {})
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is no checkpoint of this program: it holds a {type(content).__name__}.")
+    lacking = [name for name, kind in wanted.items() if not isinstance(content.get(name), kind)]
+    if lacking:
+        raise UserError(f"{path} is no checkpoint of this program, or not a whole one: it lacks {', '.join(lacking)}.")
     return content
 
 
@@ -80,7 +93,10 @@ def load_model(path: Path) -> tuple[GPTModel, str]:
         UserError: as `read_checkpoint`, and when the tensors do not fit the stored architecture.
     """
     content = read_checkpoint(path)
-    config = GPTConfig.from_dict(content["architecture"])
+    try:
+        config = GPTConfig.from_dict(content["architecture"])
+    except UserError as error:
+        raise UserError(f"{path}: {problem}" for problem in error.problems) from error
     with torch.device("meta"):
         model = GPTModel(config)
     assign_weights(model, content["state_dict"], source=path)

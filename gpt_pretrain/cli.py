@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 import secrets
 import sys
 import traceback
@@ -11,7 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -22,6 +26,11 @@ from gpt_pretrain.settings import GenerateSettings, TrainSettings
 Result = TypeVar("Result")
 
 EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT
+OVERRIDES = "overrides.yaml"  # in a run directory: what was typed for it
+FREE_TEXT = {"prompt", "prompt_file", "start_context", "checkpoint", "resume", "init_from", "hydra.run.dir"} | {
+    f"data.{name}" for name in ("path", "url", "cache_dir")
+}
 
 log = logging.getLogger("gpt_pretrain")
 
@@ -37,10 +46,31 @@ def set_up_hydra() -> None:
 def run(main: Callable[[], Any]) -> None:
     """Run an entry script's main function on this process's command line."""
     try:
-        sys.argv[1:] = with_resume(sys.argv[1:])
+        sys.argv[1:] = with_resume(quoted(sys.argv[1:]))
+        main()
     except UserError as error:
         sys.exit(report(error))
-    main()
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def quoted(argv: list[str]) -> list[str]:
+    """A command line whose texts and paths are quoted for Hydra, so that users need not know its grammar; not in sweeps."""
+    if {"-m", "--multirun"} & set(argv):
+        return argv
+    words = []
+    for word in argv:
+        key, equals, value = word.partition("=")
+        free = equals and value not in ("", "null") and not (value[0] in "'\"" and value[-1] == value[0] and len(value) > 1)
+        words.append(f"{key}={quote(value)}" if free and _key(word) in FREE_TEXT else word)
+    return words
+
+
+def quote(text: str) -> str:
+    """A text as one string of Hydra's override grammar."""
+    text = text.replace("${", "\\${")
+    text = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text)
+    return f"'{text}'"
 
 
 def with_resume(argv: list[str]) -> list[str]:
@@ -49,25 +79,34 @@ def with_resume(argv: list[str]) -> list[str]:
     Raises:
         UserError: when there is no such run, or a sweep is to resume one.
     """
-    wanted = [word.split("=", 1)[1].strip("'\"") for word in argv if word.startswith("resume=")]
+    wanted = [word.partition("=")[2].strip("'\"") for word in argv if _key(word) == "resume"]
     if not wanted or wanted[-1] in ("", "null"):
         return argv
-    if "-m" in argv or "--multirun" in argv:
+    if {"-m", "--multirun"} & set(argv):
         raise UserError("resume= goes on with one run; it cannot be combined with a sweep (-m).")
     run_dir = find_run(wanted[-1])
-    record = run_dir / ".hydra" / "overrides.yaml"
+    record = run_dir / OVERRIDES
     if not record.is_file():
-        raise UserError(f"{run_dir}: {record.relative_to(run_dir)} is missing, so the run's settings are not known.")
+        raise UserError(f"{record} is missing, so the run's settings are not known.")
     typed_now = {_key(word) for word in argv if not word.startswith("-")}
     before = [str(word) for word in OmegaConf.load(record) if _key(str(word)) not in typed_now | {"resume", "init_from"}]
-    place = [] if any(_key(word) == "hydra.run.dir" for word in argv) else [f"hydra.run.dir='{run_dir}'"]
-    return [*before, *argv, *place]
+    place = [] if "hydra.run.dir" in typed_now else [f"hydra.run.dir={quote(str(run_dir))}"]
+    return [*before, *place, *argv]
+
+
+def keep_overrides(run_dir: Path) -> None:
+    """Remember what was typed for this run, now that it is known to be sound, so that `resume=` can repeat it."""
+    if HydraConfig.initialized():
+        (run_dir / OVERRIDES).write_text(OmegaConf.to_yaml(HydraConfig.get().overrides.task), encoding="utf-8")
 
 
 def guarded(job: Callable[[DictConfig], Result], config: DictConfig, *, log_file: Path | None = None) -> Result:
     """Run a job; what the user can mend becomes a short message and exit code 2, with the traceback in the run's log."""
     try:
         return job(config)
+    except BrokenPipeError:  # whoever read the output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except UserError as error:
         report(error, log_file=log_file)
         if is_sweep():
@@ -81,9 +120,6 @@ class SweepJobFailed(RuntimeError):
 
 def is_sweep() -> bool:
     """Whether this process runs a Hydra sweep."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
@@ -105,8 +141,6 @@ def custom_callbacks(settings: dict[str, Any]) -> list[Any]:
 
 def job_dir() -> Path:
     """The folder that Hydra made for this job."""
-    from hydra.core.hydra_config import HydraConfig
-
     return Path(HydraConfig.get().runtime.output_dir)
 
 

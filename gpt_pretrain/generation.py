@@ -107,6 +107,8 @@ def sample_next(logits: Tensor, sampler: SamplerConfig, *, generator: torch.Gene
         n_kept = scores.shape[-1] if sampler.top_k is None else min(sampler.top_k, scores.shape[-1])
         scores, ids = scores.topk(n_kept, dim=-1)  # (B, n_kept), in falling order
     highest = scores.max(dim=-1, keepdim=True).values  # taken away first, so that a small temperature does not overflow
+    if not bool(highest.isfinite().all()):
+        raise UserError("The model's logits are not finite: its training has diverged. Train again with a lower optimizer.lr.")
     probabilities = torch.softmax((scores - highest) / sampler.temperature, dim=-1)
     if sampler.top_p is not None:
         before = probabilities.cumsum(dim=-1) - probabilities

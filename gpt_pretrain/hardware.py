@@ -70,6 +70,8 @@ def pick_precision(wanted: str, device: torch.device) -> tuple[str, str]:
     "auto" means bf16-mixed where bf16 matrix products are clearly faster than fp32's, which on a CPU is measured in a moment,
     since the processor's feature flags do not tell.
     """
+    if wanted == "16-mixed" and device.type != "cuda":
+        raise UserError(f"trainer.precision=16-mixed: {device.type} cannot train in fp16. Choose auto, 32-true or bf16-mixed.")
     if wanted != "auto":
         return wanted, "as asked"
     if device.type == "cuda":

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
-from gpt_pretrain.errors import UserError
 from gpt_pretrain.settings import LoggerSettings
 
 COLUMNS = (
@@ -40,13 +38,18 @@ class MetricsFile(Logger):
     """A CSV file with one row a step and a fixed head, of which each row is on disk once the next has begun.
 
     Args:
-        path: the file; rows that stand in it are kept.
+        path: the file.
+        first_step: the step that training begins with; rows before it that stand in the file are kept.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, first_step: int = 0) -> None:
         super().__init__()
         self.path = path
         self._row: dict[str, Any] = {}
+        if path.exists():
+            head, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
+            kept = [row for row in rows if int(row.split(",")[0]) < first_step]
+            path.write_text(head + "".join(kept), encoding="utf-8")
 
     @property
     def name(self) -> str:
@@ -85,8 +88,9 @@ class MetricsFile(Logger):
 class EventFiles(TensorBoardLogger):
     """TensorBoard events in the run directory itself, with both losses in one chart under Custom Scalars."""
 
-    def __init__(self, run_dir: Path) -> None:
-        super().__init__(save_dir=run_dir, name="", version="", default_hp_metric=False)
+    def __init__(self, run_dir: Path, *, first_step: int = 0) -> None:
+        purge: dict[str, Any] = {"purge_step": first_step} if first_step else {}  # hides what was written after the checkpoint
+        super().__init__(save_dir=run_dir, name="", version="", default_hp_metric=False, **purge)
         self._charts_written = False
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
@@ -100,19 +104,14 @@ class EventFiles(TensorBoardLogger):
         self.experiment.flush()
 
 
-def build_loggers(settings: LoggerSettings, *, run_dir: Path) -> list[Logger]:
-    """The loggers that the `logger` settings name.
-
-    Raises:
-        UserError: when one needs a package that is not installed.
-    """
+def build_loggers(settings: LoggerSettings, *, run_dir: Path, first_step: int = 0) -> list[Logger]:
+    """The loggers that the `logger` settings name; what they hold from first_step on is forgotten."""
     loggers: list[Logger] = []
     if settings.csv:
-        loggers.append(MetricsFile(run_dir / "metrics.csv"))
+        loggers.append(MetricsFile(run_dir / "metrics.csv", first_step=first_step))
     if settings.tensorboard:
-        loggers.append(EventFiles(run_dir))
+        loggers.append(EventFiles(run_dir, first_step=first_step))
     if settings.wandb is not None:
-        _need("wandb")
         from lightning.pytorch.loggers import WandbLogger
 
         wandb = settings.wandb
@@ -120,19 +119,11 @@ def build_loggers(settings: LoggerSettings, *, run_dir: Path) -> list[Logger]:
             WandbLogger(name=wandb.name or run_dir.name, project=wandb.project, offline=wandb.offline, save_dir=run_dir)
         )
     if settings.mlflow is not None:
-        _need("mlflow")
         from lightning.pytorch.loggers import MLFlowLogger
 
         uri = settings.mlflow.tracking_uri or f"file:{run_dir.resolve() / 'mlruns'}"
         loggers.append(MLFlowLogger(experiment_name=settings.mlflow.experiment_name, run_name=run_dir.name, tracking_uri=uri))
     return loggers
-
-
-def _need(package: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise UserError(
-            f"logger={package} needs the package {package}, which is not installed: pip install {package}. Or choose logger=csv."
-        )
 
 
 def _short(value: Any) -> Any:

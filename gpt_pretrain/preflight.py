@@ -11,8 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from gpt_pretrain.checkpoint import assign_weights, read_checkpoint
 from gpt_pretrain.config import GPTConfig
-from gpt_pretrain.data.datamodule import TextDataModule
+from gpt_pretrain.data.datamodule import TextDataModule, cache_folder
+from gpt_pretrain.data.text import find_text
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.hardware import accelerator_device
 from gpt_pretrain.model import GPTModel
 from gpt_pretrain.rules import train_problems
 from gpt_pretrain.runs import checkpoint_dir, find_checkpoint
@@ -22,9 +24,18 @@ from gpt_pretrain.tokenizer import Tokenizer, build_tokenizer
 
 @dataclass(frozen=True)
 class StartingPoint:
-    """Where a run begins: a checkpoint to resume, weights to start from, or nothing."""
+    """Where a run begins: a checkpoint to resume, weights to start from, or nothing.
+
+    Args:
+        resume: the checkpoint to go on from.
+        step: optimizer steps done in it.
+        precision: what it was trained in.
+        weights: the checkpoint whose weights a new run starts from.
+    """
 
     resume: Path | None = None
+    step: int = 0
+    precision: str | None = None
     weights: Path | None = None
 
 
@@ -42,10 +53,19 @@ def prepare(config: DictConfig) -> tuple[TrainSettings, Tokenizer, TextDataModul
         )
     tokenizer = data = None
     try:
+        accelerator_device(settings.trainer.accelerator)
+    except UserError as error:
+        problems += error.problems
+    try:
         tokenizer = build_tokenizer(settings.tokenizer.name)
         if not tokenizer.encode(settings.start_context):
             problems.append("start_context is empty: give at least one character for the samples to begin with.")
-        if not any(problem.startswith(("data.", "model.context_length")) for problem in problems):
+    except UserError as error:
+        problems += error.problems
+    try:
+        if tokenizer is None:  # the text may be wrong as well
+            find_text(settings.data, cache_dir=cache_folder(settings.data))
+        elif not any(problem.startswith(("data.", "model.context_length")) for problem in problems):
             data = TextDataModule(settings.data, tokenizer, context_length=settings.model.context_length, seed=settings.seed)
             data.prepare_data()
     except UserError as error:
@@ -64,16 +84,18 @@ def starting_point(settings: TrainSettings, tokenizer: Tokenizer) -> StartingPoi
     """
     if settings.resume is not None:
         path = find_checkpoint(settings.run_dir)
-        content = read_checkpoint(path)
+        content = read_checkpoint(path, resumable=True)
         _check_fit(path, content, settings, tokenizer, may_differ=())
-        done = int(content["epoch"]) + 1 if _ended_its_epoch(content) else int(content["epoch"])
-        steps, trainer = int(content["global_step"]), settings.trainer
-        if done >= trainer.max_epochs or steps >= trainer.max_steps > 0:
+        progress = content["loops"]["fit_loop"]["epoch_progress"]["current"]
+        epochs, steps, trainer = int(progress["processed"]), int(content["global_step"]), settings.trainer
+        limit = "max_steps" if steps >= trainer.max_steps > 0 else "max_epochs" if epochs >= trainer.max_epochs else None
+        if limit is not None:
+            more = 2 * (steps if limit == "max_steps" else epochs)
             raise UserError(
-                f"{settings.run_dir} is complete: it has its {done} epochs and {steps} steps. "
-                f"To train it further, ask for more, for example: trainer.max_epochs={done + 10}"
+                f"{settings.run_dir} is complete: trainer.{limit}={getattr(trainer, limit)} ended it after {epochs} epochs "
+                f"and {steps} steps. To train it further, ask for more, for example: trainer.{limit}={more}"
             )
-        return StartingPoint(resume=path)
+        return StartingPoint(resume=path, step=steps, precision=content["config"]["trainer"]["precision"])
     if settings.init_from is not None:
         path = find_checkpoint(settings.init_from)
         _check_fit(path, read_checkpoint(path), settings, tokenizer, may_differ=("drop_rate", "init"))
@@ -117,8 +139,3 @@ def _check_fit(
             + ". Add "
             + " ".join(f"model.{name}={value}" for name, value in differing.items())
         )
-
-
-def _ended_its_epoch(content: dict[str, Any]) -> bool:
-    progress = content["loops"]["fit_loop"]["epoch_progress"]["current"]
-    return bool(progress["processed"] == progress["ready"])

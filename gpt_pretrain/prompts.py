@@ -26,12 +26,12 @@ def prompts(settings: GenerateSettings) -> Iterator[str]:
         yield from _typed_prompts()
     elif settings.prompt_file is not None:
         try:
-            yield Path(settings.prompt_file).expanduser().read_text(encoding="utf-8")
+            yield Path(settings.prompt_file).expanduser().read_text(encoding="utf-8").removesuffix("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"prompt_file={settings.prompt_file} cannot be read as UTF-8 text: {error}") from error
     elif settings.prompt == "-":
         try:
-            yield sys.stdin.read()
+            yield sys.stdin.read().removesuffix("\n")
         except UnicodeDecodeError as error:
             raise UserError(f"prompt=-: standard input is not UTF-8 text: {error}") from error
     else:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import re
 from collections.abc import Callable
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 from gpt_pretrain.config import GPTConfig, SamplerConfig
@@ -48,13 +51,20 @@ TRAIN_RULES: list[Rule] = [
     ("scheduler.min_lr", *at_least(0)),
     ("trainer.max_epochs", *at_least(1)),
     ("trainer.max_steps", lambda steps: steps == -1 or steps >= 1, "must be at least 1 optimizer step, or -1 for no limit"),
+    (
+        "trainer.max_time",
+        lambda text: text is None or re.fullmatch(r"\d+:\d\d:\d\d:\d\d", text) is not None,
+        "must be DD:HH:MM:SS, for example 00:01:30:00",
+    ),
     ("trainer.precision", *one_of("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed")),
     ("trainer.accelerator", *one_of("auto", "cpu", "gpu", "cuda", "mps")),
-    ("trainer.devices", *at_least(1)),
+    ("trainer.devices", lambda devices: devices == 1, "must be 1: training on several devices is not supported"),
     ("trainer.accumulate_grad_batches", *at_least(1, "batch")),
     ("trainer.gradient_clip_val", lambda norm: norm is None or norm > 0, "must be above 0, or null for no clipping"),
     ("trainer.log_every_n_steps", *at_least(1, "optimizer step")),
     ("trainer.limit_train_batches", *at_least(1, "batch", otherwise="for all")),
+    ("callbacks.early_stopping", lambda stop: stop is None or stop.patience >= 0, "patience must be at least 0 validations"),
+    ("callbacks.early_stopping", lambda stop: stop is None or 0 <= stop.min_delta < INFINITY, "min_delta must be at least 0"),
     ("trainer.limit_val_batches", *at_least(1, "batch", otherwise="for all")),
     ("trainer.profiler", *one_of(None, "simple", "advanced", "pytorch")),
     ("checkpoint.every_n_steps", *at_least(1, "optimizer step", otherwise="for the end of each epoch only")),
@@ -62,6 +72,9 @@ TRAIN_RULES: list[Rule] = [
 
 GENERATE_RULES: list[Rule] = [
     ("n_samples", *at_least(1)),
+    ("device", lambda name: re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name) is not None, "must be auto, cpu, cuda or mps"),
+    ("prompt", lambda text: text != "", "must have at least one character, for example 'Every effort moves you'"),
+    ("prompt_file", lambda name: name is None or Path(name).expanduser().is_file(), "there is no such file"),
     ("seed", lambda seed: 0 <= seed < 2**32, "must be between 0 and 4294967295"),
 ]
 
@@ -69,6 +82,9 @@ GENERATE_RULES: list[Rule] = [
 def train_problems(settings: TrainSettings) -> list[str]:
     """What is wrong with the settings of a run; empty when all is well."""
     problems = _broken(settings, TRAIN_RULES) + _model_problems(settings.model) + _sampler_problems(settings.sampler)
+    for package, chosen in (("wandb", settings.logger.wandb), ("mlflow", settings.logger.mlflow)):
+        if chosen is not None and importlib.util.find_spec(package) is None:
+            problems.append(f"logger={package} needs the package {package}: pip install {package}. Or choose logger=csv.")
     if settings.scheduler.min_lr > settings.optimizer.lr > 0:
         problems.append(f"scheduler.min_lr={settings.scheduler.min_lr}: must be at most optimizer.lr={settings.optimizer.lr}.")
     if settings.resume is not None and settings.init_from is not None:

@@ -6,8 +6,9 @@ rules that a type cannot tell are in `rules.py`.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Optional, TypeVar, Union
+from typing import Any, Optional, TypeVar, Union, get_args, get_type_hints
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -203,11 +204,29 @@ def typed(config: DictConfig, kind: type[Settings]) -> Settings:
     """The composed config as plain typed objects.
 
     Raises:
-        UserError: when a value is missing or cannot be resolved.
+        UserError: when a key is unknown (Hydra lets `+key=value` pass), or a value is missing or cannot be resolved.
     """
+    unknown = _unknown_keys(OmegaConf.to_container(config), kind)
+    if unknown:
+        raise UserError(f"{key}: there is no such setting. `--cfg job` shows all." for key in unknown)
     try:
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), config))
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key or 'config'}: {error.msg or error}") from error
     assert isinstance(settings, kind)
     return settings
+
+
+def _unknown_keys(node: object, kind: type, prefix: str = "") -> list[str]:
+    """The keys of nested containers that a dataclass and those within it do not have."""
+    if not isinstance(node, dict):
+        return []
+    hints, unknown = get_type_hints(kind), []
+    for key, value in node.items():
+        if key not in hints:
+            unknown.append(f"{prefix}{key}")
+            continue
+        for inner in (hints[key], *get_args(hints[key])):  # the type itself, or that within Optional
+            if dataclasses.is_dataclass(inner) and isinstance(inner, type):
+                unknown += _unknown_keys(value, inner, f"{prefix}{key}.")
+    return unknown

@@ -45,30 +45,32 @@ def after(settings: TrainSettings, trainer: L.Trainer, module: GPTLitModule, run
     """What came out, where it is, and what to do next."""
     save, metrics = _callback(trainer, SaveRun), _callback(trainer, TrainMetrics)
     folder = place(run_dir)
-    best = "no validation was made"
+    batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    epochs = trainer.current_epoch - 1 + batches / trainer.num_training_batches
+    best = f"none, the last is {module.val_loss} (the training has diverged; try a lower optimizer.lr)"
     if save.best_step >= 0:
         best = (
             f"{save.best_loss:.3f} nats a token (perplexity {_perplexity(save.best_loss)}) "
-            f"after epoch {save.best_epoch}, step {save.best_step}; the last is {module.val_loss:.3f}"
+            f"in epoch {save.best_epoch}, step {save.best_step}; the last is {module.val_loss:.3f}"
         )
-    files = [f"{folder}/checkpoints/last.ckpt, best.ckpt", f"{folder}/samples.txt, metrics.csv, train.log, config.yaml"]
-    if settings.callbacks.loss_curve:
-        files.insert(1, f"{folder}/losses.png, losses.pdf")
+    files = "checkpoints/last.ckpt checkpoints/best.ckpt losses.png losses.pdf samples.txt metrics.csv train.log config.yaml"
+    there = [name for name in files.split() if (run_dir / name).exists()]
+    limit = "max_steps" if trainer.global_step >= trainer.max_steps > 0 else "max_epochs"
     lines = [
         "",
-        f"Done: {_count(trainer.current_epoch, 'epoch')}, {_count(trainer.global_step, 'step')}, "
+        f"Done: {epochs:.4g} {'epoch' if epochs == 1 else 'epochs'}, {_count(trainer.global_step, 'step')}, "
         f"{module.tokens_seen:,} tokens seen, in {_duration(metrics.total_seconds)} "
         f"({metrics.tokens_per_second:,.0f} tokens/s while training)",
         f"Best validation loss: {best}",
-        "Files:",
-        *(f"  {file}" for file in files),
+        f"Files in {folder}:",
+        f"  {', '.join(there)}",
         "Next:",
         f"  python generate.py checkpoint={shlex.quote(folder)} prompt={shlex.quote(settings.start_context)} "
         "sampler.temperature=0.7 sampler.top_k=25",
     ]
     if settings.logger.tensorboard:
         lines.append(f"  tensorboard --logdir {shlex.quote(place(run_dir.parent))}")
-    lines.append(f"  python train.py resume={shlex.quote(folder)} trainer.max_epochs={settings.trainer.max_epochs * 2}")
+    lines.append(f"  python train.py resume={shlex.quote(folder)} trainer.{limit}={getattr(settings.trainer, limit) * 2}")
     return "\n".join(lines)
 
 

@@ -47,24 +47,24 @@ def build_trainer(
     data: TextDataModule,
     tokenizer: Tokenizer,
     *,
-    precision: str,
     config: dict[str, Any],
     run_dir: Path,
+    first_step: int,
     custom: list[Callback],
 ) -> L.Trainer:
     """Lightning's Trainer with this program's callbacks, loggers and checkpoints.
 
     Args:
-        precision: one of Lightning's names.
         config: the resolved settings as plain containers, for the checkpoint.
         run_dir: where everything of the run is written.
+        first_step: optimizer steps that the run has done already.
         custom: callbacks of the user's own.
     """
     trainer = settings.trainer
     return L.Trainer(
         accelerator=trainer.accelerator,
         devices=trainer.devices,
-        precision=precision,  # type: ignore[arg-type]
+        precision=trainer.precision,  # type: ignore[arg-type]
         max_epochs=trainer.max_epochs,
         max_steps=trainer.max_steps,
         max_time=trainer.max_time,
@@ -76,7 +76,7 @@ def build_trainer(
         detect_anomaly=trainer.detect_anomaly,
         profiler=trainer.profiler,
         callbacks=[*build_callbacks(settings, data, tokenizer, config=config, run_dir=run_dir), *custom],
-        logger=build_loggers(settings.logger, run_dir=run_dir),
+        logger=build_loggers(settings.logger, run_dir=run_dir, first_step=first_step),
         plugins=[SafeCheckpointIO()],
         default_root_dir=run_dir,
         log_every_n_steps=1,  # Lightning's own logging; this program's cadence is TrainMetrics'

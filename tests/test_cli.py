@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -62,6 +63,30 @@ def test_prompts_from_a_file_from_standard_input_and_from_a_prompt_loop(script: 
     assert piped.stdout == "just this\n"
 
 
+def test_texts_and_paths_need_no_quotes_of_hydra_s(script: Script, tmp_path: Path) -> None:
+    (tmp_path / "par(1), it's = x.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 300)
+    place = "outputs/lr=1e-3, it's"
+    words = ["data.path=par(1), it's = x.txt", f"hydra.run.dir={place}", "start_context=Hello, world (it's a = b)"]
+    done = script("train.py", *TINY_RUN, "trainer.max_epochs=1", *words)
+    assert done.returncode == 0, done.stderr
+    assert "Hello, world (it's a = b)" in done.stdout
+    for line in re.findall(r"^  python (.*)$", done.stdout, re.MULTILINE):  # the commands to try, as a shell reads them
+        again = script(*shlex.split(line))
+        assert again.returncode == 0, (line, again.stderr)
+        assert "Hello, world (it's a = b)" in again.stdout
+
+
+def test_a_refused_resume_does_not_spoil_the_run(script: Script, tmp_path: Path) -> None:
+    assert script("train.py", *TINY_RUN, "trainer.max_steps=2", "logger=none").returncode == 0
+    for words in (["optimizer.lr=-1"], ["model.n_heads=4"], []):
+        assert script("train.py", "resume=latest", *words).returncode == 2
+    done = script("train.py", "++resume=latest", "trainer.max_steps=3")
+    assert done.returncode == 0, done.stderr
+    assert "3 steps" in done.stdout
+    assert script("train.py", "resume=latest", "--cfg", "job").returncode == 0
+    assert len(list((tmp_path / "outputs").iterdir())) == 1
+
+
 def test_sweeps(script: Script, tmp_path: Path) -> None:
     done = script("train.py", "-m", *TINY_RUN, "trainer.max_epochs=1", "optimizer.lr=1e-4,1e-2", "callbacks=minimal")
     assert done.returncode == 0, done.stderr
@@ -116,6 +141,9 @@ ERRORS = [
     (["init_from=nowhere"], "there is no such file or run directory"),
     (["hydra.run.dir=empty.txt/run"], "this folder cannot be written"),
     (["tokenizer.name=gpt5"], "there is no such tokenizer"),
+    (["+trainer.strategy=ddp"], "trainer.strategy: there is no such setting"),
+    (["trainer.max_time=abc"], "must be DD:HH:MM:SS"),
+    (["trainer.devices=2"], "must be 1"),
 ]
 
 

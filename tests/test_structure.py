@@ -100,3 +100,8 @@ def test_the_readme_s_file_map_is_true() -> None:
 def test_the_sample_text_is_plain() -> None:
     text = (ROOT / "gpt_pretrain" / "data" / "sample.txt").read_text(encoding="utf-8")
     assert text.isascii()
+
+
+def test_the_readme_has_no_gaps_left() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"\b(?!TENSORBOARD|MARLOW)[A-Z]{5,}\b", readme) == []

@@ -3,8 +3,13 @@ from pathlib import Path
 import pytest
 
 from gpt_pretrain.data import text as module
-from gpt_pretrain.data.text import Text, find_text
+from gpt_pretrain.data.text import Text
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.settings import DataSettings
+
+
+def find_text(name: str, *, path: str | None = None, cache_dir: Path) -> Text:
+    return module.find_text(DataSettings(name=name, path=path, url=None, sha256=None), cache_dir=cache_dir)
 
 
 def whole(text: Text) -> str:

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from gpt_pretrain.checkpoint import load_model
 from gpt_pretrain.config import GPTConfig
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.generation import generate
 from gpt_pretrain.tokenizer import build_tokenizer
 
 Train = Callable[..., float]
@@ -178,7 +179,9 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_what_to_add(train: Train
 
 def test_a_complete_run_is_not_resumed(train: Train, tmp_path: Path) -> None:
     train("logger=none", run_dir=tmp_path / "a")
-    with pytest.raises(UserError, match=r"is complete: .* 2 epochs and 6 steps.*trainer\.max_epochs=12"):
+    with pytest.raises(
+        UserError, match=r"is complete: trainer\.max_epochs=2 ended it after 2 epochs and 6 steps.*trainer\.max_epochs=4"
+    ):
         train("logger=none", f"resume='{tmp_path / 'a'}'", run_dir=tmp_path / "a")
 
 
@@ -196,6 +199,59 @@ def test_max_steps_ends_the_run_in_the_middle_of_an_epoch_with_everything_done(
     assert len([line for line in printed() if line.startswith("Every effort")]) == 2
     assert checkpoint(tmp_path / "run")["global_step"] == 4
     assert checkpoint(tmp_path / "run", "best")["global_step"] == 4
+
+
+@pytest.mark.parametrize("stop", [4, 14])
+def test_a_run_that_max_steps_ended_is_resumed_where_it_stopped(train: Train, tmp_path: Path, stop: int) -> None:
+    settings = ["data.stride=100", "trainer.max_epochs=9", "eval_freq=1"]  # 11 steps an epoch
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(*settings, "trainer.max_steps=25", run_dir=whole)
+    train(*settings, f"trainer.max_steps={stop}", run_dir=parts)
+    train(*settings, "trainer.max_steps=18", f"resume='{parts}'", run_dir=parts)
+    train(*settings, "trainer.max_steps=25", f"resume='{parts}'", run_dir=parts)
+    a, b = checkpoint(whole), checkpoint(parts)
+    for key in ("train_losses", "val_losses", "track_tokens_seen", "eval_steps", "tokens_seen", "global_step", "loops"):
+        assert a[key] == b[key], key
+    assert same_weights(a, b)
+
+
+def test_logs_go_on_without_a_double_after_a_break(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpt_pretrain.lit_module import GPTLitModule
+
+    real = GPTLitModule.training_step
+
+    def failing(module: GPTLitModule, batch: Any, batch_idx: int) -> torch.Tensor:
+        if module.trainer.global_step == 11:
+            raise RuntimeError("the machine went away")
+        return real(module, batch, batch_idx)
+
+    run_dir = tmp_path / "run"
+    monkeypatch.setattr(GPTLitModule, "training_step", failing)
+    with pytest.raises(RuntimeError):
+        train("trainer.max_epochs=4", "checkpoint.every_n_steps=20")
+    monkeypatch.setattr(GPTLitModule, "training_step", real)
+    checkpointed = checkpoint(run_dir)["global_step"]
+    assert checkpointed == 9
+    train("trainer.max_epochs=4", f"resume='{run_dir}'")
+    assert [int(row["step"]) for row in rows(run_dir)] == list(range(12))
+    events = EventAccumulator(str(run_dir)).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(12))
+    assert (run_dir / "samples.txt").read_text().count("--- epoch") == 4
+
+
+def test_the_precision_of_a_run_is_kept_when_it_is_resumed(train: Train, tmp_path: Path) -> None:
+    train("trainer.precision=bf16-mixed", "logger=none", run_dir=tmp_path / "a")
+    train("trainer.precision=auto", "trainer.max_epochs=3", "logger=none", f"resume='{tmp_path / 'a'}'", run_dir=tmp_path / "a")
+    assert checkpoint(tmp_path / "a")["config"]["trainer"]["precision"] == "bf16-mixed"
+
+
+def test_a_diverged_run_says_so(train: Train, printed: Printed, tmp_path: Path) -> None:
+    train("optimizer.lr=1e30", "trainer.gradient_clip_val=null")
+    assert any("the training has diverged" in line for line in printed())
+    assert not any("best.ckpt" in line for line in printed())
+    model, _ = load_model(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    with pytest.raises(UserError, match="not finite"):
+        generate(model, torch.zeros(1, 1, dtype=torch.long), 1, temperature=1.0)
 
 
 def test_accumulated_batches_count_as_one_step(train: Train, tmp_path: Path) -> None:

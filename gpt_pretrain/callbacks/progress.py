@@ -43,7 +43,13 @@ class ProgressBar(Callback):
             expand=True,
         )
         self._task = self._bar.add_task(
-            "train", total=self.total_steps, completed=trainer.global_step, epoch=1, epochs=self.max_epochs, loss="-", speed="-"
+            "train",
+            total=self.total_steps,
+            completed=trainer.global_step,
+            epoch=trainer.current_epoch + 1,
+            epochs=self.max_epochs,
+            loss="-",
+            speed="-",
         )
         self._bar.start()
         self._shown = time.monotonic()

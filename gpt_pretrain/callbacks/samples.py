@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import textwrap
 from pathlib import Path
 
@@ -37,10 +38,17 @@ class Samples(Callback):
         self.seed = seed
         self.file = file
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.file.exists():  # a resumed run: forget what was written after its checkpoint
+            parts = re.split(r"^(?=--- epoch )", self.file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            steps = [re.match(r"--- epoch \d+, step (\d+)", part) for part in parts]
+            kept = [part for part, step in zip(parts, steps, strict=True) if step and int(step[1]) < trainer.global_step]
+            self.file.write_text("".join(kept), encoding="utf-8")
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         with pl_module.off_the_clock():
             text = self._sample(pl_module)
-        log.info("%s", " ".join(text.splitlines()))
+        log.info("%s", "".join(char if char.isprintable() else " " for char in text))
         with open(self.file, "a", encoding="utf-8") as stream:
             stream.write(
                 f"--- epoch {trainer.current_epoch + 1}, step {pl_module.step}, {pl_module.tokens_seen} tokens seen\n{text}\n"

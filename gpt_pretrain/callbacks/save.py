@@ -71,6 +71,12 @@ class SaveRun(Checkpoint):
         """Store what names the tokenizer and tells how the run was set up."""
         checkpoint["tokenizer"] = self.tokenizer
         checkpoint["config"] = self.config
+        progress = checkpoint["loops"]["fit_loop"]
+        epochs, batches = progress["epoch_progress"], progress["epoch_loop.batch_progress"]
+        ended = epochs["current"]["processed"] == epochs["current"]["ready"]
+        if ended and batches["current"]["processed"] < trainer.num_training_batches:
+            for count in (epochs["current"], epochs["total"]):  # a limit ended the epoch early: it is not done
+                count["processed"] -= 1
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_loss": self.best_loss, "best_step": self.best_step, "best_epoch": self.best_epoch}

@@ -6,17 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import pooch
 import torch
 from torch.utils.data import DataLoader
 
 from gpt_pretrain.data.text import find_text
-from gpt_pretrain.data.tokens import TokenSplit, tokenize_text, user_cache
+from gpt_pretrain.data.tokens import TokenSplit, tokenize_text
 from gpt_pretrain.data.windows import Batch, BatchOrder, TokenWindows, shuffled
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.settings import DataSettings
 from gpt_pretrain.tokenizer import Tokenizer
 
 EVAL_EPOCH = 2**31  # no epoch of training has this order
+
+
+def cache_folder(settings: DataSettings) -> Path:
+    """Where downloads and token files are kept: the user's cache folder, unless the settings say otherwise."""
+    return Path(pooch.os_cache("gpt-pretrain")) if settings.cache_dir is None else Path(settings.cache_dir).expanduser()
 
 
 class TextDataModule(L.LightningDataModule):
@@ -50,9 +56,8 @@ class TextDataModule(L.LightningDataModule):
         """
         if self._ready:
             return
-        cache_dir = user_cache() if self.settings.cache_dir is None else Path(self.settings.cache_dir).expanduser()
-        data = self.settings
-        text = find_text(data.name, path=data.path, url=data.url, sha256=data.sha256, cache_dir=cache_dir)
+        data, cache_dir = self.settings, cache_folder(self.settings)
+        text = find_text(data, cache_dir=cache_dir)
         self.split = tokenize_text(text, self.tokenizer, train_ratio=data.train_ratio, cache_dir=cache_dir)
         if problems := self._problems():
             raise UserError(problems)
@@ -90,8 +95,11 @@ class TextDataModule(L.LightningDataModule):
         assert self.trainer is not None
         epochs, batches = self.trainer.fit_loop.epoch_progress, self.trainer.fit_loop.epoch_loop.batch_progress
         epoch, batch = epochs.current.processed, batches.current.processed  # type: ignore[attr-defined]
-        between_epochs = epoch == epochs.current.ready  # the count of batches is then still that of the epoch before
-        return {"epoch": epoch, "batch": 0 if between_epochs else batch}
+        if epoch < epochs.current.ready:  # in the middle of an epoch
+            return {"epoch": epoch, "batch": batch}
+        if batch < self.trainer.num_training_batches:  # a limit has ended the epoch early, and Lightning counts it as done
+            return {"epoch": epoch - 1, "batch": batch}
+        return {"epoch": epoch, "batch": 0}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""

@@ -19,6 +19,12 @@ def download(url: str, *, sha256: str | None, folder: Path) -> Path:
         UserError: when the server cannot be reached, refuses, or sends something else than the checksum promises;
             nothing is left behind.
     """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written: {error.strerror}. Choose another folder with data.cache_dir=FOLDER."
+        ) from error
     pooch.get_logger().setLevel(logging.WARNING)
     name = url.rstrip("/").rsplit("/", 1)[-1]
     downloader = pooch.HTTPDownloader(progressbar=True, timeout=TIMEOUT_SECONDS)

@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.settings import DataSettings
 from gpt_pretrain.tokenizer import END_OF_TEXT
 
 PIECE_CHARS = 1 << 20
@@ -56,26 +57,23 @@ class Text:
         return digest.hexdigest()
 
 
-def find_text(name: str, *, path: str | None = None, url: str | None = None, sha256: str | None = None, cache_dir: Path) -> Text:
-    """The text that the settings under `data` name: path if it is given, else url, else the story in the package.
+def find_text(settings: DataSettings, *, cache_dir: Path) -> Text:
+    """The text that the `data` settings name: path if it is given (a file, a directory or a glob), else url, else the story.
 
     Args:
-        name: what the data config calls itself.
-        path: a file, a directory (all files below it, hidden ones left out) or a glob.
-        url: a file to download once into cache_dir.
-        sha256: of that download, in hexadecimal.
+        cache_dir: where a download is kept.
 
     Raises:
         UserError: when there is no such file, or the download fails.
     """
-    if path is not None:
-        return Text(_matching(path))
-    if url is not None:
+    if settings.path is not None:
+        return Text(_matching(settings.path))
+    if settings.url is not None:
         from gpt_pretrain.data.download import download
 
-        return Text((download(url, sha256=sha256, folder=cache_dir / "texts"),))
-    if name != "sample":
-        raise UserError(f"data={name} needs data.path=FILE, DIRECTORY or GLOB of UTF-8 text.")
+        return Text((download(settings.url, sha256=settings.sha256, folder=cache_dir / "texts"),))
+    if settings.name != "sample":
+        raise UserError(f"data={settings.name} needs data.path=FILE, DIRECTORY or GLOB of UTF-8 text.")
     return Text((Path(str(resources.files("gpt_pretrain") / "data" / "sample.txt")),))
 
 

@@ -17,7 +17,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import pooch
 
 from gpt_pretrain.data.text import Text
 from gpt_pretrain.errors import UserError
@@ -70,11 +69,6 @@ class TokenSplit:
     val: Tokens
     text_sha256: str
     characters: int
-
-
-def user_cache() -> Path:
-    """Where downloads and token files are kept unless data.cache_dir says otherwise."""
-    return Path(pooch.os_cache("gpt-pretrain"))
 
 
 def tokenize_text(text: Text, tokenizer: Tokenizer, *, train_ratio: float, cache_dir: Path) -> TokenSplit:
@@ -132,7 +126,7 @@ def _load(folder: Path) -> TokenSplit | None:
         fields = json.loads((folder / "split.json").read_text(encoding="utf-8"))
         train, val = (Tokens(path=folder / f"{part}.bin", **fields.pop(part)) for part in ("train", "val"))
         split = TokenSplit(train=train, val=val, **fields)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         split = None
