@@ -46,7 +46,7 @@ def set_up_hydra() -> None:
 def run(main: Callable[[], Any]) -> None:
     """Run an entry script's main function on this process's command line."""
     try:
-        sys.argv[1:] = with_resume(quoted(sys.argv[1:]))
+        sys.argv[1:] = quoted(with_resume(sys.argv[1:]))
         main()
     except UserError as error:
         sys.exit(report(error))
@@ -79,7 +79,7 @@ def with_resume(argv: list[str]) -> list[str]:
     Raises:
         UserError: when there is no such run, or a sweep is to resume one.
     """
-    wanted = [word.partition("=")[2].strip("'\"") for word in argv if _key(word) == "resume"]
+    wanted = [re.sub(r"^(['\"])(.*)\1$", r"\2", word.partition("=")[2]) for word in argv if _key(word) == "resume"]
     if not wanted or wanted[-1] in ("", "null"):
         return argv
     if {"-m", "--multirun"} & set(argv):
