@@ -108,6 +108,10 @@ def build_callbacks(
     if chosen.progress_bar:
         callbacks.append(ProgressBar(total_steps=total_steps(data, settings.trainer), max_epochs=settings.trainer.max_epochs))
     save = SaveRun(
-        folder=checkpoint_dir(run_dir), every_n_steps=settings.checkpoint.every_n_steps, tokenizer=tokenizer.name, config=config
+        data,
+        folder=checkpoint_dir(run_dir),
+        every_n_steps=settings.checkpoint.every_n_steps,
+        tokenizer=tokenizer.name,
+        config=config,
     )
     return [*callbacks, save]

@@ -282,8 +282,28 @@ def test_a_checkpoint_every_few_steps(train: Train, tmp_path: Path, monkeypatch:
         real(trainer, *args, **kwargs)
 
     monkeypatch.setattr(L.Trainer, "save_checkpoint", note)
-    train("checkpoint.every_n_steps=2", "logger=none")
+    train("checkpoint.every_n_steps=2", "logger=csv")
     assert saved == [2, 3, 4, 6]  # step 6 ends the epoch
+    assert [int(row["step"]) for row in rows(tmp_path / "run") if row["val/loss"]] == [1, 2, 3, 5]
+
+
+def test_best_is_kept_in_the_middle_of_an_epoch_too(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpt_pretrain.lit_module import GPTLitModule
+
+    real = GPTLitModule.training_step
+
+    def failing(module: GPTLitModule, batch: Any, batch_idx: int) -> torch.Tensor:
+        if module.trainer.global_step == 2:
+            raise RuntimeError("the machine went away")
+        return real(module, batch, batch_idx)
+
+    monkeypatch.setattr(GPTLitModule, "training_step", failing)
+    with pytest.raises(RuntimeError, match="went away"):
+        train("checkpoint.every_n_steps=1", "eval_iter=1000")
+    best = checkpoint(tmp_path / "run", "best")
+    assert best["global_step"] == 2
+    table = {int(row["step"]): row for row in rows(tmp_path / "run")}
+    assert float(table[0]["val/loss"]) == pytest.approx(best["val_losses"][0], rel=1e-6)  # the same windows, all of them
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import lightning as L
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
+from gpt_pretrain.callbacks.metrics import log_metrics
 from gpt_pretrain.checkpoint import read_checkpoint, replace_with_copy, write_checkpoint
+from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.lit_module import GPTLitModule
 from gpt_pretrain.runs import BEST, LAST
 
@@ -35,6 +38,7 @@ class SaveRun(Checkpoint):
     """Keeps last.ckpt, and best.ckpt with the lowest validation loss; Lightning runs it after all other callbacks.
 
     Args:
+        data: what is validated on before a checkpoint in the middle of an epoch.
         folder: where checkpoints go.
         every_n_steps: optimizer steps between two in the middle of an epoch; None saves after each epoch only.
         tokenizer: its name, stored beside the weights.
@@ -44,7 +48,10 @@ class SaveRun(Checkpoint):
         best_loss, best_step, best_epoch: the lowest full validation and where it was.
     """
 
-    def __init__(self, *, folder: Path, every_n_steps: int | None, tokenizer: str, config: dict[str, Any]) -> None:
+    def __init__(
+        self, data: TextDataModule, *, folder: Path, every_n_steps: int | None, tokenizer: str, config: dict[str, Any]
+    ) -> None:
+        self.data = data
         self.folder = folder
         self.every_n_steps = every_n_steps
         self.tokenizer = tokenizer
@@ -57,15 +64,14 @@ class SaveRun(Checkpoint):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
         if due and trainer.global_step != self._saved_at and not trainer.is_last_batch:  # the end of the epoch saves anyway
+            with pl_module.off_the_clock():
+                limit = trainer.limit_val_batches if isinstance(trainer.limit_val_batches, int) else None
+                pl_module.val_loss = pl_module.mean_loss(islice(self.data.val_dataloader(), limit))
+            log_metrics(trainer, pl_module, {"val/loss": pl_module.val_loss})
             self._save(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
-        better = pl_module.val_loss < self.best_loss
-        if better:
-            self.best_loss, self.best_step, self.best_epoch = pl_module.val_loss, pl_module.step, trainer.current_epoch + 1
         self._save(trainer, pl_module)
-        if better and trainer.is_global_zero:
-            replace_with_copy(self.folder / LAST, self.folder / BEST)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Store what names the tokenizer and tells how the run was set up."""
@@ -86,6 +92,12 @@ class SaveRun(Checkpoint):
         self.best_step, self.best_epoch = state_dict["best_step"], state_dict["best_epoch"]
 
     def _save(self, trainer: L.Trainer, module: GPTLitModule) -> None:
+        """Write last.ckpt, and best.ckpt if the validation just made was the best."""
+        better = module.val_loss < self.best_loss
+        if better:
+            self.best_loss, self.best_step, self.best_epoch = module.val_loss, module.step, trainer.current_epoch + 1
         with module.off_the_clock():
             trainer.save_checkpoint(self.folder / LAST)
+            if better and trainer.is_global_zero:
+                replace_with_copy(self.folder / LAST, self.folder / BEST)
         self._saved_at = trainer.global_step
