@@ -3,7 +3,8 @@
 import csv
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from gpt_pretrain.checkpoint import load_model
 from gpt_pretrain.config import GPTConfig
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation import generate
+from gpt_pretrain.lit_module import GPTLitModule
 from gpt_pretrain.tokenizer import build_tokenizer
 
 Train = Callable[..., float]
@@ -34,6 +36,21 @@ def same_weights(a: dict[str, Any], b: dict[str, Any]) -> bool:
 def rows(run_dir: Path) -> list[dict[str, str]]:
     with open(run_dir / "metrics.csv", newline="") as stream:
         return list(csv.DictReader(stream))
+
+
+@contextmanager
+def machine_going_away(*, at_step: int) -> Iterator[None]:
+    """Training inside breaks off, with an exception, when that many optimizer steps are done."""
+    real = GPTLitModule.training_step
+
+    def failing(module: GPTLitModule, batch: Any, batch_idx: int) -> torch.Tensor:
+        if module.trainer.global_step == at_step:
+            raise RuntimeError("the machine went away")
+        return real(module, batch, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="went away"):
+        patch.setattr(GPTLitModule, "training_step", failing)
+        yield
 
 
 def test_a_run_prints_keeps_and_logs_what_it_should(train: Train, printed: Printed, tmp_path: Path) -> None:
@@ -126,26 +143,13 @@ def test_a_resumed_run_ends_like_one_that_never_stopped(train: Train, tmp_path: 
     assert (whole / "samples.txt").read_text() == (parts / "samples.txt").read_text()
 
 
-def test_a_run_that_broke_off_in_the_middle_of_an_epoch_ends_alike_too(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from gpt_pretrain.lit_module import GPTLitModule
-
+def test_a_run_that_broke_off_in_the_middle_of_an_epoch_ends_alike_too(train: Train, tmp_path: Path) -> None:
     settings = ["data.stride=100", "checkpoint.every_n_steps=4", "logger=none"]  # 11 steps an epoch
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(*settings, run_dir=whole)
-    real = GPTLitModule.training_step
-
-    def failing(module: GPTLitModule, batch: Any, batch_idx: int) -> torch.Tensor:
-        if module.trainer.global_step == 18:
-            raise RuntimeError("the machine went away")
-        return real(module, batch, batch_idx)
-
-    monkeypatch.setattr(GPTLitModule, "training_step", failing)
-    with pytest.raises(RuntimeError, match="went away"):
+    with machine_going_away(at_step=18):
         train(*settings, run_dir=parts)
     assert checkpoint(parts)["global_step"] == 16
-    monkeypatch.setattr(GPTLitModule, "training_step", real)
     train(*settings, f"resume='{parts}'", run_dir=parts)
     a, b = checkpoint(whole), checkpoint(parts)
     for key in ("train_losses", "val_losses", "track_tokens_seen", "eval_steps", "tokens_seen", "global_step"):
@@ -215,21 +219,10 @@ def test_a_run_that_max_steps_ended_is_resumed_where_it_stopped(train: Train, tm
     assert same_weights(a, b)
 
 
-def test_logs_go_on_without_a_double_after_a_break(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gpt_pretrain.lit_module import GPTLitModule
-
-    real = GPTLitModule.training_step
-
-    def failing(module: GPTLitModule, batch: Any, batch_idx: int) -> torch.Tensor:
-        if module.trainer.global_step == 11:
-            raise RuntimeError("the machine went away")
-        return real(module, batch, batch_idx)
-
+def test_logs_go_on_without_a_double_after_a_break(train: Train, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    monkeypatch.setattr(GPTLitModule, "training_step", failing)
-    with pytest.raises(RuntimeError):
+    with machine_going_away(at_step=11):
         train("trainer.max_epochs=4", "checkpoint.every_n_steps=20")
-    monkeypatch.setattr(GPTLitModule, "training_step", real)
     checkpointed = checkpoint(run_dir)["global_step"]
     assert checkpointed == 9
     train("trainer.max_epochs=4", f"resume='{run_dir}'")
@@ -287,18 +280,8 @@ def test_a_checkpoint_every_few_steps(train: Train, tmp_path: Path, monkeypatch:
     assert [int(row["step"]) for row in rows(tmp_path / "run") if row["val/loss"]] == [1, 2, 3, 5]
 
 
-def test_best_is_kept_in_the_middle_of_an_epoch_too(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gpt_pretrain.lit_module import GPTLitModule
-
-    real = GPTLitModule.training_step
-
-    def failing(module: GPTLitModule, batch: Any, batch_idx: int) -> torch.Tensor:
-        if module.trainer.global_step == 2:
-            raise RuntimeError("the machine went away")
-        return real(module, batch, batch_idx)
-
-    monkeypatch.setattr(GPTLitModule, "training_step", failing)
-    with pytest.raises(RuntimeError, match="went away"):
+def test_best_is_kept_in_the_middle_of_an_epoch_too(train: Train, tmp_path: Path) -> None:
+    with machine_going_away(at_step=2):
         train("checkpoint.every_n_steps=1", "eval_iter=1000")
     best = checkpoint(tmp_path / "run", "best")
     assert best["global_step"] == 2
