@@ -21,30 +21,24 @@ def main(config: DictConfig) -> None:
 
 def generate(config: DictConfig) -> None:
     """Load a model, encode, sample, stream."""
-    from gpt_pretrain.checkpoint import load_model
     from gpt_pretrain.config import SamplerConfig
     from gpt_pretrain.errors import UserError
     from gpt_pretrain.hardware import pick_device
+    from gpt_pretrain.pretrained import open_weights
     from gpt_pretrain.prompts import continue_prompt, prompts
     from gpt_pretrain.rules import generate_problems
     from gpt_pretrain.runs import find_checkpoint
     from gpt_pretrain.settings import GenerateSettings, typed
-    from gpt_pretrain.tokenizer import build_tokenizer
 
     settings = typed(config, GenerateSettings)
     if problems := generate_problems(settings):
         raise UserError(problems)
-    checkpoint = find_checkpoint(settings.checkpoint)
-    model, tokenizer_name = load_model(checkpoint)
-    if settings.checkpoint == "latest":
-        print(f"({checkpoint})", file=sys.stderr)
-    model.to(pick_device(settings.device))
-    tokenizer = build_tokenizer(tokenizer_name)
-    if tokenizer.vocab_size != model.config.vocab_size:
-        raise UserError(
-            f"{checkpoint}: its tokenizer {tokenizer_name} has {tokenizer.vocab_size} tokens, "
-            f"its model {model.config.vocab_size}."
-        )
+    source = settings.pretrained or find_checkpoint(settings.checkpoint)
+    weights = open_weights(source, n_heads=settings.n_heads)
+    tokenizer = weights.build_tokenizer(settings.tokenizer)
+    model = weights.build(device=pick_device(settings.device))
+    if settings.checkpoint == "latest" and settings.pretrained is None:
+        print(f"({source})", file=sys.stderr)
     for prompt in prompts(settings):
         texts = continue_prompt(
             model, tokenizer, prompt, SamplerConfig(**vars(settings.sampler)), n_samples=settings.n_samples, seed=settings.seed

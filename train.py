@@ -30,15 +30,14 @@ def train(config: DictConfig) -> float:
     from gpt_pretrain.console import quiet_lightning
     from gpt_pretrain.hardware import accelerator_device, compile_model, keep_freed_memory, pick_precision
     from gpt_pretrain.lit_module import GPTLitModule
-    from gpt_pretrain.preflight import build_model, keep_config, prepare, starting_point
+    from gpt_pretrain.preflight import build_model, keep_config, prepare
     from gpt_pretrain.tokenizer import token_byte_lengths
     from gpt_pretrain.trainer import build_trainer, total_steps
 
     quiet_lightning()
     keep_freed_memory()
-    settings, tokenizer, data = prepare(config)
+    settings, tokenizer, data, start = prepare(config, typed_keys=cli.typed_keys())
     run_dir = Path(settings.run_dir)
-    start = starting_point(settings, tokenizer)
     device = accelerator_device(settings.trainer.accelerator)
     precision, precision_reason = pick_precision(start.precision or settings.trainer.precision, device)
     settings.trainer.precision = precision

@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
 OVERRIDES = "overrides.yaml"  # in a run directory: what was typed for it
-FREE_TEXT = {"prompt", "prompt_file", "start_context", "checkpoint", "resume", "init_from", "hydra.run.dir"} | {
+FREE_TEXT = {"prompt", "prompt_file", "start_context", "checkpoint", "pretrained", "resume", "init_from", "hydra.run.dir"} | {
     f"data.{name}" for name in ("path", "url", "cache_dir")
 }
 
@@ -98,6 +98,11 @@ def keep_overrides(run_dir: Path) -> None:
     """Remember what was typed for this run, now that it is known to be sound, so that `resume=` can repeat it."""
     if HydraConfig.initialized():
         (run_dir / OVERRIDES).write_text(OmegaConf.to_yaml(HydraConfig.get().overrides.task), encoding="utf-8")
+
+
+def typed_keys() -> set[str]:
+    """The settings and groups that were typed on the command line, or by the run that is resumed."""
+    return {_key(word) for word in HydraConfig.get().overrides.task} if HydraConfig.initialized() else set()
 
 
 def guarded(job: Callable[[DictConfig], Result], config: DictConfig, *, log_file: Path | None = None) -> Result:

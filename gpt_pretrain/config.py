@@ -8,6 +8,7 @@ from typing import Any
 
 from gpt_pretrain.errors import UserError
 
+GELUS = ("tanh", "none")
 INITS = ("gpt2", "pytorch")
 
 
@@ -24,6 +25,7 @@ class GPTConfig:
         drop_rate: dropout probability on embeddings, attention weights and residual branches, in [0, 1).
         qkv_bias: whether the query, key and value projections have a bias.
         tie_embeddings: whether the output head is the token embedding.
+        gelu_approximate: "tanh" (GPT-2's form) or "none" (the exact function, as nanoGPT has it).
         init: "gpt2" (normal, 0.02, residual projections scaled down) or "pytorch" (each layer's own default).
 
     Raises:
@@ -38,6 +40,7 @@ class GPTConfig:
     drop_rate: float = 0.0
     qkv_bias: bool = False
     tie_embeddings: bool = True
+    gelu_approximate: str = "tanh"
     init: str = "gpt2"
 
     def __post_init__(self) -> None:
@@ -60,8 +63,11 @@ class GPTConfig:
             )
         if isinstance(self.drop_rate, bool) or not isinstance(self.drop_rate, int | float) or not 0 <= self.drop_rate < 1:
             problems.append(f"drop_rate={self.drop_rate!r}: must be at least 0 and below 1; GPT-2 used 0.1.")
-        if self.init not in INITS:
-            problems.append(f"init={self.init!r}: must be one of {', '.join(INITS)}.")
+        problems += [
+            f"{name}={getattr(self, name)!r}: must be one of {', '.join(choices)}."
+            for name, choices in (("gelu_approximate", GELUS), ("init", INITS))
+            if getattr(self, name) not in choices
+        ]
         if problems:
             raise UserError(problems)
 

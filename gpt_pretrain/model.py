@@ -81,7 +81,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(
             nn.Linear(config.emb_dim, 4 * config.emb_dim),
-            nn.GELU(approximate="tanh"),
+            nn.GELU(approximate=config.gelu_approximate),
             nn.Linear(4 * config.emb_dim, config.emb_dim),
         )
 

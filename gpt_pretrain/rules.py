@@ -76,6 +76,7 @@ GENERATE_RULES: list[Rule] = [
     ("prompt", lambda text: text != "", "must have at least one character, for example 'Every effort moves you'"),
     ("prompt_file", lambda name: name is None or Path(name).expanduser().is_file(), "there is no such file"),
     ("seed", lambda seed: 0 <= seed < 2**32, "must be between 0 and 4294967295"),
+    ("n_heads", *at_least(1, "attention head", otherwise="for what the weights tell")),
 ]
 
 
@@ -94,7 +95,10 @@ def train_problems(settings: TrainSettings) -> list[str]:
 
 def generate_problems(settings: GenerateSettings) -> list[str]:
     """What is wrong with the settings of a generation; empty when all is well."""
-    return _broken(settings, GENERATE_RULES) + _sampler_problems(settings.sampler)
+    problems = _broken(settings, GENERATE_RULES) + _sampler_problems(settings.sampler)
+    if settings.pretrained is not None and settings.checkpoint != "latest":
+        problems.append("checkpoint and pretrained exclude each other: both name the weights to use.")
+    return problems
 
 
 def _model_problems(model: ModelSettings) -> list[str]:

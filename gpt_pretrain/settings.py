@@ -33,6 +33,7 @@ class ModelSettings:
     qkv_bias: bool = MISSING
     tie_embeddings: bool = MISSING
     init: str = MISSING  # gpt2, pytorch
+    gelu_approximate: str = "tanh"  # tanh, none
 
 
 @dataclass
@@ -171,7 +172,8 @@ class TrainSettings:
     eval_iter: int = MISSING  # batches
     start_context: str = MISSING
     resume: Optional[str] = MISSING  # run directory or "latest"
-    init_from: Optional[str] = MISSING  # checkpoint file, run directory or "latest"
+    init_from: Optional[str] = MISSING  # whatever pretrained.load_pretrained takes
+    export: bool = MISSING  # write the run's last weights as a Hugging Face folder at its end
     compile: Union[bool, str] = MISSING  # true, false, auto
     run_dir: str = MISSING
     model: ModelSettings = field(default_factory=ModelSettings)
@@ -191,6 +193,9 @@ class GenerateSettings:
     """All of `generate.py`'s settings."""
 
     checkpoint: str = MISSING  # checkpoint file, run directory or "latest"
+    pretrained: Optional[str] = MISSING  # whatever pretrained.load_pretrained takes; instead of checkpoint
+    n_heads: Optional[int] = MISSING  # for pretrained weights that do not tell
+    tokenizer: Optional[str] = MISSING  # likewise
     prompt: str = MISSING  # "-": standard input
     prompt_file: Optional[str] = MISSING
     interactive: bool = MISSING

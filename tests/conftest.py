@@ -65,11 +65,12 @@ def compose_train(tmp_path: Path, cache_dir: Path) -> Callable[..., DictConfig]:
 
 
 @pytest.fixture
-def train(compose_train: Callable[..., DictConfig]) -> Callable[..., float]:
+def train(compose_train: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch) -> Callable[..., float]:
     """Run train.py's training in this process, on the tiny run's settings and these overrides."""
     import train as script
 
     def trained(*overrides: str, run_dir: Path | None = None, base: list[str] = TINY_RUN) -> float:
+        monkeypatch.setattr(cli, "typed_keys", lambda: {word.partition("=")[0] for word in [*base, *overrides]})
         return script.train(compose_train(*base, *overrides, run_dir=run_dir))
 
     return trained

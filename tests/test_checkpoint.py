@@ -8,8 +8,9 @@ import torch
 from conftest import tiny_model
 
 from gpt_pretrain import checkpoint as module
-from gpt_pretrain.checkpoint import load_model, read_checkpoint, replace_with_copy, write_checkpoint
+from gpt_pretrain.checkpoint import read_checkpoint, replace_with_copy, write_checkpoint
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.pretrained import load_pretrained, open_weights
 from gpt_pretrain.runs import find_checkpoint, find_run
 
 
@@ -22,8 +23,8 @@ def content(**changes: Any) -> dict[str, Any]:
 def test_a_model_comes_back_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "x.ckpt"
     write_checkpoint(content(), path)
-    model, tokenizer = load_model(path)
-    assert tokenizer == "byte"
+    assert open_weights(path).tokenizer == "byte"
+    model = load_pretrained(path)
     assert not model.training
     token_ids = torch.randint(0, 97, (2, 16))
     assert torch.equal(model(token_ids), tiny_model()(token_ids))
@@ -72,7 +73,7 @@ def test_a_hostile_file_is_refused_and_runs_nothing(tmp_path: Path) -> None:
     (tmp_path / "b.ckpt").write_bytes(pickle.dumps(Hostile(marker)))
     for name in ("a.ckpt", "b.ckpt"):
         with pytest.raises(UserError, match=r"not loaded|is damaged"):
-            load_model(tmp_path / name)
+            load_pretrained(tmp_path / name)
     assert not marker.exists()
     torch.load(tmp_path / "a.ckpt", weights_only=False)
     assert marker.exists(), "the file was hostile indeed"
@@ -82,15 +83,16 @@ def test_a_hostile_file_is_refused_and_runs_nothing(tmp_path: Path) -> None:
     ("change", "told"),
     [
         ({"architecture": {"_target_": "os.system"}}, "unknown field '_target_'"),
-        ({"architecture": 3}, "lacks architecture"),
-        ({"state_dict": {}}, "the tensor tok_emb.weight is missing"),
-        ({"state_dict": {"model.odd": torch.zeros(1)}}, "the tensor odd is not one of this model's"),
+        ({"architecture": 3}, "The stored architecture is a int"),
+        ({"state_dict": {}}, "holds no tensors"),
+        ({"state_dict": {"model.tok_emb.weight": torch.zeros(97, 32)}}, r"the tensor trf_blocks\.2\.ff\.layers\.0\.bias is missing"),
+        ({"state_dict": {"model.odd": torch.zeros(1)}}, "the tensor model.odd is not one of a GPT-2's"),
     ],
 )
 def test_what_does_not_make_a_model_is_refused(tmp_path: Path, change: dict[str, Any], told: str) -> None:
     write_checkpoint(content(**change), tmp_path / "x.ckpt")
     with pytest.raises(UserError, match=told):
-        load_model(tmp_path / "x.ckpt")
+        load_pretrained(tmp_path / "x.ckpt")
 
 
 def test_all_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
@@ -100,10 +102,10 @@ def test_all_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
     del wrong["state_dict"]["model.pos_emb.weight"]
     write_checkpoint(wrong, tmp_path / "x.ckpt")
     with pytest.raises(UserError) as caught:
-        load_model(tmp_path / "x.ckpt")
+        load_pretrained(tmp_path / "x.ckpt")
     told = "\n".join(caught.value.problems)
-    assert "tok_emb.weight has shape (97, 31), the model needs (97, 32)" in told
-    assert "final_norm.bias has shape str" in told
+    assert "model.tok_emb.weight has shape (97, 31), the model needs (97, 32)" in told
+    assert "model.final_norm.bias holds a str" in told
     assert "pos_emb.weight is missing" in told
 
 
@@ -119,7 +121,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path, damage: str) -> N
     else:
         torch.save([1, 2] if damage == "list" else {"weights": torch.zeros(3)}, path)
     with pytest.raises(UserError, match=r"x\.ckpt"):
-        load_model(path)
+        load_pretrained(path)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gpt_pretrain.checkpoint import load_model
+from gpt_pretrain.pretrained import load_pretrained
 from gpt_pretrain.config import GPTConfig
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation import generate
@@ -103,7 +103,7 @@ def test_the_printed_losses_are_those_of_the_checkpoint_s_model(train: Train, tm
     """The validation loss of a run's last line, restated on its saved weights from the text itself."""
     train("eval_freq=5", "eval_iter=1000", "logger=none", "trainer.max_steps=6")
     content = checkpoint(tmp_path / "run")
-    model, _ = load_model(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    model = load_pretrained(tmp_path / "run" / "checkpoints" / "last.ckpt")
     ids = build_tokenizer("byte").encode(story[int(0.9 * len(story)) :])
     starts = range(0, len(ids) - 32, 350)
     inputs = torch.tensor([ids[s : s + 32] for s in starts])
@@ -242,7 +242,7 @@ def test_a_diverged_run_says_so(train: Train, printed: Printed, tmp_path: Path) 
     train("optimizer.lr=1e30", "trainer.gradient_clip_val=null")
     assert any("the training has diverged" in line for line in printed())
     assert not any("best.ckpt" in line for line in printed())
-    model, _ = load_model(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    model = load_pretrained(tmp_path / "run" / "checkpoints" / "last.ckpt")
     with pytest.raises(UserError, match="not finite"):
         generate(model, torch.zeros(1, 1, dtype=torch.long), 1, temperature=1.0)
 
@@ -292,7 +292,7 @@ def test_best_is_kept_in_the_middle_of_an_epoch_too(train: Train, tmp_path: Path
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_lower_precision_trains_and_loads(train: Train, tmp_path: Path, precision: str) -> None:
     assert math.isfinite(train(f"trainer.precision={precision}"))
-    model, _ = load_model(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    model = load_pretrained(tmp_path / "run" / "checkpoints" / "last.ckpt")
     assert model.tok_emb.weight.dtype == torch.float32
 
 
