@@ -66,6 +66,10 @@ def train(config: DictConfig) -> float:
             raise
         log.warning("%s", summary.interrupted(trainer, run_dir))
         sys.exit(130)
+    if settings.export:
+        from gpt_pretrain.formats.huggingface import export_run
+
+        export_run(run_dir)
     log.info("%s", summary.after(settings, trainer, module, run_dir))
     return summary.best_loss(trainer)
 

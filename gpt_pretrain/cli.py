@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import re
@@ -18,10 +19,11 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs import find_run
-from gpt_pretrain.settings import GenerateSettings, TrainSettings
+from gpt_pretrain.settings import GenerateSettings, TrainSettings, typed
 
 Result = TypeVar("Result")
 
@@ -52,6 +54,49 @@ def run(main: Callable[[], Any]) -> None:
         sys.exit(report(error))
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
+
+
+def run_command(job: Callable[[Any], None], kind: type, *, usage: str) -> None:
+    """Run a command whose words are all `setting=value`, without Hydra.
+
+    Args:
+        kind: the dataclass of its settings.
+        usage: what `--help` prints.
+    """
+    words = sys.argv[1:]
+    if {"-h", "--help"} & set(words):
+        print(usage.strip())
+        return
+    try:
+        job(typed(_from_words(words, kind), kind))
+    except UserError as error:
+        sys.exit(report(error))
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _from_words(words: list[str], kind: type) -> DictConfig:
+    """The settings that words name, the others at their defaults.
+
+    Raises:
+        UserError: when a word is no setting, or a value is missing or of another type.
+    """
+    known = [field.name for field in dataclasses.fields(kind)]
+    config: DictConfig = OmegaConf.structured(kind)
+    problems = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or name not in known:
+            problems.append(f"{word}: no such setting. There are {', '.join(known)}; --help tells more.")
+            continue
+        try:
+            config[name] = None if value == "null" else value
+        except OmegaConfBaseException as error:
+            problems.append(f"{word}: {str(error).splitlines()[0]}")
+    problems += [f"{name}= is missing; --help tells more." for name in known if OmegaConf.is_missing(config, name)]
+    if problems:
+        raise UserError(problems)
+    return config
 
 
 def quoted(argv: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ from gpt_pretrain.errors import UserError
 
 OUTPUTS = Path("outputs")
 LAST, BEST = "last.ckpt", "best.ckpt"
+EXPORTED = "huggingface"
 
 
 def checkpoint_dir(run_dir: Path) -> Path:

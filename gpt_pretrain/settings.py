@@ -205,6 +205,16 @@ class GenerateSettings:
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
 
 
+@dataclass
+class ExportSettings:
+    """All of `python -m gpt_pretrain.export`'s settings."""
+
+    out: str = MISSING  # folder
+    checkpoint: str = "latest"  # whatever pretrained.load_pretrained takes
+    n_heads: Optional[int] = None
+    tokenizer: Optional[str] = None
+
+
 def typed(config: DictConfig, kind: type[Settings]) -> Settings:
     """The composed config as plain typed objects.
 

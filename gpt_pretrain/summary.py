@@ -15,7 +15,7 @@ from gpt_pretrain.callbacks.save import SaveRun
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.lit_module import GPTLitModule
 from gpt_pretrain.model import GPTModel
-from gpt_pretrain.runs import checkpoint_dir
+from gpt_pretrain.runs import EXPORTED, checkpoint_dir
 from gpt_pretrain.settings import TrainSettings
 from gpt_pretrain.trainer import steps_per_epoch, total_steps
 
@@ -54,7 +54,7 @@ def after(settings: TrainSettings, trainer: L.Trainer, module: GPTLitModule, run
             f"in epoch {save.best_epoch}, step {save.best_step}; the last is {module.val_loss:.3f}"
         )
     files = "checkpoints/last.ckpt checkpoints/best.ckpt losses.png losses.pdf samples.txt metrics.csv train.log config.yaml"
-    there = [name for name in files.split() if (run_dir / name).exists()]
+    there = [name for name in [*files.split(), EXPORTED] if (run_dir / name).exists()]
     limit = "max_steps" if trainer.global_step >= trainer.max_steps > 0 else "max_epochs"
     lines = [
         "",

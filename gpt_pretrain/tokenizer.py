@@ -50,12 +50,21 @@ class Tokenizer(Protocol):
 
 
 class TiktokenTokenizer:
-    """One of tiktoken's encodings."""
+    """One of tiktoken's encodings.
+
+    Attributes:
+        ranks: its tokens and their ids, special ones apart, which byte-pair encoding joins in this order.
+        specials: its special tokens and their ids.
+        pattern: the regular expression that splits a text before that.
+    """
 
     def __init__(self, encoding: tiktoken.Encoding) -> None:
         self.name = encoding.name
         self.vocab_size = encoding.n_vocab
         self.eos_id = encoding.eot_token
+        self.ranks: dict[bytes, int] = encoding._mergeable_ranks
+        self.specials: dict[str, int] = encoding._special_tokens
+        self.pattern: str = encoding._pat_str
         self._encoding = encoding
 
     def encode(self, text: str) -> list[int]:

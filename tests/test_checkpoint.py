@@ -85,7 +85,10 @@ def test_a_hostile_file_is_refused_and_runs_nothing(tmp_path: Path) -> None:
         ({"architecture": {"_target_": "os.system"}}, "unknown field '_target_'"),
         ({"architecture": 3}, "The stored architecture is a int"),
         ({"state_dict": {}}, "holds no tensors"),
-        ({"state_dict": {"model.tok_emb.weight": torch.zeros(97, 32)}}, r"the tensor trf_blocks\.2\.ff\.layers\.0\.bias is missing"),
+        (
+            {"state_dict": {"model.tok_emb.weight": torch.zeros(97, 32)}},
+            r"the tensor trf_blocks\.2\.ff\.layers\.0\.bias is missing",
+        ),
         ({"state_dict": {"model.odd": torch.zeros(1)}}, "the tensor model.odd is not one of a GPT-2's"),
     ],
 )

@@ -12,11 +12,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gpt_pretrain.pretrained import load_pretrained
-from gpt_pretrain.config import GPTConfig
+from gpt_pretrain.config import GPTConfig, SamplerConfig
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.generation import generate
+from gpt_pretrain.generation import sample_next
 from gpt_pretrain.lit_module import GPTLitModule
+from gpt_pretrain.pretrained import load_pretrained
 from gpt_pretrain.tokenizer import build_tokenizer
 
 Train = Callable[..., float]
@@ -173,9 +173,10 @@ def test_init_from_starts_a_new_run_from_the_weights(train: Train, printed: Prin
 def test_a_checkpoint_that_does_not_fit_is_refused_with_what_to_add(train: Train, tmp_path: Path) -> None:
     train("trainer.max_epochs=1", "logger=none", run_dir=tmp_path / "a")
     for change, told in (
-        ("model.n_heads=4", r"n_heads is 2 there and 4 here\. Add model\.n_heads=2"),
-        ("model.emb_dim=64", "emb_dim is 32 there and 64 here"),
-        ("tokenizer=gpt2", "trained with the tokenizer byte, not gpt2. Add tokenizer=byte"),
+        ("model.n_heads=4", r"n_heads=4: .*last\.ckpt has 2 attention heads"),
+        ("model.emb_dim=64", r"model\.emb_dim is 32 there\. Leave it out, or add model\.emb_dim=32"),
+        ("model.context_length=64", r"model\.context_length is 32 there \(the context can be shortened, not lengthened\)"),
+        ("tokenizer=gpt2", r"tokenizer\.name is byte there\. Leave it out, or add tokenizer\.name=byte"),
     ):
         with pytest.raises(UserError, match=told):
             train(f"init_from='{tmp_path / 'a'}'", change, "data.batch_size=1", run_dir=tmp_path / "b")
@@ -242,9 +243,10 @@ def test_a_diverged_run_says_so(train: Train, printed: Printed, tmp_path: Path) 
     train("optimizer.lr=1e30", "trainer.gradient_clip_val=null")
     assert any("the training has diverged" in line for line in printed())
     assert not any("best.ckpt" in line for line in printed())
-    model = load_pretrained(tmp_path / "run" / "checkpoints" / "last.ckpt")
-    with pytest.raises(UserError, match="not finite"):
-        generate(model, torch.zeros(1, 1, dtype=torch.long), 1, temperature=1.0)
+    with pytest.raises(UserError, match=r"last\.ckpt holds numbers that are not finite .* in 26 of 26 tensors"):
+        load_pretrained(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    with pytest.raises(UserError, match="logits are not finite"):
+        sample_next(torch.full((1, 5), torch.nan), SamplerConfig(1, temperature=1.0))
 
 
 def test_accumulated_batches_count_as_one_step(train: Train, tmp_path: Path) -> None:

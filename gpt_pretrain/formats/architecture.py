@@ -13,6 +13,7 @@ from gpt_pretrain.formats.layouts import QKV_PARTS, Place, gpt2_name, is_linear,
 from gpt_pretrain.formats.sources import Source
 from gpt_pretrain.model import GPTModel
 
+ABSURD = 10**9  # rows of a table
 HEADS = {(768, 12): 12, (1024, 24): 16, (1280, 36): 20, (1600, 48): 25}  # GPT-2's (emb_dim, n_layers): heads of width 64
 
 
@@ -74,7 +75,9 @@ def architecture(
         known_heads = 1
     fields = {"qkv_bias": any(place.name.endswith("att.qkv.bias") for place in parts), "tie_embeddings": _tied(source, parts)}
     heads = {"n_heads": known_heads if n_heads is None else n_heads}
-    readings = [_reading(source, {**fields, **either, **heads}, parts, in_out) for either in (both, {**seen, **declared})]
+    readings = [_reading(source, {**fields, **both, **heads}, parts, in_out)]
+    if all(isinstance(declared.get(name, 0), int) and declared.get(name, 0) <= 2 * value + 100 for name, value in seen.items()):
+        readings.append(_reading(source, {**fields, **seen, **declared, **heads}, parts, in_out))  # no absurd model is built
     config, misfits = min(readings, key=lambda reading: (reading[0] is None, len(reading[1])))
     return config, problems + misfits
 
@@ -95,6 +98,8 @@ def _reading(
     """An architecture of these fields, and what keeps the tensors from fitting it."""
     try:
         config = GPTConfig(**fields)
+        if max(config.vocab_size, config.context_length, config.emb_dim) > ABSURD:
+            raise UserError("its config tells of a size that no model has.")
     except UserError as error:
         return None, [f"{source.name}: {problem}" for problem in error.problems]
     return config, misfits(source, config, parts, in_out)
@@ -145,7 +150,7 @@ def misfits(source: Source, config: GPTConfig, parts: dict[Place, StoredTensor],
         if place.name == "out_head.weight" and not torch.equal(tensor, parts[Place("tok_emb.weight")].read()):
             problems.append(f"{source.name}: its config ties the output head to the token embedding, but the two differ.")
         if place.name.endswith(".bias") and tensor.any():
-            problems.append(f"{source.name}: its config says qkv_bias=False, but {parts[place].name} is not zero.")
+            problems.append(f"{source.name}: the tensor {parts[place].name} is not zero, but the model has qkv_bias=False.")
     return sorted(problems)
 
 
