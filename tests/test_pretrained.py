@@ -226,7 +226,7 @@ def numpy_params(model: GPT2LMHeadModel, *, under_ln_f: bool) -> dict[str, Any]:
             "ln_2": pair(f"h.{layer}.ln_2", "g"),
             "mlp": {"c_fc": pair(f"h.{layer}.mlp.c_fc", "w"), "c_proj": pair(f"h.{layer}.mlp.c_proj", "w")},
         }
-        for layer in range(3)
+        for layer in range(model.config.n_layer)
     ]
     last = pair("ln_f", "g")
     return {"wte": state["wte.weight"], "wpe": state["wpe.weight"], "blocks": blocks} | ({"ln_f": last} if under_ln_f else last)
@@ -258,7 +258,7 @@ def test_openai_s_parameters_that_do_not_fit_leave_the_model_as_it_was(theirs: G
     told = "\n".join(caught.value.problems)
     assert "wpe.weight has shape (24, 40), the model needs (24, 48)" in told
     assert "the tensor extra is not one of a GPT-2's" in told
-    assert "h.1.mlp.c_fc.bias is missing" in told
+    assert "the tensor h.1.mlp.c_fc.bias is missing" in told
     assert "h.2.ln_1.weight holds numbers that are not finite" in told
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     with pytest.raises(UserError, match="lack 'blocks'"):

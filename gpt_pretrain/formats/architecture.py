@@ -131,8 +131,7 @@ def misfits(source: Source, config: GPTConfig, parts: dict[Place, StoredTensor],
     optional = _optional(config)
     known = optional | wanted
     missing = [place for place in wanted.keys() - parts.keys() if not (source.bias_free and place.name.endswith(".bias"))]
-    gpt2 = any(".attn." in tensor.name or tensor.name.endswith("wte.weight") for tensor in parts.values())
-    problems = [f"{source.name}: the tensor {gpt2_name(place.name) if gpt2 else place} is missing." for place in missing]
+    problems = [f"{source.name}: the tensor {_as_there(place, parts)} is missing." for place in missing]
     problems += [
         f"{source.name}: the tensor {tensor.name} is not one of this model's."
         for place, tensor in parts.items()
@@ -152,6 +151,15 @@ def misfits(source: Source, config: GPTConfig, parts: dict[Place, StoredTensor],
         if place.name.endswith(".bias") and tensor.any():
             problems.append(f"{source.name}: the tensor {parts[place].name} is not zero, but the model has qkv_bias=False.")
     return sorted(problems)
+
+
+def _as_there(place: Place, parts: dict[Place, StoredTensor]) -> str:
+    """What a missing tensor would be called among these."""
+    names = [tensor.name for tensor in parts.values()]
+    if not any(".attn." in name or name.endswith("wte.weight") for name in names):
+        return str(place)
+    name = gpt2_name(place.name)
+    return name if any(other.startswith("transformer.") for other in names) else name.removeprefix("transformer.")
 
 
 def _optional(config: GPTConfig) -> dict[Place, tuple[int, ...]]:

@@ -10,23 +10,27 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import time
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub import constants, get_hf_file_metadata, get_session, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
+    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
-from huggingface_hub.file_download import http_get, repo_folder_name
-from huggingface_hub.utils._fixes import WeakFileLock
-from huggingface_hub.utils._headers import build_hf_headers
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import WeakFileLock, build_hf_headers, hf_raise_for_status
+from tqdm import tqdm
 
 from gpt_pretrain.errors import UserError
 
+PARTIAL_CONTENT = 206
+TRIES = 5  # in a row that bring nothing
+PAUSE_SECONDS = 1.0
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -37,8 +41,8 @@ def fetch(repo_id: str, file: str) -> Path:
         UserError: when there is no such model or file, the hub cannot be reached, or what it sent is not what it promised.
     """
     try:
-        _fill_cache(repo_id, file)
-        return Path(hf_hub_download(repo_id, file))
+        reached = _fill_cache(repo_id, file)
+        return Path(hf_hub_download(repo_id, file, local_files_only=not reached))
     except GatedRepoError as error:
         raise UserError(
             f"{repo_id}: the hub gives this model only to those who have agreed to its terms. Set HF_TOKEN."
@@ -65,34 +69,28 @@ def fetch(repo_id: str, file: str) -> Path:
         ) from error
 
 
-def _fill_cache(repo_id: str, file: str) -> None:
-    """Download a large file into the library's cache, where the library will find it under its checksum."""
+def _fill_cache(repo_id: str, file: str) -> bool:
+    """Download a large file into the library's cache, where the library will find it under its checksum.
+
+    Returns:
+        Whether the hub answers.
+    """
     try:
-        headers = build_hf_headers()
+        headers = build_hf_headers(headers={"Accept-Encoding": "identity"})
         promised = get_hf_file_metadata(hf_hub_url(repo_id, file), headers=headers)
-    except Exception:  # no network, no such model ...: the library has the file already, or says what is wrong
-        return
-    if urlsplit(promised.location).netloc != urlsplit(constants.ENDPOINT).netloc:
-        headers.pop("authorization", None)  # the hub's storage is another's server
+    except HfHubHTTPError:  # no such model, or the like, which the library tells apart
+        return True
+    except Exception:  # of the HTTP library: no network
+        return False
     if promised.etag is None or not SHA256.fullmatch(promised.etag):
-        return  # a small file, which the hub names no SHA-256 for
+        return True  # a small file, which the hub names no SHA-256 for
     blob = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo_id, repo_type="model"), "blobs", promised.etag)
     part = blob.with_name(f"{blob.name}.part")
     blob.parent.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(part.with_suffix(".lock")):
         if blob.exists():
-            return
-        with open(part, "ab") as stream:
-            if promised.size is not None and stream.tell() > promised.size:
-                stream.truncate(0)
-            http_get(
-                promised.location,
-                stream,
-                resume_size=stream.tell(),
-                headers=headers,
-                expected_size=promised.size,
-                displayed_filename=f"{repo_id}/{file}",
-            )
+            return True
+        _download(hf_hub_url(repo_id, file), part, size=promised.size, headers=headers, label=f"{repo_id}/{file}")
         with open(part, "rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         if found != promised.etag:
@@ -102,6 +100,38 @@ def _fill_cache(repo_id: str, file: str) -> None:
                 "It was discarded; try again."
             )
         os.replace(part, blob)
+    return True
+
+
+def _download(url: str, part: Path, *, size: int | None, headers: dict[str, str], label: str) -> None:
+    """Append to a file what is still missing of what a URL holds, trying again where the connection breaks.
+
+    The library's own function keeps nothing of a broken piece of 10 MB, nor of a broken process.
+    """
+    tries = TRIES
+    with open(part, "ab") as stream, tqdm(total=size, desc=label, unit="B", unit_scale=True) as bar:
+        while size is None or stream.tell() < size:
+            start = stream.tell()
+            bar.n = start
+            wanted = {"Range": f"bytes={start}-"} if start else {}
+            try:
+                with get_session().stream("GET", url, headers=headers | wanted) as answer:
+                    hf_raise_for_status(answer)
+                    if answer.status_code != PARTIAL_CONTENT:  # the server starts anew
+                        stream.truncate(0)
+                    for piece in answer.iter_bytes():
+                        stream.write(piece)
+                        bar.update(len(piece))
+                if size is None or stream.tell() >= size:
+                    return
+            except (HfHubHTTPError, OSError):
+                raise
+            except Exception:  # of the HTTP library: the connection
+                stream.flush()
+                tries = TRIES if stream.tell() > start else tries - 1
+                if tries == 0:
+                    raise
+                time.sleep(PAUSE_SECONDS)
 
 
 def _short(error: Exception) -> str:
