@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # a mistyped name asks no server
+
 import pytest
 import torch
 from hydra import compose, initialize_config_dir

@@ -139,7 +139,7 @@ ERRORS = [
     (["data.path=short.txt"], "the validation part has"),
     (["data.batch_size=1000"], "data.batch_size=1000: the training text has only"),
     (["data=text"], "data=text needs data.path="),
-    (["init_from=nowhere"], "there is no such file or run directory"),
+    (["init_from=nowhere"], "nowhere: there is no such file or folder here"),
     (["init_from=latest"], "there is no run with a checkpoint"),
     (["tokenizer.name=gpt5"], "there is no such tokenizer"),
     (["trainer.max_time=abc"], "must be DD:HH:MM:SS"),
@@ -229,7 +229,7 @@ def test_hydra_refuses_wrong_keys_types_and_options_at_once(script: Script, tmp_
 GENERATE_ERRORS = [
     (["checkpoint=latest"], "there is no run with a checkpoint"),
     (["checkpoint=nowhere"], "there is no such file or run directory"),
-    (["checkpoint=empty.txt"], "is damaged or no checkpoint"),
+    (["checkpoint=empty.txt"], "is damaged or no PyTorch file"),
     (["sampler.temperature=-1", "n_samples=0"], "2 errors:"),
     (["device=cuda"], "device=cuda: this machine has no such device"),
 ]

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 PACKAGE = sorted((ROOT / "gpt_pretrain").rglob("*.py"))
-HYDRA = {"gpt_pretrain.cli"}  # what the entry scripts share
+HYDRA = {"gpt_pretrain.cli"}  # what the commands share
 # What each part must not know.
 FORBIDDEN = {
     "gpt_pretrain.errors": ("torch", "lightning", "omegaconf", "gpt_pretrain"),

@@ -120,7 +120,7 @@ def read_torch_file(path: Path) -> Any:
     except UserError:
         raise
     except Exception as error:  # a restricted unpickler over damaged bytes raises nearly anything
-        raise UserError(f"{path} is damaged or no PyTorch file ({type(error).__name__}: {_short(error)}).") from error
+        raise UserError(f"{path} is damaged or no PyTorch file ({_short(error)}).") from error
     return content
 
 
@@ -181,5 +181,5 @@ def _check_zip(path: Path) -> None:
 
 
 def _short(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or ["no reason given"]
+    lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:200]
