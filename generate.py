@@ -21,24 +21,27 @@ def main(config: DictConfig) -> None:
 
 def generate(config: DictConfig) -> None:
     """Load a model, encode, sample, stream."""
+    from gpt_pretrain.checkpoint import first_whole
     from gpt_pretrain.config import SamplerConfig
     from gpt_pretrain.errors import UserError
     from gpt_pretrain.hardware import pick_device
     from gpt_pretrain.pretrained import open_weights
     from gpt_pretrain.prompts import continue_prompt, prompts
     from gpt_pretrain.rules import generate_problems
-    from gpt_pretrain.runs import find_checkpoint
+    from gpt_pretrain.runs import find_checkpoints
     from gpt_pretrain.settings import GenerateSettings, typed
 
     settings = typed(config, GenerateSettings)
     if problems := generate_problems(settings):
         raise UserError(problems)
-    source = settings.pretrained or find_checkpoint(settings.checkpoint)
-    weights = open_weights(source, n_heads=settings.n_heads)
+    if settings.pretrained is not None:
+        weights = open_weights(settings.pretrained, n_heads=settings.n_heads)
+    else:
+        weights = first_whole(find_checkpoints(settings.checkpoint), open_weights)
     tokenizer = weights.build_tokenizer(settings.tokenizer)
     model = weights.build(device=pick_device(settings.device))
     if settings.checkpoint == "latest" and settings.pretrained is None:
-        print(f"({source})", file=sys.stderr)
+        print(f"({weights.name})", file=sys.stderr)
     for prompt in prompts(settings):
         texts = continue_prompt(
             model, tokenizer, prompt, SamplerConfig(**vars(settings.sampler)), n_samples=settings.n_samples, seed=settings.seed

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import shutil
+import zipfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.formats.files import read_torch_file
+from gpt_pretrain.formats.files import add_checksum, has_checksum, read_torch_file
+
+Result = TypeVar("Result")
 
 RESUME_FIELDS = {
     "loops": dict,
@@ -21,33 +26,60 @@ RESUME_FIELDS = {
     "train_losses": list,
     "config": dict,
 }
+SCRATCH = ".tmp"  # the end of the name of what is still being written
+
+log = logging.getLogger(__name__)
 
 
 def write_checkpoint(content: dict[str, Any], target: Path) -> None:
-    """Write a checkpoint beside its target, flush it to disk and rename it over the target."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    """Write a checkpoint beside its target, read it back, flush it to disk, and only then rename it over the target.
+
+    Raises:
+        OSError: when any of that fails; the target is then as it was.
+    """
     scratch = _beside(target)
     try:
-        with open(scratch, "wb") as stream:
-            torch.save(content, stream)
-            stream.flush()
+        _save(content, scratch)
+        _put_in_place(scratch, target)
+    finally:
+        _remove(scratch)
+
+
+def copy_checkpoint(source: Path, target: Path) -> None:
+    """Make target a file of its own with source's content, as safely as `write_checkpoint`."""
+    scratch = _beside(target)
+    try:
+        shutil.copyfile(source, scratch)
+        with open(scratch, "rb") as stream:
             os.fsync(stream.fileno())
-        os.replace(scratch, target)
+        _put_in_place(scratch, target)
     finally:
-        scratch.unlink(missing_ok=True)
+        _remove(scratch)
 
 
-def replace_with_copy(source: Path, target: Path) -> None:
-    """Make target the same file as source, at once: a second name for it where the file system can, else a copy."""
-    scratch = _beside(target)
-    try:
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a killed process had begun to write in a folder of checkpoints."""
+    for path in folder.glob(f".*.ckpt.*{SCRATCH}"):
+        _remove(path)
+
+
+def first_whole(paths: Iterable[Path], read: Callable[[Path], Result]) -> Result:
+    """What `read` makes of the first file that it can; files that it refuses are reported.
+
+    Raises:
+        UserError: what was wrong with the first, when all are refused.
+    """
+    refused: list[UserError] = []
+    for path in paths:
         try:
-            os.link(source, scratch)
-        except OSError:
-            shutil.copyfile(source, scratch)
-        os.replace(scratch, target)
-    finally:
-        scratch.unlink(missing_ok=True)
+            result = read(path)
+        except UserError as error:
+            refused.append(error)
+            continue
+        for problem in refused:
+            log.warning("%s The newest whole checkpoint is %s.", problem, path)
+        return result
+    raise refused[0]
 
 
 def read_checkpoint(path: Path, *, resumable: bool = False) -> dict[str, Any]:
@@ -62,6 +94,8 @@ def read_checkpoint(path: Path, *, resumable: bool = False) -> dict[str, Any]:
         UserError: when the file is missing, damaged, hostile or no checkpoint of a GPTModel.
     """
     content = read_torch_file(path)
+    if not has_checksum(path):
+        raise UserError(f"{path} is damaged, or was not written by this program: it has no checksum.")
     wanted = {"state_dict": dict, "architecture": dict, "tokenizer": str} | (RESUME_FIELDS if resumable else {})
     if not isinstance(content, dict):
         raise UserError(f"{path} is no checkpoint of this program: it holds a {type(content).__name__}.")
@@ -71,5 +105,36 @@ def read_checkpoint(path: Path, *, resumable: bool = False) -> dict[str, Any]:
     return content
 
 
+def _save(content: dict[str, Any], path: Path) -> None:
+    """Write content, compare what the disk holds with PyTorch's checksums of it, and add one of the whole file."""
+    try:
+        torch.save(content, path)
+    except RuntimeError as error:  # PyTorch's word for a write that failed
+        raise OSError(f"PyTorch could not write all of it ({str(error).splitlines()[0]})") from error
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise OSError(f"what was written cannot be read back ({damaged} differs)")
+    add_checksum(path)
+    with open(path, "rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _put_in_place(scratch: Path, target: Path) -> None:
+    os.replace(scratch, target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the name as well
+    finally:
+        os.close(folder)
+
+
 def _beside(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}{SCRATCH}")
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("%s could not be removed: %s.", path, error.strerror or error)

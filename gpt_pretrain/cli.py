@@ -24,12 +24,12 @@ from omegaconf.errors import OmegaConfBaseException
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs import find_run
 from gpt_pretrain.settings import GenerateSettings, TrainSettings, typed
+from gpt_pretrain.slurm import interrupted_run
 
 Result = TypeVar("Result")
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
-OVERRIDES = "overrides.yaml"  # in a run directory: what was typed for it
 FREE_TEXT = {"prompt", "prompt_file", "start_context", "checkpoint", "pretrained", "resume", "init_from", "hydra.run.dir"} | {
     f"data.{name}" for name in ("path", "url", "cache_dir")
 }
@@ -45,10 +45,10 @@ def set_up_hydra() -> None:
     OmegaConf.register_new_resolver("unique", lambda: secrets.token_hex(3), use_cache=True, replace=True)
 
 
-def run(main: Callable[[], Any]) -> None:
-    """Run an entry script's main function on this process's command line."""
+def run(main: Callable[[], Any], *, resumes: bool = False) -> None:
+    """Run an entry script's main function on this process's command line, which may ask to resume a run."""
     try:
-        sys.argv[1:] = quoted(with_resume(sys.argv[1:]))
+        sys.argv[1:] = quoted(with_resume(sys.argv[1:]) if resumes else sys.argv[1:])
         main()
     except UserError as error:
         sys.exit(report(error))
@@ -119,34 +119,29 @@ def quote(text: str) -> str:
 
 
 def with_resume(argv: list[str]) -> list[str]:
-    """A command line in which `resume=RUN` has brought that run's own overrides, before those typed now, and its directory.
+    """A command line in which `resume=RUN` has brought that run's directory; what Hydra noted there stays as it is.
+
+    A job that SLURM starts again resumes the run that it trained before.
 
     Raises:
         UserError: when there is no such run, or a sweep is to resume one.
     """
+    sweep = bool({"-m", "--multirun"} & set(argv))
     wanted = [re.sub(r"^(['\"])(.*)\1$", r"\2", word.partition("=")[2]) for word in argv if _key(word) == "resume"]
+    if not wanted and not sweep and (run_dir := interrupted_run()) is not None:
+        argv, wanted = [*argv, f"resume={quote(str(run_dir))}"], [str(run_dir)]
     if not wanted or wanted[-1] in ("", "null"):
         return argv
-    if {"-m", "--multirun"} & set(argv):
+    if sweep:
         raise UserError("resume= goes on with one run; it cannot be combined with a sweep (-m).")
     run_dir = find_run(wanted[-1])
-    record = run_dir / OVERRIDES
-    if not record.is_file():
-        raise UserError(f"{record} is missing, so the run's settings are not known.")
     typed_now = {_key(word) for word in argv if not word.startswith("-")}
-    before = [str(word) for word in OmegaConf.load(record) if _key(str(word)) not in typed_now | {"resume", "init_from"}]
-    place = [] if "hydra.run.dir" in typed_now else [f"hydra.run.dir={quote(str(run_dir))}"]
-    return [*before, *place, *argv]
-
-
-def keep_overrides(run_dir: Path) -> None:
-    """Remember what was typed for this run, now that it is known to be sound, so that `resume=` can repeat it."""
-    if HydraConfig.initialized():
-        (run_dir / OVERRIDES).write_text(OmegaConf.to_yaml(HydraConfig.get().overrides.task), encoding="utf-8")
+    place = [] if "hydra.run.dir" in typed_now else [f"hydra.run.dir={quote(str(run_dir))}", "hydra.output_subdir=null"]
+    return [*place, *argv]
 
 
 def typed_keys() -> set[str]:
-    """The settings and groups that were typed on the command line, or by the run that is resumed."""
+    """The settings and groups that were typed on the command line."""
     return {_key(word) for word in HydraConfig.get().overrides.task} if HydraConfig.initialized() else set()
 
 

@@ -55,7 +55,8 @@ class GPTConfig:
             if not isinstance(getattr(self, name), bool)
         ]
         if _is_count(self.n_heads) and _is_count(self.emb_dim) and self.emb_dim % self.n_heads:
-            fits = [n for n in range(1, self.emb_dim + 1) if self.emb_dim % n == 0]
+            near = range(max(1, self.n_heads - 64), min(self.n_heads, self.emb_dim) + 65)
+            fits = [n for n in near if self.emb_dim % n == 0] or [1]
             nearest = sorted(sorted(fits, key=lambda n: abs(n - self.n_heads))[:4])
             problems.append(
                 f"n_heads={self.n_heads}: must divide emb_dim={self.emb_dim}, so that all heads have one size; "

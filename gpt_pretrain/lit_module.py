@@ -5,9 +5,10 @@ Shapes: B batch, T time, V vocab_size.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -24,6 +25,20 @@ from gpt_pretrain.data.windows import Batch
 from gpt_pretrain.model import GPTModel
 from gpt_pretrain.optim import build_optimizer, lr_at
 from gpt_pretrain.settings import OptimizerSettings, SchedulerSettings
+
+log = logging.getLogger(__name__)
+
+
+class NonFiniteError(Exception):
+    """A loss or the gradients are NaN or infinite; the weights are as they were before.
+
+    Attributes:
+        epoch, batch: where, both counted from 0.
+    """
+
+    def __init__(self, what: str, value: float, *, step: int, epoch: int, batch: int) -> None:
+        super().__init__(f"Step {step:06d}: the {what} of batch {batch} in epoch {epoch + 1} is {value}.")
+        self.epoch, self.batch = epoch, batch
 
 
 def next_token_loss(logits: Tensor, target_ids: Tensor, *, reduction: str = "mean") -> Tensor:
@@ -39,8 +54,11 @@ class GPTLitModule(L.LightningModule):
         optimizer, scheduler: their settings.
         total_steps: optimizer steps of the whole run, which schedules end at.
         token_bytes: bytes of text behind each token id, int64, (V,); for bits per byte.
+        on_nonfinite: what to do when a loss or gradient is NaN or infinite: "stop", "skip", "rollback".
 
     Attributes:
+        lr_scale: what the learning rate is multiplied by, after rollbacks.
+        skipped: epoch and batch of each batch that is left out, both counted from 0.
         tokens_seen: tokens trained on so far, by all devices together.
         last_loss: of the last batch, a tensor on the device.
         grad_norm: of all gradients together, before clipping, when it was last computed; likewise.
@@ -57,6 +75,7 @@ class GPTLitModule(L.LightningModule):
         scheduler: SchedulerSettings,
         total_steps: int,
         token_bytes: Tensor,
+        on_nonfinite: str = "stop",
     ) -> None:
         super().__init__()
         self.model = model
@@ -64,6 +83,9 @@ class GPTLitModule(L.LightningModule):
         self.scheduler_settings = scheduler
         self.total_steps = total_steps
         self.register_buffer("token_bytes", token_bytes, persistent=False)
+        self.on_nonfinite = on_nonfinite
+        self.lr_scale = 1.0
+        self.skipped: list[list[int]] = []
         self.tokens_seen = 0
         self.idle_seconds = 0.0
         self.val_loss = math.nan
@@ -76,13 +98,38 @@ class GPTLitModule(L.LightningModule):
         """The number of the last optimizer step done, the first being 0; -1 before it."""
         return self.trainer.global_step - 1
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean loss of a batch."""
+    def ends_step(self, batch_idx: int) -> bool:
+        """Whether an optimizer step ends with that batch of an epoch."""
+        return (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0 or self.trainer.is_last_batch
+
+    def on_train_start(self) -> None:
+        """Give the optimizer the settings of now: a checkpoint's are others after a rollback, or where the user says so."""
+        optimizer, schedule = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
+        assert isinstance(optimizer, Optimizer) and isinstance(schedule, LambdaLR)
+        lr = self.optimizer_settings.lr
+        schedule.base_lrs = [lr] * len(optimizer.param_groups)
+        for group, wanted in zip(optimizer.param_groups, self._groups, strict=True):
+            group.update(wanted, initial_lr=lr, lr=lr * schedule.lr_lambdas[0](schedule.last_epoch))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """Mean loss of a batch; None for one that is left out."""
         token_ids, target_ids = batch
-        loss = next_token_loss(self.model(token_ids), target_ids)
         self.tokens_seen += token_ids.numel() * self.trainer.world_size
+        if [self.trainer.current_epoch, batch_idx] in self.skipped:
+            return None
+        loss = next_token_loss(self.model(token_ids), target_ids)
         self.last_loss = loss.detach()
-        return loss
+        if bool(self.last_loss.isfinite()):
+            return loss
+        error = self._nonfinite("loss", self.last_loss, batch_idx)
+        if self.on_nonfinite != "skip":
+            raise error
+        log.warning("%s It is left out.", error)
+        return None
+
+    def _nonfinite(self, what: str, value: Tensor, batch_idx: int) -> NonFiniteError:
+        where = {"step": self.trainer.global_step, "epoch": self.trainer.current_epoch, "batch": batch_idx}
+        return NonFiniteError(what, value.item(), **where)
 
     def on_validation_epoch_start(self) -> None:
         self._val_start = time.perf_counter()
@@ -107,10 +154,11 @@ class GPTLitModule(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW, and a schedule stepped with it."""
         optimizer = build_optimizer(self.model, self.optimizer_settings, fused=self.trainer.precision != "16-mixed")
+        self._groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
         lr = self.optimizer_settings.lr
         schedule = LambdaLR(
             optimizer,
-            lambda step: lr_at(step, lr=lr, settings=self.scheduler_settings, total_steps=self.total_steps) / lr,
+            lambda step: lr_at(step, lr=lr, settings=self.scheduler_settings, total_steps=self.total_steps) / lr * self.lr_scale,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -118,17 +166,38 @@ class GPTLitModule(L.LightningModule):
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip the norm of all gradients together; Lightning's own way refuses a fused optimizer under bf16-mixed."""
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        self.grad_norm = get_total_norm(gradients)
+        scaled = self.trainer.precision == "16-mixed"  # whose scaler leaves such a step out by itself
+        if not scaled and not bool(self.grad_norm.isfinite()):
+            raise self._nonfinite("gradient", self.grad_norm, self.trainer.fit_loop.epoch_loop.batch_idx)
         if gradient_clip_val is not None:
-            self.grad_norm = clip_grad_norm_(self.model.parameters(), gradient_clip_val)
+            clip_grads_with_norm_(self.model.parameters(), gradient_clip_val, self.grad_norm)
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Step, or leave the batch out when its loss or gradients are no numbers and the settings say to."""
+        try:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        except NonFiniteError as error:
+            if self.on_nonfinite != "skip":
+                raise
+            log.warning("%s The step is left out.", error)
+            optimizer.zero_grad()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what rebuilds the model unaided, as plain containers."""
         checkpoint["architecture"] = self.model.config.to_dict()
         checkpoint["tokens_seen"] = self.tokens_seen
+        checkpoint["lr_scale"] = self.lr_scale
+        checkpoint["skipped"] = self.skipped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on counting tokens."""
+        """Go on counting tokens, and with what rollbacks have changed, the one just made included."""
         self.tokens_seen = int(checkpoint["tokens_seen"])
+        if not self.skipped:
+            self.lr_scale, self.skipped = float(checkpoint["lr_scale"]), list(checkpoint["skipped"])
 
     @torch.no_grad()
     def mean_loss(self, batches: Iterable[Batch]) -> float:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import logging
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,8 @@ COLUMNS = (
     "tokens_per_second",
 )
 
+log = logging.getLogger(__name__)
+
 CHARTS = {
     "Loss": {
         "train and validation": ["Multiline", ["train/loss", "val/loss"]],
@@ -46,10 +51,14 @@ class MetricsFile(Logger):
         super().__init__()
         self.path = path
         self._row: dict[str, Any] = {}
+        self._failed = False
         if path.exists():
-            head, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
-            kept = [row for row in rows if int(row.split(",")[0]) < first_step]
-            path.write_text(head + "".join(kept), encoding="utf-8")
+            with open(path, encoding="utf-8", newline="") as stream:
+                rows = [row for row in csv.DictReader(stream) if (row["step"] or "").isdigit() and int(row["step"]) < first_step]
+            if rows and int(rows[-1]["step"]) == first_step - 1:  # what is still to come of that step joins it
+                self._row = {**rows.pop(), "step": first_step - 1}
+            path.unlink()
+            self._write(rows, new=True)
 
     @property
     def name(self) -> str:
@@ -73,13 +82,20 @@ class MetricsFile(Logger):
         """Write the row begun."""
         if not self._row:
             return
-        new = not self.path.exists()
+        try:
+            self._write([self._row], new=not self.path.exists())
+        except OSError as error:
+            if not self._failed:
+                log.warning("%s cannot be written (%s); its rows are lost until it can.", self.path, error.strerror or error)
+            self._failed = True
+        self._row = {}
+
+    def _write(self, rows: list[dict[str, Any]], *, new: bool) -> None:
         with open(self.path, "a", encoding="utf-8", newline="") as stream:
             writer = csv.DictWriter(stream, COLUMNS, extrasaction="ignore")
             if new:
                 writer.writeheader()
-            writer.writerow({name: _short(value) for name, value in self._row.items()})
-        self._row = {}
+            writer.writerows({name: _short(value) for name, value in row.items()} for row in rows)
 
     def finalize(self, status: str) -> None:
         self.save()
@@ -92,16 +108,38 @@ class EventFiles(TensorBoardLogger):
         purge: dict[str, Any] = {"purge_step": first_step} if first_step else {}  # hides what was written after the checkpoint
         super().__init__(save_dir=run_dir, name="", version="", default_hp_metric=False, **purge)
         self._charts_written = False
+        self._failed = False
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        if not self._charts_written:
-            self.experiment.add_custom_scalars(CHARTS)
-            self._charts_written = True
-        super().log_metrics(metrics, step)
+        with self._unless_failed():
+            if not self._charts_written:
+                self.experiment.add_custom_scalars(CHARTS)
+                self._charts_written = True
+            super().log_metrics(metrics, step)
+
+    def add_text(self, name: str, text: str, *, step: int) -> None:
+        """Show a text, in Markdown, beside a step."""
+        with self._unless_failed():
+            self.experiment.add_text(name, text, global_step=step)
 
     def save(self) -> None:
         """Flush the events; the settings stand in the run's config.yaml."""
-        self.experiment.flush()
+        with self._unless_failed():
+            self.experiment.flush()
+
+    def finalize(self, status: str) -> None:
+        with self._unless_failed():
+            super().finalize(status)
+
+    @contextmanager
+    def _unless_failed(self) -> Iterator[None]:
+        """Do something with the events; where they cannot be written, say so once and leave TensorBoard alone from then on."""
+        try:
+            yield
+        except OSError as error:
+            if not self._failed:
+                log.warning("TensorBoard's events cannot be written (%s); they end here.", error.strerror or error)
+            self._failed = True
 
 
 def build_loggers(settings: LoggerSettings, *, run_dir: Path, first_step: int = 0) -> list[Logger]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,18 +11,21 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from gpt_pretrain.checkpoint import read_checkpoint
 from gpt_pretrain.config import GPTConfig
 from gpt_pretrain.data.datamodule import TextDataModule, cache_folder
 from gpt_pretrain.data.text import find_text
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.formats.sources import earlier_export
 from gpt_pretrain.hardware import accelerator_device
 from gpt_pretrain.model import GPTModel
 from gpt_pretrain.pretrained import Weights, open_weights
+from gpt_pretrain.resuming import as_before, changes_problems, newest_checkpoint
 from gpt_pretrain.rules import train_problems
-from gpt_pretrain.runs import checkpoint_dir, find_checkpoint
+from gpt_pretrain.runs import EXPORTED, checkpoint_dir
 from gpt_pretrain.settings import TrainSettings, typed
 from gpt_pretrain.tokenizer import Tokenizer, build_tokenizer, fits
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,14 +35,14 @@ class StartingPoint:
     Args:
         resume: the checkpoint to go on from.
         step: optimizer steps done in it.
-        precision: what it was trained in.
+        text_sha256: of the text that it was trained on.
         weights: the weights that a new run starts from.
         architecture: of either.
     """
 
     resume: Path | None = None
     step: int = 0
-    precision: str | None = None
+    text_sha256: str | None = None
     weights: Weights | None = None
     architecture: GPTConfig | None = None
 
@@ -53,31 +57,30 @@ def prepare(config: DictConfig, *, typed_keys: Set[str]) -> tuple[TrainSettings,
     Raises:
         UserError: with everything that is wrong, settings, weights and data together.
     """
-    settings = typed(config, TrainSettings)
+    settings, start, changes = _start(typed(config, TrainSettings), typed_keys)
     problems = train_problems(settings)
     if settings.resume is None and any(checkpoint_dir(Path(settings.run_dir)).glob("*.ckpt")):
         problems.append(
             f"{settings.run_dir} holds a run already: go on with it by resume={settings.run_dir}, or choose another folder."
         )
-    start, tokenizer, data = StartingPoint(), None, None
+    tokenizer = data = None
+    try:
+        if settings.export:
+            earlier_export(Path(settings.run_dir) / EXPORTED)
+    except UserError as error:
+        problems += error.problems
     try:
         accelerator_device(settings.trainer.accelerator)
     except UserError as error:
         problems += error.problems
     try:
-        if settings.resume is not None or not problems:  # weights may have to be downloaded first
-            start = starting_point(settings, typed_keys)
+        if settings.init_from is not None and start.resume is None and not problems:  # the weights may have to be downloaded
+            start = _from_weights(settings, typed_keys)
     except UserError as error:
         problems += error.problems
     try:
         tokenizer = build_tokenizer(settings.tokenizer.name)
-        if not tokenizer.encode(settings.start_context):
-            problems.append("start_context is empty: give at least one character for the samples to begin with.")
-        if start.architecture is not None and not fits(tokenizer.vocab_size, start.architecture.vocab_size):
-            problems.append(
-                f"tokenizer={tokenizer.name} has {tokenizer.vocab_size} tokens, {settings.resume or settings.init_from} "
-                f"{start.architecture.vocab_size}: choose the tokenizer that it was trained with."
-            )
+        problems += _tokenizer_problems(settings, tokenizer, start)
     except UserError as error:
         problems += error.problems
     try:
@@ -88,32 +91,60 @@ def prepare(config: DictConfig, *, typed_keys: Set[str]) -> tuple[TrainSettings,
             data.prepare_data()
     except UserError as error:
         problems += error.problems
+    if start.resume is not None:
+        if data is not None and data.split.text_sha256 != start.text_sha256:
+            changes.append("the text that data names has another content")
+        problems += changes_problems(changes, path=start.resume, force=settings.resume_force)
     if problems:
         raise UserError(problems)
     assert tokenizer is not None and data is not None
     return settings, tokenizer, data, start
 
 
-def starting_point(settings: TrainSettings, typed_keys: Set[str]) -> StartingPoint:
-    """What `resume` or `init_from` names, if it fits what was typed; the other settings of model and tokenizer follow it.
+def _start(settings: TrainSettings, typed_keys: Set[str]) -> tuple[TrainSettings, StartingPoint, list[str]]:
+    """What `resume` names, the run's own settings, and what was typed against their meaning.
 
     Raises:
-        UserError: when there is none, or it does not fit, or the run is complete already.
+        UserError: when there is no whole checkpoint, or the run is complete already.
     """
-    if settings.resume is not None:
-        path = find_checkpoint(settings.run_dir)
-        content = read_checkpoint(path, resumable=True)
-        architecture = GPTConfig.from_dict(content["architecture"])
-        _follow(settings, architecture, content["tokenizer"], typed_keys, name=str(path), resumes=True)
-        _check_incomplete(settings, content)
-        precision = content["config"]["trainer"]["precision"]
-        return StartingPoint(resume=path, step=int(content["global_step"]), precision=precision, architecture=architecture)
+    if settings.resume is None:
+        return settings, StartingPoint(), []
     if settings.init_from is not None:
-        n_heads = settings.model.n_heads if "model.n_heads" in typed_keys else None
-        weights = open_weights(settings.init_from, n_heads=n_heads)
-        _follow(settings, weights.config, weights.tokenizer, typed_keys, name=weights.name, resumes=False)
-        return StartingPoint(weights=weights, architecture=weights.config)
-    return StartingPoint()
+        raise UserError("resume and init_from exclude each other: resume goes on with a run, init_from begins a new one.")
+    path, content = newest_checkpoint(Path(settings.run_dir))
+    settings, changes = as_before(settings, content["config"], typed_keys)
+    _check_incomplete(settings, content)
+    start = StartingPoint(
+        resume=path,
+        step=int(content["global_step"]),
+        architecture=GPTConfig.from_dict(content["architecture"]),
+        text_sha256=content["text_sha256"],
+    )
+    return settings, start, changes
+
+
+def _from_weights(settings: TrainSettings, typed_keys: Set[str]) -> StartingPoint:
+    """What `init_from` names; the settings of model and tokenizer follow it where nothing else was typed.
+
+    Raises:
+        UserError: when there is none, or what was typed does not fit it.
+    """
+    n_heads = settings.model.n_heads if "model.n_heads" in typed_keys else None
+    weights = open_weights(str(settings.init_from), n_heads=n_heads)
+    _follow(settings, weights, typed_keys)
+    return StartingPoint(weights=weights, architecture=weights.config)
+
+
+def _tokenizer_problems(settings: TrainSettings, tokenizer: Tokenizer, start: StartingPoint) -> list[str]:
+    problems = []
+    if not tokenizer.encode(settings.start_context):
+        problems.append("start_context is empty: give at least one character for the samples to begin with.")
+    if start.architecture is not None and not fits(tokenizer.vocab_size, start.architecture.vocab_size):
+        problems.append(
+            f"tokenizer={tokenizer.name} has {tokenizer.vocab_size} tokens, {settings.resume or settings.init_from} "
+            f"{start.architecture.vocab_size}: choose the tokenizer that it was trained with."
+        )
+    return problems
 
 
 def build_model(settings: TrainSettings, tokenizer: Tokenizer, start: StartingPoint) -> GPTModel:
@@ -148,25 +179,29 @@ def _check_incomplete(settings: TrainSettings, content: dict[str, Any]) -> None:
         )
 
 
-def _follow(
-    settings: TrainSettings, stored: GPTConfig, tokenizer: str | None, typed_keys: Set[str], *, name: str, resumes: bool
-) -> None:
-    """Let the settings of model and tokenizer be those of weights, except where the user typed something.
-
-    A new run may drop out at another rate and see fewer positions than the weights had.
+def _follow(settings: TrainSettings, weights: Weights, typed_keys: Set[str]) -> None:
+    """Let the settings of model and tokenizer be those of weights; only dropout and fewer positions are the run's own choice.
 
     Raises:
-        UserError: when what was typed differs.
+        UserError: when something else was typed.
     """
+    stored = weights.config
     held = {f"model.{size}" for size in ("emb_dim", "n_heads", "n_layers") if typed_keys & {"model", "experiment"}}
     held |= {"tokenizer.name"} if typed_keys & {"tokenizer", "experiment"} else set()
-    wanted = {f"model.{field}": value for field, value in stored.to_dict().items() if field != "vocab_size"}
-    if not resumes:
-        del wanted["model.drop_rate"]
-        if settings.model.context_length <= stored.context_length or "model.context_length" not in typed_keys:
-            wanted["model.context_length"] = min(settings.model.context_length, stored.context_length)
-    if tokenizer is not None:
-        wanted["tokenizer.name"] = tokenizer
+    free = ("vocab_size", "drop_rate")
+    wanted = {f"model.{field}": value for field, value in stored.to_dict().items() if field not in free}
+    if settings.model.context_length <= stored.context_length or "model.context_length" not in typed_keys:
+        wanted["model.context_length"] = min(settings.model.context_length, stored.context_length)
+        if settings.model.context_length < stored.context_length and "model.context_length" not in typed_keys:
+            log.info(
+                "%s has a context of %d tokens, of which this run uses %d; model.context_length=%d keeps it all",
+                weights.name,
+                stored.context_length,
+                settings.model.context_length,
+                stored.context_length,
+            )
+    if weights.tokenizer is not None:
+        wanted["tokenizer.name"] = weights.tokenizer
     differing = {}
     for key, value in wanted.items():
         group, field = key.split(".")
@@ -176,9 +211,9 @@ def _follow(
             setattr(getattr(settings, group), field, value)
     if differing:
         raise UserError(
-            f"{name} does not fit what was typed: "
+            f"{weights.name} does not fit what was typed: "
             + ", ".join(f"{key} is {value} there" for key, value in differing.items())
-            + ("" if resumes else " (the context can be shortened, not lengthened)" * ("model.context_length" in differing))
+            + " (the context can be shortened, not lengthened)" * ("model.context_length" in differing)
             + ". Leave it out, or add "
             + " ".join(f"{key}={value}" for key, value in differing.items())
         )

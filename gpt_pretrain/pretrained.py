@@ -86,14 +86,15 @@ class Weights:
             tensor = self._tensor(name) if self.parts[name] else torch.zeros(shapes[name])
             if name == "pos_emb.weight":
                 tensor = tensor[: config.context_length]
+            tensor = tensor.contiguous().to(device=device or "cpu", dtype=dtype or torch.float32)
             if not bool(tensor.isfinite().all()):
                 spoilt.append(name)
-            tensor = tensor.to(device=device or "cpu", dtype=dtype or torch.float32).contiguous()
             part_of_more = tensor.untyped_storage().nbytes() > tensor.nbytes  # which would stay in memory, and be saved, with it
             state[name] = tensor.clone() if part_of_more else tensor
         if spoilt:
             raise UserError(
-                f"{self.name} holds numbers that are not finite (NaN or infinity), in {len(spoilt)} of {len(state)} tensors: "
+                f"{self.name} holds numbers that are not finite in {dtype or torch.float32} (NaN or infinity), "
+                f"in {len(spoilt)} of {len(state)} tensors: "
                 f"{', '.join(sorted(spoilt)[:3])}{' ...' if len(spoilt) > 3 else ''}. Its training diverged, or it is damaged."
             )
         model.load_state_dict(state, assign=True)
@@ -177,7 +178,7 @@ def load_weights_into_gpt(model: GPTModel, params: Mapping[str, Any]) -> None:
 
     Source: OpenAI's gpt-2 `src/model.py` names them.
     """
-    blocks = params.get("blocks")
+    blocks = params.get("blocks") if isinstance(params, Mapping) else None
     if not isinstance(blocks, list | tuple):
         raise UserError("The parameters lack 'blocks', the list of their transformer blocks.")
     flat = _flatten({name: value for name, value in params.items() if name not in ("blocks", "g", "b")})
@@ -185,16 +186,20 @@ def load_weights_into_gpt(model: GPTModel, params: Mapping[str, Any]) -> None:
     for number, block in enumerate(blocks):
         flat |= _flatten(block, f"h.{number}.")
     endings = {"wte": "wte.weight", "wpe": "wpe.weight", "w": "weight", "g": "weight", "b": "bias"}
-    renamed = {}
+    renamed, problems = {}, []
     for name, value in flat.items():
         module, dot, ending = name.rpartition(".")
-        renamed[module + dot + endings.get(ending, ending)] = value
+        try:
+            array = np.array(value.detach().cpu() if isinstance(value, Tensor) else value, dtype=np.float32, copy=True)
+            renamed[module + dot + endings.get(ending, ending)] = torch.from_numpy(array)
+        except (TypeError, ValueError):
+            problems.append(f"The parameters: {name} is no array of numbers.")
     if not model.config.tie_embeddings and "wte.weight" in renamed:
         renamed["lm_head.weight"] = renamed["wte.weight"]  # OpenAI's models have no other
-    tensors = {name: in_memory(name, torch.from_numpy(np.asarray(value))) for name, value in renamed.items()}
+    tensors = {name: in_memory(name, value) for name, value in renamed.items()}
     source = Source("The parameters", tensors)
-    parts, problems = by_place(source)
-    problems += misfits(source, model.config, parts, in_out=True)
+    parts, unknown = by_place(source)
+    problems += unknown + misfits(source, model.config, parts, in_out=True)
     spoilt = [name for name, part in tensors.items() if not part.read().isfinite().all()]
     problems += [f"The parameters: {name} holds numbers that are not finite (NaN or infinity)." for name in spoilt]
     if problems:

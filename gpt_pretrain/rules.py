@@ -68,6 +68,11 @@ TRAIN_RULES: list[Rule] = [
     ("trainer.limit_val_batches", *at_least(1, "batch", otherwise="for all")),
     ("trainer.profiler", *one_of(None, "simple", "advanced", "pytorch")),
     ("checkpoint.every_n_steps", *at_least(1, "optimizer step", otherwise="for the end of each epoch only")),
+    ("checkpoint.every_n_minutes", lambda minutes: minutes is None or 0 < minutes < INFINITY, "must be above 0, or null"),
+    ("checkpoint.keep", *at_least(0, "checkpoints")),
+    ("on_nonfinite", *one_of("stop", "skip", "rollback")),
+    ("rollback_lr_factor", lambda factor: 0 < factor <= 1, "must be above 0 and at most 1"),
+    ("max_rollbacks", *at_least(0)),
 ]
 
 GENERATE_RULES: list[Rule] = [
@@ -88,8 +93,6 @@ def train_problems(settings: TrainSettings) -> list[str]:
             problems.append(f"logger={package} needs the package {package}: pip install {package}. Or choose logger=csv.")
     if settings.scheduler.min_lr > settings.optimizer.lr > 0:
         problems.append(f"scheduler.min_lr={settings.scheduler.min_lr}: must be at most optimizer.lr={settings.optimizer.lr}.")
-    if settings.resume is not None and settings.init_from is not None:
-        problems.append("resume and init_from exclude each other: resume goes on with a run, init_from begins a new one.")
     return problems
 
 

@@ -38,25 +38,30 @@ def find_run(name: str) -> Path:
     return run_dir
 
 
-def find_checkpoint(name: str) -> Path:
-    """The checkpoint file that a user means: a file, a run directory (its last) or "latest" (the newest run's last).
+def find_checkpoints(name: str) -> list[Path]:
+    """The checkpoint files that a user may mean, the newest first: one file, or those of a run ("latest": the newest run).
 
     Raises:
         UserError: when there is none.
     """
     path = Path(name).expanduser()
     if name != "latest" and path.is_file():
-        return path
+        return [path]
     if name != "latest" and not path.exists():
         raise UserError(
             f"checkpoint={name}: there is no such file or run directory. `latest` names the newest run below {OUTPUTS}/."
         )
-    folder = checkpoint_dir(find_run(name))
-    return folder / LAST if (folder / LAST).is_file() else folder / BEST
+    return checkpoints(find_run(name))
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """A run's checkpoints: last.ckpt, then the others from the newest on."""
+    found = checkpoint_dir(run_dir).glob("*.ckpt")
+    return sorted(found, key=lambda file: (file.name == LAST, file.stat().st_mtime_ns), reverse=True)
 
 
 def _latest_run() -> Path:
-    found = [*OUTPUTS.glob(f"*/checkpoints/{LAST}"), *OUTPUTS.glob(f"multirun/*/*/checkpoints/{LAST}")]
+    found = [file for pattern in ("*", "multirun/*/*") for file in OUTPUTS.glob(f"{pattern}/checkpoints/*.ckpt")]
     if not found:
         raise UserError(
             f"`latest`: there is no run with a checkpoint below {OUTPUTS.resolve()} yet. "

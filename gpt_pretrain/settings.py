@@ -161,6 +161,8 @@ class CheckpointSettings:
     """`checkpoint`: when the run is saved, beside the end of each epoch."""
 
     every_n_steps: Optional[int] = MISSING  # optimizer steps; null: at the end of each epoch only
+    every_n_minutes: Optional[float] = MISSING
+    keep: int = MISSING  # how many to keep beside last and best
 
 
 @dataclass
@@ -173,6 +175,10 @@ class TrainSettings:
     start_context: str = MISSING
     resume: Optional[str] = MISSING  # run directory or "latest"
     init_from: Optional[str] = MISSING  # whatever pretrained.load_pretrained takes
+    resume_force: bool = MISSING  # go on although a setting has changed that gives the checkpoint its meaning
+    on_nonfinite: str = MISSING  # stop, skip, rollback: what to do when a loss or gradient is NaN or infinite
+    rollback_lr_factor: float = MISSING
+    max_rollbacks: int = MISSING
     export: bool = MISSING  # write the run's last weights as a Hugging Face folder at its end
     compile: Union[bool, str] = MISSING  # true, false, auto
     run_dir: str = MISSING

@@ -43,7 +43,7 @@ def before(settings: TrainSettings, data: TextDataModule, model: GPTModel) -> st
 
 def after(settings: TrainSettings, trainer: L.Trainer, module: GPTLitModule, run_dir: Path) -> str:
     """What came out, where it is, and what to do next."""
-    save, metrics = _callback(trainer, SaveRun), _callback(trainer, TrainMetrics)
+    save, metrics = callback(trainer, SaveRun), callback(trainer, TrainMetrics)
     folder = place(run_dir)
     batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
     epochs = trainer.current_epoch - 1 + batches / trainer.num_training_batches
@@ -84,7 +84,7 @@ def interrupted(trainer: L.Trainer, run_dir: Path) -> str:
 
 def best_loss(trainer: L.Trainer) -> float:
     """The lowest validation loss of the run, in nats a token."""
-    return _callback(trainer, SaveRun).best_loss
+    return callback(trainer, SaveRun).best_loss
 
 
 def place(path: Path) -> str:
@@ -93,9 +93,9 @@ def place(path: Path) -> str:
     return str(path) if relative.startswith("..") else relative
 
 
-def _callback(trainer: L.Trainer, kind: type[Kind]) -> Kind:
+def callback(trainer: L.Trainer, kind: type[Kind]) -> Kind:
     callbacks: list[object] = trainer.callbacks  # type: ignore[attr-defined]
-    return next(callback for callback in callbacks if isinstance(callback, kind))
+    return next(one for one in callbacks if isinstance(one, kind))
 
 
 def _perplexity(loss: float) -> str:

@@ -16,7 +16,7 @@ from gpt_pretrain.callbacks.progress import ProgressBar
 from gpt_pretrain.callbacks.randomness import Randomness
 from gpt_pretrain.callbacks.samples import Samples
 from gpt_pretrain.callbacks.save import SafeCheckpointIO, SaveRun
-from gpt_pretrain.callbacks.stop import FinishAtLimit
+from gpt_pretrain.callbacks.stop import FinishAtLimit, StopOnSignal
 from gpt_pretrain.config import SamplerConfig
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.loggers import build_loggers
@@ -110,8 +110,8 @@ def build_callbacks(
     save = SaveRun(
         data,
         folder=checkpoint_dir(run_dir),
-        every_n_steps=settings.checkpoint.every_n_steps,
+        settings=settings.checkpoint,
         tokenizer=tokenizer.name,
         config=config,
     )
-    return [*callbacks, save]
+    return [*callbacks, save, StopOnSignal(save)]

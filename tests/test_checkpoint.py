@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gpt_pretrain import checkpoint as module
-from gpt_pretrain.checkpoint import read_checkpoint, replace_with_copy, write_checkpoint
+from gpt_pretrain.checkpoint import copy_checkpoint, first_whole, read_checkpoint, remove_leftovers, write_checkpoint
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.pretrained import load_pretrained, open_weights
-from gpt_pretrain.runs import find_checkpoint, find_run
+from gpt_pretrain.runs import find_checkpoints, find_run
 
 
 def content(**changes: Any) -> dict[str, Any]:
@@ -46,15 +48,56 @@ def test_a_failed_write_leaves_the_old_checkpoint_and_nothing_else(tmp_path: Pat
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.ckpt"]
 
 
-@pytest.mark.parametrize("links", [True, False])
-def test_best_outlives_the_next_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
-    if not links:
-        monkeypatch.setattr(module.os, "link", lambda *args: (_ for _ in ()).throw(OSError(1, "not here")))
+def test_best_outlives_the_next_last(tmp_path: Path) -> None:
     last, best = tmp_path / "last.ckpt", tmp_path / "best.ckpt"
     write_checkpoint(content(step=1), last)
-    replace_with_copy(last, best)
+    copy_checkpoint(last, best)
+    assert best.stat().st_ino != last.stat().st_ino, "damage to one is none to the other"
     write_checkpoint(content(step=2), last)
     assert (read_checkpoint(best)["step"], read_checkpoint(last)["step"]) == (1, 2)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "zeroed", "marker"])
+def test_damage_is_seen_and_the_newest_whole_one_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
+    last, older = tmp_path / "last.ckpt", tmp_path / "step-00000001.ckpt"
+    write_checkpoint(content(step=1), older)
+    write_checkpoint(content(step=2), last)
+    data = bytearray(last.read_bytes())
+    if damage == "flipped":
+        data[len(data) // 2] ^= 1
+    elif damage == "truncated":
+        del data[-1:]
+    elif damage == "marker":
+        data[-20] ^= 1
+    else:
+        data[:] = bytes(len(data))
+    last.write_bytes(data)
+    with pytest.raises(UserError, match=r"last\.ckpt (is damaged|holds more than)"):
+        read_checkpoint(last)
+    assert first_whole([last, older], read_checkpoint)["step"] == 1
+    assert f"The newest whole checkpoint is {older}" in caplog.text
+    with pytest.raises(UserError, match=r"last\.ckpt"):
+        first_whole([last, last], read_checkpoint)
+
+
+@settings(max_examples=300, deadline=None)
+@given(at=st.integers(0, 10**9), bit=st.integers(0, 7))
+def test_any_flipped_bit_is_seen(tmp_path_factory: pytest.TempPathFactory, at: int, bit: int) -> None:
+    path = tmp_path_factory.getbasetemp() / "small.ckpt"
+    write_checkpoint({"state_dict": {"a": torch.arange(50.0)}, "architecture": {}, "tokenizer": "byte"}, path)
+    data = bytearray(path.read_bytes())
+    data[at % len(data)] ^= 1 << bit
+    path.write_bytes(data)
+    with pytest.raises(UserError):
+        read_checkpoint(path)
+
+
+def test_what_a_killed_write_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    write_checkpoint(content(), tmp_path / "last.ckpt")
+    (tmp_path / ".last.ckpt.0123abcd.tmp").write_bytes(b"half")
+    (tmp_path / "notes.tmp").write_bytes(b"mine")
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "notes.tmp"]
 
 
 class Hostile:
@@ -142,10 +185,14 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_runs_are_found_by_name_and_by_age(outputs: Path) -> None:
     assert find_run("latest") == Path("outputs/multirun/s/0")
     assert find_run("outputs/a") == find_run("outputs/a/checkpoints/last.ckpt") == Path("outputs/a")
-    assert find_checkpoint("latest") == Path("outputs/multirun/s/0/checkpoints/last.ckpt")
-    assert find_checkpoint("outputs/a") == find_checkpoint("outputs/a/checkpoints/last.ckpt")
-    (outputs / "a/checkpoints/last.ckpt").rename(outputs / "a/checkpoints/best.ckpt")
-    assert find_checkpoint("outputs/a") == Path("outputs/a/checkpoints/best.ckpt")
+    assert find_checkpoints("latest") == [Path("outputs/multirun/s/0/checkpoints/last.ckpt")]
+    assert find_checkpoints("outputs/a") == find_checkpoints("outputs/a/checkpoints/last.ckpt")
+    folder = outputs / "a/checkpoints"
+    for name, age in (("best.ckpt", 5000), ("step-00000003.ckpt", 7000), ("step-00000002.ckpt", 6000)):
+        (folder / name).write_bytes(b"x")
+        os.utime(folder / name, (age, age))
+    names = ["last.ckpt", "step-00000003.ckpt", "step-00000002.ckpt", "best.ckpt"]
+    assert [path.name for path in find_checkpoints("outputs/a")] == names, "last comes first, whatever its age"
 
 
 @pytest.mark.parametrize("name", ["outputs/nowhere", "outputs/empty"])
@@ -153,4 +200,4 @@ def test_runs_that_are_not_there_are_refused(outputs: Path, name: str) -> None:
     with pytest.raises(UserError, match=name):
         find_run(name)
     with pytest.raises(UserError, match=name):
-        find_checkpoint(name)
+        find_checkpoints(name)

@@ -1,6 +1,7 @@
 """Our models as Hugging Face folders, opened by transformers itself."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import tiktoken
 import torch
 from conftest import ROOT, tiny_model
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from gpt_pretrain.checkpoint import write_checkpoint
@@ -121,7 +123,11 @@ def test_every_field_of_the_architecture_has_a_place_or_prevents_the_export(
     assert [path.name for path in tmp_path.iterdir()] == ["x.ckpt"]
 
 
-@pytest.mark.parametrize("damage", ["logits", "disk"])
+def fail(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize("damage", ["logits", "disk", "weights", "rename"])
 def test_an_export_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
     checkpoint(tmp_path / "x.ckpt")
     export(open_weights(tmp_path / "x.ckpt"), tmp_path / "out")
@@ -131,11 +137,16 @@ def test_an_export_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch:
         monkeypatch.setattr(
             huggingface, "to_hf_config", lambda *a, **k: layouts.to_hf_config(*a, **k) | {"activation_function": "relu"}
         )
+    elif damage == "weights":  # safetensors has an error of its own
+        monkeypatch.setattr(huggingface, "save_file", lambda *a, **k: fail(SafetensorError("I/O error: No space left on device")))
+    elif damage == "disk":
+        monkeypatch.setattr(huggingface, "model_card", lambda *a, **k: fail(OSError(28, "No space left on device")))
     else:
+        real = os.rename
         monkeypatch.setattr(
-            huggingface, "model_card", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+            os, "rename", lambda a, b: fail(OSError(28, "No space left")) if str(a).endswith(".tmp") else real(a, b)
         )
-    with pytest.raises(UserError, match="computes other logits" if damage == "logits" else "cannot be written: No space left"):
+    with pytest.raises(UserError, match="computes other logits" if damage == "logits" else "cannot be written: .*No space left"):
         export(open_weights(tmp_path / "x.ckpt"), tmp_path / "out")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "x.ckpt"]
@@ -150,6 +161,13 @@ def test_only_an_earlier_export_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "out" / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"holds what no earlier export wrote \(notes\.txt\)"):
         export(open_weights(tmp_path / "x.ckpt"), tmp_path / "out")
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    (tmp_path / "out" / "notes.txt").unlink()
+    export(open_weights(tmp_path / "x.ckpt"), tmp_path / "link")
+    assert load_pretrained(tmp_path / "out").config == again.config
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "out", "x.ckpt"]
+    with pytest.raises(UserError, match="is where you are"):
+        export(open_weights(tmp_path / "x.ckpt"), Path("."))
     with pytest.raises(UserError, match="is a file"):
         export(open_weights(tmp_path / "x.ckpt"), tmp_path / "x.ckpt")
 

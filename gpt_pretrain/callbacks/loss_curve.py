@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import lightning as L
@@ -9,6 +10,8 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 
 from gpt_pretrain.callbacks.losses import LossLines
+
+log = logging.getLogger(__name__)
 
 
 class LossCurve(Callback):
@@ -32,7 +35,9 @@ class LossCurve(Callback):
         self._draw()
 
     def _draw(self) -> None:
-        if self.losses.steps:
+        if not self.losses.steps:
+            return
+        try:
             plot_losses(
                 tokens_seen=self.losses.tokens_seen,
                 train_losses=self.losses.train_losses,
@@ -40,6 +45,8 @@ class LossCurve(Callback):
                 tokens_per_epoch=self.tokens_per_epoch,
                 files=[self.folder / "losses.png", self.folder / "losses.pdf"],
             )
+        except OSError as error:
+            log.warning("The loss curve cannot be drawn: %s.", error.strerror or error)
 
 
 def plot_losses(

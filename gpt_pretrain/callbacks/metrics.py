@@ -9,7 +9,6 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from gpt_pretrain.lit_module import GPTLitModule
@@ -35,12 +34,25 @@ class TrainMetrics(Callback):
 
     def __init__(self, *, every_n_steps: int) -> None:
         self.every_n_steps = every_n_steps
+        self._resumed: tuple[float, int] | None = None
+        self._loss = torch.zeros(())
+        self._batches, self._since, self._idle, self._tokens = 0, 0.0, 0.0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The mean loss begun."""
+        return {"loss": float(self._loss), "batches": self._batches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resumed = float(state_dict["loss"]), int(state_dict["batches"])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         self._step = trainer.global_step
         self._lr = 0.0
         self._restart(pl_module)
-        self._begin = (self._since, self._idle, self._tokens)
+        self._begin: tuple[float, float, int] = (self._since, self._idle, self._tokens)
+        if self._resumed is not None:
+            self._loss, self._batches = self._loss + self._resumed[0], self._resumed[1]
+            self._resumed = None
 
     def on_train_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         since, idle, tokens = self._begin
@@ -49,8 +61,6 @@ class TrainMetrics(Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: GPTLitModule, optimizer: Optimizer) -> None:
         self._lr = optimizer.param_groups[0]["lr"]
-        if trainer.gradient_clip_val is None and trainer.global_step % self.every_n_steps == 0:  # else clipping computes it
-            pl_module.grad_norm = get_total_norm([p.grad for p in pl_module.parameters() if p.grad is not None])
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._loss += pl_module.last_loss

@@ -10,11 +10,11 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from gpt_pretrain.config import SamplerConfig
 from gpt_pretrain.generation import generate_stream
 from gpt_pretrain.lit_module import GPTLitModule
+from gpt_pretrain.loggers import EventFiles
 from gpt_pretrain.tokenizer import Tokenizer, decode
 
 log = logging.getLogger(__name__)
@@ -49,13 +49,15 @@ class Samples(Callback):
         with pl_module.off_the_clock():
             text = self._sample(pl_module)
         log.info("%s", "".join(char if char.isprintable() else " " for char in text))
-        with open(self.file, "a", encoding="utf-8") as stream:
-            stream.write(
-                f"--- epoch {trainer.current_epoch + 1}, step {pl_module.step}, {pl_module.tokens_seen} tokens seen\n{text}\n"
-            )
+        head = f"--- epoch {trainer.current_epoch + 1}, step {pl_module.step}, {pl_module.tokens_seen} tokens seen"
+        try:
+            with open(self.file, "a", encoding="utf-8") as stream:
+                stream.write(f"{head}\n{text}\n")
+        except OSError as error:
+            log.warning("%s cannot be written: %s.", self.file, error.strerror or error)
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("sample", _code_block(text), global_step=pl_module.step)
+            if isinstance(logger, EventFiles):
+                logger.add_text("sample", _code_block(text), step=pl_module.step)
 
     def _sample(self, module: GPTLitModule) -> str:
         prompt = torch.tensor([self.tokenizer.encode(self.start_context)], device=module.device)

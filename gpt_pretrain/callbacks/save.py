@@ -1,9 +1,11 @@
-"""When a run is saved."""
+"""When a run is saved, and what happens when it cannot be."""
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import time
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,15 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from gpt_pretrain.callbacks.metrics import log_metrics
-from gpt_pretrain.checkpoint import read_checkpoint, replace_with_copy, write_checkpoint
+from gpt_pretrain.checkpoint import copy_checkpoint, read_checkpoint, write_checkpoint
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.lit_module import GPTLitModule
 from gpt_pretrain.runs import BEST, LAST
+from gpt_pretrain.settings import CheckpointSettings
+
+PERIODIC = "step-{:08d}.ckpt"
+
+log = logging.getLogger(__name__)
 
 
 class SafeCheckpointIO(CheckpointIO):
@@ -35,54 +42,109 @@ class SafeCheckpointIO(CheckpointIO):
 
 
 class SaveRun(Checkpoint):
-    """Keeps last.ckpt, and best.ckpt with the lowest validation loss; Lightning runs it after all other callbacks.
+    """Keeps last.ckpt, best.ckpt with the lowest validation loss, and some periodic ones; it acts after all other callbacks.
+
+    A checkpoint that cannot be written is reported, the old one stays, and the next is tried when it is due.
 
     Args:
         data: what is validated on before a checkpoint in the middle of an epoch.
         folder: where checkpoints go.
-        every_n_steps: optimizer steps between two in the middle of an epoch; None saves after each epoch only.
+        settings: when.
         tokenizer: its name, stored beside the weights.
         config: the resolved settings as plain containers, likewise.
 
     Attributes:
         best_loss, best_step, best_epoch: the lowest full validation and where it was.
+        failed: whether the last try to save did not succeed.
     """
 
     def __init__(
-        self, data: TextDataModule, *, folder: Path, every_n_steps: int | None, tokenizer: str, config: dict[str, Any]
+        self, data: TextDataModule, *, folder: Path, settings: CheckpointSettings, tokenizer: str, config: dict[str, Any]
     ) -> None:
         self.data = data
         self.folder = folder
-        self.every_n_steps = every_n_steps
+        self.settings = settings
         self.tokenizer = tokenizer
         self.config = config
         self.best_loss, self.best_step, self.best_epoch = math.inf, -1, -1
+        self.failed = False
+        self._before_validation = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved_at = trainer.global_step
+        self._saved_time = time.monotonic()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
-        if due and trainer.global_step != self._saved_at and not trainer.is_last_batch:  # the end of the epoch saves anyway
+        step = trainer.global_step
+        if step == self._saved_at or trainer.is_last_batch or not pl_module.ends_step(batch_idx):
+            return  # the end of an epoch saves anyway
+        steps, minutes = self.settings.every_n_steps, self.settings.every_n_minutes
+        if steps is not None and step % steps == 0:
             with pl_module.off_the_clock():
                 limit = trainer.limit_val_batches if isinstance(trainer.limit_val_batches, int) else None
                 pl_module.val_loss = pl_module.mean_loss(islice(self.data.val_dataloader(), limit))
             log_metrics(trainer, pl_module, {"val/loss": pl_module.val_loss})
-            self._save(trainer, pl_module)
+            self.save(trainer, pl_module, validated=True)
+        elif minutes is not None and time.monotonic() - self._saved_time >= 60 * minutes:
+            self.save(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
-        self._save(trainer, pl_module)
+        self.save(trainer, pl_module, validated=True)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
+        if self.failed:
+            self.save(trainer, pl_module)
+
+    def save(self, trainer: L.Trainer, module: GPTLitModule, *, validated: bool = False, before_validation: bool = False) -> None:
+        """Write last.ckpt, and what else is due.
+
+        Args:
+            validated: whether a full validation has just been made.
+            before_validation: whether the epoch's validation is still to come, though Lightning may have begun with it.
+        """
+        better = validated and module.val_loss < self.best_loss
+        best_before = (self.best_loss, self.best_step, self.best_epoch)
+        if better:
+            self.best_loss, self.best_step, self.best_epoch = module.val_loss, module.step, trainer.current_epoch + 1
+        self._before_validation = before_validation
+        self._saved_at, self._saved_time = trainer.global_step, time.monotonic()
+        try:
+            with module.off_the_clock():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                for logger in trainer.loggers:
+                    logger.save()  # what stands in the logs belongs to the checkpoint
+                trainer.save_checkpoint(self.folder / LAST)
+                if trainer.is_global_zero:
+                    if better:
+                        copy_checkpoint(self.folder / LAST, self.folder / BEST)
+                    self._keep_periodic(trainer.global_step)
+            self.failed = False
+        except OSError as error:
+            self.failed = True
+            self.best_loss, self.best_step, self.best_epoch = best_before
+            log.warning(
+                "The checkpoint of step %d could not be written to %s (%s). The one before it is kept; training goes on, and "
+                "the next is tried when it is due.",
+                module.step,
+                self.folder,
+                error.strerror or error,
+            )
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Store what names the tokenizer and tells how the run was set up."""
+        """Store what names the tokenizer and the text, and tells how the run was set up."""
         checkpoint["tokenizer"] = self.tokenizer
         checkpoint["config"] = self.config
+        checkpoint["text_sha256"] = self.data.split.text_sha256
         progress = checkpoint["loops"]["fit_loop"]
         epochs, batches = progress["epoch_progress"], progress["epoch_loop.batch_progress"]
         ended = epochs["current"]["processed"] == epochs["current"]["ready"]
         if ended and batches["current"]["processed"] < trainer.num_training_batches:
             for count in (epochs["current"], epochs["total"]):  # a limit ended the epoch early: it is not done
                 count["processed"] -= 1
+        if self._before_validation:  # Lightning begins a validation anew that it finds in its first batch
+            for count in progress["epoch_loop.val_loop.batch_progress"].values():
+                if isinstance(count, dict):
+                    count.update(ready=1, started=1, processed=0, completed=0)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_loss": self.best_loss, "best_step": self.best_step, "best_epoch": self.best_epoch}
@@ -91,13 +153,12 @@ class SaveRun(Checkpoint):
         self.best_loss = state_dict["best_loss"]
         self.best_step, self.best_epoch = state_dict["best_step"], state_dict["best_epoch"]
 
-    def _save(self, trainer: L.Trainer, module: GPTLitModule) -> None:
-        """Write last.ckpt, and best.ckpt if the validation just made was the best."""
-        better = module.val_loss < self.best_loss
-        if better:
-            self.best_loss, self.best_step, self.best_epoch = module.val_loss, module.step, trainer.current_epoch + 1
-        with module.off_the_clock():
-            trainer.save_checkpoint(self.folder / LAST)
-            if better and trainer.is_global_zero:
-                replace_with_copy(self.folder / LAST, self.folder / BEST)
-        self._saved_at = trainer.global_step
+    def _keep_periodic(self, step: int) -> None:
+        """Keep a copy of last.ckpt under its step, and only so many of them."""
+        keep = self.settings.keep
+        if keep == 0:
+            return
+        copy_checkpoint(self.folder / LAST, self.folder / PERIODIC.format(step))
+        found = sorted(self.folder.glob(PERIODIC.format(0).replace("0" * 8, "*")))
+        for path in found[:-keep]:
+            path.unlink(missing_ok=True)

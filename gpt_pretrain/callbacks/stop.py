@@ -1,11 +1,20 @@
-"""Ending a run in the middle of an epoch as completely as at its end."""
+"""Ending a run before its time: at a limit as completely as after an epoch, and on a signal as soon as a step is done."""
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+from types import FrameType
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Checkpoint
+
+from gpt_pretrain.callbacks.save import SaveRun
+from gpt_pretrain.lit_module import GPTLitModule
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
 
 
 class FinishAtLimit(Callback):
@@ -16,3 +25,68 @@ class FinishAtLimit(Callback):
     ) -> None:
         if trainer.global_step == trainer.max_steps:
             trainer.should_stop = True
+
+
+class StoppedBySignalError(BaseException):
+    """The run was saved and ended because a signal asked for it.
+
+    Attributes:
+        signum: which.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+class StopOnSignal(Checkpoint):
+    """On Ctrl-C, SIGTERM or SIGUSR1: finishes the optimizer step, saves and ends the run; a second Ctrl-C quits at once.
+
+    It acts after `SaveRun`, as which it is a Checkpoint to Lightning.
+
+    Args:
+        save: what saves.
+    """
+
+    def __init__(self, save: SaveRun) -> None:
+        self.save = save
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {signum: signal.signal(signum, self._receive) for signum in SIGNALS}
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+        self._before = {}
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.received is not None and pl_module.ends_step(batch_idx) and not trainer.is_last_batch:
+            self._stop(trainer, pl_module)
+
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: GPTLitModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self.received is not None:
+            self._stop(trainer, pl_module, before_validation=True)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
+        if self.received is not None:  # and the run has just been saved
+            raise StoppedBySignalError(self.received)
+
+    def _stop(self, trainer: L.Trainer, module: GPTLitModule, *, before_validation: bool = False) -> None:
+        assert self.received is not None
+        self.save.save(trainer, module, before_validation=before_validation)
+        raise StoppedBySignalError(self.received)
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        """Note a signal; what is safe in a handler is little, so the text goes straight to the terminal."""
+        if self.received is not None:
+            if signum == signal.SIGINT:
+                os._exit(128 + signum)
+            return
+        self.received = signum
+        name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
+        os.write(2, f"\n{name}: finishing the step, then saving. Ctrl-C quits at once.\n".encode())

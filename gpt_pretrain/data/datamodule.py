@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,13 @@ EVAL_EPOCH = 2**31  # no epoch of training has this order
 def cache_folder(settings: DataSettings) -> Path:
     """Where downloads and token files are kept: the user's cache folder, unless the settings say otherwise."""
     return Path(pooch.os_cache("gpt-pretrain")) if settings.cache_dir is None else Path(settings.cache_dir).expanduser()
+
+
+def _leave_signals_to_the_main_process(_worker: int) -> None:
+    """Let a Ctrl-C or a scheduler's signal, which every process of a group gets, end none of the workers before their run."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 class TextDataModule(L.LightningDataModule):
@@ -114,6 +122,7 @@ class TextDataModule(L.LightningDataModule):
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_leave_signals_to_the_main_process,
             generator=torch.Generator(),  # of its own, so that making an iterator draws nothing from the training's randomness
         )
 

@@ -13,7 +13,7 @@ from gpt_pretrain.formats.layouts import QKV_PARTS, Place, gpt2_name, is_linear,
 from gpt_pretrain.formats.sources import Source
 from gpt_pretrain.model import GPTModel
 
-ABSURD = 10**9  # rows of a table
+MOST = {"vocab_size": 10**8, "context_length": 10**8, "emb_dim": 10**6, "n_layers": 1000}  # more is no model, but an attack
 HEADS = {(768, 12): 12, (1024, 24): 16, (1280, 36): 20, (1600, 48): 25}  # GPT-2's (emb_dim, n_layers): heads of width 64
 
 
@@ -29,10 +29,10 @@ def by_place(source: Source) -> tuple[dict[Place, StoredTensor], list[str]]:
             problems.append(f"{source.name}: the tensor {name} is not one of a GPT-2's.")
         elif place in parts:
             problems.append(f"{source.name}: the tensor {name} is there twice, under different names.")
-        elif isinstance(tensor.dtype, str):
-            problems.append(f"{source.name}: the tensor {name} holds {tensor.dtype}, not floating-point numbers.")
         else:
             parts[place] = tensor
+            if isinstance(tensor.dtype, str):
+                problems.append(f"{source.name}: the tensor {name} holds {tensor.dtype}, not floating-point numbers.")
     if not parts and not problems:
         problems.append(f"{source.name} holds no tensors.")
     return parts, problems
@@ -54,7 +54,7 @@ def architecture(
     seen = _seen(parts)
     declared = dict(source.declared)
     problems = [
-        f"{source.name}: its config says {name}={declared[name]}, its tensors show {value}."
+        f"{source.name}: its config says {name}={declared[name]!r}, its tensors show {value}."
         for name, value in seen.items()
         if name in declared and declared[name] != value
     ]
@@ -62,10 +62,11 @@ def architecture(
     lacking = [name for name in ("vocab_size", "context_length", "emb_dim") if name not in both]
     if lacking:
         return None, [*problems, f"{source.name} is no GPT-2: it has no tables of tokens and positions, by the names known here."]
-    known_heads = declared.get("n_heads", HEADS.get((both["emb_dim"], both["n_layers"])))
+    known_heads = declared.get("n_heads")
     if n_heads is not None and known_heads not in (None, n_heads):
         problems.append(f"n_heads={n_heads}: {source.name} has {known_heads} attention heads.")
-    if n_heads is None and known_heads is None:
+    known_heads = known_heads or n_heads or HEADS.get((both["emb_dim"], both["n_layers"]))
+    if known_heads is None:
         emb_dim = both["emb_dim"]
         problems.append(
             f"{source.name} does not say how many attention heads it has, and no tensor shows it. Add n_heads=... "
@@ -74,7 +75,7 @@ def architecture(
         )
         known_heads = 1
     fields = {"qkv_bias": any(place.name.endswith("att.qkv.bias") for place in parts), "tie_embeddings": _tied(source, parts)}
-    heads = {"n_heads": known_heads if n_heads is None else n_heads}
+    heads = {"n_heads": known_heads}
     readings = [_reading(source, {**fields, **both, **heads}, parts, in_out)]
     if all(isinstance(declared.get(name, 0), int) and declared.get(name, 0) <= 2 * value + 100 for name, value in seen.items()):
         readings.append(_reading(source, {**fields, **seen, **declared, **heads}, parts, in_out))  # no absurd model is built
@@ -96,10 +97,10 @@ def _reading(
     source: Source, fields: dict[str, Any], parts: dict[Place, StoredTensor], in_out: bool
 ) -> tuple[GPTConfig | None, list[str]]:
     """An architecture of these fields, and what keeps the tensors from fitting it."""
+    if absurd := [name for name, most in MOST.items() if isinstance(fields[name], int) and fields[name] > most]:
+        return None, [f"{source.name}: {name}={fields[name]} is more than any model has." for name in absurd]
     try:
         config = GPTConfig(**fields)
-        if max(config.vocab_size, config.context_length, config.emb_dim) > ABSURD:
-            raise UserError("its config tells of a size that no model has.")
     except UserError as error:
         return None, [f"{source.name}: {problem}" for problem in error.problems]
     return config, misfits(source, config, parts, in_out)

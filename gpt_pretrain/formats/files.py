@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
+import re
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +21,7 @@ from torch import Tensor
 from gpt_pretrain.errors import UserError
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+CHECKSUM_COMMENT = b"gpt-pretrain crc32 "  # and eight digits: of all that stands before, in the archive's comment
 INDEX = "model.safetensors.index.json"
 MAX_JSON_BYTES = 20_000_000  # a config.json has a thousand bytes, a shard index a hundred thousand
 
@@ -112,11 +116,18 @@ def read_torch_file(path: Path) -> Any:
         zipped = zipfile.is_zipfile(path)
         if zipped:
             _check_zip(path)
+            if (problem := checksum_error(path)) is not None:
+                raise UserError(f"{path} is damaged: {problem}.")
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file.") from error
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path} holds more than tensors and plain data, or is no PyTorch file; it was not loaded.") from error
+        needed = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f" (it needs {needed[1]})" if needed else ", or is no PyTorch file"
+        raise UserError(
+            f"{path} holds more than tensors and plain data{reason}; it was not loaded, and nothing in it was run. If it is "
+            "yours, save the state_dict() alone."
+        ) from error
     except UserError:
         raise
     except Exception as error:  # a restricted unpickler over damaged bytes raises nearly anything
@@ -141,18 +152,59 @@ def stored_tensors(content: dict[str, Any], path: Path) -> dict[str, StoredTenso
     for name, value in content.items():
         if not isinstance(value, Tensor):
             tensors[str(name)] = StoredTensor(str(name), (), f"a {type(value).__name__}", torch.Tensor)
-        elif value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
+        elif value.is_nested or value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
             problems.append(f"{path}: the tensor {name} is not a plain dense one.")
         elif math.prod(value.shape) * value.element_size() > min(size, value.untyped_storage().nbytes()):
             problems.append(f"{path}: the tensor {name} says to have the shape {tuple(value.shape)}, more than its file holds.")
         else:
             tensors[str(name)] = in_memory(str(name), value)
-    n_bytes = sum(value.numel() * value.element_size() for value in content.values() if isinstance(value, Tensor))
-    if not problems and n_bytes > 2 * size:  # a tied output head may count twice
-        problems.append(f"{path}: its tensors say to have {n_bytes:,} bytes together, more than the file holds.")
     if problems:
         raise UserError(problems)
+    n_bytes = sum(value.numel() * value.element_size() for value in content.values() if isinstance(value, Tensor))
+    if n_bytes > 2 * size:  # a tied output head may count twice
+        raise UserError(f"{path}: its tensors say to have {n_bytes:,} bytes together, more than the file holds.")
     return tensors
+
+
+def add_checksum(path: Path) -> None:
+    """Put a checksum of the whole file into the comment of its archive, which PyTorch leaves empty.
+
+    A zip archive ends with the comment, after two bytes with the comment's length.
+    """
+    length = (len(CHECKSUM_COMMENT) + 8).to_bytes(2, "little")
+    with open(path, "r+b") as stream:
+        stream.seek(-2, os.SEEK_END)
+        end = stream.tell()
+        assert stream.read() == b"\0\0", f"{path} has a comment already"
+        found = zlib.crc32(length, _crc32(stream, end))
+        stream.seek(end)
+        stream.write(length + CHECKSUM_COMMENT + f"{found:08x}".encode())
+
+
+def has_checksum(path: Path) -> bool:
+    """Whether a file carries its checksum."""
+    with open(path, "rb") as stream:
+        stream.seek(max(0, os.fstat(stream.fileno()).st_size - len(CHECKSUM_COMMENT) - 8))
+        return stream.read().startswith(CHECKSUM_COMMENT)
+
+
+def checksum_error(path: Path) -> str | None:
+    """What is wrong with a file that carries its checksum; None if nothing is, or it has none."""
+    if not has_checksum(path):
+        return None
+    with open(path, "rb") as stream:
+        found = f"{_crc32(stream, os.fstat(stream.fileno()).st_size - len(CHECKSUM_COMMENT) - 8):08x}"
+        promised = stream.read()[len(CHECKSUM_COMMENT) :].decode("ascii", errors="replace")
+    return None if found == promised else f"its checksum is {found}, not the stored {promised}"
+
+
+def _crc32(stream: BinaryIO, end: int) -> int:
+    """The checksum of a file's bytes before end, where it leaves the stream."""
+    found = 0
+    stream.seek(0)
+    while (left := end - stream.tell()) > 0:
+        found = zlib.crc32(stream.read(min(left, 1 << 22)), found)
+    return found
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -53,7 +53,11 @@ def fetch(repo_id: str, file: str) -> Path:
             "GPT-2's are gpt2, gpt2-medium, gpt2-large, gpt2-xl."
         ) from error
     except LocalEntryNotFoundError as error:
-        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
+        why = (
+            "HF_HUB_OFFLINE is set"
+            if constants.HF_HUB_OFFLINE
+            else f"{constants.ENDPOINT} cannot be reached or does not answer well"
+        )
         raise UserError(
             f"{repo_id}: there is no such file or folder here, the model's {file} is not in the cache, and {why}. "
             "Fetch it once with a connection, or pass a folder that has it."
@@ -119,6 +123,7 @@ def _download(url: str, part: Path, *, size: int | None, headers: dict[str, str]
                     hf_raise_for_status(answer)
                     if answer.status_code != PARTIAL_CONTENT:  # the server starts anew
                         stream.truncate(0)
+                        bar.reset(size)
                     for piece in answer.iter_bytes():
                         stream.write(piece)
                         bar.update(len(piece))

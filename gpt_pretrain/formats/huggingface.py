@@ -11,13 +11,14 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from gpt_pretrain.config import GPTConfig
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.formats.files import read_json
-from gpt_pretrain.formats.layouts import OWN_KEY, gpt2_name, is_linear, to_hf_config
+from gpt_pretrain.formats.layouts import gpt2_name, is_linear, to_hf_config
 from gpt_pretrain.formats.model_card import model_card
+from gpt_pretrain.formats.sources import earlier_export
 from gpt_pretrain.formats.tokenizer_files import write_tokenizer
 from gpt_pretrain.model import GPTModel
 from gpt_pretrain.pretrained import Weights, open_weights
@@ -32,12 +33,13 @@ HELD = {  # the fields of GPTConfig that GPT-2's layout has a place for
 log = logging.getLogger(__name__)
 
 
-def export(weights: Weights, out: Path, *, tokenizer: str | None = None) -> float:
+def export(weights: Weights, out: Path, *, tokenizer: str | None = None, name: str | None = None) -> float:
     """Write weights as a Hugging Face folder, and open it with transformers to compare.
 
     Args:
         out: the folder; it appears whole or not at all. An earlier export there is replaced.
         tokenizer: its name, where the weights do not tell.
+        name: of the model, on its card; the folder's if there is none.
 
     Returns:
         The largest difference between the logits of both.
@@ -47,28 +49,42 @@ def export(weights: Weights, out: Path, *, tokenizer: str | None = None) -> floa
     """
     if problems := _not_held(weights.config):
         raise UserError(problems)
-    old = _earlier_export(out)
+    out = out.expanduser().resolve()
+    if out == Path.cwd():
+        raise UserError(f"{out} is where you are; an export needs a folder of its own.")
+    earlier_export(out)
     scratch = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
     try:
         scratch.mkdir(parents=True)
         model = weights.build()
-        _write(weights, model, scratch, name=out.name, tokenizer=tokenizer)
+        _write(weights, model, scratch, name=name or out.name, tokenizer=tokenizer)
         difference = _compare(model, scratch)
-        for name in old:
-            (out / name).unlink()
-        if out.exists():
-            out.rmdir()
-        os.rename(scratch, out)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror or error}.") from error
+        _put_in_place(scratch, out)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{out} cannot be written: {getattr(error, 'strerror', None) or error}.") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return difference
 
 
+def _put_in_place(scratch: Path, out: Path) -> None:
+    """Give a finished folder its name; the one that has it steps aside until that is done."""
+    if not out.exists():
+        os.rename(scratch, out)
+        return
+    aside = scratch.with_suffix(".old")
+    os.rename(out, aside)
+    try:
+        os.rename(scratch, out)
+    except OSError:
+        os.rename(aside, out)
+        raise
+    shutil.rmtree(aside)
+
+
 def export_run(run_dir: Path) -> None:
     """Write a run's last weights to a folder in its own."""
-    difference = export(open_weights(run_dir), run_dir / EXPORTED)
+    difference = export(open_weights(run_dir), run_dir / EXPORTED, name=run_dir.name)
     log.info("Exported to %s/: transformers opens it, its logits differ by at most %.1g", EXPORTED, difference)
 
 
@@ -125,25 +141,3 @@ def _not_held(config: GPTConfig) -> list[str]:
         for field in dataclasses.fields(config)
         if field.name not in HELD and getattr(config, field.name) != field.default
     ]
-
-
-def _earlier_export(folder: Path) -> list[str]:
-    """The files of a folder that an earlier export wrote.
-
-    Raises:
-        UserError: when there is anything else.
-    """
-    if not folder.exists():
-        return []
-    if not folder.is_dir():
-        raise UserError(f"{folder} is a file; choose another folder with out=FOLDER.")
-    names = sorted(path.name for path in folder.iterdir())
-    ours = {"README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-    own = not names or ((folder / "config.json").is_file() and OWN_KEY in read_json(folder / "config.json"))
-    others = sorted(set(names) - ours) if own else names
-    if others:
-        raise UserError(
-            f"{folder} holds what no earlier export wrote ({', '.join(others[:3])}{' ...' if len(others) > 3 else ''}); "
-            "choose another folder with out=FOLDER."
-        )
-    return names

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gpt_pretrain.checkpoint import first_whole
 from gpt_pretrain.config import GPTConfig
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.formats.files import (
@@ -21,10 +22,11 @@ from gpt_pretrain.formats.files import (
     stored_tensors,
 )
 from gpt_pretrain.formats.layouts import OWN_KEY, from_hf_config, from_nanogpt_args
-from gpt_pretrain.runs import checkpoint_dir, find_checkpoint
+from gpt_pretrain.runs import checkpoint_dir, find_checkpoints
 from gpt_pretrain.tokenizer import gpt2_vocabulary
 
 CONFIG, SAFETENSORS, PICKLE = "config.json", "model.safetensors", "pytorch_model.bin"
+EXPORTED_FILES = {CONFIG, SAFETENSORS, "README.md", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 FILE_ENDINGS = (".ckpt", ".pth", ".pt", ".bin", ".safetensors", ".json")
 BY_SIZE = "by the size of the vocabulary"
@@ -62,26 +64,30 @@ def find_source(source: str | Path) -> Source:
     name = str(source)
     path = Path(name).expanduser()
     if name == "latest":
-        return _from_file(find_checkpoint(name))
-    if path.name in (CONFIG, INDEX) and path.is_file():
-        path = path.parent
-    if path.is_dir():
-        return _from_folder(path)
-    if path.exists():
-        return _from_file(path)
+        return first_whole(find_checkpoints(name), _from_file)
+    try:
+        if path.name in (CONFIG, INDEX) and path.is_file():
+            path = path.parent
+        there, folder = path.exists(), path.is_dir()
+    except OSError as error:
+        raise UserError(f"{name[:100]}: this cannot be looked at ({error.strerror}).") from error
+    if there:
+        return _from_folder(path) if folder else _from_file(path)
     if HUB_ID.fullmatch(name) and not name.endswith(FILE_ENDINGS):
         from gpt_pretrain.formats.hub import fetch
 
-        return _from_hf_files(fetch(name, CONFIG), fetch(name, SAFETENSORS), name=name)
+        config = fetch(name, CONFIG)
+        _declared(config)  # it may be another kind of model, of many gigabytes
+        return _from_hf_files(config, fetch(name, SAFETENSORS), name=name)
     raise UserError(f"{name}: there is no such file or folder.")
 
 
 def _from_folder(folder: Path) -> Source:
-    if checkpoint_dir(folder).is_dir():
-        return _from_file(find_checkpoint(str(folder)))
+    if any(checkpoint_dir(folder).glob("*.ckpt")):
+        return first_whole(find_checkpoints(str(folder)), _from_file)
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder} holds no model: it has neither {CONFIG}, as transformers writes it, nor checkpoints of a run.")
-    for name in (INDEX, SAFETENSORS, PICKLE):
+    for name in (SAFETENSORS, INDEX, PICKLE):
         if (folder / name).is_file():
             return _from_hf_files(folder / CONFIG, folder / name, name=str(folder))
     raise UserError(f"{folder} has a {CONFIG}, but no weights: {SAFETENSORS}, {INDEX} or {PICKLE}.")
@@ -89,10 +95,7 @@ def _from_folder(folder: Path) -> Source:
 
 def _from_hf_files(config: Path, weights: Path, *, name: str) -> Source:
     """A config.json and the weights that belong to it."""
-    fields = read_json(config)
-    declared, problems = from_hf_config(fields)
-    if problems:
-        raise UserError(f"{config}: {problem}" for problem in problems)
+    declared, fields = _declared(config)
     if weights.name == INDEX:
         tensors = read_shards(weights)
     elif is_safetensors(weights):
@@ -107,6 +110,15 @@ def _from_hf_files(config: Path, weights: Path, *, name: str) -> Source:
     if tokenizer is not None and not isinstance(tokenizer, str):
         raise UserError(f"{config}: {OWN_KEY}.tokenizer is {tokenizer!r}; it must be a tokenizer's name.")
     return Source(name, tensors, declared, tokenizer, is_safetensors=weights.name != PICKLE)
+
+
+def _declared(config: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a config.json tells of the architecture, and all its fields."""
+    fields = read_json(config)
+    declared, problems = from_hf_config(fields)
+    if problems:
+        raise UserError(f"{config}: {problem}" for problem in problems)
+    return declared, fields
 
 
 def _from_file(path: Path) -> Source:
@@ -142,6 +154,27 @@ def _from_own(path: Path, content: dict[str, Any]) -> Source:
         raise UserError(f"{path}: {problem}" for problem in error.problems) from error
     tensors = stored_tensors(content["state_dict"], path)
     return Source(str(path), tensors, declared, content["tokenizer"], content=content)
+
+
+def earlier_export(folder: Path) -> list[str]:
+    """The files of a folder that an earlier export of this program wrote; none where there is no folder.
+
+    Raises:
+        UserError: when there is anything else.
+    """
+    if not folder.exists():
+        return []
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file; an export needs a folder of its own.")
+    names = sorted(path.name for path in folder.iterdir())
+    own = not names or ((folder / CONFIG).is_file() and OWN_KEY in read_json(folder / CONFIG))
+    others = sorted(set(names) - EXPORTED_FILES) if own else names
+    if others:
+        raise UserError(
+            f"{folder} holds what no earlier export wrote ({', '.join(others[:3])}{' ...' if len(others) > 3 else ''}); "
+            "an export needs a folder of its own."
+        )
+    return names
 
 
 def _folder_tokenizer(folder: Path) -> str | None:

@@ -1,0 +1,117 @@
+"""One training from its starting point to its end, whatever that end is."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from gpt_pretrain import slurm, summary
+from gpt_pretrain.callbacks.save import SaveRun
+from gpt_pretrain.callbacks.stop import StoppedBySignalError
+from gpt_pretrain.data.datamodule import TextDataModule
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.hardware import accelerator_device, compile_model
+from gpt_pretrain.lit_module import GPTLitModule, NonFiniteError
+from gpt_pretrain.preflight import StartingPoint, build_model
+from gpt_pretrain.resuming import newest_checkpoint
+from gpt_pretrain.runs import checkpoints
+from gpt_pretrain.settings import TrainSettings
+from gpt_pretrain.tokenizer import Tokenizer, token_byte_lengths
+from gpt_pretrain.trainer import build_trainer, total_steps
+
+log = logging.getLogger(__name__)
+
+
+def fit(
+    settings: TrainSettings,
+    tokenizer: Tokenizer,
+    data: TextDataModule,
+    start: StartingPoint,
+    *,
+    config: dict[str, Any],
+    run_dir: Path,
+    custom: list[Callback],
+) -> tuple[L.Trainer, GPTLitModule]:
+    """Train to the end of the run, going back to a checkpoint where the settings ask for that.
+
+    Args:
+        config: the settings as plain containers, for checkpoints.
+        custom: callbacks of the user's own.
+
+    Returns:
+        Lightning's Trainer and module as they are after training.
+
+    Raises:
+        UserError: when a loss or gradient is no number and the settings say to stop, or it happens too often.
+        SystemExit: when a signal ended the run, or its last checkpoint could not be written.
+    """
+    lr_scale, skipped = 1.0, list[list[int]]()
+    resume, step = start.resume, start.step
+    while True:
+        L.seed_everything(settings.seed, workers=True, verbose=False)
+        module = _build_module(settings, tokenizer, data, start)
+        module.lr_scale, module.skipped = lr_scale, skipped
+        trainer = build_trainer(settings, data, tokenizer, config=config, run_dir=run_dir, first_step=step, custom=custom)
+        if not skipped:
+            log.info("%s", summary.before(settings, data, module.model))
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+        except NonFiniteError as error:
+            if settings.on_nonfinite != "rollback" or len(module.skipped) >= settings.max_rollbacks:
+                raise UserError(_diverged(error, module, settings, run_dir)) from error
+            lr_scale = module.lr_scale * settings.rollback_lr_factor
+            skipped = [*module.skipped, [error.epoch, error.batch]]
+            resume, step = _last_good(run_dir, data)
+            log.warning("%s Going back to step %d, leaving that batch out, with %g of the learning rate.", error, step, lr_scale)
+            continue
+        except StoppedBySignalError as stop:
+            log.warning("%s", summary.interrupted(trainer, run_dir))
+            if stop.signum == getattr(signal, "SIGUSR1", None):
+                slurm.requeue()
+            sys.exit(128 + stop.signum)
+        if summary.callback(trainer, SaveRun).failed:
+            log.error("The last checkpoint could not be written: the run's end is lost.")
+            sys.exit(1)
+        return trainer, module
+
+
+def _build_module(settings: TrainSettings, tokenizer: Tokenizer, data: TextDataModule, start: StartingPoint) -> GPTLitModule:
+    model = build_model(settings, tokenizer, start)
+    compiled, reason = compile_model(model, settings.compile, accelerator_device(settings.trainer.accelerator))
+    log.info("compile %s (%s)", "on" if compiled else "off", reason)
+    return GPTLitModule(
+        model,
+        optimizer=settings.optimizer,
+        scheduler=settings.scheduler,
+        total_steps=total_steps(data, settings.trainer),
+        token_bytes=torch.from_numpy(token_byte_lengths(tokenizer)),
+        on_nonfinite=settings.on_nonfinite,
+    )
+
+
+def _last_good(run_dir: Path, data: TextDataModule) -> tuple[Path | None, int]:
+    """The newest checkpoint and its step, or the beginning."""
+    if not checkpoints(run_dir):
+        data.load_state_dict({"epoch": 0, "batch": 0})
+        return None, 0
+    path, content = newest_checkpoint(run_dir)
+    return path, int(content["global_step"])
+
+
+def _diverged(error: NonFiniteError, module: GPTLitModule, settings: TrainSettings, run_dir: Path) -> str:
+    good = "no checkpoint has been written yet"
+    if checkpoints(run_dir):
+        path, content = newest_checkpoint(run_dir)
+        good = f"the last good checkpoint, {summary.place(path)}, is that of step {content['global_step'] - 1}"
+    tried = f" {len(module.skipped)} rollbacks did not help." if settings.on_nonfinite == "rollback" else ""
+    return (
+        f"{error} The weights were not touched; {good}.{tried} Try a lower optimizer.lr, "
+        "scheduler=warmup_cosine, or on_nonfinite=rollback."
+    )

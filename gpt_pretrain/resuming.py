@@ -1,0 +1,98 @@
+"""Going on with a run: its newest whole checkpoint, its own settings, and which of them may be changed on the way."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Set
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from gpt_pretrain.checkpoint import first_whole, read_checkpoint, remove_leftovers
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.runs import checkpoint_dir, find_checkpoints
+from gpt_pretrain.settings import TrainSettings, typed
+
+OF_THIS_START = ("run_dir", "resume", "resume_force")  # never taken from the checkpoint
+FREE_TABLES = ("callbacks.custom",)  # whose keys are the user's
+# What gives the saved state its meaning. Which text `data` names is not here: its content counts.
+MEANING = {
+    *("model", "tokenizer", "seed", "data.batch_size", "data.train_ratio", "data.stride"),
+    *("trainer.accumulate_grad_batches", "trainer.limit_train_batches", "trainer.precision"),
+    *("optimizer.name", "optimizer.decay"),
+}
+
+log = logging.getLogger(__name__)
+
+
+def newest_checkpoint(run_dir: Path) -> tuple[Path, dict[str, Any]]:
+    """A run's newest whole checkpoint, damaged ones reported, what a killed process left behind removed.
+
+    Raises:
+        UserError: when the run has none.
+    """
+    remove_leftovers(checkpoint_dir(run_dir))
+    return first_whole(find_checkpoints(str(run_dir)), lambda path: (path, read_checkpoint(path, resumable=True)))
+
+
+def as_before(settings: TrainSettings, stored: dict[str, Any], typed_keys: Set[str]) -> tuple[TrainSettings, list[str]]:
+    """The settings that a checkpoint was made with, except for what was typed now.
+
+    Args:
+        stored: the settings in the checkpoint.
+        typed_keys: settings and groups.
+
+    Returns:
+        The settings, and what was typed that would change the meaning of the saved state.
+    """
+    changes: dict[str, tuple[Any, Any]] = {}
+    now = OmegaConf.to_container(OmegaConf.structured(settings))
+    assert isinstance(now, dict)
+    merged = _merge(stored, now, typed_keys, changes)
+    told = {key: f"{key} was {old}, is {new} now" for key, (old, new) in changes.items()}
+    refused = [text for key, text in told.items() if _within(key, MEANING)]
+    if unloadable := [text for key, text in told.items() if key.startswith("model.") and key != "model.drop_rate"]:
+        raise UserError(f"The checkpoint has another architecture: {'; '.join(unloadable)}. Leave that as it was.")
+    for key, text in told.items():
+        if not _within(key, MEANING):
+            log.info("Changed since the checkpoint: %s", text)
+    return typed(OmegaConf.create(merged), TrainSettings), refused
+
+
+def changes_problems(changes: list[str], *, path: Path, force: bool) -> list[str]:
+    """Changes of meaning as a problem, or, where the user insists on them, as warnings."""
+    if not changes:
+        return []
+    if not force:
+        return [
+            f"{path} would mean something else: {'; '.join(changes)}. Leave that as it was, begin a new run from its weights "
+            "with init_from=, or go on all the same with resume_force=true."
+        ]
+    for change in changes:
+        log.warning("Changed since the checkpoint, as resume_force=true allows: %s", change)
+    return []
+
+
+def _merge(
+    stored: dict[str, Any], now: dict[Any, Any], typed_keys: Set[str], changes: dict[str, tuple[Any, Any]], prefix: str = ""
+) -> dict[str, Any]:
+    merged = {}
+    for name, value in now.items():
+        key = f"{prefix}{name}"
+        if key in OF_THIS_START or name not in stored:
+            merged[name] = value
+        elif isinstance(value, dict) and isinstance(stored[name], dict) and key not in FREE_TABLES:
+            merged[name] = _merge(stored[name], value, typed_keys, changes, f"{key}.")
+        elif value not in (stored[name], "auto") and (_within(key, typed_keys) or typed_keys & {"experiment", "debug"}):
+            merged[name] = value
+            changes[key] = (stored[name], value)
+        else:
+            merged[name] = stored[name]
+    return merged
+
+
+def _within(key: str, keys: Set[str]) -> bool:
+    """Whether a setting, or a group that it is in, is among keys."""
+    parts = key.split(".")
+    return any(".".join(parts[: n + 1]) in keys for n in range(len(parts)))
