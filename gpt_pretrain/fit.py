@@ -61,6 +61,7 @@ def fit(
         trainer = build_trainer(settings, data, tokenizer, config=config, run_dir=run_dir, first_step=step, custom=custom)
         if not skipped:
             log.info("%s", summary.before(settings, data, module.model))
+        stopped_by = None
         try:
             trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
         except NonFiniteError as error:
@@ -72,10 +73,14 @@ def fit(
             log.warning("%s Going back to step %d, leaving that batch out, with %g of the learning rate.", error, step, lr_scale)
             continue
         except StoppedBySignalError as stop:
-            log.warning("%s", summary.interrupted(trainer, run_dir))
-            if stop.signum == getattr(signal, "SIGUSR1", None):
+            stopped_by = stop.signum
+        finally:
+            data.stop_workers()
+        if stopped_by is not None:
+            log.info("%s", summary.interrupted(trainer, run_dir))
+            if stopped_by == getattr(signal, "SIGUSR1", None):
                 slurm.requeue()
-            sys.exit(128 + stop.signum)
+            sys.exit(128 + stopped_by)
         if summary.callback(trainer, SaveRun).failed:
             log.error("The last checkpoint could not be written: the run's end is lost.")
             sys.exit(1)

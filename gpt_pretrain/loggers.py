@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import errno
+import io
 import logging
+import os
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
+from gpt_pretrain.runs import write_whole
 from gpt_pretrain.settings import LoggerSettings
 
 COLUMNS = (
@@ -51,14 +54,14 @@ class MetricsFile(Logger):
         super().__init__()
         self.path = path
         self._row: dict[str, Any] = {}
+        self._waiting: list[dict[str, Any]] = []
         self._failed = False
         if path.exists():
             with open(path, encoding="utf-8", newline="") as stream:
                 rows = [row for row in csv.DictReader(stream) if (row["step"] or "").isdigit() and int(row["step"]) < first_step]
             if rows and int(rows[-1]["step"]) == first_step - 1:  # what is still to come of that step joins it
                 self._row = {**rows.pop(), "step": first_step - 1}
-            path.unlink()
-            self._write(rows, new=True)
+            write_whole(path, _table(rows, head=True))
 
     @property
     def name(self) -> str:
@@ -74,31 +77,42 @@ class MetricsFile(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Add metrics to the row of a step."""
         if self._row.get("step") != step:
-            self.save()
+            self.flush()
             self._row = {"step": step}
         self._row.update(metrics)
 
     def save(self) -> None:
+        """Nothing: Lightning calls this while more of a row may be to come."""
+
+    def flush(self) -> None:
         """Write the row begun."""
-        if not self._row:
+        if self._row:
+            self._waiting.append(self._row)
+            self._row = {}
+        if not self._waiting:
             return
         try:
-            self._write([self._row], new=not self.path.exists())
+            self._append(_table(self._waiting, head=not self.path.exists()))
+            self._waiting = []
         except OSError as error:
             if not self._failed:
-                log.warning("%s cannot be written (%s); its rows are lost until it can.", self.path, error.strerror or error)
+                log.warning("%s cannot be written (%s); its rows wait until it can.", self.path, error.strerror or error)
             self._failed = True
-        self._row = {}
 
-    def _write(self, rows: list[dict[str, Any]], *, new: bool) -> None:
-        with open(self.path, "a", encoding="utf-8", newline="") as stream:
-            writer = csv.DictWriter(stream, COLUMNS, extrasaction="ignore")
-            if new:
-                writer.writeheader()
-            writer.writerows({name: _short(value) for name, value in row.items()} for row in rows)
+    def _append(self, text: str) -> None:
+        """Add text to the file, all of it or nothing."""
+        data = text.encode()
+        with open(self.path, "ab", buffering=0) as stream:
+            size = stream.tell()
+            try:
+                if stream.write(data) != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                os.ftruncate(stream.fileno(), size)
+                raise
 
     def finalize(self, status: str) -> None:
-        self.save()
+        self.flush()
 
 
 class EventFiles(TensorBoardLogger):
@@ -111,35 +125,38 @@ class EventFiles(TensorBoardLogger):
         self._failed = False
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        with self._unless_failed():
-            if not self._charts_written:
-                self.experiment.add_custom_scalars(CHARTS)
-                self._charts_written = True
-            super().log_metrics(metrics, step)
+        if not self._charts_written:
+            self._charts_written = True
+            self._try(lambda: self.experiment.add_custom_scalars(CHARTS))
+        self._try(lambda: super(EventFiles, self).log_metrics(metrics, step))
 
     def add_text(self, name: str, text: str, *, step: int) -> None:
         """Show a text, in Markdown, beside a step."""
-        with self._unless_failed():
-            self.experiment.add_text(name, text, global_step=step)
+        self._try(lambda: self.experiment.add_text(name, text, global_step=step))
 
     def save(self) -> None:
         """Flush the events; the settings stand in the run's config.yaml."""
-        with self._unless_failed():
-            self.experiment.flush()
+        self._try(lambda: self.experiment.flush())
 
     def finalize(self, status: str) -> None:
-        with self._unless_failed():
-            super().finalize(status)
+        self._try(lambda: super(EventFiles, self).finalize(status))
 
-    @contextmanager
-    def _unless_failed(self) -> Iterator[None]:
-        """Do something with the events; where they cannot be written, say so once and leave TensorBoard alone from then on."""
+    def _try(self, write: Callable[[], object]) -> None:
+        """Write; where that fails, say so once and leave TensorBoard alone from then on."""
+        if self._failed:
+            return
         try:
-            yield
-        except OSError as error:
-            if not self._failed:
-                log.warning("TensorBoard's events cannot be written (%s); they end here.", error.strerror or error)
+            write()
+        except (OSError, ValueError) as error:  # Lightning makes a ValueError of whatever the writer raises
             self._failed = True
+            reason = error.__cause__ or error.__context__ or error
+            log.warning("TensorBoard's events cannot be written (%s); they end here.", reason)
+
+
+def flush(loggers: Iterable[Logger]) -> None:
+    """Bring everything logged so far to disk."""
+    for logger in loggers:
+        logger.flush() if isinstance(logger, MetricsFile) else logger.save()
 
 
 def build_loggers(settings: LoggerSettings, *, run_dir: Path, first_step: int = 0) -> list[Logger]:
@@ -162,6 +179,15 @@ def build_loggers(settings: LoggerSettings, *, run_dir: Path, first_step: int = 
         uri = settings.mlflow.tracking_uri or f"file:{run_dir.resolve() / 'mlruns'}"
         loggers.append(MLFlowLogger(experiment_name=settings.mlflow.experiment_name, run_name=run_dir.name, tracking_uri=uri))
     return loggers
+
+
+def _table(rows: list[dict[str, Any]], *, head: bool) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore")
+    if head:
+        writer.writeheader()
+    writer.writerows({name: _short(value) for name, value in row.items()} for row in rows)
+    return text.getvalue()
 
 
 def _short(value: Any) -> Any:

@@ -21,7 +21,7 @@ from gpt_pretrain.model import GPTModel
 from gpt_pretrain.pretrained import Weights, open_weights
 from gpt_pretrain.resuming import as_before, changes_problems, newest_checkpoint
 from gpt_pretrain.rules import train_problems
-from gpt_pretrain.runs import EXPORTED, checkpoint_dir
+from gpt_pretrain.runs import EXPORTED, checkpoint_dir, write_whole
 from gpt_pretrain.settings import TrainSettings, typed
 from gpt_pretrain.tokenizer import Tokenizer, build_tokenizer, fits
 
@@ -161,7 +161,7 @@ def build_model(settings: TrainSettings, tokenizer: Tokenizer, start: StartingPo
 def keep_config(settings: TrainSettings, run_dir: Path) -> dict[str, Any]:
     """Write the resolved settings to the run's config.yaml, and return them as plain containers."""
     config = OmegaConf.structured(settings)
-    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(config), encoding="utf-8")
+    write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(config))
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from pathlib import Path
 
 from gpt_pretrain.errors import UserError
@@ -9,6 +11,16 @@ from gpt_pretrain.errors import UserError
 OUTPUTS = Path("outputs")
 LAST, BEST = "last.ckpt", "best.ckpt"
 EXPORTED = "huggingface"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file's text at once: a process killed meanwhile leaves the old one."""
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        scratch.write_text(text, encoding="utf-8", newline="")
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def checkpoint_dir(run_dir: Path) -> Path:

@@ -75,11 +75,12 @@ def after(settings: TrainSettings, trainer: L.Trainer, module: GPTLitModule, run
 
 
 def interrupted(trainer: L.Trainer, run_dir: Path) -> str:
-    """How to go on after Ctrl-C."""
-    done = f"Interrupted after {_count(trainer.global_step, 'step')}"
+    """What a run that a signal ended has left, and how to go on."""
+    done = f"Stopped after {_count(trainer.global_step, 'step')}"
+    saved = "; the run could not be saved there" if callback(trainer, SaveRun).failed else " and saved"
     if not any(checkpoint_dir(run_dir).glob("*.ckpt")):
-        return f"{done}, before the first checkpoint."
-    return f"{done}. Go on from the last checkpoint with:\n  python train.py resume={shlex.quote(place(run_dir))}"
+        return f"{done}{saved}."
+    return f"{done}{saved}. Go on with:\n  python train.py resume={shlex.quote(place(run_dir))}"
 
 
 def best_loss(trainer: L.Trainer) -> float:

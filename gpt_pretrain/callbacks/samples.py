@@ -15,6 +15,7 @@ from gpt_pretrain.config import SamplerConfig
 from gpt_pretrain.generation import generate_stream
 from gpt_pretrain.lit_module import GPTLitModule
 from gpt_pretrain.loggers import EventFiles
+from gpt_pretrain.runs import write_whole
 from gpt_pretrain.tokenizer import Tokenizer, decode
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class Samples(Callback):
             parts = re.split(r"^(?=--- epoch )", self.file.read_text(encoding="utf-8"), flags=re.MULTILINE)
             steps = [re.match(r"--- epoch \d+, step (\d+)", part) for part in parts]
             kept = [part for part, step in zip(parts, steps, strict=True) if step and int(step[1]) < trainer.global_step]
-            self.file.write_text("".join(kept), encoding="utf-8")
+            write_whole(self.file, "".join(kept))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         with pl_module.off_the_clock():

@@ -18,6 +18,7 @@ from gpt_pretrain.callbacks.metrics import log_metrics
 from gpt_pretrain.checkpoint import copy_checkpoint, read_checkpoint, write_checkpoint
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.lit_module import GPTLitModule
+from gpt_pretrain.loggers import flush
 from gpt_pretrain.runs import BEST, LAST
 from gpt_pretrain.settings import CheckpointSettings
 
@@ -111,8 +112,7 @@ class SaveRun(Checkpoint):
         try:
             with module.off_the_clock():
                 self.folder.mkdir(parents=True, exist_ok=True)
-                for logger in trainer.loggers:
-                    logger.save()  # what stands in the logs belongs to the checkpoint
+                flush(trainer.loggers)  # what stands in the logs belongs to the checkpoint
                 trainer.save_checkpoint(self.folder / LAST)
                 if trainer.is_global_zero:
                     if better:

@@ -54,6 +54,7 @@ class TextDataModule(L.LightningDataModule):
         self.context_length = context_length
         self.seed = seed
         self._ready = False
+        self._loaders: list[DataLoader[Batch]] = []
         self._resume_epoch, self._resume_batch = 0, 0
 
     def prepare_data(self) -> None:
@@ -115,7 +116,7 @@ class TextDataModule(L.LightningDataModule):
 
     def _loader(self, windows: TokenWindows, order: BatchOrder) -> DataLoader[Batch]:
         workers = self.settings.num_workers
-        return DataLoader(
+        loader = DataLoader(
             windows,
             sampler=order,
             batch_size=None,  # the order yields whole batches
@@ -125,6 +126,15 @@ class TextDataModule(L.LightningDataModule):
             worker_init_fn=_leave_signals_to_the_main_process,
             generator=torch.Generator(),  # of its own, so that making an iterator draws nothing from the training's randomness
         )
+        self._loaders.append(loader)
+        return loader
+
+    def stop_workers(self) -> None:
+        """End the loading processes, which pay no heed to signals."""
+        for loader in self._loaders:
+            if (iterator := getattr(loader, "_iterator", None)) is not None and hasattr(iterator, "_shutdown_workers"):
+                iterator._shutdown_workers()
+        self._loaders = []
 
     def _problems(self) -> list[str]:
         """Parts of the text that are shorter than one window and its target."""
