@@ -74,6 +74,9 @@ def disturb(folder: Path, *, kills: int, seed: int, words: Sequence[str] = ()) -
                 outcome.kills += 1
                 outcome.in_writing += bool(list(run_dir.rglob(".*.ckpt.*.tmp")))
                 outcome.problems += _check_whole(run_dir)
+            elif not _is_done(run_dir):
+                text = run_dir.with_suffix(".log").read_text(encoding="utf-8")
+                raise RuntimeError(f"an attempt failed by itself: {text[-3000:]}")
         if not _is_done(run_dir):
             _finish(run_dir, words)
         outcome.runs += 1
@@ -148,9 +151,8 @@ def _killed(child: int, *, after: float) -> bool:
     """Kill a process after some seconds; False if it has ended by then."""
     end = time.monotonic() + after
     while time.monotonic() < end:
-        ended, status = os.waitpid(child, os.WNOHANG)
+        ended, _ = os.waitpid(child, os.WNOHANG)
         if ended:
-            assert status == 0, f"an attempt failed by itself, with status {status}"
             return False
         time.sleep(0.002)
     os.kill(child, signal.SIGKILL)
@@ -159,8 +161,12 @@ def _killed(child: int, *, after: float) -> bool:
 
 
 def _is_done(run_dir: Path) -> bool:
-    log = run_dir / "train.log"
-    return log.exists() and "\nDone: " in log.read_text(encoding="utf-8")
+    log, said = run_dir / "train.log", run_dir.with_suffix(".log")
+    if log.exists() and "\nDone: " in log.read_text(encoding="utf-8"):
+        return True
+    return said.exists() and " is complete: " in said.read_text(
+        encoding="utf-8"
+    )  # killed between its last save and its last word
 
 
 def _check_whole(run_dir: Path) -> list[str]:
