@@ -74,6 +74,10 @@ def fit(
             continue
         except StoppedBySignalError as stop:
             stopped_by = stop.signum
+        except SystemExit:
+            if trainer.interrupted:  # by a Ctrl-C before the first step
+                sys.exit(128 + signal.SIGINT)
+            raise
         finally:
             data.stop_workers()
         if stopped_by is not None:

@@ -22,7 +22,7 @@ from gpt_pretrain.pretrained import Weights, open_weights
 from gpt_pretrain.resuming import as_before, changes_problems, newest_checkpoint
 from gpt_pretrain.rules import train_problems
 from gpt_pretrain.runs import EXPORTED, checkpoint_dir, write_whole
-from gpt_pretrain.settings import TrainSettings, typed
+from gpt_pretrain.settings import TrainSettings, literal, typed
 from gpt_pretrain.tokenizer import Tokenizer, build_tokenizer, fits
 
 log = logging.getLogger(__name__)
@@ -159,12 +159,15 @@ def build_model(settings: TrainSettings, tokenizer: Tokenizer, start: StartingPo
 
 
 def keep_config(settings: TrainSettings, run_dir: Path) -> dict[str, Any]:
-    """Write the resolved settings to the run's config.yaml, and return them as plain containers."""
-    config = OmegaConf.structured(settings)
-    write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(config))
-    plain = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    """Write the resolved settings to the run's config.yaml, and return them as plain containers for its checkpoints.
+
+    Of the user's own callbacks these name the classes only: nothing in a checkpoint says what to build.
+    """
+    plain = dataclasses.asdict(settings)
+    write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(literal(plain))))
+    custom = plain["callbacks"]["custom"]
+    plain["callbacks"]["custom"] = {name: str(fields.get("_target_")) for name, fields in custom.items()}
+    return plain
 
 
 def _check_incomplete(settings: TrainSettings, content: dict[str, Any]) -> None:

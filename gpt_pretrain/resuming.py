@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Set
 from pathlib import Path
@@ -11,11 +12,11 @@ from omegaconf import OmegaConf
 
 from gpt_pretrain.checkpoint import first_whole, read_checkpoint, remove_leftovers
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.formats.files import tables
 from gpt_pretrain.runs import checkpoint_dir, find_checkpoints
-from gpt_pretrain.settings import TrainSettings, typed
+from gpt_pretrain.settings import TrainSettings, literal, typed
 
-OF_THIS_START = ("run_dir", "resume", "resume_force")  # never taken from the checkpoint
-FREE_TABLES = ("callbacks.custom",)  # whose keys are the user's
+OF_THIS_START = ("run_dir", "resume", "resume_force", "callbacks.custom")  # never taken from the checkpoint
 # What gives the saved state its meaning. Which text `data` names is not here: its content counts.
 MEANING = {
     *("model", "tokenizer", "seed", "data.batch_size", "data.train_ratio", "data.stride"),
@@ -46,18 +47,21 @@ def as_before(settings: TrainSettings, stored: dict[str, Any], typed_keys: Set[s
     Returns:
         The settings, and what was typed that would change the meaning of the saved state.
     """
+    if any("_target_" in table for table in tables(stored)):
+        raise UserError("The checkpoint's settings hold a _target_, which could run anything; this program stores none.")
     changes: dict[str, tuple[Any, Any]] = {}
-    now = OmegaConf.to_container(OmegaConf.structured(settings))
-    assert isinstance(now, dict)
-    merged = _merge(stored, now, typed_keys, changes)
+    merged = _merge(stored, dataclasses.asdict(settings), typed_keys, changes)
     told = {key: f"{key} was {old}, is {new} now" for key, (old, new) in changes.items()}
     refused = [text for key, text in told.items() if _within(key, MEANING)]
     if unloadable := [text for key, text in told.items() if key.startswith("model.") and key != "model.drop_rate"]:
         raise UserError(f"The checkpoint has another architecture: {'; '.join(unloadable)}. Leave that as it was.")
+    had = stored.get("callbacks", {}).get("custom", {})
+    gone = {name: kind for name, kind in had.items() if name not in settings.callbacks.custom}
+    refused += [f"callbacks.custom.{name} ({kind}) was there, and a checkpoint brings none" for name, kind in gone.items()]
     for key, text in told.items():
         if not _within(key, MEANING):
             log.info("Changed since the checkpoint: %s", text)
-    return typed(OmegaConf.create(merged), TrainSettings), refused
+    return typed(OmegaConf.create(literal(merged)), TrainSettings), refused
 
 
 def changes_problems(changes: list[str], *, path: Path, force: bool) -> list[str]:
@@ -82,7 +86,7 @@ def _merge(
         key = f"{prefix}{name}"
         if key in OF_THIS_START or name not in stored:
             merged[name] = value
-        elif isinstance(value, dict) and isinstance(stored[name], dict) and key not in FREE_TABLES:
+        elif isinstance(value, dict) and isinstance(stored[name], dict):
             merged[name] = _merge(stored[name], value, typed_keys, changes, f"{key}.")
         elif value not in (stored[name], "auto") and (_within(key, typed_keys) or typed_keys & {"experiment", "debug"}):
             merged[name] = value

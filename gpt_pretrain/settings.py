@@ -238,6 +238,13 @@ def typed(config: DictConfig, kind: type[Settings]) -> Settings:
     return settings
 
 
+def literal(value: Any) -> Any:
+    """Plain containers whose texts OmegaConf will take as they are: nothing in them is interpolated."""
+    if isinstance(value, dict):
+        return {name: literal(inner) for name, inner in value.items()}
+    return value.replace("${", "\\${") if isinstance(value, str) else value
+
+
 def _unknown_keys(node: object, kind: type, prefix: str = "") -> list[str]:
     """The keys of nested containers that a dataclass and those within it do not have."""
     if not isinstance(node, dict):

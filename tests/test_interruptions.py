@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +21,10 @@ from test_training import checkpoint, rows, same_weights
 
 from gpt_pretrain import slurm
 from gpt_pretrain.callbacks.save import SaveRun
+from gpt_pretrain.checkpoint import write_checkpoint
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.lit_module import GPTLitModule
-from gpt_pretrain.verify_resume import difference
+from gpt_pretrain.verify_resume import difference, same
 
 Train = Callable[..., float]
 Printed = Callable[[], list[str]]
@@ -55,6 +57,7 @@ def signalled(signum: int, *, at_step: int, validating: bool = False) -> Iterato
         patch.setattr(GPTLitModule, name, sending)
         yield
     assert caught.value.code == 128 + signum
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "the signals are given back"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -236,6 +239,63 @@ def test_what_may_change_is_accepted_told_and_kept(train: Train, tmp_path: Path,
     assert {group["lr"] for group in content["optimizer_states"][0]["param_groups"]} == {2e-3}
     assert [group["weight_decay"] for group in content["optimizer_states"][0]["param_groups"]] == [0.3, 0.0]
     assert [float(row["lr"]) for row in rows(tmp_path / "run") if row["lr"]][-1] == 2e-3
+
+
+def with_stored(run_dir: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the settings within a run's last checkpoint."""
+    content = checkpoint(run_dir)
+    change(content["config"])
+    write_checkpoint(content, run_dir / "checkpoints" / "last.ckpt")
+
+
+def test_nothing_that_a_checkpoint_s_settings_name_is_built(train: Train, tmp_path: Path) -> None:
+    train(*SETTINGS, "trainer.max_epochs=1", run_dir=tmp_path / "run")
+    resume = f"resume='{tmp_path / 'run'}'"
+    hostile = {"_target_": "os.system", "command": f"touch '{tmp_path / 'marker'}'"}
+    for change in (
+        lambda config: config["callbacks"].update(custom={"bad": hostile}),
+        lambda config: config["optimizer"].update(deep=[{"er": hostile}]),
+        lambda config: config.update(itself=config),
+    ):
+        whole = (tmp_path / "run" / "checkpoints" / "last.ckpt").read_bytes()
+        with_stored(tmp_path / "run", change)
+        with pytest.raises(UserError, match=r"hold a _target_|far too many parts"):
+            train(*SETTINGS, resume, run_dir=tmp_path / "run")
+        (tmp_path / "run" / "checkpoints" / "last.ckpt").write_bytes(whole)
+    assert not (tmp_path / "marker").exists()
+    with_stored(tmp_path / "run", lambda config: config.update(start_context="${oc.env:HOME} ${x}", unknown=3))
+    train("trainer.max_epochs=2", resume, base=[], run_dir=tmp_path / "run")
+    assert checkpoint(tmp_path / "run")["config"]["start_context"] == "${oc.env:HOME} ${x}", "a text, and nothing but a text"
+
+
+def test_callbacks_of_the_user_s_own_are_named_again(train: Train, tmp_path: Path) -> None:
+    words = [*SETTINGS, "+callbacks.custom.watch={_target_: lightning.pytorch.callbacks.LearningRateMonitor}"]
+    train(*words, "trainer.max_epochs=1", run_dir=tmp_path / "run")
+    resume = f"resume='{tmp_path / 'run'}'"
+    with pytest.raises(
+        UserError, match=r"callbacks\.custom\.watch \(lightning\.pytorch\.callbacks\.LearningRateMonitor\) was there"
+    ):
+        train(*SETTINGS, resume, run_dir=tmp_path / "run")
+    train(*words, resume, run_dir=tmp_path / "run")
+
+
+def test_a_run_that_its_time_ended_goes_on_exactly(train: Train, tmp_path: Path) -> None:
+    train(*SETTINGS, "trainer.max_epochs=4", run_dir=tmp_path / "whole")
+    real = GPTLitModule.training_step
+
+    def slow(module: GPTLitModule, batch: Any, batch_idx: int) -> Any:
+        time.sleep(0.1)
+        return real(module, batch, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GPTLitModule, "training_step", slow)
+        train(*SETTINGS, "trainer.max_epochs=4", "trainer.max_time=00:00:00:01", run_dir=tmp_path / "parts")
+    assert 0 < checkpoint(tmp_path / "parts")["global_step"] < 20
+    resume = f"resume='{tmp_path / 'parts'}'"
+    train(*SETTINGS, "trainer.max_epochs=4", "trainer.max_time=00:01:00:00", resume, run_dir=tmp_path / "parts")
+    a, b = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "parts")
+    for key in ("state_dict", "optimizer_states", "train_losses", "val_losses", "tokens_seen"):
+        assert same(a[key], b[key]), key
 
 
 @contextmanager

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import operator
 import os
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
@@ -18,12 +21,25 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, 
 
 
 class FinishAtLimit(Callback):
-    """When max_steps ends the run, lets Lightning validate first, as it does after an epoch."""
+    """When max_steps or max_time ends the run, lets Lightning validate first, as it does after an epoch.
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.global_step == trainer.max_steps:
+    Lightning's own timer would stop between two batches of one optimizer step, and lose the first.
+
+    Args:
+        max_time: DD:HH:MM:SS, from when this process began to train; None: no limit.
+    """
+
+    def __init__(self, max_time: str | None) -> None:
+        units = (86400, 3600, 60, 1)
+        fields = [] if max_time is None else map(int, max_time.split(":"))
+        self.max_seconds = math.inf if max_time is None else sum(map(operator.mul, fields, units))
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start = time.monotonic()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        out_of_time = time.monotonic() - self._start >= self.max_seconds
+        if trainer.global_step == trainer.max_steps or (out_of_time and pl_module.ends_step(batch_idx)):
             trainer.should_stop = True
 
 
@@ -58,6 +74,13 @@ class StopOnSignal(Checkpoint):
             self._before = {signum: signal.signal(signum, self._receive) for signum in SIGNALS}
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._restore()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        """Give the signals back to whoever had them before."""
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
         self._before = {}

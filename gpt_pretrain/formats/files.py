@@ -224,6 +224,23 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def tables(content: Any, *, most: int = 2000) -> list[dict[Any, Any]]:
+    """The dicts within nested containers of plain data, such as settings are.
+
+    Raises:
+        UserError: when there are far more parts than settings have, as where something contains itself.
+    """
+    found, waiting, seen = [], [content], 0
+    while waiting:
+        if (seen := seen + 1) > most:
+            raise UserError("The stored settings have far too many parts.")
+        node = waiting.pop()
+        if isinstance(node, dict):
+            found.append(node)
+        waiting += node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else []
+    return found
+
+
 def _check_zip(path: Path) -> None:
     """Refuse an archive whose parts would be larger in memory than the file is, as PyTorch never writes one."""
     with zipfile.ZipFile(path) as archive:

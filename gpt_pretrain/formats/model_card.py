@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from gpt_pretrain.config import GPTConfig
+from gpt_pretrain.formats.files import tables
 
 HEADER = """---
 library_name: transformers
@@ -41,8 +42,7 @@ def model_card(config: GPTConfig, *, name: str, n_parameters: int, tokenizer: st
         else "It comes without a tokenizer: none that is known has its vocabulary.",
     ]
     settings = training.get("config")
-    if not _is_plain(settings):
-        settings = None
+    tables(settings)  # a stranger's settings might contain themselves
     if isinstance(settings, Mapping):
         parts.append("## Training\n\n" + _table(_training(training, settings)))
     fields = config.to_dict() | {"tokenizer": tokenizer}
@@ -67,15 +67,6 @@ def _training(training: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[
     if best.get("best_step", -1) >= 0:
         rows["validation loss, the best"] = f"{best['best_loss']:.4f} nats a token, after epoch {best['best_epoch']}"
     return rows
-
-
-def _is_plain(node: Any, *, most: int = 2000) -> bool:
-    """Whether nested containers are few and not within themselves, as a stranger's checkpoint might have them."""
-    waiting, seen = [node], 0
-    while waiting and seen <= most:
-        inner, seen = waiting.pop(), seen + 1
-        waiting += inner.values() if isinstance(inner, Mapping) else inner if isinstance(inner, list | tuple) else []
-    return seen <= most
 
 
 def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
