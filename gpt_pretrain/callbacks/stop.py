@@ -73,8 +73,8 @@ class StopOnSignal(Checkpoint):
         if threading.current_thread() is threading.main_thread():
             self._before = {signum: signal.signal(signum, self._receive) for signum in SIGNALS}
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._restore()
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._restore()  # before Lightning gives back those that it had put in place first
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._restore()
