@@ -55,13 +55,13 @@ class MetricsFile(Logger):
         self.path = path
         self._row: dict[str, Any] = {}
         self._waiting: list[dict[str, Any]] = []
+        self._kept: list[dict[str, str]] = []  # rows of the file, until the first is written
         self._failed = False
         if path.exists():
-            with open(path, encoding="utf-8", newline="") as stream:
-                rows = [row for row in csv.DictReader(stream) if (row["step"] or "").isdigit() and int(row["step"]) < first_step]
-            if rows and int(rows[-1]["step"]) == first_step - 1:  # what is still to come of that step joins it
-                self._row = {**rows.pop(), "step": first_step - 1}
-            write_whole(path, _table(rows, head=True))
+            self._kept = [row for row in _rows(path) if row["step"].isdigit() and int(row["step"]) < first_step]
+            write_whole(path, _table(self._kept, head=True))
+            if self._kept and int(self._kept[-1]["step"]) == first_step - 1:  # what is still to come of that step joins it
+                self._row = {**self._kept[-1], "step": first_step - 1}
 
     @property
     def name(self) -> str:
@@ -86,18 +86,32 @@ class MetricsFile(Logger):
 
     def flush(self) -> None:
         """Write the row begun."""
-        if self._row:
-            self._waiting.append(self._row)
-            self._row = {}
-        if not self._waiting:
-            return
+        row, self._row = self._row, {}
         try:
+            if self._kept and row:
+                self._complete(row)
+            elif row:
+                self._waiting.append(row)
+            if not self._waiting:
+                return
             self._append(_table(self._waiting, head=not self.path.exists()))
             self._waiting = []
         except OSError as error:
             if not self._failed:
                 log.warning("%s cannot be written (%s); its rows wait until it can.", self.path, error.strerror or error)
             self._failed = True
+
+    def _complete(self, row: dict[str, Any]) -> None:
+        """Write the first row after a resume, which may be the file's last one with more in it."""
+        kept, self._kept = self._kept, []
+        if int(kept[-1]["step"]) != row["step"]:
+            self._waiting.append(row)
+        elif any(str(value) != kept[-1].get(name) for name, value in row.items()):
+            try:
+                write_whole(self.path, _table([*kept[:-1], row], head=True))
+            except OSError:
+                self._kept, self._row = kept, row
+                raise
 
     def _append(self, text: str) -> None:
         """Add text to the file, all of it or nothing."""
@@ -179,6 +193,11 @@ def build_loggers(settings: LoggerSettings, *, run_dir: Path, first_step: int = 
         uri = settings.mlflow.tracking_uri or f"file:{run_dir.resolve() / 'mlruns'}"
         loggers.append(MLFlowLogger(experiment_name=settings.mlflow.experiment_name, run_name=run_dir.name, tracking_uri=uri))
     return loggers
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as stream:
+        return [{name: value or "" for name, value in row.items() if name is not None} for row in csv.DictReader(stream)]
 
 
 def _table(rows: list[dict[str, Any]], *, head: bool) -> str:

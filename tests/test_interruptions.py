@@ -1,5 +1,6 @@
 """Runs that are stopped, damaged or starved, and what becomes of them."""
 
+import csv
 import os
 import re
 import resource
@@ -24,6 +25,7 @@ from gpt_pretrain.callbacks.save import SaveRun
 from gpt_pretrain.checkpoint import write_checkpoint
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.lit_module import GPTLitModule
+from gpt_pretrain.loggers import MetricsFile
 from gpt_pretrain.verify_resume import difference, same
 
 Train = Callable[..., float]
@@ -446,3 +448,20 @@ def test_the_harness_would_notice(train: Train, tmp_path: Path) -> None:
         found
     )
     assert not same_weights(checkpoint(tmp_path / "a"), checkpoint(tmp_path / "b"))
+
+
+def test_a_row_of_metrics_outlives_a_second_kill(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    first = MetricsFile(path)
+    for step in range(4):
+        first.log_metrics({"train/loss": float(step)}, step=step)
+    first.flush()
+    MetricsFile(path, first_step=3)  # resumed from the checkpoint of step 2, and killed before anything is logged
+    again = MetricsFile(path, first_step=3)
+    again.log_metrics({"val/loss": 0.5}, step=2)
+    again.log_metrics({"train/loss": 9.0}, step=3)
+    again.flush()
+    with open(path, newline="") as stream:
+        table = [(row["step"], row["train/loss"], row["val/loss"]) for row in csv.DictReader(stream)]
+    assert table == [("0", "0", ""), ("1", "1", ""), ("2", "2", "0.5"), ("3", "9", "")]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.csv"]
