@@ -1,10 +1,7 @@
 """Runs that are stopped, damaged or starved, and what becomes of them."""
 
-import csv
 import os
 import re
-import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,17 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from conftest import ROOT, TINY_RUN
 from crash_harness import differences
-from test_training import checkpoint, rows, same_weights
+from test_training import checkpoint, same_weights
 
 from gpt_pretrain import slurm
-from gpt_pretrain.callbacks.save import SaveRun
-from gpt_pretrain.checkpoint import write_checkpoint
-from gpt_pretrain.errors import UserError
 from gpt_pretrain.lit_module import GPTLitModule
-from gpt_pretrain.loggers import MetricsFile
 from gpt_pretrain.verify_resume import difference, same
 
 Train = Callable[..., float]
@@ -102,185 +94,6 @@ def test_checkpoints_by_the_minute_change_nothing(train: Train, tmp_path: Path) 
     assert [checkpoint(tmp_path / "b", name.removesuffix(".ckpt"))["global_step"] for name in names] == [10, 10, 8, 9, 10]
 
 
-def test_a_run_goes_on_from_an_older_checkpoint_when_the_last_is_damaged(
-    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    words = [*SETTINGS, "checkpoint.every_n_steps=2", "checkpoint.keep=9"]
-    train(*words, run_dir=tmp_path / "whole")
-    parts = tmp_path / "parts"
-    with signalled(signal.SIGTERM, at_step=6):
-        train(*words, run_dir=parts)
-    for name in ("last", "step-00000007"):
-        path = parts / "checkpoints" / f"{name}.ckpt"
-        data = bytearray(path.read_bytes())
-        data[len(data) // 3] ^= 16
-        path.write_bytes(data)
-    (parts / "checkpoints" / ".last.ckpt.01234567.tmp").write_bytes(b"half a checkpoint")
-    train(*words, f"resume='{parts}'", run_dir=parts)
-    assert "last.ckpt is damaged: its checksum is" in caplog.text
-    assert re.search(r"The newest whole checkpoint is .*step-00000006\.ckpt", caplog.text)
-    assert differences(tmp_path / "whole", parts) == []
-    assert not list(parts.rglob("*.tmp"))
-
-
-@contextmanager
-def after_saving(at_step: int, act: Callable[[], object]) -> Iterator[None]:
-    """Do something once the checkpoint of that step has been written, or has failed."""
-    real = SaveRun.save
-
-    def saving(save: SaveRun, trainer: Any, module: Any, **kwargs: Any) -> None:
-        real(save, trainer, module, **kwargs)
-        if trainer.global_step == at_step:
-            act()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SaveRun, "save", saving)
-        yield
-
-
-def test_on_a_full_disk_training_goes_on_and_the_old_checkpoint_stays(
-    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    words = [*SETTINGS, "checkpoint.every_n_steps=2"]
-    train(*words, run_dir=tmp_path / "whole")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    full, room = (lambda size=size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard)) for size in (2000, soft))
-    try:
-        with after_saving(2, full), after_saving(4, room):
-            train(*words, run_dir=tmp_path / "parts")
-    finally:
-        room()
-    assert "The checkpoint of step 3 could not be written" in caplog.text
-    assert caplog.text.count("could not be written") == 1
-    assert differences(tmp_path / "whole", tmp_path / "parts") == []
-
-
-def test_a_last_checkpoint_that_cannot_be_written_is_an_error(
-    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        with (
-            after_saving(5, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))),
-            pytest.raises(SystemExit) as caught,
-        ):
-            train(*SETTINGS, run_dir=tmp_path / "run")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert caught.value.code == 1
-    assert "The last checkpoint could not be written" in caplog.text
-    assert checkpoint(tmp_path / "run")["global_step"] == 5, "the one before is whole"
-    assert not list((tmp_path / "run").rglob("*.tmp"))
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's writer
-@pytest.mark.parametrize("what", ["checkpoints", "."])
-def test_a_folder_that_vanishes_is_made_again(train: Train, tmp_path: Path, what: str) -> None:
-    words = [*SETTINGS, "logger=tensorboard", "callbacks.loss_curve=true"]
-    with after_saving(5, lambda: shutil.rmtree(tmp_path / "run" / what)):
-        train(*words, run_dir=tmp_path / "run")
-    assert checkpoint(tmp_path / "run")["global_step"] == 10
-
-
-def test_a_folder_that_cannot_be_written_is_told(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder = tmp_path / "run" / "checkpoints"
-
-    def blocked() -> None:
-        folder.rename(tmp_path / "moved")
-        folder.write_text("a file where the folder was")
-
-    with after_saving(5, blocked), pytest.raises(SystemExit):
-        train(*SETTINGS, run_dir=tmp_path / "run")
-    assert "could not be written to" in caplog.text
-    assert (tmp_path / "moved" / "last.ckpt").exists()
-
-
-CHANGES = {
-    "model.emb_dim=64": r"model\.emb_dim was 32, is 64 now",
-    "tokenizer.name=r50k_base": r"tokenizer\.name was byte, is r50k_base now",
-    "data.batch_size=4": r"data\.batch_size was 8, is 4 now",
-    "data.train_ratio=0.8": r"data\.train_ratio was 0\.9, is 0\.8 now",
-    "seed=7": r"seed was 123, is 7 now",
-    "trainer.precision=bf16-mixed": r"trainer\.precision was 32-true, is bf16-mixed now",
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_what_would_change_the_meaning_of_the_state_is_refused(train: Train, tmp_path: Path, change: str) -> None:
-    train(*SETTINGS, "trainer.max_epochs=1", run_dir=tmp_path / "run")
-    with pytest.raises(UserError, match=CHANGES[change]):
-        train(*SETTINGS, change, f"resume='{tmp_path / 'run'}'", run_dir=tmp_path / "run")
-
-
-def test_changes_are_told_together_and_can_be_forced(
-    train: Train, tmp_path: Path, story: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "text.txt").write_text(story)
-    words = [*SETTINGS, f"data.path='{tmp_path / 'text.txt'}'"]
-    train(*words, "trainer.max_epochs=1", run_dir=tmp_path / "run")
-    (tmp_path / "text.txt").write_text(story + "And more.")
-    resume = [f"resume='{tmp_path / 'run'}'", "seed=7"]
-    with pytest.raises(UserError, match=r"seed was 123, is 7 now; the text that data names has another content"):
-        train(*words, *resume, run_dir=tmp_path / "run")
-    train(*words, *resume, "resume_force=true", run_dir=tmp_path / "run")
-    assert "as resume_force=true allows: the text that data names has another content" in caplog.text
-    assert checkpoint(tmp_path / "run")["global_step"] == 10
-
-
-def test_what_may_change_is_accepted_told_and_kept(train: Train, tmp_path: Path, printed: Printed) -> None:
-    train(*SETTINGS, "trainer.max_epochs=1", "optimizer.lr=1e-3", run_dir=tmp_path / "run")
-    changes = ["trainer.max_epochs=2", "eval_freq=3", "optimizer.lr=2e-3", "scheduler=constant", "optimizer.weight_decay=0.3"]
-    resume = f"resume='{tmp_path / 'run'}'"
-    train(*changes, resume, base=[], run_dir=tmp_path / "run")  # nothing else is typed: the rest is as it was
-    told = "\n".join(printed())
-    assert "Changed since the checkpoint: trainer.max_epochs was 1, is 2 now" in told
-    assert "Changed since the checkpoint: scheduler.name was warmup_cosine, is constant now" in told
-    content = checkpoint(tmp_path / "run")
-    assert content["config"]["model"]["emb_dim"] == 32
-    assert content["config"]["data"]["batch_size"] == 8
-    assert {group["lr"] for group in content["optimizer_states"][0]["param_groups"]} == {2e-3}
-    assert [group["weight_decay"] for group in content["optimizer_states"][0]["param_groups"]] == [0.3, 0.0]
-    assert [float(row["lr"]) for row in rows(tmp_path / "run") if row["lr"]][-1] == 2e-3
-
-
-def with_stored(run_dir: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change the settings within a run's last checkpoint."""
-    content = checkpoint(run_dir)
-    change(content["config"])
-    write_checkpoint(content, run_dir / "checkpoints" / "last.ckpt")
-
-
-def test_nothing_that_a_checkpoint_s_settings_name_is_built(train: Train, tmp_path: Path) -> None:
-    train(*SETTINGS, "trainer.max_epochs=1", run_dir=tmp_path / "run")
-    resume = f"resume='{tmp_path / 'run'}'"
-    hostile = {"_target_": "os.system", "command": f"touch '{tmp_path / 'marker'}'"}
-    for change in (
-        lambda config: config["callbacks"].update(custom={"bad": hostile}),
-        lambda config: config["optimizer"].update(deep=[{"er": hostile}]),
-        lambda config: config.update(itself=config),
-    ):
-        whole = (tmp_path / "run" / "checkpoints" / "last.ckpt").read_bytes()
-        with_stored(tmp_path / "run", change)
-        with pytest.raises(UserError, match=r"hold a _target_|far too many parts"):
-            train(*SETTINGS, resume, run_dir=tmp_path / "run")
-        (tmp_path / "run" / "checkpoints" / "last.ckpt").write_bytes(whole)
-    assert not (tmp_path / "marker").exists()
-    with_stored(tmp_path / "run", lambda config: config.update(start_context="${oc.env:HOME} ${x}", unknown=3))
-    train("trainer.max_epochs=2", resume, base=[], run_dir=tmp_path / "run")
-    assert checkpoint(tmp_path / "run")["config"]["start_context"] == "${oc.env:HOME} ${x}", "a text, and nothing but a text"
-
-
-def test_callbacks_of_the_user_s_own_are_named_again(train: Train, tmp_path: Path) -> None:
-    words = [*SETTINGS, "+callbacks.custom.watch={_target_: lightning.pytorch.callbacks.LearningRateMonitor}"]
-    train(*words, "trainer.max_epochs=1", run_dir=tmp_path / "run")
-    resume = f"resume='{tmp_path / 'run'}'"
-    with pytest.raises(
-        UserError, match=r"callbacks\.custom\.watch \(lightning\.pytorch\.callbacks\.LearningRateMonitor\) was there"
-    ):
-        train(*SETTINGS, resume, run_dir=tmp_path / "run")
-    train(*words, resume, run_dir=tmp_path / "run")
-
-
 def test_a_run_that_its_time_ended_goes_on_exactly(train: Train, tmp_path: Path) -> None:
     train(*SETTINGS, "trainer.max_epochs=4", run_dir=tmp_path / "whole")
     real = GPTLitModule.training_step
@@ -298,80 +111,6 @@ def test_a_run_that_its_time_ended_goes_on_exactly(train: Train, tmp_path: Path)
     a, b = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "parts")
     for key in ("state_dict", "optimizer_states", "train_losses", "val_losses", "tokens_seen"):
         assert same(a[key], b[key]), key
-
-
-@contextmanager
-def spoilt(*, steps: set[int], what: str = "loss") -> Iterator[None]:
-    """The loss, or the gradients, of the first batch of these optimizer steps are NaN, whenever they come."""
-    real = GPTLitModule.training_step
-
-    def spoiling(module: GPTLitModule, batch: Any, batch_idx: int) -> Any:
-        here = module.trainer.global_step in steps and batch_idx % 2 == 0
-        if here and what == "loss":
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("gpt_pretrain.lit_module.next_token_loss", lambda logits, ids: logits.mean() * torch.nan)
-                return real(module, batch, batch_idx)
-        loss = real(module, batch, batch_idx)
-        if here and loss is not None:
-            loss = loss + (loss * 0).sqrt()  # zero, with an infinite slope
-        return loss
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GPTLitModule, "training_step", spoiling)
-        yield
-
-
-@pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_a_loss_or_gradient_that_is_no_number_stops_the_run_before_it_spoils_the_weights(
-    train: Train, tmp_path: Path, what: str
-) -> None:
-    words = [*SETTINGS, "checkpoint.every_n_minutes=1e-9", "trainer.max_epochs=1"]
-    with spoilt(steps={3}, what=what), pytest.raises(UserError) as caught:
-        train(*words, run_dir=tmp_path / "run")
-    batch = 6 if what == "loss" else 7
-    assert re.search(
-        rf"Step 000003: the {what} of batch {batch} in epoch 1 is nan\. The weights were not touched; the last good checkpoint, "
-        r".*last\.ckpt, is that of step 2\.",
-        str(caught.value),
-    )
-    assert checkpoint(tmp_path / "run")["global_step"] == 3
-    train(*words, run_dir=tmp_path / "whole")
-    train(*words, f"resume='{tmp_path / 'run'}'", run_dir=tmp_path / "run")
-    assert differences(tmp_path / "whole", tmp_path / "run") == []
-
-
-@pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_a_batch_that_gives_no_number_can_be_left_out(
-    train: Train, tmp_path: Path, what: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    with spoilt(steps={3}, what=what):
-        train(*SETTINGS, "on_nonfinite=skip", run_dir=tmp_path / "run")
-    assert f"Step 000003: the {what} of batch" in caplog.text
-    content = checkpoint(tmp_path / "run")
-    assert content["global_step"] == 10
-    assert all(value.isfinite().all() for value in content["state_dict"].values())
-
-
-def test_a_run_can_go_back_and_around_the_batch(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    words = [*SETTINGS, "on_nonfinite=rollback", "checkpoint.every_n_steps=2", "scheduler=constant", "scheduler.warmup_steps=0"]
-    with spoilt(steps={3, 7}):
-        train(*words, run_dir=tmp_path / "run")
-    assert "Going back to step 2, leaving that batch out, with 0.5 of the learning rate" in caplog.text
-    assert "Going back to step 6, leaving that batch out, with 0.25 of the learning rate" in caplog.text
-    content = checkpoint(tmp_path / "run")
-    assert (content["lr_scale"], content["skipped"]) == (0.25, [[0, 6], [1, 4]])
-    table = {int(row["step"]): row for row in rows(tmp_path / "run")}
-    assert {step: float(row["lr"]) for step, row in table.items() if row["lr"]} == {0: 4e-4, 3: 2e-4, 6: 1e-4, 9: 1e-4}
-    assert len(table) == len(rows(tmp_path / "run")), "no step twice"
-    with spoilt(steps={1, 2, 3}), pytest.raises(UserError, match="2 rollbacks did not help"):
-        train(*words, "max_rollbacks=2", run_dir=tmp_path / "other")
-
-
-def test_going_back_before_the_first_checkpoint_begins_anew(train: Train, tmp_path: Path) -> None:
-    with spoilt(steps={1}):
-        train(*SETTINGS, "on_nonfinite=rollback", run_dir=tmp_path / "run")
-    content = checkpoint(tmp_path / "run")
-    assert (content["global_step"], content["lr_scale"], content["skipped"]) == (10, 0.5, [[0, 2]])
 
 
 def test_a_job_of_slurm_is_put_back_into_the_queue_and_goes_on(
@@ -448,20 +187,3 @@ def test_the_harness_would_notice(train: Train, tmp_path: Path) -> None:
         found
     )
     assert not same_weights(checkpoint(tmp_path / "a"), checkpoint(tmp_path / "b"))
-
-
-def test_a_row_of_metrics_outlives_a_second_kill(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.csv"
-    first = MetricsFile(path)
-    for step in range(4):
-        first.log_metrics({"train/loss": float(step)}, step=step)
-    first.flush()
-    MetricsFile(path, first_step=3)  # resumed from the checkpoint of step 2, and killed before anything is logged
-    again = MetricsFile(path, first_step=3)
-    again.log_metrics({"val/loss": 0.5}, step=2)
-    again.log_metrics({"train/loss": 9.0}, step=3)
-    again.flush()
-    with open(path, newline="") as stream:
-        table = [(row["step"], row["train/loss"], row["val/loss"]) for row in csv.DictReader(stream)]
-    assert table == [("0", "0", ""), ("1", "1", ""), ("2", "2", "0.5"), ("3", "9", "")]
-    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.csv"]
