@@ -58,9 +58,9 @@ def copy_checkpoint(source: Path, target: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed process had begun to write in a folder of checkpoints."""
-    for path in folder.glob(f".*.ckpt.*{SCRATCH}"):
-        _remove(path)
+    """Delete what a killed process had begun to write in a folder."""
+    for path in folder.glob(f".*.????????{SCRATCH}"):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else _remove(path)
 
 
 def first_whole(paths: Iterable[Path], read: Callable[[Path], Result]) -> Result:

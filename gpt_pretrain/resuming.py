@@ -33,7 +33,8 @@ def newest_checkpoint(run_dir: Path) -> tuple[Path, dict[str, Any]]:
     Raises:
         UserError: when the run has none.
     """
-    remove_leftovers(checkpoint_dir(run_dir))
+    for folder in (run_dir, checkpoint_dir(run_dir)):
+        remove_leftovers(folder)
     return first_whole(find_checkpoints(str(run_dir)), lambda path: (path, read_checkpoint(path, resumable=True)))
 
 

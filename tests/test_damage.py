@@ -36,6 +36,8 @@ def test_a_run_goes_on_from_an_older_checkpoint_when_the_last_is_damaged(
         data[len(data) // 3] ^= 16
         path.write_bytes(data)
     (parts / "checkpoints" / ".last.ckpt.01234567.tmp").write_bytes(b"half a checkpoint")
+    (parts / ".metrics.csv.01234567.tmp").write_bytes(b"half a table")
+    (parts / ".huggingface.01234567.tmp").mkdir()
     train(*words, f"resume='{parts}'", run_dir=parts)
     assert "last.ckpt is damaged: its checksum is" in caplog.text
     assert re.search(r"The newest whole checkpoint is .*step-00000006\.ckpt", caplog.text)
