@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import secrets
 import shutil
 import zipfile
@@ -25,6 +26,11 @@ RESUME_FIELDS = {
     "tokens_seen": int,
     "train_losses": list,
     "config": dict,
+    "callbacks": dict,
+    "lr_schedulers": list,
+    "lr_scale": float,
+    "skipped": list,
+    "text_sha256": str,
 }
 SCRATCH = ".tmp"  # the end of the name of what is still being written
 
@@ -36,6 +42,7 @@ def write_checkpoint(content: dict[str, Any], target: Path) -> None:
 
     Raises:
         OSError: when any of that fails; the target is then as it was.
+        UserError: when the content could not be loaded again.
     """
     scratch = _beside(target)
     try:
@@ -110,11 +117,21 @@ def _save(content: dict[str, Any], path: Path) -> None:
     try:
         torch.save(content, path)
     except RuntimeError as error:  # PyTorch's word for a write that failed
-        raise OSError(f"PyTorch could not write all of it ({str(error).splitlines()[0]})") from error
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
+        raise OSError("PyTorch could not write all of it; the disk may be full") from error
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except zipfile.BadZipFile as error:
+        raise OSError(f"what was written cannot be read back ({error})") from error
     if damaged is not None:
         raise OSError(f"what was written cannot be read back ({damaged} differs)")
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            "The checkpoint would hold more than tensors and plain data, and could never be loaded. The state_dict() of your own "
+            f"callbacks must give numbers, texts, lists and dicts only ({str(error).strip().splitlines()[-1][:200]})."
+        ) from error
     add_checksum(path)
     with open(path, "rb") as stream:
         os.fsync(stream.fileno())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
 import os
 import re
@@ -29,6 +30,7 @@ from gpt_pretrain.slurm import interrupted_run
 Result = TypeVar("Result")
 
 EXIT_USER_ERROR = 2
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
 FREE_TEXT = {"prompt", "prompt_file", "start_context", "checkpoint", "pretrained", "resume", "init_from", "hydra.run.dir"} | {
     f"data.{name}" for name in ("path", "url", "cache_dir")
@@ -152,7 +154,12 @@ def guarded(job: Callable[[DictConfig], Result], config: DictConfig, *, log_file
     except BrokenPipeError:  # whoever read the output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except UserError as error:
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError):
+            if error.errno not in DISK_ERRORS:
+                raise
+            error = UserError(f"{error.filename or 'A file'} cannot be written: {error.strerror}.")
+            log_file = None
         report(error, log_file=log_file)
         if is_sweep():
             raise SweepJobFailed(error.problems[0]) from None

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 
 from gpt_pretrain import slurm, summary
 from gpt_pretrain.callbacks.save import SaveRun
-from gpt_pretrain.callbacks.stop import StoppedBySignalError
+from gpt_pretrain.callbacks.stop import StopOnSignal, StoppedBySignalError
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.hardware import accelerator_device, compile_model
@@ -52,7 +52,7 @@ def fit(
         UserError: when a loss or gradient is no number and the settings say to stop, or it happens too often.
         SystemExit: when a signal ended the run, or its last checkpoint could not be written.
     """
-    lr_scale, skipped = 1.0, list[list[int]]()
+    lr_scale, skipped, rollbacks = 1.0, list[list[int]](), 0
     resume, step = start.resume, start.step
     while True:
         L.seed_everything(settings.seed, workers=True, verbose=False)
@@ -65,12 +65,16 @@ def fit(
         try:
             trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
         except NonFiniteError as error:
-            if settings.on_nonfinite != "rollback" or len(module.skipped) >= settings.max_rollbacks:
-                raise UserError(_diverged(error, module, settings, run_dir)) from error
+            rollbacks += 1
+            if settings.on_nonfinite != "rollback" or rollbacks > settings.max_rollbacks:
+                raise UserError(_diverged(error, rollbacks - 1, settings, run_dir)) from error
+            if (received := summary.callback(trainer, StopOnSignal).received) is not None:
+                log.info("Stopped at a step that was to be undone; the run is as its last checkpoint has it.")
+                sys.exit(128 + received)
             lr_scale = module.lr_scale * settings.rollback_lr_factor
-            skipped = [*module.skipped, [error.epoch, error.batch]]
+            skipped = [*module.skipped, *error.batches]
             resume, step = _last_good(run_dir, data)
-            log.warning("%s Going back to step %d, leaving that batch out, with %g of the learning rate.", error, step, lr_scale)
+            log.warning("%s Going back to step %d, leaving that out, with %g of the learning rate.", error, step, lr_scale)
             continue
         except StoppedBySignalError as stop:
             stopped_by = stop.signum
@@ -114,12 +118,12 @@ def _last_good(run_dir: Path, data: TextDataModule) -> tuple[Path | None, int]:
     return path, int(content["global_step"])
 
 
-def _diverged(error: NonFiniteError, module: GPTLitModule, settings: TrainSettings, run_dir: Path) -> str:
+def _diverged(error: NonFiniteError, rollbacks: int, settings: TrainSettings, run_dir: Path) -> str:
     good = "no checkpoint has been written yet"
     if checkpoints(run_dir):
         path, content = newest_checkpoint(run_dir)
         good = f"the last good checkpoint, {summary.place(path)}, is that of step {content['global_step'] - 1}"
-    tried = f" {len(module.skipped)} rollbacks did not help." if settings.on_nonfinite == "rollback" else ""
+    tried = f" {rollbacks} rollbacks did not help." if settings.on_nonfinite == "rollback" else ""
     return (
         f"{error} The weights were not touched; {good}.{tried} Try a lower optimizer.lr, "
         "scheduler=warmup_cosine, or on_nonfinite=rollback."

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,12 +33,13 @@ class NonFiniteError(Exception):
     """A loss or the gradients are NaN or infinite; the weights are as they were before.
 
     Attributes:
-        epoch, batch: where, both counted from 0.
+        batches: where: epoch and batch of each that has a part in it, both counted from 0.
     """
 
-    def __init__(self, what: str, value: float, *, step: int, epoch: int, batch: int) -> None:
-        super().__init__(f"Step {step:06d}: the {what} of batch {batch} in epoch {epoch + 1} is {value}.")
-        self.epoch, self.batch = epoch, batch
+    def __init__(self, what: str, value: float, *, step: int, epoch: int, batches: Sequence[int]) -> None:
+        named = f"batch {batches[0]}" if len(batches) == 1 else f"batches {batches[0]} to {batches[-1]}"
+        super().__init__(f"Step {step:06d}: the {what} of {named} in epoch {epoch + 1} is {value}.")
+        self.batches = [[epoch, batch] for batch in batches]
 
 
 def next_token_loss(logits: Tensor, target_ids: Tensor, *, reduction: str = "mean") -> Tensor:
@@ -121,15 +122,15 @@ class GPTLitModule(L.LightningModule):
         self.last_loss = loss.detach()
         if bool(self.last_loss.isfinite()):
             return loss
-        error = self._nonfinite("loss", self.last_loss, batch_idx)
+        error = self._nonfinite("loss", self.last_loss, [batch_idx])
         if self.on_nonfinite != "skip":
             raise error
         log.warning("%s It is left out.", error)
         return None
 
-    def _nonfinite(self, what: str, value: Tensor, batch_idx: int) -> NonFiniteError:
-        where = {"step": self.trainer.global_step, "epoch": self.trainer.current_epoch, "batch": batch_idx}
-        return NonFiniteError(what, value.item(), **where)
+    def _nonfinite(self, what: str, value: Tensor, batches: Sequence[int]) -> NonFiniteError:
+        trainer = self.trainer
+        return NonFiniteError(what, value.item(), step=trainer.global_step, epoch=trainer.current_epoch, batches=batches)
 
     def on_validation_epoch_start(self) -> None:
         self._val_start = time.perf_counter()
@@ -170,7 +171,9 @@ class GPTLitModule(L.LightningModule):
         self.grad_norm = get_total_norm(gradients)
         scaled = self.trainer.precision == "16-mixed"  # whose scaler leaves such a step out by itself
         if not scaled and not bool(self.grad_norm.isfinite()):
-            raise self._nonfinite("gradient", self.grad_norm, self.trainer.fit_loop.epoch_loop.batch_idx)
+            last = self.trainer.fit_loop.epoch_loop.batch_idx
+            first = last - last % self.trainer.accumulate_grad_batches
+            raise self._nonfinite("gradient", self.grad_norm, range(first, last + 1))
         if gradient_clip_val is not None:
             clip_grads_with_norm_(self.model.parameters(), gradient_clip_val, self.grad_norm)
 

@@ -81,6 +81,15 @@ class MetricsFile(Logger):
             self._row = {"step": step}
         self._row.update(metrics)
 
+    def forget(self, columns: list[str]) -> None:
+        """Leave these out of the row of the step before the first, if there is one, and the row if nothing else is in it."""
+        if not self._row or not self._kept:
+            return
+        self._row |= dict.fromkeys(columns, "")
+        if not any(value for name, value in self._row.items() if name not in ("step", "epoch", "tokens_seen")):
+            self._kept, self._row = self._kept[:-1], {}
+            write_whole(self.path, _table(self._kept, head=True))
+
     def save(self) -> None:
         """Nothing: Lightning calls this while more of a row may be to come."""
 
@@ -133,7 +142,8 @@ class EventFiles(TensorBoardLogger):
     """TensorBoard events in the run directory itself, with both losses in one chart under Custom Scalars."""
 
     def __init__(self, run_dir: Path, *, first_step: int = 0) -> None:
-        purge: dict[str, Any] = {"purge_step": first_step} if first_step else {}  # hides what was written after the checkpoint
+        begun = first_step > 0 or any(run_dir.glob("events.out.tfevents.*"))
+        purge: dict[str, Any] = {"purge_step": first_step} if begun else {}  # hides what was written after the checkpoint
         super().__init__(save_dir=run_dir, name="", version="", default_hp_metric=False, **purge)
         self._charts_written = False
         self._failed = False

@@ -87,8 +87,9 @@ def prepare(config: DictConfig, *, typed_keys: Set[str]) -> tuple[TrainSettings,
         if tokenizer is None:  # the text may be wrong as well
             find_text(settings.data, cache_dir=cache_folder(settings.data))
         elif not any(problem.startswith(("data.", "model.context_length")) for problem in problems):
-            data = TextDataModule(settings.data, tokenizer, context_length=settings.model.context_length, seed=settings.seed)
-            data.prepare_data()
+            module = TextDataModule(settings.data, tokenizer, context_length=settings.model.context_length, seed=settings.seed)
+            module.prepare_data()
+            data = module
     except UserError as error:
         problems += error.problems
     if start.resume is not None:
@@ -111,7 +112,8 @@ def _start(settings: TrainSettings, typed_keys: Set[str]) -> tuple[TrainSettings
         return settings, StartingPoint(), []
     if settings.init_from is not None:
         raise UserError("resume and init_from exclude each other: resume goes on with a run, init_from begins a new one.")
-    path, content = newest_checkpoint(Path(settings.run_dir))
+    named = Path(settings.resume).expanduser()
+    path, content = newest_checkpoint(Path(settings.run_dir), only=named if named.is_file() else None)
     settings, changes = as_before(settings, content["config"], typed_keys)
     _check_incomplete(settings, content)
     start = StartingPoint(
@@ -174,6 +176,14 @@ def _check_incomplete(settings: TrainSettings, content: dict[str, Any]) -> None:
     progress = content["loops"]["fit_loop"]["epoch_progress"]["current"]
     epochs, steps, trainer = int(progress["processed"]), int(content["global_step"]), settings.trainer
     limit = "max_steps" if steps >= trainer.max_steps > 0 else "max_epochs" if epochs >= trainer.max_epochs else None
+    stop = settings.callbacks.early_stopping
+    for name, state in content["callbacks"].items():
+        if stop is not None and name.startswith("EarlyStopping") and state["wait_count"] >= max(1, stop.patience):
+            raise UserError(
+                f"{settings.run_dir} is complete: early stopping ended it after {epochs} epochs, with {state['wait_count']} "
+                "validations without a gain. To train it further: callbacks=early_stopping "
+                f"callbacks.early_stopping.patience={2 * stop.patience + 1}"
+            )
     if limit is not None:
         more = 2 * (steps if limit == "max_steps" else epochs)
         raise UserError(

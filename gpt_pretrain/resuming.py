@@ -10,10 +10,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from gpt_pretrain.checkpoint import first_whole, read_checkpoint, remove_leftovers
+from gpt_pretrain.checkpoint import copy_checkpoint, first_whole, read_checkpoint, remove_leftovers
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.formats.files import tables
-from gpt_pretrain.runs import checkpoint_dir, find_checkpoints
+from gpt_pretrain.formats.files import same_checksum, tables
+from gpt_pretrain.pretrained import open_weights
+from gpt_pretrain.runs import BEST, LAST, checkpoint_dir, find_checkpoints
 from gpt_pretrain.settings import TrainSettings, literal, typed
 
 OF_THIS_START = ("run_dir", "resume", "resume_force", "callbacks.custom")  # never taken from the checkpoint
@@ -27,15 +28,44 @@ MEANING = {
 log = logging.getLogger(__name__)
 
 
-def newest_checkpoint(run_dir: Path) -> tuple[Path, dict[str, Any]]:
+def newest_checkpoint(run_dir: Path, *, only: Path | None = None) -> tuple[Path, dict[str, Any]]:
     """A run's newest whole checkpoint, damaged ones reported, what a killed process left behind removed.
+
+    Args:
+        only: a checkpoint to take instead.
 
     Raises:
         UserError: when the run has none.
     """
     for folder in (run_dir, checkpoint_dir(run_dir)):
         remove_leftovers(folder)
-    return first_whole(find_checkpoints(str(run_dir)), lambda path: (path, read_checkpoint(path, resumable=True)))
+    path, content = first_whole([only] if only is not None else find_checkpoints(str(run_dir)), _resumable)
+    if path.name == LAST and content["callbacks"]["SaveRun"]["best_step"] == content["global_step"] - 1:
+        best = path.with_name(BEST)
+        if not best.is_file() or not same_checksum(path, best):  # killed between the two
+            copy_checkpoint(path, best)
+    return path, content
+
+
+def _resumable(path: Path) -> tuple[Path, dict[str, Any]]:
+    """A checkpoint with all that resuming reads of it, whose tensors make the model that it says.
+
+    Raises:
+        UserError: when that is not so.
+    """
+    content = read_checkpoint(path, resumable=True)
+    architecture = open_weights(path).config.to_dict()
+    try:
+        int(content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+        int(content["callbacks"]["SaveRun"]["best_step"])
+        int(content["TextDataModule"]["batch"])
+        model = content["config"]["model"]
+        told = {name: model[name] for name in architecture if name != "vocab_size"}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is no whole checkpoint: its {error} is missing or odd.") from error
+    if told != {name: architecture[name] for name in told}:
+        raise UserError(f"{path} is no whole checkpoint: its settings tell of another model than its tensors make.")
+    return path, content
 
 
 def as_before(settings: TrainSettings, stored: dict[str, Any], typed_keys: Set[str]) -> tuple[TrainSettings, list[str]]:

@@ -17,7 +17,10 @@ def write_whole(path: Path, text: str) -> None:
     """Replace a file's text at once: a process killed meanwhile leaves the old one."""
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        scratch.write_text(text, encoding="utf-8", newline="")
+        with open(scratch, "w", encoding="utf-8", newline="") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
@@ -43,7 +46,7 @@ def find_run(name: str) -> Path:
     run_dir = path.parent.parent if path.is_file() and path.parent.name == "checkpoints" else path
     if not run_dir.is_dir():
         raise UserError(f"{name}: there is no such run directory. Runs are folders below {OUTPUTS}/; `latest` names the newest.")
-    if not any(checkpoint_dir(run_dir).glob("*.ckpt")):
+    if not checkpoints(run_dir):
         raise UserError(
             f"{name}: this run has no checkpoint yet, so there is nothing to go on from. The first is written after an epoch."
         )
@@ -67,13 +70,14 @@ def find_checkpoints(name: str) -> list[Path]:
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
-    """A run's checkpoints: last.ckpt, then the others from the newest on."""
-    found = checkpoint_dir(run_dir).glob("*.ckpt")
-    return sorted(found, key=lambda file: (file.name == LAST, file.stat().st_mtime_ns), reverse=True)
+    """A run's checkpoints: last.ckpt, then those with a step in their name, the newest first, then best.ckpt."""
+    found = [file for file in checkpoint_dir(run_dir).glob("*.ckpt") if file.is_file()]
+    return sorted(found, key=lambda file: (file.name == LAST, file.name != BEST, file.name), reverse=True)
 
 
 def _latest_run() -> Path:
-    found = [file for pattern in ("*", "multirun/*/*") for file in OUTPUTS.glob(f"{pattern}/checkpoints/*.ckpt")]
+    places = [f"{pattern}/checkpoints/*.ckpt" for pattern in ("*", "multirun/*/*")]
+    found = [file for place in places for file in OUTPUTS.glob(place) if file.is_file()]
     if not found:
         raise UserError(
             f"`latest`: there is no run with a checkpoint below {OUTPUTS.resolve()} yet. "

@@ -7,6 +7,7 @@ rules that a type cannot tell are in `rules.py`.
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from typing import Any, Optional, TypeVar, Union, get_args, get_type_hints
 
@@ -242,7 +243,9 @@ def literal(value: Any) -> Any:
     """Plain containers whose texts OmegaConf will take as they are: nothing in them is interpolated."""
     if isinstance(value, dict):
         return {name: literal(inner) for name, inner in value.items()}
-    return value.replace("${", "\\${") if isinstance(value, str) else value
+    if isinstance(value, list | tuple):
+        return [literal(inner) for inner in value]
+    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", value) if isinstance(value, str) else value
 
 
 def _unknown_keys(node: object, kind: type, prefix: str = "") -> list[str]:

@@ -55,7 +55,7 @@ def after(settings: TrainSettings, trainer: L.Trainer, module: GPTLitModule, run
         )
     files = "checkpoints/last.ckpt checkpoints/best.ckpt losses.png losses.pdf samples.txt metrics.csv train.log config.yaml"
     there = [name for name in [*files.split(), EXPORTED] if (run_dir / name).exists()]
-    limit = "max_steps" if trainer.global_step >= trainer.max_steps > 0 else "max_epochs"
+    limit = "max_steps" if trainer.global_step >= settings.trainer.max_steps > 0 else "max_epochs"
     lines = [
         "",
         f"Done: {epochs:.4g} {'epoch' if epochs == 1 else 'epochs'}, {_count(trainer.global_step, 'step')}, "

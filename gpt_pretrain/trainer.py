@@ -66,7 +66,7 @@ def build_trainer(
         devices=trainer.devices,
         precision=trainer.precision,  # type: ignore[arg-type]
         max_epochs=trainer.max_epochs,
-        max_steps=trainer.max_steps,
+        max_steps=-1,  # FinishAtLimit's
         accumulate_grad_batches=trainer.accumulate_grad_batches,
         gradient_clip_val=trainer.gradient_clip_val,
         limit_train_batches=trainer.limit_train_batches,
@@ -93,7 +93,12 @@ def build_callbacks(
     chosen = settings.callbacks
     losses = LossLines(data, eval_freq=settings.eval_freq, eval_iter=settings.eval_iter)
     metrics = TrainMetrics(every_n_steps=settings.trainer.log_every_n_steps)
-    callbacks: list[Callback] = [Randomness(), metrics, losses, FinishAtLimit(settings.trainer.max_time)]
+    callbacks: list[Callback] = [
+        Randomness(),
+        metrics,
+        losses,
+        FinishAtLimit(max_steps=settings.trainer.max_steps, max_time=settings.trainer.max_time),
+    ]
     if chosen.samples:
         sampler = SamplerConfig(**vars(settings.sampler))
         file = run_dir / "samples.txt"

@@ -63,17 +63,18 @@ class TrainMetrics(Callback):
         self._lr = optimizer.param_groups[0]["lr"]
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._loss += pl_module.last_loss
-        self._batches += 1
+        if outputs:  # none, where the batch was left out
+            self._loss += pl_module.last_loss
+            self._batches += 1
         if trainer.global_step == self._step:  # gradients are still being accumulated
             return
         self._step = trainer.global_step
         if pl_module.step % self.every_n_steps:
             return
-        loss, grad_norm = torch.stack([self._loss / self._batches, pl_module.grad_norm.to(self._loss)]).tolist()
+        loss, grad_norm = torch.stack([self._loss / max(self._batches, 1), pl_module.grad_norm.to(self._loss)]).tolist()
         seconds = time.perf_counter() - self._since - (pl_module.idle_seconds - self._idle)
         metrics = {
-            "train/loss": loss,
+            **({"train/loss": loss} if self._batches else {}),
             "lr": self._lr,
             "grad_norm": grad_norm,
             "tokens_per_second": (pl_module.tokens_seen - self._tokens) / seconds,

@@ -43,7 +43,9 @@ class Samples(Callback):
         if self.file.exists():  # a resumed run: forget what was written after its checkpoint
             parts = re.split(r"^(?=--- epoch )", self.file.read_text(encoding="utf-8"), flags=re.MULTILINE)
             steps = [re.match(r"--- epoch \d+, step (\d+)", part) for part in parts]
-            kept = [part for part, step in zip(parts, steps, strict=True) if step and int(step[1]) < trainer.global_step]
+            datamodule = getattr(trainer, "datamodule", None)
+            first = trainer.global_step - bool(getattr(datamodule, "resumes_mid_epoch", False))  # a limit's sample goes too
+            kept = [part for part, step in zip(parts, steps, strict=True) if step and int(step[1]) < first]
             write_whole(self.file, "".join(kept))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:

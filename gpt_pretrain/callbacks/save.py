@@ -18,7 +18,7 @@ from gpt_pretrain.callbacks.metrics import log_metrics
 from gpt_pretrain.checkpoint import copy_checkpoint, read_checkpoint, write_checkpoint
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.lit_module import GPTLitModule
-from gpt_pretrain.loggers import flush
+from gpt_pretrain.loggers import MetricsFile, flush
 from gpt_pretrain.runs import BEST, LAST
 from gpt_pretrain.settings import CheckpointSettings
 
@@ -69,16 +69,23 @@ class SaveRun(Checkpoint):
         self.config = config
         self.best_loss, self.best_step, self.best_epoch = math.inf, -1, -1
         self.failed = False
-        self._before_validation = False
+        self._before_validation = self._validated = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved_at = trainer.global_step
         self._saved_time = time.monotonic()
+        steps = self.settings.every_n_steps
+        if self.data.resumes_mid_epoch:  # forget the validation that a limit brought about there
+            own = steps is not None and trainer.global_step % steps == 0
+            for logger in trainer.loggers:
+                if isinstance(logger, MetricsFile):
+                    logger.forget(["val/perplexity", "val/bits_per_byte", *([] if own else ["val/loss"])])
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
-        if step == self._saved_at or trainer.is_last_batch or not pl_module.ends_step(batch_idx):
-            return  # the end of an epoch saves anyway
+        ending = trainer.is_last_batch or trainer.should_stop  # which saves anyway
+        if step == self._saved_at or ending or not pl_module.ends_step(batch_idx):
+            return
         steps, minutes = self.settings.every_n_steps, self.settings.every_n_minutes
         if steps is not None and step % steps == 0:
             with pl_module.off_the_clock():
@@ -94,7 +101,7 @@ class SaveRun(Checkpoint):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         if self.failed:
-            self.save(trainer, pl_module)
+            self.save(trainer, pl_module, validated=self._validated)
 
     def save(self, trainer: L.Trainer, module: GPTLitModule, *, validated: bool = False, before_validation: bool = False) -> None:
         """Write last.ckpt, and what else is due.
@@ -107,7 +114,7 @@ class SaveRun(Checkpoint):
         best_before = (self.best_loss, self.best_step, self.best_epoch)
         if better:
             self.best_loss, self.best_step, self.best_epoch = module.val_loss, module.step, trainer.current_epoch + 1
-        self._before_validation = before_validation
+        self._before_validation, self._validated = before_validation, validated
         self._saved_at, self._saved_time = trainer.global_step, time.monotonic()
         try:
             with module.off_the_clock():
@@ -123,8 +130,8 @@ class SaveRun(Checkpoint):
             self.failed = True
             self.best_loss, self.best_step, self.best_epoch = best_before
             log.warning(
-                "The checkpoint of step %d could not be written to %s (%s). The one before it is kept; training goes on, and "
-                "the next is tried when it is due.",
+                "The checkpoint of step %d, or a copy of it, could not be written to %s (%s). What was there is kept; training "
+                "goes on, and the next is tried when it is due.",
                 module.step,
                 self.folder,
                 error.strerror or error,
@@ -160,5 +167,6 @@ class SaveRun(Checkpoint):
             return
         copy_checkpoint(self.folder / LAST, self.folder / PERIODIC.format(step))
         found = sorted(self.folder.glob(PERIODIC.format(0).replace("0" * 8, "*")))
-        for path in found[:-keep]:
+        now = found.index(self.folder / PERIODIC.format(step))
+        for path in [*found[: max(0, now + 1 - keep)], *found[now + 1 :]]:  # the later ones were damaged, or left behind
             path.unlink(missing_ok=True)

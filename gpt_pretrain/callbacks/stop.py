@@ -23,13 +23,16 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, 
 class FinishAtLimit(Callback):
     """When max_steps or max_time ends the run, lets Lightning validate first, as it does after an epoch.
 
-    Lightning's own timer would stop between two batches of one optimizer step, and lose the first.
+    Lightning's own limits do not go on exactly: its timer would stop between two batches of one optimizer step, and lose the
+    first; with its max_steps a run that is resumed after an epoch leaves out the next one.
 
     Args:
+        max_steps: optimizer steps of the whole run; -1: no limit.
         max_time: DD:HH:MM:SS, from when this process began to train; None: no limit.
     """
 
-    def __init__(self, max_time: str | None) -> None:
+    def __init__(self, *, max_steps: int, max_time: str | None) -> None:
+        self.max_steps = max_steps
         units = (86400, 3600, 60, 1)
         fields = [] if max_time is None else map(int, max_time.split(":"))
         self.max_seconds = math.inf if max_time is None else sum(map(operator.mul, fields, units))
@@ -39,7 +42,7 @@ class FinishAtLimit(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         out_of_time = time.monotonic() - self._start >= self.max_seconds
-        if trainer.global_step == trainer.max_steps or (out_of_time and pl_module.ends_step(batch_idx)):
+        if trainer.global_step == self.max_steps or (out_of_time and pl_module.ends_step(batch_idx)):
             trainer.should_stop = True
 
 
@@ -86,17 +89,18 @@ class StopOnSignal(Checkpoint):
         self._before = {}
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.received is not None and pl_module.ends_step(batch_idx) and not trainer.is_last_batch:
+        ending = trainer.is_last_batch or trainer.should_stop  # what is left of that can be done, or begun anew
+        if self.received is not None and pl_module.ends_step(batch_idx) and not ending:
             self._stop(trainer, pl_module)
 
     def on_validation_batch_start(
         self, trainer: L.Trainer, pl_module: GPTLitModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if self.received is not None:
+        if self.received is not None and not trainer.should_stop:
             self._stop(trainer, pl_module, before_validation=True)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
-        if self.received is not None:  # and the run has just been saved
+        if self.received is not None and not trainer.should_stop:  # the run has just been saved
             raise StoppedBySignalError(self.received)
 
     def _stop(self, trainer: L.Trainer, module: GPTLitModule, *, before_validation: bool = False) -> None:

@@ -129,6 +129,11 @@ class TextDataModule(L.LightningDataModule):
         self._loaders.append(loader)
         return loader
 
+    @property
+    def resumes_mid_epoch(self) -> bool:
+        """Whether the checkpoint that this goes on from was made before the end of its epoch."""
+        return self._resume_batch > 0
+
     def stop_workers(self) -> None:
         """End the loading processes, which pay no heed to signals."""
         for loader in self._loaders:

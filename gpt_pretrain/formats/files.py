@@ -188,6 +188,16 @@ def has_checksum(path: Path) -> bool:
         return stream.read().startswith(CHECKSUM_COMMENT)
 
 
+def same_checksum(a: Path, b: Path) -> bool:
+    """Whether two files carry one and the same checksum."""
+    ends = []
+    for path in (a, b):
+        with open(path, "rb") as stream:
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - len(CHECKSUM_COMMENT) - 8))
+            ends.append(stream.read())
+    return ends[0] == ends[1]
+
+
 def checksum_error(path: Path) -> str | None:
     """What is wrong with a file that carries its checksum; None if nothing is, or it has none."""
     if not has_checksum(path):
