@@ -36,7 +36,7 @@ def train(config: DictConfig) -> float:
     settings.trainer.precision = precision
     log.info("precision %s (%s)", precision, reason)
     stored = keep_config(settings, run_dir)
-    slurm.remember(run_dir)
+    slurm.remember(run_dir, words=cli.TYPED)
 
     custom = cli.custom_callbacks(settings.callbacks.custom)
     trainer, module = fit(settings, tokenizer, data, start, config=stored, run_dir=run_dir, custom=custom)

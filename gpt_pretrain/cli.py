@@ -36,6 +36,8 @@ FREE_TEXT = {"prompt", "prompt_file", "start_context", "checkpoint", "pretrained
     f"data.{name}" for name in ("path", "url", "cache_dir")
 }
 
+TYPED: list[str] = []  # this process's words as the user typed them
+
 log = logging.getLogger("gpt_pretrain")
 
 
@@ -49,6 +51,7 @@ def set_up_hydra() -> None:
 
 def run(main: Callable[[], Any], *, resumes: bool = False) -> None:
     """Run an entry script's main function on this process's command line, which may ask to resume a run."""
+    TYPED[:] = sys.argv[1:]
     try:
         sys.argv[1:] = quoted(with_resume(sys.argv[1:]) if resumes else sys.argv[1:])
         main()
@@ -130,7 +133,7 @@ def with_resume(argv: list[str]) -> list[str]:
     """
     sweep = bool({"-m", "--multirun"} & set(argv))
     wanted = [re.sub(r"^(['\"])(.*)\1$", r"\2", word.partition("=")[2]) for word in argv if _key(word) == "resume"]
-    if not wanted and not sweep and (run_dir := interrupted_run()) is not None:
+    if not wanted and not sweep and (run_dir := interrupted_run(argv)) is not None:
         argv, wanted = [*argv, f"resume={quote(str(run_dir))}"], [str(run_dir)]
     if not wanted or wanted[-1] in ("", "null"):
         return argv

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
+import zlib
 from pathlib import Path
 
 from gpt_pretrain.runs import OUTPUTS, checkpoints
@@ -24,19 +25,23 @@ def job() -> str | None:
     return os.environ.get("SLURM_JOB_ID")
 
 
-def remember(run_dir: Path) -> None:
-    """Note the run that this job trains, for the next time that it starts."""
-    if (name := job()) is not None:
-        _record(name).parent.mkdir(parents=True, exist_ok=True)
-        _record(name).write_text(f"{run_dir.resolve()}\n", encoding="utf-8")
+def remember(run_dir: Path, *, words: list[str]) -> None:
+    """Note the run that a command of this job trains, for the next time that the job starts.
+
+    Args:
+        words: what was typed; a job may have several commands.
+    """
+    if job() is not None:
+        record = _record(words)
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(f"{run_dir.resolve()}\n", encoding="utf-8")
 
 
-def interrupted_run() -> Path | None:
-    """The run to go on with: this job's, if it has been started before and got as far as a checkpoint."""
-    name = job()
-    if name is None or os.environ.get("SLURM_RESTART_COUNT", "0") == "0" or not _record(name).is_file():
+def interrupted_run(words: list[str]) -> Path | None:
+    """The run to go on with: this command's, if its job has been started before and it got as far as a checkpoint."""
+    if job() is None or os.environ.get("SLURM_RESTART_COUNT", "0") == "0" or not _record(words).is_file():
         return None
-    run_dir = Path(_record(name).read_text(encoding="utf-8").strip())
+    run_dir = Path(_record(words).read_text(encoding="utf-8").strip())
     return run_dir if checkpoints(run_dir) else None
 
 
@@ -56,5 +61,6 @@ def requeue() -> None:
         log.warning("SLURM's job %s could not be put into the queue again: %s", name, problem)
 
 
-def _record(name: str) -> Path:
-    return OUTPUTS / ".slurm" / name
+def _record(words: list[str]) -> Path:
+    digest = zlib.crc32("\0".join(words).encode(errors="surrogateescape"))
+    return OUTPUTS / ".slurm" / f"{job()}-{digest:08x}"
