@@ -190,7 +190,7 @@ def load_weights_into_gpt(model: GPTModel, params: Mapping[str, Any]) -> None:
     for name, value in flat.items():
         module, dot, ending = name.rpartition(".")
         try:
-            array = np.array(value.detach().cpu() if isinstance(value, Tensor) else value, dtype=np.float32, copy=True)
+            array = np.array(value.detach().cpu().numpy() if isinstance(value, Tensor) else value, dtype=np.float32, copy=True)
             renamed[module + dot + endings.get(ending, ending)] = torch.from_numpy(array)
         except (TypeError, ValueError):
             problems.append(f"The parameters: {name} is no array of numbers.")
