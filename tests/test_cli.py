@@ -120,8 +120,11 @@ def test_two_runs_of_one_second_have_two_folders(script: Script, tmp_path: Path)
 @pytest.mark.parametrize("name", ["train.py", "generate.py"])
 @pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"]])
 def test_help_and_config_come_at_once(script: Script, name: str, words: list[str]) -> None:
-    seconds = []
+    seconds, bare = [], []
     for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import hydra.main"], check=True)
+        bare.append(time.perf_counter() - start)
         start = time.perf_counter()
         done = script(name, *words)
         seconds.append(time.perf_counter() - start)
@@ -129,7 +132,7 @@ def test_help_and_config_come_at_once(script: Script, name: str, words: list[str
     if words == ["--help"]:
         assert done.stdout.count(f"python {name} ") >= 4
         assert "sampler: greedy, nucleus, top_k" in done.stdout
-    assert min(seconds) < 1.5
+    assert min(seconds) < max(1.5, 6 * min(bare)), "1.5 seconds; the machines that test this have slow hours"
 
 
 ERRORS = [
