@@ -6,7 +6,7 @@ import logging
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning as L
 import torch
@@ -85,14 +85,19 @@ def fit(
         finally:
             data.stop_workers()
         if stopped_by is not None:
-            log.info("%s", summary.interrupted(trainer, run_dir))
-            if stopped_by == getattr(signal, "SIGUSR1", None):
-                slurm.requeue()
-            sys.exit(128 + stopped_by)
+            _leave(trainer, stopped_by, run_dir)
         if summary.callback(trainer, SaveRun).failed:
             log.error("The last checkpoint could not be written: the run's end is lost.")
             sys.exit(1)
         return trainer, module
+
+
+def _leave(trainer: L.Trainer, signum: int, run_dir: Path) -> NoReturn:
+    """End the process as the signal that stopped the run asks for."""
+    log.info("%s", summary.interrupted(trainer, run_dir))
+    if signum == getattr(signal, "SIGUSR1", None):
+        slurm.requeue()
+    sys.exit(128 + signum)
 
 
 def _build_module(settings: TrainSettings, tokenizer: Tokenizer, data: TextDataModule, start: StartingPoint) -> GPTLitModule:
