@@ -16,14 +16,14 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.nn import functional as F
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from gpt_pretrain.data.windows import Batch
+from gpt_pretrain.kernels.loss import linear_cross_entropy
 from gpt_pretrain.model import GPTModel
-from gpt_pretrain.optim import build_optimizer, lr_at
+from gpt_pretrain.optim import build_optimizer, clip_gradients, lr_at
 from gpt_pretrain.settings import OptimizerSettings, SchedulerSettings
 
 log = logging.getLogger(__name__)
@@ -42,9 +42,10 @@ class NonFiniteError(Exception):
         self.batches = [[epoch, batch] for batch in batches]
 
 
-def next_token_loss(logits: Tensor, target_ids: Tensor, *, reduction: str = "mean") -> Tensor:
-    """Cross-entropy in nats over all positions of logits (B, T, V) and target_ids (B, T)."""
-    return F.cross_entropy(logits.flatten(0, 1).float(), target_ids.flatten(), reduction=reduction)
+def next_token_loss(model: GPTModel, token_ids: Tensor, target_ids: Tensor) -> Tensor:
+    """Mean cross-entropy of a model in nats a token, over all positions of token_ids and target_ids, (B, T) each."""
+    hidden = model.hidden_states(token_ids)
+    return linear_cross_entropy(hidden.flatten(0, 1), model.head_weight, target_ids.flatten())
 
 
 class GPTLitModule(L.LightningModule):
@@ -103,6 +104,10 @@ class GPTLitModule(L.LightningModule):
         """Whether an optimizer step ends with that batch of an epoch."""
         return (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0 or self.trainer.is_last_batch
 
+    def on_fit_start(self) -> None:
+        """On a CPU, let a tied embedding's gradient be its few rows, which are added to the head's of the same matrix."""
+        self.model.tok_emb.sparse = self.model.config.tie_embeddings and self.device.type == "cpu"
+
     def on_train_start(self) -> None:
         """Give the optimizer the settings of now: a checkpoint's are others after a rollback, or where the user says so."""
         optimizer, schedule = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
@@ -118,7 +123,7 @@ class GPTLitModule(L.LightningModule):
         self.tokens_seen += token_ids.numel() * self.trainer.world_size
         if [self.trainer.current_epoch, batch_idx] in self.skipped:
             return None
-        loss = next_token_loss(self.model(token_ids), target_ids)
+        loss = next_token_loss(self.model, token_ids, target_ids)
         self.last_loss = loss.detach()
         if bool(self.last_loss.isfinite()):
             return loss
@@ -139,10 +144,8 @@ class GPTLitModule(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the sums behind the validation loss."""
         token_ids, target_ids = batch
-        nats = next_token_loss(self.model(token_ids), target_ids, reduction="sum")
-        sums = torch.stack(
-            [nats.double(), nats.new_tensor(target_ids.numel()).double(), self.token_bytes[target_ids].sum().double()]
-        )
+        nats = next_token_loss(self.model, token_ids, target_ids).double() * target_ids.numel()
+        sums = torch.stack([nats, nats.new_tensor(target_ids.numel()), self.token_bytes[target_ids].sum().double()])
         self._val_sums = self._val_sums.to(sums.device) + sums
 
     def on_validation_epoch_end(self) -> None:
@@ -175,7 +178,7 @@ class GPTLitModule(L.LightningModule):
             first = last - last % self.trainer.accumulate_grad_batches
             raise self._nonfinite("gradient", self.grad_norm, range(first, last + 1))
         if gradient_clip_val is not None:
-            clip_grads_with_norm_(self.model.parameters(), gradient_clip_val, self.grad_norm)
+            clip_gradients(optimizer, self.grad_norm, max_norm=gradient_clip_val)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
@@ -211,8 +214,8 @@ class GPTLitModule(L.LightningModule):
         try:
             with self.trainer.precision_plugin.val_step_context():
                 for token_ids, target_ids in batches:
-                    nats = next_token_loss(self.model(token_ids.to(self.device)), target_ids.to(self.device), reduction="sum")
-                    total = total.to(nats.device) + nats.double()
+                    mean = next_token_loss(self.model, token_ids.to(self.device), target_ids.to(self.device))
+                    total = total.to(mean.device) + mean.double() * target_ids.numel()
                     positions += target_ids.numel()
         finally:
             self.model.train(was_training)

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpt_pretrain.config import GPTConfig
+from gpt_pretrain.kernels.attention import causal_attention
+from gpt_pretrain.kernels.dropout import Dropout
 
 
 class KVCache:
@@ -55,21 +57,9 @@ class MultiHeadAttention(nn.Module):
         B, T, D = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.n_heads, D // self.n_heads)
         queries, keys, values = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, T, K)
-        past = 0
         if cache is not None:
-            past = cache.length
             keys, values = cache.extend(self.layer, keys, values)  # (B, H, S, K)
-        mask = None
-        if past and T > 1:  # is_causal counts positions from zero, so later ones need their own mask, (T, S)
-            mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
-        context = F.scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=mask,
-            dropout_p=self.drop_rate if self.training else 0.0,
-            is_causal=past == 0 and T > 1,
-        )
+        context = causal_attention(queries, keys, values, drop_rate=self.drop_rate if self.training else 0.0)
         out: Tensor = self.out_proj(context.transpose(1, 2).reshape(B, T, D))
         return out
 
@@ -99,7 +89,7 @@ class TransformerBlock(nn.Module):
         self.att = MultiHeadAttention(config, layer)
         self.norm2 = nn.LayerNorm(config.emb_dim)
         self.ff = FeedForward(config)
-        self.drop_shortcut = nn.Dropout(config.drop_rate)
+        self.drop_shortcut = Dropout(config.drop_rate)
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         x = x + self.drop_shortcut(self.att(self.norm1(x), cache))
@@ -115,7 +105,7 @@ class GPTModel(nn.Module):
         self.config = config
         self.tok_emb = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.emb_dim), freeze=False)  # type: ignore[no-untyped-call]
         self.pos_emb = nn.Embedding.from_pretrained(torch.empty(config.context_length, config.emb_dim), freeze=False)  # type: ignore[no-untyped-call]
-        self.drop_emb = nn.Dropout(config.drop_rate)
+        self.drop_emb = Dropout(config.drop_rate)
         self.trf_blocks = nn.ModuleList(TransformerBlock(config, layer) for layer in range(config.n_layers))
         self.final_norm = nn.LayerNorm(config.emb_dim)
         if not config.tie_embeddings:
@@ -162,8 +152,12 @@ class GPTModel(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The output head: (..., D) -> (..., V)."""
-        weight = self.tok_emb.weight if self.config.tie_embeddings else self.out_head.weight
-        return F.linear(hidden, weight)
+        return F.linear(hidden, self.head_weight)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The output head's weight, (V, D)."""
+        return self.tok_emb.weight if self.config.tie_embeddings else self.out_head.weight
 
     def num_parameters(self) -> int:
         """Trainable numbers, a tied head counted once."""

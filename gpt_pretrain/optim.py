@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
-from torch import nn
-from torch.optim import AdamW
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_
+from torch.optim import AdamW, Optimizer
 
 from gpt_pretrain.settings import OptimizerSettings, SchedulerSettings
 
@@ -23,6 +25,21 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings, *, fused: boo
         groups.append({"params": others, "weight_decay": 0.0})
     beta1, beta2 = settings.betas
     return AdamW(groups, lr=settings.lr, betas=(beta1, beta2), eps=settings.eps, fused=fused)
+
+
+def clip_gradients(optimizer: Optimizer, norm: Tensor, *, max_norm: float) -> None:
+    """Scale an optimizer's gradients so that their norm is at most max_norm.
+
+    A fused AdamW does that on its way through them, which spares a pass over memory.
+
+    Args:
+        norm: of all gradients together, a scalar on their device.
+    """
+    if isinstance(optimizer, AdamW) and optimizer.defaults["fused"]:
+        optimizer.grad_scale = ((norm + 1e-6) / max_norm).clamp(min=1.0).float()  # what it divides the gradients by
+        optimizer.found_inf = torch.zeros_like(optimizer.grad_scale)
+        return
+    clip_grads_with_norm_([parameter for group in optimizer.param_groups for parameter in group["params"]], max_norm, norm)
 
 
 def lr_at(step: int, *, lr: float, settings: SchedulerSettings, total_steps: int) -> float:

@@ -28,7 +28,9 @@ def spoilt(*, steps: set[int], what: str = "loss") -> Iterator[None]:
         here = module.trainer.global_step in steps and batch_idx % 2 == 0
         if here and what == "loss":
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("gpt_pretrain.lit_module.next_token_loss", lambda logits, ids: logits.mean() * torch.nan)
+                patch.setattr(
+                    "gpt_pretrain.lit_module.next_token_loss", lambda model, inputs, ids: model(inputs).mean() * torch.nan
+                )
                 return real(module, batch, batch_idx)
         loss = real(module, batch, batch_idx)
         if here and loss is not None:

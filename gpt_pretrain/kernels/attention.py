@@ -1,0 +1,82 @@
+"""Causal attention, by PyTorch's fused kernels where they are fast, and block by block where they are not.
+
+Shapes: B batch, H heads, T queries, S keys, K head_dim.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from gpt_pretrain.kernels.dropout import keep_mask, masks_pay
+
+BLOCK = 128  # queries; smaller ones skip more of the masked half, and call more kernels
+
+
+def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, *, drop_rate: float = 0.0) -> Tensor:
+    """Softmax attention of each query to the keys up to its own position, the last query's being that of the last key.
+
+    Args:
+        queries: (B, H, T, K).
+        keys, values: (B, H, S, K), S at least T.
+        drop_rate: share of the attention weights that are dropped.
+
+    Returns:
+        (B, H, T, K).
+    """
+    T, S = queries.shape[2], keys.shape[2]
+    if drop_rate > 0 and T == S and masks_pay(queries):  # PyTorch has no fused kernel for that on a CPU
+        context: Tensor = _DroppingAttention.apply(queries, keys, values, drop_rate)  # type: ignore[no-untyped-call]
+        return context
+    mask = None
+    if 1 < T < S:  # is_causal counts positions from zero, so later ones need their own mask, (T, S)
+        mask = torch.ones(T, S, dtype=torch.bool, device=queries.device).tril(S - T)
+    return F.scaled_dot_product_attention(
+        queries, keys, values, attn_mask=mask, dropout_p=drop_rate, is_causal=mask is None and T > 1
+    )
+
+
+class _DroppingAttention(torch.autograd.Function):
+    """Attention with dropout for T = S; each block of queries looks at the keys up to its end alone."""
+
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, drop_rate: float) -> Tensor:
+        T, K = queries.shape[-2:]
+        q, k, v = (part.flatten(0, 1) for part in (queries * K**-0.5, keys, values))  # (B * H, T, K)
+        context = torch.empty_like(q)
+        saved = []
+        for start, end in _blocks(T):
+            future = torch.full((end - start, end), -math.inf, dtype=q.dtype).triu(start + 1)
+            scores = torch.baddbmm(future, q[:, start:end], k[:, :end].transpose(1, 2))
+            weights = torch.softmax(scores, dim=-1)
+            mask = keep_mask(weights.shape, drop_rate, dtype=weights.dtype)
+            context[:, start:end] = torch.bmm(weights * mask, v[:, :end])
+            saved += [weights, mask]
+        ctx.save_for_backward(q, k, v, *saved)
+        return context.view(queries.shape)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, d_context: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v, *saved = ctx.saved_tensors
+        d_out = d_context.flatten(0, 1)
+        d_q, d_k, d_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for (start, end), weights, mask in zip(_blocks(q.shape[1]), saved[::2], saved[1::2], strict=True):
+            d_block = d_out[:, start:end]
+            d_v[:, :end].baddbmm_((weights * mask).transpose(1, 2), d_block)
+            d_weights = torch.bmm(d_block, v[:, :end].transpose(1, 2)).mul_(mask)
+            d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+            d_q[:, start:end] = torch.bmm(d_scores, k[:, :end])
+            d_k[:, :end].baddbmm_(d_scores.transpose(1, 2), q[:, start:end])
+        d_q *= q.shape[2] ** -0.5
+        shape = d_context.shape
+        return d_q.view(shape), d_k.view(shape), d_v.view(shape), None
+
+
+def _blocks(n_queries: int) -> list[tuple[int, int]]:
+    return [(start, min(start + BLOCK, n_queries)) for start in range(0, n_queries, BLOCK)]
