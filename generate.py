@@ -23,6 +23,7 @@ def generate(config: DictConfig) -> None:
     """Load a model, encode, sample, stream."""
     from gpt_pretrain.checkpoint import first_whole
     from gpt_pretrain.config import SamplerConfig
+    from gpt_pretrain.decoding import PRECISIONS, for_decoding, pick_decoding_precision
     from gpt_pretrain.errors import UserError
     from gpt_pretrain.hardware import pick_device
     from gpt_pretrain.pretrained import open_weights
@@ -40,8 +41,9 @@ def generate(config: DictConfig) -> None:
         weights = first_whole(find_checkpoints(settings.checkpoint), open_weights)
     tokenizer = weights.build_tokenizer(settings.tokenizer)
     model = weights.build(device=pick_device(settings.device))
-    if settings.checkpoint == "latest" and settings.pretrained is None:
-        print(f"({weights.name})", file=sys.stderr)
+    precision, reason = pick_decoding_precision(settings.precision, model)
+    print(f"({weights.name}; precision {precision}: {reason})", file=sys.stderr)
+    model = for_decoding(model, dtype=PRECISIONS[precision])
     for prompt in prompts(settings):
         texts = continue_prompt(
             model, tokenizer, prompt, SamplerConfig(**vars(settings.sampler)), n_samples=settings.n_samples, seed=settings.seed

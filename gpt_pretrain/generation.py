@@ -5,16 +5,16 @@ Shapes: B rows, T tokens given, n tokens new, V vocab_size.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from gpt_pretrain.config import SamplerConfig
+from gpt_pretrain.decoding import GRAPH_MIN_TOKENS, DecodingModel, for_decoding, graphed_step
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.model import GPTModel, KVCache
+from gpt_pretrain.kv_cache import KVCache
+from gpt_pretrain.model import GPTModel
 
 
 def generate(
@@ -69,16 +69,14 @@ def generate_stream(
     """
     if token_ids.ndim != 2 or token_ids.shape[1] == 0:
         raise UserError(f"token_ids has shape {tuple(token_ids.shape)}: it must be (B, T) with at least one token to continue.")
-    context_length = model.config.context_length
+    batch_size, context_length = token_ids.shape[0], model.config.context_length
+    decoder = model if isinstance(model, DecodingModel) else for_decoding(model, batch_size=batch_size)
+    next_logits = _logits(decoder, batch_size, n_tokens=sampler.max_new_tokens) if use_cache else _logits_anew(decoder)
     window = token_ids  # what the model sees, (B, up to context_length)
-    ended = torch.zeros(token_ids.shape[0], dtype=torch.bool, device=token_ids.device)
-    cache = None
-    if use_cache and token_ids.shape[1] < context_length:
-        weight = model.tok_emb.weight
-        cache = KVCache(model.config, token_ids.shape[0], device=weight.device, dtype=weight.dtype)
+    ended = torch.zeros(batch_size, dtype=torch.bool, device=token_ids.device)
     for _ in range(sampler.max_new_tokens):
         window = window[:, -context_length:]
-        new = sample_next(_last_logits(model, window, cache), sampler, generator=generator)
+        new = sample_next(next_logits(window), sampler, generator=generator)
         if eos_id is not None:
             new = new.masked_fill(ended, eos_id)
             ended = ended | (new == eos_id)
@@ -117,27 +115,31 @@ def sample_next(logits: Tensor, sampler: SamplerConfig, *, generator: torch.Gene
     return (choice if ids is None else ids.gather(-1, choice)).squeeze(-1)
 
 
-@torch.no_grad()
-def _last_logits(model: GPTModel, window: Tensor, cache: KVCache | None) -> Tensor:
-    """Logits after the last token of window, (B, V); the cache spares what it has read already."""
-    was_training = model.training
-    if was_training:
-        model.eval()
-    try:
-        with _uncompiled():
-            if cache is not None and cache.length < window.shape[1]:
-                hidden = model.hidden_states(window[:, cache.length :], cache)
-            else:  # no cache, or the window has moved on and the cache no longer fits
-                hidden = model.hidden_states(window)
-            return model.logits(hidden[:, -1])
-    finally:
-        if was_training:
-            model.train()
+def _logits_anew(model: DecodingModel) -> Callable[[Tensor], Tensor]:
+    """A function from a window, (B, T), to the logits after its last token, (B, V), which reads all of it each time."""
+
+    @torch.inference_mode()
+    def logits(window: Tensor) -> Tensor:
+        return model.logits(model.hidden_states(window)[:, -1])
+
+    return logits
 
 
-def _uncompiled() -> AbstractContextManager[object]:
-    """Run compiled blocks as they were written: each length of text would be compiled anew."""
-    if "torch._dynamo" not in sys.modules:  # then nothing is compiled, and asking would load the compiler
-        return nullcontext()
-    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
-    return stance
+def _logits(model: DecodingModel, batch_size: int, *, n_tokens: int) -> Callable[[Tensor], Tensor]:
+    """The same for a window that grows by a token at a time, which reads what is new; once the window moves, all of it."""
+    device, context_length = model.tok_emb.weight.device, model.config.context_length
+    cache = KVCache(model.config, batch_size, device=device, dtype=model.dtype)
+    anew = _logits_anew(model)
+    graph: Callable[[Tensor], Tensor] | None = None
+
+    @torch.inference_mode()
+    def logits(window: Tensor) -> Tensor:
+        nonlocal graph
+        if cache.length == context_length:
+            return anew(window)
+        if cache.length == 0 or device.type != "cuda" or n_tokens < GRAPH_MIN_TOKENS:
+            return model.logits(model.hidden_states(window[:, cache.length :], cache)[:, -1])
+        graph = graph or graphed_step(model, cache)
+        return graph(window[:, -1:])
+
+    return logits

@@ -6,17 +6,14 @@ import ctypes
 import logging
 import os
 import sys
-import time
 
 import torch
-from torch.nn import functional as F
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.kernels.products import cpu_bf16_pays, cpu_bf16_share
 from gpt_pretrain.model import GPTModel
 
 log = logging.getLogger(__name__)
-
-BF16_GAIN = 1.3  # how much faster bf16 products must be to pay for the casts around them
 
 
 def keep_freed_memory() -> None:
@@ -79,8 +76,8 @@ def pick_precision(wanted: str, device: torch.device) -> tuple[str, str]:
             return "bf16-mixed", "this GPU computes in bf16"
         return "32-true", "this GPU has no bf16"
     if device.type == "cpu":
-        gain = _product_seconds(torch.float32) / _product_seconds(torch.bfloat16)
-        return ("bf16-mixed" if gain >= BF16_GAIN else "32-true"), f"bf16 products take {1 / gain:.2f} of fp32's time on this CPU"
+        reason = f"bf16 products take {cpu_bf16_share():.2f} of fp32's time on this CPU"
+        return ("bf16-mixed" if cpu_bf16_pays() else "32-true"), reason
     return "32-true", f"the safe choice on {device.type}"
 
 
@@ -104,15 +101,3 @@ def compile_model(model: GPTModel, wanted: bool | str, device: torch.device) -> 
     for block in model.trf_blocks:
         block.compile()
     return True, "as asked" if wanted is True else "auto on CUDA"
-
-
-def _product_seconds(dtype: torch.dtype, *, tokens: int = 512, width: int = 768, repeats: int = 4) -> float:
-    """The best of some timings of a linear layer of GPT-2's size."""
-    x, weight = torch.randn(tokens, width).to(dtype), torch.randn(4 * width, width).to(dtype)
-    F.linear(x, weight)
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        F.linear(x, weight)
-        times.append(time.perf_counter() - start)
-    return min(times)

@@ -17,29 +17,7 @@ from torch.nn import functional as F
 from gpt_pretrain.config import GPTConfig
 from gpt_pretrain.kernels.attention import causal_attention
 from gpt_pretrain.kernels.dropout import Dropout
-
-
-class KVCache:
-    """Keys and values of the positions that a model has read so far, one pair of buffers for each block.
-
-    Args:
-        config: the model's architecture.
-        batch_size: rows, B.
-        device, dtype: where and how the model computes.
-    """
-
-    def __init__(self, config: GPTConfig, batch_size: int, *, device: torch.device, dtype: torch.dtype) -> None:
-        shape = (config.n_layers, batch_size, config.n_heads, config.context_length, config.head_dim)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.length = 0  # positions held
-
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, H, T, K) after the positions held and return all, (B, H, S, K); `length` moves on after the last block."""
-        end = self.length + keys.shape[2]
-        self.keys[layer, :, :, self.length : end] = keys
-        self.values[layer, :, :, self.length : end] = values
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+from gpt_pretrain.kv_cache import KVCache
 
 
 class MultiHeadAttention(nn.Module):
@@ -57,9 +35,11 @@ class MultiHeadAttention(nn.Module):
         B, T, D = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.n_heads, D // self.n_heads)
         queries, keys, values = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, T, K)
+        mask = None
         if cache is not None:
             keys, values = cache.extend(self.layer, keys, values)  # (B, H, S, K)
-        context = causal_attention(queries, keys, values, drop_rate=self.drop_rate if self.training else 0.0)
+            mask = cache.mask
+        context = causal_attention(queries, keys, values, mask=mask, drop_rate=self.drop_rate if self.training else 0.0)
         out: Tensor = self.out_proj(context.transpose(1, 2).reshape(B, T, D))
         return out
 
@@ -137,16 +117,13 @@ class GPTModel(nn.Module):
         Raises:
             ValueError: when the positions would not fit into context_length.
         """
-        past = 0 if cache is None else cache.length
-        end = past + token_ids.shape[1]
-        if end > self.config.context_length:
-            raise ValueError(f"token_ids reach position {end}, but the model's context_length is {self.config.context_length}.")
-        positions = torch.arange(past, end, device=token_ids.device)
+        T = token_ids.shape[1]
+        if (most := self.config.context_length) < T:
+            raise ValueError(f"token_ids reach position {T}, but the model's context_length is {most}.")
+        positions = torch.arange(T, device=token_ids.device) if cache is None else cache.begin(T)
         x = self.drop_emb(self.tok_emb(token_ids) + self.pos_emb(positions))  # (B, T, D)
         for block in self.trf_blocks:
             x = block(x, cache)
-        if cache is not None:
-            cache.length = end
         hidden: Tensor = self.final_norm(x)
         return hidden
 

@@ -36,8 +36,8 @@ def clip_gradients(optimizer: Optimizer, norm: Tensor, *, max_norm: float) -> No
         norm: of all gradients together, a scalar on their device.
     """
     if isinstance(optimizer, AdamW) and optimizer.defaults["fused"]:
-        optimizer.grad_scale = ((norm + 1e-6) / max_norm).clamp(min=1.0).float()  # what it divides the gradients by
-        optimizer.found_inf = torch.zeros_like(optimizer.grad_scale)
+        divisor = ((norm + 1e-6) / max_norm).clamp(min=1.0).float()
+        vars(optimizer).update(grad_scale=divisor, found_inf=torch.zeros_like(divisor))  # as a gradient scaler would
         return
     clip_grads_with_norm_([parameter for group in optimizer.param_groups for parameter in group["params"]], max_norm, norm)
 

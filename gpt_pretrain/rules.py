@@ -78,6 +78,7 @@ TRAIN_RULES: list[Rule] = [
 GENERATE_RULES: list[Rule] = [
     ("n_samples", *at_least(1)),
     ("device", lambda name: re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name) is not None, "must be auto, cpu, cuda or mps"),
+    ("precision", *one_of("auto", "32-true", "bf16-mixed")),
     ("prompt", lambda text: text != "", "must have at least one character, for example 'Every effort moves you'"),
     ("prompt_file", lambda name: name is None or Path(name).expanduser().is_file(), "there is no such file"),
     ("seed", lambda seed: 0 <= seed < 2**32, "must be between 0 and 4294967295"),

@@ -209,6 +209,7 @@ class GenerateSettings:
     n_samples: int = MISSING
     seed: int = MISSING
     device: str = MISSING  # auto, cpu, cuda, mps
+    precision: str = MISSING  # auto, 32-true, bf16-mixed: of matrix products
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
 
 

@@ -12,14 +12,15 @@ from conftest import ROOT, TINY_RUN, tiny_model
 from gpt_pretrain import hardware
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.hardware import accelerator_device, compile_model, pick_device, pick_precision
+from gpt_pretrain.kernels import products
 
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(("fp32", "bf16", "expected"), [(2.0, 1.0, "bf16-mixed"), (1.0, 2.0, "32-true"), (1.2, 1.0, "32-true")])
-def test_auto_precision_on_a_cpu_goes_by_speed(monkeypatch: pytest.MonkeyPatch, fp32: float, bf16: float, expected: str) -> None:
-    seconds = {torch.float32: fp32, torch.bfloat16: bf16}
-    monkeypatch.setattr(hardware, "_product_seconds", lambda dtype: seconds[dtype])
+@pytest.mark.parametrize(("share", "expected"), [(0.5, "bf16-mixed"), (2.0, "32-true"), (0.8, "32-true")])
+def test_auto_precision_on_a_cpu_goes_by_speed(monkeypatch: pytest.MonkeyPatch, share: float, expected: str) -> None:
+    for module in (hardware, products):
+        monkeypatch.setattr(module, "cpu_bf16_share", lambda: share)
     assert pick_precision("auto", CPU)[0] == expected
 
 

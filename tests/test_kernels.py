@@ -119,14 +119,6 @@ def test_attention_with_dropout_equals_the_plain_way_under_the_same_masks(n_toke
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("n_queries", "n_keys"), [(1, 1), (1, 7), (3, 7), (7, 7)])
-def test_later_queries_see_all_earlier_keys(n_queries: int, n_keys: int) -> None:
-    queries, keys, values = torch.randn(1, 2, n_keys, 4), torch.randn(1, 2, n_keys, 4), torch.randn(1, 2, n_keys, 4)
-    whole = attention.causal_attention(queries, keys, values)
-    last = attention.causal_attention(queries[:, :, -n_queries:], keys, values)
-    torch.testing.assert_close(last, whole[:, :, -n_queries:])
-
-
 @pytest.mark.parametrize("drop_rate", [0.0001, 0.1, 0.5, 0.99999])
 def test_a_mask_drops_its_share_and_keeps_the_mean(drop_rate: float) -> None:
     mask = dropout.keep_mask((1000, 1001), drop_rate, dtype=torch.float32)

@@ -6,7 +6,8 @@ from conftest import tiny_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt_pretrain.config import GPTConfig
-from gpt_pretrain.model import GPTModel, KVCache
+from gpt_pretrain.kv_cache import KVCache
+from gpt_pretrain.model import GPTModel
 
 
 def from_transformers(theirs: GPT2LMHeadModel) -> GPTModel:

@@ -18,26 +18,25 @@ from gpt_pretrain.kernels.dropout import keep_mask, masks_pay
 BLOCK = 128  # queries; smaller ones skip more of the masked half, and call more kernels
 
 
-def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, *, drop_rate: float = 0.0) -> Tensor:
-    """Softmax attention of each query to the keys up to its own position, the last query's being that of the last key.
+def causal_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None = None, drop_rate: float = 0.0
+) -> Tensor:
+    """Softmax attention of each query to the keys up to its own position.
 
     Args:
         queries: (B, H, T, K).
-        keys, values: (B, H, S, K), S at least T.
+        keys, values: (B, H, S, K).
+        mask: which keys each query sees, bool, (T, S); None: those up to its own, or all for a single query.
         drop_rate: share of the attention weights that are dropped.
 
     Returns:
         (B, H, T, K).
     """
-    T, S = queries.shape[2], keys.shape[2]
-    if drop_rate > 0 and T == S and masks_pay(queries):  # PyTorch has no fused kernel for that on a CPU
+    if drop_rate > 0 and mask is None and masks_pay(queries):  # PyTorch has no fused kernel for that on a CPU
         context: Tensor = _DroppingAttention.apply(queries, keys, values, drop_rate)  # type: ignore[no-untyped-call]
         return context
-    mask = None
-    if 1 < T < S:  # is_causal counts positions from zero, so later ones need their own mask, (T, S)
-        mask = torch.ones(T, S, dtype=torch.bool, device=queries.device).tril(S - T)
     return F.scaled_dot_product_attention(
-        queries, keys, values, attn_mask=mask, dropout_p=drop_rate, is_causal=mask is None and T > 1
+        queries, keys, values, attn_mask=mask, dropout_p=drop_rate, is_causal=mask is None and queries.shape[2] > 1
     )
 
 
