@@ -31,8 +31,8 @@ def text_of(folder: Path, *contents: str) -> Text:
 def test_the_split_equals_its_definition(tmp_path: Path, story: str, tokenizer: module.Tokenizer, train_ratio: float) -> None:
     split = tokenize_text(text_of(tmp_path, story), tokenizer, train_ratio=train_ratio, cache_dir=tmp_path)
     cut = int(train_ratio * len(story))
-    assert split.train.ids.tolist() == tokenizer.encode(story[:cut])
-    assert split.val.ids.tolist() == tokenizer.encode(story[cut:])
+    assert split.train.read().tolist() == tokenizer.encode(story[:cut])
+    assert split.val.read().tolist() == tokenizer.encode(story[cut:])
     assert split.characters == len(story)
 
 
@@ -52,17 +52,25 @@ def test_encoding_in_pieces_equals_encoding_at_once(pieces: list[str]) -> None:
 
 def test_files_are_joined_by_end_of_text_which_the_split_leaves_whole(tmp_path: Path) -> None:
     split = tokenize_text(text_of(tmp_path, "a" * 10, "b" * 10), BYTE, train_ratio=0.5, cache_dir=tmp_path)
-    assert split.train.ids.tolist() == [97] * 10  # half of 33 characters lies inside the separator
-    assert split.val.ids.tolist() == [256] + [98] * 10
+    assert split.train.read().tolist() == [97] * 10  # half of 33 characters lies inside the separator
+    assert split.val.read().tolist() == [256] + [98] * 10
 
 
-def test_tokens_are_mapped_not_read_and_as_small_as_the_vocabulary_allows(tmp_path: Path, story: str) -> None:
+def test_tokens_stay_on_disk_and_are_as_small_as_the_vocabulary_allows(tmp_path: Path, story: str) -> None:
     split = tokenize_text(text_of(tmp_path, story), GPT2, train_ratio=0.9, cache_dir=tmp_path)
-    assert isinstance(split.train.ids, np.memmap)
-    assert split.train.ids.dtype == np.uint16
+    assert split.train.read(0, 3).dtype == np.uint16
+    assert split.train.read(7, 3).tolist() == GPT2.encode(story)[7:10]
     assert split.train.path.stat().st_size == 2 * split.train.count
     assert len(pickle.dumps(split.train)) < 1000, "loader processes must not be sent the tokens"
-    assert pickle.loads(pickle.dumps(split.train)).ids[5] == split.train.ids[5]
+    assert pickle.loads(pickle.dumps(split.train)).read(5, 1) == split.train.read(5, 1)
+
+
+def test_a_file_that_was_shortened_meanwhile_is_reported(tmp_path: Path, story: str) -> None:
+    split = tokenize_text(text_of(tmp_path, story), GPT2, train_ratio=0.9, cache_dir=tmp_path)
+    with open(split.train.path, "r+b") as stream:
+        stream.truncate(100)
+    with pytest.raises(UserError, match="has been shortened"):
+        split.train.read(48, 3)
 
 
 class Wide:
@@ -79,8 +87,8 @@ class Wide:
 
 def test_large_vocabularies_get_four_bytes_a_token(tmp_path: Path) -> None:
     split = tokenize_text(text_of(tmp_path, "hello world, hello"), Wide(), train_ratio=0.5, cache_dir=tmp_path)
-    assert split.train.ids.dtype == np.uint32
-    assert split.train.ids.tolist() == Wide().encode("hello wor")
+    assert split.train.read().dtype == np.uint32
+    assert split.train.read().tolist() == Wide().encode("hello wor")
 
 
 def test_a_second_start_tokenises_nothing(tmp_path: Path, story: str, monkeypatch: pytest.MonkeyPatch) -> None:

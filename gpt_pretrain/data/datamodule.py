@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pooch
 import torch
 from torch.utils.data import DataLoader
@@ -94,9 +96,9 @@ class TextDataModule(L.LightningDataModule):
     def eval_batches(self, n_batches: int) -> tuple[list[Batch], list[Batch]]:
         """The batches behind each printed loss: training windows, drawn once and for all, and validation windows."""
         size = self.settings.batch_size
-        order = shuffled(len(self.train), seed=self.seed, epoch=EVAL_EPOCH)
-        train = [order[start : start + size] for start in range(0, min(len(order), n_batches * size), size)]
-        val = list(BatchOrder(len(self.val), size))[:n_batches]
+        drawn = shuffled(np.arange(min(len(self.train), n_batches * size)), len(self.train), seed=self.seed, epoch=EVAL_EPOCH)
+        train = np.split(drawn, range(size, len(drawn), size))
+        val = islice(BatchOrder(len(self.val), size), n_batches)
         return [self.train[windows] for windows in train], [self.val[windows] for windows in val]
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Text as token files on disk: made once for each text, tokenizer and split, then mapped into memory.
+"""Text as token files on disk: made once for each text, tokenizer and split, then read a window at a time.
 
 A token file is nothing but little-endian numbers, two bytes each where the vocabulary allows it, else four.
 """
@@ -6,6 +6,7 @@ A token file is nothing but little-endian numbers, two bytes each where the voca
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -43,15 +44,29 @@ class Tokens:
     itemsize: int
     sha256: str
 
+    def read(self, start: int = 0, count: int | None = None) -> np.ndarray:
+        """Token ids from the file, (count,); nothing of it stays in memory, as pages of a mapped file would.
+
+        Raises:
+            UserError: when the file no longer has them.
+        """
+        n_bytes = (self.count - start if count is None else count) * self.itemsize
+        if hasattr(os, "pread"):
+            data = os.pread(self._file.fileno(), n_bytes, start * self.itemsize)
+        else:  # Windows, where each loader process has opened the file itself
+            self._file.seek(start * self.itemsize)
+            data = self._file.read(n_bytes)
+        if len(data) < n_bytes:
+            raise UserError(f"{self.path} has been shortened since training began. It is made again at the next start.")
+        return np.frombuffer(data, f"<u{self.itemsize}")
+
     @cached_property
-    def ids(self) -> np.ndarray:
-        """The token ids, (count,), mapped into memory, not read."""
-        dtype = np.dtype(f"<u{self.itemsize}")
-        return np.memmap(self.path, dtype=dtype, mode="r", shape=(self.count,)) if self.count else np.zeros(0, dtype)
+    def _file(self) -> io.FileIO:
+        return io.FileIO(self.path)
 
     def __getstate__(self) -> dict[str, object]:
-        """Loader processes open the file themselves instead of being sent its content."""
-        return {name: value for name, value in self.__dict__.items() if name != "ids"}
+        """Loader processes open the file themselves."""
+        return {name: value for name, value in self.__dict__.items() if name != "_file"}
 
     def is_whole(self) -> bool:
         """Whether the file is there, with the recorded size and checksum."""

@@ -14,6 +14,9 @@ from torch.utils.data import Dataset, Sampler
 
 from gpt_pretrain.data.tokens import Tokens
 
+ROUNDS = 6  # of the shuffle; four would pass for random
+BATCHES_AHEAD = 256  # whose windows are worked out together
+
 Batch = tuple[Tensor, Tensor]  # inputs and targets, int64, (B, T) each
 
 
@@ -36,9 +39,8 @@ class TokenWindows(Dataset[Batch]):
 
     def __getitem__(self, windows: np.ndarray) -> Batch:
         """Inputs and targets, int64, (B, T) each, of the windows with these numbers, (B,)."""
-        first = windows[:, None] * self.starts.step
-        rows = self.tokens.ids[first + np.arange(self.context_length + 1)].astype(np.int64)  # (B, T + 1)
-        block = torch.from_numpy(rows)
+        rows = [self.tokens.read(window * self.starts.step, self.context_length + 1) for window in windows.tolist()]
+        block = torch.from_numpy(np.stack(rows).astype(np.int64))  # (B, T + 1)
         return block[:, :-1], block[:, 1:]
 
 
@@ -71,12 +73,48 @@ class BatchOrder(Sampler[np.ndarray]):
             self.epoch, self.start = epoch, 0
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        order = shuffled(self.n_windows, seed=self.seed, epoch=self.epoch) if self.seed is not None else np.arange(self.n_windows)
-        start, self.start = self.start, 0
-        for batch in range(start, len(self)):
-            yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
+        epoch, start, self.start = self.epoch, self.start, 0
+        for first in range(start, len(self), BATCHES_AHEAD):
+            last = min(first + BATCHES_AHEAD, len(self))
+            places = np.arange(first * self.batch_size, min(last * self.batch_size, self.n_windows))
+            windows = places if self.seed is None else shuffled(places, self.n_windows, seed=self.seed, epoch=epoch)
+            yield from np.split(windows, range(self.batch_size, len(windows), self.batch_size))
 
 
-def shuffled(n_windows: int, *, seed: int, epoch: int) -> np.ndarray:
-    """The numbers from 0 to n_windows - 1 in the order of that epoch, (n_windows,)."""
-    return np.random.default_rng([seed, epoch]).permutation(n_windows)
+def shuffled(places: np.ndarray, n_windows: int, *, seed: int, epoch: int) -> np.ndarray:
+    """Which windows stand at these places in the order of an epoch.
+
+    The order is a permutation of 0 to n_windows - 1 that can be computed at any place, so that no list of it is kept: a
+    Feistel network permutes the numbers of 2 h bits, and is applied again where the outcome is no window.
+
+    Args:
+        places: int64, each from 0 to n_windows - 1.
+
+    Returns:
+        int64, the shape of places.
+
+    Source: Black & Rogaway 2002, "Ciphers with Arbitrary Finite Domains", for the network and the walk; the rounds mix as
+        Steele, Lea & Flood 2014's SplitMix64 does.
+    """
+    half = np.uint64(max(1, (max(n_windows - 1, 1).bit_length() + 1) // 2))  # h
+    low = np.uint64((1 << int(half)) - 1)
+    keys = np.random.SeedSequence([seed, epoch]).generate_state(ROUNDS, np.uint64)
+
+    def permute(numbers: np.ndarray) -> np.ndarray:
+        left, right = numbers >> half, numbers & low
+        for key in keys:
+            left, right = right, left ^ (_mix(right + key) & low)
+        return left << half | right
+
+    windows = permute(places.astype(np.uint64))
+    while (outside := windows >= n_windows).any():
+        windows[outside] = permute(windows[outside])
+    return windows.astype(np.int64)
+
+
+def _mix(numbers: np.ndarray) -> np.ndarray:
+    """Numbers in which each bit depends on all bits of the given ones, uint64."""
+    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: np.ndarray = numbers ^ (numbers >> np.uint64(31))
+    return mixed
