@@ -25,13 +25,14 @@ def generate(config: DictConfig) -> None:
     from gpt_pretrain.config import SamplerConfig
     from gpt_pretrain.decoding import PRECISIONS, for_decoding, pick_decoding_precision
     from gpt_pretrain.errors import UserError
-    from gpt_pretrain.hardware import pick_device
+    from gpt_pretrain.hardware import keep_freed_memory, pick_device
     from gpt_pretrain.pretrained import open_weights
     from gpt_pretrain.prompts import continue_prompt, prompts
     from gpt_pretrain.rules import generate_problems
     from gpt_pretrain.runs import find_checkpoints
     from gpt_pretrain.settings import GenerateSettings, typed
 
+    keep_freed_memory()
     settings = typed(config, GenerateSettings)
     if problems := generate_problems(settings):
         raise UserError(problems)

@@ -111,6 +111,7 @@ def _build_module(settings: TrainSettings, tokenizer: Tokenizer, data: TextDataM
         total_steps=total_steps(data, settings.trainer),
         token_bytes=torch.from_numpy(token_byte_lengths(tokenizer)),
         on_nonfinite=settings.on_nonfinite,
+        compiled=compiled,
     )
 
 

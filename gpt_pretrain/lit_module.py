@@ -42,10 +42,10 @@ class NonFiniteError(Exception):
         self.batches = [[epoch, batch] for batch in batches]
 
 
-def next_token_loss(model: GPTModel, token_ids: Tensor, target_ids: Tensor) -> Tensor:
+def next_token_loss(model: GPTModel, token_ids: Tensor, target_ids: Tensor, *, compiled: bool = False) -> Tensor:
     """Mean cross-entropy of a model in nats a token, over all positions of token_ids and target_ids, (B, T) each."""
     hidden = model.hidden_states(token_ids)
-    return linear_cross_entropy(hidden.flatten(0, 1), model.head_weight, target_ids.flatten())
+    return linear_cross_entropy(hidden.flatten(0, 1), model.head_weight, target_ids.flatten(), compiled=compiled)
 
 
 class GPTLitModule(L.LightningModule):
@@ -57,6 +57,7 @@ class GPTLitModule(L.LightningModule):
         total_steps: optimizer steps of the whole run, which schedules end at.
         token_bytes: bytes of text behind each token id, int64, (V,); for bits per byte.
         on_nonfinite: what to do when a loss or gradient is NaN or infinite: "stop", "skip", "rollback".
+        compiled: whether the model's blocks are, so that the training's loss is compiled too.
 
     Attributes:
         lr_scale: what the learning rate is multiplied by, after rollbacks.
@@ -78,6 +79,7 @@ class GPTLitModule(L.LightningModule):
         total_steps: int,
         token_bytes: Tensor,
         on_nonfinite: str = "stop",
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
@@ -86,6 +88,7 @@ class GPTLitModule(L.LightningModule):
         self.total_steps = total_steps
         self.register_buffer("token_bytes", token_bytes, persistent=False)
         self.on_nonfinite = on_nonfinite
+        self.compiled = compiled
         self.lr_scale = 1.0
         self.skipped: list[list[int]] = []
         self.tokens_seen = 0
@@ -123,7 +126,7 @@ class GPTLitModule(L.LightningModule):
         self.tokens_seen += token_ids.numel() * self.trainer.world_size
         if [self.trainer.current_epoch, batch_idx] in self.skipped:
             return None
-        loss = next_token_loss(self.model, token_ids, target_ids)
+        loss = next_token_loss(self.model, token_ids, target_ids, compiled=self.compiled)
         self.last_loss = loss.detach()
         if bool(self.last_loss.isfinite()):
             return loss

@@ -174,3 +174,18 @@ def test_a_tied_embedding_s_rows_are_added_to_the_head_s_gradient() -> None:
         assert not model.tok_emb.weight.grad.is_sparse
         ends.append(model.tok_emb.weight.grad.clone())
     torch.testing.assert_close(*ends)
+
+
+@pytest.mark.slow
+def test_the_compiled_loss_equals_the_plain_one() -> None:
+    probe = torch.compile(lambda x: x + 1)
+    try:
+        probe(torch.ones(3))
+    except Exception as error:  # whatever the compiler lacks here
+        pytest.skip(f"this machine cannot compile: {error}")
+    hidden, weight, targets = head(13, 8, 97)
+    with chunk_bytes(7 * 4 * 97):
+        fast = gradients(lambda: loss.linear_cross_entropy(hidden, weight, targets, compiled=True), hidden, weight)
+    plain = gradients(lambda: F.cross_entropy(hidden @ weight.T, targets), hidden, weight)
+    for one, other in zip(fast, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)

@@ -29,7 +29,8 @@ def spoilt(*, steps: set[int], what: str = "loss") -> Iterator[None]:
         if here and what == "loss":
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(
-                    "gpt_pretrain.lit_module.next_token_loss", lambda model, inputs, ids: model(inputs).mean() * torch.nan
+                    "gpt_pretrain.lit_module.next_token_loss",
+                    lambda model, inputs, ids, **kwargs: model(inputs).mean() * torch.nan,
                 )
                 return real(module, batch, batch_idx)
         loss = real(module, batch, batch_idx)

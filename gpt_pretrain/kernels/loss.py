@@ -5,6 +5,8 @@ Shapes: N positions, D emb_dim, V vocab_size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,10 +14,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK_BYTES = {"cpu": 1 << 26, "cuda": 1 << 30}  # of fp32 logits in memory; more would not be faster
+Softmax = Callable[[Tensor, Tensor, float], Tensor]
 ALIGN = 64  # columns; an odd vocabulary such as GPT-2's 50,257 leaves rows that vector units and tensor cores read slowly
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, target_ids: Tensor) -> Tensor:
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, target_ids: Tensor, *, compiled: bool = False) -> Tensor:
     """Mean cross-entropy in nats of an output head without bias, like `F.cross_entropy(hidden @ weight.T, target_ids)`.
 
     Gradients are computed on the way forward, chunk by chunk, since the softmax is at hand there. Products are made in
@@ -25,17 +28,19 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, target_ids: Tensor) -> 
         hidden: (N, D).
         weight: (V, D).
         target_ids: int64, (N,).
+        compiled: make one kernel of all that happens to the logits between the products.
 
     Returns:
         A scalar, fp32.
     """
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, target_ids)  # type: ignore[no-untyped-call]
+    softmax = _compiled_softmax() if compiled else _softmax_minus_target
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, target_ids, softmax)  # type: ignore[no-untyped-call]
     return loss
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, target_ids: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, target_ids: Tensor, softmax: Softmax) -> Tensor:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         N, V = len(hidden), len(weight)
@@ -51,7 +56,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 chunk = slice(start, min(start + rows, N))
                 logits = buffer[: chunk.stop - start, :V]
                 torch.mm(x[chunk], w.T, out=logits)
-                total += _softmax_minus_target(logits, target_ids[chunk], scale=1 / N)
+                total += softmax(logits, target_ids[chunk], 1 / N)
                 if d_hidden is None or d_weight is None:
                     continue
                 torch.mm(logits, w, out=d_hidden[chunk])
@@ -66,13 +71,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         d_hidden, d_weight = ctx.gradients
         ctx.gradients = None  # free for the optimizer once used
         if d_loss.device.type != "cpu" or d_loss.item() != 1:  # 1, unless gradients are accumulated or scaled
             d_hidden.mul_(d_loss)
             d_weight.mul_(d_loss)
-        return d_hidden, d_weight, None
+        return d_hidden, d_weight, None, None
 
 
 def chunk_rows(n_positions: int, vocab_size: int, device: str) -> int:
@@ -82,7 +87,7 @@ def chunk_rows(n_positions: int, vocab_size: int, device: str) -> int:
     return -(-n_positions // chunks)
 
 
-def _softmax_minus_target(logits: Tensor, target_ids: Tensor, *, scale: float) -> Tensor:
+def _softmax_minus_target(logits: Tensor, target_ids: Tensor, scale: float) -> Tensor:
     """Turn logits in place into the gradient of the summed loss times scale, and return that sum."""
     at = target_ids[:, None]
     chosen = logits.gather(1, at).float()
@@ -95,3 +100,8 @@ def _softmax_minus_target(logits: Tensor, target_ids: Tensor, *, scale: float) -
     if probabilities is not logits:
         logits.copy_(probabilities)
     return loss
+
+
+@lru_cache(maxsize=1)
+def _compiled_softmax() -> Softmax:
+    return torch.compile(_softmax_minus_target, dynamic=False)

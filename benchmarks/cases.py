@@ -1,0 +1,134 @@
+"""The cases: what is measured, by whom, and against which limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+
+from benchmarks import decoding, limits, loading, startup, training
+from benchmarks.measure import Measurement
+from benchmarks.shapes import TINY, Decoding, Training, gpt2_124m
+from gpt_pretrain.config import GPTConfig
+
+
+@dataclass(frozen=True)
+class Case:
+    """One table.
+
+    Args:
+        title: of the table.
+        subjects: who is measured, each in a process of its own; "ours" is what the others are compared with.
+        tokens: of one measured unit, for tokens a second; 0 where that says nothing.
+        flops: floating-point operations of one unit, for the share of the measured rate of matrix products.
+        weights: numbers that one unit reads at least, for the share of the measured rate of memory.
+        note: what a reader of the table must know.
+    """
+
+    title: str
+    subjects: dict[str, Callable[[], Measurement]]
+    tokens: int = 0
+    flops: float = 0.0
+    weights: int = 0
+    note: str = ""
+    limits: frozenset[str] = field(default=frozenset({"limit: products, fp32", "limit: products, bf16", "limit: memory"}))
+
+
+def all_cases() -> dict[str, Case]:
+    """By name, those of this machine first."""
+    if torch.cuda.is_available():
+        big = gpt2_124m(drop_rate=0.0, batch_size=16, context_length=1024, steps=30, warmup=10)
+        cases = {"train-124m": _training(big)}
+    else:
+        cases = {
+            "train-124m-dropout": _training(gpt2_124m(drop_rate=0.1)),
+            "train-124m": _training(gpt2_124m(drop_rate=0.0)),
+        }
+    cases["train-tiny"] = _training(TINY)
+    for batch_size in (1, 8):
+        for n_prompt in (4, 512):
+            cases[f"decode-b{batch_size}-p{n_prompt}"] = _decoding(Decoding(batch_size, n_prompt))
+    return cases | {"first-token": _first_token(), "load": _loading(), "start": _starting()}
+
+
+def _training(shape: Training) -> Case:
+    subjects: dict[str, Callable[[], Measurement]] = {
+        "ours": partial(training.ours, shape),
+        "bare loop, our model": partial(training.bare, shape),
+        "book": partial(training.chapter, shape),
+        "transformers": partial(training.transformers, shape),
+        "transformers, bf16": partial(training.transformers, shape, precision="bf16-mixed"),
+        "limit: products, fp32": partial(limits.products, shape, dtype=torch.float32),
+        "limit: products, bf16": partial(limits.products, shape, dtype=torch.bfloat16),
+    }
+    name = "A tiny model" if shape.model == "tiny" else "GPT-2 124M"
+    return Case(
+        f"{name}: training, {shape.batch_size} x {shape.context_length} tokens a step, drop_rate {shape.drop_rate:g}",
+        subjects,
+        tokens=shape.tokens,
+        flops=shape.flops,
+        note="Without evaluation, compilation, checkpoints and the first steps. The book's model does not tie its output head.",
+    )
+
+
+def _decoding(shape: Decoding) -> Case:
+    bf16 = "bf16-mixed"
+    few = 200 if shape.n_prompt < 100 and shape.batch_size == 1 else 10
+    subjects: dict[str, Callable[[], Measurement]] = {
+        "ours": partial(decoding.ours, shape),
+        "ours, fp32": partial(decoding.ours, shape, precision="32-true"),
+        "transformers": partial(decoding.transformers, shape),
+        "transformers, bf16": partial(decoding.transformers, shape, precision=bf16),
+        "book": partial(decoding.chapter, shape, n_tokens=few),
+        "book, with cache": partial(decoding.chapter_kv, shape),
+        "limit: memory": limits.memory_reads,
+    }
+    return Case(
+        f"GPT-2 124M: {shape.n_tokens} tokens from a prompt of {shape.n_prompt}, batch {shape.batch_size}",
+        subjects,
+        tokens=shape.batch_size,
+        weights=_weights(decoding.GPT2.config()),
+        note="The time of the whole call, prompt included, for each token."
+        + ("" if few == 200 else f" The book's code without cache is timed over {few} tokens, which flatters it."),
+    )
+
+
+def _first_token() -> Case:
+    shape = Decoding(1, 512, 1)
+    subjects: dict[str, Callable[[], Measurement]] = {
+        "ours": partial(decoding.first_token, shape, precision="auto"),
+        "ours, fp32": partial(decoding.first_token, shape),
+        "one forward pass": partial(decoding.forward_pass, shape),
+    }
+    return Case("GPT-2 124M: the first token of a prompt of 512", subjects)
+
+
+def _loading() -> Case:
+    load = partial(loading.ours, n_tokens=100_000_000)
+    subjects: dict[str, Callable[[], Measurement]] = {
+        "ours": partial(load, context_length=256, batch_size=2),
+        "ours, 12 x 64": partial(load, context_length=64, batch_size=12),
+        "ours, 16 x 1024": partial(load, context_length=1024, batch_size=16),
+        "a step of GPT-2 124M, 2 x 256": partial(training.bare, gpt2_124m(drop_rate=0.0)),
+        "a step of a tiny model, 12 x 64": partial(training.bare, TINY),
+    }
+    note = "Memory of the first three is what loading adds."
+    return Case("Loading a batch from 100,000,000 tokens", subjects, note=note)
+
+
+def _starting() -> Case:
+    subjects: dict[str, Callable[[], Measurement]] = {
+        "ours": startup.first_step,
+        "ours, --help": partial(startup.command, "--help"),
+        "ours, --cfg job": partial(startup.command, "--cfg", "job"),
+        "python -c 'import lightning'": partial(startup.imports, "import lightning"),
+        "python -c 'import torch'": partial(startup.imports, "import torch"),
+    }
+    return Case("From the command to the end of the first step of model=tiny; other commands", subjects)
+
+
+def _weights(config: GPTConfig) -> int:
+    """Numbers in the matrices that each token is multiplied with."""
+    return 12 * config.n_layers * config.emb_dim**2 + config.vocab_size * config.emb_dim

@@ -1,0 +1,59 @@
+"""A callback that times the steps of a real run from outside."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from benchmarks.measure import Measurement, now, peak_bytes
+
+
+class Clock(Callback):
+    """Writes the seconds of each step to a file when training ends; it acts after all other callbacks.
+
+    Args:
+        file: gets a `Measurement` as JSON.
+        warmup: steps that do not count.
+    """
+
+    def __init__(self, *, file: str, warmup: int) -> None:
+        self.file = Path(file)
+        self.warmup = warmup
+        self.stamps: list[float] = []
+        self.peak = 0
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.stamps.append(now())
+        self.peak = peak_bytes()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        counted = self.stamps[self.warmup - 1 :]
+        seconds = [end - start for start, end in itertools.pairwise(counted)]
+        result = Measurement(seconds, self.peak, {"precision": str(trainer.precision)})
+        self.file.write_text(json.dumps(dataclasses.asdict(result)), encoding="utf-8")
+
+
+class Stamp(Callback):
+    """Writes the time of day at the end of the first step to a file.
+
+    Args:
+        file: gets it, in seconds since 1970.
+    """
+
+    def __init__(self, *, file: str) -> None:
+        self.file = Path(file)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not self.file.exists():
+            self.file.write_text(str(time.time()))

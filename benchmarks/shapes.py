@@ -1,0 +1,72 @@
+"""The shapes that are measured: models, batches, prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gpt_pretrain.config import GPTConfig
+
+
+@dataclass(frozen=True)
+class Training:
+    """A model and its batches.
+
+    Args:
+        model: the `model` option of `train.py`, and what differs from it.
+        tokenizer: likewise.
+        batch_size: sequences, B.
+        steps: optimizer steps that count, after `warmup` that do not.
+    """
+
+    model: str
+    tokenizer: str
+    vocab_size: int
+    emb_dim: int
+    n_heads: int
+    n_layers: int
+    context_length: int
+    batch_size: int
+    drop_rate: float
+    steps: int
+    warmup: int
+
+    @property
+    def tokens(self) -> int:
+        """Of a step."""
+        return self.batch_size * self.context_length
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of a step: 6 for each weight of a matrix and token, and attention's, 12 L T D a token."""
+        D, L, T = self.emb_dim, self.n_layers, self.context_length
+        matrices = 12 * L * D * D + self.vocab_size * D
+        return (6.0 * matrices + 12.0 * L * T * D) * self.tokens
+
+    def config(self) -> GPTConfig:
+        """The architecture."""
+        return GPTConfig(
+            vocab_size=self.vocab_size,
+            context_length=self.context_length,
+            emb_dim=self.emb_dim,
+            n_heads=self.n_heads,
+            n_layers=self.n_layers,
+            drop_rate=self.drop_rate,
+            qkv_bias=True,
+        )
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """A batch of prompts of equal length, and how many tokens each gets; the model is GPT-2 small with a context of 1,024."""
+
+    batch_size: int
+    n_prompt: int
+    n_tokens: int = 200
+
+
+def gpt2_124m(*, drop_rate: float, batch_size: int = 2, context_length: int = 256, steps: int = 6, warmup: int = 3) -> Training:
+    """GPT-2 small."""
+    return Training("gpt2_124m", "gpt2", 50257, 768, 12, 12, context_length, batch_size, drop_rate, steps, warmup)
+
+
+TINY = Training("tiny", "byte", 257, 128, 4, 4, 64, 12, 0.0, steps=300, warmup=50)

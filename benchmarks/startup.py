@@ -1,0 +1,50 @@
+"""How long a user waits before something happens."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.measure import Measurement
+
+ROOT = Path(__file__).parents[1]
+
+
+def command(*words: str) -> Measurement:
+    """`python train.py` with these words, from start to end."""
+    return _timed([str(ROOT / "train.py"), *words])
+
+
+def imports(statement: str) -> Measurement:
+    """Python, an import, and nothing else."""
+    return _timed(["-c", statement])
+
+
+def first_step() -> Measurement:
+    """From the command to the end of the first optimizer step, with the tiny model."""
+    with tempfile.TemporaryDirectory() as folder:
+        stamp = Path(folder, "stamp")
+        start = time.time()
+        subprocess.run(
+            [
+                sys.executable,
+                str(ROOT / "train.py"),
+                "model=tiny",
+                "trainer.max_steps=1",
+                f"hydra.run.dir={folder}/run",
+                f"+callbacks.custom.stamp={{_target_: benchmarks.clock.Stamp, file: {stamp}}}",
+            ],
+            check=True,
+            cwd=ROOT,
+            capture_output=True,
+        )
+        return Measurement([float(stamp.read_text()) - start])
+
+
+def _timed(words: list[str]) -> Measurement:
+    start = time.perf_counter()
+    subprocess.run([sys.executable, *words], check=True, cwd=ROOT, capture_output=True)
+    return Measurement([time.perf_counter() - start])

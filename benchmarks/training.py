@@ -1,0 +1,133 @@
+"""Steps of training: this program through its real entry, a bare loop around its model, the book's loop, transformers."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from benchmarks.measure import Measurement, StepClock, device, peak_bytes
+from benchmarks.shapes import Training
+
+ROOT = Path(__file__).parents[1]
+MODEL_SETTINGS = ("emb_dim", "n_heads", "n_layers", "context_length", "drop_rate")
+
+
+def ours(shape: Training) -> Measurement:
+    """`python train.py` with its default callbacks, logger and loading; only the printed losses are made rare."""
+    with tempfile.TemporaryDirectory() as folder:
+        text, result = Path(folder, "text.txt"), Path(folder, "result.json")
+        text.write_text(_text(3 * shape.tokens * (shape.steps + shape.warmup)), encoding="utf-8")
+        words = [
+            f"model={shape.model}",
+            f"tokenizer={shape.tokenizer}",
+            *(
+                f"model.{name}={getattr(shape, name)}"
+                for name in ("emb_dim", "n_heads", "n_layers", "context_length", "drop_rate")
+            ),
+            "data=text",
+            f"data.path={text}",
+            f"data.cache_dir={folder}",
+            f"data.batch_size={shape.batch_size}",
+            f"trainer.max_steps={shape.steps + shape.warmup}",
+            "eval_freq=1000000",
+            f"hydra.run.dir={folder}/run",
+            f"+callbacks.custom.clock={{_target_: benchmarks.clock.Clock, file: {result}, warmup: {shape.warmup}}}",
+        ]
+        subprocess.run([sys.executable, str(ROOT / "train.py"), *words], check=True, cwd=ROOT, capture_output=True)
+        return Measurement(**json.loads(result.read_text(encoding="utf-8")))
+
+
+def bare(shape: Training) -> Measurement:
+    """A PyTorch loop of a few lines around this program's model, loss and optimizer, in the same precision."""
+    from gpt_pretrain.hardware import compile_model, keep_freed_memory, pick_precision
+    from gpt_pretrain.kernels.loss import linear_cross_entropy
+    from gpt_pretrain.model import GPTModel
+
+    keep_freed_memory()
+    precision, _ = pick_precision("auto", device())
+    model = GPTModel(shape.config()).to(device())
+    compiled, _ = compile_model(model, "auto", device())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-4, weight_decay=0.1, fused=True)
+    clock = StepClock(shape.steps + shape.warmup, lambda: _batch(shape))
+    for token_ids, target_ids in clock:
+        optimizer.zero_grad()
+        with torch.autocast(device().type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+            hidden = model.hidden_states(token_ids)
+            loss = linear_cross_entropy(hidden.flatten(0, 1), model.head_weight, target_ids.flatten(), compiled=compiled)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    return Measurement(clock.seconds(warmup=shape.warmup), peak_bytes(), {"precision": precision})
+
+
+def chapter(shape: Training) -> Measurement:
+    """`train_model_simple` of the package llms-from-scratch, with its evaluation and samples turned off."""
+    from llms_from_scratch import ch05
+    from llms_from_scratch.ch04 import GPTModel
+
+    ch05.evaluate_model = lambda *_: (0.0, 0.0)
+    ch05.generate_and_print_sample = lambda *_: None
+    model = GPTModel(chapter_config(shape)).to(device())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-4, weight_decay=0.1)
+    clock = StepClock(shape.steps + shape.warmup, lambda: _batch(shape))
+    ch05.train_model_simple(model, clock, clock, optimizer, device(), 1, 10**9, 1, "", None)
+    return Measurement(clock.seconds(warmup=shape.warmup), peak_bytes(), {"precision": "32-true"})
+
+
+def transformers(shape: Training, *, precision: str = "32-true") -> Measurement:
+    """GPT2LMHeadModel in a PyTorch loop."""
+    from transformers import GPT2LMHeadModel
+
+    model: torch.nn.Module = GPT2LMHeadModel(transformers_config(shape))
+    model.to(device()).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-4, weight_decay=0.1)
+    clock = StepClock(shape.steps + shape.warmup, lambda: _batch(shape))
+    for token_ids, target_ids in clock:
+        optimizer.zero_grad()
+        with torch.autocast(device().type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+            logits = model(token_ids).logits
+        F.cross_entropy(logits.flatten(0, 1).float(), target_ids.flatten()).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return Measurement(clock.seconds(warmup=shape.warmup), peak_bytes(), {"precision": precision})
+
+
+def chapter_config(shape: Training) -> dict[str, Any]:
+    """A shape as the book writes it."""
+    names = ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers", "drop_rate")
+    return {name: getattr(shape, name) for name in names} | {"qkv_bias": False}
+
+
+def transformers_config(shape: Training) -> Any:
+    """A shape as transformers writes it."""
+    from transformers import GPT2Config
+
+    return GPT2Config(
+        vocab_size=shape.vocab_size,
+        n_positions=shape.context_length,
+        n_embd=shape.emb_dim,
+        n_head=shape.n_heads,
+        n_layer=shape.n_layers,
+        resid_pdrop=shape.drop_rate,
+        embd_pdrop=shape.drop_rate,
+        attn_pdrop=shape.drop_rate,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+
+
+def _batch(shape: Training) -> tuple[torch.Tensor, torch.Tensor]:
+    block = torch.randint(0, shape.vocab_size, (shape.batch_size, shape.context_length + 1)).to(device())
+    return block[:, :-1], block[:, 1:]
+
+
+def _text(n_words: int) -> str:
+    words = ["the", "sea", "a", "lamp", "grey", "boat", "of", "night", "and", "harbour", "she", "waited", "rain", "bell", "in"]
+    return " ".join(random.Random(1).choices(words, k=max(n_words, 5000)))
