@@ -18,7 +18,8 @@ from benchmarks.measure import Measurement
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 BEGIN, END = "<!-- written by python -m benchmarks --update-docs -->", "<!-- end -->"
-COLUMNS = ("", "precision", "time", "spread", "tokens/s", "memory", "ours is", "same precision", "of the limit")
+COLUMNS = ("", "precision", "time", "spread", "tokens/s", "memory", "ours is", "same precision", "of the limit", "MFU")
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # FLOP/s, dense bf16, by NVIDIA's data sheets; of no other device
 
 
 @dataclass
@@ -33,6 +34,7 @@ class Row:
         ratio: how many times as long it takes as ours; the median of the rounds, each of which measured both.
         same_precision: the same beside ours in its own precision, where there is such a row.
         share_of_limit: of the measured rate of products or memory that it reaches.
+        mfu: of the device's peak by its data sheet, where it is one of `PEAKS`.
     """
 
     case: str
@@ -45,6 +47,7 @@ class Row:
     ratio: float | None
     same_precision: float | None
     share_of_limit: float | None
+    mfu: float | None
     rounds: int
 
 
@@ -74,6 +77,7 @@ def _row(name: str, case: Case, rounds: Rounds, subject: str) -> Row:
         ratio=None if limit or subject.startswith("ours") else _ratio(times, rounds.get("ours", [])),
         same_precision=None if limit or subject.startswith("ours") or not same else _ratio(times, rounds[same[0]]),
         share_of_limit=None if limit else _share(case, rounds, seconds, precision),
+        mfu=_mfu(case.flops, seconds) if case.flops and not limit else None,
         rounds=len(times),
     )
 
@@ -97,6 +101,11 @@ def _share(case: Case, rounds: Rounds, seconds: float, precision: str) -> float 
     return None
 
 
+def _mfu(flops: float, seconds: float) -> float | None:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return next((flops / seconds / peak for name, peak in PEAKS.items() if name in device), None)
+
+
 def table(found: list[Row]) -> list[list[str]]:
     """Rows as texts, under `COLUMNS`, without columns that are empty."""
     texts = [[*COLUMNS]] + [_texts(row) for row in found]
@@ -115,6 +124,7 @@ def _texts(row: Row) -> list[str]:
         "" if row.ratio is None else f"{row.ratio:.2f} x as fast",
         "" if row.same_precision is None else f"{row.same_precision:.2f} x",
         "" if row.share_of_limit is None else f"{row.share_of_limit:.0%}",
+        "" if row.mfu is None else f"{row.mfu:.0%}",
     ]
 
 

@@ -75,6 +75,17 @@ def test_the_loss_in_bf16_differs_from_fp32_by_rounding_alone() -> None:
         assert (fast - reference).norm() <= 1.5 * (other - reference).norm() + 1e-3 * reference.norm()
 
 
+@pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 0.02), (torch.float16, 0.003)])
+def test_gradients_of_many_positions_are_not_lost_in_half_precision(dtype: torch.dtype, error: float) -> None:
+    hidden, weight, targets = head(8192, 8, 500)
+    exact = gradients(lambda: F.cross_entropy(hidden @ weight.T, targets), hidden, weight)
+    with torch.autocast("cpu", dtype):
+        rounded = gradients(lambda: loss.linear_cross_entropy(hidden, weight, targets), hidden, weight)
+    for fast, reference in zip(rounded, exact, strict=True):
+        assert fast.dtype == torch.float32
+        assert (fast - reference).norm() < error * reference.norm()
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_the_logits_of_all_positions_never_exist_at_once(training: bool) -> None:
     hidden, weight, targets = head(256, 4, 500)

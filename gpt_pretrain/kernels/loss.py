@@ -44,6 +44,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         N, V = len(hidden), len(weight)
+        scale = 1.0 if dtype == torch.float16 else 1 / N  # a mean's gradients are too small for fp16
         needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         with torch.autocast(device, enabled=False):
             x, w = hidden.to(dtype), weight.to(dtype)
@@ -56,7 +57,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 chunk = slice(start, min(start + rows, N))
                 logits = buffer[: chunk.stop - start, :V]
                 torch.mm(x[chunk], w.T, out=logits)
-                total += softmax(logits, target_ids[chunk], 1 / N)
+                total += softmax(logits, target_ids[chunk], scale)
                 if d_hidden is None or d_weight is None:
                     continue
                 torch.mm(logits, w, out=d_hidden[chunk])
@@ -66,7 +67,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     d_weight.addmm_(logits.T, x[chunk])
                 else:
                     d_weight += logits.T @ x[chunk]
-        ctx.gradients = (None if d_hidden is None else d_hidden.to(hidden.dtype), d_weight)
+        if d_hidden is not None and d_weight is not None:
+            d_hidden = d_hidden.to(hidden.dtype)
+            if dtype == torch.float16:
+                d_hidden, d_weight = d_hidden / N, d_weight / N
+        ctx.gradients = d_hidden, d_weight
         return total / N
 
     @staticmethod
