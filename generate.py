@@ -23,7 +23,7 @@ def generate(config: DictConfig) -> None:
     """Load a model, encode, sample, stream."""
     from gpt_pretrain.checkpoint import first_whole
     from gpt_pretrain.config import SamplerConfig
-    from gpt_pretrain.decoding import PRECISIONS, for_decoding, pick_decoding_precision
+    from gpt_pretrain.decoding import PRECISIONS, DecodingModel, pick_decoding_precision
     from gpt_pretrain.errors import UserError
     from gpt_pretrain.hardware import keep_freed_memory, pick_device
     from gpt_pretrain.pretrained import open_weights
@@ -44,10 +44,10 @@ def generate(config: DictConfig) -> None:
     model = weights.build(device=pick_device(settings.device))
     precision, reason = pick_decoding_precision(settings.precision, model)
     print(f"({weights.name}; precision {precision}: {reason})", file=sys.stderr)
-    model = for_decoding(model, dtype=PRECISIONS[precision])
+    decoder = DecodingModel(model, dtype=PRECISIONS[precision])
     for prompt in prompts(settings):
         texts = continue_prompt(
-            model, tokenizer, prompt, SamplerConfig(**vars(settings.sampler)), n_samples=settings.n_samples, seed=settings.seed
+            decoder, tokenizer, prompt, SamplerConfig(**vars(settings.sampler)), n_samples=settings.n_samples, seed=settings.seed
         )
         if cli.is_sweep():
             Path(cli.job_dir(), "samples.txt").write_text("\n\n".join(texts) + "\n", encoding="utf-8")

@@ -32,7 +32,8 @@ def train(config: DictConfig) -> float:
     keep_freed_memory()
     settings, tokenizer, data, start = prepare(config, typed_keys=cli.typed_keys())
     run_dir = Path(settings.run_dir)
-    precision, reason = pick_precision(settings.trainer.precision, accelerator_device(settings.trainer.accelerator))
+    device = accelerator_device(settings.trainer.accelerator)
+    precision, reason = pick_precision(settings.trainer.precision, device, deterministic=settings.trainer.deterministic)
     settings.trainer.precision = precision
     log.info("precision %s (%s)", precision, reason)
     stored = keep_config(settings, run_dir)

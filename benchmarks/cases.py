@@ -22,41 +22,49 @@ class Case:
         title: of the table.
         subjects: who is measured, each in a process of its own; "ours" is what the others are compared with.
         tokens: of one measured unit, for tokens a second; 0 where that says nothing.
-        flops: floating-point operations of one unit, for the share of the measured rate of matrix products.
+        product_flops: floating-point operations of one unit in products with weights, for the share of their measured rate.
+        flops: all of them, for the share of the device's peak.
         weights: numbers that one unit reads at least, for the share of the measured rate of memory.
         note: what a reader of the table must know.
+        compared: whether the subjects do the same thing, so that a ratio says something.
     """
 
     title: str
     subjects: dict[str, Callable[[], Measurement]]
     tokens: int = 0
+    product_flops: float = 0.0
     flops: float = 0.0
     weights: int = 0
     note: str = ""
+    compared: bool = True
     limits: frozenset[str] = field(default=frozenset({"limit: products, fp32", "limit: products, bf16", "limit: memory"}))
 
 
-def all_cases() -> dict[str, Case]:
-    """By name, those of this machine first."""
+def all_cases(*, precision: str) -> dict[str, Case]:
+    """By name, those of this machine first.
+
+    Args:
+        precision: that this program trains in here, chosen once for all.
+    """
     if torch.cuda.is_available():
         big = gpt2_124m(drop_rate=0.0, batch_size=16, context_length=1024, steps=30, warmup=10)
-        cases = {"train-124m": _training(big)}
+        cases = {"train-124m": _training(big, precision)}
     else:
         cases = {
-            "train-124m-dropout": _training(gpt2_124m(drop_rate=0.1)),
-            "train-124m": _training(gpt2_124m(drop_rate=0.0)),
+            "train-124m-dropout": _training(gpt2_124m(drop_rate=0.1), precision),
+            "train-124m": _training(gpt2_124m(drop_rate=0.0), precision),
         }
-    cases["train-tiny"] = _training(TINY)
+    cases["train-tiny"] = _training(TINY, precision)
     for batch_size in (1, 8):
         for n_prompt in (4, 512):
             cases[f"decode-b{batch_size}-p{n_prompt}"] = _decoding(Decoding(batch_size, n_prompt))
-    return cases | {"first-token": _first_token(), "load": _loading(), "start": _starting()}
+    return cases | {"first-token": _first_token(), "load": _loading(precision), "start": _starting()}
 
 
-def _training(shape: Training) -> Case:
+def _training(shape: Training, precision: str) -> Case:
     subjects: dict[str, Callable[[], Measurement]] = {
-        "ours": partial(training.ours, shape),
-        "bare loop, our model": partial(training.bare, shape),
+        "ours": partial(training.ours, shape, precision=precision),
+        "bare loop, our model": partial(training.bare, shape, precision=precision),
         "book": partial(training.chapter, shape),
         "transformers": partial(training.transformers, shape),
         "transformers, bf16": partial(training.transformers, shape, precision="bf16-mixed"),
@@ -68,6 +76,7 @@ def _training(shape: Training) -> Case:
         f"{name}: training, {shape.batch_size} x {shape.context_length} tokens a step, drop_rate {shape.drop_rate:g}",
         subjects,
         tokens=shape.tokens,
+        product_flops=shape.product_flops,
         flops=shape.flops,
         note="Without evaluation, compilation, checkpoints and the first steps. The book's model does not tie its output head.",
     )
@@ -105,17 +114,17 @@ def _first_token() -> Case:
     return Case("GPT-2 124M: the first token of a prompt of 512", subjects)
 
 
-def _loading() -> Case:
+def _loading(precision: str) -> Case:
     load = partial(loading.ours, n_tokens=100_000_000)
     subjects: dict[str, Callable[[], Measurement]] = {
         "ours": partial(load, context_length=256, batch_size=2),
         "ours, 12 x 64": partial(load, context_length=64, batch_size=12),
         "ours, 16 x 1024": partial(load, context_length=1024, batch_size=16),
-        "a step of GPT-2 124M, 2 x 256": partial(training.bare, gpt2_124m(drop_rate=0.0)),
-        "a step of a tiny model, 12 x 64": partial(training.bare, TINY),
+        "a step of GPT-2 124M, 2 x 256": partial(training.bare, gpt2_124m(drop_rate=0.0), precision=precision),
+        "a step of a tiny model, 12 x 64": partial(training.bare, TINY, precision=precision),
     }
-    note = "Memory of the first three is what loading adds."
-    return Case("Loading a batch from 100,000,000 tokens", subjects, note=note)
+    note = "Memory of the first three is what loading adds. A step loads one batch."
+    return Case("Loading a batch from 100,000,000 tokens", subjects, note=note, compared=False)
 
 
 def _starting() -> Case:
@@ -126,7 +135,7 @@ def _starting() -> Case:
         "python -c 'import lightning'": partial(startup.imports, "import lightning"),
         "python -c 'import torch'": partial(startup.imports, "import torch"),
     }
-    return Case("From the command to the end of the first step of model=tiny; other commands", subjects)
+    return Case("From the command to the end of the first step of model=tiny; other commands", subjects, compared=False)
 
 
 def _weights(config: GPTConfig) -> int:

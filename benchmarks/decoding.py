@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.measure import Measurement, device, now, peak_bytes, repeat
 from benchmarks.shapes import Decoding, gpt2_124m
 from benchmarks.training import chapter_config, transformers_config
-from gpt_pretrain.decoding import PRECISIONS, for_decoding, pick_decoding_precision
+from gpt_pretrain.decoding import PRECISIONS, DecodingModel, pick_decoding_precision
 from gpt_pretrain.generation import generate
 from gpt_pretrain.hardware import keep_freed_memory
 from gpt_pretrain.model import GPTModel
@@ -26,7 +26,7 @@ def ours(shape: Decoding, *, precision: str = "auto") -> Measurement:
     model = GPTModel(GPT2.config()).to(device()).eval()
     chosen, _ = pick_decoding_precision(precision, model)
     start = time.perf_counter()
-    ready = for_decoding(model, dtype=PRECISIONS[chosen], batch_size=shape.batch_size)
+    ready = DecodingModel(model, dtype=PRECISIONS[chosen], batch_size=shape.batch_size)
     ready_seconds = time.perf_counter() - start
     notes: dict[str, float | str] = {"precision": chosen, "ready_seconds": round(ready_seconds, 3)}
     return _timed(shape, lambda prompt, n: generate(ready, prompt, n), notes)
@@ -92,7 +92,7 @@ def first_token(shape: Decoding, *, precision: str = "32-true") -> Measurement:
     keep_freed_memory()
     model = GPTModel(GPT2.config()).to(device()).eval()
     chosen, _ = pick_decoding_precision(precision, model)
-    ready, prompt = for_decoding(model, dtype=PRECISIONS[chosen]), _prompt(shape)
+    ready, prompt = DecodingModel(model, dtype=PRECISIONS[chosen]), _prompt(shape)
     return Measurement(repeat(lambda: generate(ready, prompt, 1), warmup=2, times=5), peak_bytes(), {"precision": chosen})
 
 

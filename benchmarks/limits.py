@@ -10,7 +10,7 @@ from gpt_pretrain.hardware import keep_freed_memory
 
 
 def products(shape: Training, *, dtype: torch.dtype) -> Measurement:
-    """The matrix products of a step alone, forward and backward, each on fresh operands; attention's are left out."""
+    """The matrix products of a step alone, forward and backward, one after another; attention's are left out."""
     keep_freed_memory()
     D, N = shape.emb_dim, shape.tokens
     layers = [(D, 3 * D)] * shape.n_layers + [(D, D)] * shape.n_layers
@@ -31,7 +31,7 @@ def products(shape: Training, *, dtype: torch.dtype) -> Measurement:
 
 
 def memory_reads(*, n_bytes: int = 1 << 29) -> Measurement:
-    """Sums over a gigabyte in all, half of it at a time: reading is all that takes time."""
+    """Sums over half a gigabyte, again and again: reading is all that takes time."""
     keep_freed_memory()
     numbers = torch.randn(n_bytes // 4, device=device())
     seconds = repeat(lambda: numbers.sum(), warmup=2, times=7)

@@ -10,15 +10,16 @@ import numpy as np
 import psutil
 
 from benchmarks.measure import Measurement, now
-from gpt_pretrain.data.datamodule import TextDataModule
-from gpt_pretrain.data.tokens import Tokens
-from gpt_pretrain.data.windows import TokenWindows
-from gpt_pretrain.settings import DataSettings
-from gpt_pretrain.tokenizer import build_tokenizer
 
 
 def ours(*, n_tokens: int, context_length: int, batch_size: int, batches: int = 20_000) -> Measurement:
     """The training DataLoader, as the Trainer iterates it: shuffled windows out of a token file."""
+    from gpt_pretrain.data.datamodule import TextDataModule  # these bring Lightning, which --help need not wait for
+    from gpt_pretrain.data.tokens import Tokens
+    from gpt_pretrain.data.windows import TokenWindows
+    from gpt_pretrain.settings import DataSettings
+    from gpt_pretrain.tokenizer import build_tokenizer
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "train.bin")
         with open(path, "wb") as stream:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
 import torch
 from torch import Tensor
+
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass
@@ -61,6 +65,17 @@ def repeat(compute: Callable[[], object], *, warmup: int, times: int) -> list[fl
         compute()
         seconds.append(now() - start)
     return seconds
+
+
+def run(command: list[str]) -> None:
+    """Run a command to its end.
+
+    Raises:
+        RuntimeError: with the last line of what it said, when it fails.
+    """
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1])
 
 
 class StepClock:

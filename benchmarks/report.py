@@ -18,7 +18,7 @@ from benchmarks.measure import Measurement
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 BEGIN, END = "<!-- written by python -m benchmarks --update-docs -->", "<!-- end -->"
-COLUMNS = ("", "precision", "time", "spread", "tokens/s", "memory", "ours is", "same precision", "of the limit", "MFU")
+COLUMNS = ("", "precision", "time", "spread", "tokens/s", "rate", "memory", "ours is", "same precision", "of the limit", "MFU")
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # FLOP/s, dense bf16, by NVIDIA's data sheets; of no other device
 
 
@@ -34,6 +34,7 @@ class Row:
         ratio: how many times as long it takes as ours; the median of the rounds, each of which measured both.
         same_precision: the same beside ours in its own precision, where there is such a row.
         share_of_limit: of the measured rate of products or memory that it reaches.
+        notes: what else the last round told.
         mfu: of the device's peak by its data sheet, where it is one of `PEAKS`.
     """
 
@@ -49,23 +50,28 @@ class Row:
     share_of_limit: float | None
     mfu: float | None
     rounds: int
+    notes: dict[str, float | str]
 
 
-Rounds = Mapping[str, list[Measurement]]  # of each subject, one a round
+Rounds = Mapping[str, list[Measurement | None]]  # of each subject, one a round; None where it failed
 
 
 def rows(name: str, case: Case, rounds: Rounds) -> list[Row]:
     """What each subject of a case reached."""
-    return [_row(name, case, rounds, subject) for subject in case.subjects if rounds.get(subject)]
+    return [_row(name, case, rounds, subject) for subject in case.subjects if _whole(rounds, subject)]
+
+
+def _whole(rounds: Rounds, subject: str) -> list[Measurement]:
+    return [one for one in rounds.get(subject, []) if one is not None]
 
 
 def _row(name: str, case: Case, rounds: Rounds, subject: str) -> Row:
-    measured = rounds[subject]
+    measured, limit = _whole(rounds, subject), subject in case.limits
     times = [median(one.seconds) for one in measured]
-    seconds, limit = median(times), subject in case.limits
-    precision = str(measured[-1].notes.get("precision", ""))
+    seconds = median(times)
+    precision = "/".join(dict.fromkeys(str(one.notes["precision"]) for one in measured if "precision" in one.notes))
     peaks = [one.peak_bytes for one in measured if one.peak_bytes is not None]
-    same = [other for other in rounds if other.startswith("ours") and rounds[other][-1].notes.get("precision") == precision]
+    peer = case.compared and not limit and not subject.startswith("ours")
     return Row(
         case=name,
         subject=subject,
@@ -74,17 +80,24 @@ def _row(name: str, case: Case, rounds: Rounds, subject: str) -> Row:
         spread=(min(times), max(times)),
         tokens_per_second=case.tokens / seconds if case.tokens and not limit else None,
         peak_bytes=max(peaks) if peaks else None,
-        ratio=None if limit or subject.startswith("ours") else _ratio(times, rounds.get("ours", [])),
-        same_precision=None if limit or subject.startswith("ours") or not same else _ratio(times, rounds[same[0]]),
+        ratio=_ratio(rounds, subject, "ours") if peer else None,
+        same_precision=_ratio(rounds, subject, *_ours_in(rounds, precision)) if peer else None,
         share_of_limit=None if limit else _share(case, rounds, seconds, precision),
         mfu=_mfu(case.flops, seconds) if case.flops and not limit else None,
         rounds=len(times),
+        notes=measured[-1].notes,
     )
 
 
-def _ratio(times: list[float], ours: list[Measurement]) -> float | None:
-    pairs = zip(times, (median(one.seconds) for one in ours), strict=False)
-    ratios = [theirs / own for theirs, own in pairs]
+def _ours_in(rounds: Rounds, precision: str) -> list[str]:
+    """The row of ours in that precision, if there is one."""
+    ours = [subject for subject in rounds if subject.startswith("ours")]
+    return [one for one in ours if any(each.notes.get("precision") == precision for each in _whole(rounds, one))][:1]
+
+
+def _ratio(rounds: Rounds, subject: str, ours: str = "") -> float | None:
+    pairs = zip(rounds[subject], rounds.get(ours, []), strict=False)
+    ratios = [median(theirs.seconds) / median(own.seconds) for theirs, own in pairs if theirs and own]
     return median(ratios) if ratios else None
 
 
@@ -92,11 +105,11 @@ def _share(case: Case, rounds: Rounds, seconds: float, precision: str) -> float 
     """Of the rate of matrix products in the same precision, or of reading memory."""
     short = "bf16" if precision.startswith("bf16") else "fp32"
     for subject, note, used in (
-        (f"limit: products, {short}", "flops_per_second", case.flops),
+        (f"limit: products, {short}", "flops_per_second", case.product_flops),
         ("limit: memory", "bytes_per_second", case.weights * (2 if short == "bf16" else 4)),
     ):
-        if used and rounds.get(subject):
-            rate = median(float(one.notes[note]) for one in rounds[subject])
+        if used and _whole(rounds, subject):
+            rate = median(float(one.notes[note]) for one in _whole(rounds, subject))
             return used / seconds / rate
     return None
 
@@ -117,9 +130,10 @@ def _texts(row: Row) -> list[str]:
     return [
         row.subject,
         row.precision,
-        _time(row.seconds),
-        f"{_time(row.spread[0])} to {_time(row.spread[1])}" if row.rounds > 1 else "",
+        duration(row.seconds),
+        f"{duration(row.spread[0])} to {duration(row.spread[1])}" if row.rounds > 1 else "",
         "" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}",
+        _rate(row.notes),
         "" if row.peak_bytes is None else f"{row.peak_bytes / 1e9:.2f} GB",
         "" if row.ratio is None else f"{row.ratio:.2f} x as fast",
         "" if row.same_precision is None else f"{row.same_precision:.2f} x",
@@ -128,7 +142,14 @@ def _texts(row: Row) -> list[str]:
     ]
 
 
-def _time(seconds: float) -> str:
+def _rate(notes: dict[str, float | str]) -> str:
+    if "flops_per_second" in notes:
+        return f"{float(notes['flops_per_second']) / 1e9:,.0f} GFLOP/s"
+    return f"{float(notes['bytes_per_second']) / 1e9:.1f} GB/s" if "bytes_per_second" in notes else ""
+
+
+def duration(seconds: float) -> str:
+    """Three digits and a unit."""
     for unit, factor in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
         if seconds * factor >= 1 or unit == "us":
             return f"{seconds * factor:.3g} {unit}"
@@ -166,6 +187,7 @@ def update_page(cases: Mapping[str, Case], found: Mapping[str, list[Row]]) -> No
         lines = table(case_rows)
         marks = [["---"] * len(lines[0])]
         grid = "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], *marks, *lines[1:]])
-        sections[case.title] = f"{case.title}\n\n{date.today()}, {machine()}. {case.note}\n\n{grid}\n"
+        title = case.title + (f" ({torch.cuda.get_device_name()})" if torch.cuda.is_available() else "")
+        sections[title] = f"{title}\n\n{date.today()}, {machine()}. {case.note}\n\n{grid}\n"
     body = "".join(f"\n### {part.rstrip()}\n" for part in sections.values())
     PAGE.write_text(f"{head}{BEGIN}\n{body}\n{END}{tail}", encoding="utf-8")

@@ -36,11 +36,14 @@ class Training:
         return self.batch_size * self.context_length
 
     @property
+    def product_flops(self) -> float:
+        """Floating-point operations of a step in products with weights: 6 for each weight of a matrix and token."""
+        return 6.0 * (12 * self.n_layers * self.emb_dim**2 + self.vocab_size * self.emb_dim) * self.tokens
+
+    @property
     def flops(self) -> float:
-        """Floating-point operations of a step: 6 for each weight of a matrix and token, and attention's, 12 L T D a token."""
-        D, L, T = self.emb_dim, self.n_layers, self.context_length
-        matrices = 12 * L * D * D + self.vocab_size * D
-        return (6.0 * matrices + 12.0 * L * T * D) * self.tokens
+        """The same with attention's, 12 L T D a token."""
+        return self.product_flops + 12.0 * self.n_layers * self.context_length * self.emb_dim * self.tokens
 
     def config(self) -> GPTConfig:
         """The architecture."""

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.measure import Measurement
-
-ROOT = Path(__file__).parents[1]
+from benchmarks.measure import ROOT, Measurement, run
 
 
 def command(*words: str) -> Measurement:
@@ -28,7 +25,7 @@ def first_step() -> Measurement:
     with tempfile.TemporaryDirectory() as folder:
         stamp = Path(folder, "stamp")
         start = time.time()
-        subprocess.run(
+        run(
             [
                 sys.executable,
                 str(ROOT / "train.py"),
@@ -36,15 +33,12 @@ def first_step() -> Measurement:
                 "trainer.max_steps=1",
                 f"hydra.run.dir={folder}/run",
                 f"+callbacks.custom.stamp={{_target_: benchmarks.clock.Stamp, file: {stamp}}}",
-            ],
-            check=True,
-            cwd=ROOT,
-            capture_output=True,
+            ]
         )
         return Measurement([float(stamp.read_text()) - start])
 
 
 def _timed(words: list[str]) -> Measurement:
     start = time.perf_counter()
-    subprocess.run([sys.executable, *words], check=True, cwd=ROOT, capture_output=True)
+    run([sys.executable, *words])
     return Measurement([time.perf_counter() - start])

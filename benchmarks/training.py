@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -12,15 +11,15 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
+from torch.nn.utils import get_total_norm
 
-from benchmarks.measure import Measurement, StepClock, device, peak_bytes
+from benchmarks.measure import ROOT, Measurement, StepClock, device, peak_bytes, run
 from benchmarks.shapes import Training
 
-ROOT = Path(__file__).parents[1]
 MODEL_SETTINGS = ("emb_dim", "n_heads", "n_layers", "context_length", "drop_rate")
 
 
-def ours(shape: Training) -> Measurement:
+def ours(shape: Training, *, precision: str) -> Measurement:
     """`python train.py` with its default callbacks, logger and loading; only the printed losses are made rare."""
     with tempfile.TemporaryDirectory() as folder:
         text, result = Path(folder, "text.txt"), Path(folder, "result.json")
@@ -28,43 +27,43 @@ def ours(shape: Training) -> Measurement:
         words = [
             f"model={shape.model}",
             f"tokenizer={shape.tokenizer}",
-            *(
-                f"model.{name}={getattr(shape, name)}"
-                for name in ("emb_dim", "n_heads", "n_layers", "context_length", "drop_rate")
-            ),
+            *(f"model.{name}={getattr(shape, name)}" for name in MODEL_SETTINGS),
             "data=text",
             f"data.path={text}",
             f"data.cache_dir={folder}",
             f"data.batch_size={shape.batch_size}",
             f"trainer.max_steps={shape.steps + shape.warmup}",
+            f"trainer.precision={precision}",
             "eval_freq=1000000",
             f"hydra.run.dir={folder}/run",
             f"+callbacks.custom.clock={{_target_: benchmarks.clock.Clock, file: {result}, warmup: {shape.warmup}}}",
         ]
-        subprocess.run([sys.executable, str(ROOT / "train.py"), *words], check=True, cwd=ROOT, capture_output=True)
+        run([sys.executable, str(ROOT / "train.py"), *words])
         return Measurement(**json.loads(result.read_text(encoding="utf-8")))
 
 
-def bare(shape: Training) -> Measurement:
-    """A PyTorch loop of a few lines around this program's model, loss and optimizer, in the same precision."""
-    from gpt_pretrain.hardware import compile_model, keep_freed_memory, pick_precision
+def bare(shape: Training, *, precision: str) -> Measurement:
+    """A PyTorch loop of a few lines around this program's model, loss and optimizer: what remains without a framework."""
+    from gpt_pretrain.hardware import compile_model, keep_freed_memory
     from gpt_pretrain.kernels.loss import linear_cross_entropy
     from gpt_pretrain.model import GPTModel
+    from gpt_pretrain.optim import clip_gradients
 
     keep_freed_memory()
-    precision, _ = pick_precision("auto", device())
     model = GPTModel(shape.config()).to(device())
+    model.tok_emb.sparse = device().type == "cpu"
     compiled, _ = compile_model(model, "auto", device())
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-4, weight_decay=0.1, fused=True)
     clock = StepClock(shape.steps + shape.warmup, lambda: _batch(shape))
     for token_ids, target_ids in clock:
-        optimizer.zero_grad()
         with torch.autocast(device().type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-            hidden = model.hidden_states(token_ids)
-            loss = linear_cross_entropy(hidden.flatten(0, 1), model.head_weight, target_ids.flatten(), compiled=compiled)
+            hidden = model.hidden_states(token_ids).flatten(0, 1)
+            loss = linear_cross_entropy(hidden, model.head_weight, target_ids.flatten(), compiled=compiled)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norm = get_total_norm([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+        clip_gradients(optimizer, norm, max_norm=1.0)
         optimizer.step()
+        optimizer.zero_grad()
     return Measurement(clock.seconds(warmup=shape.warmup), peak_bytes(), {"precision": precision})
 
 

@@ -1,4 +1,4 @@
-"""One measurement in a fresh process: python -m benchmarks.worker CASE SUBJECT FILE."""
+"""One measurement in a fresh process: python -m benchmarks.worker PRECISION CASE SUBJECT FILE."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from benchmarks.cases import all_cases
 
 def main() -> None:
     """Measure, and write the outcome to the file as JSON."""
-    case, subject, file = sys.argv[1:]
-    measurement = all_cases()[case].subjects[subject]()
+    precision, case, subject, file = sys.argv[1:]
+    measurement = all_cases(precision=precision)[case].subjects[subject]()
     Path(file).write_text(json.dumps(dataclasses.asdict(measurement)), encoding="utf-8")
 
 

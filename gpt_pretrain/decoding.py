@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,43 +17,43 @@ from gpt_pretrain.kernels.products import best_seconds
 from gpt_pretrain.kv_cache import KVCache, StaticKVCache
 from gpt_pretrain.model import GPTModel
 
-BF16_GAIN = 1.2  # how much faster bf16 must decode to be worth its rounding
+TOKEN_GAIN = 1.2  # how much faster bf16 must decode to be worth its rounding
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}  # Lightning's names, and the dtype of matrix products
 GRAPH_MIN_TOKENS = 32  # fewer are done before a CUDA graph is recorded
 
 
-class DecodingModel(GPTModel):
-    """A GPTModel whose matrices stand in memory in the order in which decoding reads them; made by `for_decoding`.
-
-    Attributes:
-        dtype: in which matrix products are made, and keys and values kept; everything else is as in the model.
-    """
-
-    dtype: torch.dtype
-    packed_head: PackedLinear
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """The output head: (..., D) -> (..., V)."""
-        out: Tensor = self.packed_head(hidden)
-        return out.float()
-
-
-def for_decoding(model: GPTModel, *, dtype: torch.dtype | None = None, batch_size: int = 1) -> DecodingModel:
-    """A twin of a model that decodes faster, in eval mode; where the layout need not change, it has the model's own weights.
+class DecodingModel:
+    """A model for reading alone, whose matrices stand in memory in the order in which decoding reads them.
 
     Args:
-        model: what is decoded; later changes of its weights need a new twin.
-        dtype: of matrix products; None is the model's own.
+        model: whose weights it has; those that need no other layout are shared, and later changes of the others are not seen.
+        dtype: in which matrix products are made, and keys and values kept; None is the model's own. All else is as in the model.
         batch_size: rows to decode at a time, B; others work too.
     """
-    own = model.tok_emb.weight.dtype
-    dtype = own if dtype is None else dtype
-    twin = _twin(model, dtype=dtype, batch_size=batch_size)
-    twin.__class__ = DecodingModel
-    assert isinstance(twin, DecodingModel)
-    twin.dtype = dtype
-    twin.packed_head = PackedLinear(model.head_weight, None, dtype=dtype, n_rows=batch_size)
-    return twin.eval()
+
+    def __init__(self, model: GPTModel, *, dtype: torch.dtype | None = None, batch_size: int = 1) -> None:
+        self.config = model.config
+        self.device = model.tok_emb.weight.device
+        self.dtype = model.tok_emb.weight.dtype if dtype is None else dtype
+        self._blocks = _packed(model, dtype=self.dtype, n_rows=batch_size)
+        self._head = PackedLinear(model.head_weight, None, dtype=self.dtype, n_rows=batch_size)
+
+    def next_logits(self, token_ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits after the last of token_ids.
+
+        Args:
+            token_ids: int64, (B, T).
+            cache: the positions read before these, to which these are added.
+
+        Returns:
+            (B, V), fp32 or wider.
+        """
+        logits: Tensor = self._head(self._blocks.hidden_states(token_ids, cache)[:, -1])
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def new_cache(self, batch_size: int) -> KVCache:
+        """An empty cache for so many rows."""
+        return KVCache(self.config, batch_size, device=self.device, dtype=self.dtype)
 
 
 def pick_decoding_precision(wanted: str, model: GPTModel) -> tuple[str, str]:
@@ -69,36 +70,34 @@ def pick_decoding_precision(wanted: str, model: GPTModel) -> tuple[str, str]:
         return ("bf16-mixed", "this GPU computes in bf16") if has else ("32-true", "this GPU has no bf16")
     if weight.device.type != "cpu":
         return "32-true", f"the safe choice on {weight.device.type}"
-    seconds = [_row_seconds(weight, dtype) for dtype in (torch.bfloat16, torch.float32)]
-    reason = f"a token in bf16 takes {seconds[0] / seconds[1]:.2f} of fp32's time on this CPU"
-    return ("bf16-mixed" if seconds[1] >= BF16_GAIN * seconds[0] else "32-true"), reason
+    bf16, fp32 = _row_seconds(weight)
+    reason = f"a token in bf16 takes {bf16 / fp32:.2f} of fp32's time on this CPU"
+    return ("bf16-mixed" if bf16 * TOKEN_GAIN <= fp32 else "32-true"), reason
 
 
-def graphed_step(model: GPTModel, cache: KVCache) -> Callable[[Tensor], Tensor]:
+def graphed_step(model: DecodingModel, cache: KVCache) -> Callable[[Tensor], Tensor]:
     """One step of decoding on CUDA as a graph: recorded now, played again for each token, without a kernel launched by Python.
 
     Returns:
         A function from token ids, int64, (B, 1), to the logits after them, (B, V), which the next call overwrites.
     """
     static = StaticKVCache(cache)
-    token_ids = torch.zeros(cache.keys.shape[1], 1, dtype=torch.int64, device=cache.keys.device)
-
-    def compute() -> Tensor:
-        return model.logits(model.hidden_states(token_ids, static)[:, -1])
-
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):  # what it writes at the next position is written again by the first real step
-            compute()
-    torch.cuda.current_stream().wait_stream(side)
+    token_ids = torch.zeros(cache.keys.shape[1], 1, dtype=torch.int64, device=model.device)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        logits = compute()
+    with torch.cuda.device(model.device):
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):  # what it writes at the next position is written again by the first real step
+                model.next_logits(token_ids, static)
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(graph):
+            logits = model.next_logits(token_ids, static)
 
     def step(new: Tensor) -> Tensor:
         token_ids.copy_(new)
-        graph.replay()
+        with torch.cuda.device(model.device):
+            graph.replay()
         static.advance()
         cache.length = static.length
         return logits
@@ -106,21 +105,23 @@ def graphed_step(model: GPTModel, cache: KVCache) -> Callable[[Tensor], Tensor]:
     return step
 
 
-def _twin(module: nn.Module, *, dtype: torch.dtype, batch_size: int) -> nn.Module:
-    """A copy of a module that shares all parameters but those of its linear layers, which are packed."""
-    if isinstance(module, nn.Linear):
-        return PackedLinear(module.weight, module.bias, dtype=dtype, n_rows=batch_size)
-    twin = copy.copy(module)
-    twin._compiled_call_impl = None  # each length of text would be compiled anew
-    twin._modules = {
-        name: None if child is None else _twin(child, dtype=dtype, batch_size=batch_size)
-        for name, child in module._modules.items()
-        if name != "out_head"
-    }
-    return twin
+def _packed(model: GPTModel, *, dtype: torch.dtype, n_rows: int) -> GPTModel:
+    """A copy of a model in eval mode, without output head, that shares all weights but those of the linear layers."""
+    instead: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            head = name == "out_head"
+            instead[id(module)] = None if head else PackedLinear(module.weight, module.bias, dtype=dtype, n_rows=n_rows)
+        instead[id(module._compiled_call_impl)] = None  # each length of text would be compiled anew
+    return copy.deepcopy(model, instead).eval()
 
 
-def _row_seconds(weight: Tensor, dtype: torch.dtype) -> float:
-    """How long one row's product with a weight takes."""
-    layer, row = PackedLinear(weight, None, dtype=dtype, n_rows=1), torch.zeros(1, weight.shape[1], dtype=dtype)
-    return best_seconds(lambda: layer(row))
+def _row_seconds(weight: Tensor) -> tuple[float, float]:
+    """How long one row's product with a weight takes in bf16, and in fp32."""
+
+    def layer(dtype: torch.dtype) -> Callable[[], Tensor]:
+        packed, row = PackedLinear(weight, None, dtype=dtype, n_rows=1), torch.zeros(1, weight.shape[1], dtype=dtype)
+        return lambda: packed(row)
+
+    bf16, fp32 = best_seconds([layer(torch.bfloat16), layer(torch.float32)])
+    return bf16, fp32

@@ -5,20 +5,22 @@ Shapes: B rows, T tokens given, n tokens new, V vocab_size.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from gpt_pretrain.config import SamplerConfig
-from gpt_pretrain.decoding import GRAPH_MIN_TOKENS, DecodingModel, for_decoding, graphed_step
+from gpt_pretrain.decoding import GRAPH_MIN_TOKENS, DecodingModel, graphed_step
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.kv_cache import KVCache
 from gpt_pretrain.model import GPTModel
+
+log = logging.getLogger(__name__)
 
 
 def generate(
-    model: GPTModel,
+    model: GPTModel | DecodingModel,
     token_ids: Tensor,
     max_new_tokens: int,
     *,
@@ -32,7 +34,7 @@ def generate(
     """Continue each row of token_ids, with dropout off, and leave the model in the mode it was in.
 
     Args:
-        model: the model; nothing in it changes.
+        model: the model; nothing in it changes. A `DecodingModel` of it spares the packing of its weights in each call.
         token_ids: int64, (B, T), T at least 1.
         max_new_tokens, temperature, top_k, top_p: as in `SamplerConfig`.
         eos_id: a row ends after this token and is filled up with it; generation ends when all rows have.
@@ -51,7 +53,7 @@ def generate(
 
 
 def generate_stream(
-    model: GPTModel,
+    model: GPTModel | DecodingModel,
     token_ids: Tensor,
     sampler: SamplerConfig,
     *,
@@ -70,8 +72,8 @@ def generate_stream(
     if token_ids.ndim != 2 or token_ids.shape[1] == 0:
         raise UserError(f"token_ids has shape {tuple(token_ids.shape)}: it must be (B, T) with at least one token to continue.")
     batch_size, context_length = token_ids.shape[0], model.config.context_length
-    decoder = model if isinstance(model, DecodingModel) else for_decoding(model, batch_size=batch_size)
-    next_logits = _logits(decoder, batch_size, n_tokens=sampler.max_new_tokens) if use_cache else _logits_anew(decoder)
+    decoder = model if isinstance(model, DecodingModel) else DecodingModel(model, batch_size=batch_size)
+    next_logits = _logits(decoder, batch_size, n_tokens=sampler.max_new_tokens, use_cache=use_cache)
     window = token_ids  # what the model sees, (B, up to context_length)
     ended = torch.zeros(batch_size, dtype=torch.bool, device=token_ids.device)
     for _ in range(sampler.max_new_tokens):
@@ -115,31 +117,26 @@ def sample_next(logits: Tensor, sampler: SamplerConfig, *, generator: torch.Gene
     return (choice if ids is None else ids.gather(-1, choice)).squeeze(-1)
 
 
-def _logits_anew(model: DecodingModel) -> Callable[[Tensor], Tensor]:
-    """A function from a window, (B, T), to the logits after its last token, (B, V), which reads all of it each time."""
+def _logits(model: DecodingModel, batch_size: int, *, n_tokens: int, use_cache: bool) -> Callable[[Tensor], Tensor]:
+    """A function from a window, (B, T), to the logits after its last token, (B, V).
 
-    @torch.inference_mode()
-    def logits(window: Tensor) -> Tensor:
-        return model.logits(model.hidden_states(window)[:, -1])
-
-    return logits
-
-
-def _logits(model: DecodingModel, batch_size: int, *, n_tokens: int) -> Callable[[Tensor], Tensor]:
-    """The same for a window that grows by a token at a time, which reads what is new; once the window moves, all of it."""
-    device, context_length = model.tok_emb.weight.device, model.config.context_length
-    cache = KVCache(model.config, batch_size, device=device, dtype=model.dtype)
-    anew = _logits_anew(model)
+    With a cache it reads what is new since the last call, until the window is full; from then on, all of it each time.
+    """
+    cache = model.new_cache(batch_size)
+    graphs = model.device.type == "cuda" and n_tokens >= GRAPH_MIN_TOKENS
     graph: Callable[[Tensor], Tensor] | None = None
 
     @torch.inference_mode()
     def logits(window: Tensor) -> Tensor:
-        nonlocal graph
-        if cache.length == context_length:
-            return anew(window)
-        if cache.length == 0 or device.type != "cuda" or n_tokens < GRAPH_MIN_TOKENS:
-            return model.logits(model.hidden_states(window[:, cache.length :], cache)[:, -1])
-        graph = graph or graphed_step(model, cache)
-        return graph(window[:, -1:])
+        nonlocal graph, graphs
+        if not use_cache or cache.length == model.config.context_length:
+            return model.next_logits(window)
+        if graphs and cache.length > 0 and graph is None:
+            try:
+                graph = graphed_step(model, cache)
+            except RuntimeError as error:
+                log.warning("No CUDA graph could be recorded, so each token is computed step by step (%s).", error)
+                graphs = False
+        return graph(window[:, -1:]) if graph is not None else model.next_logits(window[:, cache.length :], cache)
 
     return logits

@@ -61,11 +61,11 @@ def accelerator_device(accelerator: str) -> torch.device:
         raise UserError(f"trainer.accelerator={accelerator}: this machine has none. Choose auto or cpu.") from error
 
 
-def pick_precision(wanted: str, device: torch.device) -> tuple[str, str]:
+def pick_precision(wanted: str, device: torch.device, *, deterministic: bool = False) -> tuple[str, str]:
     """Lightning's name of the precision to train in, and why it was chosen.
 
     "auto" means bf16-mixed where bf16 matrix products are clearly faster than fp32's, which on a CPU is measured in a moment,
-    since the processor's feature flags do not tell.
+    since the processor's feature flags do not tell. A deterministic run does not go by what a clock said.
     """
     if wanted == "16-mixed" and device.type != "cuda":
         raise UserError(f"trainer.precision=16-mixed: {device.type} cannot train in fp16. Choose auto, 32-true or bf16-mixed.")
@@ -75,6 +75,8 @@ def pick_precision(wanted: str, device: torch.device) -> tuple[str, str]:
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16-mixed", "this GPU computes in bf16"
         return "32-true", "this GPU has no bf16"
+    if device.type == "cpu" and deterministic:
+        return "32-true", "trainer.deterministic=true, so nothing is measured"
     if device.type == "cpu":
         reason = f"bf16 products take {cpu_bf16_share():.2f} of fp32's time on this CPU"
         return ("bf16-mixed" if cpu_bf16_pays() else "32-true"), reason

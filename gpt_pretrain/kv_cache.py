@@ -76,8 +76,8 @@ class StaticKVCache(KVCache):
         return self.position
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        self.keys[layer].index_copy_(2, self.position, keys)
-        self.values[layer].index_copy_(2, self.position, values)
+        self.keys[layer].index_copy_(2, self.position, keys.to(self.keys.dtype))
+        self.values[layer].index_copy_(2, self.position, values.to(self.values.dtype))
         return self.keys[layer], self.values[layer]
 
     def advance(self) -> None:

@@ -186,9 +186,13 @@ class GPTLitModule(L.LightningModule):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        """Step, or leave the batch out when its loss or gradients are no numbers and the settings say to."""
+        """Step, or leave the batch out when its loss or gradients are no numbers and the settings say to.
+
+        The gradients are given up at once: Lightning would keep them through the next forward pass, which needs the memory.
+        """
         try:
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+            optimizer.zero_grad()
         except NonFiniteError as error:
             if self.on_nonfinite != "skip":
                 raise

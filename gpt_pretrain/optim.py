@@ -30,12 +30,12 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings, *, fused: boo
 def clip_gradients(optimizer: Optimizer, norm: Tensor, *, max_norm: float) -> None:
     """Scale an optimizer's gradients so that their norm is at most max_norm.
 
-    A fused AdamW does that on its way through them, which spares a pass over memory.
+    A fused AdamW does that on its way through them, which spares a pass over memory; that of MPS leaves it out.
 
     Args:
         norm: of all gradients together, a scalar on their device.
     """
-    if isinstance(optimizer, AdamW) and optimizer.defaults["fused"]:
+    if isinstance(optimizer, AdamW) and optimizer.defaults["fused"] and norm.device.type in ("cpu", "cuda"):
         divisor = ((norm + 1e-6) / max_norm).clamp(min=1.0).float()
         vars(optimizer).update(grad_scale=divisor, found_inf=torch.zeros_like(divisor))  # as a gradient scaler would
         return

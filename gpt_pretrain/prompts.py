@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from gpt_pretrain.config import SamplerConfig
+from gpt_pretrain.decoding import DecodingModel
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation import generate_stream
-from gpt_pretrain.model import GPTModel
 from gpt_pretrain.settings import GenerateSettings
 from gpt_pretrain.tokenizer import Tokenizer, decode_stream
 
@@ -39,7 +39,7 @@ def prompts(settings: GenerateSettings) -> Iterator[str]:
 
 
 def continue_prompt(
-    model: GPTModel, tokenizer: Tokenizer, prompt: str, sampler: SamplerConfig, *, n_samples: int, seed: int
+    model: DecodingModel, tokenizer: Tokenizer, prompt: str, sampler: SamplerConfig, *, n_samples: int, seed: int
 ) -> list[str]:
     """Print a prompt and its continuations as they are made, and return the whole texts.
 
@@ -49,7 +49,7 @@ def continue_prompt(
     token_ids = tokenizer.encode(prompt)
     if not token_ids:
         raise UserError("The prompt is empty: give at least one character, for example prompt='Every effort moves you'.")
-    device = model.tok_emb.weight.device
+    device = model.device
     generator = torch.Generator(device=device).manual_seed(seed)
     texts = []
     for number in range(n_samples):

@@ -1,19 +1,23 @@
 """Fast decoding against the plain model."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import ROOT, tiny_model
 
 from gpt_pretrain import decoding
-from gpt_pretrain.decoding import PRECISIONS, for_decoding, pick_decoding_precision
+from gpt_pretrain.decoding import PRECISIONS, DecodingModel, pick_decoding_precision
 from gpt_pretrain.generation import generate
 from gpt_pretrain.kernels import packed_linear
-from gpt_pretrain.kernels.packed_linear import FEW, PackedLinear
+from gpt_pretrain.kernels.packed_linear import PackedLinear
 from gpt_pretrain.kv_cache import KVCache, StaticKVCache
 from gpt_pretrain.model import GPTModel
 
 
-@pytest.mark.parametrize("n_rows", [1, 2, 8, FEW, FEW + 1])
+@pytest.mark.parametrize("n_rows", [1, 2, 8, 200])
 @pytest.mark.parametrize("batch_size", [1, 8])
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_packed_layer_computes_what_the_plain_one_does(n_rows: int, batch_size: int, bias: bool) -> None:
@@ -29,7 +33,7 @@ def test_a_packed_layer_computes_what_the_plain_one_does(n_rows: int, batch_size
 
 def test_on_a_machine_without_packing_it_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, x = torch.nn.Linear(40, 23), torch.randn(2, 40)
-    monkeypatch.setattr(packed_linear, "can_pack", lambda weight: False)
+    monkeypatch.setattr(packed_linear, "can_pack", lambda device, dtype: False)
     with torch.inference_mode():
         layer = PackedLinear(plain.weight, plain.bias, dtype=torch.float32, n_rows=8)
         assert not layer.packed
@@ -48,35 +52,75 @@ def naive_greedy(model: GPTModel, token_ids: torch.Tensor, n_tokens: int) -> tor
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 @pytest.mark.parametrize("n_prompt", [1, 5, 15, 16, 20])
-def test_the_twin_generates_what_the_model_does(tied: bool, batch_size: int, n_prompt: int) -> None:
+def test_a_decoding_model_generates_what_the_model_does(tied: bool, batch_size: int, n_prompt: int) -> None:
     model = tiny_model(tie_embeddings=tied)
     prompt = torch.randint(0, 97, (batch_size, n_prompt))
     expected = naive_greedy(model, prompt, 24)
-    assert torch.equal(generate(for_decoding(model, batch_size=batch_size), prompt, 24), expected)
+    assert torch.equal(generate(DecodingModel(model, batch_size=batch_size), prompt, 24), expected)
     assert torch.equal(generate(model, prompt, 24), expected)
 
 
-def test_the_twin_shares_all_weights_that_need_no_other_layout_and_leaves_the_model_alone() -> None:
+def test_a_model_stays_as_it_was_and_shares_what_needs_no_other_layout() -> None:
     model = tiny_model().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    twin = for_decoding(model, dtype=torch.bfloat16)
-    assert twin.tok_emb.weight is model.tok_emb.weight
-    assert twin.trf_blocks[0].norm1.weight is model.trf_blocks[0].norm1.weight
-    generate(twin, torch.tensor([[1, 2]]), 5)
+    decoder = DecodingModel(model, dtype=torch.bfloat16)
+    assert decoder._blocks.tok_emb.weight is model.tok_emb.weight
+    assert decoder._blocks.trf_blocks[0].norm1.weight is model.trf_blocks[0].norm1.weight
+    generate(decoder, torch.tensor([[1, 2]]), 5)
     assert all(module.training for module in model.modules())
     assert isinstance(model.trf_blocks[0].att.qkv, torch.nn.Linear)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_models_of_other_dtypes_generate(dtype: torch.dtype, batch_size: int) -> None:
+    model, prompt = tiny_model().to(dtype), torch.randint(0, 97, (batch_size, 5))
+    made = generate(model, prompt, 20)
+    assert made.shape == (batch_size, 25)
+    if dtype == torch.float64:
+        assert torch.equal(made, naive_greedy(model, prompt, 20))
+
+
+def test_bf16_works_on_a_cpu_whose_onednn_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `ONEDNN_MAX_CPU_ISA=AVX2` makes it be."""
+    real = packed_linear.can_pack
+    monkeypatch.setattr(packed_linear, "can_pack", lambda device, dtype: dtype != torch.bfloat16 and real(device, dtype))
+    model = tiny_model()
+    assert pick_decoding_precision("auto", model)[0] in PRECISIONS
+    assert not DecodingModel(model, dtype=torch.bfloat16)._head.packed
+    generate(DecodingModel(model, dtype=torch.bfloat16), torch.tensor([[1, 2]]), 5)
+
+
+@pytest.mark.slow
+def test_generating_on_an_older_processor() -> None:
+    code = (
+        "import torch; from conftest import tiny_model; from gpt_pretrain.decoding import *; from gpt_pretrain.generation import *\n"
+        "model = tiny_model()\n"
+        "for precision in (pick_decoding_precision('auto', model)[0], 'bf16-mixed', '32-true'):\n"
+        "    print(generate(DecodingModel(model, dtype=PRECISIONS[precision]), torch.tensor([[1, 2]]), 5).shape)"
+    )
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "PYTHONPATH": str(ROOT / "tests")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["torch.Size([1, 7])"] * 3, done.stderr
+
+
 def test_in_bf16_the_logits_are_those_of_autocast() -> None:
     model, token_ids = tiny_model(drop_rate=0.0), torch.randint(0, 97, (2, 9))
     with torch.inference_mode():
-        exact = model(token_ids)
-        fast = for_decoding(model, dtype=torch.bfloat16, batch_size=2)(token_ids)
+        exact = model(token_ids)[:, -1]
+        fast = DecodingModel(model, dtype=torch.bfloat16, batch_size=2).next_logits(token_ids)
         with torch.autocast("cpu", torch.bfloat16):
-            rounded = model(token_ids).float()
+            rounded = model(token_ids)[:, -1].float()
     assert fast.dtype == torch.float32
     assert (fast - exact).norm() <= 1.5 * (rounded - exact).norm()
+
+
+def test_compiled_blocks_are_decoded_as_they_were_written() -> None:
+    model = tiny_model()
+    for block in model.trf_blocks:
+        block._compiled_call_impl = lambda *args: pytest.fail("compiled for this length alone")
+    assert generate(model, torch.tensor([[1, 2]]), 3).shape == (1, 5)
 
 
 def test_a_static_cache_goes_on_as_the_growing_one() -> None:
@@ -105,5 +149,5 @@ def test_the_precision_is_the_faster_one_or_the_one_asked_for(monkeypatch: pytes
     assert precision in PRECISIONS
     assert "of fp32's time on this CPU" in reason
     for bf16, expected in ((0.5, "bf16-mixed"), (0.9, "32-true")):
-        monkeypatch.setattr(decoding, "_row_seconds", lambda weight, dtype, bf16=bf16: bf16 if dtype == torch.bfloat16 else 1.0)
+        monkeypatch.setattr(decoding, "_row_seconds", lambda weight, bf16=bf16: (bf16, 1.0))
         assert pick_decoding_precision("auto", model)[0] == expected

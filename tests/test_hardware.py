@@ -24,6 +24,11 @@ def test_auto_precision_on_a_cpu_goes_by_speed(monkeypatch: pytest.MonkeyPatch, 
     assert pick_precision("auto", CPU)[0] == expected
 
 
+def test_a_deterministic_run_goes_by_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "cpu_bf16_share", lambda: pytest.fail("measured"))
+    assert pick_precision("auto", CPU, deterministic=True)[0] == "32-true"
+
+
 def test_the_speed_is_really_measured() -> None:
     precision, reason = pick_precision("auto", CPU)
     assert precision in ("bf16-mixed", "32-true")

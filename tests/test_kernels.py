@@ -86,6 +86,37 @@ def test_gradients_of_many_positions_are_not_lost_in_half_precision(dtype: torch
         assert (fast - reference).norm() < error * reference.norm()
 
 
+def test_large_sums_of_gradients_do_not_overflow_in_fp16() -> None:
+    hidden, weight, targets = torch.full((4096, 16), 20.0, requires_grad=True), torch.zeros(50, 16, requires_grad=True), 7
+    with torch.autocast("cpu", torch.float16):
+        fast = gradients(lambda: loss.linear_cross_entropy(hidden, weight, torch.full((4096,), targets)), hidden, weight)
+    plain = gradients(lambda: F.cross_entropy(hidden @ weight.T, torch.full((4096,), targets)), hidden, weight)
+    torch.testing.assert_close(fast[2], plain[2], rtol=1e-2, atol=1e-3)
+
+
+def test_bf16_weights_have_their_gradients_summed_in_fp32() -> None:
+    hidden, weight, targets = (part.detach() for part in head(2048, 16, 50))
+    exact = gradients_of(hidden, weight, targets)
+    half = [part.bfloat16() for part in (hidden, weight)]
+    with chunk_bytes(16 * 4 * 50):
+        many = gradients_of(*half, targets)
+    assert many.dtype == torch.bfloat16
+    assert (many.float() - exact).norm() < 0.006 * exact.norm(), "128 chunks"
+
+
+def gradients_of(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    weight = weight.clone().requires_grad_()
+    return gradients(lambda: loss.linear_cross_entropy(hidden, weight, targets), weight)[1]
+
+
+def test_a_second_backward_pass_is_refused() -> None:
+    hidden, weight, targets = head(3, 4, 5)
+    value = loss.linear_cross_entropy(hidden, weight, targets)
+    value.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="once"):
+        value.backward()
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_the_logits_of_all_positions_never_exist_at_once(training: bool) -> None:
     hidden, weight, targets = head(256, 4, 500)
@@ -180,6 +211,8 @@ def test_a_tied_embedding_s_rows_are_added_to_the_head_s_gradient() -> None:
     for sparse in (False, True):
         model.tok_emb.sparse = sparse
         model.zero_grad()
+        (of_the_lookup,) = torch.autograd.grad(model.tok_emb(token_ids).sum(), [model.tok_emb.weight])
+        assert of_the_lookup.is_sparse is sparse
         next_token_loss(model, token_ids, targets).backward()
         assert model.tok_emb.weight.grad is not None
         assert not model.tok_emb.weight.grad.is_sparse

@@ -5,6 +5,7 @@ Shapes: N positions, D emb_dim, V vocab_size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -44,45 +45,66 @@ class _LinearCrossEntropy(torch.autograd.Function):
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         N, V = len(hidden), len(weight)
-        scale = 1.0 if dtype == torch.float16 else 1 / N  # a mean's gradients are too small for fp16
-        needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         with torch.autocast(device, enabled=False):
             x, w = hidden.to(dtype), weight.to(dtype)
-            d_hidden = torch.empty_like(x) if needs_grad else None
-            d_weight = torch.empty_like(weight) if needs_grad else None
             rows = chunk_rows(N, V, device)
-            total = torch.zeros((), dtype=torch.float32, device=hidden.device)
             buffer = torch.empty(rows, -(-V // ALIGN) * ALIGN, dtype=dtype, device=hidden.device)
+            total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+            gradients = _Gradients(x, w, rows) if ctx.needs_input_grad[0] or ctx.needs_input_grad[1] else None
             for start in range(0, N, rows):
                 chunk = slice(start, min(start + rows, N))
                 logits = buffer[: chunk.stop - start, :V]
                 torch.mm(x[chunk], w.T, out=logits)
-                total += softmax(logits, target_ids[chunk], scale)
-                if d_hidden is None or d_weight is None:
-                    continue
-                torch.mm(logits, w, out=d_hidden[chunk])
-                if start == 0:
-                    torch.mm(logits.T, x[chunk], out=d_weight) if dtype == weight.dtype else d_weight.copy_(logits.T @ x[chunk])
-                elif dtype == weight.dtype:
-                    d_weight.addmm_(logits.T, x[chunk])
-                else:
-                    d_weight += logits.T @ x[chunk]
-        if d_hidden is not None and d_weight is not None:
-            d_hidden = d_hidden.to(hidden.dtype)
-            if dtype == torch.float16:
-                d_hidden, d_weight = d_hidden / N, d_weight / N
-        ctx.gradients = d_hidden, d_weight
+                total += softmax(logits, target_ids[chunk], 1.0 if dtype == torch.float16 else 1 / N)
+                if gradients is not None:
+                    gradients.add(logits, chunk)
+        ctx.gradients = None if gradients is None else gradients.finish(hidden.dtype, weight.dtype)
         return total / N
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        if ctx.gradients is None:
+            raise RuntimeError("linear_cross_entropy: backward can be called once, since it gives its gradients away.")
         d_hidden, d_weight = ctx.gradients
-        ctx.gradients = None  # free for the optimizer once used
+        ctx.gradients = None
         if d_loss.device.type != "cpu" or d_loss.item() != 1:  # 1, unless gradients are accumulated or scaled
             d_hidden.mul_(d_loss)
             d_weight.mul_(d_loss)
         return d_hidden, d_weight, None, None
+
+
+class _Gradients:
+    """The gradients of hidden states x, (N, D), and weights w, (V, D), summed up chunk by chunk.
+
+    Half precision is summed in fp32. What fp16 cannot hold is kept out of it: a mean's small gradients by coming as those of
+    the sum, and large sums over the rows of a chunk by shrinking x before them.
+    """
+
+    def __init__(self, x: Tensor, w: Tensor, rows: int) -> None:
+        self.x, self.w = x, w
+        self.fp16 = x.dtype == torch.float16
+        self.shrink = 0.5 ** math.ceil(math.log2(rows)) if self.fp16 else 1.0
+        self.d_hidden = torch.empty_like(x)
+        self.d_weight: Tensor | None = None
+
+    def add(self, d_logits: Tensor, chunk: slice) -> None:
+        torch.mm(d_logits, self.w, out=self.d_hidden[chunk])
+        x = self.x[chunk] * self.shrink if self.fp16 else self.x[chunk]
+        if self.d_weight is None:
+            self.d_weight = (d_logits.T @ x).to(torch.promote_types(x.dtype, torch.float32))
+        elif self.d_weight.dtype == x.dtype:
+            self.d_weight.addmm_(d_logits.T, x)
+        else:
+            self.d_weight += d_logits.T @ x
+
+    def finish(self, hidden_dtype: torch.dtype, weight_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        assert self.d_weight is not None
+        d_hidden = self.d_hidden.to(hidden_dtype)
+        if self.fp16:
+            d_hidden = d_hidden / len(self.x)
+            self.d_weight /= self.shrink * len(self.x)
+        return d_hidden, self.d_weight.to(weight_dtype)
 
 
 def chunk_rows(n_positions: int, vocab_size: int, device: str) -> int:
