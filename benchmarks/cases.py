@@ -91,7 +91,6 @@ def _decoding(shape: Decoding) -> Case:
         "transformers": partial(decoding.transformers, shape),
         "transformers, bf16": partial(decoding.transformers, shape, precision=bf16),
         "book": partial(decoding.chapter, shape, n_tokens=few),
-        "book, with cache": partial(decoding.chapter_kv, shape),
         "limit: memory": limits.memory_reads,
     }
     return Case(

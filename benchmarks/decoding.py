@@ -60,25 +60,6 @@ def chapter(shape: Decoding, *, n_tokens: int = 200) -> Measurement:
     return _timed(few, lambda prompt, n: ch05.generate(model, prompt, n, GPT2.context_length), notes, warmup=2)
 
 
-def chapter_kv(shape: Decoding) -> Measurement:
-    """`kv_cache` of llms-from-scratch: its GPT-2 with its cache; the package's loop lacks two names of that model."""
-    from llms_from_scratch.kv_cache.gpt2 import GPTModel as ChapterModel
-    from llms_from_scratch.kv_cache.gpt2 import KVCache
-
-    model = ChapterModel(chapter_config(GPT2)).to(device()).eval()
-
-    @torch.no_grad()
-    def continued(prompt: Tensor, n_tokens: int) -> object:
-        model.current_pos = 0
-        cache = KVCache(n_layers=GPT2.n_layers)
-        logits = model(prompt, use_cache=True, cache=cache)
-        for _ in range(n_tokens - 1):
-            logits = model(logits[:, -1].argmax(dim=-1, keepdim=True), use_cache=True, cache=cache)
-        return logits
-
-    return _timed(shape, continued, {"precision": "32-true"})
-
-
 def forward_pass(shape: Decoding) -> Measurement:
     """One forward pass of this program's model over the prompt, as training makes it."""
     keep_freed_memory()

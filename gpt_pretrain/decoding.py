@@ -51,9 +51,9 @@ class DecodingModel:
         logits: Tensor = self._head(self._blocks.hidden_states(token_ids, cache)[:, -1])
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
-    def new_cache(self, batch_size: int) -> KVCache:
-        """An empty cache for so many rows."""
-        return KVCache(self.config, batch_size, device=self.device, dtype=self.dtype)
+    def new_cache(self, batch_size: int, *, capacity: int) -> KVCache:
+        """An empty cache for so many rows and positions, as far as the context goes."""
+        return KVCache(self.config, batch_size, capacity=capacity, device=self.device, dtype=self.dtype)
 
 
 def pick_decoding_precision(wanted: str, model: GPTModel) -> tuple[str, str]:

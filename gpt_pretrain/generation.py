@@ -73,7 +73,7 @@ def generate_stream(
         raise UserError(f"token_ids has shape {tuple(token_ids.shape)}: it must be (B, T) with at least one token to continue.")
     batch_size, context_length = token_ids.shape[0], model.config.context_length
     decoder = model if isinstance(model, DecodingModel) else DecodingModel(model, batch_size=batch_size)
-    next_logits = _logits(decoder, batch_size, n_tokens=sampler.max_new_tokens, use_cache=use_cache)
+    next_logits = _logits(decoder, token_ids, n_tokens=sampler.max_new_tokens, use_cache=use_cache)
     window = token_ids  # what the model sees, (B, up to context_length)
     ended = torch.zeros(batch_size, dtype=torch.bool, device=token_ids.device)
     for _ in range(sampler.max_new_tokens):
@@ -117,12 +117,12 @@ def sample_next(logits: Tensor, sampler: SamplerConfig, *, generator: torch.Gene
     return (choice if ids is None else ids.gather(-1, choice)).squeeze(-1)
 
 
-def _logits(model: DecodingModel, batch_size: int, *, n_tokens: int, use_cache: bool) -> Callable[[Tensor], Tensor]:
+def _logits(model: DecodingModel, prompt: Tensor, *, n_tokens: int, use_cache: bool) -> Callable[[Tensor], Tensor]:
     """A function from a window, (B, T), to the logits after its last token, (B, V).
 
     With a cache it reads what is new since the last call, until the window is full; from then on, all of it each time.
     """
-    cache = model.new_cache(batch_size)
+    cache = model.new_cache(prompt.shape[0], capacity=prompt.shape[1] + n_tokens if use_cache else 0)
     graphs = model.device.type == "cuda" and n_tokens >= GRAPH_MIN_TOKENS
     graph: Callable[[Tensor], Tensor] | None = None
 

@@ -17,6 +17,7 @@ class KVCache:
     Args:
         config: the model's architecture.
         batch_size: rows, B.
+        capacity: the most positions to hold; None is context_length, which more would be cut to.
         device, dtype: where and how the model computes keys and values.
 
     Attributes:
@@ -24,9 +25,11 @@ class KVCache:
         mask: which of the positions held each one given now may see, bool, (T, S); None: those up to its own.
     """
 
-    def __init__(self, config: GPTConfig, batch_size: int, *, device: torch.device, dtype: torch.dtype) -> None:
-        self.context_length = config.context_length
-        shape = (config.n_layers, batch_size, config.n_heads, config.context_length, config.head_dim)
+    def __init__(
+        self, config: GPTConfig, batch_size: int, *, capacity: int | None = None, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.capacity = config.context_length if capacity is None else min(capacity, config.context_length)
+        shape = (config.n_layers, batch_size, config.n_heads, self.capacity, config.head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.length = 0
@@ -39,8 +42,10 @@ class KVCache:
             ValueError: when they do not fit.
         """
         past, end = self.length, self.length + n_positions
-        if end > self.context_length:
-            raise ValueError(f"token_ids reach position {end}, but the model's context_length is {self.context_length}.")
+        if end > self.capacity:
+            raise ValueError(
+                f"token_ids reach position {end}, but cache and context_length end at {self.capacity}."
+            )
         device = self.keys.device
         later = past > 0 and n_positions > 1
         self.mask = torch.ones(n_positions, end, dtype=torch.bool, device=device).tril(past) if later else None
@@ -64,15 +69,15 @@ class StaticKVCache(KVCache):
     """
 
     def __init__(self, cache: KVCache) -> None:
-        self.context_length = cache.context_length
+        self.capacity = cache.capacity
         self.keys, self.values, self.length = cache.keys, cache.values, cache.length
         self.position = torch.tensor([cache.length], device=self.keys.device)
-        self._all = torch.arange(self.context_length, device=self.keys.device)
+        self._all = torch.arange(self.capacity, device=self.keys.device)
         self.mask = None
 
     def begin(self, n_positions: int) -> Tensor:
         assert n_positions == 1
-        self.mask = (self._all <= self.position)[None]  # (1, context_length)
+        self.mask = (self._all <= self.position)[None]  # (1, capacity)
         return self.position
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,6 +92,6 @@ class StaticKVCache(KVCache):
             ValueError: when there is none.
         """
         self.length += 1
-        if self.length > self.context_length:
-            raise ValueError(f"Position {self.length} lies beyond the model's context_length of {self.context_length}.")
+        if self.length > self.capacity:
+            raise ValueError(f"Position {self.length} lies beyond the cache and the model's context_length, {self.capacity}.")
         self.position += 1

@@ -32,7 +32,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, target_ids: Tensor, *, 
         compiled: make one kernel of all that happens to the logits between the products.
 
     Returns:
-        A scalar, fp32.
+        A scalar, fp32 or wider.
     """
     softmax = _compiled_softmax() if compiled else _softmax_minus_target
     loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, target_ids, softmax)  # type: ignore[no-untyped-call]
@@ -49,7 +49,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             x, w = hidden.to(dtype), weight.to(dtype)
             rows = chunk_rows(N, V, device)
             buffer = torch.empty(rows, -(-V // ALIGN) * ALIGN, dtype=dtype, device=hidden.device)
-            total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+            total = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=hidden.device)
             gradients = _Gradients(x, w, rows) if ctx.needs_input_grad[0] or ctx.needs_input_grad[1] else None
             for start in range(0, N, rows):
                 chunk = slice(start, min(start + rows, N))
@@ -116,10 +116,10 @@ def chunk_rows(n_positions: int, vocab_size: int, device: str) -> int:
 
 def _softmax_minus_target(logits: Tensor, target_ids: Tensor, scale: float) -> Tensor:
     """Turn logits in place into the gradient of the summed loss times scale, and return that sum."""
-    at = target_ids[:, None]
-    chosen = logits.gather(1, at).float()
+    at, wide = target_ids[:, None], torch.promote_types(logits.dtype, torch.float32)
+    chosen = logits.gather(1, at).to(wide)
     highest = logits.amax(dim=1, keepdim=True)
-    probabilities = logits.sub_(highest).exp_() if logits.dtype == torch.float32 else (logits.float() - highest).exp_()
+    probabilities = logits.sub_(highest).exp_() if logits.dtype == wide else (logits.to(wide) - highest).exp_()
     sums = probabilities.sum(dim=1, keepdim=True)
     loss = (sums.log() + highest - chosen).sum()
     probabilities.mul_(scale / sums)
