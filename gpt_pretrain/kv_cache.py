@@ -43,9 +43,7 @@ class KVCache:
         """
         past, end = self.length, self.length + n_positions
         if end > self.capacity:
-            raise ValueError(
-                f"token_ids reach position {end}, but cache and context_length end at {self.capacity}."
-            )
+            raise ValueError(f"token_ids reach position {end}, but cache and context_length end at {self.capacity}.")
         device = self.keys.device
         later = past > 0 and n_positions > 1
         self.mask = torch.ones(n_positions, end, dtype=torch.bool, device=device).tril(past) if later else None
