@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -20,7 +20,8 @@ class Case:
 
     Args:
         title: of the table.
-        subjects: who is measured, each in a process of its own; "ours" is what the others are compared with.
+        subjects: who is measured, each in a process of its own; "ours" is what others are compared with, "limit: ..." what
+            the machine can do at most.
         tokens: of one measured unit, for tokens a second; 0 where that says nothing.
         product_flops: floating-point operations of one unit in products with weights, for the share of their measured rate.
         flops: all of them, for the share of the device's peak.
@@ -37,7 +38,6 @@ class Case:
     weights: int = 0
     note: str = ""
     compared: bool = True
-    limits: frozenset[str] = field(default=frozenset({"limit: products, fp32", "limit: products, bf16", "limit: memory"}))
 
 
 def all_cases(*, precision: str) -> dict[str, Case]:
