@@ -1,0 +1,99 @@
+"""How much of a sample stands word for word in the training text.
+
+Shapes: n tokens of the sample, N tokens of the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+BLOCK = 1 << 20  # tokens of the text that are looked at at once: some 50 MB of working memory
+BASE = np.uint64(0x9E3779B97F4A7C15)  # odd; 2^64 divided by the golden ratio
+
+
+class TokenText(Protocol):
+    """A text that gives its tokens piece by piece."""
+
+    count: int
+
+    def read(self, start: int = 0, count: int | None = None) -> np.ndarray:
+        """The tokens from start on, (count,)."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring tokens of a sample: `sample[start : start + length]`."""
+
+    start: int
+    length: int
+
+
+def longest_run(sample: Sequence[int], text: TokenText) -> Run:
+    """The longest run of a sample's tokens that stands in a text as it is; the first of several that are as long.
+
+    The text is read once. A window of it is found by its hash, so that the work grows as N log n, and then compared for real.
+
+    Source: Karp & Rabin 1987, "Efficient randomized pattern-matching algorithms".
+    """
+    tokens = np.asarray(sample, dtype=np.int64)
+    best = Run(0, 0)
+    for start in range(0, text.count, BLOCK):
+        block = text.read(start, min(BLOCK + len(tokens), text.count - start)).astype(np.int64)
+        low, high = best.length, min(len(tokens), len(block))
+        while low < high:  # a run of some length holds runs of every shorter one
+            length = low + 1 if low == best.length else (low + high + 1) // 2
+            found = _common_window(tokens, block, length)
+            if found is None:
+                high = length - 1
+            else:
+                low, best = length, Run(found, length)
+        if best.length == len(tokens):
+            break
+    return best
+
+
+def _common_window(sample: np.ndarray, block: np.ndarray, length: int) -> int | None:
+    """Where in a sample the first of its windows begins that the block holds too."""
+    wanted = _window_hashes(sample, length)
+    there = _window_hashes(block, length)
+    table = np.zeros(1 << 16, dtype=bool)  # by the upper bits, which spares most of the search
+    table[wanted >> np.uint64(48)] = True
+    likely = there[table[there >> np.uint64(48)]]
+    for start in np.flatnonzero(np.isin(wanted, likely)):
+        window = sample[start : start + length]
+        places = np.flatnonzero(there == wanted[start])
+        if any(np.array_equal(block[place : place + length], window) for place in places):
+            return int(start)
+    return None
+
+
+def _window_hashes(tokens: np.ndarray, length: int) -> np.ndarray:
+    """A hash of each window of so many tokens, uint64, (N - length + 1,), put together from windows of 1, 2, 4 ... tokens."""
+    hashes, power, size = _scattered(tokens), BASE, 1  # power is BASE to the size
+    result: np.ndarray | None = None
+    done = 0
+    while True:
+        if length & size:
+            windows = len(tokens) - done - size + 1
+            result = hashes[:windows] if result is None else result[:windows] * power + hashes[done : done + windows]
+            done += size
+        if done == length:
+            assert result is not None
+            return result
+        hashes = hashes[:-size] * power + hashes[size:]
+        power, size = np.multiply(power, power), 2 * size
+
+
+def _scattered(tokens: np.ndarray) -> np.ndarray:
+    """Numbers of 64 bits that differ in about half of them wherever tokens differ.
+
+    Source: the finaliser of SplitMix64 (Steele, Lea & Flood 2014).
+    """
+    mixed = (tokens.astype(np.uint64) + np.uint64(1)) * BASE
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))

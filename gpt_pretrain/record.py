@@ -1,0 +1,105 @@
+"""What a run notes about itself in run.json: how it was started, on what, how it ended, and what came out."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from gpt_pretrain.runs import write_whole
+
+RECORD = "run.json"
+RUNNING, FINISHED, FAILED, INTERRUPTED, PRUNED = "running", "finished", "failed", "interrupted", "pruned"
+COMPLETE = (FINISHED, PRUNED)  # nothing is left to do
+PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "tiktoken", "numpy")
+
+log = logging.getLogger(__name__)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record in a run's folder; empty if there is none, or it cannot be read."""
+    try:
+        content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def update_record(folder: Path, **fields: Any) -> None:
+    """Add fields to a run's record, or change them."""
+    try:
+        write_whole(folder / RECORD, json.dumps(read_record(folder) | fields, indent=1, ensure_ascii=False) + "\n")
+    except OSError as error:
+        log.warning("%s cannot be written: %s.", folder / RECORD, error.strerror or error)
+
+
+@contextmanager
+def recorded(folder: Path, **fields: Any) -> Iterator[None]:
+    """Note how the work inside begins and ends; a killed process leaves the state "running" behind.
+
+    Args:
+        folder: the run's, or the job's.
+        fields: what is known at the start.
+    """
+    before, start = read_record(folder), time.monotonic()
+    begun = before.get("started", _now())
+    update_record(folder, **fields, state=RUNNING, started=begun, ended=None, error=None)
+    state, problem = FINISHED, None
+    try:
+        yield
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and int(error.code or 0) > 128)
+        state, problem = (INTERRUPTED if stopped else FAILED), str(error).strip() or type(error).__name__
+        raise
+    finally:
+        pruned = state == FINISHED and read_record(folder).get("state") == PRUNED
+        seconds = before.get("seconds", 0.0) + time.monotonic() - start
+        update_record(folder, state=PRUNED if pruned else state, error=problem, ended=_now(), seconds=round(seconds, 3))
+
+
+def surroundings() -> dict[str, Any]:
+    """The program, the libraries and the machine, as a record has them."""
+    return {
+        "program": {"version": importlib.metadata.version("gpt-pretrain"), "git": git_revision()},
+        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "machine": {"system": f"{platform.system()} {platform.machine()}", "cpu": _cpu_name(), "cores": os.cpu_count()},
+    }
+
+
+def git_revision() -> str | None:
+    """The commit that this program was checked out at, with "-dirty" behind it if files differ; None outside a checkout."""
+    checkout = Path(__file__).parents[1]
+    if not (checkout / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,149 @@
+"""The jobs of a sweep, ranked by their validation loss: on screen, as summary.csv, and as the command that repeats the best."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gpt_pretrain.record import COMPLETE, RECORD, read_record
+from gpt_pretrain.runs import write_whole
+
+SUMMARY = "summary.csv"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep.
+
+    Args:
+        folder: its run directory, named after its settings.
+        settings: what was typed or chosen for it, by key.
+        state: as in `record`: "finished", "failed" ...
+        record: all of its run.json.
+    """
+
+    folder: Path
+    settings: dict[str, str]
+    state: str
+    record: dict[str, Any] = field(repr=False)
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What came out: best_val_loss and others; empty before the end."""
+        result = self.record.get("result")
+        return result if isinstance(result, dict) else {}
+
+    @property
+    def val_loss(self) -> float:
+        """The lowest validation loss in nats a token; infinite where there is none."""
+        value = self.result.get("best_val_loss")
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.inf
+
+
+def read_sweep(folder: Path) -> list[Job]:
+    """The jobs in a sweep's folder, the best first, those without a validation loss last."""
+    jobs = []
+    for path in sorted(folder.glob(f"*/{RECORD}")):
+        record = read_record(path.parent)
+        settings = dict(_key_and_value(word) for word in record.get("overrides", []))
+        jobs.append(Job(path.parent, settings, str(record.get("state", "unknown")), record))
+    return sorted(jobs, key=lambda job: (job.val_loss, job.folder.name))
+
+
+def swept_keys(jobs: Sequence[Job]) -> list[str]:
+    """The settings that are not the same in all jobs."""
+    keys = dict.fromkeys(key for job in jobs for key in job.settings)
+    return [key for key in keys if len({job.settings.get(key) for job in jobs}) > 1]
+
+
+def table(jobs: Sequence[Job]) -> list[list[str]]:
+    """The jobs as rows of text, the head first: rank, swept settings, losses, speed, state and folder."""
+    keys = swept_keys(jobs)
+    rows = [["rank", *keys, "val loss", "at step", "train loss", "memorised", "tokens/s", "seconds", "state", "folder"]]
+    for job in jobs:
+        result = job.result
+        better = sum(other.val_loss < job.val_loss for other in jobs)
+        rows.append(
+            [
+                "-" if job.val_loss == math.inf else str(better + 1),
+                *(job.settings.get(key, "-") for key in keys),
+                _number(result.get("best_val_loss"), ".4f"),
+                _number(result.get("best_step"), "d"),
+                _number(result.get("train_loss"), ".4f"),
+                _memorised(result),
+                _number(result.get("tokens_per_second"), ",.0f"),
+                _number(job.record.get("seconds"), ",.1f"),
+                job.state,
+                job.folder.name,
+            ]
+        )
+    return rows
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text in columns, two spaces between them; numbers stand to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    right = [all(_is_number(row[column]) for row in rows[1:]) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if to_right else cell.ljust(width) for cell, width, to_right in zip(row, widths, right, strict=True)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def best_command(jobs: Sequence[Job], *, script: str = "train.py") -> str | None:
+    """The command that repeats the best job by itself; None where no job has come that far."""
+    best = next((job for job in jobs if job.val_loss < math.inf), None)
+    if best is None:
+        return None
+    return " ".join(["python", script, *(shlex.quote(word) for word in best.record["overrides"])])
+
+
+def write_summary(jobs: Sequence[Job], folder: Path) -> None:
+    """Write summary.csv: the table, with all digits, and each job's overrides."""
+    keys = swept_keys(jobs)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    results = ["best_val_loss", "best_step", "val_loss", "train_loss", "tokens_seen", "tokens_per_second"]
+    writer.writerow(["rank", *keys, *results, "seconds", "state", "folder"])
+    for job in jobs:
+        rank = "" if job.val_loss == math.inf else 1 + sum(other.val_loss < job.val_loss for other in jobs)
+        values = [job.result.get(name, "") for name in results]
+        settings = [job.settings.get(key, "") for key in keys]
+        writer.writerow([rank, *settings, *values, job.record.get("seconds", ""), job.state, job.folder.name])
+    write_whole(folder / SUMMARY, text.getvalue())
+
+
+def unfinished(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs that did not come to their end."""
+    return [job for job in jobs if job.state not in COMPLETE]
+
+
+def _key_and_value(word: str) -> tuple[str, str]:
+    key, _, value = word.partition("=")
+    return key.lstrip("+~"), value
+
+
+def _memorised(result: dict[str, Any]) -> str:
+    length, new = result.get("run_length"), result.get("new_tokens")
+    return "-" if length is None else f"{length} of {new}"
+
+
+def _number(value: Any, form: str) -> str:
+    return format(value, form) if isinstance(value, int | float) and math.isfinite(value) else "-"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text.replace(",", ""))
+    except ValueError:
+        return text == "-"
+    return True
