@@ -21,6 +21,25 @@ def main(config: DictConfig) -> float:
 
 
 def train(config: DictConfig) -> float:
+    """Train as the settings say, and note in the run's folder how that went."""
+    from gpt_pretrain.errors import AlreadyCompleteError
+    from gpt_pretrain.record import read_record, recorded, update_record
+    from gpt_pretrain.runs import checkpoints
+
+    run_dir = Path(config.run_dir)
+    if cli.is_sweep() and checkpoints(run_dir):  # a sweep that is taken up again
+        config.resume = str(run_dir)
+    try:
+        with recorded(run_dir, command=cli.command_line("train.py"), overrides=cli.typed_words()):
+            return run(config, run_dir)
+    except AlreadyCompleteError as done:
+        if not cli.is_sweep():
+            raise
+        update_record(run_dir, result=read_record(run_dir).get("result", {}) | done.result)
+        return float(done.result["best_val_loss"])
+
+
+def run(config: DictConfig, run_dir: Path) -> float:
     """Compose the parts that the config names, and fit."""
     from gpt_pretrain import slurm, summary
     from gpt_pretrain.console import quiet_lightning
@@ -31,7 +50,6 @@ def train(config: DictConfig) -> float:
     quiet_lightning()
     keep_freed_memory()
     settings, tokenizer, data, start = prepare(config, typed_keys=cli.typed_keys())
-    run_dir = Path(settings.run_dir)
     device = accelerator_device(settings.trainer.accelerator)
     precision, reason = pick_precision(settings.trainer.precision, device, deterministic=settings.trainer.deterministic)
     settings.trainer.precision = precision

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import secrets
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.runs import find_run
+from gpt_pretrain.runs import SWEEP_SETTINGS, find_run, find_sweep
 from gpt_pretrain.settings import GenerateSettings, TrainSettings, typed
 from gpt_pretrain.slurm import interrupted_run
 
@@ -53,7 +54,7 @@ def run(main: Callable[[], Any], *, resumes: bool = False) -> None:
     """Run an entry script's main function on this process's command line, which may ask to resume a run."""
     TYPED[:] = sys.argv[1:]
     try:
-        sys.argv[1:] = quoted(with_resume(sys.argv[1:]) if resumes else sys.argv[1:])
+        sys.argv[1:] = quoted(with_resume(with_sweep_resume(sys.argv[1:])) if resumes else with_sweep_resume(sys.argv[1:]))
         main()
     except UserError as error:
         sys.exit(report(error))
@@ -145,28 +146,75 @@ def with_resume(argv: list[str]) -> list[str]:
     return [*place, *argv]
 
 
+def with_sweep_resume(argv: list[str]) -> list[str]:
+    """A command line in which `sweep_resume=SWEEP` has brought what that sweep was started with, and its folder.
+
+    Settings that are typed now take the place of those.
+
+    Raises:
+        UserError: when there is no such sweep.
+    """
+    wanted = [re.sub(r"^(['\"])(.*)\1$", r"\2", word.partition("=")[2]) for word in argv if _key(word) == "sweep_resume"]
+    if not wanted:
+        return argv
+    folder = find_sweep(wanted[-1])
+    stored = OmegaConf.load(folder / SWEEP_SETTINGS).hydra.overrides
+    typed_now = {_key(word) for word in argv if not word.startswith("-")}
+    before = [word for word in [*stored.hydra, *stored.task] if _key(word) not in typed_now | {"hydra.mode", "hydra.sweep.dir"}]
+    others = [word for word in argv if _key(word) != "sweep_resume" and word not in ("-m", "--multirun")]
+    return ["-m", *before, *others, f"hydra.sweep.dir={quote(str(folder))}"]
+
+
+def typed_words() -> list[str]:
+    """The settings and groups that this run was given on the command line, or by its sweep, as words."""
+    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return [word for word in words if _key(word) not in ("resume", "resume_force")]
+
+
+def command_line(script: str) -> str:
+    """What a user types to start this run by itself."""
+    words = TYPED if not is_sweep() else HydraConfig.get().overrides.task
+    return shlex.join(["python", script, *words])
+
+
 def typed_keys() -> set[str]:
     """The settings and groups that were typed on the command line."""
     return {_key(word) for word in HydraConfig.get().overrides.task} if HydraConfig.initialized() else set()
 
 
 def guarded(job: Callable[[DictConfig], Result], config: DictConfig, *, log_file: Path | None = None) -> Result:
-    """Run a job; what the user can mend becomes a short message and exit code 2, with the traceback in the run's log."""
+    """Run a job; what the user can mend becomes a short message and exit code 2, with the traceback in the run's log.
+
+    In a sweep whatever goes wrong ends the job alone, and what it leaves in memory is given back.
+    """
     try:
         return job(config)
     except BrokenPipeError:  # whoever read the output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except (UserError, OSError) as error:
-        if isinstance(error, OSError):
-            if error.errno not in DISK_ERRORS:
+    except Exception as error:
+        told = _told(error)
+        if told is None:
+            if not is_sweep():
                 raise
-            error = UserError(f"{error.filename or 'A file'} cannot be written: {error.strerror}.")
-            log_file = None
-        report(error, log_file=log_file)
+            told = UserError(f"{type(error).__name__}: {error}")
+            told.__cause__ = error
+        report(told, log_file=None if isinstance(error, OSError) else log_file)
         if is_sweep():
-            raise SweepJobFailed(error.problems[0]) from None
+            raise SweepJobFailed(told.problems[0]) from None
         sys.exit(EXIT_USER_ERROR)
+    finally:
+        if is_sweep() and "torch" in sys.modules:
+            from gpt_pretrain.hardware import release_memory
+
+            release_memory()
+
+
+def _told(error: Exception) -> UserError | None:
+    """An error as a user is told it; None for one that is the program's own."""
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        return UserError(f"{error.filename or 'A file'} cannot be written: {error.strerror}.")
+    return error if isinstance(error, UserError) else None
 
 
 class SweepJobFailed(RuntimeError):

@@ -21,7 +21,7 @@ from gpt_pretrain.hardware import accelerator_device, compile_model
 from gpt_pretrain.lit_module import GPTLitModule, NonFiniteError
 from gpt_pretrain.preflight import StartingPoint, build_model
 from gpt_pretrain.resuming import newest_checkpoint
-from gpt_pretrain.runs import checkpoints
+from gpt_pretrain.runs import checkpoints, place
 from gpt_pretrain.settings import TrainSettings
 from gpt_pretrain.tokenizer import Tokenizer, token_byte_lengths
 from gpt_pretrain.trainer import build_trainer, total_steps
@@ -128,7 +128,7 @@ def _diverged(error: NonFiniteError, rollbacks: int, settings: TrainSettings, ru
     good = "no checkpoint has been written yet"
     if checkpoints(run_dir):
         path, content = newest_checkpoint(run_dir)
-        good = f"the last good checkpoint, {summary.place(path)}, is that of step {content['global_step'] - 1}"
+        good = f"the last good checkpoint, {place(path)}, is that of step {content['global_step'] - 1}"
     tried = f" {rollbacks} rollbacks did not help." if settings.on_nonfinite == "rollback" else ""
     return (
         f"{error} The weights were not touched; {good}.{tried} Try a lower optimizer.lr, "

@@ -120,11 +120,21 @@ class EarlyStoppingSettings:
 
 
 @dataclass
+class GridSettings:
+    """`callbacks.grid`: ways of decoding to be tried after each epoch, each with each."""
+
+    prompts: list[str] = field(default_factory=list)  # none: start_context
+    temperatures: list[float] = MISSING
+    top_ks: list[Optional[int]] = MISSING  # null: all tokens
+
+
+@dataclass
 class CallbacksSettings:
     """`callbacks`: what happens beside the training itself."""
 
     progress_bar: bool = MISSING
     samples: bool = MISSING
+    grid: Optional[GridSettings] = None
     loss_curve: bool = MISSING
     early_stopping: Optional[EarlyStoppingSettings] = None
     custom: dict[str, Any] = field(default_factory=dict)  # name -> {_target_: class, arguments}

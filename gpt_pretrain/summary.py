@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shlex
 from pathlib import Path
 from typing import TypeVar
@@ -15,7 +14,7 @@ from gpt_pretrain.callbacks.save import SaveRun
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.lit_module import GPTLitModule
 from gpt_pretrain.model import GPTModel
-from gpt_pretrain.runs import EXPORTED, checkpoint_dir
+from gpt_pretrain.runs import EXPORTED, checkpoint_dir, place
 from gpt_pretrain.settings import TrainSettings
 from gpt_pretrain.trainer import steps_per_epoch, total_steps
 
@@ -86,12 +85,6 @@ def interrupted(trainer: L.Trainer, run_dir: Path) -> str:
 def best_loss(trainer: L.Trainer) -> float:
     """The lowest validation loss of the run, in nats a token."""
     return callback(trainer, SaveRun).best_loss
-
-
-def place(path: Path) -> str:
-    """A path as short as it can be typed from here."""
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative
 
 
 def callback(trainer: L.Trainer, kind: type[Kind]) -> Kind:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import signal
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
-import pooch
 import torch
 from torch.utils.data import DataLoader
 
-from gpt_pretrain.data.text import find_text
+from gpt_pretrain.data.text import cache_folder, find_text
 from gpt_pretrain.data.tokens import TokenSplit, tokenize_text
 from gpt_pretrain.data.windows import Batch, BatchOrder, TokenWindows, shuffled
 from gpt_pretrain.errors import UserError
@@ -21,11 +19,6 @@ from gpt_pretrain.settings import DataSettings
 from gpt_pretrain.tokenizer import Tokenizer
 
 EVAL_EPOCH = 2**31  # no epoch of training has this order
-
-
-def cache_folder(settings: DataSettings) -> Path:
-    """Where downloads and token files are kept: the user's cache folder, unless the settings say otherwise."""
-    return Path(pooch.os_cache("gpt-pretrain")) if settings.cache_dir is None else Path(settings.cache_dir).expanduser()
 
 
 def _leave_signals_to_the_main_process(_worker: int) -> None:
