@@ -23,7 +23,7 @@ def compare(config: DictConfig) -> None:
     """Generate as one job of a sweep, and note what can be said of the texts."""
     from gpt_pretrain.record import recorded
 
-    with recorded(cli.job_dir(), command=cli.command_line("generate.py"), overrides=cli.typed_words()):
+    with recorded(cli.job_dir(), **cli.how_started("generate.py")):
         generate(config, keep=cli.job_dir())
 
 

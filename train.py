@@ -30,7 +30,7 @@ def train(config: DictConfig) -> float:
     if cli.is_sweep() and checkpoints(run_dir):  # a sweep that is taken up again
         config.resume = str(run_dir)
     try:
-        with recorded(run_dir, command=cli.command_line("train.py"), overrides=cli.typed_words()):
+        with recorded(run_dir, **cli.how_started("train.py")):
             return run(config, run_dir)
     except AlreadyCompleteError as done:
         if not cli.is_sweep():
@@ -44,13 +44,14 @@ def run(config: DictConfig, run_dir: Path) -> float:
     from gpt_pretrain import slurm, summary
     from gpt_pretrain.console import quiet_lightning
     from gpt_pretrain.fit import fit
-    from gpt_pretrain.hardware import accelerator_device, keep_freed_memory, pick_precision
+    from gpt_pretrain.hardware import accelerator_device, keep_freed_memory, pick_precision, reset_peak_memory
     from gpt_pretrain.preflight import keep_config, prepare
 
     quiet_lightning()
     keep_freed_memory()
     settings, tokenizer, data, start = prepare(config, typed_keys=cli.typed_keys())
     device = accelerator_device(settings.trainer.accelerator)
+    reset_peak_memory(device)
     precision, reason = pick_precision(settings.trainer.precision, device, deterministic=settings.trainer.deterministic)
     settings.trainer.precision = precision
     log.info("precision %s (%s)", precision, reason)

@@ -165,21 +165,24 @@ def with_sweep_resume(argv: list[str]) -> list[str]:
     return ["-m", *before, *others, f"hydra.sweep.dir={quote(str(folder))}"]
 
 
-def typed_words() -> list[str]:
-    """The settings and groups that this run was given on the command line, or by its sweep, as words."""
-    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    return [word for word in words if _key(word) not in ("resume", "resume_force")]
-
-
-def command_line(script: str) -> str:
-    """What a user types to start this run by itself."""
-    words = TYPED if not is_sweep() else HydraConfig.get().overrides.task
-    return shlex.join(["python", script, *words])
+def how_started(script: str) -> dict[str, Any]:
+    """What a run's record says about how it was started, as `record.recorded` takes it."""
+    words = [word for word in _task_words() if _key(word) not in ("resume", "resume_force")]
+    if not is_sweep():
+        return {"command": shlex.join(["python", script, *TYPED]), "overrides": words}
+    fixed = HydraConfig.get().job.config.override_dirname.exclude_keys
+    swept = [word for word in words if _key(word) not in fixed]
+    return {"command": shlex.join(["python", script, *words]), "overrides": words, "swept": swept}
 
 
 def typed_keys() -> set[str]:
     """The settings and groups that were typed on the command line."""
-    return {_key(word) for word in HydraConfig.get().overrides.task} if HydraConfig.initialized() else set()
+    return {_key(word) for word in _task_words()}
+
+
+def _task_words() -> list[str]:
+    """The settings and groups that this run was given on the command line, or by its sweep, as words."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 def guarded(job: Callable[[DictConfig], Result], config: DictConfig, *, log_file: Path | None = None) -> Result:

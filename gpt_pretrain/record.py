@@ -44,13 +44,14 @@ def update_record(folder: Path, **fields: Any) -> None:
 
 
 @contextmanager
-def recorded(folder: Path, *, command: str, overrides: Sequence[str]) -> Iterator[None]:
+def recorded(folder: Path, *, command: str, overrides: Sequence[str], swept: Sequence[str] | None = None) -> Iterator[None]:
     """Note how the work inside begins and ends; a killed process leaves the state "running" behind.
 
     Args:
         folder: the run's, or the job's.
         command: how it was started; of a run that is resumed, the first command stays.
         overrides: what was typed, `key=value`; of a run that is resumed, added to what was typed before.
+        swept: those of them that the sweep around the run tries values of; None where there is no sweep.
     """
     before, start = read_record(folder), time.monotonic()
     typed = {_key(word): word for word in [*before.get("overrides", []), *overrides]}
@@ -60,6 +61,7 @@ def recorded(folder: Path, *, command: str, overrides: Sequence[str]) -> Iterato
         error=None,
         command=before.get("command", command),
         overrides=list(typed.values()),
+        swept=None if swept is None else list(swept),
         started=before.get("started", _now()),
         ended=None,
         **surroundings(),

@@ -35,10 +35,12 @@ class Jobs:
     Args:
         folder: the sweep's.
         launch: runs jobs, given their words and the number of the first, and returns their values, None for those that failed.
+        common: words that every job gets.
     """
 
-    def __init__(self, folder: Path, *, launch: Launch) -> None:
+    def __init__(self, folder: Path, *, launch: Launch, common: Sequence[str]) -> None:
         self.folder = folder
+        self.common = common
         self.launch = launch
         self._number = 0
 
@@ -53,7 +55,7 @@ class Jobs:
             _say(f"{len(batch) - len(left)} of {len(batch)} jobs are done already and left out.")
         if left:
             try:
-                self.launch([[*words, f"hydra.sweep.subdir='{name}'"] for words, name in left], self._number)
+                self.launch([[*words, *self.common, f"hydra.sweep.subdir='{name}'"] for words, name in left], self._number)
             except Exception as error:  # a launcher lost one of its processes, and with it the values of the others
                 _say(f"error: the launcher failed: {error}")
                 for _, name in left:
@@ -76,14 +78,14 @@ class Jobs:
 
 
 @contextmanager
-def sweep(folder: Path, *, launch: Launch, script: str) -> Iterator[Jobs]:
+def sweep(folder: Path, *, launch: Launch, script: str, common: Sequence[str]) -> Iterator[Jobs]:
     """The jobs of a sweep in its folder, ranked when all is done, or when it ends before that.
 
     Raises:
         SystemExit: with 1, at the end, when a job failed.
     """
     try:
-        yield Jobs(folder, launch=launch)
+        yield Jobs(folder, launch=launch, common=common)
     except UserError:
         raise
     except BaseException:

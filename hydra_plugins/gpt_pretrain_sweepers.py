@@ -53,7 +53,9 @@ class RunSweeper(Sweeper):
         parsed = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(words)
         overrides = list({one.get_key_element(): one for one in parsed}.values())  # what is typed comes after params
         try:
-            with sweep(folder, launch=self._launch, script=f"{self.config.hydra.job.name}.py") as jobs:
+            fixed = [one.get_key_element().lstrip("+~") for one in overrides if not one.is_sweep_override()]
+            tried = f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]"  # Hydra's word for what is not tried
+            with sweep(folder, launch=self._launch, script=f"{self.config.hydra.job.name}.py", common=[tried]) as jobs:
                 self.run(jobs, overrides)
         except UserError as error:
             sys.exit(report(error))
