@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
+from gpt_pretrain.callbacks.doctor import WarningSigns
 from gpt_pretrain.callbacks.loss_curve import LossCurve
 from gpt_pretrain.callbacks.losses import LossLines
 from gpt_pretrain.callbacks.metrics import TrainMetrics
@@ -99,6 +100,8 @@ def build_callbacks(
         losses,
         FinishAtLimit(max_steps=settings.trainer.max_steps, max_time=settings.trainer.max_time),
     ]
+    if chosen.doctor is not None:
+        callbacks.append(WarningSigns(settings, chosen.doctor, data, losses))
     if chosen.samples:
         sampler = SamplerConfig(**vars(settings.sampler))
         file = run_dir / "samples.txt"
