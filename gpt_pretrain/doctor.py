@@ -69,10 +69,12 @@ class Doctor:
 
     def before(self, train: float, val: float) -> None:
         """Take the losses of a new run before its first step."""
-        self._start = max(self.usual.chance, train)
-        if self.run.init_from is None:
-            text = signs.first_loss(train, val, chance=self.usual.chance, run=self.run, doctor=self.settings)
-            self._note("first_loss", 0, text)
+        chance = self.usual.chance
+        if self.run.init_from is not None:  # dropout, and other batches than those before, may well be worth that much
+            self._start = min(chance, train + self.settings.first_loss)
+            return
+        self._start = max(chance, train)
+        self._note("first_loss", 0, signs.first_loss(train, val, chance=chance, run=self.run, doctor=self.settings))
 
     def line(self, step: int, train: float, val: float) -> None:
         """Take a loss line."""
@@ -99,7 +101,7 @@ class Doctor:
                 self._lasting.discard("spike")
         elif (level := signs.spike_level(losses, self._start, self.settings)) is not None:
             self._spike_level = level
-            self._note("spike", step, signs.spike(losses, level, start=self._start, run=self.run))
+            self._note("spike", step, signs.spike(losses, level, run=self.run))
         if (
             step >= self._warmup + self.settings.window and norm is not None and math.isfinite(norm)
         ):  # a run's first norms are large

@@ -1,6 +1,6 @@
 """The warning signs in a training's plain numbers: what is seen, and what is likely to help.
 
-Each rule looks at the last few numbers and returns a text while its sign is there, else None. A sign that lasts is held to a
+Each rule looks at the last few numbers and returns a text, which is told once, while its sign is there, else None. A sign that lasts is held to a
 milder threshold than one that sets in, so that it does not come and go with the noise.
 """
 
@@ -124,7 +124,7 @@ def spike_level(losses: Sequence[float], start: float, doctor: DoctorSettings) -
 
     Args:
         losses: of each of the last optimizer steps, in nats.
-        start: the loss before training, or of guessing among all tokens.
+        start: what the first losses were not above, as far as one can tell.
     """
     if len(losses) < RECENT:
         return None
@@ -135,18 +135,17 @@ def spike_level(losses: Sequence[float], start: float, doctor: DoctorSettings) -
 
 def mean_of_last(losses: Sequence[float]) -> float:
     """What the training loss is now."""
-    return fmean(losses[-RECENT:])
+    return sum(losses[-RECENT:]) / RECENT
 
 
-def spike(losses: Sequence[float], level: float, *, start: float, run: TrainSettings) -> str:
+def spike(losses: Sequence[float], level: float, *, run: TrainSettings) -> str:
     """What to say of a training loss that has jumped above a level."""
     rate = run.optimizer.lr
-    was = f"was at most {level:.3f} in the {len(losses) - RECENT} steps before" if level < start else f"began at {level:.3f}"
     more = "" if run.scheduler.warmup_steps else ", with scheduler=warmup_cosine so that it begins gently"
     clip = "" if run.trainer.gradient_clip_val is not None else ", and trainer.gradient_clip_val=1.0"
     return (
-        f"The training loss has jumped to {mean_of_last(losses):.3f}, the mean of the last {RECENT} steps; it {was}. The "
-        f"learning rate is probably too high: try optimizer.lr={rate / 3:.2g} ({rate:g} now){more}{clip}."
+        f"The training loss has jumped to {mean_of_last(losses):.3f}, the mean of the last {RECENT} steps, from at most "
+        f"{level:.3f} before. The learning rate is probably too high: try optimizer.lr={rate / 3:.2g} ({rate:g} now){more}{clip}."
     )
 
 
@@ -169,6 +168,8 @@ def clipping(norms: Sequence[float], *, lasting: bool, run: TrainSettings, docto
     clipped = sum(norm > limit for norm in norms)
     if clipped <= len(norms) * doctor.clipping * (0.5 if lasting else 1.0):
         return None
+    if lasting:  # as it may for a whole run: the text, which nobody will read, would take half of the time
+        return ""
     batches, usual = run.trainer.accumulate_grad_batches, median(norms)
     return (
         f"In {clipped} of the last {len(norms)} steps the norm of the gradients was above trainer.gradient_clip_val={limit:g}; "

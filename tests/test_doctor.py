@@ -159,7 +159,16 @@ def test_a_loss_above_the_first_is_told_at_once(doctor: Make) -> None:
     for step, loss in enumerate([5.6, 40.0, 900.0, 1200.0, 700.0, 800.0, 600.0]):
         watching.step(step, loss, 0.5)
     assert told(watching) == [("spike", 4)]
-    assert "it began at 5.600" in watching.findings[0].text
+    assert "from at most 5.600 before" in watching.findings[0].text
+
+
+def test_pretrained_weights_that_are_lost_in_the_first_steps(doctor: Make) -> None:
+    for losses, expected in (([3.4, 3.9, 3.6, 4.2, 3.7, 3.9], []), ([3.4, 4.0, 5.2, 5.5, 5.4, 5.3], [("spike", 5)])):
+        watching = doctor("init_from=gpt2", "optimizer.lr=1e-2")
+        watching.before(3.3, 3.4)
+        for step, loss in enumerate(losses):
+            watching.step(step, loss, 0.5)
+        assert told(watching) == expected
 
 
 def test_a_first_loss_far_from_chance(doctor: Make) -> None:

@@ -67,16 +67,17 @@ class WarningSigns(Callback):
         self._tell(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        done = trainer.global_step
         if outputs:  # none, where the batch was left out
             self._sum, self._batches = self._sum + pl_module.loss_value, self._batches + 1
         elif not math.isfinite(pl_module.loss_value):
             what = (
                 f"The loss of batch {batch_idx} in epoch {trainer.current_epoch + 1} is {pl_module.loss_value}; it is left out."
             )
-            self.doctor.nonfinite(trainer.global_step, what)
-        if trainer.global_step != self._step:  # else gradients are still being accumulated
-            self._step = trainer.global_step
-            self._examine(trainer, pl_module)
+            self.doctor.nonfinite(done, what)
+        if done != self._step:  # else gradients are still being accumulated
+            self._step = done
+            self._examine(done - 1, pl_module)
         self._tell(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: GPTLitModule, exception: BaseException) -> None:
@@ -84,31 +85,29 @@ class WarningSigns(Callback):
             self.doctor.nonfinite(trainer.global_step, str(exception))
             self._tell(trainer)
 
-    def _examine(self, trainer: L.Trainer, module: GPTLitModule) -> None:
+    def _examine(self, step: int, module: GPTLitModule) -> None:
         """Show the doctor the optimizer step just done."""
-        norm = module.grad_norm_value
+        norm, losses = module.grad_norm_value, self.losses
         if norm is not None and not math.isfinite(norm):
-            self.doctor.nonfinite(module.step, f"The norm of the gradients is {norm}; the step is left out.")
+            self.doctor.nonfinite(step, f"The norm of the gradients is {norm}; the step is left out.")
         if self._batches:
-            self.doctor.step(module.step, self._sum / self._batches, norm)
+            self.doctor.step(step, self._sum / self._batches, norm)
         self._sum, self._batches = 0.0, 0
-        losses = self.losses
         if len(losses.steps) > self._lines:
             self._lines = len(losses.steps)
-            self.doctor.line(losses.steps[-1], losses.train_losses[-1], losses.val_losses[-1])
-        self._time(trainer.global_step, module)
+            self.doctor.line(step, losses.train_losses[-1], losses.val_losses[-1])
+        if self._clock is None or step - self._clock[0] >= self.window:
+            self._time(step, module)
 
-    def _time(self, steps: int, module: GPTLitModule) -> None:
-        """Show the doctor the waiting for batches, once a window; the first batch, for which workers are started, is left out."""
-        now = (steps, time.perf_counter(), module.idle_seconds, self.data.seconds_waited)
-        if self._clock is None:
-            self._clock = now
-        if now[0] - self._clock[0] < self.window:
-            return
-        _, passed, idle, waited = (b - a for a, b in zip(self._clock, now, strict=True))
-        if passed - idle >= LEAST_SECONDS:
-            self.doctor.waited(module.step, waited, passed - idle)
-            self._clock = now
+    def _time(self, step: int, module: GPTLitModule) -> None:
+        """Show the doctor the waiting for batches since it saw it last; starting the workers is left out."""
+        now = (step, time.perf_counter(), module.idle_seconds, self.data.seconds_waited)
+        if self._clock is not None:
+            _, passed, idle, waited = (b - a for a, b in zip(self._clock, now, strict=True))
+            if passed - idle < LEAST_SECONDS:
+                return
+            self.doctor.waited(step, waited, passed - idle)
+        self._clock = now
 
     def _tell(self, trainer: L.Trainer) -> None:
         for finding in self.doctor.findings[self._told :]:
