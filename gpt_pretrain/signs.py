@@ -1,7 +1,7 @@
 """The warning signs in a training's plain numbers: what is seen, and what is likely to help.
 
-Each rule looks at the last few numbers and returns a text, which is told once, while its sign is there, else None. A sign that lasts is held to a
-milder threshold than one that sets in, so that it does not come and go with the noise.
+Each rule looks at the last few numbers and returns a text while its sign is there, else None; who asks tells the text once. A
+sign that lasts is held to a milder threshold than one that sets in, so that it does not come and go with the noise.
 """
 
 from __future__ import annotations
