@@ -129,6 +129,21 @@ class GridSettings:
 
 
 @dataclass
+class DoctorSettings:
+    """`callbacks.doctor`: from where on something is a warning sign."""
+
+    window: int = MISSING  # optimizer steps over which loss, gradients and loading are judged
+    patience: int = MISSING  # loss lines in a row over which training and validation loss are compared
+    first_loss: float = MISSING  # nats between the loss before training and ln(vocab_size)
+    overfitting: float = MISSING  # nats that the validation loss has risen by, and the training loss fallen
+    gap: float = MISSING  # validation loss as a multiple of the training loss
+    stuck: float = MISSING  # share that a loss has to fall by within a window, while it is high
+    spike: float = MISSING  # nats that the training loss rises above the highest of the window before
+    clipping: float = MISSING  # share of steps whose gradients are clipped
+    loading: float = MISSING  # share of the time that is spent waiting for batches
+
+
+@dataclass
 class CallbacksSettings:
     """`callbacks`: what happens beside the training itself."""
 
@@ -137,6 +152,7 @@ class CallbacksSettings:
     grid: Optional[GridSettings] = None
     loss_curve: bool = MISSING
     early_stopping: Optional[EarlyStoppingSettings] = None
+    doctor: Optional[DoctorSettings] = None
     custom: dict[str, Any] = field(default_factory=dict)  # name -> {_target_: class, arguments}
 
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import lightning as L
 
+from gpt_pretrain.callbacks.doctor import WarningSigns
 from gpt_pretrain.callbacks.metrics import TrainMetrics
 from gpt_pretrain.callbacks.save import SaveRun
 from gpt_pretrain.data.datamodule import TextDataModule
@@ -55,12 +56,14 @@ def after(settings: TrainSettings, trainer: L.Trainer, module: GPTLitModule, run
     files = "checkpoints/last.ckpt checkpoints/best.ckpt losses.png losses.pdf samples.txt metrics.csv train.log config.yaml"
     there = [name for name in [*files.split(), EXPORTED] if (run_dir / name).exists()]
     limit = "max_steps" if trainer.global_step >= settings.trainer.max_steps > 0 else "max_epochs"
+    told = found(trainer)
     lines = [
         "",
         f"Done: {epochs:.4g} {'epoch' if epochs == 1 else 'epochs'}, {_count(trainer.global_step, 'step')}, "
         f"{module.tokens_seen:,} tokens seen, in {_duration(metrics.total_seconds)} "
         f"({metrics.tokens_per_second:,.0f} tokens/s while training)",
         f"Best validation loss: {best}",
+        *([f"The doctor found: {told}; its warnings above, and in train.log, say what may help."] if told else []),
         f"Files in {folder}:",
         f"  {', '.join(there)}",
         "Next:",
@@ -71,6 +74,15 @@ def after(settings: TrainSettings, trainer: L.Trainer, module: GPTLitModule, run
         lines.append(f"  tensorboard --logdir {shlex.quote(place(run_dir.parent))}")
     lines.append(f"  python train.py resume={shlex.quote(folder)} trainer.{limit}={getattr(settings.trainer, limit) * 2}")
     return "\n".join(lines)
+
+
+def found(trainer: L.Trainer) -> str:
+    """The warning signs of the run, and when each was first told; empty when there were none."""
+    callbacks: list[object] = trainer.callbacks  # type: ignore[attr-defined]
+    steps: dict[str, list[int]] = {}
+    for finding in (finding for one in callbacks if isinstance(one, WarningSigns) for finding in one.findings):
+        steps.setdefault(finding["sign"], []).append(finding["step"])
+    return ", ".join(f"{sign} (step {at[0]}{f' and {len(at) - 1} more' * (len(at) > 1)})" for sign, at in steps.items())
 
 
 def interrupted(trainer: L.Trainer, run_dir: Path) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
+from gpt_pretrain.callbacks.doctor import WarningSigns
 from gpt_pretrain.callbacks.loss_curve import LossCurve
 from gpt_pretrain.callbacks.losses import LossLines
 from gpt_pretrain.callbacks.metrics import TrainMetrics
@@ -101,7 +102,9 @@ def build_callbacks(
         losses,
         FinishAtLimit(max_steps=settings.trainer.max_steps, max_time=settings.trainer.max_time),
     ]
-    samples = None
+    signs = samples = None
+    if chosen.doctor is not None:
+        callbacks.append(signs := WarningSigns(settings, chosen.doctor, data, losses))
     if chosen.samples:
         samples = Samples(
             tokenizer,
@@ -130,5 +133,7 @@ def build_callbacks(
         tokenizer=tokenizer.name,
         config=config,
     )
-    record = KeepRecord(run_dir, losses=losses, metrics=metrics, save=save, samples=samples, tokens_per_epoch=tokens_per_epoch)
+    record = KeepRecord(
+        run_dir, losses=losses, metrics=metrics, save=save, samples=samples, signs=signs, tokens_per_epoch=tokens_per_epoch
+    )
     return [*callbacks, save, record, StopOnSignal(save)]

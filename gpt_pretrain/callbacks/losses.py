@@ -28,6 +28,7 @@ class LossLines(Callback):
 
     Attributes:
         steps, train_losses, val_losses, tokens_seen: one entry a line; losses in nats a token.
+        first: training and validation loss before the first step; None in a run that is resumed.
     """
 
     def __init__(self, data: TextDataModule, *, eval_freq: int, eval_iter: int) -> None:
@@ -38,6 +39,7 @@ class LossLines(Callback):
         self.train_losses: list[float] = []
         self.val_losses: list[float] = []
         self.tokens_seen: list[int] = []
+        self.first: tuple[float, float] | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         self._batches = self.data.eval_batches(self.eval_iter)
@@ -45,6 +47,7 @@ class LossLines(Callback):
         if trainer.global_step == 0:
             with pl_module.off_the_clock():
                 train, val = (pl_module.mean_loss(batches) for batches in self._batches)
+            self.first = train, val
             chance = math.log(pl_module.model.config.vocab_size)
             log.info("Before training: Train loss %.3f, Val loss %.3f (guessing among all tokens: %.3f)", train, val, chance)
 

@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
+from gpt_pretrain.callbacks.doctor import WarningSigns
 from gpt_pretrain.callbacks.losses import LossLines
 from gpt_pretrain.callbacks.metrics import TrainMetrics
 from gpt_pretrain.callbacks.samples import Samples
@@ -25,7 +26,7 @@ class KeepRecord(Checkpoint):
 
     Args:
         run_dir: the run's folder.
-        losses, metrics, save, samples: where the results come from.
+        losses, metrics, save, samples, signs: where the results, and what the doctor found, come from.
         tokens_per_epoch: turns tokens seen into epochs.
     """
 
@@ -37,6 +38,7 @@ class KeepRecord(Checkpoint):
         metrics: TrainMetrics,
         save: SaveRun,
         samples: Samples | None,
+        signs: WarningSigns | None,
         tokens_per_epoch: int,
     ) -> None:
         self.run_dir = run_dir
@@ -45,6 +47,7 @@ class KeepRecord(Checkpoint):
         self.metrics = metrics
         self.save = save
         self.samples = samples
+        self.signs = signs
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         self._write(trainer, pl_module)
@@ -57,7 +60,8 @@ class KeepRecord(Checkpoint):
 
     def _write(self, trainer: L.Trainer, module: GPTLitModule) -> None:
         if trainer.is_global_zero:
-            update_record(self.run_dir, result=self._result(trainer, module))
+            findings = [] if self.signs is None else self.signs.findings
+            update_record(self.run_dir, result=self._result(trainer, module), findings=findings)
 
     def _result(self, trainer: L.Trainer, module: GPTLitModule) -> dict[str, Any]:
         """Numbers by name; None for those that there are none of, or that are not finite."""
