@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 
 import hydra
@@ -17,7 +18,7 @@ log = logging.getLogger("gpt_pretrain")
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> float:
     """Train, and return the best validation loss in nats a token, which sweeps go by."""
-    return cli.guarded(train, config, log_file=Path(config.run_dir) / "train.log")
+    return cli.guarded(train, config, log_file=None if config.plan else Path(config.run_dir) / "train.log")
 
 
 def train(config: DictConfig) -> float:
@@ -36,6 +37,11 @@ def train(config: DictConfig) -> float:
     precision, reason = pick_precision(settings.trainer.precision, device, deterministic=settings.trainer.deterministic)
     settings.trainer.precision = precision
     log.info("precision %s (%s)", precision, reason)
+    if settings.plan:
+        from gpt_pretrain.rehearsal import planned
+
+        log.info("%s", planned(settings, tokenizer, data, start))
+        return math.nan
     stored = keep_config(settings, run_dir)
     slurm.remember(run_dir, words=cli.TYPED)
 

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.runs import find_run
+from gpt_pretrain.runs import OUTPUTS, find_run
 from gpt_pretrain.settings import GenerateSettings, TrainSettings, typed
 from gpt_pretrain.slurm import interrupted_run
 
@@ -32,9 +32,17 @@ Result = TypeVar("Result")
 EXIT_USER_ERROR = 2
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
-FREE_TEXT = {"prompt", "prompt_file", "start_context", "checkpoint", "pretrained", "resume", "init_from", "hydra.run.dir"} | {
-    f"data.{name}" for name in ("path", "url", "cache_dir")
-}
+FREE_TEXT = {
+    "prompt",
+    "prompt_file",
+    "start_context",
+    "checkpoint",
+    "pretrained",
+    "resume",
+    "init_from",
+    "hydra.run.dir",
+    "run_dir",
+} | {f"data.{name}" for name in ("path", "url", "cache_dir")}
 
 TYPED: list[str] = []  # this process's words as the user typed them
 
@@ -53,7 +61,7 @@ def run(main: Callable[[], Any], *, resumes: bool = False) -> None:
     """Run an entry script's main function on this process's command line, which may ask to resume a run."""
     TYPED[:] = sys.argv[1:]
     try:
-        sys.argv[1:] = quoted(with_resume(sys.argv[1:]) if resumes else sys.argv[1:])
+        sys.argv[1:] = quoted(without_traces(with_resume(sys.argv[1:])) if resumes else sys.argv[1:])
         main()
     except UserError as error:
         sys.exit(report(error))
@@ -143,6 +151,23 @@ def with_resume(argv: list[str]) -> list[str]:
     typed_now = {_key(word) for word in argv if not word.startswith("-")}
     place = [] if "hydra.run.dir" in typed_now else [f"hydra.run.dir={quote(str(run_dir))}", "hydra.output_subdir=null"]
     return [*place, *argv]
+
+
+def without_traces(argv: list[str]) -> list[str]:
+    """A command line that, where it asks for `plan=true`, has Hydra make no folder and no log; the run's place is still told.
+
+    Raises:
+        UserError: when a sweep is to be planned.
+    """
+    wanted = [word.partition("=")[2].strip("'\"").lower() for word in argv if _key(word) == "plan"]
+    if not wanted or wanted[-1] not in ("true", "yes", "on", "1"):
+        return argv
+    if {"-m", "--multirun"} & set(argv):
+        raise UserError("plan=true looks at one run; it cannot be combined with a sweep (-m).")
+    places = [word.partition("=")[2] for word in argv if _key(word) == "hydra.run.dir"]
+    kept = [word for word in argv if _key(word) not in ("hydra.run.dir", "hydra.output_subdir", "hydra/job_logging")]
+    nowhere = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=terminal"]
+    return [*kept, *nowhere, f"run_dir={[str(OUTPUTS), *places][-1]}"]
 
 
 def typed_keys() -> set[str]:
