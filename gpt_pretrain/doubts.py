@@ -73,8 +73,8 @@ def _little_text(settings: TrainSettings, plan: Plan) -> str | None:
         return None
     outcome = "the model will learn the text by heart" if by_heart else "the model will learn little"
     return (
-        f"data: {plan.text_tokens:,} tokens of text for {plan.parameters / 1e6:.1f}M parameters are {ratio:.2g} a parameter, where "
-        f"about {ENOUGH_TOKENS} are best, and each is seen {plan.repeats:.2g} times: {outcome}. "
+        f"data: {plan.text_tokens:,} tokens of text for {plan.parameters / 1e6:.1f}M parameters are {ratio:.2g} a parameter, "
+        f"where about {ENOUGH_TOKENS} are best, and each is seen {plan.repeats:.2g} times: {outcome}. "
         "More text (data.path=...) or a smaller model mends that."
     )
 
@@ -129,7 +129,9 @@ def _warmup(settings: TrainSettings, steps: int) -> str | None:
 
 def _unused_schedule(settings: TrainSettings) -> str | None:
     schedule = settings.scheduler
-    unused = [("scheduler.decay_steps", schedule.decay_steps)] if schedule.name != "warmup_stable_decay" else []
+    unused: list[tuple[str, float]] = (
+        [("scheduler.decay_steps", schedule.decay_steps)] if schedule.name != "warmup_stable_decay" else []
+    )
     unused += [("scheduler.min_lr", schedule.min_lr)] if schedule.name == "constant" else []
     told = [f"{name}={value:g}" for name, value in unused if value]
     if not told:

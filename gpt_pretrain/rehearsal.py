@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
 
 from gpt_pretrain import plan, summary
 from gpt_pretrain.callbacks.stop import FinishAtLimit
+from gpt_pretrain.callbacks.timed_steps import TimedSteps
 from gpt_pretrain.checkpoint import copy_checkpoint, write_checkpoint
 from gpt_pretrain.config import SamplerConfig
 from gpt_pretrain.data.datamodule import TextDataModule
@@ -59,32 +57,6 @@ class Measured:
     peak_bytes: int | None
 
 
-class StepClock(Callback):
-    """Ends a training when enough of its optimizer steps have been timed.
-
-    Attributes:
-        ends: when each step ended, after the start of the training, in seconds.
-    """
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._start = time.perf_counter()
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if not pl_module.ends_step(batch_idx):
-            return
-        self.ends.append(time.perf_counter() - self._start)
-        timed = len(self.ends) - 1
-        long = self.ends[-1] - self.ends[0] >= SECONDS
-        trainer.should_stop = timed >= MOST_STEPS or (timed >= LEAST_STEPS and long)
-
-    def step_seconds(self) -> float:
-        """The median of all steps but the first."""
-        return statistics.median(end - begin for begin, end in zip(self.ends, self.ends[1:], strict=False))
-
-
 def planned(settings: TrainSettings, tokenizer: Tokenizer, data: TextDataModule, start: StartingPoint) -> str:
     """What a run will do and cost, and what is doubtful about it, for a person to read.
 
@@ -119,7 +91,7 @@ def rehearse(
     Raises:
         UserError: when a loss or gradient is no number.
     """
-    clock = StepClock()
+    clock = TimedSteps(least=LEAST_STEPS, most=MOST_STEPS, seconds=SECONDS)
     trainer = _trainer(settings, clock)
     try:
         trainer.fit(module, datamodule=data)
@@ -165,7 +137,7 @@ def disk_seconds(place: Path, n_bytes: int) -> tuple[float, float]:
             file.unlink(missing_ok=True)
 
 
-def _trainer(settings: TrainSettings, clock: StepClock) -> L.Trainer:
+def _trainer(settings: TrainSettings, clock: TimedSteps) -> L.Trainer:
     trainer = settings.trainer
     return L.Trainer(
         accelerator=trainer.accelerator,
@@ -211,7 +183,7 @@ def _costs(whole: Plan, measured: Measured, settings: TrainSettings, limit: int 
     there = "" if limit is None else f", of {scaled(limit, 'B')}"
     place = Path(settings.run_dir)
     return [
-        f"tokens  {whole.tokens:,} to train on, {whole.tokens_per_epoch:,} an epoch: each of the text's {whole.repeats:.3g} times",
+        f"tokens  {whole.tokens:,}, {whole.tokens_per_epoch:,} an epoch; those of the text {whole.repeats:.3g} times",
         f"compute {scaled(whole.flops, 'FLOP')}, {scaled(whole.token_flops, 'FLOP')} a token; measured {scaled(rate, 'FLOP/s')}",
         f"memory  {scaled(whole.memory.peak, 'B')} at most by formula, beside the program's own{held}{there}",
         f"        ({parts})",
