@@ -71,9 +71,10 @@ def _little_text(settings: TrainSettings, plan: Plan) -> str | None:
     by_heart = plan.repeats > MANY_REPEATS
     if ratio >= least or (settings.init_from is not None and not by_heart):
         return None
+    count = scaled(plan.parameters, "").replace(" ", "")  # 124M
     outcome = "the model will learn the text by heart" if by_heart else "the model will learn little"
     return (
-        f"data: {plan.text_tokens:,} tokens of text for {plan.parameters / 1e6:.1f}M parameters are {ratio:.2g} a parameter, "
+        f"data: {plan.text_tokens:,} tokens of text for {count} parameters are {ratio:.2g} a parameter, "
         f"where about {ENOUGH_TOKENS} are best, and each is seen {plan.repeats:.2g} times: {outcome}. "
         "More text (data.path=...) or a smaller model mends that."
     )
