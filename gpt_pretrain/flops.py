@@ -100,7 +100,7 @@ def training_memory(config: GPTConfig, *, batch_size: int, precision: str, devic
 
 
 def activation_bytes(config: GPTConfig, *, batch_size: int, precision: str, device: str) -> int:
-    """What `GPTModel` keeps of a batch for the backward pass, in bytes, compiled or not.
+    """What `GPTModel` keeps of a batch for the backward pass, in bytes; compiled blocks may keep less.
 
     Each block keeps the residual stream at its two norms, and in the dtype of products what goes into each of its four
     matrices (D, D, D, 4 D), queries, keys and values (3 D), and what GELU is given (4 D); with autocast the matrices once more.
