@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 
 import hydra
@@ -17,7 +18,7 @@ log = logging.getLogger("gpt_pretrain")
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> float:
     """Train, and return the best validation loss in nats a token, which sweeps go by."""
-    return cli.guarded(train, config, log_file=Path(config.run_dir) / "train.log")
+    return cli.guarded(train, config, log_file=None if config.plan else Path(config.run_dir) / "train.log")
 
 
 def train(config: DictConfig) -> float:
@@ -27,6 +28,8 @@ def train(config: DictConfig) -> float:
     from gpt_pretrain.runs import checkpoints
 
     run_dir = Path(config.run_dir)
+    if config.plan:
+        return run(config, run_dir)
     if cli.is_sweep() and checkpoints(run_dir):  # a sweep that is taken up again
         config.resume = str(run_dir)
     try:
@@ -44,7 +47,8 @@ def run(config: DictConfig, run_dir: Path) -> float:
     from gpt_pretrain import slurm, summary
     from gpt_pretrain.console import quiet_lightning
     from gpt_pretrain.fit import fit
-    from gpt_pretrain.hardware import accelerator_device, keep_freed_memory, pick_precision, reset_peak_memory
+    from gpt_pretrain.hardware import accelerator_device, keep_freed_memory, pick_precision
+    from gpt_pretrain.machine import reset_peak_memory
     from gpt_pretrain.preflight import keep_config, prepare
 
     quiet_lightning()
@@ -55,6 +59,11 @@ def run(config: DictConfig, run_dir: Path) -> float:
     precision, reason = pick_precision(settings.trainer.precision, device, deterministic=settings.trainer.deterministic)
     settings.trainer.precision = precision
     log.info("precision %s (%s)", precision, reason)
+    if settings.plan:
+        from gpt_pretrain.rehearsal import planned
+
+        log.info("%s", planned(settings, tokenizer, data, start))
+        return math.nan
     stored = keep_config(settings, run_dir)
     slurm.remember(run_dir, words=cli.TYPED)
 

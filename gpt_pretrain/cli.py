@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.runs import SWEEP_SETTINGS, find_run, find_sweep
+from gpt_pretrain.runs import OUTPUTS, SWEEP_SETTINGS, find_run, find_sweep
 from gpt_pretrain.settings import GenerateSettings, TrainSettings, typed
 from gpt_pretrain.slurm import interrupted_run
 
@@ -33,9 +33,17 @@ Result = TypeVar("Result")
 EXIT_USER_ERROR = 2
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
-FREE_TEXT = {"prompt", "prompt_file", "start_context", "checkpoint", "pretrained", "resume", "init_from", "hydra.run.dir"} | {
-    f"data.{name}" for name in ("path", "url", "cache_dir")
-}
+FREE_TEXT = {
+    "prompt",
+    "prompt_file",
+    "start_context",
+    "checkpoint",
+    "pretrained",
+    "resume",
+    "init_from",
+    "hydra.run.dir",
+    "run_dir",
+} | {f"data.{name}" for name in ("path", "url", "cache_dir")}
 
 TYPED: list[str] = []  # this process's words as the user typed them
 
@@ -54,7 +62,8 @@ def run(main: Callable[[], Any], *, resumes: bool = False) -> None:
     """Run an entry script's main function on this process's command line, which may ask to resume a run."""
     TYPED[:] = sys.argv[1:]
     try:
-        sys.argv[1:] = quoted(with_resume(with_sweep_resume(sys.argv[1:])) if resumes else with_sweep_resume(sys.argv[1:]))
+        words = with_sweep_resume(sys.argv[1:])
+        sys.argv[1:] = quoted(without_traces(with_resume(words)) if resumes else words)
         main()
     except UserError as error:
         sys.exit(report(error))
@@ -173,6 +182,23 @@ def how_started(script: str) -> dict[str, Any]:
     fixed = HydraConfig.get().job.config.override_dirname.exclude_keys
     swept = [word for word in words if _key(word) not in fixed]
     return {"command": shlex.join(["python", script, *words]), "overrides": words, "swept": swept}
+
+
+def without_traces(argv: list[str]) -> list[str]:
+    """A command line that, where it asks for `plan=true`, has Hydra make no folder and no log; the run's place is still told.
+
+    Raises:
+        UserError: when a sweep is to be planned.
+    """
+    wanted = [word.partition("=")[2].strip("'\"").lower() for word in argv if _key(word) == "plan"]
+    if not wanted or wanted[-1] not in ("true", "yes", "on", "1"):
+        return argv
+    if {"-m", "--multirun"} & set(argv):
+        raise UserError("plan=true looks at one run; it cannot be combined with a sweep (-m).")
+    places = [word.partition("=")[2] for word in argv if _key(word) == "hydra.run.dir"]
+    kept = [word for word in argv if _key(word) not in ("hydra.run.dir", "hydra.output_subdir", "hydra/job_logging")]
+    nowhere = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=terminal"]
+    return [*kept, *nowhere, f"run_dir={[str(OUTPUTS), *places][-1]}"]
 
 
 def typed_keys() -> set[str]:

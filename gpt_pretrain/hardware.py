@@ -7,8 +7,6 @@ import gc
 import logging
 import os
 import sys
-from contextlib import suppress
-from pathlib import Path
 
 import torch
 
@@ -42,28 +40,6 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Begin to measure `peak_memory` anew, where the system lets a process do that."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def peak_memory(device: torch.device) -> int | None:
-    """The most memory in use since the last reset, in bytes: on a GPU what tensors took, else what the process held.
-
-    Source: proc(5), VmHWM and clear_refs; None on systems without them.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return None
 
 
 def pick_device(name: str) -> torch.device:

@@ -187,7 +187,8 @@ class EventFiles(TensorBoardLogger):
         self._try(lambda: self._begin(step or 0))
         shown = {name: value for name, value in (metrics | best).items() if name != "epoch"}
         self._try(lambda: super(EventFiles, self).log_metrics(shown, step))
-        self._try(lambda: self._by_tokens(metrics | best))
+        if "tokens_seen" in metrics:  # else they come from a callback of the user's own
+            self._try(lambda: self._by_tokens(metrics | best))
 
     def _begin(self, first_step: int) -> None:
         """Write what stands before the first metrics."""

@@ -113,7 +113,7 @@ def _start(settings: TrainSettings, typed_keys: Set[str]) -> tuple[TrainSettings
     if settings.init_from is not None:
         raise UserError("resume and init_from exclude each other: resume goes on with a run, init_from begins a new one.")
     named = Path(settings.resume).expanduser()
-    path, content = newest_checkpoint(Path(settings.run_dir), only=named if named.is_file() else None)
+    path, content = newest_checkpoint(Path(settings.run_dir), only=named if named.is_file() else None, looking=settings.plan)
     settings, changes = as_before(settings, content["config"], typed_keys)
     _check_incomplete(settings, content)
     start = StartingPoint(

@@ -73,6 +73,8 @@ TRAIN_RULES: list[Rule] = [
     ("on_nonfinite", *one_of("stop", "skip", "rollback")),
     ("rollback_lr_factor", lambda factor: 0 < factor <= 1, "must be above 0 and at most 1"),
     ("max_rollbacks", *at_least(0)),
+    ("doubts.min_tokens_per_parameter", *at_least(0, "tokens")),
+    ("doubts.min_val_windows", *at_least(0, "windows")),
 ]
 
 SHARE: tuple[Callable[[Any], bool], str] = (lambda share: 0 < share < 1, "must be above 0 and below 1")

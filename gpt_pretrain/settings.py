@@ -193,6 +193,14 @@ class CheckpointSettings:
 
 
 @dataclass
+class DoubtSettings:
+    """`doubts`: what a plan must reach for nothing to be said about it."""
+
+    min_tokens_per_parameter: float = MISSING  # of the training text
+    min_val_windows: int = MISSING
+
+
+@dataclass
 class TrainSettings:
     """All of `train.py`'s settings."""
 
@@ -208,6 +216,7 @@ class TrainSettings:
     max_rollbacks: int = MISSING
     export: bool = MISSING  # write the run's last weights as a Hugging Face folder at its end
     compile: Union[bool, str] = MISSING  # true, false, auto
+    plan: bool = MISSING  # say what the run will cost, and end
     run_dir: str = MISSING
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
@@ -219,6 +228,7 @@ class TrainSettings:
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     callbacks: CallbacksSettings = field(default_factory=CallbacksSettings)
     logger: LoggerSettings = field(default_factory=LoggerSettings)
+    doubts: DoubtSettings = field(default_factory=DoubtSettings)
 
 
 @dataclass

@@ -13,32 +13,44 @@ from gpt_pretrain.callbacks.doctor import WarningSigns
 from gpt_pretrain.callbacks.metrics import TrainMetrics
 from gpt_pretrain.callbacks.save import SaveRun
 from gpt_pretrain.data.datamodule import TextDataModule
+from gpt_pretrain.doubts import doubts
 from gpt_pretrain.lit_module import GPTLitModule
 from gpt_pretrain.model import GPTModel
+from gpt_pretrain.plan import line, make_plan
 from gpt_pretrain.runs import EXPORTED, checkpoint_dir, place
 from gpt_pretrain.settings import TrainSettings
 from gpt_pretrain.trainer import steps_per_epoch, total_steps
+from gpt_pretrain.units import duration
 
 Kind = TypeVar("Kind")
 
 
-def before(settings: TrainSettings, data: TextDataModule, model: GPTModel) -> str:
-    """The run in a few lines: model, data, length, place."""
-    config, split, trainer = model.config, data.split, settings.trainer
-    steps = total_steps(data, trainer)
+def before(settings: TrainSettings, data: TextDataModule, model: GPTModel, *, first_step: int = 0) -> str:
+    """The run in a few lines: model, data, length, place, what it will cost, and what is doubtful about it."""
+    plan = make_plan(settings, data, model.config, first_step=first_step)
     return "\n".join(
         [
-            f"model   {model.num_parameters() / 1e6:.1f}M parameters: {config.n_layers} layers, {config.n_heads} heads, "
-            f"emb_dim {config.emb_dim}, context {config.context_length}, vocabulary {config.vocab_size:,} "
-            f"({data.tokenizer.name})",
-            f"data    {settings.data.path or settings.data.name}: {split.characters:,} characters; "
-            f"{split.train.count:,} tokens in {len(data.train):,} windows to train on, "
-            f"{split.val.count:,} in {len(data.val):,} to validate",
-            f"length  {_count(steps, 'optimizer step')}, {steps_per_epoch(data, trainer):,} an epoch, of "
-            f"{settings.data.batch_size * trainer.accumulate_grad_batches:,} windows each",
+            *facts(settings, data, model),
+            f"plan    {line(plan)}",
             f"run     {place(Path(settings.run_dir))}",
+            *(f"doubt   {doubt}" for doubt in doubts(settings, data, model.config, plan)),
         ]
     )
+
+
+def facts(settings: TrainSettings, data: TextDataModule, model: GPTModel) -> list[str]:
+    """A line each about model, data and length."""
+    config, split, trainer = model.config, data.split, settings.trainer
+    return [
+        f"model   {model.num_parameters() / 1e6:.1f}M parameters: {config.n_layers} layers, {config.n_heads} heads, "
+        f"emb_dim {config.emb_dim}, context {config.context_length}, vocabulary {config.vocab_size:,} "
+        f"({data.tokenizer.name})",
+        f"data    {settings.data.path or settings.data.name}: {split.characters:,} characters; "
+        f"{split.train.count:,} tokens in {len(data.train):,} windows to train on, "
+        f"{split.val.count:,} in {len(data.val):,} to validate",
+        f"length  {_count(total_steps(data, trainer), 'optimizer step')}, {steps_per_epoch(data, trainer):,} an epoch, of "
+        f"{settings.data.batch_size * trainer.accumulate_grad_batches:,} windows each",
+    ]
 
 
 def after(settings: TrainSettings, trainer: L.Trainer, module: GPTLitModule, run_dir: Path) -> str:
@@ -60,7 +72,7 @@ def after(settings: TrainSettings, trainer: L.Trainer, module: GPTLitModule, run
     lines = [
         "",
         f"Done: {epochs:.4g} {'epoch' if epochs == 1 else 'epochs'}, {_count(trainer.global_step, 'step')}, "
-        f"{module.tokens_seen:,} tokens seen, in {_duration(metrics.total_seconds)} "
+        f"{module.tokens_seen:,} tokens seen, in {duration(metrics.total_seconds)} "
         f"({metrics.tokens_per_second:,.0f} tokens/s while training)",
         f"Best validation loss: {best}",
         *([f"The doctor found: {told}; its warnings above, and in train.log, say what may help."] if told else []),
@@ -110,9 +122,3 @@ def _perplexity(loss: float) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number:,} {what}" + ("" if number == 1 else "s")
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return (f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s") if hours or minutes else f"{seconds:.1f} s"

@@ -20,6 +20,7 @@ from gpt_pretrain.callbacks.record import KeepRecord
 from gpt_pretrain.callbacks.samples import Samples
 from gpt_pretrain.callbacks.save import SafeCheckpointIO, SaveRun
 from gpt_pretrain.callbacks.stop import FinishAtLimit, StopOnSignal
+from gpt_pretrain.callbacks.time_left import TimeLeft
 from gpt_pretrain.config import SamplerConfig
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.loggers import build_loggers
@@ -100,6 +101,7 @@ def build_callbacks(
         Randomness(),
         metrics,
         losses,
+        TimeLeft(losses, total_steps=total_steps(data, settings.trainer)),
         FinishAtLimit(max_steps=settings.trainer.max_steps, max_time=settings.trainer.max_time),
     ]
     signs = samples = None

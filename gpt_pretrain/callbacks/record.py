@@ -14,8 +14,8 @@ from gpt_pretrain.callbacks.losses import LossLines
 from gpt_pretrain.callbacks.metrics import TrainMetrics
 from gpt_pretrain.callbacks.samples import Samples
 from gpt_pretrain.callbacks.save import SaveRun
-from gpt_pretrain.hardware import peak_memory
 from gpt_pretrain.lit_module import GPTLitModule
+from gpt_pretrain.machine import peak_memory
 from gpt_pretrain.record import update_record
 
 
