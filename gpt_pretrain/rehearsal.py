@@ -125,9 +125,9 @@ def shares(whole: Plan, measured: Measured, settings: TrainSettings) -> dict[str
     return {**times, "checkpoints": saves * (measured.save + copies * measured.copy)}
 
 
-def disk_seconds(place: Path, n_bytes: int) -> tuple[float, float]:
-    """How long a checkpoint of so many bytes takes to write, and to copy, at a place; nothing stays there."""
-    folder = existing(place)
+def disk_seconds(folder: Path, n_bytes: int) -> tuple[float, float]:
+    """How long a checkpoint of so many bytes takes to write, and to copy, in a folder; nothing stays there."""
+    folder = existing(folder)
     files = [folder / f"plan-{time.time_ns()}-{n}.ckpt" for n in range(2)]
     content = {"numbers": torch.rand(n_bytes // 4)}
     try:
@@ -182,14 +182,14 @@ def _costs(whole: Plan, measured: Measured, settings: TrainSettings, limit: int 
     parts = ", ".join(f"{name} {scaled(n_bytes, 'B')}" for name, n_bytes in vars(whole.memory).items())
     held = "" if measured.peak_bytes is None else f"; measured with it {scaled(measured.peak_bytes, 'B')}"
     there = "" if limit is None else f", of {scaled(limit, 'B')}"
-    place = Path(settings.run_dir)
+    run_dir = Path(settings.run_dir)
     return [
         f"tokens  {whole.tokens:,}, {whole.tokens_per_epoch:,} an epoch; those of the text {whole.repeats:.3g} times",
         f"compute {scaled(whole.flops, 'FLOP')}, {scaled(whole.token_flops, 'FLOP')} a token; measured {scaled(rate, 'FLOP/s')}",
         f"memory  {scaled(whole.memory.peak, 'B')} at most by formula, beside the program's own{held}{there}",
         f"        ({parts})",
         f"disk    {scaled(whole.disk, 'B')} at most, in checkpoints of {scaled(whole.checkpoint, 'B')}, of "
-        f"{scaled(free_disk(place), 'B')} that are free in {place(existing(place))}",
+        f"{scaled(free_disk(run_dir), 'B')} that are free in {place(existing(run_dir))}",
     ]
 
 
