@@ -25,6 +25,7 @@ from gpt_pretrain.runs import checkpoints
 from gpt_pretrain.settings import TrainSettings
 from gpt_pretrain.tokenizer import Tokenizer, token_byte_lengths
 from gpt_pretrain.trainer import build_trainer, total_steps
+from gpt_pretrain.wording import place
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ def _diverged(error: NonFiniteError, rollbacks: int, settings: TrainSettings, ru
     good = "no checkpoint has been written yet"
     if checkpoints(run_dir):
         path, content = newest_checkpoint(run_dir)
-        good = f"the last good checkpoint, {summary.place(path)}, is that of step {content['global_step'] - 1}"
+        good = f"the last good checkpoint, {place(path)}, is that of step {content['global_step'] - 1}"
     tried = f" {rollbacks} rollbacks did not help." if settings.on_nonfinite == "rollback" else ""
     return (
         f"{error} The weights were not touched; {good}.{tried} Try a lower optimizer.lr, "

@@ -13,6 +13,7 @@ from typing import Any
 
 from gpt_pretrain.record import COMPLETE, RECORD, read_record
 from gpt_pretrain.runs import write_whole
+from gpt_pretrain.wording import number
 
 SUMMARY = "summary.csv"
 
@@ -51,7 +52,7 @@ def read_sweep(folder: Path) -> list[Job]:
     jobs = []
     for path in sorted(folder.glob(f"*/{RECORD}")):
         record = read_record(path.parent)
-        settings = dict(_key_and_value(word) for word in record.get("overrides", []))
+        settings = dict(_key_and_value(word) for word in record.get("overrides") or [])
         jobs.append(Job(path.parent, settings, str(record.get("state", "unknown")), record))
     return sorted(jobs, key=lambda job: (job.val_loss, job.folder.name))
 
@@ -73,12 +74,12 @@ def table(jobs: Sequence[Job]) -> list[list[str]]:
             [
                 "-" if job.val_loss == math.inf else str(better + 1),
                 *(job.settings.get(key, "-") for key in keys),
-                _number(result.get("best_val_loss"), ".4f"),
-                _number(result.get("best_step"), "d"),
-                _number(result.get("train_loss"), ".4f"),
+                number(result.get("best_val_loss"), ".4f"),
+                number(result.get("best_step"), "d"),
+                number(result.get("train_loss"), ".4f"),
                 _memorised(result),
-                _number(result.get("tokens_per_second"), ",.0f"),
-                _number(job.record.get("seconds"), ",.1f"),
+                number(result.get("tokens_per_second"), ",.0f"),
+                number(job.record.get("seconds"), ",.1f"),
                 job.state,
                 job.folder.name,
             ]
@@ -104,7 +105,7 @@ def best_command(jobs: Sequence[Job], *, script: str = "train.py") -> str | None
     best = next((job for job in jobs if job.val_loss < math.inf), None)
     if best is None:
         return None
-    return " ".join(["python", script, *(shlex.quote(word) for word in best.record["overrides"])])
+    return " ".join(["python", script, *(shlex.quote(word) for word in best.record.get("overrides") or [])])
 
 
 def write_summary(jobs: Sequence[Job], folder: Path) -> None:
@@ -135,10 +136,6 @@ def _key_and_value(word: str) -> tuple[str, str]:
 def _memorised(result: dict[str, Any]) -> str:
     length, new = result.get("run_length"), result.get("new_tokens")
     return "-" if length is None else f"{length} of {new}"
-
-
-def _number(value: Any, form: str) -> str:
-    return format(value, form) if isinstance(value, int | float) and math.isfinite(value) else "-"
 
 
 def _is_number(text: str) -> bool:
