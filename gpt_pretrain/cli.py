@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs import find_run
-from gpt_pretrain.settings import GenerateSettings, TrainSettings, typed
+from gpt_pretrain.settings import GenerateSettings, TrainSettings, literal, typed
 from gpt_pretrain.slurm import interrupted_run
 
 Result = TypeVar("Result")
@@ -61,33 +61,37 @@ def run(main: Callable[[], Any], *, resumes: bool = False) -> None:
         sys.exit(EXIT_INTERRUPTED)
 
 
-def run_command(job: Callable[[Any], None], kind: type, *, usage: str) -> None:
-    """Run a command whose words are all `setting=value`, without Hydra.
+def run_command(job: Callable[[Any], None], kind: type, *, usage: str, plain: str | None = None) -> None:
+    """Run a command whose words are `setting=value`, without Hydra.
 
     Args:
         kind: the dataclass of its settings.
         usage: what `--help` prints.
+        plain: the setting that words of another form are a list for, if there may be any.
     """
     words = sys.argv[1:]
     if {"-h", "--help"} & set(words):
         print(usage.strip())
         return
     try:
-        job(typed(_from_words(words, kind), kind))
+        job(typed(_from_words(words, kind, plain), kind))
     except UserError as error:
         sys.exit(report(error))
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
 
 
-def _from_words(words: list[str], kind: type) -> DictConfig:
+def _from_words(words: list[str], kind: type, plain: str | None) -> DictConfig:
     """The settings that words name, the others at their defaults.
 
     Raises:
         UserError: when a word is no setting, or a value is missing or of another type.
     """
-    known = [field.name for field in dataclasses.fields(kind)]
+    known = [field.name for field in dataclasses.fields(kind) if field.name != plain]
     config: DictConfig = OmegaConf.structured(kind)
+    if plain is not None and (others := [word for word in words if word.partition("=")[0] not in known]):
+        words = [word for word in words if word not in others]
+        config[plain] = literal(others)  # folders of sweeps have "=" in their names
     problems = []
     for word in words:
         name, equals, value = word.partition("=")

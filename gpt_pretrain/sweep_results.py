@@ -103,9 +103,10 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 def best_command(jobs: Sequence[Job], *, script: str = "train.py") -> str | None:
     """The command that repeats the best job by itself; None where no job has come that far."""
     best = next((job for job in jobs if job.val_loss < math.inf), None)
-    if best is None:
+    overrides = None if best is None else best.record.get("overrides")
+    if overrides is None:
         return None
-    return " ".join(["python", script, *(shlex.quote(word) for word in best.record.get("overrides") or [])])
+    return " ".join(["python", script, *(shlex.quote(word) for word in overrides)])
 
 
 def write_summary(jobs: Sequence[Job], folder: Path) -> None:

@@ -36,15 +36,15 @@ class LossCurve(Callback):
     def _draw(self) -> None:
         if not self.losses.steps:
             return
-        from gpt_pretrain import charts
+        from gpt_pretrain.charts import curves, drawing
 
-        figure = charts.losses(
+        figure = curves.losses(
             tokens_seen=self.losses.tokens_seen,
             train_losses=self.losses.train_losses,
             val_losses=self.losses.val_losses,
             tokens_per_epoch=self.tokens_per_epoch,
         )
         try:
-            charts.write(figure, self.folder / "losses.png", self.folder / "losses.pdf")
+            drawing.write(figure, self.folder / "losses.png", self.folder / "losses.pdf")
         except OSError as error:
             log.warning("The loss curve cannot be drawn: %s.", error.strerror or error)
