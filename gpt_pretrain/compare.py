@@ -166,7 +166,7 @@ def _results(runs: Sequence[RunFiles]) -> dict[str, list[str]]:
 
 
 def _texts(runs: Sequence[RunFiles]) -> list[str | None]:
-    """What tells the text of each run from others: the beginning of its SHA-256, or where it was read if some do not tell that."""
+    """What tells the texts apart: the beginning of their SHA-256, or where they were read if some run does not tell that."""
     hashes = [run.part("data").get("sha256") for run in runs]
     if all(hashes):
         return [str(one)[:12] for one in hashes]

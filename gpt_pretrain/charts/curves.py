@@ -103,7 +103,7 @@ def overlay(panels: dict[str, list[Series]], labels: list[str], *, unit: str = N
     """
     rows = min(len(labels), NAMED + 1)
     figure = Figure(figsize=(4.4 * len(panels) + 1.0, 3.4 + 0.21 * rows), layout="constrained")
-    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    grid = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
     entries: dict[str, Any] = {}
     for axes, (title, runs) in zip(grid, panels.items(), strict=True):
         most = max(20, min(POINTS, POINTS_OF_ALL // (len(panels) * max(1, len(runs)))))
