@@ -109,7 +109,7 @@ def read_metrics(file: Path) -> dict[str, Series]:
                 if step is None:
                     continue
                 for name, text in row.items():
-                    if (value := _number(text)) is not None:
+                    if text and (value := _number(text)) is not None:
                         series = columns.setdefault(name, Series())
                         series.steps.append(int(step))
                         series.tokens.append(int(tokens or 0))

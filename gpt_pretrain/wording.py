@@ -6,6 +6,7 @@ import math
 import os
 import shlex
 from pathlib import Path
+from typing import TypeGuard
 
 
 def place(path: Path) -> str:
@@ -26,11 +27,18 @@ def count(number: int, what: str) -> str:
 
 def number(value: object, form: str) -> str:
     """A finite number in that format; "-" for anything else."""
-    return format(value, form) if isinstance(value, int | float) and math.isfinite(value) else "-"
+    return format(value, form) if is_number(value) else "-"
 
 
-def size(number_of_bytes: float) -> str:
-    """A size in the largest decimal unit that keeps it above 1."""
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether something read from a file is a finite number."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def size(number_of_bytes: object) -> str:
+    """A size in the largest decimal unit that keeps it above 1; "-" for what is no finite number."""
+    if not is_number(number_of_bytes):
+        return "-"
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if number_of_bytes >= factor:
             return f"{number_of_bytes / factor:.3g} {unit}"

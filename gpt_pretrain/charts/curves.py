@@ -29,7 +29,7 @@ from gpt_pretrain.charts.drawing import (
 from gpt_pretrain.run_files import RunFiles, Series
 
 NAMED = 10  # runs in one picture with a colour and a name; those behind them are grey
-POINTS_OF_ALL = 12_000  # of all lines of a picture together: some 250 kB of SVG
+POINTS_OF_ALL = 8_000  # of all lines of a picture together
 
 
 def losses(*, tokens_seen: list[int], train_losses: list[float], val_losses: list[float], tokens_per_epoch: int) -> Figure:

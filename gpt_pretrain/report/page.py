@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from gpt_pretrain.runs import EXPORTED
 from gpt_pretrain.wording import size
 
 FILES = 40  # listed at most
-FINDINGS = 50
+CONTROLS = {code: "\ufffd" for code in [*range(0x20), *range(0x7F, 0xA0)] if chr(code) not in "\n\t"}
 STATES = {
     FINISHED: "finished",
     FAILED: "failed",
@@ -76,14 +76,13 @@ def picture(figure: Figure, title: str, alt: str, *, look: str = "half") -> Pict
 
 def visible(text: object) -> str:
     """A text with signs that a page cannot hold, control characters and halves of surrogate pairs, replaced."""
-    clean = str(text).encode("utf-8", errors="replace").decode()
-    return "".join(char if char.isprintable() or char in "\n\t" or ord(char) > 0x9F else "\ufffd" for char in clean)
+    return str(text).encode("utf-8", errors="replace").decode().translate(CONTROLS)
 
 
 def cut(text: object, most: int) -> str:
     """A text of at most so many characters, which says how many it had."""
-    shown = visible(text)
-    return shown if len(shown) <= most else f"{shown[:most]} ... (cut here; {len(shown):,} characters in all)"
+    whole = str(text)
+    return visible(whole) if len(whole) <= most else f"{visible(whole[:most])} ... (cut here; {len(whole):,} characters in all)"
 
 
 def facts(*rows: tuple[str, object]) -> list[tuple[str, str]]:
@@ -107,11 +106,16 @@ def listed(folder: Path) -> list[File]:
     return [_file(path, folder) for path in found[:FILES]]
 
 
-def findings(record: dict[str, Any]) -> list[dict[str, str]]:
-    """What the doctor has noted in a record: sign, step and text of each."""
+def findings(record: dict[str, Any], *, most: int = 50, text: int = 600) -> list[dict[str, str]]:
+    """What the doctor has noted in a record: sign, step and text of each.
+
+    Args:
+        most: of them.
+        text: characters of each.
+    """
     noted = record.get("findings")
     found = [entry for entry in noted if isinstance(entry, dict)] if isinstance(noted, list) else []
-    return [{name: cut(entry.get(name, ""), 600) for name in ("sign", "step", "text")} for entry in found[:FINDINGS]]
+    return [{name: cut(entry.get(name, ""), text) for name in ("sign", "step", "text")} for entry in found[:most]]
 
 
 def state_words(state: str) -> str:
@@ -130,11 +134,6 @@ def render(template: str, **parts: Any) -> str:
     )
     source, _, _ = environment.loader.get_source(environment, "style.css")  # type: ignore[union-attr]
     return environment.get_template(template).render(style=Markup(source), **parts)
-
-
-def table_cells(rows: Sequence[Sequence[str]]) -> list[list[str]]:
-    """The cells of a table, each short enough for one."""
-    return [[cut(cell, 200) for cell in row] for row in rows]
 
 
 def _file(path: Path, folder: Path) -> File:

@@ -16,6 +16,7 @@ from gpt_pretrain.wording import (
     count,
     duration,
     generate_command,
+    is_number,
     number,
     perplexity,
     place,
@@ -80,7 +81,7 @@ def setup(record: dict[str, Any], *, config: dict[str, str]) -> Facts:
         ("Precision", joined([record.get("precision"), "compiled" if record.get("compiled") is True else None])),
         ("Device", machine.get("device")),
         ("Machine", joined([machine.get("cpu"), _amount(machine.get("cores"), "core"), machine.get("system")])),
-        ("Memory", size(memory) if isinstance(memory, int | float) else None),
+        ("Memory", size(memory)),
         ("Program", f"gpt-pretrain {program['version']}" if program.get("version") else None),
         ("Git revision", program.get("git")),
         ("Versions", joined(versions)),
@@ -98,7 +99,7 @@ def _headline(record: dict[str, Any], result: dict[str, Any]) -> list[tuple[str,
         ("Last validation loss", number(result.get("val_loss"), ".4g"), "nats a token"),
         ("Last training loss", number(result.get("train_loss"), ".4g"), "nats a token"),
         ("Tokens seen", number(result.get("tokens_seen"), ",d"), _length(result)),
-        ("Time", duration(seconds) if number(seconds, "f") != "-" and seconds is not None else "-", ""),
+        ("Time", duration(seconds) if is_number(seconds) else "-", ""),
         ("Memorised", f"{length} of {new}", "tokens of the last sample in a row stand in the training text"),
     ]
     return [(name, value, note) for name, value, note in rows if not value.startswith("-")]
@@ -108,8 +109,8 @@ def _throughput(record: dict[str, Any], result: dict[str, Any]) -> Facts:
     seconds, memory = record.get("seconds"), result.get("peak_memory_bytes")
     return facts(
         ("Tokens a second, while training", number(result.get("tokens_per_second"), ",.0f")),
-        ("Whole time", duration(seconds) if isinstance(seconds, int | float) else None),
-        ("Peak memory", size(memory) if isinstance(memory, int | float) else None),
+        ("Whole time", duration(seconds) if is_number(seconds) else None),
+        ("Peak memory", size(memory)),
     )
 
 
@@ -192,7 +193,7 @@ def _length(result: dict[str, Any]) -> str:
 
 
 def _about_best(loss: object, epoch: object, step: str) -> str:
-    exact = f"perplexity {perplexity(loss)}" if isinstance(loss, float) else ""
+    exact = f"perplexity {perplexity(loss)}" if is_number(loss) else ""
     words = [f"epoch {epoch}" if isinstance(epoch, int) else "", "" if step == "-" else f"step {step}"]
     return joined(["nats a token", exact, *words])
 

@@ -22,15 +22,16 @@ from gpt_pretrain.report.page import (
     picture,
     render,
     state_words,
-    table_cells,
     visible,
 )
-from gpt_pretrain.report.run_page import CONFIG_TEXT, setup
+from gpt_pretrain.report.run_page import setup
 from gpt_pretrain.run_files import read_run
 from gpt_pretrain.sweep_results import Job, best_command, read_sweep, swept_keys, table
 from gpt_pretrain.wording import count, generate_command, place, tensorboard_command
 
-JOBS = 250  # in the table and the figure
+JOBS = 200  # in the table and the figure
+TABLE_TEXT = 120_000  # characters of the table
+SETTINGS_TEXT = 20_000
 OVERLAID = 40  # curves laid over one another
 DETAILED = 40  # jobs whose errors or findings are told
 
@@ -42,7 +43,7 @@ def sweep_page(folder: Path) -> str:
     first = best or jobs[0]
     run, shown = read_run(first.folder), jobs[:JOBS]
     states = Counter(job.state for job in jobs)
-    rows = table(shown)
+    head, *rows = _cells(shown)
     return render(
         "sweep.html",
         title=visible(folder.resolve().name),
@@ -54,20 +55,27 @@ def sweep_page(folder: Path) -> str:
         best=None if best is None else _best(best, jobs),
         best_command=cut(best_command(jobs) or "", 4_000),
         pictures_drawn=_pictures(jobs),
-        head=table_cells(rows[:1])[0],
+        head=head,
         rows=[
-            {"rank": cells[0], "cells": cells[1:-1], "folder": cells[-1], "href": _page_of(job), "state": job.state}
-            for cells, job in zip(table_cells(rows[1:]), shown, strict=True)
+            {"rank": cells[0].replace("-", "none"), "cells": cells[1:], "href": _page_of(job), "state": job.state}
+            for cells, job in zip(rows, shown, strict=True)
         ],
         failed=_failed(jobs),
         findings=_noted(jobs),
         setup=setup(first.record, config=run.config),
         command=cut(first.record.get("command") or "", 4_000),
         config_title=f"All settings of {_name(first)} (config.yaml)",
-        config=cut(run.config_text, CONFIG_TEXT),
+        config=cut(run.config_text, SETTINGS_TEXT),
         files_listed=listed(folder),
         next_commands=[visible(command) for command in _commands(folder, best)],
     )
+
+
+def _cells(jobs: Sequence[Job]) -> list[list[str]]:
+    """The table of the jobs, its head first, with cells so short that the page stays small."""
+    rows = table(jobs)
+    most = max(12, min(80, TABLE_TEXT // (len(rows) * len(rows[0]))))
+    return [[cell if len(cell) <= most else cut(cell[: most - 3], most) + "..." for cell in row] for row in rows]
 
 
 def _best(best: Job, jobs: Sequence[Job]) -> dict[str, Any]:
@@ -98,7 +106,7 @@ def _failed(jobs: Sequence[Job]) -> list[dict[str, Any]]:
     """The errors of jobs, each once, and the jobs that it ended."""
     by_error: dict[str, list[Job]] = {}
     for job in jobs:
-        if error := cut(job.record.get("error") or "", 1_000):
+        if error := cut(job.record.get("error") or "", 500):
             by_error.setdefault(error, []).append(job)
     return [
         {
@@ -112,7 +120,7 @@ def _failed(jobs: Sequence[Job]) -> list[dict[str, Any]]:
 
 def _noted(jobs: Sequence[Job]) -> list[dict[str, Any]]:
     """The jobs with findings, and a few findings of each."""
-    noted = [(job, findings(job.record)[:5]) for job in jobs]
+    noted = [(job, findings(job.record, most=3, text=300)) for job in jobs]
     return [
         {
             "name": _name(job),
