@@ -178,6 +178,11 @@ def test_states_and_errors_are_told(tmp_path: Path, state: str, words: str) -> N
     assert ("max_epochs=6" in page.sections["next"]) == (state == "pruned")  # else it is resumed to its own end
 
 
+def test_a_signal_is_told_by_its_name(tmp_path: Path) -> None:
+    page = report(make_run(tmp_path / "run", state="interrupted", error="143"))
+    assert "The signal SIGTERM." in page.sections["error"]
+
+
 def test_a_run_without_a_checkpoint_is_tried_again(tmp_path: Path) -> None:
     shutil.rmtree(make_run(tmp_path / "run", state="failed") / "checkpoints")
     assert "python train.py model=tiny" in report(tmp_path / "run").sections["next"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,6 +123,14 @@ def findings(record: dict[str, Any], *, most: int = 50, text: int = 600) -> list
 def state_words(state: str) -> str:
     """A state in words."""
     return STATES.get(state, "of unknown state")
+
+
+def ending(record: dict[str, Any]) -> str:
+    """What ended a run that did not come to its end; a signal, which is recorded as an exit code, by its name."""
+    error = str(record.get("error") or "")
+    with suppress(ValueError):
+        return f"The signal {signal.Signals(int(error) - 128).name}."
+    return error
 
 
 def render(template: str, **parts: Any) -> str:

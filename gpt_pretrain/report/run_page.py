@@ -8,7 +8,7 @@ from typing import Any
 
 from gpt_pretrain.charts import curves, drawing
 from gpt_pretrain.record import COMPLETE
-from gpt_pretrain.report.page import Picture, cut, facts, findings, joined, listed, picture, render, state_words, visible
+from gpt_pretrain.report.page import Picture, cut, ending, facts, findings, joined, listed, picture, render, state_words, visible
 from gpt_pretrain.run_files import RunFiles, outcome, part, read_run
 from gpt_pretrain.runs import checkpoints
 from gpt_pretrain.samples import Sample, thinned
@@ -45,7 +45,7 @@ def run_page(folder: Path) -> str:
         place=visible(place(folder)),
         state=state if state in (*COMPLETE, "failed", "interrupted", "running") else "unknown",
         state_words=state_words(state),
-        error=cut(record.get("error") or "", NOISE),
+        error=cut(ending(record), NOISE),
         headline=_headline(record, result),
         curves=_curves(run),
         samples=samples,

@@ -14,6 +14,7 @@ from gpt_pretrain.record import FAILED
 from gpt_pretrain.report.page import (
     Picture,
     cut,
+    ending,
     facts,
     findings,
     href,
@@ -106,7 +107,7 @@ def _failed(jobs: Sequence[Job]) -> list[dict[str, Any]]:
     """The errors of jobs, each once, and the jobs that it ended."""
     by_error: dict[str, list[Job]] = {}
     for job in jobs:
-        if error := cut(job.record.get("error") or "", 500):
+        if error := cut(ending(job.record), 500):
             by_error.setdefault(error, []).append(job)
     return [
         {
