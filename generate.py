@@ -15,12 +15,20 @@ cli.set_up_hydra()
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="generate")
 def main(config: DictConfig) -> None:
-    """Print continuations of a prompt, token by token."""
-    cli.guarded(generate, config)
+    """Print continuations of a prompt, token by token; a sweep compares them."""
+    cli.guarded(compare if cli.is_sweep() else generate, config)
 
 
-def generate(config: DictConfig) -> None:
-    """Load a model, encode, sample, stream."""
+def compare(config: DictConfig) -> None:
+    """Generate as one job of a sweep, and note what can be said of the texts."""
+    from gpt_pretrain.record import recorded
+
+    with recorded(cli.job_dir(), **cli.how_started("generate.py")):
+        generate(config, keep=cli.job_dir())
+
+
+def generate(config: DictConfig, *, keep: Path | None = None) -> None:
+    """Load a model, encode, sample, stream; keep the texts, and measures of them, in a folder."""
     from gpt_pretrain.checkpoint import first_whole
     from gpt_pretrain.config import SamplerConfig
     from gpt_pretrain.decoding import PRECISIONS, DecodingModel, pick_decoding_precision
@@ -45,12 +53,13 @@ def generate(config: DictConfig) -> None:
     precision, reason = pick_decoding_precision(settings.precision, model)
     print(f"({weights.name}; precision {precision}: {reason})", file=sys.stderr)
     decoder = DecodingModel(model, dtype=PRECISIONS[precision])
+    texts, sampler = [], SamplerConfig(**vars(settings.sampler))
     for prompt in prompts(settings):
-        texts = continue_prompt(
-            decoder, tokenizer, prompt, SamplerConfig(**vars(settings.sampler)), n_samples=settings.n_samples, seed=settings.seed
-        )
-        if cli.is_sweep():
-            Path(cli.job_dir(), "samples.txt").write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+        texts += continue_prompt(decoder, tokenizer, prompt, sampler, n_samples=settings.n_samples, seed=settings.seed)
+    if keep is not None:
+        from gpt_pretrain.generations import keep_measured
+
+        keep_measured(keep, model, texts, weights.content, tokenizer)
 
 
 if __name__ == "__main__":

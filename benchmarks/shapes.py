@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gpt_pretrain import flops
 from gpt_pretrain.config import GPTConfig
 
 
@@ -38,12 +39,12 @@ class Training:
     @property
     def product_flops(self) -> float:
         """Floating-point operations of a step in products with weights: 6 for each weight of a matrix and token."""
-        return 6.0 * (12 * self.n_layers * self.emb_dim**2 + self.vocab_size * self.emb_dim) * self.tokens
+        return 6.0 * flops.product_weights(self.config()) * self.tokens
 
     @property
     def flops(self) -> float:
-        """The same with attention's, 12 L T D a token."""
-        return self.product_flops + 12.0 * self.n_layers * self.context_length * self.emb_dim * self.tokens
+        """The same with attention's."""
+        return flops.training_flops(self.config()) * self.tokens
 
     def config(self) -> GPTConfig:
         """The architecture."""

@@ -8,9 +8,11 @@ import logging
 import os
 import re
 import secrets
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +25,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.runs import find_run
+from gpt_pretrain.report import reported
+from gpt_pretrain.runs import OUTPUTS, SWEEP_SETTINGS, find_run, find_sweep
 from gpt_pretrain.settings import GenerateSettings, TrainSettings, literal, typed
 from gpt_pretrain.slurm import interrupted_run
 
@@ -32,9 +35,17 @@ Result = TypeVar("Result")
 EXIT_USER_ERROR = 2
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
-FREE_TEXT = {"prompt", "prompt_file", "start_context", "checkpoint", "pretrained", "resume", "init_from", "hydra.run.dir"} | {
-    f"data.{name}" for name in ("path", "url", "cache_dir")
-}
+FREE_TEXT = {
+    "prompt",
+    "prompt_file",
+    "start_context",
+    "checkpoint",
+    "pretrained",
+    "resume",
+    "init_from",
+    "hydra.run.dir",
+    "run_dir",
+} | {f"data.{name}" for name in ("path", "url", "cache_dir")}
 
 TYPED: list[str] = []  # this process's words as the user typed them
 
@@ -53,7 +64,8 @@ def run(main: Callable[[], Any], *, resumes: bool = False) -> None:
     """Run an entry script's main function on this process's command line, which may ask to resume a run."""
     TYPED[:] = sys.argv[1:]
     try:
-        sys.argv[1:] = quoted(with_resume(sys.argv[1:]) if resumes else sys.argv[1:])
+        words = with_sweep_resume(sys.argv[1:])
+        sys.argv[1:] = quoted(without_traces(with_resume(words)) if resumes else words)
         main()
     except UserError as error:
         sys.exit(report(error))
@@ -149,28 +161,99 @@ def with_resume(argv: list[str]) -> list[str]:
     return [*place, *argv]
 
 
+def with_sweep_resume(argv: list[str]) -> list[str]:
+    """A command line in which `sweep_resume=SWEEP` has brought what that sweep was started with, and its folder.
+
+    Settings that are typed now take the place of those.
+
+    Raises:
+        UserError: when there is no such sweep.
+    """
+    wanted = [re.sub(r"^(['\"])(.*)\1$", r"\2", word.partition("=")[2]) for word in argv if _key(word) == "sweep_resume"]
+    if not wanted:
+        return argv
+    folder = find_sweep(wanted[-1])
+    stored = OmegaConf.load(folder / SWEEP_SETTINGS).hydra.overrides
+    typed_now = {_key(word) for word in argv if not word.startswith("-")}
+    before = [word for word in [*stored.hydra, *stored.task] if _key(word) not in typed_now | {"hydra.mode", "hydra.sweep.dir"}]
+    others = [word for word in argv if _key(word) != "sweep_resume" and word not in ("-m", "--multirun")]
+    return ["-m", *before, *others, f"hydra.sweep.dir={quote(str(folder))}"]
+
+
+def how_started(script: str) -> dict[str, Any]:
+    """What a run's record says about how it was started, as `record.recorded` takes it."""
+    words = [word for word in _task_words() if _key(word) not in ("resume", "resume_force")]
+    if not is_sweep():
+        return {"command": shlex.join(["python", script, *TYPED]), "overrides": words}
+    fixed = HydraConfig.get().job.config.override_dirname.exclude_keys
+    swept = [word for word in words if _key(word) not in fixed]
+    return {"command": shlex.join(["python", script, *words]), "overrides": words, "swept": swept}
+
+
+def without_traces(argv: list[str]) -> list[str]:
+    """A command line that, where it asks for `plan=true`, has Hydra make no folder and no log; the run's place is still told.
+
+    Raises:
+        UserError: when a sweep is to be planned.
+    """
+    wanted = [word.partition("=")[2].strip("'\"").lower() for word in argv if _key(word) == "plan"]
+    if not wanted or wanted[-1] not in ("true", "yes", "on", "1"):
+        return argv
+    if {"-m", "--multirun"} & set(argv):
+        raise UserError("plan=true looks at one run; it cannot be combined with a sweep (-m).")
+    places = [word.partition("=")[2] for word in argv if _key(word) == "hydra.run.dir"]
+    kept = [word for word in argv if _key(word) not in ("hydra.run.dir", "hydra.output_subdir", "hydra/job_logging")]
+    nowhere = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=terminal"]
+    return [*kept, *nowhere, f"run_dir={[str(OUTPUTS), *places][-1]}"]
+
+
 def typed_keys() -> set[str]:
     """The settings and groups that were typed on the command line."""
-    return {_key(word) for word in HydraConfig.get().overrides.task} if HydraConfig.initialized() else set()
+    return {_key(word) for word in _task_words()}
 
 
-def guarded(job: Callable[[DictConfig], Result], config: DictConfig, *, log_file: Path | None = None) -> Result:
-    """Run a job; what the user can mend becomes a short message and exit code 2, with the traceback in the run's log."""
+def _task_words() -> list[str]:
+    """The settings and groups that this run was given on the command line, or by its sweep, as words."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def guarded(job: Callable[[DictConfig], Result], config: DictConfig, *, run_dir: Path | None = None) -> Result:
+    """Run a job; what the user can mend becomes a short message and exit code 2.
+
+    In a sweep whatever goes wrong ends the job alone, and what it leaves in memory is given back.
+
+    Args:
+        run_dir: the run's folder, whose train.log gets the traceback, and which has its page written at the end.
+    """
     try:
-        return job(config)
+        with nullcontext() if run_dir is None else reported(run_dir):
+            return job(config)
     except BrokenPipeError:  # whoever read the output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except (UserError, OSError) as error:
-        if isinstance(error, OSError):
-            if error.errno not in DISK_ERRORS:
+    except Exception as error:
+        told = _told(error)
+        if told is None:
+            if not is_sweep():
                 raise
-            error = UserError(f"{error.filename or 'A file'} cannot be written: {error.strerror}.")
-            log_file = None
-        report(error, log_file=log_file)
+            told = UserError(f"{type(error).__name__}: {error}")
+            told.__cause__ = error
+        report(told, log_file=None if isinstance(error, OSError) or run_dir is None else run_dir / "train.log")
         if is_sweep():
-            raise SweepJobFailed(error.problems[0]) from None
+            raise SweepJobFailed(told.problems[0]) from None
         sys.exit(EXIT_USER_ERROR)
+    finally:
+        if is_sweep() and "torch" in sys.modules:
+            from gpt_pretrain.hardware import release_memory
+
+            release_memory()
+
+
+def _told(error: Exception) -> UserError | None:
+    """An error as a user is told it; None for one that is the program's own."""
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        return UserError(f"{error.filename or 'A file'} cannot be written: {error.strerror}.")
+    return error if isinstance(error, UserError) else None
 
 
 class SweepJobFailed(RuntimeError):

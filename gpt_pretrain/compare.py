@@ -18,10 +18,10 @@ from pathlib import Path
 from gpt_pretrain import cli
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.run_files import RunFiles, outcome, read_run
-from gpt_pretrain.runs import find_folder
+from gpt_pretrain.runs import find_folder, place
 from gpt_pretrain.settings import CompareSettings
 from gpt_pretrain.sweep_results import aligned
-from gpt_pretrain.wording import count, number, place
+from gpt_pretrain.wording import count, number
 
 FORMATS = (".png", ".pdf", ".svg")
 OWN_TO_EACH = ("run_dir", "resume", "resume_force", "data.cache_dir")  # which say nothing about the training

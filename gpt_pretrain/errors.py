@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -16,3 +17,15 @@ class UserError(ValueError):
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         assert self.problems, "a UserError needs at least one problem"
         super().__init__("\n".join(self.problems))
+
+
+class AlreadyCompleteError(UserError):
+    """A run that was to go on has nothing left to do.
+
+    Attributes:
+        result: what came out of it, as a record has that.
+    """
+
+    def __init__(self, problem: str, *, result: dict[str, Any]) -> None:
+        super().__init__(problem)
+        self.result = result

@@ -21,11 +21,10 @@ from gpt_pretrain.hardware import accelerator_device, compile_model
 from gpt_pretrain.lit_module import GPTLitModule, NonFiniteError
 from gpt_pretrain.preflight import StartingPoint, build_model
 from gpt_pretrain.resuming import newest_checkpoint
-from gpt_pretrain.runs import checkpoints
+from gpt_pretrain.runs import checkpoints, place
 from gpt_pretrain.settings import TrainSettings
 from gpt_pretrain.tokenizer import Tokenizer, token_byte_lengths
 from gpt_pretrain.trainer import build_trainer, total_steps
-from gpt_pretrain.wording import place
 
 log = logging.getLogger(__name__)
 
@@ -57,11 +56,11 @@ def fit(
     resume, step = start.resume, start.step
     while True:
         L.seed_everything(settings.seed, workers=True, verbose=False)
-        module = _build_module(settings, tokenizer, data, start)
+        module = build_module(settings, tokenizer, data, start)
         module.lr_scale, module.skipped = lr_scale, skipped
         trainer = build_trainer(settings, data, tokenizer, config=config, run_dir=run_dir, first_step=step, custom=custom)
         if not skipped:
-            log.info("%s", summary.before(settings, data, module.model))
+            log.info("%s", summary.before(settings, data, module.model, first_step=step))
         stopped_by = None
         try:
             trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
@@ -101,7 +100,8 @@ def _leave(trainer: L.Trainer, signum: int, run_dir: Path) -> NoReturn:
     sys.exit(128 + signum)
 
 
-def _build_module(settings: TrainSettings, tokenizer: Tokenizer, data: TextDataModule, start: StartingPoint) -> GPTLitModule:
+def build_module(settings: TrainSettings, tokenizer: Tokenizer, data: TextDataModule, start: StartingPoint) -> GPTLitModule:
+    """What Lightning trains: a model, compiled where that is wanted and possible, and how to train it."""
     model = build_model(settings, tokenizer, start)
     compiled, reason = compile_model(model, settings.compile, accelerator_device(settings.trainer.accelerator))
     log.info("compile %s (%s)", "on" if compiled else "off", reason)

@@ -63,8 +63,9 @@ class GPTLitModule(L.LightningModule):
         lr_scale: what the learning rate is multiplied by, after rollbacks.
         skipped: epoch and batch of each batch that is left out, both counted from 0.
         tokens_seen: tokens trained on so far, by all devices together.
-        last_loss: of the last batch, a tensor on the device.
-        grad_norm: of all gradients together, before clipping, when it was last computed; likewise.
+        last_loss: of the last batch, a tensor on the device; and loss_value, the same as a number.
+        grad_norm: of all gradients together, before clipping, when it was last computed; likewise. Under 16-mixed there is no
+            grad_norm_value, since nothing has to wait for it.
         val_loss: the last full validation's loss in nats a token; NaN before the first.
     """
 
@@ -95,8 +96,9 @@ class GPTLitModule(L.LightningModule):
         self.idle_seconds = 0.0
         self.val_loss = math.nan
         self.val_bits_per_byte = math.nan
-        self.last_loss = torch.tensor(math.nan)
+        self.last_loss, self.loss_value = torch.tensor(math.nan), math.nan
         self.grad_norm = torch.tensor(math.nan)
+        self.grad_norm_value: float | None = None
 
     @property
     def step(self) -> int:
@@ -128,17 +130,18 @@ class GPTLitModule(L.LightningModule):
             return None
         loss = next_token_loss(self.model, token_ids, target_ids, compiled=self.compiled)
         self.last_loss = loss.detach()
-        if bool(self.last_loss.isfinite()):
+        self.loss_value = self.last_loss.item()
+        if math.isfinite(self.loss_value):
             return loss
-        error = self._nonfinite("loss", self.last_loss, [batch_idx])
+        error = self._nonfinite("loss", self.loss_value, [batch_idx])
         if self.on_nonfinite != "skip":
             raise error
         log.warning("%s It is left out.", error)
         return None
 
-    def _nonfinite(self, what: str, value: Tensor, batches: Sequence[int]) -> NonFiniteError:
+    def _nonfinite(self, what: str, value: float, batches: Sequence[int]) -> NonFiniteError:
         trainer = self.trainer
-        return NonFiniteError(what, value.item(), step=trainer.global_step, epoch=trainer.current_epoch, batches=batches)
+        return NonFiniteError(what, value, step=trainer.global_step, epoch=trainer.current_epoch, batches=batches)
 
     def on_validation_epoch_start(self) -> None:
         self._val_start = time.perf_counter()
@@ -176,10 +179,11 @@ class GPTLitModule(L.LightningModule):
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         self.grad_norm = get_total_norm(gradients)
         scaled = self.trainer.precision == "16-mixed"  # whose scaler leaves such a step out by itself
-        if not scaled and not bool(self.grad_norm.isfinite()):
+        self.grad_norm_value = None if scaled else self.grad_norm.item()
+        if self.grad_norm_value is not None and not math.isfinite(self.grad_norm_value):
             last = self.trainer.fit_loop.epoch_loop.batch_idx
             first = last - last % self.trainer.accumulate_grad_batches
-            raise self._nonfinite("gradient", self.grad_norm, range(first, last + 1))
+            raise self._nonfinite("gradient", self.grad_norm_value, range(first, last + 1))
         if gradient_clip_val is not None:
             clip_gradients(optimizer, self.grad_norm, max_norm=gradient_clip_val)
 

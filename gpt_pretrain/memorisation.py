@@ -18,7 +18,9 @@ BASE = np.uint64(0x9E3779B97F4A7C15)  # odd; 2^64 divided by the golden ratio
 class TokenText(Protocol):
     """A text that gives its tokens piece by piece."""
 
-    count: int
+    @property
+    def count(self) -> int:
+        """Tokens in it."""
 
     def read(self, start: int = 0, count: int | None = None) -> np.ndarray:
         """The tokens from start on, (count,)."""

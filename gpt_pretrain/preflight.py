@@ -12,9 +12,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from gpt_pretrain.config import GPTConfig
-from gpt_pretrain.data.datamodule import TextDataModule, cache_folder
-from gpt_pretrain.data.text import find_text
-from gpt_pretrain.errors import UserError
+from gpt_pretrain.data.datamodule import TextDataModule
+from gpt_pretrain.data.text import cache_folder, find_text
+from gpt_pretrain.errors import AlreadyCompleteError, UserError
 from gpt_pretrain.formats.sources import earlier_export
 from gpt_pretrain.hardware import accelerator_device
 from gpt_pretrain.model import GPTModel
@@ -113,7 +113,7 @@ def _start(settings: TrainSettings, typed_keys: Set[str]) -> tuple[TrainSettings
     if settings.init_from is not None:
         raise UserError("resume and init_from exclude each other: resume goes on with a run, init_from begins a new one.")
     named = Path(settings.resume).expanduser()
-    path, content = newest_checkpoint(Path(settings.run_dir), only=named if named.is_file() else None)
+    path, content = newest_checkpoint(Path(settings.run_dir), only=named if named.is_file() else None, looking=settings.plan)
     settings, changes = as_before(settings, content["config"], typed_keys)
     _check_incomplete(settings, content)
     start = StartingPoint(
@@ -177,18 +177,22 @@ def _check_incomplete(settings: TrainSettings, content: dict[str, Any]) -> None:
     epochs, steps, trainer = int(progress["processed"]), int(content["global_step"]), settings.trainer
     limit = "max_steps" if steps >= trainer.max_steps > 0 else "max_epochs" if epochs >= trainer.max_epochs else None
     stop = settings.callbacks.early_stopping
+    best = {name: value for name, value in content["callbacks"].get("SaveRun", {}).items() if name.startswith("best_")}
+    best["best_val_loss"] = best.pop("best_loss", None)
     for name, state in content["callbacks"].items():
         if stop is not None and name.startswith("EarlyStopping") and state["wait_count"] >= max(1, stop.patience):
-            raise UserError(
+            raise AlreadyCompleteError(
                 f"{settings.run_dir} is complete: early stopping ended it after {epochs} epochs, with {state['wait_count']} "
                 "validations without a gain. To train it further: callbacks=early_stopping "
-                f"callbacks.early_stopping.patience={2 * stop.patience + 1}"
+                f"callbacks.early_stopping.patience={2 * stop.patience + 1}",
+                result=best,
             )
     if limit is not None:
         more = 2 * (steps if limit == "max_steps" else epochs)
-        raise UserError(
+        raise AlreadyCompleteError(
             f"{settings.run_dir} is complete: trainer.{limit}={getattr(trainer, limit)} ended it after {epochs} epochs "
-            f"and {steps} steps. To train it further, ask for more, for example: trainer.{limit}={more}"
+            f"and {steps} steps. To train it further, ask for more, for example: trainer.{limit}={more}",
+            result=best,
         )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from gpt_pretrain.config import SamplerConfig
 from gpt_pretrain.decoding import DecodingModel
@@ -38,10 +40,24 @@ def prompts(settings: GenerateSettings) -> Iterator[str]:
         yield settings.prompt
 
 
+@dataclass(frozen=True)
+class Continuation:
+    """A prompt and what a model made of it.
+
+    Args:
+        text: both.
+        prompt_ids, new_ids: their tokens.
+    """
+
+    text: str
+    prompt_ids: list[int]
+    new_ids: list[int]
+
+
 def continue_prompt(
     model: DecodingModel, tokenizer: Tokenizer, prompt: str, sampler: SamplerConfig, *, n_samples: int, seed: int
-) -> list[str]:
-    """Print a prompt and its continuations as they are made, and return the whole texts.
+) -> list[Continuation]:
+    """Print a prompt and its continuations as they are made, and return them.
 
     Raises:
         UserError: when the prompt encodes to nothing.
@@ -58,15 +74,22 @@ def continue_prompt(
         columns = generate_stream(
             model, torch.tensor([token_ids], device=device), sampler, eos_id=tokenizer.eos_id, generator=generator
         )
-        new_ids = (int(column) for column in columns)
         print(prompt, end="", flush=True)
-        text = prompt
-        for piece in decode_stream(tokenizer, (token_id for token_id in new_ids if token_id != tokenizer.eos_id)):
+        text, new_ids = prompt, list[int]()
+        for piece in decode_stream(tokenizer, _kept(columns, new_ids, eos_id=tokenizer.eos_id)):
             print(piece, end="", flush=True)
             text += piece
         print()
-        texts.append(text)
+        texts.append(Continuation(text, token_ids, new_ids))
     return texts
+
+
+def _kept(columns: Iterable[Tensor], new_ids: list[int], *, eos_id: int) -> Iterator[int]:
+    """The tokens as they are made, added to new_ids, but for the end of text."""
+    for column in columns:
+        if (token_id := int(column)) != eos_id:
+            new_ids.append(token_id)
+            yield token_id
 
 
 def _typed_prompts() -> Iterator[str]:

@@ -9,12 +9,13 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from gpt_pretrain.errors import AlreadyCompleteError
 from gpt_pretrain.runs import write_whole
 
 RECORD = "run.json"
@@ -43,19 +44,33 @@ def update_record(folder: Path, **fields: Any) -> None:
 
 
 @contextmanager
-def recorded(folder: Path, **fields: Any) -> Iterator[None]:
+def recorded(folder: Path, *, command: str, overrides: Sequence[str], swept: Sequence[str] | None = None) -> Iterator[None]:
     """Note how the work inside begins and ends; a killed process leaves the state "running" behind.
 
     Args:
         folder: the run's, or the job's.
-        fields: what is known at the start.
+        command: how it was started; of a run that is resumed, the first command stays.
+        overrides: what was typed, `key=value`; of a run that is resumed, added to what was typed before.
+        swept: those of them that the sweep around the run tries values of; None where there is no sweep.
     """
     before, start = read_record(folder), time.monotonic()
-    begun = before.get("started", _now())
-    update_record(folder, **fields, state=RUNNING, started=begun, ended=None, error=None)
+    typed = {_key(word): word for word in [*before.get("overrides", []), *overrides]}
+    update_record(
+        folder,
+        state=RUNNING,
+        error=None,
+        command=before.get("command", command),
+        overrides=list(typed.values()),
+        swept=None if swept is None else list(swept),
+        started=before.get("started", _now()),
+        ended=None,
+        **surroundings(),
+    )
     state, problem = FINISHED, None
     try:
         yield
+    except AlreadyCompleteError:
+        raise
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and int(error.code or 0) > 128)
         state, problem = (INTERRUPTED if stopped else FAILED), str(error).strip() or type(error).__name__
@@ -93,6 +108,10 @@ def git_revision() -> str | None:
     return done.stdout.strip()
 
 
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+~")
+
+
 def _cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -102,4 +121,4 @@ def _cpu_name() -> str:
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

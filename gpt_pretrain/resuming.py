@@ -17,7 +17,7 @@ from gpt_pretrain.pretrained import open_weights
 from gpt_pretrain.runs import BEST, LAST, checkpoint_dir, find_checkpoints
 from gpt_pretrain.settings import TrainSettings, literal, typed
 
-OF_THIS_START = ("run_dir", "resume", "resume_force", "callbacks.custom")  # never taken from the checkpoint
+OF_THIS_START = ("run_dir", "plan", "resume", "resume_force", "callbacks.custom")  # never taken from the checkpoint
 # What gives the saved state its meaning. Which text `data` names is not here: its content counts.
 MEANING = {
     *("model", "tokenizer", "seed", "data.batch_size", "data.train_ratio", "data.stride"),
@@ -28,19 +28,20 @@ MEANING = {
 log = logging.getLogger(__name__)
 
 
-def newest_checkpoint(run_dir: Path, *, only: Path | None = None) -> tuple[Path, dict[str, Any]]:
+def newest_checkpoint(run_dir: Path, *, only: Path | None = None, looking: bool = False) -> tuple[Path, dict[str, Any]]:
     """A run's newest whole checkpoint, damaged ones reported, what a killed process left behind removed.
 
     Args:
         only: a checkpoint to take instead.
+        looking: leave the run's folder as it is.
 
     Raises:
         UserError: when the run has none.
     """
-    for folder in (run_dir, checkpoint_dir(run_dir)):
+    for folder in () if looking else (run_dir, checkpoint_dir(run_dir)):
         remove_leftovers(folder)
     path, content = first_whole([only] if only is not None else find_checkpoints(str(run_dir)), _resumable)
-    if path.name == LAST and content["callbacks"]["SaveRun"]["best_step"] == content["global_step"] - 1:
+    if not looking and path.name == LAST and content["callbacks"]["SaveRun"]["best_step"] == content["global_step"] - 1:
         best = path.with_name(BEST)
         if not best.is_file() or not same_checksum(path, best):  # killed between the two
             copy_checkpoint(path, best)

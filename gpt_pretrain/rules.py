@@ -73,6 +73,32 @@ TRAIN_RULES: list[Rule] = [
     ("on_nonfinite", *one_of("stop", "skip", "rollback")),
     ("rollback_lr_factor", lambda factor: 0 < factor <= 1, "must be above 0 and at most 1"),
     ("max_rollbacks", *at_least(0)),
+    ("doubts.min_tokens_per_parameter", *at_least(0, "tokens")),
+    ("doubts.min_val_windows", *at_least(0, "windows")),
+]
+
+SHARE: tuple[Callable[[Any], bool], str] = (lambda share: 0 < share < 1, "must be above 0 and below 1")
+
+DOCTOR_RULES: list[Rule] = [
+    ("window", *at_least(10, "optimizer steps")),
+    ("patience", *at_least(1, "loss line")),
+    ("first_loss", *at_least(0, "nats")),
+    ("overfitting", *at_least(0, "nats")),
+    ("gap", *at_least(1)),
+    ("stuck", *SHARE),
+    ("spike", *at_least(0, "nats")),
+    ("clipping", *SHARE),
+    ("loading", *SHARE),
+]
+
+GRID_RULES: list[Rule] = [
+    ("prompts", lambda texts: "" not in texts, "no prompt may be empty"),
+    (
+        "temperatures",
+        lambda values: len(values) > 0 and all(0 <= value < INFINITY for value in values),
+        "must be at least 0 each",
+    ),
+    ("top_ks", lambda values: len(values) > 0 and all(k is None or k >= 1 for k in values), "must be at least 1 each, or null"),
 ]
 
 GENERATE_RULES: list[Rule] = [
@@ -89,6 +115,10 @@ GENERATE_RULES: list[Rule] = [
 def train_problems(settings: TrainSettings) -> list[str]:
     """What is wrong with the settings of a run; empty when all is well."""
     problems = _broken(settings, TRAIN_RULES) + _model_problems(settings.model) + _sampler_problems(settings.sampler)
+    if settings.callbacks.doctor is not None:
+        problems += [f"callbacks.doctor.{problem}" for problem in _broken(settings.callbacks.doctor, DOCTOR_RULES)]
+    if settings.callbacks.grid is not None:
+        problems += [f"callbacks.grid.{problem}" for problem in _broken(settings.callbacks.grid, GRID_RULES)]
     for package, chosen in (("wandb", settings.logger.wandb), ("mlflow", settings.logger.mlflow)):
         if chosen is not None and importlib.util.find_spec(package) is None:
             problems.append(f"logger={package} needs the package {package}: pip install {package}. Or choose logger=csv.")

@@ -11,6 +11,9 @@ from gpt_pretrain.errors import UserError
 OUTPUTS = Path("outputs")
 LAST, BEST = "last.ckpt", "best.ckpt"
 EXPORTED = "huggingface"
+SWEEPS = OUTPUTS / "multirun"
+STUDY = "study.journal"  # of a search
+SWEEP_SETTINGS = "multirun.yaml"  # as Hydra's own sweepers call what a sweep was started with
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -24,6 +27,12 @@ def write_whole(path: Path, text: str) -> None:
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def place(path: Path) -> str:
+    """A path as short as it can be typed from here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
 
 
 def checkpoint_dir(run_dir: Path) -> Path:
@@ -60,6 +69,25 @@ def find_folder(name: str) -> Path:
     folder = path.parent.parent if path.is_file() and path.parent.name == "checkpoints" else path
     if not folder.is_dir():
         raise UserError(f"{name}: there is no such run directory. Runs are folders below {OUTPUTS}/; `latest` names the newest.")
+    return folder
+
+
+def find_sweep(name: str) -> Path:
+    """The sweep folder that a user means; "latest" is the one that was begun last.
+
+    Raises:
+        UserError: when there is none.
+    """
+    if name == "latest":
+        found = list(SWEEPS.glob(f"*/{SWEEP_SETTINGS}"))
+        if not found:
+            raise UserError(f"`latest`: there is no sweep below {SWEEPS.resolve()} yet. Start one: python train.py -m seed=1,2")
+        return max(found, key=lambda file: file.stat().st_mtime_ns).parent
+    folder = Path(name).expanduser()
+    if not (folder / SWEEP_SETTINGS).is_file():
+        raise UserError(
+            f"{name}: there is no sweep in this folder. Sweeps are folders below {SWEEPS}/; `latest` names the newest."
+        )
     return folder
 
 

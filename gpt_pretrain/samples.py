@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,27 @@ def read_samples(file: Path) -> list[Sample]:
                 )
             )
     return samples
+
+
+def as_table(samples: Sequence[Sample]) -> str:
+    """Samples as a table in Markdown, one a row, their texts shown as they are."""
+    rows = ["| epoch | step | drawn by | memorised | text |", "|---|---|---|---|---|"]
+    for sample in samples:
+        memorised = "" if sample.run_length is None else f"{sample.run_length} of {sample.new_tokens}"
+        rows.append(f"| {sample.epoch} | {sample.step} | {sample.sampler or ''} | {memorised} | {_plain(sample.text)} |")
+    return "\n".join(rows)
+
+
+def code_block(text: str) -> str:
+    """Markdown that shows a text as it is, in lines that fit a page."""
+    lines = (part for line in text.splitlines() for part in textwrap.wrap(line, 100) or [""])
+    return "\n".join("    " + line for line in lines)
+
+
+def _plain(text: str) -> str:
+    """Markdown for one line that means these characters and nothing else."""
+    shown = "".join(char if char.isprintable() else "\u23ce" if char == "\n" else " " for char in text)
+    return "".join(char if char.isalnum() or char in " .,;:?'\"" or ord(char) > 127 else f"&#{ord(char)};" for char in shown)
 
 
 def thinned(items: Sequence[Item], most: int) -> list[Item]:

@@ -120,13 +120,39 @@ class EarlyStoppingSettings:
 
 
 @dataclass
+class GridSettings:
+    """`callbacks.grid`: ways of decoding to be tried after each epoch, each with each."""
+
+    prompts: list[str] = field(default_factory=list)  # none: start_context
+    temperatures: list[float] = MISSING
+    top_ks: list[Optional[int]] = MISSING  # null: all tokens
+
+
+@dataclass
+class DoctorSettings:
+    """`callbacks.doctor`: from where on something is a warning sign."""
+
+    window: int = MISSING  # optimizer steps over which loss, gradients and loading are judged
+    patience: int = MISSING  # loss lines in a row over which training and validation loss are compared
+    first_loss: float = MISSING  # nats between the loss before training and ln(vocab_size)
+    overfitting: float = MISSING  # nats that the validation loss has risen by, and the training loss fallen
+    gap: float = MISSING  # validation loss as a multiple of the training loss
+    stuck: float = MISSING  # share that a loss has to fall by within a window, while it is high
+    spike: float = MISSING  # nats that the training loss rises above the highest of the window before
+    clipping: float = MISSING  # share of steps whose gradients are clipped
+    loading: float = MISSING  # share of the time that is spent waiting for batches
+
+
+@dataclass
 class CallbacksSettings:
     """`callbacks`: what happens beside the training itself."""
 
     progress_bar: bool = MISSING
     samples: bool = MISSING
+    grid: Optional[GridSettings] = None
     loss_curve: bool = MISSING
     early_stopping: Optional[EarlyStoppingSettings] = None
+    doctor: Optional[DoctorSettings] = None
     custom: dict[str, Any] = field(default_factory=dict)  # name -> {_target_: class, arguments}
 
 
@@ -167,6 +193,14 @@ class CheckpointSettings:
 
 
 @dataclass
+class DoubtSettings:
+    """`doubts`: what a plan must reach for nothing to be said about it."""
+
+    min_tokens_per_parameter: float = MISSING  # of the training text
+    min_val_windows: int = MISSING
+
+
+@dataclass
 class TrainSettings:
     """All of `train.py`'s settings."""
 
@@ -182,6 +216,7 @@ class TrainSettings:
     max_rollbacks: int = MISSING
     export: bool = MISSING  # write the run's last weights as a Hugging Face folder at its end
     compile: Union[bool, str] = MISSING  # true, false, auto
+    plan: bool = MISSING  # say what the run will cost, and end
     run_dir: str = MISSING
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
@@ -193,6 +228,7 @@ class TrainSettings:
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     callbacks: CallbacksSettings = field(default_factory=CallbacksSettings)
     logger: LoggerSettings = field(default_factory=LoggerSettings)
+    doubts: DoubtSettings = field(default_factory=DoubtSettings)
 
 
 @dataclass

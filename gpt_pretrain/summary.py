@@ -7,36 +7,49 @@ from typing import TypeVar
 
 import lightning as L
 
+from gpt_pretrain.callbacks.doctor import WarningSigns
 from gpt_pretrain.callbacks.metrics import TrainMetrics
 from gpt_pretrain.callbacks.save import SaveRun
 from gpt_pretrain.data.datamodule import TextDataModule
+from gpt_pretrain.doubts import doubts
 from gpt_pretrain.lit_module import GPTLitModule
 from gpt_pretrain.model import GPTModel
-from gpt_pretrain.runs import EXPORTED, checkpoint_dir
+from gpt_pretrain.plan import line, make_plan
+from gpt_pretrain.runs import EXPORTED, checkpoint_dir, place
 from gpt_pretrain.settings import TrainSettings
 from gpt_pretrain.trainer import steps_per_epoch, total_steps
-from gpt_pretrain.wording import count, duration, generate_command, perplexity, place, resume_command, tensorboard_command
+from gpt_pretrain.units import duration
+from gpt_pretrain.wording import count, generate_command, perplexity, resume_command, tensorboard_command
 
 Kind = TypeVar("Kind")
 
 
-def before(settings: TrainSettings, data: TextDataModule, model: GPTModel) -> str:
-    """The run in a few lines: model, data, length, place."""
-    config, split, trainer = model.config, data.split, settings.trainer
-    steps = total_steps(data, trainer)
+def before(settings: TrainSettings, data: TextDataModule, model: GPTModel, *, first_step: int = 0) -> str:
+    """The run in a few lines: model, data, length, place, what it will cost, and what is doubtful about it."""
+    plan = make_plan(settings, data, model.config, first_step=first_step)
     return "\n".join(
         [
-            f"model   {model.num_parameters() / 1e6:.1f}M parameters: {config.n_layers} layers, {config.n_heads} heads, "
-            f"emb_dim {config.emb_dim}, context {config.context_length}, vocabulary {config.vocab_size:,} "
-            f"({data.tokenizer.name})",
-            f"data    {settings.data.path or settings.data.name}: {split.characters:,} characters; "
-            f"{split.train.count:,} tokens in {len(data.train):,} windows to train on, "
-            f"{split.val.count:,} in {len(data.val):,} to validate",
-            f"length  {count(steps, 'optimizer step')}, {steps_per_epoch(data, trainer):,} an epoch, of "
-            f"{settings.data.batch_size * trainer.accumulate_grad_batches:,} windows each",
+            *facts(settings, data, model),
+            f"plan    {line(plan)}",
             f"run     {place(Path(settings.run_dir))}",
+            *(f"doubt   {doubt}" for doubt in doubts(settings, data, model.config, plan)),
         ]
     )
+
+
+def facts(settings: TrainSettings, data: TextDataModule, model: GPTModel) -> list[str]:
+    """A line each about model, data and length."""
+    config, split, trainer = model.config, data.split, settings.trainer
+    return [
+        f"model   {model.num_parameters() / 1e6:.1f}M parameters: {config.n_layers} layers, {config.n_heads} heads, "
+        f"emb_dim {config.emb_dim}, context {config.context_length}, vocabulary {config.vocab_size:,} "
+        f"({data.tokenizer.name})",
+        f"data    {settings.data.path or settings.data.name}: {split.characters:,} characters; "
+        f"{split.train.count:,} tokens in {len(data.train):,} windows to train on, "
+        f"{split.val.count:,} in {len(data.val):,} to validate",
+        f"length  {count(total_steps(data, trainer), 'optimizer step')}, {steps_per_epoch(data, trainer):,} an epoch, of "
+        f"{settings.data.batch_size * trainer.accumulate_grad_batches:,} windows each",
+    ]
 
 
 def after(settings: TrainSettings, trainer: L.Trainer, module: GPTLitModule, run_dir: Path) -> str:
@@ -54,12 +67,14 @@ def after(settings: TrainSettings, trainer: L.Trainer, module: GPTLitModule, run
     files = "checkpoints/last.ckpt checkpoints/best.ckpt losses.png losses.pdf samples.txt metrics.csv train.log config.yaml"
     there = [name for name in [*files.split(), EXPORTED] if (run_dir / name).exists()]
     limit = "max_steps" if trainer.global_step >= settings.trainer.max_steps > 0 else "max_epochs"
+    told = found(trainer)
     lines = [
         "",
         f"Done: {epochs:.4g} {'epoch' if epochs == 1 else 'epochs'}, {count(trainer.global_step, 'step')}, "
         f"{module.tokens_seen:,} tokens seen, in {duration(metrics.total_seconds)} "
         f"({metrics.tokens_per_second:,.0f} tokens/s while training)",
         f"Best validation loss: {best}",
+        *([f"The doctor found: {told}; its warnings above, and in train.log, say what may help."] if told else []),
         f"Files in {folder}:",
         f"  {', '.join(there)}",
         "Next:",
@@ -69,6 +84,15 @@ def after(settings: TrainSettings, trainer: L.Trainer, module: GPTLitModule, run
         lines.append(f"  {tensorboard_command(place(run_dir.parent))}")
     lines.append(f"  {resume_command(folder, limit=(limit, getattr(settings.trainer, limit)))}")
     return "\n".join(lines)
+
+
+def found(trainer: L.Trainer) -> str:
+    """The warning signs of the run, and when each was first told; empty when there were none."""
+    callbacks: list[object] = trainer.callbacks  # type: ignore[attr-defined]
+    steps: dict[str, list[int]] = {}
+    for finding in (finding for one in callbacks if isinstance(one, WarningSigns) for finding in one.findings):
+        steps.setdefault(finding["sign"], []).append(finding["step"])
+    return ", ".join(f"{sign} (step {at[0]}{f' and {len(at) - 1} more' * (len(at) > 1)})" for sign, at in steps.items())
 
 
 def interrupted(trainer: L.Trainer, run_dir: Path) -> str:

@@ -15,7 +15,7 @@ from gpt_pretrain.record import COMPLETE, RECORD, read_record
 from gpt_pretrain.runs import write_whole
 from gpt_pretrain.wording import number
 
-SUMMARY = "summary.csv"
+SUMMARY, CHART = "summary.csv", "summary.png"
 
 
 @dataclass(frozen=True)
@@ -110,18 +110,36 @@ def best_command(jobs: Sequence[Job], *, script: str = "train.py") -> str | None
 
 
 def write_summary(jobs: Sequence[Job], folder: Path) -> None:
-    """Write summary.csv: the table, with all digits, and each job's overrides."""
+    """Write summary.csv: the table, with all digits."""
     keys = swept_keys(jobs)
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
     results = ["best_val_loss", "best_step", "val_loss", "train_loss", "tokens_seen", "tokens_per_second"]
-    writer.writerow(["rank", *keys, *results, "seconds", "state", "folder"])
+    rows = [["rank", *keys, *results, "seconds", "state", "folder"]]
     for job in jobs:
-        rank = "" if job.val_loss == math.inf else 1 + sum(other.val_loss < job.val_loss for other in jobs)
-        values = [job.result.get(name, "") for name in results]
+        rank = "" if job.val_loss == math.inf else str(1 + sum(other.val_loss < job.val_loss for other in jobs))
+        values = [_text(job.result.get(name)) for name in results]
         settings = [job.settings.get(key, "") for key in keys]
-        writer.writerow([rank, *settings, *values, job.record.get("seconds", ""), job.state, job.folder.name])
+        rows.append([rank, *settings, *values, _text(job.record.get("seconds")), job.state, job.folder.name])
+    write_rows(rows, folder)
+
+
+def write_rows(rows: Sequence[Sequence[str]], folder: Path) -> None:
+    """Write a table to summary.csv."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
     write_whole(folder / SUMMARY, text.getvalue())
+
+
+def generations(jobs: Sequence[Job]) -> list[list[str]]:
+    """Jobs that generated texts as rows, the head first: swept settings, measures, text."""
+    keys = swept_keys(jobs)
+    rows = [[*keys, "distinct-1", "distinct-2", "distinct-3", "memorised", "mean log p", "text"]]
+    for job in jobs:
+        measures = job.record.get("measures", {})
+        numbers = [number(measures.get(f"distinct_{n}"), ".2f") for n in (1, 2, 3)]
+        log_p = number(measures.get("mean_log_probability"), ".2f")
+        texts = "\n\n".join(job.record.get("texts", [])) or f"({job.state})"
+        rows.append([*(job.settings.get(key, "-") for key in keys), *numbers, _memorised(measures), log_p, texts])
+    return rows
 
 
 def unfinished(jobs: Sequence[Job]) -> list[Job]:
@@ -137,6 +155,10 @@ def _key_and_value(word: str) -> tuple[str, str]:
 def _memorised(result: dict[str, Any]) -> str:
     length, new = result.get("run_length"), result.get("new_tokens")
     return "-" if length is None else f"{length} of {new}"
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
 
 
 def _is_number(text: str) -> bool:

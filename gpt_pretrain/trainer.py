@@ -9,14 +9,18 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
+from gpt_pretrain.callbacks.doctor import WarningSigns
 from gpt_pretrain.callbacks.loss_curve import LossCurve
 from gpt_pretrain.callbacks.losses import LossLines
 from gpt_pretrain.callbacks.metrics import TrainMetrics
 from gpt_pretrain.callbacks.progress import ProgressBar
+from gpt_pretrain.callbacks.prune import EndWhenBehind, running_trial
 from gpt_pretrain.callbacks.randomness import Randomness
+from gpt_pretrain.callbacks.record import KeepRecord
 from gpt_pretrain.callbacks.samples import Samples
 from gpt_pretrain.callbacks.save import SafeCheckpointIO, SaveRun
 from gpt_pretrain.callbacks.stop import FinishAtLimit, StopOnSignal
+from gpt_pretrain.callbacks.time_left import TimeLeft
 from gpt_pretrain.config import SamplerConfig
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.loggers import build_loggers
@@ -97,17 +101,30 @@ def build_callbacks(
         Randomness(),
         metrics,
         losses,
+        TimeLeft(losses, total_steps=total_steps(data, settings.trainer)),
         FinishAtLimit(max_steps=settings.trainer.max_steps, max_time=settings.trainer.max_time),
     ]
+    signs = samples = None
+    if chosen.doctor is not None:
+        callbacks.append(signs := WarningSigns(settings, chosen.doctor, data, losses))
     if chosen.samples:
-        sampler = SamplerConfig(**vars(settings.sampler))
-        file = run_dir / "samples.txt"
-        callbacks.append(Samples(tokenizer, start_context=settings.start_context, sampler=sampler, seed=settings.seed, file=file))
+        samples = Samples(
+            tokenizer,
+            data,
+            start_context=settings.start_context,
+            sampler=SamplerConfig(**vars(settings.sampler)),
+            grid=chosen.grid,
+            seed=settings.seed,
+            file=run_dir / "samples.txt",
+        )
+        callbacks.append(samples)
+    if (trial := running_trial(run_dir)) is not None:
+        callbacks.append(EndWhenBehind(trial, run_dir=run_dir))
     if chosen.early_stopping is not None:
         stop = chosen.early_stopping
         callbacks.append(EarlyStopping("val/loss", patience=stop.patience, min_delta=stop.min_delta))
+    tokens_per_epoch = batches_per_epoch(data, settings.trainer) * settings.data.batch_size * data.context_length
     if chosen.loss_curve:
-        tokens_per_epoch = batches_per_epoch(data, settings.trainer) * settings.data.batch_size * data.context_length
         callbacks.append(LossCurve(losses, folder=run_dir, tokens_per_epoch=tokens_per_epoch))
     if chosen.progress_bar:
         callbacks.append(ProgressBar(total_steps=total_steps(data, settings.trainer), max_epochs=settings.trainer.max_epochs))
@@ -118,4 +135,7 @@ def build_callbacks(
         tokenizer=tokenizer.name,
         config=config,
     )
-    return [*callbacks, save, StopOnSignal(save)]
+    record = KeepRecord(
+        run_dir, losses=losses, metrics=metrics, save=save, samples=samples, signs=signs, tokens_per_epoch=tokens_per_epoch
+    )
+    return [*callbacks, save, record, StopOnSignal(save)]

@@ -90,25 +90,6 @@ def test_a_refused_resume_does_not_spoil_the_run(script: Script, tmp_path: Path)
     assert len(list((tmp_path / "outputs").iterdir())) == 1
 
 
-def test_sweeps(script: Script, tmp_path: Path) -> None:
-    done = script("train.py", "-m", *TINY_RUN, "trainer.max_epochs=1", "optimizer.lr=1e-4,1e-2", "callbacks=minimal")
-    assert done.returncode == 0, done.stderr
-    (sweep,) = (tmp_path / "outputs" / "multirun").iterdir()
-    assert {path.name for path in sweep.iterdir()} == {"0", "1", "multirun.yaml"}
-    losses = [yaml.safe_load((sweep / job / "config.yaml").read_text())["optimizer"]["lr"] for job in ("0", "1")]
-    assert losses == [1e-4, 1e-2]
-    told = script("generate.py", "-m", "sampler.temperature=0,0.7")
-    assert told.returncode == 0, told.stderr
-    assert len(list(tmp_path.glob("outputs/multirun/*-generate/*/samples.txt"))) == 2
-
-
-def test_a_sweep_outlives_a_failing_job_and_says_so(script: Script, tmp_path: Path) -> None:
-    done = script("train.py", "-m", *TINY_RUN, "trainer.max_epochs=1", "optimizer.lr=-1,1e-3", "callbacks=minimal")
-    assert done.returncode != 0
-    assert "optimizer.lr=-1.0: must be above 0" in done.stderr
-    assert len(list(tmp_path.glob("outputs/multirun/*/1/checkpoints/last.ckpt"))) == 1
-
-
 def test_two_runs_of_one_second_have_two_folders(script: Script, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "train.py"), "data.path=missing.txt"]
     runs = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) for _ in range(2)]

@@ -52,7 +52,7 @@ def test_a_run_s_page_tells_all_of_it(tmp_path: Path) -> None:
         *(
             "A Processor",
             "2 cores",
-            "8 GB",
+            "8.0 GB",
             "32-true",
             "gpt2",
             "7,210,112 parameters",
@@ -61,7 +61,7 @@ def test_a_run_s_page_tells_all_of_it(tmp_path: Path) -> None:
         ),
     ):
         assert shown in parts["setup"], shown
-    assert "checkpoints/last.ckpt" in parts["files"] and "2 kB" in parts["files"]
+    assert "checkpoints/last.ckpt" in parts["files"] and "2.0 kB" in parts["files"]
     assert "generate.py checkpoint=" in parts["next"] and "trainer.max_epochs=6" in parts["next"]
     linked = [tmp_path / "my-run" / unquote(link) for link in page.values("href", "a")]
     assert len(linked) == 5 and all(file.exists() for file in linked)

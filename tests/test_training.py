@@ -86,9 +86,14 @@ def test_a_run_prints_keeps_and_logs_what_it_should(train: Train, printed: Print
     events = EventAccumulator(str(run_dir)).Reload()
     scalars = set(events.Tags()["scalars"])
     assert {"train/loss", "val/loss", "val/perplexity", "val/bits_per_byte", "lr", "grad_norm", "tokens_per_second"} <= scalars
-    assert {"tokens_seen", "epoch", "eval/train_loss", "eval/val_loss"} <= scalars
+    assert {"tokens_seen", "eval/train_loss", "eval/val_loss"} <= scalars
     assert [event.step for event in events.Scalars("val/loss")] == [2, 5]
-    assert "sample/text_summary" in events.Tags()["tensors"]
+    for name in ("train/loss", "val/loss", "eval/train_loss", "lr", "grad_norm", "tokens_per_second"):
+        by_step, by_tokens = events.Scalars(name), events.Scalars(f"tokens_seen/{name}")
+        assert [event.step for event in by_tokens] == [512 * (event.step + 1) for event in by_step]
+        assert [event.value for event in by_tokens] == [event.value for event in by_step]
+    assert events.Scalars("val/best_loss")[-1].value == pytest.approx(best, rel=1e-6)
+    assert {"sample/text_summary", "samples over time/text_summary"} <= set(events.Tags()["tensors"])
     assert "custom_scalars__config__" in events.Tags()["tensors"]
 
     text = (run_dir / "samples.txt").read_text(encoding="utf-8")
@@ -229,6 +234,7 @@ def test_logs_go_on_without_a_double_after_a_break(train: Train, tmp_path: Path)
     assert [int(row["step"]) for row in rows(run_dir)] == list(range(12))
     events = EventAccumulator(str(run_dir)).Reload()
     assert [event.step for event in events.Scalars("train/loss")] == list(range(12))
+    assert [event.step for event in events.Scalars("tokens_seen/train/loss")] == [512 * (step + 1) for step in range(12)]
     assert (run_dir / "samples.txt").read_text().count("--- epoch") == 4
 
 

@@ -1,27 +1,11 @@
-"""How numbers, places and commands are told."""
+"""How numbers and commands are told."""
 
 import math
 import shlex
-from pathlib import Path
 
 import pytest
 
 from gpt_pretrain import wording
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.04, "0.0 s"), (59.4, "59.4 s"), (61, "1 min 1 s"), (3_599.6, "1 h 0 min"), (90_000, "25 h 0 min")]
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert wording.duration(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [(0, "0 bytes"), (1, "1 byte"), (999, "999 bytes"), (1_000, "1 kB"), (1_234_567, "1.23 MB"), (5e10, "50 GB"), (None, "-")],
-)
-def test_sizes(size: object, text: str) -> None:
-    assert wording.size(size) == text
 
 
 @pytest.mark.parametrize(
@@ -31,11 +15,9 @@ def test_numbers(value: object, text: str) -> None:
     assert wording.number(value, ".1f") == text
 
 
-def test_places_are_told_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    assert wording.place(tmp_path / "here" / "outputs" / "a") == "outputs/a"
-    assert wording.place(tmp_path / "there") == str(tmp_path / "there")
+def test_perplexities_and_counts() -> None:
+    assert (wording.perplexity(0.0), wording.perplexity(51.0)) == ("1.0", "beyond e^50")
+    assert (wording.count(1, "step"), wording.count(1_000, "step")) == ("1 step", "1,000 steps")
 
 
 def test_commands_survive_a_shell() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from typing import Any
 
 import lightning as L
@@ -28,6 +29,8 @@ class LossLines(Callback):
 
     Attributes:
         steps, train_losses, val_losses, tokens_seen: one entry a line; losses in nats a token.
+        first: training and validation loss before the first step; None in a run that is resumed.
+        seconds: how long this process took for the last of them; 0 before the first.
     """
 
     def __init__(self, data: TextDataModule, *, eval_freq: int, eval_iter: int) -> None:
@@ -38,13 +41,15 @@ class LossLines(Callback):
         self.train_losses: list[float] = []
         self.val_losses: list[float] = []
         self.tokens_seen: list[int] = []
+        self.first: tuple[float, float] | None = None
+        self.seconds = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         self._batches = self.data.eval_batches(self.eval_iter)
         self._step = trainer.global_step
         if trainer.global_step == 0:
-            with pl_module.off_the_clock():
-                train, val = (pl_module.mean_loss(batches) for batches in self._batches)
+            train, val = self._mean_losses(pl_module)
+            self.first = train, val
             chance = math.log(pl_module.model.config.vocab_size)
             log.info("Before training: Train loss %.3f, Val loss %.3f (guessing among all tokens: %.3f)", train, val, chance)
 
@@ -54,14 +59,20 @@ class LossLines(Callback):
         self._step = trainer.global_step
         if pl_module.step % self.eval_freq:
             return
-        with pl_module.off_the_clock():
-            train, val = (pl_module.mean_loss(batches) for batches in self._batches)
+        train, val = self._mean_losses(pl_module)
         self.steps.append(pl_module.step)
         self.train_losses.append(train)
         self.val_losses.append(val)
         self.tokens_seen.append(pl_module.tokens_seen)
         log.info("Ep %d (Step %06d): Train loss %.3f, Val loss %.3f", trainer.current_epoch + 1, pl_module.step, train, val)
         log_metrics(trainer, pl_module, {"eval/train_loss": train, "eval/val_loss": val})
+
+    def _mean_losses(self, module: GPTLitModule) -> tuple[float, float]:
+        start = time.perf_counter()
+        with module.off_the_clock():
+            train, val = (module.mean_loss(batches) for batches in self._batches)
+        self.seconds = time.perf_counter() - start
+        return train, val
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Store the curves under the names that chapter 5 gives them."""

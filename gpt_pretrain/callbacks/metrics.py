@@ -55,9 +55,13 @@ class TrainMetrics(Callback):
             self._resumed = None
 
     def on_train_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
+        self.total_seconds = time.perf_counter() - self._begin[0]
+        self.tokens_per_second = self.speed(pl_module)
+
+    def speed(self, module: GPTLitModule) -> float:
+        """Tokens a second of this training so far, with evaluation, samples and checkpoints left out."""
         since, idle, tokens = self._begin
-        self.total_seconds = time.perf_counter() - since
-        self.tokens_per_second = (pl_module.tokens_seen - tokens) / (self.total_seconds - (pl_module.idle_seconds - idle))
+        return (module.tokens_seen - tokens) / (time.perf_counter() - since - (module.idle_seconds - idle))
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: GPTLitModule, optimizer: Optimizer) -> None:
         self._lr = optimizer.param_groups[0]["lr"]

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gpt_pretrain.charts.drawing import BLACK, BLUE, DIVERGED, NATS, ORANGE, RED, spans_decades, words
+from gpt_pretrain.charts.drawing import BLACK, BLUE, DIVERGED, NATS, ORANGE, RED, spans_decades, words, write
 from gpt_pretrain.record import FINISHED
-from gpt_pretrain.sweep_results import Job, swept_keys
+from gpt_pretrain.sweep_results import CHART, Job, swept_keys
+
+log = logging.getLogger(__name__)
 
 PANELS = 12
 FAILED_NAMED = 5
 CATEGORIES_NAMED = 20  # on one axis
+
+
+def keep_chart(jobs: Sequence[Job], folder: Path) -> None:
+    """Write summary.png, or warn that it could not be written."""
+    try:
+        write(sweep(jobs), folder / CHART)
+    except OSError as error:
+        log.warning("%s cannot be written: %s.", folder / CHART, error.strerror or error)
 
 
 def sweep(jobs: Sequence[Job]) -> Figure:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import signal
+import time
+from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
-import pooch
 import torch
 from torch.utils.data import DataLoader
 
-from gpt_pretrain.data.text import find_text
+from gpt_pretrain.data.text import cache_folder, find_text
 from gpt_pretrain.data.tokens import TokenSplit, tokenize_text
 from gpt_pretrain.data.windows import Batch, BatchOrder, TokenWindows, shuffled
 from gpt_pretrain.errors import UserError
@@ -23,16 +23,35 @@ from gpt_pretrain.tokenizer import Tokenizer
 EVAL_EPOCH = 2**31  # no epoch of training has this order
 
 
-def cache_folder(settings: DataSettings) -> Path:
-    """Where downloads and token files are kept: the user's cache folder, unless the settings say otherwise."""
-    return Path(pooch.os_cache("gpt-pretrain")) if settings.cache_dir is None else Path(settings.cache_dir).expanduser()
-
-
 def _leave_signals_to_the_main_process(_worker: int) -> None:
     """Let a Ctrl-C or a scheduler's signal, which every process of a group gets, end none of the workers before their run."""
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+class TimedLoader(DataLoader[Batch]):
+    """A DataLoader that counts the seconds in which its batches were waited for."""
+
+    seconds_waited = 0.0
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        return TimedBatches(super().__iter__(), self)
+
+
+class TimedBatches(Iterator[Batch]):
+    """One iteration of a `TimedLoader`."""
+
+    def __init__(self, batches: Iterator[Batch], loader: TimedLoader) -> None:
+        self.batches = batches
+        self.loader = loader
+
+    def __next__(self) -> Batch:
+        start = time.perf_counter()
+        try:
+            return next(self.batches)
+        finally:
+            self.loader.seconds_waited += time.perf_counter() - start
 
 
 class TextDataModule(L.LightningDataModule):
@@ -56,7 +75,7 @@ class TextDataModule(L.LightningDataModule):
         self.context_length = context_length
         self.seed = seed
         self._ready = False
-        self._loaders: list[DataLoader[Batch]] = []
+        self._loaders: list[TimedLoader] = []
         self._resume_epoch, self._resume_batch = 0, 0
 
     def prepare_data(self) -> None:
@@ -87,7 +106,8 @@ class TextDataModule(L.LightningDataModule):
         """Shuffled batches; a last short batch is dropped."""
         order = BatchOrder(len(self.train), self.settings.batch_size, seed=self.seed)
         order.epoch, order.start = self._resume_epoch, self._resume_batch
-        return self._loader(self.train, order)
+        self._train_loader = self._loader(self.train, order)
+        return self._train_loader
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Batches in the order of the text; a last short batch is kept."""
@@ -116,9 +136,9 @@ class TextDataModule(L.LightningDataModule):
         """Go on where `state_dict` was taken."""
         self._resume_epoch, self._resume_batch = int(state_dict["epoch"]), int(state_dict["batch"])
 
-    def _loader(self, windows: TokenWindows, order: BatchOrder) -> DataLoader[Batch]:
+    def _loader(self, windows: TokenWindows, order: BatchOrder) -> TimedLoader:
         workers = self.settings.num_workers
-        loader = DataLoader(
+        loader = TimedLoader(
             windows,
             sampler=order,
             batch_size=None,  # the order yields whole batches
@@ -130,6 +150,11 @@ class TextDataModule(L.LightningDataModule):
         )
         self._loaders.append(loader)
         return loader
+
+    @property
+    def seconds_waited(self) -> float:
+        """How long training has waited for its batches, in seconds."""
+        return self._train_loader.seconds_waited
 
     @property
     def resumes_mid_epoch(self) -> bool:

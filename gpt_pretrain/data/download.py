@@ -26,10 +26,11 @@ def download(url: str, *, sha256: str | None, folder: Path) -> Path:
             f"{folder} cannot be written: {error.strerror}. Choose another folder with data.cache_dir=FOLDER."
         ) from error
     pooch.get_logger().setLevel(logging.WARNING)
-    name = url.rstrip("/").rsplit("/", 1)[-1]
     downloader = pooch.HTTPDownloader(progressbar=True, timeout=TIMEOUT_SECONDS)
     try:
-        return Path(pooch.retrieve(url, known_hash=sha256, fname=name, path=folder, downloader=downloader))
+        return Path(
+            pooch.retrieve(url, known_hash=sha256, fname=downloaded(url, folder=folder).name, path=folder, downloader=downloader)
+        )
     except ValueError as error:  # pooch's word for a checksum that differs
         raise UserError(
             f"{url} did not send what was expected: the SHA-256 differs from {sha256}. The download was discarded; try again, "
@@ -40,6 +41,11 @@ def download(url: str, *, sha256: str | None, folder: Path) -> Path:
             f"{url} could not be downloaded ({type(error).__name__}: {_short(error)}). "
             "Without a network, pass a text of your own with data.path=FILE, or use data=sample."
         ) from error
+
+
+def downloaded(url: str, *, folder: Path) -> Path:
+    """Where the file behind url is, or would be."""
+    return folder / url.rstrip("/").rsplit("/", 1)[-1]
 
 
 def _short(error: OSError) -> str:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+import pooch
+
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.settings import DataSettings
 from gpt_pretrain.tokenizer import END_OF_TEXT
@@ -55,6 +57,11 @@ class Text:
             except OSError as error:
                 raise UserError(f"{file} cannot be read: {error.strerror or error}.") from error
         return digest.hexdigest()
+
+
+def cache_folder(settings: DataSettings) -> Path:
+    """Where downloads and token files are kept: the user's cache folder, unless the settings say otherwise."""
+    return Path(pooch.os_cache("gpt-pretrain")) if settings.cache_dir is None else Path(settings.cache_dir).expanduser()
 
 
 def find_text(settings: DataSettings, *, cache_dir: Path) -> Text:

@@ -23,6 +23,7 @@ from gpt_pretrain.data.text import Text
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.tokenizer import END_OF_TEXT, Tokenizer
 
+SAMPLE = 64, 4096  # places in a text, and tokens read at each, that tell how often each token occurs
 FORMAT = 1  # raise it when a change makes old token files wrong
 
 log = logging.getLogger(__name__)
@@ -221,3 +222,13 @@ def _write_tokens(path: Path, batches: Iterable[list[int]], itemsize: int) -> di
 def _file_sha256(path: Path) -> str:
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def loss_by_frequencies(tokens: Tokens) -> float:
+    """Cross-entropy, in nats a token, of guessing each token as often as it occurs in a sample from all over the text."""
+    places, length = SAMPLE
+    starts = [0] if tokens.count <= places * length else np.linspace(0, tokens.count - length, places).astype(int).tolist()
+    ids = np.concatenate([tokens.read(start, None if len(starts) == 1 else length) for start in starts])
+    _, counts = np.unique(ids, return_counts=True)
+    shares = counts / counts.sum()
+    return float(-(shares * np.log(shares)).sum())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.record import RECORD
-from gpt_pretrain.runs import checkpoint_dir, write_whole
+from gpt_pretrain.runs import checkpoint_dir, place, write_whole
 
 REPORT = "report.html"
 
@@ -55,4 +55,5 @@ def reported(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        keep_report(folder)
+        if keep_report(folder) is not None:
+            log.info("All of it on one page: %s", place(folder / REPORT))

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 from gpt_pretrain import cli
 from gpt_pretrain.report import write_report
-from gpt_pretrain.runs import find_folder
+from gpt_pretrain.runs import find_folder, place
 from gpt_pretrain.settings import ReportSettings
-from gpt_pretrain.wording import place
 
 
 def main(settings: ReportSettings) -> None:

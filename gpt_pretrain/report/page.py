@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from gpt_pretrain.charts.drawing import data_uri
 from gpt_pretrain.record import FAILED, FINISHED, INTERRUPTED, PRUNED, RUNNING
 from gpt_pretrain.runs import EXPORTED
-from gpt_pretrain.wording import size
+from gpt_pretrain.units import scaled
 
 FILES = 40  # listed at most
 CONTROLS = {code: "\ufffd" for code in [*range(0x20), *range(0x7F, 0xA0)] if chr(code) not in "\n\t"}
@@ -154,7 +154,7 @@ def _file(path: Path, folder: Path) -> File:
     elif path.suffix == ".ckpt" and not purpose:
         purpose = "an earlier checkpoint"
     try:
-        measured = size(path.stat().st_size) if path.is_file() else "folder"
+        measured = scaled(path.stat().st_size, "B") if path.is_file() else "folder"
     except OSError:
         measured = ""
     return File(href(*parts), cut("/".join(parts), 200), measured, purpose)

@@ -10,18 +10,16 @@ from gpt_pretrain.charts import curves, drawing
 from gpt_pretrain.record import COMPLETE
 from gpt_pretrain.report.page import Picture, cut, ending, facts, findings, joined, listed, picture, render, state_words, visible
 from gpt_pretrain.run_files import RunFiles, outcome, part, read_run
-from gpt_pretrain.runs import checkpoints
+from gpt_pretrain.runs import checkpoints, place
 from gpt_pretrain.samples import Sample, thinned
+from gpt_pretrain.units import duration, scaled
 from gpt_pretrain.wording import (
     count,
-    duration,
     generate_command,
     is_number,
     number,
     perplexity,
-    place,
     resume_command,
-    size,
     tensorboard_command,
 )
 
@@ -81,7 +79,7 @@ def setup(record: dict[str, Any], *, config: dict[str, str]) -> Facts:
         ("Precision", joined([record.get("precision"), "compiled" if record.get("compiled") is True else None])),
         ("Device", machine.get("device")),
         ("Machine", joined([machine.get("cpu"), _amount(machine.get("cores"), "core"), machine.get("system")])),
-        ("Memory", size(memory)),
+        ("Memory", scaled(memory, "B") if is_number(memory) else None),
         ("Program", f"gpt-pretrain {program['version']}" if program.get("version") else None),
         ("Git revision", program.get("git")),
         ("Versions", joined(versions)),
@@ -110,7 +108,7 @@ def _throughput(record: dict[str, Any], result: dict[str, Any]) -> Facts:
     return facts(
         ("Tokens a second, while training", number(result.get("tokens_per_second"), ",.0f")),
         ("Whole time", duration(seconds) if is_number(seconds) else None),
-        ("Peak memory", size(memory)),
+        ("Peak memory", scaled(memory, "B") if is_number(memory) else None),
     )
 
 

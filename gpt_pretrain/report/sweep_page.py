@@ -27,8 +27,9 @@ from gpt_pretrain.report.page import (
 )
 from gpt_pretrain.report.run_page import setup
 from gpt_pretrain.run_files import read_run
+from gpt_pretrain.runs import place
 from gpt_pretrain.sweep_results import Job, best_command, read_sweep, swept_keys, table
-from gpt_pretrain.wording import count, generate_command, place, tensorboard_command
+from gpt_pretrain.wording import count, generate_command, tensorboard_command
 
 JOBS = 200  # in the table and the figure
 TABLE_TEXT = 120_000  # characters of the table

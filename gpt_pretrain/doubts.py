@@ -1,0 +1,197 @@
+"""Settings that are allowed, and yet will not do what they seem to say: each told with its remedy before the first step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from gpt_pretrain.config import GPTConfig
+from gpt_pretrain.data.datamodule import TextDataModule
+from gpt_pretrain.hardware import accelerator_device
+from gpt_pretrain.machine import free_disk, memory_limit
+from gpt_pretrain.plan import Plan, disk_needed
+from gpt_pretrain.settings import TrainSettings
+from gpt_pretrain.trainer import batches_per_epoch, steps_per_epoch
+from gpt_pretrain.units import scaled
+
+MANY_REPEATS = 4  # up to which tokens seen again are worth almost as much as new ones: Muennighoff et al. 2023, arXiv:2305.16264
+ENOUGH_TOKENS = 20  # a parameter, of the best model for its compute: Hoffmann et al. 2022, arXiv:2203.15556
+MOST_LEFT_OUT = 0.25  # of an epoch's windows
+
+
+def doubts(settings: TrainSettings, data: TextDataModule, config: GPTConfig, plan: Plan) -> list[str]:
+    """What is doubtful about a run, one or two sentences each; none for a sound one."""
+    checks: list[Callable[[], str | None]] = [
+        lambda: _memory(settings, plan),
+        lambda: _disk(settings, plan),
+        lambda: _little_text(settings, plan),
+        lambda: _few_windows(settings, data),
+        lambda: _left_out(settings, data),
+        lambda: _gaps(settings, config),
+        lambda: _warmup(settings, plan.total_steps),
+        lambda: _unused_schedule(settings),
+        lambda: _max_steps(settings, data),
+        lambda: _accumulation(settings, data),
+        lambda: _cadences(settings, plan.total_steps),
+        lambda: _early_stopping(settings, data, plan.total_steps),
+        lambda: _sample(settings, data),
+    ]
+    return [told for check in checks if (told := check()) is not None]
+
+
+def _memory(settings: TrainSettings, plan: Plan) -> str | None:
+    limit = memory_limit(accelerator_device(settings.trainer.accelerator))
+    if limit is None or plan.memory.peak <= limit:
+        return None
+    size = settings.data.batch_size
+    smaller = (
+        f"data.batch_size={size // 2} trainer.accumulate_grad_batches={2 * settings.trainer.accumulate_grad_batches} needs less"
+        if size > 1 and plan.memory.activations > plan.memory.gradients
+        else "a smaller model or a shorter model.context_length needs less"
+    )
+    return (
+        f"data.batch_size={size}: a step needs {scaled(plan.memory.peak, 'B')} of memory, and there are "
+        f"{scaled(limit, 'B')}; {smaller}."
+    )
+
+
+def _disk(settings: TrainSettings, plan: Plan) -> str | None:
+    free, needed = free_disk(Path(settings.run_dir)), disk_needed(plan, settings)
+    if needed <= free:
+        return None
+    return (
+        f"hydra.run.dir: the checkpoints take up to {scaled(needed, 'B')} there, and {scaled(free, 'B')} are free. "
+        "Make room, choose another folder, or keep fewer (checkpoint.keep)."
+    )
+
+
+def _little_text(settings: TrainSettings, plan: Plan) -> str | None:
+    ratio, least = plan.text_tokens / plan.parameters, settings.doubts.min_tokens_per_parameter
+    by_heart = plan.repeats > MANY_REPEATS
+    if ratio >= least or (settings.init_from is not None and not by_heart):
+        return None
+    count = scaled(plan.parameters, "").replace(" ", "")  # 124M
+    outcome = "the model will learn the text by heart" if by_heart else "the model will learn little"
+    return (
+        f"data: {plan.text_tokens:,} tokens of text for {count} parameters are {ratio:.2g} a parameter, "
+        f"where about {ENOUGH_TOKENS} are best, and each is seen {plan.repeats:.2g} times: {outcome}. "
+        "More text (data.path=...) or a smaller model mends that."
+    )
+
+
+def _few_windows(settings: TrainSettings, data: TextDataModule) -> str | None:
+    count = len(data.val)
+    if count >= settings.doubts.min_val_windows:
+        return None
+    return (
+        f"data.train_ratio={settings.data.train_ratio:g}: there {'is' if count == 1 else 'are'} only {count} window"
+        f"{'' if count == 1 else 's'} to validate on, so the validation loss is a rough guess. More text, a lower ratio or a "
+        "shorter model.context_length gives more."
+    )
+
+
+def _left_out(settings: TrainSettings, data: TextDataModule) -> str | None:
+    size, windows = settings.data.batch_size, len(data.train)
+    left_out = windows % size
+    if left_out < MOST_LEFT_OUT * windows:
+        return None
+    better = windows // math.ceil(windows / size)
+    return (
+        f"data.batch_size={size}: of {windows:,} windows each epoch leaves out {left_out:,}, which make no whole batch; "
+        f"data.batch_size={better} leaves out {windows % better}."
+    )
+
+
+def _gaps(settings: TrainSettings, config: GPTConfig) -> str | None:
+    stride, T = settings.data.stride, config.context_length
+    if stride is None or stride <= T:
+        return None
+    return (
+        f"data.stride={stride}: {stride - T} of every {stride} tokens are never trained on, since a window has "
+        f"model.context_length={T}; data.stride=null reads all."
+    )
+
+
+def _warmup(settings: TrainSettings, steps: int) -> str | None:
+    schedule = settings.scheduler
+    if schedule.warmup_steps >= steps:
+        return (
+            f"scheduler.warmup_steps={schedule.warmup_steps}: the run has {steps} steps, so the learning rate never reaches "
+            f"optimizer.lr={settings.optimizer.lr:g}; scheduler.warmup_steps={steps // 20} would."
+        )
+    if schedule.name == "warmup_stable_decay" and schedule.warmup_steps + schedule.decay_steps >= steps:
+        return (
+            f"scheduler.decay_steps={schedule.decay_steps}: with scheduler.warmup_steps={schedule.warmup_steps} that is all of "
+            f"the run's {steps} steps, and no level stretch is left; scheduler.decay_steps={steps // 5} leaves one."
+        )
+    return None
+
+
+def _unused_schedule(settings: TrainSettings) -> str | None:
+    schedule = settings.scheduler
+    unused: list[tuple[str, float]] = (
+        [("scheduler.decay_steps", schedule.decay_steps)] if schedule.name != "warmup_stable_decay" else []
+    )
+    unused += [("scheduler.min_lr", schedule.min_lr)] if schedule.name == "constant" else []
+    told = [f"{name}={value:g}" for name, value in unused if value]
+    if not told:
+        return None
+    return f"{' and '.join(told)}: scheduler={schedule.name} does not go by that; scheduler=warmup_stable_decay does."
+
+
+def _max_steps(settings: TrainSettings, data: TextDataModule) -> str | None:
+    trainer, per_epoch = settings.trainer, steps_per_epoch(data, settings.trainer)
+    if trainer.max_steps <= trainer.max_epochs * per_epoch:
+        return None
+    return (
+        f"trainer.max_steps={trainer.max_steps} is never reached: trainer.max_epochs={trainer.max_epochs} ends the run after "
+        f"{trainer.max_epochs * per_epoch:,} steps; trainer.max_epochs={math.ceil(trainer.max_steps / per_epoch)} lets it go on."
+    )
+
+
+def _accumulation(settings: TrainSettings, data: TextDataModule) -> str | None:
+    wanted, batches = settings.trainer.accumulate_grad_batches, batches_per_epoch(data, settings.trainer)
+    if wanted <= batches:
+        return None
+    return (
+        f"trainer.accumulate_grad_batches={wanted}: an epoch has {batches}, and a step ends with it; "
+        f"trainer.accumulate_grad_batches={batches} does the same."
+    )
+
+
+def _cadences(settings: TrainSettings, steps: int) -> str | None:
+    every = {
+        "eval_freq": settings.eval_freq,
+        "trainer.log_every_n_steps": settings.trainer.log_every_n_steps,
+        "checkpoint.every_n_steps": settings.checkpoint.every_n_steps,
+    }
+    beyond = [f"{name}={value}" for name, value in every.items() if value is not None and value >= steps > 1]
+    if not beyond:
+        return None
+    return (
+        f"{' and '.join(beyond)}: the run has {steps} steps, so that comes with the first of them at most; "
+        f"{max(1, steps // 10)} would give a few."
+    )
+
+
+def _early_stopping(settings: TrainSettings, data: TextDataModule, steps: int) -> str | None:
+    stop, validations = settings.callbacks.early_stopping, math.ceil(steps / steps_per_epoch(data, settings.trainer))
+    if stop is None or max(1, stop.patience) + 1 < validations:
+        return None
+    return (
+        f"callbacks.early_stopping.patience={stop.patience} can never act: the run is validated {validations} times, at the end "
+        "of each epoch, and the first of them sets the mark. Ask for less patience or more trainer.max_epochs."
+    )
+
+
+def _sample(settings: TrainSettings, data: TextDataModule) -> str | None:
+    prompt, new = len(data.tokenizer.encode(settings.start_context)), settings.sampler.max_new_tokens
+    beyond = prompt + new - settings.model.context_length
+    if not settings.callbacks.samples or beyond <= 0:
+        return None
+    remedy = f"sampler.max_new_tokens={new - beyond} fits" if beyond < new else "a shorter start_context mends that"
+    return (
+        f"sampler.max_new_tokens={new}: with the {prompt} of start_context that is {beyond} more than model.context_length="
+        f"{settings.model.context_length}, so the end of a sample no longer sees its beginning, and takes longer; {remedy}."
+    )
