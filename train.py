@@ -18,7 +18,7 @@ log = logging.getLogger("gpt_pretrain")
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> float:
     """Train, and return the best validation loss in nats a token, which sweeps go by."""
-    return cli.guarded(train, config, log_file=None if config.plan else Path(config.run_dir) / "train.log")
+    return cli.guarded(train, config, run_dir=None if config.plan else Path(config.run_dir))
 
 
 def train(config: DictConfig) -> float:
@@ -66,7 +66,6 @@ def run(config: DictConfig, run_dir: Path) -> float:
         return math.nan
     stored = keep_config(settings, run_dir)
     slurm.remember(run_dir, words=cli.TYPED)
-
     custom = cli.custom_callbacks(settings.callbacks.custom)
     trainer, module = fit(settings, tokenizer, data, start, config=stored, run_dir=run_dir, custom=custom)
     log.info("%s", summary.after(settings, trainer, module, run_dir))

@@ -12,6 +12,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,8 +25,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.report import reported
 from gpt_pretrain.runs import OUTPUTS, SWEEP_SETTINGS, find_run, find_sweep
-from gpt_pretrain.settings import GenerateSettings, TrainSettings, typed
+from gpt_pretrain.settings import GenerateSettings, TrainSettings, literal, typed
 from gpt_pretrain.slurm import interrupted_run
 
 Result = TypeVar("Result")
@@ -71,33 +73,37 @@ def run(main: Callable[[], Any], *, resumes: bool = False) -> None:
         sys.exit(EXIT_INTERRUPTED)
 
 
-def run_command(job: Callable[[Any], None], kind: type, *, usage: str) -> None:
-    """Run a command whose words are all `setting=value`, without Hydra.
+def run_command(job: Callable[[Any], None], kind: type, *, usage: str, plain: str | None = None) -> None:
+    """Run a command whose words are `setting=value`, without Hydra.
 
     Args:
         kind: the dataclass of its settings.
         usage: what `--help` prints.
+        plain: the setting that words of another form are a list for, if there may be any.
     """
     words = sys.argv[1:]
     if {"-h", "--help"} & set(words):
         print(usage.strip())
         return
     try:
-        job(typed(_from_words(words, kind), kind))
+        job(typed(_from_words(words, kind, plain), kind))
     except UserError as error:
         sys.exit(report(error))
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
 
 
-def _from_words(words: list[str], kind: type) -> DictConfig:
+def _from_words(words: list[str], kind: type, plain: str | None) -> DictConfig:
     """The settings that words name, the others at their defaults.
 
     Raises:
         UserError: when a word is no setting, or a value is missing or of another type.
     """
-    known = [field.name for field in dataclasses.fields(kind)]
+    known = [field.name for field in dataclasses.fields(kind) if field.name != plain]
     config: DictConfig = OmegaConf.structured(kind)
+    if plain is not None and (others := [word for word in words if word.partition("=")[0] not in known]):
+        words = [word for word in words if word not in others]
+        config[plain] = literal(others)  # folders of sweeps have "=" in their names
     problems = []
     for word in words:
         name, equals, value = word.partition("=")
@@ -211,13 +217,17 @@ def _task_words() -> list[str]:
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
-def guarded(job: Callable[[DictConfig], Result], config: DictConfig, *, log_file: Path | None = None) -> Result:
-    """Run a job; what the user can mend becomes a short message and exit code 2, with the traceback in the run's log.
+def guarded(job: Callable[[DictConfig], Result], config: DictConfig, *, run_dir: Path | None = None) -> Result:
+    """Run a job; what the user can mend becomes a short message and exit code 2.
 
     In a sweep whatever goes wrong ends the job alone, and what it leaves in memory is given back.
+
+    Args:
+        run_dir: the run's folder, whose train.log gets the traceback, and which has its page written at the end.
     """
     try:
-        return job(config)
+        with nullcontext() if run_dir is None else reported(run_dir):
+            return job(config)
     except BrokenPipeError:  # whoever read the output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
@@ -228,7 +238,7 @@ def guarded(job: Callable[[DictConfig], Result], config: DictConfig, *, log_file
                 raise
             told = UserError(f"{type(error).__name__}: {error}")
             told.__cause__ = error
-        report(told, log_file=None if isinstance(error, OSError) else log_file)
+        report(told, log_file=None if isinstance(error, OSError) or run_dir is None else run_dir / "train.log")
         if is_sweep():
             raise SweepJobFailed(told.problems[0]) from None
         sys.exit(EXIT_USER_ERROR)

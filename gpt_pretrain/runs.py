@@ -49,17 +49,27 @@ def find_run(name: str) -> Path:
     Raises:
         UserError: when there is no such run, or it has no checkpoint.
     """
-    if name == "latest":
-        return _latest_run()
-    path = Path(name).expanduser()
-    run_dir = path.parent.parent if path.is_file() and path.parent.name == "checkpoints" else path
-    if not run_dir.is_dir():
-        raise UserError(f"{name}: there is no such run directory. Runs are folders below {OUTPUTS}/; `latest` names the newest.")
+    run_dir = find_folder(name)
     if not checkpoints(run_dir):
         raise UserError(
             f"{name}: this run has no checkpoint yet, so there is nothing to go on from. The first is written after an epoch."
         )
     return run_dir
+
+
+def find_folder(name: str) -> Path:
+    """The folder that a user means, as `find_run` has it, with a checkpoint or without.
+
+    Raises:
+        UserError: when there is no such folder.
+    """
+    if name == "latest":
+        return _latest_run()
+    path = Path(name).expanduser()
+    folder = path.parent.parent if path.is_file() and path.parent.name == "checkpoints" else path
+    if not folder.is_dir():
+        raise UserError(f"{name}: there is no such run directory. Runs are folders below {OUTPUTS}/; `latest` names the newest.")
+    return folder
 
 
 def find_sweep(name: str) -> Path:

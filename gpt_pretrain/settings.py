@@ -259,6 +259,21 @@ class ExportSettings:
     tokenizer: Optional[str] = None
 
 
+@dataclass
+class ReportSettings:
+    """All of `python -m gpt_pretrain.report`'s settings."""
+
+    folders: list[str] = field(default_factory=lambda: ["latest"])  # of runs or sweeps
+
+
+@dataclass
+class CompareSettings:
+    """All of `python -m gpt_pretrain.compare`'s settings."""
+
+    runs: list[str] = field(default_factory=list)  # run directories, checkpoints in one, or "latest"
+    out: str = "compare.png"  # its name tells the format: png, pdf, svg
+
+
 def typed(config: DictConfig, kind: type[Settings]) -> Settings:
     """The composed config as plain typed objects.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import shlex
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +19,7 @@ from gpt_pretrain.runs import EXPORTED, checkpoint_dir, place
 from gpt_pretrain.settings import TrainSettings
 from gpt_pretrain.trainer import steps_per_epoch, total_steps
 from gpt_pretrain.units import duration
+from gpt_pretrain.wording import count, generate_command, perplexity, resume_command, tensorboard_command
 
 Kind = TypeVar("Kind")
 
@@ -48,7 +47,7 @@ def facts(settings: TrainSettings, data: TextDataModule, model: GPTModel) -> lis
         f"data    {settings.data.path or settings.data.name}: {split.characters:,} characters; "
         f"{split.train.count:,} tokens in {len(data.train):,} windows to train on, "
         f"{split.val.count:,} in {len(data.val):,} to validate",
-        f"length  {_count(total_steps(data, trainer), 'optimizer step')}, {steps_per_epoch(data, trainer):,} an epoch, of "
+        f"length  {count(total_steps(data, trainer), 'optimizer step')}, {steps_per_epoch(data, trainer):,} an epoch, of "
         f"{settings.data.batch_size * trainer.accumulate_grad_batches:,} windows each",
     ]
 
@@ -62,7 +61,7 @@ def after(settings: TrainSettings, trainer: L.Trainer, module: GPTLitModule, run
     best = f"none, the last is {module.val_loss} (the training has diverged; try a lower optimizer.lr)"
     if save.best_step >= 0:
         best = (
-            f"{save.best_loss:.3f} nats a token (perplexity {_perplexity(save.best_loss)}) "
+            f"{save.best_loss:.3f} nats a token (perplexity {perplexity(save.best_loss)}) "
             f"in epoch {save.best_epoch}, step {save.best_step}; the last is {module.val_loss:.3f}"
         )
     files = "checkpoints/last.ckpt checkpoints/best.ckpt losses.png losses.pdf samples.txt metrics.csv train.log config.yaml"
@@ -71,7 +70,7 @@ def after(settings: TrainSettings, trainer: L.Trainer, module: GPTLitModule, run
     told = found(trainer)
     lines = [
         "",
-        f"Done: {epochs:.4g} {'epoch' if epochs == 1 else 'epochs'}, {_count(trainer.global_step, 'step')}, "
+        f"Done: {epochs:.4g} {'epoch' if epochs == 1 else 'epochs'}, {count(trainer.global_step, 'step')}, "
         f"{module.tokens_seen:,} tokens seen, in {duration(metrics.total_seconds)} "
         f"({metrics.tokens_per_second:,.0f} tokens/s while training)",
         f"Best validation loss: {best}",
@@ -79,12 +78,11 @@ def after(settings: TrainSettings, trainer: L.Trainer, module: GPTLitModule, run
         f"Files in {folder}:",
         f"  {', '.join(there)}",
         "Next:",
-        f"  python generate.py checkpoint={shlex.quote(folder)} prompt={shlex.quote(settings.start_context)} "
-        "sampler.temperature=0.7 sampler.top_k=25",
+        f"  {generate_command(folder, start_context=settings.start_context)}",
     ]
     if settings.logger.tensorboard:
-        lines.append(f"  tensorboard --logdir {shlex.quote(place(run_dir.parent))}")
-    lines.append(f"  python train.py resume={shlex.quote(folder)} trainer.{limit}={getattr(settings.trainer, limit) * 2}")
+        lines.append(f"  {tensorboard_command(place(run_dir.parent))}")
+    lines.append(f"  {resume_command(folder, limit=(limit, getattr(settings.trainer, limit)))}")
     return "\n".join(lines)
 
 
@@ -99,11 +97,11 @@ def found(trainer: L.Trainer) -> str:
 
 def interrupted(trainer: L.Trainer, run_dir: Path) -> str:
     """What a run that a signal ended has left, and how to go on."""
-    done = f"Stopped after {_count(trainer.global_step, 'step')}"
+    done = f"Stopped after {count(trainer.global_step, 'step')}"
     saved = "; the run could not be saved there" if callback(trainer, SaveRun).failed else " and saved"
     if not any(checkpoint_dir(run_dir).glob("*.ckpt")):
         return f"{done}{saved}."
-    return f"{done}{saved}. Go on with:\n  python train.py resume={shlex.quote(place(run_dir))}"
+    return f"{done}{saved}. Go on with:\n  {resume_command(place(run_dir))}"
 
 
 def best_loss(trainer: L.Trainer) -> float:
@@ -114,11 +112,3 @@ def best_loss(trainer: L.Trainer) -> float:
 def callback(trainer: L.Trainer, kind: type[Kind]) -> Kind:
     callbacks: list[object] = trainer.callbacks  # type: ignore[attr-defined]
     return next(one for one in callbacks if isinstance(one, kind))
-
-
-def _perplexity(loss: float) -> str:
-    return f"{math.exp(loss):,.1f}" if loss < 50 else "beyond e^50"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" + ("" if number == 1 else "s")

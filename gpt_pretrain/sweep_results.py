@@ -13,8 +13,9 @@ from typing import Any
 
 from gpt_pretrain.record import COMPLETE, RECORD, read_record
 from gpt_pretrain.runs import write_whole
+from gpt_pretrain.wording import number
 
-SUMMARY = "summary.csv"
+SUMMARY, CHART = "summary.csv", "summary.png"
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def read_sweep(folder: Path) -> list[Job]:
     jobs = []
     for path in sorted(folder.glob(f"*/{RECORD}")):
         record = read_record(path.parent)
-        settings = dict(_key_and_value(word) for word in record.get("overrides", []))
+        settings = dict(_key_and_value(word) for word in record.get("overrides") or [])
         jobs.append(Job(path.parent, settings, str(record.get("state", "unknown")), record))
     return sorted(jobs, key=lambda job: (job.val_loss, job.folder.name))
 
@@ -73,12 +74,12 @@ def table(jobs: Sequence[Job]) -> list[list[str]]:
             [
                 "-" if job.val_loss == math.inf else str(better + 1),
                 *(job.settings.get(key, "-") for key in keys),
-                _number(result.get("best_val_loss"), ".4f"),
-                _number(result.get("best_step"), "d"),
-                _number(result.get("train_loss"), ".4f"),
+                number(result.get("best_val_loss"), ".4f"),
+                number(result.get("best_step"), "d"),
+                number(result.get("train_loss"), ".4f"),
                 _memorised(result),
-                _number(result.get("tokens_per_second"), ",.0f"),
-                _number(job.record.get("seconds"), ",.1f"),
+                number(result.get("tokens_per_second"), ",.0f"),
+                number(job.record.get("seconds"), ",.1f"),
                 job.state,
                 job.folder.name,
             ]
@@ -102,9 +103,10 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 def best_command(jobs: Sequence[Job], *, script: str = "train.py") -> str | None:
     """The command that repeats the best job by itself; None where no job has come that far."""
     best = next((job for job in jobs if job.val_loss < math.inf), None)
-    if best is None:
+    overrides = None if best is None else best.record.get("overrides")
+    if overrides is None:
         return None
-    return " ".join(["python", script, *(shlex.quote(word) for word in best.record["overrides"])])
+    return " ".join(["python", script, *(shlex.quote(word) for word in overrides)])
 
 
 def write_summary(jobs: Sequence[Job], folder: Path) -> None:
@@ -133,8 +135,8 @@ def generations(jobs: Sequence[Job]) -> list[list[str]]:
     rows = [[*keys, "distinct-1", "distinct-2", "distinct-3", "memorised", "mean log p", "text"]]
     for job in jobs:
         measures = job.record.get("measures", {})
-        numbers = [_number(measures.get(f"distinct_{n}"), ".2f") for n in (1, 2, 3)]
-        log_p = _number(measures.get("mean_log_probability"), ".2f")
+        numbers = [number(measures.get(f"distinct_{n}"), ".2f") for n in (1, 2, 3)]
+        log_p = number(measures.get("mean_log_probability"), ".2f")
         texts = "\n\n".join(job.record.get("texts", [])) or f"({job.state})"
         rows.append([*(job.settings.get(key, "-") for key in keys), *numbers, _memorised(measures), log_p, texts])
     return rows
@@ -157,10 +159,6 @@ def _memorised(result: dict[str, Any]) -> str:
 
 def _text(value: Any) -> str:
     return "" if value is None else str(value)
-
-
-def _number(value: Any, form: str) -> str:
-    return format(value, form) if isinstance(value, int | float) and math.isfinite(value) else "-"
 
 
 def _is_number(text: str) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from gpt_pretrain import sweep_results
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.record import COMPLETE, FAILED, INTERRUPTED, PRUNED, RUNNING, read_record, update_record
+from gpt_pretrain.report import REPORT, keep_report
 from gpt_pretrain.runs import place
 
 LONGEST_CELL = 80  # characters
@@ -107,8 +108,12 @@ def tell(folder: Path, *, script: str) -> None:
         rows = [[_short(cell) for cell in row] for row in sweep_results.generations(jobs)]
         _say(f"\n{sweep_results.aligned(rows)}\n\nThe whole texts: {place(folder / sweep_results.SUMMARY)}")
         return
+    from gpt_pretrain.charts.sweep import keep_chart
+
     sweep_results.write_summary(jobs, folder)
-    files = [sweep_results.SUMMARY]
+    keep_chart(jobs, folder)
+    keep_report(folder)
+    files = [name for name in (REPORT, sweep_results.SUMMARY, sweep_results.CHART) if (folder / name).exists()]
     shown = place(folder)
     lines = ["", sweep_results.aligned(sweep_results.table(jobs)), ""]
     if drawing := [key for key in sweep_results.swept_keys(jobs) if key.partition(".")[0] == "sampler"]:

@@ -21,6 +21,11 @@ FORBIDDEN = {
     "gpt_pretrain.tokenizer": ("torch", "lightning", "omegaconf"),
     "gpt_pretrain.checkpoint": ("lightning", "omegaconf"),
     "gpt_pretrain.runs": ("torch", "lightning", "omegaconf"),
+    "gpt_pretrain.wording": ("torch", "lightning", "omegaconf", "gpt_pretrain"),
+    "gpt_pretrain.run_files": ("torch", "lightning"),
+    "gpt_pretrain.charts": ("torch", "lightning"),
+    "gpt_pretrain.report": ("torch", "lightning"),
+    "gpt_pretrain.compare": ("torch", "lightning"),
     "gpt_pretrain.settings": ("torch", "lightning"),
     "gpt_pretrain.rules": ("torch", "lightning"),
     "gpt_pretrain.data": ("gpt_pretrain.lit_module", "gpt_pretrain.callbacks", "gpt_pretrain.model"),
@@ -80,6 +85,15 @@ def test_generating_does_not_wait_for_lightning() -> None:
     code = (
         "import sys, gpt_pretrain.checkpoint, gpt_pretrain.prompts, gpt_pretrain.hardware, gpt_pretrain.rules;"
         "print([m for m in ('lightning', 'transformers', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_reports_and_comparisons_do_not_wait_for_torch() -> None:
+    code = (
+        "import sys, gpt_pretrain.compare, gpt_pretrain.report.run_page, gpt_pretrain.report.sweep_page;"
+        "print([m for m in ('torch', 'lightning', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,0 +1,26 @@
+"""Write the page that tells of a run or a sweep: report.html in its folder.
+
+Usage: python -m gpt_pretrain.report [FOLDER ...]
+
+  FOLDER  a run's folder, a checkpoint in one, a sweep's folder, or latest, which stands here if nothing does: the newest run
+          below outputs/
+
+The page is written from the files that are there, so that a run which was killed, or is still going on, can have one too.
+"""
+
+from __future__ import annotations
+
+from gpt_pretrain import cli
+from gpt_pretrain.report import write_report
+from gpt_pretrain.runs import find_folder, place
+from gpt_pretrain.settings import ReportSettings
+
+
+def main(settings: ReportSettings) -> None:
+    """Write the page of each folder that the settings name."""
+    for folder in [find_folder(name) for name in settings.folders]:
+        print(place(write_report(folder)))
+
+
+if __name__ == "__main__":
+    cli.run_command(main, ReportSettings, usage=__doc__ or "", plain="folders")

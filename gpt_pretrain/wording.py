@@ -1,0 +1,50 @@
+"""How numbers are told, and the commands that go on from a run. Light: nothing here loads torch."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from typing import TypeGuard
+
+
+def perplexity(loss: float) -> str:
+    """e to a loss in nats."""
+    return f"{math.exp(loss):,.1f}" if loss < 50 else "beyond e^50"
+
+
+def count(number: int, what: str) -> str:
+    """A number of things."""
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
+def number(value: object, form: str) -> str:
+    """A finite number in that format; "-" for anything else."""
+    return format(value, form) if is_number(value) else "-"
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether something read from a file is a finite number."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def generate_command(folder: str, *, start_context: str) -> str:
+    """The command that generates from a run."""
+    return (
+        f"python generate.py checkpoint={shlex.quote(folder)} prompt={shlex.quote(start_context)} "
+        "sampler.temperature=0.7 sampler.top_k=25"
+    )
+
+
+def tensorboard_command(folder: str) -> str:
+    """The command that shows the curves of a folder's runs in a browser."""
+    return f"tensorboard --logdir {shlex.quote(folder)}"
+
+
+def resume_command(folder: str, *, limit: tuple[str, int] | None = None) -> str:
+    """The command that goes on with a run.
+
+    Args:
+        limit: the setting of `trainer` that ended a complete run, and its value, of which the command asks for twice as much.
+    """
+    more = "" if limit is None else f" trainer.{limit[0]}={2 * limit[1]}"
+    return f"python train.py resume={shlex.quote(folder)}{more}"
