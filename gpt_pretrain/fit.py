@@ -61,9 +61,7 @@ def fit(
         module.lr_scale, module.skipped = lr_scale, skipped
         trainer = build_trainer(settings, data, tokenizer, config=config, run_dir=run_dir, first_step=step, custom=custom)
         if not skipped:
-            log.info("%s", summary.before(settings, data, module.model, first_step=step))
-            device = accelerator_device(settings.trainer.accelerator)
-            update_record(run_dir, **summary.setup(settings, data, module, device=device))
+            _introduce(settings, data, module, first_step=step, run_dir=run_dir)
         stopped_by = None
         try:
             trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
@@ -93,6 +91,13 @@ def fit(
             log.error("The last checkpoint could not be written: the run's end is lost.")
             sys.exit(1)
         return trainer, module
+
+
+def _introduce(settings: TrainSettings, data: TextDataModule, module: GPTLitModule, *, first_step: int, run_dir: Path) -> None:
+    """Say what is about to be trained, and note it."""
+    log.info("%s", summary.before(settings, data, module.model, first_step=first_step))
+    device = accelerator_device(settings.trainer.accelerator)
+    update_record(run_dir, **summary.setup(settings, data, module, device=device))
 
 
 def _leave(trainer: L.Trainer, signum: int, run_dir: Path) -> NoReturn:

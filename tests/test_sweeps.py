@@ -113,6 +113,13 @@ def test_runs_side_by_side_come_to_the_same(script: Script, tmp_path: Path, word
     assert float(rows[0]["best_val_loss"]) == read_record(tmp_path / "outputs" / "alone")["result"]["best_val_loss"]
 
 
+def test_a_run_beside_others_is_told_that_it_may_start_no_processes(script: Script, tmp_path: Path) -> None:
+    words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "data.num_workers=1", "seed=1,2"]
+    done = script("train.py", "-m", *SHORT, *words)
+    assert done.returncode == 1
+    assert "data.num_workers=1: a run that its launcher has put beside others may start no processes" in done.stderr
+
+
 def test_memory_is_given_back_between_runs(script: Script, tmp_path: Path) -> None:
     words = [*SHORT, "logger=none", "model.emb_dim=512", "model.n_layers=6", "trainer.limit_train_batches=2"]  # 300 MB of state
     done = script("train.py", "-m", *words, "seed=1,2,3,4")

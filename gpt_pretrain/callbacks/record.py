@@ -48,6 +48,10 @@ class KeepRecord(Checkpoint):
         self.save = save
         self.samples = samples
         self.signs = signs
+        self._begun = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._begun = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         self._write(trainer, pl_module)
@@ -56,7 +60,8 @@ class KeepRecord(Checkpoint):
         self._write(trainer, pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: GPTLitModule, exception: BaseException) -> None:
-        self._write(trainer, pl_module)
+        if self._begun:  # else there is nothing yet to tell
+            self._write(trainer, pl_module)
 
     def _write(self, trainer: L.Trainer, module: GPTLitModule) -> None:
         if trainer.is_global_zero:
