@@ -6,7 +6,6 @@ import dataclasses
 import errno
 import logging
 import os
-import re
 import secrets
 import shlex
 import sys
@@ -26,26 +25,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.report import reported
-from gpt_pretrain.runs import OUTPUTS, SWEEP_SETTINGS, find_run, find_sweep
 from gpt_pretrain.settings import GenerateSettings, TrainSettings, literal, typed
-from gpt_pretrain.slurm import interrupted_run
+from gpt_pretrain.words import key_of, quoted, with_resume, with_sweep_resume, without_traces
 
 Result = TypeVar("Result")
 
 EXIT_USER_ERROR = 2
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
-FREE_TEXT = {
-    "prompt",
-    "prompt_file",
-    "start_context",
-    "checkpoint",
-    "pretrained",
-    "resume",
-    "init_from",
-    "hydra.run.dir",
-    "run_dir",
-} | {f"data.{name}" for name in ("path", "url", "cache_dir")}
 
 TYPED: list[str] = []  # this process's words as the user typed them
 
@@ -120,96 +107,19 @@ def _from_words(words: list[str], kind: type, plain: str | None) -> DictConfig:
     return config
 
 
-def quoted(argv: list[str]) -> list[str]:
-    """A command line whose texts and paths are quoted for Hydra, so that users need not know its grammar; not in sweeps."""
-    if {"-m", "--multirun"} & set(argv):
-        return argv
-    words = []
-    for word in argv:
-        key, equals, value = word.partition("=")
-        free = equals and value not in ("", "null") and not (value[0] in "'\"" and value[-1] == value[0] and len(value) > 1)
-        words.append(f"{key}={quote(value)}" if free and _key(word) in FREE_TEXT else word)
-    return words
-
-
-def quote(text: str) -> str:
-    """A text as one string of Hydra's override grammar."""
-    text = text.replace("${", "\\${")
-    text = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text)
-    return f"'{text}'"
-
-
-def with_resume(argv: list[str]) -> list[str]:
-    """A command line in which `resume=RUN` has brought that run's directory; what Hydra noted there stays as it is.
-
-    A job that SLURM starts again resumes the run that it trained before.
-
-    Raises:
-        UserError: when there is no such run, or a sweep is to resume one.
-    """
-    sweep = bool({"-m", "--multirun"} & set(argv))
-    wanted = [re.sub(r"^(['\"])(.*)\1$", r"\2", word.partition("=")[2]) for word in argv if _key(word) == "resume"]
-    if not wanted and not sweep and (run_dir := interrupted_run(argv)) is not None:
-        argv, wanted = [*argv, f"resume={quote(str(run_dir))}"], [str(run_dir)]
-    if not wanted or wanted[-1] in ("", "null"):
-        return argv
-    if sweep:
-        raise UserError("resume= goes on with one run; it cannot be combined with a sweep (-m).")
-    run_dir = find_run(wanted[-1])
-    typed_now = {_key(word) for word in argv if not word.startswith("-")}
-    place = [] if "hydra.run.dir" in typed_now else [f"hydra.run.dir={quote(str(run_dir))}", "hydra.output_subdir=null"]
-    return [*place, *argv]
-
-
-def with_sweep_resume(argv: list[str]) -> list[str]:
-    """A command line in which `sweep_resume=SWEEP` has brought what that sweep was started with, and its folder.
-
-    Settings that are typed now take the place of those.
-
-    Raises:
-        UserError: when there is no such sweep.
-    """
-    wanted = [re.sub(r"^(['\"])(.*)\1$", r"\2", word.partition("=")[2]) for word in argv if _key(word) == "sweep_resume"]
-    if not wanted:
-        return argv
-    folder = find_sweep(wanted[-1])
-    stored = OmegaConf.load(folder / SWEEP_SETTINGS).hydra.overrides
-    typed_now = {_key(word) for word in argv if not word.startswith("-")}
-    before = [word for word in [*stored.hydra, *stored.task] if _key(word) not in typed_now | {"hydra.mode", "hydra.sweep.dir"}]
-    others = [word for word in argv if _key(word) != "sweep_resume" and word not in ("-m", "--multirun")]
-    return ["-m", *before, *others, f"hydra.sweep.dir={quote(str(folder))}"]
-
-
 def how_started(script: str) -> dict[str, Any]:
     """What a run's record says about how it was started, as `record.recorded` takes it."""
-    words = [word for word in _task_words() if _key(word) not in ("resume", "resume_force")]
+    words = [word for word in _task_words() if key_of(word) not in ("resume", "resume_force")]
     if not is_sweep():
         return {"command": shlex.join(["python", script, *TYPED]), "overrides": words}
     fixed = HydraConfig.get().job.config.override_dirname.exclude_keys
-    swept = [word for word in words if _key(word) not in fixed]
+    swept = [word for word in words if key_of(word) not in fixed]
     return {"command": shlex.join(["python", script, *words]), "overrides": words, "swept": swept}
-
-
-def without_traces(argv: list[str]) -> list[str]:
-    """A command line that, where it asks for `plan=true`, has Hydra make no folder and no log; the run's place is still told.
-
-    Raises:
-        UserError: when a sweep is to be planned.
-    """
-    wanted = [word.partition("=")[2].strip("'\"").lower() for word in argv if _key(word) == "plan"]
-    if not wanted or wanted[-1] not in ("true", "yes", "on", "1"):
-        return argv
-    if {"-m", "--multirun"} & set(argv):
-        raise UserError("plan=true looks at one run; it cannot be combined with a sweep (-m).")
-    places = [word.partition("=")[2] for word in argv if _key(word) == "hydra.run.dir"]
-    kept = [word for word in argv if _key(word) not in ("hydra.run.dir", "hydra.output_subdir", "hydra/job_logging")]
-    nowhere = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=terminal"]
-    return [*kept, *nowhere, f"run_dir={[str(OUTPUTS), *places][-1]}"]
 
 
 def typed_keys() -> set[str]:
     """The settings and groups that were typed on the command line."""
-    return {_key(word) for word in _task_words()}
+    return {key_of(word) for word in _task_words()}
 
 
 def _task_words() -> list[str]:
@@ -317,7 +227,3 @@ def _check_writable(folder: Path) -> None:
             f"{folder}: this folder cannot be written ({error.strerror or error}). Choose another with hydra.run.dir=FOLDER."
         )
         sys.exit(report(UserError(problem)))
-
-
-def _key(override: str) -> str:
-    return override.split("=", 1)[0].lstrip("+~")

@@ -20,6 +20,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.hardware import accelerator_device, compile_model
 from gpt_pretrain.lit_module import GPTLitModule, NonFiniteError
 from gpt_pretrain.preflight import StartingPoint, build_model
+from gpt_pretrain.record import update_record
 from gpt_pretrain.resuming import newest_checkpoint
 from gpt_pretrain.runs import checkpoints, place
 from gpt_pretrain.settings import TrainSettings
@@ -61,6 +62,8 @@ def fit(
         trainer = build_trainer(settings, data, tokenizer, config=config, run_dir=run_dir, first_step=step, custom=custom)
         if not skipped:
             log.info("%s", summary.before(settings, data, module.model, first_step=step))
+            device = accelerator_device(settings.trainer.accelerator)
+            update_record(run_dir, **summary.setup(settings, data, module, device=device))
         stopped_by = None
         try:
             trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)

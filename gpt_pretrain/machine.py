@@ -15,6 +15,11 @@ CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container; "max" where there is none
 
 
+def device_name(device: torch.device) -> str:
+    """What a device is called: a GPU by its maker's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def memory_limit(device: torch.device) -> int | None:
     """Bytes that a training may take on a device: a CPU's or a container's memory, what is free on a GPU; None: unknown."""
     if device.type == "cuda":

@@ -64,7 +64,6 @@ def recorded(folder: Path, *, command: str, overrides: Sequence[str], swept: Seq
         swept=None if swept is None else list(swept),
         started=before.get("started", _now()),
         ended=None,
-        **surroundings(),
     )
     state, problem = FINISHED, None
     try:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import lightning as L
+import torch
 
 from gpt_pretrain.callbacks.doctor import WarningSigns
 from gpt_pretrain.callbacks.metrics import TrainMetrics
@@ -13,8 +14,10 @@ from gpt_pretrain.callbacks.save import SaveRun
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.doubts import doubts
 from gpt_pretrain.lit_module import GPTLitModule
+from gpt_pretrain.machine import device_name, memory_limit
 from gpt_pretrain.model import GPTModel
 from gpt_pretrain.plan import line, make_plan
+from gpt_pretrain.record import surroundings
 from gpt_pretrain.runs import EXPORTED, checkpoint_dir, place
 from gpt_pretrain.settings import TrainSettings
 from gpt_pretrain.trainer import steps_per_epoch, total_steps
@@ -50,6 +53,29 @@ def facts(settings: TrainSettings, data: TextDataModule, model: GPTModel) -> lis
         f"length  {count(total_steps(data, trainer), 'optimizer step')}, {steps_per_epoch(data, trainer):,} an epoch, of "
         f"{settings.data.batch_size * trainer.accumulate_grad_batches:,} windows each",
     ]
+
+
+def setup(settings: TrainSettings, data: TextDataModule, module: GPTLitModule, *, device: torch.device) -> dict[str, Any]:
+    """What a run's record says about what was trained on what."""
+    split, config = data.split, module.model.config
+    around = surroundings()
+    around["machine"] |= {"device": device_name(device), "memory_bytes": memory_limit(device)}
+    return around | {
+        "precision": settings.trainer.precision,
+        "compiled": module.compiled,
+        "tokenizer": data.tokenizer.name,
+        "data": {
+            "name": settings.data.name,
+            "path": settings.data.path,
+            "sha256": split.text_sha256,
+            "characters": split.characters,
+            "train_tokens": split.train.count,
+            "val_tokens": split.val.count,
+            "train_windows": len(data.train),
+            "val_windows": len(data.val),
+        },
+        "model": {"parameters": module.model.num_parameters(), "vocab_size": config.vocab_size},
+    }
 
 
 def after(settings: TrainSettings, trainer: L.Trainer, module: GPTLitModule, run_dir: Path) -> str:

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from gpt_pretrain.loggers import COLUMNS
+from gpt_pretrain.metrics_file import COLUMNS
 from gpt_pretrain.samples import Sample
 
 RECORD: dict[str, Any] = {

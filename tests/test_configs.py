@@ -19,6 +19,9 @@ SPECIAL = ("experiment", "debug")
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_each_option_composes_into_sound_settings(compose_train: Callable[..., DictConfig], group: str, option: str) -> None:
+    launchers = {"parallel": "joblib", "slurm": "submitit", "ray": "ray"}
+    if group == "hparams_search" and option in launchers:
+        pytest.importorskip(f"hydra_plugins.hydra_{launchers[option]}_launcher")
     settings = typed(compose_train(f"{group}={option}"), TrainSettings)
     problems = train_problems(settings)
     if option in ("wandb", "mlflow") and importlib.util.find_spec(option) is None:

@@ -16,7 +16,7 @@ from test_interruptions import SETTINGS, signalled
 from test_training import checkpoint
 
 from gpt_pretrain.callbacks.save import SaveRun
-from gpt_pretrain.loggers import MetricsFile
+from gpt_pretrain.metrics_file import MetricsFile
 
 Train = Callable[..., float]
 Printed = Callable[[], list[str]]

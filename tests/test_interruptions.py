@@ -134,7 +134,7 @@ def test_a_job_of_slurm_is_put_back_into_the_queue_and_goes_on(
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert slurm.interrupted_run(["model=tiny"]) == tmp_path / "run"
     assert slurm.interrupted_run(["model=chapter5"]) is None, "another command of the job"
-    from gpt_pretrain.cli import with_resume
+    from gpt_pretrain.words import with_resume
 
     assert with_resume(["model=tiny"])[-1] == f"resume='{tmp_path / 'run'}'"
     assert with_resume(["model=tiny", "resume=null"]) == ["model=tiny", "resume=null"]

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from gpt_pretrain.cli import quoted
+from gpt_pretrain.words import quoted
 
 
 def as_hydra_reads(word: str) -> str:

@@ -15,8 +15,8 @@ from gpt_pretrain.callbacks.losses import LossLines
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.data.tokens import loss_by_frequencies
 from gpt_pretrain.doctor import Doctor, Usual
+from gpt_pretrain.event_files import EventFiles
 from gpt_pretrain.lit_module import GPTLitModule, NonFiniteError
-from gpt_pretrain.loggers import EventFiles
 from gpt_pretrain.settings import DoctorSettings, TrainSettings
 from gpt_pretrain.signs import LEAST_SECONDS
 

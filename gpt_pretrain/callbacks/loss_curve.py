@@ -9,12 +9,14 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from gpt_pretrain.callbacks.losses import LossLines
+from gpt_pretrain.event_files import EventFiles
+from gpt_pretrain.lit_module import GPTLitModule
 
 log = logging.getLogger(__name__)
 
 
 class LossCurve(Callback):
-    """Draws losses.png and losses.pdf when training ends, however it ends.
+    """Draws losses.png and losses.pdf when training ends, however it ends, and shows the picture in TensorBoard.
 
     Args:
         losses: where the curves are kept.
@@ -27,13 +29,13 @@ class LossCurve(Callback):
         self.folder = folder
         self.tokens_per_epoch = tokens_per_epoch
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._draw()
+    def on_train_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
+        self._draw(trainer, pl_module)
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._draw()
+    def on_exception(self, trainer: L.Trainer, pl_module: GPTLitModule, exception: BaseException) -> None:
+        self._draw(trainer, pl_module)
 
-    def _draw(self) -> None:
+    def _draw(self, trainer: L.Trainer, module: GPTLitModule) -> None:
         if not self.losses.steps:
             return
         from gpt_pretrain.charts import curves, drawing
@@ -46,5 +48,8 @@ class LossCurve(Callback):
         )
         try:
             drawing.write(figure, self.folder / "losses.png", self.folder / "losses.pdf")
+            for logger in trainer.loggers:
+                if isinstance(logger, EventFiles):
+                    logger.add_picture("losses", self.folder / "losses.png", step=module.step)
         except OSError as error:
             log.warning("The loss curve cannot be drawn: %s.", error.strerror or error)

@@ -13,9 +13,9 @@ from lightning.pytorch.callbacks import Callback
 
 from gpt_pretrain.config import SamplerConfig
 from gpt_pretrain.data.datamodule import TextDataModule
+from gpt_pretrain.event_files import EventFiles
 from gpt_pretrain.generation import generate_stream
 from gpt_pretrain.lit_module import GPTLitModule
-from gpt_pretrain.loggers import EventFiles
 from gpt_pretrain.memorisation import longest_run
 from gpt_pretrain.runs import write_whole
 from gpt_pretrain.samples import Sample, as_table, code_block, read_samples, thinned

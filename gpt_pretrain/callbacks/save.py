@@ -18,7 +18,8 @@ from gpt_pretrain.callbacks.metrics import log_metrics
 from gpt_pretrain.checkpoint import copy_checkpoint, read_checkpoint, write_checkpoint
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.lit_module import GPTLitModule
-from gpt_pretrain.loggers import MetricsFile, flush
+from gpt_pretrain.loggers import flush
+from gpt_pretrain.metrics_file import MetricsFile
 from gpt_pretrain.runs import BEST, LAST
 from gpt_pretrain.settings import CheckpointSettings
 

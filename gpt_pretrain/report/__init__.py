@@ -55,5 +55,5 @@ def reported(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if keep_report(folder) is not None:
+        if keep_report(folder) is not None and (folder / "config.yaml").exists():  # else the settings were refused
             log.info("All of it on one page: %s", place(folder / REPORT))
