@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.record import COMPLETE, FAILED, INTERRUPTED, PRUNED, RUNNING, read_record, update_record
 from gpt_pretrain.report import REPORT, keep_report
 from gpt_pretrain.runs import place
+from gpt_pretrain.wording import sweep_resume_command, tensorboard_command
 
 LONGEST_CELL = 80  # characters
 LONGEST_NAME = 120  # characters; file systems take 255 bytes
@@ -126,11 +126,11 @@ def tell(folder: Path, *, script: str) -> None:
     else:
         lines.append("No job came as far as a validation loss.")
     lines += [f"Files in {shown}:", f"  {', '.join(files)}"]
-    lines += ["Next:", f"  tensorboard --logdir {shlex.quote(shown)}"]
+    lines += ["Next:", f"  {tensorboard_command(shown)}"]
     if left := sweep_results.unfinished(jobs):
         lines += [
             f"{len(left)} of {len(jobs)} jobs did not come to their end. To go on with those:",
-            f"  python {script} sweep_resume={shlex.quote(shown)}",
+            f"  {sweep_resume_command(shown, script=script)}",
         ]
     _say("\n".join(lines))
 

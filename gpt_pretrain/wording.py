@@ -48,3 +48,8 @@ def resume_command(folder: str, *, limit: tuple[str, int] | None = None) -> str:
     """
     more = "" if limit is None else f" trainer.{limit[0]}={2 * limit[1]}"
     return f"python train.py resume={shlex.quote(folder)}{more}"
+
+
+def sweep_resume_command(folder: str, *, script: str = "train.py") -> str:
+    """The command that goes on with the jobs of a sweep that did not come to their end."""
+    return f"python {script} sweep_resume={shlex.quote(folder)}"

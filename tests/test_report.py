@@ -21,6 +21,7 @@ from gpt_pretrain.report import keep_report, reported, write_report
 from gpt_pretrain.report.__main__ import main
 from gpt_pretrain.samples import Sample
 from gpt_pretrain.settings import ReportSettings
+from gpt_pretrain.sweeping import tell
 
 MOST_BYTES = 2_000_000
 HOSTILE = """</div></pre><script>alert("1")</script><img src=x onerror='a()'>&lt;b&gt;"'{{ 7 * 7 }}<!--"""
@@ -207,6 +208,16 @@ def test_a_sweep_s_page_ranks_its_jobs(tmp_path: Path) -> None:
     assert linked >= {folder / best / "report.html", *(folder / name for name in jobs if name != best)}
     assert all(file.exists() for file in linked)
     assert "./optimizer.lr%3D1e-4%2Cmodel.drop_rate%3D0.1/report.html" in page.values("href")
+
+
+def test_a_sweep_ends_with_its_page_and_its_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_sweep(tmp_path / "sweep", {"seed=1": {}, "seed=2": {"state": "interrupted", "result": None}})
+    tell(folder, script="train.py")
+    assert "report.html, summary.csv, summary.png" in capsys.readouterr().out
+    assert (folder / "summary.png").read_bytes().startswith(b"\x89PNG")
+    page = Page(folder / "report.html")
+    assert "./summary.png" in page.values("href")
+    assert f"python train.py sweep_resume={folder}" in page.sections["next"]
 
 
 def test_a_sweep_in_which_all_jobs_failed_has_a_page(tmp_path: Path) -> None:

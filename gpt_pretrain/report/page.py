@@ -38,6 +38,8 @@ PURPOSES = {
     "run.json": "this page's facts, for programs",
     "summary.csv": "the ranked jobs, as a table",
     "summary.png": "one plot for each swept setting",
+    "multirun.yaml": "what the sweep was started with",
+    "study.journal": "the trials of the search",
     "last.ckpt": "weights and optimizer of the last step saved",
     "best.ckpt": "those with the lowest validation loss",
     EXPORTED: "the weights, for transformers",

@@ -28,8 +28,8 @@ from gpt_pretrain.report.page import (
 from gpt_pretrain.report.run_page import setup
 from gpt_pretrain.run_files import read_run
 from gpt_pretrain.runs import place
-from gpt_pretrain.sweep_results import Job, best_command, read_sweep, swept_keys, table
-from gpt_pretrain.wording import count, generate_command, tensorboard_command
+from gpt_pretrain.sweep_results import Job, best_command, read_sweep, swept_keys, table, unfinished
+from gpt_pretrain.wording import count, generate_command, sweep_resume_command, tensorboard_command
 
 JOBS = 200  # in the table and the figure
 TABLE_TEXT = 120_000  # characters of the table
@@ -69,7 +69,7 @@ def sweep_page(folder: Path) -> str:
         config_title=f"All settings of {_name(first)} (config.yaml)",
         config=cut(run.config_text, SETTINGS_TEXT),
         files_listed=listed(folder),
-        next_commands=[visible(command) for command in _commands(folder, best)],
+        next_commands=[visible(command) for command in _commands(folder, jobs, best)],
     )
 
 
@@ -134,12 +134,14 @@ def _noted(jobs: Sequence[Job]) -> list[dict[str, Any]]:
     ]
 
 
-def _commands(folder: Path, best: Job | None) -> list[str]:
+def _commands(folder: Path, jobs: Sequence[Job], best: Job | None) -> list[str]:
     """What to do next."""
     commands = [tensorboard_command(place(folder))]
     if best is not None:
         context = read_run(best.folder).config.get("start_context", "Every effort moves you")
         commands.insert(0, generate_command(place(best.folder), start_context=context))
+    if unfinished(jobs):
+        commands.append(sweep_resume_command(place(folder)))
     return commands
 
 
