@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import multiprocessing
 from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,11 +62,6 @@ def prepare(config: DictConfig, *, typed_keys: Set[str]) -> tuple[TrainSettings,
     if settings.resume is None and any(checkpoint_dir(Path(settings.run_dir)).glob("*.ckpt")):
         problems.append(
             f"{settings.run_dir} holds a run already: go on with it by resume={settings.run_dir}, or choose another folder."
-        )
-    if settings.data.num_workers > 0 and multiprocessing.current_process().daemon:
-        problems.append(
-            f"data.num_workers={settings.data.num_workers}: a run that its launcher has put beside others may start no processes "
-            "of its own; use data.num_workers=0."
         )
     tokenizer = data = None
     try:

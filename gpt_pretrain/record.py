@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gpt_pretrain.errors import AlreadyCompleteError
+from gpt_pretrain.errors import AlreadyCompleteError, UserError
 from gpt_pretrain.runs import write_whole
 
 RECORD = "run.json"
@@ -37,10 +37,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def update_record(folder: Path, **fields: Any) -> None:
     """Add fields to a run's record, or change them."""
-    try:
-        write_whole(folder / RECORD, json.dumps(read_record(folder) | fields, indent=1, ensure_ascii=False) + "\n")
-    except OSError as error:
-        log.warning("%s cannot be written: %s.", folder / RECORD, error.strerror or error)
+    _write(folder, read_record(folder) | fields)
 
 
 @contextmanager
@@ -65,19 +62,25 @@ def recorded(folder: Path, *, command: str, overrides: Sequence[str], swept: Seq
         started=before.get("started", _now()),
         ended=None,
     )
-    state, problem = FINISHED, None
+
+    def end(state: str, problem: str | None = None) -> None:
+        seconds = before.get("seconds", 0.0) + time.monotonic() - start
+        update_record(folder, state=state, error=problem, ended=_now(), seconds=round(seconds, 3))
+
     try:
         yield
     except AlreadyCompleteError:
+        end(FINISHED)
         raise
     except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and int(error.code or 0) > 128)
-        state, problem = (INTERRUPTED if stopped else FAILED), str(error).strip() or type(error).__name__
+        refused = isinstance(error, UserError) and read_record(folder).get("result") == before.get("result")
+        if refused and before.get("state") not in (None, FAILED):
+            _write(folder, before)  # it is as it was: what was typed now has not begun to change it
+        else:
+            end(INTERRUPTED if _stopped(error) else FAILED, str(error).strip() or type(error).__name__)
         raise
-    finally:
-        pruned = state == FINISHED and read_record(folder).get("state") == PRUNED
-        seconds = before.get("seconds", 0.0) + time.monotonic() - start
-        update_record(folder, state=PRUNED if pruned else state, error=problem, ended=_now(), seconds=round(seconds, 3))
+    else:
+        end(PRUNED if read_record(folder).get("state") == PRUNED else FINISHED)
 
 
 def surroundings() -> dict[str, Any]:
@@ -105,6 +108,20 @@ def git_revision() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+def _write(folder: Path, record: dict[str, Any]) -> None:
+    try:
+        write_whole(folder / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    except OSError as error:
+        log.warning("%s cannot be written: %s.", folder / RECORD, error.strerror or error)
+
+
+def _stopped(error: BaseException) -> bool:
+    """Whether it is Ctrl-C, or the exit code that a signal brings."""
+    return isinstance(error, KeyboardInterrupt) or (
+        isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128
+    )
 
 
 def _key(word: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import time
 from collections.abc import Iterator
@@ -52,6 +53,11 @@ class TimedBatches(Iterator[Batch]):
             return next(self.batches)
         finally:
             self.loader.seconds_waited += time.perf_counter() - start
+
+
+def _start_method() -> str | None:
+    """How loading processes are started; None: in the usual way, which joblib's processes have replaced by one of their own."""
+    return multiprocessing.get_all_start_methods()[0] if multiprocessing.get_start_method() == "loky" else None
 
 
 class TextDataModule(L.LightningDataModule):
@@ -143,6 +149,7 @@ class TextDataModule(L.LightningDataModule):
             sampler=order,
             batch_size=None,  # the order yields whole batches
             num_workers=workers,
+            multiprocessing_context=_start_method() if workers > 0 else None,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_leave_signals_to_the_main_process,
