@@ -23,14 +23,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gpt_pretrain.errors import UserError
+from gpt_pretrain.errors import LostEndError, UserError
+from gpt_pretrain.record import stopped
 from gpt_pretrain.report import reported
 from gpt_pretrain.settings import GenerateSettings, TrainSettings, literal, typed
-from gpt_pretrain.words import key_of, quoted, with_resume, with_sweep_resume, without_traces
+from gpt_pretrain.words import checked, key_of, quoted, with_resume, with_sweep_resume, without_traces
 
 Result = TypeVar("Result")
 
-EXIT_USER_ERROR = 2
+EXIT_LOST_END, EXIT_USER_ERROR = 1, 2
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
 
@@ -51,7 +52,7 @@ def run(main: Callable[[], Any], *, resumes: bool = False) -> None:
     """Run an entry script's main function on this process's command line, which may ask to resume a run."""
     TYPED[:] = sys.argv[1:]
     try:
-        words = with_sweep_resume(sys.argv[1:])
+        words = checked(with_sweep_resume(sys.argv[1:], script=Path(sys.argv[0]).stem))
         sys.argv[1:] = quoted(without_traces(with_resume(words)) if resumes else words)
         main()
     except UserError as error:
@@ -138,6 +139,15 @@ def guarded(job: Callable[[DictConfig], Result], config: DictConfig, *, run_dir:
     try:
         with nullcontext() if run_dir is None else reported(run_dir):
             return job(config)
+    except LostEndError as error:
+        log.error("%s", error)
+        if is_sweep():
+            raise SweepJobFailed(str(error)) from None
+        sys.exit(EXIT_LOST_END)
+    except SystemExit as error:
+        if is_sweep() and not stopped(error):
+            raise SweepJobFailed(f"The job ended with exit code {error.code}.") from None
+        raise
     except BrokenPipeError:  # whoever read the output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
@@ -210,20 +220,18 @@ class RunFolder(Callback):
     """Makes sure, before Hydra does anything there, that a run's folder can be written."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        _check_writable(Path(config.hydra.run.dir))
+        _check_writable(Path(config.hydra.run.dir), setting="hydra.run.dir")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        _check_writable(Path(config.hydra.sweep.dir))
+        _check_writable(Path(config.hydra.sweep.dir), setting="hydra.sweep.dir")
 
 
-def _check_writable(folder: Path) -> None:
+def _check_writable(folder: Path, *, setting: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".{secrets.token_hex(4)}.tmp"
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        problem = (
-            f"{folder}: this folder cannot be written ({error.strerror or error}). Choose another with hydra.run.dir=FOLDER."
-        )
+        problem = f"{folder}: this folder cannot be written ({error.strerror or error}). Choose another with {setting}=FOLDER."
         sys.exit(report(UserError(problem)))

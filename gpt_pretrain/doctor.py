@@ -102,9 +102,10 @@ class Doctor:
         elif (level := signs.spike_level(losses, self._start, self.settings)) is not None:
             self._spike_level = level
             self._note("spike", step, signs.spike(losses, level, run=self.run))
-        if (
-            step >= self._warmup + self.settings.window and norm is not None and math.isfinite(norm)
-        ):  # a run's first norms are large
+        early = step < self._warmup + self.settings.window  # a run's first norms are large
+        if self._lasts("spike"):  # and so are those of one that goes wrong
+            self._norms.clear()
+        elif not early and norm is not None and math.isfinite(norm):
             self._norms.append(norm)
             text = signs.clipping(self._norms, lasting=self._lasts("clipping"), run=self.run, doctor=self.settings)
             self._note("clipping", step, text)

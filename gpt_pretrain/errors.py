@@ -29,3 +29,7 @@ class AlreadyCompleteError(UserError):
     def __init__(self, problem: str, *, result: dict[str, Any]) -> None:
         super().__init__(problem)
         self.result = result
+
+
+class LostEndError(RuntimeError):
+    """A run came to its end, and that end could not be saved."""

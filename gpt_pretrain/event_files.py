@@ -10,6 +10,8 @@ from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from gpt_pretrain.words import key_and_value
+
 CHARTS = {
     "Loss": {
         "train and validation": ["Multiline", ["train/loss", "val/loss"]],
@@ -125,9 +127,9 @@ def as_hparams(overrides: Sequence[str]) -> dict[str, Any]:
     """Typed settings as TensorBoard's table has them: numbers as numbers, everything else as text."""
     values: dict[str, Any] = {}
     for word in overrides:
-        key, _, value = word.partition("=")
+        key, value = key_and_value(word)
         try:
-            values[key.lstrip("+")] = float(value)
+            values[key] = float(value)
         except ValueError:
-            values[key.lstrip("+")] = value
+            values[key] = value
     return values

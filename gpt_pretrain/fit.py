@@ -16,7 +16,7 @@ from gpt_pretrain import slurm, summary
 from gpt_pretrain.callbacks.save import SaveRun
 from gpt_pretrain.callbacks.stop import StopOnSignal, StoppedBySignalError
 from gpt_pretrain.data.datamodule import TextDataModule
-from gpt_pretrain.errors import UserError
+from gpt_pretrain.errors import LostEndError, UserError
 from gpt_pretrain.hardware import accelerator_device, compile_model
 from gpt_pretrain.lit_module import GPTLitModule, NonFiniteError
 from gpt_pretrain.preflight import StartingPoint, build_model
@@ -51,7 +51,8 @@ def fit(
 
     Raises:
         UserError: when a loss or gradient is no number and the settings say to stop, or it happens too often.
-        SystemExit: when a signal ended the run, or its last checkpoint could not be written.
+        LostEndError: when the last checkpoint could not be written.
+        SystemExit: when a signal ended the run.
     """
     lr_scale, skipped, rollbacks = 1.0, list[list[int]](), 0
     resume, step = start.resume, start.step
@@ -88,8 +89,7 @@ def fit(
         if stopped_by is not None:
             _leave(trainer, stopped_by, run_dir)
         if summary.callback(trainer, SaveRun).failed:
-            log.error("The last checkpoint could not be written: the run's end is lost.")
-            sys.exit(1)
+            raise LostEndError("The last checkpoint could not be written: the run's end is lost.")
         return trainer, module
 
 

@@ -67,7 +67,7 @@ def measure(model: GPTModel, texts: Sequence[Continuation], *, training: Tokens 
         in nats, at temperature 1 with all tokens allowed; run_length, new_tokens: of the one with the longest run. None where
         texts are too short.
     """
-    runs = [] if training is None else [(longest_run(text.new_ids, training).length, len(text.new_ids)) for text in texts]
+    runs = [] if training is None else [(longest_run(text.new_ids, training), len(text.new_ids)) for text in texts]
     longest = max(runs, default=(None, None))
     return {
         **{f"distinct_{n}": _mean([distinct(text.new_ids, n) for text in texts]) for n in (1, 2, 3)},

@@ -6,7 +6,6 @@ Shapes: n tokens of the sample, N tokens of the text.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -26,40 +25,30 @@ class TokenText(Protocol):
         """The tokens from start on, (count,)."""
 
 
-@dataclass(frozen=True)
-class Run:
-    """Neighbouring tokens of a sample: `sample[start : start + length]`."""
-
-    start: int
-    length: int
-
-
-def longest_run(sample: Sequence[int], text: TokenText) -> Run:
-    """The longest run of a sample's tokens that stands in a text as it is; the first of several that are as long.
+def longest_run(sample: Sequence[int], text: TokenText) -> int:
+    """How many neighbouring tokens of a sample stand in a text as they are, at most.
 
     The text is read once. A window of it is found by its hash, so that the work grows as N log n, and then compared for real.
 
     Source: Karp & Rabin 1987, "Efficient randomized pattern-matching algorithms".
     """
-    tokens = np.asarray(sample, dtype=np.int64)
-    best = Run(0, 0)
+    tokens, longest = np.asarray(sample, dtype=np.int64), 0
     for start in range(0, text.count, BLOCK):
         block = text.read(start, min(BLOCK + len(tokens), text.count - start)).astype(np.int64)
-        low, high = best.length, min(len(tokens), len(block))
+        low, high = longest, min(len(tokens), len(block))
         while low < high:  # a run of some length holds runs of every shorter one
-            length = low + 1 if low == best.length else (low + high + 1) // 2
-            found = _common_window(tokens, block, length)
-            if found is None:
+            length = low + 1 if low == longest else (low + high + 1) // 2
+            if not _share_window(tokens, block, length):
                 high = length - 1
             else:
-                low, best = length, Run(found, length)
-        if best.length == len(tokens):
+                low = longest = length
+        if longest == len(tokens):
             break
-    return best
+    return longest
 
 
-def _common_window(sample: np.ndarray, block: np.ndarray, length: int) -> int | None:
-    """Where in a sample the first of its windows begins that the block holds too."""
+def _share_window(sample: np.ndarray, block: np.ndarray, length: int) -> bool:
+    """Whether a sample and a block have a window of so many tokens in common."""
     wanted = _window_hashes(sample, length)
     there = _window_hashes(block, length)
     table = np.zeros(1 << 16, dtype=bool)  # by the upper bits, which spares most of the search
@@ -69,8 +58,8 @@ def _common_window(sample: np.ndarray, block: np.ndarray, length: int) -> int | 
         window = sample[start : start + length]
         places = np.flatnonzero(there == wanted[start])
         if any(np.array_equal(block[place : place + length], window) for place in places):
-            return int(start)
-    return None
+            return True
+    return False
 
 
 def _window_hashes(tokens: np.ndarray, length: int) -> np.ndarray:

@@ -23,7 +23,7 @@ class Plan:
 
     Args:
         parameters: trainable numbers.
-        text_tokens: tokens of the training text.
+        text_tokens: tokens of the training text, but for those between windows that are further apart than they are long.
         tokens_per_epoch: tokens that an epoch trains on.
         total_steps: optimizer steps of the whole run.
         steps: optimizer steps to do.
@@ -90,9 +90,10 @@ def make_plan(settings: TrainSettings, data: TextDataModule, config: GPTConfig, 
     validations = epoch_ends + between
     device = accelerator_device(trainer.accelerator).type
     parameters = flops.num_parameters(config)
+    reads_all = settings.data.stride is None or settings.data.stride <= config.context_length
     return Plan(
         parameters=parameters,
-        text_tokens=data.split.train.count,
+        text_tokens=data.split.train.count if reads_all else len(data.train) * config.context_length,
         tokens_per_epoch=tokens_per_epoch,
         total_steps=total,
         steps=total - first_step,
@@ -112,8 +113,9 @@ def make_plan(settings: TrainSettings, data: TextDataModule, config: GPTConfig, 
 
 def line(plan: Plan) -> str:
     """The plan in short."""
-    parts = [f"{scaled(plan.flops, 'FLOP')} of training", f"{scaled(plan.memory.peak, 'B')} of memory beside the program's own"]
-    return ", ".join([*parts, f"up to {scaled(plan.disk, 'B')} of disk for checkpoints"])
+    parts = [f"{plan.tokens:,} tokens, {plan.tokens_per_epoch:,} an epoch", f"{scaled(plan.flops, 'FLOP')} of training"]
+    parts += [f"{scaled(plan.memory.peak, 'B')} of memory beside the program's own"]
+    return "; ".join([*parts, f"up to {scaled(plan.disk, 'B')} of disk for checkpoints"])
 
 
 def disk_needed(plan: Plan, settings: TrainSettings) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import logging
 import os
 import platform
+import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -17,8 +19,14 @@ from typing import Any
 
 from gpt_pretrain.errors import AlreadyCompleteError, UserError
 from gpt_pretrain.runs import write_whole
+from gpt_pretrain.words import key_of
 
-RECORD = "run.json"
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+RECORD, LOCK = "run.json", ".lock"
 RUNNING, FINISHED, FAILED, INTERRUPTED, PRUNED = "running", "finished", "failed", "interrupted", "pruned"
 COMPLETE = (FINISHED, PRUNED)  # nothing is left to do
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "tiktoken", "numpy")
@@ -50,37 +58,92 @@ def recorded(folder: Path, *, command: str, overrides: Sequence[str], swept: Seq
         overrides: what was typed, `key=value`; of a run that is resumed, added to what was typed before.
         swept: those of them that the sweep around the run tries values of; None where there is no sweep.
     """
-    before, start = read_record(folder), time.monotonic()
-    typed = {_key(word): word for word in [*before.get("overrides", []), *overrides]}
-    update_record(
-        folder,
-        state=RUNNING,
-        error=None,
-        command=before.get("command", command),
-        overrides=list(typed.values()),
-        swept=None if swept is None else list(swept),
-        started=before.get("started", _now()),
-        ended=None,
+    with _only_one(folder):
+        before, start = read_record(folder), time.monotonic()
+        typed = {key_of(word): word for word in [*overrides_in(before), *overrides]}
+        update_record(
+            folder,
+            state=RUNNING,
+            error=None,
+            command=before.get("command", command),
+            overrides=list(typed.values()),
+            swept=None if swept is None else list(swept),
+            started=before.get("started", _now()),
+            ended=None,
+        )
+
+        def end(state: str, problem: str | None = None) -> None:
+            seconds = before.get("seconds", 0.0) + time.monotonic() - start
+            update_record(folder, state=state, error=problem, ended=_now(), seconds=round(seconds, 3))
+
+        try:
+            yield
+        except AlreadyCompleteError:
+            end(FINISHED)
+            raise
+        except BaseException as error:
+            refused = isinstance(error, UserError) and read_record(folder).get("result") == before.get("result")
+            if refused and before.get("state") not in (None, FAILED):
+                _write(folder, before)  # it is as it was: what was typed now has not begun to change it
+            else:
+                end(INTERRUPTED if stopped(error) else FAILED, _reason(error))
+            raise
+        else:
+            end(PRUNED if read_record(folder).get("state") == PRUNED else FINISHED)
+
+
+def overrides_in(record: dict[str, Any]) -> list[str]:
+    """The typed settings in a record, as far as it has any."""
+    words = record.get("overrides")
+    return [word for word in words if isinstance(word, str)] if isinstance(words, list) else []
+
+
+def stopped(error: BaseException) -> bool:
+    """Whether it is Ctrl-C, or the exit code that a signal brings."""
+    return isinstance(error, KeyboardInterrupt) or (
+        isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128
     )
 
-    def end(state: str, problem: str | None = None) -> None:
-        seconds = before.get("seconds", 0.0) + time.monotonic() - start
-        update_record(folder, state=state, error=problem, ended=_now(), seconds=round(seconds, 3))
 
+def is_live(folder: Path) -> bool:
+    """Whether another process of this machine, or of one that shares its disk, is at work on the run of a folder."""
     try:
+        with _only_one(folder):
+            return False
+    except UserError:
+        return True
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Hold a folder against other processes; the system gives it free when this one ends, however that is.
+
+    Raises:
+        UserError: when another process holds it.
+    """
+    if fcntl is None:
         yield
-    except AlreadyCompleteError:
-        end(FINISHED)
-        raise
-    except BaseException as error:
-        refused = isinstance(error, UserError) and read_record(folder).get("result") == before.get("result")
-        if refused and before.get("state") not in (None, FAILED):
-            _write(folder, before)  # it is as it was: what was typed now has not begun to change it
-        else:
-            end(INTERRUPTED if _stopped(error) else FAILED, str(error).strip() or type(error).__name__)
-        raise
-    else:
-        end(PRUNED if read_record(folder).get("state") == PRUNED else FINISHED)
+        return
+    with open(folder / LOCK, "a", encoding="ascii") as stream:
+        try:
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise UserError(
+                    f"{folder}: another process is at work on this run. Wait for its end, or stop it first."
+                ) from error
+        yield
+
+
+def _reason(error: BaseException) -> str:
+    """Why a run ended, in words."""
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped by Ctrl-C"
+    if isinstance(error, SystemExit) and stopped(error):
+        return f"stopped by {signal.Signals(int(error.code or 0) - 128).name}"
+    if isinstance(error, SystemExit):
+        return f"ended with exit code {error.code}"
+    return str(error).strip() or type(error).__name__
 
 
 def surroundings() -> dict[str, Any]:
@@ -115,17 +178,6 @@ def _write(folder: Path, record: dict[str, Any]) -> None:
         write_whole(folder / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
         log.warning("%s cannot be written: %s.", folder / RECORD, error.strerror or error)
-
-
-def _stopped(error: BaseException) -> bool:
-    """Whether it is Ctrl-C, or the exit code that a signal brings."""
-    return isinstance(error, KeyboardInterrupt) or (
-        isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128
-    )
-
-
-def _key(word: str) -> str:
-    return word.partition("=")[0].lstrip("+~")
 
 
 def _cpu_name() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from pathlib import Path
 
@@ -72,14 +73,14 @@ def find_folder(name: str) -> Path:
     return folder
 
 
-def find_sweep(name: str) -> Path:
-    """The sweep folder that a user means; "latest" is the one that was begun last.
+def find_sweep(name: str, *, script: str) -> Path:
+    """The folder of a script's sweep that a user means; "latest" is the one that was begun last.
 
     Raises:
         UserError: when there is none.
     """
     if name == "latest":
-        found = list(SWEEPS.glob(f"*/{SWEEP_SETTINGS}"))
+        found = [file for file in SWEEPS.glob(f"*/{SWEEP_SETTINGS}") if _script_of(file) == script]
         if not found:
             raise UserError(f"`latest`: there is no sweep below {SWEEPS.resolve()} yet. Start one: python train.py -m seed=1,2")
         return max(found, key=lambda file: file.stat().st_mtime_ns).parent
@@ -88,6 +89,8 @@ def find_sweep(name: str) -> Path:
         raise UserError(
             f"{name}: there is no sweep in this folder. Sweeps are folders below {SWEEPS}/; `latest` names the newest."
         )
+    if _script_of(folder / SWEEP_SETTINGS) != script:
+        raise UserError(f"{name}: this is no sweep of {script}.py.")
     return folder
 
 
@@ -122,3 +125,11 @@ def _latest_run() -> Path:
             "Train one first: python train.py model=tiny"
         )
     return max(found, key=lambda file: file.stat().st_mtime_ns).parent.parent
+
+
+def _script_of(settings: Path) -> str | None:
+    """The script whose sweep has these settings."""
+    found = re.search(
+        r"^    name: (\w+)$", settings.read_text(encoding="utf-8"), re.MULTILINE
+    )  # of hydra.job, before any package
+    return found[1] if found else None

@@ -54,7 +54,8 @@ class Sample:
 def read_samples(file: Path) -> list[Sample]:
     """The samples in a file, in their order; none if there is no such file."""
     try:
-        parts = LOOKS_LIKE_HEAD.split(file.read_text(encoding="utf-8"))
+        with open(file, encoding="utf-8", newline="") as stream:
+            parts = LOOKS_LIKE_HEAD.split(stream.read())
     except (OSError, UnicodeDecodeError):
         return []
     samples = []

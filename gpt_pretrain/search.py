@@ -18,6 +18,7 @@ from gpt_pretrain.runs import STUDY
 
 try:
     import optuna
+    from optuna.distributions import BaseDistribution, check_distribution_compatibility
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
     from optuna.trial import TrialState
@@ -64,7 +65,7 @@ class Study:
     """
 
     study: optuna.Study
-    distributions: dict[str, optuna.distributions.BaseDistribution]
+    distributions: dict[str, BaseDistribution]
     retried: int = 0
 
     @classmethod
@@ -72,7 +73,7 @@ class Study:
         """Begin a search, or go on with the one that stands in the folder.
 
         Raises:
-            UserError: when a range is empty, or not for a logarithm.
+            UserError: when a range is empty, or not for a logarithm, or the search was begun with other choices.
         """
         samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
         if sampler not in samplers:
@@ -81,7 +82,9 @@ class Study:
             distributions = {key: _distribution(values) for key, values in space.items()}
         except ValueError as error:
             raise UserError(f"A range of this search cannot be drawn from: {error}") from error
+        folder.mkdir(parents=True, exist_ok=True)
         study = optuna.create_study(storage=_storage(folder), study_name=NAME, direction="minimize", load_if_exists=True)
+        _check_unchanged(study, distributions)
         study.sampler = samplers[sampler](seed=seed + len(study.trials))  # what is left is not what was drawn before
         study.set_user_attr("pruning_after", pruning_after if pruning else None)
         opened = cls(study, distributions)
@@ -149,7 +152,24 @@ class RunningTrial:
         return bool(self.trial.should_prune())
 
 
-def _distribution(values: Space) -> optuna.distributions.BaseDistribution:
+def _check_unchanged(study: optuna.Study, distributions: dict[str, BaseDistribution]) -> None:
+    """Make sure that a search that goes on has the choices that it began with; its ranges may change.
+
+    Raises:
+        UserError: when it has others.
+    """
+    for trial in study.get_trials(deepcopy=False):
+        for key in trial.distributions.keys() & distributions.keys():
+            try:
+                check_distribution_compatibility(trial.distributions[key], distributions[key])
+            except ValueError as error:
+                raise UserError(
+                    f"{key}: the values that a search chooses from cannot change once it has begun. Leave them as they were, or "
+                    "begin a new search."
+                ) from error
+
+
+def _distribution(values: Space) -> BaseDistribution:
     if isinstance(values, Choice):
         return optuna.distributions.CategoricalDistribution(values.values)
     if values.whole:

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpt_pretrain.record import COMPLETE, RECORD, read_record
+from gpt_pretrain.record import COMPLETE, RECORD, overrides_in, read_record
 from gpt_pretrain.runs import write_whole
-from gpt_pretrain.wording import number
+from gpt_pretrain.wording import is_number, number
+from gpt_pretrain.words import key_and_value, key_of
 
 SUMMARY, CHART = "summary.csv", "summary.png"
 
@@ -44,7 +45,7 @@ class Job:
     def val_loss(self) -> float:
         """The lowest validation loss in nats a token; infinite where there is none."""
         value = self.result.get("best_val_loss")
-        return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.inf
+        return float(value) if is_number(value) else math.inf
 
 
 def read_sweep(folder: Path) -> list[Job]:
@@ -52,15 +53,26 @@ def read_sweep(folder: Path) -> list[Job]:
     jobs = []
     for path in sorted(folder.glob(f"*/{RECORD}")):
         record = read_record(path.parent)
-        settings = dict(_key_and_value(word) for word in record.get("overrides") or [])
+        settings = dict(key_and_value(word) for word in overrides_in(record))
         jobs.append(Job(path.parent, settings, str(record.get("state", "unknown")), record))
     return sorted(jobs, key=lambda job: (job.val_loss, job.folder.name))
 
 
 def swept_keys(jobs: Sequence[Job]) -> list[str]:
-    """The settings that are not the same in all jobs."""
+    """The settings that are not the same in all jobs, and those that the sweep tries though only one job has begun."""
     keys = dict.fromkeys(key for job in jobs for key in job.settings)
-    return [key for key in keys if len({job.settings.get(key) for job in jobs}) > 1]
+    tried = _tried(jobs)
+    return [key for key in keys if key in tried or len({job.settings.get(key) for job in jobs}) > 1]
+
+
+def tried_in(folder: Path) -> set[str]:
+    """The settings that a sweep in a folder has tried before."""
+    return _tried(read_sweep(folder))
+
+
+def best_job(jobs: Sequence[Job]) -> Job | None:
+    """The best of the jobs that have come to their end; None where there is none."""
+    return next((job for job in jobs if job.state in COMPLETE and job.val_loss < math.inf), None)
 
 
 def table(jobs: Sequence[Job]) -> list[list[str]]:
@@ -101,12 +113,9 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def best_command(jobs: Sequence[Job], *, script: str = "train.py") -> str | None:
-    """The command that repeats the best job by itself; None where no job has come that far."""
-    best = next((job for job in jobs if job.val_loss < math.inf), None)
-    overrides = None if best is None else best.record.get("overrides")
-    if overrides is None:
-        return None
-    return " ".join(["python", script, *(shlex.quote(word) for word in overrides)])
+    """The command that repeats the best job by itself; None where there is none."""
+    found = best_job(jobs)
+    return None if found is None else shlex.join(["python", script, *overrides_in(found.record)])
 
 
 def write_summary(jobs: Sequence[Job], folder: Path) -> None:
@@ -142,14 +151,9 @@ def generations(jobs: Sequence[Job]) -> list[list[str]]:
     return rows
 
 
-def unfinished(jobs: Sequence[Job]) -> list[Job]:
-    """The jobs that did not come to their end."""
-    return [job for job in jobs if job.state not in COMPLETE]
-
-
-def _key_and_value(word: str) -> tuple[str, str]:
-    key, _, value = word.partition("=")
-    return key.lstrip("+~"), value
+def _tried(jobs: Sequence[Job]) -> set[str]:
+    words = [word for job in jobs if isinstance(swept := job.record.get("swept"), list) for word in swept]
+    return {key_of(word) for word in words if isinstance(word, str)}
 
 
 def _memorised(result: dict[str, Any]) -> str:

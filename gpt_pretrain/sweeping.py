@@ -10,24 +10,26 @@ from pathlib import Path
 
 from gpt_pretrain import sweep_results
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.record import COMPLETE, FAILED, INTERRUPTED, PRUNED, RUNNING, read_record, update_record
+from gpt_pretrain.record import COMPLETE, INTERRUPTED, PRUNED, RUNNING, is_live, overrides_in, read_record, update_record
 from gpt_pretrain.report import REPORT, keep_report
 from gpt_pretrain.runs import place
-from gpt_pretrain.wording import sweep_resume_command, tensorboard_command
+from gpt_pretrain.sweep_results import Job
+from gpt_pretrain.wording import count, sweep_resume_command, tensorboard_command
 
 LONGEST_CELL = 80  # characters
-LONGEST_NAME = 120  # characters; file systems take 255 bytes
+LONGEST_NAME = 120  # bytes; file systems take 255
 
-Launch = Callable[[Sequence[Sequence[str]], int], list[float | None]]
+Launch = Callable[[Sequence[Sequence[str]], int], None]
 
 
 def job_folder(words: Sequence[str]) -> str:
     """The name of a job's folder: its settings, and a checksum where they are too long, or not all of them can stand there."""
     text = ",".join(sorted(words))
     name = re.sub(r"[^\w.,=+~-]", "_", text)
-    if name == text and 0 < len(name) <= LONGEST_NAME:
+    if name == text and 0 < len(name.encode()) <= LONGEST_NAME:
         return name
-    return f"{name[:LONGEST_NAME]}-{zlib.crc32(text.encode()):08x}" if words else "job"
+    short = name.encode()[:LONGEST_NAME].decode(errors="ignore")
+    return f"{short}-{zlib.crc32(text.encode()):08x}" if words else "job"
 
 
 class Jobs:
@@ -35,14 +37,18 @@ class Jobs:
 
     Args:
         folder: the sweep's.
-        launch: runs jobs, given their words and the number of the first, and returns their values, None for those that failed.
+        launch: runs jobs, given their words and the number of the first.
         common: words that every job gets.
+
+    Attributes:
+        planned: the folders of the jobs that this sweep has asked for.
     """
 
     def __init__(self, folder: Path, *, launch: Launch, common: Sequence[str]) -> None:
         self.folder = folder
-        self.common = common
         self.launch = launch
+        self.common = common
+        self.planned: list[str] = []
         self._number = 0
 
     def run(self, batch: Sequence[tuple[Sequence[str], str]]) -> list[float | None]:
@@ -51,16 +57,21 @@ class Jobs:
         Returns:
             The validation loss of each, None for those that failed.
         """
-        left = [(words, name) for words, name in batch if self._state(name) not in COMPLETE]
-        if len(left) < len(batch):
-            _say(f"{len(batch) - len(left)} of {len(batch)} jobs are done already and left out.")
+        jobs = {name: words for words, name in batch}
+        self.planned += [name for name in jobs if name not in self.planned]
+        left = {name: words for name, words in jobs.items() if not self._is_done(name, words)}
+        for n, what in ((len(batch) - len(jobs), "are there twice"), (len(jobs) - len(left), "are done already")):
+            if n:
+                _say(f"{n} of {len(batch)} jobs {what} and left out.")
         if left:
             try:
-                self.launch([[*words, *self.common, f"hydra.sweep.subdir='{name}'"] for words, name in left], self._number)
+                self.launch(
+                    [[*words, *self.common, f"hydra.sweep.subdir='{name}'"] for name, words in left.items()], self._number
+                )
             except Exception as error:  # a launcher lost one of its processes, and with it the values of the others
                 _say(f"error: the launcher failed: {error}")
-                for _, name in left:
-                    if self._state(name) == RUNNING:
+                for name in left:
+                    if self._state(name) == RUNNING and not is_live(self.folder / name):
                         update_record(self.folder / name, state=INTERRUPTED)
         self._number += len(left)
         return [self._value(name) for _, name in batch]
@@ -68,6 +79,14 @@ class Jobs:
     def was_pruned(self, name: str) -> bool:
         """Whether the job of that folder was ended early, because others were better."""
         return self._state(name) == PRUNED
+
+    def left(self) -> list[str]:
+        """The jobs asked for that have not come to their end."""
+        return [name for name in self.planned if self._state(name) not in COMPLETE]
+
+    def _is_done(self, name: str, words: Sequence[str]) -> bool:
+        """Whether a job has come to its end, with these settings."""
+        return self._state(name) in COMPLETE and set(words) <= set(overrides_in(read_record(self.folder / name)))
 
     def _state(self, name: str) -> str | None:
         return read_record(self.folder / name).get("state")
@@ -83,56 +102,71 @@ def sweep(folder: Path, *, launch: Launch, script: str, common: Sequence[str]) -
     """The jobs of a sweep in its folder, ranked when all is done, or when it ends before that.
 
     Raises:
-        SystemExit: with 1, at the end, when a job failed.
+        SystemExit: with 1, at the end, when a job has not come to its end.
     """
+    jobs = Jobs(folder, launch=launch, common=common)
     try:
-        yield Jobs(folder, launch=launch, common=common)
+        yield jobs
     except UserError:
         raise
     except BaseException:
-        tell(folder, script=script)
+        tell(folder, script=script, left=jobs.left())
         raise
-    tell(folder, script=script)
-    if any(job.state == FAILED for job in sweep_results.read_sweep(folder)):
+    tell(folder, script=script, left=jobs.left())
+    if jobs.left():
         raise SystemExit(1)
 
 
-def tell(folder: Path, *, script: str) -> None:
-    """Rank the jobs of a sweep on the screen and in files, and say what to do next."""
+def tell(folder: Path, *, script: str, left: Sequence[str] = ()) -> None:
+    """Rank the jobs of a sweep on the screen and in files, and say what to do next.
+
+    Args:
+        left: folders of jobs that have not come to their end.
+    """
     jobs = sweep_results.read_sweep(folder)
     if not jobs:
         return
-    if script == "generate.py":
-        jobs = sorted(jobs, key=lambda job: str(job.record.get("started")))
-        sweep_results.write_rows(sweep_results.generations(jobs), folder)
-        rows = [[_short(cell) for cell in row] for row in sweep_results.generations(jobs)]
-        _say(f"\n{sweep_results.aligned(rows)}\n\nThe whole texts: {place(folder / sweep_results.SUMMARY)}")
-        return
+    shown = place(folder)
+    lines = _generations(jobs, folder) if script == "generate.py" else _ranking(jobs, folder, script=script)
+    lines += [f"{job.folder.name} {job.state}: {job.record['error']}" for job in jobs if job.record.get("error")]
+    if script == "train.py" and any(folder.glob("*/events.out.tfevents.*")):
+        lines += ["Next:", f"  {tensorboard_command(shown)}"]
+    if left:
+        lines += [
+            f"{count(len(left), 'job')} did not come to {'its' if len(left) == 1 else 'their'} end. To go on:",
+            f"  {sweep_resume_command(shown, script=script)}",
+        ]
+    _say("\n".join(lines))
+
+
+def _ranking(jobs: Sequence[Job], folder: Path, *, script: str) -> list[str]:
+    """The ranked table of runs, the best, and the files that say the same."""
     from gpt_pretrain.charts.sweep import keep_chart
 
     sweep_results.write_summary(jobs, folder)
     keep_chart(jobs, folder)
     keep_report(folder)
-    files = [name for name in (REPORT, sweep_results.SUMMARY, sweep_results.CHART) if (folder / name).exists()]
-    shown = place(folder)
     lines = ["", sweep_results.aligned(sweep_results.table(jobs)), ""]
-    if drawing := [key for key in sweep_results.swept_keys(jobs) if key.partition(".")[0] == "sampler"]:
-        lines.append(f"{' and '.join(drawing)} changes the samples only, not the training.")
-    lines += [f"{job.folder.name} {job.state}: {job.record['error']}" for job in jobs if job.record.get("error")]
-    command = sweep_results.best_command(jobs)
-    if command is not None:
-        best = jobs[0]
-        lines += [f"Best: {best.val_loss:.4f} nats a token, in {place(best.folder)}. To repeat it:", f"  {command}"]
+    unheard = [key for key in sweep_results.swept_keys(jobs) if key == "start_context" or key.startswith("sampler")]
+    if unheard:
+        lines.append(
+            f"What {' and '.join(unheard)} {'changes' if len(unheard) == 1 else 'change'} is the samples, not the training."
+        )
+    best, command = sweep_results.best_job(jobs), sweep_results.best_command(jobs, script=script)
+    if best is None or command is None:
+        lines.append("No job has come to its end with a validation loss.")
     else:
-        lines.append("No job came as far as a validation loss.")
-    lines += [f"Files in {shown}:", f"  {', '.join(files)}"]
-    lines += ["Next:", f"  {tensorboard_command(shown)}"]
-    if left := sweep_results.unfinished(jobs):
-        lines += [
-            f"{len(left)} of {len(jobs)} jobs did not come to their end. To go on with those:",
-            f"  {sweep_resume_command(shown, script=script)}",
-        ]
-    _say("\n".join(lines))
+        lines += [f"Best: {best.val_loss:.4f} nats a token, in {place(best.folder)}. To repeat it:", f"  {command}"]
+    files = [name for name in (REPORT, sweep_results.SUMMARY, sweep_results.CHART) if (folder / name).exists()]
+    return [*lines, f"Files in {place(folder)}:", f"  {', '.join(files)}"]
+
+
+def _generations(jobs: Sequence[Job], folder: Path) -> list[str]:
+    """The table of texts that were generated."""
+    rows = sweep_results.generations(sorted(jobs, key=lambda job: str(job.record.get("started"))))
+    sweep_results.write_rows(rows, folder)
+    table = sweep_results.aligned([[_short(cell) for cell in row] for row in rows])
+    return ["", table, "", f"The whole texts: {place(folder / sweep_results.SUMMARY)}"]
 
 
 def _short(cell: str) -> str:

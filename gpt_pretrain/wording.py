@@ -6,6 +6,8 @@ import math
 import shlex
 from typing import TypeGuard
 
+LARGEST = 1e300  # beyond it, whole numbers are no floats any more
+
 
 def perplexity(loss: float) -> str:
     """e to a loss in nats."""
@@ -24,7 +26,7 @@ def number(value: object, form: str) -> str:
 
 def is_number(value: object) -> TypeGuard[int | float]:
     """Whether something read from a file is a finite number."""
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and abs(value) < LARGEST  # false for NaN
 
 
 def generate_command(folder: str, *, start_context: str) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+from pathlib import Path
 
 from omegaconf import OmegaConf
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs import OUTPUTS, SWEEP_SETTINGS, find_run, find_sweep
+from gpt_pretrain.settings import literal
 from gpt_pretrain.slurm import interrupted_run
 
+LAUNCHERS = {"parallel": "joblib", "slurm": "submitit", "ray": "ray"}  # of hparams_search
 FREE_TEXT = {
     "prompt",
     "prompt_file",
@@ -24,21 +28,43 @@ FREE_TEXT = {
 
 
 def quoted(argv: list[str]) -> list[str]:
-    """A command line whose texts and paths are quoted for Hydra, so that users need not know its grammar; not in sweeps."""
-    if {"-m", "--multirun"} & set(argv):
-        return argv
-    words = []
+    """A command line whose texts and paths are quoted for Hydra, so that users need not know its grammar.
+
+    In a sweep, where a comma separates values, that is done for paths that are there.
+    """
+    sweep, words = is_sweep_line(argv), []
     for word in argv:
         key, equals, value = word.partition("=")
         free = equals and value not in ("", "null") and not (value[0] in "'\"" and value[-1] == value[0] and len(value) > 1)
-        words.append(f"{key}={quote(value)}" if free and key_of(word) in FREE_TEXT else word)
+        free = free and key_of(word) in FREE_TEXT and not (sweep and not Path(value).expanduser().exists())
+        words.append(f"{key}={quote(value)}" if free else word)
     return words
+
+
+def is_sweep_line(argv: list[str]) -> bool:
+    """Whether a command line asks for a sweep."""
+    return bool({"-m", "--multirun"} & set(argv))
+
+
+def checked(argv: list[str]) -> list[str]:
+    """A command line, if what it asks for is there.
+
+    Raises:
+        UserError: when it names a search without a sweep, or a launcher that is not installed.
+    """
+    wanted = {key_of(word): word.partition("=")[2] for word in argv if "=" in word}
+    search = wanted.get("hparams_search", "grid")
+    if search not in ("grid", "null") and not is_sweep_line(argv) and "--cfg" not in argv:
+        raise UserError(f"hparams_search={search} is for sweeps: add -m.")
+    launcher = LAUNCHERS.get(search) or wanted.get("hydra/launcher", "basic").partition("_")[0]
+    if launcher in LAUNCHERS.values() and importlib.util.find_spec(f"hydra_plugins.hydra_{launcher}_launcher") is None:
+        raise UserError(f"The launcher {launcher} is not installed: pip install hydra-{launcher}-launcher.")
+    return argv
 
 
 def quote(text: str) -> str:
     """A text as one string of Hydra's override grammar."""
-    text = text.replace("${", "\\${")
-    text = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text)
+    text = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), literal(text))
     return f"'{text}'"
 
 
@@ -50,7 +76,7 @@ def with_resume(argv: list[str]) -> list[str]:
     Raises:
         UserError: when there is no such run, or a sweep is to resume one.
     """
-    sweep = bool({"-m", "--multirun"} & set(argv))
+    sweep = is_sweep_line(argv)
     wanted = [re.sub(r"^(['\"])(.*)\1$", r"\2", word.partition("=")[2]) for word in argv if key_of(word) == "resume"]
     if not wanted and not sweep and (run_dir := interrupted_run(argv)) is not None:
         argv, wanted = [*argv, f"resume={quote(str(run_dir))}"], [str(run_dir)]
@@ -64,7 +90,7 @@ def with_resume(argv: list[str]) -> list[str]:
     return [*place, *argv]
 
 
-def with_sweep_resume(argv: list[str]) -> list[str]:
+def with_sweep_resume(argv: list[str], *, script: str) -> list[str]:
     """A command line in which `sweep_resume=SWEEP` has brought what that sweep was started with, and its folder.
 
     Settings that are typed now take the place of those.
@@ -75,7 +101,7 @@ def with_sweep_resume(argv: list[str]) -> list[str]:
     wanted = [re.sub(r"^(['\"])(.*)\1$", r"\2", word.partition("=")[2]) for word in argv if key_of(word) == "sweep_resume"]
     if not wanted:
         return argv
-    folder = find_sweep(wanted[-1])
+    folder = find_sweep(wanted[-1], script=script)
     stored = OmegaConf.load(folder / SWEEP_SETTINGS).hydra.overrides
     typed_now = {key_of(word) for word in argv if not word.startswith("-")}
     before = [word for word in [*stored.hydra, *stored.task] if key_of(word) not in typed_now | {"hydra.mode", "hydra.sweep.dir"}]
@@ -90,9 +116,9 @@ def without_traces(argv: list[str]) -> list[str]:
         UserError: when a sweep is to be planned.
     """
     wanted = [word.partition("=")[2].strip("'\"").lower() for word in argv if key_of(word) == "plan"]
-    if not wanted or wanted[-1] not in ("true", "yes", "on", "1"):
+    if not wanted or wanted[-1] not in ("true", "yes", "y", "on", "1"):
         return argv
-    if {"-m", "--multirun"} & set(argv):
+    if is_sweep_line(argv):
         raise UserError("plan=true looks at one run; it cannot be combined with a sweep (-m).")
     places = [word.partition("=")[2] for word in argv if key_of(word) == "hydra.run.dir"]
     kept = [word for word in argv if key_of(word) not in ("hydra.run.dir", "hydra.output_subdir", "hydra/job_logging")]
@@ -100,5 +126,12 @@ def without_traces(argv: list[str]) -> list[str]:
     return [*kept, *nowhere, f"run_dir={[str(OUTPUTS), *places][-1]}"]
 
 
+def key_and_value(override: str) -> tuple[str, str]:
+    """The setting or group that a word names, and what it is given."""
+    key, _, value = override.partition("=")
+    return key.lstrip("+~"), value
+
+
 def key_of(override: str) -> str:
-    return override.split("=", 1)[0].lstrip("+~")
+    """The setting or group that a word names."""
+    return key_and_value(override)[0]

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -20,7 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from gpt_pretrain.cli import SweepJobFailed, report
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs import SWEEP_SETTINGS
+from gpt_pretrain.sweep_results import tried_in
 from gpt_pretrain.sweeping import Jobs, job_folder, sweep
+from gpt_pretrain.words import key_of
 
 if TYPE_CHECKING:
     from gpt_pretrain.search import Space
@@ -47,13 +48,12 @@ class RunSweeper(Sweeper):
         """Run the jobs of this sweep, as far as they are not done yet."""
         assert self.config is not None and self.hydra_context is not None
         folder = Path(str(self.config.hydra.sweep.dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, folder / SWEEP_SETTINGS)
         words = [f"{key}={value}" for key, value in self.params.items()] + arguments
         parsed = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(words)
         overrides = list({one.get_key_element(): one for one in parsed}.values())  # what is typed comes after params
+        self.tried = {key_of(one.get_key_element()) for one in overrides if one.is_sweep_override()} | tried_in(folder)
         try:
-            fixed = [one.get_key_element().lstrip("+~") for one in overrides if not one.is_sweep_override()]
+            fixed = [key for one in overrides if (key := key_of(one.get_key_element())) not in self.tried]
             tried = f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]"  # Hydra's word for what is not tried
             with sweep(folder, launch=self._launch, script=f"{self.config.hydra.job.name}.py", common=[tried]) as jobs:
                 self.run(jobs, overrides)
@@ -64,12 +64,22 @@ class RunSweeper(Sweeper):
         """Run the jobs that overrides stand for."""
         raise NotImplementedError
 
-    def _launch(self, batch: Sequence[Sequence[str]], first_number: int) -> list[float | None]:
-        """Run jobs side by side, as far as the launcher does; their values, None for those that failed."""
-        for words in batch:  # a mistake in a setting ends the sweep before its first job
-            self.validate_batch_is_legal([list(words)])
-        returned = self.launcher.launch([list(words) for words in batch], initial_job_idx=first_number)
-        return [_value(one) for one in returned]
+    def folder_of(self, words: Sequence[str]) -> str:
+        """The name of a job's folder: what the sweep tries, now or when it was begun."""
+        return job_folder([word for word in words if key_of(word) in self.tried])
+
+    def begin(self, folder: Path) -> None:
+        """Keep the settings of this sweep, which have turned out to be sound, for the time when it is taken up again."""
+        assert self.config is not None
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, folder / SWEEP_SETTINGS)
+
+    def _launch(self, batch: Sequence[Sequence[str]], first_number: int) -> None:
+        """Run jobs side by side, as far as the launcher does."""
+        for returned in self.launcher.launch([list(words) for words in batch], initial_job_idx=first_number):
+            failure = returned._return_value  # the property would print what has been told, and raise it
+            if isinstance(failure, Exception) and not isinstance(failure, SweepJobFailed):
+                report(UserError(f"A job failed: {failure}"))
 
 
 class GridSweeper(RunSweeper):
@@ -82,15 +92,13 @@ class GridSweeper(RunSweeper):
                 raise UserError(
                     f"{override.input_line}: a grid needs values, as in 1e-4,1e-3; to draw from a range: hparams_search=random."
                 )
-            key = override.get_key_element()
-            swept = override.is_sweep_override()
+            key, swept = override.get_key_element(), override.is_sweep_override()
             values = list(override.sweep_string_iterator()) if swept else [override.get_value_element_as_str()]
-            choices.append([(f"{key}={value}", swept) for value in values])
-        batch = []
-        for combination in itertools.product(*choices):
-            words = [word for word, _ in combination]
-            batch.append((words, job_folder([word for word, swept in combination if swept])))
-        jobs.run(batch)
+            choices.append([f"{key}={value}" for value in values])
+        batch = [list(words) for words in itertools.product(*choices)]
+        self.validate_batch_is_legal(batch)  # a mistake in a setting ends the sweep before its first job
+        self.begin(jobs.folder)
+        jobs.run([(words, self.folder_of(words)) for words in batch])
 
 
 class SearchSweeper(RunSweeper):
@@ -128,6 +136,9 @@ class SearchSweeper(RunSweeper):
     def run(self, jobs: Jobs, overrides: Sequence[Override]) -> None:
         from gpt_pretrain.search import Study
 
+        for name in ("n_trials", "n_parallel"):
+            if not isinstance(count := getattr(self, name), int) or count < 1:
+                raise UserError(f"hydra.sweeper.{name}={count}: must be a whole number of at least 1.")
         fixed = [one.input_line or "" for one in overrides if not one.is_sweep_override()]
         space = {one.get_key_element(): _space(one) for one in overrides if one.is_sweep_override()}
         if not space:
@@ -135,9 +146,10 @@ class SearchSweeper(RunSweeper):
         study = Study.open(
             jobs.folder, space, sampler=self.sampler, seed=self.seed, pruning=self.pruning, pruning_after=self.pruning_after
         )
+        self.begin(jobs.folder)
         while trials := study.ask(min(self.n_parallel, self.n_trials - study.count())):
             chosen = [[f"{key}={_short(value)}" for key, value in trial.params.items()] for trial in trials]
-            names = [job_folder(words) for words in chosen]
+            names = [self.folder_of(words) for words in chosen]
             for trial, name in zip(trials, names, strict=True):
                 study.begin(trial, name)
             values = jobs.run([(fixed + words, name) for words, name in zip(chosen, names, strict=True)])
@@ -148,14 +160,6 @@ class SearchSweeper(RunSweeper):
 def _short(value: object) -> object:
     """A number that was drawn, with as many digits as matter."""
     return f"{value:.4g}" if isinstance(value, float) else value
-
-
-def _value(returned: JobReturn) -> float | None:
-    """A job's value, None if it failed."""
-    value = returned._return_value  # the property would print what has been told, and raise it
-    if isinstance(value, Exception) and not isinstance(value, SweepJobFailed):
-        report(UserError(f"A job failed: {value}"))
-    return value if isinstance(value, float) else None
 
 
 def _space(override: Override) -> Space:

@@ -62,6 +62,20 @@ trainer:
 """
 
 
+SWEEP_SETTINGS = """\
+hydra:
+  sweeper:
+    params: {optimizer.lr: "1e-3,1e-2"}
+  overrides:
+    hydra: [hydra.mode=MULTIRUN, hydra/launcher=joblib]
+    task: [model=tiny, "seed=1,2"]
+  job:
+    name: train
+  runtime:
+    choices: {hydra/launcher: joblib, hydra/sweeper: grid}
+"""
+
+
 def metrics(steps: int = 12, *, val_every: int = 4, tokens: int = 100, level: float = 10.0) -> str:
     """A metrics.csv whose validation loss has its minimum where two thirds of the steps are done."""
     lines = [",".join(COLUMNS)]
@@ -87,8 +101,16 @@ def make_run(folder: Path, *, text: str | None = None, config: str = CONFIG, row
     return folder
 
 
+def as_sweep(folder: Path) -> Path:
+    """A folder with the settings of a sweep in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "multirun.yaml").write_text(SWEEP_SETTINGS, encoding="utf-8")
+    return folder
+
+
 def make_sweep(folder: Path, jobs: dict[str, dict[str, Any]]) -> Path:
     """A sweep's folder; each job, named by its overrides, is a run whose record has those fields."""
+    as_sweep(folder)
     for name, fields in jobs.items():
         make_run(folder / name, **({"overrides": ["model=tiny", *name.split(",")]} | fields))
     return folder

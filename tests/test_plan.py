@@ -149,7 +149,8 @@ def test_every_run_says_what_it_costs(train: Callable[..., float], printed: Call
     train()
     (told,) = [line for line in printed() if line.startswith("plan ")]
     assert re.fullmatch(
-        r"plan    [\d.]+ MFLOP of training, [\d.]+ MB of memory .*, up to [\d.]+ MB of disk for checkpoints", told
+        r"plan    3,072 tokens, 1,536 an epoch; [\d.]+ MFLOP of training; [\d.]+ MB of memory .*; up to [\d.]+ MB of disk .*",
+        told,
     )
     assert any(line.startswith("doubt   data: ") for line in printed())
     assert not any("left: " in line for line in printed()), "too short a run to say how long it takes"

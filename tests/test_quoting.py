@@ -1,6 +1,6 @@
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -12,6 +12,8 @@ def as_hydra_reads(word: str) -> str:
     return str(OmegaConf.create({"x": override.value()})["x"])
 
 
+@example("\\${")
+@example("\\\\${x}'")
 @given(text=st.text(alphabet=st.one_of(st.sampled_from("a'\"\\$,={}()[]: \n"), st.characters(codec="utf-8")), min_size=1))
 def test_any_text_reaches_the_program_as_typed(text: str) -> None:
     if text == "null" or (len(text) > 1 and text[0] == text[-1] and text[0] in "'\""):

@@ -1,6 +1,7 @@
 """run.json: what a run notes about itself, however it ends."""
 
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,21 +10,22 @@ from conftest import ROOT
 
 from gpt_pretrain.callbacks.losses import LossLines
 from gpt_pretrain.errors import AlreadyCompleteError, UserError
-from gpt_pretrain.record import git_revision, read_record, recorded, update_record
+from gpt_pretrain.record import git_revision, is_live, read_record, recorded, update_record
 
 
 @pytest.mark.parametrize(
-    ("error", "state"),
+    ("error", "state", "reason"),
     [
-        (None, "finished"),
-        (UserError("optimizer.lr=-1: must be above 0."), "failed"),
-        (RuntimeError("broken"), "failed"),
-        (KeyboardInterrupt(), "interrupted"),
-        (SystemExit(143), "interrupted"),
-        (SystemExit(1), "failed"),
+        (None, "finished", None),
+        (UserError("optimizer.lr=-1: must be above 0."), "failed", "optimizer.lr=-1: must be above 0."),
+        (RuntimeError("broken"), "failed", "broken"),
+        (RuntimeError(), "failed", "RuntimeError"),
+        (KeyboardInterrupt(), "interrupted", "stopped by Ctrl-C"),
+        (SystemExit(143), "interrupted", "stopped by SIGTERM"),
+        (SystemExit(1), "failed", "ended with exit code 1"),
     ],
 )
-def test_the_end_is_noted(tmp_path: Path, error: BaseException | None, state: str) -> None:
+def test_the_end_is_noted(tmp_path: Path, error: BaseException | None, state: str, reason: str | None) -> None:
     def job() -> None:
         with recorded(tmp_path, command="python train.py seed=1", overrides=["seed=1"]):
             assert read_record(tmp_path)["state"] == "running"
@@ -38,9 +40,7 @@ def test_the_end_is_noted(tmp_path: Path, error: BaseException | None, state: st
     record = read_record(tmp_path)
     assert record["state"] == state
     assert record["started"] <= record["ended"]
-    assert (record["error"] is None) == (error is None)
-    if str(error) and error is not None:
-        assert record["error"] == str(error)
+    assert record["error"] == reason
 
 
 def test_a_resumed_run_keeps_its_beginning(tmp_path: Path) -> None:
@@ -66,6 +66,27 @@ def test_a_refused_attempt_leaves_the_record_of_the_run_that_is_there(train: Cal
     with pytest.raises(UserError, match="holds a run already"):
         train("callbacks=minimal", "logger=none", "seed=2")
     assert read_record(tmp_path / "run") == before
+
+
+def test_a_run_is_one_process_s_at_a_time(tmp_path: Path) -> None:
+    hold = "import sys, time; from pathlib import Path; from gpt_pretrain.record import recorded\n" + (
+        "with recorded(Path(sys.argv[1]), command='first', overrides=[]): print('begun', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"begun\n"
+        assert is_live(tmp_path)
+        with pytest.raises(UserError, match="another process is at work"), recorded(tmp_path, command="second", overrides=[]):
+            raise AssertionError("two at once")
+        assert read_record(tmp_path)["state"] == "running"
+    finally:
+        other.kill()
+        other.wait()
+    assert not is_live(tmp_path)
+    with recorded(tmp_path, command="third", overrides=[]):
+        pass
+    assert read_record(tmp_path)["command"] == "first"
 
 
 def test_a_pruned_run_stays_pruned(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 import pytest
 from html_page import Page, check_self_contained
-from made_runs import CONFIG, RECORD, make_run, make_sweep, metrics
+from made_runs import CONFIG, RECORD, as_sweep, make_run, make_sweep, metrics
 
 from gpt_pretrain import cli
 from gpt_pretrain.errors import UserError
@@ -125,8 +125,8 @@ def test_states_and_errors_are_told(tmp_path: Path, state: str, words: str) -> N
 
 
 def test_a_signal_is_told_by_its_name(tmp_path: Path) -> None:
-    page = report(make_run(tmp_path / "run", state="interrupted", error="143"))
-    assert "The signal SIGTERM." in page.sections["error"]
+    page = report(make_run(tmp_path / "run", state="interrupted", error="stopped by SIGTERM"))
+    assert "stopped by SIGTERM" in page.sections["error"]
 
 
 def test_a_run_without_a_checkpoint_is_tried_again(tmp_path: Path) -> None:
@@ -220,12 +220,27 @@ def test_a_sweep_ends_with_its_page_and_its_figure(tmp_path: Path, capsys: pytes
     assert f"python train.py sweep_resume={folder}" in page.sections["next"]
 
 
+def test_a_sweep_s_page_says_how_it_was_started(tmp_path: Path) -> None:
+    page = report(make_sweep(tmp_path / "sweep", {"seed=1": {}, "seed=2": {}}))
+    assert "python train.py -m hydra/launcher=joblib model=tiny seed=1,2" in page.sections["setup"]
+    assert "optimizer.lr=1e-3,1e-2" in page.sections["setup"]
+
+
+def test_what_is_no_sweep_of_runs_has_no_page(tmp_path: Path) -> None:
+    make_run(tmp_path / "outputs" / "a")
+    with pytest.raises(UserError, match="neither a run nor a sweep"):
+        write_report(tmp_path / "outputs")
+    make_sweep(tmp_path / "generate", {"sampler.top_k=25": {"texts": ["Every effort"]}})
+    with pytest.raises(UserError, match=r"summary\.csv compares"):
+        write_report(tmp_path / "generate")
+
+
 def test_a_sweep_in_which_all_jobs_failed_has_a_page(tmp_path: Path) -> None:
     page = report(make_sweep(tmp_path / "sweep", {"seed=1": {"state": "failed", "result": None}, "seed=2": {"overrides": None}}))
     assert "seed=1" in page.sections["jobs"]
     (tmp_path / "one" / "0").mkdir(parents=True)
     (tmp_path / "one" / "0" / "run.json").write_text("{")
-    assert "No job has come to a validation loss." in report(tmp_path / "one").sections["best"]
+    assert "No job has come to its end with a validation loss." in report(as_sweep(tmp_path / "one")).sections["best"]
 
 
 def test_a_large_sweep_s_page_stays_small(tmp_path: Path) -> None:
@@ -236,7 +251,7 @@ def test_a_large_sweep_s_page_stays_small(tmp_path: Path) -> None:
         overrides = [f"a{key}.<setting>={n * 0.37 + key}" for key in range(15)] + [f"start_context={'&' * 500}{n}"]
         fields = {"overrides": overrides, "result": {"best_val_loss": 4 + n / 100}, "findings": findings, "error": f"{n} {long}"}
         make_run(folder / f"optimizer.lr={n},{'&' * 80}", **fields)
-    page = report(folder)
+    page = report(as_sweep(folder))
     assert page.sections["jobs"].count("finished") == 200
     assert "are not shown" not in page.sections["jobs"]
 
@@ -246,7 +261,7 @@ def test_a_page_that_cannot_be_written_ends_nothing(tmp_path: Path, caplog: pyte
     (make_run(tmp_path / "run") / "report.html").mkdir()
     assert keep_report(tmp_path / "run") is None
     assert "report.html cannot be written: Is a directory." in caplog.text
-    assert keep_report(tmp_path) is not None  # the sweep, so to say, of that run
+    assert keep_report(as_sweep(tmp_path)) is not None
     with pytest.raises(ZeroDivisionError), reported(tmp_path / "nowhere"):
         raise ZeroDivisionError
     assert "neither a run nor a sweep" in caplog.text
@@ -263,6 +278,7 @@ def test_the_command_takes_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     for folder in ("outputs/a", "outputs/multirun/s/optimizer.lr=1,b=${x}"):
         make_run(tmp_path / folder)
+    as_sweep(tmp_path / "outputs" / "multirun" / "s")
 
     def run(*words: str) -> None:
         monkeypatch.setattr(sys, "argv", ["report", *words])

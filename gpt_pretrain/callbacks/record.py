@@ -49,14 +49,17 @@ class KeepRecord(Checkpoint):
         self.samples = samples
         self.signs = signs
         self._begun = False
+        self._speed = math.nan
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._begun = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
+        self._speed = self.metrics.speed(pl_module)
         self._write(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
+        self._speed = self.metrics.tokens_per_second  # before pictures were drawn
         self._write(trainer, pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: GPTLitModule, exception: BaseException) -> None:
@@ -80,7 +83,7 @@ class KeepRecord(Checkpoint):
             "steps": trainer.global_step,
             "epochs": module.tokens_seen / self.tokens_per_epoch,
             "tokens_seen": module.tokens_seen,
-            "tokens_per_second": self.metrics.speed(module),
+            "tokens_per_second": self._speed,
             "peak_memory_bytes": peak_memory(module.device),
             "run_length": samples[-1].run_length if samples else None,
             "new_tokens": samples[-1].new_tokens if samples else None,

@@ -79,7 +79,7 @@ class Samples(Callback):
         self.samples.append(sample)
         log.info("%s", "".join(char if char.isprintable() else " " for char in sample.text))
         try:
-            with open(self.file, "a", encoding="utf-8") as stream:
+            with open(self.file, "a", encoding="utf-8", newline="") as stream:
                 stream.write("".join(map(str, [sample, *tried])))
         except OSError as error:
             log.warning("%s cannot be written: %s.", self.file, error.strerror or error)
@@ -119,5 +119,5 @@ class Samples(Callback):
             text=decode(self.tokenizer, token_ids[0].tolist() + new),
             sampler=name,
             new_tokens=len(new),
-            run_length=longest_run(new, self.data.split.train).length,
+            run_length=longest_run(new, self.data.split.train),
         )

@@ -66,7 +66,7 @@ def run_losses(run: RunFiles) -> Figure:
     if max(max(series.values) for series in drawn) > DIVERGED:
         axes.set_yscale("log")
     longest = max(drawn, key=lambda series: series.steps[-1])
-    if longest.tokens[-1] > 0:
+    if longest.tokens[-1] > 0 and longest.steps[-1] >= 0:
         a_step = longest.tokens[-1] / (longest.steps[-1] + 1)  # steps are counted from 0
         _tokens_above(axes, lambda step: (step + 1) * a_step, lambda tokens: tokens / a_step - 1)
     return figure

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.record import RECORD
-from gpt_pretrain.runs import checkpoint_dir, place, write_whole
+from gpt_pretrain.record import RECORD, read_record
+from gpt_pretrain.runs import SWEEP_SETTINGS, checkpoint_dir, place, write_whole
 
 REPORT = "report.html"
 
@@ -29,7 +29,9 @@ def write_report(folder: Path) -> Path:
     from gpt_pretrain.report.run_page import run_page
     from gpt_pretrain.report.sweep_page import sweep_page
 
-    if any(folder.glob(f"*/{RECORD}")):
+    if (folder / SWEEP_SETTINGS).exists() and any("texts" in read_record(path.parent) for path in folder.glob(f"*/{RECORD}")):
+        raise UserError(f"{folder}: these are generated texts, which summary.csv compares; there is no page of them.")
+    if (folder / SWEEP_SETTINGS).exists() and any(folder.glob(f"*/{RECORD}")):
         page = sweep_page(folder)
     elif any((folder / name).exists() for name in (RECORD, "config.yaml", "metrics.csv")) or checkpoint_dir(folder).is_dir():
         page = run_page(folder)

@@ -11,6 +11,7 @@ The page is written from the files that are there, so that a run which was kille
 from __future__ import annotations
 
 from gpt_pretrain import cli
+from gpt_pretrain.errors import UserError
 from gpt_pretrain.report import write_report
 from gpt_pretrain.runs import find_folder, place
 from gpt_pretrain.settings import ReportSettings
@@ -19,7 +20,10 @@ from gpt_pretrain.settings import ReportSettings
 def main(settings: ReportSettings) -> None:
     """Write the page of each folder that the settings name."""
     for folder in [find_folder(name) for name in settings.folders]:
-        print(place(write_report(folder)))
+        try:
+            print(place(write_report(folder)))
+        except OSError as error:
+            raise UserError(f"{folder}: its page cannot be written: {error.strerror or error}.") from error
 
 
 if __name__ == "__main__":

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,11 +126,8 @@ def state_words(state: str) -> str:
 
 
 def ending(record: dict[str, Any]) -> str:
-    """What ended a run that did not come to its end; a signal, which is recorded as an exit code, by its name."""
-    error = str(record.get("error") or "")
-    with suppress(ValueError):
-        return f"The signal {signal.Signals(int(error) - 128).name}."
-    return error
+    """What ended a run that did not come to its end."""
+    return str(record.get("error") or "")
 
 
 def render(template: str, **parts: Any) -> str:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import math
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
 from gpt_pretrain.charts.curves import overlay
 from gpt_pretrain.charts.sweep import sweep as sweep_figure
-from gpt_pretrain.record import FAILED
+from gpt_pretrain.record import COMPLETE, FAILED
 from gpt_pretrain.report.page import (
     Picture,
     cut,
@@ -27,8 +31,8 @@ from gpt_pretrain.report.page import (
 )
 from gpt_pretrain.report.run_page import setup
 from gpt_pretrain.run_files import read_run
-from gpt_pretrain.runs import place
-from gpt_pretrain.sweep_results import Job, best_command, read_sweep, swept_keys, table, unfinished
+from gpt_pretrain.runs import SWEEP_SETTINGS, place
+from gpt_pretrain.sweep_results import Job, best_command, best_job, read_sweep, swept_keys, table
 from gpt_pretrain.wording import count, generate_command, sweep_resume_command, tensorboard_command
 
 JOBS = 200  # in the table and the figure
@@ -41,7 +45,7 @@ DETAILED = 40  # jobs whose errors or findings are told
 def sweep_page(folder: Path) -> str:
     """The page of a sweep's folder."""
     jobs = read_sweep(folder)
-    best = jobs[0] if jobs[0].val_loss < math.inf else None
+    best = best_job(jobs)
     first = best or jobs[0]
     run, shown = read_run(first.folder), jobs[:JOBS]
     states = Counter(job.state for job in jobs)
@@ -64,13 +68,39 @@ def sweep_page(folder: Path) -> str:
         ],
         failed=_failed(jobs),
         findings=_noted(jobs),
-        setup=setup(first.record, config=run.config),
-        command=cut(first.record.get("command") or "", 4_000),
+        setup=[*_started(folder), *setup(first.record, config=run.config)],
+        command=cut(_command(folder) or first.record.get("command") or "", 4_000),
         config_title=f"All settings of {_name(first)} (config.yaml)",
         config=cut(run.config_text, SETTINGS_TEXT),
         files_listed=listed(folder),
         next_commands=[visible(command) for command in _commands(folder, jobs, best)],
     )
+
+
+def _command(folder: Path) -> str | None:
+    """What was typed to start the sweep."""
+    words = _settings(folder, "hydra.overrides")
+    if words is None:
+        return None
+    kept = [word for word in [*words.hydra, *words.task] if not word.startswith(("hydra.mode=", "hydra.sweep.dir="))]
+    return shlex.join(["python", "train.py", "-m", *kept])
+
+
+def _started(folder: Path) -> list[tuple[str, str]]:
+    """How the jobs were chosen and run."""
+    choices, sweeper = _settings(folder, "hydra.runtime.choices"), _settings(folder, "hydra.sweeper")
+    if choices is None or sweeper is None:
+        return []
+    tried = ", ".join(f"{key}={value}" for key, value in (sweeper.get("params") or {}).items())
+    return facts(("Sweeper", choices["hydra/sweeper"]), ("Launcher", choices["hydra/launcher"]), ("Tried by config", tried))
+
+
+def _settings(folder: Path, key: str) -> Any:
+    """A part of what Hydra knew when the sweep was begun; None where that is not there, or damaged."""
+    try:
+        return OmegaConf.select(OmegaConf.load(folder / SWEEP_SETTINGS), key)
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException):
+        return None
 
 
 def _cells(jobs: Sequence[Job]) -> list[list[str]]:
@@ -136,11 +166,11 @@ def _noted(jobs: Sequence[Job]) -> list[dict[str, Any]]:
 
 def _commands(folder: Path, jobs: Sequence[Job], best: Job | None) -> list[str]:
     """What to do next."""
-    commands = [tensorboard_command(place(folder))]
+    commands = [tensorboard_command(place(folder))] if any(folder.glob("*/events.out.tfevents.*")) else []
     if best is not None:
         context = read_run(best.folder).config.get("start_context", "Every effort moves you")
         commands.insert(0, generate_command(place(best.folder), start_context=context))
-    if unfinished(jobs):
+    if any(job.state not in COMPLETE for job in jobs):
         commands.append(sweep_resume_command(place(folder)))
     return commands
 
