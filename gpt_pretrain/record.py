@@ -137,10 +137,9 @@ def _only_one(folder: Path) -> Iterator[None]:
 
 def _reason(error: BaseException) -> str:
     """Why a run ended, in words."""
-    if isinstance(error, KeyboardInterrupt):
-        return "stopped by Ctrl-C"
-    if isinstance(error, SystemExit) and stopped(error):
-        return f"stopped by {signal.Signals(int(error.code or 0) - 128).name}"
+    if stopped(error):
+        signum = int(error.code or 0) - 128 if isinstance(error, SystemExit) else signal.SIGINT
+        return f"stopped by {'Ctrl-C' if signum == signal.SIGINT else signal.Signals(signum).name}"
     if isinstance(error, SystemExit):
         return f"ended with exit code {error.code}"
     return str(error).strip() or type(error).__name__

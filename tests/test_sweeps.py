@@ -50,13 +50,64 @@ def test_a_sweep_ranks_its_runs_and_one_failure_ends_none_of_the_others(script: 
     shown = done.stdout[done.stdout.index("\nrank ") :]
     assert [line.split()[0] for line in shown.splitlines()[2:8]] == ["1", "2", "3", "4", "-", "-"]
     assert "optimizer.lr=-1,seed=1 failed: optimizer.lr=-1.0: must be above 0" in shown
-    assert f"sweep_resume=outputs/multirun/{sweep.name}" in shown
+    assert f"2 jobs did not come to their end. To go on:\n  python train.py sweep_resume=outputs/multirun/{sweep.name}" in shown
 
     (command,) = re.findall(r"To repeat it:\n  python (.*)", shown)
     again = script(*shlex.split(command))
     assert again.returncode == 0, again.stderr
     (run,) = [path for path in (tmp_path / "outputs").iterdir() if path.name != "multirun"]
     assert read_record(run)["result"]["best_val_loss"] == losses[0]
+
+
+def test_a_job_that_would_end_the_process_ends_itself_alone(script: Script, tmp_path: Path) -> None:
+    exits = "+callbacks.custom.odd={_target_: lightning.pytorch.callbacks.Timer},{_target_: sys.exit, _args_: [3]}"
+    done = script("train.py", "-m", *SHORT, "logger=none", exits)
+    assert done.returncode == 1
+    (finished, failed) = read_sweep(the_sweep(tmp_path))
+    assert (finished.state, failed.state) == ("finished", "failed")
+    assert failed.record["error"] == "ended with exit code 3"
+    assert "1 job did not come to its end" in done.stdout
+
+
+def test_twins_are_run_once(script: Script, tmp_path: Path) -> None:
+    done = script("train.py", "-m", *SHORT, "logger=none", "seed=1,1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert done.returncode == 0, done.stderr
+    assert "1 of 3 jobs are there twice and left out." in done.stdout
+    assert [row["seed"] for row in table(the_sweep(tmp_path))] in (["1", "2"], ["2", "1"])
+
+
+def test_a_sweep_may_be_mended_and_lengthened(script: Script, tmp_path: Path) -> None:
+    done = script("train.py", "-m", *SHORT, "logger=none", "optimizer.lr=1e-3,-1", "seed=1,2", "hydra.sweep.dir=s")
+    assert done.returncode == 1
+    more = script("train.py", "sweep_resume=s", "optimizer.lr=1e-3", "trainer.max_epochs=2")
+    assert more.returncode == 0, more.stderr
+    assert "Traceback" not in more.stderr
+    finished = sorted(row["folder"] for row in table(tmp_path / "s") if row["state"] == "finished")
+    assert finished == ["optimizer.lr=0.001,seed=1", "optimizer.lr=0.001,seed=2"]
+    assert {job.result["epochs"] for job in read_sweep(tmp_path / "s") if job.state == "finished"} == {2.0}, "gone on with"
+    assert "did not come to" not in more.stdout, "the jobs that were mended away are no longer asked for"
+
+
+def test_ctrl_c_in_a_sweep_says_how_to_go_on(script: Script, tmp_path: Path, cache_dir: Path) -> None:
+    words = [
+        *TINY_RUN,
+        "trainer.max_epochs=3000",
+        "logger=none",
+        "callbacks=minimal",
+        "seed=1,2",
+        f"data.cache_dir='{cache_dir}'",
+    ]
+    command = [sys.executable, str(ROOT / "train.py"), "-m", *words, "hydra.sweep.dir=s"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 100
+    while not (tmp_path / "s" / "seed=1" / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=100)
+    assert process.returncode == 130
+    assert "seed=1 interrupted: stopped by Ctrl-C" in out
+    assert "2 jobs did not come to their end. To go on:\n  python train.py sweep_resume=s" in out
+    assert "To repeat it" not in out, "a run that did not come to its end is no result"
 
 
 def test_a_killed_sweep_is_taken_up_where_it_was(script: Script, tmp_path: Path, cache_dir: Path) -> None:
@@ -145,6 +196,10 @@ def test_a_search_learns_ends_what_falls_behind_and_goes_on(script: Script, tmp_
     more = script("train.py", f"sweep_resume={sweep}", "hydra.sweeper.n_trials=8")
     assert more.returncode == 0, more.stderr
     assert len(read_sweep(sweep)) == 8, "two more, and none of the first again"
+    other = script("train.py", f"sweep_resume={sweep}", "optimizer.weight_decay=choice(0.0,0.2)")
+    assert other.returncode == 2
+    assert "optimizer.weight_decay: the values that a search chooses from cannot change" in other.stderr
+    assert script("train.py", f"sweep_resume={sweep}").returncode == 0, "what was refused is not kept"
 
 
 def test_a_search_draws_by_chance_from_what_is_typed(script: Script, tmp_path: Path) -> None:
@@ -167,6 +222,8 @@ def test_a_search_draws_by_chance_from_what_is_typed(script: Script, tmp_path: P
         (["-m", "optimizer.lr=interval(1e-4,1e-3)"], "a grid needs values"),
         (["-m", "hparams_search=random", "hydra.sweeper.params=null"], "A search needs a setting to search over"),
         (["-m", "hparams_search=random", "hydra.sweeper.sampler=cmaes"], "must be one of tpe, random"),
+        (["-m", "hparams_search=random", "hydra.sweeper.n_trials=many"], "hydra.sweeper.n_trials=many: must be a whole number"),
+        (["hparams_search=optuna"], "hparams_search=optuna is for sweeps: add -m"),
         (["sweep_resume=nowhere"], "there is no sweep in this folder"),
         (["sweep_resume=latest"], "there is no sweep below"),
     ],
@@ -203,6 +260,7 @@ def test_folders_are_named_after_settings() -> None:
     assert re.fullmatch(r"data\.path=a_b_c\.txt-[0-9a-f]{8}", strange)
     assert strange != other
     assert len(job_folder(["start_context=" + "x" * 500])) < 150
+    assert len(job_folder(["start_context=" + "\u8a9e" * 500]).encode()) < 150, "file systems count bytes"
     assert job_folder([]) == "job"
 
 
@@ -229,4 +287,5 @@ def test_generations_are_compared_in_one_table(script: Script, train: Callable[.
     assert rows[0]["text"] == rows[1]["text"], "greedy, whatever top_k"
     shown = done.stdout[done.stdout.index("\nsampler.temperature") :].splitlines()
     assert len(shown) >= 8
+    assert script("train.py", "sweep_resume=latest").returncode == 2, "that is another script's sweep"
     assert float(rows[0]["mean log p"]) > float(rows[4]["mean log p"]), "what is likeliest is likelier than what is drawn"
