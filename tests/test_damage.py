@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 from crash_harness import differences
+from omegaconf import OmegaConf
 from test_interruptions import SETTINGS, signalled
 from test_training import checkpoint
 
+from gpt_pretrain import cli
 from gpt_pretrain.callbacks.save import SaveRun
+from gpt_pretrain.errors import LostEndError
 from gpt_pretrain.metrics_file import MetricsFile
 
 Train = Callable[..., float]
@@ -86,7 +89,7 @@ def test_a_last_checkpoint_that_cannot_be_written_is_an_error(
             after_saving(5, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))),
             pytest.raises(SystemExit) as caught,
         ):
-            train(*SETTINGS, run_dir=tmp_path / "run")
+            cli.guarded(lambda config: train(*SETTINGS, run_dir=tmp_path / "run"), OmegaConf.create())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.code == 1
@@ -111,7 +114,7 @@ def test_a_folder_that_cannot_be_written_is_told(train: Train, tmp_path: Path, c
         folder.rename(tmp_path / "moved")
         folder.write_text("a file where the folder was")
 
-    with after_saving(5, blocked), pytest.raises(SystemExit):
+    with after_saving(5, blocked), pytest.raises(LostEndError):
         train(*SETTINGS, run_dir=tmp_path / "run")
     assert "could not be written to" in caplog.text
     assert (tmp_path / "moved" / "last.ckpt").exists()
