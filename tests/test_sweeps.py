@@ -88,6 +88,19 @@ def test_a_sweep_may_be_mended_and_lengthened(script: Script, tmp_path: Path) ->
     assert "did not come to" not in more.stdout, "the jobs that were mended away are no longer asked for"
 
 
+def sent_when(ready: Callable[[], bool], signum: int, words: list[str], folder: Path) -> tuple[int, str]:
+    """Start a sweep, send it a signal once it is ready, and return its exit code and what it printed."""
+    command = [sys.executable, str(ROOT / "train.py"), "-m", *words]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    deadline = time.monotonic() + 100
+    while not ready() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    assert ready()
+    process.send_signal(signum)
+    out, _ = process.communicate(timeout=100)
+    return process.returncode, out
+
+
 def test_ctrl_c_in_a_sweep_says_how_to_go_on(script: Script, tmp_path: Path, cache_dir: Path) -> None:
     words = [
         *TINY_RUN,
@@ -97,17 +110,31 @@ def test_ctrl_c_in_a_sweep_says_how_to_go_on(script: Script, tmp_path: Path, cac
         "seed=1,2",
         f"data.cache_dir='{cache_dir}'",
     ]
-    command = [sys.executable, str(ROOT / "train.py"), "-m", *words, "hydra.sweep.dir=s"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 100
-    while not (tmp_path / "s" / "seed=1" / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=100)
-    assert process.returncode == 130
+    begun = tmp_path / "s" / "seed=1" / "checkpoints" / "last.ckpt"
+    code, out = sent_when(begun.exists, signal.SIGINT, [*words, "hydra.sweep.dir=s"], tmp_path)
+    assert code == 130
     assert "seed=1 interrupted: stopped by Ctrl-C" in out
     assert "2 jobs did not come to their end. To go on:\n  python train.py sweep_resume=s" in out
     assert "To repeat it" not in out, "a run that did not come to its end is no result"
+
+
+def test_a_killed_search_goes_on_with_the_trial_that_it_was_at(script: Script, tmp_path: Path, cache_dir: Path) -> None:
+    pytest.importorskip("optuna")
+    words = [*TINY_RUN, "trainer.max_epochs=40", "callbacks=minimal", "logger=none", f"data.cache_dir='{cache_dir}'"]
+    search = ["hparams_search=optuna", "hydra.sweeper.n_trials=3", "hydra.sweep.dir=s"]
+
+    def second() -> bool:
+        return len(list((tmp_path / "s").glob("*/checkpoints/last.ckpt"))) == 2
+
+    sent_when(second, signal.SIGKILL, [*words, *search], tmp_path)
+    (lost,) = [job.folder.name for job in read_sweep(tmp_path / "s") if job.state == "running"]
+    done = script("train.py", "sweep_resume=s")
+    assert done.returncode == 0, done.stderr
+    jobs = read_sweep(tmp_path / "s")
+    assert len(jobs) == 3
+    assert {job.state for job in jobs} <= {"finished", "pruned"}
+    assert lost in {job.folder.name for job in jobs}
+    assert done.stdout.count("Before training") == 1, "of the third; the second went on"
 
 
 def test_a_killed_sweep_is_taken_up_where_it_was(script: Script, tmp_path: Path, cache_dir: Path) -> None:
@@ -120,23 +147,11 @@ def test_a_killed_sweep_is_taken_up_where_it_was(script: Script, tmp_path: Path,
         f"data.cache_dir='{cache_dir}'",
     ]
     place = tmp_path / "outputs" / "multirun" / "killed"
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), "-m", *words, f"hydra.sweep.dir='{place}'"],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
     second = place / "seed=2" / "checkpoints" / "last.ckpt"
-    deadline = time.monotonic() + 100
-    while not second.exists() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert second.exists()
+    sent_when(second.exists, signal.SIGKILL, [*words, f"hydra.sweep.dir='{place}'"], tmp_path)
     states = {job.folder.name: job.state for job in read_sweep(place)}
     assert states == {"seed=1": "finished", "seed=2": "running"}
     before = (place / "seed=1" / "checkpoints" / "last.ckpt").stat().st_mtime_ns
-    update_record(place / "seed=1", state="finished")
 
     done = script("train.py", f"sweep_resume={place}")
     assert done.returncode == 0, done.stderr
