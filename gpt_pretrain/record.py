@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib.metadata
 import json
 import logging
 import os
@@ -147,9 +146,11 @@ def _reason(error: BaseException) -> str:
 
 def surroundings() -> dict[str, Any]:
     """The program, the libraries and the machine, as a record has them."""
+    from importlib.metadata import version  # which --help need not wait for
+
     return {
-        "program": {"version": importlib.metadata.version("gpt-pretrain"), "git": git_revision()},
-        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "program": {"version": version("gpt-pretrain"), "git": git_revision()},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "machine": {"system": f"{platform.system()} {platform.machine()}", "cpu": _cpu_name(), "cores": os.cpu_count()},
     }
 

@@ -147,7 +147,8 @@ class RunningTrial:
 
     def falls_behind(self, epoch: int, val_loss: float) -> bool:
         """Report a validation loss, and learn whether the run is worse than the median of the others at this epoch."""
-        if epoch not in self.trial.study.trials[self.trial.number].intermediate_values:  # a resumed run may have told it already
+        told = self.trial.study.get_trials(deepcopy=False)[self.trial.number].intermediate_values
+        if epoch not in told:  # a resumed run may have told it already
             self.trial.report(val_loss, epoch)
         return bool(self.trial.should_prune())
 
