@@ -1,0 +1,1 @@
+"""A corpus of text into shards of tokens, on all cores, and after any interruption on from where it was."""
