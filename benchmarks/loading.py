@@ -4,41 +4,132 @@ from __future__ import annotations
 
 import itertools
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 
 from benchmarks.measure import Measurement, now
 
+SHARDS = 10
+DOCUMENT = 500  # tokens, one end of text included
+END_OF_TEXT = 256  # of the byte tokenizer
+
 
 def ours(*, n_tokens: int, context_length: int, batch_size: int, batches: int = 20_000) -> Measurement:
     """The training DataLoader, as the Trainer iterates it: shuffled windows out of a token file."""
-    from gpt_pretrain.data.datamodule import TextDataModule  # these bring Lightning, which --help need not wait for
-    from gpt_pretrain.data.tokens import Tokens
+    from gpt_pretrain.data.tokens import Tokens  # these bring Lightning, which --help need not wait for
     from gpt_pretrain.data.windows import TokenWindows
-    from gpt_pretrain.settings import DataSettings
-    from gpt_pretrain.tokenizer import build_tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "train.bin")
-        with open(path, "wb") as stream:
-            for start in range(0, n_tokens, 1 << 20):
-                np.arange(start, min(start + (1 << 20), n_tokens)).astype("<u2").tofile(stream)
-        settings = DataSettings(
-            name="text", path=None, url=None, sha256=None, cache_dir=None, batch_size=batch_size,
-            train_ratio=0.9, stride=None, num_workers=0,
-        )  # fmt: skip
-        data = TextDataModule(settings, build_tokenizer("byte"), context_length=context_length, seed=1)
+        _write(path, 0, n_tokens)
+        data = _data(batch_size=batch_size, context_length=context_length)
         process = psutil.Process()
         before = process.memory_info().rss
         tokens = Tokens(path=path, count=n_tokens, itemsize=2, sha256="")
         data.train = TokenWindows(tokens, context_length=context_length, stride=context_length)
-        loader = iter(data.train_dataloader())
-        stamps = [now()]
-        for _ in range(min(batches, n_tokens // (context_length * batch_size) - 1)):
-            next(loader)
-            stamps.append(now())
-        grown = process.memory_info().rss - before
-    seconds = [end - start for start, end in itertools.pairwise(stamps[10:])]
-    return Measurement(seconds, grown)
+        seconds = _seconds(iter(data.train_dataloader()), min(batches, n_tokens // (context_length * batch_size) - 1))
+        return Measurement(seconds, process.memory_info().rss - before)
+
+
+def shards(
+    *, n_tokens: int, context_length: int, batch_size: int, batches: int = 20_000, remote: bool = False, documents: bool = False
+) -> Measurement:
+    """The same out of ten shards of llm.c's format; through a warm cache of whole files, or with documents kept apart.
+
+    Args:
+        remote: read them behind a URL, when all are in the cache.
+        documents: keep documents of DOCUMENT tokens apart.
+    """
+    from gpt_pretrain.data.remote import CachedFiles, RemoteFiles
+    from gpt_pretrain.settings import RemoteSettings
+
+    with tempfile.TemporaryDirectory() as folder:
+        size = n_tokens // SHARDS
+        for number in range(SHARDS):
+            _write(Path(folder, f"made_train_{number:06d}.bin"), number * size, size, header=True)
+        _write(Path(folder, "made_val_000000.bin"), 0, 10 * context_length, header=True)
+        path = f"file://{folder}" if remote else folder
+        with tempfile.TemporaryDirectory() as cache:
+            if remote:
+                checksums: dict[str, str | None] = {file.name: None for file in Path(folder).iterdir()}
+                data = _shard_data(path, cache, batch_size=batch_size, context_length=context_length, documents=documents)
+                files = RemoteFiles(path, RemoteSettings())
+                key = data.split.text_sha256
+                CachedFiles(files, key=key, cache_dir=Path(cache), checksums=checksums).fetch_whole_files()
+            process = psutil.Process()
+            before = process.memory_info().rss
+            data = _shard_data(path, cache, batch_size=batch_size, context_length=context_length, documents=documents)
+            seconds = _seconds(iter(data.train_dataloader()), min(batches, n_tokens // (context_length * batch_size) - 1))
+            return Measurement(seconds, process.memory_info().rss - before)
+
+
+def memmap(*, n_tokens: int, context_length: int, batch_size: int, batches: int = 20_000) -> Measurement:
+    """nanoGPT's way: a new np.memmap for each batch, and windows at random places of it."""
+    import torch
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "train.bin")
+        _write(path, 0, n_tokens)
+        process = psutil.Process()
+        before = process.memory_info().rss
+
+        def batch_after_batch() -> Iterator[Any]:
+            while True:
+                data = np.memmap(path, dtype=np.uint16, mode="r")
+                places = torch.randint(len(data) - context_length, (batch_size,))
+                x = torch.stack([torch.from_numpy(data[i : i + context_length].astype(np.int64)) for i in places])
+                y = torch.stack([torch.from_numpy(data[i + 1 : i + 1 + context_length].astype(np.int64)) for i in places])
+                yield x, y
+
+        seconds = _seconds(batch_after_batch(), min(batches, n_tokens // (context_length * batch_size) - 1))
+        return Measurement(seconds, process.memory_info().rss - before)
+
+
+def _write(path: Path, start: int, count: int, *, header: bool = False) -> None:
+    """A file of tokens that look like documents of bytes."""
+    with open(path, "wb") as stream:
+        if header:
+            head = np.zeros(256, "<i4")
+            head[:3] = 20240520, 1, count
+            head.tofile(stream)
+        for begin in range(start, start + count, 1 << 20):
+            ids = np.arange(begin, min(begin + (1 << 20), start + count))
+            np.where(ids % DOCUMENT, ids % 251, END_OF_TEXT).astype("<u2").tofile(stream)
+
+
+def _settings(**changes: Any) -> Any:
+    from gpt_pretrain.settings import DataSettings
+
+    fields: dict[str, Any] = {
+        "name": "text", "path": None, "url": None, "sha256": None, "cache_dir": None,
+        "train_ratio": 0.9, "stride": None, "num_workers": 0,
+    }  # fmt: skip
+    return DataSettings(**(fields | changes))
+
+
+def _data(*, batch_size: int, context_length: int, **changes: Any) -> Any:
+    from gpt_pretrain.data.datamodule import TextDataModule
+    from gpt_pretrain.tokenizer import build_tokenizer
+
+    settings = _settings(batch_size=batch_size, **changes)
+    return TextDataModule(settings, build_tokenizer("byte"), context_length=context_length, seed=1)
+
+
+def _shard_data(path: str, cache: str, *, batch_size: int, context_length: int, documents: bool) -> Any:
+    changes = {"name": "shards", "path": path, "cache_dir": cache, "respect_documents": documents}
+    data = _data(batch_size=batch_size, context_length=context_length, **changes)
+    data.prepare_data()
+    return data
+
+
+def _seconds(batches: Iterator[Any], count: int) -> list[float]:
+    """How long each of so many batches takes, the first few left out."""
+    stamps = [now()]
+    for _ in range(count):
+        next(batches)
+        stamps.append(now())
+    return [end - start for start, end in itertools.pairwise(stamps[10:])]

@@ -6,34 +6,26 @@ Shapes: n tokens of the sample, N tokens of the text.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 
+from gpt_pretrain.data.tokens import TokenText
+
 BLOCK = 1 << 20  # tokens of the text that are looked at at once: some 50 MB of working memory
+SEARCHED = 32 * BLOCK  # tokens of a longer text that are looked at: three seconds' work
 BASE = np.uint64(0x9E3779B97F4A7C15)  # odd; 2^64 divided by the golden ratio
-
-
-class TokenText(Protocol):
-    """A text that gives its tokens piece by piece."""
-
-    @property
-    def count(self) -> int:
-        """Tokens in it."""
-
-    def read(self, start: int = 0, count: int | None = None) -> np.ndarray:
-        """The tokens from start on, (count,)."""
 
 
 def longest_run(sample: Sequence[int], text: TokenText) -> int:
     """How many neighbouring tokens of a sample stand in a text as they are, at most.
 
-    The text is read once. A window of it is found by its hash, so that the work grows as N log n, and then compared for real.
+    The text is read once; of one with more than SEARCHED tokens that many, in blocks spread evenly over it. A window of it is
+    found by its hash, so that the work grows as N log n, and then compared for real.
 
     Source: Karp & Rabin 1987, "Efficient randomized pattern-matching algorithms".
     """
     tokens, longest = np.asarray(sample, dtype=np.int64), 0
-    for start in range(0, text.count, BLOCK):
+    for start in _block_starts(text.count):
         block = text.read(start, min(BLOCK + len(tokens), text.count - start)).astype(np.int64)
         low, high = longest, min(len(tokens), len(block))
         while low < high:  # a run of some length holds runs of every shorter one
@@ -45,6 +37,12 @@ def longest_run(sample: Sequence[int], text: TokenText) -> int:
         if longest == len(tokens):
             break
     return longest
+
+
+def _block_starts(count: int) -> list[int]:
+    if count <= SEARCHED:
+        return list(range(0, count, BLOCK))
+    return np.linspace(0, count - BLOCK, SEARCHED // BLOCK).astype(int).tolist()  # type: ignore[no-any-return]
 
 
 def _share_window(sample: np.ndarray, block: np.ndarray, length: int) -> bool:

@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from gpt_pretrain.config import GPTConfig
 from gpt_pretrain.kernels.attention import causal_attention
@@ -31,11 +32,10 @@ class MultiHeadAttention(nn.Module):
         self.qkv = nn.Linear(config.emb_dim, 3 * config.emb_dim, bias=config.qkv_bias)
         self.out_proj = nn.Linear(config.emb_dim, config.emb_dim)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
         B, T, D = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.n_heads, D // self.n_heads)
         queries, keys, values = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, T, K)
-        mask = None
         if cache is not None:
             keys, values = cache.extend(self.layer, keys, values)  # (B, H, S, K)
             mask = cache.mask
@@ -71,18 +71,23 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(config)
         self.drop_shortcut = Dropout(config.drop_rate)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
-        x = x + self.drop_shortcut(self.att(self.norm1(x), cache))
+    def forward(self, x: Tensor, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
+        x = x + self.drop_shortcut(self.att(self.norm1(x), cache, mask))
         out: Tensor = x + self.drop_shortcut(self.ff(self.norm2(x)))
         return out
 
 
 class GPTModel(nn.Module):
-    """A GPT-2: token ids in, logits for the next token at each position out."""
+    """A GPT-2: token ids in, logits for the next token at each position out.
+
+    Attributes:
+        activation_checkpointing: whether blocks keep only what they are given, and compute the rest again for the backward pass.
+    """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
+        self.activation_checkpointing = False
         self.tok_emb = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.emb_dim), freeze=False)  # type: ignore[no-untyped-call]
         self.pos_emb = nn.Embedding.from_pretrained(torch.empty(config.context_length, config.emb_dim), freeze=False)  # type: ignore[no-untyped-call]
         self.drop_emb = Dropout(config.drop_rate)
@@ -104,12 +109,14 @@ class GPTModel(nn.Module):
         """
         return self.logits(self.hidden_states(token_ids))
 
-    def hidden_states(self, token_ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    def hidden_states(self, token_ids: Tensor, cache: KVCache | None = None, *, positions: Tensor | None = None) -> Tensor:
         """What the blocks make of the tokens, before the output head.
 
         Args:
             token_ids: int64, (B, T).
             cache: the positions read before these, to which these are added.
+            positions: of each token in its document, int64, (B, T), counted from 0 in each: documents see nothing of each
+                other; None: each row is one document. Not with a cache.
 
         Returns:
             (B, T, D).
@@ -120,10 +127,13 @@ class GPTModel(nn.Module):
         T = token_ids.shape[1]
         if (most := self.config.context_length) < T:
             raise ValueError(f"token_ids reach position {T}, but the model's context_length is {most}.")
-        positions = torch.arange(T, device=token_ids.device) if cache is None else cache.begin(T)
+        mask = None if positions is None else _within_documents(positions)  # (B, 1, T, T)
+        if positions is None:
+            positions = torch.arange(T, device=token_ids.device) if cache is None else cache.begin(T)
         x = self.drop_emb(self.tok_emb(token_ids) + self.pos_emb(positions))  # (B, T, D)
+        recompute = self.activation_checkpointing and torch.is_grad_enabled()
         for block in self.trf_blocks:
-            x = block(x, cache)
+            x = checkpoint(block, x, None, mask, use_reentrant=False) if recompute else block(x, cache, mask)
         hidden: Tensor = self.final_norm(x)
         return hidden
 
@@ -157,3 +167,10 @@ class GPTModel(nn.Module):
         """Each layer's own default; the linear layers have theirs already."""
         for embedding in (self.tok_emb, self.pos_emb):
             embedding.reset_parameters()
+
+
+def _within_documents(positions: Tensor) -> Tensor:
+    """Which keys each query sees: those of its own document up to its own position; bool, (B, 1, T, T)."""
+    places = torch.arange(positions.shape[1], device=positions.device)
+    back = places[:, None] - places  # from a query to a key, (T, T)
+    return ((back >= 0) & (back <= positions[:, :, None]))[:, None]

@@ -44,6 +44,10 @@ class Tokenizer(Protocol):
         """Token ids of text; `<|endoftext|>` in it becomes eos_id."""
         ...
 
+    def encode_ordinary(self, text: str) -> np.ndarray:
+        """Token ids of text, uint32; `<|endoftext|>` in it is text like any other."""
+        ...
+
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token stands for."""
         ...
@@ -71,6 +75,10 @@ class TiktokenTokenizer:
         """Token ids of text; `<|endoftext|>` in it becomes eos_id."""
         return self._encoding.encode(text, allowed_special={END_OF_TEXT}, disallowed_special=())
 
+    def encode_ordinary(self, text: str) -> np.ndarray:
+        """Token ids of text, uint32; `<|endoftext|>` in it is text like any other."""
+        return self._encoding.encode_to_numpy(text, disallowed_special=())
+
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token stands for; none for an id that the encoding leaves unused."""
         try:
@@ -93,6 +101,10 @@ class ByteTokenizer:
             ids += [self.eos_id] * (number > 0)
             ids += part.encode()
         return ids
+
+    def encode_ordinary(self, text: str) -> np.ndarray:
+        """Token ids of text, uint32; `<|endoftext|>` in it is text like any other."""
+        return np.frombuffer(text.encode(), np.uint8).astype(np.uint32)
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token stands for; none for an id beyond the vocabulary."""
@@ -161,6 +173,15 @@ def token_byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
     lengths = np.array([len(tokenizer.token_bytes(token_id)) for token_id in range(tokenizer.vocab_size)], dtype=np.int64)
     lengths[tokenizer.eos_id] = 0
     return lengths
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """SHA-256, in hexadecimal, of all tokens in the order of their ids: tokenizers with the same give texts the same ids."""
+    digest = hashlib.sha256(f"{tokenizer.vocab_size} {tokenizer.eos_id}".encode())
+    for token_id in range(tokenizer.vocab_size):
+        token = tokenizer.token_bytes(token_id)
+        digest.update(len(token).to_bytes(4, "little") + token)
+    return digest.hexdigest()
 
 
 def _gpt2_encoding() -> tiktoken.Encoding:

@@ -143,3 +143,16 @@ def test_gpt2_small_has_the_published_number_of_parameters() -> None:
     with torch.device("meta"):
         model = GPTModel(GPTConfig(vocab_size=50257, context_length=1024, emb_dim=768, n_heads=12, n_layers=12, qkv_bias=True))
     assert model.num_parameters() == 124_439_808  # Hugging Face's gpt2
+
+
+@pytest.mark.parametrize("drop_rate", [0.0, 0.3])
+def test_activations_computed_again_change_nothing(drop_rate: float) -> None:
+    gradients = []
+    for again in (False, True):
+        model = tiny_model(drop_rate=drop_rate).train()
+        model.activation_checkpointing = again
+        torch.manual_seed(5)
+        model(torch.arange(24).view(2, 12)).square().mean().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        assert torch.equal(one, other)

@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from gpt_pretrain.data.text import cache_folder, find_text
-from gpt_pretrain.data.tokens import TokenSplit, tokenize_text
-from gpt_pretrain.data.windows import Batch, BatchOrder, TokenWindows, shuffled
+from gpt_pretrain.data.ahead import Ahead
+from gpt_pretrain.data.sources import Source, find_windows
+from gpt_pretrain.data.tokens import TokenSplit
+from gpt_pretrain.data.windows import Batch, BatchOrder, Windows
+from gpt_pretrain.distributed import rank
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.settings import DataSettings
 from gpt_pretrain.tokenizer import Tokenizer
@@ -61,45 +63,55 @@ def _start_method() -> str | None:
 
 
 class TextDataModule(L.LightningDataModule):
-    """A text, split by characters, as shuffled training windows and ordered validation windows.
+    """A text or corpus as shuffled training windows and ordered validation windows.
 
     Args:
         settings: the `data` settings.
         tokenizer: turns text into ids.
         context_length: tokens a window, T.
         seed: of the order of training windows.
+        world_size: devices that share the batches.
+
+    Attributes:
+        split: both parts as tokens.
+        train, val: their windows.
+        sources: those of a mixture.
     """
 
     split: TokenSplit
-    train: TokenWindows
-    val: TokenWindows
+    train: Windows
+    val: Windows
+    sources: list[Source]
 
-    def __init__(self, settings: DataSettings, tokenizer: Tokenizer, *, context_length: int, seed: int) -> None:
+    def __init__(
+        self,
+        settings: DataSettings,
+        tokenizer: Tokenizer,
+        *,
+        context_length: int,
+        seed: int,
+        world_size: int = 1,
+    ) -> None:
         super().__init__()
         self.settings = settings
         self.tokenizer = tokenizer
         self.context_length = context_length
         self.seed = seed
+        self.world_size = world_size
         self._ready = False
         self._loaders: list[TimedLoader] = []
         self._resume_epoch, self._resume_batch = 0, 0
 
     def prepare_data(self) -> None:
-        """Find the text, download it if need be, and turn it into tokens.
+        """Find the text, download it if need be, and turn it into tokens; or find the shards that hold them.
 
         Raises:
-            UserError: when there is no usable text, or too little of it for these windows.
+            UserError: when there is nothing usable, or too little of it for these windows.
         """
         if self._ready:
             return
-        data, cache_dir = self.settings, cache_folder(self.settings)
-        text = find_text(data, cache_dir=cache_dir)
-        self.split = tokenize_text(text, self.tokenizer, train_ratio=data.train_ratio, cache_dir=cache_dir)
-        if problems := self._problems():
-            raise UserError(problems)
-        stride = self.context_length if data.stride is None else data.stride
-        self.train = TokenWindows(self.split.train, context_length=self.context_length, stride=stride)
-        self.val = TokenWindows(self.split.val, context_length=self.context_length, stride=stride)
+        data = self.settings
+        self.split, self.train, self.val, self.sources = find_windows(data, self.tokenizer, context_length=self.context_length)
         if len(self.train) < data.batch_size:
             raise UserError(
                 f"data.batch_size={data.batch_size}: the training text has only {len(self.train)} windows of "
@@ -109,44 +121,54 @@ class TextDataModule(L.LightningDataModule):
         self._ready = True
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled batches; a last short batch is dropped."""
-        order = BatchOrder(len(self.train), self.settings.batch_size, seed=self.seed)
+        """Shuffled batches of this rank; a last short batch is left out."""
+        order = self._order(self.train, seed=self.seed)
         order.epoch, order.start = self._resume_epoch, self._resume_batch
         self._train_loader = self._loader(self.train, order)
         return self._train_loader
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """Batches in the order of the text; a last short batch is kept."""
-        return self._loader(self.val, BatchOrder(len(self.val), self.settings.batch_size))
+        """Batches of this rank in the order of the text; a last short batch is kept."""
+        return self._loader(self.val, self._order(self.val))
 
     def eval_batches(self, n_batches: int) -> tuple[list[Batch], list[Batch]]:
-        """The batches behind each printed loss: training windows, drawn once and for all, and validation windows."""
-        size = self.settings.batch_size
-        drawn = shuffled(np.arange(min(len(self.train), n_batches * size)), len(self.train), seed=self.seed, epoch=EVAL_EPOCH)
+        """This rank's batches behind each printed loss: training windows, drawn once and for all, and validation windows."""
+        size, ranks = self.settings.batch_size, self.world_size
+        places = np.arange(min(len(self.train), n_batches * size))
+        drawn = self.train.in_order(places, len(self.train), seed=self.seed, epoch=EVAL_EPOCH)
         train = np.split(drawn, range(size, len(drawn), size))
-        val = islice(BatchOrder(len(self.val), size), n_batches)
-        return [self.train[windows] for windows in train], [self.val[windows] for windows in val]
+        val = list(islice(BatchOrder(len(self.val), size), n_batches))
+        none = np.arange(0)  # for a rank that finds no batch left
+        mine = [[*batches, *[none] * (-len(batches) % ranks)][rank() :: ranks] for batches in (train, val)]
+        return [self.train[windows] for windows in mine[0]], [self.val[windows] for windows in mine[1]]
 
     def state_dict(self) -> dict[str, Any]:
-        """How far training has read: the epoch, and the batches done in it."""
+        """How far training has read: the epoch, and the windows that all ranks together have done in it."""
         assert self.trainer is not None
         epochs, batches = self.trainer.fit_loop.epoch_progress, self.trainer.fit_loop.epoch_loop.batch_progress
         epoch, batch = epochs.current.processed, batches.current.processed  # type: ignore[attr-defined]
+        windows = batch * self.settings.batch_size * self.world_size
         if epoch < epochs.current.ready:  # in the middle of an epoch
-            return {"epoch": epoch, "batch": batch}
+            return {"epoch": epoch, "windows": windows}
         if batch < self.trainer.num_training_batches:  # a limit has ended the epoch early, and Lightning counts it as done
-            return {"epoch": epoch - 1, "batch": batch}
-        return {"epoch": epoch, "batch": 0}
+            return {"epoch": epoch - 1, "windows": windows}
+        return {"epoch": epoch, "windows": 0}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
-        self._resume_epoch, self._resume_batch = int(state_dict["epoch"]), int(state_dict["batch"])
+        """Go on where `state_dict` was taken, perhaps by another number of ranks."""
+        self._resume_epoch = int(state_dict["epoch"])
+        self._resume_batch = int(state_dict["windows"]) // (self.settings.batch_size * self.world_size)
 
-    def _loader(self, windows: TokenWindows, order: BatchOrder) -> TimedLoader:
+    def _order(self, windows: Windows, *, seed: int | None = None) -> BatchOrder:
+        return BatchOrder(
+            len(windows), self.settings.batch_size, seed=seed, order=windows.in_order, rank=rank(), world_size=self.world_size
+        )
+
+    def _loader(self, windows: Windows, order: BatchOrder) -> TimedLoader:
         workers = self.settings.num_workers
         loader = TimedLoader(
             windows,
-            sampler=order,
+            sampler=Ahead(order, windows, batches=self.settings.remote.prefetch_batches) if windows.remote else order,
             batch_size=None,  # the order yields whole batches
             num_workers=workers,
             multiprocessing_context=_start_method() if workers > 0 else None,
@@ -168,27 +190,14 @@ class TextDataModule(L.LightningDataModule):
         """Whether the checkpoint that this goes on from was made before the end of its epoch."""
         return self._resume_batch > 0
 
+    @property
+    def resume_batch(self) -> int:
+        """The batch of this rank that training begins at, in its first epoch."""
+        return self._resume_batch
+
     def stop_workers(self) -> None:
         """End the loading processes, which pay no heed to signals."""
         for loader in self._loaders:
             if (iterator := getattr(loader, "_iterator", None)) is not None and hasattr(iterator, "_shutdown_workers"):
                 iterator._shutdown_workers()
         self._loaders = []
-
-    def _problems(self) -> list[str]:
-        """Parts of the text that are shorter than one window and its target."""
-        problems = []
-        T = self.context_length
-        train, val = self.split.train.count, self.split.val.count
-        longest = min(train, val) - 1
-        remedy = (
-            f"The largest model.context_length that works here is {longest}; or give more text."
-            if longest >= 1
-            else "No model.context_length works here; give more text or another data.train_ratio."
-        )
-        for part, count in (("training", train), ("validation", val)):
-            if count <= T:
-                problems.append(
-                    f"model.context_length={T}: the {part} part has {count} tokens, and a window needs {T + 1}. {remedy}"
-                )
-        return problems

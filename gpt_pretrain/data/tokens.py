@@ -13,9 +13,11 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -23,10 +25,37 @@ from gpt_pretrain.data.text import Text
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.tokenizer import END_OF_TEXT, Tokenizer
 
+AT_ONCE = 16  # pieces of a remote text
 SAMPLE = 64, 4096  # places in a text, and tokens read at each, that tell how often each token occurs
 FORMAT = 1  # raise it when a change makes old token files wrong
 
 log = logging.getLogger(__name__)
+
+
+class TokenText(Protocol):
+    """Tokens that are read piece by piece, wherever they are."""
+
+    @property
+    def count(self) -> int:
+        """Tokens in it."""
+        ...
+
+    @property
+    def remote(self) -> bool:
+        """Whether reading takes long enough to be done ahead."""
+        ...
+
+    def read(self, start: int = 0, count: int | None = None) -> np.ndarray:
+        """Token ids from start on, (count,).
+
+        Raises:
+            UserError: when they cannot be read.
+        """
+        ...
+
+    def prefetch(self, start: int, count: int) -> None:
+        """Begin to fetch tokens that will soon be read, and do not wait for them."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -44,6 +73,14 @@ class Tokens:
     count: int
     itemsize: int
     sha256: str
+
+    @property
+    def remote(self) -> bool:
+        """A token file is on this machine."""
+        return False
+
+    def prefetch(self, start: int, count: int) -> None:
+        """The system reads ahead by itself."""
 
     def read(self, start: int = 0, count: int | None = None) -> np.ndarray:
         """Token ids from the file, (count,); nothing of it stays in memory, as pages of a mapped file would.
@@ -79,12 +116,25 @@ class Tokens:
 
 @dataclass(frozen=True)
 class TokenSplit:
-    """The two parts of a text, as tokens."""
+    """The two parts of a text, or of a corpus of token shards, as tokens.
 
-    train: Tokens
-    val: Tokens
+    Args:
+        text_sha256: a hash of the content.
+        characters, documents, n_bytes: of the text behind both parts, as far as they are known.
+    """
+
+    train: TokenText
+    val: TokenText
     text_sha256: str
-    characters: int
+    characters: int | None = None
+    documents: int | None = None
+    n_bytes: int | None = None
+
+    @property
+    def extent(self) -> str:
+        """How much text it is, in words; empty where nothing is known but tokens."""
+        amounts = {"characters": self.characters, "documents": self.documents, "bytes of text": self.n_bytes}
+        return ", ".join(f"{amount:,} {what}" for what, amount in amounts.items() if amount is not None)
 
 
 def tokenize_text(text: Text, tokenizer: Tokenizer, *, train_ratio: float, cache_dir: Path) -> TokenSplit:
@@ -142,11 +192,12 @@ def _load(folder: Path) -> TokenSplit | None:
         fields = json.loads((folder / "split.json").read_text(encoding="utf-8"))
         train, val = (Tokens(path=folder / f"{part}.bin", **fields.pop(part)) for part in ("train", "val"))
         split = TokenSplit(train=train, val=val, **fields)
+        whole = train.is_whole() and val.is_whole()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        split = None
-    if split is None or not (split.train.is_whole() and split.val.is_whole()):
+        whole = False
+    if not whole:
         log.warning("The token cache %s is damaged; it is made again.", folder)
         return None
     return split
@@ -224,11 +275,20 @@ def _file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def loss_by_frequencies(tokens: Tokens) -> float:
-    """Cross-entropy, in nats a token, of guessing each token as often as it occurs in a sample from all over the text."""
+def sampled(tokens: TokenText) -> np.ndarray:
+    """Token ids from places spread evenly over a text; all of a short one."""
     places, length = SAMPLE
-    starts = [0] if tokens.count <= places * length else np.linspace(0, tokens.count - length, places).astype(int).tolist()
-    ids = np.concatenate([tokens.read(start, None if len(starts) == 1 else length) for start in starts])
-    _, counts = np.unique(ids, return_counts=True)
+    if tokens.count <= places * length:
+        return tokens.read()
+    starts = np.linspace(0, tokens.count - length, places).astype(int).tolist()
+    if not tokens.remote:
+        return np.concatenate([tokens.read(start, length) for start in starts])
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return np.concatenate(list(pool.map(lambda start: tokens.read(start, length), starts)))
+
+
+def loss_by_frequencies(tokens: TokenText) -> float:
+    """Cross-entropy, in nats a token, of guessing each token as often as it occurs in a sample from all over the text."""
+    _, counts = np.unique(sampled(tokens), return_counts=True)
     shares = counts / counts.sum()
     return float(-(shares * np.log(shares)).sum())

@@ -6,66 +6,150 @@ Shapes: B windows of a batch, T context_length.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from gpt_pretrain.data.tokens import Tokens
+from gpt_pretrain.data.documents import Documents
+from gpt_pretrain.data.tokens import TokenText
+from gpt_pretrain.kernels.loss import IGNORED
 
 ROUNDS = 6  # of the shuffle; four would pass for random
 BATCHES_AHEAD = 256  # whose windows are worked out together
 
-Batch = tuple[Tensor, Tensor]  # inputs and targets, int64, (B, T) each
+# Inputs and targets, int64, (B, T) each; and, where documents are kept apart, the position of each token in its document.
+Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
 
 
-class TokenWindows(Dataset[Batch]):
+class Windows(Dataset[Batch]):
+    """Windows of T tokens, by number."""
+
+    remote: bool  # whether `prefetch` is of use
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, windows: np.ndarray) -> Batch:
+        """The windows with these numbers, (B,), as a batch."""
+        raise NotImplementedError
+
+    def prefetch(self, windows: np.ndarray) -> None:
+        """Begin to fetch windows that will soon be asked for, and do not wait for them."""
+        raise NotImplementedError
+
+    def in_order(self, places: np.ndarray, n_windows: int, *, seed: int, epoch: int) -> np.ndarray:
+        """Which windows stand at these places in the order of an epoch, as `shuffled` has it."""
+        return shuffled(places, n_windows, seed=seed, epoch=epoch)
+
+
+class TokenWindows(Windows):
     """Windows of T tokens, with the same tokens one later as targets; window i begins at token i * stride.
 
     Args:
-        tokens: the token file.
+        tokens: where they are read from.
         context_length: T.
         stride: tokens from the start of one window to the next.
+        documents: how documents are told apart; None: attention and loss take no notice of them.
+        at_most: so many windows, spread evenly over the tokens, instead of all.
     """
 
-    def __init__(self, tokens: Tokens, *, context_length: int, stride: int) -> None:
+    def __init__(
+        self,
+        tokens: TokenText,
+        *,
+        context_length: int,
+        stride: int,
+        documents: Documents | None = None,
+        at_most: int | None = None,
+    ) -> None:
         self.tokens = tokens
         self.context_length = context_length
         self.starts = range(0, tokens.count - context_length, stride)
+        self.documents = documents
+        self.kept = len(self.starts) if at_most is None else min(at_most, len(self.starts))
+        self.remote = tokens.remote
 
     def __len__(self) -> int:
-        return len(self.starts)
+        return self.kept
 
     def __getitem__(self, windows: np.ndarray) -> Batch:
-        """Inputs and targets, int64, (B, T) each, of the windows with these numbers, (B,)."""
-        rows = [self.tokens.read(window * self.starts.step, self.context_length + 1) for window in windows.tolist()]
-        block = torch.from_numpy(np.stack(rows).astype(np.int64))  # (B, T + 1)
-        return block[:, :-1], block[:, 1:]
+        """Inputs and targets, int64, (B, T) each, of the windows with these numbers, (B,), and positions where they count.
+
+        Of no windows: one whose targets are all left out.
+        """
+        if not len(windows):
+            nothing = torch.zeros(1, self.context_length, dtype=torch.int64)
+            apart = () if self.documents is None else (torch.arange(self.context_length)[None],)
+            return nothing, torch.full_like(nothing, IGNORED), *apart
+        if self.remote:
+            self.prefetch(windows)
+        rows = [self.tokens.read(start, self.context_length + 1) for start in self._starts_of(windows)]
+        block = np.stack(rows).astype(np.int64)  # (B, T + 1)
+        if self.documents is not None:
+            return self.documents.kept_apart(block)
+        tokens = torch.from_numpy(block)
+        return tokens[:, :-1], tokens[:, 1:]
+
+    def prefetch(self, windows: np.ndarray) -> None:
+        """Begin to fetch windows that will soon be asked for, and do not wait for them."""
+        for start in self._starts_of(windows):
+            self.tokens.prefetch(start, self.context_length + 1)
+
+    def _starts_of(self, windows: np.ndarray) -> list[int]:
+        """The first token of each window."""
+        if self.kept < len(self.starts):
+            windows = windows * len(self.starts) // self.kept
+        starts: list[int] = (windows * self.starts.step).tolist()
+        return starts
+
+
+class Order(Protocol):
+    """What `shuffled` is one of."""
+
+    def __call__(self, places: np.ndarray, n_windows: int, *, seed: int, epoch: int) -> np.ndarray: ...
 
 
 class BatchOrder(Sampler[np.ndarray]):
-    """The numbers of the windows in each batch of an epoch.
+    """The numbers of the windows in each batch of an epoch, for one of the ranks that share them.
 
-    The order is a function of seed and epoch alone. An iteration begins at batch `start`, once, so that a run can go on
-    in the middle of an epoch; `len` counts all batches of an epoch nevertheless.
+    The order is a function of seed and epoch alone. All ranks together read it batch by batch: rank 0 the first, rank 1 the
+    second, and so on, so that two ranks do in a step what one does in two accumulated batches; where a rank finds none left, its
+    batch is empty. An iteration begins at this rank's batch `start`, once, so that a run can go on in the middle of an epoch;
+    `len` counts all batches of an epoch nevertheless.
 
     Args:
         n_windows: windows to choose from.
         batch_size: windows a batch, B.
-        seed: None keeps the windows in order and the last short batch.
+        seed: None keeps the windows in order and the last short batch, which is left out otherwise.
+        order: which windows stand at which places of an epoch.
+        rank, world_size: which rank this is, of how many.
     """
 
-    def __init__(self, n_windows: int, batch_size: int, *, seed: int | None = None) -> None:
-        self.n_windows = n_windows
+    def __init__(
+        self,
+        n_windows: int,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        order: Order | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.n_windows = n_windows if seed is None else n_windows // batch_size * batch_size
+        self.n_choices = n_windows
         self.batch_size = batch_size
         self.seed = seed
+        self.order: Order = shuffled if order is None else order
+        self.rank = rank
+        self.world_size = world_size
         self.epoch = 0
         self.start = 0
 
     def __len__(self) -> int:
-        full, short = divmod(self.n_windows, self.batch_size)
-        return full + (self.seed is None and short > 0)
+        return -(-self.n_windows // (self.batch_size * self.world_size))
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch the next iteration is; Lightning calls this."""
@@ -75,10 +159,12 @@ class BatchOrder(Sampler[np.ndarray]):
     def __iter__(self) -> Iterator[np.ndarray]:
         epoch, start, self.start = self.epoch, self.start, 0
         for first in range(start, len(self), BATCHES_AHEAD):
-            last = min(first + BATCHES_AHEAD, len(self))
-            places = np.arange(first * self.batch_size, min(last * self.batch_size, self.n_windows))
-            windows = places if self.seed is None else shuffled(places, self.n_windows, seed=self.seed, epoch=epoch)
-            yield from np.split(windows, range(self.batch_size, len(windows), self.batch_size))
+            batches = np.arange(first, min(first + BATCHES_AHEAD, len(self))) * self.world_size + self.rank
+            places = batches[:, None] * self.batch_size + np.arange(self.batch_size)  # (batches, B)
+            windows = places
+            if self.seed is not None:
+                windows = self.order(np.minimum(places, self.n_choices - 1), self.n_choices, seed=self.seed, epoch=epoch)
+            yield from (row[there] for row, there in zip(windows, places < self.n_windows, strict=True))
 
 
 def shuffled(places: np.ndarray, n_windows: int, *, seed: int, epoch: int) -> np.ndarray:

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK_BYTES = {"cpu": 1 << 26, "cuda": 1 << 30}  # of fp32 logits in memory; more would not be faster
-Softmax = Callable[[Tensor, Tensor, float], Tensor]
+IGNORED = -100  # the target of a position that has none, as PyTorch's own losses have it
+Softmax = Callable[[Tensor, Tensor, Tensor], Tensor]
 ALIGN = 64  # columns; an odd vocabulary such as GPT-2's 50,257 leaves rows that vector units and tensor cores read slowly
 
 
@@ -28,11 +29,11 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, target_ids: Tensor, *, 
     Args:
         hidden: (N, D).
         weight: (V, D).
-        target_ids: int64, (N,).
+        target_ids: int64, (N,); positions whose target is IGNORED count for nothing.
         compiled: make one kernel of all that happens to the logits between the products.
 
     Returns:
-        A scalar, fp32 or wider.
+        A scalar, fp32 or wider; 0 where all targets are ignored.
     """
     softmax = _compiled_softmax() if compiled else _softmax_minus_target
     loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, target_ids, softmax)  # type: ignore[no-untyped-call]
@@ -50,16 +51,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
             rows = chunk_rows(N, V, device)
             buffer = torch.empty(rows, -(-V // ALIGN) * ALIGN, dtype=dtype, device=hidden.device)
             total = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=hidden.device)
-            gradients = _Gradients(x, w, rows) if ctx.needs_input_grad[0] or ctx.needs_input_grad[1] else None
+            kept = (target_ids != IGNORED).to(total.dtype)
+            count = kept.sum().clamp(min=1)
+            weights = kept if dtype == torch.float16 else kept / count
+            gradients = _Gradients(x, w, rows, count) if ctx.needs_input_grad[0] or ctx.needs_input_grad[1] else None
             for start in range(0, N, rows):
                 chunk = slice(start, min(start + rows, N))
                 logits = buffer[: chunk.stop - start, :V]
                 torch.mm(x[chunk], w.T, out=logits)
-                total += softmax(logits, target_ids[chunk], 1.0 if dtype == torch.float16 else 1 / N)
+                total += softmax(logits, target_ids[chunk], weights[chunk])
                 if gradients is not None:
                     gradients.add(logits, chunk)
         ctx.gradients = None if gradients is None else gradients.finish(hidden.dtype, weight.dtype)
-        return total / N
+        return total / count
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
@@ -81,8 +85,8 @@ class _Gradients:
     the sum, and large sums over the rows of a chunk by shrinking x before them.
     """
 
-    def __init__(self, x: Tensor, w: Tensor, rows: int) -> None:
-        self.x, self.w = x, w
+    def __init__(self, x: Tensor, w: Tensor, rows: int, count: Tensor) -> None:
+        self.x, self.w, self.count = x, w, count  # the last is how many positions the mean is over
         self.fp16 = x.dtype == torch.float16
         self.shrink = 0.5 ** math.ceil(math.log2(rows)) if self.fp16 else 1.0
         self.d_hidden = torch.empty_like(x)
@@ -102,8 +106,8 @@ class _Gradients:
         assert self.d_weight is not None
         d_hidden = self.d_hidden.to(hidden_dtype)
         if self.fp16:
-            d_hidden = d_hidden / len(self.x)
-            self.d_weight /= self.shrink * len(self.x)
+            d_hidden = d_hidden / self.count.to(hidden_dtype)
+            self.d_weight /= self.shrink * self.count
         return d_hidden, self.d_weight.to(weight_dtype)
 
 
@@ -114,16 +118,16 @@ def chunk_rows(n_positions: int, vocab_size: int, device: str) -> int:
     return -(-n_positions // chunks)
 
 
-def _softmax_minus_target(logits: Tensor, target_ids: Tensor, scale: float) -> Tensor:
-    """Turn logits in place into the gradient of the summed loss times scale, and return that sum."""
-    at, wide = target_ids[:, None], torch.promote_types(logits.dtype, torch.float32)
+def _softmax_minus_target(logits: Tensor, target_ids: Tensor, weights: Tensor) -> Tensor:
+    """Turn logits in place into the gradient of the weighted sum of losses, and return the sum over those of a weight above 0."""
+    at, weights, wide = target_ids.clamp(min=0)[:, None], weights[:, None], torch.promote_types(logits.dtype, torch.float32)
     chosen = logits.gather(1, at).to(wide)
     highest = logits.amax(dim=1, keepdim=True)
     probabilities = logits.sub_(highest).exp_() if logits.dtype == wide else (logits.to(wide) - highest).exp_()
     sums = probabilities.sum(dim=1, keepdim=True)
-    loss = (sums.log() + highest - chosen).sum()
-    probabilities.mul_(scale / sums)
-    probabilities.scatter_add_(1, at, probabilities.new_full(at.shape, -scale))
+    loss = (sums.log() + highest - chosen).where(weights > 0, 0.0).sum()
+    probabilities.mul_(weights / sums)
+    probabilities.scatter_add_(1, at, -weights)
     if probabilities is not logits:
         logits.copy_(probabilities)
     return loss
