@@ -9,7 +9,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from gpt_pretrain import cli
+from gpt_pretrain import cli, distributed, launch
 
 cli.set_up_hydra()
 log = logging.getLogger("gpt_pretrain")
@@ -18,13 +18,13 @@ log = logging.getLogger("gpt_pretrain")
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> float:
     """Train, and return the best validation loss in nats a token, which sweeps go by."""
-    return cli.guarded(train, config, run_dir=None if config.plan else Path(config.run_dir))
+    elsewhere = config.plan or launch.node_rank() or cli.ranks_to_start(config) or not distributed.is_main()
+    return cli.guarded(train, config, run_dir=None if elsewhere else Path(config.run_dir))
 
 
 def train(config: DictConfig) -> float:
     """Train as the settings say, and note in the run's folder how that went."""
-    from gpt_pretrain.errors import AlreadyCompleteError
-    from gpt_pretrain.record import read_record, recorded, update_record
+    from gpt_pretrain import requeue
     from gpt_pretrain.runs import checkpoints
 
     run_dir = Path(config.run_dir)
@@ -32,48 +32,40 @@ def train(config: DictConfig) -> float:
         return run(config, run_dir)
     if cli.is_sweep() and checkpoints(run_dir):  # a sweep that is taken up again
         config.resume = str(run_dir)
-    try:
-        with recorded(run_dir, **cli.how_started("train.py")):
+    launch.check_machines(cli.trainer_of(config).num_nodes)
+    if cli.ranks_to_start(config):
+        return cli.start_ranks(Path(__file__).absolute(), config)
+    distributed.join()
+    if not distributed.is_main():
+        with distributed.lost_ranks_told():
             return run(config, run_dir)
-    except AlreadyCompleteError as done:
-        if not cli.is_sweep():
-            raise
-        update_record(run_dir, result=read_record(run_dir).get("result", {}) | done.result)
-        return float(done.result["best_val_loss"])
+    requeue.remember(run_dir, words=cli.TYPED)
+    return cli.on_record(lambda: run(config, run_dir), run_dir, script="train.py")
 
 
 def run(config: DictConfig, run_dir: Path) -> float:
     """Compose the parts that the config names, and fit."""
-    from gpt_pretrain import slurm, summary
     from gpt_pretrain.console import quiet_lightning
-    from gpt_pretrain.fit import fit
+    from gpt_pretrain.fit import finish, fit
     from gpt_pretrain.hardware import accelerator_device, keep_freed_memory, pick_precision
     from gpt_pretrain.machine import reset_peak_memory
     from gpt_pretrain.preflight import keep_config, prepare
 
-    quiet_lightning()
+    quiet_lightning(main=distributed.is_main())
     keep_freed_memory()
     settings, tokenizer, data, start = prepare(config, typed_keys=cli.typed_keys())
     device = accelerator_device(settings.trainer.accelerator)
     reset_peak_memory(device)
-    precision, reason = pick_precision(settings.trainer.precision, device, deterministic=settings.trainer.deterministic)
-    settings.trainer.precision = precision
-    log.info("precision %s (%s)", precision, reason)
+    settings.trainer.precision = pick_precision(settings.trainer, device)
     if settings.plan:
         from gpt_pretrain.rehearsal import planned
 
         log.info("%s", planned(settings, tokenizer, data, start))
         return math.nan
     stored = keep_config(settings, run_dir)
-    slurm.remember(run_dir, words=cli.TYPED)
     custom = cli.custom_callbacks(settings.callbacks.custom)
     trainer, module = fit(settings, tokenizer, data, start, config=stored, run_dir=run_dir, custom=custom)
-    log.info("%s", summary.after(settings, trainer, module, run_dir))
-    if settings.export:
-        from gpt_pretrain.formats.huggingface import export_run
-
-        export_run(run_dir)
-    return summary.best_loss(trainer)
+    return finish(settings, trainer, module, run_dir=run_dir)
 
 
 if __name__ == "__main__":

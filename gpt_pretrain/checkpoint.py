@@ -16,6 +16,7 @@ import torch
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.formats.files import add_checksum, has_checksum, read_torch_file
+from gpt_pretrain.formats.sharded import assembled
 
 Result = TypeVar("Result")
 
@@ -89,13 +90,14 @@ def first_whole(paths: Iterable[Path], read: Callable[[Path], Result]) -> Result
     raise refused[0]
 
 
-def read_checkpoint(path: Path, *, resumable: bool = False) -> dict[str, Any]:
+def read_checkpoint(path: Path, *, resumable: bool = False, assemble: bool = True) -> dict[str, Any]:
     """A checkpoint's content, its tensors mapped from the file into memory.
 
     Only plain containers and tensors are read; a file that would need anything else is refused and runs nothing.
 
     Args:
         resumable: whether the state of the training must be there, beside the weights.
+        assemble: whether the tensors of a checkpoint in pieces are to be read from its other files.
 
     Raises:
         UserError: when the file is missing, damaged, hostile or no checkpoint of a GPTModel.
@@ -109,7 +111,7 @@ def read_checkpoint(path: Path, *, resumable: bool = False) -> dict[str, Any]:
     lacking = [name for name, kind in wanted.items() if not isinstance(content.get(name), kind)]
     if lacking:
         raise UserError(f"{path} is no checkpoint of this program, or not a whole one: it lacks {', '.join(lacking)}.")
-    return content
+    return assembled(content, path) if "shards" in content and assemble else content
 
 
 def _save(content: dict[str, Any], path: Path) -> None:

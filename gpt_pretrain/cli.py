@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import errno
 import logging
+import math
 import os
 import secrets
 import shlex
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -23,17 +25,22 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gpt_pretrain.errors import LostEndError, UserError
-from gpt_pretrain.record import stopped
+from gpt_pretrain.distributed import is_main, launched, lost_ranks_told, rank
+from gpt_pretrain.errors import AlreadyCompleteError, LostEndError, UserError
+from gpt_pretrain.launch import QUIET, agreed, devices_to_start, node_rank, run_ranks, started
+from gpt_pretrain.record import read_record, recorded, stopped, update_record
 from gpt_pretrain.report import reported
+from gpt_pretrain.requeue import begun_run
 from gpt_pretrain.settings import GenerateSettings, TrainSettings, literal, typed
-from gpt_pretrain.words import checked, key_of, quoted, with_resume, with_sweep_resume, without_traces
+from gpt_pretrain.words import checked, key_of, quote, quoted, with_resume, with_sweep_resume, without_traces
 
 Result = TypeVar("Result")
 
 EXIT_LOST_END, EXIT_USER_ERROR = 1, 2
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
+PATIENCE_SECONDS = 3.0
+DEVICE_WORDS = {"experiment", "trainer", "trainer.devices", "trainer.num_nodes"}  # say on what to train
 
 TYPED: list[str] = []  # this process's words as the user typed them
 
@@ -50,10 +57,17 @@ def set_up_hydra() -> None:
 
 def run(main: Callable[[], Any], *, resumes: bool = False) -> None:
     """Run an entry script's main function on this process's command line, which may ask to resume a run."""
-    TYPED[:] = sys.argv[1:]
+    told = started()
+    TYPED[:] = sys.argv[1:] if told is None else told["typed"]
     try:
-        words = checked(with_sweep_resume(sys.argv[1:], script=Path(sys.argv[0]).stem))
-        sys.argv[1:] = quoted(without_traces(with_resume(words)) if resumes else words)
+        if resumes and launched():
+            with lost_ranks_told():
+                sys.argv[1:] = agreed(_words, earlier_run=lambda: begun_run(TYPED))
+        else:
+            words = _words(resumes)
+            if node_rank():  # the first machine writes for all
+                words += QUIET if "hydra.run.dir" in map(key_of, words) else [*QUIET, "hydra.run.dir=."]
+            sys.argv[1:] = words
         main()
     except UserError as error:
         sys.exit(report(error))
@@ -61,8 +75,14 @@ def run(main: Callable[[], Any], *, resumes: bool = False) -> None:
         sys.exit(EXIT_INTERRUPTED)
 
 
+def _words(resumes: bool = True) -> list[str]:
+    """This process's command line as Hydra takes it."""
+    words = checked(with_sweep_resume(sys.argv[1:], script=Path(sys.argv[0]).stem))
+    return quoted(without_traces(with_resume(words)) if resumes else words)
+
+
 def run_command(job: Callable[[Any], None], kind: type, *, usage: str, plain: str | None = None) -> None:
-    """Run a command whose words are `setting=value`, without Hydra.
+    """Run a command whose words are `setting=value` or `--setting=value`, without Hydra; `--setting` alone means true.
 
     Args:
         kind: the dataclass of its settings.
@@ -73,12 +93,21 @@ def run_command(job: Callable[[Any], None], kind: type, *, usage: str, plain: st
     if {"-h", "--help"} & set(words):
         print(usage.strip())
         return
+    words = [_without_dashes(word) for word in words]
     try:
         job(typed(_from_words(words, kind, plain), kind))
     except UserError as error:
         sys.exit(report(error))
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _without_dashes(word: str) -> str:
+    """A setting as other programs have it, `--name=value` or `--name`, as `name=value`."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word[2:].partition("=")
+    return f"{name}={value if equals else 'true'}"
 
 
 def _from_words(words: list[str], kind: type, plain: str | None) -> DictConfig:
@@ -110,12 +139,59 @@ def _from_words(words: list[str], kind: type, plain: str | None) -> DictConfig:
 
 def how_started(script: str) -> dict[str, Any]:
     """What a run's record says about how it was started, as `record.recorded` takes it."""
+    if (told := started()) is not None:
+        return {name: told[name] for name in ("command", "overrides", "swept") if name in told}
     words = [word for word in _task_words() if key_of(word) not in ("resume", "resume_force")]
     if not is_sweep():
         return {"command": shlex.join(["python", script, *TYPED]), "overrides": words}
     fixed = HydraConfig.get().job.config.override_dirname.exclude_keys
     swept = [word for word in words if key_of(word) not in fixed]
     return {"command": shlex.join(["python", script, *words]), "overrides": words, "swept": swept}
+
+
+def ranks_to_start(config: DictConfig) -> int:
+    """How many processes are to be started on this machine for a training; 0 where this one does it, or its part of it."""
+    trainer = trainer_of(config)
+    return 0 if config.plan else devices_to_start(trainer.devices, accelerator=trainer.accelerator, num_nodes=trainer.num_nodes)
+
+
+def trainer_of(config: DictConfig) -> Any:
+    """The settings of the trainer: a run goes on with as many devices as it had, unless others are typed."""
+    stored = Path(config.run_dir) / "config.yaml"
+    if config.resume is not None and stored.is_file() and not typed_keys() & DEVICE_WORDS:
+        return OmegaConf.load(stored).trainer
+    return config.trainer
+
+
+def start_ranks(script: Path, config: DictConfig) -> float:
+    """Train with a process for each device, and return the best validation loss in nats a token.
+
+    Raises:
+        SystemExit: when one of them fails.
+    """
+    run_dir = Path(config.run_dir)
+    resume = [] if config.resume is None else [f"resume={quote(str(config.resume))}"]
+    words = [*(word for word in _task_words() if not resume or key_of(word) != "resume"), *resume]
+    told = how_started(script.name) | {"typed": TYPED, "num_nodes": trainer_of(config).num_nodes}
+    run_ranks(script, words, devices=ranks_to_start(config), run_dir=run_dir, started=told)
+    loss = read_record(run_dir).get("result", {}).get("best_val_loss")
+    return math.nan if loss is None else float(loss)
+
+
+def on_record(job: Callable[[], float], run_dir: Path, *, script: str) -> float:
+    """Train, note in the run's folder how that goes, and return the best validation loss.
+
+    Of a sweep's job that has nothing left to do it is the one that the run has.
+    """
+    how = how_started(script)
+    try:
+        with recorded(run_dir, **how), lost_ranks_told():
+            return job()
+    except AlreadyCompleteError as done:
+        if how.get("swept") is None:
+            raise
+        update_record(run_dir, result=read_record(run_dir).get("result", {}) | done.result)
+        return float(done.result["best_val_loss"])
 
 
 def typed_keys() -> set[str]:
@@ -208,6 +284,9 @@ def job_dir() -> Path:
 
 def report(error: UserError, *, log_file: Path | None = None) -> int:
     """Print each problem on standard error, keep the traceback in log_file, and return the exit code."""
+    if not is_main():
+        time.sleep(PATIENCE_SECONDS)  # the first rank most likely says the same, and this one is ended meanwhile
+        print(f"rank {rank()}:", end=" ", file=sys.stderr)
     head = "error: " if len(error.problems) == 1 else f"{len(error.problems)} errors:\n  - "
     print(head + "\n  - ".join(error.problems), file=sys.stderr)
     if log_file is not None:

@@ -23,8 +23,10 @@ class ConsoleHandler(logging.Handler):
             self.handleError(record)
 
 
-def quiet_lightning() -> None:
-    """Let Lightning speak through our handlers alone, and only when it matters."""
+def quiet_lightning(*, main: bool = True) -> None:
+    """Let Lightning speak through our handlers alone, and only when it matters; where this is not the main process, nobody."""
+    if not main:
+        logging.disable(logging.ERROR)
     for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning_utilities", "pytorch_lightning"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
@@ -37,5 +39,7 @@ def quiet_lightning() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*ended before the epoch ended and your dataloader is not resumable.*",  # it is: BatchOrder.start
         ".*LeafSpec.*is deprecated.*",
+        ".*broadcast_buffers. is deprecated.*",  # the new name is not in every PyTorch that will do
+        ".*sync_dist=True.*",  # what is logged is the same on all ranks
     ):
         warnings.filterwarnings("ignore", message=message)

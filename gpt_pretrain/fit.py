@@ -12,7 +12,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from gpt_pretrain import slurm, summary
+from gpt_pretrain import distributed, requeue, summary
 from gpt_pretrain.callbacks.save import SaveRun
 from gpt_pretrain.callbacks.stop import StopOnSignal, StoppedBySignalError
 from gpt_pretrain.data.datamodule import TextDataModule
@@ -93,6 +93,16 @@ def fit(
         return trainer, module
 
 
+def finish(settings: TrainSettings, trainer: L.Trainer, module: GPTLitModule, *, run_dir: Path) -> float:
+    """Say what came out, write the folder for transformers if that is wanted, and return the best validation loss in nats."""
+    log.info("%s", summary.after(settings, trainer, module, run_dir))
+    if settings.export and distributed.is_main():
+        from gpt_pretrain.formats.huggingface import export_run
+
+        export_run(run_dir)
+    return summary.best_loss(trainer)
+
+
 def _introduce(settings: TrainSettings, data: TextDataModule, module: GPTLitModule, *, first_step: int, run_dir: Path) -> None:
     """Say what is about to be trained, and note it."""
     log.info("%s", summary.before(settings, data, module.model, first_step=first_step))
@@ -103,14 +113,15 @@ def _introduce(settings: TrainSettings, data: TextDataModule, module: GPTLitModu
 def _leave(trainer: L.Trainer, signum: int, run_dir: Path) -> NoReturn:
     """End the process as the signal that stopped the run asks for."""
     log.info("%s", summary.interrupted(trainer, run_dir))
-    if signum == getattr(signal, "SIGUSR1", None):
-        slurm.requeue()
+    if signum == getattr(signal, "SIGUSR1", None) and distributed.is_main():
+        requeue.requeue()
     sys.exit(128 + signum)
 
 
 def build_module(settings: TrainSettings, tokenizer: Tokenizer, data: TextDataModule, start: StartingPoint) -> GPTLitModule:
     """What Lightning trains: a model, compiled where that is wanted and possible, and how to train it."""
     model = build_model(settings, tokenizer, start)
+    model.activation_checkpointing = settings.trainer.activation_checkpointing
     compiled, reason = compile_model(model, settings.compile, accelerator_device(settings.trainer.accelerator))
     log.info("compile %s (%s)", "on" if compiled else "off", reason)
     return GPTLitModule(
@@ -127,7 +138,7 @@ def build_module(settings: TrainSettings, tokenizer: Tokenizer, data: TextDataMo
 def _last_good(run_dir: Path, data: TextDataModule) -> tuple[Path | None, int]:
     """The newest checkpoint and its step, or the beginning."""
     if not checkpoints(run_dir):
-        data.load_state_dict({"epoch": 0, "batch": 0})
+        data.load_state_dict({"epoch": 0, "windows": 0})
         return None, 0
     path, content = newest_checkpoint(run_dir)
     return path, int(content["global_step"])

@@ -16,15 +16,19 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from gpt_pretrain import distributed
 from gpt_pretrain.data.windows import Batch
-from gpt_pretrain.kernels.loss import linear_cross_entropy
+from gpt_pretrain.formats.architecture import empty_model
+from gpt_pretrain.kernels.loss import IGNORED, linear_cross_entropy
 from gpt_pretrain.model import GPTModel
 from gpt_pretrain.optim import build_optimizer, clip_gradients, lr_at
 from gpt_pretrain.settings import OptimizerSettings, SchedulerSettings
+from gpt_pretrain.sharding import shard, whole_weights
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +46,15 @@ class NonFiniteError(Exception):
         self.batches = [[epoch, batch] for batch in batches]
 
 
-def next_token_loss(model: GPTModel, token_ids: Tensor, target_ids: Tensor, *, compiled: bool = False) -> Tensor:
-    """Mean cross-entropy of a model in nats a token, over all positions of token_ids and target_ids, (B, T) each."""
-    hidden = model.hidden_states(token_ids)
+def next_token_loss(
+    model: GPTModel, token_ids: Tensor, target_ids: Tensor, positions: Tensor | None = None, *, compiled: bool = False
+) -> Tensor:
+    """Mean cross-entropy of a model in nats a token, over all positions of token_ids that have a target, (B, T) each.
+
+    Args:
+        positions: of each token in its document, where documents are kept apart.
+    """
+    hidden = model.hidden_states(token_ids, positions=positions)
     return linear_cross_entropy(hidden.flatten(0, 1), model.head_weight, target_ids.flatten(), compiled=compiled)
 
 
@@ -63,7 +73,7 @@ class GPTLitModule(L.LightningModule):
         lr_scale: what the learning rate is multiplied by, after rollbacks.
         skipped: epoch and batch of each batch that is left out, both counted from 0.
         tokens_seen: tokens trained on so far, by all devices together.
-        last_loss: of the last batch, a tensor on the device; and loss_value, the same as a number.
+        last_loss: of the last batch, its mean over all devices, a tensor; and loss_value, the same as a number.
         grad_norm: of all gradients together, before clipping, when it was last computed; likewise. Under 16-mixed there is no
             grad_norm_value, since nothing has to wait for it.
         val_loss: the last full validation's loss in nats a token; NaN before the first.
@@ -96,6 +106,7 @@ class GPTLitModule(L.LightningModule):
         self.idle_seconds = 0.0
         self.val_loss = math.nan
         self.val_bits_per_byte = math.nan
+        self._batches_in_step = 0  # without those that are left out
         self.last_loss, self.loss_value = torch.tensor(math.nan), math.nan
         self.grad_norm = torch.tensor(math.nan)
         self.grad_norm_value: float | None = None
@@ -110,8 +121,14 @@ class GPTLitModule(L.LightningModule):
         return (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0 or self.trainer.is_last_batch
 
     def on_fit_start(self) -> None:
-        """On a CPU, let a tied embedding's gradient be its few rows, which are added to the head's of the same matrix."""
-        self.model.tok_emb.sparse = self.model.config.tie_embeddings and self.device.type == "cpu"
+        """On a CPU alone, let a tied embedding's gradient be its few rows, which are added to the head's of the same matrix."""
+        alone = self.device.type == "cpu" and not distributed.launched()
+        self.model.tok_emb.sparse = self.model.config.tie_embeddings and alone
+
+    def configure_model(self) -> None:
+        """Spread the model over the devices, where the strategy is to do that."""
+        if self.device_mesh is not None:
+            shard(self.model, self.device_mesh["data_parallel"])
 
     def on_train_start(self) -> None:
         """Give the optimizer the settings of now: a checkpoint's are others after a rollback, or where the user says so."""
@@ -124,20 +141,57 @@ class GPTLitModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Mean loss of a batch; None for one that is left out."""
-        token_ids, target_ids = batch
-        self.tokens_seen += token_ids.numel() * self.trainer.world_size
-        if [self.trainer.current_epoch, batch_idx] in self.skipped:
-            return None
-        loss = next_token_loss(self.model, token_ids, target_ids, compiled=self.compiled)
-        self.last_loss = loss.detach()
-        self.loss_value = self.last_loss.item()
+        loss = None
+        if [self.trainer.current_epoch, batch_idx] not in self.skipped:
+            loss = next_token_loss(self.model, *batch, compiled=self.compiled)
+        self._count(loss, batch)
+        if loss is None:
+            return self._no_loss()
         if math.isfinite(self.loss_value):
+            self._batches_in_step += 1
             return loss
         error = self._nonfinite("loss", self.loss_value, [batch_idx])
         if self.on_nonfinite != "skip":
             raise error
         log.warning("%s It is left out.", error)
-        return None
+        return self._no_loss()
+
+    def whole_model(self) -> GPTModel:
+        """The model, or, where it is spread over devices, one with all of its weights; every rank has to ask."""
+        if self.device_mesh is None:
+            return self.model
+        model = empty_model(self.model.config)
+        model.load_state_dict(whole_weights(self.model), assign=True)
+        return model
+
+    def _count(self, loss: Tensor | None, batch: Batch) -> None:
+        """Note a batch's tokens, and its mean loss over all ranks, of which some may have found no tokens left."""
+        tokens = batch[0].numel()
+        if not distributed.launched():
+            self.tokens_seen += tokens
+            if loss is not None:
+                self.last_loss, self.loss_value = loss.detach(), loss.item()
+            return
+        if not bool((batch[1] != IGNORED).any()):
+            tokens = 0
+        weighted = (
+            torch.zeros((), device=self.device, dtype=torch.float64)
+            if loss is None or not tokens
+            else loss.detach().double() * tokens
+        )
+        nats, tokens = distributed.total(torch.stack([weighted, weighted.new_tensor(tokens)])).tolist()
+        self.tokens_seen += int(tokens)
+        if loss is not None:
+            self.loss_value = nats / tokens
+            self.last_loss = loss.new_tensor(self.loss_value)
+
+    def _no_loss(self) -> Tensor | None:
+        """What a batch that is left out gives Lightning: nothing, or, where ranks wait for each other, a loss without effect."""
+        if not distributed.launched():
+            return None
+        if self.device_mesh is not None:
+            return torch.zeros((), device=self.device, requires_grad=True)
+        return torch.stack([parameter.sum() for parameter in self.model.parameters()]).sum() * 0.0
 
     def _nonfinite(self, what: str, value: float, batches: Sequence[int]) -> NonFiniteError:
         trainer = self.trainer
@@ -149,13 +203,13 @@ class GPTLitModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the sums behind the validation loss."""
-        token_ids, target_ids = batch
-        nats = next_token_loss(self.model, token_ids, target_ids).double() * target_ids.numel()
-        sums = torch.stack([nats, nats.new_tensor(target_ids.numel()), self.token_bytes[target_ids].sum().double()])
+        kept = batch[1] != IGNORED
+        nats, count = next_token_loss(self.model, *batch).double() * kept.sum(), kept.sum().double()
+        sums = torch.stack([nats, count, self.token_bytes[batch[1][kept]].sum().double()])
         self._val_sums = self._val_sums.to(sums.device) + sums
 
     def on_validation_epoch_end(self) -> None:
-        nats, tokens, n_bytes = self._val_sums.tolist()
+        nats, tokens, n_bytes = distributed.total(self._val_sums).tolist()
         self.val_loss = nats / tokens
         self.val_bits_per_byte = nats / math.log(2) / n_bytes if n_bytes else math.nan
         self.log("val/loss", self.val_loss, logger=False)  # for callbacks that monitor it
@@ -176,8 +230,12 @@ class GPTLitModule(L.LightningModule):
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip the norm of all gradients together; Lightning's own way refuses a fused optimizer under bf16-mixed."""
+        if not self._batches_in_step:  # all were left out, and whatever gradients there are have no effect
+            optimizer.zero_grad()
+        self._batches_in_step = 0
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        self.grad_norm = get_total_norm(gradients)
+        norm = get_total_norm(gradients)
+        self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         scaled = self.trainer.precision == "16-mixed"  # whose scaler leaves such a step out by itself
         self.grad_norm_value = None if scaled else self.grad_norm.item()
         if self.grad_norm_value is not None and not math.isfinite(self.grad_norm_value):
@@ -218,19 +276,24 @@ class GPTLitModule(L.LightningModule):
 
     @torch.no_grad()
     def mean_loss(self, batches: Iterable[Batch]) -> float:
-        """Loss in nats over all positions of some batches, with dropout off and the training's randomness untouched."""
+        """Loss in nats over all positions of all ranks' batches, with dropout off and the training's randomness untouched.
+
+        Args:
+            batches: of this rank; all have as many.
+        """
         was_training = self.model.training
         self.model.eval()
-        total, positions = torch.zeros((), dtype=torch.float64), 0
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # nats, tokens
         try:
             with self.trainer.precision_plugin.val_step_context():
-                for token_ids, target_ids in batches:
-                    mean = next_token_loss(self.model, token_ids.to(self.device), target_ids.to(self.device))
-                    total = total.to(mean.device) + mean.double() * target_ids.numel()
-                    positions += target_ids.numel()
+                for batch in batches:
+                    inputs, targets, *rest = (part.to(self.device) for part in batch)
+                    tokens = (targets != IGNORED).sum()
+                    sums = sums + torch.stack([next_token_loss(self.model, inputs, targets, *rest).double() * tokens, tokens])
         finally:
             self.model.train(was_training)
-        return total.item() / positions
+        nats, positions = distributed.total(sums).tolist()
+        return float(nats / positions)
 
     @contextmanager
     def off_the_clock(self) -> Iterator[None]:

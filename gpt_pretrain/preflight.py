@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
+from gpt_pretrain import distributed
 from gpt_pretrain.config import GPTConfig
 from gpt_pretrain.data.datamodule import TextDataModule
+from gpt_pretrain.data.sources import tokenizer_of
 from gpt_pretrain.data.text import cache_folder, find_text
+from gpt_pretrain.distributed import main_first
 from gpt_pretrain.errors import AlreadyCompleteError, UserError
 from gpt_pretrain.formats.sources import earlier_export
 from gpt_pretrain.hardware import accelerator_device
@@ -22,8 +26,10 @@ from gpt_pretrain.pretrained import Weights, open_weights
 from gpt_pretrain.resuming import as_before, changes_problems, newest_checkpoint
 from gpt_pretrain.rules import train_problems
 from gpt_pretrain.runs import EXPORTED, checkpoint_dir, write_whole
-from gpt_pretrain.settings import TrainSettings, literal, typed
+from gpt_pretrain.settings import TrainSettings, ended_by, literal, typed
 from gpt_pretrain.tokenizer import Tokenizer, build_tokenizer, fits
+
+UNREADABLE = ("data.", "model.context_length", "trainer.devices", "trainer.num_nodes")  # without these no data can be read
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +63,7 @@ def prepare(config: DictConfig, *, typed_keys: Set[str]) -> tuple[TrainSettings,
     Raises:
         UserError: with everything that is wrong, settings, weights and data together.
     """
-    settings, start, changes = _start(typed(config, TrainSettings), typed_keys)
+    settings, start, changes = _start(_on_these_devices(typed(config, TrainSettings)), typed_keys)
     problems = train_problems(settings)
     if settings.resume is None and any(checkpoint_dir(Path(settings.run_dir)).glob("*.ckpt")):
         problems.append(
@@ -79,16 +85,20 @@ def prepare(config: DictConfig, *, typed_keys: Set[str]) -> tuple[TrainSettings,
     except UserError as error:
         problems += error.problems
     try:
+        if start.architecture is None and not typed_keys & {"tokenizer", "tokenizer.name", "experiment"}:
+            settings.tokenizer.name = tokenizer_of(settings.data) or settings.tokenizer.name
         tokenizer = build_tokenizer(settings.tokenizer.name)
         problems += _tokenizer_problems(settings, tokenizer, start)
     except UserError as error:
         problems += error.problems
     try:
         if tokenizer is None:  # the text may be wrong as well
-            find_text(settings.data, cache_dir=cache_folder(settings.data))
-        elif not any(problem.startswith(("data.", "model.context_length")) for problem in problems):
-            module = TextDataModule(settings.data, tokenizer, context_length=settings.model.context_length, seed=settings.seed)
-            module.prepare_data()
+            if settings.data.name not in ("shards", "mixture"):
+                find_text(settings.data, cache_dir=cache_folder(settings.data))
+        elif not any(problem.startswith(UNREADABLE) for problem in problems):
+            module = _data_module(settings, tokenizer)
+            with main_first():  # who makes the token files
+                module.prepare_data()
             data = module
     except UserError as error:
         problems += error.problems
@@ -102,6 +112,27 @@ def prepare(config: DictConfig, *, typed_keys: Set[str]) -> tuple[TrainSettings,
     return settings, tokenizer, data, start
 
 
+def _on_these_devices(settings: TrainSettings) -> TrainSettings:
+    """The settings with the devices and machines that there are; those of a run that is only planned are taken as asked for.
+
+    Raises:
+        UserError: when others were asked for than whoever started the processes has given.
+    """
+    trainer, here = settings.trainer, distributed.local_world_size()
+    if distributed.launched():
+        nodes = distributed.world_size() // here
+        if trainer.devices not in ("auto", 1, here) or trainer.num_nodes not in (1, nodes):
+            raise UserError(
+                f"trainer.devices={trainer.devices} and trainer.num_nodes={trainer.num_nodes}, but {here} processes on each of "
+                f"{nodes} machines were started: leave both out, or give these numbers."
+            )
+        trainer.devices, trainer.num_nodes = here, nodes
+    elif trainer.devices == "auto":
+        on_gpus = trainer.accelerator in ("auto", "gpu", "cuda")
+        trainer.devices = max(1, torch.cuda.device_count()) if on_gpus else 1
+    return settings
+
+
 def _start(settings: TrainSettings, typed_keys: Set[str]) -> tuple[TrainSettings, StartingPoint, list[str]]:
     """What `resume` names, the run's own settings, and what was typed against their meaning.
 
@@ -113,7 +144,8 @@ def _start(settings: TrainSettings, typed_keys: Set[str]) -> tuple[TrainSettings
     if settings.init_from is not None:
         raise UserError("resume and init_from exclude each other: resume goes on with a run, init_from begins a new one.")
     named = Path(settings.resume).expanduser()
-    path, content = newest_checkpoint(Path(settings.run_dir), only=named if named.is_file() else None, looking=settings.plan)
+    with main_first():  # who mends what a killed process has left
+        path, content = newest_checkpoint(Path(settings.run_dir), only=named if named.is_file() else None, looking=settings.plan)
     settings, changes = as_before(settings, content["config"], typed_keys)
     _check_incomplete(settings, content)
     start = StartingPoint(
@@ -135,6 +167,16 @@ def _from_weights(settings: TrainSettings, typed_keys: Set[str]) -> StartingPoin
     weights = open_weights(str(settings.init_from), n_heads=n_heads)
     _follow(settings, weights, typed_keys)
     return StartingPoint(weights=weights, architecture=weights.config)
+
+
+def _data_module(settings: TrainSettings, tokenizer: Tokenizer) -> TextDataModule:
+    return TextDataModule(
+        settings.data,
+        tokenizer,
+        context_length=settings.model.context_length,
+        seed=settings.seed,
+        world_size=int(settings.trainer.devices) * settings.trainer.num_nodes,
+    )
 
 
 def _tokenizer_problems(settings: TrainSettings, tokenizer: Tokenizer, start: StartingPoint) -> list[str]:
@@ -166,7 +208,8 @@ def keep_config(settings: TrainSettings, run_dir: Path) -> dict[str, Any]:
     Of the user's own callbacks these name the classes only: nothing in a checkpoint says what to build.
     """
     plain = dataclasses.asdict(settings)
-    write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(literal(plain))))
+    if distributed.is_main():
+        write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(literal(plain))))
     custom = plain["callbacks"]["custom"]
     plain["callbacks"]["custom"] = {name: str(fields.get("_target_")) for name, fields in custom.items()}
     return plain
@@ -175,7 +218,9 @@ def keep_config(settings: TrainSettings, run_dir: Path) -> dict[str, Any]:
 def _check_incomplete(settings: TrainSettings, content: dict[str, Any]) -> None:
     progress = content["loops"]["fit_loop"]["epoch_progress"]["current"]
     epochs, steps, trainer = int(progress["processed"]), int(content["global_step"]), settings.trainer
-    limit = "max_steps" if steps >= trainer.max_steps > 0 else "max_epochs" if epochs >= trainer.max_epochs else None
+    limit = ended_by(trainer, steps=steps, tokens=int(content["tokens_seen"]))
+    if limit is None and trainer.max_tokens is None and epochs >= trainer.max_epochs:
+        limit = "max_epochs"
     stop = settings.callbacks.early_stopping
     best = {name: value for name, value in content["callbacks"].get("SaveRun", {}).items() if name.startswith("best_")}
     best["best_val_loss"] = best.pop("best_loss", None)
@@ -188,7 +233,7 @@ def _check_incomplete(settings: TrainSettings, content: dict[str, Any]) -> None:
                 result=best,
             )
     if limit is not None:
-        more = 2 * (steps if limit == "max_steps" else epochs)
+        more = 2 * {"max_steps": steps, "max_tokens": trainer.max_tokens or 0, "max_epochs": epochs}[limit]
         raise AlreadyCompleteError(
             f"{settings.run_dir} is complete: trainer.{limit}={getattr(trainer, limit)} ended it after {epochs} epochs "
             f"and {steps} steps. To train it further, ask for more, for example: trainer.{limit}={more}",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from gpt_pretrain import distributed
 from gpt_pretrain.checkpoint import copy_checkpoint, first_whole, read_checkpoint, remove_leftovers
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.formats.files import same_checksum, tables
@@ -17,10 +19,12 @@ from gpt_pretrain.pretrained import open_weights
 from gpt_pretrain.runs import BEST, LAST, checkpoint_dir, find_checkpoints
 from gpt_pretrain.settings import TrainSettings, literal, typed
 
-OF_THIS_START = ("run_dir", "plan", "resume", "resume_force", "callbacks.custom")  # never taken from the checkpoint
+# Never taken from the checkpoint.
+OF_THIS_START = ("run_dir", "plan", "resume", "resume_force", "callbacks.custom", "trainer.devices", "trainer.num_nodes")
+STEP = ("data.batch_size", "trainer.accumulate_grad_batches", "trainer.devices", "trainer.num_nodes")  # its windows multiplied
 # What gives the saved state its meaning. Which text `data` names is not here: its content counts.
 MEANING = {
-    *("model", "tokenizer", "seed", "data.batch_size", "data.train_ratio", "data.stride"),
+    *("model", "tokenizer", "seed", "data.batch_size", "data.train_ratio", "data.stride", "data.respect_documents"),
     *("trainer.accumulate_grad_batches", "trainer.limit_train_batches", "trainer.precision"),
     *("optimizer.name", "optimizer.decay"),
 }
@@ -38,6 +42,7 @@ def newest_checkpoint(run_dir: Path, *, only: Path | None = None, looking: bool 
     Raises:
         UserError: when the run has none.
     """
+    looking = looking or not distributed.is_main()
     for folder in () if looking else (run_dir, checkpoint_dir(run_dir)):
         remove_leftovers(folder)
     path, content = first_whole([only] if only is not None else find_checkpoints(str(run_dir)), _resumable)
@@ -59,7 +64,7 @@ def _resumable(path: Path) -> tuple[Path, dict[str, Any]]:
     try:
         int(content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
         int(content["callbacks"]["SaveRun"]["best_step"])
-        int(content["TextDataModule"]["batch"])
+        int(content["TextDataModule"]["windows"])
         model = content["config"]["model"]
         told = {name: model[name] for name in architecture if name != "vocab_size"}
     except (KeyError, TypeError, ValueError) as error:
@@ -83,8 +88,9 @@ def as_before(settings: TrainSettings, stored: dict[str, Any], typed_keys: Set[s
         raise UserError("The checkpoint's settings hold a _target_, which could run anything; this program stores none.")
     changes: dict[str, tuple[Any, Any]] = {}
     merged = _merge(stored, dataclasses.asdict(settings), typed_keys, changes)
+    refused = _same_step(merged, stored, typed_keys, changes)
     told = {key: f"{key} was {old}, is {new} now" for key, (old, new) in changes.items()}
-    refused = [text for key, text in told.items() if _within(key, MEANING)]
+    refused += [text for key, text in told.items() if _within(key, MEANING)]
     if unloadable := [text for key, text in told.items() if key.startswith("model.") and key != "model.drop_rate"]:
         raise UserError(f"The checkpoint has another architecture: {'; '.join(unloadable)}. Leave that as it was.")
     had = stored.get("callbacks", {}).get("custom", {})
@@ -94,6 +100,44 @@ def as_before(settings: TrainSettings, stored: dict[str, Any], typed_keys: Set[s
         if not _within(key, MEANING):
             log.info("Changed since the checkpoint: %s", text)
     return typed(OmegaConf.create(literal(merged)), TrainSettings), refused
+
+
+def _same_step(
+    merged: dict[str, Any], stored: dict[str, Any], typed_keys: Set[str], changes: dict[str, tuple[Any, Any]]
+) -> list[str]:
+    """Have an optimizer step take as many windows as before, by accumulating more or fewer batches where others share them now.
+
+    Returns:
+        What was typed, or given, that makes it impossible.
+    """
+
+    def windows(config: dict[str, Any]) -> int:
+        return math.prod(int(config[group][name]) for group, name in (key.split(".") for key in STEP))
+
+    before, data, trainer = windows(stored), merged["data"], merged["trainer"]
+    free = not typed_keys & {"trainer.accumulate_grad_batches", "data.batch_size"}
+    if windows(merged) != before and free and before % (ranks := trainer["devices"] * trainer["num_nodes"]) == 0:
+        size = next(size for size in range(data["batch_size"], 0, -1) if before // ranks % size == 0)
+        merged["eval_iter"] = math.ceil(merged["eval_iter"] * data["batch_size"] / size)  # of the same windows
+        data["batch_size"], trainer["accumulate_grad_batches"] = size, before // ranks // size
+        log.info(
+            "An optimizer step takes the same %d windows as before: data.batch_size=%d trainer.accumulate_grad_batches=%d",
+            before,
+            size,
+            trainer["accumulate_grad_batches"],
+        )
+    now = windows(merged)
+    if now == before:
+        for key in STEP:
+            changes.pop(key, None)
+        return []
+    devices = [math.prod(int(config["trainer"][name]) for name in ("devices", "num_nodes")) for config in (stored, merged)]
+    if devices[0] == devices[1]:
+        return []  # the settings that differ are told
+    return [
+        f"an optimizer step took {before} windows on {devices[0]} devices, and takes {now} on {devices[1]} now "
+        "(data.batch_size and trainer.accumulate_grad_batches can make up for that)"
+    ]
 
 
 def changes_problems(changes: list[str], *, path: Path, force: bool) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from gpt_pretrain.config import GPTConfig, SamplerConfig
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.settings import GenerateSettings, ModelSettings, SamplerSettings, TrainSettings
+from gpt_pretrain.settings import GenerateSettings, ModelSettings, PrepareSettings, SamplerSettings, TrainSettings
 
 Rule = tuple[str, Callable[[Any], bool], str]  # a setting's name, the test that its value must pass, and the test in words
 
@@ -39,6 +39,14 @@ TRAIN_RULES: list[Rule] = [
     ("data.train_ratio", lambda ratio: 0 < ratio < 1, "must be above 0 and below 1; 0.9 keeps a tenth for validation"),
     ("data.stride", *at_least(1, "token", otherwise="for context_length")),
     ("data.num_workers", *at_least(0, "processes")),
+    ("data.format", *one_of("auto", "gpt_pretrain", "nanogpt", "llmc")),
+    ("data.val_tokens", *at_least(1, "token", otherwise="for all")),
+    ("data.sources", lambda sources: all(0 < one.weight < INFINITY for one in sources), "must have a weight above 0 each"),
+    ("data.remote.cache_bytes", *at_least(1_000_000, "bytes")),
+    ("data.remote.prefetch_batches", *at_least(0, "batches")),
+    ("data.remote.threads", *at_least(1, "thread")),
+    ("data.remote.retries", *at_least(0)),
+    ("data.remote.timeout", lambda seconds: 0 < seconds < INFINITY, "must be above 0 seconds"),
     ("optimizer.name", *one_of("adamw")),
     ("optimizer.lr", lambda lr: 0 < lr < INFINITY, "must be above 0; 4e-4 is a good start"),
     ("optimizer.weight_decay", *at_least(0)),
@@ -51,6 +59,7 @@ TRAIN_RULES: list[Rule] = [
     ("scheduler.min_lr", *at_least(0)),
     ("trainer.max_epochs", *at_least(1)),
     ("trainer.max_steps", lambda steps: steps == -1 or steps >= 1, "must be at least 1 optimizer step, or -1 for no limit"),
+    ("trainer.max_tokens", *at_least(1, "token", otherwise="for what max_epochs and max_steps say")),
     (
         "trainer.max_time",
         lambda text: text is None or re.fullmatch(r"\d+:\d\d:\d\d:\d\d", text) is not None,
@@ -58,7 +67,13 @@ TRAIN_RULES: list[Rule] = [
     ),
     ("trainer.precision", *one_of("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed")),
     ("trainer.accelerator", *one_of("auto", "cpu", "gpu", "cuda", "mps")),
-    ("trainer.devices", lambda devices: devices == 1, "must be 1: training on several devices is not supported"),
+    ("trainer.strategy", *one_of("auto", "ddp", "fsdp")),
+    (
+        "trainer.devices",
+        lambda devices: devices == "auto" or (isinstance(devices, int) and devices >= 1),
+        "must be at least 1 device, or auto for all GPUs",
+    ),
+    ("trainer.num_nodes", *at_least(1, "machine")),
     ("trainer.accumulate_grad_batches", *at_least(1, "batch")),
     ("trainer.gradient_clip_val", lambda norm: norm is None or norm > 0, "must be above 0, or null for no clipping"),
     ("trainer.log_every_n_steps", *at_least(1, "optimizer step")),
@@ -75,6 +90,7 @@ TRAIN_RULES: list[Rule] = [
     ("max_rollbacks", *at_least(0)),
     ("doubts.min_tokens_per_parameter", *at_least(0, "tokens")),
     ("doubts.min_val_windows", *at_least(0, "windows")),
+    ("doubts.max_ddp_memory", lambda share: 0 <= share <= 1, "must be between 0 and 1"),
 ]
 
 SHARE: tuple[Callable[[Any], bool], str] = (lambda share: 0 < share < 1, "must be above 0 and below 1")
@@ -111,6 +127,19 @@ GENERATE_RULES: list[Rule] = [
     ("n_heads", *at_least(1, "attention head", otherwise="for what the weights tell")),
 ]
 
+PREPARE_RULES: list[Rule] = [
+    ("text_field", lambda name: name != "", "must name a field"),
+    ("document_separator", lambda text: text != "", "must have at least one character, or be null for a document each file"),
+    ("shard_tokens", *at_least(1, "token")),
+    ("val_fraction", lambda share: 0 <= share < 1, "must be at least 0 and below 1"),
+    ("val_tokens", *at_least(1, "token", otherwise="for val_fraction")),
+    ("dedup", *one_of("none", "exact")),
+    ("max_rejected", lambda share: 0 <= share <= 1, "must be between 0 and 1"),
+    ("workers", *at_least(1, "process", otherwise="for one each core")),
+    ("executor", *one_of(None, "local", "slurm", "ray")),
+    ("tasks", *at_least(1, "task", otherwise="for one each file")),
+]
+
 
 def train_problems(settings: TrainSettings) -> list[str]:
     """What is wrong with the settings of a run; empty when all is well."""
@@ -132,6 +161,20 @@ def generate_problems(settings: GenerateSettings) -> list[str]:
     problems = _broken(settings, GENERATE_RULES) + _sampler_problems(settings.sampler)
     if settings.pretrained is not None and settings.checkpoint != "latest":
         problems.append("checkpoint and pretrained exclude each other: both name the weights to use.")
+    return problems
+
+
+def prepare_problems(settings: PrepareSettings) -> list[str]:
+    """What is wrong with the settings of a preparation; empty when all is well."""
+    problems = _broken(settings, PREPARE_RULES)
+    if not settings.inputs and settings.dataset is None:
+        problems.append("No text is named: give files, directories or globs, or dataset=NAME; --help tells more.")
+    if settings.inputs and settings.dataset is not None:
+        problems.append("Files and dataset= exclude each other: prepare a corpus of each.")
+    if settings.executor is not None and settings.dataset is not None:
+        problems.append(f"executor={settings.executor} shares out files; dataset= is one stream. Leave executor= out.")
+    if settings.executor == "slurm" and settings.slurm_partition is None:
+        problems.append("executor=slurm needs slurm_partition=NAME.")
     return problems
 
 

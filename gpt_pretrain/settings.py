@@ -38,6 +38,26 @@ class ModelSettings:
 
 
 @dataclass
+class SourceSettings:
+    """One of `data.sources`."""
+
+    path: str = MISSING  # token shards, or a text
+    weight: float = MISSING  # its share, beside those of the others
+
+
+@dataclass
+class RemoteSettings:
+    """`data.remote`: how shards behind a URL are read."""
+
+    cache_bytes: int = 50_000_000_000  # of all that is kept of such shards in data.cache_dir
+    prefetch_batches: int = 16  # batches that are fetched before they are needed
+    threads: int = 32  # pieces that are fetched at once
+    retries: int = 6  # after the first try, each with twice the pause of the one before
+    timeout: float = 30.0  # seconds that one answer may take
+    options: dict[str, Any] = field(default_factory=dict)  # of the file system in fsspec, such as anon
+
+
+@dataclass
 class DataSettings:
     """`data`: which text, and how it becomes batches."""
 
@@ -50,6 +70,12 @@ class DataSettings:
     train_ratio: float = MISSING  # share of the characters
     stride: Optional[int] = MISSING  # tokens between window starts; null: context_length
     num_workers: int = MISSING  # processes; 0: the main one
+    format: str = "auto"  # of shards: auto, gpt_pretrain, nanogpt, llmc
+    verify: bool = False  # compare the checksums of all shards at the start
+    respect_documents: bool = False  # attention and loss do not cross from one document to the next
+    val_tokens: Optional[int] = None  # to validate on, spread evenly over the validation part; null: all
+    sources: list[SourceSettings] = field(default_factory=list)  # of a mixture
+    remote: RemoteSettings = field(default_factory=RemoteSettings)
 
 
 @dataclass
@@ -97,10 +123,14 @@ class TrainerSettings:
 
     max_epochs: int = MISSING
     max_steps: int = MISSING  # optimizer steps; -1: no limit
+    max_tokens: Optional[int] = None  # to train on, in whole optimizer steps; decides instead of max_epochs
     max_time: Optional[str] = MISSING  # DD:HH:MM:SS
     precision: str = MISSING
     accelerator: str = MISSING
-    devices: int = MISSING
+    strategy: str = MISSING  # auto, ddp, fsdp: how several devices share the work
+    devices: Union[int, str] = MISSING  # of each machine; auto: all GPUs
+    num_nodes: int = MISSING  # machines
+    activation_checkpointing: bool = MISSING  # compute them again for the backward pass instead of keeping them
     accumulate_grad_batches: int = MISSING
     gradient_clip_val: Optional[float] = MISSING
     log_every_n_steps: int = MISSING  # optimizer steps
@@ -198,6 +228,7 @@ class DoubtSettings:
 
     min_tokens_per_parameter: float = MISSING  # of the training text
     min_val_windows: int = MISSING
+    max_ddp_memory: float = MISSING  # share of a device's memory up to which FSDP is not worth what it sends
 
 
 @dataclass
@@ -260,6 +291,32 @@ class ExportSettings:
 
 
 @dataclass
+class PrepareSettings:
+    """All of `python -m gpt_pretrain.prepare`'s settings."""
+
+    out: str = MISSING  # folder
+    inputs: list[str] = field(default_factory=list)  # files, directories and globs
+    dataset: Optional[str] = None  # a name or path that the package datasets takes; instead of inputs
+    dataset_config: Optional[str] = None
+    dataset_split: str = "train"
+    text_field: str = "text"  # of JSON's objects, and of tables
+    document_separator: Optional[str] = None  # in text files; null: each file is one document
+    tokenizer: str = "gpt2"
+    shard_tokens: int = 100_000_000  # tokens a shard at most
+    val_fraction: float = 0.01  # share of the documents
+    val_tokens: Optional[int] = None  # tokens at least; instead of val_fraction
+    dedup: str = "none"  # none, exact
+    max_rejected: float = 0.001  # share of the records
+    workers: Optional[int] = None  # processes; null: one for each core; of each task, where a cluster does the work
+    executor: Optional[str] = None  # local, slurm, ray: datatrove's; null: this process and its workers
+    tasks: Optional[int] = None  # groups of files that an executor is given; null: a file each
+    slurm_partition: Optional[str] = None
+    slurm_time: str = "20:00:00"  # HH:MM:SS that a task may take
+    report: bool = False
+    overwrite: bool = False
+
+
+@dataclass
 class ReportSettings:
     """All of `python -m gpt_pretrain.report`'s settings."""
 
@@ -289,6 +346,17 @@ def typed(config: DictConfig, kind: type[Settings]) -> Settings:
         raise UserError(f"{error.full_key or 'config'}: {error.msg or error}") from error
     assert isinstance(settings, kind)
     return settings
+
+
+def ended_by(trainer: TrainerSettings, *, steps: int, tokens: int) -> str | None:
+    """Which of max_steps and max_tokens has ended a run of so many optimizer steps and tokens; None if neither has.
+
+    Args:
+        tokens: seen so far.
+    """
+    if steps >= trainer.max_steps > 0:
+        return "max_steps"
+    return "max_tokens" if trainer.max_tokens is not None and tokens >= trainer.max_tokens else None
 
 
 def literal(value: Any) -> Any:

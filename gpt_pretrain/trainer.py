@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
+from gpt_pretrain import distributed
 from gpt_pretrain.callbacks.doctor import WarningSigns
 from gpt_pretrain.callbacks.loss_curve import LossCurve
 from gpt_pretrain.callbacks.losses import LossLines
@@ -26,12 +27,13 @@ from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.loggers import build_loggers
 from gpt_pretrain.runs import checkpoint_dir
 from gpt_pretrain.settings import TrainerSettings, TrainSettings
+from gpt_pretrain.strategies import build_strategy, environments
 from gpt_pretrain.tokenizer import Tokenizer
 
 
 def batches_per_epoch(data: TextDataModule, settings: TrainerSettings) -> int:
-    """Batches of one epoch on one device."""
-    batches = len(data.train) // data.settings.batch_size
+    """Batches of one epoch on each device."""
+    batches = math.ceil(len(data.train) // data.settings.batch_size / data.world_size)
     return batches if settings.limit_train_batches is None else min(batches, settings.limit_train_batches)
 
 
@@ -40,10 +42,29 @@ def steps_per_epoch(data: TextDataModule, settings: TrainerSettings) -> int:
     return math.ceil(batches_per_epoch(data, settings) / settings.accumulate_grad_batches)
 
 
+def tokens_per_epoch(data: TextDataModule, settings: TrainerSettings) -> int:
+    """Tokens that all devices together train on in an epoch."""
+    size = data.settings.batch_size
+    batches = min(batches_per_epoch(data, settings) * data.world_size, len(data.train) // size)
+    return batches * size * data.context_length
+
+
 def total_steps(data: TextDataModule, settings: TrainerSettings) -> int:
-    """Optimizer steps of the whole run, by max_epochs and max_steps."""
-    steps = settings.max_epochs * steps_per_epoch(data, settings)
+    """Optimizer steps of the whole run, by max_tokens or else max_epochs, and max_steps."""
+    per_epoch = steps_per_epoch(data, settings)
+    steps = settings.max_epochs * per_epoch
+    if settings.max_tokens is not None:
+        batch = data.settings.batch_size * data.context_length  # tokens
+        epochs, rest = divmod(settings.max_tokens, tokens_per_epoch(data, settings))
+        steps = epochs * per_epoch + math.ceil(rest / (batch * settings.accumulate_grad_batches * data.world_size))
     return steps if settings.max_steps == -1 else min(steps, settings.max_steps)
+
+
+def total_epochs(data: TextDataModule, settings: TrainerSettings) -> int:
+    """Epochs of the whole run, a last one that is not whole included, if max_steps does not end it."""
+    if settings.max_tokens is None:
+        return settings.max_epochs
+    return math.ceil(total_steps(data, settings) / steps_per_epoch(data, settings))
 
 
 def build_trainer(
@@ -67,9 +88,11 @@ def build_trainer(
     trainer = settings.trainer
     return L.Trainer(
         accelerator=trainer.accelerator,
+        strategy=build_strategy(trainer),
         devices=trainer.devices,
+        num_nodes=trainer.num_nodes,
         precision=trainer.precision,  # type: ignore[arg-type]
-        max_epochs=trainer.max_epochs,
+        max_epochs=total_epochs(data, trainer),
         max_steps=-1,  # FinishAtLimit's
         accumulate_grad_batches=trainer.accumulate_grad_batches,
         gradient_clip_val=trainer.gradient_clip_val,
@@ -79,8 +102,8 @@ def build_trainer(
         detect_anomaly=trainer.detect_anomaly,
         profiler=trainer.profiler,
         callbacks=[*build_callbacks(settings, data, tokenizer, config=config, run_dir=run_dir), *custom],
-        logger=build_loggers(settings.logger, run_dir=run_dir, first_step=first_step),
-        plugins=[SafeCheckpointIO()],
+        logger=build_loggers(settings.logger, run_dir=run_dir, first_step=first_step) if distributed.is_main() else [],
+        plugins=[SafeCheckpointIO(), *environments()],
         default_root_dir=run_dir,
         log_every_n_steps=1,  # Lightning's own logging; this program's cadence is TrainMetrics'
         num_sanity_val_steps=0,
@@ -93,21 +116,24 @@ def build_trainer(
 def build_callbacks(
     settings: TrainSettings, data: TextDataModule, tokenizer: Tokenizer, *, config: dict[str, Any], run_dir: Path
 ) -> list[Callback]:
-    """The callbacks that the settings name, in the order in which they act."""
-    chosen = settings.callbacks
+    """The callbacks that the settings name, in the order in which they act; of several ranks, the first has them all."""
+    chosen, main = settings.callbacks, distributed.is_main()
     losses = LossLines(data, eval_freq=settings.eval_freq, eval_iter=settings.eval_iter)
     metrics = TrainMetrics(every_n_steps=settings.trainer.log_every_n_steps)
     callbacks: list[Callback] = [
-        Randomness(),
+        Randomness(seed=settings.seed),
         metrics,
         losses,
         TimeLeft(losses, total_steps=total_steps(data, settings.trainer)),
-        FinishAtLimit(max_steps=settings.trainer.max_steps, max_time=settings.trainer.max_time),
+        FinishAtLimit(
+            max_steps=settings.trainer.max_steps if settings.trainer.max_tokens is None else total_steps(data, settings.trainer),
+            max_time=settings.trainer.max_time,
+        ),
     ]
     signs = samples = None
-    if chosen.doctor is not None:
+    if chosen.doctor is not None and main:
         callbacks.append(signs := WarningSigns(settings, chosen.doctor, data, losses))
-    if chosen.samples:
+    if chosen.samples and (main or settings.trainer.strategy == "fsdp"):  # a model in pieces takes all to compute
         samples = Samples(
             tokenizer,
             data,
@@ -123,11 +149,13 @@ def build_callbacks(
     if chosen.early_stopping is not None:
         stop = chosen.early_stopping
         callbacks.append(EarlyStopping("val/loss", patience=stop.patience, min_delta=stop.min_delta))
-    tokens_per_epoch = batches_per_epoch(data, settings.trainer) * settings.data.batch_size * data.context_length
-    if chosen.loss_curve:
-        callbacks.append(LossCurve(losses, folder=run_dir, tokens_per_epoch=tokens_per_epoch))
-    if chosen.progress_bar:
-        callbacks.append(ProgressBar(total_steps=total_steps(data, settings.trainer), max_epochs=settings.trainer.max_epochs))
+    per_epoch = tokens_per_epoch(data, settings.trainer)
+    if chosen.loss_curve and main:
+        callbacks.append(LossCurve(losses, folder=run_dir, tokens_per_epoch=per_epoch))
+    if chosen.progress_bar and main:
+        callbacks.append(
+            ProgressBar(total_steps=total_steps(data, settings.trainer), max_epochs=total_epochs(data, settings.trainer))
+        )
     save = SaveRun(
         data,
         folder=checkpoint_dir(run_dir),
@@ -136,6 +164,6 @@ def build_callbacks(
         config=config,
     )
     record = KeepRecord(
-        run_dir, losses=losses, metrics=metrics, save=save, samples=samples, signs=signs, tokens_per_epoch=tokens_per_epoch
+        run_dir, losses=losses, metrics=metrics, save=save, samples=samples, signs=signs, tokens_per_epoch=per_epoch
     )
-    return [*callbacks, save, record, StopOnSignal(save)]
+    return [*callbacks, save, *([record] if main else []), StopOnSignal(save)]

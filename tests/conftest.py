@@ -14,6 +14,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # a mistyped name asks no server
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hypothesis import settings
 from omegaconf import DictConfig
 
 from gpt_pretrain import cli
@@ -24,6 +25,8 @@ ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 
 cli.set_up_hydra()
+settings.register_profile("patient", deadline=None)  # a machine that is busy is no fault
+settings.load_profile("patient")
 
 # A run of seconds: 3 steps an epoch, all features on.
 TINY_RUN = [

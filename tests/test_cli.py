@@ -127,7 +127,9 @@ ERRORS = [
     (["init_from=latest"], "there is no run with a checkpoint"),
     (["tokenizer.name=gpt5"], "there is no such tokenizer"),
     (["trainer.max_time=abc"], "must be DD:HH:MM:SS"),
-    (["trainer.devices=2"], "must be 1"),
+    (["trainer.devices=0"], "must be at least 1 device"),
+    (["trainer.devices=two"], "must be at least 1 device"),
+    (["trainer.strategy=dp"], "must be one of auto, ddp, fsdp"),
     (["trainer.precision=16-mixed"], "cpu cannot train in fp16"),
     (["start_context=''"], "start_context is empty"),
 ]
@@ -168,7 +170,7 @@ PROCESS_ERRORS = [
     (["data.path=missing.txt"], "data.path=missing.txt: there is no such file"),
     (["resume=latest"], "there is no run with a checkpoint"),
     (["hydra.run.dir=empty.txt/run"], "this folder cannot be written"),
-    (["+trainer.strategy=ddp"], "trainer.strategy: there is no such setting"),
+    (["+trainer.sync_batchnorm=true"], "trainer.sync_batchnorm: there is no such setting"),
 ]
 
 

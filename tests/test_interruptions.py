@@ -16,7 +16,7 @@ from conftest import ROOT, TINY_RUN
 from crash_harness import differences
 from test_training import checkpoint, same_weights
 
-from gpt_pretrain import slurm
+from gpt_pretrain import requeue
 from gpt_pretrain.lit_module import GPTLitModule
 from gpt_pretrain.verify_resume import difference, same
 
@@ -124,23 +124,23 @@ def test_a_job_of_slurm_is_put_back_into_the_queue_and_goes_on(
     monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     monkeypatch.setenv("SLURM_JOB_NAME", "train")
-    assert slurm.interrupted_run([]) is None
+    assert requeue.interrupted_run([]) is None
     monkeypatch.setattr("gpt_pretrain.cli.TYPED", ["model=tiny"])
     with signalled(signal.SIGUSR1, at_step=3):
         train(*SETTINGS, run_dir=tmp_path / "run")
     assert (tmp_path / "asked").read_text() == "requeue 4711\n"
     assert any("SLURM's job 4711 is in the queue again" in line for line in printed())
-    assert slurm.interrupted_run(["model=tiny"]) is None, "only a job that is started again goes on"
+    assert requeue.interrupted_run(["model=tiny"]) is None, "only a job that is started again goes on"
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert slurm.interrupted_run(["model=tiny"]) == tmp_path / "run"
-    assert slurm.interrupted_run(["model=chapter5"]) is None, "another command of the job"
+    assert requeue.interrupted_run(["model=tiny"]) == tmp_path / "run"
+    assert requeue.interrupted_run(["model=chapter5"]) is None, "another command of the job"
     from gpt_pretrain.words import with_resume
 
     assert with_resume(["model=tiny"])[-1] == f"resume='{tmp_path / 'run'}'"
     assert with_resume(["model=tiny", "resume=null"]) == ["model=tiny", "resume=null"]
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "9")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
-    assert slurm.job() == "9_2"
+    assert requeue.job() == "9_2"
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from gpt_pretrain import distributed
 from gpt_pretrain.lit_module import GPTLitModule
 from gpt_pretrain.record import PRUNED, update_record
 from gpt_pretrain.runs import STUDY
@@ -42,10 +43,11 @@ class EndWhenBehind(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         epoch = trainer.current_epoch + 1
-        behind = self.trial.falls_behind(epoch, pl_module.val_loss)
+        behind = distributed.first(distributed.is_main() and self.trial.falls_behind(epoch, pl_module.val_loss))
         if behind and epoch < (trainer.max_epochs or 0) and not trainer.should_stop:
             log.info(
                 "Ended after epoch %d: its validation loss of %.3f is behind that of most others.", epoch, pl_module.val_loss
             )
-            update_record(self.run_dir, state=PRUNED)
+            if distributed.is_main():
+                update_record(self.run_dir, state=PRUNED)
             trainer.should_stop = True

@@ -6,31 +6,46 @@ import random
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from gpt_pretrain import distributed
+
 
 class Randomness(Callback):
-    """Keeps the generators behind dropout in each checkpoint and sets them when a resumed run begins its first batch."""
+    """Keeps each rank's generators behind dropout in each checkpoint and sets them when a resumed run begins its first batch.
 
-    def __init__(self) -> None:
-        self._resumed: dict[str, Any] | None = None
+    Args:
+        seed: of the run; all ranks but the first draw from seeds made of it.
+    """
+
+    def __init__(self, *, seed: int) -> None:
+        self.seed = seed
+        self._resumed: list[dict[str, Any]] | None = None
 
     def state_dict(self) -> dict[str, Any]:
+        return {"ranks": distributed.gather(self._state())}
+
+    def _state(self) -> dict[str, Any]:
         state: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
         if torch.cuda.is_available():
             state["cuda"] = torch.cuda.get_rng_state()
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._resumed = state_dict
+        self._resumed = state_dict["ranks"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._resumed is None:
-            return
-        version, internal, gauss = self._resumed["python"]
-        random.setstate((version, tuple(internal), gauss))
-        torch.set_rng_state(self._resumed["torch"].cpu())
-        if "cuda" in self._resumed and torch.cuda.is_available():
-            torch.cuda.set_rng_state(self._resumed["cuda"].cpu())
+        rank, states = distributed.rank(), self._resumed
         self._resumed = None
+        if states is None or rank >= len(states):  # a rank that was not there before draws what no other does
+            if rank > 0:
+                words = np.random.SeedSequence([self.seed, rank, trainer.global_step]).generate_state(1, np.uint64)
+                torch.manual_seed(int(words[0] >> np.uint64(1)))
+            return
+        version, internal, gauss = states[rank]["python"]
+        random.setstate((version, tuple(internal), gauss))
+        torch.set_rng_state(states[rank]["torch"].cpu())
+        if "cuda" in states[rank] and torch.cuda.is_available():
+            torch.cuda.set_rng_state(states[rank]["cuda"].cpu())

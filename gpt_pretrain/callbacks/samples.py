@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from gpt_pretrain import distributed
 from gpt_pretrain.config import SamplerConfig
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.event_files import EventFiles
@@ -66,7 +67,7 @@ class Samples(Callback):
         self.samples: list[Sample] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.file.exists():  # a resumed run: forget what was written after its checkpoint
+        if self.file.exists() and distributed.is_main():  # a resumed run: forget what was written after its checkpoint
             first = trainer.global_step - bool(self.data.resumes_mid_epoch)  # a limit's sample goes too
             kept = [sample for sample in read_samples(self.file) if sample.step < first]
             write_whole(self.file, "".join(map(str, kept)))
@@ -74,8 +75,12 @@ class Samples(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         with pl_module.off_the_clock():
+            self._model = pl_module.whole_model()
+            if not distributed.is_main():
+                return
             sample = self._sample(trainer, pl_module, self.start_context, self.sampler)
             tried = self._try_grid(trainer, pl_module)
+            del self._model
         self.samples.append(sample)
         log.info("%s", "".join(char if char.isprintable() else " " for char in sample.text))
         try:
@@ -111,7 +116,7 @@ class Samples(Callback):
     ) -> Sample:
         token_ids = torch.tensor([self.tokenizer.encode(prompt)], device=module.device)
         generator = torch.Generator(device=module.device).manual_seed(self.seed)
-        new = [int(column) for column in generate_stream(module.model, token_ids, sampler, generator=generator)]
+        new = [int(column) for column in generate_stream(self._model, token_ids, sampler, generator=generator)]
         return Sample(
             epoch=trainer.current_epoch + 1,
             step=module.step,

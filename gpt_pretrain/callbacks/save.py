@@ -14,6 +14,7 @@ import lightning as L
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
+from gpt_pretrain import distributed
 from gpt_pretrain.callbacks.metrics import log_metrics
 from gpt_pretrain.checkpoint import copy_checkpoint, read_checkpoint, write_checkpoint
 from gpt_pretrain.data.datamodule import TextDataModule
@@ -22,6 +23,7 @@ from gpt_pretrain.loggers import flush
 from gpt_pretrain.metrics_file import MetricsFile
 from gpt_pretrain.runs import BEST, LAST
 from gpt_pretrain.settings import CheckpointSettings
+from gpt_pretrain.sharding import remove_unused_shards
 
 PERIODIC = "step-{:08d}.ckpt"
 
@@ -29,10 +31,20 @@ log = logging.getLogger(__name__)
 
 
 class SafeCheckpointIO(CheckpointIO):
-    """Lightning's checkpoints, written so that a whole one always exists, and read as plain data only."""
+    """Lightning's checkpoints, written so that a whole one always exists, and read as plain data only.
+
+    Attributes:
+        error: why the last one could not be written, which all ranks have to hear of before anyone acts upon it.
+    """
+
+    error: OSError | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None) -> None:
-        write_checkpoint(checkpoint, Path(path))
+        self.error = None
+        try:
+            write_checkpoint(checkpoint, Path(path))
+        except OSError as error:
+            self.error = error
 
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None
@@ -94,7 +106,7 @@ class SaveRun(Checkpoint):
                 pl_module.val_loss = pl_module.mean_loss(islice(self.data.val_dataloader(), limit))
             log_metrics(trainer, pl_module, {"val/loss": pl_module.val_loss})
             self.save(trainer, pl_module, validated=True)
-        elif minutes is not None and time.monotonic() - self._saved_time >= 60 * minutes:
+        elif minutes is not None and distributed.largest(time.monotonic() - self._saved_time >= 60 * minutes):
             self.save(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
@@ -119,24 +131,47 @@ class SaveRun(Checkpoint):
         self._saved_at, self._saved_time = trainer.global_step, time.monotonic()
         try:
             with module.off_the_clock():
-                self.folder.mkdir(parents=True, exist_ok=True)
-                flush(trainer.loggers)  # what stands in the logs belongs to the checkpoint
-                trainer.save_checkpoint(self.folder / LAST)
-                if trainer.is_global_zero:
-                    if better:
-                        copy_checkpoint(self.folder / LAST, self.folder / BEST)
-                    self._keep_periodic(trainer.global_step)
-            self.failed = False
+                self._write(trainer, better)
+            problem = None
         except OSError as error:
-            self.failed = True
+            problem = error
+        self.failed = bool(distributed.largest(problem is not None))
+        if self.failed:
             self.best_loss, self.best_step, self.best_epoch = best_before
+        if problem is not None:
             log.warning(
                 "The checkpoint of step %d, or a copy of it, could not be written to %s (%s). What was there is kept; training "
                 "goes on, and the next is tried when it is due.",
                 module.step,
                 self.folder,
-                error.strerror or error,
+                problem.strerror or problem,
             )
+
+    def _write(self, trainer: L.Trainer, better: bool) -> None:
+        """Write last.ckpt together with the other ranks, and copies of it alone.
+
+        Raises:
+            OSError: when that fails.
+        """
+        storage = trainer.strategy.checkpoint_io
+        assert isinstance(storage, SafeCheckpointIO)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        flush(trainer.loggers)  # what stands in the logs belongs to the checkpoint
+        trainer.save_checkpoint(self.folder / LAST)
+        if storage.error is not None:
+            raise storage.error
+        if trainer.is_global_zero:
+            if better:
+                copy_checkpoint(self.folder / LAST, self.folder / BEST)
+            self._keep_periodic(trainer.global_step)
+            remove_unused_shards(self.folder)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Count the batches of the epoch as this many ranks count them."""
+        count = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+        if self.data.resume_batch:
+            more = self.data.resume_batch - count["processed"]
+            count.update({name: number + more for name, number in count.items()})
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Store what names the tokenizer and the text, and tells how the run was set up."""

@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
+from gpt_pretrain import distributed
 from gpt_pretrain.callbacks.save import SaveRun
 from gpt_pretrain.lit_module import GPTLitModule
 
@@ -42,6 +43,8 @@ class FinishAtLimit(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         out_of_time = time.monotonic() - self._start >= self.max_seconds
+        if self.max_seconds < math.inf:
+            out_of_time = bool(distributed.largest(out_of_time))
         if trainer.global_step == self.max_steps or (out_of_time and pl_module.ends_step(batch_idx)):
             trainer.should_stop = True
 
@@ -90,18 +93,26 @@ class StopOnSignal(Checkpoint):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         ending = trainer.is_last_batch or trainer.should_stop  # what is left of that can be done, or begun anew
-        if self.received is not None and pl_module.ends_step(batch_idx) and not ending:
+        if pl_module.ends_step(batch_idx) and self._agreed() is not None and not ending:
             self._stop(trainer, pl_module)
 
     def on_validation_batch_start(
         self, trainer: L.Trainer, pl_module: GPTLitModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if self.received is not None and not trainer.should_stop:
+        if self._agreed() is not None and not trainer.should_stop:
             self._stop(trainer, pl_module, before_validation=True)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
-        if self.received is not None and not trainer.should_stop:  # the run has just been saved
+        if self._agreed() is not None and not trainer.should_stop:  # the run has just been saved
+            assert self.received is not None
             raise StoppedBySignalError(self.received)
+
+    def _agreed(self) -> int | None:
+        """The signal that this rank has received, or another one."""
+        signum = distributed.largest(self.received or 0)
+        if signum:
+            self.received = signum
+        return signum or None
 
     def _stop(self, trainer: L.Trainer, module: GPTLitModule, *, before_validation: bool = False) -> None:
         assert self.received is not None
@@ -115,5 +126,7 @@ class StopOnSignal(Checkpoint):
                 os._exit(128 + signum)
             return
         self.received = signum
+        if not distributed.is_main():
+            return
         name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
         os.write(2, f"\n{name}: finishing the step, then saving. Ctrl-C quits at once.\n".encode())

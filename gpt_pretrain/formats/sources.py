@@ -14,6 +14,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.formats.files import (
     INDEX,
     StoredTensor,
+    in_memory,
     is_safetensors,
     read_json,
     read_safetensors,
@@ -22,6 +23,7 @@ from gpt_pretrain.formats.files import (
     stored_tensors,
 )
 from gpt_pretrain.formats.layouts import OWN_KEY, from_hf_config, from_nanogpt_args
+from gpt_pretrain.formats.sharded import assembled
 from gpt_pretrain.runs import checkpoint_dir, find_checkpoints
 from gpt_pretrain.tokenizer import gpt2_vocabulary
 
@@ -152,7 +154,11 @@ def _from_own(path: Path, content: dict[str, Any]) -> Source:
         declared = GPTConfig.from_dict(content["architecture"]).to_dict()
     except UserError as error:
         raise UserError(f"{path}: {problem}" for problem in error.problems) from error
-    tensors = stored_tensors(content["state_dict"], path)
+    if "shards" not in content:
+        tensors = stored_tensors(content["state_dict"], path)
+    else:
+        content = assembled(content, path)
+        tensors = {name.removeprefix("model."): in_memory(name, value) for name, value in content["state_dict"].items()}
     return Source(str(path), tensors, declared, content["tokenizer"], content=content)
 
 

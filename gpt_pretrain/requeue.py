@@ -1,6 +1,7 @@
-"""Jobs of SLURM: put back into the queue before their time is up, and going on where they were when they start again.
+"""Jobs that are started again, by SLURM or by torchrun: they go on with the run that they trained before.
 
-Source: SLURM's scontrol(1) and sbatch(1), "requeue" and the environment of a job; Lightning requeues in the same way.
+Source: SLURM's scontrol(1) and sbatch(1), "requeue" and the environment of a job; Lightning requeues in the same way. torchrun's
+documentation for TORCHELASTIC_RESTART_COUNT and TORCHELASTIC_RUN_ID.
 """
 
 from __future__ import annotations
@@ -11,13 +12,17 @@ import subprocess
 import zlib
 from pathlib import Path
 
+from gpt_pretrain import distributed
 from gpt_pretrain.runs import OUTPUTS, checkpoints
 
 log = logging.getLogger(__name__)
 
 
 def job() -> str | None:
-    """The batch job that this process belongs to, if any, as scontrol names it."""
+    """The job that this process belongs to, if any: SLURM's as scontrol names it, else torchrun's."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        name = os.environ["TORCHELASTIC_RUN_ID"]
+        return f"torchrun-{os.getppid() if name == 'none' else name}"  # the agent outlives its workers
     if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
         return None
     if "SLURM_ARRAY_JOB_ID" in os.environ and "SLURM_ARRAY_TASK_ID" in os.environ:
@@ -31,7 +36,7 @@ def remember(run_dir: Path, *, words: list[str]) -> None:
     Args:
         words: what was typed; a job may have several commands.
     """
-    if job() is not None:
+    if job() is not None and os.environ.get("TORCHELASTIC_MAX_RESTARTS") != "0":
         record = _record(words)
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(f"{run_dir.resolve()}\n", encoding="utf-8")
@@ -39,16 +44,22 @@ def remember(run_dir: Path, *, words: list[str]) -> None:
 
 def interrupted_run(words: list[str]) -> Path | None:
     """The run to go on with: this command's, if its job has been started before and it got as far as a checkpoint."""
-    if job() is None or os.environ.get("SLURM_RESTART_COUNT", "0") == "0" or not _record(words).is_file():
+    run_dir = begun_run(words)
+    return run_dir if run_dir is not None and checkpoints(run_dir) else None
+
+
+def begun_run(words: list[str]) -> Path | None:
+    """This command's run, if its job has been started before, whether or not it got as far as a checkpoint."""
+    counts = [os.environ.get(name, "0") for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")]
+    if job() is None or counts == ["0", "0"] or not _record(words).is_file():
         return None
-    run_dir = Path(_record(words).read_text(encoding="utf-8").strip())
-    return run_dir if checkpoints(run_dir) else None
+    return Path(_record(words).read_text(encoding="utf-8").strip())
 
 
 def requeue() -> None:
-    """Put this job back into the queue."""
+    """Put this job of SLURM back into the queue; one of its processes does that for all."""
     name = job()
-    if name is None:
+    if name is None or not distributed.is_main() or name.startswith("torchrun"):
         return
     try:
         done = subprocess.run(["scontrol", "requeue", name], capture_output=True, text=True, check=False)
@@ -63,4 +74,4 @@ def requeue() -> None:
 
 def _record(words: list[str]) -> Path:
     digest = zlib.crc32("\0".join(words).encode(errors="surrogateescape"))
-    return OUTPUTS / ".slurm" / f"{job()}-{digest:08x}"
+    return OUTPUTS / ".jobs" / f"{job()}-{digest:08x}"
