@@ -17,7 +17,7 @@ from rich.table import Table
 from benchmarks import report
 from benchmarks.cases import Case, all_cases
 from benchmarks.measure import ROOT, Measurement, device, run
-from gpt_pretrain.hardware import pick_precision
+from gpt_pretrain.hardware import precision_for
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 
@@ -25,7 +25,7 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 def main() -> None:
     """Measure what the command line names, print tables, and write JSON lines."""
     words = _arguments()
-    precision, reason = pick_precision("auto", device())
+    precision, reason = precision_for("auto", device())
     cases = all_cases(precision=precision)
     file = Path(words.json) if words.json else ROOT / "outputs" / "benchmarks" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)

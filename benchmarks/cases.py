@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from benchmarks import decoding, limits, loading, startup, training
+from benchmarks import decoding, limits, loading, preparing, startup, training
 from benchmarks.measure import Measurement
 from benchmarks.shapes import TINY, Decoding, Training, gpt2_124m
 from gpt_pretrain.config import GPTConfig
@@ -58,7 +58,7 @@ def all_cases(*, precision: str) -> dict[str, Case]:
     for batch_size in (1, 8):
         for n_prompt in (4, 512):
             cases[f"decode-b{batch_size}-p{n_prompt}"] = _decoding(Decoding(batch_size, n_prompt))
-    return cases | {"first-token": _first_token(), "load": _loading(precision), "start": _starting()}
+    return cases | {"first-token": _first_token(), "load": _loading(precision), "prepare": _preparing(), "start": _starting()}
 
 
 def _training(shape: Training, precision: str) -> Case:
@@ -115,15 +115,34 @@ def _first_token() -> Case:
 
 def _loading(precision: str) -> Case:
     load = partial(loading.ours, n_tokens=100_000_000)
+    shards = partial(loading.shards, n_tokens=100_000_000, context_length=1024, batch_size=16)
     subjects: dict[str, Callable[[], Measurement]] = {
         "ours": partial(load, context_length=256, batch_size=2),
         "ours, 12 x 64": partial(load, context_length=64, batch_size=12),
         "ours, 16 x 1024": partial(load, context_length=1024, batch_size=16),
+        "shards, 16 x 1024": shards,
+        "shards, documents kept apart": partial(shards, documents=True),
+        "shards, cache of a URL": partial(shards, remote=True),
+        "np.memmap, 16 x 1024": partial(loading.memmap, n_tokens=100_000_000, context_length=1024, batch_size=16),
         "a step of GPT-2 124M, 2 x 256": partial(training.bare, gpt2_124m(drop_rate=0.0), precision=precision),
         "a step of a tiny model, 12 x 64": partial(training.bare, TINY, precision=precision),
     }
-    note = "Memory of the first three is what loading adds. A step loads one batch."
+    note = "Memory is what loading adds, but for steps, which load one batch each; np.memmap is as nanoGPT reads."
     return Case("Loading a batch from 100,000,000 tokens", subjects, note=note, compared=False)
+
+
+def _preparing(megabytes: float = 100) -> Case:
+    subjects: dict[str, Callable[[], Measurement]] = {
+        "ours": partial(preparing.ours, megabytes=megabytes),
+        "tiktoken's encode_ordinary_batch": partial(preparing.tiktoken, megabytes=megabytes),
+        "ours, 1 worker": partial(preparing.ours, megabytes=megabytes, workers=1),
+        "tiktoken, 1 thread": partial(preparing.tiktoken, megabytes=megabytes, threads=1),
+    }
+    note = (
+        f"The time for {preparing.UNIT:,} tokens of {megabytes:g} MB in lines of JSON; as many workers or threads as cores. Ours "
+        "is the whole command, from its start to shards on disk; tiktoken has the text in memory and keeps its lists there."
+    )
+    return Case("Preparing a corpus", subjects, tokens=preparing.UNIT, note=note)
 
 
 def _starting() -> Case:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+from gpt_pretrain import flops
 from gpt_pretrain.config import GPTConfig
 from gpt_pretrain.data.datamodule import TextDataModule
+from gpt_pretrain.data.tokens import sampled
 from gpt_pretrain.hardware import accelerator_device
 from gpt_pretrain.machine import free_disk, memory_limit
-from gpt_pretrain.plan import Plan, disk_needed
+from gpt_pretrain.plan import Plan, disk_needed, each
+from gpt_pretrain.scale import step_traffic
 from gpt_pretrain.settings import TrainSettings
-from gpt_pretrain.trainer import batches_per_epoch, steps_per_epoch
+from gpt_pretrain.trainer import batches_per_epoch, steps_per_epoch, total_steps
 from gpt_pretrain.units import scaled
 
 MANY_REPEATS = 4  # up to which tokens seen again are worth almost as much as new ones: Muennighoff et al. 2023, arXiv:2305.16264
@@ -23,12 +27,14 @@ MOST_LEFT_OUT = 0.25  # of an epoch's windows
 def doubts(settings: TrainSettings, data: TextDataModule, config: GPTConfig, plan: Plan) -> list[str]:
     """What is doubtful about a run, one or two sentences each; none for a sound one."""
     checks: list[Callable[[], str | None]] = [
-        lambda: _memory(settings, plan),
+        lambda: _memory(settings, config, plan),
+        lambda: _needless_fsdp(settings, config, plan),
         lambda: _disk(settings, plan),
         lambda: _little_text(settings, plan),
         lambda: _few_windows(settings, data),
         lambda: _left_out(settings, data),
         lambda: _gaps(settings, config),
+        lambda: _one_document(settings, data),
         lambda: _warmup(settings, plan.total_steps),
         lambda: _unused_schedule(settings),
         lambda: _max_steps(settings, data),
@@ -40,8 +46,8 @@ def doubts(settings: TrainSettings, data: TextDataModule, config: GPTConfig, pla
     return [told for check in checks if (told := check()) is not None]
 
 
-def _memory(settings: TrainSettings, plan: Plan) -> str | None:
-    limit = memory_limit(accelerator_device(settings.trainer.accelerator))
+def _memory(settings: TrainSettings, config: GPTConfig, plan: Plan) -> str | None:
+    limit = _device_memory(settings)
     if limit is None or plan.memory.peak <= limit:
         return None
     size = settings.data.batch_size
@@ -50,10 +56,41 @@ def _memory(settings: TrainSettings, plan: Plan) -> str | None:
         if size > 1 and plan.memory.activations > plan.memory.gradients
         else "a smaller model or a shorter model.context_length needs less"
     )
+    spread = _peak(settings, config, replace(plan.sharing, fsdp=True, recompute=True))
+    if plan.sharing.devices > 1 and not plan.sharing.fsdp and spread <= limit:
+        smaller = f"trainer=fsdp, which spreads the model over the devices, needs {scaled(spread, 'B')}"
     return (
-        f"data.batch_size={size}: a step needs {scaled(plan.memory.peak, 'B')} of memory, and there are "
+        f"data.batch_size={size}: a step needs {scaled(plan.memory.peak, 'B')} of memory{each(plan)}, and there are "
         f"{scaled(limit, 'B')}; {smaller}."
     )
+
+
+def _needless_fsdp(settings: TrainSettings, config: GPTConfig, plan: Plan) -> str | None:
+    limit, whole = _device_memory(settings), replace(plan.sharing, fsdp=False)
+    needed, most = _peak(settings, config, whole), settings.doubts.max_ddp_memory
+    if limit is None or not plan.sharing.fsdp or needed > most * limit:
+        return None
+    sent = step_traffic(config, precision=settings.trainer.precision, sharing=whole).total
+    return (
+        f"trainer.strategy=fsdp: with the whole model on each of {whole.devices} devices a step needs {scaled(needed, 'B')} of "
+        f"their {scaled(limit, 'B')}; trainer.strategy=ddp has room there, and sends {scaled(sent, 'B')} a step instead of "
+        f"{scaled(plan.traffic.total, 'B')}."
+    )
+
+
+def _device_memory(settings: TrainSettings) -> int | None:
+    """Bytes for each device; those that are a CPU's processes share its memory."""
+    device, trainer = accelerator_device(settings.trainer.accelerator), settings.trainer
+    limit = memory_limit(device)
+    sharing = int(trainer.devices) if device.type == "cpu" and trainer.devices != "auto" else 1
+    return None if limit is None else limit // sharing
+
+
+def _peak(settings: TrainSettings, config: GPTConfig, sharing: flops.Sharing) -> int:
+    """What a step would need on each device, if it were shared like that."""
+    device = accelerator_device(settings.trainer.accelerator).type
+    size, precision = settings.data.batch_size, settings.trainer.precision
+    return flops.training_memory(config, batch_size=size, precision=precision, device=device, sharing=sharing).peak
 
 
 def _disk(settings: TrainSettings, plan: Plan) -> str | None:
@@ -84,6 +121,12 @@ def _few_windows(settings: TrainSettings, data: TextDataModule) -> str | None:
     count = len(data.val)
     if count >= settings.doubts.min_val_windows:
         return None
+    if settings.data.val_tokens is not None:
+        enough = settings.doubts.min_val_windows * data.context_length
+        return (
+            f"data.val_tokens={settings.data.val_tokens}: that is {count} window{'' if count == 1 else 's'} to validate on, so "
+            f"the validation loss is a rough guess; data.val_tokens={enough} or more mends that, as far as there are so many."
+        )
     return (
         f"data.train_ratio={settings.data.train_ratio:g}: there {'is' if count == 1 else 'are'} only {count} window"
         f"{'' if count == 1 else 's'} to validate on, so the validation loss is a rough guess. More text, a lower ratio or a "
@@ -110,6 +153,15 @@ def _gaps(settings: TrainSettings, config: GPTConfig) -> str | None:
     return (
         f"data.stride={stride}: {stride - T} of every {stride} tokens are never trained on, since a window has "
         f"model.context_length={T}; data.stride=null reads all."
+    )
+
+
+def _one_document(settings: TrainSettings, data: TextDataModule) -> str | None:
+    if not settings.data.respect_documents or (sampled(data.split.train) == data.tokenizer.eos_id).any():
+        return None
+    return (
+        "data.respect_documents=true: there is no <|endoftext|> in a sample of the training part, so nothing may be kept apart; "
+        "data.respect_documents=false is faster."
     )
 
 
@@ -142,6 +194,14 @@ def _unused_schedule(settings: TrainSettings) -> str | None:
 
 def _max_steps(settings: TrainSettings, data: TextDataModule) -> str | None:
     trainer, per_epoch = settings.trainer, steps_per_epoch(data, settings.trainer)
+    if trainer.max_tokens is not None:
+        by_tokens = total_steps(data, replace(trainer, max_steps=-1))
+        if trainer.max_steps <= by_tokens:
+            return None
+        return (
+            f"trainer.max_steps={trainer.max_steps} is never reached: trainer.max_tokens={trainer.max_tokens} ends the run after "
+            f"{by_tokens:,} steps; leave one of them out."
+        )
     if trainer.max_steps <= trainer.max_epochs * per_epoch:
         return None
     return (

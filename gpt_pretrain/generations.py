@@ -12,9 +12,12 @@ import torch
 from omegaconf import OmegaConf
 from torch.nn import functional as F
 
+from gpt_pretrain.data.corpus import split_of
 from gpt_pretrain.data.download import downloaded
+from gpt_pretrain.data.files import is_url
+from gpt_pretrain.data.sources import corpus_at
 from gpt_pretrain.data.text import cache_folder, find_text
-from gpt_pretrain.data.tokens import Tokens, tokenize_text
+from gpt_pretrain.data.tokens import TokenText, tokenize_text
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.memorisation import longest_run
 from gpt_pretrain.model import GPTModel
@@ -25,7 +28,7 @@ from gpt_pretrain.settings import DataSettings
 from gpt_pretrain.tokenizer import Tokenizer
 
 
-def training_tokens(content: Mapping[str, Any], tokenizer: Tokenizer) -> Tokens | None:
+def training_tokens(content: Mapping[str, Any], tokenizer: Tokenizer) -> TokenText | None:
     """The tokens that a checkpoint was trained on; None where it does not tell, or its text is not there any more.
 
     Args:
@@ -38,12 +41,26 @@ def training_tokens(content: Mapping[str, Any], tokenizer: Tokenizer) -> Tokens 
     if data.path is None and data.url is not None and not downloaded(data.url, folder=cache_folder(data) / "texts").is_file():
         return None  # which a look at some texts is no reason to fetch
     try:
+        if data.name in ("shards", "mixture"):
+            return _shard_tokens(data, content["text_sha256"], tokenizer)
         text = find_text(data, cache_dir=cache_folder(data))
         if text.sha256() != content["text_sha256"]:
             return None
         return tokenize_text(text, tokenizer, train_ratio=data.train_ratio, cache_dir=cache_folder(data)).train
     except UserError:
         return None
+
+
+def _shard_tokens(data: DataSettings, sha256: str, tokenizer: Tokenizer) -> TokenText | None:
+    """The training part of shards on this machine, if they are still the same.
+
+    Raises:
+        UserError: when they are not there any more.
+    """
+    if data.path is None or is_url(data.path):
+        return None
+    split = split_of(corpus_at(data.path, data), tokenizer, train_ratio=data.train_ratio)
+    return split.train if split.text_sha256 == sha256 else None
 
 
 def keep_measured(
@@ -59,7 +76,7 @@ def keep_measured(
     update_record(folder, texts=whole, measures=measure(model, texts, training=training_tokens(content, tokenizer)))
 
 
-def measure(model: GPTModel, texts: Sequence[Continuation], *, training: Tokens | None) -> dict[str, Any]:
+def measure(model: GPTModel, texts: Sequence[Continuation], *, training: TokenText | None) -> dict[str, Any]:
     """Measures of some continuations, each a mean over them, but for the longest run that stands in the training text.
 
     Returns:

@@ -10,9 +10,11 @@ import sys
 
 import torch
 
+from gpt_pretrain.distributed import first
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.kernels.products import cpu_bf16_pays, cpu_bf16_share
 from gpt_pretrain.model import GPTModel
+from gpt_pretrain.settings import TrainerSettings
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +73,14 @@ def accelerator_device(accelerator: str) -> torch.device:
         raise UserError(f"trainer.accelerator={accelerator}: this machine has none. Choose auto or cpu.") from error
 
 
-def pick_precision(wanted: str, device: torch.device, *, deterministic: bool = False) -> tuple[str, str]:
+def pick_precision(settings: TrainerSettings, device: torch.device) -> str:
+    """Lightning's name of the precision to train in, the same on all ranks; said with its reason."""
+    precision, reason = first(precision_for(settings.precision, device, deterministic=settings.deterministic))
+    log.info("precision %s (%s)", precision, reason)
+    return precision
+
+
+def precision_for(wanted: str, device: torch.device, *, deterministic: bool = False) -> tuple[str, str]:
     """Lightning's name of the precision to train in, and why it was chosen.
 
     "auto" means bf16-mixed where bf16 matrix products are clearly faster than fp32's, which on a CPU is measured in a moment,

@@ -9,11 +9,12 @@ from pathlib import Path
 from gpt_pretrain import flops
 from gpt_pretrain.config import GPTConfig
 from gpt_pretrain.data.datamodule import TextDataModule
-from gpt_pretrain.flops import TrainingMemory
+from gpt_pretrain.flops import Sharing, TrainingMemory
 from gpt_pretrain.hardware import accelerator_device
 from gpt_pretrain.runs import checkpoint_dir
-from gpt_pretrain.settings import TrainSettings
-from gpt_pretrain.trainer import batches_per_epoch, steps_per_epoch, total_steps
+from gpt_pretrain.scale import Traffic, step_traffic
+from gpt_pretrain.settings import TrainerSettings, TrainSettings
+from gpt_pretrain.trainer import steps_per_epoch, tokens_per_epoch, total_steps
 from gpt_pretrain.units import scaled
 
 
@@ -28,13 +29,15 @@ class Plan:
         total_steps: optimizer steps of the whole run.
         steps: optimizer steps to do.
         tokens: tokens to train on.
-        token_flops: floating-point operations of a token.
+        token_flops: floating-point operations of a token, those done a second time by activation checkpointing included.
         loss_lines: printed losses, that before training included.
-        line_batches: batches behind each of them, both parts together.
+        line_batches: batches behind each of them on each device, both parts together.
         validations: over the whole validation part, each followed by a checkpoint.
-        val_batches: batches of each.
+        val_batches: batches of each on each device.
         epoch_ends: with a sample each.
-        memory: of a training step.
+        sharing: how devices share the training.
+        memory: of a training step, on each device.
+        traffic: what each device sends in a training step.
         checkpoint: bytes of one.
         checkpoints: how many there are on disk at once, at most.
         export: bytes of the folder for transformers.
@@ -52,7 +55,9 @@ class Plan:
     validations: int
     val_batches: int
     epoch_ends: int
+    sharing: Sharing
     memory: TrainingMemory
+    traffic: Traffic
     checkpoint: int
     checkpoints: int
     export: int
@@ -73,6 +78,16 @@ class Plan:
         return self.tokens / self.text_tokens
 
 
+def sharing_of(trainer: TrainerSettings, devices: int) -> Sharing:
+    """How the settings have so many devices share a training."""
+    return Sharing(
+        devices=devices,
+        fsdp=trainer.strategy == "fsdp" and devices > 1,
+        recompute=trainer.activation_checkpointing,
+        accumulate=trainer.accumulate_grad_batches,
+    )
+
+
 def make_plan(settings: TrainSettings, data: TextDataModule, config: GPTConfig, *, first_step: int = 0) -> Plan:
     """The plan of a run.
 
@@ -80,11 +95,14 @@ def make_plan(settings: TrainSettings, data: TextDataModule, config: GPTConfig, 
         config: the model's architecture.
         first_step: optimizer steps that the run has done already.
     """
-    trainer, size = settings.trainer, settings.data.batch_size
+    trainer, size, W = settings.trainer, settings.data.batch_size, data.world_size
+    sharing = sharing_of(trainer, W)
     total, per_epoch = total_steps(data, trainer), steps_per_epoch(data, trainer)
-    tokens_per_epoch = batches_per_epoch(data, trainer) * size * config.context_length
+    tokens = tokens_per_epoch(data, trainer)
     val_batches = math.ceil(len(data.val) / size)
-    line_batches = min(settings.eval_iter, math.ceil(len(data.train) / size)) + min(settings.eval_iter, val_batches)
+    train_line = min(settings.eval_iter, math.ceil(len(data.train) / size))
+    line_batches = math.ceil(train_line / W) + math.ceil(min(settings.eval_iter, val_batches) / W)
+    val_batches = math.ceil(val_batches / W)
     epoch_ends = math.ceil(total / per_epoch) - first_step // per_epoch
     between = _saves_between(settings.checkpoint.every_n_steps, first_step, total, per_epoch)
     validations = epoch_ends + between
@@ -94,17 +112,19 @@ def make_plan(settings: TrainSettings, data: TextDataModule, config: GPTConfig, 
     return Plan(
         parameters=parameters,
         text_tokens=data.split.train.count if reads_all else len(data.train) * config.context_length,
-        tokens_per_epoch=tokens_per_epoch,
+        tokens_per_epoch=tokens,
         total_steps=total,
         steps=total - first_step,
-        tokens=round((total - first_step) * tokens_per_epoch / per_epoch),
-        token_flops=flops.training_flops(config),
+        tokens=round((total - first_step) * tokens / per_epoch),
+        token_flops=flops.training_flops(config, recompute=sharing.recompute),
         loss_lines=_multiples(settings.eval_freq, first_step, total) + (first_step == 0),
         line_batches=line_batches,
         validations=validations,
         val_batches=val_batches if trainer.limit_val_batches is None else min(val_batches, trainer.limit_val_batches),
         epoch_ends=epoch_ends,
-        memory=flops.training_memory(config, batch_size=size, precision=trainer.precision, device=device),
+        sharing=sharing,
+        memory=flops.training_memory(config, batch_size=size, precision=trainer.precision, device=device, sharing=sharing),
+        traffic=step_traffic(config, precision=trainer.precision, sharing=sharing),
         checkpoint=flops.checkpoint_bytes(config, precision=trainer.precision),
         checkpoints=3 + min(settings.checkpoint.keep, validations),  # last, best, and one that is being written
         export=4 * parameters if settings.export else 0,
@@ -114,8 +134,14 @@ def make_plan(settings: TrainSettings, data: TextDataModule, config: GPTConfig, 
 def line(plan: Plan) -> str:
     """The plan in short."""
     parts = [f"{plan.tokens:,} tokens, {plan.tokens_per_epoch:,} an epoch", f"{scaled(plan.flops, 'FLOP')} of training"]
-    parts += [f"{scaled(plan.memory.peak, 'B')} of memory beside the program's own"]
+    parts += [f"{scaled(plan.memory.peak, 'B')} of memory beside the program's own{each(plan)}"]
+    parts += [f"{scaled(plan.traffic.total, 'B')} sent a step by each ({plan.sharing.name})"] * (plan.sharing.devices > 1)
     return "; ".join([*parts, f"up to {scaled(plan.disk, 'B')} of disk for checkpoints"])
+
+
+def each(plan: Plan) -> str:
+    """What to say behind a number that holds for each of several devices."""
+    return f", on each of {plan.sharing.devices} devices" if plan.sharing.devices > 1 else ""
 
 
 def disk_needed(plan: Plan, settings: TrainSettings) -> int:

@@ -1,4 +1,7 @@
-"""`plan=true`: a few steps of the run, measured and forgotten, and what they say about all of it."""
+"""`plan=true`: a few steps of the run, measured and forgotten, and what they say about all of it.
+
+Of several devices, one is measured, in this process, with its share of the batches; nothing is sent to others.
+"""
 
 from __future__ import annotations
 
@@ -142,7 +145,7 @@ def _trainer(settings: TrainSettings, clock: TimedSteps) -> L.Trainer:
     trainer = settings.trainer
     return L.Trainer(
         accelerator=trainer.accelerator,
-        devices=trainer.devices,
+        devices=1,
         precision=trainer.precision,  # type: ignore[arg-type]
         max_epochs=MOST_STEPS + 1,  # each has a step at least
         accumulate_grad_batches=trainer.accumulate_grad_batches,
@@ -178,18 +181,30 @@ def _sample_seconds(module: GPTLitModule, tokenizer: Tokenizer, settings: TrainS
 
 
 def _costs(whole: Plan, measured: Measured, settings: TrainSettings, limit: int | None) -> list[str]:
-    rate = whole.token_flops * whole.tokens / whole.steps / measured.step
-    parts = ", ".join(f"{name} {scaled(n_bytes, 'B')}" for name, n_bytes in vars(whole.memory).items())
-    held = "" if measured.peak_bytes is None else f"; measured with it {scaled(measured.peak_bytes, 'B')}"
+    rate = whole.token_flops * whole.tokens / whole.steps / measured.step / whole.sharing.devices
+    parts = ", ".join(f"{name} {scaled(n_bytes, 'B')}" for name, n_bytes in whole.memory.parts.items())
+    alone = " on one device, unshared," if whole.sharing.devices > 1 else ""
+    held = "" if measured.peak_bytes is None else f"; measured{alone} with it {scaled(measured.peak_bytes, 'B')}"
     there = "" if limit is None else f", of {scaled(limit, 'B')}"
     run_dir = Path(settings.run_dir)
     return [
         f"tokens  {whole.tokens:,}, {whole.tokens_per_epoch:,} an epoch; those of the text {whole.repeats:.3g} times",
         f"compute {scaled(whole.flops, 'FLOP')}, {scaled(whole.token_flops, 'FLOP')} a token; measured {scaled(rate, 'FLOP/s')}",
-        f"memory  {scaled(whole.memory.peak, 'B')} at most by formula, beside the program's own{held}{there}",
+        f"memory  {scaled(whole.memory.peak, 'B')} at most by formula, beside the program's own{plan.each(whole)}{held}{there}",
         f"        ({parts})",
+        *_sent(whole),
         f"disk    {scaled(whole.disk, 'B')} at most, in checkpoints of {scaled(whole.checkpoint, 'B')}, of "
         f"{scaled(free_disk(run_dir), 'B')} that are free in {place(existing(run_dir))}",
+    ]
+
+
+def _sent(whole: Plan) -> list[str]:
+    if whole.sharing.devices == 1:
+        return []
+    traffic, kinds = whole.traffic, {"gradients": whole.traffic.gradients, "weights": whole.traffic.weights}
+    parts = ", ".join(f"{name} {scaled(n_bytes, 'B')}" for name, n_bytes in kinds.items() if n_bytes)
+    return [
+        f"sent    {scaled(traffic.total, 'B')} a step by each of {whole.sharing.devices} devices, {whole.sharing.name} ({parts})"
     ]
 
 
@@ -204,17 +219,23 @@ def _times(whole: Plan, measured: Measured, times: dict[str, float]) -> list[str
         "samples": f"{whole.epoch_ends:,} of {moment(measured.sample)}",
         "checkpoints": f"{whole.validations:,} of {moment(saves)}",
     }
+    shared = f", if {whole.sharing.devices} devices take as long as one did, and sending takes no time"
     rows = [f"        {duration(times[name]):>12} {times[name] / total:4.0%}  {name}: {told}" for name, told in each.items()]
-    return [f"time    about {duration(total)} from the first step to the last, at {speed:,.0f} tokens/s while training", *rows]
+    return [
+        f"time    about {duration(total)} from the first step to the last, at {speed:,.0f} tokens/s while training"
+        f"{shared if whole.sharing.devices > 1 else ''}",
+        *rows,
+    ]
 
 
 def _out_of_time(settings: TrainSettings, seconds: float) -> str | None:
     limit = FinishAtLimit(max_steps=-1, max_time=settings.trainer.max_time).max_seconds
     if seconds <= limit:
         return None
+    length = "max_epochs" if settings.trainer.max_tokens is None else "max_tokens"
     return (
         f"trainer.max_time={settings.trainer.max_time}: the run would take about {duration(seconds)}, so it ends before its last "
-        "step. Allow more time, or fewer trainer.max_epochs, to which the learning rate's schedule is fitted as well."
+        f"step. Allow more time, or fewer trainer.{length}, to which the learning rate's schedule is fitted as well."
     )
 
 

@@ -12,14 +12,16 @@ from gpt_pretrain.callbacks.doctor import WarningSigns
 from gpt_pretrain.callbacks.metrics import TrainMetrics
 from gpt_pretrain.callbacks.save import SaveRun
 from gpt_pretrain.data.datamodule import TextDataModule
+from gpt_pretrain.data.mixture import MixedWindows
 from gpt_pretrain.doubts import doubts
 from gpt_pretrain.lit_module import GPTLitModule
 from gpt_pretrain.machine import device_name, memory_limit
+from gpt_pretrain.memorisation import SEARCHED
 from gpt_pretrain.model import GPTModel
 from gpt_pretrain.plan import line, make_plan
 from gpt_pretrain.record import surroundings
 from gpt_pretrain.runs import EXPORTED, checkpoint_dir, place
-from gpt_pretrain.settings import TrainSettings
+from gpt_pretrain.settings import TrainSettings, ended_by
 from gpt_pretrain.trainer import steps_per_epoch, total_steps
 from gpt_pretrain.units import duration
 from gpt_pretrain.wording import count, generate_command, perplexity, resume_command, tensorboard_command
@@ -43,15 +45,30 @@ def before(settings: TrainSettings, data: TextDataModule, model: GPTModel, *, fi
 def facts(settings: TrainSettings, data: TextDataModule, model: GPTModel) -> list[str]:
     """A line each about model, data and length."""
     config, split, trainer = model.config, data.split, settings.trainer
+    searched = settings.callbacks.samples and split.train.count > SEARCHED
     return [
         f"model   {model.num_parameters() / 1e6:.1f}M parameters: {config.n_layers} layers, {config.n_heads} heads, "
         f"emb_dim {config.emb_dim}, context {config.context_length}, vocabulary {config.vocab_size:,} "
         f"({data.tokenizer.name})",
-        f"data    {settings.data.path or settings.data.name}: {split.characters:,} characters; "
+        f"data    {settings.data.path or settings.data.name}: {split.extent}{split.extent and '; '}"
         f"{split.train.count:,} tokens in {len(data.train):,} windows to train on, "
         f"{split.val.count:,} in {len(data.val):,} to validate",
+        *(f"        {line}" for line in mixture(data)),
         f"length  {count(total_steps(data, trainer), 'optimizer step')}, {steps_per_epoch(data, trainer):,} an epoch, of "
-        f"{settings.data.batch_size * trainer.accumulate_grad_batches:,} windows each",
+        f"{settings.data.batch_size * trainer.accumulate_grad_batches * data.world_size:,} windows each"
+        + (f", on {data.world_size} devices" if data.world_size > 1 else ""),
+        *([f"samples are compared with {SEARCHED:,} of the training tokens, spread evenly"] if searched else []),
+    ]
+
+
+def mixture(data: TextDataModule) -> list[str]:
+    """A line for each source of a mixture; none for anything else."""
+    if not isinstance(data.train, MixedWindows):
+        return []
+    train = data.train
+    return [
+        f"{100 * share / len(train):.3g} % of {source.name}: each of {len(own):,} windows {share / len(own):.2g} times an epoch"
+        for source, own, share in zip(data.sources, train.sources, train.places, strict=True)
     ]
 
 
@@ -69,6 +86,8 @@ def setup(settings: TrainSettings, data: TextDataModule, module: GPTLitModule, *
             "path": settings.data.path,
             "sha256": split.text_sha256,
             "characters": split.characters,
+            "documents": split.documents,
+            "bytes": split.n_bytes,
             "train_tokens": split.train.count,
             "val_tokens": split.val.count,
             "train_windows": len(data.train),
@@ -92,7 +111,7 @@ def after(settings: TrainSettings, trainer: L.Trainer, module: GPTLitModule, run
         )
     files = "checkpoints/last.ckpt checkpoints/best.ckpt losses.png losses.pdf samples.txt metrics.csv train.log config.yaml"
     there = [name for name in [*files.split(), EXPORTED] if (run_dir / name).exists()]
-    limit = "max_steps" if trainer.global_step >= settings.trainer.max_steps > 0 else "max_epochs"
+    limit = ended_by(settings.trainer, steps=trainer.global_step, tokens=module.tokens_seen) or "max_epochs"
     told = found(trainer)
     lines = [
         "",

@@ -9,9 +9,9 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.requeue import interrupted_run
 from gpt_pretrain.runs import OUTPUTS, SWEEP_SETTINGS, find_run, find_sweep
 from gpt_pretrain.settings import literal
-from gpt_pretrain.slurm import interrupted_run
 
 LAUNCHERS = {"parallel": "joblib", "slurm": "submitit", "ray": "ray"}  # of hparams_search
 FREE_TEXT = {

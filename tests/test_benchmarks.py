@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from benchmarks import limits, loading, report, training
+from benchmarks import limits, loading, preparing, report, training
 from benchmarks.cases import Case, all_cases
 from benchmarks.measure import Measurement, StepClock, repeat
 from benchmarks.shapes import Training, gpt2_124m
@@ -50,6 +50,13 @@ def test_the_operations_of_a_step_are_those_of_its_matrices() -> None:
     attention = 12 * 4 * 256 * 768  # scores and sums over values, 2 each, for each token and layer; thrice with the backward pass
     assert shape.flops == 512 * (6 * matrices + 3 * attention)
     assert shape.product_flops == 512 * 6 * matrices
+
+
+def test_preparing_counts_the_tokens_that_tiktoken_counts() -> None:
+    ours, bare = preparing.ours(megabytes=0.2, workers=2), preparing.tiktoken(megabytes=0.2, threads=2)
+    assert ours.notes["tokens"] == bare.notes["tokens"] > 40_000
+    assert ours.seconds[0] > bare.seconds[0] > 0
+    assert ours.peak_bytes is not None and 30e6 < ours.peak_bytes < 1e9
 
 
 def test_limits_and_loading_tell_rates_and_growth() -> None:
@@ -133,3 +140,14 @@ def test_a_run_prints_a_table_and_writes_lines(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert [row["subject"] for row in rows] == list(CASES["start"].subjects)
     assert all(row["subject"] in done.stdout and row["seconds"] > 0 for row in rows)
+
+
+def test_loading_is_measured_from_shards_and_as_others_do_it() -> None:
+    shape = {"n_tokens": 100_000, "context_length": 16, "batch_size": 4, "batches": 50}
+    for measured in (
+        loading.memmap(**shape),
+        loading.shards(**shape),
+        loading.shards(**shape, documents=True),
+        loading.shards(**shape, remote=True),
+    ):
+        assert len(measured.seconds) == 40

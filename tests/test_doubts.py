@@ -43,7 +43,13 @@ def found(compose_train: Callable[..., DictConfig], tmp_path: Path) -> Callable[
 
 def planned(settings: TrainSettings) -> tuple[TextDataModule, GPTConfig, Plan]:
     tokenizer = build_tokenizer(settings.tokenizer.name)
-    data = TextDataModule(settings.data, tokenizer, context_length=settings.model.context_length, seed=settings.seed)
+    data = TextDataModule(
+        settings.data,
+        tokenizer,
+        context_length=settings.model.context_length,
+        seed=settings.seed,
+        world_size=int(settings.trainer.devices),
+    )
     data.prepare_data()
     config = GPTConfig(vocab_size=tokenizer.vocab_size, **vars(settings.model))
     return data, config, make_plan(settings, data, config)
@@ -124,6 +130,26 @@ def test_memory_and_disk_that_are_not_there(
     assert remedy in memory
     assert "the checkpoints take up to 706 kB there" in disk
     assert "and 100 kB are free" in disk
+
+
+def test_a_model_is_spread_over_devices_where_it_has_to_be_and_not_elsewhere(
+    found: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [
+        "trainer.devices=8",
+        "model.emb_dim=64",
+        "model.n_layers=16",
+        "data.batch_size=1",
+        "doubts.min_tokens_per_parameter=0",
+    ]
+    (needless,) = found(*words, "trainer.strategy=fsdp")
+    assert "trainer.strategy=fsdp: with the whole model on each of 8 devices a step needs " in needless
+    assert "trainer.strategy=ddp has room there, and sends " in needless
+    assert found(*words, "trainer.strategy=ddp") == found(*words, "trainer.strategy=fsdp", "doubts.max_ddp_memory=0") == []
+    monkeypatch.setattr(doubts, "memory_limit", lambda device: 8 * 6_000_000)  # a CPU's memory, shared by 8 processes
+    assert found(*words, "trainer.strategy=fsdp", "trainer.activation_checkpointing=true") == []
+    (tight,) = found(*words, "trainer.strategy=ddp")
+    assert "of memory, on each of 8 devices, and there are 6.0 MB; trainer=fsdp, which spreads the model over" in tight
 
 
 def test_checkpoints_that_are_there_already_need_no_more_room(

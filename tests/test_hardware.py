@@ -11,7 +11,7 @@ from conftest import ROOT, TINY_RUN, tiny_model
 
 from gpt_pretrain import hardware
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.hardware import accelerator_device, compile_model, pick_device, pick_precision
+from gpt_pretrain.hardware import accelerator_device, compile_model, pick_device, precision_for
 from gpt_pretrain.kernels import products
 
 CPU = torch.device("cpu")
@@ -21,22 +21,22 @@ CPU = torch.device("cpu")
 def test_auto_precision_on_a_cpu_goes_by_speed(monkeypatch: pytest.MonkeyPatch, share: float, expected: str) -> None:
     for module in (hardware, products):
         monkeypatch.setattr(module, "cpu_bf16_share", lambda: share)
-    assert pick_precision("auto", CPU)[0] == expected
+    assert precision_for("auto", CPU)[0] == expected
 
 
 def test_a_deterministic_run_goes_by_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "cpu_bf16_share", lambda: pytest.fail("measured"))
-    assert pick_precision("auto", CPU, deterministic=True)[0] == "32-true"
+    assert precision_for("auto", CPU, deterministic=True)[0] == "32-true"
 
 
 def test_the_speed_is_really_measured() -> None:
-    precision, reason = pick_precision("auto", CPU)
+    precision, reason = precision_for("auto", CPU)
     assert precision in ("bf16-mixed", "32-true")
     assert "of fp32's time on this CPU" in reason
 
 
 def test_a_precision_asked_for_is_taken() -> None:
-    assert pick_precision("bf16-true", CPU) == ("bf16-true", "as asked")
+    assert precision_for("bf16-true", CPU) == ("bf16-true", "as asked")
 
 
 def test_devices_that_are_not_there_are_refused() -> None:

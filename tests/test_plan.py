@@ -37,6 +37,15 @@ def test_a_plan_leaves_no_trace(script: Script, tmp_path: Path) -> None:
     assert float(total) == pytest.approx(sum(map(float, parts)), abs=0.3)
 
 
+def test_the_plan_of_several_devices_measures_one(script: Script, tmp_path: Path) -> None:
+    done = script("train.py", *TINY_RUN, "plan=true", "trainer=fsdp", "trainer.devices=2", "trainer.accelerator=cpu")
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert re.search(r"^memory .* on each of 2 devices; measured on one device, unshared, with it ", done.stdout, re.MULTILINE)
+    assert re.search(r"^sent +[\d.]+ .?B a step by each of 2 devices, FSDP \+ recomputation ", done.stdout, re.MULTILINE)
+    assert "if 2 devices take as long as one did, and sending takes no time" in done.stdout
+
+
 def test_a_run_and_its_weights_can_be_planned_on_and_stay_as_they_are(script: Script, tmp_path: Path) -> None:
     assert script("train.py", *TINY_RUN, "hydra.run.dir=outputs/a", "trainer.max_epochs=1").returncode == 0
     scratch = tmp_path / "outputs" / "a" / "checkpoints" / ".last.ckpt.01234567.tmp"

@@ -69,7 +69,7 @@ def setup(record: dict[str, Any], *, config: dict[str, str]) -> Facts:
     return facts(
         ("Started", _moment(record.get("started"))),
         ("Ended", _moment(record.get("ended"))),
-        ("Text", joined([data.get("name"), data.get("path"), _amount(data.get("characters"), "character")])),
+        ("Text", joined([data.get("name"), data.get("path"), *_text_amounts(data)])),
         ("Its SHA-256", data.get("sha256")),
         ("To train on", joined([_amount(data.get("train_tokens"), "token"), _amount(data.get("train_windows"), "window")])),
         ("To validate", joined([_amount(data.get("val_tokens"), "token"), _amount(data.get("val_windows"), "window")])),
@@ -169,11 +169,13 @@ def _commands(run: RunFiles, result: dict[str, Any]) -> list[str]:
 
 def _limit(run: RunFiles, result: dict[str, Any]) -> tuple[str, int] | None:
     """The setting that ended a complete run, and its value."""
-    steps, epochs = (run.config.get(f"trainer.{name}", "") for name in ("max_steps", "max_epochs"))
+    steps, tokens, epochs = (run.config.get(f"trainer.{name}", "") for name in ("max_steps", "max_tokens", "max_epochs"))
     if run.record.get("state") not in COMPLETE:
         return None
     if steps.isdecimal() and isinstance(done := result.get("steps"), int) and done >= int(steps) > 0:
         return "max_steps", int(steps)
+    if tokens.isdecimal():
+        return "max_tokens", int(tokens)
     return ("max_epochs", int(epochs)) if epochs.isdecimal() else None
 
 
@@ -194,6 +196,10 @@ def _about_best(loss: object, epoch: object, step: str) -> str:
     exact = f"perplexity {perplexity(loss)}" if is_number(loss) else ""
     words = [f"epoch {epoch}" if isinstance(epoch, int) else "", "" if step == "-" else f"step {step}"]
     return joined(["nats a token", exact, *words])
+
+
+def _text_amounts(data: dict[str, Any]) -> list[str | None]:
+    return [_amount(data.get(f"{unit}s"), unit) for unit in ("character", "document", "byte")]
 
 
 def _amount(number_of: object, what: str) -> str | None:

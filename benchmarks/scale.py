@@ -1,0 +1,186 @@
+"""The tables of docs/scale.md, computed from the formulas, nothing measured: python -m benchmarks.scale [--update-docs]."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from gpt_pretrain import flops, scale
+from gpt_pretrain.config import GPTConfig
+from gpt_pretrain.flops import Sharing
+from gpt_pretrain.scale import Cluster, token_size
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "scale.md"
+BEGIN, END = "<!-- written by python -m benchmarks.scale --update-docs -->", "<!-- end -->"
+MODELS = ("124m", "355m", "774m", "1558m")
+DEVICES = (1, 8, 64, 512)
+TOKENS = (10**9, 10**10, 10**11, 10**12)
+PRECISION = "bf16-mixed"
+# H100 SXM by NVIDIA's data sheet (dense bf16; 900 GB/s of NVLink are 450 each way), and 400 Gbit/s of InfiniBand for each GPU.
+H100 = Cluster(flops_per_second=989e12, utilisation=0.4, memory=80e9, link=450e9, network=50e9, gpus=8)
+CONTEXT = 1024  # tokens of a window, as GPT-2 had; conf/ has fewer, for laptops
+# 0.5 million tokens a step, as GPT-3's smaller models: Brown et al. 2020, arXiv:2005.14165, table 2.1.
+STEP_WINDOWS = 512
+MOST_WINDOWS = 16  # that a GPU takes at once; the rest of its share is accumulated
+WRITE_RATE = 1e9  # bytes/s of a file system from one device
+
+Table = list[list[str]]
+
+
+def model(name: str) -> GPTConfig:
+    """A model that conf/ has, with GPT-2's vocabulary and context, and without dropout."""
+    fields = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "model" / f"gpt2_{name}.yaml"))
+    assert isinstance(fields, dict)
+    known = {field.name for field in dataclasses.fields(GPTConfig)}
+    sizes = {str(key): value for key, value in fields.items() if key in known}
+    return GPTConfig(**(sizes | {"vocab_size": 50257, "context_length": CONTEXT, "drop_rate": 0.0}))
+
+
+def times() -> Table:
+    """Days of training."""
+    rows = [["model", "GPUs", "tokens/s", *(f"10^{len(str(tokens)) - 1} tokens" for tokens in TOKENS)]]
+    for name in MODELS:
+        second = 1 / scale.compute_seconds(model(name), H100, tokens=1)
+        for devices in DEVICES:
+            days = [tokens / (second * devices) / scale.SECONDS_A_DAY for tokens in TOKENS]
+            rows.append([name, str(devices), f"{second * devices:,.0f}", *map(_days, days)])
+    return rows
+
+
+def memory() -> Table:
+    """Bytes of each GPU with MOST_WINDOWS windows, by strategy."""
+    ways = [Sharing(), Sharing(recompute=True), Sharing(devices=8), Sharing(devices=8, recompute=True)]
+    ways += [Sharing(devices=devices, fsdp=True, recompute=recompute) for recompute in (False, True) for devices in DEVICES[1:]]
+    names = [way.name + (f", {way.devices}" if way.fsdp else "") for way in ways]
+    rows = [["model", *(name.replace("recomputation", "rec.") for name in names)]]
+    for name in MODELS:
+        peaks = [
+            flops.training_memory(model(name), batch_size=MOST_WINDOWS, precision=PRECISION, device="cuda", sharing=way).peak
+            for way in ways
+        ]
+        rows.append([name, *(f"{peak / 1e9:.1f}" + "!" * (peak > H100.memory) for peak in peaks)])
+    return rows
+
+
+def steps() -> Table:
+    """A step of STEP_WINDOWS windows: computing and sending."""
+    rows = [
+        [
+            "model",
+            "GPUs",
+            "windows each",
+            "computing",
+            "DDP sends",
+            "takes",
+            "of computing",
+            "FSDP sends",
+            "takes",
+            "of computing",
+        ]
+    ]
+    for name in MODELS:
+        config = model(name)
+        for devices in DEVICES[1:]:
+            windows = STEP_WINDOWS // devices
+            batches = -(-windows // MOST_WINDOWS)
+            seconds = scale.compute_seconds(config, H100, tokens=windows * config.context_length)
+            row = [name, str(devices), f"{windows // batches}" + f" x {batches}" * (batches > 1), _moment(seconds)]
+            for fsdp in (False, True):
+                sharing = Sharing(devices=devices, fsdp=fsdp, accumulate=batches)
+                sent = scale.step_traffic(config, precision=PRECISION, sharing=sharing).total
+                sending = scale.traffic_seconds(config, H100, precision=PRECISION, sharing=sharing)
+                row += [f"{sent / 1e9:.1f} GB", _moment(sending), f"{sending / seconds:.0%}"]
+            rows.append(row)
+    return rows
+
+
+def checkpoints() -> Table:
+    """How often to save, and what that costs, when one device writes for all."""
+    rows = [
+        [
+            "model",
+            "size",
+            "write",
+            *(f"{what}, {devices} GPUs" for devices in DEVICES[1:] for what in ("every", "an hour", "lost")),
+        ]
+    ]
+    for name in MODELS:
+        size = flops.checkpoint_bytes(model(name), precision=PRECISION)
+        seconds = size / WRITE_RATE
+        row = [name, f"{size / 1e9:.1f} GB", f"{seconds:.1f} s"]
+        for devices in DEVICES[1:]:
+            interval = scale.seconds_between_saves(devices, save_seconds=seconds)
+            row += [f"{interval / 60:.0f} min", f"{size * 3600 / interval / 1e9:.1f} GB"]
+            row += [f"{scale.lost_share(devices, save_seconds=seconds):.2%}"]
+        rows.append(row)
+    return rows
+
+
+def reading() -> Table:
+    """The text on disk, and how fast it is read."""
+    rows = [["", *(f"10^{len(str(tokens)) - 1} tokens" for tokens in TOKENS)]]
+    size = token_size(50257)
+    rows.append(["on disk", *(f"{tokens * size / 1e9:,.0f} GB" for tokens in TOKENS)])
+    for name in MODELS:
+        parameters = flops.num_parameters(model(name))
+        rows.append(
+            [
+                f"tokens a parameter, {name}",
+                *(
+                    f"{tokens / parameters:,.2g}" if tokens / parameters < 10 else f"{tokens / parameters:,.0f}"
+                    for tokens in TOKENS
+                ),
+            ]
+        )
+    rates = [["", *(f"{devices} GPU{'s' * (devices > 1)}" for devices in DEVICES)]]
+    for name in MODELS:
+        second = size / scale.compute_seconds(model(name), H100, tokens=1)
+        rates.append([f"read rate, {name}", *(f"{second * devices / 1e6:,.1f} MB/s" for devices in DEVICES)])
+    return [*rows, *rates]
+
+
+def _days(days: float) -> str:
+    if days >= 365:
+        return f"{days / 365:.1f} years"
+    return f"{days:.1f} days" if days >= 1 else f"{days * 24:.1f} h" if days * 24 >= 1 else f"{days * 1440:.2g} min"
+
+
+def _moment(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+
+
+def grid(rows: Table) -> str:
+    """A table in Markdown."""
+    head, *body = rows
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *body])
+
+
+def tables() -> str:
+    """All tables, as they stand in docs/scale.md."""
+    parts = {
+        "Time": times(),
+        "Memory of each GPU, GB": memory(),
+        "A step": steps(),
+        "Checkpoints": checkpoints(),
+        "Text": reading()[:6],
+        "Reading": reading()[6:],
+    }
+    return "\n\n".join(f"### {title}\n\n{grid(rows)}" for title, rows in parts.items())
+
+
+def main() -> None:
+    """Print the tables, or write them into the page."""
+    if "--update-docs" not in sys.argv[1:]:
+        print(tables())
+        return
+    head, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    PAGE.write_text(f"{head}{BEGIN}\n\n{tables()}\n\n{END}{tail}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
