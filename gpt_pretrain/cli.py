@@ -25,7 +25,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gpt_pretrain.distributed import is_main, launched, lost_ranks_told, rank
+from gpt_pretrain.distributed import ended_at_once, is_main, launched, lost_ranks_told, rank
 from gpt_pretrain.errors import AlreadyCompleteError, LostEndError, UserError
 from gpt_pretrain.launch import QUIET, agreed, devices_to_start, node_rank, run_ranks, started
 from gpt_pretrain.record import read_record, recorded, stopped, update_record
@@ -59,20 +59,21 @@ def run(main: Callable[[], Any], *, resumes: bool = False) -> None:
     """Run an entry script's main function on this process's command line, which may ask to resume a run."""
     told = started()
     TYPED[:] = sys.argv[1:] if told is None else told["typed"]
-    try:
-        if resumes and launched():
-            with lost_ranks_told():
-                sys.argv[1:] = agreed(_words, earlier_run=lambda: begun_run(TYPED))
-        else:
-            words = _words(resumes)
-            if node_rank():  # the first machine writes for all
-                words += QUIET if "hydra.run.dir" in map(key_of, words) else [*QUIET, "hydra.run.dir=."]
-            sys.argv[1:] = words
-        main()
-    except UserError as error:
-        sys.exit(report(error))
-    except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
+    with ended_at_once():
+        try:
+            if resumes and launched():
+                with lost_ranks_told():
+                    sys.argv[1:] = agreed(_words, earlier_run=lambda: begun_run(TYPED))
+            else:
+                words = _words(resumes)
+                if node_rank():  # the first machine writes for all
+                    words += QUIET if "hydra.run.dir" in map(key_of, words) else [*QUIET, "hydra.run.dir=."]
+                sys.argv[1:] = words
+            main()
+        except UserError as error:
+            sys.exit(report(error))
+        except KeyboardInterrupt:
+            sys.exit(EXIT_INTERRUPTED)
 
 
 def _words(resumes: bool = True) -> list[str]:

@@ -8,12 +8,16 @@ Source: torchrun's documentation for these names; srun(1) for SLURM's.
 
 from __future__ import annotations
 
+import atexit
 import math
 import os
 import secrets
+import sys
+import threading
 import time
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -89,13 +93,36 @@ def join() -> None:
     torch.distributed.init_process_group(backend, store=_store(), rank=rank(), world_size=world_size(), timeout=timeout())
 
 
-def leave() -> None:
-    """Part from the other ranks, where this one has met them; who goes on waiting for it is told."""
-    if launched():
-        import torch
+@contextmanager
+def ended_at_once() -> Iterator[None]:
+    """End a rank with what is done within, as multiprocessing ends its processes: without taking the interpreter apart.
 
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+    A thread of gloo that gives back a tensor while the interpreter is taken apart aborts the process, which destroying the
+    process group does not prevent where DDP holds on to it.
+
+    Source: pytorch/pytorch#179291 for the cause; `multiprocessing.process.BaseProcess._bootstrap` for the order.
+    """
+    if not launched():
+        yield
+        return
+    code: int | str | None = 0
+    try:
+        yield
+    except SystemExit as ended:
+        code = ended.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    finally:
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+            code = 1
+        threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are not daemons
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code or 0)
 
 
 @contextmanager

@@ -304,3 +304,40 @@ def test_a_job_of_a_sweep_may_have_several_tasks_of_slurm(start: Start, tmp_path
     assert read_record(record.parent)["state"] == "finished"
     assert ["Done: 2 epochs" in text for text in outputs] == [True, False], outputs
     assert "on 2 devices" in outputs[0]
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "said"),
+    [
+        ("pass", 0, ""),
+        ("sys.exit(130)", 130, ""),
+        ("sys.exit('no room')", 1, "no room\n"),
+        ("1 / 0", 1, "ZeroDivisionError: division by zero\n"),
+    ],
+)
+def test_a_rank_ends_without_taking_the_interpreter_apart(start: Start, tmp_path: Path, end: str, code: int, said: str) -> None:
+    """Else a thread of gloo may abort it: that happens too rarely to be shown here."""
+    script = f"""
+import atexit, sys, threading, time
+from gpt_pretrain.distributed import ended_at_once
+class Left:
+    def __del__(self):
+        print("taken apart")
+def late():
+    time.sleep(0.2)
+    print("thread")
+left = Left()
+with ended_at_once():
+    atexit.register(print, "exit function")
+    threading.Thread(target=late).start()
+    {end}
+"""
+    file = tmp_path / "rank.py"
+    file.write_text(script)
+    rank = start(script=str(file), RANK="1", WORLD_SIZE="2")
+    out, err = rank.communicate(timeout=PATIENCE_SECONDS)
+    assert (rank.returncode, out) == (code, "thread\nexit function\n")
+    assert err.endswith(said) and bool(err) == bool(said)
+    alone = start(script=str(file))
+    assert "taken apart" in alone.communicate(timeout=PATIENCE_SECONDS)[0]
+    assert alone.returncode == code
