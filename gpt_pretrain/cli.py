@@ -32,7 +32,7 @@ from gpt_pretrain.record import read_record, recorded, stopped, update_record
 from gpt_pretrain.report import reported
 from gpt_pretrain.requeue import begun_run
 from gpt_pretrain.settings import GenerateSettings, TrainSettings, literal, typed
-from gpt_pretrain.words import checked, key_of, quote, quoted, with_resume, with_sweep_resume, without_traces
+from gpt_pretrain.words import checked, in_digits, key_of, quote, quoted, with_resume, with_sweep_resume, without_traces
 
 Result = TypeVar("Result")
 
@@ -78,7 +78,8 @@ def run(main: Callable[[], Any], *, resumes: bool = False) -> None:
 
 def _words(resumes: bool = True) -> list[str]:
     """This process's command line as Hydra takes it."""
-    words = checked(with_sweep_resume(sys.argv[1:], script=Path(sys.argv[0]).stem))
+    script = Path(sys.argv[0]).stem
+    words = checked(with_sweep_resume(sys.argv[1:], script=script), script=script)
     return quoted(without_traces(with_resume(words)) if resumes else words)
 
 
@@ -129,7 +130,7 @@ def _from_words(words: list[str], kind: type, plain: str | None) -> DictConfig:
             problems.append(f"{word}: no such setting. There are {', '.join(known)}; --help tells more.")
             continue
         try:
-            config[name] = None if value == "null" else value
+            config[name] = None if value == "null" else in_digits(word).partition("=")[2]
         except OmegaConfBaseException as error:
             problems.append(f"{word}: {str(error).splitlines()[0]}")
     problems += [f"{name}= is missing; --help tells more." for name in known if OmegaConf.is_missing(config, name)]

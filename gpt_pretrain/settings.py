@@ -368,6 +368,14 @@ def literal(value: Any) -> Any:
     return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", value) if isinstance(value, str) else value
 
 
+def full_names(key: str, kind: type) -> list[str]:
+    """The settings within groups that have this last name, where it is not itself a setting, such as `trainer.max_steps`."""
+    if "." in key or "/" in key or key in get_type_hints(kind):
+        return []
+    groups = {name: hint for name, hint in get_type_hints(kind).items() if dataclasses.is_dataclass(hint)}
+    return [f"{name}.{key}" for name, hint in groups.items() if key in get_type_hints(hint)]
+
+
 def _unknown_keys(node: object, kind: type, prefix: str = "") -> list[str]:
     """The keys of nested containers that a dataclass and those within it do not have."""
     if not isinstance(node, dict):

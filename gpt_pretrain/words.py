@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from decimal import Decimal
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -11,7 +12,7 @@ from omegaconf import OmegaConf
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.requeue import interrupted_run
 from gpt_pretrain.runs import OUTPUTS, SWEEP_SETTINGS, find_run, find_sweep
-from gpt_pretrain.settings import literal
+from gpt_pretrain.settings import GenerateSettings, TrainSettings, full_names, literal
 
 LAUNCHERS = {"parallel": "joblib", "slurm": "submitit", "ray": "ray"}  # of hparams_search
 FREE_TEXT = {
@@ -26,6 +27,10 @@ FREE_TEXT = {
     "run_dir",
 } | {f"data.{name}" for name in ("path", "url", "cache_dir")}
 
+AMOUNT = re.compile(r"(?<![\w.])\d+(\.\d+)?[eE]\+?\d+(?![\w.])")  # 1e9
+MOST_DIGITS = 18
+AMOUNTS = ("_tokens", "_steps", "_bytes")  # what settings that are one end in
+
 
 def quoted(argv: list[str]) -> list[str]:
     """A command line whose texts and paths are quoted for Hydra, so that users need not know its grammar.
@@ -37,8 +42,21 @@ def quoted(argv: list[str]) -> list[str]:
         key, equals, value = word.partition("=")
         free = equals and value not in ("", "null") and not (value[0] in "'\"" and value[-1] == value[0] and len(value) > 1)
         free = free and key_of(word) in FREE_TEXT and not (sweep and not Path(value).expanduser().exists())
-        words.append(f"{key}={quote(value)}" if free else word)
+        words.append(f"{key}={quote(value)}" if free else in_digits(word))
     return words
+
+
+def in_digits(word: str) -> str:
+    """A word whose amounts of tokens, steps or bytes, where they are written as 1e9, are written out, as Hydra wants them."""
+    key, equals, value = word.partition("=")
+    if not key_of(word).endswith(AMOUNTS):
+        return word
+
+    def digits(match: re.Match[str]) -> str:
+        number = Decimal(match[0])
+        return str(int(number)) if number.adjusted() < MOST_DIGITS and number == int(number) else match[0]
+
+    return key + equals + AMOUNT.sub(digits, value)
 
 
 def is_sweep_line(argv: list[str]) -> bool:
@@ -46,12 +64,15 @@ def is_sweep_line(argv: list[str]) -> bool:
     return bool({"-m", "--multirun"} & set(argv))
 
 
-def checked(argv: list[str]) -> list[str]:
+def checked(argv: list[str], *, script: str) -> list[str]:
     """A command line, if what it asks for is there.
 
     Raises:
-        UserError: when it names a search without a sweep, or a launcher that is not installed.
+        UserError: when it names a search without a sweep, a launcher that is not installed, or a setting by its last name only.
     """
+    kind = GenerateSettings if script == "generate" else TrainSettings
+    if meant := [(word, names) for word in argv if "=" in word and (names := full_names(key_of(word), kind))]:
+        raise UserError(f"{word}: there is no such setting; {' or '.join(names)} may be meant." for word, names in meant)
     wanted = {key_of(word): word.partition("=")[2] for word in argv if "=" in word}
     search = wanted.get("hparams_search", "grid")
     if search not in ("grid", "null") and not is_sweep_line(argv) and "--cfg" not in argv:
