@@ -9,6 +9,7 @@ import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from gpt_pretrain.data.ahead import Ahead
 from gpt_pretrain.data.cache_folder import CacheFolder
 from gpt_pretrain.data.corpus import open_corpus
 from gpt_pretrain.data.datamodule import TextDataModule
+from gpt_pretrain.data.fetching import FetcherThread, StoppedError, stop_fetching
 from gpt_pretrain.data.remote import CachedFiles, RemoteFiles
 from gpt_pretrain.data.windows import BatchOrder
 from gpt_pretrain.errors import UserError
@@ -36,9 +38,16 @@ TRAIN, VAL = random_documents(1200, seed=1), random_documents(150, seed=2)
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Small blocks and short pauses, and no thread that goes on when the test is over."""
     monkeypatch.setattr(module, "FIRST_PAUSE", 0.001)
     monkeypatch.setattr(module, "BLOCK", 4096)
+    yield
+    stop_fetching()
+    deadline = time.monotonic() + 30
+    while left := [thread.name for thread in threading.enumerate() if isinstance(thread, FetcherThread)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.01)
 
 
 def patient(**changes: Any) -> RemoteSettings:
@@ -135,8 +144,7 @@ def test_what_goes_on_failing_is_told(tmp_path: Path, corpus: Path, troubled: ty
 def test_pauses_grow(tmp_path: Path, corpus: Path, troubled: type[Troubled], monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(module, "FIRST_PAUSE", 0.5)
-    own, real = threading.current_thread(), time.sleep  # threads of other tests may still be at it
-    monkeypatch.setattr(module.time, "sleep", lambda s: pauses.append(s) if threading.current_thread() is own else real(s))
+    monkeypatch.setattr(module.time, "sleep", pauses.append)
     troubled.troubles = itertools.repeat("error")
     with pytest.raises(UserError):
         RemoteFiles(f"troubled://{corpus}", patient(retries=8)).read("train-00000.bin", 0, 10)
@@ -152,7 +160,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 def test_whole_files_replace_their_blocks_where_they_fit(tmp_path: Path, corpus: Path, troubled: type[Troubled]) -> None:
     data = data_of(tmp_path, f"troubled://{corpus}")
-    rows_of(data)
+    assert all(len(batch) for batch in data.train_dataloader())
     (folder,) = tmp_path.rglob("whole")
     shards = sorted(file.name for file in corpus.glob("*.bin"))
     wait_for(lambda: sorted(file.name for file in folder.glob("*.bin")) == shards)
@@ -416,3 +424,19 @@ def test_a_corpus_over_http_needs_no_listing(tmp_path: Path, corpus: Path, expec
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_fetching_ends_with_the_training(tmp_path: Path, corpus: Path, troubled: type[Troubled]) -> None:
+    data = data_of(tmp_path, f"troubled://{corpus}", retries=1000)
+    troubled.troubles = itertools.repeat("error")
+
+    def read() -> None:
+        with suppress(StoppedError):
+            next(iter(data.train_dataloader()))
+
+    threading.Thread(target=read, daemon=True).start()
+    wait_for(lambda: troubled.reads > 20)
+    data.stop_workers()
+    wait_for(lambda: not any(isinstance(thread, FetcherThread) for thread in threading.enumerate()))
+    troubled.troubles = itertools.repeat("")
+    assert len(rows_of(data)) > 0, "who reads again begins anew"

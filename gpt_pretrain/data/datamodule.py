@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from gpt_pretrain.data.ahead import Ahead
+from gpt_pretrain.data.fetching import stop_fetching
 from gpt_pretrain.data.sources import Source, find_windows
 from gpt_pretrain.data.tokens import TokenSplit
 from gpt_pretrain.data.windows import Batch, BatchOrder, Windows
@@ -196,7 +197,8 @@ class TextDataModule(L.LightningDataModule):
         return self._resume_batch
 
     def stop_workers(self) -> None:
-        """End the loading processes, which pay no heed to signals."""
+        """End the loading processes, which pay no heed to signals, and the threads that fetch from elsewhere."""
+        stop_fetching()
         for loader in self._loaders:
             if (iterator := getattr(loader, "_iterator", None)) is not None and hasattr(iterator, "_shutdown_workers"):
                 iterator._shutdown_workers()

@@ -11,7 +11,6 @@ import hashlib
 import logging
 import math
 import os
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,7 +21,7 @@ from typing import Any, TypeVar
 import fsspec
 
 from gpt_pretrain.data.cache_folder import CacheFolder
-from gpt_pretrain.data.fetching import Fetchers, within
+from gpt_pretrain.data.fetching import Fetchers, StoppedError, pause, within
 from gpt_pretrain.data.files import LocalFiles
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.settings import RemoteSettings
@@ -100,7 +99,7 @@ class RemoteFiles:
         for tries in range(1, self.settings.retries + 2):
             try:
                 return within(self.settings.timeout, job)
-            except (FileNotFoundError, UserError):
+            except (FileNotFoundError, UserError, StoppedError):
                 raise
             except PermissionError as error:
                 raise UserError(f"{where} may not be read: {error or 'access denied'}.") from error
@@ -108,10 +107,10 @@ class RemoteFiles:
                 problem = f"{where}: {type(error).__name__}: {str(error).strip().rstrip('.') or 'no reason given'}"
                 if tries > self.settings.retries:
                     raise UserError(f"{problem}. That was the last of {tries} tries (data.remote.retries).") from error
-                pause = min(FIRST_PAUSE * 2 ** (tries - 1), LONGEST_PAUSE)
+                seconds = min(FIRST_PAUSE * 2 ** (tries - 1), LONGEST_PAUSE)
                 if tries > 1:  # once is nothing out of the ordinary
-                    log.info("%s; it is tried again in %g s", problem, pause)
-                time.sleep(pause)
+                    log.info("%s; it is tried again in %g s", problem, seconds)
+                pause(seconds)
         raise AssertionError
 
     @property
@@ -217,10 +216,10 @@ class CachedFiles:
 
     def _fetchers(self) -> Fetchers:
         """This process's own."""
-        if self._live is None or self._live[0] != os.getpid():
-            self._live = os.getpid(), Fetchers(lambda one: self._fetch(*one), threads=self.files.settings.threads)
-            if sum(self.sizes.values()) <= FITS * self.cache.most_bytes:
-                threading.Thread(target=self.fetch_whole_files, name="whole files", daemon=True).start()
+        if self._live is None or self._live[0] != os.getpid() or self._live[1].stopped.is_set():
+            beside = self.fetch_whole_files if sum(self.sizes.values()) <= FITS * self.cache.most_bytes else None
+            fetchers = Fetchers(lambda one: self._fetch(*one), threads=self.files.settings.threads, beside=beside)
+            self._live = os.getpid(), fetchers
         return self._live[1]
 
     def fetch_whole_files(self) -> None:
@@ -237,6 +236,7 @@ class CachedFiles:
                 return
 
     def _piece(self, name: str, start: int) -> bytes:
+        pause(0)  # which ends here what is not wanted any more
         return self.files.read(name, start, PIECE)
 
     def __getstate__(self) -> dict[str, object]:
