@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.measure import ROOT, Measurement, now
-from gpt_pretrain.prepare.pool import cores
+from gpt_pretrain.machine import cores
 from gpt_pretrain.tokenizer import TiktokenTokenizer, build_tokenizer
 
 UNIT = 1_000_000  # tokens that a measured time is for

@@ -40,6 +40,13 @@ def model(name: str) -> GPTConfig:
     return GPTConfig(**(sizes | {"vocab_size": 50257, "context_length": CONTEXT, "drop_rate": 0.0}))
 
 
+def share(devices: int) -> tuple[int, int]:
+    """A device's part of a step: windows that it takes at once, and how many times."""
+    windows = STEP_WINDOWS // devices
+    batches = -(-windows // MOST_WINDOWS)
+    return windows // batches, batches
+
+
 def times() -> Table:
     """Days of training."""
     rows = [["model", "GPUs", "tokens/s", *(f"10^{len(str(tokens)) - 1} tokens" for tokens in TOKENS)]]
@@ -52,14 +59,17 @@ def times() -> Table:
 
 
 def memory() -> Table:
-    """Bytes of each GPU with MOST_WINDOWS windows, by strategy."""
-    ways = [Sharing(), Sharing(recompute=True), Sharing(devices=8), Sharing(devices=8, recompute=True)]
+    """Bytes of each GPU with its share of a step of STEP_WINDOWS windows, by strategy."""
+    ways = [Sharing(devices=devices, recompute=recompute) for devices in (1, 8) for recompute in (False, True)]
     ways += [Sharing(devices=devices, fsdp=True, recompute=recompute) for recompute in (False, True) for devices in DEVICES[1:]]
+    ways = [dataclasses.replace(way, accumulate=share(way.devices)[1]) for way in ways]
     names = [way.name + (f", {way.devices}" if way.fsdp else "") for way in ways]
     rows = [["model", *(name.replace("recomputation", "rec.") for name in names)]]
     for name in MODELS:
         peaks = [
-            flops.training_memory(model(name), batch_size=MOST_WINDOWS, precision=PRECISION, device="cuda", sharing=way).peak
+            flops.training_memory(
+                model(name), batch_size=share(way.devices)[0], precision=PRECISION, device="cuda", sharing=way
+            ).peak
             for way in ways
         ]
         rows.append([name, *(f"{peak / 1e9:.1f}" + "!" * (peak > H100.memory) for peak in peaks)])
@@ -85,10 +95,9 @@ def steps() -> Table:
     for name in MODELS:
         config = model(name)
         for devices in DEVICES[1:]:
-            windows = STEP_WINDOWS // devices
-            batches = -(-windows // MOST_WINDOWS)
-            seconds = scale.compute_seconds(config, H100, tokens=windows * config.context_length)
-            row = [name, str(devices), f"{windows // batches}" + f" x {batches}" * (batches > 1), _moment(seconds)]
+            windows, batches = share(devices)
+            seconds = scale.compute_seconds(config, H100, tokens=windows * batches * config.context_length)
+            row = [name, str(devices), f"{windows}" + f" x {batches}" * (batches > 1), _moment(seconds)]
             for fsdp in (False, True):
                 sharing = Sharing(devices=devices, fsdp=fsdp, accumulate=batches)
                 sent = scale.step_traffic(config, precision=PRECISION, sharing=sharing).total

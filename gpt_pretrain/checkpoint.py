@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.formats.files import add_checksum, has_checksum, read_torch_file
+from gpt_pretrain.formats.files import add_checksum, flush_folder, has_checksum, read_torch_file
 from gpt_pretrain.formats.sharded import assembled
 
 Result = TypeVar("Result")
@@ -141,11 +141,7 @@ def _save(content: dict[str, Any], path: Path) -> None:
 
 def _put_in_place(scratch: Path, target: Path) -> None:
     os.replace(scratch, target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the name as well
-    finally:
-        os.close(folder)
+    flush_folder(target.parent)
 
 
 def _beside(target: Path) -> Path:

@@ -12,10 +12,10 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -84,7 +84,7 @@ def _words(resumes: bool = True) -> list[str]:
 
 
 def run_command(job: Callable[[Any], None], kind: type, *, usage: str, plain: str | None = None) -> None:
-    """Run a command whose words are `setting=value` or `--setting=value`, without Hydra; `--setting` alone means true.
+    """Run a command whose words are `setting=value`, `--setting=value` or `--setting value`, without Hydra; flags need no value.
 
     Args:
         kind: the dataclass of its settings.
@@ -95,7 +95,7 @@ def run_command(job: Callable[[Any], None], kind: type, *, usage: str, plain: st
     if {"-h", "--help"} & set(words):
         print(usage.strip())
         return
-    words = [_without_dashes(word) for word in words]
+    words = _without_dashes(words, flags={name for name, hint in get_type_hints(kind).items() if hint is bool})
     try:
         job(typed(_from_words(words, kind, plain), kind))
     except UserError as error:
@@ -104,12 +104,19 @@ def run_command(job: Callable[[Any], None], kind: type, *, usage: str, plain: st
         sys.exit(EXIT_INTERRUPTED)
 
 
-def _without_dashes(word: str) -> str:
-    """A setting as other programs have it, `--name=value` or `--name`, as `name=value`."""
-    if not word.startswith("--"):
-        return word
-    name, equals, value = word[2:].partition("=")
-    return f"{name}={value if equals else 'true'}"
+def _without_dashes(words: list[str], *, flags: Set[str]) -> list[str]:
+    """Settings as other programs have them, `--name=value`, `--name value` or, for flags, `--name`, as `name=value`."""
+    kept: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        name, equals, _ = word.removeprefix("--").partition("=")
+        if not word.startswith("--"):
+            kept.append(word)
+        elif equals:
+            kept.append(word[2:])
+        else:
+            kept.append(f"{name}={'true' if name in flags else next(rest, '')}")
+    return kept
 
 
 def _from_words(words: list[str], kind: type, plain: str | None) -> DictConfig:

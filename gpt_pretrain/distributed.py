@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed import Store
 
+OF_RANKS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 TIMEOUT = "GPT_PRETRAIN_TIMEOUT"  # seconds that a rank waits for the others: to start, and at any step for the slowest
+JOB = "GPT_PRETRAIN_JOB"  # a word that all starts of one job of torchrun have, and no other job
 TIMEOUT_SECONDS = 1800.0  # where that is not set: longer than a validation or a checkpoint takes
 POLL_SECONDS = 0.02
 
@@ -85,10 +87,14 @@ def join() -> None:
         return
     if _in_srun() and "RANK" not in os.environ:
         os.environ.update(_from_slurm())
+    if missing := [name for name in OF_RANKS if name not in os.environ]:
+        raise UserError(
+            f"WORLD_SIZE={world_size()}: this process is to be one of several, but {', '.join(missing)} must be set as well, as "
+            "torchrun does it. Unset WORLD_SIZE to train alone."
+        )
     backend = "gloo"
-    if torch.cuda.is_available() and torch.distributed.is_nccl_available():
-        if (local := int(os.environ["LOCAL_RANK"])) < torch.cuda.device_count():  # more ranks may train on the CPU
-            torch.cuda.set_device(local)
+    if torch.distributed.is_nccl_available() and torch.cuda.device_count() >= local_world_size():  # more ranks train on the CPU
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
     torch.distributed.init_process_group(backend, store=_store(), rank=rank(), world_size=world_size(), timeout=timeout())
 
@@ -204,6 +210,7 @@ def _store() -> Store:
         return store
     start = _agreed_start(store)
     os.environ["TORCHELASTIC_RESTART_COUNT"] = str(start - 1)
+    os.environ[JOB] = _job(store, first=start == 1)
     return PrefixStore(f"start-{start}", store)
 
 
@@ -235,6 +242,13 @@ def _agreed_start(store: Store) -> int:
                 answered.add(word)
         time.sleep(POLL_SECONDS)
     return start
+
+
+def _job(store: Store, *, first: bool) -> str:
+    """The word that rank 0 has given torchrun's job at its first start, while the store lasts that belongs to it alone."""
+    if rank() == 0 and first:
+        store.set("job", secrets.token_hex(8))
+    return str(store.get("job").decode())
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from typing import Any
 
 from gpt_pretrain import distributed
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.machine import cores
 from gpt_pretrain.record import RUNNING, read_record, update_record
 from gpt_pretrain.runs import OUTPUTS
 from gpt_pretrain.words import key_of, quote
@@ -54,13 +55,16 @@ def run_ranks(script: Path, words: Sequence[str], *, devices: int, run_dir: Path
         "LOCAL_WORLD_SIZE": str(devices),
         "WORLD_SIZE": str(devices * started["num_nodes"]),
         "GROUP_RANK": str(node),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices))),
-        STARTED: json.dumps(started),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // devices))),
+        STARTED: json.dumps(started | {"by": os.getpid()}),
     }
     command = [sys.executable, str(script), *words, f"hydra.run.dir={quote(str(run_dir))}", "hydra.output_subdir=null"]
     ranks: list[subprocess.Popen[bytes]] = []
 
+    forwarded: set[int] = set()
+
     def forward(signum: int, _: FrameType | None) -> None:
+        forwarded.add(signum)
         for process in ranks:
             process.send_signal(signum)
 
@@ -70,16 +74,25 @@ def run_ranks(script: Path, words: Sequence[str], *, devices: int, run_dir: Path
             own = {"LOCAL_RANK": str(local), "RANK": str(node * devices + local)}
             # Apart from the terminal, whose Ctrl-C comes by way of this process, once for each.
             ranks.append(subprocess.Popen(command, env=environment | own, start_new_session=True))
-        code = _wait(ranks)
+        code, what = _wait(ranks)
     finally:
         for process in ranks:
             process.kill()
         for signum, handler in before.items():
             signal.signal(signum, handler)
-    if code and node == 0 and read_record(run_dir).get("state") == RUNNING:
-        update_record(run_dir, state="failed", error=f"a process of it ended with exit code {code}")
+    if code and node == 0:
+        _note_failure(run_dir, what, interrupted=code - 128 in forwarded)
     if code:
         sys.exit(code)
+
+
+def _note_failure(run_dir: Path, what: str, *, interrupted: bool) -> None:
+    """Have the run's record tell which process failed, where the first one has not come to that or can only tell of its loss."""
+    record = read_record(run_dir)
+    if record.get("state") == RUNNING:
+        update_record(run_dir, state="interrupted" if interrupted else "failed", error=None if interrupted else what)
+    elif record.get("error") and not what.startswith("process 0"):
+        update_record(run_dir, error=f"{what}: {record['error']}")
 
 
 def devices_to_start(devices: int | str, *, accelerator: str, num_nodes: int) -> int:
@@ -114,21 +127,27 @@ def check_machines(num_nodes: int) -> None:
         )
 
 
-def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
-    """Wait for all processes, and no longer than GRACE_SECONDS after one has failed; the first failure's exit code."""
-    failed, deadline = 0, float("inf")
+def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> tuple[int, str]:
+    """Wait for all processes, and no longer than GRACE_SECONDS after one has failed.
+
+    Returns:
+        The first failure's exit code, and what failed, in words; 0 where nothing did.
+    """
+    failed, what, deadline = 0, "", float("inf")
     while time.monotonic() < deadline:
         codes = [process.poll() for process in ranks]
         if not failed and (bad := [(code, number) for number, code in enumerate(codes) if code]):
             code, number = bad[0]
             failed = code if code > 0 else 128 - code
+            how = f"ended with exit code {code}" if code > 0 else f"was ended by {signal.Signals(-code).name}"
+            what = f"process {number} of {len(ranks)} {how}"
             if code < 0:  # which cannot say so itself
-                print(f"error: process {number} of {len(ranks)} was ended by {signal.Signals(-code).name}.", file=sys.stderr)
+                print(f"error: {what}.", file=sys.stderr)
             deadline = time.monotonic() + (TOLD_SECONDS if failed == 2 else GRACE_SECONDS)
         if None not in codes:
             break
         time.sleep(POLL_SECONDS)
-    return failed
+    return failed, what
 
 
 def node_rank() -> int:
@@ -150,14 +169,16 @@ def started() -> dict[str, Any] | None:
     return found
 
 
-def end_with_parent() -> None:
-    """Have the system stop this process when the one that started it is killed.
+def end_with_parent(parent: int) -> None:
+    """Have the system stop this process when the one that started it is killed; at once, where that has happened.
 
     Source: prctl(2), PR_SET_PDEATHSIG.
     """
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+        if os.getppid() != parent:
+            sys.exit(128 + signal.SIGTERM)
 
 
 def agreed(make_words: Callable[[], list[str]], *, earlier_run: Callable[[], Path | None]) -> list[str]:
@@ -171,10 +192,10 @@ def agreed(make_words: Callable[[], list[str]], *, earlier_run: Callable[[], Pat
         UserError: when rank 0 finds something wrong with it.
         SystemExit: in the other ranks then, which say nothing.
     """
-    if started() is not None:
-        end_with_parent()
+    if (told := started()) is not None:
+        end_with_parent(told["by"])
     distributed.join()
-    if started() is not None:  # the words are made already
+    if told is not None:  # the words are made already
         words = distributed.first(sys.argv[1:])
     else:
         words, problems = _words_of_main(make_words, earlier_run)

@@ -16,6 +16,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
@@ -56,6 +57,12 @@ def next_token_loss(
     """
     hidden = model.hidden_states(token_ids, positions=positions)
     return linear_cross_entropy(hidden.flatten(0, 1), model.head_weight, target_ids.flatten(), compiled=compiled)
+
+
+def renumbered(batches: Sequence[Sequence[int]], *, before: int, now: int) -> list[list[int]]:
+    """The batches, each by epoch and number, that have windows of these where another number of windows is taken at once."""
+    first_and_last = ((epoch, batch * before // now, ((batch + 1) * before - 1) // now) for epoch, batch in batches)
+    return [[epoch, number] for epoch, first, last in first_and_last for number in range(first, last + 1)]
 
 
 class GPTLitModule(L.LightningModule):
@@ -112,6 +119,11 @@ class GPTLitModule(L.LightningModule):
         self.grad_norm_value: float | None = None
 
     @property
+    def _wide(self) -> torch.dtype:
+        """What sums of many losses are kept in: float64, which Apple's GPUs do not have."""
+        return torch.float32 if self.device.type == "mps" else torch.float64
+
+    @property
     def step(self) -> int:
         """The number of the last optimizer step done, the first being 0; -1 before it."""
         return self.trainer.global_step - 1
@@ -156,12 +168,15 @@ class GPTLitModule(L.LightningModule):
         log.warning("%s It is left out.", error)
         return self._no_loss()
 
-    def whole_model(self) -> GPTModel:
-        """The model, or, where it is spread over devices, one with all of its weights; every rank has to ask."""
+    def whole_model(self) -> GPTModel | None:
+        """The model, on the first rank alone; where it is spread over devices, a whole one, and every rank has to ask."""
         if self.device_mesh is None:
-            return self.model
+            return self.model if distributed.is_main() else None
+        weights = whole_weights(self.model)
+        if not distributed.is_main():
+            return None
         model = empty_model(self.model.config)
-        model.load_state_dict(whole_weights(self.model), assign=True)
+        model.load_state_dict(weights, assign=True)
         return model
 
     def _count(self, loss: Tensor | None, batch: Batch) -> None:
@@ -175,9 +190,9 @@ class GPTLitModule(L.LightningModule):
         if not bool((batch[1] != IGNORED).any()):
             tokens = 0
         weighted = (
-            torch.zeros((), device=self.device, dtype=torch.float64)
+            torch.zeros((), device=self.device, dtype=self._wide)
             if loss is None or not tokens
-            else loss.detach().double() * tokens
+            else loss.detach().to(self._wide) * tokens
         )
         nats, tokens = distributed.total(torch.stack([weighted, weighted.new_tensor(tokens)])).tolist()
         self.tokens_seen += int(tokens)
@@ -189,7 +204,8 @@ class GPTLitModule(L.LightningModule):
         """What a batch that is left out gives Lightning: nothing, or, where ranks wait for each other, a loss without effect."""
         if not distributed.launched():
             return None
-        if self.device_mesh is not None:
+        if isinstance(self.model, FSDPModule):
+            self.model.reshard()  # else the embeddings, gathered for this batch, would outlive the step that changes them
             return torch.zeros((), device=self.device, requires_grad=True)
         return torch.stack([parameter.sum() for parameter in self.model.parameters()]).sum() * 0.0
 
@@ -199,13 +215,13 @@ class GPTLitModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self._val_start = time.perf_counter()
-        self._val_sums = torch.zeros(3, dtype=torch.float64)  # nats, tokens, bytes
+        self._val_sums = torch.zeros(3, dtype=self._wide)  # nats, tokens, bytes
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the sums behind the validation loss."""
         kept = batch[1] != IGNORED
-        nats, count = next_token_loss(self.model, *batch).double() * kept.sum(), kept.sum().double()
-        sums = torch.stack([nats, count, self.token_bytes[batch[1][kept]].sum().double()])
+        nats, count = next_token_loss(self.model, *batch).to(self._wide) * kept.sum(), kept.sum().to(self._wide)
+        sums = torch.stack([nats, count, self.token_bytes[batch[1][kept]].sum().to(self._wide)])
         self._val_sums = self._val_sums.to(sums.device) + sums
 
     def on_validation_epoch_end(self) -> None:
@@ -272,7 +288,10 @@ class GPTLitModule(L.LightningModule):
         """Go on counting tokens, and with what rollbacks have changed, the one just made included."""
         self.tokens_seen = int(checkpoint["tokens_seen"])
         if not self.skipped:
-            self.lr_scale, self.skipped = float(checkpoint["lr_scale"]), list(checkpoint["skipped"])
+            self.lr_scale = float(checkpoint["lr_scale"])
+            then, data = checkpoint["config"], self.trainer.datamodule  # type: ignore[attr-defined]
+            before = then["data"]["batch_size"] * then["trainer"]["devices"] * then["trainer"]["num_nodes"]
+            self.skipped = renumbered(checkpoint["skipped"], before=before, now=data.batch_windows)
 
     @torch.no_grad()
     def mean_loss(self, batches: Iterable[Batch]) -> float:
@@ -283,13 +302,15 @@ class GPTLitModule(L.LightningModule):
         """
         was_training = self.model.training
         self.model.eval()
-        sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # nats, tokens
+        sums = torch.zeros(2, dtype=self._wide, device=self.device)  # nats, tokens
         try:
             with self.trainer.precision_plugin.val_step_context():
                 for batch in batches:
                     inputs, targets, *rest = (part.to(self.device) for part in batch)
                     tokens = (targets != IGNORED).sum()
-                    sums = sums + torch.stack([next_token_loss(self.model, inputs, targets, *rest).double() * tokens, tokens])
+                    sums = sums + torch.stack(
+                        [next_token_loss(self.model, inputs, targets, *rest).to(self._wide) * tokens, tokens]
+                    )
         finally:
             self.model.train(was_training)
         nats, positions = distributed.total(sums).tolist()

@@ -8,20 +8,31 @@ import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container; "max" where there is none
 
 
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
 def device_name(device: torch.device) -> str:
     """What a device is called: a GPU by its maker's name."""
+    import torch
+
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def memory_limit(device: torch.device) -> int | None:
     """Bytes that a training may take on a device: a CPU's or a container's memory, what is free on a GPU; None: unknown."""
+    import torch
+
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     names = getattr(os, "sysconf_names", {})
@@ -39,6 +50,8 @@ def reset_peak_memory(device: torch.device) -> None:
 
     Source: proc(5), clear_refs.
     """
+    import torch
+
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with suppress(OSError):
@@ -50,6 +63,8 @@ def peak_memory(device: torch.device) -> int | None:
 
     Source: proc(5), VmHWM; getrusage(2) where there is no such file, which counts from the start of the process.
     """
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type != "cpu" or sys.platform == "win32":

@@ -146,7 +146,8 @@ def each(plan: Plan) -> str:
 
 def disk_needed(plan: Plan, settings: TrainSettings) -> int:
     """Bytes that checkpoints will take beyond what the run has there already."""
-    there = sum(file.stat().st_size for file in checkpoint_dir(Path(settings.run_dir)).glob("*.ckpt"))
+    folder = checkpoint_dir(Path(settings.run_dir))
+    there = sum(file.stat().st_size for kind in ("*.ckpt", "shards-*/*") for file in folder.glob(kind))
     return max(0, plan.disk - there)
 
 

@@ -23,11 +23,12 @@ from gpt_pretrain.formats.sources import earlier_export
 from gpt_pretrain.hardware import accelerator_device
 from gpt_pretrain.model import GPTModel
 from gpt_pretrain.pretrained import Weights, open_weights
-from gpt_pretrain.resuming import as_before, changes_problems, newest_checkpoint
+from gpt_pretrain.resuming import as_before, changes_problems, newest_checkpoint, resumable
 from gpt_pretrain.rules import train_problems
 from gpt_pretrain.runs import EXPORTED, checkpoint_dir, write_whole
 from gpt_pretrain.settings import TrainSettings, ended_by, literal, typed
-from gpt_pretrain.tokenizer import Tokenizer, build_tokenizer, fits
+from gpt_pretrain.tokenizer import CHARACTERS, Tokenizer, build_tokenizer, fits
+from gpt_pretrain.wording import count
 
 UNREADABLE = ("data.", "model.context_length", "trainer.devices", "trainer.num_nodes")  # without these no data can be read
 
@@ -44,6 +45,7 @@ class StartingPoint:
         text_sha256: of the text that it was trained on.
         weights: the weights that a new run starts from.
         architecture: of either.
+        epoch_windows: that each epoch of the run trains on.
     """
 
     resume: Path | None = None
@@ -51,6 +53,7 @@ class StartingPoint:
     text_sha256: str | None = None
     weights: Weights | None = None
     architecture: GPTConfig | None = None
+    epoch_windows: int = 0
 
 
 def prepare(config: DictConfig, *, typed_keys: Set[str]) -> tuple[TrainSettings, Tokenizer, TextDataModule, StartingPoint]:
@@ -88,6 +91,8 @@ def prepare(config: DictConfig, *, typed_keys: Set[str]) -> tuple[TrainSettings,
         if start.architecture is None and not typed_keys & {"tokenizer", "tokenizer.name", "experiment"}:
             settings.tokenizer.name = tokenizer_of(settings.data) or settings.tokenizer.name
         tokenizer = build_tokenizer(settings.tokenizer.name)
+        if settings.export and tokenizer.name.startswith(CHARACTERS):
+            problems.append("export=true: transformers has no tokenizer of single characters. Leave it out.")
         problems += _tokenizer_problems(settings, tokenizer, start)
     except UserError as error:
         problems += error.problems
@@ -105,6 +110,12 @@ def prepare(config: DictConfig, *, typed_keys: Set[str]) -> tuple[TrainSettings,
     if start.resume is not None:
         if data is not None and data.split.text_sha256 != start.text_sha256:
             changes.append("the text that data names has another content")
+        elif data is not None and start.epoch_windows % settings.data.batch_size:
+            changes.append(
+                f"an epoch had {start.epoch_windows} windows, which data.batch_size={settings.data.batch_size} does not divide"
+            )
+        elif data is not None and not changes:
+            data.epoch_windows = start.epoch_windows
         problems += changes_problems(changes, path=start.resume, force=settings.resume_force)
     if problems:
         raise UserError(problems)
@@ -130,6 +141,14 @@ def _on_these_devices(settings: TrainSettings) -> TrainSettings:
     elif trainer.devices == "auto":
         on_gpus = trainer.accelerator in ("auto", "gpu", "cuda")
         trainer.devices = max(1, torch.cuda.device_count()) if on_gpus else 1
+    if isinstance(trainer.devices, int) and trainer.devices > max(1, gpus := torch.cuda.device_count()):
+        if trainer.accelerator == "auto":
+            trainer.accelerator = "cpu"
+        elif trainer.accelerator != "cpu":
+            raise UserError(
+                f"trainer.devices={trainer.devices}: this machine has {count(gpus, 'GPU')} that can share a training. Choose as "
+                "many devices, or trainer.accelerator=cpu."
+            )
     return settings
 
 
@@ -144,8 +163,12 @@ def _start(settings: TrainSettings, typed_keys: Set[str]) -> tuple[TrainSettings
     if settings.init_from is not None:
         raise UserError("resume and init_from exclude each other: resume goes on with a run, init_from begins a new one.")
     named = Path(settings.resume).expanduser()
-    with main_first():  # who mends what a killed process has left
-        path, content = newest_checkpoint(Path(settings.run_dir), only=named if named.is_file() else None, looking=settings.plan)
+    found = None
+    if distributed.is_main():  # which also mends what a killed process has left
+        found = newest_checkpoint(Path(settings.run_dir), only=named if named.is_file() else None, looking=settings.plan)
+    path = distributed.first(None if found is None else found[0])
+    assert path is not None
+    content = resumable(path) if found is None else found[1]
     settings, changes = as_before(settings, content["config"], typed_keys)
     _check_incomplete(settings, content)
     start = StartingPoint(
@@ -153,6 +176,7 @@ def _start(settings: TrainSettings, typed_keys: Set[str]) -> tuple[TrainSettings
         step=int(content["global_step"]),
         architecture=GPTConfig.from_dict(content["architecture"]),
         text_sha256=content["text_sha256"],
+        epoch_windows=int(content["TextDataModule"]["epoch_windows"]),
     )
     return settings, start, changes
 

@@ -20,9 +20,8 @@ log = logging.getLogger(__name__)
 
 def job() -> str | None:
     """The job that this process belongs to, if any: SLURM's as scontrol names it, else torchrun's."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        name = os.environ["TORCHELASTIC_RUN_ID"]
-        return f"torchrun-{os.getppid() if name == 'none' else name}"  # the agent outlives its workers
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # which the next job may have as well
+        return f"torchrun-{os.environ[distributed.JOB]}" if distributed.JOB in os.environ else None
     if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
         return None
     if "SLURM_ARRAY_JOB_ID" in os.environ and "SLURM_ARRAY_TASK_ID" in os.environ:

@@ -13,8 +13,10 @@ from omegaconf import OmegaConf
 
 from gpt_pretrain import distributed
 from gpt_pretrain.checkpoint import copy_checkpoint, first_whole, read_checkpoint, remove_leftovers
+from gpt_pretrain.config import GPTConfig
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.formats.files import same_checksum, tables
+from gpt_pretrain.formats.sharded import Shards
 from gpt_pretrain.pretrained import open_weights
 from gpt_pretrain.runs import BEST, LAST, checkpoint_dir, find_checkpoints
 from gpt_pretrain.settings import TrainSettings, literal, typed
@@ -45,7 +47,9 @@ def newest_checkpoint(run_dir: Path, *, only: Path | None = None, looking: bool 
     looking = looking or not distributed.is_main()
     for folder in () if looking else (run_dir, checkpoint_dir(run_dir)):
         remove_leftovers(folder)
-    path, content = first_whole([only] if only is not None else find_checkpoints(str(run_dir)), _resumable)
+    path, content = first_whole(
+        [only] if only is not None else find_checkpoints(str(run_dir)), lambda path: (path, resumable(path))
+    )
     if not looking and path.name == LAST and content["callbacks"]["SaveRun"]["best_step"] == content["global_step"] - 1:
         best = path.with_name(BEST)
         if not best.is_file() or not same_checksum(path, best):  # killed between the two
@@ -53,25 +57,31 @@ def newest_checkpoint(run_dir: Path, *, only: Path | None = None, looking: bool 
     return path, content
 
 
-def _resumable(path: Path) -> tuple[Path, dict[str, Any]]:
+def resumable(path: Path) -> dict[str, Any]:
     """A checkpoint with all that resuming reads of it, whose tensors make the model that it says.
+
+    Of one in pieces these are not read, but for their checksums, by the first rank alone: there may be many ranks on a machine.
 
     Raises:
         UserError: when that is not so.
     """
-    content = read_checkpoint(path, resumable=True)
-    architecture = open_weights(path).config.to_dict()
+    content = read_checkpoint(path, resumable=True, assemble=False)
+    if "shards" in content:
+        Shards(path, content, check=distributed.is_main())
+        architecture = GPTConfig.from_dict(content["architecture"]).to_dict()
+    else:
+        architecture = open_weights(path).config.to_dict()
     try:
         int(content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
         int(content["callbacks"]["SaveRun"]["best_step"])
-        int(content["TextDataModule"]["windows"])
+        int(content["TextDataModule"]["windows"]), int(content["TextDataModule"]["epoch_windows"])
         model = content["config"]["model"]
         told = {name: model[name] for name in architecture if name != "vocab_size"}
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is no whole checkpoint: its {error} is missing or odd.") from error
     if told != {name: architecture[name] for name in told}:
         raise UserError(f"{path} is no whole checkpoint: its settings tell of another model than its tensors make.")
-    return path, content
+    return content
 
 
 def as_before(settings: TrainSettings, stored: dict[str, Any], typed_keys: Set[str]) -> tuple[TrainSettings, list[str]]:
@@ -117,7 +127,7 @@ def _same_step(
     before, data, trainer = windows(stored), merged["data"], merged["trainer"]
     free = not typed_keys & {"trainer.accumulate_grad_batches", "data.batch_size"}
     if windows(merged) != before and free and before % (ranks := trainer["devices"] * trainer["num_nodes"]) == 0:
-        size = next(size for size in range(data["batch_size"], 0, -1) if before // ranks % size == 0)
+        size = math.gcd(data["batch_size"], before // ranks)  # so that an epoch is in whole batches still
         merged["eval_iter"] = math.ceil(merged["eval_iter"] * data["batch_size"] / size)  # of the same windows
         data["batch_size"], trainer["accumulate_grad_batches"] = size, before // ranks // size
         log.info(
@@ -130,7 +140,7 @@ def _same_step(
     if now == before:
         for key in STEP:
             changes.pop(key, None)
-        return []
+        return _same_limits(merged, stored, typed_keys)
     devices = [math.prod(int(config["trainer"][name]) for name in ("devices", "num_nodes")) for config in (stored, merged)]
     if devices[0] == devices[1]:
         return []  # the settings that differ are told
@@ -138,6 +148,27 @@ def _same_step(
         f"an optimizer step took {before} windows on {devices[0]} devices, and takes {now} on {devices[1]} now "
         "(data.batch_size and trainer.accumulate_grad_batches can make up for that)"
     ]
+
+
+def _same_limits(merged: dict[str, Any], stored: dict[str, Any], typed_keys: Set[str]) -> list[str]:
+    """Have an epoch's limits, which count batches, be of as many windows as before.
+
+    Returns:
+        What makes it impossible.
+    """
+    before, now = (
+        int(config["data"]["batch_size"]) * int(config["trainer"]["devices"]) * int(config["trainer"]["num_nodes"])
+        for config in (stored, merged)
+    )
+    refused = []
+    for name in ("limit_train_batches", "limit_val_batches"):
+        limit = merged["trainer"][name]
+        if limit is None or before == now or _within(f"trainer.{name}", typed_keys):
+            continue
+        if limit * before % now:
+            refused.append(f"trainer.{name}={limit} was {limit * before} windows, and {now} are taken at once now")
+        merged["trainer"][name] = max(1, limit * before // now)
+    return refused
 
 
 def changes_problems(changes: list[str], *, path: Path, force: bool) -> list[str]:

@@ -167,7 +167,7 @@ def generate_problems(settings: GenerateSettings) -> list[str]:
 def prepare_problems(settings: PrepareSettings) -> list[str]:
     """What is wrong with the settings of a preparation; empty when all is well."""
     problems = _broken(settings, PREPARE_RULES)
-    if not settings.inputs and settings.dataset is None:
+    if not settings.inputs and settings.dataset is None and not settings.report:
         problems.append("No text is named: give files, directories or globs, or dataset=NAME; --help tells more.")
     if settings.inputs and settings.dataset is not None:
         problems.append("Files and dataset= exclude each other: prepare a corpus of each.")

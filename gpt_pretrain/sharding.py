@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from gpt_pretrain import distributed
 from gpt_pretrain.checkpoint import read_checkpoint
+from gpt_pretrain.errors import UserError
 from gpt_pretrain.formats.sharded import ELSEWHERE, FOLDER, Rows, Shards, file_name, mapped, write_rows
 from gpt_pretrain.model import GPTModel
 
@@ -35,8 +36,13 @@ def shard(model: GPTModel, mesh: DeviceMesh) -> None:
 
 
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:
-    """All weights of a sharded model, whole, on every device; every rank has to ask."""
-    return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in model.state_dict().items()}
+    """All weights of a sharded model, whole, on the first rank's device; every rank has to ask, and the others get none."""
+    weights = {}
+    for name, value in model.state_dict().items():
+        whole = value.full_tensor() if isinstance(value, DTensor) else value
+        if distributed.is_main():
+            weights[name] = whole
+    return weights
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -69,7 +75,13 @@ class ShardedStrategy(ModelParallelStrategy):
             sha256 = write_rows(path.parent / name, self.global_rank, mine)
         except OSError as error:
             problem = error
-        written = distributed.gather((str(problem or ""), sha256, {place: len(rows) for place, rows in mine.items()}))
+        written = distributed.gather(
+            (
+                "" if problem is None else problem.strerror or str(problem),
+                sha256,
+                {place: len(rows) for place, rows in mine.items()},
+            )
+        )
         if problems := [text for text, _, _ in written if text]:
             self.checkpoint_io.error = problem or OSError(problems[0])  # type: ignore[attr-defined]
         elif self.is_global_zero:
@@ -145,9 +157,14 @@ def remove_unused_shards(folder: Path) -> None:
     there = [path for path in folder.glob("shards-*") if path.is_dir()]
     if not there:
         return
-    named = {
-        read_checkpoint(path, assemble=False).get("shards", {}).get("folder") for path in folder.glob("*.ckpt") if path.is_file()
-    }
+    try:
+        named = {
+            read_checkpoint(path, assemble=False).get("shards", {}).get("folder")
+            for path in folder.glob("*.ckpt")
+            if path.is_file()
+        }
+    except UserError:  # a damaged one, which is told when a run is resumed, may need any of them
+        return
     for path in there:
         if path.name not in named:
             shutil.rmtree(path, ignore_errors=True)

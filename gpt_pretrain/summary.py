@@ -111,6 +111,8 @@ def after(settings: TrainSettings, trainer: L.Trainer, module: GPTLitModule, run
         )
     files = "checkpoints/last.ckpt checkpoints/best.ckpt losses.png losses.pdf samples.txt metrics.csv train.log config.yaml"
     there = [name for name in [*files.split(), EXPORTED] if (run_dir / name).exists()]
+    if any(checkpoint_dir(run_dir).glob("shards-*")):
+        there.append("checkpoints/shards-* (which last.ckpt and best.ckpt need beside them)")
     limit = ended_by(settings.trainer, steps=trainer.global_step, tokens=module.tokens_seen) or "max_epochs"
     told = found(trainer)
     lines = [

@@ -1,4 +1,4 @@
-"""Text to token ids and back: tiktoken's encodings, and bytes."""
+"""Text to token ids and back: tiktoken's encodings, bytes, and the characters of an alphabet."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import quote, unquote
 
 import numpy as np
 import tiktoken
@@ -19,6 +20,7 @@ from tiktoken_ext import openai_public
 from gpt_pretrain.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
+CHARACTERS = "characters:"  # what the name of a tokenizer of characters begins with; its alphabet follows, as in a URL
 
 # The hashes that tiktoken itself pins for GPT-2's two files (tiktoken_ext/openai_public.py, gpt2()).
 GPT2_SHA256 = {
@@ -111,17 +113,66 @@ class ByteTokenizer:
         return bytes([token_id]) if token_id < 256 else END_OF_TEXT.encode() if token_id == self.eos_id else b""
 
 
+class CharacterTokenizer:
+    """One token for each character of an alphabet, and one for the end of text.
+
+    Args:
+        alphabet: the characters in the order of their ids.
+
+    Raises:
+        UserError: when one is in it twice, or none is.
+    """
+
+    def __init__(self, alphabet: str) -> None:
+        self.name = CHARACTERS + quote(alphabet, safe="")
+        self._ids = {character: number for number, character in enumerate(alphabet)}
+        if len(self._ids) != len(alphabet) or not alphabet:
+            raise UserError(f"tokenizer.name={self.name}: an alphabet has each of its characters once, and one at least.")
+        self._alphabet = alphabet
+        self.vocab_size = len(alphabet) + 1
+        self.eos_id = len(alphabet)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of text; `<|endoftext|>` in it becomes eos_id.
+
+        Raises:
+            UserError: when a character is not in the alphabet.
+        """
+        ids: list[int] = []
+        for number, part in enumerate(text.split(END_OF_TEXT)):
+            ids += [self.eos_id] * (number > 0)
+            ids += self.encode_ordinary(part).tolist()
+        return ids
+
+    def encode_ordinary(self, text: str) -> np.ndarray:
+        """Token ids of text, uint32; `<|endoftext|>` in it is text like any other.
+
+        Raises:
+            UserError: when a character is not in the alphabet.
+        """
+        try:
+            return np.array([self._ids[character] for character in text], np.uint32)
+        except KeyError as error:
+            raise UserError(f"The alphabet of this model has {len(self._ids)} characters, and {error} is none.") from error
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for; none for an id beyond the vocabulary."""
+        return self._alphabet[token_id].encode() if token_id < self.eos_id else END_OF_TEXT.encode() * (token_id == self.eos_id)
+
+
 def build_tokenizer(name: str) -> Tokenizer:
     """The tokenizer of that name.
 
     Args:
-        name: "gpt2", "byte", or another of tiktoken's encodings.
+        name: "gpt2", "byte", another of tiktoken's encodings, or "characters:" and an alphabet.
 
     Raises:
         UserError: when there is no such tokenizer, or its files are out of reach.
     """
     if name == "byte":
         return ByteTokenizer()
+    if name.startswith(CHARACTERS):
+        return CharacterTokenizer(unquote(name.removeprefix(CHARACTERS)))
     if name == "gpt2":
         return TiktokenTokenizer(_gpt2_encoding())
     known = tiktoken.list_encoding_names()

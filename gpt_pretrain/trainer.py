@@ -33,7 +33,7 @@ from gpt_pretrain.tokenizer import Tokenizer
 
 def batches_per_epoch(data: TextDataModule, settings: TrainerSettings) -> int:
     """Batches of one epoch on each device."""
-    batches = math.ceil(len(data.train) // data.settings.batch_size / data.world_size)
+    batches = math.ceil(data.epoch_windows / data.batch_windows)
     return batches if settings.limit_train_batches is None else min(batches, settings.limit_train_batches)
 
 
@@ -44,9 +44,7 @@ def steps_per_epoch(data: TextDataModule, settings: TrainerSettings) -> int:
 
 def tokens_per_epoch(data: TextDataModule, settings: TrainerSettings) -> int:
     """Tokens that all devices together train on in an epoch."""
-    size = data.settings.batch_size
-    batches = min(batches_per_epoch(data, settings) * data.world_size, len(data.train) // size)
-    return batches * size * data.context_length
+    return min(batches_per_epoch(data, settings) * data.batch_windows, data.epoch_windows) * data.context_length
 
 
 def total_steps(data: TextDataModule, settings: TrainerSettings) -> int:
@@ -54,9 +52,9 @@ def total_steps(data: TextDataModule, settings: TrainerSettings) -> int:
     per_epoch = steps_per_epoch(data, settings)
     steps = settings.max_epochs * per_epoch
     if settings.max_tokens is not None:
-        batch = data.settings.batch_size * data.context_length  # tokens
         epochs, rest = divmod(settings.max_tokens, tokens_per_epoch(data, settings))
-        steps = epochs * per_epoch + math.ceil(rest / (batch * settings.accumulate_grad_batches * data.world_size))
+        step = data.batch_windows * settings.accumulate_grad_batches * data.context_length  # tokens
+        steps = epochs * per_epoch + math.ceil(rest / step)
     return steps if settings.max_steps == -1 else min(steps, settings.max_steps)
 
 

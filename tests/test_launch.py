@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, TINY_RUN
 from crash_harness import differences
 
-from gpt_pretrain import distributed, launch
+from gpt_pretrain import distributed, launch, requeue
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.record import read_record
 
@@ -192,6 +192,7 @@ def test_ranks_that_torchrun_starts_again_meet_whatever_it_has_counted_on_their_
             start(
                 script=f"-c {code}",
                 RANK=str(rank),
+                LOCAL_RANK="0",
                 TORCHELASTIC_USE_AGENT_STORE="True",
                 TORCHELASTIC_RESTART_COUNT=count,
                 **common,
@@ -341,3 +342,45 @@ with ended_at_once():
     alone = start(script=str(file))
     assert "taken apart" in alone.communicate(timeout=PATIENCE_SECONDS)[0]
     assert alone.returncode == code
+
+
+def test_what_a_rank_must_know_is_told(start: Start) -> None:
+    codes, texts = ended(start(*WORDS, WORLD_SIZE="2", RANK="0", MASTER_ADDR="127.0.0.1"))
+    assert codes == [2]
+    assert "WORLD_SIZE=2: this process is to be one of several, but LOCAL_RANK, MASTER_PORT must be set as well" in texts[0]
+
+
+def test_ranks_end_with_whoever_started_them_however_early(start: Start) -> None:
+    parent = start(*WORDS, "trainer.devices=2", "trainer.max_epochs=100000")
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while len(ranks := children.read_text().split()) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    parent.kill()
+    while any(Path(f"/proc/{rank}/cmdline").exists() and Path(f"/proc/{rank}/cmdline").read_bytes() for rank in ranks):
+        assert time.monotonic() < deadline, "a rank lives on"
+        time.sleep(0.1)
+
+
+def test_a_signal_before_the_first_step_is_no_failure(start: Start, tmp_path: Path) -> None:
+    parent = start(*WORDS, "trainer.devices=2")
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not (records := list(tmp_path.glob("outputs/*/run.json"))):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    parent.terminate()
+    assert parent.wait(PATIENCE_SECONDS) == 128 + signal.SIGTERM
+    assert read_record(records[0].parent)["state"] == "interrupted"
+
+
+def test_jobs_of_torchrun_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("RUN_ID", "my-run"), ("RESTART_COUNT", "1"), ("MAX_RESTARTS", "3")):
+        monkeypatch.setenv(f"TORCHELASTIC_{name}", value)
+    monkeypatch.setenv(distributed.JOB, "first")
+    requeue.remember(tmp_path / "run", words=["a=1"])
+    assert requeue.begun_run(["a=1"]) == tmp_path / "run"
+    assert requeue.begun_run(["a=2"]) is None
+    monkeypatch.setenv(distributed.JOB, "second")
+    assert requeue.begun_run(["a=1"]) is None, "another job, though of the same name"

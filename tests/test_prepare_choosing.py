@@ -124,7 +124,7 @@ def test_a_report_tells_lengths_compression_and_examples(tmp_path: Path, command
     lengths = [1, 2, 3, 4, 7, 8, 900, 5]
     (tmp_path / "a.txt").write_text("|".join(chr(ord("a") + place) * length for place, length in enumerate(lengths)))
     words = ("a.txt", "out=out", "tokenizer=byte", "document_separator=|", "shard_tokens=100", "workers=1", "--val_fraction=0")
-    command(*words, "--dedup=exact", "--report")
+    command(*words, "--dedup", "exact", "--report")
     first = capsys.readouterr().out
     command(*words, "--dedup=exact", "--report")
     again = capsys.readouterr().out

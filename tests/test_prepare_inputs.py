@@ -259,3 +259,18 @@ def test_without_the_extra_plain_files_are_read_and_others_say_what_is_missing(
             corpora.made(*options["inputs"], out=tmp_path / options["inputs"][0].suffix)
     with pytest.raises(UserError, match=r"package datasets, .* pip install"):
         corpora.made(dataset="some/thing", out=tmp_path / "out2")
+
+
+def test_a_column_of_bytes_is_text_where_it_is_utf_8(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    values = [text.encode() for text in DOCUMENTS[:50]] + [b"\xff"]
+    pq.write_table(pa.table({"text": pa.array(values, pa.binary())}), file)
+    made = corpora.made(file, out=tmp_path / "out", val_fraction=0)
+    assert corpora.texts(tmp_path / "out", "train") == DOCUMENTS[:50]
+    assert made["rejected"]["by_reason"] == {"not UTF-8": 1}
+
+
+def test_a_file_that_is_one_array_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([{"text": "one"}, {"text": "two"}]))
+    with pytest.raises(UserError, match="a JSON array; one object a line is wanted, with the field text"):
+        corpora.made(tmp_path / "a.json", out=tmp_path / "out", max_rejected=0.0)

@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.prepare import encoding, finishing, pieces, shards, stretches
+from gpt_pretrain.prepare import encode_stage, encoding, finishing, job, pieces, shards, stretches
 
 CODE = """
 import sys
@@ -171,7 +171,7 @@ def test_finished_pieces_and_shards_are_not_made_again(tmp_path: Path, small: No
         lambda path, _: (_ for _ in ()).throw(Killed) if path.name == "manifest.json" else path.write_text("{}"),
     )
     plan = {}
-    monkeypatch.setattr("gpt_pretrain.prepare.job._begin", lambda folder, wanted: plan.update(wanted))
+    monkeypatch.setattr("gpt_pretrain.prepare.job._begin", lambda folder, wanted, overwrite: plan.update(wanted))
     with pytest.raises(Killed):
         corpora.made(*inputs, out=tmp_path / "out", **SHORT)
     first = len(encoded), len(written)
@@ -300,3 +300,78 @@ def test_two_processes_do_not_write_the_same_corpus(tmp_path: Path) -> None:
     first.terminate()
     first.send_signal(signal.SIGCONT)
     assert first.wait() == 143
+
+
+@pytest.mark.slow
+def test_a_killed_worker_ends_the_command_which_then_goes_on(tmp_path: Path) -> None:
+    words = write_inputs(tmp_path, megabytes=10)
+    process = start(*words, *options(tmp_path / "out"))
+    while noted(tmp_path / "out") < 2 and process.poll() is None:
+        time.sleep(0.002)
+    os.kill(int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0]), signal.SIGKILL)
+    try:
+        said = process.communicate(timeout=30)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 2 and "A worker process was killed" in said
+    again = start(*words, *options(tmp_path / "out"))
+    assert again.wait(60) == 0 and "going on with what was begun" in again.communicate()[1]
+
+
+def test_files_that_are_not_of_a_corpus_are_left_alone(tmp_path: Path) -> None:
+    inputs = write_inputs(tmp_path, megabytes=0.1)
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("train-00007.bin", "rejected.jsonl"):
+        (out / name).write_text("precious")
+    with pytest.raises(UserError, match=r"holds rejected\.jsonl, train-00007\.bin, which would be lost") as caught:
+        corpora.made(*inputs, out=out)
+    assert "overwrite=true" in str(caught.value)
+    assert {(out / name).read_text() for name in ("train-00007.bin", "rejected.jsonl")} == {"precious"}
+    corpora.made(*inputs, out=out, overwrite=True)
+    (out / "manifest.json").unlink()
+    with pytest.raises(UserError, match="would be lost"):
+        corpora.made(*inputs, out=out)
+
+
+def test_a_text_within_the_corpus_s_folder_is_not_left_out_in_silence(tmp_path: Path) -> None:
+    inputs = write_inputs(tmp_path, megabytes=0.1)
+    with pytest.raises(UserError, match="which is for the corpus alone"):
+        corpora.made(*inputs, out=tmp_path)
+
+
+def test_overwriting_is_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = write_inputs(tmp_path, megabytes=0.3)
+    corpora.made(*inputs, out=tmp_path / "out")
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 10_000)
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "write_parts", fails)
+        with pytest.raises(RuntimeError):
+            corpora.made(*inputs, out=tmp_path / "out", overwrite=True)
+    monkeypatch.setattr(encode_stage, "encode", fails)
+    corpora.made(*inputs, out=tmp_path / "out", overwrite=True)
+
+
+def fails(*_: object, **__: object) -> None:
+    raise RuntimeError("the power went off")
+
+
+def test_a_wrong_field_costs_nothing(tmp_path: Path) -> None:
+    lines = tmp_path / "a.jsonl"
+    lines.write_text("".join(json.dumps({"body": f"text {n}"}) + "\n" for n in range(50)))
+    with pytest.raises(UserError, match=r"no text among body.*Name the field that has the text with text_field=") as caught:
+        corpora.made(lines, out=tmp_path / "out", max_rejected=0.001)
+    assert "max_rejected=1" not in str(caught.value)
+    assert corpora.made(lines, out=tmp_path / "out", text_field="body")["parts"]["train"]["documents"] > 0
+
+
+def test_a_complete_corpus_is_reported_without_what_it_was_made_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inputs = write_inputs(tmp_path, megabytes=0.1)
+    corpora.made(*inputs, out=tmp_path / "out")
+    for file in inputs:
+        Path(file).unlink()
+    capsys.readouterr()
+    corpora.made(out=tmp_path / "out", report=True)
+    assert "bytes of text a token" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no complete corpus to report on"):
+        corpora.made(out=tmp_path / "nothing", report=True)

@@ -173,19 +173,23 @@ def test_whole_files_replace_their_blocks_where_they_fit(tmp_path: Path, corpus:
     assert opened - before < 20, "the manifest, and a sample of both parts"
 
 
-def test_a_whole_file_of_other_content_is_not_kept(
-    tmp_path: Path, corpus: Path, troubled: type[Troubled], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_whole_file_of_other_content_is_not_kept(tmp_path: Path, corpus: Path, troubled: type[Troubled]) -> None:
     files = RemoteFiles(f"troubled://{corpus}", patient())
     checksums = {"train-00000.bin": hashlib.sha256((corpus / "train-00000.bin").read_bytes()).hexdigest()}
     cached = CachedFiles(files, key="", cache_dir=tmp_path, checksums=checksums)
+    troubled.troubles = itertools.chain(["wrong"], itertools.repeat(""))
+    cached.fetch_whole_files()
+    assert len(list(tmp_path.rglob("*.bin"))) == 1, "fetched again, and right then"
+
+
+def test_a_shard_that_is_damaged_where_it_comes_from_ends_the_reading(
+    tmp_path: Path, corpus: Path, troubled: type[Troubled]
+) -> None:
+    data = data_of(tmp_path, f"troubled://{corpus}")
     troubled.troubles = itertools.repeat("wrong")
-    cached.fetch_whole_files()
-    assert not list(tmp_path.rglob("*.bin"))
-    assert "could not be fetched as a whole" in caplog.text
-    troubled.troubles = itertools.repeat("")
-    cached.fetch_whole_files()
-    assert len(list(tmp_path.rglob("*.bin"))) == 1
+    with pytest.raises(UserError, match=r"train-00000\.bin is damaged: its checksum differs"):
+        while True:
+            rows_of(data)
 
 
 def test_a_damaged_block_in_the_cache_is_fetched_anew(tmp_path: Path, corpus: Path) -> None:

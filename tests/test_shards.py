@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import TINY_RUN
 from hypothesis import given
 from hypothesis import strategies as st
 from made_shards import BYTE, random_documents, stream, write_llmc, write_nanogpt, write_shards
@@ -26,8 +27,10 @@ from gpt_pretrain.data.shards import Joined, Shard
 from gpt_pretrain.data.tokens import TokenSplit, loss_by_frequencies
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.generations import training_tokens
+from gpt_pretrain.pretrained import load_pretrained, open_weights
 from gpt_pretrain.report import write_report
-from gpt_pretrain.tokenizer import build_tokenizer
+from gpt_pretrain.samples import read_samples
+from gpt_pretrain.tokenizer import END_OF_TEXT, build_tokenizer
 
 Train = Callable[..., float]
 GPT2 = build_tokenizer("gpt2")
@@ -163,6 +166,9 @@ def test_a_shard_that_is_shortened_meanwhile_is_reported(tmp_path: Path) -> None
 def test_an_unfinished_corpus_is_told_from_none(tmp_path: Path) -> None:
     folder = write_shards(tmp_path / "c", train=TRAIN, val=VAL)
     (folder / "manifest.json").unlink()
+    assert "Its manifest.json, without which its shards are not read, is not there: copy it as well" in refused(folder)
+    (folder / ".work").mkdir()
+    (folder / ".work" / "plan.json").write_text("{}")
     assert "The corpus is unfinished: its manifest is written last." in refused(folder)
     assert "The corpus is unfinished" in refused(folder, form="gpt_pretrain")
     (tmp_path / "d").mkdir()
@@ -196,7 +202,28 @@ def test_a_newer_manifest_is_told(tmp_path: Path) -> None:
     assert "version 2, and this program reads" in refused(tmp_path)
 
 
-def test_characters_of_nanogpt_are_refused_and_never_unpickled(tmp_path: Path) -> None:
+def test_characters_of_nanogpt_are_trained_on_and_written(train: Train, tmp_path: Path) -> None:
+    text = "First Citizen:\nBefore we proceed any further, hear me speak.\n" * 40
+    characters = sorted(set(text))
+    stoi = {character: number for number, character in enumerate(characters)}
+    ids = [stoi[character] for character in text]
+    folder = write_nanogpt(tmp_path / "char", train=ids[:2000], val=ids[2000:])
+    meta = {"vocab_size": len(characters), "itos": dict(enumerate(characters)), "stoi": stoi}
+    (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
+    words = ["data=shards", f"data.path='{folder}'", "data.stride=null", "start_context=First", "logger=none"]
+    base = [word for word in TINY_RUN if not word.startswith("tokenizer")]
+    train(*words, run_dir=tmp_path / "run", base=base)
+    model = load_pretrained(str(tmp_path / "run"))
+    assert model.config.vocab_size == len(characters) + 1, "and an end of text"
+    (sample, _) = read_samples(tmp_path / "run" / "samples.txt")
+    assert sample.text.startswith("First") and set(sample.text) <= {*characters, *END_OF_TEXT}
+    tokenizer = build_tokenizer(open_weights(str(tmp_path / "run")).tokenizer)
+    assert tokenizer.encode("Before we") == [stoi[character] for character in "Before we"]
+    with pytest.raises(UserError, match="'Q' is none"):
+        tokenizer.encode("Q")
+
+
+def test_a_pickle_file_of_nanogpt_runs_nothing(tmp_path: Path) -> None:
     folder = write_nanogpt(tmp_path, train=[1, 2, 3], val=[1, 2])
 
     class Trap:

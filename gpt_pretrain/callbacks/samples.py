@@ -18,6 +18,7 @@ from gpt_pretrain.event_files import EventFiles
 from gpt_pretrain.generation import generate_stream
 from gpt_pretrain.lit_module import GPTLitModule
 from gpt_pretrain.memorisation import longest_run
+from gpt_pretrain.model import GPTModel
 from gpt_pretrain.runs import write_whole
 from gpt_pretrain.samples import Sample, as_table, code_block, read_samples, thinned
 from gpt_pretrain.settings import GridSettings
@@ -75,12 +76,12 @@ class Samples(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         with pl_module.off_the_clock():
-            self._model = pl_module.whole_model()
-            if not distributed.is_main():
+            model = pl_module.whole_model()
+            if model is None:
                 return
-            sample = self._sample(trainer, pl_module, self.start_context, self.sampler)
-            tried = self._try_grid(trainer, pl_module)
-            del self._model
+            sample = self._sample(model, trainer, pl_module, self.start_context, self.sampler)
+            tried = self._try_grid(model, trainer, pl_module)
+            del model
         self.samples.append(sample)
         log.info("%s", "".join(char if char.isprintable() else " " for char in sample.text))
         try:
@@ -99,7 +100,7 @@ class Samples(Callback):
         if tried:
             logger.add_text("decoding grid", as_table(tried), step=sample.step)
 
-    def _try_grid(self, trainer: L.Trainer, module: GPTLitModule) -> list[Sample]:
+    def _try_grid(self, model: GPTModel, trainer: L.Trainer, module: GPTLitModule) -> list[Sample]:
         if self.grid is None:
             return []
         samples = []
@@ -108,15 +109,22 @@ class Samples(Callback):
         ):
             sampler = SamplerConfig(self.sampler.max_new_tokens, temperature, top_k, None)
             name = f"temperature {temperature:g}, top_k {'null' if top_k is None else top_k}"
-            samples.append(self._sample(trainer, module, prompt, sampler, name=name))
+            samples.append(self._sample(model, trainer, module, prompt, sampler, name=name))
         return samples
 
     def _sample(
-        self, trainer: L.Trainer, module: GPTLitModule, prompt: str, sampler: SamplerConfig, *, name: str | None = None
+        self,
+        model: GPTModel,
+        trainer: L.Trainer,
+        module: GPTLitModule,
+        prompt: str,
+        sampler: SamplerConfig,
+        *,
+        name: str | None = None,
     ) -> Sample:
         token_ids = torch.tensor([self.tokenizer.encode(prompt)], device=module.device)
         generator = torch.Generator(device=module.device).manual_seed(self.seed)
-        new = [int(column) for column in generate_stream(self._model, token_ids, sampler, generator=generator)]
+        new = [int(column) for column in generate_stream(model, token_ids, sampler, generator=generator)]
         return Sample(
             epoch=trainer.current_epoch + 1,
             step=module.step,

@@ -155,16 +155,25 @@ class SaveRun(Checkpoint):
         """
         storage = trainer.strategy.checkpoint_io
         assert isinstance(storage, SafeCheckpointIO)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        flush(trainer.loggers)  # what stands in the logs belongs to the checkpoint
+        problem = None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            flush(trainer.loggers)  # what stands in the logs belongs to the checkpoint
+        except OSError as error:
+            problem = error
+        if distributed.largest(problem is not None):  # none begins to save, which takes all
+            raise problem or OSError("another process could not begin to write")
         trainer.save_checkpoint(self.folder / LAST)
-        if storage.error is not None:
-            raise storage.error
-        if trainer.is_global_zero:
-            if better:
-                copy_checkpoint(self.folder / LAST, self.folder / BEST)
-            self._keep_periodic(trainer.global_step)
-            remove_unused_shards(self.folder)
+        try:
+            if storage.error is not None:
+                raise storage.error
+            if trainer.is_global_zero:
+                if better:
+                    copy_checkpoint(self.folder / LAST, self.folder / BEST)
+                self._keep_periodic(trainer.global_step)
+        finally:
+            if trainer.is_global_zero:
+                remove_unused_shards(self.folder)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Count the batches of the epoch as this many ranks count them."""

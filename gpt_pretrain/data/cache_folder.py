@@ -23,6 +23,10 @@ TIDY_TO = 0.9  # of the size, when something had to be given up
 LEFT_BEHIND = 3600.0  # seconds after which an unfinished file is a killed process's
 
 
+class ChecksumError(OSError):
+    """What came is not what it should be."""
+
+
 class CacheFolder:
     """Files by path; those that were read longest ago are given up when there are too many.
 
@@ -59,7 +63,7 @@ class CacheFolder:
         """Keep a file that comes in pieces, once it is whole.
 
         Raises:
-            OSError: when it comes to other bytes than it should.
+            ChecksumError: when it comes to other bytes than it should; OSError: to more or fewer.
             UserError: when the folder cannot be written.
         """
         self._make_room(n_bytes)
@@ -77,8 +81,10 @@ class CacheFolder:
                     length += len(piece)
                     if sha256 is not None:
                         digest.update(piece)
-            if length != n_bytes or sha256 not in (None, digest.hexdigest()):
-                raise OSError("what came is not what its checksum or length says")
+            if length != n_bytes:
+                raise OSError(f"{length:,} bytes came instead of {n_bytes:,}")
+            if sha256 not in (None, digest.hexdigest()):
+                raise ChecksumError("what came has another checksum than it should")
             os.replace(scratch, path)
         finally:
             scratch.unlink(missing_ok=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
+import pickle
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,8 +21,9 @@ from gpt_pretrain.data.tokens import TokenSplit, sampled
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare.corpus_folder import FORMAT as OURS
 from gpt_pretrain.prepare.corpus_folder import MANIFEST
-from gpt_pretrain.tokenizer import Tokenizer, fingerprint
+from gpt_pretrain.tokenizer import CharacterTokenizer, Tokenizer, fingerprint
 
+META = "meta.pkl"
 BEGUN = ".work/plan.json"  # which a corpus has while it is made
 FORMATS = ("gpt_pretrain", "nanogpt", "llmc")
 MOST_ZEROS = 0.4  # share of a sample; of four-byte ids read as two bytes each, half are 0
@@ -168,22 +171,51 @@ def _form_of(files: Files, names: list[str]) -> str:
 
 def _unfinished(files: Files, names: list[str]) -> str:
     """What to say about shards of this program's own without a manifest; empty where there are none."""
-    begun = any(re.match(r"\.?(train|val)-\d+\.(bin|idx)", name) for name in names)
-    if not begun and files.size(BEGUN) is None:
-        return ""
-    return " The corpus is unfinished: its manifest is written last. Start the same command that makes it again, which goes on."
+    if files.size(BEGUN) is not None:
+        return (
+            " The corpus is unfinished: its manifest is written last. Start the same command that makes it again, which goes on."
+        )
+    lost = any(re.match(r"\.?(train|val)-\d+\.(bin|idx)", name) for name in names)
+    return f" Its {MANIFEST}, without which its shards are not read, is not there: copy it as well." if lost else ""
 
 
 def _nanogpt(files: Files, names: list[str]) -> Corpus:
-    if "meta.pkl" in names:
-        raise UserError(
-            f"data.path={files.place}: meta.pkl says that these are nanoGPT's characters. Their alphabet is in a pickle file, "
-            "which could run anything, so it is not read. Train on the text itself: data=text tokenizer=byte data.path=input.txt"
-        )
     if "train.bin" not in names:
         raise UserError(f"data.path={files.place}: there is no train.bin, which nanoGPT's format has.")
     parts = [_foreign_part(files, [name], header=0) for name in ("train.bin", "val.bin") if name in names]
-    return Corpus(files, "nanogpt", parts[0], parts[1] if len(parts) == 2 else None)
+    corpus = Corpus(files, "nanogpt", parts[0], parts[1] if len(parts) == 2 else None)
+    if META not in names:
+        return corpus
+    characters = CharacterTokenizer(_alphabet(files))
+    return replace(corpus, tokenizer=characters.name, tokenizer_sha256=fingerprint(characters))
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads dicts, lists, texts and numbers, and nothing that could run anything."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def _alphabet(files: Files) -> str:
+    """The characters that nanoGPT's preparation of single characters has noted beside its tokens, in the order of their ids.
+
+    Raises:
+        UserError: when the file holds anything else.
+
+    Source: karpathy/nanoGPT, data/shakespeare_char/prepare.py.
+    """
+    try:
+        itos = _PlainUnpickler(io.BytesIO(files.read(META, 0, files.size(META) or 0))).load()["itos"]
+        alphabet = [itos[number] for number in range(len(itos))]
+        if any(not isinstance(one, str) or len(one) != 1 for one in alphabet):
+            raise ValueError("its itos is no table of characters")
+    except Exception as error:  # a damaged pickle file may bring about any
+        raise UserError(
+            f"data.path={files.place}: {META}, which should tell nanoGPT's characters, cannot be read as plain data "
+            f"({type(error).__name__}: {error}). Train on the text itself: data=text tokenizer=byte data.path=input.txt"
+        ) from error
+    return "".join(alphabet)
 
 
 def _llmc(files: Files, names: list[str]) -> Corpus:

@@ -77,12 +77,14 @@ class TextDataModule(L.LightningDataModule):
         split: both parts as tokens.
         train, val: their windows.
         sources: those of a mixture.
+        epoch_windows: windows that each epoch trains on, in whole batches of the size that the run began with.
     """
 
     split: TokenSplit
     train: Windows
     val: Windows
     sources: list[Source]
+    epoch_windows: int
 
     def __init__(
         self,
@@ -119,11 +121,17 @@ class TextDataModule(L.LightningDataModule):
                 f"{self.context_length} tokens. "
                 f"Choose data.batch_size={len(self.train)} or less, a shorter model.context_length, or more text."
             )
+        self.epoch_windows = len(self.train) // data.batch_size * data.batch_size
         self._ready = True
+
+    @property
+    def batch_windows(self) -> int:
+        """Windows that all devices together take at once."""
+        return self.settings.batch_size * self.world_size
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled batches of this rank; a last short batch is left out."""
-        order = self._order(self.train, seed=self.seed)
+        order = self._order(self.train, seed=self.seed, taken=self.epoch_windows)
         order.epoch, order.start = self._resume_epoch, self._resume_batch
         self._train_loader = self._loader(self.train, order)
         return self._train_loader
@@ -148,21 +156,27 @@ class TextDataModule(L.LightningDataModule):
         assert self.trainer is not None
         epochs, batches = self.trainer.fit_loop.epoch_progress, self.trainer.fit_loop.epoch_loop.batch_progress
         epoch, batch = epochs.current.processed, batches.current.processed  # type: ignore[attr-defined]
-        windows = batch * self.settings.batch_size * self.world_size
+        state = {"epoch": epoch, "windows": batch * self.batch_windows, "epoch_windows": self.epoch_windows}
         if epoch < epochs.current.ready:  # in the middle of an epoch
-            return {"epoch": epoch, "windows": windows}
+            return state
         if batch < self.trainer.num_training_batches:  # a limit has ended the epoch early, and Lightning counts it as done
-            return {"epoch": epoch - 1, "windows": windows}
-        return {"epoch": epoch, "windows": 0}
+            return state | {"epoch": epoch - 1}
+        return state | {"windows": 0}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken, perhaps by another number of ranks."""
         self._resume_epoch = int(state_dict["epoch"])
-        self._resume_batch = int(state_dict["windows"]) // (self.settings.batch_size * self.world_size)
+        self._resume_batch = int(state_dict["windows"]) // self.batch_windows
 
-    def _order(self, windows: Windows, *, seed: int | None = None) -> BatchOrder:
+    def _order(self, windows: Windows, *, seed: int | None = None, taken: int | None = None) -> BatchOrder:
         return BatchOrder(
-            len(windows), self.settings.batch_size, seed=seed, order=windows.in_order, rank=rank(), world_size=self.world_size
+            len(windows),
+            self.settings.batch_size,
+            seed=seed,
+            taken=taken,
+            order=windows.in_order,
+            rank=rank(),
+            world_size=self.world_size,
         )
 
     def _loader(self, windows: Windows, order: BatchOrder) -> TimedLoader:

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,7 +21,7 @@ from typing import Any, TypeVar
 
 import fsspec
 
-from gpt_pretrain.data.cache_folder import CacheFolder
+from gpt_pretrain.data.cache_folder import CacheFolder, ChecksumError
 from gpt_pretrain.data.fetching import Fetchers, StoppedError, pause, within
 from gpt_pretrain.data.files import LocalFiles
 from gpt_pretrain.errors import UserError
@@ -161,6 +162,7 @@ class CachedFiles:
         self.whole = LocalFiles(self.folder / "whole")
         self._live: tuple[int, Fetchers] | None = None  # the process, and what fetches for it
         self._full = False
+        self._damaged: str | None = None  # what is to be said of a file that is
         self._touched: dict[str, float] = {}  # whole files, and when
 
     def names(self) -> list[str]:
@@ -170,6 +172,8 @@ class CachedFiles:
         return self.sizes.get(name)
 
     def read(self, name: str, start: int, count: int) -> bytes:
+        if self._damaged is not None:
+            raise UserError(self._damaged)
         with suppress(OSError):  # it is not there, or not any more
             return self.whole.read_file(name, start, count)
         end = min(start + count, self.sizes[name])
@@ -229,11 +233,23 @@ class CachedFiles:
             try:
                 with self.cache.only_one(path) as mine:
                     if mine and not path.exists():
-                        pieces = map(partial(self._piece, name), range(0, size, PIECE))
-                        self.cache.write_pieces(path, pieces, sha256=self.checksums.get(name), n_bytes=size)
+                        self._fetch_whole(name, size, path)
             except (OSError, UserError) as error:
                 log.warning("%s/%s could not be fetched as a whole (%s); from here on blocks are.", self.place, name, error)
                 return
+
+    def _fetch_whole(self, name: str, size: int, path: Path) -> None:
+        """Fetch a file; where it comes damaged twice, it is so, and nothing more is read."""
+        for again in (True, False):
+            try:
+                pieces = map(partial(self._piece, name), range(0, size, PIECE))
+                self.cache.write_pieces(path, pieces, sha256=self.checksums.get(name), n_bytes=size)
+                return
+            except ChecksumError:
+                shutil.rmtree(self.folder / name, ignore_errors=True)  # its blocks
+                if not again:
+                    self._damaged = f"data.path={self.place}: {name} is damaged: its checksum differs. Copy it there anew."
+                    return
 
     def _piece(self, name: str, start: int) -> bytes:
         pause(0)  # which ends here what is not wanted any more

@@ -196,7 +196,7 @@ def _too_short(source: Source, context_length: int, settings: DataSettings) -> l
     train, val = source.split.train.count, source.split.val.count
     longest = min(train, val) - 1
     remedy = (
-        f"The largest model.context_length that works here is {longest}; or give more text."
+        f"The largest model.context_length that works here is {longest}; or give more text, or another data.train_ratio."
         if longest >= 1
         else "No model.context_length works here; give more text or another data.train_ratio."
     )

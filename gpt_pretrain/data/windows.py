@@ -124,6 +124,7 @@ class BatchOrder(Sampler[np.ndarray]):
         n_windows: windows to choose from.
         batch_size: windows a batch, B.
         seed: None keeps the windows in order and the last short batch, which is left out otherwise.
+        taken: how many of them an epoch takes, instead of those in whole batches.
         order: which windows stand at which places of an epoch.
         rank, world_size: which rank this is, of how many.
     """
@@ -134,11 +135,13 @@ class BatchOrder(Sampler[np.ndarray]):
         batch_size: int,
         *,
         seed: int | None = None,
+        taken: int | None = None,
         order: Order | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.n_windows = n_windows if seed is None else n_windows // batch_size * batch_size
+        whole = n_windows if seed is None else n_windows // batch_size * batch_size
+        self.n_windows = whole if taken is None else taken
         self.n_choices = n_windows
         self.batch_size = batch_size
         self.seed = seed

@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.formats.files import flush_folder
 
 ELSEWHERE = "elsewhere"  # the key of what stands in a tensor's place
 FOLDER = "shards-{:08d}-{}"  # by step, and a name of its own
@@ -46,6 +47,7 @@ def write_rows(folder: Path, rank: int, tensors: Mapping[str, Tensor]) -> str:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
+    flush_folder(folder)
     return hashlib.sha256(data).hexdigest()
 
 

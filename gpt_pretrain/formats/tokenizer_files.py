@@ -13,7 +13,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.tokenizer import END_OF_TEXT, ByteTokenizer, TiktokenTokenizer, Tokenizer
+from gpt_pretrain.tokenizer import CHARACTERS, END_OF_TEXT, ByteTokenizer, TiktokenTokenizer, Tokenizer
 
 # What both sides must encode alike: cases, contractions, numbers, spaces, line ends, scripts, an end of text.
 PROBES = [
@@ -29,6 +29,8 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, context_length: int) 
     Raises:
         UserError: when transformers would encode something differently.
     """
+    if tokenizer.name.startswith(CHARACTERS):
+        raise UserError("A model of single characters cannot be exported: transformers has no tokenizer of them.")
     vocabulary, merges = _vocabulary(tokenizer)
     theirs: Any
     if tokenizer.name in ("gpt2", "byte"):  # where nothing is merged, how GPT-2 splits words makes no difference

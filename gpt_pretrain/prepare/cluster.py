@@ -18,9 +18,10 @@ from typing import Any
 from rich.console import Console
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.machine import cores
 from gpt_pretrain.prepare.encode_stage import Encoding, encode_all
 from gpt_pretrain.prepare.pieces import read_journal
-from gpt_pretrain.prepare.pool import Workers, cores
+from gpt_pretrain.prepare.pool import Workers
 from gpt_pretrain.prepare.progress import Progress
 from gpt_pretrain.prepare.reading import Reading, read
 from gpt_pretrain.prepare.sources import Source

@@ -49,6 +49,20 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
     return plan
 
 
+def check_own(folder: Path) -> None:
+    """Make sure that a folder in which no corpus is complete or begun holds no files under the names that one would have.
+
+    Raises:
+        UserError: when it does.
+    """
+    taken = sorted(path.name for path in folder.iterdir() if OWN.fullmatch(path.name)) if folder.is_dir() else []
+    if taken:
+        raise UserError(
+            f"{folder} holds {', '.join(taken[:3])}{' and more' * (len(taken) > 3)}, which would be lost, and nothing tells what "
+            f"they are of. {BEGIN_AGAIN}."
+        )
+
+
 def check_complete(folder: Path, manifest: dict[str, Any]) -> None:
     """Make sure that all files of a finished corpus are there, in their sizes.
 

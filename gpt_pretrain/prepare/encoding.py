@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt_pretrain.prepare.items import LONGEST_RECORD, OPEN, PART, REJECTED, ROW, WHOLE, Bad, Encoded, Item
+from gpt_pretrain.prepare.items import FIELD_MISSING, LONGEST_RECORD, OPEN, PART, REJECTED, ROW, WHOLE, Bad, Encoded, Item
 from gpt_pretrain.tokenizer import Tokenizer, build_tokenizer, token_byte_lengths
 
 EXCERPT = 100  # characters of a bad record that are kept
@@ -47,7 +47,7 @@ def encode(items: list[Item], tokenizer_name: str, text_field: str) -> Encoded:
         else:
             for number, record in _records(item):
                 try:
-                    batch.add(_text(record, text_field))
+                    batch.add(_text(record, text_field, of_line=isinstance(item.content, bytes)))
                 except BadRecord as error:
                     reason, detail = error.args
                     batch.reject(Bad(item.file, number, reason, detail, _excerpt(record)))
@@ -146,13 +146,13 @@ def _records(item: Item) -> Iterator[tuple[int, Any]]:
             yield number, line
 
 
-def _text(record: Any, text_field: str) -> str:
-    """The text of a record: a line of JSON as bytes, or a value from a table.
+def _text(record: Any, text_field: str, *, of_line: bool) -> str:
+    """The text of a record: of a line of JSON, as bytes, or of a value from a table.
 
     Raises:
         BadRecord: when there is none.
     """
-    if isinstance(record, bytes):
+    if of_line:
         if len(record) > LONGEST_RECORD:  # as the reader judges those that are longer than what it holds at once
             raise BadRecord("too long", f"more than {LONGEST_RECORD:,} bytes")
         try:
@@ -161,11 +161,18 @@ def _text(record: Any, text_field: str) -> str:
             raise BadRecord("not UTF-8", f"{error.reason} at byte {error.start}") from error
         except (ValueError, RecursionError) as error:
             raise BadRecord("broken JSON", str(error)) from error
+        if isinstance(fields, list):
+            raise BadRecord("no object", f"a JSON array; one object a line is wanted, with the field {text_field}")
         if not isinstance(fields, dict):
             raise BadRecord("no object", f"a JSON {type(fields).__name__} instead of an object with the field {text_field}")
         if text_field not in fields:
-            raise BadRecord("field missing", f"no {text_field} among {', '.join(list(fields)[:10]) or 'no fields at all'}")
+            raise BadRecord(FIELD_MISSING, f"no {text_field} among {', '.join(list(fields)[:10]) or 'no fields at all'}")
         record = fields[text_field]
+    if isinstance(record, bytes):
+        try:
+            record = record.decode()
+        except UnicodeDecodeError as error:
+            raise BadRecord("not UTF-8", f"{error.reason} at byte {error.start}") from error
     if not isinstance(record, str):
         raise BadRecord("text no string", f"{type(record).__name__} instead of a string")
     return record

@@ -11,6 +11,7 @@ PART = 1 << 19  # characters of a document that are encoded at once; regular exp
 LONGEST_RECORD = 1 << 26  # bytes of a line, characters of a text in a table: more than one of them are in memory at a time
 BATCH = 1 << 20  # bytes of text that a worker gets at once
 
+FIELD_MISSING, DAMAGED_ARCHIVE = "field missing", "damaged archive"  # reasons that the user is told more about
 OPEN, WHOLE, REJECTED = 0, 1, 2  # the states of a row: the document goes on in the next row, ends here, or is left out
 ROW = np.dtype([("hash", "V16"), ("tokens", "<u8"), ("bytes", "<u8"), ("state", "u1")])  # 33 bytes a document
 

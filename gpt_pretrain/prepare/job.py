@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.machine import cores
 from gpt_pretrain.prepare import corpus_folder
 from gpt_pretrain.prepare.cluster import MOST_TASKS, EncodeTask, encode_on_cluster, grouped
 from gpt_pretrain.prepare.corpus import Corpus, find_corpus
@@ -20,7 +21,7 @@ from gpt_pretrain.prepare.encode_stage import Encoding, encode_all
 from gpt_pretrain.prepare.encoding import itemsize_of, tokenizer_of
 from gpt_pretrain.prepare.finishing import write_parts
 from gpt_pretrain.prepare.pieces import REJECTS, Counts, total_counts
-from gpt_pretrain.prepare.pool import Workers, cores
+from gpt_pretrain.prepare.pool import Workers
 from gpt_pretrain.prepare.progress import Progress
 from gpt_pretrain.prepare.rejects import collect, refusal, too_many
 from gpt_pretrain.prepare.report import print_report
@@ -55,6 +56,12 @@ def prepare(settings: PrepareSettings) -> None:
         Path(word).expanduser().is_dir() and folder.resolve() == Path(word).expanduser().resolve() for word in settings.inputs
     ):
         raise UserError(f"out={settings.out}: this folder is to be read. Choose another one for the corpus.")
+    if not settings.inputs and settings.dataset is None:  # what is there is to be reported
+        if (manifest := corpus_folder.read_manifest(folder)) is None:
+            raise UserError(f"{folder}: there is no complete corpus to report on. To make one, name files, or dataset=NAME.")
+        corpus_folder.check_complete(folder, manifest)
+        print_report(manifest, folder)
+        return
     corpus = find_corpus(settings, out=folder)
     wanted = _description(settings, corpus)
     manifest = None if settings.overwrite else corpus_folder.read_manifest(folder)
@@ -63,13 +70,16 @@ def prepare(settings: PrepareSettings) -> None:
         corpus_folder.check_complete(folder, manifest)
         shutil.rmtree(folder / WORK, ignore_errors=True)
         print(f"{folder}: this corpus is complete already.")
+        made = (folder / MANIFEST).stat().st_mtime_ns
+        if newer := [one.path for one in corpus.files if one.changed > made]:
+            more = f" and {len(newer) - 1:,} more" * (len(newer) > 1)
+            print(f"{newer[0]}{more} changed after it was made: overwrite=true makes it anew.", file=sys.stderr)
         if settings.report:
             print_report(manifest, folder)
         return
     with _disk_told(folder), stoppable() as stop, corpus_folder.locked(folder / WORK):
-        if settings.overwrite:
-            corpus_folder.clear(folder)
-        _begin(folder, wanted | {"source": corpus.stamps, "work": {"tasks": len(_groups(settings, corpus))}})
+        work = {"tasks": len(_groups(settings, corpus))}
+        _begin(folder, wanted | {"source": corpus.stamps, "work": work}, overwrite=settings.overwrite)
         manifest, counts = _make(settings, corpus, wanted, folder, stop)
         write_json(folder / MANIFEST, manifest)
         shutil.rmtree(folder / WORK, ignore_errors=True)
@@ -131,14 +141,33 @@ def _description(settings: PrepareSettings, corpus: Corpus) -> dict[str, Any]:
     return {"tokenizer": about | {"end_of_text": tokenizer.eos_id}, "source": corpus.source, "options": options}
 
 
-def _begin(folder: Path, wanted: dict[str, Any]) -> None:
-    """Note what is being made; or make sure that it is the same that was begun."""
-    plan = corpus_folder.read_plan(folder)
+def _begin(folder: Path, wanted: dict[str, Any], *, overwrite: bool) -> None:
+    """Note what is being made; or make sure that it is the same that was begun.
+
+    Args:
+        overwrite: remove what is there, unless that was done already and this is the same command once more.
+
+    Raises:
+        UserError: when the folder holds something else.
+    """
+    plan, noted = corpus_folder.read_plan(folder), wanted | {"overwrite": overwrite}
+    if overwrite and plan != noted:
+        corpus_folder.clear(folder)
+        plan = None
+    elif plan is not None and plan | {"overwrite": None} != noted | {"overwrite": None} and not _anything_encoded(folder):
+        corpus_folder.clear(folder)  # nothing of worth, such as records without the field that was named
+        plan = None
     if plan is None:
-        write_json(folder / WORK / PLAN, wanted)
+        corpus_folder.check_own(folder)
+        write_json(folder / WORK / PLAN, noted)
         return
     corpus_folder.check_same(plan, wanted, folder=folder, state="begun")
     print(f"{folder}: going on with what was begun.", file=sys.stderr)
+
+
+def _anything_encoded(folder: Path) -> bool:
+    """Whether what was begun in a folder has any tokens so far."""
+    return total_counts(sorted((folder / WORK).glob("task-*"))).tokens > 0
 
 
 @contextmanager

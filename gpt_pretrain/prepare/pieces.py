@@ -116,7 +116,7 @@ class Pieces:
             os.truncate(folder / JOURNAL, end)
         damaged = [str(piece.path) for piece in self.pieces if not piece.is_whole()]
         if damaged:
-            raise UserError(f"{damaged[0]} is damaged: it is not what was written. Begin again with overwrite=true.")
+            raise UserError(f"{damaged[0]} is damaged: it is not what was written. Remove {folder.parent} and begin again.")
         self._rejects: BinaryIO = open(folder / REJECTS, "ab")  # noqa: SIM115
         self._rejects.truncate(self.state.rejects_size)
         self._begin()

@@ -76,6 +76,8 @@ class Workers:
                 first, future, _ = waiting.popleft()
                 yield first, future.result()
         except BrokenProcessPool as error:
+            for process in multiprocessing.active_children():
+                process.kill()  # the pool waits for them, and they pay no heed to its SIGTERM
             raise UserError(
                 "A worker process was killed, most likely because memory ran out. Start the same command again with fewer "
                 "workers=; it goes on where it was."
@@ -87,11 +89,6 @@ class Workers:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=kind is None, cancel_futures=True)
-
-
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _start() -> None:

@@ -6,7 +6,7 @@ import codecs
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from gpt_pretrain.prepare.items import BATCH, Item, Place
+from gpt_pretrain.prepare.items import BATCH, DAMAGED_ARCHIVE, Item, Place
 from gpt_pretrain.prepare.sources import Source, check_unchanged
 from gpt_pretrain.prepare.streams import DamagedArchive, blocks
 from gpt_pretrain.prepare.stretches import Cursor, documents, lines
@@ -70,7 +70,7 @@ def _read_one(source: Source, reading: Reading, place: Place, behind: int) -> It
             else:
                 yield from documents(content, cursor, reading.separator)
         except DamagedArchive as error:
-            yield cursor.bad("damaged archive", str(error))
+            yield cursor.bad(DAMAGED_ARCHIVE, str(error))
 
 
 def _without_mark(content: Iterator[bytes], cursor: Cursor) -> Iterator[bytes]:

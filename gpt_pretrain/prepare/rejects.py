@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.prepare.items import FIELD_MISSING
 from gpt_pretrain.prepare.pieces import Counts
 from gpt_pretrain.wording import count
 
+MOST_LEFT_OUT = 0.5  # share of bad records up to which leaving them out is a way
 ENOUGH = 10_000  # records from which a share says something before all have been read
 NAMED = 3  # bad records that a message tells
 
@@ -37,10 +39,14 @@ def refusal(counts: Counts, file: Path, *, max_rejected: float) -> UserError:
     """
     share = counts.rejected / counts.records
     reasons = ", ".join(f"{reason}: {number:,}" for reason, number in sorted(counts.by_reason.items()))
+    remedy = "Mend them and begin again with overwrite=true"
+    if counts.by_reason.get(FIELD_MISSING, 0) > counts.rejected / 2:
+        remedy = "Name the field that has the text with text_field=, or mend them and begin again with overwrite=true"
+    if share < MOST_LEFT_OUT:
+        remedy += f", or leave them out with max_rejected={_rounded_up(share):g}: the same command then goes on where it was"
     return UserError(
         f"{counts.rejected:,} of {count(counts.records, 'record')} ({100 * share:.3g} %) cannot be used, more than "
-        f"max_rejected={max_rejected:g} allows ({reasons}). {told(file)} All are in {file}. Mend them and begin again with "
-        f"overwrite=true, or leave them out with max_rejected={_rounded_up(share):g}: the same command then goes on where it was."
+        f"max_rejected={max_rejected:g} allows ({reasons}). {told(file)} All are in {file}. {remedy}."
     )
 
 

@@ -45,7 +45,7 @@ def find_sources(words: Iterable[str], *, out: Path) -> list[Source]:
     Args:
         words: files, directories and globs. Of a directory only names with a known ending count; a file that is named itself is
             text unless its ending says otherwise.
-        out: a folder whose files are never taken.
+        out: a folder whose files are never taken, and must not be named.
 
     Raises:
         UserError: with every word that leads to no file, and every file that cannot be read.
@@ -56,7 +56,11 @@ def find_sources(words: Iterable[str], *, out: Path) -> list[Source]:
         files = _matching(word, problems)
         for path in files:
             real = os.path.realpath(path)
-            if real in found or Path(real).is_relative_to(out.resolve()):
+            if real in found:
+                continue
+            if Path(real).is_relative_to(out.resolve()):
+                if Path(word).expanduser().is_file():
+                    problems.append(f"{word} is in out={out}, which is for the corpus alone. Choose another folder for that.")
                 continue
             try:
                 with open(path, "rb"):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from gpt_pretrain.errors import UserError
 
 
 class Stop:
@@ -35,10 +38,14 @@ def stoppable() -> Iterator[Stop]:
         if stop.signal:
             sys.exit(128 + number)
         stop.signal = number
+        os.write(2, f"\n{signal.Signals(number).name}: ending once what is under way is safe. Once more ends at once.\n".encode())
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
+    except UserError:  # most likely of what the signal, which all processes may have got, has brought about
+        stop.check()
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pretrain.prepare.corpus_folder import REJECTED
+from gpt_pretrain.prepare.items import DAMAGED_ARCHIVE
 from gpt_pretrain.prepare.pieces import Counts
 from gpt_pretrain.prepare.rejects import told
 from gpt_pretrain.units import scaled
@@ -26,4 +27,6 @@ def print_summary(manifest: dict[str, Any], counts: Counts, folder: Path) -> Non
     if counts.rejected:
         file = folder / REJECTED
         print(f"Left out: {count(counts.rejected, 'record')} that cannot be used. {told(file)} All are in {file}.")
+    if damaged := counts.by_reason.get(DAMAGED_ARCHIVE):
+        print(f"{count(damaged, 'file')} could not be read to the end: what stands behind the damage is missing from the corpus.")
     print(f"The corpus is complete: {folder}")

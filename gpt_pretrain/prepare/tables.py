@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.prepare.items import BATCH, LONGEST_RECORD, Item, Place
+from gpt_pretrain.prepare.items import BATCH, DAMAGED_ARCHIVE, LONGEST_RECORD, Item, Place
 from gpt_pretrain.prepare.sources import Source
 from gpt_pretrain.prepare.streams import missing_extra
 from gpt_pretrain.prepare.stretches import Cursor
 
-MOST_ROWS = 1024  # that are read at once
+MOST_ROWS = 64  # that are read at once, of which one may be as long as all others of its group together
 SAVED = ("state.json", "dataset_dict.json")  # one of them is in a folder that save_to_disk wrote
 
 
@@ -54,7 +54,7 @@ def read_parquet(source: Source, text_field: str, place: Place, behind: int) -> 
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        yield cursor.bad("damaged archive", str(error).splitlines()[0])
+        yield cursor.bad(DAMAGED_ARCHIVE, str(error).splitlines()[0])
 
 
 def describe_dataset(name: str, config: str | None, split: str) -> tuple[dict[str, Any], dict[str, Any]]:
