@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from conftest import ROOT
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.prepare import encode_stage, encoding, finishing, job, pieces, shards, stretches
+from gpt_pretrain.prepare import encode_stage, encoding, finishing, job, pieces, progress, shards, stretches
 
 CODE = """
 import sys
@@ -375,3 +376,16 @@ def test_a_complete_corpus_is_reported_without_what_it_was_made_of(tmp_path: Pat
     assert "bytes of text a token" in capsys.readouterr().out
     with pytest.raises(UserError, match="no complete corpus to report on"):
         corpora.made(out=tmp_path / "nothing", report=True)
+
+
+def test_without_a_terminal_a_line_tells_now_and_then_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    corpora.made(*write_inputs(tmp_path, megabytes=0.1), out=tmp_path / "out")
+    assert re.search(r"^\d+%  [\d,]+ documents  [\d.]+ MB/s  [\d,]+ tokens/s$", capsys.readouterr().err, re.MULTILINE)
+
+
+def test_a_url_is_no_input(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="read from this machine only"):
+        corpora.made("s3://bucket/a.jsonl", out=tmp_path / "out")

@@ -28,6 +28,7 @@ BEGUN = ".work/plan.json"  # which a corpus has while it is made
 FORMATS = ("gpt_pretrain", "nanogpt", "llmc")
 MOST_ZEROS = 0.4  # share of a sample; of four-byte ids read as two bytes each, half are 0
 LLMC_MAGIC, LLMC_VERSION, LLMC_HEADER = 20240520, 1, 1024  # bytes; Source: karpathy/llm.c, dev/data/data_common.py
+LLMC_LLAMA3 = 20240801
 PROBE = 4096  # bytes from the middle of each shard that tell one corpus from another where no checksums do
 AT_ONCE = 16  # files looked at, which takes a while each where they are far away
 
@@ -162,6 +163,11 @@ def _form_of(files: Files, names: list[str]) -> str:
         return "llmc"
     if "train.bin" in names:
         return "nanogpt"
+    if others := [name for name in binaries if _magic(files, name) == LLMC_LLAMA3]:
+        raise UserError(
+            f"data.path={files.place}: {others[0]} is a shard of llm.c's for Llama 3, whose vocabulary no tokenizer here has. "
+            "Prepare the text with python -m gpt_pretrain.prepare."
+        )
     raise UserError(
         f"data.path={files.place}: there are no token shards.{_unfinished(files, names)} Wanted is a folder with manifest.json "
         "(python -m gpt_pretrain.prepare makes one), nanoGPT's train.bin and val.bin, or llm.c's *_train_*.bin and *_val_*.bin. "
@@ -236,6 +242,11 @@ def _llmc(files: Files, names: list[str]) -> Corpus:
 
 def _foreign_part(files: Files, names: list[str], *, header: int) -> Part:
     return Part(tuple(Shard(files, name, ((files.size(name) or 0) - header) // 2, 2, header) for name in names))
+
+
+def _magic(files: Files, name: str) -> int:
+    """The number that a file begins with."""
+    return int.from_bytes(files.read(name, 0, 4), "little")
 
 
 def _llmc_count(files: Files, name: str) -> int | None:

@@ -85,6 +85,11 @@ class RemoteFiles:
 
     def _whole(self, name: str, start: int, end: int) -> bytes:
         data: bytes = self._fs.cat_file(self._path(name), start=start, end=end)
+        if len(data) > end - start:
+            raise UserError(
+                f"{self.place}: this server sends whole files where parts are asked for (it knows no Range), so shards cannot be "
+                "read from it. Copy them, or use another server."
+            )
         if len(data) != end - start:
             raise OSError(f"{len(data):,} bytes came instead of {end - start:,}")
         return data
@@ -105,6 +110,8 @@ class RemoteFiles:
             except PermissionError as error:
                 raise UserError(f"{where} may not be read: {error or 'access denied'}.") from error
             except Exception as error:  # each of fsspec's file systems has its own kinds
+                if "Credentials" in type(error).__name__:  # botocore's
+                    raise UserError(f"{where}: {error}. Without any, of public data: +data.remote.options.anon=true") from error
                 problem = f"{where}: {type(error).__name__}: {str(error).strip().rstrip('.') or 'no reason given'}"
                 if tries > self.settings.retries:
                     raise UserError(f"{problem}. That was the last of {tries} tries (data.remote.retries).") from error

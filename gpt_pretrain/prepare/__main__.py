@@ -19,7 +19,7 @@ Usage: python -m gpt_pretrain.prepare INPUT INPUT ... out=FOLDER [setting=value 
   executor            local, slurm or ray: datatrove's executors do the encoding, a group of files in each of tasks=N tasks
                       (slurm_partition=NAME, slurm_time=20:00:00); this process waits, and writes the shards
   report              true, or --report: print lengths, compression and examples, also of a corpus that is complete
-  overwrite           true: remove what is in out and begin again
+  overwrite           true: remove the corpus that is in out and make another; interrupted, that goes on as well
 
 The same input gives the same bytes, whatever the number of workers and however often the work was interrupted: the same command
 goes on where it was.

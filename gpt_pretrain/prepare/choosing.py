@@ -1,8 +1,9 @@
 """Which documents go where: duplicates nowhere, the others to the training or the validation part, by the hash of their text.
 
-A document is for validation if its hash, as a number between 0 and 1, is below a threshold. So the same text is always on the
-same side, whatever stands before or behind it. For `val_fraction` the threshold is that fraction; for `val_tokens` it is chosen
-so that the documents with the smallest hashes have together at least that many tokens.
+A document is for validation if its hash, as a number between 0 and 1, is below a threshold. For `val_fraction` the threshold is
+that fraction, so the same text is always on the same side, whatever stands before or behind it (but for a corpus so small that
+none would be below it: then the smallest one is). For `val_tokens` it is chosen so that the documents with the smallest hashes
+have together at least that many tokens.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What can be seen while a corpus is prepared: a bar on a terminal, nothing elsewhere."""
+"""What can be seen while a corpus is prepared: a bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.progress import Progress as Bar
 
 from gpt_pretrain.prepare.pieces import Counts
 
-SECONDS_BETWEEN_UPDATES = 0.5
+SECONDS_BETWEEN_UPDATES, SECONDS_BETWEEN_LINES = 0.5, 60.0
 
 
 class Progress:
@@ -29,6 +29,7 @@ class Progress:
         self._bar: Bar | None = None
         self._task = TaskID(0)
         self._shown = 0.0
+        self._told = time.monotonic()
         self._since = (time.monotonic(), 0, 0)
 
     def encoding(self, counts: Counts) -> None:
@@ -50,7 +51,12 @@ class Progress:
         seconds = max(now - self._since[0], 1e-9)
         megabytes, tokens = (counts.text_bytes - self._since[1]) / 1e6 / seconds, (counts.tokens - self._since[2]) / seconds
         done = f"{counts.records - counts.rejected - counts.empty:,}"
-        self._update(completed=read, done=done, speed=f"{megabytes:.1f} MB/s  {tokens:,.0f} tokens/s ")
+        speed = f"{megabytes:.1f} MB/s  {tokens:,.0f} tokens/s"
+        self._update(completed=read, done=done, speed=f"{speed} ")
+        if self._bar is None and now - self._told >= SECONDS_BETWEEN_LINES:
+            self._told = now
+            share = f"{read / self._total:.0%}  " if self._total else ""
+            self._console.print(f"{share}{done} documents  {speed}", highlight=False)
 
     def writing(self, shards: int, *, done: int) -> None:
         """Show that shards are written from now on, and how many are there already."""

@@ -105,6 +105,11 @@ def check_unchanged(sources: Iterable[Source]) -> None:
 
 def _matching(word: str, problems: list[str]) -> list[str]:
     """The files that a word names; what is wrong with it is added to problems."""
+    if "://" in word:
+        problems.append(
+            f"{word}: files are read from this machine only; copy it here. A dataset of the hub is named with dataset=."
+        )
+        return []
     place = Path(word).expanduser()
     if place.is_dir():
         files = sorted(str(file) for file in place.rglob("*") if _is_visible(file, place) and file.is_file() and _form(file))
