@@ -84,6 +84,7 @@ class GPTLitModule(L.LightningModule):
         grad_norm: of all gradients together, before clipping, when it was last computed; likewise. Under 16-mixed there is no
             grad_norm_value, since nothing has to wait for it.
         val_loss: the last full validation's loss in nats a token; NaN before the first.
+        wants_stop: whether this device was asked to end the run; stop_asked: whether any was, as of the last batch.
     """
 
     token_bytes: Tensor
@@ -110,6 +111,7 @@ class GPTLitModule(L.LightningModule):
         self.lr_scale = 1.0
         self.skipped: list[list[int]] = []
         self.tokens_seen = 0
+        self.wants_stop = self.stop_asked = False
         self.idle_seconds = 0.0
         self.val_loss = math.nan
         self.val_bits_per_byte = math.nan
@@ -194,7 +196,9 @@ class GPTLitModule(L.LightningModule):
             if loss is None or not tokens
             else loss.detach().to(self._wide) * tokens
         )
-        nats, tokens = distributed.total(torch.stack([weighted, weighted.new_tensor(tokens)])).tolist()
+        sums = torch.stack([weighted, weighted.new_tensor(tokens), weighted.new_tensor(self.wants_stop)])
+        nats, tokens, asking = distributed.total(sums).tolist()
+        self.stop_asked = asking > 0
         self.tokens_seen += int(tokens)
         if loss is not None:
             self.loss_value = nats / tokens

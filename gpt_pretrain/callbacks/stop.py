@@ -75,7 +75,8 @@ class StopOnSignal(Checkpoint):
         self.received: int | None = None
         self._before: dict[int, Any] = {}
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
+        self._module = pl_module
         if threading.current_thread() is threading.main_thread():
             self._before = {signum: signal.signal(signum, self._receive) for signum in SIGNALS}
 
@@ -93,7 +94,8 @@ class StopOnSignal(Checkpoint):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         ending = trainer.is_last_batch or trainer.should_stop  # what is left of that can be done, or begun anew
-        if pl_module.ends_step(batch_idx) and self._agreed() is not None and not ending:
+        asked = pl_module.stop_asked if distributed.launched() else self.received is not None
+        if pl_module.ends_step(batch_idx) and asked and self._agreed() is not None and not ending:
             self._stop(trainer, pl_module)
 
     def on_validation_batch_start(
@@ -126,6 +128,7 @@ class StopOnSignal(Checkpoint):
                 os._exit(128 + signum)
             return
         self.received = signum
+        self._module.wants_stop = True
         if not distributed.is_main():
             return
         name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
