@@ -115,7 +115,7 @@ def prepare(config: DictConfig, *, typed_keys: Set[str]) -> tuple[TrainSettings,
                 f"an epoch had {start.epoch_windows} windows, which data.batch_size={settings.data.batch_size} does not divide"
             )
         elif data is not None and not changes:
-            data.epoch_windows = start.epoch_windows
+            data.begun_epoch_windows = start.epoch_windows
         problems += changes_problems(changes, path=start.resume, force=settings.resume_force)
     if problems:
         raise UserError(problems)

@@ -77,14 +77,13 @@ class TextDataModule(L.LightningDataModule):
         split: both parts as tokens.
         train, val: their windows.
         sources: those of a mixture.
-        epoch_windows: windows that each epoch trains on, in whole batches of the size that the run began with.
+        begun_epoch_windows: the `epoch_windows` of a run that is gone on with, perhaps in smaller batches; None for a new one.
     """
 
     split: TokenSplit
     train: Windows
     val: Windows
     sources: list[Source]
-    epoch_windows: int
 
     def __init__(
         self,
@@ -101,6 +100,7 @@ class TextDataModule(L.LightningDataModule):
         self.context_length = context_length
         self.seed = seed
         self.world_size = world_size
+        self.begun_epoch_windows: int | None = None
         self._ready = False
         self._loaders: list[TimedLoader] = []
         self._resume_epoch, self._resume_batch = 0, 0
@@ -121,8 +121,13 @@ class TextDataModule(L.LightningDataModule):
                 f"{self.context_length} tokens. "
                 f"Choose data.batch_size={len(self.train)} or less, a shorter model.context_length, or more text."
             )
-        self.epoch_windows = len(self.train) // data.batch_size * data.batch_size
         self._ready = True
+
+    @property
+    def epoch_windows(self) -> int:
+        """Windows that each epoch trains on, in whole batches of the size that the run began with."""
+        size = self.settings.batch_size
+        return len(self.train) // size * size if self.begun_epoch_windows is None else self.begun_epoch_windows
 
     @property
     def batch_windows(self) -> int:
