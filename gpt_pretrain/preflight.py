@@ -108,19 +108,23 @@ def prepare(config: DictConfig, *, typed_keys: Set[str]) -> tuple[TrainSettings,
     except UserError as error:
         problems += error.problems
     if start.resume is not None:
-        if data is not None and data.split.text_sha256 != start.text_sha256:
-            changes.append("the text that data names has another content")
-        elif data is not None and start.epoch_windows % settings.data.batch_size:
-            changes.append(
-                f"an epoch had {start.epoch_windows} windows, which data.batch_size={settings.data.batch_size} does not divide"
-            )
-        elif data is not None and not changes:
-            data.begun_epoch_windows = start.epoch_windows
+        if data is not None:
+            changes += _other_data(data, start)
+            data.begun_epoch_windows = None if changes else start.epoch_windows
         problems += changes_problems(changes, path=start.resume, force=settings.resume_force)
     if problems:
         raise UserError(problems)
     assert tokenizer is not None and data is not None
     return settings, tokenizer, data, start
+
+
+def _other_data(data: TextDataModule, start: StartingPoint) -> list[str]:
+    """What of the data is not as the run that is gone on with had it."""
+    if data.split.text_sha256 != start.text_sha256:
+        return ["the text that data names has another content"]
+    if start.epoch_windows % data.settings.batch_size:
+        return [f"an epoch had {start.epoch_windows} windows, which data.batch_size={data.settings.batch_size} does not divide"]
+    return []
 
 
 def _on_these_devices(settings: TrainSettings) -> TrainSettings:
