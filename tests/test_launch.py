@@ -185,7 +185,9 @@ def test_ranks_that_torchrun_starts_again_meet_whatever_it_has_counted_on_their_
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     store.set("here/1", "a word of one who is gone")
-    code = "import os; from gpt_pretrain import distributed as d; d.join(); print(d.gather(os.environ['TORCHELASTIC_RESTART_COUNT']))"
+    code = """import os; from gpt_pretrain import distributed as d
+with d.ended_at_once():
+    d.join(); print(d.gather(os.environ['TORCHELASTIC_RESTART_COUNT']))"""
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "GPT_PRETRAIN_TIMEOUT": "60"}
     for number, counts in enumerate([("0", "0"), ("0", "1"), ("1", "1")]):
         both = [
