@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from gpt_pretrain import flops, scale
 from gpt_pretrain.config import GPTConfig
 from gpt_pretrain.flops import Sharing
-from gpt_pretrain.scale import Cluster, token_size
+from gpt_pretrain.scale import Cluster
+from gpt_pretrain.tokenizer import token_itemsize
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "scale.md"
@@ -132,7 +133,7 @@ def checkpoints() -> Table:
 def reading() -> Table:
     """The text on disk, and how fast it is read."""
     rows = [["", *(f"10^{len(str(tokens)) - 1} tokens" for tokens in TOKENS)]]
-    size = token_size(50257)
+    size = token_itemsize(50257)
     rows.append(["on disk", *(f"{tokens * size / 1e9:,.0f} GB" for tokens in TOKENS)])
     for name in MODELS:
         parameters = flops.num_parameters(model(name))

@@ -55,17 +55,6 @@ def step_traffic(config: GPTConfig, *, precision: str, sharing: Sharing) -> Traf
     return Traffic(weights=(2 * blocks + root) * part // W, gradients=(blocks + root) * part // W)
 
 
-def checkpoint_share(config: GPTConfig, *, precision: str, sharing: Sharing) -> int:
-    """Bytes of a checkpoint that the busiest device writes: with FSDP its part, else all of it, by one device for all."""
-    whole = flops.checkpoint_bytes(config, precision=precision)
-    return -(-whole // sharing.devices) if sharing.fsdp else whole
-
-
-def token_size(vocab_size: int) -> int:
-    """Bytes of a token in a shard."""
-    return 2 if vocab_size <= 1 << 16 else 4
-
-
 @dataclass(frozen=True)
 class Cluster:
     """Machines with several GPUs each, as data sheets describe them.

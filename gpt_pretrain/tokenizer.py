@@ -187,6 +187,11 @@ def build_tokenizer(name: str) -> Tokenizer:
         ) from error
 
 
+def token_itemsize(vocab_size: int) -> int:
+    """Bytes that a token id takes in files."""
+    return 2 if vocab_size <= 1 << 16 else 4
+
+
 def tokenizer_by_size(vocab_size: int) -> str | None:
     """The tokenizer that a model with so many token ids was most likely trained with, rows added for speed allowed for."""
     if vocab_size == ByteTokenizer.vocab_size:

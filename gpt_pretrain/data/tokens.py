@@ -23,7 +23,7 @@ import numpy as np
 
 from gpt_pretrain.data.text import Text
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.tokenizer import END_OF_TEXT, Tokenizer
+from gpt_pretrain.tokenizer import END_OF_TEXT, Tokenizer, token_itemsize
 
 AT_ONCE = 16  # pieces of a remote text
 SAMPLE = 64, 4096  # places in a text, and tokens read at each, that tell how often each token occurs
@@ -207,7 +207,7 @@ def _build(
     folder: Path, text: Text, tokenizer: Tokenizer, *, text_sha256: str, characters: int, train_ratio: float
 ) -> TokenSplit:
     scratch = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")
-    itemsize = 2 if tokenizer.vocab_size <= 1 << 16 else 4
+    itemsize = token_itemsize(tokenizer.vocab_size)
     try:
         scratch.mkdir(parents=True)
         cut = _split_at(text, int(train_ratio * characters))

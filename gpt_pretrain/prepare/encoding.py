@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpt_pretrain.prepare.items import FIELD_MISSING, LONGEST_RECORD, OPEN, PART, REJECTED, ROW, WHOLE, Bad, Encoded, Item
-from gpt_pretrain.tokenizer import Tokenizer, build_tokenizer, token_byte_lengths
+from gpt_pretrain.tokenizer import Tokenizer, build_tokenizer, token_byte_lengths, token_itemsize
 
 EXCERPT = 100  # characters of a bad record that are kept
 # Behind a letter or a digit a token of any encoding here ends before one of these: no pattern joins what stands on both sides.
@@ -29,11 +29,6 @@ def byte_lengths_of(tokenizer_name: str) -> np.ndarray:
 
 class BadRecord(Exception):
     """A record that is left out: the reason, and what exactly is wrong."""
-
-
-def itemsize_of(tokenizer: Tokenizer) -> int:
-    """Bytes that a token id takes in the files of a corpus."""
-    return 2 if tokenizer.vocab_size <= 1 << 16 else 4
 
 
 def encode(items: list[Item], tokenizer_name: str, text_field: str) -> Encoded:
@@ -89,7 +84,7 @@ class _Batch:
         self._tokens: list[bytes] = []
         self._rows: list[tuple[bytes, int, int, int]] = []
         self._result = Encoded()
-        self._kind = f"<u{itemsize_of(tokenizer)}"
+        self._kind = f"<u{token_itemsize(tokenizer.vocab_size)}"
         self._end = np.array([tokenizer.eos_id], self._kind).tobytes()
 
     def add(self, text: str) -> None:

@@ -18,7 +18,7 @@ from gpt_pretrain.prepare.cluster import MOST_TASKS, EncodeTask, encode_on_clust
 from gpt_pretrain.prepare.corpus import Corpus, find_corpus
 from gpt_pretrain.prepare.corpus_folder import MANIFEST, PLAN, REJECTED, WORK, write_json
 from gpt_pretrain.prepare.encode_stage import Encoding, encode_all
-from gpt_pretrain.prepare.encoding import itemsize_of, tokenizer_of
+from gpt_pretrain.prepare.encoding import tokenizer_of
 from gpt_pretrain.prepare.finishing import write_parts
 from gpt_pretrain.prepare.pieces import REJECTS, Counts, total_counts
 from gpt_pretrain.prepare.pool import Workers
@@ -29,7 +29,7 @@ from gpt_pretrain.prepare.sources import Source
 from gpt_pretrain.prepare.stopping import Stop, stoppable
 from gpt_pretrain.prepare.summary import print_summary
 from gpt_pretrain.settings import PrepareSettings
-from gpt_pretrain.tokenizer import fingerprint
+from gpt_pretrain.tokenizer import fingerprint, token_itemsize
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CONTENT = (
@@ -92,7 +92,7 @@ def _make(
     settings: PrepareSettings, corpus: Corpus, wanted: dict[str, Any], folder: Path, stop: Stop
 ) -> tuple[dict[str, Any], Counts]:
     """Write all but the manifest, and return that and what was counted on the way."""
-    itemsize = itemsize_of(tokenizer_of(settings.tokenizer))
+    itemsize = token_itemsize(tokenizer_of(settings.tokenizer).vocab_size)
     rejected = folder / REJECTED
     encoding = Encoding(settings.tokenizer, itemsize, settings.text_field, settings.max_rejected, rejected)
     groups = _groups(settings, corpus)
