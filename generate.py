@@ -8,7 +8,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from gpt_pretrain import cli
+from gpt_pretrain.commands import entry as cli
 
 cli.set_up_hydra()
 
@@ -21,7 +21,7 @@ def main(config: DictConfig) -> None:
 
 def compare(config: DictConfig) -> None:
     """Generate as one job of a sweep, and note what can be said of the texts."""
-    from gpt_pretrain.record import recorded
+    from gpt_pretrain.runs.metadata import recorded
 
     with recorded(cli.job_dir(), **cli.how_started("generate.py")):
         generate(config, keep=cli.job_dir())
@@ -29,16 +29,16 @@ def compare(config: DictConfig) -> None:
 
 def generate(config: DictConfig, *, keep: Path | None = None) -> None:
     """Load a model, encode, sample, stream; keep the texts, and measures of them, in a folder."""
-    from gpt_pretrain.checkpoint import first_whole
-    from gpt_pretrain.config import SamplerConfig
-    from gpt_pretrain.decoding import PRECISIONS, DecodingModel, pick_decoding_precision
+    from gpt_pretrain.checkpoints.checkpoint_file import first_whole
+    from gpt_pretrain.checkpoints.pretrained import open_weights
+    from gpt_pretrain.config.schema import GenerateSettings, typed
+    from gpt_pretrain.config.validation import generate_problems
     from gpt_pretrain.errors import UserError
-    from gpt_pretrain.hardware import keep_freed_memory, pick_device
-    from gpt_pretrain.pretrained import open_weights
-    from gpt_pretrain.prompts import continue_prompt, prompts
-    from gpt_pretrain.rules import generate_problems
-    from gpt_pretrain.runs import find_checkpoints
-    from gpt_pretrain.settings import GenerateSettings, typed
+    from gpt_pretrain.generation.config import SamplerConfig
+    from gpt_pretrain.generation.decoding import PRECISIONS, DecodingModel, pick_decoding_precision
+    from gpt_pretrain.generation.prompts import continue_prompt, prompts
+    from gpt_pretrain.runs.folder import find_checkpoints
+    from gpt_pretrain.system.devices import keep_freed_memory, pick_device
 
     keep_freed_memory()
     settings = typed(config, GenerateSettings)
@@ -57,7 +57,7 @@ def generate(config: DictConfig, *, keep: Path | None = None) -> None:
     for prompt in prompts(settings):
         texts += continue_prompt(decoder, tokenizer, prompt, sampler, n_samples=settings.n_samples, seed=settings.seed)
     if keep is not None:
-        from gpt_pretrain.generations import keep_measured
+        from gpt_pretrain.evaluation.generated_text import keep_measured
 
         keep_measured(keep, model, texts, weights.content, tokenizer)
 

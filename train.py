@@ -9,7 +9,9 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from gpt_pretrain import cli, distributed, launch
+from gpt_pretrain.commands import entry as cli
+from gpt_pretrain.training.distributed import launch
+from gpt_pretrain.training.distributed import ranks as distributed
 
 cli.set_up_hydra()
 log = logging.getLogger("gpt_pretrain")
@@ -24,8 +26,8 @@ def main(config: DictConfig) -> float:
 
 def train(config: DictConfig) -> float:
     """Train as the settings say, and note in the run's folder how that went."""
-    from gpt_pretrain import requeue
-    from gpt_pretrain.runs import checkpoints
+    from gpt_pretrain.runs.folder import checkpoints
+    from gpt_pretrain.training.distributed import requeue
 
     run_dir = Path(config.run_dir)
     if config.plan:
@@ -45,11 +47,12 @@ def train(config: DictConfig) -> float:
 
 def run(config: DictConfig, run_dir: Path) -> float:
     """Compose the parts that the config names, and fit."""
-    from gpt_pretrain.console import quiet_lightning
-    from gpt_pretrain.fit import finish, fit
-    from gpt_pretrain.hardware import accelerator_device, keep_freed_memory, pick_precision
-    from gpt_pretrain.machine import reset_peak_memory
-    from gpt_pretrain.preflight import keep_config, prepare
+    from gpt_pretrain.system.devices import accelerator_device, keep_freed_memory
+    from gpt_pretrain.system.resources import reset_peak_memory
+    from gpt_pretrain.system.terminal import quiet_lightning
+    from gpt_pretrain.training.acceleration import pick_precision
+    from gpt_pretrain.training.fit import finish, fit
+    from gpt_pretrain.training.preflight import keep_config, prepare
 
     quiet_lightning(main=distributed.is_main())
     keep_freed_memory()
@@ -58,7 +61,7 @@ def run(config: DictConfig, run_dir: Path) -> float:
     reset_peak_memory(device)
     settings.trainer.precision = pick_precision(settings.trainer, device)
     if settings.plan:
-        from gpt_pretrain.rehearsal import planned
+        from gpt_pretrain.training.planning.dry_run import planned
 
         log.info("%s", planned(settings, tokenizer, data, start))
         return math.nan

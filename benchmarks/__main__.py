@@ -17,7 +17,7 @@ from rich.table import Table
 from benchmarks import report
 from benchmarks.cases import Case, all_cases
 from benchmarks.measure import ROOT, Measurement, device, run
-from gpt_pretrain.hardware import precision_for
+from gpt_pretrain.training.acceleration import precision_for
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 

@@ -11,7 +11,7 @@ import torch
 from benchmarks import decoding, limits, loading, preparing, startup, training
 from benchmarks.measure import Measurement
 from benchmarks.shapes import TINY, Decoding, Training, gpt2_124m
-from gpt_pretrain.config import GPTConfig
+from gpt_pretrain.model.config import GPTConfig
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from torch import Tensor
 from benchmarks.measure import Measurement, device, now, peak_bytes, repeat
 from benchmarks.shapes import Decoding, gpt2_124m
 from benchmarks.training import chapter_config, transformers_config
-from gpt_pretrain.decoding import PRECISIONS, DecodingModel, pick_decoding_precision
-from gpt_pretrain.generation import generate
-from gpt_pretrain.hardware import keep_freed_memory
-from gpt_pretrain.model import GPTModel
+from gpt_pretrain.generation.decoding import PRECISIONS, DecodingModel, pick_decoding_precision
+from gpt_pretrain.generation.sampling import generate
+from gpt_pretrain.model.gpt2 import GPTModel
+from gpt_pretrain.system.devices import keep_freed_memory
 
 GPT2 = gpt2_124m(drop_rate=0.0, context_length=1024)
 

@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.measure import Measurement, device, repeat
 from benchmarks.shapes import Training
-from gpt_pretrain.hardware import keep_freed_memory
+from gpt_pretrain.system.devices import keep_freed_memory
 
 
 def products(shape: Training, *, dtype: torch.dtype) -> Measurement:

@@ -20,7 +20,7 @@ END_OF_TEXT = 256  # of the byte tokenizer
 
 def ours(*, n_tokens: int, context_length: int, batch_size: int, batches: int = 20_000) -> Measurement:
     """The training DataLoader, as the Trainer iterates it: shuffled windows out of a token file."""
-    from gpt_pretrain.data.tokens import Tokens  # these bring Lightning, which --help need not wait for
+    from gpt_pretrain.data.tokens import Tokens
     from gpt_pretrain.data.windows import TokenWindows
 
     with tempfile.TemporaryDirectory() as folder:
@@ -44,8 +44,8 @@ def shards(
         remote: read them behind a URL, when all are in the cache.
         documents: keep documents of DOCUMENT tokens apart.
     """
+    from gpt_pretrain.config.schema import RemoteSettings
     from gpt_pretrain.data.remote import CachedFiles, RemoteFiles
-    from gpt_pretrain.settings import RemoteSettings
 
     with tempfile.TemporaryDirectory() as folder:
         size = n_tokens // SHARDS
@@ -102,7 +102,7 @@ def _write(path: Path, start: int, count: int, *, header: bool = False) -> None:
 
 
 def _settings(**changes: Any) -> Any:
-    from gpt_pretrain.settings import DataSettings
+    from gpt_pretrain.config.schema import DataSettings
 
     fields: dict[str, Any] = {
         "name": "text", "path": None, "url": None, "sha256": None, "cache_dir": None,
@@ -113,7 +113,7 @@ def _settings(**changes: Any) -> Any:
 
 def _data(*, batch_size: int, context_length: int, **changes: Any) -> Any:
     from gpt_pretrain.data.datamodule import TextDataModule
-    from gpt_pretrain.tokenizer import build_tokenizer
+    from gpt_pretrain.tokenizers.tokenizer import build_tokenizer
 
     settings = _settings(batch_size=batch_size, **changes)
     return TextDataModule(settings, build_tokenizer("byte"), context_length=context_length, seed=1)

@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 
 from benchmarks.measure import ROOT, Measurement, now
-from gpt_pretrain.machine import cores
-from gpt_pretrain.tokenizer import TiktokenTokenizer, build_tokenizer
+from gpt_pretrain.system.resources import cores
+from gpt_pretrain.tokenizers.tokenizer import TiktokenTokenizer, build_tokenizer
 
 UNIT = 1_000_000  # tokens that a measured time is for
 PARAGRAPHS = 20  # a document
@@ -32,7 +32,7 @@ def ours(*, megabytes: float, workers: int | None = None) -> Measurement:
                 stream.write(json.dumps({"text": text}) + "\n")
         words = [str(source), f"out={out}", f"workers={workers or cores()}"]
         start, peak = now(), 0
-        process = psutil.Popen([sys.executable, "-m", "gpt_pretrain.prepare", *words], cwd=ROOT, stdout=subprocess.DEVNULL)
+        process = psutil.Popen([sys.executable, "-m", "gpt_pretrain", "prepare", *words], cwd=ROOT, stdout=subprocess.DEVNULL)
         while process.poll() is None:
             peak = max(peak, _memory(process))
             time.sleep(BETWEEN_LOOKS)

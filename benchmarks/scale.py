@@ -8,11 +8,12 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from gpt_pretrain import flops, scale
-from gpt_pretrain.config import GPTConfig
-from gpt_pretrain.flops import Sharing
-from gpt_pretrain.scale import Cluster
-from gpt_pretrain.tokenizer import token_itemsize
+from gpt_pretrain.model import cluster_costs as scale
+from gpt_pretrain.model import costs as flops
+from gpt_pretrain.model.cluster_costs import Cluster
+from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.model.costs import Sharing
+from gpt_pretrain.tokenizers.tokenizer import token_itemsize
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "scale.md"

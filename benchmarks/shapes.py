@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gpt_pretrain import flops
-from gpt_pretrain.config import GPTConfig
+from gpt_pretrain.model import costs as flops
+from gpt_pretrain.model.config import GPTConfig
 
 
 @dataclass(frozen=True)

@@ -44,10 +44,11 @@ def ours(shape: Training, *, precision: str) -> Measurement:
 
 def bare(shape: Training, *, precision: str) -> Measurement:
     """A PyTorch loop of a few lines around this program's model, loss and optimizer: what remains without a framework."""
-    from gpt_pretrain.hardware import compile_model, keep_freed_memory
-    from gpt_pretrain.kernels.loss import linear_cross_entropy
-    from gpt_pretrain.model import GPTModel
-    from gpt_pretrain.optim import clip_gradients
+    from gpt_pretrain.model.gpt2 import GPTModel
+    from gpt_pretrain.model.kernels.loss import linear_cross_entropy
+    from gpt_pretrain.system.devices import keep_freed_memory
+    from gpt_pretrain.training.acceleration import compile_model
+    from gpt_pretrain.training.optimizer import clip_gradients
 
     keep_freed_memory()
     model = GPTModel(shape.config()).to(device())

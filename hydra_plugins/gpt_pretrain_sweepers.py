@@ -16,15 +16,16 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from gpt_pretrain.cli import SweepJobFailed, report
+from gpt_pretrain.commands.entry import SweepJobFailed
+from gpt_pretrain.commands.failures import print_error
+from gpt_pretrain.config.overrides import key_of
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.runs import SWEEP_SETTINGS
-from gpt_pretrain.sweep_results import tried_in
-from gpt_pretrain.sweeping import Jobs, job_folder, sweep
-from gpt_pretrain.words import key_of
+from gpt_pretrain.runs.folder import SWEEP_SETTINGS
+from gpt_pretrain.sweeps.results import tried_in
+from gpt_pretrain.sweeps.runner import Jobs, job_folder, sweep
 
 if TYPE_CHECKING:
-    from gpt_pretrain.search import Space
+    from gpt_pretrain.sweeps.search import Space
 
 
 class RunSweeper(Sweeper):
@@ -58,7 +59,7 @@ class RunSweeper(Sweeper):
             with sweep(folder, launch=self._launch, script=f"{self.config.hydra.job.name}.py", common=[tried]) as jobs:
                 self.run(jobs, overrides)
         except UserError as error:
-            sys.exit(report(error))
+            sys.exit(print_error(error))
 
     def run(self, jobs: Jobs, overrides: Sequence[Override]) -> None:
         """Run the jobs that overrides stand for."""
@@ -79,7 +80,7 @@ class RunSweeper(Sweeper):
         for returned in self.launcher.launch([list(words) for words in batch], initial_job_idx=first_number):
             failure = returned._return_value  # the property would print what has been told, and raise it
             if isinstance(failure, Exception) and not isinstance(failure, SweepJobFailed):
-                report(UserError(f"A job failed: {failure}"))
+                print_error(UserError(f"A job failed: {failure}"))
 
 
 class GridSweeper(RunSweeper):
@@ -134,7 +135,7 @@ class SearchSweeper(RunSweeper):
         self.seed = seed
 
     def run(self, jobs: Jobs, overrides: Sequence[Override]) -> None:
-        from gpt_pretrain.search import Study
+        from gpt_pretrain.sweeps.search import Study
 
         for name in ("n_trials", "n_parallel"):
             if not isinstance(count := getattr(self, name), int) or count < 1:
@@ -164,7 +165,7 @@ def _short(value: object) -> object:
 
 def _space(override: Override) -> Space:
     """Where a setting's values come from."""
-    from gpt_pretrain.search import Choice, Range
+    from gpt_pretrain.sweeps.search import Choice, Range
 
     value = override.value()
     if isinstance(value, IntervalSweep):

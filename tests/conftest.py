@@ -17,9 +17,9 @@ from hydra import compose, initialize_config_dir
 from hypothesis import settings
 from omegaconf import DictConfig
 
-from gpt_pretrain import cli
-from gpt_pretrain.config import GPTConfig
-from gpt_pretrain.model import GPTModel
+from gpt_pretrain.commands import entry as cli
+from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.model.gpt2 import GPTModel
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"

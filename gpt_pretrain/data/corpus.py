@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gpt_pretrain.data.files import Files
+from gpt_pretrain.data.manifest import FORMAT as OURS
+from gpt_pretrain.data.manifest import MANIFEST
 from gpt_pretrain.data.shards import Joined, Shard, Stretch
 from gpt_pretrain.data.tokens import TokenSplit, sampled
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.prepare.corpus_folder import FORMAT as OURS
-from gpt_pretrain.prepare.corpus_folder import MANIFEST
-from gpt_pretrain.tokenizer import CharacterTokenizer, Tokenizer, fingerprint
+from gpt_pretrain.tokenizers.tokenizer import CharacterTokenizer, Tokenizer, fingerprint
 
 META = "meta.pkl"
 BEGUN = ".work/plan.json"  # which a corpus has while it is made
@@ -129,7 +129,7 @@ def _ours(files: Files) -> Corpus:
         if content["format"] != OURS or content["version"] != 1:
             raise UserError(
                 f"data.path={files.place}: its {MANIFEST} is of format {content['format']!r}, version {content['version']!r}, "
-                f"and this program reads {OURS!r}, version 1. Make it again with python -m gpt_pretrain.prepare."
+                f"and this program reads {OURS!r}, version 1. Make it again with gpt-pretrain prepare."
             )
         itemsize = {2: 2, 4: 4}[content["itemsize"]]
         parts = {name: _our_part(files, told, itemsize) for name, told in content["parts"].items()}
@@ -166,11 +166,11 @@ def _form_of(files: Files, names: list[str]) -> str:
     if others := [name for name in binaries if _magic(files, name) == LLMC_LLAMA3]:
         raise UserError(
             f"data.path={files.place}: {others[0]} is a shard of llm.c's for Llama 3, whose vocabulary no tokenizer here has. "
-            "Prepare the text with python -m gpt_pretrain.prepare."
+            "Prepare the text with gpt-pretrain prepare."
         )
     raise UserError(
         f"data.path={files.place}: there are no token shards.{_unfinished(files, names)} Wanted is a folder with manifest.json "
-        "(python -m gpt_pretrain.prepare makes one), nanoGPT's train.bin and val.bin, or llm.c's *_train_*.bin and *_val_*.bin. "
+        "(gpt-pretrain prepare makes one), nanoGPT's train.bin and val.bin, or llm.c's *_train_*.bin and *_val_*.bin. "
         "For text files choose data=text."
     )
 
@@ -305,7 +305,7 @@ def _check_ids(corpus: Corpus, tokens: Joined, tokenizer: Tokenizer) -> list[str
     if corpus.form == "nanogpt" and len(ids) and np.mean(ids == 0) > MOST_ZEROS:
         return [
             f"data.path={corpus.files.place}: nearly every second number is 0, so these seem to be token ids of four bytes, and "
-            "nanoGPT's have two. Write them as uint16, or prepare the text with python -m gpt_pretrain.prepare."
+            "nanoGPT's have two. Write them as uint16, or prepare the text with gpt-pretrain prepare."
         ]
     highest = int(ids.max(initial=0))
     if highest < tokenizer.vocab_size:

@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from gpt_pretrain.data.ahead import Ahead
+from gpt_pretrain.config.schema import DataSettings
 from gpt_pretrain.data.fetching import stop_fetching
+from gpt_pretrain.data.prefetching import Ahead
 from gpt_pretrain.data.sources import Source, find_windows
 from gpt_pretrain.data.tokens import TokenSplit
 from gpt_pretrain.data.windows import Batch, BatchOrder, Windows
-from gpt_pretrain.distributed import rank
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.settings import DataSettings
-from gpt_pretrain.tokenizer import Tokenizer
+from gpt_pretrain.tokenizers.tokenizer import Tokenizer
+from gpt_pretrain.training.distributed.ranks import rank
 
 EVAL_EPOCH = 2**31  # no epoch of training has this order
 

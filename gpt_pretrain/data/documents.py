@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt_pretrain.kernels.loss import IGNORED
+from gpt_pretrain.model.kernels.loss import IGNORED
 
 
 @dataclass(frozen=True)

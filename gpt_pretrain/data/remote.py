@@ -21,11 +21,11 @@ from typing import Any, TypeVar
 
 import fsspec
 
+from gpt_pretrain.config.schema import RemoteSettings
 from gpt_pretrain.data.cache_folder import CacheFolder, ChecksumError
 from gpt_pretrain.data.fetching import Fetchers, StoppedError, pause, within
 from gpt_pretrain.data.files import LocalFiles
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.settings import RemoteSettings
 
 BLOCK = 1 << 16  # bytes
 PIECE = 1 << 23  # bytes of a whole file that are asked for at once

@@ -8,18 +8,18 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gpt_pretrain.config.schema import DataSettings
 from gpt_pretrain.data.corpus import Corpus, open_corpus, split_of
 from gpt_pretrain.data.documents import Documents
 from gpt_pretrain.data.files import Files, LocalFiles, is_url
+from gpt_pretrain.data.manifest import MANIFEST
 from gpt_pretrain.data.mixture import MixedWindows, most_in_proportion
 from gpt_pretrain.data.shards import Joined, moved
 from gpt_pretrain.data.text import Text, cache_folder, find_text
 from gpt_pretrain.data.tokens import TokenSplit, tokenize_text
 from gpt_pretrain.data.windows import TokenWindows, Windows
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.prepare.corpus_folder import MANIFEST
-from gpt_pretrain.settings import DataSettings
-from gpt_pretrain.tokenizer import Tokenizer
+from gpt_pretrain.tokenizers.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def corpus_at(path: str, settings: DataSettings) -> Corpus:
 
 def _files_at(path: str, settings: DataSettings) -> Files:
     if is_url(path):
-        from gpt_pretrain.data.remote import RemoteFiles  # which loads fsspec
+        from gpt_pretrain.data.remote import RemoteFiles
 
         folder, _, last = path.rpartition("/")
         return RemoteFiles(folder if last in (MANIFEST, "train.bin") else path, settings.remote)

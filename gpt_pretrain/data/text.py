@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pooch
 
+from gpt_pretrain.config.schema import DataSettings
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.settings import DataSettings
-from gpt_pretrain.tokenizer import END_OF_TEXT
+from gpt_pretrain.tokenizers.tokenizer import END_OF_TEXT
 
 PIECE_CHARS = 1 << 20
 

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, Sampler
 
 from gpt_pretrain.data.documents import Documents
 from gpt_pretrain.data.tokens import TokenText
-from gpt_pretrain.kernels.loss import IGNORED
+from gpt_pretrain.model.kernels.loss import IGNORED
 
 ROUNDS = 6  # of the shuffle; four would pass for random
 BATCHES_AHEAD = 256  # whose windows are worked out together

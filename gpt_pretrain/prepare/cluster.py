@@ -17,8 +17,8 @@ from typing import Any
 
 from rich.console import Console
 
+from gpt_pretrain.config.schema import PrepareSettings
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.machine import cores
 from gpt_pretrain.prepare.encode_stage import Encoding, encode_all
 from gpt_pretrain.prepare.pieces import read_journal
 from gpt_pretrain.prepare.pool import Workers
@@ -26,7 +26,7 @@ from gpt_pretrain.prepare.progress import Progress
 from gpt_pretrain.prepare.reading import Reading, read
 from gpt_pretrain.prepare.sources import Source
 from gpt_pretrain.prepare.stopping import Stop
-from gpt_pretrain.settings import PrepareSettings
+from gpt_pretrain.system.resources import cores
 
 MOST_TASKS = 1000  # as many as SLURM takes in one array, unless it is told otherwise
 SECONDS_BETWEEN_LOOKS = 2.0

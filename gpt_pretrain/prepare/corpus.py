@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt_pretrain.config.schema import PrepareSettings
 from gpt_pretrain.prepare.items import Item, Place
 from gpt_pretrain.prepare.reading import Reading, read
 from gpt_pretrain.prepare.sources import Source, find_sources
 from gpt_pretrain.prepare.tables import describe_dataset, read_dataset
-from gpt_pretrain.settings import PrepareSettings
 
 ESCAPES = {"\\n": "\n", "\\t": "\t", "\\r": "\r"}  # in a separator
 

@@ -11,15 +11,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gpt_pretrain.data.manifest import FORMAT, MANIFEST, VERSION
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.runs import write_whole
+from gpt_pretrain.system.files import write_whole
 
-FORMAT, VERSION = "gpt-pretrain shards", 1
-MANIFEST = "manifest.json"
 REJECTED = "rejected.jsonl"
+
+
 WORK = ".work"  # the folder of what is needed until the corpus is complete
+
+
 PLAN, LOCK = "plan.json", "lock"
+
+
 OWN = re.compile(r"manifest\.json|rejected\.jsonl|\.?(train|val)-\d{5,}\.(bin|idx)(\.tmp)?")
+
+
 BEGIN_AGAIN = "Choose another folder with out=, or begin again with overwrite=true"
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gpt_pretrain.config.schema import PrepareSettings
 from gpt_pretrain.prepare.choosing import Choice, choose, find_duplicates
 from gpt_pretrain.prepare.corpus_folder import OWN, WORK
 from gpt_pretrain.prepare.pieces import flushed, sha256
@@ -15,7 +16,6 @@ from gpt_pretrain.prepare.progress import Progress
 from gpt_pretrain.prepare.shards import NAMES, Plan, ShardJob, plan_parts, write_shard
 from gpt_pretrain.prepare.stage import Stage
 from gpt_pretrain.prepare.stopping import Stop
-from gpt_pretrain.settings import PrepareSettings
 
 DONE = "shards.jsonl"  # the entries of the shards that are whole
 

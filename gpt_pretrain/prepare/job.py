@@ -11,12 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gpt_pretrain.config.schema import PrepareSettings
+from gpt_pretrain.data.manifest import FORMAT, MANIFEST, VERSION
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.machine import cores
 from gpt_pretrain.prepare import corpus_folder
 from gpt_pretrain.prepare.cluster import MOST_TASKS, EncodeTask, encode_on_cluster, grouped
 from gpt_pretrain.prepare.corpus import Corpus, find_corpus
-from gpt_pretrain.prepare.corpus_folder import MANIFEST, PLAN, REJECTED, WORK, write_json
+from gpt_pretrain.prepare.corpus_folder import PLAN, REJECTED, WORK, write_json
 from gpt_pretrain.prepare.encode_stage import Encoding, encode_all
 from gpt_pretrain.prepare.encoding import tokenizer_of
 from gpt_pretrain.prepare.finishing import write_parts
@@ -28,8 +29,8 @@ from gpt_pretrain.prepare.report import print_report
 from gpt_pretrain.prepare.sources import Source
 from gpt_pretrain.prepare.stopping import Stop, stoppable
 from gpt_pretrain.prepare.summary import print_summary
-from gpt_pretrain.settings import PrepareSettings
-from gpt_pretrain.tokenizer import fingerprint, token_itemsize
+from gpt_pretrain.system.resources import cores
+from gpt_pretrain.tokenizers.tokenizer import fingerprint, token_itemsize
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CONTENT = (
@@ -112,8 +113,8 @@ def _make(
         parts = write_parts(tasks, settings, folder, itemsize=itemsize, workers=workers, progress=progress, stop=stop)
     by_reason = dict(sorted(counts.by_reason.items()))
     return {
-        "format": corpus_folder.FORMAT,
-        "version": corpus_folder.VERSION,
+        "format": FORMAT,
+        "version": VERSION,
         "tokenizer": wanted["tokenizer"],
         "itemsize": itemsize,
         "parts": parts["parts"],

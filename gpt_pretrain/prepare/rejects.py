@@ -9,7 +9,7 @@ from pathlib import Path
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare.items import FIELD_MISSING
 from gpt_pretrain.prepare.pieces import Counts
-from gpt_pretrain.wording import count
+from gpt_pretrain.system.formatting import count
 
 MOST_LEFT_OUT = 0.5  # share of bad records up to which leaving them out is a way
 ENOUGH = 10_000  # records from which a share says something before all have been read

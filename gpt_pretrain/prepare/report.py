@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from gpt_pretrain.prepare.encoding import tokenizer_of
-from gpt_pretrain.tokenizer import Tokenizer, decode
-from gpt_pretrain.units import scaled
-from gpt_pretrain.wording import count
+from gpt_pretrain.system.formatting import count, scaled
+from gpt_pretrain.tokenizers.tokenizer import Tokenizer, decode
 
 EXAMPLES = 3
 EXAMPLE_TOKENS = 60

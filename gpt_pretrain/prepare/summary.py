@@ -9,8 +9,7 @@ from gpt_pretrain.prepare.corpus_folder import REJECTED
 from gpt_pretrain.prepare.items import DAMAGED_ARCHIVE
 from gpt_pretrain.prepare.pieces import Counts
 from gpt_pretrain.prepare.rejects import told
-from gpt_pretrain.units import scaled
-from gpt_pretrain.wording import count
+from gpt_pretrain.system.formatting import count, scaled
 
 
 def print_summary(manifest: dict[str, Any], counts: Counts, folder: Path) -> None:

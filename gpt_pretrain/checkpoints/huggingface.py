@@ -1,0 +1,145 @@
+"""A model as a folder that transformers opens: written beside its place, opened and compared, and only then put there."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from gpt_pretrain.checkpoints.layouts import gpt2_name, is_linear, to_hf_config
+from gpt_pretrain.checkpoints.model_card import model_card
+from gpt_pretrain.checkpoints.pretrained import Weights, open_weights
+from gpt_pretrain.checkpoints.tokenizer_files import write_tokenizer
+from gpt_pretrain.checkpoints.weight_source import earlier_export
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.model.gpt2 import GPTModel
+from gpt_pretrain.runs.folder import EXPORTED
+
+MAX_DIFFERENCE = 1e-4  # between logits
+HELD = {  # the fields of GPTConfig that GPT-2's layout has a place for
+    *("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers", "drop_rate"),
+    *("qkv_bias", "tie_embeddings", "gelu_approximate", "init"),
+}
+
+log = logging.getLogger(__name__)
+
+
+def export(weights: Weights, out: Path, *, tokenizer: str | None = None, name: str | None = None) -> float:
+    """Write weights as a Hugging Face folder, and open it with transformers to compare.
+
+    Args:
+        out: the folder; it appears whole or not at all. An earlier export there is replaced.
+        tokenizer: its name, where the weights do not tell.
+        name: of the model, on its card; the folder's if there is none.
+
+    Returns:
+        The largest difference between the logits of both, in fp32.
+
+    Raises:
+        UserError: when GPT-2's layout cannot hold the model, `out` holds something else, or the logits differ.
+    """
+    if problems := _not_held(weights.config):
+        raise UserError(problems)
+    out = out.expanduser().resolve()
+    if out == Path.cwd():
+        raise UserError(f"{out} is where you are; an export needs a folder of its own.")
+    earlier_export(out)
+    scratch = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        scratch.mkdir(parents=True)
+        model = weights.build()
+        _write(weights, model, scratch, name=name or out.name, tokenizer=tokenizer)
+        difference = _compare(model, scratch)
+        _put_in_place(scratch, out)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{out} cannot be written: {getattr(error, 'strerror', None) or error}.") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return difference
+
+
+def _put_in_place(scratch: Path, out: Path) -> None:
+    """Give a finished folder its name; the one that has it steps aside until that is done."""
+    if not out.exists():
+        os.rename(scratch, out)
+        return
+    aside = scratch.with_suffix(".old")
+    os.rename(out, aside)
+    try:
+        os.rename(scratch, out)
+    except OSError:
+        os.rename(aside, out)
+        raise
+    shutil.rmtree(aside)
+
+
+def export_run(run_dir: Path) -> None:
+    """Write a run's last weights to a folder in its own."""
+    difference = export(open_weights(run_dir), run_dir / EXPORTED, name=run_dir.name)
+    log.info("Exported to %s/: transformers opens it, its logits differ by at most %.1g", EXPORTED, difference)
+
+
+def _write(weights: Weights, model: GPTModel, folder: Path, *, name: str, tokenizer: str | None) -> None:
+    """Write all files into an empty folder."""
+    config = model.config
+    state = {gpt2_name(name): (value.T if is_linear(name) else value).contiguous() for name, value in model.state_dict().items()}
+    if not config.qkv_bias:
+        zeros = {f"transformer.h.{layer}.attn.c_attn.bias": torch.zeros(3 * config.emb_dim) for layer in range(config.n_layers)}
+        state |= zeros
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    known = None
+    if tokenizer is None and weights.tokenizer is None:
+        log.warning("no known tokenizer has a vocabulary of %d tokens: the folder will have none", config.vocab_size)
+    else:
+        known = weights.build_tokenizer(tokenizer)
+        write_tokenizer(known, folder, context_length=config.context_length)
+    token_name, eos_id = (None, None) if known is None else (known.name, known.eos_id)
+    transformers.GPT2Config(**to_hf_config(config, tokenizer=token_name, eos_id=eos_id)).save_pretrained(folder)
+    transformers.GenerationConfig(bos_token_id=eos_id, eos_token_id=eos_id, pad_token_id=eos_id).save_pretrained(folder)
+    card = model_card(config, name=name, n_parameters=model.num_parameters(), tokenizer=token_name, training=weights.content)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    shutil.copymode(folder / "README.md", folder / "model.safetensors")  # which safetensors lets nobody else read
+
+
+def _compare(model: GPTModel, folder: Path) -> float:
+    """The largest difference between the logits of a model and of a folder that transformers opens, on a fixed batch, in fp32.
+
+    Where logits are large, rounding alone can make it exceed MAX_DIFFERENCE; then both are computed in fp64, which tells.
+
+    Raises:
+        UserError: when it is more than rounding makes.
+    """
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    generator = torch.Generator().manual_seed(0)
+    length = min(model.config.context_length, 64)
+    token_ids = torch.randint(0, model.config.vocab_size, (2, length), generator=generator)  # (B, T)
+    with torch.no_grad():
+        difference = exact = float((model(token_ids) - theirs(token_ids).logits).abs().max())
+        if not difference <= MAX_DIFFERENCE:
+            exact = float((model.double()(token_ids) - theirs.double()(token_ids).logits).abs().max())
+    if not exact <= MAX_DIFFERENCE:
+        raise UserError(
+            f"transformers computes other logits from the exported folder, by up to {difference:.2g}; "
+            f"{MAX_DIFFERENCE:g} is allowed. Nothing was kept."
+        )
+    return difference
+
+
+def _not_held(config: GPTConfig) -> list[str]:
+    """The options that GPT-2's layout has no place for, where they are not at their default."""
+    return [
+        f"{field.name}={getattr(config, field.name)!r} prevents the export: GPT-2's layout has no place for this option."
+        for field in dataclasses.fields(config)
+        if field.name not in HELD and getattr(config, field.name) != field.default
+    ]

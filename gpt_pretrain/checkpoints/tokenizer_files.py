@@ -1,0 +1,111 @@
+"""This program's tokenizers as the files that transformers' AutoTokenizer opens."""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as FastTokenizer
+from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.tokenizers.tokenizer import CHARACTERS, END_OF_TEXT, ByteTokenizer, TiktokenTokenizer, Tokenizer
+
+# What both sides must encode alike: cases, contractions, numbers, spaces, line ends, scripts, an end of text.
+PROBES = [
+    "Every effort moves you, doesn't IT?  1234567 3.14\n\n\tnaïve façade\r\n 東京は大きい. Привет! 🙂👩‍👩‍👧\u00a0end ",
+    f"One.{END_OF_TEXT}Two{END_OF_TEXT}",
+    " \n  \n leading, trailing   ",
+]
+
+
+def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, context_length: int) -> None:
+    """Write a tokenizer's files into folder, and open them again to compare.
+
+    Raises:
+        UserError: when transformers would encode something differently.
+    """
+    if tokenizer.name.startswith(CHARACTERS):
+        raise UserError("A model of single characters cannot be exported: transformers has no tokenizer of them.")
+    vocabulary, merges = _vocabulary(tokenizer)
+    theirs: Any
+    if tokenizer.name in ("gpt2", "byte"):  # where nothing is merged, how GPT-2 splits words makes no difference
+        theirs = GPT2Tokenizer(vocab=vocabulary, merges=list[Any](merges), model_max_length=context_length)
+    else:
+        assert isinstance(tokenizer, TiktokenTokenizer)
+        theirs = _split_by(tokenizer.pattern, vocabulary, merges, specials=tokenizer.specials, context_length=context_length)
+    theirs.save_pretrained(folder)
+    if not isinstance(theirs, GPT2Tokenizer):  # the name that older releases know as well
+        path = folder / "tokenizer_config.json"
+        fields = json.loads(path.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+        path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    opened = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    for probe in PROBES:
+        if opened.encode(probe, verbose=False) != tokenizer.encode(probe):
+            raise UserError(f"tokenizer={tokenizer.name} cannot be exported: transformers would encode {probe!r} differently.")
+
+
+def _split_by(
+    pattern: str, vocabulary: dict[str, int], merges: list[tuple[str, str]], *, specials: dict[str, int], context_length: int
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE that splits text by a pattern of its own."""
+    fast = FastTokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True))
+    split = pre_tokenizers.Split(Regex(_for_oniguruma(pattern)), behavior="isolated")
+    fast.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    fast.decoder = decoders.ByteLevel()
+    fast.add_special_tokens(
+        [AddedToken(token, normalized=False) for token in sorted(specials, key=lambda token: specials[token])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=fast, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, model_max_length=context_length
+    )
+
+
+def _for_oniguruma(pattern: str) -> str:
+    """A pattern of tiktoken's in the dialect of the tokenizers library, where `{1,3}+` repeats and `$` ends each line."""
+    return re.sub(r"([?*+}])\+", r"\1", pattern).replace("$", r"\z")
+
+
+def _vocabulary(tokenizer: Tokenizer) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """The tokens with their ids, and the merges in their order, bytes written as GPT-2's vocabulary writes them."""
+    if isinstance(tokenizer, ByteTokenizer):
+        return {_written(bytes([byte])): byte for byte in range(256)} | {END_OF_TEXT: tokenizer.eos_id}, []
+    assert isinstance(tokenizer, TiktokenTokenizer)
+    vocabulary = {_written(token): rank for token, rank in tokenizer.ranks.items()} | tokenizer.specials
+    merges = [
+        _last_merge(token, tokenizer.ranks)
+        for token in sorted(tokenizer.ranks, key=tokenizer.ranks.__getitem__)
+        if len(token) > 1
+    ]
+    return vocabulary, [(_written(left), _written(right)) for left, right in merges]
+
+
+def _last_merge(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
+    """The two tokens that byte-pair encoding joins last on its way to a token."""
+    parts = [bytes([byte]) for byte in token]
+    while len(parts) > 2:
+        joined = [ranks.get(left + right, len(ranks)) for left, right in pairwise(parts)]
+        at = joined.index(min(joined))
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts[0], parts[1]
+
+
+def _written(token: bytes) -> str:
+    """Bytes as GPT-2's vocabulary writes them: printable Latin-1 as itself, the others as letters from U+0100 on.
+
+    Source: bytes_to_unicode in OpenAI's gpt-2 `src/encoder.py`.
+    """
+    return "".join(_LETTERS[byte] for byte in token)
+
+
+def _letters() -> list[str]:
+    plain = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in plain else next(others)) for byte in range(256)]
+
+
+_LETTERS = _letters()

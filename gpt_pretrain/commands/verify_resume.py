@@ -1,0 +1,155 @@
+"""Prove on this machine, with these settings, that a killed and resumed run ends like one that never stopped.
+
+Usage: gpt-pretrain verify_resume [before=K] [after=M] [setting=value ...]
+
+  before   optimizer steps before the kill; 4
+  after    optimizer steps after it; 4
+  others   settings of train.py, as it takes them
+
+Trains K + M steps twice with the same settings. The second time the process is killed (SIGKILL) after the checkpoint of step K,
+and the run resumed. Prints `identical`, or the first step and tensor that differ; the exit code is 0 or 1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from gpt_pretrain.checkpoints.checkpoint_file import read_checkpoint
+from gpt_pretrain.commands.arguments import wants_help
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.runs.folder import LAST, checkpoint_dir
+from gpt_pretrain.training.lit_module import GPTLitModule
+
+SCRIPT = Path(__file__).parents[2] / "train.py"
+COMPARED = ("optimizer_states", "lr_schedulers", "train_losses", "val_losses", "eval_steps", "track_tokens_seen", "tokens_seen")
+
+
+class Fingerprints(Callback):
+    """Writes the checksum of every parameter after every optimizer step, and kills its own process once.
+
+    Args:
+        file: where to, a line a step.
+        kill_after: the step after which to kill, or None.
+    """
+
+    def __init__(self, file: str, kill_after: int | None = None) -> None:
+        self.file = Path(file)
+        self.kill_after = kill_after
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if not pl_module.ends_step(batch_idx):
+            return
+        sums = {name: checksum(parameter) for name, parameter in pl_module.model.named_parameters()}
+        with open(self.file, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"step": trainer.global_step, "sums": sums}) + "\n")
+        killed = self.file.with_suffix(".killed")
+        if self.kill_after is not None and trainer.global_step > self.kill_after and not killed.exists():
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def checksum(tensor: torch.Tensor) -> int:
+    """Of a tensor's bytes."""
+    return zlib.crc32(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+
+
+def verify(words: list[str], *, before: int, after: int, folder: Path) -> str | None:
+    """Train twice in folder, and say what is not the same.
+
+    Raises:
+        UserError: when a training fails by itself.
+    """
+    common = [*words, f"trainer.max_steps={before + after}", "trainer.max_epochs=1000000", f"checkpoint.every_n_steps={before}"]
+    whole, killed = folder / "whole", folder / "killed"
+    _train(whole, [*common, _custom(whole)])
+    print(f"trained {before + after} steps without a stop", flush=True)
+    _train(killed, [*common, _custom(killed, kill_after=before)], expected=-signal.SIGKILL)
+    print(f"trained again, killed after step {before}", flush=True)
+    own = [word for word in words if word.startswith("+callbacks.custom.")]  # a checkpoint brings none
+    _train(killed, [f"resume={killed}", *own, _custom(killed, kill_after=before)])
+    print("resumed, to the same step", flush=True)
+    return difference(whole, killed)
+
+
+def difference(whole: Path, killed: Path) -> str | None:
+    """The first difference between two runs, in words; None if they are the same, bit for bit."""
+    steps = [_sums(run) for run in (whole, killed)]
+    for step in sorted(steps[0].keys() | steps[1].keys()):
+        one, other = (found.get(step) for found in steps)
+        if one is None or other is None:
+            return f"step {step}: only one of the runs has it"
+        for name, value in one.items():
+            if other.get(name) != value:
+                return f"step {step}: the tensor {name} differs"
+    contents = [read_checkpoint(checkpoint_dir(run) / LAST, resumable=True) for run in (whole, killed)]
+    names = [name for name in COMPARED if not same(contents[0][name], contents[1][name])]
+    return f"after the last step: {', '.join(names)} differ" if names else None
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two nested containers hold equal values, tensors bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(value, b[key]) for key, value in a.items())
+    if isinstance(a, list | tuple):
+        return isinstance(b, list | tuple) and len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+def _custom(run_dir: Path, *, kill_after: int | None = None) -> str:
+    fields = f"_target_: {Fingerprints.__module__}.Fingerprints, file: '{run_dir}.jsonl'"
+    return f"+callbacks.custom.fingerprints={{{fields}, kill_after: {'null' if kill_after is None else kill_after}}}"
+
+
+def _sums(run_dir: Path) -> dict[int, dict[str, int]]:
+    """What a run's steps left, a step that was done again counted the second time."""
+    lines = run_dir.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()
+    return {line["step"]: line["sums"] for line in map(json.loads, lines)}
+
+
+def _train(run_dir: Path, words: list[str], *, expected: int = 0) -> None:
+    place = [] if words[0].startswith("resume=") else [f"hydra.run.dir={run_dir}"]
+    done = subprocess.run([sys.executable, str(SCRIPT), *words, *place], capture_output=True, text=True, check=False)
+    if done.returncode != expected:
+        raise UserError(f"The training ended with status {done.returncode}:\n{(done.stdout + done.stderr)[-2000:]}")
+
+
+def _whole_number(words: list[str], name: str, default: int) -> int:
+    """Take `name=N` out of words.
+
+    Raises:
+        UserError: when N is no whole number of at least 1.
+    """
+    for word in [word for word in words if word.startswith(f"{name}=")]:
+        words.remove(word)
+        text = word.partition("=")[2]
+        if not text.isdecimal() or int(text) < 1:
+            raise UserError(f"{word}: must be a whole number of at least 1.")
+        default = int(text)
+    return default
+
+
+def verify_resume_command(arguments: list[str]) -> int:
+    """Compare a resumed run with an uninterrupted one, and return the exit code."""
+    if wants_help(arguments):
+        print((__doc__ or "").strip())
+        return 0
+    words = list(arguments)
+    before, after = _whole_number(words, "before", 4), _whole_number(words, "after", 4)
+    with tempfile.TemporaryDirectory(prefix="verify-resume-", ignore_cleanup_errors=True) as folder:
+        found = verify(words, before=before, after=after, folder=Path(folder))
+    print("identical" if found is None else found)
+    return 0 if found is None else 1

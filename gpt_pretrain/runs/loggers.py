@@ -1,0 +1,46 @@
+"""Where metrics go: metrics.csv, TensorBoard, and what the user has installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from lightning.pytorch.loggers import Logger
+
+from gpt_pretrain.config.schema import LoggerSettings
+from gpt_pretrain.runs.metadata import read_record
+from gpt_pretrain.runs.metrics_file import MetricsFile
+from gpt_pretrain.runs.tensorboard import EventFiles, as_hparams
+
+
+def flush(loggers: Iterable[Logger]) -> None:
+    """Bring everything logged so far to disk."""
+    for logger in loggers:
+        logger.flush() if isinstance(logger, MetricsFile) else logger.save()
+
+
+def build_loggers(settings: LoggerSettings, *, run_dir: Path, first_step: int = 0) -> list[Logger]:
+    """The loggers that the `logger` settings name; what they hold from first_step on is forgotten."""
+    loggers: list[Logger] = []
+    history: list[dict[str, str]] = []
+    if settings.csv:
+        loggers.append(metrics := MetricsFile(run_dir / "metrics.csv", first_step=first_step))
+        history = metrics.kept
+    if settings.tensorboard:
+        record = read_record(run_dir)
+        swept = record.get("swept")
+        table = as_hparams(record.get("overrides", []) if swept is None else swept)
+        loggers.append(EventFiles(run_dir, first_step=first_step, hparams=table, sweep=bool(swept), history=history))
+    if settings.wandb is not None:
+        from lightning.pytorch.loggers import WandbLogger
+
+        wandb = settings.wandb
+        loggers.append(
+            WandbLogger(name=wandb.name or run_dir.name, project=wandb.project, offline=wandb.offline, save_dir=run_dir)
+        )
+    if settings.mlflow is not None:
+        from lightning.pytorch.loggers import MLFlowLogger
+
+        uri = settings.mlflow.tracking_uri or f"file:{run_dir.resolve() / 'mlruns'}"
+        loggers.append(MLFlowLogger(experiment_name=settings.mlflow.experiment_name, run_name=run_dir.name, tracking_uri=uri))
+    return loggers

@@ -1,0 +1,89 @@
+"""The loss lines: train and validation loss over a few batches, every few optimizer steps."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from gpt_pretrain.data.datamodule import TextDataModule
+from gpt_pretrain.training.callbacks.metrics import log_metrics
+from gpt_pretrain.training.lit_module import GPTLitModule
+
+log = logging.getLogger(__name__)
+
+
+class LossLines(Callback):
+    """Prints and keeps the losses every eval_freq optimizer steps, counted from step 0, after the update.
+
+    The training windows behind a loss are drawn once, so that lines of one run compare; nothing of it touches the training.
+
+    Args:
+        data: where the batches come from.
+        eval_freq: optimizer steps.
+        eval_iter: batches of each part.
+
+    Attributes:
+        steps, train_losses, val_losses, tokens_seen: one entry a line; losses in nats a token.
+        first: training and validation loss before the first step; None in a run that is resumed.
+        seconds: how long this process took for the last of them; 0 before the first.
+    """
+
+    def __init__(self, data: TextDataModule, *, eval_freq: int, eval_iter: int) -> None:
+        self.data = data
+        self.eval_freq = eval_freq
+        self.eval_iter = eval_iter
+        self.steps: list[int] = []
+        self.train_losses: list[float] = []
+        self.val_losses: list[float] = []
+        self.tokens_seen: list[int] = []
+        self.first: tuple[float, float] | None = None
+        self.seconds = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
+        self._batches = self.data.eval_batches(self.eval_iter)
+        self._step = trainer.global_step
+        if trainer.global_step == 0:
+            train, val = self._mean_losses(pl_module)
+            self.first = train, val
+            chance = math.log(pl_module.model.config.vocab_size)
+            log.info("Before training: Train loss %.3f, Val loss %.3f (guessing among all tokens: %.3f)", train, val, chance)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self._step:  # gradients are still being accumulated
+            return
+        self._step = trainer.global_step
+        if pl_module.step % self.eval_freq:
+            return
+        train, val = self._mean_losses(pl_module)
+        self.steps.append(pl_module.step)
+        self.train_losses.append(train)
+        self.val_losses.append(val)
+        self.tokens_seen.append(pl_module.tokens_seen)
+        log.info("Ep %d (Step %06d): Train loss %.3f, Val loss %.3f", trainer.current_epoch + 1, pl_module.step, train, val)
+        log_metrics(trainer, pl_module, {"eval/train_loss": train, "eval/val_loss": val})
+
+    def _mean_losses(self, module: GPTLitModule) -> tuple[float, float]:
+        start = time.perf_counter()
+        with module.off_the_clock():
+            train, val = (module.mean_loss(batches) for batches in self._batches)
+        self.seconds = time.perf_counter() - start
+        return train, val
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Store the curves under the names that chapter 5 gives them."""
+        checkpoint["train_losses"] = list(self.train_losses)
+        checkpoint["val_losses"] = list(self.val_losses)
+        checkpoint["track_tokens_seen"] = list(self.tokens_seen)
+        checkpoint["eval_steps"] = list(self.steps)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Go on with the curves."""
+        self.train_losses = list(checkpoint["train_losses"])
+        self.val_losses = list(checkpoint["val_losses"])
+        self.tokens_seen = list(checkpoint["track_tokens_seen"])
+        self.steps = list(checkpoint["eval_steps"])

@@ -1,0 +1,83 @@
+"""A progress bar over the whole run."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from gpt_pretrain.system.terminal import console
+from gpt_pretrain.training.lit_module import GPTLitModule
+
+SECONDS_BETWEEN_UPDATES = 0.5
+
+
+class ProgressBar(Callback):
+    """Epoch, step, loss, tokens/s and time left; on a terminal only, below the printed lines.
+
+    Args:
+        total_steps: optimizer steps of the whole run.
+        max_epochs: epochs of the whole run.
+    """
+
+    def __init__(self, *, total_steps: int, max_epochs: int) -> None:
+        self.total_steps = total_steps
+        self.max_epochs = max_epochs
+        self._bar: Progress | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
+        if not console.is_terminal or trainer.global_rank != 0:
+            return
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+            BarColumn(bar_width=None),
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}  loss {task.fields[loss]}  {task.fields[speed]} tokens/s "),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            TextColumn("left"),
+            console=console,
+            refresh_per_second=2,
+            transient=True,
+            expand=True,
+        )
+        self._task = self._bar.add_task(
+            "train",
+            total=self.total_steps,
+            completed=trainer.global_step,
+            epoch=trainer.current_epoch + 1,
+            epochs=self.max_epochs,
+            loss="-",
+            speed="-",
+        )
+        self._bar.start()
+        self._shown = time.monotonic()
+        self._since = (time.perf_counter(), pl_module.idle_seconds, pl_module.tokens_seen)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self._bar is None or time.monotonic() - self._shown < SECONDS_BETWEEN_UPDATES:
+            return
+        self._shown = time.monotonic()
+        now = (time.perf_counter(), pl_module.idle_seconds, pl_module.tokens_seen)
+        seconds = now[0] - self._since[0] - (now[1] - self._since[1])
+        speed = (now[2] - self._since[2]) / max(seconds, 1e-9)
+        self._since = now
+        self._bar.update(
+            self._task,
+            completed=trainer.global_step,
+            epoch=trainer.current_epoch + 1,
+            loss=f"{pl_module.last_loss.item():.3f}",
+            speed=f"{speed:,.0f}",
+        )
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

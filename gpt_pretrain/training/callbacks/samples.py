@@ -1,0 +1,136 @@
+"""Texts after each epoch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from gpt_pretrain.config.schema import GridSettings
+from gpt_pretrain.data.datamodule import TextDataModule
+from gpt_pretrain.evaluation.memorization import longest_run
+from gpt_pretrain.generation.config import SamplerConfig
+from gpt_pretrain.generation.sampling import generate_stream
+from gpt_pretrain.model.gpt2 import GPTModel
+from gpt_pretrain.runs.samples import Sample, as_table, code_block, read_samples, thinned
+from gpt_pretrain.runs.tensorboard import EventFiles
+from gpt_pretrain.system.files import write_whole
+from gpt_pretrain.tokenizers.tokenizer import Tokenizer, decode
+from gpt_pretrain.training.distributed import ranks as distributed
+from gpt_pretrain.training.lit_module import GPTLitModule
+
+ROWS = 40  # of a table in TensorBoard, which is written anew after each epoch
+
+log = logging.getLogger(__name__)
+
+
+class Samples(Callback):
+    """Continues start_context after each epoch: printed on one line, kept in samples.txt and as text in TensorBoard.
+
+    Beside each text stands the longest run of its new tokens that is in the training text word for word.
+
+    Args:
+        tokenizer: of the model.
+        data: has the training text.
+        start_context: the prompt.
+        sampler: how to choose tokens.
+        grid: other ways, and other prompts, to be tried after each epoch too.
+        seed: of the choices; they are drawn apart from the training's randomness.
+        file: samples.txt.
+
+    Attributes:
+        samples: those of start_context and sampler, one an epoch.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        data: TextDataModule,
+        *,
+        start_context: str,
+        sampler: SamplerConfig,
+        grid: GridSettings | None,
+        seed: int,
+        file: Path,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.data = data
+        self.start_context = start_context
+        self.sampler = sampler
+        self.grid = grid
+        self.seed = seed
+        self.file = file
+        self.samples: list[Sample] = []
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.file.exists() and distributed.is_main():  # a resumed run: forget what was written after its checkpoint
+            first = trainer.global_step - bool(self.data.resumes_mid_epoch)  # a limit's sample goes too
+            kept = [sample for sample in read_samples(self.file) if sample.step < first]
+            write_whole(self.file, "".join(map(str, kept)))
+            self.samples = [sample for sample in kept if sample.sampler is None]
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
+        with pl_module.off_the_clock():
+            model = pl_module.whole_model()
+            if model is None:
+                return
+            sample = self._sample(model, trainer, pl_module, self.start_context, self.sampler)
+            tried = self._try_grid(model, trainer, pl_module)
+            del model
+        self.samples.append(sample)
+        log.info("%s", "".join(char if char.isprintable() else " " for char in sample.text))
+        try:
+            with open(self.file, "a", encoding="utf-8", newline="") as stream:
+                stream.write("".join(map(str, [sample, *tried])))
+        except OSError as error:
+            log.warning("%s cannot be written: %s.", self.file, error.strerror or error)
+        for logger in trainer.loggers:
+            if isinstance(logger, EventFiles):
+                self._show(logger, sample, tried)
+
+    def _show(self, logger: EventFiles, sample: Sample, tried: Sequence[Sample]) -> None:
+        """Texts for TensorBoard: the sample as it is, all so far as a table, and the grid's as another."""
+        logger.add_text("sample", code_block(sample.text), step=sample.step)
+        logger.add_text("samples over time", as_table(thinned(self.samples, ROWS)), step=sample.step)
+        if tried:
+            logger.add_text("decoding grid", as_table(tried), step=sample.step)
+
+    def _try_grid(self, model: GPTModel, trainer: L.Trainer, module: GPTLitModule) -> list[Sample]:
+        if self.grid is None:
+            return []
+        samples = []
+        for prompt, temperature, top_k in product(
+            self.grid.prompts or [self.start_context], self.grid.temperatures, self.grid.top_ks
+        ):
+            sampler = SamplerConfig(self.sampler.max_new_tokens, temperature, top_k, None)
+            name = f"temperature {temperature:g}, top_k {'null' if top_k is None else top_k}"
+            samples.append(self._sample(model, trainer, module, prompt, sampler, name=name))
+        return samples
+
+    def _sample(
+        self,
+        model: GPTModel,
+        trainer: L.Trainer,
+        module: GPTLitModule,
+        prompt: str,
+        sampler: SamplerConfig,
+        *,
+        name: str | None = None,
+    ) -> Sample:
+        token_ids = torch.tensor([self.tokenizer.encode(prompt)], device=module.device)
+        generator = torch.Generator(device=module.device).manual_seed(self.seed)
+        new = [int(column) for column in generate_stream(model, token_ids, sampler, generator=generator)]
+        return Sample(
+            epoch=trainer.current_epoch + 1,
+            step=module.step,
+            tokens_seen=module.tokens_seen,
+            text=decode(self.tokenizer, token_ids[0].tolist() + new),
+            sampler=name,
+            new_tokens=len(new),
+            run_length=longest_run(new, self.data.split.train),
+        )

@@ -1,0 +1,44 @@
+"""A few steps by the clock, for a plan."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from gpt_pretrain.training.lit_module import GPTLitModule
+
+
+class TimedSteps(Callback):
+    """Ends a training when enough of its optimizer steps have been timed.
+
+    Args:
+        least, most: steps after the first, which does not count.
+        seconds: how long they may take together, once there are enough.
+
+    Attributes:
+        ends: when each step ended, the first included, in seconds after the start of the training.
+    """
+
+    def __init__(self, *, least: int, most: int, seconds: float) -> None:
+        self.least = least
+        self.most = most
+        self.seconds = seconds
+        self.ends: list[float] = []
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if not pl_module.ends_step(batch_idx):
+            return
+        self.ends.append(time.perf_counter() - self._start)
+        timed, long = len(self.ends) - 1, self.ends[-1] - self.ends[0] >= self.seconds
+        trainer.should_stop = timed >= self.most or (timed >= self.least and long)
+
+    def step_seconds(self) -> float:
+        """The median of all steps but the first."""
+        return statistics.median(end - begin for begin, end in zip(self.ends, self.ends[1:], strict=False))

@@ -1,0 +1,251 @@
+"""`plan=true`: a few steps of the run, measured and forgotten, and what they say about all of it.
+
+Of several devices, one is measured, in this process, with its share of the batches; nothing is sent to others.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning as L
+import torch
+
+from gpt_pretrain.checkpoints.checkpoint_file import copy_checkpoint, write_checkpoint
+from gpt_pretrain.config.schema import TrainSettings
+from gpt_pretrain.data.datamodule import TextDataModule
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.generation.config import SamplerConfig
+from gpt_pretrain.generation.sampling import generate_stream
+from gpt_pretrain.runs.folder import place
+from gpt_pretrain.system.devices import accelerator_device
+from gpt_pretrain.system.formatting import duration, moment, scaled
+from gpt_pretrain.system.resources import existing, free_disk, memory_limit, peak_memory
+from gpt_pretrain.tokenizers.tokenizer import Tokenizer
+from gpt_pretrain.training import summary
+from gpt_pretrain.training.callbacks.stop import FinishAtLimit
+from gpt_pretrain.training.callbacks.timed_steps import TimedSteps
+from gpt_pretrain.training.fit import build_module
+from gpt_pretrain.training.lit_module import GPTLitModule, NonFiniteError
+from gpt_pretrain.training.planning import plan
+from gpt_pretrain.training.planning.checks import doubts
+from gpt_pretrain.training.planning.plan import Plan
+from gpt_pretrain.training.preflight import StartingPoint
+
+SECONDS = 5.0  # for the steps, and for the sample
+LEAST_STEPS, MOST_STEPS = 3, 200  # after the first
+PROBE_BYTES = 1 << 26  # of the file that is written
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds, and bytes where it says so.
+
+    Args:
+        first_step: the first optimizer step, with all that is done once.
+        step: one after it, the median.
+        eval_batch: the loss of a batch, without gradients.
+        sample: a text of the settings' length.
+        save: writing a checkpoint.
+        copy: making another file of it.
+        peak_bytes: the most memory held; None: unknown.
+    """
+
+    first_step: float
+    step: float
+    eval_batch: float
+    sample: float
+    save: float
+    copy: float
+    peak_bytes: int | None
+
+
+def planned(settings: TrainSettings, tokenizer: Tokenizer, data: TextDataModule, start: StartingPoint) -> str:
+    """What a run will do and cost, and what is doubtful about it, for a person to read.
+
+    Raises:
+        UserError: when its first steps fail.
+        OSError: when nothing can be written where it would be.
+    """
+    L.seed_everything(settings.seed, workers=True, verbose=False)
+    module = build_module(settings, tokenizer, data, start)
+    config = module.model.config
+    facts = summary.facts(settings, data, module.model)
+    whole = plan.make_plan(settings, data, config, first_step=start.step)
+    doubtful = doubts(settings, data, config, whole)
+    limit = memory_limit(accelerator_device(settings.trainer.accelerator))
+    measured = rehearse(settings, tokenizer, data, module, checkpoint=whole.checkpoint)
+    times = shares(whole, measured, settings)
+    if (late := _out_of_time(settings, sum(times.values()))) is not None:
+        doubtful.append(late)
+    lines = [*facts, *_costs(whole, measured, settings, limit), *_times(whole, measured, times)]
+    lines += [f"doubts  {'none' if not doubtful else len(doubtful)}", *(f"      - {doubt}" for doubt in doubtful)]
+    return "\n".join(lines)
+
+
+def rehearse(
+    settings: TrainSettings, tokenizer: Tokenizer, data: TextDataModule, module: GPTLitModule, *, checkpoint: int
+) -> Measured:
+    """Train a few steps with what a run has, then compute a loss, write a text and a file; the module's weights change.
+
+    Args:
+        checkpoint: bytes of a checkpoint.
+
+    Raises:
+        UserError: when a loss or gradient is no number.
+    """
+    clock = TimedSteps(least=LEAST_STEPS, most=MOST_STEPS, seconds=SECONDS)
+    trainer = _trainer(settings, clock)
+    try:
+        trainer.fit(module, datamodule=data)
+    except NonFiniteError as error:
+        raise UserError(f"{error} Try a lower optimizer.lr, or scheduler=warmup_cosine.") from error
+    finally:
+        data.stop_workers()
+    module.to(accelerator_device(settings.trainer.accelerator))  # from where Lightning has taken it
+    (batch, *_), _ = data.eval_batches(1)
+    eval_batch = _best_of(3, lambda: module.mean_loss([batch]))
+    sample = _sample_seconds(module, tokenizer, settings) if settings.callbacks.samples else 0.0
+    peak = peak_memory(module.device)
+    save, copy = disk_seconds(Path(settings.run_dir), min(checkpoint, PROBE_BYTES))
+    factor = checkpoint / min(checkpoint, PROBE_BYTES)
+    return Measured(clock.ends[0], clock.step_seconds(), eval_batch, sample, save * factor, copy * factor, peak)
+
+
+def shares(whole: Plan, measured: Measured, settings: TrainSettings) -> dict[str, float]:
+    """Seconds of each part of a run, from its first step to its last."""
+    times = {
+        "steps": measured.first_step + (whole.steps - 1) * measured.step,
+        "loss lines": whole.loss_lines * whole.line_batches * measured.eval_batch,
+        "validation": whole.validations * whole.val_batches * measured.eval_batch,
+        "samples": whole.epoch_ends * measured.sample,
+    }
+    saves, minutes = whole.validations, settings.checkpoint.every_n_minutes
+    if minutes is not None:
+        saves = max(saves, int(sum(times.values()) / (60 * minutes)))
+    copies = 1 + (settings.checkpoint.keep > 0)
+    return {**times, "checkpoints": saves * (measured.save + copies * measured.copy)}
+
+
+def disk_seconds(folder: Path, n_bytes: int) -> tuple[float, float]:
+    """How long a checkpoint of so many bytes takes to write, and to copy, in a folder; nothing stays there."""
+    folder = existing(folder)
+    files = [folder / f"plan-{time.time_ns()}-{n}.ckpt" for n in range(2)]
+    content = {"numbers": torch.rand(n_bytes // 4)}
+    try:
+        save = _seconds(lambda: write_checkpoint(content, files[0]))
+        return save, _seconds(lambda: copy_checkpoint(files[0], files[1]))
+    finally:
+        for file in files:
+            file.unlink(missing_ok=True)
+
+
+def _trainer(settings: TrainSettings, clock: TimedSteps) -> L.Trainer:
+    trainer = settings.trainer
+    return L.Trainer(
+        accelerator=trainer.accelerator,
+        devices=1,
+        precision=trainer.precision,  # type: ignore[arg-type]
+        max_epochs=MOST_STEPS + 1,  # each has a step at least
+        accumulate_grad_batches=trainer.accumulate_grad_batches,
+        gradient_clip_val=trainer.gradient_clip_val,
+        limit_train_batches=trainer.limit_train_batches,
+        limit_val_batches=0,
+        deterministic=trainer.deterministic,
+        detect_anomaly=trainer.detect_anomaly,
+        callbacks=[clock],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+
+def _sample_seconds(module: GPTLitModule, tokenizer: Tokenizer, settings: TrainSettings) -> float:
+    """How long a sample takes; of a long one, only its beginning is made."""
+    prompt = torch.tensor([tokenizer.encode(settings.start_context)], device=module.device)
+    sampler = SamplerConfig(**vars(settings.sampler))
+    generator = torch.Generator(device=module.device).manual_seed(settings.seed)
+    start, ends = time.perf_counter(), list[float]()
+    for column in generate_stream(module.model, prompt, sampler, generator=generator):
+        column.tolist()  # waits for it
+        ends.append(time.perf_counter() - start)
+        if ends[-1] > SECONDS and len(ends) > 1:
+            break
+    if not ends:
+        return 0.0
+    last = ends[-1] - ends[-2] if len(ends) > 1 else 0.0
+    return ends[-1] + (sampler.max_new_tokens - len(ends)) * last
+
+
+def _costs(whole: Plan, measured: Measured, settings: TrainSettings, limit: int | None) -> list[str]:
+    rate = whole.token_flops * whole.tokens / whole.steps / measured.step / whole.sharing.devices
+    parts = ", ".join(f"{name} {scaled(n_bytes, 'B')}" for name, n_bytes in whole.memory.parts.items())
+    alone = " on one device, unshared," if whole.sharing.devices > 1 else ""
+    held = "" if measured.peak_bytes is None else f"; measured{alone} with it {scaled(measured.peak_bytes, 'B')}"
+    there = "" if limit is None else f", of {scaled(limit, 'B')}"
+    run_dir = Path(settings.run_dir)
+    return [
+        f"tokens  {whole.tokens:,}, {whole.tokens_per_epoch:,} an epoch; those of the text {whole.repeats:.3g} times",
+        f"compute {scaled(whole.flops, 'FLOP')}, {scaled(whole.token_flops, 'FLOP')} a token; measured {scaled(rate, 'FLOP/s')}",
+        f"memory  {scaled(whole.memory.peak, 'B')} at most by formula, beside the program's own{plan.each(whole)}{held}{there}",
+        f"        ({parts})",
+        *_sent(whole),
+        f"disk    {scaled(whole.disk, 'B')} at most, in checkpoints of {scaled(whole.checkpoint, 'B')}, of "
+        f"{scaled(free_disk(run_dir), 'B')} that are free in {place(existing(run_dir))}",
+    ]
+
+
+def _sent(whole: Plan) -> list[str]:
+    if whole.sharing.devices == 1:
+        return []
+    traffic, kinds = whole.traffic, {"gradients": whole.traffic.gradients, "weights": whole.traffic.weights}
+    parts = ", ".join(f"{name} {scaled(n_bytes, 'B')}" for name, n_bytes in kinds.items() if n_bytes)
+    return [
+        f"sent    {scaled(traffic.total, 'B')} a step by each of {whole.sharing.devices} devices, {whole.sharing.name} ({parts})"
+    ]
+
+
+def _times(whole: Plan, measured: Measured, times: dict[str, float]) -> list[str]:
+    total = sum(times.values())
+    speed = whole.tokens / whole.steps / measured.step
+    saves = measured.save + measured.copy
+    each = {
+        "steps": f"{whole.steps:,} of {moment(measured.step)}",
+        "loss lines": f"{whole.loss_lines:,} of {moment(whole.line_batches * measured.eval_batch)}",
+        "validation": f"{whole.validations:,} of {moment(whole.val_batches * measured.eval_batch)}",
+        "samples": f"{whole.epoch_ends:,} of {moment(measured.sample)}",
+        "checkpoints": f"{whole.validations:,} of {moment(saves)}",
+    }
+    shared = f", if {whole.sharing.devices} devices take as long as one did, and sending takes no time"
+    rows = [f"        {duration(times[name]):>12} {times[name] / total:4.0%}  {name}: {told}" for name, told in each.items()]
+    return [
+        f"time    about {duration(total)} from the first step to the last, at {speed:,.0f} tokens/s while training"
+        f"{shared if whole.sharing.devices > 1 else ''}",
+        *rows,
+    ]
+
+
+def _out_of_time(settings: TrainSettings, seconds: float) -> str | None:
+    limit = FinishAtLimit(max_steps=-1, max_time=settings.trainer.max_time).max_seconds
+    if seconds <= limit:
+        return None
+    length = "max_epochs" if settings.trainer.max_tokens is None else "max_tokens"
+    return (
+        f"trainer.max_time={settings.trainer.max_time}: the run would take about {duration(seconds)}, so it ends before its last "
+        f"step. Allow more time, or fewer trainer.{length}, to which the learning rate's schedule is fitted as well."
+    )
+
+
+def _best_of(times: int, job: Callable[[], object]) -> float:
+    """The shortest of some runs, after one to warm up."""
+    return min([_seconds(job) for _ in range(times + 1)][1:])
+
+
+def _seconds(job: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    job()
+    return time.perf_counter() - start

@@ -1,0 +1,209 @@
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt_pretrain.checkpoints import checkpoint_file as module
+from gpt_pretrain.checkpoints.checkpoint_file import (
+    copy_checkpoint,
+    first_whole,
+    read_checkpoint,
+    remove_leftovers,
+    write_checkpoint,
+)
+from gpt_pretrain.checkpoints.pretrained import load_pretrained, open_weights
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.runs.folder import find_checkpoints, find_run
+from tests.conftest import tiny_model
+
+
+def content(**changes: Any) -> dict[str, Any]:
+    model = tiny_model()
+    state = {f"model.{name}": value.clone() for name, value in model.state_dict().items()}
+    return {"state_dict": state, "architecture": model.config.to_dict(), "tokenizer": "byte"} | changes
+
+
+def test_a_model_comes_back_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "x.ckpt"
+    write_checkpoint(content(), path)
+    assert open_weights(path).tokenizer == "byte"
+    model = load_pretrained(path)
+    assert not model.training
+    token_ids = torch.randint(0, 97, (2, 16))
+    assert torch.equal(model(token_ids), tiny_model()(token_ids))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.ckpt"]
+
+
+def test_a_failed_write_leaves_the_old_checkpoint_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.ckpt"
+    write_checkpoint(content(), path)
+    before = path.read_bytes()
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_checkpoint(content(tokenizer="gpt2"), path)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.ckpt"]
+
+
+def test_best_outlives_the_next_last(tmp_path: Path) -> None:
+    last, best = tmp_path / "last.ckpt", tmp_path / "best.ckpt"
+    write_checkpoint(content(step=1), last)
+    copy_checkpoint(last, best)
+    assert best.stat().st_ino != last.stat().st_ino, "damage to one is none to the other"
+    write_checkpoint(content(step=2), last)
+    assert (read_checkpoint(best)["step"], read_checkpoint(last)["step"]) == (1, 2)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "zeroed", "marker"])
+def test_damage_is_seen_and_the_newest_whole_one_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
+    last, older = tmp_path / "last.ckpt", tmp_path / "step-00000001.ckpt"
+    write_checkpoint(content(step=1), older)
+    write_checkpoint(content(step=2), last)
+    data = bytearray(last.read_bytes())
+    if damage == "flipped":
+        data[len(data) // 2] ^= 1
+    elif damage == "truncated":
+        del data[-1:]
+    elif damage == "marker":
+        data[-20] ^= 1
+    else:
+        data[:] = bytes(len(data))
+    last.write_bytes(data)
+    with pytest.raises(UserError, match=r"last\.ckpt (is damaged|holds more than)"):
+        read_checkpoint(last)
+    assert first_whole([last, older], read_checkpoint)["step"] == 1
+    assert f"The newest whole checkpoint is {older}" in caplog.text
+    with pytest.raises(UserError, match=r"last\.ckpt"):
+        first_whole([last, last], read_checkpoint)
+
+
+@settings(max_examples=300, deadline=None)
+@given(at=st.integers(0, 10**9), bit=st.integers(0, 7))
+def test_any_flipped_bit_is_seen(tmp_path_factory: pytest.TempPathFactory, at: int, bit: int) -> None:
+    path = tmp_path_factory.getbasetemp() / "small.ckpt"
+    write_checkpoint({"state_dict": {"a": torch.arange(50.0)}, "architecture": {}, "tokenizer": "byte"}, path)
+    data = bytearray(path.read_bytes())
+    data[at % len(data)] ^= 1 << bit
+    path.write_bytes(data)
+    with pytest.raises(UserError):
+        read_checkpoint(path)
+
+
+def test_what_a_killed_write_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    write_checkpoint(content(), tmp_path / "last.ckpt")
+    (tmp_path / ".last.ckpt.0123abcd.tmp").write_bytes(b"half")
+    (tmp_path / "notes.tmp").write_bytes(b"mine")
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "notes.tmp"]
+
+
+class Hostile:
+    """Runs a command when it is unpickled by a loader that allows it."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch '{self.marker}'",)
+
+
+def test_a_hostile_file_is_refused_and_runs_nothing(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    torch.save(content(extra=Hostile(marker)), tmp_path / "a.ckpt")
+    (tmp_path / "b.ckpt").write_bytes(pickle.dumps(Hostile(marker)))
+    for name in ("a.ckpt", "b.ckpt"):
+        with pytest.raises(UserError, match=r"not loaded|is damaged"):
+            load_pretrained(tmp_path / name)
+    assert not marker.exists()
+    torch.load(tmp_path / "a.ckpt", weights_only=False)
+    assert marker.exists(), "the file was hostile indeed"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"architecture": {"_target_": "os.system"}}, "unknown field '_target_'"),
+        ({"architecture": 3}, "The stored architecture is a int"),
+        ({"state_dict": {}}, "holds no tensors"),
+        (
+            {"state_dict": {"model.tok_emb.weight": torch.zeros(97, 32)}},
+            r"the tensor trf_blocks\.2\.ff\.layers\.0\.bias is missing",
+        ),
+        ({"state_dict": {"model.odd": torch.zeros(1)}}, "the tensor model.odd is not one of a GPT-2's"),
+    ],
+)
+def test_what_does_not_make_a_model_is_refused(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+    write_checkpoint(content(**change), tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match=told):
+        load_pretrained(tmp_path / "x.ckpt")
+
+
+def test_all_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    wrong = content()
+    wrong["state_dict"]["model.tok_emb.weight"] = torch.zeros(97, 31)
+    wrong["state_dict"]["model.final_norm.bias"] = "zero"
+    del wrong["state_dict"]["model.pos_emb.weight"]
+    write_checkpoint(wrong, tmp_path / "x.ckpt")
+    with pytest.raises(UserError) as caught:
+        load_pretrained(tmp_path / "x.ckpt")
+    told = "\n".join(caught.value.problems)
+    assert "model.tok_emb.weight has shape (97, 31), the model needs (97, 32)" in told
+    assert "model.final_norm.bias holds a str" in told
+    assert "pos_emb.weight is missing" in told
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "text", "truncated", "list", "other"])
+def test_damaged_and_foreign_files_are_refused(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "x.ckpt"
+    write_checkpoint(content(), path)
+    whole = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    elif damage in ("empty", "text", "truncated"):
+        path.write_bytes({"empty": b"", "text": b"not a checkpoint", "truncated": whole[: len(whole) // 2]}[damage])
+    else:
+        torch.save([1, 2] if damage == "list" else {"weights": torch.zeros(3)}, path)
+    with pytest.raises(UserError, match=r"x\.ckpt"):
+        load_pretrained(path)
+
+
+@pytest.fixture
+def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for number, run in enumerate(("outputs/a", "outputs/multirun/s/0", "outputs/b", "outputs/empty")):
+        folder = tmp_path / run / "checkpoints"
+        folder.mkdir(parents=True)
+        if run != "outputs/empty":
+            (folder / "last.ckpt").write_bytes(b"x")
+            os.utime(folder / "last.ckpt", (1000, [2000, 3000, 1000][number]))
+    return tmp_path / "outputs"
+
+
+def test_runs_are_found_by_name_and_by_age(outputs: Path) -> None:
+    assert find_run("latest") == Path("outputs/multirun/s/0")
+    assert find_run("outputs/a") == find_run("outputs/a/checkpoints/last.ckpt") == Path("outputs/a")
+    assert find_checkpoints("latest") == [Path("outputs/multirun/s/0/checkpoints/last.ckpt")]
+    assert find_checkpoints("outputs/a") == find_checkpoints("outputs/a/checkpoints/last.ckpt")
+    folder = outputs / "a/checkpoints"
+    for name, age in (("best.ckpt", 5000), ("step-00000003.ckpt", 7000), ("step-00000002.ckpt", 6000)):
+        (folder / name).write_bytes(b"x")
+        os.utime(folder / name, (age, age))
+    names = ["last.ckpt", "step-00000003.ckpt", "step-00000002.ckpt", "best.ckpt"]
+    assert [path.name for path in find_checkpoints("outputs/a")] == names, "last comes first, whatever its age"
+
+
+@pytest.mark.parametrize("name", ["outputs/nowhere", "outputs/empty"])
+def test_runs_that_are_not_there_are_refused(outputs: Path, name: str) -> None:
+    with pytest.raises(UserError, match=name):
+        find_run(name)
+    with pytest.raises(UserError, match=name):
+        find_checkpoints(name)

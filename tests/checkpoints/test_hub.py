@@ -1,0 +1,233 @@
+"""Models of the Hugging Face hub, from a server on this machine that speaks its protocol."""
+
+import hashlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from tests.conftest import ROOT
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(ThreadingHTTPServer):
+    """Serves files of models, whole or with faults.
+
+    Attributes:
+        files: what is served, by "model/file".
+        requests: the method, path and Range header of each.
+        cut_after: bytes after which an answer breaks off, for the next `cuts` answers.
+        stall: whether the server keeps the connection open then, and sends nothing.
+        spoil: whether one byte is sent wrong.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.files: dict[str, bytes] = {}
+        self.requests: list[tuple[str, str, str | None]] = []
+        self.cut_after, self.cuts, self.stall, self.spoil = 0, 0, False, False
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def asked_for(self, method: str = "GET") -> list[str]:
+        return [path.rsplit("/", 1)[-1] for asked, path, _ in self.requests if asked == method and "/resolve/" in path]
+
+    def ranges(self) -> list[str]:
+        return [start for _, _, start in self.requests if start is not None]
+
+
+class Answer(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Hub
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, *, body: bool) -> None:
+        hub, start = self.server, self.headers.get("Range")
+        hub.requests.append((self.command, self.path, start))
+        model, _, file = self.path.lstrip("/").partition("/resolve/main/")
+        data = hub.files.get(f"{model}/{file}")
+        if data is None:
+            known = any(name.startswith(f"{model}/") for name in hub.files)
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        checksum = hashlib.sha256(data).hexdigest() if len(data) > 10_000 else hashlib.sha1(data).hexdigest()
+        first = int(re.findall(r"bytes=(\d+)-", start)[0]) if start else 0
+        self.send_response(206 if start else 200)
+        for name, value in {
+            "X-Repo-Commit": COMMIT,
+            "ETag": f'"{checksum}"',
+            "X-Linked-Size": str(len(data)),
+            "Content-Length": str(len(data) - first),
+            "Accept-Ranges": "bytes",
+            **({"Content-Range": f"bytes {first}-{len(data) - 1}/{len(data)}"} if start else {}),
+        }.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if not body:
+            return
+        if hub.spoil:
+            data = data[:-1] + bytes([data[-1] ^ 1])
+        if hub.cuts and len(data) > 10_000:
+            hub.cuts -= 1
+            self.wfile.write(data[first : first + hub.cut_after])
+            self.wfile.flush()
+            while hub.stall:
+                time.sleep(0.02)
+            self.close_connection = True
+            self.connection.close()
+            return
+        self.wfile.write(data[first:])
+
+    def log_message(self, *words: object) -> None:
+        pass
+
+    def log_error(self, *words: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def model_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """A small model with GPT-2's vocabulary, as the hub has it."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config(n_positions=16, n_embd=8, n_layer=1, n_head=2)).save_pretrained(folder)
+    return {name: (folder / name).read_bytes() for name in ("config.json", "model.safetensors")}
+
+
+@pytest.fixture
+def hub(model_files: dict[str, bytes]) -> Iterator[Hub]:
+    hub = Hub()
+    extra = {"tokenizer.json": b"{}", "pytorch_model.bin": b"x", "README.md": b"x"}
+    hub.files = {f"{model}/{name}": data for model in ("gpt2", "some/model") for name, data in (model_files | extra).items()}
+    thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield hub
+    hub.stall = False
+    hub.shutdown()
+    thread.join()
+    hub.server_close()
+
+
+@pytest.fixture
+def environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    return kept | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+
+
+Fetch = Callable[..., subprocess.CompletedProcess[str]]
+
+FETCH = """
+import sys
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.formats.hub import fetch
+try:
+    print(fetch(*sys.argv[1:]))
+except UserError as error:
+    sys.exit(f"error: {error}")
+"""
+
+
+def fetching(environment: dict[str, str], model: str, file: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", FETCH, model, file]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def fetch(environment: dict[str, str]) -> Fetch:
+    """Fetch a file of a model in a process of its own."""
+
+    def fetched(model: str = "some/model", file: str = "model.safetensors", **changes: str) -> Any:
+        process = fetching(environment | changes, model, file)
+        out, error = process.communicate(timeout=100)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, error)
+
+    return fetched
+
+
+def test_a_model_is_fetched_once_and_generates(hub: Hub, environment: dict[str, str], tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "generate.py"), "pretrained=gpt2", "sampler.max_new_tokens=3"]
+    first = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.startswith("Every effort moves you")
+    assert "gpt2/model.safetensors" in first.stderr, "a progress bar"
+    assert sorted(hub.asked_for()) == ["config.json", "model.safetensors"], "and nothing else"
+    assert (tmp_path / "home" / "hub" / "models--gpt2").is_dir()
+    asked = len(hub.requests)
+    again = subprocess.run(
+        command, cwd=tmp_path, env=environment | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False
+    )
+    assert (again.returncode, again.stdout) == (0, first.stdout)
+    assert len(hub.requests) == asked, "offline asks nobody"
+
+
+def test_a_download_that_breaks_off_goes_on_where_it_was(hub: Hub, fetch: Fetch, model_files: dict[str, bytes]) -> None:
+    hub.cut_after, hub.cuts = 300_000, 1
+    done = fetch()
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).read_bytes() == model_files["model.safetensors"]
+    (start,) = hub.ranges()
+    assert 0 < int(re.findall(r"\d+", start)[0]) <= 300_000
+
+
+def test_a_killed_download_goes_on_in_the_next_process(
+    hub: Hub, fetch: Fetch, environment: dict[str, str], tmp_path: Path, model_files: dict[str, bytes]
+) -> None:
+    hub.cut_after, hub.cuts, hub.stall = 1_000_000, 1, True
+    process = fetching(environment, "some/model", "model.safetensors")
+    parts = lambda: list((tmp_path / "home").rglob("*.part"))  # noqa: E731
+    for _ in range(1000):
+        if parts() and parts()[0].stat().st_size > 0:
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    hub.stall = False
+    got = parts()[0].stat().st_size
+    assert 0 < got < len(model_files["model.safetensors"])
+    done = fetch()
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).read_bytes() == model_files["model.safetensors"]
+    assert hub.ranges() == [f"bytes={got}-"]
+    assert parts() == []
+
+
+def test_a_wrong_checksum_is_refused_and_nothing_is_kept(hub: Hub, fetch: Fetch, tmp_path: Path) -> None:
+    hub.spoil = True
+    done = fetch()
+    assert done.returncode == 1
+    assert re.search(
+        r"error: some/model: model\.safetensors arrived damaged: its SHA-256 is \w{64}, the hub promised \w{64}", done.stderr
+    )
+    assert [path for path in (tmp_path / "home").rglob("*") if path.is_file() and path.stat().st_size > 1000] == []
+    hub.spoil = False
+    assert fetch().returncode == 0
+
+
+def test_what_the_hub_does_not_have_is_told(hub: Hub, fetch: Fetch) -> None:
+    assert "no such file or folder here, and no such model on the hub" in fetch("some/other").stderr
+    del hub.files["some/model/model.safetensors"]
+    assert "this model has no model.safetensors on the hub" in fetch().stderr
+    assert "HF_HUB_OFFLINE is set" in fetch(HF_HUB_OFFLINE="1").stderr
+    assert "127.0.0.1:9 cannot be reached" in fetch(HF_ENDPOINT="http://127.0.0.1:9").stderr

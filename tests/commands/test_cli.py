@@ -1,0 +1,270 @@
+"""The entry scripts as processes, as users start them."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import DictConfig
+
+from tests.conftest import ROOT, TINY_RUN
+
+Script = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def test_train_then_generate_then_resume(script: Script, tmp_path: Path) -> None:
+    done = script("train.py", *TINY_RUN)
+    assert done.returncode == 0, done.stderr
+    assert "\nEp 1 (Step 000000): Train loss 5." in done.stdout
+    assert "\r" not in done.stdout, "no progress bar in a pipe"
+    (run,) = (tmp_path / "outputs").iterdir()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-[0-9a-f]{6}", run.name)
+    names = {path.relative_to(run).as_posix() for path in run.rglob("*")}
+    files = "train.log config.yaml metrics.csv samples.txt losses.png losses.pdf checkpoints/last.ckpt checkpoints/best.ckpt"
+    assert set(files.split()) <= names
+    assert "Ep 1 (Step 000000)" in (run / "train.log").read_text()
+    assert yaml.safe_load((run / "config.yaml").read_text())["optimizer"]["lr"] == 4e-4
+
+    (command,) = re.findall(r"^  python generate\.py (.*)$", done.stdout, re.MULTILINE)
+    told = script(
+        "generate.py", f"checkpoint=outputs/{run.name}", "prompt=Every effort moves you", *command.split("'")[-1].split()
+    )
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.startswith("Every effort moves you")
+
+    again = [script("generate.py", "sampler.temperature=1", "seed=1", "n_samples=2").stdout for _ in range(2)]
+    assert again[0] == again[1]
+    first, second = again[0].split("--- sample 2 of 2\n")
+    assert first.removeprefix("--- sample 1 of 2\n") != second
+    assert {path.name for path in tmp_path.iterdir()} == {"outputs"}, "a generation leaves no files"
+
+    resumed = script("train.py", "resume=latest", "trainer.max_epochs=3")
+    assert resumed.returncode == 0, resumed.stderr
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == [run.name]
+    assert re.findall(r"Ep (\d)", resumed.stdout) == ["3", "3"]
+    assert "Done: 3 epochs, 9 steps" in resumed.stdout
+
+
+def test_prompts_from_a_file_from_standard_input_and_from_a_prompt_loop(
+    script: Script, train: Callable[..., float], tmp_path: Path
+) -> None:
+    train("trainer.max_epochs=1", "logger=none", run_dir=tmp_path / "outputs" / "a")
+    (tmp_path / "prompt.txt").write_text("From a file", encoding="utf-8")
+    assert script("generate.py", "prompt_file=prompt.txt").stdout.startswith("From a file")
+    assert script("generate.py", "prompt=-", stdin="From a pipe").stdout.startswith("From a pipe")
+    loop = script("generate.py", "interactive=true", stdin="One\nTwo\n")
+    assert loop.returncode == 0
+    assert "> One" in loop.stdout
+    assert "> Two" in loop.stdout
+    piped = script("generate.py", "sampler.max_new_tokens=0", "prompt=just this")
+    assert piped.stdout == "just this\n"
+
+
+def test_texts_and_paths_need_no_quotes_of_hydra_s(script: Script, tmp_path: Path) -> None:
+    (tmp_path / "par(1), it's = x.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 300)
+    place = "outputs/lr=1e-3, it's"
+    words = ["data.path=par(1), it's = x.txt", f"hydra.run.dir={place}", "start_context=Hello, world (it's a = b)"]
+    done = script("train.py", *TINY_RUN, "trainer.max_epochs=1", *words)
+    assert done.returncode == 0, done.stderr
+    assert "Hello, world (it's a = b)" in done.stdout
+    for line in re.findall(r"^  python (.*)$", done.stdout, re.MULTILINE):  # the commands to try, as a shell reads them
+        again = script(*shlex.split(line))
+        assert again.returncode == 0, (line, again.stderr)
+        assert "Hello, world (it's a = b)" in again.stdout
+
+
+def test_a_refused_resume_does_not_spoil_the_run(script: Script, tmp_path: Path) -> None:
+    assert script("train.py", *TINY_RUN, "trainer.max_steps=2", "logger=none").returncode == 0
+    for words in (["optimizer.lr=-1"], []):
+        assert script("train.py", "resume=latest", *words).returncode == 2
+    done = script("train.py", "++resume=latest", "trainer.max_steps=3")
+    assert done.returncode == 0, done.stderr
+    assert "3 steps" in done.stdout
+    assert script("train.py", "resume=latest", "--cfg", "job").returncode == 0
+    assert len(list((tmp_path / "outputs").iterdir())) == 1
+
+
+def test_two_runs_of_one_second_have_two_folders(script: Script, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "train.py"), "data.path=missing.txt"]
+    runs = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) for _ in range(2)]
+    for run in runs:
+        run.communicate(timeout=100)
+    assert len(list((tmp_path / "outputs").iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["train.py", "generate.py"])
+@pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"]])
+def test_help_and_config_come_at_once(script: Script, name: str, words: list[str]) -> None:
+    seconds, bare = [], []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import hydra.main"], check=True)
+        bare.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        done = script(name, *words)
+        seconds.append(time.perf_counter() - start)
+        assert done.returncode == 0, done.stderr
+    if words == ["--help"]:
+        assert done.stdout.count(f"python {name} ") >= 4
+        assert "sampler: greedy, nucleus, top_k" in done.stdout
+    assert min(seconds) < max(1.5, 6 * min(bare)), "1.5 seconds; the machines that test this have slow hours"
+
+
+ERRORS = [
+    (["optimizer.lr=-1"], "optimizer.lr=-1.0: must be above 0"),
+    (["data.path=empty.txt"], "The text is empty"),
+    (["data.path=latin.txt"], "latin.txt is not UTF-8 text"),
+    (["data.path=short.txt"], "the validation part has"),
+    (["data.batch_size=1000"], "data.batch_size=1000: the training text has only"),
+    (["data=text"], "data=text needs data.path="),
+    (["init_from=nowhere"], "nowhere: there is no such file or folder here"),
+    (["init_from=latest"], "there is no run with a checkpoint"),
+    (["tokenizer.name=gpt5"], "there is no such tokenizer"),
+    (["trainer.max_time=abc"], "must be DD:HH:MM:SS"),
+    (["trainer.devices=0"], "must be at least 1 device"),
+    (["trainer.devices=two"], "must be at least 1 device"),
+    (["trainer.strategy=dp"], "must be one of auto, ddp, fsdp"),
+    (["trainer.precision=16-mixed"], "cpu cannot train in fp16"),
+    (["start_context=''"], "start_context is empty"),
+]
+
+
+@pytest.fixture
+def bad_texts(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "short.txt").write_text("A short text.")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+
+
+@pytest.mark.usefixtures("bad_texts")
+@pytest.mark.parametrize(("words", "told"), ERRORS, ids=[words[0] for words, _ in ERRORS])
+def test_what_users_get_wrong_is_told_without_a_traceback(
+    compose_train: Callable[..., DictConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    told: str,
+) -> None:
+    import train
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        train.main(compose_train("model=tiny", "trainer.accelerator=cpu", *words))
+    err = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert re.match(r"(error|\d+ errors):", err)
+    assert told in err
+    assert "Traceback" not in err
+    assert "Traceback" in (tmp_path / "run" / "train.log").read_text()
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+PROCESS_ERRORS = [
+    (["data.path=missing.txt"], "data.path=missing.txt: there is no such file"),
+    (["resume=latest"], "there is no run with a checkpoint"),
+    (["hydra.run.dir=empty.txt/run"], "this folder cannot be written"),
+    (["+trainer.sync_batchnorm=true"], "trainer.sync_batchnorm: there is no such setting"),
+]
+
+
+@pytest.mark.usefixtures("bad_texts")
+@pytest.mark.parametrize(("words", "told"), PROCESS_ERRORS, ids=[words[0] for words, _ in PROCESS_ERRORS])
+def test_a_process_that_is_refused_exits_with_2(script: Script, tmp_path: Path, words: list[str], told: str) -> None:
+    done = script("train.py", "model=tiny", *words)
+    assert done.returncode == 2, done.stderr
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+def test_everything_wrong_is_told_at_once(script: Script) -> None:
+    wrong = ["optimizer.lr=0", "sampler.temperature=-1", "sampler.top_k=0", "sampler.top_p=2", "model.n_heads=5", "eval_freq=0"]
+    done = script("train.py", *wrong, "tokenizer.name=gpt5", "sampler.max_new_tokens=-3")
+    assert done.returncode == 2
+    assert done.stderr.startswith("8 errors:")
+    for name in (
+        "optimizer.lr=0.0",
+        "temperature=-1.0",
+        "top_k=0",
+        "top_p=2.0",
+        "n_heads=5",
+        "eval_freq=0",
+        "name=gpt5",
+        "tokens=-3",
+    ):
+        assert name in done.stderr
+
+
+@pytest.mark.parametrize("words", [["optimizer.lrr=1"], ["optimizer.lr=fast"], ["model=huge"], ["trainer.max_epochs=1.5"]])
+def test_hydra_refuses_wrong_keys_types_and_options_at_once(script: Script, tmp_path: Path, words: list[str]) -> None:
+    start = time.perf_counter()
+    done = script("train.py", *words)
+    assert done.returncode == 1
+    assert words[0].split("=")[0].split(".")[-1] in done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.perf_counter() - start < 4
+    assert not (tmp_path / "outputs").exists()
+
+
+GENERATE_ERRORS = [
+    (["checkpoint=latest"], "there is no run with a checkpoint"),
+    (["checkpoint=nowhere"], "there is no such file or run directory"),
+    (["checkpoint=empty.txt"], "is damaged or no PyTorch file"),
+    (["sampler.temperature=-1", "n_samples=0"], "2 errors:"),
+    (["device=cuda"], "device=cuda: this machine has no such device"),
+]
+
+
+@pytest.mark.parametrize(("words", "told"), GENERATE_ERRORS, ids=[words[0] for words, _ in GENERATE_ERRORS])
+def test_what_users_get_wrong_in_generating(
+    script: Script, train: Callable[..., float], tmp_path: Path, words: list[str], told: str
+) -> None:
+    import torch
+
+    if words == ["device=cuda"] and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    (tmp_path / "empty.txt").write_text("")
+    if words == ["device=cuda"]:
+        train("trainer.max_epochs=1", "logger=none", run_dir=tmp_path / "outputs" / "a")
+    done = script("generate.py", *words)
+    assert done.returncode == 2, done.stderr
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_empty_prompt_is_refused(script: Script, train: Callable[..., float], tmp_path: Path) -> None:
+    train("trainer.max_epochs=1", "logger=none", run_dir=tmp_path / "outputs" / "a")
+    for words, told in ((["prompt="], "prompt=: must have at least one character"), (["prompt=-"], "The prompt is empty")):
+        done = script("generate.py", *words, stdin="")
+        assert done.returncode == 2
+        assert told in done.stderr
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path, cache_dir: Path) -> None:
+    environment = os.environ | {"XDG_CACHE_HOME": str(cache_dir), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, str(ROOT / "train.py"), *TINY_RUN, "trainer.max_epochs=10000", "callbacks=minimal", "logger=none"]
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    ) as run:
+        assert run.stdout is not None
+        for line in run.stdout:
+            if line.startswith("Ep 3 "):
+                break
+        run.send_signal(signal.SIGINT)
+        out, err = run.communicate(timeout=60)
+    assert run.returncode == 130, err
+    assert re.search(r"Stopped after \d+ steps and saved\. Go on with:\n  python train\.py resume=outputs/", out)
+    assert "Traceback" not in out + err

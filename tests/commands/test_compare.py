@@ -1,0 +1,151 @@
+"""Runs beside one another."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gpt_pretrain.commands.compare import comparison, differences, incomparable
+from gpt_pretrain.runs.charts import curves, drawing
+from gpt_pretrain.runs.reader import read_run
+from tests.helpers.command_line import gpt_pretrain
+from tests.helpers.made_runs import CONFIG, RECORD, make_run, metrics
+
+Command = Callable[..., None]
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """The command, run in the test's own folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> None:
+        gpt_pretrain("compare", *words)
+
+    return run
+
+
+def row(text: str, head: str) -> list[str]:
+    (line,) = [line for line in text.splitlines() if line.startswith(head)]
+    return line.removeprefix(head).split()
+
+
+def test_what_differs_is_printed_and_the_curves_are_drawn(
+    tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    monkeypatch.setattr(curves, "overlay", lambda *args, real=curves.overlay, **kw: drawn.append((args, kw)) or real(*args, **kw))
+    make_run(tmp_path / "a")
+    changed = CONFIG.replace("lr: 0.001", "lr: 0.01").replace("somewhere", "elsewhere").replace("n_layers: 4", "n_layers: 6")
+    other = {
+        "program": {"git": "another"},
+        "model": {"parameters": 9_000_000},
+        "result": RECORD["result"] | {"best_val_loss": 4.25},
+    }
+    make_run(tmp_path / "b", config=changed, rows=metrics(tokens=400), **other)
+    command("a", "b/checkpoints/last.ckpt", "out=both.svg")
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert row(out, "optimizer.lr") == ["0.001", "0.01"]
+    assert row(out, "model.n_layers") == ["4", "6"]
+    assert row(out, "git") == ["0123456789ab-dirty", "another"]
+    assert row(out, "parameters") == ["7,210,112", "9,000,000"]
+    assert row(out, "best validation loss") == ["4.5000", "4.2500"]
+    assert row(out, "last training loss") == ["2.2500", "2.2500"]
+    assert not [line for line in out.splitlines() if line.startswith(("run_dir", "seed", "torch", "text", "device"))]
+    (((panels, labels), _),) = drawn
+    assert [series.tokens for series in panels["validation"]] == [[400, 800, 1200], [1600, 3200, 4800]]
+    assert panels["training"][1].values == read_run(tmp_path / "b").metrics["eval/train_loss"].values
+    assert labels == ["1  model.n_layers=4, optimizer.lr=0.001", "2  model.n_layers=6, optimizer.lr=0.01"]
+    assert (tmp_path / "both.svg").read_text().startswith("<?xml")
+
+
+def test_runs_that_are_the_same_say_so(tmp_path: Path) -> None:
+    runs = [read_run(make_run(tmp_path / name)) for name in "ab"]
+    assert (differences(runs), incomparable(runs)) == ({}, [])
+    assert "no setting differs" in comparison(runs)
+
+
+def test_losses_of_other_tokenizers_are_compared_by_bytes(
+    tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+    monkeypatch.setattr(drawing, "write", lambda figure, *files: written.append(figure))
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "b", tokenizer="byte", config=CONFIG.replace("gpt2", "byte"))
+    command("a", "b")
+    out, err = capsys.readouterr()
+    assert "warning: the runs have different tokenizers" in err and "texts" not in err
+    assert row(out, "tokenizer.name") == ["gpt2", "byte"]
+    assert row(out, "best bits per byte") == ["1.5000", "1.5000"]
+    (axes,) = written[0].axes
+    assert axes.get_ylabel() == "bits per byte"
+    assert [list(line.get_ydata()) for line in axes.get_lines()] == [[1.5] * 3] * 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "config", "warned"),
+    [
+        ({"data": {"sha256": "cd" * 32}}, CONFIG, True),
+        ({}, CONFIG.replace("train_ratio: 0.9", "train_ratio: 0.8"), True),
+        ({"data": {}}, CONFIG, False),  # the hash is not known, the text's place is the same
+        ({"data": {}}, CONFIG.replace("path: null", "path: book.txt"), True),
+        ({"data": {}, "tokenizer": None}, "", False),  # nothing is known
+    ],
+)
+def test_losses_on_other_texts_are_warned_of(tmp_path: Path, fields: dict[str, object], config: str, warned: bool) -> None:
+    runs = [read_run(make_run(tmp_path / "a")), read_run(make_run(tmp_path / "b", config=config, **fields))]
+    problems = incomparable(runs)
+    assert bool(problems) == warned
+    assert not warned or "different texts" in problems[0]
+
+
+def test_a_run_is_compared_by_what_it_has(tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path / "a")
+    for name, kept in (("recorded", "run.json"), ("configured", "config.yaml"), ("measured", "metrics.csv")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / kept).write_bytes((tmp_path / "a" / kept).read_bytes())
+    command("recorded", "configured", "measured", "a")
+    out, _ = capsys.readouterr()
+    assert row(out, "optimizer.lr") == ["-", "0.001", "-", "0.001"]
+    assert row(out, "best validation loss") == ["4.5000", "-", "4.5000", "4.5000"]
+    assert (tmp_path / "compare.png").exists()
+    (tmp_path / "compare.png").unlink()
+    command("recorded", "configured")
+    assert "no curves to draw" in capsys.readouterr().out
+    assert not (tmp_path / "compare.png").exists()
+
+
+def test_folders_of_sweeps_are_taken_by_their_names(tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path / "optimizer.lr=1,b=${x}")
+    make_run(tmp_path / "outputs" / "a")
+    command("optimizer.lr=1,b=${x}", "latest")
+    assert "outputs/a" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], ["0 runs named", "at least two"]),
+        (["a"], ["1 run named"]),
+        (["a", "nowhere", "out=x.doc"], ["nowhere: there is no such run directory", "out=x.doc: must end in one of .png"]),
+        (["a", "empty"], ["empty: this folder holds no run"]),
+        (["a", "a", "out=missing/x.png"], ["out=missing/x.png: this file cannot be written (No such file or directory)"]),
+    ],
+)
+def test_what_is_wrong_is_told_at_once(
+    tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str], words: list[str], told: list[str]
+) -> None:
+    make_run(tmp_path / "a")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit) as ended:
+        command(*words)
+    assert ended.value.code == 2
+    err = capsys.readouterr().err
+    assert all(text in err for text in told), err
+
+
+def test_long_values_keep_the_table_narrow(tmp_path: Path) -> None:
+    config = CONFIG.replace("Every effort", "x" * 500)
+    runs = [read_run(make_run(tmp_path / "a")), read_run(make_run(tmp_path / "b", config=config))]
+    assert max(map(len, comparison(runs).splitlines()[4:])) < 100

@@ -1,0 +1,446 @@
+"""Shards behind a URL, through a cache: S3 on this machine, a file system that fails, and what several processes do."""
+
+import hashlib
+import http.client
+import itertools
+import multiprocessing
+import os
+import pickle
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+
+from gpt_pretrain.config.schema import RemoteSettings
+from gpt_pretrain.data import remote as module
+from gpt_pretrain.data.cache_folder import CacheFolder
+from gpt_pretrain.data.corpus import open_corpus
+from gpt_pretrain.data.datamodule import TextDataModule
+from gpt_pretrain.data.fetching import FetcherThread, StoppedError, stop_fetching
+from gpt_pretrain.data.prefetching import Ahead
+from gpt_pretrain.data.remote import CachedFiles, RemoteFiles
+from gpt_pretrain.data.windows import BatchOrder
+from gpt_pretrain.errors import UserError
+from tests.data.test_windows import settings
+from tests.helpers.made_shards import BYTE, random_documents, stream, write_llmc, write_nanogpt, write_shards
+from tests.integration.test_training import checkpoint, same_weights
+
+Train = Callable[..., float]
+TRAIN, VAL = random_documents(1200, seed=1), random_documents(150, seed=2)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Small blocks and short pauses, and no thread that goes on when the test is over."""
+    monkeypatch.setattr(module, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(module, "BLOCK", 4096)
+    yield
+    stop_fetching()
+    deadline = time.monotonic() + 30
+    while left := [thread.name for thread in threading.enumerate() if isinstance(thread, FetcherThread)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.01)
+
+
+def patient(**changes: Any) -> RemoteSettings:
+    return RemoteSettings(**({"cache_bytes": 10**8, "timeout": 5.0, "threads": 4} | changes))
+
+
+def data_of(cache: Path, url: str, *, num_workers: int = 0, **changes: Any) -> TextDataModule:
+    chosen = settings(cache, name="shards", path=url, num_workers=num_workers, remote=patient(**changes))
+    data = TextDataModule(chosen, BYTE, context_length=32, seed=1)
+    data.prepare_data()
+    return data
+
+
+def rows_of(data: TextDataModule) -> list[list[int]]:
+    rows = [row for batch in data.train_dataloader() for row in batch[0].tolist()]
+    data.stop_workers()
+    return rows
+
+
+class Troubled(LocalFileSystem):
+    """A disk that fails as it is told to: which trouble befalls each read, in turn."""
+
+    protocol = "troubled"
+    troubles: Iterator[str] = itertools.repeat("")
+    reads = 0
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
+        Troubled.reads += 1
+        trouble = next(Troubled.troubles)
+        if trouble == "error":
+            raise ConnectionResetError("the line broke")
+        if trouble == "slow":
+            time.sleep(1.0)
+        if trouble == "forbidden":
+            raise PermissionError("who are you")
+        data: bytes = super().cat_file(path, start=start, end=end, **kwargs)
+        return data[:-1] if trouble == "short" else b"\0" * len(data) if trouble == "wrong" else data
+
+
+@pytest.fixture
+def troubled(monkeypatch: pytest.MonkeyPatch) -> type[Troubled]:
+    fsspec.register_implementation("troubled", Troubled, clobber=True)
+    monkeypatch.setattr(Troubled, "troubles", itertools.repeat(""))
+    monkeypatch.setattr(Troubled, "reads", 0)
+    return Troubled
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("remote") / "corpus", train=TRAIN, val=VAL, shard_tokens=5000)
+
+
+@pytest.fixture(scope="module")
+def expected(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[list[int]]:
+    """The rows of an epoch, read from this machine's disk."""
+    return rows_of(data_of(tmp_path_factory.mktemp("local"), str(corpus)))
+
+
+@pytest.mark.parametrize("cache_bytes", [10**8, 40_000])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_epoch_is_that_of_local_files(
+    tmp_path: Path, corpus: Path, expected: list[list[int]], cache_bytes: int, num_workers: int
+) -> None:
+    assert rows_of(data_of(tmp_path, f"file://{corpus}", cache_bytes=cache_bytes, num_workers=num_workers)) == expected
+    size = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
+    assert size <= cache_bytes * 1.2
+
+
+def test_errors_slow_answers_and_short_ones_are_tried_again(
+    tmp_path: Path, corpus: Path, expected: list[list[int]], troubled: type[Troubled]
+) -> None:
+    data = data_of(tmp_path, f"troubled://{corpus}", cache_bytes=40_000, timeout=0.3, retries=50)
+    troubled.troubles = itertools.chain(
+        ["error", "error", "short", "slow", ""] * 4, itertools.cycle(["", "", "error", "", "short"])
+    )
+    assert rows_of(data) == expected
+
+
+def test_what_goes_on_failing_is_told(tmp_path: Path, corpus: Path, troubled: type[Troubled]) -> None:
+    troubled.troubles = itertools.repeat("forbidden")
+    with pytest.raises(UserError, match=r"may not be read: who are you"):
+        RemoteFiles(f"troubled://{corpus}", patient()).read("train-00000.bin", 0, 10)
+    assert troubled.reads == 1, "tried once"
+    troubled.troubles = itertools.repeat("slow")
+    with pytest.raises(UserError, match=r"no answer within 0\.1 seconds"):
+        RemoteFiles(f"troubled://{corpus}", patient(timeout=0.1, retries=0)).read("train-00000.bin", 0, 10)
+    troubled.troubles = itertools.repeat("")
+    data = data_of(tmp_path, f"troubled://{corpus}", cache_bytes=40_000, retries=2)
+    troubled.troubles = itertools.repeat("error")
+    with pytest.raises(UserError, match=r"ConnectionResetError: the line broke\. That was the last of 3 tries"):
+        rows_of(data)
+
+
+def test_pauses_grow(tmp_path: Path, corpus: Path, troubled: type[Troubled], monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(module, "FIRST_PAUSE", 0.5)
+    monkeypatch.setattr(module.time, "sleep", pauses.append)
+    troubled.troubles = itertools.repeat("error")
+    with pytest.raises(UserError):
+        RemoteFiles(f"troubled://{corpus}", patient(retries=8)).read("train-00000.bin", 0, 10)
+    assert pauses == [0.5, 1, 2, 4, 8, 16, 30, 30]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_whole_files_replace_their_blocks_where_they_fit(tmp_path: Path, corpus: Path, troubled: type[Troubled]) -> None:
+    data = data_of(tmp_path, f"troubled://{corpus}")
+    assert all(len(batch) for batch in data.train_dataloader())
+    (folder,) = tmp_path.rglob("whole")
+    shards = sorted(file.name for file in corpus.glob("*.bin"))
+    wait_for(lambda: sorted(file.name for file in folder.glob("*.bin")) == shards)
+    assert all((folder / name).read_bytes() == (corpus / name).read_bytes() for name in shards)
+    before = troubled.reads
+    again = data_of(tmp_path, f"troubled://{corpus}")
+    opened = troubled.reads
+    rows_of(again)
+    assert troubled.reads == opened, "a warm cache asks nobody"
+    assert opened - before < 20, "the manifest, and a sample of both parts"
+
+
+def test_a_whole_file_of_other_content_is_not_kept(tmp_path: Path, corpus: Path, troubled: type[Troubled]) -> None:
+    files = RemoteFiles(f"troubled://{corpus}", patient())
+    checksums = {"train-00000.bin": hashlib.sha256((corpus / "train-00000.bin").read_bytes()).hexdigest()}
+    cached = CachedFiles(files, key="", cache_dir=tmp_path, checksums=checksums)
+    troubled.troubles = itertools.chain(["wrong"], itertools.repeat(""))
+    cached.fetch_whole_files()
+    assert len(list(tmp_path.rglob("*.bin"))) == 1, "fetched again, and right then"
+
+
+def test_a_shard_that_is_damaged_where_it_comes_from_ends_the_reading(
+    tmp_path: Path, corpus: Path, troubled: type[Troubled]
+) -> None:
+    data = data_of(tmp_path, f"troubled://{corpus}")
+    troubled.troubles = itertools.repeat("wrong")
+    with pytest.raises(UserError, match=r"train-00000\.bin is damaged: its checksum differs"):
+        while True:
+            rows_of(data)
+
+
+def test_a_damaged_block_in_the_cache_is_fetched_anew(tmp_path: Path, corpus: Path) -> None:
+    def cached() -> CachedFiles:
+        return CachedFiles(
+            RemoteFiles(f"file://{corpus}", patient(cache_bytes=10_000_000)),
+            key="",
+            cache_dir=tmp_path,
+            checksums={"train-00000.bin": None},
+        )
+
+    data = (corpus / "train-00000.bin").read_bytes()
+    module.FITS, fits = 0.0, module.FITS
+    try:
+        assert cached().read("train-00000.bin", 4000, 200) == data[4000:4200]
+        blocks = sorted(tmp_path.rglob("0000000?"))
+        assert len(blocks) == 2
+        blocks[0].write_bytes(b"cut")
+        assert cached().read("train-00000.bin", 4000, 200) == data[4000:4200]
+        assert len(blocks[0].read_bytes()) == 4096
+    finally:
+        module.FITS = fits
+
+
+def test_the_blocks_of_the_next_batches_are_fetched_before_they_are_asked_for(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FITS", 0.0)
+    data = data_of(tmp_path, f"file://{corpus}")
+    order = BatchOrder(len(data.train), 4, seed=1)
+    ahead = iter(Ahead(order, data.train, batches=5))
+    first = next(ahead)
+    assert first.tolist() == next(iter(order)).tolist()
+    wanted = np.concatenate(list(itertools.islice(order, 6)))
+    starts = {(32 * window // 5000, (32 * window % 5000) * 2 // 4096) for window in wanted.tolist()}
+    paths = [f"train-{shard:05d}.bin/{block:08d}" for shard, block in starts]
+    wait_for(lambda: all(list(tmp_path.glob(f"remote/*/{path}")) for path in paths))
+
+
+def test_what_was_read_longest_ago_is_given_up(tmp_path: Path) -> None:
+    cache = CacheFolder(tmp_path, most_bytes=1000)
+    for number in range(10):
+        cache.write(tmp_path / str(number), bytes(100))
+        os.utime(tmp_path / str(number), (1000 + number, 1000 + number))
+    assert cache.read(tmp_path / "0") == bytes(100)
+    cache.write(tmp_path / "new", bytes(100))
+    there = {file.name for file in tmp_path.iterdir()}
+    assert "0" in there, "just read"
+    assert {"1", "2"}.isdisjoint(there)
+    assert "new" in there
+
+
+def test_a_killed_process_s_unfinished_file_is_cleared_away(tmp_path: Path) -> None:
+    (tmp_path / ".x.1234.tmp").write_bytes(b"half")
+    os.utime(tmp_path / ".x.1234.tmp", (1, 1))
+    (tmp_path / ".y.1234.tmp").write_bytes(b"half")
+    CacheFolder(tmp_path, most_bytes=1000).write(tmp_path / "z", b"1")
+    assert {file.name for file in tmp_path.iterdir()} == {".y.1234.tmp", "z"}
+
+
+def test_a_full_disk_costs_the_cache_alone(
+    tmp_path: Path, corpus: Path, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(self: CacheFolder, path: Path, pieces: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(CacheFolder, "write_pieces", full)
+    assert rows_of(data_of(tmp_path, f"file://{corpus}")) == expected
+    assert caplog.text.count(f"{tmp_path / 'remote'}: nothing more can be kept") in range(1, 5), "four threads"
+
+
+def epoch_in_a_process(cache: Path, url: str) -> str:
+    module.BLOCK = 4096
+    return hashlib.sha256(str(rows_of(data_of(cache, url, cache_bytes=60_000))).encode()).hexdigest()
+
+
+def test_several_processes_share_a_cache(tmp_path: Path, corpus: Path, expected: list[list[int]]) -> None:
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        hashes = pool.starmap(epoch_in_a_process, [(tmp_path, f"file://{corpus}")] * 2)
+    assert set(hashes) == {hashlib.sha256(str(expected).encode()).hexdigest()}
+
+
+def test_readers_can_be_sent_to_other_processes(tmp_path: Path, corpus: Path) -> None:
+    data = data_of(tmp_path, f"file://{corpus}")
+    data.train[np.array([3])]
+    again = pickle.loads(pickle.dumps(data.train))
+    assert again[np.array([3])][0].tolist() == data.train[np.array([3])][0].tolist()
+
+
+def test_memory_and_other_formats_are_read_too(tmp_path: Path) -> None:
+    ids = stream(TRAIN)
+    for name, folder in (
+        ("nano", write_nanogpt(tmp_path / "nano", train=ids, val=ids)),
+        ("llmc", write_llmc(tmp_path / "llmc", train=[ids], val=ids)),
+    ):
+        fsspec.filesystem("memory").put(str(folder), f"/{name}", recursive=True)
+        data = data_of(tmp_path / name, f"memory://{name}")
+        assert data.split.train.read(500, 700).tolist() == ids[500:1200]
+
+
+def test_a_url_that_leads_nowhere_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.path=memory://nothing.*: there is no such folder"):
+        open_corpus(RemoteFiles("memory://nothing", patient()))
+    with pytest.raises(UserError, match=r"^data\.path=nowhere://x: Protocol not known"):
+        open_corpus(RemoteFiles("nowhere://x", patient()))
+
+
+def test_a_file_s_url_stands_for_its_folder(tmp_path: Path, corpus: Path, expected: list[list[int]]) -> None:
+    assert rows_of(data_of(tmp_path, f"file://{corpus}/manifest.json")) == expected
+
+
+class Proxy(BaseHTTPRequestHandler):
+    """Passes requests on to a server behind it, and spoils some of those for shards: an error, a pause, a body cut short."""
+
+    behind: tuple[str, int]
+    spoiled: Iterator[str]
+    requests = 0
+
+    def do_GET(self) -> None:
+        self._pass_on()
+
+    def do_HEAD(self) -> None:
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        trouble = next(Proxy.spoiled) if self.command == "GET" and ".bin" in self.path else ""
+        Proxy.requests += bool(trouble)
+        if trouble == "error":
+            self.send_error(500)
+            return
+        if trouble == "slow":
+            time.sleep(1.5)
+        line = http.client.HTTPConnection(*Proxy.behind)
+        line.request(self.command, self.path, headers=dict(self.headers))
+        answer = line.getresponse()
+        body = answer.read()
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("transfer-encoding", "connection"):
+                self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2] if trouble == "cut" else body)
+        self.close_connection = True
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        pass
+
+
+@pytest.fixture(scope="module")
+def s3_server(corpus: Path) -> Iterator[tuple[str, int]]:
+    """S3 on this machine, with the corpus in it."""
+    pytest.importorskip("s3fs")
+    server_module = pytest.importorskip("moto.server")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b"), ("AWS_DEFAULT_REGION", "us-east-1")):
+            patch.setenv(name, value)
+        server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        host, port = server.get_host_and_port()
+        s3 = fsspec.filesystem("s3", skip_instance_cache=True, endpoint_url=f"http://{host}:{port}")
+        s3.mkdir("corpora")
+        s3.put(str(corpus), "corpora/tales", recursive=True)
+        yield host, port
+        server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The corpus in S3, behind a proxy that spoils a part of the answers."""
+    Proxy.behind, Proxy.requests = s3_server, 0
+    Proxy.spoiled = itertools.cycle(["", "error", "", "", "cut", "", "", ""])
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.server_port}")
+    yield "s3://corpora/tales"
+    proxy.shutdown()
+    proxy.server_close()
+
+
+@pytest.mark.parametrize("cache_bytes", [10**8, 1_000_000])
+def test_training_from_s3_is_that_from_local_files(
+    train: Train, tmp_path: Path, corpus: Path, bucket: str, cache_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FITS", 0.8 if cache_bytes > 10**7 else 0.0)
+    words = ["data=shards", "data.batch_size=16", "data.stride=32", "trainer.max_steps=12", "trainer.limit_val_batches=3",
+             "callbacks=minimal", "logger=none", "data.respect_documents=true"]  # fmt: skip
+    remote = [
+        f"data.cache_dir='{tmp_path / 'cache'}'",
+        f"data.remote.cache_bytes={cache_bytes}",
+        "data.remote.timeout=1",
+        "data.remote.retries=20",
+    ]
+    train(*words, f"data.path='{corpus}'", run_dir=tmp_path / "local")
+    Proxy.spoiled = itertools.cycle(["", "error", "", "", "cut", "", "slow", "", "", ""])
+    train(*words, f"data.path={bucket}", *remote, run_dir=tmp_path / "remote")
+    assert Proxy.requests >= 10
+    a, b = checkpoint(tmp_path / "local"), checkpoint(tmp_path / "remote")
+    assert a["train_losses"] == b["train_losses"]
+    assert same_weights(a, b)
+
+
+def test_a_corpus_over_http_needs_no_listing(tmp_path: Path, corpus: Path, expected: list[list[int]]) -> None:
+    class Plain(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._send(with_body=True)
+
+        def do_HEAD(self) -> None:
+            self._send(with_body=False)
+
+        def _send(self, *, with_body: bool) -> None:
+            file = corpus / self.path.lstrip("/")
+            if not file.is_file():
+                self.send_error(404)
+                return
+            data, span = file.read_bytes(), self.headers.get("Range")
+            status = 200
+            if span is not None:
+                first, last = (int(end) for end in span.removeprefix("bytes=").split("-"))
+                data, status = data[first : last + 1], 206
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.send_header("Accept-Ranges", "bytes")
+            if status == 206:
+                self.send_header("Content-Range", f"bytes {first}-{last}/{file.stat().st_size}")
+            self.end_headers()
+            if with_body:
+                self.wfile.write(data)
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Plain)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        assert rows_of(data_of(tmp_path, f"http://127.0.0.1:{server.server_port}")) == expected
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_fetching_ends_with_the_training(tmp_path: Path, corpus: Path, troubled: type[Troubled]) -> None:
+    data = data_of(tmp_path, f"troubled://{corpus}", retries=1000)
+    troubled.troubles = itertools.repeat("error")
+
+    def read() -> None:
+        with suppress(StoppedError):
+            next(iter(data.train_dataloader()))
+
+    threading.Thread(target=read, daemon=True).start()
+    wait_for(lambda: troubled.reads > 20)
+    data.stop_workers()
+    wait_for(lambda: not any(isinstance(thread, FetcherThread) for thread in threading.enumerate()))
+    troubled.troubles = itertools.repeat("")
+    assert len(rows_of(data)) > 0, "who reads again begins anew"

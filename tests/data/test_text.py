@@ -1,0 +1,88 @@
+from pathlib import Path
+
+import pytest
+
+from gpt_pretrain.config.schema import DataSettings
+from gpt_pretrain.data import text as module
+from gpt_pretrain.data.text import Text
+from gpt_pretrain.errors import UserError
+
+
+def find_text(name: str, *, path: str | None = None, cache_dir: Path) -> Text:
+    return module.find_text(DataSettings(name=name, path=path, url=None, sha256=None), cache_dir=cache_dir)
+
+
+def whole(text: Text) -> str:
+    return "".join(text.pieces())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    place = tmp_path / "texts"
+    (place / "sub").mkdir(parents=True)
+    (place / ".hidden").mkdir()
+    (place / "b.txt").write_text("bee", encoding="utf-8")
+    (place / "a.txt").write_text("ay", encoding="utf-8")
+    (place / "sub" / "c.md").write_text("sea", encoding="utf-8")
+    (place / ".hidden" / "d.txt").write_text("no", encoding="utf-8")
+    return place
+
+
+def test_the_sample_comes_with_the_package(tmp_path: Path, story: str) -> None:
+    assert whole(find_text("sample", cache_dir=tmp_path)) == story
+    assert 18_000 < len(story) < 23_000
+
+
+def test_a_path_comes_before_the_name(folder: Path) -> None:
+    assert whole(find_text("sample", path=str(folder / "a.txt"), cache_dir=folder)) == "ay"
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [("", "ay<|endoftext|>bee<|endoftext|>sea"), ("*.txt", "ay<|endoftext|>bee"), ("**/*.md", "sea")],
+)
+def test_directories_and_globs_join_their_files_in_order(folder: Path, path: str, expected: str) -> None:
+    assert whole(find_text("text", path=str(folder / path), cache_dir=folder)) == expected
+
+
+def test_long_texts_come_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PIECE_CHARS", 5)
+    (tmp_path / "x").write_text("äöüäöü日本語\r\nx", encoding="utf-8", newline="")
+    pieces = list(Text((tmp_path / "x",)).pieces())
+    assert max(map(len, pieces)) <= 5
+    assert "".join(pieces) == "äöüäöü日本語\nx"
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"\xef\xbb\xbfhello")
+    assert whole(Text((tmp_path / "x",))) == "hello"
+
+
+def test_the_hash_tells_contents_and_boundaries_apart(tmp_path: Path) -> None:
+    hashes = set()
+    for number, contents in enumerate([("ab",), ("a", "b"), ("b", "a"), ("", "ab"), ("ab", "")]):
+        files = []
+        for index, content in enumerate(contents):
+            files.append(tmp_path / f"{number}-{index}")
+            files[-1].write_text(content)
+        hashes.add(Text(tuple(files)).sha256())
+    assert len(hashes) == 5
+
+
+def test_bytes_that_are_not_utf8_are_refused_with_their_place(tmp_path: Path) -> None:
+    file = tmp_path / "latin.txt"
+    file.write_bytes("naïve".encode() + b"\nna\xefve")
+    with pytest.raises(UserError, match=r"latin\.txt is not UTF-8 text .* near byte 9\)"):
+        whole(Text((file,)))
+
+
+@pytest.mark.parametrize("path", ["missing.txt", "*.none", "empty"])
+def test_what_is_not_there_is_refused(tmp_path: Path, path: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"data\.path="):
+        find_text("text", path=str(tmp_path / path), cache_dir=tmp_path)
+
+
+def test_text_without_a_path_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data=text needs data\.path="):
+        find_text("text", cache_dir=tmp_path)

@@ -1,0 +1,175 @@
+import json
+import multiprocessing
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt_pretrain.data import text as text_module
+from gpt_pretrain.data import tokens as module
+from gpt_pretrain.data.text import Text
+from gpt_pretrain.data.tokens import TokenSplit, encode_pieces, tokenize_text
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.tokenizers.tokenizer import build_tokenizer
+
+GPT2, BYTE = build_tokenizer("gpt2"), build_tokenizer("byte")
+
+
+def text_of(folder: Path, *contents: str) -> Text:
+    files = []
+    for number, content in enumerate(contents):
+        files.append(folder / f"{number}.txt")
+        files[-1].write_text(content, encoding="utf-8", newline="")
+    return Text(tuple(files))
+
+
+@pytest.mark.parametrize("tokenizer", [GPT2, BYTE], ids=lambda t: t.name)
+@pytest.mark.parametrize("train_ratio", [0.9, 0.5])
+def test_the_split_equals_its_definition(tmp_path: Path, story: str, tokenizer: module.Tokenizer, train_ratio: float) -> None:
+    split = tokenize_text(text_of(tmp_path, story), tokenizer, train_ratio=train_ratio, cache_dir=tmp_path)
+    cut = int(train_ratio * len(story))
+    assert split.train.read().tolist() == tokenizer.encode(story[:cut])
+    assert split.val.read().tolist() == tokenizer.encode(story[cut:])
+    assert split.characters == len(story)
+
+
+def test_it_does_not_depend_on_the_pieces_read(tmp_path: Path, story: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = text_of(tmp_path, story)
+    whole = tokenize_text(text, GPT2, train_ratio=0.9, cache_dir=tmp_path / "a")
+    monkeypatch.setattr(text_module, "PIECE_CHARS", 7)
+    pieces = tokenize_text(text, GPT2, train_ratio=0.9, cache_dir=tmp_path / "b")
+    assert whole.train.sha256 == pieces.train.sha256
+    assert whole.val.sha256 == pieces.val.sha256
+
+
+@given(pieces=st.lists(st.text(alphabet=st.sampled_from("ab1'sé日 \n\t!.🙂"), max_size=12), max_size=8))
+def test_encoding_in_pieces_equals_encoding_at_once(pieces: list[str]) -> None:
+    assert sum(encode_pieces(pieces, GPT2), []) == GPT2.encode("".join(pieces))
+
+
+def test_files_are_joined_by_end_of_text_which_the_split_leaves_whole(tmp_path: Path) -> None:
+    split = tokenize_text(text_of(tmp_path, "a" * 10, "b" * 10), BYTE, train_ratio=0.5, cache_dir=tmp_path)
+    assert split.train.read().tolist() == [97] * 10  # half of 33 characters lies inside the separator
+    assert split.val.read().tolist() == [256] + [98] * 10
+
+
+def test_tokens_stay_on_disk_and_are_as_small_as_the_vocabulary_allows(tmp_path: Path, story: str) -> None:
+    split = tokenize_text(text_of(tmp_path, story), GPT2, train_ratio=0.9, cache_dir=tmp_path)
+    assert split.train.read(0, 3).dtype == np.uint16
+    assert split.train.read(7, 3).tolist() == GPT2.encode(story)[7:10]
+    assert split.train.path.stat().st_size == 2 * split.train.count
+    assert len(pickle.dumps(split.train)) < 1000, "loader processes must not be sent the tokens"
+    assert pickle.loads(pickle.dumps(split.train)).read(5, 1) == split.train.read(5, 1)
+
+
+def test_a_file_that_was_shortened_meanwhile_is_reported(tmp_path: Path, story: str) -> None:
+    split = tokenize_text(text_of(tmp_path, story), GPT2, train_ratio=0.9, cache_dir=tmp_path)
+    with open(split.train.path, "r+b") as stream:
+        stream.truncate(100)
+    with pytest.raises(UserError, match="has been shortened"):
+        split.train.read(48, 3)
+
+
+class Wide:
+    """Bytes with ids beyond 16 bits."""
+
+    name, vocab_size, eos_id = "wide", 70_000, 69_999
+
+    def encode(self, text: str) -> list[int]:
+        return [65_600 + byte for byte in text.encode()]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id - 65_600])
+
+
+def test_large_vocabularies_get_four_bytes_a_token(tmp_path: Path) -> None:
+    split = tokenize_text(text_of(tmp_path, "hello world, hello"), Wide(), train_ratio=0.5, cache_dir=tmp_path)
+    assert split.train.read().dtype == np.uint32
+    assert split.train.read().tolist() == Wide().encode("hello wor")
+
+
+def test_a_second_start_tokenises_nothing(tmp_path: Path, story: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = text_of(tmp_path, story)
+    first = tokenize_text(text, GPT2, train_ratio=0.9, cache_dir=tmp_path)
+    monkeypatch.setattr(GPT2, "encode", lambda text: pytest.fail("tokenised again"))
+    assert tokenize_text(text, GPT2, train_ratio=0.9, cache_dir=tmp_path) == first
+
+
+def test_other_text_tokenizer_or_ratio_is_another_cache(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    a, b = text_of(tmp_path / "a", "hello world"), text_of(tmp_path / "b", "hello worlds")
+    splits: list[TokenSplit] = [
+        tokenize_text(text, tokenizer, train_ratio=ratio, cache_dir=tmp_path)
+        for text, tokenizer, ratio in [(a, BYTE, 0.5), (b, BYTE, 0.5), (a, GPT2, 0.5), (a, BYTE, 0.6)]
+    ]
+    assert len({split.train.path for split in splits}) == 4
+
+
+def damage_truncate(folder: Path) -> None:
+    (folder / "train.bin").write_bytes((folder / "train.bin").read_bytes()[:-2])
+
+
+def damage_flip(folder: Path) -> None:
+    data = bytearray((folder / "val.bin").read_bytes())
+    data[3] ^= 1
+    (folder / "val.bin").write_bytes(data)
+
+
+def damage_remove(folder: Path) -> None:
+    (folder / "train.bin").unlink()
+
+
+def damage_record(folder: Path) -> None:
+    (folder / "split.json").write_text('{"train": 3}')
+
+
+def damage_path(folder: Path) -> None:
+    fields = json.loads((folder / "split.json").read_text())
+    fields["train"]["path"] = "/etc/passwd"
+    (folder / "split.json").write_text(json.dumps(fields))
+
+
+@pytest.mark.parametrize("damage", [damage_truncate, damage_flip, damage_remove, damage_record, damage_path])
+def test_a_damaged_cache_is_made_again(tmp_path: Path, story: str, damage: object, caplog: pytest.LogCaptureFixture) -> None:
+    text = text_of(tmp_path, story)
+    first = tokenize_text(text, GPT2, train_ratio=0.9, cache_dir=tmp_path)
+    damage(first.train.path.parent)  # type: ignore[operator]
+    again = tokenize_text(text, GPT2, train_ratio=0.9, cache_dir=tmp_path)
+    assert "is damaged; it is made again" in caplog.text
+    assert again == first
+    assert again.train.is_whole()
+    assert [path.name for path in (tmp_path / "tokens").iterdir()] == [first.train.path.parent.name]
+
+
+def build(folder: Path) -> str:
+    return tokenize_text(Text((folder / "0.txt",)), BYTE, train_ratio=0.9, cache_dir=folder).train.sha256
+
+
+def test_several_processes_may_make_the_same_cache_at_once(tmp_path: Path, story: str) -> None:
+    text_of(tmp_path, story * 20)
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        hashes = pool.map(build, [tmp_path] * 8)
+    assert len(set(hashes)) == 1
+    assert len(list((tmp_path / "tokens").iterdir())) == 1
+
+
+def test_an_interrupted_build_leaves_nothing(tmp_path: Path, story: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_write_tokens", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        tokenize_text(text_of(tmp_path, story), BYTE, train_ratio=0.9, cache_dir=tmp_path)
+    assert list((tmp_path / "tokens").iterdir()) == []
+
+
+def test_empty_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"The text is empty: .*0\.txt"):
+        tokenize_text(text_of(tmp_path, ""), BYTE, train_ratio=0.9, cache_dir=tmp_path)
+
+
+def test_a_cache_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"cannot be written.*data\.cache_dir="):
+        tokenize_text(text_of(tmp_path, "some text"), BYTE, train_ratio=0.9, cache_dir=tmp_path / "file")

@@ -1,0 +1,178 @@
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt_pretrain.config.schema import DataSettings
+from gpt_pretrain.data.datamodule import TextDataModule
+from gpt_pretrain.data.tokens import Tokens
+from gpt_pretrain.data.windows import BatchOrder, TokenWindows, shuffled
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.tokenizers.tokenizer import build_tokenizer
+
+
+def tokens_of(path: Path, count: int) -> Tokens:
+    np.arange(count, dtype="<u2").tofile(path)
+    return Tokens(path=path, count=count, itemsize=2, sha256="")
+
+
+def settings(folder: Path, **changes: object) -> DataSettings:
+    fields: dict[str, object] = {
+        "name": "sample",
+        "path": None,
+        "url": None,
+        "sha256": None,
+        "cache_dir": str(folder),
+        "batch_size": 4,
+        "train_ratio": 0.9,
+        "stride": None,
+        "num_workers": 0,
+    }
+    return DataSettings(**(fields | changes))  # type: ignore[arg-type]
+
+
+def data_of(folder: Path, *, context_length: int = 32, seed: int = 1, **changes: object) -> TextDataModule:
+    data = TextDataModule(settings(folder, **changes), build_tokenizer("byte"), context_length=context_length, seed=seed)
+    data.prepare_data()
+    return data
+
+
+@given(count=st.integers(0, 60), context_length=st.integers(1, 12), stride=st.integers(1, 15))
+def test_windows_equal_their_definition(
+    tmp_path_factory: pytest.TempPathFactory, count: int, context_length: int, stride: int
+) -> None:
+    tokens = list(range(count))
+    windows = TokenWindows(tokens_of(tmp_path_factory.getbasetemp() / "w", count), context_length=context_length, stride=stride)
+    starts = range(0, len(tokens) - context_length, stride)
+    assert len(windows) == len(starts)
+    if len(starts):
+        inputs, targets = windows[np.arange(len(windows))]
+        assert inputs.tolist() == [tokens[s : s + context_length] for s in starts]
+        assert targets.tolist() == [tokens[s + 1 : s + context_length + 1] for s in starts]
+        assert inputs.dtype == targets.dtype == torch.int64
+
+
+@given(n=st.integers(0, 50), batch=st.integers(1, 9), seed=st.integers(0, 5), epoch=st.integers(0, 3))
+def test_an_epoch_reads_each_window_once_and_drops_a_short_batch(n: int, batch: int, seed: int, epoch: int) -> None:
+    order = BatchOrder(n, batch, seed=seed)
+    order.set_epoch(epoch)
+    batches = [windows.tolist() for windows in order]
+    assert len(batches) == len(order) == n // batch
+    assert all(len(windows) == batch for windows in batches)
+    read = sum(batches, [])
+    assert len(set(read)) == len(read)
+    assert set(read) <= set(range(n))
+
+
+@given(n=st.integers(1, 50), batch=st.integers(1, 9), epoch=st.integers(0, 3), data=st.data())
+def test_the_order_is_a_function_of_seed_and_epoch_from_any_place(n: int, batch: int, epoch: int, data: st.DataObject) -> None:
+    whole = BatchOrder(n, batch, seed=7)
+    whole.set_epoch(epoch)
+    batches = [windows.tolist() for windows in whole]
+    start = data.draw(st.integers(0, len(batches)))
+    later = BatchOrder(n, batch, seed=7)
+    later.epoch, later.start = epoch, start
+    assert [windows.tolist() for windows in later] == batches[start:]
+    assert len(later) == len(whole)
+    assert [windows.tolist() for windows in later] == batches, "the next iteration begins at the front"
+
+
+@given(n=st.integers(1, 3000), seed=st.integers(0, 2**32 - 1), epoch=st.integers(0, 2**31))
+def test_an_order_is_a_permutation_that_can_be_computed_anywhere(n: int, seed: int, epoch: int) -> None:
+    whole = shuffled(np.arange(n), n, seed=seed, epoch=epoch)
+    assert sorted(whole.tolist()) == list(range(n))
+    some = np.arange(n)[:: max(1, n // 7)]
+    assert shuffled(some, n, seed=seed, epoch=epoch).tolist() == whole[some].tolist()
+
+
+@pytest.mark.parametrize("n", [9, 16, 17])
+def test_each_window_stands_at_each_place_equally_often(n: int) -> None:
+    counts = np.zeros((n, n))
+    for epoch in range(4000):
+        counts[np.arange(n), shuffled(np.arange(n), n, seed=1, epoch=epoch)] += 1
+    chi_squared = ((counts - 4000 / n) ** 2 / (4000 / n)).sum()
+    freedom = (n - 1) ** 2
+    assert abs(chi_squared - freedom) < 5 * (2 * freedom) ** 0.5
+
+
+def test_neighbours_are_scattered() -> None:
+    order = shuffled(np.arange(100_000), 100_000, seed=3, epoch=0)
+    assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.02
+    assert abs(np.corrcoef(order, np.arange(100_000))[0, 1]) < 0.02
+
+
+def test_a_thousand_million_windows_need_no_list_of_them() -> None:
+    tracemalloc.start()
+    try:
+        batches = iter(BatchOrder(10**9, 8, seed=5))
+        first = np.concatenate([next(batches) for _ in range(1000)])
+        later = BatchOrder(10**9, 8, seed=5)
+        later.start = 10**8
+        next(iter(later))
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
+    assert len(set(first.tolist())) == 8000
+    assert first.max() > 9.9e8
+
+
+def test_epochs_and_seeds_differ() -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        batches = BatchOrder(50, 5, seed=seed)
+        batches.set_epoch(epoch)
+        return np.concatenate(list(batches)).tolist()
+
+    assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
+
+
+def test_validation_keeps_order_and_the_short_batch() -> None:
+    assert [windows.tolist() for windows in BatchOrder(7, 3)] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert len(BatchOrder(7, 3)) == 3
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_loaders_yield_the_windows_of_the_split(tmp_path: Path, story: str, num_workers: int) -> None:
+    data = data_of(tmp_path, num_workers=num_workers)
+    text = story.encode()[: data.split.train.count]
+    starts = list(range(0, len(text) - 32, 32))
+    batches = list(data.train_dataloader())
+    assert len(batches) == len(starts) // 4
+    read = [bytes(row) for inputs, _ in batches for row in inputs.tolist()]
+    assert set(read) <= {text[s : s + 32] for s in starts}
+    assert read != [text[s : s + 32] for s in starts[: len(read)]], "training windows are shuffled"
+    val_text = story.encode()[data.split.train.count :]
+    val = [bytes(row) for inputs, _ in data.val_dataloader() for row in inputs.tolist()]
+    assert val == [val_text[s : s + 32] for s in range(0, len(val_text) - 32, 32)]
+
+
+def test_loading_draws_nothing_from_the_global_randomness(tmp_path: Path) -> None:
+    data = data_of(tmp_path)
+    state = torch.random.get_rng_state()
+    list(data.train_dataloader()), list(data.val_dataloader()), data.eval_batches(3)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_a_window_longer_than_a_part_is_refused_with_the_largest_that_works(tmp_path: Path) -> None:
+    data = data_of(tmp_path)
+    val_count = data.split.val.count
+    with pytest.raises(UserError) as caught:
+        data_of(tmp_path, context_length=val_count)
+    assert len(caught.value.problems) == 1
+    told = f"model.context_length={val_count}: the validation part has {val_count} tokens, and a window needs {val_count + 1}."
+    assert told in caught.value.problems[0]
+    assert f"works here is {val_count - 1}" in caught.value.problems[0]
+    data_of(tmp_path, context_length=val_count - 1, batch_size=1)
+    with pytest.raises(UserError) as caught:
+        data_of(tmp_path, context_length=10**6)
+    assert ["training" in problem for problem in caught.value.problems] == [True, False]
+
+
+def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
+    windows = len(data_of(tmp_path).train)
+    with pytest.raises(UserError, match=rf"data\.batch_size={windows + 1}: the training text has only {windows} windows"):
+        data_of(tmp_path, batch_size=windows + 1)
+    data_of(tmp_path, batch_size=windows)

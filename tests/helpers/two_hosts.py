@@ -1,0 +1,303 @@
+"""Two hosts on one machine: network namespaces with a link between them, a torchrun agent in each, one training.
+
+The link is cut and restored while they train, and a worker is killed; each time the run must end like an undisturbed one.
+
+    python -m tests.helpers.two_hosts            # all of it, about five minutes
+    python -m tests.helpers.two_hosts long_cut   # one part
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning as L
+
+from tests.helpers.crash_harness import differences
+
+ROOT = Path(__file__).parents[2]
+ADDRESSES = ("10.77.0.1", "10.77.0.2")
+PORT = 29500
+LINK = "veth0"
+PAUSE_SECONDS = 0.15  # that each of the 75 steps takes at least, so that there is time to disturb it
+RUN_SECONDS = 150  # for one training, however disturbed
+WORDS = [
+    *("trainer=ddp", "model=tiny", "tokenizer=byte", "model.emb_dim=32", "model.n_layers=2", "model.n_heads=2"),
+    *("model.context_length=32", "model.drop_rate=0.1", "data.stride=350", "data.batch_size=1", "trainer.accelerator=cpu"),
+    *("trainer.precision=32-true", "trainer.max_epochs=3", "trainer.limit_train_batches=25", "trainer.log_every_n_steps=1"),
+    *("eval_freq=5", "eval_iter=1", "sampler.max_new_tokens=5", "callbacks.loss_curve=false", "logger=csv"),
+    *("checkpoint.every_n_steps=5", "+callbacks.custom.pause._target_=two_hosts.Pause"),
+]
+
+
+class Pause(L.Callback):
+    """Makes each step last long enough for a cable to be pulled in it."""
+
+    def on_train_batch_end(self, *_: object) -> None:
+        time.sleep(PAUSE_SECONDS)
+
+
+@dataclass
+class Host:
+    """One of the two.
+
+    Attributes:
+        namespace: its name.
+        said: the file that everything printed there goes to.
+        agent: its torchrun, or its train.py where there is none, once that runs.
+    """
+
+    namespace: str
+    said: Path
+    agent: subprocess.Popen[bytes] | None = None
+
+    def ip(self, *words: str) -> None:
+        _ip("-n", self.namespace, *words)
+
+    def text(self) -> str:
+        return self.said.read_text(encoding="utf-8", errors="replace") if self.said.exists() else ""
+
+
+def why_not() -> str | None:
+    """Why there can be no such hosts here; None where there can."""
+    if shutil.which("ip") is None:
+        return "there is no `ip` command (package iproute2)"
+    name = f"gpt-probe-{os.getpid()}"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
+    if made.returncode:
+        return f"network namespaces are not permitted: {made.stderr.strip()}"
+    pair = ["ip", "-n", name, "link", "add", LINK, "type", "veth", "peer", "name", "veth1"]
+    linked = subprocess.run(pair, capture_output=True, text=True, check=False)
+    _ip("netns", "delete", name)
+    return f"pairs of virtual network devices are not permitted: {linked.stderr.strip()}" if linked.returncode else None
+
+
+@contextmanager
+def two_hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
+    """Two namespaces with a link between them; whatever runs there is ended, and they are removed, in any case."""
+    hosts = Host(f"gpt-{os.getpid()}-0", folder / "host0.log"), Host(f"gpt-{os.getpid()}-1", folder / "host1.log")
+    try:
+        for host in hosts:
+            _ip("netns", "add", host.namespace)
+        hosts[0].ip("link", "add", LINK, "type", "veth", "peer", "name", LINK, "netns", hosts[1].namespace)
+        for host, address in zip(hosts, ADDRESSES, strict=True):
+            host.ip("link", "set", "lo", "up")
+            host.ip("address", "add", f"{address}/30", "dev", LINK)
+            host.ip("link", "set", LINK, "up")
+        yield hosts
+    finally:
+        for host in hosts:
+            for pid in _processes(host):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if host.agent is not None:
+                host.agent.wait()
+            subprocess.run(["ip", "netns", "delete", host.namespace], capture_output=True, check=False)
+
+
+def start(hosts: tuple[Host, Host], folder: Path, *, timeout: float | None, by_hand: bool) -> None:
+    """Start the training on each host, with one rank there.
+
+    Args:
+        timeout: seconds that a rank waits for another; None: as long as the program does by itself.
+        by_hand: without torchrun.
+    """
+    for number, host in enumerate(hosts):
+        torchrun = [
+            *("-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "3"),
+            *("--rdzv-backend", "c10d", "--rdzv-id", folder.name, "--rdzv-endpoint", f"{ADDRESSES[0]}:{PORT}"),
+            *("--local-addr", ADDRESSES[number]),
+            # Both have the same name, so that torchrun cannot tell who is the first; and it gives up after 60 s by itself.
+            *("--rdzv-conf", f"is_host={1 - number},read_timeout=300"),
+        ]
+        environment = _environment(timeout) | {"GLOO_SOCKET_IFNAME": LINK}
+        if by_hand:
+            environment |= {"NODE_RANK": str(number), "MASTER_ADDR": ADDRESSES[0], "MASTER_PORT": str(PORT)}
+        words = [*WORDS, *(["trainer.devices=1", "trainer.num_nodes=2"] if by_hand else [])]
+        command = [sys.executable, *([] if by_hand else torchrun), str(ROOT / "train.py"), *words, _cache(folder)]
+        with open(host.said, "wb") as stream:
+            host.agent = subprocess.Popen(
+                ["ip", "netns", "exec", host.namespace, *command],
+                cwd=folder,
+                env=environment,
+                stdout=stream,
+                stderr=stream,
+                start_new_session=True,
+            )
+
+
+def wait(hosts: tuple[Host, Host]) -> list[int]:
+    """The agents' exit codes.
+
+    Raises:
+        RuntimeError: when they have not ended in time.
+    """
+    deadline = time.monotonic() + RUN_SECONDS
+    codes = []
+    for host in hosts:
+        assert host.agent is not None
+        try:
+            codes.append(host.agent.wait(max(0.1, deadline - time.monotonic())))
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"a host was not done after {RUN_SECONDS} s: {host.text()[-3000:]}") from None
+    return codes
+
+
+def wait_for_step(folder: Path, step: int) -> None:
+    """Wait until the run in a folder has a checkpoint, and has logged a step.
+
+    Raises:
+        RuntimeError: when it has not in time.
+    """
+    deadline = time.monotonic() + RUN_SECONDS
+    while time.monotonic() < deadline:
+        for file in folder.glob("outputs/*/metrics.csv"):
+            lines = file.read_text(encoding="utf-8").count("\n")
+            if lines > step and list(file.parent.glob("checkpoints/last.ckpt")):
+                return
+        time.sleep(0.05)
+    raise RuntimeError(f"no step {step} after {RUN_SECONDS} s")
+
+
+def cut(hosts: tuple[Host, Host], *, seconds: float) -> None:
+    """Pull the cable and put it back: the first host loses the carrier, the second its device."""
+    hosts[1].ip("link", "set", LINK, "down")
+    time.sleep(seconds)
+    hosts[1].ip("link", "set", LINK, "up")
+
+
+def one_host(folder: Path) -> None:
+    """The same training on this machine, with two ranks, undisturbed."""
+    folder.mkdir(parents=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(ROOT / "train.py")]
+    done = subprocess.run(
+        [*command, *WORDS, _cache(folder)],
+        cwd=folder,
+        env=_environment(None),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=RUN_SECONDS,
+    )
+    if done.returncode:
+        raise RuntimeError(f"a run nobody disturbed failed: {(done.stdout + done.stderr)[-3000:]}")
+
+
+def disturbed(folder: Path, disturbance: str) -> list[str]:
+    """Train in folder on two hosts, and tell what is not as in the run beside it that one host trained."""
+    timeout, disturb = DISTURBANCES[disturbance]
+    folder.mkdir(parents=True)
+    with two_hosts(folder) as hosts:
+        start(hosts, folder, timeout=timeout, by_hand=disturbance == "by_hand")
+        restarts = disturb(hosts, folder)
+        codes = wait(hosts)
+        texts = [host.text() for host in hosts]
+    runs = list(folder.glob("outputs/*/run.json"))
+    problems = [f"exit codes {codes}"] if codes != [0, 0] else []
+    problems += [f"{len(runs)} run folders"] if len(runs) != 1 else []
+    problems += ["the second host speaks"] if _own_words(texts[1]) and not restarts else []
+    begun = texts[0].count("\nDone: ")
+    problems += [f"{begun} runs have come to their end"] if begun != 1 else []
+    starts = texts[0].count("\nprecision ")
+    problems += [f"started {starts} times"] if (starts > 1) != restarts or texts[0].count("Before training:") != 1 else []
+    if not problems:
+        (undisturbed,) = (folder.parent / "one_host" / "outputs").glob("*/run.json")
+        problems = differences(undisturbed.parent, runs[0].parent)
+    return problems
+
+
+def _nothing(hosts: tuple[Host, Host], folder: Path) -> bool:
+    return False
+
+
+def _short_cut(hosts: tuple[Host, Host], folder: Path) -> bool:
+    wait_for_step(folder, 20)
+    cut(hosts, seconds=5)
+    return False
+
+
+def _long_cut(hosts: tuple[Host, Host], folder: Path) -> bool:
+    wait_for_step(folder, 20)
+    cut(hosts, seconds=20)
+    return True
+
+
+def _kill(hosts: tuple[Host, Host], folder: Path, *, number: int) -> bool:
+    wait_for_step(folder, 20)
+    (worker,) = (pid for pid in _processes(hosts[number]) if "torch.distributed.run" not in _command(pid))
+    os.kill(worker, signal.SIGKILL)
+    return True
+
+
+# Seconds that the ranks wait for each other, and what is done meanwhile: it tells whether they have to start again.
+DISTURBANCES: dict[str, tuple[float | None, Callable[[tuple[Host, Host], Path], bool]]] = {
+    "nothing": (None, _nothing),
+    "by_hand": (None, _short_cut),
+    "short_cut": (None, _short_cut),
+    "long_cut": (8, _long_cut),
+    "kill_first": (None, lambda hosts, folder: _kill(hosts, folder, number=0)),
+    "kill_second": (None, lambda hosts, folder: _kill(hosts, folder, number=1)),
+}
+
+
+def _cache(folder: Path) -> str:
+    return f"data.cache_dir={folder.parent / 'cache'}"
+
+
+def _environment(timeout: float | None) -> dict[str, str]:
+    left_out = ("HYDRA_FULL_ERROR", "PYTEST_CURRENT_TEST")
+    environment = {key: value for key, value in os.environ.items() if key not in left_out}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}
+    return environment if timeout is None else environment | {"GPT_PRETRAIN_TIMEOUT": str(timeout)}
+
+
+def _own_words(text: str) -> list[str]:
+    """The lines that are not torchrun's or torch's."""
+    return [line for line in text.splitlines() if line.strip() and not re.match(r"\[?[WIE]\d{4} |\*{5}", line)]
+
+
+def _processes(host: Host) -> list[int]:
+    listed = subprocess.run(["ip", "netns", "pids", host.namespace], capture_output=True, text=True, check=False)
+    return [int(pid) for pid in listed.stdout.split()]
+
+
+def _command(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8")
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(DISTURBANCES)}; all by default")
+    arguments = parser.parse_args()
+    if (reason := why_not()) is not None:
+        print(f"skipped: {reason}")
+        return 0
+    failed = False
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        one_host(folder / "one_host")
+        for part in arguments.parts or DISTURBANCES:
+            begun = time.monotonic()
+            problems = disturbed(folder / part, part)
+            failed |= bool(problems)
+            print(f"{part}: {'; '.join(problems) or 'like one host'} ({time.monotonic() - begun:.0f} s)", flush=True)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

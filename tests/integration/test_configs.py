@@ -1,0 +1,83 @@
+"""Every config in conf/ composes, and every experiment and debug config runs."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from gpt_pretrain.config.schema import TrainSettings, typed
+from gpt_pretrain.config.validation import train_problems
+from gpt_pretrain.model.config import GPTConfig
+from tests.conftest import CONF
+
+OPTIONS = sorted((file.parent.name, file.stem) for file in CONF.glob("*/*.yaml"))
+SPECIAL = ("experiment", "debug")
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_each_option_composes_into_sound_settings(compose_train: Callable[..., DictConfig], group: str, option: str) -> None:
+    launchers = {"parallel": "joblib", "slurm": "submitit", "ray": "ray"}
+    if group == "hparams_search" and option in launchers:
+        pytest.importorskip(f"hydra_plugins.hydra_{launchers[option]}_launcher")
+    settings = typed(compose_train(f"{group}={option}"), TrainSettings)
+    problems = train_problems(settings)
+    if option in ("wandb", "mlflow") and importlib.util.find_spec(option) is None:
+        assert [problem.split(":")[0] for problem in problems] == [f"logger={option} needs the package {option}"]
+    else:
+        assert problems == []
+
+
+def test_the_defaults_are_those_promised(compose_train: Callable[..., DictConfig]) -> None:
+    settings = typed(compose_train(), TrainSettings)
+    model, optimizer = settings.model, settings.optimizer
+    assert (model.context_length, model.emb_dim, model.n_heads, model.n_layers) == (256, 768, 12, 12)
+    assert (model.drop_rate, model.qkv_bias, model.tie_embeddings, model.init) == (0.1, False, True, "gpt2")
+    assert (optimizer.lr, optimizer.weight_decay, optimizer.betas, optimizer.eps) == (4e-4, 0.1, [0.9, 0.999], 1e-8)
+    assert (settings.scheduler.name, settings.trainer.max_epochs, settings.data.batch_size) == ("constant", 10, 2)
+    assert (settings.eval_freq, settings.start_context, settings.sampler.max_new_tokens) == (5, "Every effort moves you", 50)
+
+
+@pytest.mark.parametrize(
+    ("option", "emb_dim", "n_heads", "n_layers"),
+    [("gpt2_355m", 1024, 16, 24), ("gpt2_774m", 1280, 20, 36), ("gpt2_1558m", 1600, 25, 48)],
+)
+def test_the_larger_models_have_gpt2_s_sizes(
+    compose_train: Callable[..., DictConfig], option: str, emb_dim: int, n_heads: int, n_layers: int
+) -> None:
+    model = typed(compose_train(f"model={option}"), TrainSettings).model
+    assert (model.emb_dim, model.n_heads, model.n_layers) == (emb_dim, n_heads, n_layers)
+    assert GPTConfig(vocab_size=50257, **vars(model)).head_dim == 64
+
+
+@pytest.mark.parametrize("group", SPECIAL)
+def test_each_experiment_and_debug_config_runs(train: Callable[..., float], tmp_path: Path, group: str) -> None:
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 2000)
+    for option in sorted(name for kind, name in OPTIONS if kind == group):
+        small = [
+            f"{group}={option}",
+            "tokenizer=byte",
+            "model.emb_dim=16",
+            "model.n_heads=2",
+            "model.n_layers=1",
+            f"data.path='{tmp_path / 'text.txt'}'",
+            "data.num_workers=0",
+            "eval_iter=1",
+            "trainer.max_steps=1",
+            "trainer.limit_val_batches=1",
+            "trainer.precision=32-true",
+            "trainer.accelerator=cpu",
+            "trainer.accumulate_grad_batches=1",
+        ]
+        train(*small, run_dir=tmp_path / option, base=[])
+        assert (tmp_path / option / "checkpoints" / "last.ckpt").is_file(), option
+
+
+def test_every_setting_of_a_run_has_a_value_in_conf(compose_train: Callable[..., DictConfig]) -> None:
+    assert OmegaConf.missing_keys(compose_train()) == set()
+
+
+def test_the_types_are_known_to_hydra() -> None:
+    assert {"train_schema.yaml", "generate_schema.yaml"} <= ConfigStore.instance().repo.keys()

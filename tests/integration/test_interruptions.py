@@ -1,0 +1,191 @@
+"""Runs that are stopped, damaged or starved, and what becomes of them."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt_pretrain.commands.verify_resume import difference, same
+from gpt_pretrain.training.distributed import requeue
+from gpt_pretrain.training.lit_module import GPTLitModule
+from tests.conftest import ROOT, TINY_RUN
+from tests.helpers.crash_harness import differences
+from tests.integration.test_training import checkpoint, same_weights
+
+Train = Callable[..., float]
+Printed = Callable[[], list[str]]
+
+# 5 steps an epoch of 9 batches, with dropout; the mean of train/loss goes over 3 steps.
+SETTINGS = [
+    *("data.stride=100", "data.batch_size=8", "trainer.accumulate_grad_batches=2", "trainer.limit_train_batches=9"),
+    *(
+        "trainer.log_every_n_steps=3",
+        "scheduler=warmup_cosine",
+        "scheduler.warmup_steps=3",
+        "callbacks.loss_curve=false",
+        "logger=csv",
+    ),
+]
+
+
+@contextmanager
+def signalled(signum: int, *, at_step: int, validating: bool = False) -> Iterator[None]:
+    """Send this process a signal while that optimizer step is computed, or while the validation after it is."""
+    name = "validation_step" if validating else "training_step"
+    real = getattr(GPTLitModule, name)
+
+    def sending(module: GPTLitModule, batch: Any, batch_idx: int) -> Any:
+        if module.trainer.global_step == at_step:
+            os.kill(os.getpid(), signum)
+        return real(module, batch, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as caught:
+        patch.setattr(GPTLitModule, name, sending)
+        yield
+    assert caught.value.code == 128 + signum
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "the signals are given back"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stopped_at_any_step_and_resumed_a_run_ends_like_one_that_never_stopped(
+    train: Train, tmp_path: Path, workers: int
+) -> None:
+    words = [*SETTINGS, f"data.num_workers={workers}"]
+    train(*words, run_dir=tmp_path / "whole")
+    parts = tmp_path / "parts"
+    again: list[str] = []
+    for step in range(10) if workers == 0 else (1, 4, 6, 9):  # 4 and 9 are the last of their epochs
+        with signalled(signal.SIGTERM, at_step=step):
+            train(*words, *again, run_dir=parts)
+        again = [f"resume='{parts}'"]
+        assert checkpoint(parts)["global_step"] == step + 1
+    if workers:  # the last signal came in the last step: only the validation after it is left
+        train(*words, *again, run_dir=parts)
+    else:
+        train(*words, *again, run_dir=parts)
+    assert differences(tmp_path / "whole", parts) == []
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_in_the_middle_of_a_validation(train: Train, tmp_path: Path, signum: int) -> None:
+    train(*SETTINGS, "data.batch_size=2", "trainer.max_epochs=3", run_dir=tmp_path / "whole")
+    parts = tmp_path / "parts"
+    for step, again in ((5, []), (10, [f"resume='{parts}'"])):
+        with signalled(signum, at_step=step, validating=True):
+            train(*SETTINGS, "data.batch_size=2", "trainer.max_epochs=3", *again, run_dir=parts)
+    train(*SETTINGS, "data.batch_size=2", "trainer.max_epochs=3", f"resume='{parts}'", run_dir=parts)
+    assert differences(tmp_path / "whole", parts) == []
+
+
+def test_checkpoints_by_the_minute_change_nothing(train: Train, tmp_path: Path) -> None:
+    train(*SETTINGS, run_dir=tmp_path / "a")
+    train(*SETTINGS, "checkpoint.every_n_minutes=1e-9", "checkpoint.keep=3", run_dir=tmp_path / "b")
+    assert differences(tmp_path / "a", tmp_path / "b") == []
+    names = sorted(path.name for path in (tmp_path / "b" / "checkpoints").iterdir())
+    assert names == ["best.ckpt", "last.ckpt", "step-00000008.ckpt", "step-00000009.ckpt", "step-00000010.ckpt"]
+    assert [checkpoint(tmp_path / "b", name.removesuffix(".ckpt"))["global_step"] for name in names] == [10, 10, 8, 9, 10]
+
+
+def test_a_run_that_its_time_ended_goes_on_exactly(train: Train, tmp_path: Path) -> None:
+    train(*SETTINGS, "trainer.max_epochs=4", run_dir=tmp_path / "whole")
+    real = GPTLitModule.training_step
+
+    def slow(module: GPTLitModule, batch: Any, batch_idx: int) -> Any:
+        time.sleep(0.1)
+        return real(module, batch, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GPTLitModule, "training_step", slow)
+        train(*SETTINGS, "trainer.max_epochs=4", "trainer.max_time=00:00:00:01", run_dir=tmp_path / "parts")
+    assert 0 < checkpoint(tmp_path / "parts")["global_step"] < 20
+    resume = f"resume='{tmp_path / 'parts'}'"
+    train(*SETTINGS, "trainer.max_epochs=4", "trainer.max_time=00:01:00:00", resume, run_dir=tmp_path / "parts")
+    a, b = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "parts")
+    for key in ("state_dict", "optimizer_states", "train_losses", "val_losses", "tokens_seen"):
+        assert same(a[key], b[key]), key
+
+
+def test_a_job_of_slurm_is_put_back_into_the_queue_and_goes_on(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: Printed
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bin").mkdir()
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> "{tmp_path}/asked"\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    monkeypatch.setenv("SLURM_JOB_NAME", "train")
+    assert requeue.interrupted_run([]) is None
+    monkeypatch.setattr("gpt_pretrain.commands.entry.TYPED", ["model=tiny"])
+    with signalled(signal.SIGUSR1, at_step=3):
+        train(*SETTINGS, run_dir=tmp_path / "run")
+    assert (tmp_path / "asked").read_text() == "requeue 4711\n"
+    assert any("SLURM's job 4711 is in the queue again" in line for line in printed())
+    assert requeue.interrupted_run(["model=tiny"]) is None, "only a job that is started again goes on"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert requeue.interrupted_run(["model=tiny"]) == tmp_path / "run"
+    assert requeue.interrupted_run(["model=chapter5"]) is None, "another command of the job"
+    from gpt_pretrain.commands.command_line import with_resume
+
+    assert with_resume(["model=tiny"])[-1] == f"resume='{tmp_path / 'run'}'"
+    assert with_resume(["model=tiny", "resume=null"]) == ["model=tiny", "resume=null"]
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "9")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    assert requeue.job() == "9_2"
+
+
+@pytest.mark.slow
+def test_killed_at_25_random_moments_a_run_ends_like_one_that_nobody_disturbed(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "tests" / "crash_harness.py"), "--kills", "25", "--seed", "1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=230)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.match(r"25 kills, [1-9]\d* of them while a checkpoint was being written", done.stdout)
+
+
+@pytest.mark.slow
+def test_verify_resume_proves_it_with_the_user_s_settings(tmp_path: Path) -> None:
+    words = [*TINY_RUN, "data.num_workers=2", "before=2", "after=2", "callbacks=minimal"]
+    done = subprocess.run(
+        [sys.executable, "-m", "gpt_pretrain", "verify_resume", *words], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "identical"), done.stdout + done.stderr
+    wrong = subprocess.run(
+        [sys.executable, "-m", "gpt_pretrain", "verify_resume", "before=x"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (wrong.returncode, wrong.stderr) == (2, "error: before=x: must be a whole number of at least 1.\n")
+
+
+def test_verify_resume_names_the_first_step_and_tensor_that_differ(train: Train, tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        fields = f"{{_target_: gpt_pretrain.commands.verify_resume.Fingerprints, file: '{tmp_path / name}.jsonl'}}"
+        seed = "seed=5" if name == "c" else "seed=4"
+        train(*SETTINGS, "callbacks=default", f"+callbacks.custom.prints={fields}", seed, run_dir=tmp_path / name)
+    assert difference(tmp_path / "a", tmp_path / "b") is None
+    assert difference(tmp_path / "a", tmp_path / "c") == "step 1: the tensor tok_emb.weight differs"
+    lines = (tmp_path / "b.jsonl").read_text().splitlines()
+    lines[6] = re.sub(r'("trf_blocks\.1\.norm2\.bias": )\d+', r"\g<1>1", lines[6])
+    (tmp_path / "b.jsonl").write_text("\n".join(lines))
+    assert difference(tmp_path / "a", tmp_path / "b") == "step 7: the tensor trf_blocks.1.norm2.bias differs"
+
+
+def test_the_harness_would_notice(train: Train, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 2)):
+        train(*SETTINGS, f"seed={seed}", run_dir=tmp_path / name)
+    found = differences(tmp_path / "a", tmp_path / "b")
+    assert {"b: state_dict differs", "b: optimizer_states differs", "b: train_losses differs", "b: metrics.csv differs"} <= set(
+        found
+    )
+    assert not same_weights(checkpoint(tmp_path / "a"), checkpoint(tmp_path / "b"))

@@ -1,0 +1,389 @@
+"""Starting the processes of one training, by hand on two machines and as srun does, and what becomes of them."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.runs.metadata import read_record
+from gpt_pretrain.training.distributed import launch, requeue
+from gpt_pretrain.training.distributed import ranks as distributed
+from tests.conftest import ROOT, TINY_RUN
+from tests.helpers.crash_harness import differences
+
+WORDS = [*TINY_RUN, "trainer=ddp", "data.batch_size=4", "callbacks.loss_curve=false", "logger=csv"]
+SLOW = ["trainer.max_epochs=4", "checkpoint.every_n_steps=2", "+callbacks.custom.pause._target_=two_hosts.Pause"]
+OF_OTHERS = ("SLURM_", "TORCHELASTIC_", "GPT_PRETRAIN_", "HYDRA_FULL_ERROR", "PYTEST_CURRENT_TEST")
+PATIENCE_SECONDS = 120
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def start(tmp_path: Path, cache_dir: Path) -> Iterator[Start]:
+    """Start a process of train.py with an environment of its own; those that are left over are ended."""
+    begun: list[subprocess.Popen[str]] = []
+
+    def started(*words: str, script: str = str(ROOT / "train.py"), **environment: str) -> subprocess.Popen[str]:
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(OF_OTHERS)}
+        kept |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "XDG_CACHE_HOME": str(cache_dir)}
+        begun.append(
+            subprocess.Popen(
+                [sys.executable, *script.split(" ", 1), *words],
+                cwd=tmp_path,
+                env=kept | environment,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+        )
+        return begun[-1]
+
+    yield started
+    for process in begun:
+        process.kill()
+        process.communicate()
+
+
+def ended(*processes: subprocess.Popen[str]) -> tuple[list[int], list[str]]:
+    """Their exit codes, and what each of them said."""
+    texts = ["".join(process.communicate(timeout=PATIENCE_SECONDS)) for process in processes]
+    return [process.returncode for process in processes], texts
+
+
+def machines(start: Start, *words: str) -> list[subprocess.Popen[str]]:
+    """The same command on each of two machines."""
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [start(*words, NODE_RANK=str(number), **common) for number in range(2)]
+
+
+def wait_for_checkpoint(folder: Path) -> Path:
+    """Wait until a run in a folder has a checkpoint; the run's folder."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        for file in folder.glob("outputs/*/checkpoints/last.ckpt"):
+            return file.parents[1]
+        time.sleep(0.05)
+    raise AssertionError("no checkpoint")
+
+
+def only_run(folder: Path) -> Path:
+    (run,) = (file.parent for file in folder.glob("outputs/*/run.json"))
+    assert list(folder.glob("outputs/[!.]*")) == [run], "no other folder"
+    return run
+
+
+@pytest.mark.slow
+def test_two_machines_started_by_hand_train_one_run_and_go_on_with_it(start: Start, tmp_path: Path) -> None:
+    codes, texts = ended(*machines(start, *WORDS, "trainer.devices=1", "trainer.num_nodes=2"))
+    assert codes == [0, 0], texts
+    assert "on 2 devices" in texts[0]
+    assert texts[1] == ""
+    run = only_run(tmp_path)
+    assert read_record(run)["state"] == "finished"
+    codes, texts = ended(*machines(start, "resume=latest", "trainer.max_epochs=3"))
+    assert codes == [0, 0], texts
+    assert (only_run(tmp_path), texts[1]) == (run, "")
+    assert "on 2 devices" in texts[0], "as many as before, though nobody said so"
+    assert "Done: 3 epochs" in texts[0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs"], "the second machine leaves nothing in its folder"
+
+
+@pytest.mark.slow
+def test_when_one_machine_fails_the_other_ends_too(start: Start, tmp_path: Path) -> None:
+    codes, texts = ended(*machines(start, *WORDS, "trainer.num_nodes=2", "trainer.devices=1", "data.path=nowhere"))
+    assert codes == [2, 2]
+    assert "nowhere" in texts[0]
+    both = machines(start, *WORDS, *SLOW, "trainer.max_epochs=40", "trainer.num_nodes=2", "trainer.devices=1")
+    run = wait_for_checkpoint(tmp_path)
+    (worker,) = Path(f"/proc/{both[1].pid}/task/{both[1].pid}/children").read_text().split()
+    os.kill(int(worker), signal.SIGKILL)
+    begun = time.monotonic()
+    codes, texts = ended(*both)
+    assert codes == [2, 128 + signal.SIGKILL]
+    assert "Another process of this training has ended or is out of reach" in texts[0]
+    assert time.monotonic() - begun < 30
+    assert read_record(run)["state"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("environment", "problem"),
+    [
+        ({"NODE_RANK": "0"}, "trainer.num_nodes=2: MASTER_ADDR, MASTER_PORT must be set"),
+        ({"NODE_RANK": "2"}, "NODE_RANK=2: must be below trainer.num_nodes=2"),
+        ({"NODE_RANK": "-1"}, "NODE_RANK=-1: must be this machine's number, from 0."),
+    ],
+)
+def test_a_machine_that_does_not_know_the_others(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], problem: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=problem):
+        launch.check_machines(2)
+
+
+def test_how_many_processes_a_machine_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launch.devices_to_start("auto", accelerator="cpu", num_nodes=1) == 0
+    assert launch.devices_to_start(2, accelerator="cpu", num_nodes=1) == 2
+    for name, value in (("NODE_RANK", "1"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500")):
+        monkeypatch.setenv(name, value)
+    assert launch.devices_to_start("auto", accelerator="cpu", num_nodes=2) == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert launch.devices_to_start(2, accelerator="cpu", num_nodes=2) == 0, "it is one of them"
+
+
+@pytest.mark.slow
+def test_what_a_machine_misses_is_told_in_one_line(start: Start, tmp_path: Path) -> None:
+    codes, texts = ended(start(*WORDS, "trainer.num_nodes=2"), start(*WORDS, NODE_RANK="1"))
+    assert codes == [2, 2], texts
+    assert texts[0].startswith("error: trainer.num_nodes=2: NODE_RANK, MASTER_ADDR, MASTER_PORT must be set"), texts[0]
+    assert texts[1] == "error: NODE_RANK=1: must be below trainer.num_nodes=1, as machines are counted from 0.\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "inf", "nan", "-3"])
+def test_a_timeout_is_a_number_of_seconds(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("GPT_PRETRAIN_TIMEOUT", "90")
+    assert distributed.timeout().total_seconds() == 90
+    monkeypatch.setenv("GPT_PRETRAIN_TIMEOUT", text)
+    with pytest.raises(UserError, match=f"GPT_PRETRAIN_TIMEOUT={text}: must be a number of seconds"):
+        distributed.timeout()
+
+
+@pytest.mark.slow
+def test_ranks_that_never_meet_give_up_in_time_and_a_port_that_is_taken_is_named(start: Start) -> None:
+    with socket.socket() as other:
+        other.bind(("0.0.0.0", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        alone = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        taken = start(*WORDS, **alone, MASTER_PORT=port)
+        lonely = start(*WORDS, **alone, MASTER_PORT=str(free_port()), GPT_PRETRAIN_TIMEOUT="2")
+        codes, texts = ended(taken, lonely)
+    assert codes == [2, 2], texts
+    assert f"MASTER_PORT={port}: another program on this machine has that port" in texts[0]
+    assert "Another process of this training has ended or is out of reach" in texts[1]
+
+
+@pytest.mark.slow
+def test_ranks_that_torchrun_starts_again_meet_whatever_it_has_counted_on_their_machines(start: Start) -> None:
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store.set("here/1", "a word of one who is gone")
+    code = """import os; from gpt_pretrain import distributed as d
+with d.ended_at_once():
+    d.join(); print(d.gather(os.environ['TORCHELASTIC_RESTART_COUNT']))"""
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "GPT_PRETRAIN_TIMEOUT": "60"}
+    for number, counts in enumerate([("0", "0"), ("0", "1"), ("1", "1")]):
+        both = [
+            start(
+                script=f"-c {code}",
+                RANK=str(rank),
+                LOCAL_RANK="0",
+                TORCHELASTIC_USE_AGENT_STORE="True",
+                TORCHELASTIC_RESTART_COUNT=count,
+                **common,
+            )
+            for rank, count in enumerate(counts)
+        ]
+        codes, texts = ended(*both)
+        assert (codes, texts) == ([0, 0], [f"['{number}', '{number}']\n"] * 2)
+
+
+def tasks(start: Start, *words: str, **environment: str) -> list[subprocess.Popen[str]]:
+    """What `srun --ntasks=2` starts on one node, in a job."""
+    common = {
+        **{"SLURM_JOB_ID": str(700_000 + os.getpid() % 10_000), "SLURM_JOB_NAME": "train", "SLURM_STEP_ID": "0"},
+        **{"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1", "SLURM_NNODES": "1"},
+        **{"SLURM_NODELIST": "127.0.0.1", "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NODEID": "0"},
+    }
+    return [start(*words, SLURM_PROCID=str(n), SLURM_LOCALID=str(n), **common | environment) for n in range(2)]
+
+
+def scontrol(folder: Path) -> dict[str, str]:
+    """Make a command of that name, which notes what it is asked for; the environment that leads to it."""
+    folder.mkdir()
+    command = folder / "scontrol"
+    command.write_text(f'#!/bin/sh\necho "$@" >> "{folder}/asked"\n')
+    command.chmod(0o755)
+    return {"PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+@pytest.mark.slow
+def test_tasks_of_slurm_train_one_run_and_go_on_with_it_when_the_job_is_requeued(start: Start, tmp_path: Path) -> None:
+    undisturbed = tasks(start, *WORDS, *SLOW, "hydra.run.dir=undisturbed")
+    codes, texts = ended(*undisturbed)
+    assert codes == [0, 0], texts
+    assert "on 2 devices" in texts[0]
+    assert texts[1] == ""
+    both = tasks(start, *WORDS, *SLOW, **scontrol(tmp_path / "bin"))
+    run = wait_for_checkpoint(tmp_path)
+    for process in both:
+        process.send_signal(signal.SIGUSR1)  # as --signal=USR1@120 does, in all tasks
+    codes, texts = ended(*both)
+    assert codes == [128 + signal.SIGUSR1] * 2, texts
+    assert (tmp_path / "bin" / "asked").read_text().count("requeue") == 1, "one asks for all"
+    codes, texts = ended(*tasks(start, *WORDS, *SLOW, SLURM_RESTART_COUNT="1"))
+    assert codes == [0, 0], texts
+    assert only_run(tmp_path) == run
+    assert differences(tmp_path / "undisturbed", run) == []
+
+
+def test_where_the_tasks_of_slurm_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    given = {"SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "16", "SLURM_STEP_NUM_NODES": "2"}
+    given |= {"SLURM_NTASKS": "16", "SLURM_NODEID": "1", "SLURM_NODELIST": "gpu[01-09]", "SLURM_STEP_NODELIST": "gpu[07-08]"}
+
+    def of_step(job: int, step: int) -> dict[str, str]:
+        for name, value in (given | {"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step)}).items():
+            monkeypatch.setenv(name, value)
+        return distributed._from_slurm()
+
+    found = of_step(123456, 0)
+    ranks = {"RANK": "9", "LOCAL_RANK": "1", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8", "GROUP_RANK": "1"}
+    assert found == ranks | {"MASTER_ADDR": "gpu07", "MASTER_PORT": "18456"}
+    ports = {of_step(job, step)["MASTER_PORT"] for job in range(19_990, 20_010) for step in range(4)}
+    assert len(ports) == 80, "jobs that may share a node have ports of their own"
+    assert all(1024 < int(port) < 32768 for port in ports)
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    assert of_step(123456, 0)["MASTER_PORT"] == "29500"
+
+
+@pytest.mark.slow
+def test_a_job_of_a_sweep_that_runs_elsewhere_starts_its_ranks_by_itself(start: Start, tmp_path: Path) -> None:
+    sweep = start("-m", *WORDS, "hydra/launcher=submitit_local", "hydra.sweep.dir=sweep", "trainer.devices=2", "seed=1")
+    codes, texts = ended(sweep)
+    (record,) = tmp_path.glob("sweep/*/run.json")
+    assert codes == [0], texts
+    assert read_record(record.parent)["state"] == "finished"
+    assert "on 2 devices" in (record.parent / "train.log").read_text()
+
+
+SBATCH = """#!/bin/bash
+for script; do :; done
+grep -q -- --array "$script" && export SLURM_ARRAY_JOB_ID=4711 SLURM_ARRAY_TASK_ID=0
+SLURM_JOB_ID=4711 bash "$script" > /dev/null 2>&1 &
+echo "Submitted batch job 4711"
+"""
+SRUN = """#!/bin/bash
+while [[ $1 == -* ]]; do [[ $1 == --unbuffered ]] || shift; shift; done
+export SLURM_NTASKS=2 SLURM_STEP_NUM_TASKS=2 SLURM_STEP_NUM_NODES=1 SLURM_JOB_NUM_NODES=1 SLURM_NODELIST=127.0.0.1 SLURM_NODEID=0
+SLURM_PROCID=0 SLURM_LOCALID=0 "$@" > "$(dirname "$0")/0.out" 2>&1 &
+SLURM_PROCID=1 SLURM_LOCALID=1 "$@" > "$(dirname "$0")/1.out" 2>&1 &
+wait
+"""
+SACCT = """#!/bin/bash
+echo "JobID|State|NodeList"; echo "4711|RUNNING|here"; echo "4711_0|RUNNING|here"
+"""
+
+
+@pytest.mark.slow
+def test_a_job_of_a_sweep_may_have_several_tasks_of_slurm(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    for name, text in (("sbatch", SBATCH), ("srun", SRUN), ("sacct", SACCT)):
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    words = ["hydra/launcher=submitit_slurm", "hydra.launcher.tasks_per_node=2", "hydra.sweep.dir=sweep", "seed=1"]
+    codes, texts = ended(start("-m", *WORDS, *words, "trainer.devices=2", PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}"))
+    outputs = [(tmp_path / "bin" / f"{n}.out").read_text() for n in range(2)]
+    (record,) = tmp_path.glob("sweep/*/run.json")
+    assert codes == [0], texts + outputs
+    assert read_record(record.parent)["state"] == "finished"
+    assert ["Done: 2 epochs" in text for text in outputs] == [True, False], outputs
+    assert "on 2 devices" in outputs[0]
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "said"),
+    [
+        ("pass", 0, ""),
+        ("sys.exit(130)", 130, ""),
+        ("sys.exit('no room')", 1, "no room\n"),
+        ("1 / 0", 1, "ZeroDivisionError: division by zero\n"),
+    ],
+)
+def test_a_rank_ends_without_taking_the_interpreter_apart(start: Start, tmp_path: Path, end: str, code: int, said: str) -> None:
+    """Else a thread of gloo may abort it: that happens too rarely to be shown here."""
+    script = f"""
+import atexit, sys, threading, time
+from gpt_pretrain.distributed import ended_at_once
+class Left:
+    def __del__(self):
+        print("taken apart")
+def late():
+    time.sleep(0.2)
+    print("thread")
+left = Left()
+with ended_at_once():
+    atexit.register(print, "exit function")
+    threading.Thread(target=late).start()
+    {end}
+"""
+    file = tmp_path / "rank.py"
+    file.write_text(script)
+    rank = start(script=str(file), RANK="1", WORLD_SIZE="2")
+    out, err = rank.communicate(timeout=PATIENCE_SECONDS)
+    assert (rank.returncode, out) == (code, "thread\nexit function\n")
+    assert err.endswith(said) and bool(err) == bool(said)
+    alone = start(script=str(file))
+    assert "taken apart" in alone.communicate(timeout=PATIENCE_SECONDS)[0]
+    assert alone.returncode == code
+
+
+def test_what_a_rank_must_know_is_told(start: Start) -> None:
+    codes, texts = ended(start(*WORDS, WORLD_SIZE="2", RANK="0", MASTER_ADDR="127.0.0.1"))
+    assert codes == [2]
+    assert "WORLD_SIZE=2: this process is to be one of several, but LOCAL_RANK, MASTER_PORT must be set as well" in texts[0]
+
+
+def test_ranks_end_with_whoever_started_them_however_early(start: Start) -> None:
+    parent = start(*WORDS, "trainer.devices=2", "trainer.max_epochs=100000")
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while len(ranks := children.read_text().split()) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    parent.kill()
+    while any(Path(f"/proc/{rank}/cmdline").exists() and Path(f"/proc/{rank}/cmdline").read_bytes() for rank in ranks):
+        assert time.monotonic() < deadline, "a rank lives on"
+        time.sleep(0.1)
+
+
+def test_a_signal_before_the_first_step_is_no_failure(start: Start, tmp_path: Path) -> None:
+    parent = start(*WORDS, "trainer.devices=2")
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not (records := list(tmp_path.glob("outputs/*/run.json"))):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    parent.terminate()
+    assert parent.wait(PATIENCE_SECONDS) == 128 + signal.SIGTERM
+    assert read_record(records[0].parent)["state"] == "interrupted"
+
+
+def test_jobs_of_torchrun_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("RUN_ID", "my-run"), ("RESTART_COUNT", "1"), ("MAX_RESTARTS", "3")):
+        monkeypatch.setenv(f"TORCHELASTIC_{name}", value)
+    monkeypatch.setenv(distributed.JOB, "first")
+    requeue.remember(tmp_path / "run", words=["a=1"])
+    assert requeue.begun_run(["a=1"]) == tmp_path / "run"
+    assert requeue.begun_run(["a=2"]) is None
+    monkeypatch.setenv(distributed.JOB, "second")
+    assert requeue.begun_run(["a=1"]) is None, "another job, though of the same name"

@@ -1,0 +1,322 @@
+"""Runs of a tiny model, in this process."""
+
+import csv
+import math
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gpt_pretrain.checkpoints.pretrained import load_pretrained
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.tokenizers.tokenizer import build_tokenizer
+from gpt_pretrain.training.lit_module import GPTLitModule
+
+Train = Callable[..., float]
+Printed = Callable[[], list[str]]
+LINE = re.compile(r"^Ep (\d+) \(Step (\d{6})\): Train loss (\d+\.\d{3}), Val loss (\d+\.\d{3})$")
+
+
+def checkpoint(run_dir: Path, name: str = "last") -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)
+    return content
+
+
+def same_weights(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return all(torch.equal(a["state_dict"][name], value) for name, value in b["state_dict"].items())
+
+
+def rows(run_dir: Path) -> list[dict[str, str]]:
+    with open(run_dir / "metrics.csv", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+@contextmanager
+def machine_going_away(*, at_step: int) -> Iterator[None]:
+    """Training inside breaks off, with an exception, when that many optimizer steps are done."""
+    real = GPTLitModule.training_step
+
+    def failing(module: GPTLitModule, batch: Any, batch_idx: int) -> torch.Tensor:
+        if module.trainer.global_step == at_step:
+            raise RuntimeError("the machine went away")
+        return real(module, batch, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="went away"):
+        patch.setattr(GPTLitModule, "training_step", failing)
+        yield
+
+
+def test_a_run_prints_keeps_and_logs_what_it_should(train: Train, printed: Printed, tmp_path: Path) -> None:
+    best = train()
+    run_dir = tmp_path / "run"
+    lines = printed()
+    losses = [match.groups() for line in lines if (match := LINE.match(line))]
+    assert [(int(epoch), int(step)) for epoch, step, _, _ in losses] == [(1, 0), (1, 2), (2, 4)]  # 3 steps an epoch
+    samples = [line for line in lines if line.startswith("Every effort moves you")]
+    assert len(samples) == 2
+    assert any("Before training: Train loss 5.5" in line for line in lines), "ln(257) is 5.549"
+
+    last, best_checkpoint = checkpoint(run_dir), checkpoint(run_dir, "best")
+    assert [f"{loss:.3f}" for loss in last["train_losses"]] == [train for _, _, train, _ in losses]
+    assert [f"{loss:.3f}" for loss in last["val_losses"]] == [val for _, _, _, val in losses]
+    assert last["track_tokens_seen"] == [16 * 32 * (step + 1) for step in (0, 2, 4)]
+    assert last["tokens_seen"] == 6 * 16 * 32
+    assert last["tokenizer"] == "byte"
+    assert GPTConfig.from_dict(last["architecture"]).emb_dim == 32
+    assert last["config"]["optimizer"]["lr"] == 4e-4
+    assert best_checkpoint["global_step"] == 6, "the last epoch was the best"
+
+    table = {int(row["step"]): row for row in rows(run_dir)}
+    assert sorted(table) == [0, 1, 2, 3, 4, 5]
+    assert [step for step, row in table.items() if row["val/loss"]] == [2, 5]
+    assert float(table[5]["val/loss"]) == pytest.approx(best, rel=1e-6)
+    assert float(table[5]["val/perplexity"]) == pytest.approx(math.exp(best), rel=1e-6)
+    assert float(table[5]["val/bits_per_byte"]) == pytest.approx(best / math.log(2), rel=1e-6)  # a token is a byte
+    assert [int(float(table[step]["tokens_seen"])) for step in table] == [512 * (step + 1) for step in table]
+    for column in ("train/loss", "lr", "grad_norm", "tokens_per_second"):
+        assert all(float(row[column]) > 0 for row in table.values()), column
+    assert [row["epoch"] for row in table.values()] == ["1", "1", "1", "2", "2", "2"]
+
+    events = EventAccumulator(str(run_dir)).Reload()
+    scalars = set(events.Tags()["scalars"])
+    assert {"train/loss", "val/loss", "val/perplexity", "val/bits_per_byte", "lr", "grad_norm", "tokens_per_second"} <= scalars
+    assert {"tokens_seen", "eval/train_loss", "eval/val_loss"} <= scalars
+    assert [event.step for event in events.Scalars("val/loss")] == [2, 5]
+    for name in ("train/loss", "val/loss", "eval/train_loss", "lr", "grad_norm", "tokens_per_second"):
+        by_step, by_tokens = events.Scalars(name), events.Scalars(f"tokens_seen/{name}")
+        assert [event.step for event in by_tokens] == [512 * (event.step + 1) for event in by_step]
+        assert [event.value for event in by_tokens] == [event.value for event in by_step]
+    assert events.Scalars("val/best_loss")[-1].value == pytest.approx(best, rel=1e-6)
+    assert {"sample/text_summary", "samples over time/text_summary"} <= set(events.Tags()["tensors"])
+    assert "custom_scalars__config__" in events.Tags()["tensors"]
+
+    text = (run_dir / "samples.txt").read_text(encoding="utf-8")
+    assert text.count("--- epoch") == 2
+    for name in ("losses.png", "losses.pdf", "config.yaml"):
+        assert (run_dir / name).stat().st_size > 0
+    assert not list(run_dir.rglob("*.tmp"))
+
+
+def test_the_printed_losses_are_those_of_the_checkpoint_s_model(train: Train, tmp_path: Path, story: str) -> None:
+    """The validation loss of a run's last line, restated on its saved weights from the text itself."""
+    train("eval_freq=5", "eval_iter=1000", "logger=none", "trainer.max_steps=6")
+    content = checkpoint(tmp_path / "run")
+    model = load_pretrained(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    ids = build_tokenizer("byte").encode(story[int(0.9 * len(story)) :])
+    starts = range(0, len(ids) - 32, 350)
+    inputs = torch.tensor([ids[s : s + 32] for s in starts])
+    targets = torch.tensor([ids[s + 1 : s + 33] for s in starts])
+    with torch.no_grad():
+        loss = torch.nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+    assert content["eval_steps"] == [0, 5]
+    assert content["val_losses"][-1] == pytest.approx(loss.item(), abs=1e-5)
+
+
+def test_evaluation_leaves_the_training_as_it_is(train: Train, tmp_path: Path) -> None:
+    train("eval_freq=1", "eval_iter=3", run_dir=tmp_path / "a")
+    train("eval_freq=1000", "callbacks=minimal", "logger=none", "trainer.limit_val_batches=1", run_dir=tmp_path / "b")
+    assert same_weights(checkpoint(tmp_path / "a"), checkpoint(tmp_path / "b"))
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(train: Train, tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(f"seed={seed}", "logger=none", run_dir=tmp_path / name)
+    assert same_weights(checkpoint(tmp_path / "a"), checkpoint(tmp_path / "b"))
+    assert not same_weights(checkpoint(tmp_path / "a"), checkpoint(tmp_path / "c"))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_resumed_run_ends_like_one_that_never_stopped(train: Train, tmp_path: Path, num_workers: int) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    workers = f"data.num_workers={num_workers}"
+    train("trainer.max_epochs=4", workers, run_dir=whole)
+    train("trainer.max_epochs=2", workers, run_dir=parts)
+    train("trainer.max_epochs=4", workers, f"resume='{parts}'", run_dir=parts)
+    a, b = checkpoint(whole), checkpoint(parts)
+    for key in ("train_losses", "val_losses", "track_tokens_seen", "eval_steps", "tokens_seen", "global_step"):
+        assert a[key] == b[key], key
+    assert same_weights(a, b)
+    for name in ("step", "epoch", "tokens_seen", "train/loss", "val/loss", "eval/val_loss", "lr", "grad_norm"):
+        assert [row[name] for row in rows(whole)] == [row[name] for row in rows(parts)], name
+    assert (whole / "samples.txt").read_text() == (parts / "samples.txt").read_text()
+
+
+def test_a_run_that_broke_off_in_the_middle_of_an_epoch_ends_alike_too(train: Train, tmp_path: Path) -> None:
+    settings = ["data.stride=100", "checkpoint.every_n_steps=4", "logger=none"]  # 11 steps an epoch
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(*settings, run_dir=whole)
+    with machine_going_away(at_step=18):
+        train(*settings, run_dir=parts)
+    assert checkpoint(parts)["global_step"] == 16
+    train(*settings, f"resume='{parts}'", run_dir=parts)
+    a, b = checkpoint(whole), checkpoint(parts)
+    for key in ("train_losses", "val_losses", "track_tokens_seen", "eval_steps", "tokens_seen", "global_step"):
+        assert a[key] == b[key], key
+    assert same_weights(a, b)
+
+
+def test_init_from_starts_a_new_run_from_the_weights(train: Train, printed: Printed, tmp_path: Path) -> None:
+    train("trainer.max_epochs=8", "optimizer.lr=1e-2", "eval_iter=100", run_dir=tmp_path / "a")
+    trained = checkpoint(tmp_path / "a")
+    train("trainer.max_epochs=1", f"init_from='{tmp_path / 'a'}'", "eval_iter=100", "seed=5", run_dir=tmp_path / "b")
+    before = [line for line in printed() if line.startswith("Before training")][-1]
+    first = float(re.findall(r"Val loss (\d+\.\d+)", before)[0])
+    model_loss = trained["callbacks"]["SaveRun"]["best_loss"]
+    assert first == pytest.approx(model_loss, abs=0.3)
+    assert first < 4.5
+    assert checkpoint(tmp_path / "b")["tokens_seen"] == 3 * 512
+    assert checkpoint(tmp_path / "a")["tokens_seen"] == 24 * 512, "the source is left alone"
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_with_what_to_add(train: Train, tmp_path: Path) -> None:
+    train("trainer.max_epochs=1", "logger=none", run_dir=tmp_path / "a")
+    for change, told in (
+        ("model.n_heads=4", r"n_heads=4: .*last\.ckpt has 2 attention heads"),
+        ("model.emb_dim=64", r"model\.emb_dim is 32 there\. Leave it out, or add model\.emb_dim=32"),
+        ("model.context_length=64", r"model\.context_length is 32 there \(the context can be shortened, not lengthened\)"),
+        ("tokenizer=gpt2", r"tokenizer\.name is byte there\. Leave it out, or add tokenizer\.name=byte"),
+    ):
+        with pytest.raises(UserError, match=told):
+            train(f"init_from='{tmp_path / 'a'}'", change, "data.batch_size=1", run_dir=tmp_path / "b")
+
+
+def test_a_complete_run_is_not_resumed(train: Train, tmp_path: Path) -> None:
+    train("logger=none", run_dir=tmp_path / "a")
+    with pytest.raises(
+        UserError, match=r"is complete: trainer\.max_epochs=2 ended it after 2 epochs and 6 steps.*trainer\.max_epochs=4"
+    ):
+        train("logger=none", f"resume='{tmp_path / 'a'}'", run_dir=tmp_path / "a")
+
+
+def test_a_new_run_does_not_write_over_another(train: Train, tmp_path: Path) -> None:
+    train("logger=none", "trainer.max_epochs=1", run_dir=tmp_path / "a")
+    with pytest.raises(UserError, match="holds a run already: go on with it by resume="):
+        train("logger=none", run_dir=tmp_path / "a")
+
+
+def test_max_steps_ends_the_run_in_the_middle_of_an_epoch_with_everything_done(
+    train: Train, printed: Printed, tmp_path: Path
+) -> None:
+    best = train("trainer.max_steps=4")
+    assert math.isfinite(best)
+    assert len([line for line in printed() if line.startswith("Every effort")]) == 2
+    assert checkpoint(tmp_path / "run")["global_step"] == 4
+    assert checkpoint(tmp_path / "run", "best")["global_step"] == 4
+
+
+@pytest.mark.parametrize("stop", [4, 14])
+def test_a_run_that_max_steps_ended_is_resumed_where_it_stopped(train: Train, tmp_path: Path, stop: int) -> None:
+    settings = ["data.stride=100", "trainer.max_epochs=9", "eval_freq=1"]  # 11 steps an epoch
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(*settings, "trainer.max_steps=25", run_dir=whole)
+    train(*settings, f"trainer.max_steps={stop}", run_dir=parts)
+    train(*settings, "trainer.max_steps=18", f"resume='{parts}'", run_dir=parts)
+    train(*settings, "trainer.max_steps=25", f"resume='{parts}'", run_dir=parts)
+    a, b = checkpoint(whole), checkpoint(parts)
+    for key in ("train_losses", "val_losses", "track_tokens_seen", "eval_steps", "tokens_seen", "global_step", "loops"):
+        assert a[key] == b[key], key
+    assert same_weights(a, b)
+
+
+def test_logs_go_on_without_a_double_after_a_break(train: Train, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    with machine_going_away(at_step=11):
+        train("trainer.max_epochs=4", "checkpoint.every_n_steps=20")
+    checkpointed = checkpoint(run_dir)["global_step"]
+    assert checkpointed == 9
+    train("trainer.max_epochs=4", f"resume='{run_dir}'")
+    assert [int(row["step"]) for row in rows(run_dir)] == list(range(12))
+    events = EventAccumulator(str(run_dir)).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(12))
+    assert [event.step for event in events.Scalars("tokens_seen/train/loss")] == [512 * (step + 1) for step in range(12)]
+    assert (run_dir / "samples.txt").read_text().count("--- epoch") == 4
+
+
+def test_the_precision_of_a_run_is_kept_when_it_is_resumed(train: Train, tmp_path: Path) -> None:
+    train("trainer.precision=bf16-mixed", "logger=none", run_dir=tmp_path / "a")
+    train("trainer.precision=auto", "trainer.max_epochs=3", "logger=none", f"resume='{tmp_path / 'a'}'", run_dir=tmp_path / "a")
+    assert checkpoint(tmp_path / "a")["config"]["trainer"]["precision"] == "bf16-mixed"
+
+
+def test_accumulated_batches_count_as_one_step(train: Train, tmp_path: Path) -> None:
+    train("trainer.accumulate_grad_batches=2", "eval_freq=1")
+    content = checkpoint(tmp_path / "run")
+    assert content["global_step"] == 4  # 3 batches an epoch make 2 steps
+    assert content["eval_steps"] == [0, 1, 2, 3]
+    assert content["track_tokens_seen"] == [1024, 1536, 2560, 3072]
+
+
+def test_accumulation_equals_a_larger_batch(train: Train, tmp_path: Path) -> None:
+    exact = ["model.drop_rate=0", "trainer.max_epochs=1", "trainer.gradient_clip_val=null", "logger=none"]
+    train("data.batch_size=24", "trainer.accumulate_grad_batches=2", *exact, run_dir=tmp_path / "a")
+    train("data.batch_size=48", *exact, run_dir=tmp_path / "b")
+    a, b = checkpoint(tmp_path / "a")["state_dict"], checkpoint(tmp_path / "b")["state_dict"]
+    assert checkpoint(tmp_path / "a")["global_step"] == checkpoint(tmp_path / "b")["global_step"] == 1
+    assert all(torch.allclose(a[name], b[name], atol=2e-5) for name in a)
+
+
+def test_a_checkpoint_every_few_steps(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import lightning as L
+
+    saved = []
+    real = L.Trainer.save_checkpoint
+
+    def note(trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        saved.append(trainer.global_step)
+        real(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(L.Trainer, "save_checkpoint", note)
+    train("checkpoint.every_n_steps=2", "logger=csv")
+    assert saved == [2, 3, 4, 6]  # step 6 ends the epoch
+    assert [int(row["step"]) for row in rows(tmp_path / "run") if row["val/loss"]] == [1, 2, 3, 5]
+
+
+def test_best_is_kept_in_the_middle_of_an_epoch_too(train: Train, tmp_path: Path) -> None:
+    with machine_going_away(at_step=2):
+        train("checkpoint.every_n_steps=1", "eval_iter=1000")
+    best = checkpoint(tmp_path / "run", "best")
+    assert best["global_step"] == 2
+    table = {int(row["step"]): row for row in rows(tmp_path / "run")}
+    assert float(table[0]["val/loss"]) == pytest.approx(best["val_losses"][0], rel=1e-6)  # the same windows, all of them
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_lower_precision_trains_and_loads(train: Train, tmp_path: Path, precision: str) -> None:
+    assert math.isfinite(train(f"trainer.precision={precision}"))
+    model = load_pretrained(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert model.tok_emb.weight.dtype == torch.float32
+
+
+def test_early_stopping_ends_the_run(train: Train, tmp_path: Path) -> None:
+    train(
+        "callbacks=early_stopping",
+        "callbacks.early_stopping.patience=1",
+        "callbacks.early_stopping.min_delta=100",
+        "trainer.max_epochs=9",
+    )
+    assert checkpoint(tmp_path / "run")["global_step"] == 6
+
+
+def test_a_callback_of_the_user_s_own(train: Train, tmp_path: Path) -> None:
+    train("+callbacks.custom.monitor={_target_: lightning.pytorch.callbacks.LearningRateMonitor, logging_interval: step}")
+    with pytest.raises(UserError, match=r"callbacks\.custom\.bad"):
+        train("+callbacks.custom.bad={_target_: lightning.pytorch.callbacks.Nothing}", run_dir=tmp_path / "b")
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_loggers_that_are_not_installed_say_so(train: Train, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
+    with pytest.raises(UserError, match=f"logger={name} needs the package {name}.*pip install {name}"):
+        train(f"logger={name}")
+
+
+def test_no_logger_leaves_no_metrics(train: Train, tmp_path: Path) -> None:
+    train("logger=none")
+    assert not (tmp_path / "run" / "metrics.csv").exists()
+    assert not list((tmp_path / "run").glob("events.*"))

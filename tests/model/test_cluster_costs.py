@@ -1,0 +1,147 @@
+"""The formulas of several devices, against what two ranks hold and send, and against worked examples."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.scale import tables
+from gpt_pretrain.model import cluster_costs as scale
+from gpt_pretrain.model import costs as flops
+from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.model.costs import Sharing
+from gpt_pretrain.model.gpt2 import GPTModel
+from tests.conftest import ROOT
+
+CONFIG = GPTConfig(vocab_size=257, context_length=64, emb_dim=128, n_heads=4, n_layers=4)
+WORDS = [
+    *("model=tiny", "tokenizer=byte", "model.emb_dim=128", "model.n_layers=4", "model.n_heads=4", "model.context_length=64"),
+    *("model.drop_rate=0", "data.stride=64", "data.batch_size=8", "trainer.accelerator=cpu", "trainer.max_steps=6"),
+    *("eval_freq=1000", "eval_iter=1", "callbacks=minimal", "logger=none", "compile=false", "trainer.devices=2"),
+]
+GPT2 = GPTConfig(vocab_size=50257, context_length=1024, emb_dim=768, n_heads=12, n_layers=12, qkv_bias=True)
+
+
+def measured(folder: Path, *words: str) -> list[dict[str, Any]]:
+    """What each batch of each rank of a run has held and sent."""
+    callback = f"+callbacks.custom.measured={{_target_: measured_ranks.Measured, out: '{folder / 'found'}'}}"
+    command = [sys.executable, str(ROOT / "train.py"), *WORDS, f"hydra.run.dir={folder / 'run'}", callback, *words]
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT / "tests"),
+        "OMP_NUM_THREADS": "1",
+        "XDG_CACHE_HOME": str(folder / "cache"),
+    }
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    ranks = [json.loads((folder / "found" / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    return [row for rows in ranks for row in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("strategy", "recompute", "precision", "accumulate", "tolerance"),
+    [
+        ("ddp", False, "32-true", 2, 0.01),
+        ("ddp", True, "bf16-mixed", 1, 0.03),
+        ("fsdp", True, "32-true", 1, 0.02),
+        ("fsdp", False, "bf16-mixed", 2, 0.08),
+    ],
+)
+def test_two_ranks_hold_and_send_what_is_said(
+    tmp_path: Path, strategy: str, recompute: bool, precision: str, accumulate: int, tolerance: float
+) -> None:
+    fsdp = strategy == "fsdp"
+    rows = measured(
+        tmp_path,
+        f"trainer={strategy}",
+        f"trainer.activation_checkpointing={recompute}",
+        f"trainer.precision={precision}",
+        f"trainer.accumulate_grad_batches={accumulate}",
+    )
+    sharing = Sharing(devices=2, fsdp=fsdp, recompute=recompute, accumulate=accumulate)
+    memory = flops.training_memory(CONFIG, batch_size=8, precision=precision, device="cpu", sharing=sharing)
+    assert max(row["weights"] for row in rows) == memory.weights
+    assert max(row["moments"] for row in rows) == memory.moments
+    there = memory.weights + memory.moments + memory.gradients * memory.gradients_stay  # before the batch
+    peak = min(row["peak"] for row in rows)  # the others were disturbed: some of what they freed was not seen
+    assert memory.peak == pytest.approx(there + peak, rel=tolerance)
+
+    traffic = scale.step_traffic(CONFIG, precision=precision, sharing=sharing)
+    busy = [row["sent"] for row in rows if row["sent"] > 10_000]  # the others are batches whose gradients DDP keeps to itself
+    if fsdp:
+        gathered = max(
+            row["_allgather_base_"] for row in rows
+        )  # of both ranks, for a batch; a loss line leaves the root gathered
+        scattered = rows[0]["_reduce_scatter_base_"]
+        assert (traffic.weights, traffic.gradients) == (gathered * accumulate / 2, scattered * accumulate / 2)
+        assert len(busy) == len(rows)
+        assert max(busy) == pytest.approx((gathered + 2 * scattered) / 2, rel=0.005)  # gloo scatters by a whole all-reduce
+    else:
+        assert traffic.weights == 0
+        assert len(busy) == len(rows) / (1 if accumulate == 1 else 3)  # of three batches, one ends a step
+        assert min(busy) == pytest.approx(traffic.gradients, rel=0.005)
+        assert max(row["allreduce_"] for row in rows) == pytest.approx(traffic.gradients, abs=100)  # with it, a loss and a count
+
+
+@pytest.mark.parametrize("config", [CONFIG, GPT2])
+def test_blocks_and_the_rest_are_all_of_the_model(config: GPTConfig) -> None:
+    with torch.device("meta"):
+        model = GPTModel(config)
+    shapes = [tuple(parameter.shape) for parameter in model.trf_blocks[0].parameters()]
+    assert sorted(shapes) == sorted(shape if shape[1] > 1 else shape[:1] for shape in flops.block_shapes(config))
+    blocks, root = flops.padded(flops.block_shapes(config), 1), flops.padded(flops.root_shapes(config), 1)
+    assert config.n_layers * blocks + root == flops.num_parameters(config) == model.num_parameters()
+
+
+def test_fsdp_holds_a_part_and_sends_half_as_much_again_as_ddp() -> None:
+    def memory(devices: int, fsdp: bool) -> flops.TrainingMemory:
+        sharing = Sharing(devices=devices, fsdp=fsdp)
+        return flops.training_memory(GPT2, batch_size=1, precision="bf16-mixed", device="cuda", sharing=sharing)
+
+    assert memory(8, True).weights == pytest.approx(memory(8, False).weights / 8, rel=1e-4)
+    assert memory(512, False).weights == memory(1, False).weights
+    ddp = scale.step_traffic(GPT2, precision="bf16-mixed", sharing=Sharing(devices=8))
+    assert ddp.total == 7 * 2 * 4 * 124_439_808 // 8
+    fsdp = scale.step_traffic(GPT2, precision="bf16-mixed", sharing=Sharing(devices=8, fsdp=True))
+    embeddings = 4 * (50257 + 1024 + 2) * 768 * 7 / 8  # gathered once, since they stay
+    assert fsdp.total == pytest.approx(1.5 * ddp.total - embeddings, rel=1e-4)
+    assert scale.step_traffic(GPT2, precision="bf16-true", sharing=Sharing(devices=8)).total == ddp.total // 2
+    assert scale.step_traffic(GPT2, precision="32-true", sharing=Sharing()).total == 0
+
+
+def test_the_adapters_of_a_machine_serve_a_ring_together() -> None:
+    cluster = scale.Cluster(flops_per_second=1, utilisation=1, memory=1, link=450, network=50, gpus=8)
+    assert [cluster.wire(devices) for devices in (8, 16, 512)] == [450, 400, 400]
+
+
+def test_rows_that_do_not_divide_are_filled_up() -> None:
+    assert flops.padded([(768, 768)], 8) == 768 * 768
+    assert flops.padded([(768, 768)], 512) == 1024 * 768  # two rows for each of 384 devices, none for the others
+
+
+def test_recomputation_adds_a_third_in_the_blocks_and_nothing_in_the_head() -> None:
+    head = 2 * 50257 * 768
+    blocks = flops.forward_flops(GPT2) - head
+    assert flops.training_flops(GPT2, recompute=True) == 4 * blocks + 3 * head
+
+
+def test_checkpoints_are_best_where_neither_they_nor_failures_cost_most() -> None:
+    best = scale.seconds_between_saves(512, save_seconds=30)
+    failure = scale.seconds_to_failure(512)
+    assert failure / 86_400 == pytest.approx(4.1, rel=0.01)
+
+    def cost(interval: float) -> float:
+        return 30 / interval + interval / (2 * failure)
+
+    assert scale.lost_share(512, save_seconds=30) == pytest.approx(cost(best))
+    assert cost(best) < min(cost(0.9 * best), cost(1.1 * best))
+
+
+def test_the_page_has_the_tables_that_the_formulas_give() -> None:
+    page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    assert tables() in page, "python -m benchmarks.scale --update-docs writes them anew"

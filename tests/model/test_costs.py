@@ -1,0 +1,121 @@
+"""The formulas of what a model costs, against what PyTorch counts and keeps."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from gpt_pretrain.evaluation.loss import next_token_loss
+from gpt_pretrain.model import costs as flops
+from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.model.gpt2 import GPTModel
+from gpt_pretrain.model.kernels import attention, loss
+from tests.conftest import tiny_model
+
+CONFIGS = [
+    GPTConfig(vocab_size=97, context_length=16, emb_dim=32, n_heads=4, n_layers=3),
+    GPTConfig(vocab_size=300, context_length=200, emb_dim=48, n_heads=3, n_layers=2, qkv_bias=True, tie_embeddings=False),
+]
+GPT2 = GPTConfig(vocab_size=50257, context_length=1024, emb_dim=768, n_heads=12, n_layers=12, qkv_bias=True)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_parameters_are_those_of_the_model(config: GPTConfig) -> None:
+    model = GPTModel(config)
+    assert flops.num_parameters(config) == model.num_parameters()
+    counted = {
+        "token embedding": model.tok_emb,
+        "position embedding": model.pos_emb,
+        "attention": torch.nn.ModuleList(block.att for block in model.trf_blocks),
+        "feed-forward": torch.nn.ModuleList(block.ff for block in model.trf_blocks),
+        "norms": torch.nn.ModuleList(module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)),
+        "output head": torch.nn.ModuleList() if config.tie_embeddings else model.out_head,
+    }
+    assert flops.parameters(config) == {part: sum(p.numel() for p in module.parameters()) for part, module in counted.items()}
+
+
+def test_gpt2_small_has_124_million() -> None:
+    assert flops.num_parameters(GPT2) == 124_439_808  # as OpenAI's released weights have
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_operations_are_those_that_pytorch_counts(config: GPTConfig) -> None:
+    model, tokens = GPTModel(config), 2 * config.context_length
+    token_ids = torch.randint(config.vocab_size, (2, config.context_length))
+    with FlopCounterMode(display=False) as forward, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        model(token_ids)
+    assert forward.get_total_flops() == tokens * flops.forward_flops(config)
+    with FlopCounterMode(display=False) as both, sdpa_kernel(SDPBackend.MATH):
+        next_token_loss(model, token_ids, token_ids).backward()
+    assert loss.chunk_rows(tokens, config.vocab_size, "cpu") == tokens  # for later chunks add in place, which is not counted
+    assert both.get_total_flops() == tokens * flops.training_flops(config)
+
+
+@pytest.mark.parametrize("drop_rate", [0.0, 0.1])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_activations_are_what_autograd_keeps(drop_rate: float, precision: str) -> None:
+    model = tiny_model(emb_dim=64, context_length=200, drop_rate=drop_rate).train()
+    known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    token_ids = torch.randint(97, (3, 200))
+    mixed = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed")
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), mixed:
+        model.hidden_states(token_ids)
+    measured = sum(storage.nbytes() for storage in kept.values())
+    formula = flops.activation_bytes(model.config, batch_size=3, precision=precision, device="cpu")
+    assert formula == pytest.approx(measured, rel=0.01)
+
+
+@pytest.mark.parametrize("drop_rate", [0.0, 0.1])
+def test_a_step_s_memory_is_what_pytorch_allocates(drop_rate: float) -> None:
+    model = tiny_model(vocab_size=2000, emb_dim=64, context_length=128, n_layers=4, drop_rate=drop_rate).train()
+    token_ids = torch.randint(2000, (8, 128))
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+
+    def step() -> None:
+        next_token_loss(model, token_ids, token_ids).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()  # the optimizer's moments are there from then on
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    memory = flops.training_memory(model.config, batch_size=8, precision="32-true", device="cpu")
+    assert memory.weights == sum(p.numel() * p.element_size() for p in model.parameters())
+    assert memory.moments == sum(t.nbytes for state in optimizer.state.values() for name, t in state.items() if name != "step")
+    assert memory.peak - memory.weights - memory.moments == pytest.approx(peak, rel=0.1)
+
+
+def test_half_precision_halves_what_is_kept() -> None:
+    def memory(precision: str) -> flops.TrainingMemory:
+        return flops.training_memory(GPT2, batch_size=8, precision=precision, device="cuda")
+
+    assert memory("bf16-true").weights * 2 == memory("32-true").weights == memory("bf16-mixed").weights
+    assert memory("bf16-mixed").activations < memory("32-true").activations
+    assert flops.checkpoint_bytes(GPT2, precision="bf16-true") < 0.51 * flops.checkpoint_bytes(GPT2, precision="32-true")
+
+
+def test_a_checkpoint_is_as_large_as_said(train: object, tmp_path: Path) -> None:
+    train("model.emb_dim=128", "trainer.max_epochs=1", "logger=none", "callbacks=minimal")  # type: ignore[operator]
+    size = (tmp_path / "run" / "checkpoints" / "last.ckpt").stat().st_size
+    config = GPTConfig(vocab_size=257, context_length=32, emb_dim=128, n_heads=2, n_layers=2)
+    assert flops.checkpoint_bytes(config, precision="32-true") == pytest.approx(size, rel=0.02)
+
+
+def test_the_kernels_constants_are_those_counted_with() -> None:
+    assert flops.CHUNK_BYTES == loss.CHUNK_BYTES
+    assert flops.BLOCK == attention.BLOCK

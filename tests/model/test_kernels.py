@@ -1,0 +1,235 @@
+"""Each fast way against the plain one."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils import clip_grad_norm_, get_total_norm
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gpt_pretrain.evaluation.loss import next_token_loss
+from gpt_pretrain.model.kernels import attention, dropout, loss
+from gpt_pretrain.training.optimizer import clip_gradients
+from tests.conftest import tiny_model
+
+
+class LargestTensor(TorchDispatchMode):
+    """Watches every operation for the most elements that a tensor it makes has."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor):
+            self.elements = max(self.elements, out.untyped_storage().nbytes() // out.itemsize)
+        return out
+
+
+@contextmanager
+def chunk_bytes(n_bytes: int) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(loss.CHUNK_BYTES, "cpu", n_bytes)
+        yield
+
+
+def head(n: int, d: int, v: int) -> tuple[Tensor, Tensor, Tensor]:
+    hidden, weight = torch.randn(n, d, requires_grad=True), torch.randn(v, d, requires_grad=True)
+    return hidden, weight, torch.randint(0, v, (n,))
+
+
+def gradients(compute: Callable[[], Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
+    value = compute()
+    return value.detach(), *torch.autograd.grad(value, inputs)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7, 100])
+@pytest.mark.parametrize("vocab_size", [5, 64, 97])
+def test_the_loss_and_its_gradients_equal_pytorch_s(rows: int, vocab_size: int) -> None:
+    hidden, weight, targets = head(13, 8, vocab_size)
+    with chunk_bytes(rows * 4 * vocab_size):
+        fast = gradients(lambda: loss.linear_cross_entropy(hidden, weight, targets) * 3, hidden, weight)
+    plain = gradients(lambda: F.cross_entropy(hidden @ weight.T, targets) * 3, hidden, weight)
+    for one, other in zip(fast, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_the_loss_stands_large_logits_and_gives_nan_for_nan() -> None:
+    hidden, weight, targets = head(4, 8, 97)
+    big = (hidden * 1e4).detach()
+    torch.testing.assert_close(loss.linear_cross_entropy(big, weight, targets), F.cross_entropy(big @ weight.T, targets))
+    assert loss.linear_cross_entropy(hidden * torch.nan, weight, targets).isnan()
+
+
+def test_the_loss_in_bf16_differs_from_fp32_by_rounding_alone() -> None:
+    hidden, weight, targets = head(64, 32, 1000)
+    exact = gradients(lambda: F.cross_entropy(hidden @ weight.T, targets), hidden, weight)
+    with torch.autocast("cpu", torch.bfloat16), chunk_bytes(17 * 4 * 1000):
+        rounded = gradients(lambda: loss.linear_cross_entropy(hidden, weight, targets), hidden, weight)
+        plain = gradients(lambda: F.cross_entropy(F.linear(hidden, weight), targets), hidden, weight)
+    assert rounded[0].dtype == torch.float32
+    for fast, other, reference in zip(rounded, plain, exact, strict=True):
+        assert (fast - reference).norm() <= 1.5 * (other - reference).norm() + 1e-3 * reference.norm()
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 0.02), (torch.float16, 0.003)])
+def test_gradients_of_many_positions_are_not_lost_in_half_precision(dtype: torch.dtype, error: float) -> None:
+    hidden, weight, targets = head(8192, 8, 500)
+    exact = gradients(lambda: F.cross_entropy(hidden @ weight.T, targets), hidden, weight)
+    with torch.autocast("cpu", dtype):
+        rounded = gradients(lambda: loss.linear_cross_entropy(hidden, weight, targets), hidden, weight)
+    for fast, reference in zip(rounded, exact, strict=True):
+        assert fast.dtype == torch.float32
+        assert (fast - reference).norm() < error * reference.norm()
+
+
+def test_large_sums_of_gradients_do_not_overflow_in_fp16() -> None:
+    hidden, weight, targets = torch.full((4096, 16), 20.0, requires_grad=True), torch.zeros(50, 16, requires_grad=True), 7
+    with torch.autocast("cpu", torch.float16):
+        fast = gradients(lambda: loss.linear_cross_entropy(hidden, weight, torch.full((4096,), targets)), hidden, weight)
+    plain = gradients(lambda: F.cross_entropy(hidden @ weight.T, torch.full((4096,), targets)), hidden, weight)
+    torch.testing.assert_close(fast[2], plain[2], rtol=1e-2, atol=1e-3)
+
+
+def test_bf16_weights_have_their_gradients_summed_in_fp32() -> None:
+    hidden, weight, targets = (part.detach() for part in head(2048, 16, 50))
+    exact = gradients_of(hidden, weight, targets)
+    half = [part.bfloat16() for part in (hidden, weight)]
+    with chunk_bytes(16 * 4 * 50):
+        many = gradients_of(*half, targets)
+    assert many.dtype == torch.bfloat16
+    assert (many.float() - exact).norm() < 0.006 * exact.norm(), "128 chunks"
+
+
+def gradients_of(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    weight = weight.clone().requires_grad_()
+    return gradients(lambda: loss.linear_cross_entropy(hidden, weight, targets), weight)[1]
+
+
+def test_a_second_backward_pass_is_refused() -> None:
+    hidden, weight, targets = head(3, 4, 5)
+    value = loss.linear_cross_entropy(hidden, weight, targets)
+    value.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="once"):
+        value.backward()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_logits_of_all_positions_never_exist_at_once(training: bool) -> None:
+    hidden, weight, targets = head(256, 4, 500)
+    with chunk_bytes(64 * 4 * 500), torch.set_grad_enabled(training), LargestTensor() as largest:
+        value = loss.linear_cross_entropy(hidden, weight, targets)
+        if training:
+            value.backward()
+    assert largest.elements <= 64 * 512, "a chunk of 64 rows, of 500 columns rounded up"
+    with LargestTensor() as largest:
+        F.cross_entropy(hidden @ weight.T, targets)
+    assert largest.elements >= 256 * 500, "the plain way holds them all, and this sees it"
+
+
+@pytest.mark.parametrize(("n", "rows"), [(512, 256), (1, 1), (333, 333), (334, 167)])
+def test_chunks_are_of_equal_size(n: int, rows: int) -> None:
+    assert loss.chunk_rows(n, 50257, "cpu") == rows
+
+
+@pytest.mark.parametrize("n_tokens", [1, 5, attention.BLOCK, attention.BLOCK + 1, 2 * attention.BLOCK + 3])
+def test_attention_with_dropout_equals_the_plain_way_under_the_same_masks(n_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Tensor] = []
+
+    def recording(shape: tuple[int, ...], drop_rate: float, *, dtype: torch.dtype) -> Tensor:
+        drawn.append(dropout.keep_mask(shape, drop_rate, dtype=dtype))
+        return drawn[-1]
+
+    monkeypatch.setattr(attention, "keep_mask", recording)
+    queries, keys, values = (torch.randn(2, 3, n_tokens, 4, requires_grad=True) for _ in range(3))
+    weighted = torch.randn(2, 3, n_tokens, 4)
+    fast = gradients(
+        lambda: (attention.causal_attention(queries, keys, values, drop_rate=0.3) * weighted).sum(), queries, keys, values
+    )
+    mask = torch.zeros(6, n_tokens, n_tokens)
+    for start, block in zip(range(0, n_tokens, attention.BLOCK), drawn, strict=True):
+        mask[:, start : start + block.shape[1], : block.shape[2]] = block
+
+    def plain() -> Tensor:
+        scores = (queries @ keys.transpose(2, 3) / 2).masked_fill(torch.ones(n_tokens, n_tokens).triu(1).bool(), -torch.inf)
+        return ((torch.softmax(scores, dim=-1) * mask.view(2, 3, n_tokens, n_tokens)) @ values * weighted).sum()
+
+    for one, other in zip(fast, gradients(plain, queries, keys, values), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("drop_rate", [0.0001, 0.1, 0.5, 0.99999])
+def test_a_mask_drops_its_share_and_keeps_the_mean(drop_rate: float) -> None:
+    mask = dropout.keep_mask((1000, 1001), drop_rate, dtype=torch.float32)
+    share = float((mask == 0).double().mean())
+    assert abs(share - drop_rate) < 4 * (drop_rate * (1 - drop_rate) / mask.numel()) ** 0.5 + 1 / dropout.LEVELS
+    assert len(mask.unique()) <= 2
+    if drop_rate < 0.9:
+        assert float(mask.double().mean()) == pytest.approx(1, abs=0.01)
+    repeated = (mask[:-1] == mask[1:]).double().mean()  # neighbours have nothing to do with each other
+    assert float(repeated) == pytest.approx(1 - 2 * share * (1 - share), abs=0.003)
+
+
+def test_dropout_is_a_function_of_the_generator_and_off_outside_training() -> None:
+    layer, x = dropout.Dropout(0.5), torch.randn(50, 7)
+    torch.manual_seed(5)
+    first = layer(x)
+    second = layer(x)
+    torch.manual_seed(5)
+    assert torch.equal(layer(x), first)
+    assert not torch.equal(first, second)
+    assert torch.equal(layer.eval()(x), x)
+
+
+@pytest.mark.parametrize("max_norm", [0.1, 100.0])
+def test_clipping_within_the_optimizer_equals_clipping_before_it(max_norm: float) -> None:
+    ends = []
+    for within in (True, False):
+        model = tiny_model(drop_rate=0.0)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=within, eps=1e-3)
+        for step in range(3):
+            torch.manual_seed(step)
+            F.cross_entropy(model(torch.randint(0, 97, (2, 8))).flatten(0, 1), torch.randint(0, 97, (16,))).backward()
+            if within:
+                norm = get_total_norm([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+                clip_gradients(optimizer, norm, max_norm=max_norm)
+            else:
+                clip_grad_norm_(model.parameters(), max_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        ends.append(model.state_dict())
+    for name in ends[0]:
+        torch.testing.assert_close(ends[0][name], ends[1][name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_tied_embedding_s_rows_are_added_to_the_head_s_gradient() -> None:
+    model, token_ids, targets = tiny_model(), torch.tensor([[1, 5, 5, 96]]), torch.tensor([[5, 5, 96, 0]])
+    ends = []
+    for sparse in (False, True):
+        model.tok_emb.sparse = sparse
+        model.zero_grad()
+        (of_the_lookup,) = torch.autograd.grad(model.tok_emb(token_ids).sum(), [model.tok_emb.weight])
+        assert of_the_lookup.is_sparse is sparse
+        next_token_loss(model, token_ids, targets).backward()
+        assert model.tok_emb.weight.grad is not None
+        assert not model.tok_emb.weight.grad.is_sparse
+        ends.append(model.tok_emb.weight.grad.clone())
+    torch.testing.assert_close(*ends)
+
+
+@pytest.mark.slow
+def test_the_compiled_loss_equals_the_plain_one() -> None:
+    probe = torch.compile(lambda x: x + 1)
+    try:
+        probe(torch.ones(3))
+    except Exception as error:  # whatever the compiler lacks here
+        pytest.skip(f"this machine cannot compile: {error}")
+    hidden, weight, targets = head(13, 8, 97)
+    with chunk_bytes(7 * 4 * 97):
+        fast = gradients(lambda: loss.linear_cross_entropy(hidden, weight, targets, compiled=True), hidden, weight)
+    plain = gradients(lambda: F.cross_entropy(hidden @ weight.T, targets), hidden, weight)
+    for one, other in zip(fast, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)

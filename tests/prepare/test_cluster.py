@@ -1,0 +1,108 @@
+"""Preparations that datatrove's executors take part in, beside the same without."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpt_pretrain.config.schema import PrepareSettings
+from gpt_pretrain.config.validation import prepare_problems
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.prepare.cluster import grouped
+from gpt_pretrain.prepare.job import prepare
+from gpt_pretrain.prepare.sources import Source
+
+SBATCH = f"""#!{sys.executable}
+import os, re, subprocess, sys
+text = open(sys.argv[-1]).read()
+first, last = map(int, re.search(r"--array=(\\d+)-(\\d+)", text).groups())
+job = {{"SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost", "SLURM_CPUS_ON_NODE": "1"}}
+for number in range(first, last + 1):
+    if number not in map(int, os.environ.get("FAILING", "").split()):
+        subprocess.run(["bash"], input=text, text=True, env=os.environ | job | {{"SLURM_ARRAY_TASK_ID": str(number)}}, capture_output=True)
+print("Submitted batch job 7")
+"""
+SRUN = """#!/usr/bin/env bash
+while [ "${1:0:1}" = "-" ]; do [ "$1" = "-n" ] && shift; shift; done
+exec "$@"
+"""
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    """Seven files of unlike length, one of them not UTF-8."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number in range(6):
+        (folder / f"{number}.txt").write_text(f"Document {number}: " + "one more word, " * (3**number))
+    (folder / "6.txt").write_bytes(b"\xff\xfe not text")
+    return folder
+
+
+def settings(texts: Path, out: Path, **changes: object) -> PrepareSettings:
+    fields = {"tokenizer": "byte", "shard_tokens": 1000, "val_fraction": 0.3, "max_rejected": 0.5, "workers": 2, **changes}
+    return PrepareSettings(inputs=[str(texts)], out=str(out), **fields)  # type: ignore[arg-type]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def alone(texts: Path, tmp_path: Path) -> dict[str, bytes]:
+    prepare(settings(texts, tmp_path / "alone"))
+    return content(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("tasks", [None, 1, 3])
+def test_local_tasks_write_the_same_corpus(
+    texts: Path, tmp_path: Path, alone: dict[str, bytes], tasks: int | None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    capfd.readouterr()
+    prepare(settings(texts, tmp_path / "out", executor="local", tasks=tasks))
+    assert content(tmp_path / "out") == alone
+    assert "rejected.jsonl" in alone
+    assert "datatrove" not in "".join(capfd.readouterr())
+
+
+def test_jobs_of_slurm_write_the_same_corpus_and_those_that_failed_are_tried_again(
+    texts: Path, tmp_path: Path, alone: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    for name, text in (
+        ("sbatch", SBATCH),
+        ("srun", SRUN),
+        ("squeue", "#!/bin/sh\n"),
+        ("scontrol", "#!/bin/sh\necho localhost\n"),
+    ):
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("FAILING", "1")
+    wanted = settings(texts, tmp_path / "out", executor="slurm", slurm_partition="any", tasks=3, workers=1)
+    with pytest.raises(UserError, match="1 of 3 tasks have not come to their end"):
+        prepare(wanted)
+    with pytest.raises(UserError, match="tasks was 3 and is now 2"):
+        prepare(settings(texts, tmp_path / "out", executor="local", tasks=2))
+    monkeypatch.setenv("FAILING", "")
+    prepare(wanted)
+    assert content(tmp_path / "out") == alone
+
+
+def test_files_are_grouped_in_order_and_by_size() -> None:
+    sources = [Source(str(number), "text", size, 0) for number, size in enumerate([5, 1, 1, 1, 90, 1, 1])]
+    for n_groups in range(1, 10):
+        groups = grouped(sources, n_groups)
+        assert [source for group in groups for source in group] == sources
+        assert len(groups) == min(n_groups, len(sources)) and all(groups)
+    alike = [Source(str(number), "text", 10, 0) for number in range(12)]
+    assert [len(group) for group in grouped(alike, 4)] == [3, 3, 3, 3]
+
+
+def test_what_an_executor_cannot_do_is_told() -> None:
+    assert prepare_problems(PrepareSettings(out="out", inputs=["a"], executor="slurm")) == [
+        "executor=slurm needs slurm_partition=NAME."
+    ]
+    (problem,) = prepare_problems(PrepareSettings(out="out", dataset="a", executor="local"))
+    assert "executor=local shares out files" in problem

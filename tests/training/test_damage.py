@@ -1,0 +1,137 @@
+"""Damaged checkpoints, full disks, lost folders."""
+
+import csv
+import re
+import resource
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from gpt_pretrain.commands import entry as cli
+from gpt_pretrain.errors import LostEndError
+from gpt_pretrain.runs.metrics_file import MetricsFile
+from gpt_pretrain.training.callbacks.save import SaveRun
+from tests.helpers.crash_harness import differences
+from tests.integration.test_interruptions import SETTINGS, signalled
+from tests.integration.test_training import checkpoint
+
+Train = Callable[..., float]
+Printed = Callable[[], list[str]]
+
+
+def test_a_run_goes_on_from_an_older_checkpoint_when_the_last_is_damaged(
+    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = [*SETTINGS, "checkpoint.every_n_steps=2", "checkpoint.keep=9"]
+    train(*words, run_dir=tmp_path / "whole")
+    parts = tmp_path / "parts"
+    with signalled(signal.SIGTERM, at_step=6):
+        train(*words, run_dir=parts)
+    for name in ("last", "step-00000007"):
+        path = parts / "checkpoints" / f"{name}.ckpt"
+        data = bytearray(path.read_bytes())
+        data[len(data) // 3] ^= 16
+        path.write_bytes(data)
+    (parts / "checkpoints" / ".last.ckpt.01234567.tmp").write_bytes(b"half a checkpoint")
+    (parts / ".metrics.csv.01234567.tmp").write_bytes(b"half a table")
+    (parts / ".huggingface.01234567.tmp").mkdir()
+    train(*words, f"resume='{parts}'", run_dir=parts)
+    assert "last.ckpt is damaged: its checksum is" in caplog.text
+    assert re.search(r"The newest whole checkpoint is .*step-00000006\.ckpt", caplog.text)
+    assert differences(tmp_path / "whole", parts) == []
+    assert not list(parts.rglob("*.tmp"))
+
+
+@contextmanager
+def after_saving(at_step: int, act: Callable[[], object]) -> Iterator[None]:
+    """Do something once the checkpoint of that step has been written, or has failed."""
+    real = SaveRun.save
+
+    def saving(save: SaveRun, trainer: Any, module: Any, **kwargs: Any) -> None:
+        real(save, trainer, module, **kwargs)
+        if trainer.global_step == at_step:
+            act()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SaveRun, "save", saving)
+        yield
+
+
+def test_on_a_full_disk_training_goes_on_and_the_old_checkpoint_stays(
+    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = [*SETTINGS, "checkpoint.every_n_steps=2"]
+    train(*words, run_dir=tmp_path / "whole")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    full, room = (lambda size=size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard)) for size in (2000, soft))
+    try:
+        with after_saving(2, full), after_saving(4, room):
+            train(*words, run_dir=tmp_path / "parts")
+    finally:
+        room()
+    assert "The checkpoint of step 3, or a copy of it, could not be written" in caplog.text
+    assert caplog.text.count("could not be written") == 1
+    assert differences(tmp_path / "whole", tmp_path / "parts") == []
+
+
+def test_a_last_checkpoint_that_cannot_be_written_is_an_error(
+    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with (
+            after_saving(5, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))),
+            pytest.raises(SystemExit) as caught,
+        ):
+            cli.guarded(lambda config: train(*SETTINGS, run_dir=tmp_path / "run"), OmegaConf.create())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.code == 1
+    assert "The last checkpoint could not be written" in caplog.text
+    assert checkpoint(tmp_path / "run")["global_step"] == 5, "the one before is whole"
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's writer
+@pytest.mark.parametrize("what", ["checkpoints", "."])
+def test_a_folder_that_vanishes_is_made_again(train: Train, tmp_path: Path, what: str) -> None:
+    words = [*SETTINGS, "logger=tensorboard", "callbacks.loss_curve=true"]
+    with after_saving(5, lambda: shutil.rmtree(tmp_path / "run" / what)):
+        train(*words, run_dir=tmp_path / "run")
+    assert checkpoint(tmp_path / "run")["global_step"] == 10
+
+
+def test_a_folder_that_cannot_be_written_is_told(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+
+    def blocked() -> None:
+        folder.rename(tmp_path / "moved")
+        folder.write_text("a file where the folder was")
+
+    with after_saving(5, blocked), pytest.raises(LostEndError):
+        train(*SETTINGS, run_dir=tmp_path / "run")
+    assert "could not be written to" in caplog.text
+    assert (tmp_path / "moved" / "last.ckpt").exists()
+
+
+def test_a_row_of_metrics_outlives_a_second_kill(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    first = MetricsFile(path)
+    for step in range(4):
+        first.log_metrics({"train/loss": float(step)}, step=step)
+    first.flush()
+    MetricsFile(path, first_step=3)  # resumed from the checkpoint of step 2, and killed before anything is logged
+    again = MetricsFile(path, first_step=3)
+    again.log_metrics({"val/loss": 0.5}, step=2)
+    again.log_metrics({"train/loss": 9.0}, step=3)
+    again.flush()
+    with open(path, newline="") as stream:
+        table = [(row["step"], row["train/loss"], row["val/loss"]) for row in csv.DictReader(stream)]
+    assert table == [("0", "0", ""), ("1", "1", ""), ("2", "2", "0.5"), ("3", "9", "")]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.csv"]

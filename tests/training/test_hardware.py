@@ -1,0 +1,90 @@
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.model.kernels import products
+from gpt_pretrain.system import devices as hardware
+from gpt_pretrain.system.devices import accelerator_device, pick_device
+from gpt_pretrain.training.acceleration import compile_model, precision_for
+from tests.conftest import ROOT, TINY_RUN, tiny_model
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.5, "bf16-mixed"), (2.0, "32-true"), (0.8, "32-true")])
+def test_auto_precision_on_a_cpu_goes_by_speed(monkeypatch: pytest.MonkeyPatch, share: float, expected: str) -> None:
+    for module in (hardware, products):
+        monkeypatch.setattr(module, "cpu_bf16_share", lambda: share)
+    assert precision_for("auto", CPU)[0] == expected
+
+
+def test_a_deterministic_run_goes_by_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "cpu_bf16_share", lambda: pytest.fail("measured"))
+    assert precision_for("auto", CPU, deterministic=True)[0] == "32-true"
+
+
+def test_the_speed_is_really_measured() -> None:
+    precision, reason = precision_for("auto", CPU)
+    assert precision in ("bf16-mixed", "32-true")
+    assert "of fp32's time on this CPU" in reason
+
+
+def test_a_precision_asked_for_is_taken() -> None:
+    assert precision_for("bf16-true", CPU) == ("bf16-true", "as asked")
+
+
+def test_devices_that_are_not_there_are_refused() -> None:
+    assert pick_device("cpu") == CPU
+    with pytest.raises(UserError, match="device=tpu"):
+        pick_device("tpu")
+    if not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        with pytest.raises(UserError, match=r"trainer\.accelerator=gpu: this machine has none"):
+            accelerator_device("gpu")
+
+
+def test_auto_does_not_compile_on_a_cpu() -> None:
+    assert compile_model(tiny_model(), "auto", CPU)[0] is False
+
+
+@pytest.mark.slow
+def test_a_compiled_model_gives_the_same_logits_and_keys() -> None:
+    plain, compiled = tiny_model(), tiny_model()
+    done, reason = compile_model(compiled, True, CPU)
+    if not done:
+        pytest.skip(f"this machine cannot compile: {reason}")
+    token_ids = torch.randint(0, 97, (2, 16))
+    with torch.no_grad():
+        assert torch.allclose(plain(token_ids), compiled(token_ids), atol=1e-4)
+    assert plain.state_dict().keys() == compiled.state_dict().keys()
+
+
+@pytest.mark.slow
+def test_without_a_compiler_training_goes_on_with_a_warning(tmp_path: Path, cache_dir: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "CXX"}
+    environment |= {
+        "PATH": str(tmp_path),
+        "XDG_CACHE_HOME": str(cache_dir),
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor"),
+    }
+    words = [*TINY_RUN, "trainer.max_epochs=1", "compile=true", "callbacks=minimal", "logger=none"]
+    command = [sys.executable, str(ROOT / "train.py"), *words]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"warning: compile=true is impossible here, so training runs uncompiled \(.*InvalidCxxCompiler", done.stdout)
+    assert "compile off (impossible here)" in done.stdout
+
+
+def test_freed_memory_is_left_alone_where_the_user_has_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    load: Callable[[None], object] = lambda name: called.append("libc")  # noqa: E731
+    monkeypatch.setattr(hardware.ctypes, "CDLL", load)
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
+    hardware.keep_freed_memory()
+    assert called == []

@@ -1,0 +1,212 @@
+"""Stops at awkward moments, and checkpoints that are not what they should be."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning.pytorch.callbacks import Callback
+from omegaconf import OmegaConf
+
+from gpt_pretrain.checkpoints import checkpoint_file as module
+from gpt_pretrain.checkpoints.checkpoint_file import read_checkpoint, write_checkpoint
+from gpt_pretrain.config.schema import literal
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.runs.folder import find_checkpoints
+from gpt_pretrain.training.callbacks import save
+from gpt_pretrain.training.lit_module import GPTLitModule
+from tests.helpers.crash_harness import differences
+from tests.integration.test_interruptions import SETTINGS, signalled
+from tests.integration.test_training import checkpoint
+from tests.training.test_nonfinite import spoilt
+from tests.training.test_resume_settings import with_stored
+
+Train = Callable[..., float]
+
+
+class Stop(BaseException):
+    """What ends a process without a word."""
+
+
+@given(text=st.text(alphabet="\\${}a:. "))
+def test_no_text_is_interpolated(text: str) -> None:
+    config = OmegaConf.create(literal({"a": text, "b": [text, {"c": text}]}))
+    assert OmegaConf.to_container(config, resolve=True) == {"a": text, "b": [text, {"c": text}]}
+
+
+def test_a_checkpoint_reads_no_environment(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_TOKEN", "hunter2")
+    train(*SETTINGS, "trainer.max_epochs=1", run_dir=tmp_path / "run")
+    with_stored(tmp_path / "run", lambda config: config.update(start_context="\\${oc.env:SECRET_TOKEN}"))
+    train("trainer.max_epochs=2", f"resume='{tmp_path / 'run'}'", base=[], run_dir=tmp_path / "run")
+    assert "hunter2" not in (tmp_path / "run" / "config.yaml").read_text() + (tmp_path / "run" / "samples.txt").read_text()
+
+
+class OddState(Callback):
+    """Keeps something that no checkpoint may hold."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"path": Path("x")}
+
+
+def test_what_could_never_be_loaded_is_not_written(train: Train, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"could never be loaded\. The state_dict"):
+        train(*SETTINGS, f"+callbacks.custom.odd={{_target_: {OddState.__module__}.OddState}}", run_dir=tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("*.ckpt"))
+
+
+def test_best_is_made_good_when_it_was_not_written_in_time(train: Train, tmp_path: Path) -> None:
+    run_dir, real = tmp_path / "run", save.copy_checkpoint
+
+    def killed(source: Path, target: Path) -> None:
+        if torch.load(source, weights_only=True)["global_step"] == 10:
+            raise Stop
+        real(source, target)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(save, "copy_checkpoint", killed)
+        train(*SETTINGS, run_dir=run_dir)
+    assert (checkpoint(run_dir)["global_step"], checkpoint(run_dir, "best")["global_step"]) == (10, 5)
+    with pytest.raises(UserError, match="is complete"):
+        train(*SETTINGS, f"resume='{run_dir}'", run_dir=run_dir)
+    assert checkpoint(run_dir, "best")["global_step"] == 10
+
+
+def test_a_best_that_could_not_be_written_is_tried_again(train: Train, tmp_path: Path) -> None:
+    calls, real = [], save.copy_checkpoint
+
+    def failing(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(save, "copy_checkpoint", failing)
+        train(*SETTINGS, run_dir=tmp_path / "run")
+    assert len(calls) == 3
+    assert checkpoint(tmp_path / "run", "best")["global_step"] == 10
+    assert checkpoint(tmp_path / "run")["callbacks"]["SaveRun"]["best_step"] == 9
+
+
+def test_a_run_that_early_stopping_ended_is_complete(train: Train, tmp_path: Path) -> None:
+    words = [*SETTINGS, "callbacks=early_stopping", "callbacks.early_stopping.patience=1", "callbacks.early_stopping.min_delta=9"]
+    train(*words, "trainer.max_epochs=8", run_dir=tmp_path / "run")
+    assert checkpoint(tmp_path / "run")["global_step"] == 10, "one epoch to compare with, and one without a gain"
+    resume = f"resume='{tmp_path / 'run'}'"
+    with pytest.raises(UserError, match=r"is complete: early stopping .*callbacks\.early_stopping\.patience=3"):
+        train(resume, base=[], run_dir=tmp_path / "run")
+    train(resume, "callbacks=early_stopping", "callbacks.early_stopping.patience=3", base=[], run_dir=tmp_path / "run")
+    assert checkpoint(tmp_path / "run")["global_step"] > 10
+
+
+@pytest.mark.parametrize("every", ["null", "4"])
+def test_a_signal_in_the_last_step_before_a_limit_lets_the_run_end(train: Train, tmp_path: Path, every: str) -> None:
+    words = [*SETTINGS, "trainer.max_steps=8", f"checkpoint.every_n_steps={every}"]
+    train(*words, run_dir=tmp_path / "whole")
+    real = GPTLitModule.training_step
+
+    def sending(module: GPTLitModule, batch: Any, batch_idx: int) -> Any:
+        if module.trainer.global_step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(module, batch, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GPTLitModule, "training_step", sending)
+        train(*words, run_dir=tmp_path / "parts")
+    assert differences(tmp_path / "whole", tmp_path / "parts") == []
+
+
+@pytest.mark.parametrize("every", ["null", "4"])
+def test_logs_after_a_limit_look_as_if_there_had_been_none(train: Train, tmp_path: Path, every: str) -> None:
+    words = [*SETTINGS, "scheduler=constant", f"checkpoint.every_n_steps={every}"]  # other schedules end where the run does
+    train(*words, run_dir=tmp_path / "whole")
+    train(*words, "trainer.max_steps=8", run_dir=tmp_path / "parts")
+    train(*words, "trainer.max_steps=-1", f"resume='{tmp_path / 'parts'}'", run_dir=tmp_path / "parts")
+    assert [text for text in differences(tmp_path / "whole", tmp_path / "parts") if "SaveRun" not in text] == []
+
+
+def test_a_stop_in_a_validation_and_a_kill_after_it_leave_no_doubles(train: Train, tmp_path: Path) -> None:
+    train(*SETTINGS, run_dir=tmp_path / "whole")
+    parts = tmp_path / "parts"
+    with signalled(signal.SIGTERM, at_step=5, validating=True):
+        train(*SETTINGS, run_dir=parts)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(save.SaveRun, "on_train_epoch_end", lambda *args: (_ for _ in ()).throw(Stop))
+        train(*SETTINGS, f"resume='{parts}'", run_dir=parts)
+    train(*SETTINGS, f"resume='{parts}'", run_dir=parts)
+    assert differences(tmp_path / "whole", parts) == []
+
+
+def test_a_text_that_is_gone_is_told(train: Train, tmp_path: Path, story: str) -> None:
+    (tmp_path / "text.txt").write_text(story)
+    train(*SETTINGS, f"data.path='{tmp_path / 'text.txt'}'", "trainer.max_epochs=1", run_dir=tmp_path / "run")
+    (tmp_path / "text.txt").unlink()
+    with pytest.raises(UserError, match=r"text\.txt: there is no such file"):
+        train("trainer.max_epochs=2", f"resume='{tmp_path / 'run'}'", base=[], run_dir=tmp_path / "run")
+
+
+def test_a_named_checkpoint_is_the_one_to_go_on_from_and_later_ones_give_way(train: Train, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    words = [*SETTINGS, "checkpoint.every_n_steps=2", "checkpoint.keep=9"]
+    train(*words, run_dir=run_dir)
+    folder = run_dir / "checkpoints"
+    os.utime(folder / "step-00000002.ckpt")
+    names = [path.name for path in find_checkpoints(str(run_dir))]
+    assert names[:3] == ["last.ckpt", "step-00000010.ckpt", "step-00000008.ckpt"], "by step, not by age"
+    train("trainer.max_steps=5", f"resume='{folder / 'step-00000004.ckpt'}'", base=[], run_dir=run_dir)
+    assert checkpoint(run_dir)["global_step"] == 5
+    assert sorted(path.name for path in folder.glob("step-*")) == [f"step-0000000{step}.ckpt" for step in (2, 4, 5)]
+
+
+def test_a_signal_while_a_step_is_undone_is_heard(train: Train, tmp_path: Path) -> None:
+    words = [*SETTINGS, "on_nonfinite=rollback", "checkpoint.every_n_steps=2"]
+    with spoilt(steps={3}), signalled(signal.SIGTERM, at_step=3):
+        train(*words, run_dir=tmp_path / "run")
+    assert checkpoint(tmp_path / "run")["global_step"] == 2
+
+
+@pytest.mark.parametrize("damage", ["field", "model", "sizes", "loops"])
+def test_checkpoints_that_cannot_be_gone_on_from_give_way_to_older_ones(
+    train: Train, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_dir = tmp_path / "run"
+    train(*SETTINGS, "trainer.max_steps=8", "checkpoint.every_n_steps=4", "checkpoint.keep=3", run_dir=run_dir)
+    content = checkpoint(run_dir)
+    if damage == "field":
+        del content["skipped"]
+    elif damage == "model":
+        content["config"]["model"]["n_layers"] = 10**7
+    elif damage == "sizes":
+        content["architecture"]["emb_dim"] = content["config"]["model"]["emb_dim"] = 60_000
+    else:
+        content["loops"] = {}
+    for name in ("last", "step-00000008"):
+        write_checkpoint(content, run_dir / "checkpoints" / f"{name}.ckpt")
+    train("trainer.max_steps=9", f"resume='{run_dir}'", base=[], run_dir=run_dir)
+    assert "The newest whole checkpoint is" in caplog.text
+    assert checkpoint(run_dir)["global_step"] == 9
+
+
+def test_a_write_that_cannot_be_read_back_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, real = tmp_path / "x.ckpt", torch.save
+    content = {"state_dict": {}, "architecture": {}, "tokenizer": "byte"}
+    write_checkpoint(content, path)
+
+    def cut(content: Any, target: Path) -> None:
+        real(content, target)
+        os.truncate(target, target.stat().st_size // 2)
+
+    monkeypatch.setattr(module.torch, "save", cut)
+    with pytest.raises(OSError, match="cannot be read back"):
+        write_checkpoint(content | {"step": 2}, path)
+    assert "step" not in read_checkpoint(path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").symlink_to(tmp_path / "gone.ckpt")
+    with pytest.raises(UserError, match="no checkpoint yet"):
+        find_checkpoints(str(tmp_path))

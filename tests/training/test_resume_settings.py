@@ -1,0 +1,101 @@
+"""What may change when a run is resumed, and what a checkpoint's settings may not do."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt_pretrain.checkpoints.checkpoint_file import write_checkpoint
+from gpt_pretrain.errors import UserError
+from tests.integration.test_interruptions import SETTINGS
+from tests.integration.test_training import checkpoint, rows
+
+Train = Callable[..., float]
+Printed = Callable[[], list[str]]
+
+
+CHANGES = {
+    "model.emb_dim=64": r"model\.emb_dim was 32, is 64 now",
+    "tokenizer.name=r50k_base": r"tokenizer\.name was byte, is r50k_base now",
+    "data.batch_size=4": r"data\.batch_size was 8, is 4 now",
+    "data.train_ratio=0.8": r"data\.train_ratio was 0\.9, is 0\.8 now",
+    "seed=7": r"seed was 123, is 7 now",
+    "trainer.precision=bf16-mixed": r"trainer\.precision was 32-true, is bf16-mixed now",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_would_change_the_meaning_of_the_state_is_refused(train: Train, tmp_path: Path, change: str) -> None:
+    train(*SETTINGS, "trainer.max_epochs=1", run_dir=tmp_path / "run")
+    with pytest.raises(UserError, match=CHANGES[change]):
+        train(*SETTINGS, change, f"resume='{tmp_path / 'run'}'", run_dir=tmp_path / "run")
+
+
+def test_changes_are_told_together_and_can_be_forced(
+    train: Train, tmp_path: Path, story: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "text.txt").write_text(story)
+    words = [*SETTINGS, f"data.path='{tmp_path / 'text.txt'}'"]
+    train(*words, "trainer.max_epochs=1", run_dir=tmp_path / "run")
+    (tmp_path / "text.txt").write_text(story + "And more.")
+    resume = [f"resume='{tmp_path / 'run'}'", "seed=7"]
+    with pytest.raises(UserError, match=r"seed was 123, is 7 now; the text that data names has another content"):
+        train(*words, *resume, run_dir=tmp_path / "run")
+    train(*words, *resume, "resume_force=true", run_dir=tmp_path / "run")
+    assert "as resume_force=true allows: the text that data names has another content" in caplog.text
+    assert checkpoint(tmp_path / "run")["global_step"] == 10
+
+
+def test_what_may_change_is_accepted_told_and_kept(train: Train, tmp_path: Path, printed: Printed) -> None:
+    train(*SETTINGS, "trainer.max_epochs=1", "optimizer.lr=1e-3", run_dir=tmp_path / "run")
+    changes = ["trainer.max_epochs=2", "eval_freq=3", "optimizer.lr=2e-3", "scheduler=constant", "optimizer.weight_decay=0.3"]
+    resume = f"resume='{tmp_path / 'run'}'"
+    train(*changes, resume, base=[], run_dir=tmp_path / "run")  # nothing else is typed: the rest is as it was
+    told = "\n".join(printed())
+    assert "Changed since the checkpoint: trainer.max_epochs was 1, is 2 now" in told
+    assert "Changed since the checkpoint: scheduler.name was warmup_cosine, is constant now" in told
+    content = checkpoint(tmp_path / "run")
+    assert content["config"]["model"]["emb_dim"] == 32
+    assert content["config"]["data"]["batch_size"] == 8
+    assert {group["lr"] for group in content["optimizer_states"][0]["param_groups"]} == {2e-3}
+    assert [group["weight_decay"] for group in content["optimizer_states"][0]["param_groups"]] == [0.3, 0.0]
+    assert [float(row["lr"]) for row in rows(tmp_path / "run") if row["lr"]][-1] == 2e-3
+
+
+def with_stored(run_dir: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the settings within a run's last checkpoint."""
+    content = checkpoint(run_dir)
+    change(content["config"])
+    write_checkpoint(content, run_dir / "checkpoints" / "last.ckpt")
+
+
+def test_nothing_that_a_checkpoint_s_settings_name_is_built(train: Train, tmp_path: Path) -> None:
+    train(*SETTINGS, "trainer.max_epochs=1", run_dir=tmp_path / "run")
+    resume = f"resume='{tmp_path / 'run'}'"
+    hostile = {"_target_": "os.system", "command": f"touch '{tmp_path / 'marker'}'"}
+    for change in (
+        lambda config: config["callbacks"].update(custom={"bad": hostile}),
+        lambda config: config["optimizer"].update(deep=[{"er": hostile}]),
+        lambda config: config.update(itself=config),
+    ):
+        whole = (tmp_path / "run" / "checkpoints" / "last.ckpt").read_bytes()
+        with_stored(tmp_path / "run", change)
+        with pytest.raises(UserError, match=r"hold a _target_|far too many parts"):
+            train(*SETTINGS, resume, run_dir=tmp_path / "run")
+        (tmp_path / "run" / "checkpoints" / "last.ckpt").write_bytes(whole)
+    assert not (tmp_path / "marker").exists()
+    with_stored(tmp_path / "run", lambda config: config.update(start_context="${oc.env:HOME} ${x}", unknown=3))
+    train("trainer.max_epochs=2", resume, base=[], run_dir=tmp_path / "run")
+    assert checkpoint(tmp_path / "run")["config"]["start_context"] == "${oc.env:HOME} ${x}", "a text, and nothing but a text"
+
+
+def test_callbacks_of_the_user_s_own_are_named_again(train: Train, tmp_path: Path) -> None:
+    words = [*SETTINGS, "+callbacks.custom.watch={_target_: lightning.pytorch.callbacks.LearningRateMonitor}"]
+    train(*words, "trainer.max_epochs=1", run_dir=tmp_path / "run")
+    resume = f"resume='{tmp_path / 'run'}'"
+    with pytest.raises(
+        UserError, match=r"callbacks\.custom\.watch \(lightning\.pytorch\.callbacks\.LearningRateMonitor\) was there"
+    ):
+        train(*SETTINGS, resume, run_dir=tmp_path / "run")
+    train(*words, resume, run_dir=tmp_path / "run")
