@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import pickle
-import secrets
 import shutil
 import zipfile
 from collections.abc import Callable, Iterable
@@ -17,7 +15,7 @@ import torch
 from gpt_pretrain.checkpoints.sharded import assembled
 from gpt_pretrain.checkpoints.tensor_files import add_checksum, has_checksum, read_torch_file
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.files import flush_folder
+from gpt_pretrain.system.files import replacing
 
 Result = TypeVar("Result")
 
@@ -34,7 +32,6 @@ RESUME_FIELDS = {
     "skipped": list,
     "text_sha256": str,
 }
-SCRATCH = ".tmp"  # the end of the name of what is still being written
 
 log = logging.getLogger(__name__)
 
@@ -46,30 +43,14 @@ def write_checkpoint(content: dict[str, Any], target: Path) -> None:
         OSError: when any of that fails; the target is then as it was.
         UserError: when the content could not be loaded again.
     """
-    scratch = _beside(target)
-    try:
+    with replacing(target) as scratch:
         _save(content, scratch)
-        _put_in_place(scratch, target)
-    finally:
-        _remove(scratch)
 
 
 def copy_checkpoint(source: Path, target: Path) -> None:
     """Make target a file of its own with source's content, as safely as `write_checkpoint`."""
-    scratch = _beside(target)
-    try:
+    with replacing(target) as scratch:
         shutil.copyfile(source, scratch)
-        with open(scratch, "rb") as stream:
-            os.fsync(stream.fileno())
-        _put_in_place(scratch, target)
-    finally:
-        _remove(scratch)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed process had begun to write in a folder."""
-    for path in folder.glob(f".*.????????{SCRATCH}"):
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else _remove(path)
 
 
 def first_whole(paths: Iterable[Path], read: Callable[[Path], Result]) -> Result:
@@ -136,21 +117,3 @@ def _save(content: dict[str, Any], path: Path) -> None:
             f"callbacks must give numbers, texts, lists and dicts only ({str(error).strip().splitlines()[-1][:200]})."
         ) from error
     add_checksum(path)
-    with open(path, "rb") as stream:
-        os.fsync(stream.fileno())
-
-
-def _put_in_place(scratch: Path, target: Path) -> None:
-    os.replace(scratch, target)
-    flush_folder(target.parent)
-
-
-def _beside(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{secrets.token_hex(4)}{SCRATCH}")
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        log.warning("%s could not be removed: %s.", path, error.strerror or error)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
-import secrets
 import shutil
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.gpt2 import GPTModel
 from gpt_pretrain.runs.folder import EXPORTED
+from gpt_pretrain.system.files import replacing
 
 MAX_DIFFERENCE = 1e-4  # between logits
 HELD = {  # the fields of GPTConfig that GPT-2's layout has a place for
@@ -53,33 +52,15 @@ def export(weights: Weights, out: Path, *, tokenizer: str | None = None, name: s
     if out == Path.cwd():
         raise UserError(f"{out} is where you are; an export needs a folder of its own.")
     earlier_export(out)
-    scratch = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
     try:
-        scratch.mkdir(parents=True)
-        model = weights.build()
-        _write(weights, model, scratch, name=name or out.name, tokenizer=tokenizer)
-        difference = _compare(model, scratch)
-        _put_in_place(scratch, out)
+        with replacing(out) as scratch:
+            scratch.mkdir(parents=True)
+            model = weights.build()
+            _write(weights, model, scratch, name=name or out.name, tokenizer=tokenizer)
+            difference = _compare(model, scratch)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{out} cannot be written: {getattr(error, 'strerror', None) or error}.") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return difference
-
-
-def _put_in_place(scratch: Path, out: Path) -> None:
-    """Give a finished folder its name; the one that has it steps aside until that is done."""
-    if not out.exists():
-        os.rename(scratch, out)
-        return
-    aside = scratch.with_suffix(".old")
-    os.rename(out, aside)
-    try:
-        os.rename(scratch, out)
-    except OSError:
-        os.rename(aside, out)
-        raise
-    shutil.rmtree(aside)
 
 
 def export_run(run_dir: Path) -> None:

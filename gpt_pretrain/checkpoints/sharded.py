@@ -7,7 +7,6 @@ has the folder's name, and of each file its name, its SHA-256 and which rows (fi
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.files import flush_folder
+from gpt_pretrain.system.files import sync_file, sync_folder
 
 ELSEWHERE = "elsewhere"  # the key of what stands in a tensor's place
 FOLDER = "shards-{:08d}-{}"  # by step, and a name of its own
@@ -45,9 +44,8 @@ def write_rows(folder: Path, rank: int, tensors: Mapping[str, Tensor]) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / file_name(rank), "wb") as stream:
         stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    flush_folder(folder)
+        sync_file(stream)
+    sync_folder(folder)
     return hashlib.sha256(data).hexdigest()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -12,11 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gpt_pretrain.errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # Windows, where processes do the same work twice instead
-    fcntl = None  # type: ignore[assignment]
+from gpt_pretrain.system.files import replacing
+from gpt_pretrain.system.locks import try_lock
 
 TIDY_AFTER = 1 / 20  # of the size, written by a process before it looks for what to give up
 TIDY_TO = 0.9  # of the size, when something had to be given up
@@ -67,14 +63,16 @@ class CacheFolder:
             UserError: when the folder cannot be written.
         """
         self._make_room(n_bytes)
-        scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         digest, length = hashlib.sha256(), 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            stream = open(scratch, "wb")  # noqa: SIM115
         except OSError as error:
-            raise UserError(f"{path.parent} cannot be written: {error.strerror}. Choose another data.cache_dir.") from error
-        try:
+            raise _not_writable(path.parent, error) from error
+        with replacing(path, durable=False) as scratch:
+            try:
+                stream = open(scratch, "wb")  # noqa: SIM115
+            except OSError as error:
+                raise _not_writable(path.parent, error) from error
             with stream:
                 for piece in pieces:
                     stream.write(piece)
@@ -85,22 +83,13 @@ class CacheFolder:
                 raise OSError(f"{length:,} bytes came instead of {n_bytes:,}")
             if sha256 not in (None, digest.hexdigest()):
                 raise ChecksumError("what came has another checksum than it should")
-            os.replace(scratch, path)
-        finally:
-            scratch.unlink(missing_ok=True)
 
     @contextmanager
     def only_one(self, path: Path) -> Iterator[bool]:
         """Whether this process is the only one that is inside for a path."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path.with_name(f".{path.name}.lock"), "a", encoding="ascii") as stream:
-            try:
-                if fcntl is not None:
-                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                yield False
-                return
-            yield True
+        with try_lock(path.with_name(f".{path.name}.lock")) as held:
+            yield held
 
     def _make_room(self, n_bytes: int) -> None:
         """Now and then, give up what was read longest ago."""
@@ -132,6 +121,10 @@ class CacheFolder:
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
+
+
+def _not_writable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"{folder} cannot be written: {error.strerror}. Choose another data.cache_dir.")
 
 
 def _files_below(folder: Path) -> Iterator[os.DirEntry[str]]:

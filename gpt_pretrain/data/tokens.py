@@ -10,8 +10,6 @@ import io
 import json
 import logging
 import os
-import secrets
-import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ import numpy as np
 
 from gpt_pretrain.data.text import Text
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.files import replacing, sync_file
 from gpt_pretrain.tokenizers.tokenizer import END_OF_TEXT, Tokenizer, token_itemsize
 
 AT_ONCE = 16  # pieces of a remote text
@@ -206,9 +205,8 @@ def _load(folder: Path) -> TokenSplit | None:
 def _build(
     folder: Path, text: Text, tokenizer: Tokenizer, *, text_sha256: str, characters: int, train_ratio: float
 ) -> TokenSplit:
-    scratch = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")
     itemsize = token_itemsize(tokenizer.vocab_size)
-    try:
+    with replacing(folder) as scratch:
         scratch.mkdir(parents=True)
         cut = _split_at(text, int(train_ratio * characters))
         fields = {
@@ -217,25 +215,11 @@ def _build(
         }
         record = fields | {"text_sha256": text_sha256, "characters": characters}
         (scratch / "split.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-        _put_in_place(scratch, folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if (other := _load(folder)) is not None:  # another process was faster
+            return other
     split = _load(folder)
     assert split is not None, f"{folder} was just written"
     return split
-
-
-def _put_in_place(scratch: Path, folder: Path) -> None:
-    """Give a finished folder its name; where another process was first with a whole one, keep that."""
-    try:
-        scratch.rename(folder)
-    except OSError:
-        if _load(folder) is not None:
-            return
-        damaged = folder.with_name(f"{scratch.name}.damaged")
-        folder.rename(damaged)
-        scratch.rename(folder)
-        shutil.rmtree(damaged, ignore_errors=True)
 
 
 def _split_at(text: Text, cut: int) -> int:
@@ -265,8 +249,7 @@ def _write_tokens(path: Path, batches: Iterable[list[int]], itemsize: int) -> di
             digest.update(data)
             stream.write(data)
             count += len(batch)
-        stream.flush()
-        os.fsync(stream.fileno())
+        sync_file(stream)
     return {"count": count, "itemsize": itemsize, "sha256": digest.hexdigest()}
 
 

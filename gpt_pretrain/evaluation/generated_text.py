@@ -24,7 +24,7 @@ from gpt_pretrain.evaluation.memorization import longest_run
 from gpt_pretrain.generation.prompts import Continuation
 from gpt_pretrain.model.gpt2 import GPTModel
 from gpt_pretrain.runs.metadata import update_record
-from gpt_pretrain.system.files import write_whole
+from gpt_pretrain.system.files import write_text
 from gpt_pretrain.tokenizers.tokenizer import Tokenizer
 
 
@@ -72,7 +72,7 @@ def keep_measured(
         content: what the model's checkpoint holds beside weights.
     """
     whole = [text.text for text in texts]
-    write_whole(folder / "samples.txt", "\n\n".join(whole) + "\n")
+    write_text(folder / "samples.txt", "\n\n".join(whole) + "\n")
     update_record(folder, texts=whole, measures=measure(model, texts, training=training_tokens(content, tokenizer)))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from gpt_pretrain.data.manifest import FORMAT, MANIFEST, VERSION
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.files import write_whole
+from gpt_pretrain.system.locks import lock
 
 REJECTED = "rejected.jsonl"
 
@@ -24,7 +23,7 @@ WORK = ".work"  # the folder of what is needed until the corpus is complete
 PLAN, LOCK = "plan.json", "lock"
 
 
-OWN = re.compile(r"manifest\.json|rejected\.jsonl|\.?(train|val)-\d{5,}\.(bin|idx)(\.tmp)?")
+OWN = re.compile(r"manifest\.json|rejected\.jsonl|\.?(train|val)-\d{5,}\.(bin|idx)(\.([0-9a-f]{8}\.)?tmp)?")
 
 
 BEGIN_AGAIN = "Choose another folder with out=, or begin again with overwrite=true"
@@ -124,11 +123,6 @@ def clear(folder: Path) -> None:
             path.unlink()
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replace a file by this content at once."""
-    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes from writing the same corpus.
@@ -137,14 +131,7 @@ def locked(folder: Path) -> Iterator[None]:
         UserError: when one does.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "w") as stream:
-        if sys.platform != "win32":
-            import fcntl
-
-            try:
-                fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, the workers do not inherit it
-            except OSError as error:
-                raise UserError(f"{folder.parent}: another process is writing this corpus at the moment.") from error
+    with lock(folder / LOCK, problem=f"{folder.parent}: another process is writing this corpus at the moment."):
         yield
 
 

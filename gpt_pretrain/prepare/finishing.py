@@ -10,12 +10,13 @@ from typing import Any
 from gpt_pretrain.config.schema import PrepareSettings
 from gpt_pretrain.prepare.choosing import Choice, choose, find_duplicates
 from gpt_pretrain.prepare.corpus_folder import OWN, WORK
-from gpt_pretrain.prepare.pieces import flushed, sha256
+from gpt_pretrain.prepare.pieces import sha256
 from gpt_pretrain.prepare.pool import Workers
 from gpt_pretrain.prepare.progress import Progress
 from gpt_pretrain.prepare.shards import NAMES, Plan, ShardJob, plan_parts, write_shard
 from gpt_pretrain.prepare.stage import Stage
 from gpt_pretrain.prepare.stopping import Stop
+from gpt_pretrain.system.files import sync_file
 
 DONE = "shards.jsonl"  # the entries of the shards that are whole
 
@@ -50,7 +51,7 @@ def write_parts(
         done[job.name] = entry
         with open(folder / WORK / DONE, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry) + "\n")
-            flushed(stream)
+            sync_file(stream)
         progress.written()
         stop.check()
     _remove_others(folder, set(jobs))

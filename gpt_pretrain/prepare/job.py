@@ -17,7 +17,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare import corpus_folder
 from gpt_pretrain.prepare.cluster import MOST_TASKS, EncodeTask, encode_on_cluster, grouped
 from gpt_pretrain.prepare.corpus import Corpus, find_corpus
-from gpt_pretrain.prepare.corpus_folder import PLAN, REJECTED, WORK, write_json
+from gpt_pretrain.prepare.corpus_folder import PLAN, REJECTED, WORK
 from gpt_pretrain.prepare.encode_stage import Encoding, encode_all
 from gpt_pretrain.prepare.encoding import tokenizer_of
 from gpt_pretrain.prepare.finishing import write_parts
@@ -29,6 +29,7 @@ from gpt_pretrain.prepare.report import print_report
 from gpt_pretrain.prepare.sources import Source
 from gpt_pretrain.prepare.stopping import Stop, stoppable
 from gpt_pretrain.prepare.summary import print_summary
+from gpt_pretrain.system.files import write_json
 from gpt_pretrain.system.resources import cores
 from gpt_pretrain.tokenizers.tokenizer import fingerprint, token_itemsize
 

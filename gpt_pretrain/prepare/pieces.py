@@ -23,6 +23,7 @@ import numpy as np
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare.encoding import chained
 from gpt_pretrain.prepare.items import OPEN, ROW, Encoded, Place
+from gpt_pretrain.system.files import sync_file
 
 JOURNAL, REJECTS = "journal.jsonl", "rejected.jsonl"
 PIECE_BYTES = 1 << 26  # of tokens; with PIECE_SECONDS: what a killed process loses at most
@@ -149,16 +150,16 @@ class Pieces:
         )
         with open(piece.rows_path, "wb") as stream:
             stream.write(rows)
-            flushed(stream)
-        flushed(self._tokens)
+            sync_file(stream)
+        sync_file(self._tokens)
         self._tokens.close()
-        flushed(self._rejects)
+        sync_file(self._rejects)
         self.state.rejects_size = self._rejects.tell()
         self.state.complete = complete
         entry = {"piece": dataclasses.asdict(piece) | {"path": piece.path.name}, "state": dataclasses.asdict(self.state)}
         with open(self.folder / JOURNAL, "a", encoding="utf-8") as journal:
             journal.write(json.dumps(entry) + "\n")
-            flushed(journal)
+            sync_file(journal)
         self.pieces.append(piece)
         if not complete:
             self._begin()
@@ -232,9 +233,3 @@ def sha256(path: Path) -> str:
 
 def _state(fields: dict[str, Any]) -> State:
     return State(**fields | {"after": Place(**fields["after"]), "counts": Counts(**fields["counts"])})
-
-
-def flushed(stream: Any) -> None:
-    """Wait until what was written to an open file is on the disk."""
-    stream.flush()
-    os.fsync(stream.fileno())

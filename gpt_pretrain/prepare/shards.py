@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +12,8 @@ import numpy as np
 
 from gpt_pretrain.prepare.choosing import TRAIN, VAL, Choice
 from gpt_pretrain.prepare.encoding import byte_lengths_of
-from gpt_pretrain.prepare.pieces import flushed
 from gpt_pretrain.prepare.stage import Stage
+from gpt_pretrain.system.files import replacing
 
 NAMES = {TRAIN: "train", VAL: "val"}
 AT_ONCE = 1 << 22  # tokens that are copied at once
@@ -95,8 +94,7 @@ def write_shard(job: ShardJob) -> dict[str, Any]:
     path = job.folder / f"{job.name}.bin"
     lengths = byte_lengths_of(job.tokenizer)
     digest, size, beginnings, position = hashlib.sha256(), 0, [np.empty(0, "<u8")], 0
-    scratch = _beside(path)
-    with open(scratch, "wb", buffering=1 << 20) as stream:
+    with replacing(path) as scratch, open(scratch, "wb", buffering=1 << 20) as stream:
         for begins, source, count in _runs(stage, job):
             beginnings.append((begins + position).astype("<u8"))
             for place in range(source, source + count, AT_ONCE):
@@ -106,14 +104,10 @@ def write_shard(job: ShardJob) -> dict[str, Any]:
                 digest.update(data)
                 stream.write(data)
             position += count
-        flushed(stream)
-    os.replace(scratch, path)
     starts = np.concatenate(beginnings)
     starts_path = path.with_suffix(".idx")
-    with open(_beside(starts_path), "wb") as stream:
-        stream.write(starts.tobytes())
-        flushed(stream)
-    os.replace(_beside(starts_path), starts_path)
+    with replacing(starts_path) as scratch:
+        scratch.write_bytes(starts.tobytes())
     return {
         "file": path.name,
         "tokens": position,
@@ -141,7 +135,3 @@ def _runs(stage: Stage, job: ShardJob) -> Iterator[tuple[np.ndarray, int, int]]:
             skip, left = 0, left - count
             if not left:
                 return
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -18,15 +17,12 @@ from typing import Any
 
 from gpt_pretrain.config.overrides import key_of
 from gpt_pretrain.errors import AlreadyCompleteError, UserError
-from gpt_pretrain.system.files import write_whole
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from gpt_pretrain.system.files import write_json
+from gpt_pretrain.system.locks import lock, try_lock
 
 RECORD, LOCK = "run.json", ".lock"
 RUNNING, FINISHED, FAILED, INTERRUPTED, PRUNED = "running", "finished", "failed", "interrupted", "pruned"
+_BUSY = "{}: another process is at work on this run. Wait for its end, or stop it first."
 COMPLETE = (FINISHED, PRUNED)  # nothing is left to do
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "tiktoken", "numpy")
 
@@ -57,7 +53,7 @@ def recorded(folder: Path, *, command: str, overrides: Sequence[str], swept: Seq
         overrides: what was typed, `key=value`; of a run that is resumed, added to what was typed before.
         swept: those of them that the sweep around the run tries values of; None where there is no sweep.
     """
-    with _only_one(folder):
+    with lock(folder / LOCK, problem=_BUSY.format(folder)):
         before, start = read_record(folder), time.monotonic()
         typed = {key_of(word): word for word in [*overrides_in(before), *overrides]}
         update_record(
@@ -106,32 +102,8 @@ def stopped(error: BaseException) -> bool:
 
 def is_live(folder: Path) -> bool:
     """Whether another process of this machine, or of one that shares its disk, is at work on the run of a folder."""
-    try:
-        with _only_one(folder):
-            return False
-    except UserError:
-        return True
-
-
-@contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Hold a folder against other processes; the system gives it free when this one ends, however that is.
-
-    Raises:
-        UserError: when another process holds it.
-    """
-    if fcntl is None:
-        yield
-        return
-    with open(folder / LOCK, "a", encoding="ascii") as stream:
-        try:
-            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise UserError(
-                    f"{folder}: another process is at work on this run. Wait for its end, or stop it first."
-                ) from error
-        yield
+    with try_lock(folder / LOCK) as held:
+        return not held
 
 
 def _reason(error: BaseException) -> str:
@@ -175,7 +147,7 @@ def git_revision() -> str | None:
 
 def _write(folder: Path, record: dict[str, Any]) -> None:
     try:
-        write_whole(folder / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        write_json(folder / RECORD, record)
     except OSError as error:
         log.warning("%s cannot be written: %s.", folder / RECORD, error.strerror or error)
 

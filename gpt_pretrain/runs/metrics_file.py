@@ -13,7 +13,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
-from gpt_pretrain.system.files import write_whole
+from gpt_pretrain.system.files import write_text
 
 COLUMNS = (
     "step",
@@ -50,7 +50,7 @@ class MetricsFile(Logger):
         self._failed = False
         if path.exists():
             self._kept = [row for row in _rows(path) if row["step"].isdigit() and int(row["step"]) < first_step]
-            write_whole(path, _table(self._kept, head=True))
+            write_text(path, _table(self._kept, head=True))
             if self._kept and int(self._kept[-1]["step"]) == first_step - 1:  # what is still to come of that step joins it
                 self._row = {**self._kept[-1], "step": first_step - 1}
 
@@ -84,7 +84,7 @@ class MetricsFile(Logger):
         self._row |= dict.fromkeys(columns, "")
         if not any(value for name, value in self._row.items() if name not in ("step", "epoch", "tokens_seen")):
             self._kept, self._row = self._kept[:-1], {}
-            write_whole(self.path, _table(self._kept, head=True))
+            write_text(self.path, _table(self._kept, head=True))
 
     def save(self) -> None:
         """Nothing: Lightning calls this while more of a row may be to come."""
@@ -113,7 +113,7 @@ class MetricsFile(Logger):
             self._waiting.append(row)
         elif any(str(value) != kept[-1].get(name) for name, value in row.items()):
             try:
-                write_whole(self.path, _table([*kept[:-1], row], head=True))
+                write_text(self.path, _table([*kept[:-1], row], head=True))
             except OSError:
                 self._kept, self._row = kept, row
                 raise

@@ -13,7 +13,7 @@ from typing import Any
 
 from gpt_pretrain.config.overrides import key_and_value, key_of
 from gpt_pretrain.runs.metadata import COMPLETE, RECORD, overrides_in, read_record
-from gpt_pretrain.system.files import write_whole
+from gpt_pretrain.system.files import write_text
 from gpt_pretrain.system.formatting import is_number, number
 
 SUMMARY, CHART = "summary.csv", "summary.png"
@@ -135,7 +135,7 @@ def write_rows(rows: Sequence[Sequence[str]], folder: Path) -> None:
     """Write a table to summary.csv."""
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
-    write_whole(folder / SUMMARY, text.getvalue())
+    write_text(folder / SUMMARY, text.getvalue())
 
 
 def generations(jobs: Sequence[Job]) -> list[list[str]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import SWEEP_SETTINGS, checkpoint_dir, place
 from gpt_pretrain.runs.metadata import RECORD, read_record
-from gpt_pretrain.system.files import write_whole
+from gpt_pretrain.system.files import write_text
 
 REPORT = "report.html"
 
@@ -38,7 +38,7 @@ def write_report(folder: Path) -> Path:
         page = run_page(folder)
     else:
         raise UserError(f"{folder}: this folder holds neither a run nor a sweep, so there is nothing to report.")
-    write_whole(folder / REPORT, page)
+    write_text(folder / REPORT, page)
     return folder / REPORT
 
 

@@ -24,7 +24,7 @@ from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.gpt2 import GPTModel
 from gpt_pretrain.runs.folder import EXPORTED, checkpoint_dir
 from gpt_pretrain.system.devices import accelerator_device
-from gpt_pretrain.system.files import write_whole
+from gpt_pretrain.system.files import write_text
 from gpt_pretrain.system.formatting import count
 from gpt_pretrain.tokenizers.tokenizer import CHARACTERS, Tokenizer, build_tokenizer, fits
 from gpt_pretrain.training.distributed import ranks as distributed
@@ -239,7 +239,7 @@ def keep_config(settings: TrainSettings, run_dir: Path) -> dict[str, Any]:
     """
     plain = dataclasses.asdict(settings)
     if distributed.is_main():
-        write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(literal(plain))))
+        write_text(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(literal(plain))))
     custom = plain["callbacks"]["custom"]
     plain["callbacks"]["custom"] = {name: str(fields.get("_target_")) for name, fields in custom.items()}
     return plain

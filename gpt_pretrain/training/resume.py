@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from gpt_pretrain.checkpoints.checkpoint_file import copy_checkpoint, first_whole, read_checkpoint, remove_leftovers
+from gpt_pretrain.checkpoints.checkpoint_file import copy_checkpoint, first_whole, read_checkpoint
 from gpt_pretrain.checkpoints.pretrained import open_weights
 from gpt_pretrain.checkpoints.sharded import Shards
 from gpt_pretrain.checkpoints.tensor_files import same_checksum, tables
@@ -19,6 +19,7 @@ from gpt_pretrain.config.schema import TrainSettings, literal, typed
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.runs.folder import BEST, LAST, checkpoint_dir, find_checkpoints
+from gpt_pretrain.system.files import remove_scratch_files
 from gpt_pretrain.training.distributed import ranks as distributed
 
 # Never taken from the checkpoint.
@@ -46,7 +47,7 @@ def newest_checkpoint(run_dir: Path, *, only: Path | None = None, looking: bool 
     """
     looking = looking or not distributed.is_main()
     for folder in () if looking else (run_dir, checkpoint_dir(run_dir)):
-        remove_leftovers(folder)
+        remove_scratch_files(folder)
     path, content = first_whole(
         [only] if only is not None else find_checkpoints(str(run_dir)), lambda path: (path, resumable(path))
     )

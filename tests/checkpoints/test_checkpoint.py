@@ -8,17 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_pretrain.checkpoints import checkpoint_file as module
 from gpt_pretrain.checkpoints.checkpoint_file import (
     copy_checkpoint,
     first_whole,
     read_checkpoint,
-    remove_leftovers,
     write_checkpoint,
 )
 from gpt_pretrain.checkpoints.pretrained import load_pretrained, open_weights
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import find_checkpoints, find_run
+from gpt_pretrain.system.files import remove_scratch_files
 from tests.conftest import tiny_model
 
 
@@ -47,7 +46,7 @@ def test_a_failed_write_leaves_the_old_checkpoint_and_nothing_else(tmp_path: Pat
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         write_checkpoint(content(tokenizer="gpt2"), path)
     assert path.read_bytes() == before
@@ -102,7 +101,7 @@ def test_what_a_killed_write_left_is_removed_and_nothing_else(tmp_path: Path) ->
     write_checkpoint(content(), tmp_path / "last.ckpt")
     (tmp_path / ".last.ckpt.0123abcd.tmp").write_bytes(b"half")
     (tmp_path / "notes.tmp").write_bytes(b"mine")
-    remove_leftovers(tmp_path)
+    remove_scratch_files(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "notes.tmp"]
 
 

@@ -19,7 +19,7 @@ from gpt_pretrain.generation.sampling import generate_stream
 from gpt_pretrain.model.gpt2 import GPTModel
 from gpt_pretrain.runs.samples import Sample, as_table, code_block, read_samples, thinned
 from gpt_pretrain.runs.tensorboard import EventFiles
-from gpt_pretrain.system.files import write_whole
+from gpt_pretrain.system.files import write_text
 from gpt_pretrain.tokenizers.tokenizer import Tokenizer, decode
 from gpt_pretrain.training.distributed import ranks as distributed
 from gpt_pretrain.training.lit_module import GPTLitModule
@@ -71,7 +71,7 @@ class Samples(Callback):
         if self.file.exists() and distributed.is_main():  # a resumed run: forget what was written after its checkpoint
             first = trainer.global_step - bool(self.data.resumes_mid_epoch)  # a limit's sample goes too
             kept = [sample for sample in read_samples(self.file) if sample.step < first]
-            write_whole(self.file, "".join(map(str, kept)))
+            write_text(self.file, "".join(map(str, kept)))
             self.samples = [sample for sample in kept if sample.sampler is None]
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
