@@ -8,8 +8,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from gpt_pretrain.model import cluster_costs as scale
-from gpt_pretrain.model import costs as flops
+from gpt_pretrain.model import cluster_costs, costs
 from gpt_pretrain.model.cluster_costs import Cluster
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.costs import Sharing
@@ -53,9 +52,9 @@ def times() -> Table:
     """Days of training."""
     rows = [["model", "GPUs", "tokens/s", *(f"10^{len(str(tokens)) - 1} tokens" for tokens in TOKENS)]]
     for name in MODELS:
-        second = 1 / scale.compute_seconds(model(name), H100, tokens=1)
+        second = 1 / cluster_costs.compute_seconds(model(name), H100, tokens=1)
         for devices in DEVICES:
-            days = [tokens / (second * devices) / scale.SECONDS_A_DAY for tokens in TOKENS]
+            days = [tokens / (second * devices) / cluster_costs.SECONDS_A_DAY for tokens in TOKENS]
             rows.append([name, str(devices), f"{second * devices:,.0f}", *map(_days, days)])
     return rows
 
@@ -69,7 +68,7 @@ def memory() -> Table:
     rows = [["model", *(name.replace("recomputation", "rec.") for name in names)]]
     for name in MODELS:
         peaks = [
-            flops.training_memory(
+            costs.training_memory(
                 model(name), batch_size=share(way.devices)[0], precision=PRECISION, device="cuda", sharing=way
             ).peak
             for way in ways
@@ -98,12 +97,12 @@ def steps() -> Table:
         config = model(name)
         for devices in DEVICES[1:]:
             windows, batches = share(devices)
-            seconds = scale.compute_seconds(config, H100, tokens=windows * batches * config.context_length)
+            seconds = cluster_costs.compute_seconds(config, H100, tokens=windows * batches * config.context_length)
             row = [name, str(devices), f"{windows}" + f" x {batches}" * (batches > 1), _moment(seconds)]
             for fsdp in (False, True):
                 sharing = Sharing(devices=devices, fsdp=fsdp, accumulate=batches)
-                sent = scale.step_traffic(config, precision=PRECISION, sharing=sharing).total
-                sending = scale.traffic_seconds(config, H100, precision=PRECISION, sharing=sharing)
+                sent = cluster_costs.step_traffic(config, precision=PRECISION, sharing=sharing).total
+                sending = cluster_costs.traffic_seconds(config, H100, precision=PRECISION, sharing=sharing)
                 row += [f"{sent / 1e9:.1f} GB", _moment(sending), f"{sending / seconds:.0%}"]
             rows.append(row)
     return rows
@@ -120,13 +119,13 @@ def checkpoints() -> Table:
         ]
     ]
     for name in MODELS:
-        size = flops.checkpoint_bytes(model(name), precision=PRECISION)
+        size = costs.checkpoint_bytes(model(name), precision=PRECISION)
         seconds = size / WRITE_RATE
         row = [name, f"{size / 1e9:.1f} GB", f"{seconds:.1f} s"]
         for devices in DEVICES[1:]:
-            interval = scale.seconds_between_saves(devices, save_seconds=seconds)
+            interval = cluster_costs.seconds_between_saves(devices, save_seconds=seconds)
             row += [f"{interval / 60:.0f} min", f"{size * 3600 / interval / 1e9:.1f} GB"]
-            row += [f"{scale.lost_share(devices, save_seconds=seconds):.2%}"]
+            row += [f"{cluster_costs.lost_share(devices, save_seconds=seconds):.2%}"]
         rows.append(row)
     return rows
 
@@ -137,7 +136,7 @@ def reading() -> Table:
     size = token_itemsize(50257)
     rows.append(["on disk", *(f"{tokens * size / 1e9:,.0f} GB" for tokens in TOKENS)])
     for name in MODELS:
-        parameters = flops.num_parameters(model(name))
+        parameters = costs.num_parameters(model(name))
         rows.append(
             [
                 f"tokens a parameter, {name}",
@@ -149,7 +148,7 @@ def reading() -> Table:
         )
     rates = [["", *(f"{devices} GPU{'s' * (devices > 1)}" for devices in DEVICES)]]
     for name in MODELS:
-        second = size / scale.compute_seconds(model(name), H100, tokens=1)
+        second = size / cluster_costs.compute_seconds(model(name), H100, tokens=1)
         rates.append([f"read rate, {name}", *(f"{second * devices / 1e6:,.1f} MB/s" for devices in DEVICES)])
     return [*rows, *rates]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gpt_pretrain.model import costs as flops
+from gpt_pretrain.model import costs
 from gpt_pretrain.model.config import GPTConfig
 
 
@@ -39,12 +39,12 @@ class Training:
     @property
     def product_flops(self) -> float:
         """Floating-point operations of a step in products with weights: 6 for each weight of a matrix and token."""
-        return 6.0 * flops.product_weights(self.config()) * self.tokens
+        return 6.0 * costs.product_weights(self.config()) * self.tokens
 
     @property
     def flops(self) -> float:
         """The same with attention's."""
-        return flops.training_flops(self.config()) * self.tokens
+        return costs.training_flops(self.config()) * self.tokens
 
     def config(self) -> GPTConfig:
         """The architecture."""

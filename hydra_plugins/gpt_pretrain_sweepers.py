@@ -16,13 +16,12 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from gpt_pretrain.commands.entry import SweepJobFailed
-from gpt_pretrain.commands.failures import print_error
-from gpt_pretrain.config.overrides import key_of
+from gpt_pretrain.commands.failures import SweepJobFailed, print_error
+from gpt_pretrain.config.overrides import override_key
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import SWEEP_SETTINGS
 from gpt_pretrain.sweeps.results import tried_in
-from gpt_pretrain.sweeps.runner import Jobs, job_folder, sweep
+from gpt_pretrain.sweeps.runner import Jobs, job_folder, run_sweep
 
 if TYPE_CHECKING:
     from gpt_pretrain.sweeps.search import Space
@@ -52,11 +51,11 @@ class RunSweeper(Sweeper):
         words = [f"{key}={value}" for key, value in self.params.items()] + arguments
         parsed = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(words)
         overrides = list({one.get_key_element(): one for one in parsed}.values())  # what is typed comes after params
-        self.tried = {key_of(one.get_key_element()) for one in overrides if one.is_sweep_override()} | tried_in(folder)
+        self.tried = {override_key(one.get_key_element()) for one in overrides if one.is_sweep_override()} | tried_in(folder)
         try:
-            fixed = [key for one in overrides if (key := key_of(one.get_key_element())) not in self.tried]
+            fixed = [key for one in overrides if (key := override_key(one.get_key_element())) not in self.tried]
             tried = f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]"  # Hydra's word for what is not tried
-            with sweep(folder, launch=self._launch, script=f"{self.config.hydra.job.name}.py", common=[tried]) as jobs:
+            with run_sweep(folder, launch=self._launch, script=f"{self.config.hydra.job.name}.py", common=[tried]) as jobs:
                 self.run(jobs, overrides)
         except UserError as error:
             sys.exit(print_error(error))
@@ -67,7 +66,7 @@ class RunSweeper(Sweeper):
 
     def folder_of(self, words: Sequence[str]) -> str:
         """The name of a job's folder: what the sweep tries, now or when it was begun."""
-        return job_folder([word for word in words if key_of(word) in self.tried])
+        return job_folder([word for word in words if override_key(word) in self.tried])
 
     def begin(self, folder: Path) -> None:
         """Keep the settings of this sweep, which have turned out to be sound, for the time when it is taken up again."""
@@ -165,7 +164,7 @@ def _short(value: object) -> object:
 
 def _space(override: Override) -> Space:
     """Where a setting's values come from."""
-    from gpt_pretrain.sweeps.search import Choice, Range
+    from gpt_pretrain.sweeps.search import ListOfValues, Range
 
     value = override.value()
     if isinstance(value, IntervalSweep):
@@ -174,4 +173,4 @@ def _space(override: Override) -> Space:
         return Range(value.start, value.end, log="log" in value.tags, whole=whole)
     if isinstance(value, RangeSweep) and isinstance(value.start, int) and isinstance(value.stop, int):
         return Range(value.start, value.stop - 1, whole=True, log="log" in value.tags)
-    return Choice(list(override.sweep_string_iterator()))
+    return ListOfValues(list(override.sweep_string_iterator()))

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a mistyped name asks no server
@@ -17,14 +18,15 @@ from hydra import compose, initialize_config_dir
 from hypothesis import settings
 from omegaconf import DictConfig
 
-from gpt_pretrain.commands import entry as cli
+from gpt_pretrain.commands.script import register_schema
+from gpt_pretrain.commands.train import train as train_command
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.gpt2 import GPTModel
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 
-cli.set_up_hydra()
+register_schema()
 settings.register_profile("patient", deadline=None)  # a machine that is busy is no fault
 settings.load_profile("patient")
 
@@ -71,12 +73,13 @@ def compose_train(tmp_path: Path, cache_dir: Path) -> Callable[..., DictConfig]:
 
 @pytest.fixture
 def train(compose_train: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch) -> Callable[..., float]:
-    """Run train.py's training in this process, on the tiny run's settings and these overrides."""
-    import train as script
+    """Run train.py's training in this process, on the tiny run's settings and these overrides; errors stay exceptions."""
+    for name in ("report_failures", "reported"):
+        monkeypatch.setattr(f"gpt_pretrain.commands.run_context.{name}", lambda *_, **__: nullcontext())
 
     def trained(*overrides: str, run_dir: Path | None = None, base: list[str] = TINY_RUN) -> float:
-        monkeypatch.setattr(cli, "typed_keys", lambda: {word.partition("=")[0] for word in [*base, *overrides]})
-        return script.train(compose_train(*base, *overrides, run_dir=run_dir))
+        overridden = {word.partition("=")[0] for word in [*base, *overrides]}
+        return train_command(compose_train(*base, *overrides, run_dir=run_dir), overridden=overridden)
 
     return trained
 

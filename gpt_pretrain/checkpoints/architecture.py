@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from gpt_pretrain.checkpoints.layouts import QKV_PARTS, Place, gpt2_name, is_linear, is_mask, place_of
+from gpt_pretrain.checkpoints.layouts import QKV_PARTS, TensorSlot, gpt2_name, is_linear, is_mask, slot_of
 from gpt_pretrain.checkpoints.tensor_files import StoredTensor
-from gpt_pretrain.checkpoints.weight_source import Source
+from gpt_pretrain.checkpoints.weight_source import WeightSource
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.gpt2 import GPTModel
@@ -17,14 +17,14 @@ MOST = {"vocab_size": 10**8, "context_length": 10**8, "emb_dim": 10**6, "n_layer
 HEADS = {(768, 12): 12, (1024, 24): 16, (1280, 36): 20, (1600, 48): 25}  # GPT-2's (emb_dim, n_layers): heads of width 64
 
 
-def by_place(source: Source) -> tuple[dict[Place, StoredTensor], list[str]]:
+def by_slot(source: WeightSource) -> tuple[dict[TensorSlot, StoredTensor], list[str]]:
     """The stored tensors by where they belong, masks left out, and what has no place here."""
-    parts: dict[Place, StoredTensor] = {}
+    parts: dict[TensorSlot, StoredTensor] = {}
     problems = []
     for name, tensor in source.tensors.items():
         if is_mask(name):
             continue
-        place = place_of(name)
+        place = slot_of(name)
         if place is None:
             problems.append(f"{source.name}: the tensor {name} is not one of a GPT-2's.")
         elif place in parts:
@@ -38,14 +38,14 @@ def by_place(source: Source) -> tuple[dict[Place, StoredTensor], list[str]]:
     return parts, problems
 
 
-def stored_in_out(parts: dict[Place, StoredTensor]) -> bool:
+def stored_in_out(parts: dict[TensorSlot, StoredTensor]) -> bool:
     """Whether linear layers are stored (in, out): the one projection to queries, keys and values shows it."""
     shape = next((tensor.shape for place, tensor in parts.items() if place.name.endswith("att.qkv.weight")), (0, 0))
     return len(shape) == 2 and shape[1] == 3 * shape[0]
 
 
-def architecture(
-    source: Source, parts: dict[Place, StoredTensor], *, in_out: bool, n_heads: int | None
+def infer_architecture(
+    source: WeightSource, parts: dict[TensorSlot, StoredTensor], *, in_out: bool, n_heads: int | None
 ) -> tuple[GPTConfig | None, list[str]]:
     """The architecture that the tensors show and the source's own config declares, and all that does not fit it.
 
@@ -83,18 +83,18 @@ def architecture(
     return config, problems + misfits
 
 
-def _seen(parts: dict[Place, StoredTensor]) -> dict[str, Any]:
+def _seen(parts: dict[TensorSlot, StoredTensor]) -> dict[str, Any]:
     """What shapes and names tell of the architecture."""
     seen: dict[str, Any] = {"n_layers": _count_layers(parts)}
     for table, rows in (("pos_emb", "context_length"), ("tok_emb", "vocab_size")):
-        tensor = parts.get(Place(f"{table}.weight"))
+        tensor = parts.get(TensorSlot(f"{table}.weight"))
         if tensor is not None and len(tensor.shape) == 2:
             seen[rows], seen["emb_dim"] = tensor.shape
     return seen
 
 
 def _reading(
-    source: Source, fields: dict[str, Any], parts: dict[Place, StoredTensor], in_out: bool
+    source: WeightSource, fields: dict[str, Any], parts: dict[TensorSlot, StoredTensor], in_out: bool
 ) -> tuple[GPTConfig | None, list[str]]:
     """An architecture of these fields, and what keeps the tensors from fitting it."""
     if absurd := [name for name, most in MOST.items() if isinstance(fields[name], int) and fields[name] > most]:
@@ -103,31 +103,31 @@ def _reading(
         config = GPTConfig(**fields)
     except UserError as error:
         return None, [f"{source.name}: {problem}" for problem in error.problems]
-    return config, misfits(source, config, parts, in_out)
+    return config, find_misfits(source, config, parts, in_out)
 
 
-def _count_layers(parts: dict[Place, StoredTensor]) -> int:
+def _count_layers(parts: dict[TensorSlot, StoredTensor]) -> int:
     """Blocks by their numbers, or by how many there are if the numbers are absurd."""
     numbers = {int(place.name.split(".")[1]) for place in parts if place.name.startswith("trf_blocks.")}
     highest = max(numbers, default=-1) + 1
     return highest if highest <= len(numbers) + 100 else len(numbers)
 
 
-def _tied(source: Source, parts: dict[Place, StoredTensor]) -> bool:
+def _tied(source: WeightSource, parts: dict[TensorSlot, StoredTensor]) -> bool:
     """Whether the output head is the token embedding: there is none, or both are one piece of the file."""
-    head, embedding = parts.get(Place("out_head.weight")), parts.get(Place("tok_emb.weight"))
+    head, embedding = parts.get(TensorSlot("out_head.weight")), parts.get(TensorSlot("tok_emb.weight"))
     if head is None or embedding is None:
         return True
     return not source.is_safetensors and head.read().data_ptr() == embedding.read().data_ptr()
 
 
-def misfits(source: Source, config: GPTConfig, parts: dict[Place, StoredTensor], in_out: bool) -> list[str]:
+def find_misfits(source: WeightSource, config: GPTConfig, parts: dict[TensorSlot, StoredTensor], in_out: bool) -> list[str]:
     """All tensors that are missing, unexpected or misshapen for an architecture."""
-    wanted: dict[Place, tuple[int, ...]] = {}
+    wanted: dict[TensorSlot, tuple[int, ...]] = {}
     for name, value in empty_model(config).state_dict().items():
         apart = any(place in parts for place in thirds(name)[1:])
         shape = (value.shape[0] // 3, *value.shape[1:]) if apart else tuple(value.shape)
-        for place in thirds(name)[1:] if apart else [Place(name)]:
+        for place in thirds(name)[1:] if apart else [TensorSlot(name)]:
             wanted[place] = shape[::-1] if in_out and is_linear(name) else shape
     optional = _optional(config)
     known = optional | wanted
@@ -147,14 +147,14 @@ def misfits(source: Source, config: GPTConfig, parts: dict[Place, StoredTensor],
         return sorted(problems)
     for place in optional.keys() & parts.keys():
         tensor = parts[place].read()
-        if place.name == "out_head.weight" and not torch.equal(tensor, parts[Place("tok_emb.weight")].read()):
+        if place.name == "out_head.weight" and not torch.equal(tensor, parts[TensorSlot("tok_emb.weight")].read()):
             problems.append(f"{source.name}: its config ties the output head to the token embedding, but the two differ.")
         if place.name.endswith(".bias") and tensor.any():
             problems.append(f"{source.name}: the tensor {parts[place].name} is not zero, but the model has qkv_bias=False.")
     return sorted(problems)
 
 
-def _as_there(place: Place, parts: dict[Place, StoredTensor]) -> str:
+def _as_there(place: TensorSlot, parts: dict[TensorSlot, StoredTensor]) -> str:
     """What a missing tensor would be called among these."""
     names = [tensor.name for tensor in parts.values()]
     if not any(".attn." in name or name.endswith("wte.weight") for name in names):
@@ -163,19 +163,19 @@ def _as_there(place: Place, parts: dict[Place, StoredTensor]) -> str:
     return name if any(other.startswith("transformer.") for other in names) else name.removeprefix("transformer.")
 
 
-def _optional(config: GPTConfig) -> dict[Place, tuple[int, ...]]:
+def _optional(config: GPTConfig) -> dict[TensorSlot, tuple[int, ...]]:
     """Tensors that a file may have beside the model's own: a tied output head, and zeros in place of no bias."""
-    optional: dict[Place, tuple[int, ...]] = {}
+    optional: dict[TensorSlot, tuple[int, ...]] = {}
     if config.tie_embeddings:
-        optional[Place("out_head.weight")] = (config.vocab_size, config.emb_dim)
+        optional[TensorSlot("out_head.weight")] = (config.vocab_size, config.emb_dim)
     if not config.qkv_bias:
-        optional |= {Place(f"trf_blocks.{layer}.att.qkv.bias"): (3 * config.emb_dim,) for layer in range(config.n_layers)}
+        optional |= {TensorSlot(f"trf_blocks.{layer}.att.qkv.bias"): (3 * config.emb_dim,) for layer in range(config.n_layers)}
     return optional
 
 
-def thirds(name: str) -> list[Place]:
+def thirds(name: str) -> list[TensorSlot]:
     """A tensor of the model, and its parts where it may be stored in parts."""
-    return [Place(name)] + ([Place(name, part) for part in QKV_PARTS.values()] if ".att.qkv." in name else [])
+    return [TensorSlot(name)] + ([TensorSlot(name, part) for part in QKV_PARTS.values()] if ".att.qkv." in name else [])
 
 
 def empty_model(config: GPTConfig) -> GPTModel:

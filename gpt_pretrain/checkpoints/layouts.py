@@ -45,7 +45,7 @@ OWN_KEY = "gpt_pretrain"  # in config.json: what GPT-2's own fields have no word
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorSlot:
     """Where a stored tensor belongs: a tensor of GPTModel, or one third (query, key, value) of one."""
 
     name: str
@@ -65,18 +65,18 @@ def is_mask(name: str) -> bool:
     return CAUSAL_MASK.fullmatch(bare(name)) is not None
 
 
-def place_of(name: str) -> Place | None:
+def slot_of(name: str) -> TensorSlot | None:
     """Where the tensor of that name belongs; None when no known layout has it."""
     match = TENSOR.fullmatch(bare(name))
     if match is None:
         return None
     layer, module, kind = match.groups()
     if layer is None:
-        return Place(f"{TOP[module]}.{KIND[kind]}") if module in TOP else None
+        return TensorSlot(f"{TOP[module]}.{KIND[kind]}") if module in TOP else None
     block = f"trf_blocks.{int(layer)}"
     if module in QKV_PARTS:
-        return Place(f"{block}.att.qkv.{KIND[kind]}", QKV_PARTS[module])
-    return Place(f"{block}.{BLOCK[module]}.{KIND[kind]}") if module in BLOCK else None
+        return TensorSlot(f"{block}.att.qkv.{KIND[kind]}", QKV_PARTS[module])
+    return TensorSlot(f"{block}.{BLOCK[module]}.{KIND[kind]}") if module in BLOCK else None
 
 
 def gpt2_name(name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
 
 from gpt_pretrain.checkpoints.tensor_files import tables
 from gpt_pretrain.model.config import GPTConfig
@@ -48,7 +48,7 @@ def model_card(config: GPTConfig, *, name: str, n_parameters: int, tokenizer: st
     fields = config.to_dict() | {"tokenizer": tokenizer}
     parts.append("## Architecture\n\n" + _table({name: str(value) for name, value in fields.items()}))
     if isinstance(settings, Mapping):
-        parts.append(f"## Settings\n\n~~~yaml\n{OmegaConf.to_yaml(OmegaConf.create(_public(settings)))}~~~")
+        parts.append(f"## Settings\n\n~~~yaml\n{yaml.safe_dump(_public(settings), sort_keys=False, allow_unicode=True)}~~~")
     return "\n\n".join(parts) + "\n"
 
 

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt_pretrain.checkpoints.architecture import architecture, by_place, empty_model, misfits, stored_in_out, thirds
-from gpt_pretrain.checkpoints.layouts import Place, is_linear
+from gpt_pretrain.checkpoints.architecture import by_slot, empty_model, find_misfits, infer_architecture, stored_in_out, thirds
+from gpt_pretrain.checkpoints.layouts import TensorSlot, is_linear
 from gpt_pretrain.checkpoints.tensor_files import StoredTensor, in_memory
-from gpt_pretrain.checkpoints.weight_source import BY_SIZE, Source, find_source
+from gpt_pretrain.checkpoints.weight_source import BY_SIZE, WeightSource, find_source
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.gpt2 import GPTModel
@@ -154,9 +154,9 @@ def open_weights(source: str | Path, *, n_heads: int | None = None) -> Weights:
         UserError: as `load_pretrained`.
     """
     found = find_source(source)
-    parts, problems = by_place(found)
+    parts, problems = by_slot(found)
     in_out = stored_in_out(parts)
-    config, misfits = architecture(found, parts, in_out=in_out, n_heads=n_heads)
+    config, misfits = infer_architecture(found, parts, in_out=in_out, n_heads=n_heads)
     if config is None or problems or misfits:
         raise UserError(problems + misfits)
     names = empty_model(config).state_dict()
@@ -197,16 +197,16 @@ def load_weights_into_gpt(model: GPTModel, params: Mapping[str, Any]) -> None:
     if not model.config.tie_embeddings and "wte.weight" in renamed:
         renamed["lm_head.weight"] = renamed["wte.weight"]  # OpenAI's models have no other
     tensors = {name: in_memory(name, value) for name, value in renamed.items()}
-    source = Source("The parameters", tensors)
-    parts, unknown = by_place(source)
-    problems += unknown + misfits(source, model.config, parts, in_out=True)
+    source = WeightSource("The parameters", tensors)
+    parts, unknown = by_slot(source)
+    problems += unknown + find_misfits(source, model.config, parts, in_out=True)
     spoilt = [name for name, part in tensors.items() if not part.read().isfinite().all()]
     problems += [f"The parameters: {name} holds numbers that are not finite (NaN or infinity)." for name in spoilt]
     if problems:
         raise UserError(problems)
     with torch.no_grad():
         for name, target in model.state_dict().items():
-            value = parts[Place(name)].read()
+            value = parts[TensorSlot(name)].read()
             target.copy_(value.T if is_linear(name) else value)
 
 

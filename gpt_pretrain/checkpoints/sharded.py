@@ -25,16 +25,16 @@ FOLDER = "shards-{:08d}-{}"  # by step, and a name of its own
 Rows = dict[str, list[int]]
 
 
-def mapped(content: Any, change: Callable[[str, Any], Any], prefix: str = "") -> Any:
+def map_leaves(content: Any, change: Callable[[str, Any], Any], prefix: str = "") -> Any:
     """Nested dicts and lists with every leaf changed, each told by its path."""
     if isinstance(content, dict):
-        return {key: mapped(value, change, f"{prefix}/{key}") for key, value in content.items()}
+        return {key: map_leaves(value, change, f"{prefix}/{key}") for key, value in content.items()}
     if isinstance(content, list):
-        return [mapped(value, change, f"{prefix}/{number}") for number, value in enumerate(content)]
+        return [map_leaves(value, change, f"{prefix}/{number}") for number, value in enumerate(content)]
     return change(prefix, content)
 
 
-def write_rows(folder: Path, rank: int, tensors: Mapping[str, Tensor]) -> str:
+def write_rank_file(folder: Path, rank: int, tensors: Mapping[str, Tensor]) -> str:
     """Write one rank's rows, and return the SHA-256 of the file.
 
     Raises:

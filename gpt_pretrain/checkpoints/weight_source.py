@@ -35,7 +35,7 @@ BY_SIZE = "by the size of the vocabulary"
 
 
 @dataclass(frozen=True)
-class Source:
+class WeightSource:
     """Tensors as somebody stored them, and what stands beside them.
 
     Args:
@@ -57,7 +57,7 @@ class Source:
     content: Mapping[str, Any] = field(default_factory=dict)
 
 
-def find_source(source: str | Path) -> Source:
+def find_source(source: str | Path) -> WeightSource:
     """What a user means by a path, a hub id or "latest".
 
     Raises:
@@ -84,7 +84,7 @@ def find_source(source: str | Path) -> Source:
     raise UserError(f"{name}: there is no such file or folder.")
 
 
-def _from_folder(folder: Path) -> Source:
+def _from_folder(folder: Path) -> WeightSource:
     if any(checkpoint_dir(folder).glob("*.ckpt")):
         return first_whole(find_checkpoints(str(folder)), _from_file)
     if not (folder / CONFIG).is_file():
@@ -95,7 +95,7 @@ def _from_folder(folder: Path) -> Source:
     raise UserError(f"{folder} has a {CONFIG}, but no weights: {SAFETENSORS}, {INDEX} or {PICKLE}.")
 
 
-def _from_hf_files(config: Path, weights: Path, *, name: str) -> Source:
+def _from_hf_files(config: Path, weights: Path, *, name: str) -> WeightSource:
     """A config.json and the weights that belong to it."""
     declared, fields = _declared(config)
     if weights.name == INDEX:
@@ -111,7 +111,7 @@ def _from_hf_files(config: Path, weights: Path, *, name: str) -> Source:
     tokenizer = own.get("tokenizer") if isinstance(own, dict) else _folder_tokenizer(config.parent)
     if tokenizer is not None and not isinstance(tokenizer, str):
         raise UserError(f"{config}: {OWN_KEY}.tokenizer is {tokenizer!r}; it must be a tokenizer's name.")
-    return Source(name, tensors, declared, tokenizer, is_safetensors=weights.name != PICKLE)
+    return WeightSource(name, tensors, declared, tokenizer, is_safetensors=weights.name != PICKLE)
 
 
 def _declared(config: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -123,7 +123,7 @@ def _declared(config: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return declared, fields
 
 
-def _from_file(path: Path) -> Source:
+def _from_file(path: Path) -> WeightSource:
     """A single file, by what it begins with and holds."""
     try:
         safetensors = is_safetensors(path) or path.suffix == ".safetensors"
@@ -132,7 +132,7 @@ def _from_file(path: Path) -> Source:
     if safetensors:
         if (path.parent / CONFIG).is_file() and path.name == SAFETENSORS:
             return _from_hf_files(path.parent / CONFIG, path, name=str(path))
-        return Source(str(path), read_safetensors(path), is_safetensors=True)
+        return WeightSource(str(path), read_safetensors(path), is_safetensors=True)
     content = read_torch_file(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a table of tensors.")
@@ -141,12 +141,12 @@ def _from_file(path: Path) -> Source:
     if isinstance(content.get("model_args"), dict) and isinstance(content.get("model"), dict):
         declared = from_nanogpt_args(content["model_args"])
         tensors = stored_tensors(content["model"], path)
-        return Source(str(path), tensors, declared, bias_free=declared["qkv_bias"] is False)
+        return WeightSource(str(path), tensors, declared, bias_free=declared["qkv_bias"] is False)
     inner = [content[key] for key in ("model_state_dict", "state_dict", "model") if isinstance(content.get(key), dict)]
-    return Source(str(path), stored_tensors(inner[0] if inner else content, path))
+    return WeightSource(str(path), stored_tensors(inner[0] if inner else content, path))
 
 
-def _from_own(path: Path, content: dict[str, Any]) -> Source:
+def _from_own(path: Path, content: dict[str, Any]) -> WeightSource:
     """One of this program's checkpoints."""
     if not isinstance(content["state_dict"], dict) or not isinstance(content.get("tokenizer"), str):
         raise UserError(f"{path} is no whole checkpoint of this program: it lacks its tensors or its tokenizer's name.")
@@ -159,7 +159,7 @@ def _from_own(path: Path, content: dict[str, Any]) -> Source:
     else:
         content = assembled(content, path)
         tensors = {name.removeprefix("model."): in_memory(name, value) for name, value in content["state_dict"].items()}
-    return Source(str(path), tensors, declared, content["tokenizer"], content=content)
+    return WeightSource(str(path), tensors, declared, content["tokenizer"], content=content)
 
 
 def earlier_export(folder: Path) -> list[str]:

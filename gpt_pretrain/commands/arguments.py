@@ -9,8 +9,8 @@ from typing import TypeVar, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gpt_pretrain.config.overrides import in_digits
-from gpt_pretrain.config.schema import literal, typed
+from gpt_pretrain.config.overrides import expand_amounts
+from gpt_pretrain.config.schema import escape_interpolation, to_settings
 from gpt_pretrain.errors import UserError
 
 Settings = TypeVar("Settings")
@@ -36,7 +36,7 @@ def parse_arguments(arguments: list[str], kind: type[Settings], *, usage: str, p
         print(usage.strip())
         raise SystemExit(0)
     words = _without_dashes(arguments, flags={name for name, hint in get_type_hints(kind).items() if hint is bool})
-    return typed(_from_words(words, kind, positional), kind)
+    return to_settings(_from_words(words, kind, positional), kind)
 
 
 def _without_dashes(words: list[str], *, flags: Set[str]) -> list[str]:
@@ -64,7 +64,7 @@ def _from_words(words: list[str], kind: type, plain: str | None) -> DictConfig:
     config: DictConfig = OmegaConf.structured(kind)
     if plain is not None and (others := [word for word in words if word.partition("=")[0] not in known]):
         words = [word for word in words if word not in others]
-        config[plain] = literal(others)  # folders of sweeps have "=" in their names
+        config[plain] = escape_interpolation(others)  # folders of sweeps have "=" in their names
     problems = []
     for word in words:
         name, equals, value = word.partition("=")
@@ -72,7 +72,7 @@ def _from_words(words: list[str], kind: type, plain: str | None) -> DictConfig:
             problems.append(f"{word}: no such setting. There are {', '.join(known)}; --help tells more.")
             continue
         try:
-            config[name] = None if value == "null" else in_digits(word).partition("=")[2]
+            config[name] = None if value == "null" else expand_amounts(word).partition("=")[2]
         except OmegaConfBaseException as error:
             problems.append(f"{word}: {str(error).splitlines()[0]}")
     problems += [f"{name}= is missing; --help tells more." for name in known if OmegaConf.is_missing(config, name)]

@@ -18,10 +18,10 @@ from pathlib import Path
 from gpt_pretrain.commands.arguments import parse_arguments
 from gpt_pretrain.config.schema import CompareSettings
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.runs.folder import find_folder, place
-from gpt_pretrain.runs.reader import RunFiles, outcome, read_run
-from gpt_pretrain.sweeps.results import aligned
-from gpt_pretrain.system.formatting import count, number
+from gpt_pretrain.runs.folder import display_path, find_run_folder
+from gpt_pretrain.runs.reader import RunContents, read_run, run_results
+from gpt_pretrain.sweeps.results import aligned_table
+from gpt_pretrain.system.formatting import format_count, format_number
 
 FORMATS = (".png", ".pdf", ".svg")
 OWN_TO_EACH = ("run_dir", "resume", "resume_force", "data.cache_dir")  # which say nothing about the training
@@ -40,30 +40,30 @@ def compare_command(arguments: list[str]) -> None:
     print(comparison(runs))
     if any(run.metrics for run in runs):
         _draw(runs, out, bits_per_byte=bool(problems) and any(run.series("val/bits_per_byte") for run in runs))
-        print(f"\nCurves: {place(out)}")
+        print(f"\nCurves: {display_path(out)}")
     else:
         print("\nNone of the runs has a metrics.csv, so there are no curves to draw.")
 
 
-def comparison(runs: Sequence[RunFiles]) -> str:
+def comparison(runs: Sequence[RunContents]) -> str:
     """What the runs are, in which settings and facts they differ, and what came out, as aligned text."""
     names = [str(place_of) for place_of in range(1, len(runs) + 1)]
-    heads = aligned([["run", "folder", "state"], *([name, *_about(run)] for name, run in zip(names, runs, strict=True))])
+    heads = aligned_table([["run", "folder", "state"], *([name, *_about(run)] for name, run in zip(names, runs, strict=True))])
     differing = [[key, *(_short(value) for value in values)] for key, values in differences(runs).items()]
     facts = [[name, *values] for name, values in _facts(runs).items() if _differ(values)]
     rows = [["", *names], *(differing or [["no setting differs", *("" for _ in runs)]]), *facts]
     results = [["", *names], *([name, *values] for name, values in _results(runs).items() if set(values) != {"-"})]
-    return "\n\n".join([heads, aligned(rows), aligned(results)])
+    return "\n\n".join([heads, aligned_table(rows), aligned_table(results)])
 
 
-def differences(runs: Sequence[RunFiles]) -> dict[str, list[str]]:
+def differences(runs: Sequence[RunContents]) -> dict[str, list[str]]:
     """The settings that are not the same in all runs, by dotted key, and their values; "-" where a run does not tell."""
     keys = dict.fromkeys(key for run in runs for key in run.config if key not in OWN_TO_EACH)
     values = {key: [run.config.get(key, "-") for run in runs] for key in keys}
     return {key: found for key, found in values.items() if len(set(found)) > 1}
 
 
-def incomparable(runs: Sequence[RunFiles]) -> list[str]:
+def incomparable(runs: Sequence[RunContents]) -> list[str]:
     """Why the losses of runs cannot be compared, in words; empty where they can."""
     problems = []
     if _differ([_tokenizer(run) for run in runs]):
@@ -78,7 +78,7 @@ def incomparable(runs: Sequence[RunFiles]) -> list[str]:
     return problems
 
 
-def _runs(names: list[str], out: Path) -> list[RunFiles]:
+def _runs(names: list[str], out: Path) -> list[RunContents]:
     """The runs that a user names.
 
     Raises:
@@ -86,12 +86,12 @@ def _runs(names: list[str], out: Path) -> list[RunFiles]:
     """
     problems, folders = [], []
     if len(names) < 2:
-        problems.append(f"{count(len(names), 'run')} named, and a comparison takes at least two; --help tells more.")
+        problems.append(f"{format_count(len(names), 'run')} named, and a comparison takes at least two; --help tells more.")
     if out.suffix.lower() not in FORMATS:
         problems.append(f"out={out}: must end in one of {', '.join(FORMATS)}.")
     for name in names:
         try:
-            folders.append(find_folder(name))
+            folders.append(find_run_folder(name))
         except UserError as error:
             problems += error.problems
     runs = [read_run(folder) for folder in folders]
@@ -105,7 +105,7 @@ def _runs(names: list[str], out: Path) -> list[RunFiles]:
     return runs
 
 
-def _draw(runs: Sequence[RunFiles], out: Path, *, bits_per_byte: bool) -> None:
+def _draw(runs: Sequence[RunContents], out: Path, *, bits_per_byte: bool) -> None:
     """Write the picture of the curves.
 
     Raises:
@@ -127,7 +127,7 @@ def _draw(runs: Sequence[RunFiles], out: Path, *, bits_per_byte: bool) -> None:
         raise UserError(f"out={out}: this file cannot be written ({error.strerror or error}).") from error
 
 
-def _legend(run: RunFiles, runs: Sequence[RunFiles]) -> str:
+def _legend(run: RunContents, runs: Sequence[RunContents]) -> str:
     """What sets a run apart, in a few words; its folder's name where nothing does, or too much."""
     keys = list(differences(runs))
     if not 0 < len(keys) <= IN_LEGEND:
@@ -135,15 +135,15 @@ def _legend(run: RunFiles, runs: Sequence[RunFiles]) -> str:
     return ", ".join(f"{key}={run.config.get(key, '-')}" for key in keys)
 
 
-def _about(run: RunFiles) -> list[str]:
-    return [place(run.folder), str(run.record.get("state", "unknown"))]
+def _about(run: RunContents) -> list[str]:
+    return [display_path(run.folder), str(run.record.get("state", "unknown"))]
 
 
-def _facts(runs: Sequence[RunFiles]) -> dict[str, list[str]]:
+def _facts(runs: Sequence[RunContents]) -> dict[str, list[str]]:
     """What the records say about a run, beside its settings."""
     return {
         "text": [_short(text or "-") for text in _texts(runs)],
-        "parameters": [number(run.part("model").get("parameters"), ",d") for run in runs],
+        "parameters": [format_number(run.part("model").get("parameters"), ",d") for run in runs],
         "precision used": [str(run.record.get("precision") or "-") for run in runs],
         "device": [str(run.part("machine").get("device") or "-") for run in runs],
         "git": [str(run.part("program").get("git") or "-") for run in runs],
@@ -151,22 +151,22 @@ def _facts(runs: Sequence[RunFiles]) -> dict[str, list[str]]:
     }
 
 
-def _results(runs: Sequence[RunFiles]) -> dict[str, list[str]]:
-    found = [outcome(run) for run in runs]
+def _results(runs: Sequence[RunContents]) -> dict[str, list[str]]:
+    found = [run_results(run) for run in runs]
     bits = [run.series("val/bits_per_byte").values for run in runs]
     return {
-        "best validation loss": [number(one.get("best_val_loss"), ".4f") for one in found],
-        "at step": [number(one.get("best_step"), ",d") for one in found],
-        "last validation loss": [number(one.get("val_loss"), ".4f") for one in found],
-        "last training loss": [number(one.get("train_loss"), ".4f") for one in found],
-        "best bits per byte": [number(min(values, default=None), ".4f") for values in bits],
-        "steps": [number(one.get("steps"), ",d") for one in found],
-        "tokens seen": [number(one.get("tokens_seen"), ",d") for one in found],
-        "tokens/s": [number(one.get("tokens_per_second"), ",.0f") for one in found],
+        "best validation loss": [format_number(one.get("best_val_loss"), ".4f") for one in found],
+        "at step": [format_number(one.get("best_step"), ",d") for one in found],
+        "last validation loss": [format_number(one.get("val_loss"), ".4f") for one in found],
+        "last training loss": [format_number(one.get("train_loss"), ".4f") for one in found],
+        "best bits per byte": [format_number(min(values, default=None), ".4f") for values in bits],
+        "steps": [format_number(one.get("steps"), ",d") for one in found],
+        "tokens seen": [format_number(one.get("tokens_seen"), ",d") for one in found],
+        "tokens/s": [format_number(one.get("tokens_per_second"), ",.0f") for one in found],
     }
 
 
-def _texts(runs: Sequence[RunFiles]) -> list[str | None]:
+def _texts(runs: Sequence[RunContents]) -> list[str | None]:
     """What tells the texts apart: the beginning of their SHA-256, or where they were read if some run does not tell that."""
     hashes = [run.part("data").get("sha256") for run in runs]
     if all(hashes):
@@ -174,7 +174,7 @@ def _texts(runs: Sequence[RunFiles]) -> list[str | None]:
     return [run.config.get("data.path" if run.config.get("data.path") not in (None, "null") else "data.name") for run in runs]
 
 
-def _tokenizer(run: RunFiles) -> str | None:
+def _tokenizer(run: RunContents) -> str | None:
     return run.record.get("tokenizer") or run.config.get("tokenizer.name")
 
 

@@ -1,24 +1,81 @@
-"""How a command reports an error, and the exit codes."""
+"""How errors are reported, and the exit codes."""
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
 import sys
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from gpt_pretrain.errors import UserError
+from gpt_pretrain.commands.job import is_multirun
+from gpt_pretrain.errors import LostEndError, UserError
+from gpt_pretrain.runs.metadata import was_interrupted
 from gpt_pretrain.training.distributed.ranks import is_main, rank
 
 EXIT_LOST_END, EXIT_USER_ERROR = 1, 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
 PATIENCE_SECONDS = 3.0
+
+log = logging.getLogger("gpt_pretrain")
+
+
+class SweepJobFailed(RuntimeError):
+    """A job of a sweep failed for a reason that is already reported; the other jobs go on."""
+
+
+@contextmanager
+def report_failures(*, log_file: Path | None = None) -> Iterator[None]:
+    """Report an error that the user can fix without a traceback, and exit with its code; in a sweep, fail the job alone.
+
+    Args:
+        log_file: The file that gets the traceback.
+
+    Raises:
+        SystemExit: If the block fails.
+        SweepJobFailed: If the block fails in a job of a sweep, whatever the error is.
+    """
+    try:
+        yield
+    except LostEndError as error:
+        log.error("%s", error)
+        if is_multirun():
+            raise SweepJobFailed(str(error)) from None
+        sys.exit(EXIT_LOST_END)
+    except SystemExit as error:
+        if is_multirun() and not was_interrupted(error):
+            raise SweepJobFailed(f"The job ended with exit code {error.code}.") from None
+        raise
+    except BrokenPipeError:  # the reader of the output, such as head, has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        reported = _as_user_error(error)
+        if reported is None:
+            if not is_multirun():
+                raise
+            reported = UserError(f"{type(error).__name__}: {error}")
+            reported.__cause__ = error
+        print_error(reported, log_file=None if isinstance(error, OSError) else log_file)
+        if is_multirun():
+            raise SweepJobFailed(reported.problems[0]) from None
+        sys.exit(EXIT_USER_ERROR)
+    finally:
+        if is_multirun() and "torch" in sys.modules:
+            from gpt_pretrain.system.devices import release_memory
+
+            release_memory()  # for the next job of this process
 
 
 def print_error(error: UserError, *, log_file: Path | None = None) -> int:
-    """Print each problem on standard error, keep the traceback in log_file, and return the exit code."""
+    """Print each problem to standard error, add the traceback to a log file, and return the exit code."""
     if not is_main():
-        time.sleep(PATIENCE_SECONDS)  # the first rank most likely says the same, and this one is ended meanwhile
+        time.sleep(PATIENCE_SECONDS)  # the first process most likely reports the same, and ends this one meanwhile
         print(f"rank {rank()}:", end=" ", file=sys.stderr)
     head = "error: " if len(error.problems) == 1 else f"{len(error.problems)} errors:\n  - "
     print(head + "\n  - ".join(error.problems), file=sys.stderr)
@@ -26,3 +83,10 @@ def print_error(error: UserError, *, log_file: Path | None = None) -> int:
         with open(log_file, "a", encoding="utf-8") as stream:
             traceback.print_exception(error, file=stream)
     return EXIT_USER_ERROR
+
+
+def _as_user_error(error: Exception) -> UserError | None:
+    """Return the error as the user is to read it; None for a defect of the program."""
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        return UserError(f"{error.filename or 'A file'} cannot be written: {error.strerror}.")
+    return error if isinstance(error, UserError) else None

@@ -36,8 +36,8 @@ from gpt_pretrain.errors import UserError
 def prepare_command(arguments: list[str]) -> None:
     """Prepare what the settings name."""
     settings = parse_arguments(arguments, PrepareSettings, usage=__doc__ or "", positional="inputs")
-    from gpt_pretrain.prepare.job import prepare
+    from gpt_pretrain.prepare.job import prepare_corpus
 
     if problems := prepare_problems(settings):
         raise UserError(problems)
-    prepare(settings)
+    prepare_corpus(settings)

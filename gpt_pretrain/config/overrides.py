@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
-from gpt_pretrain.config.schema import literal
+from gpt_pretrain.config.schema import escape_interpolation
 
 AMOUNT = re.compile(r"(?<![\w.])\d+(\.\d+)?[eE]\+?\d+(?![\w.])")  # 1e9
 
@@ -16,10 +16,10 @@ MOST_DIGITS = 18
 AMOUNTS = ("_tokens", "_steps", "_bytes")  # what settings that are one end in
 
 
-def in_digits(word: str) -> str:
+def expand_amounts(word: str) -> str:
     """A word whose amounts of tokens, steps or bytes, where they are written as 1e9, are written out, as Hydra wants them."""
     key, equals, value = word.partition("=")
-    if not key_of(word).endswith(AMOUNTS):
+    if not override_key(word).endswith(AMOUNTS):
         return word
 
     def digits(match: re.Match[str]) -> str:
@@ -29,18 +29,18 @@ def in_digits(word: str) -> str:
     return key + equals + AMOUNT.sub(digits, value)
 
 
-def quote(text: str) -> str:
+def quote_value(text: str) -> str:
     """A text as one string of Hydra's override grammar."""
-    text = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), literal(text))
+    text = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), escape_interpolation(text))
     return f"'{text}'"
 
 
-def key_and_value(override: str) -> tuple[str, str]:
+def split_override(override: str) -> tuple[str, str]:
     """The setting or group that a word names, and what it is given."""
     key, _, value = override.partition("=")
     return key.lstrip("+~"), value
 
 
-def key_of(override: str) -> str:
+def override_key(override: str) -> str:
     """The setting or group that a word names."""
-    return key_and_value(override)[0]
+    return split_override(override)[0]

@@ -223,7 +223,7 @@ class CheckpointSettings:
 
 
 @dataclass
-class DoubtSettings:
+class CheckSettings:
     """`doubts`: what a plan must reach for nothing to be said about it."""
 
     min_tokens_per_parameter: float = MISSING  # of the training text
@@ -259,7 +259,7 @@ class TrainSettings:
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     callbacks: CallbacksSettings = field(default_factory=CallbacksSettings)
     logger: LoggerSettings = field(default_factory=LoggerSettings)
-    doubts: DoubtSettings = field(default_factory=DoubtSettings)
+    doubts: CheckSettings = field(default_factory=CheckSettings)
 
 
 @dataclass
@@ -331,7 +331,7 @@ class CompareSettings:
     out: str = "compare.png"  # its name tells the format: png, pdf, svg
 
 
-def typed(config: DictConfig, kind: type[Settings]) -> Settings:
+def to_settings(config: DictConfig, kind: type[Settings]) -> Settings:
     """The composed config as plain typed objects.
 
     Raises:
@@ -348,16 +348,16 @@ def typed(config: DictConfig, kind: type[Settings]) -> Settings:
     return settings
 
 
-def literal(value: Any) -> Any:
+def escape_interpolation(value: Any) -> Any:
     """Plain containers whose texts OmegaConf will take as they are: nothing in them is interpolated."""
     if isinstance(value, dict):
-        return {name: literal(inner) for name, inner in value.items()}
+        return {name: escape_interpolation(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [literal(inner) for inner in value]
+        return [escape_interpolation(inner) for inner in value]
     return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", value) if isinstance(value, str) else value
 
 
-def full_names(key: str, kind: type) -> list[str]:
+def full_setting_names(key: str, kind: type) -> list[str]:
     """The settings within groups that have this last name, where it is not itself a setting, such as `trainer.max_steps`."""
     if "." in key or "/" in key or key in get_type_hints(kind):
         return []

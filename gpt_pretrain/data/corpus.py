@@ -18,8 +18,8 @@ import numpy as np
 from gpt_pretrain.data.files import Files
 from gpt_pretrain.data.manifest import FORMAT as OURS
 from gpt_pretrain.data.manifest import MANIFEST
-from gpt_pretrain.data.shards import Joined, Shard, Stretch
-from gpt_pretrain.data.tokens import TokenSplit, sampled
+from gpt_pretrain.data.shards import ConcatenatedTokens, Shard, TokenSlice
+from gpt_pretrain.data.tokens import TokenSplit, sample_tokens
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.tokenizers.tokenizer import CharacterTokenizer, Tokenizer, fingerprint
 
@@ -47,7 +47,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Corpus:
+class TokenCorpus:
     """A folder of token shards.
 
     Args:
@@ -67,7 +67,7 @@ class Corpus:
     end_first: bool = False
 
 
-def open_corpus(files: Files, *, form: str = "auto") -> Corpus:
+def open_corpus(files: Files, *, form: str = "auto") -> TokenCorpus:
     """What a folder of token shards says about itself.
 
     Args:
@@ -84,7 +84,7 @@ def open_corpus(files: Files, *, form: str = "auto") -> Corpus:
     return _nanogpt(files, names) if form == "nanogpt" else _llmc(files, names)
 
 
-def split_of(corpus: Corpus, tokenizer: Tokenizer, *, train_ratio: float, verify: bool = False) -> TokenSplit:
+def split_of(corpus: TokenCorpus, tokenizer: Tokenizer, *, train_ratio: float, verify: bool = False) -> TokenSplit:
     """The two parts of a corpus, checked: each shard is as long as it should be, and the tokens are of this tokenizer.
 
     Args:
@@ -98,7 +98,7 @@ def split_of(corpus: Corpus, tokenizer: Tokenizer, *, train_ratio: float, verify
     problems = _check_tokenizer(corpus, tokenizer) + _check_shards(corpus, parts, verify=verify)
     if problems:
         raise UserError(problems)
-    joined = [Joined(part.shards) for part in parts]
+    joined = [ConcatenatedTokens(part.shards) for part in parts]
     if problems := [problem for tokens in joined for problem in _check_ids(corpus, tokens, tokenizer)]:
         raise UserError(problems)
     train, val = joined[0], joined[-1]
@@ -116,11 +116,11 @@ def split_of(corpus: Corpus, tokenizer: Tokenizer, *, train_ratio: float, verify
         train_ratio,
     )
     return TokenSplit(
-        Stretch(train, 0, cut), Stretch(train, cut, train.count - cut), text_sha256=_content_hash(corpus, parts), **known
+        TokenSlice(train, 0, cut), TokenSlice(train, cut, train.count - cut), text_sha256=_content_hash(corpus, parts), **known
     )
 
 
-def _ours(files: Files) -> Corpus:
+def _ours(files: Files) -> TokenCorpus:
     size = files.size(MANIFEST)
     if size is None:
         raise UserError(f"data.path={files.place}: there is no {MANIFEST}.{_unfinished(files, files.names())}")
@@ -142,7 +142,9 @@ def _ours(files: Files) -> Corpus:
             f"data.path={files.place}: its {MANIFEST} is damaged ({type(error).__name__}: {error}). Copy or make it again."
         ) from error
     val = parts.get("val")
-    return Corpus(files, "gpt_pretrain", train, val if val and any(shard.count for shard in val.shards) else None, name, sha256)
+    return TokenCorpus(
+        files, "gpt_pretrain", train, val if val and any(shard.count for shard in val.shards) else None, name, sha256
+    )
 
 
 def _our_part(files: Files, told: dict[str, Any], itemsize: int) -> Part:
@@ -185,11 +187,11 @@ def _unfinished(files: Files, names: list[str]) -> str:
     return f" Its {MANIFEST}, without which its shards are not read, is not there: copy it as well." if lost else ""
 
 
-def _nanogpt(files: Files, names: list[str]) -> Corpus:
+def _nanogpt(files: Files, names: list[str]) -> TokenCorpus:
     if "train.bin" not in names:
         raise UserError(f"data.path={files.place}: there is no train.bin, which nanoGPT's format has.")
     parts = [_foreign_part(files, [name], header=0) for name in ("train.bin", "val.bin") if name in names]
-    corpus = Corpus(files, "nanogpt", parts[0], parts[1] if len(parts) == 2 else None)
+    corpus = TokenCorpus(files, "nanogpt", parts[0], parts[1] if len(parts) == 2 else None)
     if META not in names:
         return corpus
     characters = CharacterTokenizer(_alphabet(files))
@@ -224,7 +226,7 @@ def _alphabet(files: Files) -> str:
     return "".join(alphabet)
 
 
-def _llmc(files: Files, names: list[str]) -> Corpus:
+def _llmc(files: Files, names: list[str]) -> TokenCorpus:
     found = {part: [name for name in names if re.search(rf"_{part}(_.*)?\.bin$", name)] for part in ("train", "val")}
     if not found["train"]:
         raise UserError(f"data.path={files.place}: there are no *_train_*.bin, which llm.c's format has.")
@@ -237,7 +239,7 @@ def _llmc(files: Files, names: list[str]) -> Corpus:
     train, val = (
         Part(tuple(Shard(files, name, counts[name] or 0, 2, header=LLMC_HEADER) for name in found[part])) for part in found
     )
-    return Corpus(files, "llmc", train, val if val.shards else None, end_first=True)
+    return TokenCorpus(files, "llmc", train, val if val.shards else None, end_first=True)
 
 
 def _foreign_part(files: Files, names: list[str], *, header: int) -> Part:
@@ -255,7 +257,7 @@ def _llmc_count(files: Files, name: str) -> int | None:
     return int(head[2]) if (head[0], head[1]) == (LLMC_MAGIC, LLMC_VERSION) else None
 
 
-def _check_tokenizer(corpus: Corpus, tokenizer: Tokenizer) -> list[str]:
+def _check_tokenizer(corpus: TokenCorpus, tokenizer: Tokenizer) -> list[str]:
     if corpus.tokenizer_sha256 is None or fingerprint(tokenizer) == corpus.tokenizer_sha256:
         return []
     return [
@@ -264,7 +266,7 @@ def _check_tokenizer(corpus: Corpus, tokenizer: Tokenizer) -> list[str]:
     ]
 
 
-def _check_shards(corpus: Corpus, parts: list[Part], *, verify: bool) -> list[str]:
+def _check_shards(corpus: TokenCorpus, parts: list[Part], *, verify: bool) -> list[str]:
     """Shards that are missing, or of another length or, where that is to be verified, content than they should be."""
     shards = [shard for part in parts for shard in part.shards]
     problems = []
@@ -299,9 +301,9 @@ def _sha256(shard: Shard) -> str:
     return digest.hexdigest()
 
 
-def _check_ids(corpus: Corpus, tokens: Joined, tokenizer: Tokenizer) -> list[str]:
+def _check_ids(corpus: TokenCorpus, tokens: ConcatenatedTokens, tokenizer: Tokenizer) -> list[str]:
     """Token ids that the tokenizer does not have, looked for in a sample."""
-    ids = sampled(tokens)
+    ids = sample_tokens(tokens)
     if corpus.form == "nanogpt" and len(ids) and np.mean(ids == 0) > MOST_ZEROS:
         return [
             f"data.path={corpus.files.place}: nearly every second number is 0, so these seem to be token ids of four bytes, and "
@@ -316,7 +318,7 @@ def _check_ids(corpus: Corpus, tokens: Joined, tokenizer: Tokenizer) -> list[str
     ]
 
 
-def _content_hash(corpus: Corpus, parts: list[Part]) -> str:
+def _content_hash(corpus: TokenCorpus, parts: list[Part]) -> str:
     """A hash of what is in the shards: of their checksums, or, where there are none, of names, lengths and samples."""
     shards = [shard for part in parts for shard in part.shards]
     if corpus.form == "gpt_pretrain":

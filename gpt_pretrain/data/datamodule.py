@@ -16,13 +16,12 @@ from torch.utils.data import DataLoader
 
 from gpt_pretrain.config.schema import DataSettings
 from gpt_pretrain.data.fetching import stop_fetching
-from gpt_pretrain.data.prefetching import Ahead
-from gpt_pretrain.data.sources import Source, find_windows
+from gpt_pretrain.data.prefetching import PrefetchingSampler
+from gpt_pretrain.data.sources import DataSource, find_windows
 from gpt_pretrain.data.tokens import TokenSplit
 from gpt_pretrain.data.windows import Batch, BatchOrder, Windows
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.tokenizers.tokenizer import Tokenizer
-from gpt_pretrain.training.distributed.ranks import rank
 
 EVAL_EPOCH = 2**31  # no epoch of training has this order
 
@@ -71,7 +70,8 @@ class TextDataModule(L.LightningDataModule):
         tokenizer: turns text into ids.
         context_length: tokens a window, T.
         seed: of the order of training windows.
-        world_size: devices that share the batches.
+        rank: Which of the devices that share the batches this is.
+        world_size: How many devices share the batches.
 
     Attributes:
         split: both parts as tokens.
@@ -83,7 +83,7 @@ class TextDataModule(L.LightningDataModule):
     split: TokenSplit
     train: Windows
     val: Windows
-    sources: list[Source]
+    sources: list[DataSource]
 
     def __init__(
         self,
@@ -92,6 +92,7 @@ class TextDataModule(L.LightningDataModule):
         *,
         context_length: int,
         seed: int,
+        rank: int = 0,
         world_size: int = 1,
     ) -> None:
         super().__init__()
@@ -99,6 +100,7 @@ class TextDataModule(L.LightningDataModule):
         self.tokenizer = tokenizer
         self.context_length = context_length
         self.seed = seed
+        self.rank = rank
         self.world_size = world_size
         self.begun_epoch_windows: int | None = None
         self._ready = False
@@ -153,7 +155,7 @@ class TextDataModule(L.LightningDataModule):
         train = np.split(drawn, range(size, len(drawn), size))
         val = list(islice(BatchOrder(len(self.val), size), n_batches))
         none = np.arange(0)  # for a rank that finds no batch left
-        mine = [[*batches, *[none] * (-len(batches) % ranks)][rank() :: ranks] for batches in (train, val)]
+        mine = [[*batches, *[none] * (-len(batches) % ranks)][self.rank :: ranks] for batches in (train, val)]
         return [self.train[windows] for windows in mine[0]], [self.val[windows] for windows in mine[1]]
 
     def state_dict(self) -> dict[str, Any]:
@@ -180,7 +182,7 @@ class TextDataModule(L.LightningDataModule):
             seed=seed,
             taken=taken,
             order=windows.in_order,
-            rank=rank(),
+            rank=self.rank,
             world_size=self.world_size,
         )
 
@@ -188,7 +190,9 @@ class TextDataModule(L.LightningDataModule):
         workers = self.settings.num_workers
         loader = TimedLoader(
             windows,
-            sampler=Ahead(order, windows, batches=self.settings.remote.prefetch_batches) if windows.remote else order,
+            sampler=PrefetchingSampler(order, windows, batches=self.settings.remote.prefetch_batches)
+            if windows.remote
+            else order,
             batch_size=None,  # the order yields whole batches
             num_workers=workers,
             multiprocessing_context=_start_method() if workers > 0 else None,

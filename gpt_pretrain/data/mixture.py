@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from gpt_pretrain.data.windows import Batch, Windows, shuffled
+from gpt_pretrain.data.windows import Batch, Windows, shuffle_windows
 
 
 class MixedWindows(Windows):
@@ -28,7 +28,7 @@ class MixedWindows(Windows):
         self.sources = list(sources)
         self.ends = np.cumsum([len(source) for source in sources])
         self.remote = any(source.remote for source in sources)
-        self.places = shares(weights, len(self))  # of an epoch, of each source
+        self.places = windows_per_source(weights, len(self))  # of an epoch, of each source
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -49,7 +49,7 @@ class MixedWindows(Windows):
 
     def in_order(self, places: np.ndarray, n_windows: int, *, seed: int, epoch: int) -> np.ndarray:
         """Which windows stand at these places in the order of an epoch: of each source as many as its weight says."""
-        scattered = shuffled(places, n_windows, seed=seed, epoch=epoch)
+        scattered = shuffle_windows(places, n_windows, seed=seed, epoch=epoch)
         ends, windows = np.cumsum(self.places), np.empty_like(scattered)
         for number, share in enumerate(self.places):
             mine = (scattered >= ends[number] - share) & (scattered < ends[number])
@@ -63,7 +63,7 @@ class MixedWindows(Windows):
         own_seed = int(np.random.SeedSequence([seed, number + 1]).generate_state(1)[0])
         for time in np.unique(passed // size).tolist():
             now = passed // size == time
-            windows[now] = shuffled(passed[now] % size, size, seed=own_seed, epoch=time)
+            windows[now] = shuffle_windows(passed[now] % size, size, seed=own_seed, epoch=time)
         return windows
 
     def _first(self, number: int) -> int:
@@ -76,7 +76,7 @@ class MixedWindows(Windows):
         return [(int(number), np.flatnonzero(numbers == number)) for number in np.unique(numbers)]
 
 
-def shares(weights: Sequence[float], total: int) -> list[int]:
+def windows_per_source(weights: Sequence[float], total: int) -> list[int]:
     """Whole numbers in the proportions of weights, that sum up to total."""
     bounds = np.rint(np.cumsum(weights) / np.sum(weights) * total).astype(np.int64)
     parts: list[int] = np.diff(bounds, prepend=0).tolist()
@@ -92,4 +92,4 @@ def most_in_proportion(sizes: Sequence[int], weights: Sequence[float], *, at_mos
     """
     total = min(size / weight for size, weight in zip(sizes, weights, strict=True)) * sum(weights)
     total = int(total) if at_most is None else min(int(total), at_most)
-    return [max(1, min(size, share)) for size, share in zip(sizes, shares(weights, total), strict=True)]
+    return [max(1, min(size, share)) for size, share in zip(sizes, windows_per_source(weights, total), strict=True)]

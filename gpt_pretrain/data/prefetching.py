@@ -11,7 +11,7 @@ from torch.utils.data import Sampler
 from gpt_pretrain.data.windows import BatchOrder, Windows
 
 
-class Ahead(Sampler[np.ndarray]):
+class PrefetchingSampler(Sampler[np.ndarray]):
     """A `BatchOrder` that has the windows of the next batches fetched meanwhile.
 
     Args:

@@ -62,7 +62,7 @@ class Shard:
         self.files.prefetch(self.name, self.header + start * self.itemsize, count * self.itemsize)
 
 
-class Joined:
+class ConcatenatedTokens:
     """Parts read one after another as one stream of tokens; what is read may lie across their ends.
 
     Args:
@@ -120,14 +120,14 @@ class Joined:
 
 def moved(tokens: TokenText, files: Files) -> TokenText:
     """The same shards, read from another place."""
-    if isinstance(tokens, Stretch):
+    if isinstance(tokens, TokenSlice):
         return replace(tokens, whole=moved(tokens.whole, files))
-    assert isinstance(tokens, Joined)
-    return Joined([replace(shard, files=files) for shard in tokens.parts if isinstance(shard, Shard)])
+    assert isinstance(tokens, ConcatenatedTokens)
+    return ConcatenatedTokens([replace(shard, files=files) for shard in tokens.parts if isinstance(shard, Shard)])
 
 
 @dataclass(frozen=True)
-class Stretch:
+class TokenSlice:
     """So many tokens of others, from begin on."""
 
     whole: TokenText

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpt_pretrain.config.schema import DataSettings
-from gpt_pretrain.data.corpus import Corpus, open_corpus, split_of
+from gpt_pretrain.data.corpus import TokenCorpus, open_corpus, split_of
 from gpt_pretrain.data.documents import Documents
 from gpt_pretrain.data.files import Files, LocalFiles, is_url
 from gpt_pretrain.data.manifest import MANIFEST
 from gpt_pretrain.data.mixture import MixedWindows, most_in_proportion
-from gpt_pretrain.data.shards import Joined, moved
+from gpt_pretrain.data.shards import ConcatenatedTokens, moved
 from gpt_pretrain.data.text import Text, cache_folder, find_text
 from gpt_pretrain.data.tokens import TokenSplit, tokenize_text
 from gpt_pretrain.data.windows import TokenWindows, Windows
@@ -23,7 +23,7 @@ from gpt_pretrain.tokenizers.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSource:
     """A text or a corpus as tokens.
 
     Args:
@@ -54,7 +54,7 @@ def tokenizer_of(settings: DataSettings) -> str | None:
 
 def find_windows(
     settings: DataSettings, tokenizer: Tokenizer, *, context_length: int
-) -> tuple[TokenSplit, Windows, Windows, list[Source]]:
+) -> tuple[TokenSplit, Windows, Windows, list[DataSource]]:
     """The tokens that the settings name, and windows of both parts.
 
     Returns:
@@ -81,7 +81,7 @@ def find_windows(
     return _joined(sources), MixedWindows(train, weights), MixedWindows(val, weights), sources
 
 
-def corpus_at(path: str, settings: DataSettings) -> Corpus:
+def corpus_at(path: str, settings: DataSettings) -> TokenCorpus:
     """The corpus of token shards in a folder, or beside a file of it, or behind a URL.
 
     Raises:
@@ -109,7 +109,7 @@ def _files_at(path: str, settings: DataSettings) -> Files:
     return LocalFiles(place)
 
 
-def _find_sources(settings: DataSettings, tokenizer: Tokenizer) -> list[Source]:
+def _find_sources(settings: DataSettings, tokenizer: Tokenizer) -> list[DataSource]:
     if settings.name == "mixture":
         if not settings.sources:
             raise UserError("data=mixture needs data.sources='[{path: FOLDER, weight: 0.7}, {path: FOLDER2, weight: 0.3}]'.")
@@ -121,22 +121,22 @@ def _find_sources(settings: DataSettings, tokenizer: Tokenizer) -> list[Source]:
     if settings.path is not None and looks_like_shards(settings.path):
         raise UserError(f"data.path={settings.path}: these are token shards, or behind a URL: add data=shards.")
     text = find_text(settings, cache_dir=cache_folder(settings))
-    return [Source(settings.name, _text_split(text, settings, tokenizer), Documents(tokenizer.eos_id))]
+    return [DataSource(settings.name, _text_split(text, settings, tokenizer), Documents(tokenizer.eos_id))]
 
 
-def _find_source(path: str, settings: DataSettings, tokenizer: Tokenizer, *, weight: float = 1.0) -> Source:
+def _find_source(path: str, settings: DataSettings, tokenizer: Tokenizer, *, weight: float = 1.0) -> DataSource:
     """A folder of shards, or, in a mixture, a text as well."""
     if settings.name == "mixture" and not looks_like_shards(path):
         text = find_text(DataSettings(**{**vars(settings), "path": path}), cache_dir=cache_folder(settings))
-        return Source(path, _text_split(text, settings, tokenizer), Documents(tokenizer.eos_id), weight)
+        return DataSource(path, _text_split(text, settings, tokenizer), Documents(tokenizer.eos_id), weight)
     corpus = corpus_at(path, settings)
     split = split_of(corpus, tokenizer, train_ratio=settings.train_ratio, verify=settings.verify)
     if corpus.files.remote:
         split = _through_cache(split, corpus, settings)
-    return Source(path, split, Documents(tokenizer.eos_id, corpus.end_first), weight)
+    return DataSource(path, split, Documents(tokenizer.eos_id, corpus.end_first), weight)
 
 
-def _through_cache(split: TokenSplit, corpus: Corpus, settings: DataSettings) -> TokenSplit:
+def _through_cache(split: TokenSplit, corpus: TokenCorpus, settings: DataSettings) -> TokenSplit:
     """The same, with the shards read through a cache on this machine."""
     from gpt_pretrain.data.remote import CachedFiles, RemoteFiles
 
@@ -166,7 +166,7 @@ def _text_split(text: Text, settings: DataSettings, tokenizer: Tokenizer) -> Tok
 
 
 def _windows(
-    source: Source, settings: DataSettings, *, part: str, context_length: int, at_most: int | None = None
+    source: DataSource, settings: DataSettings, *, part: str, context_length: int, at_most: int | None = None
 ) -> TokenWindows:
     return TokenWindows(
         getattr(source.split, part),
@@ -177,21 +177,21 @@ def _windows(
     )
 
 
-def _joined(sources: list[Source]) -> TokenSplit:
+def _joined(sources: list[DataSource]) -> TokenSplit:
     """All sources of a mixture one after another; its hash tells their weights as well."""
     splits = [source.split for source in sources]
     weights = [source.weight / sum(source.weight for source in sources) for source in sources]
     told = [[split.text_sha256, round(weight, 12)] for split, weight in zip(splits, weights, strict=True)]
     amounts = {name: [getattr(split, name) for split in splits] for name in ("characters", "documents", "n_bytes")}
     return TokenSplit(
-        Joined([split.train for split in splits]),
-        Joined([split.val for split in splits]),
+        ConcatenatedTokens([split.train for split in splits]),
+        ConcatenatedTokens([split.val for split in splits]),
         text_sha256=hashlib.sha256(json.dumps(told).encode()).hexdigest(),
         **{name: None if None in counts else sum(counts) for name, counts in amounts.items()},
     )
 
 
-def _too_short(source: Source, context_length: int, settings: DataSettings) -> list[str]:
+def _too_short(source: DataSource, context_length: int, settings: DataSettings) -> list[str]:
     """Parts of a source that are shorter than one window and its target."""
     train, val = source.split.train.count, source.split.val.count
     longest = min(train, val) - 1

@@ -258,7 +258,7 @@ def _file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def sampled(tokens: TokenText) -> np.ndarray:
+def sample_tokens(tokens: TokenText) -> np.ndarray:
     """Token ids from places spread evenly over a text; all of a short one."""
     places, length = SAMPLE
     if tokens.count <= places * length:
@@ -272,6 +272,6 @@ def sampled(tokens: TokenText) -> np.ndarray:
 
 def loss_by_frequencies(tokens: TokenText) -> float:
     """Cross-entropy, in nats a token, of guessing each token as often as it occurs in a sample from all over the text."""
-    _, counts = np.unique(sampled(tokens), return_counts=True)
+    _, counts = np.unique(sample_tokens(tokens), return_counts=True)
     shares = counts / counts.sum()
     return float(-(shares * np.log(shares)).sum())

@@ -42,7 +42,7 @@ class Windows(Dataset[Batch]):
 
     def in_order(self, places: np.ndarray, n_windows: int, *, seed: int, epoch: int) -> np.ndarray:
         """Which windows stand at these places in the order of an epoch, as `shuffled` has it."""
-        return shuffled(places, n_windows, seed=seed, epoch=epoch)
+        return shuffle_windows(places, n_windows, seed=seed, epoch=epoch)
 
 
 class TokenWindows(Windows):
@@ -106,7 +106,7 @@ class TokenWindows(Windows):
         return starts
 
 
-class Order(Protocol):
+class WindowOrder(Protocol):
     """What `shuffled` is one of."""
 
     def __call__(self, places: np.ndarray, n_windows: int, *, seed: int, epoch: int) -> np.ndarray: ...
@@ -136,7 +136,7 @@ class BatchOrder(Sampler[np.ndarray]):
         *,
         seed: int | None = None,
         taken: int | None = None,
-        order: Order | None = None,
+        order: WindowOrder | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -145,7 +145,7 @@ class BatchOrder(Sampler[np.ndarray]):
         self.n_choices = n_windows
         self.batch_size = batch_size
         self.seed = seed
-        self.order: Order = shuffled if order is None else order
+        self.order: WindowOrder = shuffle_windows if order is None else order
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
@@ -170,7 +170,7 @@ class BatchOrder(Sampler[np.ndarray]):
             yield from (row[there] for row, there in zip(windows, places < self.n_windows, strict=True))
 
 
-def shuffled(places: np.ndarray, n_windows: int, *, seed: int, epoch: int) -> np.ndarray:
+def shuffle_windows(places: np.ndarray, n_windows: int, *, seed: int, epoch: int) -> np.ndarray:
     """Which windows stand at these places in the order of an epoch.
 
     The order is a permutation of 0 to n_windows - 1 that can be computed at any place, so that no list of it is kept: a

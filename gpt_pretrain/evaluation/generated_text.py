@@ -20,10 +20,10 @@ from gpt_pretrain.data.sources import corpus_at
 from gpt_pretrain.data.text import cache_folder, find_text
 from gpt_pretrain.data.tokens import TokenText, tokenize_text
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.evaluation.memorization import longest_run
+from gpt_pretrain.evaluation.memorization import longest_memorized_span
 from gpt_pretrain.generation.prompts import Continuation
 from gpt_pretrain.model.gpt2 import GPTModel
-from gpt_pretrain.runs.metadata import update_record
+from gpt_pretrain.runs.metadata import update_metadata
 from gpt_pretrain.system.files import write_text
 from gpt_pretrain.tokenizers.tokenizer import Tokenizer
 
@@ -73,7 +73,7 @@ def keep_measured(
     """
     whole = [text.text for text in texts]
     write_text(folder / "samples.txt", "\n\n".join(whole) + "\n")
-    update_record(folder, texts=whole, measures=measure(model, texts, training=training_tokens(content, tokenizer)))
+    update_metadata(folder, texts=whole, measures=measure(model, texts, training=training_tokens(content, tokenizer)))
 
 
 def measure(model: GPTModel, texts: Sequence[Continuation], *, training: TokenText | None) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def measure(model: GPTModel, texts: Sequence[Continuation], *, training: TokenTe
         in nats, at temperature 1 with all tokens allowed; run_length, new_tokens: of the one with the longest run. None where
         texts are too short.
     """
-    runs = [] if training is None else [(longest_run(text.new_ids, training), len(text.new_ids)) for text in texts]
+    runs = [] if training is None else [(longest_memorized_span(text.new_ids, training), len(text.new_ids)) for text in texts]
     longest = max(runs, default=(None, None))
     return {
         **{f"distinct_{n}": _mean([distinct(text.new_ids, n) for text in texts]) for n in (1, 2, 3)},

@@ -16,7 +16,7 @@ SEARCHED = 32 * BLOCK  # tokens of a longer text that are looked at: three secon
 BASE = np.uint64(0x9E3779B97F4A7C15)  # odd; 2^64 divided by the golden ratio
 
 
-def longest_run(sample: Sequence[int], text: TokenText) -> int:
+def longest_memorized_span(sample: Sequence[int], text: TokenText) -> int:
     """How many neighbouring tokens of a sample stand in a text as they are, at most.
 
     The text is read once; of one with more than SEARCHED tokens that many, in blocks spread evenly over it. A window of it is

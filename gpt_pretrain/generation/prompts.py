@@ -2,42 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from gpt_pretrain.config.schema import GenerateSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.generation.decoding import DecodingModel
 from gpt_pretrain.generation.sampling import generate_stream
 from gpt_pretrain.tokenizers.tokenizer import Tokenizer, decode_stream
-
-
-def prompts(settings: GenerateSettings) -> Iterator[str]:
-    """The prompts to continue, one after another.
-
-    Raises:
-        UserError: when a file of prompts cannot be read or is not UTF-8.
-    """
-    if settings.interactive:
-        yield from _typed_prompts()
-    elif settings.prompt_file is not None:
-        try:
-            yield Path(settings.prompt_file).expanduser().read_text(encoding="utf-8").removesuffix("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"prompt_file={settings.prompt_file} cannot be read as UTF-8 text: {error}") from error
-    elif settings.prompt == "-":
-        try:
-            yield sys.stdin.read().removesuffix("\n")
-        except UnicodeDecodeError as error:
-            raise UserError(f"prompt=-: standard input is not UTF-8 text: {error}") from error
-    else:
-        yield settings.prompt
 
 
 @dataclass(frozen=True)
@@ -90,17 +65,3 @@ def _kept(columns: Iterable[Tensor], new_ids: list[int], *, eos_id: int) -> Iter
         if (token_id := int(column)) != eos_id:
             new_ids.append(token_id)
             yield token_id
-
-
-def _typed_prompts() -> Iterator[str]:
-    """Lines that the user types, until an empty line, Ctrl-D or Ctrl-C."""
-    print("Type a prompt and press Enter; an empty line ends.")
-    while True:
-        try:
-            line = input("> ")
-        except (EOFError, KeyboardInterrupt):
-            print()
-            return
-        if not line:
-            return
-        yield line

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from gpt_pretrain.model import costs as flops
+from gpt_pretrain.model import costs
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.costs import Sharing
 
@@ -45,12 +45,12 @@ def step_traffic(config: GPTConfig, *, precision: str, sharing: Sharing) -> Traf
     Source: Patarasu & Yuan 2009, "Bandwidth optimal all-reduce algorithms", for a ring's (W - 1) / W of the bytes to gather or to
         scatter, and twice that for both; Rajbhandari et al. 2020 (arXiv:1910.02054), section 7, for FSDP's 3 to DDP's 2.
     """
-    wide, _ = flops.number_bytes(precision)
+    wide, _ = costs.number_bytes(precision)
     W = sharing.devices
     if not sharing.fsdp:
-        return Traffic(weights=0, gradients=2 * (W - 1) * flops.num_parameters(config) * wide // W)
-    blocks = config.n_layers * flops.padded(flops.block_shapes(config), W)
-    root = flops.padded(flops.root_shapes(config), W)
+        return Traffic(weights=0, gradients=2 * (W - 1) * costs.num_parameters(config) * wide // W)
+    blocks = config.n_layers * costs.padded(costs.block_shapes(config), W)
+    root = costs.padded(costs.root_shapes(config), W)
     part = wide * sharing.accumulate * (W - 1)
     return Traffic(weights=(2 * blocks + root) * part // W, gradients=(blocks + root) * part // W)
 
@@ -86,7 +86,7 @@ class Cluster:
 
 def compute_seconds(config: GPTConfig, cluster: Cluster, *, tokens: float, recompute: bool = False) -> float:
     """How long a device computes for so many tokens, at the utilisation that is assumed; recomputation counts as operations."""
-    return tokens * flops.training_flops(config, recompute=recompute) / (cluster.flops_per_second * cluster.utilisation)
+    return tokens * costs.training_flops(config, recompute=recompute) / (cluster.flops_per_second * cluster.utilisation)
 
 
 def traffic_seconds(config: GPTConfig, cluster: Cluster, *, precision: str, sharing: Sharing) -> float:

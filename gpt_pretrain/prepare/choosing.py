@@ -27,7 +27,7 @@ BINS = 1 << 16
 
 
 @dataclass(frozen=True)
-class Choice:
+class DocumentSplit:
     """Where each document goes.
 
     Args:
@@ -48,7 +48,7 @@ class Choice:
         return found
 
 
-def choose(stage: Stage, *, val_fraction: float, val_tokens: int | None, duplicates: Path | None) -> Choice:
+def choose(stage: Stage, *, val_fraction: float, val_tokens: int | None, duplicates: Path | None) -> DocumentSplit:
     """The threshold that the settings ask for; with val_fraction at least one of several documents is for validation.
 
     Args:
@@ -57,7 +57,7 @@ def choose(stage: Stage, *, val_fraction: float, val_tokens: int | None, duplica
     Raises:
         UserError: when no document is left for training.
     """
-    everything = Choice("", duplicates)
+    everything = DocumentSplit("", duplicates)
     lowest, highest = _extremes(stage, everything)
     if lowest == highest or (val_tokens is None and val_fraction == 0):  # one text is for training
         return everything
@@ -68,7 +68,7 @@ def choose(stage: Stage, *, val_fraction: float, val_tokens: int | None, duplica
     if threshold >= highest:
         setting = f"val_fraction={val_fraction:g}" if val_tokens is None else f"val_tokens={val_tokens}"
         raise UserError(f"{setting}: this takes every document for validation, and leaves none for training. Choose less.")
-    return Choice(threshold, duplicates)
+    return DocumentSplit(threshold, duplicates)
 
 
 def find_duplicates(stage: Stage, folder: Path) -> tuple[Path, int]:
@@ -110,7 +110,7 @@ def _repeated(placed: np.ndarray) -> np.ndarray:
     return repeated
 
 
-def _extremes(stage: Stage, choice: Choice) -> tuple[str, str]:
+def _extremes(stage: Stage, choice: DocumentSplit) -> tuple[str, str]:
     """The smallest and the largest hash of the documents that are not left out.
 
     Raises:
@@ -129,7 +129,7 @@ def _extremes(stage: Stage, choice: Choice) -> tuple[str, str]:
     return found[0], found[1]
 
 
-def _threshold(stage: Stage, choice: Choice, wanted: int) -> str:
+def _threshold(stage: Stage, choice: DocumentSplit, wanted: int) -> str:
     """The smallest hash up to which the documents have together at least that many tokens, or that of all if they have fewer."""
     tokens = np.zeros(BINS)
     for first, rows in stage.rows():

@@ -24,7 +24,7 @@ from gpt_pretrain.prepare.pieces import read_journal
 from gpt_pretrain.prepare.pool import Workers
 from gpt_pretrain.prepare.progress import Progress
 from gpt_pretrain.prepare.reading import Reading, read
-from gpt_pretrain.prepare.sources import Source
+from gpt_pretrain.prepare.sources import InputFile
 from gpt_pretrain.prepare.stopping import Stop
 from gpt_pretrain.system.resources import cores
 
@@ -45,7 +45,7 @@ class EncodeTask:
         quiet: keep datatrove from writing to the terminal.
     """
 
-    groups: list[list[Source]]
+    groups: list[list[InputFile]]
     reading: Reading
     encoding: Encoding
     folders: list[Path]
@@ -74,11 +74,11 @@ class EncodeTask:
         return data
 
 
-def grouped(sources: Sequence[Source], n_groups: int) -> list[list[Source]]:
+def grouped(sources: Sequence[InputFile], n_groups: int) -> list[list[InputFile]]:
     """Files in groups of about the same size in bytes, in their order; none is empty."""
     n_groups = min(n_groups, len(sources))
     total, passed = sum(source.size + 1 for source in sources), 0
-    groups: list[list[Source]] = [[] for _ in range(n_groups)]
+    groups: list[list[InputFile]] = [[] for _ in range(n_groups)]
     for number, source in enumerate(sources):
         wanted = passed * n_groups // total
         filled = sum(1 for group in groups if group)

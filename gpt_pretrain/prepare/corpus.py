@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pretrain.config.schema import PrepareSettings
-from gpt_pretrain.prepare.items import Item, Place
+from gpt_pretrain.prepare.items import Item, ReadPosition
 from gpt_pretrain.prepare.reading import Reading, read
-from gpt_pretrain.prepare.sources import Source, find_sources
+from gpt_pretrain.prepare.sources import InputFile, find_sources
 from gpt_pretrain.prepare.tables import describe_dataset, read_dataset
 
 ESCAPES = {"\\n": "\n", "\\t": "\t", "\\r": "\r"}  # in a separator
 
 
 @dataclass(frozen=True)
-class Corpus:
+class CorpusInputs:
     """What is to be read.
 
     Args:
@@ -29,15 +29,15 @@ class Corpus:
         reading: how they are read.
     """
 
-    reader: Callable[[Place], Iterator[Item]]
+    reader: Callable[[ReadPosition], Iterator[Item]]
     source: list[dict[str, Any]]
     stamps: list[dict[str, Any]]
     size: int | None
-    files: list[Source]
+    files: list[InputFile]
     reading: Reading
 
 
-def find_corpus(settings: PrepareSettings, *, out: Path) -> Corpus:
+def find_corpus(settings: PrepareSettings, *, out: Path) -> CorpusInputs:
     """The corpus that the settings name.
 
     Raises:
@@ -47,12 +47,12 @@ def find_corpus(settings: PrepareSettings, *, out: Path) -> Corpus:
     if settings.dataset is not None:
         named = (settings.dataset, settings.dataset_config, settings.dataset_split)
         about, stamp = describe_dataset(*named)
-        return Corpus(lambda place: read_dataset(*named, settings.text_field, place), [about], [stamp], None, [], reading)
+        return CorpusInputs(lambda place: read_dataset(*named, settings.text_field, place), [about], [stamp], None, [], reading)
     sources = find_sources(settings.inputs, out=out)
     source = [{"path": one.path, "bytes": one.size} for one in sources]
     stamps = [{"path": one.path, "bytes": one.size, "changed": one.changed} for one in sources]
     size = sum(one.size for one in sources)
-    return Corpus(lambda place: read(sources, reading, start=place), source, stamps, size, sources, reading)
+    return CorpusInputs(lambda place: read(sources, reading, start=place), source, stamps, size, sources, reading)
 
 
 def unescaped(separator: str | None) -> str | None:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from gpt_pretrain.prepare.encoding import encode
-from gpt_pretrain.prepare.items import Encoded, Item, Place
+from gpt_pretrain.prepare.items import Encoded, Item, ReadPosition
 from gpt_pretrain.prepare.pieces import REJECTS, Pieces
 from gpt_pretrain.prepare.pool import Workers
 from gpt_pretrain.prepare.progress import Progress
@@ -16,7 +16,7 @@ from gpt_pretrain.prepare.reading import batches
 from gpt_pretrain.prepare.rejects import collect, refusal, too_many
 from gpt_pretrain.prepare.stopping import Stop
 
-Reader = Callable[[Place], Iterator[Item]]  # all items from a place on
+Reader = Callable[[ReadPosition], Iterator[Item]]  # all items from a place on
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def encode(items: list[Item], tokenizer_name: str, text_field: str) -> Encoded:
     return batch.encoded()
 
 
-def cut(text: str, start: int = 0) -> int:
+def split_point(text: str, start: int = 0) -> int:
     """Where the part of a text that begins at start ends, if PART characters or more are left of it.
 
     Encoding both sides gives the same as encoding the whole. A text that has no such place, as a genome may, is divided after
@@ -65,7 +65,7 @@ def parts(text: str) -> Iterator[str]:
     """A text in parts that are encoded one by one; where it is divided depends on nothing but the text."""
     start = 0
     while len(text) - start > PART:
-        end = cut(text, start)
+        end = split_point(text, start)
         yield text[start:end]
         start = end
     yield text[start:] if start else text

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pretrain.config.schema import PrepareSettings
-from gpt_pretrain.prepare.choosing import Choice, choose, find_duplicates
+from gpt_pretrain.prepare.choosing import DocumentSplit, choose, find_duplicates
 from gpt_pretrain.prepare.corpus_folder import OWN, WORK
 from gpt_pretrain.prepare.pieces import sha256
 from gpt_pretrain.prepare.pool import Workers
 from gpt_pretrain.prepare.progress import Progress
-from gpt_pretrain.prepare.shards import NAMES, Plan, ShardJob, plan_parts, write_shard
+from gpt_pretrain.prepare.shards import NAMES, PartPlan, ShardJob, plan_parts, write_shard
 from gpt_pretrain.prepare.stage import Stage
 from gpt_pretrain.prepare.stopping import Stop
 from gpt_pretrain.system.files import sync_file
@@ -62,7 +62,12 @@ def write_parts(
 
 
 def _jobs(
-    plans: dict[int, Plan], choice: Choice, tasks: tuple[Path, ...], settings: PrepareSettings, folder: Path, itemsize: int
+    plans: dict[int, PartPlan],
+    choice: DocumentSplit,
+    tasks: tuple[Path, ...],
+    settings: PrepareSettings,
+    folder: Path,
+    itemsize: int,
 ) -> list[ShardJob]:
     jobs = []
     for part, plan in plans.items():
@@ -98,7 +103,7 @@ def _remove_others(folder: Path, names: set[str]) -> None:
             path.unlink()
 
 
-def _part(plan: Plan, shards: list[dict[str, Any]]) -> dict[str, Any]:
+def _part(plan: PartPlan, shards: list[dict[str, Any]]) -> dict[str, Any]:
     """A part as the manifest has it."""
     found = {name: sum(shard[name] for shard in shards) for name in ("documents", "tokens", "bytes")}
     expected = {"documents": plan.documents, "tokens": plan.tokens, "bytes": plan.bytes}

@@ -17,7 +17,7 @@ ROW = np.dtype([("hash", "V16"), ("tokens", "<u8"), ("bytes", "<u8"), ("state", 
 
 
 @dataclass(frozen=True)
-class Place:
+class ReadPosition:
     """Where reading goes on.
 
     Args:
@@ -69,7 +69,7 @@ class Item:
     file: str
     first: int
     content: bytes | str | list[Any] | Bad
-    after: Place
+    after: ReadPosition
     read: int
     begins: bool = True
     ends: bool = True

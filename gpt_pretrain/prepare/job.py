@@ -16,7 +16,7 @@ from gpt_pretrain.data.manifest import FORMAT, MANIFEST, VERSION
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare import corpus_folder
 from gpt_pretrain.prepare.cluster import MOST_TASKS, EncodeTask, encode_on_cluster, grouped
-from gpt_pretrain.prepare.corpus import Corpus, find_corpus
+from gpt_pretrain.prepare.corpus import CorpusInputs, find_corpus
 from gpt_pretrain.prepare.corpus_folder import PLAN, REJECTED, WORK
 from gpt_pretrain.prepare.encode_stage import Encoding, encode_all
 from gpt_pretrain.prepare.encoding import tokenizer_of
@@ -26,7 +26,7 @@ from gpt_pretrain.prepare.pool import Workers
 from gpt_pretrain.prepare.progress import Progress
 from gpt_pretrain.prepare.rejects import collect, refusal, too_many
 from gpt_pretrain.prepare.report import print_report
-from gpt_pretrain.prepare.sources import Source
+from gpt_pretrain.prepare.sources import InputFile
 from gpt_pretrain.prepare.stopping import Stop, stoppable
 from gpt_pretrain.prepare.summary import print_summary
 from gpt_pretrain.system.files import write_json
@@ -44,7 +44,7 @@ CONTENT = (
 )  # what the corpus depends on
 
 
-def prepare(settings: PrepareSettings) -> None:
+def prepare_corpus(settings: PrepareSettings) -> None:
     """Make the corpus that the settings name, or go on with it, unless it is there.
 
     Raises:
@@ -91,7 +91,7 @@ def prepare(settings: PrepareSettings) -> None:
 
 
 def _make(
-    settings: PrepareSettings, corpus: Corpus, wanted: dict[str, Any], folder: Path, stop: Stop
+    settings: PrepareSettings, corpus: CorpusInputs, wanted: dict[str, Any], folder: Path, stop: Stop
 ) -> tuple[dict[str, Any], Counts]:
     """Write all but the manifest, and return that and what was counted on the way."""
     itemsize = token_itemsize(tokenizer_of(settings.tokenizer).vocab_size)
@@ -126,14 +126,14 @@ def _make(
     }, counts
 
 
-def _groups(settings: PrepareSettings, corpus: Corpus) -> list[list[Source]]:
+def _groups(settings: PrepareSettings, corpus: CorpusInputs) -> list[list[InputFile]]:
     """The files of each task."""
     if settings.executor is None:
         return [corpus.files]
     return grouped(corpus.files, settings.tasks or MOST_TASKS)
 
 
-def _description(settings: PrepareSettings, corpus: Corpus) -> dict[str, Any]:
+def _description(settings: PrepareSettings, corpus: CorpusInputs) -> dict[str, Any]:
     """What a corpus depends on, as its manifest has it."""
     tokenizer = tokenizer_of(settings.tokenizer)
     options = {name: getattr(settings, name) for name in CONTENT}

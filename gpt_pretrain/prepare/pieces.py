@@ -22,7 +22,7 @@ import numpy as np
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare.encoding import chained
-from gpt_pretrain.prepare.items import OPEN, ROW, Encoded, Place
+from gpt_pretrain.prepare.items import OPEN, ROW, Encoded, ReadPosition
 from gpt_pretrain.system.files import sync_file
 
 JOURNAL, REJECTS = "journal.jsonl", "rejected.jsonl"
@@ -66,7 +66,7 @@ class State:
         complete: whether nothing is left to be read.
     """
 
-    after: Place = field(default_factory=Place)
+    after: ReadPosition = field(default_factory=ReadPosition)
     counts: Counts = field(default_factory=Counts)
     open_hash: str = ""
     open_tokens: int = 0
@@ -122,7 +122,7 @@ class Pieces:
         self._rejects.truncate(self.state.rejects_size)
         self._begin()
 
-    def add(self, encoded: Encoded, after: Place) -> None:
+    def add(self, encoded: Encoded, after: ReadPosition) -> None:
         """Write what a worker made, and where in the corpus reading goes on behind it."""
         self._tokens.write(encoded.tokens)
         self._tokens_hash.update(encoded.tokens)
@@ -232,4 +232,4 @@ def sha256(path: Path) -> str:
 
 
 def _state(fields: dict[str, Any]) -> State:
-    return State(**fields | {"after": Place(**fields["after"]), "counts": Counts(**fields["counts"])})
+    return State(**fields | {"after": ReadPosition(**fields["after"]), "counts": Counts(**fields["counts"])})

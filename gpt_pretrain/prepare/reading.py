@@ -6,8 +6,8 @@ import codecs
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from gpt_pretrain.prepare.items import BATCH, DAMAGED_ARCHIVE, Item, Place
-from gpt_pretrain.prepare.sources import Source, check_unchanged
+from gpt_pretrain.prepare.items import BATCH, DAMAGED_ARCHIVE, Item, ReadPosition
+from gpt_pretrain.prepare.sources import InputFile, check_unchanged
 from gpt_pretrain.prepare.streams import DamagedArchive, blocks
 from gpt_pretrain.prepare.stretches import Cursor, documents, lines
 
@@ -25,7 +25,7 @@ class Reading:
     separator: str | None
 
 
-def read(sources: Sequence[Source], reading: Reading, *, start: Place) -> Iterator[Item]:
+def read(sources: Sequence[InputFile], reading: Reading, *, start: ReadPosition) -> Iterator[Item]:
     """All that stands in files from a place on.
 
     Raises:
@@ -36,7 +36,7 @@ def read(sources: Sequence[Source], reading: Reading, *, start: Place) -> Iterat
     for number in range(start.file, len(sources)):
         source = sources[number]
         check_unchanged([source])
-        yield from _read_one(source, reading, start if number == start.file else Place(number), behind)
+        yield from _read_one(source, reading, start if number == start.file else ReadPosition(number), behind)
         behind += source.size
         check_unchanged([source])
 
@@ -55,7 +55,7 @@ def batches(items: Iterable[Item]) -> Iterator[list[Item]]:
         yield waiting
 
 
-def _read_one(source: Source, reading: Reading, place: Place, behind: int) -> Iterator[Item]:
+def _read_one(source: InputFile, reading: Reading, place: ReadPosition, behind: int) -> Iterator[Item]:
     if source.form == "parquet":
         from gpt_pretrain.prepare.tables import read_parquet
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare.items import FIELD_MISSING
 from gpt_pretrain.prepare.pieces import Counts
-from gpt_pretrain.system.formatting import count
+from gpt_pretrain.system.formatting import format_count
 
 MOST_LEFT_OUT = 0.5  # share of bad records up to which leaving them out is a way
 ENOUGH = 10_000  # records from which a share says something before all have been read
@@ -45,7 +45,7 @@ def refusal(counts: Counts, file: Path, *, max_rejected: float) -> UserError:
     if share < MOST_LEFT_OUT:
         remedy += f", or leave them out with max_rejected={_rounded_up(share):g}: the same command then goes on where it was"
     return UserError(
-        f"{counts.rejected:,} of {count(counts.records, 'record')} ({100 * share:.3g} %) cannot be used, more than "
+        f"{counts.rejected:,} of {format_count(counts.records, 'record')} ({100 * share:.3g} %) cannot be used, more than "
         f"max_rejected={max_rejected:g} allows ({reasons}). {told(file)} All are in {file}. {remedy}."
     )
 

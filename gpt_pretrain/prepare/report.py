@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpt_pretrain.prepare.encoding import tokenizer_of
-from gpt_pretrain.system.formatting import count, scaled
+from gpt_pretrain.system.formatting import format_count, format_si
 from gpt_pretrain.tokenizers.tokenizer import Tokenizer, decode
 
 EXAMPLES = 3
@@ -24,8 +24,8 @@ def print_report(manifest: dict[str, Any], folder: Path) -> None:
     for name, part in manifest["parts"].items():
         if not part["documents"]:
             continue
-        size, text_tokens = scaled(part["bytes"], "B"), part["tokens"] - part["documents"]
-        print(f"\n{name}: {count(part['documents'], 'document')}, {count(part['tokens'], 'token')}, {size} of text")
+        size, text_tokens = format_si(part["bytes"], "B"), part["tokens"] - part["documents"]
+        print(f"\n{name}: {format_count(part['documents'], 'document')}, {format_count(part['tokens'], 'token')}, {size} of text")
         print(f"{part['bytes'] / max(text_tokens, 1):.2f} bytes of text a token, ends of documents not counted")
         print("\n".join(histogram(part, folder)))
         for number in sorted({part["documents"] * place // EXAMPLES for place in range(EXAMPLES)}):

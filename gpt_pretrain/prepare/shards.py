@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt_pretrain.prepare.choosing import TRAIN, VAL, Choice
+from gpt_pretrain.prepare.choosing import TRAIN, VAL, DocumentSplit
 from gpt_pretrain.prepare.encoding import byte_lengths_of
 from gpt_pretrain.prepare.stage import Stage
 from gpt_pretrain.system.files import replacing
@@ -35,7 +35,7 @@ class Start:
 
 
 @dataclass
-class Plan:
+class PartPlan:
     """A part of the corpus, before it is written.
 
     Args:
@@ -59,14 +59,14 @@ class ShardJob:
     start: Start
     tokens: int
     tasks: tuple[Path, ...]
-    choice: Choice
+    choice: DocumentSplit
     itemsize: int
     tokenizer: str
 
 
-def plan_parts(stage: Stage, choice: Choice, *, shard_tokens: int) -> dict[int, Plan]:
+def plan_parts(stage: Stage, choice: DocumentSplit, *, shard_tokens: int) -> dict[int, PartPlan]:
     """How large the parts are, and where each shard begins."""
-    plans = {part: Plan() for part in NAMES}
+    plans = {part: PartPlan() for part in NAMES}
     source = 0
     for first, rows in stage.rows():
         ends = source + rows["tokens"].cumsum()

@@ -17,7 +17,7 @@ KNOWN = ".txt, .md, .jsonl, .ndjson, .json (each also with .gz or .zst) and .par
 
 
 @dataclass(frozen=True)
-class Source:
+class InputFile:
     """One file of a corpus.
 
     Args:
@@ -39,7 +39,7 @@ class Source:
         return ending[1:] if ending in ARCHIVES else None
 
 
-def find_sources(words: Iterable[str], *, out: Path) -> list[Source]:
+def find_sources(words: Iterable[str], *, out: Path) -> list[InputFile]:
     """The files that a command line names, in that order; those of a directory or a glob sorted by name; none twice.
 
     Args:
@@ -51,7 +51,7 @@ def find_sources(words: Iterable[str], *, out: Path) -> list[Source]:
         UserError: with every word that leads to no file, and every file that cannot be read.
     """
     problems: list[str] = []
-    found: dict[str, Source] = {}
+    found: dict[str, InputFile] = {}
     for word in words:
         files = _matching(word, problems)
         for path in files:
@@ -72,17 +72,17 @@ def find_sources(words: Iterable[str], *, out: Path) -> list[Source]:
     return list(found.values())
 
 
-def source(path: str) -> Source:
+def source(path: str) -> InputFile:
     """A file as it is now.
 
     Raises:
         OSError: when it is not there.
     """
     status = os.stat(path)
-    return Source(path, _form(Path(path)) or "text", status.st_size, status.st_mtime_ns)
+    return InputFile(path, _form(Path(path)) or "text", status.st_size, status.st_mtime_ns)
 
 
-def check_unchanged(sources: Iterable[Source]) -> None:
+def check_unchanged(sources: Iterable[InputFile]) -> None:
     """Make sure that files are what they were when the work was planned.
 
     Raises:
@@ -91,7 +91,7 @@ def check_unchanged(sources: Iterable[Source]) -> None:
     problems = []
     for before in sources:
         try:
-            now: Source | None = source(before.path)
+            now: InputFile | None = source(before.path)
         except OSError:
             now = None
         if now != before:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, Protocol
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.prepare.sources import Source
+from gpt_pretrain.prepare.sources import InputFile
 
 BLOCK = 1 << 20  # bytes that are read of a plain file, and given on of any, at once
 COMPRESSED_BLOCK = 1 << 12  # of an archive: four bytes may stand for 128 KiB, the most that zstandard's format allows
@@ -34,7 +34,7 @@ def missing_extra(package: str) -> UserError:
     return UserError(f'This corpus needs the package {package}, which is not installed: pip install "gpt-pretrain[corpora]".')
 
 
-def blocks(source: Source, stream: BinaryIO, *, start: int = 0) -> Iterator[bytes]:
+def blocks(source: InputFile, stream: BinaryIO, *, start: int = 0) -> Iterator[bytes]:
     """The bytes of a file's content from a place on, about BLOCK at once.
 
     Args:

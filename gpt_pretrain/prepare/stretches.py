@@ -6,8 +6,8 @@ import codecs
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from gpt_pretrain.prepare.encoding import cut
-from gpt_pretrain.prepare.items import LONGEST_RECORD, PART, Bad, Item, Place
+from gpt_pretrain.prepare.encoding import split_point
+from gpt_pretrain.prepare.items import LONGEST_RECORD, PART, Bad, Item, ReadPosition
 
 
 class Cursor:
@@ -19,7 +19,7 @@ class Cursor:
         read: tells how many bytes of all files have been read so far.
     """
 
-    def __init__(self, file: str, place: Place, *, read: Callable[[], int]) -> None:
+    def __init__(self, file: str, place: ReadPosition, *, read: Callable[[], int]) -> None:
         self.file = file
         self.offset, self.record, self.in_document = place.offset, place.record, place.in_document
         self._number, self._read = place.file, read
@@ -48,7 +48,7 @@ class Cursor:
         return self._item(self.record, Bad(self.file, self.record, reason, detail), begins=begins)
 
     def _item(self, first: int, content: bytes | str | list[Any] | Bad, *, begins: bool = True, ends: bool = True) -> Item:
-        after = Place(self._number, self.offset, self.record, self.in_document)
+        after = ReadPosition(self._number, self.offset, self.record, self.in_document)
         return Item(self.file, first, content, after, self._read(), begins, ends)
 
 
@@ -90,7 +90,7 @@ def documents(content: Iterable[bytes], cursor: Cursor, separator: str | None) -
                 broken = f"{error.reason} near byte {behind + error.start}"
         behind += len(data) + skipped
         while not broken and len(text) > PART:
-            place = cut(text)
+            place = split_point(text)
             yield cursor.part(text[:place], ends=False)
             text = text[place:]
         if ends:

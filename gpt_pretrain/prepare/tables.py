@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.prepare.items import BATCH, DAMAGED_ARCHIVE, LONGEST_RECORD, Item, Place
-from gpt_pretrain.prepare.sources import Source
+from gpt_pretrain.prepare.items import BATCH, DAMAGED_ARCHIVE, LONGEST_RECORD, Item, ReadPosition
+from gpt_pretrain.prepare.sources import InputFile
 from gpt_pretrain.prepare.streams import missing_extra
 from gpt_pretrain.prepare.stretches import Cursor
 
@@ -18,7 +18,7 @@ MOST_ROWS = 64  # that are read at once, of which one may be as long as all othe
 SAVED = ("state.json", "dataset_dict.json")  # one of them is in a folder that save_to_disk wrote
 
 
-def read_parquet(source: Source, text_field: str, place: Place, behind: int) -> Iterator[Item]:
+def read_parquet(source: InputFile, text_field: str, place: ReadPosition, behind: int) -> Iterator[Item]:
     """The rows of a Parquet file from a place on, some at once.
 
     Args:
@@ -73,7 +73,7 @@ def describe_dataset(name: str, config: str | None, split: str) -> tuple[dict[st
     return about | {"bytes": sum(sizes.values()) if found else None}, about | {"files": sizes, "changed": changed}
 
 
-def read_dataset(name: str, config: str | None, split: str, text_field: str, place: Place) -> Iterator[Item]:
+def read_dataset(name: str, config: str | None, split: str, text_field: str, place: ReadPosition) -> Iterator[Item]:
     """The records of a dataset from a place on; those before are read and thrown away where the dataset cannot skip them.
 
     Raises:

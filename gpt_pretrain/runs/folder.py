@@ -26,7 +26,7 @@ STUDY = "study.journal"  # of a search
 SWEEP_SETTINGS = "multirun.yaml"  # as Hydra's own sweepers call what a sweep was started with
 
 
-def place(path: Path) -> str:
+def display_path(path: Path) -> str:
     """A path as short as it can be typed from here."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
@@ -46,15 +46,15 @@ def find_run(name: str) -> Path:
     Raises:
         UserError: when there is no such run, or it has no checkpoint.
     """
-    run_dir = find_folder(name)
-    if not checkpoints(run_dir):
+    run_dir = find_run_folder(name)
+    if not list_checkpoints(run_dir):
         raise UserError(
             f"{name}: this run has no checkpoint yet, so there is nothing to go on from. The first is written after an epoch."
         )
     return run_dir
 
 
-def find_folder(name: str) -> Path:
+def find_run_folder(name: str) -> Path:
     """The folder that a user means, as `find_run` has it, with a checkpoint or without.
 
     Raises:
@@ -103,10 +103,10 @@ def find_checkpoints(name: str) -> list[Path]:
         raise UserError(
             f"checkpoint={name}: there is no such file or run directory. `latest` names the newest run below {OUTPUTS}/."
         )
-    return checkpoints(find_run(name))
+    return list_checkpoints(find_run(name))
 
 
-def checkpoints(run_dir: Path) -> list[Path]:
+def list_checkpoints(run_dir: Path) -> list[Path]:
     """A run's checkpoints: last.ckpt, then those with a step in their name, the newest first, then best.ckpt."""
     found = [file for file in checkpoint_dir(run_dir).glob("*.ckpt") if file.is_file()]
     return sorted(found, key=lambda file: (file.name == LAST, file.name != BEST, file.name), reverse=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning.pytorch.loggers import Logger
 
 from gpt_pretrain.config.schema import LoggerSettings
-from gpt_pretrain.runs.metadata import read_record
+from gpt_pretrain.runs.metadata import read_metadata
 from gpt_pretrain.runs.metrics_file import MetricsFile
 from gpt_pretrain.runs.tensorboard import EventFiles, as_hparams
 
@@ -27,7 +27,7 @@ def build_loggers(settings: LoggerSettings, *, run_dir: Path, first_step: int = 
         loggers.append(metrics := MetricsFile(run_dir / "metrics.csv", first_step=first_step))
         history = metrics.kept
     if settings.tensorboard:
-        record = read_record(run_dir)
+        record = read_metadata(run_dir)
         swept = record.get("swept")
         table = as_hparams(record.get("overrides", []) if swept is None else swept)
         loggers.append(EventFiles(run_dir, first_step=first_step, hparams=table, sweep=bool(swept), history=history))

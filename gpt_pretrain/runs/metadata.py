@@ -7,7 +7,6 @@ import logging
 import os
 import platform
 import signal
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,12 +14,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gpt_pretrain.config.overrides import key_of
+from gpt_pretrain.config.overrides import override_key
 from gpt_pretrain.errors import AlreadyCompleteError, UserError
+from gpt_pretrain.system.checkout import git_revision
 from gpt_pretrain.system.files import write_json
 from gpt_pretrain.system.locks import lock, try_lock
 
-RECORD, LOCK = "run.json", ".lock"
+METADATA, LOCK = "run.json", ".lock"
 RUNNING, FINISHED, FAILED, INTERRUPTED, PRUNED = "running", "finished", "failed", "interrupted", "pruned"
 _BUSY = "{}: another process is at work on this run. Wait for its end, or stop it first."
 COMPLETE = (FINISHED, PRUNED)  # nothing is left to do
@@ -29,18 +29,18 @@ PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "tiktoken", "numpy"
 log = logging.getLogger(__name__)
 
 
-def read_record(folder: Path) -> dict[str, Any]:
+def read_metadata(folder: Path) -> dict[str, Any]:
     """The record in a run's folder; empty if there is none, or it cannot be read."""
     try:
-        content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        content = json.loads((folder / METADATA).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
 
 
-def update_record(folder: Path, **fields: Any) -> None:
+def update_metadata(folder: Path, **fields: Any) -> None:
     """Add fields to a run's record, or change them."""
-    _write(folder, read_record(folder) | fields)
+    _write(folder, read_metadata(folder) | fields)
 
 
 @contextmanager
@@ -54,9 +54,9 @@ def recorded(folder: Path, *, command: str, overrides: Sequence[str], swept: Seq
         swept: those of them that the sweep around the run tries values of; None where there is no sweep.
     """
     with lock(folder / LOCK, problem=_BUSY.format(folder)):
-        before, start = read_record(folder), time.monotonic()
-        typed = {key_of(word): word for word in [*overrides_in(before), *overrides]}
-        update_record(
+        before, start = read_metadata(folder), time.monotonic()
+        typed = {override_key(word): word for word in [*stored_overrides(before), *overrides]}
+        update_metadata(
             folder,
             state=RUNNING,
             error=None,
@@ -69,7 +69,7 @@ def recorded(folder: Path, *, command: str, overrides: Sequence[str], swept: Seq
 
         def end(state: str, problem: str | None = None) -> None:
             seconds = before.get("seconds", 0.0) + time.monotonic() - start
-            update_record(folder, state=state, error=problem, ended=_now(), seconds=round(seconds, 3))
+            update_metadata(folder, state=state, error=problem, ended=_now(), seconds=round(seconds, 3))
 
         try:
             yield
@@ -77,30 +77,30 @@ def recorded(folder: Path, *, command: str, overrides: Sequence[str], swept: Seq
             end(FINISHED)
             raise
         except BaseException as error:
-            refused = isinstance(error, UserError) and read_record(folder).get("result") == before.get("result")
+            refused = isinstance(error, UserError) and read_metadata(folder).get("result") == before.get("result")
             if refused and before.get("state") not in (None, FAILED):
                 _write(folder, before)  # it is as it was: what was typed now has not begun to change it
             else:
-                end(INTERRUPTED if stopped(error) else FAILED, _reason(error))
+                end(INTERRUPTED if was_interrupted(error) else FAILED, _reason(error))
             raise
         else:
-            end(PRUNED if read_record(folder).get("state") == PRUNED else FINISHED)
+            end(PRUNED if read_metadata(folder).get("state") == PRUNED else FINISHED)
 
 
-def overrides_in(record: dict[str, Any]) -> list[str]:
+def stored_overrides(record: dict[str, Any]) -> list[str]:
     """The typed settings in a record, as far as it has any."""
     words = record.get("overrides")
     return [word for word in words if isinstance(word, str)] if isinstance(words, list) else []
 
 
-def stopped(error: BaseException) -> bool:
+def was_interrupted(error: BaseException) -> bool:
     """Whether it is Ctrl-C, or the exit code that a signal brings."""
     return isinstance(error, KeyboardInterrupt) or (
         isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128
     )
 
 
-def is_live(folder: Path) -> bool:
+def is_running(folder: Path) -> bool:
     """Whether another process of this machine, or of one that shares its disk, is at work on the run of a folder."""
     with try_lock(folder / LOCK) as held:
         return not held
@@ -108,7 +108,7 @@ def is_live(folder: Path) -> bool:
 
 def _reason(error: BaseException) -> str:
     """Why a run ended, in words."""
-    if stopped(error):
+    if was_interrupted(error):
         signum = int(error.code or 0) - 128 if isinstance(error, SystemExit) else signal.SIGINT
         return f"stopped by {'Ctrl-C' if signum == signal.SIGINT else signal.Signals(signum).name}"
     if isinstance(error, SystemExit):
@@ -116,7 +116,7 @@ def _reason(error: BaseException) -> str:
     return str(error).strip() or type(error).__name__
 
 
-def surroundings() -> dict[str, Any]:
+def describe_environment() -> dict[str, Any]:
     """The program, the libraries and the machine, as a record has them."""
     from importlib.metadata import version  # which --help need not wait for
 
@@ -127,29 +127,11 @@ def surroundings() -> dict[str, Any]:
     }
 
 
-def git_revision() -> str | None:
-    """The commit that this program was checked out at, with "-dirty" behind it if files differ; None outside a checkout."""
-    checkout = Path(__file__).parents[2]
-    if not (checkout / ".git").exists():
-        return None
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
 def _write(folder: Path, record: dict[str, Any]) -> None:
     try:
-        write_json(folder / RECORD, record)
+        write_json(folder / METADATA, record)
     except OSError as error:
-        log.warning("%s cannot be written: %s.", folder / RECORD, error.strerror or error)
+        log.warning("%s cannot be written: %s.", folder / METADATA, error.strerror or error)
 
 
 def _cpu_name() -> str:

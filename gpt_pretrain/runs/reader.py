@@ -11,14 +11,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from gpt_pretrain.runs.metadata import read_record
+from gpt_pretrain.runs.metadata import read_metadata
 from gpt_pretrain.runs.samples import Sample, read_samples
 
 CONFIG, METRICS, SAMPLES = "config.yaml", "metrics.csv", "samples.txt"
 
 
 @dataclass(frozen=True)
-class Series:
+class MetricSeries:
     """One metric of a run; rows without it are left out.
 
     Args:
@@ -36,7 +36,7 @@ class Series:
 
 
 @dataclass(frozen=True)
-class RunFiles:
+class RunContents:
     """A run as its files have it.
 
     Args:
@@ -52,24 +52,24 @@ class RunFiles:
     record: dict[str, Any]
     config_text: str
     config: dict[str, str]
-    metrics: dict[str, Series]
+    metrics: dict[str, MetricSeries]
     samples: list[Sample]
 
     def part(self, name: str) -> dict[str, Any]:
         """A part of the record: "result", "data" ...; empty where it is not there."""
-        return part(self.record, name)
+        return section(self.record, name)
 
-    def series(self, *columns: str) -> Series:
+    def series(self, *columns: str) -> MetricSeries:
         """The first of some metrics that the run has; an empty one where it has none of them."""
-        return next((self.metrics[column] for column in columns if self.metrics.get(column)), Series())
+        return next((self.metrics[column] for column in columns if self.metrics.get(column)), MetricSeries())
 
 
-def read_run(folder: Path) -> RunFiles:
+def read_run(folder: Path) -> RunContents:
     """Read what there is of a run."""
     text = _text(folder / CONFIG)
-    return RunFiles(
+    return RunContents(
         folder,
-        record=read_record(folder),
+        record=read_metadata(folder),
         config_text=text,
         config=_flat(_config(text)),
         metrics=read_metrics(folder / METRICS),
@@ -77,7 +77,7 @@ def read_run(folder: Path) -> RunFiles:
     )
 
 
-def outcome(run: RunFiles) -> dict[str, Any]:
+def run_results(run: RunContents) -> dict[str, Any]:
     """What came out of a run: the record's result, and where that does not tell, as for a run that was killed, the metrics."""
     known: dict[str, Any] = {}
     whole, training = run.series("val/loss"), run.series("eval/train_loss", "train/loss")
@@ -92,15 +92,15 @@ def outcome(run: RunFiles) -> dict[str, Any]:
     return known | {name: value for name, value in run.part("result").items() if value is not None}
 
 
-def part(record: dict[str, Any], name: str) -> dict[str, Any]:
+def section(record: dict[str, Any], name: str) -> dict[str, Any]:
     """A part of a record that is a mapping itself; empty where it is none."""
     value = record.get(name)
     return value if isinstance(value, dict) else {}
 
 
-def read_metrics(file: Path) -> dict[str, Series]:
+def read_metrics(file: Path) -> dict[str, MetricSeries]:
     """The columns of a metrics.csv; rows and values that cannot be read are left out, as are those that are not finite."""
-    columns: dict[str, Series] = {}
+    columns: dict[str, MetricSeries] = {}
     try:
         with open(file, encoding="utf-8", errors="replace", newline="") as stream:
             for row in csv.DictReader(line.replace("\0", "") for line in stream):
@@ -110,7 +110,7 @@ def read_metrics(file: Path) -> dict[str, Series]:
                     continue
                 for name, text in row.items():
                     if text and (value := _number(text)) is not None:
-                        series = columns.setdefault(name, Series())
+                        series = columns.setdefault(name, MetricSeries())
                         series.steps.append(int(step))
                         series.tokens.append(int(tokens or 0))
                         series.values.append(value)
@@ -119,7 +119,7 @@ def read_metrics(file: Path) -> dict[str, Series]:
     return columns
 
 
-def plain(value: Any) -> str:
+def setting_text(value: Any) -> str:
     """A setting as it is typed: null, true, numbers and words as they are, lists and mappings as JSON."""
     if isinstance(value, str):
         return value
@@ -139,7 +139,7 @@ def _flat(node: dict[Any, Any], prefix: str = "") -> dict[str, str]:
     """Nested settings by dotted key."""
     flat: dict[str, str] = {}
     for key, value in node.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": plain(value)}
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": setting_text(value)}
     return flat
 
 

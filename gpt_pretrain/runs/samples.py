@@ -77,7 +77,7 @@ def read_samples(file: Path) -> list[Sample]:
     return samples
 
 
-def as_table(samples: Sequence[Sample]) -> str:
+def samples_table(samples: Sequence[Sample]) -> str:
     """Samples as a table in Markdown, one a row, their texts shown as they are."""
     rows = ["| epoch | step | drawn by | memorised | text |", "|---|---|---|---|---|"]
     for sample in samples:
@@ -98,7 +98,7 @@ def _plain(text: str) -> str:
     return "".join(char if char.isalnum() or char in " .,;:?'\"" or ord(char) > 127 else f"&#{ord(char)};" for char in shown)
 
 
-def thinned(items: Sequence[Item], most: int) -> list[Item]:
+def thin_out(items: Sequence[Item], most: int) -> list[Item]:
     """At most so many of some items, evenly spaced, the first and the last among them."""
     if len(items) <= most:
         return list(items)

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from gpt_pretrain.config.overrides import key_and_value
+from gpt_pretrain.config.overrides import split_override
 
 CHARTS = {
     "Loss": {
@@ -127,7 +127,7 @@ def as_hparams(overrides: Sequence[str]) -> dict[str, Any]:
     """Typed settings as TensorBoard's table has them: numbers as numbers, everything else as text."""
     values: dict[str, Any] = {}
     for word in overrides:
-        key, value = key_and_value(word)
+        key, value = split_override(word)
         try:
             values[key] = float(value)
         except ValueError:

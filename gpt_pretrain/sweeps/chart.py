@@ -25,12 +25,12 @@ CATEGORIES_NAMED = 20  # on one axis
 def keep_chart(jobs: Sequence[Job], folder: Path) -> None:
     """Write summary.png, or warn that it could not be written."""
     try:
-        write(sweep(jobs), folder / CHART)
+        write(sweep_figure(jobs), folder / CHART)
     except OSError as error:
         log.warning("%s cannot be written: %s.", folder / CHART, error.strerror or error)
 
 
-def sweep(jobs: Sequence[Job]) -> Figure:
+def sweep_figure(jobs: Sequence[Job]) -> Figure:
     """What a sweep found: one plot for each swept setting, the validation loss up the side, a dot for each job.
 
     Args:

@@ -10,8 +10,8 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from gpt_pretrain.runs.folder import STUDY
-from gpt_pretrain.runs.metadata import PRUNED, update_record
-from gpt_pretrain.training.distributed import ranks as distributed
+from gpt_pretrain.runs.metadata import PRUNED, update_metadata
+from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.lit_module import GPTLitModule
 
 if TYPE_CHECKING:
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def running_trial(run_dir: Path) -> RunningTrial | None:
-    """The trial that a run belongs to; None where there is no search around it, or none that ends runs early."""
+def pruning_callbacks(run_dir: Path) -> list[Callback]:
+    """Return the callback that ends the run of a folder early; none outside a search, or in one that prunes nothing."""
     if not (run_dir.parent / STUDY).is_file():
-        return None
+        return []
     from gpt_pretrain.sweeps.search import RunningTrial
 
-    return RunningTrial.find(run_dir)
+    trial = RunningTrial.find(run_dir)
+    return [] if trial is None else [EndWhenBehind(trial, run_dir=run_dir)]
 
 
 class EndWhenBehind(Callback):
@@ -43,11 +44,11 @@ class EndWhenBehind(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         epoch = trainer.current_epoch + 1
-        behind = distributed.first(distributed.is_main() and self.trial.falls_behind(epoch, pl_module.val_loss))
+        behind = ranks.broadcast(ranks.is_main() and self.trial.falls_behind(epoch, pl_module.val_loss))
         if behind and epoch < (trainer.max_epochs or 0) and not trainer.should_stop:
             log.info(
                 "Ended after epoch %d: its validation loss of %.3f is behind that of most others.", epoch, pl_module.val_loss
             )
-            if distributed.is_main():
-                update_record(self.run_dir, state=PRUNED)
+            if ranks.is_main():
+                update_metadata(self.run_dir, state=PRUNED)
             trainer.should_stop = True

@@ -13,28 +13,28 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from gpt_pretrain.runs.charts.curves import overlay
-from gpt_pretrain.runs.folder import SWEEP_SETTINGS, place
+from gpt_pretrain.runs.folder import SWEEP_SETTINGS, display_path
 from gpt_pretrain.runs.metadata import COMPLETE, FAILED
 from gpt_pretrain.runs.next_commands import generate_command, sweep_resume_command, tensorboard_command
 from gpt_pretrain.runs.reader import read_run
 from gpt_pretrain.runs.report.page import (
     Picture,
-    cut,
     ending,
-    facts,
+    facts_table,
     findings,
     href,
     joined,
     listed,
     picture,
     render,
+    shorten,
     state_words,
     visible,
 )
-from gpt_pretrain.runs.report.run_page import setup
-from gpt_pretrain.sweeps.chart import sweep as sweep_figure
-from gpt_pretrain.sweeps.results import Job, best_command, best_job, read_sweep, swept_keys, table
-from gpt_pretrain.system.formatting import count
+from gpt_pretrain.runs.report.run_page import setup_facts
+from gpt_pretrain.sweeps.chart import sweep_figure
+from gpt_pretrain.sweeps.results import Job, best_command, best_job, ranking_table, read_sweep, swept_keys
+from gpt_pretrain.system.formatting import format_count
 
 JOBS = 200  # in the table and the figure
 TABLE_TEXT = 120_000  # characters of the table
@@ -54,13 +54,13 @@ def sweep_page(folder: Path) -> str:
     return render(
         "sweep.html",
         title=visible(folder.resolve().name),
-        place=visible(place(folder)),
-        jobs=count(len(jobs), "job"),
+        place=visible(display_path(folder)),
+        jobs=format_count(len(jobs), "job"),
         left_out=len(jobs) - len(shown),
         states=joined(f"{number} {state_words(state)}" for state, number in states.items()),
         state="failed" if states[FAILED] else "finished",
         best=None if best is None else _best(best, jobs),
-        best_command=cut(best_command(jobs) or "", 4_000),
+        best_command=shorten(best_command(jobs) or "", 4_000),
         pictures_drawn=_pictures(jobs),
         head=head,
         rows=[
@@ -69,10 +69,10 @@ def sweep_page(folder: Path) -> str:
         ],
         failed=_failed(jobs),
         findings=_noted(jobs),
-        setup=[*_started(folder), *setup(first.record, config=run.config)],
-        command=cut(_command(folder) or first.record.get("command") or "", 4_000),
+        setup=[*_started(folder), *setup_facts(first.record, config=run.config)],
+        command=shorten(_command(folder) or first.record.get("command") or "", 4_000),
         config_title=f"All settings of {_name(first)} (config.yaml)",
-        config=cut(run.config_text, SETTINGS_TEXT),
+        config=shorten(run.config_text, SETTINGS_TEXT),
         files_listed=listed(folder),
         next_commands=[visible(command) for command in _commands(folder, jobs, best)],
     )
@@ -93,7 +93,7 @@ def _started(folder: Path) -> list[tuple[str, str]]:
     if choices is None or sweeper is None:
         return []
     tried = ", ".join(f"{key}={value}" for key, value in (sweeper.get("params") or {}).items())
-    return facts(("Sweeper", choices["hydra/sweeper"]), ("Launcher", choices["hydra/launcher"]), ("Tried by config", tried))
+    return facts_table(("Sweeper", choices["hydra/sweeper"]), ("Launcher", choices["hydra/launcher"]), ("Tried by config", tried))
 
 
 def _settings(folder: Path, key: str) -> Any:
@@ -106,15 +106,15 @@ def _settings(folder: Path, key: str) -> Any:
 
 def _cells(jobs: Sequence[Job]) -> list[list[str]]:
     """The table of the jobs, its head first, with cells so short that the page stays small."""
-    rows = table(jobs)
+    rows = ranking_table(jobs)
     most = max(12, min(80, TABLE_TEXT // (len(rows) * len(rows[0]))))
-    return [[cell if len(cell) <= most else cut(cell[: most - 3], most) + "..." for cell in row] for row in rows]
+    return [[cell if len(cell) <= most else shorten(cell[: most - 3], most) + "..." for cell in row] for row in rows]
 
 
 def _best(best: Job, jobs: Sequence[Job]) -> dict[str, Any]:
     """The best job: what it reached, with which settings, and where it is."""
     keys = swept_keys(jobs)
-    settings = facts(*((key, best.settings.get(key, "not set")) for key in keys))
+    settings = facts_table(*((key, best.settings.get(key, "not set")) for key in keys))
     return {"loss": f"{best.val_loss:.4f}", "settings": settings, "name": _name(best), "href": _page_of(best)}
 
 
@@ -139,7 +139,7 @@ def _failed(jobs: Sequence[Job]) -> list[dict[str, Any]]:
     """The errors of jobs, each once, and the jobs that it ended."""
     by_error: dict[str, list[Job]] = {}
     for job in jobs:
-        if error := cut(ending(job.record), 500):
+        if error := shorten(ending(job.record), 500):
             by_error.setdefault(error, []).append(job)
     return [
         {
@@ -167,12 +167,12 @@ def _noted(jobs: Sequence[Job]) -> list[dict[str, Any]]:
 
 def _commands(folder: Path, jobs: Sequence[Job], best: Job | None) -> list[str]:
     """What to do next."""
-    commands = [tensorboard_command(place(folder))] if any(folder.glob("*/events.out.tfevents.*")) else []
+    commands = [tensorboard_command(display_path(folder))] if any(folder.glob("*/events.out.tfevents.*")) else []
     if best is not None:
         context = read_run(best.folder).config.get("start_context", "Every effort moves you")
-        commands.insert(0, generate_command(place(best.folder), start_context=context))
+        commands.insert(0, generate_command(display_path(best.folder), start_context=context))
     if any(job.state not in COMPLETE for job in jobs):
-        commands.append(sweep_resume_command(place(folder)))
+        commands.append(sweep_resume_command(display_path(folder)))
     return commands
 
 
@@ -183,4 +183,4 @@ def _page_of(job: Job) -> str:
 
 
 def _name(job: Job) -> str:
-    return cut(job.folder.name, 200)
+    return shorten(job.folder.name, 200)

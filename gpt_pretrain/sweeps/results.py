@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpt_pretrain.config.overrides import key_and_value, key_of
-from gpt_pretrain.runs.metadata import COMPLETE, RECORD, overrides_in, read_record
+from gpt_pretrain.config.overrides import override_key, split_override
+from gpt_pretrain.runs.metadata import COMPLETE, METADATA, read_metadata, stored_overrides
 from gpt_pretrain.system.files import write_text
-from gpt_pretrain.system.formatting import is_number, number
+from gpt_pretrain.system.formatting import format_number, is_finite_number
 
 SUMMARY, CHART = "summary.csv", "summary.png"
 
@@ -45,15 +45,15 @@ class Job:
     def val_loss(self) -> float:
         """The lowest validation loss in nats a token; infinite where there is none."""
         value = self.result.get("best_val_loss")
-        return float(value) if is_number(value) else math.inf
+        return float(value) if is_finite_number(value) else math.inf
 
 
 def read_sweep(folder: Path) -> list[Job]:
     """The jobs in a sweep's folder, the best first, those without a validation loss last."""
     jobs = []
-    for path in sorted(folder.glob(f"*/{RECORD}")):
-        record = read_record(path.parent)
-        settings = dict(key_and_value(word) for word in overrides_in(record))
+    for path in sorted(folder.glob(f"*/{METADATA}")):
+        record = read_metadata(path.parent)
+        settings = dict(split_override(word) for word in stored_overrides(record))
         jobs.append(Job(path.parent, settings, str(record.get("state", "unknown")), record))
     return sorted(jobs, key=lambda job: (job.val_loss, job.folder.name))
 
@@ -75,7 +75,7 @@ def best_job(jobs: Sequence[Job]) -> Job | None:
     return next((job for job in jobs if job.state in COMPLETE and job.val_loss < math.inf), None)
 
 
-def table(jobs: Sequence[Job]) -> list[list[str]]:
+def ranking_table(jobs: Sequence[Job]) -> list[list[str]]:
     """The jobs as rows of text, the head first: rank, swept settings, losses, speed, state and folder."""
     keys = swept_keys(jobs)
     rows = [["rank", *keys, "val loss", "at step", "train loss", "memorised", "tokens/s", "seconds", "state", "folder"]]
@@ -86,12 +86,12 @@ def table(jobs: Sequence[Job]) -> list[list[str]]:
             [
                 "-" if job.val_loss == math.inf else str(better + 1),
                 *(job.settings.get(key, "-") for key in keys),
-                number(result.get("best_val_loss"), ".4f"),
-                number(result.get("best_step"), "d"),
-                number(result.get("train_loss"), ".4f"),
+                format_number(result.get("best_val_loss"), ".4f"),
+                format_number(result.get("best_step"), "d"),
+                format_number(result.get("train_loss"), ".4f"),
                 _memorised(result),
-                number(result.get("tokens_per_second"), ",.0f"),
-                number(job.record.get("seconds"), ",.1f"),
+                format_number(result.get("tokens_per_second"), ",.0f"),
+                format_number(job.record.get("seconds"), ",.1f"),
                 job.state,
                 job.folder.name,
             ]
@@ -99,7 +99,7 @@ def table(jobs: Sequence[Job]) -> list[list[str]]:
     return rows
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
+def aligned_table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of text in columns, two spaces between them; numbers stand to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     right = [all(_is_number(row[column]) for row in rows[1:]) for column in range(len(rows[0]))]
@@ -115,7 +115,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 def best_command(jobs: Sequence[Job], *, script: str = "train.py") -> str | None:
     """The command that repeats the best job by itself; None where there is none."""
     found = best_job(jobs)
-    return None if found is None else shlex.join(["python", script, *overrides_in(found.record)])
+    return None if found is None else shlex.join(["python", script, *stored_overrides(found.record)])
 
 
 def write_summary(jobs: Sequence[Job], folder: Path) -> None:
@@ -128,24 +128,24 @@ def write_summary(jobs: Sequence[Job], folder: Path) -> None:
         values = [_text(job.result.get(name)) for name in results]
         settings = [job.settings.get(key, "") for key in keys]
         rows.append([rank, *settings, *values, _text(job.record.get("seconds")), job.state, job.folder.name])
-    write_rows(rows, folder)
+    write_summary_rows(rows, folder)
 
 
-def write_rows(rows: Sequence[Sequence[str]], folder: Path) -> None:
+def write_summary_rows(rows: Sequence[Sequence[str]], folder: Path) -> None:
     """Write a table to summary.csv."""
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
     write_text(folder / SUMMARY, text.getvalue())
 
 
-def generations(jobs: Sequence[Job]) -> list[list[str]]:
+def generations_table(jobs: Sequence[Job]) -> list[list[str]]:
     """Jobs that generated texts as rows, the head first: swept settings, measures, text."""
     keys = swept_keys(jobs)
     rows = [[*keys, "distinct-1", "distinct-2", "distinct-3", "memorised", "mean log p", "text"]]
     for job in jobs:
         measures = job.record.get("measures", {})
-        numbers = [number(measures.get(f"distinct_{n}"), ".2f") for n in (1, 2, 3)]
-        log_p = number(measures.get("mean_log_probability"), ".2f")
+        numbers = [format_number(measures.get(f"distinct_{n}"), ".2f") for n in (1, 2, 3)]
+        log_p = format_number(measures.get("mean_log_probability"), ".2f")
         texts = "\n\n".join(job.record.get("texts", [])) or f"({job.state})"
         rows.append([*(job.settings.get(key, "-") for key in keys), *numbers, _memorised(measures), log_p, texts])
     return rows
@@ -153,7 +153,7 @@ def generations(jobs: Sequence[Job]) -> list[list[str]]:
 
 def _tried(jobs: Sequence[Job]) -> set[str]:
     words = [word for job in jobs if isinstance(swept := job.record.get("swept"), list) for word in swept]
-    return {key_of(word) for word in words if isinstance(word, str)}
+    return {override_key(word) for word in words if isinstance(word, str)}
 
 
 def _memorised(result: dict[str, Any]) -> str:

@@ -9,13 +9,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.runs.folder import place
-from gpt_pretrain.runs.metadata import COMPLETE, INTERRUPTED, PRUNED, RUNNING, is_live, overrides_in, read_record, update_record
+from gpt_pretrain.runs.folder import display_path
+from gpt_pretrain.runs.metadata import (
+    COMPLETE,
+    INTERRUPTED,
+    PRUNED,
+    RUNNING,
+    is_running,
+    read_metadata,
+    stored_overrides,
+    update_metadata,
+)
 from gpt_pretrain.runs.next_commands import sweep_resume_command, tensorboard_command
-from gpt_pretrain.sweeps import results as sweep_results
+from gpt_pretrain.sweeps import results
 from gpt_pretrain.sweeps.results import Job
 from gpt_pretrain.sweeps.write_report import REPORT, keep_report
-from gpt_pretrain.system.formatting import count
+from gpt_pretrain.system.formatting import format_count
 
 LONGEST_CELL = 80  # characters
 LONGEST_NAME = 120  # bytes; file systems take 255
@@ -72,8 +81,8 @@ class Jobs:
             except Exception as error:  # a launcher lost one of its processes, and with it the values of the others
                 _say(f"error: the launcher failed: {error}")
                 for name in left:
-                    if self._state(name) == RUNNING and not is_live(self.folder / name):
-                        update_record(self.folder / name, state=INTERRUPTED)
+                    if self._state(name) == RUNNING and not is_running(self.folder / name):
+                        update_metadata(self.folder / name, state=INTERRUPTED)
         self._number += len(left)
         return [self._value(name) for _, name in batch]
 
@@ -87,19 +96,19 @@ class Jobs:
 
     def _is_done(self, name: str, words: Sequence[str]) -> bool:
         """Whether a job has come to its end, with these settings."""
-        return self._state(name) in COMPLETE and set(words) <= set(overrides_in(read_record(self.folder / name)))
+        return self._state(name) in COMPLETE and set(words) <= set(stored_overrides(read_metadata(self.folder / name)))
 
     def _state(self, name: str) -> str | None:
-        return read_record(self.folder / name).get("state")
+        return read_metadata(self.folder / name).get("state")
 
     def _value(self, name: str) -> float | None:
-        record = read_record(self.folder / name)
+        record = read_metadata(self.folder / name)
         result = record.get("result") or {}
         return result.get("best_val_loss") if record.get("state") in COMPLETE else None
 
 
 @contextmanager
-def sweep(folder: Path, *, launch: Launch, script: str, common: Sequence[str]) -> Iterator[Jobs]:
+def run_sweep(folder: Path, *, launch: Launch, script: str, common: Sequence[str]) -> Iterator[Jobs]:
     """The jobs of a sweep in its folder, ranked when all is done, or when it ends before that.
 
     Raises:
@@ -124,17 +133,17 @@ def tell(folder: Path, *, script: str, left: Sequence[str] = ()) -> None:
     Args:
         left: folders of jobs that have not come to their end.
     """
-    jobs = sweep_results.read_sweep(folder)
+    jobs = results.read_sweep(folder)
     if not jobs:
         return
-    shown = place(folder)
+    shown = display_path(folder)
     lines = _generations(jobs, folder) if script == "generate.py" else _ranking(jobs, folder, script=script)
     lines += [f"{job.folder.name} {job.state}: {job.record['error']}" for job in jobs if job.record.get("error")]
     if script == "train.py" and any(folder.glob("*/events.out.tfevents.*")):
         lines += ["Next:", f"  {tensorboard_command(shown)}"]
     if left:
         lines += [
-            f"{count(len(left), 'job')} did not come to {'its' if len(left) == 1 else 'their'} end. To go on:",
+            f"{format_count(len(left), 'job')} did not come to {'its' if len(left) == 1 else 'their'} end. To go on:",
             f"  {sweep_resume_command(shown, script=script)}",
         ]
     _say("\n".join(lines))
@@ -144,30 +153,30 @@ def _ranking(jobs: Sequence[Job], folder: Path, *, script: str) -> list[str]:
     """The ranked table of runs, the best, and the files that say the same."""
     from gpt_pretrain.sweeps.chart import keep_chart
 
-    sweep_results.write_summary(jobs, folder)
+    results.write_summary(jobs, folder)
     keep_chart(jobs, folder)
     keep_report(folder)
-    lines = ["", sweep_results.aligned(sweep_results.table(jobs)), ""]
-    unheard = [key for key in sweep_results.swept_keys(jobs) if key == "start_context" or key.startswith("sampler")]
+    lines = ["", results.aligned_table(results.ranking_table(jobs)), ""]
+    unheard = [key for key in results.swept_keys(jobs) if key == "start_context" or key.startswith("sampler")]
     if unheard:
         lines.append(
             f"What {' and '.join(unheard)} {'changes' if len(unheard) == 1 else 'change'} is the samples, not the training."
         )
-    best, command = sweep_results.best_job(jobs), sweep_results.best_command(jobs, script=script)
+    best, command = results.best_job(jobs), results.best_command(jobs, script=script)
     if best is None or command is None:
         lines.append("No job has come to its end with a validation loss.")
     else:
-        lines += [f"Best: {best.val_loss:.4f} nats a token, in {place(best.folder)}. To repeat it:", f"  {command}"]
-    files = [name for name in (REPORT, sweep_results.SUMMARY, sweep_results.CHART) if (folder / name).exists()]
-    return [*lines, f"Files in {place(folder)}:", f"  {', '.join(files)}"]
+        lines += [f"Best: {best.val_loss:.4f} nats a token, in {display_path(best.folder)}. To repeat it:", f"  {command}"]
+    files = [name for name in (REPORT, results.SUMMARY, results.CHART) if (folder / name).exists()]
+    return [*lines, f"Files in {display_path(folder)}:", f"  {', '.join(files)}"]
 
 
 def _generations(jobs: Sequence[Job], folder: Path) -> list[str]:
     """The table of texts that were generated."""
-    rows = sweep_results.generations(sorted(jobs, key=lambda job: str(job.record.get("started"))))
-    sweep_results.write_rows(rows, folder)
-    table = sweep_results.aligned([[_short(cell) for cell in row] for row in rows])
-    return ["", table, "", f"The whole texts: {place(folder / sweep_results.SUMMARY)}"]
+    rows = results.generations_table(sorted(jobs, key=lambda job: str(job.record.get("started"))))
+    results.write_summary_rows(rows, folder)
+    table = results.aligned_table([[_short(cell) for cell in row] for row in rows])
+    return ["", table, "", f"The whole texts: {display_path(folder / results.SUMMARY)}"]
 
 
 def _short(cell: str) -> str:

@@ -45,13 +45,13 @@ class Range:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ListOfValues:
     """One of a few values, as they are typed."""
 
     values: list[str]
 
 
-Space = Range | Choice
+Space = Range | ListOfValues
 
 
 @dataclass
@@ -171,7 +171,7 @@ def _check_unchanged(study: optuna.Study, distributions: dict[str, BaseDistribut
 
 
 def _distribution(values: Space) -> BaseDistribution:
-    if isinstance(values, Choice):
+    if isinstance(values, ListOfValues):
         return optuna.distributions.CategoricalDistribution(values.values)
     if values.whole:
         return optuna.distributions.IntDistribution(int(values.low), int(values.high), log=values.log)

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.runs.folder import SWEEP_SETTINGS, checkpoint_dir, place
-from gpt_pretrain.runs.metadata import RECORD, read_record
+from gpt_pretrain.runs.folder import SWEEP_SETTINGS, checkpoint_dir, display_path
+from gpt_pretrain.runs.metadata import METADATA, read_metadata
 from gpt_pretrain.system.files import write_text
 
 REPORT = "report.html"
@@ -30,11 +30,11 @@ def write_report(folder: Path) -> Path:
     from gpt_pretrain.runs.report.run_page import run_page
     from gpt_pretrain.sweeps.report_page import sweep_page
 
-    if (folder / SWEEP_SETTINGS).exists() and any("texts" in read_record(path.parent) for path in folder.glob(f"*/{RECORD}")):
+    if (folder / SWEEP_SETTINGS).exists() and any("texts" in read_metadata(path.parent) for path in folder.glob(f"*/{METADATA}")):
         raise UserError(f"{folder}: these are generated texts, which summary.csv compares; there is no page of them.")
-    if (folder / SWEEP_SETTINGS).exists() and any(folder.glob(f"*/{RECORD}")):
+    if (folder / SWEEP_SETTINGS).exists() and any(folder.glob(f"*/{METADATA}")):
         page = sweep_page(folder)
-    elif any((folder / name).exists() for name in (RECORD, "config.yaml", "metrics.csv")) or checkpoint_dir(folder).is_dir():
+    elif any((folder / name).exists() for name in (METADATA, "config.yaml", "metrics.csv")) or checkpoint_dir(folder).is_dir():
         page = run_page(folder)
     else:
         raise UserError(f"{folder}: this folder holds neither a run nor a sweep, so there is nothing to report.")
@@ -59,4 +59,4 @@ def reported(folder: Path) -> Iterator[None]:
         yield
     finally:
         if keep_report(folder) is not None and (folder / "config.yaml").exists():  # else the settings were refused
-            log.info("All of it on one page: %s", place(folder / REPORT))
+            log.info("All of it on one page: %s", display_path(folder / REPORT))

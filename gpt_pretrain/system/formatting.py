@@ -8,7 +8,7 @@ from typing import TypeGuard
 PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
-def scaled(number: float, unit: str) -> str:
+def format_si(number: float, unit: str) -> str:
     """A number with two or three digits and a decimal prefix: 1.2e13 FLOP is "12 TFLOP"."""
     prefix = 0
     while number >= 999.5 and prefix < len(PREFIXES) - 1:
@@ -16,7 +16,7 @@ def scaled(number: float, unit: str) -> str:
     return f"{number:.{1 if number < 9.95 and prefix else 0}f} {PREFIXES[prefix]}{unit}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A time in the two largest units that it has."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -26,7 +26,7 @@ def duration(seconds: float) -> str:
     return (f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s") if hours or minutes else f"{seconds:.1f} s"
 
 
-def moment(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """A short time in milliseconds or seconds, to three digits."""
     return f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
@@ -34,21 +34,21 @@ def moment(seconds: float) -> str:
 LARGEST = 1e300  # beyond it, whole numbers are no floats any more
 
 
-def perplexity(loss: float) -> str:
+def format_perplexity(loss: float) -> str:
     """e to a loss in nats."""
     return f"{math.exp(loss):,.1f}" if loss < 50 else "beyond e^50"
 
 
-def count(number: int, what: str) -> str:
+def format_count(number: int, what: str) -> str:
     """A number of things."""
     return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
-def number(value: object, form: str) -> str:
+def format_number(value: object, form: str) -> str:
     """A finite number in that format; "-" for anything else."""
-    return format(value, form) if is_number(value) else "-"
+    return format(value, form) if is_finite_number(value) else "-"
 
 
-def is_number(value: object) -> TypeGuard[int | float]:
+def is_finite_number(value: object) -> TypeGuard[int | float]:
     """Whether something read from a file is a finite number."""
     return isinstance(value, int | float) and abs(value) < LARGEST  # false for NaN

@@ -10,14 +10,14 @@ from gpt_pretrain.config.schema import TrainerSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.gpt2 import GPTModel
 from gpt_pretrain.model.kernels.products import cpu_bf16_pays, cpu_bf16_share
-from gpt_pretrain.training.distributed.ranks import first
+from gpt_pretrain.training.distributed.ranks import broadcast
 
 log = logging.getLogger(__name__)
 
 
 def pick_precision(settings: TrainerSettings, device: torch.device) -> str:
     """Lightning's name of the precision to train in, the same on all ranks; said with its reason."""
-    precision, reason = first(precision_for(settings.precision, device, deterministic=settings.deterministic))
+    precision, reason = broadcast(precision_for(settings.precision, device, deterministic=settings.deterministic))
     log.info("precision %s (%s)", precision, reason)
     return precision
 

@@ -15,16 +15,15 @@ from lightning.pytorch.callbacks import Callback
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.errors import LostEndError, UserError
-from gpt_pretrain.runs.folder import checkpoints, place
-from gpt_pretrain.runs.metadata import update_record
+from gpt_pretrain.runs.folder import display_path, list_checkpoints
+from gpt_pretrain.runs.metadata import update_metadata
 from gpt_pretrain.system.devices import accelerator_device
 from gpt_pretrain.tokenizers.tokenizer import Tokenizer, token_byte_lengths
 from gpt_pretrain.training import summary
 from gpt_pretrain.training.acceleration import compile_model
 from gpt_pretrain.training.callbacks.save import SaveRun
 from gpt_pretrain.training.callbacks.stop import StopOnSignal, StoppedBySignalError
-from gpt_pretrain.training.distributed import ranks as distributed
-from gpt_pretrain.training.distributed import requeue
+from gpt_pretrain.training.distributed import ranks, requeue
 from gpt_pretrain.training.lit_module import GPTLitModule, NonFiniteError
 from gpt_pretrain.training.preflight import StartingPoint, build_model
 from gpt_pretrain.training.resume import newest_checkpoint
@@ -42,13 +41,13 @@ def fit(
     *,
     config: dict[str, Any],
     run_dir: Path,
-    custom: list[Callback],
+    extra_callbacks: list[Callback],
 ) -> tuple[L.Trainer, GPTLitModule]:
     """Train to the end of the run, going back to a checkpoint where the settings ask for that.
 
     Args:
         config: the settings as plain containers, for checkpoints.
-        custom: callbacks of the user's own.
+        extra_callbacks: Callbacks from outside the training.
 
     Returns:
         Lightning's Trainer and module as they are after training.
@@ -64,7 +63,9 @@ def fit(
         L.seed_everything(settings.seed, workers=True, verbose=False)
         module = build_module(settings, tokenizer, data, start)
         module.lr_scale, module.skipped = lr_scale, skipped
-        trainer = build_trainer(settings, data, tokenizer, config=config, run_dir=run_dir, first_step=step, custom=custom)
+        trainer = build_trainer(
+            settings, data, tokenizer, config=config, run_dir=run_dir, first_step=step, extra_callbacks=extra_callbacks
+        )
         if not skipped:
             _introduce(settings, data, module, first_step=step, run_dir=run_dir)
         stopped_by = None
@@ -100,7 +101,7 @@ def fit(
 def finish(settings: TrainSettings, trainer: L.Trainer, module: GPTLitModule, *, run_dir: Path) -> float:
     """Say what came out, write the folder for transformers if that is wanted, and return the best validation loss in nats."""
     log.info("%s", summary.after(settings, trainer, module, run_dir))
-    if settings.export and distributed.is_main():
+    if settings.export and ranks.is_main():
         from gpt_pretrain.checkpoints.huggingface import export_run
 
         export_run(run_dir)
@@ -111,13 +112,13 @@ def _introduce(settings: TrainSettings, data: TextDataModule, module: GPTLitModu
     """Say what is about to be trained, and note it."""
     log.info("%s", summary.before(settings, data, module.model, first_step=first_step))
     device = accelerator_device(settings.trainer.accelerator)
-    update_record(run_dir, **summary.setup(settings, data, module, device=device))
+    update_metadata(run_dir, **summary.setup_metadata(settings, data, module, device=device))
 
 
 def _leave(trainer: L.Trainer, signum: int, run_dir: Path) -> NoReturn:
     """End the process as the signal that stopped the run asks for."""
     log.info("%s", summary.interrupted(trainer, run_dir))
-    if signum == getattr(signal, "SIGUSR1", None) and distributed.is_main():
+    if signum == getattr(signal, "SIGUSR1", None) and ranks.is_main():
         requeue.requeue()
     sys.exit(128 + signum)
 
@@ -141,7 +142,7 @@ def build_module(settings: TrainSettings, tokenizer: Tokenizer, data: TextDataMo
 
 def _last_good(run_dir: Path, data: TextDataModule) -> tuple[Path | None, int]:
     """The newest checkpoint and its step, or the beginning."""
-    if not checkpoints(run_dir):
+    if not list_checkpoints(run_dir):
         data.load_state_dict({"epoch": 0, "windows": 0})
         return None, 0
     path, content = newest_checkpoint(run_dir)
@@ -150,9 +151,9 @@ def _last_good(run_dir: Path, data: TextDataModule) -> tuple[Path | None, int]:
 
 def _diverged(error: NonFiniteError, rollbacks: int, settings: TrainSettings, run_dir: Path) -> str:
     good = "no checkpoint has been written yet"
-    if checkpoints(run_dir):
+    if list_checkpoints(run_dir):
         path, content = newest_checkpoint(run_dir)
-        good = f"the last good checkpoint, {place(path)}, is that of step {content['global_step'] - 1}"
+        good = f"the last good checkpoint, {display_path(path)}, is that of step {content['global_step'] - 1}"
     tried = f" {rollbacks} rollbacks did not help." if settings.on_nonfinite == "rollback" else ""
     return (
         f"{error} The weights were not touched; {good}.{tried} Try a lower optimizer.lr, "

@@ -28,7 +28,7 @@ from gpt_pretrain.data.windows import Batch
 from gpt_pretrain.evaluation.loss import next_token_loss
 from gpt_pretrain.model.gpt2 import GPTModel
 from gpt_pretrain.model.kernels.loss import IGNORED
-from gpt_pretrain.training.distributed import ranks as distributed
+from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.distributed.fsdp import shard, whole_weights
 from gpt_pretrain.training.optimizer import build_optimizer, clip_gradients
 from gpt_pretrain.training.schedule import lr_at
@@ -126,7 +126,7 @@ class GPTLitModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """On a CPU alone, let a tied embedding's gradient be its few rows, which are added to the head's of the same matrix."""
-        alone = self.device.type == "cpu" and not distributed.launched()
+        alone = self.device.type == "cpu" and not ranks.is_distributed()
         self.model.tok_emb.sparse = self.model.config.tie_embeddings and alone
 
     def configure_model(self) -> None:
@@ -163,9 +163,9 @@ class GPTLitModule(L.LightningModule):
     def whole_model(self) -> GPTModel | None:
         """The model, on the first rank alone; where it is spread over devices, a whole one, and every rank has to ask."""
         if self.device_mesh is None:
-            return self.model if distributed.is_main() else None
+            return self.model if ranks.is_main() else None
         weights = whole_weights(self.model)
-        if not distributed.is_main():
+        if not ranks.is_main():
             return None
         model = empty_model(self.model.config)
         model.load_state_dict(weights, assign=True)
@@ -174,7 +174,7 @@ class GPTLitModule(L.LightningModule):
     def _count(self, loss: Tensor | None, batch: Batch) -> None:
         """Note a batch's tokens, and its mean loss over all ranks, of which some may have found no tokens left."""
         tokens = batch[0].numel()
-        if not distributed.launched():
+        if not ranks.is_distributed():
             self.tokens_seen += tokens
             if loss is not None:
                 self.last_loss, self.loss_value = loss.detach(), loss.item()
@@ -187,7 +187,7 @@ class GPTLitModule(L.LightningModule):
             else loss.detach().to(self._wide) * tokens
         )
         sums = torch.stack([weighted, weighted.new_tensor(tokens), weighted.new_tensor(self.wants_stop)])
-        nats, tokens, asking = distributed.total(sums).tolist()
+        nats, tokens, asking = ranks.all_reduce_sum(sums).tolist()
         self.stop_asked = asking > 0
         self.tokens_seen += int(tokens)
         if loss is not None:
@@ -196,7 +196,7 @@ class GPTLitModule(L.LightningModule):
 
     def _no_loss(self) -> Tensor | None:
         """What a batch that is left out gives Lightning: nothing, or, where ranks wait for each other, a loss without effect."""
-        if not distributed.launched():
+        if not ranks.is_distributed():
             return None
         if isinstance(self.model, FSDPModule):
             self.model.reshard()  # else the embeddings, gathered for this batch, would outlive the step that changes them
@@ -219,7 +219,7 @@ class GPTLitModule(L.LightningModule):
         self._val_sums = self._val_sums.to(sums.device) + sums
 
     def on_validation_epoch_end(self) -> None:
-        nats, tokens, n_bytes = distributed.total(self._val_sums).tolist()
+        nats, tokens, n_bytes = ranks.all_reduce_sum(self._val_sums).tolist()
         self.val_loss = nats / tokens
         self.val_bits_per_byte = nats / math.log(2) / n_bytes if n_bytes else math.nan
         self.log("val/loss", self.val_loss, logger=False)  # for callbacks that monitor it
@@ -307,7 +307,7 @@ class GPTLitModule(L.LightningModule):
                     )
         finally:
             self.model.train(was_training)
-        nats, positions = distributed.total(sums).tolist()
+        nats, positions = ranks.all_reduce_sum(sums).tolist()
         return float(nats / positions)
 
     @contextmanager

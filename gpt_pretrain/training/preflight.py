@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gpt_pretrain.checkpoints.pretrained import Weights, open_weights
 from gpt_pretrain.checkpoints.weight_source import earlier_export
-from gpt_pretrain.config.schema import TrainSettings, literal, typed
+from gpt_pretrain.config.schema import TrainSettings, escape_interpolation, to_settings
 from gpt_pretrain.config.validation import train_problems
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.data.sources import tokenizer_of
@@ -25,12 +25,14 @@ from gpt_pretrain.model.gpt2 import GPTModel
 from gpt_pretrain.runs.folder import EXPORTED, checkpoint_dir
 from gpt_pretrain.system.devices import accelerator_device
 from gpt_pretrain.system.files import write_text
-from gpt_pretrain.system.formatting import count
+from gpt_pretrain.system.formatting import format_count
+from gpt_pretrain.system.resources import reset_peak_memory
 from gpt_pretrain.tokenizers.tokenizer import CHARACTERS, Tokenizer, build_tokenizer, fits
-from gpt_pretrain.training.distributed import ranks as distributed
-from gpt_pretrain.training.distributed.ranks import main_first
+from gpt_pretrain.training.acceleration import pick_precision
+from gpt_pretrain.training.distributed import ranks
+from gpt_pretrain.training.distributed.ranks import local_main_first
 from gpt_pretrain.training.resume import as_before, changes_problems, newest_checkpoint, resumable
-from gpt_pretrain.training.run_length import ended_by
+from gpt_pretrain.training.run_length import reached_limit
 
 UNREADABLE = ("data.", "model.context_length", "trainer.devices", "trainer.num_nodes")  # without these no data can be read
 
@@ -58,17 +60,19 @@ class StartingPoint:
     epoch_windows: int = 0
 
 
-def prepare(config: DictConfig, *, typed_keys: Set[str]) -> tuple[TrainSettings, Tokenizer, TextDataModule, StartingPoint]:
+def prepare_training(
+    config: DictConfig, *, overridden: Set[str]
+) -> tuple[TrainSettings, Tokenizer, TextDataModule, StartingPoint]:
     """Check the settings, find what the run starts from, build the tokenizer, and find and tokenise the text.
 
     Args:
-        typed_keys: the settings that were typed; where weights bring an architecture of their own, those are held to it, and
+        overridden: the settings that were typed; where weights bring an architecture of their own, those are held to it, and
             all others follow it.
 
     Raises:
         UserError: with everything that is wrong, settings, weights and data together.
     """
-    settings, start, changes = _start(_on_these_devices(typed(config, TrainSettings)), typed_keys)
+    settings, start, changes = _start(_on_these_devices(to_settings(config, TrainSettings)), overridden)
     problems = train_problems(settings)
     if settings.resume is None and any(checkpoint_dir(Path(settings.run_dir)).glob("*.ckpt")):
         problems.append(
@@ -86,11 +90,11 @@ def prepare(config: DictConfig, *, typed_keys: Set[str]) -> tuple[TrainSettings,
         problems += error.problems
     try:
         if settings.init_from is not None and start.resume is None and not problems:  # the weights may have to be downloaded
-            start = _from_weights(settings, typed_keys)
+            start = _from_weights(settings, overridden)
     except UserError as error:
         problems += error.problems
     try:
-        if start.architecture is None and not typed_keys & {"tokenizer", "tokenizer.name", "experiment"}:
+        if start.architecture is None and not overridden & {"tokenizer", "tokenizer.name", "experiment"}:
             settings.tokenizer.name = tokenizer_of(settings.data) or settings.tokenizer.name
         tokenizer = build_tokenizer(settings.tokenizer.name)
         if settings.export and tokenizer.name.startswith(CHARACTERS):
@@ -104,7 +108,7 @@ def prepare(config: DictConfig, *, typed_keys: Set[str]) -> tuple[TrainSettings,
                 find_text(settings.data, cache_dir=cache_folder(settings.data))
         elif not any(problem.startswith(UNREADABLE) for problem in problems):
             module = _data_module(settings, tokenizer)
-            with main_first():  # who makes the token files
+            with local_main_first():  # who makes the token files
                 module.prepare_data()
             data = module
     except UserError as error:
@@ -117,6 +121,9 @@ def prepare(config: DictConfig, *, typed_keys: Set[str]) -> tuple[TrainSettings,
     if problems:
         raise UserError(problems)
     assert tokenizer is not None and data is not None
+    device = accelerator_device(settings.trainer.accelerator)
+    reset_peak_memory(device)
+    settings.trainer.precision = pick_precision(settings.trainer, device)
     return settings, tokenizer, data, start
 
 
@@ -135,9 +142,9 @@ def _on_these_devices(settings: TrainSettings) -> TrainSettings:
     Raises:
         UserError: when others were asked for than whoever started the processes has given.
     """
-    trainer, here = settings.trainer, distributed.local_world_size()
-    if distributed.launched():
-        nodes = distributed.world_size() // here
+    trainer, here = settings.trainer, ranks.local_world_size()
+    if ranks.is_distributed():
+        nodes = ranks.world_size() // here
         if trainer.devices not in ("auto", 1, here) or trainer.num_nodes not in (1, nodes):
             raise UserError(
                 f"trainer.devices={trainer.devices} and trainer.num_nodes={trainer.num_nodes}, but {here} processes on each of "
@@ -152,13 +159,13 @@ def _on_these_devices(settings: TrainSettings) -> TrainSettings:
             trainer.accelerator = "cpu"
         elif trainer.accelerator != "cpu":
             raise UserError(
-                f"trainer.devices={trainer.devices}: this machine has {count(gpus, 'GPU')} that can share a training. Choose as "
+                f"trainer.devices={trainer.devices}: this machine has {format_count(gpus, 'GPU')} that can share a training. Choose as "  # noqa: E501
                 "many devices, or trainer.accelerator=cpu."
             )
     return settings
 
 
-def _start(settings: TrainSettings, typed_keys: Set[str]) -> tuple[TrainSettings, StartingPoint, list[str]]:
+def _start(settings: TrainSettings, overridden: Set[str]) -> tuple[TrainSettings, StartingPoint, list[str]]:
     """What `resume` names, the run's own settings, and what was typed against their meaning.
 
     Raises:
@@ -170,12 +177,12 @@ def _start(settings: TrainSettings, typed_keys: Set[str]) -> tuple[TrainSettings
         raise UserError("resume and init_from exclude each other: resume goes on with a run, init_from begins a new one.")
     named = Path(settings.resume).expanduser()
     found = None
-    if distributed.is_main():  # which also mends what a killed process has left
+    if ranks.is_main():  # which also mends what a killed process has left
         found = newest_checkpoint(Path(settings.run_dir), only=named if named.is_file() else None, looking=settings.plan)
-    path = distributed.first(None if found is None else found[0])
+    path = ranks.broadcast(None if found is None else found[0])
     assert path is not None
     content = resumable(path) if found is None else found[1]
-    settings, changes = as_before(settings, content["config"], typed_keys)
+    settings, changes = as_before(settings, content["config"], overridden)
     _check_incomplete(settings, content)
     start = StartingPoint(
         resume=path,
@@ -187,15 +194,15 @@ def _start(settings: TrainSettings, typed_keys: Set[str]) -> tuple[TrainSettings
     return settings, start, changes
 
 
-def _from_weights(settings: TrainSettings, typed_keys: Set[str]) -> StartingPoint:
+def _from_weights(settings: TrainSettings, overridden: Set[str]) -> StartingPoint:
     """What `init_from` names; the settings of model and tokenizer follow it where nothing else was typed.
 
     Raises:
         UserError: when there is none, or what was typed does not fit it.
     """
-    n_heads = settings.model.n_heads if "model.n_heads" in typed_keys else None
+    n_heads = settings.model.n_heads if "model.n_heads" in overridden else None
     weights = open_weights(str(settings.init_from), n_heads=n_heads)
-    _follow(settings, weights, typed_keys)
+    _follow(settings, weights, overridden)
     return StartingPoint(weights=weights, architecture=weights.config)
 
 
@@ -205,6 +212,7 @@ def _data_module(settings: TrainSettings, tokenizer: Tokenizer) -> TextDataModul
         tokenizer,
         context_length=settings.model.context_length,
         seed=settings.seed,
+        rank=ranks.rank(),
         world_size=int(settings.trainer.devices) * settings.trainer.num_nodes,
     )
 
@@ -232,14 +240,14 @@ def build_model(settings: TrainSettings, tokenizer: Tokenizer, start: StartingPo
     return model
 
 
-def keep_config(settings: TrainSettings, run_dir: Path) -> dict[str, Any]:
+def save_config(settings: TrainSettings, run_dir: Path) -> dict[str, Any]:
     """Write the resolved settings to the run's config.yaml, and return them as plain containers for its checkpoints.
 
     Of the user's own callbacks these name the classes only: nothing in a checkpoint says what to build.
     """
     plain = dataclasses.asdict(settings)
-    if distributed.is_main():
-        write_text(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(literal(plain))))
+    if ranks.is_main():
+        write_text(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(escape_interpolation(plain))))
     custom = plain["callbacks"]["custom"]
     plain["callbacks"]["custom"] = {name: str(fields.get("_target_")) for name, fields in custom.items()}
     return plain
@@ -248,7 +256,7 @@ def keep_config(settings: TrainSettings, run_dir: Path) -> dict[str, Any]:
 def _check_incomplete(settings: TrainSettings, content: dict[str, Any]) -> None:
     progress = content["loops"]["fit_loop"]["epoch_progress"]["current"]
     epochs, steps, trainer = int(progress["processed"]), int(content["global_step"]), settings.trainer
-    limit = ended_by(trainer, steps=steps, tokens=int(content["tokens_seen"]))
+    limit = reached_limit(trainer, steps=steps, tokens=int(content["tokens_seen"]))
     if limit is None and trainer.max_tokens is None and epochs >= trainer.max_epochs:
         limit = "max_epochs"
     stop = settings.callbacks.early_stopping
@@ -271,20 +279,20 @@ def _check_incomplete(settings: TrainSettings, content: dict[str, Any]) -> None:
         )
 
 
-def _follow(settings: TrainSettings, weights: Weights, typed_keys: Set[str]) -> None:
+def _follow(settings: TrainSettings, weights: Weights, overridden: Set[str]) -> None:
     """Let the settings of model and tokenizer be those of weights; only dropout and fewer positions are the run's own choice.
 
     Raises:
         UserError: when something else was typed.
     """
     stored = weights.config
-    held = {f"model.{size}" for size in ("emb_dim", "n_heads", "n_layers") if typed_keys & {"model", "experiment"}}
-    held |= {"tokenizer.name"} if typed_keys & {"tokenizer", "experiment"} else set()
+    held = {f"model.{size}" for size in ("emb_dim", "n_heads", "n_layers") if overridden & {"model", "experiment"}}
+    held |= {"tokenizer.name"} if overridden & {"tokenizer", "experiment"} else set()
     free = ("vocab_size", "drop_rate")
     wanted = {f"model.{field}": value for field, value in stored.to_dict().items() if field not in free}
-    if settings.model.context_length <= stored.context_length or "model.context_length" not in typed_keys:
+    if settings.model.context_length <= stored.context_length or "model.context_length" not in overridden:
         wanted["model.context_length"] = min(settings.model.context_length, stored.context_length)
-        if settings.model.context_length < stored.context_length and "model.context_length" not in typed_keys:
+        if settings.model.context_length < stored.context_length and "model.context_length" not in overridden:
             log.info(
                 "%s has a context of %d tokens, of which this run uses %d; model.context_length=%d keeps it all",
                 weights.name,
@@ -298,7 +306,7 @@ def _follow(settings: TrainSettings, weights: Weights, typed_keys: Set[str]) -> 
     for key, value in wanted.items():
         group, field = key.split(".")
         if getattr(getattr(settings, group), field) != value:
-            if key in typed_keys | held:
+            if key in overridden | held:
                 differing[key] = value
             setattr(getattr(settings, group), field, value)
     if differing:

@@ -15,12 +15,12 @@ from gpt_pretrain.checkpoints.checkpoint_file import copy_checkpoint, first_whol
 from gpt_pretrain.checkpoints.pretrained import open_weights
 from gpt_pretrain.checkpoints.sharded import Shards
 from gpt_pretrain.checkpoints.tensor_files import same_checksum, tables
-from gpt_pretrain.config.schema import TrainSettings, literal, typed
+from gpt_pretrain.config.schema import TrainSettings, escape_interpolation, to_settings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.runs.folder import BEST, LAST, checkpoint_dir, find_checkpoints
 from gpt_pretrain.system.files import remove_scratch_files
-from gpt_pretrain.training.distributed import ranks as distributed
+from gpt_pretrain.training.distributed import ranks
 
 # Never taken from the checkpoint.
 OF_THIS_START = ("run_dir", "plan", "resume", "resume_force", "callbacks.custom", "trainer.devices", "trainer.num_nodes")
@@ -45,7 +45,7 @@ def newest_checkpoint(run_dir: Path, *, only: Path | None = None, looking: bool 
     Raises:
         UserError: when the run has none.
     """
-    looking = looking or not distributed.is_main()
+    looking = looking or not ranks.is_main()
     for folder in () if looking else (run_dir, checkpoint_dir(run_dir)):
         remove_scratch_files(folder)
     path, content = first_whole(
@@ -68,7 +68,7 @@ def resumable(path: Path) -> dict[str, Any]:
     """
     content = read_checkpoint(path, resumable=True, assemble=False)
     if "shards" in content:
-        Shards(path, content, check=distributed.is_main())
+        Shards(path, content, check=ranks.is_main())
         architecture = GPTConfig.from_dict(content["architecture"]).to_dict()
     else:
         architecture = open_weights(path).config.to_dict()
@@ -85,12 +85,12 @@ def resumable(path: Path) -> dict[str, Any]:
     return content
 
 
-def as_before(settings: TrainSettings, stored: dict[str, Any], typed_keys: Set[str]) -> tuple[TrainSettings, list[str]]:
+def as_before(settings: TrainSettings, stored: dict[str, Any], overridden: Set[str]) -> tuple[TrainSettings, list[str]]:
     """The settings that a checkpoint was made with, except for what was typed now.
 
     Args:
         stored: the settings in the checkpoint.
-        typed_keys: settings and groups.
+        overridden: settings and groups.
 
     Returns:
         The settings, and what was typed that would change the meaning of the saved state.
@@ -98,8 +98,8 @@ def as_before(settings: TrainSettings, stored: dict[str, Any], typed_keys: Set[s
     if any("_target_" in table for table in tables(stored)):
         raise UserError("The checkpoint's settings hold a _target_, which could run anything; this program stores none.")
     changes: dict[str, tuple[Any, Any]] = {}
-    merged = _merge(stored, dataclasses.asdict(settings), typed_keys, changes)
-    refused = _same_step(merged, stored, typed_keys, changes)
+    merged = _merge(stored, dataclasses.asdict(settings), overridden, changes)
+    refused = _same_step(merged, stored, overridden, changes)
     told = {key: f"{key} was {old}, is {new} now" for key, (old, new) in changes.items()}
     refused += [text for key, text in told.items() if _within(key, MEANING)]
     if unloadable := [text for key, text in told.items() if key.startswith("model.") and key != "model.drop_rate"]:
@@ -110,11 +110,11 @@ def as_before(settings: TrainSettings, stored: dict[str, Any], typed_keys: Set[s
     for key, text in told.items():
         if not _within(key, MEANING):
             log.info("Changed since the checkpoint: %s", text)
-    return typed(OmegaConf.create(literal(merged)), TrainSettings), refused
+    return to_settings(OmegaConf.create(escape_interpolation(merged)), TrainSettings), refused
 
 
 def _same_step(
-    merged: dict[str, Any], stored: dict[str, Any], typed_keys: Set[str], changes: dict[str, tuple[Any, Any]]
+    merged: dict[str, Any], stored: dict[str, Any], overridden: Set[str], changes: dict[str, tuple[Any, Any]]
 ) -> list[str]:
     """Have an optimizer step take as many windows as before, by accumulating more or fewer batches where others share them now.
 
@@ -126,7 +126,7 @@ def _same_step(
         return math.prod(int(config[group][name]) for group, name in (key.split(".") for key in STEP))
 
     before, data, trainer = windows(stored), merged["data"], merged["trainer"]
-    free = not typed_keys & {"trainer.accumulate_grad_batches", "data.batch_size"}
+    free = not overridden & {"trainer.accumulate_grad_batches", "data.batch_size"}
     if windows(merged) != before and free and before % (ranks := trainer["devices"] * trainer["num_nodes"]) == 0:
         size = math.gcd(data["batch_size"], before // ranks)  # so that an epoch is in whole batches still
         merged["eval_iter"] = math.ceil(merged["eval_iter"] * data["batch_size"] / size)  # of the same windows
@@ -141,7 +141,7 @@ def _same_step(
     if now == before:
         for key in STEP:
             changes.pop(key, None)
-        return _same_limits(merged, stored, typed_keys)
+        return _same_limits(merged, stored, overridden)
     devices = [math.prod(int(config["trainer"][name]) for name in ("devices", "num_nodes")) for config in (stored, merged)]
     if devices[0] == devices[1]:
         return []  # the settings that differ are told
@@ -151,7 +151,7 @@ def _same_step(
     ]
 
 
-def _same_limits(merged: dict[str, Any], stored: dict[str, Any], typed_keys: Set[str]) -> list[str]:
+def _same_limits(merged: dict[str, Any], stored: dict[str, Any], overridden: Set[str]) -> list[str]:
     """Have an epoch's limits, which count batches, be of as many windows as before.
 
     Returns:
@@ -164,7 +164,7 @@ def _same_limits(merged: dict[str, Any], stored: dict[str, Any], typed_keys: Set
     refused = []
     for name in ("limit_train_batches", "limit_val_batches"):
         limit = merged["trainer"][name]
-        if limit is None or before == now or _within(f"trainer.{name}", typed_keys):
+        if limit is None or before == now or _within(f"trainer.{name}", overridden):
             continue
         if limit * before % now:
             refused.append(f"trainer.{name}={limit} was {limit * before} windows, and {now} are taken at once now")
@@ -187,7 +187,7 @@ def changes_problems(changes: list[str], *, path: Path, force: bool) -> list[str
 
 
 def _merge(
-    stored: dict[str, Any], now: dict[Any, Any], typed_keys: Set[str], changes: dict[str, tuple[Any, Any]], prefix: str = ""
+    stored: dict[str, Any], now: dict[Any, Any], overridden: Set[str], changes: dict[str, tuple[Any, Any]], prefix: str = ""
 ) -> dict[str, Any]:
     merged = {}
     for name, value in now.items():
@@ -195,8 +195,8 @@ def _merge(
         if key in OF_THIS_START or name not in stored:
             merged[name] = value
         elif isinstance(value, dict) and isinstance(stored[name], dict):
-            merged[name] = _merge(stored[name], value, typed_keys, changes, f"{key}.")
-        elif value not in (stored[name], "auto") and (_within(key, typed_keys) or typed_keys & {"experiment", "debug"}):
+            merged[name] = _merge(stored[name], value, overridden, changes, f"{key}.")
+        elif value not in (stored[name], "auto") and (_within(key, overridden) or overridden & {"experiment", "debug"}):
             merged[name] = value
             changes[key] = (stored[name], value)
         else:

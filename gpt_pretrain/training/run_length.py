@@ -42,7 +42,7 @@ def total_epochs(data: TextDataModule, settings: TrainerSettings) -> int:
     return math.ceil(total_steps(data, settings) / steps_per_epoch(data, settings))
 
 
-def ended_by(trainer: TrainerSettings, *, steps: int, tokens: int) -> str | None:
+def reached_limit(trainer: TrainerSettings, *, steps: int, tokens: int) -> str | None:
     """Which of max_steps and max_tokens has ended a run of so many optimizer steps and tokens; None if neither has.
 
     Args:

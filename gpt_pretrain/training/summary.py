@@ -13,18 +13,18 @@ from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.data.mixture import MixedWindows
 from gpt_pretrain.evaluation.memorization import SEARCHED
 from gpt_pretrain.model.gpt2 import GPTModel
-from gpt_pretrain.runs.folder import EXPORTED, checkpoint_dir, place
-from gpt_pretrain.runs.metadata import surroundings
+from gpt_pretrain.runs.folder import EXPORTED, checkpoint_dir, display_path
+from gpt_pretrain.runs.metadata import describe_environment
 from gpt_pretrain.runs.next_commands import generate_command, resume_command, tensorboard_command
-from gpt_pretrain.system.formatting import count, duration, perplexity
+from gpt_pretrain.system.formatting import format_count, format_duration, format_perplexity
 from gpt_pretrain.system.resources import device_name, memory_limit
 from gpt_pretrain.training.callbacks.health import WarningSigns
 from gpt_pretrain.training.callbacks.metrics import TrainMetrics
 from gpt_pretrain.training.callbacks.save import SaveRun
 from gpt_pretrain.training.lit_module import GPTLitModule
-from gpt_pretrain.training.planning.checks import doubts
-from gpt_pretrain.training.planning.plan import line, make_plan
-from gpt_pretrain.training.run_length import ended_by, steps_per_epoch, total_steps
+from gpt_pretrain.training.planning.checks import find_warnings
+from gpt_pretrain.training.planning.plan import make_plan, plan_summary
+from gpt_pretrain.training.run_length import reached_limit, steps_per_epoch, total_steps
 
 Kind = TypeVar("Kind")
 
@@ -34,15 +34,15 @@ def before(settings: TrainSettings, data: TextDataModule, model: GPTModel, *, fi
     plan = make_plan(settings, data, model.config, first_step=first_step)
     return "\n".join(
         [
-            *facts(settings, data, model),
-            f"plan    {line(plan)}",
-            f"run     {place(Path(settings.run_dir))}",
-            *(f"doubt   {doubt}" for doubt in doubts(settings, data, model.config, plan)),
+            *run_facts(settings, data, model),
+            f"plan    {plan_summary(plan)}",
+            f"run     {display_path(Path(settings.run_dir))}",
+            *(f"doubt   {doubt}" for doubt in find_warnings(settings, data, model.config, plan)),
         ]
     )
 
 
-def facts(settings: TrainSettings, data: TextDataModule, model: GPTModel) -> list[str]:
+def run_facts(settings: TrainSettings, data: TextDataModule, model: GPTModel) -> list[str]:
     """A line each about model, data and length."""
     config, split, trainer = model.config, data.split, settings.trainer
     searched = settings.callbacks.samples and split.train.count > SEARCHED
@@ -53,8 +53,8 @@ def facts(settings: TrainSettings, data: TextDataModule, model: GPTModel) -> lis
         f"data    {settings.data.path or settings.data.name}: {split.extent}{split.extent and '; '}"
         f"{split.train.count:,} tokens in {len(data.train):,} windows to train on, "
         f"{split.val.count:,} in {len(data.val):,} to validate",
-        *(f"        {line}" for line in mixture(data)),
-        f"length  {count(total_steps(data, trainer), 'optimizer step')}, {steps_per_epoch(data, trainer):,} an epoch, of "
+        *(f"        {plan_summary}" for plan_summary in mixture(data)),
+        f"length  {format_count(total_steps(data, trainer), 'optimizer step')}, {steps_per_epoch(data, trainer):,} an epoch, of "
         f"{settings.data.batch_size * trainer.accumulate_grad_batches * data.world_size:,} windows each"
         + (f", on {data.world_size} devices" if data.world_size > 1 else ""),
         *([f"samples are compared with {SEARCHED:,} of the training tokens, spread evenly"] if searched else []),
@@ -72,10 +72,12 @@ def mixture(data: TextDataModule) -> list[str]:
     ]
 
 
-def setup(settings: TrainSettings, data: TextDataModule, module: GPTLitModule, *, device: torch.device) -> dict[str, Any]:
+def setup_metadata(
+    settings: TrainSettings, data: TextDataModule, module: GPTLitModule, *, device: torch.device
+) -> dict[str, Any]:
     """What a run's record says about what was trained on what."""
     split, config = data.split, module.model.config
-    around = surroundings()
+    around = describe_environment()
     around["machine"] |= {"device": device_name(device), "memory_bytes": memory_limit(device)}
     return around | {
         "precision": settings.trainer.precision,
@@ -100,25 +102,25 @@ def setup(settings: TrainSettings, data: TextDataModule, module: GPTLitModule, *
 def after(settings: TrainSettings, trainer: L.Trainer, module: GPTLitModule, run_dir: Path) -> str:
     """What came out, where it is, and what to do next."""
     save, metrics = callback(trainer, SaveRun), callback(trainer, TrainMetrics)
-    folder = place(run_dir)
+    folder = display_path(run_dir)
     batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
     epochs = trainer.current_epoch - 1 + batches / trainer.num_training_batches
     best = f"none, the last is {module.val_loss} (the training has diverged; try a lower optimizer.lr)"
     if save.best_step >= 0:
         best = (
-            f"{save.best_loss:.3f} nats a token (perplexity {perplexity(save.best_loss)}) "
+            f"{save.best_loss:.3f} nats a token (perplexity {format_perplexity(save.best_loss)}) "
             f"in epoch {save.best_epoch}, step {save.best_step}; the last is {module.val_loss:.3f}"
         )
     files = "checkpoints/last.ckpt checkpoints/best.ckpt losses.png losses.pdf samples.txt metrics.csv train.log config.yaml"
     there = [name for name in [*files.split(), EXPORTED] if (run_dir / name).exists()]
     if any(checkpoint_dir(run_dir).glob("shards-*")):
         there.append("checkpoints/shards-* (which last.ckpt and best.ckpt need beside them)")
-    limit = ended_by(settings.trainer, steps=trainer.global_step, tokens=module.tokens_seen) or "max_epochs"
+    limit = reached_limit(settings.trainer, steps=trainer.global_step, tokens=module.tokens_seen) or "max_epochs"
     told = found(trainer)
     lines = [
         "",
-        f"Done: {epochs:.4g} {'epoch' if epochs == 1 else 'epochs'}, {count(trainer.global_step, 'step')}, "
-        f"{module.tokens_seen:,} tokens seen, in {duration(metrics.total_seconds)} "
+        f"Done: {epochs:.4g} {'epoch' if epochs == 1 else 'epochs'}, {format_count(trainer.global_step, 'step')}, "
+        f"{module.tokens_seen:,} tokens seen, in {format_duration(metrics.total_seconds)} "
         f"({metrics.tokens_per_second:,.0f} tokens/s while training)",
         f"Best validation loss: {best}",
         *([f"The doctor found: {told}; its warnings above, and in train.log, say what may help."] if told else []),
@@ -128,7 +130,7 @@ def after(settings: TrainSettings, trainer: L.Trainer, module: GPTLitModule, run
         f"  {generate_command(folder, start_context=settings.start_context)}",
     ]
     if settings.logger.tensorboard:
-        lines.append(f"  {tensorboard_command(place(run_dir.parent))}")
+        lines.append(f"  {tensorboard_command(display_path(run_dir.parent))}")
     lines.append(f"  {resume_command(folder, limit=(limit, getattr(settings.trainer, limit)))}")
     return "\n".join(lines)
 
@@ -144,11 +146,11 @@ def found(trainer: L.Trainer) -> str:
 
 def interrupted(trainer: L.Trainer, run_dir: Path) -> str:
     """What a run that a signal ended has left, and how to go on."""
-    done = f"Stopped after {count(trainer.global_step, 'step')}"
+    done = f"Stopped after {format_count(trainer.global_step, 'step')}"
     saved = "; the run could not be saved there" if callback(trainer, SaveRun).failed else " and saved"
     if not any(checkpoint_dir(run_dir).glob("*.ckpt")):
         return f"{done}{saved}."
-    return f"{done}{saved}. Go on with:\n  {resume_command(place(run_dir))}"
+    return f"{done}{saved}. Go on with:\n  {resume_command(display_path(run_dir))}"
 
 
 def best_loss(trainer: L.Trainer) -> float:

@@ -13,12 +13,11 @@ from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.runs.folder import checkpoint_dir
 from gpt_pretrain.runs.loggers import build_loggers
-from gpt_pretrain.sweeps.pruning import EndWhenBehind, running_trial
 from gpt_pretrain.tokenizers.tokenizer import Tokenizer
 from gpt_pretrain.training.callbacks.health import WarningSigns
 from gpt_pretrain.training.callbacks.loss_curve import LossCurve
 from gpt_pretrain.training.callbacks.losses import LossLines
-from gpt_pretrain.training.callbacks.metadata import KeepRecord
+from gpt_pretrain.training.callbacks.metadata import MetadataWriter
 from gpt_pretrain.training.callbacks.metrics import TrainMetrics
 from gpt_pretrain.training.callbacks.progress import ProgressBar
 from gpt_pretrain.training.callbacks.randomness import Randomness
@@ -26,7 +25,7 @@ from gpt_pretrain.training.callbacks.samples import Samples
 from gpt_pretrain.training.callbacks.save import SafeCheckpointIO, SaveRun
 from gpt_pretrain.training.callbacks.stop import FinishAtLimit, StopOnSignal
 from gpt_pretrain.training.callbacks.time_left import TimeLeft
-from gpt_pretrain.training.distributed import ranks as distributed
+from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.distributed.strategy import build_strategy, environments
 from gpt_pretrain.training.run_length import tokens_per_epoch, total_epochs, total_steps
 
@@ -39,7 +38,7 @@ def build_trainer(
     config: dict[str, Any],
     run_dir: Path,
     first_step: int,
-    custom: list[Callback],
+    extra_callbacks: list[Callback],
 ) -> L.Trainer:
     """Lightning's Trainer with this program's callbacks, loggers and checkpoints.
 
@@ -47,7 +46,7 @@ def build_trainer(
         config: the resolved settings as plain containers, for the checkpoint.
         run_dir: where everything of the run is written.
         first_step: optimizer steps that the run has done already.
-        custom: callbacks of the user's own.
+        extra_callbacks: Callbacks from outside the training.
     """
     trainer = settings.trainer
     return L.Trainer(
@@ -65,8 +64,8 @@ def build_trainer(
         deterministic=trainer.deterministic,
         detect_anomaly=trainer.detect_anomaly,
         profiler=trainer.profiler,
-        callbacks=[*build_callbacks(settings, data, tokenizer, config=config, run_dir=run_dir), *custom],
-        logger=build_loggers(settings.logger, run_dir=run_dir, first_step=first_step) if distributed.is_main() else [],
+        callbacks=[*build_callbacks(settings, data, tokenizer, config=config, run_dir=run_dir), *extra_callbacks],
+        logger=build_loggers(settings.logger, run_dir=run_dir, first_step=first_step) if ranks.is_main() else [],
         plugins=[SafeCheckpointIO(), *environments()],
         default_root_dir=run_dir,
         log_every_n_steps=1,  # Lightning's own logging; this program's cadence is TrainMetrics'
@@ -81,7 +80,7 @@ def build_callbacks(
     settings: TrainSettings, data: TextDataModule, tokenizer: Tokenizer, *, config: dict[str, Any], run_dir: Path
 ) -> list[Callback]:
     """The callbacks that the settings name, in the order in which they act; of several ranks, the first has them all."""
-    chosen, main = settings.callbacks, distributed.is_main()
+    chosen, main = settings.callbacks, ranks.is_main()
     losses = LossLines(data, eval_freq=settings.eval_freq, eval_iter=settings.eval_iter)
     metrics = TrainMetrics(every_n_steps=settings.trainer.log_every_n_steps)
     callbacks: list[Callback] = [
@@ -108,8 +107,6 @@ def build_callbacks(
             file=run_dir / "samples.txt",
         )
         callbacks.append(samples)
-    if (trial := running_trial(run_dir)) is not None:
-        callbacks.append(EndWhenBehind(trial, run_dir=run_dir))
     if chosen.early_stopping is not None:
         stop = chosen.early_stopping
         callbacks.append(EarlyStopping("val/loss", patience=stop.patience, min_delta=stop.min_delta))
@@ -127,7 +124,7 @@ def build_callbacks(
         tokenizer=tokenizer.name,
         config=config,
     )
-    record = KeepRecord(
+    record = MetadataWriter(
         run_dir, losses=losses, metrics=metrics, save=save, samples=samples, signs=signs, tokens_per_epoch=per_epoch
     )
     return [*callbacks, save, *([record] if main else []), StopOnSignal(save)]

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gpt_pretrain.checkpoints import tensor_files as files
+from gpt_pretrain.checkpoints import tensor_files
 from gpt_pretrain.checkpoints.pretrained import load_pretrained
 from gpt_pretrain.errors import UserError
 from tests.conftest import tiny_model
@@ -199,7 +199,7 @@ def test_a_config_that_is_no_json(tmp_path: Path, content: str) -> None:
 
 
 def test_a_config_of_absurd_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "MAX_JSON_BYTES", 100)
+    monkeypatch.setattr(tensor_files, "MAX_JSON_BYTES", 100)
     with pytest.raises(UserError, match="far too many for what it should be"):
         load_pretrained(saved(tmp_path))
 
@@ -211,9 +211,9 @@ def shards(tmp_path: Path) -> Path:
 
 
 def change_index(folder: Path, change: Callable[[dict[str, str]], object]) -> None:
-    index = json.loads((folder / files.INDEX).read_text())
+    index = json.loads((folder / tensor_files.INDEX).read_text())
     change(index["weight_map"])
-    (folder / files.INDEX).write_text(json.dumps(index))
+    (folder / tensor_files.INDEX).write_text(json.dumps(index))
 
 
 def test_shards_that_are_missing_or_disagree_are_told_together(shards: Path) -> None:
@@ -235,7 +235,7 @@ def test_an_index_that_points_out_of_its_folder(shards: Path) -> None:
         UserError, match=r"names the file '\.\./one/model\.safetensors', which is no safetensors file of its own folder"
     ):
         load_pretrained(shards)
-    (shards / files.INDEX).write_text("{}")
+    (shards / tensor_files.INDEX).write_text("{}")
     with pytest.raises(UserError, match="it has no weight_map"):
         load_pretrained(shards)
 

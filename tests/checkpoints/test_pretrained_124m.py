@@ -101,7 +101,7 @@ def test_our_own_checkpoint(file: Path) -> None:
 
 MEASURE = """
 import sys, torch
-from gpt_pretrain.pretrained import load_pretrained
+from gpt_pretrain.checkpoints.pretrained import load_pretrained
 
 def peak():  # of resident memory, in KiB
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))

@@ -4,7 +4,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from gpt_pretrain.commands.command_line import checked, quoted
+from gpt_pretrain.commands.hydra_arguments import checked, quoted
 from gpt_pretrain.errors import UserError
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gpt_pretrain.config.schema import SourceSettings
 from gpt_pretrain.data.datamodule import TextDataModule
-from gpt_pretrain.data.mixture import MixedWindows, most_in_proportion, shares
+from gpt_pretrain.data.mixture import MixedWindows, most_in_proportion, windows_per_source
 from gpt_pretrain.data.windows import Batch, BatchOrder, Windows
 from gpt_pretrain.errors import UserError
 from tests.data.test_windows import settings
@@ -102,7 +102,7 @@ def test_epochs_and_seeds_differ_and_sources_are_shuffled_apart() -> None:
 
 @given(st.lists(st.floats(0.01, 9), min_size=1, max_size=6), st.integers(0, 10**12))
 def test_shares_sum_up(weights: list[float], total: int) -> None:
-    parts = shares(weights, total)
+    parts = windows_per_source(weights, total)
     assert sum(parts) == total
     assert all(abs(part - weight / sum(weights) * total) <= 1 + 1e-9 * total for part, weight in zip(parts, weights, strict=True))
 

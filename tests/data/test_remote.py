@@ -25,7 +25,7 @@ from gpt_pretrain.data.cache_folder import CacheFolder
 from gpt_pretrain.data.corpus import open_corpus
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.data.fetching import FetcherThread, StoppedError, stop_fetching
-from gpt_pretrain.data.prefetching import Ahead
+from gpt_pretrain.data.prefetching import PrefetchingSampler
 from gpt_pretrain.data.remote import CachedFiles, RemoteFiles
 from gpt_pretrain.data.windows import BatchOrder
 from gpt_pretrain.errors import UserError
@@ -220,7 +220,7 @@ def test_the_blocks_of_the_next_batches_are_fetched_before_they_are_asked_for(
     monkeypatch.setattr(module, "FITS", 0.0)
     data = data_of(tmp_path, f"file://{corpus}")
     order = BatchOrder(len(data.train), 4, seed=1)
-    ahead = iter(Ahead(order, data.train, batches=5))
+    ahead = iter(PrefetchingSampler(order, data.train, batches=5))
     first = next(ahead)
     assert first.tolist() == next(iter(order)).tolist()
     wanted = np.concatenate(list(itertools.islice(order, 6)))

@@ -19,10 +19,10 @@ from gpt_pretrain.data import files as files_module
 from gpt_pretrain.data.corpus import LLMC_HEADER, open_corpus, split_of
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.data.files import LocalFiles
-from gpt_pretrain.data.shards import Joined, Shard
+from gpt_pretrain.data.shards import ConcatenatedTokens, Shard
 from gpt_pretrain.data.tokens import TokenSplit, loss_by_frequencies
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.evaluation import memorization as memorisation
+from gpt_pretrain.evaluation import memorization
 from gpt_pretrain.evaluation.generated_text import training_tokens
 from gpt_pretrain.runs.samples import read_samples
 from gpt_pretrain.sweeps.write_report import write_report
@@ -65,7 +65,7 @@ def test_what_is_read_may_lie_across_shards(
     for name, part in enumerate(np.split(ids, np.cumsum(lengths)[:-1])):
         part.tofile(folder / str(name))
     files = LocalFiles(folder)
-    joined = Joined([Shard(files, str(name), count, 2) for name, count in enumerate(lengths)])
+    joined = ConcatenatedTokens([Shard(files, str(name), count, 2) for name, count in enumerate(lengths)])
     start = data.draw(st.integers(0, len(ids)))
     count = data.draw(st.integers(0, len(ids) - start))
     assert joined.read(start, count).tolist() == ids[start : start + count].tolist()
@@ -371,18 +371,18 @@ def test_validating_on_some_tokens_takes_windows_from_all_over(tmp_path: Path) -
 
 
 def test_a_large_corpus_is_searched_for_what_samples_recite_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memorisation, "BLOCK", 100)
-    monkeypatch.setattr(memorisation, "SEARCHED", 300)
+    monkeypatch.setattr(memorization, "BLOCK", 100)
+    monkeypatch.setattr(memorization, "SEARCHED", 300)
     ids = list(range(256)) * 10
     folder = write_nanogpt(tmp_path, train=[*ids[:1000], 255, 1, 255, 2], val=ids)
     split = split_at(folder)
     read = []
     monkeypatch.setattr(
-        Joined, "read", lambda self, start, count: read.append((start, count)) or np.array(ids[start : start + count])
+        ConcatenatedTokens, "read", lambda self, start, count: read.append((start, count)) or np.array(ids[start : start + count])
     )
-    assert memorisation.longest_run([460 % 256, 461 % 256, 7, 7], split.train) == 2, "in the middle"
+    assert memorization.longest_memorized_span([460 % 256, 461 % 256, 7, 7], split.train) == 2, "in the middle"
     assert [start for start, _ in read] == [0, 452, 904]
-    assert memorisation.longest_run([115, 116, 117], split.train) < 3, "between the blocks"
+    assert memorization.longest_memorized_span([115, 116, 117], split.train) < 3, "between the blocks"
 
 
 def test_shards_as_a_text_are_told(train: Train, tmp_path: Path) -> None:

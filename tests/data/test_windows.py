@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from gpt_pretrain.config.schema import DataSettings
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.data.tokens import Tokens
-from gpt_pretrain.data.windows import BatchOrder, TokenWindows, shuffled
+from gpt_pretrain.data.windows import BatchOrder, TokenWindows, shuffle_windows
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.tokenizers.tokenizer import build_tokenizer
 
@@ -83,24 +83,24 @@ def test_the_order_is_a_function_of_seed_and_epoch_from_any_place(n: int, batch:
 
 @given(n=st.integers(1, 3000), seed=st.integers(0, 2**32 - 1), epoch=st.integers(0, 2**31))
 def test_an_order_is_a_permutation_that_can_be_computed_anywhere(n: int, seed: int, epoch: int) -> None:
-    whole = shuffled(np.arange(n), n, seed=seed, epoch=epoch)
+    whole = shuffle_windows(np.arange(n), n, seed=seed, epoch=epoch)
     assert sorted(whole.tolist()) == list(range(n))
     some = np.arange(n)[:: max(1, n // 7)]
-    assert shuffled(some, n, seed=seed, epoch=epoch).tolist() == whole[some].tolist()
+    assert shuffle_windows(some, n, seed=seed, epoch=epoch).tolist() == whole[some].tolist()
 
 
 @pytest.mark.parametrize("n", [9, 16, 17])
 def test_each_window_stands_at_each_place_equally_often(n: int) -> None:
     counts = np.zeros((n, n))
     for epoch in range(4000):
-        counts[np.arange(n), shuffled(np.arange(n), n, seed=1, epoch=epoch)] += 1
+        counts[np.arange(n), shuffle_windows(np.arange(n), n, seed=1, epoch=epoch)] += 1
     chi_squared = ((counts - 4000 / n) ** 2 / (4000 / n)).sum()
     freedom = (n - 1) ** 2
     assert abs(chi_squared - freedom) < 5 * (2 * freedom) ** 0.5
 
 
 def test_neighbours_are_scattered() -> None:
-    order = shuffled(np.arange(100_000), 100_000, seed=3, epoch=0)
+    order = shuffle_windows(np.arange(100_000), 100_000, seed=3, epoch=0)
     assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.02
     assert abs(np.corrcoef(order, np.arange(100_000))[0, 1]) < 0.02
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_pretrain.evaluation import memorization as memorisation
-from gpt_pretrain.evaluation.memorization import longest_run
+from gpt_pretrain.evaluation import memorization
+from gpt_pretrain.evaluation.memorization import longest_memorized_span
 
 
 class Text:
@@ -32,15 +32,15 @@ def naive(sample: list[int], text: list[int]) -> int:
 )
 def test_it_is_the_longest(sample: list[int], text: list[int], block: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(memorisation, "BLOCK", block)
-        assert longest_run(sample, Text(text)) == naive(sample, text)
+        patch.setattr(memorization, "BLOCK", block)
+        assert longest_memorized_span(sample, Text(text)) == naive(sample, text)
 
 
 def test_a_large_text_is_searched_in_a_moment() -> None:
     text = np.random.default_rng(0).integers(0, 50257, 3_000_000)
     sample = [*text[2_000_000:2_000_040].tolist(), *range(160)]
     start = time.perf_counter()
-    assert longest_run(sample, Text(text)) == 40
+    assert longest_memorized_span(sample, Text(text)) == 40
     repetitive = Text(np.zeros(3_000_000))
-    assert longest_run([0] * 199 + [1], repetitive) == 199
+    assert longest_memorized_span([0] * 199 + [1], repetitive) == 199
     assert time.perf_counter() - start < 20  # a scan for each window of each length would take hours

@@ -95,12 +95,12 @@ def test_bf16_works_on_a_cpu_whose_onednn_has_none(monkeypatch: pytest.MonkeyPat
 @pytest.mark.slow
 def test_generating_on_an_older_processor() -> None:
     code = (
-        "import torch; from tests.conftest import tiny_model; from gpt_pretrain.decoding import *; from gpt_pretrain.generation import *\n"
+        "import torch; from tests.conftest import tiny_model; from gpt_pretrain.generation.decoding import *; from gpt_pretrain.generation.sampling import *\n"
         "model = tiny_model()\n"
         "for precision in (pick_decoding_precision('auto', model)[0], 'bf16-mixed', '32-true'):\n"
         "    print(generate(DecodingModel(model, dtype=PRECISIONS[precision]), torch.tensor([[1, 2]]), 5).shape)"
     )
-    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "PYTHONPATH": str(ROOT / "tests")}
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines() == ["torch.Size([1, 7])"] * 3, done.stderr
 

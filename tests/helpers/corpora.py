@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpt_pretrain.config.schema import PrepareSettings
-from gpt_pretrain.prepare.job import prepare
+from gpt_pretrain.prepare.job import prepare_corpus
 from gpt_pretrain.tokenizers.tokenizer import build_tokenizer
 
 tokenizer_of = functools.cache(build_tokenizer)
@@ -20,7 +20,7 @@ tokenizer_of = functools.cache(build_tokenizer)
 def made(*inputs: Path | str, out: Path, **settings: Any) -> dict[str, Any]:
     """Prepare a corpus in this process; its manifest."""
     fields = {"workers": 1, "tokenizer": "byte", "max_rejected": 1.0} | settings
-    prepare(PrepareSettings(inputs=[str(one) for one in inputs], out=str(out), **fields))
+    prepare_corpus(PrepareSettings(inputs=[str(one) for one in inputs], out=str(out), **fields))
     return manifest(out)
 
 

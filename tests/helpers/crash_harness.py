@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 # Imported before the first fork, since it takes seconds.
 import gpt_pretrain.training.fit  # noqa: E402
 import gpt_pretrain.training.preflight  # noqa: E402, F401
-from gpt_pretrain.checkpoints import checkpoint_file as checkpoint  # noqa: E402
+from gpt_pretrain.checkpoints import checkpoint_file  # noqa: E402
 from gpt_pretrain.commands.verify_resume import same  # noqa: E402
 
 WORDS = [
@@ -86,7 +86,7 @@ def disturb(folder: Path, *, kills: int, seed: int, words: Sequence[str] = ()) -
 
 def differences(a: Path, b: Path) -> list[str]:
     """What is not the same, bit for bit, in two runs: state, losses, logs."""
-    one, other = (checkpoint.read_checkpoint(run / "checkpoints" / "last.ckpt", resumable=True) for run in (a, b))
+    one, other = (checkpoint_file.read_checkpoint(run / "checkpoints" / "last.ckpt", resumable=True) for run in (a, b))
     problems = [
         f"{b.name}: {key} differs"
         for key in ("state_dict", "optimizer_states", "lr_schedulers", "train_losses", "val_losses", "eval_steps", "tokens_seen")
@@ -115,8 +115,8 @@ def _begin(run_dir: Path, words: Sequence[str], *, slow_writing: bool = False) -
             os.dup2(stream.fileno(), 2)
         torch.set_num_threads(1)
         if slow_writing:
-            _slow_down(checkpoint.torch, "save")
-            _slow_down(checkpoint.os, "replace")
+            _slow_down(checkpoint_file.torch, "save")
+            _slow_down(checkpoint_file.os, "replace")
         begun = any((run_dir / "checkpoints").glob("*.ckpt"))
         place = f"resume={run_dir}" if begun else f"hydra.run.dir={run_dir}"
         sys.argv = [str(ROOT / "train.py"), *([] if begun else [*WORDS, *words]), place]
@@ -174,7 +174,7 @@ def _check_whole(run_dir: Path) -> list[str]:
     problems = []
     for path in (run_dir / "checkpoints").glob("*.ckpt"):
         try:
-            checkpoint.read_checkpoint(path, resumable=True)
+            checkpoint_file.read_checkpoint(path, resumable=True)
         except Exception as error:
             problems.append(f"{path.name} after a kill: {error}")
     return problems

@@ -37,7 +37,7 @@ WORDS = [
     *("model.context_length=32", "model.drop_rate=0.1", "data.stride=350", "data.batch_size=1", "trainer.accelerator=cpu"),
     *("trainer.precision=32-true", "trainer.max_epochs=3", "trainer.limit_train_batches=25", "trainer.log_every_n_steps=1"),
     *("eval_freq=5", "eval_iter=1", "sampler.max_new_tokens=5", "callbacks.loss_curve=false", "logger=csv"),
-    *("checkpoint.every_n_steps=5", "+callbacks.custom.pause._target_=two_hosts.Pause"),
+    *("checkpoint.every_n_steps=5", "+callbacks.custom.pause._target_=tests.helpers.two_hosts.Pause"),
 ]
 
 
@@ -258,7 +258,7 @@ def _cache(folder: Path) -> str:
 def _environment(timeout: float | None) -> dict[str, str]:
     left_out = ("HYDRA_FULL_ERROR", "PYTEST_CURRENT_TEST")
     environment = {key: value for key, value in os.environ.items() if key not in left_out}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return environment if timeout is None else environment | {"GPT_PRETRAIN_TIMEOUT": str(timeout)}
 
 

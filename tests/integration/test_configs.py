@@ -8,7 +8,7 @@ import pytest
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from gpt_pretrain.config.schema import TrainSettings, typed
+from gpt_pretrain.config.schema import TrainSettings, to_settings
 from gpt_pretrain.config.validation import train_problems
 from gpt_pretrain.model.config import GPTConfig
 from tests.conftest import CONF
@@ -22,7 +22,7 @@ def test_each_option_composes_into_sound_settings(compose_train: Callable[..., D
     launchers = {"parallel": "joblib", "slurm": "submitit", "ray": "ray"}
     if group == "hparams_search" and option in launchers:
         pytest.importorskip(f"hydra_plugins.hydra_{launchers[option]}_launcher")
-    settings = typed(compose_train(f"{group}={option}"), TrainSettings)
+    settings = to_settings(compose_train(f"{group}={option}"), TrainSettings)
     problems = train_problems(settings)
     if option in ("wandb", "mlflow") and importlib.util.find_spec(option) is None:
         assert [problem.split(":")[0] for problem in problems] == [f"logger={option} needs the package {option}"]
@@ -31,7 +31,7 @@ def test_each_option_composes_into_sound_settings(compose_train: Callable[..., D
 
 
 def test_the_defaults_are_those_promised(compose_train: Callable[..., DictConfig]) -> None:
-    settings = typed(compose_train(), TrainSettings)
+    settings = to_settings(compose_train(), TrainSettings)
     model, optimizer = settings.model, settings.optimizer
     assert (model.context_length, model.emb_dim, model.n_heads, model.n_layers) == (256, 768, 12, 12)
     assert (model.drop_rate, model.qkv_bias, model.tie_embeddings, model.init) == (0.1, False, True, "gpt2")
@@ -47,7 +47,7 @@ def test_the_defaults_are_those_promised(compose_train: Callable[..., DictConfig
 def test_the_larger_models_have_gpt2_s_sizes(
     compose_train: Callable[..., DictConfig], option: str, emb_dim: int, n_heads: int, n_layers: int
 ) -> None:
-    model = typed(compose_train(f"model={option}"), TrainSettings).model
+    model = to_settings(compose_train(f"model={option}"), TrainSettings).model
     assert (model.emb_dim, model.n_heads, model.n_layers) == (emb_dim, n_heads, n_layers)
     assert GPTConfig(vocab_size=50257, **vars(model)).head_dim == 64
 

@@ -17,7 +17,7 @@ import torch
 from gpt_pretrain.checkpoints.checkpoint_file import read_checkpoint
 from gpt_pretrain.checkpoints.pretrained import load_pretrained
 from gpt_pretrain.data.windows import BatchOrder
-from gpt_pretrain.runs.metadata import read_record
+from gpt_pretrain.runs.metadata import read_metadata
 from gpt_pretrain.training.distributed.fsdp import remove_unused_shards
 from gpt_pretrain.training.lit_module import renumbered
 from tests.conftest import ROOT, TINY_RUN
@@ -141,8 +141,8 @@ def test_two_ranks_do_what_one_does_in_two_accumulated_batches(
     assert len((folder / strategy / "metrics.csv").read_text().splitlines()) == len(
         (alone / "metrics.csv").read_text().splitlines()
     )
-    assert read_record(folder / strategy)["state"] == "finished"
-    assert "trainer.devices=2" in read_record(folder / strategy)["command"]
+    assert read_metadata(folder / strategy)["state"] == "finished"
+    assert "trainer.devices=2" in read_metadata(folder / strategy)["command"]
     states = content(folder / strategy)["callbacks"]["Randomness"]["ranks"]
     assert len(states) == 2 and not torch.equal(states[0]["torch"], states[1]["torch"]), "ranks draw apart"
 
@@ -271,7 +271,7 @@ def test_the_end_of_one_is_the_end_of_all(
     rest = started.stdout.read()
     assert started.wait(timeout=60) == (137 if how == "killed" else 130), rest
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
-    record = read_record(tmp_path / "run")
+    record = read_metadata(tmp_path / "run")
     assert record["state"] == ("failed" if how == "killed" else "interrupted")
     if how == "killed":
         assert record["error"].startswith("process 1 of 2 was ended by SIGKILL: Another process of this training has ended")
@@ -339,7 +339,7 @@ def test_a_sweep_starts_the_ranks_of_each_job(run: Callable[..., subprocess.Comp
     (sweep,) = (tmp_path / "outputs" / "multirun").iterdir()
     assert len((sweep / "summary.csv").read_text().splitlines()) == 3
     jobs = sorted(path.parent for path in sweep.glob("*/run.json"))
-    assert [read_record(job)["state"] for job in jobs] == ["finished"] * 2
+    assert [read_metadata(job)["state"] for job in jobs] == ["finished"] * 2
     assert all(len(content(job)["callbacks"]["Randomness"]["ranks"]) == 2 for job in jobs)
 
 

@@ -125,7 +125,7 @@ def test_a_job_of_slurm_is_put_back_into_the_queue_and_goes_on(
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     monkeypatch.setenv("SLURM_JOB_NAME", "train")
     assert requeue.interrupted_run([]) is None
-    monkeypatch.setattr("gpt_pretrain.commands.entry.TYPED", ["model=tiny"])
+    monkeypatch.setattr(sys, "argv", ["train.py", "model=tiny"])
     with signalled(signal.SIGUSR1, at_step=3):
         train(*SETTINGS, run_dir=tmp_path / "run")
     assert (tmp_path / "asked").read_text() == "requeue 4711\n"
@@ -134,7 +134,7 @@ def test_a_job_of_slurm_is_put_back_into_the_queue_and_goes_on(
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert requeue.interrupted_run(["model=tiny"]) == tmp_path / "run"
     assert requeue.interrupted_run(["model=chapter5"]) is None, "another command of the job"
-    from gpt_pretrain.commands.command_line import with_resume
+    from gpt_pretrain.commands.hydra_arguments import with_resume
 
     assert with_resume(["model=tiny"])[-1] == f"resume='{tmp_path / 'run'}'"
     assert with_resume(["model=tiny", "resume=null"]) == ["model=tiny", "resume=null"]
@@ -145,8 +145,8 @@ def test_a_job_of_slurm_is_put_back_into_the_queue_and_goes_on(
 
 @pytest.mark.slow
 def test_killed_at_25_random_moments_a_run_ends_like_one_that_nobody_disturbed(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "tests" / "crash_harness.py"), "--kills", "25", "--seed", "1"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=230)
+    command = [sys.executable, "-m", "tests.helpers.crash_harness", "--kills", "25", "--seed", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=230)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.match(r"25 kills, [1-9]\d* of them while a checkpoint was being written", done.stdout)
 

@@ -12,14 +12,13 @@ from pathlib import Path
 import pytest
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.runs.metadata import read_record
-from gpt_pretrain.training.distributed import launch, requeue
-from gpt_pretrain.training.distributed import ranks as distributed
+from gpt_pretrain.runs.metadata import read_metadata
+from gpt_pretrain.training.distributed import launch, ranks, requeue
 from tests.conftest import ROOT, TINY_RUN
 from tests.helpers.crash_harness import differences
 
 WORDS = [*TINY_RUN, "trainer=ddp", "data.batch_size=4", "callbacks.loss_curve=false", "logger=csv"]
-SLOW = ["trainer.max_epochs=4", "checkpoint.every_n_steps=2", "+callbacks.custom.pause._target_=two_hosts.Pause"]
+SLOW = ["trainer.max_epochs=4", "checkpoint.every_n_steps=2", "+callbacks.custom.pause._target_=tests.helpers.two_hosts.Pause"]
 OF_OTHERS = ("SLURM_", "TORCHELASTIC_", "GPT_PRETRAIN_", "HYDRA_FULL_ERROR", "PYTEST_CURRENT_TEST")
 PATIENCE_SECONDS = 120
 
@@ -94,7 +93,7 @@ def test_two_machines_started_by_hand_train_one_run_and_go_on_with_it(start: Sta
     assert "on 2 devices" in texts[0]
     assert texts[1] == ""
     run = only_run(tmp_path)
-    assert read_record(run)["state"] == "finished"
+    assert read_metadata(run)["state"] == "finished"
     codes, texts = ended(*machines(start, "resume=latest", "trainer.max_epochs=3"))
     assert codes == [0, 0], texts
     assert (only_run(tmp_path), texts[1]) == (run, "")
@@ -117,7 +116,7 @@ def test_when_one_machine_fails_the_other_ends_too(start: Start, tmp_path: Path)
     assert codes == [2, 128 + signal.SIGKILL]
     assert "Another process of this training has ended or is out of reach" in texts[0]
     assert time.monotonic() - begun < 30
-    assert read_record(run)["state"] == "failed"
+    assert read_metadata(run)["state"] == "failed"
 
 
 @pytest.mark.parametrize(
@@ -159,10 +158,10 @@ def test_what_a_machine_misses_is_told_in_one_line(start: Start, tmp_path: Path)
 @pytest.mark.parametrize("text", ["soon", "0", "inf", "nan", "-3"])
 def test_a_timeout_is_a_number_of_seconds(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("GPT_PRETRAIN_TIMEOUT", "90")
-    assert distributed.timeout().total_seconds() == 90
+    assert ranks.timeout().total_seconds() == 90
     monkeypatch.setenv("GPT_PRETRAIN_TIMEOUT", text)
     with pytest.raises(UserError, match=f"GPT_PRETRAIN_TIMEOUT={text}: must be a number of seconds"):
-        distributed.timeout()
+        ranks.timeout()
 
 
 @pytest.mark.slow
@@ -254,7 +253,7 @@ def test_where_the_tasks_of_slurm_meet(monkeypatch: pytest.MonkeyPatch) -> None:
     def of_step(job: int, step: int) -> dict[str, str]:
         for name, value in (given | {"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step)}).items():
             monkeypatch.setenv(name, value)
-        return distributed._from_slurm()
+        return ranks._from_slurm()
 
     found = of_step(123456, 0)
     ranks = {"RANK": "9", "LOCAL_RANK": "1", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8", "GROUP_RANK": "1"}
@@ -272,7 +271,7 @@ def test_a_job_of_a_sweep_that_runs_elsewhere_starts_its_ranks_by_itself(start: 
     codes, texts = ended(sweep)
     (record,) = tmp_path.glob("sweep/*/run.json")
     assert codes == [0], texts
-    assert read_record(record.parent)["state"] == "finished"
+    assert read_metadata(record.parent)["state"] == "finished"
     assert "on 2 devices" in (record.parent / "train.log").read_text()
 
 
@@ -305,7 +304,7 @@ def test_a_job_of_a_sweep_may_have_several_tasks_of_slurm(start: Start, tmp_path
     outputs = [(tmp_path / "bin" / f"{n}.out").read_text() for n in range(2)]
     (record,) = tmp_path.glob("sweep/*/run.json")
     assert codes == [0], texts + outputs
-    assert read_record(record.parent)["state"] == "finished"
+    assert read_metadata(record.parent)["state"] == "finished"
     assert ["Done: 2 epochs" in text for text in outputs] == [True, False], outputs
     assert "on 2 devices" in outputs[0]
 
@@ -323,7 +322,7 @@ def test_a_rank_ends_without_taking_the_interpreter_apart(start: Start, tmp_path
     """Else a thread of gloo may abort it: that happens too rarely to be shown here."""
     script = f"""
 import atexit, sys, threading, time
-from gpt_pretrain.distributed import ended_at_once
+from gpt_pretrain.training.distributed.ranks import exit_without_teardown
 class Left:
     def __del__(self):
         print("taken apart")
@@ -331,7 +330,7 @@ def late():
     time.sleep(0.2)
     print("thread")
 left = Left()
-with ended_at_once():
+with exit_without_teardown():
     atexit.register(print, "exit function")
     threading.Thread(target=late).start()
     {end}
@@ -374,16 +373,16 @@ def test_a_signal_before_the_first_step_is_no_failure(start: Start, tmp_path: Pa
         time.sleep(0.01)
     parent.terminate()
     assert parent.wait(PATIENCE_SECONDS) == 128 + signal.SIGTERM
-    assert read_record(records[0].parent)["state"] == "interrupted"
+    assert read_metadata(records[0].parent)["state"] == "interrupted"
 
 
 def test_jobs_of_torchrun_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name, value in (("RUN_ID", "my-run"), ("RESTART_COUNT", "1"), ("MAX_RESTARTS", "3")):
         monkeypatch.setenv(f"TORCHELASTIC_{name}", value)
-    monkeypatch.setenv(distributed.JOB, "first")
+    monkeypatch.setenv(ranks.JOB, "first")
     requeue.remember(tmp_path / "run", words=["a=1"])
     assert requeue.begun_run(["a=1"]) == tmp_path / "run"
     assert requeue.begun_run(["a=2"]) is None
-    monkeypatch.setenv(distributed.JOB, "second")
+    monkeypatch.setenv(ranks.JOB, "second")
     assert requeue.begun_run(["a=1"]) is None, "another job, though of the same name"

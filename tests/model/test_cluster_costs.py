@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from benchmarks.scale import tables
-from gpt_pretrain.model import cluster_costs as scale
-from gpt_pretrain.model import costs as flops
+from gpt_pretrain.model import cluster_costs, costs
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.costs import Sharing
 from gpt_pretrain.model.gpt2 import GPTModel
@@ -29,10 +28,10 @@ GPT2 = GPTConfig(vocab_size=50257, context_length=1024, emb_dim=768, n_heads=12,
 
 def measured(folder: Path, *words: str) -> list[dict[str, Any]]:
     """What each batch of each rank of a run has held and sent."""
-    callback = f"+callbacks.custom.measured={{_target_: measured_ranks.Measured, out: '{folder / 'found'}'}}"
+    callback = f"+callbacks.custom.measured={{_target_: tests.helpers.measured_ranks.Measured, out: '{folder / 'found'}'}}"
     command = [sys.executable, str(ROOT / "train.py"), *WORDS, f"hydra.run.dir={folder / 'run'}", callback, *words]
     environment = os.environ | {
-        "PYTHONPATH": str(ROOT / "tests"),
+        "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "XDG_CACHE_HOME": str(folder / "cache"),
     }
@@ -64,14 +63,14 @@ def test_two_ranks_hold_and_send_what_is_said(
         f"trainer.accumulate_grad_batches={accumulate}",
     )
     sharing = Sharing(devices=2, fsdp=fsdp, recompute=recompute, accumulate=accumulate)
-    memory = flops.training_memory(CONFIG, batch_size=8, precision=precision, device="cpu", sharing=sharing)
+    memory = costs.training_memory(CONFIG, batch_size=8, precision=precision, device="cpu", sharing=sharing)
     assert max(row["weights"] for row in rows) == memory.weights
     assert max(row["moments"] for row in rows) == memory.moments
     there = memory.weights + memory.moments + memory.gradients * memory.gradients_stay  # before the batch
     peak = min(row["peak"] for row in rows)  # the others were disturbed: some of what they freed was not seen
     assert memory.peak == pytest.approx(there + peak, rel=tolerance)
 
-    traffic = scale.step_traffic(CONFIG, precision=precision, sharing=sharing)
+    traffic = cluster_costs.step_traffic(CONFIG, precision=precision, sharing=sharing)
     busy = [row["sent"] for row in rows if row["sent"] > 10_000]  # the others are batches whose gradients DDP keeps to itself
     if fsdp:
         gathered = max(
@@ -93,52 +92,52 @@ def test_blocks_and_the_rest_are_all_of_the_model(config: GPTConfig) -> None:
     with torch.device("meta"):
         model = GPTModel(config)
     shapes = [tuple(parameter.shape) for parameter in model.trf_blocks[0].parameters()]
-    assert sorted(shapes) == sorted(shape if shape[1] > 1 else shape[:1] for shape in flops.block_shapes(config))
-    blocks, root = flops.padded(flops.block_shapes(config), 1), flops.padded(flops.root_shapes(config), 1)
-    assert config.n_layers * blocks + root == flops.num_parameters(config) == model.num_parameters()
+    assert sorted(shapes) == sorted(shape if shape[1] > 1 else shape[:1] for shape in costs.block_shapes(config))
+    blocks, root = costs.padded(costs.block_shapes(config), 1), costs.padded(costs.root_shapes(config), 1)
+    assert config.n_layers * blocks + root == costs.num_parameters(config) == model.num_parameters()
 
 
 def test_fsdp_holds_a_part_and_sends_half_as_much_again_as_ddp() -> None:
-    def memory(devices: int, fsdp: bool) -> flops.TrainingMemory:
+    def memory(devices: int, fsdp: bool) -> costs.TrainingMemory:
         sharing = Sharing(devices=devices, fsdp=fsdp)
-        return flops.training_memory(GPT2, batch_size=1, precision="bf16-mixed", device="cuda", sharing=sharing)
+        return costs.training_memory(GPT2, batch_size=1, precision="bf16-mixed", device="cuda", sharing=sharing)
 
     assert memory(8, True).weights == pytest.approx(memory(8, False).weights / 8, rel=1e-4)
     assert memory(512, False).weights == memory(1, False).weights
-    ddp = scale.step_traffic(GPT2, precision="bf16-mixed", sharing=Sharing(devices=8))
+    ddp = cluster_costs.step_traffic(GPT2, precision="bf16-mixed", sharing=Sharing(devices=8))
     assert ddp.total == 7 * 2 * 4 * 124_439_808 // 8
-    fsdp = scale.step_traffic(GPT2, precision="bf16-mixed", sharing=Sharing(devices=8, fsdp=True))
+    fsdp = cluster_costs.step_traffic(GPT2, precision="bf16-mixed", sharing=Sharing(devices=8, fsdp=True))
     embeddings = 4 * (50257 + 1024 + 2) * 768 * 7 / 8  # gathered once, since they stay
     assert fsdp.total == pytest.approx(1.5 * ddp.total - embeddings, rel=1e-4)
-    assert scale.step_traffic(GPT2, precision="bf16-true", sharing=Sharing(devices=8)).total == ddp.total // 2
-    assert scale.step_traffic(GPT2, precision="32-true", sharing=Sharing()).total == 0
+    assert cluster_costs.step_traffic(GPT2, precision="bf16-true", sharing=Sharing(devices=8)).total == ddp.total // 2
+    assert cluster_costs.step_traffic(GPT2, precision="32-true", sharing=Sharing()).total == 0
 
 
 def test_the_adapters_of_a_machine_serve_a_ring_together() -> None:
-    cluster = scale.Cluster(flops_per_second=1, utilisation=1, memory=1, link=450, network=50, gpus=8)
+    cluster = cluster_costs.Cluster(flops_per_second=1, utilisation=1, memory=1, link=450, network=50, gpus=8)
     assert [cluster.wire(devices) for devices in (8, 16, 512)] == [450, 400, 400]
 
 
 def test_rows_that_do_not_divide_are_filled_up() -> None:
-    assert flops.padded([(768, 768)], 8) == 768 * 768
-    assert flops.padded([(768, 768)], 512) == 1024 * 768  # two rows for each of 384 devices, none for the others
+    assert costs.padded([(768, 768)], 8) == 768 * 768
+    assert costs.padded([(768, 768)], 512) == 1024 * 768  # two rows for each of 384 devices, none for the others
 
 
 def test_recomputation_adds_a_third_in_the_blocks_and_nothing_in_the_head() -> None:
     head = 2 * 50257 * 768
-    blocks = flops.forward_flops(GPT2) - head
-    assert flops.training_flops(GPT2, recompute=True) == 4 * blocks + 3 * head
+    blocks = costs.forward_flops(GPT2) - head
+    assert costs.training_flops(GPT2, recompute=True) == 4 * blocks + 3 * head
 
 
 def test_checkpoints_are_best_where_neither_they_nor_failures_cost_most() -> None:
-    best = scale.seconds_between_saves(512, save_seconds=30)
-    failure = scale.seconds_to_failure(512)
+    best = cluster_costs.seconds_between_saves(512, save_seconds=30)
+    failure = cluster_costs.seconds_to_failure(512)
     assert failure / 86_400 == pytest.approx(4.1, rel=0.01)
 
     def cost(interval: float) -> float:
         return 30 / interval + interval / (2 * failure)
 
-    assert scale.lost_share(512, save_seconds=30) == pytest.approx(cost(best))
+    assert cluster_costs.lost_share(512, save_seconds=30) == pytest.approx(cost(best))
     assert cost(best) < min(cost(0.9 * best), cost(1.1 * best))
 
 

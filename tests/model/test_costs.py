@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from gpt_pretrain.evaluation.loss import next_token_loss
-from gpt_pretrain.model import costs as flops
+from gpt_pretrain.model import costs
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.gpt2 import GPTModel
 from gpt_pretrain.model.kernels import attention, loss
@@ -24,7 +24,7 @@ GPT2 = GPTConfig(vocab_size=50257, context_length=1024, emb_dim=768, n_heads=12,
 @pytest.mark.parametrize("config", CONFIGS)
 def test_parameters_are_those_of_the_model(config: GPTConfig) -> None:
     model = GPTModel(config)
-    assert flops.num_parameters(config) == model.num_parameters()
+    assert costs.num_parameters(config) == model.num_parameters()
     counted = {
         "token embedding": model.tok_emb,
         "position embedding": model.pos_emb,
@@ -33,11 +33,11 @@ def test_parameters_are_those_of_the_model(config: GPTConfig) -> None:
         "norms": torch.nn.ModuleList(module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)),
         "output head": torch.nn.ModuleList() if config.tie_embeddings else model.out_head,
     }
-    assert flops.parameters(config) == {part: sum(p.numel() for p in module.parameters()) for part, module in counted.items()}
+    assert costs.parameters(config) == {part: sum(p.numel() for p in module.parameters()) for part, module in counted.items()}
 
 
 def test_gpt2_small_has_124_million() -> None:
-    assert flops.num_parameters(GPT2) == 124_439_808  # as OpenAI's released weights have
+    assert costs.num_parameters(GPT2) == 124_439_808  # as OpenAI's released weights have
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -46,11 +46,11 @@ def test_operations_are_those_that_pytorch_counts(config: GPTConfig) -> None:
     token_ids = torch.randint(config.vocab_size, (2, config.context_length))
     with FlopCounterMode(display=False) as forward, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         model(token_ids)
-    assert forward.get_total_flops() == tokens * flops.forward_flops(config)
+    assert forward.get_total_flops() == tokens * costs.forward_flops(config)
     with FlopCounterMode(display=False) as both, sdpa_kernel(SDPBackend.MATH):
         next_token_loss(model, token_ids, token_ids).backward()
     assert loss.chunk_rows(tokens, config.vocab_size, "cpu") == tokens  # for later chunks add in place, which is not counted
-    assert both.get_total_flops() == tokens * flops.training_flops(config)
+    assert both.get_total_flops() == tokens * costs.training_flops(config)
 
 
 @pytest.mark.parametrize("drop_rate", [0.0, 0.1])
@@ -71,7 +71,7 @@ def test_activations_are_what_autograd_keeps(drop_rate: float, precision: str) -
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), mixed:
         model.hidden_states(token_ids)
     measured = sum(storage.nbytes() for storage in kept.values())
-    formula = flops.activation_bytes(model.config, batch_size=3, precision=precision, device="cpu")
+    formula = costs.activation_bytes(model.config, batch_size=3, precision=precision, device="cpu")
     assert formula == pytest.approx(measured, rel=0.01)
 
 
@@ -94,28 +94,28 @@ def test_a_step_s_memory_is_what_pytorch_allocates(drop_rate: float) -> None:
     for event in sorted(events, key=lambda event: event.start_ns()):
         held += event.nbytes()
         peak = max(peak, held)
-    memory = flops.training_memory(model.config, batch_size=8, precision="32-true", device="cpu")
+    memory = costs.training_memory(model.config, batch_size=8, precision="32-true", device="cpu")
     assert memory.weights == sum(p.numel() * p.element_size() for p in model.parameters())
     assert memory.moments == sum(t.nbytes for state in optimizer.state.values() for name, t in state.items() if name != "step")
     assert memory.peak - memory.weights - memory.moments == pytest.approx(peak, rel=0.1)
 
 
 def test_half_precision_halves_what_is_kept() -> None:
-    def memory(precision: str) -> flops.TrainingMemory:
-        return flops.training_memory(GPT2, batch_size=8, precision=precision, device="cuda")
+    def memory(precision: str) -> costs.TrainingMemory:
+        return costs.training_memory(GPT2, batch_size=8, precision=precision, device="cuda")
 
     assert memory("bf16-true").weights * 2 == memory("32-true").weights == memory("bf16-mixed").weights
     assert memory("bf16-mixed").activations < memory("32-true").activations
-    assert flops.checkpoint_bytes(GPT2, precision="bf16-true") < 0.51 * flops.checkpoint_bytes(GPT2, precision="32-true")
+    assert costs.checkpoint_bytes(GPT2, precision="bf16-true") < 0.51 * costs.checkpoint_bytes(GPT2, precision="32-true")
 
 
 def test_a_checkpoint_is_as_large_as_said(train: object, tmp_path: Path) -> None:
     train("model.emb_dim=128", "trainer.max_epochs=1", "logger=none", "callbacks=minimal")  # type: ignore[operator]
     size = (tmp_path / "run" / "checkpoints" / "last.ckpt").stat().st_size
     config = GPTConfig(vocab_size=257, context_length=32, emb_dim=128, n_heads=2, n_layers=2)
-    assert flops.checkpoint_bytes(config, precision="32-true") == pytest.approx(size, rel=0.02)
+    assert costs.checkpoint_bytes(config, precision="32-true") == pytest.approx(size, rel=0.02)
 
 
 def test_the_kernels_constants_are_those_counted_with() -> None:
-    assert flops.CHUNK_BYTES == loss.CHUNK_BYTES
-    assert flops.BLOCK == attention.BLOCK
+    assert costs.CHUNK_BYTES == loss.CHUNK_BYTES
+    assert costs.BLOCK == attention.BLOCK

@@ -10,7 +10,7 @@ import pytest
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare import choosing, report
-from gpt_pretrain.prepare.choosing import Choice, choose, find_duplicates
+from gpt_pretrain.prepare.choosing import DocumentSplit, choose, find_duplicates
 from gpt_pretrain.prepare.items import REJECTED, ROW, WHOLE
 from gpt_pretrain.prepare.stage import Stage
 from tests.helpers import corpora
@@ -51,7 +51,7 @@ def test_of_equal_texts_the_first_stays(tmp_path: Path, monkeypatch: pytest.Monk
         expected.append(choosing.NOWHERE if bad or text in seen else choosing.TRAIN)
         seen |= set() if bad else {text}
     path, count = find_duplicates(Made(rows), tmp_path)
-    found = np.concatenate([Choice("", path).parts(first, some) for first, some in Made(rows).rows(at_once=77)])
+    found = np.concatenate([DocumentSplit("", path).parts(first, some) for first, some in Made(rows).rows(at_once=77)])
     assert found.tolist() == expected
     assert count == sum(rows["state"] == WHOLE) - expected.count(choosing.TRAIN) > 1000
     assert [path.name for path in tmp_path.iterdir()] == ["duplicates"]

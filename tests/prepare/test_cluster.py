@@ -10,8 +10,8 @@ from gpt_pretrain.config.schema import PrepareSettings
 from gpt_pretrain.config.validation import prepare_problems
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare.cluster import grouped
-from gpt_pretrain.prepare.job import prepare
-from gpt_pretrain.prepare.sources import Source
+from gpt_pretrain.prepare.job import prepare_corpus
+from gpt_pretrain.prepare.sources import InputFile
 
 SBATCH = f"""#!{sys.executable}
 import os, re, subprocess, sys
@@ -51,7 +51,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def alone(texts: Path, tmp_path: Path) -> dict[str, bytes]:
-    prepare(settings(texts, tmp_path / "alone"))
+    prepare_corpus(settings(texts, tmp_path / "alone"))
     return content(tmp_path / "alone")
 
 
@@ -60,7 +60,7 @@ def test_local_tasks_write_the_same_corpus(
     texts: Path, tmp_path: Path, alone: dict[str, bytes], tasks: int | None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     capfd.readouterr()
-    prepare(settings(texts, tmp_path / "out", executor="local", tasks=tasks))
+    prepare_corpus(settings(texts, tmp_path / "out", executor="local", tasks=tasks))
     assert content(tmp_path / "out") == alone
     assert "rejected.jsonl" in alone
     assert "datatrove" not in "".join(capfd.readouterr())
@@ -82,21 +82,21 @@ def test_jobs_of_slurm_write_the_same_corpus_and_those_that_failed_are_tried_aga
     monkeypatch.setenv("FAILING", "1")
     wanted = settings(texts, tmp_path / "out", executor="slurm", slurm_partition="any", tasks=3, workers=1)
     with pytest.raises(UserError, match="1 of 3 tasks have not come to their end"):
-        prepare(wanted)
+        prepare_corpus(wanted)
     with pytest.raises(UserError, match="tasks was 3 and is now 2"):
-        prepare(settings(texts, tmp_path / "out", executor="local", tasks=2))
+        prepare_corpus(settings(texts, tmp_path / "out", executor="local", tasks=2))
     monkeypatch.setenv("FAILING", "")
-    prepare(wanted)
+    prepare_corpus(wanted)
     assert content(tmp_path / "out") == alone
 
 
 def test_files_are_grouped_in_order_and_by_size() -> None:
-    sources = [Source(str(number), "text", size, 0) for number, size in enumerate([5, 1, 1, 1, 90, 1, 1])]
+    sources = [InputFile(str(number), "text", size, 0) for number, size in enumerate([5, 1, 1, 1, 90, 1, 1])]
     for n_groups in range(1, 10):
         groups = grouped(sources, n_groups)
         assert [source for group in groups for source in group] == sources
         assert len(groups) == min(n_groups, len(sources)) and all(groups)
-    alike = [Source(str(number), "text", 10, 0) for number in range(12)]
+    alike = [InputFile(str(number), "text", 10, 0) for number in range(12)]
     assert [len(group) for group in grouped(alike, 4)] == [3, 3, 3, 3]
 
 

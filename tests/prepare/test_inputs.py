@@ -14,7 +14,7 @@ import zstandard
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare import encoding, items, sources, streams, stretches, tables
-from gpt_pretrain.prepare.items import Place
+from gpt_pretrain.prepare.items import ReadPosition
 from gpt_pretrain.prepare.sources import find_sources
 from tests.conftest import ROOT
 from tests.helpers import corpora
@@ -86,7 +86,7 @@ def test_a_dataset_is_read_as_a_stream(tmp_path: Path, kind: str) -> None:
 
 def test_a_dataset_goes_on_where_it_was(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(lines(DOCUMENTS))
-    found = [item.content for item in tables.read_dataset(str(tmp_path), None, "train", "text", Place(0, 390, 390))]
+    found = [item.content for item in tables.read_dataset(str(tmp_path), None, "train", "text", ReadPosition(0, 390, 390))]
     assert [text for values in found for text in values] == DOCUMENTS[390:]
 
 
@@ -94,7 +94,7 @@ def test_a_dataset_goes_on_where_it_was(tmp_path: Path) -> None:
 def test_a_table_goes_on_where_it_was(tmp_path: Path, record: int) -> None:
     source = write_parquet(tmp_path / "a.parquet", [*DOCUMENTS], row_group_size=77)
     (found,) = find_sources([str(source)], out=tmp_path / "out")
-    contents = [item.content for item in tables.read_parquet(found, "text", Place(0, record, record), 0)]
+    contents = [item.content for item in tables.read_parquet(found, "text", ReadPosition(0, record, record), 0)]
     assert [text for values in contents for text in values] == DOCUMENTS[record:]
 
 

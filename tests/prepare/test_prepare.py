@@ -106,7 +106,7 @@ def test_documents_in_a_file_are_found_whatever_the_blocks(texts: list[str], blo
         patch.setattr(encoding, "PART", part)
         data = "<>".join(texts).encode()
         blocks = [data[place : place + block] for place in range(0, len(data), block)]
-        cursor = stretches.Cursor("name", items.Place(), read=lambda: 0)
+        cursor = stretches.Cursor("name", items.ReadPosition(), read=lambda: 0)
         found, open_parts = [], []
         for item in stretches.documents(blocks, cursor, "<>"):
             assert isinstance(item.content, str) and item.begins == (not open_parts)

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from gpt_pretrain.runs.charts import curves, drawing
-from gpt_pretrain.runs.reader import Series, read_run
-from gpt_pretrain.sweeps.chart import sweep
+from gpt_pretrain.runs.reader import MetricSeries, read_run
+from gpt_pretrain.sweeps.chart import sweep_figure
 from gpt_pretrain.sweeps.results import Job
 from tests.helpers.made_runs import make_run, metrics
 
@@ -73,7 +73,7 @@ def test_a_run_s_best_validation_is_marked_and_its_tokens_stand_above(tmp_path: 
 def test_a_loss_that_has_diverged_does_not_flatten_the_rest(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "run", rows=metrics(level=1e6)))
     assert curves.run_losses(run).axes[0].get_yscale() == "log"
-    one, other = Series([0, 1], [10, 20], [5.0, 4.0]), Series([0, 1], [10, 20], [6.0, 1e8])
+    one, other = MetricSeries([0, 1], [10, 20], [5.0, 4.0]), MetricSeries([0, 1], [10, 20], [6.0, 1e8])
     figure = curves.overlay({"validation": [one, other]}, ["1", "2"])
     low, high = figure.axes[0].get_ylim()
     assert 3.5 < low < 4 and 6 < high < 6.5
@@ -84,7 +84,7 @@ def test_a_loss_that_has_diverged_does_not_flatten_the_rest(tmp_path: Path) -> N
 def test_long_series_are_thinned_before_they_are_drawn(tmp_path: Path) -> None:
     spiky = [math.sin(i) for i in range(100_000)]
     spiky[51_234] = 9.0
-    series = Series(list(range(100_000)), list(range(100_000)), spiky)
+    series = MetricSeries(list(range(100_000)), list(range(100_000)), spiky)
     (line,) = curves.run_metric(series, label="x").axes[0].get_lines()
     assert len(line.get_xdata()) <= drawing.POINTS
     assert max(line.get_ydata()) == 9.0
@@ -94,7 +94,7 @@ def test_long_series_are_thinned_before_they_are_drawn(tmp_path: Path) -> None:
 
 
 def test_runs_are_laid_over_one_another_by_tokens() -> None:
-    runs = [Series([0, 1], [100 * n, 200 * n], [5.0, 4.0 + n]) for n in range(1, 13)]
+    runs = [MetricSeries([0, 1], [100 * n, 200 * n], [5.0, 4.0 + n]) for n in range(1, 13)]
     figure = curves.overlay({"validation": runs, "training": runs[:1]}, [f"run {n}" for n in range(1, 13)])
     assert [axes.get_title() for axes in figure.axes] == ["validation", "training"]
     assert [list(line.get_xdata()) for line in figure.axes[0].get_lines()] == [run.tokens for run in runs]
@@ -106,7 +106,7 @@ def test_runs_are_laid_over_one_another_by_tokens() -> None:
 def test_a_sweep_has_one_plot_for_each_swept_setting() -> None:
     settings = [{"optimizer.lr": lr, "sampler.top_k": k, "seed": "1"} for lr in ("1e-4", "1e-3", "1e-2") for k in ("null", "25")]
     jobs = [job(one, 4 + place) for place, one in enumerate(settings)]
-    figure = sweep(jobs)
+    figure = sweep_figure(jobs)
     assert [axes.get_xlabel() for axes in figure.axes] == ["optimizer.lr", "sampler.top_k"]
     rates, top_k = figure.axes
     assert (rates.get_xscale(), top_k.get_xscale()) == ("log", "linear")
@@ -127,7 +127,7 @@ def test_failed_and_stopped_jobs_are_seen_as_such() -> None:
         job({"seed": "3"}, 1e9),
         job({"seed": "4"}, None, "failed"),
     ]
-    figure = sweep(jobs)
+    figure = sweep_figure(jobs)
     drawn = lines(figure)
     assert figure.axes[0].get_xscale() == "linear"
     assert list(drawn["stopped before its end"].get_xdata()) == [2]
@@ -151,7 +151,7 @@ def test_failed_and_stopped_jobs_are_seen_as_such() -> None:
 )
 def test_any_values_can_be_drawn(values: list[str]) -> None:
     for loss in (4.0, None):
-        ET.fromstring(drawing.svg(sweep([job({"key$": value}, loss) for value in values])))
+        ET.fromstring(drawing.svg(sweep_figure([job({"key$": value}, loss) for value in values])))
 
 
 def test_svg_is_small_well_formed_and_the_same_each_time(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_svg_is_small_well_formed_and_the_same_each_time(tmp_path: Path) -> None
 
 
 def test_files_get_the_format_of_their_names(tmp_path: Path) -> None:
-    figure: Any = curves.run_metric(Series([0, 1], [1, 2], [20_000.0, 30_000.0]), label="tokens per second")
+    figure: Any = curves.run_metric(MetricSeries([0, 1], [1, 2], [20_000.0, 30_000.0]), label="tokens per second")
     drawing.write(figure, tmp_path / "a.png", tmp_path / "a.pdf", tmp_path / "a.svg")
     beginnings = [(tmp_path / f"a.{kind}").read_bytes()[:5] for kind in ("png", "pdf", "svg")]
     assert beginnings == [b"\x89PNG\r", b"%PDF-", b"<?xml"]

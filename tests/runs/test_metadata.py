@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gpt_pretrain.errors import AlreadyCompleteError, UserError
-from gpt_pretrain.runs.metadata import git_revision, is_live, read_record, recorded, update_record
+from gpt_pretrain.runs.metadata import git_revision, is_running, read_metadata, recorded, update_metadata
 from gpt_pretrain.training.callbacks.losses import LossLines
 from tests.conftest import ROOT
 
@@ -28,7 +28,7 @@ from tests.conftest import ROOT
 def test_the_end_is_noted(tmp_path: Path, error: BaseException | None, state: str, reason: str | None) -> None:
     def job() -> None:
         with recorded(tmp_path, command="python train.py seed=1", overrides=["seed=1"]):
-            assert read_record(tmp_path)["state"] == "running"
+            assert read_metadata(tmp_path)["state"] == "running"
             if error is not None:
                 raise error
 
@@ -37,7 +37,7 @@ def test_the_end_is_noted(tmp_path: Path, error: BaseException | None, state: st
     else:
         with pytest.raises(type(error)):
             job()
-    record = read_record(tmp_path)
+    record = read_metadata(tmp_path)
     assert record["state"] == state
     assert record["started"] <= record["ended"]
     assert record["error"] == reason
@@ -46,58 +46,58 @@ def test_the_end_is_noted(tmp_path: Path, error: BaseException | None, state: st
 def test_a_resumed_run_keeps_its_beginning(tmp_path: Path) -> None:
     with recorded(tmp_path, command="first", overrides=["seed=1", "trainer.max_epochs=2"]):
         pass
-    update_record(tmp_path, seconds=100.0)
-    first = read_record(tmp_path)
+    update_metadata(tmp_path, seconds=100.0)
+    first = read_metadata(tmp_path)
     with recorded(tmp_path, command="second", overrides=["trainer.max_epochs=4"]):
         pass
-    second = read_record(tmp_path)
+    second = read_metadata(tmp_path)
     assert second["command"] == "first"
     assert second["overrides"] == ["seed=1", "trainer.max_epochs=4"]
     assert second["started"] == first["started"]
     assert 100 <= second["seconds"] < 101
     with pytest.raises(AlreadyCompleteError), recorded(tmp_path, command="third", overrides=[]):
         raise AlreadyCompleteError("nothing left", result={})
-    assert read_record(tmp_path)["state"] == "finished"
+    assert read_metadata(tmp_path)["state"] == "finished"
 
 
 def test_a_refused_attempt_leaves_the_record_of_the_run_that_is_there(train: Callable[..., float], tmp_path: Path) -> None:
     train("callbacks=minimal", "logger=none")
-    before = read_record(tmp_path / "run")
+    before = read_metadata(tmp_path / "run")
     with pytest.raises(UserError, match="holds a run already"):
         train("callbacks=minimal", "logger=none", "seed=2")
-    assert read_record(tmp_path / "run") == before
+    assert read_metadata(tmp_path / "run") == before
 
 
 def test_a_run_is_one_process_s_at_a_time(tmp_path: Path) -> None:
-    hold = "import sys, time; from pathlib import Path; from gpt_pretrain.record import recorded\n" + (
+    hold = "import sys, time; from pathlib import Path; from gpt_pretrain.runs.metadata import recorded\n" + (
         "with recorded(Path(sys.argv[1]), command='first', overrides=[]): print('begun', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
     try:
         assert other.stdout is not None
         assert other.stdout.readline() == b"begun\n"
-        assert is_live(tmp_path)
+        assert is_running(tmp_path)
         with pytest.raises(UserError, match="another process is at work"), recorded(tmp_path, command="second", overrides=[]):
             raise AssertionError("two at once")
-        assert read_record(tmp_path)["state"] == "running"
+        assert read_metadata(tmp_path)["state"] == "running"
     finally:
         other.kill()
         other.wait()
-    assert not is_live(tmp_path)
+    assert not is_running(tmp_path)
     with recorded(tmp_path, command="third", overrides=[]):
         pass
-    assert read_record(tmp_path)["command"] == "first"
+    assert read_metadata(tmp_path)["command"] == "first"
 
 
 def test_a_pruned_run_stays_pruned(tmp_path: Path) -> None:
     with recorded(tmp_path, command="", overrides=[]):
-        update_record(tmp_path, state="pruned")
-    assert read_record(tmp_path)["state"] == "pruned"
+        update_metadata(tmp_path, state="pruned")
+    assert read_metadata(tmp_path)["state"] == "pruned"
 
 
 def test_a_run_says_what_it_was_trained_on_and_what_came_out(train: Callable[..., float], tmp_path: Path, story: str) -> None:
     best = train("callbacks.loss_curve=false")
-    record = read_record(tmp_path / "run")
+    record = read_metadata(tmp_path / "run")
     assert record["state"] == "finished"
     assert record["result"]["best_val_loss"] == best
     assert (record["result"]["steps"], record["result"]["epochs"], record["result"]["tokens_seen"]) == (6, 2.0, 3072)
@@ -117,7 +117,7 @@ def test_an_error_before_the_first_step_is_the_one_that_is_told(
     monkeypatch.setattr(LossLines, "on_train_start", broken)
     with pytest.raises(RuntimeError, match="too early"):
         train()
-    assert read_record(tmp_path / "run")["error"] == "too early"
+    assert read_metadata(tmp_path / "run")["error"] == "too early"
 
 
 def test_the_revision_is_git_s() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_pretrain.runs.samples import Sample, as_table, read_samples, thinned
+from gpt_pretrain.runs.samples import Sample, read_samples, samples_table, thin_out
 
 texts = st.text(
     st.characters(exclude_categories=("Cs",), exclude_characters="\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"), max_size=60
@@ -48,7 +48,7 @@ def test_a_text_that_looks_like_a_head_stays_a_text(tmp_path: Path) -> None:
 
 def test_a_table_shows_characters_and_no_markup() -> None:
     text = "<b>bold</b> | **x** [a](b)\n`c` \\ _d_ \x07"
-    (row,) = as_table([Sample(1, 2, 3, text, None, 5, 4)]).splitlines()[2:]
+    (row,) = samples_table([Sample(1, 2, 3, text, None, 5, 4)]).splitlines()[2:]
     cells = row.split(" | ")
     assert len(cells) == 5
     assert not re.search(r"[<>*`\\\[\]_]", row)
@@ -57,8 +57,8 @@ def test_a_table_shows_characters_and_no_markup() -> None:
 
 
 def test_thinning_keeps_both_ends() -> None:
-    assert thinned(range(5), 5) == [0, 1, 2, 3, 4]
-    assert thinned(range(100), 4) == [0, 33, 66, 99]
+    assert thin_out(range(5), 5) == [0, 1, 2, 3, 4]
+    assert thin_out(range(100), 4) == [0, 33, 66, 99]
 
 
 def test_runs_keep_samples_with_their_memorised_part_and_a_grid(train, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from gpt_pretrain.runs.metadata import read_record, update_record
+from gpt_pretrain.runs.metadata import read_metadata, update_metadata
 from gpt_pretrain.sweeps.results import read_sweep, swept_keys
 from gpt_pretrain.sweeps.runner import job_folder
 from tests.conftest import ROOT, TINY_RUN
@@ -56,7 +56,7 @@ def test_a_sweep_ranks_its_runs_and_one_failure_ends_none_of_the_others(script: 
     again = script(*shlex.split(command))
     assert again.returncode == 0, again.stderr
     (run,) = [path for path in (tmp_path / "outputs").iterdir() if path.name != "multirun"]
-    assert read_record(run)["result"]["best_val_loss"] == losses[0]
+    assert read_metadata(run)["result"]["best_val_loss"] == losses[0]
 
 
 def test_a_job_that_would_end_the_process_ends_itself_alone(script: Script, tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_runs_side_by_side_come_to_the_same(script: Script, tmp_path: Path, word
     assert [row["state"] for row in rows] == ["finished", "finished", "failed"]
     alone = script("train.py", *settings[:-2], "optimizer.lr=1e-2", "logger=none", "hydra.run.dir=outputs/alone")
     assert alone.returncode == 0, alone.stderr
-    assert float(rows[0]["best_val_loss"]) == read_record(tmp_path / "outputs" / "alone")["result"]["best_val_loss"]
+    assert float(rows[0]["best_val_loss"]) == read_metadata(tmp_path / "outputs" / "alone")["result"]["best_val_loss"]
 
 
 def test_a_run_beside_others_may_load_its_data_in_processes(script: Script, tmp_path: Path) -> None:
@@ -282,10 +282,10 @@ def test_folders_are_named_after_settings() -> None:
 def test_a_broken_record_is_no_record(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "run.json").write_text('{"state": "fini')
-    assert read_record(tmp_path / "a") == {}
+    assert read_metadata(tmp_path / "a") == {}
     (job,) = read_sweep(tmp_path)
     assert job.state == "unknown"
-    update_record(tmp_path / "a", result={"best_val_loss": 2.5, "note": "na\u00efve"})
+    update_metadata(tmp_path / "a", result={"best_val_loss": 2.5, "note": "na\u00efve"})
     assert json.loads((tmp_path / "a" / "run.json").read_text(encoding="utf-8"))["result"]["best_val_loss"] == 2.5
 
 

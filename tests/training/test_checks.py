@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from gpt_pretrain.config.schema import TrainSettings, typed
+from gpt_pretrain.config.schema import TrainSettings, to_settings
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.model.config import GPTConfig
-from gpt_pretrain.system import resources as machine
+from gpt_pretrain.system import resources
 from gpt_pretrain.tokenizers.tokenizer import build_tokenizer
-from gpt_pretrain.training.planning import checks as doubts
-from gpt_pretrain.training.planning.plan import Plan, make_plan
+from gpt_pretrain.training.planning import checks
+from gpt_pretrain.training.planning.plan import TrainingPlan, make_plan
 
 # 14,200 parameters, 79,200 tokens of text in 2,474 windows to train on: 154 steps an epoch.
 SOUND = [
@@ -36,13 +36,13 @@ def found(compose_train: Callable[..., DictConfig], tmp_path: Path) -> Callable[
     text.write_text("The quick brown fox jumps over the lazy dog.\n" * 1956)
 
     def doubtful(*overrides: str) -> list[str]:
-        settings = typed(compose_train(*SOUND, f"data.path='{text}'", *overrides), TrainSettings)
-        return doubts.doubts(settings, *planned(settings))
+        settings = to_settings(compose_train(*SOUND, f"data.path='{text}'", *overrides), TrainSettings)
+        return checks.find_warnings(settings, *planned(settings))
 
     return doubtful
 
 
-def planned(settings: TrainSettings) -> tuple[TextDataModule, GPTConfig, Plan]:
+def planned(settings: TrainSettings) -> tuple[TextDataModule, GPTConfig, TrainingPlan]:
     tokenizer = build_tokenizer(settings.tokenizer.name)
     data = TextDataModule(
         settings.data,
@@ -125,8 +125,8 @@ def test_each_doubt_is_told_with_its_remedy(found: Callable[..., list[str]], ove
 def test_memory_and_disk_that_are_not_there(
     found: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, overrides: list[str], remedy: str, limit: int
 ) -> None:
-    monkeypatch.setattr(doubts, "memory_limit", lambda device: limit)
-    monkeypatch.setattr(doubts, "free_disk", lambda place: 10**5)
+    monkeypatch.setattr(checks, "memory_limit", lambda device: limit)
+    monkeypatch.setattr(checks, "free_disk", lambda place: 10**5)
     memory, disk = found(*overrides)
     assert remedy in memory
     assert "the checkpoints take up to 706 kB there" in disk
@@ -147,7 +147,7 @@ def test_a_model_is_spread_over_devices_where_it_has_to_be_and_not_elsewhere(
     assert "trainer.strategy=fsdp: with the whole model on each of 8 devices a step needs " in needless
     assert "trainer.strategy=ddp has room there, and sends " in needless
     assert found(*words, "trainer.strategy=ddp") == found(*words, "trainer.strategy=fsdp", "doubts.max_ddp_memory=0") == []
-    monkeypatch.setattr(doubts, "memory_limit", lambda device: 8 * 6_000_000)  # a CPU's memory, shared by 8 processes
+    monkeypatch.setattr(checks, "memory_limit", lambda device: 8 * 6_000_000)  # a CPU's memory, shared by 8 processes
     assert found(*words, "trainer.strategy=fsdp", "trainer.activation_checkpointing=true") == []
     (tight,) = found(*words, "trainer.strategy=ddp")
     assert "of memory, on each of 8 devices, and there are 6.0 MB; trainer=fsdp, which spreads the model over" in tight
@@ -156,7 +156,7 @@ def test_a_model_is_spread_over_devices_where_it_has_to_be_and_not_elsewhere(
 def test_checkpoints_that_are_there_already_need_no_more_room(
     found: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(doubts, "free_disk", lambda place: 3 * 10**5)
+    monkeypatch.setattr(checks, "free_disk", lambda place: 3 * 10**5)
     assert len(found()) == 1
     folder = tmp_path / "run" / "checkpoints"
     folder.mkdir(parents=True)
@@ -168,18 +168,18 @@ def test_a_container_s_limit_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     import torch
 
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(machine, "CGROUP_LIMIT", limit)
-    whole = machine.memory_limit(torch.device("cpu"))
+    monkeypatch.setattr(resources, "CGROUP_LIMIT", limit)
+    whole = resources.memory_limit(torch.device("cpu"))
     assert whole is not None
     assert whole > 10**8
     limit.write_text("max\n")
-    assert machine.memory_limit(torch.device("cpu")) == whole
+    assert resources.memory_limit(torch.device("cpu")) == whole
     limit.write_text("50000000\n")
-    assert machine.memory_limit(torch.device("cpu")) == 50_000_000
+    assert resources.memory_limit(torch.device("cpu")) == 50_000_000
 
 
 def test_the_shipped_first_run_is_told_what_it_is(compose_train: Callable[..., DictConfig]) -> None:
-    settings = typed(compose_train(), TrainSettings)
-    text, windows = doubts.doubts(settings, *planned(settings))
+    settings = to_settings(compose_train(), TrainSettings)
+    text, windows = checks.find_warnings(settings, *planned(settings))
     assert "5,165 tokens of text for 124M parameters" in text
     assert "only 2 windows to validate on" in windows

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
 
-from gpt_pretrain.commands import entry as cli
+from gpt_pretrain.commands.failures import report_failures
 from gpt_pretrain.errors import LostEndError
 from gpt_pretrain.runs.metrics_file import MetricsFile
 from gpt_pretrain.training.callbacks.save import SaveRun
@@ -88,8 +87,9 @@ def test_a_last_checkpoint_that_cannot_be_written_is_an_error(
         with (
             after_saving(5, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))),
             pytest.raises(SystemExit) as caught,
+            report_failures(),
         ):
-            cli.guarded(lambda config: train(*SETTINGS, run_dir=tmp_path / "run"), OmegaConf.create())
+            train(*SETTINGS, run_dir=tmp_path / "run")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.code == 1

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.model.gpt2 import GPTModel
-from gpt_pretrain.training.preflight import build_model, prepare
+from gpt_pretrain.training.preflight import build_model, prepare_training
 from tests.conftest import TINY_RUN
 from tests.helpers.crash_harness import differences
 
@@ -45,7 +45,7 @@ def plain_loss(model: GPTModel, token_ids: Tensor, target_ids: Tensor) -> Tensor
 
 def plain_losses(config: Any, *, dtype: torch.dtype | None) -> list[float]:
     """Sixty steps of a loop that has nothing but the data and the first weights from this program."""
-    settings, tokenizer, data, start = prepare(config, typed_keys=set())
+    settings, tokenizer, data, start = prepare_training(config, overridden=set())
     torch.manual_seed(settings.seed)
     model = build_model(settings, tokenizer, start)
     matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]

@@ -10,8 +10,9 @@ import torch
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.kernels import products
-from gpt_pretrain.system import devices as hardware
+from gpt_pretrain.system import devices
 from gpt_pretrain.system.devices import accelerator_device, pick_device
+from gpt_pretrain.training import acceleration
 from gpt_pretrain.training.acceleration import compile_model, precision_for
 from tests.conftest import ROOT, TINY_RUN, tiny_model
 
@@ -20,13 +21,13 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize(("share", "expected"), [(0.5, "bf16-mixed"), (2.0, "32-true"), (0.8, "32-true")])
 def test_auto_precision_on_a_cpu_goes_by_speed(monkeypatch: pytest.MonkeyPatch, share: float, expected: str) -> None:
-    for module in (hardware, products):
+    for module in (acceleration, products):
         monkeypatch.setattr(module, "cpu_bf16_share", lambda: share)
     assert precision_for("auto", CPU)[0] == expected
 
 
 def test_a_deterministic_run_goes_by_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "cpu_bf16_share", lambda: pytest.fail("measured"))
+    monkeypatch.setattr(acceleration, "cpu_bf16_share", lambda: pytest.fail("measured"))
     assert precision_for("auto", CPU, deterministic=True)[0] == "32-true"
 
 
@@ -84,7 +85,7 @@ def test_without_a_compiler_training_goes_on_with_a_warning(tmp_path: Path, cach
 def test_freed_memory_is_left_alone_where_the_user_has_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
     load: Callable[[None], object] = lambda name: called.append("libc")  # noqa: E731
-    monkeypatch.setattr(hardware.ctypes, "CDLL", load)
+    monkeypatch.setattr(devices.ctypes, "CDLL", load)
     monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
-    hardware.keep_freed_memory()
+    devices.keep_freed_memory()
     assert called == []

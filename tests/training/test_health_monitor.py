@@ -8,30 +8,30 @@ from collections.abc import Callable, Iterable
 import pytest
 from omegaconf import DictConfig
 
-from gpt_pretrain.config.schema import TrainSettings, typed
-from gpt_pretrain.training.monitoring.health import Doctor, Usual
+from gpt_pretrain.config.schema import TrainSettings, to_settings
+from gpt_pretrain.training.monitoring.health import Baseline, HealthMonitor
 
-USUAL = Usual(chance=math.log(257), frequencies=3.0)
-Make = Callable[..., Doctor]
+USUAL = Baseline(chance=math.log(257), frequencies=3.0)
+Make = Callable[..., HealthMonitor]
 
 
 @pytest.fixture
 def doctor(compose_train: Callable[..., DictConfig]) -> Make:
     """A doctor with the thresholds that conf/ has."""
 
-    def made(*overrides: str, usual: Usual = USUAL) -> Doctor:
-        run = typed(compose_train("tokenizer=byte", *overrides), TrainSettings)
+    def made(*overrides: str, usual: Baseline = USUAL) -> HealthMonitor:
+        run = to_settings(compose_train("tokenizer=byte", *overrides), TrainSettings)
         assert run.callbacks.doctor is not None
-        return Doctor(run, run.callbacks.doctor, usual)
+        return HealthMonitor(run, run.callbacks.doctor, usual)
 
     return made
 
 
-def told(doctor: Doctor) -> list[tuple[str, int]]:
+def told(doctor: HealthMonitor) -> list[tuple[str, int]]:
     return [(finding.sign, finding.step) for finding in doctor.findings]
 
 
-def show(doctor: Doctor, *, train: Iterable[float], val: Iterable[float], first: int = 0) -> list[tuple[str, int]]:
+def show(doctor: HealthMonitor, *, train: Iterable[float], val: Iterable[float], first: int = 0) -> list[tuple[str, int]]:
     """What is told of loss lines every 5 steps."""
     for number, losses in enumerate(zip(train, val, strict=True)):
         doctor.line(first + 5 * number, *losses)
@@ -84,7 +84,7 @@ CHAPTER5 = (
 
 
 def test_chapter_5_s_run_is_told_its_overfitting_once_each(doctor: Make) -> None:
-    watching = doctor("experiment=chapter5", usual=Usual(chance=math.log(50257), frequencies=6.0))
+    watching = doctor("experiment=chapter5", usual=Baseline(chance=math.log(50257), frequencies=6.0))
     watching.before(10.97, 10.98)
     assert show(watching, train=CHAPTER5[0], val=CHAPTER5[1]) == [("gap", 45), ("overfitting", 50)]
     assert "Since about step 35 the validation loss has risen, from 6.185 to 6.242" in watching.findings[1].text
@@ -120,7 +120,7 @@ def test_a_plateau_at_the_tokens_frequencies_is_healthy_when_it_is_left_in_time(
 
 def test_a_level_low_loss_is_not_stuck_whatever_the_vocabulary(doctor: Make) -> None:
     assert show(doctor(), train=[2.6] * 200, val=[2.7] * 200) == []
-    large = doctor(usual=Usual(chance=math.log(50257), frequencies=7.5))
+    large = doctor(usual=Baseline(chance=math.log(50257), frequencies=7.5))
     assert show(large, train=[6.5] * 200, val=[6.6] * 200) == []
 
 
@@ -219,7 +219,7 @@ def test_what_is_not_a_number(doctor: Make) -> None:
 
 
 def test_a_doctor_put_together_again_goes_on_as_if_nothing_had_been(doctor: Make) -> None:
-    def day(watching: Doctor, steps: range) -> None:
+    def day(watching: HealthMonitor, steps: range) -> None:
         chance = random.Random(steps.start)
         for step in steps:
             watching.step(step, (5.0 if step % 100 < 20 else 2.5) + chance.gauss(0, 0.2), chance.uniform(0.4, 1.8))

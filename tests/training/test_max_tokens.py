@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gpt_pretrain.config.schema import TrainerSettings, TrainSettings, typed
+from gpt_pretrain.config.schema import TrainerSettings, TrainSettings, to_settings
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.errors import AlreadyCompleteError
 from gpt_pretrain.sweeps.write_report import write_report
@@ -24,7 +24,7 @@ STEP = 16 * 32  # tokens of the tiny run, of whose steps an epoch has three
 
 @pytest.fixture
 def trainer_settings(compose_train: Callable[..., Any]) -> Callable[..., TrainerSettings]:
-    return lambda *words: typed(compose_train(*words), TrainSettings).trainer
+    return lambda *words: to_settings(compose_train(*words), TrainSettings).trainer
 
 
 def steps_by_counting(max_tokens: int, *, batches: int, accumulate: int, batch: int) -> int:

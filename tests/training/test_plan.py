@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig
 
-from gpt_pretrain.commands import entry as cli
-from gpt_pretrain.config.schema import TrainSettings, typed
+from gpt_pretrain.commands import hydra_arguments
+from gpt_pretrain.config.schema import TrainSettings, to_settings
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.formatting import duration, moment, scaled
+from gpt_pretrain.system.formatting import format_duration, format_seconds, format_si
 from gpt_pretrain.training.callbacks import time_left
 from gpt_pretrain.training.callbacks.samples import Samples
 from gpt_pretrain.training.callbacks.save import SaveRun
 from gpt_pretrain.training.lit_module import GPTLitModule
-from gpt_pretrain.training.planning import dry_run as rehearsal
-from gpt_pretrain.training.planning.dry_run import Measured, shares
+from gpt_pretrain.training.planning import dry_run
+from gpt_pretrain.training.planning.dry_run import Measured, time_shares
 from gpt_pretrain.training.planning.plan import make_plan
 from tests.conftest import TINY_RUN
 from tests.training.test_checks import planned
@@ -81,11 +81,11 @@ def test_what_is_wrong_with_a_plan_is_told_like_that_of_a_run(script: Script, tm
 
 
 def test_only_a_plan_that_is_wanted_changes_the_command_line() -> None:
-    assert cli.without_traces(["seed=1", "plan=false"]) == ["seed=1", "plan=false"]
-    assert cli.without_traces(["plan=true", "plan=false", "-m"]) == ["plan=true", "plan=false", "-m"]
-    assert cli.without_traces(["plan=1", "hydra.run.dir=a", "hydra.run.dir=b"])[-1] == "run_dir=b"
+    assert hydra_arguments.without_traces(["seed=1", "plan=false"]) == ["seed=1", "plan=false"]
+    assert hydra_arguments.without_traces(["plan=true", "plan=false", "-m"]) == ["plan=true", "plan=false", "-m"]
+    assert hydra_arguments.without_traces(["plan=1", "hydra.run.dir=a", "hydra.run.dir=b"])[-1] == "run_dir=b"
     with pytest.raises(UserError, match="sweep"):
-        cli.without_traces(["--multirun", "++plan=yes"])
+        hydra_arguments.without_traces(["--multirun", "++plan=yes"])
 
 
 def test_the_counts_are_those_of_the_run(
@@ -112,7 +112,7 @@ def test_the_counts_are_those_of_the_run(
     ):
         counted.__dict__.update(steps=0, losses=0, samples=0, saves=0)
         train(*words, run_dir=None if words[0].endswith("=3") else Path(str(compose_train().run_dir) + "-2"))
-        settings = typed(compose_train(*TINY_RUN, *words), TrainSettings)
+        settings = to_settings(compose_train(*TINY_RUN, *words), TrainSettings)
         plan = planned(settings)[2]
         between = plan.validations - plan.epoch_ends
         assert plan.steps == counted.steps
@@ -121,7 +121,7 @@ def test_the_counts_are_those_of_the_run(
 
 
 def test_a_resumed_run_s_plan_is_of_what_is_left(compose_train: Callable[..., DictConfig]) -> None:
-    settings = typed(compose_train(*TINY_RUN, "trainer.max_epochs=4", "checkpoint.every_n_steps=2"), TrainSettings)
+    settings = to_settings(compose_train(*TINY_RUN, "trainer.max_epochs=4", "checkpoint.every_n_steps=2"), TrainSettings)
     data, config, whole = planned(settings)
     rest = make_plan(settings, data, config, first_step=5)  # of 12, 3 an epoch
     assert (whole.steps, whole.epoch_ends, whole.loss_lines, whole.validations) == (12, 4, 7, 8)
@@ -131,25 +131,25 @@ def test_a_resumed_run_s_plan_is_of_what_is_left(compose_train: Callable[..., Di
 
 
 def test_a_run_s_time_is_the_sum_of_its_parts(compose_train: Callable[..., DictConfig]) -> None:
-    settings = typed(compose_train(*TINY_RUN), TrainSettings)
+    settings = to_settings(compose_train(*TINY_RUN), TrainSettings)
     plan = planned(settings)[2]  # 6 steps in 2 epochs; 4 loss lines of 2 batches
     measured = Measured(first_step=10, step=1, eval_batch=0.5, sample=3, save=2, copy=0.25, peak_bytes=None)
-    assert shares(plan, measured, settings) == pytest.approx(
+    assert time_shares(plan, measured, settings) == pytest.approx(
         {"steps": 15, "loss lines": 4, "validation": 0.5 * 2 * plan.val_batches, "samples": 6, "checkpoints": 4.5}
     )
     settings.checkpoint.every_n_minutes = 0.1  # 6 s
     settings.checkpoint.keep = 1
-    assert shares(plan, measured, settings)["checkpoints"] == pytest.approx(int((26 + plan.val_batches) / 6) * 2.5)
+    assert time_shares(plan, measured, settings)["checkpoints"] == pytest.approx(int((26 + plan.val_batches) / 6) * 2.5)
 
 
 def test_max_time_that_is_too_short_is_told(compose_train: Callable[..., DictConfig]) -> None:
-    settings = typed(compose_train(*TINY_RUN, "trainer.max_time=00:00:01:00"), TrainSettings)
-    assert rehearsal._out_of_time(settings, 59) is None
-    assert "trainer.max_time=00:00:01:00: the run would take about 2 min 1 s" in str(rehearsal._out_of_time(settings, 121))
+    settings = to_settings(compose_train(*TINY_RUN, "trainer.max_time=00:00:01:00"), TrainSettings)
+    assert dry_run._out_of_time(settings, 59) is None
+    assert "trainer.max_time=00:00:01:00: the run would take about 2 min 1 s" in str(dry_run._out_of_time(settings, 121))
 
 
 def test_the_disk_is_left_as_it_was(tmp_path: Path) -> None:
-    save, copy = rehearsal.disk_seconds(tmp_path / "not" / "there", 10_000)
+    save, copy = dry_run.disk_seconds(tmp_path / "not" / "there", 10_000)
     assert save > 0
     assert copy > 0
     assert list(tmp_path.iterdir()) == []
@@ -183,9 +183,9 @@ def test_the_time_left_is_told_once(
     [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (9_960, "10 kB"), (999_499, "999 kB"), (999_600, "1.0 MB"), (1.5e13, "15 TB")],
 )
 def test_numbers_have_two_or_three_digits(number: float, told: str) -> None:
-    assert scaled(number, "B") == told
+    assert format_si(number, "B") == told
 
 
 def test_times_are_told_in_two_units() -> None:
-    assert [duration(seconds) for seconds in (4.26, 61, 3_661, 90_000)] == ["4.3 s", "1 min 1 s", "1 h 1 min", "1 d 1 h"]
-    assert [moment(seconds) for seconds in (0.01234, 0.5, 2.345)] == ["12.3 ms", "500 ms", "2.35 s"]
+    assert [format_duration(seconds) for seconds in (4.26, 61, 3_661, 90_000)] == ["4.3 s", "1 min 1 s", "1 h 1 min", "1 d 1 h"]
+    assert [format_seconds(seconds) for seconds in (0.01234, 0.5, 2.345)] == ["12.3 ms", "500 ms", "2.35 s"]

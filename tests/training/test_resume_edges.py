@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from gpt_pretrain.checkpoints import checkpoint_file as module
 from gpt_pretrain.checkpoints.checkpoint_file import read_checkpoint, write_checkpoint
-from gpt_pretrain.config.schema import literal
+from gpt_pretrain.config.schema import escape_interpolation
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import find_checkpoints
 from gpt_pretrain.training.callbacks import save
@@ -35,7 +35,7 @@ class Stop(BaseException):
 
 @given(text=st.text(alphabet="\\${}a:. "))
 def test_no_text_is_interpolated(text: str) -> None:
-    config = OmegaConf.create(literal({"a": text, "b": [text, {"c": text}]}))
+    config = OmegaConf.create(escape_interpolation({"a": text, "b": [text, {"c": text}]}))
     assert OmegaConf.to_container(config, resolve=True) == {"a": text, "b": [text, {"c": text}]}
 
 

@@ -20,13 +20,13 @@ from gpt_pretrain.runs.charts.drawing import (
     POINTS,
     RED,
     STYLES,
-    line,
+    draw_line,
     paper,
     spans_decades,
     thinned_line,
     words,
 )
-from gpt_pretrain.runs.reader import RunFiles, Series
+from gpt_pretrain.runs.reader import MetricSeries, RunContents
 
 NAMED = 10  # runs in one picture with a colour and a name; those behind them are grey
 POINTS_OF_ALL = 8_000  # of all lines of a picture together
@@ -36,8 +36,8 @@ def losses(*, tokens_seen: list[int], train_losses: list[float], val_losses: lis
     """Both losses of the loss lines, with epochs below and tokens seen above."""
     figure, axes = paper(7, 4.5)
     epochs = [tokens / tokens_per_epoch for tokens in tokens_seen]
-    line(axes, epochs, train_losses, label="training", color=BLUE)
-    line(axes, epochs, val_losses, label="validation", color=RED, linestyle="--")
+    draw_line(axes, epochs, train_losses, label="training", color=BLUE)
+    draw_line(axes, epochs, val_losses, label="validation", color=RED, linestyle="--")
     axes.set_xlabel("epochs")
     axes.set_ylabel(NATS)
     axes.legend()
@@ -45,14 +45,14 @@ def losses(*, tokens_seen: list[int], train_losses: list[float], val_losses: lis
     return figure
 
 
-def run_losses(run: RunFiles) -> Figure:
+def run_losses(run: RunContents) -> Figure:
     """A run's losses by optimizer step, the best validation marked, with tokens seen above; it has one of them at least."""
     figure, axes = paper(5.6, 3.6)
     batches, training, validation = run.series("train/loss"), run.series("eval/train_loss"), run.series("eval/val_loss")
     whole = run.series("val/loss")
-    line(axes, batches.steps, batches.values, label="training batches", color=GREY, linewidth=0.9)
-    line(axes, training.steps, training.values, label="training, a few batches", color=BLUE)
-    line(axes, validation.steps, validation.values, label="validation, a few batches", color=RED, linestyle="--")
+    draw_line(axes, batches.steps, batches.values, label="training batches", color=GREY, linewidth=0.9)
+    draw_line(axes, training.steps, training.values, label="training, a few batches", color=BLUE)
+    draw_line(axes, validation.steps, validation.values, label="validation, a few batches", color=RED, linestyle="--")
     if whole:
         axes.plot(*thinned_line(whole.steps, whole.values, 200), "s", label="validation, all", color=RED, markersize=4)
         best = int(np.argmin(whole.values))
@@ -72,7 +72,7 @@ def run_losses(run: RunFiles) -> Figure:
     return figure
 
 
-def run_metric(series: Series, *, label: str, color: str = BLUE, log: bool = False) -> Figure:
+def run_metric(series: MetricSeries, *, label: str, color: str = BLUE, log: bool = False) -> Figure:
     """One metric by optimizer step.
 
     Args:
@@ -80,7 +80,7 @@ def run_metric(series: Series, *, label: str, color: str = BLUE, log: bool = Fal
         log: whether values that span more than a decade are drawn by their logarithm.
     """
     figure, axes = paper(4.6, 2.8)
-    line(axes, series.steps, series.values, color=color)
+    draw_line(axes, series.steps, series.values, color=color)
     if log and spans_decades(series.values):
         axes.set_yscale("log")
     elif all(value >= 0 for value in series.values):
@@ -93,7 +93,7 @@ def run_metric(series: Series, *, label: str, color: str = BLUE, log: bool = Fal
     return figure
 
 
-def overlay(panels: dict[str, list[Series]], labels: list[str], *, unit: str = NATS) -> Figure:
+def overlay(panels: dict[str, list[MetricSeries]], labels: list[str], *, unit: str = NATS) -> Figure:
     """Runs laid over one another, by tokens seen.
 
     Args:
@@ -109,7 +109,7 @@ def overlay(panels: dict[str, list[Series]], labels: list[str], *, unit: str = N
         most = max(20, min(POINTS, POINTS_OF_ALL // (len(panels) * max(1, len(runs)))))
         for place, series in enumerate(runs):
             look = _look(place) | {"zorder": 3 - place / len(runs)}  # the first is drawn above the others
-            line(axes, series.tokens, series.values, most, **look)
+            draw_line(axes, series.tokens, series.values, most, **look)
             if series:
                 name = words(labels[place]) if place < NAMED else f"{len(labels) - NAMED} others"
                 entries.setdefault(name, axes.get_lines()[-1])

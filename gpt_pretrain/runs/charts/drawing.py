@@ -76,7 +76,7 @@ def paper(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def line(axes: Axes, x: Sequence[float], y: Sequence[float], most: int = POINTS, **look: Any) -> None:
+def draw_line(axes: Axes, x: Sequence[float], y: Sequence[float], most: int = POINTS, **look: Any) -> None:
     """Draw a line if there is anything of it; one of few points has dots, without which a single one would not be seen."""
     if len(x):
         axes.plot(*thinned_line(x, y, most), marker="o" if len(x) < 12 else None, markersize=3.5, **look)

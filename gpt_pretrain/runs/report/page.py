@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from gpt_pretrain.runs.charts.drawing import data_uri
 from gpt_pretrain.runs.folder import EXPORTED
 from gpt_pretrain.runs.metadata import FAILED, FINISHED, INTERRUPTED, PRUNED, RUNNING
-from gpt_pretrain.system.formatting import scaled
+from gpt_pretrain.system.formatting import format_si
 
 FILES = 40  # listed at most
 CONTROLS = {code: "\ufffd" for code in [*range(0x20), *range(0x7F, 0xA0)] if chr(code) not in "\n\t"}
@@ -81,15 +81,15 @@ def visible(text: object) -> str:
     return str(text).encode("utf-8", errors="replace").decode().translate(CONTROLS)
 
 
-def cut(text: object, most: int) -> str:
+def shorten(text: object, most: int) -> str:
     """A text of at most so many characters, which says how many it had."""
     whole = str(text)
     return visible(whole) if len(whole) <= most else f"{visible(whole[:most])} ... (cut here; {len(whole):,} characters in all)"
 
 
-def facts(*rows: tuple[str, object]) -> list[tuple[str, str]]:
+def facts_table(*rows: tuple[str, object]) -> list[tuple[str, str]]:
     """Names and values, without those that are not known."""
-    known = [(name, cut(value, 2_000)) for name, value in rows if value is not None]
+    known = [(name, shorten(value, 2_000)) for name, value in rows if value is not None]
     return [(name, value) for name, value in known if value.strip() not in ("", "-")]
 
 
@@ -117,7 +117,7 @@ def findings(record: dict[str, Any], *, most: int = 50, text: int = 600) -> list
     """
     noted = record.get("findings")
     found = [entry for entry in noted if isinstance(entry, dict)] if isinstance(noted, list) else []
-    return [{name: cut(entry.get(name, ""), text) for name in ("sign", "step", "text")} for entry in found[:most]]
+    return [{name: shorten(entry.get(name, ""), text) for name in ("sign", "step", "text")} for entry in found[:most]]
 
 
 def state_words(state: str) -> str:
@@ -151,10 +151,10 @@ def _file(path: Path, folder: Path) -> File:
     elif path.suffix == ".ckpt" and not purpose:
         purpose = "an earlier checkpoint"
     try:
-        measured = scaled(path.stat().st_size, "B") if path.is_file() else "folder"
+        measured = format_si(path.stat().st_size, "B") if path.is_file() else "folder"
     except OSError:
         measured = ""
-    return File(href(*parts), cut("/".join(parts), 200), measured, purpose)
+    return File(href(*parts), shorten("/".join(parts), 200), measured, purpose)
 
 
 def joined(words: Iterable[object]) -> str:

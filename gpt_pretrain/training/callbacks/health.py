@@ -17,7 +17,7 @@ from gpt_pretrain.data.tokens import loss_by_frequencies
 from gpt_pretrain.runs.tensorboard import EventFiles
 from gpt_pretrain.training.callbacks.losses import LossLines
 from gpt_pretrain.training.lit_module import GPTLitModule, NonFiniteError
-from gpt_pretrain.training.monitoring.health import Doctor, Usual
+from gpt_pretrain.training.monitoring.health import Baseline, HealthMonitor
 from gpt_pretrain.training.monitoring.signs import LEAST_SECONDS
 
 log = logging.getLogger(__name__)
@@ -34,8 +34,8 @@ class WarningSigns(Callback):
     """
 
     def __init__(self, run: TrainSettings, doctor: DoctorSettings, data: TextDataModule, losses: LossLines) -> None:
-        usual = Usual(chance=math.log(data.tokenizer.vocab_size), frequencies=loss_by_frequencies(data.split.train))
-        self.doctor = Doctor(run, doctor, usual)
+        usual = Baseline(chance=math.log(data.tokenizer.vocab_size), frequencies=loss_by_frequencies(data.split.train))
+        self.doctor = HealthMonitor(run, doctor, usual)
         self.window = doctor.window
         self.data = data
         self.losses = losses

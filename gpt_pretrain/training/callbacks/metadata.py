@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
-from gpt_pretrain.runs.metadata import update_record
+from gpt_pretrain.runs.metadata import update_metadata
 from gpt_pretrain.system.resources import peak_memory
 from gpt_pretrain.training.callbacks.health import WarningSigns
 from gpt_pretrain.training.callbacks.losses import LossLines
@@ -19,7 +19,7 @@ from gpt_pretrain.training.callbacks.save import SaveRun
 from gpt_pretrain.training.lit_module import GPTLitModule
 
 
-class KeepRecord(Checkpoint):
+class MetadataWriter(Checkpoint):
     """Writes the results so far to run.json after each epoch and at the end, however it comes.
 
     It acts after `SaveRun`, as which it is a Checkpoint to Lightning.
@@ -69,7 +69,7 @@ class KeepRecord(Checkpoint):
     def _write(self, trainer: L.Trainer, module: GPTLitModule) -> None:
         if trainer.is_global_zero:
             findings = [] if self.signs is None else self.signs.findings
-            update_record(self.run_dir, result=self._result(trainer, module), findings=findings)
+            update_metadata(self.run_dir, result=self._result(trainer, module), findings=findings)
 
     def _result(self, trainer: L.Trainer, module: GPTLitModule) -> dict[str, Any]:
         """Numbers by name; None for those that there are none of, or that are not finite."""

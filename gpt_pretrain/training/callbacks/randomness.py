@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from gpt_pretrain.training.distributed import ranks as distributed
+from gpt_pretrain.training.distributed import ranks
 
 
 class Randomness(Callback):
@@ -25,7 +25,7 @@ class Randomness(Callback):
         self._resumed: list[dict[str, Any]] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"ranks": distributed.gather(self._state())}
+        return {"ranks": ranks.all_gather(self._state())}
 
     def _state(self) -> dict[str, Any]:
         state: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
@@ -37,7 +37,7 @@ class Randomness(Callback):
         self._resumed = state_dict["ranks"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        rank, states = distributed.rank(), self._resumed
+        rank, states = ranks.rank(), self._resumed
         self._resumed = None
         if states is None or rank >= len(states):  # a rank that was not there before draws what no other does
             if rank > 0:

@@ -13,15 +13,15 @@ from lightning.pytorch.callbacks import Callback
 
 from gpt_pretrain.config.schema import GridSettings
 from gpt_pretrain.data.datamodule import TextDataModule
-from gpt_pretrain.evaluation.memorization import longest_run
+from gpt_pretrain.evaluation.memorization import longest_memorized_span
 from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.generation.sampling import generate_stream
 from gpt_pretrain.model.gpt2 import GPTModel
-from gpt_pretrain.runs.samples import Sample, as_table, code_block, read_samples, thinned
+from gpt_pretrain.runs.samples import Sample, code_block, read_samples, samples_table, thin_out
 from gpt_pretrain.runs.tensorboard import EventFiles
 from gpt_pretrain.system.files import write_text
 from gpt_pretrain.tokenizers.tokenizer import Tokenizer, decode
-from gpt_pretrain.training.distributed import ranks as distributed
+from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.lit_module import GPTLitModule
 
 ROWS = 40  # of a table in TensorBoard, which is written anew after each epoch
@@ -68,7 +68,7 @@ class Samples(Callback):
         self.samples: list[Sample] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.file.exists() and distributed.is_main():  # a resumed run: forget what was written after its checkpoint
+        if self.file.exists() and ranks.is_main():  # a resumed run: forget what was written after its checkpoint
             first = trainer.global_step - bool(self.data.resumes_mid_epoch)  # a limit's sample goes too
             kept = [sample for sample in read_samples(self.file) if sample.step < first]
             write_text(self.file, "".join(map(str, kept)))
@@ -96,9 +96,9 @@ class Samples(Callback):
     def _show(self, logger: EventFiles, sample: Sample, tried: Sequence[Sample]) -> None:
         """Texts for TensorBoard: the sample as it is, all so far as a table, and the grid's as another."""
         logger.add_text("sample", code_block(sample.text), step=sample.step)
-        logger.add_text("samples over time", as_table(thinned(self.samples, ROWS)), step=sample.step)
+        logger.add_text("samples over time", samples_table(thin_out(self.samples, ROWS)), step=sample.step)
         if tried:
-            logger.add_text("decoding grid", as_table(tried), step=sample.step)
+            logger.add_text("decoding grid", samples_table(tried), step=sample.step)
 
     def _try_grid(self, model: GPTModel, trainer: L.Trainer, module: GPTLitModule) -> list[Sample]:
         if self.grid is None:
@@ -132,5 +132,5 @@ class Samples(Callback):
             text=decode(self.tokenizer, token_ids[0].tolist() + new),
             sampler=name,
             new_tokens=len(new),
-            run_length=longest_run(new, self.data.split.train),
+            run_length=longest_memorized_span(new, self.data.split.train),
         )

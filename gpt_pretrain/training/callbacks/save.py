@@ -21,7 +21,7 @@ from gpt_pretrain.runs.folder import BEST, LAST
 from gpt_pretrain.runs.loggers import flush
 from gpt_pretrain.runs.metrics_file import MetricsFile
 from gpt_pretrain.training.callbacks.metrics import log_metrics
-from gpt_pretrain.training.distributed import ranks as distributed
+from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.distributed.fsdp import remove_unused_shards
 from gpt_pretrain.training.lit_module import GPTLitModule
 
@@ -106,7 +106,7 @@ class SaveRun(Checkpoint):
                 pl_module.val_loss = pl_module.mean_loss(islice(self.data.val_dataloader(), limit))
             log_metrics(trainer, pl_module, {"val/loss": pl_module.val_loss})
             self.save(trainer, pl_module, validated=True)
-        elif minutes is not None and distributed.largest(time.monotonic() - self._saved_time >= 60 * minutes):
+        elif minutes is not None and ranks.all_reduce_max(time.monotonic() - self._saved_time >= 60 * minutes):
             self.save(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
@@ -135,7 +135,7 @@ class SaveRun(Checkpoint):
             problem = None
         except OSError as error:
             problem = error
-        self.failed = bool(distributed.largest(problem is not None))
+        self.failed = bool(ranks.all_reduce_max(problem is not None))
         if self.failed:
             self.best_loss, self.best_step, self.best_epoch = best_before
         if problem is not None:
@@ -161,7 +161,7 @@ class SaveRun(Checkpoint):
             flush(trainer.loggers)  # what stands in the logs belongs to the checkpoint
         except OSError as error:
             problem = error
-        if distributed.largest(problem is not None):  # none begins to save, which takes all
+        if ranks.all_reduce_max(problem is not None):  # none begins to save, which takes all
             raise problem or OSError("another process could not begin to write")
         trainer.save_checkpoint(self.folder / LAST)
         try:

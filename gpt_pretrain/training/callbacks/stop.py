@@ -15,7 +15,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from gpt_pretrain.training.callbacks.save import SaveRun
-from gpt_pretrain.training.distributed import ranks as distributed
+from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.lit_module import GPTLitModule
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
@@ -44,7 +44,7 @@ class FinishAtLimit(Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         out_of_time = time.monotonic() - self._start >= self.max_seconds
         if self.max_seconds < math.inf:
-            out_of_time = bool(distributed.largest(out_of_time))
+            out_of_time = bool(ranks.all_reduce_max(out_of_time))
         if trainer.global_step == self.max_steps or (out_of_time and pl_module.ends_step(batch_idx)):
             trainer.should_stop = True
 
@@ -94,7 +94,7 @@ class StopOnSignal(Checkpoint):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         ending = trainer.is_last_batch or trainer.should_stop  # what is left of that can be done, or begun anew
-        asked = pl_module.stop_asked if distributed.launched() else self.received is not None
+        asked = pl_module.stop_asked if ranks.is_distributed() else self.received is not None
         if pl_module.ends_step(batch_idx) and asked and self._agreed() is not None and not ending:
             self._stop(trainer, pl_module)
 
@@ -111,7 +111,7 @@ class StopOnSignal(Checkpoint):
 
     def _agreed(self) -> int | None:
         """The signal that this rank has received, or another one."""
-        signum = distributed.largest(self.received or 0)
+        signum = ranks.all_reduce_max(self.received or 0)
         if signum:
             self.received = signum
         return signum or None
@@ -129,7 +129,7 @@ class StopOnSignal(Checkpoint):
             return
         self.received = signum
         self._module.wants_stop = True
-        if not distributed.is_main():
+        if not ranks.is_main():
             return
         name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
         os.write(2, f"\n{name}: finishing the step, then saving. Ctrl-C quits at once.\n".encode())

@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from gpt_pretrain.system.formatting import duration, moment
+from gpt_pretrain.system.formatting import format_duration, format_seconds
 from gpt_pretrain.training.callbacks.losses import LossLines
 from gpt_pretrain.training.lit_module import GPTLitModule
 
@@ -58,6 +58,6 @@ class TimeLeft(Callback):
         lines = math.ceil(self.total_steps / every) - math.ceil(step / every)
         left = steps * seconds + lines * self.losses.seconds
         if left >= WORTH_SAYING:
-            parts = f"{steps:,} steps of {moment(seconds)}"
-            parts += f", {lines:,} loss lines of {moment(self.losses.seconds)}" if lines and self.losses.seconds else ""
-            log.info("About %s left: %s; validation, samples and checkpoints come on top", duration(left), parts)
+            parts = f"{steps:,} steps of {format_seconds(seconds)}"
+            parts += f", {lines:,} loss lines of {format_seconds(self.losses.seconds)}" if lines and self.losses.seconds else ""
+            log.info("About %s left: %s; validation, samples and checkpoints come on top", format_duration(left), parts)

@@ -21,10 +21,10 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from gpt_pretrain.checkpoints.checkpoint_file import read_checkpoint
-from gpt_pretrain.checkpoints.sharded import ELSEWHERE, FOLDER, Rows, Shards, file_name, mapped, write_rows
+from gpt_pretrain.checkpoints.sharded import ELSEWHERE, FOLDER, Rows, Shards, file_name, map_leaves, write_rank_file
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.gpt2 import GPTModel
-from gpt_pretrain.training.distributed import ranks as distributed
+from gpt_pretrain.training.distributed import ranks
 
 
 def shard(model: GPTModel, mesh: DeviceMesh) -> None:
@@ -40,7 +40,7 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
     weights = {}
     for name, value in model.state_dict().items():
         whole = value.full_tensor() if isinstance(value, DTensor) else value
-        if distributed.is_main():
+        if ranks.is_main():
             weights[name] = whole
     return weights
 
@@ -58,7 +58,7 @@ class ShardedStrategy(ModelParallelStrategy):
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Write this rank's rows, and on rank 0, once all are there, the index."""
         path = Path(filepath)
-        name = distributed.first(FOLDER.format(checkpoint["global_step"], secrets.token_hex(3)))
+        name = ranks.broadcast(FOLDER.format(checkpoint["global_step"], secrets.token_hex(3)))
         mine: dict[str, Tensor] = {}
 
         def put_elsewhere(place: str, value: Any) -> Any:
@@ -68,14 +68,14 @@ class ShardedStrategy(ModelParallelStrategy):
             return {ELSEWHERE: place, "rows": value.shape[0]}
 
         tensors = {key: checkpoint[key] for key in ("state_dict", "optimizer_states")}
-        index = checkpoint | mapped(tensors, put_elsewhere)
+        index = checkpoint | map_leaves(tensors, put_elsewhere)
         self.checkpoint_io.error = problem = None  # type: ignore[attr-defined]
         sha256 = ""
         try:
-            sha256 = write_rows(path.parent / name, self.global_rank, mine)
+            sha256 = write_rank_file(path.parent / name, self.global_rank, mine)
         except OSError as error:
             problem = error
-        written = distributed.gather(
+        written = ranks.all_gather(
             (
                 "" if problem is None else problem.strerror or str(problem),
                 sha256,

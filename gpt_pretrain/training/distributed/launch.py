@@ -17,12 +17,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from gpt_pretrain.config.overrides import key_of, quote
+from gpt_pretrain.config.overrides import override_key, quote_value
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import OUTPUTS
-from gpt_pretrain.runs.metadata import RUNNING, read_record, update_record
+from gpt_pretrain.runs.metadata import RUNNING, read_metadata, update_metadata
 from gpt_pretrain.system.resources import cores
-from gpt_pretrain.training.distributed import ranks as distributed
+from gpt_pretrain.training.distributed import ranks
 
 STARTED = "GPT_PRETRAIN_STARTED"  # what was typed, for the ranks that this module has started
 GRACE_SECONDS = 10.0  # for the others to end by themselves when one has failed
@@ -33,7 +33,7 @@ FORWARDED = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal
 QUIET = ["hydra.output_subdir=null", "hydra/job_logging=terminal"]  # for ranks that write nothing
 
 
-def run_ranks(script: Path, words: Sequence[str], *, devices: int, run_dir: Path, started: dict[str, Any]) -> None:
+def run_ranks(script: Path, words: Sequence[str], *, devices: int, run_dir: Path, launch_info: dict[str, Any]) -> None:
     """Run a script once for each device, with these words, and wait for the end.
 
     When one process fails, the others are ended; signals that this one gets are passed on to all.
@@ -53,12 +53,12 @@ def run_ranks(script: Path, words: Sequence[str], *, devices: int, run_dir: Path
         "MASTER_ADDR": os.environ.get("MASTER_ADDR", "127.0.0.1"),
         "MASTER_PORT": os.environ.get("MASTER_PORT") or str(_free_port()),
         "LOCAL_WORLD_SIZE": str(devices),
-        "WORLD_SIZE": str(devices * started["num_nodes"]),
+        "WORLD_SIZE": str(devices * launch_info["num_nodes"]),
         "GROUP_RANK": str(node),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // devices))),
-        STARTED: json.dumps(started | {"by": os.getpid()}),
+        STARTED: json.dumps(launch_info | {"by": os.getpid()}),
     }
-    command = [sys.executable, str(script), *words, f"hydra.run.dir={quote(str(run_dir))}", "hydra.output_subdir=null"]
+    command = [sys.executable, str(script), *words, f"hydra.run.dir={quote_value(str(run_dir))}", "hydra.output_subdir=null"]
     ranks: list[subprocess.Popen[bytes]] = []
 
     forwarded: set[int] = set()
@@ -88,16 +88,16 @@ def run_ranks(script: Path, words: Sequence[str], *, devices: int, run_dir: Path
 
 def _note_failure(run_dir: Path, what: str, *, interrupted: bool) -> None:
     """Have the run's record tell which process failed, where the first one has not come to that or can only tell of its loss."""
-    record = read_record(run_dir)
+    record = read_metadata(run_dir)
     if record.get("state") == RUNNING:
-        update_record(run_dir, state="interrupted" if interrupted else "failed", error=None if interrupted else what)
+        update_metadata(run_dir, state="interrupted" if interrupted else "failed", error=None if interrupted else what)
     elif record.get("error") and not what.startswith("process 0"):
-        update_record(run_dir, error=f"{what}: {record['error']}")
+        update_metadata(run_dir, error=f"{what}: {record['error']}")
 
 
 def devices_to_start(devices: int | str, *, accelerator: str, num_nodes: int) -> int:
     """How many processes this one has to start on this machine: none where one is enough, or where it is one of them."""
-    if distributed.launched():
+    if ranks.is_distributed():
         return 0
     if devices == "auto":
         devices = 1
@@ -115,7 +115,7 @@ def check_machines(num_nodes: int) -> None:
     Raises:
         UserError: otherwise.
     """
-    if distributed.launched():
+    if ranks.is_distributed():
         return
     if node_rank() >= max(1, num_nodes):
         raise UserError(f"NODE_RANK={node_rank()}: must be below trainer.num_nodes={num_nodes}, as machines are counted from 0.")
@@ -162,7 +162,7 @@ def node_rank() -> int:
     return int(text)
 
 
-def started() -> dict[str, Any] | None:
+def launch_info() -> dict[str, Any] | None:
     """What `run_ranks` was told, in a process that it has started; None in others."""
     text = os.environ.get(STARTED)
     found: dict[str, Any] | None = None if text is None else json.loads(text)
@@ -181,7 +181,7 @@ def end_with_parent(parent: int) -> None:
             sys.exit(128 + signal.SIGTERM)
 
 
-def agreed(make_words: Callable[[], list[str]], *, earlier_run: Callable[[], Path | None]) -> list[str]:
+def agree_on_overrides(make_words: Callable[[], list[str]], *, earlier_run: Callable[[], Path | None]) -> list[str]:
     """Rank 0's command line for all ranks, with the run's folder in it, so that there is but one.
 
     Args:
@@ -192,33 +192,33 @@ def agreed(make_words: Callable[[], list[str]], *, earlier_run: Callable[[], Pat
         UserError: when rank 0 finds something wrong with it.
         SystemExit: in the other ranks then, which say nothing.
     """
-    if (told := started()) is not None:
+    if (told := launch_info()) is not None:
         end_with_parent(told["by"])
-    distributed.join()
+    ranks.join_process_group()
     if told is not None:  # the words are made already
-        words = distributed.first(sys.argv[1:])
+        words = ranks.broadcast(sys.argv[1:])
     else:
         words, problems = _words_of_main(make_words, earlier_run)
         if problems:
-            if distributed.is_main():
+            if ranks.is_main():
                 raise UserError(problems)
             sys.exit(2)
-    return words if distributed.is_main() else [*(word for word in words if key_of(word) not in map(key_of, QUIET)), *QUIET]
+    return words if ranks.is_main() else [*(word for word in words if override_key(word) not in map(override_key, QUIET)), *QUIET]
 
 
 def _words_of_main(make_words: Callable[[], list[str]], earlier_run: Callable[[], Path | None]) -> tuple[list[str], list[str]]:
     words, problems = list[str](), list[str]()
-    if distributed.is_main():
+    if ranks.is_main():
         try:
             words = make_words()
             if {"-m", "--multirun"} & set(words):
                 raise UserError("A sweep starts the processes of each job itself: python train.py -m ... trainer.devices=N.")
-            if "hydra.run.dir" not in {key_of(word) for word in words}:
+            if "hydra.run.dir" not in {override_key(word) for word in words}:
                 folder = earlier_run() or OUTPUTS / f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(3)}"
-                words = [*words, f"hydra.run.dir={quote(str(folder))}"]
+                words = [*words, f"hydra.run.dir={quote_value(str(folder))}"]
         except UserError as error:
             problems = error.problems
-    return distributed.first((words, problems))
+    return ranks.broadcast((words, problems))
 
 
 def _free_port() -> int:

@@ -36,14 +36,14 @@ POLL_SECONDS = 0.02
 Value = TypeVar("Value")
 
 
-def launched() -> bool:
+def is_distributed() -> bool:
     """Whether this process is one of several that train together."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 or _in_srun()
 
 
 def rank() -> int:
     """This process's number, from 0; 0 where it is alone."""
-    return int(os.environ.get("RANK", os.environ["SLURM_PROCID"] if _in_srun() else "0")) if launched() else 0
+    return int(os.environ.get("RANK", os.environ["SLURM_PROCID"] if _in_srun() else "0")) if is_distributed() else 0
 
 
 def is_main() -> bool:
@@ -53,12 +53,12 @@ def is_main() -> bool:
 
 def world_size() -> int:
     """How many processes train together."""
-    return int(os.environ.get("WORLD_SIZE", os.environ["SLURM_STEP_NUM_TASKS"] if _in_srun() else "1")) if launched() else 1
+    return int(os.environ.get("WORLD_SIZE", os.environ["SLURM_STEP_NUM_TASKS"] if _in_srun() else "1")) if is_distributed() else 1
 
 
 def local_world_size() -> int:
     """How many of them are on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) if launched() else 1
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) if is_distributed() else 1
 
 
 def timeout() -> timedelta:
@@ -77,9 +77,9 @@ def timeout() -> timedelta:
     return timedelta(seconds=seconds)
 
 
-def join() -> None:
+def join_process_group() -> None:
     """Meet the other ranks; nothing happens where there are none, or they have met."""
-    if not launched():
+    if not is_distributed():
         return
     import torch
 
@@ -100,7 +100,7 @@ def join() -> None:
 
 
 @contextmanager
-def ended_at_once() -> Iterator[None]:
+def exit_without_teardown() -> Iterator[None]:
     """End a rank with what is done within, as multiprocessing ends its processes: without taking the interpreter apart.
 
     A thread of gloo that gives back a tensor while the interpreter is taken apart aborts the process, which destroying the
@@ -108,7 +108,7 @@ def ended_at_once() -> Iterator[None]:
 
     Source: pytorch/pytorch#179291 for the cause; `multiprocessing.process.BaseProcess._bootstrap` for the order.
     """
-    if not launched():
+    if not is_distributed():
         yield
         return
     code: int | str | None = 0
@@ -132,7 +132,7 @@ def ended_at_once() -> Iterator[None]:
 
 
 @contextmanager
-def lost_ranks_told() -> Iterator[None]:
+def explain_lost_ranks() -> Iterator[None]:
     """Say in plain words that another rank has gone while this one waited for it.
 
     Raises:
@@ -141,13 +141,13 @@ def lost_ranks_told() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if launched() and "EADDRINUSE" in str(error):
+        if is_distributed() and "EADDRINUSE" in str(error):
             raise UserError(
                 f"MASTER_PORT={os.environ['MASTER_PORT']}: another program on this machine has that port, maybe another "
                 "training. Choose another one, the same for all processes of this training."
             ) from error
         known = ("DistBackendError", "DistNetworkError", "DistStoreError")
-        if launched() and (type(error).__name__ in known or "gloo" in str(error)):
+        if is_distributed() and (type(error).__name__ in known or "gloo" in str(error)):
             raise UserError(
                 "Another process of this training has ended or is out of reach, so this one cannot go on. Its own last words, "
                 "if it had any, tell why; resume= goes on from the last checkpoint."
@@ -155,9 +155,9 @@ def lost_ranks_told() -> Iterator[None]:
         raise
 
 
-def first(value: Value) -> Value:
+def broadcast(value: Value) -> Value:
     """What rank 0 has."""
-    if not launched():
+    if not is_distributed():
         return value
     import torch
 
@@ -167,9 +167,9 @@ def first(value: Value) -> Value:
     return received
 
 
-def gather(value: Value) -> list[Value]:
+def all_gather(value: Value) -> list[Value]:
     """What each rank has, in their order."""
-    if not launched():
+    if not is_distributed():
         return [value]
     import torch
 
@@ -178,9 +178,9 @@ def gather(value: Value) -> list[Value]:
     return boxes
 
 
-def largest(value: int) -> int:
+def all_reduce_max(value: int) -> int:
     """The largest number that any rank has."""
-    if not launched():
+    if not is_distributed():
         return value
     import torch
 
@@ -189,9 +189,9 @@ def largest(value: int) -> int:
     return int(number)
 
 
-def total(tensor: Tensor) -> Tensor:
+def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum of a tensor over all ranks, in a tensor of its own."""
-    if launched():
+    if is_distributed():
         import torch
 
         tensor = tensor.clone()
@@ -252,7 +252,7 @@ def _job(store: Store, *, first: bool) -> str:
 
 
 @contextmanager
-def main_first() -> Iterator[None]:
+def local_main_first() -> Iterator[None]:
     """Have the first rank of each machine do something before the others, who then find it done.
 
     Where it fails, the others are ended by whoever has started them all.
@@ -260,10 +260,10 @@ def main_first() -> Iterator[None]:
     import torch
 
     goes_first = int(os.environ.get("LOCAL_RANK", "0")) == 0
-    if launched() and not goes_first:
+    if is_distributed() and not goes_first:
         torch.distributed.barrier()
     yield
-    if launched() and goes_first:
+    if is_distributed() and goes_first:
         torch.distributed.barrier()
 
 

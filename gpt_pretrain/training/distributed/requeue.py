@@ -12,8 +12,8 @@ import subprocess
 import zlib
 from pathlib import Path
 
-from gpt_pretrain.runs.folder import OUTPUTS, checkpoints
-from gpt_pretrain.training.distributed import ranks as distributed
+from gpt_pretrain.runs.folder import OUTPUTS, list_checkpoints
+from gpt_pretrain.training.distributed import ranks
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 def job() -> str | None:
     """The job that this process belongs to, if any: SLURM's as scontrol names it, else torchrun's."""
     if "TORCHELASTIC_RUN_ID" in os.environ:  # which the next job may have as well
-        return f"torchrun-{os.environ[distributed.JOB]}" if distributed.JOB in os.environ else None
+        return f"torchrun-{os.environ[ranks.JOB]}" if ranks.JOB in os.environ else None
     if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
         return None
     if "SLURM_ARRAY_JOB_ID" in os.environ and "SLURM_ARRAY_TASK_ID" in os.environ:
@@ -44,7 +44,7 @@ def remember(run_dir: Path, *, words: list[str]) -> None:
 def interrupted_run(words: list[str]) -> Path | None:
     """The run to go on with: this command's, if its job has been started before and it got as far as a checkpoint."""
     run_dir = begun_run(words)
-    return run_dir if run_dir is not None and checkpoints(run_dir) else None
+    return run_dir if run_dir is not None and list_checkpoints(run_dir) else None
 
 
 def begun_run(words: list[str]) -> Path | None:
@@ -58,7 +58,7 @@ def begun_run(words: list[str]) -> Path | None:
 def requeue() -> None:
     """Put this job of SLURM back into the queue; one of its processes does that for all."""
     name = job()
-    if name is None or not distributed.is_main() or name.startswith("torchrun"):
+    if name is None or not ranks.is_main() or name.startswith("torchrun"):
         return
     try:
         done = subprocess.run(["scontrol", "requeue", name], capture_output=True, text=True, check=False)

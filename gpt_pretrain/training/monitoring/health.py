@@ -27,7 +27,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Usual:
+class Baseline:
     """The losses that need no learning, in nats a token.
 
     Args:
@@ -39,7 +39,7 @@ class Usual:
     frequencies: float
 
 
-class Doctor:
+class HealthMonitor:
     """Watches one run. What it keeps has a length that the settings limit, and goes into checkpoints as plain containers.
 
     Args:
@@ -51,7 +51,7 @@ class Doctor:
         findings: all so far.
     """
 
-    def __init__(self, run: TrainSettings, doctor: DoctorSettings, usual: Usual) -> None:
+    def __init__(self, run: TrainSettings, doctor: DoctorSettings, usual: Baseline) -> None:
         self.run = run
         self.settings = doctor
         self.usual = usual

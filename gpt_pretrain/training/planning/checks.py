@@ -9,14 +9,14 @@ from pathlib import Path
 
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.data.datamodule import TextDataModule
-from gpt_pretrain.data.tokens import sampled
-from gpt_pretrain.model import costs as flops
+from gpt_pretrain.data.tokens import sample_tokens
+from gpt_pretrain.model import costs
 from gpt_pretrain.model.cluster_costs import step_traffic
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.system.devices import accelerator_device
-from gpt_pretrain.system.formatting import scaled
+from gpt_pretrain.system.formatting import format_si
 from gpt_pretrain.system.resources import free_disk, memory_limit
-from gpt_pretrain.training.planning.plan import Plan, disk_needed, each
+from gpt_pretrain.training.planning.plan import TrainingPlan, disk_needed, per_device_note
 from gpt_pretrain.training.run_length import batches_per_epoch, steps_per_epoch, total_steps
 
 MANY_REPEATS = 4  # up to which tokens seen again are worth almost as much as new ones: Muennighoff et al. 2023, arXiv:2305.16264
@@ -24,7 +24,7 @@ ENOUGH_TOKENS = 20  # a parameter, of the best model for its compute: Hoffmann e
 MOST_LEFT_OUT = 0.25  # of an epoch's windows
 
 
-def doubts(settings: TrainSettings, data: TextDataModule, config: GPTConfig, plan: Plan) -> list[str]:
+def find_warnings(settings: TrainSettings, data: TextDataModule, config: GPTConfig, plan: TrainingPlan) -> list[str]:
     """What is doubtful about a run, one or two sentences each; none for a sound one."""
     checks: list[Callable[[], str | None]] = [
         lambda: _memory(settings, config, plan),
@@ -46,7 +46,7 @@ def doubts(settings: TrainSettings, data: TextDataModule, config: GPTConfig, pla
     return [told for check in checks if (told := check()) is not None]
 
 
-def _memory(settings: TrainSettings, config: GPTConfig, plan: Plan) -> str | None:
+def _memory(settings: TrainSettings, config: GPTConfig, plan: TrainingPlan) -> str | None:
     limit = _device_memory(settings)
     if limit is None or plan.memory.peak <= limit:
         return None
@@ -58,23 +58,24 @@ def _memory(settings: TrainSettings, config: GPTConfig, plan: Plan) -> str | Non
     )
     spread = _peak(settings, config, replace(plan.sharing, fsdp=True, recompute=True))
     if plan.sharing.devices > 1 and not plan.sharing.fsdp and spread <= limit:
-        smaller = f"trainer=fsdp, which spreads the model over the devices, needs {scaled(spread, 'B')}"
+        smaller = f"trainer=fsdp, which spreads the model over the devices, needs {format_si(spread, 'B')}"
     return (
-        f"data.batch_size={size}: a step needs {scaled(plan.memory.peak, 'B')} of memory{each(plan)}, and there are "
-        f"{scaled(limit, 'B')}; {smaller}."
+        f"data.batch_size={size}: a step needs {format_si(plan.memory.peak, 'B')} of "
+        f"memory{per_device_note(plan)}, and there are "
+        f"{format_si(limit, 'B')}; {smaller}."
     )
 
 
-def _needless_fsdp(settings: TrainSettings, config: GPTConfig, plan: Plan) -> str | None:
+def _needless_fsdp(settings: TrainSettings, config: GPTConfig, plan: TrainingPlan) -> str | None:
     limit, whole = _device_memory(settings), replace(plan.sharing, fsdp=False)
     needed, most = _peak(settings, config, whole), settings.doubts.max_ddp_memory
     if limit is None or not plan.sharing.fsdp or needed > most * limit:
         return None
     sent = step_traffic(config, precision=settings.trainer.precision, sharing=whole).total
     return (
-        f"trainer.strategy=fsdp: with the whole model on each of {whole.devices} devices a step needs {scaled(needed, 'B')} of "
-        f"their {scaled(limit, 'B')}; trainer.strategy=ddp has room there, and sends {scaled(sent, 'B')} a step instead of "
-        f"{scaled(plan.traffic.total, 'B')}."
+        f"trainer.strategy=fsdp: with the whole model on each of {whole.devices} devices a step needs {format_si(needed, 'B')} of "  # noqa: E501
+        f"their {format_si(limit, 'B')}; trainer.strategy=ddp has room there, and sends {format_si(sent, 'B')} a step instead of "
+        f"{format_si(plan.traffic.total, 'B')}."
     )
 
 
@@ -86,29 +87,29 @@ def _device_memory(settings: TrainSettings) -> int | None:
     return None if limit is None else limit // sharing
 
 
-def _peak(settings: TrainSettings, config: GPTConfig, sharing: flops.Sharing) -> int:
+def _peak(settings: TrainSettings, config: GPTConfig, sharing: costs.Sharing) -> int:
     """What a step would need on each device, if it were shared like that."""
     device = accelerator_device(settings.trainer.accelerator).type
     size, precision = settings.data.batch_size, settings.trainer.precision
-    return flops.training_memory(config, batch_size=size, precision=precision, device=device, sharing=sharing).peak
+    return costs.training_memory(config, batch_size=size, precision=precision, device=device, sharing=sharing).peak
 
 
-def _disk(settings: TrainSettings, plan: Plan) -> str | None:
+def _disk(settings: TrainSettings, plan: TrainingPlan) -> str | None:
     free, needed = free_disk(Path(settings.run_dir)), disk_needed(plan, settings)
     if needed <= free:
         return None
     return (
-        f"hydra.run.dir: the checkpoints take up to {scaled(needed, 'B')} there, and {scaled(free, 'B')} are free. "
+        f"hydra.run.dir: the checkpoints take up to {format_si(needed, 'B')} there, and {format_si(free, 'B')} are free. "
         "Make room, choose another folder, or keep fewer (checkpoint.keep)."
     )
 
 
-def _little_text(settings: TrainSettings, plan: Plan) -> str | None:
+def _little_text(settings: TrainSettings, plan: TrainingPlan) -> str | None:
     ratio, least = plan.text_tokens / plan.parameters, settings.doubts.min_tokens_per_parameter
     by_heart = plan.repeats > MANY_REPEATS
     if ratio >= least or (settings.init_from is not None and not by_heart):
         return None
-    count = scaled(plan.parameters, "").replace(" ", "")  # 124M
+    count = format_si(plan.parameters, "").replace(" ", "")  # 124M
     outcome = "the model will learn the text by heart" if by_heart else "the model will learn little"
     return (
         f"data: {plan.text_tokens:,} tokens of text for {count} parameters are {ratio:.2g} a parameter, "
@@ -157,7 +158,7 @@ def _gaps(settings: TrainSettings, config: GPTConfig) -> str | None:
 
 
 def _one_document(settings: TrainSettings, data: TextDataModule) -> str | None:
-    if not settings.data.respect_documents or (sampled(data.split.train) == data.tokenizer.eos_id).any():
+    if not settings.data.respect_documents or (sample_tokens(data.split.train) == data.tokenizer.eos_id).any():
         return None
     return (
         "data.respect_documents=true: there is no <|endoftext|> in a sample of the training part, so nothing may be kept apart; "

@@ -19,9 +19,9 @@ from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.generation.sampling import generate_stream
-from gpt_pretrain.runs.folder import place
+from gpt_pretrain.runs.folder import display_path
 from gpt_pretrain.system.devices import accelerator_device
-from gpt_pretrain.system.formatting import duration, moment, scaled
+from gpt_pretrain.system.formatting import format_duration, format_seconds, format_si
 from gpt_pretrain.system.resources import existing, free_disk, memory_limit, peak_memory
 from gpt_pretrain.tokenizers.tokenizer import Tokenizer
 from gpt_pretrain.training import summary
@@ -30,8 +30,8 @@ from gpt_pretrain.training.callbacks.timed_steps import TimedSteps
 from gpt_pretrain.training.fit import build_module
 from gpt_pretrain.training.lit_module import GPTLitModule, NonFiniteError
 from gpt_pretrain.training.planning import plan
-from gpt_pretrain.training.planning.checks import doubts
-from gpt_pretrain.training.planning.plan import Plan
+from gpt_pretrain.training.planning.checks import find_warnings
+from gpt_pretrain.training.planning.plan import TrainingPlan
 from gpt_pretrain.training.preflight import StartingPoint
 
 SECONDS = 5.0  # for the steps, and for the sample
@@ -62,7 +62,7 @@ class Measured:
     peak_bytes: int | None
 
 
-def planned(settings: TrainSettings, tokenizer: Tokenizer, data: TextDataModule, start: StartingPoint) -> str:
+def dry_run(settings: TrainSettings, tokenizer: Tokenizer, data: TextDataModule, start: StartingPoint) -> str:
     """What a run will do and cost, and what is doubtful about it, for a person to read.
 
     Raises:
@@ -72,12 +72,12 @@ def planned(settings: TrainSettings, tokenizer: Tokenizer, data: TextDataModule,
     L.seed_everything(settings.seed, workers=True, verbose=False)
     module = build_module(settings, tokenizer, data, start)
     config = module.model.config
-    facts = summary.facts(settings, data, module.model)
+    facts = summary.run_facts(settings, data, module.model)
     whole = plan.make_plan(settings, data, config, first_step=start.step)
-    doubtful = doubts(settings, data, config, whole)
+    doubtful = find_warnings(settings, data, config, whole)
     limit = memory_limit(accelerator_device(settings.trainer.accelerator))
     measured = rehearse(settings, tokenizer, data, module, checkpoint=whole.checkpoint)
-    times = shares(whole, measured, settings)
+    times = time_shares(whole, measured, settings)
     if (late := _out_of_time(settings, sum(times.values()))) is not None:
         doubtful.append(late)
     lines = [*facts, *_costs(whole, measured, settings, limit), *_times(whole, measured, times)]
@@ -114,7 +114,7 @@ def rehearse(
     return Measured(clock.ends[0], clock.step_seconds(), eval_batch, sample, save * factor, copy * factor, peak)
 
 
-def shares(whole: Plan, measured: Measured, settings: TrainSettings) -> dict[str, float]:
+def time_shares(whole: TrainingPlan, measured: Measured, settings: TrainSettings) -> dict[str, float]:
     """Seconds of each part of a run, from its first step to its last."""
     times = {
         "steps": measured.first_step + (whole.steps - 1) * measured.step,
@@ -181,49 +181,52 @@ def _sample_seconds(module: GPTLitModule, tokenizer: Tokenizer, settings: TrainS
     return ends[-1] + (sampler.max_new_tokens - len(ends)) * last
 
 
-def _costs(whole: Plan, measured: Measured, settings: TrainSettings, limit: int | None) -> list[str]:
+def _costs(whole: TrainingPlan, measured: Measured, settings: TrainSettings, limit: int | None) -> list[str]:
     rate = whole.token_flops * whole.tokens / whole.steps / measured.step / whole.sharing.devices
-    parts = ", ".join(f"{name} {scaled(n_bytes, 'B')}" for name, n_bytes in whole.memory.parts.items())
+    parts = ", ".join(f"{name} {format_si(n_bytes, 'B')}" for name, n_bytes in whole.memory.parts.items())
     alone = " on one device, unshared," if whole.sharing.devices > 1 else ""
-    held = "" if measured.peak_bytes is None else f"; measured{alone} with it {scaled(measured.peak_bytes, 'B')}"
-    there = "" if limit is None else f", of {scaled(limit, 'B')}"
+    held = "" if measured.peak_bytes is None else f"; measured{alone} with it {format_si(measured.peak_bytes, 'B')}"
+    there = "" if limit is None else f", of {format_si(limit, 'B')}"
     run_dir = Path(settings.run_dir)
     return [
         f"tokens  {whole.tokens:,}, {whole.tokens_per_epoch:,} an epoch; those of the text {whole.repeats:.3g} times",
-        f"compute {scaled(whole.flops, 'FLOP')}, {scaled(whole.token_flops, 'FLOP')} a token; measured {scaled(rate, 'FLOP/s')}",
-        f"memory  {scaled(whole.memory.peak, 'B')} at most by formula, beside the program's own{plan.each(whole)}{held}{there}",
+        f"compute {format_si(whole.flops, 'FLOP')}, {format_si(whole.token_flops, 'FLOP')} a token; measured "
+        f"{format_si(rate, 'FLOP/s')}",
+        f"memory  {format_si(whole.memory.peak, 'B')} at most by formula, beside the program's own{plan.per_device_note(whole)}{held}{there}",  # noqa: E501
         f"        ({parts})",
         *_sent(whole),
-        f"disk    {scaled(whole.disk, 'B')} at most, in checkpoints of {scaled(whole.checkpoint, 'B')}, of "
-        f"{scaled(free_disk(run_dir), 'B')} that are free in {place(existing(run_dir))}",
+        f"disk    {format_si(whole.disk, 'B')} at most, in checkpoints of {format_si(whole.checkpoint, 'B')}, of "
+        f"{format_si(free_disk(run_dir), 'B')} that are free in {display_path(existing(run_dir))}",
     ]
 
 
-def _sent(whole: Plan) -> list[str]:
+def _sent(whole: TrainingPlan) -> list[str]:
     if whole.sharing.devices == 1:
         return []
     traffic, kinds = whole.traffic, {"gradients": whole.traffic.gradients, "weights": whole.traffic.weights}
-    parts = ", ".join(f"{name} {scaled(n_bytes, 'B')}" for name, n_bytes in kinds.items() if n_bytes)
+    parts = ", ".join(f"{name} {format_si(n_bytes, 'B')}" for name, n_bytes in kinds.items() if n_bytes)
     return [
-        f"sent    {scaled(traffic.total, 'B')} a step by each of {whole.sharing.devices} devices, {whole.sharing.name} ({parts})"
+        f"sent    {format_si(traffic.total, 'B')} a step by each of {whole.sharing.devices} devices, {whole.sharing.name} ({parts})"  # noqa: E501
     ]
 
 
-def _times(whole: Plan, measured: Measured, times: dict[str, float]) -> list[str]:
+def _times(whole: TrainingPlan, measured: Measured, times: dict[str, float]) -> list[str]:
     total = sum(times.values())
     speed = whole.tokens / whole.steps / measured.step
     saves = measured.save + measured.copy
     each = {
-        "steps": f"{whole.steps:,} of {moment(measured.step)}",
-        "loss lines": f"{whole.loss_lines:,} of {moment(whole.line_batches * measured.eval_batch)}",
-        "validation": f"{whole.validations:,} of {moment(whole.val_batches * measured.eval_batch)}",
-        "samples": f"{whole.epoch_ends:,} of {moment(measured.sample)}",
-        "checkpoints": f"{whole.validations:,} of {moment(saves)}",
+        "steps": f"{whole.steps:,} of {format_seconds(measured.step)}",
+        "loss lines": f"{whole.loss_lines:,} of {format_seconds(whole.line_batches * measured.eval_batch)}",
+        "validation": f"{whole.validations:,} of {format_seconds(whole.val_batches * measured.eval_batch)}",
+        "samples": f"{whole.epoch_ends:,} of {format_seconds(measured.sample)}",
+        "checkpoints": f"{whole.validations:,} of {format_seconds(saves)}",
     }
     shared = f", if {whole.sharing.devices} devices take as long as one did, and sending takes no time"
-    rows = [f"        {duration(times[name]):>12} {times[name] / total:4.0%}  {name}: {told}" for name, told in each.items()]
+    rows = [
+        f"        {format_duration(times[name]):>12} {times[name] / total:4.0%}  {name}: {told}" for name, told in each.items()
+    ]
     return [
-        f"time    about {duration(total)} from the first step to the last, at {speed:,.0f} tokens/s while training"
+        f"time    about {format_duration(total)} from the first step to the last, at {speed:,.0f} tokens/s while training"
         f"{shared if whole.sharing.devices > 1 else ''}",
         *rows,
     ]
@@ -235,7 +238,7 @@ def _out_of_time(settings: TrainSettings, seconds: float) -> str | None:
         return None
     length = "max_epochs" if settings.trainer.max_tokens is None else "max_tokens"
     return (
-        f"trainer.max_time={settings.trainer.max_time}: the run would take about {duration(seconds)}, so it ends before its last "
+        f"trainer.max_time={settings.trainer.max_time}: the run would take about {format_duration(seconds)}, so it ends before its last "  # noqa: E501
         f"step. Allow more time, or fewer trainer.{length}, to which the learning rate's schedule is fitted as well."
     )
 

@@ -8,18 +8,18 @@ from pathlib import Path
 
 from gpt_pretrain.config.schema import TrainerSettings, TrainSettings
 from gpt_pretrain.data.datamodule import TextDataModule
-from gpt_pretrain.model import costs as flops
+from gpt_pretrain.model import costs
 from gpt_pretrain.model.cluster_costs import Traffic, step_traffic
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.costs import Sharing, TrainingMemory
 from gpt_pretrain.runs.folder import checkpoint_dir
 from gpt_pretrain.system.devices import accelerator_device
-from gpt_pretrain.system.formatting import scaled
+from gpt_pretrain.system.formatting import format_si
 from gpt_pretrain.training.run_length import steps_per_epoch, tokens_per_epoch, total_steps
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """A run in numbers; where it is resumed, all but `total_steps` are of what is left.
 
     Args:
@@ -88,7 +88,7 @@ def sharing_of(trainer: TrainerSettings, devices: int) -> Sharing:
     )
 
 
-def make_plan(settings: TrainSettings, data: TextDataModule, config: GPTConfig, *, first_step: int = 0) -> Plan:
+def make_plan(settings: TrainSettings, data: TextDataModule, config: GPTConfig, *, first_step: int = 0) -> TrainingPlan:
     """The plan of a run.
 
     Args:
@@ -107,44 +107,44 @@ def make_plan(settings: TrainSettings, data: TextDataModule, config: GPTConfig, 
     between = _saves_between(settings.checkpoint.every_n_steps, first_step, total, per_epoch)
     validations = epoch_ends + between
     device = accelerator_device(trainer.accelerator).type
-    parameters = flops.num_parameters(config)
+    parameters = costs.num_parameters(config)
     reads_all = settings.data.stride is None or settings.data.stride <= config.context_length
-    return Plan(
+    return TrainingPlan(
         parameters=parameters,
         text_tokens=data.split.train.count if reads_all else len(data.train) * config.context_length,
         tokens_per_epoch=tokens,
         total_steps=total,
         steps=total - first_step,
         tokens=round((total - first_step) * tokens / per_epoch),
-        token_flops=flops.training_flops(config, recompute=sharing.recompute),
+        token_flops=costs.training_flops(config, recompute=sharing.recompute),
         loss_lines=_multiples(settings.eval_freq, first_step, total) + (first_step == 0),
         line_batches=line_batches,
         validations=validations,
         val_batches=val_batches if trainer.limit_val_batches is None else min(val_batches, trainer.limit_val_batches),
         epoch_ends=epoch_ends,
         sharing=sharing,
-        memory=flops.training_memory(config, batch_size=size, precision=trainer.precision, device=device, sharing=sharing),
+        memory=costs.training_memory(config, batch_size=size, precision=trainer.precision, device=device, sharing=sharing),
         traffic=step_traffic(config, precision=trainer.precision, sharing=sharing),
-        checkpoint=flops.checkpoint_bytes(config, precision=trainer.precision),
+        checkpoint=costs.checkpoint_bytes(config, precision=trainer.precision),
         checkpoints=3 + min(settings.checkpoint.keep, validations),  # last, best, and one that is being written
         export=4 * parameters if settings.export else 0,
     )
 
 
-def line(plan: Plan) -> str:
+def plan_summary(plan: TrainingPlan) -> str:
     """The plan in short."""
-    parts = [f"{plan.tokens:,} tokens, {plan.tokens_per_epoch:,} an epoch", f"{scaled(plan.flops, 'FLOP')} of training"]
-    parts += [f"{scaled(plan.memory.peak, 'B')} of memory beside the program's own{each(plan)}"]
-    parts += [f"{scaled(plan.traffic.total, 'B')} sent a step by each ({plan.sharing.name})"] * (plan.sharing.devices > 1)
-    return "; ".join([*parts, f"up to {scaled(plan.disk, 'B')} of disk for checkpoints"])
+    parts = [f"{plan.tokens:,} tokens, {plan.tokens_per_epoch:,} an epoch", f"{format_si(plan.flops, 'FLOP')} of training"]
+    parts += [f"{format_si(plan.memory.peak, 'B')} of memory beside the program's own{per_device_note(plan)}"]
+    parts += [f"{format_si(plan.traffic.total, 'B')} sent a step by each ({plan.sharing.name})"] * (plan.sharing.devices > 1)
+    return "; ".join([*parts, f"up to {format_si(plan.disk, 'B')} of disk for checkpoints"])
 
 
-def each(plan: Plan) -> str:
+def per_device_note(plan: TrainingPlan) -> str:
     """What to say behind a number that holds for each of several devices."""
     return f", on each of {plan.sharing.devices} devices" if plan.sharing.devices > 1 else ""
 
 
-def disk_needed(plan: Plan, settings: TrainSettings) -> int:
+def disk_needed(plan: TrainingPlan, settings: TrainSettings) -> int:
     """Bytes that checkpoints will take beyond what the run has there already."""
     folder = checkpoint_dir(Path(settings.run_dir))
     there = sum(file.stat().st_size for kind in ("*.ckpt", "shards-*/*") for file in folder.glob(kind))

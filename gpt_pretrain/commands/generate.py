@@ -1,0 +1,97 @@
+"""What `python generate.py` does with its composed config."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from gpt_pretrain.commands.failures import report_failures
+from gpt_pretrain.commands.job import is_multirun, job_folder, start_info
+from gpt_pretrain.config.schema import GenerateSettings, to_settings
+from gpt_pretrain.config.validation import generate_problems
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.runs.metadata import recorded
+
+
+def generate(config: DictConfig) -> None:
+    """Continue the prompt of the settings; a job of a sweep also measures the texts and keeps them in its folder.
+
+    Raises:
+        SystemExit: If the command fails.
+        SweepJobFailed: If it fails as a job of a sweep.
+    """
+    with report_failures(), ExitStack() as stack:
+        if is_multirun():
+            stack.enter_context(recorded(job_folder(), **start_info("generate.py")))
+        settings = to_settings(config, GenerateSettings)
+        if problems := generate_problems(settings):
+            raise UserError(problems)
+        _generate(settings, keep=job_folder() if is_multirun() else None)
+
+
+def _generate(settings: GenerateSettings, *, keep: Path | None) -> None:
+    from gpt_pretrain.checkpoints.checkpoint_file import first_whole
+    from gpt_pretrain.checkpoints.pretrained import open_weights
+    from gpt_pretrain.generation.config import SamplerConfig
+    from gpt_pretrain.generation.decoding import PRECISIONS, DecodingModel, pick_decoding_precision
+    from gpt_pretrain.generation.prompts import continue_prompt
+    from gpt_pretrain.runs.folder import find_checkpoints
+    from gpt_pretrain.system.devices import keep_freed_memory, pick_device
+
+    keep_freed_memory()
+    if settings.pretrained is not None:
+        weights = open_weights(settings.pretrained, n_heads=settings.n_heads)
+    else:
+        weights = first_whole(find_checkpoints(settings.checkpoint), open_weights)
+    tokenizer = weights.build_tokenizer(settings.tokenizer)
+    model = weights.build(device=pick_device(settings.device))
+    precision, reason = pick_decoding_precision(settings.precision, model)
+    print(f"({weights.name}; precision {precision}: {reason})", file=sys.stderr)
+    decoder = DecodingModel(model, dtype=PRECISIONS[precision])
+    texts, sampler = [], SamplerConfig(**vars(settings.sampler))
+    for prompt in _prompts(settings):
+        texts += continue_prompt(decoder, tokenizer, prompt, sampler, n_samples=settings.n_samples, seed=settings.seed)
+    if keep is not None:
+        from gpt_pretrain.evaluation.generated_text import keep_measured
+
+        keep_measured(keep, model, texts, weights.content, tokenizer)
+
+
+def _prompts(settings: GenerateSettings) -> Iterator[str]:
+    """Yield the prompts to continue.
+
+    Raises:
+        UserError: If a prompt cannot be read or is not UTF-8.
+    """
+    if settings.interactive:
+        yield from _interactive_prompts()
+    elif settings.prompt_file is not None:
+        try:
+            yield Path(settings.prompt_file).expanduser().read_text(encoding="utf-8").removesuffix("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"prompt_file={settings.prompt_file} cannot be read as UTF-8 text: {error}") from error
+    elif settings.prompt == "-":
+        try:
+            yield sys.stdin.read().removesuffix("\n")
+        except UnicodeDecodeError as error:
+            raise UserError(f"prompt=-: standard input is not UTF-8 text: {error}") from error
+    else:
+        yield settings.prompt
+
+
+def _interactive_prompts() -> Iterator[str]:
+    """Yield the lines that the user types, until an empty line, Ctrl-D or Ctrl-C."""
+    print("Type a prompt and press Enter; an empty line ends.")
+    while True:
+        try:
+            line = input("> ")
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        if not line:
+            return
+        yield line

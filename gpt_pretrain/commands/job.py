@@ -1,0 +1,57 @@
+"""What Hydra knows about the job of this process, and how it was started."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from gpt_pretrain.config.overrides import override_key
+from gpt_pretrain.training.distributed.launch import launch_info
+
+
+def is_multirun() -> bool:
+    """Return whether this process runs a job of a Hydra sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def job_folder() -> Path:
+    """Return the folder that Hydra made for this job."""
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def job_overrides() -> list[str]:
+    """Return the overrides of this job, from the command line and from its sweep."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def overridden_keys() -> set[str]:
+    """Return the settings and groups that this job overrides."""
+    return {override_key(override) for override in job_overrides()}
+
+
+def typed_arguments() -> list[str]:
+    """Return the script's arguments as the user typed them."""
+    if (info := launch_info()) is not None:
+        typed: list[str] = info["typed"]
+        return typed
+    # sys.argv is rewritten for Hydra; sys.orig_argv is not, and begins with Python and its options.
+    if sys.argv[0] in sys.orig_argv:
+        return sys.orig_argv[sys.orig_argv.index(sys.argv[0]) + 1 :]
+    return sys.argv[1:]
+
+
+def start_info(script: str) -> dict[str, Any]:
+    """Return how this job was started, as the run metadata has it: command, overrides, and those that its sweep varies."""
+    if (info := launch_info()) is not None:
+        return {name: info[name] for name in ("command", "overrides", "swept") if name in info}
+    overrides = [one for one in job_overrides() if override_key(one) not in ("resume", "resume_force")]
+    if not is_multirun():
+        return {"command": shlex.join(["python", script, *typed_arguments()]), "overrides": overrides}
+    fixed = HydraConfig.get().job.config.override_dirname.exclude_keys
+    swept = [one for one in overrides if override_key(one) not in fixed]
+    return {"command": shlex.join(["python", script, *overrides]), "overrides": overrides, "swept": swept}

@@ -1,0 +1,40 @@
+"""What surrounds a run: error reporting, the log file, the run metadata and the report page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from gpt_pretrain.commands.failures import report_failures
+from gpt_pretrain.commands.job import is_multirun, start_info
+from gpt_pretrain.errors import AlreadyCompleteError
+from gpt_pretrain.runs.metadata import read_metadata, recorded, update_metadata
+from gpt_pretrain.sweeps.write_report import reported
+from gpt_pretrain.training.distributed.ranks import explain_lost_ranks
+
+LOG_FILE = "train.log"
+
+
+@contextmanager
+def run_context(run_dir: Path, *, script: str, writes: bool) -> Iterator[None]:
+    """Surround a run: an error that the user can fix becomes a message and an exit code, or fails one job of a sweep.
+
+    A job of a sweep that has nothing left to do ends well. The process that writes also keeps run.json up to date, adds the
+    traceback of an error to train.log, and writes report.html when the run ends, however it ends.
+
+    Args:
+        script: The name of the entry script, for the run metadata.
+        writes: Whether this process writes the run's files; one process of a training does.
+    """
+    with report_failures(log_file=run_dir / LOG_FILE if writes else None), ExitStack() as stack:
+        if writes:
+            stack.enter_context(reported(run_dir))
+            stack.enter_context(recorded(run_dir, **start_info(script)))
+        stack.enter_context(explain_lost_ranks())
+        try:
+            yield
+        except AlreadyCompleteError as complete:
+            if not is_multirun():
+                raise
+            update_metadata(run_dir, result=read_metadata(run_dir).get("result", {}) | complete.result)

@@ -1,0 +1,89 @@
+"""The frame around an entry script: Hydra's set-up, its arguments, and the exit code."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from gpt_pretrain.commands.failures import EXIT_INTERRUPTED, print_error
+from gpt_pretrain.commands.hydra_arguments import to_hydra_arguments
+from gpt_pretrain.commands.job import typed_arguments
+from gpt_pretrain.config.overrides import override_key
+from gpt_pretrain.config.schema import GenerateSettings, TrainSettings
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.training.distributed.launch import QUIET, agree_on_overrides, node_rank
+from gpt_pretrain.training.distributed.ranks import exit_without_teardown, explain_lost_ranks, is_distributed
+from gpt_pretrain.training.distributed.requeue import begun_run
+
+
+def register_schema() -> None:
+    """Give Hydra the types of all settings, and the resolver that makes the names of run folders unique."""
+    store = ConfigStore.instance()
+    store.store("train_schema", TrainSettings)
+    store.store("generate_schema", GenerateSettings)
+    OmegaConf.register_new_resolver("unique", lambda: secrets.token_hex(3), use_cache=True, replace=True)
+
+
+@contextmanager
+def hydra_script(name: str) -> Iterator[None]:
+    """Run a script's Hydra main function: its arguments take the form that Hydra reads, and an error becomes an exit code.
+
+    Args:
+        name: "train" or "generate".
+
+    Raises:
+        SystemExit: If the script fails or is interrupted.
+    """
+    register_schema()
+    with exit_without_teardown():
+        try:
+            sys.argv[1:] = _rank_arguments(name) if name == "train" and is_distributed() else _arguments(name)
+            yield
+        except UserError as error:
+            sys.exit(print_error(error))
+        except KeyboardInterrupt:
+            sys.exit(EXIT_INTERRUPTED)
+
+
+def _arguments(name: str) -> list[str]:
+    arguments = to_hydra_arguments(sys.argv[1:], script=name)
+    if not node_rank():
+        return arguments
+    # The first machine writes for all.
+    return [*arguments, *QUIET, *([] if "hydra.run.dir" in map(override_key, arguments) else ["hydra.run.dir=."])]
+
+
+def _rank_arguments(name: str) -> list[str]:
+    """Return the arguments that all processes of a training agree on."""
+    typed = typed_arguments()
+    with explain_lost_ranks():
+        return agree_on_overrides(lambda: to_hydra_arguments(sys.argv[1:], script=name), earlier_run=lambda: begun_run(typed))
+
+
+class CheckRunFolder(Callback):
+    """Check that a run's folder can be written before Hydra writes to it."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _check_writable(Path(config.hydra.run.dir), setting="hydra.run.dir")
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _check_writable(Path(config.hydra.sweep.dir), setting="hydra.sweep.dir")
+
+
+def _check_writable(folder: Path, *, setting: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{secrets.token_hex(4)}.tmp"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        problem = f"{folder}: this folder cannot be written ({error.strerror or error}). Choose another with {setting}=FOLDER."
+        sys.exit(print_error(UserError(problem)))

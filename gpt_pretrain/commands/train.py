@@ -1,0 +1,124 @@
+"""What `python train.py` does with its composed config."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Set
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from gpt_pretrain.commands.job import is_multirun, job_overrides, overridden_keys, start_info, typed_arguments
+from gpt_pretrain.commands.run_context import run_context
+from gpt_pretrain.config.overrides import override_key, quote_value
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.runs.folder import list_checkpoints
+from gpt_pretrain.runs.metadata import read_metadata
+from gpt_pretrain.system.checkout import CHECKOUT
+from gpt_pretrain.training.distributed import launch, ranks, requeue
+
+DEVICE_KEYS = {"experiment", "trainer", "trainer.devices", "trainer.num_nodes"}
+
+log = logging.getLogger("gpt_pretrain")
+
+
+def train(config: DictConfig, *, overridden: Set[str] | None = None) -> float:
+    """Train as the settings say.
+
+    Args:
+        overridden: The settings and groups that the user overrides; None asks Hydra.
+
+    Returns:
+        The best validation loss in nats per token, which sweeps minimize; NaN after plan=true.
+
+    Raises:
+        SystemExit: If the run fails or is interrupted.
+        SweepJobFailed: If it fails as a job of a sweep.
+    """
+    run_dir, overridden = Path(config.run_dir), overridden_keys() if overridden is None else overridden
+    if is_multirun() and list_checkpoints(run_dir):  # the sweep is resumed
+        config.resume = str(run_dir)
+    n_processes = processes_to_start(config, overridden)
+    writes = not (config.plan or n_processes or launch.node_rank()) and ranks.is_main()
+    with run_context(run_dir, script="train.py", writes=writes):
+        launch.check_machines(_trainer_config(config, overridden).num_nodes)
+        if n_processes:
+            _train_in_processes(config, n_processes, num_nodes=_trainer_config(config, overridden).num_nodes)
+            return _best_val_loss(run_dir)
+        ranks.join_process_group()
+        if writes:
+            requeue.remember(run_dir, words=typed_arguments())
+
+        from gpt_pretrain.system.devices import keep_freed_memory
+        from gpt_pretrain.system.terminal import quiet_lightning
+        from gpt_pretrain.training.fit import finish, fit
+        from gpt_pretrain.training.preflight import prepare_training, save_config
+
+        quiet_lightning(main=ranks.is_main())
+        keep_freed_memory()
+        settings, tokenizer, data, start = prepare_training(config, overridden=overridden)
+        if settings.plan:
+            from gpt_pretrain.training.planning.dry_run import dry_run
+
+            log.info("%s", dry_run(settings, tokenizer, data, start))
+            return math.nan
+        stored = save_config(settings, run_dir)
+        callbacks = _extra_callbacks(settings.callbacks.custom, run_dir)
+        trainer, module = fit(settings, tokenizer, data, start, config=stored, run_dir=run_dir, extra_callbacks=callbacks)
+        return finish(settings, trainer, module, run_dir=run_dir)
+    return _best_val_loss(run_dir)  # a job of a sweep that was complete already
+
+
+def processes_to_start(config: DictConfig, overridden: Set[str]) -> int:
+    """Return how many processes this one starts on this machine; 0 if it trains itself."""
+    if config.plan:
+        return 0
+    trainer = _trainer_config(config, overridden)
+    return launch.devices_to_start(trainer.devices, accelerator=trainer.accelerator, num_nodes=trainer.num_nodes)
+
+
+def _trainer_config(config: DictConfig, overridden: Set[str]) -> Any:
+    """Return the trainer's settings; a resumed run has the devices it had, unless others are given now."""
+    stored = Path(config.run_dir) / "config.yaml"
+    if config.resume is not None and stored.is_file() and not overridden & DEVICE_KEYS:
+        return OmegaConf.load(stored).trainer
+    return config.trainer
+
+
+def _train_in_processes(config: DictConfig, n_processes: int, *, num_nodes: int) -> None:
+    """Run train.py with the same overrides in a process for each device."""
+    overrides = job_overrides()
+    if config.resume is not None:
+        overrides = [one for one in overrides if override_key(one) != "resume"]
+        overrides.append(f"resume={quote_value(str(config.resume))}")
+    info = start_info("train.py") | {"typed": typed_arguments(), "num_nodes": num_nodes}
+    launch.run_ranks(CHECKOUT / "train.py", overrides, devices=n_processes, run_dir=Path(config.run_dir), launch_info=info)
+
+
+def _best_val_loss(run_dir: Path) -> float:
+    loss = read_metadata(run_dir).get("result", {}).get("best_val_loss")
+    return math.nan if loss is None else float(loss)
+
+
+def _extra_callbacks(custom: dict[str, Any], run_dir: Path) -> list[Any]:
+    """Build the callbacks that are not the training's own: early ends of a search, and the user's.
+
+    Args:
+        custom: `_target_` and arguments of each callback, by name.
+
+    Raises:
+        UserError: If a callback cannot be built.
+    """
+    from gpt_pretrain.sweeps.pruning import pruning_callbacks
+
+    callbacks: list[Any] = [*pruning_callbacks(run_dir)]
+    for name, fields in custom.items():
+        try:
+            callbacks.append(instantiate(fields))
+        except Exception as error:  # Hydra wraps whatever the class raises
+            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            raise UserError(f"callbacks.custom.{name} cannot be built: {reason}") from error
+    return callbacks
