@@ -1,7 +1,7 @@
 """Documents kept apart: each trains as if it were by itself."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,9 +20,8 @@ from gpt_pretrain.evaluation.loss import next_token_loss
 from gpt_pretrain.model.kernels import attention, loss
 from tests.conftest import tiny_model
 from tests.helpers.made_shards import random_documents, stream, write_llmc, write_nanogpt, write_shards
-from tests.integration.test_training import checkpoint, same_weights
+from tests.helpers.training_runs import Train, checkpoint, same_weights
 
-Train = Callable[..., float]
 EOS = 96  # of tiny_model's vocabulary of 97
 
 

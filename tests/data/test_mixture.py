@@ -17,9 +17,7 @@ from gpt_pretrain.data.windows import Batch, BatchOrder, Windows
 from gpt_pretrain.errors import UserError
 from tests.data.test_windows import settings
 from tests.helpers.made_shards import BYTE, stream, write_llmc, write_nanogpt, write_shards
-from tests.integration.test_training import checkpoint, same_weights
-
-Train = Callable[..., float]
+from tests.helpers.training_runs import Train, checkpoint, same_weights
 
 
 class Numbers(Windows):

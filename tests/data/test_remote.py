@@ -31,9 +31,8 @@ from gpt_pretrain.data.windows import BatchOrder
 from gpt_pretrain.errors import UserError
 from tests.data.test_windows import settings
 from tests.helpers.made_shards import BYTE, random_documents, stream, write_llmc, write_nanogpt, write_shards
-from tests.integration.test_training import checkpoint, same_weights
+from tests.helpers.training_runs import Train, checkpoint, same_weights
 
-Train = Callable[..., float]
 TRAIN, VAL = random_documents(1200, seed=1), random_documents(150, seed=2)
 
 

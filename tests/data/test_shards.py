@@ -30,9 +30,8 @@ from gpt_pretrain.tokenizers.tokenizer import END_OF_TEXT, build_tokenizer
 from tests.conftest import TINY_RUN
 from tests.data.test_windows import settings
 from tests.helpers.made_shards import BYTE, random_documents, stream, write_llmc, write_nanogpt, write_shards
-from tests.integration.test_training import checkpoint, same_weights
+from tests.helpers.training_runs import Train, checkpoint, same_weights
 
-Train = Callable[..., float]
 GPT2 = build_tokenizer("gpt2")
 TRAIN, VAL = random_documents(200, seed=1), random_documents(30, seed=2)
 

@@ -6,8 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,40 +16,7 @@ from gpt_pretrain.training.distributed import requeue
 from gpt_pretrain.training.lit_module import GPTLitModule
 from tests.conftest import ROOT, TINY_RUN
 from tests.helpers.crash_harness import differences
-from tests.integration.test_training import checkpoint, same_weights
-
-Train = Callable[..., float]
-Printed = Callable[[], list[str]]
-
-# 5 steps an epoch of 9 batches, with dropout; the mean of train/loss goes over 3 steps.
-SETTINGS = [
-    *("data.stride=100", "data.batch_size=8", "trainer.accumulate_grad_batches=2", "trainer.limit_train_batches=9"),
-    *(
-        "trainer.log_every_n_steps=3",
-        "scheduler=warmup_cosine",
-        "scheduler.warmup_steps=3",
-        "callbacks.loss_curve=false",
-        "logger=csv",
-    ),
-]
-
-
-@contextmanager
-def signalled(signum: int, *, at_step: int, validating: bool = False) -> Iterator[None]:
-    """Send this process a signal while that optimizer step is computed, or while the validation after it is."""
-    name = "validation_step" if validating else "training_step"
-    real = getattr(GPTLitModule, name)
-
-    def sending(module: GPTLitModule, batch: Any, batch_idx: int) -> Any:
-        if module.trainer.global_step == at_step:
-            os.kill(os.getpid(), signum)
-        return real(module, batch, batch_idx)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as caught:
-        patch.setattr(GPTLitModule, name, sending)
-        yield
-    assert caught.value.code == 128 + signum
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "the signals are given back"
+from tests.helpers.training_runs import SETTINGS, Printed, Train, checkpoint, same_weights, signalled
 
 
 @pytest.mark.parametrize("workers", [0, 2])

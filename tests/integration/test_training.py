@@ -1,10 +1,7 @@
 """Runs of a tiny model, in this process."""
 
-import csv
 import math
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,40 +13,9 @@ from gpt_pretrain.checkpoints.pretrained import load_pretrained
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.tokenizers.tokenizer import build_tokenizer
-from gpt_pretrain.training.lit_module import GPTLitModule
+from tests.helpers.training_runs import Printed, Train, checkpoint, machine_going_away, rows, same_weights
 
-Train = Callable[..., float]
-Printed = Callable[[], list[str]]
 LINE = re.compile(r"^Ep (\d+) \(Step (\d{6})\): Train loss (\d+\.\d{3}), Val loss (\d+\.\d{3})$")
-
-
-def checkpoint(run_dir: Path, name: str = "last") -> dict[str, Any]:
-    content: dict[str, Any] = torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)
-    return content
-
-
-def same_weights(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    return all(torch.equal(a["state_dict"][name], value) for name, value in b["state_dict"].items())
-
-
-def rows(run_dir: Path) -> list[dict[str, str]]:
-    with open(run_dir / "metrics.csv", newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
-@contextmanager
-def machine_going_away(*, at_step: int) -> Iterator[None]:
-    """Training inside breaks off, with an exception, when that many optimizer steps are done."""
-    real = GPTLitModule.training_step
-
-    def failing(module: GPTLitModule, batch: Any, batch_idx: int) -> torch.Tensor:
-        if module.trainer.global_step == at_step:
-            raise RuntimeError("the machine went away")
-        return real(module, batch, batch_idx)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="went away"):
-        patch.setattr(GPTLitModule, "training_step", failing)
-        yield
 
 
 def test_a_run_prints_keeps_and_logs_what_it_should(train: Train, printed: Printed, tmp_path: Path) -> None:

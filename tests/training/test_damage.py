@@ -17,11 +17,7 @@ from gpt_pretrain.errors import LostEndError
 from gpt_pretrain.runs.metrics_file import MetricsFile
 from gpt_pretrain.training.callbacks.save import SaveRun
 from tests.helpers.crash_harness import differences
-from tests.integration.test_interruptions import SETTINGS, signalled
-from tests.integration.test_training import checkpoint
-
-Train = Callable[..., float]
-Printed = Callable[[], list[str]]
+from tests.helpers.training_runs import SETTINGS, Train, checkpoint, signalled
 
 
 def test_a_run_goes_on_from_an_older_checkpoint_when_the_last_is_damaged(

@@ -15,10 +15,8 @@ from gpt_pretrain.sweeps.write_report import write_report
 from gpt_pretrain.tokenizers.tokenizer import build_tokenizer
 from gpt_pretrain.training.run_length import steps_per_epoch, total_epochs, total_steps
 from tests.data.test_windows import settings
-from tests.integration.test_training import checkpoint, rows, same_weights
+from tests.helpers.training_runs import Printed, Train, checkpoint, rows, same_weights
 
-Train = Callable[..., float]
-Printed = Callable[[], list[str]]
 STEP = 16 * 32  # tokens of the tiny run, of whose steps an epoch has three
 
 

@@ -1,46 +1,13 @@
 """Losses and gradients that are NaN or infinite."""
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.training.lit_module import GPTLitModule
 from tests.helpers.crash_harness import differences
-from tests.integration.test_interruptions import SETTINGS
-from tests.integration.test_training import checkpoint, rows
-
-Train = Callable[..., float]
-Printed = Callable[[], list[str]]
-
-
-@contextmanager
-def spoilt(*, steps: set[int], what: str = "loss") -> Iterator[None]:
-    """The loss, or the gradients, of the first batch of these optimizer steps are NaN, whenever they come."""
-    real = GPTLitModule.training_step
-
-    def spoiling(module: GPTLitModule, batch: Any, batch_idx: int) -> Any:
-        here = module.trainer.global_step in steps and batch_idx % 2 == 0
-        if here and what == "loss":
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(
-                    "gpt_pretrain.training.lit_module.next_token_loss",
-                    lambda model, inputs, ids, **kwargs: model(inputs).mean() * torch.nan,
-                )
-                return real(module, batch, batch_idx)
-        loss = real(module, batch, batch_idx)
-        if here and loss is not None:
-            loss = loss + (loss * 0).sqrt()  # zero, with an infinite slope
-        return loss
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GPTLitModule, "training_step", spoiling)
-        yield
+from tests.helpers.training_runs import SETTINGS, Train, checkpoint, rows, spoilt
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])

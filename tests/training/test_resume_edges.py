@@ -2,7 +2,6 @@
 
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,7 @@ from gpt_pretrain.runs.folder import find_checkpoints
 from gpt_pretrain.training.callbacks import save
 from gpt_pretrain.training.lit_module import GPTLitModule
 from tests.helpers.crash_harness import differences
-from tests.integration.test_interruptions import SETTINGS, signalled
-from tests.integration.test_training import checkpoint
-from tests.training.test_nonfinite import spoilt
-from tests.training.test_resume_settings import with_stored
-
-Train = Callable[..., float]
+from tests.helpers.training_runs import SETTINGS, Train, checkpoint, signalled, spoilt, with_stored
 
 
 class Stop(BaseException):

@@ -1,19 +1,11 @@
 """What may change when a run is resumed, and what a checkpoint's settings may not do."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from gpt_pretrain.checkpoints.checkpoint_file import write_checkpoint
 from gpt_pretrain.errors import UserError
-from tests.integration.test_interruptions import SETTINGS
-from tests.integration.test_training import checkpoint, rows
-
-Train = Callable[..., float]
-Printed = Callable[[], list[str]]
-
+from tests.helpers.training_runs import SETTINGS, Printed, Train, checkpoint, rows, with_stored
 
 CHANGES = {
     "model.emb_dim=64": r"model\.emb_dim was 32, is 64 now",
@@ -61,13 +53,6 @@ def test_what_may_change_is_accepted_told_and_kept(train: Train, tmp_path: Path,
     assert {group["lr"] for group in content["optimizer_states"][0]["param_groups"]} == {2e-3}
     assert [group["weight_decay"] for group in content["optimizer_states"][0]["param_groups"]] == [0.3, 0.0]
     assert [float(row["lr"]) for row in rows(tmp_path / "run") if row["lr"]][-1] == 2e-3
-
-
-def with_stored(run_dir: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change the settings within a run's last checkpoint."""
-    content = checkpoint(run_dir)
-    change(content["config"])
-    write_checkpoint(content, run_dir / "checkpoints" / "last.ckpt")
 
 
 def test_nothing_that_a_checkpoint_s_settings_name_is_built(train: Train, tmp_path: Path) -> None:

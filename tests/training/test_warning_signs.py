@@ -17,8 +17,7 @@ from gpt_pretrain.data.windows import TokenWindows
 from gpt_pretrain.errors import UserError
 from tests.conftest import TINY_RUN
 from tests.helpers.crash_harness import differences
-from tests.integration.test_training import Printed, Train, checkpoint, machine_going_away
-from tests.training.test_nonfinite import spoilt
+from tests.helpers.training_runs import Printed, Train, checkpoint, machine_going_away, spoilt
 
 QUIET = ["callbacks.samples=false", "callbacks.loss_curve=false", "logger=none", "data.stride=null", "eval_freq=5", "eval_iter=2"]
 
