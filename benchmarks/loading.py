@@ -113,7 +113,7 @@ def _settings(**changes: Any) -> Any:
 
 def _data(*, batch_size: int, context_length: int, **changes: Any) -> Any:
     from gpt_pretrain.data.datamodule import TextDataModule
-    from gpt_pretrain.tokenizers.tokenizer import build_tokenizer
+    from gpt_pretrain.tokenizers.build import build_tokenizer
 
     settings = _settings(batch_size=batch_size, **changes)
     return TextDataModule(settings, build_tokenizer("byte"), context_length=context_length, seed=1)

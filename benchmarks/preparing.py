@@ -16,7 +16,8 @@ import psutil
 
 from benchmarks.measure import ROOT, Measurement, now
 from gpt_pretrain.system.resources import cores
-from gpt_pretrain.tokenizers.tokenizer import TiktokenTokenizer, build_tokenizer
+from gpt_pretrain.tokenizers.build import build_tokenizer
+from gpt_pretrain.tokenizers.tiktoken_bpe import TiktokenTokenizer
 
 UNIT = 1_000_000  # tokens that a measured time is for
 PARAGRAPHS = 20  # a document

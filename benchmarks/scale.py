@@ -12,7 +12,7 @@ from gpt_pretrain.model import cluster_costs, costs
 from gpt_pretrain.model.cluster_costs import Cluster
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.costs import Sharing
-from gpt_pretrain.tokenizers.tokenizer import token_itemsize
+from gpt_pretrain.tokenizers.base import token_itemsize
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "scale.md"

@@ -24,7 +24,8 @@ from gpt_pretrain.checkpoints.weight_source import BY_SIZE, WeightSource, find_s
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.gpt2 import GPTModel
-from gpt_pretrain.tokenizers.tokenizer import Tokenizer, build_tokenizer, fits, tokenizer_by_size
+from gpt_pretrain.tokenizers.base import Tokenizer
+from gpt_pretrain.tokenizers.build import build_tokenizer, fits_vocab_size, tokenizer_by_size
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class Weights:
         if name is None and self.tokenizer is None:
             raise UserError(f"{self.name}: no known tokenizer has its vocabulary of {size:,} tokens. Name one with tokenizer=...")
         tokenizer = build_tokenizer(name or str(self.tokenizer))
-        if not fits(tokenizer.vocab_size, size):
+        if not fits_vocab_size(tokenizer.vocab_size, size):
             raise UserError(
                 f"{self.name}: its vocabulary has {size:,} tokens, the tokenizer {tokenizer.name} {tokenizer.vocab_size:,}."
             )

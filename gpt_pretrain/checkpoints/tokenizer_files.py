@@ -13,7 +13,10 @@ from tokenizers import Tokenizer as FastTokenizer
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.tokenizers.tokenizer import CHARACTERS, END_OF_TEXT, ByteTokenizer, TiktokenTokenizer, Tokenizer
+from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer
+from gpt_pretrain.tokenizers.byte import ByteTokenizer
+from gpt_pretrain.tokenizers.characters import CHARACTERS_PREFIX
+from gpt_pretrain.tokenizers.tiktoken_bpe import TiktokenTokenizer
 
 # What both sides must encode alike: cases, contractions, numbers, spaces, line ends, scripts, an end of text.
 PROBES = [
@@ -29,7 +32,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, context_length: int) 
     Raises:
         UserError: when transformers would encode something differently.
     """
-    if tokenizer.name.startswith(CHARACTERS):
+    if tokenizer.name.startswith(CHARACTERS_PREFIX):
         raise UserError("A model of single characters cannot be exported: transformers has no tokenizer of them.")
     vocabulary, merges = _vocabulary(tokenizer)
     theirs: Any

@@ -25,7 +25,7 @@ from gpt_pretrain.checkpoints.tensor_files import (
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.runs.folder import checkpoint_dir, find_checkpoints
-from gpt_pretrain.tokenizers.tokenizer import gpt2_vocabulary
+from gpt_pretrain.tokenizers.tiktoken_bpe import gpt2_vocabulary
 
 CONFIG, SAFETENSORS, PICKLE = "config.json", "model.safetensors", "pytorch_model.bin"
 EXPORTED_FILES = {CONFIG, SAFETENSORS, "README.md", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}

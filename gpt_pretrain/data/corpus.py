@@ -21,7 +21,8 @@ from gpt_pretrain.data.manifest import MANIFEST
 from gpt_pretrain.data.shards import ConcatenatedTokens, Shard, TokenSlice
 from gpt_pretrain.data.tokens import TokenSplit, sample_tokens
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.tokenizers.tokenizer import CharacterTokenizer, Tokenizer, fingerprint
+from gpt_pretrain.tokenizers.base import Tokenizer, fingerprint
+from gpt_pretrain.tokenizers.characters import CharacterTokenizer
 
 META = "meta.pkl"
 BEGUN = ".work/plan.json"  # which a corpus has while it is made

@@ -21,7 +21,7 @@ from gpt_pretrain.data.sources import DataSource, find_windows
 from gpt_pretrain.data.tokens import TokenSplit
 from gpt_pretrain.data.windows import Batch, BatchOrder, Windows
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.tokenizers.tokenizer import Tokenizer
+from gpt_pretrain.tokenizers.base import Tokenizer
 
 EVAL_EPOCH = 2**31  # no epoch of training has this order
 

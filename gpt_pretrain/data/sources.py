@@ -19,7 +19,7 @@ from gpt_pretrain.data.text import Text, cache_folder, find_text
 from gpt_pretrain.data.tokens import TokenSplit, tokenize_text
 from gpt_pretrain.data.windows import TokenWindows, Windows
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.tokenizers.tokenizer import Tokenizer
+from gpt_pretrain.tokenizers.base import Tokenizer
 
 
 @dataclass(frozen=True)

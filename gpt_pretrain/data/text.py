@@ -13,7 +13,7 @@ import pooch
 
 from gpt_pretrain.config.schema import DataSettings
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.tokenizers.tokenizer import END_OF_TEXT
+from gpt_pretrain.tokenizers.base import END_OF_TEXT
 
 PIECE_CHARS = 1 << 20
 

@@ -22,7 +22,7 @@ import numpy as np
 from gpt_pretrain.data.text import Text
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.files import replacing, sync_file
-from gpt_pretrain.tokenizers.tokenizer import END_OF_TEXT, Tokenizer, token_itemsize
+from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer, token_itemsize
 
 AT_ONCE = 16  # pieces of a remote text
 SAMPLE = 64, 4096  # places in a text, and tokens read at each, that tell how often each token occurs

@@ -25,7 +25,7 @@ from gpt_pretrain.generation.prompts import Continuation
 from gpt_pretrain.model.gpt2 import GPTModel
 from gpt_pretrain.runs.metadata import update_metadata
 from gpt_pretrain.system.files import write_text
-from gpt_pretrain.tokenizers.tokenizer import Tokenizer
+from gpt_pretrain.tokenizers.base import Tokenizer
 
 
 def training_tokens(content: Mapping[str, Any], tokenizer: Tokenizer) -> TokenText | None:

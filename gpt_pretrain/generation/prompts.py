@@ -12,7 +12,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.generation.decoding import DecodingModel
 from gpt_pretrain.generation.sampling import generate_stream
-from gpt_pretrain.tokenizers.tokenizer import Tokenizer, decode_stream
+from gpt_pretrain.tokenizers.base import Tokenizer, decode_stream
 
 
 @dataclass(frozen=True)

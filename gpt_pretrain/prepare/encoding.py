@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from gpt_pretrain.prepare.items import FIELD_MISSING, LONGEST_RECORD, OPEN, PART, REJECTED, ROW, WHOLE, Bad, Encoded, Item
-from gpt_pretrain.tokenizers.tokenizer import Tokenizer, build_tokenizer, token_byte_lengths, token_itemsize
+from gpt_pretrain.tokenizers.base import Tokenizer, token_byte_lengths, token_itemsize
+from gpt_pretrain.tokenizers.build import build_tokenizer
 
 EXCERPT = 100  # characters of a bad record that are kept
 # Behind a letter or a digit a token of any encoding here ends before one of these: no pattern joins what stands on both sides.

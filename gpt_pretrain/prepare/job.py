@@ -31,7 +31,7 @@ from gpt_pretrain.prepare.stopping import Stop, stoppable
 from gpt_pretrain.prepare.summary import print_summary
 from gpt_pretrain.system.files import write_json
 from gpt_pretrain.system.resources import cores
-from gpt_pretrain.tokenizers.tokenizer import fingerprint, token_itemsize
+from gpt_pretrain.tokenizers.base import fingerprint, token_itemsize
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CONTENT = (

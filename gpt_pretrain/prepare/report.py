@@ -10,7 +10,7 @@ import numpy as np
 
 from gpt_pretrain.prepare.encoding import tokenizer_of
 from gpt_pretrain.system.formatting import format_count, format_si
-from gpt_pretrain.tokenizers.tokenizer import Tokenizer, decode
+from gpt_pretrain.tokenizers.base import Tokenizer, decode
 
 EXAMPLES = 3
 EXAMPLE_TOKENS = 60

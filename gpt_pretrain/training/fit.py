@@ -18,7 +18,7 @@ from gpt_pretrain.errors import LostEndError, UserError
 from gpt_pretrain.runs.folder import display_path, list_checkpoints
 from gpt_pretrain.runs.metadata import update_metadata
 from gpt_pretrain.system.devices import accelerator_device
-from gpt_pretrain.tokenizers.tokenizer import Tokenizer, token_byte_lengths
+from gpt_pretrain.tokenizers.base import Tokenizer, token_byte_lengths
 from gpt_pretrain.training import summary
 from gpt_pretrain.training.acceleration import compile_model
 from gpt_pretrain.training.callbacks.save import SaveRun

@@ -27,7 +27,9 @@ from gpt_pretrain.system.devices import accelerator_device
 from gpt_pretrain.system.files import write_text
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.resources import reset_peak_memory
-from gpt_pretrain.tokenizers.tokenizer import CHARACTERS, Tokenizer, build_tokenizer, fits
+from gpt_pretrain.tokenizers.base import Tokenizer
+from gpt_pretrain.tokenizers.build import build_tokenizer, fits_vocab_size
+from gpt_pretrain.tokenizers.characters import CHARACTERS_PREFIX
 from gpt_pretrain.training.acceleration import pick_precision
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.distributed.ranks import local_main_first
@@ -97,7 +99,7 @@ def prepare_training(
         if start.architecture is None and not overridden & {"tokenizer", "tokenizer.name", "experiment"}:
             settings.tokenizer.name = tokenizer_of(settings.data) or settings.tokenizer.name
         tokenizer = build_tokenizer(settings.tokenizer.name)
-        if settings.export and tokenizer.name.startswith(CHARACTERS):
+        if settings.export and tokenizer.name.startswith(CHARACTERS_PREFIX):
             problems.append("export=true: transformers has no tokenizer of single characters. Leave it out.")
         problems += _tokenizer_problems(settings, tokenizer, start)
     except UserError as error:
@@ -221,7 +223,7 @@ def _tokenizer_problems(settings: TrainSettings, tokenizer: Tokenizer, start: St
     problems = []
     if not tokenizer.encode(settings.start_context):
         problems.append("start_context is empty: give at least one character for the samples to begin with.")
-    if start.architecture is not None and not fits(tokenizer.vocab_size, start.architecture.vocab_size):
+    if start.architecture is not None and not fits_vocab_size(tokenizer.vocab_size, start.architecture.vocab_size):
         problems.append(
             f"tokenizer={tokenizer.name} has {tokenizer.vocab_size} tokens, {settings.resume or settings.init_from} "
             f"{start.architecture.vocab_size}: choose the tokenizer that it was trained with."

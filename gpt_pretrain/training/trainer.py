@@ -13,7 +13,7 @@ from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.runs.folder import checkpoint_dir
 from gpt_pretrain.runs.loggers import build_loggers
-from gpt_pretrain.tokenizers.tokenizer import Tokenizer
+from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.training.callbacks.health import WarningSigns
 from gpt_pretrain.training.callbacks.loss_curve import LossCurve
 from gpt_pretrain.training.callbacks.losses import LossLines

@@ -23,7 +23,8 @@ from gpt_pretrain.checkpoints.tokenizer_files import write_tokenizer
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.gpt2 import GPTModel
-from gpt_pretrain.tokenizers.tokenizer import TiktokenTokenizer, build_tokenizer
+from gpt_pretrain.tokenizers.build import build_tokenizer
+from gpt_pretrain.tokenizers.tiktoken_bpe import TiktokenTokenizer
 from tests.conftest import ROOT, tiny_model
 
 Train = Callable[..., float]

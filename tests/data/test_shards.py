@@ -26,7 +26,8 @@ from gpt_pretrain.evaluation import memorization
 from gpt_pretrain.evaluation.generated_text import training_tokens
 from gpt_pretrain.runs.samples import read_samples
 from gpt_pretrain.sweeps.write_report import write_report
-from gpt_pretrain.tokenizers.tokenizer import END_OF_TEXT, build_tokenizer
+from gpt_pretrain.tokenizers.base import END_OF_TEXT
+from gpt_pretrain.tokenizers.build import build_tokenizer
 from tests.conftest import TINY_RUN
 from tests.data.test_windows import settings
 from tests.helpers.made_shards import BYTE, random_documents, stream, write_llmc, write_nanogpt, write_shards

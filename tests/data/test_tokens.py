@@ -13,7 +13,7 @@ from gpt_pretrain.data import tokens as module
 from gpt_pretrain.data.text import Text
 from gpt_pretrain.data.tokens import TokenSplit, encode_pieces, tokenize_text
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.tokenizers.tokenizer import build_tokenizer
+from gpt_pretrain.tokenizers.build import build_tokenizer
 
 GPT2, BYTE = build_tokenizer("gpt2"), build_tokenizer("byte")
 

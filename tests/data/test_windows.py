@@ -12,7 +12,7 @@ from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.data.tokens import Tokens
 from gpt_pretrain.data.windows import BatchOrder, TokenWindows, shuffle_windows
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.tokenizers.tokenizer import build_tokenizer
+from gpt_pretrain.tokenizers.build import build_tokenizer
 
 
 def tokens_of(path: Path, count: int) -> Tokens:

@@ -9,7 +9,7 @@ import torch
 from gpt_pretrain.checkpoints.checkpoint_file import read_checkpoint
 from gpt_pretrain.evaluation.generated_text import distinct, mean_log_probability, measure, training_tokens
 from gpt_pretrain.generation.prompts import Continuation
-from gpt_pretrain.tokenizers.tokenizer import build_tokenizer
+from gpt_pretrain.tokenizers.build import build_tokenizer
 from tests.conftest import tiny_model
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from gpt_pretrain.config.schema import PrepareSettings
 from gpt_pretrain.prepare.job import prepare_corpus
-from gpt_pretrain.tokenizers.tokenizer import build_tokenizer
+from gpt_pretrain.tokenizers.build import build_tokenizer
 
 tokenizer_of = functools.cache(build_tokenizer)
 

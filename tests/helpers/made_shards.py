@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt_pretrain.tokenizers.tokenizer import ByteTokenizer, Tokenizer, fingerprint
+from gpt_pretrain.tokenizers.base import Tokenizer, fingerprint
+from gpt_pretrain.tokenizers.byte import ByteTokenizer
 
 BYTE = ByteTokenizer()
 

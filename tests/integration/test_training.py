@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from gpt_pretrain.checkpoints.pretrained import load_pretrained
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
-from gpt_pretrain.tokenizers.tokenizer import build_tokenizer
+from gpt_pretrain.tokenizers.build import build_tokenizer
 from tests.helpers.training_runs import Printed, Train, checkpoint, machine_going_away, rows, same_weights
 
 LINE = re.compile(r"^Ep (\d+) \(Step (\d{6})\): Train loss (\d+\.\d{3}), Val loss (\d+\.\d{3})$")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_pretrain.prepare import encoding, items, stretches
-from gpt_pretrain.tokenizers.tokenizer import fingerprint
+from gpt_pretrain.tokenizers.base import fingerprint
 from tests.helpers import corpora
 
 AWKWARD = [

@@ -1,3 +1,5 @@
+"""Each tokenizer turns text into token ids and back without loss."""
+
 import importlib.metadata
 
 import numpy as np
@@ -7,8 +9,9 @@ from hypothesis import strategies as st
 from transformers import GPT2Tokenizer
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.tokenizers import tokenizer as module
-from gpt_pretrain.tokenizers.tokenizer import Tokenizer, build_tokenizer, decode, decode_stream, token_byte_lengths
+from gpt_pretrain.tokenizers import tiktoken_bpe
+from gpt_pretrain.tokenizers.base import Tokenizer, decode, decode_stream, token_byte_lengths
+from gpt_pretrain.tokenizers.build import build_tokenizer
 
 GPT2, BYTE = build_tokenizer("gpt2"), build_tokenizer("byte")
 TEXTS = st.text(alphabet=st.one_of(st.sampled_from("aé日 \n\t'!.🙂<|>0"), st.characters(codec="utf-8")), max_size=60)
@@ -20,8 +23,8 @@ def test_gpt2_equals_transformers_on_the_story(story: str) -> None:
     assert GPT2.encode(story) == theirs.encode(story)
 
 
-def test_gpt2_is_openai_s() -> None:
-    assert GPT2.encode("Every effort moves you") == [6109, 3626, 6100, 345]  # chapter 5 prints these
+def test_gpt2_gives_the_published_token_ids() -> None:
+    assert GPT2.encode("Every effort moves you") == [6109, 3626, 6100, 345]  # Chapter 5 of the book prints these ids.
     assert (GPT2.vocab_size, GPT2.eos_id) == (50257, 50256)
 
 
@@ -33,45 +36,45 @@ def test_end_of_text_is_one_token(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize("tokenizer", [GPT2, BYTE], ids=lambda t: t.name)
 @given(text=TEXTS)
-def test_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
+def test_decoding_restores_the_text(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     assert all(0 <= token_id < tokenizer.vocab_size for token_id in ids)
     assert decode(tokenizer, ids) == text
 
 
 @given(text=TEXTS)
-def test_a_stream_never_shows_half_a_character(text: str) -> None:
+def test_a_stream_never_yields_part_of_a_character(text: str) -> None:
     pieces = list(decode_stream(BYTE, text.replace("<|endoftext|>", "").encode()))
     assert "\ufffd" not in "".join(pieces).replace(text, "")
     assert "".join(pieces) == text.replace("<|endoftext|>", "")
 
 
-def test_bytes_that_are_no_text_become_replacement_characters() -> None:
+def test_invalid_utf8_becomes_replacement_characters() -> None:
     assert decode(BYTE, [0xFF, 0x41, 0xC3]) == "\ufffdA\ufffd"
 
 
 @pytest.mark.parametrize("tokenizer", [GPT2, BYTE], ids=lambda t: t.name)
-def test_token_lengths_add_up_to_the_bytes_of_the_text(tokenizer: Tokenizer, story: str) -> None:
+def test_token_lengths_sum_to_the_bytes_of_the_text(tokenizer: Tokenizer, story: str) -> None:
     lengths = token_byte_lengths(tokenizer)
     assert lengths.shape == (tokenizer.vocab_size,)
     assert lengths[np.array(tokenizer.encode(story + "<|endoftext|>日本"))].sum() == len((story + "日本").encode())
 
 
-def test_an_unknown_name_is_refused_with_those_known() -> None:
-    with pytest.raises(UserError, match=r"tokenizer.name=gpt5: there is no such tokenizer; known are byte, .*gpt2"):
+def test_an_unknown_name_is_refused_with_the_known_names() -> None:
+    with pytest.raises(UserError, match=r"tokenizer.name=gpt5: there is no such tokenizer\. Choose byte, .*gpt2"):
         build_tokenizer("gpt5")
 
 
-def test_an_encoding_out_of_reach_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(name: str) -> None:
         raise ConnectionError(name)
 
-    monkeypatch.setattr(module.tiktoken, "get_encoding", refuse)
-    with pytest.raises(UserError, match=r"could not download this encoding.*TIKTOKEN_CACHE_DIR"):
+    monkeypatch.setattr(tiktoken_bpe.tiktoken, "get_encoding", refuse)
+    with pytest.raises(UserError, match=r"cannot download this encoding.*TIKTOKEN_CACHE_DIR"):
         build_tokenizer("o200k_base")
 
 
 def test_damaged_vocabulary_files_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(module.GPT2_SHA256, "vocab.bpe", "0" * 64)
+    monkeypatch.setitem(tiktoken_bpe.GPT2_SHA256, "vocab.bpe", "0" * 64)
     with pytest.raises(UserError, match=r"vocab\.bpe is damaged"):
         build_tokenizer("gpt2")

@@ -10,7 +10,7 @@ from gpt_pretrain.config.schema import TrainSettings, to_settings
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.system import resources
-from gpt_pretrain.tokenizers.tokenizer import build_tokenizer
+from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.training.planning import checks
 from gpt_pretrain.training.planning.plan import TrainingPlan, make_plan
 

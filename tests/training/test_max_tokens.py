@@ -12,7 +12,7 @@ from gpt_pretrain.config.schema import TrainerSettings, TrainSettings, to_settin
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.errors import AlreadyCompleteError
 from gpt_pretrain.sweeps.write_report import write_report
-from gpt_pretrain.tokenizers.tokenizer import build_tokenizer
+from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.training.run_length import steps_per_epoch, total_epochs, total_steps
 from tests.data.test_windows import settings
 from tests.helpers.training_runs import Printed, Train, checkpoint, rows, same_weights

@@ -20,7 +20,7 @@ from gpt_pretrain.model.gpt2 import GPTModel
 from gpt_pretrain.runs.samples import Sample, code_block, read_samples, samples_table, thin_out
 from gpt_pretrain.runs.tensorboard import EventFiles
 from gpt_pretrain.system.files import write_text
-from gpt_pretrain.tokenizers.tokenizer import Tokenizer, decode
+from gpt_pretrain.tokenizers.base import Tokenizer, decode
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.lit_module import GPTLitModule
 

@@ -23,7 +23,7 @@ from gpt_pretrain.runs.folder import display_path
 from gpt_pretrain.system.devices import accelerator_device
 from gpt_pretrain.system.formatting import format_duration, format_seconds, format_si
 from gpt_pretrain.system.resources import existing, free_disk, memory_limit, peak_memory
-from gpt_pretrain.tokenizers.tokenizer import Tokenizer
+from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.training import summary
 from gpt_pretrain.training.callbacks.stop import FinishAtLimit
 from gpt_pretrain.training.callbacks.timed_steps import TimedSteps

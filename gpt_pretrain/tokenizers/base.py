@@ -1,0 +1,87 @@
+"""The protocol that every tokenizer follows, and the functions that work on any of them.
+
+Shapes: V vocab_size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from codecs import getincrementaldecoder
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import numpy as np
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+class Tokenizer(Protocol):
+    """The interface that the rest of the package expects of a tokenizer.
+
+    Attributes:
+        name: The name from which `build_tokenizer` builds the same tokenizer again.
+        vocab_size: Number of token ids.
+        eos_id: The id of `<|endoftext|>`.
+    """
+
+    name: str
+    vocab_size: int
+    eos_id: int
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of text, with `<|endoftext|>` encoded as eos_id."""
+        ...
+
+    def encode_ordinary(self, text: str) -> np.ndarray:
+        """Return the token ids of text as uint32, with `<|endoftext|>` treated as ordinary text."""
+        ...
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes of a token, or no bytes if the id is unused."""
+        ...
+
+
+def encode_with_end_of_text(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return the token ids of text for a tokenizer that only has `encode_ordinary`, with `<|endoftext|>` encoded as eos_id."""
+    first, *rest = text.split(END_OF_TEXT)
+    token_ids = tokenizer.encode_ordinary(first).tolist()
+    for part in rest:
+        token_ids += [tokenizer.eos_id, *tokenizer.encode_ordinary(part).tolist()]
+    return token_ids
+
+
+def decode(tokenizer: Tokenizer, token_ids: Iterable[int]) -> str:
+    """Return the text of token ids, with invalid UTF-8 replaced by U+FFFD."""
+    return "".join(decode_stream(tokenizer, token_ids))
+
+
+def decode_stream(tokenizer: Tokenizer, token_ids: Iterable[int]) -> Iterator[str]:
+    """Yield the text of token ids piece by piece, holding back an incomplete character until its last byte arrives."""
+    decoder = getincrementaldecoder("utf-8")(errors="replace")
+    for token_id in token_ids:
+        yield decoder.decode(tokenizer.token_bytes(token_id))
+    yield decoder.decode(b"", final=True)
+
+
+def token_byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
+    """Return the number of text bytes of each token, int64, (V,); eos_id counts as 0."""
+    lengths = np.array([len(tokenizer.token_bytes(token_id)) for token_id in range(tokenizer.vocab_size)], dtype=np.int64)
+    lengths[tokenizer.eos_id] = 0
+    return lengths
+
+
+def token_itemsize(vocab_size: int) -> int:
+    """Return the number of bytes that a token id takes in a file."""
+    return 2 if vocab_size <= 1 << 16 else 4
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """Return the SHA-256 of all tokens in the order of their ids, in hexadecimal.
+
+    Tokenizers with the same fingerprint give the same ids to every text.
+    """
+    digest = hashlib.sha256(f"{tokenizer.vocab_size} {tokenizer.eos_id}".encode())
+    for token_id in range(tokenizer.vocab_size):
+        token = tokenizer.token_bytes(token_id)
+        digest.update(len(token).to_bytes(4, "little") + token)
+    return digest.hexdigest()

