@@ -44,7 +44,7 @@ class Tokenizer(Protocol):
 def encode_with_end_of_text(tokenizer: Tokenizer, text: str) -> list[int]:
     """Return the token ids of text for a tokenizer that only has `encode_ordinary`, with `<|endoftext|>` encoded as eos_id."""
     first, *rest = text.split(END_OF_TEXT)
-    token_ids = tokenizer.encode_ordinary(first).tolist()
+    token_ids: list[int] = tokenizer.encode_ordinary(first).tolist()
     for part in rest:
         token_ids += [tokenizer.eos_id, *tokenizer.encode_ordinary(part).tolist()]
     return token_ids
