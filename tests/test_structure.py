@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import gpt_pretrain
 from tests.conftest import ROOT
 
 PACKAGE = sorted((ROOT / "gpt_pretrain").rglob("*.py"))
@@ -84,6 +85,22 @@ def test_the_model_file_can_be_read_in_one_go() -> None:
 @pytest.mark.parametrize("name", ["train.py", "generate.py"])
 def test_entry_scripts_stay_short(name: str) -> None:
     assert len((ROOT / name).read_text().splitlines()) <= 80
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = "import sys, gpt_pretrain; print(sorted({name.partition('.')[0] for name in sys.modules} & set(sys.argv[1:])))"
+    heavy = ["torch", "lightning", "transformers", "numpy", "omegaconf", "hydra"]
+    done = subprocess.run([sys.executable, "-c", code, *heavy], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_public_names_are_loaded_when_used() -> None:
+    assert set(gpt_pretrain.__all__) == set(gpt_pretrain._MODULES)
+    assert set(gpt_pretrain.__all__) <= set(dir(gpt_pretrain))
+    for name in gpt_pretrain.__all__:
+        assert getattr(gpt_pretrain, name).__name__ == name
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = gpt_pretrain.nothing
 
 
 def test_asking_for_help_loads_nothing_heavy() -> None:

@@ -9,8 +9,8 @@ from typing import TypeVar, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from gpt_pretrain.config.conversion import escape_interpolation, to_settings
 from gpt_pretrain.config.overrides import expand_amounts
-from gpt_pretrain.config.schema import escape_interpolation, to_settings
 from gpt_pretrain.errors import UserError
 
 Settings = TypeVar("Settings")

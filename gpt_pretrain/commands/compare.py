@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpt_pretrain.commands.arguments import parse_arguments
-from gpt_pretrain.config.schema import CompareSettings
+from gpt_pretrain.config.command_schema import CompareSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import display_path, find_run_folder
 from gpt_pretrain.runs.reader import RunContents, read_run, run_results

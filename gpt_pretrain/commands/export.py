@@ -17,7 +17,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpt_pretrain.commands.arguments import parse_arguments
-from gpt_pretrain.config.schema import ExportSettings
+from gpt_pretrain.config.command_schema import ExportSettings
 
 
 def export_command(arguments: list[str]) -> None:

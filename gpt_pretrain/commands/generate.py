@@ -11,7 +11,8 @@ from omegaconf import DictConfig
 
 from gpt_pretrain.commands.failures import report_failures
 from gpt_pretrain.commands.job import is_multirun, job_folder, start_info
-from gpt_pretrain.config.schema import GenerateSettings, to_settings
+from gpt_pretrain.config.conversion import to_settings
+from gpt_pretrain.config.schema import GenerateSettings
 from gpt_pretrain.config.validation import generate_problems
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.metadata import recorded

@@ -1,33 +1,25 @@
-"""Rewrite the arguments of an entry script into the overrides that Hydra reads: quoting, resume=, sweep_resume=, plan=true."""
+"""Rewrite the arguments of an entry script into overrides that Hydra reads."""
 
 from __future__ import annotations
 
 import importlib.util
-import re
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from gpt_pretrain.config.overrides import expand_amounts, override_key, quote_value
-from gpt_pretrain.config.schema import GenerateSettings, TrainSettings, full_setting_names
+from gpt_pretrain.config.conversion import find_full_names
+from gpt_pretrain.config.overrides import expand_amounts, find_override, override_key, quote_value
+from gpt_pretrain.config.schema import GenerateSettings, TrainSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import OUTPUTS, SWEEP_SETTINGS, find_run, find_sweep
 from gpt_pretrain.training.distributed.requeue import interrupted_run
 
-LAUNCHERS = {"parallel": "joblib", "slurm": "submitit", "ray": "ray"}  # of hparams_search
-
-
-FREE_TEXT = {
-    "prompt",
-    "prompt_file",
-    "start_context",
-    "checkpoint",
-    "pretrained",
-    "resume",
-    "init_from",
-    "hydra.run.dir",
-    "run_dir",
-} | {f"data.{name}" for name in ("path", "url", "cache_dir")}
+MULTIRUN_FLAGS = {"-m", "--multirun"}
+LAUNCHERS = {"parallel": "joblib", "slurm": "submitit", "ray": "ray"}  # that an option of hparams_search needs
+FREE_TEXT = {  # settings whose values are texts or paths
+    *("prompt", "prompt_file", "start_context", "checkpoint", "pretrained", "resume", "init_from", "hydra.run.dir", "run_dir"),
+    *("data.path", "data.url", "data.cache_dir"),
+}
 
 
 def to_hydra_arguments(arguments: list[str], *, script: str) -> list[str]:
@@ -37,105 +29,122 @@ def to_hydra_arguments(arguments: list[str], *, script: str) -> list[str]:
         script: "train" or "generate".
 
     Raises:
-        UserError: If they ask for something that does not exist.
+        UserError: If the arguments ask for something that does not exist.
     """
-    arguments = checked(with_sweep_resume(arguments, script=script), script=script)
-    return quoted(without_traces(with_resume(arguments)) if script == "train" else arguments)
+    arguments = apply_sweep_resume(arguments, script=script)
+    check_arguments(arguments, script=script)
+    if script == "train":
+        arguments = apply_resume(arguments)
+        arguments = apply_dry_run(arguments)
+    return quote_arguments(arguments)
 
 
-def quoted(argv: list[str]) -> list[str]:
-    """A command line whose texts and paths are quoted for Hydra, so that users need not know its grammar.
-
-    In a sweep, where a comma separates values, that is done for paths that are there.
-    """
-    sweep, words = asks_for_multirun(argv), []
-    for word in argv:
-        key, equals, value = word.partition("=")
-        free = equals and value not in ("", "null") and not (value[0] in "'\"" and value[-1] == value[0] and len(value) > 1)
-        free = free and override_key(word) in FREE_TEXT and not (sweep and not Path(value).expanduser().exists())
-        words.append(f"{key}={quote_value(value)}" if free else expand_amounts(word))
-    return words
-
-
-def asks_for_multirun(argv: list[str]) -> bool:
-    """Whether a command line asks for a sweep."""
-    return bool({"-m", "--multirun"} & set(argv))
-
-
-def checked(argv: list[str], *, script: str) -> list[str]:
-    """A command line, if what it asks for is there.
+def apply_sweep_resume(arguments: list[str], *, script: str) -> list[str]:
+    """Replace `sweep_resume=SWEEP` with the overrides and the folder of that sweep; what is typed now takes precedence.
 
     Raises:
-        UserError: when it names a search without a sweep, a launcher that is not installed, or a setting by its last name only.
+        UserError: If there is no such sweep.
     """
-    kind = GenerateSettings if script == "generate" else TrainSettings
-    if meant := [(word, names) for word in argv if "=" in word and (names := full_setting_names(override_key(word), kind))]:
-        raise UserError(f"{word}: there is no such setting; {' or '.join(names)} may be meant." for word, names in meant)
-    wanted = {override_key(word): word.partition("=")[2] for word in argv if "=" in word}
-    search = wanted.get("hparams_search", "grid")
-    if search not in ("grid", "null") and not asks_for_multirun(argv) and "--cfg" not in argv:
-        raise UserError(f"hparams_search={search} is for sweeps: add -m.")
-    launcher = LAUNCHERS.get(search) or wanted.get("hydra/launcher", "basic").partition("_")[0]
-    if launcher in LAUNCHERS.values() and importlib.util.find_spec(f"hydra_plugins.hydra_{launcher}_launcher") is None:
-        raise UserError(f"The launcher {launcher} is not installed: pip install hydra-{launcher}-launcher.")
-    return argv
-
-
-def with_resume(argv: list[str]) -> list[str]:
-    """A command line in which `resume=RUN` has brought that run's directory; what Hydra noted there stays as it is.
-
-    A job that SLURM starts again resumes the run that it trained before.
-
-    Raises:
-        UserError: when there is no such run, or a sweep is to resume one.
-    """
-    sweep = asks_for_multirun(argv)
-    wanted = [re.sub(r"^(['\"])(.*)\1$", r"\2", word.partition("=")[2]) for word in argv if override_key(word) == "resume"]
-    if not wanted and not sweep and (run_dir := interrupted_run(argv)) is not None:
-        argv, wanted = [*argv, f"resume={quote_value(str(run_dir))}"], [str(run_dir)]
-    if not wanted or wanted[-1] in ("", "null"):
-        return argv
-    if sweep:
-        raise UserError("resume= goes on with one run; it cannot be combined with a sweep (-m).")
-    run_dir = find_run(wanted[-1])
-    typed_now = {override_key(word) for word in argv if not word.startswith("-")}
-    place = [] if "hydra.run.dir" in typed_now else [f"hydra.run.dir={quote_value(str(run_dir))}", "hydra.output_subdir=null"]
-    return [*place, *argv]
-
-
-def with_sweep_resume(argv: list[str], *, script: str) -> list[str]:
-    """A command line in which `sweep_resume=SWEEP` has brought what that sweep was started with, and its folder.
-
-    Settings that are typed now take the place of those.
-
-    Raises:
-        UserError: when there is no such sweep.
-    """
-    wanted = [re.sub(r"^(['\"])(.*)\1$", r"\2", word.partition("=")[2]) for word in argv if override_key(word) == "sweep_resume"]
-    if not wanted:
-        return argv
-    folder = find_sweep(wanted[-1], script=script)
+    sweep = find_override(arguments, "sweep_resume")
+    if sweep is None:
+        return arguments
+    folder = find_sweep(_unquote(sweep), script=script)
     stored = OmegaConf.load(folder / SWEEP_SETTINGS).hydra.overrides
-    typed_now = {override_key(word) for word in argv if not word.startswith("-")}
-    before = [
-        word for word in [*stored.hydra, *stored.task] if override_key(word) not in typed_now | {"hydra.mode", "hydra.sweep.dir"}
-    ]
-    others = [word for word in argv if override_key(word) != "sweep_resume" and word not in ("-m", "--multirun")]
-    return ["-m", *before, *others, f"hydra.sweep.dir={quote_value(str(folder))}"]
+    replaced = _typed_keys(arguments) | {"hydra.mode", "hydra.sweep.dir"}
+    before = [override for override in [*stored.hydra, *stored.task] if override_key(override) not in replaced]
+    typed = [one for one in arguments if override_key(one) != "sweep_resume" and one not in MULTIRUN_FLAGS]
+    return ["-m", *before, *typed, f"hydra.sweep.dir={quote_value(str(folder))}"]
 
 
-def without_traces(argv: list[str]) -> list[str]:
-    """A command line that, where it asks for `plan=true`, has Hydra make no folder and no log; the run's place is still told.
+def check_arguments(arguments: list[str], *, script: str) -> None:
+    """Check what Hydra would explain badly or too late.
 
     Raises:
-        UserError: when a sweep is to be planned.
+        UserError: If a setting lacks its group, a search is not a sweep, or a launcher is not installed.
     """
-    wanted = [word.partition("=")[2].strip("'\"").lower() for word in argv if override_key(word) == "plan"]
-    if not wanted or wanted[-1] not in ("true", "yes", "y", "on", "1"):
-        return argv
-    if asks_for_multirun(argv):
-        raise UserError("plan=true looks at one run; it cannot be combined with a sweep (-m).")
-    places = [word.partition("=")[2] for word in argv if override_key(word) == "hydra.run.dir"]
-    kept = [word for word in argv if override_key(word) not in ("hydra.run.dir", "hydra.output_subdir", "hydra/job_logging")]
-    nowhere = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=terminal"]
-    return [*kept, *nowhere, f"run_dir={[str(OUTPUTS), *places][-1]}"]
+    schema = GenerateSettings if script == "generate" else TrainSettings
+    overrides = [one for one in arguments if "=" in one]
+    found = [(override, names) for override in overrides if (names := find_full_names(override_key(override), schema))]
+    if found:
+        raise UserError(f"{override}: there is no such setting. Did you mean {' or '.join(names)}?" for override, names in found)
+    search = find_override(overrides, "hparams_search")
+    if search not in (None, "grid", "null") and not _asks_for_sweep(arguments) and "--cfg" not in arguments:
+        raise UserError(f"hparams_search={search} needs a sweep. Add -m.")
+    launcher = LAUNCHERS.get(search or "") or (find_override(overrides, "hydra/launcher") or "").partition("_")[0]
+    if launcher in LAUNCHERS.values() and importlib.util.find_spec(f"hydra_plugins.hydra_{launcher}_launcher") is None:
+        raise UserError(f"The launcher {launcher} is not installed. Run: pip install hydra-{launcher}-launcher")
+
+
+def apply_resume(arguments: list[str]) -> list[str]:
+    """Have Hydra use the folder of the run that `resume=RUN` names, and leave Hydra's files there as they are.
+
+    A job that SLURM or torchrun starts again resumes the run that it trained before.
+
+    Raises:
+        UserError: If there is no such run, or the arguments ask for a sweep.
+    """
+    typed, sweep = find_override(arguments, "resume"), _asks_for_sweep(arguments)
+    run = "" if typed is None else _unquote(typed)
+    if typed is None and not sweep and (interrupted := interrupted_run(arguments)) is not None:
+        run = str(interrupted)
+        arguments = [*arguments, f"resume={quote_value(run)}"]
+    if run in ("", "null"):
+        return arguments
+    if sweep:
+        raise UserError("resume= resumes a single run and cannot be combined with a sweep (-m). To resume a sweep: sweep_resume=")
+    run_dir = find_run(run)
+    if "hydra.run.dir" in _typed_keys(arguments):
+        return arguments
+    return [f"hydra.run.dir={quote_value(str(run_dir))}", "hydra.output_subdir=null", *arguments]
+
+
+def apply_dry_run(arguments: list[str]) -> list[str]:
+    """Have Hydra create no folder and no log file for `plan=true`; run_dir still names the folder of the planned run.
+
+    Raises:
+        UserError: If the arguments ask for a sweep.
+    """
+    plan = find_override(arguments, "plan")
+    if plan is None or _unquote(plan).lower() not in ("true", "yes", "y", "on", "1"):
+        return arguments
+    if _asks_for_sweep(arguments):
+        raise UserError("plan=true describes a single run and cannot be combined with a sweep (-m).")
+    run_dir = find_override(arguments, "hydra.run.dir")
+    replaced = ("hydra.run.dir", "hydra.output_subdir", "hydra/job_logging")
+    kept = [one for one in arguments if override_key(one) not in replaced]
+    no_files = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=terminal"]
+    return [*kept, *no_files, f"run_dir={OUTPUTS if run_dir is None else run_dir}"]
+
+
+def quote_arguments(arguments: list[str]) -> list[str]:
+    """Quote texts and paths for Hydra, so that users need not know its grammar, and write out amounts such as 1e9.
+
+    In a sweep a comma separates values, so there only the paths of existing files are quoted.
+    """
+    sweep = _asks_for_sweep(arguments)
+    return [_quote_argument(one) if _is_free_text(one, sweep=sweep) else expand_amounts(one) for one in arguments]
+
+
+def _is_free_text(argument: str, *, sweep: bool) -> bool:
+    key, value = override_key(argument), argument.partition("=")[2]
+    if key not in FREE_TEXT or value in ("", "null") or _unquote(value) != value:
+        return False
+    return not sweep or Path(value).expanduser().exists()
+
+
+def _quote_argument(argument: str) -> str:
+    key, _, value = argument.partition("=")
+    return f"{key}={quote_value(value)}"
+
+
+def _unquote(value: str) -> str:
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    return value[1:-1] if quoted else value
+
+
+def _typed_keys(arguments: list[str]) -> set[str]:
+    return {override_key(one) for one in arguments if not one.startswith("-")}
+
+
+def _asks_for_sweep(arguments: list[str]) -> bool:
+    return not MULTIRUN_FLAGS.isdisjoint(arguments)

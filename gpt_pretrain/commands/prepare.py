@@ -28,7 +28,7 @@ goes on where it was.
 from __future__ import annotations
 
 from gpt_pretrain.commands.arguments import parse_arguments
-from gpt_pretrain.config.schema import PrepareSettings
+from gpt_pretrain.config.command_schema import PrepareSettings
 from gpt_pretrain.config.validation import prepare_problems
 from gpt_pretrain.errors import UserError
 

@@ -11,7 +11,7 @@ The page is written from the files that are there, so that a run which was kille
 from __future__ import annotations
 
 from gpt_pretrain.commands.arguments import parse_arguments
-from gpt_pretrain.config.schema import ReportSettings
+from gpt_pretrain.config.command_schema import ReportSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import display_path, find_run_folder
 from gpt_pretrain.sweeps.write_report import write_report

@@ -1,46 +1,49 @@
-"""What becomes of the words of a command line before Hydra reads them."""
+"""The grammar of the overrides on a command line, before Hydra reads them."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from decimal import Decimal
 
-from gpt_pretrain.config.schema import escape_interpolation
+from gpt_pretrain.config.conversion import escape_interpolation
 
-AMOUNT = re.compile(r"(?<![\w.])\d+(\.\d+)?[eE]\+?\d+(?![\w.])")  # 1e9
-
-
-MOST_DIGITS = 18
-
-
-AMOUNTS = ("_tokens", "_steps", "_bytes")  # what settings that are one end in
+AMOUNT_ENDINGS = ("_tokens", "_steps", "_bytes")  # of settings whose integer may be typed as 1e9
+AMOUNT = re.compile(r"(?<![\w.])\d+(\.\d+)?[eE]\+?\d+(?![\w.])")
+MAX_AMOUNT_DIGITS = 18  # more would not fit into 64 bits
 
 
-def expand_amounts(word: str) -> str:
-    """A word whose amounts of tokens, steps or bytes, where they are written as 1e9, are written out, as Hydra wants them."""
-    key, equals, value = word.partition("=")
-    if not override_key(word).endswith(AMOUNTS):
-        return word
+def expand_amounts(override: str) -> str:
+    """Write amounts of tokens, steps or bytes such as 1e9 as integers, because OmegaConf refuses a float there."""
+    key, equals, value = override.partition("=")
+    if not override_key(override).endswith(AMOUNT_ENDINGS):
+        return override
 
     def digits(match: re.Match[str]) -> str:
         number = Decimal(match[0])
-        return str(int(number)) if number.adjusted() < MOST_DIGITS and number == int(number) else match[0]
+        return str(int(number)) if number.adjusted() < MAX_AMOUNT_DIGITS and number == int(number) else match[0]
 
     return key + equals + AMOUNT.sub(digits, value)
 
 
 def quote_value(text: str) -> str:
-    """A text as one string of Hydra's override grammar."""
+    """Quote a text as one string of Hydra's override grammar."""
     text = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), escape_interpolation(text))
     return f"'{text}'"
 
 
 def split_override(override: str) -> tuple[str, str]:
-    """The setting or group that a word names, and what it is given."""
+    """Return the setting or group that an override names, and the value that it gives."""
     key, _, value = override.partition("=")
     return key.lstrip("+~"), value
 
 
 def override_key(override: str) -> str:
-    """The setting or group that a word names."""
+    """Return the setting or group that an override names."""
     return split_override(override)[0]
+
+
+def find_override(overrides: Iterable[str], key: str) -> str | None:
+    """Return the value that the last override of a setting or group gives it, as typed; None if there is no override of it."""
+    values = [value for name, value in map(split_override, overrides) if name == key]
+    return values[-1] if values else None

@@ -10,7 +10,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from gpt_pretrain.config.schema import GenerateSettings, ModelSettings, PrepareSettings, SamplerSettings, TrainSettings
+from gpt_pretrain.config.command_schema import PrepareSettings
+from gpt_pretrain.config.schema import GenerateSettings, ModelSettings, SamplerSettings, TrainSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.model.config import GPTConfig

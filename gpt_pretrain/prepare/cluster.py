@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
-from gpt_pretrain.config.schema import PrepareSettings
+from gpt_pretrain.config.command_schema import PrepareSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare.encode_stage import Encoding, encode_all
 from gpt_pretrain.prepare.pieces import read_journal

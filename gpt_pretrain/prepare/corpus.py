@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt_pretrain.config.schema import PrepareSettings
+from gpt_pretrain.config.command_schema import PrepareSettings
 from gpt_pretrain.prepare.items import Item, ReadPosition
 from gpt_pretrain.prepare.reading import Reading, read
 from gpt_pretrain.prepare.sources import InputFile, find_sources

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt_pretrain.config.schema import PrepareSettings
+from gpt_pretrain.config.command_schema import PrepareSettings
 from gpt_pretrain.prepare.choosing import DocumentSplit, choose, find_duplicates
 from gpt_pretrain.prepare.corpus_folder import OWN, WORK
 from gpt_pretrain.prepare.pieces import sha256

@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from gpt_pretrain.checkpoints.pretrained import Weights, open_weights
 from gpt_pretrain.checkpoints.weight_source import earlier_export
-from gpt_pretrain.config.schema import TrainSettings, escape_interpolation, to_settings
+from gpt_pretrain.config.conversion import escape_interpolation, to_settings
+from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.config.validation import train_problems
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.data.sources import tokenizer_of

@@ -15,7 +15,8 @@ from gpt_pretrain.checkpoints.checkpoint_file import copy_checkpoint, first_whol
 from gpt_pretrain.checkpoints.pretrained import open_weights
 from gpt_pretrain.checkpoints.sharded import Shards
 from gpt_pretrain.checkpoints.tensor_files import same_checksum, tables
-from gpt_pretrain.config.schema import TrainSettings, escape_interpolation, to_settings
+from gpt_pretrain.config.conversion import escape_interpolation, to_settings
+from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.runs.folder import BEST, LAST, checkpoint_dir, find_checkpoints

@@ -4,7 +4,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from gpt_pretrain.commands.hydra_arguments import checked, quoted
+from gpt_pretrain.commands.hydra_arguments import check_arguments, quote_arguments
 from gpt_pretrain.errors import UserError
 
 
@@ -19,13 +19,13 @@ def as_hydra_reads(word: str) -> str:
 def test_any_text_reaches_the_program_as_typed(text: str) -> None:
     if text == "null" or (len(text) > 1 and text[0] == text[-1] and text[0] in "'\""):
         return  # Hydra's own spellings stay Hydra's
-    (word,) = quoted([f"prompt={text}"])
+    (word,) = quote_arguments([f"prompt={text}"])
     assert as_hydra_reads(word) == text
 
 
 @pytest.mark.parametrize("words", [["optimizer.lr=1e-3"], ["-m", "prompt=a,b"], ["prompt='quoted'"], ["resume=null"], ["--help"]])
 def test_everything_else_is_left_alone(words: list[str]) -> None:
-    assert quoted(words) == words
+    assert quote_arguments(words) == words
 
 
 @pytest.mark.parametrize(
@@ -44,12 +44,14 @@ def test_everything_else_is_left_alone(words: list[str]) -> None:
     ],
 )
 def test_amounts_may_be_written_with_an_exponent(typed: str, read: str) -> None:
-    assert quoted([typed]) == [read]
+    assert quote_arguments([typed]) == [read]
 
 
 def test_a_setting_named_without_its_group_is_told_in_full() -> None:
-    with pytest.raises(UserError, match=r"max_tokens=5: there is no such setting; trainer.max_tokens may be meant") as told:
-        checked(["max_tokens=5", "lr=1e-3", "seed=1", "model=tiny", "+callbacks.custom.x=1", "nonsense=1"], script="train")
+    with pytest.raises(UserError, match=r"max_tokens=5: there is no such setting. Did you mean trainer.max_tokens\?") as told:
+        check_arguments(
+            ["max_tokens=5", "lr=1e-3", "seed=1", "model=tiny", "+callbacks.custom.x=1", "nonsense=1"], script="train"
+        )
     assert len(told.value.problems) == 2, "Hydra tells of what is not like any"
-    with pytest.raises(UserError, match="may be meant"):
-        checked(["top_k=5"], script="generate")
+    with pytest.raises(UserError, match="Did you mean"):
+        check_arguments(["top_k=5"], script="generate")

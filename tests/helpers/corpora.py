@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt_pretrain.config.schema import PrepareSettings
+from gpt_pretrain.config.command_schema import PrepareSettings
 from gpt_pretrain.prepare.job import prepare_corpus
 from gpt_pretrain.tokenizers.build import build_tokenizer
 

@@ -8,7 +8,8 @@ import pytest
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from gpt_pretrain.config.schema import TrainSettings, to_settings
+from gpt_pretrain.config.conversion import to_settings
+from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.config.validation import train_problems
 from gpt_pretrain.model.config import GPTConfig
 from tests.conftest import CONF

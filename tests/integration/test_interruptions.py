@@ -99,10 +99,10 @@ def test_a_job_of_slurm_is_put_back_into_the_queue_and_goes_on(
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert requeue.interrupted_run(["model=tiny"]) == tmp_path / "run"
     assert requeue.interrupted_run(["model=chapter5"]) is None, "another command of the job"
-    from gpt_pretrain.commands.hydra_arguments import with_resume
+    from gpt_pretrain.commands.hydra_arguments import apply_resume
 
-    assert with_resume(["model=tiny"])[-1] == f"resume='{tmp_path / 'run'}'"
-    assert with_resume(["model=tiny", "resume=null"]) == ["model=tiny", "resume=null"]
+    assert apply_resume(["model=tiny"])[-1] == f"resume='{tmp_path / 'run'}'"
+    assert apply_resume(["model=tiny", "resume=null"]) == ["model=tiny", "resume=null"]
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "9")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
     assert requeue.job() == "9_2"

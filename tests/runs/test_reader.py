@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from gpt_pretrain.config.schema import escape_interpolation
+from gpt_pretrain.config.conversion import escape_interpolation
 from gpt_pretrain.runs.reader import MetricSeries, read_metrics, read_run, run_results, setting_text
 from tests.helpers.made_runs import make_run, metrics
 

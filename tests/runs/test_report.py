@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from gpt_pretrain.config.schema import ReportSettings
+from gpt_pretrain.config.command_schema import ReportSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.samples import Sample
 from gpt_pretrain.sweeps.runner import tell

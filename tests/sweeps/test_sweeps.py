@@ -238,7 +238,7 @@ def test_a_search_draws_by_chance_from_what_is_typed(script: Script, tmp_path: P
         (["-m", "hparams_search=random", "hydra.sweeper.params=null"], "A search needs a setting to search over"),
         (["-m", "hparams_search=random", "hydra.sweeper.sampler=cmaes"], "must be one of tpe, random"),
         (["-m", "hparams_search=random", "hydra.sweeper.n_trials=many"], "hydra.sweeper.n_trials=many: must be a whole number"),
-        (["hparams_search=optuna"], "hparams_search=optuna is for sweeps: add -m"),
+        (["hparams_search=optuna"], "hparams_search=optuna needs a sweep. Add -m"),
         (["sweep_resume=nowhere"], "there is no sweep in this folder"),
         (["sweep_resume=latest"], "there is no sweep below"),
     ],

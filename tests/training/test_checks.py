@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from gpt_pretrain.config.schema import TrainSettings, to_settings
+from gpt_pretrain.config.conversion import to_settings
+from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.system import resources

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 import pytest
 from omegaconf import DictConfig
 
-from gpt_pretrain.config.schema import TrainSettings, to_settings
+from gpt_pretrain.config.conversion import to_settings
+from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.training.monitoring.health import Baseline, HealthMonitor
 
 USUAL = Baseline(chance=math.log(257), frequencies=3.0)

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from gpt_pretrain.config.schema import TrainerSettings, TrainSettings, to_settings
+from gpt_pretrain.config.conversion import to_settings
+from gpt_pretrain.config.schema import TrainerSettings, TrainSettings
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.errors import AlreadyCompleteError
 from gpt_pretrain.sweeps.write_report import write_report

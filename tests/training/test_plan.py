@@ -10,7 +10,8 @@ import pytest
 from omegaconf import DictConfig
 
 from gpt_pretrain.commands import hydra_arguments
-from gpt_pretrain.config.schema import TrainSettings, to_settings
+from gpt_pretrain.config.conversion import to_settings
+from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.formatting import format_duration, format_seconds, format_si
 from gpt_pretrain.training.callbacks import time_left
@@ -76,16 +77,16 @@ def test_what_is_wrong_with_a_plan_is_told_like_that_of_a_run(script: Script, tm
     assert "optimizer.lr=-1.0: must be above 0" in wrong.stderr
     sweep = script("train.py", "-m", "plan=true", "seed=1,2")
     assert sweep.returncode == 2
-    assert "plan=true looks at one run; it cannot be combined with a sweep (-m)." in sweep.stderr
+    assert "plan=true describes a single run and cannot be combined with a sweep (-m)." in sweep.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 def test_only_a_plan_that_is_wanted_changes_the_command_line() -> None:
-    assert hydra_arguments.without_traces(["seed=1", "plan=false"]) == ["seed=1", "plan=false"]
-    assert hydra_arguments.without_traces(["plan=true", "plan=false", "-m"]) == ["plan=true", "plan=false", "-m"]
-    assert hydra_arguments.without_traces(["plan=1", "hydra.run.dir=a", "hydra.run.dir=b"])[-1] == "run_dir=b"
+    assert hydra_arguments.apply_dry_run(["seed=1", "plan=false"]) == ["seed=1", "plan=false"]
+    assert hydra_arguments.apply_dry_run(["plan=true", "plan=false", "-m"]) == ["plan=true", "plan=false", "-m"]
+    assert hydra_arguments.apply_dry_run(["plan=1", "hydra.run.dir=a", "hydra.run.dir=b"])[-1] == "run_dir=b"
     with pytest.raises(UserError, match="sweep"):
-        hydra_arguments.without_traces(["--multirun", "++plan=yes"])
+        hydra_arguments.apply_dry_run(["--multirun", "++plan=yes"])
 
 
 def test_the_counts_are_those_of_the_run(

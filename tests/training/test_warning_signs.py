@@ -141,7 +141,8 @@ def test_data_that_are_slow_to_read(
 
 
 def test_the_loader_counts_the_waiting_of_each_batch(train: Train, compose_train: Any, text: Path) -> None:
-    from gpt_pretrain.config.schema import TrainSettings, to_settings
+    from gpt_pretrain.config.conversion import to_settings
+    from gpt_pretrain.config.schema import TrainSettings
     from gpt_pretrain.tokenizers.build import build_tokenizer
 
     settings = to_settings(compose_train(*TINY_RUN, f"data.path='{text}'"), TrainSettings)

@@ -1,0 +1,61 @@
+"""The settings of the commands `gpt-pretrain prepare`, `export`, `report` and `compare`, as typed dataclasses.
+
+The help texts of the commands explain them: they are the docstrings of the modules in commands/.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+
+@dataclass
+class ExportSettings:
+    """All settings of `gpt-pretrain export`."""
+
+    out: str = MISSING  # folder to write
+    checkpoint: str = "latest"  # run directory, checkpoint file or other weights; latest: the newest run
+    n_heads: int | None = None  # attention heads of a bare state dict
+    tokenizer: str | None = None  # for weights that do not name theirs
+
+
+@dataclass
+class PrepareSettings:
+    """All settings of `gpt-pretrain prepare`."""
+
+    out: str = MISSING  # folder to write
+    inputs: list[str] = field(default_factory=list)  # files, directories and globs
+    dataset: str | None = None  # instead of inputs: a name or path for the package datasets
+    dataset_config: str | None = None  # configuration of the dataset
+    dataset_split: str = "train"  # split of the dataset
+    text_field: str = "text"  # field or column that holds the text
+    document_separator: str | None = None  # between documents of a text file; null: each file is one document
+    tokenizer: str = "gpt2"  # gpt2, byte, or an encoding of tiktoken
+    shard_tokens: int = 100_000_000  # most tokens in a shard
+    val_fraction: float = 0.01  # fraction of the documents for validation
+    val_tokens: int | None = None  # instead of val_fraction: least tokens for validation
+    dedup: str = "none"  # none; exact: drop repeated documents
+    max_rejected: float = 0.001  # largest fraction of unusable records
+    workers: int | None = None  # processes, per task with an executor; null: one for each core
+    executor: str | None = None  # datatrove's executor: local, slurm or ray; null: this process and its workers
+    tasks: int | None = None  # tasks for the executor; null: one for each file
+    slurm_partition: str | None = None  # partition, for executor=slurm
+    slurm_time: str = "20:00:00"  # time limit of a task, HH:MM:SS
+    report: bool = False  # print statistics and examples
+    overwrite: bool = False  # delete the corpus in out first
+
+
+@dataclass
+class ReportSettings:
+    """All settings of `gpt-pretrain report`."""
+
+    folders: list[str] = field(default_factory=lambda: ["latest"])  # run or sweep directories
+
+
+@dataclass
+class CompareSettings:
+    """All settings of `gpt-pretrain compare`."""
+
+    runs: list[str] = field(default_factory=list)  # run directories, checkpoints in them, or latest
+    out: str = "compare.png"  # picture to write: .png, .pdf or .svg

@@ -1,0 +1,64 @@
+"""Convert between OmegaConf configs and the dataclasses of the settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gpt_pretrain.errors import UserError
+
+Settings = TypeVar("Settings")
+
+
+def to_settings(config: DictConfig, schema: type[Settings]) -> Settings:
+    """Return a composed config as typed settings.
+
+    Raises:
+        UserError: If a key is unknown (Hydra accepts any `+key=value`), or a value is missing, invalid or cannot be resolved.
+    """
+    unknown = _unknown_keys(OmegaConf.to_container(config), schema)
+    if unknown:
+        raise UserError(f"{key}: there is no such setting. `--cfg job` shows all settings." for key in unknown)
+    try:
+        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), config))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key or 'config'}: {error.msg or error}") from error
+    assert isinstance(settings, schema)
+    return settings
+
+
+def escape_interpolation(value: Any) -> Any:
+    """Escape all strings in nested containers, so that OmegaConf does not interpolate `${...}` in them."""
+    if isinstance(value, dict):
+        return {name: escape_interpolation(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [escape_interpolation(inner) for inner in value]
+    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", value) if isinstance(value, str) else value
+
+
+def find_full_names(key: str, schema: type) -> list[str]:
+    """List the settings in groups that end in this name, such as trainer.max_steps; none if the name is a setting itself."""
+    hints = get_type_hints(schema)
+    if "." in key or "/" in key or key in hints:
+        return []
+    groups = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    return [f"{name}.{key}" for name, hint in groups.items() if key in get_type_hints(hint)]
+
+
+def _unknown_keys(node: object, schema: type, prefix: str = "") -> list[str]:
+    """List the keys of nested dicts that the nested dataclasses do not have."""
+    if not isinstance(node, dict):
+        return []
+    hints, unknown = get_type_hints(schema), []
+    for key, value in node.items():
+        if key not in hints:
+            unknown.append(f"{prefix}{key}")
+            continue
+        for hint in (hints[key], *get_args(hints[key])):  # the type itself, or the types in `X | None`
+            if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+                unknown += _unknown_keys(value, hint, f"{prefix}{key}.")
+    return unknown
