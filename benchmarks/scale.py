@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from gpt_pretrain.model import cluster_costs, costs
 from gpt_pretrain.model.cluster_costs import Cluster
 from gpt_pretrain.model.config import GPTConfig
-from gpt_pretrain.model.costs import Sharing
+from gpt_pretrain.model.costs import Parallelism
 from gpt_pretrain.tokenizers.base import token_itemsize
 
 ROOT = Path(__file__).parents[1]
@@ -22,7 +22,7 @@ DEVICES = (1, 8, 64, 512)
 TOKENS = (10**9, 10**10, 10**11, 10**12)
 PRECISION = "bf16-mixed"
 # H100 SXM by NVIDIA's data sheet (dense bf16; 900 GB/s of NVLink are 450 each way), and 400 Gbit/s of InfiniBand for each GPU.
-H100 = Cluster(flops_per_second=989e12, utilisation=0.4, memory=80e9, link=450e9, network=50e9, gpus=8)
+H100 = Cluster(flops_per_second=989e12, mfu=0.4, memory=80e9, link=450e9, network=50e9, gpus_per_machine=8)
 CONTEXT = 1024  # tokens of a window, as GPT-2 had; conf/ has fewer, for laptops
 # 0.5 million tokens a step, as GPT-3's smaller models: Brown et al. 2020, arXiv:2005.14165, table 2.1.
 STEP_WINDOWS = 512
@@ -54,22 +54,26 @@ def times() -> Table:
     for name in MODELS:
         second = 1 / cluster_costs.compute_seconds(model(name), H100, tokens=1)
         for devices in DEVICES:
-            days = [tokens / (second * devices) / cluster_costs.SECONDS_A_DAY for tokens in TOKENS]
+            days = [tokens / (second * devices) / cluster_costs.SECONDS_PER_DAY for tokens in TOKENS]
             rows.append([name, str(devices), f"{second * devices:,.0f}", *map(_days, days)])
     return rows
 
 
 def memory() -> Table:
     """Bytes of each GPU with its share of a step of STEP_WINDOWS windows, by strategy."""
-    ways = [Sharing(devices=devices, recompute=recompute) for devices in (1, 8) for recompute in (False, True)]
-    ways += [Sharing(devices=devices, fsdp=True, recompute=recompute) for recompute in (False, True) for devices in DEVICES[1:]]
-    ways = [dataclasses.replace(way, accumulate=share(way.devices)[1]) for way in ways]
+    ways = [Parallelism(devices=devices, activation_checkpointing=recompute) for devices in (1, 8) for recompute in (False, True)]
+    ways += [
+        Parallelism(devices=devices, fsdp=True, activation_checkpointing=recompute)
+        for recompute in (False, True)
+        for devices in DEVICES[1:]
+    ]
+    ways = [dataclasses.replace(way, accumulate_grad_batches=share(way.devices)[1]) for way in ways]
     names = [way.name + (f", {way.devices}" if way.fsdp else "") for way in ways]
     rows = [["model", *(name.replace("recomputation", "rec.") for name in names)]]
     for name in MODELS:
         peaks = [
             costs.training_memory(
-                model(name), batch_size=share(way.devices)[0], precision=PRECISION, device="cuda", sharing=way
+                model(name), batch_size=share(way.devices)[0], precision=PRECISION, device="cuda", parallelism=way
             ).peak
             for way in ways
         ]
@@ -100,9 +104,9 @@ def steps() -> Table:
             seconds = cluster_costs.compute_seconds(config, H100, tokens=windows * batches * config.context_length)
             row = [name, str(devices), f"{windows}" + f" x {batches}" * (batches > 1), _moment(seconds)]
             for fsdp in (False, True):
-                sharing = Sharing(devices=devices, fsdp=fsdp, accumulate=batches)
-                sent = cluster_costs.step_traffic(config, precision=PRECISION, sharing=sharing).total
-                sending = cluster_costs.traffic_seconds(config, H100, precision=PRECISION, sharing=sharing)
+                parallelism = Parallelism(devices=devices, fsdp=fsdp, accumulate_grad_batches=batches)
+                sent = cluster_costs.step_traffic(config, precision=PRECISION, parallelism=parallelism).total
+                sending = cluster_costs.traffic_seconds(config, H100, precision=PRECISION, parallelism=parallelism)
                 row += [f"{sent / 1e9:.1f} GB", _moment(sending), f"{sending / seconds:.0%}"]
             rows.append(row)
     return rows
@@ -123,9 +127,9 @@ def checkpoints() -> Table:
         seconds = size / WRITE_RATE
         row = [name, f"{size / 1e9:.1f} GB", f"{seconds:.1f} s"]
         for devices in DEVICES[1:]:
-            interval = cluster_costs.seconds_between_saves(devices, save_seconds=seconds)
+            interval = cluster_costs.best_save_interval(devices, save_seconds=seconds)
             row += [f"{interval / 60:.0f} min", f"{size * 3600 / interval / 1e9:.1f} GB"]
-            row += [f"{cluster_costs.lost_share(devices, save_seconds=seconds):.2%}"]
+            row += [f"{cluster_costs.lost_time_fraction(devices, save_seconds=seconds):.2%}"]
         rows.append(row)
     return rows
 

@@ -39,7 +39,7 @@ class Training:
     @property
     def product_flops(self) -> float:
         """Floating-point operations of a step in products with weights: 6 for each weight of a matrix and token."""
-        return 6.0 * costs.product_weights(self.config()) * self.tokens
+        return 6.0 * costs.matmul_parameters(self.config()) * self.tokens
 
     @property
     def flops(self) -> float:

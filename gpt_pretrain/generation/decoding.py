@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from gpt_pretrain.model.gpt2 import GPTModel
+from gpt_pretrain.model.kernels.matmul_speed import best_seconds
 from gpt_pretrain.model.kernels.packed_linear import PackedLinear
-from gpt_pretrain.model.kernels.products import best_seconds
 from gpt_pretrain.model.kv_cache import KVCache, StaticKVCache
 
 TOKEN_GAIN = 1.2  # how much faster bf16 must decode to be worth its rounding
@@ -48,7 +48,7 @@ class DecodingModel:
         Returns:
             (B, V), fp32 or wider.
         """
-        logits: Tensor = self._head(self._blocks.hidden_states(token_ids, cache)[:, -1])
+        logits: Tensor = self._head(self._blocks.hidden_states(token_ids, cache=cache)[:, -1])
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def new_cache(self, batch_size: int, *, capacity: int) -> KVCache:

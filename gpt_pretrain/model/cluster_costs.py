@@ -1,6 +1,6 @@
-"""What many devices add to the cost of a training: bytes between them, checkpoints, text, failures; formulas, without torch.
+"""Formulas for the costs of training on many devices: traffic, checkpoints and failures. They need no torch.
 
-Symbols: W devices, P parameters. What each device computes and holds is in `flops.py`.
+Symbols: W devices. `costs` has the formulas for what each device computes and holds.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from dataclasses import dataclass
 
 from gpt_pretrain.model import costs
 from gpt_pretrain.model.config import GPTConfig
-from gpt_pretrain.model.costs import Sharing
+from gpt_pretrain.model.costs import Parallelism
 
-SECONDS_A_DAY = 86_400
-# 16,384 H100 for 54 days, 419 unexpected stops: Grattafiori et al. 2024, arXiv:2407.21783, section 3.3.4.
-GPU_YEARS_TO_FAILURE = 5.8
+SECONDS_PER_DAY = 86_400
+# Source: Grattafiori et al. 2024, arXiv:2407.21783, section 3.3.4: 419 unexpected interruptions of 16,384 H100 in 54 days.
+GPU_YEARS_PER_FAILURE = 5.8
 
 
 @dataclass(frozen=True)
-class Traffic:
-    """Bytes that each device sends in an optimizer step, when all send equally much, as in a ring.
+class StepTraffic:
+    """Bytes that each device sends per optimizer step in a ring, where all devices send equally much.
 
     Args:
-        weights: of its part of the weights, to those who gather them.
-        gradients: to sum them up.
+        weights: Bytes sent to gather the weights.
+        gradients: Bytes sent to sum the gradients.
     """
 
     weights: int
@@ -31,84 +31,86 @@ class Traffic:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The sum of both."""
         return self.weights + self.gradients
 
 
-def step_traffic(config: GPTConfig, *, precision: str, sharing: Sharing) -> Traffic:
-    """What each device sends in an optimizer step.
+def step_traffic(config: GPTConfig, *, precision: str, parallelism: Parallelism) -> StepTraffic:
+    """Return the bytes that each device sends per optimizer step.
 
-    DDP sums up all gradients once a step, however many batches it accumulates. FSDP gathers every block on the way forward and
-    again on the way back, the embeddings once, and sums up all gradients, for each batch: Lightning has no way to leave that out.
-    Autocast changes none of it, since weights and gradients are fp32.
+    DDP sums all gradients once per step, however many batches it accumulates. FSDP gathers every block in the forward pass and
+    again in the backward pass, gathers the embeddings once, and sums all gradients for each batch; Lightning cannot skip this
+    while it accumulates. Autocast changes nothing, because weights and gradients stay in fp32.
 
     Source: Patarasu & Yuan 2009, "Bandwidth optimal all-reduce algorithms", for a ring's (W - 1) / W of the bytes to gather or to
         scatter, and twice that for both; Rajbhandari et al. 2020 (arXiv:1910.02054), section 7, for FSDP's 3 to DDP's 2.
     """
-    wide, _ = costs.number_bytes(precision)
-    W = sharing.devices
-    if not sharing.fsdp:
-        return Traffic(weights=0, gradients=2 * (W - 1) * costs.num_parameters(config) * wide // W)
-    blocks = config.n_layers * costs.padded(costs.block_shapes(config), W)
-    root = costs.padded(costs.root_shapes(config), W)
-    part = wide * sharing.accumulate * (W - 1)
-    return Traffic(weights=(2 * blocks + root) * part // W, gradients=(blocks + root) * part // W)
+    n_bytes, _ = costs.dtype_bytes(precision)
+    W = parallelism.devices
+    if not parallelism.fsdp:
+        return StepTraffic(weights=0, gradients=2 * (W - 1) * costs.num_parameters(config) * n_bytes // W)
+    blocks = config.n_layers * costs.padded_numel(costs.block_tensor_shapes(config), W)
+    root = costs.padded_numel(costs.root_tensor_shapes(config), W)
+    factor = n_bytes * parallelism.accumulate_grad_batches * (W - 1)
+    return StepTraffic(weights=(2 * blocks + root) * factor // W, gradients=(blocks + root) * factor // W)
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Machines with several GPUs each, as data sheets describe them.
+    """Machines with several GPUs each, described by their data sheets.
 
     Args:
-        flops_per_second: of a GPU, at its peak.
-        utilisation: share of it that the model's own operations reach (MFU).
-        memory: bytes of a GPU.
-        link: bytes/s that a GPU sends to others in its machine.
-        network: bytes/s that a GPU's own adapter sends to other machines.
-        gpus: in each machine.
+        flops_per_second: Peak of one GPU.
+        mfu: Fraction of the peak that the model's own operations reach.
+        memory: Bytes of one GPU.
+        link: Bytes/s that a GPU sends to the others in its machine.
+        network: Bytes/s that a GPU's own adapter sends to other machines.
+        gpus_per_machine: Number of GPUs in each machine.
     """
 
     flops_per_second: float
-    utilisation: float
+    mfu: float
     memory: float
     link: float
     network: float
-    gpus: int
+    gpus_per_machine: int
 
-    def wire(self, devices: int) -> float:
-        """Bytes/s that each device sends in a ring over so many of them.
+    def ring_bandwidth(self, devices: int) -> float:
+        """Return the bytes/s that each device sends in a ring over this many devices.
 
-        A ring leaves each machine once, and there are as many rings as adapters, each with its part of the bytes: so the
-        adapters of a machine together set the pace between machines.
+        A ring leaves each machine once, and each adapter carries its own ring with a fraction of the bytes. The adapters of a
+        machine therefore work together.
         """
-        return self.link if devices <= self.gpus else min(self.link, self.gpus * self.network)
+        return self.link if devices <= self.gpus_per_machine else min(self.link, self.gpus_per_machine * self.network)
 
 
-def compute_seconds(config: GPTConfig, cluster: Cluster, *, tokens: float, recompute: bool = False) -> float:
-    """How long a device computes for so many tokens, at the utilisation that is assumed; recomputation counts as operations."""
-    return tokens * costs.training_flops(config, recompute=recompute) / (cluster.flops_per_second * cluster.utilisation)
+def compute_seconds(config: GPTConfig, cluster: Cluster, *, tokens: float, activation_checkpointing: bool = False) -> float:
+    """Return the seconds that one device computes for this many tokens; recomputation counts as operations."""
+    flops = tokens * costs.training_flops(config, activation_checkpointing=activation_checkpointing)
+    return flops / (cluster.flops_per_second * cluster.mfu)
 
 
-def traffic_seconds(config: GPTConfig, cluster: Cluster, *, precision: str, sharing: Sharing) -> float:
-    """How long the devices send in an optimizer step, without the time until a message arrives, which grows with W as well."""
-    return step_traffic(config, precision=precision, sharing=sharing).total / cluster.wire(sharing.devices)
+def traffic_seconds(config: GPTConfig, cluster: Cluster, *, precision: str, parallelism: Parallelism) -> float:
+    """Return the seconds that the devices send per optimizer step, without the latency of messages, which also grows with W."""
+    total = step_traffic(config, precision=precision, parallelism=parallelism).total
+    return total / cluster.ring_bandwidth(parallelism.devices)
 
 
 def seconds_to_failure(devices: int) -> float:
-    """Mean time until one of so many GPUs stops the training."""
-    return GPU_YEARS_TO_FAILURE * 365.25 * SECONDS_A_DAY / devices
+    """Return the mean time until one of this many GPUs interrupts the training, in seconds."""
+    return GPU_YEARS_PER_FAILURE * 365.25 * SECONDS_PER_DAY / devices
 
 
-def seconds_between_saves(devices: int, *, save_seconds: float) -> float:
-    """Time from one checkpoint to the next at which saving, and training again what a failure has lost, cost least together.
+def best_save_interval(devices: int, *, save_seconds: float) -> float:
+    """Return the seconds between checkpoints that minimize the time for saving and for repeating lost steps.
 
     Source: Young 1974, "A first order approximation to the optimum checkpoint interval": the square root of 2 x save x mean time
-        to failure. Daly 2006 has the terms of higher order, which are small here.
+        to failure. Daly 2006 adds terms of higher order, which are small here.
     """
     return math.sqrt(2 * save_seconds * seconds_to_failure(devices))
 
 
-def lost_share(devices: int, *, save_seconds: float) -> float:
-    """Share of the time that goes to saving and to what failures have lost, with checkpoints at that interval."""
-    interval = seconds_between_saves(devices, save_seconds=save_seconds)
+def lost_time_fraction(devices: int, *, save_seconds: float) -> float:
+    """Return the fraction of time spent on saving and on repeating lost steps at the best save interval."""
+    interval = best_save_interval(devices, save_seconds=save_seconds)
     return save_seconds / interval + interval / (2 * seconds_to_failure(devices))

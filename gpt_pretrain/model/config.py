@@ -1,4 +1,4 @@
-"""The architecture of a model and the way of sampling from it, as plain numbers that check themselves."""
+"""The architecture of a model as plain numbers, checked when built."""
 
 from __future__ import annotations
 
@@ -8,30 +8,28 @@ from typing import Any
 
 from gpt_pretrain.errors import UserError
 
-GELUS = ("tanh", "none")
-
-
-INITS = ("gpt2", "pytorch")
+GELU_FORMS = ("tanh", "none")
+INITIALIZATIONS = ("gpt2", "pytorch")
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """Everything that decides the shape and the starting weights of a `GPTModel`.
+    """The fields that determine the shapes and the initial weights of a `GPTModel`.
 
     Args:
-        vocab_size: number of token ids; it follows from the tokenizer.
-        context_length: longest window the model can read, in tokens.
-        emb_dim: width of the residual stream; a multiple of n_heads.
-        n_heads: attention heads per block.
-        n_layers: transformer blocks.
-        drop_rate: dropout probability on embeddings, attention weights and residual branches, in [0, 1).
-        qkv_bias: whether the query, key and value projections have a bias.
-        tie_embeddings: whether the output head is the token embedding.
-        gelu_approximate: "tanh" (GPT-2's form) or "none" (the exact function, as nanoGPT has it).
-        init: "gpt2" (normal, 0.02, residual projections scaled down) or "pytorch" (each layer's own default).
+        vocab_size: Number of token ids; it follows from the tokenizer.
+        context_length: Longest window that the model can read, in tokens.
+        emb_dim: Width of the residual stream; a multiple of n_heads.
+        n_heads: Attention heads per block.
+        n_layers: Number of transformer blocks.
+        drop_rate: Dropout probability on embeddings, attention weights and residual branches, in [0, 1).
+        qkv_bias: Add a bias to the query, key and value projections.
+        tie_embeddings: Use the token embedding as the output head.
+        gelu_approximate: "tanh" for GPT-2's form of GELU, "none" for the exact function, as in nanoGPT.
+        init: "gpt2" for normal with std 0.02 and smaller residual projections, "pytorch" for each layer's own default.
 
     Raises:
-        UserError: naming every field that breaks a rule.
+        UserError: If fields are invalid; it lists all of them.
     """
 
     vocab_size: int
@@ -57,18 +55,14 @@ class GPTConfig:
             if not isinstance(getattr(self, name), bool)
         ]
         if _is_count(self.n_heads) and _is_count(self.emb_dim) and self.emb_dim % self.n_heads:
-            near = range(max(1, self.n_heads - 64), min(self.n_heads, self.emb_dim) + 65)
-            fits = [n for n in near if self.emb_dim % n == 0] or [1]
-            nearest = sorted(sorted(fits, key=lambda n: abs(n - self.n_heads))[:4])
             problems.append(
-                f"n_heads={self.n_heads}: must divide emb_dim={self.emb_dim}, so that all heads have one size; "
-                f"near it, {', '.join(map(str, nearest))} do."
+                f"n_heads={self.n_heads} does not divide emb_dim={self.emb_dim}. Try {_nearby_heads(self.n_heads, self.emb_dim)}."
             )
         if isinstance(self.drop_rate, bool) or not isinstance(self.drop_rate, int | float) or not 0 <= self.drop_rate < 1:
             problems.append(f"drop_rate={self.drop_rate!r}: must be at least 0 and below 1; GPT-2 used 0.1.")
         problems += [
             f"{name}={getattr(self, name)!r}: must be one of {', '.join(choices)}."
-            for name, choices in (("gelu_approximate", GELUS), ("init", INITS))
+            for name, choices in (("gelu_approximate", GELU_FORMS), ("init", INITIALIZATIONS))
             if getattr(self, name) not in choices
         ]
         if problems:
@@ -80,15 +74,15 @@ class GPTConfig:
         return self.emb_dim // self.n_heads
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as a plain dict, as a checkpoint stores them."""
+        """Return the fields as a plain dict for a checkpoint."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, fields: object) -> GPTConfig:
-        """Rebuild an architecture from a checkpoint's plain dict.
+        """Rebuild an architecture from the plain dict of a checkpoint.
 
         Raises:
-            UserError: when fields are missing, unknown or invalid.
+            UserError: If fields are missing, unknown or invalid.
         """
         if not isinstance(fields, dict):
             raise UserError(f"The stored architecture is a {type(fields).__name__}, not a table of fields.")
@@ -102,3 +96,11 @@ class GPTConfig:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _nearby_heads(n_heads: int, emb_dim: int) -> str:
+    """List up to four divisors of emb_dim near n_heads."""
+    candidates = range(max(1, n_heads - 64), min(n_heads, emb_dim) + 65)
+    divisors = [n for n in candidates if emb_dim % n == 0] or [1]
+    *others, last = map(str, sorted(sorted(divisors, key=lambda n: abs(n - n_heads))[:4]))
+    return f"{', '.join(others)} or {last}" if others else last

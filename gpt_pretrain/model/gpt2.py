@@ -1,8 +1,8 @@
-"""GPT-2, from attention upwards.
+"""The GPT-2 model.
 
-Shapes: B batch, T time (positions given now), S positions attended to, D emb_dim, H heads, K head_dim, V vocab_size.
+Shapes: B batch, T time (new positions), S positions attended to, D emb_dim, H heads, K head_dim, V vocab_size.
 
-Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; the tanh form of GELU and the initialisation
+Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners". The tanh form of GELU and the initialization
 follow OpenAI's released GPT-2.
 """
 
@@ -22,7 +22,7 @@ from gpt_pretrain.model.kv_cache import KVCache
 
 
 class MultiHeadAttention(nn.Module):
-    """Causal self-attention with queries, keys and values from one projection."""
+    """Causal self-attention with a single projection for queries, keys and values."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -32,20 +32,20 @@ class MultiHeadAttention(nn.Module):
         self.qkv = nn.Linear(config.emb_dim, 3 * config.emb_dim, bias=config.qkv_bias)
         self.out_proj = nn.Linear(config.emb_dim, config.emb_dim)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, *, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
         B, T, D = x.shape
-        qkv = self.qkv(x).view(B, T, 3, self.n_heads, D // self.n_heads)
+        qkv = self.qkv(x).view(B, T, 3, self.n_heads, D // self.n_heads)  # (B, T, 3, H, K)
         queries, keys, values = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, T, K)
         if cache is not None:
             keys, values = cache.extend(self.layer, keys, values)  # (B, H, S, K)
             mask = cache.mask
         context = causal_attention(queries, keys, values, mask=mask, drop_rate=self.drop_rate if self.training else 0.0)
-        out: Tensor = self.out_proj(context.transpose(1, 2).reshape(B, T, D))
+        out: Tensor = self.out_proj(context.transpose(1, 2).reshape(B, T, D))  # (B, T, D)
         return out
 
 
 class FeedForward(nn.Module):
-    """Two linear layers, four times as wide in the middle."""
+    """Two linear layers with a hidden layer of four times the width."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention and feed-forward, each behind a layer norm and added back to its input."""
+    """Attention and feed-forward, each with a layer norm before it and a residual connection around it."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -71,17 +71,18 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(config)
         self.drop_shortcut = Dropout(config.drop_rate)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
-        x = x + self.drop_shortcut(self.att(self.norm1(x), cache, mask))
+    def forward(self, x: Tensor, *, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
+        x = x + self.drop_shortcut(self.att(self.norm1(x), cache=cache, mask=mask))
         out: Tensor = x + self.drop_shortcut(self.ff(self.norm2(x)))
         return out
 
 
 class GPTModel(nn.Module):
-    """A GPT-2: token ids in, logits for the next token at each position out.
+    """A GPT-2 that maps token ids to the logits of the next token at each position.
 
     Attributes:
-        activation_checkpointing: whether blocks keep only what they are given, and compute the rest again for the backward pass.
+        activation_checkpointing: Keep only the input of each block in the forward pass, and recompute the rest in the backward
+            pass.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -99,7 +100,7 @@ class GPTModel(nn.Module):
             self._init_gpt2() if config.init == "gpt2" else self._init_pytorch()
 
     def forward(self, token_ids: Tensor) -> Tensor:
-        """Logits of the next token after each position.
+        """Return the logits of the next token at each position.
 
         Args:
             token_ids: int64, (B, T), T at most context_length.
@@ -109,49 +110,49 @@ class GPTModel(nn.Module):
         """
         return self.logits(self.hidden_states(token_ids))
 
-    def hidden_states(self, token_ids: Tensor, cache: KVCache | None = None, *, positions: Tensor | None = None) -> Tensor:
-        """What the blocks make of the tokens, before the output head.
+    def hidden_states(self, token_ids: Tensor, *, cache: KVCache | None = None, positions: Tensor | None = None) -> Tensor:
+        """Return the output of the last layer norm, the input of the output head.
 
         Args:
             token_ids: int64, (B, T).
-            cache: the positions read before these, to which these are added.
-            positions: of each token in its document, int64, (B, T), counted from 0 in each: documents see nothing of each
-                other; None: each row is one document. Not with a cache.
+            cache: Keys and values of the positions before token_ids; this call appends those of token_ids.
+            positions: Position of each token in its document, int64, (B, T), starting at 0 in each document. Tokens attend only
+                to their own document. None treats each row as one document. Cannot be combined with a cache.
 
         Returns:
             (B, T, D).
 
         Raises:
-            ValueError: when the positions would not fit into context_length.
+            ValueError: If the positions exceed context_length.
         """
         T = token_ids.shape[1]
-        if (most := self.config.context_length) < T:
-            raise ValueError(f"token_ids reach position {T}, but the model's context_length is {most}.")
-        mask = None if positions is None else _within_documents(positions)  # (B, 1, T, T)
+        if (context_length := self.config.context_length) < T:
+            raise ValueError(f"token_ids reach position {T}, but the model's context_length is {context_length}.")
+        mask = None if positions is None else _document_mask(positions)  # (B, 1, T, T)
         if positions is None:
             positions = torch.arange(T, device=token_ids.device) if cache is None else cache.begin(T)
         x = self.drop_emb(self.tok_emb(token_ids) + self.pos_emb(positions))  # (B, T, D)
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         for block in self.trf_blocks:
-            x = checkpoint(block, x, None, mask, use_reentrant=False) if recompute else block(x, cache, mask)
+            x = checkpoint(block, x, mask=mask, use_reentrant=False) if recompute else block(x, cache=cache, mask=mask)
         hidden: Tensor = self.final_norm(x)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """The output head: (..., D) -> (..., V)."""
+        """Apply the output head: (..., D) -> (..., V)."""
         return F.linear(hidden, self.head_weight)
 
     @property
     def head_weight(self) -> Tensor:
-        """The output head's weight, (V, D)."""
+        """The weight of the output head, (V, D)."""
         return self.tok_emb.weight if self.config.tie_embeddings else self.out_head.weight
 
     def num_parameters(self) -> int:
-        """Trainable numbers, a tied head counted once."""
+        """Return the number of trainable parameters; a tied output head counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def _init_gpt2(self) -> None:
-        """GPT-2's: normal, 0.02 (0.01 for positions), and smaller where two branches a block add up in the residual stream."""
+        """Initialize like GPT-2: normal with std 0.02, 0.01 for positions, and scaled down for the residual projections."""
         residual_std = 0.02 / math.sqrt(2 * self.config.n_layers)
         for name, parameter in self.named_parameters():
             if name.endswith(("att.out_proj.weight", "ff.layers.2.weight")):
@@ -164,13 +165,13 @@ class GPTModel(nn.Module):
                 nn.init.zeros_(parameter)
 
     def _init_pytorch(self) -> None:
-        """Each layer's own default; the linear layers have theirs already."""
+        """Initialize the embeddings with PyTorch's default; the linear layers already have theirs."""
         for embedding in (self.tok_emb, self.pos_emb):
             embedding.reset_parameters()
 
 
-def _within_documents(positions: Tensor) -> Tensor:
-    """Which keys each query sees: those of its own document up to its own position; bool, (B, 1, T, T)."""
-    places = torch.arange(positions.shape[1], device=positions.device)
-    back = places[:, None] - places  # from a query to a key, (T, T)
-    return ((back >= 0) & (back <= positions[:, :, None]))[:, None]
+def _document_mask(positions: Tensor) -> Tensor:
+    """Return the keys that each query sees, those of its own document up to its own position: bool, (B, 1, T, T)."""
+    index = torch.arange(positions.shape[1], device=positions.device)
+    distance = index[:, None] - index  # from query to key, (T, T)
+    return ((distance >= 0) & (distance <= positions[:, :, None]))[:, None]

@@ -1,6 +1,6 @@
-"""Keys and values of the positions that a model has read so far.
+"""Caches for the keys and values of the positions that a model has read so far.
 
-Shapes: B batch, T positions given now, S positions held, H heads, K head_dim.
+Shapes: B batch, T time (new positions), S cached positions, H heads, K head_dim.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from gpt_pretrain.model.config import GPTConfig
 
 
 class KVCache:
-    """One pair of buffers for each block; attention sees as much of them as is filled.
+    """A key buffer and a value buffer for each block; attention sees only the filled part.
 
     Args:
-        config: the model's architecture.
-        batch_size: rows, B.
-        capacity: the most positions to hold; None is context_length, which more would be cut to.
-        device, dtype: where and how the model computes keys and values.
+        config: The model's architecture.
+        batch_size: Number of rows, B.
+        capacity: Largest number of positions, at most context_length. None means context_length.
+        device: Device on which the model computes keys and values.
+        dtype: Dtype in which the model computes keys and values.
 
     Attributes:
-        length: positions held, S.
-        mask: which of the positions held each one given now may see, bool, (T, S); None: those up to its own.
+        length: Number of cached positions, S.
+        mask: Cached positions that each new position may see, bool, (T, S). None means all up to its own.
     """
 
     def __init__(
@@ -36,22 +37,22 @@ class KVCache:
         self.mask: Tensor | None = None
 
     def begin(self, n_positions: int) -> Tensor:
-        """The numbers of the next T positions, int64, (T,), which are then stored block by block.
+        """Reserve the next T positions and return their numbers, int64, (T,). Each block then stores its keys and values.
 
         Raises:
-            ValueError: when they do not fit.
+            ValueError: If the positions exceed the capacity.
         """
         past, end = self.length, self.length + n_positions
         if end > self.capacity:
             raise ValueError(f"token_ids reach position {end}, but cache and context_length end at {self.capacity}.")
         device = self.keys.device
-        later = past > 0 and n_positions > 1
-        self.mask = torch.ones(n_positions, end, dtype=torch.bool, device=device).tril(past) if later else None
+        needs_mask = past > 0 and n_positions > 1
+        self.mask = torch.ones(n_positions, end, dtype=torch.bool, device=device).tril(past) if needs_mask else None
         self.length = end
         return torch.arange(past, end, device=device)
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store a block's (B, H, T, K) and return all that are held, (B, H, S, K)."""
+        """Store a block's new keys and values, (B, H, T, K), and return all cached ones, (B, H, S, K)."""
         end = self.length
         start = end - keys.shape[2]
         self.keys[layer, :, :, start:end] = keys
@@ -60,22 +61,22 @@ class KVCache:
 
 
 class StaticKVCache(KVCache):
-    """A cache that goes on from another, one position at a time, by operations that are the same each time.
+    """A cache that continues another one position at a time, with operations that are the same for each position.
 
-    So a step can be recorded once, as a CUDA graph, and played again: where it writes stands in a tensor, and attention
-    sees the whole buffers through a mask.
+    A decoding step can therefore be captured as a CUDA graph and replayed: the write position is a tensor, and attention sees
+    the whole buffers through a mask.
     """
 
     def __init__(self, cache: KVCache) -> None:
         self.capacity = cache.capacity
         self.keys, self.values, self.length = cache.keys, cache.values, cache.length
         self.position = torch.tensor([cache.length], device=self.keys.device)
-        self._all = torch.arange(self.capacity, device=self.keys.device)
+        self._all_positions = torch.arange(self.capacity, device=self.keys.device)
         self.mask = None
 
     def begin(self, n_positions: int) -> Tensor:
         assert n_positions == 1
-        self.mask = (self._all <= self.position)[None]  # (1, capacity)
+        self.mask = (self._all_positions <= self.position)[None]  # (1, capacity)
         return self.position
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,12 +85,12 @@ class StaticKVCache(KVCache):
         return self.keys[layer], self.values[layer]
 
     def advance(self) -> None:
-        """Move on to the next position, once a step is done.
+        """Move to the next position after a step.
 
         Raises:
-            ValueError: when there is none.
+            ValueError: If the cache is full.
         """
         self.length += 1
         if self.length > self.capacity:
-            raise ValueError(f"Position {self.length} lies beyond the cache and the model's context_length, {self.capacity}.")
+            raise ValueError(f"Position {self.length} exceeds the cache and the model's context_length, {self.capacity}.")
         self.position += 1

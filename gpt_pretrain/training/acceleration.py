@@ -9,7 +9,7 @@ import torch
 from gpt_pretrain.config.schema import TrainerSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.gpt2 import GPTModel
-from gpt_pretrain.model.kernels.products import cpu_bf16_pays, cpu_bf16_share
+from gpt_pretrain.model.kernels.matmul_speed import cpu_bf16_is_faster, cpu_bf16_time_ratio
 from gpt_pretrain.training.distributed.ranks import broadcast
 
 log = logging.getLogger(__name__)
@@ -39,8 +39,8 @@ def precision_for(wanted: str, device: torch.device, *, deterministic: bool = Fa
     if device.type == "cpu" and deterministic:
         return "32-true", "trainer.deterministic=true, so nothing is measured"
     if device.type == "cpu":
-        reason = f"bf16 products take {cpu_bf16_share():.2f} of fp32's time on this CPU"
-        return ("bf16-mixed" if cpu_bf16_pays() else "32-true"), reason
+        reason = f"bf16 products take {cpu_bf16_time_ratio():.2f} of fp32's time on this CPU"
+        return ("bf16-mixed" if cpu_bf16_is_faster() else "32-true"), reason
     return "32-true", f"the safe choice on {device.type}"
 
 

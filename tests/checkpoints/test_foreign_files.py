@@ -159,7 +159,7 @@ def test_weights_that_are_no_numbers(tmp_path: Path, number: float) -> None:
             {"vocab_size": 102, "n_positions": 48},
             r"vocab_size=102, its tensors show 101(.|\n)*|context_length=48, its tensors show 24",
         ),
-        ({"n_head": 5}, r"n_heads=5: must divide emb_dim=48"),
+        ({"n_head": 5}, r"n_heads=5 does not divide emb_dim=48"),
         ({"n_head": "4"}, r"n_heads='4': must be a whole number"),
         ({"n_layer": 10**12}, r"its config says n_layers=1000000000000"),
         ({"model_type": "llama"}, r"model_type is 'llama'; only 'gpt2' can be read"),

@@ -200,7 +200,7 @@ def test_heads_are_asked_for_where_nothing_tells_them(tmp_path: Path) -> None:
         UserError, match=r"own\.pth does not say how many attention heads .* Add n_heads=\.\.\. .*divisor of its emb_dim 32"
     ):
         load_pretrained(tmp_path / "own.pth")
-    with pytest.raises(UserError, match=r"own\.pth: n_heads=5: must divide emb_dim=32"):
+    with pytest.raises(UserError, match=r"own\.pth: n_heads=5 does not divide emb_dim=32"):
         load_pretrained(tmp_path / "own.pth", n_heads=5)
     assert difference(load_pretrained(tmp_path / "own.pth", n_heads=4), tiny_model()) == 0
     small = tiny_model(emb_dim=768, n_layers=12, n_heads=12, vocab_size=7, context_length=3)

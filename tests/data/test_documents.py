@@ -17,7 +17,7 @@ from gpt_pretrain.checkpoints.pretrained import load_pretrained
 from gpt_pretrain.data.documents import Documents
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.loss import next_token_loss
-from gpt_pretrain.model.kernels import attention, loss
+from gpt_pretrain.model.kernels import attention, chunks, loss
 from tests.conftest import tiny_model
 from tests.helpers.made_shards import random_documents, stream, write_llmc, write_nanogpt, write_shards
 from tests.helpers.training_runs import Train, checkpoint, same_weights
@@ -111,7 +111,7 @@ def test_ignored_targets_count_for_nothing(ignored: list[bool], rows: int) -> No
     hidden, weight = torch.randn(13, 8, requires_grad=True), torch.randn(31, 8, requires_grad=True)
     targets = torch.randint(0, 31, (13,)).masked_fill(torch.tensor(ignored), -100)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(loss.CHUNK_BYTES, "cpu", rows * 4 * 31)
+        patch.setitem(chunks.LOGITS_BYTES, "cpu", rows * 4 * 31)
         value = loss.linear_cross_entropy(hidden, weight, targets)
     found = torch.autograd.grad(value, (hidden, weight))
     if all(ignored):
@@ -142,7 +142,7 @@ def test_dropout_with_a_mask_keeps_to_it(monkeypatch: pytest.MonkeyPatch) -> Non
     starts = torch.tensor([[0] * 13 + [13] * 27, [0] * 30 + [30] * 10])
     places = torch.arange(40)
     mask = ((places <= places[:, None]) & (places >= starts[:, :, None]))[:, None]
-    monkeypatch.setattr(attention, "BLOCK", 16)
+    monkeypatch.setattr(chunks, "QUERY_BLOCK", 16)
     monkeypatch.setattr(attention, "keep_mask", lambda shape, rate, dtype: torch.ones(shape, dtype=dtype))
     weights = torch.randn(2, 3, 40, 8)
     fast = attention.causal_attention(q, k, v, mask=mask, drop_rate=0.5)

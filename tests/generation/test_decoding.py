@@ -119,7 +119,7 @@ def test_in_bf16_the_logits_are_those_of_autocast() -> None:
 def test_compiled_blocks_are_decoded_as_they_were_written() -> None:
     model = tiny_model()
     for block in model.trf_blocks:
-        block._compiled_call_impl = lambda *args: pytest.fail("compiled for this length alone")
+        block._compiled_call_impl = lambda *args, **kwargs: pytest.fail("compiled for this length alone")
     assert generate(model, torch.tensor([[1, 2]]), 3).shape == (1, 5)
 
 
@@ -130,13 +130,13 @@ def test_a_static_cache_goes_on_as_the_growing_one() -> None:
     with torch.inference_mode():
         growing = KVCache(model.config, 2, device=torch.device("cpu"), dtype=torch.float32)
         other = KVCache(model.config, 2, device=torch.device("cpu"), dtype=torch.float32)
-        model.hidden_states(prompt, growing)
-        model.hidden_states(prompt, other)
+        model.hidden_states(prompt, cache=growing)
+        model.hidden_states(prompt, cache=other)
         static = StaticKVCache(other)
-        model.hidden_states(torch.zeros(2, 1, dtype=torch.int64), static)  # a rehearsal; the first real step writes over it
+        model.hidden_states(torch.zeros(2, 1, dtype=torch.int64), cache=static)  # a rehearsal; the first real step writes over it
         for _ in range(10):
             new = torch.randint(0, 97, (2, 1))
-            torch.testing.assert_close(model.hidden_states(new, static), model.hidden_states(new, growing))
+            torch.testing.assert_close(model.hidden_states(new, cache=static), model.hidden_states(new, cache=growing))
             static.advance()
         with pytest.raises(ValueError, match="context_length"):
             static.advance()

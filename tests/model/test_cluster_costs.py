@@ -13,7 +13,7 @@ import torch
 from benchmarks.scale import tables
 from gpt_pretrain.model import cluster_costs, costs
 from gpt_pretrain.model.config import GPTConfig
-from gpt_pretrain.model.costs import Sharing
+from gpt_pretrain.model.costs import Parallelism
 from gpt_pretrain.model.gpt2 import GPTModel
 from tests.conftest import ROOT
 
@@ -62,15 +62,15 @@ def test_two_ranks_hold_and_send_what_is_said(
         f"trainer.precision={precision}",
         f"trainer.accumulate_grad_batches={accumulate}",
     )
-    sharing = Sharing(devices=2, fsdp=fsdp, recompute=recompute, accumulate=accumulate)
-    memory = costs.training_memory(CONFIG, batch_size=8, precision=precision, device="cpu", sharing=sharing)
+    parallelism = Parallelism(devices=2, fsdp=fsdp, activation_checkpointing=recompute, accumulate_grad_batches=accumulate)
+    memory = costs.training_memory(CONFIG, batch_size=8, precision=precision, device="cpu", parallelism=parallelism)
     assert max(row["weights"] for row in rows) == memory.weights
     assert max(row["moments"] for row in rows) == memory.moments
-    there = memory.weights + memory.moments + memory.gradients * memory.gradients_stay  # before the batch
+    there = memory.weights + memory.moments + memory.gradients * memory.gradients_persist  # before the batch
     peak = min(row["peak"] for row in rows)  # the others were disturbed: some of what they freed was not seen
     assert memory.peak == pytest.approx(there + peak, rel=tolerance)
 
-    traffic = cluster_costs.step_traffic(CONFIG, precision=precision, sharing=sharing)
+    traffic = cluster_costs.step_traffic(CONFIG, precision=precision, parallelism=parallelism)
     busy = [row["sent"] for row in rows if row["sent"] > 10_000]  # the others are batches whose gradients DDP keeps to itself
     if fsdp:
         gathered = max(
@@ -92,52 +92,55 @@ def test_blocks_and_the_rest_are_all_of_the_model(config: GPTConfig) -> None:
     with torch.device("meta"):
         model = GPTModel(config)
     shapes = [tuple(parameter.shape) for parameter in model.trf_blocks[0].parameters()]
-    assert sorted(shapes) == sorted(shape if shape[1] > 1 else shape[:1] for shape in costs.block_shapes(config))
-    blocks, root = costs.padded(costs.block_shapes(config), 1), costs.padded(costs.root_shapes(config), 1)
+    assert sorted(shapes) == sorted(shape if shape[1] > 1 else shape[:1] for shape in costs.block_tensor_shapes(config))
+    blocks, root = (
+        costs.padded_numel(costs.block_tensor_shapes(config), 1),
+        costs.padded_numel(costs.root_tensor_shapes(config), 1),
+    )
     assert config.n_layers * blocks + root == costs.num_parameters(config) == model.num_parameters()
 
 
 def test_fsdp_holds_a_part_and_sends_half_as_much_again_as_ddp() -> None:
     def memory(devices: int, fsdp: bool) -> costs.TrainingMemory:
-        sharing = Sharing(devices=devices, fsdp=fsdp)
-        return costs.training_memory(GPT2, batch_size=1, precision="bf16-mixed", device="cuda", sharing=sharing)
+        parallelism = Parallelism(devices=devices, fsdp=fsdp)
+        return costs.training_memory(GPT2, batch_size=1, precision="bf16-mixed", device="cuda", parallelism=parallelism)
 
     assert memory(8, True).weights == pytest.approx(memory(8, False).weights / 8, rel=1e-4)
     assert memory(512, False).weights == memory(1, False).weights
-    ddp = cluster_costs.step_traffic(GPT2, precision="bf16-mixed", sharing=Sharing(devices=8))
+    ddp = cluster_costs.step_traffic(GPT2, precision="bf16-mixed", parallelism=Parallelism(devices=8))
     assert ddp.total == 7 * 2 * 4 * 124_439_808 // 8
-    fsdp = cluster_costs.step_traffic(GPT2, precision="bf16-mixed", sharing=Sharing(devices=8, fsdp=True))
+    fsdp = cluster_costs.step_traffic(GPT2, precision="bf16-mixed", parallelism=Parallelism(devices=8, fsdp=True))
     embeddings = 4 * (50257 + 1024 + 2) * 768 * 7 / 8  # gathered once, since they stay
     assert fsdp.total == pytest.approx(1.5 * ddp.total - embeddings, rel=1e-4)
-    assert cluster_costs.step_traffic(GPT2, precision="bf16-true", sharing=Sharing(devices=8)).total == ddp.total // 2
-    assert cluster_costs.step_traffic(GPT2, precision="32-true", sharing=Sharing()).total == 0
+    assert cluster_costs.step_traffic(GPT2, precision="bf16-true", parallelism=Parallelism(devices=8)).total == ddp.total // 2
+    assert cluster_costs.step_traffic(GPT2, precision="32-true", parallelism=Parallelism()).total == 0
 
 
 def test_the_adapters_of_a_machine_serve_a_ring_together() -> None:
-    cluster = cluster_costs.Cluster(flops_per_second=1, utilisation=1, memory=1, link=450, network=50, gpus=8)
-    assert [cluster.wire(devices) for devices in (8, 16, 512)] == [450, 400, 400]
+    cluster = cluster_costs.Cluster(flops_per_second=1, mfu=1, memory=1, link=450, network=50, gpus_per_machine=8)
+    assert [cluster.ring_bandwidth(devices) for devices in (8, 16, 512)] == [450, 400, 400]
 
 
 def test_rows_that_do_not_divide_are_filled_up() -> None:
-    assert costs.padded([(768, 768)], 8) == 768 * 768
-    assert costs.padded([(768, 768)], 512) == 1024 * 768  # two rows for each of 384 devices, none for the others
+    assert costs.padded_numel([(768, 768)], 8) == 768 * 768
+    assert costs.padded_numel([(768, 768)], 512) == 1024 * 768  # two rows for each of 384 devices, none for the others
 
 
 def test_recomputation_adds_a_third_in_the_blocks_and_nothing_in_the_head() -> None:
     head = 2 * 50257 * 768
     blocks = costs.forward_flops(GPT2) - head
-    assert costs.training_flops(GPT2, recompute=True) == 4 * blocks + 3 * head
+    assert costs.training_flops(GPT2, activation_checkpointing=True) == 4 * blocks + 3 * head
 
 
 def test_checkpoints_are_best_where_neither_they_nor_failures_cost_most() -> None:
-    best = cluster_costs.seconds_between_saves(512, save_seconds=30)
+    best = cluster_costs.best_save_interval(512, save_seconds=30)
     failure = cluster_costs.seconds_to_failure(512)
     assert failure / 86_400 == pytest.approx(4.1, rel=0.01)
 
     def cost(interval: float) -> float:
         return 30 / interval + interval / (2 * failure)
 
-    assert cluster_costs.lost_share(512, save_seconds=30) == pytest.approx(cost(best))
+    assert cluster_costs.lost_time_fraction(512, save_seconds=30) == pytest.approx(cost(best))
     assert cost(best) < min(cost(0.9 * best), cost(1.1 * best))
 
 

@@ -11,7 +11,7 @@ from gpt_pretrain.evaluation.loss import next_token_loss
 from gpt_pretrain.model import costs
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.gpt2 import GPTModel
-from gpt_pretrain.model.kernels import attention, loss
+from gpt_pretrain.model.kernels import attention, chunks, loss
 from tests.conftest import tiny_model
 
 CONFIGS = [
@@ -33,7 +33,9 @@ def test_parameters_are_those_of_the_model(config: GPTConfig) -> None:
         "norms": torch.nn.ModuleList(module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)),
         "output head": torch.nn.ModuleList() if config.tie_embeddings else model.out_head,
     }
-    assert costs.parameters(config) == {part: sum(p.numel() for p in module.parameters()) for part, module in counted.items()}
+    assert costs.parameter_counts(config) == {
+        part: sum(p.numel() for p in module.parameters()) for part, module in counted.items()
+    }
 
 
 def test_gpt2_small_has_124_million() -> None:
@@ -49,7 +51,7 @@ def test_operations_are_those_that_pytorch_counts(config: GPTConfig) -> None:
     assert forward.get_total_flops() == tokens * costs.forward_flops(config)
     with FlopCounterMode(display=False) as both, sdpa_kernel(SDPBackend.MATH):
         next_token_loss(model, token_ids, token_ids).backward()
-    assert loss.chunk_rows(tokens, config.vocab_size, "cpu") == tokens  # for later chunks add in place, which is not counted
+    assert chunks.chunk_rows(tokens, config.vocab_size, "cpu") == tokens  # for later chunks add in place, which is not counted
     assert both.get_total_flops() == tokens * costs.training_flops(config)
 
 
@@ -116,6 +118,6 @@ def test_a_checkpoint_is_as_large_as_said(train: object, tmp_path: Path) -> None
     assert costs.checkpoint_bytes(config, precision="32-true") == pytest.approx(size, rel=0.02)
 
 
-def test_the_kernels_constants_are_those_counted_with() -> None:
-    assert costs.CHUNK_BYTES == loss.CHUNK_BYTES
-    assert costs.BLOCK == attention.BLOCK
+def test_the_formulas_use_the_chunk_sizes_of_the_kernels() -> None:
+    assert costs.chunk_rows is loss.chunk_rows is chunks.chunk_rows
+    assert costs.query_blocks is attention.query_blocks is chunks.query_blocks

@@ -12,7 +12,7 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt_pretrain.evaluation.loss import next_token_loss
-from gpt_pretrain.model.kernels import attention, dropout, loss
+from gpt_pretrain.model.kernels import attention, chunks, dropout, loss
 from gpt_pretrain.training.optimizer import clip_gradients
 from tests.conftest import tiny_model
 
@@ -32,7 +32,7 @@ class LargestTensor(TorchDispatchMode):
 @contextmanager
 def chunk_bytes(n_bytes: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(loss.CHUNK_BYTES, "cpu", n_bytes)
+        patch.setitem(chunks.LOGITS_BYTES, "cpu", n_bytes)
         yield
 
 
@@ -113,7 +113,7 @@ def test_a_second_backward_pass_is_refused() -> None:
     hidden, weight, targets = head(3, 4, 5)
     value = loss.linear_cross_entropy(hidden, weight, targets)
     value.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="once"):
+    with pytest.raises(RuntimeError, match="a single backward pass"):
         value.backward()
 
 
@@ -132,10 +132,10 @@ def test_the_logits_of_all_positions_never_exist_at_once(training: bool) -> None
 
 @pytest.mark.parametrize(("n", "rows"), [(512, 256), (1, 1), (333, 333), (334, 167)])
 def test_chunks_are_of_equal_size(n: int, rows: int) -> None:
-    assert loss.chunk_rows(n, 50257, "cpu") == rows
+    assert chunks.chunk_rows(n, 50257, "cpu") == rows
 
 
-@pytest.mark.parametrize("n_tokens", [1, 5, attention.BLOCK, attention.BLOCK + 1, 2 * attention.BLOCK + 3])
+@pytest.mark.parametrize("n_tokens", [1, 5, chunks.QUERY_BLOCK, chunks.QUERY_BLOCK + 1, 2 * chunks.QUERY_BLOCK + 3])
 def test_attention_with_dropout_equals_the_plain_way_under_the_same_masks(n_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Tensor] = []
 
@@ -150,7 +150,7 @@ def test_attention_with_dropout_equals_the_plain_way_under_the_same_masks(n_toke
         lambda: (attention.causal_attention(queries, keys, values, drop_rate=0.3) * weighted).sum(), queries, keys, values
     )
     mask = torch.zeros(6, n_tokens, n_tokens)
-    for start, block in zip(range(0, n_tokens, attention.BLOCK), drawn, strict=True):
+    for start, block in zip(range(0, n_tokens, chunks.QUERY_BLOCK), drawn, strict=True):
         mask[:, start : start + block.shape[1], : block.shape[2]] = block
 
     def plain() -> Tensor:

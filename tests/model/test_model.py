@@ -82,7 +82,7 @@ def test_reading_in_pieces_with_a_cache_equals_reading_at_once(tie_embeddings: b
     token_ids = torch.randint(0, 97, (2, 16))
     cache = KVCache(model.config, 2, device=torch.device("cpu"), dtype=torch.float32)
     with torch.no_grad():
-        pieces = [model.logits(model.hidden_states(piece, cache)) for piece in token_ids.split([5, 1, 1, 6, 3], dim=1)]
+        pieces = [model.logits(model.hidden_states(piece, cache=cache)) for piece in token_ids.split([5, 1, 1, 6, 3], dim=1)]
         assert torch.allclose(torch.cat(pieces, dim=1), model(token_ids), atol=1e-5)
 
 

@@ -104,7 +104,7 @@ def test_dropout_teaches_as_pytorch_s_own_does(train: Train, tmp_path: Path, mon
     words = [*SIXTY_STEPS, "model.drop_rate=0.3"]
     train(*words, run_dir=tmp_path / "fast")
     for name in ("attention", "dropout"):
-        monkeypatch.setattr(f"gpt_pretrain.model.kernels.{name}.masks_pay", lambda x: False)
+        monkeypatch.setattr(f"gpt_pretrain.model.kernels.{name}.use_keep_mask", lambda x: False)
     train(*words, run_dir=tmp_path / "plain")
     fast, plain = (np.mean(losses(tmp_path / name)[-20:]) for name in ("fast", "plain"))
     train(*words, "seed=124", run_dir=tmp_path / "other")

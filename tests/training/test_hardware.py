@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.model.kernels import products
+from gpt_pretrain.model.kernels import matmul_speed
 from gpt_pretrain.system import devices
 from gpt_pretrain.system.devices import accelerator_device, pick_device
 from gpt_pretrain.training import acceleration
@@ -21,13 +21,13 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize(("share", "expected"), [(0.5, "bf16-mixed"), (2.0, "32-true"), (0.8, "32-true")])
 def test_auto_precision_on_a_cpu_goes_by_speed(monkeypatch: pytest.MonkeyPatch, share: float, expected: str) -> None:
-    for module in (acceleration, products):
-        monkeypatch.setattr(module, "cpu_bf16_share", lambda: share)
+    for module in (acceleration, matmul_speed):
+        monkeypatch.setattr(module, "cpu_bf16_time_ratio", lambda: share)
     assert precision_for("auto", CPU)[0] == expected
 
 
 def test_a_deterministic_run_goes_by_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(acceleration, "cpu_bf16_share", lambda: pytest.fail("measured"))
+    monkeypatch.setattr(acceleration, "cpu_bf16_time_ratio", lambda: pytest.fail("measured"))
     assert precision_for("auto", CPU, deterministic=True)[0] == "32-true"
 
 

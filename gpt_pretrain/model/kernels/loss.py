@@ -1,4 +1,4 @@
-"""Next-token loss straight from hidden states: the logits of all positions never exist at once, forward or backward.
+"""Next-token loss computed from hidden states, without ever holding the logits of all positions.
 
 Shapes: N positions, D emb_dim, V vocab_size.
 """
@@ -14,52 +14,57 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_BYTES = {"cpu": 1 << 26, "cuda": 1 << 30}  # of fp32 logits in memory; more would not be faster
-IGNORED = -100  # the target of a position that has none, as PyTorch's own losses have it
-Softmax = Callable[[Tensor, Tensor, Tensor], Tensor]
-ALIGN = 64  # columns; an odd vocabulary such as GPT-2's 50,257 leaves rows that vector units and tensor cores read slowly
+from gpt_pretrain.model.kernels.chunks import chunk_rows
+
+IGNORED = -100  # The target id of a position that does not count, as in PyTorch's own losses.
+# Columns of the logits buffer are padded to a multiple of this. Vector units and tensor cores read rows of an odd length, such as
+# GPT-2's 50,257, slowly.
+COLUMN_ALIGNMENT = 64
+
+SoftmaxGradient = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, target_ids: Tensor, *, compiled: bool = False) -> Tensor:
-    """Mean cross-entropy in nats of an output head without bias, like `F.cross_entropy(hidden @ weight.T, target_ids)`.
+    """Compute the mean cross-entropy of an output head without bias, in nats.
 
-    Gradients are computed on the way forward, chunk by chunk, since the softmax is at hand there. Products are made in
-    autocast's dtype where that is on; softmax and sums are fp32.
+    The result equals `F.cross_entropy(hidden @ weight.T, target_ids)`. The forward pass also computes the gradients, chunk by
+    chunk, because the softmax is available there. Matrix products use autocast's dtype if autocast is on; softmax and sums
+    use fp32.
 
     Args:
         hidden: (N, D).
         weight: (V, D).
-        target_ids: int64, (N,); positions whose target is IGNORED count for nothing.
-        compiled: make one kernel of all that happens to the logits between the products.
+        target_ids: int64, (N,). Positions whose target is IGNORED do not count.
+        compiled: Fuse all operations on the logits between the matrix products into one kernel.
 
     Returns:
-        A scalar, fp32 or wider; 0 where all targets are ignored.
+        A scalar in fp32 or wider; 0 if all targets are IGNORED.
     """
-    softmax = _compiled_softmax() if compiled else _softmax_minus_target
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, target_ids, softmax)  # type: ignore[no-untyped-call]
+    softmax_gradient = _compiled_softmax_gradient() if compiled else _softmax_gradient
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, target_ids, softmax_gradient)  # type: ignore[no-untyped-call]
     return loss
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, target_ids: Tensor, softmax: Softmax) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, target_ids: Tensor, softmax_gradient: SoftmaxGradient) -> Tensor:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         N, V = len(hidden), len(weight)
         with torch.autocast(device, enabled=False):
             x, w = hidden.to(dtype), weight.to(dtype)
             rows = chunk_rows(N, V, device)
-            buffer = torch.empty(rows, -(-V // ALIGN) * ALIGN, dtype=dtype, device=hidden.device)
+            buffer = torch.empty(rows, -(-V // COLUMN_ALIGNMENT) * COLUMN_ALIGNMENT, dtype=dtype, device=hidden.device)
             total = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=hidden.device)
-            kept = (target_ids != IGNORED).to(total.dtype)
-            count = kept.sum().clamp(min=1)
-            weights = kept if dtype == torch.float16 else kept / count
+            counted = (target_ids != IGNORED).to(total.dtype)
+            count = counted.sum().clamp(min=1)
+            row_weights = counted if dtype == torch.float16 else counted / count
             gradients = _Gradients(x, w, rows, count) if ctx.needs_input_grad[0] or ctx.needs_input_grad[1] else None
             for start in range(0, N, rows):
                 chunk = slice(start, min(start + rows, N))
-                logits = buffer[: chunk.stop - start, :V]
+                logits = buffer[: chunk.stop - start, :V]  # (up to rows, V)
                 torch.mm(x[chunk], w.T, out=logits)
-                total += softmax(logits, target_ids[chunk], weights[chunk])
+                total += softmax_gradient(logits, target_ids[chunk], row_weights[chunk])
                 if gradients is not None:
                     gradients.add(logits, chunk)
         ctx.gradients = None if gradients is None else gradients.finish(hidden.dtype, weight.dtype)
@@ -69,32 +74,39 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor, Tensor, None, None]:
         if ctx.gradients is None:
-            raise RuntimeError("linear_cross_entropy: backward can be called once, since it gives its gradients away.")
+            raise RuntimeError("linear_cross_entropy supports a single backward pass, because backward reuses its buffers.")
         d_hidden, d_weight = ctx.gradients
         ctx.gradients = None
-        if d_loss.device.type != "cpu" or d_loss.item() != 1:  # 1, unless gradients are accumulated or scaled
+        # d_loss is 1 unless gradients are accumulated or scaled. On a GPU, reading it would wait for the device.
+        if d_loss.device.type != "cpu" or d_loss.item() != 1:
             d_hidden.mul_(d_loss)
             d_weight.mul_(d_loss)
         return d_hidden, d_weight, None, None
 
 
 class _Gradients:
-    """The gradients of hidden states x, (N, D), and weights w, (V, D), summed up chunk by chunk.
+    """The gradients of the hidden states and of the head's weight, summed chunk by chunk.
 
-    Half precision is summed in fp32. What fp16 cannot hold is kept out of it: a mean's small gradients by coming as those of
-    the sum, and large sums over the rows of a chunk by shrinking x before them.
+    Half-precision gradients are summed in fp32. In fp16 the small gradients of a mean would underflow, so each chunk adds the
+    gradients of a sum; and the sums over the rows of a chunk could overflow, so x is scaled down before.
+
+    Args:
+        x: Hidden states, (N, D).
+        w: Weight, (V, D).
+        rows: Rows of a chunk.
+        count: Number of positions that the mean is over.
     """
 
     def __init__(self, x: Tensor, w: Tensor, rows: int, count: Tensor) -> None:
-        self.x, self.w, self.count = x, w, count  # the last is how many positions the mean is over
+        self.x, self.w, self.count = x, w, count
         self.fp16 = x.dtype == torch.float16
-        self.shrink = 0.5 ** math.ceil(math.log2(rows)) if self.fp16 else 1.0
+        self.scale = 0.5 ** math.ceil(math.log2(rows)) if self.fp16 else 1.0
         self.d_hidden = torch.empty_like(x)
         self.d_weight: Tensor | None = None
 
     def add(self, d_logits: Tensor, chunk: slice) -> None:
         torch.mm(d_logits, self.w, out=self.d_hidden[chunk])
-        x = self.x[chunk] * self.shrink if self.fp16 else self.x[chunk]
+        x = self.x[chunk] * self.scale if self.fp16 else self.x[chunk]
         if self.d_weight is None:
             self.d_weight = (d_logits.T @ x).to(torch.promote_types(x.dtype, torch.float32))
         elif self.d_weight.dtype == x.dtype:
@@ -107,32 +119,35 @@ class _Gradients:
         d_hidden = self.d_hidden.to(hidden_dtype)
         if self.fp16:
             d_hidden = d_hidden / self.count.to(hidden_dtype)
-            self.d_weight /= self.shrink * self.count
+            self.d_weight /= self.scale * self.count
         return d_hidden, self.d_weight.to(weight_dtype)
 
 
-def chunk_rows(n_positions: int, vocab_size: int, device: str) -> int:
-    """Positions whose logits are held at once: chunks of equal size, and never all positions where there are many."""
-    most = max(1, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * vocab_size))
-    chunks = -(-n_positions // most)
-    return -(-n_positions // chunks)
+def _softmax_gradient(logits: Tensor, target_ids: Tensor, row_weights: Tensor) -> Tensor:
+    """Replace logits in place by the gradient of the weighted sum of losses.
 
+    Args:
+        logits: (rows, V).
+        target_ids: int64, (rows,).
+        row_weights: (rows,).
 
-def _softmax_minus_target(logits: Tensor, target_ids: Tensor, weights: Tensor) -> Tensor:
-    """Turn logits in place into the gradient of the weighted sum of losses, and return the sum over those of a weight above 0."""
-    at, weights, wide = target_ids.clamp(min=0)[:, None], weights[:, None], torch.promote_types(logits.dtype, torch.float32)
-    chosen = logits.gather(1, at).to(wide)
+    Returns:
+        The unweighted sum of the losses of all rows with a weight above 0.
+    """
+    index, row_weights = target_ids.clamp(min=0)[:, None], row_weights[:, None]  # (rows, 1)
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    target_logits = logits.gather(1, index).to(wide)
     highest = logits.amax(dim=1, keepdim=True)
     probabilities = logits.sub_(highest).exp_() if logits.dtype == wide else (logits.to(wide) - highest).exp_()
     sums = probabilities.sum(dim=1, keepdim=True)
-    loss = (sums.log() + highest - chosen).where(weights > 0, 0.0).sum()
-    probabilities.mul_(weights / sums)
-    probabilities.scatter_add_(1, at, -weights)
+    loss = (sums.log() + highest - target_logits).where(row_weights > 0, 0.0).sum()
+    probabilities.mul_(row_weights / sums)
+    probabilities.scatter_add_(1, index, -row_weights)
     if probabilities is not logits:
         logits.copy_(probabilities)
     return loss
 
 
 @lru_cache(maxsize=1)
-def _compiled_softmax() -> Softmax:
-    return torch.compile(_softmax_minus_target, dynamic=False)
+def _compiled_softmax_gradient() -> SoftmaxGradient:
+    return torch.compile(_softmax_gradient, dynamic=False)

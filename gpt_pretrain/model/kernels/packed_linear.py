@@ -1,4 +1,4 @@
-"""Linear layers whose weights are read as fast as memory gives them: what a decoder does for each token.
+"""Linear layers for decoding, which read each weight once per token and are limited by memory bandwidth.
 
 Shapes: N rows, I in_features, O out_features.
 """
@@ -11,16 +11,16 @@ from torch.nn import functional as F
 
 
 class PackedLinear(nn.Module):
-    """A linear layer for few rows at a time, computed in a dtype of its own.
+    """A linear layer for few rows at a time, computed in its own dtype.
 
-    On an x86 CPU the weights are kept in oneDNN's blocked layout, which PyTorch's own compiler uses too: for GPT-2's shapes
-    it reads bf16 up to twice as fast as `F.linear` does, and fp32 for eight rows likewise; fp32 for one row is fast as it is.
+    On an x86 CPU the weights are stored in oneDNN's blocked layout, as torch.compile does. For GPT-2's shapes this layout is
+    up to twice as fast as `F.linear` in bf16, and in fp32 for eight rows. It does not help fp32 with a single row.
 
     Args:
         weight: (O, I).
         bias: (O,).
-        dtype: of the products.
-        n_rows: rows to come at a time; more or fewer are computed as well.
+        dtype: Dtype of the matrix product and of the output.
+        n_rows: Expected number of rows. Other numbers work but may be slower.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, *, dtype: torch.dtype, n_rows: int) -> None:
@@ -33,7 +33,7 @@ class PackedLinear(nn.Module):
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, n_rows)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., I) -> (..., O), in dtype."""
+        """Apply the layer: (..., I) -> (..., O), in dtype."""
         if not self.packed:
             return F.linear(x.to(self.dtype), self.weight, self.bias)
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.weight, self.bias, "none", [], "")
@@ -41,7 +41,7 @@ class PackedLinear(nn.Module):
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether oneDNN has a layout for weights of that dtype here: on a CPU, and for bf16 not on every one."""
+    """Return whether oneDNN can pack weights of this dtype here; it needs a CPU, and not every CPU supports bf16."""
     if device.type != "cpu" or not torch._C._has_mkldnn or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     if dtype == torch.bfloat16:

@@ -56,7 +56,7 @@ def _memory(settings: TrainSettings, config: GPTConfig, plan: TrainingPlan) -> s
         if size > 1 and plan.memory.activations > plan.memory.gradients
         else "a smaller model or a shorter model.context_length needs less"
     )
-    spread = _peak(settings, config, replace(plan.sharing, fsdp=True, recompute=True))
+    spread = _peak(settings, config, replace(plan.sharing, fsdp=True, activation_checkpointing=True))
     if plan.sharing.devices > 1 and not plan.sharing.fsdp and spread <= limit:
         smaller = f"trainer=fsdp, which spreads the model over the devices, needs {format_si(spread, 'B')}"
     return (
@@ -71,7 +71,7 @@ def _needless_fsdp(settings: TrainSettings, config: GPTConfig, plan: TrainingPla
     needed, most = _peak(settings, config, whole), settings.doubts.max_ddp_memory
     if limit is None or not plan.sharing.fsdp or needed > most * limit:
         return None
-    sent = step_traffic(config, precision=settings.trainer.precision, sharing=whole).total
+    sent = step_traffic(config, precision=settings.trainer.precision, parallelism=whole).total
     return (
         f"trainer.strategy=fsdp: with the whole model on each of {whole.devices} devices a step needs {format_si(needed, 'B')} of "  # noqa: E501
         f"their {format_si(limit, 'B')}; trainer.strategy=ddp has room there, and sends {format_si(sent, 'B')} a step instead of "
@@ -87,11 +87,11 @@ def _device_memory(settings: TrainSettings) -> int | None:
     return None if limit is None else limit // sharing
 
 
-def _peak(settings: TrainSettings, config: GPTConfig, sharing: costs.Sharing) -> int:
+def _peak(settings: TrainSettings, config: GPTConfig, sharing: costs.Parallelism) -> int:
     """What a step would need on each device, if it were shared like that."""
     device = accelerator_device(settings.trainer.accelerator).type
     size, precision = settings.data.batch_size, settings.trainer.precision
-    return costs.training_memory(config, batch_size=size, precision=precision, device=device, sharing=sharing).peak
+    return costs.training_memory(config, batch_size=size, precision=precision, device=device, parallelism=sharing).peak
 
 
 def _disk(settings: TrainSettings, plan: TrainingPlan) -> str | None:

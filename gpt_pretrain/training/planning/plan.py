@@ -9,9 +9,9 @@ from pathlib import Path
 from gpt_pretrain.config.schema import TrainerSettings, TrainSettings
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.model import costs
-from gpt_pretrain.model.cluster_costs import Traffic, step_traffic
+from gpt_pretrain.model.cluster_costs import StepTraffic, step_traffic
 from gpt_pretrain.model.config import GPTConfig
-from gpt_pretrain.model.costs import Sharing, TrainingMemory
+from gpt_pretrain.model.costs import Parallelism, TrainingMemory
 from gpt_pretrain.runs.folder import checkpoint_dir
 from gpt_pretrain.system.devices import accelerator_device
 from gpt_pretrain.system.formatting import format_si
@@ -55,9 +55,9 @@ class TrainingPlan:
     validations: int
     val_batches: int
     epoch_ends: int
-    sharing: Sharing
+    sharing: Parallelism
     memory: TrainingMemory
-    traffic: Traffic
+    traffic: StepTraffic
     checkpoint: int
     checkpoints: int
     export: int
@@ -78,13 +78,13 @@ class TrainingPlan:
         return self.tokens / self.text_tokens
 
 
-def sharing_of(trainer: TrainerSettings, devices: int) -> Sharing:
+def sharing_of(trainer: TrainerSettings, devices: int) -> Parallelism:
     """How the settings have so many devices share a training."""
-    return Sharing(
+    return Parallelism(
         devices=devices,
         fsdp=trainer.strategy == "fsdp" and devices > 1,
-        recompute=trainer.activation_checkpointing,
-        accumulate=trainer.accumulate_grad_batches,
+        activation_checkpointing=trainer.activation_checkpointing,
+        accumulate_grad_batches=trainer.accumulate_grad_batches,
     )
 
 
@@ -116,15 +116,15 @@ def make_plan(settings: TrainSettings, data: TextDataModule, config: GPTConfig, 
         total_steps=total,
         steps=total - first_step,
         tokens=round((total - first_step) * tokens / per_epoch),
-        token_flops=costs.training_flops(config, recompute=sharing.recompute),
+        token_flops=costs.training_flops(config, activation_checkpointing=sharing.activation_checkpointing),
         loss_lines=_multiples(settings.eval_freq, first_step, total) + (first_step == 0),
         line_batches=line_batches,
         validations=validations,
         val_batches=val_batches if trainer.limit_val_batches is None else min(val_batches, trainer.limit_val_batches),
         epoch_ends=epoch_ends,
         sharing=sharing,
-        memory=costs.training_memory(config, batch_size=size, precision=trainer.precision, device=device, sharing=sharing),
-        traffic=step_traffic(config, precision=trainer.precision, sharing=sharing),
+        memory=costs.training_memory(config, batch_size=size, precision=trainer.precision, device=device, parallelism=sharing),
+        traffic=step_traffic(config, precision=trainer.precision, parallelism=sharing),
         checkpoint=costs.checkpoint_bytes(config, precision=trainer.precision),
         checkpoints=3 + min(settings.checkpoint.keep, validations),  # last, best, and one that is being written
         export=4 * parameters if settings.export else 0,

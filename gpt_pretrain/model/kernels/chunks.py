@@ -1,0 +1,26 @@
+"""The chunk sizes of the kernels, without torch, so that the cost formulas can use them too."""
+
+from __future__ import annotations
+
+# Bytes of fp32 logits that the loss holds at a time, by device type. Larger chunks are not faster.
+LOGITS_BYTES = {"cpu": 1 << 26, "cuda": 1 << 30}
+# Queries in a block of attention with dropout. Smaller blocks skip more of the masked half but launch more kernels.
+QUERY_BLOCK = 128
+
+
+def chunk_rows(n_positions: int, vocab_size: int, device: str) -> int:
+    """Return the number of positions whose logits are held at a time.
+
+    All chunks have about the same size.
+
+    Args:
+        device: Device type, such as "cpu" or "cuda".
+    """
+    max_rows = max(1, LOGITS_BYTES.get(device, LOGITS_BYTES["cuda"]) // (4 * vocab_size))
+    n_chunks = -(-n_positions // max_rows)
+    return -(-n_positions // n_chunks)
+
+
+def query_blocks(n_queries: int) -> list[tuple[int, int]]:
+    """Return the start and end of each block of queries."""
+    return [(start, min(start + QUERY_BLOCK, n_queries)) for start in range(0, n_queries, QUERY_BLOCK)]
