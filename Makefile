@@ -1,30 +1,52 @@
 # make train   train a GPT on the sample story; ARGS="model=tiny trainer.max_epochs=2" passes settings on
 # make test    run the tests; ARGS="-k resume" passes options on
 # make check   lint, format and type checks
+# make docs    build the guide in build/docs
 # make bench   speed and memory beside the book's code and transformers; ARGS="train-124m --rounds 5"
 
 PYTHON ?= python3
 VENV := .venv
+# uv installs several times faster than pip.
+UV := $(shell command -v uv 2>/dev/null)
+ifdef UV
+CREATE = $(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
+INSTALL = $(UV) pip install --quiet --python $(VENV)/bin/python -c constraints.txt
+else
+CREATE = $(PYTHON) -m venv $(VENV)
+INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+endif
 
-.PHONY: train test check bench
+.PHONY: train test check docs bench
 
-train: $(VENV)/ready
+train: $(VENV)/installed
 	@$(VENV)/bin/python train.py $(ARGS)
 
-test: $(VENV)/ready
+test: $(VENV)/installed-dev
 	@$(VENV)/bin/python -m pytest $(ARGS)
 
-check: $(VENV)/ready
+check: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-bench: $(VENV)/ready
+docs: $(VENV)/installed-docs
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet --clean
+	@echo "The guide is in build/docs/index.html."
+
+bench: $(VENV)/installed-dev
 	@$(VENV)/bin/python -m benchmarks $(ARGS)
 
-$(VENV)/ready: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; name one with PYTHON=python3.12")'
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[dev]"
-	$(VENV)/bin/python -m pip install --quiet -c constraints.txt --no-deps llms-from-scratch  # its pins would bring tensorflow
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("gpt-pretrain needs Python 3.11 or newer. Name one with PYTHON=python3.12.")'
+	$(CREATE)
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(INSTALL) -e ".[dev]"
+	$(INSTALL) --no-deps llms-from-scratch  # its own pins ask for tensorflow
+	@touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(INSTALL) -e ".[docs]"
 	@touch $@

@@ -40,6 +40,10 @@ def report_failures(*, log_file: Path | None = None) -> Iterator[None]:
         SystemExit: If the block fails.
         SweepJobFailed: If the block fails in a job of a sweep, whatever the error is.
     """
+    if is_multirun() and "torch" in sys.modules:
+        from gpt_pretrain.system.devices import release_memory
+
+        release_memory()  # of the job before, in the same process
     try:
         yield
     except LostEndError as error:
@@ -65,11 +69,6 @@ def report_failures(*, log_file: Path | None = None) -> Iterator[None]:
         if is_multirun():
             raise SweepJobFailed(reported.problems[0]) from None
         sys.exit(EXIT_USER_ERROR)
-    finally:
-        if is_multirun() and "torch" in sys.modules:
-            from gpt_pretrain.system.devices import release_memory
-
-            release_memory()  # for the next job of this process
 
 
 def print_error(error: UserError, *, log_file: Path | None = None) -> int:

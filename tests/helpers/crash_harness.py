@@ -116,7 +116,7 @@ def _begin(run_dir: Path, words: Sequence[str], *, slow_writing: bool = False) -
         torch.set_num_threads(1)
         if slow_writing:
             _slow_down(checkpoint_file.torch, "save")
-            _slow_down(checkpoint_file.os, "replace")
+            _slow_down(os, "replace")
         begun = any((run_dir / "checkpoints").glob("*.ckpt"))
         place = f"resume={run_dir}" if begun else f"hydra.run.dir={run_dir}"
         sys.argv = [str(ROOT / "train.py"), *([] if begun else [*WORDS, *words]), place]

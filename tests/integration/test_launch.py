@@ -39,7 +39,7 @@ def start(tmp_path: Path, cache_dir: Path) -> Iterator[Start]:
 
     def started(*words: str, script: str = str(ROOT / "train.py"), **environment: str) -> subprocess.Popen[str]:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(OF_OTHERS)}
-        kept |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "XDG_CACHE_HOME": str(cache_dir)}
+        kept |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cache_dir)}
         begun.append(
             subprocess.Popen(
                 [sys.executable, *script.split(" ", 1), *words],
