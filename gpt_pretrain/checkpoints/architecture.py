@@ -1,4 +1,4 @@
-"""What the tensors of a source show: the architecture that they make, and whether they make one at all."""
+"""Infer the architecture of stored tensors, and check that they fit it."""
 
 from __future__ import annotations
 
@@ -6,165 +6,174 @@ from typing import Any
 
 import torch
 
-from gpt_pretrain.checkpoints.layouts import QKV_PARTS, TensorSlot, gpt2_name, is_linear, is_mask, slot_of
+from gpt_pretrain.checkpoints.layouts import TensorSlot, find_slot, gpt2_name, is_causal_mask, is_linear, possible_slots
 from gpt_pretrain.checkpoints.tensor_files import StoredTensor
 from gpt_pretrain.checkpoints.weight_source import WeightSource
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
-from gpt_pretrain.model.gpt2 import GPTModel
+from gpt_pretrain.model.gpt2 import empty_model
 
-MOST = {"vocab_size": 10**8, "context_length": 10**8, "emb_dim": 10**6, "n_layers": 1000}  # more is no model, but an attack
-HEADS = {(768, 12): 12, (1024, 24): 16, (1280, 36): 20, (1600, 48): 25}  # GPT-2's (emb_dim, n_layers): heads of width 64
+Slots = dict[TensorSlot, StoredTensor]
+
+# No real model is larger; larger values come from damaged or hostile files and would exhaust memory.
+SIZE_LIMITS = {"vocab_size": 10**8, "context_length": 10**8, "emb_dim": 10**6, "n_layers": 1000}
+# GPT-2's attention heads by (emb_dim, n_layers); all are 64 wide.
+GPT2_HEADS = {(768, 12): 12, (1024, 24): 16, (1280, 36): 20, (1600, 48): 25}
 
 
-def by_slot(source: WeightSource) -> tuple[dict[TensorSlot, StoredTensor], list[str]]:
-    """The stored tensors by where they belong, masks left out, and what has no place here."""
-    parts: dict[TensorSlot, StoredTensor] = {}
+def group_by_slot(source: WeightSource) -> tuple[Slots, list[str]]:
+    """Map each slot to its stored tensor, without causal masks.
+
+    Returns:
+        The tensors by slot, and the problems with tensors that have no slot.
+    """
+    slots: Slots = {}
     problems = []
     for name, tensor in source.tensors.items():
-        if is_mask(name):
+        if is_causal_mask(name):
             continue
-        place = slot_of(name)
-        if place is None:
-            problems.append(f"{source.name}: the tensor {name} is not one of a GPT-2's.")
-        elif place in parts:
-            problems.append(f"{source.name}: the tensor {name} is there twice, under different names.")
+        slot = find_slot(name)
+        if slot is None:
+            problems.append(f"{source.name}: the tensor {name} does not belong to a GPT-2.")
+        elif slot in slots:
+            problems.append(f"{source.name}: the tensor {name} is a duplicate of {slots[slot].name}.")
         else:
-            parts[place] = tensor
+            slots[slot] = tensor
             if isinstance(tensor.dtype, str):
                 problems.append(f"{source.name}: the tensor {name} holds {tensor.dtype}, not floating-point numbers.")
-    if not parts and not problems:
+    if not slots and not problems:
         problems.append(f"{source.name} holds no tensors.")
-    return parts, problems
+    return slots, problems
 
 
-def stored_in_out(parts: dict[TensorSlot, StoredTensor]) -> bool:
-    """Whether linear layers are stored (in, out): the one projection to queries, keys and values shows it."""
-    shape = next((tensor.shape for place, tensor in parts.items() if place.name.endswith("att.qkv.weight")), (0, 0))
+def has_transposed_linears(slots: Slots) -> bool:
+    """Return whether linear layers are stored as (in, out), which the shape of the joint query-key-value projection shows."""
+    shape = next((tensor.shape for slot, tensor in slots.items() if slot.name.endswith("att.qkv.weight")), (0, 0))
     return len(shape) == 2 and shape[1] == 3 * shape[0]
 
 
 def infer_architecture(
-    source: WeightSource, parts: dict[TensorSlot, StoredTensor], *, in_out: bool, n_heads: int | None
+    source: WeightSource, slots: Slots, *, transposed: bool, n_heads: int | None
 ) -> tuple[GPTConfig | None, list[str]]:
-    """The architecture that the tensors show and the source's own config declares, and all that does not fit it.
+    """Infer the architecture from the tensors and from the source's own config.
 
-    Where the two disagree, the one that leaves less to complain about is taken to be meant.
+    If the two disagree, the reading that leaves fewer misfits is returned.
+
+    Args:
+        transposed: Linear layers are stored as (in, out).
+        n_heads: Attention heads, if the user has specified them.
+
+    Returns:
+        The architecture, or None if there is none, and all problems.
     """
-    seen = _seen(parts)
+    seen = _architecture_from_shapes(slots)
     declared = dict(source.declared)
     problems = [
-        f"{source.name}: its config says {name}={declared[name]!r}, its tensors show {value}."
+        f"{source.name}: its config has {name}={declared[name]!r}, but its tensors have {name}={value}."
         for name, value in seen.items()
         if name in declared and declared[name] != value
     ]
     both = {**declared, **seen}
-    lacking = [name for name in ("vocab_size", "context_length", "emb_dim") if name not in both]
-    if lacking:
-        return None, [*problems, f"{source.name} is no GPT-2: it has no tables of tokens and positions, by the names known here."]
-    known_heads = declared.get("n_heads")
-    if n_heads is not None and known_heads not in (None, n_heads):
-        problems.append(f"n_heads={n_heads}: {source.name} has {known_heads} attention heads.")
-    known_heads = known_heads or n_heads or HEADS.get((both["emb_dim"], both["n_layers"]))
-    if known_heads is None:
-        emb_dim = both["emb_dim"]
-        problems.append(
-            f"{source.name} does not say how many attention heads it has, and no tensor shows it. Add n_heads=... "
-            f"(for train.py model.n_heads=...), a divisor of its emb_dim {emb_dim}"
-            + (f"; with GPT-2's heads of 64 it would be {emb_dim // 64}." if emb_dim % 64 == 0 else ".")
-        )
-        known_heads = 1
-    fields = {"qkv_bias": any(place.name.endswith("att.qkv.bias") for place in parts), "tie_embeddings": _tied(source, parts)}
-    heads = {"n_heads": known_heads}
-    readings = [_reading(source, {**fields, **both, **heads}, parts, in_out)]
+    if any(name not in both for name in ("vocab_size", "context_length", "emb_dim")):
+        return None, [*problems, f"{source.name} is not a GPT-2: it has no token and position embeddings with a known name."]
+    heads, head_problems = _count_heads(source, both, n_heads)
+    problems += head_problems
+    fields = {"qkv_bias": any(slot.name.endswith("att.qkv.bias") for slot in slots), "tie_embeddings": _is_tied(source, slots)}
+    candidates = [_check_candidate(source, {**fields, **both, "n_heads": heads}, slots, transposed)]
+    # The declared sizes are only tried if they are close to the tensors' sizes, so that no absurdly large model is built.
     if all(isinstance(declared.get(name, 0), int) and declared.get(name, 0) <= 2 * value + 100 for name, value in seen.items()):
-        readings.append(_reading(source, {**fields, **seen, **declared, **heads}, parts, in_out))  # no absurd model is built
-    config, misfits = min(readings, key=lambda reading: (reading[0] is None, len(reading[1])))
+        candidates.append(_check_candidate(source, {**fields, **seen, **declared, "n_heads": heads}, slots, transposed))
+    config, misfits = min(candidates, key=lambda candidate: (candidate[0] is None, len(candidate[1])))
     return config, problems + misfits
 
 
-def _seen(parts: dict[TensorSlot, StoredTensor]) -> dict[str, Any]:
-    """What shapes and names tell of the architecture."""
-    seen: dict[str, Any] = {"n_layers": _count_layers(parts)}
-    for table, rows in (("pos_emb", "context_length"), ("tok_emb", "vocab_size")):
-        tensor = parts.get(TensorSlot(f"{table}.weight"))
+def find_misfits(source: WeightSource, config: GPTConfig, slots: Slots, *, transposed: bool) -> list[str]:
+    """List all tensors that are missing, unexpected or misshapen for an architecture.
+
+    Args:
+        transposed: Linear layers are stored as (in, out).
+    """
+    required: dict[TensorSlot, tuple[int, ...]] = {}
+    for name, value in empty_model(config).state_dict().items():
+        split = any(slot in slots for slot in possible_slots(name)[1:])
+        shape = (value.shape[0] // 3, *value.shape[1:]) if split else tuple(value.shape)
+        for slot in possible_slots(name)[1:] if split else [TensorSlot(name)]:
+            required[slot] = shape[::-1] if transposed and is_linear(name) else shape
+    optional = _optional_slots(config)
+    known = optional | required
+    missing = [slot for slot in required.keys() - slots.keys() if not (source.bias_free and slot.name.endswith(".bias"))]
+    problems = [f"{source.name}: the tensor {_stored_name(slot, slots)} is missing." for slot in missing]
+    problems += [
+        f"{source.name}: the tensor {tensor.name} does not belong to this model."
+        for slot, tensor in slots.items()
+        if slot not in known
+    ]
+    problems += [
+        f"{source.name}: the tensor {slots[slot].name} has shape {slots[slot].shape}, but the model needs {shape}."
+        for slot, shape in known.items()
+        if slot in slots and slots[slot].shape != shape
+    ]
+    return sorted(problems or _conflicts(source, slots, optional))
+
+
+def _architecture_from_shapes(slots: Slots) -> dict[str, Any]:
+    """Return the fields of the architecture that the tensors' names and shapes show."""
+    seen: dict[str, Any] = {"n_layers": _count_layers(slots)}
+    for embedding, rows in (("pos_emb", "context_length"), ("tok_emb", "vocab_size")):
+        tensor = slots.get(TensorSlot(f"{embedding}.weight"))
         if tensor is not None and len(tensor.shape) == 2:
             seen[rows], seen["emb_dim"] = tensor.shape
     return seen
 
 
-def _reading(
-    source: WeightSource, fields: dict[str, Any], parts: dict[TensorSlot, StoredTensor], in_out: bool
+def _count_heads(source: WeightSource, known: dict[str, Any], n_heads: int | None) -> tuple[Any, list[str]]:
+    """Return the number of attention heads that is declared, specified or GPT-2's, and the problems with it."""
+    problems = []
+    stored = known.get("n_heads")
+    if n_heads is not None and stored not in (None, n_heads):
+        problems.append(f"n_heads={n_heads}: {source.name} has {stored} attention heads.")
+    heads = stored or n_heads or GPT2_HEADS.get((known["emb_dim"], known["n_layers"]))
+    if heads is None:
+        emb_dim = known["emb_dim"]
+        problems.append(
+            f"{source.name} does not state its number of attention heads, and the tensors do not show it. Add n_heads=... "
+            f"(for train.py model.n_heads=...), a divisor of its emb_dim={emb_dim}"
+            + (f"; with heads of width 64, as in GPT-2, it is {emb_dim // 64}." if emb_dim % 64 == 0 else ".")
+        )
+        heads = 1
+    return heads, problems
+
+
+def _check_candidate(
+    source: WeightSource, fields: dict[str, Any], slots: Slots, transposed: bool
 ) -> tuple[GPTConfig | None, list[str]]:
-    """An architecture of these fields, and what keeps the tensors from fitting it."""
-    if absurd := [name for name, most in MOST.items() if isinstance(fields[name], int) and fields[name] > most]:
-        return None, [f"{source.name}: {name}={fields[name]} is more than any model has." for name in absurd]
+    """Build an architecture from fields, and list the reasons why the tensors do not fit it."""
+    if absurd := [name for name, most in SIZE_LIMITS.items() if isinstance(fields[name], int) and fields[name] > most]:
+        return None, [f"{source.name}: {name}={fields[name]} exceeds the limit of {SIZE_LIMITS[name]:,}." for name in absurd]
     try:
         config = GPTConfig(**fields)
     except UserError as error:
         return None, [f"{source.name}: {problem}" for problem in error.problems]
-    return config, find_misfits(source, config, parts, in_out)
+    return config, find_misfits(source, config, slots, transposed=transposed)
 
 
-def _count_layers(parts: dict[TensorSlot, StoredTensor]) -> int:
-    """Blocks by their numbers, or by how many there are if the numbers are absurd."""
-    numbers = {int(place.name.split(".")[1]) for place in parts if place.name.startswith("trf_blocks.")}
+def _count_layers(slots: Slots) -> int:
+    """Return the highest block number + 1, or the number of blocks if the highest number is absurd."""
+    numbers = {int(slot.name.split(".")[1]) for slot in slots if slot.name.startswith("trf_blocks.")}
     highest = max(numbers, default=-1) + 1
     return highest if highest <= len(numbers) + 100 else len(numbers)
 
 
-def _tied(source: WeightSource, parts: dict[TensorSlot, StoredTensor]) -> bool:
-    """Whether the output head is the token embedding: there is none, or both are one piece of the file."""
-    head, embedding = parts.get(TensorSlot("out_head.weight")), parts.get(TensorSlot("tok_emb.weight"))
+def _is_tied(source: WeightSource, slots: Slots) -> bool:
+    """Return whether the output head is the token embedding: it is not stored, or both share memory in the file."""
+    head, embedding = slots.get(TensorSlot("out_head.weight")), slots.get(TensorSlot("tok_emb.weight"))
     if head is None or embedding is None:
         return True
     return not source.is_safetensors and head.read().data_ptr() == embedding.read().data_ptr()
 
 
-def find_misfits(source: WeightSource, config: GPTConfig, parts: dict[TensorSlot, StoredTensor], in_out: bool) -> list[str]:
-    """All tensors that are missing, unexpected or misshapen for an architecture."""
-    wanted: dict[TensorSlot, tuple[int, ...]] = {}
-    for name, value in empty_model(config).state_dict().items():
-        apart = any(place in parts for place in thirds(name)[1:])
-        shape = (value.shape[0] // 3, *value.shape[1:]) if apart else tuple(value.shape)
-        for place in thirds(name)[1:] if apart else [TensorSlot(name)]:
-            wanted[place] = shape[::-1] if in_out and is_linear(name) else shape
-    optional = _optional(config)
-    known = optional | wanted
-    missing = [place for place in wanted.keys() - parts.keys() if not (source.bias_free and place.name.endswith(".bias"))]
-    problems = [f"{source.name}: the tensor {_as_there(place, parts)} is missing." for place in missing]
-    problems += [
-        f"{source.name}: the tensor {tensor.name} is not one of this model's."
-        for place, tensor in parts.items()
-        if place not in known
-    ]
-    problems += [
-        f"{source.name}: the tensor {parts[place].name} has shape {parts[place].shape}, the model needs {shape}."
-        for place, shape in known.items()
-        if place in parts and parts[place].shape != shape
-    ]
-    if problems:
-        return sorted(problems)
-    for place in optional.keys() & parts.keys():
-        tensor = parts[place].read()
-        if place.name == "out_head.weight" and not torch.equal(tensor, parts[TensorSlot("tok_emb.weight")].read()):
-            problems.append(f"{source.name}: its config ties the output head to the token embedding, but the two differ.")
-        if place.name.endswith(".bias") and tensor.any():
-            problems.append(f"{source.name}: the tensor {parts[place].name} is not zero, but the model has qkv_bias=False.")
-    return sorted(problems)
-
-
-def _as_there(place: TensorSlot, parts: dict[TensorSlot, StoredTensor]) -> str:
-    """What a missing tensor would be called among these."""
-    names = [tensor.name for tensor in parts.values()]
-    if not any(".attn." in name or name.endswith("wte.weight") for name in names):
-        return str(place)
-    name = gpt2_name(place.name)
-    return name if any(other.startswith("transformer.") for other in names) else name.removeprefix("transformer.")
-
-
-def _optional(config: GPTConfig) -> dict[TensorSlot, tuple[int, ...]]:
-    """Tensors that a file may have beside the model's own: a tied output head, and zeros in place of no bias."""
+def _optional_slots(config: GPTConfig) -> dict[TensorSlot, tuple[int, ...]]:
+    """Return the tensors that a file may hold in addition to the model's: a tied output head, and zeros for absent biases."""
     optional: dict[TensorSlot, tuple[int, ...]] = {}
     if config.tie_embeddings:
         optional[TensorSlot("out_head.weight")] = (config.vocab_size, config.emb_dim)
@@ -173,12 +182,22 @@ def _optional(config: GPTConfig) -> dict[TensorSlot, tuple[int, ...]]:
     return optional
 
 
-def thirds(name: str) -> list[TensorSlot]:
-    """A tensor of the model, and its parts where it may be stored in parts."""
-    return [TensorSlot(name)] + ([TensorSlot(name, part) for part in QKV_PARTS.values()] if ".att.qkv." in name else [])
+def _conflicts(source: WeightSource, slots: Slots, optional: dict[TensorSlot, tuple[int, ...]]) -> list[str]:
+    """List the optional tensors whose values contradict the architecture."""
+    problems = []
+    for slot in optional.keys() & slots.keys():
+        tensor = slots[slot].read()
+        if slot.name == "out_head.weight" and not torch.equal(tensor, slots[TensorSlot("tok_emb.weight")].read()):
+            problems.append(f"{source.name}: its config ties the output head to the token embedding, but the two differ.")
+        if slot.name.endswith(".bias") and tensor.any():
+            problems.append(f"{source.name}: the tensor {slots[slot].name} is not zero, but the model has qkv_bias=False.")
+    return problems
 
 
-def empty_model(config: GPTConfig) -> GPTModel:
-    """A model of shapes without memory."""
-    with torch.device("meta"):
-        return GPTModel(config)
+def _stored_name(slot: TensorSlot, slots: Slots) -> str:
+    """Return the name that a missing tensor would have in the same file as these."""
+    names = [tensor.name for tensor in slots.values()]
+    if not any(".attn." in name or name.endswith("wte.weight") for name in names):
+        return str(slot)
+    name = gpt2_name(slot.name)
+    return name if any(other.startswith("transformer.") for other in names) else name.removeprefix("transformer.")

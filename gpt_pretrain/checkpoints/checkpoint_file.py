@@ -1,4 +1,4 @@
-"""Writing checkpoints so that a whole one always exists, and reading them without running anything in them."""
+"""This program's own checkpoints: written so that a complete one always exists, and read without running anything in them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from typing import Any, TypeVar
 
 import torch
 
-from gpt_pretrain.checkpoints.sharded import assembled
-from gpt_pretrain.checkpoints.tensor_files import add_checksum, has_checksum, read_torch_file
+from gpt_pretrain.checkpoints.checksum import add_checksum, has_checksum
+from gpt_pretrain.checkpoints.sharded import assemble_shards
+from gpt_pretrain.checkpoints.tensor_files import read_torch_file
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.files import replacing
 
 Result = TypeVar("Result")
 
+MODEL_FIELDS = {"state_dict": dict, "architecture": dict, "tokenizer": str}
 RESUME_FIELDS = {
     "loops": dict,
     "optimizer_states": list,
@@ -32,88 +34,111 @@ RESUME_FIELDS = {
     "skipped": list,
     "text_sha256": str,
 }
+MAX_SETTINGS = 2000  # nodes in the stored settings; a run has fewer than 200
 
 log = logging.getLogger(__name__)
 
 
 def write_checkpoint(content: dict[str, Any], target: Path) -> None:
-    """Write a checkpoint beside its target, read it back, flush it to disk, and only then rename it over the target.
+    """Write a checkpoint beside its target, verify it, flush it to disk, and only then rename it to the target.
 
     Raises:
-        OSError: when any of that fails; the target is then as it was.
-        UserError: when the content could not be loaded again.
+        OSError: If any of these steps fails. The target is unchanged.
+        UserError: If the content could not be loaded again.
     """
     with replacing(target) as scratch:
         _save(content, scratch)
 
 
 def copy_checkpoint(source: Path, target: Path) -> None:
-    """Make target a file of its own with source's content, as safely as `write_checkpoint`."""
+    """Copy a checkpoint to a separate file, as safely as `write_checkpoint`."""
     with replacing(target) as scratch:
         shutil.copyfile(source, scratch)
 
 
-def first_whole(paths: Iterable[Path], read: Callable[[Path], Result]) -> Result:
-    """What `read` makes of the first file that it can; files that it refuses are reported.
+def first_readable(paths: Iterable[Path], read: Callable[[Path], Result]) -> Result:
+    """Return the result of `read` for the first file that it accepts, with a warning for each file it rejects before.
 
     Raises:
-        UserError: what was wrong with the first, when all are refused.
+        UserError: If `read` rejects all files; the error is the first file's.
     """
-    refused: list[UserError] = []
+    rejected: list[UserError] = []
     for path in paths:
         try:
             result = read(path)
         except UserError as error:
-            refused.append(error)
+            rejected.append(error)
             continue
-        for problem in refused:
-            log.warning("%s The newest whole checkpoint is %s.", problem, path)
+        for problem in rejected:
+            log.warning("%s The newest intact checkpoint is %s.", problem, path)
         return result
-    raise refused[0]
+    raise rejected[0]
 
 
 def read_checkpoint(path: Path, *, resumable: bool = False, assemble: bool = True) -> dict[str, Any]:
-    """A checkpoint's content, its tensors mapped from the file into memory.
+    """Read a checkpoint, with its tensors mapped from the file into memory.
 
-    Only plain containers and tensors are read; a file that would need anything else is refused and runs nothing.
+    Only plain containers and tensors are read. A file that needs anything else is rejected, and nothing in it is run.
 
     Args:
-        resumable: whether the state of the training must be there, beside the weights.
-        assemble: whether the tensors of a checkpoint in pieces are to be read from its other files.
+        resumable: Require the training state as well as the weights.
+        assemble: Read the tensors of a sharded checkpoint from its other files.
 
     Raises:
-        UserError: when the file is missing, damaged, hostile or no checkpoint of a GPTModel.
+        UserError: If the file is missing, damaged, hostile or not a checkpoint of a GPTModel.
     """
     content = read_torch_file(path)
     if not has_checksum(path):
-        raise UserError(f"{path} is damaged, or was not written by this program: it has no checksum.")
-    wanted = {"state_dict": dict, "architecture": dict, "tokenizer": str} | (RESUME_FIELDS if resumable else {})
+        raise UserError(f"{path} is damaged or was not written by this program: it has no checksum.")
     if not isinstance(content, dict):
-        raise UserError(f"{path} is no checkpoint of this program: it holds a {type(content).__name__}.")
-    lacking = [name for name, kind in wanted.items() if not isinstance(content.get(name), kind)]
-    if lacking:
-        raise UserError(f"{path} is no checkpoint of this program, or not a whole one: it lacks {', '.join(lacking)}.")
-    return assembled(content, path) if "shards" in content and assemble else content
+        raise UserError(f"{path} is not a checkpoint of this program: it holds a {type(content).__name__}.")
+    required = MODEL_FIELDS | (RESUME_FIELDS if resumable else {})
+    missing = [name for name, kind in required.items() if not isinstance(content.get(name), kind)]
+    if missing:
+        raise UserError(f"{path} is not a complete checkpoint of this program: it lacks {', '.join(missing)}.")
+    return assemble_shards(content, path) if "shards" in content and assemble else content
+
+
+def nested_dicts(settings: Any) -> list[dict[Any, Any]]:
+    """Return all dicts within stored settings.
+
+    Raises:
+        UserError: If there are far more nodes than settings have, as in a container that contains itself.
+    """
+    found, waiting, n_nodes = [], [settings], 0
+    while waiting:
+        n_nodes += 1
+        if n_nodes > MAX_SETTINGS:
+            raise UserError(f"The stored settings have more than {MAX_SETTINGS:,} parts. The checkpoint is damaged or hostile.")
+        node = waiting.pop()
+        if isinstance(node, dict):
+            found.append(node)
+            waiting += node.values()
+        elif isinstance(node, list | tuple):
+            waiting += node
+    return found
 
 
 def _save(content: dict[str, Any], path: Path) -> None:
-    """Write content, compare what the disk holds with PyTorch's checksums of it, and add one of the whole file."""
+    """Write content, compare the file with PyTorch's checksums of its parts, and append a checksum of the whole file."""
     try:
         torch.save(content, path)
-    except RuntimeError as error:  # PyTorch's word for a write that failed
-        raise OSError("PyTorch could not write all of it; the disk may be full") from error
+    # PyTorch raises a RuntimeError when a write fails.
+    except RuntimeError as error:
+        raise OSError("PyTorch could not write the whole file; the disk may be full") from error
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except zipfile.BadZipFile as error:
-        raise OSError(f"what was written cannot be read back ({error})") from error
+        raise OSError(f"the written file cannot be read back ({error})") from error
     if damaged is not None:
-        raise OSError(f"what was written cannot be read back ({damaged} differs)")
+        raise OSError(f"the written file cannot be read back ({damaged} differs)")
     try:
         torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            "The checkpoint would hold more than tensors and plain data, and could never be loaded. The state_dict() of your own "
-            f"callbacks must give numbers, texts, lists and dicts only ({str(error).strip().splitlines()[-1][:200]})."
+            "The checkpoint would hold more than tensors and plain data, and could never be loaded. The state_dict() of your "
+            "own callbacks must return only numbers, strings, lists and dicts "
+            f"({str(error).strip().splitlines()[-1][:200]})."
         ) from error
     add_checksum(path)

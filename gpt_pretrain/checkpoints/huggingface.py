@@ -1,4 +1,4 @@
-"""A model as a folder that transformers opens: written beside its place, opened and compared, and only then put there."""
+"""Export a model as a folder that transformers opens, and verify it before it appears."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import transformers
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from gpt_pretrain.checkpoints.layouts import gpt2_name, is_linear, to_hf_config
+from gpt_pretrain.checkpoints.export_folder import check_export_folder
+from gpt_pretrain.checkpoints.layouts import SAFETENSORS_FILE, gpt2_name, is_linear, to_hf_config
 from gpt_pretrain.checkpoints.model_card import model_card
 from gpt_pretrain.checkpoints.pretrained import Weights, open_weights
 from gpt_pretrain.checkpoints.tokenizer_files import write_tokenizer
-from gpt_pretrain.checkpoints.weight_source import earlier_export
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.gpt2 import GPTModel
@@ -24,7 +24,8 @@ from gpt_pretrain.runs.folder import EXPORTED
 from gpt_pretrain.system.files import replacing
 
 MAX_DIFFERENCE = 1e-4  # between logits
-HELD = {  # the fields of GPTConfig that GPT-2's layout has a place for
+# The fields of GPTConfig that GPT-2's layout can express.
+EXPORTABLE_FIELDS = {
     *("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers", "drop_rate"),
     *("qkv_bias", "tie_embeddings", "gelu_approximate", "init"),
 }
@@ -33,25 +34,25 @@ log = logging.getLogger(__name__)
 
 
 def export(weights: Weights, out: Path, *, tokenizer: str | None = None, name: str | None = None) -> float:
-    """Write weights as a Hugging Face folder, and open it with transformers to compare.
+    """Write weights as a Hugging Face folder, open it with transformers and compare the logits.
 
     Args:
-        out: the folder; it appears whole or not at all. An earlier export there is replaced.
-        tokenizer: its name, where the weights do not tell.
-        name: of the model, on its card; the folder's if there is none.
+        out: The folder, which appears complete or not at all. An earlier export there is replaced.
+        tokenizer: The tokenizer's name; None takes the weights' own.
+        name: The model's name on its card; None takes the folder's.
 
     Returns:
-        The largest difference between the logits of both, in fp32.
+        The largest difference between the logits, in fp32.
 
     Raises:
-        UserError: when GPT-2's layout cannot hold the model, `out` holds something else, or the logits differ.
+        UserError: If GPT-2's layout cannot express the model, `out` holds other files, or the logits differ.
     """
-    if problems := _not_held(weights.config):
+    if problems := _export_problems(weights.config):
         raise UserError(problems)
     out = out.expanduser().resolve()
     if out == Path.cwd():
-        raise UserError(f"{out} is where you are; an export needs a folder of its own.")
-    earlier_export(out)
+        raise UserError(f"{out} is the current directory. An export needs a folder of its own.")
+    check_export_folder(out)
     try:
         with replacing(out) as scratch:
             scratch.mkdir(parents=True)
@@ -64,9 +65,9 @@ def export(weights: Weights, out: Path, *, tokenizer: str | None = None, name: s
 
 
 def export_run(run_dir: Path) -> None:
-    """Write a run's last weights to a folder in its own."""
+    """Export a run's last weights to a folder in the run directory."""
     difference = export(open_weights(run_dir), run_dir / EXPORTED, name=run_dir.name)
-    log.info("Exported to %s/: transformers opens it, its logits differ by at most %.1g", EXPORTED, difference)
+    log.info("Exported to %s/: transformers opens it, and its logits differ by at most %.1g", EXPORTED, difference)
 
 
 def _write(weights: Weights, model: GPTModel, folder: Path, *, name: str, tokenizer: str | None) -> None:
@@ -76,10 +77,10 @@ def _write(weights: Weights, model: GPTModel, folder: Path, *, name: str, tokeni
     if not config.qkv_bias:
         zeros = {f"transformer.h.{layer}.attn.c_attn.bias": torch.zeros(3 * config.emb_dim) for layer in range(config.n_layers)}
         state |= zeros
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(state, folder / SAFETENSORS_FILE, metadata={"format": "pt"})
     known = None
     if tokenizer is None and weights.tokenizer is None:
-        log.warning("no known tokenizer has a vocabulary of %d tokens: the folder will have none", config.vocab_size)
+        log.warning("No known tokenizer has a vocabulary of %d tokens, so the export has no tokenizer", config.vocab_size)
     else:
         known = weights.build_tokenizer(tokenizer)
         write_tokenizer(known, folder, context_length=config.context_length)
@@ -88,16 +89,17 @@ def _write(weights: Weights, model: GPTModel, folder: Path, *, name: str, tokeni
     transformers.GenerationConfig(bos_token_id=eos_id, eos_token_id=eos_id, pad_token_id=eos_id).save_pretrained(folder)
     card = model_card(config, name=name, n_parameters=model.num_parameters(), tokenizer=token_name, training=weights.content)
     (folder / "README.md").write_text(card, encoding="utf-8")
-    shutil.copymode(folder / "README.md", folder / "model.safetensors")  # which safetensors lets nobody else read
+    # safetensors makes its files readable by their owner only.
+    shutil.copymode(folder / "README.md", folder / SAFETENSORS_FILE)
 
 
 def _compare(model: GPTModel, folder: Path) -> float:
-    """The largest difference between the logits of a model and of a folder that transformers opens, on a fixed batch, in fp32.
+    """Return the largest difference between the logits of a model and of its export, on a fixed batch in fp32.
 
-    Where logits are large, rounding alone can make it exceed MAX_DIFFERENCE; then both are computed in fp64, which tells.
+    If the logits are large, rounding alone can exceed MAX_DIFFERENCE. In that case the decision is made in fp64.
 
     Raises:
-        UserError: when it is more than rounding makes.
+        UserError: If the difference is larger than rounding explains.
     """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -111,16 +113,16 @@ def _compare(model: GPTModel, folder: Path) -> float:
             exact = float((model.double()(token_ids) - theirs.double()(token_ids).logits).abs().max())
     if not exact <= MAX_DIFFERENCE:
         raise UserError(
-            f"transformers computes other logits from the exported folder, by up to {difference:.2g}; "
-            f"{MAX_DIFFERENCE:g} is allowed. Nothing was kept."
+            f"transformers computes different logits from the exported folder: they differ by up to {difference:.2g}, and "
+            f"{MAX_DIFFERENCE:g} is allowed. The export was discarded."
         )
     return difference
 
 
-def _not_held(config: GPTConfig) -> list[str]:
-    """The options that GPT-2's layout has no place for, where they are not at their default."""
+def _export_problems(config: GPTConfig) -> list[str]:
+    """List the options that GPT-2's layout cannot express and that are not at their default."""
     return [
-        f"{field.name}={getattr(config, field.name)!r} prevents the export: GPT-2's layout has no place for this option."
+        f"{field.name}={getattr(config, field.name)!r} cannot be exported: GPT-2's layout has no such option."
         for field in dataclasses.fields(config)
-        if field.name not in HELD and getattr(config, field.name) != field.default
+        if field.name not in EXPORTABLE_FIELDS and getattr(config, field.name) != field.default
     ]

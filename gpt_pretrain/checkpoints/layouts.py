@@ -1,6 +1,6 @@
-"""How other programs name, shape and describe the tensors of a GPT.
+"""Names, shapes and configs of a GPT's tensors in other programs.
 
-Two families are known: GPT-2's names, which Hugging Face and nanoGPT share, and chapter 5's, which this program's are close to.
+Two families of names are known: GPT-2's, which Hugging Face and nanoGPT share, and chapter 5's, which resemble this program's.
 
 Source: transformers' GPT2LMHeadModel and GPT2Config; nanoGPT's GPT and GPTConfig; OpenAI's gpt-2 `src/model.py`;
 `llms-from-scratch`'s GPTModel and GPTModelFast.
@@ -14,7 +14,11 @@ from typing import Any
 
 from gpt_pretrain.model.config import GPTConfig
 
-# Modules of GPTModel and of its blocks: GPT-2's names.
+# Files of a Hugging Face folder.
+CONFIG_FILE, SAFETENSORS_FILE, PICKLE_FILE = "config.json", "model.safetensors", "pytorch_model.bin"
+SHARD_INDEX = "model.safetensors.index.json"
+
+# The modules of GPTModel and of its blocks, with GPT-2's names for them.
 GPT2_TOP = {"tok_emb": "wte", "pos_emb": "wpe", "final_norm": "ln_f", "out_head": "lm_head"}
 GPT2_BLOCK = {
     "norm1": "ln_1",
@@ -24,29 +28,40 @@ GPT2_BLOCK = {
     "ff.layers.0": "mlp.c_fc",
     "ff.layers.2": "mlp.c_proj",
 }
-TOP = {name: name for name in GPT2_TOP} | {theirs: ours for ours, theirs in GPT2_TOP.items()}
-BLOCK = {name: name for name in GPT2_BLOCK} | {theirs: ours for ours, theirs in GPT2_BLOCK.items()} | {"att.proj": "att.out_proj"}
-QKV_PARTS = {"att.W_query": 0, "att.W_key": 1, "att.W_value": 2}  # chapter 5 keeps them apart
-KIND = {"weight": "weight", "bias": "bias", "scale": "weight", "shift": "bias"}
+# All known names of a module, with GPTModel's name for it.
+TOP_MODULES = {name: name for name in GPT2_TOP} | {theirs: ours for ours, theirs in GPT2_TOP.items()}
+BLOCK_MODULES = {name: name for name in GPT2_BLOCK} | {theirs: ours for ours, theirs in GPT2_BLOCK.items()}
+BLOCK_MODULES |= {"att.proj": "att.out_proj"}
+QKV_PARTS = {"att.W_query": 0, "att.W_key": 1, "att.W_value": 2}  # separate modules in chapter 5
+PARAMETERS = {"weight": "weight", "bias": "bias", "scale": "weight", "shift": "bias"}
 
 WRAPPERS = re.compile(r"^(module\.|_orig_mod\.|model\.|transformer\.)+")  # of DDP, torch.compile, Lightning, transformers
 TENSOR = re.compile(r"(?:(?:trf_blocks|h)\.(\d{1,6})\.)?(.+)\.(weight|bias|scale|shift)")
-CAUSAL_MASK = re.compile(r"(trf_blocks\.\d+\.att\.mask|h\.\d+\.attn\.(bias|masked_bias))")  # rebuilt, not learnt
+CAUSAL_MASK = re.compile(r"(trf_blocks\.\d+\.att\.mask|h\.\d+\.attn\.(bias|masked_bias))")
 
 HF_DEFAULTS = {"n_head": 12, "n_layer": 12, "n_embd": 768, "n_positions": 1024, "vocab_size": 50257, "tie_word_embeddings": True}
 HF_GELUS = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "none"}
-HF_FIXED = {  # what GPTModel does always, and transformers' setting for it
+# Settings of transformers that GPTModel has no option for, with the only value that matches it.
+HF_FIXED = {
     "layer_norm_epsilon": 1e-5,
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
 }
-OWN_KEY = "gpt_pretrain"  # in config.json: what GPT-2's own fields have no word for
+OWN_KEY = "gpt_pretrain"  # in config.json: the settings that GPT-2's own fields cannot express
+NANOGPT_FIELDS = {
+    "vocab_size": "vocab_size",
+    "block_size": "context_length",
+    "n_embd": "emb_dim",
+    "n_head": "n_heads",
+    "n_layer": "n_layers",
+    "dropout": "drop_rate",
+}
 
 
 @dataclass(frozen=True)
 class TensorSlot:
-    """Where a stored tensor belongs: a tensor of GPTModel, or one third (query, key, value) of one."""
+    """The destination of a stored tensor: a tensor of GPTModel, or its query, key or value third (part 0, 1 or 2)."""
 
     name: str
     part: int | None = None
@@ -55,83 +70,92 @@ class TensorSlot:
         return self.name if self.part is None else self.name.replace("qkv", ("W_query", "W_key", "W_value")[self.part])
 
 
-def bare(name: str) -> str:
-    """A tensor's name without what wrappers put before it."""
+def strip_wrappers(name: str) -> str:
+    """Return a tensor's name without the prefixes that wrappers add."""
     return WRAPPERS.sub("", name.replace("._orig_mod.", "."))
 
 
-def is_mask(name: str) -> bool:
-    """Whether that is a buffer with the causal mask."""
-    return CAUSAL_MASK.fullmatch(bare(name)) is not None
+def is_causal_mask(name: str) -> bool:
+    """Return whether a tensor is a causal mask, which GPTModel computes instead of loading."""
+    return CAUSAL_MASK.fullmatch(strip_wrappers(name)) is not None
 
 
-def slot_of(name: str) -> TensorSlot | None:
-    """Where the tensor of that name belongs; None when no known layout has it."""
-    match = TENSOR.fullmatch(bare(name))
+def find_slot(name: str) -> TensorSlot | None:
+    """Return the destination of a stored tensor, or None if no known layout has its name."""
+    match = TENSOR.fullmatch(strip_wrappers(name))
     if match is None:
         return None
-    layer, module, kind = match.groups()
+    layer, module, parameter = match.groups()
     if layer is None:
-        return TensorSlot(f"{TOP[module]}.{KIND[kind]}") if module in TOP else None
+        return TensorSlot(f"{TOP_MODULES[module]}.{PARAMETERS[parameter]}") if module in TOP_MODULES else None
     block = f"trf_blocks.{int(layer)}"
     if module in QKV_PARTS:
-        return TensorSlot(f"{block}.att.qkv.{KIND[kind]}", QKV_PARTS[module])
-    return TensorSlot(f"{block}.{BLOCK[module]}.{KIND[kind]}") if module in BLOCK else None
+        return TensorSlot(f"{block}.att.qkv.{PARAMETERS[parameter]}", QKV_PARTS[module])
+    return TensorSlot(f"{block}.{BLOCK_MODULES[module]}.{PARAMETERS[parameter]}") if module in BLOCK_MODULES else None
+
+
+def possible_slots(name: str) -> list[TensorSlot]:
+    """Return the slots that a tensor of GPTModel can be stored in: the whole tensor, then its three parts if it has any."""
+    return [TensorSlot(name)] + ([TensorSlot(name, part) for part in QKV_PARTS.values()] if ".att.qkv." in name else [])
 
 
 def gpt2_name(name: str) -> str:
-    """GPT-2's name of a tensor of GPTModel, as transformers' GPT2LMHeadModel has it."""
+    """Return the name that transformers' GPT2LMHeadModel has for a tensor of GPTModel."""
     match = TENSOR.fullmatch(name)
     assert match is not None, name
-    layer, module, kind = match.groups()
+    layer, module, parameter = match.groups()
     if layer is not None:
-        return f"transformer.h.{layer}.{GPT2_BLOCK[module]}.{kind}"
-    return f"{GPT2_TOP[module]}.{kind}" if module == "out_head" else f"transformer.{GPT2_TOP[module]}.{kind}"
+        return f"transformer.h.{layer}.{GPT2_BLOCK[module]}.{parameter}"
+    return f"{GPT2_TOP[module]}.{parameter}" if module == "out_head" else f"transformer.{GPT2_TOP[module]}.{parameter}"
 
 
 def is_linear(name: str) -> bool:
-    """Whether a tensor of GPTModel is a matrix that OpenAI and transformers store (in, out) instead of (out, in)."""
+    """Return whether a tensor of GPTModel is a matrix that OpenAI and transformers store as (in, out), not (out, in)."""
     return name.startswith("trf_blocks.") and name.endswith(".weight") and ".norm" not in name
 
 
 def from_hf_config(fields: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """What a config.json says in this program's words.
+    """Translate the fields of a config.json into fields of `GPTConfig`.
 
     Returns:
-        Fields of `GPTConfig`, and what keeps GPTModel from being that model.
+        The fields, and the reasons why GPTModel cannot be this model.
     """
-    problems = []
-    if fields.get("model_type") != "gpt2":
-        problems.append(f"model_type is {fields.get('model_type')!r}; only 'gpt2' can be read.")
-    for name, fixed in HF_FIXED.items():
-        if fields.get(name, fixed) != fixed:
-            problems.append(f"{name} is {fields[name]!r}; GPTModel has {fixed!r} and no other.")
-    given = HF_DEFAULTS | fields
-    width = given["n_embd"]
-    if fields.get("n_inner") not in (None, 4 * width if isinstance(width, int) else None):
-        problems.append(f"n_inner is {fields['n_inner']!r}; GPTModel's feed-forward is four times n_embd wide.")
+    values = HF_DEFAULTS | fields
     gelu = HF_GELUS.get(str(fields.get("activation_function", "gelu_new")))
-    if gelu is None:
-        problems.append(f"activation_function is {fields['activation_function']!r}; GPTModel has {', '.join(HF_GELUS)}.")
     own = fields.get(OWN_KEY)
     own = own if isinstance(own, dict) else {}
     declared = {
-        "vocab_size": given["vocab_size"],
-        "context_length": given["n_positions"],
-        "emb_dim": width,
-        "n_heads": given["n_head"],
-        "n_layers": given["n_layer"],
+        "vocab_size": values["vocab_size"],
+        "context_length": values["n_positions"],
+        "emb_dim": values["n_embd"],
+        "n_heads": values["n_head"],
+        "n_layers": values["n_layer"],
         "drop_rate": fields.get("resid_pdrop", 0.1),
         "gelu_approximate": gelu,
-        "tie_embeddings": given["tie_word_embeddings"],
+        "tie_embeddings": values["tie_word_embeddings"],
         "qkv_bias": own.get("qkv_bias", True),
         "init": own.get("init", "gpt2"),
     }
-    return declared, problems
+    return declared, _unsupported(fields, width=values["n_embd"], gelu=gelu)
+
+
+def _unsupported(fields: dict[str, Any], *, width: Any, gelu: str | None) -> list[str]:
+    """List the settings of a config.json that GPTModel cannot follow."""
+    problems = []
+    if fields.get("model_type") != "gpt2":
+        problems.append(f"model_type={fields.get('model_type')!r} is not supported; only 'gpt2' is.")
+    for name, value in HF_FIXED.items():
+        if fields.get(name, value) != value:
+            problems.append(f"{name}={fields[name]!r} is not supported; GPTModel always has {value!r}.")
+    if fields.get("n_inner") not in (None, 4 * width if isinstance(width, int) else None):
+        problems.append(f"n_inner={fields['n_inner']!r} is not supported; GPTModel's feed-forward layer is 4 * n_embd wide.")
+    if gelu is None:
+        problems.append(f"activation_function={fields['activation_function']!r} is not supported; use {', '.join(HF_GELUS)}.")
+    return problems
 
 
 def to_hf_config(config: GPTConfig, *, tokenizer: str | None, eos_id: int | None) -> dict[str, Any]:
-    """The fields of a transformers GPT2Config that make the same model."""
+    """Return the fields of a transformers GPT2Config for the same model."""
     gelus = {ours: theirs for theirs, ours in reversed(HF_GELUS.items())}
     return {
         "architectures": ["GPT2LMHeadModel"],
@@ -155,14 +179,6 @@ def to_hf_config(config: GPTConfig, *, tokenizer: str | None, eos_id: int | None
 
 
 def from_nanogpt_args(fields: dict[str, Any]) -> dict[str, Any]:
-    """What nanoGPT's `model_args` say in this program's words; nanoGPT computes the exact GELU and ties the embeddings."""
-    names = {
-        "vocab_size": "vocab_size",
-        "block_size": "context_length",
-        "n_embd": "emb_dim",
-        "n_head": "n_heads",
-        "n_layer": "n_layers",
-        "dropout": "drop_rate",
-    }
-    declared = {ours: fields[theirs] for theirs, ours in names.items() if theirs in fields}
+    """Translate nanoGPT's `model_args` into fields of `GPTConfig`; nanoGPT computes the exact GELU."""
+    declared = {ours: fields[theirs] for theirs, ours in NANOGPT_FIELDS.items() if theirs in fields}
     return declared | {"gelu_approximate": "none", "qkv_bias": bool(fields.get("bias", True))}

@@ -1,4 +1,4 @@
-"""The page that goes with an exported model: what it is, what it learnt from, and how well."""
+"""The model card of an export: the model, its training and its losses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from gpt_pretrain.checkpoints.tensor_files import tables
+from gpt_pretrain.checkpoints.checkpoint_file import nested_dicts
 from gpt_pretrain.model.config import GPTConfig
 
 HEADER = """---
@@ -18,63 +18,72 @@ tags:
 - gpt-pretrain
 ---
 """
-PRIVATE = ("run_dir", "resume", "cache_dir")  # where things were on the machine that trained
+USAGE = """## Usage
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # the folder with this file
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+ids = tokenizer("Every effort moves you", return_tensors="pt")
+print(tokenizer.decode(model.generate(**ids, max_new_tokens=50)[0]))
+```"""
+NO_TOKENIZER = "This folder has no tokenizer, because no known tokenizer has the model's vocabulary."
+PRIVATE = ("run_dir", "resume", "cache_dir")  # paths on the machine that trained the model
 
 
 def model_card(config: GPTConfig, *, name: str, n_parameters: int, tokenizer: str | None, training: Mapping[str, Any]) -> str:
-    """The text of a README.md.
+    """Return the text of the README.md.
 
     Args:
-        name: of the model.
-        n_parameters: numbers in it, a tied head counted once.
-        tokenizer: its name, if it is known.
-        training: one of this program's checkpoints, or empty where the training is not known.
+        name: The model's name.
+        n_parameters: Trainable numbers; a tied head counts once.
+        tokenizer: The tokenizer's name, if it is known.
+        training: One of this program's checkpoints; empty if the training is unknown.
     """
-    parts = [
-        f"{HEADER}\n# {name}\n\nA GPT-2 with {n_parameters:,} parameters, written by gpt-pretrain.",
-        "## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'folder = "."  # this one\n'
-        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
-        "model = AutoModelForCausalLM.from_pretrained(folder)\n"
-        'ids = tokenizer("Every effort moves you", return_tensors="pt")\n'
-        "print(tokenizer.decode(model.generate(**ids, max_new_tokens=50)[0]))\n```"
-        if tokenizer is not None
-        else "It comes without a tokenizer: none that is known has its vocabulary.",
+    sections = [
+        f"{HEADER}\n# {name}\n\nA GPT-2 with {n_parameters:,} parameters, exported by gpt-pretrain.",
+        USAGE if tokenizer is not None else NO_TOKENIZER,
     ]
     settings = training.get("config")
-    tables(settings)  # a stranger's settings might contain themselves
+    # Settings in a checkpoint from elsewhere might contain themselves.
+    nested_dicts(settings)
     if isinstance(settings, Mapping):
-        parts.append("## Training\n\n" + _table(_training(training, settings)))
+        sections.append("## Training\n\n" + _markdown_table(_training_rows(training, settings)))
     fields = config.to_dict() | {"tokenizer": tokenizer}
-    parts.append("## Architecture\n\n" + _table({name: str(value) for name, value in fields.items()}))
+    sections.append("## Architecture\n\n" + _markdown_table({name: str(value) for name, value in fields.items()}))
     if isinstance(settings, Mapping):
-        parts.append(f"## Settings\n\n~~~yaml\n{yaml.safe_dump(_public(settings), sort_keys=False, allow_unicode=True)}~~~")
-    return "\n\n".join(parts) + "\n"
+        shown = yaml.safe_dump(_without_private(settings), sort_keys=False, allow_unicode=True)
+        sections.append(f"## Settings\n\n~~~yaml\n{shown}~~~")
+    return "\n\n".join(sections) + "\n"
 
 
-def _training(training: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
-    """What a checkpoint tells of its training, in rows."""
+def _training_rows(training: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the facts about the training in a checkpoint, by label."""
     data = settings.get("data", {})
-    rows = {"data": str(data.get("path") or data.get("url") or f"{data.get('name')} (comes with gpt-pretrain)")}
+    rows = {"data": str(data.get("path") or data.get("url") or f"{data.get('name')} (included in gpt-pretrain)")}
     if settings.get("init_from"):
-        rows["started from"] = str(settings["init_from"])
+        rows["initial weights"] = str(settings["init_from"])
     rows["tokens seen"] = f"{training.get('tokens_seen', 0):,}"
     rows["optimizer steps"] = f"{training.get('global_step', 0):,}"
-    for name, key in (("train loss", "train_losses"), ("validation loss", "val_losses")):
+    for label, key in (("last training loss", "train_losses"), ("last validation loss", "val_losses")):
         if training.get(key):
-            rows[f"{name}, the last estimate"] = f"{training[key][-1]:.4f} nats a token"
+            rows[label] = f"{training[key][-1]:.4f} nats per token"
     best = training.get("callbacks", {}).get("SaveRun", {})
     if best.get("best_step", -1) >= 0:
-        rows["validation loss, the best"] = f"{best['best_loss']:.4f} nats a token, after epoch {best['best_epoch']}"
+        rows["best validation loss"] = f"{best['best_loss']:.4f} nats per token, in epoch {best['best_epoch']}"
     return rows
 
 
-def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _without_private(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        name: _public(value) if isinstance(value, Mapping) else value for name, value in settings.items() if name not in PRIVATE
+        name: _without_private(value) if isinstance(value, Mapping) else value
+        for name, value in settings.items()
+        if name not in PRIVATE
     }
 
 
-def _table(rows: Mapping[str, str]) -> str:
+def _markdown_table(rows: Mapping[str, str]) -> str:
     cells = [(name, value.replace("|", "\\|").replace("\n", " ")) for name, value in rows.items()]
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in cells)])

@@ -1,6 +1,6 @@
-"""Weights from elsewhere: whichever file or folder a user holds, one function makes a `GPTModel` of it.
+"""Load pretrained weights: one function turns any known file, folder or hub name into a `GPTModel`.
 
-Sources: a model of the Hugging Face hub, a folder that transformers saved, the state dict of chapter 5's model, nanoGPT's
+Sources: a model on the Hugging Face hub, a folder that transformers saved, the state dict of chapter 5's model, nanoGPT's
 checkpoint, OpenAI's parameters as nested arrays, and this program's own checkpoints and runs.
 """
 
@@ -17,36 +17,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt_pretrain.checkpoints.architecture import by_slot, empty_model, find_misfits, infer_architecture, stored_in_out, thirds
-from gpt_pretrain.checkpoints.layouts import TensorSlot, is_linear
-from gpt_pretrain.checkpoints.tensor_files import StoredTensor, in_memory
+from gpt_pretrain.checkpoints.architecture import find_misfits, group_by_slot, has_transposed_linears, infer_architecture
+from gpt_pretrain.checkpoints.layouts import TensorSlot, is_linear, possible_slots
+from gpt_pretrain.checkpoints.tensor_files import StoredTensor, loaded_tensor
 from gpt_pretrain.checkpoints.weight_source import BY_SIZE, WeightSource, find_source
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
-from gpt_pretrain.model.gpt2 import GPTModel
+from gpt_pretrain.model.gpt2 import GPTModel, empty_model
 from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.tokenizers.build import build_tokenizer, fits_vocab_size, tokenizer_by_size
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights that fit their architecture, still in their files.
+    """Weights that fit their architecture and are still in their files.
 
     Args:
-        name: where they come from, for messages.
-        config: the architecture.
-        tokenizer: its name, where it is known.
-        parts: for each tensor of the model what it is made of: one stored tensor, three (query, key, value), or none where it
-            is zero.
-        in_out: whether the linear layers are stored (in, out), as OpenAI did, and not (out, in).
-        content: everything else that one of this program's checkpoints holds.
+        name: The source, for messages.
+        config: The architecture.
+        tokenizer: The tokenizer's name, if it is known.
+        parts: For each tensor of the model, the stored tensors that it consists of: one, three (query, key, value), or none if
+            it is zero.
+        transposed: Linear layers are stored as (in, out), as OpenAI did, not (out, in).
+        content: Everything else in one of this program's checkpoints.
     """
 
     name: str
     config: GPTConfig
     tokenizer: str | None
     parts: dict[str, list[StoredTensor]]
-    in_out: bool
+    transposed: bool
     content: Mapping[str, Any]
 
     def build(
@@ -57,18 +57,18 @@ class Weights:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> GPTModel:
-        """The model with these weights, in eval mode.
+        """Return the model with these weights, in eval mode.
 
-        Tensors go from the file into the model one by one; those of a PyTorch file that fit as they are stay mapped to it.
+        Tensors are moved from the file to the model one by one. Tensors of a PyTorch file that fit unchanged stay mapped to it.
 
         Args:
-            context_length: cuts the table of positions to the first so many; None keeps all.
-            drop_rate: instead of the stored one.
-            device: None is the CPU.
-            dtype: None is fp32.
+            context_length: Tokens; keeps only the first position embeddings. None keeps all.
+            drop_rate: Replaces the stored drop rate.
+            device: None means the CPU.
+            dtype: None means fp32.
 
         Raises:
-            UserError: when the weights hold numbers that are not finite, or the context would have to be longer.
+            UserError: If the weights are not finite, or context_length exceeds the stored one.
         """
         config = self.config
         if context_length is not None:
@@ -77,35 +77,18 @@ class Weights:
             config = dataclasses.replace(config, drop_rate=drop_rate)
         if config.context_length > self.config.context_length:
             raise UserError(
-                f"model.context_length={config.context_length}: {self.name} has positions for {self.config.context_length} "
-                "tokens; the context can be shortened, not lengthened."
+                f"model.context_length={config.context_length} exceeds the {self.config.context_length} positions of "
+                f"{self.name}. The context can be shortened, not lengthened."
             )
         model = empty_model(config)
-        state, spoilt = {}, []
-        shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-        for name in sorted(shapes, key=lambda name: -math.prod(shapes[name])):  # for a low peak of memory
-            tensor = self._tensor(name) if self.parts[name] else torch.zeros(shapes[name])
-            if name == "pos_emb.weight":
-                tensor = tensor[: config.context_length]
-            tensor = tensor.contiguous().to(device=device or "cpu", dtype=dtype or torch.float32)
-            if not bool(tensor.isfinite().all()):
-                spoilt.append(name)
-            part_of_more = tensor.untyped_storage().nbytes() > tensor.nbytes  # which would stay in memory, and be saved, with it
-            state[name] = tensor.clone() if part_of_more else tensor
-        if spoilt:
-            raise UserError(
-                f"{self.name} holds numbers that are not finite in {dtype or torch.float32} (NaN or infinity), "
-                f"in {len(spoilt)} of {len(state)} tensors: "
-                f"{', '.join(sorted(spoilt)[:3])}{' ...' if len(spoilt) > 3 else ''}. Its training diverged, or it is damaged."
-            )
-        model.load_state_dict(state, assign=True)
+        model.load_state_dict(self._state_dict(model, device=device or "cpu", dtype=dtype or torch.float32), assign=True)
         return model.eval()
 
     def build_tokenizer(self, name: str | None = None) -> Tokenizer:
-        """The tokenizer of these weights, or the one of that name if it fits them.
+        """Build the tokenizer of these weights, or the named one.
 
         Raises:
-            UserError: when it does not, or none is known.
+            UserError: If no tokenizer is known, or the tokenizer does not fit the vocabulary.
         """
         size = self.config.vocab_size
         if name is None and self.tokenizer is None:
@@ -113,15 +96,38 @@ class Weights:
         tokenizer = build_tokenizer(name or str(self.tokenizer))
         if not fits_vocab_size(tokenizer.vocab_size, size):
             raise UserError(
-                f"{self.name}: its vocabulary has {size:,} tokens, the tokenizer {tokenizer.name} {tokenizer.vocab_size:,}."
+                f"{self.name} has a vocabulary of {size:,} tokens, but the tokenizer {tokenizer.name} has one of "
+                f"{tokenizer.vocab_size:,}."
             )
         return tokenizer
 
-    def _tensor(self, name: str) -> Tensor:
-        """A tensor of the model as its files have it, linear layers (out, in)."""
+    def _state_dict(self, model: GPTModel, *, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Read the model's tensors, the largest first to keep the memory peak low."""
+        state, not_finite = {}, []
+        shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        for name in sorted(shapes, key=lambda name: -math.prod(shapes[name])):
+            tensor = self._read(name) if self.parts[name] else torch.zeros(shapes[name])
+            if name == "pos_emb.weight":
+                tensor = tensor[: model.config.context_length]
+            tensor = tensor.contiguous().to(device=device, dtype=dtype)
+            if not bool(tensor.isfinite().all()):
+                not_finite.append(name)
+            # A view would keep the larger storage in memory, and save it with the model.
+            is_view = tensor.untyped_storage().nbytes() > tensor.nbytes
+            state[name] = tensor.clone() if is_view else tensor
+        if not_finite:
+            raise UserError(
+                f"{self.name} holds NaN or infinity in {dtype}, in {len(not_finite)} of {len(state)} tensors: "
+                f"{', '.join(sorted(not_finite)[:3])}{' ...' if len(not_finite) > 3 else ''}. "
+                "Its training diverged, or the file is damaged."
+            )
+        return state
+
+    def _read(self, name: str) -> Tensor:
+        """Read a tensor of the model, with linear layers as (out, in)."""
         tensors = [part.read() for part in self.parts[name]]
         tensor = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
-        return tensor.T if self.in_out and is_linear(name) else tensor
+        return tensor.T if self.transposed and is_linear(name) else tensor
 
 
 def load_pretrained(
@@ -131,61 +137,80 @@ def load_pretrained(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> GPTModel:
-    """The model that a file, a folder or a name on the Hugging Face hub holds, in eval mode.
+    """Load the model in a file, in a folder or on the Hugging Face hub, in eval mode.
 
     Args:
-        source: a hub id ("gpt2", "gpt2-medium", "someone/model"); a folder with config.json and safetensors; a state dict of
-            chapter 5's GPTModel, `.pth` or `.safetensors`; a checkpoint of nanoGPT; a checkpoint or run directory of this
-            program, or "latest". What a file is, is seen from its content.
-        n_heads: attention heads, where neither the file nor one of GPT-2's four sizes tells.
-        device: None is the CPU.
-        dtype: None is fp32.
+        source: A hub id ("gpt2", "gpt2-medium", "someone/model"); a folder with config.json and safetensors; a state dict of
+            chapter 5's GPTModel as `.pth` or `.safetensors`; a checkpoint of nanoGPT; a checkpoint or run directory of this
+            program, or "latest". Files are recognized by their content.
+        n_heads: Attention heads; needed if the source does not state them and is not one of GPT-2's four sizes.
+        device: None means the CPU.
+        dtype: None means fp32.
 
     Raises:
-        UserError: when there is no such source, it is damaged or hostile, or its tensors do not make a GPTModel; then all
-            tensors that are missing, unexpected or misshapen are named, and nothing is loaded.
+        UserError: If the source does not exist, is damaged or hostile, or is not a GPTModel. All missing, unexpected and
+            misshapen tensors are listed together, and nothing is loaded.
     """
     return open_weights(source, n_heads=n_heads).build(device=device, dtype=dtype)
 
 
 def open_weights(source: str | Path, *, n_heads: int | None = None) -> Weights:
-    """Find a source, work out its architecture and check that its tensors fit, reading as little as that takes.
+    """Find a source, infer its architecture and check that its tensors fit, reading as little as possible.
 
     Raises:
-        UserError: as `load_pretrained`.
+        UserError: As in `load_pretrained`.
     """
     found = find_source(source)
-    parts, problems = by_slot(found)
-    in_out = stored_in_out(parts)
-    config, misfits = infer_architecture(found, parts, in_out=in_out, n_heads=n_heads)
+    slots, problems = group_by_slot(found)
+    transposed = has_transposed_linears(slots)
+    config, misfits = infer_architecture(found, slots, transposed=transposed, n_heads=n_heads)
     if config is None or problems or misfits:
         raise UserError(problems + misfits)
     names = empty_model(config).state_dict()
-    whole = {name: [parts[place] for place in thirds(name) if place in parts] for name in names}
+    parts = {name: [slots[slot] for slot in possible_slots(name) if slot in slots] for name in names}
     tokenizer = tokenizer_by_size(config.vocab_size) if found.tokenizer == BY_SIZE else found.tokenizer
-    return Weights(found.name, config, tokenizer, whole, in_out, found.content)
+    return Weights(found.name, config, tokenizer, parts, transposed, found.content)
 
 
 def load_weights_into_gpt(model: GPTModel, params: Mapping[str, Any]) -> None:
-    """Give a model OpenAI's parameters, as chapter 5 reads them from the original files.
+    """Copy OpenAI's parameters, as chapter 5 reads them from the original files, into a model.
 
     Args:
-        model: what receives them, on whichever device.
-        params: arrays as {"wte", "wpe", "blocks": [{"ln_1": {"g", "b"}, "attn": {"c_attn": {"w", "b"}, "c_proj": ...},
+        model: The model, on any device.
+        params: Arrays as {"wte", "wpe", "blocks": [{"ln_1": {"g", "b"}, "attn": {"c_attn": {"w", "b"}, "c_proj": ...},
             "ln_2", "mlp": {"c_fc", "c_proj"}}], "g", "b"}, the last two also as {"ln_f": {"g", "b"}}; matrices (in, out).
 
     Raises:
-        UserError: naming all arrays that are missing, unexpected or misshapen; then the model is as it was.
+        UserError: If arrays are missing, unexpected or misshapen. All of them are listed, and the model is unchanged.
 
-    Source: OpenAI's gpt-2 `src/model.py` names them.
+    Source: OpenAI's gpt-2 `src/model.py` has these names.
     """
+    renamed, problems = _gpt2_state_dict(params)
+    # OpenAI's models always tie the output head.
+    if not model.config.tie_embeddings and "wte.weight" in renamed:
+        renamed["lm_head.weight"] = renamed["wte.weight"]
+    source = WeightSource("The parameters", {name: loaded_tensor(name, value) for name, value in renamed.items()})
+    slots, unknown = group_by_slot(source)
+    problems += unknown + find_misfits(source, model.config, slots, transposed=True)
+    not_finite = [name for name, value in renamed.items() if not value.isfinite().all()]
+    problems += [f"The parameters: {name} holds NaN or infinity." for name in not_finite]
+    if problems:
+        raise UserError(problems)
+    with torch.no_grad():
+        for name, target in model.state_dict().items():
+            value = slots[TensorSlot(name)].read()
+            target.copy_(value.T if is_linear(name) else value)
+
+
+def _gpt2_state_dict(params: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
+    """Return OpenAI's nested arrays as tensors under GPT-2's names, and the problems with values that are not arrays."""
     blocks = params.get("blocks") if isinstance(params, Mapping) else None
     if not isinstance(blocks, list | tuple):
-        raise UserError("The parameters lack 'blocks', the list of their transformer blocks.")
+        raise UserError("The parameters lack 'blocks', the list of transformer blocks.")
     flat = _flatten({name: value for name, value in params.items() if name not in ("blocks", "g", "b")})
     flat |= _flatten({name: params[name] for name in ("g", "b") if name in params}, "ln_f.")
-    for number, block in enumerate(blocks):
-        flat |= _flatten(block, f"h.{number}.")
+    for index, block in enumerate(blocks):
+        flat |= _flatten(block, f"h.{index}.")
     endings = {"wte": "wte.weight", "wpe": "wpe.weight", "w": "weight", "g": "weight", "b": "bias"}
     renamed, problems = {}, []
     for name, value in flat.items():
@@ -194,21 +219,8 @@ def load_weights_into_gpt(model: GPTModel, params: Mapping[str, Any]) -> None:
             array = np.array(value.detach().cpu().numpy() if isinstance(value, Tensor) else value, dtype=np.float32, copy=True)
             renamed[module + dot + endings.get(ending, ending)] = torch.from_numpy(array)
         except (TypeError, ValueError):
-            problems.append(f"The parameters: {name} is no array of numbers.")
-    if not model.config.tie_embeddings and "wte.weight" in renamed:
-        renamed["lm_head.weight"] = renamed["wte.weight"]  # OpenAI's models have no other
-    tensors = {name: in_memory(name, value) for name, value in renamed.items()}
-    source = WeightSource("The parameters", tensors)
-    parts, unknown = by_slot(source)
-    problems += unknown + find_misfits(source, model.config, parts, in_out=True)
-    spoilt = [name for name, part in tensors.items() if not part.read().isfinite().all()]
-    problems += [f"The parameters: {name} holds numbers that are not finite (NaN or infinity)." for name in spoilt]
-    if problems:
-        raise UserError(problems)
-    with torch.no_grad():
-        for name, target in model.state_dict().items():
-            value = parts[TensorSlot(name)].read()
-            target.copy_(value.T if is_linear(name) else value)
+            problems.append(f"The parameters: {name} is not an array of numbers.")
+    return renamed, problems
 
 
 def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,7 +1,12 @@
-"""A checkpoint in pieces: each rank's rows of the large tensors in a file of its own, and all the rest in one index.
+"""Sharded checkpoints: each rank's rows of the large tensors in a file of its own, and everything else in one index.
 
-The index is a checkpoint like any other, but for the tensors that are elsewhere: in their place stands where. Under "shards" it
-has the folder's name, and of each file its name, its SHA-256 and which rows (first, last + 1) of which tensors it holds.
+The index is a checkpoint like any other, except that a reference replaces each sharded tensor. Its "shards" entry holds the name
+of the folder and, for each file, its name, its SHA-256 and the rows (first, last + 1) of each tensor that it contains.
+
+`torch.distributed.checkpoint` is not used, because it gives weaker guarantees (PyTorch 2.13): it loads a file with a flipped bit
+without an error, it unpickles its .metadata file without restrictions, and if a save over an older checkpoint is killed midway,
+it later loads a mixture of both without an error. Its safetensors storage avoids the pickle, but has no checksums and stores
+tensors only.
 """
 
 from __future__ import annotations
@@ -19,103 +24,114 @@ from torch import Tensor
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.files import sync_file, sync_folder
 
-ELSEWHERE = "elsewhere"  # the key of what stands in a tensor's place
-FOLDER = "shards-{:08d}-{}"  # by step, and a name of its own
+REFERENCE_KEY = "elsewhere"  # marks the dict that replaces a sharded tensor in the index
+SHARD_FOLDER = "shards-{:08d}-{}"  # the optimizer step, and a random suffix
 
-Rows = dict[str, list[int]]
+RowRanges = dict[str, list[int]]  # for each tensor, the first row and the last + 1
 
 
 def map_leaves(content: Any, change: Callable[[str, Any], Any], prefix: str = "") -> Any:
-    """Nested dicts and lists with every leaf changed, each told by its path."""
+    """Apply a function to the path and the value of every leaf of nested dicts and lists."""
     if isinstance(content, dict):
         return {key: map_leaves(value, change, f"{prefix}/{key}") for key, value in content.items()}
     if isinstance(content, list):
-        return [map_leaves(value, change, f"{prefix}/{number}") for number, value in enumerate(content)]
+        return [map_leaves(value, change, f"{prefix}/{index}") for index, value in enumerate(content)]
     return change(prefix, content)
 
 
 def write_rank_file(folder: Path, rank: int, tensors: Mapping[str, Tensor]) -> str:
-    """Write one rank's rows, and return the SHA-256 of the file.
+    """Write one rank's rows to its file, and return the SHA-256 of the file.
 
     Raises:
-        OSError: when that fails.
+        OSError: If the file cannot be written.
     """
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / file_name(rank), "wb") as stream:
+    with open(folder / rank_file_name(rank), "wb") as stream:
         stream.write(data)
         sync_file(stream)
     sync_folder(folder)
     return hashlib.sha256(data).hexdigest()
 
 
-def file_name(rank: int) -> str:
+def rank_file_name(rank: int) -> str:
+    """Return the name of a rank's file in the folder of shards."""
     return f"rank-{rank:05d}.safetensors"
 
 
-class Shards:
-    """The pieces that an index names, read a few rows at a time.
+class ShardReader:
+    """Reads rows of the tensors in the files that an index names.
 
     Args:
-        path: the index.
-        content: what it holds.
+        path: The index.
+        content: The content of the index.
+        check: Compare each file with its SHA-256.
 
     Raises:
-        UserError: when a file is missing or damaged.
+        UserError: If a file is missing or damaged.
     """
 
     def __init__(self, path: Path, content: Mapping[str, Any], *, check: bool = True) -> None:
         self.path = path
+        # Only the last part of each stored name counts, so that an index cannot point outside its own folder.
         self.folder = path.parent / Path(str(content["shards"]["folder"])).name
         self.files: list[dict[str, Any]] = content["shards"]["files"]
         if check:
             for file in self.files:
-                self._check(self.folder / Path(file["name"]).name, file["sha256"])
+                self._check(self._path_of(file), file["sha256"])
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Read rows start to stop (exclusive) of a tensor.
+
+        Raises:
+            UserError: If no file holds them.
+        """
+        parts = []
+        for file in self.files:
+            begin, end = file["rows"].get(name, (0, 0))
+            first, last = max(start, begin), min(stop, end)
+            # A rank without rows still needs an empty tensor of the right shape and dtype.
+            if first < last or (start == stop == begin < end):
+                parts.append(self._read(file, name, first - begin, max(first, last) - begin))
+        found = torch.cat(parts) if parts else torch.empty(0)
+        if len(found) != stop - start:
+            raise UserError(f"{self.path} is incomplete: rows {start} to {stop} of {name} are missing.")
+        return found
+
+    def _path_of(self, file: Mapping[str, Any]) -> Path:
+        return self.folder / Path(file["name"]).name
+
+    def _read(self, file: Mapping[str, Any], name: str, first: int, last: int) -> Tensor:
+        try:
+            with safe_open(self._path_of(file), framework="pt") as stored:
+                rows: Tensor = stored.get_slice(name)[first:last]
+                return rows
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{self.path} is damaged: {name} cannot be read ({error}).") from error
 
     def _check(self, file: Path, sha256: str) -> None:
         try:
             with open(file, "rb") as stream:
                 found = hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:
-            raise UserError(f"{self.path} is not whole: its part {file.name} cannot be read ({error.strerror}).") from error
+            raise UserError(f"{self.path} is incomplete: its shard {file.name} cannot be read ({error.strerror}).") from error
         if found != sha256:
-            raise UserError(f"{self.path} is damaged: its part {file.name} has another checksum.")
-
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows start to stop (without it) of a tensor.
-
-        Raises:
-            UserError: when no file has them.
-        """
-        parts = []
-        for file in self.files:
-            begin, end = file["rows"].get(name, (0, 0))
-            first, last = max(start, begin), min(stop, end)
-            if first < last or (start == stop == begin < end):
-                try:
-                    with safe_open(self.folder / Path(file["name"]).name, framework="pt") as stored:
-                        parts.append(stored.get_slice(name)[first - begin : max(first, last) - begin])
-                except (SafetensorError, OSError) as error:
-                    raise UserError(f"{self.path} is damaged: {name} cannot be read ({error}).") from error
-        found = torch.cat(parts) if parts else torch.empty(0)
-        if len(found) != stop - start:
-            raise UserError(f"{self.path} is not whole: it lacks rows of {name}.")
-        return found
+            raise UserError(f"{self.path} is damaged: the checksum of its shard {file.name} does not match.")
 
 
-def assembled(content: dict[str, Any], path: Path) -> dict[str, Any]:
-    """A checkpoint as it would be in one file.
+def assemble_shards(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return the content of a sharded checkpoint as if it had been written to one file.
 
     Raises:
-        UserError: when a part of it is missing or damaged.
+        UserError: If a shard is missing or damaged.
     """
-    shards = Shards(path, content)
+    shards = ShardReader(path, content)
 
-    def replaced(node: Any) -> Any:
-        if isinstance(node, dict) and ELSEWHERE in node:
-            return shards.rows(node[ELSEWHERE], 0, int(node["rows"]))
+    def resolve(node: Any) -> Any:
+        if isinstance(node, dict) and REFERENCE_KEY in node:
+            return shards.rows(node[REFERENCE_KEY], 0, int(node["rows"]))
         if isinstance(node, dict):
-            return {key: replaced(value) for key, value in node.items()}
-        return [replaced(value) for value in node] if isinstance(node, list) else node
+            return {key: resolve(value) for key, value in node.items()}
+        return [resolve(value) for value in node] if isinstance(node, list) else node
 
-    return {key: replaced(value) for key, value in content.items() if key != "shards"}
+    return {key: resolve(value) for key, value in content.items() if key != "shards"}

@@ -1,15 +1,15 @@
-"""Write a model as a folder that transformers opens.
+"""Export a model as a folder that transformers opens.
 
 Usage: gpt-pretrain export out=FOLDER [checkpoint=...] [n_heads=...] [tokenizer=...]
 
-  out         the folder to write; an earlier export there is replaced
-  checkpoint  a run directory, a checkpoint file, any other weights that generate.py's pretrained= takes, or latest, which
-              stands here if nothing does: the newest run below outputs/
-  n_heads     attention heads, for a bare state dict that is not one of GPT-2's sizes
-  tokenizer   gpt2, byte ..., where the weights do not tell
+  out         folder to write; an earlier export there is replaced
+  checkpoint  run directory, checkpoint file, any other weights that generate.py's pretrained= accepts, or latest for the
+              newest run below outputs/ (default: latest)
+  n_heads     number of attention heads; needed for a bare state dict that is not one of GPT-2's sizes
+  tokenizer   gpt2, byte, ...; needed if the weights do not name their tokenizer
 
-The folder holds config.json, generation_config.json, model.safetensors, the tokenizer's files and a model card. It is opened with
-transformers and compared with the model before it takes its place.
+The folder contains config.json, generation_config.json, model.safetensors, the tokenizer's files and a model card. Before the
+folder appears, transformers opens it, and its logits are compared with the model's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gpt_pretrain.config.command_schema import ExportSettings
 
 
 def export_command(arguments: list[str]) -> None:
-    """Export what the settings name."""
+    """Export the weights that the arguments name."""
     settings = parse_arguments(arguments, ExportSettings, usage=__doc__ or "")
     from gpt_pretrain.checkpoints.huggingface import export
     from gpt_pretrain.checkpoints.pretrained import open_weights
@@ -29,4 +29,4 @@ def export_command(arguments: list[str]) -> None:
     weights = open_weights(settings.checkpoint, n_heads=settings.n_heads)
     difference = export(weights, Path(settings.out).expanduser(), tokenizer=settings.tokenizer)
     print(f"{weights.name} -> {settings.out}")
-    print(f"transformers opens it; the logits differ by at most {difference:.1g}.")
+    print(f"transformers opens the folder; the logits differ by at most {difference:.1g}.")

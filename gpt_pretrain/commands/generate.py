@@ -35,7 +35,7 @@ def generate(config: DictConfig) -> None:
 
 
 def _generate(settings: GenerateSettings, *, keep: Path | None) -> None:
-    from gpt_pretrain.checkpoints.checkpoint_file import first_whole
+    from gpt_pretrain.checkpoints.checkpoint_file import first_readable
     from gpt_pretrain.checkpoints.pretrained import open_weights
     from gpt_pretrain.generation.config import SamplerConfig
     from gpt_pretrain.generation.decoding import PRECISIONS, DecodingModel, pick_decoding_precision
@@ -47,7 +47,7 @@ def _generate(settings: GenerateSettings, *, keep: Path | None) -> None:
     if settings.pretrained is not None:
         weights = open_weights(settings.pretrained, n_heads=settings.n_heads)
     else:
-        weights = first_whole(find_checkpoints(settings.checkpoint), open_weights)
+        weights = first_readable(find_checkpoints(settings.checkpoint), open_weights)
     tokenizer = weights.build_tokenizer(settings.tokenizer)
     model = weights.build(device=pick_device(settings.device))
     precision, reason = pick_decoding_precision(settings.precision, model)

@@ -170,6 +170,12 @@ class GPTModel(nn.Module):
             embedding.reset_parameters()
 
 
+def empty_model(config: GPTConfig) -> GPTModel:
+    """Return a model on the meta device, whose tensors have shapes but use no memory."""
+    with torch.device("meta"):
+        return GPTModel(config)
+
+
 def _document_mask(positions: Tensor) -> Tensor:
     """Return the keys that each query sees, those of its own document up to its own position: bool, (B, 1, T, T)."""
     index = torch.arange(positions.shape[1], device=positions.device)

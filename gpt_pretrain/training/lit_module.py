@@ -22,11 +22,10 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from gpt_pretrain.checkpoints.architecture import empty_model
 from gpt_pretrain.config.schema import OptimizerSettings, SchedulerSettings
 from gpt_pretrain.data.windows import Batch
 from gpt_pretrain.evaluation.loss import next_token_loss
-from gpt_pretrain.model.gpt2 import GPTModel
+from gpt_pretrain.model.gpt2 import GPTModel, empty_model
 from gpt_pretrain.model.kernels.loss import IGNORED
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.distributed.fsdp import shard, whole_weights

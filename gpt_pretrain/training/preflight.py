@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from gpt_pretrain.checkpoints.export_folder import check_export_folder
 from gpt_pretrain.checkpoints.pretrained import Weights, open_weights
-from gpt_pretrain.checkpoints.weight_source import earlier_export
 from gpt_pretrain.config.conversion import escape_interpolation, to_settings
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.config.validation import train_problems
@@ -84,7 +84,7 @@ def prepare_training(
     tokenizer = data = None
     try:
         if settings.export:
-            earlier_export(Path(settings.run_dir) / EXPORTED)
+            check_export_folder(Path(settings.run_dir) / EXPORTED)
     except UserError as error:
         problems += error.problems
     try:

@@ -11,10 +11,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from gpt_pretrain.checkpoints.checkpoint_file import copy_checkpoint, first_whole, read_checkpoint
+from gpt_pretrain.checkpoints.checkpoint_file import copy_checkpoint, first_readable, nested_dicts, read_checkpoint
+from gpt_pretrain.checkpoints.checksum import same_checksum
 from gpt_pretrain.checkpoints.pretrained import open_weights
-from gpt_pretrain.checkpoints.sharded import Shards
-from gpt_pretrain.checkpoints.tensor_files import same_checksum, tables
+from gpt_pretrain.checkpoints.sharded import ShardReader
 from gpt_pretrain.config.conversion import escape_interpolation, to_settings
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.errors import UserError
@@ -49,7 +49,7 @@ def newest_checkpoint(run_dir: Path, *, only: Path | None = None, looking: bool 
     looking = looking or not ranks.is_main()
     for folder in () if looking else (run_dir, checkpoint_dir(run_dir)):
         remove_scratch_files(folder)
-    path, content = first_whole(
+    path, content = first_readable(
         [only] if only is not None else find_checkpoints(str(run_dir)), lambda path: (path, resumable(path))
     )
     if not looking and path.name == LAST and content["callbacks"]["SaveRun"]["best_step"] == content["global_step"] - 1:
@@ -69,7 +69,7 @@ def resumable(path: Path) -> dict[str, Any]:
     """
     content = read_checkpoint(path, resumable=True, assemble=False)
     if "shards" in content:
-        Shards(path, content, check=ranks.is_main())
+        ShardReader(path, content, check=ranks.is_main())
         architecture = GPTConfig.from_dict(content["architecture"]).to_dict()
     else:
         architecture = open_weights(path).config.to_dict()
@@ -96,7 +96,7 @@ def as_before(settings: TrainSettings, stored: dict[str, Any], overridden: Set[s
     Returns:
         The settings, and what was typed that would change the meaning of the saved state.
     """
-    if any("_target_" in table for table in tables(stored)):
+    if any("_target_" in table for table in nested_dicts(stored)):
         raise UserError("The checkpoint's settings hold a _target_, which could run anything; this program stores none.")
     changes: dict[str, tuple[Any, Any]] = {}
     merged = _merge(stored, dataclasses.asdict(settings), overridden, changes)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gpt_pretrain.checkpoints.checkpoint_file import (
     copy_checkpoint,
-    first_whole,
+    first_readable,
     read_checkpoint,
     write_checkpoint,
 )
@@ -19,6 +19,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import find_checkpoints, find_run
 from gpt_pretrain.system.files import remove_scratch_files
 from tests.conftest import tiny_model
+from tests.helpers.other_models import Hostile
 
 
 def content(**changes: Any) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def content(**changes: Any) -> dict[str, Any]:
     return {"state_dict": state, "architecture": model.config.to_dict(), "tokenizer": "byte"} | changes
 
 
-def test_a_model_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_a_model_is_restored_exactly(tmp_path: Path) -> None:
     path = tmp_path / "x.ckpt"
     write_checkpoint(content(), path)
     assert open_weights(path).tokenizer == "byte"
@@ -53,17 +54,19 @@ def test_a_failed_write_leaves_the_old_checkpoint_and_nothing_else(tmp_path: Pat
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.ckpt"]
 
 
-def test_best_outlives_the_next_last(tmp_path: Path) -> None:
+def test_best_is_independent_of_the_next_last(tmp_path: Path) -> None:
     last, best = tmp_path / "last.ckpt", tmp_path / "best.ckpt"
     write_checkpoint(content(step=1), last)
     copy_checkpoint(last, best)
-    assert best.stat().st_ino != last.stat().st_ino, "damage to one is none to the other"
+    assert best.stat().st_ino != last.stat().st_ino, "the copy is not a hard link, so that damage to one file spares the other"
     write_checkpoint(content(step=2), last)
     assert (read_checkpoint(best)["step"], read_checkpoint(last)["step"]) == (1, 2)
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "zeroed", "marker"])
-def test_damage_is_seen_and_the_newest_whole_one_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
+def test_damage_is_detected_and_the_newest_intact_checkpoint_is_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
     last, older = tmp_path / "last.ckpt", tmp_path / "step-00000001.ckpt"
     write_checkpoint(content(step=1), older)
     write_checkpoint(content(step=2), last)
@@ -79,25 +82,25 @@ def test_damage_is_seen_and_the_newest_whole_one_is_read(tmp_path: Path, caplog:
     last.write_bytes(data)
     with pytest.raises(UserError, match=r"last\.ckpt (is damaged|holds more than)"):
         read_checkpoint(last)
-    assert first_whole([last, older], read_checkpoint)["step"] == 1
-    assert f"The newest whole checkpoint is {older}" in caplog.text
+    assert first_readable([last, older], read_checkpoint)["step"] == 1
+    assert f"The newest intact checkpoint is {older}" in caplog.text
     with pytest.raises(UserError, match=r"last\.ckpt"):
-        first_whole([last, last], read_checkpoint)
+        first_readable([last, last], read_checkpoint)
 
 
 @settings(max_examples=300, deadline=None)
-@given(at=st.integers(0, 10**9), bit=st.integers(0, 7))
-def test_any_flipped_bit_is_seen(tmp_path_factory: pytest.TempPathFactory, at: int, bit: int) -> None:
+@given(index=st.integers(0, 10**9), bit=st.integers(0, 7))
+def test_every_flipped_bit_is_detected(tmp_path_factory: pytest.TempPathFactory, index: int, bit: int) -> None:
     path = tmp_path_factory.getbasetemp() / "small.ckpt"
     write_checkpoint({"state_dict": {"a": torch.arange(50.0)}, "architecture": {}, "tokenizer": "byte"}, path)
     data = bytearray(path.read_bytes())
-    data[at % len(data)] ^= 1 << bit
+    data[index % len(data)] ^= 1 << bit
     path.write_bytes(data)
     with pytest.raises(UserError):
         read_checkpoint(path)
 
 
-def test_what_a_killed_write_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_only_the_remains_of_a_killed_write_are_removed(tmp_path: Path) -> None:
     write_checkpoint(content(), tmp_path / "last.ckpt")
     (tmp_path / ".last.ckpt.0123abcd.tmp").write_bytes(b"half")
     (tmp_path / "notes.tmp").write_bytes(b"mine")
@@ -105,17 +108,7 @@ def test_what_a_killed_write_left_is_removed_and_nothing_else(tmp_path: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "notes.tmp"]
 
 
-class Hostile:
-    """Runs a command when it is unpickled by a loader that allows it."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.system, (f"touch '{self.marker}'",)
-
-
-def test_a_hostile_file_is_refused_and_runs_nothing(tmp_path: Path) -> None:
+def test_a_hostile_file_is_rejected_and_runs_nothing(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     torch.save(content(extra=Hostile(marker)), tmp_path / "a.ckpt")
     (tmp_path / "b.ckpt").write_bytes(pickle.dumps(Hostile(marker)))
@@ -124,11 +117,11 @@ def test_a_hostile_file_is_refused_and_runs_nothing(tmp_path: Path) -> None:
             load_pretrained(tmp_path / name)
     assert not marker.exists()
     torch.load(tmp_path / "a.ckpt", weights_only=False)
-    assert marker.exists(), "the file was hostile indeed"
+    assert marker.exists(), "the file was not hostile"
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"architecture": {"_target_": "os.system"}}, "unknown field '_target_'"),
         ({"architecture": 3}, "The stored architecture is a int"),
@@ -137,16 +130,16 @@ def test_a_hostile_file_is_refused_and_runs_nothing(tmp_path: Path) -> None:
             {"state_dict": {"model.tok_emb.weight": torch.zeros(97, 32)}},
             r"the tensor trf_blocks\.2\.ff\.layers\.0\.bias is missing",
         ),
-        ({"state_dict": {"model.odd": torch.zeros(1)}}, "the tensor model.odd is not one of a GPT-2's"),
+        ({"state_dict": {"model.odd": torch.zeros(1)}}, "the tensor model.odd does not belong to a GPT-2"),
     ],
 )
-def test_what_does_not_make_a_model_is_refused(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+def test_content_that_is_not_a_model_is_rejected(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     write_checkpoint(content(**change), tmp_path / "x.ckpt")
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         load_pretrained(tmp_path / "x.ckpt")
 
 
-def test_all_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
+def test_all_tensors_that_do_not_fit_are_listed(tmp_path: Path) -> None:
     wrong = content()
     wrong["state_dict"]["model.tok_emb.weight"] = torch.zeros(97, 31)
     wrong["state_dict"]["model.final_norm.bias"] = "zero"
@@ -154,14 +147,14 @@ def test_all_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
     write_checkpoint(wrong, tmp_path / "x.ckpt")
     with pytest.raises(UserError) as caught:
         load_pretrained(tmp_path / "x.ckpt")
-    told = "\n".join(caught.value.problems)
-    assert "model.tok_emb.weight has shape (97, 31), the model needs (97, 32)" in told
-    assert "model.final_norm.bias holds a str" in told
-    assert "pos_emb.weight is missing" in told
+    message = "\n".join(caught.value.problems)
+    assert "model.tok_emb.weight has shape (97, 31), but the model needs (97, 32)" in message
+    assert "model.final_norm.bias holds a str" in message
+    assert "pos_emb.weight is missing" in message
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "text", "truncated", "list", "other"])
-def test_damaged_and_foreign_files_are_refused(tmp_path: Path, damage: str) -> None:
+def test_damaged_and_foreign_files_are_rejected(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "x.ckpt"
     write_checkpoint(content(), path)
     whole = path.read_bytes()
@@ -197,11 +190,11 @@ def test_runs_are_found_by_name_and_by_age(outputs: Path) -> None:
         (folder / name).write_bytes(b"x")
         os.utime(folder / name, (age, age))
     names = ["last.ckpt", "step-00000003.ckpt", "step-00000002.ckpt", "best.ckpt"]
-    assert [path.name for path in find_checkpoints("outputs/a")] == names, "last comes first, whatever its age"
+    assert [path.name for path in find_checkpoints("outputs/a")] == names, "last comes first, at any age"
 
 
 @pytest.mark.parametrize("name", ["outputs/nowhere", "outputs/empty"])
-def test_runs_that_are_not_there_are_refused(outputs: Path, name: str) -> None:
+def test_missing_runs_are_rejected(outputs: Path, name: str) -> None:
     with pytest.raises(UserError, match=name):
         find_run(name)
     with pytest.raises(UserError, match=name):

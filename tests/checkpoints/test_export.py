@@ -1,4 +1,4 @@
-"""Our models as Hugging Face folders, opened by transformers itself."""
+"""Exports as Hugging Face folders, opened by transformers itself."""
 
 import json
 import os
@@ -20,19 +20,21 @@ from gpt_pretrain.checkpoints.checkpoint_file import write_checkpoint
 from gpt_pretrain.checkpoints.huggingface import export
 from gpt_pretrain.checkpoints.pretrained import load_pretrained, open_weights
 from gpt_pretrain.checkpoints.tokenizer_files import write_tokenizer
+from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.gpt2 import GPTModel
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.tiktoken_bpe import TiktokenTokenizer
 from tests.conftest import ROOT, tiny_model
+from tests.helpers.other_models import hugging_face
 
 Train = Callable[..., float]
 TEXT = "Every effort moves you: it's 3.14, naïve 東京 🙂\n\n  <|endoftext|>And on."
 
 
 def checkpoint(path: Path, *, tokenizer: str = "byte", **changes: object) -> GPTModel:
-    """One of this program's checkpoints with a random model in it."""
+    """Write one of this program's checkpoints with random weights."""
     model = tiny_model(vocab_size=257, **changes)
     state = {f"model.{name}": value.clone() for name, value in model.state_dict().items()}
     write_checkpoint({"state_dict": state, "architecture": model.config.to_dict(), "tokenizer": tokenizer}, path)
@@ -44,13 +46,15 @@ def checkpoint(path: Path, *, tokenizer: str = "byte", **changes: object) -> GPT
     [{}, {"qkv_bias": True}, {"tie_embeddings": False}, {"gelu_approximate": "none", "init": "pytorch", "drop_rate": 0.25}],
     ids=["plain", "biases", "own head", "exact GELU"],
 )
-def test_transformers_opens_the_folder_and_the_way_back_is_exact(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_transformers_opens_the_folder_and_the_round_trip_is_exact(tmp_path: Path, changes: dict[str, Any]) -> None:
     model = checkpoint(tmp_path / "x.ckpt", **changes)
     assert export(open_weights(tmp_path / "x.ckpt"), tmp_path / "out") <= 1e-3
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", local_files_only=True)
     token_ids = torch.randint(0, 257, (2, 16))
     with torch.no_grad():
-        exact = theirs.double()(token_ids).logits - model.double()(token_ids)  # the weights are large, and so is fp32's rounding
+        exact = theirs.double()(token_ids).logits - model.double()(
+            token_ids
+        )  # fp64, because these large weights round coarsely in fp32
     assert exact.abs().max() <= 1e-10
     model.float()
     assert theirs.config.tie_word_embeddings == model.config.tie_embeddings
@@ -67,13 +71,13 @@ def test_transformers_opens_the_folder_and_the_way_back_is_exact(tmp_path: Path,
     assert oct((tmp_path / "out" / "model.safetensors").stat().st_mode) == oct((tmp_path / "out" / "README.md").stat().st_mode)
 
 
-def test_rounding_of_large_logits_is_no_reason_to_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounding_of_large_logits_does_not_prevent_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint(tmp_path / "x.ckpt")
-    monkeypatch.setattr(huggingface, "MAX_DIFFERENCE", 1e-9)  # which fp32 never keeps, and fp64 does
+    monkeypatch.setattr(huggingface, "MAX_DIFFERENCE", 1e-9)  # out of reach of fp32, but not of fp64
     assert 1e-9 < export(open_weights(tmp_path / "x.ckpt"), tmp_path / "out") < 1e-3
 
 
-def test_gpt2_s_tokenizer_is_transformers_own(tmp_path: Path) -> None:
+def test_the_gpt2_tokenizer_is_exported_as_transformers_own(tmp_path: Path) -> None:
     write_tokenizer(build_tokenizer("gpt2"), tmp_path, context_length=1024)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
     assert type(tokenizer).__name__ == "GPT2Tokenizer"
@@ -82,8 +86,8 @@ def test_gpt2_s_tokenizer_is_transformers_own(tmp_path: Path) -> None:
     assert (tokenizer.model_max_length, tokenizer.eos_token_id) == (1024, 50256)
 
 
-def test_an_encoding_with_a_pattern_of_its_own(tmp_path: Path) -> None:
-    # cl100k_base's pattern over GPT-2's tokens: the real one has to be downloaded.
+def test_a_tokenizer_with_its_own_pattern_is_exported(tmp_path: Path) -> None:
+    # cl100k_base's pattern with GPT-2's tokens, because its own tokens would have to be downloaded.
     pattern = (
         r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
     )
@@ -98,21 +102,21 @@ def test_an_encoding_with_a_pattern_of_its_own(tmp_path: Path) -> None:
         assert theirs.encode(text, verbose=False) == ours.encode(text)
 
 
-def test_a_tokenizer_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+def test_a_tokenizer_that_transformers_cannot_reproduce_is_rejected(tmp_path: Path) -> None:
     ours = build_tokenizer("gpt2")
     encoding = tiktoken.Encoding(
         "odd", pat_str=r"\p{L}+|\P{L}", mergeable_ranks=ours.ranks, special_tokens={"<|endoftext|>": 50256}
     )  # type: ignore[attr-defined]
     odd = TiktokenTokenizer(encoding)
     odd.pattern = r"\p{N}+"
-    with pytest.raises(UserError, match="tokenizer=odd cannot be exported: transformers would encode"):
+    with pytest.raises(UserError, match="tokenizer=odd cannot be exported: transformers encodes"):
         write_tokenizer(odd, tmp_path, context_length=64)
 
 
-def test_a_model_without_a_known_tokenizer_has_none_in_its_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_without_a_known_tokenizer_is_exported_without_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     torch.save(tiny_model().state_dict(), tmp_path / "x.pth")
     export(open_weights(tmp_path / "x.pth", n_heads=4), tmp_path / "out")
-    assert "no known tokenizer has a vocabulary of 97 tokens" in caplog.text
+    assert "No known tokenizer has a vocabulary of 97 tokens" in caplog.text
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "README.md",
         "config.json",
@@ -121,13 +125,13 @@ def test_a_model_without_a_known_tokenizer_has_none_in_its_folder(tmp_path: Path
     ]
 
 
-def test_every_field_of_the_architecture_has_a_place_or_prevents_the_export(
+def test_every_field_of_the_architecture_is_exported_or_prevents_the_export(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert {*GPTConfig.__dataclass_fields__} == huggingface.HELD
+    assert {*GPTConfig.__dataclass_fields__} == huggingface.EXPORTABLE_FIELDS
     checkpoint(tmp_path / "x.ckpt", gelu_approximate="none")
-    monkeypatch.setattr(huggingface, "HELD", huggingface.HELD - {"gelu_approximate"})
-    with pytest.raises(UserError, match="gelu_approximate='none' prevents the export: GPT-2's layout has no place"):
+    monkeypatch.setattr(huggingface, "EXPORTABLE_FIELDS", huggingface.EXPORTABLE_FIELDS - {"gelu_approximate"})
+    with pytest.raises(UserError, match="gelu_approximate='none' cannot be exported: GPT-2's layout has no such option"):
         export(open_weights(tmp_path / "x.ckpt"), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["x.ckpt"]
 
@@ -137,7 +141,7 @@ def fail(error: Exception) -> None:
 
 
 @pytest.mark.parametrize("damage", ["logits", "disk", "weights", "rename"])
-def test_an_export_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+def test_a_failed_export_leaves_the_earlier_one_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
     checkpoint(tmp_path / "x.ckpt")
     export(open_weights(tmp_path / "x.ckpt"), tmp_path / "out")
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
@@ -146,7 +150,7 @@ def test_an_export_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch:
         monkeypatch.setattr(
             huggingface, "to_hf_config", lambda *a, **k: layouts.to_hf_config(*a, **k) | {"activation_function": "relu"}
         )
-    elif damage == "weights":  # safetensors has an error of its own
+    elif damage == "weights":  # safetensors raises its own error
         monkeypatch.setattr(huggingface, "save_file", lambda *a, **k: fail(SafetensorError("I/O error: No space left on device")))
     elif damage == "disk":
         monkeypatch.setattr(huggingface, "model_card", lambda *a, **k: fail(OSError(28, "No space left on device")))
@@ -155,7 +159,9 @@ def test_an_export_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch:
         monkeypatch.setattr(
             os, "rename", lambda a, b: fail(OSError(28, "No space left")) if str(a).endswith(".tmp") else real(a, b)
         )
-    with pytest.raises(UserError, match="computes other logits" if damage == "logits" else "cannot be written: .*No space left"):
+    with pytest.raises(
+        UserError, match="computes different logits" if damage == "logits" else "cannot be written: .*No space left"
+    ):
         export(open_weights(tmp_path / "x.ckpt"), tmp_path / "out")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "x.ckpt"]
@@ -168,20 +174,20 @@ def test_only_an_earlier_export_is_replaced(tmp_path: Path) -> None:
     export(open_weights(tmp_path / "x.ckpt"), tmp_path / "out")
     assert load_pretrained(tmp_path / "out").config == again.config
     (tmp_path / "out" / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"holds what no earlier export wrote \(notes\.txt\)"):
+    with pytest.raises(UserError, match=r"holds files that no earlier export wrote \(notes\.txt\)"):
         export(open_weights(tmp_path / "x.ckpt"), tmp_path / "out")
     (tmp_path / "link").symlink_to(tmp_path / "out")
     (tmp_path / "out" / "notes.txt").unlink()
     export(open_weights(tmp_path / "x.ckpt"), tmp_path / "link")
     assert load_pretrained(tmp_path / "out").config == again.config
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "out", "x.ckpt"]
-    with pytest.raises(UserError, match="is where you are"):
+    with pytest.raises(UserError, match="is the current directory"):
         export(open_weights(tmp_path / "x.ckpt"), Path("."))
     with pytest.raises(UserError, match="is a file"):
         export(open_weights(tmp_path / "x.ckpt"), tmp_path / "x.ckpt")
 
 
-def test_a_run_exports_itself_and_its_card_tells_how_it_went(
+def test_a_run_is_exported_and_its_card_describes_the_training(
     train: Train, tmp_path: Path, printed: Callable[[], list[str]]
 ) -> None:
     train("export=true", "data.path=null")
@@ -192,22 +198,18 @@ def test_a_run_exports_itself_and_its_card_tells_how_it_went(
         assert torch.equal(value, trained.state_dict()[name])
     content = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     card = (folder / "README.md").read_text()
-    assert "| data | sample (comes with gpt-pretrain) |" in card
+    assert "| data | sample (included in gpt-pretrain) |" in card
     assert f"| tokens seen | {content['tokens_seen']:,} |" in card
-    assert f"| train loss, the last estimate | {content['train_losses'][-1]:.4f} nats a token |" in card
-    assert (
-        f"| validation loss, the best | {content['callbacks']['SaveRun']['best_loss']:.4f} nats a token, after epoch 2 |" in card
-    )
+    assert f"| last training loss | {content['train_losses'][-1]:.4f} nats per token |" in card
+    best_loss = content["callbacks"]["SaveRun"]["best_loss"]
+    assert f"| best validation loss | {best_loss:.4f} nats per token, in epoch 2 |" in card
     assert "  lr: 0.0004" in card
-    assert str(tmp_path) not in card, "nothing of the machine it was trained on"
+    assert str(tmp_path) not in card, "the card names no path of this machine"
 
 
-def test_continuing_a_model_of_transformers_starts_at_its_own_loss(
+def test_training_from_a_model_of_transformers_starts_at_its_loss(
     train: Train, printed: Callable[[], list[str]], tmp_path: Path
 ) -> None:
-    from gpt_pretrain.data.datamodule import TextDataModule
-    from tests.checkpoints.test_pretrained import hugging_face
-
     model = hugging_face(vocab_size=257, n_positions=40)
     model.save_pretrained(tmp_path / "theirs")
     seen: list[TextDataModule] = []
@@ -234,11 +236,13 @@ def test_continuing_a_model_of_transformers_starts_at_its_own_loss(
     assert float(re.findall(r"Val loss (\d+\.\d+)", before)[0]) == pytest.approx(expected, abs=6e-4)
     stored = open_weights(tmp_path / "run").config
     assert (stored.qkv_bias, stored.n_layers, stored.context_length) == (True, 3, 32)
-    with pytest.raises(UserError, match="complete"):  # the architecture of the weights is that of the run
+    with pytest.raises(UserError, match="complete"):  # the run has taken over the architecture of the weights
         train(f"resume='{tmp_path / 'run'}'", base=base)
 
 
-def test_the_commands(tmp_path: Path, script: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_the_export_command_writes_a_folder_that_generate_reads(
+    tmp_path: Path, script: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     checkpoint(tmp_path / "x.ckpt")
 
     def exporting(*words: str) -> subprocess.CompletedProcess[str]:
@@ -247,11 +251,11 @@ def test_the_commands(tmp_path: Path, script: Callable[..., subprocess.Completed
 
     done = exporting("checkpoint=x.ckpt", "out=my model")
     assert (done.returncode, done.stderr) == (0, "")
-    assert re.search(r"x\.ckpt -> my model\ntransformers opens it; the logits differ by at most \d", done.stdout)
-    told = [script("generate.py", *words) for words in (["pretrained=my model"], ["checkpoint=x.ckpt"])]
-    assert told[0].returncode == 0, told[0].stderr
-    assert told[0].stdout == told[1].stdout
+    assert re.search(r"x\.ckpt -> my model\ntransformers opens the folder; the logits differ by at most \d", done.stdout)
+    results = [script("generate.py", *words) for words in (["pretrained=my model"], ["checkpoint=x.ckpt"])]
+    assert results[0].returncode == 0, results[0].stderr
+    assert results[0].stdout == results[1].stdout
     wrong = exporting("chekpoint=x.ckpt", "n_heads=four")
     assert wrong.returncode == 2
     assert re.search(r"chekpoint=x\.ckpt: no such setting(.|\n)*n_heads=four: (.|\n)*out= is missing", wrong.stderr)
-    assert "out         the folder to write" in exporting("--help").stdout
+    assert "out         folder to write" in exporting("--help").stdout

@@ -1,7 +1,6 @@
-"""Files that are damaged or mean harm: each is refused with a message of its own, and runs nothing."""
+"""Damaged and hostile files are rejected with a specific message, and nothing in them is run."""
 
 import json
-import os
 import pickle
 import struct
 import time
@@ -15,24 +14,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gpt_pretrain.checkpoints import tensor_files
+from gpt_pretrain.checkpoints import layouts, tensor_files
 from gpt_pretrain.checkpoints.pretrained import load_pretrained
 from gpt_pretrain.errors import UserError
 from tests.conftest import tiny_model
-
-
-class Hostile:
-    """Runs a command when it is unpickled by a loader that allows it."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.system, (f"touch '{self.marker}'",)
+from tests.helpers.other_models import Hostile
 
 
 @pytest.mark.parametrize("form", ["torch", "legacy", "pickle", "nested", "nanogpt", "folder"])
-def test_a_pickle_that_would_run_code(tmp_path: Path, form: str) -> None:
+def test_a_pickle_that_would_run_code_is_rejected(tmp_path: Path, form: str) -> None:
     marker, path = tmp_path / "marker", tmp_path / "x.pth"
     state: dict[str, Any] = dict(tiny_model().state_dict())
     if form == "pickle":
@@ -50,23 +40,24 @@ def test_a_pickle_that_would_run_code(tmp_path: Path, form: str) -> None:
         torch.save(state | {"x": Hostile(marker)}, path, _use_new_zipfile_serialization=form == "torch")
     with pytest.raises(
         UserError,
-        match=r"holds more than tensors and plain data( \(it needs (posix|os)\.system\)|, or is no PyTorch file); it was not loaded, and nothing",
+        match=r"holds more than tensors and plain data( \(it needs (posix|os)\.system\)|, or is not a PyTorch file)\. It was not loaded, and nothing",
     ):
         load_pretrained(path.parent if form == "folder" else path, n_heads=4)
     assert not marker.exists()
     if form != "pickle":
         torch.load(path, weights_only=False)
-        assert marker.exists(), "the file was hostile indeed"
+        assert marker.exists(), "the file was not hostile"
 
 
 def saved(folder: Path) -> Path:
+    """Save a small GPT-2 of transformers to a folder."""
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=101, n_positions=24, n_embd=48, n_layer=3, n_head=4, bos_token_id=0, eos_token_id=0)
     GPT2LMHeadModel(config).save_pretrained(folder)
     return folder
 
 
-def header(fields: object, *, length: int | None = None, data: bytes = b"") -> bytes:
+def safetensors_bytes(fields: object, *, length: int | None = None, data: bytes = b"") -> bytes:
     text = json.dumps(fields).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
@@ -78,31 +69,31 @@ OVERLAP = {name: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for name
 @pytest.mark.parametrize(
     "content",
     [
-        header({}, length=2**63),
-        header({}, length=90_000_000),
-        header(HUGE),
-        header(HUGE, data=bytes(64)),
-        header(OVERLAP, data=bytes(8)),
-        header({"wte.weight": 3}),
+        safetensors_bytes({}, length=2**63),
+        safetensors_bytes({}, length=90_000_000),
+        safetensors_bytes(HUGE),
+        safetensors_bytes(HUGE, data=bytes(64)),
+        safetensors_bytes(OVERLAP, data=bytes(8)),
+        safetensors_bytes({"wte.weight": 3}),
         b"\x02\0\0\0\0\0\0\0{",
     ],
     ids=["absurd length", "long header", "absurd shape", "short data", "overlap", "no tensor", "cut header"],
 )
-def test_a_safetensors_file_whose_header_lies(tmp_path: Path, content: bytes) -> None:
+def test_a_safetensors_file_with_a_false_header_is_rejected(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x").write_bytes(content)
-    with pytest.raises(UserError, match="x is damaged or no safetensors file"):
+    with pytest.raises(UserError, match="x is damaged or is not a safetensors file"):
         load_pretrained(tmp_path / "x")
 
 
-def test_a_truncated_safetensors_file(tmp_path: Path) -> None:
+def test_a_truncated_safetensors_file_is_rejected(tmp_path: Path) -> None:
     path = saved(tmp_path) / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"model\.safetensors is damaged or no safetensors file"):
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged or is not a safetensors file"):
         load_pretrained(tmp_path)
 
 
-def repacked(path: Path, *, compression: int) -> None:
-    """A PyTorch file's parts in a new archive."""
+def repack(path: Path, *, compression: int) -> None:
+    """Write the parts of a PyTorch file to a new archive."""
     with zipfile.ZipFile(path) as archive:
         parts = {info.filename: archive.read(info) for info in archive.infolist()}
     with zipfile.ZipFile(path, "w", compression) as archive:
@@ -111,12 +102,12 @@ def repacked(path: Path, *, compression: int) -> None:
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "truncated", "zeroed", "compressed", "list", "number", "no gpt"])
-def test_files_that_are_no_weights(tmp_path: Path, damage: str) -> None:
+def test_files_without_weights_are_rejected(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "x.pth"
     torch.save(tiny_model().state_dict(), path)
     whole = path.read_bytes()
     if damage == "compressed":
-        repacked(path, compression=zipfile.ZIP_DEFLATED)
+        repack(path, compression=zipfile.ZIP_DEFLATED)
     elif damage in ("list", "number", "no gpt"):
         torch.save({"list": [1], "number": 7, "no gpt": {"layer.weight": torch.zeros(2, 2)}}[damage], path)
     else:
@@ -125,62 +116,62 @@ def test_files_that_are_no_weights(tmp_path: Path, damage: str) -> None:
         load_pretrained(path, n_heads=4)
 
 
-def test_tensors_that_say_to_be_larger_than_their_file(tmp_path: Path) -> None:
+def test_tensors_that_claim_to_be_larger_than_their_file_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
     state = tiny_model().state_dict()
     torch.save(state | {"tok_emb.weight": torch.zeros(1).expand(10**9, 32)}, path)
-    with pytest.raises(UserError, match=r"tok_emb\.weight says to have the shape \(1000000000, 32\), more than its file holds"):
+    with pytest.raises(UserError, match=r"tok_emb\.weight claims the shape \(1000000000, 32\), more than its file holds"):
         load_pretrained(path, n_heads=4)
     large = torch.zeros(20_000)
     torch.save({f"{number}.weight": large.view(100, 200) for number in range(5)}, path)
-    with pytest.raises(UserError, match="say to have 400,000 bytes together, more than the file holds"):
+    with pytest.raises(UserError, match="claim 400,000 bytes in total, more than the file holds"):
         load_pretrained(path, n_heads=4)
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers(tmp_path: Path, number: float) -> None:
+def test_weights_with_nan_or_infinity_are_rejected(tmp_path: Path, number: float) -> None:
     folder = saved(tmp_path)
     state = {name: value.clone() for name, value in load_file(folder / "model.safetensors").items()}
     state["transformer.h.1.mlp.c_fc.weight"][3, 5] = number
     save_file(state, folder / "model.safetensors")
     with pytest.raises(
         UserError,
-        match=r"not finite in torch\.float32 \(NaN or infinity\), in 1 of 40 tensors: trf_blocks\.1\.ff\.layers\.0\.weight",
+        match=r"holds NaN or infinity in torch\.float32, in 1 of 40 tensors: trf_blocks\.1\.ff\.layers\.0\.weight",
     ):
         load_pretrained(folder)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
-        ({"n_layer": 2}, r"its config says n_layers=2, its tensors show 3"),
-        ({"n_embd": 64}, r"its config says emb_dim=64, its tensors show 48"),
+        ({"n_layer": 2}, r"its config has n_layers=2, but its tensors have n_layers=3"),
+        ({"n_embd": 64}, r"its config has emb_dim=64, but its tensors have emb_dim=48"),
         (
             {"vocab_size": 102, "n_positions": 48},
-            r"vocab_size=102, its tensors show 101(.|\n)*|context_length=48, its tensors show 24",
+            r"vocab_size=102, but its tensors have vocab_size=101(.|\n)*|context_length=48, but its tensors have context_length=24",
         ),
         ({"n_head": 5}, r"n_heads=5 does not divide emb_dim=48"),
         ({"n_head": "4"}, r"n_heads='4': must be a whole number"),
-        ({"n_layer": 10**12}, r"its config says n_layers=1000000000000"),
-        ({"model_type": "llama"}, r"model_type is 'llama'; only 'gpt2' can be read"),
-        ({"activation_function": ["relu"]}, r"activation_function is \['relu'\]"),
-        ({"layer_norm_epsilon": 1e-6}, r"layer_norm_epsilon is 1e-06; GPTModel has 1e-05"),
-        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
-        ({"n_inner": 100}, "n_inner is 100; GPTModel's feed-forward is four times n_embd wide"),
+        ({"n_layer": 10**12}, r"its config has n_layers=1000000000000"),
+        ({"model_type": "llama"}, r"model_type='llama' is not supported; only 'gpt2' is"),
+        ({"activation_function": ["relu"]}, r"activation_function=\['relu'\] is not supported"),
+        ({"layer_norm_epsilon": 1e-6}, r"layer_norm_epsilon=1e-06 is not supported; GPTModel always has 1e-05"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True is not supported"),
+        ({"n_inner": 100}, r"n_inner=100 is not supported; GPTModel's feed-forward layer is 4 \* n_embd wide"),
         ({"tie_word_embeddings": False}, r"lm_head\.weight is missing"),
-        ({"gpt_pretrain": {"qkv_bias": False, "tokenizer": 3}}, "tokenizer is 3"),
+        ({"gpt_pretrain": {"qkv_bias": False, "tokenizer": 3}}, "tokenizer=3 is not the name of a tokenizer"),
         ({"gpt_pretrain": {"init": "_target_"}}, "init='_target_': must be one of"),
     ],
 )
-def test_a_config_that_disagrees(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+def test_a_config_that_disagrees_with_the_tensors_is_rejected(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     folder = saved(tmp_path)
     fields = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(fields | change))
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         load_pretrained(folder)
 
 
-def test_a_tied_head_that_is_not_the_embedding(tmp_path: Path) -> None:
+def test_a_tied_head_that_differs_from_the_embedding_is_rejected(tmp_path: Path) -> None:
     folder = saved(tmp_path)
     state = load_file(folder / "model.safetensors")
     save_file(state | {"lm_head.weight": state["transformer.wte.weight"].clone()}, folder / "model.safetensors")
@@ -191,16 +182,16 @@ def test_a_tied_head_that_is_not_the_embedding(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "{", "[" * 100_000, '{"n_embd": 1', "\udcff"])
-def test_a_config_that_is_no_json(tmp_path: Path, content: str) -> None:
+def test_a_config_that_is_not_json_is_rejected(tmp_path: Path, content: str) -> None:
     folder = saved(tmp_path)
     (folder / "config.json").write_text(content, errors="surrogateescape")
     with pytest.raises(UserError, match=r"config\.json is damaged"):
         load_pretrained(folder)
 
 
-def test_a_config_of_absurd_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_config_of_absurd_size_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensor_files, "MAX_JSON_BYTES", 100)
-    with pytest.raises(UserError, match="far too many for what it should be"):
+    with pytest.raises(UserError, match="at most 100 are read"):
         load_pretrained(saved(tmp_path))
 
 
@@ -211,39 +202,39 @@ def shards(tmp_path: Path) -> Path:
 
 
 def change_index(folder: Path, change: Callable[[dict[str, str]], object]) -> None:
-    index = json.loads((folder / tensor_files.INDEX).read_text())
+    index = json.loads((folder / layouts.SHARD_INDEX).read_text())
     change(index["weight_map"])
-    (folder / tensor_files.INDEX).write_text(json.dumps(index))
+    (folder / layouts.SHARD_INDEX).write_text(json.dumps(index))
 
 
-def test_shards_that_are_missing_or_disagree_are_told_together(shards: Path) -> None:
+def test_all_missing_and_disagreeing_shards_are_reported_together(shards: Path) -> None:
     first, second, third, *_ = sorted(path.name for path in shards.glob("model-*.safetensors"))
     (shards / first).unlink()
     (shards / second).write_bytes((shards / second).read_bytes()[:-5])
     change_index(shards, lambda names: names.update({"transformer.h.7.ln_1.bias": third}))
     with pytest.raises(UserError) as caught:
         load_pretrained(shards)
-    told = "\n".join(caught.value.problems)
-    assert f"{first} is missing" in told
-    assert f"{second} is damaged" in told
-    assert f"{third} lacks the tensor transformer.h.7.ln_1.bias" in told
+    message = "\n".join(caught.value.problems)
+    assert f"{first} is missing" in message
+    assert f"{second} is damaged" in message
+    assert f"{third} lacks the tensor transformer.h.7.ln_1.bias" in message
 
 
-def test_an_index_that_points_out_of_its_folder(shards: Path) -> None:
+def test_an_index_that_points_outside_its_folder_is_rejected(shards: Path) -> None:
     change_index(shards, lambda names: names.update({"transformer.ln_f.bias": "../one/model.safetensors"}))
     with pytest.raises(
-        UserError, match=r"names the file '\.\./one/model\.safetensors', which is no safetensors file of its own folder"
+        UserError, match=r"names '\.\./one/model\.safetensors', which is not a safetensors file in the same folder"
     ):
         load_pretrained(shards)
-    (shards / tensor_files.INDEX).write_text("{}")
+    (shards / layouts.SHARD_INDEX).write_text("{}")
     with pytest.raises(UserError, match="it has no weight_map"):
         load_pretrained(shards)
 
 
-def test_a_name_that_stands_for_one_tensor_twice(tmp_path: Path) -> None:
+def test_a_tensor_stored_under_two_names_is_rejected(tmp_path: Path) -> None:
     state = tiny_model().state_dict()
     torch.save(state | {"module.pos_emb.weight": state["pos_emb.weight"]}, tmp_path / "x.pth")
-    with pytest.raises(UserError, match=r"module\.pos_emb\.weight is there twice, under different names"):
+    with pytest.raises(UserError, match=r"module\.pos_emb\.weight is a duplicate of pos_emb\.weight"):
         load_pretrained(tmp_path / "x.pth", n_heads=4)
 
 
@@ -266,31 +257,31 @@ def test_absurd_sizes_cost_nothing(tmp_path: Path, form: str) -> None:
     assert time.perf_counter() - start < 5
 
 
-def test_numbers_too_large_for_the_precision_asked_for(tmp_path: Path) -> None:
+def test_weights_too_large_for_the_requested_dtype_are_rejected(tmp_path: Path) -> None:
     folder = saved(tmp_path)
     state = {name: value.double() for name, value in load_file(folder / "model.safetensors").items()}
     state["transformer.wpe.weight"][0, 0] = 1e6
     save_file(state, folder / "model.safetensors")
     load_pretrained(folder)
-    with pytest.raises(UserError, match=r"not finite in torch\.float16"):
+    with pytest.raises(UserError, match=r"holds NaN or infinity in torch\.float16"):
         load_pretrained(folder, dtype=torch.float16)
     state["transformer.wpe.weight"][0, 0] = 1e300
     save_file(state, folder / "model.safetensors")
-    with pytest.raises(UserError, match=r"not finite in torch\.float32"):
+    with pytest.raises(UserError, match=r"holds NaN or infinity in torch\.float32"):
         load_pretrained(folder)
 
 
-def test_odd_tensors_and_odd_names(tmp_path: Path) -> None:
+def test_nested_tensors_and_overlong_names_are_rejected(tmp_path: Path) -> None:
     nested = torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])
     torch.save({"tok_emb.weight": nested}, tmp_path / "x.pth")
     with pytest.raises(UserError, match=r"x\.pth"):
         load_pretrained(tmp_path / "x.pth")
-    with pytest.raises(UserError, match="cannot be looked at"):
+    with pytest.raises(UserError, match="this path cannot be read"):
         load_pretrained("a" * 5000)
 
 
 def test_absurd_numbers_of_layers_cost_nothing(tmp_path: Path) -> None:
     state = tiny_model().state_dict()
     torch.save(state | {"trf_blocks.999999.norm1.weight": torch.ones(32)}, tmp_path / "x.pth")
-    with pytest.raises(UserError, match=r"trf_blocks\.999999\.norm1\.weight is not one of this model's"):
+    with pytest.raises(UserError, match=r"trf_blocks\.999999\.norm1\.weight does not belong to this model"):
         load_pretrained(tmp_path / "x.pth", n_heads=4)

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub, from a server on this machine that speaks its protocol."""
+"""Downloads from the Hugging Face hub, from a local server that speaks its protocol."""
 
 import hashlib
 import os
@@ -23,14 +23,14 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves files of models, whole or with faults.
+    """Serves the files of models, and can damage or interrupt its answers.
 
     Attributes:
-        files: what is served, by "model/file".
-        requests: the method, path and Range header of each.
-        cut_after: bytes after which an answer breaks off, for the next `cuts` answers.
-        stall: whether the server keeps the connection open then, and sends nothing.
-        spoil: whether one byte is sent wrong.
+        files: The served files, by "model/file".
+        requests: The method, path and Range header of each request.
+        cut_after: Bytes after which each of the next `cuts` answers is interrupted.
+        stall: Keep an interrupted connection open, without sending anything.
+        spoil: Send one wrong byte.
     """
 
     def __init__(self) -> None:
@@ -109,7 +109,7 @@ class Answer(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def model_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """A small model with GPT-2's vocabulary, as the hub has it."""
+    """Return the files of a small model with GPT-2's vocabulary."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     GPT2LMHeadModel(GPT2Config(n_positions=16, n_embd=8, n_layer=1, n_head=2)).save_pretrained(folder)
@@ -156,7 +156,7 @@ def fetching(environment: dict[str, str], model: str, file: str) -> subprocess.P
 
 @pytest.fixture
 def fetch(environment: dict[str, str]) -> Fetch:
-    """Fetch a file of a model in a process of its own."""
+    """Download a model's file in a separate process."""
 
     def fetched(model: str = "some/model", file: str = "model.safetensors", **changes: str) -> Any:
         process = fetching(environment | changes, model, file)
@@ -166,7 +166,7 @@ def fetch(environment: dict[str, str]) -> Fetch:
     return fetched
 
 
-def test_a_model_is_fetched_once_and_generates(hub: Hub, environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_model_is_downloaded_once_and_generates_text(hub: Hub, environment: dict[str, str], tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "generate.py"), "pretrained=gpt2", "sampler.max_new_tokens=3"]
     first = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert first.returncode == 0, first.stderr
@@ -179,10 +179,10 @@ def test_a_model_is_fetched_once_and_generates(hub: Hub, environment: dict[str, 
         command, cwd=tmp_path, env=environment | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False
     )
     assert (again.returncode, again.stdout) == (0, first.stdout)
-    assert len(hub.requests) == asked, "offline asks nobody"
+    assert len(hub.requests) == asked, "offline mode sends no request"
 
 
-def test_a_download_that_breaks_off_goes_on_where_it_was(hub: Hub, fetch: Fetch, model_files: dict[str, bytes]) -> None:
+def test_an_interrupted_download_resumes(hub: Hub, fetch: Fetch, model_files: dict[str, bytes]) -> None:
     hub.cut_after, hub.cuts = 300_000, 1
     done = fetch()
     assert done.returncode == 0, done.stderr
@@ -191,7 +191,7 @@ def test_a_download_that_breaks_off_goes_on_where_it_was(hub: Hub, fetch: Fetch,
     assert 0 < int(re.findall(r"\d+", start)[0]) <= 300_000
 
 
-def test_a_killed_download_goes_on_in_the_next_process(
+def test_a_killed_download_resumes_in_the_next_process(
     hub: Hub, fetch: Fetch, environment: dict[str, str], tmp_path: Path, model_files: dict[str, bytes]
 ) -> None:
     hub.cut_after, hub.cuts, hub.stall = 1_000_000, 1, True
@@ -213,19 +213,19 @@ def test_a_killed_download_goes_on_in_the_next_process(
     assert parts() == []
 
 
-def test_a_wrong_checksum_is_refused_and_nothing_is_kept(hub: Hub, fetch: Fetch, tmp_path: Path) -> None:
+def test_a_wrong_checksum_is_rejected_and_the_file_discarded(hub: Hub, fetch: Fetch, tmp_path: Path) -> None:
     hub.spoil = True
     done = fetch()
     assert done.returncode == 1
     assert re.search(
-        r"error: some/model: model\.safetensors arrived damaged: its SHA-256 is \w{64}, the hub promised \w{64}", done.stderr
+        r"error: some/model: model\.safetensors arrived damaged: its SHA-256 is \w{64}, but the hub states \w{64}", done.stderr
     )
     assert [path for path in (tmp_path / "home").rglob("*") if path.is_file() and path.stat().st_size > 1000] == []
     hub.spoil = False
     assert fetch().returncode == 0
 
 
-def test_what_the_hub_does_not_have_is_told(hub: Hub, fetch: Fetch) -> None:
+def test_missing_models_files_and_connections_are_reported(hub: Hub, fetch: Fetch) -> None:
     assert "no such file or folder here, and no such model on the hub" in fetch("some/other").stderr
     del hub.files["some/model/model.safetensors"]
     assert "this model has no model.safetensors on the hub" in fetch().stderr

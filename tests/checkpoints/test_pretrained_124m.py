@@ -1,4 +1,4 @@
-"""Every source at the full size of GPT-2 small: logits, greedy text and memory."""
+"""Every kind of source at the size of GPT-2 small: logits, greedy text and memory."""
 
 import subprocess
 import sys
@@ -15,8 +15,8 @@ from gpt_pretrain.checkpoints.pretrained import load_pretrained, load_weights_in
 from gpt_pretrain.generation.sampling import generate
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.gpt2 import GPTModel
-from tests.checkpoints.test_pretrained import nanogpt_forward, numpy_params, shaken, to_nanogpt
 from tests.conftest import ROOT
+from tests.helpers.other_models import nanogpt_forward, numpy_params, shaken, to_nanogpt
 
 pytestmark = pytest.mark.slow
 
@@ -50,7 +50,7 @@ def logits(model: Any) -> torch.Tensor:
     return getattr(found, "logits", found)
 
 
-def test_a_folder_of_transformers(theirs: GPT2LMHeadModel, folder: Path) -> None:
+def test_a_folder_of_transformers_is_loaded(theirs: GPT2LMHeadModel, folder: Path) -> None:
     ours = load_pretrained(folder)
     assert (logits(ours) - logits(theirs)).abs().max() <= 1e-4
     assert ours.num_parameters() == 124_439_808
@@ -60,13 +60,13 @@ def test_a_folder_of_transformers(theirs: GPT2LMHeadModel, folder: Path) -> None
     assert torch.equal(generate(ours, TOKENS[:, :4], 50), expected)
 
 
-def test_openai_s_parameters(theirs: GPT2LMHeadModel) -> None:
+def test_openai_s_parameters_are_loaded(theirs: GPT2LMHeadModel) -> None:
     ours = GPTModel(GPTConfig(**GPT2, qkv_bias=True)).eval()  # type: ignore[arg-type]
     load_weights_into_gpt(ours, numpy_params(theirs, under_ln_f=False))
     assert (logits(ours) - logits(theirs)).abs().max() <= 1e-4
 
 
-def test_nanogpt(theirs: GPT2LMHeadModel, file: Path) -> None:
+def test_a_checkpoint_of_nanogpt_is_loaded(theirs: GPT2LMHeadModel, file: Path) -> None:
     state = to_nanogpt(theirs.state_dict())
     arguments = {
         "n_layer": 12,
@@ -83,7 +83,7 @@ def test_nanogpt(theirs: GPT2LMHeadModel, file: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["GPTModel", "GPTModelFast"])
-def test_chapter_5(file: Path, kind: str) -> None:
+def test_the_state_dict_of_chapter_5_is_loaded(file: Path, kind: str) -> None:
     chapter4 = pytest.importorskip("llms_from_scratch.ch04", reason="pip install --no-deps llms-from-scratch")
     torch.manual_seed(0)
     model = getattr(chapter4, kind)(GPT2 | {"qkv_bias": True}).eval()
@@ -91,7 +91,7 @@ def test_chapter_5(file: Path, kind: str) -> None:
     assert (logits(load_pretrained(file)) - logits(model)).abs().max() <= 1e-4
 
 
-def test_our_own_checkpoint(file: Path) -> None:
+def test_this_program_s_own_checkpoint_is_loaded(file: Path) -> None:
     torch.manual_seed(0)
     model = shaken(GPTModel(GPTConfig(**GPT2)))  # type: ignore[arg-type]
     state = {f"model.{name}": value for name, value in model.state_dict().items()}
@@ -112,7 +112,7 @@ print((peak() - before) * 1024 / sum(value.nbytes for value in model.state_dict(
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from /proc")
-def test_loading_needs_hardly_more_memory_than_the_weights(folder: Path) -> None:
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the memory peak is read from /proc")
+def test_loading_needs_at_most_a_fifth_more_memory_than_the_weights(folder: Path) -> None:
     done = subprocess.run([sys.executable, "-c", MEASURE, str(folder)], cwd=ROOT, capture_output=True, text=True, check=True)
     assert 0.5 < float(done.stdout) <= 1.2

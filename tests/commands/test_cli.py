@@ -216,7 +216,7 @@ def test_hydra_refuses_wrong_keys_types_and_options_at_once(script: Script, tmp_
 GENERATE_ERRORS = [
     (["checkpoint=latest"], "there is no run with a checkpoint"),
     (["checkpoint=nowhere"], "there is no such file or run directory"),
-    (["checkpoint=empty.txt"], "is damaged or no PyTorch file"),
+    (["checkpoint=empty.txt"], "is damaged or is not a PyTorch file"),
     (["sampler.temperature=-1", "n_samples=0"], "2 errors:"),
     (["device=cuda"], "device=cuda: this machine has no such device"),
 ]

@@ -38,7 +38,7 @@ def test_a_run_goes_on_from_an_older_checkpoint_when_the_last_is_damaged(
     (parts / ".huggingface.01234567.tmp").mkdir()
     train(*words, f"resume='{parts}'", run_dir=parts)
     assert "last.ckpt is damaged: its checksum is" in caplog.text
-    assert re.search(r"The newest whole checkpoint is .*step-00000006\.ckpt", caplog.text)
+    assert re.search(r"The newest intact checkpoint is .*step-00000006\.ckpt", caplog.text)
     assert differences(tmp_path / "whole", parts) == []
     assert not list(parts.rglob("*.tmp"))
 

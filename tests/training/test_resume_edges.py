@@ -183,7 +183,7 @@ def test_checkpoints_that_cannot_be_gone_on_from_give_way_to_older_ones(
     for name in ("last", "step-00000008"):
         write_checkpoint(content, run_dir / "checkpoints" / f"{name}.ckpt")
     train("trainer.max_steps=9", f"resume='{run_dir}'", base=[], run_dir=run_dir)
-    assert "The newest whole checkpoint is" in caplog.text
+    assert "The newest intact checkpoint is" in caplog.text
     assert checkpoint(run_dir)["global_step"] == 9
 
 

@@ -21,7 +21,15 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from gpt_pretrain.checkpoints.checkpoint_file import read_checkpoint
-from gpt_pretrain.checkpoints.sharded import ELSEWHERE, FOLDER, Rows, Shards, file_name, map_leaves, write_rank_file
+from gpt_pretrain.checkpoints.sharded import (
+    REFERENCE_KEY,
+    SHARD_FOLDER,
+    RowRanges,
+    ShardReader,
+    map_leaves,
+    rank_file_name,
+    write_rank_file,
+)
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.gpt2 import GPTModel
 from gpt_pretrain.training.distributed import ranks
@@ -58,14 +66,14 @@ class ShardedStrategy(ModelParallelStrategy):
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Write this rank's rows, and on rank 0, once all are there, the index."""
         path = Path(filepath)
-        name = ranks.broadcast(FOLDER.format(checkpoint["global_step"], secrets.token_hex(3)))
+        name = ranks.broadcast(SHARD_FOLDER.format(checkpoint["global_step"], secrets.token_hex(3)))
         mine: dict[str, Tensor] = {}
 
         def put_elsewhere(place: str, value: Any) -> Any:
             if not isinstance(value, DTensor):
                 return value
             mine[place] = value.to_local()
-            return {ELSEWHERE: place, "rows": value.shape[0]}
+            return {REFERENCE_KEY: place, "rows": value.shape[0]}
 
         tensors = {key: checkpoint[key] for key in ("state_dict", "optimizer_states")}
         index = checkpoint | map_leaves(tensors, put_elsewhere)
@@ -93,7 +101,7 @@ class ShardedStrategy(ModelParallelStrategy):
         """Read a checkpoint, in pieces or whole, and give model and optimizer this rank's rows of it."""
         path = Path(checkpoint_path)
         content = read_checkpoint(path, assemble=False)
-        shards = Shards(path, content, check=False) if "shards" in content else None
+        shards = ShardReader(path, content, check=False) if "shards" in content else None
         with torch.no_grad():
             assert self.lightning_module is not None
             for name, parameter in self.lightning_module.named_parameters():
@@ -108,35 +116,35 @@ def _table(written: list[tuple[str, str, dict[str, int]]]) -> list[dict[str, Any
     files: list[dict[str, Any]] = []
     ends: dict[str, int] = {}
     for rank, (_, sha256, counts) in enumerate(written):
-        rows: Rows = {}
+        rows: RowRanges = {}
         for place, count in counts.items():
             begin = ends.get(place, 0)
             rows[place] = [begin, begin + count]
             ends[place] = begin + count
-        files.append({"name": file_name(rank), "sha256": sha256, "rows": rows})
+        files.append({"name": rank_file_name(rank), "sha256": sha256, "rows": rows})
     return files
 
 
-def _rows(stored: Any, like: DTensor, shards: Shards | None) -> Tensor:
+def _rows(stored: Any, like: DTensor, shards: ShardReader | None) -> Tensor:
     """This rank's rows of a stored tensor: FSDP gives each rank as many as `torch.chunk` does."""
     each = -(-like.shape[0] // like.device_mesh.size())
     start = min(like.device_mesh.get_local_rank() * each, like.shape[0])
     stop = start + len(like.to_local())
     if isinstance(stored, Mapping):
         assert shards is not None
-        return shards.rows(stored[ELSEWHERE], start, stop)
+        return shards.rows(stored[REFERENCE_KEY], start, stop)
     rows: Tensor = stored[start:stop]
     return rows
 
 
-def _copy_rows(stored: Any, target: Tensor, shards: Shards | None) -> None:
+def _copy_rows(stored: Any, target: Tensor, shards: ShardReader | None) -> None:
     assert isinstance(target, DTensor)
     rows = _rows(stored, target, shards)
     if len(rows):
         target.to_local().copy_(rows)
 
 
-def _load_optimizer(optimizer: Optimizer, stored: dict[str, Any], shards: Shards | None) -> None:
+def _load_optimizer(optimizer: Optimizer, stored: dict[str, Any], shards: ShardReader | None) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for number, values in stored["state"].items():
