@@ -57,9 +57,9 @@ def _generate(settings: GenerateSettings, *, keep: Path | None) -> None:
     for prompt in _prompts(settings):
         texts += continue_prompt(decoder, tokenizer, prompt, sampler, n_samples=settings.n_samples, seed=settings.seed)
     if keep is not None:
-        from gpt_pretrain.evaluation.generated_text import keep_measured
+        from gpt_pretrain.evaluation.generated_text import save_measured_texts
 
-        keep_measured(keep, model, texts, weights.content, tokenizer)
+        save_measured_texts(keep, model, texts, weights.content, tokenizer)
 
 
 def _prompts(settings: GenerateSettings) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What can be said of generated texts: how varied, how likely to the model, how much of them is learnt by heart."""
+"""Measure generated texts: their variety, their likelihood to the model, and how much of them is memorized."""
 
 from __future__ import annotations
 
@@ -28,18 +28,19 @@ from gpt_pretrain.system.files import write_text
 from gpt_pretrain.tokenizers.base import Tokenizer
 
 
-def training_tokens(content: Mapping[str, Any], tokenizer: Tokenizer) -> TokenText | None:
-    """The tokens that a checkpoint was trained on; None where it does not tell, or its text is not there any more.
+def find_training_tokens(content: Mapping[str, Any], tokenizer: Tokenizer) -> TokenText | None:
+    """Return the tokens that a checkpoint was trained on, or None if they are unknown or no longer available.
 
     Args:
-        content: what the checkpoint holds beside weights.
+        content: The checkpoint's content besides the weights.
     """
     if "config" not in content:
         return None
     data = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataSettings), content["config"]["data"]))
     assert isinstance(data, DataSettings)
+    # Measuring some texts is no reason to download a text again.
     if data.path is None and data.url is not None and not downloaded(data.url, folder=cache_folder(data) / "texts").is_file():
-        return None  # which a look at some texts is no reason to fetch
+        return None
     try:
         if data.name in ("shards", "mixture"):
             return _shard_tokens(data, content["text_sha256"], tokenizer)
@@ -52,10 +53,10 @@ def training_tokens(content: Mapping[str, Any], tokenizer: Tokenizer) -> TokenTe
 
 
 def _shard_tokens(data: DataSettings, sha256: str, tokenizer: Tokenizer) -> TokenText | None:
-    """The training part of shards on this machine, if they are still the same.
+    """Return the training set of local shards, or None if the shards are remote or have changed.
 
     Raises:
-        UserError: when they are not there any more.
+        UserError: If the shards no longer exist.
     """
     if data.path is None or is_url(data.path):
         return None
@@ -63,66 +64,69 @@ def _shard_tokens(data: DataSettings, sha256: str, tokenizer: Tokenizer) -> Toke
     return split.train if split.text_sha256 == sha256 else None
 
 
-def keep_measured(
+def save_measured_texts(
     folder: Path, model: GPTModel, texts: Sequence[Continuation], content: Mapping[str, Any], tokenizer: Tokenizer
 ) -> None:
-    """Write texts to samples.txt in a folder, and with their measures to its record.
+    """Write texts to samples.txt in a folder, and the texts with their measures to its run metadata.
 
     Args:
-        content: what the model's checkpoint holds beside weights.
+        content: The content of the model's checkpoint besides the weights.
     """
-    whole = [text.text for text in texts]
-    write_text(folder / "samples.txt", "\n\n".join(whole) + "\n")
-    update_metadata(folder, texts=whole, measures=measure(model, texts, training=training_tokens(content, tokenizer)))
+    whole_texts = [text.text for text in texts]
+    write_text(folder / "samples.txt", "\n\n".join(whole_texts) + "\n")
+    measures = measure_texts(model, texts, training=find_training_tokens(content, tokenizer))
+    update_metadata(folder, texts=whole_texts, measures=measures)
 
 
-def measure(model: GPTModel, texts: Sequence[Continuation], *, training: TokenText | None) -> dict[str, Any]:
-    """Measures of some continuations, each a mean over them, but for the longest run that stands in the training text.
+def measure_texts(model: GPTModel, texts: Sequence[Continuation], *, training: TokenText | None) -> dict[str, Any]:
+    """Measure continuations, each measure averaged over them except for the longest memorized span.
 
     Returns:
-        distinct_1, distinct_2, distinct_3: different n-grams of new tokens by all n-grams; mean_log_probability: of a new token,
-        in nats, at temperature 1 with all tokens allowed; run_length, new_tokens: of the one with the longest run. None where
-        texts are too short.
+        distinct_1, distinct_2, distinct_3: Fraction of distinct n-grams among the new tokens.
+        mean_log_probability: Mean log-probability of a new token in nats, at temperature 1 with all tokens allowed.
+        run_length, new_tokens: Longest memorized span of all texts, and the number of new tokens of its text.
+        A measure is None if the texts are too short for it.
     """
-    runs = [] if training is None else [(longest_memorized_span(text.new_ids, training), len(text.new_ids)) for text in texts]
-    longest = max(runs, default=(None, None))
+    spans = [] if training is None else [(longest_memorized_span(text.new_ids, training), len(text.new_ids)) for text in texts]
+    longest = max(spans, default=(None, None))
     return {
-        **{f"distinct_{n}": _mean([distinct(text.new_ids, n) for text in texts]) for n in (1, 2, 3)},
+        **{f"distinct_{n}": _mean([distinct_fraction(text.new_ids, n) for text in texts]) for n in (1, 2, 3)},
         "mean_log_probability": _mean([mean_log_probability(model, text.prompt_ids, text.new_ids) for text in texts]),
         "run_length": longest[0],
         "new_tokens": longest[1],
     }
 
 
-def distinct(tokens: Sequence[int], n: int) -> float | None:
-    """Different n-grams of some tokens by all of them; None where there is none.
+def distinct_fraction(token_ids: Sequence[int], n: int) -> float | None:
+    """Return the fraction of distinct n-grams among all n-grams, or None if there are none.
 
-    Source: Li et al. 2016 (arXiv:1510.03055).
+    Source: Li et al. 2016 (arXiv:1510.03055), distinct-n.
     """
-    n_grams = [tuple(tokens[place : place + n]) for place in range(len(tokens) - n + 1)]
+    n_grams = [tuple(token_ids[start : start + n]) for start in range(len(token_ids) - n + 1)]
     return len(set(n_grams)) / len(n_grams) if n_grams else None
 
 
 @torch.inference_mode()
 def mean_log_probability(model: GPTModel, prompt_ids: Sequence[int], new_ids: Sequence[int]) -> float | None:
-    """Mean log-probability in nats that a model gives to tokens after a prompt; None where there are none.
+    """Return the mean log-probability in nats that a model gives to tokens after a prompt, or None if there are none.
 
-    A text longer than the context is read in windows that overlap by half, so that each token is judged with at least half a
-    context before it.
+    A text longer than the context is read in windows that overlap by half, so that each token is predicted from at least half a
+    context.
     """
     ids = torch.tensor([*prompt_ids, *new_ids], device=model.head_weight.device)
-    context, first = model.config.context_length, len(prompt_ids)
-    total, judged = 0.0, first  # tokens before `judged` are done
-    while judged < len(ids):
-        begin = max(0, judged - (context if judged == first else max(context // 2, 1)))
-        window = ids[begin : begin + context + 1]  # the last token is a target only
-        logits = model(window[None, :-1])[0, judged - begin - 1 :].float()  # those that predict ids from `judged` on
-        targets = window[judged - begin :]
+    context, prompt_length = model.config.context_length, len(prompt_ids)
+    total, done = 0.0, prompt_length
+    while done < len(ids):
+        start = max(0, done - (context if done == prompt_length else max(context // 2, 1)))
+        window = ids[start : start + context + 1]  # The last token is only a target.
+        logits = model(window[None, :-1])[0, done - start - 1 :].float()  # The predictions of window[done - start :].
+        targets = window[done - start :]
         total -= F.cross_entropy(logits, targets, reduction="sum").item()
-        judged += len(targets)
+        done += len(targets)
     return total / len(new_ids) if new_ids else None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
+    """Return the mean of the finite values, or None if there are none."""
     numbers = [value for value in values if value is not None and math.isfinite(value)]
     return fmean(numbers) if numbers else None

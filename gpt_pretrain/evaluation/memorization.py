@@ -1,4 +1,4 @@
-"""How much of a sample stands word for word in the training text.
+"""Measure how much of a sample occurs verbatim in the training text.
 
 Shapes: n tokens of the sample, N tokens of the text.
 """
@@ -11,16 +11,16 @@ import numpy as np
 
 from gpt_pretrain.data.tokens import TokenText
 
-BLOCK = 1 << 20  # tokens of the text that are looked at at once: some 50 MB of working memory
-SEARCHED = 32 * BLOCK  # tokens of a longer text that are looked at: three seconds' work
-BASE = np.uint64(0x9E3779B97F4A7C15)  # odd; 2^64 divided by the golden ratio
+BLOCK = 1 << 20  # Tokens of the text that are searched at a time, with some 50 MB of working memory.
+MAX_SEARCHED = 32 * BLOCK  # Tokens of a longer text that are searched, which takes about three seconds.
+HASH_BASE = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio, rounded to an odd number
 
 
 def longest_memorized_span(sample: Sequence[int], text: TokenText) -> int:
-    """How many neighbouring tokens of a sample stand in a text as they are, at most.
+    """Return the length of the longest span of consecutive sample tokens that occurs in a text.
 
-    The text is read once; of one with more than SEARCHED tokens that many, in blocks spread evenly over it. A window of it is
-    found by its hash, so that the work grows as N log n, and then compared for real.
+    The text is read once. Of a text with more than MAX_SEARCHED tokens, only blocks spread evenly over it are searched. Windows
+    are found by their hash, so the work grows as N log n, and are then compared token by token.
 
     Source: Karp & Rabin 1987, "Efficient randomized pattern-matching algorithms".
     """
@@ -28,7 +28,8 @@ def longest_memorized_span(sample: Sequence[int], text: TokenText) -> int:
     for start in _block_starts(text.count):
         block = text.read(start, min(BLOCK + len(tokens), text.count - start)).astype(np.int64)
         low, high = longest, min(len(tokens), len(block))
-        while low < high:  # a run of some length holds runs of every shorter one
+        # Binary search works, because a shared window contains shared windows of every shorter length.
+        while low < high:
             length = low + 1 if low == longest else (low + high + 1) // 2
             if not _share_window(tokens, block, length):
                 high = length - 1
@@ -40,29 +41,30 @@ def longest_memorized_span(sample: Sequence[int], text: TokenText) -> int:
 
 
 def _block_starts(count: int) -> list[int]:
-    if count <= SEARCHED:
+    if count <= MAX_SEARCHED:
         return list(range(0, count, BLOCK))
-    return np.linspace(0, count - BLOCK, SEARCHED // BLOCK).astype(int).tolist()  # type: ignore[no-any-return]
+    return np.linspace(0, count - BLOCK, MAX_SEARCHED // BLOCK).astype(int).tolist()  # type: ignore[no-any-return]
 
 
 def _share_window(sample: np.ndarray, block: np.ndarray, length: int) -> bool:
-    """Whether a sample and a block have a window of so many tokens in common."""
-    wanted = _window_hashes(sample, length)
-    there = _window_hashes(block, length)
-    table = np.zeros(1 << 16, dtype=bool)  # by the upper bits, which spares most of the search
-    table[wanted >> np.uint64(48)] = True
-    likely = there[table[there >> np.uint64(48)]]
-    for start in np.flatnonzero(np.isin(wanted, likely)):
+    """Return whether a sample and a block share a window of this length."""
+    sample_hashes = _window_hashes(sample, length)
+    block_hashes = _window_hashes(block, length)
+    # A table of the hashes' upper 16 bits rules out most of the block cheaply.
+    table = np.zeros(1 << 16, dtype=bool)
+    table[sample_hashes >> np.uint64(48)] = True
+    candidates = block_hashes[table[block_hashes >> np.uint64(48)]]
+    for start in np.flatnonzero(np.isin(sample_hashes, candidates)):
         window = sample[start : start + length]
-        places = np.flatnonzero(there == wanted[start])
-        if any(np.array_equal(block[place : place + length], window) for place in places):
+        positions = np.flatnonzero(block_hashes == sample_hashes[start])
+        if any(np.array_equal(block[position : position + length], window) for position in positions):
             return True
     return False
 
 
 def _window_hashes(tokens: np.ndarray, length: int) -> np.ndarray:
-    """A hash of each window of so many tokens, uint64, (N - length + 1,), put together from windows of 1, 2, 4 ... tokens."""
-    hashes, power, size = _scattered(tokens), BASE, 1  # power is BASE to the size
+    """Return a hash of each window of this length, uint64, (N - length + 1,), composed from windows of 1, 2, 4 ... tokens."""
+    hashes, power, size = _mix_bits(tokens), HASH_BASE, 1  # power is HASH_BASE to the power of size
     result: np.ndarray | None = None
     done = 0
     while True:
@@ -77,12 +79,12 @@ def _window_hashes(tokens: np.ndarray, length: int) -> np.ndarray:
         power, size = np.multiply(power, power), 2 * size
 
 
-def _scattered(tokens: np.ndarray) -> np.ndarray:
-    """Numbers of 64 bits that differ in about half of them wherever tokens differ.
+def _mix_bits(tokens: np.ndarray) -> np.ndarray:
+    """Return 64-bit numbers of which about half the bits differ between any two tokens.
 
-    Source: the finaliser of SplitMix64 (Steele, Lea & Flood 2014).
+    Source: the finalizer of SplitMix64 (Steele, Lea & Flood 2014).
     """
-    mixed = (tokens.astype(np.uint64) + np.uint64(1)) * BASE
+    mixed = (tokens.astype(np.uint64) + np.uint64(1)) * HASH_BASE
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return mixed ^ (mixed >> np.uint64(31))

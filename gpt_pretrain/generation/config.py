@@ -1,4 +1,4 @@
-"""The architecture of a model and the way of sampling from it, as plain numbers that check themselves."""
+"""The settings for sampling from a model, checked when built."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from gpt_pretrain.errors import UserError
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """How many tokens to generate, and how each is chosen.
+    """The number of tokens to generate and the way each is chosen.
 
     Args:
-        max_new_tokens: tokens to add.
-        temperature: 0 takes the likeliest token; otherwise logits are divided by it.
-        top_k: keep the k likeliest tokens, and those level with the last of them; None keeps all.
-        top_p: then keep the likeliest tokens that together reach this probability, in (0, 1]; None keeps all.
+        max_new_tokens: Largest number of tokens to add.
+        temperature: Divisor of the logits, at least 0. 0 always takes the most likely token.
+        top_k: Keep only the k most likely tokens. None keeps all.
+        top_p: Then keep only the most likely tokens that together reach this probability, in (0, 1]. None keeps all.
 
     Raises:
-        UserError: naming every field that breaks a rule.
+        UserError: If fields are invalid; it lists all of them.
     """
 
     max_new_tokens: int
@@ -31,10 +31,10 @@ class SamplerConfig:
         if self.max_new_tokens < 0:
             problems.append(f"max_new_tokens={self.max_new_tokens}: must be at least 0.")
         if not 0 <= self.temperature < float("inf"):
-            problems.append(f"temperature={self.temperature}: must be at least 0, where 0 always takes the likeliest token.")
+            problems.append(f"temperature={self.temperature}: must be at least 0; 0 always takes the most likely token.")
         if self.top_k is not None and self.top_k < 1:
-            problems.append(f"top_k={self.top_k}: must be at least 1; leave it out (null) to keep all tokens.")
+            problems.append(f"top_k={self.top_k}: must be at least 1, or null to keep all tokens.")
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            problems.append(f"top_p={self.top_p}: must be above 0 and at most 1; leave it out (null) to keep all tokens.")
+            problems.append(f"top_p={self.top_p}: must be above 0 and at most 1, or null to keep all tokens.")
         if problems:
             raise UserError(problems)

@@ -1,4 +1,4 @@
-"""Prompts from the command line, a file, standard input or a prompt loop, and their continuations on the terminal."""
+"""Continue a prompt and print the text while it is generated."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from gpt_pretrain.tokenizers.base import Tokenizer, decode_stream
 
 @dataclass(frozen=True)
 class Continuation:
-    """A prompt and what a model made of it.
+    """A prompt with its continuation.
 
     Args:
-        text: both.
-        prompt_ids, new_ids: their tokens.
+        text: The prompt followed by the new text.
+        prompt_ids: Token ids of the prompt.
+        new_ids: Token ids of the continuation, without the end of text.
     """
 
     text: str
@@ -32,36 +33,36 @@ class Continuation:
 def continue_prompt(
     model: DecodingModel, tokenizer: Tokenizer, prompt: str, sampler: SamplerConfig, *, n_samples: int, seed: int
 ) -> list[Continuation]:
-    """Print a prompt and its continuations as they are made, and return them.
+    """Print a prompt and its continuations while they are generated, and return them.
 
     Raises:
-        UserError: when the prompt encodes to nothing.
+        UserError: If the prompt has no tokens.
     """
-    token_ids = tokenizer.encode(prompt)
-    if not token_ids:
-        raise UserError("The prompt is empty: give at least one character, for example prompt='Every effort moves you'.")
+    prompt_ids = tokenizer.encode(prompt)
+    if not prompt_ids:
+        raise UserError("The prompt is empty. Give at least one character, for example prompt='Every effort moves you'.")
     device = model.device
     generator = torch.Generator(device=device).manual_seed(seed)
-    texts = []
+    continuations = []
     for number in range(n_samples):
         if n_samples > 1:
             print(f"--- sample {number + 1} of {n_samples}")
-        columns = generate_stream(
-            model, torch.tensor([token_ids], device=device), sampler, eos_id=tokenizer.eos_id, generator=generator
+        stream = generate_stream(
+            model, torch.tensor([prompt_ids], device=device), sampler, eos_id=tokenizer.eos_id, generator=generator
         )
         print(prompt, end="", flush=True)
         text, new_ids = prompt, list[int]()
-        for piece in decode_stream(tokenizer, _kept(columns, new_ids, eos_id=tokenizer.eos_id)):
+        for piece in decode_stream(tokenizer, _collect(stream, new_ids, eos_id=tokenizer.eos_id)):
             print(piece, end="", flush=True)
             text += piece
         print()
-        texts.append(Continuation(text, token_ids, new_ids))
-    return texts
+        continuations.append(Continuation(text, prompt_ids, new_ids))
+    return continuations
 
 
-def _kept(columns: Iterable[Tensor], new_ids: list[int], *, eos_id: int) -> Iterator[int]:
-    """The tokens as they are made, added to new_ids, but for the end of text."""
-    for column in columns:
-        if (token_id := int(column)) != eos_id:
+def _collect(stream: Iterable[Tensor], new_ids: list[int], *, eos_id: int) -> Iterator[int]:
+    """Yield the token ids of a stream with one row, except eos_id, and append them to new_ids."""
+    for tokens in stream:
+        if (token_id := int(tokens)) != eos_id:
             new_ids.append(token_id)
             yield token_id

@@ -11,7 +11,7 @@ import torch
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.data.mixture import MixedWindows
-from gpt_pretrain.evaluation.memorization import SEARCHED
+from gpt_pretrain.evaluation.memorization import MAX_SEARCHED
 from gpt_pretrain.model.gpt2 import GPTModel
 from gpt_pretrain.runs.folder import EXPORTED, checkpoint_dir, display_path
 from gpt_pretrain.runs.metadata import describe_environment
@@ -45,7 +45,7 @@ def before(settings: TrainSettings, data: TextDataModule, model: GPTModel, *, fi
 def run_facts(settings: TrainSettings, data: TextDataModule, model: GPTModel) -> list[str]:
     """A line each about model, data and length."""
     config, split, trainer = model.config, data.split, settings.trainer
-    searched = settings.callbacks.samples and split.train.count > SEARCHED
+    searched = settings.callbacks.samples and split.train.count > MAX_SEARCHED
     return [
         f"model   {model.num_parameters() / 1e6:.1f}M parameters: {config.n_layers} layers, {config.n_heads} heads, "
         f"emb_dim {config.emb_dim}, context {config.context_length}, vocabulary {config.vocab_size:,} "
@@ -57,7 +57,7 @@ def run_facts(settings: TrainSettings, data: TextDataModule, model: GPTModel) ->
         f"length  {format_count(total_steps(data, trainer), 'optimizer step')}, {steps_per_epoch(data, trainer):,} an epoch, of "
         f"{settings.data.batch_size * trainer.accumulate_grad_batches * data.world_size:,} windows each"
         + (f", on {data.world_size} devices" if data.world_size > 1 else ""),
-        *([f"samples are compared with {SEARCHED:,} of the training tokens, spread evenly"] if searched else []),
+        *([f"samples are compared with {MAX_SEARCHED:,} of the training tokens, spread evenly"] if searched else []),
     ]
 
 

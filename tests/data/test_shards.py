@@ -23,7 +23,7 @@ from gpt_pretrain.data.shards import ConcatenatedTokens, Shard
 from gpt_pretrain.data.tokens import TokenSplit, loss_by_frequencies
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation import memorization
-from gpt_pretrain.evaluation.generated_text import training_tokens
+from gpt_pretrain.evaluation.generated_text import find_training_tokens
 from gpt_pretrain.runs.samples import read_samples
 from gpt_pretrain.sweeps.write_report import write_report
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
@@ -372,7 +372,7 @@ def test_validating_on_some_tokens_takes_windows_from_all_over(tmp_path: Path) -
 
 def test_a_large_corpus_is_searched_for_what_samples_recite_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memorization, "BLOCK", 100)
-    monkeypatch.setattr(memorization, "SEARCHED", 300)
+    monkeypatch.setattr(memorization, "MAX_SEARCHED", 300)
     ids = list(range(256)) * 10
     folder = write_nanogpt(tmp_path, train=[*ids[:1000], 255, 1, 255, 2], val=ids)
     split = split_at(folder)
@@ -405,8 +405,8 @@ def test_the_training_part_of_a_run_is_found_again(train: Train, tmp_path: Path,
     corpus = corpus_of(tmp_path / "corpus", story)
     train("data=shards", f"data.path='{corpus}'", "data.batch_size=16", "trainer.max_steps=1", "logger=none", "callbacks=minimal")
     content = checkpoint(tmp_path / "run")
-    found = training_tokens(content, BYTE)
+    found = find_training_tokens(content, BYTE)
     assert found is not None
     assert found.read(0, 20).tolist() == list(story.encode())[:20]
     corpus_of(corpus, story + "!")
-    assert training_tokens(content, BYTE) is None
+    assert find_training_tokens(content, BYTE) is None

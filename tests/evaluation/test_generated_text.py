@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gpt_pretrain.checkpoints.checkpoint_file import read_checkpoint
-from gpt_pretrain.evaluation.generated_text import distinct, mean_log_probability, measure, training_tokens
+from gpt_pretrain.evaluation.generated_text import distinct_fraction, find_training_tokens, mean_log_probability, measure_texts
 from gpt_pretrain.generation.prompts import Continuation
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from tests.conftest import tiny_model
@@ -47,15 +47,15 @@ def test_beyond_the_context_each_token_is_judged_with_half_a_context_at_least() 
 
 
 def test_distinct_counts_different_n_grams() -> None:
-    assert distinct([1, 2, 1, 2, 1], 1) == 2 / 5
-    assert distinct([1, 2, 1, 2, 1], 2) == 2 / 4
-    assert distinct([1, 2, 1, 2, 1], 3) == 2 / 3
-    assert distinct([1], 2) is None
+    assert distinct_fraction([1, 2, 1, 2, 1], 1) == 2 / 5
+    assert distinct_fraction([1, 2, 1, 2, 1], 2) == 2 / 4
+    assert distinct_fraction([1, 2, 1, 2, 1], 3) == 2 / 3
+    assert distinct_fraction([1], 2) is None
 
 
 def test_measures_are_means_and_plain_numbers() -> None:
     texts = [Continuation("a", [1, 2], [3, 3, 3, 3]), Continuation("b", [1, 2], [4, 5, 6, 7])]
-    found = measure(tiny_model(), texts, training=None)
+    found = measure_texts(tiny_model(), texts, training=None)
     assert found["distinct_1"] == (1 / 4 + 1) / 2
     assert found["run_length"] is None
     assert json.loads(json.dumps(found)) == found
@@ -67,11 +67,11 @@ def test_the_training_text_is_found_again_or_left_out(train, tmp_path: Path) -> 
     train("data=text", f"data.path={book}", "trainer.max_epochs=1", "callbacks=minimal", "logger=none")
     content = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
     tokenizer = build_tokenizer("byte")
-    tokens = training_tokens(content, tokenizer)
+    tokens = find_training_tokens(content, tokenizer)
     assert tokens is not None
     assert bytes(tokens.read(0, 9).tolist()) == b"The quick"
     book.write_text("Another text.")
-    assert training_tokens(content, tokenizer) is None
+    assert find_training_tokens(content, tokenizer) is None
     book.unlink()
-    assert training_tokens(content, tokenizer) is None
-    assert training_tokens({}, tokenizer) is None
+    assert find_training_tokens(content, tokenizer) is None
+    assert find_training_tokens({}, tokenizer) is None

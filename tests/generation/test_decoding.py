@@ -144,10 +144,10 @@ def test_a_static_cache_goes_on_as_the_growing_one() -> None:
 
 def test_the_precision_is_the_faster_one_or_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
-    assert pick_decoding_precision("32-true", model) == ("32-true", "as asked")
+    assert pick_decoding_precision("32-true", model) == ("32-true", "as configured")
     precision, reason = pick_decoding_precision("auto", model)
     assert precision in PRECISIONS
     assert "of fp32's time on this CPU" in reason
     for bf16, expected in ((0.5, "bf16-mixed"), (0.9, "32-true")):
-        monkeypatch.setattr(decoding, "_row_seconds", lambda weight, bf16=bf16: (bf16, 1.0))
+        monkeypatch.setattr(decoding, "_single_row_seconds", lambda weight, bf16=bf16: (bf16, 1.0))
         assert pick_decoding_precision("auto", model)[0] == expected
