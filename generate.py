@@ -3,14 +3,14 @@
 import hydra
 from omegaconf import DictConfig
 
-from gpt_pretrain.commands.generate import generate
+from gpt_pretrain.commands.generate import generate_texts
 from gpt_pretrain.commands.script import hydra_script
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="generate")
 def main(config: DictConfig) -> None:
     """Print continuations of a prompt."""
-    generate(config)
+    generate_texts(config)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """The house rules that a machine can check."""
 
 import ast
+import importlib
+import os
 import re
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import gpt_pretrain
+from gpt_pretrain.config.schema import GenerateSettings, TrainSettings
 from tests.conftest import ROOT
 
 PACKAGE = sorted((ROOT / "gpt_pretrain").rglob("*.py"))
@@ -129,16 +132,42 @@ def test_reports_and_comparisons_do_not_wait_for_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_readme_s_file_map_is_true() -> None:
+def test_the_file_map_of_the_readme_is_true() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```text\n(train\.py.*?)```", readme, re.DOTALL)
-    listed = {line.split()[0] for line in block.splitlines() if line.strip()}
+    listed = [
+        path.rstrip(",") for line in block.splitlines() for path in line.split("   ")[0].split(" ") if re.search(r"[./]", path)
+    ]
     for path in listed:
         assert (ROOT / path).exists(), path
-    there = {"train.py", "generate.py", "conf/"}
-    there |= {f"gpt_pretrain/{file.name}" for file in (ROOT / "gpt_pretrain").glob("*.py") if file.name != "__init__.py"}
-    there |= {f"gpt_pretrain/{folder.parent.name}/" for folder in (ROOT / "gpt_pretrain").glob("*/__init__.py")}
-    assert there <= listed
+    assert {f"gpt_pretrain/{room}/" for room in ROOMS if room != "errors"} <= set(listed)
+    assert len(block.splitlines()) <= 16
+
+
+def test_the_root_of_the_package_has_rooms_only() -> None:
+    found = {path.name for path in (ROOT / "gpt_pretrain").iterdir() if path.name != "__pycache__"}
+    assert found == {"__init__.py", "__main__.py", "py.typed", "errors.py", *ROOMS} - {"errors"}
+    for room in set(ROOMS) - {"errors"}:
+        assert ast.get_docstring(ast.parse((ROOT / "gpt_pretrain" / room / "__init__.py").read_text())), room
+
+
+def test_a_public_name_means_one_thing() -> None:
+    places: dict[str, list[str]] = {}
+    for file in [*PACKAGE, *(ROOT / "hydra_plugins").glob("*.py")]:
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(file.name)
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}
+
+
+def test_docstrings_are_imperative_sentences() -> None:
+    odd = []
+    for file in PACKAGE:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            text = ast.get_docstring(node) if isinstance(node, ast.ClassDef | ast.FunctionDef) else None
+            if text is not None and text.split()[0] in ("What", "Whether", "How", "Where", "Which", "When", "Of"):
+                odd.append(f"{name_of(file)}.{node.name}: {text.splitlines()[0]}")
+    assert odd == []
 
 
 def test_the_sample_text_is_plain() -> None:
@@ -146,6 +175,31 @@ def test_the_sample_text_is_plain() -> None:
     assert text.isascii()
 
 
-def test_the_readme_has_no_gaps_left() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert re.findall(r"\b(?!TENSORBOARD|HPARAMS|MARLOW|SLURM|SBATCH|SIGTERM|SIGUSR)[A-Z]{5,}\b", readme) == []
+def test_the_readme_fits_three_screens() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+@pytest.mark.slow
+def test_the_guide_builds_without_a_warning(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    settings = (tmp_path / "site" / "settings" / "index.html").read_text(encoding="utf-8")
+    assert "optimizer.lr" in settings
+    assert "Usage: gpt-pretrain export" in settings
+    for page in (tmp_path / "site").rglob("*.html"):  # nothing is loaded from a server
+        assert re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=.?https?://", page.read_text(encoding="utf-8")) == []
+
+
+def test_every_setting_is_explained() -> None:
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        hooks = importlib.import_module("hooks")
+    finally:
+        sys.path.pop(0)
+    shown = re.findall(r"^\| `([\w.]+)` \| .*? \| .*? \| (.*?) \|$", hooks.settings_page(), re.MULTILINE)
+    assert [name for name, meaning in shown if not meaning] == []
+    names = {name for name, _ in shown}
+    expected = {name for kind in (TrainSettings, GenerateSettings) for name, _ in hooks.schema_types(kind)}
+    assert expected - names == set()

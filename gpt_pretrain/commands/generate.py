@@ -10,7 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from gpt_pretrain.commands.failures import report_failures
-from gpt_pretrain.commands.job import is_multirun, job_folder, start_info
+from gpt_pretrain.commands.job import is_multirun, output_folder, start_info
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.schema import GenerateSettings
 from gpt_pretrain.config.validation import generate_problems
@@ -18,7 +18,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.metadata import recorded
 
 
-def generate(config: DictConfig) -> None:
+def generate_texts(config: DictConfig) -> None:
     """Continue the prompt of the settings; a job of a sweep also measures the texts and keeps them in its folder.
 
     Raises:
@@ -27,11 +27,11 @@ def generate(config: DictConfig) -> None:
     """
     with report_failures(), ExitStack() as stack:
         if is_multirun():
-            stack.enter_context(recorded(job_folder(), **start_info("generate.py")))
+            stack.enter_context(recorded(output_folder(), **start_info("generate.py")))
         settings = to_settings(config, GenerateSettings)
         if problems := generate_problems(settings):
             raise UserError(problems)
-        _generate(settings, keep=job_folder() if is_multirun() else None)
+        _generate(settings, keep=output_folder() if is_multirun() else None)
 
 
 def _generate(settings: GenerateSettings, *, keep: Path | None) -> None:

@@ -19,7 +19,7 @@ def is_multirun() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def job_folder() -> Path:
+def output_folder() -> Path:
     """Return the folder that Hydra made for this job."""
     return Path(HydraConfig.get().runtime.output_dir)
 
