@@ -1,28 +1,28 @@
-"""Turn a corpus of text into shards of tokens.
+"""Turn a corpus of text into token shards.
 
-Usage: gpt-pretrain prepare INPUT INPUT ... out=FOLDER [setting=value ...]
+Usage: gpt-pretrain prepare INPUT [INPUT ...] out=FOLDER [setting=value ...]
 
   INPUT               a file, a directory or a "glob": .txt, .md, .jsonl (each also .gz or .zst), .parquet
-  out                 the folder to write; a corpus that was begun there is gone on with
-  dataset             instead of inputs: a name or path that the package datasets takes, read as a stream;
-                      dataset_config=NAME and dataset_split=train choose in it
-  text_field          where a record of JSON or of a table has its text; text, unless you say otherwise
-  document_separator  what stands between the documents of a text file, for example "<|endoftext|>" or "\\n\\n\\n"; without it
-                      each file is one document
-  tokenizer           gpt2 (as it stands), byte, cl100k_base ...
-  shard_tokens        tokens a file, 100000000 at most as it stands
-  val_fraction        share of the documents that is for validation, 0.01 as it stands, chosen by the hash of their text
-  val_tokens          instead: the documents with the smallest hashes that have together at least so many tokens
-  dedup               exact: leave out documents whose text came before; none, as it stands
-  max_rejected        share of the records that may be unusable, 0.001 as it stands; they are kept in rejected.jsonl
-  workers             processes that encode; all cores, unless you say otherwise
-  executor            local, slurm or ray: datatrove's executors do the encoding, a group of files in each of tasks=N tasks
-                      (slurm_partition=NAME, slurm_time=20:00:00); this process waits, and writes the shards
-  report              true, or --report: print lengths, compression and examples, also of a corpus that is complete
-  overwrite           true: remove the corpus that is in out and make another; interrupted, that goes on as well
+  out                 folder for the corpus; an interrupted preparation in it is resumed
+  dataset             read a dataset instead of files: a name or path for the package datasets, which streams it;
+                      select a part with dataset_config=NAME and dataset_split=NAME (default: train)
+  text_field          field of a JSON record, or column of a table, that contains the text (default: text)
+  document_separator  string between the documents of a text file, for example "<|endoftext|>" or "\\n\\n\\n"
+                      (default: each file is one document)
+  tokenizer           gpt2 (default), byte, cl100k_base ...
+  shard_tokens        maximum number of tokens per shard (default: 100000000)
+  val_fraction        share of the documents for the validation set, selected by the hash of their text (default: 0.01)
+  val_tokens          minimum number of tokens in the validation set, instead of val_fraction
+  dedup               none (default) or exact: leave out documents that have the same text as an earlier one
+  max_rejected        largest share of unusable records to leave out, listed in rejected.jsonl (default: 0.001)
+  workers             number of worker processes (default: one per core)
+  executor            local, slurm or ray: encode with this executor of datatrove, in tasks=N groups of files (for SLURM
+                      also set slurm_partition=NAME and slurm_time=20:00:00); this process waits, then writes the shards
+  report              true, or --report: print document lengths, compression and excerpts, also of a complete corpus
+  overwrite           true: replace the corpus in out; this too is resumed after an interruption
 
-The same input gives the same bytes, whatever the number of workers and however often the work was interrupted: the same command
-goes on where it was.
+To resume an interrupted preparation, run the same command again. The same inputs and settings always give the same bytes,
+whatever the number of workers and interruptions.
 """
 
 from __future__ import annotations
@@ -34,9 +34,13 @@ from gpt_pretrain.errors import UserError
 
 
 def prepare_command(arguments: list[str]) -> None:
-    """Prepare what the settings name."""
+    """Run `gpt-pretrain prepare`.
+
+    Raises:
+        UserError: If the settings are invalid or the corpus cannot be prepared.
+    """
     settings = parse_arguments(arguments, PrepareSettings, usage=__doc__ or "", positional="inputs")
-    from gpt_pretrain.prepare.job import prepare_corpus
+    from gpt_pretrain.prepare.pipeline import prepare_corpus
 
     if problems := prepare_problems(settings):
         raise UserError(problems)

@@ -1,6 +1,6 @@
-"""The long part of a preparation on many machines: datatrove runs a task for each group of files, and this process the rest.
+"""Encode on many machines: datatrove runs one task per group of files, and this process does everything else.
 
-All machines share the disk that the files and the corpus are on.
+All machines share the disk with the input files and the corpus.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,41 +19,40 @@ from rich.console import Console
 
 from gpt_pretrain.config.command_schema import PrepareSettings
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.prepare.encode_stage import Encoding, encode_all
-from gpt_pretrain.prepare.pieces import read_journal
-from gpt_pretrain.prepare.pool import Workers
-from gpt_pretrain.prepare.progress import Progress
-from gpt_pretrain.prepare.reading import Reading, read
-from gpt_pretrain.prepare.sources import InputFile
-from gpt_pretrain.prepare.stopping import Stop
+from gpt_pretrain.prepare.encoding import EncodingOptions, encode_inputs
+from gpt_pretrain.prepare.inputs import CorpusInputs, InputFile
+from gpt_pretrain.prepare.processes import Interrupt, WorkerPool
+from gpt_pretrain.prepare.progress import PreparationProgress
+from gpt_pretrain.prepare.segments import read_journal
 from gpt_pretrain.system.resources import cores
 
-MOST_TASKS = 1000  # as many as SLURM takes in one array, unless it is told otherwise
-SECONDS_BETWEEN_LOOKS = 2.0
+MAX_TASKS = 1000  # SLURM's default limit for the tasks of one job array.
+SECONDS_BETWEEN_CHECKS = 2.0
 LOGS = "datatrove"
 
 
 @dataclass(frozen=True, repr=False)
 class EncodeTask:
-    """A step of datatrove's: task number `rank` encodes the group of files with that number.
+    """A pipeline step for datatrove that encodes one group of files per task.
 
     Args:
-        groups: of files, in the order of the corpus.
-        reading, encoding: how files become items, and items tokens.
-        folders: where each task's pieces go.
-        workers: processes of a task.
-        quiet: keep datatrove from writing to the terminal.
+        groups: The groups of files, in the order of the inputs.
+        inputs: How the files are read.
+        options: How documents become tokens.
+        folders: The folder for the segments of each task.
+        workers: Number of worker processes per task.
+        quiet: Disable datatrove's log messages.
     """
 
     groups: list[list[InputFile]]
-    reading: Reading
-    encoding: Encoding
+    inputs: CorpusInputs
+    options: EncodingOptions
     folders: list[Path]
     workers: int
     quiet: bool
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Begin, in a task's process, to be quiet before datatrove says anything."""
+        """Unpickle the step in the process of a task, and disable log messages before datatrove writes any."""
         self.__dict__.update(state)
         if self.quiet:
             from loguru import logger
@@ -61,64 +60,65 @@ class EncodeTask:
             logger.disable("datatrove")
 
     def __call__(self, data: Any, rank: int = 0, world_size: int = 1) -> Any:
-        silent = Progress(None, Console(file=io.StringIO()))
-        with Workers(self.workers, self.encoding.tokenizer) as workers, silent as progress:
-            encode_all(
-                lambda place: read(self.groups[rank], self.reading, start=place),
-                self.encoding,
+        """Encode the group with the number `rank`."""
+        silent = PreparationProgress(None, Console(file=io.StringIO()))
+        with WorkerPool(self.workers, self.options.tokenizer) as workers, silent as progress:
+            encode_inputs(
+                replace(self.inputs, files=self.groups[rank]),
+                self.options,
                 self.folders[rank],
                 workers=workers,
                 progress=progress,
-                stop=Stop(),
+                interrupt=Interrupt(),
             )
         return data
 
 
-def grouped(sources: Sequence[InputFile], n_groups: int) -> list[list[InputFile]]:
-    """Files in groups of about the same size in bytes, in their order; none is empty."""
-    n_groups = min(n_groups, len(sources))
-    total, passed = sum(source.size + 1 for source in sources), 0
+def group_files(files: Sequence[InputFile], n_groups: int) -> list[list[InputFile]]:
+    """Split files into consecutive groups of about the same size in bytes, none of them empty."""
+    n_groups = min(n_groups, len(files))
+    total, bytes_before = sum(file.size + 1 for file in files), 0
     groups: list[list[InputFile]] = [[] for _ in range(n_groups)]
-    for number, source in enumerate(sources):
-        wanted = passed * n_groups // total
-        filled = sum(1 for group in groups if group)
-        left = len(sources) - number
-        groups[max(min(wanted, filled), n_groups - left)].append(source)
-        passed += source.size + 1
+    for index, file in enumerate(files):
+        by_size = bytes_before * n_groups // total
+        first_empty = sum(1 for group in groups if group)
+        files_left = len(files) - index
+        groups[max(min(by_size, first_empty), n_groups - files_left)].append(file)
+        bytes_before += file.size + 1
     return groups
 
 
-def encode_on_cluster(settings: PrepareSettings, task: EncodeTask, folder: Path, *, stop: Stop) -> None:
-    """Have all tasks done, and wait for them.
+def encode_on_cluster(settings: PrepareSettings, task: EncodeTask, work: Path, *, interrupt: Interrupt) -> None:
+    """Run all tasks and wait for them.
 
     Args:
-        folder: of the work.
+        work: The folder for logs.
 
     Raises:
-        UserError: when an executor is not installed, or tasks have failed.
-        SystemExit: when a signal asked for that; tasks on other machines go on.
+        UserError: If the executor is not installed or tasks have failed.
+        SystemExit: If a signal has arrived; tasks on other machines keep running.
     """
     if importlib.util.find_spec("datatrove") is None:
-        raise UserError(f'executor={settings.executor} needs the package datatrove: pip install -e ".[scale]".')
-    executor = _executor(settings, task, folder / LOGS)
+        raise UserError(f'executor={settings.executor} needs the package datatrove. Run pip install -e ".[scale]".')
+    executor = _executor(settings, task, work / LOGS)
     try:
         executor.run()
     except FileNotFoundError as error:
-        raise UserError(f"executor={settings.executor}: {error.filename or error} is not to be found on this machine.") from error
+        raise UserError(f"executor={settings.executor}: {error.filename or error} was not found on this machine.") from error
     if settings.executor == "slurm":
-        print(f"SLURM's job {executor.job_id} encodes {len(task.folders)} groups of files.", file=sys.stderr)
-    while (left := unfinished(task.folders)) and settings.executor == "slurm" and _in_queue(str(executor.job_id)):
-        stop.check()
-        time.sleep(SECONDS_BETWEEN_LOOKS)
-    if left and unfinished(task.folders):
+        print(f"SLURM job {executor.job_id} encodes {len(task.folders)} groups of files.", file=sys.stderr)
+    while (left := unfinished_tasks(task.folders)) and settings.executor == "slurm" and _is_queued(str(executor.job_id)):
+        interrupt.exit_if_requested()
+        time.sleep(SECONDS_BETWEEN_CHECKS)
+    if left and unfinished_tasks(task.folders):
         raise UserError(
-            f"{len(left)} of {len(task.folders)} tasks have not come to their end; {folder / LOGS} tells why. Start the same "
-            "command again: what is done is not done again."
+            f"{len(left)} of {len(task.folders)} tasks have failed; see {work / LOGS}. Run the same command again to resume; "
+            "completed tasks are not repeated."
         )
 
 
-def unfinished(folders: Sequence[Path]) -> list[Path]:
-    """The folders whose task is not done."""
+def unfinished_tasks(folders: Sequence[Path]) -> list[Path]:
+    """Return the folders whose task has not finished."""
     return [folder for folder in folders if not read_journal(folder)[1].complete]
 
 
@@ -133,7 +133,7 @@ def _executor(settings: PrepareSettings, task: EncodeTask, logs: Path) -> Any:
         return LocalPipelineExecutor(**common, workers=min(len(task.folders), settings.workers or cores()))
     if settings.executor == "ray":
         if importlib.util.find_spec("ray") is None:
-            raise UserError("executor=ray needs the package ray: pip install ray.")
+            raise UserError("executor=ray needs the package ray. Run pip install ray.")
         from datatrove.executor import RayPipelineExecutor
 
         return RayPipelineExecutor(**common, cpus_per_task=task.workers)
@@ -145,17 +145,17 @@ def _executor(settings: PrepareSettings, task: EncodeTask, logs: Path) -> Any:
         partition=settings.slurm_partition,
         cpus_per_task=task.workers,
         job_name="prepare",
-        qos="",  # the cluster's own
+        qos="",  # The cluster's default.
         env_command=f"export PATH={Path(sys.executable).parent}:$PATH",
         slurm_logs_folder=str((logs / "slurm").resolve()),
         mail_type="NONE",
     )
 
 
-def _in_queue(job_id: str) -> bool:
-    """Whether SLURM still has a job of that number waiting or running."""
+def _is_queued(job_id: str) -> bool:
+    """Return whether a SLURM job is pending or running."""
     try:
-        done = subprocess.run(["squeue", "--noheader", "--jobs", job_id], capture_output=True, text=True, check=False)
+        squeue = subprocess.run(["squeue", "--noheader", "--jobs", job_id], capture_output=True, text=True, check=False)
     except OSError:
         return False
-    return bool(done.stdout.strip())
+    return bool(squeue.stdout.strip())

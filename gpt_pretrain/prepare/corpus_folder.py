@@ -1,4 +1,4 @@
-"""The folder that a corpus is written to: what is there already, and who may write."""
+"""The folder of a corpus: read and check what it contains, lock it, and clear it."""
 
 from __future__ import annotations
 
@@ -12,42 +12,36 @@ from typing import Any
 
 from gpt_pretrain.data.manifest import FORMAT, MANIFEST, VERSION
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.files import remove_scratch_files
 from gpt_pretrain.system.locks import lock
 
-REJECTED = "rejected.jsonl"
-
-
-WORK = ".work"  # the folder of what is needed until the corpus is complete
-
-
+WORK = ".work"  # The folder of everything that is needed only until the corpus is complete.
 PLAN, LOCK = "plan.json", "lock"
-
-
-OWN = re.compile(r"manifest\.json|rejected\.jsonl|\.?(train|val)-\d{5,}\.(bin|idx)(\.([0-9a-f]{8}\.)?tmp)?")
-
-
-BEGIN_AGAIN = "Choose another folder with out=, or begin again with overwrite=true"
+# The names of a corpus's files, with the scratch files of killed processes; version 0.1.0 named these .NAME.tmp.
+SHARD_NAME = re.compile(r"\.?(train|val)-\d{5,}\.(bin|idx)(\.([0-9a-f]{8}\.)?tmp)?")
+CORPUS_NAME = re.compile(rf"manifest\.json|rejected\.jsonl|{SHARD_NAME.pattern}")
+START_OVER = "Choose another folder with out=, or start over with overwrite=true"
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a finished corpus, or None where there is none.
+    """Read the manifest of a complete corpus; return None if there is none.
 
     Raises:
-        UserError: when it is damaged, or another program's.
+        UserError: If the manifest is damaged or was written by another program.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder / MANIFEST} cannot be read: {error}. {BEGIN_AGAIN}.") from error
+        raise UserError(f"{folder / MANIFEST} cannot be read: {error}. {START_OVER}.") from error
     if not isinstance(manifest, dict) or (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
-        raise UserError(f"{folder / MANIFEST} is not a manifest of this program's. Choose another folder with out=.")
+        raise UserError(f"{folder / MANIFEST} is not a manifest of gpt-pretrain. Choose another folder with out=.")
     return manifest
 
 
 def read_plan(folder: Path) -> dict[str, Any] | None:
-    """What was begun in a folder, or None."""
+    """Read the plan of an interrupted preparation; return None if there is none."""
     try:
         plan: dict[str, Any] = json.loads((folder / WORK / PLAN).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -55,25 +49,25 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
     return plan
 
 
-def check_own(folder: Path) -> None:
-    """Make sure that a folder in which no corpus is complete or begun holds no files under the names that one would have.
+def check_no_conflicts(folder: Path) -> None:
+    """Check that a folder without a complete or interrupted corpus contains no files with the names of a corpus.
 
     Raises:
-        UserError: when it does.
+        UserError: If it does.
     """
-    taken = sorted(path.name for path in folder.iterdir() if OWN.fullmatch(path.name)) if folder.is_dir() else []
-    if taken:
+    names = sorted(path.name for path in folder.iterdir() if CORPUS_NAME.fullmatch(path.name)) if folder.is_dir() else []
+    if names:
         raise UserError(
-            f"{folder} holds {', '.join(taken[:3])}{' and more' * (len(taken) > 3)}, which would be lost, and nothing tells what "
-            f"they are of. {BEGIN_AGAIN}."
+            f"{folder} contains {', '.join(names[:3])}{' and more' * (len(names) > 3)}, which would be overwritten, and no "
+            f"manifest or plan that describes them. {START_OVER}."
         )
 
 
 def check_complete(folder: Path, manifest: dict[str, Any]) -> None:
-    """Make sure that all files of a finished corpus are there, in their sizes.
+    """Check that all files of a complete corpus exist and have the right sizes.
 
     Raises:
-        UserError: when one is not.
+        UserError: If one does not.
     """
     for part in manifest["parts"].values():
         for shard in part["shards"]:
@@ -81,73 +75,88 @@ def check_complete(folder: Path, manifest: dict[str, Any]) -> None:
             for name, size in sizes.items():
                 path = folder / name
                 if not path.is_file() or path.stat().st_size != size:
-                    raise UserError(f"{path} is missing or has another size than the manifest says. {BEGIN_AGAIN}.")
+                    raise UserError(f"{path} is missing or its size differs from the manifest. {START_OVER}.")
 
 
 def check_same(before: dict[str, Any], now: dict[str, Any], *, folder: Path, state: str) -> None:
-    """Make sure that what a folder holds, or has begun, is what is asked for now.
+    """Check that the corpus in a folder was made, or started, from the same inputs with the same settings.
 
     Args:
-        before, now: what the corpus depends on, in groups.
-        state: complete or begun.
+        before: Description of the corpus in the folder, in groups.
+        now: Description of the requested corpus.
+        state: complete or unfinished.
 
     Raises:
-        UserError: with everything that differs.
+        UserError: With all differences.
     """
-    differing = []
+    differences = []
     for group, values in now.items():
         old = before.get(group)
         if isinstance(values, dict) and isinstance(old, dict):
             keys = [key for key in {**old, **values} if old.get(key) != values.get(key)]
-            differing += [f"{key} was {_shown(old.get(key))} and is now {_shown(values.get(key))}" for key in keys]
+            differences += [f"{key} was {_json(old.get(key))} and is now {_json(values.get(key))}" for key in keys]
         elif old != values:
-            differing += _changed_sources(old, values)
-    if differing:
+            differences += _describe_changes(old, values)
+    if differences:
         raise UserError(
-            f"{folder}: a corpus is {state} here that differs from what is asked for: "
-            + "; ".join(differing[:10])
-            + f". {BEGIN_AGAIN}."
+            f"{folder} contains a corpus ({state}) that differs from the requested one: {'; '.join(differences[:10])}. "
+            f"{START_OVER}."
         )
 
 
-def clear(folder: Path) -> None:
-    """Remove a corpus that this process has locked, the manifest first, and nothing else that may be in its folder."""
+def clear_corpus(folder: Path) -> None:
+    """Delete a corpus that this process has locked, the manifest first, and none of the other files in its folder."""
     (folder / MANIFEST).unlink(missing_ok=True)
-    for path in list(folder.iterdir()) if folder.is_dir() else []:
-        if OWN.fullmatch(path.name):
+    for path in list(folder.iterdir()):
+        if CORPUS_NAME.fullmatch(path.name):
             path.unlink()
     for path in (folder / WORK).iterdir():
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
-        elif path.name != LOCK:  # which this process holds
+        elif path.name != LOCK:  # This process holds the lock.
+            path.unlink()
+
+
+def remove_other_shards(folder: Path, names: set[str]) -> None:
+    """Delete the shards of an earlier corpus and unfinished files.
+
+    Args:
+        names: The shards to keep, without suffix.
+    """
+    for path in folder.iterdir():
+        if SHARD_NAME.fullmatch(path.name) and path.stem not in names:
             path.unlink()
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing the same corpus.
+def lock_corpus(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing the same corpus, and delete what killed processes left half-written.
 
     Raises:
-        UserError: when one does.
+        UserError: If another process is writing it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with lock(folder / LOCK, problem=f"{folder.parent}: another process is writing this corpus at the moment."):
+    work = folder / WORK
+    work.mkdir(parents=True, exist_ok=True)
+    with lock(work / LOCK, problem=f"{folder}: another process is writing this corpus. Wait for it, or choose another out=."):
+        remove_scratch_files(work)
+        if (work / PLAN).exists():  # Without a plan the folder contains no files of this program.
+            remove_scratch_files(folder)
         yield
 
 
-def _changed_sources(before: Any, now: Any) -> list[str]:
-    """What differs between two lists of sources, in words."""
-    old, new = ({json.dumps(_name(one)): one for one in sources or []} for sources in (before, now))
-    gone, added = [name for name in old if name not in new], [name for name in new if name not in old]
+def _describe_changes(before: Any, now: Any) -> list[str]:
+    """Describe the differences between two lists of sources."""
+    old, new = ({json.dumps(_name(source)): source for source in sources or []} for sources in (before, now))
+    removed, added = [name for name in old if name not in new], [name for name in new if name not in old]
     changed = [name for name in old if name in new and old[name] != new[name]]
-    told = [f"{name} has changed" for name in changed[:3]]
-    told += [f"{name} is no longer read" for name in gone[:3]] + [f"{name} is new" for name in added[:3]]
-    return told or ["the files are read in another order"]
+    differences = [f"{name} has changed" for name in changed[:3]]
+    differences += [f"{name} is no longer an input" for name in removed[:3]] + [f"{name} is new" for name in added[:3]]
+    return differences or ["the inputs are in a different order"]
 
 
 def _name(source: dict[str, Any]) -> Any:
     return source.get("path", source)
 
 
-def _shown(value: Any) -> str:
+def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)

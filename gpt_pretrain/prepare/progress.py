@@ -1,4 +1,4 @@
-"""What can be seen while a corpus is prepared: a bar on a terminal, a line now and then elsewhere."""
+"""Show the progress of a preparation: a bar in a terminal, a line every minute elsewhere."""
 
 from __future__ import annotations
 
@@ -7,64 +7,72 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from gpt_pretrain.prepare.pieces import Counts
+from gpt_pretrain.prepare.segments import RecordCounts
 
 SECONDS_BETWEEN_UPDATES, SECONDS_BETWEEN_LINES = 0.5, 60.0
 
 
-class Progress:
-    """Documents, MB/s, tokens/s and time left.
+class PreparationProgress:
+    """Shows the number of documents, MB/s, tokens/s and the time left.
 
     Args:
-        total: bytes to be read; None where nobody knows.
-        console: where; standard error, so that what is printed can go elsewhere.
+        total: Total size of the inputs in bytes; None if unknown.
+        console: Where to print; standard error by default, so that standard output can be redirected.
     """
 
     def __init__(self, total: int | None, console: Console | None = None) -> None:
         self._console = Console(stderr=True) if console is None else console
         self._total = total
-        self._bar: Bar | None = None
+        self._bar: Progress | None = None
         self._task = TaskID(0)
-        self._shown = 0.0
-        self._told = time.monotonic()
-        self._since = (time.monotonic(), 0, 0)
+        self._updated = 0.0
+        self._printed = time.monotonic()
+        self._start = (time.monotonic(), 0, 0)
 
-    def encoding(self, counts: Counts) -> None:
-        """Show that documents are read from now on, behind those that were before."""
-        self._since = (time.monotonic(), counts.text_bytes, counts.tokens)
-
-    def encoded(self, counts: Counts, *, read: int) -> None:
-        """Show how far that is.
+    def start_encoding(self, counts: RecordCounts) -> None:
+        """Start measuring the rate of encoding.
 
         Args:
-            read: bytes of the files.
+            counts: What an interrupted preparation has encoded already.
+        """
+        self._start = (time.monotonic(), counts.text_bytes, counts.tokens)
+
+    def update_encoding(self, counts: RecordCounts, *, bytes_read: int) -> None:
+        """Show how much has been encoded.
+
+        Args:
+            bytes_read: Bytes read from the files.
         """
         now = time.monotonic()
-        if now - self._shown < SECONDS_BETWEEN_UPDATES:
+        if now - self._updated < SECONDS_BETWEEN_UPDATES:
             return
-        self._shown = now
+        self._updated = now
         if self._bar is None:
-            self._start("documents", self._total, completed=read)
-        seconds = max(now - self._since[0], 1e-9)
-        megabytes, tokens = (counts.text_bytes - self._since[1]) / 1e6 / seconds, (counts.tokens - self._since[2]) / seconds
+            self._start_task("documents", self._total, completed=bytes_read)
+        started, text_bytes, tokens = self._start
+        seconds = max(now - started, 1e-9)
+        megabytes_per_second = (counts.text_bytes - text_bytes) / 1e6 / seconds
+        rate = f"{megabytes_per_second:.1f} MB/s  {(counts.tokens - tokens) / seconds:,.0f} tokens/s"
         done = f"{counts.records - counts.rejected - counts.empty:,}"
-        speed = f"{megabytes:.1f} MB/s  {tokens:,.0f} tokens/s"
-        self._update(completed=read, done=done, speed=f"{speed} ")
-        if self._bar is None and now - self._told >= SECONDS_BETWEEN_LINES:
-            self._told = now
-            share = f"{read / self._total:.0%}  " if self._total else ""
-            self._console.print(f"{share}{done} documents  {speed}", highlight=False)
+        self._update(completed=bytes_read, done=done, rate=f"{rate} ")
+        if self._bar is None and now - self._printed >= SECONDS_BETWEEN_LINES:
+            self._printed = now
+            share = f"{bytes_read / self._total:.0%}  " if self._total else ""
+            self._console.print(f"{share}{done} documents  {rate}", highlight=False)
 
-    def writing(self, shards: int, *, done: int) -> None:
-        """Show that shards are written from now on, and how many are there already."""
-        self._start("shards", shards, completed=done)
+    def start_writing(self, shards: int, *, done: int) -> None:
+        """Show that shards are being written.
+
+        Args:
+            done: Number of shards that an interrupted preparation has written already.
+        """
+        self._start_task("shards", shards, completed=done)
         self._update(done=f"{shards:,}")
 
-    def written(self) -> None:
-        """Show that one shard more is done."""
+    def advance_writing(self) -> None:
+        """Count one more shard."""
         if self._bar is not None:
             self._bar.advance(self._task)
 
@@ -72,14 +80,14 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, **fields)
 
-    def _start(self, what: str, total: int | None, *, completed: int) -> None:
+    def _start_task(self, description: str, total: int | None, *, completed: int) -> None:
         if not self._console.is_terminal:
             return
         if self._bar is None:
-            self._bar = Bar(
+            self._bar = Progress(
                 TextColumn("{task.fields[done]} {task.description}"),
                 BarColumn(bar_width=None),
-                TextColumn("{task.fields[speed]}"),
+                TextColumn("{task.fields[rate]}"),
                 TimeRemainingColumn(compact=True, elapsed_when_finished=True),
                 TextColumn("left"),
                 console=self._console,
@@ -90,9 +98,9 @@ class Progress:
             self._bar.start()
         else:
             self._bar.remove_task(self._task)
-        self._task = self._bar.add_task(what, total=total, completed=completed, done="-", speed="")
+        self._task = self._bar.add_task(description, total=total, completed=completed, done="-", rate="")
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> PreparationProgress:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

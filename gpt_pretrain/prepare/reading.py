@@ -1,53 +1,36 @@
-"""Files to items, in order, from any place on; one process reads for all workers."""
+"""Read inputs from any position and split them into chunks of records; one process reads for all workers."""
 
 from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
-from gpt_pretrain.prepare.items import BATCH, DAMAGED_ARCHIVE, Item, ReadPosition
-from gpt_pretrain.prepare.sources import InputFile, check_unchanged
-from gpt_pretrain.prepare.streams import DamagedArchive, blocks
-from gpt_pretrain.prepare.stretches import Cursor, documents, lines
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How files are read.
-
-    Args:
-        text_field: where a record of JSON or of a table has its text.
-        separator: what stands between the documents of a text file; None: each file is one.
-    """
-
-    text_field: str
-    separator: str | None
+from gpt_pretrain.prepare.chunks import BATCH, DAMAGED_ARCHIVE, LONGEST_RECORD, PART, Chunk, Cursor, ReadPosition, split_point
+from gpt_pretrain.prepare.decompression import DamagedArchiveError, read_blocks
+from gpt_pretrain.prepare.inputs import CorpusInputs, InputFile, check_unchanged
+from gpt_pretrain.prepare.tables import read_dataset, read_parquet
 
 
-def read(sources: Sequence[InputFile], reading: Reading, *, start: ReadPosition) -> Iterator[Item]:
-    """All that stands in files from a place on.
+def read_inputs(inputs: CorpusInputs, *, start: ReadPosition) -> Iterator[Chunk]:
+    """Yield all chunks of the inputs from a position on.
 
     Raises:
-        UserError: when a file is no longer what it was when the work was planned, or a package is missing.
-        OSError: when one cannot be read.
+        UserError: If a file has changed since it was listed, a package is missing, or the dataset cannot be read.
+        OSError: If a file cannot be read.
     """
-    behind = sum(source.size for source in sources[: start.file])
-    for number in range(start.file, len(sources)):
-        source = sources[number]
-        check_unchanged([source])
-        yield from _read_one(source, reading, start if number == start.file else ReadPosition(number), behind)
-        behind += source.size
-        check_unchanged([source])
+    if inputs.dataset is not None:
+        yield from read_dataset(inputs.dataset, inputs.text_field, start=start)
+    else:
+        yield from _read_files(inputs.files, inputs, start)
 
 
-def batches(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """Items in lists that hold about BATCH bytes of text each."""
-    waiting: list[Item] = []
+def batch_chunks(chunks: Iterable[Chunk]) -> Iterator[list[Chunk]]:
+    """Collect chunks into lists of about BATCH bytes of text."""
+    waiting: list[Chunk] = []
     size = 0
-    for item in items:
-        waiting.append(item)
-        size += item.size
+    for chunk in chunks:
+        waiting.append(chunk)
+        size += chunk.size
         if size >= BATCH:
             yield waiting
             waiting, size = [], 0
@@ -55,28 +38,113 @@ def batches(items: Iterable[Item]) -> Iterator[list[Item]]:
         yield waiting
 
 
-def _read_one(source: InputFile, reading: Reading, place: ReadPosition, behind: int) -> Iterator[Item]:
-    if source.form == "parquet":
-        from gpt_pretrain.prepare.tables import read_parquet
+def split_lines(blocks: Iterable[bytes], cursor: Cursor) -> Iterator[Chunk]:
+    """Split the content of a file into chunks of whole lines."""
+    rest = bytearray()
+    overlong = 0  # Bytes so far of a line that is too long.
+    for block in blocks:
+        if overlong:
+            end = block.find(b"\n") + 1
+            overlong += end or len(block)
+            if not end:
+                continue
+            yield _reject_line(cursor, overlong)
+            overlong, block = 0, block[end:]
+        if end := block.rfind(b"\n") + 1:
+            rest += block[:end]
+            yield _take_lines(cursor, bytes(rest))
+            rest = bytearray(block[end:])
+        else:
+            rest += block
+        if len(rest) > LONGEST_RECORD:
+            overlong, rest = len(rest), bytearray()
+    if overlong:
+        yield _reject_line(cursor, overlong)
+    elif rest:
+        yield _take_lines(cursor, bytes(rest))
 
-        yield from read_parquet(source, reading.text_field, place, behind)
+
+def split_documents(blocks: Iterable[bytes], cursor: Cursor, separator: str | None) -> Iterator[Chunk]:
+    """Split the content of a file at the separators; long documents are split further, as `split_text` would."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    text, problem, offset = "", "", cursor.offset
+    for data, skipped, ends in _split_at_separators(blocks, separator, in_document=cursor.in_document):
+        if not problem:
+            try:
+                text += decoder.decode(data, ends)
+            except UnicodeDecodeError as error:
+                problem = f"{error.reason} near byte {offset + error.start}"
+        offset += len(data) + skipped
+        while not problem and len(text) > PART:
+            end = split_point(text)
+            yield cursor.part(text[:end], ends=False)
+            text = text[end:]
+        if not ends:
+            continue
+        if problem:
+            yield cursor.reject("not UTF-8", problem, size=offset - cursor.offset)
+        else:
+            yield cursor.part(text, ends=True, end=offset)
+        decoder.reset()
+        text, problem = "", ""
+
+
+def _read_files(files: Sequence[InputFile], inputs: CorpusInputs, start: ReadPosition) -> Iterator[Chunk]:
+    bytes_before = sum(file.size for file in files[: start.file])
+    for index in range(start.file, len(files)):
+        file = files[index]
+        check_unchanged([file])
+        yield from _read_file(file, inputs, start if index == start.file else ReadPosition(index), bytes_before)
+        bytes_before += file.size
+        check_unchanged([file])
+
+
+def _read_file(file: InputFile, inputs: CorpusInputs, start: ReadPosition, bytes_before: int) -> Iterator[Chunk]:
+    if file.form == "parquet":
+        yield from read_parquet(file, inputs.text_field, start=start, bytes_before=bytes_before)
         return
-    with open(source.path, "rb") as stream:
-        cursor = Cursor(source.path, place, read=lambda: behind + stream.tell())
-        content = _without_mark(blocks(source, stream, start=place.offset), cursor)
+    with open(file.path, "rb") as stream:
+        cursor = Cursor(file.path, start, bytes_read=lambda: bytes_before + stream.tell())
+        blocks = _drop_byte_order_mark(read_blocks(file, stream, start=start.offset), cursor)
         try:
-            if source.form == "lines":
-                yield from lines(content, cursor)
+            if file.form == "lines":
+                yield from split_lines(blocks, cursor)
             else:
-                yield from documents(content, cursor, reading.separator)
-        except DamagedArchive as error:
-            yield cursor.bad(DAMAGED_ARCHIVE, str(error))
+                yield from split_documents(blocks, cursor, inputs.separator)
+        except DamagedArchiveError as error:
+            yield cursor.reject(DAMAGED_ARCHIVE, str(error))
 
 
-def _without_mark(content: Iterator[bytes], cursor: Cursor) -> Iterator[bytes]:
-    """A file's content without the byte order mark at its start, which is no text."""
-    if cursor.offset == 0 and (first := next(content, b"")):
+def _drop_byte_order_mark(blocks: Iterator[bytes], cursor: Cursor) -> Iterator[bytes]:
+    if cursor.offset == 0 and (first := next(blocks, b"")):
         mark = codecs.BOM_UTF8 if first.startswith(codecs.BOM_UTF8) else b""
         cursor.offset = len(mark)
         yield first.removeprefix(mark)
-    yield from content
+    yield from blocks
+
+
+def _split_at_separators(
+    blocks: Iterable[bytes], separator: str | None, *, in_document: bool
+) -> Iterator[tuple[bytes, int, bool]]:
+    """Yield slices of documents, the number of separator bytes after each slice, and whether the document ends there."""
+    mark = (separator or "").encode()
+    rest, document_open, any_end = b"", in_document, False
+    for block in blocks:
+        *complete, rest = (rest + block).split(mark) if mark else [rest + block]
+        for data in complete:
+            yield data, len(mark), True
+        document_open, any_end = document_open and not complete, any_end or bool(complete)
+        kept = len(mark) - 1 if mark else 0  # Bytes that may be the beginning of a separator.
+        if len(rest) > kept:
+            yield rest[: len(rest) - kept], 0, False
+            rest, document_open = rest[len(rest) - kept :], True
+    if rest or document_open or not any_end:  # No document follows a separator at the end of a file.
+        yield rest, 0, True
+
+
+def _take_lines(cursor: Cursor, data: bytes) -> Chunk:
+    return cursor.records(data, size=len(data), count=data.count(b"\n") + (not data.endswith(b"\n")))
+
+
+def _reject_line(cursor: Cursor, size: int) -> Chunk:
+    return cursor.reject("too long", f"more than {LONGEST_RECORD:,} bytes", size=size)

@@ -1,4 +1,4 @@
-"""What is in a corpus that is complete: lengths of the documents, compression, examples; read from its files alone."""
+"""Print what a corpus contains: a summary after its preparation, and a report that is computed from its files alone."""
 
 from __future__ import annotations
 
@@ -8,76 +8,109 @@ from typing import Any
 
 import numpy as np
 
-from gpt_pretrain.prepare.encoding import tokenizer_of
+from gpt_pretrain.prepare.chunks import DAMAGED_ARCHIVE
+from gpt_pretrain.prepare.encoding import first_rejected
+from gpt_pretrain.prepare.segments import REJECTED_FILE, RecordCounts
+from gpt_pretrain.prepare.tokenizing import cached_tokenizer
 from gpt_pretrain.system.formatting import format_count, format_si
 from gpt_pretrain.tokenizers.base import Tokenizer, decode
 
-EXAMPLES = 3
-EXAMPLE_TOKENS = 60
-BAR = 40  # characters of the longest bar
-POSITIONS_AT_ONCE = 1 << 20  # 8 MB
+N_EXCERPTS = 3
+EXCERPT_TOKENS = 60
+BAR_WIDTH = 40  # Characters of the longest bar.
+STARTS_AT_A_TIME = 1 << 20  # 8 MB.
+
+
+def print_summary(manifest: dict[str, Any], counts: RecordCounts, folder: Path) -> None:
+    """Print the sizes of the training and the validation set, and what was left out."""
+    for name, part in manifest["parts"].items():
+        size = f"{format_si(part['bytes'], 'B')} of text in {format_count(len(part['shards']), 'shard')}"
+        print(f"{name:5}  {format_count(part['documents'], 'document')}, {format_count(part['tokens'], 'token')}, {size}")
+    if not manifest["parts"]["val"]["tokens"]:
+        print(
+            "There is no validation set, because all documents have the same text or val_fraction is 0. "
+            "document_separator= splits a text file into documents."
+        )
+    if counts.empty:
+        print(f"Left out: {format_count(counts.empty, 'record')} without text.")
+    if manifest["duplicates"]:
+        print(f"Left out: {format_count(manifest['duplicates'], 'duplicate document')}.")
+    if counts.rejected:
+        file = folder / REJECTED_FILE
+        print(f"Left out: {format_count(counts.rejected, 'unusable record')}. {first_rejected(file)} {file} lists all of them.")
+    if damaged := counts.by_reason.get(DAMAGED_ARCHIVE):
+        print(
+            f"{format_count(damaged, 'file')} could not be read to the end: the text after the damage is missing from the corpus."
+        )
+    print(f"The corpus is complete: {folder}")
 
 
 def print_report(manifest: dict[str, Any], folder: Path) -> None:
-    """Print it, part by part."""
-    tokenizer = tokenizer_of(manifest["tokenizer"]["name"])
+    """Print document lengths, compression and excerpts for the training and the validation set."""
+    tokenizer = cached_tokenizer(manifest["tokenizer"]["name"])
     for name, part in manifest["parts"].items():
         if not part["documents"]:
             continue
         size, text_tokens = format_si(part["bytes"], "B"), part["tokens"] - part["documents"]
         print(f"\n{name}: {format_count(part['documents'], 'document')}, {format_count(part['tokens'], 'token')}, {size} of text")
-        print(f"{part['bytes'] / max(text_tokens, 1):.2f} bytes of text a token, ends of documents not counted")
-        print("\n".join(histogram(part, folder)))
-        for number in sorted({part["documents"] * place // EXAMPLES for place in range(EXAMPLES)}):
-            print(f"\n  document {number + 1:,}: {example(part, folder, number, tokenizer, manifest['itemsize'])}")
+        print(f"{part['bytes'] / max(text_tokens, 1):.2f} bytes of text per token, not counting end-of-text tokens")
+        print("\n".join(length_histogram(part, folder)))
+        for number in sorted({part["documents"] * index // N_EXCERPTS for index in range(N_EXCERPTS)}):
+            print(f"\n  document {number + 1:,}: {document_excerpt(part, folder, number, tokenizer, manifest['itemsize'])}")
 
 
-def histogram(part: dict[str, Any], folder: Path) -> list[str]:
-    """How many documents are how long, in lines; lengths in tokens without the end, doubling from line to line."""
+def length_histogram(part: dict[str, Any], folder: Path) -> list[str]:
+    """Return the lines of a histogram of document lengths in tokens, with bins that double in width.
+
+    Args:
+        part: The manifest's entry for the training or validation set.
+    """
     bins = np.zeros(64, np.int64)
     total, longest, shortest = 0, 0, 1 << 62
-    for lengths in _lengths(part, folder):
+    for lengths in _document_lengths(part, folder):
         bins += np.bincount(np.frexp(lengths.astype(float))[1], minlength=64)
         longest, shortest = max(longest, int(lengths.max())), min(shortest, int(lengths.min()))
         total += int(lengths.sum())
     (used,) = np.nonzero(bins)
-    lines = [f"Tokens a document: {shortest:,} to {longest:,}, on average {total / part['documents']:,.0f}"]
-    for place in range(int(used[0]), int(used[-1]) + 1):
-        low, high = (1 << place) // 2, (1 << place) - 1
-        bar = "#" * -(-BAR * int(bins[place]) // int(bins.max()))
-        lines.append(f"  {low:>12,} to {high:<12,} {bins[place]:>12,}  {bar}".rstrip())
+    lines = [f"Tokens per document: {shortest:,} to {longest:,}, {total / part['documents']:,.0f} on average"]
+    for index in range(int(used[0]), int(used[-1]) + 1):
+        low, high = (1 << index) // 2, (1 << index) - 1
+        bar = "#" * -(-BAR_WIDTH * int(bins[index]) // int(bins.max()))
+        lines.append(f"  {low:>12,} to {high:<12,} {bins[index]:>12,}  {bar}".rstrip())
     return lines
 
 
-def example(part: dict[str, Any], folder: Path, number: int, tokenizer: Tokenizer, itemsize: int) -> str:
-    """How a document begins, in one line.
+def document_excerpt(part: dict[str, Any], folder: Path, number: int, tokenizer: Tokenizer, itemsize: int) -> str:
+    """Return the beginning of a document in one line.
 
     Args:
-        number: of the document in its part, from 0.
+        part: The manifest's entry for the training or validation set.
+        number: Index of the document in this set.
+        itemsize: Bytes per token.
     """
     shards = list(part["shards"])
     while number >= shards[0]["documents"]:
         number -= shards.pop(0)["documents"]
     start = int(np.fromfile(folder / shards[0]["starts"], "<u8", count=1, offset=8 * number)[0])
     ids: list[int] = []
-    while shards and len(ids) < EXAMPLE_TOKENS and tokenizer.eos_id not in ids:
+    while shards and len(ids) < EXCERPT_TOKENS and tokenizer.eos_id not in ids:
         file = folder / shards.pop(0)["file"]
-        ids += np.fromfile(file, f"<u{itemsize}", count=EXAMPLE_TOKENS - len(ids), offset=start * itemsize).tolist()
+        ids += np.fromfile(file, f"<u{itemsize}", count=EXCERPT_TOKENS - len(ids), offset=start * itemsize).tolist()
         start = 0
-    whole = tokenizer.eos_id in ids
-    text = decode(tokenizer, ids[: ids.index(tokenizer.eos_id)] if whole else ids)
-    return " ".join(text.split()) + ("" if whole else " ...")
+    complete = tokenizer.eos_id in ids
+    text = decode(tokenizer, ids[: ids.index(tokenizer.eos_id)] if complete else ids)
+    return " ".join(text.split()) + ("" if complete else " ...")
 
 
-def _lengths(part: dict[str, Any], folder: Path) -> Iterator[np.ndarray]:
-    """The lengths of all documents without their ends, some at once."""
-    behind, before = 0, np.empty(0, np.int64)
+def _document_lengths(part: dict[str, Any], folder: Path) -> Iterator[np.ndarray]:
+    """Yield the lengths of all documents without end-of-text tokens, several at a time."""
+    shard_start, last_start = 0, np.empty(0, np.int64)
     for shard in part["shards"]:
-        for first in range(0, shard["documents"], POSITIONS_AT_ONCE):
-            found = np.fromfile(folder / shard["starts"], "<u8", count=POSITIONS_AT_ONCE, offset=8 * first).astype(np.int64)
-            places = np.concatenate([before, found + behind])
-            if len(places) > 1:
-                yield np.diff(places) - 1
-            before = places[-1:]
-        behind += shard["tokens"]
-    yield behind - before - 1
+        for first in range(0, shard["documents"], STARTS_AT_A_TIME):
+            offsets = np.fromfile(folder / shard["starts"], "<u8", count=STARTS_AT_A_TIME, offset=8 * first).astype(np.int64)
+            starts = np.concatenate([last_start, offsets + shard_start])
+            if len(starts) > 1:
+                yield np.diff(starts) - 1
+            last_start = starts[-1:]
+        shard_start += shard["tokens"]
+    yield shard_start - last_start - 1

@@ -1,32 +1,38 @@
-"""The files of a corpus: shards of tokens with the places where documents begin."""
+"""Write the shards of a corpus: files of tokens, and files with the offsets where documents start."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gpt_pretrain.prepare.choosing import TRAIN, VAL, DocumentSplit
-from gpt_pretrain.prepare.encoding import byte_lengths_of
-from gpt_pretrain.prepare.stage import Stage
-from gpt_pretrain.system.files import replacing
+from gpt_pretrain.config.command_schema import PrepareSettings
+from gpt_pretrain.prepare.assigning import TRAIN, VAL, DocumentSplit, choose_split, find_duplicates
+from gpt_pretrain.prepare.corpus_folder import WORK, remove_other_shards
+from gpt_pretrain.prepare.processes import Interrupt, WorkerPool
+from gpt_pretrain.prepare.progress import PreparationProgress
+from gpt_pretrain.prepare.segments import EncodedCorpus, sha256
+from gpt_pretrain.prepare.tokenizing import cached_byte_lengths
+from gpt_pretrain.system.files import replacing, sync_file
 
 NAMES = {TRAIN: "train", VAL: "val"}
-AT_ONCE = 1 << 22  # tokens that are copied at once
+COPIED_TOKENS = 1 << 22  # Tokens copied at a time.
+FINISHED = "shards.jsonl"  # Lists the manifest entries of the shards that have been written.
 
 
 @dataclass(frozen=True)
-class Start:
-    """Where a shard begins.
+class ShardStart:
+    """The first token of a shard.
 
     Args:
-        row: the number of the document whose token is its first.
-        offset: of that token in the document.
-        source: of the document's first token in the stage.
+        row: Number of the document that the token belongs to.
+        offset: Index of the token in the document.
+        source: Index of the document's first token in the encoded corpus.
     """
 
     row: int
@@ -35,52 +41,99 @@ class Start:
 
 
 @dataclass
-class PartPlan:
-    """A part of the corpus, before it is written.
-
-    Args:
-        tokens: all of them.
-        starts: of its shards.
-    """
+class SetPlan:
+    """The size of the training or validation set, and the start of each of its shards."""
 
     documents: int = 0
     tokens: int = 0
     bytes: int = 0
-    starts: list[Start] = field(default_factory=list)
+    starts: list[ShardStart] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """One shard to be written, as a worker needs to know it."""
+    """A shard to write, with everything that a worker needs for it.
+
+    Args:
+        name: Name of the files, without suffix.
+        folder: The corpus folder.
+        assigned: TRAIN or VAL.
+        tokens: Number of tokens in the shard.
+        segment_folders: The folders of the segments, in the order of the inputs.
+    """
 
     name: str
     folder: Path
-    part: int
-    start: Start
+    assigned: int
+    start: ShardStart
     tokens: int
-    tasks: tuple[Path, ...]
-    choice: DocumentSplit
+    segment_folders: tuple[Path, ...]
+    split: DocumentSplit
     itemsize: int
     tokenizer: str
 
 
-def plan_parts(stage: Stage, choice: DocumentSplit, *, shard_tokens: int) -> dict[int, PartPlan]:
-    """How large the parts are, and where each shard begins."""
-    plans = {part: PartPlan() for part in NAMES}
+def write_shards(
+    segment_folders: Sequence[Path],
+    settings: PrepareSettings,
+    folder: Path,
+    *,
+    itemsize: int,
+    workers: WorkerPool,
+    progress: PreparationProgress,
+    interrupt: Interrupt,
+) -> dict[str, Any]:
+    """Write all shards that an interrupted preparation has not written.
+
+    Args:
+        segment_folders: The folders of the segments, in the order of the inputs.
+
+    Returns:
+        The manifest's entries `parts` and `duplicates`.
+
+    Raises:
+        UserError: If no document is left for training.
+        SystemExit: If a signal has arrived.
+    """
+    corpus = EncodedCorpus.open(segment_folders, itemsize=itemsize)
+    duplicates, n_duplicates = find_duplicates(corpus, folder / WORK) if settings.dedup == "exact" else (None, 0)
+    split = choose_split(corpus, val_fraction=settings.val_fraction, val_tokens=settings.val_tokens, duplicates=duplicates)
+    plans = plan_shards(corpus, split, shard_tokens=settings.shard_tokens)
+    jobs = {job.name: job for job in _shard_jobs(plans, split, tuple(segment_folders), settings, folder, itemsize)}
+    finished = _finished_shards(folder, jobs)
+    progress.start_writing(len(jobs), done=len(finished))
+    for job, entry in workers.map(write_shard, [job for name, job in jobs.items() if name not in finished]):
+        finished[job.name] = entry
+        with open(folder / WORK / FINISHED, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps(entry) + "\n")
+            sync_file(stream)
+        progress.advance_writing()
+        interrupt.exit_if_requested()
+    remove_other_shards(folder, set(jobs))
+    parts = {
+        NAMES[assigned]: _manifest_part(plan, [finished[name] for name, job in jobs.items() if job.assigned == assigned])
+        for assigned, plan in plans.items()
+    }
+    return {"parts": parts, "duplicates": n_duplicates}
+
+
+def plan_shards(corpus: EncodedCorpus, split: DocumentSplit, *, shard_tokens: int) -> dict[int, SetPlan]:
+    """Compute the sizes of the training and the validation set, and where each shard starts."""
+    plans = {assigned: SetPlan() for assigned in NAMES}
     source = 0
-    for first, rows in stage.rows():
+    for first, rows in corpus.rows():
         ends = source + rows["tokens"].cumsum()
-        parts = choice.parts(first, rows)
-        for part, plan in plans.items():
-            (chosen,) = np.nonzero(parts == part)
-            behind = plan.tokens + rows["tokens"][chosen].cumsum()
-            total = int(behind[-1]) if len(chosen) else plan.tokens
-            for position in range(len(plan.starts) * shard_tokens, total, shard_tokens):
-                place = int(np.searchsorted(behind, position, side="right"))
-                number = int(chosen[place])
-                count = int(rows["tokens"][number])
-                offset = position - (int(behind[place]) - count)
-                plan.starts.append(Start(first + number, offset, int(ends[number]) - count))
+        assignment = split.assign(first, rows)
+        for assigned, plan in plans.items():
+            (chosen,) = np.nonzero(assignment == assigned)
+            set_ends = plan.tokens + rows["tokens"][chosen].cumsum()
+            total = int(set_ends[-1]) if len(chosen) else plan.tokens
+            for shard_start in range(len(plan.starts) * shard_tokens, total, shard_tokens):
+                index = int(np.searchsorted(set_ends, shard_start, side="right"))
+                number = int(chosen[index])
+                length = int(rows["tokens"][number])
+                offset = shard_start - (int(set_ends[index]) - length)
+                plan.starts.append(ShardStart(first + number, offset, int(ends[number]) - length))
             plan.documents += len(chosen)
             plan.bytes += int(rows["bytes"][chosen].sum())
             plan.tokens = total
@@ -89,49 +142,97 @@ def plan_parts(stage: Stage, choice: DocumentSplit, *, shard_tokens: int) -> dic
 
 
 def write_shard(job: ShardJob) -> dict[str, Any]:
-    """Write one shard, each file beside its place and then renamed, and return its entry in the manifest."""
-    stage = Stage.of(job.tasks, itemsize=job.itemsize)
+    """Write one shard and return its entry in the manifest."""
+    corpus = EncodedCorpus.open(job.segment_folders, itemsize=job.itemsize)
     path = job.folder / f"{job.name}.bin"
-    lengths = byte_lengths_of(job.tokenizer)
-    digest, size, beginnings, position = hashlib.sha256(), 0, [np.empty(0, "<u8")], 0
+    byte_lengths = cached_byte_lengths(job.tokenizer)
+    digest, size, document_starts, written = hashlib.sha256(), 0, [np.empty(0, "<u8")], 0
     with replacing(path) as scratch, open(scratch, "wb", buffering=1 << 20) as stream:
-        for begins, source, count in _runs(stage, job):
-            beginnings.append((begins + position).astype("<u8"))
-            for place in range(source, source + count, AT_ONCE):
-                tokens = stage.tokens(place, min(AT_ONCE, source + count - place))
-                size += int(lengths[tokens].sum())
+        for starts, source, count in _slices(corpus, job):
+            document_starts.append((starts + written).astype("<u8"))
+            for index in range(source, source + count, COPIED_TOKENS):
+                tokens = corpus.tokens(index, min(COPIED_TOKENS, source + count - index))
+                size += int(byte_lengths[tokens].sum())
                 data = tokens.tobytes()
                 digest.update(data)
                 stream.write(data)
-            position += count
-    starts = np.concatenate(beginnings)
+            written += count
+    all_starts = np.concatenate(document_starts)
     starts_path = path.with_suffix(".idx")
     with replacing(starts_path) as scratch:
-        scratch.write_bytes(starts.tobytes())
+        scratch.write_bytes(all_starts.tobytes())
     return {
         "file": path.name,
-        "tokens": position,
-        "documents": len(starts),
+        "tokens": written,
+        "documents": len(all_starts),
         "bytes": size,
         "sha256": digest.hexdigest(),
         "starts": starts_path.name,
-        "starts_sha256": hashlib.sha256(starts.tobytes()).hexdigest(),
+        "starts_sha256": hashlib.sha256(all_starts.tobytes()).hexdigest(),
     }
 
 
-def _runs(stage: Stage, job: ShardJob) -> Iterator[tuple[np.ndarray, int, int]]:
-    """The stretches of the stage that make up a shard: where in each documents begin, where it begins, and how long it is."""
+def _slices(corpus: EncodedCorpus, job: ShardJob) -> Iterator[tuple[np.ndarray, int, int]]:
+    """Yield the slices of the encoded corpus that make up a shard.
+
+    Yields:
+        The offsets in the slice where documents start, the index of its first token, and its number of tokens.
+    """
     left, source, skip = job.tokens, job.start.source, job.start.offset
-    for first, rows in stage.rows(job.start.row):
-        counts = rows["tokens"].astype(np.int64)
-        begins = source + counts.cumsum() - counts
-        source += int(counts.sum())
-        (chosen,) = np.nonzero(job.choice.parts(first, rows) == job.part)
+    for first, rows in corpus.rows(job.start.row):
+        lengths = rows["tokens"].astype(np.int64)
+        begins = source + lengths.cumsum() - lengths
+        source += int(lengths.sum())
+        (chosen,) = np.nonzero(job.split.assign(first, rows) == job.assigned)
+        # Documents that follow each other directly are copied together.
         for run in np.split(chosen, np.nonzero(np.diff(chosen) > 1)[0] + 1) if len(chosen) else []:
             begin = int(begins[run[0]]) + skip
-            count = min(int(begins[run[-1]] + counts[run[-1]]) - begin, left)
-            inside = begins[run] - begin
-            yield inside[(inside >= 0) & (inside < count)], begin, count
+            count = min(int(begins[run[-1]] + lengths[run[-1]]) - begin, left)
+            offsets = begins[run] - begin
+            yield offsets[(offsets >= 0) & (offsets < count)], begin, count
             skip, left = 0, left - count
             if not left:
                 return
+
+
+def _shard_jobs(
+    plans: dict[int, SetPlan],
+    split: DocumentSplit,
+    segment_folders: tuple[Path, ...],
+    settings: PrepareSettings,
+    folder: Path,
+    itemsize: int,
+) -> list[ShardJob]:
+    jobs = []
+    for assigned, plan in plans.items():
+        for number, start in enumerate(plan.starts):
+            tokens = min(settings.shard_tokens, plan.tokens - number * settings.shard_tokens)
+            name = f"{NAMES[assigned]}-{number:05d}"
+            jobs.append(ShardJob(name, folder, assigned, start, tokens, segment_folders, split, itemsize, settings.tokenizer))
+    return jobs
+
+
+def _finished_shards(folder: Path, jobs: dict[str, ShardJob]) -> dict[str, dict[str, Any]]:
+    """Return the manifest entries of the shards that an interrupted preparation has written and that are still intact."""
+    finished: dict[str, dict[str, Any]] = {}
+    try:
+        lines = (folder / WORK / FINISHED).read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return finished
+    for line in lines:
+        if not line.endswith(b"\n"):  # The process was killed while it wrote this line.
+            continue
+        entry = json.loads(line)
+        name = Path(entry["file"]).stem
+        hashes = {entry["file"]: entry["sha256"], entry["starts"]: entry["starts_sha256"]}
+        if name in jobs and all((folder / file).is_file() and sha256(folder / file) == value for file, value in hashes.items()):
+            finished[name] = entry
+    return finished
+
+
+def _manifest_part(plan: SetPlan, shards: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the manifest's entry for the training or validation set."""
+    found = {name: sum(shard[name] for shard in shards) for name in ("documents", "tokens", "bytes")}
+    expected = {"documents": plan.documents, "tokens": plan.tokens, "bytes": plan.bytes}
+    assert found == expected, f"the shards contain {found}, the documents {expected}"
+    return {**expected, "shards": shards}

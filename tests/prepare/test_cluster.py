@@ -1,4 +1,4 @@
-"""Preparations that datatrove's executors take part in, beside the same without."""
+"""Preparations with datatrove's executors, compared with the same ones without."""
 
 import os
 import sys
@@ -9,9 +9,9 @@ import pytest
 from gpt_pretrain.config.command_schema import PrepareSettings
 from gpt_pretrain.config.validation import prepare_problems
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.prepare.cluster import grouped
-from gpt_pretrain.prepare.job import prepare_corpus
-from gpt_pretrain.prepare.sources import InputFile
+from gpt_pretrain.prepare.cluster import group_files
+from gpt_pretrain.prepare.inputs import InputFile
+from gpt_pretrain.prepare.pipeline import prepare_corpus
 
 SBATCH = f"""#!{sys.executable}
 import os, re, subprocess, sys
@@ -20,7 +20,8 @@ first, last = map(int, re.search(r"--array=(\\d+)-(\\d+)", text).groups())
 job = {{"SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost", "SLURM_CPUS_ON_NODE": "1"}}
 for number in range(first, last + 1):
     if number not in map(int, os.environ.get("FAILING", "").split()):
-        subprocess.run(["bash"], input=text, text=True, env=os.environ | job | {{"SLURM_ARRAY_TASK_ID": str(number)}}, capture_output=True)
+        env = os.environ | job | {{"SLURM_ARRAY_TASK_ID": str(number)}}
+        subprocess.run(["bash"], input=text, text=True, env=env, capture_output=True)
 print("Submitted batch job 7")
 """
 SRUN = """#!/usr/bin/env bash
@@ -31,7 +32,7 @@ exec "$@"
 
 @pytest.fixture
 def texts(tmp_path: Path) -> Path:
-    """Seven files of unlike length, one of them not UTF-8."""
+    """Seven files of different lengths, one of them not UTF-8."""
     folder = tmp_path / "texts"
     folder.mkdir()
     for number in range(6):
@@ -50,57 +51,54 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def alone(texts: Path, tmp_path: Path) -> dict[str, bytes]:
-    prepare_corpus(settings(texts, tmp_path / "alone"))
-    return content(tmp_path / "alone")
+def expected(texts: Path, tmp_path: Path) -> dict[str, bytes]:
+    """The corpus that a preparation without an executor writes."""
+    prepare_corpus(settings(texts, tmp_path / "expected"))
+    return content(tmp_path / "expected")
 
 
 @pytest.mark.parametrize("tasks", [None, 1, 3])
 def test_local_tasks_write_the_same_corpus(
-    texts: Path, tmp_path: Path, alone: dict[str, bytes], tasks: int | None, capfd: pytest.CaptureFixture[str]
+    texts: Path, tmp_path: Path, expected: dict[str, bytes], tasks: int | None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     capfd.readouterr()
     prepare_corpus(settings(texts, tmp_path / "out", executor="local", tasks=tasks))
-    assert content(tmp_path / "out") == alone
-    assert "rejected.jsonl" in alone
+    assert content(tmp_path / "out") == expected
+    assert "rejected.jsonl" in expected
     assert "datatrove" not in "".join(capfd.readouterr())
 
 
-def test_jobs_of_slurm_write_the_same_corpus_and_those_that_failed_are_tried_again(
-    texts: Path, tmp_path: Path, alone: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+def test_slurm_jobs_write_the_same_corpus_and_failed_ones_are_run_again(
+    texts: Path, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "bin").mkdir()
-    for name, text in (
-        ("sbatch", SBATCH),
-        ("srun", SRUN),
-        ("squeue", "#!/bin/sh\n"),
-        ("scontrol", "#!/bin/sh\necho localhost\n"),
-    ):
+    programs = {"sbatch": SBATCH, "srun": SRUN, "squeue": "#!/bin/sh\n", "scontrol": "#!/bin/sh\necho localhost\n"}
+    for name, text in programs.items():
         (tmp_path / "bin" / name).write_text(text)
         (tmp_path / "bin" / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.setenv("FAILING", "1")
-    wanted = settings(texts, tmp_path / "out", executor="slurm", slurm_partition="any", tasks=3, workers=1)
-    with pytest.raises(UserError, match="1 of 3 tasks have not come to their end"):
-        prepare_corpus(wanted)
+    slurm = settings(texts, tmp_path / "out", executor="slurm", slurm_partition="any", tasks=3, workers=1)
+    with pytest.raises(UserError, match="1 of 3 tasks have failed"):
+        prepare_corpus(slurm)
     with pytest.raises(UserError, match="tasks was 3 and is now 2"):
         prepare_corpus(settings(texts, tmp_path / "out", executor="local", tasks=2))
     monkeypatch.setenv("FAILING", "")
-    prepare_corpus(wanted)
-    assert content(tmp_path / "out") == alone
+    prepare_corpus(slurm)
+    assert content(tmp_path / "out") == expected
 
 
 def test_files_are_grouped_in_order_and_by_size() -> None:
-    sources = [InputFile(str(number), "text", size, 0) for number, size in enumerate([5, 1, 1, 1, 90, 1, 1])]
+    files = [InputFile(str(number), "text", size, 0) for number, size in enumerate([5, 1, 1, 1, 90, 1, 1])]
     for n_groups in range(1, 10):
-        groups = grouped(sources, n_groups)
-        assert [source for group in groups for source in group] == sources
-        assert len(groups) == min(n_groups, len(sources)) and all(groups)
-    alike = [InputFile(str(number), "text", 10, 0) for number in range(12)]
-    assert [len(group) for group in grouped(alike, 4)] == [3, 3, 3, 3]
+        groups = group_files(files, n_groups)
+        assert [file for group in groups for file in group] == files
+        assert len(groups) == min(n_groups, len(files)) and all(groups)
+    equal = [InputFile(str(number), "text", 10, 0) for number in range(12)]
+    assert [len(group) for group in group_files(equal, 4)] == [3, 3, 3, 3]
 
 
-def test_what_an_executor_cannot_do_is_told() -> None:
+def test_settings_that_an_executor_does_not_support_are_reported() -> None:
     assert prepare_problems(PrepareSettings(out="out", inputs=["a"], executor="slurm")) == [
         "executor=slurm needs slurm_partition=NAME."
     ]

@@ -1,4 +1,4 @@
-"""Corpora of text as shards of tokens, compared with naive restatements."""
+"""Corpora prepared from text, compared with naive implementations."""
 
 import gzip
 import json
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_pretrain.prepare import encoding, items, stretches
+from gpt_pretrain.prepare import chunks, reading
 from gpt_pretrain.tokenizers.base import fingerprint
 from tests.helpers import corpora
 
@@ -28,13 +28,10 @@ AWKWARD = [
 ]
 
 
-def words(seed: int, count: int) -> str:
-    """A text that is like no other."""
-    drawn = random.Random(seed)
-    return " ".join(
-        drawn.choice(["sea", "lamp", "Kittiwake,", "don't", "1911", "\n", "naïve", "keeper."]) + str(drawn.randrange(99))
-        for _ in range(count)
-    )
+def random_text(seed: int, n_words: int) -> str:
+    rng = random.Random(seed)
+    vocabulary = ["sea", "lamp", "Kittiwake,", "don't", "1911", "\n", "naïve", "keeper."]
+    return " ".join(rng.choice(vocabulary) + str(rng.randrange(99)) for _ in range(n_words))
 
 
 def write_jsonl(path: Path, documents: list[str], field: str = "text") -> Path:
@@ -47,28 +44,28 @@ def write_jsonl(path: Path, documents: list[str], field: str = "text") -> Path:
 
 
 @pytest.mark.parametrize("tokenizer", ["gpt2", "byte"])
-def test_the_parts_are_the_documents_encoded_one_by_one(tmp_path: Path, tokenizer: str) -> None:
-    documents = [*AWKWARD, *(words(seed, 30) for seed in range(200))]
+def test_the_shards_contain_the_documents_encoded_one_by_one(tmp_path: Path, tokenizer: str) -> None:
+    documents = [*AWKWARD, *(random_text(seed, 30) for seed in range(200))]
     source = write_jsonl(tmp_path / "all.jsonl", documents)
-    about = corpora.made(source, out=tmp_path / "out", tokenizer=tokenizer, val_fraction=0.2, shard_tokens=700)
-    corpora.check_files(tmp_path / "out")
+    manifest = corpora.prepare(source, out=tmp_path / "out", tokenizer=tokenizer, val_fraction=0.2, shard_tokens=700)
+    corpora.check_manifest(tmp_path / "out")
     for part in ("train", "val"):
-        chosen = [text for text in documents if corpora.for_validation(text, 0.2) == (part == "val")]
-        assert chosen and about["parts"][part]["documents"] == len(chosen)
-        assert about["parts"][part]["bytes"] == sum(len(text.encode()) for text in chosen)
-        expected = corpora.naive(chosen, tokenizer)
-        np.testing.assert_array_equal(corpora.stream(tmp_path / "out", part), expected)
-        begins = np.cumsum([0, *(len(corpora.naive([text], tokenizer)) for text in chosen)])[:-1]
+        chosen = [text for text in documents if corpora.is_validation(text, 0.2) == (part == "val")]
+        assert chosen and manifest["parts"][part]["documents"] == len(chosen)
+        assert manifest["parts"][part]["bytes"] == sum(len(text.encode()) for text in chosen)
+        expected = corpora.encode_naively(chosen, tokenizer)
+        np.testing.assert_array_equal(corpora.tokens(tmp_path / "out", part), expected)
+        begins = np.cumsum([0, *(len(corpora.encode_naively([text], tokenizer)) for text in chosen)])[:-1]
         assert corpora.starts(tmp_path / "out", part) == begins.tolist()
-    built = corpora.tokenizer_of(tokenizer)
-    expected_about = {
+    built = corpora.cached_tokenizer(tokenizer)
+    expected_entry = {
         "name": tokenizer,
         "vocab_size": built.vocab_size,
         "sha256": fingerprint(built),
         "end_of_text": built.eos_id,
     }
-    assert about["tokenizer"] == expected_about
-    assert (about["format"], about["version"], about["itemsize"]) == ("gpt-pretrain shards", 1, 2)
+    assert manifest["tokenizer"] == expected_entry
+    assert (manifest["format"], manifest["version"], manifest["itemsize"]) == ("gpt-pretrain shards", 1, 2)
 
 
 def test_every_kind_of_file_gives_the_same_documents(tmp_path: Path) -> None:
@@ -90,7 +87,7 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path: Path) -> None:
         "field": ([write_jsonl(tmp_path / "b.jsonl", documents, field="body")], {"text_field": "body"}),
     }
     for name, (inputs, options) in sources.items():
-        corpora.made(*inputs, out=tmp_path / name, val_fraction=0.0, **options)
+        corpora.prepare(*inputs, out=tmp_path / name, val_fraction=0.0, **options)
         assert corpora.texts(tmp_path / name, "train") == documents, name
 
 
@@ -100,20 +97,20 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path: Path) -> None:
     st.integers(1, 40),
     st.integers(1, 30),
 )
-def test_documents_in_a_file_are_found_whatever_the_blocks(texts: list[str], block: int, part: int) -> None:
+def test_documents_are_split_alike_for_any_size_of_blocks(texts: list[str], block: int, part: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stretches, "PART", part)
-        patch.setattr(encoding, "PART", part)
+        patch.setattr(reading, "PART", part)
+        patch.setattr(chunks, "PART", part)
         data = "<>".join(texts).encode()
-        blocks = [data[place : place + block] for place in range(0, len(data), block)]
-        cursor = stretches.Cursor("name", items.ReadPosition(), read=lambda: 0)
+        blocks = [data[start : start + block] for start in range(0, len(data), block)]
+        cursor = chunks.Cursor("name", chunks.ReadPosition(), bytes_read=lambda: 0)
         found, open_parts = [], []
-        for item in stretches.documents(blocks, cursor, "<>"):
-            assert isinstance(item.content, str) and item.begins == (not open_parts)
-            open_parts.append(item.content)
-            if item.ends:
+        for chunk in reading.split_documents(blocks, cursor, "<>"):
+            assert isinstance(chunk.content, str) and chunk.begins == (not open_parts)
+            open_parts.append(chunk.content)
+            if chunk.ends:
                 found.append("".join(open_parts))
-                assert open_parts == list(encoding.parts(found[-1]))
+                assert open_parts == list(chunks.split_text(found[-1]))
                 open_parts = []
         expected = "<>".join(texts).split("<>")
         assert found == (expected if expected[-1] or len(expected) == 1 else expected[:-1])
@@ -125,25 +122,25 @@ def test_documents_in_a_file_are_found_whatever_the_blocks(texts: list[str], blo
     st.text(alphabet=st.sampled_from("abcXYZ019  \n\t\r.,;'\"-_(éñ東京。、\u0301\u0928\u094d\u00a0\u2003²½Ⅷ"), max_size=200),
     st.integers(5, 40),
 )
-def test_a_text_in_parts_has_the_tokens_of_the_whole(text: str, part: int) -> None:
-    built = corpora.tokenizer_of("gpt2")
+def test_the_parts_of_a_text_have_the_tokens_of_the_whole(text: str, part: int) -> None:
+    built = corpora.cached_tokenizer("gpt2")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoding, "PART", part)
-        cuts = list(encoding.parts(text))
-    assert "".join(cuts) == text
-    forced = [piece for piece in cuts[:-1] if len(piece) == part]
-    if not forced:
-        assert [one for piece in cuts for one in built._encoding.encode_ordinary(piece)] == built._encoding.encode_ordinary(text)
+        patch.setattr(chunks, "PART", part)
+        parts = list(chunks.split_text(text))
+    assert "".join(parts) == text
+    if all(len(each) < part for each in parts[:-1]):  # Otherwise the text had no suitable split point.
+        encode = built._encoding.encode_ordinary
+        assert [token_id for each in parts for token_id in encode(each)] == encode(text)
 
 
 @pytest.mark.parametrize("workers", [2, 3])
-def test_the_number_of_workers_changes_no_byte(tmp_path: Path, workers: int) -> None:
-    documents = [words(seed, 400) for seed in range(300)]
+def test_the_number_of_workers_does_not_change_the_corpus(tmp_path: Path, workers: int) -> None:
+    documents = [random_text(seed, 400) for seed in range(300)]
     inputs = [write_jsonl(tmp_path / f"{number}.jsonl", documents[number::3]) for number in range(2)]
     long = tmp_path / "long.txt"
-    long.write_text(words(7, 200_000))
+    long.write_text(random_text(7, 200_000))
     options = {"tokenizer": "gpt2", "dedup": "exact", "val_tokens": 5_000, "shard_tokens": 30_000}
-    corpora.made(*inputs, long, inputs[0], out=tmp_path / "one", **options)
-    corpora.made(*inputs, long, inputs[0], out=tmp_path / "more", workers=workers, **options)
+    corpora.prepare(*inputs, long, inputs[0], out=tmp_path / "one", **options)
+    corpora.prepare(*inputs, long, inputs[0], out=tmp_path / "more", workers=workers, **options)
     assert corpora.contents(tmp_path / "one") == corpora.contents(tmp_path / "more")
-    assert len(corpora.manifest(tmp_path / "one")["parts"]["train"]["shards"]) > 5
+    assert len(corpora.read_manifest(tmp_path / "one")["parts"]["train"]["shards"]) > 5

@@ -1,0 +1,177 @@
+"""The data that passes from the reader to the encoding workers and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+# Characters of a document that are encoded in one call. Regular expressions give up after a million steps.
+PART = 1 << 19
+# Bytes of a line, or characters of a text in a table. Several of them are in memory at a time.
+LONGEST_RECORD = 1 << 26
+BATCH = 1 << 20  # Bytes of text that a worker gets in one job.
+
+# Reasons for rejecting a record that the user gets advice on.
+FIELD_MISSING, DAMAGED_ARCHIVE = "field missing", "damaged archive"
+
+# The states of a row: the document continues in the next row, ends in this row, or was rejected.
+CONTINUES, COMPLETE, REJECTED = 0, 1, 2
+ROW = np.dtype([("hash", "V16"), ("tokens", "<u8"), ("bytes", "<u8"), ("state", "u1")])  # 33 bytes per document.
+
+# After a letter or a digit, a token of every supported encoding ends before one of these characters: no pattern spans both sides.
+# The apostrophe is missing because o200k_base matches "don't" as one piece.
+CUT_BEFORE = frozenset(" \t\n\r" + '!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~' + "\uff0c\u3002\u3001\uff01\uff1f\uff1b\uff1a")
+
+
+@dataclass(frozen=True)
+class ReadPosition:
+    """A position in the inputs where reading can start. The field names are keys of the journal.
+
+    Args:
+        file: Index of the file.
+        offset: Bytes of the file's content, or rows of a table, before the position.
+        record: Documents, lines or rows before the position.
+        in_document: Whether the position is inside a document.
+    """
+
+    file: int = 0
+    offset: int = 0
+    record: int = 0
+    in_document: bool = False
+
+
+@dataclass(frozen=True)
+class RejectedRecord:
+    """A record that is left out of the corpus. The field names are keys of rejected.jsonl.
+
+    Args:
+        file: Name of its file.
+        record: Its number in the file, from 1.
+        reason: One of a few fixed reasons, which are counted.
+        detail: Description of the problem.
+        begins: The first characters of the record, if there are any.
+    """
+
+    file: str
+    record: int
+    reason: str
+    detail: str = ""
+    begins: str = ""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive records of one file, or a part of a long document.
+
+    Args:
+        file: Name of the file.
+        first: Number of the first record, from 1.
+        content: JSON lines as bytes, a document or a part of one as text, values of a table column, or a rejected record.
+        end: The position after the chunk.
+        bytes_read: Bytes read so far from all files.
+        begins: Whether a document begins with the chunk, if the content is text or a rejected record.
+        ends: Whether a document ends with the chunk, if the content is text or a rejected record.
+    """
+
+    file: str
+    first: int
+    content: bytes | str | list[Any] | RejectedRecord
+    end: ReadPosition
+    bytes_read: int
+    begins: bool = True
+    ends: bool = True
+
+    @property
+    def size(self) -> int:
+        """Approximate size of the text, in bytes."""
+        if isinstance(self.content, list):
+            return sum(len(value) if isinstance(value, str) else 0 for value in self.content) + 50 * len(self.content)
+        return 50 + (0 if isinstance(self.content, RejectedRecord) else len(self.content))
+
+
+@dataclass
+class EncodedBatch:
+    """The documents of several chunks as token ids.
+
+    Args:
+        tokens: Token ids of all documents, each followed by the end-of-text token; little-endian.
+        rows: One ROW for each document or part of a document.
+        rejected: The records that were left out.
+        records: Number of records, rejected ones included.
+        empty: Number of records that contain only white space.
+    """
+
+    tokens: bytes = b""
+    rows: np.ndarray = field(default_factory=lambda: np.empty(0, ROW))
+    rejected: list[RejectedRecord] = field(default_factory=list)
+    records: int = 0
+    empty: int = 0
+
+
+class Cursor:
+    """Builds the chunks of one file and keeps track of the position in it.
+
+    Args:
+        file: Name of the file.
+        position: Where reading starts.
+        bytes_read: Returns the number of bytes read so far from all files.
+    """
+
+    def __init__(self, file: str, position: ReadPosition, *, bytes_read: Callable[[], int]) -> None:
+        self.file = file
+        self.offset, self.record, self.in_document = position.offset, position.record, position.in_document
+        self._file_index, self._bytes_read = position.file, bytes_read
+
+    def records(self, content: bytes | list[Any], *, size: int, count: int) -> Chunk:
+        """Return the next `count` records, which are `size` bytes or rows long."""
+        first = self.record + 1
+        self.offset, self.record = self.offset + size, self.record + count
+        return self._chunk(first, content)
+
+    def part(self, text: str, *, ends: bool, end: int | None = None) -> Chunk:
+        """Return the next part of a document.
+
+        Args:
+            end: The offset after the part, if it is not the end of the text.
+        """
+        begins, first = not self.in_document, self.record + 1
+        self.offset = self.offset + len(text.encode()) if end is None else end
+        self.record, self.in_document = self.record + ends, not ends
+        return self._chunk(first, text, begins=begins, ends=ends)
+
+    def reject(self, reason: str, detail: str, *, size: int = 0) -> Chunk:
+        """Return the next record, or the document that is being read, as rejected."""
+        begins, self.in_document = not self.in_document, False
+        self.offset, self.record = self.offset + size, self.record + 1
+        return self._chunk(self.record, RejectedRecord(self.file, self.record, reason, detail), begins=begins)
+
+    def _chunk(
+        self, first: int, content: bytes | str | list[Any] | RejectedRecord, *, begins: bool = True, ends: bool = True
+    ) -> Chunk:
+        end = ReadPosition(self._file_index, self.offset, self.record, self.in_document)
+        return Chunk(self.file, first, content, end, self._bytes_read(), begins, ends)
+
+
+def split_point(text: str, start: int = 0) -> int:
+    """Return the end of the part that begins at `start`; at least PART characters must follow `start`.
+
+    Encoding both sides of the split point gives the tokens of the whole. A text without a suitable point, such as a genome, is
+    split after PART characters, where its tokens may differ from those of the whole.
+    """
+    for index in range(start + PART, start, -1):
+        if text[index] in CUT_BEFORE and text[index - 1].isalnum():
+            return index
+    return start + PART
+
+
+def split_text(text: str) -> Iterator[str]:
+    """Split a text into parts that are encoded one by one; the split points depend only on the text."""
+    start = 0
+    while len(text) - start > PART:
+        end = split_point(text, start)
+        yield text[start:end]
+        start = end
+    yield text[start:] if start else text

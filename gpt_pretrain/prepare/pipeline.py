@@ -1,0 +1,206 @@
+"""Run a preparation: check the folder, encode the inputs into segments, write the shards, and write the manifest last."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gpt_pretrain.config.command_schema import PrepareSettings
+from gpt_pretrain.data.manifest import FORMAT, MANIFEST, VERSION
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.prepare import corpus_folder
+from gpt_pretrain.prepare.cluster import MAX_TASKS, EncodeTask, encode_on_cluster, group_files
+from gpt_pretrain.prepare.corpus_folder import PLAN, WORK
+from gpt_pretrain.prepare.encoding import EncodingOptions, collect_rejected, encode_inputs, rejection_error, too_many_rejected
+from gpt_pretrain.prepare.inputs import CorpusInputs, InputFile, find_inputs
+from gpt_pretrain.prepare.processes import Interrupt, WorkerPool, interruptible
+from gpt_pretrain.prepare.progress import PreparationProgress
+from gpt_pretrain.prepare.report import print_report, print_summary
+from gpt_pretrain.prepare.segments import REJECTED_FILE, RecordCounts, total_counts
+from gpt_pretrain.prepare.shards import write_shards
+from gpt_pretrain.prepare.tokenizing import cached_tokenizer
+from gpt_pretrain.system.files import write_json
+from gpt_pretrain.system.resources import cores
+from gpt_pretrain.tokenizers.base import fingerprint, token_itemsize
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# The settings that a corpus depends on, besides the inputs and the tokenizer.
+CONTENT_SETTINGS = ("text_field", "document_separator", "shard_tokens", "val_fraction", "val_tokens", "dedup")
+
+
+def prepare_corpus(settings: PrepareSettings) -> None:
+    """Prepare the corpus that the settings describe, or resume its preparation, unless it is complete.
+
+    Raises:
+        UserError: If an input is missing, the folder contains a different corpus, or it cannot be written.
+        SystemExit: If a signal has arrived.
+    """
+    folder = Path(settings.out).expanduser()
+    _check_out(settings, folder)
+    if not settings.inputs and settings.dataset is None:
+        _report_complete(folder)
+        return
+    inputs = find_inputs(settings, out=folder)
+    description = _describe(settings, inputs)
+    manifest = None if settings.overwrite else corpus_folder.read_manifest(folder)
+    if manifest is not None:
+        corpus_folder.check_same(manifest, description, folder=folder, state="complete")
+        corpus_folder.check_complete(folder, manifest)
+        shutil.rmtree(folder / WORK, ignore_errors=True)
+        print(f"{folder}: the corpus is already complete.")
+        _warn_of_changed_inputs(inputs, folder)
+    else:
+        with _explain_disk_errors(folder), interruptible() as interrupt, corpus_folder.lock_corpus(folder):
+            work = {"tasks": len(_group_inputs(settings, inputs))}
+            _start_or_resume(folder, description | {"source": inputs.stamps, "work": work}, overwrite=settings.overwrite)
+            manifest, counts = _write_corpus(settings, inputs, description, folder, interrupt)
+            write_json(folder / MANIFEST, manifest)
+            shutil.rmtree(folder / WORK, ignore_errors=True)
+        print_summary(manifest, counts, folder)
+    if settings.report:
+        print_report(manifest, folder)
+
+
+def _check_out(settings: PrepareSettings, folder: Path) -> None:
+    """Check that the corpus folder is no file and no input.
+
+    Raises:
+        UserError: If it is.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"out={settings.out} is a file. Choose a folder for the corpus.")
+    paths = [Path(name).expanduser() for name in settings.inputs]
+    if any(path.is_dir() and folder.resolve() == path.resolve() for path in paths):
+        raise UserError(f"out={settings.out} is also an input. Choose another folder for the corpus.")
+
+
+def _report_complete(folder: Path) -> None:
+    """Print the report of a complete corpus.
+
+    Raises:
+        UserError: If there is none.
+    """
+    if (manifest := corpus_folder.read_manifest(folder)) is None:
+        raise UserError(f"{folder} contains no complete corpus to report on. To prepare one, name files or use dataset=NAME.")
+    corpus_folder.check_complete(folder, manifest)
+    print_report(manifest, folder)
+
+
+def _warn_of_changed_inputs(inputs: CorpusInputs, folder: Path) -> None:
+    """Print which files have changed since the corpus was completed."""
+    completed = (folder / MANIFEST).stat().st_mtime_ns
+    if changed := [file.path for file in inputs.files if file.changed > completed]:
+        more = f" and {len(changed) - 1:,} more" * (len(changed) > 1)
+        print(f"{changed[0]}{more} changed after the corpus was completed. overwrite=true prepares it again.", file=sys.stderr)
+
+
+def _write_corpus(
+    settings: PrepareSettings, inputs: CorpusInputs, description: dict[str, Any], folder: Path, interrupt: Interrupt
+) -> tuple[dict[str, Any], RecordCounts]:
+    """Write everything except the manifest.
+
+    Returns:
+        The content of the manifest and the counts of all records.
+    """
+    itemsize = token_itemsize(cached_tokenizer(settings.tokenizer).vocab_size)
+    rejected_file = folder / REJECTED_FILE
+    options = EncodingOptions(settings.tokenizer, itemsize, settings.text_field, settings.max_rejected, rejected_file)
+    groups = _group_inputs(settings, inputs)
+    task_folders = [folder / WORK / f"task-{number:05d}" for number in range(len(groups))]
+    if settings.executor is not None:
+        # The share of rejected records is checked when all tasks have finished.
+        unlimited, local = replace(options, max_rejected=1.0), settings.executor == "local"
+        task = EncodeTask(groups, inputs, unlimited, task_folders, 1 if local else settings.workers or 1, quiet=local)
+        encode_on_cluster(settings, task, folder / WORK, interrupt=interrupt)
+    with WorkerPool(settings.workers or cores(), settings.tokenizer) as workers, PreparationProgress(inputs.size) as progress:
+        if settings.executor is None:
+            encode_inputs(inputs, options, task_folders[0], workers=workers, progress=progress, interrupt=interrupt)
+        counts = total_counts(task_folders)
+        collect_rejected(task_folders, rejected_file)
+        if too_many_rejected(counts, settings.max_rejected, at_end=True):
+            raise rejection_error(counts, rejected_file, max_rejected=settings.max_rejected)
+        shards = write_shards(
+            task_folders, settings, folder, itemsize=itemsize, workers=workers, progress=progress, interrupt=interrupt
+        )
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "tokenizer": description["tokenizer"],
+        "itemsize": itemsize,
+        "parts": shards["parts"],
+        "source": description["source"],
+        "options": description["options"],
+        "rejected": {"records": counts.rejected, "by_reason": dict(sorted(counts.by_reason.items()))},
+        "duplicates": shards["duplicates"],
+    }, counts
+
+
+def _group_inputs(settings: PrepareSettings, inputs: CorpusInputs) -> list[list[InputFile]]:
+    """Return the files of each task."""
+    if settings.executor is None:
+        return [inputs.files]
+    return group_files(inputs.files, settings.tasks or MAX_TASKS)
+
+
+def _describe(settings: PrepareSettings, inputs: CorpusInputs) -> dict[str, Any]:
+    """Return everything that the content of a corpus depends on, in the form of the manifest."""
+    tokenizer = cached_tokenizer(settings.tokenizer)
+    options = {name: getattr(settings, name) for name in CONTENT_SETTINGS}
+    if settings.val_tokens is not None:
+        options["val_fraction"] = None
+    about = {"name": tokenizer.name, "vocab_size": tokenizer.vocab_size, "sha256": fingerprint(tokenizer)}
+    return {"tokenizer": about | {"end_of_text": tokenizer.eos_id}, "source": inputs.source, "options": options}
+
+
+def _start_or_resume(folder: Path, description: dict[str, Any], *, overwrite: bool) -> None:
+    """Write the plan of a new preparation, or check that the folder's plan is the same.
+
+    Args:
+        overwrite: Delete the corpus in the folder first, unless an interrupted run of the same command has done so.
+
+    Raises:
+        UserError: If the folder contains something else.
+    """
+    plan, new_plan = corpus_folder.read_plan(folder), description | {"overwrite": overwrite}
+    if overwrite and plan != new_plan:
+        corpus_folder.clear_corpus(folder)
+        plan = None
+    elif plan is not None and plan | {"overwrite": None} != new_plan | {"overwrite": None} and not _has_tokens(folder):
+        corpus_folder.clear_corpus(folder)  # Nothing is lost, for example if text_field= was wrong.
+        plan = None
+    if plan is None:
+        corpus_folder.check_no_conflicts(folder)
+        write_json(folder / WORK / PLAN, new_plan)
+        return
+    corpus_folder.check_same(plan, description, folder=folder, state="unfinished")
+    print(f"{folder}: resuming an interrupted preparation.", file=sys.stderr)
+
+
+def _has_tokens(folder: Path) -> bool:
+    """Return whether an interrupted preparation has encoded any tokens."""
+    return total_counts(sorted((folder / WORK).glob("task-*"))).tokens > 0
+
+
+@contextmanager
+def _explain_disk_errors(folder: Path) -> Iterator[None]:
+    """Turn errors of the operating system into messages for the user.
+
+    Raises:
+        UserError: Instead of the OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise UserError(
+                f"{folder} cannot be written: {error.strerror}. Free some space and run the same command again to resume."
+            ) from error
+        if error.filename is not None:
+            raise UserError(f"{error.filename} cannot be read or written: {error.strerror}.") from error
+        raise

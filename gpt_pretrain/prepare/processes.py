@@ -1,0 +1,151 @@
+"""Worker processes, and the signals that interrupt a preparation."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import TypeVar
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.prepare.chunks import BATCH
+from gpt_pretrain.prepare.tokenizing import cached_tokenizer
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+QUEUED_PER_WORKER = 3  # Jobs in the queue per worker, so that no worker waits for the reader.
+QUEUED_BYTES = 1 << 26  # Bytes of queued jobs: many small ones, or a single one with a very long record.
+
+
+class WorkerPool:
+    """Processes that run jobs and return the results in order. A single worker runs in this process.
+
+    Args:
+        count: Number of workers.
+        tokenizer: Name of the tokenizer. It is loaded before the processes are forked, so that they share its memory.
+    """
+
+    def __init__(self, count: int, tokenizer: str) -> None:
+        self.count = count
+        self._pool: ProcessPoolExecutor | None = None
+        cached_tokenizer(tokenizer)
+        if count > 1:
+            context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+            gc.freeze()  # A garbage collection in a worker would copy every page it visits.
+            self._pool = ProcessPoolExecutor(count, mp_context=context, initializer=_initialize_worker)
+            self._pool.submit(os.getpid).result()  # Forks the processes now, while there is a single thread.
+
+    def map(
+        self, function: Callable[[Job], Result], jobs: Iterable[Job], *, size: Callable[[Job], int] | None = None
+    ) -> Iterator[tuple[Job, Result]]:
+        """Yield each job with its result, in order.
+
+        Args:
+            size: Returns the size of a job in bytes, to limit the memory of the queue; None for jobs of negligible size.
+
+        Raises:
+            UserError: If a worker process was killed.
+        """
+        if self._pool is None:
+            for job in jobs:
+                yield job, function(job)
+            return
+        queue: deque[tuple[Job, Future[Result], int]] = deque()
+        queued_bytes, limit = 0, max(QUEUED_BYTES, 2 * self.count * BATCH)
+        try:
+            for job in jobs:
+                job_size = 0 if size is None else size(job)
+                while queue and (
+                    len(queue) >= QUEUED_PER_WORKER * self.count or queued_bytes + job_size > limit or queue[0][1].done()
+                ):
+                    first, future, first_size = queue.popleft()
+                    queued_bytes -= first_size
+                    yield first, future.result()
+                queue.append((job, self._pool.submit(function, job), job_size))
+                queued_bytes += job_size
+            while queue:
+                first, future, _ = queue.popleft()
+                yield first, future.result()
+        except BrokenProcessPool as error:
+            for process in multiprocessing.active_children():
+                process.kill()  # The pool waits for the other workers, which ignore its SIGTERM.
+            raise UserError(
+                "A worker process was killed, probably because memory ran out. Run the same command again with a smaller "
+                "workers= to resume."
+            ) from error
+
+    def __enter__(self) -> WorkerPool:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=kind is None, cancel_futures=True)
+
+
+class Interrupt:
+    """The signal that asked the preparation to stop, if any.
+
+    Attributes:
+        signal: Number of the signal, or 0.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    def exit_if_requested(self) -> None:
+        """Exit if a signal has arrived.
+
+        Raises:
+            SystemExit: With the code 128 + the signal's number.
+        """
+        if self.signal:
+            print("Interrupted. Run the same command again to resume.", file=sys.stderr)
+            sys.exit(128 + self.signal)
+
+
+@contextmanager
+def interruptible() -> Iterator[Interrupt]:
+    """Record the first Ctrl-C or SIGTERM during the block; a second one exits immediately."""
+    interrupt = Interrupt()
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if interrupt.signal:
+            sys.exit(128 + number)
+        interrupt.signal = number
+        name = signal.Signals(number).name
+        os.write(2, f"\n{name}: stopping as soon as the current work is saved. Interrupt again to stop immediately.\n".encode())
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield interrupt
+    except UserError:  # The signal may have reached other processes too and is then probably the cause.
+        interrupt.exit_if_requested()
+        raise
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _initialize_worker() -> None:
+    """Ignore signals, which the main process handles, and exit as soon as the main process ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker has a parent"
+
+    def exit_with_parent() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=exit_with_parent, daemon=True).start()

@@ -1,0 +1,293 @@
+"""Encoded documents on disk, in segments that a journal lists once they are safely stored.
+
+A segment is a file of tokens and a file with a row for each document that ends in it. The journal has one line per segment, with
+the position in the inputs after it. An interrupted preparation resumes there and discards everything after the last segment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import time
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.prepare.chunks import CONTINUES, ROW, EncodedBatch, ReadPosition
+from gpt_pretrain.system.files import sync_file
+
+JOURNAL, REJECTED_FILE = "journal.jsonl", "rejected.jsonl"
+# A segment ends after this many bytes of tokens or seconds, which is the most that a killed process loses.
+SEGMENT_BYTES = 1 << 26
+SEGMENT_SECONDS = 10.0
+ROWS_AT_A_TIME = 1 << 17  # 4 MB.
+
+
+@dataclass
+class RecordCounts:
+    """Totals over all records read so far. The field names are keys of the journal.
+
+    Args:
+        records: Number of records, rejected ones included.
+        empty: Number of records that contain only white space; they are not rejected.
+        by_reason: Number of rejected records for each reason.
+        text_bytes: Bytes of UTF-8 text that were encoded.
+        tokens: Tokens that were encoded.
+    """
+
+    records: int = 0
+    empty: int = 0
+    by_reason: dict[str, int] = field(default_factory=dict)
+    text_bytes: int = 0
+    tokens: int = 0
+
+    @property
+    def rejected(self) -> int:
+        return sum(self.by_reason.values())
+
+
+@dataclass
+class EncodingState:
+    """Everything that is needed to resume after a segment. The field names are keys of the journal.
+
+    Args:
+        after: The position in the inputs after the segment.
+        open_hash: Hash of the parts so far of a document that continues in the next segment, 32 hexadecimal digits, or empty.
+        open_tokens: Tokens of this document so far.
+        open_bytes: Bytes of this document so far.
+        rejects_size: Size of the file of rejected records, in bytes.
+        complete: Whether everything has been read.
+    """
+
+    after: ReadPosition = field(default_factory=ReadPosition)
+    counts: RecordCounts = field(default_factory=RecordCounts)
+    open_hash: str = ""
+    open_tokens: int = 0
+    open_bytes: int = 0
+    rejects_size: int = 0
+    complete: bool = False
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Two complete files. The field names are keys of the journal.
+
+    Args:
+        path: The file of tokens.
+        tokens: Number of tokens.
+        rows: Number of rows.
+    """
+
+    path: Path
+    tokens: int
+    rows: int
+    tokens_sha256: str
+    rows_sha256: str
+
+    @property
+    def rows_path(self) -> Path:
+        return self.path.with_suffix(".rows")
+
+    def is_intact(self) -> bool:
+        """Return whether both files have the hashes that the journal lists."""
+        try:
+            return sha256(self.path) == self.tokens_sha256 and sha256(self.rows_path) == self.rows_sha256
+        except OSError:
+            return False
+
+
+class SegmentWriter:
+    """Appends encoded batches to the segments in a folder, starting after those that the journal lists.
+
+    Raises:
+        UserError: If a segment that the journal lists is damaged.
+    """
+
+    def __init__(self, folder: Path, *, itemsize: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self._itemsize = folder, itemsize
+        self.segments, self.state, journal_size = read_journal(folder)
+        if journal_size is not None:
+            os.truncate(folder / JOURNAL, journal_size)
+        damaged = [str(segment.path) for segment in self.segments if not segment.is_intact()]
+        if damaged:
+            raise UserError(
+                f"{damaged[0]} is damaged: its content has changed since it was written. Delete {folder.parent} to start over."
+            )
+        self._rejected: BinaryIO = open(folder / REJECTED_FILE, "ab")  # noqa: SIM115
+        self._rejected.truncate(self.state.rejects_size)
+        self._open_segment()
+
+    def add(self, batch: EncodedBatch, end: ReadPosition) -> None:
+        """Append a batch.
+
+        Args:
+            end: The position in the inputs after the batch.
+        """
+        self._tokens.write(batch.tokens)
+        self._tokens_hash.update(batch.tokens)
+        self._n_tokens += len(batch.tokens) // self._itemsize
+        self._rows.append(self._join_parts(batch.rows))
+        counts = self.state.counts
+        counts.records += batch.records
+        counts.empty += batch.empty
+        counts.tokens += len(batch.tokens) // self._itemsize
+        counts.text_bytes += int(batch.rows["bytes"].sum())
+        counts.by_reason = dict(Counter(counts.by_reason) + Counter(record.reason for record in batch.rejected))
+        for record in batch.rejected:
+            fields = {name: value for name, value in dataclasses.asdict(record).items() if value}
+            self._rejected.write(json.dumps(fields, ensure_ascii=False).encode() + b"\n")
+        self.state.after = end
+        if self._n_tokens * self._itemsize >= SEGMENT_BYTES or time.monotonic() - self._opened > SEGMENT_SECONDS:
+            self.finish_segment()
+
+    def finish_segment(self, *, complete: bool = False) -> None:
+        """Flush the current segment to disk and add it to the journal.
+
+        Args:
+            complete: Record that everything has been read, so that no segment follows.
+        """
+        rows = np.concatenate([*self._rows, np.empty(0, ROW)]).tobytes()
+        rows_hash = hashlib.sha256(rows).hexdigest()
+        segment = Segment(self._path, self._n_tokens, len(rows) // ROW.itemsize, self._tokens_hash.hexdigest(), rows_hash)
+        with open(segment.rows_path, "wb") as stream:
+            stream.write(rows)
+            sync_file(stream)
+        sync_file(self._tokens)
+        self._tokens.close()
+        sync_file(self._rejected)
+        self.state.rejects_size = self._rejected.tell()
+        self.state.complete = complete
+        entry = {"piece": dataclasses.asdict(segment) | {"path": segment.path.name}, "state": dataclasses.asdict(self.state)}
+        with open(self.folder / JOURNAL, "a", encoding="utf-8") as journal:
+            journal.write(json.dumps(entry) + "\n")
+            sync_file(journal)
+        self.segments.append(segment)
+        if not complete:
+            self._open_segment()
+
+    def close(self) -> None:
+        """Close the files without finishing the current segment."""
+        self._tokens.close()
+        self._rejected.close()
+
+    def _open_segment(self) -> None:
+        self._path = self.folder / f"{len(self.segments):05d}.bin"
+        self._tokens = open(self._path, "wb")  # noqa: SIM115
+        self._tokens_hash = hashlib.sha256()
+        self._n_tokens, self._rows = 0, list[np.ndarray]()
+        self._opened = time.monotonic()
+
+    def _join_parts(self, rows: np.ndarray) -> np.ndarray:
+        """Replace the rows of a document's parts by one row, including parts from earlier batches."""
+        state = self.state
+        if not state.open_hash and not (rows["state"] == CONTINUES).any():
+            return rows
+        documents = []
+        for part_hash, tokens, size, row_state in rows.tolist():
+            before, state.open_hash = bytes.fromhex(state.open_hash), ""
+            tokens, size = tokens + state.open_tokens, size + state.open_bytes
+            state.open_tokens = state.open_bytes = 0
+            document_hash = hashlib.blake2b(before + part_hash, digest_size=16).digest() if before else part_hash
+            if row_state == CONTINUES:
+                state.open_hash, state.open_tokens, state.open_bytes = document_hash.hex(), tokens, size
+            else:
+                documents.append((document_hash, tokens, size, row_state))
+        return np.array(documents, ROW)
+
+
+class EncodedCorpus:
+    """All segments, read as one list of documents and one stream of tokens.
+
+    Args:
+        segments: In the order of the inputs.
+        itemsize: Bytes per token.
+    """
+
+    def __init__(self, segments: Sequence[Segment], *, itemsize: int) -> None:
+        self.itemsize = itemsize
+        self._segments = list(segments)
+        self._token_starts = [0, *itertools.accumulate(segment.tokens for segment in segments)]
+        self._row_starts = [0, *itertools.accumulate(segment.rows for segment in segments)]
+        self.n_tokens, self.n_rows = self._token_starts[-1], self._row_starts[-1]
+
+    @classmethod
+    def open(cls, folders: Sequence[Path], *, itemsize: int) -> EncodedCorpus:
+        """Open the segments of several folders."""
+        return cls([segment for folder in folders for segment in read_journal(folder)[0]], itemsize=itemsize)
+
+    def rows(self, start: int = 0, *, count: int = ROWS_AT_A_TIME) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the rows from an index on, up to `count` at a time, each time with the index of the first one."""
+        while start < self.n_rows:
+            data = self._read(self._row_starts, start, count, ROW.itemsize, rows=True)
+            rows = np.frombuffer(data, ROW)
+            yield start, rows
+            start += len(rows)
+
+    def tokens(self, start: int, count: int) -> np.ndarray:
+        """Return `count` token ids from an index on, shape (count,)."""
+        arrays = []
+        while count:
+            data = self._read(self._token_starts, start, count, self.itemsize, rows=False)
+            arrays.append(np.frombuffer(data, f"<u{self.itemsize}"))
+            start, count = start + len(arrays[-1]), count - len(arrays[-1])
+        return np.concatenate(arrays) if arrays else np.empty(0, f"<u{self.itemsize}")
+
+    def _read(self, starts: list[int], start: int, count: int, itemsize: int, *, rows: bool) -> bytes:
+        """Return up to `count` items from an index on, from a single segment."""
+        number = bisect_right(starts, start) - 1
+        path: Path = self._segments[number].rows_path if rows else self._segments[number].path
+        with open(path, "rb") as stream:
+            stream.seek((start - starts[number]) * itemsize)
+            return stream.read(min(count, starts[number + 1] - start) * itemsize)
+
+
+def read_journal(folder: Path) -> tuple[list[Segment], EncodingState, int | None]:
+    """Read the journal of a folder, without an incomplete last line.
+
+    Returns:
+        The segments, the state after the last one, and the size of the complete lines in bytes; None if there is no journal.
+    """
+    segments, state, size = list[Segment](), EncodingState(), 0
+    try:
+        lines = (folder / JOURNAL).read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return segments, state, None
+    for line in lines:
+        if not line.endswith(b"\n"):
+            break
+        entry = json.loads(line)
+        segments.append(Segment(**entry["piece"] | {"path": folder / entry["piece"]["path"]}))
+        state = _parse_state(entry["state"])
+        size += len(line)
+    return segments, state, size
+
+
+def total_counts(folders: Iterable[Path]) -> RecordCounts:
+    """Add up the counts of several folders."""
+    total = RecordCounts()
+    for folder in folders:
+        counts = read_journal(folder)[1].counts
+        for name in ("records", "empty", "text_bytes", "tokens"):
+            setattr(total, name, getattr(total, name) + getattr(counts, name))
+        total.by_reason = dict(Counter(total.by_reason) + Counter(counts.by_reason))
+    return total
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _parse_state(fields: dict[str, Any]) -> EncodingState:
+    return EncodingState(**fields | {"after": ReadPosition(**fields["after"]), "counts": RecordCounts(**fields["counts"])})
