@@ -129,7 +129,7 @@ def test_scratch_files_of_a_killed_process_are_deleted_when_the_command_resumes(
     assert start(*arguments, f"out={tmp_path / 'whole'}", "max_rejected=0.1").wait() == 0
     killed = start(name, *arguments, f"out={tmp_path / 'out'}", "max_rejected=0.1", code=KILL_AT_RENAME)
     assert killed.wait() == -signal.SIGKILL
-    assert [path for path in (tmp_path / "out").rglob(f".{name}.*.tmp")]
+    assert list((tmp_path / "out").rglob(f".{name}.*.tmp"))
     assert start(*arguments, f"out={tmp_path / 'out'}", "max_rejected=0.1").wait() == 0
     assert corpora.contents(tmp_path / "out") == corpora.contents(tmp_path / "whole")
 
