@@ -59,15 +59,16 @@ def train(config: DictConfig, *, overridden: Set[str] | None = None) -> float:
 
         quiet_lightning(main=ranks.is_main())
         keep_freed_memory()
-        settings, tokenizer, data, start = prepare_training(config, overridden=overridden)
+        setup = prepare_training(config, overridden=overridden)
+        settings = setup.settings
         if settings.plan:
             from gpt_pretrain.training.planning.dry_run import dry_run
 
-            log.info("%s", dry_run(settings, tokenizer, data, start))
+            log.info("%s", dry_run(setup))
             return math.nan
         stored = save_config(settings, run_dir)
         callbacks = _extra_callbacks(settings.callbacks.custom, run_dir)
-        trainer, module = fit(settings, tokenizer, data, start, config=stored, run_dir=run_dir, extra_callbacks=callbacks)
+        trainer, module = fit(setup, config=stored, run_dir=run_dir, extra_callbacks=callbacks)
         return finish(settings, trainer, module, run_dir=run_dir)
     return _best_val_loss(run_dir)  # a job of a sweep that was complete already
 

@@ -1,28 +1,102 @@
-"""The loss of a model on token ids.
+"""Compute the next-token loss of a batch, and the mean loss over many batches.
 
-Shapes: B batch, T time.
+Shapes: B batch, T time, V vocab_size.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
 
+from gpt_pretrain.data.windows import Batch
 from gpt_pretrain.model.gpt2 import GPTModel
-from gpt_pretrain.model.kernels.loss import linear_cross_entropy
+from gpt_pretrain.model.kernels.loss import IGNORED, linear_cross_entropy
 
 
 def next_token_loss(
     model: GPTModel, token_ids: Tensor, target_ids: Tensor, positions: Tensor | None = None, *, compiled: bool = False
 ) -> Tensor:
-    """Return the mean cross-entropy of next-token prediction, in nats per token.
-
-    Positions whose target is -100 do not count.
+    """Return the mean cross-entropy over all positions that have a target, in nats per token, a scalar.
 
     Args:
         token_ids: int64, (B, T).
-        target_ids: int64, (B, T).
-        positions: Position of each token in its document, int64, (B, T). None treats each row as one document.
-        compiled: Use the compiled softmax kernel.
+        target_ids: int64, (B, T); IGNORED marks a position without a target.
+        positions: int64, (B, T); the position of each token in its document, if documents are separated.
+        compiled: Whether to compile the loss.
     """
     hidden = model.hidden_states(token_ids, positions=positions)
     return linear_cross_entropy(hidden.flatten(0, 1), model.head_weight, target_ids.flatten(), compiled=compiled)
+
+
+@dataclass(frozen=True)
+class MeanLoss:
+    """A loss over many batches.
+
+    Args:
+        nats_per_token: The mean loss.
+        bits_per_byte: The same loss for each byte of text; NaN if no byte is known.
+    """
+
+    nats_per_token: float
+    bits_per_byte: float
+
+
+class LossTotals:
+    """Sum up the losses of many batches, in which every token counts the same.
+
+    Args:
+        token_bytes: Bytes of text behind each token id, int64, (V,), on the device of the batches.
+    """
+
+    def __init__(self, token_bytes: Tensor) -> None:
+        self.token_bytes = token_bytes
+        device = token_bytes.device
+        self._sums = torch.zeros(3, dtype=loss_sum_dtype(device), device=device)  # nats, tokens, bytes
+
+    def add(self, loss: Tensor, target_ids: Tensor) -> None:
+        """Add the mean loss of a batch, a scalar, and its targets, (B, T)."""
+        kept = target_ids != IGNORED
+        tokens = kept.sum()
+        n_bytes = (self.token_bytes[target_ids.clamp(min=0)] * kept).sum()  # indexing with kept would wait for the GPU
+        self._sums = self._sums + torch.stack([loss.to(self._sums.dtype) * tokens, tokens, n_bytes])
+
+    def mean(self, all_reduce: Callable[[Tensor], Tensor]) -> MeanLoss:
+        """Return the mean over the batches of all ranks.
+
+        Args:
+            all_reduce: Returns the sum of a tensor over all ranks.
+        """
+        nats, tokens, n_bytes = all_reduce(self._sums).tolist()
+        return MeanLoss(nats / tokens, nats / math.log(2) / n_bytes if n_bytes else math.nan)
+
+
+@torch.no_grad()
+def mean_loss(
+    model: GPTModel, batches: Iterable[Batch], *, token_bytes: Tensor, all_reduce: Callable[[Tensor], Tensor]
+) -> MeanLoss:
+    """Return the loss over the batches of all ranks, with dropout off and the random state untouched.
+
+    Args:
+        batches: This rank's batches; all ranks have the same number of them.
+        token_bytes: Bytes of text behind each token id, int64, (V,), on the model's device.
+        all_reduce: Returns the sum of a tensor over all ranks.
+    """
+    was_training = model.training
+    model.eval()
+    totals = LossTotals(token_bytes)
+    try:
+        for batch in batches:
+            token_ids, target_ids, *rest = (tensor.to(token_bytes.device) for tensor in batch)
+            totals.add(next_token_loss(model, token_ids, target_ids, *rest), target_ids)
+    finally:
+        model.train(was_training)
+    return totals.mean(all_reduce)
+
+
+def loss_sum_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype for sums of many losses: float64, or float32 on Apple's GPUs, which have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64

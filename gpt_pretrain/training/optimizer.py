@@ -1,20 +1,24 @@
-"""AdamW's parameter groups, and learning-rate schedules as pure functions of the step."""
+"""Build AdamW and its parameter groups, and clip gradients."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import AdamW, Optimizer
 
 from gpt_pretrain.config.schema import OptimizerSettings
 
 
 def build_optimizer(model: nn.Module, settings: OptimizerSettings, *, fused: bool = True) -> AdamW:
-    """AdamW over all parameters of model; weight decay acts on matrices alone unless settings say otherwise.
+    """Build AdamW over all parameters; weight decay acts on matrices only, unless the settings say otherwise.
 
     Args:
-        fused: update in one pass over memory, several times faster; not with a gradient scaler (fp16).
+        fused: Update in one pass over memory, which is several times faster, but not possible with a gradient scaler (fp16).
     """
     matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2 or settings.decay == "all"]
     others = [parameter for parameter in model.parameters() if parameter.ndim < 2 and settings.decay != "all"]
@@ -25,13 +29,24 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings, *, fused: boo
     return AdamW(groups, lr=settings.lr, betas=(beta1, beta2), eps=settings.eps, fused=fused)
 
 
-def clip_gradients(optimizer: Optimizer, norm: Tensor, *, max_norm: float) -> None:
-    """Scale an optimizer's gradients so that their norm is at most max_norm.
+def group_settings(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Return the settings of each parameter group, without its parameters."""
+    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
 
-    A fused AdamW does that on its way through them, which spares a pass over memory; that of MPS leaves it out.
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Return the norm of all gradients together, a scalar; of a sharded model, over all ranks."""
+    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def clip_gradients(optimizer: Optimizer, norm: Tensor, *, max_norm: float) -> None:
+    """Scale the gradients so that their norm is at most max_norm.
+
+    On CPU and CUDA, a fused AdamW scales them while it updates the weights, which saves a pass over memory.
 
     Args:
-        norm: of all gradients together, a scalar on their device.
+        norm: The norm of all gradients together, a scalar on their device.
     """
     if isinstance(optimizer, AdamW) and optimizer.defaults["fused"] and norm.device.type in ("cpu", "cuda"):
         divisor = ((norm + 1e-6) / max_norm).clamp(min=1.0).float()

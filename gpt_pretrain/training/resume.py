@@ -1,11 +1,11 @@
-"""Going on with a run: its newest whole checkpoint, its own settings, and which of them may be changed on the way."""
+"""Resume a run: find its newest valid checkpoint, and restore its settings with the overrides that are allowed."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 import math
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,12 @@ from gpt_pretrain.runs.folder import BEST, LAST, checkpoint_dir, find_checkpoint
 from gpt_pretrain.system.files import remove_scratch_files
 from gpt_pretrain.training.distributed import ranks
 
-# Never taken from the checkpoint.
-OF_THIS_START = ("run_dir", "plan", "resume", "resume_force", "callbacks.custom", "trainer.devices", "trainer.num_nodes")
-STEP = ("data.batch_size", "trainer.accumulate_grad_batches", "trainer.devices", "trainer.num_nodes")  # its windows multiplied
-# What gives the saved state its meaning. Which text `data` names is not here: its content counts.
-MEANING = {
+# Settings that are never restored from a checkpoint.
+NOT_RESTORED = ("run_dir", "plan", "resume", "resume_force", "callbacks.custom", "trainer.devices", "trainer.num_nodes")
+# Their product is the number of windows in an optimizer step.
+STEP_SETTINGS = ("data.batch_size", "trainer.accumulate_grad_batches", "trainer.devices", "trainer.num_nodes")
+# Settings that give the saved state its meaning. The location of the text is not among them, since its content is compared.
+STATE_SETTINGS = {
     *("model", "tokenizer", "seed", "data.batch_size", "data.train_ratio", "data.stride", "data.respect_documents"),
     *("trainer.accumulate_grad_batches", "trainer.limit_train_batches", "trainer.precision"),
     *("optimizer.name", "optimizer.decay"),
@@ -35,37 +36,41 @@ MEANING = {
 
 log = logging.getLogger(__name__)
 
+Changes = dict[str, tuple[Any, Any]]  # the old and the new value of each setting
 
-def newest_checkpoint(run_dir: Path, *, only: Path | None = None, looking: bool = False) -> tuple[Path, dict[str, Any]]:
-    """A run's newest whole checkpoint, damaged ones reported, what a killed process left behind removed.
+
+def newest_checkpoint(run_dir: Path, *, only: Path | None = None, read_only: bool = False) -> tuple[Path, dict[str, Any]]:
+    """Return a run's newest valid checkpoint and its content; warn of damaged ones, and clean up after a killed process.
 
     Args:
-        only: a checkpoint to take instead.
-        looking: leave the run's folder as it is.
+        only: A checkpoint to use instead.
+        read_only: Leave the run's folder as it is.
 
     Raises:
-        UserError: when the run has none.
+        UserError: If the run has no valid checkpoint.
     """
-    looking = looking or not ranks.is_main()
-    for folder in () if looking else (run_dir, checkpoint_dir(run_dir)):
+    read_only = read_only or not ranks.is_main()
+    for folder in () if read_only else (run_dir, checkpoint_dir(run_dir)):
         remove_scratch_files(folder)
-    path, content = first_readable(
-        [only] if only is not None else find_checkpoints(str(run_dir)), lambda path: (path, resumable(path))
-    )
-    if not looking and path.name == LAST and content["callbacks"]["SaveRun"]["best_step"] == content["global_step"] - 1:
+    candidates = [only] if only is not None else find_checkpoints(str(run_dir))
+    path, content = first_readable(candidates, lambda path: (path, read_resumable(path)))
+    is_best = path.name == LAST and content["callbacks"]["SaveRun"]["best_step"] == content["global_step"] - 1
+    if is_best and not read_only:
         best = path.with_name(BEST)
-        if not best.is_file() or not same_checksum(path, best):  # killed between the two
+        # The process may have been killed after it wrote last.ckpt and before it copied it to best.ckpt.
+        if not best.is_file() or not same_checksum(path, best):
             copy_checkpoint(path, best)
     return path, content
 
 
-def resumable(path: Path) -> dict[str, Any]:
-    """A checkpoint with all that resuming reads of it, whose tensors make the model that it says.
+def read_resumable(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, and check that it holds everything that resuming needs.
 
-    Of one in pieces these are not read, but for their checksums, by the first rank alone: there may be many ranks on a machine.
+    The tensors of a sharded checkpoint are not read here, since many ranks may share a machine; the first rank verifies the
+    checksums of its files.
 
     Raises:
-        UserError: when that is not so.
+        UserError: If something is missing, or the tensors belong to another architecture than the settings.
     """
     content = read_checkpoint(path, resumable=True, assemble=False)
     if "shards" in content:
@@ -78,85 +83,105 @@ def resumable(path: Path) -> dict[str, Any]:
         int(content["callbacks"]["SaveRun"]["best_step"])
         int(content["TextDataModule"]["windows"]), int(content["TextDataModule"]["epoch_windows"])
         model = content["config"]["model"]
-        told = {name: model[name] for name in architecture if name != "vocab_size"}
+        settings = {name: model[name] for name in architecture if name != "vocab_size"}
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is no whole checkpoint: its {error} is missing or odd.") from error
-    if told != {name: architecture[name] for name in told}:
-        raise UserError(f"{path} is no whole checkpoint: its settings tell of another model than its tensors make.")
+        raise UserError(f"{path} is not a complete checkpoint: {error} is missing or has the wrong type.") from error
+    if settings != {name: architecture[name] for name in settings}:
+        raise UserError(f"{path} is not a valid checkpoint: its settings describe another model than its tensors.")
     return content
 
 
-def as_before(settings: TrainSettings, stored: dict[str, Any], overridden: Set[str]) -> tuple[TrainSettings, list[str]]:
-    """The settings that a checkpoint was made with, except for what was typed now.
+def restore_settings(settings: TrainSettings, stored: dict[str, Any], overridden: Set[str]) -> tuple[TrainSettings, list[str]]:
+    """Return the settings of a checkpoint with the overrides applied.
 
     Args:
-        stored: the settings in the checkpoint.
-        overridden: settings and groups.
+        settings: The settings of this start.
+        stored: The settings in the checkpoint.
+        overridden: The settings and groups that the user overrides.
 
     Returns:
-        The settings, and what was typed that would change the meaning of the saved state.
+        The settings, and the changes that give the saved state another meaning.
+
+    Raises:
+        UserError: If an override changes the architecture, or the checkpoint's settings name a class to build.
     """
     if any("_target_" in table for table in nested_dicts(stored)):
-        raise UserError("The checkpoint's settings hold a _target_, which could run anything; this program stores none.")
-    changes: dict[str, tuple[Any, Any]] = {}
+        raise UserError("The checkpoint's settings hold a _target_, which could run any code. This program never stores one.")
+    changes: Changes = {}
     merged = _merge(stored, dataclasses.asdict(settings), overridden, changes)
-    refused = _same_step(merged, stored, overridden, changes)
-    told = {key: f"{key} was {old}, is {new} now" for key, (old, new) in changes.items()}
-    refused += [text for key, text in told.items() if _within(key, MEANING)]
-    if unloadable := [text for key, text in told.items() if key.startswith("model.") and key != "model.drop_rate"]:
-        raise UserError(f"The checkpoint has another architecture: {'; '.join(unloadable)}. Leave that as it was.")
-    had = stored.get("callbacks", {}).get("custom", {})
-    gone = {name: kind for name, kind in had.items() if name not in settings.callbacks.custom}
-    refused += [f"callbacks.custom.{name} ({kind}) was there, and a checkpoint brings none" for name, kind in gone.items()]
-    for key, text in told.items():
-        if not _within(key, MEANING):
+    refused = _keep_step_size(merged, stored, overridden, changes)
+    texts = {key: f"{key} was {old}, is {new} now" for key, (old, new) in changes.items()}
+    refused += [text for key, text in texts.items() if _is_within(key, STATE_SETTINGS)]
+    if architecture := [text for key, text in texts.items() if key.startswith("model.") and key != "model.drop_rate"]:
+        raise UserError(f"The checkpoint has another architecture: {'; '.join(architecture)}. Remove these overrides.")
+    custom = stored.get("callbacks", {}).get("custom", {})
+    missing = {name: target for name, target in custom.items() if name not in settings.callbacks.custom}
+    refused += [
+        f"callbacks.custom.{name} ({target}) is missing, which a checkpoint does not store" for name, target in missing.items()
+    ]
+    for key, text in texts.items():
+        if not _is_within(key, STATE_SETTINGS):
             log.info("Changed since the checkpoint: %s", text)
     return to_settings(OmegaConf.create(escape_interpolation(merged)), TrainSettings), refused
 
 
-def _same_step(
-    merged: dict[str, Any], stored: dict[str, Any], overridden: Set[str], changes: dict[str, tuple[Any, Any]]
-) -> list[str]:
-    """Have an optimizer step take as many windows as before, by accumulating more or fewer batches where others share them now.
+def state_change_problems(changes: list[str], *, path: Path, force: bool) -> list[str]:
+    """Return the changes that give the saved state another meaning as a problem, or only warn of them if forced."""
+    if not changes:
+        return []
+    if not force:
+        return [
+            f"{path} was made with other settings: {'; '.join(changes)}. Use the same settings again, start a new run from its "
+            "weights with init_from=, or resume anyway with resume_force=true."
+        ]
+    for change in changes:
+        log.warning("Changed since the checkpoint, as resume_force=true allows: %s", change)
+    return []
+
+
+def _keep_step_size(merged: dict[str, Any], stored: Mapping[str, Any], overridden: Set[str], changes: Changes) -> list[str]:
+    """Adapt batch size and accumulation to the number of devices, so that an optimizer step takes as many windows as before.
 
     Returns:
-        What was typed, or given, that makes it impossible.
+        The overrides, or the number of devices, that make this impossible.
     """
-
-    def windows(config: dict[str, Any]) -> int:
-        return math.prod(int(config[group][name]) for group, name in (key.split(".") for key in STEP))
-
-    before, data, trainer = windows(stored), merged["data"], merged["trainer"]
-    free = not overridden & {"trainer.accumulate_grad_batches", "data.batch_size"}
-    if windows(merged) != before and free and before % (ranks := trainer["devices"] * trainer["num_nodes"]) == 0:
-        size = math.gcd(data["batch_size"], before // ranks)  # so that an epoch is in whole batches still
-        merged["eval_iter"] = math.ceil(merged["eval_iter"] * data["batch_size"] / size)  # of the same windows
-        data["batch_size"], trainer["accumulate_grad_batches"] = size, before // ranks // size
+    before, data, trainer = _step_windows(stored), merged["data"], merged["trainer"]
+    adaptable = not overridden & {"trainer.accumulate_grad_batches", "data.batch_size"}
+    if _step_windows(merged) != before and adaptable and before % (n_ranks := trainer["devices"] * trainer["num_nodes"]) == 0:
+        size = math.gcd(data["batch_size"], before // n_ranks)  # a divisor of the old size keeps an epoch in whole batches
+        merged["eval_iter"] = math.ceil(merged["eval_iter"] * data["batch_size"] / size)  # as many windows as before
+        data["batch_size"], trainer["accumulate_grad_batches"] = size, before // n_ranks // size
         log.info(
             "An optimizer step takes the same %d windows as before: data.batch_size=%d trainer.accumulate_grad_batches=%d",
             before,
             size,
             trainer["accumulate_grad_batches"],
         )
-    now = windows(merged)
+    now = _step_windows(merged)
     if now == before:
-        for key in STEP:
+        for key in STEP_SETTINGS:
             changes.pop(key, None)
-        return _same_limits(merged, stored, overridden)
-    devices = [math.prod(int(config["trainer"][name]) for name in ("devices", "num_nodes")) for config in (stored, merged)]
-    if devices[0] == devices[1]:
-        return []  # the settings that differ are told
+        return _keep_epoch_limits(merged, stored, overridden)
+    devices_before, devices_now = (
+        int(config["trainer"]["devices"]) * int(config["trainer"]["num_nodes"]) for config in (stored, merged)
+    )
+    if devices_before == devices_now:
+        return []  # the changed settings themselves are reported
     return [
-        f"an optimizer step took {before} windows on {devices[0]} devices, and takes {now} on {devices[1]} now "
-        "(data.batch_size and trainer.accumulate_grad_batches can make up for that)"
+        f"an optimizer step took {before} windows on {devices_before} devices, and takes {now} on {devices_now} now "
+        "(data.batch_size and trainer.accumulate_grad_batches can make up for it)"
     ]
 
 
-def _same_limits(merged: dict[str, Any], stored: dict[str, Any], overridden: Set[str]) -> list[str]:
-    """Have an epoch's limits, which count batches, be of as many windows as before.
+def _step_windows(config: Mapping[str, Any]) -> int:
+    return math.prod(int(config[group][name]) for group, name in (key.split(".") for key in STEP_SETTINGS))
+
+
+def _keep_epoch_limits(merged: dict[str, Any], stored: Mapping[str, Any], overridden: Set[str]) -> list[str]:
+    """Adapt an epoch's limits, which count batches, so that they cover as many windows as before.
 
     Returns:
-        What makes it impossible.
+        The limits for which this is impossible.
     """
     before, now = (
         int(config["data"]["batch_size"]) * int(config["trainer"]["devices"]) * int(config["trainer"]["num_nodes"])
@@ -165,39 +190,29 @@ def _same_limits(merged: dict[str, Any], stored: dict[str, Any], overridden: Set
     refused = []
     for name in ("limit_train_batches", "limit_val_batches"):
         limit = merged["trainer"][name]
-        if limit is None or before == now or _within(f"trainer.{name}", overridden):
+        if limit is None or before == now or _is_within(f"trainer.{name}", overridden):
             continue
         if limit * before % now:
-            refused.append(f"trainer.{name}={limit} was {limit * before} windows, and {now} are taken at once now")
+            refused.append(
+                f"trainer.{name}={limit} was {limit * before} windows, which is no multiple of the {now} in a batch of all "
+                "devices now"
+            )
         merged["trainer"][name] = max(1, limit * before // now)
     return refused
 
 
-def changes_problems(changes: list[str], *, path: Path, force: bool) -> list[str]:
-    """Changes of meaning as a problem, or, where the user insists on them, as warnings."""
-    if not changes:
-        return []
-    if not force:
-        return [
-            f"{path} would mean something else: {'; '.join(changes)}. Leave that as it was, begin a new run from its weights "
-            "with init_from=, or go on all the same with resume_force=true."
-        ]
-    for change in changes:
-        log.warning("Changed since the checkpoint, as resume_force=true allows: %s", change)
-    return []
-
-
 def _merge(
-    stored: dict[str, Any], now: dict[Any, Any], overridden: Set[str], changes: dict[str, tuple[Any, Any]], prefix: str = ""
+    stored: Mapping[str, Any], now: dict[Any, Any], overridden: Set[str], changes: Changes, prefix: str = ""
 ) -> dict[str, Any]:
+    """Take overridden settings from now and all others from stored, and note in changes what differs."""
     merged = {}
     for name, value in now.items():
         key = f"{prefix}{name}"
-        if key in OF_THIS_START or name not in stored:
+        if key in NOT_RESTORED or name not in stored:
             merged[name] = value
         elif isinstance(value, dict) and isinstance(stored[name], dict):
             merged[name] = _merge(stored[name], value, overridden, changes, f"{key}.")
-        elif value not in (stored[name], "auto") and (_within(key, overridden) or overridden & {"experiment", "debug"}):
+        elif value not in (stored[name], "auto") and (_is_within(key, overridden) or overridden & {"experiment", "debug"}):
             merged[name] = value
             changes[key] = (stored[name], value)
         else:
@@ -205,7 +220,7 @@ def _merge(
     return merged
 
 
-def _within(key: str, keys: Set[str]) -> bool:
-    """Whether a setting, or a group that it is in, is among keys."""
+def _is_within(key: str, keys: Set[str]) -> bool:
+    """Return True if keys holds this setting or a group around it."""
     parts = key.split(".")
     return any(".".join(parts[: n + 1]) in keys for n in range(len(parts)))

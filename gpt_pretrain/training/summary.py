@@ -29,7 +29,7 @@ from gpt_pretrain.training.run_length import reached_limit, steps_per_epoch, tot
 Kind = TypeVar("Kind")
 
 
-def before(settings: TrainSettings, data: TextDataModule, model: GPTModel, *, first_step: int = 0) -> str:
+def describe_start(settings: TrainSettings, data: TextDataModule, model: GPTModel, *, first_step: int = 0) -> str:
     """The run in a few lines: model, data, length, place, what it will cost, and what is doubtful about it."""
     plan = make_plan(settings, data, model.config, first_step=first_step)
     return "\n".join(
@@ -37,7 +37,7 @@ def before(settings: TrainSettings, data: TextDataModule, model: GPTModel, *, fi
             *run_facts(settings, data, model),
             f"plan    {plan_summary(plan)}",
             f"run     {display_path(Path(settings.run_dir))}",
-            *(f"doubt   {doubt}" for doubt in find_warnings(settings, data, model.config, plan)),
+            *(f"warning {warning}" for warning in find_warnings(settings, data, model.config, plan)),
         ]
     )
 
@@ -99,9 +99,9 @@ def setup_metadata(
     }
 
 
-def after(settings: TrainSettings, trainer: L.Trainer, module: GPTLitModule, run_dir: Path) -> str:
+def describe_result(settings: TrainSettings, trainer: L.Trainer, module: GPTLitModule, run_dir: Path) -> str:
     """What came out, where it is, and what to do next."""
-    save, metrics = callback(trainer, SaveRun), callback(trainer, TrainMetrics)
+    save, metrics = find_callback(trainer, SaveRun), find_callback(trainer, TrainMetrics)
     folder = display_path(run_dir)
     batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
     epochs = trainer.current_epoch - 1 + batches / trainer.num_training_batches
@@ -116,7 +116,7 @@ def after(settings: TrainSettings, trainer: L.Trainer, module: GPTLitModule, run
     if any(checkpoint_dir(run_dir).glob("shards-*")):
         there.append("checkpoints/shards-* (which last.ckpt and best.ckpt need beside them)")
     limit = reached_limit(settings.trainer, steps=trainer.global_step, tokens=module.tokens_seen) or "max_epochs"
-    told = found(trainer)
+    told = describe_findings(trainer)
     lines = [
         "",
         f"Done: {epochs:.4g} {'epoch' if epochs == 1 else 'epochs'}, {format_count(trainer.global_step, 'step')}, "
@@ -135,7 +135,7 @@ def after(settings: TrainSettings, trainer: L.Trainer, module: GPTLitModule, run
     return "\n".join(lines)
 
 
-def found(trainer: L.Trainer) -> str:
+def describe_findings(trainer: L.Trainer) -> str:
     """The warning signs of the run, and when each was first told; empty when there were none."""
     callbacks: list[object] = trainer.callbacks  # type: ignore[attr-defined]
     steps: dict[str, list[int]] = {}
@@ -144,20 +144,15 @@ def found(trainer: L.Trainer) -> str:
     return ", ".join(f"{sign} (step {at[0]}{f' and {len(at) - 1} more' * (len(at) > 1)})" for sign, at in steps.items())
 
 
-def interrupted(trainer: L.Trainer, run_dir: Path) -> str:
+def describe_interruption(trainer: L.Trainer, run_dir: Path) -> str:
     """What a run that a signal ended has left, and how to go on."""
     done = f"Stopped after {format_count(trainer.global_step, 'step')}"
-    saved = "; the run could not be saved there" if callback(trainer, SaveRun).failed else " and saved"
+    saved = "; the run could not be saved there" if find_callback(trainer, SaveRun).failed else " and saved"
     if not any(checkpoint_dir(run_dir).glob("*.ckpt")):
         return f"{done}{saved}."
     return f"{done}{saved}. Go on with:\n  {resume_command(display_path(run_dir))}"
 
 
-def best_loss(trainer: L.Trainer) -> float:
-    """The lowest validation loss of the run, in nats a token."""
-    return callback(trainer, SaveRun).best_loss
-
-
-def callback(trainer: L.Trainer, kind: type[Kind]) -> Kind:
+def find_callback(trainer: L.Trainer, kind: type[Kind]) -> Kind:
     callbacks: list[object] = trainer.callbacks  # type: ignore[attr-defined]
     return next(one for one in callbacks if isinstance(one, kind))

@@ -19,7 +19,7 @@ from gpt_pretrain.checkpoints.pretrained import load_pretrained
 from gpt_pretrain.data.windows import BatchOrder
 from gpt_pretrain.runs.metadata import read_metadata
 from gpt_pretrain.training.distributed.fsdp import remove_unused_shards
-from gpt_pretrain.training.lit_module import renumbered
+from gpt_pretrain.training.nonfinite import renumber_batches
 from tests.conftest import ROOT, TINY_RUN
 
 # 54 windows to train on: 13 batches of 4, which two ranks, or two accumulated batches, do not divide, and 2 that are left out,
@@ -317,10 +317,10 @@ def test_a_batch_left_out_of_a_step_is_left_out_alike(run: Callable[..., subproc
 
 
 def test_batches_have_other_numbers_where_other_ranks_share_them() -> None:
-    assert renumbered([[0, 8], [2, 1]], before=8, now=4) == [[0, 16], [0, 17], [2, 2], [2, 3]]
-    assert renumbered([[0, 3]], before=4, now=8) == [[0, 1]]
-    assert renumbered([[1, 1]], before=6, now=4) == [[1, 1], [1, 2]]
-    assert renumbered([[0, 5]], before=4, now=4) == [[0, 5]]
+    assert renumber_batches([[0, 8], [2, 1]], before=8, now=4) == [[0, 16], [0, 17], [2, 2], [2, 3]]
+    assert renumber_batches([[0, 3]], before=4, now=8) == [[0, 1]]
+    assert renumber_batches([[1, 1]], before=6, now=4) == [[1, 1], [1, 2]]
+    assert renumber_batches([[0, 5]], before=4, now=4) == [[0, 5]]
 
 
 def test_pieces_stay_where_a_checkpoint_cannot_be_read(tmp_path: Path) -> None:

@@ -144,9 +144,12 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_what_to_add(train: Train
     train("trainer.max_epochs=1", "logger=none", run_dir=tmp_path / "a")
     for change, told in (
         ("model.n_heads=4", r"n_heads=4: .*last\.ckpt has 2 attention heads"),
-        ("model.emb_dim=64", r"model\.emb_dim is 32 there\. Leave it out, or add model\.emb_dim=32"),
-        ("model.context_length=64", r"model\.context_length is 32 there \(the context can be shortened, not lengthened\)"),
-        ("tokenizer=gpt2", r"tokenizer\.name is byte there\. Leave it out, or add tokenizer\.name=byte"),
+        (
+            "model.emb_dim=64",
+            r"model\.emb_dim=32, which your overrides contradict\. Remove those overrides, or add model\.emb_dim=32",
+        ),
+        ("model.context_length=64", r"model\.context_length=32, .*\. The context can be shortened, but not lengthened"),
+        ("tokenizer=gpt2", r"tokenizer\.name=byte, which .*\. Remove those overrides, or add tokenizer\.name=byte"),
     ):
         with pytest.raises(UserError, match=told):
             train(f"init_from='{tmp_path / 'a'}'", change, "data.batch_size=1", run_dir=tmp_path / "b")
@@ -162,7 +165,7 @@ def test_a_complete_run_is_not_resumed(train: Train, tmp_path: Path) -> None:
 
 def test_a_new_run_does_not_write_over_another(train: Train, tmp_path: Path) -> None:
     train("logger=none", "trainer.max_epochs=1", run_dir=tmp_path / "a")
-    with pytest.raises(UserError, match="holds a run already: go on with it by resume="):
+    with pytest.raises(UserError, match=r"already holds a run\. Resume it with resume="):
         train("logger=none", run_dir=tmp_path / "a")
 
 

@@ -63,7 +63,7 @@ def test_a_resumed_run_keeps_its_beginning(tmp_path: Path) -> None:
 def test_a_refused_attempt_leaves_the_record_of_the_run_that_is_there(train: Callable[..., float], tmp_path: Path) -> None:
     train("callbacks=minimal", "logger=none")
     before = read_metadata(tmp_path / "run")
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="already holds a run"):
         train("callbacks=minimal", "logger=none", "seed=2")
     assert read_metadata(tmp_path / "run") == before
 

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.model.gpt2 import GPTModel
-from gpt_pretrain.training.preflight import build_model, prepare_training
+from gpt_pretrain.training.preflight import prepare_training
+from gpt_pretrain.training.starting_point import build_model
 from tests.conftest import TINY_RUN
 from tests.helpers.crash_harness import differences
 
@@ -45,9 +46,10 @@ def plain_loss(model: GPTModel, token_ids: Tensor, target_ids: Tensor) -> Tensor
 
 def plain_losses(config: Any, *, dtype: torch.dtype | None) -> list[float]:
     """Sixty steps of a loop that has nothing but the data and the first weights from this program."""
-    settings, tokenizer, data, start = prepare_training(config, overridden=set())
+    setup = prepare_training(config, overridden=set())
+    settings, data = setup.settings, setup.data
     torch.manual_seed(settings.seed)
-    model = build_model(settings, tokenizer, start)
+    model = build_model(settings, setup.tokenizer, setup.start)
     matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]

@@ -19,8 +19,8 @@ def test_a_loss_or_gradient_that_is_no_number_stops_the_run_before_it_spoils_the
         train(*words, run_dir=tmp_path / "run")
     batch = "batch 6" if what == "loss" else "batches 6 to 7"
     assert re.search(
-        rf"Step 000003: the {what} of {batch} in epoch 1 is nan\. The weights were not touched; the last good checkpoint, "
-        r".*last\.ckpt, is that of step 2\.",
+        rf"Step 000003: the {what} of {batch} in epoch 1 is nan\. The weights were not updated; the last good checkpoint is "
+        r".*last\.ckpt, of step 2\.",
         str(caught.value),
     )
     assert checkpoint(tmp_path / "run")["global_step"] == 3
@@ -45,8 +45,8 @@ def test_a_run_can_go_back_and_around_the_batch(train: Train, tmp_path: Path, ca
     words = [*SETTINGS, "on_nonfinite=rollback", "checkpoint.every_n_steps=2", "scheduler=constant", "scheduler.warmup_steps=0"]
     with spoilt(steps={3, 7}):
         train(*words, run_dir=tmp_path / "run")
-    assert "Going back to step 2, leaving that out, with 0.5 of the learning rate" in caplog.text
-    assert "Going back to step 6, leaving that out, with 0.25 of the learning rate" in caplog.text
+    assert "Rolling back to step 2, without these batches and with 0.5 of the learning rate" in caplog.text
+    assert "Rolling back to step 6, without these batches and with 0.25 of the learning rate" in caplog.text
     content = checkpoint(tmp_path / "run")
     assert (content["lr_scale"], content["skipped"]) == (0.25, [[0, 6], [1, 4]])
     table = {int(row["step"]): row for row in rows(tmp_path / "run")}

@@ -66,7 +66,7 @@ def test_a_run_and_its_weights_can_be_planned_on_and_stay_as_they_are(script: Sc
     assert "free in ." in other.stdout
     taken = script("train.py", *TINY_RUN, "plan=true", "hydra.run.dir=outputs/a")
     assert taken.returncode == 2
-    assert "outputs/a holds a run already" in taken.stderr
+    assert "outputs/a already holds a run" in taken.stderr
     assert files() == before
     assert {path.name for path in tmp_path.iterdir()} == {"outputs"}
 
@@ -163,7 +163,7 @@ def test_every_run_says_what_it_costs(train: Callable[..., float], printed: Call
         r"plan    3,072 tokens, 1,536 an epoch; [\d.]+ MFLOP of training; [\d.]+ MB of memory .*; up to [\d.]+ MB of disk .*",
         told,
     )
-    assert any(line.startswith("doubt   data: ") for line in printed())
+    assert any(line.startswith("warning data: ") for line in printed())
     assert not any("left: " in line for line in printed()), "too short a run to say how long it takes"
 
 

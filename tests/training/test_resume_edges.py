@@ -17,6 +17,7 @@ from gpt_pretrain.checkpoints.checkpoint_file import read_checkpoint, write_chec
 from gpt_pretrain.config.conversion import escape_interpolation
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import find_checkpoints
+from gpt_pretrain.training import checkpoint_files
 from gpt_pretrain.training.callbacks import save
 from gpt_pretrain.training.lit_module import GPTLitModule
 from tests.helpers.crash_harness import differences
@@ -55,7 +56,7 @@ def test_what_could_never_be_loaded_is_not_written(train: Train, tmp_path: Path)
 
 
 def test_best_is_made_good_when_it_was_not_written_in_time(train: Train, tmp_path: Path) -> None:
-    run_dir, real = tmp_path / "run", save.copy_checkpoint
+    run_dir, real = tmp_path / "run", checkpoint_files.copy_checkpoint
 
     def killed(source: Path, target: Path) -> None:
         if torch.load(source, weights_only=True)["global_step"] == 10:
@@ -63,7 +64,7 @@ def test_best_is_made_good_when_it_was_not_written_in_time(train: Train, tmp_pat
         real(source, target)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(save, "copy_checkpoint", killed)
+        patch.setattr(checkpoint_files, "copy_checkpoint", killed)
         train(*SETTINGS, run_dir=run_dir)
     assert (checkpoint(run_dir)["global_step"], checkpoint(run_dir, "best")["global_step"]) == (10, 5)
     with pytest.raises(UserError, match="is complete"):
@@ -72,7 +73,7 @@ def test_best_is_made_good_when_it_was_not_written_in_time(train: Train, tmp_pat
 
 
 def test_a_best_that_could_not_be_written_is_tried_again(train: Train, tmp_path: Path) -> None:
-    calls, real = [], save.copy_checkpoint
+    calls, real = [], checkpoint_files.copy_checkpoint
 
     def failing(source: Path, target: Path) -> None:
         calls.append(target)
@@ -81,7 +82,7 @@ def test_a_best_that_could_not_be_written_is_tried_again(train: Train, tmp_path:
         real(source, target)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(save, "copy_checkpoint", failing)
+        patch.setattr(checkpoint_files, "copy_checkpoint", failing)
         train(*SETTINGS, run_dir=tmp_path / "run")
     assert len(calls) == 3
     assert checkpoint(tmp_path / "run", "best")["global_step"] == 10

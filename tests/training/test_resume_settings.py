@@ -32,10 +32,10 @@ def test_changes_are_told_together_and_can_be_forced(
     train(*words, "trainer.max_epochs=1", run_dir=tmp_path / "run")
     (tmp_path / "text.txt").write_text(story + "And more.")
     resume = [f"resume='{tmp_path / 'run'}'", "seed=7"]
-    with pytest.raises(UserError, match=r"seed was 123, is 7 now; the text that data names has another content"):
+    with pytest.raises(UserError, match=r"seed was 123, is 7 now; the content of the text has changed"):
         train(*words, *resume, run_dir=tmp_path / "run")
     train(*words, *resume, "resume_force=true", run_dir=tmp_path / "run")
-    assert "as resume_force=true allows: the text that data names has another content" in caplog.text
+    assert "as resume_force=true allows: the content of the text has changed" in caplog.text
     assert checkpoint(tmp_path / "run")["global_step"] == 10
 
 
@@ -80,7 +80,7 @@ def test_callbacks_of_the_user_s_own_are_named_again(train: Train, tmp_path: Pat
     train(*words, "trainer.max_epochs=1", run_dir=tmp_path / "run")
     resume = f"resume='{tmp_path / 'run'}'"
     with pytest.raises(
-        UserError, match=r"callbacks\.custom\.watch \(lightning\.pytorch\.callbacks\.LearningRateMonitor\) was there"
+        UserError, match=r"callbacks\.custom\.watch \(lightning\.pytorch\.callbacks\.LearningRateMonitor\) is missing"
     ):
         train(*SETTINGS, resume, run_dir=tmp_path / "run")
     train(*words, resume, run_dir=tmp_path / "run")

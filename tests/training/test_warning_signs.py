@@ -163,7 +163,7 @@ def test_losses_and_gradients_that_are_no_numbers(
     words = ["trainer.accumulate_grad_batches=2", "data.batch_size=4", f"on_nonfinite={way}", "checkpoint.every_n_steps=2"]
     with spoilt(steps={3}, what=what):
         if way == "stop":
-            with pytest.raises(UserError, match="The weights were not touched"):
+            with pytest.raises(UserError, match="The weights were not updated"):
                 train(*QUIET, *words)
         else:
             train(*QUIET, *words, "trainer.max_steps=6", "trainer.gradient_clip_val=null")

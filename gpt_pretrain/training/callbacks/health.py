@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from dataclasses import asdict
 from typing import Any
 
@@ -16,9 +15,10 @@ from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.data.tokens import loss_by_frequencies
 from gpt_pretrain.runs.tensorboard import EventFiles
 from gpt_pretrain.training.callbacks.losses import LossLines
-from gpt_pretrain.training.lit_module import GPTLitModule, NonFiniteError
+from gpt_pretrain.training.lit_module import GPTLitModule
 from gpt_pretrain.training.monitoring.health import Baseline, HealthMonitor
 from gpt_pretrain.training.monitoring.signs import LEAST_SECONDS
+from gpt_pretrain.training.nonfinite import NonFiniteError
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class WarningSigns(Callback):
         self.losses = losses
         self._told = self._left_out = self._lines = 0
         self._sum, self._batches = 0.0, 0
-        self._clock: tuple[int, float, float, float] | None = None
+        self._clock: tuple[int, float, float] | None = None
 
     @property
     def findings(self) -> list[dict[str, Any]]:
@@ -101,12 +101,12 @@ class WarningSigns(Callback):
 
     def _time(self, step: int, module: GPTLitModule) -> None:
         """Show the doctor the waiting for batches since it saw it last; starting the workers is left out."""
-        now = (step, time.perf_counter(), module.idle_seconds, self.data.seconds_waited)
+        now = (step, module.clock.seconds(), self.data.seconds_waited)
         if self._clock is not None:
-            _, passed, idle, waited = (b - a for a, b in zip(self._clock, now, strict=True))
-            if passed - idle < LEAST_SECONDS:
+            _, seconds, waited = (b - a for a, b in zip(self._clock, now, strict=True))
+            if seconds < LEAST_SECONDS:
                 return
-            self.doctor.waited(step, waited, passed - idle)
+            self.doctor.waited(step, waited, seconds)
         self._clock = now
 
     def _tell(self, trainer: L.Trainer) -> None:

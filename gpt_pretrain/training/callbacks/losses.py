@@ -69,7 +69,7 @@ class LossLines(Callback):
 
     def _mean_losses(self, module: GPTLitModule) -> tuple[float, float]:
         start = time.perf_counter()
-        with module.off_the_clock():
+        with module.clock.paused():
             train, val = (module.mean_loss(batches) for batches in self._batches)
         self.seconds = time.perf_counter() - start
         return train, val

@@ -36,7 +36,7 @@ class TrainMetrics(Callback):
         self.every_n_steps = every_n_steps
         self._resumed: tuple[float, int] | None = None
         self._loss = torch.zeros(())
-        self._batches, self._since, self._idle, self._tokens = 0, 0.0, 0.0, 0
+        self._batches, self._since, self._tokens = 0, 0.0, 0
 
     def state_dict(self) -> dict[str, Any]:
         """The mean loss begun."""
@@ -49,19 +49,20 @@ class TrainMetrics(Callback):
         self._step = trainer.global_step
         self._lr = 0.0
         self._restart(pl_module)
-        self._begin: tuple[float, float, int] = (self._since, self._idle, self._tokens)
+        self._started = time.perf_counter()
+        self._begin: tuple[float, int] = (self._since, self._tokens)
         if self._resumed is not None:
             self._loss, self._batches = self._loss + self._resumed[0], self._resumed[1]
             self._resumed = None
 
     def on_train_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
-        self.total_seconds = time.perf_counter() - self._begin[0]
+        self.total_seconds = time.perf_counter() - self._started
         self.tokens_per_second = self.speed(pl_module)
 
     def speed(self, module: GPTLitModule) -> float:
         """Tokens a second of this training so far, with evaluation, samples and checkpoints left out."""
-        since, idle, tokens = self._begin
-        return (module.tokens_seen - tokens) / (time.perf_counter() - since - (module.idle_seconds - idle))
+        since, tokens = self._begin
+        return (module.tokens_seen - tokens) / (module.clock.seconds() - since)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: GPTLitModule, optimizer: Optimizer) -> None:
         self._lr = optimizer.param_groups[0]["lr"]
@@ -76,7 +77,7 @@ class TrainMetrics(Callback):
         if pl_module.step % self.every_n_steps:
             return
         loss, grad_norm = torch.stack([self._loss / max(self._batches, 1), pl_module.grad_norm.to(self._loss)]).tolist()
-        seconds = time.perf_counter() - self._since - (pl_module.idle_seconds - self._idle)
+        seconds = pl_module.clock.seconds() - self._since
         metrics = {
             **({"train/loss": loss} if self._batches else {}),
             "lr": self._lr,
@@ -95,4 +96,4 @@ class TrainMetrics(Callback):
         """Begin a new mean and a new measurement of speed."""
         self._loss = torch.zeros((), device=module.device)
         self._batches = 0
-        self._since, self._idle, self._tokens = time.perf_counter(), module.idle_seconds, module.tokens_seen
+        self._since, self._tokens = module.clock.seconds(), module.tokens_seen

@@ -53,22 +53,22 @@ class ProgressBar(Callback):
         )
         self._bar.start()
         self._shown = time.monotonic()
-        self._since = (time.perf_counter(), pl_module.idle_seconds, pl_module.tokens_seen)
+        self._since = (pl_module.clock.seconds(), pl_module.tokens_seen)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self._bar is None or time.monotonic() - self._shown < SECONDS_BETWEEN_UPDATES:
             return
         self._shown = time.monotonic()
-        now = (time.perf_counter(), pl_module.idle_seconds, pl_module.tokens_seen)
-        seconds = now[0] - self._since[0] - (now[1] - self._since[1])
-        speed = (now[2] - self._since[2]) / max(seconds, 1e-9)
+        now = (pl_module.clock.seconds(), pl_module.tokens_seen)
+        seconds, tokens = now[0] - self._since[0], now[1] - self._since[1]
+        tokens_per_second = tokens / max(seconds, 1e-9)
         self._since = now
         self._bar.update(
             self._task,
             completed=trainer.global_step,
             epoch=trainer.current_epoch + 1,
             loss=f"{pl_module.last_loss.item():.3f}",
-            speed=f"{speed:,.0f}",
+            speed=f"{tokens_per_second:,.0f}",
         )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

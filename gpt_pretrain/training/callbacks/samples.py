@@ -22,6 +22,7 @@ from gpt_pretrain.runs.tensorboard import EventFiles
 from gpt_pretrain.system.files import write_text
 from gpt_pretrain.tokenizers.base import Tokenizer, decode
 from gpt_pretrain.training.distributed import ranks
+from gpt_pretrain.training.distributed.fsdp import gather_model
 from gpt_pretrain.training.lit_module import GPTLitModule
 
 ROWS = 40  # of a table in TensorBoard, which is written anew after each epoch
@@ -75,8 +76,8 @@ class Samples(Callback):
             self.samples = [sample for sample in kept if sample.sampler is None]
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
-        with pl_module.off_the_clock():
-            model = pl_module.whole_model()
+        with pl_module.clock.paused():
+            model = gather_model(pl_module.model)
             if model is None:
                 return
             sample = self._sample(model, trainer, pl_module, self.start_context, self.sampler)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from typing import Any
 
 import lightning as L
@@ -35,18 +34,18 @@ class TimeLeft(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         self._first = trainer.global_step + FIRST_STEPS
-        self._since: tuple[float, float] | None = None
+        self._since: float | None = None
         self._told = False
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self._told or not pl_module.ends_step(batch_idx) or trainer.global_step < self._first:
             return
-        now = (time.perf_counter(), pl_module.idle_seconds)
+        now = pl_module.clock.seconds()
         if self._since is None:
             self._since, self._first = now, trainer.global_step
             return
         steps = trainer.global_step - self._first
-        seconds = now[0] - self._since[0] - (now[1] - self._since[1])
+        seconds = now - self._since
         if steps < STEPS or seconds < SECONDS:
             return
         self._told = True

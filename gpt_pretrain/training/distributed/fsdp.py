@@ -16,7 +16,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
@@ -31,7 +31,7 @@ from gpt_pretrain.checkpoints.sharded import (
     write_rank_file,
 )
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.model.gpt2 import GPTModel
+from gpt_pretrain.model.gpt2 import GPTModel, empty_model
 from gpt_pretrain.training.distributed import ranks
 
 
@@ -51,6 +51,18 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
         if ranks.is_main():
             weights[name] = whole
     return weights
+
+
+def gather_model(model: GPTModel) -> GPTModel | None:
+    """Return the whole model on the first rank and None on the others; every rank of a sharded model must call this."""
+    if not isinstance(model, FSDPModule):
+        return model if ranks.is_main() else None
+    weights = whole_weights(model)
+    if not ranks.is_main():
+        return None
+    whole = empty_model(model.config)
+    whole.load_state_dict(weights, assign=True)
+    return whole
 
 
 class ShardedStrategy(ModelParallelStrategy):

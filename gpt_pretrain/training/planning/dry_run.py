@@ -5,6 +5,7 @@ Of several devices, one is measured, in this process, with its share of the batc
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,11 +29,13 @@ from gpt_pretrain.training import summary
 from gpt_pretrain.training.callbacks.stop import FinishAtLimit
 from gpt_pretrain.training.callbacks.timed_steps import TimedSteps
 from gpt_pretrain.training.fit import build_module
-from gpt_pretrain.training.lit_module import GPTLitModule, NonFiniteError
+from gpt_pretrain.training.lit_module import GPTLitModule
+from gpt_pretrain.training.nonfinite import NonFiniteError
 from gpt_pretrain.training.planning import plan
 from gpt_pretrain.training.planning.checks import find_warnings
 from gpt_pretrain.training.planning.plan import TrainingPlan
-from gpt_pretrain.training.preflight import StartingPoint
+from gpt_pretrain.training.preflight import TrainingSetup
+from gpt_pretrain.training.trainer import build_trainer
 
 SECONDS = 5.0  # for the steps, and for the sample
 LEAST_STEPS, MOST_STEPS = 3, 200  # after the first
@@ -62,21 +65,22 @@ class Measured:
     peak_bytes: int | None
 
 
-def dry_run(settings: TrainSettings, tokenizer: Tokenizer, data: TextDataModule, start: StartingPoint) -> str:
+def dry_run(setup: TrainingSetup) -> str:
     """What a run will do and cost, and what is doubtful about it, for a person to read.
 
     Raises:
         UserError: when its first steps fail.
         OSError: when nothing can be written where it would be.
     """
+    settings, data = setup.settings, setup.data
     L.seed_everything(settings.seed, workers=True, verbose=False)
-    module = build_module(settings, tokenizer, data, start)
+    module = build_module(setup)
     config = module.model.config
     facts = summary.run_facts(settings, data, module.model)
-    whole = plan.make_plan(settings, data, config, first_step=start.step)
+    whole = plan.make_plan(settings, data, config, first_step=setup.start.step)
     doubtful = find_warnings(settings, data, config, whole)
     limit = memory_limit(accelerator_device(settings.trainer.accelerator))
-    measured = rehearse(settings, tokenizer, data, module, checkpoint=whole.checkpoint)
+    measured = rehearse(settings, setup.tokenizer, data, module, checkpoint=whole.checkpoint)
     times = time_shares(whole, measured, settings)
     if (late := _out_of_time(settings, sum(times.values()))) is not None:
         doubtful.append(late)
@@ -97,7 +101,8 @@ def rehearse(
         UserError: when a loss or gradient is no number.
     """
     clock = TimedSteps(least=LEAST_STEPS, most=MOST_STEPS, seconds=SECONDS)
-    trainer = _trainer(settings, clock)
+    alone = dataclasses.replace(settings.trainer, devices=1, num_nodes=1, limit_val_batches=0, profiler=None)
+    trainer = build_trainer(alone, max_epochs=MOST_STEPS + 1, callbacks=[clock])  # an epoch has at least one step
     try:
         trainer.fit(module, datamodule=data)
     except NonFiniteError as error:
@@ -140,28 +145,6 @@ def disk_seconds(folder: Path, n_bytes: int) -> tuple[float, float]:
     finally:
         for file in files:
             file.unlink(missing_ok=True)
-
-
-def _trainer(settings: TrainSettings, clock: TimedSteps) -> L.Trainer:
-    trainer = settings.trainer
-    return L.Trainer(
-        accelerator=trainer.accelerator,
-        devices=1,
-        precision=trainer.precision,  # type: ignore[arg-type]
-        max_epochs=MOST_STEPS + 1,  # each has a step at least
-        accumulate_grad_batches=trainer.accumulate_grad_batches,
-        gradient_clip_val=trainer.gradient_clip_val,
-        limit_train_batches=trainer.limit_train_batches,
-        limit_val_batches=0,
-        deterministic=trainer.deterministic,
-        detect_anomaly=trainer.detect_anomaly,
-        callbacks=[clock],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
 
 
 def _sample_seconds(module: GPTLitModule, tokenizer: Tokenizer, settings: TrainSettings) -> float:

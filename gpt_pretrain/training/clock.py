@@ -1,0 +1,36 @@
+"""Measure the time spent on training alone, for tokens per second."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class TrainingClock:
+    """A clock that stands still during evaluation, sampling and saving."""
+
+    def __init__(self) -> None:
+        self._paused_seconds = 0.0
+        self._paused_at = 0.0
+
+    def seconds(self) -> float:
+        """Return the seconds of training since an arbitrary moment."""
+        return time.perf_counter() - self._paused_seconds
+
+    def pause(self) -> None:
+        """Stop the clock until `resume` is called."""
+        self._paused_at = time.perf_counter()
+
+    def resume(self) -> None:
+        """Let the clock run again after `pause`."""
+        self._paused_seconds += time.perf_counter() - self._paused_at
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop the clock for the duration of a block."""
+        self.pause()
+        try:
+            yield
+        finally:
+            self.resume()

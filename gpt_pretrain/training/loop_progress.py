@@ -1,0 +1,43 @@
+"""Correct the loop progress in checkpoints where Lightning's own counts would not resume exactly.
+
+The `loops` of a checkpoint hold, for epochs, batches and validation batches, how many are ready, started, processed and
+completed (Lightning 2.6, `lightning.pytorch.loops.progress`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def correct_saved_progress(loops: dict[str, Any], *, batches_per_epoch: float, before_validation: bool) -> None:
+    """Correct the progress that a checkpoint is about to store.
+
+    Args:
+        loops: The `loops` of the checkpoint, which are changed in place.
+        batches_per_epoch: Batches in an epoch of this rank.
+        before_validation: Whether the validation of the epoch is still to come, though Lightning may have begun it.
+    """
+    progress = loops["fit_loop"]
+    epochs, batches = progress["epoch_progress"], progress["epoch_loop.batch_progress"]
+    epoch_ended = epochs["current"]["processed"] == epochs["current"]["ready"]
+    if epoch_ended and batches["current"]["processed"] < batches_per_epoch:
+        # A limit ended the epoch early. Lightning counts it as processed, and would resume with the next epoch.
+        for count in (epochs["current"], epochs["total"]):
+            count["processed"] -= 1
+    if before_validation:
+        # Lightning starts a validation from its beginning only if it was saved during its first batch.
+        for count in progress["epoch_loop.val_loop.batch_progress"].values():
+            if isinstance(count, dict):
+                count.update(ready=1, started=1, processed=0, completed=0)
+
+
+def set_resumed_batch(loops: dict[str, Any], batch: int) -> None:
+    """Set how many batches of the epoch are done, as the present number of ranks counts them.
+
+    Args:
+        loops: The `loops` of a checkpoint, which are changed in place.
+        batch: Batches done by each rank.
+    """
+    count = loops["fit_loop"]["epoch_loop.batch_progress"]["current"]
+    more = batch - count["processed"]
+    count.update({name: number + more for name, number in count.items()})

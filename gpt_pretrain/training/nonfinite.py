@@ -1,0 +1,52 @@
+"""Detect losses and gradients that are NaN or infinite, and leave out the batches that they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+
+from gpt_pretrain.model.gpt2 import GPTModel
+from gpt_pretrain.training.distributed import ranks
+
+
+class NonFiniteError(Exception):
+    """A loss or the gradients are NaN or infinite; the weights have not been updated with them.
+
+    Attributes:
+        batches: Epoch and batch, both counted from 0, of each batch that took part.
+    """
+
+    def __init__(self, what: str, value: float, *, step: int, epoch: int, batches: Sequence[int]) -> None:
+        named = f"batch {batches[0]}" if len(batches) == 1 else f"batches {batches[0]} to {batches[-1]}"
+        super().__init__(f"Step {step:06d}: the {what} of {named} in epoch {epoch + 1} is {value}.")
+        self.batches = [[epoch, batch] for batch in batches]
+
+
+def renumber_batches(batches: Sequence[Sequence[int]], *, before: int, now: int) -> list[list[int]]:
+    """Return the batches that hold the same windows when a batch has another size.
+
+    Args:
+        batches: Epoch and batch of each, both counted from 0.
+        before: Windows in a batch of all devices, as the batches are counted.
+        now: Windows in a batch of all devices, as the result counts.
+    """
+    first_and_last = ((epoch, batch * before // now, ((batch + 1) * before - 1) // now) for epoch, batch in batches)
+    return [[epoch, number] for epoch, first, last in first_and_last for number in range(first, last + 1)]
+
+
+def skipped_batch_loss(model: GPTModel, *, device: torch.device) -> Tensor | None:
+    """Return what `training_step` returns for a batch that is left out.
+
+    A single process returns None, which makes Lightning skip the backward pass. Ranks wait for each other's gradients, so each
+    of several returns a loss of zero that has no effect.
+    """
+    if not ranks.is_distributed():
+        return None
+    if isinstance(model, FSDPModule):
+        # FSDP keeps the gathered embeddings until a backward pass that does not come, past the step that changes them.
+        model.reshard()
+        return torch.zeros((), device=device, requires_grad=True)
+    return torch.stack([parameter.sum() for parameter in model.parameters()]).sum() * 0.0

@@ -1,0 +1,176 @@
+"""Find what a run starts from: a checkpoint to resume, pretrained weights, or new weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt_pretrain.checkpoints.pretrained import Weights, open_weights
+from gpt_pretrain.config.schema import TrainSettings
+from gpt_pretrain.errors import AlreadyCompleteError, UserError
+from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.model.gpt2 import GPTModel
+from gpt_pretrain.tokenizers.base import Tokenizer
+from gpt_pretrain.training.distributed import ranks
+from gpt_pretrain.training.resume import newest_checkpoint, read_resumable, restore_settings
+from gpt_pretrain.training.run_length import reached_limit
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """The state that a run starts from; a new run with new weights has none.
+
+    Args:
+        resume: The checkpoint to resume.
+        step: Optimizer steps done in that checkpoint.
+        text_sha256: The checksum of the text that the checkpoint was trained on.
+        weights: The weights that a new run starts from.
+        architecture: The architecture of the checkpoint or of the weights.
+        epoch_windows: Windows in each epoch of the resumed run.
+    """
+
+    resume: Path | None = None
+    step: int = 0
+    text_sha256: str | None = None
+    weights: Weights | None = None
+    architecture: GPTConfig | None = None
+    epoch_windows: int = 0
+
+
+def from_checkpoint(settings: TrainSettings, overridden: Set[str]) -> tuple[TrainSettings, StartingPoint, list[str]]:
+    """Open the checkpoint that `resume` names, if any.
+
+    Returns:
+        The resumed run's settings with the overrides applied, the starting point, and the changes that give the saved state
+        another meaning.
+
+    Raises:
+        UserError: If there is no valid checkpoint, or the run is already complete.
+    """
+    if settings.resume is None:
+        return settings, StartingPoint(), []
+    if settings.init_from is not None:
+        raise UserError("resume and init_from exclude each other: resume continues a run, init_from starts a new one.")
+    named = Path(settings.resume).expanduser()
+    opened = None
+    if ranks.is_main():  # the first rank also cleans up after a killed process
+        only = named if named.is_file() else None
+        opened = newest_checkpoint(Path(settings.run_dir), only=only, read_only=settings.plan)
+    path = ranks.broadcast(None if opened is None else opened[0])
+    assert path is not None
+    content = read_resumable(path) if opened is None else opened[1]
+    settings, changes = restore_settings(settings, content["config"], overridden)
+    _check_incomplete(settings, content)
+    start = StartingPoint(
+        resume=path,
+        step=int(content["global_step"]),
+        architecture=GPTConfig.from_dict(content["architecture"]),
+        text_sha256=content["text_sha256"],
+        epoch_windows=int(content["TextDataModule"]["epoch_windows"]),
+    )
+    return settings, start, changes
+
+
+def from_weights(settings: TrainSettings, overridden: Set[str]) -> StartingPoint:
+    """Open the weights that `init_from` names, and adapt the settings of model and tokenizer to them.
+
+    Raises:
+        UserError: If there are no such weights, or an override contradicts them.
+    """
+    n_heads = settings.model.n_heads if "model.n_heads" in overridden else None
+    weights = open_weights(str(settings.init_from), n_heads=n_heads)
+    _follow(settings, weights, overridden)
+    return StartingPoint(weights=weights, architecture=weights.config)
+
+
+def build_model(settings: TrainSettings, tokenizer: Tokenizer, start: StartingPoint) -> GPTModel:
+    """Build the model, with the weights of the starting point if it has any."""
+    if start.weights is None:
+        vocab_size = tokenizer.vocab_size if start.architecture is None else start.architecture.vocab_size
+        return GPTModel(GPTConfig(vocab_size=vocab_size, **dataclasses.asdict(settings.model)))
+    model = start.weights.build(context_length=settings.model.context_length, drop_rate=settings.model.drop_rate).train()
+    # The loaded weights may be mapped to a file, which another program could change during the training.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model
+
+
+def _check_incomplete(settings: TrainSettings, content: dict[str, Any]) -> None:
+    """Check that a run has something left to train.
+
+    Raises:
+        AlreadyCompleteError: If it has not.
+    """
+    progress = content["loops"]["fit_loop"]["epoch_progress"]["current"]
+    epochs, steps, trainer = int(progress["processed"]), int(content["global_step"]), settings.trainer
+    limit = reached_limit(trainer, steps=steps, tokens=int(content["tokens_seen"]))
+    if limit is None and trainer.max_tokens is None and epochs >= trainer.max_epochs:
+        limit = "max_epochs"
+    best = {name: value for name, value in content["callbacks"].get("SaveRun", {}).items() if name.startswith("best_")}
+    best["best_val_loss"] = best.pop("best_loss", None)
+    stop = settings.callbacks.early_stopping
+    for name, state in content["callbacks"].items():
+        if stop is not None and name.startswith("EarlyStopping") and state["wait_count"] >= max(1, stop.patience):
+            raise AlreadyCompleteError(
+                f"{settings.run_dir} is complete: early stopping ended it after {epochs} epochs, since the loss did not improve "
+                f"in {state['wait_count']} validations. To train further, add: callbacks=early_stopping "
+                f"callbacks.early_stopping.patience={2 * stop.patience + 1}",
+                result=best,
+            )
+    if limit is not None:
+        more = 2 * {"max_steps": steps, "max_tokens": trainer.max_tokens or 0, "max_epochs": epochs}[limit]
+        raise AlreadyCompleteError(
+            f"{settings.run_dir} is complete: trainer.{limit}={getattr(trainer, limit)} ended it after {epochs} epochs "
+            f"and {steps} steps. To train further, raise the limit, for example: trainer.{limit}={more}",
+            result=best,
+        )
+
+
+def _follow(settings: TrainSettings, weights: Weights, overridden: Set[str]) -> None:
+    """Set model and tokenizer to those of the weights; only dropout and a shorter context are the run's own choice.
+
+    Raises:
+        UserError: If an override says otherwise.
+    """
+    fixed = {f"model.{size}" for size in ("emb_dim", "n_heads", "n_layers") if overridden & {"model", "experiment"}}
+    fixed |= {"tokenizer.name"} if overridden & {"tokenizer", "experiment"} else set()
+    differing = {}
+    for key, value in _required_settings(settings, weights, overridden).items():
+        group, field = key.split(".")
+        if getattr(getattr(settings, group), field) != value:
+            if key in overridden | fixed:
+                differing[key] = value
+            setattr(getattr(settings, group), field, value)
+    if differing:
+        required = [f"{key}={value}" for key, value in differing.items()]
+        shorten = " The context can be shortened, but not lengthened." * ("model.context_length" in differing)
+        raise UserError(
+            f"{weights.name} has {', '.join(required)}, which your overrides contradict.{shorten} "
+            f"Remove those overrides, or add {' '.join(required)}"
+        )
+
+
+def _required_settings(settings: TrainSettings, weights: Weights, overridden: Set[str]) -> dict[str, Any]:
+    """Return the settings of model and tokenizer, by name, with which the weights can be used."""
+    stored = weights.config
+    required = {f"model.{name}": value for name, value in stored.to_dict().items() if name not in ("vocab_size", "drop_rate")}
+    shorter, given = settings.model.context_length < stored.context_length, "model.context_length" in overridden
+    if settings.model.context_length <= stored.context_length or not given:
+        required["model.context_length"] = min(settings.model.context_length, stored.context_length)
+    if shorter and not given:
+        log.info(
+            "%s has a context of %d tokens, of which this run uses %d; model.context_length=%d uses all of it",
+            weights.name,
+            stored.context_length,
+            settings.model.context_length,
+            stored.context_length,
+        )
+    if weights.tokenizer is not None:
+        required["tokenizer.name"] = weights.tokenizer
+    return required
