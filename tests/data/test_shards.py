@@ -219,7 +219,7 @@ def test_characters_of_nanogpt_are_trained_on_and_written(train: Train, tmp_path
     assert sample.text.startswith("First") and set(sample.text) <= {*characters, *END_OF_TEXT}
     tokenizer = build_tokenizer(open_weights(str(tmp_path / "run")).tokenizer)
     assert tokenizer.encode("Before we") == [stoi[character] for character in "Before we"]
-    with pytest.raises(UserError, match="'Q' is none"):
+    with pytest.raises(UserError, match="character 'Q' is not among"):
         tokenizer.encode("Q")
 
 
