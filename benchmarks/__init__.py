@@ -1,1 +1,1 @@
-"""Speed and memory beside what people use today: python -m benchmarks."""
+"""Compare speed and memory with what people use today: python -m benchmarks."""

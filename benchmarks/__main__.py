@@ -1,4 +1,4 @@
-"""Measure this program beside others, on this machine, in one run: python -m benchmarks [CASE ...]."""
+"""Compare this program with others on this machine: python -m benchmarks [CASE ...]."""
 
 from __future__ import annotations
 
@@ -23,22 +23,26 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 
 
 def main() -> None:
-    """Measure what the command line names, print tables, and write JSON lines."""
-    words = _arguments()
+    """Measure the cases of the command line, print tables and write JSON lines."""
+    arguments = _arguments()
     precision, reason = precision_for("auto", device())
     cases = all_cases(precision=precision)
-    file = Path(words.json) if words.json else ROOT / "outputs" / "benchmarks" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}.jsonl"
+    file = (
+        Path(arguments.json)
+        if arguments.json
+        else ROOT / "outputs" / "benchmarks" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}.jsonl"
+    )
     file.parent.mkdir(parents=True, exist_ok=True)
     console.print(f"{report.machine()}\nTraining in {precision} ({reason}).", soft_wrap=True)
-    for name in words.cases or cases:
-        rows = report.rows(name, cases[name], _measure(name, cases[name], precision=precision, rounds=words.rounds))
+    for name in arguments.cases or cases:
+        rows = report.rows(name, cases[name], _measure(name, cases[name], precision=precision, rounds=arguments.rounds))
         _show(cases[name], rows)
         with open(file, "a", encoding="utf-8") as stream:
             for row in rows:
                 stream.write(json.dumps(dataclasses.asdict(row) | {"machine": report.machine()}) + "\n")
-        if words.update_docs:
+        if arguments.update_docs:
             report.update_page(cases, {name: rows})
-    console.print(f"One JSON line for each row: {file}", soft_wrap=True)
+    console.print(f"The rows are in {file}, one JSON object per line.", soft_wrap=True)
 
 
 def _arguments() -> argparse.Namespace:
@@ -49,32 +53,37 @@ def _arguments() -> argparse.Namespace:
         epilog="cases:\n" + "\n".join(f"  {name:20} {case.title}" for name, case in cases.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("cases", nargs="*", metavar="CASE", help="which to run; all, unless named")
-    parser.add_argument("--rounds", type=int, default=3, help="times that each subject is measured, by turns (default: 3)")
-    parser.add_argument("--json", metavar="FILE", help="where to add the results; outputs/benchmarks/, unless named")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help="cases to run (default: all)")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each subject, in alternation (default: 3)")
+    parser.add_argument(
+        "--json", metavar="FILE", help="file to append the results to (default: a new file in outputs/benchmarks/)"
+    )
     parser.add_argument("--update-docs", action="store_true", help="write the tables into docs/performance.md")
-    words = parser.parse_args()
-    if unknown := [name for name in words.cases if name not in cases]:
-        parser.error(f"there is no case {unknown[0]}: choose among {', '.join(cases)}")
-    if words.rounds < 1:
+    arguments = parser.parse_args()
+    if unknown := [name for name in arguments.cases if name not in cases]:
+        parser.error(f"there is no case {unknown[0]}; choose among {', '.join(cases)}")
+    if arguments.rounds < 1:
         parser.error("--rounds must be at least 1")
-    return words
+    return arguments
 
 
 def _measure(name: str, case: Case, *, precision: str, rounds: int) -> dict[str, list[Measurement | None]]:
-    """All subjects by turns, each time in a fresh process, so that none has another's memory, threads or settings."""
+    """Measure all subjects in alternation, each time in a fresh process.
+
+    No subject shares memory, threads or settings with another.
+    """
     found: dict[str, list[Measurement | None]] = {subject: [] for subject in case.subjects}
     for number in range(rounds):
         for subject, measured in found.items():
             with console.status(f"{name}: {subject}, round {number + 1} of {rounds}"):
-                measured.append(_in_a_process(precision, name, subject))
+                measured.append(_measure_in_process(precision, name, subject))
             if (last := measured[-1]) is not None:
-                took = report.duration(median(last.seconds))
-                console.print(f"{name}: {subject}, round {number + 1} of {rounds}: {took}", soft_wrap=True, style="dim")
+                seconds = report.duration(median(last.seconds))
+                console.print(f"{name}: {subject}, round {number + 1} of {rounds}: {seconds}", soft_wrap=True, style="dim")
     return found
 
 
-def _in_a_process(precision: str, name: str, subject: str) -> Measurement | None:
+def _measure_in_process(precision: str, name: str, subject: str) -> Measurement | None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "measurement.json")
         try:
@@ -83,7 +92,7 @@ def _in_a_process(precision: str, name: str, subject: str) -> Measurement | None
         except RuntimeError as error:
             missing = "No module named 'llms_from_scratch'" in str(error)
             reason = "pip install --no-deps llms-from-scratch==1.0.19" if missing else str(error)
-    console.print(f"{name}: {subject} could not be measured: {reason}", soft_wrap=True, markup=False)
+    console.print(f"{name}: {subject} cannot be measured: {reason}", soft_wrap=True, markup=False)
     return None
 
 

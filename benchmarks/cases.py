@@ -1,4 +1,4 @@
-"""The cases: what is measured, by whom, and against which limit."""
+"""The benchmark cases: what is measured, for which programs, and which limit of the machine applies."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import torch
 from benchmarks import decoding, limits, loading, preparing, startup, training
 from benchmarks.measure import Measurement
 from benchmarks.shapes import TINY, Decoding, Training, gpt2_124m
-from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.model import costs
 
 
 @dataclass(frozen=True)
 class Case:
-    """One table.
+    """A group of measurements that make one table.
 
     Args:
-        title: of the table.
-        subjects: who is measured, each in a process of its own; "ours" is what others are compared with, "limit: ..." what
-            the machine can do at most.
-        tokens: of one measured unit, for tokens a second; 0 where that says nothing.
-        product_flops: floating-point operations of one unit in products with weights, for the share of their measured rate.
-        flops: all of them, for the share of the device's peak.
-        weights: numbers that one unit reads at least, for the share of the measured rate of memory.
-        note: what a reader of the table must know.
-        compared: whether the subjects do the same thing, so that a ratio says something.
+        title: Title of the table.
+        subjects: The programs to measure, each in its own process. Others are compared with "ours"; "limit: ..." is an upper
+            bound of the machine.
+        tokens: Tokens of one measured unit. 0 leaves out tokens per second.
+        product_flops: Floating-point operations of one unit in products with weights, for the fraction of the measured limit.
+        flops: All floating-point operations of one unit, for the fraction of the device's peak.
+        weights: Numbers that one unit must read, for the fraction of the measured memory bandwidth.
+        note: Caption of the table.
+        compared: The subjects do the same work, so the table shows ratios.
     """
 
     title: str
@@ -41,10 +41,10 @@ class Case:
 
 
 def all_cases(*, precision: str) -> dict[str, Case]:
-    """By name, those of this machine first.
+    """Return all cases by name, the training cases for this machine first.
 
     Args:
-        precision: that this program trains in here, chosen once for all.
+        precision: Precision in which this program trains here, chosen once for all cases.
     """
     if torch.cuda.is_available():
         big = gpt2_124m(drop_rate=0.0, batch_size=16, context_length=1024, steps=30, warmup=10)
@@ -73,12 +73,12 @@ def _training(shape: Training, precision: str) -> Case:
     }
     name = "A tiny model" if shape.model == "tiny" else "GPT-2 124M"
     return Case(
-        f"{name}: training, {shape.batch_size} x {shape.context_length} tokens a step, drop_rate {shape.drop_rate:g}",
+        f"{name}: training, {shape.batch_size} x {shape.context_length} tokens per step, drop_rate {shape.drop_rate:g}",
         subjects,
         tokens=shape.tokens,
         product_flops=shape.product_flops,
         flops=shape.flops,
-        note="Without evaluation, compilation, checkpoints and the first steps. The book's model does not tie its output head.",
+        note="Excludes evaluation, compilation, checkpoints and the first steps. The book's model does not tie its output head.",
     )
 
 
@@ -97,9 +97,9 @@ def _decoding(shape: Decoding) -> Case:
         f"GPT-2 124M: {shape.n_tokens} tokens from a prompt of {shape.n_prompt}, batch {shape.batch_size}",
         subjects,
         tokens=shape.batch_size,
-        weights=_weights(decoding.GPT2.config()),
-        note="The time of the whole call, prompt included, for each token."
-        + ("" if few == 200 else f" The book's code without cache is timed over {few} tokens, which flatters it."),
+        weights=costs.matmul_parameters(decoding.GPT2.config()),
+        note="Time per token of the whole call, including the prompt."
+        + ("" if few == 200 else f" The book's code, which has no cache, is timed over only {few} tokens, which favors it."),
     )
 
 
@@ -127,7 +127,7 @@ def _loading(precision: str) -> Case:
         "a step of GPT-2 124M, 2 x 256": partial(training.bare, gpt2_124m(drop_rate=0.0), precision=precision),
         "a step of a tiny model, 12 x 64": partial(training.bare, TINY, precision=precision),
     }
-    note = "Memory is what loading adds, but for steps, which load one batch each; np.memmap is as nanoGPT reads."
+    note = "Memory is what loading adds; a step loads one batch. np.memmap reads as nanoGPT does."
     return Case("Loading a batch from 100,000,000 tokens", subjects, note=note, compared=False)
 
 
@@ -139,8 +139,8 @@ def _preparing(megabytes: float = 100) -> Case:
         "tiktoken, 1 thread": partial(preparing.tiktoken, megabytes=megabytes, threads=1),
     }
     note = (
-        f"The time for {preparing.UNIT:,} tokens of {megabytes:g} MB in lines of JSON; as many workers or threads as cores. Ours "
-        "is the whole command, from its start to shards on disk; tiktoken has the text in memory and keeps its lists there."
+        f"Time per {preparing.UNIT:,} tokens of {megabytes:g} MB of JSON lines, with as many workers or threads as cores. Ours "
+        "is the whole command up to the shards on disk; tiktoken has the text and its lists in memory."
     )
     return Case("Preparing a corpus", subjects, tokens=preparing.UNIT, note=note)
 
@@ -154,8 +154,3 @@ def _starting() -> Case:
         "python -c 'import torch'": partial(startup.imports, "import torch"),
     }
     return Case("From the command to the end of the first step of model=tiny; other commands", subjects, compared=False)
-
-
-def _weights(config: GPTConfig) -> int:
-    """Numbers in the matrices that each token is multiplied with."""
-    return 12 * config.n_layers * config.emb_dim**2 + config.vocab_size * config.emb_dim

@@ -1,4 +1,4 @@
-"""A callback that times the steps of a real run from outside."""
+"""Callbacks that time a real run from the outside."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from benchmarks.measure import Measurement, now, peak_bytes
 
 
 class Clock(Callback):
-    """Writes the seconds of each step to a file when training ends; it acts after all other callbacks.
+    """Write the seconds of each step to a file when training ends.
 
     Args:
-        file: gets a `Measurement` as JSON.
-        warmup: steps that do not count.
+        file: File for a `Measurement` as JSON.
+        warmup: Steps that do not count.
     """
 
     def __init__(self, *, file: str, warmup: int) -> None:
@@ -43,10 +43,10 @@ class Clock(Callback):
 
 
 class Stamp(Callback):
-    """Writes the time of day at the end of the first step to a file.
+    """Write the time of day at the end of the first step to a file.
 
     Args:
-        file: gets it, in seconds since 1970.
+        file: File for the time, in seconds since 1970.
     """
 
     def __init__(self, *, file: str) -> None:

@@ -1,4 +1,4 @@
-"""Tokens generated one after another, greedily, and the first token of a long prompt."""
+"""Measure greedy decoding, and the first token after a long prompt."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ GPT2 = gpt2_124m(drop_rate=0.0, context_length=1024)
 
 
 def ours(shape: Decoding, *, precision: str = "auto") -> Measurement:
-    """This program's `generate`, set up as `generate.py` does; making the model ready is timed apart."""
+    """Measure this program's `generate`, set up as in `generate.py`; preparing the model is timed separately."""
     keep_freed_memory()
     model = GPTModel(GPT2.config()).to(device()).eval()
-    chosen, _ = pick_decoding_precision(precision, model)
+    picked, _ = pick_decoding_precision(precision, model)
     start = time.perf_counter()
-    ready = DecodingModel(model, dtype=PRECISIONS[chosen], batch_size=shape.batch_size)
-    ready_seconds = time.perf_counter() - start
-    notes: dict[str, float | str] = {"precision": chosen, "ready_seconds": round(ready_seconds, 3)}
-    return _timed(shape, lambda prompt, n: generate(ready, prompt, n), notes)
+    decoder = DecodingModel(model, dtype=PRECISIONS[picked], batch_size=shape.batch_size)
+    prepare_seconds = time.perf_counter() - start
+    notes: dict[str, float | str] = {"precision": picked, "ready_seconds": round(prepare_seconds, 3)}
+    return _timed(shape, lambda prompt, n: generate(decoder, prompt, n), notes)
 
 
 def transformers(shape: Decoding, *, precision: str = "32-true") -> Measurement:
-    """`GPT2LMHeadModel.generate`, with its key-value cache."""
+    """Measure `GPT2LMHeadModel.generate` with its key-value cache."""
     from transformers import GPT2LMHeadModel
 
     model: Any = GPT2LMHeadModel(transformers_config(GPT2))
     model.to(device=device(), dtype=PRECISIONS[precision]).eval()
 
-    def continued(prompt: Tensor, n_tokens: int) -> object:
+    def continue_text(prompt: Tensor, n_tokens: int) -> object:
         return model.generate(prompt, max_new_tokens=n_tokens, min_new_tokens=n_tokens, do_sample=False, pad_token_id=0)
 
-    return _timed(shape, continued, {"precision": precision})
+    return _timed(shape, continue_text, {"precision": precision})
 
 
 def chapter(shape: Decoding, *, n_tokens: int = 200) -> Measurement:
-    """`generate` of llms-from-scratch, which reads the whole text for each token.
+    """Measure `generate` of llms-from-scratch, which reads the whole text for each token.
 
     Args:
-        n_tokens: tokens to measure; fewer flatter it, since each costs more than the one before.
+        n_tokens: Tokens to generate. A small number favors this code, because each token costs more than the last.
     """
     from llms_from_scratch import ch05
     from llms_from_scratch.ch04 import GPTModel as ChapterModel
@@ -61,7 +61,7 @@ def chapter(shape: Decoding, *, n_tokens: int = 200) -> Measurement:
 
 
 def forward_pass(shape: Decoding) -> Measurement:
-    """One forward pass of this program's model over the prompt, as training makes it."""
+    """Measure one forward pass of this program's model over the prompt, as in training."""
     keep_freed_memory()
     model, prompt = GPTModel(GPT2.config()).to(device()).eval(), _prompt(shape)
     with torch.inference_mode():
@@ -69,22 +69,22 @@ def forward_pass(shape: Decoding) -> Measurement:
 
 
 def first_token(shape: Decoding, *, precision: str = "32-true") -> Measurement:
-    """A single token of this program's `generate`."""
+    """Measure a single token of this program's `generate`."""
     keep_freed_memory()
     model = GPTModel(GPT2.config()).to(device()).eval()
-    chosen, _ = pick_decoding_precision(precision, model)
-    ready, prompt = DecodingModel(model, dtype=PRECISIONS[chosen]), _prompt(shape)
-    return Measurement(repeat(lambda: generate(ready, prompt, 1), warmup=2, times=5), peak_bytes(), {"precision": chosen})
+    picked, _ = pick_decoding_precision(precision, model)
+    decoder, prompt = DecodingModel(model, dtype=PRECISIONS[picked]), _prompt(shape)
+    return Measurement(repeat(lambda: generate(decoder, prompt, 1), warmup=2, times=5), peak_bytes(), {"precision": picked})
 
 
 def _timed(
-    shape: Decoding, continued: Callable[[Tensor, int], object], notes: dict[str, float | str], *, warmup: int = 40
+    shape: Decoding, continue_text: Callable[[Tensor, int], object], notes: dict[str, float | str], *, warmup: int = 40
 ) -> Measurement:
-    """Seconds a token of one call for all of them, the prompt included."""
+    """Measure the seconds per token of one call for all tokens, including the prompt."""
     prompt = _prompt(shape)
-    continued(prompt, warmup)
+    continue_text(prompt, warmup)
     start = now()
-    continued(prompt, shape.n_tokens)
+    continue_text(prompt, shape.n_tokens)
     return Measurement([(now() - start) / shape.n_tokens], peak_bytes(), notes)
 
 

@@ -1,4 +1,4 @@
-"""What this machine can do at most, measured: matrix products at a model's own shapes, and reading memory."""
+"""Measure the upper bounds of this machine: matrix products at a model's shapes, and memory bandwidth."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gpt_pretrain.system.devices import keep_freed_memory
 
 
 def products(shape: Training, *, dtype: torch.dtype) -> Measurement:
-    """The matrix products of a step alone, forward and backward, one after another; attention's are left out."""
+    """Measure only the matrix products of a training step, forward and backward, without those of attention."""
     keep_freed_memory()
     D, N = shape.emb_dim, shape.tokens
     layers = [(D, 3 * D)] * shape.n_layers + [(D, D)] * shape.n_layers
@@ -31,7 +31,7 @@ def products(shape: Training, *, dtype: torch.dtype) -> Measurement:
 
 
 def memory_reads(*, n_bytes: int = 1 << 29) -> Measurement:
-    """Sums over half a gigabyte, again and again: reading is all that takes time."""
+    """Measure repeated sums over half a gigabyte, whose time is all spent on reading."""
     keep_freed_memory()
     numbers = torch.randn(n_bytes // 4, device=device())
     seconds = repeat(lambda: numbers.sum(), warmup=2, times=7)

@@ -1,4 +1,4 @@
-"""Loading batches from a hundred million tokens."""
+"""Measure the loading of batches from a hundred million tokens."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import psutil
 from benchmarks.measure import Measurement, now
 
 SHARDS = 10
-DOCUMENT = 500  # tokens, one end of text included
+DOCUMENT = 500  # tokens, including one end of text
 END_OF_TEXT = 256  # of the byte tokenizer
 
 
 def ours(*, n_tokens: int, context_length: int, batch_size: int, batches: int = 20_000) -> Measurement:
-    """The training DataLoader, as the Trainer iterates it: shuffled windows out of a token file."""
+    """Measure the training DataLoader, which yields shuffled windows of a token file."""
     from gpt_pretrain.data.tokens import Tokens
     from gpt_pretrain.data.windows import TokenWindows
 
@@ -38,11 +38,11 @@ def ours(*, n_tokens: int, context_length: int, batch_size: int, batches: int = 
 def shards(
     *, n_tokens: int, context_length: int, batch_size: int, batches: int = 20_000, remote: bool = False, documents: bool = False
 ) -> Measurement:
-    """The same out of ten shards of llm.c's format; through a warm cache of whole files, or with documents kept apart.
+    """Measure the training DataLoader on ten shards in llm.c's format.
 
     Args:
-        remote: read them behind a URL, when all are in the cache.
-        documents: keep documents of DOCUMENT tokens apart.
+        remote: Read the shards from a URL with a warm cache of whole files.
+        documents: Mask attention between documents of DOCUMENT tokens.
     """
     from gpt_pretrain.config.schema import RemoteSettings
     from gpt_pretrain.data.remote import CachedFiles, RemoteFiles
@@ -68,7 +68,7 @@ def shards(
 
 
 def memmap(*, n_tokens: int, context_length: int, batch_size: int, batches: int = 20_000) -> Measurement:
-    """nanoGPT's way: a new np.memmap for each batch, and windows at random places of it."""
+    """Measure nanoGPT's loading: a new np.memmap for each batch, and windows at random positions."""
     import torch
 
     with tempfile.TemporaryDirectory() as folder:
@@ -77,20 +77,20 @@ def memmap(*, n_tokens: int, context_length: int, batch_size: int, batches: int 
         process = psutil.Process()
         before = process.memory_info().rss
 
-        def batch_after_batch() -> Iterator[Any]:
+        def endless_batches() -> Iterator[Any]:
             while True:
                 data = np.memmap(path, dtype=np.uint16, mode="r")
-                places = torch.randint(len(data) - context_length, (batch_size,))
-                x = torch.stack([torch.from_numpy(data[i : i + context_length].astype(np.int64)) for i in places])
-                y = torch.stack([torch.from_numpy(data[i + 1 : i + 1 + context_length].astype(np.int64)) for i in places])
+                positions = torch.randint(len(data) - context_length, (batch_size,))
+                x = torch.stack([torch.from_numpy(data[i : i + context_length].astype(np.int64)) for i in positions])
+                y = torch.stack([torch.from_numpy(data[i + 1 : i + 1 + context_length].astype(np.int64)) for i in positions])
                 yield x, y
 
-        seconds = _seconds(batch_after_batch(), min(batches, n_tokens // (context_length * batch_size) - 1))
+        seconds = _seconds(endless_batches(), min(batches, n_tokens // (context_length * batch_size) - 1))
         return Measurement(seconds, process.memory_info().rss - before)
 
 
 def _write(path: Path, start: int, count: int, *, header: bool = False) -> None:
-    """A file of tokens that look like documents of bytes."""
+    """Write a file of tokens that look like documents of bytes."""
     with open(path, "wb") as stream:
         if header:
             head = np.zeros(256, "<i4")
@@ -127,7 +127,7 @@ def _shard_data(path: str, cache: str, *, batch_size: int, context_length: int, 
 
 
 def _seconds(batches: Iterator[Any], count: int) -> list[float]:
-    """How long each of so many batches takes, the first few left out."""
+    """Return the seconds of each batch, without the first ten."""
     stamps = [now()]
     for _ in range(count):
         next(batches)

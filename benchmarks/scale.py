@@ -1,4 +1,4 @@
-"""The tables of docs/scale.md, computed from the formulas, nothing measured: python -m benchmarks.scale [--update-docs]."""
+"""Compute the tables of docs/scale.md from the cost formulas: python -m benchmarks.scale [--update-docs]."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ MODELS = ("124m", "355m", "774m", "1558m")
 DEVICES = (1, 8, 64, 512)
 TOKENS = (10**9, 10**10, 10**11, 10**12)
 PRECISION = "bf16-mixed"
-# H100 SXM by NVIDIA's data sheet (dense bf16; 900 GB/s of NVLink are 450 each way), and 400 Gbit/s of InfiniBand for each GPU.
+# H100 SXM by NVIDIA's data sheet (dense bf16; NVLink's 900 GB/s are 450 each strategy), and 400 Gbit/s of InfiniBand per GPU.
 H100 = Cluster(flops_per_second=989e12, mfu=0.4, memory=80e9, link=450e9, network=50e9, gpus_per_machine=8)
-CONTEXT = 1024  # tokens of a window, as GPT-2 had; conf/ has fewer, for laptops
-# 0.5 million tokens a step, as GPT-3's smaller models: Brown et al. 2020, arXiv:2005.14165, table 2.1.
-STEP_WINDOWS = 512
-MOST_WINDOWS = 16  # that a GPU takes at once; the rest of its share is accumulated
-WRITE_RATE = 1e9  # bytes/s of a file system from one device
+CONTEXT = 1024  # GPT-2's context_length; conf/ has a shorter one for laptops
+# 0.5 million tokens per step, as in GPT-3's smaller models: Brown et al. 2020, arXiv:2005.14165, table 2.1.
+STEP_SEQUENCES = 512
+MAX_BATCH_SIZE = 16  # sequences; a GPU accumulates the rest of its share
+WRITE_RATE = 1e9  # bytes/s that one device writes to the file system
 
 Table = list[list[str]]
 
 
 def model(name: str) -> GPTConfig:
-    """A model that conf/ has, with GPT-2's vocabulary and context, and without dropout."""
+    """Return a model of conf/ with GPT-2's vocabulary and context, without dropout."""
     fields = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "model" / f"gpt2_{name}.yaml"))
     assert isinstance(fields, dict)
     known = {field.name for field in dataclasses.fields(GPTConfig)}
@@ -41,85 +41,89 @@ def model(name: str) -> GPTConfig:
     return GPTConfig(**(sizes | {"vocab_size": 50257, "context_length": CONTEXT, "drop_rate": 0.0}))
 
 
-def share(devices: int) -> tuple[int, int]:
-    """A device's part of a step: windows that it takes at once, and how many times."""
-    windows = STEP_WINDOWS // devices
-    batches = -(-windows // MOST_WINDOWS)
-    return windows // batches, batches
+def split_step(devices: int) -> tuple[int, int]:
+    """Return the batch size of each device and its batches per step."""
+    sequences = STEP_SEQUENCES // devices
+    batches = -(-sequences // MAX_BATCH_SIZE)
+    return sequences // batches, batches
 
 
 def times() -> Table:
-    """Days of training."""
+    """Return the table of training times."""
     rows = [["model", "GPUs", "tokens/s", *(f"10^{len(str(tokens)) - 1} tokens" for tokens in TOKENS)]]
     for name in MODELS:
         second = 1 / cluster_costs.compute_seconds(model(name), H100, tokens=1)
         for devices in DEVICES:
             days = [tokens / (second * devices) / cluster_costs.SECONDS_PER_DAY for tokens in TOKENS]
-            rows.append([name, str(devices), f"{second * devices:,.0f}", *map(_days, days)])
+            rows.append([name, str(devices), f"{second * devices:,.0f}", *map(_format_days, days)])
     return rows
 
 
 def memory() -> Table:
-    """Bytes of each GPU with its share of a step of STEP_WINDOWS windows, by strategy."""
-    ways = [Parallelism(devices=devices, activation_checkpointing=recompute) for devices in (1, 8) for recompute in (False, True)]
-    ways += [
+    """Return the table of each GPU's peak memory for a step of STEP_SEQUENCES sequences, by strategy."""
+    strategies = [
+        Parallelism(devices=devices, activation_checkpointing=recompute) for devices in (1, 8) for recompute in (False, True)
+    ]
+    strategies += [
         Parallelism(devices=devices, fsdp=True, activation_checkpointing=recompute)
         for recompute in (False, True)
         for devices in DEVICES[1:]
     ]
-    ways = [dataclasses.replace(way, accumulate_grad_batches=share(way.devices)[1]) for way in ways]
-    names = [way.name + (f", {way.devices}" if way.fsdp else "") for way in ways]
+    strategies = [
+        dataclasses.replace(strategy, accumulate_grad_batches=split_step(strategy.devices)[1]) for strategy in strategies
+    ]
+    names = [strategy.name + (f", {strategy.devices}" if strategy.fsdp else "") for strategy in strategies]
     rows = [["model", *(name.replace("recomputation", "rec.") for name in names)]]
     for name in MODELS:
         peaks = [
             costs.training_memory(
-                model(name), batch_size=share(way.devices)[0], precision=PRECISION, device="cuda", parallelism=way
+                model(name), batch_size=split_step(strategy.devices)[0], precision=PRECISION, device="cuda", parallelism=strategy
             ).peak
-            for way in ways
+            for strategy in strategies
         ]
         rows.append([name, *(f"{peak / 1e9:.1f}" + "!" * (peak > H100.memory) for peak in peaks)])
     return rows
 
 
 def steps() -> Table:
-    """A step of STEP_WINDOWS windows: computing and sending."""
+    """Return the table of compute and traffic for a step of STEP_SEQUENCES sequences."""
     rows = [
         [
             "model",
             "GPUs",
-            "windows each",
-            "computing",
-            "DDP sends",
-            "takes",
-            "of computing",
-            "FSDP sends",
-            "takes",
-            "of computing",
+            "sequences per GPU",
+            "compute",
+            "DDP traffic",
+            "time",
+            "of compute",
+            "FSDP traffic",
+            "time",
+            "of compute",
         ]
     ]
     for name in MODELS:
         config = model(name)
         for devices in DEVICES[1:]:
-            windows, batches = share(devices)
-            seconds = cluster_costs.compute_seconds(config, H100, tokens=windows * batches * config.context_length)
-            row = [name, str(devices), f"{windows}" + f" x {batches}" * (batches > 1), _moment(seconds)]
+            batch_size, batches = split_step(devices)
+            seconds = cluster_costs.compute_seconds(config, H100, tokens=batch_size * batches * config.context_length)
+            row = [name, str(devices), f"{batch_size}" + f" x {batches}" * (batches > 1), _format_step_time(seconds)]
             for fsdp in (False, True):
                 parallelism = Parallelism(devices=devices, fsdp=fsdp, accumulate_grad_batches=batches)
                 sent = cluster_costs.step_traffic(config, precision=PRECISION, parallelism=parallelism).total
                 sending = cluster_costs.traffic_seconds(config, H100, precision=PRECISION, parallelism=parallelism)
-                row += [f"{sent / 1e9:.1f} GB", _moment(sending), f"{sending / seconds:.0%}"]
+                row += [f"{sent / 1e9:.1f} GB", _format_step_time(sending), f"{sending / seconds:.0%}"]
             rows.append(row)
     return rows
 
 
 def checkpoints() -> Table:
-    """How often to save, and what that costs, when one device writes for all."""
+    """Return the table of save intervals and their cost if one device writes for all."""
     rows = [
         [
             "model",
             "size",
             "write",
-            *(f"{what}, {devices} GPUs" for devices in DEVICES[1:] for what in ("every", "an hour", "lost")),
+            *(f"{what}, {devices} GPUs" for devices in DEVICES[1:] for what in ("interval", "per hour", "lost")),
         ]
     ]
     for name in MODELS:
@@ -134,8 +138,8 @@ def checkpoints() -> Table:
     return rows
 
 
-def reading() -> Table:
-    """The text on disk, and how fast it is read."""
+def reading() -> tuple[Table, Table]:
+    """Return the rows for the size of the text on disk, and those for its read rate."""
     rows = [["", *(f"10^{len(str(tokens)) - 1} tokens" for tokens in TOKENS)]]
     size = token_itemsize(50257)
     rows.append(["on disk", *(f"{tokens * size / 1e9:,.0f} GB" for tokens in TOKENS)])
@@ -143,7 +147,7 @@ def reading() -> Table:
         parameters = costs.num_parameters(model(name))
         rows.append(
             [
-                f"tokens a parameter, {name}",
+                f"tokens per parameter, {name}",
                 *(
                     f"{tokens / parameters:,.2g}" if tokens / parameters < 10 else f"{tokens / parameters:,.0f}"
                     for tokens in TOKENS
@@ -154,40 +158,41 @@ def reading() -> Table:
     for name in MODELS:
         second = size / cluster_costs.compute_seconds(model(name), H100, tokens=1)
         rates.append([f"read rate, {name}", *(f"{second * devices / 1e6:,.1f} MB/s" for devices in DEVICES)])
-    return [*rows, *rates]
+    return rows, rates
 
 
-def _days(days: float) -> str:
+def _format_days(days: float) -> str:
     if days >= 365:
         return f"{days / 365:.1f} years"
     return f"{days:.1f} days" if days >= 1 else f"{days * 24:.1f} h" if days * 24 >= 1 else f"{days * 1440:.2g} min"
 
 
-def _moment(seconds: float) -> str:
+def _format_step_time(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 
 
 def grid(rows: Table) -> str:
-    """A table in Markdown."""
+    """Format a table as Markdown."""
     head, *body = rows
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *body])
 
 
 def tables() -> str:
-    """All tables, as they stand in docs/scale.md."""
+    """Return all tables as docs/scale.md contains them."""
+    text, read_rates = reading()
     parts = {
         "Time": times(),
         "Memory of each GPU, GB": memory(),
         "A step": steps(),
         "Checkpoints": checkpoints(),
-        "Text": reading()[:6],
-        "Reading": reading()[6:],
+        "Text": text,
+        "Reading": read_rates,
     }
     return "\n\n".join(f"### {title}\n\n{grid(rows)}" for title, rows in parts.items())
 
 
 def main() -> None:
-    """Print the tables, or write them into the page."""
+    """Print the tables, or write them to the page."""
     if "--update-docs" not in sys.argv[1:]:
         print(tables())
         return

@@ -1,4 +1,4 @@
-"""The shapes that are measured: models, batches, prompts."""
+"""The models, batches and prompts that are measured."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ class Training:
     """A model and its batches.
 
     Args:
-        model: the `model` option of `train.py`, and what differs from it.
-        tokenizer: likewise.
-        batch_size: sequences, B.
-        steps: optimizer steps that count, after `warmup` that do not.
+        model: The option of `train.py`'s group model; the other fields override it.
+        tokenizer: The option of `train.py`'s group tokenizer.
+        batch_size: Sequences, B.
+        steps: Measured optimizer steps.
+        warmup: Optimizer steps before the measured ones.
     """
 
     model: str
@@ -33,21 +34,21 @@ class Training:
 
     @property
     def tokens(self) -> int:
-        """Of a step."""
+        """Tokens per step."""
         return self.batch_size * self.context_length
 
     @property
     def product_flops(self) -> float:
-        """Floating-point operations of a step in products with weights: 6 for each weight of a matrix and token."""
+        """Floating-point operations per step in products with weights: 6 for each weight and token."""
         return 6.0 * costs.matmul_parameters(self.config()) * self.tokens
 
     @property
     def flops(self) -> float:
-        """The same with attention's."""
+        """Floating-point operations per step, including attention."""
         return costs.training_flops(self.config()) * self.tokens
 
     def config(self) -> GPTConfig:
-        """The architecture."""
+        """Return the architecture."""
         return GPTConfig(
             vocab_size=self.vocab_size,
             context_length=self.context_length,
@@ -61,7 +62,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Decoding:
-    """A batch of prompts of equal length, and how many tokens each gets; the model is GPT-2 small with a context of 1,024."""
+    """A batch of prompts of equal length for GPT-2 small with a context of 1,024, and the number of new tokens."""
 
     batch_size: int
     n_prompt: int
@@ -69,7 +70,7 @@ class Decoding:
 
 
 def gpt2_124m(*, drop_rate: float, batch_size: int = 2, context_length: int = 256, steps: int = 6, warmup: int = 3) -> Training:
-    """GPT-2 small."""
+    """Return the training of GPT-2 small."""
     return Training("gpt2_124m", "gpt2", 50257, 768, 12, 12, context_length, batch_size, drop_rate, steps, warmup)
 
 

@@ -1,4 +1,4 @@
-"""How long a user waits before something happens."""
+"""Measure how long a user waits before something happens."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 from benchmarks.measure import ROOT, Measurement, run
 
 
-def command(*words: str) -> Measurement:
-    """`python train.py` with these words, from start to end."""
-    return _timed([str(ROOT / "train.py"), *words])
+def command(*arguments: str) -> Measurement:
+    """Measure `python train.py` with these arguments."""
+    return _timed([str(ROOT / "train.py"), *arguments])
 
 
 def imports(statement: str) -> Measurement:
-    """Python, an import, and nothing else."""
+    """Measure Python with a single import."""
     return _timed(["-c", statement])
 
 
 def first_step() -> Measurement:
-    """From the command to the end of the first optimizer step, with the tiny model."""
+    """Measure from the command to the end of the first optimizer step of the tiny model."""
     with tempfile.TemporaryDirectory() as folder:
         stamp = Path(folder, "stamp")
         start = time.time()
@@ -38,7 +38,7 @@ def first_step() -> Measurement:
         return Measurement([float(stamp.read_text()) - start])
 
 
-def _timed(words: list[str]) -> Measurement:
+def _timed(arguments: list[str]) -> Measurement:
     start = time.perf_counter()
-    run([sys.executable, *words])
+    run([sys.executable, *arguments])
     return Measurement([time.perf_counter() - start])

@@ -1,4 +1,4 @@
-"""Steps of training: this program through its real entry, a bare loop around its model, the book's loop, transformers."""
+"""Measure training steps: this program's command, a bare loop around its model, the book's loop, and transformers."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ MODEL_SETTINGS = ("emb_dim", "n_heads", "n_layers", "context_length", "drop_rate
 
 
 def ours(shape: Training, *, precision: str) -> Measurement:
-    """`python train.py` with its default callbacks, logger and loading; only the printed losses are made rare."""
+    """Measure `python train.py` with its default callbacks, logger and data loading, but rare evaluations."""
     with tempfile.TemporaryDirectory() as folder:
         text, result = Path(folder, "text.txt"), Path(folder, "result.json")
         text.write_text(_text(3 * shape.tokens * (shape.steps + shape.warmup)), encoding="utf-8")
-        words = [
+        arguments = [
             f"model={shape.model}",
             f"tokenizer={shape.tokenizer}",
             *(f"model.{name}={getattr(shape, name)}" for name in MODEL_SETTINGS),
@@ -38,12 +38,12 @@ def ours(shape: Training, *, precision: str) -> Measurement:
             f"hydra.run.dir={folder}/run",
             f"+callbacks.custom.clock={{_target_: benchmarks.clock.Clock, file: {result}, warmup: {shape.warmup}}}",
         ]
-        run([sys.executable, str(ROOT / "train.py"), *words])
+        run([sys.executable, str(ROOT / "train.py"), *arguments])
         return Measurement(**json.loads(result.read_text(encoding="utf-8")))
 
 
 def bare(shape: Training, *, precision: str) -> Measurement:
-    """A PyTorch loop of a few lines around this program's model, loss and optimizer: what remains without a framework."""
+    """Measure a short PyTorch loop around this program's model, loss and optimizer, without a framework."""
     from gpt_pretrain.model.gpt2 import GPTModel
     from gpt_pretrain.model.kernels.loss import linear_cross_entropy
     from gpt_pretrain.system.devices import keep_freed_memory
@@ -69,7 +69,7 @@ def bare(shape: Training, *, precision: str) -> Measurement:
 
 
 def chapter(shape: Training) -> Measurement:
-    """`train_model_simple` of the package llms-from-scratch, with its evaluation and samples turned off."""
+    """Measure `train_model_simple` of the package llms-from-scratch without evaluation and samples."""
     from llms_from_scratch import ch05
     from llms_from_scratch.ch04 import GPTModel
 
@@ -83,7 +83,7 @@ def chapter(shape: Training) -> Measurement:
 
 
 def transformers(shape: Training, *, precision: str = "32-true") -> Measurement:
-    """GPT2LMHeadModel in a PyTorch loop."""
+    """Measure GPT2LMHeadModel in a PyTorch loop."""
     from transformers import GPT2LMHeadModel
 
     model: torch.nn.Module = GPT2LMHeadModel(transformers_config(shape))
@@ -100,13 +100,13 @@ def transformers(shape: Training, *, precision: str = "32-true") -> Measurement:
 
 
 def chapter_config(shape: Training) -> dict[str, Any]:
-    """A shape as the book writes it."""
+    """Return the book's configuration for a shape."""
     names = ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers", "drop_rate")
     return {name: getattr(shape, name) for name in names} | {"qkv_bias": False}
 
 
 def transformers_config(shape: Training) -> Any:
-    """A shape as transformers writes it."""
+    """Return the configuration of transformers for a shape."""
     from transformers import GPT2Config
 
     return GPT2Config(

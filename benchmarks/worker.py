@@ -1,4 +1,4 @@
-"""One measurement in a fresh process: python -m benchmarks.worker PRECISION CASE SUBJECT FILE."""
+"""Run one measurement in a fresh process: python -m benchmarks.worker PRECISION CASE SUBJECT FILE."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.cases import all_cases
 
 
 def main() -> None:
-    """Measure, and write the outcome to the file as JSON."""
+    """Measure, and write the result to the file as JSON."""
     precision, case, subject, file = sys.argv[1:]
     measurement = all_cases(precision=precision)[case].subjects[subject]()
     Path(file).write_text(json.dumps(dataclasses.asdict(measurement)), encoding="utf-8")

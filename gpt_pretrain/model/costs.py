@@ -103,7 +103,7 @@ class Parallelism:
     @property
     def name(self) -> str:
         """The strategy's name for tables."""
-        strategy = ("FSDP" if self.fsdp else "DDP") if self.devices > 1 else "alone"
+        strategy = ("FSDP" if self.fsdp else "DDP") if self.devices > 1 else "single device"
         return strategy + " + recomputation" * self.activation_checkpointing
 
 
