@@ -79,10 +79,12 @@ def infer_architecture(
     heads, head_problems = _count_heads(source, both, n_heads)
     problems += head_problems
     fields = {"qkv_bias": any(slot.name.endswith("att.qkv.bias") for slot in slots), "tie_embeddings": _is_tied(source, slots)}
-    candidates = [_check_candidate(source, {**fields, **both, "n_heads": heads}, slots, transposed)]
+    candidates = [_check_candidate(source, {**fields, **both, "n_heads": heads}, slots, transposed=transposed)]
     # The declared sizes are only tried if they are close to the tensors' sizes, so that no absurdly large model is built.
     if all(isinstance(declared.get(name, 0), int) and declared.get(name, 0) <= 2 * value + 100 for name, value in seen.items()):
-        candidates.append(_check_candidate(source, {**fields, **seen, **declared, "n_heads": heads}, slots, transposed))
+        candidates.append(
+            _check_candidate(source, {**fields, **seen, **declared, "n_heads": heads}, slots, transposed=transposed)
+        )
     config, misfits = min(candidates, key=lambda candidate: (candidate[0] is None, len(candidate[1])))
     return config, problems + misfits
 
@@ -132,7 +134,9 @@ def _count_heads(source: WeightSource, known: dict[str, Any], n_heads: int | Non
     stored = known.get("n_heads")
     if n_heads is not None and stored not in (None, n_heads):
         problems.append(f"n_heads={n_heads}: {source.name} has {stored} attention heads.")
-    heads = stored or n_heads or GPT2_HEADS.get((known["emb_dim"], known["n_layers"]))
+    heads = stored if stored is not None else n_heads
+    if heads is None:
+        heads = GPT2_HEADS.get((known["emb_dim"], known["n_layers"]))
     if heads is None:
         emb_dim = known["emb_dim"]
         problems.append(
@@ -145,7 +149,7 @@ def _count_heads(source: WeightSource, known: dict[str, Any], n_heads: int | Non
 
 
 def _check_candidate(
-    source: WeightSource, fields: dict[str, Any], slots: Slots, transposed: bool
+    source: WeightSource, fields: dict[str, Any], slots: Slots, *, transposed: bool
 ) -> tuple[GPTConfig | None, list[str]]:
     """Build an architecture from fields, and list the reasons why the tensors do not fit it."""
     if absurd := [name for name, most in SIZE_LIMITS.items() if isinstance(fields[name], int) and fields[name] > most]:

@@ -57,7 +57,7 @@ def export(weights: Weights, out: Path, *, tokenizer: str | None = None, name: s
         with replacing(out) as scratch:
             scratch.mkdir(parents=True)
             model = weights.build()
-            _write(weights, model, scratch, name=name or out.name, tokenizer=tokenizer)
+            _write(weights, model, scratch, name=name if name is not None else out.name, tokenizer=tokenizer)
             difference = _compare(model, scratch)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{out} cannot be written: {getattr(error, 'strerror', None) or error}.") from error

@@ -93,7 +93,7 @@ class Weights:
         size = self.config.vocab_size
         if name is None and self.tokenizer is None:
             raise UserError(f"{self.name}: no known tokenizer has its vocabulary of {size:,} tokens. Name one with tokenizer=...")
-        tokenizer = build_tokenizer(name or str(self.tokenizer))
+        tokenizer = build_tokenizer(name if name is not None else str(self.tokenizer))
         if not fits_vocab_size(tokenizer.vocab_size, size):
             raise UserError(
                 f"{self.name} has a vocabulary of {size:,} tokens, but the tokenizer {tokenizer.name} has one of "

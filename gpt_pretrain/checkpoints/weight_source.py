@@ -1,4 +1,4 @@
-"""Find and recognize the weights that a user names: by their content, whatever the name of the file."""
+"""Find and recognize the weights that a user names: by content, not by file name."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""This program's own checkpoints: writing, reading, damage and where they are found."""
+
 import os
 import pickle
 from pathlib import Path

@@ -51,10 +51,9 @@ def test_transformers_opens_the_folder_and_the_round_trip_is_exact(tmp_path: Pat
     assert export(open_weights(tmp_path / "x.ckpt"), tmp_path / "out") <= 1e-3
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", local_files_only=True)
     token_ids = torch.randint(0, 257, (2, 16))
+    # These large weights round coarsely in fp32.
     with torch.no_grad():
-        exact = theirs.double()(token_ids).logits - model.double()(
-            token_ids
-        )  # fp64, because these large weights round coarsely in fp32
+        exact = theirs.double()(token_ids).logits - model.double()(token_ids)
     assert exact.abs().max() <= 1e-10
     model.float()
     assert theirs.config.tie_word_embeddings == model.config.tie_embeddings
@@ -245,14 +244,14 @@ def test_the_export_command_writes_a_folder_that_generate_reads(
 ) -> None:
     checkpoint(tmp_path / "x.ckpt")
 
-    def exporting(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "gpt_pretrain", "export", *words]
+    def exporting(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "gpt_pretrain", "export", *arguments]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
 
     done = exporting("checkpoint=x.ckpt", "out=my model")
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(r"x\.ckpt -> my model\ntransformers opens the folder; the logits differ by at most \d", done.stdout)
-    results = [script("generate.py", *words) for words in (["pretrained=my model"], ["checkpoint=x.ckpt"])]
+    results = [script("generate.py", source) for source in ("pretrained=my model", "checkpoint=x.ckpt")]
     assert results[0].returncode == 0, results[0].stderr
     assert results[0].stdout == results[1].stdout
     wrong = exporting("chekpoint=x.ckpt", "n_heads=four")

@@ -100,10 +100,10 @@ class Answer(BaseHTTPRequestHandler):
             return
         self.wfile.write(data[first:])
 
-    def log_message(self, *words: object) -> None:
+    def log_message(self, *arguments: object) -> None:
         pass
 
-    def log_error(self, *words: object) -> None:
+    def log_error(self, *arguments: object) -> None:
         pass
 
 

@@ -75,8 +75,8 @@ def test_a_folder_without_the_prefix_and_a_folder_of_pickles_are_loaded(tmp_path
 
 def test_a_bare_state_dict_with_the_masks_of_old_releases_is_loaded(tmp_path: Path, theirs: GPT2LMHeadModel) -> None:
     masks = {f"transformer.h.{layer}.attn.bias": torch.ones(1, 1, CONTEXT, CONTEXT).tril().bool() for layer in range(3)}
-    torch.save(theirs.state_dict() | masks, tmp_path / "odd.name")
-    ours = load_pretrained(tmp_path / "odd.name", n_heads=4)
+    torch.save(theirs.state_dict() | masks, tmp_path / "any.name")
+    ours = load_pretrained(tmp_path / "any.name", n_heads=4)
     assert difference(ours, theirs) <= 1e-5
     assert ours.config.tie_embeddings, "two names that share memory in the file are one tensor"
     torch.save(theirs.state_dict() | masks, tmp_path / "old", _use_new_zipfile_serialization=False)
@@ -201,10 +201,10 @@ def test_parameters_of_openai_that_do_not_fit_leave_the_model_unchanged(theirs: 
     for nothing in ({}, None, {"blocks": 3}):
         with pytest.raises(UserError, match="lack 'blocks'"):
             load_weights_into_gpt(model, nothing)
-    odd = numpy_params(theirs, under_ln_f=False)
-    odd |= {"wte": None, "wpe": odd["wpe"].astype(">f8")[::-1], "g": torch.nn.Parameter(torch.ones(48)), "b": "text"}
+    damaged = numpy_params(theirs, under_ln_f=False)
+    damaged |= {"wte": None, "wpe": damaged["wpe"].astype(">f8")[::-1], "g": torch.nn.Parameter(torch.ones(48)), "b": "text"}
     with pytest.raises(UserError) as caught:
-        load_weights_into_gpt(model, odd)
+        load_weights_into_gpt(model, damaged)
     assert "The parameters: ln_f.b is not an array of numbers." in caught.value.problems
     assert "The parameters: the tensor wte.weight has shape (), but the model needs (101, 48)." in caught.value.problems
     with pytest.raises(UserError, match=r"h\.0\.attn\.c_attn\.bias is not zero, but the model has qkv_bias=False"):
