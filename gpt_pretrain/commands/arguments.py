@@ -1,8 +1,7 @@
-"""The arguments of `gpt-pretrain COMMAND`: `setting=value`, `--setting=value`, `--setting value` and positional ones."""
+"""Parse the arguments of `gpt-pretrain COMMAND`: `name=value`, `--name=value`, `--name value`, `--flag` and positional ones."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Set
 from typing import TypeVar, get_type_hints
 
@@ -21,11 +20,11 @@ def wants_help(arguments: list[str]) -> bool:
     return bool({"-h", "--help"} & set(arguments))
 
 
-def parse_arguments(arguments: list[str], kind: type[Settings], *, usage: str, positional: str | None = None) -> Settings:
+def parse_arguments(arguments: list[str], schema: type[Settings], *, usage: str, positional: str | None = None) -> Settings:
     """Parse a command's arguments into its settings; `--help` prints the usage and exits.
 
     Args:
-        kind: The dataclass of the command's settings.
+        schema: The dataclass of the command's settings.
         positional: The list setting that arguments without `name=` belong to.
 
     Raises:
@@ -35,47 +34,53 @@ def parse_arguments(arguments: list[str], kind: type[Settings], *, usage: str, p
     if wants_help(arguments):
         print(usage.strip())
         raise SystemExit(0)
-    words = _without_dashes(arguments, flags={name for name, hint in get_type_hints(kind).items() if hint is bool})
-    return to_settings(_from_words(words, kind, positional), kind)
+    hints = get_type_hints(schema)
+    overrides = _without_dashes(arguments, flags={name for name, hint in hints.items() if hint is bool})
+    names = [name for name in hints if name != positional]
+    config: DictConfig = OmegaConf.structured(schema)
+    if positional is not None:
+        values = [one for one in overrides if one.partition("=")[0] not in names]  # folders of sweeps have "=" in their names
+        overrides = [one for one in overrides if one.partition("=")[0] in names]
+        if values:
+            config[positional] = escape_interpolation(values)
+    _apply(config, overrides, names)
+    return to_settings(config, schema)
 
 
-def _without_dashes(words: list[str], *, flags: Set[str]) -> list[str]:
-    """Settings as other programs have them, `--name=value`, `--name value` or, for flags, `--name`, as `name=value`."""
-    kept: list[str] = []
-    rest = iter(words)
-    for word in rest:
-        name, equals, _ = word.removeprefix("--").partition("=")
-        if not word.startswith("--"):
-            kept.append(word)
+def _without_dashes(arguments: list[str], *, flags: Set[str]) -> list[str]:
+    """Rewrite `--name=value`, `--name value` and, for flags, `--name` as `name=value`."""
+    overrides: list[str] = []
+    remaining = iter(arguments)
+    for argument in remaining:
+        name, equals, _ = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--"):
+            overrides.append(argument)
         elif equals:
-            kept.append(word[2:])
+            overrides.append(argument[2:])
         else:
-            kept.append(f"{name}={'true' if name in flags else next(rest, '')}")
-    return kept
+            overrides.append(f"{name}={'true' if name in flags else next(remaining, '')}")
+    return overrides
 
 
-def _from_words(words: list[str], kind: type, plain: str | None) -> DictConfig:
-    """The settings that words name, the others at their defaults.
+def _apply(config: DictConfig, overrides: list[str], names: list[str]) -> None:
+    """Set the values of overrides in a config.
+
+    OmegaConf converts each text to the type of its setting. `OmegaConf.from_dotlist` would read it as YAML first, in which the
+    folder 010 is the number 8 and the separator "---" is nothing.
 
     Raises:
-        UserError: when a word is no setting, or a value is missing or of another type.
+        UserError: If an override names no setting or has a value of the wrong type, or a setting has no value.
     """
-    known = [field.name for field in dataclasses.fields(kind) if field.name != plain]
-    config: DictConfig = OmegaConf.structured(kind)
-    if plain is not None and (others := [word for word in words if word.partition("=")[0] not in known]):
-        words = [word for word in words if word not in others]
-        config[plain] = escape_interpolation(others)  # folders of sweeps have "=" in their names
     problems = []
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals or name not in known:
-            problems.append(f"{word}: no such setting. There are {', '.join(known)}; --help tells more.")
+    for override in overrides:
+        name, equals, value = override.partition("=")
+        if not equals or name not in names:
+            problems.append(f"{override}: there is no such setting. Choose from {', '.join(names)}; --help explains them.")
             continue
         try:
-            config[name] = None if value == "null" else expand_amounts(word).partition("=")[2]
+            config[name] = None if value == "null" else expand_amounts(override).partition("=")[2]
         except OmegaConfBaseException as error:
-            problems.append(f"{word}: {str(error).splitlines()[0]}")
-    problems += [f"{name}= is missing; --help tells more." for name in known if OmegaConf.is_missing(config, name)]
+            problems.append(f"{override}: {str(error).splitlines()[0]}.")
+    problems += [f"{name}= is missing. --help explains the settings." for name in names if OmegaConf.is_missing(config, name)]
     if problems:
         raise UserError(problems)
-    return config

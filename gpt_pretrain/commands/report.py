@@ -1,11 +1,10 @@
-"""Write the page that tells of a run or a sweep: report.html in its folder.
+"""Write report.html for a run or a sweep, in its folder.
 
 Usage: gpt-pretrain report [FOLDER ...]
 
-  FOLDER  a run's folder, a checkpoint in one, a sweep's folder, or latest, which stands here if nothing does: the newest run
-          below outputs/
+  FOLDER  run directory, checkpoint in one, or sweep directory; default: latest, the newest run in outputs/
 
-The page is written from the files that are there, so that a run which was killed, or is still going on, can have one too.
+The page is written from the files that exist, so killed and unfinished runs can have one too.
 """
 
 from __future__ import annotations
@@ -18,10 +17,12 @@ from gpt_pretrain.sweeps.write_report import write_report
 
 
 def report_command(arguments: list[str]) -> None:
-    """Write the page of each folder that the settings name."""
+    """Write the report page of each folder."""
     settings = parse_arguments(arguments, ReportSettings, usage=__doc__ or "", positional="folders")
     for folder in [find_run_folder(name) for name in settings.folders]:
         try:
             print(display_path(write_report(folder)))
         except OSError as error:
-            raise UserError(f"{folder}: its page cannot be written: {error.strerror or error}.") from error
+            raise UserError(
+                f"{folder}: report.html cannot be written ({error.strerror or error}). Check the permissions and the free space."
+            ) from error

@@ -1,4 +1,4 @@
-"""What settings must fulfil beyond having the right type, checked all at once."""
+"""The rules for settings that a type cannot express; all broken rules are reported together."""
 
 from __future__ import annotations
 
@@ -16,20 +16,30 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.model.config import GPTConfig
 
-Rule = tuple[str, Callable[[Any], bool], str]  # a setting's name, the test that its value must pass, and the test in words
+Test = Callable[[Any], bool]
+Rule = tuple[str, Test, str]  # the name of a setting, the test for its value, and the rule in words
 
 INFINITY = float("inf")
 
 
-def one_of(*choices: object) -> tuple[Callable[[Any], bool], str]:
-    """The test and the words for a value out of a few."""
-    return lambda value: value in choices, "must be one of " + ", ".join(map(str, choices))
+def _as_typed(value: object) -> str:
+    """Format a value as users type it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def at_least(least: float, unit: str = "", *, otherwise: str = "") -> tuple[Callable[[Any], bool], str]:
-    """The test and the words for a finite number with a lower end; where `otherwise` tells what null means, null passes too."""
-    words = f"must be at least {least:g}{unit and ' ' + unit}{otherwise and ', or null ' + otherwise}"
-    return lambda value: bool(otherwise) if value is None else least <= value < INFINITY, words
+def one_of(*choices: object) -> tuple[Test, str]:
+    """Return the test and the words for a value from a list of choices."""
+    return lambda value: value in choices, "must be one of " + ", ".join(map(_as_typed, choices))
+
+
+def at_least(least: float, unit: str = "", *, null: str | None = None) -> tuple[Test, str]:
+    """Return the test and the words for a finite number with a lower bound.
+
+    Args:
+        null: What null stands for; without it, null is not allowed.
+    """
+    words = f"must be at least {least:g}{unit and ' ' + unit}" + ("" if null is None else f", or null for {null}")
+    return lambda value: null is not None if value is None else least <= value < INFINITY, words
 
 
 TRAIN_RULES: list[Rule] = [
@@ -39,15 +49,15 @@ TRAIN_RULES: list[Rule] = [
     ("compile", *one_of("auto", True, False)),
     ("data.batch_size", *at_least(1, "sequence")),
     ("data.train_ratio", lambda ratio: 0 < ratio < 1, "must be above 0 and below 1; 0.9 keeps a tenth for validation"),
-    ("data.stride", *at_least(1, "token", otherwise="for context_length")),
+    ("data.stride", *at_least(1, "token", null="context_length")),
     ("data.num_workers", *at_least(0, "processes")),
     ("data.format", *one_of("auto", "gpt_pretrain", "nanogpt", "llmc")),
-    ("data.val_tokens", *at_least(1, "token", otherwise="for all")),
-    ("data.sources", lambda sources: all(0 < one.weight < INFINITY for one in sources), "must have a weight above 0 each"),
+    ("data.val_tokens", *at_least(1, "token", null="all")),
+    ("data.sources", lambda sources: all(0 < one.weight < INFINITY for one in sources), "each weight must be above 0"),
     ("data.remote.cache_bytes", *at_least(1_000_000, "bytes")),
     ("data.remote.prefetch_batches", *at_least(0, "batches")),
     ("data.remote.threads", *at_least(1, "thread")),
-    ("data.remote.retries", *at_least(0)),
+    ("data.remote.retries", *at_least(0, "retries")),
     ("data.remote.timeout", lambda seconds: 0 < seconds < INFINITY, "must be above 0 seconds"),
     ("optimizer.name", *one_of("adamw")),
     ("optimizer.lr", lambda lr: 0 < lr < INFINITY, "must be above 0; 4e-4 is a good start"),
@@ -59,9 +69,9 @@ TRAIN_RULES: list[Rule] = [
     ("scheduler.warmup_steps", *at_least(0, "optimizer steps")),
     ("scheduler.decay_steps", *at_least(0, "optimizer steps")),
     ("scheduler.min_lr", *at_least(0)),
-    ("trainer.max_epochs", *at_least(1)),
+    ("trainer.max_epochs", *at_least(1, "epoch")),
     ("trainer.max_steps", lambda steps: steps == -1 or steps >= 1, "must be at least 1 optimizer step, or -1 for no limit"),
-    ("trainer.max_tokens", *at_least(1, "token", otherwise="for what max_epochs and max_steps say")),
+    ("trainer.max_tokens", *at_least(1, "token", null="max_epochs and max_steps only")),
     (
         "trainer.max_time",
         lambda text: text is None or re.fullmatch(r"\d+:\d\d:\d\d:\d\d", text) is not None,
@@ -79,23 +89,27 @@ TRAIN_RULES: list[Rule] = [
     ("trainer.accumulate_grad_batches", *at_least(1, "batch")),
     ("trainer.gradient_clip_val", lambda norm: norm is None or norm > 0, "must be above 0, or null for no clipping"),
     ("trainer.log_every_n_steps", *at_least(1, "optimizer step")),
-    ("trainer.limit_train_batches", *at_least(1, "batch", otherwise="for all")),
+    ("trainer.limit_train_batches", *at_least(1, "batch", null="all")),
+    ("trainer.limit_val_batches", *at_least(1, "batch", null="all")),
+    ("trainer.profiler", *one_of(None, "simple", "advanced", "pytorch")),
+    ("checkpoint.every_n_steps", *at_least(1, "optimizer step", null="the end of each epoch only")),
+    (
+        "checkpoint.every_n_minutes",
+        lambda minutes: minutes is None or 0 < minutes < INFINITY,
+        "must be above 0 minutes, or null for no such checkpoints",
+    ),
+    ("checkpoint.keep", *at_least(0, "checkpoints")),
     ("callbacks.early_stopping", lambda stop: stop is None or stop.patience >= 0, "patience must be at least 0 validations"),
     ("callbacks.early_stopping", lambda stop: stop is None or 0 <= stop.min_delta < INFINITY, "min_delta must be at least 0"),
-    ("trainer.limit_val_batches", *at_least(1, "batch", otherwise="for all")),
-    ("trainer.profiler", *one_of(None, "simple", "advanced", "pytorch")),
-    ("checkpoint.every_n_steps", *at_least(1, "optimizer step", otherwise="for the end of each epoch only")),
-    ("checkpoint.every_n_minutes", lambda minutes: minutes is None or 0 < minutes < INFINITY, "must be above 0, or null"),
-    ("checkpoint.keep", *at_least(0, "checkpoints")),
     ("on_nonfinite", *one_of("stop", "skip", "rollback")),
     ("rollback_lr_factor", lambda factor: 0 < factor <= 1, "must be above 0 and at most 1"),
-    ("max_rollbacks", *at_least(0)),
+    ("max_rollbacks", *at_least(0, "rollbacks")),
     ("doubts.min_tokens_per_parameter", *at_least(0, "tokens")),
     ("doubts.min_val_windows", *at_least(0, "windows")),
     ("doubts.max_ddp_memory", lambda share: 0 <= share <= 1, "must be between 0 and 1"),
 ]
 
-SHARE: tuple[Callable[[Any], bool], str] = (lambda share: 0 < share < 1, "must be above 0 and below 1")
+FRACTION: tuple[Test, str] = (lambda value: 0 < value < 1, "must be above 0 and below 1")
 
 DOCTOR_RULES: list[Rule] = [
     ("window", *at_least(10, "optimizer steps")),
@@ -103,93 +117,98 @@ DOCTOR_RULES: list[Rule] = [
     ("first_loss", *at_least(0, "nats")),
     ("overfitting", *at_least(0, "nats")),
     ("gap", *at_least(1)),
-    ("stuck", *SHARE),
+    ("stuck", *FRACTION),
     ("spike", *at_least(0, "nats")),
-    ("clipping", *SHARE),
-    ("loading", *SHARE),
+    ("clipping", *FRACTION),
+    ("loading", *FRACTION),
 ]
 
 GRID_RULES: list[Rule] = [
-    ("prompts", lambda texts: "" not in texts, "no prompt may be empty"),
+    ("prompts", lambda texts: "" not in texts, "no prompt may be empty; leave out the empty one"),
     (
         "temperatures",
         lambda values: len(values) > 0 and all(0 <= value < INFINITY for value in values),
-        "must be at least 0 each",
+        "must be one or more numbers of at least 0",
     ),
-    ("top_ks", lambda values: len(values) > 0 and all(k is None or k >= 1 for k in values), "must be at least 1 each, or null"),
+    (
+        "top_ks",
+        lambda values: len(values) > 0 and all(k is None or k >= 1 for k in values),
+        "must be one or more numbers of at least 1, or null for all tokens",
+    ),
 ]
 
 GENERATE_RULES: list[Rule] = [
-    ("n_samples", *at_least(1)),
+    ("n_samples", *at_least(1, "sample")),
     ("device", lambda name: re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name) is not None, "must be auto, cpu, cuda or mps"),
     ("precision", *one_of("auto", "32-true", "bf16-mixed")),
     ("prompt", lambda text: text != "", "must have at least one character, for example 'Every effort moves you'"),
-    ("prompt_file", lambda name: name is None or Path(name).expanduser().is_file(), "there is no such file"),
+    ("prompt_file", lambda name: name is None or Path(name).expanduser().is_file(), "there is no such file; check the path"),
     ("seed", lambda seed: 0 <= seed < 2**32, "must be between 0 and 4294967295"),
-    ("n_heads", *at_least(1, "attention head", otherwise="for what the weights tell")),
+    ("n_heads", *at_least(1, "attention head", null="the heads that the weights name")),
 ]
 
 PREPARE_RULES: list[Rule] = [
-    ("text_field", lambda name: name != "", "must name a field"),
-    ("document_separator", lambda text: text != "", "must have at least one character, or be null for a document each file"),
+    ("text_field", lambda name: name != "", "must name the field that holds the text, such as text"),
+    ("document_separator", lambda text: text != "", "must have at least one character, or be null for one document per file"),
     ("shard_tokens", *at_least(1, "token")),
     ("val_fraction", lambda share: 0 <= share < 1, "must be at least 0 and below 1"),
-    ("val_tokens", *at_least(1, "token", otherwise="for val_fraction")),
+    ("val_tokens", *at_least(1, "token", null="val_fraction")),
     ("dedup", *one_of("none", "exact")),
-    ("max_rejected", lambda share: 0 <= share <= 1, "must be between 0 and 1"),
-    ("workers", *at_least(1, "process", otherwise="for one each core")),
+    ("max_rejected", lambda share: 0 <= share <= 1, "must be between 0 and 1; 0.001 allows one record in a thousand"),
+    ("workers", *at_least(1, "process", null="one process per core")),
     ("executor", *one_of(None, "local", "slurm", "ray")),
-    ("tasks", *at_least(1, "task", otherwise="for one each file")),
+    ("tasks", *at_least(1, "task", null="one task per file")),
 ]
 
 
 def train_problems(settings: TrainSettings) -> list[str]:
-    """What is wrong with the settings of a run; empty when all is well."""
-    problems = _broken(settings, TRAIN_RULES) + _model_problems(settings.model) + _sampler_problems(settings.sampler)
+    """List the problems of train.py's settings."""
+    problems = _broken_rules(settings, TRAIN_RULES) + _model_problems(settings.model) + _sampler_problems(settings.sampler)
     if settings.callbacks.doctor is not None:
-        problems += [f"callbacks.doctor.{problem}" for problem in _broken(settings.callbacks.doctor, DOCTOR_RULES)]
+        problems += [f"callbacks.doctor.{problem}" for problem in _broken_rules(settings.callbacks.doctor, DOCTOR_RULES)]
     if settings.callbacks.grid is not None:
-        problems += [f"callbacks.grid.{problem}" for problem in _broken(settings.callbacks.grid, GRID_RULES)]
+        problems += [f"callbacks.grid.{problem}" for problem in _broken_rules(settings.callbacks.grid, GRID_RULES)]
     for package, chosen in (("wandb", settings.logger.wandb), ("mlflow", settings.logger.mlflow)):
         if chosen is not None and importlib.util.find_spec(package) is None:
-            problems.append(f"logger={package} needs the package {package}: pip install {package}. Or choose logger=csv.")
-    if settings.scheduler.min_lr > settings.optimizer.lr > 0:
-        problems.append(f"scheduler.min_lr={settings.scheduler.min_lr}: must be at most optimizer.lr={settings.optimizer.lr}.")
+            problems.append(f"logger={package} needs the package {package}: run pip install {package}, or choose logger=csv.")
+    lr, min_lr = settings.optimizer.lr, settings.scheduler.min_lr
+    if min_lr > lr > 0:
+        problems.append(f"scheduler.min_lr={min_lr}: must be at most optimizer.lr={lr}; a tenth of it is usual.")
     return problems
 
 
 def generate_problems(settings: GenerateSettings) -> list[str]:
-    """What is wrong with the settings of a generation; empty when all is well."""
-    problems = _broken(settings, GENERATE_RULES) + _sampler_problems(settings.sampler)
+    """List the problems of generate.py's settings."""
+    problems = _broken_rules(settings, GENERATE_RULES) + _sampler_problems(settings.sampler)
     if settings.pretrained is not None and settings.checkpoint != "latest":
-        problems.append("checkpoint and pretrained exclude each other: both name the weights to use.")
+        problems.append("checkpoint and pretrained both name the weights to use. Set only one of them.")
     return problems
 
 
 def prepare_problems(settings: PrepareSettings) -> list[str]:
-    """What is wrong with the settings of a preparation; empty when all is well."""
-    problems = _broken(settings, PREPARE_RULES)
+    """List the problems of the settings of gpt-pretrain prepare."""
+    problems = _broken_rules(settings, PREPARE_RULES)
     if not settings.inputs and settings.dataset is None and not settings.report:
-        problems.append("No text is named: give files, directories or globs, or dataset=NAME; --help tells more.")
+        problems.append("There is no input. Give files, directories or globs, or dataset=NAME; --help explains the settings.")
     if settings.inputs and settings.dataset is not None:
-        problems.append("Files and dataset= exclude each other: prepare a corpus of each.")
+        problems.append("Files and dataset= cannot be combined. Prepare one corpus from each.")
     if settings.executor is not None and settings.dataset is not None:
-        problems.append(f"executor={settings.executor} shares out files; dataset= is one stream. Leave executor= out.")
+        problems.append(f"executor={settings.executor} distributes files, but dataset= is a single stream. Leave out executor=.")
     if settings.executor == "slurm" and settings.slurm_partition is None:
-        problems.append("executor=slurm needs slurm_partition=NAME.")
+        problems.append("executor=slurm needs the partition to use. Add slurm_partition=NAME.")
     return problems
 
 
 def _model_problems(model: ModelSettings) -> list[str]:
-    return _prefixed("model", lambda: GPTConfig(vocab_size=1, **dataclasses.asdict(model)))
+    return _config_problems("model", lambda: GPTConfig(vocab_size=1, **dataclasses.asdict(model)))
 
 
 def _sampler_problems(sampler: SamplerSettings) -> list[str]:
-    return _prefixed("sampler", lambda: SamplerConfig(**dataclasses.asdict(sampler)))
+    return _config_problems("sampler", lambda: SamplerConfig(**dataclasses.asdict(sampler)))
 
 
-def _prefixed(group: str, build: Callable[[], object]) -> list[str]:
-    """The problems of something that checks itself, under the names that its settings have here."""
+def _config_problems(group: str, build: Callable[[], object]) -> list[str]:
+    """List the problems of a config that validates itself, with the names that its settings have in a group."""
     try:
         build()
     except UserError as error:
@@ -197,6 +216,6 @@ def _prefixed(group: str, build: Callable[[], object]) -> list[str]:
     return []
 
 
-def _broken(settings: object, rules: list[Rule]) -> list[str]:
+def _broken_rules(settings: object, rules: list[Rule]) -> list[str]:
     values = [(name, attrgetter(name)(settings), test, words) for name, test, words in rules]
-    return [f"{name}={'null' if value is None else value}: {words}." for name, value, test, words in values if not test(value)]
+    return [f"{name}={_as_typed(value)}: {words}." for name, value, test, words in values if not test(value)]

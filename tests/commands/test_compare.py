@@ -1,11 +1,11 @@
-"""Runs beside one another."""
+"""The comparison of runs: tables, warnings and curves."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from gpt_pretrain.commands.compare import comparison, differences, incomparable
+from gpt_pretrain.commands.compare import comparison_warnings, differing_settings, format_comparison
 from gpt_pretrain.runs.charts import curves, drawing
 from gpt_pretrain.runs.reader import read_run
 from tests.helpers.command_line import gpt_pretrain
@@ -16,11 +16,11 @@ Command = Callable[..., None]
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """The command, run in the test's own folder."""
+    """Run `gpt-pretrain compare` in the test's own folder."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*words: str) -> None:
-        gpt_pretrain("compare", *words)
+    def run(*arguments: str) -> None:
+        gpt_pretrain("compare", *arguments)
 
     return run
 
@@ -30,7 +30,7 @@ def row(text: str, head: str) -> list[str]:
     return line.removeprefix(head).split()
 
 
-def test_what_differs_is_printed_and_the_curves_are_drawn(
+def test_differences_are_printed_and_curves_are_drawn(
     tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = []
@@ -60,13 +60,13 @@ def test_what_differs_is_printed_and_the_curves_are_drawn(
     assert (tmp_path / "both.svg").read_text().startswith("<?xml")
 
 
-def test_runs_that_are_the_same_say_so(tmp_path: Path) -> None:
+def test_equal_runs_have_no_differences(tmp_path: Path) -> None:
     runs = [read_run(make_run(tmp_path / name)) for name in "ab"]
-    assert (differences(runs), incomparable(runs)) == ({}, [])
-    assert "no setting differs" in comparison(runs)
+    assert (differing_settings(runs), comparison_warnings(runs)) == ({}, [])
+    assert "no setting differs" in format_comparison(runs)
 
 
-def test_losses_of_other_tokenizers_are_compared_by_bytes(
+def test_runs_with_different_tokenizers_are_compared_by_bits_per_byte(
     tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = []
@@ -88,19 +88,21 @@ def test_losses_of_other_tokenizers_are_compared_by_bytes(
     [
         ({"data": {"sha256": "cd" * 32}}, CONFIG, True),
         ({}, CONFIG.replace("train_ratio: 0.9", "train_ratio: 0.8"), True),
-        ({"data": {}}, CONFIG, False),  # the hash is not known, the text's place is the same
+        ({"data": {}}, CONFIG, False),  # the hash is unknown, the path is the same
         ({"data": {}}, CONFIG.replace("path: null", "path: book.txt"), True),
-        ({"data": {}, "tokenizer": None}, "", False),  # nothing is known
+        ({"data": {}, "tokenizer": None}, "", False),  # no facts are known
     ],
 )
-def test_losses_on_other_texts_are_warned_of(tmp_path: Path, fields: dict[str, object], config: str, warned: bool) -> None:
+def test_different_validation_texts_give_a_warning(tmp_path: Path, fields: dict[str, object], config: str, warned: bool) -> None:
     runs = [read_run(make_run(tmp_path / "a")), read_run(make_run(tmp_path / "b", config=config, **fields))]
-    problems = incomparable(runs)
-    assert bool(problems) == warned
-    assert not warned or "different texts" in problems[0]
+    warnings = comparison_warnings(runs)
+    assert bool(warnings) == warned
+    assert not warned or "different texts" in warnings[0]
 
 
-def test_a_run_is_compared_by_what_it_has(tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_with_missing_files_are_compared_by_the_files_they_have(
+    tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
     make_run(tmp_path / "a")
     for name, kept in (("recorded", "run.json"), ("configured", "config.yaml"), ("measured", "metrics.csv")):
         (tmp_path / name).mkdir()
@@ -116,7 +118,9 @@ def test_a_run_is_compared_by_what_it_has(tmp_path: Path, command: Command, caps
     assert not (tmp_path / "compare.png").exists()
 
 
-def test_folders_of_sweeps_are_taken_by_their_names(tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_folders_may_have_equals_signs_in_their_names(
+    tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
     make_run(tmp_path / "optimizer.lr=1,b=${x}")
     make_run(tmp_path / "outputs" / "a")
     command("optimizer.lr=1,b=${x}", "latest")
@@ -124,28 +128,28 @@ def test_folders_of_sweeps_are_taken_by_their_names(tmp_path: Path, command: Com
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("arguments", "messages"),
     [
-        ([], ["0 runs named", "at least two"]),
-        (["a"], ["1 run named"]),
+        ([], ["0 runs given", "at least two"]),
+        (["a"], ["1 run given"]),
         (["a", "nowhere", "out=x.doc"], ["nowhere: there is no such run directory", "out=x.doc: must end in one of .png"]),
         (["a", "empty"], ["empty: this folder holds no run"]),
         (["a", "a", "out=missing/x.png"], ["out=missing/x.png: this file cannot be written (No such file or directory)"]),
     ],
 )
-def test_what_is_wrong_is_told_at_once(
-    tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str], words: list[str], told: list[str]
+def test_all_problems_are_reported_together(
+    tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str], arguments: list[str], messages: list[str]
 ) -> None:
     make_run(tmp_path / "a")
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit) as ended:
-        command(*words)
+        command(*arguments)
     assert ended.value.code == 2
     err = capsys.readouterr().err
-    assert all(text in err for text in told), err
+    assert all(message in err for message in messages), err
 
 
 def test_long_values_keep_the_table_narrow(tmp_path: Path) -> None:
     config = CONFIG.replace("Every effort", "x" * 500)
     runs = [read_run(make_run(tmp_path / "a")), read_run(make_run(tmp_path / "b", config=config))]
-    assert max(map(len, comparison(runs).splitlines()[4:])) < 100
+    assert max(map(len, format_comparison(runs).splitlines()[4:])) < 100

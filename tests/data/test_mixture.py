@@ -176,7 +176,7 @@ def test_a_mixture_without_sources_or_with_several_tokenizers_is_refused(train: 
     with pytest.raises(UserError, match="were made with different tokenizers"):
         train(*words_of(sources), base=["model=tiny", "model.context_length=32", "trainer.accelerator=cpu"])
     sources[1].weight = 0.0
-    with pytest.raises(UserError, match="must have a weight above 0 each"):
+    with pytest.raises(UserError, match="each weight must be above 0"):
         train(*words_of(sources))
 
 

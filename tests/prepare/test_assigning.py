@@ -165,7 +165,7 @@ def test_all_invalid_settings_are_reported_together(command, capsys: pytest.Capt
     message = capsys.readouterr().err
     assert caught.value.code == 2
     assert all(f"{name}=" in message for name in invalid)
-    assert "No text is named" in message and not Path("out").exists()
+    assert "There is no input" in message and not Path("out").exists()
 
 
 @pytest.mark.slow

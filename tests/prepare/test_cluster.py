@@ -100,7 +100,7 @@ def test_files_are_grouped_in_order_and_by_size() -> None:
 
 def test_settings_that_an_executor_does_not_support_are_reported() -> None:
     assert prepare_problems(PrepareSettings(out="out", inputs=["a"], executor="slurm")) == [
-        "executor=slurm needs slurm_partition=NAME."
+        "executor=slurm needs the partition to use. Add slurm_partition=NAME."
     ]
     (problem,) = prepare_problems(PrepareSettings(out="out", dataset="a", executor="local"))
-    assert "executor=local shares out files" in problem
+    assert "executor=local distributes files" in problem
