@@ -1,13 +1,13 @@
-"""Prove on this machine, with these settings, that a killed and resumed run ends like one that never stopped.
+"""Check on this machine, with your settings, that a killed and resumed run ends like an uninterrupted one.
 
 Usage: gpt-pretrain verify_resume [before=K] [after=M] [setting=value ...]
 
-  before   optimizer steps before the kill; 4
-  after    optimizer steps after it; 4
-  others   settings of train.py, as it takes them
+  before   optimizer steps before the kill; default: 4
+  after    optimizer steps after the kill; default: 4
+  setting  any setting of train.py
 
-Trains K + M steps twice with the same settings. The second time the process is killed (SIGKILL) after the checkpoint of step K,
-and the run resumed. Prints `identical`, or the first step and tensor that differ; the exit code is 0 or 1.
+Trains K + M steps twice with the same settings. The second run is killed (SIGKILL) after the checkpoint of step K, and resumed.
+Prints `identical` (exit code 0), or the first step and tensor that differ (exit code 1).
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Fingerprints(Callback):
     """Writes the checksum of every parameter after every optimizer step, and kills its own process once.
 
     Args:
-        file: where to, a line a step.
-        kill_after: the step after which to kill, or None.
+        file: The file to append to, one line per step.
+        kill_after: The optimizer step after which to kill the process; None never kills it.
     """
 
     def __init__(self, file: str, kill_after: int | None = None) -> None:
@@ -61,30 +61,31 @@ class Fingerprints(Callback):
 
 
 def checksum(tensor: torch.Tensor) -> int:
-    """Of a tensor's bytes."""
+    """Return the CRC-32 of a tensor's bytes."""
     return zlib.crc32(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
 
 
-def verify(words: list[str], *, before: int, after: int, folder: Path) -> str | None:
-    """Train twice in folder, and say what is not the same.
+def verify(overrides: list[str], *, before: int, after: int, folder: Path) -> str | None:
+    """Train twice in a folder, and return the first difference; None if there is none.
 
     Raises:
-        UserError: when a training fails by itself.
+        UserError: If a training fails for another reason than the kill.
     """
-    common = [*words, f"trainer.max_steps={before + after}", "trainer.max_epochs=1000000", f"checkpoint.every_n_steps={before}"]
+    steps = [f"trainer.max_steps={before + after}", "trainer.max_epochs=1000000", f"checkpoint.every_n_steps={before}"]
+    common = [*overrides, *steps]
     whole, killed = folder / "whole", folder / "killed"
     _train(whole, [*common, _custom(whole)])
-    print(f"trained {before + after} steps without a stop", flush=True)
+    print(f"trained {before + after} steps without interruption", flush=True)
     _train(killed, [*common, _custom(killed, kill_after=before)], expected=-signal.SIGKILL)
     print(f"trained again, killed after step {before}", flush=True)
-    own = [word for word in words if word.startswith("+callbacks.custom.")]  # a checkpoint brings none
-    _train(killed, [f"resume={killed}", *own, _custom(killed, kill_after=before)])
+    custom = [one for one in overrides if one.startswith("+callbacks.custom.")]  # a checkpoint does not store these
+    _train(killed, [f"resume={killed}", *custom, _custom(killed, kill_after=before)])
     print("resumed, to the same step", flush=True)
-    return difference(whole, killed)
+    return find_difference(whole, killed)
 
 
-def difference(whole: Path, killed: Path) -> str | None:
-    """The first difference between two runs, in words; None if they are the same, bit for bit."""
+def find_difference(whole: Path, killed: Path) -> str | None:
+    """Describe the first difference between two runs; None if they are bitwise identical."""
     steps = [_sums(run) for run in (whole, killed)]
     for step in sorted(steps[0].keys() | steps[1].keys()):
         one, other = (found.get(step) for found in steps)
@@ -94,18 +95,18 @@ def difference(whole: Path, killed: Path) -> str | None:
             if other.get(name) != value:
                 return f"step {step}: the tensor {name} differs"
     contents = [read_checkpoint(checkpoint_dir(run) / LAST, resumable=True) for run in (whole, killed)]
-    names = [name for name in COMPARED if not same(contents[0][name], contents[1][name])]
+    names = [name for name in COMPARED if not equal_contents(contents[0][name], contents[1][name])]
     return f"after the last step: {', '.join(names)} differ" if names else None
 
 
-def same(a: Any, b: Any) -> bool:
-    """Whether two nested containers hold equal values, tensors bit for bit."""
+def equal_contents(a: Any, b: Any) -> bool:
+    """Return whether two nested containers hold equal values; tensors must be bitwise equal."""
     if isinstance(a, torch.Tensor):
         return isinstance(b, torch.Tensor) and torch.equal(a, b)
     if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(same(value, b[key]) for key, value in a.items())
+        return isinstance(b, dict) and a.keys() == b.keys() and all(equal_contents(value, b[key]) for key, value in a.items())
     if isinstance(a, list | tuple):
-        return isinstance(b, list | tuple) and len(a) == len(b) and all(map(same, a, b))
+        return isinstance(b, list | tuple) and len(a) == len(b) and all(map(equal_contents, a, b))
     return bool(a == b)
 
 
@@ -115,31 +116,33 @@ def _custom(run_dir: Path, *, kill_after: int | None = None) -> str:
 
 
 def _sums(run_dir: Path) -> dict[int, dict[str, int]]:
-    """What a run's steps left, a step that was done again counted the second time."""
+    """Return the checksums of each step of a run; for a step that was repeated, those of the repetition."""
     lines = run_dir.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()
     return {line["step"]: line["sums"] for line in map(json.loads, lines)}
 
 
-def _train(run_dir: Path, words: list[str], *, expected: int = 0) -> None:
-    place = [] if words[0].startswith("resume=") else [f"hydra.run.dir={run_dir}"]
-    done = subprocess.run([sys.executable, str(SCRIPT), *words, *place], capture_output=True, text=True, check=False)
+def _train(run_dir: Path, overrides: list[str], *, expected: int = 0) -> None:
+    folder = [] if overrides[0].startswith("resume=") else [f"hydra.run.dir={run_dir}"]
+    done = subprocess.run([sys.executable, str(SCRIPT), *overrides, *folder], capture_output=True, text=True, check=False)
     if done.returncode != expected:
-        raise UserError(f"The training ended with status {done.returncode}:\n{(done.stdout + done.stderr)[-2000:]}")
+        output = (done.stdout + done.stderr)[-2000:]
+        raise UserError(f"The training ended with exit code {done.returncode} instead of {expected}:\n{output}")
 
 
-def _whole_number(words: list[str], name: str, default: int) -> int:
-    """Take `name=N` out of words.
+def _take_count(arguments: list[str], name: str, *, default: int) -> int:
+    """Remove `name=N` from the arguments and return N.
 
     Raises:
-        UserError: when N is no whole number of at least 1.
+        UserError: If N is not a whole number of at least 1.
     """
-    for word in [word for word in words if word.startswith(f"{name}=")]:
-        words.remove(word)
-        text = word.partition("=")[2]
+    count = default
+    for argument in [one for one in arguments if one.startswith(f"{name}=")]:
+        arguments.remove(argument)
+        text = argument.partition("=")[2]
         if not text.isdecimal() or int(text) < 1:
-            raise UserError(f"{word}: must be a whole number of at least 1.")
-        default = int(text)
-    return default
+            raise UserError(f"{argument}: must be a whole number of at least 1.")
+        count = int(text)
+    return count
 
 
 def verify_resume_command(arguments: list[str]) -> int:
@@ -147,9 +150,9 @@ def verify_resume_command(arguments: list[str]) -> int:
     if wants_help(arguments):
         print((__doc__ or "").strip())
         return 0
-    words = list(arguments)
-    before, after = _whole_number(words, "before", 4), _whole_number(words, "after", 4)
+    overrides = list(arguments)
+    before, after = _take_count(overrides, "before", default=4), _take_count(overrides, "after", default=4)
     with tempfile.TemporaryDirectory(prefix="verify-resume-", ignore_cleanup_errors=True) as folder:
-        found = verify(words, before=before, after=after, folder=Path(folder))
-    print("identical" if found is None else found)
-    return 0 if found is None else 1
+        difference = verify(overrides, before=before, after=after, folder=Path(folder))
+    print("identical" if difference is None else difference)
+    return 0 if difference is None else 1

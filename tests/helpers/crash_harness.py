@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 import gpt_pretrain.training.fit  # noqa: E402
 import gpt_pretrain.training.preflight  # noqa: E402, F401
 from gpt_pretrain.checkpoints import checkpoint_file  # noqa: E402
-from gpt_pretrain.commands.verify_resume import same  # noqa: E402
+from gpt_pretrain.commands.verify_resume import equal_contents  # noqa: E402
 
 WORDS = [
     *("model=tiny", "tokenizer=byte", "model.emb_dim=32", "model.n_layers=2", "model.n_heads=2", "model.context_length=32"),
@@ -90,12 +90,12 @@ def differences(a: Path, b: Path) -> list[str]:
     problems = [
         f"{b.name}: {key} differs"
         for key in ("state_dict", "optimizer_states", "lr_schedulers", "train_losses", "val_losses", "eval_steps", "tokens_seen")
-        if not same(one[key], other[key])
+        if not equal_contents(one[key], other[key])
     ]
     problems += [
         f"{b.name}: the {name} of the callbacks differs"
         for name in ("SaveRun", "Randomness")
-        if not same(one["callbacks"][name], other["callbacks"][name])
+        if not equal_contents(one["callbacks"][name], other["callbacks"][name])
     ]
     logs = [[[row[column] for column in COLUMNS] for row in _rows(run)] for run in (a, b)]
     problems += [f"{b.name}: metrics.csv differs"] if logs[0] != logs[1] else []

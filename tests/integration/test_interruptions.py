@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gpt_pretrain.commands.verify_resume import difference, same
+from gpt_pretrain.commands.verify_resume import equal_contents, find_difference
 from gpt_pretrain.training.distributed import requeue
 from gpt_pretrain.training.lit_module import GPTLitModule
 from tests.conftest import ROOT, TINY_RUN
@@ -75,7 +75,7 @@ def test_a_run_that_its_time_ended_goes_on_exactly(train: Train, tmp_path: Path)
     train(*SETTINGS, "trainer.max_epochs=4", "trainer.max_time=00:01:00:00", resume, run_dir=tmp_path / "parts")
     a, b = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "parts")
     for key in ("state_dict", "optimizer_states", "train_losses", "val_losses", "tokens_seen"):
-        assert same(a[key], b[key]), key
+        assert equal_contents(a[key], b[key]), key
 
 
 def test_a_job_of_slurm_is_put_back_into_the_queue_and_goes_on(
@@ -138,12 +138,12 @@ def test_verify_resume_names_the_first_step_and_tensor_that_differ(train: Train,
         fields = f"{{_target_: gpt_pretrain.commands.verify_resume.Fingerprints, file: '{tmp_path / name}.jsonl'}}"
         seed = "seed=5" if name == "c" else "seed=4"
         train(*SETTINGS, "callbacks=default", f"+callbacks.custom.prints={fields}", seed, run_dir=tmp_path / name)
-    assert difference(tmp_path / "a", tmp_path / "b") is None
-    assert difference(tmp_path / "a", tmp_path / "c") == "step 1: the tensor tok_emb.weight differs"
+    assert find_difference(tmp_path / "a", tmp_path / "b") is None
+    assert find_difference(tmp_path / "a", tmp_path / "c") == "step 1: the tensor tok_emb.weight differs"
     lines = (tmp_path / "b.jsonl").read_text().splitlines()
     lines[6] = re.sub(r'("trf_blocks\.1\.norm2\.bias": )\d+', r"\g<1>1", lines[6])
     (tmp_path / "b.jsonl").write_text("\n".join(lines))
-    assert difference(tmp_path / "a", tmp_path / "b") == "step 7: the tensor trf_blocks.1.norm2.bias differs"
+    assert find_difference(tmp_path / "a", tmp_path / "b") == "step 7: the tensor trf_blocks.1.norm2.bias differs"
 
 
 def test_the_harness_would_notice(train: Train, tmp_path: Path) -> None:
