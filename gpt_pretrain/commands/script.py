@@ -21,7 +21,7 @@ from gpt_pretrain.config.schema import GenerateSettings, TrainSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.training.distributed.launch import QUIET, agree_on_overrides, node_rank
 from gpt_pretrain.training.distributed.ranks import exit_without_teardown, explain_lost_ranks, is_distributed
-from gpt_pretrain.training.distributed.requeue import begun_run
+from gpt_pretrain.training.distributed.requeue import earlier_run
 
 
 def register_schema() -> None:
@@ -65,7 +65,7 @@ def _rank_arguments(name: str) -> list[str]:
     """Return the arguments that all processes of a training agree on."""
     typed = typed_arguments()
     with explain_lost_ranks():
-        return agree_on_overrides(lambda: to_hydra_arguments(sys.argv[1:], script=name), earlier_run=lambda: begun_run(typed))
+        return agree_on_overrides(lambda: to_hydra_arguments(sys.argv[1:], script=name), earlier_run=lambda: earlier_run(typed))
 
 
 class CheckRunFolder(Callback):

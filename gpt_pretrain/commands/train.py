@@ -50,7 +50,7 @@ def train(config: DictConfig, *, overridden: Set[str] | None = None) -> float:
             return _best_val_loss(run_dir)
         ranks.join_process_group()
         if writes:
-            requeue.remember(run_dir, words=typed_arguments())
+            requeue.remember_run(run_dir, arguments=typed_arguments())
 
         from gpt_pretrain.system.devices import keep_freed_memory
         from gpt_pretrain.system.terminal import quiet_lightning

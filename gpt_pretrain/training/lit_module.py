@@ -21,7 +21,7 @@ from gpt_pretrain.model.gpt2 import GPTModel
 from gpt_pretrain.training.batch_totals import batch_totals
 from gpt_pretrain.training.clock import TrainingClock
 from gpt_pretrain.training.distributed import ranks
-from gpt_pretrain.training.distributed.fsdp import shard
+from gpt_pretrain.training.distributed.fsdp import shard_model
 from gpt_pretrain.training.nonfinite import NonFiniteError, renumber_batches, skipped_batch_loss
 from gpt_pretrain.training.optimizer import build_optimizer, clip_gradients, gradient_norm, group_settings
 from gpt_pretrain.training.schedule import apply_settings, build_schedule
@@ -97,7 +97,7 @@ class GPTLitModule(L.LightningModule):
     def configure_model(self) -> None:
         """Shard the model if the strategy spreads it over the devices."""
         if self.device_mesh is not None:
-            shard(self.model, self.device_mesh["data_parallel"])
+            shard_model(self.model, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build AdamW and a schedule that advances with every optimizer step."""

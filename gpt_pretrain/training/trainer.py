@@ -28,7 +28,7 @@ from gpt_pretrain.training.callbacks.stop import FinishAtLimit, StopOnSignal
 from gpt_pretrain.training.callbacks.time_left import TimeLeft
 from gpt_pretrain.training.checkpoint_files import SafeCheckpointIO
 from gpt_pretrain.training.distributed import ranks
-from gpt_pretrain.training.distributed.strategy import build_strategy, environments
+from gpt_pretrain.training.distributed.strategy import build_strategy, cluster_environments
 from gpt_pretrain.training.preflight import TrainingSetup
 from gpt_pretrain.training.run_length import tokens_per_epoch, total_epochs, total_steps
 
@@ -90,7 +90,7 @@ def build_run_trainer(
         callbacks=[*build_callbacks(setup, config=config, run_dir=run_dir), *extra_callbacks],
         loggers=build_loggers(settings.logger, run_dir=run_dir, first_step=first_step) if ranks.is_main() else [],
         strategy=build_strategy(settings.trainer),
-        plugins=[SafeCheckpointIO(), *environments()],
+        plugins=[SafeCheckpointIO(), *cluster_environments()],
         default_root_dir=run_dir,
     )
 

@@ -94,7 +94,7 @@ def test_a_job_of_slurm_is_put_back_into_the_queue_and_goes_on(
     with signalled(signal.SIGUSR1, at_step=3):
         train(*SETTINGS, run_dir=tmp_path / "run")
     assert (tmp_path / "asked").read_text() == "requeue 4711\n"
-    assert any("SLURM's job 4711 is in the queue again" in line for line in printed())
+    assert any("SLURM job 4711 is queued again" in line for line in printed())
     assert requeue.interrupted_run(["model=tiny"]) is None, "only a job that is started again goes on"
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert requeue.interrupted_run(["model=tiny"]) == tmp_path / "run"
@@ -105,7 +105,7 @@ def test_a_job_of_slurm_is_put_back_into_the_queue_and_goes_on(
     assert apply_resume(["model=tiny", "resume=null"]) == ["model=tiny", "resume=null"]
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "9")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
-    assert requeue.job() == "9_2"
+    assert requeue.job_name() == "9_2"
 
 
 @pytest.mark.slow

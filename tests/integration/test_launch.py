@@ -114,7 +114,7 @@ def test_when_one_machine_fails_the_other_ends_too(start: Start, tmp_path: Path)
     begun = time.monotonic()
     codes, texts = ended(*both)
     assert codes == [2, 128 + signal.SIGKILL]
-    assert "Another process of this training has ended or is out of reach" in texts[0]
+    assert "Another process of this training has ended or cannot be reached" in texts[0]
     assert time.monotonic() - begun < 30
     assert read_metadata(run)["state"] == "failed"
 
@@ -122,9 +122,9 @@ def test_when_one_machine_fails_the_other_ends_too(start: Start, tmp_path: Path)
 @pytest.mark.parametrize(
     ("environment", "problem"),
     [
-        ({"NODE_RANK": "0"}, "trainer.num_nodes=2: MASTER_ADDR, MASTER_PORT must be set"),
-        ({"NODE_RANK": "2"}, "NODE_RANK=2: must be below trainer.num_nodes=2"),
-        ({"NODE_RANK": "-1"}, "NODE_RANK=-1: must be this machine's number, from 0."),
+        ({"NODE_RANK": "0"}, "trainer.num_nodes=2 needs MASTER_ADDR, MASTER_PORT in the environment"),
+        ({"NODE_RANK": "2"}, "NODE_RANK=2 must be below trainer.num_nodes=2"),
+        ({"NODE_RANK": "-1"}, "NODE_RANK=-1 must be this machine's number, counted from 0."),
     ],
 )
 def test_a_machine_that_does_not_know_the_others(
@@ -150,8 +150,10 @@ def test_how_many_processes_a_machine_starts(monkeypatch: pytest.MonkeyPatch) ->
 def test_what_a_machine_misses_is_told_in_one_line(start: Start, tmp_path: Path) -> None:
     codes, texts = ended(start(*WORDS, "trainer.num_nodes=2"), start(*WORDS, NODE_RANK="1"))
     assert codes == [2, 2], texts
-    assert texts[0].startswith("error: trainer.num_nodes=2: NODE_RANK, MASTER_ADDR, MASTER_PORT must be set"), texts[0]
-    assert texts[1] == "error: NODE_RANK=1: must be below trainer.num_nodes=1, as machines are counted from 0.\n"
+    assert texts[0].startswith("error: trainer.num_nodes=2 needs NODE_RANK, MASTER_ADDR, MASTER_PORT in the environment"), texts[
+        0
+    ]
+    assert texts[1] == "error: NODE_RANK=1 must be below trainer.num_nodes=1: machines are counted from 0.\n"
     assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
 
 
@@ -175,8 +177,8 @@ def test_ranks_that_never_meet_give_up_in_time_and_a_port_that_is_taken_is_named
         lonely = start(*WORDS, **alone, MASTER_PORT=str(free_port()), GPT_PRETRAIN_TIMEOUT="2")
         codes, texts = ended(taken, lonely)
     assert codes == [2, 2], texts
-    assert f"MASTER_PORT={port}: another program on this machine has that port" in texts[0]
-    assert "Another process of this training has ended or is out of reach" in texts[1]
+    assert f"MASTER_PORT={port} is in use by another program on this machine" in texts[0]
+    assert "Another process of this training has ended or cannot be reached" in texts[1]
 
 
 @pytest.mark.slow
@@ -185,9 +187,9 @@ def test_ranks_that_torchrun_starts_again_meet_whatever_it_has_counted_on_their_
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     store.set("here/1", "a word of one who is gone")
-    code = """import os; from gpt_pretrain import distributed as d
-with d.ended_at_once():
-    d.join(); print(d.gather(os.environ['TORCHELASTIC_RESTART_COUNT']))"""
+    code = """import os; from gpt_pretrain.training.distributed import ranks
+with ranks.exit_without_teardown():
+    ranks.join_process_group(); print(ranks.all_gather(os.environ['TORCHELASTIC_RESTART_COUNT']))"""
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "GPT_PRETRAIN_TIMEOUT": "60"}
     for number, counts in enumerate([("0", "0"), ("0", "1"), ("1", "1")]):
         both = [
@@ -256,8 +258,8 @@ def test_where_the_tasks_of_slurm_meet(monkeypatch: pytest.MonkeyPatch) -> None:
         return ranks._from_slurm()
 
     found = of_step(123456, 0)
-    ranks = {"RANK": "9", "LOCAL_RANK": "1", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8", "GROUP_RANK": "1"}
-    assert found == ranks | {"MASTER_ADDR": "gpu07", "MASTER_PORT": "18456"}
+    expected = {"RANK": "9", "LOCAL_RANK": "1", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8", "GROUP_RANK": "1"}
+    assert found == expected | {"MASTER_ADDR": "gpu07", "MASTER_PORT": "18456"}
     ports = {of_step(job, step)["MASTER_PORT"] for job in range(19_990, 20_010) for step in range(4)}
     assert len(ports) == 80, "jobs that may share a node have ports of their own"
     assert all(1024 < int(port) < 32768 for port in ports)
@@ -349,7 +351,7 @@ with exit_without_teardown():
 def test_what_a_rank_must_know_is_told(start: Start) -> None:
     codes, texts = ended(start(*WORDS, WORLD_SIZE="2", RANK="0", MASTER_ADDR="127.0.0.1"))
     assert codes == [2]
-    assert "WORLD_SIZE=2: this process is to be one of several, but LOCAL_RANK, MASTER_PORT must be set as well" in texts[0]
+    assert "WORLD_SIZE=2 makes this process one of several, but LOCAL_RANK, MASTER_PORT must be set as well" in texts[0]
 
 
 def test_ranks_end_with_whoever_started_them_however_early(start: Start) -> None:
@@ -381,8 +383,8 @@ def test_jobs_of_torchrun_are_told_apart(tmp_path: Path, monkeypatch: pytest.Mon
     for name, value in (("RUN_ID", "my-run"), ("RESTART_COUNT", "1"), ("MAX_RESTARTS", "3")):
         monkeypatch.setenv(f"TORCHELASTIC_{name}", value)
     monkeypatch.setenv(ranks.JOB, "first")
-    requeue.remember(tmp_path / "run", words=["a=1"])
-    assert requeue.begun_run(["a=1"]) == tmp_path / "run"
-    assert requeue.begun_run(["a=2"]) is None
+    requeue.remember_run(tmp_path / "run", arguments=["a=1"])
+    assert requeue.earlier_run(["a=1"]) == tmp_path / "run"
+    assert requeue.earlier_run(["a=2"]) is None
     monkeypatch.setenv(ranks.JOB, "second")
-    assert requeue.begun_run(["a=1"]) is None, "another job, though of the same name"
+    assert requeue.earlier_run(["a=1"]) is None, "another job, though of the same name"

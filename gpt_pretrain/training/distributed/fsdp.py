@@ -1,4 +1,18 @@
-"""A model spread over devices, so that each holds a part of the weights, gradients and optimizer: PyTorch's FSDP2.
+"""Fully sharded data parallel training with PyTorch's FSDP2: each device holds a part of the model.
+
+With DDP every device holds all weights, gradients and optimizer state. With `trainer.strategy=fsdp` this changes as follows:
+
+- Weights: each parameter is a DTensor that is split by rows, so that each device holds 1/W of its rows. A block's weights are
+  gathered just before it computes, in the forward and in the backward pass, and freed afterwards; the embeddings stay gathered
+  from the forward to the backward pass.
+- Gradients: they are summed and split in the backward pass of each batch, also while gradients are accumulated.
+- Optimizer: each device updates its own rows only, so AdamW's moments are split as well.
+- Gradient clipping: the norm is that of all rows of all devices (`lit_module`).
+- Computation: every rank takes part in each forward pass of the model, also when only rank 0 prints a sample.
+- Checkpoints: each rank writes its rows into a file of its own and rank 0 writes the index (`checkpoints.sharded`). Any number of
+  devices, with either strategy, can resume from it; `gather_weights` collects the whole weights for an export.
+
+Everything else, the batches included, is as with DDP, and so are the trained weights, up to rounding.
 
 Source: Zhao et al. 2023, "PyTorch FSDP" (arXiv:2304.11277), and `torch.distributed.fsdp.fully_shard`.
 """
@@ -35,21 +49,21 @@ from gpt_pretrain.model.gpt2 import GPTModel, empty_model
 from gpt_pretrain.training.distributed import ranks
 
 
-def shard(model: GPTModel, mesh: DeviceMesh) -> None:
-    """Spread a model over a mesh of devices: a block is gathered when it computes; the embeddings stay from then on."""
+def shard_model(model: GPTModel, mesh: DeviceMesh) -> None:
+    """Split a model over a mesh of devices, block by block."""
     for block in model.trf_blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
     register_fsdp_forward_method(model, "hidden_states")
 
 
-def whole_weights(model: nn.Module) -> dict[str, Tensor]:
-    """All weights of a sharded model, whole, on the first rank's device; every rank has to ask, and the others get none."""
+def gather_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return all weights of a sharded model on rank 0 and none on the other ranks; all ranks must call this."""
     weights = {}
     for name, value in model.state_dict().items():
-        whole = value.full_tensor() if isinstance(value, DTensor) else value
+        full = value.full_tensor() if isinstance(value, DTensor) else value
         if ranks.is_main():
-            weights[name] = whole
+            weights[name] = full
     return weights
 
 
@@ -66,7 +80,7 @@ def gather_model(model: GPTModel) -> GPTModel | None:
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """FSDP2 over all devices, whose checkpoints are written by all ranks, each its part, and read by any number of them."""
+    """FSDP2 over all devices: each rank writes its part of a checkpoint, and any number of ranks can read it."""
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         assert self.model is not None
@@ -76,41 +90,40 @@ class ShardedStrategy(ModelParallelStrategy):
         return (optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer).state_dict()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Write this rank's rows, and on rank 0, once all are there, the index."""
+        """Write this rank's rows and, on rank 0 once all ranks have written theirs, the index.
+
+        An error is kept in `checkpoint_io.error` on all ranks, so that they agree on whether the checkpoint exists.
+        """
         path = Path(filepath)
         name = ranks.broadcast(SHARD_FOLDER.format(checkpoint["global_step"], secrets.token_hex(3)))
-        mine: dict[str, Tensor] = {}
+        own_rows: dict[str, Tensor] = {}
 
-        def put_elsewhere(place: str, value: Any) -> Any:
+        def take_rows(key: str, value: Any) -> Any:
             if not isinstance(value, DTensor):
                 return value
-            mine[place] = value.to_local()
-            return {REFERENCE_KEY: place, "rows": value.shape[0]}
+            own_rows[key] = value.to_local()
+            return {REFERENCE_KEY: key, "rows": value.shape[0]}
 
         tensors = {key: checkpoint[key] for key in ("state_dict", "optimizer_states")}
-        index = checkpoint | map_leaves(tensors, put_elsewhere)
-        self.checkpoint_io.error = problem = None  # type: ignore[attr-defined]
+        index = checkpoint | map_leaves(tensors, take_rows)
+        self.checkpoint_io.error = error = None  # type: ignore[attr-defined]
         sha256 = ""
         try:
-            sha256 = write_rank_file(path.parent / name, self.global_rank, mine)
-        except OSError as error:
-            problem = error
-        written = ranks.all_gather(
-            (
-                "" if problem is None else problem.strerror or str(problem),
-                sha256,
-                {place: len(rows) for place, rows in mine.items()},
-            )
-        )
-        if problems := [text for text, _, _ in written if text]:
-            self.checkpoint_io.error = problem or OSError(problems[0])  # type: ignore[attr-defined]
+            sha256 = write_rank_file(path.parent / name, self.global_rank, own_rows)
+        except OSError as failure:
+            error = failure
+        message = "" if error is None else error.strerror or str(error)
+        written = ranks.all_gather((message, sha256, {key: len(rows) for key, rows in own_rows.items()}))
+        if messages := [message for message, _, _ in written if message]:
+            self.checkpoint_io.error = error or OSError(messages[0])  # type: ignore[attr-defined]
         elif self.is_global_zero:
-            self.checkpoint_io.save_checkpoint(index | {"shards": {"folder": name, "files": _table(written)}}, path)
+            index["shards"] = {"folder": name, "files": _rank_files(written)}
+            self.checkpoint_io.save_checkpoint(index, path)
         if self.is_global_zero and self.checkpoint_io.error is not None:  # type: ignore[attr-defined]
             shutil.rmtree(path.parent / name, ignore_errors=True)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a checkpoint, in pieces or whole, and give model and optimizer this rank's rows of it."""
+        """Read a checkpoint, sharded or not, and load this rank's rows of it into the model and the optimizer."""
         path = Path(checkpoint_path)
         content = read_checkpoint(path, assemble=False)
         shards = ShardReader(path, content, check=False) if "shards" in content else None
@@ -123,24 +136,42 @@ class ShardedStrategy(ModelParallelStrategy):
         return content
 
 
-def _table(written: list[tuple[str, str, dict[str, int]]]) -> list[dict[str, Any]]:
-    """Which rows are in which file: each rank's follow on those of the one before."""
+def remove_unused_shards(folder: Path) -> None:
+    """Delete the shard folders that no checkpoint in this folder refers to."""
+    shard_folders = [path for path in folder.glob("shards-*") if path.is_dir()]
+    if not shard_folders:
+        return
+    try:
+        used = {
+            read_checkpoint(path, assemble=False).get("shards", {}).get("folder")
+            for path in folder.glob("*.ckpt")
+            if path.is_file()
+        }
+    except UserError:  # A damaged checkpoint may need any of them. Resuming the run reports the damage.
+        return
+    for path in shard_folders:
+        if path.name not in used:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _rank_files(written: list[tuple[str, str, dict[str, int]]]) -> list[dict[str, Any]]:
+    """Return the index entries of the ranks' files: name, checksum and row ranges, in the order of the ranks."""
     files: list[dict[str, Any]] = []
     ends: dict[str, int] = {}
     for rank, (_, sha256, counts) in enumerate(written):
         rows: RowRanges = {}
-        for place, count in counts.items():
-            begin = ends.get(place, 0)
-            rows[place] = [begin, begin + count]
-            ends[place] = begin + count
+        for key, count in counts.items():
+            begin = ends.get(key, 0)
+            rows[key] = [begin, begin + count]
+            ends[key] = begin + count
         files.append({"name": rank_file_name(rank), "sha256": sha256, "rows": rows})
     return files
 
 
 def _rows(stored: Any, like: DTensor, shards: ShardReader | None) -> Tensor:
-    """This rank's rows of a stored tensor: FSDP gives each rank as many as `torch.chunk` does."""
-    each = -(-like.shape[0] // like.device_mesh.size())
-    start = min(like.device_mesh.get_local_rank() * each, like.shape[0])
+    """Return this rank's rows of a stored tensor; FSDP splits rows as `torch.chunk` does."""
+    rows_per_rank = -(-like.shape[0] // like.device_mesh.size())
+    start = min(like.device_mesh.get_local_rank() * rows_per_rank, like.shape[0])
     stop = start + len(like.to_local())
     if isinstance(stored, Mapping):
         assert shards is not None
@@ -170,21 +201,3 @@ def _load_optimizer(optimizer: Optimizer, stored: dict[str, Any], shards: ShardR
             else:
                 state[int(number)][key] = value
     optimizer.load_state_dict({"state": state, "param_groups": stored["param_groups"]})
-
-
-def remove_unused_shards(folder: Path) -> None:
-    """Delete the pieces in a folder that none of its checkpoints names any more."""
-    there = [path for path in folder.glob("shards-*") if path.is_dir()]
-    if not there:
-        return
-    try:
-        named = {
-            read_checkpoint(path, assemble=False).get("shards", {}).get("folder")
-            for path in folder.glob("*.ckpt")
-            if path.is_file()
-        }
-    except UserError:  # a damaged one, which is told when a run is resumed, may need any of them
-        return
-    for path in there:
-        if path.name not in named:
-            shutil.rmtree(path, ignore_errors=True)

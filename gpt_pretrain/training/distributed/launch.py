@@ -1,4 +1,10 @@
-"""Starting the processes of one training on this machine, and having those that others have started agree on its folder."""
+"""Start the processes of one training on this machine, and make processes that others have started agree on the run's folder.
+
+torch's own launcher (`torch.distributed.launcher.api.elastic_launch`, tried in torch 2.13 with two ranks) does not replace this
+module: it imports torch in the parent, and as soon as one rank fails it sends SIGTERM to the others, which then count as
+interrupted before they can report what they have lost. It also sets TORCHELASTIC_RUN_ID, by which `requeue` recognizes torchrun's
+jobs, and prints a report of its own.
+"""
 
 from __future__ import annotations
 
@@ -24,79 +30,63 @@ from gpt_pretrain.runs.metadata import RUNNING, read_metadata, update_metadata
 from gpt_pretrain.system.resources import cores
 from gpt_pretrain.training.distributed import ranks
 
-STARTED = "GPT_PRETRAIN_STARTED"  # what was typed, for the ranks that this module has started
-GRACE_SECONDS = 10.0  # for the others to end by themselves when one has failed
-TOLD_SECONDS = 0.5  # when it has told the user what to mend
+LAUNCH_INFO = "GPT_PRETRAIN_STARTED"  # environment variable: how the run was started, as JSON, for the ranks of `run_ranks`
+GRACE_SECONDS = 10.0  # for the other ranks to end by themselves after one has failed
+USER_ERROR_GRACE_SECONDS = 0.5  # the same after an error that the failed rank has explained to the user
+USER_ERROR_CODE = 2
 POLL_SECONDS = 0.1
-OF_MACHINES = ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
-FORWARDED = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
-QUIET = ["hydra.output_subdir=null", "hydra/job_logging=terminal"]  # for ranks that write nothing
+MACHINE_VARIABLES = ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+FORWARDED_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
+QUIET = ["hydra.output_subdir=null", "hydra/job_logging=terminal"]  # overrides for ranks that write nothing
 
 
-def run_ranks(script: Path, words: Sequence[str], *, devices: int, run_dir: Path, launch_info: dict[str, Any]) -> None:
-    """Run a script once for each device, with these words, and wait for the end.
+def run_ranks(script: Path, overrides: Sequence[str], *, devices: int, run_dir: Path, launch_info: dict[str, Any]) -> None:
+    """Run a script in one process per device and wait until all have ended.
 
-    When one process fails, the others are ended; signals that this one gets are passed on to all.
+    When one process fails, the others are ended too. SIGINT, SIGTERM and SIGUSR1 are forwarded to all of them.
 
     Args:
-        script: which; not always what this process runs, which may be a worker of a sweep.
-        words: the job's settings, as Hydra takes them.
-        devices: processes on this machine; NODE_RANK, MASTER_ADDR and MASTER_PORT tell of other machines, if there are any.
-        run_dir: the run's folder.
-        started: what the run's record says about how it was started, and what was typed.
+        script: The entry script. It may differ from this process's own, which may be a worker of a sweep.
+        overrides: The job's settings, as Hydra reads them.
+        devices: Processes on this machine. NODE_RANK, MASTER_ADDR and MASTER_PORT describe the other machines.
+        run_dir: The run's folder.
+        launch_info: How the run was started, for the run metadata, and the number of machines as `num_nodes`.
 
     Raises:
-        SystemExit: when one has failed, with the exit code of the first.
+        SystemExit: If a process fails, with the exit code of the first failure.
     """
     node = node_rank()
-    environment = os.environ | {
-        "MASTER_ADDR": os.environ.get("MASTER_ADDR", "127.0.0.1"),
-        "MASTER_PORT": os.environ.get("MASTER_PORT") or str(_free_port()),
-        "LOCAL_WORLD_SIZE": str(devices),
-        "WORLD_SIZE": str(devices * launch_info["num_nodes"]),
-        "GROUP_RANK": str(node),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // devices))),
-        STARTED: json.dumps(launch_info | {"by": os.getpid()}),
-    }
-    command = [sys.executable, str(script), *words, f"hydra.run.dir={quote_value(str(run_dir))}", "hydra.output_subdir=null"]
-    ranks: list[subprocess.Popen[bytes]] = []
-
-    forwarded: set[int] = set()
+    environment = _rank_environment(devices, node=node, launch_info=launch_info)
+    folder = f"hydra.run.dir={quote_value(str(run_dir))}"
+    command = [sys.executable, str(script), *overrides, folder, "hydra.output_subdir=null"]
+    processes: list[subprocess.Popen[bytes]] = []
+    received: set[int] = set()
 
     def forward(signum: int, _: FrameType | None) -> None:
-        forwarded.add(signum)
-        for process in ranks:
+        received.add(signum)
+        for process in processes:
             process.send_signal(signum)
 
-    before = {signum: signal.signal(signum, forward) for signum in FORWARDED}
+    previous_handlers = {signum: signal.signal(signum, forward) for signum in FORWARDED_SIGNALS}
     try:
-        for local in range(devices):
-            own = {"LOCAL_RANK": str(local), "RANK": str(node * devices + local)}
-            # Apart from the terminal, whose Ctrl-C comes by way of this process, once for each.
-            ranks.append(subprocess.Popen(command, env=environment | own, start_new_session=True))
-        code, what = _wait(ranks)
+        for local_rank in range(devices):
+            own = {"LOCAL_RANK": str(local_rank), "RANK": str(node * devices + local_rank)}
+            # A session of its own keeps the terminal's Ctrl-C from reaching a rank twice: directly and through this process.
+            processes.append(subprocess.Popen(command, env=environment | own, start_new_session=True))
+        code, failure = _wait(processes)
     finally:
-        for process in ranks:
+        for process in processes:
             process.kill()
-        for signum, handler in before.items():
+        for signum, handler in previous_handlers.items():
             signal.signal(signum, handler)
     if code and node == 0:
-        _note_failure(run_dir, what, interrupted=code - 128 in forwarded)
+        _record_failure(run_dir, failure, interrupted=code - 128 in received)
     if code:
         sys.exit(code)
 
 
-def _note_failure(run_dir: Path, what: str, *, interrupted: bool) -> None:
-    """Have the run's record tell which process failed, where the first one has not come to that or can only tell of its loss."""
-    record = read_metadata(run_dir)
-    if record.get("state") == RUNNING:
-        update_metadata(run_dir, state="interrupted" if interrupted else "failed", error=None if interrupted else what)
-    elif record.get("error") and not what.startswith("process 0"):
-        update_metadata(run_dir, error=f"{what}: {record['error']}")
-
-
 def devices_to_start(devices: int | str, *, accelerator: str, num_nodes: int) -> int:
-    """How many processes this one has to start on this machine: none where one is enough, or where it is one of them."""
+    """Return how many processes this one starts on this machine; 0 if one is enough, or if this is one of several already."""
     if ranks.is_distributed():
         return 0
     if devices == "auto":
@@ -110,67 +100,44 @@ def devices_to_start(devices: int | str, *, accelerator: str, num_nodes: int) ->
 
 
 def check_machines(num_nodes: int) -> None:
-    """Make sure that this machine knows its number, and where the others are, unless whoever has started this process does.
+    """Check that this machine knows its number and the first machine's address, unless torchrun or srun has started the process.
 
     Raises:
-        UserError: otherwise.
+        UserError: If it does not.
     """
     if ranks.is_distributed():
         return
     if node_rank() >= max(1, num_nodes):
-        raise UserError(f"NODE_RANK={node_rank()}: must be below trainer.num_nodes={num_nodes}, as machines are counted from 0.")
-    if num_nodes > 1 and (missing := [name for name in OF_MACHINES if name not in os.environ]):
+        raise UserError(f"NODE_RANK={node_rank()} must be below trainer.num_nodes={num_nodes}: machines are counted from 0.")
+    if num_nodes > 1 and (missing := [name for name in MACHINE_VARIABLES if name not in os.environ]):
         raise UserError(
-            f"trainer.num_nodes={num_nodes}: {', '.join(missing)} must be set, so that the machines find each other: on each its "
-            "number from 0 as NODE_RANK, and on all the first one's address as MASTER_ADDR and a free port of it as MASTER_PORT. "
-            "torchrun and srun do that by themselves."
+            f"trainer.num_nodes={num_nodes} needs {', '.join(missing)} in the environment of each machine: NODE_RANK is the "
+            "machine's number, counted from 0; MASTER_ADDR is the first machine's address, and MASTER_PORT a free port on it. "
+            "torchrun and srun set them by themselves."
         )
 
 
-def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> tuple[int, str]:
-    """Wait for all processes, and no longer than GRACE_SECONDS after one has failed.
-
-    Returns:
-        The first failure's exit code, and what failed, in words; 0 where nothing did.
-    """
-    failed, what, deadline = 0, "", float("inf")
-    while time.monotonic() < deadline:
-        codes = [process.poll() for process in ranks]
-        if not failed and (bad := [(code, number) for number, code in enumerate(codes) if code]):
-            code, number = bad[0]
-            failed = code if code > 0 else 128 - code
-            how = f"ended with exit code {code}" if code > 0 else f"was ended by {signal.Signals(-code).name}"
-            what = f"process {number} of {len(ranks)} {how}"
-            if code < 0:  # which cannot say so itself
-                print(f"error: {what}.", file=sys.stderr)
-            deadline = time.monotonic() + (TOLD_SECONDS if failed == 2 else GRACE_SECONDS)
-        if None not in codes:
-            break
-        time.sleep(POLL_SECONDS)
-    return failed, what
-
-
 def node_rank() -> int:
-    """Which of several machines this is, from 0, as whoever starts the training on each has told it.
+    """Return the number of this machine among those of the training, counted from 0.
 
     Raises:
-        UserError: when that is no number.
+        UserError: If NODE_RANK is not a number.
     """
     text = os.environ.get("NODE_RANK", "0")
     if not text.isdecimal():
-        raise UserError(f"NODE_RANK={text}: must be this machine's number, from 0.")
+        raise UserError(f"NODE_RANK={text} must be this machine's number, counted from 0.")
     return int(text)
 
 
 def launch_info() -> dict[str, Any] | None:
-    """What `run_ranks` was told, in a process that it has started; None in others."""
-    text = os.environ.get(STARTED)
-    found: dict[str, Any] | None = None if text is None else json.loads(text)
-    return found
+    """Return what `run_ranks` was given as launch_info, in a process that it has started; None in other processes."""
+    text = os.environ.get(LAUNCH_INFO)
+    info: dict[str, Any] | None = None if text is None else json.loads(text)
+    return info
 
 
 def end_with_parent(parent: int) -> None:
-    """Have the system stop this process when the one that started it is killed; at once, where that has happened.
+    """Make the kernel end this process when its parent is killed; end it now if the parent no longer exists.
 
     Source: prctl(2), PR_SET_PDEATHSIG.
     """
@@ -181,44 +148,97 @@ def end_with_parent(parent: int) -> None:
             sys.exit(128 + signal.SIGTERM)
 
 
-def agree_on_overrides(make_words: Callable[[], list[str]], *, earlier_run: Callable[[], Path | None]) -> list[str]:
-    """Rank 0's command line for all ranks, with the run's folder in it, so that there is but one.
+def agree_on_overrides(make_overrides: Callable[[], list[str]], *, earlier_run: Callable[[], Path | None]) -> list[str]:
+    """Return rank 0's arguments on all ranks, with the run's folder among them, so that all ranks share one folder.
 
     Args:
-        make_words: makes it from this process's own.
-        earlier_run: the folder that this job has begun in before, if it is one that is started again.
+        make_overrides: Converts this process's arguments for Hydra; only rank 0 calls it.
+        earlier_run: Returns the folder of this job's run if the job is a restarted one.
 
     Raises:
-        UserError: when rank 0 finds something wrong with it.
-        SystemExit: in the other ranks then, which say nothing.
+        UserError: If rank 0 rejects the arguments.
+        SystemExit: If rank 0 rejects the arguments, on the other ranks, which print nothing.
     """
-    if (told := launch_info()) is not None:
-        end_with_parent(told["by"])
+    info = launch_info()
+    if info is not None:
+        end_with_parent(info["by"])
     ranks.join_process_group()
-    if told is not None:  # the words are made already
-        words = ranks.broadcast(sys.argv[1:])
+    if info is not None:  # the launcher has made the overrides already
+        overrides = ranks.broadcast(sys.argv[1:])
     else:
-        words, problems = _words_of_main(make_words, earlier_run)
+        overrides, problems = _overrides_of_main(make_overrides, earlier_run)
         if problems:
             if ranks.is_main():
                 raise UserError(problems)
-            sys.exit(2)
-    return words if ranks.is_main() else [*(word for word in words if override_key(word) not in map(override_key, QUIET)), *QUIET]
+            sys.exit(USER_ERROR_CODE)
+    if ranks.is_main():
+        return overrides
+    quiet_keys = {override_key(override) for override in QUIET}
+    return [*(override for override in overrides if override_key(override) not in quiet_keys), *QUIET]
 
 
-def _words_of_main(make_words: Callable[[], list[str]], earlier_run: Callable[[], Path | None]) -> tuple[list[str], list[str]]:
-    words, problems = list[str](), list[str]()
+def _rank_environment(devices: int, *, node: int, launch_info: dict[str, Any]) -> dict[str, str]:
+    """Return the environment that all ranks of this machine share."""
+    return os.environ | {
+        "MASTER_ADDR": os.environ.get("MASTER_ADDR", "127.0.0.1"),
+        "MASTER_PORT": os.environ.get("MASTER_PORT") or str(_free_port()),
+        "LOCAL_WORLD_SIZE": str(devices),
+        "WORLD_SIZE": str(devices * launch_info["num_nodes"]),
+        "GROUP_RANK": str(node),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // devices))),
+        LAUNCH_INFO: json.dumps(launch_info | {"by": os.getpid()}),
+    }
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> tuple[int, str]:
+    """Wait for all processes, but no longer than the grace period once one has failed.
+
+    Returns:
+        The exit code of the first failure, and a description of it; 0 and "" if all succeed.
+    """
+    exit_code, failure, deadline = 0, "", float("inf")
+    while time.monotonic() < deadline:
+        codes = [process.poll() for process in processes]
+        if not exit_code and (failed := [(code, number) for number, code in enumerate(codes) if code]):
+            code, number = failed[0]
+            exit_code = code if code > 0 else 128 - code
+            ending = f"ended with exit code {code}" if code > 0 else f"was ended by {signal.Signals(-code).name}"
+            failure = f"process {number} of {len(processes)} {ending}"
+            if code < 0:  # a killed process cannot report that itself
+                print(f"error: {failure}.", file=sys.stderr)
+            grace = USER_ERROR_GRACE_SECONDS if exit_code == USER_ERROR_CODE else GRACE_SECONDS
+            deadline = time.monotonic() + grace
+        if None not in codes:
+            break
+        time.sleep(POLL_SECONDS)
+    return exit_code, failure
+
+
+def _record_failure(run_dir: Path, failure: str, *, interrupted: bool) -> None:
+    """Add the failed process to the run metadata if rank 0 has not recorded the cause, or knows only that it lost a rank."""
+    metadata = read_metadata(run_dir)
+    if metadata.get("state") == RUNNING:
+        update_metadata(run_dir, state="interrupted" if interrupted else "failed", error=None if interrupted else failure)
+    elif metadata.get("error") and not failure.startswith("process 0"):
+        update_metadata(run_dir, error=f"{failure}: {metadata['error']}")
+
+
+def _overrides_of_main(
+    make_overrides: Callable[[], list[str]], earlier_run: Callable[[], Path | None]
+) -> tuple[list[str], list[str]]:
+    """Return rank 0's overrides and its complaints about them, on all ranks."""
+    overrides, problems = list[str](), list[str]()
     if ranks.is_main():
         try:
-            words = make_words()
-            if {"-m", "--multirun"} & set(words):
+            overrides = make_overrides()
+            if {"-m", "--multirun"} & set(overrides):
                 raise UserError("A sweep starts the processes of each job itself: python train.py -m ... trainer.devices=N.")
-            if "hydra.run.dir" not in {override_key(word) for word in words}:
+            if "hydra.run.dir" not in {override_key(override) for override in overrides}:
                 folder = earlier_run() or OUTPUTS / f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(3)}"
-                words = [*words, f"hydra.run.dir={quote_value(str(folder))}"]
+                overrides = [*overrides, f"hydra.run.dir={quote_value(str(folder))}"]
         except UserError as error:
             problems = error.problems
-    return ranks.broadcast((words, problems))
+    return ranks.broadcast((overrides, problems))
 
 
 def _free_port() -> int:

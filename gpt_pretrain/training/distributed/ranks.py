@@ -1,7 +1,7 @@
-"""The processes that train together, called ranks: who this one is, and what all of them have to agree on.
+"""The processes that train together, called ranks: which one this is, and how they exchange values.
 
-However they are started (`launch.py`, torchrun, SLURM's srun), the environment tells: RANK, LOCAL_RANK, WORLD_SIZE,
-LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT. torch is loaded only where there is more than one.
+The environment variables RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT describe the ranks, whether
+`launch.py`, torchrun or SLURM's srun has started them. A process that trains alone never imports torch here.
 
 Source: torchrun's documentation for these names; srun(1) for SLURM's.
 """
@@ -27,45 +27,47 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed import Store
 
-OF_RANKS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-TIMEOUT = "GPT_PRETRAIN_TIMEOUT"  # seconds that a rank waits for the others: to start, and at any step for the slowest
-JOB = "GPT_PRETRAIN_JOB"  # a word that all starts of one job of torchrun have, and no other job
-TIMEOUT_SECONDS = 1800.0  # where that is not set: longer than a validation or a checkpoint takes
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+TIMEOUT = "GPT_PRETRAIN_TIMEOUT"  # seconds that a rank waits for the others, at the start and in each step
+TIMEOUT_SECONDS = 1800.0  # the default; longer than a validation or a checkpoint takes
+JOB = "GPT_PRETRAIN_JOB"  # a random name that all starts of one torchrun job share
 POLL_SECONDS = 0.02
 
 Value = TypeVar("Value")
 
 
 def is_distributed() -> bool:
-    """Whether this process is one of several that train together."""
+    """Return whether this process is one of several that train together."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 or _in_srun()
 
 
 def rank() -> int:
-    """This process's number, from 0; 0 where it is alone."""
+    """Return the number of this process, counted from 0; 0 if it trains alone."""
     return int(os.environ.get("RANK", os.environ["SLURM_PROCID"] if _in_srun() else "0")) if is_distributed() else 0
 
 
 def is_main() -> bool:
-    """Whether this is the process that prints, logs and writes for all."""
+    """Return whether this is rank 0, which prints, logs and writes for all."""
     return rank() == 0
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Return the number of processes that train together."""
     return int(os.environ.get("WORLD_SIZE", os.environ["SLURM_STEP_NUM_TASKS"] if _in_srun() else "1")) if is_distributed() else 1
 
 
 def local_world_size() -> int:
-    """How many of them are on this machine."""
+    """Return the number of processes of this training on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) if is_distributed() else 1
 
 
 def timeout() -> timedelta:
-    """How long a rank waits for the others before it gives them up; known before any setting, since they meet first.
+    """Return how long a rank waits for the others before it gives up.
+
+    The environment sets it, since the ranks connect before they read any settings.
 
     Raises:
-        UserError: when the environment names no such time.
+        UserError: If GPT_PRETRAIN_TIMEOUT is not a number of seconds.
     """
     text = os.environ.get(TIMEOUT, str(TIMEOUT_SECONDS))
     try:
@@ -78,7 +80,11 @@ def timeout() -> timedelta:
 
 
 def join_process_group() -> None:
-    """Meet the other ranks; nothing happens where there are none, or they have met."""
+    """Connect to the other ranks; do nothing if there are none or they are connected already.
+
+    Raises:
+        UserError: If the environment does not fully describe this rank.
+    """
     if not is_distributed():
         return
     import torch
@@ -87,13 +93,13 @@ def join_process_group() -> None:
         return
     if _in_srun() and "RANK" not in os.environ:
         os.environ.update(_from_slurm())
-    if missing := [name for name in OF_RANKS if name not in os.environ]:
+    if missing := [name for name in RANK_VARIABLES if name not in os.environ]:
         raise UserError(
-            f"WORLD_SIZE={world_size()}: this process is to be one of several, but {', '.join(missing)} must be set as well, as "
-            "torchrun does it. Unset WORLD_SIZE to train alone."
+            f"WORLD_SIZE={world_size()} makes this process one of several, but {', '.join(missing)} must be set as well, as "
+            "torchrun does. Unset WORLD_SIZE to train alone."
         )
     backend = "gloo"
-    if torch.distributed.is_nccl_available() and torch.cuda.device_count() >= local_world_size():  # more ranks train on the CPU
+    if torch.distributed.is_nccl_available() and torch.cuda.device_count() >= local_world_size():  # else they train on the CPU
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
     torch.distributed.init_process_group(backend, store=_store(), rank=rank(), world_size=world_size(), timeout=timeout())
@@ -101,10 +107,10 @@ def join_process_group() -> None:
 
 @contextmanager
 def exit_without_teardown() -> Iterator[None]:
-    """End a rank with what is done within, as multiprocessing ends its processes: without taking the interpreter apart.
+    """End the process after this block without finalizing the interpreter, as multiprocessing does; only if it is a rank.
 
-    A thread of gloo that gives back a tensor while the interpreter is taken apart aborts the process, which destroying the
-    process group does not prevent where DDP holds on to it.
+    A gloo thread that frees a tensor during finalization aborts the process. Destroying the process group does not prevent it,
+    since DDP keeps a reference to the group.
 
     Source: pytorch/pytorch#179291 for the cause; `multiprocessing.process.BaseProcess._bootstrap` for the order.
     """
@@ -123,7 +129,7 @@ def exit_without_teardown() -> Iterator[None]:
         if isinstance(code, str):
             print(code, file=sys.stderr)
             code = 1
-        threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are not daemons
+        threading._shutdown()  # type: ignore[attr-defined]  # waits for the non-daemon threads
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
@@ -133,53 +139,53 @@ def exit_without_teardown() -> Iterator[None]:
 
 @contextmanager
 def explain_lost_ranks() -> Iterator[None]:
-    """Say in plain words that another rank has gone while this one waited for it.
+    """Turn torch's errors about lost ranks and occupied ports into messages for the user.
 
     Raises:
-        UserError: then.
+        UserError: If another rank ends or cannot be reached, or another program has the port.
     """
     try:
         yield
     except RuntimeError as error:
         if is_distributed() and "EADDRINUSE" in str(error):
             raise UserError(
-                f"MASTER_PORT={os.environ['MASTER_PORT']}: another program on this machine has that port, maybe another "
-                "training. Choose another one, the same for all processes of this training."
+                f"MASTER_PORT={os.environ['MASTER_PORT']} is in use by another program on this machine, maybe another training. "
+                "Choose another port, the same for all processes of this training."
             ) from error
         known = ("DistBackendError", "DistNetworkError", "DistStoreError")
         if is_distributed() and (type(error).__name__ in known or "gloo" in str(error)):
             raise UserError(
-                "Another process of this training has ended or is out of reach, so this one cannot go on. Its own last words, "
-                "if it had any, tell why; resume= goes on from the last checkpoint."
+                "Another process of this training has ended or cannot be reached, so this one stops too. See that process's last "
+                "messages for the cause; resume= continues from the last checkpoint."
             ) from error
         raise
 
 
 def broadcast(value: Value) -> Value:
-    """What rank 0 has."""
+    """Return rank 0's value on all ranks."""
     if not is_distributed():
         return value
     import torch
 
-    box: list[Any] = [value]
-    torch.distributed.broadcast_object_list(box, src=0)
-    received: Value = box[0]
+    holder: list[Any] = [value]
+    torch.distributed.broadcast_object_list(holder, src=0)
+    received: Value = holder[0]
     return received
 
 
 def all_gather(value: Value) -> list[Value]:
-    """What each rank has, in their order."""
+    """Return the values of all ranks, ordered by rank."""
     if not is_distributed():
         return [value]
     import torch
 
-    boxes: list[Any] = [None] * world_size()
-    torch.distributed.all_gather_object(boxes, value)
-    return boxes
+    values: list[Any] = [None] * world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def all_reduce_max(value: int) -> int:
-    """The largest number that any rank has."""
+    """Return the largest value of all ranks."""
     if not is_distributed():
         return value
     import torch
@@ -190,7 +196,7 @@ def all_reduce_max(value: int) -> int:
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """The sum of a tensor over all ranks, in a tensor of its own."""
+    """Return the sum of a tensor over all ranks; the argument stays as it is."""
     if is_distributed():
         import torch
 
@@ -200,7 +206,7 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
 
 def _store() -> Store:
-    """Where the ranks find each other: torchrun's own, or rank 0's."""
+    """Return the store through which the ranks find each other: torchrun's if it hosts one, otherwise rank 0's."""
     from torch.distributed import PrefixStore, TCPStore
 
     hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -215,37 +221,37 @@ def _store() -> Store:
 
 
 def _agreed_start(store: Store) -> int:
-    """How many times torchrun has started these ranks, this time included; each start has names of its own in its store.
+    """Return how often torchrun has started these ranks, this start included; each start uses its own keys in the store.
 
-    torchrun keeps the store, with the addresses of ranks that are gone, and the TORCHELASTIC_RESTART_COUNT that it gives
-    differs from machine to machine (pytorch/pytorch#108158). So each rank shows a word that it has just made up, which
-    rank 0 answers with the number: who is gone does not take note of the answer.
+    torchrun keeps the store over restarts, with the addresses of ranks that no longer exist, and its own
+    TORCHELASTIC_RESTART_COUNT differs between machines (pytorch/pytorch#108158). Therefore each rank publishes a fresh random
+    token, which rank 0 answers with the number of the start: a rank that no longer exists cannot answer.
 
     Raises:
-        DistStoreError: when not all have come in time.
+        DistStoreError: If some ranks do not appear within the timeout.
     """
     import torch
 
     if rank() != 0:
-        word = secrets.token_hex(8)
-        store.set(f"here/{rank()}", word)
-        start = int(store.get(f"start-of/{word}"))
+        token = secrets.token_hex(8)
+        store.set(f"here/{rank()}", token)
+        start = int(store.get(f"start-of/{token}"))
         store.add(f"met/{start}", 1)
         return start
     start, answered, deadline = store.add("starts", 1), set[str](), time.monotonic() + timeout().total_seconds()
     while store.add(f"met/{start}", 0) < world_size() - 1:
         if time.monotonic() > deadline:
-            raise torch.distributed.DistStoreError("Not all ranks have come.")
+            raise torch.distributed.DistStoreError("Some ranks have not connected within the timeout.")
         for other in range(1, world_size()):
-            if store.check([f"here/{other}"]) and (word := store.get(f"here/{other}").decode()) not in answered:
-                store.set(f"start-of/{word}", str(start))
-                answered.add(word)
+            if store.check([f"here/{other}"]) and (token := store.get(f"here/{other}").decode()) not in answered:
+                store.set(f"start-of/{token}", str(start))
+                answered.add(token)
         time.sleep(POLL_SECONDS)
     return start
 
 
 def _job(store: Store, *, first: bool) -> str:
-    """The word that rank 0 has given torchrun's job at its first start, while the store lasts that belongs to it alone."""
+    """Return the random name of this torchrun job, which rank 0 stores at the first start; the store lives as long as the job."""
     if rank() == 0 and first:
         store.set("job", secrets.token_hex(8))
     return str(store.get("job").decode())
@@ -253,9 +259,9 @@ def _job(store: Store, *, first: bool) -> str:
 
 @contextmanager
 def local_main_first() -> Iterator[None]:
-    """Have the first rank of each machine do something before the others, who then find it done.
+    """Run this block on the first rank of each machine before the others, which then find its work done.
 
-    Where it fails, the others are ended by whoever has started them all.
+    If it fails there, the other ranks keep waiting until the launcher ends them.
     """
     import torch
 
@@ -268,12 +274,12 @@ def local_main_first() -> Iterator[None]:
 
 
 def _in_srun() -> bool:
-    """Whether SLURM's srun has started this process and others with it."""
+    """Return whether SLURM's srun has started this process together with others."""
     return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
 
 
 def _from_slurm() -> dict[str, str]:
-    """The environment that torchrun would give a process, from what srun gave it."""
+    """Return the environment that torchrun would set, computed from srun's."""
     from lightning.fabric.plugins.environments import SLURMEnvironment
 
     nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", os.environ.get("SLURM_NNODES", "1")))
@@ -287,6 +293,6 @@ def _from_slurm() -> dict[str, str]:
         "LOCAL_WORLD_SIZE": str(tasks // nodes),
         "GROUP_RANK": os.environ.get("SLURM_NODEID", "0"),
         "MASTER_ADDR": os.environ.get("MASTER_ADDR") or SLURMEnvironment.resolve_root_node_address(hosts),
-        # Jobs that share a node are near each other, and so are the steps of one job: none of them has another's port.
+        # Jobs on one node have similar numbers, and so do the steps of one job; this gives each of them its own port.
         "MASTER_PORT": os.environ.get("MASTER_PORT") or str(15000 + (job + 1009 * step) % 10000),
     }

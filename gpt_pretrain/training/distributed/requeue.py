@@ -1,7 +1,10 @@
-"""Jobs that are started again, by SLURM or by torchrun: they go on with the run that they trained before.
+"""Resume the run of a job that SLURM or torchrun has started again.
 
-Source: SLURM's scontrol(1) and sbatch(1), "requeue" and the environment of a job; Lightning requeues in the same way. torchrun's
-documentation for TORCHELASTIC_RESTART_COUNT and TORCHELASTIC_RUN_ID.
+Lightning can requeue SLURM jobs as well, but it looks for its own `hpc_ckpt_*` files in a fixed folder. Here each run has its own
+folder, so the job must remember which one it trains, and torchrun's restarts need the same.
+
+Source: SLURM's scontrol(1) and sbatch(1), "requeue" and the environment of a job; torchrun's documentation for
+    TORCHELASTIC_RESTART_COUNT and TORCHELASTIC_RUN_ID.
 """
 
 from __future__ import annotations
@@ -18,9 +21,10 @@ from gpt_pretrain.training.distributed import ranks
 log = logging.getLogger(__name__)
 
 
-def job() -> str | None:
-    """The job that this process belongs to, if any: SLURM's as scontrol names it, else torchrun's."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # which the next job may have as well
+def job_name() -> str | None:
+    """Return the batch job of this process: SLURM's as scontrol names it, or torchrun's; None if there is none."""
+    # Two torchrun jobs may have the same TORCHELASTIC_RUN_ID, so the ranks agree on a random name.
+    if "TORCHELASTIC_RUN_ID" in os.environ:
         return f"torchrun-{os.environ[ranks.JOB]}" if ranks.JOB in os.environ else None
     if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
         return None
@@ -29,35 +33,35 @@ def job() -> str | None:
     return os.environ.get("SLURM_JOB_ID")
 
 
-def remember(run_dir: Path, *, words: list[str]) -> None:
-    """Note the run that a command of this job trains, for the next time that the job starts.
+def remember_run(run_dir: Path, *, arguments: list[str]) -> None:
+    """Store which run this command trains, for the next start of its job.
 
     Args:
-        words: what was typed; a job may have several commands.
+        arguments: The command's arguments as typed; a job may run several commands.
     """
-    if job() is not None and os.environ.get("TORCHELASTIC_MAX_RESTARTS") != "0":
-        record = _record(words)
-        record.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text(f"{run_dir.resolve()}\n", encoding="utf-8")
+    if job_name() is not None and os.environ.get("TORCHELASTIC_MAX_RESTARTS") != "0":
+        file = _job_file(arguments)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{run_dir.resolve()}\n", encoding="utf-8")
 
 
-def interrupted_run(words: list[str]) -> Path | None:
-    """The run to go on with: this command's, if its job has been started before and it got as far as a checkpoint."""
-    run_dir = begun_run(words)
+def interrupted_run(arguments: list[str]) -> Path | None:
+    """Return the run to resume: the one that this command trained in an earlier start of its job, if it has a checkpoint."""
+    run_dir = earlier_run(arguments)
     return run_dir if run_dir is not None and list_checkpoints(run_dir) else None
 
 
-def begun_run(words: list[str]) -> Path | None:
-    """This command's run, if its job has been started before, whether or not it got as far as a checkpoint."""
+def earlier_run(arguments: list[str]) -> Path | None:
+    """Return the run that this command trained in an earlier start of its job, with or without a checkpoint."""
     counts = [os.environ.get(name, "0") for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")]
-    if job() is None or counts == ["0", "0"] or not _record(words).is_file():
+    if job_name() is None or counts == ["0", "0"] or not _job_file(arguments).is_file():
         return None
-    return Path(_record(words).read_text(encoding="utf-8").strip())
+    return Path(_job_file(arguments).read_text(encoding="utf-8").strip())
 
 
 def requeue() -> None:
-    """Put this job of SLURM back into the queue; one of its processes does that for all."""
-    name = job()
+    """Put this SLURM job back into the queue; only rank 0 does so."""
+    name = job_name()
     if name is None or not ranks.is_main() or name.startswith("torchrun"):
         return
     try:
@@ -66,11 +70,11 @@ def requeue() -> None:
     except OSError as error:
         problem = str(error)
     if problem is None:
-        log.info("SLURM's job %s is in the queue again and will go on with this run.", name)
+        log.info("SLURM job %s is queued again and will resume this run.", name)
     else:
-        log.warning("SLURM's job %s could not be put into the queue again: %s", name, problem)
+        log.warning("SLURM job %s could not be requeued: %s", name, problem)
 
 
-def _record(words: list[str]) -> Path:
-    digest = zlib.crc32("\0".join(words).encode(errors="surrogateescape"))
-    return OUTPUTS / ".jobs" / f"{job()}-{digest:08x}"
+def _job_file(arguments: list[str]) -> Path:
+    digest = zlib.crc32("\0".join(arguments).encode(errors="surrogateescape"))
+    return OUTPUTS / ".jobs" / f"{job_name()}-{digest:08x}"

@@ -1,4 +1,4 @@
-"""How several devices share a training: Lightning's strategies, as this program sets them up."""
+"""Lightning's strategies for several devices, as `trainer.strategy` names them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gpt_pretrain.training.distributed.fsdp import ShardedStrategy
 
 
 def build_strategy(settings: TrainerSettings) -> Strategy | str:
-    """What `trainer.strategy` names; Lightning's own choice where this process trains alone."""
+    """Return the strategy that the settings name, or "auto" if this process trains alone."""
     if not ranks.is_distributed():
         return "auto"
     if settings.strategy == "fsdp":
@@ -19,6 +19,6 @@ def build_strategy(settings: TrainerSettings) -> Strategy | str:
     return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
-def environments() -> list[ClusterEnvironment]:
-    """The plug-in that tells Lightning which rank this is, where there are several."""
+def cluster_environments() -> list[ClusterEnvironment]:
+    """Return the plugin that reads the rank from torchrun's environment variables, if there are several ranks."""
     return [TorchElasticEnvironment()] if ranks.is_distributed() else []
