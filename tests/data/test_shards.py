@@ -397,8 +397,8 @@ def test_doubts_about_what_is_validated_on_and_documents_that_are_none(
     folder = write_nanogpt(tmp_path / "nano", train=ids, val=ids)
     train("data=shards", f"data.path='{folder}'", "data.val_tokens=50", "data.respect_documents=true", "trainer.max_steps=1")
     lines = "\n".join(printed())
-    assert "data.val_tokens=50: that is 2 windows to validate on" in lines
-    assert "data.respect_documents=true: there is no <|endoftext|> in a sample" in lines
+    assert "data.val_tokens=50 gives 2 validation windows" in lines
+    assert "data.respect_documents=true may have no effect" in lines
 
 
 def test_the_training_part_of_a_run_is_found_again(train: Train, tmp_path: Path, story: str) -> None:

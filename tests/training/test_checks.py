@@ -1,4 +1,4 @@
-"""Settings that are allowed and yet doubtful are told, and sound ones are not."""
+"""Settings that will not do what they seem to give a warning with a remedy, and sound settings give none."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,14 +8,11 @@ from omegaconf import DictConfig
 
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.schema import TrainSettings
-from gpt_pretrain.data.datamodule import TextDataModule
-from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.system import resources
-from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.training.planning import checks
-from gpt_pretrain.training.planning.plan import TrainingPlan, make_plan
+from tests.helpers.plans import plan_run
 
-# 14,200 parameters, 79,200 tokens of text in 2,474 windows to train on: 154 steps an epoch.
+# 14,200 parameters and 79,200 training tokens in 2,474 windows: 154 steps per epoch.
 SOUND = [
     "model=tiny",
     "tokenizer=byte",
@@ -31,34 +28,20 @@ SOUND = [
 
 
 @pytest.fixture
-def found(compose_train: Callable[..., DictConfig], tmp_path: Path) -> Callable[..., list[str]]:
-    """What is doubtful about the sound run with some settings changed."""
+def warnings_for(compose_train: Callable[..., DictConfig], tmp_path: Path) -> Callable[..., list[str]]:
+    """Return the warnings about the sound run with some settings changed."""
     text = tmp_path / "text.txt"
     text.write_text("The quick brown fox jumps over the lazy dog.\n" * 1956)
 
-    def doubtful(*overrides: str) -> list[str]:
+    def find(*overrides: str) -> list[str]:
         settings = to_settings(compose_train(*SOUND, f"data.path='{text}'", *overrides), TrainSettings)
-        return checks.find_warnings(settings, *planned(settings))
+        return checks.find_warnings(settings, *plan_run(settings))
 
-    return doubtful
-
-
-def planned(settings: TrainSettings) -> tuple[TextDataModule, GPTConfig, TrainingPlan]:
-    tokenizer = build_tokenizer(settings.tokenizer.name)
-    data = TextDataModule(
-        settings.data,
-        tokenizer,
-        context_length=settings.model.context_length,
-        seed=settings.seed,
-        world_size=int(settings.trainer.devices),
-    )
-    data.prepare_data()
-    config = GPTConfig(vocab_size=tokenizer.vocab_size, **vars(settings.model))
-    return data, config, make_plan(settings, data, config)
+    return find
 
 
-def test_a_sound_run_has_none(found: Callable[..., list[str]]) -> None:
-    assert found() == []
+def test_a_sound_run_has_no_warnings(warnings_for: Callable[..., list[str]]) -> None:
+    assert warnings_for() == []
 
 
 @pytest.mark.parametrize(
@@ -72,100 +55,116 @@ def test_a_sound_run_has_none(found: Callable[..., list[str]]) -> None:
         ["callbacks=early_stopping", "trainer.max_epochs=5"],
         ["checkpoint.every_n_steps=100", "checkpoint.keep=2"],
         ["callbacks.samples=false", "sampler.max_new_tokens=500"],
-        ["init_from=gpt2", "model.emb_dim=512"],  # a little more training of a model that has learnt
+        ["init_from=gpt2", "model.emb_dim=512"],  # fine-tuning needs little text
         ["data.stride=32", "trainer.limit_train_batches=20", "trainer.accumulate_grad_batches=4"],
         ["model.context_length=24", "sampler.max_new_tokens=2"],
         ["data.batch_size=2", "data.num_workers=2", "logger=csv"],
     ],
 )
-def test_ordinary_choices_are_not_doubted(found: Callable[..., list[str]], overrides: list[str]) -> None:
-    assert found(*overrides) == []
+def test_ordinary_choices_give_no_warning(warnings_for: Callable[..., list[str]], overrides: list[str]) -> None:
+    assert warnings_for(*overrides) == []
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "expected"),
     [
-        (["trainer.max_epochs=30", "model.emb_dim=128"], "of text for 235k parameters are 0.34 a parameter"),
-        (["model.emb_dim=512"], "each is seen 3 times: the model will learn little"),
+        (["trainer.max_epochs=30", "model.emb_dim=128"], "training tokens for 235k parameters are 0.34 per parameter"),
+        (["model.emb_dim=512"], "each token is seen 3 times. The model will learn little"),
         (
             ["model.emb_dim=512", "init_from=gpt2", "trainer.max_epochs=9"],
-            "each is seen 9 times: the model will learn the text by",
+            "each token is seen 9 times. The model will memorize the text",
         ),
-        (["data.train_ratio=0.9995"], "data.train_ratio=0.9995: there is only 1 window to validate on"),
+        (["data.train_ratio=0.9995"], "data.train_ratio=0.9995 leaves only 1 validation window, so"),
         (
             ["data.batch_size=1700"],
-            "of 2,475 windows each epoch leaves out 775, which make no whole batch; data.batch_size=1237 ",
+            "data.batch_size=1700 drops 775 of 2,475 windows in each epoch, since they do not fill a batch. data.batch_size=1237 ",
         ),
-        (["data.stride=40"], "data.stride=40: 8 of every 40 tokens are never trained on"),
-        (["scheduler=warmup_cosine", "scheduler.warmup_steps=462"], "scheduler.warmup_steps=462: the run has 462 steps"),
-        (["scheduler=warmup_stable_decay", "scheduler.decay_steps=442"], "scheduler.decay_steps=442: with scheduler.warmup_st"),
-        (["scheduler=constant", "scheduler.min_lr=1e-5"], "scheduler.min_lr=1e-05: scheduler=constant does not go by that"),
-        (["scheduler=warmup_cosine", "scheduler.decay_steps=9"], "scheduler.decay_steps=9: scheduler=warmup_cosine does not"),
+        (["data.stride=40"], "data.stride=40 never trains on 8 of every 40 tokens"),
+        (
+            ["scheduler=warmup_cosine", "scheduler.warmup_steps=462"],
+            "scheduler.warmup_steps=462 is too long for a run of 462 steps",
+        ),
+        (
+            ["scheduler=warmup_stable_decay", "scheduler.decay_steps=442"],
+            "scheduler.decay_steps=442 and scheduler.warmup_steps=20 take up all",
+        ),
+        (["scheduler=constant", "scheduler.min_lr=1e-5"], "scheduler.min_lr=1e-05 has no effect with scheduler=constant"),
+        (
+            ["scheduler=warmup_cosine", "scheduler.decay_steps=9"],
+            "scheduler.decay_steps=9 has no effect with scheduler=warmup_cosine",
+        ),
         (["trainer.max_steps=463"], "trainer.max_steps=463 is never reached: trainer.max_epochs=3 ends the run after 462 steps"),
-        (["trainer.accumulate_grad_batches=155"], "trainer.accumulate_grad_batches=155: an epoch has 154"),
-        (["eval_freq=462"], "eval_freq=462: the run has 462 steps"),
-        (["checkpoint.every_n_steps=999", "trainer.log_every_n_steps=999"], "log_every_n_steps=999 and checkpoint.every_n_ste"),
+        (["trainer.accumulate_grad_batches=155"], "trainer.accumulate_grad_batches=155 is more than the 154 batches of an epoch"),
+        (["eval_freq=462"], "eval_freq=462 is too long for a run of 462 steps. Try 46."),
+        (
+            ["checkpoint.every_n_steps=999", "trainer.log_every_n_steps=999"],
+            "log_every_n_steps=999 and checkpoint.every_n_steps=999 are too long",
+        ),
         (
             ["callbacks=early_stopping", "trainer.max_epochs=4"],
-            "callbacks.early_stopping.patience=3 can never act: the run is val",
+            "callbacks.early_stopping.patience=3 never stops this run: it has 4 validations",
         ),
-        (["sampler.max_new_tokens=20"], "that is 10 more than model.context_length=32"),
-        (["start_context='A context longer than the model can read at all'"], "a shorter start_context mends that"),
+        (["sampler.max_new_tokens=20"], "exceed model.context_length=32 by 10."),
+        (["start_context='A context longer than the model can read at all'"], "A shorter start_context fits"),
     ],
 )
-def test_each_doubt_is_told_with_its_remedy(found: Callable[..., list[str]], overrides: list[str], told: str) -> None:
-    doubtful = found(*overrides)
-    assert any(told in doubt for doubt in doubtful), doubtful
-    assert all(doubt.endswith(".") for doubt in doubtful)
+def test_each_warning_names_its_remedy(warnings_for: Callable[..., list[str]], overrides: list[str], expected: str) -> None:
+    warnings = warnings_for(*overrides)
+    assert any(expected in warning for warning in warnings), warnings
+    assert all(warning.endswith(".") for warning in warnings)
 
 
 @pytest.mark.parametrize(
     ("overrides", "remedy", "limit"),
-    [([], "data.batch_size=8 trainer.accumulate_grad_batches=2", 10**6), (["data.batch_size=1"], "a smaller model", 10**4)],
+    [([], "data.batch_size=8 trainer.accumulate_grad_batches=2", 10**6), (["data.batch_size=1"], "A smaller model", 10**4)],
 )
-def test_memory_and_disk_that_are_not_there(
-    found: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, overrides: list[str], remedy: str, limit: int
+def test_too_little_memory_and_disk_give_warnings(
+    warnings_for: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, overrides: list[str], remedy: str, limit: int
 ) -> None:
     monkeypatch.setattr(checks, "memory_limit", lambda device: limit)
-    monkeypatch.setattr(checks, "free_disk", lambda place: 10**5)
-    memory, disk = found(*overrides)
+    monkeypatch.setattr(checks, "free_disk", lambda path: 10**5)
+    memory, disk = warnings_for(*overrides)
     assert remedy in memory
-    assert "the checkpoints take up to 706 kB there" in disk
-    assert "and 100 kB are free" in disk
+    assert "the checkpoints need up to 706 kB there" in disk
+    assert "but only 100 kB are free" in disk
 
 
-def test_a_model_is_spread_over_devices_where_it_has_to_be_and_not_elsewhere(
-    found: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+def test_fsdp_is_recommended_where_it_is_needed_and_nowhere_else(
+    warnings_for: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = [
+    overrides = [
         "trainer.devices=8",
         "model.emb_dim=64",
         "model.n_layers=16",
         "data.batch_size=1",
         "doubts.min_tokens_per_parameter=0",
     ]
-    (needless,) = found(*words, "trainer.strategy=fsdp")
-    assert "trainer.strategy=fsdp: with the whole model on each of 8 devices a step needs " in needless
-    assert "trainer.strategy=ddp has room there, and sends " in needless
-    assert found(*words, "trainer.strategy=ddp") == found(*words, "trainer.strategy=fsdp", "doubts.max_ddp_memory=0") == []
-    monkeypatch.setattr(checks, "memory_limit", lambda device: 8 * 6_000_000)  # a CPU's memory, shared by 8 processes
-    assert found(*words, "trainer.strategy=fsdp", "trainer.activation_checkpointing=true") == []
-    (tight,) = found(*words, "trainer.strategy=ddp")
-    assert "of memory, on each of 8 devices, and there are 6.0 MB; trainer=fsdp, which spreads the model over" in tight
+    (needless,) = warnings_for(*overrides, "trainer.strategy=fsdp")
+    assert "trainer.strategy=fsdp is not needed: with the whole model on each of 8 devices a step needs " in needless
+    assert "trainer.strategy=ddp sends " in needless
+    assert (
+        warnings_for(*overrides, "trainer.strategy=ddp")
+        == warnings_for(*overrides, "trainer.strategy=fsdp", "doubts.max_ddp_memory=0")
+        == []
+    )
+    monkeypatch.setattr(checks, "memory_limit", lambda device: 8 * 6_000_000)  # 8 processes share the CPU's memory
+    assert warnings_for(*overrides, "trainer.strategy=fsdp", "trainer.activation_checkpointing=true") == []
+    (tight,) = warnings_for(*overrides, "trainer.strategy=ddp")
+    assert "of memory per step on each of 8 devices, but only 6.0 MB are available. trainer=fsdp, which splits the" in tight
 
 
-def test_checkpoints_that_are_there_already_need_no_more_room(
-    found: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_existing_checkpoints_need_no_further_disk_space(
+    warnings_for: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(checks, "free_disk", lambda place: 3 * 10**5)
-    assert len(found()) == 1
+    monkeypatch.setattr(checks, "free_disk", lambda path: 3 * 10**5)
+    assert len(warnings_for()) == 1
     folder = tmp_path / "run" / "checkpoints"
     folder.mkdir(parents=True)
     (folder / "last.ckpt").write_bytes(bytes(500_000))
-    assert found() == []
+    assert warnings_for() == []
 
 
-def test_a_container_s_limit_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_container_s_memory_limit_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import torch
 
     limit = tmp_path / "memory.max"
@@ -179,8 +178,8 @@ def test_a_container_s_limit_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert resources.memory_limit(torch.device("cpu")) == 50_000_000
 
 
-def test_the_shipped_first_run_is_told_what_it_is(compose_train: Callable[..., DictConfig]) -> None:
+def test_the_default_run_is_warned_about_its_short_text(compose_train: Callable[..., DictConfig]) -> None:
     settings = to_settings(compose_train(), TrainSettings)
-    text, windows = checks.find_warnings(settings, *planned(settings))
-    assert "5,165 tokens of text for 124M parameters" in text
-    assert "only 2 windows to validate on" in windows
+    text, windows = checks.find_warnings(settings, *plan_run(settings))
+    assert "5,165 training tokens for 124M parameters" in text
+    assert "only 2 validation windows" in windows

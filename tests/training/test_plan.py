@@ -22,7 +22,7 @@ from gpt_pretrain.training.planning import dry_run
 from gpt_pretrain.training.planning.dry_run import Measured, time_shares
 from gpt_pretrain.training.planning.plan import make_plan
 from tests.conftest import TINY_RUN
-from tests.training.test_checks import planned
+from tests.helpers.plans import plan_run
 
 Script = Callable[..., Any]
 
@@ -32,7 +32,7 @@ def test_a_plan_leaves_no_trace(script: Script, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.iterdir()) == []
     labels = re.findall(r"^(\w+) +", done.stdout, re.MULTILINE)
-    assert labels[2:] == ["model", "data", "length", "tokens", "compute", "memory", "disk", "time", "doubts"]
+    assert labels[2:] == ["model", "data", "length", "tokens", "compute", "memory", "disk", "time", "warnings"]
     assert "Ep 1" not in done.stdout
     (total,) = re.findall(r"^time    about ([\d.]+) s from", done.stdout, re.MULTILINE)
     parts = re.findall(r"^ +([\d.]+) s +\d+%  ", done.stdout, re.MULTILINE)
@@ -114,7 +114,7 @@ def test_the_counts_are_those_of_the_run(
         counted.__dict__.update(steps=0, losses=0, samples=0, saves=0)
         train(*words, run_dir=None if words[0].endswith("=3") else Path(str(compose_train().run_dir) + "-2"))
         settings = to_settings(compose_train(*TINY_RUN, *words), TrainSettings)
-        plan = planned(settings)[2]
+        plan = plan_run(settings)[2]
         between = plan.validations - plan.epoch_ends
         assert plan.steps == counted.steps
         assert 2 * plan.loss_lines + between == counted.losses
@@ -123,7 +123,7 @@ def test_the_counts_are_those_of_the_run(
 
 def test_a_resumed_run_s_plan_is_of_what_is_left(compose_train: Callable[..., DictConfig]) -> None:
     settings = to_settings(compose_train(*TINY_RUN, "trainer.max_epochs=4", "checkpoint.every_n_steps=2"), TrainSettings)
-    data, config, whole = planned(settings)
+    data, config, whole = plan_run(settings)
     rest = make_plan(settings, data, config, first_step=5)  # of 12, 3 an epoch
     assert (whole.steps, whole.epoch_ends, whole.loss_lines, whole.validations) == (12, 4, 7, 8)
     assert (rest.steps, rest.epoch_ends, rest.loss_lines) == (7, 3, 3)
@@ -133,7 +133,7 @@ def test_a_resumed_run_s_plan_is_of_what_is_left(compose_train: Callable[..., Di
 
 def test_a_run_s_time_is_the_sum_of_its_parts(compose_train: Callable[..., DictConfig]) -> None:
     settings = to_settings(compose_train(*TINY_RUN), TrainSettings)
-    plan = planned(settings)[2]  # 6 steps in 2 epochs; 4 loss lines of 2 batches
+    plan = plan_run(settings)[2]  # 6 steps in 2 epochs; 4 loss lines of 2 batches
     measured = Measured(first_step=10, step=1, eval_batch=0.5, sample=3, save=2, copy=0.25, peak_bytes=None)
     assert time_shares(plan, measured, settings) == pytest.approx(
         {"steps": 15, "loss lines": 4, "validation": 0.5 * 2 * plan.val_batches, "samples": 6, "checkpoints": 4.5}

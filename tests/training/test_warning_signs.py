@@ -1,4 +1,4 @@
-"""Runs of tiny models that go wrong in each way that the doctor knows, and some that do not."""
+"""Tiny runs that show each of the warning signs, and healthy runs that show none."""
 
 import random
 import re
@@ -21,8 +21,7 @@ from tests.helpers.training_runs import Printed, Train, checkpoint, machine_goin
 
 QUIET = ["callbacks.samples=false", "callbacks.loss_curve=false", "logger=none", "data.stride=null", "eval_freq=5", "eval_iter=2"]
 
-
-WORDS = [
+GRAMMAR = [
     ["Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Henry"],
     ["saw the", "found the", "left the", "carried the", "painted the", "forgot the", "sold the", "remembered the"],
     ["old", "quiet", "bright", "small", "heavy", "green", "broken", "distant"],
@@ -31,14 +30,14 @@ WORDS = [
 
 
 def sentences(number: int, *, seed: int) -> str:
-    """A text after a simple grammar, of which there is always more that is new."""
+    """Return a text of random sentences after a simple grammar; more of it is always new."""
     chance = random.Random(seed)
-    return " ".join(chance.choice(words) for _ in range(number) for words in WORDS)
+    return " ".join(chance.choice(words) for _ in range(number) for words in GRAMMAR)
 
 
 @pytest.fixture
 def short(tmp_path: Path, story: str) -> list[str]:
-    """Settings of a run that learns a text of 400 words in no order by heart, since that is all there is."""
+    """Return the settings of a run that memorizes a text of 400 shuffled words."""
     words = story.split()
     random.Random(1).shuffle(words)
     (tmp_path / "short.txt").write_text(" ".join(words[:400]))
@@ -48,37 +47,37 @@ def short(tmp_path: Path, story: str) -> list[str]:
 
 @pytest.fixture(scope="session")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """200,000 characters or so."""
+    """Write a text of about 200,000 characters."""
     file = tmp_path_factory.mktemp("text") / "text.txt"
     file.write_text(sentences(6000, seed=1))
     return file
 
 
-def told(run_dir: Path, name: str = "last") -> list[tuple[str, int]]:
-    """The findings in a run's checkpoint."""
+def findings_of(run_dir: Path, name: str = "last") -> list[tuple[str, int]]:
+    """Return sign and step of each finding in a run's checkpoint."""
     findings = checkpoint(run_dir, name)["callbacks"]["WarningSigns"]["findings"]
     return [(finding["sign"], finding["step"]) for finding in findings]
 
 
 @pytest.mark.parametrize(
-    "words",
+    "overrides",
     [
         ("seed=1", "optimizer.lr=2e-3", "data.batch_size=16", "scheduler=warmup_cosine"),
         ("seed=2", "optimizer.lr=4e-4", "data.batch_size=4", "model.n_layers=1", "model.emb_dim=64"),
         ("seed=3", "optimizer.lr=1e-3", "data.batch_size=8", "trainer.accumulate_grad_batches=2", "model.n_layers=3"),
     ],
 )
-def test_nothing_is_told_of_a_healthy_run(train: Train, printed: Printed, tmp_path: Path, text: Path, words: list[str]) -> None:
-    train(*QUIET, f"data.path='{text}'", "trainer.max_steps=250", "trainer.gradient_clip_val=5", *words)
+def test_a_healthy_run_has_no_findings(train: Train, printed: Printed, tmp_path: Path, text: Path, overrides: list[str]) -> None:
+    train(*QUIET, f"data.path='{text}'", "trainer.max_steps=250", "trainer.gradient_clip_val=5", *overrides)
     content = checkpoint(tmp_path / "run")
-    assert content["val_losses"][-1] < 0.6 * content["val_losses"][0], "it learns"
-    assert told(tmp_path / "run") == []
+    assert content["val_losses"][-1] < 0.6 * content["val_losses"][0], "the model learns"
+    assert findings_of(tmp_path / "run") == []
     assert not any("doctor" in line for line in printed())
 
 
-def test_a_rate_that_is_far_too_low(train: Train, printed: Printed, tmp_path: Path, text: Path) -> None:
+def test_a_learning_rate_far_too_low_is_reported(train: Train, printed: Printed, tmp_path: Path, text: Path) -> None:
     train(*QUIET, f"data.path='{text}'", "trainer.max_steps=80", "optimizer.lr=1e-7", "trainer.gradient_clip_val=null")
-    assert told(tmp_path / "run") == [("stuck", 40)]
+    assert findings_of(tmp_path / "run") == [("stuck", 40)]
     (line,) = [line for line in printed() if line.startswith("doctor: ")]
     assert line.startswith("doctor: step 40, stuck: From step 0 to 40 the training loss has only gone from 5.5")
     assert line.endswith("The learning rate is probably too low: try optimizer.lr=1e-06 (1e-07 now).")
@@ -86,27 +85,29 @@ def test_a_rate_that_is_far_too_low(train: Train, printed: Printed, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("rate", "steps", "signs"), [(10, 20, ["spike"]), (0.3, 230, ["spike", "stuck"])])
-def test_a_rate_that_is_far_too_high(train: Train, tmp_path: Path, text: Path, rate: float, steps: int, signs: list[str]) -> None:
-    words = [f"optimizer.lr={rate}", f"trainer.max_steps={steps}", "trainer.gradient_clip_val=null"]
-    train(*QUIET, f"data.path='{text}'", *words)
-    found = told(tmp_path / "run")
+def test_a_learning_rate_far_too_high_is_reported(
+    train: Train, tmp_path: Path, text: Path, rate: float, steps: int, signs: list[str]
+) -> None:
+    overrides = [f"optimizer.lr={rate}", f"trainer.max_steps={steps}", "trainer.gradient_clip_val=null"]
+    train(*QUIET, f"data.path='{text}'", *overrides)
+    found = findings_of(tmp_path / "run")
     assert [sign for sign, _ in found] == signs
     assert found[0][1] <= 10
 
 
-def test_initial_weights_that_are_too_large(train: Train, tmp_path: Path, text: Path) -> None:
+def test_too_large_initial_weights_are_reported(train: Train, tmp_path: Path, text: Path) -> None:
     train(*QUIET, f"data.path='{text}'", "trainer.max_steps=2", "model.init=pytorch", "model.tie_embeddings=true")
-    assert told(tmp_path / "run") == [("first_loss", 0)]
+    assert findings_of(tmp_path / "run") == [("first_loss", 0)]
 
 
-def test_a_text_of_a_few_hundred_words_is_learnt_by_heart(
+def test_a_memorized_text_is_reported_as_overfitting_and_gap(
     train: Train, printed: Printed, tmp_path: Path, short: list[str]
 ) -> None:
-    words = ["logger=tensorboard", "eval_iter=4", "trainer.max_steps=190", "trainer.gradient_clip_val=null"]
-    train(*QUIET, *short, *words)
+    overrides = ["logger=tensorboard", "eval_iter=4", "trainer.max_steps=190", "trainer.gradient_clip_val=null"]
+    train(*QUIET, *short, *overrides)
     run_dir = tmp_path / "run"
-    found = dict(told(run_dir))
-    assert set(found) == {"overfitting", "gap"}, "each once"
+    found = dict(findings_of(run_dir))
+    assert set(found) == {"overfitting", "gap"}
     content = checkpoint(run_dir)
     lowest = content["eval_steps"][int(np.argmin(content["val_losses"]))]
     assert lowest < found["overfitting"] <= lowest + 60
@@ -116,14 +117,14 @@ def test_a_text_of_a_few_hundred_words_is_learnt_by_heart(
     assert sorted(event.step for event in events) == sorted(found.values())
 
 
-def test_gradients_that_are_clipped_on_most_steps(train: Train, tmp_path: Path, text: Path) -> None:
-    words = ["trainer.gradient_clip_val=0.01", "callbacks.doctor.window=15"]
-    train(*QUIET, f"data.path='{text}'", "trainer.max_steps=40", *words)
-    assert told(tmp_path / "run") == [("clipping", 29)]
+def test_gradients_clipped_in_most_steps_are_reported(train: Train, tmp_path: Path, text: Path) -> None:
+    overrides = ["trainer.gradient_clip_val=0.01", "callbacks.doctor.window=15"]
+    train(*QUIET, f"data.path='{text}'", "trainer.max_steps=40", *overrides)
+    assert findings_of(tmp_path / "run") == [("clipping", 29)]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_data_that_are_slow_to_read(
+def test_slow_data_loading_is_reported(
     train: Train, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     real = TokenWindows.__getitem__
@@ -133,14 +134,14 @@ def test_data_that_are_slow_to_read(
         return real(windows, numbers)
 
     monkeypatch.setattr(TokenWindows, "__getitem__", slow)
-    words = [f"data.num_workers={workers}", "eval_freq=100", "trainer.limit_val_batches=1", "trainer.gradient_clip_val=null"]
-    train(*QUIET, f"data.path='{text}'", "trainer.max_steps=60", *words)
-    ((sign, step),) = told(tmp_path / "run")
+    overrides = [f"data.num_workers={workers}", "eval_freq=100", "trainer.limit_val_batches=1", "trainer.gradient_clip_val=null"]
+    train(*QUIET, f"data.path='{text}'", "trainer.max_steps=60", *overrides)
+    ((sign, step),) = findings_of(tmp_path / "run")
     assert sign == "loading"
     assert 39 <= step <= 59
 
 
-def test_the_loader_counts_the_waiting_of_each_batch(train: Train, compose_train: Any, text: Path) -> None:
+def test_the_loader_measures_the_waiting_for_each_batch(train: Train, compose_train: Any, text: Path) -> None:
     from gpt_pretrain.config.conversion import to_settings
     from gpt_pretrain.config.schema import TrainSettings
     from gpt_pretrain.tokenizers.build import build_tokenizer
@@ -157,57 +158,57 @@ def test_the_loader_counts_the_waiting_of_each_batch(train: Train, compose_train
 
 @pytest.mark.parametrize(("way", "signs"), [("stop", []), ("skip", [("nonfinite", 3)]), ("rollback", [("nonfinite", 1)])])
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_losses_and_gradients_that_are_no_numbers(
+def test_nonfinite_losses_and_gradients_are_reported_once(
     train: Train, printed: Printed, tmp_path: Path, way: str, signs: list[Any], what: str
 ) -> None:
-    words = ["trainer.accumulate_grad_batches=2", "data.batch_size=4", f"on_nonfinite={way}", "checkpoint.every_n_steps=2"]
+    overrides = ["trainer.accumulate_grad_batches=2", "data.batch_size=4", f"on_nonfinite={way}", "checkpoint.every_n_steps=2"]
     with spoilt(steps={3}, what=what):
         if way == "stop":
             with pytest.raises(UserError, match="The weights were not updated"):
-                train(*QUIET, *words)
+                train(*QUIET, *overrides)
         else:
-            train(*QUIET, *words, "trainer.max_steps=6", "trainer.gradient_clip_val=null")
+            train(*QUIET, *overrides, "trainer.max_steps=6", "trainer.gradient_clip_val=null")
     lines = [line for line in printed() if line.startswith("doctor: step ") and "nonfinite" in line]
     assert len(lines) == 1
     assert "try optimizer.lr=0.00013 (0.0004 now)" in lines[0]
-    assert told(tmp_path / "run") == signs
+    assert findings_of(tmp_path / "run") == signs
 
 
-def test_a_run_stopped_and_resumed_is_told_what_it_would_have_been(
+def test_a_resumed_run_reports_what_the_uninterrupted_run_reports(
     train: Train, caplog: pytest.LogCaptureFixture, tmp_path: Path, short: list[str]
 ) -> None:
-    words = [*short, "data.batch_size=8", "trainer.accumulate_grad_batches=2", "trainer.max_steps=110", "eval_freq=3"]
-    words += ["checkpoint.every_n_steps=7", "trainer.gradient_clip_val=0.3", "callbacks.doctor.gap=1.2"]
-    words += ["callbacks.doctor.window=10", "callbacks.doctor.loading=0.99"]  # the machine's, not the run's
+    overrides = [*short, "data.batch_size=8", "trainer.accumulate_grad_batches=2", "trainer.max_steps=110", "eval_freq=3"]
+    overrides += ["checkpoint.every_n_steps=7", "trainer.gradient_clip_val=0.3", "callbacks.doctor.gap=1.2"]
+    overrides += ["callbacks.doctor.window=10", "callbacks.doctor.loading=0.99"]  # waiting depends on the machine, not on the run
 
     def lines() -> set[str]:
         texts = {record.getMessage() for record in caplog.records if record.getMessage().startswith("doctor: ")}
         caplog.clear()
         return texts
 
-    train(*words, run_dir=tmp_path / "whole")
+    train(*overrides, run_dir=tmp_path / "whole")
     whole, parts, again = lines(), tmp_path / "parts", list[str]()
-    signs = dict(told(tmp_path / "whole"))
+    signs = dict(findings_of(tmp_path / "whole"))
     assert set(signs) == {"clipping", "gap"}
-    for step in (8, signs["clipping"] + 1, signs["gap"] + 2, 100):  # a sign may be seen again, from the checkpoint before it
+    for step in (8, signs["clipping"] + 1, signs["gap"] + 2, 100):  # a run resumed before a sign reports it again
         with machine_going_away(at_step=step):
-            train(*words, *again, run_dir=parts)
+            train(*overrides, *again, run_dir=parts)
         again = [f"resume='{parts}'"]
-    train(*words, *again, run_dir=parts)
+    train(*overrides, *again, run_dir=parts)
     assert differences(tmp_path / "whole", parts) == []
     a, b = (checkpoint(run)["callbacks"]["WarningSigns"] for run in (tmp_path / "whole", parts))
     assert a == b
     assert lines() == whole
 
 
-def test_without_a_doctor_nothing_is_looked_for(train: Train, tmp_path: Path, text: Path) -> None:
-    for number, words in enumerate((["callbacks=minimal"], ["callbacks.doctor=null"])):
+def test_without_the_doctor_there_are_no_findings(train: Train, tmp_path: Path, text: Path) -> None:
+    for number, overrides in enumerate((["callbacks=minimal"], ["callbacks.doctor=null"])):
         run_dir = tmp_path / str(number)
-        train(*words, "optimizer.lr=10", "trainer.max_epochs=3", "logger=none", run_dir=run_dir)
+        train(*overrides, "optimizer.lr=10", "trainer.max_epochs=3", "logger=none", run_dir=run_dir)
         assert "WarningSigns" not in checkpoint(run_dir)["callbacks"]
 
 
-def test_thresholds_that_make_no_sense(train: Train) -> None:
+def test_invalid_thresholds_are_all_reported(train: Train) -> None:
     with pytest.raises(UserError) as caught:
         train("callbacks.doctor.gap=0.5", "callbacks.doctor.window=2", "callbacks.doctor.loading=30")
     assert caught.value.problems == [
@@ -218,14 +219,14 @@ def test_thresholds_that_make_no_sense(train: Train) -> None:
 
 
 @pytest.mark.parametrize("count", [1000, 600_000])
-def test_the_loss_by_frequencies_is_the_entropy_of_the_text(tmp_path: Path, count: int) -> None:
+def test_the_unigram_loss_is_the_entropy_of_the_token_frequencies(tmp_path: Path, count: int) -> None:
     shares = np.array([0.5, 0.25, 0.125, 0.125])
     ids = np.random.default_rng(1).choice(4, size=count, p=shares).astype("<u2")
     (tmp_path / "ids").write_bytes(ids.tobytes())
     assert loss_by_frequencies(Tokens(tmp_path / "ids", count, 2, "")) == pytest.approx(1.75 * np.log(2), abs=0.05)
 
 
-def test_the_doctor_changes_nothing_of_the_training(train: Train, tmp_path: Path) -> None:
+def test_the_doctor_does_not_change_the_training(train: Train, tmp_path: Path) -> None:
     train("logger=none", run_dir=tmp_path / "a")
     train("logger=none", "callbacks.doctor=null", run_dir=tmp_path / "b")
     a, b = (checkpoint(tmp_path / name)["state_dict"] for name in "ab")

@@ -123,7 +123,7 @@ def time_shares(whole: TrainingPlan, measured: Measured, settings: TrainSettings
     """Seconds of each part of a run, from its first step to its last."""
     times = {
         "steps": measured.first_step + (whole.steps - 1) * measured.step,
-        "loss lines": whole.loss_lines * whole.line_batches * measured.eval_batch,
+        "loss lines": whole.loss_lines * whole.loss_line_batches * measured.eval_batch,
         "validation": whole.validations * whole.val_batches * measured.eval_batch,
         "samples": whole.epoch_ends * measured.sample,
     }
@@ -165,9 +165,9 @@ def _sample_seconds(module: GPTLitModule, tokenizer: Tokenizer, settings: TrainS
 
 
 def _costs(whole: TrainingPlan, measured: Measured, settings: TrainSettings, limit: int | None) -> list[str]:
-    rate = whole.token_flops * whole.tokens / whole.steps / measured.step / whole.sharing.devices
+    rate = whole.token_flops * whole.tokens / whole.steps / measured.step / whole.parallelism.devices
     parts = ", ".join(f"{name} {format_si(n_bytes, 'B')}" for name, n_bytes in whole.memory.parts.items())
-    alone = " on one device, unshared," if whole.sharing.devices > 1 else ""
+    alone = " on one device, unshared," if whole.parallelism.devices > 1 else ""
     held = "" if measured.peak_bytes is None else f"; measured{alone} with it {format_si(measured.peak_bytes, 'B')}"
     there = "" if limit is None else f", of {format_si(limit, 'B')}"
     run_dir = Path(settings.run_dir)
@@ -184,12 +184,12 @@ def _costs(whole: TrainingPlan, measured: Measured, settings: TrainSettings, lim
 
 
 def _sent(whole: TrainingPlan) -> list[str]:
-    if whole.sharing.devices == 1:
+    if whole.parallelism.devices == 1:
         return []
     traffic, kinds = whole.traffic, {"gradients": whole.traffic.gradients, "weights": whole.traffic.weights}
     parts = ", ".join(f"{name} {format_si(n_bytes, 'B')}" for name, n_bytes in kinds.items() if n_bytes)
     return [
-        f"sent    {format_si(traffic.total, 'B')} a step by each of {whole.sharing.devices} devices, {whole.sharing.name} ({parts})"  # noqa: E501
+        f"sent    {format_si(traffic.total, 'B')} a step by each of {whole.parallelism.devices} devices, {whole.parallelism.name} ({parts})"  # noqa: E501
     ]
 
 
@@ -199,18 +199,18 @@ def _times(whole: TrainingPlan, measured: Measured, times: dict[str, float]) -> 
     saves = measured.save + measured.copy
     each = {
         "steps": f"{whole.steps:,} of {format_seconds(measured.step)}",
-        "loss lines": f"{whole.loss_lines:,} of {format_seconds(whole.line_batches * measured.eval_batch)}",
+        "loss lines": f"{whole.loss_lines:,} of {format_seconds(whole.loss_line_batches * measured.eval_batch)}",
         "validation": f"{whole.validations:,} of {format_seconds(whole.val_batches * measured.eval_batch)}",
         "samples": f"{whole.epoch_ends:,} of {format_seconds(measured.sample)}",
         "checkpoints": f"{whole.validations:,} of {format_seconds(saves)}",
     }
-    shared = f", if {whole.sharing.devices} devices take as long as one did, and sending takes no time"
+    shared = f", if {whole.parallelism.devices} devices take as long as one did, and sending takes no time"
     rows = [
         f"        {format_duration(times[name]):>12} {times[name] / total:4.0%}  {name}: {told}" for name, told in each.items()
     ]
     return [
         f"time    about {format_duration(total)} from the first step to the last, at {speed:,.0f} tokens/s while training"
-        f"{shared if whole.sharing.devices > 1 else ''}",
+        f"{shared if whole.parallelism.devices > 1 else ''}",
         *rows,
     ]
 
