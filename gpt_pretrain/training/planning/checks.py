@@ -198,7 +198,7 @@ def _schedule_too_long(context: CheckContext) -> str | None:
     if schedule.name == "warmup_stable_decay" and schedule.warmup_steps + schedule.decay_steps >= steps:
         return (
             f"scheduler.decay_steps={schedule.decay_steps} and scheduler.warmup_steps={schedule.warmup_steps} take up all of the "
-            f"run's {format_count(steps, 'step')}, so the learning rate is never constant. Try scheduler.decay_steps={steps // 5}."
+            f"run's {format_count(steps, 'step')}, so it has no constant phase. Try scheduler.decay_steps={steps // 5}."
         )
     return None
 
@@ -273,7 +273,8 @@ def _ineffective_early_stopping(context: CheckContext) -> str | None:
         return None
     return (
         f"callbacks.early_stopping.patience={stop.patience} never stops this run: it has "
-        f"{format_count(validations, 'validation')}, one at the end of each epoch, and the first only sets the reference. Lower the patience or raise trainer.max_epochs."
+        f"{format_count(validations, 'validation')}, one at the end of each epoch, and the first only "
+        "sets the reference. Lower the patience or raise trainer.max_epochs."
     )
 
 
