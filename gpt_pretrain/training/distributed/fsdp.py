@@ -7,10 +7,10 @@ With DDP every device holds all weights, gradients and optimizer state. With `tr
   from the forward to the backward pass.
 - Gradients: they are summed and split in the backward pass of each batch, also while gradients are accumulated.
 - Optimizer: each device updates its own rows only, so AdamW's moments are split as well.
-- Gradient clipping: the norm is that of all rows of all devices (`lit_module`).
-- Computation: every rank takes part in each forward pass of the model, also when only rank 0 prints a sample.
+- Gradient clipping: the norm is computed over the rows of all devices.
+- Samples: `gather_model` collects the whole weights on rank 0, which then generates alone.
 - Checkpoints: each rank writes its rows into a file of its own and rank 0 writes the index (`checkpoints.sharded`). Any number of
-  devices, with either strategy, can resume from it; `gather_weights` collects the whole weights for an export.
+  devices, with either strategy, can resume from it.
 
 Everything else, the batches included, is as with DDP, and so are the trained weights, up to rounding.
 
@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
@@ -57,26 +57,20 @@ def shard_model(model: GPTModel, mesh: DeviceMesh) -> None:
     register_fsdp_forward_method(model, "hidden_states")
 
 
-def gather_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return all weights of a sharded model on rank 0 and none on the other ranks; all ranks must call this."""
-    weights = {}
-    for name, value in model.state_dict().items():
-        full = value.full_tensor() if isinstance(value, DTensor) else value
-        if ranks.is_main():
-            weights[name] = full
-    return weights
-
-
 def gather_model(model: GPTModel) -> GPTModel | None:
-    """Return the whole model on the first rank and None on the others; every rank of a sharded model must call this."""
+    """Return the whole model on rank 0 and None on the others; every rank of a sharded model must call this."""
     if not isinstance(model, FSDPModule):
         return model if ranks.is_main() else None
-    weights = whole_weights(model)
+    weights = {}
+    for name, value in model.state_dict().items():
+        full = value.full_tensor() if isinstance(value, DTensor) else value  # needs every rank
+        if ranks.is_main():
+            weights[name] = full
     if not ranks.is_main():
         return None
-    whole = empty_model(model.config)
-    whole.load_state_dict(weights, assign=True)
-    return whole
+    gathered = empty_model(model.config)
+    gathered.load_state_dict(weights, assign=True)
+    return gathered
 
 
 class ShardedStrategy(ModelParallelStrategy):
