@@ -1,9 +1,9 @@
 """Assign each document to the training or the validation set by the hash of its text, and leave out duplicates.
 
 A document belongs to the validation set if its hash, as a number between 0 and 1, lies below a threshold. With `val_fraction` the
-threshold is this fraction, so that a text is always in the same set, whatever the other documents are. (If a corpus is so small
-that no document lies below it, the one with the smallest hash is taken.) With `val_tokens` the threshold is chosen so that the
-documents with the smallest hashes together have at least this many tokens.
+threshold is this fraction, so that a text is in the same set in every corpus. (If no document of a small corpus lies below it,
+the document with the smallest hash is taken.) With `val_tokens` the threshold is the lowest one that gives the validation set at
+least this many tokens.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def _hash_range(corpus: EncodedCorpus, split: DocumentSplit) -> tuple[str, str]:
 
 
 def _threshold_for_tokens(corpus: EncodedCorpus, split: DocumentSplit, n_tokens: int) -> str:
-    """Return the smallest threshold with at least n_tokens tokens below it, or the largest hash if there are fewer tokens."""
+    """Return the lowest threshold that gives at least n_tokens tokens; the largest possible hash if there are fewer."""
     tokens = np.zeros(N_BINS)
     for first, rows in corpus.rows():
         kept = rows[split.assign(first, rows) != LEFT_OUT]

@@ -1,4 +1,4 @@
-"""The data that passes from the reader to the encoding workers and back."""
+"""The data that passes from the reader to the encoding workers and back, and the rule for splitting long documents."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ N_EXAMPLES = 3  # Rejected records shown in a message.
 
 @dataclass(frozen=True)
 class EncodingOptions:
-    """How documents become tokens.
+    """The options of the encoding stage.
 
     Args:
         tokenizer: Name of the tokenizer.

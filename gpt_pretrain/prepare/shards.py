@@ -104,9 +104,7 @@ def write_shards(
     progress.start_writing(len(jobs), done=len(finished))
     for job, entry in workers.map(write_shard, [job for name, job in jobs.items() if name not in finished]):
         finished[job.name] = entry
-        with open(folder / WORK / FINISHED, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps(entry) + "\n")
-            sync_file(stream)
+        _append_finished(folder, entry)
         progress.advance_writing()
         interrupt.exit_if_requested()
     remove_other_shards(folder, set(jobs))
@@ -228,6 +226,12 @@ def _finished_shards(folder: Path, jobs: dict[str, ShardJob]) -> dict[str, dict[
         if name in jobs and all((folder / file).is_file() and sha256(folder / file) == value for file, value in hashes.items()):
             finished[name] = entry
     return finished
+
+
+def _append_finished(folder: Path, entry: dict[str, Any]) -> None:
+    with open(folder / WORK / FINISHED, "a", encoding="utf-8") as stream:
+        stream.write(json.dumps(entry) + "\n")
+        sync_file(stream)
 
 
 def _manifest_part(plan: SetPlan, shards: list[dict[str, Any]]) -> dict[str, Any]:

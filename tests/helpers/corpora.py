@@ -1,18 +1,35 @@
-"""Prepare corpora in a test's process, read them back, and compute naively what they should contain."""
+"""Write inputs, prepare corpora from them, interrupt preparations, and check the corpora against naive computations."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import json
+import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from gpt_pretrain.config.command_schema import PrepareSettings
-from gpt_pretrain.prepare.pipeline import prepare_corpus
+from gpt_pretrain.prepare import pipeline
 from gpt_pretrain.tokenizers.build import build_tokenizer
+from tests.conftest import ROOT
+
+# The settings for `write_short_inputs`.
+SHORT = {"dedup": "exact", "val_tokens": 500, "shard_tokens": 3000, "document_separator": "<>"}
+
+PREPARE_IN_SMALL_SEGMENTS = """
+import sys
+from gpt_pretrain.prepare import reading, segments
+from gpt_pretrain.commands.main import main
+segments.SEGMENT_BYTES, reading.BATCH = 100_000, 50_000
+sys.argv.insert(1, "prepare")
+main()
+"""
 
 cached_tokenizer = functools.cache(build_tokenizer)
 
@@ -20,7 +37,7 @@ cached_tokenizer = functools.cache(build_tokenizer)
 def prepare(*inputs: Path | str, out: Path, **settings: Any) -> dict[str, Any]:
     """Prepare a corpus in this process and return its manifest."""
     fields = {"workers": 1, "tokenizer": "byte", "max_rejected": 1.0} | settings
-    prepare_corpus(PrepareSettings(inputs=[str(path) for path in inputs], out=str(out), **fields))
+    pipeline.prepare_corpus(PrepareSettings(inputs=[str(path) for path in inputs], out=str(out), **fields))
     return read_manifest(out)
 
 
@@ -87,3 +104,48 @@ def check_manifest(folder: Path) -> None:
                 assert shard["tokens"] == manifest["options"]["shard_tokens"]
         for key in ("tokens", "documents", "bytes"):
             assert part[key] == sum(shard[key] for shard in part["shards"])
+
+
+def start_prepare(*arguments: str, code: str = PREPARE_IN_SMALL_SEGMENTS, **options: object) -> subprocess.Popen[str]:
+    """Start the command in a process of its own, with small segments."""
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+def write_inputs(folder: Path, *, megabytes: float) -> list[str]:
+    """Write a file of JSON lines, and a long text that is one document."""
+    rng = random.Random(5)
+    vocabulary = ["".join(rng.choices("abcdefghijklmnop", k=rng.randrange(1, 6))) for _ in range(5000)]
+    lines = folder / "a.jsonl"
+    with open(lines, "w") as stream:
+        while stream.tell() < megabytes * 0.6e6:
+            text = " ".join(rng.choices(vocabulary, k=rng.randrange(1, 400)))
+            stream.write((json.dumps({"text": text}) if rng.random() > 0.001 else "{broken") + "\n")
+            if rng.random() < 0.1:
+                stream.write(json.dumps({"text": text}) + "\n")
+    long = folder / "long.txt"
+    long.write_text(" ".join(rng.choices(vocabulary, k=int(megabytes * 0.4e6 / 7))))
+    return [str(lines), str(long)]
+
+
+class Killed(BaseException):
+    """Raised to end a preparation at a chosen moment."""
+
+
+def kill(*_: object, **__: object) -> None:
+    raise Killed
+
+
+def write_short_inputs(folder: Path) -> list[Path]:
+    texts = [f"document {number} " * (number % 7 + 1) for number in [*range(60), *range(20)]]
+    (folder / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts) + "{broken\n")
+    (folder / "b.txt").write_text("<>".join([*texts, "long " * 3000, "\n", "short"]))
+    return [folder / "a.jsonl", folder / "b.txt"]
+
+
+def interrupt_before_shards(inputs: list[Path], out: Path) -> None:
+    """Start a preparation that ends when everything is encoded and no shard is written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "write_shards", kill)
+        with pytest.raises(Killed):
+            prepare(*inputs, out=out, **SHORT)
