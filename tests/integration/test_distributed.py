@@ -167,7 +167,7 @@ def test_a_sharded_checkpoint_is_a_model_like_any_other(
     with pytest.raises(ValueError, match="damaged"):
         content(sharded)
     (sharded / pieces[1]).unlink()
-    with pytest.raises(ValueError, match="not whole"):
+    with pytest.raises(ValueError, match="is incomplete"):
         content(sharded)
 
 
