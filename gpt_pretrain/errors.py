@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this."""
+"""Exceptions with a meaning for the user."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """Something a user can put right, told as one or more problems.
+    """One or more problems that the user can fix.
 
-    Each problem is a sentence or two that names the setting, its value, the rule it breaks and the remedy. The entry
-    scripts print them together, without a traceback, and exit with code 2.
+    Each problem is a sentence or two that names the setting, its value, the rule that it breaks and the remedy. The entry scripts
+    print all problems together, without a traceback, and exit with code 2.
     """
 
     def __init__(self, problems: str | Iterable[str]) -> None:
@@ -20,10 +20,10 @@ class UserError(ValueError):
 
 
 class AlreadyCompleteError(UserError):
-    """A run that was to go on has nothing left to do.
+    """A resumed run has nothing left to train.
 
     Attributes:
-        result: what came out of it, as a record has that.
+        result: The result of the run, as stored in its metadata.
     """
 
     def __init__(self, problem: str, *, result: dict[str, Any]) -> None:
@@ -32,4 +32,4 @@ class AlreadyCompleteError(UserError):
 
 
 class LostEndError(RuntimeError):
-    """A run came to its end, and that end could not be saved."""
+    """A run reached its end, but its last checkpoint could not be saved."""

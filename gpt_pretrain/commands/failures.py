@@ -1,4 +1,4 @@
-"""How errors are reported, and the exit codes."""
+"""The reports and exit codes of errors."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from gpt_pretrain.training.distributed.ranks import is_main, rank
 EXIT_LOST_END, EXIT_USER_ERROR = 1, 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
-PATIENCE_SECONDS = 3.0
+OTHER_RANK_DELAY_SECONDS = 3.0
 
 log = logging.getLogger("gpt_pretrain")
 
 
 class SweepJobFailed(RuntimeError):
-    """A job of a sweep failed for a reason that is already reported; the other jobs go on."""
+    """A job of a sweep failed for a reason that is already reported; the other jobs continue."""
 
 
 @contextmanager
 def report_failures(*, log_file: Path | None = None) -> Iterator[None]:
-    """Report an error that the user can fix without a traceback, and exit with its code; in a sweep, fail the job alone.
+    """Report an error that the user can fix without a traceback, and exit with its code; in a sweep, only the job fails.
 
     Args:
         log_file: The file that gets the traceback.
@@ -74,7 +74,8 @@ def report_failures(*, log_file: Path | None = None) -> Iterator[None]:
 def print_error(error: UserError, *, log_file: Path | None = None) -> int:
     """Print each problem to standard error, add the traceback to a log file, and return the exit code."""
     if not is_main():
-        time.sleep(PATIENCE_SECONDS)  # the first process most likely reports the same, and ends this one meanwhile
+        # The first process most likely reports the same error, and ends this one in the meantime.
+        time.sleep(OTHER_RANK_DELAY_SECONDS)
         print(f"rank {rank()}:", end=" ", file=sys.stderr)
     head = "error: " if len(error.problems) == 1 else f"{len(error.problems)} errors:\n  - "
     print(head + "\n  - ".join(error.problems), file=sys.stderr)
@@ -85,7 +86,7 @@ def print_error(error: UserError, *, log_file: Path | None = None) -> int:
 
 
 def _as_user_error(error: Exception) -> UserError | None:
-    """Return the error as the user is to read it; None for a defect of the program."""
+    """Return the error as a message for the user; None for a defect of the program."""
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return UserError(f"{error.filename or 'A file'} cannot be written: {error.strerror}.")
     return error if isinstance(error, UserError) else None

@@ -1,4 +1,4 @@
-"""What `python generate.py` does with its composed config."""
+"""The work of generate.py: from its composed config to printed continuations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gpt_pretrain.runs.metadata import recorded
 
 
 def generate_texts(config: DictConfig) -> None:
-    """Continue the prompt of the settings; a job of a sweep also measures the texts and keeps them in its folder.
+    """Print continuations of the prompts; a job of a sweep also measures the texts and keeps them in its folder.
 
     Raises:
         SystemExit: If the command fails.
@@ -86,7 +86,7 @@ def _prompts(settings: GenerateSettings) -> Iterator[str]:
 
 def _interactive_prompts() -> Iterator[str]:
     """Yield the lines that the user types, until an empty line, Ctrl-D or Ctrl-C."""
-    print("Type a prompt and press Enter; an empty line ends.")
+    print("Type a prompt and press Enter. An empty line ends.")
     while True:
         try:
             line = input("> ")

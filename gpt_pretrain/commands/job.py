@@ -1,4 +1,4 @@
-"""What Hydra knows about the job of this process, and how it was started."""
+"""Hydra's information about the job of this process: its mode, folder, overrides and command."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def typed_arguments() -> list[str]:
 
 
 def start_info(script: str) -> dict[str, Any]:
-    """Return how this job was started, as the run metadata has it: command, overrides, and those that its sweep varies."""
+    """Return the command and overrides of this job, and the overrides that its sweep varies, for the run metadata."""
     if (info := launch_info()) is not None:
         return {name: info[name] for name in ("command", "overrides", "swept") if name in info}
     overrides = [one for one in job_overrides() if override_key(one) not in ("resume", "resume_force")]

@@ -1,4 +1,4 @@
-"""The command line `gpt-pretrain COMMAND`, also available as `python -m gpt_pretrain COMMAND`."""
+"""The command line `gpt-pretrain COMMAND`, also `python -m gpt_pretrain COMMAND`."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import sys
 from gpt_pretrain.commands.failures import EXIT_INTERRUPTED, EXIT_USER_ERROR, print_error
 from gpt_pretrain.errors import UserError
 
-# The function COMMAND_command in gpt_pretrain.commands.COMMAND runs the command.
+# Each command is the function COMMAND_command in the module gpt_pretrain.commands.COMMAND.
 COMMANDS = {
     "prepare": "turn text files or a dataset into token shards",
-    "export": "write a model as a folder that transformers opens",
+    "export": "export a model as a folder that transformers opens",
     "report": "write report.html for a run or a sweep",
-    "compare": "compare the losses and settings of several runs",
+    "compare": "plot the losses of several runs and print how their settings differ",
     "verify_resume": "check that a killed and resumed run ends like an uninterrupted one",
 }
 
 
 def main() -> None:
-    """Run the command that the process's arguments name, and exit with its exit code."""
+    """Run the command that the first argument names, and exit with its exit code."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         print(_usage())
         return
     try:
         if name not in COMMANDS:
-            raise UserError(f"{name}: no such command. The commands are {', '.join(COMMANDS)}.")
+            raise UserError(f"{name}: there is no such command. Choose from {', '.join(COMMANDS)}.")
         module = importlib.import_module(f"gpt_pretrain.commands.{name}")
         sys.exit(getattr(module, f"{name}_command")(arguments))
     except UserError as error:

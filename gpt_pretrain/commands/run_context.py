@@ -1,4 +1,4 @@
-"""What surrounds a run: error reporting, the log file, the run metadata and the report page."""
+"""The frame around a run: error reporting, the log file, the run metadata and the report page."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ LOG_FILE = "train.log"
 
 @contextmanager
 def run_context(run_dir: Path, *, script: str, writes: bool) -> Iterator[None]:
-    """Surround a run: an error that the user can fix becomes a message and an exit code, or fails one job of a sweep.
+    """Run a block as a run: an error that the user can fix becomes a message and an exit code, or fails one job of a sweep.
 
-    A job of a sweep that has nothing left to do ends well. The process that writes also keeps run.json up to date, adds the
-    traceback of an error to train.log, and writes report.html when the run ends, however it ends.
+    A job of a sweep that has nothing left to train succeeds. The process that writes also keeps run.json up to date, adds the
+    traceback of an error to train.log, and writes report.html when the run ends, whether or not it succeeds.
 
     Args:
         script: The name of the entry script, for the run metadata.
-        writes: Whether this process writes the run's files; one process of a training does.
+        writes: Whether this process writes the run's files; only one process of a training does.
     """
     with report_failures(log_file=run_dir / LOG_FILE if writes else None), ExitStack() as stack:
         if writes:

@@ -1,4 +1,4 @@
-"""The frame around an entry script: Hydra's set-up, its arguments, and the exit code."""
+"""The frame around an entry script: Hydra's setup, its arguments, and the exit code."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gpt_pretrain.training.distributed.requeue import earlier_run
 
 
 def register_schema() -> None:
-    """Give Hydra the types of all settings, and the resolver that makes the names of run folders unique."""
+    """Register the types of all settings with Hydra, and the resolver that makes the names of run folders unique."""
     store = ConfigStore.instance()
     store.store("train_schema", TrainSettings)
     store.store("generate_schema", GenerateSettings)
@@ -34,7 +34,7 @@ def register_schema() -> None:
 
 @contextmanager
 def hydra_script(name: str) -> Iterator[None]:
-    """Run a script's Hydra main function: its arguments take the form that Hydra reads, and an error becomes an exit code.
+    """Rewrite a script's arguments for Hydra before the block, and turn its errors into exit codes.
 
     Args:
         name: "train" or "generate".
@@ -57,7 +57,7 @@ def _arguments(name: str) -> list[str]:
     arguments = to_hydra_arguments(sys.argv[1:], script=name)
     if not node_rank():
         return arguments
-    # The first machine writes for all.
+    # Only the first machine writes files.
     return [*arguments, *QUIET, *([] if "hydra.run.dir" in map(override_key, arguments) else ["hydra.run.dir=."])]
 
 
@@ -85,5 +85,7 @@ def _check_writable(folder: Path, *, setting: str) -> None:
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        problem = f"{folder}: this folder cannot be written ({error.strerror or error}). Choose another with {setting}=FOLDER."
+        problem = (
+            f"{folder}: this folder cannot be written ({error.strerror or error}). Choose another one with {setting}=FOLDER."
+        )
         sys.exit(print_error(UserError(problem)))

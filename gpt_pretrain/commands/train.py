@@ -1,4 +1,4 @@
-"""What `python train.py` does with its composed config."""
+"""The work of train.py: from its composed config to a trained model."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ log = logging.getLogger("gpt_pretrain")
 
 
 def train(config: DictConfig, *, overridden: Set[str] | None = None) -> float:
-    """Train as the settings say.
+    """Train a model with the settings of a composed config.
 
     Args:
-        overridden: The settings and groups that the user overrides; None asks Hydra.
+        overridden: The settings and groups that this job overrides; None asks Hydra.
 
     Returns:
         The best validation loss in nats per token, which sweeps minimize; NaN after plan=true.
@@ -44,37 +44,48 @@ def train(config: DictConfig, *, overridden: Set[str] | None = None) -> float:
     n_processes = processes_to_start(config, overridden)
     writes = not (config.plan or n_processes or launch.node_rank()) and ranks.is_main()
     with run_context(run_dir, script="train.py", writes=writes):
-        launch.check_machines(_trainer_config(config, overridden).num_nodes)
+        num_nodes = _trainer_config(config, overridden).num_nodes
+        launch.check_machines(num_nodes)
         if n_processes:
-            _train_in_processes(config, n_processes, num_nodes=_trainer_config(config, overridden).num_nodes)
+            _train_in_processes(config, n_processes, num_nodes=num_nodes)
             return _best_val_loss(run_dir)
-        ranks.join_process_group()
-        if writes:
-            requeue.remember_run(run_dir, arguments=typed_arguments())
+        # A function of its own: at the end of a sweep's job, run_context frees the memory that no frame holds any more.
+        return _train_in_this_process(config, run_dir=run_dir, overridden=overridden, writes=writes)
+    return _best_val_loss(run_dir)  # a job of a sweep that was already complete
 
-        from gpt_pretrain.system.devices import keep_freed_memory
-        from gpt_pretrain.system.terminal import quiet_lightning
-        from gpt_pretrain.training.fit import finish, fit
-        from gpt_pretrain.training.preflight import prepare_training, save_config
 
-        quiet_lightning(main=ranks.is_main())
-        keep_freed_memory()
-        setup = prepare_training(config, overridden=overridden)
-        settings = setup.settings
-        if settings.plan:
-            from gpt_pretrain.training.planning.dry_run import dry_run
+def _train_in_this_process(config: DictConfig, *, run_dir: Path, overridden: Set[str], writes: bool) -> float:
+    """Train, or make a dry run, and return the best validation loss.
 
-            log.info("%s", dry_run(setup))
-            return math.nan
-        stored = save_config(settings, run_dir)
-        callbacks = _extra_callbacks(settings.callbacks.custom, run_dir)
-        trainer, module = fit(setup, config=stored, run_dir=run_dir, extra_callbacks=callbacks)
-        return finish(settings, trainer, module, run_dir=run_dir)
-    return _best_val_loss(run_dir)  # a job of a sweep that was complete already
+    Args:
+        writes: Whether this process writes the run's files.
+    """
+    ranks.join_process_group()
+    if writes:
+        requeue.remember_run(run_dir, arguments=typed_arguments())
+
+    from gpt_pretrain.system.devices import keep_freed_memory
+    from gpt_pretrain.system.terminal import quiet_lightning
+    from gpt_pretrain.training.fit import finish, fit
+    from gpt_pretrain.training.preflight import prepare_training, save_config
+
+    quiet_lightning(main=ranks.is_main())
+    keep_freed_memory()
+    setup = prepare_training(config, overridden=overridden)
+    settings = setup.settings
+    if settings.plan:
+        from gpt_pretrain.training.planning.dry_run import dry_run
+
+        log.info("%s", dry_run(setup))
+        return math.nan
+    stored = save_config(settings, run_dir)
+    callbacks = _extra_callbacks(settings.callbacks.custom, run_dir)
+    trainer, module = fit(setup, config=stored, run_dir=run_dir, extra_callbacks=callbacks)
+    return finish(settings, trainer, module, run_dir=run_dir)
 
 
 def processes_to_start(config: DictConfig, overridden: Set[str]) -> int:
-    """Return how many processes this one starts on this machine; 0 if it trains itself."""
+    """Return how many processes this one starts on this machine; 0 if it trains by itself."""
     if config.plan:
         return 0
     trainer = _trainer_config(config, overridden)
@@ -82,7 +93,7 @@ def processes_to_start(config: DictConfig, overridden: Set[str]) -> int:
 
 
 def _trainer_config(config: DictConfig, overridden: Set[str]) -> Any:
-    """Return the trainer's settings; a resumed run has the devices it had, unless others are given now."""
+    """Return the trainer's settings; a resumed run keeps its devices unless the user overrides them."""
     stored = Path(config.run_dir) / "config.yaml"
     if config.resume is not None and stored.is_file() and not overridden & DEVICE_KEYS:
         return OmegaConf.load(stored).trainer
@@ -90,7 +101,7 @@ def _trainer_config(config: DictConfig, overridden: Set[str]) -> Any:
 
 
 def _train_in_processes(config: DictConfig, n_processes: int, *, num_nodes: int) -> None:
-    """Run train.py with the same overrides in a process for each device."""
+    """Run train.py with the same overrides in one process per device."""
     overrides = job_overrides()
     if config.resume is not None:
         overrides = [one for one in overrides if override_key(one) != "resume"]
@@ -105,10 +116,10 @@ def _best_val_loss(run_dir: Path) -> float:
 
 
 def _extra_callbacks(custom: dict[str, Any], run_dir: Path) -> list[Any]:
-    """Build the callbacks that are not the training's own: early ends of a search, and the user's.
+    """Build the callbacks that prune a search, and the user's own.
 
     Args:
-        custom: `_target_` and arguments of each callback, by name.
+        custom: The `_target_` and arguments of each of the user's callbacks, by name.
 
     Raises:
         UserError: If a callback cannot be built.

@@ -1,4 +1,4 @@
-"""The checkout that the program runs from, if it runs from one."""
+"""The git checkout that the program runs from, if there is one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ CHECKOUT = Path(__file__).parents[2]
 
 
 def git_revision() -> str | None:
-    """Return the commit of the checkout, with "-dirty" appended if files differ; None outside a git checkout."""
+    """Return the commit of the checkout, with "-dirty" appended if files have changed; None outside a git checkout."""
     if not (CHECKOUT / ".git").exists():
         return None
     try:

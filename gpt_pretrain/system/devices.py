@@ -1,4 +1,4 @@
-"""Choices that depend on the machine, each made once and with its reason."""
+"""The choice of the device, and how its memory is managed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from gpt_pretrain.errors import UserError
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep freed memory for the next step instead of returning it to the system and asking for zeroed pages again.
+    """Have glibc keep freed memory for the next step, instead of returning it to the system and requesting zeroed pages again.
 
-    Page faults took a third of a training step on a CPU. Settings of the user's own, in the environment, come first.
+    Without this, page faults take a third of a training step on a CPU. Allocator settings in the environment take precedence.
 
     Source: mallopt(3), M_MMAP_MAX and M_TRIM_THRESHOLD.
     """
@@ -29,8 +29,8 @@ def keep_freed_memory() -> None:
 
 
 def release_memory() -> None:
-    """Give memory that nothing uses any more back to the system, between two trainings of one process."""
-    gc.collect()  # a Trainer and its parts refer to each other
+    """Return unused memory to the system, between two trainings in one process."""
+    gc.collect()  # a Trainer and its callbacks are reference cycles
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
@@ -38,10 +38,10 @@ def release_memory() -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" takes a GPU if there is one.
+    """Return the device with this name; "auto" chooses a GPU if there is one.
 
     Raises:
-        UserError: when there is no such device on this machine.
+        UserError: If this machine has no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -54,13 +54,13 @@ def pick_device(name: str) -> torch.device:
 
 
 def accelerator_device(accelerator: str) -> torch.device:
-    """The device that Lightning will train on.
+    """Return the device that Lightning trains on with this accelerator.
 
     Raises:
-        UserError: when this machine has no such accelerator.
+        UserError: If this machine has no such accelerator.
     """
     names = {"auto": "auto", "cpu": "cpu", "gpu": "cuda" if torch.cuda.is_available() else "mps", "cuda": "cuda", "mps": "mps"}
     try:
         return pick_device(names[accelerator])
     except UserError as error:
-        raise UserError(f"trainer.accelerator={accelerator}: this machine has none. Choose auto or cpu.") from error
+        raise UserError(f"trainer.accelerator={accelerator}: this machine has no such device. Choose auto or cpu.") from error

@@ -1,4 +1,4 @@
-"""Write files so that a reader finds the old content or the new one, never a part, whenever the process is killed."""
+"""Write files atomically: a reader finds the old content or the new one, even if the process is killed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCRATCH_SUFFIX = ".tmp"
 
 @contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """Yield a path beside `path` to write a file or folder to; it takes the place of `path` when the block succeeds.
+    """Yield a path beside `path` to write a file or folder to; it replaces `path` when the block succeeds.
 
     If the block fails, the new file is deleted and the old one is untouched.
 
@@ -78,13 +78,13 @@ def remove(path: Path) -> None:
 
 
 def remove_scratch_files(folder: Path) -> None:
-    """Delete what killed processes had begun to write in a folder; no other process may be writing there."""
+    """Delete unfinished files of killed processes in a folder; no other process may be writing there."""
     for path in folder.glob(f".*.????????{SCRATCH_SUFFIX}"):
         remove(path)
 
 
 def _replace_folder(scratch: Path, path: Path) -> None:
-    """Rename a folder; an older one of that name is moved aside first and deleted afterwards."""
+    """Rename a folder; an existing one is moved aside first and deleted afterwards."""
     if not path.exists():
         os.rename(scratch, path)
         return

@@ -1,15 +1,16 @@
-"""Large numbers, bytes and seconds as people write them."""
+"""Format numbers, amounts and durations for people."""
 
 from __future__ import annotations
 
 import math
 from typing import TypeGuard
 
+MAX_NUMBER = 1e300  # larger integers cannot be converted to float
 PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
 def format_si(number: float, unit: str) -> str:
-    """A number with two or three digits and a decimal prefix: 1.2e13 FLOP is "12 TFLOP"."""
+    """Format a number with two or three digits and a decimal prefix: 1.2e13 FLOP is "12 TFLOP"."""
     prefix = 0
     while number >= 999.5 and prefix < len(PREFIXES) - 1:
         number, prefix = number / 1000, prefix + 1
@@ -17,7 +18,7 @@ def format_si(number: float, unit: str) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """A time in the two largest units that it has."""
+    """Format a duration in its two largest units."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours_left = divmod(hours, 24)
@@ -27,28 +28,25 @@ def format_duration(seconds: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """A short time in milliseconds or seconds, to three digits."""
+    """Format a short duration in milliseconds or seconds, with three digits."""
     return f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
-LARGEST = 1e300  # beyond it, whole numbers are no floats any more
-
-
 def format_perplexity(loss: float) -> str:
-    """e to a loss in nats."""
+    """Format the perplexity of a loss in nats per token."""
     return f"{math.exp(loss):,.1f}" if loss < 50 else "beyond e^50"
 
 
-def format_count(number: int, what: str) -> str:
-    """A number of things."""
-    return f"{number:,} {what}" + ("" if number == 1 else "s")
+def format_count(number: int, noun: str) -> str:
+    """Format a number of things, such as "1 step" or "2,000 steps"."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
-def format_number(value: object, form: str) -> str:
-    """A finite number in that format; "-" for anything else."""
-    return format(value, form) if is_finite_number(value) else "-"
+def format_number(value: object, spec: str) -> str:
+    """Format a finite number; anything else becomes "-"."""
+    return format(value, spec) if is_finite_number(value) else "-"
 
 
 def is_finite_number(value: object) -> TypeGuard[int | float]:
-    """Whether something read from a file is a finite number."""
-    return isinstance(value, int | float) and abs(value) < LARGEST  # false for NaN
+    """Return whether a value read from a file is a finite number."""
+    return isinstance(value, int | float) and abs(value) < MAX_NUMBER  # False for NaN

@@ -1,4 +1,4 @@
-"""Locks between processes: the system releases them when their process ends, however it ends."""
+"""Locks between processes; the operating system releases them when their process ends."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from gpt_pretrain.errors import UserError
 
 @contextmanager
 def try_lock(path: Path) -> Iterator[bool]:
-    """Hold a lock file during the block, and yield whether this process holds it; another process may have it already.
+    """Hold a lock file during the block, and yield whether this process holds it; False if another process does.
 
-    On a file system without locks every process holds it.
+    On a file system without locks, every process holds it.
     """
     lock = FileLock(path, timeout=0)
     try:
@@ -37,7 +37,7 @@ def lock(path: Path, *, problem: str) -> Iterator[None]:
     """Hold a lock file during the block.
 
     Args:
-        problem: What to tell the user if another process holds it.
+        problem: The message if another process holds it.
 
     Raises:
         UserError: If another process holds it.

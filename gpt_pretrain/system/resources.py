@@ -1,4 +1,4 @@
-"""What this machine has, and how much of it is taken: memory and disk."""
+"""The cores, memory and disk space of this machine, and the memory that this process uses."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
     import torch
 
 CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container; "max" where there is none
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # memory limit of a container; "max" if it has none
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def device_name(device: torch.device) -> str:
-    """What a device is called: a GPU by its maker's name."""
+    """Return the product name of a GPU, or the type of another device."""
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def memory_limit(device: torch.device) -> int | None:
-    """Bytes that a training may take on a device: a CPU's or a container's memory, what is free on a GPU; None: unknown."""
+    """Return the bytes that a training may use: a GPU's free memory, or the machine's or container's memory; None if unknown."""
     import torch
 
     if device.type == "cuda":
@@ -46,7 +46,7 @@ def memory_limit(device: torch.device) -> int | None:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Begin to measure `peak_memory` anew, where the system lets a process do that.
+    """Restart the measurement of `peak_memory`, if the system allows it.
 
     Source: proc(5), clear_refs.
     """
@@ -59,9 +59,9 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """The most bytes that this process has held so far, on a GPU by its tensors, on a CPU by all of it; None: unknown.
+    """Return the peak memory of this process in bytes: of its tensors on a GPU, of the whole process on a CPU; None if unknown.
 
-    Source: proc(5), VmHWM; getrusage(2) where there is no such file, which counts from the start of the process.
+    Source: proc(5), VmHWM. Systems without it use getrusage(2), which counts from the start of the process.
     """
     import torch
 
@@ -80,11 +80,11 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def free_disk(path: Path) -> int:
-    """Bytes free where a path is, or would be."""
-    return shutil.disk_usage(existing(path)).free
+    """Return the free bytes on the file system of a path, which need not exist."""
+    return shutil.disk_usage(nearest_folder(path)).free
 
 
-def existing(path: Path) -> Path:
-    """A folder that is there: path, or the nearest above it."""
+def nearest_folder(path: Path) -> Path:
+    """Return the path if it is a folder, else the nearest parent folder that exists."""
     path = path.resolve()
     return next(folder for folder in (path, *path.parents) if folder.is_dir())

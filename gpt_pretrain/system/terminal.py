@@ -1,4 +1,4 @@
-"""The one place that writes to the terminal: log lines, a progress bar that leaves them whole, streamed text."""
+"""Output to the terminal: log messages, and the console that they share with the progress bar."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ console = Console(highlight=False)
 
 
 class ConsoleHandler(logging.Handler):
-    """Prints log records on the terminal as they are: no wrapping, no markup; warnings and errors say that they are."""
+    """Prints log messages without wrapping or markup; warnings and errors begin with their level."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -19,12 +19,16 @@ class ConsoleHandler(logging.Handler):
             if record.levelno >= logging.WARNING:
                 text = f"{record.levelname.lower()}: {text}"
             console.print(text, soft_wrap=True, markup=False, emoji=False)
-        except Exception:  # as logging's own handlers do
+        except Exception:  # like the handlers in logging
             self.handleError(record)
 
 
 def quiet_lightning(*, main: bool = True) -> None:
-    """Let Lightning speak through our handlers alone, and only when it matters; where this is not the main process, nobody."""
+    """Show only Lightning's warnings, with this program's handlers, and hide those that do not apply here.
+
+    Args:
+        main: False silences everything below a critical error, for all processes of a training but the first.
+    """
     if not main:
         logging.disable(logging.ERROR)
     for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning_utilities", "pytorch_lightning"):
@@ -37,9 +41,9 @@ def quiet_lightning(*, main: bool = True) -> None:
         ".*does not have many workers.*",
         ".*is smaller than the logging interval.*",
         ".*Checkpoint directory .* exists and is not empty.*",
-        ".*ended before the epoch ended and your dataloader is not resumable.*",  # it is: BatchOrder.start
+        ".*ended before the epoch ended and your dataloader is not resumable.*",  # it is resumable
         ".*LeafSpec.*is deprecated.*",
-        ".*broadcast_buffers. is deprecated.*",  # the new name is not in every PyTorch that will do
-        ".*sync_dist=True.*",  # what is logged is the same on all ranks
+        ".*broadcast_buffers. is deprecated.*",  # PyTorch 2.11 lacks the new name
+        ".*sync_dist=True.*",  # logged values are the same on all ranks
     ):
         warnings.filterwarnings("ignore", message=message)

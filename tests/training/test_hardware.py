@@ -46,7 +46,7 @@ def test_devices_that_are_not_there_are_refused() -> None:
     with pytest.raises(UserError, match="device=tpu"):
         pick_device("tpu")
     if not (torch.cuda.is_available() or torch.backends.mps.is_available()):
-        with pytest.raises(UserError, match=r"trainer\.accelerator=gpu: this machine has none"):
+        with pytest.raises(UserError, match=r"trainer\.accelerator=gpu: this machine has no such device"):
             accelerator_device("gpu")
 
 

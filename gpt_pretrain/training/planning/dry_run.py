@@ -23,7 +23,7 @@ from gpt_pretrain.generation.sampling import generate_stream
 from gpt_pretrain.runs.folder import display_path
 from gpt_pretrain.system.devices import accelerator_device
 from gpt_pretrain.system.formatting import format_duration, format_seconds, format_si
-from gpt_pretrain.system.resources import existing, free_disk, memory_limit, peak_memory
+from gpt_pretrain.system.resources import free_disk, memory_limit, nearest_folder, peak_memory
 from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.training import summary
 from gpt_pretrain.training.callbacks.stop import FinishAtLimit
@@ -136,7 +136,7 @@ def time_shares(whole: TrainingPlan, measured: Measured, settings: TrainSettings
 
 def disk_seconds(folder: Path, n_bytes: int) -> tuple[float, float]:
     """How long a checkpoint of so many bytes takes to write, and to copy, in a folder; nothing stays there."""
-    folder = existing(folder)
+    folder = nearest_folder(folder)
     files = [folder / f"plan-{time.time_ns()}-{n}.ckpt" for n in range(2)]
     content = {"numbers": torch.rand(n_bytes // 4)}
     try:
@@ -179,7 +179,7 @@ def _costs(whole: TrainingPlan, measured: Measured, settings: TrainSettings, lim
         f"        ({parts})",
         *_sent(whole),
         f"disk    {format_si(whole.disk, 'B')} at most, in checkpoints of {format_si(whole.checkpoint, 'B')}, of "
-        f"{format_si(free_disk(run_dir), 'B')} that are free in {display_path(existing(run_dir))}",
+        f"{format_si(free_disk(run_dir), 'B')} that are free in {display_path(nearest_folder(run_dir))}",
     ]
 
 
