@@ -15,9 +15,9 @@ from gpt_pretrain.config.schema import TrainerSettings
 from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.runs.folder import checkpoint_dir
 from gpt_pretrain.runs.loggers import build_loggers
+from gpt_pretrain.training.callbacks.evaluation import PeriodicEvaluation
 from gpt_pretrain.training.callbacks.health import WarningSigns
 from gpt_pretrain.training.callbacks.loss_curve import LossCurve
-from gpt_pretrain.training.callbacks.losses import LossLines
 from gpt_pretrain.training.callbacks.metadata import MetadataWriter
 from gpt_pretrain.training.callbacks.metrics import TrainMetrics
 from gpt_pretrain.training.callbacks.progress import ProgressBar
@@ -102,7 +102,7 @@ def build_callbacks(setup: TrainingSetup, *, config: dict[str, Any], run_dir: Pa
     """
     settings, data, main = setup.settings, setup.data, ranks.is_main()
     chosen, n_steps, per_epoch = settings.callbacks, total_steps(data, settings.trainer), tokens_per_epoch(data, settings.trainer)
-    losses = LossLines(data, eval_freq=settings.eval_freq, eval_iter=settings.eval_iter)
+    losses = PeriodicEvaluation(data, eval_freq=settings.eval_freq, eval_iter=settings.eval_iter)
     metrics = TrainMetrics(every_n_steps=settings.trainer.log_every_n_steps)
     max_steps = settings.trainer.max_steps if settings.trainer.max_tokens is None else n_steps
     callbacks: list[Callback] = [

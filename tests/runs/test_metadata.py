@@ -9,7 +9,7 @@ import pytest
 
 from gpt_pretrain.errors import AlreadyCompleteError, UserError
 from gpt_pretrain.runs.metadata import git_revision, is_running, read_metadata, recorded, update_metadata
-from gpt_pretrain.training.callbacks.losses import LossLines
+from gpt_pretrain.training.callbacks.evaluation import PeriodicEvaluation
 from tests.conftest import ROOT
 
 
@@ -114,7 +114,7 @@ def test_an_error_before_the_first_step_is_the_one_that_is_told(
     def broken(*args: object) -> None:
         raise RuntimeError("too early")
 
-    monkeypatch.setattr(LossLines, "on_train_start", broken)
+    monkeypatch.setattr(PeriodicEvaluation, "on_train_start", broken)
     with pytest.raises(RuntimeError, match="too early"):
         train()
     assert read_metadata(tmp_path / "run")["error"] == "too early"

@@ -176,7 +176,7 @@ def test_the_time_left_is_told_once(
     (told,) = [line for line in printed() if "left: " in line]
     first, measured = time_left.FIRST_STEPS, time_left.STEPS
     assert f"left: {12 - first - measured} steps of " in told
-    assert ", 2 loss lines of " in told
+    assert ", 2 evaluations of " in told
 
 
 @pytest.mark.parametrize(

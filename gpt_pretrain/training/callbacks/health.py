@@ -14,7 +14,7 @@ from gpt_pretrain.config.schema import DoctorSettings, TrainSettings
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.data.tokens import loss_by_frequencies
 from gpt_pretrain.runs.tensorboard import EventFiles
-from gpt_pretrain.training.callbacks.losses import LossLines
+from gpt_pretrain.training.callbacks.evaluation import PeriodicEvaluation
 from gpt_pretrain.training.lit_module import GPTLitModule
 from gpt_pretrain.training.monitoring.health_monitor import BaselineLosses, HealthMonitor
 from gpt_pretrain.training.monitoring.warning_signs import MIN_SECONDS
@@ -33,7 +33,7 @@ class WarningSigns(Callback):
         losses: The evaluations; their callback must come before this one.
     """
 
-    def __init__(self, run: TrainSettings, thresholds: DoctorSettings, data: TextDataModule, losses: LossLines) -> None:
+    def __init__(self, run: TrainSettings, thresholds: DoctorSettings, data: TextDataModule, losses: PeriodicEvaluation) -> None:
         baseline = BaselineLosses(uniform=math.log(data.tokenizer.vocab_size), unigram=loss_by_frequencies(data.split.train))
         self.monitor = HealthMonitor(run, thresholds, baseline)
         self.window = thresholds.window

@@ -1,4 +1,4 @@
-"""The loss curve as a picture."""
+"""Draw the loss curve at the end of a run."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from gpt_pretrain.runs.tensorboard import EventFiles
-from gpt_pretrain.training.callbacks.losses import LossLines
+from gpt_pretrain.training.callbacks.evaluation import PeriodicEvaluation
 from gpt_pretrain.training.lit_module import GPTLitModule
 
 log = logging.getLogger(__name__)
 
 
 class LossCurve(Callback):
-    """Draws losses.png and losses.pdf when training ends, however it ends, and shows the picture in TensorBoard.
+    """Draw losses.png and losses.pdf when training ends or fails, and show the picture in TensorBoard.
 
     Args:
-        losses: where the curves are kept.
-        folder: where the pictures go.
-        tokens_per_epoch: turns tokens seen into epochs.
+        losses: The callback that keeps the losses.
+        folder: The folder of the pictures.
+        tokens_per_epoch: The number that turns tokens seen into epochs.
     """
 
-    def __init__(self, losses: LossLines, *, folder: Path, tokens_per_epoch: int) -> None:
+    def __init__(self, losses: PeriodicEvaluation, *, folder: Path, tokens_per_epoch: int) -> None:
         self.losses = losses
         self.folder = folder
         self.tokens_per_epoch = tokens_per_epoch

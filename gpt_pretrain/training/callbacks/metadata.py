@@ -1,4 +1,4 @@
-"""What comes out of a run, noted while it runs."""
+"""Write the results of a run to its metadata while it trains."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from gpt_pretrain.runs.metadata import update_metadata
 from gpt_pretrain.system.resources import peak_memory
+from gpt_pretrain.training.callbacks.evaluation import PeriodicEvaluation
 from gpt_pretrain.training.callbacks.health import WarningSigns
-from gpt_pretrain.training.callbacks.losses import LossLines
 from gpt_pretrain.training.callbacks.metrics import TrainMetrics
 from gpt_pretrain.training.callbacks.samples import Samples
 from gpt_pretrain.training.callbacks.save import SaveRun
@@ -20,21 +20,25 @@ from gpt_pretrain.training.lit_module import GPTLitModule
 
 
 class MetadataWriter(Checkpoint):
-    """Writes the results so far to run.json after each epoch and at the end, however it comes.
+    """Write the results so far to run.json after each epoch and when training ends or fails.
 
-    It acts after `SaveRun`, as which it is a Checkpoint to Lightning.
+    It is a `Checkpoint`, since Lightning calls these last and it must act after `SaveRun`.
 
     Args:
-        run_dir: the run's folder.
-        losses, metrics, save, samples, signs: where the results, and what the doctor found, come from.
-        tokens_per_epoch: turns tokens seen into epochs.
+        run_dir: The run's folder.
+        losses: The callback with the latest training loss.
+        metrics: The callback with the tokens per second.
+        save: The callback with the best validation loss.
+        samples: The callback with the latest sample, if any.
+        signs: The callback with the findings, if any.
+        tokens_per_epoch: The number that turns tokens seen into epochs.
     """
 
     def __init__(
         self,
         run_dir: Path,
         *,
-        losses: LossLines,
+        losses: PeriodicEvaluation,
         metrics: TrainMetrics,
         save: SaveRun,
         samples: Samples | None,
@@ -48,22 +52,22 @@ class MetadataWriter(Checkpoint):
         self.save = save
         self.samples = samples
         self.signs = signs
-        self._begun = False
-        self._speed = math.nan
+        self._started = False
+        self._tokens_per_second = math.nan
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._begun = True
+        self._started = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
-        self._speed = self.metrics.speed(pl_module)
+        self._tokens_per_second = self.metrics.mean_tokens_per_second(pl_module)
         self._write(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
-        self._speed = self.metrics.tokens_per_second  # before pictures were drawn
+        self._tokens_per_second = self.metrics.tokens_per_second  # measured before the loss curve was drawn
         self._write(trainer, pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: GPTLitModule, exception: BaseException) -> None:
-        if self._begun:  # else there is nothing yet to tell
+        if self._started:  # otherwise there are no results
             self._write(trainer, pl_module)
 
     def _write(self, trainer: L.Trainer, module: GPTLitModule) -> None:
@@ -72,7 +76,7 @@ class MetadataWriter(Checkpoint):
             update_metadata(self.run_dir, result=self._result(trainer, module), findings=findings)
 
     def _result(self, trainer: L.Trainer, module: GPTLitModule) -> dict[str, Any]:
-        """Numbers by name; None for those that there are none of, or that are not finite."""
+        """Return the results by name; None for a number that is not known or not finite."""
         train_losses, samples = self.losses.train_losses, [] if self.samples is None else self.samples.samples
         result: dict[str, Any] = {
             "best_val_loss": self.save.best_loss,
@@ -83,7 +87,7 @@ class MetadataWriter(Checkpoint):
             "steps": trainer.global_step,
             "epochs": module.tokens_seen / self.tokens_per_epoch,
             "tokens_seen": module.tokens_seen,
-            "tokens_per_second": self._speed,
+            "tokens_per_second": self._tokens_per_second,
             "peak_memory_bytes": peak_memory(module.device),
             "run_length": samples[-1].run_length if samples else None,
             "new_tokens": samples[-1].new_tokens if samples else None,

@@ -1,4 +1,4 @@
-"""A progress bar over the whole run."""
+"""Show a progress bar over the whole run."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ SECONDS_BETWEEN_UPDATES = 0.5
 
 
 class ProgressBar(Callback):
-    """Epoch, step, loss, tokens/s and time left; on a terminal only, below the printed lines.
+    """Show epoch, step, loss, tokens/s and time left below the printed lines, if the output is a terminal.
 
     Args:
-        total_steps: optimizer steps of the whole run.
-        max_epochs: epochs of the whole run.
+        total_steps: Optimizer steps of the whole run.
+        max_epochs: Epochs of the whole run.
     """
 
     def __init__(self, *, total_steps: int, max_epochs: int) -> None:
@@ -52,17 +52,17 @@ class ProgressBar(Callback):
             speed="-",
         )
         self._bar.start()
-        self._shown = time.monotonic()
-        self._since = (pl_module.clock.seconds(), pl_module.tokens_seen)
+        self._updated = time.monotonic()
+        self._last = (pl_module.clock.seconds(), pl_module.tokens_seen)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self._bar is None or time.monotonic() - self._shown < SECONDS_BETWEEN_UPDATES:
+        if self._bar is None or time.monotonic() - self._updated < SECONDS_BETWEEN_UPDATES:
             return
-        self._shown = time.monotonic()
+        self._updated = time.monotonic()
         now = (pl_module.clock.seconds(), pl_module.tokens_seen)
-        seconds, tokens = now[0] - self._since[0], now[1] - self._since[1]
+        seconds, tokens = now[0] - self._last[0], now[1] - self._last[1]
         tokens_per_second = tokens / max(seconds, 1e-9)
-        self._since = now
+        self._last = now
         self._bar.update(
             self._task,
             completed=trainer.global_step,

@@ -1,4 +1,4 @@
-"""The state of the random generators, so that a resumed run draws what it would have drawn."""
+"""Save and restore the random generators, so that a resumed run draws the same random numbers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from gpt_pretrain.training.distributed import ranks
 
 
 class Randomness(Callback):
-    """Keeps each rank's generators behind dropout in each checkpoint and sets them when a resumed run begins its first batch.
+    """Store each rank's generators in every checkpoint, and restore them right before a resumed run's first batch.
 
     Args:
-        seed: of the run; all ranks but the first draw from seeds made of it.
+        seed: The seed of the run. Every rank but the first derives its own from it.
     """
 
     def __init__(self, *, seed: int) -> None:
@@ -39,13 +39,15 @@ class Randomness(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         rank, states = ranks.rank(), self._resumed
         self._resumed = None
-        if states is None or rank >= len(states):  # a rank that was not there before draws what no other does
-            if rank > 0:
-                words = np.random.SeedSequence([self.seed, rank, trainer.global_step]).generate_state(1, np.uint64)
-                torch.manual_seed(int(words[0] >> np.uint64(1)))
-            return
-        version, internal, gauss = states[rank]["python"]
+        if states is not None and rank < len(states):
+            self._restore(states[rank])
+        elif rank > 0:  # a rank without a saved state must not repeat the random numbers of another
+            words = np.random.SeedSequence([self.seed, rank, trainer.global_step]).generate_state(1, np.uint64)
+            torch.manual_seed(int(words[0] >> np.uint64(1)))
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        version, internal, gauss = state["python"]
         random.setstate((version, tuple(internal), gauss))
-        torch.set_rng_state(states[rank]["torch"].cpu())
-        if "cuda" in states[rank] and torch.cuda.is_available():
-            torch.cuda.set_rng_state(states[rank]["cuda"].cpu())
+        torch.set_rng_state(state["torch"].cpu())
+        if "cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"].cpu())

@@ -1,4 +1,4 @@
-"""Texts after each epoch."""
+"""Generate sample texts after each epoch."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.distributed.fsdp import gather_model
 from gpt_pretrain.training.lit_module import GPTLitModule
 
-ROWS = 40  # of a table in TensorBoard, which is written anew after each epoch
+ROWS = 40  # rows of a table in TensorBoard, which is written again after each epoch
 
 log = logging.getLogger(__name__)
 
 
 class Samples(Callback):
-    """Continues start_context after each epoch: printed on one line, kept in samples.txt and as text in TensorBoard.
+    """Continue start_context after each epoch; print the text, and add it to samples.txt and to TensorBoard.
 
-    Beside each text stands the longest run of its new tokens that is in the training text word for word.
+    Each text comes with the length of its longest memorized span.
 
     Args:
-        tokenizer: of the model.
-        data: has the training text.
-        start_context: the prompt.
-        sampler: how to choose tokens.
-        grid: other ways, and other prompts, to be tried after each epoch too.
-        seed: of the choices; they are drawn apart from the training's randomness.
-        file: samples.txt.
+        tokenizer: The tokenizer of the model.
+        data: The data with the training text.
+        start_context: The prompt.
+        sampler: The sampler settings.
+        grid: Other sampler settings and prompts to try after each epoch.
+        seed: The seed of the sampler, whose random numbers are separate from the training's.
+        file: The path of samples.txt.
 
     Attributes:
-        samples: those of start_context and sampler, one an epoch.
+        samples: The samples from start_context and sampler, one for each epoch.
     """
 
     def __init__(
@@ -69,8 +69,8 @@ class Samples(Callback):
         self.samples: list[Sample] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.file.exists() and ranks.is_main():  # a resumed run: forget what was written after its checkpoint
-            first = trainer.global_step - bool(self.data.resumes_mid_epoch)  # a limit's sample goes too
+        if self.file.exists() and ranks.is_main():  # a resumed run drops the samples that are newer than its checkpoint
+            first = trainer.global_step - bool(self.data.resumes_mid_epoch)  # and the sample at which a limit had ended it
             kept = [sample for sample in read_samples(self.file) if sample.step < first]
             write_text(self.file, "".join(map(str, kept)))
             self.samples = [sample for sample in kept if sample.sampler is None]
@@ -95,7 +95,7 @@ class Samples(Callback):
                 self._show(logger, sample, tried)
 
     def _show(self, logger: EventFiles, sample: Sample, tried: Sequence[Sample]) -> None:
-        """Texts for TensorBoard: the sample as it is, all so far as a table, and the grid's as another."""
+        """Add the sample, a table of the samples so far, and a table of the decoding grid to TensorBoard."""
         logger.add_text("sample", code_block(sample.text), step=sample.step)
         logger.add_text("samples over time", samples_table(thin_out(self.samples, ROWS)), step=sample.step)
         if tried:

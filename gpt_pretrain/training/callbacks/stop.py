@@ -1,4 +1,4 @@
-"""Ending a run before its time: at a limit as completely as after an epoch, and on a signal as soon as a step is done."""
+"""End a run early: at a limit, with everything that the end of an epoch does, or on a signal, after the current step."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, 
 
 
 class FinishAtLimit(Callback):
-    """When max_steps or max_time ends the run, lets Lightning validate first, as it does after an epoch.
+    """End the run at max_steps or max_time with a validation and a checkpoint, as after an epoch.
 
-    Lightning's own limits do not go on exactly: its timer would stop between two batches of one optimizer step, and lose the
-    first; with its max_steps a run that is resumed after an epoch leaves out the next one.
+    Runs that end by Lightning's own limits (Lightning 2.6) do not resume exactly: its timer may stop between two batches of one
+    optimizer step, and with its max_steps a run that is resumed after an epoch skips the next one.
 
     Args:
-        max_steps: optimizer steps of the whole run; -1: no limit.
-        max_time: DD:HH:MM:SS, from when this process began to train; None: no limit.
+        max_steps: Optimizer steps of the whole run; -1 for no limit.
+        max_time: DD:HH:MM:SS since this process began to train; None for no limit.
     """
 
     def __init__(self, *, max_steps: int, max_time: str | None) -> None:
@@ -50,10 +50,10 @@ class FinishAtLimit(Callback):
 
 
 class StoppedBySignalError(BaseException):
-    """The run was saved and ended because a signal asked for it.
+    """The run is saved and ends because of a signal.
 
     Attributes:
-        signum: which.
+        signum: The number of the signal.
     """
 
     def __init__(self, signum: int) -> None:
@@ -62,55 +62,57 @@ class StoppedBySignalError(BaseException):
 
 
 class StopOnSignal(Checkpoint):
-    """On Ctrl-C, SIGTERM or SIGUSR1: finishes the optimizer step, saves and ends the run; a second Ctrl-C quits at once.
+    """On Ctrl-C, SIGTERM or SIGUSR1, finish the optimizer step, save and end the run; a second Ctrl-C quits immediately.
 
-    It acts after `SaveRun`, as which it is a Checkpoint to Lightning.
+    It is a `Checkpoint`, since Lightning calls these last and it must act after `SaveRun`.
 
     Args:
-        save: what saves.
+        save: The callback that saves the run.
+
+    Attributes:
+        received: The signal that asked the run to stop.
     """
 
     def __init__(self, save: SaveRun) -> None:
         self.save = save
         self.received: int | None = None
-        self._before: dict[int, Any] = {}
+        self._handlers: dict[int, Any] = {}  # before the training
 
     def on_train_start(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         self._module = pl_module
         if threading.current_thread() is threading.main_thread():
-            self._before = {signum: signal.signal(signum, self._receive) for signum in SIGNALS}
+            self._handlers = {signum: signal.signal(signum, self._receive) for signum in SIGNALS}
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._restore()  # before Lightning gives back those that it had put in place first
+        self._restore_handlers()  # before Lightning restores the handlers that it had replaced
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._restore()
+        self._restore_handlers()
 
-    def _restore(self) -> None:
-        """Give the signals back to whoever had them before."""
-        for signum, handler in self._before.items():
+    def _restore_handlers(self) -> None:
+        for signum, handler in self._handlers.items():
             signal.signal(signum, handler)
-        self._before = {}
+        self._handlers = {}
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        ending = trainer.is_last_batch or trainer.should_stop  # what is left of that can be done, or begun anew
+        ending = trainer.is_last_batch or trainer.should_stop  # the end of the epoch saves, and stops after that
         asked = pl_module.stop_asked if ranks.is_distributed() else self.received is not None
-        if pl_module.ends_step(batch_idx) and asked and self._agreed() is not None and not ending:
+        if pl_module.ends_step(batch_idx) and asked and self._agree_on_signal() is not None and not ending:
             self._stop(trainer, pl_module)
 
     def on_validation_batch_start(
         self, trainer: L.Trainer, pl_module: GPTLitModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if self._agreed() is not None and not trainer.should_stop:
+        if self._agree_on_signal() is not None and not trainer.should_stop:
             self._stop(trainer, pl_module, before_validation=True)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
-        if self._agreed() is not None and not trainer.should_stop:  # the run has just been saved
+        if self._agree_on_signal() is not None and not trainer.should_stop:  # the run has just been saved
             assert self.received is not None
             raise StoppedBySignalError(self.received)
 
-    def _agreed(self) -> int | None:
-        """The signal that this rank has received, or another one."""
+    def _agree_on_signal(self) -> int | None:
+        """Return the signal that any rank has received, the same on all ranks, if any."""
         signum = ranks.all_reduce_max(self.received or 0)
         if signum:
             self.received = signum
@@ -122,7 +124,7 @@ class StopOnSignal(Checkpoint):
         raise StoppedBySignalError(self.received)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
-        """Note a signal; what is safe in a handler is little, so the text goes straight to the terminal."""
+        """Note a signal, and write a line to the terminal without logging, which is not safe in a signal handler."""
         if self.received is not None:
             if signum == signal.SIGINT:
                 os._exit(128 + signum)
@@ -132,4 +134,4 @@ class StopOnSignal(Checkpoint):
         if not ranks.is_main():
             return
         name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
-        os.write(2, f"\n{name}: finishing the step, then saving. Ctrl-C quits at once.\n".encode())
+        os.write(2, f"\n{name}: finishing the step, then saving. Press Ctrl-C to quit immediately.\n".encode())

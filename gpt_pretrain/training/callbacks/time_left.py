@@ -1,4 +1,4 @@
-"""How long a run will take, said once it can be known."""
+"""Estimate how long a run will take."""
 
 from __future__ import annotations
 
@@ -10,53 +10,58 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from gpt_pretrain.system.formatting import format_duration, format_seconds
-from gpt_pretrain.training.callbacks.losses import LossLines
+from gpt_pretrain.training.callbacks.evaluation import PeriodicEvaluation
 from gpt_pretrain.training.lit_module import GPTLitModule
 
-FIRST_STEPS = 2  # not measured: memory is fetched, kernels are compiled
-STEPS, SECONDS = 5, 3.0  # measured at least
-WORTH_SAYING = 30.0  # seconds left
+FIRST_STEPS = 2  # steps that are not measured, since they allocate memory and compile kernels
+STEPS, SECONDS = 5, 3.0  # the least that is measured
+WORTH_SAYING = 30.0  # seconds left; a shorter time is not reported
 
 log = logging.getLogger(__name__)
 
 
 class TimeLeft(Callback):
-    """Says once a training, after a few optimizer steps, about how long the rest takes; nothing if that is short.
+    """Report once, after a few optimizer steps, how long the rest of the training takes, unless it is short.
 
     Args:
-        losses: whose lines are counted as well.
-        total_steps: optimizer steps of the whole run.
+        losses: The callback whose evaluations take a part of the time.
+        total_steps: Optimizer steps of the whole run.
     """
 
-    def __init__(self, losses: LossLines, *, total_steps: int) -> None:
+    def __init__(self, losses: PeriodicEvaluation, *, total_steps: int) -> None:
         self.losses = losses
         self.total_steps = total_steps
 
     def on_train_start(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         self._first = trainer.global_step + FIRST_STEPS
-        self._since: float | None = None
-        self._told = False
+        self._start: float | None = None
+        self._reported = False
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self._told or not pl_module.ends_step(batch_idx) or trainer.global_step < self._first:
+        if self._reported or not pl_module.ends_step(batch_idx) or trainer.global_step < self._first:
             return
         now = pl_module.clock.seconds()
-        if self._since is None:
-            self._since, self._first = now, trainer.global_step
+        if self._start is None:
+            self._start, self._first = now, trainer.global_step
             return
-        steps = trainer.global_step - self._first
-        seconds = now - self._since
+        steps, seconds = trainer.global_step - self._first, now - self._start
         if steps < STEPS or seconds < SECONDS:
             return
-        self._told = True
-        self._tell(trainer.global_step, seconds / steps)
+        self._reported = True
+        self._report(trainer.global_step, seconds / steps)
 
-    def _tell(self, step: int, seconds: float) -> None:
-        """Say how long the steps from this one on take, and the loss lines among them."""
+    def _report(self, step: int, seconds: float) -> None:
+        """Report the time that the remaining steps and evaluations take.
+
+        Args:
+            step: Optimizer steps done.
+            seconds: The duration of a step.
+        """
         steps, every = self.total_steps - step, self.losses.eval_freq
-        lines = math.ceil(self.total_steps / every) - math.ceil(step / every)
-        left = steps * seconds + lines * self.losses.seconds
+        evaluations = math.ceil(self.total_steps / every) - math.ceil(step / every)
+        left = steps * seconds + evaluations * self.losses.seconds
         if left >= WORTH_SAYING:
             parts = f"{steps:,} steps of {format_seconds(seconds)}"
-            parts += f", {lines:,} loss lines of {format_seconds(self.losses.seconds)}" if lines and self.losses.seconds else ""
-            log.info("About %s left: %s; validation, samples and checkpoints come on top", format_duration(left), parts)
+            if evaluations and self.losses.seconds:
+                parts += f", {evaluations:,} evaluations of {format_seconds(self.losses.seconds)}"
+            log.info("About %s left: %s, besides validation, samples and checkpoints", format_duration(left), parts)

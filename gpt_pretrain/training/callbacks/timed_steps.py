@@ -1,4 +1,4 @@
-"""A few steps by the clock, for a plan."""
+"""Time a few optimizer steps for a dry run."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from gpt_pretrain.training.lit_module import GPTLitModule
 
 
 class TimedSteps(Callback):
-    """Ends a training when enough of its optimizer steps have been timed.
+    """Time optimizer steps, and stop the training when there are enough of them.
 
     Args:
-        least, most: steps after the first, which does not count.
-        seconds: how long they may take together, once there are enough.
+        least: The least number of steps after the first, which is not counted.
+        most: The largest number of them.
+        seconds: The time after which the least number is enough.
 
     Attributes:
-        ends: when each step ended, the first included, in seconds after the start of the training.
+        ends: The end of each step, the first included, in seconds since the start of the training.
     """
 
     def __init__(self, *, least: int, most: int, seconds: float) -> None:
@@ -36,9 +37,9 @@ class TimedSteps(Callback):
         if not pl_module.ends_step(batch_idx):
             return
         self.ends.append(time.perf_counter() - self._start)
-        timed, long = len(self.ends) - 1, self.ends[-1] - self.ends[0] >= self.seconds
-        trainer.should_stop = timed >= self.most or (timed >= self.least and long)
+        timed, long_enough = len(self.ends) - 1, self.ends[-1] - self.ends[0] >= self.seconds
+        trainer.should_stop = timed >= self.most or (timed >= self.least and long_enough)
 
     def step_seconds(self) -> float:
-        """The median of all steps but the first."""
+        """Return the median duration of the steps after the first."""
         return statistics.median(end - begin for begin, end in zip(self.ends, self.ends[1:], strict=False))

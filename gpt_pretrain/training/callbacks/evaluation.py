@@ -1,4 +1,4 @@
-"""The loss lines: train and validation loss over a few batches, every few optimizer steps."""
+"""Print the training and validation loss over a few batches, every few optimizer steps."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from gpt_pretrain.training.lit_module import GPTLitModule
 log = logging.getLogger(__name__)
 
 
-class LossLines(Callback):
-    """Prints and keeps the losses every eval_freq optimizer steps, counted from step 0, after the update.
+class PeriodicEvaluation(Callback):
+    """Print and keep both losses every eval_freq optimizer steps, counted from step 0, after the update.
 
-    The training windows behind a loss are drawn once, so that lines of one run compare; nothing of it touches the training.
+    The batches are drawn once, so that the losses of a run can be compared. The evaluation has no effect on the training.
 
     Args:
-        data: where the batches come from.
-        eval_freq: optimizer steps.
-        eval_iter: batches of each part.
+        data: The data that the batches come from.
+        eval_freq: Optimizer steps between two evaluations.
+        eval_iter: Batches of the training set, and of the validation set.
 
     Attributes:
-        steps, train_losses, val_losses, tokens_seen: one entry a line; losses in nats a token.
-        first: training and validation loss before the first step; None in a run that is resumed.
-        seconds: how long this process took for the last of them; 0 before the first.
+        steps: The optimizer step of each evaluation; train_losses and val_losses in nats per token and tokens_seen likewise.
+        first: The training and validation loss before the first step; None in a resumed run.
+        seconds: The duration of this process's last evaluation; 0 before the first.
     """
 
     def __init__(self, data: TextDataModule, *, eval_freq: int, eval_iter: int) -> None:
@@ -75,14 +75,14 @@ class LossLines(Callback):
         return train, val
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Store the curves under the names that chapter 5 gives them."""
+        """Store the losses under the names that chapter 5 gives them."""
         checkpoint["train_losses"] = list(self.train_losses)
         checkpoint["val_losses"] = list(self.val_losses)
         checkpoint["track_tokens_seen"] = list(self.tokens_seen)
         checkpoint["eval_steps"] = list(self.steps)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Go on with the curves."""
+        """Restore the losses."""
         self.train_losses = list(checkpoint["train_losses"])
         self.val_losses = list(checkpoint["val_losses"])
         self.tokens_seen = list(checkpoint["track_tokens_seen"])
