@@ -1,4 +1,4 @@
-"""Choices that depend on the machine, each made once and with its reason."""
+"""Choose the precision, and compile the model, as the machine allows."""
 
 from __future__ import annotations
 
@@ -16,20 +16,23 @@ log = logging.getLogger(__name__)
 
 
 def pick_precision(settings: TrainerSettings, device: torch.device) -> str:
-    """Lightning's name of the precision to train in, the same on all ranks; said with its reason."""
+    """Choose the precision to train in, the same on all ranks, and log it with the reason."""
     precision, reason = broadcast(precision_for(settings.precision, device, deterministic=settings.deterministic))
     log.info("precision %s (%s)", precision, reason)
     return precision
 
 
 def precision_for(wanted: str, device: torch.device, *, deterministic: bool = False) -> tuple[str, str]:
-    """Lightning's name of the precision to train in, and why it was chosen.
+    """Return Lightning's name of the precision to train in, and the reason for it.
 
-    "auto" means bf16-mixed where bf16 matrix products are clearly faster than fp32's, which on a CPU is measured in a moment,
-    since the processor's feature flags do not tell. A deterministic run does not go by what a clock said.
+    "auto" is bf16-mixed if bf16 matrix products are clearly faster than those in fp32. On a CPU this takes a short measurement,
+    since its feature flags do not say. A deterministic run must not depend on a measurement.
+
+    Raises:
+        UserError: If the device cannot train in the precision.
     """
     if wanted == "16-mixed" and device.type != "cuda":
-        raise UserError(f"trainer.precision=16-mixed: {device.type} cannot train in fp16. Choose auto, 32-true or bf16-mixed.")
+        raise UserError(f"trainer.precision=16-mixed is not possible on {device.type}. Choose auto, 32-true or bf16-mixed.")
     if wanted != "auto":
         return wanted, "as asked"
     if device.type == "cuda":
@@ -37,7 +40,7 @@ def precision_for(wanted: str, device: torch.device, *, deterministic: bool = Fa
             return "bf16-mixed", "this GPU computes in bf16"
         return "32-true", "this GPU has no bf16"
     if device.type == "cpu" and deterministic:
-        return "32-true", "trainer.deterministic=true, so nothing is measured"
+        return "32-true", "trainer.deterministic=true rules out a measurement"
     if device.type == "cpu":
         reason = f"bf16 products take {cpu_bf16_time_ratio():.2f} of fp32's time on this CPU"
         return ("bf16-mixed" if cpu_bf16_is_faster() else "32-true"), reason
@@ -45,10 +48,10 @@ def precision_for(wanted: str, device: torch.device, *, deterministic: bool = Fa
 
 
 def compile_model(model: GPTModel, wanted: bool | str, device: torch.device) -> tuple[bool, str]:
-    """Compile a model's blocks in place if that is wanted and possible here.
+    """Compile the blocks of a model in place, if the settings ask for it and this machine can.
 
     Returns:
-        Whether they are compiled, and why.
+        True if they are compiled, and the reason.
     """
     if wanted is False:
         return False, "as asked"
@@ -57,10 +60,10 @@ def compile_model(model: GPTModel, wanted: bool | str, device: torch.device) -> 
     try:
         probe = torch.compile(lambda x: (x + 1).sum())
         probe(torch.ones(8, device=device))
-    except Exception as error:  # whatever the compiler lacks here: a C++ compiler, Triton, Python's headers
+    except Exception as error:  # a C++ compiler, Triton or Python's headers may be missing
         reason = f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
-        log.warning("compile=%s is impossible here, so training runs uncompiled (%s)", str(wanted).lower(), reason)
-        return False, "impossible here"
+        log.warning("compile=%s is not possible on this machine, so the model is not compiled (%s)", str(wanted).lower(), reason)
+        return False, "not possible here"
     for block in model.trf_blocks:
         block.compile()
     return True, "as asked" if wanted is True else "auto on CUDA"

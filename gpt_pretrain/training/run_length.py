@@ -1,4 +1,4 @@
-"""From settings to Lightning's Trainer, its callbacks and the length of the run."""
+"""Compute the length of a run in batches, optimizer steps, tokens and epochs."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from gpt_pretrain.data.datamodule import TextDataModule
 
 
 def batches_per_epoch(data: TextDataModule, settings: TrainerSettings) -> int:
-    """Batches of one epoch on each device."""
+    """Return the number of batches in an epoch on each device."""
     batches = math.ceil(data.epoch_windows / data.batch_windows)
     return batches if settings.limit_train_batches is None else min(batches, settings.limit_train_batches)
 
 
 def steps_per_epoch(data: TextDataModule, settings: TrainerSettings) -> int:
-    """Optimizer steps of one epoch; a last group of batches that is too small to accumulate in full makes a step too."""
+    """Return the number of optimizer steps in an epoch; the last step may accumulate fewer batches than the others."""
     return math.ceil(batches_per_epoch(data, settings) / settings.accumulate_grad_batches)
 
 
 def tokens_per_epoch(data: TextDataModule, settings: TrainerSettings) -> int:
-    """Tokens that all devices together train on in an epoch."""
+    """Return the number of tokens in an epoch of all devices together."""
     return min(batches_per_epoch(data, settings) * data.batch_windows, data.epoch_windows) * data.context_length
 
 
 def total_steps(data: TextDataModule, settings: TrainerSettings) -> int:
-    """Optimizer steps of the whole run, by max_tokens or else max_epochs, and max_steps."""
+    """Return the number of optimizer steps of the whole run, given by max_tokens or else max_epochs, and by max_steps."""
     per_epoch = steps_per_epoch(data, settings)
     steps = settings.max_epochs * per_epoch
     if settings.max_tokens is not None:
@@ -36,17 +36,18 @@ def total_steps(data: TextDataModule, settings: TrainerSettings) -> int:
 
 
 def total_epochs(data: TextDataModule, settings: TrainerSettings) -> int:
-    """Epochs of the whole run, a last one that is not whole included, if max_steps does not end it."""
+    """Return the number of epochs of the whole run if max_steps does not end it, including an incomplete last epoch."""
     if settings.max_tokens is None:
         return settings.max_epochs
     return math.ceil(total_steps(data, settings) / steps_per_epoch(data, settings))
 
 
 def reached_limit(trainer: TrainerSettings, *, steps: int, tokens: int) -> str | None:
-    """Which of max_steps and max_tokens has ended a run of so many optimizer steps and tokens; None if neither has.
+    """Return the limit that ends a run, "max_steps" or "max_tokens", or None if it has reached neither.
 
     Args:
-        tokens: seen so far.
+        steps: Optimizer steps done.
+        tokens: Tokens seen.
     """
     if steps >= trainer.max_steps > 0:
         return "max_steps"

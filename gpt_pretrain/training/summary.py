@@ -1,4 +1,4 @@
-"""What a run says about itself before the first step and after the last."""
+"""Describe a run on screen, before its first step and after its last, and for its metadata."""
 
 from __future__ import annotations
 
@@ -26,11 +26,15 @@ from gpt_pretrain.training.planning.checks import find_warnings
 from gpt_pretrain.training.planning.plan import make_plan, plan_summary
 from gpt_pretrain.training.run_length import reached_limit, steps_per_epoch, total_steps
 
-Kind = TypeVar("Kind")
+CallbackType = TypeVar("CallbackType")
 
 
 def describe_start(settings: TrainSettings, data: TextDataModule, model: GPTModel, *, first_step: int = 0) -> str:
-    """The run in a few lines: model, data, length, place, what it will cost, and what is doubtful about it."""
+    """Return lines about the model, the data, the length, the cost and the folder of a run, and warnings.
+
+    Args:
+        first_step: Optimizer steps that the run has done already.
+    """
     plan = make_plan(settings, data, model.config, first_step=first_step)
     return "\n".join(
         [
@@ -43,31 +47,33 @@ def describe_start(settings: TrainSettings, data: TextDataModule, model: GPTMode
 
 
 def run_facts(settings: TrainSettings, data: TextDataModule, model: GPTModel) -> list[str]:
-    """A line each about model, data and length."""
+    """Return lines about the model, the data and the length of a run."""
     config, split, trainer = model.config, data.split, settings.trainer
-    searched = settings.callbacks.samples and split.train.count > MAX_SEARCHED
-    return [
+    step_windows = settings.data.batch_size * trainer.accumulate_grad_batches * data.world_size
+    on_devices = f", on {data.world_size} devices" if data.world_size > 1 else ""
+    lines = [
         f"model   {model.num_parameters() / 1e6:.1f}M parameters: {config.n_layers} layers, {config.n_heads} heads, "
         f"emb_dim {config.emb_dim}, context {config.context_length}, vocabulary {config.vocab_size:,} "
         f"({data.tokenizer.name})",
         f"data    {settings.data.path or settings.data.name}: {split.extent}{split.extent and '; '}"
-        f"{split.train.count:,} tokens in {len(data.train):,} windows to train on, "
-        f"{split.val.count:,} in {len(data.val):,} to validate",
-        *(f"        {plan_summary}" for plan_summary in mixture(data)),
-        f"length  {format_count(total_steps(data, trainer), 'optimizer step')}, {steps_per_epoch(data, trainer):,} an epoch, of "
-        f"{settings.data.batch_size * trainer.accumulate_grad_batches * data.world_size:,} windows each"
-        + (f", on {data.world_size} devices" if data.world_size > 1 else ""),
-        *([f"samples are compared with {MAX_SEARCHED:,} of the training tokens, spread evenly"] if searched else []),
+        f"{split.train.count:,} training tokens in {len(data.train):,} windows, "
+        f"{split.val.count:,} validation tokens in {len(data.val):,} windows",
+        *(f"        {source}" for source in mixture_facts(data)),
+        f"length  {format_count(total_steps(data, trainer), 'optimizer step')}, {steps_per_epoch(data, trainer):,} per epoch, "
+        f"of {step_windows:,} windows each{on_devices}",
     ]
+    if settings.callbacks.samples and split.train.count > MAX_SEARCHED:
+        lines.append(f"samples are compared with {MAX_SEARCHED:,} evenly spaced training tokens")
+    return lines
 
 
-def mixture(data: TextDataModule) -> list[str]:
-    """A line for each source of a mixture; none for anything else."""
+def mixture_facts(data: TextDataModule) -> list[str]:
+    """Return a line for each source of a mixture; none for other data."""
     if not isinstance(data.train, MixedWindows):
         return []
     train = data.train
     return [
-        f"{100 * share / len(train):.3g} % of {source.name}: each of {len(own):,} windows {share / len(own):.2g} times an epoch"
+        f"{100 * share / len(train):.3g} % of {source.name}: each of {len(own):,} windows {share / len(own):.2g} times per epoch"
         for source, own, share in zip(data.sources, train.sources, train.places, strict=True)
     ]
 
@@ -75,11 +81,11 @@ def mixture(data: TextDataModule) -> list[str]:
 def setup_metadata(
     settings: TrainSettings, data: TextDataModule, module: GPTLitModule, *, device: torch.device
 ) -> dict[str, Any]:
-    """What a run's record says about what was trained on what."""
+    """Return the part of the run metadata that describes the machine, the data and the model."""
     split, config = data.split, module.model.config
-    around = describe_environment()
-    around["machine"] |= {"device": device_name(device), "memory_bytes": memory_limit(device)}
-    return around | {
+    environment = describe_environment()
+    environment["machine"] |= {"device": device_name(device), "memory_bytes": memory_limit(device)}
+    return environment | {
         "precision": settings.trainer.precision,
         "compiled": module.compiled,
         "tokenizer": data.tokenizer.name,
@@ -100,32 +106,23 @@ def setup_metadata(
 
 
 def describe_result(settings: TrainSettings, trainer: L.Trainer, module: GPTLitModule, run_dir: Path) -> str:
-    """What came out, where it is, and what to do next."""
-    save, metrics = find_callback(trainer, SaveRun), find_callback(trainer, TrainMetrics)
-    folder = display_path(run_dir)
+    """Return lines about the result of a finished run, its files, and what to do next."""
+    metrics, folder = find_callback(trainer, TrainMetrics), display_path(run_dir)
     batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
     epochs = trainer.current_epoch - 1 + batches / trainer.num_training_batches
-    best = f"none, the last is {module.val_loss} (the training has diverged; try a lower optimizer.lr)"
-    if save.best_step >= 0:
-        best = (
-            f"{save.best_loss:.3f} nats a token (perplexity {format_perplexity(save.best_loss)}) "
-            f"in epoch {save.best_epoch}, step {save.best_step}; the last is {module.val_loss:.3f}"
-        )
-    files = "checkpoints/last.ckpt checkpoints/best.ckpt losses.png losses.pdf samples.txt metrics.csv train.log config.yaml"
-    there = [name for name in [*files.split(), EXPORTED] if (run_dir / name).exists()]
-    if any(checkpoint_dir(run_dir).glob("shards-*")):
-        there.append("checkpoints/shards-* (which last.ckpt and best.ckpt need beside them)")
     limit = reached_limit(settings.trainer, steps=trainer.global_step, tokens=module.tokens_seen) or "max_epochs"
-    told = describe_findings(trainer)
     lines = [
         "",
         f"Done: {epochs:.4g} {'epoch' if epochs == 1 else 'epochs'}, {format_count(trainer.global_step, 'step')}, "
-        f"{module.tokens_seen:,} tokens seen, in {format_duration(metrics.total_seconds)} "
+        f"{module.tokens_seen:,} tokens seen in {format_duration(metrics.total_seconds)} "
         f"({metrics.tokens_per_second:,.0f} tokens/s while training)",
-        f"Best validation loss: {best}",
-        *([f"The doctor found: {told}; its warnings above, and in train.log, say what may help."] if told else []),
+        _describe_best(find_callback(trainer, SaveRun), module),
+    ]
+    if findings := describe_findings(trainer):
+        lines.append(f"The doctor found: {findings}. Its warnings above and in train.log suggest remedies.")
+    lines += [
         f"Files in {folder}:",
-        f"  {', '.join(there)}",
+        f"  {', '.join(_list_files(run_dir))}",
         "Next:",
         f"  {generate_command(folder, start_context=settings.start_context)}",
     ]
@@ -135,24 +132,43 @@ def describe_result(settings: TrainSettings, trainer: L.Trainer, module: GPTLitM
     return "\n".join(lines)
 
 
+def _describe_best(save: SaveRun, module: GPTLitModule) -> str:
+    if save.best_step < 0:
+        return f"Best validation loss: none. The last is {module.val_loss}, so the training diverged; try a lower optimizer.lr."
+    return (
+        f"Best validation loss: {save.best_loss:.3f} nats per token (perplexity {format_perplexity(save.best_loss)}), "
+        f"in epoch {save.best_epoch}, step {save.best_step}; last: {module.val_loss:.3f}"
+    )
+
+
+def _list_files(run_dir: Path) -> list[str]:
+    names = "checkpoints/last.ckpt checkpoints/best.ckpt losses.png losses.pdf samples.txt metrics.csv train.log config.yaml"
+    files = [name for name in [*names.split(), EXPORTED] if (run_dir / name).exists()]
+    if any(checkpoint_dir(run_dir).glob("shards-*")):
+        files.append("checkpoints/shards-* (required by last.ckpt and best.ckpt)")
+    return files
+
+
 def describe_findings(trainer: L.Trainer) -> str:
-    """The warning signs of the run, and when each was first told; empty when there were none."""
+    """Return each warning sign of the run with the step at which it first appeared; empty if there are none."""
     callbacks: list[object] = trainer.callbacks  # type: ignore[attr-defined]
     steps: dict[str, list[int]] = {}
-    for finding in (finding for one in callbacks if isinstance(one, WarningSigns) for finding in one.findings):
-        steps.setdefault(finding["sign"], []).append(finding["step"])
+    for callback in callbacks:
+        for finding in callback.findings if isinstance(callback, WarningSigns) else []:
+            steps.setdefault(finding["sign"], []).append(finding["step"])
     return ", ".join(f"{sign} (step {at[0]}{f' and {len(at) - 1} more' * (len(at) > 1)})" for sign, at in steps.items())
 
 
 def describe_interruption(trainer: L.Trainer, run_dir: Path) -> str:
-    """What a run that a signal ended has left, and how to go on."""
-    done = f"Stopped after {format_count(trainer.global_step, 'step')}"
-    saved = "; the run could not be saved there" if find_callback(trainer, SaveRun).failed else " and saved"
+    """Return lines about a run that a signal has ended, and how to resume it."""
+    saved = ", but the run could not be saved there." if find_callback(trainer, SaveRun).failed else " and saved."
+    text = f"Stopped after {format_count(trainer.global_step, 'step')}{saved}"
     if not any(checkpoint_dir(run_dir).glob("*.ckpt")):
-        return f"{done}{saved}."
-    return f"{done}{saved}. Go on with:\n  {resume_command(display_path(run_dir))}"
+        return text
+    return f"{text} Resume with:\n  {resume_command(display_path(run_dir))}"
 
 
-def find_callback(trainer: L.Trainer, kind: type[Kind]) -> Kind:
+def find_callback(trainer: L.Trainer, kind: type[CallbackType]) -> CallbackType:
+    """Return the Trainer's callback of a type."""
     callbacks: list[object] = trainer.callbacks  # type: ignore[attr-defined]
-    return next(one for one in callbacks if isinstance(one, kind))
+    return next(callback for callback in callbacks if isinstance(callback, kind))

@@ -266,5 +266,5 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, cache_dir: Path) -> None:
         run.send_signal(signal.SIGINT)
         out, err = run.communicate(timeout=60)
     assert run.returncode == 130, err
-    assert re.search(r"Stopped after \d+ steps and saved\. Go on with:\n  python train\.py resume=outputs/", out)
+    assert re.search(r"Stopped after \d+ steps and saved\. Resume with:\n  python train\.py resume=outputs/", out)
     assert "Traceback" not in out + err

@@ -163,7 +163,7 @@ def test_a_run_on_a_mixture_goes_on_like_one_that_never_stopped(
 def test_other_weights_are_another_text(train: Train, tmp_path: Path, story: str, printed: Callable[[], list[str]]) -> None:
     sources = corpora(tmp_path, story)
     train(*words_of(sources), "trainer.max_steps=1")
-    assert any(f"40.2 % of {sources[0].path}: each of 58 windows 1.5 times an epoch" in line for line in printed())
+    assert any(f"40.2 % of {sources[0].path}: each of 58 windows 1.5 times per epoch" in line for line in printed())
     sources[0].weight = 0.5
     with pytest.raises(UserError, match="the content of the text has changed"):
         train(*words_of(sources), "trainer.max_steps=2", f"resume='{tmp_path / 'run'}'")

@@ -276,7 +276,7 @@ def test_the_end_of_one_is_the_end_of_all(
     if how == "killed":
         assert record["error"].startswith("process 1 of 2 was ended by SIGKILL: Another process of this training has ended")
     else:
-        assert "Go on with:" in rest and content(tmp_path / "run")["global_step"] > 0
+        assert "Resume with:" in rest and content(tmp_path / "run")["global_step"] > 0
 
 
 @pytest.mark.parametrize("rank", [0, 1])

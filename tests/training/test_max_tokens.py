@@ -89,7 +89,7 @@ def test_a_run_goes_on_when_it_is_raised(train: Train, tmp_path: Path, printed: 
 def test_the_plan_the_report_and_the_doubts_know_it(train: Train, tmp_path: Path, printed: Printed) -> None:
     train(f"trainer.max_tokens={4 * STEP}", "trainer.max_steps=9", "logger=csv")
     lines = "\n".join(printed())
-    assert re.search(r"length  4 optimizer steps, 3 an epoch", lines)
+    assert re.search(r"length  4 optimizer steps, 3 per epoch", lines)
     assert f"plan    {4 * STEP:,} tokens" in lines
     assert f"trainer.max_steps=9 is never reached: trainer.max_tokens={4 * STEP} ends the run after 4 steps" in lines
     assert json.loads((tmp_path / "run" / "run.json").read_text())["result"]["tokens_seen"] == 4 * STEP

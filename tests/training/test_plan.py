@@ -59,7 +59,7 @@ def test_a_run_and_its_weights_can_be_planned_on_and_stay_as_they_are(script: Sc
     before = files()
     more = script("train.py", "resume=latest", "trainer.max_epochs=4", "plan=True")
     assert more.returncode == 0, more.stderr
-    assert "12 optimizer steps, 3 an epoch" in more.stdout
+    assert "12 optimizer steps, 3 per epoch" in more.stdout
     assert "steps: 9 of" in more.stdout
     other = script("train.py", *TINY_RUN, "init_from=outputs/a", "plan=true", "hydra.run.dir=it's (a) place")
     assert other.returncode == 0, other.stderr

@@ -81,7 +81,7 @@ def test_a_learning_rate_far_too_low_is_reported(train: Train, printed: Printed,
     (line,) = [line for line in printed() if line.startswith("doctor: ")]
     assert line.startswith("doctor: step 40, stuck: From step 0 to 40 the training loss has only gone from 5.5")
     assert line.endswith("The learning rate is probably too low: try optimizer.lr=1e-06 (1e-07 now).")
-    assert any(line.startswith("The doctor found: stuck (step 40); ") for line in printed())
+    assert any(line.startswith("The doctor found: stuck (step 40). ") for line in printed())
 
 
 @pytest.mark.parametrize(("rate", "steps", "signs"), [(10, 20, ["spike"]), (0.3, 230, ["spike", "stuck"])])
