@@ -1,4 +1,4 @@
-"""That the benchmark measures what it says; how fast anything is, is no test's business."""
+"""The benchmarks measure what they claim; no test depends on a speed."""
 
 import dataclasses
 import json
@@ -22,14 +22,14 @@ SHAPE = Training("tiny", "byte", 257, 32, 2, 1, 16, 2, 0.1, steps=3, warmup=2)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("subject", [training.ours, training.bare, training.chapter, training.transformers])
-def test_each_loop_trains_and_its_steps_are_timed(subject: object) -> None:
+def test_each_loop_trains_and_times_its_steps(subject: object) -> None:
     measured = subject(SHAPE, **({} if subject is training.chapter else {"precision": "32-true"}))  # type: ignore[operator]
     assert len(measured.seconds) == 3
     assert all(0 < seconds < 10 for seconds in measured.seconds)
     assert measured.peak_bytes > 50e6
 
 
-def test_a_step_s_time_is_that_between_two_batches() -> None:
+def test_a_step_lasts_from_one_batch_to_the_next() -> None:
     clock = StepClock(3, lambda: (torch.zeros(1), torch.zeros(1)))
     for number, _ in enumerate(clock):
         time.sleep(0.3 if number == 2 else 0.01)
@@ -38,28 +38,29 @@ def test_a_step_s_time_is_that_between_two_batches() -> None:
     assert second >= 0.3
 
 
-def test_what_warms_up_does_not_count() -> None:
+def test_warmup_runs_do_not_count() -> None:
     calls: list[int] = []
     assert len(repeat(lambda: calls.append(1), warmup=2, times=3)) == 3
     assert len(calls) == 5
 
 
-def test_the_operations_of_a_step_are_those_of_its_matrices() -> None:
+def test_the_flops_of_a_step_are_those_of_its_matrices() -> None:
     shape = gpt2_124m(drop_rate=0.0)
     matrices = 12 * (768 * 2304 + 768 * 768 + 2 * 768 * 3072) + 50257 * 768
-    attention = 12 * 4 * 256 * 768  # scores and sums over values, 2 each, for each token and layer; thrice with the backward pass
+    # Scores and sums over values take 2 operations each, for each token and layer; the backward pass makes it three times as many.
+    attention = 12 * 4 * 256 * 768
     assert shape.flops == 512 * (6 * matrices + 3 * attention)
     assert shape.product_flops == 512 * 6 * matrices
 
 
-def test_preparing_counts_the_tokens_that_tiktoken_counts() -> None:
+def test_preparing_counts_the_same_tokens_as_tiktoken() -> None:
     ours, bare = preparing.ours(megabytes=0.2, workers=2), preparing.tiktoken(megabytes=0.2, threads=2)
     assert ours.notes["tokens"] == bare.notes["tokens"] > 40_000
     assert ours.seconds[0] > bare.seconds[0] > 0
     assert ours.peak_bytes is not None and 30e6 < ours.peak_bytes < 1e9
 
 
-def test_limits_and_loading_tell_rates_and_growth() -> None:
+def test_limits_report_rates_and_loading_reports_memory() -> None:
     assert float(limits.products(SHAPE, dtype=torch.float32).notes["flops_per_second"]) > 1e6
     assert float(limits.memory_reads(n_bytes=1 << 20).notes["bytes_per_second"]) > 1e6
     loaded = loading.ours(n_tokens=100_000, context_length=16, batch_size=4, batches=50)
@@ -78,7 +79,7 @@ ROUNDS = {
 }
 
 
-def test_rows_hold_medians_and_ratios_of_each_round() -> None:
+def test_rows_hold_medians_and_ratios_of_the_rounds() -> None:
     ours, peer, limit = report.rows("name", CASE, ROUNDS)
     assert (ours.seconds, ours.spread) == (1.5, (1.0, 2.0))
     assert ours.tokens_per_second == pytest.approx(100 / 1.5)
@@ -88,25 +89,25 @@ def test_rows_hold_medians_and_ratios_of_each_round() -> None:
     assert (limit.ratio, limit.tokens_per_second, limit.share_of_limit) == (None, None, None)
 
 
-def test_a_round_that_failed_is_left_out_of_both_sides() -> None:
+def test_a_failed_round_counts_on_neither_side() -> None:
     rounds = ROUNDS | {"peer": [None, ROUNDS["peer"][1]]}
     peer = report.rows("name", CASE, rounds)[1]
     assert (peer.seconds, peer.ratio, peer.rounds) == (4.0, 4.0, 1)
 
 
-@pytest.mark.parametrize("words", [["--rounds", "0"], ["nonsense"]])
-def test_a_wrong_word_is_refused(words: list[str]) -> None:
-    done = subprocess.run([sys.executable, "-m", "benchmarks", *words], cwd=ROOT, capture_output=True, text=True, timeout=100)
+@pytest.mark.parametrize("arguments", [["--rounds", "0"], ["nonsense"]])
+def test_a_wrong_argument_is_refused(arguments: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-m", "benchmarks", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert done.returncode == 2
-    assert "at least 1" in done.stderr or "there is no case nonsense: choose among train-" in done.stderr
+    assert "at least 1" in done.stderr or "there is no case nonsense; choose among train-" in done.stderr
 
 
-def test_a_subject_that_could_not_be_measured_has_no_row() -> None:
+def test_a_subject_without_measurements_has_no_row() -> None:
     rows = report.rows("name", CASE, {"ours": ROUNDS["ours"]})
     assert [row.subject for row in rows] == ["ours"]
 
 
-def test_the_page_gets_the_table_and_keeps_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_gets_the_table_and_keeps_other_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"before\n{report.BEGIN}\n{report.END}\nafter\n")
     monkeypatch.setattr(report, "PAGE", page)
@@ -131,18 +132,18 @@ def test_the_cases_are_listed() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_prints_a_table_and_writes_lines(tmp_path: Path) -> None:
+def test_a_run_prints_a_table_and_writes_json_lines(tmp_path: Path) -> None:
     file = tmp_path / "results.jsonl"
-    words = ["start", "--rounds", "1", "--json", str(file)]
+    arguments = ["start", "--rounds", "1", "--json", str(file)]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", *words], cwd=ROOT, capture_output=True, text=True, check=True, timeout=200
+        [sys.executable, "-m", "benchmarks", *arguments], cwd=ROOT, capture_output=True, text=True, check=True, timeout=200
     )
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert [row["subject"] for row in rows] == list(CASES["start"].subjects)
     assert all(row["subject"] in done.stdout and row["seconds"] > 0 for row in rows)
 
 
-def test_loading_is_measured_from_shards_and_as_others_do_it() -> None:
+def test_loading_is_measured_from_shards_and_from_a_memmap() -> None:
     shape = {"n_tokens": 100_000, "context_length": 16, "batch_size": 4, "batches": 50}
     for measured in (
         loading.memmap(**shape),

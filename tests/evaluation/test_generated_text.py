@@ -1,4 +1,4 @@
-"""Measures of generated texts against a plain restatement."""
+"""The measures of generated texts equal plain computations."""
 
 import json
 from pathlib import Path
@@ -14,13 +14,13 @@ from tests.conftest import tiny_model
 
 
 @pytest.mark.parametrize(("prompt", "new"), [(1, 1), (3, 9), (10, 6), (16, 4), (40, 3)])
-def test_log_probability_is_that_of_one_token_after_another(prompt: int, new: int) -> None:
-    model = tiny_model()  # context 16
+def test_log_probability_equals_scoring_one_token_at_a_time(prompt: int, new: int) -> None:
+    model = tiny_model()  # context_length is 16
     ids = torch.randint(97, (prompt + new,), generator=torch.Generator().manual_seed(prompt)).tolist()
     with torch.no_grad():
         single = [
-            model(torch.tensor([ids[max(0, place - 16) : place]]))[0, -1].log_softmax(-1)[ids[place]].item()
-            for place in range(prompt, prompt + new)
+            model(torch.tensor([ids[max(0, position - 16) : position]]))[0, -1].log_softmax(-1)[ids[position]].item()
+            for position in range(prompt, prompt + new)
         ]
     found = mean_log_probability(model, ids[:prompt], ids[prompt:])
     if prompt + new <= 17 or new == 1:
@@ -30,30 +30,30 @@ def test_log_probability_is_that_of_one_token_after_another(prompt: int, new: in
     assert mean_log_probability(model, ids, []) is None
 
 
-def test_beyond_the_context_each_token_is_judged_with_half_a_context_at_least() -> None:
+def test_beyond_the_context_each_token_is_scored_with_at_least_half_a_context() -> None:
     model = tiny_model()
     ids = torch.randint(97, (50,), generator=torch.Generator().manual_seed(0)).tolist()
 
-    def judged(place: int, begin: int) -> float:
-        return model(torch.tensor([ids[begin:place]]))[0, -1].log_softmax(-1)[ids[place]].item()
+    def log_probability(position: int, begin: int) -> float:
+        return model(torch.tensor([ids[begin:position]]))[0, -1].log_softmax(-1)[ids[position]].item()
 
     with torch.no_grad():
         naive, begin, end = 0.0, 0, 17
-        for place in range(1, 50):
-            if place >= end:
-                begin, end = place - 8, place - 8 + 17
-            naive += judged(place, begin)
+        for position in range(1, 50):
+            if position >= end:
+                begin, end = position - 8, position - 8 + 17
+            naive += log_probability(position, begin)
     assert mean_log_probability(model, ids[:1], ids[1:]) == pytest.approx(naive / 49, abs=1e-4)
 
 
-def test_distinct_counts_different_n_grams() -> None:
+def test_distinct_fraction_counts_distinct_n_grams() -> None:
     assert distinct_fraction([1, 2, 1, 2, 1], 1) == 2 / 5
     assert distinct_fraction([1, 2, 1, 2, 1], 2) == 2 / 4
     assert distinct_fraction([1, 2, 1, 2, 1], 3) == 2 / 3
     assert distinct_fraction([1], 2) is None
 
 
-def test_measures_are_means_and_plain_numbers() -> None:
+def test_measures_are_means_and_serializable() -> None:
     texts = [Continuation("a", [1, 2], [3, 3, 3, 3]), Continuation("b", [1, 2], [4, 5, 6, 7])]
     found = measure_texts(tiny_model(), texts, training=None)
     assert found["distinct_1"] == (1 / 4 + 1) / 2
@@ -61,7 +61,7 @@ def test_measures_are_means_and_plain_numbers() -> None:
     assert json.loads(json.dumps(found)) == found
 
 
-def test_the_training_text_is_found_again_or_left_out(train, tmp_path: Path) -> None:
+def test_the_training_text_is_found_only_if_unchanged(train, tmp_path: Path) -> None:
     book = tmp_path / "book.txt"
     book.write_text("The quick brown fox jumps over the lazy dog. " * 300)
     train("data=text", f"data.path={book}", "trainer.max_epochs=1", "callbacks=minimal", "logger=none")

@@ -1,4 +1,4 @@
-"""The longest run of a sample in a text, against the plain search for every window."""
+"""The longest memorized span equals a naive search for every window."""
 
 import time
 
@@ -30,17 +30,17 @@ def naive(sample: list[int], text: list[int]) -> int:
     st.lists(st.integers(0, 2), max_size=80),
     st.sampled_from([1, 3, 7, 1 << 20]),
 )
-def test_it_is_the_longest(sample: list[int], text: list[int], block: int) -> None:
+def test_the_span_is_the_longest(sample: list[int], text: list[int], block: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memorization, "BLOCK", block)
         assert longest_memorized_span(sample, Text(text)) == naive(sample, text)
 
 
-def test_a_large_text_is_searched_in_a_moment() -> None:
+def test_a_large_text_is_searched_quickly() -> None:
     text = np.random.default_rng(0).integers(0, 50257, 3_000_000)
     sample = [*text[2_000_000:2_000_040].tolist(), *range(160)]
     start = time.perf_counter()
     assert longest_memorized_span(sample, Text(text)) == 40
     repetitive = Text(np.zeros(3_000_000))
     assert longest_memorized_span([0] * 199 + [1], repetitive) == 199
-    assert time.perf_counter() - start < 20  # a scan for each window of each length would take hours
+    assert time.perf_counter() - start < 20  # A scan for each window of each length would take hours.

@@ -1,4 +1,4 @@
-"""Fast decoding against the plain model."""
+"""Fast decoding gives the same result as the plain model."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ from tests.conftest import ROOT, tiny_model
 @pytest.mark.parametrize("n_rows", [1, 2, 8, 200])
 @pytest.mark.parametrize("batch_size", [1, 8])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_packed_layer_computes_what_the_plain_one_does(n_rows: int, batch_size: int, bias: bool) -> None:
+def test_a_packed_layer_equals_the_plain_layer(n_rows: int, batch_size: int, bias: bool) -> None:
     plain, x = torch.nn.Linear(40, 23, bias=bias), torch.randn(n_rows, 1, 40)
     with torch.inference_mode():
         expected = plain(x)
@@ -31,7 +31,7 @@ def test_a_packed_layer_computes_what_the_plain_one_does(n_rows: int, batch_size
     torch.testing.assert_close(rounded.float(), expected, rtol=0.02, atol=0.02)
 
 
-def test_on_a_machine_without_packing_it_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_that_cannot_be_packed_equals_the_plain_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, x = torch.nn.Linear(40, 23), torch.randn(2, 40)
     monkeypatch.setattr(packed_linear, "can_pack", lambda device, dtype: False)
     with torch.inference_mode():
@@ -41,7 +41,7 @@ def test_on_a_machine_without_packing_it_computes_the_same(monkeypatch: pytest.M
 
 
 def naive_greedy(model: GPTModel, token_ids: torch.Tensor, n_tokens: int) -> torch.Tensor:
-    """The whole window through the plain model for each token."""
+    """Decode greedily with the plain model, reading the whole window for each token."""
     for _ in range(n_tokens):
         with torch.no_grad():
             logits = model(token_ids[:, -model.config.context_length :])[:, -1]
@@ -52,7 +52,7 @@ def naive_greedy(model: GPTModel, token_ids: torch.Tensor, n_tokens: int) -> tor
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 @pytest.mark.parametrize("n_prompt", [1, 5, 15, 16, 20])
-def test_a_decoding_model_generates_what_the_model_does(tied: bool, batch_size: int, n_prompt: int) -> None:
+def test_a_decoding_model_generates_the_same_tokens_as_the_model(tied: bool, batch_size: int, n_prompt: int) -> None:
     model = tiny_model(tie_embeddings=tied)
     prompt = torch.randint(0, 97, (batch_size, n_prompt))
     expected = naive_greedy(model, prompt, 24)
@@ -60,7 +60,7 @@ def test_a_decoding_model_generates_what_the_model_does(tied: bool, batch_size: 
     assert torch.equal(generate(model, prompt, 24), expected)
 
 
-def test_a_model_stays_as_it_was_and_shares_what_needs_no_other_layout() -> None:
+def test_decoding_leaves_the_model_unchanged_and_shares_its_other_weights() -> None:
     model = tiny_model().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     decoder = DecodingModel(model, dtype=torch.bfloat16)
@@ -82,8 +82,8 @@ def test_models_of_other_dtypes_generate(dtype: torch.dtype, batch_size: int) ->
         assert torch.equal(made, naive_greedy(model, prompt, 20))
 
 
-def test_bf16_works_on_a_cpu_whose_onednn_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `ONEDNN_MAX_CPU_ISA=AVX2` makes it be."""
+def test_bf16_works_on_a_cpu_without_bf16_in_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ONEDNN_MAX_CPU_ISA=AVX2` has the same effect."""
     real = packed_linear.can_pack
     monkeypatch.setattr(packed_linear, "can_pack", lambda device, dtype: dtype != torch.bfloat16 and real(device, dtype))
     model = tiny_model()
@@ -93,7 +93,7 @@ def test_bf16_works_on_a_cpu_whose_onednn_has_none(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.slow
-def test_generating_on_an_older_processor() -> None:
+def test_generation_works_on_an_older_processor() -> None:
     code = (
         "import torch; from tests.conftest import tiny_model; from gpt_pretrain.generation.decoding import *; from gpt_pretrain.generation.sampling import *\n"
         "model = tiny_model()\n"
@@ -105,7 +105,7 @@ def test_generating_on_an_older_processor() -> None:
     assert done.stdout.splitlines() == ["torch.Size([1, 7])"] * 3, done.stderr
 
 
-def test_in_bf16_the_logits_are_those_of_autocast() -> None:
+def test_bf16_logits_are_as_close_as_those_of_autocast() -> None:
     model, token_ids = tiny_model(drop_rate=0.0), torch.randint(0, 97, (2, 9))
     with torch.inference_mode():
         exact = model(token_ids)[:, -1]
@@ -116,15 +116,15 @@ def test_in_bf16_the_logits_are_those_of_autocast() -> None:
     assert (fast - exact).norm() <= 1.5 * (rounded - exact).norm()
 
 
-def test_compiled_blocks_are_decoded_as_they_were_written() -> None:
+def test_decoding_ignores_the_compiled_form_of_blocks() -> None:
     model = tiny_model()
     for block in model.trf_blocks:
-        block._compiled_call_impl = lambda *args, **kwargs: pytest.fail("compiled for this length alone")
+        block._compiled_call_impl = lambda *args, **kwargs: pytest.fail("the compiled block was called")
     assert generate(model, torch.tensor([[1, 2]]), 3).shape == (1, 5)
 
 
-def test_a_static_cache_goes_on_as_the_growing_one() -> None:
-    """What a CUDA graph records, run without one."""
+def test_a_static_cache_continues_like_a_growing_cache() -> None:
+    """Run the step that a CUDA graph captures, without a graph."""
     model = tiny_model()
     prompt = torch.randint(0, 97, (2, 6))
     with torch.inference_mode():
@@ -133,7 +133,8 @@ def test_a_static_cache_goes_on_as_the_growing_one() -> None:
         model.hidden_states(prompt, cache=growing)
         model.hidden_states(prompt, cache=other)
         static = StaticKVCache(other)
-        model.hidden_states(torch.zeros(2, 1, dtype=torch.int64), cache=static)  # a rehearsal; the first real step writes over it
+        # A warm-up step, which the first real step overwrites.
+        model.hidden_states(torch.zeros(2, 1, dtype=torch.int64), cache=static)
         for _ in range(10):
             new = torch.randint(0, 97, (2, 1))
             torch.testing.assert_close(model.hidden_states(new, cache=static), model.hidden_states(new, cache=growing))
@@ -142,7 +143,7 @@ def test_a_static_cache_goes_on_as_the_growing_one() -> None:
             static.advance()
 
 
-def test_the_precision_is_the_faster_one_or_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_precision_is_the_configured_one_or_the_faster_one(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
     assert pick_decoding_precision("32-true", model) == ("32-true", "as configured")
     precision, reason = pick_decoding_precision("auto", model)

@@ -1,3 +1,5 @@
+"""Sampling follows its settings, with and without a cache."""
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from tests.conftest import tiny_model
 
 
 def naive(model: GPTModel, token_ids: Tensor, n: int) -> Tensor:
-    """Greedy decoding, restated: the whole window for each token."""
+    """Decode greedily, reading the whole window for each token."""
     for _ in range(n):
         with torch.no_grad():
             logits = model(token_ids[:, -model.config.context_length :])[:, -1]
@@ -20,11 +22,13 @@ def naive(model: GPTModel, token_ids: Tensor, n: int) -> Tensor:
 
 @pytest.mark.parametrize("prompt_length", [1, 7, 15, 16, 30])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_cached_and_plain_equal_the_naive_restatement_also_beyond_the_context(prompt_length: int, batch: int) -> None:
+def test_generation_with_and_without_a_cache_equals_naive_decoding_also_beyond_the_context(
+    prompt_length: int, batch: int
+) -> None:
     model = tiny_model()
     token_ids = torch.randint(0, 97, (batch, prompt_length))
     expected = naive(model, token_ids, 25)
-    assert len(expected[0, prompt_length:].unique()) > 3, "the model repeats itself and would hide differences"
+    assert len(expected[0, prompt_length:].unique()) > 3, "the model repeats itself, which would hide differences"
     assert torch.equal(generate(model, token_ids, 25), expected)
     assert torch.equal(generate(model, token_ids, 25, use_cache=False), expected)
 
@@ -54,7 +58,7 @@ def test_rows_end_independently() -> None:
     model = tiny_model()
     token_ids = torch.randint(0, 97, (6, 4))
     free = generate(model, token_ids, 20)
-    eos_id = int(free[2, 9])  # one that the third row is known to reach
+    eos_id = int(free[2, 9])  # The third row reaches this token.
     ended = generate(model, token_ids, 20, eos_id=eos_id)
     ends = []
     for row, whole in zip(ended.tolist(), free.tolist(), strict=True):
@@ -66,7 +70,7 @@ def test_rows_end_independently() -> None:
     assert ended.shape[1] - 4 == max(ends)
 
 
-def test_dropout_is_off_and_the_mode_is_kept() -> None:
+def test_generation_disables_dropout_and_keeps_the_mode() -> None:
     model = tiny_model(drop_rate=0.5)
     token_ids = torch.randint(0, 97, (1, 4))
     expected = generate(model, token_ids, 10)
@@ -76,7 +80,7 @@ def test_dropout_is_off_and_the_mode_is_kept() -> None:
     assert all(module.training for module in model.modules())
 
 
-def test_the_training_randomness_is_not_touched() -> None:
+def test_generation_leaves_the_global_random_state_alone() -> None:
     model = tiny_model()
     state = torch.random.get_rng_state()
     generate(model, torch.zeros(1, 1, dtype=torch.long), 5, temperature=1.0, generator=torch.Generator().manual_seed(1))
@@ -99,30 +103,33 @@ LOGITS = torch.tensor([1.0, 3.0, 0.0, 2.5, -1.0, 2.0])
         (SamplerConfig(1, temperature=2.0, top_k=3), [1, 3, 5]),
         (SamplerConfig(1, temperature=1.0, top_k=1), [1]),
         (SamplerConfig(1, temperature=1.0, top_k=600), [0, 1, 2, 3, 4, 5]),
-        (SamplerConfig(1, temperature=1.0, top_p=0.7), [1, 3]),  # softmax: 0.45 and 0.27 reach 0.7
+        (SamplerConfig(1, temperature=1.0, top_p=0.7), [1, 3]),  # Probabilities 0.45 and 0.27 reach 0.7.
         (SamplerConfig(1, temperature=1.0, top_p=0.01), [1]),
         (SamplerConfig(1, temperature=1.0, top_p=1.0), [0, 1, 2, 3, 4, 5]),
-        (SamplerConfig(1, temperature=1.0, top_k=3, top_p=0.8), [1, 3]),  # of the three left, 0.50 and 0.31
+        (
+            SamplerConfig(1, temperature=1.0, top_k=3, top_p=0.8),
+            [1, 3],
+        ),  # Probabilities 0.50 and 0.31 among the three kept reach 0.8.
     ],
 )
-def test_tokens_come_as_often_as_the_restated_distribution_says(sampler: SamplerConfig, kept: list[int]) -> None:
+def test_token_frequencies_follow_the_expected_distribution(sampler: SamplerConfig, kept: list[int]) -> None:
     weights = torch.zeros(6)
     weights[kept] = torch.exp(LOGITS[kept] / sampler.temperature)
     assert torch.allclose(frequencies(sampler, LOGITS), weights / weights.sum(), atol=0.012)
 
 
-def test_a_tiny_temperature_is_greedy_and_zero_is_exactly_so() -> None:
+def test_a_tiny_temperature_and_zero_are_greedy() -> None:
     for temperature in (0.0, 1e-6):
         assert frequencies(SamplerConfig(1, temperature=temperature), LOGITS, n=100)[1] == 1
 
 
-def test_nothing_to_add_returns_the_prompt() -> None:
+def test_zero_new_tokens_return_the_prompt() -> None:
     token_ids = torch.tensor([[1, 2, 3]])
     assert torch.equal(generate(tiny_model(), token_ids, 0), token_ids)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ({"temperature": -1.0}, "temperature=-1.0"),
         ({"top_k": 0}, "top_k=0"),
@@ -132,7 +139,7 @@ def test_nothing_to_add_returns_the_prompt() -> None:
         ({"token_ids": torch.zeros(3, dtype=torch.long)}, r"must be \(B, T\)"),
     ],
 )
-def test_arguments_outside_their_range_are_refused(arguments: dict[str, object], told: str) -> None:
+def test_arguments_outside_their_range_are_refused(arguments: dict[str, object], message: str) -> None:
     call: dict[str, object] = {"token_ids": torch.zeros(1, 1, dtype=torch.long), "max_new_tokens": 3} | arguments
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         generate(tiny_model(), **call)  # type: ignore[arg-type]

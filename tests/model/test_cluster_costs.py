@@ -1,4 +1,4 @@
-"""The formulas of several devices, against what two ranks hold and send, and against worked examples."""
+"""The cost formulas for several devices equal what two ranks measure, and worked examples."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from gpt_pretrain.model.gpt2 import GPTModel
 from tests.conftest import ROOT
 
 CONFIG = GPTConfig(vocab_size=257, context_length=64, emb_dim=128, n_heads=4, n_layers=4)
-WORDS = [
+OVERRIDES = [
     *("model=tiny", "tokenizer=byte", "model.emb_dim=128", "model.n_layers=4", "model.n_heads=4", "model.context_length=64"),
     *("model.drop_rate=0", "data.stride=64", "data.batch_size=8", "trainer.accelerator=cpu", "trainer.max_steps=6"),
     *("eval_freq=1000", "eval_iter=1", "callbacks=minimal", "logger=none", "compile=false", "trainer.devices=2"),
@@ -26,10 +26,10 @@ WORDS = [
 GPT2 = GPTConfig(vocab_size=50257, context_length=1024, emb_dim=768, n_heads=12, n_layers=12, qkv_bias=True)
 
 
-def measured(folder: Path, *words: str) -> list[dict[str, Any]]:
-    """What each batch of each rank of a run has held and sent."""
+def measured(folder: Path, *overrides: str) -> list[dict[str, Any]]:
+    """Run two ranks and return what each rank held and sent for each batch."""
     callback = f"+callbacks.custom.measured={{_target_: tests.helpers.measured_ranks.Measured, out: '{folder / 'found'}'}}"
-    command = [sys.executable, str(ROOT / "train.py"), *WORDS, f"hydra.run.dir={folder / 'run'}", callback, *words]
+    command = [sys.executable, str(ROOT / "train.py"), *OVERRIDES, f"hydra.run.dir={folder / 'run'}", callback, *overrides]
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
@@ -51,7 +51,7 @@ def measured(folder: Path, *words: str) -> list[dict[str, Any]]:
         ("fsdp", False, "bf16-mixed", 2, 0.08),
     ],
 )
-def test_two_ranks_hold_and_send_what_is_said(
+def test_two_ranks_hold_and_send_what_the_formulas_say(
     tmp_path: Path, strategy: str, recompute: bool, precision: str, accumulate: int, tolerance: float
 ) -> None:
     fsdp = strategy == "fsdp"
@@ -66,29 +66,30 @@ def test_two_ranks_hold_and_send_what_is_said(
     memory = costs.training_memory(CONFIG, batch_size=8, precision=precision, device="cpu", parallelism=parallelism)
     assert max(row["weights"] for row in rows) == memory.weights
     assert max(row["moments"] for row in rows) == memory.moments
-    there = memory.weights + memory.moments + memory.gradients * memory.gradients_persist  # before the batch
-    peak = min(row["peak"] for row in rows)  # the others were disturbed: some of what they freed was not seen
-    assert memory.peak == pytest.approx(there + peak, rel=tolerance)
+    held_before = memory.weights + memory.moments + memory.gradients * memory.gradients_persist
+    # A disturbance can hide freed memory from the measurement, so the smallest peak is the undisturbed one.
+    peak = min(row["peak"] for row in rows)
+    assert memory.peak == pytest.approx(held_before + peak, rel=tolerance)
 
     traffic = cluster_costs.step_traffic(CONFIG, precision=precision, parallelism=parallelism)
-    busy = [row["sent"] for row in rows if row["sent"] > 10_000]  # the others are batches whose gradients DDP keeps to itself
+    # DDP sends nothing for batches whose gradients it only accumulates.
+    busy = [row["sent"] for row in rows if row["sent"] > 10_000]
     if fsdp:
-        gathered = max(
-            row["_allgather_base_"] for row in rows
-        )  # of both ranks, for a batch; a loss line leaves the root gathered
+        # The bytes of both ranks for one batch. An evaluation leaves the root gathered, so other batches gather less.
+        gathered = max(row["_allgather_base_"] for row in rows)
         scattered = rows[0]["_reduce_scatter_base_"]
         assert (traffic.weights, traffic.gradients) == (gathered * accumulate / 2, scattered * accumulate / 2)
         assert len(busy) == len(rows)
-        assert max(busy) == pytest.approx((gathered + 2 * scattered) / 2, rel=0.005)  # gloo scatters by a whole all-reduce
+        assert max(busy) == pytest.approx((gathered + 2 * scattered) / 2, rel=0.005)  # Gloo scatters by an all-reduce.
     else:
         assert traffic.weights == 0
-        assert len(busy) == len(rows) / (1 if accumulate == 1 else 3)  # of three batches, one ends a step
+        assert len(busy) == len(rows) / (1 if accumulate == 1 else 3)  # One of three batches ends a step.
         assert min(busy) == pytest.approx(traffic.gradients, rel=0.005)
-        assert max(row["allreduce_"] for row in rows) == pytest.approx(traffic.gradients, abs=100)  # with it, a loss and a count
+        assert max(row["allreduce_"] for row in rows) == pytest.approx(traffic.gradients, abs=100)  # plus a loss and a count
 
 
 @pytest.mark.parametrize("config", [CONFIG, GPT2])
-def test_blocks_and_the_rest_are_all_of_the_model(config: GPTConfig) -> None:
+def test_block_and_root_tensors_are_the_whole_model(config: GPTConfig) -> None:
     with torch.device("meta"):
         model = GPTModel(config)
     shapes = [tuple(parameter.shape) for parameter in model.trf_blocks[0].parameters()]
@@ -100,7 +101,7 @@ def test_blocks_and_the_rest_are_all_of_the_model(config: GPTConfig) -> None:
     assert config.n_layers * blocks + root == costs.num_parameters(config) == model.num_parameters()
 
 
-def test_fsdp_holds_a_part_and_sends_half_as_much_again_as_ddp() -> None:
+def test_fsdp_holds_a_shard_and_sends_half_as_much_again_as_ddp() -> None:
     def memory(devices: int, fsdp: bool) -> costs.TrainingMemory:
         parallelism = Parallelism(devices=devices, fsdp=fsdp)
         return costs.training_memory(GPT2, batch_size=1, precision="bf16-mixed", device="cuda", parallelism=parallelism)
@@ -110,29 +111,29 @@ def test_fsdp_holds_a_part_and_sends_half_as_much_again_as_ddp() -> None:
     ddp = cluster_costs.step_traffic(GPT2, precision="bf16-mixed", parallelism=Parallelism(devices=8))
     assert ddp.total == 7 * 2 * 4 * 124_439_808 // 8
     fsdp = cluster_costs.step_traffic(GPT2, precision="bf16-mixed", parallelism=Parallelism(devices=8, fsdp=True))
-    embeddings = 4 * (50257 + 1024 + 2) * 768 * 7 / 8  # gathered once, since they stay
+    embeddings = 4 * (50257 + 1024 + 2) * 768 * 7 / 8  # gathered only once per step
     assert fsdp.total == pytest.approx(1.5 * ddp.total - embeddings, rel=1e-4)
     assert cluster_costs.step_traffic(GPT2, precision="bf16-true", parallelism=Parallelism(devices=8)).total == ddp.total // 2
     assert cluster_costs.step_traffic(GPT2, precision="32-true", parallelism=Parallelism()).total == 0
 
 
-def test_the_adapters_of_a_machine_serve_a_ring_together() -> None:
+def test_the_adapters_of_a_machine_carry_a_ring_together() -> None:
     cluster = cluster_costs.Cluster(flops_per_second=1, mfu=1, memory=1, link=450, network=50, gpus_per_machine=8)
     assert [cluster.ring_bandwidth(devices) for devices in (8, 16, 512)] == [450, 400, 400]
 
 
-def test_rows_that_do_not_divide_are_filled_up() -> None:
+def test_indivisible_rows_are_padded() -> None:
     assert costs.padded_numel([(768, 768)], 8) == 768 * 768
-    assert costs.padded_numel([(768, 768)], 512) == 1024 * 768  # two rows for each of 384 devices, none for the others
+    assert costs.padded_numel([(768, 768)], 512) == 1024 * 768  # 384 devices hold two rows each, the others none.
 
 
-def test_recomputation_adds_a_third_in_the_blocks_and_nothing_in_the_head() -> None:
+def test_recomputation_adds_a_third_to_the_blocks_and_nothing_to_the_head() -> None:
     head = 2 * 50257 * 768
     blocks = costs.forward_flops(GPT2) - head
     assert costs.training_flops(GPT2, activation_checkpointing=True) == 4 * blocks + 3 * head
 
 
-def test_checkpoints_are_best_where_neither_they_nor_failures_cost_most() -> None:
+def test_the_best_save_interval_minimizes_the_cost_of_saves_and_failures() -> None:
     best = cluster_costs.best_save_interval(512, save_seconds=30)
     failure = cluster_costs.seconds_to_failure(512)
     assert failure / 86_400 == pytest.approx(4.1, rel=0.01)
@@ -144,6 +145,6 @@ def test_checkpoints_are_best_where_neither_they_nor_failures_cost_most() -> Non
     assert cost(best) < min(cost(0.9 * best), cost(1.1 * best))
 
 
-def test_the_page_has_the_tables_that_the_formulas_give() -> None:
+def test_the_scale_page_has_the_tables_of_the_formulas() -> None:
     page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
-    assert tables() in page, "python -m benchmarks.scale --update-docs writes them anew"
+    assert tables() in page, "run python -m benchmarks.scale --update-docs"

@@ -1,4 +1,4 @@
-"""The formulas of what a model costs, against what PyTorch counts and keeps."""
+"""The cost formulas equal what PyTorch counts and allocates."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ GPT2 = GPTConfig(vocab_size=50257, context_length=1024, emb_dim=768, n_heads=12,
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_parameters_are_those_of_the_model(config: GPTConfig) -> None:
+def test_parameter_counts_equal_the_model_s(config: GPTConfig) -> None:
     model = GPTModel(config)
     assert costs.num_parameters(config) == model.num_parameters()
     counted = {
@@ -38,12 +38,12 @@ def test_parameters_are_those_of_the_model(config: GPTConfig) -> None:
     }
 
 
-def test_gpt2_small_has_124_million() -> None:
-    assert costs.num_parameters(GPT2) == 124_439_808  # as OpenAI's released weights have
+def test_gpt2_small_has_124_million_parameters() -> None:
+    assert costs.num_parameters(GPT2) == 124_439_808  # the size of OpenAI's released weights
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_operations_are_those_that_pytorch_counts(config: GPTConfig) -> None:
+def test_flops_equal_pytorch_s_count(config: GPTConfig) -> None:
     model, tokens = GPTModel(config), 2 * config.context_length
     token_ids = torch.randint(config.vocab_size, (2, config.context_length))
     with FlopCounterMode(display=False) as forward, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -51,13 +51,14 @@ def test_operations_are_those_that_pytorch_counts(config: GPTConfig) -> None:
     assert forward.get_total_flops() == tokens * costs.forward_flops(config)
     with FlopCounterMode(display=False) as both, sdpa_kernel(SDPBackend.MATH):
         next_token_loss(model, token_ids, token_ids).backward()
-    assert chunks.chunk_rows(tokens, config.vocab_size, "cpu") == tokens  # for later chunks add in place, which is not counted
+    # Only a single chunk is counted in full, because PyTorch does not count the in-place products of later chunks.
+    assert chunks.chunk_rows(tokens, config.vocab_size, "cpu") == tokens
     assert both.get_total_flops() == tokens * costs.training_flops(config)
 
 
 @pytest.mark.parametrize("drop_rate", [0.0, 0.1])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_activations_are_what_autograd_keeps(drop_rate: float, precision: str) -> None:
+def test_activation_bytes_equal_what_autograd_saves(drop_rate: float, precision: str) -> None:
     model = tiny_model(emb_dim=64, context_length=200, drop_rate=drop_rate).train()
     known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
@@ -78,7 +79,7 @@ def test_activations_are_what_autograd_keeps(drop_rate: float, precision: str) -
 
 
 @pytest.mark.parametrize("drop_rate", [0.0, 0.1])
-def test_a_step_s_memory_is_what_pytorch_allocates(drop_rate: float) -> None:
+def test_training_memory_equals_what_pytorch_allocates(drop_rate: float) -> None:
     model = tiny_model(vocab_size=2000, emb_dim=64, context_length=128, n_layers=4, drop_rate=drop_rate).train()
     token_ids = torch.randint(2000, (8, 128))
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
@@ -88,7 +89,7 @@ def test_a_step_s_memory_is_what_pytorch_allocates(drop_rate: float) -> None:
         optimizer.step()
         optimizer.zero_grad()
 
-    step()  # the optimizer's moments are there from then on
+    step()  # The first step creates the optimizer's moments.
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
@@ -102,7 +103,7 @@ def test_a_step_s_memory_is_what_pytorch_allocates(drop_rate: float) -> None:
     assert memory.peak - memory.weights - memory.moments == pytest.approx(peak, rel=0.1)
 
 
-def test_half_precision_halves_what_is_kept() -> None:
+def test_half_precision_halves_the_memory() -> None:
     def memory(precision: str) -> costs.TrainingMemory:
         return costs.training_memory(GPT2, batch_size=8, precision=precision, device="cuda")
 
@@ -111,7 +112,7 @@ def test_half_precision_halves_what_is_kept() -> None:
     assert costs.checkpoint_bytes(GPT2, precision="bf16-true") < 0.51 * costs.checkpoint_bytes(GPT2, precision="32-true")
 
 
-def test_a_checkpoint_is_as_large_as_said(train: object, tmp_path: Path) -> None:
+def test_checkpoint_bytes_equal_the_size_of_a_checkpoint(train: object, tmp_path: Path) -> None:
     train("model.emb_dim=128", "trainer.max_epochs=1", "logger=none", "callbacks=minimal")  # type: ignore[operator]
     size = (tmp_path / "run" / "checkpoints" / "last.ckpt").stat().st_size
     config = GPTConfig(vocab_size=257, context_length=32, emb_dim=128, n_heads=2, n_layers=2)

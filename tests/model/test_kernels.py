@@ -1,4 +1,4 @@
-"""Each fast way against the plain one."""
+"""Each kernel equals the plain operation that it replaces."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from tests.conftest import tiny_model
 
 
 class LargestTensor(TorchDispatchMode):
-    """Watches every operation for the most elements that a tensor it makes has."""
+    """Record the number of elements of the largest tensor that any operation creates."""
 
     elements = 0
 
@@ -48,23 +48,23 @@ def gradients(compute: Callable[[], Tensor], *inputs: Tensor) -> tuple[Tensor, .
 
 @pytest.mark.parametrize("rows", [1, 3, 7, 100])
 @pytest.mark.parametrize("vocab_size", [5, 64, 97])
-def test_the_loss_and_its_gradients_equal_pytorch_s(rows: int, vocab_size: int) -> None:
+def test_the_loss_and_its_gradients_equal_pytorch(rows: int, vocab_size: int) -> None:
     hidden, weight, targets = head(13, 8, vocab_size)
     with chunk_bytes(rows * 4 * vocab_size):
         fast = gradients(lambda: loss.linear_cross_entropy(hidden, weight, targets) * 3, hidden, weight)
     plain = gradients(lambda: F.cross_entropy(hidden @ weight.T, targets) * 3, hidden, weight)
-    for one, other in zip(fast, plain, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    for actual, expected in zip(fast, plain, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_loss_stands_large_logits_and_gives_nan_for_nan() -> None:
+def test_the_loss_survives_large_logits_and_propagates_nan() -> None:
     hidden, weight, targets = head(4, 8, 97)
     big = (hidden * 1e4).detach()
     torch.testing.assert_close(loss.linear_cross_entropy(big, weight, targets), F.cross_entropy(big @ weight.T, targets))
     assert loss.linear_cross_entropy(hidden * torch.nan, weight, targets).isnan()
 
 
-def test_the_loss_in_bf16_differs_from_fp32_by_rounding_alone() -> None:
+def test_the_bf16_loss_differs_from_fp32_only_by_rounding() -> None:
     hidden, weight, targets = head(64, 32, 1000)
     exact = gradients(lambda: F.cross_entropy(hidden @ weight.T, targets), hidden, weight)
     with torch.autocast("cpu", torch.bfloat16), chunk_bytes(17 * 4 * 1000):
@@ -76,7 +76,7 @@ def test_the_loss_in_bf16_differs_from_fp32_by_rounding_alone() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 0.02), (torch.float16, 0.003)])
-def test_gradients_of_many_positions_are_not_lost_in_half_precision(dtype: torch.dtype, error: float) -> None:
+def test_gradients_of_many_positions_do_not_underflow_in_half_precision(dtype: torch.dtype, error: float) -> None:
     hidden, weight, targets = head(8192, 8, 500)
     exact = gradients(lambda: F.cross_entropy(hidden @ weight.T, targets), hidden, weight)
     with torch.autocast("cpu", dtype):
@@ -94,14 +94,14 @@ def test_large_sums_of_gradients_do_not_overflow_in_fp16() -> None:
     torch.testing.assert_close(fast[2], plain[2], rtol=1e-2, atol=1e-3)
 
 
-def test_bf16_weights_have_their_gradients_summed_in_fp32() -> None:
+def test_gradients_of_bf16_weights_are_summed_in_fp32() -> None:
     hidden, weight, targets = (part.detach() for part in head(2048, 16, 50))
     exact = gradients_of(hidden, weight, targets)
     half = [part.bfloat16() for part in (hidden, weight)]
     with chunk_bytes(16 * 4 * 50):
         many = gradients_of(*half, targets)
     assert many.dtype == torch.bfloat16
-    assert (many.float() - exact).norm() < 0.006 * exact.norm(), "128 chunks"
+    assert (many.float() - exact).norm() < 0.006 * exact.norm(), "the error grows over 128 chunks"
 
 
 def gradients_of(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -118,25 +118,27 @@ def test_a_second_backward_pass_is_refused() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_logits_of_all_positions_never_exist_at_once(training: bool) -> None:
+def test_the_logits_of_all_positions_never_exist_together(training: bool) -> None:
     hidden, weight, targets = head(256, 4, 500)
     with chunk_bytes(64 * 4 * 500), torch.set_grad_enabled(training), LargestTensor() as largest:
         value = loss.linear_cross_entropy(hidden, weight, targets)
         if training:
             value.backward()
-    assert largest.elements <= 64 * 512, "a chunk of 64 rows, of 500 columns rounded up"
+    assert largest.elements <= 64 * 512, "a chunk has 64 rows and 500 columns, padded to 512"
     with LargestTensor() as largest:
         F.cross_entropy(hidden @ weight.T, targets)
-    assert largest.elements >= 256 * 500, "the plain way holds them all, and this sees it"
+    assert largest.elements >= 256 * 500, "the plain loss holds all logits, so the measurement works"
 
 
 @pytest.mark.parametrize(("n", "rows"), [(512, 256), (1, 1), (333, 333), (334, 167)])
-def test_chunks_are_of_equal_size(n: int, rows: int) -> None:
+def test_chunks_have_equal_sizes(n: int, rows: int) -> None:
     assert chunks.chunk_rows(n, 50257, "cpu") == rows
 
 
 @pytest.mark.parametrize("n_tokens", [1, 5, chunks.QUERY_BLOCK, chunks.QUERY_BLOCK + 1, 2 * chunks.QUERY_BLOCK + 3])
-def test_attention_with_dropout_equals_the_plain_way_under_the_same_masks(n_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_with_dropout_equals_plain_attention_with_the_same_masks(
+    n_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn: list[Tensor] = []
 
     def recording(shape: tuple[int, ...], drop_rate: float, *, dtype: torch.dtype) -> Tensor:
@@ -157,23 +159,23 @@ def test_attention_with_dropout_equals_the_plain_way_under_the_same_masks(n_toke
         scores = (queries @ keys.transpose(2, 3) / 2).masked_fill(torch.ones(n_tokens, n_tokens).triu(1).bool(), -torch.inf)
         return ((torch.softmax(scores, dim=-1) * mask.view(2, 3, n_tokens, n_tokens)) @ values * weighted).sum()
 
-    for one, other in zip(fast, gradients(plain, queries, keys, values), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    for actual, expected in zip(fast, gradients(plain, queries, keys, values), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("drop_rate", [0.0001, 0.1, 0.5, 0.99999])
-def test_a_mask_drops_its_share_and_keeps_the_mean(drop_rate: float) -> None:
+def test_a_mask_drops_its_share_and_preserves_the_mean(drop_rate: float) -> None:
     mask = dropout.keep_mask((1000, 1001), drop_rate, dtype=torch.float32)
     share = float((mask == 0).double().mean())
     assert abs(share - drop_rate) < 4 * (drop_rate * (1 - drop_rate) / mask.numel()) ** 0.5 + 1 / dropout.LEVELS
     assert len(mask.unique()) <= 2
     if drop_rate < 0.9:
         assert float(mask.double().mean()) == pytest.approx(1, abs=0.01)
-    repeated = (mask[:-1] == mask[1:]).double().mean()  # neighbours have nothing to do with each other
+    repeated = (mask[:-1] == mask[1:]).double().mean()  # Neighboring rows are independent.
     assert float(repeated) == pytest.approx(1 - 2 * share * (1 - share), abs=0.003)
 
 
-def test_dropout_is_a_function_of_the_generator_and_off_outside_training() -> None:
+def test_dropout_depends_on_the_generator_and_is_off_in_eval_mode() -> None:
     layer, x = dropout.Dropout(0.5), torch.randn(50, 7)
     torch.manual_seed(5)
     first = layer(x)
@@ -185,7 +187,7 @@ def test_dropout_is_a_function_of_the_generator_and_off_outside_training() -> No
 
 
 @pytest.mark.parametrize("max_norm", [0.1, 100.0])
-def test_clipping_within_the_optimizer_equals_clipping_before_it(max_norm: float) -> None:
+def test_clipping_in_the_optimizer_equals_clipping_before_it(max_norm: float) -> None:
     ends = []
     for within in (True, False):
         model = tiny_model(drop_rate=0.0)
@@ -205,14 +207,14 @@ def test_clipping_within_the_optimizer_equals_clipping_before_it(max_norm: float
         torch.testing.assert_close(ends[0][name], ends[1][name], rtol=1e-5, atol=1e-6)
 
 
-def test_a_tied_embedding_s_rows_are_added_to_the_head_s_gradient() -> None:
+def test_a_tied_embedding_adds_its_rows_to_the_gradient_of_the_head() -> None:
     model, token_ids, targets = tiny_model(), torch.tensor([[1, 5, 5, 96]]), torch.tensor([[5, 5, 96, 0]])
     ends = []
     for sparse in (False, True):
         model.tok_emb.sparse = sparse
         model.zero_grad()
-        (of_the_lookup,) = torch.autograd.grad(model.tok_emb(token_ids).sum(), [model.tok_emb.weight])
-        assert of_the_lookup.is_sparse is sparse
+        (lookup_gradient,) = torch.autograd.grad(model.tok_emb(token_ids).sum(), [model.tok_emb.weight])
+        assert lookup_gradient.is_sparse is sparse
         next_token_loss(model, token_ids, targets).backward()
         assert model.tok_emb.weight.grad is not None
         assert not model.tok_emb.weight.grad.is_sparse
@@ -221,15 +223,15 @@ def test_a_tied_embedding_s_rows_are_added_to_the_head_s_gradient() -> None:
 
 
 @pytest.mark.slow
-def test_the_compiled_loss_equals_the_plain_one() -> None:
+def test_the_compiled_loss_equals_the_plain_loss() -> None:
     probe = torch.compile(lambda x: x + 1)
     try:
         probe(torch.ones(3))
-    except Exception as error:  # whatever the compiler lacks here
+    except Exception as error:  # The compiler may lack a C++ compiler, Triton or Python's headers.
         pytest.skip(f"this machine cannot compile: {error}")
     hidden, weight, targets = head(13, 8, 97)
     with chunk_bytes(7 * 4 * 97):
         fast = gradients(lambda: loss.linear_cross_entropy(hidden, weight, targets, compiled=True), hidden, weight)
     plain = gradients(lambda: F.cross_entropy(hidden @ weight.T, targets), hidden, weight)
-    for one, other in zip(fast, plain, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    for actual, expected in zip(fast, plain, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)

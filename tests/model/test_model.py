@@ -1,3 +1,5 @@
+"""The model equals transformers' GPT-2, and its own invariants hold."""
+
 import math
 
 import pytest
@@ -11,7 +13,7 @@ from tests.conftest import tiny_model
 
 
 def from_transformers(theirs: GPT2LMHeadModel) -> GPTModel:
-    """The same weights in our model; transformers stores linear layers (in, out)."""
+    """Copy the weights into our model; transformers stores linear layers as (in, out)."""
     c = theirs.config
     ours = GPTModel(
         GPTConfig(
@@ -77,7 +79,7 @@ def test_gradients_equal_transformers(theirs: GPT2LMHeadModel) -> None:
 
 @pytest.mark.parametrize("tie_embeddings", [True, False])
 @pytest.mark.parametrize("qkv_bias", [True, False])
-def test_reading_in_pieces_with_a_cache_equals_reading_at_once(tie_embeddings: bool, qkv_bias: bool) -> None:
+def test_reading_in_pieces_with_a_cache_equals_one_forward_pass(tie_embeddings: bool, qkv_bias: bool) -> None:
     model = tiny_model(tie_embeddings=tie_embeddings, qkv_bias=qkv_bias)
     token_ids = torch.randint(0, 97, (2, 16))
     cache = KVCache(model.config, 2, device=torch.device("cpu"), dtype=torch.float32)
@@ -86,7 +88,7 @@ def test_reading_in_pieces_with_a_cache_equals_reading_at_once(tie_embeddings: b
         assert torch.allclose(torch.cat(pieces, dim=1), model(token_ids), atol=1e-5)
 
 
-def test_no_position_sees_a_later_one() -> None:
+def test_no_position_sees_a_later_position() -> None:
     model = tiny_model()
     token_ids = torch.randint(0, 97, (1, 16))
     changed = token_ids.clone()
@@ -97,12 +99,12 @@ def test_no_position_sees_a_later_one() -> None:
     assert not torch.allclose(before[:, 9:], after[:, 9:])
 
 
-def test_more_positions_than_the_context_are_refused() -> None:
+def test_positions_beyond_the_context_are_refused() -> None:
     with pytest.raises(ValueError, match="position 17, but the model's context_length is 16"):
         tiny_model()(torch.zeros(1, 17, dtype=torch.long))
 
 
-def test_dropout_acts_in_training_and_not_in_evaluation() -> None:
+def test_dropout_acts_only_in_training_mode() -> None:
     model = tiny_model(drop_rate=0.5)
     token_ids = torch.randint(0, 97, (1, 16))
     with torch.no_grad():
@@ -112,7 +114,7 @@ def test_dropout_acts_in_training_and_not_in_evaluation() -> None:
 
 
 @pytest.mark.parametrize("vocab_size", [257, 50257])
-def test_a_fresh_model_guesses(vocab_size: int) -> None:
+def test_a_fresh_model_predicts_uniformly(vocab_size: int) -> None:
     torch.manual_seed(0)
     config = GPTConfig(vocab_size=vocab_size, context_length=64, emb_dim=128, n_heads=4, n_layers=4)
     model = GPTModel(config).eval()
@@ -123,7 +125,7 @@ def test_a_fresh_model_guesses(vocab_size: int) -> None:
     assert abs(loss.item() - math.log(vocab_size)) < 0.3
 
 
-def test_gpt2_initialisation() -> None:
+def test_gpt2_initialization() -> None:
     torch.manual_seed(0)
     model = GPTModel(GPTConfig(vocab_size=1000, context_length=64, emb_dim=256, n_heads=4, n_layers=6))
     block = model.trf_blocks[3]
@@ -146,13 +148,13 @@ def test_gpt2_small_has_the_published_number_of_parameters() -> None:
 
 
 @pytest.mark.parametrize("drop_rate", [0.0, 0.3])
-def test_activations_computed_again_change_nothing(drop_rate: float) -> None:
+def test_activation_checkpointing_does_not_change_the_gradients(drop_rate: float) -> None:
     gradients = []
-    for again in (False, True):
+    for recompute in (False, True):
         model = tiny_model(drop_rate=drop_rate).train()
-        model.activation_checkpointing = again
+        model.activation_checkpointing = recompute
         torch.manual_seed(5)
         model(torch.arange(24).view(2, 12)).square().mean().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
-    for one, other in zip(*gradients, strict=True):
-        assert torch.equal(one, other)
+    for plain, recomputed in zip(*gradients, strict=True):
+        assert torch.equal(plain, recomputed)
