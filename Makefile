@@ -1,8 +1,8 @@
-# make train   train a GPT on the sample story; ARGS="model=tiny trainer.max_epochs=2" passes settings on
-# make test    run the tests; ARGS="-k resume" passes options on
-# make check   lint, format and type checks
+# make train   train a GPT on the sample story; ARGS="model=tiny trainer.max_epochs=2" changes settings
+# make test    run the tests; ARGS="-k resume" passes options to pytest
+# make check   lint, and check formatting and types
 # make docs    build the guide in build/docs
-# make bench   speed and memory beside the book's code and transformers; ARGS="train-124m --rounds 5"
+# make bench   compare speed and memory with the book's code and transformers; ARGS="train-124m --rounds 5"
 
 PYTHON ?= python3
 VENV := .venv
@@ -44,7 +44,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(INSTALL) -e ".[dev]"
-	$(INSTALL) --no-deps llms-from-scratch  # its own pins ask for tensorflow
+	$(INSTALL) --no-deps llms-from-scratch  # its dependencies include TensorFlow
 	@touch $@
 
 $(VENV)/installed-docs: $(VENV)/installed

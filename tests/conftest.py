@@ -1,4 +1,4 @@
-"""What the tests share: settings composed as the entry scripts do, tiny runs, and processes that are really started."""
+"""Fixtures for all tests: composed settings, tiny runs in this process, and entry scripts as processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # a mistyped name asks no server
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test connects to the hub
 
 import pytest
 import torch
@@ -27,10 +27,10 @@ ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 
 register_schema()
-settings.register_profile("patient", deadline=None)  # a machine that is busy is no fault
+settings.register_profile("patient", deadline=None)  # a busy machine is no failure
 settings.load_profile("patient")
 
-# A run of seconds: 3 steps an epoch, all features on.
+# A run of a few seconds: 3 optimizer steps per epoch, with all features.
 TINY_RUN = [
     "model=tiny",
     "tokenizer=byte",
@@ -52,19 +52,19 @@ TINY_RUN = [
 
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A token cache for this test session."""
+    """Return a folder for the token caches of this test session."""
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture
 def compose_train(tmp_path: Path, cache_dir: Path) -> Callable[..., DictConfig]:
-    """Compose train.py's config from overrides, with a run directory of the test's own."""
+    """Compose train.py's config from overrides, with a run directory for this test."""
 
     def composed(*overrides: str, run_dir: Path | None = None) -> DictConfig:
-        place = tmp_path / "run" if run_dir is None else run_dir
-        place.mkdir(parents=True, exist_ok=True)
+        folder = tmp_path / "run" if run_dir is None else run_dir
+        folder.mkdir(parents=True, exist_ok=True)
         with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-            config = compose("train", [f"run_dir='{place}'", f"data.cache_dir='{cache_dir}'", *overrides])
+            config = compose("train", [f"run_dir='{folder}'", f"data.cache_dir='{cache_dir}'", *overrides])
         assert isinstance(config, DictConfig)
         return config
 
@@ -73,12 +73,12 @@ def compose_train(tmp_path: Path, cache_dir: Path) -> Callable[..., DictConfig]:
 
 @pytest.fixture
 def train(compose_train: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch) -> Callable[..., float]:
-    """Run train.py's training in this process, on the tiny run's settings and these overrides; errors stay exceptions."""
+    """Train in this process, with the tiny run's settings and these overrides; errors stay exceptions."""
     for name in ("report_failures", "reported"):
         monkeypatch.setattr(f"gpt_pretrain.commands.run_context.{name}", lambda *_, **__: nullcontext())
 
     def trained(*overrides: str, run_dir: Path | None = None, base: list[str] = TINY_RUN) -> float:
-        overridden = {word.partition("=")[0] for word in [*base, *overrides]}
+        overridden = {override.partition("=")[0] for override in [*base, *overrides]}
         return train_command(compose_train(*base, *overrides, run_dir=run_dir), overridden=overridden)
 
     return trained
@@ -86,19 +86,19 @@ def train(compose_train: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def printed(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
-    """The lines that the program has told the user so far."""
+    """Return the lines that the program has logged so far."""
     caplog.set_level(logging.INFO, logger="gpt_pretrain")
     return lambda: "\n".join(record.getMessage() for record in caplog.records).splitlines()
 
 
 @pytest.fixture
 def script(tmp_path: Path, cache_dir: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run an entry script as a user does, in a folder of the test's own."""
+    """Run an entry script as a process, in a folder for this test."""
 
-    def ran(name: str, *words: str, stdin: str | None = None, timeout: int = 200) -> subprocess.CompletedProcess[str]:
+    def ran(name: str, *arguments: str, stdin: str | None = None, timeout: int = 200) -> subprocess.CompletedProcess[str]:
         environment = {key: value for key, value in os.environ.items() if key not in ("HYDRA_FULL_ERROR", "PYTEST_CURRENT_TEST")}
         environment["XDG_CACHE_HOME"] = str(cache_dir)
-        command = [sys.executable, str(ROOT / name), *words]
+        command = [sys.executable, str(ROOT / name), *arguments]
         return subprocess.run(
             command, cwd=tmp_path, env=environment, input=stdin, capture_output=True, text=True, timeout=timeout, check=False
         )
@@ -108,12 +108,12 @@ def script(tmp_path: Path, cache_dir: Path) -> Callable[..., subprocess.Complete
 
 @pytest.fixture(scope="session")
 def story() -> str:
-    """The sample text."""
+    """Return the sample text."""
     return (ROOT / "gpt_pretrain" / "data" / "sample.txt").read_text(encoding="utf-8")
 
 
 def tiny_model(**changes: object) -> GPTModel:
-    """A model of random weights that are large enough to make its choices differ."""
+    """Build a small model with random weights that are large enough for distinct predictions."""
     fields: dict[str, object] = {
         "vocab_size": 97,
         "context_length": 16,
@@ -124,7 +124,7 @@ def tiny_model(**changes: object) -> GPTModel:
     }
     torch.manual_seed(3)
     model = GPTModel(GPTConfig(**(fields | changes)))  # type: ignore[arg-type]
-    with torch.no_grad():  # weights so large that greedy texts do not soon repeat themselves
+    with torch.no_grad():  # with small weights, greedy texts soon repeat themselves
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.normal_(std=0.3)
@@ -134,8 +134,8 @@ def tiny_model(**changes: object) -> GPTModel:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_left_behind() -> Iterator[None]:
-    """Settings that one test changes for the whole process do not reach the next."""
+def _restore_random_state() -> Iterator[None]:
+    """Restore the random state of the process after each test."""
     state = torch.random.get_rng_state()
     yield
     torch.random.set_rng_state(state)

@@ -1,4 +1,4 @@
-"""The entry scripts as processes, as users start them."""
+"""The entry scripts, started as processes as users do."""
 
 import os
 import re
@@ -19,7 +19,7 @@ from tests.conftest import ROOT, TINY_RUN
 Script = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def test_train_then_generate_then_resume(script: Script, tmp_path: Path) -> None:
+def test_a_run_trains_generates_and_resumes(script: Script, tmp_path: Path) -> None:
     done = script("train.py", *TINY_RUN)
     assert done.returncode == 0, done.stderr
     assert "\nEp 1 (Step 000000): Train loss 5." in done.stdout
@@ -33,17 +33,17 @@ def test_train_then_generate_then_resume(script: Script, tmp_path: Path) -> None
     assert yaml.safe_load((run / "config.yaml").read_text())["optimizer"]["lr"] == 4e-4
 
     (command,) = re.findall(r"^  python generate\.py (.*)$", done.stdout, re.MULTILINE)
-    told = script(
+    generated = script(
         "generate.py", f"checkpoint=outputs/{run.name}", "prompt=Every effort moves you", *command.split("'")[-1].split()
     )
-    assert told.returncode == 0, told.stderr
-    assert told.stdout.startswith("Every effort moves you")
+    assert generated.returncode == 0, generated.stderr
+    assert generated.stdout.startswith("Every effort moves you")
 
     again = [script("generate.py", "sampler.temperature=1", "seed=1", "n_samples=2").stdout for _ in range(2)]
     assert again[0] == again[1]
     first, second = again[0].split("--- sample 2 of 2\n")
     assert first.removeprefix("--- sample 1 of 2\n") != second
-    assert {path.name for path in tmp_path.iterdir()} == {"outputs"}, "a generation leaves no files"
+    assert {path.name for path in tmp_path.iterdir()} == {"outputs"}, "a generation writes no files"
 
     resumed = script("train.py", "resume=latest", "trainer.max_epochs=3")
     assert resumed.returncode == 0, resumed.stderr
@@ -52,7 +52,7 @@ def test_train_then_generate_then_resume(script: Script, tmp_path: Path) -> None
     assert "Done: 3 epochs, 9 steps" in resumed.stdout
 
 
-def test_prompts_from_a_file_from_standard_input_and_from_a_prompt_loop(
+def test_prompts_come_from_a_file_standard_input_or_a_prompt_loop(
     script: Script, train: Callable[..., float], tmp_path: Path
 ) -> None:
     train("trainer.max_epochs=1", "logger=none", run_dir=tmp_path / "outputs" / "a")
@@ -67,23 +67,23 @@ def test_prompts_from_a_file_from_standard_input_and_from_a_prompt_loop(
     assert piped.stdout == "just this\n"
 
 
-def test_texts_and_paths_need_no_quotes_of_hydra_s(script: Script, tmp_path: Path) -> None:
+def test_texts_and_paths_need_no_quotes_for_hydra(script: Script, tmp_path: Path) -> None:
     (tmp_path / "par(1), it's = x.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 300)
-    place = "outputs/lr=1e-3, it's"
-    words = ["data.path=par(1), it's = x.txt", f"hydra.run.dir={place}", "start_context=Hello, world (it's a = b)"]
-    done = script("train.py", *TINY_RUN, "trainer.max_epochs=1", *words)
+    run_dir = "outputs/lr=1e-3, it's"
+    overrides = ["data.path=par(1), it's = x.txt", f"hydra.run.dir={run_dir}", "start_context=Hello, world (it's a = b)"]
+    done = script("train.py", *TINY_RUN, "trainer.max_epochs=1", *overrides)
     assert done.returncode == 0, done.stderr
     assert "Hello, world (it's a = b)" in done.stdout
-    for line in re.findall(r"^  python (.*)$", done.stdout, re.MULTILINE):  # the commands to try, as a shell reads them
+    for line in re.findall(r"^  python (.*)$", done.stdout, re.MULTILINE):  # the suggested commands, split as a shell does
         again = script(*shlex.split(line))
         assert again.returncode == 0, (line, again.stderr)
         assert "Hello, world (it's a = b)" in again.stdout
 
 
-def test_a_refused_resume_does_not_spoil_the_run(script: Script, tmp_path: Path) -> None:
+def test_a_refused_resume_leaves_the_run_intact(script: Script, tmp_path: Path) -> None:
     assert script("train.py", *TINY_RUN, "trainer.max_steps=2", "logger=none").returncode == 0
-    for words in (["optimizer.lr=-1"], []):
-        assert script("train.py", "resume=latest", *words).returncode == 2
+    for overrides in (["optimizer.lr=-1"], []):
+        assert script("train.py", "resume=latest", *overrides).returncode == 2
     done = script("train.py", "++resume=latest", "trainer.max_steps=3")
     assert done.returncode == 0, done.stderr
     assert "3 steps" in done.stdout
@@ -91,7 +91,7 @@ def test_a_refused_resume_does_not_spoil_the_run(script: Script, tmp_path: Path)
     assert len(list((tmp_path / "outputs").iterdir())) == 1
 
 
-def test_two_runs_of_one_second_have_two_folders(script: Script, tmp_path: Path) -> None:
+def test_runs_started_in_the_same_second_have_different_folders(script: Script, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "train.py"), "data.path=missing.txt"]
     runs = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) for _ in range(2)]
     for run in runs:
@@ -100,21 +100,21 @@ def test_two_runs_of_one_second_have_two_folders(script: Script, tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["train.py", "generate.py"])
-@pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"]])
-def test_help_and_config_come_at_once(script: Script, name: str, words: list[str]) -> None:
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"]])
+def test_help_and_config_are_printed_quickly(script: Script, name: str, arguments: list[str]) -> None:
     seconds, bare = [], []
     for _ in range(3):
         start = time.perf_counter()
         subprocess.run([sys.executable, "-c", "import hydra.main"], check=True)
         bare.append(time.perf_counter() - start)
         start = time.perf_counter()
-        done = script(name, *words)
+        done = script(name, *arguments)
         seconds.append(time.perf_counter() - start)
         assert done.returncode == 0, done.stderr
-    if words == ["--help"]:
+    if arguments == ["--help"]:
         assert done.stdout.count(f"python {name} ") >= 4
         assert "sampler: greedy, nucleus, top_k" in done.stdout
-    assert min(seconds) < max(1.5, 6 * min(bare)), "1.5 seconds; the machines that test this have slow hours"
+    assert min(seconds) < max(1.5, 6 * min(bare)), "the limit is 1.5 seconds, and more on a machine that is slow now"
 
 
 ERRORS = [
@@ -144,24 +144,24 @@ def bad_texts(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("bad_texts")
-@pytest.mark.parametrize(("words", "told"), ERRORS, ids=[words[0] for words, _ in ERRORS])
-def test_what_users_get_wrong_is_told_without_a_traceback(
+@pytest.mark.parametrize(("overrides", "message"), ERRORS, ids=[overrides[0] for overrides, _ in ERRORS])
+def test_user_errors_are_reported_without_a_traceback(
     compose_train: Callable[..., DictConfig],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    words: list[str],
-    told: str,
+    overrides: list[str],
+    message: str,
 ) -> None:
     import train
 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as caught:
-        train.main(compose_train("model=tiny", "trainer.accelerator=cpu", *words))
+        train.main(compose_train("model=tiny", "trainer.accelerator=cpu", *overrides))
     err = capsys.readouterr().err
     assert caught.value.code == 2
     assert re.match(r"(error|\d+ errors):", err)
-    assert told in err
+    assert message in err
     assert "Traceback" not in err
     assert "Traceback" in (tmp_path / "run" / "train.log").read_text()
     assert not list(tmp_path.rglob("*.ckpt"))
@@ -176,15 +176,15 @@ PROCESS_ERRORS = [
 
 
 @pytest.mark.usefixtures("bad_texts")
-@pytest.mark.parametrize(("words", "told"), PROCESS_ERRORS, ids=[words[0] for words, _ in PROCESS_ERRORS])
-def test_a_process_that_is_refused_exits_with_2(script: Script, tmp_path: Path, words: list[str], told: str) -> None:
-    done = script("train.py", "model=tiny", *words)
+@pytest.mark.parametrize(("overrides", "message"), PROCESS_ERRORS, ids=[overrides[0] for overrides, _ in PROCESS_ERRORS])
+def test_user_errors_exit_with_code_2(script: Script, tmp_path: Path, overrides: list[str], message: str) -> None:
+    done = script("train.py", "model=tiny", *overrides)
     assert done.returncode == 2, done.stderr
-    assert told in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
 
 
-def test_everything_wrong_is_told_at_once(script: Script) -> None:
+def test_all_problems_are_reported_together(script: Script) -> None:
     wrong = ["optimizer.lr=0", "sampler.temperature=-1", "sampler.top_k=0", "sampler.top_p=2", "model.n_heads=5", "eval_freq=0"]
     done = script("train.py", *wrong, "tokenizer.name=gpt5", "sampler.max_new_tokens=-3")
     assert done.returncode == 2
@@ -202,12 +202,12 @@ def test_everything_wrong_is_told_at_once(script: Script) -> None:
         assert name in done.stderr
 
 
-@pytest.mark.parametrize("words", [["optimizer.lrr=1"], ["optimizer.lr=fast"], ["model=huge"], ["trainer.max_epochs=1.5"]])
-def test_hydra_refuses_wrong_keys_types_and_options_at_once(script: Script, tmp_path: Path, words: list[str]) -> None:
+@pytest.mark.parametrize("overrides", [["optimizer.lrr=1"], ["optimizer.lr=fast"], ["model=huge"], ["trainer.max_epochs=1.5"]])
+def test_hydra_refuses_wrong_keys_types_and_options_quickly(script: Script, tmp_path: Path, overrides: list[str]) -> None:
     start = time.perf_counter()
-    done = script("train.py", *words)
+    done = script("train.py", *overrides)
     assert done.returncode == 1
-    assert words[0].split("=")[0].split(".")[-1] in done.stderr
+    assert overrides[0].split("=")[0].split(".")[-1] in done.stderr
     assert "Traceback" not in done.stderr
     assert time.perf_counter() - start < 4
     assert not (tmp_path / "outputs").exists()
@@ -222,32 +222,32 @@ GENERATE_ERRORS = [
 ]
 
 
-@pytest.mark.parametrize(("words", "told"), GENERATE_ERRORS, ids=[words[0] for words, _ in GENERATE_ERRORS])
-def test_what_users_get_wrong_in_generating(
-    script: Script, train: Callable[..., float], tmp_path: Path, words: list[str], told: str
+@pytest.mark.parametrize(("overrides", "message"), GENERATE_ERRORS, ids=[overrides[0] for overrides, _ in GENERATE_ERRORS])
+def test_user_errors_of_generate_are_reported(
+    script: Script, train: Callable[..., float], tmp_path: Path, overrides: list[str], message: str
 ) -> None:
     import torch
 
-    if words == ["device=cuda"] and torch.cuda.is_available():
+    if overrides == ["device=cuda"] and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     (tmp_path / "empty.txt").write_text("")
-    if words == ["device=cuda"]:
+    if overrides == ["device=cuda"]:
         train("trainer.max_epochs=1", "logger=none", run_dir=tmp_path / "outputs" / "a")
-    done = script("generate.py", *words)
+    done = script("generate.py", *overrides)
     assert done.returncode == 2, done.stderr
-    assert told in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_an_empty_prompt_is_refused(script: Script, train: Callable[..., float], tmp_path: Path) -> None:
     train("trainer.max_epochs=1", "logger=none", run_dir=tmp_path / "outputs" / "a")
-    for words, told in ((["prompt="], "prompt=: must have at least one character"), (["prompt=-"], "The prompt is empty")):
-        done = script("generate.py", *words, stdin="")
+    for overrides, message in ((["prompt="], "prompt=: must have at least one character"), (["prompt=-"], "The prompt is empty")):
+        done = script("generate.py", *overrides, stdin="")
         assert done.returncode == 2
-        assert told in done.stderr
+        assert message in done.stderr
 
 
-def test_ctrl_c_says_how_to_go_on(tmp_path: Path, cache_dir: Path) -> None:
+def test_ctrl_c_saves_and_prints_how_to_resume(tmp_path: Path, cache_dir: Path) -> None:
     environment = os.environ | {"XDG_CACHE_HOME": str(cache_dir), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, str(ROOT / "train.py"), *TINY_RUN, "trainer.max_epochs=10000", "callbacks=minimal", "logger=none"]
     with subprocess.Popen(
@@ -257,7 +257,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, cache_dir: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore SIGINT
     ) as run:
         assert run.stdout is not None
         for line in run.stdout:

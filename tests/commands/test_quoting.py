@@ -1,3 +1,5 @@
+"""The rewriting of command lines for Hydra: quoting, amounts and mistyped settings."""
+
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given
@@ -8,28 +10,30 @@ from gpt_pretrain.commands.hydra_arguments import check_arguments, quote_argumen
 from gpt_pretrain.errors import UserError
 
 
-def as_hydra_reads(word: str) -> str:
-    (override,) = OverridesParser.create().parse_overrides([word])
+def parse_with_hydra(argument: str) -> str:
+    (override,) = OverridesParser.create().parse_overrides([argument])
     return str(OmegaConf.create({"x": override.value()})["x"])
 
 
 @example("\\${")
 @example("\\\\${x}'")
 @given(text=st.text(alphabet=st.one_of(st.sampled_from("a'\"\\$,={}()[]: \n"), st.characters(codec="utf-8")), min_size=1))
-def test_any_text_reaches_the_program_as_typed(text: str) -> None:
+def test_any_text_reaches_the_program_unchanged(text: str) -> None:
     if text == "null" or (len(text) > 1 and text[0] == text[-1] and text[0] in "'\""):
-        return  # Hydra's own spellings stay Hydra's
-    (word,) = quote_arguments([f"prompt={text}"])
-    assert as_hydra_reads(word) == text
-
-
-@pytest.mark.parametrize("words", [["optimizer.lr=1e-3"], ["-m", "prompt=a,b"], ["prompt='quoted'"], ["resume=null"], ["--help"]])
-def test_everything_else_is_left_alone(words: list[str]) -> None:
-    assert quote_arguments(words) == words
+        return  # null and quoted texts keep Hydra's meaning
+    (argument,) = quote_arguments([f"prompt={text}"])
+    assert parse_with_hydra(argument) == text
 
 
 @pytest.mark.parametrize(
-    ("typed", "read"),
+    "arguments", [["optimizer.lr=1e-3"], ["-m", "prompt=a,b"], ["prompt='quoted'"], ["resume=null"], ["--help"]]
+)
+def test_other_arguments_stay_unchanged(arguments: list[str]) -> None:
+    assert quote_arguments(arguments) == arguments
+
+
+@pytest.mark.parametrize(
+    ("typed", "rewritten"),
     [
         ("trainer.max_tokens=1e9", "trainer.max_tokens=1000000000"),
         ("data.val_tokens=1.5E6", "data.val_tokens=1500000"),
@@ -43,15 +47,15 @@ def test_everything_else_is_left_alone(words: list[str]) -> None:
         ("start_context=1e9", "start_context='1e9'"),
     ],
 )
-def test_amounts_may_be_written_with_an_exponent(typed: str, read: str) -> None:
-    assert quote_arguments([typed]) == [read]
+def test_amounts_may_have_an_exponent(typed: str, rewritten: str) -> None:
+    assert quote_arguments([typed]) == [rewritten]
 
 
-def test_a_setting_named_without_its_group_is_told_in_full() -> None:
-    with pytest.raises(UserError, match=r"max_tokens=5: there is no such setting. Did you mean trainer.max_tokens\?") as told:
+def test_a_setting_without_its_group_gives_a_suggestion() -> None:
+    with pytest.raises(UserError, match=r"max_tokens=5: there is no such setting. Did you mean trainer.max_tokens\?") as caught:
         check_arguments(
             ["max_tokens=5", "lr=1e-3", "seed=1", "model=tiny", "+callbacks.custom.x=1", "nonsense=1"], script="train"
         )
-    assert len(told.value.problems) == 2, "Hydra tells of what is not like any"
+    assert len(caught.value.problems) == 2, "Hydra reports names that are no setting at all"
     with pytest.raises(UserError, match="Did you mean"):
         check_arguments(["top_k=5"], script="generate")
