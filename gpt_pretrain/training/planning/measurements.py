@@ -1,0 +1,146 @@
+"""Measure the parts of a run: its steps, a loss, a sample and a checkpoint."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from gpt_pretrain.checkpoints.checkpoint_file import copy_checkpoint, write_checkpoint
+from gpt_pretrain.config.schema import TrainSettings
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.generation.config import SamplerConfig
+from gpt_pretrain.generation.sampling import generate_stream
+from gpt_pretrain.system.devices import accelerator_device
+from gpt_pretrain.system.resources import nearest_folder, peak_memory
+from gpt_pretrain.tokenizers.base import Tokenizer
+from gpt_pretrain.training.lit_module import GPTLitModule
+from gpt_pretrain.training.nonfinite import NonFiniteError
+from gpt_pretrain.training.preflight import TrainingSetup
+from gpt_pretrain.training.trainer import build_trainer
+
+MAX_SECONDS = 5.0  # for the steps, and again for the sample
+MIN_STEPS, MAX_STEPS = 3, 200  # after the first step
+PROBE_BYTES = 1 << 26  # size at most of the file that is written
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """Times in seconds, and the peak memory.
+
+    Args:
+        first_step: The first optimizer step, with everything that is done only once.
+        step: Median of the later steps.
+        eval_batch: The loss of one batch, without gradients.
+        sample: A text of the length that the settings ask for.
+        save: Writing a checkpoint.
+        copy: Copying a checkpoint.
+        peak_bytes: Peak memory in bytes; None if unknown.
+    """
+
+    first_step: float
+    step: float
+    eval_batch: float
+    sample: float
+    save: float
+    copy: float
+    peak_bytes: int | None
+
+
+class StepTimer(Callback):
+    """Record when each optimizer step ends, and stop the training after enough of them.
+
+    Attributes:
+        ends: Seconds from the start of the training to the end of each step, the first included.
+    """
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, GPTLitModule)
+        if not pl_module.ends_step(batch_idx):
+            return
+        self.ends.append(time.perf_counter() - self._start)
+        steps, seconds = len(self.ends) - 1, self.ends[-1] - self.ends[0]
+        trainer.should_stop = steps >= MAX_STEPS or (steps >= MIN_STEPS and seconds >= MAX_SECONDS)
+
+    def step_seconds(self) -> float:
+        """Return the median duration of all steps but the first."""
+        return statistics.median(end - start for start, end in zip(self.ends, self.ends[1:], strict=False))
+
+
+def measure_run(setup: TrainingSetup, module: GPTLitModule, *, checkpoint_bytes: int) -> Measurements:
+    """Train a few steps on one device, then time a loss, a sample and a checkpoint; the module's weights change.
+
+    Raises:
+        UserError: If a loss or gradient is NaN or infinite.
+        OSError: If the checkpoint cannot be written.
+    """
+    settings, data = setup.settings, setup.data
+    timer = StepTimer()
+    one_device = replace(settings.trainer, devices=1, num_nodes=1, limit_val_batches=0, profiler=None)
+    trainer = build_trainer(one_device, max_epochs=MAX_STEPS + 1, callbacks=[timer])  # an epoch has at least one step
+    try:
+        trainer.fit(module, datamodule=data)
+    except NonFiniteError as error:
+        raise UserError(f"{error} Try a lower optimizer.lr, or scheduler=warmup_cosine.") from error
+    finally:
+        data.stop_workers()
+    module.to(accelerator_device(settings.trainer.accelerator))  # Lightning moves the module to the CPU after training
+    (batch, *_), _ = data.eval_batches(1)
+    eval_batch = min([_seconds(lambda: module.mean_loss([batch])) for _ in range(4)][1:])  # the first one warms up
+    sample = sample_seconds(module, setup.tokenizer, settings) if settings.callbacks.samples else 0.0
+    peak = peak_memory(module.device)
+    written = min(checkpoint_bytes, PROBE_BYTES)
+    save, copy = disk_seconds(Path(settings.run_dir), written)
+    factor = checkpoint_bytes / written
+    return Measurements(timer.ends[0], timer.step_seconds(), eval_batch, sample, save * factor, copy * factor, peak)
+
+
+def disk_seconds(folder: Path, n_bytes: int) -> tuple[float, float]:
+    """Return how long it takes to write and to copy a checkpoint of this size in a folder; the files are deleted again."""
+    folder = nearest_folder(folder)
+    files = [folder / f"plan-{time.time_ns()}-{n}.ckpt" for n in range(2)]
+    content = {"numbers": torch.rand(n_bytes // 4)}
+    try:
+        save = _seconds(lambda: write_checkpoint(content, files[0]))
+        return save, _seconds(lambda: copy_checkpoint(files[0], files[1]))
+    finally:
+        for file in files:
+            file.unlink(missing_ok=True)
+
+
+def sample_seconds(module: GPTLitModule, tokenizer: Tokenizer, settings: TrainSettings) -> float:
+    """Return how long a sample takes; the time of a long one is extrapolated from its beginning."""
+    prompt = torch.tensor([tokenizer.encode(settings.start_context)], device=module.device)
+    sampler = SamplerConfig(**vars(settings.sampler))
+    generator = torch.Generator(device=module.device).manual_seed(settings.seed)
+    start, ends = time.perf_counter(), list[float]()
+    for token_ids in generate_stream(module.model, prompt, sampler, generator=generator):
+        token_ids.tolist()  # waits for the device
+        ends.append(time.perf_counter() - start)
+        if ends[-1] > MAX_SECONDS and len(ends) > 1:
+            break
+    if not ends:
+        return 0.0
+    last_token = ends[-1] - ends[-2] if len(ends) > 1 else 0.0
+    return ends[-1] + (sampler.max_new_tokens - len(ends)) * last_token
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
