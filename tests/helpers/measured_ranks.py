@@ -1,4 +1,4 @@
-"""A callback that weighs what a rank holds and counts what it sends, for the tests of `flops.py` and `scale.py`."""
+"""A callback that measures the memory and the traffic of a rank, for the tests of the cost formulas."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from lightning.pytorch.callbacks import Callback
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-MEASURED = (2, 3, 4)  # batches: the optimizer's moments are there, and DDP has laid out its buckets for good
+MEASURED = (2, 3, 4)  # batches; by then the optimizer has its moments and DDP has rebuilt its buckets
 BYTES_SENT = 200  # offset of tcpi_bytes_sent in struct tcp_info: linux/tcp.h, since Linux 4.19
 
 
 def bytes_sent() -> int:
-    """Bytes that this process has sent through all of its TCP connections, by the kernel's count."""
+    """Return the bytes that this process has sent over all of its TCP connections, as counted by the kernel."""
     total = 0
     for number in os.listdir("/proc/self/fd"):
         try:
@@ -35,7 +35,7 @@ def bytes_sent() -> int:
 
 
 class Collectives(TorchDispatchMode):
-    """Counts the bytes of each collective, of all ranks together."""
+    """Count the bytes of each collective, over all ranks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Collectives(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func.namespace == "c10d":
-            time.sleep(0.02)  # gloo's thread gives up its hold on the tensors, so that they are freed where that is seen
+            time.sleep(0.02)  # lets gloo's thread release the tensors, so that they are freed within the profile
             name = func._schema.name.removeprefix("c10d::")
             parts = [part for arg in args[:2] for part in (arg if isinstance(arg, list) else [arg])]
             sizes = [part.nbytes for part in parts if isinstance(part, torch.Tensor)]
@@ -53,7 +53,7 @@ class Collectives(TorchDispatchMode):
 
 
 class Measured(Callback):
-    """Writes a line for each measured batch: memory at most beside what is there between batches, bytes sent, collectives."""
+    """Write one row per measured batch: memory held, additional peak memory, bytes sent and bytes of each collective."""
 
     def __init__(self, out: str) -> None:
         self.out = Path(out)
@@ -91,7 +91,7 @@ def _local(tensor: torch.Tensor) -> int:
 
 
 def _peak(profile: torch.profiler.profile) -> int:
-    """Bytes allocated at most during a profile, beside what was there at its beginning."""
+    """Return the peak of the bytes allocated during a profile, in addition to those allocated before."""
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
     held = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):

@@ -1,8 +1,8 @@
-"""Two hosts on one machine: network namespaces with a link between them, a torchrun agent in each, one training.
+"""Train one run on two hosts, made of network namespaces with a link between them and a torchrun agent in each.
 
-The link is cut and restored while they train, and a worker is killed; each time the run must end like an undisturbed one.
+While they train, the link is cut and restored or a worker is killed. The run must always equal an undisturbed one.
 
-    python -m tests.helpers.two_hosts            # all of it, about five minutes
+    python -m tests.helpers.two_hosts            # everything, about five minutes
     python -m tests.helpers.two_hosts long_cut   # one part
 """
 
@@ -30,9 +30,9 @@ ROOT = Path(__file__).parents[2]
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 PORT = 29500
 LINK = "veth0"
-PAUSE_SECONDS = 0.15  # that each of the 75 steps takes at least, so that there is time to disturb it
-RUN_SECONDS = 150  # for one training, however disturbed
-WORDS = [
+PAUSE_SECONDS = 0.15  # added to each of the 75 steps, to leave time for a disturbance
+RUN_SECONDS = 150  # time limit of one training
+OVERRIDES = [
     *("trainer=ddp", "model=tiny", "tokenizer=byte", "model.emb_dim=32", "model.n_layers=2", "model.n_heads=2"),
     *("model.context_length=32", "model.drop_rate=0.1", "data.stride=350", "data.batch_size=1", "trainer.accelerator=cpu"),
     *("trainer.precision=32-true", "trainer.max_epochs=3", "trainer.limit_train_batches=25", "trainer.log_every_n_steps=1"),
@@ -42,7 +42,7 @@ WORDS = [
 
 
 class Pause(L.Callback):
-    """Makes each step last long enough for a cable to be pulled in it."""
+    """Make each step long enough to be disturbed."""
 
     def on_train_batch_end(self, *_: object) -> None:
         time.sleep(PAUSE_SECONDS)
@@ -50,27 +50,27 @@ class Pause(L.Callback):
 
 @dataclass
 class Host:
-    """One of the two.
+    """One of the two hosts.
 
     Attributes:
-        namespace: its name.
-        said: the file that everything printed there goes to.
-        agent: its torchrun, or its train.py where there is none, once that runs.
+        namespace: Name of its network namespace.
+        log: File with everything that is printed there.
+        agent: Its torchrun process, or its train.py if that is started by hand; None before the start.
     """
 
     namespace: str
-    said: Path
+    log: Path
     agent: subprocess.Popen[bytes] | None = None
 
-    def ip(self, *words: str) -> None:
-        _ip("-n", self.namespace, *words)
+    def ip(self, *arguments: str) -> None:
+        _ip("-n", self.namespace, *arguments)
 
     def text(self) -> str:
-        return self.said.read_text(encoding="utf-8", errors="replace") if self.said.exists() else ""
+        return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
 
 
-def why_not() -> str | None:
-    """Why there can be no such hosts here; None where there can."""
+def missing_requirement() -> str | None:
+    """Return why this machine cannot simulate two hosts, or None if it can."""
     if shutil.which("ip") is None:
         return "there is no `ip` command (package iproute2)"
     name = f"gpt-probe-{os.getpid()}"
@@ -85,7 +85,7 @@ def why_not() -> str | None:
 
 @contextmanager
 def two_hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
-    """Two namespaces with a link between them; whatever runs there is ended, and they are removed, in any case."""
+    """Create two namespaces with a link; at the end, kill the processes in them and remove them."""
     hosts = Host(f"gpt-{os.getpid()}-0", folder / "host0.log"), Host(f"gpt-{os.getpid()}-1", folder / "host1.log")
     try:
         for host in hosts:
@@ -110,23 +110,23 @@ def start(hosts: tuple[Host, Host], folder: Path, *, timeout: float | None, by_h
     """Start the training on each host, with one rank there.
 
     Args:
-        timeout: seconds that a rank waits for another; None: as long as the program does by itself.
-        by_hand: without torchrun.
+        timeout: Seconds that a rank waits for the others; None for the default.
+        by_hand: Start train.py without torchrun.
     """
     for number, host in enumerate(hosts):
         torchrun = [
             *("-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "3"),
             *("--rdzv-backend", "c10d", "--rdzv-id", folder.name, "--rdzv-endpoint", f"{ADDRESSES[0]}:{PORT}"),
             *("--local-addr", ADDRESSES[number]),
-            # Both have the same name, so that torchrun cannot tell who is the first; and it gives up after 60 s by itself.
+            # Both hosts have the same name, so torchrun needs is_host; its own read_timeout would be 60 s.
             *("--rdzv-conf", f"is_host={1 - number},read_timeout=300"),
         ]
         environment = _environment(timeout) | {"GLOO_SOCKET_IFNAME": LINK}
         if by_hand:
             environment |= {"NODE_RANK": str(number), "MASTER_ADDR": ADDRESSES[0], "MASTER_PORT": str(PORT)}
-        words = [*WORDS, *(["trainer.devices=1", "trainer.num_nodes=2"] if by_hand else [])]
-        command = [sys.executable, *([] if by_hand else torchrun), str(ROOT / "train.py"), *words, _cache(folder)]
-        with open(host.said, "wb") as stream:
+        overrides = [*OVERRIDES, *(["trainer.devices=1", "trainer.num_nodes=2"] if by_hand else [])]
+        command = [sys.executable, *([] if by_hand else torchrun), str(ROOT / "train.py"), *overrides, _cache(folder)]
+        with open(host.log, "wb") as stream:
             host.agent = subprocess.Popen(
                 ["ip", "netns", "exec", host.namespace, *command],
                 cwd=folder,
@@ -138,10 +138,10 @@ def start(hosts: tuple[Host, Host], folder: Path, *, timeout: float | None, by_h
 
 
 def wait(hosts: tuple[Host, Host]) -> list[int]:
-    """The agents' exit codes.
+    """Wait for the agents and return their exit codes.
 
     Raises:
-        RuntimeError: when they have not ended in time.
+        RuntimeError: If they do not end in time.
     """
     deadline = time.monotonic() + RUN_SECONDS
     codes = []
@@ -150,15 +150,15 @@ def wait(hosts: tuple[Host, Host]) -> list[int]:
         try:
             codes.append(host.agent.wait(max(0.1, deadline - time.monotonic())))
         except subprocess.TimeoutExpired:
-            raise RuntimeError(f"a host was not done after {RUN_SECONDS} s: {host.text()[-3000:]}") from None
+            raise RuntimeError(f"a host has not ended after {RUN_SECONDS} s: {host.text()[-3000:]}") from None
     return codes
 
 
 def wait_for_step(folder: Path, step: int) -> None:
-    """Wait until the run in a folder has a checkpoint, and has logged a step.
+    """Wait until the run in a folder has a checkpoint and has logged a step.
 
     Raises:
-        RuntimeError: when it has not in time.
+        RuntimeError: If that takes too long.
     """
     deadline = time.monotonic() + RUN_SECONDS
     while time.monotonic() < deadline:
@@ -171,18 +171,18 @@ def wait_for_step(folder: Path, step: int) -> None:
 
 
 def cut(hosts: tuple[Host, Host], *, seconds: float) -> None:
-    """Pull the cable and put it back: the first host loses the carrier, the second its device."""
+    """Cut the link for some seconds: the first host loses the carrier, the second its device."""
     hosts[1].ip("link", "set", LINK, "down")
     time.sleep(seconds)
     hosts[1].ip("link", "set", LINK, "up")
 
 
-def one_host(folder: Path) -> None:
-    """The same training on this machine, with two ranks, undisturbed."""
+def train_on_one_host(folder: Path) -> None:
+    """Train the same run undisturbed, with two ranks on this machine."""
     folder.mkdir(parents=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(ROOT / "train.py")]
     done = subprocess.run(
-        [*command, *WORDS, _cache(folder)],
+        [*command, *OVERRIDES, _cache(folder)],
         cwd=folder,
         env=_environment(None),
         capture_output=True,
@@ -191,11 +191,11 @@ def one_host(folder: Path) -> None:
         timeout=RUN_SECONDS,
     )
     if done.returncode:
-        raise RuntimeError(f"a run nobody disturbed failed: {(done.stdout + done.stderr)[-3000:]}")
+        raise RuntimeError(f"the undisturbed run failed: {(done.stdout + done.stderr)[-3000:]}")
 
 
-def disturbed(folder: Path, disturbance: str) -> list[str]:
-    """Train in folder on two hosts, and tell what is not as in the run beside it that one host trained."""
+def differences_after(folder: Path, disturbance: str) -> list[str]:
+    """Train on two hosts with a disturbance, and return the differences from the undisturbed run in the folder beside."""
     timeout, disturb = DISTURBANCES[disturbance]
     folder.mkdir(parents=True)
     with two_hosts(folder) as hosts:
@@ -206,9 +206,9 @@ def disturbed(folder: Path, disturbance: str) -> list[str]:
     runs = list(folder.glob("outputs/*/run.json"))
     problems = [f"exit codes {codes}"] if codes != [0, 0] else []
     problems += [f"{len(runs)} run folders"] if len(runs) != 1 else []
-    problems += ["the second host speaks"] if _own_words(texts[1]) and not restarts else []
-    begun = texts[0].count("\nDone: ")
-    problems += [f"{begun} runs have come to their end"] if begun != 1 else []
+    problems += ["the second host prints"] if _own_lines(texts[1]) and not restarts else []
+    finished = texts[0].count("\nDone: ")
+    problems += [f"{finished} runs have finished"] if finished != 1 else []
     starts = texts[0].count("\nprecision ")
     problems += [f"started {starts} times"] if (starts > 1) != restarts or texts[0].count("Before training:") != 1 else []
     if not problems:
@@ -240,7 +240,7 @@ def _kill(hosts: tuple[Host, Host], folder: Path, *, number: int) -> bool:
     return True
 
 
-# Seconds that the ranks wait for each other, and what is done meanwhile: it tells whether they have to start again.
+# The timeout of the ranks in seconds, and the disturbance, which returns whether the ranks must restart.
 DISTURBANCES: dict[str, tuple[float | None, Callable[[tuple[Host, Host], Path], bool]]] = {
     "nothing": (None, _nothing),
     "by_hand": (None, _short_cut),
@@ -262,8 +262,8 @@ def _environment(timeout: float | None) -> dict[str, str]:
     return environment if timeout is None else environment | {"GPT_PRETRAIN_TIMEOUT": str(timeout)}
 
 
-def _own_words(text: str) -> list[str]:
-    """The lines that are not torchrun's or torch's."""
+def _own_lines(text: str) -> list[str]:
+    """Return the lines that neither torch nor torchrun prints."""
     return [line for line in text.splitlines() if line.strip() and not re.match(r"\[?[WIE]\d{4} |\*{5}", line)]
 
 
@@ -276,26 +276,26 @@ def _command(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8")
 
 
-def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(DISTURBANCES)}; all by default")
     arguments = parser.parse_args()
-    if (reason := why_not()) is not None:
+    if (reason := missing_requirement()) is not None:
         print(f"skipped: {reason}")
         return 0
     failed = False
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        one_host(folder / "one_host")
+        train_on_one_host(folder / "one_host")
         for part in arguments.parts or DISTURBANCES:
-            begun = time.monotonic()
-            problems = disturbed(folder / part, part)
+            start_time = time.monotonic()
+            problems = differences_after(folder / part, part)
             failed |= bool(problems)
-            print(f"{part}: {'; '.join(problems) or 'like one host'} ({time.monotonic() - begun:.0f} s)", flush=True)
+            print(f"{part}: {'; '.join(problems) or 'equal to one host'} ({time.monotonic() - start_time:.0f} s)", flush=True)
     return failed
 
 

@@ -1,4 +1,4 @@
-"""Every config in conf/ composes, and every experiment and debug config runs."""
+"""Compose every config in conf/, and run every experiment and debug config."""
 
 import importlib.util
 from collections.abc import Callable
@@ -19,7 +19,7 @@ SPECIAL = ("experiment", "debug")
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_each_option_composes_into_sound_settings(compose_train: Callable[..., DictConfig], group: str, option: str) -> None:
+def test_each_option_composes_into_valid_settings(compose_train: Callable[..., DictConfig], group: str, option: str) -> None:
     launchers = {"parallel": "joblib", "slurm": "submitit", "ray": "ray"}
     if group == "hparams_search" and option in launchers:
         pytest.importorskip(f"hydra_plugins.hydra_{launchers[option]}_launcher")
@@ -31,7 +31,7 @@ def test_each_option_composes_into_sound_settings(compose_train: Callable[..., D
         assert problems == []
 
 
-def test_the_defaults_are_those_promised(compose_train: Callable[..., DictConfig]) -> None:
+def test_the_defaults_are_the_documented_ones(compose_train: Callable[..., DictConfig]) -> None:
     settings = to_settings(compose_train(), TrainSettings)
     model, optimizer = settings.model, settings.optimizer
     assert (model.context_length, model.emb_dim, model.n_heads, model.n_layers) == (256, 768, 12, 12)
@@ -45,7 +45,7 @@ def test_the_defaults_are_those_promised(compose_train: Callable[..., DictConfig
     ("option", "emb_dim", "n_heads", "n_layers"),
     [("gpt2_355m", 1024, 16, 24), ("gpt2_774m", 1280, 20, 36), ("gpt2_1558m", 1600, 25, 48)],
 )
-def test_the_larger_models_have_gpt2_s_sizes(
+def test_the_larger_models_have_the_sizes_of_gpt2(
     compose_train: Callable[..., DictConfig], option: str, emb_dim: int, n_heads: int, n_layers: int
 ) -> None:
     model = to_settings(compose_train(f"model={option}"), TrainSettings).model
@@ -80,5 +80,5 @@ def test_every_setting_of_a_run_has_a_value_in_conf(compose_train: Callable[...,
     assert OmegaConf.missing_keys(compose_train()) == set()
 
 
-def test_the_types_are_known_to_hydra() -> None:
+def test_the_schemas_are_registered_with_hydra() -> None:
     assert {"train_schema.yaml", "generate_schema.yaml"} <= ConfigStore.instance().repo.keys()

@@ -1,4 +1,4 @@
-"""Several processes that train together, compared with one that trains alone: real processes, which talk by gloo."""
+"""Train with several real processes over gloo, and compare with a run of one process."""
 
 import os
 import signal
@@ -22,8 +22,8 @@ from gpt_pretrain.training.distributed.fsdp import remove_unused_shards
 from gpt_pretrain.training.nonfinite import renumber_batches
 from tests.conftest import ROOT, TINY_RUN
 
-# 54 windows to train on: 13 batches of 4, which two ranks, or two accumulated batches, do not divide, and 2 that are left out,
-# though they would make another batch of 2; 2 batches to validate.
+# 54 training windows make 13 batches of 4, an odd number for two ranks or two accumulated batches. The remaining 2 windows are
+# dropped, although they would fill a batch of 2. There are 2 validation batches.
 RUN = [*TINY_RUN, "data.stride=340", "data.batch_size=4", "model.drop_rate=0.0", "eval_iter=3", "callbacks.doctor=null"]
 SPY = '''
 from pathlib import Path
@@ -31,17 +31,17 @@ import lightning as L
 import os
 
 class Spy(L.Callback):
-    """Notes the windows that each rank trains on and validates."""
+    """Record the windows that each rank trains on and validates."""
     def __init__(self, file):
         self.file = file
-    def note(self, kind, batch):
+    def record(self, kind, batch):
         if int(batch[1].max()) >= 0:
             with open(self.file, "a") as stream:
                 stream.writelines(f"{kind} {hash(tuple(row))}\\n" for row in batch[0].tolist())
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.note(f"train {trainer.current_epoch}", batch)
+        self.record(f"train {trainer.current_epoch}", batch)
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
-        self.note(f"val {trainer.current_epoch}", batch)
+        self.record(f"val {trainer.current_epoch}", batch)
 
 class FailsAfterTraining(L.Callback):
     def __init__(self, rank):
@@ -50,8 +50,8 @@ class FailsAfterTraining(L.Callback):
         if trainer.global_rank == self.rank:
             raise ValueError("out of luck")
 
-class LosesANumber(L.Callback):
-    """Makes the loss of one rank's batch NaN."""
+class SpoilsOneLoss(L.Callback):
+    """Make the loss of one rank's batch NaN."""
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if batch_idx == 1 and trainer.current_epoch == 0 and trainer.global_rank == trainer.world_size - 1:
             spoil = lambda module, inputs, out: out * float("nan") if module.training else out
@@ -64,13 +64,15 @@ class LosesANumber(L.Callback):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run train.py with settings in a folder of the module's own; `before` stands in front of the command's words."""
+    """Run train.py with these overrides in a folder of this module; `before` precedes the script on the command line."""
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "spy.py").write_text(SPY)
 
-    def ran(*words: str, before: tuple[str, ...] = (sys.executable,), cwd: Path = folder) -> subprocess.CompletedProcess[str]:
+    def run_script(
+        *overrides: str, before: tuple[str, ...] = (sys.executable,), cwd: Path = folder
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*before, str(ROOT / "train.py"), *words, f"data.cache_dir='{cache_dir}'"],
+            [*before, str(ROOT / "train.py"), *overrides, f"data.cache_dir='{cache_dir}'"],
             cwd=cwd,
             env=environment() | {"PYTHONPATH": str(folder), "PYTHONHASHSEED": "0"},
             capture_output=True,
@@ -79,8 +81,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Callable[.
             check=False,
         )
 
-    ran.folder = folder  # type: ignore[attr-defined]
-    return ran
+    run_script.folder = folder  # type: ignore[attr-defined]
+    return run_script
 
 
 def environment() -> dict[str, str]:
@@ -93,7 +95,7 @@ def content(folder: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def alone(run: Callable[..., subprocess.CompletedProcess[str]]) -> Path:
-    """A run of one process that accumulates two batches a step, which the others are compared with."""
+    """Run one process that accumulates two batches per step, for comparison with the other runs."""
     folder = run.folder  # type: ignore[attr-defined]
     done = run(
         *RUN,
@@ -105,8 +107,8 @@ def alone(run: Callable[..., subprocess.CompletedProcess[str]]) -> Path:
     return Path(folder / "alone")
 
 
-def same_run(alone: Path, other: Path, *, exact: bool = False) -> None:
-    """Whether two runs saw the same and learnt the same."""
+def assert_same_run(alone: Path, other: Path, *, exact: bool = False) -> None:
+    """Assert that two runs have the same losses, weights and counts."""
     one, two = content(alone), content(other)
     assert (one["global_step"], one["tokens_seen"]) == (two["global_step"], two["tokens_seen"])
     assert one["track_tokens_seen"] == two["track_tokens_seen"]
@@ -118,23 +120,23 @@ def same_run(alone: Path, other: Path, *, exact: bool = False) -> None:
     assert one["callbacks"]["SaveRun"]["best_step"] == two["callbacks"]["SaveRun"]["best_step"]
 
 
-def noted(file: Path, kind: str) -> Counter:
+def recorded(file: Path, kind: str) -> Counter:
     return Counter(line for line in file.read_text().splitlines() if line.startswith(kind))
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_ranks_do_what_one_does_in_two_accumulated_batches(
+def test_two_ranks_equal_one_rank_with_two_accumulated_batches(
     run: Callable[..., subprocess.CompletedProcess[str]], alone: Path, strategy: str
 ) -> None:
     folder = alone.parent
     spy = f"+callbacks.custom.spy={{_target_: spy.Spy, file: '{folder}/{strategy}.txt'}}"
     done = run(*RUN, f"trainer={strategy}", "trainer.max_epochs=2", "trainer.devices=2", f"hydra.run.dir={strategy}", spy)
     assert done.returncode == 0, done.stderr
-    same_run(alone, folder / strategy)
+    assert_same_run(alone, folder / strategy)
     for kind in ("train 0", "train 1", "val 0", "val 1"):
-        mine = noted(folder / f"{strategy}.txt", kind)
-        assert mine == noted(folder / "alone.txt", kind), "the same windows"
-    assert set(noted(folder / "alone.txt", "val 0").values()) == {1}, "each once"
+        mine = recorded(folder / f"{strategy}.txt", kind)
+        assert mine == recorded(folder / "alone.txt", kind), "the same windows"
+    assert set(recorded(folder / "alone.txt", "val 0").values()) == {1}, "each once"
     lines = done.stdout.splitlines()
     assert sum(line.startswith("Ep 1 (Step 000000)") for line in lines) == 1, "only one rank prints"
     assert "on 2 devices" in done.stdout and not done.stderr
@@ -144,29 +146,27 @@ def test_two_ranks_do_what_one_does_in_two_accumulated_batches(
     assert read_metadata(folder / strategy)["state"] == "finished"
     assert "trainer.devices=2" in read_metadata(folder / strategy)["command"]
     states = content(folder / strategy)["callbacks"]["Randomness"]["ranks"]
-    assert len(states) == 2 and not torch.equal(states[0]["torch"], states[1]["torch"]), "ranks draw apart"
+    assert len(states) == 2 and not torch.equal(states[0]["torch"], states[1]["torch"]), "each rank has its own random state"
 
 
-def test_a_sharded_checkpoint_is_a_model_like_any_other(
-    run: Callable[..., subprocess.CompletedProcess[str]], alone: Path
-) -> None:
+def test_a_sharded_checkpoint_loads_like_any_other(run: Callable[..., subprocess.CompletedProcess[str]], alone: Path) -> None:
     folder = alone.parent
     sharded = folder / "sharded"
     assert (
         run(*RUN, "trainer=fsdp", "trainer.max_epochs=1", "trainer.devices=2", "hydra.run.dir=sharded", "export=true").returncode
         == 0
     )
-    pieces = sorted(path.relative_to(sharded) for path in sharded.glob("checkpoints/shards-*/*"))
-    assert [path.name for path in pieces] == ["rank-00000.safetensors", "rank-00001.safetensors"], "those in use, no others"
+    shards = sorted(path.relative_to(sharded) for path in sharded.glob("checkpoints/shards-*/*"))
+    assert [path.name for path in shards] == ["rank-00000.safetensors", "rank-00001.safetensors"], "only the shards in use"
     ids = torch.tensor([[1, 2, 3]])
     with torch.no_grad():
-        logits = [load_pretrained(place)(ids) for place in (sharded, sharded / "huggingface")]
+        logits = [load_pretrained(path)(ids) for path in (sharded, sharded / "huggingface")]
     torch.testing.assert_close(*logits)
-    data = (sharded / pieces[1]).read_bytes()
-    (sharded / pieces[1]).write_bytes(data[:-4] + b"\0\1\2\3")
+    data = (sharded / shards[1]).read_bytes()
+    (sharded / shards[1]).write_bytes(data[:-4] + b"\0\1\2\3")
     with pytest.raises(ValueError, match="damaged"):
         content(sharded)
-    (sharded / pieces[1]).unlink()
+    (sharded / shards[1]).unlink()
     with pytest.raises(ValueError, match="is incomplete"):
         content(sharded)
 
@@ -183,39 +183,37 @@ def test_a_sharded_checkpoint_is_a_model_like_any_other(
     ],
     ids=["2-to-1", "2-to-4", "sharded-to-1", "another-step", "1-to-sharded"],
 )
-def test_a_run_goes_on_with_another_number_of_ranks(
+def test_a_run_resumes_with_another_number_of_ranks(
     run: Callable[..., subprocess.CompletedProcess[str]], alone: Path, tmp_path: Path, first: list[str], then: list[str]
 ) -> None:
-    log, place = tmp_path / "seen.txt", tmp_path / "run"
+    log, run_dir = tmp_path / "seen.txt", tmp_path / "run"
     spy = f"+callbacks.custom.spy={{_target_: spy.Spy, file: '{log}'}}"
-    begun = run(*RUN, *first, "trainer.max_epochs=2", "trainer.max_steps=3", f"hydra.run.dir='{place}'", spy)
-    assert begun.returncode == 0, begun.stderr
-    gone_on = run(f"resume={place}", *then, "trainer.max_steps=-1", spy)
+    started_run = run(*RUN, *first, "trainer.max_epochs=2", "trainer.max_steps=3", f"hydra.run.dir='{run_dir}'", spy)
+    assert started_run.returncode == 0, started_run.stderr
+    resumed = run(f"resume={run_dir}", *then, "trainer.max_steps=-1", spy)
     if "data.batch_size=1" in then:
-        assert gone_on.returncode == 2 and "an optimizer step took 8 windows on 2 devices, and takes 6 on 3" in gone_on.stderr
+        assert resumed.returncode == 2 and "an optimizer step took 8 windows on 2 devices, and takes 6 on 3" in resumed.stderr
         return
-    assert gone_on.returncode == 0, gone_on.stderr
-    same_run(alone, place)
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_run(alone, run_dir)
     for kind in ("train 0", "train 1"):
-        assert noted(log, kind) == noted(alone.parent / "alone.txt", kind), "no window twice, none left out"
+        assert recorded(log, kind) == recorded(alone.parent / "alone.txt", kind), "each window once"
 
 
-def test_a_run_that_was_stopped_goes_on_with_its_own_devices(
-    run: Callable[..., subprocess.CompletedProcess[str]], alone: Path
-) -> None:
-    dropping = [*RUN, "model.drop_rate=0.2", "trainer=ddp", "trainer.max_epochs=2", "trainer.devices=2"]
-    assert run(*dropping, "hydra.run.dir=whole").returncode == 0
-    assert run(*dropping, "hydra.run.dir=parts", "trainer.max_steps=3").returncode == 0
+def test_a_resumed_run_keeps_its_devices(run: Callable[..., subprocess.CompletedProcess[str]], alone: Path) -> None:
+    overrides = [*RUN, "model.drop_rate=0.2", "trainer=ddp", "trainer.max_epochs=2", "trainer.devices=2"]
+    assert run(*overrides, "hydra.run.dir=whole").returncode == 0
+    assert run(*overrides, "hydra.run.dir=parts", "trainer.max_steps=3").returncode == 0
     assert run("resume=parts", "trainer.max_steps=-1").returncode == 0
-    same_run(alone.parent / "whole", alone.parent / "parts", exact=True)
+    assert_same_run(alone.parent / "whole", alone.parent / "parts", exact=True)
 
 
-def test_torchrun_starts_one_run(run: Callable[..., subprocess.CompletedProcess[str]], alone: Path, tmp_path: Path) -> None:
+def test_torchrun_starts_a_single_run(run: Callable[..., subprocess.CompletedProcess[str]], alone: Path, tmp_path: Path) -> None:
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2")
     done = run(*RUN, before=torchrun, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "outputs").glob("2*")
-    same_run(alone, folder)
+    assert_same_run(alone, folder)
     assert done.stdout.count("Ep 1 (Step 000000)") == 1
     wrong = run(*RUN, "trainer.devices=3", "hydra.run.dir=wrong", before=torchrun, cwd=tmp_path)
     assert wrong.returncode != 0 and "trainer.devices=3 and trainer.num_nodes=1, but 2 processes" in wrong.stderr
@@ -224,11 +222,17 @@ def test_torchrun_starts_one_run(run: Callable[..., subprocess.CompletedProcess[
 
 
 @pytest.mark.slow
-def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(
+def test_torchrun_restarts_a_killed_worker_from_the_last_checkpoint(
     run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, cache_dir: Path
 ) -> None:
-    words = [*RUN, "model.drop_rate=0.1", "trainer.max_epochs=12", "checkpoint.every_n_steps=5", f"data.cache_dir='{cache_dir}'"]
-    assert run(*words[:-1], "trainer.devices=2", f"hydra.run.dir='{tmp_path}/whole'").returncode == 0
+    overrides = [
+        *RUN,
+        "model.drop_rate=0.1",
+        "trainer.max_epochs=12",
+        "checkpoint.every_n_steps=5",
+        f"data.cache_dir='{cache_dir}'",
+    ]
+    assert run(*overrides[:-1], "trainer.devices=2", f"hydra.run.dir='{tmp_path}/whole'").returncode == 0
     command = [
         sys.executable,
         "-m",
@@ -236,7 +240,7 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(
         "--nproc-per-node=2",
         "--max-restarts=3",
         str(ROOT / "train.py"),
-        *words,
+        *overrides,
     ]
     with open(tmp_path / "log", "w") as log:
         agent = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=log, stderr=log)
@@ -244,14 +248,14 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(
         os.kill(children(agent.pid)[-1], signal.SIGKILL)
         assert agent.wait(timeout=200) == 0, (tmp_path / "log").read_text()
     (folder,) = tmp_path.glob("outputs/2*")
-    same_run(tmp_path / "whole", folder, exact=True)
+    assert_same_run(tmp_path / "whole", folder, exact=True)
 
 
 @pytest.mark.parametrize("how", ["killed", "interrupted"])
-def test_the_end_of_one_is_the_end_of_all(
+def test_all_processes_end_when_one_is_killed_or_the_run_is_interrupted(
     run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, cache_dir: Path, how: str
 ) -> None:
-    words = [
+    overrides = [
         *RUN,
         "trainer.devices=2",
         "trainer.max_epochs=100000",
@@ -259,7 +263,7 @@ def test_the_end_of_one_is_the_end_of_all(
         f"data.cache_dir='{cache_dir}'",
     ]
     started = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *words], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True
+        [sys.executable, str(ROOT / "train.py"), *overrides], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True
     )
     assert started.stdout is not None
     for line in started.stdout:
@@ -271,30 +275,30 @@ def test_the_end_of_one_is_the_end_of_all(
     rest = started.stdout.read()
     assert started.wait(timeout=60) == (137 if how == "killed" else 130), rest
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
-    record = read_metadata(tmp_path / "run")
-    assert record["state"] == ("failed" if how == "killed" else "interrupted")
+    metadata = read_metadata(tmp_path / "run")
+    assert metadata["state"] == ("failed" if how == "killed" else "interrupted")
     if how == "killed":
-        assert record["error"].startswith("process 1 of 2 was ended by SIGKILL: Another process of this training has ended")
+        assert metadata["error"].startswith("process 1 of 2 was ended by SIGKILL: Another process of this training has ended")
     else:
         assert "Resume with:" in rest and content(tmp_path / "run")["global_step"] > 0
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_failure_after_the_training_is_one_too(run: Callable[..., subprocess.CompletedProcess[str]], rank: int) -> None:
+def test_an_error_after_the_training_fails_the_run(run: Callable[..., subprocess.CompletedProcess[str]], rank: int) -> None:
     custom = f"+callbacks.custom.late={{_target_: spy.FailsAfterTraining, rank: {rank}}}"
     done = run(*RUN, "trainer.devices=2", "trainer.max_epochs=1", f"hydra.run.dir=late{rank}", custom)
     assert done.returncode == 1 and "out of luck" in done.stderr
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_a_loss_that_is_no_number_on_one_rank_is_so_on_all(
+def test_a_nonfinite_loss_on_one_rank_stops_or_skips_on_all(
     run: Callable[..., subprocess.CompletedProcess[str]], alone: Path, strategy: str
 ) -> None:
-    custom = "+callbacks.custom.nan={_target_: spy.LosesANumber}"
-    words = [*RUN, f"trainer.strategy={strategy}", "trainer.devices=2", custom]
-    stopped = run(*words, f"hydra.run.dir=nan-{strategy}")
+    custom = "+callbacks.custom.nan={_target_: spy.SpoilsOneLoss}"
+    overrides = [*RUN, f"trainer.strategy={strategy}", "trainer.devices=2", custom]
+    stopped = run(*overrides, f"hydra.run.dir=nan-{strategy}")
     assert stopped.returncode == 2 and "Step 000001: the loss of batch 1 in epoch 1 is nan" in stopped.stderr
-    skipped = run(*words, f"hydra.run.dir=skip-{strategy}", "on_nonfinite=skip")
+    skipped = run(*overrides, f"hydra.run.dir=skip-{strategy}", "on_nonfinite=skip")
     assert skipped.returncode == 0, skipped.stderr
     end = content(alone.parent / f"skip-{strategy}")
     assert all(tensor.isfinite().all() for tensor in end["state_dict"].values())
@@ -302,30 +306,30 @@ def test_a_loss_that_is_no_number_on_one_rank_is_so_on_all(
 
 
 @pytest.mark.slow
-def test_a_batch_left_out_of_a_step_is_left_out_alike(run: Callable[..., subprocess.CompletedProcess[str]], alone: Path) -> None:
+def test_ddp_and_fsdp_skip_the_same_batch_of_a_step(run: Callable[..., subprocess.CompletedProcess[str]], alone: Path) -> None:
     """The bad batch is the last of the two that its step accumulates."""
-    words = [*RUN, "trainer.devices=2", "data.batch_size=2", "trainer.accumulate_grad_batches=2", "on_nonfinite=skip"]
+    overrides = [*RUN, "trainer.devices=2", "data.batch_size=2", "trainer.accumulate_grad_batches=2", "on_nonfinite=skip"]
     for strategy in ("ddp", "fsdp"):
         done = run(
-            *words,
+            *overrides,
             f"trainer.strategy={strategy}",
             f"hydra.run.dir=accumulated-{strategy}",
-            "+callbacks.custom.nan={_target_: spy.LosesANumber}",
+            "+callbacks.custom.nan={_target_: spy.SpoilsOneLoss}",
         )
         assert done.returncode == 0 and "The batch is skipped" in done.stdout + done.stderr, done.stderr
-    same_run(alone.parent / "accumulated-ddp", alone.parent / "accumulated-fsdp")
+    assert_same_run(alone.parent / "accumulated-ddp", alone.parent / "accumulated-fsdp")
 
 
-def test_batches_have_other_numbers_where_other_ranks_share_them() -> None:
+def test_skipped_batches_are_renumbered_for_another_number_of_ranks() -> None:
     assert renumber_batches([[0, 8], [2, 1]], before=8, now=4) == [[0, 16], [0, 17], [2, 2], [2, 3]]
     assert renumber_batches([[0, 3]], before=4, now=8) == [[0, 1]]
     assert renumber_batches([[1, 1]], before=6, now=4) == [[1, 1], [1, 2]]
     assert renumber_batches([[0, 5]], before=4, now=4) == [[0, 5]]
 
 
-def test_pieces_stay_where_a_checkpoint_cannot_be_read(tmp_path: Path) -> None:
+def test_shards_are_kept_while_a_checkpoint_is_unreadable(tmp_path: Path) -> None:
     (tmp_path / "shards-00000001-abcdef").mkdir()
-    (tmp_path / "last.ckpt").write_bytes(b"what is left of it")
+    (tmp_path / "last.ckpt").write_bytes(b"truncated")
     remove_unused_shards(tmp_path)
     assert (tmp_path / "shards-00000001-abcdef").is_dir()
     (tmp_path / "last.ckpt").unlink()
@@ -333,7 +337,7 @@ def test_pieces_stay_where_a_checkpoint_cannot_be_read(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_sweep_starts_the_ranks_of_each_job(run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+def test_a_sweep_starts_ranks_for_each_job(run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     done = run("-m", *RUN, "trainer=ddp", "trainer.devices=2", "trainer.max_epochs=1", "optimizer.lr=1e-3,1e-2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (sweep,) = (tmp_path / "outputs" / "multirun").iterdir()
@@ -345,10 +349,10 @@ def test_a_sweep_starts_the_ranks_of_each_job(run: Callable[..., subprocess.Comp
 
 @pytest.mark.parametrize(("n", "size", "world"), [(13, 4, 2), (12, 4, 3), (5, 4, 4), (1, 1, 2), (40, 3, 5)])
 @pytest.mark.parametrize("seed", [None, 7])
-def test_ranks_share_the_batches_of_one(n: int, size: int, world: int, seed: int | None) -> None:
+def test_ranks_share_the_batches_of_one_rank(n: int, size: int, world: int, seed: int | None) -> None:
     whole = [batch.tolist() for batch in BatchOrder(n, size, seed=seed)]
     shares = [[b.tolist() for b in BatchOrder(n, size, seed=seed, rank=rank, world_size=world)] for rank in range(world)]
-    assert len({len(share) for share in shares}) == 1, "all ranks make as many steps"
+    assert len({len(share) for share in shares}) == 1, "all ranks make the same number of steps"
     assert [batch for batch in chain.from_iterable(zip(*shares, strict=True)) if batch] == whole
     later = BatchOrder(n, size, seed=seed, rank=world - 1, world_size=world)
     later.start = 1
@@ -357,7 +361,7 @@ def test_ranks_share_the_batches_of_one(n: int, size: int, world: int, seed: int
 
 
 def children(pid: int) -> list[int]:
-    """Processes that a process has started, in the order of their start."""
+    """Return the child processes that run train.py, in the order of their start."""
     return sorted(
         int(path.parent.name)
         for path in Path("/proc").glob("[0-9]*/stat")
@@ -372,8 +376,8 @@ def parent_of(stat: Path) -> int:
         return -1
 
 
-def wait_for(there: Callable[[], object], seconds: float = 100) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 100) -> None:
     end = time.monotonic() + seconds
-    while not there():
-        assert time.monotonic() < end, "nothing came"
+    while not condition():
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Starting the processes of one training, by hand on two machines and as srun does, and what becomes of them."""
+"""Start the processes of one training on one machine, by hand on two, and as srun does; end and requeue them."""
 
 import os
 import signal
@@ -17,10 +17,10 @@ from gpt_pretrain.training.distributed import launch, ranks, requeue
 from tests.conftest import ROOT, TINY_RUN
 from tests.helpers.crash_harness import differences
 
-WORDS = [*TINY_RUN, "trainer=ddp", "data.batch_size=4", "callbacks.loss_curve=false", "logger=csv"]
+OVERRIDES = [*TINY_RUN, "trainer=ddp", "data.batch_size=4", "callbacks.loss_curve=false", "logger=csv"]
 SLOW = ["trainer.max_epochs=4", "checkpoint.every_n_steps=2", "+callbacks.custom.pause._target_=tests.helpers.two_hosts.Pause"]
-OF_OTHERS = ("SLURM_", "TORCHELASTIC_", "GPT_PRETRAIN_", "HYDRA_FULL_ERROR", "PYTEST_CURRENT_TEST")
-PATIENCE_SECONDS = 120
+REMOVED_VARIABLES = ("SLURM_", "TORCHELASTIC_", "GPT_PRETRAIN_", "HYDRA_FULL_ERROR", "PYTEST_CURRENT_TEST")
+TIMEOUT_SECONDS = 120
 
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -34,15 +34,15 @@ def free_port() -> int:
 
 @pytest.fixture
 def start(tmp_path: Path, cache_dir: Path) -> Iterator[Start]:
-    """Start a process of train.py with an environment of its own; those that are left over are ended."""
-    begun: list[subprocess.Popen[str]] = []
+    """Start train.py in processes with the environment given, and kill those that remain at the end of the test."""
+    processes: list[subprocess.Popen[str]] = []
 
-    def started(*words: str, script: str = str(ROOT / "train.py"), **environment: str) -> subprocess.Popen[str]:
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(OF_OTHERS)}
+    def start_process(*overrides: str, script: str = str(ROOT / "train.py"), **environment: str) -> subprocess.Popen[str]:
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(REMOVED_VARIABLES)}
         kept |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cache_dir)}
-        begun.append(
+        processes.append(
             subprocess.Popen(
-                [sys.executable, *script.split(" ", 1), *words],
+                [sys.executable, *script.split(" ", 1), *overrides],
                 cwd=tmp_path,
                 env=kept | environment,
                 text=True,
@@ -50,29 +50,29 @@ def start(tmp_path: Path, cache_dir: Path) -> Iterator[Start]:
                 stderr=subprocess.PIPE,
             )
         )
-        return begun[-1]
+        return processes[-1]
 
-    yield started
-    for process in begun:
+    yield start_process
+    for process in processes:
         process.kill()
         process.communicate()
 
 
-def ended(*processes: subprocess.Popen[str]) -> tuple[list[int], list[str]]:
-    """Their exit codes, and what each of them said."""
-    texts = ["".join(process.communicate(timeout=PATIENCE_SECONDS)) for process in processes]
+def wait_for(*processes: subprocess.Popen[str]) -> tuple[list[int], list[str]]:
+    """Wait for processes, and return their exit codes and what each has printed."""
+    texts = ["".join(process.communicate(timeout=TIMEOUT_SECONDS)) for process in processes]
     return [process.returncode for process in processes], texts
 
 
-def machines(start: Start, *words: str) -> list[subprocess.Popen[str]]:
-    """The same command on each of two machines."""
+def machines(start: Start, *overrides: str) -> list[subprocess.Popen[str]]:
+    """Start the same command on each of two machines."""
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    return [start(*words, NODE_RANK=str(number), **common) for number in range(2)]
+    return [start(*overrides, NODE_RANK=str(number), **common) for number in range(2)]
 
 
 def wait_for_checkpoint(folder: Path) -> Path:
-    """Wait until a run in a folder has a checkpoint; the run's folder."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    """Wait until a run in this folder has a checkpoint, and return the run's folder."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while time.monotonic() < deadline:
         for file in folder.glob("outputs/*/checkpoints/last.ckpt"):
             return file.parents[1]
@@ -87,35 +87,35 @@ def only_run(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_two_machines_started_by_hand_train_one_run_and_go_on_with_it(start: Start, tmp_path: Path) -> None:
-    codes, texts = ended(*machines(start, *WORDS, "trainer.devices=1", "trainer.num_nodes=2"))
+def test_two_machines_started_by_hand_train_and_resume_one_run(start: Start, tmp_path: Path) -> None:
+    codes, texts = wait_for(*machines(start, *OVERRIDES, "trainer.devices=1", "trainer.num_nodes=2"))
     assert codes == [0, 0], texts
     assert "on 2 devices" in texts[0]
     assert texts[1] == ""
     run = only_run(tmp_path)
     assert read_metadata(run)["state"] == "finished"
-    codes, texts = ended(*machines(start, "resume=latest", "trainer.max_epochs=3"))
+    codes, texts = wait_for(*machines(start, "resume=latest", "trainer.max_epochs=3"))
     assert codes == [0, 0], texts
     assert (only_run(tmp_path), texts[1]) == (run, "")
-    assert "on 2 devices" in texts[0], "as many as before, though nobody said so"
+    assert "on 2 devices" in texts[0], "a resumed run has the devices it had"
     assert "Done: 3 epochs" in texts[0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs"], "the second machine leaves nothing in its folder"
 
 
 @pytest.mark.slow
-def test_when_one_machine_fails_the_other_ends_too(start: Start, tmp_path: Path) -> None:
-    codes, texts = ended(*machines(start, *WORDS, "trainer.num_nodes=2", "trainer.devices=1", "data.path=nowhere"))
+def test_when_one_machine_fails_the_other_ends_as_well(start: Start, tmp_path: Path) -> None:
+    codes, texts = wait_for(*machines(start, *OVERRIDES, "trainer.num_nodes=2", "trainer.devices=1", "data.path=nowhere"))
     assert codes == [2, 2]
     assert "nowhere" in texts[0]
-    both = machines(start, *WORDS, *SLOW, "trainer.max_epochs=40", "trainer.num_nodes=2", "trainer.devices=1")
+    both = machines(start, *OVERRIDES, *SLOW, "trainer.max_epochs=40", "trainer.num_nodes=2", "trainer.devices=1")
     run = wait_for_checkpoint(tmp_path)
     (worker,) = Path(f"/proc/{both[1].pid}/task/{both[1].pid}/children").read_text().split()
     os.kill(int(worker), signal.SIGKILL)
-    begun = time.monotonic()
-    codes, texts = ended(*both)
+    began = time.monotonic()
+    codes, texts = wait_for(*both)
     assert codes == [2, 128 + signal.SIGKILL]
     assert "Another process of this training has ended or cannot be reached" in texts[0]
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - began < 30
     assert read_metadata(run)["state"] == "failed"
 
 
@@ -127,7 +127,7 @@ def test_when_one_machine_fails_the_other_ends_too(start: Start, tmp_path: Path)
         ({"NODE_RANK": "-1"}, "NODE_RANK=-1 must be this machine's number, counted from 0."),
     ],
 )
-def test_a_machine_that_does_not_know_the_others(
+def test_a_machine_without_the_addresses_of_the_others_is_an_error(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], problem: str
 ) -> None:
     for name, value in environment.items():
@@ -136,19 +136,19 @@ def test_a_machine_that_does_not_know_the_others(
         launch.check_machines(2)
 
 
-def test_how_many_processes_a_machine_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_starts_one_process_per_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert launch.devices_to_start("auto", accelerator="cpu", num_nodes=1) == 0
     assert launch.devices_to_start(2, accelerator="cpu", num_nodes=1) == 2
     for name, value in (("NODE_RANK", "1"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500")):
         monkeypatch.setenv(name, value)
     assert launch.devices_to_start("auto", accelerator="cpu", num_nodes=2) == 1
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert launch.devices_to_start(2, accelerator="cpu", num_nodes=2) == 0, "it is one of them"
+    assert launch.devices_to_start(2, accelerator="cpu", num_nodes=2) == 0, "this process is one of them"
 
 
 @pytest.mark.slow
-def test_what_a_machine_misses_is_told_in_one_line(start: Start, tmp_path: Path) -> None:
-    codes, texts = ended(start(*WORDS, "trainer.num_nodes=2"), start(*WORDS, NODE_RANK="1"))
+def test_missing_settings_of_a_machine_are_reported_in_one_line(start: Start, tmp_path: Path) -> None:
+    codes, texts = wait_for(start(*OVERRIDES, "trainer.num_nodes=2"), start(*OVERRIDES, NODE_RANK="1"))
     assert codes == [2, 2], texts
     assert texts[0].startswith("error: trainer.num_nodes=2 needs NODE_RANK, MASTER_ADDR, MASTER_PORT in the environment"), texts[
         0
@@ -167,26 +167,26 @@ def test_a_timeout_is_a_number_of_seconds(monkeypatch: pytest.MonkeyPatch, text:
 
 
 @pytest.mark.slow
-def test_ranks_that_never_meet_give_up_in_time_and_a_port_that_is_taken_is_named(start: Start) -> None:
+def test_a_lonely_rank_gives_up_and_an_occupied_port_is_reported(start: Start) -> None:
     with socket.socket() as other:
         other.bind(("0.0.0.0", 0))
         other.listen()
         port = str(other.getsockname()[1])
         alone = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-        taken = start(*WORDS, **alone, MASTER_PORT=port)
-        lonely = start(*WORDS, **alone, MASTER_PORT=str(free_port()), GPT_PRETRAIN_TIMEOUT="2")
-        codes, texts = ended(taken, lonely)
+        taken = start(*OVERRIDES, **alone, MASTER_PORT=port)
+        lonely = start(*OVERRIDES, **alone, MASTER_PORT=str(free_port()), GPT_PRETRAIN_TIMEOUT="2")
+        codes, texts = wait_for(taken, lonely)
     assert codes == [2, 2], texts
     assert f"MASTER_PORT={port} is in use by another program on this machine" in texts[0]
     assert "Another process of this training has ended or cannot be reached" in texts[1]
 
 
 @pytest.mark.slow
-def test_ranks_that_torchrun_starts_again_meet_whatever_it_has_counted_on_their_machines(start: Start) -> None:
+def test_ranks_restarted_by_torchrun_agree_although_its_restart_counts_differ(start: Start) -> None:
     from torch.distributed import TCPStore
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    store.set("here/1", "a word of one who is gone")
+    store.set("here/1", "the token of a rank that no longer exists")
     code = """import os; from gpt_pretrain.training.distributed import ranks
 with ranks.exit_without_teardown():
     ranks.join_process_group(); print(ranks.all_gather(os.environ['TORCHELASTIC_RESTART_COUNT']))"""
@@ -203,22 +203,22 @@ with ranks.exit_without_teardown():
             )
             for rank, count in enumerate(counts)
         ]
-        codes, texts = ended(*both)
+        codes, texts = wait_for(*both)
         assert (codes, texts) == ([0, 0], [f"['{number}', '{number}']\n"] * 2)
 
 
-def tasks(start: Start, *words: str, **environment: str) -> list[subprocess.Popen[str]]:
-    """What `srun --ntasks=2` starts on one node, in a job."""
+def tasks(start: Start, *overrides: str, **environment: str) -> list[subprocess.Popen[str]]:
+    """Start two processes as `srun --ntasks=2` does on one node."""
     common = {
         **{"SLURM_JOB_ID": str(700_000 + os.getpid() % 10_000), "SLURM_JOB_NAME": "train", "SLURM_STEP_ID": "0"},
         **{"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1", "SLURM_NNODES": "1"},
         **{"SLURM_NODELIST": "127.0.0.1", "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NODEID": "0"},
     }
-    return [start(*words, SLURM_PROCID=str(n), SLURM_LOCALID=str(n), **common | environment) for n in range(2)]
+    return [start(*overrides, SLURM_PROCID=str(n), SLURM_LOCALID=str(n), **common | environment) for n in range(2)]
 
 
 def scontrol(folder: Path) -> dict[str, str]:
-    """Make a command of that name, which notes what it is asked for; the environment that leads to it."""
+    """Write a scontrol command that records its arguments, and return the PATH that finds it."""
     folder.mkdir()
     command = folder / "scontrol"
     command.write_text(f'#!/bin/sh\necho "$@" >> "{folder}/asked"\n')
@@ -227,26 +227,26 @@ def scontrol(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_tasks_of_slurm_train_one_run_and_go_on_with_it_when_the_job_is_requeued(start: Start, tmp_path: Path) -> None:
-    undisturbed = tasks(start, *WORDS, *SLOW, "hydra.run.dir=undisturbed")
-    codes, texts = ended(*undisturbed)
+def test_slurm_tasks_train_one_run_and_resume_it_when_the_job_is_requeued(start: Start, tmp_path: Path) -> None:
+    undisturbed = tasks(start, *OVERRIDES, *SLOW, "hydra.run.dir=undisturbed")
+    codes, texts = wait_for(*undisturbed)
     assert codes == [0, 0], texts
     assert "on 2 devices" in texts[0]
     assert texts[1] == ""
-    both = tasks(start, *WORDS, *SLOW, **scontrol(tmp_path / "bin"))
+    both = tasks(start, *OVERRIDES, *SLOW, **scontrol(tmp_path / "bin"))
     run = wait_for_checkpoint(tmp_path)
     for process in both:
-        process.send_signal(signal.SIGUSR1)  # as --signal=USR1@120 does, in all tasks
-    codes, texts = ended(*both)
+        process.send_signal(signal.SIGUSR1)  # as --signal=USR1@120 does in all tasks
+    codes, texts = wait_for(*both)
     assert codes == [128 + signal.SIGUSR1] * 2, texts
-    assert (tmp_path / "bin" / "asked").read_text().count("requeue") == 1, "one asks for all"
-    codes, texts = ended(*tasks(start, *WORDS, *SLOW, SLURM_RESTART_COUNT="1"))
+    assert (tmp_path / "bin" / "asked").read_text().count("requeue") == 1, "one task requeues the job for all"
+    codes, texts = wait_for(*tasks(start, *OVERRIDES, *SLOW, SLURM_RESTART_COUNT="1"))
     assert codes == [0, 0], texts
     assert only_run(tmp_path) == run
     assert differences(tmp_path / "undisturbed", run) == []
 
 
-def test_where_the_tasks_of_slurm_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slurm_tasks_derive_a_common_address_and_port(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     given = {"SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "16", "SLURM_STEP_NUM_NODES": "2"}
@@ -261,16 +261,16 @@ def test_where_the_tasks_of_slurm_meet(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = {"RANK": "9", "LOCAL_RANK": "1", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8", "GROUP_RANK": "1"}
     assert found == expected | {"MASTER_ADDR": "gpu07", "MASTER_PORT": "18456"}
     ports = {of_step(job, step)["MASTER_PORT"] for job in range(19_990, 20_010) for step in range(4)}
-    assert len(ports) == 80, "jobs that may share a node have ports of their own"
+    assert len(ports) == 80, "jobs that may share a node have different ports"
     assert all(1024 < int(port) < 32768 for port in ports)
     monkeypatch.setenv("MASTER_PORT", "29500")
     assert of_step(123456, 0)["MASTER_PORT"] == "29500"
 
 
 @pytest.mark.slow
-def test_a_job_of_a_sweep_that_runs_elsewhere_starts_its_ranks_by_itself(start: Start, tmp_path: Path) -> None:
-    sweep = start("-m", *WORDS, "hydra/launcher=submitit_local", "hydra.sweep.dir=sweep", "trainer.devices=2", "seed=1")
-    codes, texts = ended(sweep)
+def test_a_sweep_job_run_by_a_launcher_starts_its_own_ranks(start: Start, tmp_path: Path) -> None:
+    sweep = start("-m", *OVERRIDES, "hydra/launcher=submitit_local", "hydra.sweep.dir=sweep", "trainer.devices=2", "seed=1")
+    codes, texts = wait_for(sweep)
     (record,) = tmp_path.glob("sweep/*/run.json")
     assert codes == [0], texts
     assert read_metadata(record.parent)["state"] == "finished"
@@ -296,13 +296,15 @@ echo "JobID|State|NodeList"; echo "4711|RUNNING|here"; echo "4711_0|RUNNING|here
 
 
 @pytest.mark.slow
-def test_a_job_of_a_sweep_may_have_several_tasks_of_slurm(start: Start, tmp_path: Path) -> None:
+def test_a_sweep_job_may_have_several_slurm_tasks(start: Start, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     for name, text in (("sbatch", SBATCH), ("srun", SRUN), ("sacct", SACCT)):
         (tmp_path / "bin" / name).write_text(text)
         (tmp_path / "bin" / name).chmod(0o755)
-    words = ["hydra/launcher=submitit_slurm", "hydra.launcher.tasks_per_node=2", "hydra.sweep.dir=sweep", "seed=1"]
-    codes, texts = ended(start("-m", *WORDS, *words, "trainer.devices=2", PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}"))
+    overrides = ["hydra/launcher=submitit_slurm", "hydra.launcher.tasks_per_node=2", "hydra.sweep.dir=sweep", "seed=1"]
+    codes, texts = wait_for(
+        start("-m", *OVERRIDES, *overrides, "trainer.devices=2", PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    )
     outputs = [(tmp_path / "bin" / f"{n}.out").read_text() for n in range(2)]
     (record,) = tmp_path.glob("sweep/*/run.json")
     assert codes == [0], texts + outputs
@@ -312,7 +314,7 @@ def test_a_job_of_a_sweep_may_have_several_tasks_of_slurm(start: Start, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("end", "code", "said"),
+    ("end", "code", "stderr"),
     [
         ("pass", 0, ""),
         ("sys.exit(130)", 130, ""),
@@ -320,18 +322,18 @@ def test_a_job_of_a_sweep_may_have_several_tasks_of_slurm(start: Start, tmp_path
         ("1 / 0", 1, "ZeroDivisionError: division by zero\n"),
     ],
 )
-def test_a_rank_ends_without_taking_the_interpreter_apart(start: Start, tmp_path: Path, end: str, code: int, said: str) -> None:
-    """Else a thread of gloo may abort it: that happens too rarely to be shown here."""
+def test_a_rank_exits_without_finalizing_the_interpreter(start: Start, tmp_path: Path, end: str, code: int, stderr: str) -> None:
+    """Finalization may abort a rank in a gloo thread, but too rarely to show it here."""
     script = f"""
 import atexit, sys, threading, time
 from gpt_pretrain.training.distributed.ranks import exit_without_teardown
-class Left:
+class Leftover:
     def __del__(self):
-        print("taken apart")
+        print("finalized")
 def late():
     time.sleep(0.2)
     print("thread")
-left = Left()
+leftover = Leftover()
 with exit_without_teardown():
     atexit.register(print, "exit function")
     threading.Thread(target=late).start()
@@ -340,45 +342,45 @@ with exit_without_teardown():
     file = tmp_path / "rank.py"
     file.write_text(script)
     rank = start(script=str(file), RANK="1", WORLD_SIZE="2")
-    out, err = rank.communicate(timeout=PATIENCE_SECONDS)
+    out, err = rank.communicate(timeout=TIMEOUT_SECONDS)
     assert (rank.returncode, out) == (code, "thread\nexit function\n")
-    assert err.endswith(said) and bool(err) == bool(said)
+    assert err.endswith(stderr) and bool(err) == bool(stderr)
     alone = start(script=str(file))
-    assert "taken apart" in alone.communicate(timeout=PATIENCE_SECONDS)[0]
+    assert "finalized" in alone.communicate(timeout=TIMEOUT_SECONDS)[0]
     assert alone.returncode == code
 
 
-def test_what_a_rank_must_know_is_told(start: Start) -> None:
-    codes, texts = ended(start(*WORDS, WORLD_SIZE="2", RANK="0", MASTER_ADDR="127.0.0.1"))
+def test_missing_variables_of_a_rank_are_reported(start: Start) -> None:
+    codes, texts = wait_for(start(*OVERRIDES, WORLD_SIZE="2", RANK="0", MASTER_ADDR="127.0.0.1"))
     assert codes == [2]
     assert "WORLD_SIZE=2 makes this process one of several, but LOCAL_RANK, MASTER_PORT must be set as well" in texts[0]
 
 
-def test_ranks_end_with_whoever_started_them_however_early(start: Start) -> None:
-    parent = start(*WORDS, "trainer.devices=2", "trainer.max_epochs=100000")
+def test_ranks_end_when_their_parent_is_killed_however_early(start: Start) -> None:
+    parent = start(*OVERRIDES, "trainer.devices=2", "trainer.max_epochs=100000")
     children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while len(ranks := children.read_text().split()) < 2:
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while len(pids := children.read_text().split()) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     parent.kill()
-    while any(Path(f"/proc/{rank}/cmdline").exists() and Path(f"/proc/{rank}/cmdline").read_bytes() for rank in ranks):
-        assert time.monotonic() < deadline, "a rank lives on"
+    while any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids):
+        assert time.monotonic() < deadline, "a rank is still alive"
         time.sleep(0.1)
 
 
-def test_a_signal_before_the_first_step_is_no_failure(start: Start, tmp_path: Path) -> None:
-    parent = start(*WORDS, "trainer.devices=2")
-    deadline = time.monotonic() + PATIENCE_SECONDS
+def test_a_signal_before_the_first_step_counts_as_interruption(start: Start, tmp_path: Path) -> None:
+    parent = start(*OVERRIDES, "trainer.devices=2")
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while not (records := list(tmp_path.glob("outputs/*/run.json"))):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     parent.terminate()
-    assert parent.wait(PATIENCE_SECONDS) == 128 + signal.SIGTERM
+    assert parent.wait(TIMEOUT_SECONDS) == 128 + signal.SIGTERM
     assert read_metadata(records[0].parent)["state"] == "interrupted"
 
 
-def test_jobs_of_torchrun_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchrun_jobs_of_the_same_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name, value in (("RUN_ID", "my-run"), ("RESTART_COUNT", "1"), ("MAX_RESTARTS", "3")):
         monkeypatch.setenv(f"TORCHELASTIC_{name}", value)
@@ -387,4 +389,4 @@ def test_jobs_of_torchrun_are_told_apart(tmp_path: Path, monkeypatch: pytest.Mon
     assert requeue.earlier_run(["a=1"]) == tmp_path / "run"
     assert requeue.earlier_run(["a=2"]) is None
     monkeypatch.setenv(ranks.JOB, "second")
-    assert requeue.earlier_run(["a=1"]) is None, "another job, though of the same name"
+    assert requeue.earlier_run(["a=1"]) is None, "another job of the same name"

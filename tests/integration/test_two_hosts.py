@@ -1,24 +1,24 @@
-"""Trainings over a link that is cut, on two hosts made of network namespaces."""
+"""Train on two hosts, made of network namespaces, while the link between them is cut."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.two_hosts import DISTURBANCES, disturbed, one_host, why_not
+from tests.helpers.two_hosts import DISTURBANCES, differences_after, missing_requirement, train_on_one_host
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the run that one host trained."""
-    if (reason := why_not()) is not None:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train the undisturbed run on one host, and return the folder around it."""
+    if (reason := missing_requirement()) is not None:
         pytest.skip(reason)
-    folder = tmp_path_factory.mktemp("hosts")
-    one_host(folder / "one_host")
-    return folder
+    path = tmp_path_factory.mktemp("hosts")
+    train_on_one_host(path / "one_host")
+    return path
 
 
 @pytest.mark.parametrize("disturbance", DISTURBANCES)
-def test_two_hosts_end_where_one_does(place: Path, disturbance: str) -> None:
-    assert disturbed(place / disturbance, disturbance) == []
+def test_two_hosts_train_the_same_run_as_one(folder: Path, disturbance: str) -> None:
+    assert differences_after(folder / disturbance, disturbance) == []
