@@ -12,7 +12,7 @@ from statistics import fmean, median
 
 from gpt_pretrain.config.schema import DoctorSettings, TrainSettings
 
-Evaluation = tuple[int, float, float]  # a loss line: optimizer step, training and validation loss in nats per token
+Evaluation = tuple[int, float, float]  # optimizer step, training and validation loss in nats per token
 
 RECENT_STEPS = 5  # Steps over which the current loss is averaged, since one odd batch is no spike.
 MIN_EARLIER_STEPS = 10  # Steps to compare a rise with; fewer say too little about the noise of small batches.
@@ -66,7 +66,7 @@ def detect_overfitting(
     stop = "" if run.callbacks.early_stopping else "; callbacks=early_stopping does so automatically"
     return (
         f"Since about step {best_step} the validation loss has risen from {best_val:.3f} to {val:.3f}, while the training loss "
-        f"has fallen from {best_train:.3f} to {train:.3f} (means of {thresholds.patience} loss lines). From that step on the "
+        f"has fallen from {best_train:.3f} to {train:.3f} (means of {thresholds.patience} evaluations). From that step on the "
         "model memorizes its training text (overfitting). More text (data.path=...), a higher model.drop_rate "
         f"({run.model.drop_rate:g} now) or a smaller model delays that; trainer.max_steps={best_step + 1} stops in time{stop}."
     )

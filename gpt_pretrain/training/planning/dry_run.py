@@ -51,7 +51,7 @@ def estimate_times(plan: TrainingPlan, measured: Measurements, settings: TrainSe
     """Return the seconds of each part of the run, from its first step to its last."""
     times = {
         "steps": measured.first_step + (plan.steps - 1) * measured.step,
-        "loss lines": plan.loss_lines * plan.loss_line_batches * measured.eval_batch,
+        "evaluations": plan.evaluations * plan.evaluation_batches * measured.eval_batch,
         "validation": plan.validations * plan.val_batches * measured.eval_batch,
         "samples": plan.epoch_ends * measured.sample,
     }
@@ -100,7 +100,7 @@ def _time_lines(plan: TrainingPlan, measured: Measurements, times: dict[str, flo
     tokens_per_second = plan.tokens / plan.steps / measured.step
     amounts = {
         "steps": (plan.steps, measured.step),
-        "loss lines": (plan.loss_lines, plan.loss_line_batches * measured.eval_batch),
+        "evaluations": (plan.evaluations, plan.evaluation_batches * measured.eval_batch),
         "validation": (plan.validations, plan.val_batches * measured.eval_batch),
         "samples": (plan.epoch_ends, measured.sample),
         "checkpoints": (plan.validations, measured.save + measured.copy),

@@ -30,8 +30,8 @@ class TrainingPlan:
         steps: Optimizer steps that remain.
         tokens: Tokens to train on.
         token_flops: Floating-point operations per token, recomputation by activation checkpointing included.
-        loss_lines: Printed losses of both sets, those before training included.
-        loss_line_batches: Batches behind one of them on each device, of both sets together.
+        evaluations: Evaluations of both losses every eval_freq steps, the one before training included.
+        evaluation_batches: Batches of one evaluation on each device, of both sets together.
         validations: Passes over the validation set, each followed by a checkpoint.
         val_batches: Batches of one validation on each device.
         epoch_ends: Ends of epochs, each with a sample.
@@ -50,8 +50,8 @@ class TrainingPlan:
     steps: int
     tokens: int
     token_flops: float
-    loss_lines: int
-    loss_line_batches: int
+    evaluations: int
+    evaluation_batches: int
     validations: int
     val_batches: int
     epoch_ends: int
@@ -93,7 +93,7 @@ def make_plan(settings: TrainSettings, data: TextDataModule, config: GPTConfig, 
     epoch_ends = math.ceil(total / per_epoch) - first_step // per_epoch
     validations = epoch_ends + _saves_between(settings.checkpoint.every_n_steps, first_step, total, per_epoch)
     train_batches, val_batches = math.ceil(len(data.train) / size), math.ceil(len(data.val) / size)
-    loss_line_batches = [min(settings.eval_iter, batches) for batches in (train_batches, val_batches)]
+    evaluation_batches = [min(settings.eval_iter, batches) for batches in (train_batches, val_batches)]
     val_batches_per_device = math.ceil(val_batches / W)
     if trainer.limit_val_batches is not None:
         val_batches_per_device = min(val_batches_per_device, trainer.limit_val_batches)
@@ -106,8 +106,8 @@ def make_plan(settings: TrainSettings, data: TextDataModule, config: GPTConfig, 
         steps=total - first_step,
         tokens=round((total - first_step) * tokens / per_epoch),
         token_flops=costs.training_flops(config, activation_checkpointing=parallelism.activation_checkpointing),
-        loss_lines=_count_multiples(settings.eval_freq, first_step, total) + (first_step == 0),
-        loss_line_batches=sum(math.ceil(batches / W) for batches in loss_line_batches),
+        evaluations=_count_multiples(settings.eval_freq, first_step, total) + (first_step == 0),
+        evaluation_batches=sum(math.ceil(batches / W) for batches in evaluation_batches),
         validations=validations,
         val_batches=val_batches_per_device,
         epoch_ends=epoch_ends,
