@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Set
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -19,6 +19,9 @@ from gpt_pretrain.runs.folder import list_checkpoints
 from gpt_pretrain.runs.metadata import read_metadata
 from gpt_pretrain.system.checkout import CHECKOUT
 from gpt_pretrain.training.distributed import launch, ranks, requeue
+
+if TYPE_CHECKING:
+    from gpt_pretrain.training.preflight import TrainingSetup
 
 DEVICE_KEYS = {"experiment", "trainer", "trainer.devices", "trainer.num_nodes"}
 
@@ -49,13 +52,28 @@ def train(config: DictConfig, *, overridden: Set[str] | None = None) -> float:
         if n_processes:
             _train_in_processes(config, n_processes, num_nodes=num_nodes)
             return _best_val_loss(run_dir)
-        # A function of its own: at the end of a sweep's job, run_context frees the memory that no frame holds any more.
-        return _train_in_this_process(config, run_dir=run_dir, overridden=overridden, writes=writes)
+        setup = _prepare(config, run_dir=run_dir, overridden=overridden, writes=writes)
+        if setup.settings.plan:
+            from gpt_pretrain.training.planning.dry_run import dry_run
+
+            log.info("%s", dry_run(setup))
+            return math.nan
+
+        from gpt_pretrain.training.fit import finish, fit
+        from gpt_pretrain.training.preflight import save_config
+
+        stored = save_config(setup.settings, run_dir)
+        callbacks = _extra_callbacks(setup.settings.callbacks.custom, run_dir)
+        trainer, module = fit(setup, config=stored, run_dir=run_dir, extra_callbacks=callbacks)
+        best_val_loss = finish(setup.settings, trainer, module, run_dir=run_dir)
+        # At the end of a sweep's job, run_context frees the memory that no name holds any more.
+        del setup, callbacks, trainer, module
+        return best_val_loss
     return _best_val_loss(run_dir)  # a job of a sweep that was already complete
 
 
-def _train_in_this_process(config: DictConfig, *, run_dir: Path, overridden: Set[str], writes: bool) -> float:
-    """Train, or make a dry run, and return the best validation loss.
+def _prepare(config: DictConfig, *, run_dir: Path, overridden: Set[str], writes: bool) -> TrainingSetup:
+    """Join the other processes, and check the settings and load the data.
 
     Args:
         writes: Whether this process writes the run's files.
@@ -66,22 +84,11 @@ def _train_in_this_process(config: DictConfig, *, run_dir: Path, overridden: Set
 
     from gpt_pretrain.system.devices import keep_freed_memory
     from gpt_pretrain.system.terminal import quiet_lightning
-    from gpt_pretrain.training.fit import finish, fit
-    from gpt_pretrain.training.preflight import prepare_training, save_config
+    from gpt_pretrain.training.preflight import prepare_training
 
     quiet_lightning(main=ranks.is_main())
     keep_freed_memory()
-    setup = prepare_training(config, overridden=overridden)
-    settings = setup.settings
-    if settings.plan:
-        from gpt_pretrain.training.planning.dry_run import dry_run
-
-        log.info("%s", dry_run(setup))
-        return math.nan
-    stored = save_config(settings, run_dir)
-    callbacks = _extra_callbacks(settings.callbacks.custom, run_dir)
-    trainer, module = fit(setup, config=stored, run_dir=run_dir, extra_callbacks=callbacks)
-    return finish(settings, trainer, module, run_dir=run_dir)
+    return prepare_training(config, overridden=overridden)
 
 
 def processes_to_start(config: DictConfig, overridden: Set[str]) -> int:
