@@ -1,0 +1,50 @@
+"""The arguments of `gpt-pretrain COMMAND`."""
+
+import pytest
+
+from gpt_pretrain.commands.arguments import parse_arguments
+from gpt_pretrain.config.command_schema import CompareSettings, PrepareSettings
+from gpt_pretrain.errors import UserError
+
+
+def prepare_settings(*arguments: str) -> PrepareSettings:
+    return parse_arguments(list(arguments), PrepareSettings, usage="The usage.", positional="inputs")
+
+
+def test_settings_may_be_written_with_dashes() -> None:
+    settings = prepare_settings("a.txt", "--out=corpus", "--tokenizer", "byte", "--report", "b.txt", "workers=2")
+    assert (settings.out, settings.tokenizer, settings.report, settings.workers) == ("corpus", "byte", True, 2)
+    assert settings.inputs == ["a.txt", "b.txt"]
+
+
+def test_null_and_amounts_with_an_exponent_are_understood() -> None:
+    settings = prepare_settings("a.txt", "out=corpus", "shard_tokens=1e9", "val_tokens=null")
+    assert (settings.shard_tokens, settings.val_tokens) == (1_000_000_000, None)
+
+
+def test_positional_arguments_may_contain_equals_signs() -> None:
+    settings = parse_arguments(["optimizer.lr=1,b=${x}", "latest"], CompareSettings, usage="", positional="runs")
+    assert settings.runs == ["optimizer.lr=1,b=${x}", "latest"]
+
+
+@pytest.mark.parametrize("text", ["010", "1_000", "---", "yes", "# ", "a: b", "'"])
+def test_texts_are_not_read_as_yaml(text: str) -> None:
+    assert prepare_settings("a.txt", "out=corpus", f"document_separator={text}").document_separator == text
+
+
+def test_all_problems_are_reported_together() -> None:
+    with pytest.raises(UserError) as caught:
+        parse_arguments(["workers=many", "shards=5"], PrepareSettings, usage="")
+    problems = caught.value.problems
+    assert [problem.split(":")[0] for problem in problems] == [
+        "workers=many",
+        "shards=5",
+        "out= is missing. --help explains the settings.",
+    ]
+
+
+def test_help_prints_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        prepare_settings("a.txt", "--help")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == "The usage.\n"
