@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from gpt_pretrain.checkpoints.pretrained import load_pretrained
+    from gpt_pretrain.commands.notebook import load_settings
     from gpt_pretrain.data.datamodule import TextDataModule
     from gpt_pretrain.generation.sampling import generate
     from gpt_pretrain.model.config import GPTConfig
@@ -25,9 +26,19 @@ _MODULES = {
     "build_tokenizer": "gpt_pretrain.tokenizers.build",
     "generate": "gpt_pretrain.generation.sampling",
     "load_pretrained": "gpt_pretrain.checkpoints.pretrained",
+    "load_settings": "gpt_pretrain.commands.notebook",
 }
 
-__all__ = ["GPTConfig", "GPTLitModule", "GPTModel", "TextDataModule", "build_tokenizer", "generate", "load_pretrained"]
+__all__ = [
+    "GPTConfig",
+    "GPTLitModule",
+    "GPTModel",
+    "TextDataModule",
+    "build_tokenizer",
+    "generate",
+    "load_pretrained",
+    "load_settings",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,12 @@ from gpt_pretrain.config.schema import GenerateSettings, TrainSettings
 from tests.conftest import ROOT
 
 PACKAGE = sorted((ROOT / "gpt_pretrain").rglob("*.py"))
-HYDRA = {"gpt_pretrain.commands.job", "gpt_pretrain.commands.script", "gpt_pretrain.commands.train"}
+HYDRA = {
+    "gpt_pretrain.commands.job",
+    "gpt_pretrain.commands.notebook",
+    "gpt_pretrain.commands.script",
+    "gpt_pretrain.commands.train",
+}
 # The rooms of the package, from the bottom up: each may import those before it, and none behind it.
 ROOMS = [
     *("errors", "system", "model", "tokenizers", "generation", "config", "runs", "data", "prepare", "checkpoints"),

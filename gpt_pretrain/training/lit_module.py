@@ -37,7 +37,7 @@ class GPTLitModule(L.LightningModule):
         optimizer: The `optimizer` settings.
         scheduler: The `scheduler` settings.
         total_steps: Optimizer steps of the whole run, at which schedules end.
-        token_bytes: Bytes of text behind each token id, int64, (V,), for bits per byte.
+        token_bytes: Bytes of text behind each token id, int64, (V,), for bits per byte; None computes no bits per byte.
         on_nonfinite: What to do when a loss or gradient is NaN or infinite: "stop", "skip" or "rollback".
         compiled: Whether the model's blocks are compiled, so that the training loss is compiled too.
 
@@ -62,7 +62,7 @@ class GPTLitModule(L.LightningModule):
         optimizer: OptimizerSettings,
         scheduler: SchedulerSettings,
         total_steps: int,
-        token_bytes: Tensor,
+        token_bytes: Tensor | None = None,
         on_nonfinite: str = "stop",
         compiled: bool = False,
     ) -> None:
@@ -71,7 +71,8 @@ class GPTLitModule(L.LightningModule):
         self.optimizer_settings = optimizer
         self.scheduler_settings = scheduler
         self.total_steps = total_steps
-        self.register_buffer("token_bytes", token_bytes, persistent=False)
+        none = torch.zeros(model.config.vocab_size, dtype=torch.int64)
+        self.register_buffer("token_bytes", none if token_bytes is None else token_bytes, persistent=False)
         self.on_nonfinite = on_nonfinite
         self.compiled = compiled
         self.lr_scale = 1.0

@@ -110,6 +110,18 @@ def test_every_command_of_a_page_works(page: Path, server: ForkServer, prepared:
     assert not failed, "\n".join(failed)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["python", "weights"])
+def test_the_python_of_a_page_runs(page: str, server: ForkServer, prepared: Path, tmp_path: Path) -> None:
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    assert run(server, ["-m", "gpt_pretrain", "export", "checkpoint=outputs/RUN", "out=my-gpt"], tmp_path).returncode == 0
+    for number, code in enumerate(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(), re.DOTALL)):
+        script = tmp_path / f"example{number}.py"
+        script.write_text(code, encoding="utf-8")
+        done = run(server, [str(script)], tmp_path)
+        assert done.returncode == 0, done.stderr
+
+
 def test_links_and_pictures_of_the_readme_exist() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)", readme):
