@@ -109,7 +109,7 @@ def nested_dicts(settings: Any) -> list[dict[Any, Any]]:
     while waiting:
         n_nodes += 1
         if n_nodes > MAX_SETTINGS:
-            raise UserError(f"The stored settings have more than {MAX_SETTINGS:,} parts. The checkpoint is damaged or hostile.")
+            raise UserError(f"The stored settings have far too many parts: more than {MAX_SETTINGS:,}. The file is damaged.")
         node = waiting.pop()
         if isinstance(node, dict):
             found.append(node)
