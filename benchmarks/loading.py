@@ -20,8 +20,8 @@ END_OF_TEXT = 256  # of the byte tokenizer
 
 def ours(*, n_tokens: int, context_length: int, batch_size: int, batches: int = 20_000) -> Measurement:
     """Measure the training DataLoader, which yields shuffled windows of a token file."""
-    from gpt_pretrain.data.tokens import Tokens
-    from gpt_pretrain.data.windows import TokenWindows
+    from gpt_pretrain.data.dataset import TokenWindows
+    from gpt_pretrain.data.token_cache import TokenFile
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "train.bin")
@@ -29,7 +29,7 @@ def ours(*, n_tokens: int, context_length: int, batch_size: int, batches: int = 
         data = _data(batch_size=batch_size, context_length=context_length)
         process = psutil.Process()
         before = process.memory_info().rss
-        tokens = Tokens(path=path, count=n_tokens, itemsize=2, sha256="")
+        tokens = TokenFile(path=path, count=n_tokens, itemsize=2, sha256="")
         data.train = TokenWindows(tokens, context_length=context_length, stride=context_length)
         seconds = _seconds(iter(data.train_dataloader()), min(batches, n_tokens // (context_length * batch_size) - 1))
         return Measurement(seconds, process.memory_info().rss - before)
@@ -45,7 +45,8 @@ def shards(
         documents: Mask attention between documents of DOCUMENT tokens.
     """
     from gpt_pretrain.config.schema import RemoteSettings
-    from gpt_pretrain.data.remote import CachedFiles, RemoteFiles
+    from gpt_pretrain.data.remote import RemoteFiles
+    from gpt_pretrain.data.remote_cache import CachedFiles
 
     with tempfile.TemporaryDirectory() as folder:
         size = n_tokens // SHARDS

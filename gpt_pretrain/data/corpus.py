@@ -1,37 +1,27 @@
-"""Folders of token shards: this program's own, nanoGPT's and llm.c's, told apart by looking, and checked before they are read."""
+"""Folders of token shards in any format: their checks, and their split into a training set and a validation set."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
-import pickle
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 
 from gpt_pretrain.data.files import Files
-from gpt_pretrain.data.manifest import FORMAT as OURS
-from gpt_pretrain.data.manifest import MANIFEST
-from gpt_pretrain.data.shards import ConcatenatedTokens, Shard, TokenSlice
-from gpt_pretrain.data.tokens import TokenSplit, sample_tokens
+from gpt_pretrain.data.token_stream import ConcatenatedTokens, Shard, TokenSlice, TokenSplit, sample_tokens
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.tokenizers.base import Tokenizer, fingerprint
-from gpt_pretrain.tokenizers.characters import CharacterTokenizer
 
-META = "meta.pkl"
-BEGUN = ".work/plan.json"  # which a corpus has while it is made
-FORMATS = ("gpt_pretrain", "nanogpt", "llmc")
-MOST_ZEROS = 0.4  # share of a sample; of four-byte ids read as two bytes each, half are 0
-LLMC_MAGIC, LLMC_VERSION, LLMC_HEADER = 20240520, 1, 1024  # bytes; Source: karpathy/llm.c, dev/data/data_common.py
-LLMC_LLAMA3 = 20240801
-PROBE = 4096  # bytes from the middle of each shard that tell one corpus from another where no checksums do
-AT_ONCE = 16  # files looked at, which takes a while each where they are far away
+# Share of zeros in a sample. Half of the values are 0 if four-byte token ids are read as two bytes each.
+MAX_ZEROS = 0.4
+PROBE = 4096  # bytes from the middle of each shard that stand for its content if it has no checksum
+CONCURRENT_READS = 16  # of remote shards
+MAX_PROBLEMS = 5  # shards that are listed one by one
 
 Result = TypeVar("Result")
 
@@ -39,8 +29,14 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Part:
-    """The shards of one part of a corpus, in order, with what its manifest says about the text behind them."""
+class CorpusPart:
+    """The training set or the validation set of a corpus.
+
+    Args:
+        shards: The shards in order.
+        documents: Number of documents, if known.
+        n_bytes: Size of the text in bytes, if known.
+    """
 
     shards: tuple[Shard, ...]
     documents: int | None = None
@@ -52,247 +48,105 @@ class TokenCorpus:
     """A folder of token shards.
 
     Args:
-        form: one of FORMATS.
-        train, val: its parts; val is None where there is none.
-        tokenizer: the name of the tokenizer that it was made with.
-        tokenizer_sha256: its fingerprint, where that is known.
-        end_first: whether an end of text stands before each document, instead of behind it.
+        files: The folder.
+        format: The name of its format.
+        train: The training set.
+        val: The validation set, or None if the folder has none.
+        tokenizer: Name of the tokenizer that made the tokens.
+        tokenizer_sha256: Fingerprint of that tokenizer, if known.
+        eos_first: Whether the end-of-text token precedes each document instead of following it.
+        states_itemsize: Whether the files state how many bytes a token has.
     """
 
     files: Files
-    form: str
-    train: Part
-    val: Part | None
+    format: str
+    train: CorpusPart
+    val: CorpusPart | None
     tokenizer: str = "gpt2"
     tokenizer_sha256: str | None = None
-    end_first: bool = False
+    eos_first: bool = False
+    states_itemsize: bool = True
 
 
-def open_corpus(files: Files, *, form: str = "auto") -> TokenCorpus:
-    """What a folder of token shards says about itself.
-
-    Args:
-        form: one of FORMATS, or "auto" to find it out.
-
-    Raises:
-        UserError: when it holds none, or is unfinished.
-    """
-    if form == "gpt_pretrain" or (form == "auto" and files.size(MANIFEST) is not None):
-        return _ours(files)
-    names = files.names()
-    if form == "auto":
-        form = _form_of(files, names)
-    return _nanogpt(files, names) if form == "nanogpt" else _llmc(files, names)
-
-
-def split_of(corpus: TokenCorpus, tokenizer: Tokenizer, *, train_ratio: float, verify: bool = False) -> TokenSplit:
-    """The two parts of a corpus, checked: each shard is as long as it should be, and the tokens are of this tokenizer.
+def split_corpus(corpus: TokenCorpus, tokenizer: Tokenizer, *, train_ratio: float, verify: bool = False) -> TokenSplit:
+    """Check a corpus and return its training set and its validation set.
 
     Args:
-        train_ratio: share of the tokens that is for training, where the corpus has no validation part.
-        verify: compare all checksums as well.
+        train_ratio: Share of the tokens to train on if the corpus has no validation set.
+        verify: Compare the checksums of all shards too.
 
     Raises:
-        UserError: when something is amiss.
+        UserError: If shards are missing or damaged, or the tokens are not from this tokenizer.
     """
     parts = [part for part in (corpus.train, corpus.val) if part is not None]
-    problems = _check_tokenizer(corpus, tokenizer) + _check_shards(corpus, parts, verify=verify)
-    if problems:
+    if problems := _check_tokenizer(corpus, tokenizer) + _check_shards(corpus, parts, verify=verify):
         raise UserError(problems)
-    joined = [ConcatenatedTokens(part.shards) for part in parts]
-    if problems := [problem for tokens in joined for problem in _check_ids(corpus, tokens, tokenizer)]:
+    streams = [ConcatenatedTokens(part.shards) for part in parts]
+    if problems := [problem for stream in streams for problem in _check_token_ids(corpus, stream, tokenizer)]:
         raise UserError(problems)
-    train, val = joined[0], joined[-1]
-    known = {
-        name: sum(counts) if None not in (counts := [getattr(part, name) for part in parts]) else None
-        for name in ("documents", "n_bytes")
-    }
+    train, val = streams[0], streams[-1]
+    text_sha256 = _content_hash(corpus, parts)
+    documents, n_bytes = add_known(part.documents for part in parts), add_known(part.n_bytes for part in parts)
     if corpus.val is not None:
-        return TokenSplit(train, val, text_sha256=_content_hash(corpus, parts), **known)
+        return TokenSplit(train, val, text_sha256=text_sha256, documents=documents, n_bytes=n_bytes)
     cut = int(train_ratio * train.count)
     log.info(
-        "data.path=%s has no validation part: the last %s tokens of its training part are taken for it (data.train_ratio=%g)",
-        corpus.files.place,
+        "data.path=%s has no validation set. The last %s tokens of the training set are used instead (data.train_ratio=%g).",
+        corpus.files.location,
         f"{train.count - cut:,}",
         train_ratio,
     )
     return TokenSplit(
-        TokenSlice(train, 0, cut), TokenSlice(train, cut, train.count - cut), text_sha256=_content_hash(corpus, parts), **known
+        TokenSlice(train, 0, cut),
+        TokenSlice(train, cut, train.count - cut),
+        text_sha256=text_sha256,
+        documents=documents,
+        n_bytes=n_bytes,
     )
 
 
-def _ours(files: Files) -> TokenCorpus:
-    size = files.size(MANIFEST)
-    if size is None:
-        raise UserError(f"data.path={files.place}: there is no {MANIFEST}.{_unfinished(files, files.names())}")
-    try:
-        content = json.loads(files.read(MANIFEST, 0, size))
-        if content["format"] != OURS or content["version"] != 1:
-            raise UserError(
-                f"data.path={files.place}: its {MANIFEST} is of format {content['format']!r}, version {content['version']!r}, "
-                f"and this program reads {OURS!r}, version 1. Make it again with gpt-pretrain prepare."
-            )
-        itemsize = {2: 2, 4: 4}[content["itemsize"]]
-        parts = {name: _our_part(files, told, itemsize) for name, told in content["parts"].items()}
-        train, tokenizer = parts["train"], content["tokenizer"]
-        name, sha256 = str(tokenizer["name"]), str(tokenizer["sha256"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"data.path={files.place}: its {MANIFEST} is damaged ({type(error).__name__}: {error}). Copy or make it again."
-        ) from error
-    val = parts.get("val")
-    return TokenCorpus(
-        files, "gpt_pretrain", train, val if val and any(shard.count for shard in val.shards) else None, name, sha256
-    )
-
-
-def _our_part(files: Files, told: dict[str, Any], itemsize: int) -> Part:
-    shards = [Shard(files, str(one["file"]), int(one["tokens"]), itemsize, sha256=str(one["sha256"])) for one in told["shards"]]
-    if any("/" in shard.name or "\\" in shard.name or shard.count < 0 for shard in shards):
-        raise ValueError("a shard with an odd name or length")
-    return Part(tuple(shards), int(told["documents"]), int(told["bytes"]))
-
-
-def _form_of(files: Files, names: list[str]) -> str:
-    """Which of the foreign formats it is.
-
-    Raises:
-        UserError: when it is none.
-    """
-    binaries = [name for name in names if name.endswith(".bin")]
-    if any(_llmc_count(files, name) is not None for name in binaries if re.search(r"_train(_|\.)", name)):
-        return "llmc"
-    if "train.bin" in names:
-        return "nanogpt"
-    if others := [name for name in binaries if _magic(files, name) == LLMC_LLAMA3]:
-        raise UserError(
-            f"data.path={files.place}: {others[0]} is a shard of llm.c's for Llama 3, whose vocabulary no tokenizer here has. "
-            "Prepare the text with gpt-pretrain prepare."
-        )
-    raise UserError(
-        f"data.path={files.place}: there are no token shards.{_unfinished(files, names)} Wanted is a folder with manifest.json "
-        "(gpt-pretrain prepare makes one), nanoGPT's train.bin and val.bin, or llm.c's *_train_*.bin and *_val_*.bin. "
-        "For text files choose data=text."
-    )
-
-
-def _unfinished(files: Files, names: list[str]) -> str:
-    """What to say about shards of this program's own without a manifest; empty where there are none."""
-    if files.size(BEGUN) is not None:
-        return (
-            " The corpus is unfinished: its manifest is written last. Start the same command that makes it again, which goes on."
-        )
-    lost = any(re.match(r"\.?(train|val)-\d+\.(bin|idx)", name) for name in names)
-    return f" Its {MANIFEST}, without which its shards are not read, is not there: copy it as well." if lost else ""
-
-
-def _nanogpt(files: Files, names: list[str]) -> TokenCorpus:
-    if "train.bin" not in names:
-        raise UserError(f"data.path={files.place}: there is no train.bin, which nanoGPT's format has.")
-    parts = [_foreign_part(files, [name], header=0) for name in ("train.bin", "val.bin") if name in names]
-    corpus = TokenCorpus(files, "nanogpt", parts[0], parts[1] if len(parts) == 2 else None)
-    if META not in names:
-        return corpus
-    characters = CharacterTokenizer(_alphabet(files))
-    return replace(corpus, tokenizer=characters.name, tokenizer_sha256=fingerprint(characters))
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads dicts, lists, texts and numbers, and nothing that could run anything."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-
-def _alphabet(files: Files) -> str:
-    """The characters that nanoGPT's preparation of single characters has noted beside its tokens, in the order of their ids.
-
-    Raises:
-        UserError: when the file holds anything else.
-
-    Source: karpathy/nanoGPT, data/shakespeare_char/prepare.py.
-    """
-    try:
-        itos = _PlainUnpickler(io.BytesIO(files.read(META, 0, files.size(META) or 0))).load()["itos"]
-        alphabet = [itos[number] for number in range(len(itos))]
-        if any(not isinstance(one, str) or len(one) != 1 for one in alphabet):
-            raise ValueError("its itos is no table of characters")
-    except Exception as error:  # a damaged pickle file may bring about any
-        raise UserError(
-            f"data.path={files.place}: {META}, which should tell nanoGPT's characters, cannot be read as plain data "
-            f"({type(error).__name__}: {error}). Train on the text itself: data=text tokenizer=byte data.path=input.txt"
-        ) from error
-    return "".join(alphabet)
-
-
-def _llmc(files: Files, names: list[str]) -> TokenCorpus:
-    found = {part: [name for name in names if re.search(rf"_{part}(_.*)?\.bin$", name)] for part in ("train", "val")}
-    if not found["train"]:
-        raise UserError(f"data.path={files.place}: there are no *_train_*.bin, which llm.c's format has.")
-    counts = {name: _llmc_count(files, name) for shards in found.values() for name in shards}
-    if bad := [name for name, count in counts.items() if count is None]:
-        raise UserError(
-            f"data.path={files.place}: {', '.join(bad[:3])} {'does' if len(bad) == 1 else 'do'} not begin with llm.c's header "
-            f"(magic number {LLMC_MAGIC}, version {LLMC_VERSION}). Take the files that are no shards out of the folder."
-        )
-    train, val = (
-        Part(tuple(Shard(files, name, counts[name] or 0, 2, header=LLMC_HEADER) for name in found[part])) for part in found
-    )
-    return TokenCorpus(files, "llmc", train, val if val.shards else None, end_first=True)
-
-
-def _foreign_part(files: Files, names: list[str], *, header: int) -> Part:
-    return Part(tuple(Shard(files, name, ((files.size(name) or 0) - header) // 2, 2, header) for name in names))
-
-
-def _magic(files: Files, name: str) -> int:
-    """The number that a file begins with."""
-    return int.from_bytes(files.read(name, 0, 4), "little")
-
-
-def _llmc_count(files: Files, name: str) -> int | None:
-    """Tokens in a shard of llm.c, as its header says; None where it has no such header."""
-    head = np.frombuffer(files.read(name, 0, 12).ljust(12, b"\0"), "<i4")
-    return int(head[2]) if (head[0], head[1]) == (LLMC_MAGIC, LLMC_VERSION) else None
+def add_known(counts: Iterable[int | None]) -> int | None:
+    """Return the sum of the counts, or None if one of them is unknown."""
+    total = 0
+    for count in counts:
+        if count is None:
+            return None
+        total += count
+    return total
 
 
 def _check_tokenizer(corpus: TokenCorpus, tokenizer: Tokenizer) -> list[str]:
     if corpus.tokenizer_sha256 is None or fingerprint(tokenizer) == corpus.tokenizer_sha256:
         return []
-    return [
-        f"tokenizer={tokenizer.name}: data.path={corpus.files.place} was made with "
-        + (f"{corpus.tokenizer}; choose that." if corpus.tokenizer != tokenizer.name else "other tokens under the same name.")
-    ]
+    location = f"data.path={corpus.files.location}"
+    if corpus.tokenizer == tokenizer.name:
+        return [f"tokenizer={tokenizer.name}: {location} was made with a tokenizer of the same name but other tokens."]
+    return [f"tokenizer={tokenizer.name}: {location} was made with {corpus.tokenizer}. Use that tokenizer."]
 
 
-def _check_shards(corpus: TokenCorpus, parts: list[Part], *, verify: bool) -> list[str]:
-    """Shards that are missing, or of another length or, where that is to be verified, content than they should be."""
+def _check_shards(corpus: TokenCorpus, parts: list[CorpusPart], *, verify: bool) -> list[str]:
+    """Return a problem for each shard that is missing, has the wrong length or, with `verify`, the wrong checksum."""
     shards = [shard for part in parts for shard in part.shards]
+    sizes = _map_shards(corpus.files, lambda shard: corpus.files.size(shard.name), shards)
     problems = []
-    for shard, size in zip(shards, _each(corpus.files, lambda shard: corpus.files.size(shard.name), shards), strict=True):
+    for shard, size in zip(shards, sizes, strict=True):
         if size is None:
-            problems.append(f"data.path={corpus.files.place}: {shard.name} is missing. Copy it anew.")
+            problems.append(f"{shard.name} is missing. Copy it again.")
         elif size != shard.n_bytes:
-            told = f"has {size:,} bytes instead of {shard.n_bytes:,}"
-            problems.append(f"data.path={corpus.files.place}: {shard.name} {told}. Copy it anew.")
+            problems.append(f"{shard.name} has {size:,} bytes instead of {shard.n_bytes:,}. Copy it again.")
         elif verify and shard.sha256 is not None and _sha256(shard) != shard.sha256:
-            problems.append(f"data.path={corpus.files.place}: {shard.name} is damaged: its checksum differs. Copy it anew.")
-    more = len(problems) - 5
-    return (
-        problems
-        if more <= 1
-        else [*problems[:5], f"data.path={corpus.files.place}: {more} more shards are not as they should be."]
-    )
+            problems.append(f"{shard.name} is damaged: its checksum differs. Copy it again.")
+    if len(problems) > MAX_PROBLEMS + 1:
+        problems[MAX_PROBLEMS:] = [f"{len(problems) - MAX_PROBLEMS} more shards are missing or damaged."]
+    return [f"data.path={corpus.files.location}: {problem}" for problem in problems]
 
 
-def _each(files: Files, look: Callable[[Shard], Result], shards: list[Shard]) -> list[Result]:
-    """What a look at each shard gives; several at a time where they are far away."""
+def _map_shards(files: Files, function: Callable[[Shard], Result], shards: list[Shard]) -> list[Result]:
+    """Apply a function to each shard, to several at a time if they are remote."""
     if not files.remote:
-        return [look(shard) for shard in shards]
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        return list(pool.map(look, shards))
+        return [function(shard) for shard in shards]
+    with ThreadPoolExecutor(CONCURRENT_READS) as pool:
+        return list(pool.map(function, shards))
 
 
 def _sha256(shard: Shard) -> str:
@@ -302,30 +156,33 @@ def _sha256(shard: Shard) -> str:
     return digest.hexdigest()
 
 
-def _check_ids(corpus: TokenCorpus, tokens: ConcatenatedTokens, tokenizer: Tokenizer) -> list[str]:
-    """Token ids that the tokenizer does not have, looked for in a sample."""
-    ids = sample_tokens(tokens)
-    if corpus.form == "nanogpt" and len(ids) and np.mean(ids == 0) > MOST_ZEROS:
+def _check_token_ids(corpus: TokenCorpus, tokens: ConcatenatedTokens, tokenizer: Tokenizer) -> list[str]:
+    """Return a problem if a sample of the tokens holds ids that the tokenizer does not have."""
+    token_ids = sample_tokens(tokens)
+    if not corpus.states_itemsize and len(token_ids) and np.mean(token_ids == 0) > MAX_ZEROS:
         return [
-            f"data.path={corpus.files.place}: nearly every second number is 0, so these seem to be token ids of four bytes, and "
-            "nanoGPT's have two. Write them as uint16, or prepare the text with gpt-pretrain prepare."
+            f"data.path={corpus.files.location}: nearly every second value is 0, so the token ids seem to have four bytes, but "
+            f"data.format={corpus.format} has two. Write them as uint16, or prepare the text with gpt-pretrain prepare."
         ]
-    highest = int(ids.max(initial=0))
+    highest = int(token_ids.max(initial=0))
     if highest < tokenizer.vocab_size:
         return []
     return [
-        f"data.path={corpus.files.place} has token id {highest}, and tokenizer={tokenizer.name} only {tokenizer.vocab_size} ids. "
-        "Choose the tokenizer that it was made with, or data.format= if its bytes are read in the wrong way."
+        f"data.path={corpus.files.location} has token id {highest}, but tokenizer={tokenizer.name} has only "
+        f"{tokenizer.vocab_size} ids. Choose the tokenizer that made the corpus, or set data.format if the format was detected "
+        "wrongly."
     ]
 
 
-def _content_hash(corpus: TokenCorpus, parts: list[Part]) -> str:
-    """A hash of what is in the shards: of their checksums, or, where there are none, of names, lengths and samples."""
+def _content_hash(corpus: TokenCorpus, parts: list[CorpusPart]) -> str:
+    """Return a hash of the shards' checksums or, if there are none, of their names, lengths and a part of their content."""
     shards = [shard for part in parts for shard in part.shards]
-    if corpus.form == "gpt_pretrain":
-        told: list[Any] = [(shard.count, shard.sha256) for shard in shards]
+    if all(shard.sha256 is not None for shard in shards):
+        entries: list[Any] = [(shard.count, shard.sha256) for shard in shards]
     else:
-        probes = _each(corpus.files, lambda shard: corpus.files.read(shard.name, shard.n_bytes // 2, PROBE), shards)
-        told = [(shard.name, shard.count, hashlib.sha256(probe).hexdigest()) for shard, probe in zip(shards, probes, strict=True)]
-    known = [corpus.form, corpus.tokenizer_sha256, [len(part.shards) for part in parts], told]
-    return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+        probes = _map_shards(corpus.files, lambda shard: corpus.files.read(shard.name, shard.n_bytes // 2, PROBE), shards)
+        entries = [
+            (shard.name, shard.count, hashlib.sha256(probe).hexdigest()) for shard, probe in zip(shards, probes, strict=True)
+        ]
+    content = [corpus.format, corpus.tokenizer_sha256, [len(part.shards) for part in parts], entries]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The LightningDataModule: text in, batches of token windows out."""
+"""The LightningDataModule: a text or corpus in, batches of token windows out."""
 
 from __future__ import annotations
 
@@ -15,26 +15,19 @@ import torch
 from torch.utils.data import DataLoader
 
 from gpt_pretrain.config.schema import DataSettings
+from gpt_pretrain.data.dataset import Batch, WindowDataset
 from gpt_pretrain.data.fetching import stop_fetching
-from gpt_pretrain.data.prefetching import PrefetchingSampler
-from gpt_pretrain.data.sources import DataSource, find_windows
-from gpt_pretrain.data.tokens import TokenSplit
-from gpt_pretrain.data.windows import Batch, BatchOrder, Windows
+from gpt_pretrain.data.sampler import DistributedBatchSampler, PrefetchingSampler
+from gpt_pretrain.data.sources import DataSource, build_datasets
+from gpt_pretrain.data.token_stream import TokenSplit
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.tokenizers.base import Tokenizer
 
-EVAL_EPOCH = 2**31  # no epoch of training has this order
-
-
-def _leave_signals_to_the_main_process(_worker: int) -> None:
-    """Let a Ctrl-C or a scheduler's signal, which every process of a group gets, end none of the workers before their run."""
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+EVAL_EPOCH = 2**31  # has an order of its own, which no epoch of training reaches
 
 
 class TimedLoader(DataLoader[Batch]):
-    """A DataLoader that counts the seconds in which its batches were waited for."""
+    """A DataLoader that measures how many seconds its batches were waited for."""
 
     seconds_waited = 0.0
 
@@ -57,32 +50,29 @@ class TimedBatches(Iterator[Batch]):
             self.loader.seconds_waited += time.perf_counter() - start
 
 
-def _start_method() -> str | None:
-    """How loading processes are started; None: in the usual way, which joblib's processes have replaced by one of their own."""
-    return multiprocessing.get_all_start_methods()[0] if multiprocessing.get_start_method() == "loky" else None
-
-
 class TextDataModule(L.LightningDataModule):
     """A text or corpus as shuffled training windows and ordered validation windows.
 
     Args:
-        settings: the `data` settings.
-        tokenizer: turns text into ids.
-        context_length: tokens a window, T.
-        seed: of the order of training windows.
-        rank: Which of the devices that share the batches this is.
-        world_size: How many devices share the batches.
+        settings: The `data` settings.
+        tokenizer: Tokenizes the text.
+        context_length: Tokens per window, T.
+        seed: Seed of the order of the training windows.
+        rank: The rank that gets the batches.
+        world_size: Number of ranks that share the batches.
 
     Attributes:
-        split: both parts as tokens.
-        train, val: their windows.
-        sources: those of a mixture.
-        begun_epoch_windows: the `epoch_windows` of a run that is gone on with, perhaps in smaller batches; None for a new one.
+        split: The training set and the validation set as tokens.
+        train: The windows to train on.
+        val: The windows to validate on.
+        sources: The sources of a mixture; otherwise empty.
+        resumed_epoch_windows: The `epoch_windows` of the run that is resumed, whose batches may have been smaller, or None.
+        resume_batch: The batch of this rank that training begins with in its first epoch.
     """
 
     split: TokenSplit
-    train: Windows
-    val: Windows
+    train: WindowDataset
+    val: WindowDataset
     sources: list[DataSource]
 
     def __init__(
@@ -102,127 +92,147 @@ class TextDataModule(L.LightningDataModule):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.begun_epoch_windows: int | None = None
-        self._ready = False
+        self.resumed_epoch_windows: int | None = None
+        self.resume_batch = 0
+        self._resume_epoch = 0
+        self._prepared = False
         self._loaders: list[TimedLoader] = []
-        self._resume_epoch, self._resume_batch = 0, 0
 
     def prepare_data(self) -> None:
-        """Find the text, download it if need be, and turn it into tokens; or find the shards that hold them.
+        """Find the text, download it if necessary, and tokenize it; or find the token shards.
 
         Raises:
-            UserError: when there is nothing usable, or too little of it for these windows.
+            UserError: If there is no usable data, or too little of it for a window or a batch.
         """
-        if self._ready:
+        if self._prepared:
             return
-        data = self.settings
-        self.split, self.train, self.val, self.sources = find_windows(data, self.tokenizer, context_length=self.context_length)
-        if len(self.train) < data.batch_size:
+        data = build_datasets(self.settings, self.tokenizer, context_length=self.context_length)
+        self.split, self.train, self.val, self.sources = data.split, data.train, data.val, data.sources
+        n_windows, batch_size = len(self.train), self.settings.batch_size
+        if n_windows < batch_size:
             raise UserError(
-                f"data.batch_size={data.batch_size}: the training text has only {len(self.train)} windows of "
-                f"{self.context_length} tokens. "
-                f"Choose data.batch_size={len(self.train)} or less, a shorter model.context_length, or more text."
+                f"data.batch_size={batch_size}: the training set has only {n_windows} windows of {self.context_length} tokens. "
+                f"Choose data.batch_size={n_windows} or less, a shorter model.context_length, or more text."
             )
-        self._ready = True
+        self._prepared = True
 
     @property
     def epoch_windows(self) -> int:
-        """Windows that each epoch trains on, in whole batches of the size that the run began with."""
-        size = self.settings.batch_size
-        return len(self.train) // size * size if self.begun_epoch_windows is None else self.begun_epoch_windows
+        """Number of windows that an epoch trains on, in whole batches of the size that the run began with."""
+        batch_size = self.settings.batch_size
+        whole_batches = len(self.train) // batch_size * batch_size
+        return whole_batches if self.resumed_epoch_windows is None else self.resumed_epoch_windows
 
     @property
-    def batch_windows(self) -> int:
-        """Windows that all devices together take at once."""
+    def global_batch_size(self) -> int:
+        """Number of windows that all ranks together read in one batch each."""
         return self.settings.batch_size * self.world_size
 
+    @property
+    def resumes_mid_epoch(self) -> bool:
+        """Whether the run resumes from a checkpoint within an epoch."""
+        return self.resume_batch > 0
+
+    @property
+    def seconds_waited(self) -> float:
+        """How long training has waited for batches, in seconds."""
+        return self._train_loader.seconds_waited
+
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled batches of this rank; a last short batch is left out."""
-        order = self._order(self.train, seed=self.seed, taken=self.epoch_windows)
-        order.epoch, order.start = self._resume_epoch, self._resume_batch
-        self._train_loader = self._loader(self.train, order)
+        """Return a loader of this rank's shuffled training batches, without a last, shorter batch."""
+        sampler = self._sampler(self.train, seed=self.seed, epoch_windows=self.epoch_windows)
+        sampler.epoch, sampler.start = self._resume_epoch, self.resume_batch
+        self._train_loader = self._loader(self.train, sampler)
         return self._train_loader
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """Batches of this rank in the order of the text; a last short batch is kept."""
-        return self._loader(self.val, self._order(self.val))
+        """Return a loader of this rank's validation batches in the order of the text, with a last, shorter batch."""
+        return self._loader(self.val, self._sampler(self.val))
 
     def eval_batches(self, n_batches: int) -> tuple[list[Batch], list[Batch]]:
-        """This rank's batches behind each printed loss: training windows, drawn once and for all, and validation windows."""
-        size, ranks = self.settings.batch_size, self.world_size
-        places = np.arange(min(len(self.train), n_batches * size))
-        drawn = self.train.in_order(places, len(self.train), seed=self.seed, epoch=EVAL_EPOCH)
-        train = np.split(drawn, range(size, len(drawn), size))
-        val = list(islice(BatchOrder(len(self.val), size), n_batches))
-        none = np.arange(0)  # for a rank that finds no batch left
-        mine = [[*batches, *[none] * (-len(batches) % ranks)][self.rank :: ranks] for batches in (train, val)]
-        return [self.train[windows] for windows in mine[0]], [self.val[windows] for windows in mine[1]]
+        """Return this rank's batches for the losses at each evaluation: training and validation windows.
+
+        The training windows are chosen at random and stay the same for the whole run.
+        """
+        size = self.settings.batch_size
+        positions = np.arange(min(len(self.train), n_batches * size))
+        chosen = self.train.epoch_indices(positions, len(self.train), seed=self.seed, epoch=EVAL_EPOCH)
+        train = self._share(np.split(chosen, range(size, len(chosen), size)))
+        val = self._share(list(islice(DistributedBatchSampler(len(self.val), size), n_batches)))
+        return [self.train[indices] for indices in train], [self.val[indices] for indices in val]
 
     def state_dict(self) -> dict[str, Any]:
-        """How far training has read: the epoch, and the windows that all ranks together have done in it."""
+        """Return the position of training: the epoch, and the windows that all ranks together have read in it."""
         assert self.trainer is not None
         epochs, batches = self.trainer.fit_loop.epoch_progress, self.trainer.fit_loop.epoch_loop.batch_progress
         epoch, batch = epochs.current.processed, batches.current.processed  # type: ignore[attr-defined]
-        state = {"epoch": epoch, "windows": batch * self.batch_windows, "epoch_windows": self.epoch_windows}
-        if epoch < epochs.current.ready:  # in the middle of an epoch
+        state = {"epoch": epoch, "windows": batch * self.global_batch_size, "epoch_windows": self.epoch_windows}
+        if epoch < epochs.current.ready:  # within an epoch
             return state
-        if batch < self.trainer.num_training_batches:  # a limit has ended the epoch early, and Lightning counts it as done
+        if batch < self.trainer.num_training_batches:
+            # A limit such as max_steps ended the epoch early, but Lightning counts it as processed.
             return state | {"epoch": epoch - 1}
         return state | {"windows": 0}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken, perhaps by another number of ranks."""
+        """Resume at the position of a `state_dict`, which another number of ranks may have saved."""
         self._resume_epoch = int(state_dict["epoch"])
-        self._resume_batch = int(state_dict["windows"]) // self.batch_windows
-
-    def _order(self, windows: Windows, *, seed: int | None = None, taken: int | None = None) -> BatchOrder:
-        return BatchOrder(
-            len(windows),
-            self.settings.batch_size,
-            seed=seed,
-            taken=taken,
-            order=windows.in_order,
-            rank=self.rank,
-            world_size=self.world_size,
-        )
-
-    def _loader(self, windows: Windows, order: BatchOrder) -> TimedLoader:
-        workers = self.settings.num_workers
-        loader = TimedLoader(
-            windows,
-            sampler=PrefetchingSampler(order, windows, batches=self.settings.remote.prefetch_batches)
-            if windows.remote
-            else order,
-            batch_size=None,  # the order yields whole batches
-            num_workers=workers,
-            multiprocessing_context=_start_method() if workers > 0 else None,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_leave_signals_to_the_main_process,
-            generator=torch.Generator(),  # of its own, so that making an iterator draws nothing from the training's randomness
-        )
-        self._loaders.append(loader)
-        return loader
-
-    @property
-    def seconds_waited(self) -> float:
-        """How long training has waited for its batches, in seconds."""
-        return self._train_loader.seconds_waited
-
-    @property
-    def resumes_mid_epoch(self) -> bool:
-        """Whether the checkpoint that this goes on from was made before the end of its epoch."""
-        return self._resume_batch > 0
-
-    @property
-    def resume_batch(self) -> int:
-        """The batch of this rank that training begins at, in its first epoch."""
-        return self._resume_batch
+        self.resume_batch = int(state_dict["windows"]) // self.global_batch_size
 
     def stop_workers(self) -> None:
-        """End the loading processes, which pay no heed to signals, and the threads that fetch from elsewhere."""
+        """Stop the worker processes, which ignore signals, and the threads that fetch remote data."""
         stop_fetching()
         for loader in self._loaders:
             if (iterator := getattr(loader, "_iterator", None)) is not None and hasattr(iterator, "_shutdown_workers"):
                 iterator._shutdown_workers()
         self._loaders = []
+
+    def _share(self, batches: list[np.ndarray]) -> list[np.ndarray]:
+        """Return this rank's share of the batches, filled up with empty ones so that all ranks have the same number."""
+        empty = [np.arange(0)] * (-len(batches) % self.world_size)
+        return [*batches, *empty][self.rank :: self.world_size]
+
+    def _sampler(
+        self, windows: WindowDataset, *, seed: int | None = None, epoch_windows: int | None = None
+    ) -> DistributedBatchSampler:
+        return DistributedBatchSampler(
+            len(windows),
+            self.settings.batch_size,
+            seed=seed,
+            epoch_windows=epoch_windows,
+            order=windows.epoch_indices,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+
+    def _loader(self, windows: WindowDataset, sampler: DistributedBatchSampler) -> TimedLoader:
+        workers, ahead = self.settings.num_workers, self.settings.remote.prefetch_batches
+        loader = TimedLoader(
+            windows,
+            sampler=PrefetchingSampler(sampler, windows.prefetch, batches=ahead) if windows.remote else sampler,
+            batch_size=None,  # the sampler yields whole batches
+            num_workers=workers,
+            multiprocessing_context=_start_method() if workers > 0 else None,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_ignore_signals,
+            # An iterator draws a seed when it is created. With its own generator it leaves the global random state as it is.
+            generator=torch.Generator(),
+        )
+        self._loaders.append(loader)
+        return loader
+
+
+def _ignore_signals(_worker: int) -> None:
+    """Ignore Ctrl-C and a scheduler's signals, which reach the whole process group, so that the run can end its workers."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+def _start_method() -> str | None:
+    """Return the start method of worker processes, or None for the current one.
+
+    In joblib's processes the current method is joblib's own, loky, which workers of a DataLoader cannot use.
+    """
+    return multiprocessing.get_all_start_methods()[0] if multiprocessing.get_start_method() == "loky" else None

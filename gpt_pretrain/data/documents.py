@@ -1,4 +1,4 @@
-"""Documents kept apart within a window.
+"""Document boundaries within a window, for attention and loss that do not cross them.
 
 Shapes: B windows, T context_length.
 """
@@ -15,31 +15,31 @@ from gpt_pretrain.model.kernels.loss import IGNORED
 
 
 @dataclass(frozen=True)
-class Documents:
-    """How one document is told from the next in a stream of tokens.
+class DocumentBoundaries:
+    """The convention that separates documents in a stream of tokens.
 
     Args:
-        end_of_text: the token between them.
-        end_first: whether it stands before each document and belongs to that, as llm.c writes it, or behind each.
+        eos_id: The token between two documents.
+        eos_first: Whether it is the first token of each document, as in llm.c's format, instead of the last.
     """
 
-    end_of_text: int
-    end_first: bool = False
+    eos_id: int
+    eos_first: bool = False
 
-    def kept_apart(self, block: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """Windows in which each document is by itself.
+    def separate(self, block: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a batch in which every document is independent of the others.
 
         Args:
-            block: int64, (B, T + 1).
+            block: Token ids, int64, (B, T + 1).
 
         Returns:
-            Inputs, targets and positions, int64, (B, T) each. A target that begins another document is IGNORED. Positions
-            count from 0 in each document, and from the start of the window in one that began before it.
+            Token ids, target ids and positions, int64, (B, T) each. A target that begins another document is IGNORED.
+            Positions count from 0 in each document, or from the start of the window in a document that began before it.
         """
-        places = np.arange(block.shape[1])
-        ends = block == self.end_of_text
-        begins = ends if self.end_first else np.concatenate([np.zeros_like(ends[:, :1]), ends[:, :-1]], axis=1)
-        latest = np.maximum.accumulate(np.where(begins, places, 0), axis=1)  # where each token's document begins
-        targets = np.where(begins, IGNORED, block)[:, 1:]
-        positions = (places - latest)[:, :-1]
-        return torch.from_numpy(block)[:, :-1], torch.from_numpy(targets), torch.from_numpy(positions)
+        positions = np.arange(block.shape[1])
+        is_eos = block == self.eos_id
+        begins = is_eos if self.eos_first else np.concatenate([np.zeros_like(is_eos[:, :1]), is_eos[:, :-1]], axis=1)
+        document_starts = np.maximum.accumulate(np.where(begins, positions, 0), axis=1)  # (B, T + 1)
+        target_ids = np.where(begins, IGNORED, block)[:, 1:]
+        positions_in_document = (positions - document_starts)[:, :-1]
+        return torch.from_numpy(block)[:, :-1], torch.from_numpy(target_ids), torch.from_numpy(positions_in_document)

@@ -1,4 +1,8 @@
-"""Threads that fetch what will be needed, and jobs that are not waited for longer than they may take."""
+"""Background threads that fetch blocks before they are read, and time limits for slow reads.
+
+Executors of the standard library are not used here: Python waits for their threads at exit, and a read that hangs would block
+it.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,16 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import TypeVar
 
-BlockName = tuple[str, int]  # a file, and which block of it
+Block = tuple[str, int]  # the name of a file and the number of a block in it
 Result = TypeVar("Result")
 
 
 class StoppedError(Exception):
-    """What is being fetched is not wanted any more."""
+    """Raised in a fetcher thread that has been stopped."""
 
 
 class FetcherThread(threading.Thread):
-    """A thread that nobody waits for when the process ends, and that gives up what it does once it is told to stop."""
+    """A daemon thread that ends at its next pause once its `stop` event is set."""
 
     def __init__(self, job: Callable[[], None], stop: threading.Event, *, name: str) -> None:
         super().__init__(name=name, daemon=True)
@@ -33,67 +37,69 @@ class FetcherThread(threading.Thread):
             return
 
 
-class Fetchers:
-    """Threads that fetch blocks in the order in which they are named.
+class BlockFetcher:
+    """Threads that fetch blocks in the order of the requests.
 
     Args:
-        fetch: gets a block.
-        threads: how many.
-        beside: what another thread does meanwhile, if anything.
+        fetch: Returns the bytes of a block.
+        threads: Number of threads.
+        background_job: A job for one more thread, or None.
 
     Attributes:
-        coming: the blocks that are not there yet.
-        stopped: whether they have been told to stop.
+        pending: The blocks that have been requested but not fetched yet.
+        stopped: Set once the threads have been asked to stop.
     """
 
-    def __init__(self, fetch: Callable[[BlockName], bytes], *, threads: int, beside: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, fetch: Callable[[Block], bytes], *, threads: int, background_job: Callable[[], None] | None = None
+    ) -> None:
         self.fetch = fetch
-        self.coming: dict[BlockName, Future[bytes]] = {}
+        self.pending: dict[Block, Future[bytes]] = {}
         self.stopped = threading.Event()
-        self._named: SimpleQueue[BlockName | None] = SimpleQueue()
-        self.threads = [FetcherThread(self._work, self.stopped, name="fetcher") for _ in range(threads)]
-        if beside is not None:
-            self.threads.append(FetcherThread(beside, self.stopped, name="whole files"))
+        self._requests: SimpleQueue[Block | None] = SimpleQueue()
+        self.threads = [FetcherThread(self._work, self.stopped, name="block fetcher") for _ in range(threads)]
+        if background_job is not None:
+            self.threads.append(FetcherThread(background_job, self.stopped, name="file fetcher"))
         for thread in self.threads:
             thread.start()
-        _at_work.add(self)
+        _active.add(self)
 
-    def begin(self, block: BlockName) -> None:
-        """Have a block fetched, if it is not on its way already."""
-        if block not in self.coming:
-            self.coming[block] = Future()
-            self._named.put(block)
+    def request(self, block: Block) -> None:
+        """Have a block fetched, unless it is pending already."""
+        if block not in self.pending:
+            self.pending[block] = Future()
+            self._requests.put(block)
 
     def stop(self) -> None:
-        """Have all threads end soon, whatever they do; blocks that are still coming will not come."""
+        """Ask all threads to end soon; blocks that are still in the queue are not fetched."""
         self.stopped.set()
         for _ in self.threads:
-            self._named.put(None)
+            self._requests.put(None)
 
     def _work(self) -> None:
-        while (block := self._named.get()) is not None and not self.stopped.is_set():
+        while (block := self._requests.get()) is not None and not self.stopped.is_set():
             try:
-                self.coming[block].set_result(self.fetch(block))
-            except Exception as error:  # for whoever reads it
-                self.coming[block].set_exception(error)
-            del self.coming[block]
+                self.pending[block].set_result(self.fetch(block))
+            except Exception as error:  # raised again by the future, for the reader of the block
+                self.pending[block].set_exception(error)
+            del self.pending[block]
 
 
-_at_work: weakref.WeakSet[Fetchers] = weakref.WeakSet()  # in this process
+_active: weakref.WeakSet[BlockFetcher] = weakref.WeakSet()  # of this process
 
 
 def stop_fetching() -> None:
-    """End all threads of this process that fetch ahead; who reads again begins anew."""
-    for fetchers in list(_at_work):
-        fetchers.stop()
-    _at_work.clear()
+    """Stop all fetcher threads of this process. A later read starts new ones."""
+    for fetcher in list(_active):
+        fetcher.stop()
+    _active.clear()
 
 
 def pause(seconds: float) -> None:
-    """Wait before the next try.
+    """Wait, but not longer than until the current fetcher thread is stopped.
 
     Raises:
-        StoppedError: in a thread that has been told to stop.
+        StoppedError: If this is a fetcher thread that has been stopped.
     """
     thread = threading.current_thread()
     if not isinstance(thread, FetcherThread):
@@ -102,11 +108,11 @@ def pause(seconds: float) -> None:
         raise StoppedError
 
 
-def within(seconds: float, job: Callable[[], Result]) -> Result:
-    """What a job gives, if it does so in time.
+def run_with_timeout(job: Callable[[], Result], *, seconds: float) -> Result:
+    """Return the result of a job.
 
     Raises:
-        TimeoutError: when it does not; the job goes on in its thread, and nobody waits for it.
+        TimeoutError: If the job takes longer. It continues in a daemon thread, and its result is dropped.
     """
     done: Future[Result] = Future()
 

@@ -1,4 +1,4 @@
-"""Files of a folder, read in pieces, wherever the folder is."""
+"""Random access to the files of one folder, on a local disk or elsewhere."""
 
 from __future__ import annotations
 
@@ -10,60 +10,61 @@ from typing import Protocol
 
 from gpt_pretrain.errors import UserError
 
-MOST_HANDLES = 64  # files of a folder held open at once; a process may often have no more than 1024 or, on macOS, 256
+# A process may often have no more than 1024 open files or, on macOS, 256.
+MAX_OPEN_FILES = 64
 
 
 def is_url(path: str) -> bool:
-    """Whether a path is behind a network, or another of fsspec's file systems."""
+    """Return whether a path is a URL of one of fsspec's file systems."""
     return "://" in path
 
 
 class Files(Protocol):
-    """A folder of files that do not change.
+    """The files of a folder; their content does not change.
 
     Attributes:
-        place: the folder, as a user names it.
-        remote: whether reading takes long enough to be done ahead.
+        location: The folder as the user names it.
+        remote: Whether reads are slow enough to be worth prefetching.
     """
 
-    place: str
+    location: str
     remote: bool
 
     def names(self) -> list[str]:
-        """The files in the folder, sorted."""
+        """Return the names of the files, sorted."""
         ...
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file; None if there is no such file."""
+        """Return the size of a file in bytes, or None if it does not exist."""
         ...
 
     def read(self, name: str, start: int, count: int) -> bytes:
-        """So many bytes of a file from start on; fewer where it ends before.
+        """Return `count` bytes of a file from byte `start` on, or fewer at its end.
 
         Raises:
-            UserError: when the file cannot be read.
+            UserError: If the file cannot be read.
         """
         ...
 
     def prefetch(self, name: str, start: int, count: int) -> None:
-        """Begin to fetch what `read` will soon be asked for, and do not wait for it."""
+        """Start to fetch bytes that will soon be read, without waiting for them."""
         ...
 
 
 class LocalFiles:
-    """A folder on a disk of this machine, of which only so many files are open at once."""
+    """The files of a folder on a local disk; at most MAX_OPEN_FILES are open at a time."""
 
     remote = False
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.place = str(folder)
+        self.location = str(folder)
 
     def names(self) -> list[str]:
         try:
             return sorted(entry.name for entry in os.scandir(self.folder) if entry.is_file())
         except OSError as error:
-            raise UserError(f"data.path={self.place} cannot be read: {error.strerror or error}.") from error
+            raise UserError(f"data.path={self.location} cannot be read: {error.strerror or error}.") from error
 
     def size(self, name: str) -> int | None:
         try:
@@ -78,15 +79,20 @@ class LocalFiles:
             raise UserError(f"{self.folder / name} cannot be read: {error.strerror or error}.") from error
 
     def read_file(self, name: str, start: int, count: int) -> bytes:
-        """`read`, with the system's own errors."""
+        """Return bytes of a file as `read` does.
+
+        Raises:
+            OSError: If the file cannot be read.
+        """
         handle = self._handle(name)
         if hasattr(os, "pread"):
             return os.pread(handle, count, start)
-        os.lseek(handle, start, os.SEEK_SET)  # Windows, where each loader process has opened the file itself
+        # Windows has no pread. Moving the file position is safe there because each worker process opens its own handle.
+        os.lseek(handle, start, os.SEEK_SET)
         return os.read(handle, count)
 
     def prefetch(self, name: str, start: int, count: int) -> None:
-        """The system reads ahead by itself."""
+        """Do nothing: the operating system reads ahead by itself."""
 
     def _handle(self, name: str) -> int:
         handles = self._handles
@@ -94,17 +100,17 @@ class LocalFiles:
             handles.move_to_end(name)
             return handles[name]
         handles[name] = os.open(self.folder / name, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        if len(handles) > MOST_HANDLES:
+        if len(handles) > MAX_OPEN_FILES:
             os.close(handles.popitem(last=False)[1])
         return handles[name]
 
     @cached_property
     def _handles(self) -> OrderedDict[str, int]:
-        """Open files, those used last at the end."""
+        """Open files by name; the most recently used one is last."""
         return OrderedDict()
 
     def __getstate__(self) -> dict[str, object]:
-        """Loader processes open the files themselves."""
+        """Leave out the open files: each worker process opens its own."""
         return {name: value for name, value in self.__dict__.items() if name != "_handles"}
 
     def __del__(self) -> None:

@@ -1,8 +1,74 @@
-"""The folder that a corpus is written to: what is there already, and who may write."""
+"""This program's own format of token shards: a manifest.json beside the files that it lists."""
 
 from __future__ import annotations
 
+import json
+import re
+from typing import Any
+
+from gpt_pretrain.data.corpus import CorpusPart, TokenCorpus
+from gpt_pretrain.data.files import Files
+from gpt_pretrain.data.token_stream import Shard
+from gpt_pretrain.errors import UserError
+
 FORMAT, VERSION = "gpt-pretrain shards", 1
-
-
 MANIFEST = "manifest.json"
+PLAN = ".work/plan.json"  # exists until the corpus is complete
+
+
+def has_manifest(files: Files) -> bool:
+    """Return whether a folder holds a complete corpus of this format."""
+    return files.size(MANIFEST) is not None
+
+
+def open_prepared(files: Files) -> TokenCorpus:
+    """Read the manifest of a corpus.
+
+    Raises:
+        UserError: If the manifest is missing, damaged or of another version.
+    """
+    size = files.size(MANIFEST)
+    if size is None:
+        raise UserError(f"data.path={files.location}: {MANIFEST} is missing.{explain_missing_manifest(files)}")
+    try:
+        content = json.loads(files.read(MANIFEST, 0, size))
+        if (content["format"], content["version"]) != (FORMAT, VERSION):
+            raise UserError(
+                f"data.path={files.location}: {MANIFEST} has format {content['format']!r}, version {content['version']!r}, "
+                f"but this program reads {FORMAT!r}, version {VERSION}. Prepare the corpus again with gpt-pretrain prepare."
+            )
+        itemsize = {2: 2, 4: 4}[content["itemsize"]]
+        parts = {name: _read_part(files, part, itemsize) for name, part in content["parts"].items()}
+        train, tokenizer = parts["train"], content["tokenizer"]
+        tokenizer_name, tokenizer_sha256 = str(tokenizer["name"]), str(tokenizer["sha256"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"data.path={files.location}: {MANIFEST} is damaged ({type(error).__name__}: {error}). Copy it or prepare the corpus "
+            "again."
+        ) from error
+    val = parts.get("val")
+    if val is not None and not any(shard.count for shard in val.shards):
+        val = None
+    return TokenCorpus(files, "gpt_pretrain", train, val, tokenizer=tokenizer_name, tokenizer_sha256=tokenizer_sha256)
+
+
+def explain_missing_manifest(files: Files) -> str:
+    """Return a sentence about an unfinished or incomplete corpus of this format, or an empty string if there is none."""
+    if files.size(PLAN) is not None:
+        return (
+            " The corpus is unfinished: its manifest is written last. Run the command that prepares it again; it continues where "
+            "it stopped."
+        )
+    has_shards = any(re.match(r"\.?(train|val)-\d+\.(bin|idx)", name) for name in files.names())
+    return f" The folder has shards but no {MANIFEST}, which is needed to read them. Copy it too." if has_shards else ""
+
+
+def _read_part(files: Files, part: dict[str, Any], itemsize: int) -> CorpusPart:
+    shards = [
+        Shard(files, str(entry["file"]), int(entry["tokens"]), itemsize, sha256=str(entry["sha256"])) for entry in part["shards"]
+    ]
+    if any("/" in shard.name or "\\" in shard.name or shard.count < 0 for shard in shards):
+        raise ValueError("a shard has an invalid name or length")
+    return CorpusPart(tuple(shards), documents=int(part["documents"]), n_bytes=int(part["bytes"]))

@@ -1,9 +1,10 @@
-"""Several sources of windows as one, read in given proportions.
+"""A dataset that mixes the windows of several sources in given proportions.
 
-An epoch of a mixture has as many windows as all its sources together. Each place of an epoch belongs to one source, a share of
-them as large as its weight, scattered by the same kind of permutation that shuffles one source. The places of a source, counted
-through all epochs, read its windows in a permutation of its own, and in another one each time that all have been read: so no
-window comes twice before every other of its source has come once. Nothing of this is kept in memory.
+An epoch of a mixture has as many windows as all its sources together. Each position of an epoch belongs to one source, and the
+number of its positions is proportional to its weight; they are scattered by the permutation that also shuffles a single source.
+The positions of a source, counted through all epochs, read its windows in a permutation of the source's own, and in another one
+each time that all windows have been read. So no window repeats before all others of its source have been read. The order is
+computed position by position and never stored.
 """
 
 from __future__ import annotations
@@ -13,83 +14,89 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from gpt_pretrain.data.windows import Batch, Windows, shuffle_windows
+from gpt_pretrain.data.dataset import Batch, WindowDataset
+from gpt_pretrain.data.sampler import shuffled_indices
 
 
-class MixedWindows(Windows):
-    """The windows of several sources, numbered one source after another.
+class MixedWindows(WindowDataset):
+    """The windows of several sources; indices count through one source after another.
 
     Args:
-        sources: all of the same length and kind.
-        weights: of each, above 0; their sum is of no matter.
+        sources: The sources, all with the same context_length.
+        weights: Weight of each source, above 0. They need not sum to 1.
+
+    Attributes:
+        windows_per_epoch: How many windows of each source an epoch reads.
     """
 
-    def __init__(self, sources: Sequence[Windows], weights: Sequence[float]) -> None:
+    def __init__(self, sources: Sequence[WindowDataset], weights: Sequence[float]) -> None:
         self.sources = list(sources)
         self.ends = np.cumsum([len(source) for source in sources])
         self.remote = any(source.remote for source in sources)
-        self.places = windows_per_source(weights, len(self))  # of an epoch, of each source
+        self.windows_per_epoch = allocate_windows(weights, len(self))
 
     def __len__(self) -> int:
         return int(self.ends[-1])
 
-    def __getitem__(self, windows: np.ndarray) -> Batch:
-        """The windows with these numbers, (B,), as a batch."""
-        if not len(windows):
-            return self.sources[0][windows]
-        by_source = self._by_source(windows)
-        parts = [self.sources[number][windows[places] - self._first(number)] for number, places in by_source]
-        back = torch.from_numpy(np.argsort(np.concatenate([places for _, places in by_source])))  # to where each stood
-        return tuple(torch.cat(columns)[back] for columns in zip(*parts, strict=True))  # type: ignore[return-value]
+    def __getitem__(self, indices: np.ndarray) -> Batch:
+        """Return the windows with these indices, (B,), as a batch."""
+        if not len(indices):
+            return self.sources[0][indices]
+        groups = self._group_by_source(indices)
+        batches = [self.sources[number][indices[rows] - self._offset(number)] for number, rows in groups]
+        order = torch.from_numpy(np.argsort(np.concatenate([rows for _, rows in groups])))
+        return tuple(torch.cat(columns)[order] for columns in zip(*batches, strict=True))  # type: ignore[return-value]
 
-    def prefetch(self, windows: np.ndarray) -> None:
-        """Begin to fetch windows that will soon be asked for, and do not wait for them."""
-        for number, places in self._by_source(windows):
-            self.sources[number].prefetch(windows[places] - self._first(number))
+    def prefetch(self, indices: np.ndarray) -> None:
+        """Start to fetch windows that will soon be read, without waiting for them."""
+        for number, rows in self._group_by_source(indices):
+            self.sources[number].prefetch(indices[rows] - self._offset(number))
 
-    def in_order(self, places: np.ndarray, n_windows: int, *, seed: int, epoch: int) -> np.ndarray:
-        """Which windows stand at these places in the order of an epoch: of each source as many as its weight says."""
-        scattered = shuffle_windows(places, n_windows, seed=seed, epoch=epoch)
-        ends, windows = np.cumsum(self.places), np.empty_like(scattered)
-        for number, share in enumerate(self.places):
-            mine = (scattered >= ends[number] - share) & (scattered < ends[number])
-            passed = scattered[mine] - (ends[number] - share) + epoch * share  # of this source's places, in all epochs
-            windows[mine] = self._first(number) + self._own_order(number, passed, seed=seed)
-        return windows
+    def epoch_indices(self, positions: np.ndarray, n_windows: int, *, seed: int, epoch: int) -> np.ndarray:
+        """Return the indices of the windows at these positions of an epoch, in the proportions of the weights."""
+        scattered = shuffled_indices(positions, n_windows, seed=seed, epoch=epoch)
+        ends, indices = np.cumsum(self.windows_per_epoch), np.empty_like(scattered)
+        for number, share in enumerate(self.windows_per_epoch):
+            start = ends[number] - share
+            own = (scattered >= start) & (scattered < ends[number])
+            positions_over_epochs = scattered[own] - start + epoch * share
+            indices[own] = self._offset(number) + self._source_indices(number, positions_over_epochs, seed=seed)
+        return indices
 
-    def _own_order(self, number: int, passed: np.ndarray, *, seed: int) -> np.ndarray:
-        """The windows that a source reads after it has read so many."""
-        size, windows = len(self.sources[number]), np.empty_like(passed)
-        own_seed = int(np.random.SeedSequence([seed, number + 1]).generate_state(1)[0])
-        for time in np.unique(passed // size).tolist():
-            now = passed // size == time
-            windows[now] = shuffle_windows(passed[now] % size, size, seed=own_seed, epoch=time)
-        return windows
+    def _source_indices(self, number: int, positions: np.ndarray, *, seed: int) -> np.ndarray:
+        """Return the windows of a source at these of its positions, counted through all epochs."""
+        size, indices = len(self.sources[number]), np.empty_like(positions)
+        source_seed = int(np.random.SeedSequence([seed, number + 1]).generate_state(1)[0])
+        passes = positions // size
+        for current in np.unique(passes).tolist():
+            rows = passes == current
+            indices[rows] = shuffled_indices(positions[rows] % size, size, seed=source_seed, epoch=current)
+        return indices
 
-    def _first(self, number: int) -> int:
-        """The number of a source's first window."""
+    def _offset(self, number: int) -> int:
+        """Return the index of a source's first window."""
         return int(self.ends[number]) - len(self.sources[number])
 
-    def _by_source(self, windows: np.ndarray) -> list[tuple[int, np.ndarray]]:
-        """The sources that some windows are of, and which of them are."""
-        numbers = np.searchsorted(self.ends, windows, side="right")
+    def _group_by_source(self, indices: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """Return the sources that the indices belong to, each with the rows of its indices."""
+        numbers = np.searchsorted(self.ends, indices, side="right")
         return [(int(number), np.flatnonzero(numbers == number)) for number in np.unique(numbers)]
 
 
-def windows_per_source(weights: Sequence[float], total: int) -> list[int]:
-    """Whole numbers in the proportions of weights, that sum up to total."""
+def allocate_windows(weights: Sequence[float], total: int) -> list[int]:
+    """Return whole numbers in the proportions of the weights that sum to `total`."""
     bounds = np.rint(np.cumsum(weights) / np.sum(weights) * total).astype(np.int64)
-    parts: list[int] = np.diff(bounds, prepend=0).tolist()
-    return parts
+    counts: list[int] = np.diff(bounds, prepend=0).tolist()
+    return counts
 
 
-def most_in_proportion(sizes: Sequence[int], weights: Sequence[float], *, at_most: int | None) -> list[int]:
-    """How many windows of each source to validate on: in the proportions of their weights, none twice, and one at least.
+def allocate_validation_windows(sizes: Sequence[int], weights: Sequence[float], *, max_windows: int | None) -> list[int]:
+    """Return how many windows of each source to validate on: in the proportions of the weights, and at least one.
 
     Args:
-        sizes: windows that each source has.
-        at_most: of all together; None: as many as there are.
+        sizes: Number of windows in each source.
+        max_windows: Upper limit for all sources together, or None for no limit.
     """
-    total = min(size / weight for size, weight in zip(sizes, weights, strict=True)) * sum(weights)
-    total = int(total) if at_most is None else min(int(total), at_most)
-    return [max(1, min(size, share)) for size, share in zip(sizes, windows_per_source(weights, total), strict=True)]
+    total = int(min(size / weight for size, weight in zip(sizes, weights, strict=True)) * sum(weights))
+    total = total if max_windows is None else min(total, max_windows)
+    return [max(1, min(size, share)) for size, share in zip(sizes, allocate_windows(weights, total), strict=True)]

@@ -1,9 +1,10 @@
-"""Where the raw text comes from: the package, a download, or the user's files."""
+"""Raw text: the sample story of the package, a download, or the user's files."""
 
 from __future__ import annotations
 
 import glob
 import hashlib
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
@@ -16,37 +17,38 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
 
 PIECE_CHARS = 1 << 20
+DOWNLOAD_TIMEOUT = 30  # seconds
 
 
 @dataclass(frozen=True)
 class Text:
-    """Files of UTF-8 text, read as one text with `<|endoftext|>` between them; never held in memory as a whole."""
+    """UTF-8 text files read as one text with `<|endoftext|>` between them, piece by piece."""
 
     files: tuple[Path, ...]
 
     def pieces(self) -> Iterator[str]:
-        """The text in order, in pieces of at most PIECE_CHARS characters.
+        """Yield the text in order, in pieces of at most PIECE_CHARS characters.
 
         Raises:
-            UserError: when a file cannot be read or is not UTF-8.
+            UserError: If a file cannot be read or is not UTF-8.
         """
         for number, file in enumerate(self.files):
-            if number:
+            if number > 0:
                 yield END_OF_TEXT
             try:
-                with open(file, encoding="utf-8-sig") as stream:  # a byte order mark is no text
+                with open(file, encoding="utf-8-sig") as stream:  # skips a byte order mark
                     while piece := stream.read(PIECE_CHARS):
                         yield piece
             except UnicodeDecodeError as error:
                 raise UserError(
-                    f"{file} is not UTF-8 text ({error.reason} near byte {_bad_byte(file)}). "
-                    f"Save it as UTF-8, for example with: iconv -f LATIN1 -t UTF-8 '{file}' > new.txt"
+                    f"{file} is not UTF-8 text ({error.reason} near byte {_find_invalid_byte(file)}). "
+                    f"Convert it to UTF-8, for example with: iconv -f LATIN1 -t UTF-8 '{file}' > new.txt"
                 ) from error
             except OSError as error:
                 raise UserError(f"{file} cannot be read: {error.strerror or error}.") from error
 
     def sha256(self) -> str:
-        """A hash of the files' bytes and where each begins."""
+        """Return a hash of the files' sizes and bytes."""
         digest = hashlib.sha256()
         for file in self.files:
             try:
@@ -60,51 +62,87 @@ class Text:
 
 
 def cache_folder(settings: DataSettings) -> Path:
-    """Where downloads and token files are kept: the user's cache folder, unless the settings say otherwise."""
+    """Return the folder for downloads and token files: data.cache_dir or, if that is null, the user's cache folder."""
     return Path(pooch.os_cache("gpt-pretrain")) if settings.cache_dir is None else Path(settings.cache_dir).expanduser()
 
 
 def find_text(settings: DataSettings, *, cache_dir: Path) -> Text:
-    """The text that the `data` settings name: path if it is given (a file, a directory or a glob), else url, else the story.
+    """Return the text that the `data` settings name: path (a file, directory or glob), else url, else the sample story.
 
     Args:
-        cache_dir: where a download is kept.
+        cache_dir: Folder for downloads.
 
     Raises:
-        UserError: when there is no such file, or the download fails.
+        UserError: If there is no such file, or the download fails.
     """
     if settings.path is not None:
-        return Text(_matching(settings.path))
+        return Text(_find_files(settings.path))
     if settings.url is not None:
-        from gpt_pretrain.data.download import download
-
         return Text((download(settings.url, sha256=settings.sha256, folder=cache_dir / "texts"),))
     if settings.name != "sample":
         raise UserError(f"data={settings.name} needs data.path=FILE, DIRECTORY or GLOB of UTF-8 text.")
     return Text((Path(str(resources.files("gpt_pretrain") / "data" / "sample.txt")),))
 
 
-def _matching(path: str) -> tuple[Path, ...]:
-    place = Path(path).expanduser()
-    if place.is_file():
-        return (place,)
-    if place.is_dir():
-        found = [file for file in place.rglob("*") if not any(part.startswith(".") for part in file.relative_to(place).parts)]
+def download(url: str, *, sha256: str | None, folder: Path) -> Path:
+    """Download a file unless the folder already has it with this checksum, and return its path.
+
+    Raises:
+        UserError: If the server cannot be reached, refuses, or sends content with another checksum. No file is left behind.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written: {error.strerror}. Choose another folder with data.cache_dir=FOLDER."
+        ) from error
+    pooch.get_logger().setLevel(logging.WARNING)
+    downloader = pooch.HTTPDownloader(progressbar=True, timeout=DOWNLOAD_TIMEOUT)
+    name = download_path(url, folder=folder).name
+    try:
+        return Path(pooch.retrieve(url, known_hash=sha256, fname=name, path=folder, downloader=downloader))
+    except ValueError as error:  # pooch's error for a wrong checksum
+        raise UserError(
+            f"{url} sent unexpected content: its SHA-256 is not {sha256}. The download was discarded. Try again, or get the text "
+            "by other means and give it with data.path=FILE."
+        ) from error
+    except OSError as error:  # includes the exceptions of requests
+        raise UserError(
+            f"{url} could not be downloaded ({type(error).__name__}: {_truncate(str(error))}). "
+            "Without a network, give a text of your own with data.path=FILE, or use data=sample."
+        ) from error
+
+
+def download_path(url: str, *, folder: Path) -> Path:
+    """Return the path that a URL is downloaded to."""
+    return folder / url.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _truncate(text: str) -> str:
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _find_files(pattern: str) -> tuple[Path, ...]:
+    path = Path(pattern).expanduser()
+    if path.is_file():
+        return (path,)
+    if path.is_dir():
+        found = [file for file in path.rglob("*") if not any(part.startswith(".") for part in file.relative_to(path).parts)]
     else:
-        found = [Path(match) for match in glob.glob(str(place), recursive=True)]
+        found = [Path(match) for match in glob.glob(str(path), recursive=True)]
     files = tuple(sorted(file for file in found if file.is_file()))
     if not files:
-        what = (
-            "the directory holds no file"
-            if place.is_dir()
-            else "there is no such file or directory, and as a glob it matches no file"
+        problem = (
+            "the directory has no files"
+            if path.is_dir()
+            else "no such file or directory exists, and as a glob it matches no file"
         )
-        raise UserError(f"data.path={path}: {what}. Give a UTF-8 text file, a directory of them, or a quoted glob.")
+        raise UserError(f"data.path={pattern}: {problem}. Give a UTF-8 text file, a directory of them, or a quoted glob.")
     return files
 
 
-def _bad_byte(file: Path) -> int:
-    """Where the first byte stands that is not UTF-8, from 0."""
+def _find_invalid_byte(file: Path) -> int:
+    """Return the position of the first byte that is not UTF-8, counted from 0."""
     position = 0
     with open(file, "rb") as stream:
         for line in stream:

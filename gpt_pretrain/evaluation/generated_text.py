@@ -13,12 +13,12 @@ from omegaconf import OmegaConf
 from torch.nn import functional as F
 
 from gpt_pretrain.config.schema import DataSettings
-from gpt_pretrain.data.corpus import split_of
-from gpt_pretrain.data.download import downloaded
+from gpt_pretrain.data.corpus import split_corpus
 from gpt_pretrain.data.files import is_url
-from gpt_pretrain.data.sources import corpus_at
-from gpt_pretrain.data.text import cache_folder, find_text
-from gpt_pretrain.data.tokens import TokenText, tokenize_text
+from gpt_pretrain.data.sources import open_corpus_at
+from gpt_pretrain.data.text import cache_folder, download_path, find_text
+from gpt_pretrain.data.token_cache import tokenize_text
+from gpt_pretrain.data.token_stream import TokenStream
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.memorization import longest_memorized_span
 from gpt_pretrain.generation.prompts import Continuation
@@ -28,7 +28,7 @@ from gpt_pretrain.system.files import write_text
 from gpt_pretrain.tokenizers.base import Tokenizer
 
 
-def find_training_tokens(content: Mapping[str, Any], tokenizer: Tokenizer) -> TokenText | None:
+def find_training_tokens(content: Mapping[str, Any], tokenizer: Tokenizer) -> TokenStream | None:
     """Return the tokens that a checkpoint was trained on, or None if they are unknown or no longer available.
 
     Args:
@@ -39,7 +39,7 @@ def find_training_tokens(content: Mapping[str, Any], tokenizer: Tokenizer) -> To
     data = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataSettings), content["config"]["data"]))
     assert isinstance(data, DataSettings)
     # Measuring some texts is no reason to download a text again.
-    if data.path is None and data.url is not None and not downloaded(data.url, folder=cache_folder(data) / "texts").is_file():
+    if data.path is None and data.url is not None and not download_path(data.url, folder=cache_folder(data) / "texts").is_file():
         return None
     try:
         if data.name in ("shards", "mixture"):
@@ -52,7 +52,7 @@ def find_training_tokens(content: Mapping[str, Any], tokenizer: Tokenizer) -> To
         return None
 
 
-def _shard_tokens(data: DataSettings, sha256: str, tokenizer: Tokenizer) -> TokenText | None:
+def _shard_tokens(data: DataSettings, sha256: str, tokenizer: Tokenizer) -> TokenStream | None:
     """Return the training set of local shards, or None if the shards are remote or have changed.
 
     Raises:
@@ -60,7 +60,7 @@ def _shard_tokens(data: DataSettings, sha256: str, tokenizer: Tokenizer) -> Toke
     """
     if data.path is None or is_url(data.path):
         return None
-    split = split_of(corpus_at(data.path, data), tokenizer, train_ratio=data.train_ratio)
+    split = split_corpus(open_corpus_at(data.path, data), tokenizer, train_ratio=data.train_ratio)
     return split.train if split.text_sha256 == sha256 else None
 
 
@@ -78,7 +78,7 @@ def save_measured_texts(
     update_metadata(folder, texts=whole_texts, measures=measures)
 
 
-def measure_texts(model: GPTModel, texts: Sequence[Continuation], *, training: TokenText | None) -> dict[str, Any]:
+def measure_texts(model: GPTModel, texts: Sequence[Continuation], *, training: TokenStream | None) -> dict[str, Any]:
     """Measure continuations, each measure averaged over them except for the longest memorized span.
 
     Returns:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpt_pretrain.data.windows import Batch
+from gpt_pretrain.data.dataset import Batch
 from gpt_pretrain.model.gpt2 import GPTModel
 from gpt_pretrain.model.kernels.loss import IGNORED, linear_cross_entropy
 

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gpt_pretrain.data.tokens import TokenText
+from gpt_pretrain.data.token_stream import TokenStream
 
 BLOCK = 1 << 20  # Tokens of the text that are searched at a time, with some 50 MB of working memory.
 MAX_SEARCHED = 32 * BLOCK  # Tokens of a longer text that are searched, which takes about three seconds.
 HASH_BASE = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio, rounded to an odd number
 
 
-def longest_memorized_span(sample: Sequence[int], text: TokenText) -> int:
+def longest_memorized_span(sample: Sequence[int], text: TokenStream) -> int:
     """Return the length of the longest span of consecutive sample tokens that occurs in a text.
 
     The text is read once. Of a text with more than MAX_SEARCHED tokens, only blocks spread evenly over it are searched. Windows

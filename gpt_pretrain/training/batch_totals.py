@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpt_pretrain.data.windows import Batch
+from gpt_pretrain.data.dataset import Batch
 from gpt_pretrain.evaluation.loss import loss_sum_dtype
 from gpt_pretrain.model.kernels.loss import IGNORED
 from gpt_pretrain.training.distributed import ranks

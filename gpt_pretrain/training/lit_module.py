@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from gpt_pretrain.config.schema import OptimizerSettings, SchedulerSettings
-from gpt_pretrain.data.windows import Batch
+from gpt_pretrain.data.dataset import Batch
 from gpt_pretrain.evaluation.loss import LossTotals, mean_loss, next_token_loss
 from gpt_pretrain.model.gpt2 import GPTModel
 from gpt_pretrain.training.batch_totals import batch_totals
@@ -222,4 +222,4 @@ class GPTLitModule(L.LightningModule):
             self.lr_scale = float(checkpoint["lr_scale"])
             then, data = checkpoint["config"], self.trainer.datamodule  # type: ignore[attr-defined]
             before = then["data"]["batch_size"] * then["trainer"]["devices"] * then["trainer"]["num_nodes"]
-            self.skipped = renumber_batches(checkpoint["skipped"], before=before, now=data.batch_windows)
+            self.skipped = renumber_batches(checkpoint["skipped"], before=before, now=data.global_batch_size)

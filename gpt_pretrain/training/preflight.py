@@ -17,7 +17,7 @@ from gpt_pretrain.config.conversion import escape_interpolation, to_settings
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.config.validation import train_problems
 from gpt_pretrain.data.datamodule import TextDataModule
-from gpt_pretrain.data.sources import tokenizer_of
+from gpt_pretrain.data.sources import find_shard_tokenizer
 from gpt_pretrain.data.text import cache_folder, find_text
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import EXPORTED, checkpoint_dir
@@ -100,7 +100,7 @@ def prepare_training(config: DictConfig, *, overridden: Set[str]) -> TrainingSet
     if start.resume is not None:
         if data is not None:
             changes += _data_changes(data, start)
-            data.begun_epoch_windows = None if changes else start.epoch_windows
+            data.resumed_epoch_windows = None if changes else start.epoch_windows
         problems += state_change_problems(changes, path=start.resume, force=settings.resume_force)
     if problems:
         raise UserError(problems)
@@ -165,7 +165,7 @@ def _check_no_other_run(settings: TrainSettings) -> None:
 def _find_tokenizer(settings: TrainSettings, start: StartingPoint, overridden: Set[str]) -> Tokenizer:
     """Build the tokenizer that the settings name, or, by default, the tokenizer that token shards were made with."""
     if start.architecture is None and not overridden & {"tokenizer", "tokenizer.name", "experiment"}:
-        settings.tokenizer.name = tokenizer_of(settings.data) or settings.tokenizer.name
+        settings.tokenizer.name = find_shard_tokenizer(settings.data) or settings.tokenizer.name
     return build_tokenizer(settings.tokenizer.name)
 
 

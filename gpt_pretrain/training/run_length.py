@@ -10,7 +10,7 @@ from gpt_pretrain.data.datamodule import TextDataModule
 
 def batches_per_epoch(data: TextDataModule, settings: TrainerSettings) -> int:
     """Return the number of batches in an epoch on each device."""
-    batches = math.ceil(data.epoch_windows / data.batch_windows)
+    batches = math.ceil(data.epoch_windows / data.global_batch_size)
     return batches if settings.limit_train_batches is None else min(batches, settings.limit_train_batches)
 
 
@@ -21,7 +21,7 @@ def steps_per_epoch(data: TextDataModule, settings: TrainerSettings) -> int:
 
 def tokens_per_epoch(data: TextDataModule, settings: TrainerSettings) -> int:
     """Return the number of tokens in an epoch of all devices together."""
-    return min(batches_per_epoch(data, settings) * data.batch_windows, data.epoch_windows) * data.context_length
+    return min(batches_per_epoch(data, settings) * data.global_batch_size, data.epoch_windows) * data.context_length
 
 
 def total_steps(data: TextDataModule, settings: TrainerSettings) -> int:
@@ -30,7 +30,7 @@ def total_steps(data: TextDataModule, settings: TrainerSettings) -> int:
     steps = settings.max_epochs * per_epoch
     if settings.max_tokens is not None:
         epochs, rest = divmod(settings.max_tokens, tokens_per_epoch(data, settings))
-        step = data.batch_windows * settings.accumulate_grad_batches * data.context_length  # tokens
+        step = data.global_batch_size * settings.accumulate_grad_batches * data.context_length  # tokens
         steps = epochs * per_epoch + math.ceil(rest / step)
     return steps if settings.max_steps == -1 else min(steps, settings.max_steps)
 

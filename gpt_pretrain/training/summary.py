@@ -55,7 +55,7 @@ def run_facts(settings: TrainSettings, data: TextDataModule, model: GPTModel) ->
         f"model   {model.num_parameters() / 1e6:.1f}M parameters: {config.n_layers} layers, {config.n_heads} heads, "
         f"emb_dim {config.emb_dim}, context {config.context_length}, vocabulary {config.vocab_size:,} "
         f"({data.tokenizer.name})",
-        f"data    {settings.data.path or settings.data.name}: {split.extent}{split.extent and '; '}"
+        f"data    {settings.data.path or settings.data.name}: {split.text_size}{split.text_size and '; '}"
         f"{split.train.count:,} training tokens in {len(data.train):,} windows, "
         f"{split.val.count:,} validation tokens in {len(data.val):,} windows",
         *(f"        {source}" for source in mixture_facts(data)),

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gpt_pretrain.checkpoints.pretrained import load_pretrained
-from gpt_pretrain.data.documents import Documents
+from gpt_pretrain.data.documents import DocumentBoundaries
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.loss import next_token_loss
 from gpt_pretrain.model.kernels import attention, chunks, loss
@@ -30,14 +30,14 @@ def block_of(*rows: Sequence[int]) -> np.ndarray:
 
 
 def test_positions_and_targets_of_documents_that_end_with_the_end_of_text() -> None:
-    inputs, targets, positions = Documents(9).kept_apart(block_of([5, 6, 9, 1, 9, 9, 2, 3]))
+    inputs, targets, positions = DocumentBoundaries(9).separate(block_of([5, 6, 9, 1, 9, 9, 2, 3]))
     assert inputs.tolist() == [[5, 6, 9, 1, 9, 9, 2]]
     assert targets.tolist() == [[6, 9, -100, 9, -100, -100, 3]]
     assert positions.tolist() == [[0, 1, 2, 0, 1, 0, 0]]
 
 
 def test_positions_and_targets_of_documents_that_begin_with_it() -> None:
-    inputs, targets, positions = Documents(9, end_first=True).kept_apart(block_of([5, 6, 9, 1, 9, 9, 2, 3]))
+    inputs, targets, positions = DocumentBoundaries(9, eos_first=True).separate(block_of([5, 6, 9, 1, 9, 9, 2, 3]))
     assert inputs.tolist() == [[5, 6, 9, 1, 9, 9, 2]]
     assert targets.tolist() == [[6, -100, 1, -100, -100, 2, 3]]
     assert positions.tolist() == [[0, 1, 0, 1, 0, 0, 1]]
@@ -65,7 +65,7 @@ def test_losses_and_gradients_are_those_of_the_documents_one_by_one(end_first: b
     model = tiny_model(drop_rate=0.0, tie_embeddings=tied).train()
     ids = stream(random_documents(30, seed=4, longest=9, vocab_size=96), EOS, end_first=end_first)
     rows = [ids[start : start + 17] for start in range(0, 102, 17)]
-    batch = Documents(EOS, end_first).kept_apart(block_of(*rows))
+    batch = DocumentBoundaries(EOS, eos_first=end_first).separate(block_of(*rows))
     assert (batch[1] == loss.IGNORED).sum() > 5
     together = next_token_loss(model, *batch)
     together.backward()
@@ -81,7 +81,7 @@ def test_losses_and_gradients_are_those_of_the_documents_one_by_one(end_first: b
 def test_without_documents_kept_apart_it_is_another_loss() -> None:
     model = tiny_model(drop_rate=0.0)
     ids = stream(random_documents(30, seed=4, longest=9, vocab_size=96), EOS)[:17]
-    inputs, targets, positions = Documents(EOS).kept_apart(block_of(ids))
+    inputs, targets, positions = DocumentBoundaries(EOS).separate(block_of(ids))
     with torch.no_grad():
         assert not torch.isclose(next_token_loss(model, inputs, targets, positions), next_token_loss(model, inputs, targets))
 
@@ -97,7 +97,7 @@ def test_a_row_that_is_one_document_is_as_without() -> None:
 def test_nothing_of_another_document_reaches_a_token() -> None:
     model = tiny_model()
     ids = torch.tensor([[1, 2, EOS, 3, 4, 5]])
-    _, _, positions = Documents(EOS).kept_apart(np.array([[1, 2, EOS, 3, 4, 5, 6]]))
+    _, _, positions = DocumentBoundaries(EOS).separate(np.array([[1, 2, EOS, 3, 4, 5, 6]]))
     other = torch.tensor([[7, 8, EOS, 3, 4, 5]])
     with torch.no_grad():
         a, b = (model.hidden_states(tokens, positions=positions) for tokens in (ids, other))

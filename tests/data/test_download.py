@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt_pretrain.data.download import download
+from gpt_pretrain.data.text import download
 from gpt_pretrain.errors import UserError
 
 GOOD = b"The real text.\n" * 5000
@@ -60,8 +60,8 @@ def test_a_damaged_copy_is_downloaded_again(server: ThreadingHTTPServer, tmp_pat
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("wrong.txt", "did not send what was expected: the SHA-256 differs"),
-        ("truncated.txt", "could not be downloaded|did not send what was expected"),
+        ("wrong.txt", "sent unexpected content: its SHA-256 is not"),
+        ("truncated.txt", "could not be downloaded|sent unexpected content"),
         ("missing.txt", "could not be downloaded .*404"),
     ],
 )

@@ -12,15 +12,16 @@ from hypothesis import strategies as st
 
 from gpt_pretrain.config.schema import SourceSettings
 from gpt_pretrain.data.datamodule import TextDataModule
-from gpt_pretrain.data.mixture import MixedWindows, most_in_proportion, windows_per_source
-from gpt_pretrain.data.windows import Batch, BatchOrder, Windows
+from gpt_pretrain.data.dataset import Batch, WindowDataset
+from gpt_pretrain.data.mixture import MixedWindows, allocate_validation_windows, allocate_windows
+from gpt_pretrain.data.sampler import DistributedBatchSampler
 from gpt_pretrain.errors import UserError
-from tests.data.test_windows import settings
+from tests.data.test_dataset import settings
 from tests.helpers.made_shards import BYTE, stream, write_llmc, write_nanogpt, write_shards
 from tests.helpers.training_runs import Train, checkpoint, same_weights
 
 
-class Numbers(Windows):
+class Numbers(WindowDataset):
     """Windows of one token: their own number, plus what tells the source."""
 
     remote = False
@@ -51,7 +52,7 @@ def test_each_source_has_its_share_and_repeats_none_before_all_were_read(
     mix, total = mixed(sizes, weights), sum(sizes)
     read: list[list[int]] = [[] for _ in sizes]
     for epoch in range(epochs):
-        numbers = mix.in_order(np.arange(total), total, seed=seed, epoch=epoch)
+        numbers = mix.epoch_indices(np.arange(total), total, seed=seed, epoch=epoch)
         ids = mix[numbers][0][:, 0].tolist()
         of_source = Counter(token // 1000 for token in ids)
         for number, weight in enumerate(weights):
@@ -69,8 +70,8 @@ def test_each_source_has_its_share_and_repeats_none_before_all_were_read(
 def test_the_order_can_be_computed_at_any_place(sources: list[tuple[int, float]], seed: int, epoch: int) -> None:
     mix = mixed([size for size, _ in sources], [weight for _, weight in sources])
     places = np.arange(len(mix))
-    whole = mix.in_order(places, len(mix), seed=seed, epoch=epoch)
-    assert mix.in_order(places[::3], len(mix), seed=seed, epoch=epoch).tolist() == whole[::3].tolist()
+    whole = mix.epoch_indices(places, len(mix), seed=seed, epoch=epoch)
+    assert mix.epoch_indices(places[::3], len(mix), seed=seed, epoch=epoch).tolist() == whole[::3].tolist()
 
 
 def test_rows_come_in_the_order_asked_for() -> None:
@@ -82,7 +83,7 @@ def test_rows_come_in_the_order_asked_for() -> None:
 
 def test_sources_are_scattered_over_an_epoch() -> None:
     mix = mixed([3000, 3000], [1, 3])
-    numbers = mix.in_order(np.arange(6000), 6000, seed=1, epoch=0)
+    numbers = mix.epoch_indices(np.arange(6000), 6000, seed=1, epoch=0)
     ours = numbers < 3000
     assert abs(ours[:600].mean() - 0.25) < 0.06
     assert abs(np.corrcoef(ours[:-1], ours[1:])[0, 1]) < 0.05
@@ -92,25 +93,25 @@ def test_sources_are_scattered_over_an_epoch() -> None:
 
 def test_epochs_and_seeds_differ_and_sources_are_shuffled_apart() -> None:
     mix = mixed([50, 50], [1, 1])
-    orders = {tuple(mix.in_order(np.arange(100), 100, seed=seed, epoch=epoch)) for seed in range(3) for epoch in range(3)}
+    orders = {tuple(mix.epoch_indices(np.arange(100), 100, seed=seed, epoch=epoch)) for seed in range(3) for epoch in range(3)}
     assert len(orders) == 9
-    numbers = mix.in_order(np.arange(100), 100, seed=1, epoch=0)
+    numbers = mix.epoch_indices(np.arange(100), 100, seed=1, epoch=0)
     assert numbers[numbers < 50].tolist() != (numbers[numbers >= 50] - 50).tolist()
 
 
 @given(st.lists(st.floats(0.01, 9), min_size=1, max_size=6), st.integers(0, 10**12))
 def test_shares_sum_up(weights: list[float], total: int) -> None:
-    parts = windows_per_source(weights, total)
+    parts = allocate_windows(weights, total)
     assert sum(parts) == total
     assert all(abs(part - weight / sum(weights) * total) <= 1 + 1e-9 * total for part, weight in zip(parts, weights, strict=True))
 
 
 def test_validation_is_in_the_proportions_of_the_weights() -> None:
-    assert most_in_proportion([100, 100], [1, 1], at_most=None) == [100, 100]
-    assert most_in_proportion([100, 100], [3, 1], at_most=None) == [100, 33]
-    assert most_in_proportion([100, 10], [1, 1], at_most=None) == [10, 10]
-    assert most_in_proportion([100, 100], [3, 1], at_most=40) == [30, 10]
-    assert most_in_proportion([100, 100], [1000, 1], at_most=40) == [40, 1]
+    assert allocate_validation_windows([100, 100], [1, 1], max_windows=None) == [100, 100]
+    assert allocate_validation_windows([100, 100], [3, 1], max_windows=None) == [100, 33]
+    assert allocate_validation_windows([100, 10], [1, 1], max_windows=None) == [10, 10]
+    assert allocate_validation_windows([100, 100], [3, 1], max_windows=40) == [30, 10]
+    assert allocate_validation_windows([100, 100], [1000, 1], max_windows=40) == [40, 1]
 
 
 def corpora(folder: Path, story: str) -> list[SourceSettings]:
@@ -182,6 +183,6 @@ def test_a_mixture_without_sources_or_with_several_tokenizers_is_refused(train: 
 
 def test_a_thousand_million_windows_need_no_list_of_them() -> None:
     mix = mixed([10**9, 10**6], [1, 1])
-    batches = iter(BatchOrder(len(mix), 8, seed=5, order=mix.in_order))
+    batches = iter(DistributedBatchSampler(len(mix), 8, seed=5, order=mix.epoch_indices))
     numbers = np.concatenate([next(batches) for _ in range(500)])
     assert abs((numbers < 10**9).mean() - 0.5) < 0.05

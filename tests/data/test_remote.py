@@ -20,16 +20,18 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from gpt_pretrain.config.schema import RemoteSettings
-from gpt_pretrain.data import remote as module
-from gpt_pretrain.data.cache_folder import CacheFolder
-from gpt_pretrain.data.corpus import open_corpus
+from gpt_pretrain.data import fetching as fetching_module
+from gpt_pretrain.data import remote as remote_module
+from gpt_pretrain.data import remote_cache as module
 from gpt_pretrain.data.datamodule import TextDataModule
+from gpt_pretrain.data.disk_cache import DiskCache
 from gpt_pretrain.data.fetching import FetcherThread, StoppedError, stop_fetching
-from gpt_pretrain.data.prefetching import PrefetchingSampler
-from gpt_pretrain.data.remote import CachedFiles, RemoteFiles
-from gpt_pretrain.data.windows import BatchOrder
+from gpt_pretrain.data.formats import open_corpus
+from gpt_pretrain.data.remote import RemoteFiles
+from gpt_pretrain.data.remote_cache import CachedFiles
+from gpt_pretrain.data.sampler import DistributedBatchSampler, PrefetchingSampler
 from gpt_pretrain.errors import UserError
-from tests.data.test_windows import settings
+from tests.data.test_dataset import settings
 from tests.helpers.made_shards import BYTE, random_documents, stream, write_llmc, write_nanogpt, write_shards
 from tests.helpers.training_runs import Train, checkpoint, same_weights
 
@@ -39,7 +41,7 @@ TRAIN, VAL = random_documents(1200, seed=1), random_documents(150, seed=2)
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Small blocks and short pauses, and no thread that goes on when the test is over."""
-    monkeypatch.setattr(module, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(remote_module, "FIRST_PAUSE", 0.001)
     monkeypatch.setattr(module, "BLOCK", 4096)
     yield
     stop_fetching()
@@ -136,14 +138,16 @@ def test_what_goes_on_failing_is_told(tmp_path: Path, corpus: Path, troubled: ty
     troubled.troubles = itertools.repeat("")
     data = data_of(tmp_path, f"troubled://{corpus}", cache_bytes=40_000, retries=2)
     troubled.troubles = itertools.repeat("error")
-    with pytest.raises(UserError, match=r"ConnectionResetError: the line broke\. That was the last of 3 tries"):
+    with pytest.raises(
+        UserError, match=r"ConnectionResetError: the line broke\. All 3 attempts failed \(data\.remote\.retries\)"
+    ):
         rows_of(data)
 
 
 def test_pauses_grow(tmp_path: Path, corpus: Path, troubled: type[Troubled], monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(module, "FIRST_PAUSE", 0.5)
-    monkeypatch.setattr(module.time, "sleep", pauses.append)
+    monkeypatch.setattr(remote_module, "FIRST_PAUSE", 0.5)
+    monkeypatch.setattr(fetching_module.time, "sleep", pauses.append)
     troubled.troubles = itertools.repeat("error")
     with pytest.raises(UserError):
         RemoteFiles(f"troubled://{corpus}", patient(retries=8)).read("train-00000.bin", 0, 10)
@@ -201,25 +205,23 @@ def test_a_damaged_block_in_the_cache_is_fetched_anew(tmp_path: Path, corpus: Pa
         )
 
     data = (corpus / "train-00000.bin").read_bytes()
-    module.FITS, fits = 0.0, module.FITS
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "WHOLE_FILES_LIMIT", 0.0)
         assert cached().read("train-00000.bin", 4000, 200) == data[4000:4200]
         blocks = sorted(tmp_path.rglob("0000000?"))
         assert len(blocks) == 2
         blocks[0].write_bytes(b"cut")
         assert cached().read("train-00000.bin", 4000, 200) == data[4000:4200]
         assert len(blocks[0].read_bytes()) == 4096
-    finally:
-        module.FITS = fits
 
 
 def test_the_blocks_of_the_next_batches_are_fetched_before_they_are_asked_for(
     tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "FITS", 0.0)
+    monkeypatch.setattr(module, "WHOLE_FILES_LIMIT", 0.0)
     data = data_of(tmp_path, f"file://{corpus}")
-    order = BatchOrder(len(data.train), 4, seed=1)
-    ahead = iter(PrefetchingSampler(order, data.train, batches=5))
+    order = DistributedBatchSampler(len(data.train), 4, seed=1)
+    ahead = iter(PrefetchingSampler(order, data.train.prefetch, batches=5))
     first = next(ahead)
     assert first.tolist() == next(iter(order)).tolist()
     wanted = np.concatenate(list(itertools.islice(order, 6)))
@@ -229,7 +231,7 @@ def test_the_blocks_of_the_next_batches_are_fetched_before_they_are_asked_for(
 
 
 def test_what_was_read_longest_ago_is_given_up(tmp_path: Path) -> None:
-    cache = CacheFolder(tmp_path, most_bytes=1000)
+    cache = DiskCache(tmp_path, max_bytes=1000)
     for number in range(10):
         cache.write(tmp_path / str(number), bytes(100))
         os.utime(tmp_path / str(number), (1000 + number, 1000 + number))
@@ -245,19 +247,19 @@ def test_a_killed_process_s_unfinished_file_is_cleared_away(tmp_path: Path) -> N
     (tmp_path / ".x.1234.tmp").write_bytes(b"half")
     os.utime(tmp_path / ".x.1234.tmp", (1, 1))
     (tmp_path / ".y.1234.tmp").write_bytes(b"half")
-    CacheFolder(tmp_path, most_bytes=1000).write(tmp_path / "z", b"1")
+    DiskCache(tmp_path, max_bytes=1000).write(tmp_path / "z", b"1")
     assert {file.name for file in tmp_path.iterdir()} == {".y.1234.tmp", "z"}
 
 
 def test_a_full_disk_costs_the_cache_alone(
     tmp_path: Path, corpus: Path, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(self: CacheFolder, path: Path, pieces: Any, **options: Any) -> None:
+    def full(self: DiskCache, path: Path, pieces: Any, **options: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(CacheFolder, "write_pieces", full)
+    monkeypatch.setattr(DiskCache, "write_pieces", full)
     assert rows_of(data_of(tmp_path, f"file://{corpus}")) == expected
-    assert caplog.text.count(f"{tmp_path / 'remote'}: nothing more can be kept") in range(1, 5), "four threads"
+    assert caplog.text.count(f"{tmp_path / 'remote'}: the cache cannot store any more") in range(1, 5), "four threads"
 
 
 def epoch_in_a_process(cache: Path, url: str) -> str:
@@ -372,7 +374,7 @@ def bucket(s3_server: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> Itera
 def test_training_from_s3_is_that_from_local_files(
     train: Train, tmp_path: Path, corpus: Path, bucket: str, cache_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "FITS", 0.8 if cache_bytes > 10**7 else 0.0)
+    monkeypatch.setattr(module, "WHOLE_FILES_LIMIT", 0.8 if cache_bytes > 10**7 else 0.0)
     words = ["data=shards", "data.batch_size=16", "data.stride=32", "trainer.max_steps=12", "trainer.limit_val_batches=3",
              "callbacks=minimal", "logger=none", "data.respect_documents=true"]  # fmt: skip
     remote = [

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 
 from gpt_pretrain.checkpoints.pretrained import load_pretrained, open_weights
 from gpt_pretrain.data import files as files_module
-from gpt_pretrain.data.corpus import LLMC_HEADER, open_corpus, split_of
+from gpt_pretrain.data.corpus import split_corpus
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.data.files import LocalFiles
-from gpt_pretrain.data.shards import ConcatenatedTokens, Shard
-from gpt_pretrain.data.tokens import TokenSplit, loss_by_frequencies
+from gpt_pretrain.data.formats import open_corpus
+from gpt_pretrain.data.llmc import HEADER
+from gpt_pretrain.data.token_stream import ConcatenatedTokens, Shard, TokenSplit, loss_by_frequencies
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation import memorization
 from gpt_pretrain.evaluation.generated_text import find_training_tokens
@@ -29,7 +30,7 @@ from gpt_pretrain.sweeps.write_report import write_report
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from tests.conftest import TINY_RUN
-from tests.data.test_windows import settings
+from tests.data.test_dataset import settings
 from tests.helpers.made_shards import BYTE, random_documents, stream, write_llmc, write_nanogpt, write_shards
 from tests.helpers.training_runs import Train, checkpoint, same_weights
 
@@ -37,8 +38,8 @@ GPT2 = build_tokenizer("gpt2")
 TRAIN, VAL = random_documents(200, seed=1), random_documents(30, seed=2)
 
 
-def split_at(folder: Path, tokenizer: object = BYTE, *, form: str = "auto", verify: bool = False) -> TokenSplit:
-    return split_of(open_corpus(LocalFiles(folder), form=form), tokenizer, train_ratio=0.9, verify=verify)  # type: ignore[arg-type]
+def split_at(folder: Path, tokenizer: object = BYTE, *, format_name: str = "auto", verify: bool = False) -> TokenSplit:
+    return split_corpus(open_corpus(LocalFiles(folder), format_name=format_name), tokenizer, train_ratio=0.9, verify=verify)  # type: ignore[arg-type]
 
 
 def refused(folder: Path, **options: object) -> str:
@@ -53,7 +54,7 @@ def test_shards_are_one_stream_of_tokens(tmp_path: Path, itemsize: int) -> None:
     assert split.train.read().tolist() == stream(TRAIN)
     assert split.val.read().tolist() == stream(VAL)
     assert (split.train.count, split.documents) == (len(stream(TRAIN)), 230)
-    assert split.extent == f"230 documents, {len(stream(TRAIN)) + len(stream(VAL)):,} bytes of text"
+    assert split.text_size == f"230 documents, {len(stream(TRAIN)) + len(stream(VAL)):,} bytes of text"
 
 
 @given(lengths=st.lists(st.integers(0, 9), min_size=1, max_size=6), data=st.data())
@@ -78,7 +79,7 @@ def test_the_folder_of_nanogpt_is_read_as_it_is(tmp_path: Path) -> None:
     split = split_at(folder, GPT2)
     assert (split.train.read().tolist(), split.val.read().tolist()) == (train, val)
     assert open_corpus(LocalFiles(folder)).tokenizer == "gpt2"
-    assert split.extent == "", "nothing is known of it but tokens"
+    assert split.text_size == "", "nothing is known of it but tokens"
 
 
 def test_shards_of_llm_c_are_read_as_they_are(tmp_path: Path) -> None:
@@ -86,7 +87,7 @@ def test_shards_of_llm_c_are_read_as_they_are(tmp_path: Path) -> None:
     split = split_at(write_llmc(tmp_path, train=parts[:2], val=parts[2]), GPT2)
     assert split.train.read().tolist() == parts[0] + parts[1]
     assert split.val.read().tolist() == parts[2]
-    assert open_corpus(LocalFiles(tmp_path)).end_first
+    assert open_corpus(LocalFiles(tmp_path)).eos_first
 
 
 def test_windows_are_those_of_the_stream(tmp_path: Path) -> None:
@@ -109,7 +110,7 @@ def test_loader_processes_open_the_shards_themselves(tmp_path: Path) -> None:
 
 
 def test_only_so_many_files_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files_module, "MOST_HANDLES", 4)
+    monkeypatch.setattr(files_module, "MAX_OPEN_FILES", 4)
     split = split_at(write_shards(tmp_path, train=TRAIN, val=VAL, shard_tokens=50))
     before = len(os.listdir("/dev/fd"))
     assert split.train.read().tolist() == stream(TRAIN)
@@ -124,7 +125,7 @@ def test_a_corpus_of_ten_thousand_million_tokens_is_opened_at_once(tmp_path: Pat
     header[:3] = 20240520, 1, 10**8
     for name in [*names, "tale_val_000000.bin"]:
         (tmp_path / name).write_bytes(header.tobytes())
-        os.truncate(tmp_path / name, LLMC_HEADER + 2 * 10**8)
+        os.truncate(tmp_path / name, HEADER + 2 * 10**8)
     tracemalloc.start()
     try:
         start = time.perf_counter()
@@ -159,18 +160,18 @@ def test_missing_short_and_damaged_shards_are_told(tmp_path: Path) -> None:
 def test_a_shard_that_is_shortened_meanwhile_is_reported(tmp_path: Path) -> None:
     split = split_at(write_shards(tmp_path, train=TRAIN, val=VAL))
     os.truncate(tmp_path / "train-00001.bin", 100)
-    with pytest.raises(UserError, match=r"train-00001\.bin has been shortened since training began"):
+    with pytest.raises(UserError, match=r"train-00001\.bin has been truncated since training began"):
         split.train.read(1000, 100)
 
 
 def test_an_unfinished_corpus_is_told_from_none(tmp_path: Path) -> None:
     folder = write_shards(tmp_path / "c", train=TRAIN, val=VAL)
     (folder / "manifest.json").unlink()
-    assert "Its manifest.json, without which its shards are not read, is not there: copy it as well" in refused(folder)
+    assert "The folder has shards but no manifest.json, which is needed to read them. Copy it too." in refused(folder)
     (folder / ".work").mkdir()
     (folder / ".work" / "plan.json").write_text("{}")
     assert "The corpus is unfinished: its manifest is written last." in refused(folder)
-    assert "The corpus is unfinished" in refused(folder, form="gpt_pretrain")
+    assert "The corpus is unfinished" in refused(folder, format_name="gpt_pretrain")
     (tmp_path / "d").mkdir()
     told = refused(tmp_path / "d")
     assert "there are no token shards" in told
@@ -199,7 +200,7 @@ def test_a_newer_manifest_is_told(tmp_path: Path) -> None:
     write_shards(tmp_path, train=TRAIN, val=VAL)
     content = json.loads((tmp_path / "manifest.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps(content | {"version": 2}))
-    assert "version 2, and this program reads" in refused(tmp_path)
+    assert "version 2, but this program reads" in refused(tmp_path)
 
 
 def test_characters_of_nanogpt_are_trained_on_and_written(train: Train, tmp_path: Path) -> None:
@@ -243,19 +244,19 @@ def test_a_header_of_llm_c_that_is_none_is_told(tmp_path: Path) -> None:
 
 def test_a_truncated_shard_of_llm_c_is_told(tmp_path: Path) -> None:
     write_llmc(tmp_path, train=[[1] * 50], val=[1] * 50)
-    os.truncate(tmp_path / "tale_train_000001.bin", LLMC_HEADER + 60)
+    os.truncate(tmp_path / "tale_train_000001.bin", HEADER + 60)
     assert "tale_train_000001.bin has 1,084 bytes instead of 1,124" in refused(tmp_path)
 
 
 def test_token_ids_beyond_the_vocabulary_are_told(tmp_path: Path) -> None:
     write_nanogpt(tmp_path, train=[1, 2, 300, 4] * 20, val=[1, 2] * 20)
-    assert "has token id 300, and tokenizer=byte only 257 ids" in refused(tmp_path)
+    assert "has token id 300, but tokenizer=byte has only 257 ids" in refused(tmp_path)
     split_at(tmp_path, GPT2)
 
 
 def test_other_tokens_than_those_of_the_manifest_are_refused(tmp_path: Path) -> None:
     write_shards(tmp_path, train=TRAIN, val=VAL)
-    assert "was made with byte; choose that" in refused(tmp_path, tokenizer=GPT2)
+    assert "was made with byte. Use that tokenizer." in refused(tmp_path, tokenizer=GPT2)
 
 
 def test_without_a_validation_part_the_end_of_training_is_taken(tmp_path: Path, printed: Callable[[], list[str]]) -> None:
@@ -264,7 +265,7 @@ def test_without_a_validation_part_the_end_of_training_is_taken(tmp_path: Path, 
     assert split.train.read().tolist() == ids[:cut]
     assert split.val.read().tolist() == ids[cut:]
     assert split.val.read(3, 5).tolist() == ids[cut + 3 : cut + 8]
-    assert any("has no validation part" in line for line in printed())
+    assert any("has no validation set" in line for line in printed())
 
 
 def test_the_hash_tells_contents_apart(tmp_path: Path) -> None:
@@ -330,7 +331,7 @@ def test_the_tokenizer_follows_the_shards_unless_it_was_typed(train: Train, tmp_
     words = ["data=shards", f"data.path='{corpus}'", "callbacks=minimal", "logger=none", "trainer.limit_val_batches=1"]
     train(*words, base=base)
     assert checkpoint(tmp_path / "run")["tokenizer"] == "byte"
-    with pytest.raises(UserError, match=r"tokenizer=gpt2: data\.path=.* was made with byte; choose that"):
+    with pytest.raises(UserError, match=r"tokenizer=gpt2: data\.path=.* was made with byte. Use that tokenizer."):
         train(*words, "tokenizer=gpt2", base=base, run_dir=tmp_path / "other")
 
 
@@ -386,7 +387,7 @@ def test_a_large_corpus_is_searched_for_what_samples_recite_in_parts(tmp_path: P
 
 
 def test_shards_as_a_text_are_told(train: Train, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"these are token shards, or behind a URL: add data=shards"):
+    with pytest.raises(UserError, match=r"this is a folder of token shards or a URL\. Add data=shards"):
         train(f"data.path='{write_shards(tmp_path / 'c', train=TRAIN)}'")
 
 

@@ -16,7 +16,7 @@ import torch
 
 from gpt_pretrain.checkpoints.checkpoint_file import read_checkpoint
 from gpt_pretrain.checkpoints.pretrained import load_pretrained
-from gpt_pretrain.data.windows import BatchOrder
+from gpt_pretrain.data.sampler import DistributedBatchSampler
 from gpt_pretrain.runs.metadata import read_metadata
 from gpt_pretrain.training.distributed.fsdp import remove_unused_shards
 from gpt_pretrain.training.nonfinite import renumber_batches
@@ -350,14 +350,14 @@ def test_a_sweep_starts_ranks_for_each_job(run: Callable[..., subprocess.Complet
 @pytest.mark.parametrize(("n", "size", "world"), [(13, 4, 2), (12, 4, 3), (5, 4, 4), (1, 1, 2), (40, 3, 5)])
 @pytest.mark.parametrize("seed", [None, 7])
 def test_ranks_share_the_batches_of_one_rank(n: int, size: int, world: int, seed: int | None) -> None:
-    whole = [batch.tolist() for batch in BatchOrder(n, size, seed=seed)]
-    shares = [[b.tolist() for b in BatchOrder(n, size, seed=seed, rank=rank, world_size=world)] for rank in range(world)]
+    whole = [batch.tolist() for batch in DistributedBatchSampler(n, size, seed=seed)]
+    shares = [[b.tolist() for b in DistributedBatchSampler(n, size, seed=seed, rank=rank, world_size=world)] for rank in range(world)]
     assert len({len(share) for share in shares}) == 1, "all ranks make the same number of steps"
     assert [batch for batch in chain.from_iterable(zip(*shares, strict=True)) if batch] == whole
-    later = BatchOrder(n, size, seed=seed, rank=world - 1, world_size=world)
+    later = DistributedBatchSampler(n, size, seed=seed, rank=world - 1, world_size=world)
     later.start = 1
     assert [b.tolist() for b in later] == shares[-1][1:]
-    assert next(iter(BatchOrder(10**12, 8, seed=1, rank=3, world_size=512))).max() < 10**12
+    assert next(iter(DistributedBatchSampler(10**12, 8, seed=1, rank=3, world_size=512))).max() < 10**12
 
 
 def children(pid: int) -> list[int]:

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 
 from gpt_pretrain.config.schema import DoctorSettings, TrainSettings
 from gpt_pretrain.data.datamodule import TextDataModule
-from gpt_pretrain.data.tokens import loss_by_frequencies
+from gpt_pretrain.data.token_stream import loss_by_frequencies
 from gpt_pretrain.runs.tensorboard import EventFiles
 from gpt_pretrain.training.callbacks.evaluation import PeriodicEvaluation
 from gpt_pretrain.training.lit_module import GPTLitModule

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.data.datamodule import TextDataModule
-from gpt_pretrain.data.tokens import sample_tokens
+from gpt_pretrain.data.token_stream import sample_tokens
 from gpt_pretrain.model import costs
 from gpt_pretrain.model.cluster_costs import step_traffic
 from gpt_pretrain.model.config import GPTConfig

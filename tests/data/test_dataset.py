@@ -9,15 +9,16 @@ from hypothesis import strategies as st
 
 from gpt_pretrain.config.schema import DataSettings
 from gpt_pretrain.data.datamodule import TextDataModule
-from gpt_pretrain.data.tokens import Tokens
-from gpt_pretrain.data.windows import BatchOrder, TokenWindows, shuffle_windows
+from gpt_pretrain.data.dataset import TokenWindows
+from gpt_pretrain.data.sampler import DistributedBatchSampler, shuffled_indices
+from gpt_pretrain.data.token_cache import TokenFile
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.tokenizers.build import build_tokenizer
 
 
-def tokens_of(path: Path, count: int) -> Tokens:
+def tokens_of(path: Path, count: int) -> TokenFile:
     np.arange(count, dtype="<u2").tofile(path)
-    return Tokens(path=path, count=count, itemsize=2, sha256="")
+    return TokenFile(path=path, count=count, itemsize=2, sha256="")
 
 
 def settings(folder: Path, **changes: object) -> DataSettings:
@@ -58,7 +59,7 @@ def test_windows_equal_their_definition(
 
 @given(n=st.integers(0, 50), batch=st.integers(1, 9), seed=st.integers(0, 5), epoch=st.integers(0, 3))
 def test_an_epoch_reads_each_window_once_and_drops_a_short_batch(n: int, batch: int, seed: int, epoch: int) -> None:
-    order = BatchOrder(n, batch, seed=seed)
+    order = DistributedBatchSampler(n, batch, seed=seed)
     order.set_epoch(epoch)
     batches = [windows.tolist() for windows in order]
     assert len(batches) == len(order) == n // batch
@@ -70,11 +71,11 @@ def test_an_epoch_reads_each_window_once_and_drops_a_short_batch(n: int, batch: 
 
 @given(n=st.integers(1, 50), batch=st.integers(1, 9), epoch=st.integers(0, 3), data=st.data())
 def test_the_order_is_a_function_of_seed_and_epoch_from_any_place(n: int, batch: int, epoch: int, data: st.DataObject) -> None:
-    whole = BatchOrder(n, batch, seed=7)
+    whole = DistributedBatchSampler(n, batch, seed=7)
     whole.set_epoch(epoch)
     batches = [windows.tolist() for windows in whole]
     start = data.draw(st.integers(0, len(batches)))
-    later = BatchOrder(n, batch, seed=7)
+    later = DistributedBatchSampler(n, batch, seed=7)
     later.epoch, later.start = epoch, start
     assert [windows.tolist() for windows in later] == batches[start:]
     assert len(later) == len(whole)
@@ -83,24 +84,24 @@ def test_the_order_is_a_function_of_seed_and_epoch_from_any_place(n: int, batch:
 
 @given(n=st.integers(1, 3000), seed=st.integers(0, 2**32 - 1), epoch=st.integers(0, 2**31))
 def test_an_order_is_a_permutation_that_can_be_computed_anywhere(n: int, seed: int, epoch: int) -> None:
-    whole = shuffle_windows(np.arange(n), n, seed=seed, epoch=epoch)
+    whole = shuffled_indices(np.arange(n), n, seed=seed, epoch=epoch)
     assert sorted(whole.tolist()) == list(range(n))
     some = np.arange(n)[:: max(1, n // 7)]
-    assert shuffle_windows(some, n, seed=seed, epoch=epoch).tolist() == whole[some].tolist()
+    assert shuffled_indices(some, n, seed=seed, epoch=epoch).tolist() == whole[some].tolist()
 
 
 @pytest.mark.parametrize("n", [9, 16, 17])
 def test_each_window_stands_at_each_place_equally_often(n: int) -> None:
     counts = np.zeros((n, n))
     for epoch in range(4000):
-        counts[np.arange(n), shuffle_windows(np.arange(n), n, seed=1, epoch=epoch)] += 1
+        counts[np.arange(n), shuffled_indices(np.arange(n), n, seed=1, epoch=epoch)] += 1
     chi_squared = ((counts - 4000 / n) ** 2 / (4000 / n)).sum()
     freedom = (n - 1) ** 2
     assert abs(chi_squared - freedom) < 5 * (2 * freedom) ** 0.5
 
 
 def test_neighbours_are_scattered() -> None:
-    order = shuffle_windows(np.arange(100_000), 100_000, seed=3, epoch=0)
+    order = shuffled_indices(np.arange(100_000), 100_000, seed=3, epoch=0)
     assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.02
     assert abs(np.corrcoef(order, np.arange(100_000))[0, 1]) < 0.02
 
@@ -108,9 +109,9 @@ def test_neighbours_are_scattered() -> None:
 def test_a_thousand_million_windows_need_no_list_of_them() -> None:
     tracemalloc.start()
     try:
-        batches = iter(BatchOrder(10**9, 8, seed=5))
+        batches = iter(DistributedBatchSampler(10**9, 8, seed=5))
         first = np.concatenate([next(batches) for _ in range(1000)])
-        later = BatchOrder(10**9, 8, seed=5)
+        later = DistributedBatchSampler(10**9, 8, seed=5)
         later.start = 10**8
         next(iter(later))
         assert tracemalloc.get_traced_memory()[1] < 2_000_000
@@ -122,7 +123,7 @@ def test_a_thousand_million_windows_need_no_list_of_them() -> None:
 
 def test_epochs_and_seeds_differ() -> None:
     def order(seed: int, epoch: int) -> list[int]:
-        batches = BatchOrder(50, 5, seed=seed)
+        batches = DistributedBatchSampler(50, 5, seed=seed)
         batches.set_epoch(epoch)
         return np.concatenate(list(batches)).tolist()
 
@@ -130,8 +131,8 @@ def test_epochs_and_seeds_differ() -> None:
 
 
 def test_validation_keeps_order_and_the_short_batch() -> None:
-    assert [windows.tolist() for windows in BatchOrder(7, 3)] == [[0, 1, 2], [3, 4, 5], [6]]
-    assert len(BatchOrder(7, 3)) == 3
+    assert [windows.tolist() for windows in DistributedBatchSampler(7, 3)] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert len(DistributedBatchSampler(7, 3)) == 3
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -162,7 +163,7 @@ def test_a_window_longer_than_a_part_is_refused_with_the_largest_that_works(tmp_
     with pytest.raises(UserError) as caught:
         data_of(tmp_path, context_length=val_count)
     assert len(caught.value.problems) == 1
-    told = f"model.context_length={val_count}: the validation part has {val_count} tokens, and a window needs {val_count + 1}."
+    told = f"model.context_length={val_count}: the validation set has {val_count} tokens, but a window needs {val_count + 1}."
     assert told in caught.value.problems[0]
     assert f"works here is {val_count - 1}" in caught.value.problems[0]
     data_of(tmp_path, context_length=val_count - 1, batch_size=1)
@@ -173,6 +174,6 @@ def test_a_window_longer_than_a_part_is_refused_with_the_largest_that_works(tmp_
 
 def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
     windows = len(data_of(tmp_path).train)
-    with pytest.raises(UserError, match=rf"data\.batch_size={windows + 1}: the training text has only {windows} windows"):
+    with pytest.raises(UserError, match=rf"data\.batch_size={windows + 1}: the training set has only {windows} windows"):
         data_of(tmp_path, batch_size=windows + 1)
     data_of(tmp_path, batch_size=windows)

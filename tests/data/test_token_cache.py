@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt_pretrain.data import text as text_module
-from gpt_pretrain.data import tokens as module
+from gpt_pretrain.data import token_cache as module
 from gpt_pretrain.data.text import Text
-from gpt_pretrain.data.tokens import TokenSplit, encode_pieces, tokenize_text
+from gpt_pretrain.data.token_cache import encode_pieces, tokenize_text
+from gpt_pretrain.data.token_stream import TokenSplit
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.tokenizers.build import build_tokenizer
 
@@ -69,7 +70,7 @@ def test_a_file_that_was_shortened_meanwhile_is_reported(tmp_path: Path, story: 
     split = tokenize_text(text_of(tmp_path, story), GPT2, train_ratio=0.9, cache_dir=tmp_path)
     with open(split.train.path, "r+b") as stream:
         stream.truncate(100)
-    with pytest.raises(UserError, match="has been shortened"):
+    with pytest.raises(UserError, match="has been truncated"):
         split.train.read(48, 3)
 
 
@@ -139,9 +140,9 @@ def test_a_damaged_cache_is_made_again(tmp_path: Path, story: str, damage: objec
     first = tokenize_text(text, GPT2, train_ratio=0.9, cache_dir=tmp_path)
     damage(first.train.path.parent)  # type: ignore[operator]
     again = tokenize_text(text, GPT2, train_ratio=0.9, cache_dir=tmp_path)
-    assert "is damaged; it is made again" in caplog.text
+    assert caplog.text.count("is damaged and will be rebuilt") == 1
     assert again == first
-    assert again.train.is_whole()
+    assert again.train.is_intact()
     assert [path.name for path in (tmp_path / "tokens").iterdir()] == [first.train.path.parent.name]
 
 

@@ -1,0 +1,60 @@
+"""The formats of token shards that can be read. A new format needs a file like `nanogpt` and one line in FORMATS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gpt_pretrain.data.corpus import TokenCorpus
+from gpt_pretrain.data.files import Files
+from gpt_pretrain.data.llmc import find_llama3_shard, is_llmc, open_llmc
+from gpt_pretrain.data.manifest import explain_missing_manifest, has_manifest, open_prepared
+from gpt_pretrain.data.nanogpt import is_nanogpt, open_nanogpt
+from gpt_pretrain.errors import UserError
+
+
+@dataclass(frozen=True)
+class CorpusFormat:
+    """A format of token shards.
+
+    Args:
+        matches: Returns whether a folder is in this format.
+        open: Describes a folder in this format.
+    """
+
+    matches: Callable[[Files], bool]
+    open: Callable[[Files], TokenCorpus]
+
+
+# The values of data.format. With data.format=auto the first match counts.
+FORMATS = {
+    "gpt_pretrain": CorpusFormat(has_manifest, open_prepared),
+    "llmc": CorpusFormat(is_llmc, open_llmc),
+    "nanogpt": CorpusFormat(is_nanogpt, open_nanogpt),
+}
+
+
+def open_corpus(files: Files, *, format_name: str = "auto") -> TokenCorpus:
+    """Open a folder of token shards.
+
+    Args:
+        format_name: A key of FORMATS, or "auto" to detect it.
+
+    Raises:
+        UserError: If the folder holds no shards, or the corpus is unfinished.
+    """
+    if format_name != "auto":
+        return FORMATS[format_name].open(files)
+    for candidate in FORMATS.values():
+        if candidate.matches(files):
+            return candidate.open(files)
+    if (name := find_llama3_shard(files)) is not None:
+        raise UserError(
+            f"data.path={files.location}: {name} is an llm.c shard for Llama 3, whose vocabulary no tokenizer here has. "
+            "Prepare the text with gpt-pretrain prepare."
+        )
+    raise UserError(
+        f"data.path={files.location}: there are no token shards.{explain_missing_manifest(files)} Give a folder with "
+        "manifest.json (made by gpt-pretrain prepare), nanoGPT's train.bin and val.bin, or llm.c's *_train_*.bin and "
+        "*_val_*.bin. For text files use data=text."
+    )

@@ -1,0 +1,209 @@
+"""Tokenized text on disk: made once per text, tokenizer and split, then read window by window.
+
+A token file consists of little-endian token ids, two bytes each if the vocabulary allows it, else four.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from gpt_pretrain.data.text import Text
+from gpt_pretrain.data.token_stream import TokenSplit
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.files import replacing, sync_file
+from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer, token_itemsize
+
+CACHE_VERSION = 1  # increase it when a change makes old token files invalid
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """The tokens of one file in the cache.
+
+    Args:
+        path: The file.
+        count: Number of tokens.
+        itemsize: Bytes per token.
+        sha256: SHA-256 of the file in hexadecimal.
+    """
+
+    path: Path
+    count: int
+    itemsize: int
+    sha256: str
+
+    @property
+    def remote(self) -> bool:
+        """Always False: the file is on a local disk."""
+        return False
+
+    def prefetch(self, start: int, count: int) -> None:
+        """Do nothing: the operating system reads ahead by itself."""
+
+    def read(self, start: int = 0, count: int | None = None) -> np.ndarray:
+        """Return the token ids from `start` on, (count,).
+
+        A read leaves nothing in the memory of this process, unlike the pages of a memory map.
+
+        Raises:
+            UserError: If the file has become shorter.
+        """
+        n_bytes = (self.count - start if count is None else count) * self.itemsize
+        if hasattr(os, "pread"):
+            data = os.pread(self._file.fileno(), n_bytes, start * self.itemsize)
+        else:
+            # Windows has no pread. Moving the file position is safe there because each worker process opens its own file.
+            self._file.seek(start * self.itemsize)
+            data = self._file.read(n_bytes)
+        if len(data) < n_bytes:
+            raise UserError(f"{self.path} has been truncated since training began. The next start rebuilds it.")
+        return np.frombuffer(data, f"<u{self.itemsize}")
+
+    @cached_property
+    def _file(self) -> io.FileIO:
+        return io.FileIO(self.path)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave out the open file: each worker process opens its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_file"}
+
+    def is_intact(self) -> bool:
+        """Return whether the file exists with the expected size and checksum."""
+        try:
+            return self.path.stat().st_size == self.count * self.itemsize and _file_sha256(self.path) == self.sha256
+        except OSError:
+            return False
+
+
+def tokenize_text(text: Text, tokenizer: Tokenizer, *, train_ratio: float, cache_dir: Path) -> TokenSplit:
+    """Split a text by characters and tokenize both parts, or load them from the cache.
+
+    Args:
+        train_ratio: Share of the characters, from the start of the text, to train on.
+        cache_dir: Folder of the cache. Each split has a subfolder named after a hash of its inputs.
+
+    Raises:
+        UserError: If the text is empty, unreadable or not UTF-8, or cache_dir cannot be written.
+    """
+    text_sha256 = text.sha256()
+    inputs = [CACHE_VERSION, text_sha256, tokenizer.name, tokenizer.vocab_size, train_ratio]
+    folder = cache_dir / "tokens" / hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]
+    if (cached := _load(folder)) is not None:
+        return cached
+    if folder.exists():
+        log.warning("The token cache %s is damaged and will be rebuilt.", folder)
+    characters = sum(len(piece) for piece in text.pieces())
+    if characters == 0:
+        names = ", ".join(map(str, text.files[:3])) + (", ..." if len(text.files) > 3 else "")
+        raise UserError(f"The text is empty: {names}. Give some text with data.path=FILE, DIRECTORY or GLOB.")
+    try:
+        return _build(folder, text, tokenizer, text_sha256=text_sha256, characters=characters, train_ratio=train_ratio)
+    except OSError as error:
+        raise UserError(
+            f"The token cache {folder.parent} cannot be written: {error.strerror or error}. "
+            "Choose another folder with data.cache_dir=FOLDER."
+        ) from error
+
+
+def encode_pieces(pieces: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
+    """Yield the token ids of a text that arrives in pieces; together they equal the ids of the whole text.
+
+    Pieces may end anywhere. The text is cut between a letter or digit and a space or line feed, where no token of the
+    supported encodings spans the cut. What follows the last cut is encoded with the next piece.
+    """
+    rest = ""
+    for piece in pieces:
+        searched = max(len(rest), 1)
+        rest += piece
+        for cut in range(len(rest) - 1, searched - 1, -1):
+            if rest[cut] in " \n" and rest[cut - 1].isalnum():
+                yield tokenizer.encode(rest[:cut])
+                rest = rest[cut:]
+                break
+    if rest:
+        yield tokenizer.encode(rest)
+
+
+def _load(folder: Path) -> TokenSplit | None:
+    """Return the token files in a folder, or None if they are missing or damaged."""
+    try:
+        fields = json.loads((folder / "split.json").read_text(encoding="utf-8"))
+        train, val = (TokenFile(path=folder / f"{part}.bin", **fields.pop(part)) for part in ("train", "val"))
+        split = TokenSplit(train=train, val=val, **fields)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return split if train.is_intact() and val.is_intact() else None
+
+
+def _build(
+    folder: Path, text: Text, tokenizer: Tokenizer, *, text_sha256: str, characters: int, train_ratio: float
+) -> TokenSplit:
+    itemsize = token_itemsize(tokenizer.vocab_size)
+    cut = _split_position(text, int(train_ratio * characters))
+    try:
+        with replacing(folder) as scratch:
+            scratch.mkdir(parents=True)
+            fields = {
+                part: _write_tokens(scratch / f"{part}.bin", encode_pieces(_characters_between(text, *span), tokenizer), itemsize)
+                for part, span in (("train", (0, cut)), ("val", (cut, characters)))
+            }
+            content = fields | {"text_sha256": text_sha256, "characters": characters}
+            (scratch / "split.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+            if (other := _load(folder)) is not None:
+                return other  # another process was faster
+    except OSError:
+        # Another process may have created the folder just before the rename.
+        if (other := _load(folder)) is not None:
+            return other
+        raise
+    split = _load(folder)
+    assert split is not None, f"{folder} was just written"
+    return split
+
+
+def _split_position(text: Text, cut: int) -> int:
+    """Return the position to split at: `cut`, or the start of an `<|endoftext|>` between two files that contains it."""
+    start = 0
+    for piece in text.pieces():
+        if piece == END_OF_TEXT and start < cut < start + len(piece):
+            return start
+        start += len(piece)
+    return cut
+
+
+def _characters_between(text: Text, begin: int, end: int) -> Iterator[str]:
+    """Yield the characters of a text from begin to end, excluding end."""
+    start = 0
+    for piece in text.pieces():
+        if start < end and start + len(piece) > begin:
+            yield piece[max(begin - start, 0) : end - start]
+        start += len(piece)
+
+
+def _write_tokens(path: Path, batches: Iterable[list[int]], itemsize: int) -> dict[str, object]:
+    digest, count = hashlib.sha256(), 0
+    with open(path, "wb") as stream:
+        for batch in batches:
+            data = np.array(batch, dtype=f"<u{itemsize}").tobytes()
+            digest.update(data)
+            stream.write(data)
+            count += len(batch)
+        sync_file(stream)
+    return {"count": count, "itemsize": itemsize, "sha256": digest.hexdigest()}
+
+
+def _file_sha256(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
