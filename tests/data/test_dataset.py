@@ -7,13 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_pretrain.config.schema import DataSettings
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.data.dataset import TokenWindows
 from gpt_pretrain.data.sampler import DistributedBatchSampler, shuffled_indices
 from gpt_pretrain.data.token_cache import TokenFile
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.tokenizers.build import build_tokenizer
+from tests.helpers.data_settings import data_settings
 
 
 def tokens_of(path: Path, count: int) -> TokenFile:
@@ -21,29 +21,14 @@ def tokens_of(path: Path, count: int) -> TokenFile:
     return TokenFile(path=path, count=count, itemsize=2, sha256="")
 
 
-def settings(folder: Path, **changes: object) -> DataSettings:
-    fields: dict[str, object] = {
-        "name": "sample",
-        "path": None,
-        "url": None,
-        "sha256": None,
-        "cache_dir": str(folder),
-        "batch_size": 4,
-        "train_ratio": 0.9,
-        "stride": None,
-        "num_workers": 0,
-    }
-    return DataSettings(**(fields | changes))  # type: ignore[arg-type]
-
-
 def data_of(folder: Path, *, context_length: int = 32, seed: int = 1, **changes: object) -> TextDataModule:
-    data = TextDataModule(settings(folder, **changes), build_tokenizer("byte"), context_length=context_length, seed=seed)
+    data = TextDataModule(data_settings(folder, **changes), build_tokenizer("byte"), context_length=context_length, seed=seed)
     data.prepare_data()
     return data
 
 
 @given(count=st.integers(0, 60), context_length=st.integers(1, 12), stride=st.integers(1, 15))
-def test_windows_equal_their_definition(
+def test_windows_match_their_definition(
     tmp_path_factory: pytest.TempPathFactory, count: int, context_length: int, stride: int
 ) -> None:
     tokens = list(range(count))
@@ -58,7 +43,7 @@ def test_windows_equal_their_definition(
 
 
 @given(n=st.integers(0, 50), batch=st.integers(1, 9), seed=st.integers(0, 5), epoch=st.integers(0, 3))
-def test_an_epoch_reads_each_window_once_and_drops_a_short_batch(n: int, batch: int, seed: int, epoch: int) -> None:
+def test_an_epoch_reads_no_window_twice_and_drops_the_last_short_batch(n: int, batch: int, seed: int, epoch: int) -> None:
     order = DistributedBatchSampler(n, batch, seed=seed)
     order.set_epoch(epoch)
     batches = [windows.tolist() for windows in order]
@@ -70,7 +55,7 @@ def test_an_epoch_reads_each_window_once_and_drops_a_short_batch(n: int, batch: 
 
 
 @given(n=st.integers(1, 50), batch=st.integers(1, 9), epoch=st.integers(0, 3), data=st.data())
-def test_the_order_is_a_function_of_seed_and_epoch_from_any_place(n: int, batch: int, epoch: int, data: st.DataObject) -> None:
+def test_the_order_depends_on_seed_and_epoch_alone_from_any_start(n: int, batch: int, epoch: int, data: st.DataObject) -> None:
     whole = DistributedBatchSampler(n, batch, seed=7)
     whole.set_epoch(epoch)
     batches = [windows.tolist() for windows in whole]
@@ -79,11 +64,11 @@ def test_the_order_is_a_function_of_seed_and_epoch_from_any_place(n: int, batch:
     later.epoch, later.start = epoch, start
     assert [windows.tolist() for windows in later] == batches[start:]
     assert len(later) == len(whole)
-    assert [windows.tolist() for windows in later] == batches, "the next iteration begins at the front"
+    assert [windows.tolist() for windows in later] == batches, "the next iteration starts at the first batch"
 
 
 @given(n=st.integers(1, 3000), seed=st.integers(0, 2**32 - 1), epoch=st.integers(0, 2**31))
-def test_an_order_is_a_permutation_that_can_be_computed_anywhere(n: int, seed: int, epoch: int) -> None:
+def test_the_order_is_a_permutation_that_can_be_computed_at_any_position(n: int, seed: int, epoch: int) -> None:
     whole = shuffled_indices(np.arange(n), n, seed=seed, epoch=epoch)
     assert sorted(whole.tolist()) == list(range(n))
     some = np.arange(n)[:: max(1, n // 7)]
@@ -91,7 +76,7 @@ def test_an_order_is_a_permutation_that_can_be_computed_anywhere(n: int, seed: i
 
 
 @pytest.mark.parametrize("n", [9, 16, 17])
-def test_each_window_stands_at_each_place_equally_often(n: int) -> None:
+def test_each_window_appears_at_each_position_equally_often(n: int) -> None:
     counts = np.zeros((n, n))
     for epoch in range(4000):
         counts[np.arange(n), shuffled_indices(np.arange(n), n, seed=1, epoch=epoch)] += 1
@@ -100,13 +85,13 @@ def test_each_window_stands_at_each_place_equally_often(n: int) -> None:
     assert abs(chi_squared - freedom) < 5 * (2 * freedom) ** 0.5
 
 
-def test_neighbours_are_scattered() -> None:
+def test_neighboring_windows_are_scattered() -> None:
     order = shuffled_indices(np.arange(100_000), 100_000, seed=3, epoch=0)
     assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.02
     assert abs(np.corrcoef(order, np.arange(100_000))[0, 1]) < 0.02
 
 
-def test_a_thousand_million_windows_need_no_list_of_them() -> None:
+def test_the_order_of_a_billion_windows_needs_little_memory() -> None:
     tracemalloc.start()
     try:
         batches = iter(DistributedBatchSampler(10**9, 8, seed=5))
@@ -121,7 +106,7 @@ def test_a_thousand_million_windows_need_no_list_of_them() -> None:
     assert first.max() > 9.9e8
 
 
-def test_epochs_and_seeds_differ() -> None:
+def test_each_epoch_and_seed_has_its_own_order() -> None:
     def order(seed: int, epoch: int) -> list[int]:
         batches = DistributedBatchSampler(50, 5, seed=seed)
         batches.set_epoch(epoch)
@@ -130,13 +115,13 @@ def test_epochs_and_seeds_differ() -> None:
     assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
 
 
-def test_validation_keeps_order_and_the_short_batch() -> None:
+def test_validation_keeps_the_order_and_the_last_short_batch() -> None:
     assert [windows.tolist() for windows in DistributedBatchSampler(7, 3)] == [[0, 1, 2], [3, 4, 5], [6]]
     assert len(DistributedBatchSampler(7, 3)) == 3
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_loaders_yield_the_windows_of_the_split(tmp_path: Path, story: str, num_workers: int) -> None:
+def test_loaders_yield_the_windows_of_both_sets(tmp_path: Path, story: str, num_workers: int) -> None:
     data = data_of(tmp_path, num_workers=num_workers)
     text = story.encode()[: data.split.train.count]
     starts = list(range(0, len(text) - 32, 32))
@@ -150,21 +135,21 @@ def test_loaders_yield_the_windows_of_the_split(tmp_path: Path, story: str, num_
     assert val == [val_text[s : s + 32] for s in range(0, len(val_text) - 32, 32)]
 
 
-def test_loading_draws_nothing_from_the_global_randomness(tmp_path: Path) -> None:
+def test_loading_leaves_the_global_random_state_unchanged(tmp_path: Path) -> None:
     data = data_of(tmp_path)
     state = torch.random.get_rng_state()
     list(data.train_dataloader()), list(data.val_dataloader()), data.eval_batches(3)
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-def test_a_window_longer_than_a_part_is_refused_with_the_largest_that_works(tmp_path: Path) -> None:
+def test_a_window_longer_than_a_set_is_rejected_with_the_largest_that_works(tmp_path: Path) -> None:
     data = data_of(tmp_path)
     val_count = data.split.val.count
     with pytest.raises(UserError) as caught:
         data_of(tmp_path, context_length=val_count)
     assert len(caught.value.problems) == 1
-    told = f"model.context_length={val_count}: the validation set has {val_count} tokens, but a window needs {val_count + 1}."
-    assert told in caught.value.problems[0]
+    message = f"model.context_length={val_count}: the validation set has {val_count} tokens, but a window needs {val_count + 1}."
+    assert message in caught.value.problems[0]
     assert f"works here is {val_count - 1}" in caught.value.problems[0]
     data_of(tmp_path, context_length=val_count - 1, batch_size=1)
     with pytest.raises(UserError) as caught:
@@ -172,7 +157,7 @@ def test_a_window_longer_than_a_part_is_refused_with_the_largest_that_works(tmp_
     assert ["training" in problem for problem in caught.value.problems] == [True, False]
 
 
-def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
+def test_a_batch_larger_than_the_training_set_is_rejected(tmp_path: Path) -> None:
     windows = len(data_of(tmp_path).train)
     with pytest.raises(UserError, match=rf"data\.batch_size={windows + 1}: the training set has only {windows} windows"):
         data_of(tmp_path, batch_size=windows + 1)

@@ -1,4 +1,4 @@
-"""Documents kept apart: each trains as if it were by itself."""
+"""Document boundaries: with data.respect_documents each document trains as if it were alone."""
 
 import math
 from collections.abc import Sequence
@@ -29,56 +29,56 @@ def block_of(*rows: Sequence[int]) -> np.ndarray:
     return np.array(rows, dtype=np.int64)
 
 
-def test_positions_and_targets_of_documents_that_end_with_the_end_of_text() -> None:
+def test_documents_with_the_end_of_text_last_have_their_own_positions_and_targets() -> None:
     inputs, targets, positions = DocumentBoundaries(9).separate(block_of([5, 6, 9, 1, 9, 9, 2, 3]))
     assert inputs.tolist() == [[5, 6, 9, 1, 9, 9, 2]]
     assert targets.tolist() == [[6, 9, -100, 9, -100, -100, 3]]
     assert positions.tolist() == [[0, 1, 2, 0, 1, 0, 0]]
 
 
-def test_positions_and_targets_of_documents_that_begin_with_it() -> None:
+def test_documents_with_the_end_of_text_first_have_their_own_positions_and_targets() -> None:
     inputs, targets, positions = DocumentBoundaries(9, eos_first=True).separate(block_of([5, 6, 9, 1, 9, 9, 2, 3]))
     assert inputs.tolist() == [[5, 6, 9, 1, 9, 9, 2]]
     assert targets.tolist() == [[6, -100, 1, -100, -100, 2, 3]]
     assert positions.tolist() == [[0, 1, 0, 1, 0, 0, 1]]
 
 
-def pieces(row: list[int], *, end_first: bool) -> list[list[int]]:
-    """A window's tokens, its last target included, cut where documents end."""
-    cuts = [i + (not end_first) for i, token in enumerate(row) if token == EOS]
+def pieces(row: list[int], *, eos_first: bool) -> list[list[int]]:
+    """Return the tokens of a window, including its last target, divided into documents."""
+    cuts = [i + (not eos_first) for i, token in enumerate(row) if token == EOS]
     edges = [0, *cuts, len(row)]
     return [row[a:b] for a, b in pairwise(edges) if b > a]
 
 
-def apart(model: torch.nn.Module, rows: list[list[int]], *, end_first: bool) -> Tensor:
-    """The mean loss of documents that are each run through the model by themselves."""
+def loss_of_separate_documents(model: torch.nn.Module, rows: list[list[int]], *, eos_first: bool) -> Tensor:
+    """Return the mean loss when the model reads each document separately."""
     losses = []
-    for piece in [piece for row in rows for piece in pieces(row, end_first=end_first) if len(piece) > 1]:
+    for piece in [piece for row in rows for piece in pieces(row, eos_first=eos_first) if len(piece) > 1]:
         ids = torch.tensor(piece)
         losses.append(F.cross_entropy(model(ids[None, :-1])[0], ids[1:], reduction="none"))
     return torch.cat(losses).mean()
 
 
-@pytest.mark.parametrize("end_first", [False, True])
+@pytest.mark.parametrize("eos_first", [False, True])
 @pytest.mark.parametrize("tied", [False, True])
-def test_losses_and_gradients_are_those_of_the_documents_one_by_one(end_first: bool, tied: bool) -> None:
+def test_losses_and_gradients_equal_those_of_separate_documents(eos_first: bool, tied: bool) -> None:
     model = tiny_model(drop_rate=0.0, tie_embeddings=tied).train()
-    ids = stream(random_documents(30, seed=4, longest=9, vocab_size=96), EOS, end_first=end_first)
+    ids = stream(random_documents(30, seed=4, longest=9, vocab_size=96), EOS, eos_first=eos_first)
     rows = [ids[start : start + 17] for start in range(0, 102, 17)]
-    batch = DocumentBoundaries(EOS, eos_first=end_first).separate(block_of(*rows))
+    batch = DocumentBoundaries(EOS, eos_first=eos_first).separate(block_of(*rows))
     assert (batch[1] == loss.IGNORED).sum() > 5
     together = next_token_loss(model, *batch)
     together.backward()
     gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
     model.zero_grad()
-    one_by_one = apart(model, rows, end_first=end_first)
+    one_by_one = loss_of_separate_documents(model, rows, eos_first=eos_first)
     one_by_one.backward()
     torch.testing.assert_close(together, one_by_one)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(gradients[name], parameter.grad, msg=name, rtol=1e-4, atol=1e-6)
 
 
-def test_without_documents_kept_apart_it_is_another_loss() -> None:
+def test_ignoring_document_boundaries_changes_the_loss() -> None:
     model = tiny_model(drop_rate=0.0)
     ids = stream(random_documents(30, seed=4, longest=9, vocab_size=96), EOS)[:17]
     inputs, targets, positions = DocumentBoundaries(EOS).separate(block_of(ids))
@@ -86,7 +86,7 @@ def test_without_documents_kept_apart_it_is_another_loss() -> None:
         assert not torch.isclose(next_token_loss(model, inputs, targets, positions), next_token_loss(model, inputs, targets))
 
 
-def test_a_row_that_is_one_document_is_as_without() -> None:
+def test_a_window_with_one_document_equals_a_window_without_boundaries() -> None:
     model = tiny_model()
     ids = torch.randint(0, 96, (3, 16))
     positions = torch.arange(16).expand(3, 16)
@@ -94,7 +94,7 @@ def test_a_row_that_is_one_document_is_as_without() -> None:
         torch.testing.assert_close(model.hidden_states(ids, positions=positions), model.hidden_states(ids))
 
 
-def test_nothing_of_another_document_reaches_a_token() -> None:
+def test_a_token_does_not_see_other_documents() -> None:
     model = tiny_model()
     ids = torch.tensor([[1, 2, EOS, 3, 4, 5]])
     _, _, positions = DocumentBoundaries(EOS).separate(np.array([[1, 2, EOS, 3, 4, 5, 6]]))
@@ -106,7 +106,7 @@ def test_nothing_of_another_document_reaches_a_token() -> None:
 
 
 @given(ignored=st.lists(st.booleans(), min_size=13, max_size=13), rows=st.integers(1, 14))
-def test_ignored_targets_count_for_nothing(ignored: list[bool], rows: int) -> None:
+def test_ignored_targets_do_not_affect_loss_or_gradients(ignored: list[bool], rows: int) -> None:
     torch.manual_seed(0)
     hidden, weight = torch.randn(13, 8, requires_grad=True), torch.randn(31, 8, requires_grad=True)
     targets = torch.randint(0, 31, (13,)).masked_fill(torch.tensor(ignored), -100)
@@ -124,7 +124,7 @@ def test_ignored_targets_count_for_nothing(ignored: list[bool], rows: int) -> No
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_ignored_targets_in_half_precision(dtype: torch.dtype) -> None:
+def test_ignored_targets_work_in_half_precision(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     hidden, weight = torch.randn(512, 8, requires_grad=True), torch.randn(50, 8, requires_grad=True)
     targets = torch.randint(0, 50, (512,)).masked_fill(torch.rand(512) < 0.3, -100)
@@ -135,13 +135,13 @@ def test_ignored_targets_in_half_precision(dtype: torch.dtype) -> None:
         assert (fast - reference).norm() < 0.02 * reference.norm()
 
 
-def test_dropout_with_a_mask_keeps_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without anything dropped the block-wise attention gives what PyTorch's gives, gradients included."""
+def test_attention_with_dropout_respects_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With nothing dropped, the block-wise attention equals PyTorch's, including gradients."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, 40, 8, requires_grad=True) for _ in range(3))
     starts = torch.tensor([[0] * 13 + [13] * 27, [0] * 30 + [30] * 10])
-    places = torch.arange(40)
-    mask = ((places <= places[:, None]) & (places >= starts[:, :, None]))[:, None]
+    positions = torch.arange(40)
+    mask = ((positions <= positions[:, None]) & (positions >= starts[:, :, None]))[:, None]
     monkeypatch.setattr(chunks, "QUERY_BLOCK", 16)
     monkeypatch.setattr(attention, "keep_mask", lambda shape, rate, dtype: torch.ones(shape, dtype=dtype))
     weights = torch.randn(2, 3, 40, 8)
@@ -155,11 +155,11 @@ def test_dropout_with_a_mask_keeps_to_it(monkeypatch: pytest.MonkeyPatch) -> Non
 TEXT = "<|endoftext|>".join(
     f"Tale {n}. The keeper of Harrow Point went down to the water{' again' * (n % 7)}." for n in range(300)
 )
-WORDS = ["data.respect_documents=true", "data.stride=32", "data.batch_size=16", "model.drop_rate=0.0", "eval_iter=1000"]
+OVERRIDES = ["data.respect_documents=true", "data.stride=32", "data.batch_size=16", "model.drop_rate=0.0", "eval_iter=1000"]
 
 
 def expected_val_loss(run_dir: Path, ids: list[int]) -> tuple[float, float]:
-    """Nats a token and bits a byte of the validation part, each document by itself, restated on a run's saved weights."""
+    """Return nats per token and bits per byte of separate documents, computed independently from a run's saved weights."""
     model = load_pretrained(run_dir / "checkpoints" / "last.ckpt")
     nats, tokens, n_bytes = 0.0, 0, 0
     for start in range(0, len(ids) - 32, 32):
@@ -174,9 +174,9 @@ def expected_val_loss(run_dir: Path, ids: list[int]) -> tuple[float, float]:
     return nats / tokens, nats / math.log(2) / n_bytes
 
 
-def test_a_text_s_documents_are_kept_apart_in_all_losses(train: Train, tmp_path: Path) -> None:
+def test_all_losses_of_a_text_respect_documents(train: Train, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(TEXT)
-    best = train("data=text", f"data.path='{tmp_path / 'text.txt'}'", *WORDS, "trainer.max_steps=3", "logger=csv")
+    best = train("data=text", f"data.path='{tmp_path / 'text.txt'}'", *OVERRIDES, "trainer.max_steps=3", "logger=csv")
     ids = [
         token
         for n, part in enumerate(TEXT[int(0.9 * len(TEXT)) :].split("<|endoftext|>"))
@@ -192,26 +192,33 @@ def test_a_text_s_documents_are_kept_apart_in_all_losses(train: Train, tmp_path:
     assert content["val_losses"][-1] == pytest.approx(loss_of_val, abs=1e-5)
 
 
-def test_all_formats_of_the_same_documents_train_alike(train: Train, tmp_path: Path) -> None:
+def test_the_same_documents_train_alike_in_all_formats(train: Train, tmp_path: Path) -> None:
 
     documents = [list(part.encode()) for part in TEXT.split("<|endoftext|>")]
     ours = write_shards(tmp_path / "ours", train=documents[:200], val=documents[200:])
     nano = write_nanogpt(tmp_path / "nano", train=stream(documents[:200]), val=stream(documents[200:]))
-    words = ["data=shards", *WORDS, "trainer.max_steps=3", "trainer.limit_val_batches=2", "logger=none", "callbacks=minimal"]
+    overrides = [
+        "data=shards",
+        *OVERRIDES,
+        "trainer.max_steps=3",
+        "trainer.limit_val_batches=2",
+        "logger=none",
+        "callbacks=minimal",
+    ]
     for name, folder in (("a", ours), ("b", nano)):
-        train(*words, f"data.path='{folder}'", run_dir=tmp_path / name)
+        train(*overrides, f"data.path='{folder}'", run_dir=tmp_path / name)
     assert same_weights(checkpoint(tmp_path / "a"), checkpoint(tmp_path / "b"))
-    train(*words, "data.respect_documents=false", f"data.path='{ours}'", run_dir=tmp_path / "c")
+    train(*overrides, "data.respect_documents=false", f"data.path='{ours}'", run_dir=tmp_path / "c")
     assert not same_weights(checkpoint(tmp_path / "a"), checkpoint(tmp_path / "c"))
 
 
-def test_shards_of_llm_c_have_their_documents_begin_with_the_end_of_text(train: Train, tmp_path: Path) -> None:
+def test_documents_in_llm_c_shards_begin_with_the_end_of_text(train: Train, tmp_path: Path) -> None:
     documents = [list(part.encode()) for part in TEXT.split("<|endoftext|>")]
     folder = write_llmc(
-        tmp_path / "c", train=[stream(documents[:250], end_first=True)], val=stream(documents[250:], end_first=True)
+        tmp_path / "c", train=[stream(documents[:250], eos_first=True)], val=stream(documents[250:], eos_first=True)
     )
-    best = train("data=shards", f"data.path='{folder}'", *WORDS, "trainer.max_steps=3", "logger=none")
-    ids = stream(documents[250:], end_first=True)
+    best = train("data=shards", f"data.path='{folder}'", *OVERRIDES, "trainer.max_steps=3", "logger=none")
+    ids = stream(documents[250:], eos_first=True)
     model = load_pretrained(tmp_path / "run" / "checkpoints" / "last.ckpt")
     nats, tokens = 0.0, 0
     for start in range(0, len(ids) - 32, 32):
@@ -225,9 +232,9 @@ def test_shards_of_llm_c_have_their_documents_begin_with_the_end_of_text(train: 
     assert best == pytest.approx(nats / tokens, abs=1e-5)
 
 
-def test_going_on_with_documents_kept_apart_or_not_is_another_meaning(train: Train, tmp_path: Path) -> None:
+def test_a_resumed_run_cannot_change_respect_documents(train: Train, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(TEXT)
-    words = ["data=text", f"data.path='{tmp_path / 'text.txt'}'", "logger=none", "callbacks=minimal"]
-    train(*words, "trainer.max_epochs=1")
+    overrides = ["data=text", f"data.path='{tmp_path / 'text.txt'}'", "logger=none", "callbacks=minimal"]
+    train(*overrides, "trainer.max_epochs=1")
     with pytest.raises(UserError, match="respect_documents was False, is True now"):
-        train(*words, "data.respect_documents=true", f"resume='{tmp_path / 'run'}'")
+        train(*overrides, "data.respect_documents=true", f"resume='{tmp_path / 'run'}'")

@@ -45,11 +45,11 @@ def url(server: ThreadingHTTPServer, name: str) -> str:
     return f"http://127.0.0.1:{server.server_port}/{name}"
 
 
-def test_a_file_is_downloaded_once(server: ThreadingHTTPServer, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_file_is_downloaded_only_once(server: ThreadingHTTPServer, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for _ in range(2):
         assert download(url(server, "good.txt"), sha256=SHA256, folder=tmp_path).read_bytes() == GOOD
     assert server.hits == 1  # type: ignore[attr-defined]
-    assert "100%" in capfd.readouterr().err, "a progress bar"
+    assert "100%" in capfd.readouterr().err, "a progress bar is shown"
 
 
 def test_a_damaged_copy_is_downloaded_again(server: ThreadingHTTPServer, tmp_path: Path) -> None:
@@ -58,22 +58,22 @@ def test_a_damaged_copy_is_downloaded_again(server: ThreadingHTTPServer, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("wrong.txt", "sent unexpected content: its SHA-256 is not"),
         ("truncated.txt", "could not be downloaded|sent unexpected content"),
         ("missing.txt", "could not be downloaded .*404"),
     ],
 )
-def test_what_goes_wrong_is_told_with_a_way_out_and_leaves_nothing(
-    server: ThreadingHTTPServer, tmp_path: Path, name: str, told: str
+def test_a_failed_download_is_reported_with_a_remedy_and_leaves_no_file(
+    server: ThreadingHTTPServer, tmp_path: Path, name: str, message: str
 ) -> None:
-    with pytest.raises(UserError, match=f"(?s)({told}).*data.path="):
+    with pytest.raises(UserError, match=f"(?s)({message}).*data.path="):
         download(url(server, name), sha256=SHA256, folder=tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_no_network_is_told_with_a_way_out(tmp_path: Path, server: ThreadingHTTPServer) -> None:
+def test_a_missing_network_is_reported_with_a_remedy(tmp_path: Path, server: ThreadingHTTPServer) -> None:
     address = url(server, "good.txt").replace(str(server.server_port), "9")  # nothing listens there
     with pytest.raises(UserError, match=r"could not be downloaded .*data\.path=FILE"):
         download(address, sha256=SHA256, folder=tmp_path)

@@ -1,4 +1,4 @@
-"""Several sources as one."""
+"""Mixtures of several sources."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -16,13 +16,13 @@ from gpt_pretrain.data.dataset import Batch, WindowDataset
 from gpt_pretrain.data.mixture import MixedWindows, allocate_validation_windows, allocate_windows
 from gpt_pretrain.data.sampler import DistributedBatchSampler
 from gpt_pretrain.errors import UserError
-from tests.data.test_dataset import settings
+from tests.helpers.data_settings import data_settings
 from tests.helpers.made_shards import BYTE, stream, write_llmc, write_nanogpt, write_shards
 from tests.helpers.training_runs import Train, checkpoint, same_weights
 
 
 class Numbers(WindowDataset):
-    """Windows of one token: their own number, plus what tells the source."""
+    """Windows of one token: the window's index plus an offset for the source."""
 
     remote = False
 
@@ -45,7 +45,7 @@ sources = st.lists(st.tuples(st.integers(1, 40), st.floats(0.1, 5)), min_size=1,
 
 
 @given(sources=sources, seed=st.integers(0, 9), epochs=st.integers(1, 5))
-def test_each_source_has_its_share_and_repeats_none_before_all_were_read(
+def test_each_source_gets_its_share_and_repeats_no_window_before_all_were_read(
     sources: list[tuple[int, float]], seed: int, epochs: int
 ) -> None:
     sizes, weights = [size for size, _ in sources], [weight for _, weight in sources]
@@ -67,21 +67,21 @@ def test_each_source_has_its_share_and_repeats_none_before_all_were_read(
 
 
 @given(sources=sources, seed=st.integers(0, 9), epoch=st.integers(0, 3))
-def test_the_order_can_be_computed_at_any_place(sources: list[tuple[int, float]], seed: int, epoch: int) -> None:
+def test_the_order_can_be_computed_at_any_position(sources: list[tuple[int, float]], seed: int, epoch: int) -> None:
     mix = mixed([size for size, _ in sources], [weight for _, weight in sources])
-    places = np.arange(len(mix))
-    whole = mix.epoch_indices(places, len(mix), seed=seed, epoch=epoch)
-    assert mix.epoch_indices(places[::3], len(mix), seed=seed, epoch=epoch).tolist() == whole[::3].tolist()
+    positions = np.arange(len(mix))
+    whole = mix.epoch_indices(positions, len(mix), seed=seed, epoch=epoch)
+    assert mix.epoch_indices(positions[::3], len(mix), seed=seed, epoch=epoch).tolist() == whole[::3].tolist()
 
 
-def test_rows_come_in_the_order_asked_for() -> None:
+def test_a_batch_keeps_the_order_of_its_indices() -> None:
     mix = mixed([5, 7, 3], [1, 1, 1])
     inputs, targets = mix[np.array([14, 0, 11, 5, 4, 12])]
     assert inputs[:, 0].tolist() == [2002, 0, 1006, 1000, 4, 2000]
     assert targets[:, 0].tolist() == [2003, 1, 1007, 1001, 5, 2001]
 
 
-def test_sources_are_scattered_over_an_epoch() -> None:
+def test_sources_are_scattered_over_the_epoch() -> None:
     mix = mixed([3000, 3000], [1, 3])
     numbers = mix.epoch_indices(np.arange(6000), 6000, seed=1, epoch=0)
     ours = numbers < 3000
@@ -91,7 +91,7 @@ def test_sources_are_scattered_over_an_epoch() -> None:
     assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.1
 
 
-def test_epochs_and_seeds_differ_and_sources_are_shuffled_apart() -> None:
+def test_each_epoch_seed_and_source_has_its_own_order() -> None:
     mix = mixed([50, 50], [1, 1])
     orders = {tuple(mix.epoch_indices(np.arange(100), 100, seed=seed, epoch=epoch)) for seed in range(3) for epoch in range(3)}
     assert len(orders) == 9
@@ -100,13 +100,13 @@ def test_epochs_and_seeds_differ_and_sources_are_shuffled_apart() -> None:
 
 
 @given(st.lists(st.floats(0.01, 9), min_size=1, max_size=6), st.integers(0, 10**12))
-def test_shares_sum_up(weights: list[float], total: int) -> None:
+def test_shares_add_up_to_the_total(weights: list[float], total: int) -> None:
     parts = allocate_windows(weights, total)
     assert sum(parts) == total
     assert all(abs(part - weight / sum(weights) * total) <= 1 + 1e-9 * total for part, weight in zip(parts, weights, strict=True))
 
 
-def test_validation_is_in_the_proportions_of_the_weights() -> None:
+def test_validation_windows_are_in_the_proportions_of_the_weights() -> None:
     assert allocate_validation_windows([100, 100], [1, 1], max_windows=None) == [100, 100]
     assert allocate_validation_windows([100, 100], [3, 1], max_windows=None) == [100, 33]
     assert allocate_validation_windows([100, 10], [1, 1], max_windows=None) == [10, 10]
@@ -115,73 +115,82 @@ def test_validation_is_in_the_proportions_of_the_weights() -> None:
 
 
 def corpora(folder: Path, story: str) -> list[SourceSettings]:
-    """One source of each kind: the story as a text, backwards as shards, and in capitals as nanoGPT and llm.c have it."""
+    """Write one source of each kind: the story as text, reversed as shards, and in capitals in nanoGPT's and llm.c's formats."""
     cut = int(0.9 * len(story))
     (folder / "story.txt").write_text(story)
     back, capitals = list(story.encode())[::-1], list(story.upper().encode())
     shards = write_shards(folder / "shards", train=[back[:cut]], val=[back[cut:]])
     nano = write_nanogpt(folder / "nano", train=capitals[:cut], val=capitals[cut:])
     llmc = write_llmc(
-        folder / "llmc", train=[stream([capitals[:cut]], end_first=True)], val=stream([capitals[cut:]], end_first=True)
+        folder / "llmc", train=[stream([capitals[:cut]], eos_first=True)], val=stream([capitals[cut:]], eos_first=True)
     )
     paths = {folder / "story.txt": 0.4, shards: 0.3, nano: 0.2, llmc: 0.1}
     return [SourceSettings(path=str(path), weight=weight) for path, weight in paths.items()]
 
 
-def test_a_mixture_of_all_kinds_gives_windows_of_each(tmp_path: Path, story: str) -> None:
-    chosen = settings(tmp_path, name="mixture", sources=corpora(tmp_path, story))
+def test_a_mixture_of_all_kinds_yields_windows_of_each(tmp_path: Path, story: str) -> None:
+    chosen = data_settings(tmp_path, name="mixture", sources=corpora(tmp_path, story))
     data = TextDataModule(chosen, BYTE, context_length=32, seed=1)
     data.prepare_data()
     texts = [story, story[::-1], story.upper(), story.upper()]
     rows = [bytes(token for token in row if token < 256) for batch in data.train_dataloader() for row in batch[0].tolist()]
     counts = [sum(row in text.encode() for row in rows) for text in texts]
-    wanted = [0.4, 0.3, 0.3, 0.3]  # the last two cannot be told apart
+    wanted = [0.4, 0.3, 0.3, 0.3]  # the last two sources have the same text
     assert [count / len(rows) for count in counts] == pytest.approx(wanted, abs=0.03)
     assert len(rows) == len(data.train) // 4 * 4 == sum(map(len, data.train.sources)) // 4 * 4  # type: ignore[attr-defined]
     val = [bytes(token for token in row if token < 256) for batch in data.val_dataloader() for row in batch[0].tolist()]
     assert sum(row in story.encode() for row in val) / len(val) == pytest.approx(0.4, abs=0.03)
 
 
-def words_of(sources: list[SourceSettings]) -> list[str]:
-    told = ", ".join(f"{{path: '{source.path}', weight: {source.weight}}}" for source in sources)
-    return ["data=mixture", f"data.sources=[{told}]", "data.batch_size=16", "data.stride=350", "callbacks=minimal", "logger=none"]
+def overrides_of(sources: list[SourceSettings]) -> list[str]:
+    listed = ", ".join(f"{{path: '{source.path}', weight: {source.weight}}}" for source in sources)
+    return [
+        "data=mixture",
+        f"data.sources=[{listed}]",
+        "data.batch_size=16",
+        "data.stride=350",
+        "callbacks=minimal",
+        "logger=none",
+    ]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_run_on_a_mixture_goes_on_like_one_that_never_stopped(
+def test_a_resumed_run_on_a_mixture_equals_an_uninterrupted_one(
     train: Train, tmp_path: Path, story: str, num_workers: int
 ) -> None:
-    words = [*words_of(corpora(tmp_path, story)), "data.respect_documents=true", f"data.num_workers={num_workers}"]
-    train(*words, "trainer.max_tokens=15000", run_dir=tmp_path / "whole")
-    train(*words, "trainer.max_tokens=9000", run_dir=tmp_path / "parts")
-    train(*words, "trainer.max_tokens=15000", f"resume='{tmp_path / 'parts'}'", run_dir=tmp_path / "parts")
+    overrides = [*overrides_of(corpora(tmp_path, story)), "data.respect_documents=true", f"data.num_workers={num_workers}"]
+    train(*overrides, "trainer.max_tokens=15000", run_dir=tmp_path / "whole")
+    train(*overrides, "trainer.max_tokens=9000", run_dir=tmp_path / "parts")
+    train(*overrides, "trainer.max_tokens=15000", f"resume='{tmp_path / 'parts'}'", run_dir=tmp_path / "parts")
     a, b = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "parts")
     assert a["global_step"] == b["global_step"] == 30
     assert (a["train_losses"], a["val_losses"]) == (b["train_losses"], b["val_losses"])
     assert same_weights(a, b)
 
 
-def test_other_weights_are_another_text(train: Train, tmp_path: Path, story: str, printed: Callable[[], list[str]]) -> None:
+def test_a_resumed_run_cannot_change_the_weights(
+    train: Train, tmp_path: Path, story: str, printed: Callable[[], list[str]]
+) -> None:
     sources = corpora(tmp_path, story)
-    train(*words_of(sources), "trainer.max_steps=1")
+    train(*overrides_of(sources), "trainer.max_steps=1")
     assert any(f"40.2 % of {sources[0].path}: each of 58 windows 1.5 times per epoch" in line for line in printed())
     sources[0].weight = 0.5
     with pytest.raises(UserError, match="the content of the text has changed"):
-        train(*words_of(sources), "trainer.max_steps=2", f"resume='{tmp_path / 'run'}'")
+        train(*overrides_of(sources), "trainer.max_steps=2", f"resume='{tmp_path / 'run'}'")
 
 
-def test_a_mixture_without_sources_or_with_several_tokenizers_is_refused(train: Train, tmp_path: Path, story: str) -> None:
+def test_a_mixture_without_sources_or_with_several_tokenizers_is_rejected(train: Train, tmp_path: Path, story: str) -> None:
     with pytest.raises(UserError, match=r"data=mixture needs data\.sources="):
         train("data=mixture")
     sources = corpora(tmp_path, story)
     with pytest.raises(UserError, match="were made with different tokenizers"):
-        train(*words_of(sources), base=["model=tiny", "model.context_length=32", "trainer.accelerator=cpu"])
+        train(*overrides_of(sources), base=["model=tiny", "model.context_length=32", "trainer.accelerator=cpu"])
     sources[1].weight = 0.0
     with pytest.raises(UserError, match="each weight must be above 0"):
-        train(*words_of(sources))
+        train(*overrides_of(sources))
 
 
-def test_a_thousand_million_windows_need_no_list_of_them() -> None:
+def test_a_mixture_of_a_billion_windows_can_be_sampled() -> None:
     mix = mixed([10**9, 10**6], [1, 1])
     batches = iter(DistributedBatchSampler(len(mix), 8, seed=5, order=mix.epoch_indices))
     numbers = np.concatenate([next(batches) for _ in range(500)])

@@ -1,4 +1,4 @@
-"""Shards behind a URL, through a cache: S3 on this machine, a file system that fails, and what several processes do."""
+"""Shards behind a URL and their cache: S3 on this machine, a file system that fails, and several processes."""
 
 import hashlib
 import http.client
@@ -31,7 +31,7 @@ from gpt_pretrain.data.remote import RemoteFiles
 from gpt_pretrain.data.remote_cache import CachedFiles
 from gpt_pretrain.data.sampler import DistributedBatchSampler, PrefetchingSampler
 from gpt_pretrain.errors import UserError
-from tests.data.test_dataset import settings
+from tests.helpers.data_settings import data_settings
 from tests.helpers.made_shards import BYTE, random_documents, stream, write_llmc, write_nanogpt, write_shards
 from tests.helpers.training_runs import Train, checkpoint, same_weights
 
@@ -39,8 +39,8 @@ TRAIN, VAL = random_documents(1200, seed=1), random_documents(150, seed=2)
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Small blocks and short pauses, and no thread that goes on when the test is over."""
+def _fast_retries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Use small blocks and short pauses, and check that no fetcher thread outlives the test."""
     monkeypatch.setattr(remote_module, "FIRST_PAUSE", 0.001)
     monkeypatch.setattr(module, "BLOCK", 4096)
     yield
@@ -51,12 +51,12 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         time.sleep(0.01)
 
 
-def patient(**changes: Any) -> RemoteSettings:
+def remote_settings(**changes: Any) -> RemoteSettings:
     return RemoteSettings(**({"cache_bytes": 10**8, "timeout": 5.0, "threads": 4} | changes))
 
 
 def data_of(cache: Path, url: str, *, num_workers: int = 0, **changes: Any) -> TextDataModule:
-    chosen = settings(cache, name="shards", path=url, num_workers=num_workers, remote=patient(**changes))
+    chosen = data_settings(cache, name="shards", path=url, num_workers=num_workers, remote=remote_settings(**changes))
     data = TextDataModule(chosen, BYTE, context_length=32, seed=1)
     data.prepare_data()
     return data
@@ -68,32 +68,32 @@ def rows_of(data: TextDataModule) -> list[list[int]]:
     return rows
 
 
-class Troubled(LocalFileSystem):
-    """A disk that fails as it is told to: which trouble befalls each read, in turn."""
+class FailingFileSystem(LocalFileSystem):
+    """A local disk on which each read fails in the way that `failures` says."""
 
-    protocol = "troubled"
-    troubles: Iterator[str] = itertools.repeat("")
+    protocol = "failing"
+    failures: Iterator[str] = itertools.repeat("")
     reads = 0
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
-        Troubled.reads += 1
-        trouble = next(Troubled.troubles)
-        if trouble == "error":
-            raise ConnectionResetError("the line broke")
-        if trouble == "slow":
+        FailingFileSystem.reads += 1
+        failure = next(FailingFileSystem.failures)
+        if failure == "error":
+            raise ConnectionResetError("connection lost")
+        if failure == "slow":
             time.sleep(1.0)
-        if trouble == "forbidden":
-            raise PermissionError("who are you")
+        if failure == "forbidden":
+            raise PermissionError("no access")
         data: bytes = super().cat_file(path, start=start, end=end, **kwargs)
-        return data[:-1] if trouble == "short" else b"\0" * len(data) if trouble == "wrong" else data
+        return data[:-1] if failure == "short" else b"\0" * len(data) if failure == "wrong" else data
 
 
 @pytest.fixture
-def troubled(monkeypatch: pytest.MonkeyPatch) -> type[Troubled]:
-    fsspec.register_implementation("troubled", Troubled, clobber=True)
-    monkeypatch.setattr(Troubled, "troubles", itertools.repeat(""))
-    monkeypatch.setattr(Troubled, "reads", 0)
-    return Troubled
+def failing(monkeypatch: pytest.MonkeyPatch) -> type[FailingFileSystem]:
+    fsspec.register_implementation("failing", FailingFileSystem, clobber=True)
+    monkeypatch.setattr(FailingFileSystem, "failures", itertools.repeat(""))
+    monkeypatch.setattr(FailingFileSystem, "reads", 0)
+    return FailingFileSystem
 
 
 @pytest.fixture(scope="module")
@@ -103,13 +103,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[list[int]]:
-    """The rows of an epoch, read from this machine's disk."""
+    """The rows of an epoch when they are read from local files."""
     return rows_of(data_of(tmp_path_factory.mktemp("local"), str(corpus)))
 
 
 @pytest.mark.parametrize("cache_bytes", [10**8, 40_000])
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_an_epoch_is_that_of_local_files(
+def test_an_epoch_equals_one_from_local_files(
     tmp_path: Path, corpus: Path, expected: list[list[int]], cache_bytes: int, num_workers: int
 ) -> None:
     assert rows_of(data_of(tmp_path, f"file://{corpus}", cache_bytes=cache_bytes, num_workers=num_workers)) == expected
@@ -117,40 +117,42 @@ def test_an_epoch_is_that_of_local_files(
     assert size <= cache_bytes * 1.2
 
 
-def test_errors_slow_answers_and_short_ones_are_tried_again(
-    tmp_path: Path, corpus: Path, expected: list[list[int]], troubled: type[Troubled]
+def test_errors_slow_answers_and_short_answers_are_retried(
+    tmp_path: Path, corpus: Path, expected: list[list[int]], failing: type[FailingFileSystem]
 ) -> None:
-    data = data_of(tmp_path, f"troubled://{corpus}", cache_bytes=40_000, timeout=0.3, retries=50)
-    troubled.troubles = itertools.chain(
+    data = data_of(tmp_path, f"failing://{corpus}", cache_bytes=40_000, timeout=0.3, retries=50)
+    failing.failures = itertools.chain(
         ["error", "error", "short", "slow", ""] * 4, itertools.cycle(["", "", "error", "", "short"])
     )
     assert rows_of(data) == expected
 
 
-def test_what_goes_on_failing_is_told(tmp_path: Path, corpus: Path, troubled: type[Troubled]) -> None:
-    troubled.troubles = itertools.repeat("forbidden")
-    with pytest.raises(UserError, match=r"may not be read: who are you"):
-        RemoteFiles(f"troubled://{corpus}", patient()).read("train-00000.bin", 0, 10)
-    assert troubled.reads == 1, "tried once"
-    troubled.troubles = itertools.repeat("slow")
+def test_a_read_that_keeps_failing_is_reported(tmp_path: Path, corpus: Path, failing: type[FailingFileSystem]) -> None:
+    failing.failures = itertools.repeat("forbidden")
+    with pytest.raises(UserError, match=r"may not be read: no access"):
+        RemoteFiles(f"failing://{corpus}", remote_settings()).read("train-00000.bin", 0, 10)
+    assert failing.reads == 1, "a denied read is not retried"
+    failing.failures = itertools.repeat("slow")
     with pytest.raises(UserError, match=r"no answer within 0\.1 seconds"):
-        RemoteFiles(f"troubled://{corpus}", patient(timeout=0.1, retries=0)).read("train-00000.bin", 0, 10)
-    troubled.troubles = itertools.repeat("")
-    data = data_of(tmp_path, f"troubled://{corpus}", cache_bytes=40_000, retries=2)
-    troubled.troubles = itertools.repeat("error")
+        RemoteFiles(f"failing://{corpus}", remote_settings(timeout=0.1, retries=0)).read("train-00000.bin", 0, 10)
+    failing.failures = itertools.repeat("")
+    data = data_of(tmp_path, f"failing://{corpus}", cache_bytes=40_000, retries=2)
+    failing.failures = itertools.repeat("error")
     with pytest.raises(
-        UserError, match=r"ConnectionResetError: the line broke\. All 3 attempts failed \(data\.remote\.retries\)"
+        UserError, match=r"ConnectionResetError: connection lost\. All 3 attempts failed \(data\.remote\.retries\)"
     ):
         rows_of(data)
 
 
-def test_pauses_grow(tmp_path: Path, corpus: Path, troubled: type[Troubled], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pauses_between_attempts_grow(
+    tmp_path: Path, corpus: Path, failing: type[FailingFileSystem], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(remote_module, "FIRST_PAUSE", 0.5)
     monkeypatch.setattr(fetching_module.time, "sleep", pauses.append)
-    troubled.troubles = itertools.repeat("error")
+    failing.failures = itertools.repeat("error")
     with pytest.raises(UserError):
-        RemoteFiles(f"troubled://{corpus}", patient(retries=8)).read("train-00000.bin", 0, 10)
+        RemoteFiles(f"failing://{corpus}", remote_settings(retries=8)).read("train-00000.bin", 0, 10)
     assert pauses == [0.5, 1, 2, 4, 8, 16, 30, 30]
 
 
@@ -161,44 +163,46 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_whole_files_replace_their_blocks_where_they_fit(tmp_path: Path, corpus: Path, troubled: type[Troubled]) -> None:
-    data = data_of(tmp_path, f"troubled://{corpus}")
+def test_whole_files_replace_their_blocks_if_they_fit(tmp_path: Path, corpus: Path, failing: type[FailingFileSystem]) -> None:
+    data = data_of(tmp_path, f"failing://{corpus}")
     assert all(len(batch) for batch in data.train_dataloader())
     (folder,) = tmp_path.rglob("whole")
     shards = sorted(file.name for file in corpus.glob("*.bin"))
     wait_for(lambda: sorted(file.name for file in folder.glob("*.bin")) == shards)
     assert all((folder / name).read_bytes() == (corpus / name).read_bytes() for name in shards)
-    before = troubled.reads
-    again = data_of(tmp_path, f"troubled://{corpus}")
-    opened = troubled.reads
+    before = failing.reads
+    again = data_of(tmp_path, f"failing://{corpus}")
+    opened = failing.reads
     rows_of(again)
-    assert troubled.reads == opened, "a warm cache asks nobody"
-    assert opened - before < 20, "the manifest, and a sample of both parts"
+    assert failing.reads == opened, "a warm cache needs no requests"
+    assert opened - before < 20, "only the manifest and a sample of both sets are read"
 
 
-def test_a_whole_file_of_other_content_is_not_kept(tmp_path: Path, corpus: Path, troubled: type[Troubled]) -> None:
-    files = RemoteFiles(f"troubled://{corpus}", patient())
+def test_a_whole_file_with_a_wrong_checksum_is_fetched_again(
+    tmp_path: Path, corpus: Path, failing: type[FailingFileSystem]
+) -> None:
+    files = RemoteFiles(f"failing://{corpus}", remote_settings())
     checksums = {"train-00000.bin": hashlib.sha256((corpus / "train-00000.bin").read_bytes()).hexdigest()}
     cached = CachedFiles(files, key="", cache_dir=tmp_path, checksums=checksums)
-    troubled.troubles = itertools.chain(["wrong"], itertools.repeat(""))
+    failing.failures = itertools.chain(["wrong"], itertools.repeat(""))
     cached.fetch_whole_files()
-    assert len(list(tmp_path.rglob("*.bin"))) == 1, "fetched again, and right then"
+    assert len(list(tmp_path.rglob("*.bin"))) == 1, "the second attempt succeeds"
 
 
-def test_a_shard_that_is_damaged_where_it_comes_from_ends_the_reading(
-    tmp_path: Path, corpus: Path, troubled: type[Troubled]
+def test_a_shard_that_is_damaged_at_its_source_is_reported(
+    tmp_path: Path, corpus: Path, failing: type[FailingFileSystem]
 ) -> None:
-    data = data_of(tmp_path, f"troubled://{corpus}")
-    troubled.troubles = itertools.repeat("wrong")
+    data = data_of(tmp_path, f"failing://{corpus}")
+    failing.failures = itertools.repeat("wrong")
     with pytest.raises(UserError, match=r"train-00000\.bin is damaged: its checksum differs"):
         while True:
             rows_of(data)
 
 
-def test_a_damaged_block_in_the_cache_is_fetched_anew(tmp_path: Path, corpus: Path) -> None:
+def test_a_damaged_block_in_the_cache_is_fetched_again(tmp_path: Path, corpus: Path) -> None:
     def cached() -> CachedFiles:
         return CachedFiles(
-            RemoteFiles(f"file://{corpus}", patient(cache_bytes=10_000_000)),
+            RemoteFiles(f"file://{corpus}", remote_settings(cache_bytes=10_000_000)),
             key="",
             cache_dir=tmp_path,
             checksums={"train-00000.bin": None},
@@ -215,22 +219,20 @@ def test_a_damaged_block_in_the_cache_is_fetched_anew(tmp_path: Path, corpus: Pa
         assert len(blocks[0].read_bytes()) == 4096
 
 
-def test_the_blocks_of_the_next_batches_are_fetched_before_they_are_asked_for(
-    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_blocks_of_the_next_batches_are_prefetched(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WHOLE_FILES_LIMIT", 0.0)
     data = data_of(tmp_path, f"file://{corpus}")
-    order = DistributedBatchSampler(len(data.train), 4, seed=1)
-    ahead = iter(PrefetchingSampler(order, data.train.prefetch, batches=5))
-    first = next(ahead)
-    assert first.tolist() == next(iter(order)).tolist()
-    wanted = np.concatenate(list(itertools.islice(order, 6)))
+    sampler = DistributedBatchSampler(len(data.train), 4, seed=1)
+    batches = iter(PrefetchingSampler(sampler, data.train.prefetch, batches=5))
+    first = next(batches)
+    assert first.tolist() == next(iter(sampler)).tolist()
+    wanted = np.concatenate(list(itertools.islice(sampler, 6)))
     starts = {(32 * window // 5000, (32 * window % 5000) * 2 // 4096) for window in wanted.tolist()}
     paths = [f"train-{shard:05d}.bin/{block:08d}" for shard, block in starts]
     wait_for(lambda: all(list(tmp_path.glob(f"remote/*/{path}")) for path in paths))
 
 
-def test_what_was_read_longest_ago_is_given_up(tmp_path: Path) -> None:
+def test_the_least_recently_read_files_are_deleted(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path, max_bytes=1000)
     for number in range(10):
         cache.write(tmp_path / str(number), bytes(100))
@@ -238,12 +240,12 @@ def test_what_was_read_longest_ago_is_given_up(tmp_path: Path) -> None:
     assert cache.read(tmp_path / "0") == bytes(100)
     cache.write(tmp_path / "new", bytes(100))
     there = {file.name for file in tmp_path.iterdir()}
-    assert "0" in there, "just read"
+    assert "0" in there, "it was read just now"
     assert {"1", "2"}.isdisjoint(there)
     assert "new" in there
 
 
-def test_a_killed_process_s_unfinished_file_is_cleared_away(tmp_path: Path) -> None:
+def test_an_unfinished_file_of_a_killed_process_is_deleted(tmp_path: Path) -> None:
     (tmp_path / ".x.1234.tmp").write_bytes(b"half")
     os.utime(tmp_path / ".x.1234.tmp", (1, 1))
     (tmp_path / ".y.1234.tmp").write_bytes(b"half")
@@ -251,7 +253,7 @@ def test_a_killed_process_s_unfinished_file_is_cleared_away(tmp_path: Path) -> N
     assert {file.name for file in tmp_path.iterdir()} == {".y.1234.tmp", "z"}
 
 
-def test_a_full_disk_costs_the_cache_alone(
+def test_a_full_disk_disables_only_the_cache(
     tmp_path: Path, corpus: Path, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(self: DiskCache, path: Path, pieces: Any, **options: Any) -> None:
@@ -259,7 +261,7 @@ def test_a_full_disk_costs_the_cache_alone(
 
     monkeypatch.setattr(DiskCache, "write_pieces", full)
     assert rows_of(data_of(tmp_path, f"file://{corpus}")) == expected
-    assert caplog.text.count(f"{tmp_path / 'remote'}: the cache cannot store any more") in range(1, 5), "four threads"
+    assert caplog.text.count(f"{tmp_path / 'remote'}: the cache cannot store any more") in range(1, 5), "at most once per thread"
 
 
 def epoch_in_a_process(cache: Path, url: str) -> str:
@@ -273,14 +275,14 @@ def test_several_processes_share_a_cache(tmp_path: Path, corpus: Path, expected:
     assert set(hashes) == {hashlib.sha256(str(expected).encode()).hexdigest()}
 
 
-def test_readers_can_be_sent_to_other_processes(tmp_path: Path, corpus: Path) -> None:
+def test_datasets_can_be_pickled(tmp_path: Path, corpus: Path) -> None:
     data = data_of(tmp_path, f"file://{corpus}")
     data.train[np.array([3])]
     again = pickle.loads(pickle.dumps(data.train))
     assert again[np.array([3])][0].tolist() == data.train[np.array([3])][0].tolist()
 
 
-def test_memory_and_other_formats_are_read_too(tmp_path: Path) -> None:
+def test_other_protocols_and_formats_can_be_read(tmp_path: Path) -> None:
     ids = stream(TRAIN)
     for name, folder in (
         ("nano", write_nanogpt(tmp_path / "nano", train=ids, val=ids)),
@@ -291,39 +293,39 @@ def test_memory_and_other_formats_are_read_too(tmp_path: Path) -> None:
         assert data.split.train.read(500, 700).tolist() == ids[500:1200]
 
 
-def test_a_url_that_leads_nowhere_is_told(tmp_path: Path) -> None:
+def test_an_invalid_url_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.path=memory://nothing.*: there is no such folder"):
-        open_corpus(RemoteFiles("memory://nothing", patient()))
+        open_corpus(RemoteFiles("memory://nothing", remote_settings()))
     with pytest.raises(UserError, match=r"^data\.path=nowhere://x: Protocol not known"):
-        open_corpus(RemoteFiles("nowhere://x", patient()))
+        open_corpus(RemoteFiles("nowhere://x", remote_settings()))
 
 
-def test_a_file_s_url_stands_for_its_folder(tmp_path: Path, corpus: Path, expected: list[list[int]]) -> None:
+def test_the_url_of_a_manifest_means_its_folder(tmp_path: Path, corpus: Path, expected: list[list[int]]) -> None:
     assert rows_of(data_of(tmp_path, f"file://{corpus}/manifest.json")) == expected
 
 
 class Proxy(BaseHTTPRequestHandler):
-    """Passes requests on to a server behind it, and spoils some of those for shards: an error, a pause, a body cut short."""
+    """Forward requests to another server; some requests for shards get an error, a delay or a truncated body."""
 
-    behind: tuple[str, int]
-    spoiled: Iterator[str]
+    target: tuple[str, int]
+    failures: Iterator[str]
     requests = 0
 
     def do_GET(self) -> None:
-        self._pass_on()
+        self._forward()
 
     def do_HEAD(self) -> None:
-        self._pass_on()
+        self._forward()
 
-    def _pass_on(self) -> None:
-        trouble = next(Proxy.spoiled) if self.command == "GET" and ".bin" in self.path else ""
-        Proxy.requests += bool(trouble)
-        if trouble == "error":
+    def _forward(self) -> None:
+        failure = next(Proxy.failures) if self.command == "GET" and ".bin" in self.path else ""
+        Proxy.requests += bool(failure)
+        if failure == "error":
             self.send_error(500)
             return
-        if trouble == "slow":
+        if failure == "slow":
             time.sleep(1.5)
-        line = http.client.HTTPConnection(*Proxy.behind)
+        line = http.client.HTTPConnection(*Proxy.target)
         line.request(self.command, self.path, headers=dict(self.headers))
         answer = line.getresponse()
         body = answer.read()
@@ -332,7 +334,7 @@ class Proxy(BaseHTTPRequestHandler):
             if name.lower() not in ("transfer-encoding", "connection"):
                 self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body[: len(body) // 2] if trouble == "cut" else body)
+        self.wfile.write(body[: len(body) // 2] if failure == "cut" else body)
         self.close_connection = True
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
@@ -341,7 +343,7 @@ class Proxy(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def s3_server(corpus: Path) -> Iterator[tuple[str, int]]:
-    """S3 on this machine, with the corpus in it."""
+    """An S3 server on this machine that holds the corpus."""
     pytest.importorskip("s3fs")
     server_module = pytest.importorskip("moto.server")
     with pytest.MonkeyPatch.context() as patch:
@@ -359,9 +361,9 @@ def s3_server(corpus: Path) -> Iterator[tuple[str, int]]:
 
 @pytest.fixture
 def bucket(s3_server: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The corpus in S3, behind a proxy that spoils a part of the answers."""
-    Proxy.behind, Proxy.requests = s3_server, 0
-    Proxy.spoiled = itertools.cycle(["", "error", "", "", "cut", "", "", ""])
+    """The corpus in S3, behind a proxy that makes some of the requests fail."""
+    Proxy.target, Proxy.requests = s3_server, 0
+    Proxy.failures = itertools.cycle(["", "error", "", "", "cut", "", "", ""])
     proxy = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
     threading.Thread(target=proxy.serve_forever, daemon=True).start()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.server_port}")
@@ -371,11 +373,11 @@ def bucket(s3_server: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> Itera
 
 
 @pytest.mark.parametrize("cache_bytes", [10**8, 1_000_000])
-def test_training_from_s3_is_that_from_local_files(
+def test_training_from_s3_equals_training_from_local_files(
     train: Train, tmp_path: Path, corpus: Path, bucket: str, cache_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "WHOLE_FILES_LIMIT", 0.8 if cache_bytes > 10**7 else 0.0)
-    words = ["data=shards", "data.batch_size=16", "data.stride=32", "trainer.max_steps=12", "trainer.limit_val_batches=3",
+    overrides = ["data=shards", "data.batch_size=16", "data.stride=32", "trainer.max_steps=12", "trainer.limit_val_batches=3",
              "callbacks=minimal", "logger=none", "data.respect_documents=true"]  # fmt: skip
     remote = [
         f"data.cache_dir='{tmp_path / 'cache'}'",
@@ -383,16 +385,16 @@ def test_training_from_s3_is_that_from_local_files(
         "data.remote.timeout=1",
         "data.remote.retries=20",
     ]
-    train(*words, f"data.path='{corpus}'", run_dir=tmp_path / "local")
-    Proxy.spoiled = itertools.cycle(["", "error", "", "", "cut", "", "slow", "", "", ""])
-    train(*words, f"data.path={bucket}", *remote, run_dir=tmp_path / "remote")
+    train(*overrides, f"data.path='{corpus}'", run_dir=tmp_path / "local")
+    Proxy.failures = itertools.cycle(["", "error", "", "", "cut", "", "slow", "", "", ""])
+    train(*overrides, f"data.path={bucket}", *remote, run_dir=tmp_path / "remote")
     assert Proxy.requests >= 10
     a, b = checkpoint(tmp_path / "local"), checkpoint(tmp_path / "remote")
     assert a["train_losses"] == b["train_losses"]
     assert same_weights(a, b)
 
 
-def test_a_corpus_over_http_needs_no_listing(tmp_path: Path, corpus: Path, expected: list[list[int]]) -> None:
+def test_a_corpus_behind_http_needs_no_listing(tmp_path: Path, corpus: Path, expected: list[list[int]]) -> None:
     class Plain(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self._send(with_body=True)
@@ -431,17 +433,17 @@ def test_a_corpus_over_http_needs_no_listing(tmp_path: Path, corpus: Path, expec
         server.server_close()
 
 
-def test_fetching_ends_with_the_training(tmp_path: Path, corpus: Path, troubled: type[Troubled]) -> None:
-    data = data_of(tmp_path, f"troubled://{corpus}", retries=1000)
-    troubled.troubles = itertools.repeat("error")
+def test_fetching_stops_with_training(tmp_path: Path, corpus: Path, failing: type[FailingFileSystem]) -> None:
+    data = data_of(tmp_path, f"failing://{corpus}", retries=1000)
+    failing.failures = itertools.repeat("error")
 
     def read() -> None:
         with suppress(StoppedError):
             next(iter(data.train_dataloader()))
 
     threading.Thread(target=read, daemon=True).start()
-    wait_for(lambda: troubled.reads > 20)
+    wait_for(lambda: failing.reads > 20)
     data.stop_workers()
     wait_for(lambda: not any(isinstance(thread, FetcherThread) for thread in threading.enumerate()))
-    troubled.troubles = itertools.repeat("")
-    assert len(rows_of(data)) > 0, "who reads again begins anew"
+    failing.failures = itertools.repeat("")
+    assert len(rows_of(data)) > 0, "a later read starts new threads"

@@ -1,4 +1,4 @@
-"""Token shards as a source of windows."""
+"""Token shards: their formats, checks and runs on them."""
 
 import json
 import os
@@ -30,7 +30,7 @@ from gpt_pretrain.sweeps.write_report import write_report
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from tests.conftest import TINY_RUN
-from tests.data.test_dataset import settings
+from tests.helpers.data_settings import data_settings
 from tests.helpers.made_shards import BYTE, random_documents, stream, write_llmc, write_nanogpt, write_shards
 from tests.helpers.training_runs import Train, checkpoint, same_weights
 
@@ -42,14 +42,14 @@ def split_at(folder: Path, tokenizer: object = BYTE, *, format_name: str = "auto
     return split_corpus(open_corpus(LocalFiles(folder), format_name=format_name), tokenizer, train_ratio=0.9, verify=verify)  # type: ignore[arg-type]
 
 
-def refused(folder: Path, **options: object) -> str:
+def problems_of(folder: Path, **options: object) -> str:
     with pytest.raises(UserError) as caught:
         split_at(folder, **options)  # type: ignore[arg-type]
     return "\n".join(caught.value.problems)
 
 
 @pytest.mark.parametrize("itemsize", [2, 4])
-def test_shards_are_one_stream_of_tokens(tmp_path: Path, itemsize: int) -> None:
+def test_shards_form_one_stream_of_tokens(tmp_path: Path, itemsize: int) -> None:
     split = split_at(write_shards(tmp_path, train=TRAIN, val=VAL, itemsize=itemsize))
     assert split.train.read().tolist() == stream(TRAIN)
     assert split.val.read().tolist() == stream(VAL)
@@ -58,9 +58,7 @@ def test_shards_are_one_stream_of_tokens(tmp_path: Path, itemsize: int) -> None:
 
 
 @given(lengths=st.lists(st.integers(0, 9), min_size=1, max_size=6), data=st.data())
-def test_what_is_read_may_lie_across_shards(
-    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], data: st.DataObject
-) -> None:
+def test_a_read_may_cross_shards(tmp_path_factory: pytest.TempPathFactory, lengths: list[int], data: st.DataObject) -> None:
     folder = tmp_path_factory.mktemp("shards")
     ids = np.arange(sum(lengths), dtype="<u2")
     for name, part in enumerate(np.split(ids, np.cumsum(lengths)[:-1])):
@@ -73,26 +71,26 @@ def test_what_is_read_may_lie_across_shards(
     assert joined.read().tolist() == ids.tolist()
 
 
-def test_the_folder_of_nanogpt_is_read_as_it_is(tmp_path: Path) -> None:
+def test_a_nanogpt_folder_can_be_read(tmp_path: Path) -> None:
     train, val = stream(random_documents(50, vocab_size=50256), GPT2.eos_id), stream(random_documents(9), GPT2.eos_id)
     folder = write_nanogpt(tmp_path / "nano", train=train, val=val)
     split = split_at(folder, GPT2)
     assert (split.train.read().tolist(), split.val.read().tolist()) == (train, val)
     assert open_corpus(LocalFiles(folder)).tokenizer == "gpt2"
-    assert split.text_size == "", "nothing is known of it but tokens"
+    assert split.text_size == "", "only the tokens are known"
 
 
-def test_shards_of_llm_c_are_read_as_they_are(tmp_path: Path) -> None:
-    parts = [stream(random_documents(20, seed=seed), GPT2.eos_id, end_first=True) for seed in range(3)]
+def test_llm_c_shards_can_be_read(tmp_path: Path) -> None:
+    parts = [stream(random_documents(20, seed=seed), GPT2.eos_id, eos_first=True) for seed in range(3)]
     split = split_at(write_llmc(tmp_path, train=parts[:2], val=parts[2]), GPT2)
     assert split.train.read().tolist() == parts[0] + parts[1]
     assert split.val.read().tolist() == parts[2]
     assert open_corpus(LocalFiles(tmp_path)).eos_first
 
 
-def test_windows_are_those_of_the_stream(tmp_path: Path) -> None:
+def test_windows_match_the_stream(tmp_path: Path) -> None:
     write_shards(tmp_path / "c", train=TRAIN, val=VAL, shard_tokens=77)
-    data = TextDataModule(settings(tmp_path, name="shards", path=str(tmp_path / "c")), BYTE, context_length=32, seed=1)
+    data = TextDataModule(data_settings(tmp_path, name="shards", path=str(tmp_path / "c")), BYTE, context_length=32, seed=1)
     data.prepare_data()
     ids = stream(TRAIN)
     windows = data.train[np.arange(len(data.train))]
@@ -102,14 +100,14 @@ def test_windows_are_those_of_the_stream(tmp_path: Path) -> None:
     assert len(list(data.train_dataloader())) == len(starts) // 4
 
 
-def test_loader_processes_open_the_shards_themselves(tmp_path: Path) -> None:
+def test_worker_processes_open_the_shards_themselves(tmp_path: Path) -> None:
     split = split_at(write_shards(tmp_path, train=TRAIN, val=VAL, shard_tokens=100))
     split.train.read()
     again = pickle.loads(pickle.dumps(split.train))
     assert again.read(95, 10).tolist() == stream(TRAIN)[95:105]
 
 
-def test_only_so_many_files_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_open_files_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files_module, "MAX_OPEN_FILES", 4)
     split = split_at(write_shards(tmp_path, train=TRAIN, val=VAL, shard_tokens=50))
     before = len(os.listdir("/dev/fd"))
@@ -118,8 +116,8 @@ def test_only_so_many_files_are_open_at_once(tmp_path: Path, monkeypatch: pytest
     assert len(os.listdir("/dev/fd")) <= before + 4
 
 
-def test_a_corpus_of_ten_thousand_million_tokens_is_opened_at_once(tmp_path: Path) -> None:
-    """Sparse files stand for 20 GB: 10^10 tokens in a hundred shards."""
+def test_a_corpus_of_ten_billion_tokens_opens_quickly(tmp_path: Path) -> None:
+    """The shards are sparse files: 20 GB, or 10^10 tokens, in a hundred shards."""
     names = [f"tale_train_{number:06d}.bin" for number in range(100)]
     header = np.zeros(256, np.int32)
     header[:3] = 20240520, 1, 10**8
@@ -129,7 +127,7 @@ def test_a_corpus_of_ten_thousand_million_tokens_is_opened_at_once(tmp_path: Pat
     tracemalloc.start()
     try:
         start = time.perf_counter()
-        data = TextDataModule(settings(tmp_path, name="shards", path=str(tmp_path)), GPT2, context_length=1024, seed=1)
+        data = TextDataModule(data_settings(tmp_path, name="shards", path=str(tmp_path)), GPT2, context_length=1024, seed=1)
         data.prepare_data()
         batches = iter(data.train_dataloader())
         first = next(batches)
@@ -143,67 +141,67 @@ def test_a_corpus_of_ten_thousand_million_tokens_is_opened_at_once(tmp_path: Pat
     assert seconds < 5
 
 
-def test_missing_short_and_damaged_shards_are_told(tmp_path: Path) -> None:
+def test_missing_truncated_and_damaged_shards_are_reported(tmp_path: Path) -> None:
     folder = write_shards(tmp_path, train=TRAIN, val=VAL)
     whole = (folder / "train-00001.bin").read_bytes()
     (folder / "train-00001.bin").write_bytes(whole[:-2])
     (folder / "train-00002.bin").unlink()
-    told = refused(folder)
-    assert "train-00001.bin has 1,998 bytes instead of 2,000" in told
-    assert "train-00002.bin is missing" in told
+    problems = problems_of(folder)
+    assert "train-00001.bin has 1,998 bytes instead of 2,000" in problems
+    assert "train-00002.bin is missing" in problems
     write_shards(tmp_path, train=TRAIN, val=VAL)
     (folder / "train-00001.bin").write_bytes(whole[:50] + b"\0\0" + whole[52:])
     split_at(folder)
-    assert "train-00001.bin is damaged: its checksum differs" in refused(folder, verify=True)
+    assert "train-00001.bin is damaged: its checksum differs" in problems_of(folder, verify=True)
 
 
-def test_a_shard_that_is_shortened_meanwhile_is_reported(tmp_path: Path) -> None:
+def test_a_shard_that_is_truncated_during_training_is_reported(tmp_path: Path) -> None:
     split = split_at(write_shards(tmp_path, train=TRAIN, val=VAL))
     os.truncate(tmp_path / "train-00001.bin", 100)
     with pytest.raises(UserError, match=r"train-00001\.bin has been truncated since training began"):
         split.train.read(1000, 100)
 
 
-def test_an_unfinished_corpus_is_told_from_none(tmp_path: Path) -> None:
+def test_an_unfinished_corpus_differs_from_a_missing_one(tmp_path: Path) -> None:
     folder = write_shards(tmp_path / "c", train=TRAIN, val=VAL)
     (folder / "manifest.json").unlink()
-    assert "The folder has shards but no manifest.json, which is needed to read them. Copy it too." in refused(folder)
+    assert "The folder has shards but no manifest.json, which is needed to read them. Copy it too." in problems_of(folder)
     (folder / ".work").mkdir()
     (folder / ".work" / "plan.json").write_text("{}")
-    assert "The corpus is unfinished: its manifest is written last." in refused(folder)
-    assert "The corpus is unfinished" in refused(folder, format_name="gpt_pretrain")
+    assert "The corpus is unfinished: its manifest is written last." in problems_of(folder)
+    assert "The corpus is unfinished" in problems_of(folder, format_name="gpt_pretrain")
     (tmp_path / "d").mkdir()
-    told = refused(tmp_path / "d")
-    assert "there are no token shards" in told
-    assert "is unfinished" not in told
+    problems = problems_of(tmp_path / "d")
+    assert "there are no token shards" in problems
+    assert "is unfinished" not in problems
     (tmp_path / "d" / ".work").mkdir()
     (tmp_path / "d" / ".work" / "plan.json").write_text("{}")
-    assert "The corpus is unfinished" in refused(tmp_path / "d")
+    assert "The corpus is unfinished" in problems_of(tmp_path / "d")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"format": "gpt-pretrain shards", "version": 1, "itemsize": 3}'])
-def test_a_damaged_manifest_is_told(tmp_path: Path, content: str) -> None:
+def test_a_damaged_manifest_is_reported(tmp_path: Path, content: str) -> None:
     write_shards(tmp_path, train=TRAIN, val=VAL)
     (tmp_path / "manifest.json").write_text(content)
-    assert "manifest.json is damaged" in refused(tmp_path)
+    assert "manifest.json is damaged" in problems_of(tmp_path)
 
 
-def test_a_manifest_cannot_name_files_elsewhere(tmp_path: Path) -> None:
+def test_a_manifest_cannot_refer_to_other_folders(tmp_path: Path) -> None:
     write_shards(tmp_path, train=TRAIN, val=VAL)
     content = json.loads((tmp_path / "manifest.json").read_text())
     content["parts"]["train"]["shards"][0]["file"] = "../secret.bin"
     (tmp_path / "manifest.json").write_text(json.dumps(content))
-    assert "manifest.json is damaged" in refused(tmp_path)
+    assert "manifest.json is damaged" in problems_of(tmp_path)
 
 
-def test_a_newer_manifest_is_told(tmp_path: Path) -> None:
+def test_a_newer_manifest_is_reported(tmp_path: Path) -> None:
     write_shards(tmp_path, train=TRAIN, val=VAL)
     content = json.loads((tmp_path / "manifest.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps(content | {"version": 2}))
-    assert "version 2, but this program reads" in refused(tmp_path)
+    assert "version 2, but this program reads" in problems_of(tmp_path)
 
 
-def test_characters_of_nanogpt_are_trained_on_and_written(train: Train, tmp_path: Path) -> None:
+def test_a_character_level_nanogpt_corpus_can_be_trained_on(train: Train, tmp_path: Path) -> None:
     text = "First Citizen:\nBefore we proceed any further, hear me speak.\n" * 40
     characters = sorted(set(text))
     stoi = {character: number for number, character in enumerate(characters)}
@@ -211,11 +209,11 @@ def test_characters_of_nanogpt_are_trained_on_and_written(train: Train, tmp_path
     folder = write_nanogpt(tmp_path / "char", train=ids[:2000], val=ids[2000:])
     meta = {"vocab_size": len(characters), "itos": dict(enumerate(characters)), "stoi": stoi}
     (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
-    words = ["data=shards", f"data.path='{folder}'", "data.stride=null", "start_context=First", "logger=none"]
+    overrides = ["data=shards", f"data.path='{folder}'", "data.stride=null", "start_context=First", "logger=none"]
     base = [word for word in TINY_RUN if not word.startswith("tokenizer")]
-    train(*words, run_dir=tmp_path / "run", base=base)
+    train(*overrides, run_dir=tmp_path / "run", base=base)
     model = load_pretrained(str(tmp_path / "run"))
-    assert model.config.vocab_size == len(characters) + 1, "and an end of text"
+    assert model.config.vocab_size == len(characters) + 1, "the end of text is one more token"
     (sample, _) = read_samples(tmp_path / "run" / "samples.txt")
     assert sample.text.startswith("First") and set(sample.text) <= {*characters, *END_OF_TEXT}
     tokenizer = build_tokenizer(open_weights(str(tmp_path / "run")).tokenizer)
@@ -224,7 +222,7 @@ def test_characters_of_nanogpt_are_trained_on_and_written(train: Train, tmp_path
         tokenizer.encode("Q")
 
 
-def test_a_pickle_file_of_nanogpt_runs_nothing(tmp_path: Path) -> None:
+def test_a_nanogpt_pickle_file_cannot_run_code(tmp_path: Path) -> None:
     folder = write_nanogpt(tmp_path, train=[1, 2, 3], val=[1, 2])
 
     class Trap:
@@ -232,34 +230,34 @@ def test_a_pickle_file_of_nanogpt_runs_nothing(tmp_path: Path) -> None:
             return os.mkdir, (str(tmp_path / "trapped"),)
 
     (folder / "meta.pkl").write_bytes(pickle.dumps(Trap()))
-    assert "Train on the text itself" in refused(folder)
+    assert "Train on the text itself" in problems_of(folder)
     assert not (tmp_path / "trapped").exists()
 
 
-def test_a_header_of_llm_c_that_is_none_is_told(tmp_path: Path) -> None:
+def test_an_invalid_llm_c_header_is_reported(tmp_path: Path) -> None:
     write_llmc(tmp_path, train=[[1] * 50], val=[1] * 50)
     (tmp_path / "tale_train_000009.bin").write_bytes(b"\0" * 2000)
-    assert "tale_train_000009.bin does not begin with llm.c's header" in refused(tmp_path)
+    assert "tale_train_000009.bin does not begin with llm.c's header" in problems_of(tmp_path)
 
 
-def test_a_truncated_shard_of_llm_c_is_told(tmp_path: Path) -> None:
+def test_a_truncated_llm_c_shard_is_reported(tmp_path: Path) -> None:
     write_llmc(tmp_path, train=[[1] * 50], val=[1] * 50)
     os.truncate(tmp_path / "tale_train_000001.bin", HEADER + 60)
-    assert "tale_train_000001.bin has 1,084 bytes instead of 1,124" in refused(tmp_path)
+    assert "tale_train_000001.bin has 1,084 bytes instead of 1,124" in problems_of(tmp_path)
 
 
-def test_token_ids_beyond_the_vocabulary_are_told(tmp_path: Path) -> None:
+def test_token_ids_beyond_the_vocabulary_are_reported(tmp_path: Path) -> None:
     write_nanogpt(tmp_path, train=[1, 2, 300, 4] * 20, val=[1, 2] * 20)
-    assert "has token id 300, but tokenizer=byte has only 257 ids" in refused(tmp_path)
+    assert "has token id 300, but tokenizer=byte has only 257 ids" in problems_of(tmp_path)
     split_at(tmp_path, GPT2)
 
 
-def test_other_tokens_than_those_of_the_manifest_are_refused(tmp_path: Path) -> None:
+def test_another_tokenizer_than_the_manifest_s_is_rejected(tmp_path: Path) -> None:
     write_shards(tmp_path, train=TRAIN, val=VAL)
-    assert "was made with byte. Use that tokenizer." in refused(tmp_path, tokenizer=GPT2)
+    assert "was made with byte. Use that tokenizer." in problems_of(tmp_path, tokenizer=GPT2)
 
 
-def test_without_a_validation_part_the_end_of_training_is_taken(tmp_path: Path, printed: Callable[[], list[str]]) -> None:
+def test_without_a_validation_set_the_end_of_the_training_set_is_used(tmp_path: Path, printed: Callable[[], list[str]]) -> None:
     split = split_at(write_shards(tmp_path, train=TRAIN))
     ids, cut = stream(TRAIN), int(0.9 * len(stream(TRAIN)))
     assert split.train.read().tolist() == ids[:cut]
@@ -268,7 +266,7 @@ def test_without_a_validation_part_the_end_of_training_is_taken(tmp_path: Path, 
     assert any("has no validation set" in line for line in printed())
 
 
-def test_the_hash_tells_contents_apart(tmp_path: Path) -> None:
+def test_the_hash_depends_on_the_content(tmp_path: Path) -> None:
     def sha256(name: str, ids: list[int]) -> str:
         return split_at(write_nanogpt(tmp_path / name, train=ids, val=[1] * 9)).text_sha256
 
@@ -281,19 +279,19 @@ def test_the_hash_tells_contents_apart(tmp_path: Path) -> None:
     assert one != two
 
 
-def test_the_loss_by_frequencies_is_that_of_the_whole_stream(tmp_path: Path) -> None:
+def test_the_loss_by_frequencies_covers_the_whole_stream(tmp_path: Path) -> None:
     split = split_at(write_shards(tmp_path, train=[[1] * 299] * 3, val=VAL))
     share = np.array([897, 3]) / 900
     assert loss_by_frequencies(split.train) == pytest.approx(float(-(share * np.log(share)).sum()))
 
 
 def corpus_of(folder: Path, text: str) -> Path:
-    """A text as shards, cut in nine tenths as a text is, each part one document."""
+    """Write a text as shards with the same split as a text; each set is one document."""
     cut = int(0.9 * len(text))
     return write_shards(folder, train=[list(text[:cut].encode())], val=[list(text[cut:].encode())], shard_tokens=997)
 
 
-def test_a_run_on_shards_is_that_on_the_text(train: Train, tmp_path: Path, story: str) -> None:
+def test_a_run_on_shards_equals_a_run_on_the_text(train: Train, tmp_path: Path, story: str) -> None:
     ids, cut = list(story.encode()), int(0.9 * len(story))
     folder = write_nanogpt(tmp_path / "nano", train=ids[:cut], val=ids[cut:])
     train("data=shards", f"data.path='{folder}'", "data.stride=350", "data.batch_size=16", run_dir=tmp_path / "shards")
@@ -303,7 +301,7 @@ def test_a_run_on_shards_is_that_on_the_text(train: Train, tmp_path: Path, story
     assert same_weights(a, b)
 
 
-def test_a_run_says_what_it_was_trained_on(train: Train, tmp_path: Path, story: str, printed: Callable[[], list[str]]) -> None:
+def test_a_run_reports_its_data(train: Train, tmp_path: Path, story: str, printed: Callable[[], list[str]]) -> None:
     corpus = corpus_of(tmp_path / "corpus", story)
     train("data=shards", f"data.path='{corpus}'", "data.batch_size=16", "trainer.max_steps=1")
     assert any(line.startswith(f"data    {corpus}: 2 documents, ") for line in printed())
@@ -312,31 +310,33 @@ def test_a_run_says_what_it_was_trained_on(train: Train, tmp_path: Path, story: 
     assert f"2 documents, {len(stream([story.encode()])) + 1:,} bytes" in write_report(tmp_path / "run").read_text()
 
 
-def test_a_run_on_shards_goes_on_like_one_that_never_stopped(train: Train, tmp_path: Path, story: str) -> None:
+def test_a_resumed_run_on_shards_equals_an_uninterrupted_one(train: Train, tmp_path: Path, story: str) -> None:
     corpus = corpus_of(tmp_path / "corpus", story)
-    words = ["data=shards", f"data.path='{corpus}'", "data.stride=350", "data.batch_size=16", "logger=none"]
-    train(*words, "trainer.max_epochs=4", run_dir=tmp_path / "whole")
-    train(*words, "trainer.max_steps=5", "trainer.max_epochs=4", run_dir=tmp_path / "parts")
-    train(*words, "trainer.max_steps=-1", "trainer.max_epochs=4", f"resume='{tmp_path / 'parts'}'", run_dir=tmp_path / "parts")
+    overrides = ["data=shards", f"data.path='{corpus}'", "data.stride=350", "data.batch_size=16", "logger=none"]
+    train(*overrides, "trainer.max_epochs=4", run_dir=tmp_path / "whole")
+    train(*overrides, "trainer.max_steps=5", "trainer.max_epochs=4", run_dir=tmp_path / "parts")
+    train(
+        *overrides, "trainer.max_steps=-1", "trainer.max_epochs=4", f"resume='{tmp_path / 'parts'}'", run_dir=tmp_path / "parts"
+    )
     assert same_weights(checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "parts"))
     corpus_of(corpus, story.replace("keeper", "kepeer"))
     with pytest.raises(UserError, match="the content of the text has changed"):
-        train(*words, "trainer.max_epochs=5", f"resume='{tmp_path / 'parts'}'", run_dir=tmp_path / "parts")
+        train(*overrides, "trainer.max_epochs=5", f"resume='{tmp_path / 'parts'}'", run_dir=tmp_path / "parts")
 
 
-def test_the_tokenizer_follows_the_shards_unless_it_was_typed(train: Train, tmp_path: Path, story: str) -> None:
+def test_the_tokenizer_follows_the_shards_unless_it_is_given(train: Train, tmp_path: Path, story: str) -> None:
     corpus = corpus_of(tmp_path / "corpus", story)
     base = ["model=tiny", "model.emb_dim=16", "model.n_layers=1", "model.n_heads=2", "model.context_length=32", "compile=false",
             "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_steps=1", "eval_iter=1"]  # fmt: skip
-    words = ["data=shards", f"data.path='{corpus}'", "callbacks=minimal", "logger=none", "trainer.limit_val_batches=1"]
-    train(*words, base=base)
+    overrides = ["data=shards", f"data.path='{corpus}'", "callbacks=minimal", "logger=none", "trainer.limit_val_batches=1"]
+    train(*overrides, base=base)
     assert checkpoint(tmp_path / "run")["tokenizer"] == "byte"
     with pytest.raises(UserError, match=r"tokenizer=gpt2: data\.path=.* was made with byte. Use that tokenizer."):
-        train(*words, "tokenizer=gpt2", base=base, run_dir=tmp_path / "other")
+        train(*overrides, "tokenizer=gpt2", base=base, run_dir=tmp_path / "other")
 
 
 @pytest.mark.parametrize("path", ["", "train.bin"])
-def test_a_folder_of_nanogpt_trains(train: Train, tmp_path: Path, story: str, path: str) -> None:
+def test_a_nanogpt_folder_can_be_trained_on(train: Train, tmp_path: Path, story: str, path: str) -> None:
     ids = GPT2.encode(story)
     folder = write_nanogpt(tmp_path / "nano", train=ids[:3000], val=ids[3000:])
     base = ["model=tiny", "model.emb_dim=16", "model.n_layers=1", "model.n_heads=2", "model.context_length=32", "compile=false",
@@ -346,20 +346,20 @@ def test_a_folder_of_nanogpt_trains(train: Train, tmp_path: Path, story: str, pa
     assert checkpoint(tmp_path / "run")["tokenizer"] == "gpt2"
 
 
-def test_a_path_that_is_no_folder_is_told(train: Train) -> None:
+def test_a_path_that_is_not_a_folder_is_reported(train: Train) -> None:
     with pytest.raises(UserError, match=r"data\.path=/nowhere: there is no such folder"):
         train("data=shards", "data.path=/nowhere")
     with pytest.raises(UserError, match=r"data=shards needs data\.path="):
         train("data=shards")
 
 
-def test_validating_on_some_tokens_takes_windows_from_all_over(tmp_path: Path) -> None:
+def test_val_tokens_spreads_its_windows_over_the_validation_set(tmp_path: Path) -> None:
     write_shards(tmp_path / "c", train=TRAIN, val=TRAIN, shard_tokens=77)
     ids = stream(TRAIN)
     every = range(0, len(ids) - 32, 32)
 
     def val_of(val_tokens: int | None) -> list[list[int]]:
-        chosen = settings(tmp_path, name="shards", path=str(tmp_path / "c"), val_tokens=val_tokens)
+        chosen = data_settings(tmp_path, name="shards", path=str(tmp_path / "c"), val_tokens=val_tokens)
         data = TextDataModule(chosen, BYTE, context_length=32, seed=1)
         data.prepare_data()
         assert len(data.val) == len(torch.cat([batch[0] for batch in data.val_dataloader()]))
@@ -371,7 +371,7 @@ def test_validating_on_some_tokens_takes_windows_from_all_over(tmp_path: Path) -
     assert kept[-1] > 0.85 * len(ids)
 
 
-def test_a_large_corpus_is_searched_for_what_samples_recite_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_corpus_is_searched_for_memorized_text_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memorization, "BLOCK", 100)
     monkeypatch.setattr(memorization, "MAX_SEARCHED", 300)
     ids = list(range(256)) * 10
@@ -386,12 +386,12 @@ def test_a_large_corpus_is_searched_for_what_samples_recite_in_parts(tmp_path: P
     assert memorization.longest_memorized_span([115, 116, 117], split.train) < 3, "between the blocks"
 
 
-def test_shards_as_a_text_are_told(train: Train, tmp_path: Path) -> None:
+def test_shards_given_as_text_are_reported(train: Train, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"this is a folder of token shards or a URL\. Add data=shards"):
         train(f"data.path='{write_shards(tmp_path / 'c', train=TRAIN)}'")
 
 
-def test_doubts_about_what_is_validated_on_and_documents_that_are_none(
+def test_few_validation_windows_and_missing_documents_cause_warnings(
     train: Train, tmp_path: Path, story: str, printed: Callable[[], list[str]]
 ) -> None:
     ids = list(story.encode())
@@ -402,7 +402,7 @@ def test_doubts_about_what_is_validated_on_and_documents_that_are_none(
     assert "data.respect_documents=true may have no effect" in lines
 
 
-def test_the_training_part_of_a_run_is_found_again(train: Train, tmp_path: Path, story: str) -> None:
+def test_the_training_set_of_a_run_can_be_found_again(train: Train, tmp_path: Path, story: str) -> None:
     corpus = corpus_of(tmp_path / "corpus", story)
     train("data=shards", f"data.path='{corpus}'", "data.batch_size=16", "trainer.max_steps=1", "logger=none", "callbacks=minimal")
     content = checkpoint(tmp_path / "run")

@@ -18,22 +18,22 @@ def whole(text: Text) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    place = tmp_path / "texts"
-    (place / "sub").mkdir(parents=True)
-    (place / ".hidden").mkdir()
-    (place / "b.txt").write_text("bee", encoding="utf-8")
-    (place / "a.txt").write_text("ay", encoding="utf-8")
-    (place / "sub" / "c.md").write_text("sea", encoding="utf-8")
-    (place / ".hidden" / "d.txt").write_text("no", encoding="utf-8")
-    return place
+    root = tmp_path / "texts"
+    (root / "sub").mkdir(parents=True)
+    (root / ".hidden").mkdir()
+    (root / "b.txt").write_text("bee", encoding="utf-8")
+    (root / "a.txt").write_text("ay", encoding="utf-8")
+    (root / "sub" / "c.md").write_text("sea", encoding="utf-8")
+    (root / ".hidden" / "d.txt").write_text("no", encoding="utf-8")
+    return root
 
 
-def test_the_sample_comes_with_the_package(tmp_path: Path, story: str) -> None:
+def test_the_sample_story_is_part_of_the_package(tmp_path: Path, story: str) -> None:
     assert whole(find_text("sample", cache_dir=tmp_path)) == story
     assert 18_000 < len(story) < 23_000
 
 
-def test_a_path_comes_before_the_name(folder: Path) -> None:
+def test_a_path_takes_precedence_over_the_name(folder: Path) -> None:
     assert whole(find_text("sample", path=str(folder / "a.txt"), cache_dir=folder)) == "ay"
 
 
@@ -41,11 +41,11 @@ def test_a_path_comes_before_the_name(folder: Path) -> None:
     ("path", "expected"),
     [("", "ay<|endoftext|>bee<|endoftext|>sea"), ("*.txt", "ay<|endoftext|>bee"), ("**/*.md", "sea")],
 )
-def test_directories_and_globs_join_their_files_in_order(folder: Path, path: str, expected: str) -> None:
+def test_directories_and_globs_concatenate_their_files_in_order(folder: Path, path: str, expected: str) -> None:
     assert whole(find_text("text", path=str(folder / path), cache_dir=folder)) == expected
 
 
-def test_long_texts_come_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_texts_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PIECE_CHARS", 5)
     (tmp_path / "x").write_text("äöüäöü日本語\r\nx", encoding="utf-8", newline="")
     pieces = list(Text((tmp_path / "x",)).pieces())
@@ -53,12 +53,12 @@ def test_long_texts_come_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "".join(pieces) == "äöüäöü日本語\nx"
 
 
-def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"\xef\xbb\xbfhello")
     assert whole(Text((tmp_path / "x",))) == "hello"
 
 
-def test_the_hash_tells_contents_and_boundaries_apart(tmp_path: Path) -> None:
+def test_the_hash_depends_on_contents_and_file_boundaries(tmp_path: Path) -> None:
     hashes = set()
     for number, contents in enumerate([("ab",), ("a", "b"), ("b", "a"), ("", "ab"), ("ab", "")]):
         files = []
@@ -69,7 +69,7 @@ def test_the_hash_tells_contents_and_boundaries_apart(tmp_path: Path) -> None:
     assert len(hashes) == 5
 
 
-def test_bytes_that_are_not_utf8_are_refused_with_their_place(tmp_path: Path) -> None:
+def test_bytes_that_are_not_utf8_are_reported_with_their_position(tmp_path: Path) -> None:
     file = tmp_path / "latin.txt"
     file.write_bytes("naïve".encode() + b"\nna\xefve")
     with pytest.raises(UserError, match=r"latin\.txt is not UTF-8 text .* near byte 9\)"):
@@ -77,12 +77,12 @@ def test_bytes_that_are_not_utf8_are_refused_with_their_place(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("path", ["missing.txt", "*.none", "empty"])
-def test_what_is_not_there_is_refused(tmp_path: Path, path: str) -> None:
+def test_a_path_without_files_is_rejected(tmp_path: Path, path: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"data\.path="):
         find_text("text", path=str(tmp_path / path), cache_dir=tmp_path)
 
 
-def test_text_without_a_path_is_refused(tmp_path: Path) -> None:
+def test_text_without_a_path_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data=text needs data\.path="):
         find_text("text", cache_dir=tmp_path)

@@ -29,7 +29,7 @@ def text_of(folder: Path, *contents: str) -> Text:
 
 @pytest.mark.parametrize("tokenizer", [GPT2, BYTE], ids=lambda t: t.name)
 @pytest.mark.parametrize("train_ratio", [0.9, 0.5])
-def test_the_split_equals_its_definition(tmp_path: Path, story: str, tokenizer: module.Tokenizer, train_ratio: float) -> None:
+def test_the_split_matches_its_definition(tmp_path: Path, story: str, tokenizer: module.Tokenizer, train_ratio: float) -> None:
     split = tokenize_text(text_of(tmp_path, story), tokenizer, train_ratio=train_ratio, cache_dir=tmp_path)
     cut = int(train_ratio * len(story))
     assert split.train.read().tolist() == tokenizer.encode(story[:cut])
@@ -37,7 +37,7 @@ def test_the_split_equals_its_definition(tmp_path: Path, story: str, tokenizer: 
     assert split.characters == len(story)
 
 
-def test_it_does_not_depend_on_the_pieces_read(tmp_path: Path, story: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tokens_do_not_depend_on_the_size_of_the_pieces(tmp_path: Path, story: str, monkeypatch: pytest.MonkeyPatch) -> None:
     text = text_of(tmp_path, story)
     whole = tokenize_text(text, GPT2, train_ratio=0.9, cache_dir=tmp_path / "a")
     monkeypatch.setattr(text_module, "PIECE_CHARS", 7)
@@ -47,26 +47,26 @@ def test_it_does_not_depend_on_the_pieces_read(tmp_path: Path, story: str, monke
 
 
 @given(pieces=st.lists(st.text(alphabet=st.sampled_from("ab1'sé日 \n\t!.🙂"), max_size=12), max_size=8))
-def test_encoding_in_pieces_equals_encoding_at_once(pieces: list[str]) -> None:
+def test_encoding_in_pieces_equals_encoding_the_whole_text(pieces: list[str]) -> None:
     assert sum(encode_pieces(pieces, GPT2), []) == GPT2.encode("".join(pieces))
 
 
-def test_files_are_joined_by_end_of_text_which_the_split_leaves_whole(tmp_path: Path) -> None:
+def test_the_split_does_not_cut_the_end_of_text_between_files(tmp_path: Path) -> None:
     split = tokenize_text(text_of(tmp_path, "a" * 10, "b" * 10), BYTE, train_ratio=0.5, cache_dir=tmp_path)
-    assert split.train.read().tolist() == [97] * 10  # half of 33 characters lies inside the separator
+    assert split.train.read().tolist() == [97] * 10  # the middle of 33 characters is inside the separator
     assert split.val.read().tolist() == [256] + [98] * 10
 
 
-def test_tokens_stay_on_disk_and_are_as_small_as_the_vocabulary_allows(tmp_path: Path, story: str) -> None:
+def test_tokens_stay_on_disk_and_take_two_bytes_if_the_vocabulary_allows(tmp_path: Path, story: str) -> None:
     split = tokenize_text(text_of(tmp_path, story), GPT2, train_ratio=0.9, cache_dir=tmp_path)
     assert split.train.read(0, 3).dtype == np.uint16
     assert split.train.read(7, 3).tolist() == GPT2.encode(story)[7:10]
     assert split.train.path.stat().st_size == 2 * split.train.count
-    assert len(pickle.dumps(split.train)) < 1000, "loader processes must not be sent the tokens"
+    assert len(pickle.dumps(split.train)) < 1000, "the tokens must not be sent to worker processes"
     assert pickle.loads(pickle.dumps(split.train)).read(5, 1) == split.train.read(5, 1)
 
 
-def test_a_file_that_was_shortened_meanwhile_is_reported(tmp_path: Path, story: str) -> None:
+def test_a_file_that_is_truncated_during_training_is_reported(tmp_path: Path, story: str) -> None:
     split = tokenize_text(text_of(tmp_path, story), GPT2, train_ratio=0.9, cache_dir=tmp_path)
     with open(split.train.path, "r+b") as stream:
         stream.truncate(100)
@@ -74,8 +74,8 @@ def test_a_file_that_was_shortened_meanwhile_is_reported(tmp_path: Path, story: 
         split.train.read(48, 3)
 
 
-class Wide:
-    """Bytes with ids beyond 16 bits."""
+class WideTokenizer:
+    """A byte tokenizer with ids beyond 16 bits."""
 
     name, vocab_size, eos_id = "wide", 70_000, 69_999
 
@@ -86,20 +86,20 @@ class Wide:
         return bytes([token_id - 65_600])
 
 
-def test_large_vocabularies_get_four_bytes_a_token(tmp_path: Path) -> None:
-    split = tokenize_text(text_of(tmp_path, "hello world, hello"), Wide(), train_ratio=0.5, cache_dir=tmp_path)
+def test_large_vocabularies_take_four_bytes_per_token(tmp_path: Path) -> None:
+    split = tokenize_text(text_of(tmp_path, "hello world, hello"), WideTokenizer(), train_ratio=0.5, cache_dir=tmp_path)
     assert split.train.read().dtype == np.uint32
-    assert split.train.read().tolist() == Wide().encode("hello wor")
+    assert split.train.read().tolist() == WideTokenizer().encode("hello wor")
 
 
-def test_a_second_start_tokenises_nothing(tmp_path: Path, story: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_start_does_not_tokenize_again(tmp_path: Path, story: str, monkeypatch: pytest.MonkeyPatch) -> None:
     text = text_of(tmp_path, story)
     first = tokenize_text(text, GPT2, train_ratio=0.9, cache_dir=tmp_path)
-    monkeypatch.setattr(GPT2, "encode", lambda text: pytest.fail("tokenised again"))
+    monkeypatch.setattr(GPT2, "encode", lambda text: pytest.fail("tokenized again"))
     assert tokenize_text(text, GPT2, train_ratio=0.9, cache_dir=tmp_path) == first
 
 
-def test_other_text_tokenizer_or_ratio_is_another_cache(tmp_path: Path) -> None:
+def test_another_text_tokenizer_or_ratio_gets_another_cache(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     a, b = text_of(tmp_path / "a", "hello world"), text_of(tmp_path / "b", "hello worlds")
@@ -124,7 +124,7 @@ def damage_remove(folder: Path) -> None:
     (folder / "train.bin").unlink()
 
 
-def damage_record(folder: Path) -> None:
+def damage_json(folder: Path) -> None:
     (folder / "split.json").write_text('{"train": 3}')
 
 
@@ -134,8 +134,8 @@ def damage_path(folder: Path) -> None:
     (folder / "split.json").write_text(json.dumps(fields))
 
 
-@pytest.mark.parametrize("damage", [damage_truncate, damage_flip, damage_remove, damage_record, damage_path])
-def test_a_damaged_cache_is_made_again(tmp_path: Path, story: str, damage: object, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("damage", [damage_truncate, damage_flip, damage_remove, damage_json, damage_path])
+def test_a_damaged_cache_is_rebuilt(tmp_path: Path, story: str, damage: object, caplog: pytest.LogCaptureFixture) -> None:
     text = text_of(tmp_path, story)
     first = tokenize_text(text, GPT2, train_ratio=0.9, cache_dir=tmp_path)
     damage(first.train.path.parent)  # type: ignore[operator]
@@ -150,7 +150,7 @@ def build(folder: Path) -> str:
     return tokenize_text(Text((folder / "0.txt",)), BYTE, train_ratio=0.9, cache_dir=folder).train.sha256
 
 
-def test_several_processes_may_make_the_same_cache_at_once(tmp_path: Path, story: str) -> None:
+def test_several_processes_may_build_the_same_cache_together(tmp_path: Path, story: str) -> None:
     text_of(tmp_path, story * 20)
     with multiprocessing.get_context("fork").Pool(4) as pool:
         hashes = pool.map(build, [tmp_path] * 8)
@@ -158,19 +158,19 @@ def test_several_processes_may_make_the_same_cache_at_once(tmp_path: Path, story
     assert len(list((tmp_path / "tokens").iterdir())) == 1
 
 
-def test_an_interrupted_build_leaves_nothing(tmp_path: Path, story: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_build_leaves_no_files(tmp_path: Path, story: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_write_tokens", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         tokenize_text(text_of(tmp_path, story), BYTE, train_ratio=0.9, cache_dir=tmp_path)
     assert list((tmp_path / "tokens").iterdir()) == []
 
 
-def test_empty_text_is_refused(tmp_path: Path) -> None:
+def test_empty_text_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"The text is empty: .*0\.txt"):
         tokenize_text(text_of(tmp_path, ""), BYTE, train_ratio=0.9, cache_dir=tmp_path)
 
 
-def test_a_cache_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+def test_a_cache_folder_that_cannot_be_written_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"cannot be written.*data\.cache_dir="):
         tokenize_text(text_of(tmp_path, "some text"), BYTE, train_ratio=0.9, cache_dir=tmp_path / "file")

@@ -1,4 +1,4 @@
-"""Corpora of token shards, written here independently of the program that makes real ones."""
+"""Corpora of token shards, written independently of the code under test."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from gpt_pretrain.tokenizers.byte import ByteTokenizer
 BYTE = ByteTokenizer()
 
 
-def stream(documents: Sequence[Sequence[int]], eos_id: int = BYTE.eos_id, *, end_first: bool = False) -> list[int]:
-    """The tokens of documents with the end of text behind, or before, each."""
-    return [token for document in documents for token in ([eos_id, *document] if end_first else [*document, eos_id])]
+def stream(documents: Sequence[Sequence[int]], eos_id: int = BYTE.eos_id, *, eos_first: bool = False) -> list[int]:
+    """Return the tokens of documents, with an end of text after or before each."""
+    return [token for document in documents for token in ([eos_id, *document] if eos_first else [*document, eos_id])]
 
 
 def write_shards(
@@ -29,21 +29,21 @@ def write_shards(
     tokenizer: Tokenizer = BYTE,
     itemsize: int = 2,
 ) -> Path:
-    """A corpus in this program's own format, of documents without their end of text."""
+    """Write a corpus in this program's format; the documents are given without their end of text."""
     folder.mkdir(parents=True, exist_ok=True)
     parts = {
         part: _write_part(folder, part, stream(documents, tokenizer.eos_id), len(documents), shard_tokens, itemsize)
         for part, documents in (("train", train), ("val", val))
         if documents
     }
-    told = {
+    described_tokenizer = {
         "name": tokenizer.name,
         "vocab_size": tokenizer.vocab_size,
         "sha256": fingerprint(tokenizer),
         "end_of_text": tokenizer.eos_id,
     }
     manifest = {
-        "format": "gpt-pretrain shards", "version": 1, "tokenizer": told, "itemsize": itemsize, "parts": parts,
+        "format": "gpt-pretrain shards", "version": 1, "tokenizer": described_tokenizer, "itemsize": itemsize, "parts": parts,
         "source": {}, "options": {}, "rejected": {}, "duplicates": 0,
     }  # fmt: skip
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -63,7 +63,7 @@ def _write_part(folder: Path, part: str, ids: list[int], documents: int, shard_t
 
 
 def write_nanogpt(folder: Path, *, train: Sequence[int], val: Sequence[int] = ()) -> Path:
-    """train.bin and val.bin as nanoGPT's prepare.py leaves them."""
+    """Write train.bin and val.bin as nanoGPT's prepare.py does."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, ids in (("train.bin", train), ("val.bin", val)):
         if ids:
@@ -72,7 +72,7 @@ def write_nanogpt(folder: Path, *, train: Sequence[int], val: Sequence[int] = ()
 
 
 def write_llmc(folder: Path, *, train: Sequence[Sequence[int]], val: Sequence[int]) -> Path:
-    """Shards as llm.c's write_datafile makes them."""
+    """Write shards as llm.c's write_datafile does."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, ids in [("tale_val_000000.bin", val), *((f"tale_train_{n + 1:06d}.bin", ids) for n, ids in enumerate(train))]:
         header = np.zeros(256, np.int32)
@@ -82,6 +82,6 @@ def write_llmc(folder: Path, *, train: Sequence[Sequence[int]], val: Sequence[in
 
 
 def random_documents(count: int, *, seed: int = 0, longest: int = 60, vocab_size: int = 256) -> list[list[int]]:
-    """Documents of random tokens, one at least in each."""
+    """Return documents of random tokens; none is empty."""
     random = np.random.default_rng(seed)
     return [random.integers(0, vocab_size, random.integers(1, longest)).tolist() for _ in range(count)]

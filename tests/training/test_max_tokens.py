@@ -15,7 +15,7 @@ from gpt_pretrain.errors import AlreadyCompleteError
 from gpt_pretrain.sweeps.write_report import write_report
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.training.run_length import steps_per_epoch, total_epochs, total_steps
-from tests.data.test_windows import settings
+from tests.helpers.data_settings import data_settings
 from tests.helpers.training_runs import Printed, Train, checkpoint, rows, same_weights
 
 STEP = 16 * 32  # tokens of the tiny run, of whose steps an epoch has three
@@ -41,7 +41,7 @@ def steps_by_counting(max_tokens: int, *, batches: int, accumulate: int, batch: 
 @pytest.mark.parametrize("accumulate", [1, 2, 4])
 @pytest.mark.parametrize("max_tokens", [1, 127, 128, 129, 1000, 5000, 20_000])
 def test_the_length_is_that_of_whole_steps(tmp_path: Path, trainer_settings: Any, accumulate: int, max_tokens: int) -> None:
-    data = TextDataModule(settings(tmp_path, batch_size=4), build_tokenizer("byte"), context_length=32, seed=1)
+    data = TextDataModule(data_settings(tmp_path, batch_size=4), build_tokenizer("byte"), context_length=32, seed=1)
     data.prepare_data()
     trainer = trainer_settings(
         f"trainer.max_tokens={max_tokens}", f"trainer.accumulate_grad_batches={accumulate}", "trainer.limit_train_batches=7"
