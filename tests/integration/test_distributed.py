@@ -351,7 +351,9 @@ def test_a_sweep_starts_ranks_for_each_job(run: Callable[..., subprocess.Complet
 @pytest.mark.parametrize("seed", [None, 7])
 def test_ranks_share_the_batches_of_one_rank(n: int, size: int, world: int, seed: int | None) -> None:
     whole = [batch.tolist() for batch in DistributedBatchSampler(n, size, seed=seed)]
-    shares = [[b.tolist() for b in DistributedBatchSampler(n, size, seed=seed, rank=rank, world_size=world)] for rank in range(world)]
+    shares = [
+        [b.tolist() for b in DistributedBatchSampler(n, size, seed=seed, rank=rank, world_size=world)] for rank in range(world)
+    ]
     assert len({len(share) for share in shares}) == 1, "all ranks make the same number of steps"
     assert [batch for batch in chain.from_iterable(zip(*shares, strict=True)) if batch] == whole
     later = DistributedBatchSampler(n, size, seed=seed, rank=world - 1, world_size=world)
