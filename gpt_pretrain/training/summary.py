@@ -74,7 +74,7 @@ def mixture_facts(data: TextDataModule) -> list[str]:
     train = data.train
     return [
         f"{100 * share / len(train):.3g} % of {source.name}: each of {len(own):,} windows {share / len(own):.2g} times per epoch"
-        for source, own, share in zip(data.sources, train.sources, train.places, strict=True)
+        for source, own, share in zip(data.sources, train.sources, train.windows_per_epoch, strict=True)
     ]
 
 
