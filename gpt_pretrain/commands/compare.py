@@ -2,8 +2,8 @@
 
 Usage: gpt-pretrain compare RUN RUN ... [out=compare.png]
 
-  RUN  run directory, checkpoint in one, or latest, the newest run in outputs/
-  out  picture to write, ending in .png, .pdf or .svg
+  RUN  run directory, checkpoint in one, or latest for the newest run in outputs/
+  out  picture to write: .png, .pdf or .svg (default: compare.png)
 
 The curves are drawn over the tokens seen, so that runs with different batch sizes can be compared. The losses and the settings
 that differ are printed. If the tokenizers or the texts differ, the losses cannot be compared: a warning says so, and the picture

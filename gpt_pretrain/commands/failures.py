@@ -38,7 +38,7 @@ def report_failures(*, log_file: Path | None = None) -> Iterator[None]:
 
     Raises:
         SystemExit: If the block fails.
-        SweepJobFailed: If the block fails in a job of a sweep, whatever the error is.
+        SweepJobFailed: If the block fails in a job of a sweep, with any error.
     """
     if is_multirun() and "torch" in sys.modules:
         from gpt_pretrain.system.devices import release_memory

@@ -2,7 +2,7 @@
 
 Usage: gpt-pretrain report [FOLDER ...]
 
-  FOLDER  run directory, checkpoint in one, or sweep directory; default: latest, the newest run in outputs/
+  FOLDER  run directory, checkpoint in one, sweep directory, or latest for the newest run in outputs/ (default: latest)
 
 The page is written from the files that exist, so killed and unfinished runs can have one too.
 """

@@ -137,7 +137,7 @@ def _extra_callbacks(custom: dict[str, Any], run_dir: Path) -> list[Any]:
     for name, fields in custom.items():
         try:
             callbacks.append(instantiate(fields))
-        except Exception as error:  # Hydra wraps whatever the class raises
+        except Exception as error:  # Hydra wraps all exceptions of the class
             reason = str(error.__cause__ or error).strip().splitlines()[0]
             raise UserError(f"callbacks.custom.{name} cannot be built: {reason}") from error
     return callbacks

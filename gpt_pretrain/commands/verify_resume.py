@@ -2,8 +2,8 @@
 
 Usage: gpt-pretrain verify_resume [before=K] [after=M] [setting=value ...]
 
-  before   optimizer steps before the kill; default: 4
-  after    optimizer steps after the kill; default: 4
+  before   optimizer steps before the kill (default: 4)
+  after    optimizer steps after the kill (default: 4)
   setting  any setting of train.py
 
 Trains K + M steps twice with the same settings. The second run is killed (SIGKILL) after the checkpoint of step K, and resumed.

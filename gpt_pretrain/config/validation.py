@@ -17,7 +17,7 @@ from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.model.config import GPTConfig
 
 Test = Callable[[Any], bool]
-Rule = tuple[str, Test, str]  # the name of a setting, the test for its value, and the rule in words
+Rule = tuple[str, Test, str]  # the name of a setting, the test for its value, and the requirement, as a phrase
 
 INFINITY = float("inf")
 
@@ -28,18 +28,18 @@ def _as_typed(value: object) -> str:
 
 
 def one_of(*choices: object) -> tuple[Test, str]:
-    """Return the test and the words for a value from a list of choices."""
+    """Return the test and the requirement for a value from a list of choices."""
     return lambda value: value in choices, "must be one of " + ", ".join(map(_as_typed, choices))
 
 
 def at_least(least: float, unit: str = "", *, null: str | None = None) -> tuple[Test, str]:
-    """Return the test and the words for a finite number with a lower bound.
+    """Return the test and the requirement for a finite number with a lower bound.
 
     Args:
-        null: What null stands for; without it, null is not allowed.
+        null: The meaning of null; without it, null is not allowed.
     """
-    words = f"must be at least {least:g}{unit and ' ' + unit}" + ("" if null is None else f", or null for {null}")
-    return lambda value: null is not None if value is None else least <= value < INFINITY, words
+    requirement = f"must be at least {least:g}{unit and ' ' + unit}" + ("" if null is None else f", or null for {null}")
+    return lambda value: null is not None if value is None else least <= value < INFINITY, requirement
 
 
 TRAIN_RULES: list[Rule] = [
@@ -217,5 +217,5 @@ def _config_problems(group: str, build: Callable[[], object]) -> list[str]:
 
 
 def _broken_rules(settings: object, rules: list[Rule]) -> list[str]:
-    values = [(name, attrgetter(name)(settings), test, words) for name, test, words in rules]
-    return [f"{name}={_as_typed(value)}: {words}." for name, value, test, words in values if not test(value)]
+    values = [(name, attrgetter(name)(settings), test, requirement) for name, test, requirement in rules]
+    return [f"{name}={_as_typed(value)}: {requirement}." for name, value, test, requirement in values if not test(value)]
