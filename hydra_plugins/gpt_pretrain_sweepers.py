@@ -1,4 +1,4 @@
-"""Hydra's way into sweeps: which jobs there are. Hydra looks for sweepers in packages named hydra_plugins only."""
+"""The sweepers that Hydra starts for -m: a grid and a search. Hydra finds sweepers only in packages named hydra_plugins."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from omegaconf import DictConfig, OmegaConf
 from gpt_pretrain.commands.failures import SweepJobFailed, print_error
 from gpt_pretrain.config.overrides import override_key
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.runs.folder import SWEEP_SETTINGS
-from gpt_pretrain.sweeps.results import tried_in
-from gpt_pretrain.sweeps.runner import Jobs, job_folder, run_sweep
+from gpt_pretrain.sweeps.folder import SWEEP_SETTINGS, job_folder_name
+from gpt_pretrain.sweeps.results import read_sweep, varied_keys
+from gpt_pretrain.sweeps.runner import JobRunner, open_sweep
 
 if TYPE_CHECKING:
-    from gpt_pretrain.sweeps.search import Space
+    from gpt_pretrain.sweeps.search import SearchSpace
 
 
 class RunSweeper(Sweeper):
-    """What all sweeps share: a folder for each job, named after its settings; finished jobs left out; a ranking at the end.
+    """The base of all sweepers: one folder per job, complete jobs are skipped, and the ranking is printed at the end.
 
     Args:
-        params: more settings to sweep over, each as on the command line.
+        params: Further settings to sweep over, as they are typed on the command line.
     """
 
     def __init__(self, params: dict[str, Any] | None = None) -> None:
@@ -45,73 +45,76 @@ class RunSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Run the jobs of this sweep, as far as they are not done yet."""
+        """Run the jobs of this sweep that are not complete."""
         assert self.config is not None and self.hydra_context is not None
         folder = Path(str(self.config.hydra.sweep.dir))
-        words = [f"{key}={value}" for key, value in self.params.items()] + arguments
-        parsed = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(words)
-        overrides = list({one.get_key_element(): one for one in parsed}.values())  # what is typed comes after params
-        self.tried = {override_key(one.get_key_element()) for one in overrides if one.is_sweep_override()} | tried_in(folder)
+        texts = [f"{key}={value}" for key, value in self.params.items()] + arguments
+        parsed = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(texts)
+        overrides = list({one.get_key_element(): one for one in parsed}.values())  # Typed overrides replace params.
+        swept = {override_key(one.get_key_element()) for one in overrides if one.is_sweep_override()}
+        self.swept = swept | varied_keys(read_sweep(folder))
         try:
-            fixed = [key for one in overrides if (key := override_key(one.get_key_element())) not in self.tried]
-            tried = f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]"  # Hydra's word for what is not tried
-            with run_sweep(folder, launch=self._launch, script=f"{self.config.hydra.job.name}.py", common=[tried]) as jobs:
-                self.run(jobs, overrides)
+            fixed = [key for one in overrides if (key := override_key(one.get_key_element())) not in self.swept]
+            # Jobs read from this setting of Hydra which of their overrides the sweep varies.
+            common = [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]"]
+            with open_sweep(folder, launch=self._launch, script=f"{self.config.hydra.job.name}.py", common=common) as runner:
+                self.run(runner, overrides)
         except UserError as error:
             sys.exit(print_error(error))
 
-    def run(self, jobs: Jobs, overrides: Sequence[Override]) -> None:
-        """Run the jobs that overrides stand for."""
+    def run(self, runner: JobRunner, overrides: Sequence[Override]) -> None:
+        """Run the jobs that the overrides define."""
         raise NotImplementedError
 
-    def folder_of(self, words: Sequence[str]) -> str:
-        """The name of a job's folder: what the sweep tries, now or when it was begun."""
-        return job_folder([word for word in words if override_key(word) in self.tried])
+    def folder_name(self, overrides: Sequence[str]) -> str:
+        """Return the name of a job's folder: the overrides that this sweep varies now or varied when it was started."""
+        return job_folder_name([override for override in overrides if override_key(override) in self.swept])
 
-    def begin(self, folder: Path) -> None:
-        """Keep the settings of this sweep, which have turned out to be sound, for the time when it is taken up again."""
+    def save_settings(self, folder: Path) -> None:
+        """Save the settings of this sweep for a later resume. Called when they have been validated."""
         assert self.config is not None
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / SWEEP_SETTINGS)
 
     def _launch(self, batch: Sequence[Sequence[str]], first_number: int) -> None:
-        """Run jobs side by side, as far as the launcher does."""
-        for returned in self.launcher.launch([list(words) for words in batch], initial_job_idx=first_number):
-            failure = returned._return_value  # the property would print what has been told, and raise it
+        """Run jobs with the launcher, which may run them in parallel."""
+        for returned in self.launcher.launch([list(overrides) for overrides in batch], initial_job_idx=first_number):
+            failure = returned._return_value  # The property `return_value` would print the error again and raise it.
             if isinstance(failure, Exception) and not isinstance(failure, SweepJobFailed):
                 print_error(UserError(f"A job failed: {failure}"))
 
 
 class GridSweeper(RunSweeper):
-    """A job for each combination of the values that are listed."""
+    """Runs one job for each combination of the listed values."""
 
-    def run(self, jobs: Jobs, overrides: Sequence[Override]) -> None:
+    def run(self, runner: JobRunner, overrides: Sequence[Override]) -> None:
         choices = []
         for override in overrides:
             if override.is_sweep_override() and not override.is_discrete_sweep():
                 raise UserError(
-                    f"{override.input_line}: a grid needs values, as in 1e-4,1e-3; to draw from a range: hparams_search=random."
+                    f"{override.input_line}: a grid needs a list of values, such as 1e-4,1e-3. To draw values from a range, add "
+                    "hparams_search=random."
                 )
             key, swept = override.get_key_element(), override.is_sweep_override()
             values = list(override.sweep_string_iterator()) if swept else [override.get_value_element_as_str()]
             choices.append([f"{key}={value}" for value in values])
-        batch = [list(words) for words in itertools.product(*choices)]
-        self.validate_batch_is_legal(batch)  # a mistake in a setting ends the sweep before its first job
-        self.begin(jobs.folder)
-        jobs.run([(words, self.folder_of(words)) for words in batch])
+        batch = [list(combination) for combination in itertools.product(*choices)]
+        self.validate_batch_is_legal(batch)  # An invalid override must end the sweep before its first job.
+        self.save_settings(runner.folder)
+        runner.run([(job_overrides, self.folder_name(job_overrides)) for job_overrides in batch])
 
 
 class SearchSweeper(RunSweeper):
-    """Optuna chooses the values, from ranges or lists.
+    """Lets Optuna choose the values of each job from ranges or lists.
 
     Args:
-        sampler: "tpe" learns from the jobs before, "random" does not.
-        n_trials: jobs in all.
-        n_parallel: jobs chosen and launched at once.
-        pruning: whether a job that is worse than the median of the others at the same epoch ends early.
-        pruning_after: epochs that every job may do.
-        seed: of the choices.
-        params: as in `RunSweeper`.
+        sampler: "tpe", which learns from earlier jobs, or "random".
+        n_trials: Total number of jobs.
+        n_parallel: Jobs that are chosen and launched together.
+        pruning: End a job early if it is worse than the median of the other jobs at the same epoch.
+        pruning_after: Epochs before a job can be pruned.
+        seed: The seed of the choices.
+        params: See `RunSweeper`.
     """
 
     def __init__(
@@ -133,44 +136,49 @@ class SearchSweeper(RunSweeper):
         self.pruning_after = pruning_after
         self.seed = seed
 
-    def run(self, jobs: Jobs, overrides: Sequence[Override]) -> None:
-        from gpt_pretrain.sweeps.search import Study
+    def run(self, runner: JobRunner, overrides: Sequence[Override]) -> None:
+        from gpt_pretrain.sweeps.search import Search
 
         for name in ("n_trials", "n_parallel"):
             if not isinstance(count := getattr(self, name), int) or count < 1:
                 raise UserError(f"hydra.sweeper.{name}={count}: must be a whole number of at least 1.")
         fixed = [one.input_line or "" for one in overrides if not one.is_sweep_override()]
-        space = {one.get_key_element(): _space(one) for one in overrides if one.is_sweep_override()}
-        if not space:
-            raise UserError("A search needs a setting to search over, as in 'optimizer.lr=tag(log,interval(1e-4,1e-2))'.")
-        study = Study.open(
-            jobs.folder, space, sampler=self.sampler, seed=self.seed, pruning=self.pruning, pruning_after=self.pruning_after
+        spaces = {one.get_key_element(): _search_space(one) for one in overrides if one.is_sweep_override()}
+        if not spaces:
+            raise UserError("A search needs a setting to vary, such as 'optimizer.lr=tag(log,interval(1e-4,1e-2))'.")
+        search = Search.open(
+            runner.folder,
+            spaces,
+            sampler=self.sampler,
+            seed=self.seed,
+            pruning=self.pruning,
+            pruning_after=self.pruning_after,
         )
-        self.begin(jobs.folder)
-        while trials := study.ask(min(self.n_parallel, self.n_trials - study.count())):
-            chosen = [[f"{key}={_short(value)}" for key, value in trial.params.items()] for trial in trials]
-            names = [self.folder_of(words) for words in chosen]
+        self.save_settings(runner.folder)
+        while trials := search.ask(min(self.n_parallel, self.n_trials - search.count_ended())):
+            chosen = [[f"{key}={_round(value)}" for key, value in trial.params.items()] for trial in trials]
+            names = [self.folder_name(values) for values in chosen]
             for trial, name in zip(trials, names, strict=True):
-                study.begin(trial, name)
-            values = jobs.run([(fixed + words, name) for words, name in zip(chosen, names, strict=True)])
-            for trial, name, value in zip(trials, names, values, strict=True):
-                study.tell(trial, value, pruned=jobs.was_pruned(name))
+                search.assign_folder(trial, name)
+            losses = runner.run([(fixed + values, name) for values, name in zip(chosen, names, strict=True)])
+            for trial, name, loss in zip(trials, names, losses, strict=True):
+                search.finish(trial, loss, pruned=runner.was_pruned(name))
 
 
-def _short(value: object) -> object:
-    """A number that was drawn, with as many digits as matter."""
+def _round(value: object) -> object:
+    """Round a drawn number to four significant digits."""
     return f"{value:.4g}" if isinstance(value, float) else value
 
 
-def _space(override: Override) -> Space:
-    """Where a setting's values come from."""
-    from gpt_pretrain.sweeps.search import ListOfValues, Range
+def _search_space(override: Override) -> SearchSpace:
+    """Return the range or the list that a setting's values are chosen from."""
+    from gpt_pretrain.sweeps.search import NumberRange, ValueList
 
     value = override.value()
     if isinstance(value, IntervalSweep):
         assert value.start is not None and value.end is not None
-        whole = isinstance(value.start, int) and isinstance(value.end, int)
-        return Range(value.start, value.end, log="log" in value.tags, whole=whole)
+        integer = isinstance(value.start, int) and isinstance(value.end, int)
+        return NumberRange(value.start, value.end, log="log" in value.tags, integer=integer)
     if isinstance(value, RangeSweep) and isinstance(value.start, int) and isinstance(value.stop, int):
-        return Range(value.start, value.stop - 1, whole=True, log="log" in value.tags)
-    return ListOfValues(list(override.sweep_string_iterator()))
+        return NumberRange(value.start, value.stop - 1, integer=True, log="log" in value.tags)
+    return ValueList(list(override.sweep_string_iterator()))

@@ -74,7 +74,7 @@ def compose_train(tmp_path: Path, cache_dir: Path) -> Callable[..., DictConfig]:
 @pytest.fixture
 def train(compose_train: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch) -> Callable[..., float]:
     """Train in this process, with the tiny run's settings and these overrides; errors stay exceptions."""
-    for name in ("report_failures", "reported"):
+    for name in ("report_failures", "report_at_end"):
         monkeypatch.setattr(f"gpt_pretrain.commands.run_context.{name}", lambda *_, **__: nullcontext())
 
     def trained(*overrides: str, run_dir: Path | None = None, base: list[str] = TINY_RUN) -> float:

@@ -21,7 +21,7 @@ from gpt_pretrain.config.command_schema import CompareSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import display_path, find_run_folder
 from gpt_pretrain.runs.reader import RunContents, read_run, run_results
-from gpt_pretrain.sweeps.results import aligned_table
+from gpt_pretrain.system.tables import format_table
 from gpt_pretrain.system.formatting import format_count, format_number
 
 FORMATS = (".png", ".pdf", ".svg")
@@ -58,7 +58,7 @@ def format_comparison(runs: Sequence[RunContents]) -> str:
         [["", *numbers], *(settings or [["no setting differs", *("" for _ in runs)]]), *facts],
         [["", *numbers], *results],
     ]
-    return "\n\n".join(map(aligned_table, tables))
+    return "\n\n".join(map(format_table, tables))
 
 
 def differing_settings(runs: Sequence[RunContents]) -> dict[str, list[str]]:
@@ -103,7 +103,7 @@ def _read_runs(names: list[str], out: Path) -> list[RunContents]:
     problems += [
         f"{run.folder}: this folder holds no run: run.json, config.yaml and metrics.csv are missing or unreadable."
         for run in runs
-        if not (run.record or run.config or run.metrics)
+        if not (run.metadata or run.config or run.metrics)
     ]
     if problems:
         raise UserError(problems)
@@ -121,13 +121,13 @@ def _draw(runs: Sequence[RunContents], out: Path, *, bits_per_byte: bool) -> Non
     labels = [f"{number}  {_legend(run, runs)}" for number, run in enumerate(runs, start=1)]
     if bits_per_byte:
         panels = {"validation": [run.series("val/bits_per_byte") for run in runs]}
-        figure = curves.overlay(panels, labels, unit="bits per byte")
+        figure = curves.overlay_figure(panels, labels, unit="bits per byte")
     else:
         validation = [run.series("val/loss", "eval/val_loss") for run in runs]
         training = [run.series("eval/train_loss", "train/loss") for run in runs]
-        figure = curves.overlay({"validation": validation, "training": training}, labels)
+        figure = curves.overlay_figure({"validation": validation, "training": training}, labels)
     try:
-        drawing.write(figure, out)
+        drawing.save_figure(figure, out)
     except OSError as error:
         raise UserError(f"out={out}: this file cannot be written ({error.strerror or error}). Choose another path.") from error
 
@@ -141,18 +141,18 @@ def _legend(run: RunContents, runs: Sequence[RunContents]) -> str:
 
 
 def _folder_and_state(run: RunContents) -> list[str]:
-    return [display_path(run.folder), str(run.record.get("state", "unknown"))]
+    return [display_path(run.folder), str(run.metadata.get("state", "unknown"))]
 
 
 def _facts(runs: Sequence[RunContents]) -> dict[str, list[str]]:
     """Return what the run metadata says in addition to the settings."""
     return {
         "text": [_shorten(text or "-") for text in _texts(runs)],
-        "parameters": [format_number(run.part("model").get("parameters"), ",d") for run in runs],
-        "precision used": [str(run.record.get("precision") or "-") for run in runs],
-        "device": [str(run.part("machine").get("device") or "-") for run in runs],
-        "git": [str(run.part("program").get("git") or "-") for run in runs],
-        "torch": [str(run.part("versions").get("torch") or "-") for run in runs],
+        "parameters": [format_number(run.section("model").get("parameters"), ",d") for run in runs],
+        "precision used": [str(run.metadata.get("precision") or "-") for run in runs],
+        "device": [str(run.section("machine").get("device") or "-") for run in runs],
+        "git": [str(run.section("program").get("git") or "-") for run in runs],
+        "torch": [str(run.section("versions").get("torch") or "-") for run in runs],
     }
 
 
@@ -173,14 +173,14 @@ def _results(runs: Sequence[RunContents]) -> dict[str, list[str]]:
 
 def _texts(runs: Sequence[RunContents]) -> list[str | None]:
     """Return the start of the SHA-256 of each run's text; if a run does not know it, the paths or names of the texts."""
-    hashes = [run.part("data").get("sha256") for run in runs]
+    hashes = [run.section("data").get("sha256") for run in runs]
     if all(hashes):
         return [str(digest)[:12] for digest in hashes]
     return [run.config.get("data.path" if run.config.get("data.path") not in (None, "null") else "data.name") for run in runs]
 
 
 def _tokenizer(run: RunContents) -> str | None:
-    return run.record.get("tokenizer") or run.config.get("tokenizer.name")
+    return run.metadata.get("tokenizer") or run.config.get("tokenizer.name")
 
 
 def _differ(values: Sequence[str | None]) -> bool:

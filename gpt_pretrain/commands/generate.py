@@ -15,7 +15,7 @@ from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.schema import GenerateSettings
 from gpt_pretrain.config.validation import generate_problems
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.runs.metadata import recorded
+from gpt_pretrain.runs.metadata import track_run
 
 
 def generate_texts(config: DictConfig) -> None:
@@ -27,7 +27,7 @@ def generate_texts(config: DictConfig) -> None:
     """
     with report_failures(), ExitStack() as stack:
         if is_multirun():
-            stack.enter_context(recorded(output_folder(), **start_info("generate.py")))
+            stack.enter_context(track_run(output_folder(), **start_info("generate.py")))
         settings = to_settings(config, GenerateSettings)
         if problems := generate_problems(settings):
             raise UserError(problems)

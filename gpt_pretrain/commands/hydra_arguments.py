@@ -11,7 +11,8 @@ from gpt_pretrain.config.conversion import find_full_names
 from gpt_pretrain.config.overrides import expand_amounts, find_override, override_key, quote_value
 from gpt_pretrain.config.schema import GenerateSettings, TrainSettings
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.runs.folder import OUTPUTS, SWEEP_SETTINGS, find_run, find_sweep
+from gpt_pretrain.runs.folder import OUTPUTS, find_run
+from gpt_pretrain.sweeps.folder import SWEEP_SETTINGS, find_sweep
 from gpt_pretrain.training.distributed.requeue import interrupted_run
 
 MULTIRUN_FLAGS = {"-m", "--multirun"}

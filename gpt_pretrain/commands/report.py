@@ -9,11 +9,14 @@ The page is written from the files that exist, so killed and unfinished runs can
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from gpt_pretrain.commands.arguments import parse_arguments
 from gpt_pretrain.config.command_schema import ReportSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import display_path, find_run_folder
-from gpt_pretrain.sweeps.write_report import write_report
+from gpt_pretrain.runs.report.saving import is_run, save_run_page
+from gpt_pretrain.sweeps.folder import is_sweep
 
 
 def report_command(arguments: list[str]) -> None:
@@ -26,3 +29,19 @@ def report_command(arguments: list[str]) -> None:
             raise UserError(
                 f"{folder}: report.html cannot be written ({error.strerror or error}). Check the permissions and the free space."
             ) from error
+
+
+def write_report(folder: Path) -> Path:
+    """Write the report page of the run or the sweep in a folder, and return the page's file.
+
+    Raises:
+        UserError: If the folder holds neither, or a sweep of generate.py.
+        OSError: If the page cannot be written.
+    """
+    if is_sweep(folder):
+        from gpt_pretrain.sweeps.report_page import save_sweep_page
+
+        return save_sweep_page(folder)
+    if is_run(folder):
+        return save_run_page(folder)
+    raise UserError(f"{folder}: this folder holds neither a run nor a sweep, so there is nothing to report.")

@@ -9,8 +9,8 @@ from pathlib import Path
 from gpt_pretrain.commands.failures import report_failures
 from gpt_pretrain.commands.job import is_multirun, start_info
 from gpt_pretrain.errors import AlreadyCompleteError
-from gpt_pretrain.runs.metadata import read_metadata, recorded, update_metadata
-from gpt_pretrain.sweeps.write_report import reported
+from gpt_pretrain.runs.metadata import read_metadata, track_run, update_metadata
+from gpt_pretrain.runs.report.saving import report_at_end
 from gpt_pretrain.training.distributed.ranks import explain_lost_ranks
 
 LOG_FILE = "train.log"
@@ -29,8 +29,8 @@ def run_context(run_dir: Path, *, script: str, writes: bool) -> Iterator[None]:
     """
     with report_failures(log_file=run_dir / LOG_FILE if writes else None), ExitStack() as stack:
         if writes:
-            stack.enter_context(reported(run_dir))
-            stack.enter_context(recorded(run_dir, **start_info(script)))
+            stack.enter_context(report_at_end(run_dir))
+            stack.enter_context(track_run(run_dir, **start_info(script)))
         stack.enter_context(explain_lost_ranks())
         try:
             yield

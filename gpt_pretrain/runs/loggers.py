@@ -1,4 +1,4 @@
-"""Where metrics go: metrics.csv, TensorBoard, and what the user has installed."""
+"""Build the loggers of a run: metrics.csv, TensorBoard, Weights & Biases and MLflow."""
 
 from __future__ import annotations
 
@@ -10,27 +10,31 @@ from lightning.pytorch.loggers import Logger
 from gpt_pretrain.config.schema import LoggerSettings
 from gpt_pretrain.runs.metadata import read_metadata
 from gpt_pretrain.runs.metrics_file import MetricsFile
-from gpt_pretrain.runs.tensorboard import EventFiles, as_hparams
+from gpt_pretrain.runs.tensorboard import EventFiles, to_hparams
 
 
-def flush(loggers: Iterable[Logger]) -> None:
-    """Bring everything logged so far to disk."""
+def flush_loggers(loggers: Iterable[Logger]) -> None:
+    """Write everything that has been logged to disk."""
     for logger in loggers:
         logger.flush() if isinstance(logger, MetricsFile) else logger.save()
 
 
 def build_loggers(settings: LoggerSettings, *, run_dir: Path, first_step: int = 0) -> list[Logger]:
-    """The loggers that the `logger` settings name; what they hold from first_step on is forgotten."""
+    """Build the configured loggers.
+
+    Args:
+        first_step: The step at which training starts. Earlier entries of this step and later ones are discarded.
+    """
     loggers: list[Logger] = []
     history: list[dict[str, str]] = []
     if settings.csv:
         loggers.append(metrics := MetricsFile(run_dir / "metrics.csv", first_step=first_step))
         history = metrics.kept
     if settings.tensorboard:
-        record = read_metadata(run_dir)
-        swept = record.get("swept")
-        table = as_hparams(record.get("overrides", []) if swept is None else swept)
-        loggers.append(EventFiles(run_dir, first_step=first_step, hparams=table, sweep=bool(swept), history=history))
+        metadata = read_metadata(run_dir)
+        swept = metadata.get("swept")
+        hparams = to_hparams(metadata.get("overrides", []) if swept is None else swept)
+        loggers.append(EventFiles(run_dir, first_step=first_step, hparams=hparams, sweep=bool(swept), history=history))
     if settings.wandb is not None:
         from lightning.pytorch.loggers import WandbLogger
 

@@ -1,4 +1,4 @@
-"""What a run notes about itself in run.json: how it was started, on what, how it ended, and what came out."""
+"""The run metadata in run.json: how a run was started, on which data and machine, how it ended, and its results."""
 
 from __future__ import annotations
 
@@ -20,105 +20,92 @@ from gpt_pretrain.system.checkout import git_revision
 from gpt_pretrain.system.files import write_json
 from gpt_pretrain.system.locks import lock, try_lock
 
-METADATA, LOCK = "run.json", ".lock"
+METADATA_FILE, LOCK_FILE = "run.json", ".lock"
 RUNNING, FINISHED, FAILED, INTERRUPTED, PRUNED = "running", "finished", "failed", "interrupted", "pruned"
-_BUSY = "{}: another process is at work on this run. Wait for its end, or stop it first."
-COMPLETE = (FINISHED, PRUNED)  # nothing is left to do
+COMPLETE = (FINISHED, PRUNED)  # The states in which nothing is left to do.
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "tiktoken", "numpy")
 
 log = logging.getLogger(__name__)
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
-    """The record in a run's folder; empty if there is none, or it cannot be read."""
+    """Return the metadata in a run's folder; an empty dictionary if the file is missing or damaged."""
     try:
-        content = json.loads((folder / METADATA).read_text(encoding="utf-8"))
+        content = json.loads((folder / METADATA_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
 
 
 def update_metadata(folder: Path, **fields: Any) -> None:
-    """Add fields to a run's record, or change them."""
+    """Add or replace fields of a run's metadata."""
     _write(folder, read_metadata(folder) | fields)
 
 
 @contextmanager
-def recorded(folder: Path, *, command: str, overrides: Sequence[str], swept: Sequence[str] | None = None) -> Iterator[None]:
-    """Note how the work inside begins and ends; a killed process leaves the state "running" behind.
+def track_run(folder: Path, *, command: str, overrides: Sequence[str], swept: Sequence[str] | None = None) -> Iterator[None]:
+    """Keep the state of a run up to date while the block runs. A killed process leaves the state "running".
 
     Args:
-        folder: the run's, or the job's.
-        command: how it was started; of a run that is resumed, the first command stays.
-        overrides: what was typed, `key=value`; of a run that is resumed, added to what was typed before.
-        swept: those of them that the sweep around the run tries values of; None where there is no sweep.
+        folder: The folder of the run or of the job.
+        command: The command that started it. A resumed run keeps its first command.
+        overrides: The typed overrides, `key=value`. Those of a resumed run are added to the earlier ones.
+        swept: The overrides that the surrounding sweep varies; None outside a sweep.
+
+    Raises:
+        UserError: If another process is running in this folder.
     """
-    with lock(folder / LOCK, problem=_BUSY.format(folder)):
+    with lock(folder / LOCK_FILE, problem=f"{folder}: another process is running this job. Wait until it ends, or stop it."):
         before, start = read_metadata(folder), time.monotonic()
-        typed = {override_key(word): word for word in [*stored_overrides(before), *overrides]}
+        by_key = {override_key(override): override for override in [*stored_overrides(before), *overrides]}
         update_metadata(
             folder,
             state=RUNNING,
             error=None,
             command=before.get("command", command),
-            overrides=list(typed.values()),
+            overrides=list(by_key.values()),
             swept=None if swept is None else list(swept),
             started=before.get("started", _now()),
             ended=None,
         )
-
-        def end(state: str, problem: str | None = None) -> None:
-            seconds = before.get("seconds", 0.0) + time.monotonic() - start
-            update_metadata(folder, state=state, error=problem, ended=_now(), seconds=round(seconds, 3))
-
         try:
             yield
         except AlreadyCompleteError:
-            end(FINISHED)
+            _note_end(folder, FINISHED, before, time.monotonic() - start)
             raise
         except BaseException as error:
-            refused = isinstance(error, UserError) and read_metadata(folder).get("result") == before.get("result")
-            if refused and before.get("state") not in (None, FAILED):
-                _write(folder, before)  # it is as it was: what was typed now has not begun to change it
+            if _was_refused(error, before, folder):
+                _write(folder, before)
             else:
-                end(INTERRUPTED if was_interrupted(error) else FAILED, _reason(error))
+                state = INTERRUPTED if was_interrupted(error) else FAILED
+                _note_end(folder, state, before, time.monotonic() - start, error=_reason(error))
             raise
-        else:
-            end(PRUNED if read_metadata(folder).get("state") == PRUNED else FINISHED)
+        state = PRUNED if read_metadata(folder).get("state") == PRUNED else FINISHED
+        _note_end(folder, state, before, time.monotonic() - start)
 
 
-def stored_overrides(record: dict[str, Any]) -> list[str]:
-    """The typed settings in a record, as far as it has any."""
-    words = record.get("overrides")
-    return [word for word in words if isinstance(word, str)] if isinstance(words, list) else []
+def stored_overrides(metadata: dict[str, Any]) -> list[str]:
+    """Return the typed overrides of a run; an empty list if the metadata holds none."""
+    overrides = metadata.get("overrides")
+    return [override for override in overrides if isinstance(override, str)] if isinstance(overrides, list) else []
 
 
 def was_interrupted(error: BaseException) -> bool:
-    """Whether it is Ctrl-C, or the exit code that a signal brings."""
+    """Return whether an exception means Ctrl-C or a signal that ended the process."""
     return isinstance(error, KeyboardInterrupt) or (
         isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128
     )
 
 
 def is_running(folder: Path) -> bool:
-    """Whether another process of this machine, or of one that shares its disk, is at work on the run of a folder."""
-    with try_lock(folder / LOCK) as held:
+    """Return whether another process, on this machine or one that shares its disk, is running in a folder."""
+    with try_lock(folder / LOCK_FILE) as held:
         return not held
 
 
-def _reason(error: BaseException) -> str:
-    """Why a run ended, in words."""
-    if was_interrupted(error):
-        signum = int(error.code or 0) - 128 if isinstance(error, SystemExit) else signal.SIGINT
-        return f"stopped by {'Ctrl-C' if signum == signal.SIGINT else signal.Signals(signum).name}"
-    if isinstance(error, SystemExit):
-        return f"ended with exit code {error.code}"
-    return str(error).strip() or type(error).__name__
-
-
 def describe_environment() -> dict[str, Any]:
-    """The program, the libraries and the machine, as a record has them."""
-    from importlib.metadata import version  # which --help need not wait for
+    """Return the versions of the program and its libraries, and the machine, as fields of the metadata."""
+    from importlib.metadata import version  # --help does not need it
 
     return {
         "program": {"version": version("gpt-pretrain"), "git": git_revision()},
@@ -127,11 +114,32 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def _write(folder: Path, record: dict[str, Any]) -> None:
+def _was_refused(error: BaseException, before: dict[str, Any], folder: Path) -> bool:
+    """Return whether the settings of a new attempt were rejected before the existing run changed."""
+    unchanged = read_metadata(folder).get("result") == before.get("result")
+    return isinstance(error, UserError) and unchanged and before.get("state") not in (None, FAILED)
+
+
+def _note_end(folder: Path, state: str, before: dict[str, Any], seconds: float, *, error: str | None = None) -> None:
+    total = round(before.get("seconds", 0.0) + seconds, 3)
+    update_metadata(folder, state=state, error=error, ended=_now(), seconds=total)
+
+
+def _reason(error: BaseException) -> str:
+    """Describe the exception that ended a run."""
+    if was_interrupted(error):
+        signum = int(error.code or 0) - 128 if isinstance(error, SystemExit) else signal.SIGINT
+        return f"stopped by {'Ctrl-C' if signum == signal.SIGINT else signal.Signals(signum).name}"
+    if isinstance(error, SystemExit):
+        return f"ended with exit code {error.code}"
+    return str(error).strip() or type(error).__name__
+
+
+def _write(folder: Path, metadata: dict[str, Any]) -> None:
     try:
-        write_json(folder / METADATA, record)
+        write_json(folder / METADATA_FILE, metadata)
     except OSError as error:
-        log.warning("%s cannot be written: %s.", folder / METADATA, error.strerror or error)
+        log.warning("%s cannot be written: %s.", folder / METADATA_FILE, error.strerror or error)
 
 
 def _cpu_name() -> str:

@@ -1,4 +1,4 @@
-"""metrics.csv: one row a step, safe against whatever may end the process."""
+"""The logger that writes metrics.csv, with one row per step. A killed process leaves no incomplete row behind."""
 
 from __future__ import annotations
 
@@ -34,29 +34,30 @@ log = logging.getLogger(__name__)
 
 
 class MetricsFile(Logger):
-    """A CSV file with one row a step and a fixed head, of which each row is on disk once the next has begun.
+    """A Lightning logger for a CSV file with fixed columns. A row is on disk as soon as the next one begins.
 
     Args:
-        path: the file.
-        first_step: the step that training begins with; rows before it that stand in the file are kept.
+        path: The file.
+        first_step: The step at which training starts. Earlier rows in the file are kept, later ones are removed.
     """
 
     def __init__(self, path: Path, *, first_step: int = 0) -> None:
         super().__init__()
         self.path = path
         self._row: dict[str, Any] = {}
-        self._waiting: list[dict[str, Any]] = []
-        self._kept: list[dict[str, str]] = []  # rows of the file, until the first is written
+        self._unwritten: list[dict[str, Any]] = []
+        self._kept: list[dict[str, str]] = []  # Rows of the file, until the first new row is written.
         self._failed = False
         if path.exists():
-            self._kept = [row for row in _rows(path) if row["step"].isdigit() and int(row["step"]) < first_step]
-            write_text(path, _table(self._kept, head=True))
-            if self._kept and int(self._kept[-1]["step"]) == first_step - 1:  # what is still to come of that step joins it
+            self._kept = [row for row in _read_rows(path) if row["step"].isdigit() and int(row["step"]) < first_step]
+            write_text(path, _to_csv(self._kept, heading=True))
+            # More metrics of the step before the first one may follow; they belong in its row.
+            if self._kept and int(self._kept[-1]["step"]) == first_step - 1:
                 self._row = {**self._kept[-1], "step": first_step - 1}
 
     @property
     def kept(self) -> list[dict[str, str]]:
-        """The rows that the file had before the first step."""
+        """The rows of the file before the first step."""
         return list(self._kept)
 
     @property
@@ -68,7 +69,7 @@ class MetricsFile(Logger):
         return ""
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the settings stand in the run's config.yaml."""
+        """Do nothing: the settings are in the run's config.yaml."""
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Add metrics to the row of a step."""
@@ -78,48 +79,48 @@ class MetricsFile(Logger):
         self._row.update(metrics)
 
     def forget(self, columns: list[str]) -> None:
-        """Leave these out of the row of the step before the first, if there is one, and the row if nothing else is in it."""
+        """Clear columns in the kept row of the step before the first one, and remove the row if no metric is left in it."""
         if not self._row or not self._kept:
             return
         self._row |= dict.fromkeys(columns, "")
         if not any(value for name, value in self._row.items() if name not in ("step", "epoch", "tokens_seen")):
             self._kept, self._row = self._kept[:-1], {}
-            write_text(self.path, _table(self._kept, head=True))
+            write_text(self.path, _to_csv(self._kept, heading=True))
 
     def save(self) -> None:
-        """Nothing: Lightning calls this while more of a row may be to come."""
+        """Do nothing: Lightning calls this method while the row may still be incomplete."""
 
     def flush(self) -> None:
-        """Write the row begun."""
+        """Write the current row."""
         row, self._row = self._row, {}
         try:
             if self._kept and row:
                 self._complete(row)
             elif row:
-                self._waiting.append(row)
-            if not self._waiting:
+                self._unwritten.append(row)
+            if not self._unwritten:
                 return
-            self._append(_table(self._waiting, head=not self.path.exists()))
-            self._waiting = []
+            self._append(_to_csv(self._unwritten, heading=not self.path.exists()))
+            self._unwritten = []
         except OSError as error:
             if not self._failed:
-                log.warning("%s cannot be written (%s); its rows wait until it can.", self.path, error.strerror or error)
+                log.warning("%s cannot be written (%s). Its rows are kept in memory.", self.path, error.strerror or error)
             self._failed = True
 
     def _complete(self, row: dict[str, Any]) -> None:
-        """Write the first row after a resume, which may be the file's last one with more in it."""
+        """Write the first row after a resume, which may be the last row of the file with more metrics."""
         kept, self._kept = self._kept, []
         if int(kept[-1]["step"]) != row["step"]:
-            self._waiting.append(row)
+            self._unwritten.append(row)
         elif any(str(value) != kept[-1].get(name) for name, value in row.items()):
             try:
-                write_text(self.path, _table([*kept[:-1], row], head=True))
+                write_text(self.path, _to_csv([*kept[:-1], row], heading=True))
             except OSError:
                 self._kept, self._row = kept, row
                 raise
 
     def _append(self, text: str) -> None:
-        """Add text to the file, all of it or nothing."""
+        """Append all of a text to the file, or nothing."""
         data = text.encode()
         with open(self.path, "ab", buffering=0) as stream:
             size = stream.tell()
@@ -134,19 +135,19 @@ class MetricsFile(Logger):
         self.flush()
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def _read_rows(path: Path) -> list[dict[str, str]]:
     with open(path, encoding="utf-8", newline="") as stream:
         return [{name: value or "" for name, value in row.items() if name is not None} for row in csv.DictReader(stream)]
 
 
-def _table(rows: list[dict[str, Any]], *, head: bool) -> str:
+def _to_csv(rows: list[dict[str, Any]], *, heading: bool) -> str:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore")
-    if head:
+    if heading:
         writer.writeheader()
-    writer.writerows({name: _short(value) for name, value in row.items()} for row in rows)
+    writer.writerows({name: _shorten(value) for name, value in row.items()} for row in rows)
     return text.getvalue()
 
 
-def _short(value: Any) -> Any:
+def _shorten(value: Any) -> Any:
     return f"{value:.10g}" if isinstance(value, float) else value

@@ -1,4 +1,4 @@
-"""How numbers are told, and the commands that go on from a run. Light: nothing here loads torch."""
+"""The commands that are suggested to the user after a run or a sweep."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shlex
 
 
 def generate_command(folder: str, *, start_context: str) -> str:
-    """The command that generates from a run."""
+    """Return the command that generates text with a run's model."""
     return (
         f"python generate.py checkpoint={shlex.quote(folder)} prompt={shlex.quote(start_context)} "
         "sampler.temperature=0.7 sampler.top_k=25"
@@ -14,20 +14,20 @@ def generate_command(folder: str, *, start_context: str) -> str:
 
 
 def tensorboard_command(folder: str) -> str:
-    """The command that shows the curves of a folder's runs in a browser."""
+    """Return the command that shows the metrics of a folder's runs in TensorBoard."""
     return f"tensorboard --logdir {shlex.quote(folder)}"
 
 
 def resume_command(folder: str, *, limit: tuple[str, int] | None = None) -> str:
-    """The command that goes on with a run.
+    """Return the command that resumes a run.
 
     Args:
-        limit: the setting of `trainer` that ended a complete run, and its value, of which the command asks for twice as much.
+        limit: The setting of `trainer` that ended a finished run, and its value. The command doubles it.
     """
     more = "" if limit is None else f" trainer.{limit[0]}={2 * limit[1]}"
     return f"python train.py resume={shlex.quote(folder)}{more}"
 
 
 def sweep_resume_command(folder: str, *, script: str = "train.py") -> str:
-    """The command that goes on with the jobs of a sweep that did not come to their end."""
+    """Return the command that runs the unfinished jobs of a sweep."""
     return f"python {script} sweep_resume={shlex.quote(folder)}"

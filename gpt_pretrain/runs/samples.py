@@ -1,4 +1,4 @@
-"""Samples of a run: what is kept of each, and the file that they stand in, samples.txt."""
+"""The samples of a run: samples.txt, and how they are shown in Markdown."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
-HEAD = re.compile(
+# Version 0.1.0 wrote "9 of 50 new tokens in a row stand in the training text".
+HEADING = re.compile(
     r"--- epoch (?P<epoch>\d+), step (?P<step>\d+), (?P<tokens_seen>\d+) tokens seen(?:, (?P<sampler>temperature [^;]*))?"
-    r"(?:; (?P<run_length>\d+) of (?P<new_tokens>\d+) new tokens in a row stand in the training text)?$"
+    r"(?:; (?:longest memorized span: )?(?P<run_length>\d+) of (?P<new_tokens>\d+) new tokens"
+    r"(?: in a row stand in the training text)?)?$"
 )
-LOOKS_LIKE_HEAD = re.compile(r"^(?=--- epoch )", re.MULTILINE)
+HEADING_START = re.compile(r"^(?=--- epoch )", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A continuation that a model made while it was being trained.
+    """A text that the model generated during training.
 
     Args:
-        epoch: counted from 1.
-        step: the last optimizer step before it, the first being 0.
-        tokens_seen: tokens trained on until then.
-        text: prompt and continuation.
-        sampler: how it was drawn, where that is not the run's own way.
-        new_tokens: tokens of the continuation.
-        run_length: the longest run of them that stands in the training text as it is; None where that was not looked for.
+        epoch: Counted from 1.
+        step: The last optimizer step before it, counted from 0.
+        tokens_seen: Tokens trained on until then.
+        text: Prompt and continuation.
+        sampler: The sampling settings; None if they are the run's own.
+        new_tokens: Tokens of the continuation.
+        run_length: The longest memorized span in tokens; None if it was not measured.
     """
 
     epoch: int
@@ -41,65 +43,69 @@ class Sample:
     run_length: int | None = None
 
     def __str__(self) -> str:
+        """Return the sample as samples.txt holds it. A line of the text that looks like a heading is indented by a space."""
         sampler = "" if self.sampler is None else f", {self.sampler}"
-        run = (
-            ""
-            if self.run_length is None
-            else f"; {self.run_length} of {self.new_tokens} new tokens in a row stand in the training text"
-        )
-        head = f"--- epoch {self.epoch}, step {self.step}, {self.tokens_seen} tokens seen{sampler}{run}"
-        return f"{head}\n{LOOKS_LIKE_HEAD.sub(' ', self.text)}\n"  # a line of the text that looks like a head is moved by a space
+        span = "" if self.run_length is None else f"; {self.memorized_span}"
+        heading = f"--- epoch {self.epoch}, step {self.step}, {self.tokens_seen} tokens seen{sampler}{span}"
+        return f"{heading}\n{HEADING_START.sub(' ', self.text)}\n"
+
+    @property
+    def memorized_span(self) -> str:
+        """The longest memorized span in words; empty if it was not measured."""
+        return "" if self.run_length is None else f"longest memorized span: {self.run_length} of {self.new_tokens} new tokens"
 
 
 def read_samples(file: Path) -> list[Sample]:
-    """The samples in a file, in their order; none if there is no such file."""
+    """Return the samples in a file, in their order; an empty list if the file is missing or no text."""
     try:
         with open(file, encoding="utf-8", newline="") as stream:
-            parts = LOOKS_LIKE_HEAD.split(stream.read())
+            blocks = HEADING_START.split(stream.read())
     except (OSError, UnicodeDecodeError):
         return []
     samples = []
-    for part in parts:
-        head, _, text = part.partition("\n")
-        if (match := HEAD.match(head)) is not None:
-            fields = match.groupdict()
-            numbers = {name: int(fields[name]) for name in ("epoch", "step", "tokens_seen")}
-            length = None if fields["run_length"] is None else int(fields["run_length"])
-            samples.append(
-                Sample(
-                    **numbers,
-                    text=text.removesuffix("\n"),
-                    sampler=fields["sampler"],
-                    new_tokens=int(fields["new_tokens"] or 0),
-                    run_length=length,
-                )
-            )
+    for block in blocks:
+        heading, _, text = block.partition("\n")
+        if (match := HEADING.match(heading)) is not None:
+            samples.append(_parse(match, text.removesuffix("\n")))
     return samples
 
 
-def samples_table(samples: Sequence[Sample]) -> str:
-    """Samples as a table in Markdown, one a row, their texts shown as they are."""
-    rows = ["| epoch | step | drawn by | memorised | text |", "|---|---|---|---|---|"]
+def markdown_table(samples: Sequence[Sample]) -> str:
+    """Return samples as a table in Markdown, one per row, in which markup in the texts has no effect."""
+    rows = ["| epoch | step | sampler | memorized | text |", "|---|---|---|---|---|"]
     for sample in samples:
-        memorised = "" if sample.run_length is None else f"{sample.run_length} of {sample.new_tokens}"
-        rows.append(f"| {sample.epoch} | {sample.step} | {sample.sampler or ''} | {memorised} | {_plain(sample.text)} |")
+        memorized = "" if sample.run_length is None else f"{sample.run_length} of {sample.new_tokens}"
+        rows.append(f"| {sample.epoch} | {sample.step} | {sample.sampler or ''} | {memorized} | {_escape(sample.text)} |")
     return "\n".join(rows)
 
 
-def code_block(text: str) -> str:
-    """Markdown that shows a text as it is, in lines that fit a page."""
+def markdown_code_block(text: str) -> str:
+    """Return a text as a code block in Markdown, with lines of at most 100 characters."""
     lines = (part for line in text.splitlines() for part in textwrap.wrap(line, 100) or [""])
     return "\n".join("    " + line for line in lines)
 
 
-def _plain(text: str) -> str:
-    """Markdown for one line that means these characters and nothing else."""
+def pick_evenly(items: Sequence[Item], limit: int) -> list[Item]:
+    """Return at most `limit` items, evenly spaced, including the first and the last."""
+    if len(items) <= limit:
+        return list(items)
+    return [items[round(number * (len(items) - 1) / (limit - 1))] for number in range(limit)]
+
+
+def _parse(heading: re.Match[str], text: str) -> Sample:
+    run_length = heading["run_length"]
+    return Sample(
+        epoch=int(heading["epoch"]),
+        step=int(heading["step"]),
+        tokens_seen=int(heading["tokens_seen"]),
+        text=text,
+        sampler=heading["sampler"],
+        new_tokens=int(heading["new_tokens"] or 0),
+        run_length=None if run_length is None else int(run_length),
+    )
+
+
+def _escape(text: str) -> str:
+    """Escape a text for one line of Markdown."""
     shown = "".join(char if char.isprintable() else "\u23ce" if char == "\n" else " " for char in text)
     return "".join(char if char.isalnum() or char in " .,;:?'\"" or ord(char) > 127 else f"&#{ord(char)};" for char in shown)
-
-
-def thin_out(items: Sequence[Item], most: int) -> list[Item]:
-    """At most so many of some items, evenly spaced, the first and the last among them."""
-    if len(items) <= most:
-        return list(items)
-    return [items[round(place * (len(items) - 1) / (most - 1))] for place in range(most)]

@@ -1,4 +1,4 @@
-"""TensorBoard's events of a run."""
+"""The TensorBoard event files of a run."""
 
 from __future__ import annotations
 
@@ -19,23 +19,25 @@ CHARTS = {
         "by tokens seen": ["Multiline", ["tokens_seen/eval/train_loss", "tokens_seen/eval/val_loss"]],
     }
 }
-COMPARED = ("val/best_loss", "val/loss", "eval/train_loss", "tokens_per_second")  # by HPARAMS, between runs of a sweep
-AXES = ("step", "epoch", "tokens_seen")  # what metrics are plotted against
+# The columns of the HPARAMS tab, besides the settings of a sweep.
+COMPARED = ("val/best_loss", "val/loss", "eval/train_loss", "tokens_per_second")
+AXES = ("step", "epoch", "tokens_seen")  # Not plotted against tokens seen themselves.
 
 log = logging.getLogger(__name__)
 
 
 class EventFiles(TensorBoardLogger):
-    """TensorBoard events in the run directory itself: each metric by step and, under tokens_seen/, by tokens.
+    """A TensorBoard logger that writes to the run's folder: each metric by step and, below tokens_seen/, by tokens seen.
 
-    Under Custom Scalars both losses are in one chart; under HPARAMS stands what was typed, with the best validation loss.
+    The Custom Scalars tab shows both losses in one chart. The HPARAMS tab shows the overrides and the best validation loss.
 
     Args:
-        first_step: the step that training begins with; what was written from there on is hidden.
-        hparams: settings for the table of HPARAMS.
-        sweep: whether these settings are those that a sweep tries; then they, and the losses, are the table's columns. Without
-            that, TensorBoard makes columns of all settings and metrics that it finds in any run.
-        history: rows of metrics.csv before first_step: TensorBoard hides by number, tokens as well as steps.
+        first_step: The step at which training starts. Events of this step and later ones are hidden.
+        hparams: Settings for the HPARAMS tab.
+        sweep: Whether the settings are those that a sweep varies. They and the losses are then the columns of the table;
+            otherwise TensorBoard makes columns of all settings and metrics of all runs.
+        history: Rows of metrics.csv before first_step. TensorBoard hides events by their number, so that earlier events by
+            tokens seen are hidden too and have to be written again.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class EventFiles(TensorBoardLogger):
         history: Sequence[dict[str, str]] = (),
     ) -> None:
         begun = first_step > 0 or any(run_dir.glob("events.out.tfevents.*"))
-        purge: dict[str, Any] = {"purge_step": first_step} if begun else {}  # hides what was written after the checkpoint
+        purge: dict[str, Any] = {"purge_step": first_step} if begun else {}
         super().__init__(save_dir=run_dir, name="", version="", default_hp_metric=False, **purge)
         self._hparams = hparams or {}
         self._sweep = sweep
@@ -58,17 +60,17 @@ class EventFiles(TensorBoardLogger):
         self._failed = False
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        """Log metrics, of which one is tokens_seen, by step and by tokens."""
+        """Log metrics by step and, if tokens_seen is one of them, by tokens seen."""
         self._best = min(self._best, metrics.get("val/loss", math.inf))
         best = {"val/best_loss": self._best} if "val/loss" in metrics else {}
         self._try(lambda: self._begin(step or 0))
         shown = {name: value for name, value in (metrics | best).items() if name != "epoch"}
         self._try(lambda: super(EventFiles, self).log_metrics(shown, step))
-        if "tokens_seen" in metrics:  # else they come from a callback of the user's own
+        if "tokens_seen" in metrics:  # Metrics of a custom callback may come without it.
             self._try(lambda: self._by_tokens(metrics | best))
 
     def _begin(self, first_step: int) -> None:
-        """Write what stands before the first metrics."""
+        """Write the chart layout, the settings and the history before the first metrics."""
         if self._begun:
             return
         self._begun = True
@@ -80,7 +82,7 @@ class EventFiles(TensorBoardLogger):
                 self._by_tokens(numbers)
 
     def _add_session(self, *, end: bool) -> None:
-        """Write the beginning or the end of a row of HPARAMS."""
+        """Write the start or the end of this run's row in the HPARAMS tab."""
         from torch.utils.tensorboard.summary import hparams
 
         columns, start, stop = hparams(self._hparams, dict.fromkeys(COMPARED, 0.0))
@@ -93,17 +95,17 @@ class EventFiles(TensorBoardLogger):
                 self.experiment.add_scalar(f"tokens_seen/{name}", value, int(metrics["tokens_seen"]))
 
     def add_text(self, name: str, text: str, *, step: int) -> None:
-        """Show a text, in Markdown, beside a step."""
+        """Log a Markdown text at a step."""
         self._try(lambda: self.experiment.add_text(name, text, global_step=step))
 
     def add_picture(self, name: str, file: Path, *, step: int) -> None:
-        """Show a picture from its PNG file beside a step."""
+        """Log a PNG file at a step."""
         from matplotlib.image import imread
 
         self._try(lambda: self.experiment.add_image(name, imread(file)[:, :, :3], global_step=step, dataformats="HWC"))
 
     def save(self) -> None:
-        """Flush the events; the settings stand in the run's config.yaml."""
+        """Flush the events. The settings are in the run's config.yaml."""
         self._try(lambda: self.experiment.flush())
 
     def finalize(self, status: str) -> None:
@@ -112,22 +114,22 @@ class EventFiles(TensorBoardLogger):
         self._try(lambda: super(EventFiles, self).finalize(status))
 
     def _try(self, write: Callable[[], object]) -> None:
-        """Write; where that fails, say so once and leave TensorBoard alone from then on."""
+        """Call a function that writes events. After the first failure, warn and write no more events."""
         if self._failed:
             return
         try:
             write()
-        except (OSError, ValueError) as error:  # Lightning makes a ValueError of whatever the writer raises
+        except (OSError, ValueError) as error:  # Errors of the event writer arrive as a ValueError.
             self._failed = True
             reason = error.__cause__ or error.__context__ or error
-            log.warning("TensorBoard's events cannot be written (%s); they end here.", reason)
+            log.warning("TensorBoard events cannot be written (%s). No more events will be logged.", reason)
 
 
-def as_hparams(overrides: Sequence[str]) -> dict[str, Any]:
-    """Typed settings as TensorBoard's table has them: numbers as numbers, everything else as text."""
+def to_hparams(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return overrides as hyperparameters: numbers as floats, everything else as text."""
     values: dict[str, Any] = {}
-    for word in overrides:
-        key, value = split_override(word)
+    for override in overrides:
+        key, value = split_override(override)
         try:
             values[key] = float(value)
         except ValueError:

@@ -1,4 +1,4 @@
-"""What a sweep found, as a picture."""
+"""The chart of a sweep: the validation loss of each job by each swept setting."""
 
 from __future__ import annotations
 
@@ -11,48 +11,60 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gpt_pretrain.runs.charts.drawing import BLACK, BLUE, DIVERGED, NATS, ORANGE, RED, spans_decades, words, write
+from gpt_pretrain.runs.charts.drawing import (
+    BLACK,
+    BLUE,
+    DIVERGED,
+    NATS,
+    ORANGE,
+    RED,
+    label_text,
+    save_figure,
+    spans_decades,
+)
 from gpt_pretrain.runs.metadata import FINISHED
-from gpt_pretrain.sweeps.results import CHART, Job, swept_keys
+from gpt_pretrain.sweeps.folder import CHART
+from gpt_pretrain.sweeps.results import Job, swept_keys
 
 log = logging.getLogger(__name__)
 
-PANELS = 12
-FAILED_NAMED = 5
-CATEGORIES_NAMED = 20  # on one axis
+MAX_PANELS = 12
+MAX_FAILED_NAMED = 5
+MAX_CATEGORIES_NAMED = 20  # On one axis.
+MIN_TICK_DISTANCE = 0.09  # As a fraction of the axis, so that the labels do not overlap.
 
 
-def keep_chart(jobs: Sequence[Job], folder: Path) -> None:
-    """Write summary.png, or warn that it could not be written."""
+def save_chart(jobs: Sequence[Job], folder: Path) -> None:
+    """Write summary.png, or log a warning if that fails."""
     try:
-        write(sweep_figure(jobs), folder / CHART)
+        save_figure(sweep_figure(jobs), folder / CHART)
     except OSError as error:
         log.warning("%s cannot be written: %s.", folder / CHART, error.strerror or error)
 
 
 def sweep_figure(jobs: Sequence[Job]) -> Figure:
-    """What a sweep found: one plot for each swept setting, the validation loss up the side, a dot for each job.
+    """Draw one plot per swept setting, with the validation loss on the vertical axis and a dot for each job.
 
     Args:
-        jobs: the best first, as `read_sweep` gives them.
+        jobs: Sorted by ascending validation loss, as `read_sweep` returns them.
     """
-    keys = swept_keys(jobs)[:PANELS] or ["job"]
+    keys = swept_keys(jobs)[:MAX_PANELS] or ["job"]
     columns = min(len(keys), 3)
     rows = -(-len(keys) // columns)
-    named = min(FAILED_NAMED, sum(job.val_loss > DIVERGED for job in jobs))
-    size = (max(5.2, 3.1 * columns), 2.8 * rows + 0.2 * named + 0.9)  # with room for the legend
+    named = min(MAX_FAILED_NAMED, sum(job.val_loss > DIVERGED for job in jobs))
+    size = (max(5.2, 3.1 * columns), 2.8 * rows + 0.2 * named + 0.9)  # Including the legend.
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
     for axes, key in zip(grid, keys, strict=False):
-        names = [job.folder.name if key == "job" else job.settings.get(key, "not set") for job in jobs]
-        _sweep_panel(axes, jobs, dict(zip(map(id, jobs), _scale(axes, names), strict=True)))
-        axes.set_xlabel(words(key))
+        values = [job.folder.name if key == "job" else job.settings.get(key, "not set") for job in jobs]
+        _draw_panel(axes, jobs, dict(zip(map(id, jobs), _scale_axis(axes, values), strict=True)))
+        axes.set_xlabel(label_text(key))
         axes.grid(alpha=0.25)
     for axes in grid[len(keys) :]:
         axes.set_visible(False)
     for axes in grid[::columns]:
         axes.set_ylabel(f"validation {NATS}".replace(" (", "\n("))
-    grid[0].margins(y=0.12)  # room above for those without a loss
+    grid[0].margins(y=0.12)  # Leaves room at the top for the jobs without a loss.
     if jobs[0].val_loss > DIVERGED:
         grid[0].set_yticks([])
     entries = {line.get_label(): line for line in grid[0].get_lines()}
@@ -60,59 +72,53 @@ def sweep_figure(jobs: Sequence[Job]) -> Figure:
     return figure
 
 
-def _sweep_panel(axes: Axes, jobs: Sequence[Job], where: dict[int, float]) -> None:
-    """The dots of one swept setting.
+def _draw_panel(axes: Axes, jobs: Sequence[Job], positions: dict[int, float]) -> None:
+    """Draw the dots of one swept setting.
 
     Args:
-        where: each job's place on the axis, by its id.
+        positions: The position of each job on the horizontal axis, by its id.
     """
     good = [job for job in jobs if job.val_loss <= DIVERGED]
     failed = [job for job in jobs if job.val_loss > DIVERGED]
-    ended = [job for job in good if job.state == FINISHED]
-    begun = [job for job in good if job.state != FINISHED]
-    for group, label, look in (
-        (ended, "finished", {"color": BLUE, "alpha": 0.7}),
-        (begun, "stopped before its end", {"color": BLUE, "markerfacecolor": "white"}),
+    finished = [job for job in good if job.state == FINISHED]
+    stopped = [job for job in good if job.state != FINISHED]
+    for group, label, style in (
+        (finished, "finished", {"color": BLUE, "alpha": 0.7}),
+        (stopped, "stopped early", {"color": BLUE, "markerfacecolor": "white"}),
     ):
         if group:
-            places, values = [where[id(job)] for job in group], [job.val_loss for job in group]
-            axes.plot(places, values, "o", markersize=6, label=label, **look)
+            x, y = [positions[id(job)] for job in group], [job.val_loss for job in group]
+            axes.plot(x, y, "o", markersize=6, label=label, **style)
     if good:
-        label = f"best: {good[0].val_loss:.4g}, {words(good[0].folder.name)}"
-        axes.plot(where[id(good[0])], good[0].val_loss, "*", color=ORANGE, markeredgecolor=BLACK, markersize=15, label=label)
+        best = good[0]
+        label = f"best: {best.val_loss:.4g}, {label_text(best.folder.name)}"
+        axes.plot(positions[id(best)], best.val_loss, "*", color=ORANGE, markeredgecolor=BLACK, markersize=15, label=label)
     if failed:
-        names = [words(job.folder.name) for job in failed[:FAILED_NAMED]] + ["..."] * (len(failed) > FAILED_NAMED)
-        label = "\n".join([f"without a loss below {DIVERGED:g}, at the top ({len(failed)}):", *names])
-        at_top = axes.get_xaxis_transform()  # the setting's value across, the share of the height up
-        places = [where[id(job)] for job in failed]
-        axes.plot(places, [0.97] * len(failed), "x", color=RED, markersize=7, transform=at_top, label=label)
+        names = [label_text(job.folder.name) for job in failed[:MAX_FAILED_NAMED]] + ["..."] * (len(failed) > MAX_FAILED_NAMED)
+        label = "\n".join([f"at the top: no loss below {DIVERGED:g} ({len(failed)}):", *names])
+        # x in the units of the setting, y as a fraction of the height.
+        transform = axes.get_xaxis_transform()
+        x = [positions[id(job)] for job in failed]
+        axes.plot(x, [0.97] * len(failed), "x", color=RED, markersize=7, transform=transform, label=label)
 
 
-def _scale(axes: Axes, values: Sequence[str]) -> list[float]:
-    """Prepare the axis across for a setting's values, and return the place of each.
+def _scale_axis(axes: Axes, values: Sequence[str]) -> list[float]:
+    """Scale the horizontal axis for the values of a setting, and return the position of each value.
 
-    Numbers have a scale, by their logarithm where they span more than a decade; anything else has one place for each value.
+    Numbers get a linear axis, or a logarithmic one if they span more than a decade. Other values are categories.
     """
-    numbers = [_finite(value) for value in values]
+    numbers = [_finite_number(value) for value in values]
     known = [number for number in numbers if number is not None]
     if len(known) == len(values) and len(set(known)) > 1:
-        text = dict(zip(known, values, strict=True))
-        ends = (math.log(min(known)), math.log(max(known))) if spans_decades(known) else (min(known), max(known))
-        if spans_decades(known):
-            axes.set_xscale("log")
-        at = sorted(text)
-        apart = np.diff(np.log(at) if spans_decades(known) else at) / (ends[1] - ends[0])
-        if apart.min() > 0.09:  # of the width: the labels have room
-            axes.set_xticks(at, [text[number] for number in at])
-            axes.set_xticks([], minor=True)
+        _scale_numbers(axes, dict(zip(known, values, strict=True)))
         return known
-    there = {value: _finite(value) for value in values}
-    order = sorted(there, key=lambda value: (there[value] is None, there[value] or 0.0, value))
-    shown = order[:: -(-len(order) // CATEGORIES_NAMED)]
+    parsed = dict(zip(values, numbers, strict=True))
+    order = sorted(parsed, key=lambda value: (parsed[value] is None, parsed[value] or 0.0, value))
+    shown = order[:: -(-len(order) // MAX_CATEGORIES_NAMED)]
     long = sum(map(len, shown)) > 30
     axes.set_xticks(
         [order.index(value) for value in shown],
-        [words(value, 24) for value in shown],
+        [label_text(value, 24) for value in shown],
         rotation=30 if long else 0,
         ha="right" if long else "center",
     )
@@ -120,7 +126,23 @@ def _scale(axes: Axes, values: Sequence[str]) -> list[float]:
     return [float(order.index(value)) for value in values]
 
 
-def _finite(text: str) -> float | None:
+def _scale_numbers(axes: Axes, texts: dict[float, str]) -> None:
+    """Scale the horizontal axis for numbers, and label it with the typed values if there is room.
+
+    Args:
+        texts: At least two numbers, each with the text it was typed as.
+    """
+    numbers = sorted(texts)
+    log_scale = spans_decades(numbers)
+    positions = np.log(numbers) if log_scale else np.asarray(numbers)
+    if log_scale:
+        axes.set_xscale("log")
+    if np.diff(positions).min() / (positions[-1] - positions[0]) > MIN_TICK_DISTANCE:
+        axes.set_xticks(numbers, [texts[number] for number in numbers])
+        axes.set_xticks([], minor=True)
+
+
+def _finite_number(text: str) -> float | None:
     try:
         number = float(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Ending a run of a search early, when others have done better by then."""
+"""The callback that ends a run of a search early when it falls behind the others."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from gpt_pretrain.runs.folder import STUDY
 from gpt_pretrain.runs.metadata import PRUNED, update_metadata
+from gpt_pretrain.sweeps.folder import STUDY
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.lit_module import GPTLitModule
 
@@ -21,21 +21,21 @@ log = logging.getLogger(__name__)
 
 
 def pruning_callbacks(run_dir: Path) -> list[Callback]:
-    """Return the callback that ends the run of a folder early; none outside a search, or in one that prunes nothing."""
+    """Return the pruning callback of a run; an empty list outside a search, or in a search that prunes no runs."""
     if not (run_dir.parent / STUDY).is_file():
         return []
     from gpt_pretrain.sweeps.search import RunningTrial
 
     trial = RunningTrial.find(run_dir)
-    return [] if trial is None else [EndWhenBehind(trial, run_dir=run_dir)]
+    return [] if trial is None else [MedianPruning(trial, run_dir=run_dir)]
 
 
-class EndWhenBehind(Callback):
-    """Ends the run after an epoch whose validation loss is worse than the median of the others' at that epoch.
+class MedianPruning(Callback):
+    """Ends the run after an epoch in which its validation loss is worse than the median of the other runs.
 
     Args:
-        trial: the search, as this run sees it.
-        run_dir: the run's folder.
+        trial: The trial of this run.
+        run_dir: The folder of this run.
     """
 
     def __init__(self, trial: RunningTrial, *, run_dir: Path) -> None:
@@ -44,10 +44,12 @@ class EndWhenBehind(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         epoch = trainer.current_epoch + 1
-        behind = ranks.broadcast(ranks.is_main() and self.trial.falls_behind(epoch, pl_module.val_loss))
+        behind = ranks.broadcast(ranks.is_main() and self.trial.should_prune(epoch, pl_module.val_loss))
         if behind and epoch < (trainer.max_epochs or 0) and not trainer.should_stop:
             log.info(
-                "Ended after epoch %d: its validation loss of %.3f is behind that of most others.", epoch, pl_module.val_loss
+                "Pruned after epoch %d: the validation loss of %.3f is worse than the median of the other jobs.",
+                epoch,
+                pl_module.val_loss,
             )
             if ranks.is_main():
                 update_metadata(self.run_dir, state=PRUNED)

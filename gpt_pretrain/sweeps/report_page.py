@@ -1,4 +1,4 @@
-"""The page of a sweep."""
+"""The report page of a sweep."""
 
 from __future__ import annotations
 
@@ -12,161 +12,189 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from gpt_pretrain.runs.charts.curves import overlay
-from gpt_pretrain.runs.folder import SWEEP_SETTINGS, display_path
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.runs.charts.curves import overlay_figure
+from gpt_pretrain.runs.folder import display_path
 from gpt_pretrain.runs.metadata import COMPLETE, FAILED
 from gpt_pretrain.runs.next_commands import generate_command, sweep_resume_command, tensorboard_command
 from gpt_pretrain.runs.reader import read_run
 from gpt_pretrain.runs.report.page import (
     Picture,
-    ending,
+    describe_state,
     facts_table,
-    findings,
-    href,
-    joined,
-    listed,
-    picture,
-    render,
+    file_href,
+    join_distinct,
+    list_files,
+    make_picture,
+    printable,
+    read_findings,
+    render_page,
     shorten,
-    state_words,
-    visible,
 )
 from gpt_pretrain.runs.report.run_page import setup_facts
+from gpt_pretrain.runs.report.saving import REPORT
 from gpt_pretrain.sweeps.chart import sweep_figure
-from gpt_pretrain.sweeps.results import Job, best_command, best_job, ranking_table, read_sweep, swept_keys
+from gpt_pretrain.sweeps.folder import CHART, STUDY, SUMMARY, SWEEP_SETTINGS
+from gpt_pretrain.sweeps.results import Job, best_command, best_job, ranking_rows, read_sweep, swept_keys
+from gpt_pretrain.system.files import write_text
 from gpt_pretrain.system.formatting import format_count
 
-JOBS = 200  # in the table and the figure
-TABLE_TEXT = 120_000  # characters of the table
-SETTINGS_TEXT = 20_000
-OVERLAID = 40  # curves laid over one another
-DETAILED = 40  # jobs whose errors or findings are told
+MAX_JOBS = 200  # In the table and the chart.
+TABLE_CHARACTERS = 120_000
+CONFIG_CHARACTERS = 20_000
+COMMAND_CHARACTERS = 4_000
+MAX_CURVES = 40
+MAX_DETAILS = 40  # Jobs whose errors or findings are shown.
+
+FILE_PURPOSES = {
+    SUMMARY: "the ranking as a table",
+    CHART: "one plot for each swept setting",
+    SWEEP_SETTINGS: "the settings of the sweep",
+    STUDY: "the trials of the search",
+}
 
 
-def sweep_page(folder: Path) -> str:
-    """The page of a sweep's folder."""
+def save_sweep_page(folder: Path) -> Path:
+    """Write the report page of a sweep and return its file.
+
+    Raises:
+        UserError: If it is a sweep of generate.py, which has no page.
+        OSError: If the page cannot be written.
+    """
     jobs = read_sweep(folder)
+    if any("texts" in job.metadata for job in jobs):
+        raise UserError(f"{folder}: a sweep of generate.py has no report page. Its texts are compared in {SUMMARY}.")
+    write_text(folder / REPORT, _render(folder, jobs))
+    return folder / REPORT
+
+
+def _render(folder: Path, jobs: Sequence[Job]) -> str:
+    """Return the page as HTML.
+
+    Args:
+        jobs: At least one.
+    """
     best = best_job(jobs)
     first = best or jobs[0]
-    run, shown = read_run(first.folder), jobs[:JOBS]
+    run, shown = read_run(first.folder), jobs[:MAX_JOBS]
     states = Counter(job.state for job in jobs)
-    head, *rows = _cells(shown)
-    return render(
+    heading, *rows = _ranking_cells(shown)
+    return render_page(
         "sweep.html",
-        title=visible(folder.resolve().name),
-        place=visible(display_path(folder)),
+        package="gpt_pretrain.sweeps",
+        title=printable(folder.resolve().name),
+        path=printable(display_path(folder)),
         jobs=format_count(len(jobs), "job"),
         left_out=len(jobs) - len(shown),
-        states=joined(f"{number} {state_words(state)}" for state, number in states.items()),
+        states=join_distinct(f"{count} {describe_state(state)}" for state, count in states.items()),
         state="failed" if states[FAILED] else "finished",
-        best=None if best is None else _best(best, jobs),
-        best_command=shorten(best_command(jobs) or "", 4_000),
-        pictures_drawn=_pictures(jobs),
-        head=head,
+        best=None if best is None else _describe_best(best, jobs),
+        best_command=shorten(best_command(jobs) or "", COMMAND_CHARACTERS),
+        curves=_pictures(jobs),
+        heading=heading,
         rows=[
-            {"rank": cells[0].replace("-", "none"), "cells": cells[1:], "href": _page_of(job), "state": job.state}
+            {"rank": cells[0].replace("-", "none"), "cells": cells[1:], "href": _page_href(job), "state": job.state}
             for cells, job in zip(rows, shown, strict=True)
         ],
-        failed=_failed(jobs),
-        findings=_noted(jobs),
-        setup=[*_started(folder), *setup_facts(first.record, config=run.config)],
-        command=shorten(_command(folder) or first.record.get("command") or "", 4_000),
+        failed=_failures(jobs),
+        findings=_findings(jobs),
+        setup=[*_sweep_facts(folder), *setup_facts(first.metadata, config=run.config)],
+        command=shorten(_start_command(folder) or first.metadata.get("command") or "", COMMAND_CHARACTERS),
         config_title=f"All settings of {_name(first)} (config.yaml)",
-        config=shorten(run.config_text, SETTINGS_TEXT),
-        files_listed=listed(folder),
-        next_commands=[visible(command) for command in _commands(folder, jobs, best)],
+        config=shorten(run.config_text, CONFIG_CHARACTERS),
+        files_listed=list_files(folder, FILE_PURPOSES),
+        next_commands=[printable(command) for command in _next_commands(folder, jobs, best)],
     )
 
 
-def _command(folder: Path) -> str | None:
-    """What was typed to start the sweep."""
-    words = _settings(folder, "hydra.overrides")
-    if words is None:
+def _start_command(folder: Path) -> str | None:
+    """Return the command that started the sweep."""
+    overrides = _sweep_setting(folder, "hydra.overrides")
+    if overrides is None:
         return None
-    kept = [word for word in [*words.hydra, *words.task] if not word.startswith(("hydra.mode=", "hydra.sweep.dir="))]
-    return shlex.join(["python", "train.py", "-m", *kept])
+    typed = [one for one in [*overrides.hydra, *overrides.task] if not one.startswith(("hydra.mode=", "hydra.sweep.dir="))]
+    return shlex.join(["python", "train.py", "-m", *typed])
 
 
-def _started(folder: Path) -> list[tuple[str, str]]:
-    """How the jobs were chosen and run."""
-    choices, sweeper = _settings(folder, "hydra.runtime.choices"), _settings(folder, "hydra.sweeper")
+def _sweep_facts(folder: Path) -> list[tuple[str, str]]:
+    """Return how the jobs were chosen and launched."""
+    choices, sweeper = _sweep_setting(folder, "hydra.runtime.choices"), _sweep_setting(folder, "hydra.sweeper")
     if choices is None or sweeper is None:
         return []
-    tried = ", ".join(f"{key}={value}" for key, value in (sweeper.get("params") or {}).items())
-    return facts_table(("Sweeper", choices["hydra/sweeper"]), ("Launcher", choices["hydra/launcher"]), ("Tried by config", tried))
+    params = ", ".join(f"{key}={value}" for key, value in (sweeper.get("params") or {}).items())
+    return facts_table(("Sweeper", choices["hydra/sweeper"]), ("Launcher", choices["hydra/launcher"]), ("Config params", params))
 
 
-def _settings(folder: Path, key: str) -> Any:
-    """A part of what Hydra knew when the sweep was begun; None where that is not there, or damaged."""
+def _sweep_setting(folder: Path, key: str) -> Any:
+    """Return a section of the sweep's settings; None if it is missing or damaged."""
     try:
         return OmegaConf.select(OmegaConf.load(folder / SWEEP_SETTINGS), key)
     except (OSError, ValueError, YAMLError, OmegaConfBaseException):
         return None
 
 
-def _cells(jobs: Sequence[Job]) -> list[list[str]]:
-    """The table of the jobs, its head first, with cells so short that the page stays small."""
-    rows = ranking_table(jobs)
-    most = max(12, min(80, TABLE_TEXT // (len(rows) * len(rows[0]))))
-    return [[cell if len(cell) <= most else shorten(cell[: most - 3], most) + "..." for cell in row] for row in rows]
+def _ranking_cells(jobs: Sequence[Job]) -> list[list[str]]:
+    """Return the ranking with cells cut to a length that keeps the page small, the heading first."""
+    rows = ranking_rows(jobs)
+    limit = max(12, min(80, TABLE_CHARACTERS // (len(rows) * len(rows[0]))))
+    return [[printable(cell if len(cell) <= limit else cell[: limit - 3] + "...") for cell in row] for row in rows]
 
 
-def _best(best: Job, jobs: Sequence[Job]) -> dict[str, Any]:
-    """The best job: what it reached, with which settings, and where it is."""
+def _describe_best(best: Job, jobs: Sequence[Job]) -> dict[str, Any]:
     keys = swept_keys(jobs)
     settings = facts_table(*((key, best.settings.get(key, "not set")) for key in keys))
-    return {"loss": f"{best.val_loss:.4f}", "settings": settings, "name": _name(best), "href": _page_of(best)}
+    return {"loss": f"{best.val_loss:.4f}", "settings": settings, "name": _name(best), "href": _page_href(best)}
 
 
 def _pictures(jobs: Sequence[Job]) -> list[Picture]:
-    alt = "Validation loss of each job, one plot for each swept setting, the best marked."
-    found = [picture(sweep_figure(jobs[:JOBS]), "What was found", alt, look="panels" if len(swept_keys(jobs)) > 1 else "wide")]
-    runs = [read_run(job.folder) for job in jobs[:OVERLAID]]
+    keys = swept_keys(jobs)
+    alt = "Validation loss of each job, one plot for each swept setting, with the best job marked."
+    figure = sweep_figure(jobs[:MAX_JOBS])
+    found = [make_picture(figure, "Loss by setting", alt, width="panels" if len(keys) > 1 else "wide")]
+    runs = [read_run(job.folder) for job in jobs[:MAX_CURVES]]
     curves = [run.series("val/loss", "eval/val_loss") for run in runs]
     if any(curves):
-        keys = swept_keys(jobs)
         labels = [
-            f"{place}  " + (" ".join(f"{key}={job.settings.get(key, '-')}" for key in keys) or job.folder.name)
-            for place, job in enumerate(jobs[:OVERLAID], start=1)
+            f"{number}  " + (" ".join(f"{key}={job.settings.get(key, '-')}" for key in keys) or job.folder.name)
+            for number, job in enumerate(jobs[:MAX_CURVES], start=1)
         ]
-        title = "Validation curves" if len(jobs) <= OVERLAID else f"Validation curves of the best {OVERLAID}"
-        alt = "Validation losses of the jobs by tokens seen, laid over one another; the best have colours."
-        found.append(picture(overlay({"validation": curves}, labels), title, alt, look="wide"))
+        title = "Validation loss" if len(jobs) <= MAX_CURVES else f"Validation loss of the best {MAX_CURVES} jobs"
+        alt = "Validation loss of the jobs by tokens seen. The best jobs are in color."
+        found.append(make_picture(overlay_figure({"validation": curves}, labels), title, alt, width="wide"))
     return found
 
 
-def _failed(jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    """The errors of jobs, each once, and the jobs that it ended."""
+def _failures(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    """Return the distinct errors, each with the jobs that failed with it."""
     by_error: dict[str, list[Job]] = {}
     for job in jobs:
-        if error := shorten(ending(job.record), 500):
+        if error := shorten(job.metadata.get("error") or "", 500):
             by_error.setdefault(error, []).append(job)
     return [
         {
             "error": error,
-            "jobs": [{"name": _name(job), "href": _page_of(job)} for job in ended[:DETAILED]],
-            "others": max(0, len(ended) - DETAILED),
+            "jobs": [{"name": _name(job), "href": _page_href(job)} for job in failed[:MAX_DETAILS]],
+            "others": max(0, len(failed) - MAX_DETAILS),
         }
-        for error, ended in list(by_error.items())[:DETAILED]
+        for error, failed in list(by_error.items())[:MAX_DETAILS]
     ]
 
 
-def _noted(jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    """The jobs with findings, and a few findings of each."""
-    noted = [(job, findings(job.record, most=3, text=300)) for job in jobs]
+def _findings(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    """Return the first findings of each job that has any."""
+    by_job = [(job, found) for job in jobs if (found := read_findings(job.metadata, limit=3, text_limit=300))]
     return [
         {
             "name": _name(job),
-            "href": _page_of(job),
-            "signs": joined(f"{one['sign']} at step {one['step']}" for one in found),
-            "noted": found,
+            "href": _page_href(job),
+            "signs": join_distinct(f"{finding['sign']} at step {finding['step']}" for finding in found),
+            "findings": found,
         }
-        for job, found in [(job, found) for job, found in noted if found][:DETAILED]
+        for job, found in by_job[:MAX_DETAILS]
     ]
 
 
-def _commands(folder: Path, jobs: Sequence[Job], best: Job | None) -> list[str]:
-    """What to do next."""
+def _next_commands(folder: Path, jobs: Sequence[Job], best: Job | None) -> list[str]:
     commands = [tensorboard_command(display_path(folder))] if any(folder.glob("*/events.out.tfevents.*")) else []
     if best is not None:
         context = read_run(best.folder).config.get("start_context", "Every effort moves you")
@@ -176,10 +204,9 @@ def _commands(folder: Path, jobs: Sequence[Job], best: Job | None) -> list[str]:
     return commands
 
 
-def _page_of(job: Job) -> str:
-    """The address of a job's page, or of its folder where there is none."""
-    there = (job.folder / "report.html").exists()
-    return href(job.folder.name, "report.html") if there else href(job.folder.name) + "/"
+def _page_href(job: Job) -> str:
+    """Return a link to a job's report page, or to its folder if it has none."""
+    return file_href(job.folder.name, REPORT) if (job.folder / REPORT).exists() else file_href(job.folder.name) + "/"
 
 
 def _name(job: Job) -> str:

@@ -1,9 +1,7 @@
-"""The course of a sweep: which jobs are still to be run, where each has its folder, and what is told at the end."""
+"""Run the jobs of a sweep that are not complete, and print the ranking at the end."""
 
 from __future__ import annotations
 
-import re
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,171 +19,167 @@ from gpt_pretrain.runs.metadata import (
     update_metadata,
 )
 from gpt_pretrain.runs.next_commands import sweep_resume_command, tensorboard_command
+from gpt_pretrain.runs.report.saving import REPORT, try_save_page
 from gpt_pretrain.sweeps import results
+from gpt_pretrain.sweeps.folder import CHART, SUMMARY
 from gpt_pretrain.sweeps.results import Job
-from gpt_pretrain.sweeps.write_report import REPORT, keep_report
 from gpt_pretrain.system.formatting import format_count
+from gpt_pretrain.system.tables import format_table
 
-LONGEST_CELL = 80  # characters
-LONGEST_NAME = 120  # bytes; file systems take 255
+MAX_CELL = 80  # Characters of a text on the screen.
 
 Launch = Callable[[Sequence[Sequence[str]], int], None]
 
 
-def job_folder(words: Sequence[str]) -> str:
-    """The name of a job's folder: its settings, and a checksum where they are too long, or not all of them can stand there."""
-    text = ",".join(sorted(words))
-    name = re.sub(r"[^\w.,=+~-]", "_", text)
-    if name == text and 0 < len(name.encode()) <= LONGEST_NAME:
-        return name
-    short = name.encode()[:LONGEST_NAME].decode(errors="ignore")
-    return f"{short}-{zlib.crc32(text.encode()):08x}" if words else "job"
-
-
-class Jobs:
-    """The jobs of a sweep.
+class JobRunner:
+    """Runs the jobs of a sweep, each in its own folder.
 
     Args:
-        folder: the sweep's.
-        launch: runs jobs, given their words and the number of the first.
-        common: words that every job gets.
+        folder: The folder of the sweep.
+        launch: Runs jobs, given their overrides and the number of the first one.
+        common: The overrides that every job gets.
 
     Attributes:
-        planned: the folders of the jobs that this sweep has asked for.
+        requested: The folder names of the jobs that this sweep has asked for.
     """
 
     def __init__(self, folder: Path, *, launch: Launch, common: Sequence[str]) -> None:
         self.folder = folder
         self.launch = launch
         self.common = common
-        self.planned: list[str] = []
-        self._number = 0
+        self.requested: list[str] = []
+        self._next_number = 0
 
     def run(self, batch: Sequence[tuple[Sequence[str], str]]) -> list[float | None]:
-        """Run jobs, given as their words and the names of their folders, except for those that have been done.
+        """Run the jobs of a batch that are not complete.
+
+        Args:
+            batch: The overrides and the folder name of each job.
 
         Returns:
-            The validation loss of each, None for those that failed.
+            The lowest validation loss of each job; None for jobs that failed.
         """
-        jobs = {name: words for words, name in batch}
-        self.planned += [name for name in jobs if name not in self.planned]
-        left = {name: words for name, words in jobs.items() if not self._is_done(name, words)}
-        for n, what in ((len(batch) - len(jobs), "are there twice"), (len(jobs) - len(left), "are done already")):
-            if n:
-                _say(f"{n} of {len(batch)} jobs {what} and left out.")
+        jobs = {name: overrides for overrides, name in batch}
+        self.requested += [name for name in jobs if name not in self.requested]
+        left = {name: overrides for name, overrides in jobs.items() if not self._is_complete(name, overrides)}
+        for skipped, reason in ((len(batch) - len(jobs), "duplicates"), (len(jobs) - len(left), "already complete")):
+            if skipped:
+                _print(f"Skipped {skipped} of {len(batch)} jobs: {reason}.")
         if left:
-            try:
-                self.launch(
-                    [[*words, *self.common, f"hydra.sweep.subdir='{name}'"] for name, words in left.items()], self._number
-                )
-            except Exception as error:  # a launcher lost one of its processes, and with it the values of the others
-                _say(f"error: the launcher failed: {error}")
-                for name in left:
-                    if self._state(name) == RUNNING and not is_running(self.folder / name):
-                        update_metadata(self.folder / name, state=INTERRUPTED)
-        self._number += len(left)
-        return [self._value(name) for _, name in batch]
+            self._launch(left)
+        return [self._best_val_loss(name) for _, name in batch]
 
     def was_pruned(self, name: str) -> bool:
-        """Whether the job of that folder was ended early, because others were better."""
+        """Return whether the job in this folder was ended early because it fell behind the others."""
         return self._state(name) == PRUNED
 
-    def left(self) -> list[str]:
-        """The jobs asked for that have not come to their end."""
-        return [name for name in self.planned if self._state(name) not in COMPLETE]
+    def unfinished(self) -> list[str]:
+        """Return the folder names of the requested jobs that are not complete."""
+        return [name for name in self.requested if self._state(name) not in COMPLETE]
 
-    def _is_done(self, name: str, words: Sequence[str]) -> bool:
-        """Whether a job has come to its end, with these settings."""
-        return self._state(name) in COMPLETE and set(words) <= set(stored_overrides(read_metadata(self.folder / name)))
+    def _launch(self, jobs: dict[str, Sequence[str]]) -> None:
+        overrides = [[*own, *self.common, f"hydra.sweep.subdir='{name}'"] for name, own in jobs.items()]
+        try:
+            self.launch(overrides, self._next_number)
+        except Exception as error:  # A launcher that loses one of its processes also loses the results of the others.
+            _print(f"error: the launcher failed: {error}")
+            for name in jobs:
+                if self._state(name) == RUNNING and not is_running(self.folder / name):
+                    update_metadata(self.folder / name, state=INTERRUPTED)
+        self._next_number += len(jobs)
+
+    def _is_complete(self, name: str, overrides: Sequence[str]) -> bool:
+        """Return whether a job was completed with these overrides."""
+        stored = stored_overrides(read_metadata(self.folder / name))
+        return self._state(name) in COMPLETE and set(overrides) <= set(stored)
 
     def _state(self, name: str) -> str | None:
         return read_metadata(self.folder / name).get("state")
 
-    def _value(self, name: str) -> float | None:
-        record = read_metadata(self.folder / name)
-        result = record.get("result") or {}
-        return result.get("best_val_loss") if record.get("state") in COMPLETE else None
+    def _best_val_loss(self, name: str) -> float | None:
+        result = read_metadata(self.folder / name).get("result") or {}
+        return result.get("best_val_loss") if self._state(name) in COMPLETE else None
 
 
 @contextmanager
-def run_sweep(folder: Path, *, launch: Launch, script: str, common: Sequence[str]) -> Iterator[Jobs]:
-    """The jobs of a sweep in its folder, ranked when all is done, or when it ends before that.
+def open_sweep(folder: Path, *, launch: Launch, script: str, common: Sequence[str]) -> Iterator[JobRunner]:
+    """Yield the runner of a sweep's jobs, and print the summary when the block ends, even if it is interrupted.
 
     Raises:
-        SystemExit: with 1, at the end, when a job has not come to its end.
+        SystemExit: With code 1 at the end if a job is not complete.
     """
-    jobs = Jobs(folder, launch=launch, common=common)
+    runner = JobRunner(folder, launch=launch, common=common)
     try:
-        yield jobs
+        yield runner
     except UserError:
         raise
     except BaseException:
-        tell(folder, script=script, left=jobs.left())
+        print_summary(folder, script=script, unfinished=runner.unfinished())
         raise
-    tell(folder, script=script, left=jobs.left())
-    if jobs.left():
+    print_summary(folder, script=script, unfinished=runner.unfinished())
+    if runner.unfinished():
         raise SystemExit(1)
 
 
-def tell(folder: Path, *, script: str, left: Sequence[str] = ()) -> None:
-    """Rank the jobs of a sweep on the screen and in files, and say what to do next.
+def print_summary(folder: Path, *, script: str, unfinished: Sequence[str] = ()) -> None:
+    """Write the summary files of a sweep, and print its ranking and the next commands.
 
     Args:
-        left: folders of jobs that have not come to their end.
+        script: The script that the sweep was started with: "train.py" or "generate.py".
+        unfinished: The folder names of jobs that are not complete.
     """
     jobs = results.read_sweep(folder)
     if not jobs:
         return
-    shown = display_path(folder)
-    lines = _generations(jobs, folder) if script == "generate.py" else _ranking(jobs, folder, script=script)
-    lines += [f"{job.folder.name} {job.state}: {job.record['error']}" for job in jobs if job.record.get("error")]
+    lines = _summarize_generations(jobs, folder) if script == "generate.py" else _summarize_runs(jobs, folder, script=script)
+    lines += [f"{job.folder.name} {job.state}: {job.metadata['error']}" for job in jobs if job.metadata.get("error")]
     if script == "train.py" and any(folder.glob("*/events.out.tfevents.*")):
-        lines += ["Next:", f"  {tensorboard_command(shown)}"]
-    if left:
+        lines += ["Next:", f"  {tensorboard_command(display_path(folder))}"]
+    if unfinished:
         lines += [
-            f"{format_count(len(left), 'job')} did not come to {'its' if len(left) == 1 else 'their'} end. To go on:",
-            f"  {sweep_resume_command(shown, script=script)}",
+            f"{format_count(len(unfinished), 'job')} did not finish. To resume:",
+            f"  {sweep_resume_command(display_path(folder), script=script)}",
         ]
-    _say("\n".join(lines))
+    _print("\n".join(lines))
 
 
-def _ranking(jobs: Sequence[Job], folder: Path, *, script: str) -> list[str]:
-    """The ranked table of runs, the best, and the files that say the same."""
-    from gpt_pretrain.sweeps.chart import keep_chart
+def _summarize_runs(jobs: Sequence[Job], folder: Path, *, script: str) -> list[str]:
+    """Write the ranking, the chart and the report page, and return the lines to print."""
+    from gpt_pretrain.sweeps.chart import save_chart
+    from gpt_pretrain.sweeps.report_page import save_sweep_page
 
-    results.write_summary(jobs, folder)
-    keep_chart(jobs, folder)
-    keep_report(folder)
-    lines = ["", results.aligned_table(results.ranking_table(jobs)), ""]
-    unheard = [key for key in results.swept_keys(jobs) if key == "start_context" or key.startswith("sampler")]
-    if unheard:
-        lines.append(
-            f"What {' and '.join(unheard)} {'changes' if len(unheard) == 1 else 'change'} is the samples, not the training."
-        )
+    results.write_ranking(jobs, folder)
+    save_chart(jobs, folder)
+    try_save_page(folder, save_sweep_page)
+    lines = ["", format_table(results.ranking_rows(jobs)), ""]
+    sampling = [key for key in results.swept_keys(jobs) if key == "start_context" or key.startswith("sampler")]
+    if sampling:
+        verb = "affects" if len(sampling) == 1 else "affect"
+        lines.append(f"{' and '.join(sampling)} {verb} only the samples, not the training.")
     best, command = results.best_job(jobs), results.best_command(jobs, script=script)
     if best is None or command is None:
-        lines.append("No job has come to its end with a validation loss.")
+        lines.append("No job has finished with a validation loss.")
     else:
-        lines += [f"Best: {best.val_loss:.4f} nats a token, in {display_path(best.folder)}. To repeat it:", f"  {command}"]
-    files = [name for name in (REPORT, results.SUMMARY, results.CHART) if (folder / name).exists()]
+        lines += [f"Best: {best.val_loss:.4f} nats per token, in {display_path(best.folder)}. To repeat it:", f"  {command}"]
+    files = [name for name in (REPORT, SUMMARY, CHART) if (folder / name).exists()]
     return [*lines, f"Files in {display_path(folder)}:", f"  {', '.join(files)}"]
 
 
-def _generations(jobs: Sequence[Job], folder: Path) -> list[str]:
-    """The table of texts that were generated."""
-    rows = results.generations_table(sorted(jobs, key=lambda job: str(job.record.get("started"))))
-    results.write_summary_rows(rows, folder)
-    table = results.aligned_table([[_short(cell) for cell in row] for row in rows])
-    return ["", table, "", f"The whole texts: {display_path(folder / results.SUMMARY)}"]
+def _summarize_generations(jobs: Sequence[Job], folder: Path) -> list[str]:
+    """Write the generated texts to summary.csv, and return the lines to print."""
+    rows = results.generation_rows(sorted(jobs, key=lambda job: str(job.metadata.get("started"))))
+    results.write_generations(rows, folder)
+    table = format_table([[_shorten_cell(cell) for cell in row] for row in rows])
+    return ["", table, "", f"The complete texts are in {display_path(folder / SUMMARY)}."]
 
 
-def _short(cell: str) -> str:
-    """A cell of a table that stays on a screen: one line, and of a long one its two ends, where samples differ."""
+def _shorten_cell(cell: str) -> str:
+    """Return a cell on one line. Of a long one, the middle is left out, since samples differ at the end."""
     line = " ".join(cell.split())
-    return line if len(line) <= LONGEST_CELL else f"{line[: LONGEST_CELL // 4]} ... {line[-LONGEST_CELL * 3 // 4 :]}"
+    return line if len(line) <= MAX_CELL else f"{line[: MAX_CELL // 4]} ... {line[-MAX_CELL * 3 // 4 :]}"
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     from gpt_pretrain.system.terminal import console
 
     console.print(text, markup=False, highlight=False, soft_wrap=True, emoji=False)

@@ -11,7 +11,7 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from gpt_pretrain.checkpoints.checkpoint_file import copy_checkpoint, read_checkpoint, write_checkpoint
 from gpt_pretrain.runs.folder import BEST, LAST
-from gpt_pretrain.runs.loggers import flush
+from gpt_pretrain.runs.loggers import flush_loggers
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.distributed.fsdp import remove_unused_shards
 
@@ -60,7 +60,7 @@ def write_checkpoints(trainer: L.Trainer, folder: Path, *, best: bool, keep: int
     problem = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        flush(trainer.loggers)  # the logs must not end before the checkpoint does
+        flush_loggers(trainer.loggers)  # the logs must not end before the checkpoint does
     except OSError as error:
         problem = error
     if ranks.all_reduce_max(problem is not None):  # saving needs all ranks, so none of them begins

@@ -9,7 +9,7 @@ from gpt_pretrain.commands.compare import comparison_warnings, differing_setting
 from gpt_pretrain.runs.charts import curves, drawing
 from gpt_pretrain.runs.reader import read_run
 from tests.helpers.command_line import gpt_pretrain
-from tests.helpers.made_runs import CONFIG, RECORD, make_run, metrics
+from tests.helpers.made_runs import CONFIG, METADATA, make_metrics, make_run
 
 Command = Callable[..., None]
 
@@ -34,15 +34,15 @@ def test_differences_are_printed_and_curves_are_drawn(
     tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = []
-    monkeypatch.setattr(curves, "overlay", lambda *args, real=curves.overlay, **kw: drawn.append((args, kw)) or real(*args, **kw))
+    monkeypatch.setattr(curves, "overlay_figure", lambda *args, real=curves.overlay_figure, **kw: drawn.append((args, kw)) or real(*args, **kw))
     make_run(tmp_path / "a")
     changed = CONFIG.replace("lr: 0.001", "lr: 0.01").replace("somewhere", "elsewhere").replace("n_layers: 4", "n_layers: 6")
     other = {
         "program": {"git": "another"},
         "model": {"parameters": 9_000_000},
-        "result": RECORD["result"] | {"best_val_loss": 4.25},
+        "result": METADATA["result"] | {"best_val_loss": 4.25},
     }
-    make_run(tmp_path / "b", config=changed, rows=metrics(tokens=400), **other)
+    make_run(tmp_path / "b", config=changed, rows=make_metrics(tokens=400), **other)
     command("a", "b/checkpoints/last.ckpt", "out=both.svg")
     out, err = capsys.readouterr()
     assert err == ""
@@ -70,7 +70,7 @@ def test_runs_with_different_tokenizers_are_compared_by_bits_per_byte(
     tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = []
-    monkeypatch.setattr(drawing, "write", lambda figure, *files: written.append(figure))
+    monkeypatch.setattr(drawing, "save_figure", lambda figure, *files: written.append(figure))
     make_run(tmp_path / "a")
     make_run(tmp_path / "b", tokenizer="byte", config=CONFIG.replace("gpt2", "byte"))
     command("a", "b")
@@ -132,7 +132,7 @@ def test_run_folders_may_have_equals_signs_in_their_names(
     [
         ([], ["0 runs given", "at least two"]),
         (["a"], ["1 run given"]),
-        (["a", "nowhere", "out=x.doc"], ["nowhere: there is no such run directory", "out=x.doc: must end in one of .png"]),
+        (["a", "nowhere", "out=x.doc"], ["nowhere: no such run folder", "out=x.doc: must end in one of .png"]),
         (["a", "empty"], ["empty: this folder holds no run"]),
         (["a", "a", "out=missing/x.png"], ["out=missing/x.png: this file cannot be written (No such file or directory)"]),
     ],

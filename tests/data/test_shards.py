@@ -25,8 +25,8 @@ from gpt_pretrain.data.token_stream import ConcatenatedTokens, Shard, TokenSplit
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation import memorization
 from gpt_pretrain.evaluation.generated_text import find_training_tokens
+from gpt_pretrain.runs.report.saving import save_run_page
 from gpt_pretrain.runs.samples import read_samples
-from gpt_pretrain.sweeps.write_report import write_report
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from tests.conftest import TINY_RUN
@@ -307,7 +307,7 @@ def test_a_run_reports_its_data(train: Train, tmp_path: Path, story: str, printe
     assert any(line.startswith(f"data    {corpus}: 2 documents, ") for line in printed())
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (record["data"]["documents"], record["data"]["characters"]) == (2, None)
-    assert f"2 documents, {len(stream([story.encode()])) + 1:,} bytes" in write_report(tmp_path / "run").read_text()
+    assert f"2 documents, {len(stream([story.encode()])) + 1:,} bytes" in save_run_page(tmp_path / "run").read_text()
 
 
 def test_a_resumed_run_on_shards_equals_an_uninterrupted_one(train: Train, tmp_path: Path, story: str) -> None:

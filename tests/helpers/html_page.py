@@ -1,4 +1,4 @@
-"""report.html as a parser of HTML reads it."""
+"""Parse a report page and check that it is self-contained."""
 
 import base64
 import re
@@ -10,7 +10,7 @@ VOID = {"meta", "link", "img", "br"}
 
 
 class Page(HTMLParser):
-    """A page's elements, their attributes, and the text of each section."""
+    """The elements of a page, their attributes, and the text of each section."""
 
     def __init__(self, file: Path) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class Page(HTMLParser):
         self.source = file.read_text(encoding="utf-8")
         self.feed(self.source)
         self.close()
-        assert not self._open, "every element is closed"
+        assert not self._open, "an element is not closed"
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
@@ -45,7 +45,7 @@ class Page(HTMLParser):
 
 
 def check_self_contained(page: Page) -> None:
-    """Nothing is fetched from anywhere, and nothing is run."""
+    """Check that a page loads nothing and runs nothing."""
     assert not {"script", "iframe", "object", "embed", "form", "base", "svg"} & set(page.tags)
     assert not [name for _, name, _ in page.attributes if name.startswith("on")]
     for source in page.values("src"):

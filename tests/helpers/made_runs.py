@@ -1,4 +1,4 @@
-"""Run folders made by hand, for tests of what reads them."""
+"""Make folders of runs and sweeps, for tests of the code that reads them."""
 
 import json
 import math
@@ -8,7 +8,7 @@ from typing import Any
 from gpt_pretrain.runs.metrics_file import COLUMNS
 from gpt_pretrain.runs.samples import Sample
 
-RECORD: dict[str, Any] = {
+METADATA: dict[str, Any] = {
     "state": "finished",
     "error": None,
     "overrides": ["model=tiny", "optimizer.lr=1e-3"],
@@ -76,8 +76,8 @@ hydra:
 """
 
 
-def metrics(steps: int = 12, *, val_every: int = 4, tokens: int = 100, level: float = 10.0) -> str:
-    """A metrics.csv whose validation loss has its minimum where two thirds of the steps are done."""
+def make_metrics(steps: int = 12, *, val_every: int = 4, tokens: int = 100, level: float = 10.0) -> str:
+    """Return a metrics.csv whose validation loss is lowest after two thirds of the steps."""
     lines = [",".join(COLUMNS)]
     for step in range(steps):
         row: dict[str, float] = {"step": step, "epoch": 1, "tokens_seen": (step + 1) * tokens, "lr": 1e-3}
@@ -89,28 +89,38 @@ def metrics(steps: int = 12, *, val_every: int = 4, tokens: int = 100, level: fl
     return "\n".join(lines) + "\n"
 
 
-def make_run(folder: Path, *, text: str | None = None, config: str = CONFIG, rows: str | None = None, **record: Any) -> Path:
-    """A folder with all the files of a finished run, in which fields of the record may be others."""
+def make_run(folder: Path, *, text: str | None = None, config: str = CONFIG, rows: str | None = None, **fields: Any) -> Path:
+    """Make a folder with all the files of a finished run.
+
+    Args:
+        text: The text of every sample.
+        rows: The content of metrics.csv.
+        fields: Replace fields of the run metadata.
+    """
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "checkpoints" / "last.ckpt").write_bytes(b"0" * 2_000)
-    (folder / "run.json").write_text(json.dumps(RECORD | record), encoding="utf-8")
+    (folder / "run.json").write_text(json.dumps(METADATA | fields), encoding="utf-8")
     (folder / "config.yaml").write_text(config, encoding="utf-8")
-    (folder / "metrics.csv").write_text(metrics() if rows is None else rows, encoding="utf-8")
+    (folder / "metrics.csv").write_text(make_metrics() if rows is None else rows, encoding="utf-8")
     samples = [Sample(n, 4 * n - 1, 400 * n, text or f"Every effort {n}", new_tokens=50, run_length=9) for n in (1, 2, 3)]
     (folder / "samples.txt").write_text("".join(map(str, samples)), encoding="utf-8")
     return folder
 
 
-def as_sweep(folder: Path) -> Path:
-    """A folder with the settings of a sweep in it."""
+def make_sweep_folder(folder: Path) -> Path:
+    """Make a folder with the settings of a sweep in it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "multirun.yaml").write_text(SWEEP_SETTINGS, encoding="utf-8")
     return folder
 
 
 def make_sweep(folder: Path, jobs: dict[str, dict[str, Any]]) -> Path:
-    """A sweep's folder; each job, named by its overrides, is a run whose record has those fields."""
-    as_sweep(folder)
+    """Make the folder of a sweep.
+
+    Args:
+        jobs: The overrides of each job, separated by commas, and the fields of its run metadata.
+    """
+    make_sweep_folder(folder)
     for name, fields in jobs.items():
         make_run(folder / name, **({"overrides": ["model=tiny", *name.split(",")]} | fields))
     return folder

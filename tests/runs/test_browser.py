@@ -1,4 +1,4 @@
-"""TensorBoard and the reports as a browser shows them. Skipped where no Chromium is installed."""
+"""TensorBoard and report pages in a browser. Skipped if Chromium is not installed."""
 
 import re
 import shutil
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from gpt_pretrain.commands.report import write_report
 from gpt_pretrain.runs.samples import Sample
 from gpt_pretrain.sweeps.results import read_sweep
-from gpt_pretrain.sweeps.write_report import write_report
 from tests.conftest import ROOT, TINY_RUN
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -27,11 +27,11 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished sweep of two runs."""
+    """Run a sweep of two jobs and return its folder."""
     folder = tmp_path_factory.mktemp("browser")
-    words = [*TINY_RUN, "optimizer.lr=1e-3,1e-2", f"data.cache_dir='{folder / 'cache'}'", "hydra.sweep.dir=sweep"]
+    overrides = [*TINY_RUN, "optimizer.lr=1e-3,1e-2", f"data.cache_dir='{folder / 'cache'}'", "hydra.sweep.dir=sweep"]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), "-m", *words], cwd=folder, capture_output=True, text=True, check=False
+        [sys.executable, str(ROOT / "train.py"), "-m", *overrides], cwd=folder, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     return folder / "sweep"
@@ -39,7 +39,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tensorboard(sweep: Path) -> Iterator[str]:
-    """The address of a TensorBoard that shows the sweep."""
+    """Start TensorBoard on the sweep and return its URL."""
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(sweep), "--host", "127.0.0.1", "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
@@ -52,7 +52,7 @@ def tensorboard(sweep: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator["playwright.Browser"]:
-    """A headless Chromium."""
+    """Start a headless Chromium."""
     with playwright.sync_playwright() as driver:
         path = next(found for name in BROWSERS if (found := shutil.which(name)))
         started = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
@@ -62,7 +62,7 @@ def browser() -> Iterator["playwright.Browser"]:
 
 @pytest.fixture
 def page(browser: "playwright.Browser") -> Iterator["playwright.Page"]:
-    """A page as wide as a laptop."""
+    """Open a page as wide as a laptop screen."""
     opened = browser.new_page(viewport={"width": 1400, "height": 1000})
     opened.set_default_timeout(60_000)
     yield opened
@@ -74,16 +74,16 @@ def test_both_losses_are_in_one_chart(page: "playwright.Page", tensorboard: str)
     for title in ("train and validation", "every eval_freq steps", "by tokens seen"):
         page.get_by_text(title, exact=True).wait_for()
     chart = page.locator("tf-custom-scalar-multi-line-chart-card").first
-    chart.get_by_text(re.compile(r"Matches \(4\)")).wait_for()  # two tags of two runs
+    chart.get_by_text(re.compile(r"Matches \(4\)")).wait_for()  # Two tags of two runs.
     chart.locator("svg").first.wait_for()
 
 
-def test_each_metric_has_a_card_by_steps_and_by_tokens(page: "playwright.Page", tensorboard: str) -> None:
+def test_each_metric_has_a_card_by_step_and_by_tokens_seen(page: "playwright.Page", tensorboard: str) -> None:
     for tag, last_step in (("val/loss", 5), ("tokens_seen/val/loss", 3072)):
         page.goto(f"{tensorboard}?tagFilter=^{tag}$#timeseries")
         page.reload()
         card = page.locator("scalar-card").first
-        card.get_by_text("optimizer.lr=0.01").first.wait_for()  # the table below the curves, which comes after them
+        card.get_by_text("optimizer.lr=0.01").first.wait_for()  # The table below the curves is loaded last.
         shown = "".join(card.inner_text().split())
         assert shown.startswith(tag)
         for run in ("optimizer.lr=0.001", "optimizer.lr=0.01"):
@@ -91,24 +91,24 @@ def test_each_metric_has_a_card_by_steps_and_by_tokens(page: "playwright.Page", 
             assert values is not None, shown
 
 
-def test_samples_are_a_table_that_grows(page: "playwright.Page", tensorboard: str) -> None:
+def test_samples_are_listed_in_a_table(page: "playwright.Page", tensorboard: str) -> None:
     page.goto(f"{tensorboard}#text")
     page.get_by_text("samples over time/text_summary").first.wait_for()
-    table = page.locator("table table", has_text="memorised").first  # within TensorBoard's own
-    assert table.locator("th").all_inner_texts() == ["epoch", "step", "drawn by", "memorised", "text"]
+    table = page.locator("table table", has_text="memorized").first  # Inside a table of TensorBoard.
+    assert table.locator("th").all_inner_texts() == ["epoch", "step", "sampler", "memorized", "text"]
     rows = table.locator("tbody tr")
-    assert rows.count() == 2, "one an epoch"
+    assert rows.count() == 2, "one per epoch"
     assert SAMPLE in rows.first.inner_text()
 
 
-def test_the_loss_figure_is_a_picture(page: "playwright.Page", tensorboard: str) -> None:
+def test_the_loss_figure_is_shown_as_an_image(page: "playwright.Page", tensorboard: str) -> None:
     page.goto(f"{tensorboard}#images")
     picture = page.locator("tf-image-loader img").first
     picture.wait_for()
     assert picture.evaluate("image => image.naturalWidth") > 500
 
 
-def test_hparams_compare_the_runs(page: "playwright.Page", tensorboard: str, sweep: Path) -> None:
+def test_the_hparams_tab_compares_the_runs(page: "playwright.Page", tensorboard: str, sweep: Path) -> None:
     page.goto(f"{tensorboard}#hparams")
     page.locator("vaadin-grid-cell-content", has_text="0.010000").first.wait_for()
     cells = [cell for cell in page.locator("vaadin-grid-cell-content").all_inner_texts() if cell.strip()]
@@ -120,7 +120,7 @@ def test_hparams_compare_the_runs(page: "playwright.Page", tensorboard: str, swe
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-def test_a_report_fits_phones_and_screens_and_runs_nothing(
+def test_a_report_fits_the_screen_and_runs_no_script(
     browser: "playwright.Browser", sweep: Path, tmp_path: Path, width: int
 ) -> None:
     run = tmp_path / "run <b>&"
@@ -131,19 +131,19 @@ def test_a_report_fits_phones_and_screens_and_runs_nothing(
     write_report(run)
     for file in (run / "report.html", sweep / "report.html"):
         page = browser.new_page(viewport={"width": width, "height": 900})
-        asked: list[str] = []
-        page.on("request", lambda request, asked=asked: asked.append(request.url))
+        requested: list[str] = []
+        page.on("request", lambda request, requested=requested: requested.append(request.url))
         page.goto(file.as_uri())
-        assert [url for url in asked if not url.startswith(("data:", "file:"))] == [], "nothing from elsewhere"
-        assert len([url for url in asked if url.startswith("file:")]) == 1, "one file"
-        assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing sticks out to the side"
+        assert [url for url in requested if not url.startswith(("data:", "file:"))] == [], "the page loads something"
+        assert len([url for url in requested if url.startswith("file:")]) == 1, "the page is one file"
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page is wider than the screen"
         assert page.title() != "forged"
         pictures = page.locator("img")
         assert pictures.count() >= 2
         assert all(pictures.nth(n).evaluate("image => image.naturalWidth") > 100 for n in range(pictures.count()))
         text = page.locator("body").inner_text()
-        for word in ("Every effort moves you", "optimizer.lr", "python train.py", "torch"):
-            assert word in text or word in page.content(), word
+        for expected in ("Every effort moves you", "optimizer.lr", "python train.py", "torch"):
+            assert expected in text or expected in page.content(), expected
         if file.parent == run:
             assert markup in text
         page.close()

@@ -1,4 +1,4 @@
-"""The pictures, by what is drawn in them."""
+"""The charts of runs and sweeps."""
 
 import math
 import xml.etree.ElementTree as ET
@@ -16,11 +16,11 @@ from gpt_pretrain.runs.charts import curves, drawing
 from gpt_pretrain.runs.reader import MetricSeries, read_run
 from gpt_pretrain.sweeps.chart import sweep_figure
 from gpt_pretrain.sweeps.results import Job
-from tests.helpers.made_runs import make_run, metrics
+from tests.helpers.made_runs import make_metrics, make_run
 
 
-def lines(figure: Figure, place: int = 0) -> dict[str, Line2D]:
-    return {str(line.get_label()): line for line in figure.axes[place].get_lines()}
+def lines(figure: Figure, panel: int = 0) -> dict[str, Line2D]:
+    return {str(line.get_label()): line for line in figure.axes[panel].get_lines()}
 
 
 def legend(figure: Figure) -> list[str]:
@@ -34,17 +34,19 @@ def job(settings: dict[str, str], loss: float | None, state: str = "finished") -
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300), st.integers(4, 60))
-def test_a_thinned_line_keeps_its_ends_and_extremes(values: list[float], most: int) -> None:
-    xs, ys = drawing.thinned_line(range(len(values)), values, most)
-    assert len(xs) <= max(most, 4)
+def test_a_thinned_line_keeps_its_ends_and_extremes(values: list[float], limit: int) -> None:
+    xs, ys = drawing.thin_points(range(len(values)), values, limit)
+    assert len(xs) <= max(limit, 4)
     assert list(ys) == [values[int(x)] for x in xs]
     assert sorted(set(xs)) == list(xs)
     assert (xs[0], xs[-1]) == (0, len(values) - 1)
     assert (ys.min(), ys.max()) == (min(values), max(values))
 
 
-def test_the_loss_lines_have_epochs_below_and_tokens_above() -> None:
-    figure = curves.losses(tokens_seen=[50, 100, 200], train_losses=[3, 2, 1], val_losses=[3, 2.5, 2.6], tokens_per_epoch=100)
+def test_the_loss_curve_shows_epochs_and_tokens_seen() -> None:
+    figure = curves.epoch_loss_figure(
+        tokens_seen=[50, 100, 200], train_losses=[3, 2, 1], val_losses=[3, 2.5, 2.6], tokens_per_epoch=100
+    )
     drawn = lines(figure)
     assert list(drawn["training"].get_xdata()) == list(drawn["validation"].get_xdata()) == [0.5, 1.0, 2.0]
     assert list(drawn["training"].get_ydata()) == [3, 2, 1]
@@ -55,11 +57,11 @@ def test_the_loss_lines_have_epochs_below_and_tokens_above() -> None:
     assert above.get_xlim() == pytest.approx((100 * left, 100 * right))
 
 
-def test_a_run_s_best_validation_is_marked_and_its_tokens_stand_above(tmp_path: Path) -> None:
+def test_the_best_validation_loss_is_marked_and_tokens_seen_are_shown(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "run"))
-    figure = curves.run_losses(run)
+    figure = curves.run_loss_figure(run)
     drawn = lines(figure)
-    assert list(drawn["validation, all"].get_xdata()) == [3, 7, 11]
+    assert list(drawn["validation set, all"].get_xdata()) == [3, 7, 11]
     best = drawn["best: 4.500 at step 7"]
     assert (best.get_marker(), best.get_xdata()[0], best.get_ydata()[0]) == ("*", 7, 4.5)
     assert list(drawn["training batches"].get_ydata()) == run.metrics["train/loss"].values
@@ -67,45 +69,45 @@ def test_a_run_s_best_validation_is_marked_and_its_tokens_stand_above(tmp_path: 
     figure.draw_without_rendering()
     (above,) = figure.axes[0].child_axes
     left, right = figure.axes[0].get_xlim()
-    assert above.get_xlim() == pytest.approx(((left + 1) * 100, (right + 1) * 100))  # step 0 has seen 100 tokens
+    assert above.get_xlim() == pytest.approx(((left + 1) * 100, (right + 1) * 100))  # After step 0, 100 tokens are seen.
 
 
-def test_a_loss_that_has_diverged_does_not_flatten_the_rest(tmp_path: Path) -> None:
-    run = read_run(make_run(tmp_path / "run", rows=metrics(level=1e6)))
-    assert curves.run_losses(run).axes[0].get_yscale() == "log"
+def test_a_diverged_loss_does_not_flatten_the_other_curves(tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "run", rows=make_metrics(level=1e6)))
+    assert curves.run_loss_figure(run).axes[0].get_yscale() == "log"
     one, other = MetricSeries([0, 1], [10, 20], [5.0, 4.0]), MetricSeries([0, 1], [10, 20], [6.0, 1e8])
-    figure = curves.overlay({"validation": [one, other]}, ["1", "2"])
+    figure = curves.overlay_figure({"validation": [one, other]}, ["1", "2"])
     low, high = figure.axes[0].get_ylim()
     assert 3.5 < low < 4 and 6 < high < 6.5
-    assert "above 50 cut off" in figure.axes[0].get_ylabel()
-    assert "cut off" not in curves.overlay({"validation": [one]}, ["1"]).axes[0].get_ylabel()
+    assert "up to 50" in figure.axes[0].get_ylabel()
+    assert "up to" not in curves.overlay_figure({"validation": [one]}, ["1"]).axes[0].get_ylabel()
 
 
 def test_long_series_are_thinned_before_they_are_drawn(tmp_path: Path) -> None:
     spiky = [math.sin(i) for i in range(100_000)]
     spiky[51_234] = 9.0
     series = MetricSeries(list(range(100_000)), list(range(100_000)), spiky)
-    (line,) = curves.run_metric(series, label="x").axes[0].get_lines()
-    assert len(line.get_xdata()) <= drawing.POINTS
+    (line,) = curves.metric_figure(series, label="x").axes[0].get_lines()
+    assert len(line.get_xdata()) <= drawing.MAX_POINTS
     assert max(line.get_ydata()) == 9.0
-    many = curves.overlay({"a": [series] * 60, "b": [series] * 60}, [str(i) for i in range(60)])
-    assert sum(len(line.get_xdata()) for axes in many.axes for line in axes.get_lines()) <= curves.POINTS_OF_ALL
-    assert len(drawing.svg(many)) < 600_000
+    many = curves.overlay_figure({"a": [series] * 60, "b": [series] * 60}, [str(i) for i in range(60)])
+    assert sum(len(line.get_xdata()) for axes in many.axes for line in axes.get_lines()) <= curves.MAX_POINTS_PER_FIGURE
+    assert len(drawing.to_svg(many)) < 600_000
 
 
-def test_runs_are_laid_over_one_another_by_tokens() -> None:
+def test_runs_are_compared_in_one_chart_by_tokens_seen() -> None:
     runs = [MetricSeries([0, 1], [100 * n, 200 * n], [5.0, 4.0 + n]) for n in range(1, 13)]
-    figure = curves.overlay({"validation": runs, "training": runs[:1]}, [f"run {n}" for n in range(1, 13)])
+    figure = curves.overlay_figure({"validation": runs, "training": runs[:1]}, [f"run {n}" for n in range(1, 13)])
     assert [axes.get_title() for axes in figure.axes] == ["validation", "training"]
     assert [list(line.get_xdata()) for line in figure.axes[0].get_lines()] == [run.tokens for run in runs]
     assert legend(figure) == [*(f"run {n}" for n in range(1, 11)), "2 others"]
-    looks = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].get_lines()[:10]}
-    assert len(looks) == 10
+    styles = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].get_lines()[:10]}
+    assert len(styles) == 10
 
 
-def test_a_sweep_has_one_plot_for_each_swept_setting() -> None:
+def test_a_sweep_has_one_plot_per_swept_setting() -> None:
     settings = [{"optimizer.lr": lr, "sampler.top_k": k, "seed": "1"} for lr in ("1e-4", "1e-3", "1e-2") for k in ("null", "25")]
-    jobs = [job(one, 4 + place) for place, one in enumerate(settings)]
+    jobs = [job(one, 4 + number) for number, one in enumerate(settings)]
     figure = sweep_figure(jobs)
     assert [axes.get_xlabel() for axes in figure.axes] == ["optimizer.lr", "sampler.top_k"]
     rates, top_k = figure.axes
@@ -120,7 +122,7 @@ def test_a_sweep_has_one_plot_for_each_swept_setting() -> None:
     assert "best: 4, optimizer.lr=1e-4,sampler.top_k=null,seed=1" in legend(figure)
 
 
-def test_failed_and_stopped_jobs_are_seen_as_such() -> None:
+def test_failed_and_stopped_jobs_are_marked() -> None:
     jobs = [
         job({"seed": "1"}, 4.0),
         job({"seed": "2"}, 5.0, "pruned"),
@@ -130,7 +132,7 @@ def test_failed_and_stopped_jobs_are_seen_as_such() -> None:
     figure = sweep_figure(jobs)
     drawn = lines(figure)
     assert figure.axes[0].get_xscale() == "linear"
-    assert list(drawn["stopped before its end"].get_xdata()) == [2]
+    assert list(drawn["stopped early"].get_xdata()) == [2]
     (failed,) = [line for line in drawn.values() if line.get_marker() == "x"]
     assert list(failed.get_xdata()) == [3, 4]
     assert str(failed.get_label()).splitlines()[1:] == ["seed=3", "seed=4"]
@@ -151,12 +153,12 @@ def test_failed_and_stopped_jobs_are_seen_as_such() -> None:
 )
 def test_any_values_can_be_drawn(values: list[str]) -> None:
     for loss in (4.0, None):
-        ET.fromstring(drawing.svg(sweep_figure([job({"key$": value}, loss) for value in values])))
+        ET.fromstring(drawing.to_svg(sweep_figure([job({"key$": value}, loss) for value in values])))
 
 
-def test_svg_is_small_well_formed_and_the_same_each_time(tmp_path: Path) -> None:
+def test_svg_is_small_valid_and_reproducible(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "run"))
-    first, second = (drawing.svg(curves.run_losses(run)) for _ in range(2))
+    first, second = (drawing.to_svg(curves.run_loss_figure(run)) for _ in range(2))
     assert first == second
     tree = ET.fromstring(first)
     texts = ["".join(element.itertext()) for element in tree.iter("{http://www.w3.org/2000/svg}text")]
@@ -166,9 +168,9 @@ def test_svg_is_small_well_formed_and_the_same_each_time(tmp_path: Path) -> None
     assert len(first) < 60_000
 
 
-def test_files_get_the_format_of_their_names(tmp_path: Path) -> None:
-    figure: Any = curves.run_metric(MetricSeries([0, 1], [1, 2], [20_000.0, 30_000.0]), label="tokens per second")
-    drawing.write(figure, tmp_path / "a.png", tmp_path / "a.pdf", tmp_path / "a.svg")
+def test_the_file_name_determines_the_format(tmp_path: Path) -> None:
+    figure: Any = curves.metric_figure(MetricSeries([0, 1], [1, 2], [20_000.0, 30_000.0]), label="tokens per second")
+    drawing.save_figure(figure, tmp_path / "a.png", tmp_path / "a.pdf", tmp_path / "a.svg")
     beginnings = [(tmp_path / f"a.{kind}").read_bytes()[:5] for kind in ("png", "pdf", "svg")]
     assert beginnings == [b"\x89PNG\r", b"%PDF-", b"<?xml"]
     assert np.isclose(figure.axes[0].get_ylim()[0], 0)

@@ -1,4 +1,4 @@
-"""run.json: what a run notes about itself, however it ends."""
+"""The run metadata in run.json."""
 
 import subprocess
 import sys
@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from gpt_pretrain.errors import AlreadyCompleteError, UserError
-from gpt_pretrain.runs.metadata import git_revision, is_running, read_metadata, recorded, update_metadata
+from gpt_pretrain.runs.metadata import is_running, read_metadata, track_run, update_metadata
+from gpt_pretrain.system.checkout import git_revision
 from gpt_pretrain.training.callbacks.evaluation import PeriodicEvaluation
 from tests.conftest import ROOT
 
@@ -25,9 +26,9 @@ from tests.conftest import ROOT
         (SystemExit(1), "failed", "ended with exit code 1"),
     ],
 )
-def test_the_end_is_noted(tmp_path: Path, error: BaseException | None, state: str, reason: str | None) -> None:
+def test_the_state_and_the_error_are_stored(tmp_path: Path, error: BaseException | None, state: str, reason: str | None) -> None:
     def job() -> None:
-        with recorded(tmp_path, command="python train.py seed=1", overrides=["seed=1"]):
+        with track_run(tmp_path, command="python train.py seed=1", overrides=["seed=1"]):
             assert read_metadata(tmp_path)["state"] == "running"
             if error is not None:
                 raise error
@@ -37,30 +38,30 @@ def test_the_end_is_noted(tmp_path: Path, error: BaseException | None, state: st
     else:
         with pytest.raises(type(error)):
             job()
-    record = read_metadata(tmp_path)
-    assert record["state"] == state
-    assert record["started"] <= record["ended"]
-    assert record["error"] == reason
+    metadata = read_metadata(tmp_path)
+    assert metadata["state"] == state
+    assert metadata["started"] <= metadata["ended"]
+    assert metadata["error"] == reason
 
 
-def test_a_resumed_run_keeps_its_beginning(tmp_path: Path) -> None:
-    with recorded(tmp_path, command="first", overrides=["seed=1", "trainer.max_epochs=2"]):
+def test_a_resumed_run_keeps_its_command_and_start_time(tmp_path: Path) -> None:
+    with track_run(tmp_path, command="first", overrides=["seed=1", "trainer.max_epochs=2"]):
         pass
     update_metadata(tmp_path, seconds=100.0)
     first = read_metadata(tmp_path)
-    with recorded(tmp_path, command="second", overrides=["trainer.max_epochs=4"]):
+    with track_run(tmp_path, command="second", overrides=["trainer.max_epochs=4"]):
         pass
     second = read_metadata(tmp_path)
     assert second["command"] == "first"
     assert second["overrides"] == ["seed=1", "trainer.max_epochs=4"]
     assert second["started"] == first["started"]
     assert 100 <= second["seconds"] < 101
-    with pytest.raises(AlreadyCompleteError), recorded(tmp_path, command="third", overrides=[]):
-        raise AlreadyCompleteError("nothing left", result={})
+    with pytest.raises(AlreadyCompleteError), track_run(tmp_path, command="third", overrides=[]):
+        raise AlreadyCompleteError("complete", result={})
     assert read_metadata(tmp_path)["state"] == "finished"
 
 
-def test_a_refused_attempt_leaves_the_record_of_the_run_that_is_there(train: Callable[..., float], tmp_path: Path) -> None:
+def test_rejected_settings_leave_the_metadata_unchanged(train: Callable[..., float], tmp_path: Path) -> None:
     train("callbacks=minimal", "logger=none")
     before = read_metadata(tmp_path / "run")
     with pytest.raises(UserError, match="already holds a run"):
@@ -68,47 +69,47 @@ def test_a_refused_attempt_leaves_the_record_of_the_run_that_is_there(train: Cal
     assert read_metadata(tmp_path / "run") == before
 
 
-def test_a_run_is_one_process_s_at_a_time(tmp_path: Path) -> None:
-    hold = "import sys, time; from pathlib import Path; from gpt_pretrain.runs.metadata import recorded\n" + (
-        "with recorded(Path(sys.argv[1]), command='first', overrides=[]): print('begun', flush=True); time.sleep(60)"
+def test_only_one_process_can_run_in_a_folder(tmp_path: Path) -> None:
+    hold = "import sys, time; from pathlib import Path; from gpt_pretrain.runs.metadata import track_run\n" + (
+        "with track_run(Path(sys.argv[1]), command='first', overrides=[]): print('begun', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
     try:
         assert other.stdout is not None
         assert other.stdout.readline() == b"begun\n"
         assert is_running(tmp_path)
-        with pytest.raises(UserError, match="another process is at work"), recorded(tmp_path, command="second", overrides=[]):
-            raise AssertionError("two at once")
+        with pytest.raises(UserError, match="another process is running"), track_run(tmp_path, command="second", overrides=[]):
+            raise AssertionError("two processes in one folder")
         assert read_metadata(tmp_path)["state"] == "running"
     finally:
         other.kill()
         other.wait()
     assert not is_running(tmp_path)
-    with recorded(tmp_path, command="third", overrides=[]):
+    with track_run(tmp_path, command="third", overrides=[]):
         pass
     assert read_metadata(tmp_path)["command"] == "first"
 
 
 def test_a_pruned_run_stays_pruned(tmp_path: Path) -> None:
-    with recorded(tmp_path, command="", overrides=[]):
+    with track_run(tmp_path, command="", overrides=[]):
         update_metadata(tmp_path, state="pruned")
     assert read_metadata(tmp_path)["state"] == "pruned"
 
 
-def test_a_run_says_what_it_was_trained_on_and_what_came_out(train: Callable[..., float], tmp_path: Path, story: str) -> None:
+def test_the_metadata_describe_the_data_and_the_results(train: Callable[..., float], tmp_path: Path, story: str) -> None:
     best = train("callbacks.loss_curve=false")
-    record = read_metadata(tmp_path / "run")
-    assert record["state"] == "finished"
-    assert record["result"]["best_val_loss"] == best
-    assert (record["result"]["steps"], record["result"]["epochs"], record["result"]["tokens_seen"]) == (6, 2.0, 3072)
-    assert record["data"]["characters"] == len(story)
-    assert record["data"]["train_tokens"] + record["data"]["val_tokens"] == len(story), "a token is a byte"
-    assert record["model"]["vocab_size"] == 257
-    assert record["result"]["peak_memory_bytes"] > 100e6
-    assert (record["precision"], record["compiled"], record["machine"]["device"]) == ("32-true", False, "cpu")
+    metadata = read_metadata(tmp_path / "run")
+    assert metadata["state"] == "finished"
+    assert metadata["result"]["best_val_loss"] == best
+    assert (metadata["result"]["steps"], metadata["result"]["epochs"], metadata["result"]["tokens_seen"]) == (6, 2.0, 3072)
+    assert metadata["data"]["characters"] == len(story)
+    assert metadata["data"]["train_tokens"] + metadata["data"]["val_tokens"] == len(story), "a token is a byte"
+    assert metadata["model"]["vocab_size"] == 257
+    assert metadata["result"]["peak_memory_bytes"] > 100e6
+    assert (metadata["precision"], metadata["compiled"], metadata["machine"]["device"]) == ("32-true", False, "cpu")
 
 
-def test_an_error_before_the_first_step_is_the_one_that_is_told(
+def test_an_error_before_the_first_step_is_stored(
     train: Callable[..., float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def broken(*args: object) -> None:
@@ -120,7 +121,7 @@ def test_an_error_before_the_first_step_is_the_one_that_is_told(
     assert read_metadata(tmp_path / "run")["error"] == "too early"
 
 
-def test_the_revision_is_git_s() -> None:
+def test_the_stored_revision_is_the_commit() -> None:
     done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip("not a git checkout")

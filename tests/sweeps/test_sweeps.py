@@ -1,4 +1,4 @@
-"""Sweeps as users start them: ranked, taken up again, side by side, searched."""
+"""Sweeps from the command line: ranking, resuming, parallel jobs and searches."""
 
 import csv
 import json
@@ -17,40 +17,40 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from gpt_pretrain.runs.metadata import read_metadata, update_metadata
+from gpt_pretrain.sweeps.folder import job_folder_name
 from gpt_pretrain.sweeps.results import read_sweep, swept_keys
-from gpt_pretrain.sweeps.runner import job_folder
 from tests.conftest import ROOT, TINY_RUN
 
 Script = Callable[..., subprocess.CompletedProcess[str]]
 SHORT = [*TINY_RUN, "trainer.max_epochs=1", "callbacks=minimal"]
 
 
-def the_sweep(folder: Path) -> Path:
+def only_sweep(folder: Path) -> Path:
     (sweep,) = (folder / "outputs" / "multirun").iterdir()
     return sweep
 
 
-def table(sweep: Path) -> list[dict[str, str]]:
+def read_summary(sweep: Path) -> list[dict[str, str]]:
     with open(sweep / "summary.csv", encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream))
 
 
-def test_a_sweep_ranks_its_runs_and_one_failure_ends_none_of_the_others(script: Script, tmp_path: Path) -> None:
+def test_a_sweep_ranks_its_runs_and_continues_after_a_failure(script: Script, tmp_path: Path) -> None:
     done = script("train.py", "-m", *SHORT, "optimizer.lr=1e-4,-1,1e-2", "seed=1,2")
     assert done.returncode == 1
     assert done.stderr.count("optimizer.lr=-1.0: must be above 0") == 2
     assert "Traceback" not in done.stderr + done.stdout
-    sweep = the_sweep(tmp_path)
-    rows = table(sweep)
+    sweep = only_sweep(tmp_path)
+    rows = read_summary(sweep)
     assert [row["state"] for row in rows] == ["finished"] * 4 + ["failed"] * 2
     losses = [float(row["best_val_loss"]) for row in rows[:4]]
     assert losses == sorted(losses)
     assert [row["rank"] for row in rows] == ["1", "2", "3", "4", "", ""]
-    assert {row["optimizer.lr"] for row in rows[:2]} == {"0.01"}, "the higher rate learns more in three steps"
+    assert {row["optimizer.lr"] for row in rows[:2]} == {"0.01"}, "the higher learning rate is better in three steps"
     shown = done.stdout[done.stdout.index("\nrank ") :]
     assert [line.split()[0] for line in shown.splitlines()[2:8]] == ["1", "2", "3", "4", "-", "-"]
     assert "optimizer.lr=-1,seed=1 failed: optimizer.lr=-1.0: must be above 0" in shown
-    assert f"2 jobs did not come to their end. To go on:\n  python train.py sweep_resume=outputs/multirun/{sweep.name}" in shown
+    assert f"2 jobs did not finish. To resume:\n  python train.py sweep_resume=outputs/multirun/{sweep.name}" in shown
 
     (command,) = re.findall(r"To repeat it:\n  python (.*)", shown)
     again = script(*shlex.split(command))
@@ -59,38 +59,40 @@ def test_a_sweep_ranks_its_runs_and_one_failure_ends_none_of_the_others(script: 
     assert read_metadata(run)["result"]["best_val_loss"] == losses[0]
 
 
-def test_a_job_that_would_end_the_process_ends_itself_alone(script: Script, tmp_path: Path) -> None:
+def test_a_job_that_exits_does_not_end_the_sweep(script: Script, tmp_path: Path) -> None:
     exits = "+callbacks.custom.odd={_target_: lightning.pytorch.callbacks.Timer},{_target_: sys.exit, _args_: [3]}"
     done = script("train.py", "-m", *SHORT, "logger=none", exits)
     assert done.returncode == 1
-    (finished, failed) = read_sweep(the_sweep(tmp_path))
+    (finished, failed) = read_sweep(only_sweep(tmp_path))
     assert (finished.state, failed.state) == ("finished", "failed")
-    assert failed.record["error"] == "ended with exit code 3"
-    assert "1 job did not come to its end" in done.stdout
+    assert failed.metadata["error"] == "ended with exit code 3"
+    assert "1 job did not finish" in done.stdout
 
 
-def test_twins_are_run_once(script: Script, tmp_path: Path) -> None:
+def test_duplicate_jobs_are_run_once(script: Script, tmp_path: Path) -> None:
     done = script("train.py", "-m", *SHORT, "logger=none", "seed=1,1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     assert done.returncode == 0, done.stderr
-    assert "1 of 3 jobs are there twice and left out." in done.stdout
-    assert [row["seed"] for row in table(the_sweep(tmp_path))] in (["1", "2"], ["2", "1"])
+    assert "Skipped 1 of 3 jobs: duplicates." in done.stdout
+    assert [row["seed"] for row in read_summary(only_sweep(tmp_path))] in (["1", "2"], ["2", "1"])
 
 
-def test_a_sweep_may_be_mended_and_lengthened(script: Script, tmp_path: Path) -> None:
+def test_a_resumed_sweep_may_get_other_values_and_a_later_end(script: Script, tmp_path: Path) -> None:
     done = script("train.py", "-m", *SHORT, "logger=none", "optimizer.lr=1e-3,-1", "seed=1,2", "hydra.sweep.dir=s")
     assert done.returncode == 1
     more = script("train.py", "sweep_resume=s", "optimizer.lr=1e-3", "trainer.max_epochs=2")
     assert more.returncode == 0, more.stderr
     assert "Traceback" not in more.stderr
-    finished = sorted(row["folder"] for row in table(tmp_path / "s") if row["state"] == "finished")
+    finished = sorted(row["folder"] for row in read_summary(tmp_path / "s") if row["state"] == "finished")
     assert finished == ["optimizer.lr=0.001,seed=1", "optimizer.lr=0.001,seed=2"]
-    assert {job.result["epochs"] for job in read_sweep(tmp_path / "s") if job.state == "finished"} == {2.0}, "gone on with"
-    assert "did not come to" not in more.stdout, "the jobs that were mended away are no longer asked for"
+    assert {job.result["epochs"] for job in read_sweep(tmp_path / "s") if job.state == "finished"} == {2.0}, (
+        "the finished jobs are resumed"
+    )
+    assert "did not finish" not in more.stdout, "jobs with removed values are no longer requested"
 
 
-def sent_when(ready: Callable[[], bool], signum: int, words: list[str], folder: Path) -> tuple[int, str]:
-    """Start a sweep, send it a signal once it is ready, and return its exit code and what it printed."""
-    command = [sys.executable, str(ROOT / "train.py"), "-m", *words]
+def signal_when(ready: Callable[[], bool], signum: int, overrides: list[str], folder: Path) -> tuple[int, str]:
+    """Start a sweep, send it a signal when it is ready, and return its exit code and its output."""
+    command = [sys.executable, str(ROOT / "train.py"), "-m", *overrides]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     deadline = time.monotonic() + 100
     while not ready() and time.monotonic() < deadline and process.poll() is None:
@@ -101,8 +103,8 @@ def sent_when(ready: Callable[[], bool], signum: int, words: list[str], folder: 
     return process.returncode, out
 
 
-def test_ctrl_c_in_a_sweep_says_how_to_go_on(script: Script, tmp_path: Path, cache_dir: Path) -> None:
-    words = [
+def test_ctrl_c_in_a_sweep_prints_the_command_to_resume_it(script: Script, tmp_path: Path, cache_dir: Path) -> None:
+    overrides = [
         *TINY_RUN,
         "trainer.max_epochs=3000",
         "logger=none",
@@ -111,22 +113,22 @@ def test_ctrl_c_in_a_sweep_says_how_to_go_on(script: Script, tmp_path: Path, cac
         f"data.cache_dir='{cache_dir}'",
     ]
     begun = tmp_path / "s" / "seed=1" / "checkpoints" / "last.ckpt"
-    code, out = sent_when(begun.exists, signal.SIGINT, [*words, "hydra.sweep.dir=s"], tmp_path)
+    code, out = signal_when(begun.exists, signal.SIGINT, [*overrides, "hydra.sweep.dir=s"], tmp_path)
     assert code == 130
     assert "seed=1 interrupted: stopped by Ctrl-C" in out
-    assert "2 jobs did not come to their end. To go on:\n  python train.py sweep_resume=s" in out
-    assert "To repeat it" not in out, "a run that did not come to its end is no result"
+    assert "2 jobs did not finish. To resume:\n  python train.py sweep_resume=s" in out
+    assert "To repeat it" not in out, "an unfinished run is no result"
 
 
-def test_a_killed_search_goes_on_with_the_trial_that_it_was_at(script: Script, tmp_path: Path, cache_dir: Path) -> None:
+def test_a_killed_search_resumes_its_trial(script: Script, tmp_path: Path, cache_dir: Path) -> None:
     pytest.importorskip("optuna")
-    words = [*TINY_RUN, "trainer.max_epochs=40", "callbacks=minimal", "logger=none", f"data.cache_dir='{cache_dir}'"]
+    overrides = [*TINY_RUN, "trainer.max_epochs=40", "callbacks=minimal", "logger=none", f"data.cache_dir='{cache_dir}'"]
     search = ["hparams_search=optuna", "hydra.sweeper.n_trials=3", "hydra.sweep.dir=s"]
 
     def second() -> bool:
         return len(list((tmp_path / "s").glob("*/checkpoints/last.ckpt"))) == 2
 
-    sent_when(second, signal.SIGKILL, [*words, *search], tmp_path)
+    signal_when(second, signal.SIGKILL, [*overrides, *search], tmp_path)
     (lost,) = [job.folder.name for job in read_sweep(tmp_path / "s") if job.state == "running"]
     done = script("train.py", "sweep_resume=s")
     assert done.returncode == 0, done.stderr
@@ -134,11 +136,11 @@ def test_a_killed_search_goes_on_with_the_trial_that_it_was_at(script: Script, t
     assert len(jobs) == 3
     assert {job.state for job in jobs} <= {"finished", "pruned"}
     assert lost in {job.folder.name for job in jobs}
-    assert done.stdout.count("Before training") == 1, "of the third; the second went on"
+    assert done.stdout.count("Before training") == 1, "only the third trial starts from scratch"
 
 
-def test_a_killed_sweep_is_taken_up_where_it_was(script: Script, tmp_path: Path, cache_dir: Path) -> None:
-    words = [
+def test_a_killed_sweep_is_resumed_at_the_job_that_was_running(script: Script, tmp_path: Path, cache_dir: Path) -> None:
+    overrides = [
         *TINY_RUN,
         "trainer.max_epochs=40",
         "callbacks=minimal",
@@ -146,84 +148,90 @@ def test_a_killed_sweep_is_taken_up_where_it_was(script: Script, tmp_path: Path,
         "seed=1,2,3",
         f"data.cache_dir='{cache_dir}'",
     ]
-    place = tmp_path / "outputs" / "multirun" / "killed"
-    second = place / "seed=2" / "checkpoints" / "last.ckpt"
-    sent_when(second.exists, signal.SIGKILL, [*words, f"hydra.sweep.dir='{place}'"], tmp_path)
-    states = {job.folder.name: job.state for job in read_sweep(place)}
+    sweep = tmp_path / "outputs" / "multirun" / "killed"
+    second = sweep / "seed=2" / "checkpoints" / "last.ckpt"
+    signal_when(second.exists, signal.SIGKILL, [*overrides, f"hydra.sweep.dir='{sweep}'"], tmp_path)
+    states = {job.folder.name: job.state for job in read_sweep(sweep)}
     assert states == {"seed=1": "finished", "seed=2": "running"}
-    before = (place / "seed=1" / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    before = (sweep / "seed=1" / "checkpoints" / "last.ckpt").stat().st_mtime_ns
 
-    done = script("train.py", f"sweep_resume={place}")
+    done = script("train.py", f"sweep_resume={sweep}")
     assert done.returncode == 0, done.stderr
-    assert "1 of 3 jobs are done already" in done.stdout
-    assert (place / "seed=1" / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
+    assert "Skipped 1 of 3 jobs: already complete." in done.stdout
+    assert (sweep / "seed=1" / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
     first_lines = re.findall(r"Before training", done.stdout)
-    assert len(first_lines) == 1, "the second run went on, the third began"
-    assert [row["state"] for row in table(place)] == ["finished"] * 3
+    assert len(first_lines) == 1, "the second run is resumed, the third starts"
+    assert [row["state"] for row in read_summary(sweep)] == ["finished"] * 3
 
-    whole = script("train.py", "-m", *words, f"hydra.sweep.dir={tmp_path / 'whole'}")
+    whole = script("train.py", "-m", *overrides, f"hydra.sweep.dir={tmp_path / 'whole'}")
     assert whole.returncode == 0, whole.stderr
-    losses = [{row["folder"]: row["best_val_loss"] for row in table(sweep)} for sweep in (place, tmp_path / "whole")]
+    losses = [{row["folder"]: row["best_val_loss"] for row in read_summary(folder)} for folder in (sweep, tmp_path / "whole")]
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("words", [["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], ["hydra/launcher=submitit_local"]])
-def test_runs_side_by_side_come_to_the_same(script: Script, tmp_path: Path, words: list[str]) -> None:
+@pytest.mark.parametrize("launcher", [["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], ["hydra/launcher=submitit_local"]])
+def test_parallel_runs_have_the_same_results(script: Script, tmp_path: Path, launcher: list[str]) -> None:
     settings = [*SHORT, "optimizer.lr=1e-3,-1,1e-2", "logger=none"]
-    done = script("train.py", "-m", *settings, *words)
+    done = script("train.py", "-m", *settings, *launcher)
     assert done.returncode == 1, done.stderr
-    rows = table(the_sweep(tmp_path))
+    rows = read_summary(only_sweep(tmp_path))
     assert [row["state"] for row in rows] == ["finished", "finished", "failed"]
     alone = script("train.py", *settings[:-2], "optimizer.lr=1e-2", "logger=none", "hydra.run.dir=outputs/alone")
     assert alone.returncode == 0, alone.stderr
     assert float(rows[0]["best_val_loss"]) == read_metadata(tmp_path / "outputs" / "alone")["result"]["best_val_loss"]
 
 
-def test_a_run_beside_others_may_load_its_data_in_processes(script: Script, tmp_path: Path) -> None:
-    words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "data.num_workers=1", "seed=1,2"]
-    done = script("train.py", "-m", *SHORT, *words)
+def test_a_parallel_run_may_use_data_workers(script: Script, tmp_path: Path) -> None:
+    overrides = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "data.num_workers=1", "seed=1,2"]
+    done = script("train.py", "-m", *SHORT, *overrides)
     assert done.returncode == 0, done.stderr
-    assert [row["state"] for row in table(the_sweep(tmp_path))] == ["finished"] * 2
+    assert [row["state"] for row in read_summary(only_sweep(tmp_path))] == ["finished"] * 2
 
 
-def test_memory_is_given_back_between_runs(script: Script, tmp_path: Path) -> None:
-    words = [*SHORT, "logger=none", "model.emb_dim=512", "model.n_layers=6", "trainer.limit_train_batches=2"]  # 300 MB of state
-    done = script("train.py", "-m", *words, "seed=1,2,3,4")
+def test_memory_is_released_between_runs(script: Script, tmp_path: Path) -> None:
+    overrides = [
+        *SHORT,
+        "logger=none",
+        "model.emb_dim=512",
+        "model.n_layers=6",
+        "trainer.limit_train_batches=2",
+    ]  # 300 MB of state.
+    done = script("train.py", "-m", *overrides, "seed=1,2,3,4")
     assert done.returncode == 0, done.stderr
-    jobs = sorted(read_sweep(the_sweep(tmp_path)), key=lambda job: job.folder.name)
+    jobs = sorted(read_sweep(only_sweep(tmp_path)), key=lambda job: job.folder.name)
     peaks = [job.result["peak_memory_bytes"] for job in jobs]
     assert max(peaks[1:]) < peaks[0] + 100e6, peaks
 
 
-def test_a_search_learns_ends_what_falls_behind_and_goes_on(script: Script, tmp_path: Path) -> None:
+def test_a_search_prunes_jobs_and_can_be_resumed(script: Script, tmp_path: Path) -> None:
     pytest.importorskip("optuna")
-    words = [*TINY_RUN, "trainer.max_epochs=4", "callbacks=minimal", "logger=none", "hparams_search=optuna"]
-    done = script("train.py", "-m", *words, "hydra.sweeper.n_trials=6")
+    overrides = [*TINY_RUN, "trainer.max_epochs=4", "callbacks=minimal", "logger=none", "hparams_search=optuna"]
+    done = script("train.py", "-m", *overrides, "hydra.sweeper.n_trials=6")
     assert done.returncode == 0, done.stderr
-    sweep = the_sweep(tmp_path)
+    sweep = only_sweep(tmp_path)
     jobs = read_sweep(sweep)
     assert len(jobs) == 6
     assert set(swept_keys(jobs)) == {"optimizer.lr", "optimizer.weight_decay", "model.drop_rate"}
     pruned = [job for job in jobs if job.state == "pruned"]
-    assert pruned, "of six, at least one is behind the median of three after its first epoch"
+    assert pruned, "at least one of six jobs is worse than the median after its first epoch"
     assert all(job.result["epochs"] < 4 for job in pruned)
     assert all(1e-4 <= float(job.settings["optimizer.lr"]) <= 3e-3 for job in jobs)
     more = script("train.py", f"sweep_resume={sweep}", "hydra.sweeper.n_trials=8")
     assert more.returncode == 0, more.stderr
-    assert len(read_sweep(sweep)) == 8, "two more, and none of the first again"
+    assert len(read_sweep(sweep)) == 8, "two more jobs, and none of the first is repeated"
     other = script("train.py", f"sweep_resume={sweep}", "optimizer.weight_decay=choice(0.0,0.2)")
     assert other.returncode == 2
     assert "optimizer.weight_decay: the values that a search chooses from cannot change" in other.stderr
-    assert script("train.py", f"sweep_resume={sweep}").returncode == 0, "what was refused is not kept"
+    assert script("train.py", f"sweep_resume={sweep}").returncode == 0, "rejected settings are not stored"
 
 
-def test_a_search_draws_by_chance_from_what_is_typed(script: Script, tmp_path: Path) -> None:
+def test_a_random_search_draws_from_the_typed_ranges(script: Script, tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     space = ["optimizer.lr=tag(log,interval(1e-4,1e-2))", "data.batch_size=range(4,9)", "seed=choice(5,6)"]
     more = ["hydra.sweeper.n_trials=4", "hydra.sweeper.n_parallel=2", "hydra.sweeper.params=null", "logger=none"]
     done = script("train.py", "-m", "hparams_search=random", *SHORT, *space, *more)
     assert done.returncode == 0, done.stderr
-    jobs = read_sweep(the_sweep(tmp_path))
+    jobs = read_sweep(only_sweep(tmp_path))
     assert len(jobs) == 4
     for job in jobs:
         assert 1e-4 <= float(job.settings["optimizer.lr"]) <= 1e-2
@@ -232,28 +240,28 @@ def test_a_search_draws_by_chance_from_what_is_typed(script: Script, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("overrides", "message"),
     [
-        (["-m", "optimizer.lr=interval(1e-4,1e-3)"], "a grid needs values"),
-        (["-m", "hparams_search=random", "hydra.sweeper.params=null"], "A search needs a setting to search over"),
+        (["-m", "optimizer.lr=interval(1e-4,1e-3)"], "a grid needs a list of values"),
+        (["-m", "hparams_search=random", "hydra.sweeper.params=null"], "A search needs a setting to vary"),
         (["-m", "hparams_search=random", "hydra.sweeper.sampler=cmaes"], "must be one of tpe, random"),
         (["-m", "hparams_search=random", "hydra.sweeper.n_trials=many"], "hydra.sweeper.n_trials=many: must be a whole number"),
         (["hparams_search=optuna"], "hparams_search=optuna needs a sweep. Add -m"),
-        (["sweep_resume=nowhere"], "there is no sweep in this folder"),
+        (["sweep_resume=nowhere"], "this folder holds no sweep"),
         (["sweep_resume=latest"], "there is no sweep below"),
     ],
 )
-def test_mistakes_are_told_in_a_line(script: Script, words: list[str], told: str) -> None:
-    done = script("train.py", *words)
+def test_mistakes_are_reported_without_a_traceback(script: Script, overrides: list[str], message: str) -> None:
+    done = script("train.py", *overrides)
     assert done.returncode == 2, done.stdout + done.stderr
-    assert told in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_tensorboard_s_table_has_what_the_sweep_tries_and_what_came_out(script: Script, tmp_path: Path) -> None:
+def test_the_hparams_table_has_the_swept_settings_and_the_results(script: Script, tmp_path: Path) -> None:
     done = script("train.py", "-m", *TINY_RUN, "optimizer.lr=1e-3,1e-2", "sampler.top_k=null,25")
     assert done.returncode == 0, done.stderr
-    jobs = read_sweep(the_sweep(tmp_path))
+    jobs = read_sweep(only_sweep(tmp_path))
     assert len(jobs) == 4
     for job in jobs:
         events = EventAccumulator(str(job.folder)).Reload()
@@ -269,17 +277,17 @@ def test_tensorboard_s_table_has_what_the_sweep_tries_and_what_came_out(script: 
         assert "_hparams_/session_end_info" in stored
 
 
-def test_folders_are_named_after_settings() -> None:
-    assert job_folder(["sampler.top_k=25", "optimizer.lr=0.001"]) == "optimizer.lr=0.001,sampler.top_k=25"
-    strange, other = job_folder(["data.path=a/b c.txt"]), job_folder(["data.path=a_b_c.txt"])
+def test_job_folders_are_named_after_their_overrides() -> None:
+    assert job_folder_name(["sampler.top_k=25", "optimizer.lr=0.001"]) == "optimizer.lr=0.001,sampler.top_k=25"
+    strange, other = job_folder_name(["data.path=a/b c.txt"]), job_folder_name(["data.path=a_b_c.txt"])
     assert re.fullmatch(r"data\.path=a_b_c\.txt-[0-9a-f]{8}", strange)
     assert strange != other
-    assert len(job_folder(["start_context=" + "x" * 500])) < 150
-    assert len(job_folder(["start_context=" + "\u8a9e" * 500]).encode()) < 150, "file systems count bytes"
-    assert job_folder([]) == "job"
+    assert len(job_folder_name(["start_context=" + "x" * 500])) < 150
+    assert len(job_folder_name(["start_context=" + "\u8a9e" * 500]).encode()) < 150, "file systems limit bytes, not characters"
+    assert job_folder_name([]) == "job"
 
 
-def test_a_broken_record_is_no_record(tmp_path: Path) -> None:
+def test_damaged_run_metadata_count_as_missing(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "run.json").write_text('{"state": "fini')
     assert read_metadata(tmp_path / "a") == {}
@@ -289,18 +297,18 @@ def test_a_broken_record_is_no_record(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "a" / "run.json").read_text(encoding="utf-8"))["result"]["best_val_loss"] == 2.5
 
 
-def test_generations_are_compared_in_one_table(script: Script, train: Callable[..., Any], tmp_path: Path) -> None:
+def test_generated_texts_are_compared_in_one_table(script: Script, train: Callable[..., Any], tmp_path: Path) -> None:
     train("trainer.max_epochs=20", "optimizer.lr=3e-3", "logger=none", run_dir=tmp_path / "outputs" / "a")
     done = script("generate.py", "-m", "sampler.temperature=0,0.7,1.2", "sampler.top_k=null,25")
     assert done.returncode == 0, done.stderr
-    rows = table(next(tmp_path.glob("outputs/multirun/*-generate")))
+    rows = read_summary(next(tmp_path.glob("outputs/multirun/*-generate")))
     assert [(row["sampler.temperature"], row["sampler.top_k"]) for row in rows] == [
         (temperature, top_k) for temperature in ("0", "0.7", "1.2") for top_k in ("null", "25")
     ]
     assert all(row["text"].startswith("Every effort moves you") for row in rows)
-    assert all(re.fullmatch(r"\d+ of 50", row["memorised"]) for row in rows), "the story is found again"
-    assert rows[0]["text"] == rows[1]["text"], "greedy, whatever top_k"
+    assert all(re.fullmatch(r"\d+ of 50", row["memorised"]) for row in rows), "the sample story is the training text"
+    assert rows[0]["text"] == rows[1]["text"], "greedy decoding ignores top_k"
     shown = done.stdout[done.stdout.index("\nsampler.temperature") :].splitlines()
     assert len(shown) >= 8
-    assert script("train.py", "sweep_resume=latest").returncode == 2, "that is another script's sweep"
-    assert float(rows[0]["mean log p"]) > float(rows[4]["mean log p"]), "what is likeliest is likelier than what is drawn"
+    assert script("train.py", "sweep_resume=latest").returncode == 2, "the sweep belongs to generate.py"
+    assert float(rows[0]["mean log p"]) > float(rows[4]["mean log p"]), "greedy texts are more probable than sampled ones"

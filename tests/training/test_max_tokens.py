@@ -12,7 +12,7 @@ from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.schema import TrainerSettings, TrainSettings
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.errors import AlreadyCompleteError
-from gpt_pretrain.sweeps.write_report import write_report
+from gpt_pretrain.runs.report.saving import save_run_page
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.training.run_length import steps_per_epoch, total_epochs, total_steps
 from tests.helpers.data_settings import data_settings
@@ -93,4 +93,4 @@ def test_the_plan_the_report_and_the_doubts_know_it(train: Train, tmp_path: Path
     assert f"plan    {4 * STEP:,} tokens" in lines
     assert f"trainer.max_steps=9 is never reached: trainer.max_tokens={4 * STEP} ends the run after 4 steps" in lines
     assert json.loads((tmp_path / "run" / "run.json").read_text())["result"]["tokens_seen"] == 4 * STEP
-    assert f"trainer.max_tokens={8 * STEP}" in write_report(tmp_path / "run").read_text()
+    assert f"trainer.max_tokens={8 * STEP}" in save_run_page(tmp_path / "run").read_text()

@@ -1,4 +1,4 @@
-"""What the pages of runs and sweeps share: safe text, parts of one form, and the templates that put them together."""
+"""What report pages have in common: safe text, pictures, lists of files, and the templates."""
 
 from __future__ import annotations
 
@@ -8,39 +8,25 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from gpt_pretrain.runs.charts.drawing import data_uri
+from gpt_pretrain.runs.charts.drawing import to_data_uri
 from gpt_pretrain.runs.folder import EXPORTED
 from gpt_pretrain.runs.metadata import FAILED, FINISHED, INTERRUPTED, PRUNED, RUNNING
+from gpt_pretrain.runs.report.saving import REPORT
 from gpt_pretrain.system.formatting import format_si
 
-FILES = 40  # listed at most
-CONTROLS = {code: "\ufffd" for code in [*range(0x20), *range(0x7F, 0xA0)] if chr(code) not in "\n\t"}
+SHARED_TEMPLATES = "gpt_pretrain.runs.report"
+MAX_FILES = 40
+CONTROL_CHARACTERS = {code: "\ufffd" for code in [*range(0x20), *range(0x7F, 0xA0)] if chr(code) not in "\n\t"}
 STATES = {
     FINISHED: "finished",
     FAILED: "failed",
     INTERRUPTED: "interrupted",
     PRUNED: "pruned",
-    RUNNING: "running, or killed before it could say so",
-}
-PURPOSES = {
-    "losses.png": "the loss curve",
-    "losses.pdf": "the loss curve, for print",
-    "samples.txt": "all samples",
-    "metrics.csv": "every metric by step",
-    "train.log": "what was printed",
-    "config.yaml": "all settings",
-    "run.json": "this page's facts, for programs",
-    "summary.csv": "the ranked jobs, as a table",
-    "summary.png": "one plot for each swept setting",
-    "multirun.yaml": "what the sweep was started with",
-    "study.journal": "the trials of the search",
-    "last.ckpt": "weights and optimizer of the last step saved",
-    "best.ckpt": "those with the lowest validation loss",
-    EXPORTED: "the weights, for transformers",
+    RUNNING: "running, or killed",
 }
 
 
@@ -49,21 +35,21 @@ class Picture:
     """A figure on a page.
 
     Args:
-        uri: the image itself.
-        title: what stands above it.
-        alt: what it shows, for those who do not see it.
-        look: "half" or "wide" of the page; "panels" beside one another, to be scrolled sideways on a phone.
+        uri: The image as a data URI.
+        title: The caption above it.
+        alt: A description for readers who cannot see it.
+        width: "half" or "wide"; "panels" for several plots in a row, which scroll sideways on a phone.
     """
 
     uri: str
     title: str
     alt: str
-    look: str = "half"
+    width: str = "half"
 
 
 @dataclass(frozen=True)
-class File:
-    """A file on a page: where it is from here, its name, its size and what it is."""
+class ListedFile:
+    """A file in the list of files of a page."""
 
     href: str
     name: str
@@ -71,92 +57,92 @@ class File:
     purpose: str
 
 
-def picture(figure: Figure, title: str, alt: str, *, look: str = "half") -> Picture:
-    """A figure, ready for a page."""
-    return Picture(data_uri(figure), title, alt, look)
+def make_picture(figure: Figure, title: str, alt: str, *, width: str = "half") -> Picture:
+    """Convert a figure to a picture."""
+    return Picture(to_data_uri(figure), title, alt, width)
 
 
-def visible(text: object) -> str:
-    """A text with signs that a page cannot hold, control characters and halves of surrogate pairs, replaced."""
-    return str(text).encode("utf-8", errors="replace").decode().translate(CONTROLS)
+def printable(text: object) -> str:
+    """Replace the characters that an HTML page cannot contain: control characters and unpaired surrogates."""
+    return str(text).encode("utf-8", errors="replace").decode().translate(CONTROL_CHARACTERS)
 
 
-def shorten(text: object, most: int) -> str:
-    """A text of at most so many characters, which says how many it had."""
-    whole = str(text)
-    return visible(whole) if len(whole) <= most else f"{visible(whole[:most])} ... (cut here; {len(whole):,} characters in all)"
+def shorten(text: object, limit: int) -> str:
+    """Return a printable text, cut after `limit` characters with a note of its full length."""
+    full = str(text)
+    return printable(full) if len(full) <= limit else f"{printable(full[:limit])} ... (cut; {len(full):,} characters in total)"
 
 
 def facts_table(*rows: tuple[str, object]) -> list[tuple[str, str]]:
-    """Names and values, without those that are not known."""
+    """Return the names and values that are known."""
     known = [(name, shorten(value, 2_000)) for name, value in rows if value is not None]
     return [(name, value) for name, value in known if value.strip() not in ("", "-")]
 
 
-def href(*parts: str) -> str:
-    """The address of a file from the page's folder; a name with a colon is not taken for another protocol."""
+def file_href(*parts: str) -> str:
+    """Return a relative link to a file. It starts with "./", so that a name with a colon is not taken for a URL scheme."""
     return "./" + "/".join(quote(part, errors="surrogateescape") for part in parts)
 
 
-def listed(folder: Path) -> list[File]:
-    """The files of a folder that a reader may want, those with a known purpose first."""
+def list_files(folder: Path, purposes: dict[str, str]) -> list[ListedFile]:
+    """List the files in a folder, those with a known purpose first, in the order of `purposes`."""
     found = [path for path in folder.iterdir() if path.is_file() or path.name == EXPORTED]
-    found = [path for path in found if not path.name.startswith(".") and path.name != "report.html"]
+    found = [path for path in found if not path.name.startswith(".") and path.name != REPORT]
     found += sorted((folder / "checkpoints").glob("*.ckpt"), reverse=True)
-    order = list(PURPOSES)
+    order = list(purposes)
     found.sort(key=lambda path: (order.index(path.name) if path.name in order else len(order), path.name))
-    return [_file(path, folder) for path in found[:FILES]]
+    return [_list_file(path, folder, purposes) for path in found[:MAX_FILES]]
 
 
-def findings(record: dict[str, Any], *, most: int = 50, text: int = 600) -> list[dict[str, str]]:
-    """What the doctor has noted in a record: sign, step and text of each.
+def read_findings(metadata: dict[str, Any], *, limit: int = 50, text_limit: int = 600) -> list[dict[str, str]]:
+    """Return the findings of the health monitor: the sign, the step and the text of each.
 
     Args:
-        most: of them.
-        text: characters of each.
+        limit: Number of findings.
+        text_limit: Characters of each text.
     """
-    noted = record.get("findings")
-    found = [entry for entry in noted if isinstance(entry, dict)] if isinstance(noted, list) else []
-    return [{name: shorten(entry.get(name, ""), text) for name in ("sign", "step", "text")} for entry in found[:most]]
+    stored = metadata.get("findings")
+    found = [entry for entry in stored if isinstance(entry, dict)] if isinstance(stored, list) else []
+    return [{name: shorten(entry.get(name, ""), text_limit) for name in ("sign", "step", "text")} for entry in found[:limit]]
 
 
-def state_words(state: str) -> str:
-    """A state in words."""
-    return STATES.get(state, "of unknown state")
+def describe_state(state: str) -> str:
+    """Return a state in words."""
+    return STATES.get(state, "unknown state")
 
 
-def ending(record: dict[str, Any]) -> str:
-    """What ended a run that did not come to its end."""
-    return str(record.get("error") or "")
+def join_distinct(texts: Iterable[object]) -> str:
+    """Return the known texts in the order given, without repetitions, separated by commas."""
+    return ", ".join(dict.fromkeys(printable(text) for text in texts if text not in (None, "", "-")))
 
 
-def render(template: str, **parts: Any) -> str:
-    """A page from its template; whatever the parts hold is text, and never markup."""
+def render_page(template: str, *, package: str = SHARED_TEMPLATES, **values: Any) -> str:
+    """Render a page from a template. The values are inserted as text, never as markup.
+
+    Args:
+        template: The file name of the template.
+        package: The package whose folder `templates` holds it. The shared templates of this package can be included too.
+    """
     environment = Environment(
-        loader=PackageLoader("gpt_pretrain.runs.report"),
+        loader=ChoiceLoader([PackageLoader(package), PackageLoader(SHARED_TEMPLATES)]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    source, _, _ = environment.loader.get_source(environment, "style.css")  # type: ignore[union-attr]
-    return environment.get_template(template).render(style=Markup(source), **parts)
+    style, _, _ = environment.loader.get_source(environment, "style.css")  # type: ignore[union-attr]
+    return environment.get_template(template).render(style=Markup(style), **values)
 
 
-def _file(path: Path, folder: Path) -> File:
+def _list_file(path: Path, folder: Path, purposes: dict[str, str]) -> ListedFile:
     parts = path.relative_to(folder).parts
-    purpose = PURPOSES.get(path.name, "")
+    purpose = purposes.get(path.name, "")
     if path.name.startswith("events.out.tfevents"):
-        purpose = "every metric, for TensorBoard"
+        purpose = "all metrics, for TensorBoard"
     elif path.suffix == ".ckpt" and not purpose:
         purpose = "an earlier checkpoint"
     try:
-        measured = format_si(path.stat().st_size, "B") if path.is_file() else "folder"
+        size = format_si(path.stat().st_size, "B") if path.is_file() else "folder"
     except OSError:
-        measured = ""
-    return File(href(*parts), shorten("/".join(parts), 200), measured, purpose)
-
-
-def joined(words: Iterable[object]) -> str:
-    """Words beside one another, in the order given, none twice."""
-    return ", ".join(dict.fromkeys(visible(word) for word in words if word not in (None, "", "-")))
+        size = ""
+    return ListedFile(file_href(*parts), shorten("/".join(parts), 200), size, purpose)

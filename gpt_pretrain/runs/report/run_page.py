@@ -1,4 +1,4 @@
-"""The page of a run."""
+"""The report page of a run."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pretrain.runs.charts import curves, drawing
-from gpt_pretrain.runs.folder import display_path, list_checkpoints
+from gpt_pretrain.runs.folder import EXPORTED, display_path, list_checkpoints
 from gpt_pretrain.runs.metadata import COMPLETE
 from gpt_pretrain.runs.next_commands import generate_command, resume_command, tensorboard_command
-from gpt_pretrain.runs.reader import RunContents, read_run, run_results, section
+from gpt_pretrain.runs.reader import RunContents, metadata_section, read_run, run_results
 from gpt_pretrain.runs.report.page import (
+    STATES,
     Picture,
-    ending,
+    describe_state,
     facts_table,
-    findings,
-    joined,
-    listed,
-    picture,
-    render,
+    join_distinct,
+    list_files,
+    make_picture,
+    printable,
+    read_findings,
+    render_page,
     shorten,
-    state_words,
-    visible,
 )
-from gpt_pretrain.runs.samples import Sample, thin_out
+from gpt_pretrain.runs.samples import Sample, pick_evenly
 from gpt_pretrain.system.formatting import (
     format_count,
     format_duration,
@@ -36,89 +36,122 @@ from gpt_pretrain.system.formatting import (
 
 Facts = list[tuple[str, str]]
 
-MOMENTS = 8  # of which samples are shown
-SAMPLES_TOGETHER = 6  # of one moment
-SAMPLE_TEXT = 60_000  # characters of all samples together
-CONFIG_TEXT = 50_000
-NOISE = 4_000  # characters of a command or an error
+MAX_SAMPLE_STEPS = 8  # Steps of which samples are shown.
+MAX_SAMPLES_PER_STEP = 6
+SAMPLE_CHARACTERS = 60_000  # Of all samples together.
+CONFIG_CHARACTERS = 50_000
+MESSAGE_CHARACTERS = 4_000  # Of a command or an error.
+
+FILE_PURPOSES = {
+    "losses.png": "the loss curve",
+    "losses.pdf": "the loss curve, for print",
+    "samples.txt": "all samples",
+    "metrics.csv": "all metrics by step",
+    "train.log": "the log",
+    "config.yaml": "all settings",
+    "run.json": "the run metadata, for programs",
+    "last.ckpt": "model and optimizer at the last saved step",
+    "best.ckpt": "model and optimizer at the lowest validation loss",
+    EXPORTED: "the weights in the format of transformers",
+}
 
 
-def run_page(folder: Path) -> str:
-    """The page of a run's folder."""
+def render_run_page(folder: Path) -> str:
+    """Return the report page of a run as HTML."""
     run = read_run(folder)
-    record, result = run.record, run_results(run)
-    state, samples = str(record.get("state", "unknown")), _samples(run.samples)
-    return render(
+    metadata, results = run.metadata, run_results(run)
+    state, samples = str(metadata.get("state", "unknown")), _samples_by_step(run.samples)
+    return render_page(
         "run.html",
-        title=visible(folder.resolve().name),
-        place=visible(display_path(folder)),
-        state=state if state in (*COMPLETE, "failed", "interrupted", "running") else "unknown",
-        state_words=state_words(state),
-        error=shorten(ending(record), NOISE),
-        headline=_headline(record, result),
+        title=printable(folder.resolve().name),
+        path=printable(display_path(folder)),
+        state=state if state in STATES else "unknown",
+        state_text=describe_state(state),
+        error=shorten(metadata.get("error") or "", MESSAGE_CHARACTERS),
+        headline=_headline(metadata, results),
         curves=_curves(run),
         samples=samples,
-        samples_shown=sum(len(moment["texts"]) for moment in samples),
-        samples_in_all=len(run.samples),
-        findings=findings(record),
-        throughput=_throughput(record, result),
-        speed=_speed(run),
-        setup=setup_facts(record, config=run.config),
-        command=shorten(record.get("command") or "", NOISE),
+        samples_shown=sum(len(group["samples"]) for group in samples),
+        samples_total=len(run.samples),
+        findings=read_findings(metadata),
+        throughput=_throughput(metadata, results),
+        throughput_curves=_throughput_curves(run),
+        setup=setup_facts(metadata, config=run.config),
+        command=shorten(metadata.get("command") or "", MESSAGE_CHARACTERS),
         config_title="All settings (config.yaml)",
-        config=shorten(run.config_text, CONFIG_TEXT),
-        files_listed=listed(folder),
-        next_commands=[visible(command) for command in _commands(run, result)],
+        config=shorten(run.config_text, CONFIG_CHARACTERS),
+        files_listed=list_files(folder, FILE_PURPOSES),
+        next_commands=[printable(command) for command in _next_commands(run, results)],
     )
 
 
-def setup_facts(record: dict[str, Any], *, config: dict[str, str]) -> Facts:
-    """What was run, on what, with what."""
-    data, model, program, machine = (section(record, name) for name in ("data", "model", "program", "machine"))
+def setup_facts(metadata: dict[str, Any], *, config: dict[str, str]) -> Facts:
+    """Return the data, the model, the machine and the versions of a run."""
+    data, model, program, machine = (metadata_section(metadata, name) for name in ("data", "model", "program", "machine"))
     memory = machine.get("memory_bytes")
-    versions = [f"{name} {version}" for name, version in section(record, "versions").items()]
+    versions = [f"{name} {version}" for name, version in metadata_section(metadata, "versions").items()]
+    train = [_count(data.get("train_tokens"), "token"), _count(data.get("train_windows"), "window")]
+    validation = [_count(data.get("val_tokens"), "token"), _count(data.get("val_windows"), "window")]
+    amounts = [_count(data.get(f"{unit}s"), unit) for unit in ("character", "document", "byte")]
     return facts_table(
-        ("Started", _moment(record.get("started"))),
-        ("Ended", _moment(record.get("ended"))),
-        ("Text", joined([data.get("name"), data.get("path"), *_text_amounts(data)])),
-        ("Its SHA-256", data.get("sha256")),
-        ("To train on", joined([_amount(data.get("train_tokens"), "token"), _amount(data.get("train_windows"), "window")])),
-        ("To validate", joined([_amount(data.get("val_tokens"), "token"), _amount(data.get("val_windows"), "window")])),
-        ("Tokenizer", record.get("tokenizer") or config.get("tokenizer.name")),
-        ("Vocabulary", _amount(section(record, "model").get("vocab_size"), "token")),
-        ("Model", _model(model, config)),
-        ("Precision", joined([record.get("precision"), "compiled" if record.get("compiled") is True else None])),
+        ("Started", _time(metadata.get("started"))),
+        ("Ended", _time(metadata.get("ended"))),
+        ("Text", join_distinct([data.get("name"), data.get("path"), *amounts])),
+        ("SHA-256 of the text", data.get("sha256")),
+        ("Training set", join_distinct(train)),
+        ("Validation set", join_distinct(validation)),
+        ("Tokenizer", metadata.get("tokenizer") or config.get("tokenizer.name")),
+        ("Vocabulary", _count(model.get("vocab_size"), "token")),
+        ("Model", _describe_model(model, config)),
+        ("Precision", join_distinct([metadata.get("precision"), "compiled" if metadata.get("compiled") is True else None])),
         ("Device", machine.get("device")),
-        ("Machine", joined([machine.get("cpu"), _amount(machine.get("cores"), "core"), machine.get("system")])),
+        ("Machine", join_distinct([machine.get("cpu"), _count(machine.get("cores"), "core"), machine.get("system")])),
         ("Memory", format_si(memory, "B") if is_finite_number(memory) else None),
         ("Program", f"gpt-pretrain {program['version']}" if program.get("version") else None),
         ("Git revision", program.get("git")),
-        ("Versions", joined(versions)),
+        ("Versions", join_distinct(versions)),
         ("Seed", config.get("seed")),
     )
 
 
-def _headline(record: dict[str, Any], result: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """The numbers that matter most: name, value and what belongs to it; those that are known."""
-    best, step = result.get("best_val_loss"), format_number(result.get("best_step"), ",d")
-    seconds = record.get("seconds")
-    length, new = format_number(result.get("run_length"), ",d"), format_number(result.get("new_tokens"), ",d")
+def split_blank_lines(text: str) -> list[tuple[str, int]]:
+    """Split a text at runs of two or more blank lines.
+
+    Returns:
+        Pairs of a text and 0, or of an empty text and the number of blank lines in its place.
+    """
+    parts: list[tuple[str, int]] = []
+    for blank, group in groupby(text.split("\n"), key=lambda line: not line.strip()):
+        lines = list(group)
+        if blank and len(lines) > 1:
+            parts.append(("", len(lines)))
+        elif parts and not parts[-1][1]:
+            parts[-1] = ("\n".join([parts[-1][0], *lines]), 0)
+        else:
+            parts.append(("\n".join(lines), 0))
+    return parts
+
+
+def _headline(metadata: dict[str, Any], results: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Return the name, the value and a note of the most important results that are known."""
+    seconds = metadata.get("seconds")
+    span, new = format_number(results.get("run_length"), ",d"), format_number(results.get("new_tokens"), ",d")
     rows = [
-        ("Best validation loss", format_number(best, ".4g"), _about_best(best, result.get("best_epoch"), step)),
-        ("Last validation loss", format_number(result.get("val_loss"), ".4g"), "nats a token"),
-        ("Last training loss", format_number(result.get("train_loss"), ".4g"), "nats a token"),
-        ("Tokens seen", format_number(result.get("tokens_seen"), ",d"), _length(result)),
+        ("Best validation loss", format_number(results.get("best_val_loss"), ".4g"), _best_loss_note(results)),
+        ("Last validation loss", format_number(results.get("val_loss"), ".4g"), "nats per token"),
+        ("Last training loss", format_number(results.get("train_loss"), ".4g"), "nats per token"),
+        ("Tokens seen", format_number(results.get("tokens_seen"), ",d"), _length_note(results)),
         ("Time", format_duration(seconds) if is_finite_number(seconds) else "-", ""),
-        ("Memorised", f"{length} of {new}", "tokens of the last sample in a row stand in the training text"),
+        ("Longest memorized span", f"{span} of {new}", "new tokens of the last sample"),
     ]
     return [(name, value, note) for name, value, note in rows if not value.startswith("-")]
 
 
-def _throughput(record: dict[str, Any], result: dict[str, Any]) -> Facts:
-    seconds, memory = record.get("seconds"), result.get("peak_memory_bytes")
+def _throughput(metadata: dict[str, Any], results: dict[str, Any]) -> Facts:
+    seconds, memory = metadata.get("seconds"), results.get("peak_memory_bytes")
     return facts_table(
-        ("Tokens a second, while training", format_number(result.get("tokens_per_second"), ",.0f")),
-        ("Whole time", format_duration(seconds) if is_finite_number(seconds) else None),
+        ("Tokens per second in training", format_number(results.get("tokens_per_second"), ",.0f")),
+        ("Total time", format_duration(seconds) if is_finite_number(seconds) else None),
         ("Peak memory", format_si(memory, "B") if is_finite_number(memory) else None),
     )
 
@@ -126,98 +159,94 @@ def _throughput(record: dict[str, Any], result: dict[str, Any]) -> Facts:
 def _curves(run: RunContents) -> list[Picture]:
     found = []
     if run.series("train/loss", "eval/train_loss", "eval/val_loss", "val/loss"):
-        alt = "Training and validation loss by optimizer step, with tokens seen above."
-        found.append(picture(curves.run_losses(run), "Losses", alt, look="wide"))
+        alt = "Training and validation loss by optimizer step, with tokens seen on the upper axis."
+        found.append(make_picture(curves.run_loss_figure(run), "Loss", alt, width="wide"))
     if lr := run.series("lr"):
-        found.append(picture(curves.run_metric(lr, label="learning rate"), "Learning rate", "Learning rate by optimizer step."))
+        figure = curves.metric_figure(lr, label="learning rate")
+        found.append(make_picture(figure, "Learning rate", "Learning rate by optimizer step."))
     if norm := run.series("grad_norm"):
-        figure = curves.run_metric(norm, label="gradient norm", color=drawing.GREEN, log=True)
-        found.append(picture(figure, "Gradient norm, before clipping", "Norm of all gradients by optimizer step."))
+        figure = curves.metric_figure(norm, label="gradient norm", color=drawing.GREEN, log=True)
+        found.append(make_picture(figure, "Gradient norm before clipping", "Norm of all gradients by optimizer step."))
     return found
 
 
-def _speed(run: RunContents) -> list[Picture]:
-    speed = run.series("tokens_per_second")
-    if not speed:
+def _throughput_curves(run: RunContents) -> list[Picture]:
+    series = run.series("tokens_per_second")
+    if not series:
         return []
-    figure = curves.run_metric(speed, label="tokens per second", color=drawing.PURPLE)
-    return [picture(figure, "Tokens per second", "Tokens trained on per second, by optimizer step.")]
+    figure = curves.metric_figure(series, label="tokens per second", color=drawing.PURPLE)
+    return [make_picture(figure, "Tokens per second", "Training tokens per second, by optimizer step.")]
 
 
-def _samples(samples: list[Sample]) -> list[dict[str, Any]]:
-    """Some of the samples, by the moment at which they were made."""
-    moments = [list(group) for _, group in groupby(samples, key=lambda sample: (sample.epoch, sample.step))]
-    chosen = [(group[0], thin_out(group, SAMPLES_TOGETHER)) for group in thin_out(moments, MOMENTS)]
-    most = SAMPLE_TEXT // max(1, sum(len(group) for _, group in chosen))
+def _samples_by_step(samples: list[Sample]) -> list[dict[str, Any]]:
+    """Return a selection of the samples, grouped by step."""
+    groups = [list(group) for _, group in groupby(samples, key=lambda sample: (sample.epoch, sample.step))]
+    chosen = [pick_evenly(group, MAX_SAMPLES_PER_STEP) for group in pick_evenly(groups, MAX_SAMPLE_STEPS)]
+    limit = SAMPLE_CHARACTERS // max(1, sum(map(len, chosen)))
     return [
         {
-            "head": f"Epoch {first.epoch:,}, step {first.step:,}, {first.tokens_seen:,} tokens seen",
-            "texts": [
-                {"sampler": visible(one.sampler or ""), "run": _run(one), "text": shorten(one.text, most)} for one in group
+            "heading": f"Epoch {group[0].epoch:,}, step {group[0].step:,}, {group[0].tokens_seen:,} tokens seen",
+            "samples": [
+                {
+                    "sampler": printable(sample.sampler or ""),
+                    "memorized_span": sample.memorized_span,
+                    "parts": split_blank_lines(shorten(sample.text, limit)),
+                }
+                for sample in group
             ],
         }
-        for first, group in chosen
+        for group in chosen
     ]
 
 
-def _run(sample: Sample) -> str:
-    if sample.run_length is None:
-        return ""
-    return f"{sample.run_length:,} of {sample.new_tokens:,} new tokens in a row stand in the training text"
-
-
-def _commands(run: RunContents, result: dict[str, Any]) -> list[str]:
-    """What to do next."""
+def _next_commands(run: RunContents, results: dict[str, Any]) -> list[str]:
     folder = display_path(run.folder)
     commands = []
     if list_checkpoints(run.folder):
         commands.append(generate_command(folder, start_context=run.config.get("start_context", "Every effort moves you")))
-        commands.append(resume_command(folder, limit=_limit(run, result)))
-    elif run.record.get("command"):
-        commands.append(shorten(run.record["command"], NOISE))
+        commands.append(resume_command(folder, limit=_reached_limit(run, results)))
+    elif run.metadata.get("command"):
+        commands.append(shorten(run.metadata["command"], MESSAGE_CHARACTERS))
     if any(run.folder.glob("events.out.tfevents.*")):
         commands.append(tensorboard_command(display_path(run.folder.parent)))
     return commands
 
 
-def _limit(run: RunContents, result: dict[str, Any]) -> tuple[str, int] | None:
-    """The setting that ended a complete run, and its value."""
+def _reached_limit(run: RunContents, results: dict[str, Any]) -> tuple[str, int] | None:
+    """Return the setting that ended a complete run, and its value."""
     steps, tokens, epochs = (run.config.get(f"trainer.{name}", "") for name in ("max_steps", "max_tokens", "max_epochs"))
-    if run.record.get("state") not in COMPLETE:
+    if run.metadata.get("state") not in COMPLETE:
         return None
-    if steps.isdecimal() and isinstance(done := result.get("steps"), int) and done >= int(steps) > 0:
+    if steps.isdecimal() and isinstance(done := results.get("steps"), int) and done >= int(steps) > 0:
         return "max_steps", int(steps)
     if tokens.isdecimal():
         return "max_tokens", int(tokens)
     return ("max_epochs", int(epochs)) if epochs.isdecimal() else None
 
 
-def _model(model: dict[str, Any], config: dict[str, str]) -> str:
-    size_words = format_number(model.get("parameters"), ",d")
+def _describe_model(model: dict[str, Any], config: dict[str, str]) -> str:
+    parameters = format_number(model.get("parameters"), ",d")
     names = {"n_layers": "layers", "n_heads": "heads", "emb_dim": "emb_dim", "context_length": "context"}
     shape = [f"{name} {config[key]}" for field, name in names.items() if (key := f"model.{field}") in config]
-    return joined(["" if size_words == "-" else f"{size_words} parameters", *shape])
+    return join_distinct(["" if parameters == "-" else f"{parameters} parameters", *shape])
 
 
-def _length(result: dict[str, Any]) -> str:
-    steps, epochs = result.get("steps"), format_number(result.get("epochs"), ".4g")
-    words = [format_count(steps, "step") if isinstance(steps, int) else "", "" if epochs == "-" else f"{epochs} epochs"]
-    return joined(words)
+def _length_note(results: dict[str, Any]) -> str:
+    steps, epochs = results.get("steps"), format_number(results.get("epochs"), ".4g")
+    return join_distinct([_count(steps, "step"), "" if epochs == "-" else f"{epochs} epochs"])
 
 
-def _about_best(loss: object, epoch: object, step: str) -> str:
-    exact = f"perplexity {format_perplexity(loss)}" if is_finite_number(loss) else ""
-    words = [f"epoch {epoch}" if isinstance(epoch, int) else "", "" if step == "-" else f"step {step}"]
-    return joined(["nats a token", exact, *words])
+def _best_loss_note(results: dict[str, Any]) -> str:
+    loss, epoch = results.get("best_val_loss"), results.get("best_epoch")
+    step = format_number(results.get("best_step"), ",d")
+    perplexity = f"perplexity {format_perplexity(loss)}" if is_finite_number(loss) else ""
+    when = [f"epoch {epoch}" if isinstance(epoch, int) else "", "" if step == "-" else f"step {step}"]
+    return join_distinct(["nats per token", perplexity, *when])
 
 
-def _text_amounts(data: dict[str, Any]) -> list[str | None]:
-    return [_amount(data.get(f"{unit}s"), unit) for unit in ("character", "document", "byte")]
+def _count(number: object, unit: str) -> str | None:
+    return format_count(number, unit) if isinstance(number, int) else None
 
 
-def _amount(number_of: object, what: str) -> str | None:
-    return format_count(number_of, what) if isinstance(number_of, int) else None
-
-
-def _moment(text: object) -> str | None:
+def _time(text: object) -> str | None:
     return text.replace("T", " ").replace("+00:00", " UTC") if isinstance(text, str) else None

@@ -40,14 +40,14 @@ class LossCurve(Callback):
             return
         from gpt_pretrain.runs.charts import curves, drawing
 
-        figure = curves.losses(
+        figure = curves.epoch_loss_figure(
             tokens_seen=self.losses.tokens_seen,
             train_losses=self.losses.train_losses,
             val_losses=self.losses.val_losses,
             tokens_per_epoch=self.tokens_per_epoch,
         )
         try:
-            drawing.write(figure, self.folder / "losses.png", self.folder / "losses.pdf")
+            drawing.save_figure(figure, self.folder / "losses.png", self.folder / "losses.pdf")
             for logger in trainer.loggers:
                 if isinstance(logger, EventFiles):
                     logger.add_picture("losses", self.folder / "losses.png", step=module.step)

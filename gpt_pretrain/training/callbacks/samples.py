@@ -17,7 +17,7 @@ from gpt_pretrain.evaluation.memorization import longest_memorized_span
 from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.generation.sampling import generate_stream
 from gpt_pretrain.model.gpt2 import GPTModel
-from gpt_pretrain.runs.samples import Sample, code_block, read_samples, samples_table, thin_out
+from gpt_pretrain.runs.samples import Sample, markdown_code_block, markdown_table, pick_evenly, read_samples
 from gpt_pretrain.runs.tensorboard import EventFiles
 from gpt_pretrain.system.files import write_text
 from gpt_pretrain.tokenizers.base import Tokenizer, decode
@@ -96,10 +96,10 @@ class Samples(Callback):
 
     def _show(self, logger: EventFiles, sample: Sample, tried: Sequence[Sample]) -> None:
         """Add the sample, a table of the samples so far, and a table of the decoding grid to TensorBoard."""
-        logger.add_text("sample", code_block(sample.text), step=sample.step)
-        logger.add_text("samples over time", samples_table(thin_out(self.samples, ROWS)), step=sample.step)
+        logger.add_text("sample", markdown_code_block(sample.text), step=sample.step)
+        logger.add_text("samples over time", markdown_table(pick_evenly(self.samples, ROWS)), step=sample.step)
         if tried:
-            logger.add_text("decoding grid", samples_table(tried), step=sample.step)
+            logger.add_text("decoding grid", markdown_table(tried), step=sample.step)
 
     def _try_grid(self, model: GPTModel, trainer: L.Trainer, module: GPTLitModule) -> list[Sample]:
         if self.grid is None:

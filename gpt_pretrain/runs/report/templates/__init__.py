@@ -1,0 +1,1 @@
+"""The Jinja templates and the style sheet of report pages."""

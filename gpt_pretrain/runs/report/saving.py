@@ -1,0 +1,60 @@
+"""Write report.html to a run's folder. matplotlib and Jinja are loaded only when a page is written."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.runs.folder import checkpoint_dir, display_path
+from gpt_pretrain.runs.metadata import METADATA_FILE
+from gpt_pretrain.system.files import write_text
+
+REPORT = "report.html"
+SIGNS_OF_A_RUN = (METADATA_FILE, "config.yaml", "metrics.csv")
+
+log = logging.getLogger(__name__)
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a folder holds a run, or the remains of one."""
+    return any((folder / name).exists() for name in SIGNS_OF_A_RUN) or checkpoint_dir(folder).is_dir()
+
+
+def save_run_page(folder: Path) -> Path:
+    """Write the report page of a run from the files that exist, and return the page's file.
+
+    Raises:
+        UserError: If the folder holds no run.
+        OSError: If the page cannot be written.
+    """
+    from gpt_pretrain.runs.report.run_page import render_run_page
+
+    if not is_run(folder):
+        raise UserError(f"{folder}: this folder holds no run, so there is nothing to report.")
+    write_text(folder / REPORT, render_run_page(folder))
+    return folder / REPORT
+
+
+def try_save_page(folder: Path, save: Callable[[Path], Path]) -> Path | None:
+    """Write a report page, or log a warning if that fails: a missing page must not fail a run."""
+    try:
+        return save(folder)
+    except Exception as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or f"{type(error).__name__}: {error}"
+        log.warning("%s cannot be written: %s.", folder / REPORT, reason)
+        return None
+
+
+@contextmanager
+def report_at_end(folder: Path) -> Iterator[None]:
+    """Write the report page of a run when the block ends, however it ends."""
+    try:
+        yield
+    finally:
+        written = try_save_page(folder, save_run_page)
+        # Without a config.yaml the settings were rejected, and the page shows no more than the error message does.
+        if written is not None and (folder / "config.yaml").exists():
+            log.info("Report page: %s", display_path(written))

@@ -1,0 +1,1 @@
+"""The Jinja template of a sweep's report page."""

@@ -1,0 +1,38 @@
+"""Tables of text for the terminal, for files and for pipes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of text as aligned columns without borders; columns of numbers are aligned to the right.
+
+    No cell is wrapped or cut, however narrow the terminal is.
+
+    Args:
+        rows: The heading first. All rows have the same length.
+    """
+    from rich.console import Console  # rich takes a tenth of a second to load
+    from rich.table import Table
+    from rich.text import Text
+
+    heading, *body = rows
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name, *cells in zip(heading, *body, strict=True):
+        table.add_column(Text(name), no_wrap=True, justify="right" if all(map(_is_number, cells)) else "left")
+    for row in body:
+        table.add_row(*map(Text, row))
+    console = Console(file=io.StringIO(), width=1_000_000, color_system=None)
+    with console.capture() as captured:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text.replace(",", ""))
+    except ValueError:
+        return text == "-"
+    return True
