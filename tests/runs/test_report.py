@@ -169,11 +169,12 @@ def test_characters_that_html_cannot_contain_are_replaced(tmp_path: Path) -> Non
     [
         ("", [("", 0)]),
         ("a", [("a", 0)]),
+        ("a\n", [("a", 0)]),
         ("a\n\nb", [("a\n\nb", 0)]),
         ("a\n\n\nb", [("a", 0), ("", 2), ("b", 0)]),
-        ("a\n \n\t\n\nb\n\nc\n\n\n", [("a", 0), ("", 3), ("b\n\nc", 0), ("", 3)]),
+        ("a\n \n\t\n\nb\n\nc\n\n\n", [("a", 0), ("", 3), ("b\n\nc", 0), ("", 2)]),
         ("\n\na", [("", 2), ("a", 0)]),
-        ("\n\n", [("", 3)]),
+        ("\n\n", [("", 2)]),
     ],
 )
 def test_texts_are_split_at_runs_of_blank_lines(text: str, parts: list[tuple[str, int]]) -> None:
@@ -184,7 +185,7 @@ def test_blank_lines_of_a_sample_take_one_line(tmp_path: Path) -> None:
     text = "Every effort" + "\n" * 200 + "moves\n\nyou"
     samples = report(make_run(tmp_path / "run", text=text)).sections["samples"]
     assert "Every effort(199 blank lines)moves\n\nyou" in samples
-    assert "\n\n\n" not in samples.replace(" ", "")
+    assert "\n" * 4 not in samples
 
 
 def test_the_page_of_a_long_run_stays_small(tmp_path: Path) -> None:

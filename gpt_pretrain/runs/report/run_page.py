@@ -121,7 +121,7 @@ def split_blank_lines(text: str) -> list[tuple[str, int]]:
         Pairs of a text and 0, or of an empty text and the number of blank lines in its place.
     """
     parts: list[tuple[str, int]] = []
-    for blank, group in groupby(text.split("\n"), key=lambda line: not line.strip()):
+    for blank, group in groupby(text.removesuffix("\n").split("\n"), key=lambda line: not line.strip()):
         lines = list(group)
         if blank and len(lines) > 1:
             parts.append(("", len(lines)))
