@@ -21,8 +21,8 @@ from gpt_pretrain.config.command_schema import CompareSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import display_path, find_run_folder
 from gpt_pretrain.runs.reader import RunContents, read_run, run_results
-from gpt_pretrain.system.tables import format_table
 from gpt_pretrain.system.formatting import format_count, format_number
+from gpt_pretrain.system.tables import format_table
 
 FORMATS = (".png", ".pdf", ".svg")
 IGNORED_SETTINGS = ("run_dir", "resume", "resume_force", "data.cache_dir")  # they do not affect the result

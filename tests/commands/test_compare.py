@@ -34,7 +34,9 @@ def test_differences_are_printed_and_curves_are_drawn(
     tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = []
-    monkeypatch.setattr(curves, "overlay_figure", lambda *args, real=curves.overlay_figure, **kw: drawn.append((args, kw)) or real(*args, **kw))
+    monkeypatch.setattr(
+        curves, "overlay_figure", lambda *args, real=curves.overlay_figure, **kw: drawn.append((args, kw)) or real(*args, **kw)
+    )
     make_run(tmp_path / "a")
     changed = CONFIG.replace("lr: 0.001", "lr: 0.01").replace("somewhere", "elsewhere").replace("n_layers: 4", "n_layers: 6")
     other = {
