@@ -44,7 +44,11 @@ def test_a_dry_run_for_several_devices_measures_one(script: Script, tmp_path: Pa
     done = script("train.py", *TINY_RUN, "plan=true", "trainer=fsdp", "trainer.devices=2", "trainer.accelerator=cpu")
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.iterdir()) == []
-    assert re.search(r"^memory .* on each of 2 devices; measured on one device with the whole model: ", done.stdout, re.MULTILINE)
+    assert re.search(
+        r"^memory .* on each of 2 devices by formula, .*; measured on one device with the whole model: ",
+        done.stdout,
+        re.MULTILINE,
+    )
     assert re.search(
         r"^traffic +[\d.]+ .?B sent per step by each of 2 devices, FSDP \+ recomputation ", done.stdout, re.MULTILINE
     )
@@ -167,7 +171,7 @@ def test_every_run_prints_its_costs(train: Callable[..., float], printed: Callab
         line,
     )
     assert any(line.startswith("warning data: ") for line in printed())
-    assert not any("left: " in line for line in printed()), "such a short run does not say how long it takes"
+    assert not any("left: " in line for line in printed()), "a run this short prints no remaining time"
 
 
 def test_the_remaining_time_is_printed_once(

@@ -46,7 +46,7 @@ def remember_run(run_dir: Path, *, arguments: list[str]) -> None:
 
 
 def interrupted_run(arguments: list[str]) -> Path | None:
-    """Return the run to resume: the one that this command trained in an earlier start of its job, if it has a checkpoint."""
+    """Return the run to resume: this command's run from an earlier start of its job, if it has a checkpoint."""
     run_dir = earlier_run(arguments)
     return run_dir if run_dir is not None and list_checkpoints(run_dir) else None
 

@@ -75,7 +75,7 @@ def _cost_lines(plan: TrainingPlan, measured: Measurements, settings: TrainSetti
         f"tokens  {plan.tokens:,} ({plan.tokens_per_epoch:,} per epoch); each training token is seen {plan.repeats:.3g} times",
         f"compute {format_si(plan.flops, 'FLOP')} ({format_si(plan.token_flops, 'FLOP')} per token); measured: "
         f"{format_si(rate, 'FLOP/s')}",
-        f"memory  at most {format_si(plan.memory.peak, 'B')} by formula, beyond the program's own{per_device_note(plan)}"
+        f"memory  at most {format_si(plan.memory.peak, 'B')}{per_device_note(plan)} by formula, beyond the program's own"
         f"{peak}{available}",
         f"        ({parts})",
         *_traffic_lines(plan),

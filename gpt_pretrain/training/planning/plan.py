@@ -125,7 +125,7 @@ def make_plan(settings: TrainSettings, data: TextDataModule, config: GPTConfig, 
 def plan_summary(plan: TrainingPlan) -> str:
     """Return the plan in one line."""
     parts = [f"{plan.tokens:,} tokens ({plan.tokens_per_epoch:,} per epoch)", format_si(plan.flops, "FLOP")]
-    parts += [f"{format_si(plan.memory.peak, 'B')} of memory beyond the program's own{per_device_note(plan)}"]
+    parts += [f"{format_si(plan.memory.peak, 'B')} of memory{per_device_note(plan)} beyond the program's own"]
     if plan.parallelism.devices > 1:
         parts += [f"{format_si(plan.traffic.total, 'B')} sent per step by each device ({plan.parallelism.name})"]
     return "; ".join([*parts, f"up to {format_si(plan.disk, 'B')} of disk for checkpoints"])
