@@ -29,7 +29,7 @@ def main() -> None:
     cases = all_cases(precision=precision)
     file = (
         Path(arguments.json)
-        if arguments.json
+        if arguments.json is not None
         else ROOT / "outputs" / "benchmarks" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}.jsonl"
     )
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ def ours(*, megabytes: float, workers: int | None = None) -> Measurement:
         with open(source, "w", encoding="utf-8") as stream:
             for text in _documents(megabytes):
                 stream.write(json.dumps({"text": text}) + "\n")
-        arguments = [str(source), f"out={out}", f"workers={workers or cores()}"]
+        arguments = [str(source), f"out={out}", f"workers={cores() if workers is None else workers}"]
         start, peak = now(), 0
         process = psutil.Popen([sys.executable, "-m", "gpt_pretrain", "prepare", *arguments], cwd=ROOT, stdout=subprocess.DEVNULL)
         while process.poll() is None:
@@ -51,9 +51,9 @@ def tiktoken(*, megabytes: float, threads: int | None = None) -> Measurement:
     encode: Callable[..., list[list[int]]] = tokenizer._encoding.encode_ordinary_batch
     documents = list(_documents(megabytes))
     start = now()
-    found = encode(documents, num_threads=threads or cores())
+    encoded = encode(documents, num_threads=cores() if threads is None else threads)
     seconds = now() - start
-    return _measurement(seconds, sum(len(ids) + 1 for ids in found), None)
+    return _measurement(seconds, sum(len(ids) + 1 for ids in encoded), None)
 
 
 def _documents(megabytes: float) -> Iterator[str]:
@@ -81,7 +81,7 @@ def _documents(megabytes: float) -> Iterator[str]:
 def _memory(process: psutil.Process) -> int:
     """Return the resident memory of a process and all its descendants."""
     try:
-        return sum(one.memory_info().rss for one in [process, *process.children(recursive=True)])
+        return sum(member.memory_info().rss for member in [process, *process.children(recursive=True)])
     except psutil.NoSuchProcess:
         return 0
 

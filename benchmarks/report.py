@@ -62,15 +62,15 @@ def rows(name: str, case: Case, rounds: Rounds) -> list[Row]:
 
 
 def _measured(rounds: Rounds, subject: str) -> list[Measurement]:
-    return [one for one in rounds.get(subject, []) if one is not None]
+    return [measurement for measurement in rounds.get(subject, []) if measurement is not None]
 
 
 def _row(name: str, case: Case, rounds: Rounds, subject: str) -> Row:
     measurements, limit = _measured(rounds, subject), subject.startswith("limit: ")
-    times = [median(one.seconds) for one in measurements]
+    times = [median(m.seconds) for m in measurements]
     seconds = median(times)
-    precision = "/".join(dict.fromkeys(str(one.notes["precision"]) for one in measurements if "precision" in one.notes))
-    peaks = [one.peak_bytes for one in measurements if one.peak_bytes is not None]
+    precision = "/".join(dict.fromkeys(str(m.notes["precision"]) for m in measurements if "precision" in m.notes))
+    peaks = [m.peak_bytes for m in measurements if m.peak_bytes is not None]
     peer = case.compared and not limit and not subject.startswith("ours")
     return Row(
         case=name,
@@ -92,7 +92,8 @@ def _row(name: str, case: Case, rounds: Rounds, subject: str) -> Row:
 def _ours_in(rounds: Rounds, precision: str) -> list[str]:
     """Return our subject in this precision, if there is one."""
     ours = [subject for subject in rounds if subject.startswith("ours")]
-    return [one for one in ours if any(each.notes.get("precision") == precision for each in _measured(rounds, one))][:1]
+    same = [subject for subject in ours if any(m.notes.get("precision") == precision for m in _measured(rounds, subject))]
+    return same[:1]
 
 
 def _ratio(rounds: Rounds, subject: str, ours: str = "") -> float | None:
@@ -109,7 +110,7 @@ def _share(case: Case, rounds: Rounds, seconds: float, precision: str) -> float 
         ("limit: memory", "bytes_per_second", case.weights * (2 if short == "bf16" else 4)),
     ):
         if used and _measured(rounds, subject):
-            rate = median(float(one.notes[note]) for one in _measured(rounds, subject))
+            rate = median(float(m.notes[note]) for m in _measured(rounds, subject))
             return used / seconds / rate
     return None
 
@@ -119,9 +120,9 @@ def _mfu(flops: float, seconds: float) -> float | None:
     return next((flops / seconds / peak for name, peak in PEAKS.items() if name in device), None)
 
 
-def table(found: list[Row]) -> list[list[str]]:
+def table(table_rows: list[Row]) -> list[list[str]]:
     """Return the table's cells under `COLUMNS`, without empty columns."""
-    texts = [[*COLUMNS]] + [_texts(row) for row in found]
+    texts = [[*COLUMNS]] + [_texts(row) for row in table_rows]
     full = [number for number in range(len(COLUMNS)) if number == 0 or any(line[number] for line in texts[1:])]
     return [[line[number] for number in full] for line in texts]
 

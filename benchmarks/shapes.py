@@ -45,7 +45,7 @@ class Training:
     @property
     def flops(self) -> float:
         """Floating-point operations per step, including attention."""
-        return costs.training_flops(self.config()) * self.tokens
+        return costs.training_flops_per_token(self.config()) * self.tokens
 
     def config(self) -> GPTConfig:
         """Return the architecture."""

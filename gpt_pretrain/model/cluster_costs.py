@@ -86,7 +86,7 @@ class Cluster:
 
 def compute_seconds(config: GPTConfig, cluster: Cluster, *, tokens: float, activation_checkpointing: bool = False) -> float:
     """Return the seconds that one device computes for this many tokens; recomputation counts as operations."""
-    flops = tokens * costs.training_flops(config, activation_checkpointing=activation_checkpointing)
+    flops = tokens * costs.training_flops_per_token(config, activation_checkpointing=activation_checkpointing)
     return flops / (cluster.flops_per_second * cluster.mfu)
 
 

@@ -41,7 +41,7 @@ def matmul_parameters(config: GPTConfig) -> int:
     return 12 * config.n_layers * config.emb_dim**2 + config.vocab_size * config.emb_dim
 
 
-def forward_flops(config: GPTConfig) -> float:
+def forward_flops_per_token(config: GPTConfig) -> float:
     """Return the floating-point operations per token of a forward pass: 2 for each weight, and 4 L T D for attention.
 
     As usual, attention counts as if each token attended to all T positions, although causal kernels skip up to half of them.
@@ -52,7 +52,7 @@ def forward_flops(config: GPTConfig) -> float:
     return 2.0 * matmul_parameters(config) + 4.0 * config.n_layers * config.context_length * config.emb_dim
 
 
-def training_flops(config: GPTConfig, *, activation_checkpointing: bool = False) -> float:
+def training_flops_per_token(config: GPTConfig, *, activation_checkpointing: bool = False) -> float:
     """Return the floating-point operations per token of a forward and a backward pass.
 
     Each matrix product has two gradients, and each gradient costs as much as the product. Activation checkpointing computes the
@@ -61,8 +61,8 @@ def training_flops(config: GPTConfig, *, activation_checkpointing: bool = False)
     Source: Chowdhery et al. 2022, "PaLM" (arXiv:2204.02311), appendix B: 6 N + 12 L H K T. Korthikanti et al. 2022
         (arXiv:2205.05198) for recomputation.
     """
-    recomputed = forward_flops(config) - 2.0 * config.vocab_size * config.emb_dim
-    return 3.0 * forward_flops(config) + (recomputed if activation_checkpointing else 0.0)
+    recomputed = forward_flops_per_token(config) - 2.0 * config.vocab_size * config.emb_dim
+    return 3.0 * forward_flops_per_token(config) + (recomputed if activation_checkpointing else 0.0)
 
 
 def block_tensor_shapes(config: GPTConfig) -> list[TensorShape]:

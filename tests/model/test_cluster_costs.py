@@ -129,8 +129,8 @@ def test_indivisible_rows_are_padded() -> None:
 
 def test_recomputation_adds_a_third_to_the_blocks_and_nothing_to_the_head() -> None:
     head = 2 * 50257 * 768
-    blocks = costs.forward_flops(GPT2) - head
-    assert costs.training_flops(GPT2, activation_checkpointing=True) == 4 * blocks + 3 * head
+    blocks = costs.forward_flops_per_token(GPT2) - head
+    assert costs.training_flops_per_token(GPT2, activation_checkpointing=True) == 4 * blocks + 3 * head
 
 
 def test_the_best_save_interval_minimizes_the_cost_of_saves_and_failures() -> None:

@@ -48,12 +48,12 @@ def test_flops_equal_pytorch_s_count(config: GPTConfig) -> None:
     token_ids = torch.randint(config.vocab_size, (2, config.context_length))
     with FlopCounterMode(display=False) as forward, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         model(token_ids)
-    assert forward.get_total_flops() == tokens * costs.forward_flops(config)
+    assert forward.get_total_flops() == tokens * costs.forward_flops_per_token(config)
     with FlopCounterMode(display=False) as both, sdpa_kernel(SDPBackend.MATH):
         next_token_loss(model, token_ids, token_ids).backward()
     # Only a single chunk is counted in full, because PyTorch does not count the in-place products of later chunks.
     assert chunks.chunk_rows(tokens, config.vocab_size, "cpu") == tokens
-    assert both.get_total_flops() == tokens * costs.training_flops(config)
+    assert both.get_total_flops() == tokens * costs.training_flops_per_token(config)
 
 
 @pytest.mark.parametrize("drop_rate", [0.0, 0.1])
