@@ -114,14 +114,14 @@ def open_sweep(folder: Path, *, launch: Launch, script: str, common: Sequence[st
     except UserError:
         raise
     except BaseException:
-        print_summary(folder, script=script, unfinished=runner.unfinished())
+        print_sweep_summary(folder, script=script, unfinished=runner.unfinished())
         raise
-    print_summary(folder, script=script, unfinished=runner.unfinished())
+    print_sweep_summary(folder, script=script, unfinished=runner.unfinished())
     if runner.unfinished():
         raise SystemExit(1)
 
 
-def print_summary(folder: Path, *, script: str, unfinished: Sequence[str] = ()) -> None:
+def print_sweep_summary(folder: Path, *, script: str, unfinished: Sequence[str] = ()) -> None:
     """Write the summary files of a sweep, and print its ranking and the next commands.
 
     Args:

@@ -19,7 +19,7 @@ from gpt_pretrain.runs.report.run_page import split_blank_lines
 from gpt_pretrain.runs.report.saving import report_at_end, save_run_page, try_save_page
 from gpt_pretrain.runs.samples import Sample
 from gpt_pretrain.sweeps.report_page import save_sweep_page
-from gpt_pretrain.sweeps.runner import print_summary
+from gpt_pretrain.sweeps.runner import print_sweep_summary
 from tests.helpers.command_line import gpt_pretrain
 from tests.helpers.html_page import Page, check_self_contained
 from tests.helpers.made_runs import CONFIG, METADATA, make_metrics, make_run, make_sweep, make_sweep_folder
@@ -241,7 +241,7 @@ def test_the_page_of_a_sweep_ranks_its_jobs(tmp_path: Path) -> None:
 
 def test_a_sweep_ends_with_a_page_and_a_chart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_sweep(tmp_path / "sweep", {"seed=1": {}, "seed=2": {"state": "interrupted", "result": None}})
-    print_summary(folder, script="train.py")
+    print_sweep_summary(folder, script="train.py")
     assert "report.html, summary.csv, summary.png" in capsys.readouterr().out
     assert (folder / "summary.png").read_bytes().startswith(b"\x89PNG")
     page = Page(folder / "report.html")

@@ -189,13 +189,8 @@ def test_a_parallel_run_may_use_data_workers(script: Script, tmp_path: Path) -> 
 
 
 def test_memory_is_released_between_runs(script: Script, tmp_path: Path) -> None:
-    overrides = [
-        *SHORT,
-        "logger=none",
-        "model.emb_dim=512",
-        "model.n_layers=6",
-        "trainer.limit_train_batches=2",
-    ]  # 300 MB of state.
+    # The state of one run takes 300 MB.
+    overrides = [*SHORT, "logger=none", "model.emb_dim=512", "model.n_layers=6", "trainer.limit_train_batches=2"]
     done = script("train.py", "-m", *overrides, "seed=1,2,3,4")
     assert done.returncode == 0, done.stderr
     jobs = sorted(read_sweep(only_sweep(tmp_path)), key=lambda job: job.folder.name)
@@ -310,5 +305,6 @@ def test_generated_texts_are_compared_in_one_table(script: Script, train: Callab
     assert rows[0]["text"] == rows[1]["text"], "greedy decoding ignores top_k"
     shown = done.stdout[done.stdout.index("\nsampler.temperature") :].splitlines()
     assert len(shown) >= 8
+    assert "memorized" in shown[1]
     assert script("train.py", "sweep_resume=latest").returncode == 2, "the sweep belongs to generate.py"
     assert float(rows[0]["mean log p"]) > float(rows[4]["mean log p"]), "greedy texts are more probable than sampled ones"
