@@ -1,4 +1,4 @@
-"""Tables of text, as sweeps and comparisons print them."""
+"""Tables of text."""
 
 from gpt_pretrain.system.tables import format_table
 
