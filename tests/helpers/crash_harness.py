@@ -1,7 +1,7 @@
-"""Kills training again and again, at random moments, and compares its end with that of a run nobody disturbed.
+"""Kill training repeatedly, at random moments, and compare its result with an uninterrupted run.
 
-Each attempt is a process of its own that is killed with SIGKILL; it is forked from one that has imported everything, so that it
-trains within a fraction of a second. Moments inside the writing of a checkpoint are made long enough to be hit.
+Each attempt is a process that is killed with SIGKILL. It is forked from a process that has imported everything, so that it starts
+to train within a fraction of a second. Writing a checkpoint is slowed down, so that kills hit it.
 
     python -m tests.helpers.crash_harness --kills 200
 """
@@ -27,13 +27,13 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-# Imported before the first fork, since it takes seconds.
+# Imported before the first fork, since importing takes seconds.
 import gpt_pretrain.training.fit  # noqa: E402
 import gpt_pretrain.training.preflight  # noqa: E402, F401
 from gpt_pretrain.checkpoints import checkpoint_file  # noqa: E402
 from gpt_pretrain.commands.verify_resume import equal_contents  # noqa: E402
 
-WORDS = [
+OVERRIDES = [
     *("model=tiny", "tokenizer=byte", "model.emb_dim=32", "model.n_layers=2", "model.n_heads=2", "model.context_length=32"),
     *("data.batch_size=4", "data.stride=100", "trainer.accelerator=cpu", "trainer.precision=32-true", "model.drop_rate=0.2"),
     *("trainer.max_epochs=2", "trainer.accumulate_grad_batches=2", "trainer.log_every_n_steps=3", "eval_freq=4", "eval_iter=1"),
@@ -45,13 +45,13 @@ COLUMNS = ("step", "epoch", "tokens_seen", "train/loss", "val/loss", "eval/train
 
 @dataclass
 class Outcome:
-    """What the kills led to.
+    """The outcome of a series of kills.
 
     Attributes:
-        kills: how many there were.
-        in_writing: how many of them while a checkpoint was being written.
-        runs: training runs that were brought to their end.
-        problems: everything that was not as it should be.
+        kills: The number of kills.
+        in_writing: The number of kills while a checkpoint was being written.
+        runs: The number of runs that were trained to their end.
+        problems: All damaged checkpoints and differences between runs.
     """
 
     kills: int = 0
@@ -60,32 +60,32 @@ class Outcome:
     problems: list[str] = field(default_factory=list)
 
 
-def disturb(folder: Path, *, kills: int, seed: int, words: Sequence[str] = ()) -> Outcome:
-    """Train in folder until there were that many kills and every run begun has come to its end."""
+def disturb(folder: Path, *, kills: int, seed: int, overrides: Sequence[str] = ()) -> Outcome:
+    """Train in a folder until this many kills have happened and every run has been trained to its end."""
     chance, outcome = random.Random(seed), Outcome()
     start = time.monotonic()
-    _finish(folder / "undisturbed", words)
+    _finish(folder / "uninterrupted", overrides)
     seconds = time.monotonic() - start
     while outcome.kills < kills or outcome.runs == 0:
         run_dir = folder / f"run{outcome.runs}"
         while outcome.kills < kills and not _is_done(run_dir):
-            child = _begin(run_dir, words, slow_writing=True)
+            child = _begin(run_dir, overrides, slow_writing=True)
             if _killed(child, after=chance.uniform(0.2, 1.2) * seconds):
                 outcome.kills += 1
                 outcome.in_writing += bool(list(run_dir.rglob(".*.ckpt.*.tmp")))
                 outcome.problems += _check_whole(run_dir)
             elif not _is_done(run_dir):
                 text = run_dir.with_suffix(".log").read_text(encoding="utf-8")
-                raise RuntimeError(f"an attempt failed by itself: {text[-3000:]}")
+                raise RuntimeError(f"an attempt failed without a kill: {text[-3000:]}")
         if not _is_done(run_dir):
-            _finish(run_dir, words)
+            _finish(run_dir, overrides)
         outcome.runs += 1
-        outcome.problems += differences(folder / "undisturbed", run_dir)
+        outcome.problems += differences(folder / "uninterrupted", run_dir)
     return outcome
 
 
 def differences(a: Path, b: Path) -> list[str]:
-    """What is not the same, bit for bit, in two runs: state, losses, logs."""
+    """List the differences between the state, losses and logs of two runs, compared bit for bit."""
     one, other = (checkpoint_file.read_checkpoint(run / "checkpoints" / "last.ckpt", resumable=True) for run in (a, b))
     problems = [
         f"{b.name}: {key} differs"
@@ -103,8 +103,8 @@ def differences(a: Path, b: Path) -> list[str]:
     return problems + ([f"{b.name}: samples.txt differs"] if texts[0] != texts[1] else [])
 
 
-def _begin(run_dir: Path, words: Sequence[str], *, slow_writing: bool = False) -> int:
-    """Start training, or go on with it, in a new process."""
+def _begin(run_dir: Path, overrides: Sequence[str], *, slow_writing: bool = False) -> int:
+    """Start or resume a run in a new process."""
     child = os.fork()
     if child:
         return child
@@ -117,9 +117,9 @@ def _begin(run_dir: Path, words: Sequence[str], *, slow_writing: bool = False) -
         if slow_writing:
             _slow_down(checkpoint_file.torch, "save")
             _slow_down(os, "replace")
-        begun = any((run_dir / "checkpoints").glob("*.ckpt"))
-        place = f"resume={run_dir}" if begun else f"hydra.run.dir={run_dir}"
-        sys.argv = [str(ROOT / "train.py"), *([] if begun else [*WORDS, *words]), place]
+        started = any((run_dir / "checkpoints").glob("*.ckpt"))
+        folder = f"resume={run_dir}" if started else f"hydra.run.dir={run_dir}"
+        sys.argv = [str(ROOT / "train.py"), *([] if started else [*OVERRIDES, *overrides]), folder]
         runpy.run_path(sys.argv[0], run_name="__main__")
         status = 0
     except SystemExit as end:
@@ -140,15 +140,15 @@ def _slow_down(module: Any, name: str) -> None:
     setattr(module, name, slow)
 
 
-def _finish(run_dir: Path, words: Sequence[str]) -> None:
+def _finish(run_dir: Path, overrides: Sequence[str]) -> None:
     run_dir.parent.mkdir(parents=True, exist_ok=True)
-    _, status = os.waitpid(_begin(run_dir, words), 0)
+    _, status = os.waitpid(_begin(run_dir, overrides), 0)
     if status:
-        raise RuntimeError(f"a run nobody disturbed failed: {run_dir.with_suffix('.log').read_text()[-3000:]}")
+        raise RuntimeError(f"an uninterrupted run failed: {run_dir.with_suffix('.log').read_text()[-3000:]}")
 
 
 def _killed(child: int, *, after: float) -> bool:
-    """Kill a process after some seconds; False if it has ended by then."""
+    """Kill a process after this many seconds, and return False if it has ended before."""
     end = time.monotonic() + after
     while time.monotonic() < end:
         ended, _ = os.waitpid(child, os.WNOHANG)
@@ -161,16 +161,15 @@ def _killed(child: int, *, after: float) -> bool:
 
 
 def _is_done(run_dir: Path) -> bool:
-    log, said = run_dir / "train.log", run_dir.with_suffix(".log")
+    log, output = run_dir / "train.log", run_dir.with_suffix(".log")
     if log.exists() and "\nDone: " in log.read_text(encoding="utf-8"):
         return True
-    return said.exists() and " is complete: " in said.read_text(
-        encoding="utf-8"
-    )  # killed between its last save and its last word
+    # A run that is killed between its last checkpoint and its last message is complete when it is resumed.
+    return output.exists() and " is complete: " in output.read_text(encoding="utf-8")
 
 
 def _check_whole(run_dir: Path) -> list[str]:
-    """Whether each checkpoint that has a name is whole."""
+    """List the checkpoints that cannot be resumed."""
     problems = []
     for path in (run_dir / "checkpoints").glob("*.ckpt"):
         try:
@@ -195,7 +194,8 @@ def main() -> int:
         outcome = disturb(Path(folder), kills=arguments.kills, seed=arguments.seed)
     print(
         f"{outcome.kills} kills, {outcome.in_writing} of them while a checkpoint was being written, over {outcome.runs} runs in "
-        f"{time.monotonic() - start:.0f} s: " + ("all ended like the undisturbed one" if not outcome.problems else "NOT the same")
+        f"{time.monotonic() - start:.0f} s: "
+        + ("all ended like the uninterrupted one" if not outcome.problems else "NOT identical")
     )
     print("\n".join(outcome.problems))
     return bool(outcome.problems)

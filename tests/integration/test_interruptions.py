@@ -1,4 +1,4 @@
-"""Runs that are stopped, damaged or starved, and what becomes of them."""
+"""Runs that are stopped by a signal, a time limit or a kill, and then resumed."""
 
 import os
 import re
@@ -20,9 +20,7 @@ from tests.helpers.training_runs import SETTINGS, Printed, Train, checkpoint, sa
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_stopped_at_any_step_and_resumed_a_run_ends_like_one_that_never_stopped(
-    train: Train, tmp_path: Path, workers: int
-) -> None:
+def test_a_run_stopped_at_any_step_and_resumed_ends_like_an_uninterrupted_one(train: Train, tmp_path: Path, workers: int) -> None:
     words = [*SETTINGS, f"data.num_workers={workers}"]
     train(*words, run_dir=tmp_path / "whole")
     parts = tmp_path / "parts"
@@ -32,15 +30,12 @@ def test_stopped_at_any_step_and_resumed_a_run_ends_like_one_that_never_stopped(
             train(*words, *again, run_dir=parts)
         again = [f"resume='{parts}'"]
         assert checkpoint(parts)["global_step"] == step + 1
-    if workers:  # the last signal came in the last step: only the validation after it is left
-        train(*words, *again, run_dir=parts)
-    else:
-        train(*words, *again, run_dir=parts)
+    train(*words, *again, run_dir=parts)  # the last signal came in the last step, so that only the validation is left
     assert differences(tmp_path / "whole", parts) == []
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_in_the_middle_of_a_validation(train: Train, tmp_path: Path, signum: int) -> None:
+def test_a_run_stopped_during_validation_ends_like_an_uninterrupted_one(train: Train, tmp_path: Path, signum: int) -> None:
     train(*SETTINGS, "data.batch_size=2", "trainer.max_epochs=3", run_dir=tmp_path / "whole")
     parts = tmp_path / "parts"
     for step, again in ((5, []), (10, [f"resume='{parts}'"])):
@@ -50,7 +45,7 @@ def test_a_signal_in_the_middle_of_a_validation(train: Train, tmp_path: Path, si
     assert differences(tmp_path / "whole", parts) == []
 
 
-def test_checkpoints_by_the_minute_change_nothing(train: Train, tmp_path: Path) -> None:
+def test_checkpoints_at_a_time_interval_do_not_change_the_training(train: Train, tmp_path: Path) -> None:
     train(*SETTINGS, run_dir=tmp_path / "a")
     train(*SETTINGS, "checkpoint.every_n_minutes=1e-9", "checkpoint.keep=3", run_dir=tmp_path / "b")
     assert differences(tmp_path / "a", tmp_path / "b") == []
@@ -59,7 +54,7 @@ def test_checkpoints_by_the_minute_change_nothing(train: Train, tmp_path: Path) 
     assert [checkpoint(tmp_path / "b", name.removesuffix(".ckpt"))["global_step"] for name in names] == [10, 10, 8, 9, 10]
 
 
-def test_a_run_that_its_time_ended_goes_on_exactly(train: Train, tmp_path: Path) -> None:
+def test_a_run_ended_by_max_time_resumes_exactly(train: Train, tmp_path: Path) -> None:
     train(*SETTINGS, "trainer.max_epochs=4", run_dir=tmp_path / "whole")
     real = GPTLitModule.training_step
 
@@ -78,7 +73,7 @@ def test_a_run_that_its_time_ended_goes_on_exactly(train: Train, tmp_path: Path)
         assert equal_contents(a[key], b[key]), key
 
 
-def test_a_job_of_slurm_is_put_back_into_the_queue_and_goes_on(
+def test_a_slurm_job_is_requeued_and_resumes_its_run(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: Printed
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -95,7 +90,7 @@ def test_a_job_of_slurm_is_put_back_into_the_queue_and_goes_on(
         train(*SETTINGS, run_dir=tmp_path / "run")
     assert (tmp_path / "asked").read_text() == "requeue 4711\n"
     assert any("SLURM job 4711 is queued again" in line for line in printed())
-    assert requeue.interrupted_run(["model=tiny"]) is None, "only a job that is started again goes on"
+    assert requeue.interrupted_run(["model=tiny"]) is None, "only a restarted job resumes"
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert requeue.interrupted_run(["model=tiny"]) == tmp_path / "run"
     assert requeue.interrupted_run(["model=chapter5"]) is None, "another command of the job"
@@ -109,7 +104,7 @@ def test_a_job_of_slurm_is_put_back_into_the_queue_and_goes_on(
 
 
 @pytest.mark.slow
-def test_killed_at_25_random_moments_a_run_ends_like_one_that_nobody_disturbed(tmp_path: Path) -> None:
+def test_runs_killed_at_25_random_moments_end_like_an_uninterrupted_one(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.helpers.crash_harness", "--kills", "25", "--seed", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=230)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -117,7 +112,7 @@ def test_killed_at_25_random_moments_a_run_ends_like_one_that_nobody_disturbed(t
 
 
 @pytest.mark.slow
-def test_verify_resume_proves_it_with_the_user_s_settings(tmp_path: Path) -> None:
+def test_verify_resume_reports_identical_runs(tmp_path: Path) -> None:
     words = [*TINY_RUN, "data.num_workers=2", "before=2", "after=2", "callbacks=minimal"]
     done = subprocess.run(
         [sys.executable, "-m", "gpt_pretrain", "verify_resume", *words], cwd=tmp_path, capture_output=True, text=True, check=False
@@ -146,7 +141,7 @@ def test_verify_resume_names_the_first_step_and_tensor_that_differ(train: Train,
     assert find_difference(tmp_path / "a", tmp_path / "b") == "step 7: the tensor trf_blocks.1.norm2.bias differs"
 
 
-def test_the_harness_would_notice(train: Train, tmp_path: Path) -> None:
+def test_the_crash_harness_notices_differences(train: Train, tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 2)):
         train(*SETTINGS, f"seed={seed}", run_dir=tmp_path / name)
     found = differences(tmp_path / "a", tmp_path / "b")

@@ -1,4 +1,4 @@
-"""Runs of a tiny model, in this process."""
+"""Training runs of a tiny model, in this process."""
 
 import math
 import re
@@ -18,7 +18,7 @@ from tests.helpers.training_runs import Printed, Train, checkpoint, machine_goin
 LINE = re.compile(r"^Ep (\d+) \(Step (\d{6})\): Train loss (\d+\.\d{3}), Val loss (\d+\.\d{3})$")
 
 
-def test_a_run_prints_keeps_and_logs_what_it_should(train: Train, printed: Printed, tmp_path: Path) -> None:
+def test_a_run_prints_losses_and_writes_checkpoints_metrics_and_samples(train: Train, printed: Printed, tmp_path: Path) -> None:
     best = train()
     run_dir = tmp_path / "run"
     lines = printed()
@@ -69,8 +69,8 @@ def test_a_run_prints_keeps_and_logs_what_it_should(train: Train, printed: Print
     assert not list(run_dir.rglob("*.tmp"))
 
 
-def test_the_printed_losses_are_those_of_the_checkpoint_s_model(train: Train, tmp_path: Path, story: str) -> None:
-    """The validation loss of a run's last line, restated on its saved weights from the text itself."""
+def test_the_printed_losses_equal_those_of_the_saved_model(train: Train, tmp_path: Path, story: str) -> None:
+    """Recompute the last validation loss from the saved weights and the text itself."""
     train("eval_freq=5", "eval_iter=1000", "logger=none", "trainer.max_steps=6")
     content = checkpoint(tmp_path / "run")
     model = load_pretrained(tmp_path / "run" / "checkpoints" / "last.ckpt")
@@ -84,13 +84,13 @@ def test_the_printed_losses_are_those_of_the_checkpoint_s_model(train: Train, tm
     assert content["val_losses"][-1] == pytest.approx(loss.item(), abs=1e-5)
 
 
-def test_evaluation_leaves_the_training_as_it_is(train: Train, tmp_path: Path) -> None:
+def test_evaluation_does_not_change_the_training(train: Train, tmp_path: Path) -> None:
     train("eval_freq=1", "eval_iter=3", run_dir=tmp_path / "a")
     train("eval_freq=1000", "callbacks=minimal", "logger=none", "trainer.limit_val_batches=1", run_dir=tmp_path / "b")
     assert same_weights(checkpoint(tmp_path / "a"), checkpoint(tmp_path / "b"))
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_does_not(train: Train, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(train: Train, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train(f"seed={seed}", "logger=none", run_dir=tmp_path / name)
     assert same_weights(checkpoint(tmp_path / "a"), checkpoint(tmp_path / "b"))
@@ -98,7 +98,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(train: Train,
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_resumed_run_ends_like_one_that_never_stopped(train: Train, tmp_path: Path, num_workers: int) -> None:
+def test_a_resumed_run_ends_like_an_uninterrupted_one(train: Train, tmp_path: Path, num_workers: int) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     workers = f"data.num_workers={num_workers}"
     train("trainer.max_epochs=4", workers, run_dir=whole)
@@ -113,7 +113,7 @@ def test_a_resumed_run_ends_like_one_that_never_stopped(train: Train, tmp_path: 
     assert (whole / "samples.txt").read_text() == (parts / "samples.txt").read_text()
 
 
-def test_a_run_that_broke_off_in_the_middle_of_an_epoch_ends_alike_too(train: Train, tmp_path: Path) -> None:
+def test_a_run_that_failed_in_the_middle_of_an_epoch_ends_like_an_uninterrupted_one(train: Train, tmp_path: Path) -> None:
     settings = ["data.stride=100", "checkpoint.every_n_steps=4", "logger=none"]  # 11 steps an epoch
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(*settings, run_dir=whole)
@@ -137,12 +137,12 @@ def test_init_from_starts_a_new_run_from_the_weights(train: Train, printed: Prin
     assert first == pytest.approx(model_loss, abs=0.3)
     assert first < 4.5
     assert checkpoint(tmp_path / "b")["tokens_seen"] == 3 * 512
-    assert checkpoint(tmp_path / "a")["tokens_seen"] == 24 * 512, "the source is left alone"
+    assert checkpoint(tmp_path / "a")["tokens_seen"] == 24 * 512, "the source run is unchanged"
 
 
-def test_a_checkpoint_that_does_not_fit_is_refused_with_what_to_add(train: Train, tmp_path: Path) -> None:
+def test_overrides_that_contradict_the_weights_are_refused_with_a_remedy(train: Train, tmp_path: Path) -> None:
     train("trainer.max_epochs=1", "logger=none", run_dir=tmp_path / "a")
-    for change, told in (
+    for change, message in (
         ("model.n_heads=4", r"n_heads=4: .*last\.ckpt has 2 attention heads"),
         (
             "model.emb_dim=64",
@@ -151,7 +151,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_what_to_add(train: Train
         ("model.context_length=64", r"model\.context_length=32, .*\. The context can be shortened, but not lengthened"),
         ("tokenizer=gpt2", r"tokenizer\.name=byte, which .*\. Remove those overrides, or add tokenizer\.name=byte"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             train(f"init_from='{tmp_path / 'a'}'", change, "data.batch_size=1", run_dir=tmp_path / "b")
 
 
@@ -163,13 +163,13 @@ def test_a_complete_run_is_not_resumed(train: Train, tmp_path: Path) -> None:
         train("logger=none", f"resume='{tmp_path / 'a'}'", run_dir=tmp_path / "a")
 
 
-def test_a_new_run_does_not_write_over_another(train: Train, tmp_path: Path) -> None:
+def test_a_new_run_does_not_overwrite_another(train: Train, tmp_path: Path) -> None:
     train("logger=none", "trainer.max_epochs=1", run_dir=tmp_path / "a")
     with pytest.raises(UserError, match=r"already holds a run\. Resume it with resume="):
         train("logger=none", run_dir=tmp_path / "a")
 
 
-def test_max_steps_ends_the_run_in_the_middle_of_an_epoch_with_everything_done(
+def test_max_steps_ends_a_run_in_the_middle_of_an_epoch_with_a_sample_and_a_checkpoint(
     train: Train, printed: Printed, tmp_path: Path
 ) -> None:
     best = train("trainer.max_steps=4")
@@ -180,7 +180,7 @@ def test_max_steps_ends_the_run_in_the_middle_of_an_epoch_with_everything_done(
 
 
 @pytest.mark.parametrize("stop", [4, 14])
-def test_a_run_that_max_steps_ended_is_resumed_where_it_stopped(train: Train, tmp_path: Path, stop: int) -> None:
+def test_a_run_ended_by_max_steps_resumes_where_it_stopped(train: Train, tmp_path: Path, stop: int) -> None:
     settings = ["data.stride=100", "trainer.max_epochs=9", "eval_freq=1"]  # 11 steps an epoch
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(*settings, "trainer.max_steps=25", run_dir=whole)
@@ -193,7 +193,7 @@ def test_a_run_that_max_steps_ended_is_resumed_where_it_stopped(train: Train, tm
     assert same_weights(a, b)
 
 
-def test_logs_go_on_without_a_double_after_a_break(train: Train, tmp_path: Path) -> None:
+def test_logs_have_no_duplicates_after_a_failure(train: Train, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     with machine_going_away(at_step=11):
         train("trainer.max_epochs=4", "checkpoint.every_n_steps=20")
@@ -207,7 +207,7 @@ def test_logs_go_on_without_a_double_after_a_break(train: Train, tmp_path: Path)
     assert (run_dir / "samples.txt").read_text().count("--- epoch") == 4
 
 
-def test_the_precision_of_a_run_is_kept_when_it_is_resumed(train: Train, tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_precision(train: Train, tmp_path: Path) -> None:
     train("trainer.precision=bf16-mixed", "logger=none", run_dir=tmp_path / "a")
     train("trainer.precision=auto", "trainer.max_epochs=3", "logger=none", f"resume='{tmp_path / 'a'}'", run_dir=tmp_path / "a")
     assert checkpoint(tmp_path / "a")["config"]["trainer"]["precision"] == "bf16-mixed"
@@ -230,29 +230,29 @@ def test_accumulation_equals_a_larger_batch(train: Train, tmp_path: Path) -> Non
     assert all(torch.allclose(a[name], b[name], atol=2e-5) for name in a)
 
 
-def test_a_checkpoint_every_few_steps(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_n_steps_saves_and_validates(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import lightning as L
 
     saved = []
     real = L.Trainer.save_checkpoint
 
-    def note(trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+    def noting(trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         saved.append(trainer.global_step)
         real(trainer, *args, **kwargs)
 
-    monkeypatch.setattr(L.Trainer, "save_checkpoint", note)
+    monkeypatch.setattr(L.Trainer, "save_checkpoint", noting)
     train("checkpoint.every_n_steps=2", "logger=csv")
     assert saved == [2, 3, 4, 6]  # step 6 ends the epoch
     assert [int(row["step"]) for row in rows(tmp_path / "run") if row["val/loss"]] == [1, 2, 3, 5]
 
 
-def test_best_is_kept_in_the_middle_of_an_epoch_too(train: Train, tmp_path: Path) -> None:
+def test_the_best_checkpoint_is_also_kept_in_the_middle_of_an_epoch(train: Train, tmp_path: Path) -> None:
     with machine_going_away(at_step=2):
         train("checkpoint.every_n_steps=1", "eval_iter=1000")
     best = checkpoint(tmp_path / "run", "best")
     assert best["global_step"] == 2
     table = {int(row["step"]): row for row in rows(tmp_path / "run")}
-    assert float(table[0]["val/loss"]) == pytest.approx(best["val_losses"][0], rel=1e-6)  # the same windows, all of them
+    assert float(table[0]["val/loss"]) == pytest.approx(best["val_losses"][0], rel=1e-6)  # both use all windows
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
@@ -272,20 +272,22 @@ def test_early_stopping_ends_the_run(train: Train, tmp_path: Path) -> None:
     assert checkpoint(tmp_path / "run")["global_step"] == 6
 
 
-def test_a_callback_of_the_user_s_own(train: Train, tmp_path: Path) -> None:
+def test_the_user_can_add_callbacks(train: Train, tmp_path: Path) -> None:
     train("+callbacks.custom.monitor={_target_: lightning.pytorch.callbacks.LearningRateMonitor, logging_interval: step}")
     with pytest.raises(UserError, match=r"callbacks\.custom\.bad"):
         train("+callbacks.custom.bad={_target_: lightning.pytorch.callbacks.Nothing}", run_dir=tmp_path / "b")
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
-def test_loggers_that_are_not_installed_say_so(train: Train, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_logger_that_is_not_installed_is_reported_with_a_remedy(
+    train: Train, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
     with pytest.raises(UserError, match=f"logger={name} needs the package {name}.*pip install {name}"):
         train(f"logger={name}")
 
 
-def test_no_logger_leaves_no_metrics(train: Train, tmp_path: Path) -> None:
+def test_without_a_logger_no_metrics_are_written(train: Train, tmp_path: Path) -> None:
     train("logger=none")
     assert not (tmp_path / "run" / "metrics.csv").exists()
     assert not list((tmp_path / "run").glob("events.*"))

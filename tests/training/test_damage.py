@@ -1,4 +1,4 @@
-"""Damaged checkpoints, full disks, lost folders."""
+"""Damaged checkpoints, full disks and lost folders."""
 
 import csv
 import re
@@ -20,7 +20,7 @@ from tests.helpers.crash_harness import differences
 from tests.helpers.training_runs import SETTINGS, Train, checkpoint, signalled
 
 
-def test_a_run_goes_on_from_an_older_checkpoint_when_the_last_is_damaged(
+def test_a_run_resumes_from_an_older_checkpoint_if_the_last_is_damaged(
     train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     words = [*SETTINGS, "checkpoint.every_n_steps=2", "checkpoint.keep=9"]
@@ -45,7 +45,7 @@ def test_a_run_goes_on_from_an_older_checkpoint_when_the_last_is_damaged(
 
 @contextmanager
 def after_saving(at_step: int, act: Callable[[], object]) -> Iterator[None]:
-    """Do something once the checkpoint of that step has been written, or has failed."""
+    """Call a function after the checkpoint of a step has been written, or writing it has failed."""
     real = SaveRun.save
 
     def saving(save: SaveRun, trainer: Any, module: Any, **kwargs: Any) -> None:
@@ -58,7 +58,7 @@ def after_saving(at_step: int, act: Callable[[], object]) -> Iterator[None]:
         yield
 
 
-def test_on_a_full_disk_training_goes_on_and_the_old_checkpoint_stays(
+def test_training_continues_on_a_full_disk_and_keeps_the_old_checkpoint(
     train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     words = [*SETTINGS, "checkpoint.every_n_steps=2"]
@@ -75,7 +75,7 @@ def test_on_a_full_disk_training_goes_on_and_the_old_checkpoint_stays(
     assert differences(tmp_path / "whole", tmp_path / "parts") == []
 
 
-def test_a_last_checkpoint_that_cannot_be_written_is_an_error(
+def test_a_run_fails_if_its_last_checkpoint_cannot_be_written(
     train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -90,20 +90,20 @@ def test_a_last_checkpoint_that_cannot_be_written_is_an_error(
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.code == 1
     assert "The last checkpoint could not be written" in caplog.text
-    assert checkpoint(tmp_path / "run")["global_step"] == 5, "the one before is whole"
+    assert checkpoint(tmp_path / "run")["global_step"] == 5, "the previous checkpoint is intact"
     assert not list((tmp_path / "run").rglob("*.tmp"))
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's writer
 @pytest.mark.parametrize("what", ["checkpoints", "."])
-def test_a_folder_that_vanishes_is_made_again(train: Train, tmp_path: Path, what: str) -> None:
+def test_a_folder_that_is_deleted_during_training_is_made_again(train: Train, tmp_path: Path, what: str) -> None:
     words = [*SETTINGS, "logger=tensorboard", "callbacks.loss_curve=true"]
     with after_saving(5, lambda: shutil.rmtree(tmp_path / "run" / what)):
         train(*words, run_dir=tmp_path / "run")
     assert checkpoint(tmp_path / "run")["global_step"] == 10
 
 
-def test_a_folder_that_cannot_be_written_is_told(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "run" / "checkpoints"
 
     def blocked() -> None:
@@ -116,7 +116,7 @@ def test_a_folder_that_cannot_be_written_is_told(train: Train, tmp_path: Path, c
     assert (tmp_path / "moved" / "last.ckpt").exists()
 
 
-def test_a_row_of_metrics_outlives_a_second_kill(tmp_path: Path) -> None:
+def test_a_row_of_metrics_survives_a_second_kill(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     first = MetricsFile(path)
     for step in range(4):

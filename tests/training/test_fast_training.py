@@ -1,4 +1,4 @@
-"""Whole training runs on the fast paths against a plain PyTorch loop, and the same run twice."""
+"""Whole training runs on the fast paths, compared with a plain PyTorch loop, and repeated."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ SIXTY_STEPS = ["trainer.max_steps=60", "trainer.max_epochs=100", "callbacks=mini
 
 
 def losses(run: Path) -> list[float]:
-    """train/loss of each step."""
+    """Return train/loss of each step."""
     with open(run / "metrics.csv", newline="") as stream:
         return [float(row["train/loss"]) for row in csv.DictReader(stream) if row["train/loss"]]
 
 
 def plain_loss(model: GPTModel, token_ids: Tensor, target_ids: Tensor) -> Tensor:
-    """The model's loss as one would write it down: no kernel of this program has a part in it."""
+    """Compute the model's loss by its definition, without any kernel of this program."""
     x = F.embedding(token_ids, model.tok_emb.weight) + model.pos_emb.weight[: token_ids.shape[1]]
     B, T, D = x.shape
     for block in model.trf_blocks:
@@ -45,7 +45,7 @@ def plain_loss(model: GPTModel, token_ids: Tensor, target_ids: Tensor) -> Tensor
 
 
 def plain_losses(config: Any, *, dtype: torch.dtype | None) -> list[float]:
-    """Sixty steps of a loop that has nothing but the data and the first weights from this program."""
+    """Train sixty steps in a loop that takes only the data and the initial weights from this program."""
     setup = prepare_training(config, overridden=set())
     settings, data = setup.settings, setup.data
     torch.manual_seed(settings.seed)
@@ -82,7 +82,7 @@ def test_sixty_steps_in_fp32_follow_the_plain_loop(
     train(*words)
     fast, plain = losses(tmp_path / "run"), plain_losses(compose_train(*TINY_RUN, *words, run_dir=tmp_path / "p"), dtype=None)
     assert len(fast) == len(plain) == 60
-    assert plain[-1] < plain[0] - 1, "it learns, so the losses are worth comparing"
+    assert plain[-1] < plain[0] - 1, "the model learns, so the losses are worth comparing"
     assert np.abs(np.array(fast) - np.array(plain)).max() < 1e-4
 
 
@@ -101,8 +101,10 @@ def test_sixty_steps_in_bf16_follow_the_plain_loop_within_rounding(
 
 
 @pytest.mark.slow
-def test_dropout_teaches_as_pytorch_s_own_does(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The masks differ, so the losses agree on average only."""
+def test_training_with_dropout_matches_pytorch_s_dropout_on_average(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dropout masks differ, so that the losses agree only on average."""
     words = [*SIXTY_STEPS, "model.drop_rate=0.3"]
     train(*words, run_dir=tmp_path / "fast")
     for name in ("attention", "dropout"):
@@ -113,7 +115,7 @@ def test_dropout_teaches_as_pytorch_s_own_does(train: Train, tmp_path: Path, mon
     assert abs(fast - plain) < 0.05 + 2 * abs(plain - np.mean(losses(tmp_path / "other")[-20:]))
 
 
-def test_a_deterministic_run_is_the_same_twice_to_the_last_bit(train: Train, tmp_path: Path) -> None:
+def test_two_deterministic_runs_are_equal_to_the_last_bit(train: Train, tmp_path: Path) -> None:
     words = ["trainer.deterministic=true", "model.drop_rate=0.1"]
     try:
         train(*words, run_dir=tmp_path / "one")

@@ -1,3 +1,5 @@
+"""Choices that depend on the machine: device, precision, compilation and memory."""
+
 import os
 import re
 import subprocess
@@ -20,28 +22,28 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.5, "bf16-mixed"), (2.0, "32-true"), (0.8, "32-true")])
-def test_auto_precision_on_a_cpu_goes_by_speed(monkeypatch: pytest.MonkeyPatch, share: float, expected: str) -> None:
+def test_auto_precision_on_a_cpu_depends_on_measured_speed(monkeypatch: pytest.MonkeyPatch, share: float, expected: str) -> None:
     for module in (acceleration, matmul_speed):
         monkeypatch.setattr(module, "cpu_bf16_time_ratio", lambda: share)
     assert precision_for("auto", CPU)[0] == expected
 
 
-def test_a_deterministic_run_goes_by_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deterministic_run_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acceleration, "cpu_bf16_time_ratio", lambda: pytest.fail("measured"))
     assert precision_for("auto", CPU, deterministic=True)[0] == "32-true"
 
 
-def test_the_speed_is_really_measured() -> None:
+def test_the_speed_is_measured_on_this_machine() -> None:
     precision, reason = precision_for("auto", CPU)
     assert precision in ("bf16-mixed", "32-true")
     assert "of fp32's time on this CPU" in reason
 
 
-def test_a_precision_asked_for_is_taken() -> None:
+def test_a_given_precision_is_used() -> None:
     assert precision_for("bf16-true", CPU) == ("bf16-true", "as asked")
 
 
-def test_devices_that_are_not_there_are_refused() -> None:
+def test_devices_that_the_machine_lacks_are_refused() -> None:
     assert pick_device("cpu") == CPU
     with pytest.raises(UserError, match="device=tpu"):
         pick_device("tpu")
@@ -67,7 +69,7 @@ def test_a_compiled_model_gives_the_same_logits_and_keys() -> None:
 
 
 @pytest.mark.slow
-def test_without_a_compiler_training_goes_on_with_a_warning(tmp_path: Path, cache_dir: Path) -> None:
+def test_without_a_compiler_training_continues_with_a_warning(tmp_path: Path, cache_dir: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "CXX"}
     environment |= {
         "PATH": str(tmp_path),
@@ -84,7 +86,7 @@ def test_without_a_compiler_training_goes_on_with_a_warning(tmp_path: Path, cach
     assert "compile off (not possible here)" in done.stdout
 
 
-def test_freed_memory_is_left_alone_where_the_user_has_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_user_s_malloc_settings_are_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
     load: Callable[[None], object] = lambda name: called.append("libc")  # noqa: E731
     monkeypatch.setattr(devices.ctypes, "CDLL", load)

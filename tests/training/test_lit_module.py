@@ -1,3 +1,5 @@
+"""The LightningModule: its losses, its evaluation and its learning rate."""
+
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +10,7 @@ import torch
 
 from gpt_pretrain.config.schema import OptimizerSettings, SchedulerSettings
 from gpt_pretrain.evaluation.loss import next_token_loss
+from gpt_pretrain.training.clock import TrainingClock
 from gpt_pretrain.training.lit_module import GPTLitModule
 from tests.conftest import tiny_model
 
@@ -22,7 +25,7 @@ def module() -> GPTLitModule:
 
 
 def naive_loss(logits: torch.Tensor, targets: torch.Tensor) -> float:
-    """Mean over all positions of minus the log of the probability of what came next, written out."""
+    """Compute the mean negative log-likelihood of the targets by its definition."""
     total = 0.0
     for row, row_targets in zip(logits.double(), targets, strict=True):
         for scores, target in zip(row, row_targets, strict=True):
@@ -52,7 +55,7 @@ def test_validation_is_the_mean_over_positions_of_unequal_batches(module: GPTLit
     assert module.val_bits_per_byte == pytest.approx(expected * targets.numel() / math.log(2) / n_bytes, rel=1e-5)
 
 
-def test_evaluating_leaves_mode_and_randomness_as_they_were(module: GPTLitModule) -> None:
+def test_evaluation_keeps_the_training_mode_and_the_random_state(module: GPTLitModule) -> None:
     from lightning.pytorch.plugins.precision import Precision
 
     module._trainer = SimpleNamespace(precision_plugin=Precision(), strategy=None)  # type: ignore[assignment]
@@ -60,13 +63,28 @@ def test_evaluating_leaves_mode_and_randomness_as_they_were(module: GPTLitModule
     module.train()
     state = torch.random.get_rng_state()
     first, second = module.mean_loss(batches), module.mean_loss(batches)
-    assert first == second, "dropout was off"
+    assert first == second, "dropout is off"
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(part.training for part in module.model.modules())
     assert all(parameter.grad is None for parameter in module.parameters())
 
 
-def test_the_schedule_sets_each_step_s_rate(train: Callable[..., float], tmp_path: Path) -> None:
+def test_the_clock_of_training_stands_still_while_it_is_paused(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    clock = TrainingClock()
+    start = clock.seconds()
+    now = 103.0
+    with clock.paused():
+        now = 110.0
+    clock.pause()
+    now = 120.0
+    clock.resume()
+    now = 121.0
+    assert clock.seconds() - start == 4.0
+
+
+def test_the_schedule_sets_the_learning_rate_of_each_step(train: Callable[..., float], tmp_path: Path) -> None:
     from gpt_pretrain.training.schedule import lr_at
 
     train("scheduler=warmup_cosine", "scheduler.warmup_steps=2", "logger=csv")

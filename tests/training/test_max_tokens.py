@@ -1,4 +1,4 @@
-"""trainer.max_tokens: the length of a run in tokens."""
+"""The length of a run in tokens, trainer.max_tokens."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from gpt_pretrain.training.run_length import steps_per_epoch, total_epochs, tota
 from tests.helpers.data_settings import data_settings
 from tests.helpers.training_runs import Printed, Train, checkpoint, rows, same_weights
 
-STEP = 16 * 32  # tokens of the tiny run, of whose steps an epoch has three
+STEP = 16 * 32  # tokens in an optimizer step of the tiny run, which has three steps in an epoch
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def trainer_settings(compose_train: Callable[..., Any]) -> Callable[..., Trainer
 
 
 def steps_by_counting(max_tokens: int, *, batches: int, accumulate: int, batch: int) -> int:
-    """Walk through batches until so many tokens are seen, and on to the end of the optimizer step."""
+    """Count optimizer steps batch by batch, until max_tokens is reached at the end of a step."""
     steps = tokens = 0
     while True:
         for number in range(1, batches + 1):
@@ -40,7 +40,9 @@ def steps_by_counting(max_tokens: int, *, batches: int, accumulate: int, batch: 
 
 @pytest.mark.parametrize("accumulate", [1, 2, 4])
 @pytest.mark.parametrize("max_tokens", [1, 127, 128, 129, 1000, 5000, 20_000])
-def test_the_length_is_that_of_whole_steps(tmp_path: Path, trainer_settings: Any, accumulate: int, max_tokens: int) -> None:
+def test_the_length_in_steps_equals_a_count_batch_by_batch(
+    tmp_path: Path, trainer_settings: Any, accumulate: int, max_tokens: int
+) -> None:
     data = TextDataModule(data_settings(tmp_path, batch_size=4), build_tokenizer("byte"), context_length=32, seed=1)
     data.prepare_data()
     trainer = trainer_settings(
@@ -54,13 +56,13 @@ def test_the_length_is_that_of_whole_steps(tmp_path: Path, trainer_settings: Any
 
 
 @pytest.mark.parametrize(("max_tokens", "steps"), [(4 * STEP - 1, 4), (6 * STEP, 6), (10 * STEP + 1, 11)])
-def test_a_run_ends_with_its_tokens_whatever_max_epochs_says(train: Train, tmp_path: Path, max_tokens: int, steps: int) -> None:
+def test_max_tokens_takes_precedence_over_max_epochs(train: Train, tmp_path: Path, max_tokens: int, steps: int) -> None:
     train("trainer.max_epochs=1", f"trainer.max_tokens={max_tokens}", "logger=none", "callbacks=minimal")
     content = checkpoint(tmp_path / "run")
     assert (content["global_step"], content["tokens_seen"]) == (steps, steps * STEP)
 
 
-def test_the_schedule_follows_it(train: Train, tmp_path: Path) -> None:
+def test_the_schedule_ends_at_max_tokens(train: Train, tmp_path: Path) -> None:
     schedule = ["scheduler=warmup_cosine", "scheduler.warmup_steps=1", "scheduler.min_lr=0"]
     train("trainer.max_epochs=1", f"trainer.max_tokens={5 * STEP}", *schedule, "logger=csv", "callbacks=minimal")
     rates = [float(row["lr"]) for row in rows(tmp_path / "run")]
@@ -70,7 +72,7 @@ def test_the_schedule_follows_it(train: Train, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("first", [4, 6])
-def test_a_run_goes_on_when_it_is_raised(train: Train, tmp_path: Path, printed: Printed, first: int) -> None:
+def test_a_run_can_be_resumed_with_a_higher_max_tokens(train: Train, tmp_path: Path, printed: Printed, first: int) -> None:
     words = ["logger=none"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(*words, f"trainer.max_tokens={8 * STEP}", run_dir=whole)
@@ -86,7 +88,7 @@ def test_a_run_goes_on_when_it_is_raised(train: Train, tmp_path: Path, printed: 
     assert (a["train_losses"], a["tokens_seen"]) == (b["train_losses"], b["tokens_seen"])
 
 
-def test_the_plan_the_report_and_the_doubts_know_it(train: Train, tmp_path: Path, printed: Printed) -> None:
+def test_plan_report_and_warnings_take_max_tokens_into_account(train: Train, tmp_path: Path, printed: Printed) -> None:
     train(f"trainer.max_tokens={4 * STEP}", "trainer.max_steps=9", "logger=csv")
     lines = "\n".join(printed())
     assert re.search(r"length  4 optimizer steps, 3 per epoch", lines)

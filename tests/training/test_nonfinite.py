@@ -11,7 +11,7 @@ from tests.helpers.training_runs import SETTINGS, Train, checkpoint, rows, spoil
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_a_loss_or_gradient_that_is_no_number_stops_the_run_before_it_spoils_the_weights(
+def test_a_nonfinite_loss_or_gradient_stops_the_run_before_the_weights_are_updated(
     train: Train, tmp_path: Path, what: str
 ) -> None:
     words = [*SETTINGS, "checkpoint.every_n_minutes=1e-9", "trainer.max_epochs=1"]
@@ -30,7 +30,7 @@ def test_a_loss_or_gradient_that_is_no_number_stops_the_run_before_it_spoils_the
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_a_batch_that_gives_no_number_can_be_left_out(
+def test_a_batch_with_a_nonfinite_loss_or_gradient_can_be_skipped(
     train: Train, tmp_path: Path, what: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with spoilt(steps={3}, what=what):
@@ -41,7 +41,7 @@ def test_a_batch_that_gives_no_number_can_be_left_out(
     assert all(value.isfinite().all() for value in content["state_dict"].values())
 
 
-def test_a_run_can_go_back_and_around_the_batch(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_can_roll_back_and_skip_the_batch(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     words = [*SETTINGS, "on_nonfinite=rollback", "checkpoint.every_n_steps=2", "scheduler=constant", "scheduler.warmup_steps=0"]
     with spoilt(steps={3, 7}):
         train(*words, run_dir=tmp_path / "run")
@@ -56,7 +56,7 @@ def test_a_run_can_go_back_and_around_the_batch(train: Train, tmp_path: Path, ca
         train(*words, "max_rollbacks=2", run_dir=tmp_path / "other")
 
 
-def test_going_back_before_the_first_checkpoint_begins_anew(train: Train, tmp_path: Path) -> None:
+def test_a_rollback_before_the_first_checkpoint_starts_from_the_beginning(train: Train, tmp_path: Path) -> None:
     with spoilt(steps={1}):
         train(*SETTINGS, "on_nonfinite=rollback", run_dir=tmp_path / "run")
     content = checkpoint(tmp_path / "run")

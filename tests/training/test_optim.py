@@ -1,3 +1,5 @@
+"""AdamW's parameter groups and updates, and the learning-rate schedules."""
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ def settings(decay: str = "matrices") -> OptimizerSettings:
     return OptimizerSettings(name="adamw", lr=4e-4, weight_decay=0.1, betas=[0.9, 0.999], eps=1e-8, decay=decay)
 
 
-def test_decay_acts_on_matrices_only() -> None:
+def test_weight_decay_acts_on_matrices_only() -> None:
     model = tiny_model()
     decayed, spared = build_optimizer(model, settings()).param_groups
     assert {id(p) for p in decayed["params"]} == {id(p) for p in model.parameters() if p.ndim == 2}
@@ -19,14 +21,14 @@ def test_decay_acts_on_matrices_only() -> None:
     assert len(decayed["params"]) + len(spared["params"]) == len(list(model.parameters()))
 
 
-def test_decay_acts_on_everything_if_asked() -> None:
+def test_weight_decay_can_act_on_all_parameters() -> None:
     model = tiny_model()
     (group,) = build_optimizer(model, settings(decay="all")).param_groups
     assert len(group["params"]) == len(list(model.parameters()))
     assert group["weight_decay"] == 0.1
 
 
-def test_a_step_equals_torch_adamw() -> None:
+def test_optimizer_steps_equal_those_of_plain_adamw() -> None:
     ours, theirs = tiny_model(), tiny_model()
     mine = build_optimizer(ours, settings(decay="all"))
     reference = torch.optim.AdamW(
@@ -55,7 +57,7 @@ CONSTANT = SchedulerSettings(name="constant", warmup_steps=0, decay_steps=0, min
         (COSINE, 0, 0.2),
         (COSINE, 3, 0.8),
         (COSINE, 4, 1.0),
-        (COSINE, 12, 0.55),  # half-way from 4 to 20
+        (COSINE, 12, 0.55),  # halfway from 4 to 20
         (COSINE, 20, 0.1),
         (COSINE, 21, 0.1),
         (COSINE, 10**6, 0.1),
@@ -67,12 +69,12 @@ CONSTANT = SchedulerSettings(name="constant", warmup_steps=0, decay_steps=0, min
         (STABLE, 99, 0.2),
     ],
 )
-def test_schedules_at_their_boundaries(schedule: SchedulerSettings, step: int, expected: float) -> None:
+def test_schedules_at_their_boundary_steps(schedule: SchedulerSettings, step: int, expected: float) -> None:
     assert lr_at(step, lr=1.0, settings=schedule, total_steps=21) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("schedule", [COSINE, STABLE])
 @pytest.mark.parametrize("total_steps", [1, 4, 5, 6])
-def test_schedules_stand_runs_shorter_than_their_warm_up(schedule: SchedulerSettings, total_steps: int) -> None:
+def test_schedules_work_in_runs_shorter_than_their_warm_up(schedule: SchedulerSettings, total_steps: int) -> None:
     for step in range(8):
         assert 0 < lr_at(step, lr=1.0, settings=schedule, total_steps=total_steps) <= 1.0

@@ -1,4 +1,4 @@
-"""Stops at awkward moments, and checkpoints that are not what they should be."""
+"""Resuming after a stop at an awkward moment, and from checkpoints that are damaged or incomplete."""
 
 import os
 import signal
@@ -25,16 +25,16 @@ from tests.helpers.training_runs import SETTINGS, Train, checkpoint, signalled, 
 
 
 class Stop(BaseException):
-    """What ends a process without a word."""
+    """Ends a process like a kill, since nothing catches it."""
 
 
 @given(text=st.text(alphabet="\\${}a:. "))
-def test_no_text_is_interpolated(text: str) -> None:
+def test_escaped_text_is_never_interpolated(text: str) -> None:
     config = OmegaConf.create(escape_interpolation({"a": text, "b": [text, {"c": text}]}))
     assert OmegaConf.to_container(config, resolve=True) == {"a": text, "b": [text, {"c": text}]}
 
 
-def test_a_checkpoint_reads_no_environment(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_cannot_read_environment_variables(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_TOKEN", "hunter2")
     train(*SETTINGS, "trainer.max_epochs=1", run_dir=tmp_path / "run")
     with_stored(tmp_path / "run", lambda config: config.update(start_context="\\${oc.env:SECRET_TOKEN}"))
@@ -43,19 +43,19 @@ def test_a_checkpoint_reads_no_environment(train: Train, tmp_path: Path, monkeyp
 
 
 class OddState(Callback):
-    """Keeps something that no checkpoint may hold."""
+    """Has a state that no checkpoint may hold."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"path": Path("x")}
 
 
-def test_what_could_never_be_loaded_is_not_written(train: Train, tmp_path: Path) -> None:
+def test_a_state_that_could_not_be_loaded_is_not_written(train: Train, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"could never be loaded\. The state_dict"):
         train(*SETTINGS, f"+callbacks.custom.odd={{_target_: {OddState.__module__}.OddState}}", run_dir=tmp_path / "run")
     assert not list((tmp_path / "run").rglob("*.ckpt"))
 
 
-def test_best_is_made_good_when_it_was_not_written_in_time(train: Train, tmp_path: Path) -> None:
+def test_resuming_writes_a_best_checkpoint_that_a_kill_prevented(train: Train, tmp_path: Path) -> None:
     run_dir, real = tmp_path / "run", checkpoint_files.copy_checkpoint
 
     def killed(source: Path, target: Path) -> None:
@@ -72,7 +72,7 @@ def test_best_is_made_good_when_it_was_not_written_in_time(train: Train, tmp_pat
     assert checkpoint(run_dir, "best")["global_step"] == 10
 
 
-def test_a_best_that_could_not_be_written_is_tried_again(train: Train, tmp_path: Path) -> None:
+def test_a_best_checkpoint_that_could_not_be_written_is_tried_again(train: Train, tmp_path: Path) -> None:
     calls, real = [], checkpoint_files.copy_checkpoint
 
     def failing(source: Path, target: Path) -> None:
@@ -89,10 +89,10 @@ def test_a_best_that_could_not_be_written_is_tried_again(train: Train, tmp_path:
     assert checkpoint(tmp_path / "run")["callbacks"]["SaveRun"]["best_step"] == 9
 
 
-def test_a_run_that_early_stopping_ended_is_complete(train: Train, tmp_path: Path) -> None:
+def test_a_run_is_complete_after_early_stopping(train: Train, tmp_path: Path) -> None:
     words = [*SETTINGS, "callbacks=early_stopping", "callbacks.early_stopping.patience=1", "callbacks.early_stopping.min_delta=9"]
     train(*words, "trainer.max_epochs=8", run_dir=tmp_path / "run")
-    assert checkpoint(tmp_path / "run")["global_step"] == 10, "one epoch to compare with, and one without a gain"
+    assert checkpoint(tmp_path / "run")["global_step"] == 10, "one epoch to compare with, and one without an improvement"
     resume = f"resume='{tmp_path / 'run'}'"
     with pytest.raises(UserError, match=r"is complete: early stopping .*callbacks\.early_stopping\.patience=3"):
         train(resume, base=[], run_dir=tmp_path / "run")
@@ -101,7 +101,7 @@ def test_a_run_that_early_stopping_ended_is_complete(train: Train, tmp_path: Pat
 
 
 @pytest.mark.parametrize("every", ["null", "4"])
-def test_a_signal_in_the_last_step_before_a_limit_lets_the_run_end(train: Train, tmp_path: Path, every: str) -> None:
+def test_a_signal_in_the_last_step_before_a_limit_does_not_stop_the_run_early(train: Train, tmp_path: Path, every: str) -> None:
     words = [*SETTINGS, "trainer.max_steps=8", f"checkpoint.every_n_steps={every}"]
     train(*words, run_dir=tmp_path / "whole")
     real = GPTLitModule.training_step
@@ -118,7 +118,9 @@ def test_a_signal_in_the_last_step_before_a_limit_lets_the_run_end(train: Train,
 
 
 @pytest.mark.parametrize("every", ["null", "4"])
-def test_logs_after_a_limit_look_as_if_there_had_been_none(train: Train, tmp_path: Path, every: str) -> None:
+def test_the_logs_of_a_run_extended_past_its_limit_equal_those_of_an_uninterrupted_run(
+    train: Train, tmp_path: Path, every: str
+) -> None:
     words = [*SETTINGS, "scheduler=constant", f"checkpoint.every_n_steps={every}"]  # other schedules end where the run does
     train(*words, run_dir=tmp_path / "whole")
     train(*words, "trainer.max_steps=8", run_dir=tmp_path / "parts")
@@ -126,7 +128,7 @@ def test_logs_after_a_limit_look_as_if_there_had_been_none(train: Train, tmp_pat
     assert [text for text in differences(tmp_path / "whole", tmp_path / "parts") if "SaveRun" not in text] == []
 
 
-def test_a_stop_in_a_validation_and_a_kill_after_it_leave_no_doubles(train: Train, tmp_path: Path) -> None:
+def test_a_stop_during_validation_and_a_kill_after_it_leave_no_duplicate_rows(train: Train, tmp_path: Path) -> None:
     train(*SETTINGS, run_dir=tmp_path / "whole")
     parts = tmp_path / "parts"
     with signalled(signal.SIGTERM, at_step=5, validating=True):
@@ -138,7 +140,7 @@ def test_a_stop_in_a_validation_and_a_kill_after_it_leave_no_doubles(train: Trai
     assert differences(tmp_path / "whole", parts) == []
 
 
-def test_a_text_that_is_gone_is_told(train: Train, tmp_path: Path, story: str) -> None:
+def test_resuming_without_the_text_file_is_an_error(train: Train, tmp_path: Path, story: str) -> None:
     (tmp_path / "text.txt").write_text(story)
     train(*SETTINGS, f"data.path='{tmp_path / 'text.txt'}'", "trainer.max_epochs=1", run_dir=tmp_path / "run")
     (tmp_path / "text.txt").unlink()
@@ -146,7 +148,7 @@ def test_a_text_that_is_gone_is_told(train: Train, tmp_path: Path, story: str) -
         train("trainer.max_epochs=2", f"resume='{tmp_path / 'run'}'", base=[], run_dir=tmp_path / "run")
 
 
-def test_a_named_checkpoint_is_the_one_to_go_on_from_and_later_ones_give_way(train: Train, tmp_path: Path) -> None:
+def test_a_run_resumes_from_a_named_checkpoint_and_deletes_later_ones(train: Train, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     words = [*SETTINGS, "checkpoint.every_n_steps=2", "checkpoint.keep=9"]
     train(*words, run_dir=run_dir)
@@ -159,7 +161,7 @@ def test_a_named_checkpoint_is_the_one_to_go_on_from_and_later_ones_give_way(tra
     assert sorted(path.name for path in folder.glob("step-*")) == [f"step-0000000{step}.ckpt" for step in (2, 4, 5)]
 
 
-def test_a_signal_while_a_step_is_undone_is_heard(train: Train, tmp_path: Path) -> None:
+def test_a_signal_during_a_rollback_stops_the_run(train: Train, tmp_path: Path) -> None:
     words = [*SETTINGS, "on_nonfinite=rollback", "checkpoint.every_n_steps=2"]
     with spoilt(steps={3}), signalled(signal.SIGTERM, at_step=3):
         train(*words, run_dir=tmp_path / "run")
@@ -167,7 +169,7 @@ def test_a_signal_while_a_step_is_undone_is_heard(train: Train, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("damage", ["field", "model", "sizes", "loops"])
-def test_checkpoints_that_cannot_be_gone_on_from_give_way_to_older_ones(
+def test_a_run_resumes_from_an_older_checkpoint_if_newer_ones_cannot_be_resumed(
     train: Train, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     run_dir = tmp_path / "run"
@@ -188,7 +190,9 @@ def test_checkpoints_that_cannot_be_gone_on_from_give_way_to_older_ones(
     assert checkpoint(run_dir)["global_step"] == 9
 
 
-def test_a_write_that_cannot_be_read_back_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_that_cannot_be_read_back_does_not_replace_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, real = tmp_path / "x.ckpt", torch.save
     content = {"state_dict": {}, "architecture": {}, "tokenizer": "byte"}
     write_checkpoint(content, path)

@@ -1,4 +1,4 @@
-"""What may change when a run is resumed, and what a checkpoint's settings may not do."""
+"""Settings of a resumed run: which may change, and what a checkpoint's settings must not do."""
 
 from pathlib import Path
 
@@ -18,13 +18,13 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_would_change_the_meaning_of_the_state_is_refused(train: Train, tmp_path: Path, change: str) -> None:
+def test_changes_that_give_the_saved_state_another_meaning_are_refused(train: Train, tmp_path: Path, change: str) -> None:
     train(*SETTINGS, "trainer.max_epochs=1", run_dir=tmp_path / "run")
     with pytest.raises(UserError, match=CHANGES[change]):
         train(*SETTINGS, change, f"resume='{tmp_path / 'run'}'", run_dir=tmp_path / "run")
 
 
-def test_changes_are_told_together_and_can_be_forced(
+def test_refused_changes_are_reported_together_and_can_be_forced(
     train: Train, tmp_path: Path, story: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "text.txt").write_text(story)
@@ -39,14 +39,14 @@ def test_changes_are_told_together_and_can_be_forced(
     assert checkpoint(tmp_path / "run")["global_step"] == 10
 
 
-def test_what_may_change_is_accepted_told_and_kept(train: Train, tmp_path: Path, printed: Printed) -> None:
+def test_allowed_changes_are_applied_logged_and_saved(train: Train, tmp_path: Path, printed: Printed) -> None:
     train(*SETTINGS, "trainer.max_epochs=1", "optimizer.lr=1e-3", run_dir=tmp_path / "run")
     changes = ["trainer.max_epochs=2", "eval_freq=3", "optimizer.lr=2e-3", "scheduler=constant", "optimizer.weight_decay=0.3"]
     resume = f"resume='{tmp_path / 'run'}'"
-    train(*changes, resume, base=[], run_dir=tmp_path / "run")  # nothing else is typed: the rest is as it was
-    told = "\n".join(printed())
-    assert "Changed since the checkpoint: trainer.max_epochs was 1, is 2 now" in told
-    assert "Changed since the checkpoint: scheduler.name was warmup_cosine, is constant now" in told
+    train(*changes, resume, base=[], run_dir=tmp_path / "run")  # all other settings come from the checkpoint
+    lines = "\n".join(printed())
+    assert "Changed since the checkpoint: trainer.max_epochs was 1, is 2 now" in lines
+    assert "Changed since the checkpoint: scheduler.name was warmup_cosine, is constant now" in lines
     content = checkpoint(tmp_path / "run")
     assert content["config"]["model"]["emb_dim"] == 32
     assert content["config"]["data"]["batch_size"] == 8
@@ -55,7 +55,7 @@ def test_what_may_change_is_accepted_told_and_kept(train: Train, tmp_path: Path,
     assert [float(row["lr"]) for row in rows(tmp_path / "run") if row["lr"]][-1] == 2e-3
 
 
-def test_nothing_that_a_checkpoint_s_settings_name_is_built(train: Train, tmp_path: Path) -> None:
+def test_no_class_named_in_a_checkpoint_s_settings_is_built(train: Train, tmp_path: Path) -> None:
     train(*SETTINGS, "trainer.max_epochs=1", run_dir=tmp_path / "run")
     resume = f"resume='{tmp_path / 'run'}'"
     hostile = {"_target_": "os.system", "command": f"touch '{tmp_path / 'marker'}'"}
@@ -72,10 +72,12 @@ def test_nothing_that_a_checkpoint_s_settings_name_is_built(train: Train, tmp_pa
     assert not (tmp_path / "marker").exists()
     with_stored(tmp_path / "run", lambda config: config.update(start_context="${oc.env:HOME} ${x}", unknown=3))
     train("trainer.max_epochs=2", resume, base=[], run_dir=tmp_path / "run")
-    assert checkpoint(tmp_path / "run")["config"]["start_context"] == "${oc.env:HOME} ${x}", "a text, and nothing but a text"
+    assert checkpoint(tmp_path / "run")["config"]["start_context"] == "${oc.env:HOME} ${x}", (
+        "plain text, which is not interpolated"
+    )
 
 
-def test_callbacks_of_the_user_s_own_are_named_again(train: Train, tmp_path: Path) -> None:
+def test_the_user_s_callbacks_must_be_given_again(train: Train, tmp_path: Path) -> None:
     words = [*SETTINGS, "+callbacks.custom.watch={_target_: lightning.pytorch.callbacks.LearningRateMonitor}"]
     train(*words, "trainer.max_epochs=1", run_dir=tmp_path / "run")
     resume = f"resume='{tmp_path / 'run'}'"
