@@ -22,7 +22,7 @@ def pick_precision(settings: TrainerSettings, device: torch.device) -> str:
     return precision
 
 
-def precision_for(wanted: str, device: torch.device, *, deterministic: bool = False) -> tuple[str, str]:
+def precision_for(requested: str, device: torch.device, *, deterministic: bool = False) -> tuple[str, str]:
     """Return Lightning's name of the precision to train in, and the reason for it.
 
     "auto" is bf16-mixed if bf16 matrix products are clearly faster than those in fp32. On a CPU this takes a short measurement,
@@ -31,10 +31,10 @@ def precision_for(wanted: str, device: torch.device, *, deterministic: bool = Fa
     Raises:
         UserError: If the device cannot train in the precision.
     """
-    if wanted == "16-mixed" and device.type != "cuda":
+    if requested == "16-mixed" and device.type != "cuda":
         raise UserError(f"trainer.precision=16-mixed is not possible on {device.type}. Choose auto, 32-true or bf16-mixed.")
-    if wanted != "auto":
-        return wanted, "as asked"
+    if requested != "auto":
+        return requested, "as asked"
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16-mixed", "this GPU computes in bf16"
@@ -47,23 +47,25 @@ def precision_for(wanted: str, device: torch.device, *, deterministic: bool = Fa
     return "32-true", f"the safe choice on {device.type}"
 
 
-def compile_model(model: GPTModel, wanted: bool | str, device: torch.device) -> tuple[bool, str]:
+def compile_model(model: GPTModel, requested: bool | str, device: torch.device) -> tuple[bool, str]:
     """Compile the blocks of a model in place, if the settings ask for it and this machine can.
 
     Returns:
         True if they are compiled, and the reason.
     """
-    if wanted is False:
+    if requested is False:
         return False, "as asked"
-    if wanted == "auto" and device.type != "cuda":
+    if requested == "auto" and device.type != "cuda":
         return False, "auto compiles on CUDA only"
     try:
         probe = torch.compile(lambda x: (x + 1).sum())
         probe(torch.ones(8, device=device))
     except Exception as error:  # a C++ compiler, Triton or Python's headers may be missing
         reason = f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
-        log.warning("compile=%s is not possible on this machine, so the model is not compiled (%s)", str(wanted).lower(), reason)
+        log.warning(
+            "compile=%s is not possible on this machine, so the model is not compiled (%s)", str(requested).lower(), reason
+        )
         return False, "not possible here"
     for block in model.trf_blocks:
         block.compile()
-    return True, "as asked" if wanted is True else "auto on CUDA"
+    return True, "as asked" if requested is True else "auto on CUDA"

@@ -60,5 +60,5 @@ def apply_settings(optimizer: Optimizer, schedule: LambdaLR, groups: Sequence[di
         lr: The highest learning rate.
     """
     schedule.base_lrs = [lr] * len(optimizer.param_groups)
-    for group, wanted in zip(optimizer.param_groups, groups, strict=True):
-        group.update(wanted, initial_lr=lr, lr=lr * schedule.lr_lambdas[0](schedule.last_epoch))
+    for group, requested in zip(optimizer.param_groups, groups, strict=True):
+        group.update(requested, initial_lr=lr, lr=lr * schedule.lr_lambdas[0](schedule.last_epoch))

@@ -34,7 +34,7 @@ class ProgressBar(Callback):
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(bar_width=None),
-            TextColumn("step {task.completed:.0f}/{task.total:.0f}  loss {task.fields[loss]}  {task.fields[speed]} tokens/s "),
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}  loss {task.fields[loss]}  {task.fields[rate]} tokens/s "),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             TextColumn("left"),
             console=console,
@@ -49,7 +49,7 @@ class ProgressBar(Callback):
             epoch=trainer.current_epoch + 1,
             epochs=self.max_epochs,
             loss="-",
-            speed="-",
+            rate="-",
         )
         self._bar.start()
         self._updated = time.monotonic()
@@ -68,7 +68,7 @@ class ProgressBar(Callback):
             completed=trainer.global_step,
             epoch=trainer.current_epoch + 1,
             loss=f"{pl_module.last_loss.item():.3f}",
-            speed=f"{tokens_per_second:,.0f}",
+            rate=f"{tokens_per_second:,.0f}",
         )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
