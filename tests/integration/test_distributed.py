@@ -216,7 +216,7 @@ def test_torchrun_starts_a_single_run(run: Callable[..., subprocess.CompletedPro
     assert_same_run(alone, folder)
     assert done.stdout.count("Ep 1 (Step 000000)") == 1
     wrong = run(*RUN, "trainer.devices=3", "hydra.run.dir=wrong", before=torchrun, cwd=tmp_path)
-    assert wrong.returncode != 0 and "trainer.devices=3 and trainer.num_nodes=1, but 2 processes" in wrong.stderr
+    assert wrong.returncode != 0 and "trainer.devices=3 and trainer.num_nodes=1 do not match the 2 processes" in wrong.stderr
     swept = run("-m", *RUN, "seed=1,2", before=torchrun, cwd=tmp_path)
     assert swept.returncode != 0 and "A sweep starts the processes of each job itself" in swept.stderr
 
