@@ -27,7 +27,7 @@ def quiet_lightning(*, main: bool = True) -> None:
     """Show only Lightning's warnings, with this program's handlers, and hide those that do not apply here.
 
     Args:
-        main: False silences everything below a critical error, for all processes of a training but the first.
+        main: False silences this process altogether; only the first process of a training writes messages.
     """
     if not main:
         logging.disable(logging.ERROR)
@@ -42,8 +42,8 @@ def quiet_lightning(*, main: bool = True) -> None:
         ".*is smaller than the logging interval.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*ended before the epoch ended and your dataloader is not resumable.*",  # it is resumable
-        ".*LeafSpec.*is deprecated.*",
-        ".*broadcast_buffers. is deprecated.*",  # PyTorch 2.11 lacks the new name
+        ".*LeafSpec.*is deprecated.*",  # Lightning 2.6 uses it
+        ".*broadcast_buffers. is deprecated.*",  # PyTorch 2.13 deprecates it, and 2.11 lacks its replacement
         ".*sync_dist=True.*",  # logged values are the same on all ranks
     ):
         warnings.filterwarnings("ignore", message=message)
