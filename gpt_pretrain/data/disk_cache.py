@@ -60,7 +60,7 @@ class DiskCache:
 
         Raises:
             ChecksumError: If the content has another checksum.
-            OSError: If the content has another length.
+            OSError: If the content has another length, or the folder is deleted at the same time.
             UserError: If the folder cannot be written.
         """
         self._make_room(n_bytes)
@@ -72,6 +72,8 @@ class DiskCache:
         with replacing(path, durable=False) as scratch:
             try:
                 stream = open(scratch, "wb")  # noqa: SIM115
+            except FileNotFoundError:
+                raise  # the folder was deleted a moment ago, because its file is damaged
             except OSError as error:
                 raise _not_writable(path.parent, error) from error
             with stream:

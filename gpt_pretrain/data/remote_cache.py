@@ -129,6 +129,8 @@ class CachedFiles:
         data = self.files.read(name, block * BLOCK, self._block_length(name, block))
         try:
             self.cache.write(self._block_path(name, block), data)
+        except FileNotFoundError:
+            pass  # another thread has just deleted the blocks of a damaged file
         except OSError as error:
             was_full, self._disk_full = self._disk_full, True
             if not was_full:

@@ -44,10 +44,10 @@ def test_windows_match_their_definition(
 
 @given(n=st.integers(0, 50), batch=st.integers(1, 9), seed=st.integers(0, 5), epoch=st.integers(0, 3))
 def test_an_epoch_reads_no_window_twice_and_drops_the_last_short_batch(n: int, batch: int, seed: int, epoch: int) -> None:
-    order = DistributedBatchSampler(n, batch, seed=seed)
-    order.set_epoch(epoch)
-    batches = [windows.tolist() for windows in order]
-    assert len(batches) == len(order) == n // batch
+    sampler = DistributedBatchSampler(n, batch, seed=seed)
+    sampler.set_epoch(epoch)
+    batches = [windows.tolist() for windows in sampler]
+    assert len(batches) == len(sampler) == n // batch
     assert all(len(windows) == batch for windows in batches)
     read = sum(batches, [])
     assert len(set(read)) == len(read)
