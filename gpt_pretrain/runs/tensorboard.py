@@ -21,7 +21,7 @@ CHARTS = {
 }
 # The columns of the HPARAMS tab, besides the settings of a sweep.
 COMPARED = ("val/best_loss", "val/loss", "eval/train_loss", "tokens_per_second")
-AXES = ("step", "epoch", "tokens_seen")  # Not plotted against tokens seen themselves.
+AXES = ("step", "epoch", "tokens_seen")  # No metrics, but what they are plotted against.
 
 log = logging.getLogger(__name__)
 
@@ -49,14 +49,14 @@ class EventFiles(TensorBoardLogger):
         sweep: bool = False,
         history: Sequence[dict[str, str]] = (),
     ) -> None:
-        begun = first_step > 0 or any(run_dir.glob("events.out.tfevents.*"))
-        purge: dict[str, Any] = {"purge_step": first_step} if begun else {}
+        started = first_step > 0 or any(run_dir.glob("events.out.tfevents.*"))
+        purge: dict[str, Any] = {"purge_step": first_step} if started else {}
         super().__init__(save_dir=run_dir, name="", version="", default_hp_metric=False, **purge)
         self._hparams = hparams or {}
         self._sweep = sweep
         self._history = history
         self._best = min((float(row["val/loss"]) for row in history if row.get("val/loss")), default=math.inf)
-        self._begun = False
+        self._started = False
         self._failed = False
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
@@ -71,9 +71,9 @@ class EventFiles(TensorBoardLogger):
 
     def _begin(self, first_step: int) -> None:
         """Write the chart layout, the settings and the history before the first metrics."""
-        if self._begun:
+        if self._started:
             return
-        self._begun = True
+        self._started = True
         self.experiment.add_custom_scalars(CHARTS)
         self._add_session(end=False)
         for row in self._history:
@@ -109,7 +109,7 @@ class EventFiles(TensorBoardLogger):
         self._try(lambda: self.experiment.flush())
 
     def finalize(self, status: str) -> None:
-        if self._begun:
+        if self._started:
             self._try(lambda: self._add_session(end=True))
         self._try(lambda: super(EventFiles, self).finalize(status))
 

@@ -118,7 +118,7 @@ def _scale_axis(axes: Axes, values: Sequence[str]) -> list[float]:
     long = sum(map(len, shown)) > 30
     axes.set_xticks(
         [order.index(value) for value in shown],
-        [label_text(value, 24) for value in shown],
+        [label_text(value, limit=24) for value in shown],
         rotation=30 if long else 0,
         ha="right" if long else "center",
     )

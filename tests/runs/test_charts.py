@@ -35,7 +35,7 @@ def job(settings: dict[str, str], loss: float | None, state: str = "finished") -
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300), st.integers(4, 60))
 def test_a_thinned_line_keeps_its_ends_and_extremes(values: list[float], limit: int) -> None:
-    xs, ys = drawing.thin_points(range(len(values)), values, limit)
+    xs, ys = drawing.thin_points(range(len(values)), values, limit=limit)
     assert len(xs) <= max(limit, 4)
     assert list(ys) == [values[int(x)] for x in xs]
     assert sorted(set(xs)) == list(xs)

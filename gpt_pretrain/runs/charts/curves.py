@@ -60,7 +60,7 @@ def run_loss_figure(run: RunContents) -> Figure:
     draw_line(axes, training.steps, training.values, label="training set, eval_iter batches", color=BLUE)
     draw_line(axes, validation.steps, validation.values, label="validation set, eval_iter batches", color=RED, linestyle="--")
     if full:
-        axes.plot(*thin_points(full.steps, full.values, 200), "s", label="validation set, all", color=RED, markersize=4)
+        axes.plot(*thin_points(full.steps, full.values, limit=200), "s", label="validation set, all", color=RED, markersize=4)
         best = int(np.argmin(full.values))
         label = f"best: {full.values[best]:.3f} at step {full.steps[best]:,}"
         axes.plot(full.steps[best], full.values[best], "*", label=label, color=BLACK, markersize=11)

@@ -47,7 +47,7 @@ def to_data_uri(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(to_svg(figure).encode()).decode()
 
 
-def thin_points(x: Sequence[float], y: Sequence[float], limit: int = MAX_POINTS) -> tuple[np.ndarray, np.ndarray]:
+def thin_points(x: Sequence[float], y: Sequence[float], *, limit: int = MAX_POINTS) -> tuple[np.ndarray, np.ndarray]:
     """Return at most `limit` points of a line, including its ends, peaks and valleys."""
     xs, ys = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     if len(xs) <= limit:
@@ -77,10 +77,10 @@ def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
 def draw_line(axes: Axes, x: Sequence[float], y: Sequence[float], *, limit: int = MAX_POINTS, **style: Any) -> None:
     """Draw a line unless it is empty. A line of few points gets dots, so that a single point is visible."""
     if len(x):
-        axes.plot(*thin_points(x, y, limit), marker="o" if len(x) < 12 else None, markersize=3.5, **style)
+        axes.plot(*thin_points(x, y, limit=limit), marker="o" if len(x) < 12 else None, markersize=3.5, **style)
 
 
-def label_text(text: str, limit: int = 60) -> str:
+def label_text(text: str, *, limit: int = 60) -> str:
     """Return a text as a short label on one line, in which matplotlib finds no formulas."""
     text = "".join(char if char.isprintable() else "?" for char in text)
     return (text if len(text) <= limit else text[: limit - 1] + "…").replace("$", r"\$")
