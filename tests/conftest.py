@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,6 +21,7 @@ from gpt_pretrain.commands.script import register_schema
 from gpt_pretrain.commands.train import train as train_command
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.gpt2 import GPTModel
+from tests.helpers.fork_server import ForkServer
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -91,17 +91,22 @@ def printed(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     return lambda: "\n".join(record.getMessage() for record in caplog.records).splitlines()
 
 
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
+    """A process that has imported everything, and forks one child for each command line."""
+    server = ForkServer()
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def script(tmp_path: Path, cache_dir: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def script(tmp_path: Path, cache_dir: Path, fork_server: ForkServer) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run an entry script as a process, in a folder for this test."""
 
     def ran(name: str, *arguments: str, stdin: str | None = None, timeout: int = 200) -> subprocess.CompletedProcess[str]:
         environment = {key: value for key, value in os.environ.items() if key not in ("HYDRA_FULL_ERROR", "PYTEST_CURRENT_TEST")}
         environment["XDG_CACHE_HOME"] = str(cache_dir)
-        command = [sys.executable, str(ROOT / name), *arguments]
-        return subprocess.run(
-            command, cwd=tmp_path, env=environment, input=stdin, capture_output=True, text=True, timeout=timeout, check=False
-        )
+        return fork_server.run([name, *arguments], cwd=tmp_path, environment=environment, stdin=stdin, timeout=timeout)
 
     return ran
 

@@ -10,12 +10,17 @@ import atexit
 import json
 import os
 import runpy
+import select
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import torch
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,16 +29,30 @@ class ForkServer:
     """A process that forks one child for each command line."""
 
     def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="fork-server-")
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def run(
-        self, arguments: Sequence[str], *, cwd: Path, environment: Mapping[str, str] | None = None, stdin: str = ""
+        self,
+        arguments: Sequence[str],
+        *,
+        cwd: Path,
+        environment: Mapping[str, str] | None = None,
+        stdin: str | None = None,
+        timeout: float = 200.0,
     ) -> subprocess.CompletedProcess[str]:
-        """Run `python ARGUMENTS`, where the first is a script of the checkout, or `-m` and a module; or `gpt-pretrain ARGUMENTS`."""
-        files = {name: cwd / f".{name}" for name in ("stdin", "stdout", "stderr")}
-        files["stdin"].write_text(stdin, encoding="utf-8")
+        """Run `python ARGUMENTS`, where the first is a script, relative to the checkout, or `-m` before a module.
+
+        Args:
+            timeout: Seconds.
+
+        Raises:
+            subprocess.TimeoutExpired: If the command takes longer; it is killed then.
+        """
+        files = {name: Path(self._folder.name) / name for name in ("stdin", "stdout", "stderr")}
+        files["stdin"].write_text(stdin or "", encoding="utf-8")
         request = {
             "arguments": list(arguments),
             "cwd": str(cwd),
@@ -41,16 +60,29 @@ class ForkServer:
             "files": {name: str(path) for name, path in files.items()},
         }
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        code = int(self._process.stdout.readline())
+        child = self._answer(timeout)
+        try:
+            code = self._answer(timeout)
+        except TimeoutError as error:
+            os.kill(child, signal.SIGKILL)
+            self._answer(timeout)
+            raise subprocess.TimeoutExpired(list(arguments), timeout) from error
         output, errors = (files[name].read_text(encoding="utf-8", errors="replace") for name in ("stdout", "stderr"))
         return subprocess.CompletedProcess(list(arguments), code, output, errors)
+
+    def _answer(self, timeout: float) -> int:
+        stream = self._process.stdout
+        assert stream is not None
+        if not select.select([stream], [], [], timeout)[0]:
+            raise TimeoutError
+        return int(stream.readline())
 
     def close(self) -> None:
         """End the process."""
         self._process.communicate()
+        self._folder.cleanup()
 
 
 def serve() -> None:
@@ -60,12 +92,13 @@ def serve() -> None:
     import gpt_pretrain.commands.train
     import gpt_pretrain.training.fit  # noqa: F401
 
-    for line in sys.stdin:
+    while line := sys.stdin.readline():
         child = os.fork()
         if child == 0:
             _run(json.loads(line))
+        os.write(1, f"{child}\n".encode())
         _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        os.write(1, f"{os.waitstatus_to_exitcode(status)}\n".encode())
 
 
 def _run(request: dict[str, object]) -> None:
@@ -77,6 +110,8 @@ def _run(request: dict[str, object]) -> None:
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         flags = os.O_RDONLY if name == "stdin" else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         os.dup2(os.open(files[name], flags, 0o644), number)
+    if "OMP_NUM_THREADS" in os.environ:  # which the library has read long ago
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     code: object = 0
     try:

@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,15 +42,7 @@ def reason(command: str) -> str | None:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    """A process that forks one child for each command."""
-    server = ForkServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
-def prepared(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the texts, runs and the sweep that the commands speak of."""
     folder = tmp_path_factory.mktemp("guide")
     text = (ROOT / "gpt_pretrain" / "data" / "sample.txt").read_text(encoding="utf-8")
@@ -67,10 +58,10 @@ def prepared(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Pa
     (folder / "more" / "some.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     base = ["train.py", "model=tiny", *SMALL, *SHORT]
     for name in ("RUN", "RUN2"):
-        assert run(server, [*base, f"seed={len(name)}", f"hydra.run.dir=outputs/{name}"], folder).returncode == 0
+        assert run(fork_server, [*base, f"seed={len(name)}", f"hydra.run.dir=outputs/{name}"], folder).returncode == 0
     sweep = ["train.py", "-m", "model=tiny", *SMALL, *SHORT, "optimizer.lr=1e-3,2e-3"]
-    assert run(server, sweep, folder).returncode == 0
-    assert run(server, ["-m", "gpt_pretrain", "prepare", "documents.jsonl", "out=corpus"], folder).returncode == 0
+    assert run(fork_server, sweep, folder).returncode == 0
+    assert run(fork_server, ["-m", "gpt_pretrain", "prepare", "documents.jsonl", "out=corpus"], folder).returncode == 0
     return folder
 
 
@@ -97,14 +88,14 @@ def as_arguments(command: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_command_of_a_page_works(page: Path, server: ForkServer, prepared: Path, tmp_path: Path) -> None:
+def test_every_command_of_a_page_works(page: Path, fork_server: ForkServer, prepared: Path, tmp_path: Path) -> None:
     chosen = [command for command in commands(page) if reason(command) is None]
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     failed = []
     for command in chosen:
         if "out=corpus" in command:
             shutil.rmtree(tmp_path / "corpus")
-        done = run(server, as_arguments(command), tmp_path)
+        done = run(fork_server, as_arguments(command), tmp_path)
         if done.returncode != 0 or "Traceback" in done.stderr:
             failed.append(f"{command}\n  -> {done.returncode}: {done.stderr[-600:]}")
     assert not failed, "\n".join(failed)
@@ -112,13 +103,13 @@ def test_every_command_of_a_page_works(page: Path, server: ForkServer, prepared:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["python", "weights"])
-def test_the_python_of_a_page_runs(page: str, server: ForkServer, prepared: Path, tmp_path: Path) -> None:
+def test_the_python_of_a_page_runs(page: str, fork_server: ForkServer, prepared: Path, tmp_path: Path) -> None:
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
-    assert run(server, ["-m", "gpt_pretrain", "export", "checkpoint=outputs/RUN", "out=my-gpt"], tmp_path).returncode == 0
+    assert run(fork_server, ["-m", "gpt_pretrain", "export", "checkpoint=outputs/RUN", "out=my-gpt"], tmp_path).returncode == 0
     for number, code in enumerate(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(), re.DOTALL)):
         script = tmp_path / f"example{number}.py"
         script.write_text(code, encoding="utf-8")
-        done = run(server, [str(script)], tmp_path)
+        done = run(fork_server, [str(script)], tmp_path)
         assert done.returncode == 0, done.stderr
 
 
