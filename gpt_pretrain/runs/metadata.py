@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import gpt_pretrain
 from gpt_pretrain.config.overrides import override_key
 from gpt_pretrain.errors import AlreadyCompleteError, UserError
 from gpt_pretrain.system.checkout import git_revision
@@ -108,7 +109,8 @@ def describe_environment() -> dict[str, Any]:
     from importlib.metadata import version  # --help does not need it
 
     return {
-        "program": {"version": version("gpt-pretrain"), "git": git_revision()},
+        # The checkout may run without being installed.
+        "program": {"version": gpt_pretrain.__version__, "git": git_revision()},
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "machine": {"system": f"{platform.system()} {platform.machine()}", "cpu": _cpu_name(), "cores": os.cpu_count()},
     }
