@@ -131,7 +131,7 @@ def test_the_plan_counts_what_the_run_does(
 def test_the_plan_of_a_resumed_run_counts_what_remains(compose_train: Callable[..., DictConfig]) -> None:
     settings = to_settings(compose_train(*TINY_RUN, "trainer.max_epochs=4", "checkpoint.every_n_steps=2"), TrainSettings)
     data, config, whole = plan_run(settings)
-    rest = make_plan(settings, data, config, first_step=5)  # of 12, 3 an epoch
+    rest = make_plan(settings, data, config, first_step=5)  # of 12, 3 per epoch
     assert (whole.steps, whole.epoch_ends, whole.evaluations, whole.validations) == (12, 4, 7, 8)
     assert (rest.steps, rest.epoch_ends, rest.evaluations) == (7, 3, 3)
     assert rest.tokens == 7 * 16 * 32
@@ -140,7 +140,7 @@ def test_the_plan_of_a_resumed_run_counts_what_remains(compose_train: Callable[.
 
 def test_the_estimated_time_is_the_sum_of_the_parts(compose_train: Callable[..., DictConfig]) -> None:
     settings = to_settings(compose_train(*TINY_RUN), TrainSettings)
-    plan = plan_run(settings)[2]  # 6 steps in 2 epochs; 4 loss lines of 2 batches
+    plan = plan_run(settings)[2]  # 6 steps in 2 epochs; 4 evaluations of 2 batches
     measured = Measurements(first_step=10, step=1, eval_batch=0.5, sample=3, save=2, copy=0.25, peak_bytes=None)
     assert estimate_times(plan, measured, settings) == pytest.approx(
         {"steps": 15, "evaluations": 4, "validation": 0.5 * 2 * plan.val_batches, "samples": 6, "checkpoints": 4.5}
