@@ -126,13 +126,13 @@ ERRORS = [
     (["data.batch_size=1000"], "data.batch_size=1000: the training set has only"),
     (["data=text"], "data=text needs data.path="),
     (["init_from=nowhere"], "nowhere: there is no such file or folder here"),
-    (["init_from=latest"], "there is no run with a checkpoint"),
+    (["init_from=latest"], "has a checkpoint. Train a model first"),
     (["tokenizer.name=gpt5"], "there is no such tokenizer"),
     (["trainer.max_time=abc"], "must be DD:HH:MM:SS"),
     (["trainer.devices=0"], "must be at least 1 device"),
     (["trainer.devices=two"], "must be at least 1 device"),
     (["trainer.strategy=dp"], "must be one of auto, ddp, fsdp"),
-    (["trainer.precision=16-mixed"], "cpu cannot train in fp16"),
+    (["trainer.precision=16-mixed"], "trainer.precision=16-mixed is not possible on cpu"),
     (["start_context=''"], "start_context is empty"),
 ]
 
@@ -169,8 +169,8 @@ def test_user_errors_are_reported_without_a_traceback(
 
 
 PROCESS_ERRORS = [
-    (["data.path=missing.txt"], "data.path=missing.txt: there is no such file"),
-    (["resume=latest"], "there is no run with a checkpoint"),
+    (["data.path=missing.txt"], "data.path=missing.txt: no such file"),
+    (["resume=latest"], "has a checkpoint. Train a model first"),
     (["hydra.run.dir=empty.txt/run"], "this folder cannot be written"),
     (["+trainer.sync_batchnorm=true"], "trainer.sync_batchnorm: there is no such setting"),
 ]
@@ -215,8 +215,8 @@ def test_hydra_refuses_wrong_keys_types_and_options_quickly(script: Script, tmp_
 
 
 GENERATE_ERRORS = [
-    (["checkpoint=latest"], "there is no run with a checkpoint"),
-    (["checkpoint=nowhere"], "there is no such file or run directory"),
+    (["checkpoint=latest"], "has a checkpoint. Train a model first"),
+    (["checkpoint=nowhere"], "no such file or run folder"),
     (["checkpoint=empty.txt"], "is damaged or is not a PyTorch file"),
     (["sampler.temperature=-1", "n_samples=0"], "2 errors:"),
     (["device=cuda"], "device=cuda: this machine has no such device"),
