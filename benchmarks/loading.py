@@ -21,7 +21,8 @@ END_OF_TEXT = 256  # of the byte tokenizer
 def ours(*, n_tokens: int, context_length: int, batch_size: int, batches: int = 20_000) -> Measurement:
     """Measure the training DataLoader, which yields shuffled windows of a token file."""
     from gpt_pretrain.data.dataset import TokenWindows
-    from gpt_pretrain.data.token_cache import TokenFile
+    from gpt_pretrain.data.files import LocalFiles
+    from gpt_pretrain.data.token_stream import Shard
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "train.bin")
@@ -29,7 +30,7 @@ def ours(*, n_tokens: int, context_length: int, batch_size: int, batches: int = 
         data = _data(batch_size=batch_size, context_length=context_length)
         process = psutil.Process()
         before = process.memory_info().rss
-        tokens = TokenFile(path=path, count=n_tokens, itemsize=2, sha256="")
+        tokens = Shard(LocalFiles(path.parent), path.name, n_tokens, 2)
         data.train = TokenWindows(tokens, context_length=context_length, stride=context_length)
         seconds = _seconds(iter(data.train_dataloader()), min(batches, n_tokens // (context_length * batch_size) - 1))
         return Measurement(seconds, process.memory_info().rss - before)

@@ -58,7 +58,7 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def compose_train(tmp_path: Path, cache_dir: Path) -> Callable[..., DictConfig]:
-    """Compose train.py's config from overrides, with a run directory for this test."""
+    """Compose train.py's config from overrides, with a run folder for this test."""
 
     def composed(*overrides: str, run_dir: Path | None = None) -> DictConfig:
         folder = tmp_path / "run" if run_dir is None else run_dir

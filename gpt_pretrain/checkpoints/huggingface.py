@@ -65,7 +65,7 @@ def export(weights: Weights, out: Path, *, tokenizer: str | None = None, name: s
 
 
 def export_run(run_dir: Path) -> None:
-    """Export a run's last weights to a folder in the run directory."""
+    """Export a run's last weights to a folder in the run folder."""
     difference = export(open_weights(run_dir), run_dir / EXPORTED, name=run_dir.name)
     log.info("Exported to %s/: transformers opens it, and its logits differ by at most %.1g", EXPORTED, difference)
 

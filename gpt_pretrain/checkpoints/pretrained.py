@@ -141,7 +141,7 @@ def load_pretrained(
 
     Args:
         source: A hub id ("gpt2", "gpt2-medium", "someone/model"); a folder with config.json and safetensors; a state dict of
-            chapter 5's GPTModel as `.pth` or `.safetensors`; a checkpoint of nanoGPT; a checkpoint or run directory of this
+            chapter 5's GPTModel as `.pth` or `.safetensors`; a checkpoint of nanoGPT; a checkpoint or run folder of this
             program, or "latest". Files are recognized by their content.
         n_heads: Attention heads; needed if the source does not state them and is not one of GPT-2's four sizes.
         device: None means the CPU.

@@ -2,7 +2,7 @@
 
 Usage: gpt-pretrain compare RUN RUN ... [out=compare.png]
 
-  RUN  run directory, checkpoint in one, or latest for the newest run in outputs/
+  RUN  run folder, checkpoint in one, or latest for the newest run in outputs/
   out  picture to write: .png, .pdf or .svg (default: compare.png)
 
 The curves are drawn over the tokens seen, so that runs with different batch sizes can be compared. The losses and the settings

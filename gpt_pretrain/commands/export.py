@@ -3,7 +3,7 @@
 Usage: gpt-pretrain export out=FOLDER [checkpoint=...] [n_heads=...] [tokenizer=...]
 
   out         folder to write; an earlier export there is replaced
-  checkpoint  run directory, checkpoint file, any other weights that generate.py's pretrained= accepts, or latest for the
+  checkpoint  run folder, checkpoint file, any other weights that generate.py's pretrained= accepts, or latest for the
               newest run in outputs/ (default: latest)
   n_heads     number of attention heads; needed for a bare state dict that is not one of GPT-2's sizes
   tokenizer   gpt2, byte, ...; needed if the weights do not name their tokenizer

@@ -2,7 +2,7 @@
 
 Usage: gpt-pretrain report [FOLDER ...]
 
-  FOLDER  run directory, checkpoint in one, sweep directory, or latest for the newest run in outputs/ (default: latest)
+  FOLDER  run folder, checkpoint in one, sweep directory, or latest for the newest run in outputs/ (default: latest)
 
 The page is written from the files that exist, so killed and unfinished runs can have one too.
 """

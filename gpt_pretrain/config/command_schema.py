@@ -15,7 +15,7 @@ class ExportSettings:
     """All settings of `gpt-pretrain export`."""
 
     out: str = MISSING  # folder to write
-    checkpoint: str = "latest"  # run directory, checkpoint file or other weights; latest: the newest run
+    checkpoint: str = "latest"  # run folder, checkpoint file or other weights; latest: the newest run
     n_heads: int | None = None  # attention heads of a bare state dict
     tokenizer: str | None = None  # for weights that do not name theirs
 
@@ -57,5 +57,5 @@ class ReportSettings:
 class CompareSettings:
     """All settings of `gpt-pretrain compare`."""
 
-    runs: list[str] = field(default_factory=list)  # run directories, checkpoints in them, or latest
+    runs: list[str] = field(default_factory=list)  # run folders, checkpoints in them, or latest
     out: str = "compare.png"  # picture to write: .png, .pdf or .svg

@@ -190,7 +190,7 @@ class WandbSettings:
 
     project: str = MISSING
     name: str | None = None  # of the run; null lets Weights & Biases choose
-    offline: bool = False  # write to the run directory only
+    offline: bool = False  # write to the run folder only
 
 
 @dataclass
@@ -198,7 +198,7 @@ class MlflowSettings:
     """`logger.mlflow`: MLflow."""
 
     experiment_name: str = MISSING
-    tracking_uri: str | None = None  # URI of the tracking server; null: a folder in the run directory
+    tracking_uri: str | None = None  # URI of the tracking server; null: a folder in the run folder
 
 
 @dataclass

@@ -109,6 +109,12 @@ class LocalFiles:
         """Open files by name; the most recently used one is last."""
         return OrderedDict()
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LocalFiles) and other.folder == self.folder
+
+    def __hash__(self) -> int:
+        return hash(self.folder)
+
     def __getstate__(self) -> dict[str, object]:
         """Leave out the open files: each worker process opens its own."""
         return {name: value for name, value in self.__dict__.items() if name != "_handles"}

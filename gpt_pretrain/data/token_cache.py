@@ -6,19 +6,16 @@ A token file consists of little-endian token ids, two bytes each if the vocabula
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
-import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from gpt_pretrain.data.files import LocalFiles
 from gpt_pretrain.data.text import Text
-from gpt_pretrain.data.token_stream import TokenSplit
+from gpt_pretrain.data.token_stream import Shard, TokenSplit
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.files import replacing, sync_file
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer, token_itemsize
@@ -26,65 +23,6 @@ from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer, token_itemsize
 CACHE_VERSION = 1  # increase it when a change makes old token files invalid
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TokenFile:
-    """The tokens of one file in the cache.
-
-    Args:
-        path: The file.
-        count: Number of tokens.
-        itemsize: Bytes per token.
-        sha256: SHA-256 of the file in hexadecimal.
-    """
-
-    path: Path
-    count: int
-    itemsize: int
-    sha256: str
-
-    @property
-    def remote(self) -> bool:
-        """Always False: the file is on a local disk."""
-        return False
-
-    def prefetch(self, start: int, count: int) -> None:
-        """Do nothing: the operating system reads ahead by itself."""
-
-    def read(self, start: int = 0, count: int | None = None) -> np.ndarray:
-        """Return the token ids from `start` on, (count,).
-
-        A read leaves nothing in the memory of this process, unlike the pages of a memory map.
-
-        Raises:
-            UserError: If the file has become shorter.
-        """
-        n_bytes = (self.count - start if count is None else count) * self.itemsize
-        if hasattr(os, "pread"):
-            data = os.pread(self._file.fileno(), n_bytes, start * self.itemsize)
-        else:
-            # Windows has no pread. Moving the file position is safe there because each worker process opens its own file.
-            self._file.seek(start * self.itemsize)
-            data = self._file.read(n_bytes)
-        if len(data) < n_bytes:
-            raise UserError(f"{self.path} has been truncated since training began. The next start rebuilds it.")
-        return np.frombuffer(data, f"<u{self.itemsize}")
-
-    @cached_property
-    def _file(self) -> io.FileIO:
-        return io.FileIO(self.path)
-
-    def __getstate__(self) -> dict[str, object]:
-        """Leave out the open file: each worker process opens its own."""
-        return {name: value for name, value in self.__dict__.items() if name != "_file"}
-
-    def is_intact(self) -> bool:
-        """Return whether the file exists with the expected size and checksum."""
-        try:
-            return self.path.stat().st_size == self.count * self.itemsize and _file_sha256(self.path) == self.sha256
-        except OSError:
-            return False
 
 
 def tokenize_text(text: Text, tokenizer: Tokenizer, *, train_ratio: float, cache_dir: Path) -> TokenSplit:
@@ -140,11 +78,12 @@ def _load(folder: Path) -> TokenSplit | None:
     """Return the token files in a folder, or None if they are missing or damaged."""
     try:
         fields = json.loads((folder / "split.json").read_text(encoding="utf-8"))
-        train, val = (TokenFile(path=folder / f"{part}.bin", **fields.pop(part)) for part in ("train", "val"))
+        files = LocalFiles(folder)
+        train, val = (Shard(files, f"{part}.bin", **fields.pop(part)) for part in ("train", "val"))
         split = TokenSplit(train=train, val=val, **fields)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    return split if train.is_intact() and val.is_intact() else None
+    return split if _is_intact(folder, train) and _is_intact(folder, val) else None
 
 
 def _build(
@@ -204,6 +143,11 @@ def _write_tokens(path: Path, batches: Iterable[list[int]], itemsize: int) -> di
     return {"count": count, "itemsize": itemsize, "sha256": digest.hexdigest()}
 
 
-def _file_sha256(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _is_intact(folder: Path, file: Shard) -> bool:
+    """Return whether a token file exists with the expected size and checksum."""
+    try:
+        with open(folder / file.name, "rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            return stream.tell() == file.n_bytes and digest == file.sha256
+    except OSError:
+        return False

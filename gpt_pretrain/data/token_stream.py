@@ -78,13 +78,18 @@ class Shard:
     def read(self, start: int = 0, count: int | None = None) -> np.ndarray:
         """Return the token ids from `start` on, (count,).
 
+        A read leaves nothing in the memory of this process, unlike the pages of a memory map.
+
         Raises:
             UserError: If the file has become shorter.
         """
         n_bytes = (self.count - start if count is None else count) * self.itemsize
         data = self.files.read(self.name, self.header + start * self.itemsize, n_bytes)
         if len(data) < n_bytes:
-            raise UserError(f"{self.files.location}: {self.name} has been truncated since training began. Copy it again.")
+            raise UserError(
+                f"{self.files.location}: {self.name} has been truncated since training began. Restore it and resume the run; "
+                "a file of the token cache is rebuilt at the next start."
+            )
         return np.frombuffer(data, f"<u{self.itemsize}")
 
     def prefetch(self, start: int, count: int) -> None:

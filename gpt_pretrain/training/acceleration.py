@@ -34,7 +34,7 @@ def precision_for(requested: str, device: torch.device, *, deterministic: bool =
     if requested == "16-mixed" and device.type != "cuda":
         raise UserError(f"trainer.precision=16-mixed is not possible on {device.type}. Choose auto, 32-true or bf16-mixed.")
     if requested != "auto":
-        return requested, "as asked"
+        return requested, "as configured"
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16-mixed", "this GPU computes in bf16"
@@ -54,7 +54,7 @@ def compile_model(model: GPTModel, requested: bool | str, device: torch.device) 
         True if they are compiled, and the reason.
     """
     if requested is False:
-        return False, "as asked"
+        return False, "as configured"
     if requested == "auto" and device.type != "cuda":
         return False, "auto compiles on CUDA only"
     try:
@@ -68,4 +68,4 @@ def compile_model(model: GPTModel, requested: bool | str, device: torch.device) 
         return False, "not possible here"
     for block in model.trf_blocks:
         block.compile()
-    return True, "as asked" if requested is True else "auto on CUDA"
+    return True, "as configured" if requested is True else "auto on CUDA"

@@ -9,16 +9,17 @@ from hypothesis import strategies as st
 
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.data.dataset import TokenWindows
+from gpt_pretrain.data.files import LocalFiles
 from gpt_pretrain.data.sampler import DistributedBatchSampler, shuffled_indices
-from gpt_pretrain.data.token_cache import TokenFile
+from gpt_pretrain.data.token_stream import Shard
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from tests.helpers.data_settings import data_settings
 
 
-def tokens_of(path: Path, count: int) -> TokenFile:
+def tokens_of(path: Path, count: int) -> Shard:
     np.arange(count, dtype="<u2").tofile(path)
-    return TokenFile(path=path, count=count, itemsize=2, sha256="")
+    return Shard(LocalFiles(path.parent), path.name, count, 2)
 
 
 def data_of(folder: Path, *, context_length: int = 32, seed: int = 1, **changes: object) -> TextDataModule:

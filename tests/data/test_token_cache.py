@@ -12,7 +12,7 @@ from gpt_pretrain.data import text as text_module
 from gpt_pretrain.data import token_cache as module
 from gpt_pretrain.data.text import Text
 from gpt_pretrain.data.token_cache import encode_pieces, tokenize_text
-from gpt_pretrain.data.token_stream import TokenSplit
+from gpt_pretrain.data.token_stream import Shard, TokenSplit, TokenStream
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.tokenizers.build import build_tokenizer
 
@@ -61,14 +61,14 @@ def test_tokens_stay_on_disk_and_take_two_bytes_if_the_vocabulary_allows(tmp_pat
     split = tokenize_text(text_of(tmp_path, story), GPT2, train_ratio=0.9, cache_dir=tmp_path)
     assert split.train.read(0, 3).dtype == np.uint16
     assert split.train.read(7, 3).tolist() == GPT2.encode(story)[7:10]
-    assert split.train.path.stat().st_size == 2 * split.train.count
+    assert path_of(split.train).stat().st_size == 2 * split.train.count
     assert len(pickle.dumps(split.train)) < 1000, "the tokens must not be sent to worker processes"
     assert pickle.loads(pickle.dumps(split.train)).read(5, 1) == split.train.read(5, 1)
 
 
 def test_a_file_that_is_truncated_during_training_is_reported(tmp_path: Path, story: str) -> None:
     split = tokenize_text(text_of(tmp_path, story), GPT2, train_ratio=0.9, cache_dir=tmp_path)
-    with open(split.train.path, "r+b") as stream:
+    with open(path_of(split.train), "r+b") as stream:
         stream.truncate(100)
     with pytest.raises(UserError, match="has been truncated"):
         split.train.read(48, 3)
@@ -107,7 +107,7 @@ def test_another_text_tokenizer_or_ratio_gets_another_cache(tmp_path: Path) -> N
         tokenize_text(text, tokenizer, train_ratio=ratio, cache_dir=tmp_path)
         for text, tokenizer, ratio in [(a, BYTE, 0.5), (b, BYTE, 0.5), (a, GPT2, 0.5), (a, BYTE, 0.6)]
     ]
-    assert len({split.train.path for split in splits}) == 4
+    assert len({path_of(split.train) for split in splits}) == 4
 
 
 def damage_truncate(folder: Path) -> None:
@@ -124,6 +124,12 @@ def damage_remove(folder: Path) -> None:
     (folder / "train.bin").unlink()
 
 
+def path_of(file: TokenStream) -> Path:
+    """Return the path of a token file."""
+    assert isinstance(file, Shard)
+    return Path(file.files.location) / file.name
+
+
 def damage_json(folder: Path) -> None:
     (folder / "split.json").write_text('{"train": 3}')
 
@@ -138,12 +144,12 @@ def damage_path(folder: Path) -> None:
 def test_a_damaged_cache_is_rebuilt(tmp_path: Path, story: str, damage: object, caplog: pytest.LogCaptureFixture) -> None:
     text = text_of(tmp_path, story)
     first = tokenize_text(text, GPT2, train_ratio=0.9, cache_dir=tmp_path)
-    damage(first.train.path.parent)  # type: ignore[operator]
+    damage(path_of(first.train).parent)  # type: ignore[operator]
     again = tokenize_text(text, GPT2, train_ratio=0.9, cache_dir=tmp_path)
     assert caplog.text.count("is damaged and will be rebuilt") == 1
     assert again == first
-    assert again.train.is_intact()
-    assert [path.name for path in (tmp_path / "tokens").iterdir()] == [first.train.path.parent.name]
+    assert np.array_equal(again.train.read(), np.fromfile(path_of(first.train), "<u2"))
+    assert [path.name for path in (tmp_path / "tokens").iterdir()] == [path_of(first.train).parent.name]
 
 
 def build(folder: Path) -> str:

@@ -40,7 +40,7 @@ def test_the_speed_is_measured_on_this_machine() -> None:
 
 
 def test_a_given_precision_is_used() -> None:
-    assert precision_for("bf16-true", CPU) == ("bf16-true", "as asked")
+    assert precision_for("bf16-true", CPU) == ("bf16-true", "as configured")
 
 
 def test_devices_that_the_machine_lacks_are_refused() -> None:

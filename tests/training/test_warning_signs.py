@@ -13,8 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.data.dataset import TokenWindows
-from gpt_pretrain.data.token_cache import TokenFile
-from gpt_pretrain.data.token_stream import loss_by_frequencies
+from gpt_pretrain.data.files import LocalFiles
+from gpt_pretrain.data.token_stream import Shard, loss_by_frequencies
 from gpt_pretrain.errors import UserError
 from tests.conftest import TINY_RUN
 from tests.helpers.crash_harness import differences
@@ -224,7 +224,7 @@ def test_the_unigram_loss_is_the_entropy_of_the_token_frequencies(tmp_path: Path
     shares = np.array([0.5, 0.25, 0.125, 0.125])
     ids = np.random.default_rng(1).choice(4, size=count, p=shares).astype("<u2")
     (tmp_path / "ids").write_bytes(ids.tobytes())
-    assert loss_by_frequencies(TokenFile(tmp_path / "ids", count, 2, "")) == pytest.approx(1.75 * np.log(2), abs=0.05)
+    assert loss_by_frequencies(Shard(LocalFiles(tmp_path), "ids", count, 2)) == pytest.approx(1.75 * np.log(2), abs=0.05)
 
 
 def test_the_doctor_does_not_change_the_training(train: Train, tmp_path: Path) -> None:
