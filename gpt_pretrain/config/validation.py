@@ -113,7 +113,7 @@ FRACTION: tuple[Test, str] = (lambda value: 0 < value < 1, "must be above 0 and 
 
 DOCTOR_RULES: list[Rule] = [
     ("window", *at_least(10, "optimizer steps")),
-    ("patience", *at_least(1, "loss line")),
+    ("patience", *at_least(1, "evaluation")),
     ("first_loss", *at_least(0, "nats")),
     ("overfitting", *at_least(0, "nats")),
     ("gap", *at_least(1)),

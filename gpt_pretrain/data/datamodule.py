@@ -130,12 +130,12 @@ class TextDataModule(L.LightningDataModule):
 
     @property
     def resumes_mid_epoch(self) -> bool:
-        """Whether the run resumes from a checkpoint within an epoch."""
+        """True if the run resumes from a checkpoint within an epoch."""
         return self.resume_batch > 0
 
     @property
     def seconds_waited(self) -> float:
-        """How long training has waited for batches, in seconds."""
+        """Seconds that training has waited for batches."""
         return self._train_loader.seconds_waited
 
     def train_dataloader(self) -> DataLoader[Batch]:

@@ -29,7 +29,7 @@ class TokenStream(Protocol):
 
     @property
     def remote(self) -> bool:
-        """Whether reads are slow enough to be worth prefetching."""
+        """True if reads are slow enough to be worth prefetching."""
         ...
 
     def read(self, start: int = 0, count: int | None = None) -> np.ndarray:
@@ -72,7 +72,7 @@ class Shard:
 
     @property
     def remote(self) -> bool:
-        """Whether reads are slow enough to be worth prefetching."""
+        """True if reads are slow enough to be worth prefetching."""
         return self.files.remote
 
     def read(self, start: int = 0, count: int | None = None) -> np.ndarray:
@@ -119,7 +119,7 @@ class ConcatenatedTokens:
 
     @cached_property
     def remote(self) -> bool:
-        """Whether reads are slow enough to be worth prefetching."""
+        """True if reads are slow enough to be worth prefetching."""
         return any(part.remote for part in self.parts)
 
     def read(self, start: int = 0, count: int | None = None) -> np.ndarray:
@@ -170,7 +170,7 @@ class TokenSlice:
 
     @property
     def remote(self) -> bool:
-        """Whether reads are slow enough to be worth prefetching."""
+        """True if reads are slow enough to be worth prefetching."""
         return self.whole.remote
 
     def read(self, start: int = 0, count: int | None = None) -> np.ndarray:

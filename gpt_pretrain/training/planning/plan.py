@@ -74,7 +74,7 @@ class TrainingPlan:
 
     @property
     def repeats(self) -> float:
-        """How often the run trains on each token of the training set, on average."""
+        """The mean number of times that the run trains on each token of the training set."""
         return self.tokens / self.text_tokens
 
 
