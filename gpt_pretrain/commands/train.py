@@ -48,7 +48,8 @@ def train(config: DictConfig, *, overridden: Set[str] | None = None) -> float:
     writes = not (config.plan or n_processes or launch.node_rank()) and ranks.is_main()
     with run_context(run_dir, script="train.py", writes=writes):
         num_nodes = _trainer_config(config, overridden).num_nodes
-        launch.check_machines(num_nodes)
+        if not config.plan:  # a dry run measures on this machine alone, however many machines it plans for
+            launch.check_machines(num_nodes)
         if n_processes:
             _train_in_processes(config, n_processes, num_nodes=num_nodes)
             return _best_val_loss(run_dir)

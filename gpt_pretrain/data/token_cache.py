@@ -81,9 +81,10 @@ def _load(folder: Path) -> TokenSplit | None:
         files = LocalFiles(folder)
         train, val = (Shard(files, f"{part}.bin", **fields.pop(part)) for part in ("train", "val"))
         split = TokenSplit(train=train, val=val, **fields)
+        intact = _is_intact(folder, train) and _is_intact(folder, val)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    return split if _is_intact(folder, train) and _is_intact(folder, val) else None
+    return split if intact else None
 
 
 def _build(
@@ -92,7 +93,7 @@ def _build(
     itemsize = token_itemsize(tokenizer.vocab_size)
     cut = _split_position(text, int(train_ratio * characters))
     try:
-        with replacing(folder) as scratch:
+        with replacing(folder, keep_existing=lambda: _load(folder) is not None) as scratch:
             scratch.mkdir(parents=True)
             fields = {
                 part: _write_tokens(scratch / f"{part}.bin", encode_pieces(_characters_between(text, *span), tokenizer), itemsize)
@@ -100,13 +101,10 @@ def _build(
             }
             content = fields | {"text_sha256": text_sha256, "characters": characters}
             (scratch / "split.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-            if (other := _load(folder)) is not None:
-                return other  # another process was faster
     except OSError:
-        # Another process may have created the folder just before the rename.
-        if (other := _load(folder)) is not None:
-            return other
-        raise
+        # Another process may have replaced a damaged folder at the same time.
+        if _load(folder) is None:
+            raise
     split = _load(folder)
     assert split is not None, f"{folder} was just written"
     return split

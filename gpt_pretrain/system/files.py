@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -15,13 +15,14 @@ SCRATCH_SUFFIX = ".tmp"
 
 
 @contextmanager
-def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
+def replacing(path: Path, *, durable: bool = True, keep_existing: Callable[[], bool] | None = None) -> Iterator[Path]:
     """Yield a path beside `path` to write a file or folder to; it replaces `path` when the block succeeds.
 
     If the block fails, the new file is deleted and the old one is untouched.
 
     Args:
         durable: Flush the content to disk before the rename, so that it survives a power cut.
+        keep_existing: For a folder: returns whether one that exists already is kept, since another process has just made it.
 
     Raises:
         OSError: If the file cannot be flushed or renamed.
@@ -30,7 +31,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     try:
         yield scratch
         if scratch.is_dir():
-            _replace_folder(scratch, path)
+            _replace_folder(scratch, path, keep_existing)
         else:
             if durable:
                 with open(scratch, "rb") as stream:
@@ -83,10 +84,15 @@ def remove_scratch_files(folder: Path) -> None:
         remove(path)
 
 
-def _replace_folder(scratch: Path, path: Path) -> None:
-    """Rename a folder; an existing one is moved aside first and deleted afterwards."""
-    if not path.exists():
-        os.rename(scratch, path)
+def _replace_folder(scratch: Path, path: Path, keep_existing: Callable[[], bool] | None) -> None:
+    """Rename a folder; an existing one is kept if it should be, or else moved aside first and deleted afterwards."""
+    try:
+        os.rename(scratch, path)  # fails if another folder with files has the name
+        return
+    except OSError:
+        if not path.exists():
+            raise
+    if keep_existing is not None and keep_existing():
         return
     aside = scratch.with_suffix(".old")
     os.rename(path, aside)
@@ -95,4 +101,4 @@ def _replace_folder(scratch: Path, path: Path) -> None:
     except OSError:
         os.rename(aside, path)
         raise
-    shutil.rmtree(aside, ignore_errors=True)
+    remove(aside)

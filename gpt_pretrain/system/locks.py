@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,9 @@ from filelock import FileLock, Timeout
 
 from gpt_pretrain.errors import UserError
 
+# Errors of file systems that have no locks, such as network drives without a lock service.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
 
 @contextmanager
 def try_lock(path: Path) -> Iterator[bool]:
@@ -17,19 +21,22 @@ def try_lock(path: Path) -> Iterator[bool]:
 
     On a file system without locks, every process holds it.
     """
-    lock = FileLock(path, timeout=0)
+    file_lock = FileLock(path, timeout=0)
     try:
-        lock.acquire()
+        file_lock.acquire()
+        held = True
     except Timeout:
-        yield False
-        return
+        held = False
     except NotImplementedError:
-        yield True
-        return
+        held = True
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        held = True
     try:
-        yield True
+        yield held
     finally:
-        lock.release()
+        file_lock.release()
 
 
 @contextmanager

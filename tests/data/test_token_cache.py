@@ -140,7 +140,13 @@ def damage_path(folder: Path) -> None:
     (folder / "split.json").write_text(json.dumps(fields))
 
 
-@pytest.mark.parametrize("damage", [damage_truncate, damage_flip, damage_remove, damage_json, damage_path])
+def damage_count(folder: Path) -> None:
+    fields = json.loads((folder / "split.json").read_text())
+    fields["train"]["count"] = None
+    (folder / "split.json").write_text(json.dumps(fields))
+
+
+@pytest.mark.parametrize("damage", [damage_truncate, damage_flip, damage_remove, damage_json, damage_path, damage_count])
 def test_a_damaged_cache_is_rebuilt(tmp_path: Path, story: str, damage: object, caplog: pytest.LogCaptureFixture) -> None:
     text = text_of(tmp_path, story)
     first = tokenize_text(text, GPT2, train_ratio=0.9, cache_dir=tmp_path)
@@ -161,6 +167,20 @@ def test_several_processes_may_build_the_same_cache_together(tmp_path: Path, sto
     with multiprocessing.get_context("fork").Pool(4) as pool:
         hashes = pool.map(build, [tmp_path] * 8)
     assert len(set(hashes)) == 1
+    assert len(list((tmp_path / "tokens").iterdir())) == 1
+
+
+def test_a_cache_that_another_process_has_just_built_is_kept(tmp_path: Path, story: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, real, built = text_of(tmp_path, story), module._write_tokens, list[int]()
+
+    def write_late(*args: object) -> dict[str, object]:
+        monkeypatch.setattr(module, "_write_tokens", real)
+        built.append(path_of(tokenize_text(text, BYTE, train_ratio=0.9, cache_dir=tmp_path).train).stat().st_ino)
+        return real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "_write_tokens", write_late)
+    split = tokenize_text(text, BYTE, train_ratio=0.9, cache_dir=tmp_path)
+    assert built == [path_of(split.train).stat().st_ino]
     assert len(list((tmp_path / "tokens").iterdir())) == 1
 
 

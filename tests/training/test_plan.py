@@ -55,6 +55,12 @@ def test_a_dry_run_for_several_devices_measures_one(script: Script, tmp_path: Pa
     assert "if all 2 devices are as fast as the measured one and sending takes no time" in done.stdout
 
 
+def test_a_dry_run_for_several_machines_needs_only_one(script: Script) -> None:
+    done = script("train.py", *TINY_RUN, "plan=true", "trainer.num_nodes=2", "trainer.accelerator=cpu")
+    assert done.returncode == 0, done.stderr
+    assert "if all 2 devices are as fast as the measured one" in done.stdout
+
+
 def test_a_dry_run_of_a_resumed_run_or_of_loaded_weights_changes_no_file(script: Script, tmp_path: Path) -> None:
     assert script("train.py", *TINY_RUN, "hydra.run.dir=outputs/a", "trainer.max_epochs=1").returncode == 0
     scratch = tmp_path / "outputs" / "a" / "checkpoints" / ".last.ckpt.01234567.tmp"
