@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from gpt_pretrain.commands.failures import report_failures
-from gpt_pretrain.commands.job import is_multirun, start_info
+from gpt_pretrain.commands.job import start_info
 from gpt_pretrain.errors import AlreadyCompleteError
 from gpt_pretrain.runs.metadata import read_metadata, track_run, update_metadata
 from gpt_pretrain.runs.report.saving import report_at_end
@@ -27,14 +27,16 @@ def run_context(run_dir: Path, *, script: str, writes: bool) -> Iterator[None]:
         script: The name of the entry script, for the run metadata.
         writes: Whether this process writes the run's files; only one process of a training does.
     """
+    started = start_info(script)
     with report_failures(log_file=run_dir / LOG_FILE if writes else None), ExitStack() as stack:
         if writes:
             stack.enter_context(report_at_end(run_dir))
-            stack.enter_context(track_run(run_dir, **start_info(script)))
+            stack.enter_context(track_run(run_dir, **started))
         stack.enter_context(explain_lost_ranks())
         try:
             yield
         except AlreadyCompleteError as complete:
-            if not is_multirun():
+            if started.get("swept") is None:
                 raise
-            update_metadata(run_dir, result=read_metadata(run_dir).get("result", {}) | complete.result)
+            if writes:
+                update_metadata(run_dir, result=read_metadata(run_dir).get("result", {}) | complete.result)

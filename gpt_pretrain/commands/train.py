@@ -48,7 +48,7 @@ def train(config: DictConfig, *, overridden: Set[str] | None = None) -> float:
     writes = not (config.plan or n_processes or launch.node_rank()) and ranks.is_main()
     with run_context(run_dir, script="train.py", writes=writes):
         num_nodes = _trainer_config(config, overridden).num_nodes
-        if not config.plan:  # a dry run measures on this machine alone, however many machines it plans for
+        if not config.plan:  # a dry run uses only this machine, however many it plans for
             launch.check_machines(num_nodes)
         if n_processes:
             _train_in_processes(config, n_processes, num_nodes=num_nodes)
@@ -66,10 +66,7 @@ def train(config: DictConfig, *, overridden: Set[str] | None = None) -> float:
         stored = save_config(setup.settings, run_dir)
         callbacks = _extra_callbacks(setup.settings.callbacks.custom, run_dir)
         trainer, module = fit(setup, config=stored, run_dir=run_dir, extra_callbacks=callbacks)
-        best_val_loss = finish(setup.settings, trainer, module, run_dir=run_dir)
-        # At the end of a sweep's job, run_context frees the memory that no name holds any more.
-        del setup, callbacks, trainer, module
-        return best_val_loss
+        return finish(setup.settings, trainer, module, run_dir=run_dir)
     return _best_val_loss(run_dir)  # a job of a sweep that was already complete
 
 

@@ -30,9 +30,9 @@ from gpt_pretrain.checkpoints.checkpoint_file import read_checkpoint
 from gpt_pretrain.commands.arguments import wants_help
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import LAST, checkpoint_dir
+from gpt_pretrain.system.checkout import CHECKOUT
 from gpt_pretrain.training.lit_module import GPTLitModule
 
-SCRIPT = Path(__file__).parents[2] / "train.py"
 COMPARED = ("optimizer_states", "lr_schedulers", "train_losses", "val_losses", "eval_steps", "track_tokens_seen", "tokens_seen")
 
 
@@ -123,7 +123,9 @@ def _sums(run_dir: Path) -> dict[int, dict[str, int]]:
 
 def _train(run_dir: Path, overrides: list[str], *, expected: int = 0) -> None:
     folder = [] if overrides[0].startswith("resume=") else [f"hydra.run.dir={run_dir}"]
-    done = subprocess.run([sys.executable, str(SCRIPT), *overrides, *folder], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, str(CHECKOUT / "train.py"), *overrides, *folder], capture_output=True, text=True, check=False
+    )
     if done.returncode != expected:
         output = (done.stdout + done.stderr)[-2000:]
         raise UserError(f"The training ended with exit code {done.returncode} instead of {expected}:\n{output}")
@@ -146,7 +148,11 @@ def _take_count(arguments: list[str], name: str, *, default: int) -> int:
 
 
 def verify_resume_command(arguments: list[str]) -> int:
-    """Compare a resumed run with an uninterrupted one, and return the exit code."""
+    """Compare a resumed run with an uninterrupted one, and return the exit code.
+
+    Raises:
+        UserError: If before or after is invalid, or a training fails for another reason than the kill.
+    """
     if wants_help(arguments):
         print((__doc__ or "").strip())
         return 0

@@ -19,16 +19,15 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 def try_lock(path: Path) -> Iterator[bool]:
     """Hold a lock file during the block, and yield whether this process holds it; False if another process does.
 
-    On a file system without locks, every process holds it.
+    On a file system without locks, every process holds it. filelock's soft locks are not used there, because a process that was
+    killed on another machine would hold its soft lock forever.
     """
-    file_lock = FileLock(path, timeout=0)
+    file_lock = FileLock(path, timeout=0, fallback_to_soft=False)
     try:
         file_lock.acquire()
         held = True
     except Timeout:
         held = False
-    except NotImplementedError:
-        held = True
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
