@@ -62,7 +62,7 @@ def fetch(repo_id: str, file: str) -> Path:
             "Download it once with a connection, or name a folder that contains it."
         ) from error
     except EntryNotFoundError as error:
-        raise UserError(f"{repo_id}: this model has no {file} on the hub, and no other file can be read.") from error
+        raise UserError(f"{repo_id}: this model has no {file} on the hub, so it cannot be read.") from error
     except UserError:
         raise
     # Errors of the network, the HTTP library and the disk have no common class.
@@ -77,7 +77,7 @@ def _fill_cache(repo_id: str, file: str) -> bool:
     """Download a large file to the library's cache, where the library finds it by its checksum.
 
     Returns:
-        Whether the hub answers.
+        True if the hub answers.
     """
     url = hf_hub_url(repo_id, file)
     try:

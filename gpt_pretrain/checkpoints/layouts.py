@@ -61,7 +61,7 @@ NANOGPT_FIELDS = {
 
 @dataclass(frozen=True)
 class TensorSlot:
-    """The destination of a stored tensor: a tensor of GPTModel, or its query, key or value third (part 0, 1 or 2)."""
+    """The destination of a stored tensor: a tensor of GPTModel, or one third of it (part 0, 1 or 2 for query, key, value)."""
 
     name: str
     part: int | None = None

@@ -19,7 +19,7 @@ from gpt_pretrain.tokenizers.base import Tokenizer, fingerprint
 
 # Share of zeros in a sample. Half of the values are 0 if four-byte token ids are read as two bytes each.
 MAX_ZEROS = 0.4
-PROBE = 4096  # bytes from the middle of each shard that stand for its content if it has no checksum
+PROBE = 4096  # bytes from the middle of each shard that represent its content if it has no checksum
 CONCURRENT_READS = 16  # of remote shards
 MAX_PROBLEMS = 5  # shards that are listed one by one
 

@@ -23,11 +23,11 @@ from gpt_pretrain.data.token_stream import TokenSplit
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.tokenizers.base import Tokenizer
 
-EVAL_EPOCH = 2**31  # has an order of its own, which no epoch of training reaches
+EVAL_EPOCH = 2**31  # a number that no epoch of training reaches, for an order of its own
 
 
 class TimedLoader(DataLoader[Batch]):
-    """A DataLoader that measures how many seconds its batches were waited for."""
+    """A DataLoader that measures the seconds spent waiting for its batches."""
 
     seconds_waited = 0.0
 

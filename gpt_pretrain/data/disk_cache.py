@@ -14,9 +14,9 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.files import SCRATCH_SUFFIX, replacing
 from gpt_pretrain.system.locks import try_lock
 
-CLEANUP_INTERVAL = 1 / 20  # share of the size limit that a process writes between two looks at the size
+CLEANUP_INTERVAL = 1 / 20  # share of the size limit that a process writes between two checks of the size
 CLEANUP_TARGET = 0.9  # share of the size limit that remains after files have been deleted
-MAX_SCRATCH_AGE = 3600.0  # seconds after which an unfinished file is taken to be a killed process's
+MAX_SCRATCH_AGE = 3600.0  # seconds after which an unfinished file is assumed to be from a killed process
 
 
 class ChecksumError(OSError):
@@ -28,13 +28,13 @@ class DiskCache:
 
     Args:
         path: The folder.
-        max_bytes: Size limit of all files in it. What is written between two looks at the size may exceed it.
+        max_bytes: Size limit of all files in it. Files written between two checks of the size may exceed it.
     """
 
     def __init__(self, path: Path, *, max_bytes: int) -> None:
         self.path = path
         self.max_bytes = max_bytes
-        self._written = max_bytes  # the first write looks at the size
+        self._written = max_bytes  # makes the first write check the size
         self._lock = threading.Lock()
 
     def read(self, path: Path) -> bytes | None:
@@ -73,7 +73,7 @@ class DiskCache:
             try:
                 stream = open(scratch, "wb")  # noqa: SIM115
             except FileNotFoundError:
-                raise  # the folder was deleted a moment ago, because its file is damaged
+                raise  # another thread has just deleted the folder of a damaged file
             except OSError as error:
                 raise _not_writable(path.parent, error) from error
             with stream:
@@ -95,7 +95,7 @@ class DiskCache:
             yield held
 
     def _make_room(self, n_bytes: int) -> None:
-        """Delete the least recently read files if the cache is full. Only some of the calls look at the size."""
+        """Delete the least recently read files if the cache is full. Most calls skip the check."""
         with self._lock:
             self._written += n_bytes
             if self._written < CLEANUP_INTERVAL * self.max_bytes:

@@ -65,7 +65,7 @@ class BlockFetcher:
         _active.add(self)
 
     def request(self, block: Block) -> None:
-        """Have a block fetched, unless it is pending already."""
+        """Queue a block to be fetched, unless it is pending already."""
         if block not in self.pending:
             self.pending[block] = Future()
             self._requests.put(block)

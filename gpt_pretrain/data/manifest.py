@@ -57,10 +57,7 @@ def open_prepared(files: Files) -> TokenCorpus:
 def explain_missing_manifest(files: Files) -> str:
     """Return a sentence about an unfinished or incomplete corpus of this format, or an empty string if there is none."""
     if files.size(PLAN) is not None:
-        return (
-            " The corpus is unfinished: its manifest is written last. Run the command that prepares it again; it continues where "
-            "it stopped."
-        )
+        return " The corpus is unfinished: its manifest is written last. Run the command that prepares it again to resume."
     has_shards = any(re.match(r"\.?(train|val)-\d+\.(bin|idx)", name) for name in files.names())
     return f" The folder has shards but no {MANIFEST}, which is needed to read them. Copy it too." if has_shards else ""
 

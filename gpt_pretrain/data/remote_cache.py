@@ -25,7 +25,7 @@ from gpt_pretrain.errors import UserError
 
 BLOCK = 1 << 16  # bytes
 PIECE = 1 << 23  # bytes of a whole file that one request asks for
-TOUCH_INTERVAL = 30.0  # seconds
+TOUCH_INTERVAL = 30.0  # seconds between two marks of a whole file as used
 WHOLE_FILES_LIMIT = 0.8  # share of the cache's size up to which whole files are fetched
 
 log = logging.getLogger(__name__)

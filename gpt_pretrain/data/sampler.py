@@ -82,7 +82,7 @@ class DistributedBatchSampler(Sampler[np.ndarray]):
 
 
 class PrefetchingSampler(Sampler[np.ndarray]):
-    """A sampler that has the windows of later batches fetched before it yields a batch.
+    """A sampler that starts to fetch the windows of later batches before it yields a batch.
 
     Args:
         sampler: Yields the batches.

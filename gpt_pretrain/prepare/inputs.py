@@ -130,7 +130,7 @@ def find_input_files(names: Iterable[str], *, out: Path) -> list[InputFile]:
 
 
 def stat_input_file(path: str) -> InputFile:
-    """Return the present size and modification time of a file.
+    """Return a file with its current size and modification time.
 
     Raises:
         OSError: If it does not exist.

@@ -68,10 +68,10 @@ def prepare_corpus(settings: PrepareSettings) -> None:
 
 
 def _check_out(settings: PrepareSettings, folder: Path) -> None:
-    """Check that the corpus folder is no file and no input.
+    """Check that the corpus folder is neither a file nor an input.
 
     Raises:
-        UserError: If it is.
+        UserError: If it is one of them.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"out={settings.out} is a file. Choose a folder for the corpus.")

@@ -32,7 +32,7 @@ cached_tokenizer = functools.cache(build_tokenizer)
 
 @functools.cache
 def cached_byte_lengths(tokenizer_name: str) -> np.ndarray:
-    """Return the number of bytes of text that each token of a tokenizer stands for."""
+    """Return the number of bytes of text that each token of a tokenizer represents."""
     return token_byte_lengths(cached_tokenizer(tokenizer_name))
 
 
@@ -141,7 +141,7 @@ def _json_value(line: bytes, text_field: str) -> Any:
     """Return the field of a JSON line that should contain the text.
 
     Raises:
-        InvalidRecordError: If the line is no JSON object with this field.
+        InvalidRecordError: If the line is not a JSON object with this field.
     """
     if len(line) > LONGEST_RECORD:  # The reader rejects only lines that are longer than what it buffers.
         raise InvalidRecordError("too long", f"more than {LONGEST_RECORD:,} bytes")

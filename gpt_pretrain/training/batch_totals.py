@@ -35,7 +35,7 @@ def batch_totals(batch: Batch, loss: Tensor | None, *, wants_stop: bool) -> Batc
     """Sum a batch over all ranks, in one message that also carries the request to stop.
 
     Args:
-        batch: This rank's batch. It may have no targets, if the windows do not suffice for all ranks.
+        batch: This rank's batch. It has no targets if there were not enough windows for all ranks.
         loss: This rank's mean loss, a scalar; None on all ranks for a batch that is left out.
         wants_stop: Whether this rank was asked to stop.
     """

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class TrainingClock:
-    """A clock that stands still during evaluation, sampling and saving."""
+    """A clock that is paused during evaluation, sampling and saving."""
 
     def __init__(self) -> None:
         self._paused_seconds = 0.0
@@ -23,7 +23,7 @@ class TrainingClock:
         self._paused_at = time.perf_counter()
 
     def resume(self) -> None:
-        """Let the clock run again after `pause`."""
+        """Restart the clock after `pause`."""
         self._paused_seconds += time.perf_counter() - self._paused_at
 
     @contextmanager

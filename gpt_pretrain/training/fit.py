@@ -143,7 +143,7 @@ def _introduce(setup: TrainingSetup, module: GPTLitModule, run_dir: Path) -> Non
 def _roll_back(
     attempt: Attempt, error: NonFiniteError, setup: TrainingSetup, trainer: L.Trainer, module: GPTLitModule, run_dir: Path
 ) -> Attempt:
-    """Return the next attempt, from the newest checkpoint and without the batches that gave no finite number.
+    """Return the next attempt, from the newest checkpoint and without the batches whose loss or gradient is not finite.
 
     Raises:
         UserError: If the settings say to stop, or the rollbacks are used up.
@@ -183,7 +183,7 @@ def _divergence(error: NonFiniteError, rollbacks: int, settings: TrainSettings, 
 
 
 def _leave(trainer: L.Trainer, signum: int, run_dir: Path) -> NoReturn:
-    """Exit as the signal asks that stopped the run."""
+    """Requeue the job on SIGUSR1, and exit with the code for the signal."""
     log.info("%s", summary.describe_interruption(trainer, run_dir))
     if signum == getattr(signal, "SIGUSR1", None) and ranks.is_main():
         requeue.requeue()

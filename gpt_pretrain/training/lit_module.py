@@ -45,12 +45,14 @@ class GPTLitModule(L.LightningModule):
         lr_scale: The factor on the learning rate, which rollbacks lower.
         skipped: Epoch and batch, both counted from 0, of the batches that are left out.
         tokens_seen: Tokens trained on so far, by all devices together.
-        last_loss: The mean loss of the last batch over all devices, a tensor; loss_value is the same as a number.
-        grad_norm: The norm of all gradients before clipping, a tensor; grad_norm_value is the same as a number, or None under
-            16-mixed, where nothing has to wait for it.
+        last_loss: The mean loss of the last batch over all devices, a scalar tensor.
+        loss_value: The same loss as a number.
+        grad_norm: The norm of all gradients before clipping, a scalar tensor.
+        grad_norm_value: The same norm as a number; None under 16-mixed, where nothing needs to wait for it.
         val_loss: The loss of the last full validation, in nats per token; NaN before the first.
         clock: The clock behind tokens per second.
-        wants_stop: True once this device is asked to end the run; stop_asked: True once any device is, as of the last batch.
+        wants_stop: True once this rank has been asked to end the run.
+        stop_asked: True once any rank had been asked to by the last batch.
     """
 
     token_bytes: Tensor
@@ -88,7 +90,7 @@ class GPTLitModule(L.LightningModule):
 
     @property
     def step(self) -> int:
-        """Return the number of the last optimizer step, counted from 0; -1 before the first."""
+        """Number of the last optimizer step, counted from 0; -1 before the first."""
         return self.trainer.global_step - 1
 
     def ends_step(self, batch_idx: int) -> bool:
@@ -115,12 +117,12 @@ class GPTLitModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """Let a tied embedding's gradient be sparse in training on one CPU, where it saves a pass over the whole matrix."""
+        """Make the gradient of a tied embedding sparse when training on a single CPU, which saves a pass over the matrix."""
         one_cpu = self.device.type == "cpu" and not ranks.is_distributed()
         self.model.tok_emb.sparse = self.model.config.tie_embeddings and one_cpu
 
     def on_train_start(self) -> None:
-        """Apply the current optimizer settings, since a checkpoint has just restored those it was saved with."""
+        """Apply the current optimizer settings in place of those that a checkpoint has just restored."""
         optimizer, schedule = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
         assert isinstance(optimizer, Optimizer) and isinstance(schedule, LambdaLR)
         apply_settings(optimizer, schedule, self._groups, lr=self.optimizer_settings.lr)

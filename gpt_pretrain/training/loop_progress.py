@@ -14,8 +14,8 @@ def correct_saved_progress(loops: dict[str, Any], *, batches_per_epoch: float, b
 
     Args:
         loops: The `loops` of the checkpoint, which are changed in place.
-        batches_per_epoch: Batches in an epoch of this rank.
-        before_validation: Whether the validation of the epoch is still to come, though Lightning may have begun it.
+        batches_per_epoch: Batches that this rank has in an epoch.
+        before_validation: Whether the epoch's validation has not been done yet, although Lightning may have begun it.
     """
     progress = loops["fit_loop"]
     epochs, batches = progress["epoch_progress"], progress["epoch_loop.batch_progress"]
@@ -32,11 +32,11 @@ def correct_saved_progress(loops: dict[str, Any], *, batches_per_epoch: float, b
 
 
 def set_resumed_batch(loops: dict[str, Any], batch: int) -> None:
-    """Set how many batches of the epoch are done, as the present number of ranks counts them.
+    """Set the number of batches that each rank has done in the epoch, which depends on the number of ranks.
 
     Args:
         loops: The `loops` of a checkpoint, which are changed in place.
-        batch: Batches done by each rank.
+        batch: The new number.
     """
     count = loops["fit_loop"]["epoch_loop.batch_progress"]["current"]
     more = batch - count["processed"]

@@ -26,12 +26,12 @@ class NonFiniteError(Exception):
 
 
 def renumber_batches(batches: Sequence[Sequence[int]], *, before: int, now: int) -> list[list[int]]:
-    """Return the batches that hold the same windows when a batch has another size.
+    """Return the batches that hold the same windows after the batch size has changed.
 
     Args:
         batches: Epoch and batch of each, both counted from 0.
-        before: Windows in a batch of all devices, as the batches are counted.
-        now: Windows in a batch of all devices, as the result counts.
+        before: Windows per batch of all devices together, for the given batches.
+        now: Windows per batch of all devices together, for the result.
     """
     first_and_last = ((epoch, batch * before // now, ((batch + 1) * before - 1) // now) for epoch, batch in batches)
     return [[epoch, number] for epoch, first, last in first_and_last for number in range(first, last + 1)]
@@ -40,8 +40,8 @@ def renumber_batches(batches: Sequence[Sequence[int]], *, before: int, now: int)
 def skipped_batch_loss(model: GPTModel, *, device: torch.device) -> Tensor | None:
     """Return what `training_step` returns for a batch that is left out.
 
-    A single process returns None, which makes Lightning skip the backward pass. Ranks wait for each other's gradients, so each
-    of several returns a loss of zero that has no effect.
+    A single process returns None, which makes Lightning skip the backward pass. Several ranks wait for each other's gradients,
+    so each of them returns a loss of zero, which has no effect.
     """
     if not ranks.is_distributed():
         return None

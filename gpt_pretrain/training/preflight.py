@@ -127,10 +127,10 @@ def save_config(settings: TrainSettings, run_dir: Path) -> dict[str, Any]:
 
 
 def _resolve_devices(settings: TrainSettings) -> TrainSettings:
-    """Set trainer.devices and trainer.num_nodes to the devices that there are; a dry run plans for those it is given.
+    """Set trainer.devices and trainer.num_nodes to the processes that were started, or "auto" to this machine's devices.
 
     Raises:
-        UserError: If other numbers are given than processes were started, or than this machine has GPUs.
+        UserError: If the settings do not match the processes that were started, or exceed the GPUs of this machine.
     """
     trainer, here = settings.trainer, ranks.local_world_size()
     if ranks.is_distributed():

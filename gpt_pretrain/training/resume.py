@@ -194,7 +194,7 @@ def _keep_epoch_limits(merged: dict[str, Any], stored: Mapping[str, Any], overri
             continue
         if limit * before % now:
             refused.append(
-                f"trainer.{name}={limit} was {limit * before} windows, which is no multiple of the {now} in a batch of all "
+                f"trainer.{name}={limit} was {limit * before} windows, which is not a multiple of the {now} in a batch of all "
                 "devices now"
             )
         merged["trainer"][name] = max(1, limit * before // now)

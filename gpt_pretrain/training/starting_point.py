@@ -136,7 +136,7 @@ def _follow(settings: TrainSettings, weights: Weights, overridden: Set[str]) -> 
     """Set model and tokenizer to those of the weights; only dropout and a shorter context are the run's own choice.
 
     Raises:
-        UserError: If an override says otherwise.
+        UserError: If an override contradicts them.
     """
     fixed = {f"model.{size}" for size in ("emb_dim", "n_heads", "n_layers") if overridden & {"model", "experiment"}}
     fixed |= {"tokenizer.name"} if overridden & {"tokenizer", "experiment"} else set()

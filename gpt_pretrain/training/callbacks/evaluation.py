@@ -25,10 +25,13 @@ class PeriodicEvaluation(Callback):
     Args:
         data: The data that the batches come from.
         eval_freq: Optimizer steps between two evaluations.
-        eval_iter: Batches of the training set, and of the validation set.
+        eval_iter: Batches per evaluation of each set.
 
     Attributes:
-        steps: The optimizer step of each evaluation; train_losses and val_losses in nats per token and tokens_seen likewise.
+        steps: The optimizer step of each evaluation.
+        train_losses: The training loss of each evaluation, in nats per token.
+        val_losses: The validation loss of each evaluation, in nats per token.
+        tokens_seen: The tokens seen at each evaluation.
         first: The training and validation loss before the first step; None in a resumed run.
         seconds: The duration of this process's last evaluation; 0 before the first.
     """

@@ -28,9 +28,9 @@ class WarningSigns(Callback):
 
     Args:
         run: All settings of the run.
-        thresholds: Where a warning sign begins.
-        data: Whose batches the training waits for.
-        losses: The evaluations; their callback must come before this one.
+        thresholds: The thresholds of the warning signs.
+        data: The data module, which measures the waiting for batches.
+        losses: The evaluation callback, which must come before this one.
     """
 
     def __init__(self, run: TrainSettings, thresholds: DoctorSettings, data: TextDataModule, losses: PeriodicEvaluation) -> None:
@@ -85,7 +85,7 @@ class WarningSigns(Callback):
             self._report(trainer)
 
     def _observe(self, step: int, module: GPTLitModule) -> None:
-        """Pass on the numbers of an optimizer step."""
+        """Pass the numbers of an optimizer step to the monitor."""
         norm, losses = module.grad_norm_value, self.losses
         if norm is not None and not math.isfinite(norm):
             self.monitor.observe_nonfinite(step, f"The gradient norm is {norm}; the step is skipped.")
@@ -99,7 +99,7 @@ class WarningSigns(Callback):
             self._observe_waiting(step, module)
 
     def _observe_waiting(self, step: int, module: GPTLitModule) -> None:
-        """Pass on the time spent waiting for batches since the last call; the start of the workers does not count."""
+        """Pass the time spent waiting for batches since the last call to the monitor, without the start of the workers."""
         now = (step, module.clock.seconds(), self.data.seconds_waited)
         if self._clock is not None:
             _, seconds, waited = (b - a for a, b in zip(self._clock, now, strict=True))

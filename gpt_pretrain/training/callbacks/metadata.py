@@ -67,7 +67,7 @@ class MetadataWriter(Checkpoint):
         self._write(trainer, pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: GPTLitModule, exception: BaseException) -> None:
-        if self._started:  # otherwise there are no results
+        if self._started:  # without a start there are no results
             self._write(trainer, pl_module)
 
     def _write(self, trainer: L.Trainer, module: GPTLitModule) -> None:

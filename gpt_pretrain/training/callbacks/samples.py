@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 class Samples(Callback):
     """Continue start_context after each epoch; print the text, and add it to samples.txt and to TensorBoard.
 
-    Each text comes with the length of its longest memorized span.
+    The length of each text's longest memorized span is recorded with it.
 
     Args:
         tokenizer: The tokenizer of the model.
@@ -69,8 +69,10 @@ class Samples(Callback):
         self.samples: list[Sample] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.file.exists() and ranks.is_main():  # a resumed run drops the samples that are newer than its checkpoint
-            first = trainer.global_step - bool(self.data.resumes_mid_epoch)  # and the sample at which a limit had ended it
+        if self.file.exists() and ranks.is_main():
+            # A resumed run drops the samples that are newer than its checkpoint. If a limit had ended it within an epoch, the
+            # sample of that moment is dropped too.
+            first = trainer.global_step - bool(self.data.resumes_mid_epoch)
             kept = [sample for sample in read_samples(self.file) if sample.step < first]
             write_text(self.file, "".join(map(str, kept)))
             self.samples = [sample for sample in kept if sample.sampler is None]

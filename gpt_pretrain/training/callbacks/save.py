@@ -27,10 +27,10 @@ log = logging.getLogger(__name__)
 class SaveRun(Checkpoint):
     """Save last.ckpt, best.ckpt with the lowest validation loss, and periodic copies, after all other callbacks have acted.
 
-    If a checkpoint cannot be written, the previous one is kept, and the next is tried when it is due.
+    If a checkpoint cannot be written, the previous one is kept, and the next attempt is made when a checkpoint is due again.
 
     Args:
-        data: The data that is validated on before a checkpoint in the middle of an epoch.
+        data: The data module, whose validation set is used before a checkpoint in the middle of an epoch.
         folder: The folder of the checkpoints.
         settings: The `checkpoint` settings.
         tokenizer: The name of the tokenizer, stored in checkpoints.
@@ -96,8 +96,8 @@ class SaveRun(Checkpoint):
         """Write last.ckpt, and best.ckpt and a periodic copy if they are due.
 
         Args:
-            validated: Whether module.val_loss is of the current weights.
-            before_validation: Whether the validation of the epoch is still to come, though Lightning may have begun it.
+            validated: Whether module.val_loss was measured with the current weights.
+            before_validation: Whether the epoch's validation has not been done yet, although Lightning may have begun it.
         """
         best = self.best_loss, self.best_step, self.best_epoch
         improved = validated and module.val_loss < self.best_loss
@@ -117,7 +117,7 @@ class SaveRun(Checkpoint):
         if problem is not None:
             log.warning(
                 "The checkpoint of step %d, or a copy of it, could not be written to %s (%s). The previous one is kept, and "
-                "training continues. The next checkpoint is tried when it is due.",
+                "training continues. The next attempt is made when a checkpoint is due again.",
                 module.step,
                 self.folder,
                 problem.strerror or problem,
@@ -133,7 +133,7 @@ class SaveRun(Checkpoint):
         )
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Count the batches of the epoch as the present number of ranks counts them."""
+        """Restart within the epoch at the batch that the current number of ranks begins with."""
         if self.data.resume_batch:
             set_resumed_batch(checkpoint["loops"], self.data.resume_batch)
 

@@ -50,7 +50,7 @@ class FinishAtLimit(Callback):
 
 
 class StoppedBySignalError(BaseException):
-    """The run is saved and ends because of a signal.
+    """Raised to end a run that a signal has stopped, once it is saved.
 
     Attributes:
         signum: The number of the signal.
@@ -76,7 +76,7 @@ class StopOnSignal(Checkpoint):
     def __init__(self, save: SaveRun) -> None:
         self.save = save
         self.received: int | None = None
-        self._handlers: dict[int, Any] = {}  # before the training
+        self._handlers: dict[int, Any] = {}  # the signal handlers to restore after training
 
     def on_train_start(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         self._module = pl_module

@@ -14,14 +14,14 @@ from gpt_pretrain.training.callbacks.evaluation import PeriodicEvaluation
 from gpt_pretrain.training.lit_module import GPTLitModule
 
 FIRST_STEPS = 2  # steps that are not measured, since they allocate memory and compile kernels
-STEPS, SECONDS = 5, 3.0  # the least that is measured
+STEPS, SECONDS = 5, 3.0  # the minimum to measure
 WORTH_SAYING = 30.0  # seconds left; a shorter time is not reported
 
 log = logging.getLogger(__name__)
 
 
 class TimeLeft(Callback):
-    """Report once, after a few optimizer steps, how long the rest of the training takes, unless it is short.
+    """Report once, after a few optimizer steps, how long the rest of the training will take, unless it is short.
 
     Args:
         losses: The callback whose evaluations take a part of the time.

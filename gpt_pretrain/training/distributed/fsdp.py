@@ -12,7 +12,7 @@ With DDP every device holds all weights, gradients and optimizer state. With `tr
 - Checkpoints: each rank writes its rows into a file of its own and rank 0 writes the index (`checkpoints.sharded`). Any number of
   devices, with either strategy, can resume from it.
 
-Everything else, the batches included, is as with DDP, and so are the trained weights, up to rounding.
+Everything else, including the batches, is the same as with DDP, and the trained weights are equal up to rounding.
 
 Source: Zhao et al. 2023, "PyTorch FSDP" (arXiv:2304.11277), and `torch.distributed.fsdp.fully_shard`.
 """

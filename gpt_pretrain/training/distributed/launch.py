@@ -1,4 +1,4 @@
-"""Start the processes of one training on this machine, and make processes that others have started agree on the run's folder.
+"""Start the processes of one training on this machine, and let all processes of a training agree on the run's folder.
 
 torch's own launcher (`torch.distributed.launcher.api.elastic_launch`, tried in torch 2.13 with two ranks) does not replace this
 module: it imports torch in the parent, and as soon as one rank fails it sends SIGTERM to the others, which then count as
@@ -86,7 +86,7 @@ def run_ranks(script: Path, overrides: Sequence[str], *, devices: int, run_dir: 
 
 
 def devices_to_start(devices: int | str, *, accelerator: str, num_nodes: int) -> int:
-    """Return how many processes this one starts on this machine; 0 if one is enough, or if this is one of several already."""
+    """Return how many processes to start on this machine; 0 if this process trains by itself or is already one of several."""
     if ranks.is_distributed():
         return 0
     if devices == "auto":
@@ -130,7 +130,7 @@ def node_rank() -> int:
 
 
 def launch_info() -> dict[str, Any] | None:
-    """Return what `run_ranks` was given as launch_info, in a process that it has started; None in other processes."""
+    """Return the launch_info that `run_ranks` has passed to this process; None if it has not started this process."""
     text = os.environ.get(LAUNCH_INFO)
     info: dict[str, Any] | None = None if text is None else json.loads(text)
     return info
@@ -153,11 +153,11 @@ def agree_on_overrides(make_overrides: Callable[[], list[str]], *, earlier_run: 
 
     Args:
         make_overrides: Converts this process's arguments for Hydra; only rank 0 calls it.
-        earlier_run: Returns the folder of this job's run if the job is a restarted one.
+        earlier_run: Returns the folder of this job's run if the job has been restarted.
 
     Raises:
         UserError: If rank 0 rejects the arguments.
-        SystemExit: If rank 0 rejects the arguments, on the other ranks, which print nothing.
+        SystemExit: On the other ranks, which print nothing, if rank 0 rejects the arguments.
     """
     info = launch_info()
     if info is not None:
@@ -226,7 +226,7 @@ def _record_failure(run_dir: Path, failure: str, *, interrupted: bool) -> None:
 def _overrides_of_main(
     make_overrides: Callable[[], list[str]], earlier_run: Callable[[], Path | None]
 ) -> tuple[list[str], list[str]]:
-    """Return rank 0's overrides and its complaints about them, on all ranks."""
+    """Return rank 0's overrides and the problems with them, on all ranks."""
     overrides, problems = list[str](), list[str]()
     if ranks.is_main():
         try:

@@ -41,11 +41,11 @@ class BaselineLosses:
 
 
 class HealthMonitor:
-    """Watch one run; the memory that it needs does not grow with the run.
+    """Watch one run, in memory that does not grow with its length.
 
     Args:
         run: Settings of the run, which the remedies refer to.
-        thresholds: Where a warning sign begins.
+        thresholds: The thresholds of the warning signs.
         baseline: Losses to compare with.
 
     Attributes:
@@ -69,7 +69,7 @@ class HealthMonitor:
         self._norms: deque[float] = deque(maxlen=thresholds.window)
 
     def observe_first_losses(self, train: float, val: float) -> None:
-        """Take the losses of a new run before its first step."""
+        """Process the losses of a new run before its first step."""
         uniform = self.baseline.uniform
         if self.run.init_from is not None:
             # Dropout and other batches may raise the loss of pretrained weights by as much as this threshold.
@@ -80,9 +80,9 @@ class HealthMonitor:
         self._update("first_loss", 0, text)
 
     def observe_evaluation(self, step: int, train: float, val: float) -> None:
-        """Take the losses of an evaluation."""
+        """Process the losses of an evaluation."""
         self._evaluations.append((step, train, val))
-        if self._is_present("spike"):  # its text says all there is to say
+        if self._is_present("spike"):  # it explains any other sign
             return
         evaluations, patience = list(self._evaluations), self.thresholds.patience
         current = warning_signs.mean_evaluation(evaluations[-patience:])
@@ -97,7 +97,7 @@ class HealthMonitor:
         self._update("stuck", step, warning_signs.detect_plateau(after_warmup, lasting=self._is_present("stuck"), **context))
 
     def observe_step(self, step: int, loss: float, norm: float | None) -> None:
-        """Take an optimizer step's mean training loss and its gradient norm before clipping, None if unknown."""
+        """Process an optimizer step: its mean training loss, and its gradient norm before clipping or None if unknown."""
         self._losses.append(loss)
         losses = list(self._losses)
         if self._is_present("spike"):
@@ -111,13 +111,13 @@ class HealthMonitor:
             self._present.discard("nonfinite")
 
     def observe_waiting(self, step: int, waited: float, seconds: float) -> None:
-        """Take how many seconds the training has waited for batches within a number of seconds."""
+        """Process the seconds that training waited for batches, out of all seconds of a period."""
         lasting = self._is_present("loading")
         text = warning_signs.detect_slow_loading(waited, seconds, lasting=lasting, run=self.run, thresholds=self.thresholds)
         self._update("loading", step, text)
 
     def observe_nonfinite(self, step: int, event: str) -> None:
-        """Take that a loss or a gradient is NaN or infinite, which `event` describes in one sentence."""
+        """Process a loss or gradient that is NaN or infinite, which `event` describes in one sentence."""
         self._nonfinite_step = step
         self._update("nonfinite", step, warning_signs.describe_nonfinite(event, self.run))
 

@@ -1,6 +1,6 @@
 """Train a few steps without leaving a trace, and report what the whole run will do and cost (plan=true).
 
-Of several devices only one is measured, in this process and with its share of the batches; nothing is sent to others.
+If there are several devices, only one is measured, in this process and with its share of the batches; nothing is sent.
 """
 
 from __future__ import annotations

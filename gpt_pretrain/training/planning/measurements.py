@@ -28,7 +28,7 @@ from gpt_pretrain.training.trainer import build_trainer
 
 MAX_SECONDS = 5.0  # for the steps, and again for the sample
 MIN_STEPS, MAX_STEPS = 3, 200  # after the first step
-PROBE_BYTES = 1 << 26  # size at most of the file that is written
+PROBE_BYTES = 1 << 26  # largest size of the file that is written
 
 
 @dataclass(frozen=True)

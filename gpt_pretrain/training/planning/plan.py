@@ -20,7 +20,7 @@ from gpt_pretrain.training.run_length import steps_per_epoch, tokens_per_epoch, 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """A run in numbers; of a resumed run, all but `total_steps` count what remains.
+    """A run in numbers. For a resumed run, all of them but `total_steps` cover only the rest of the run.
 
     Args:
         parameters: Trainable parameters.
@@ -31,7 +31,7 @@ class TrainingPlan:
         tokens: Tokens to train on.
         token_flops: Floating-point operations per token, recomputation by activation checkpointing included.
         evaluations: Evaluations of both losses every eval_freq steps, the one before training included.
-        evaluation_batches: Batches of one evaluation on each device, of both sets together.
+        evaluation_batches: Batches of both sets in one evaluation, on each device.
         validations: Passes over the validation set, each followed by a checkpoint.
         val_batches: Batches of one validation on each device.
         epoch_ends: Ends of epochs, each with a sample.
