@@ -21,7 +21,7 @@ MODELS = ("124m", "355m", "774m", "1558m")
 DEVICES = (1, 8, 64, 512)
 TOKENS = (10**9, 10**10, 10**11, 10**12)
 PRECISION = "bf16-mixed"
-# H100 SXM by NVIDIA's data sheet (dense bf16; NVLink's 900 GB/s are 450 each strategy), and 400 Gbit/s of InfiniBand per GPU.
+# H100 SXM by NVIDIA's data sheet (dense bf16; NVLink's 900 GB/s are 450 in each direction), and 400 Gbit/s of InfiniBand per GPU.
 H100 = Cluster(flops_per_second=989e12, mfu=0.4, memory=80e9, link=450e9, network=50e9, gpus_per_machine=8)
 CONTEXT = 1024  # GPT-2's context_length; conf/ has a shorter one for laptops
 # 0.5 million tokens per step, as in GPT-3's smaller models: Brown et al. 2020, arXiv:2005.14165, table 2.1.

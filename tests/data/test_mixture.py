@@ -135,8 +135,8 @@ def test_a_mixture_of_all_kinds_yields_windows_of_each(tmp_path: Path, story: st
     texts = [story, story[::-1], story.upper(), story.upper()]
     rows = [bytes(token for token in row if token < 256) for batch in data.train_dataloader() for row in batch[0].tolist()]
     counts = [sum(row in text.encode() for row in rows) for text in texts]
-    wanted = [0.4, 0.3, 0.3, 0.3]  # the last two sources have the same text
-    assert [count / len(rows) for count in counts] == pytest.approx(wanted, abs=0.03)
+    expected = [0.4, 0.3, 0.3, 0.3]  # the last two sources have the same text
+    assert [count / len(rows) for count in counts] == pytest.approx(expected, abs=0.03)
     assert len(rows) == len(data.train) // 4 * 4 == sum(map(len, data.train.sources)) // 4 * 4  # type: ignore[attr-defined]
     val = [bytes(token for token in row if token < 256) for batch in data.val_dataloader() for row in batch[0].tolist()]
     assert sum(row in story.encode() for row in val) / len(val) == pytest.approx(0.4, abs=0.03)

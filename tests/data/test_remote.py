@@ -226,8 +226,8 @@ def test_the_blocks_of_the_next_batches_are_prefetched(tmp_path: Path, corpus: P
     batches = iter(PrefetchingSampler(sampler, data.train.prefetch, batches=5))
     first = next(batches)
     assert first.tolist() == next(iter(sampler)).tolist()
-    wanted = np.concatenate(list(itertools.islice(sampler, 6)))
-    starts = {(32 * window // 5000, (32 * window % 5000) * 2 // 4096) for window in wanted.tolist()}
+    prefetched = np.concatenate(list(itertools.islice(sampler, 6)))
+    starts = {(32 * window // 5000, (32 * window % 5000) * 2 // 4096) for window in prefetched.tolist()}
     paths = [f"train-{shard:05d}.bin/{block:08d}" for shard, block in starts]
     wait_for(lambda: all(list(tmp_path.glob(f"remote/*/{path}")) for path in paths))
 
