@@ -210,7 +210,7 @@ def test_a_character_level_nanogpt_corpus_can_be_trained_on(train: Train, tmp_pa
     meta = {"vocab_size": len(characters), "itos": dict(enumerate(characters)), "stoi": stoi}
     (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
     overrides = ["data=shards", f"data.path='{folder}'", "data.stride=null", "start_context=First", "logger=none"]
-    base = [word for word in TINY_RUN if not word.startswith("tokenizer")]
+    base = [override for override in TINY_RUN if not override.startswith("tokenizer")]
     train(*overrides, run_dir=tmp_path / "run", base=base)
     model = load_pretrained(str(tmp_path / "run"))
     assert model.config.vocab_size == len(characters) + 1, "the end of text is one more token"

@@ -65,8 +65,8 @@ def test_a_sweep_is_taken_up(earlier: Path, script: Script) -> None:
 
 
 def test_a_corpus_is_trained_on_and_prepared_again(earlier: Path, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["data=shards", "data.path=corpus", "model=tiny", "model.emb_dim=8", "model.n_heads=2", "model.n_layers=1"]
-    done = script("train.py", *words, "model.context_length=16", "trainer.max_steps=2", "trainer.accelerator=cpu")
+    overrides = ["data=shards", "data.path=corpus", "model=tiny", "model.emb_dim=8", "model.n_heads=2", "model.n_layers=1"]
+    done = script("train.py", *overrides, "model.context_length=16", "trainer.max_steps=2", "trainer.accelerator=cpu")
     assert done.returncode == 0, done.stderr
     monkeypatch.chdir(earlier)
     settings = ["tokenizer=byte", "val_fraction=0.1", "shard_tokens=2000"]

@@ -79,7 +79,7 @@ def as_arguments(command: str) -> list[str]:
     arguments = words[1:]
     if arguments[0] != "train.py" or "--help" in arguments or "--cfg" in arguments:
         return arguments
-    keys = {word.split("=")[0] for word in arguments}
+    keys = {argument.split("=")[0] for argument in arguments}
     short = [one for one in SHORT if one.split("=")[0] not in keys]
     if keys & {"resume", "sweep_resume"}:
         return [*arguments, "trainer.max_steps=4"]

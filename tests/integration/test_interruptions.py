@@ -21,16 +21,16 @@ from tests.helpers.training_runs import SETTINGS, Printed, Train, checkpoint, sa
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_stopped_at_any_step_and_resumed_ends_like_an_uninterrupted_one(train: Train, tmp_path: Path, workers: int) -> None:
-    words = [*SETTINGS, f"data.num_workers={workers}"]
-    train(*words, run_dir=tmp_path / "whole")
+    overrides = [*SETTINGS, f"data.num_workers={workers}"]
+    train(*overrides, run_dir=tmp_path / "whole")
     parts = tmp_path / "parts"
     again: list[str] = []
     for step in range(10) if workers == 0 else (1, 4, 6, 9):  # 4 and 9 are the last of their epochs
         with signalled(signal.SIGTERM, at_step=step):
-            train(*words, *again, run_dir=parts)
+            train(*overrides, *again, run_dir=parts)
         again = [f"resume='{parts}'"]
         assert checkpoint(parts)["global_step"] == step + 1
-    train(*words, *again, run_dir=parts)  # the last signal came in the last step, so that only the validation is left
+    train(*overrides, *again, run_dir=parts)  # the last signal came in the last step, so that only the validation is left
     assert differences(tmp_path / "whole", parts) == []
 
 
@@ -113,9 +113,13 @@ def test_runs_killed_at_25_random_moments_end_like_an_uninterrupted_one(tmp_path
 
 @pytest.mark.slow
 def test_verify_resume_reports_identical_runs(tmp_path: Path) -> None:
-    words = [*TINY_RUN, "data.num_workers=2", "before=2", "after=2", "callbacks=minimal"]
+    overrides = [*TINY_RUN, "data.num_workers=2", "before=2", "after=2", "callbacks=minimal"]
     done = subprocess.run(
-        [sys.executable, "-m", "gpt_pretrain", "verify_resume", *words], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "gpt_pretrain", "verify_resume", *overrides],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "identical"), done.stdout + done.stderr
     wrong = subprocess.run(

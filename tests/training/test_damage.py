@@ -23,11 +23,11 @@ from tests.helpers.training_runs import SETTINGS, Train, checkpoint, signalled
 def test_a_run_resumes_from_an_older_checkpoint_if_the_last_is_damaged(
     train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    words = [*SETTINGS, "checkpoint.every_n_steps=2", "checkpoint.keep=9"]
-    train(*words, run_dir=tmp_path / "whole")
+    overrides = [*SETTINGS, "checkpoint.every_n_steps=2", "checkpoint.keep=9"]
+    train(*overrides, run_dir=tmp_path / "whole")
     parts = tmp_path / "parts"
     with signalled(signal.SIGTERM, at_step=6):
-        train(*words, run_dir=parts)
+        train(*overrides, run_dir=parts)
     for name in ("last", "step-00000007"):
         path = parts / "checkpoints" / f"{name}.ckpt"
         data = bytearray(path.read_bytes())
@@ -36,7 +36,7 @@ def test_a_run_resumes_from_an_older_checkpoint_if_the_last_is_damaged(
     (parts / "checkpoints" / ".last.ckpt.01234567.tmp").write_bytes(b"half a checkpoint")
     (parts / ".metrics.csv.01234567.tmp").write_bytes(b"half a table")
     (parts / ".huggingface.01234567.tmp").mkdir()
-    train(*words, f"resume='{parts}'", run_dir=parts)
+    train(*overrides, f"resume='{parts}'", run_dir=parts)
     assert "last.ckpt is damaged: its checksum is" in caplog.text
     assert re.search(r"The newest intact checkpoint is .*step-00000006\.ckpt", caplog.text)
     assert differences(tmp_path / "whole", parts) == []
@@ -61,13 +61,13 @@ def after_saving(at_step: int, act: Callable[[], object]) -> Iterator[None]:
 def test_training_continues_on_a_full_disk_and_keeps_the_old_checkpoint(
     train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    words = [*SETTINGS, "checkpoint.every_n_steps=2"]
-    train(*words, run_dir=tmp_path / "whole")
+    overrides = [*SETTINGS, "checkpoint.every_n_steps=2"]
+    train(*overrides, run_dir=tmp_path / "whole")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     full, room = (lambda size=size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard)) for size in (2000, soft))
     try:
         with after_saving(2, full), after_saving(4, room):
-            train(*words, run_dir=tmp_path / "parts")
+            train(*overrides, run_dir=tmp_path / "parts")
     finally:
         room()
     assert "The checkpoint of step 3, or a copy of it, could not be written" in caplog.text
@@ -97,9 +97,9 @@ def test_a_run_fails_if_its_last_checkpoint_cannot_be_written(
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's writer
 @pytest.mark.parametrize("what", ["checkpoints", "."])
 def test_a_folder_that_is_deleted_during_training_is_made_again(train: Train, tmp_path: Path, what: str) -> None:
-    words = [*SETTINGS, "logger=tensorboard", "callbacks.loss_curve=true"]
+    overrides = [*SETTINGS, "logger=tensorboard", "callbacks.loss_curve=true"]
     with after_saving(5, lambda: shutil.rmtree(tmp_path / "run" / what)):
-        train(*words, run_dir=tmp_path / "run")
+        train(*overrides, run_dir=tmp_path / "run")
     assert checkpoint(tmp_path / "run")["global_step"] == 10
 
 

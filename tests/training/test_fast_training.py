@@ -78,9 +78,9 @@ def epoch_of(data: TextDataModule, epoch: int) -> Any:
 def test_sixty_steps_in_fp32_follow_the_plain_loop(
     train: Train, compose_train: Callable[..., Any], tmp_path: Path, tied: str
 ) -> None:
-    words = [*SIXTY_STEPS, "model.drop_rate=0", f"model.tie_embeddings={tied}"]
-    train(*words)
-    fast, plain = losses(tmp_path / "run"), plain_losses(compose_train(*TINY_RUN, *words, run_dir=tmp_path / "p"), dtype=None)
+    overrides = [*SIXTY_STEPS, "model.drop_rate=0", f"model.tie_embeddings={tied}"]
+    train(*overrides)
+    fast, plain = losses(tmp_path / "run"), plain_losses(compose_train(*TINY_RUN, *overrides, run_dir=tmp_path / "p"), dtype=None)
     assert len(fast) == len(plain) == 60
     assert plain[-1] < plain[0] - 1, "the model learns, so the losses are worth comparing"
     assert np.abs(np.array(fast) - np.array(plain)).max() < 1e-4
@@ -90,9 +90,9 @@ def test_sixty_steps_in_fp32_follow_the_plain_loop(
 def test_sixty_steps_in_bf16_follow_the_plain_loop_within_rounding(
     train: Train, compose_train: Callable[..., Any], tmp_path: Path
 ) -> None:
-    words = [*SIXTY_STEPS, "model.drop_rate=0"]
-    train(*words, "trainer.precision=bf16-mixed")
-    config = compose_train(*TINY_RUN, *words, run_dir=tmp_path / "p")
+    overrides = [*SIXTY_STEPS, "model.drop_rate=0"]
+    train(*overrides, "trainer.precision=bf16-mixed")
+    config = compose_train(*TINY_RUN, *overrides, run_dir=tmp_path / "p")
     exact, rounded = (np.array(plain_losses(config, dtype=dtype)) for dtype in (None, torch.bfloat16))
     fast = np.array(losses(tmp_path / "run"))
     noise = np.abs(rounded - exact).max()
@@ -105,21 +105,21 @@ def test_training_with_dropout_matches_pytorch_s_dropout_on_average(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The dropout masks differ, so that the losses agree only on average."""
-    words = [*SIXTY_STEPS, "model.drop_rate=0.3"]
-    train(*words, run_dir=tmp_path / "fast")
+    overrides = [*SIXTY_STEPS, "model.drop_rate=0.3"]
+    train(*overrides, run_dir=tmp_path / "fast")
     for name in ("attention", "dropout"):
         monkeypatch.setattr(f"gpt_pretrain.model.kernels.{name}.use_keep_mask", lambda x: False)
-    train(*words, run_dir=tmp_path / "plain")
+    train(*overrides, run_dir=tmp_path / "plain")
     fast, plain = (np.mean(losses(tmp_path / name)[-20:]) for name in ("fast", "plain"))
-    train(*words, "seed=124", run_dir=tmp_path / "other")
+    train(*overrides, "seed=124", run_dir=tmp_path / "other")
     assert abs(fast - plain) < 0.05 + 2 * abs(plain - np.mean(losses(tmp_path / "other")[-20:]))
 
 
 def test_two_deterministic_runs_are_equal_to_the_last_bit(train: Train, tmp_path: Path) -> None:
-    words = ["trainer.deterministic=true", "model.drop_rate=0.1"]
+    overrides = ["trainer.deterministic=true", "model.drop_rate=0.1"]
     try:
-        train(*words, run_dir=tmp_path / "one")
-        train(*words, run_dir=tmp_path / "two")
+        train(*overrides, run_dir=tmp_path / "one")
+        train(*overrides, run_dir=tmp_path / "two")
     finally:
         torch.use_deterministic_algorithms(False)
     assert differences(tmp_path / "one", tmp_path / "two") == []

@@ -76,8 +76,8 @@ def test_without_a_compiler_training_continues_with_a_warning(tmp_path: Path, ca
         "XDG_CACHE_HOME": str(cache_dir),
         "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor"),
     }
-    words = [*TINY_RUN, "trainer.max_epochs=1", "compile=true", "callbacks=minimal", "logger=none"]
-    command = [sys.executable, str(ROOT / "train.py"), *words]
+    overrides = [*TINY_RUN, "trainer.max_epochs=1", "compile=true", "callbacks=minimal", "logger=none"]
+    command = [sys.executable, str(ROOT / "train.py"), *overrides]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
     assert re.search(

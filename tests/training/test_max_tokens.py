@@ -23,7 +23,7 @@ STEP = 16 * 32  # tokens in an optimizer step of the tiny run, which has three s
 
 @pytest.fixture
 def trainer_settings(compose_train: Callable[..., Any]) -> Callable[..., TrainerSettings]:
-    return lambda *words: to_settings(compose_train(*words), TrainSettings).trainer
+    return lambda *overrides: to_settings(compose_train(*overrides), TrainSettings).trainer
 
 
 def steps_by_counting(max_tokens: int, *, batches: int, accumulate: int, batch: int) -> int:
@@ -73,16 +73,16 @@ def test_the_schedule_ends_at_max_tokens(train: Train, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("first", [4, 6])
 def test_a_run_can_be_resumed_with_a_higher_max_tokens(train: Train, tmp_path: Path, printed: Printed, first: int) -> None:
-    words = ["logger=none"]
+    overrides = ["logger=none"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(*words, f"trainer.max_tokens={8 * STEP}", run_dir=whole)
-    train(*words, f"trainer.max_tokens={first * STEP}", run_dir=parts)
+    train(*overrides, f"trainer.max_tokens={8 * STEP}", run_dir=whole)
+    train(*overrides, f"trainer.max_tokens={first * STEP}", run_dir=parts)
     assert any(line.endswith(f"trainer.max_tokens={2 * first * STEP}") for line in printed())
     with pytest.raises(
         AlreadyCompleteError, match=rf"max_tokens={first * STEP} ended it .*trainer\.max_tokens={2 * first * STEP}"
     ):
-        train(*words, f"trainer.max_tokens={first * STEP}", f"resume='{parts}'", run_dir=parts)
-    train(*words, f"trainer.max_tokens={8 * STEP}", f"resume='{parts}'", run_dir=parts)
+        train(*overrides, f"trainer.max_tokens={first * STEP}", f"resume='{parts}'", run_dir=parts)
+    train(*overrides, f"trainer.max_tokens={8 * STEP}", f"resume='{parts}'", run_dir=parts)
     a, b = checkpoint(whole), checkpoint(parts)
     assert same_weights(a, b)
     assert (a["train_losses"], a["tokens_seen"]) == (b["train_losses"], b["tokens_seen"])

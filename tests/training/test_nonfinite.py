@@ -14,9 +14,9 @@ from tests.helpers.training_runs import SETTINGS, Train, checkpoint, rows, spoil
 def test_a_nonfinite_loss_or_gradient_stops_the_run_before_the_weights_are_updated(
     train: Train, tmp_path: Path, what: str
 ) -> None:
-    words = [*SETTINGS, "checkpoint.every_n_minutes=1e-9", "trainer.max_epochs=1"]
+    overrides = [*SETTINGS, "checkpoint.every_n_minutes=1e-9", "trainer.max_epochs=1"]
     with spoilt(steps={3}, what=what), pytest.raises(UserError) as caught:
-        train(*words, run_dir=tmp_path / "run")
+        train(*overrides, run_dir=tmp_path / "run")
     batch = "batch 6" if what == "loss" else "batches 6 to 7"
     assert re.search(
         rf"Step 000003: the {what} of {batch} in epoch 1 is nan\. The weights were not updated; the last good checkpoint is "
@@ -24,8 +24,8 @@ def test_a_nonfinite_loss_or_gradient_stops_the_run_before_the_weights_are_updat
         str(caught.value),
     )
     assert checkpoint(tmp_path / "run")["global_step"] == 3
-    train(*words, run_dir=tmp_path / "whole")
-    train(*words, f"resume='{tmp_path / 'run'}'", run_dir=tmp_path / "run")
+    train(*overrides, run_dir=tmp_path / "whole")
+    train(*overrides, f"resume='{tmp_path / 'run'}'", run_dir=tmp_path / "run")
     assert differences(tmp_path / "whole", tmp_path / "run") == []
 
 
@@ -42,9 +42,15 @@ def test_a_batch_with_a_nonfinite_loss_or_gradient_can_be_skipped(
 
 
 def test_a_run_can_roll_back_and_skip_the_batch(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    words = [*SETTINGS, "on_nonfinite=rollback", "checkpoint.every_n_steps=2", "scheduler=constant", "scheduler.warmup_steps=0"]
+    overrides = [
+        *SETTINGS,
+        "on_nonfinite=rollback",
+        "checkpoint.every_n_steps=2",
+        "scheduler=constant",
+        "scheduler.warmup_steps=0",
+    ]
     with spoilt(steps={3, 7}):
-        train(*words, run_dir=tmp_path / "run")
+        train(*overrides, run_dir=tmp_path / "run")
     assert "Rolling back to step 2, without these batches and with 0.5 of the learning rate" in caplog.text
     assert "Rolling back to step 6, without these batches and with 0.25 of the learning rate" in caplog.text
     content = checkpoint(tmp_path / "run")
@@ -53,7 +59,7 @@ def test_a_run_can_roll_back_and_skip_the_batch(train: Train, tmp_path: Path, ca
     assert {step: float(row["lr"]) for step, row in table.items() if row["lr"]} == {0: 4e-4, 3: 2e-4, 6: 1e-4, 9: 1e-4}
     assert len(table) == len(rows(tmp_path / "run")), "no step twice"
     with spoilt(steps={1, 2, 3}), pytest.raises(UserError, match="2 rollbacks did not help"):
-        train(*words, "max_rollbacks=2", run_dir=tmp_path / "other")
+        train(*overrides, "max_rollbacks=2", run_dir=tmp_path / "other")
 
 
 def test_a_rollback_before_the_first_checkpoint_starts_from_the_beginning(train: Train, tmp_path: Path) -> None:

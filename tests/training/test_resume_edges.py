@@ -90,8 +90,13 @@ def test_a_best_checkpoint_that_could_not_be_written_is_tried_again(train: Train
 
 
 def test_a_run_is_complete_after_early_stopping(train: Train, tmp_path: Path) -> None:
-    words = [*SETTINGS, "callbacks=early_stopping", "callbacks.early_stopping.patience=1", "callbacks.early_stopping.min_delta=9"]
-    train(*words, "trainer.max_epochs=8", run_dir=tmp_path / "run")
+    overrides = [
+        *SETTINGS,
+        "callbacks=early_stopping",
+        "callbacks.early_stopping.patience=1",
+        "callbacks.early_stopping.min_delta=9",
+    ]
+    train(*overrides, "trainer.max_epochs=8", run_dir=tmp_path / "run")
     assert checkpoint(tmp_path / "run")["global_step"] == 10, "one epoch to compare with, and one without an improvement"
     resume = f"resume='{tmp_path / 'run'}'"
     with pytest.raises(UserError, match=r"is complete: early stopping .*callbacks\.early_stopping\.patience=3"):
@@ -102,8 +107,8 @@ def test_a_run_is_complete_after_early_stopping(train: Train, tmp_path: Path) ->
 
 @pytest.mark.parametrize("every", ["null", "4"])
 def test_a_signal_in_the_last_step_before_a_limit_does_not_stop_the_run_early(train: Train, tmp_path: Path, every: str) -> None:
-    words = [*SETTINGS, "trainer.max_steps=8", f"checkpoint.every_n_steps={every}"]
-    train(*words, run_dir=tmp_path / "whole")
+    overrides = [*SETTINGS, "trainer.max_steps=8", f"checkpoint.every_n_steps={every}"]
+    train(*overrides, run_dir=tmp_path / "whole")
     real = GPTLitModule.training_step
 
     def sending(module: GPTLitModule, batch: Any, batch_idx: int) -> Any:
@@ -113,7 +118,7 @@ def test_a_signal_in_the_last_step_before_a_limit_does_not_stop_the_run_early(tr
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(GPTLitModule, "training_step", sending)
-        train(*words, run_dir=tmp_path / "parts")
+        train(*overrides, run_dir=tmp_path / "parts")
     assert differences(tmp_path / "whole", tmp_path / "parts") == []
 
 
@@ -121,10 +126,10 @@ def test_a_signal_in_the_last_step_before_a_limit_does_not_stop_the_run_early(tr
 def test_the_logs_of_a_run_extended_past_its_limit_equal_those_of_an_uninterrupted_run(
     train: Train, tmp_path: Path, every: str
 ) -> None:
-    words = [*SETTINGS, "scheduler=constant", f"checkpoint.every_n_steps={every}"]  # other schedules end where the run does
-    train(*words, run_dir=tmp_path / "whole")
-    train(*words, "trainer.max_steps=8", run_dir=tmp_path / "parts")
-    train(*words, "trainer.max_steps=-1", f"resume='{tmp_path / 'parts'}'", run_dir=tmp_path / "parts")
+    overrides = [*SETTINGS, "scheduler=constant", f"checkpoint.every_n_steps={every}"]  # other schedules end where the run does
+    train(*overrides, run_dir=tmp_path / "whole")
+    train(*overrides, "trainer.max_steps=8", run_dir=tmp_path / "parts")
+    train(*overrides, "trainer.max_steps=-1", f"resume='{tmp_path / 'parts'}'", run_dir=tmp_path / "parts")
     assert [text for text in differences(tmp_path / "whole", tmp_path / "parts") if "SaveRun" not in text] == []
 
 
@@ -150,8 +155,8 @@ def test_resuming_without_the_text_file_is_an_error(train: Train, tmp_path: Path
 
 def test_a_run_resumes_from_a_named_checkpoint_and_deletes_later_ones(train: Train, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    words = [*SETTINGS, "checkpoint.every_n_steps=2", "checkpoint.keep=9"]
-    train(*words, run_dir=run_dir)
+    overrides = [*SETTINGS, "checkpoint.every_n_steps=2", "checkpoint.keep=9"]
+    train(*overrides, run_dir=run_dir)
     folder = run_dir / "checkpoints"
     os.utime(folder / "step-00000002.ckpt")
     names = [path.name for path in find_checkpoints(str(run_dir))]
@@ -162,9 +167,9 @@ def test_a_run_resumes_from_a_named_checkpoint_and_deletes_later_ones(train: Tra
 
 
 def test_a_signal_during_a_rollback_stops_the_run(train: Train, tmp_path: Path) -> None:
-    words = [*SETTINGS, "on_nonfinite=rollback", "checkpoint.every_n_steps=2"]
+    overrides = [*SETTINGS, "on_nonfinite=rollback", "checkpoint.every_n_steps=2"]
     with spoilt(steps={3}), signalled(signal.SIGTERM, at_step=3):
-        train(*words, run_dir=tmp_path / "run")
+        train(*overrides, run_dir=tmp_path / "run")
     assert checkpoint(tmp_path / "run")["global_step"] == 2
 
 

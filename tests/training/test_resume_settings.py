@@ -28,13 +28,13 @@ def test_refused_changes_are_reported_together_and_can_be_forced(
     train: Train, tmp_path: Path, story: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "text.txt").write_text(story)
-    words = [*SETTINGS, f"data.path='{tmp_path / 'text.txt'}'"]
-    train(*words, "trainer.max_epochs=1", run_dir=tmp_path / "run")
+    overrides = [*SETTINGS, f"data.path='{tmp_path / 'text.txt'}'"]
+    train(*overrides, "trainer.max_epochs=1", run_dir=tmp_path / "run")
     (tmp_path / "text.txt").write_text(story + "And more.")
     resume = [f"resume='{tmp_path / 'run'}'", "seed=7"]
     with pytest.raises(UserError, match=r"seed was 123, is 7 now; the content of the text has changed"):
-        train(*words, *resume, run_dir=tmp_path / "run")
-    train(*words, *resume, "resume_force=true", run_dir=tmp_path / "run")
+        train(*overrides, *resume, run_dir=tmp_path / "run")
+    train(*overrides, *resume, "resume_force=true", run_dir=tmp_path / "run")
     assert "as resume_force=true allows: the content of the text has changed" in caplog.text
     assert checkpoint(tmp_path / "run")["global_step"] == 10
 
@@ -78,11 +78,11 @@ def test_no_class_named_in_a_checkpoint_s_settings_is_built(train: Train, tmp_pa
 
 
 def test_the_user_s_callbacks_must_be_given_again(train: Train, tmp_path: Path) -> None:
-    words = [*SETTINGS, "+callbacks.custom.watch={_target_: lightning.pytorch.callbacks.LearningRateMonitor}"]
-    train(*words, "trainer.max_epochs=1", run_dir=tmp_path / "run")
+    overrides = [*SETTINGS, "+callbacks.custom.watch={_target_: lightning.pytorch.callbacks.LearningRateMonitor}"]
+    train(*overrides, "trainer.max_epochs=1", run_dir=tmp_path / "run")
     resume = f"resume='{tmp_path / 'run'}'"
     with pytest.raises(
         UserError, match=r"callbacks\.custom\.watch \(lightning\.pytorch\.callbacks\.LearningRateMonitor\) is missing"
     ):
         train(*SETTINGS, resume, run_dir=tmp_path / "run")
-    train(*words, resume, run_dir=tmp_path / "run")
+    train(*overrides, resume, run_dir=tmp_path / "run")
