@@ -55,7 +55,7 @@ class RunSweeper(Sweeper):
         self.swept = swept | varied_keys(read_sweep(folder))
         try:
             fixed = [key for one in overrides if (key := override_key(one.get_key_element())) not in self.swept]
-            # Jobs read from this setting of Hydra which of their overrides the sweep varies.
+            # Jobs use this Hydra setting to distinguish their fixed overrides from those that the sweep varies.
             common = [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]"]
             with open_sweep(folder, launch=self._launch, script=f"{self.config.hydra.job.name}.py", common=common) as runner:
                 self.run(runner, overrides)

@@ -87,7 +87,7 @@ def _read_runs(names: list[str], out: Path) -> list[RunContents]:
     """Read the runs with these names.
 
     Raises:
-        UserError: If there are fewer than two runs, a run cannot be read, or out is no picture; all problems together.
+        UserError: If there are fewer than two runs, a run cannot be read, or out is no picture file; all problems together.
     """
     problems, folders = [], []
     if len(names) < 2:
@@ -172,7 +172,7 @@ def _results(runs: Sequence[RunContents]) -> dict[str, list[str]]:
 
 
 def _texts(runs: Sequence[RunContents]) -> list[str | None]:
-    """Return the start of the SHA-256 of each run's text; if a run does not know it, the paths or names of the texts."""
+    """Return the start of the SHA-256 of each run's text; if the hash of a run is unknown, the paths or names of the texts."""
     hashes = [run.section("data").get("sha256") for run in runs]
     if all(hashes):
         return [str(digest)[:12] for digest in hashes]

@@ -1,4 +1,4 @@
-"""The reports and exit codes of errors."""
+"""Report errors to the user, and end with the right exit code."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def report_failures(*, log_file: Path | None = None) -> Iterator[None]:
     if is_multirun() and "torch" in sys.modules:
         from gpt_pretrain.system.devices import release_memory
 
-        release_memory()  # of the job before, in the same process
+        release_memory()  # The previous job ran in this process.
     try:
         yield
     except LostEndError as error:
@@ -74,7 +74,7 @@ def report_failures(*, log_file: Path | None = None) -> Iterator[None]:
 def print_error(error: UserError, *, log_file: Path | None = None) -> int:
     """Print each problem to standard error, add the traceback to a log file, and return the exit code."""
     if not is_main():
-        # The first process most likely reports the same error, and ends this one in the meantime.
+        # Rank 0 most likely reports the same error, and ends this process during the delay.
         time.sleep(OTHER_RANK_DELAY_SECONDS)
         print(f"rank {rank()}:", end=" ", file=sys.stderr)
     head = "error: " if len(error.problems) == 1 else f"{len(error.problems)} errors:\n  - "

@@ -16,7 +16,7 @@ from gpt_pretrain.sweeps.folder import SWEEP_SETTINGS, find_sweep
 from gpt_pretrain.training.distributed.requeue import interrupted_run
 
 MULTIRUN_FLAGS = {"-m", "--multirun"}
-LAUNCHERS = {"parallel": "joblib", "slurm": "submitit", "ray": "ray"}  # that an option of hparams_search needs
+LAUNCHERS = {"parallel": "joblib", "slurm": "submitit", "ray": "ray"}  # launcher of each option of hparams_search
 FREE_TEXT = {  # settings whose values are texts or paths
     *("prompt", "prompt_file", "start_context", "checkpoint", "pretrained", "resume", "init_from", "hydra.run.dir", "run_dir"),
     *("data.path", "data.url", "data.cache_dir"),
@@ -24,7 +24,7 @@ FREE_TEXT = {  # settings whose values are texts or paths
 
 
 def to_hydra_arguments(arguments: list[str], *, script: str) -> list[str]:
-    """Return a script's arguments as Hydra reads them.
+    """Return a script's arguments in the form that Hydra reads.
 
     Args:
         script: "train" or "generate".
@@ -52,13 +52,13 @@ def apply_sweep_resume(arguments: list[str], *, script: str) -> list[str]:
     folder = find_sweep(_unquote(sweep), script=script)
     stored = OmegaConf.load(folder / SWEEP_SETTINGS).hydra.overrides
     replaced = _typed_keys(arguments) | {"hydra.mode", "hydra.sweep.dir"}
-    before = [override for override in [*stored.hydra, *stored.task] if override_key(override) not in replaced]
+    kept = [override for override in [*stored.hydra, *stored.task] if override_key(override) not in replaced]
     typed = [one for one in arguments if override_key(one) != "sweep_resume" and one not in MULTIRUN_FLAGS]
-    return ["-m", *before, *typed, f"hydra.sweep.dir={quote_value(str(folder))}"]
+    return ["-m", *kept, *typed, f"hydra.sweep.dir={quote_value(str(folder))}"]
 
 
 def check_arguments(arguments: list[str], *, script: str) -> None:
-    """Check what Hydra would explain badly or too late.
+    """Check for mistakes that Hydra explains badly or too late.
 
     Raises:
         UserError: If a setting lacks its group, a search is not a sweep, or a launcher is not installed.
@@ -120,7 +120,7 @@ def apply_dry_run(arguments: list[str]) -> list[str]:
 def quote_arguments(arguments: list[str]) -> list[str]:
     """Quote texts and paths for Hydra, so that users need not know its grammar, and write out amounts such as 1e9.
 
-    In a sweep a comma separates values, so there only the paths of existing files are quoted.
+    In a sweep a comma separates values, so only values that are existing paths are quoted.
     """
     sweep = _asks_for_sweep(arguments)
     return [_quote_argument(one) if _is_free_text(one, sweep=sweep) else expand_amounts(one) for one in arguments]

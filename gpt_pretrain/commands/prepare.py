@@ -15,11 +15,11 @@ Usage: gpt-pretrain prepare INPUT [INPUT ...] out=FOLDER [setting=value ...]
   val_tokens          minimum number of tokens in the validation set, instead of val_fraction
   dedup               none (default) or exact: leave out documents that have the same text as an earlier one
   max_rejected        largest share of unusable records to leave out, listed in rejected.jsonl (default: 0.001)
-  workers             number of worker processes (default: one per core), with executor=slurm or ray for each task (default: 1)
+  workers             number of worker processes (default: one per core); with executor=slurm or ray, per task (default: 1)
   executor            local, slurm or ray: encode with this executor of datatrove, in tasks=N groups of files (for SLURM
                       also set slurm_partition=NAME and slurm_time=20:00:00); this process waits, then writes the shards
-  report              true, or --report: print document lengths, compression and excerpts, also of a complete corpus
-  overwrite           true: replace the corpus in out; this too is resumed after an interruption
+  report              true, or --report: print document lengths, compression and excerpts; also works for a complete corpus
+  overwrite           true: replace the corpus in out; an interruption can be resumed too
 
 To resume an interrupted preparation, run the same command again. The corpus does not depend on the number of workers or on
 interruptions: the same inputs and settings always give the same bytes.

@@ -4,7 +4,7 @@ Usage: gpt-pretrain report [FOLDER ...]
 
   FOLDER  run folder, checkpoint in one, sweep directory, or latest for the newest run in outputs/ (default: latest)
 
-The page is written from the files that exist, so killed and unfinished runs can have one too.
+The page shows what the existing files contain, so killed and unfinished runs can have one too.
 """
 
 from __future__ import annotations

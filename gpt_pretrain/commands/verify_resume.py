@@ -36,6 +36,23 @@ from gpt_pretrain.training.lit_module import GPTLitModule
 COMPARED = ("optimizer_states", "lr_schedulers", "train_losses", "val_losses", "eval_steps", "track_tokens_seen", "tokens_seen")
 
 
+def verify_resume_command(arguments: list[str]) -> int:
+    """Compare a resumed run with an uninterrupted one, and return the exit code.
+
+    Raises:
+        UserError: If before or after is invalid, or a training fails for another reason than the kill.
+    """
+    if wants_help(arguments):
+        print((__doc__ or "").strip())
+        return 0
+    overrides = list(arguments)
+    before, after = _take_count(overrides, "before", default=4), _take_count(overrides, "after", default=4)
+    with tempfile.TemporaryDirectory(prefix="verify-resume-", ignore_cleanup_errors=True) as folder:
+        difference = verify(overrides, before=before, after=after, folder=Path(folder))
+    print("identical" if difference is None else difference)
+    return 0 if difference is None else 1
+
+
 class Fingerprints(Callback):
     """Writes the checksum of every parameter after every optimizer step, and kills its own process once.
 
@@ -123,9 +140,8 @@ def _sums(run_dir: Path) -> dict[int, dict[str, int]]:
 
 def _train(run_dir: Path, overrides: list[str], *, expected: int = 0) -> None:
     folder = [] if overrides[0].startswith("resume=") else [f"hydra.run.dir={run_dir}"]
-    done = subprocess.run(
-        [sys.executable, str(CHECKOUT / "train.py"), *overrides, *folder], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, str(CHECKOUT / "train.py"), *overrides, *folder]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != expected:
         output = (done.stdout + done.stderr)[-2000:]
         raise UserError(f"The training ended with exit code {done.returncode} instead of {expected}:\n{output}")
@@ -145,20 +161,3 @@ def _take_count(arguments: list[str], name: str, *, default: int) -> int:
             raise UserError(f"{argument}: must be a whole number of at least 1.")
         count = int(text)
     return count
-
-
-def verify_resume_command(arguments: list[str]) -> int:
-    """Compare a resumed run with an uninterrupted one, and return the exit code.
-
-    Raises:
-        UserError: If before or after is invalid, or a training fails for another reason than the kill.
-    """
-    if wants_help(arguments):
-        print((__doc__ or "").strip())
-        return 0
-    overrides = list(arguments)
-    before, after = _take_count(overrides, "before", default=4), _take_count(overrides, "after", default=4)
-    with tempfile.TemporaryDirectory(prefix="verify-resume-", ignore_cleanup_errors=True) as folder:
-        difference = verify(overrides, before=before, after=after, folder=Path(folder))
-    print("identical" if difference is None else difference)
-    return 0 if difference is None else 1

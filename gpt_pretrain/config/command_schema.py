@@ -32,12 +32,12 @@ class PrepareSettings:
     text_field: str = "text"  # field or column that holds the text
     document_separator: str | None = None  # between documents of a text file; null: each file is one document
     tokenizer: str = "gpt2"  # gpt2, byte, or an encoding of tiktoken
-    shard_tokens: int = 100_000_000  # most tokens in a shard
+    shard_tokens: int = 100_000_000  # maximum number of tokens per shard
     val_fraction: float = 0.01  # fraction of the documents for validation
-    val_tokens: int | None = None  # instead of val_fraction: least tokens for validation
+    val_tokens: int | None = None  # minimum number of tokens for validation, instead of val_fraction
     dedup: str = "none"  # none; exact: drop repeated documents
     max_rejected: float = 0.001  # largest fraction of unusable records
-    workers: int | None = None  # processes, per task with an executor; null: one for each core
+    workers: int | None = None  # worker processes, per task with an executor; null: one per core
     executor: str | None = None  # datatrove's executor: local, slurm or ray; null: this process and its workers
     tasks: int | None = None  # tasks for the executor; null: one for each file
     slurm_partition: str | None = None  # partition, for executor=slurm

@@ -173,7 +173,7 @@ class DoctorSettings:
 
 @dataclass
 class CallbacksSettings:
-    """`callbacks`: what happens during a run beside the training itself."""
+    """`callbacks`: what happens during a run besides the training itself."""
 
     progress_bar: bool = MISSING
     samples: bool = MISSING

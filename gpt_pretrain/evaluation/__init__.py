@@ -1,4 +1,4 @@
-"""Measures of how good a model's weights and the texts it generates are.
+"""The quality of a model's weights and of the texts that it generates.
 
 This room must not know optimizers, callbacks, sweeps or Lightning.
 """

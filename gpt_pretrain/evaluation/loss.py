@@ -46,7 +46,7 @@ class MeanLoss:
 
 
 class LossTotals:
-    """Sum up the losses of many batches, in which every token counts the same.
+    """The sums of the losses of many batches; every token counts the same.
 
     Args:
         token_bytes: Bytes of text behind each token id, int64, (V,), on the device of the batches.

@@ -19,8 +19,8 @@ HASH_BASE = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio, r
 def longest_memorized_span(sample: Sequence[int], text: TokenStream) -> int:
     """Return the length of the longest span of consecutive sample tokens that occurs in a text.
 
-    The text is read once. Of a text with more than MAX_SEARCHED tokens, only blocks spread evenly over it are searched. Windows
-    are found by their hash, so the work grows as N log n, and are then compared token by token.
+    The text is read once. Of a text with more than MAX_SEARCHED tokens, only blocks spread evenly over it are searched. A shared
+    window is found by its hash, so the work grows as N log n, and then confirmed token by token.
 
     Source: Karp & Rabin 1987, "Efficient randomized pattern-matching algorithms".
     """

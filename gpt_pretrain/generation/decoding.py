@@ -19,7 +19,7 @@ from gpt_pretrain.model.kv_cache import KVCache, StaticKVCache
 
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}  # Lightning's names and the dtypes of matrix products
 MIN_DECODING_SPEEDUP = 1.2  # A smaller speedup of bf16 decoding is not worth its rounding.
-GRAPH_MIN_TOKENS = 32  # Capturing a CUDA graph does not pay for fewer tokens.
+GRAPH_MIN_TOKENS = 32  # For fewer tokens, capturing a CUDA graph takes longer than it saves.
 
 
 class DecodingModel:

@@ -115,7 +115,7 @@ class TrainingMemory:
     """Bytes that a training step needs on one device.
 
     Args:
-        weights: The parameters; with FSDP, this device's shard, as for moments and gradients.
+        weights: The parameters. With FSDP, weights, moments and gradients are this device's shards.
         moments: AdamW's two moving averages.
         gradients: The gradients of all parameters.
         activations: Tensors that the forward pass keeps for the backward pass.

@@ -109,7 +109,7 @@ def describe_environment() -> dict[str, Any]:
     from importlib.metadata import version  # --help does not need it
 
     return {
-        # The checkout may run without being installed.
+        # importlib.metadata does not know a checkout that is not installed.
         "program": {"version": gpt_pretrain.__version__, "git": git_revision()},
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "machine": {"system": f"{platform.system()} {platform.machine()}", "cpu": _cpu_name(), "cores": os.cpu_count()},

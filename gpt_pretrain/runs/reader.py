@@ -94,7 +94,7 @@ def run_results(run: RunContents) -> dict[str, Any]:
 
 
 def metadata_section(metadata: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return a section of run metadata; empty if it is missing or no mapping."""
+    """Return a section of run metadata; empty if it is missing or not a mapping."""
     value = metadata.get(name)
     return value if isinstance(value, dict) else {}
 

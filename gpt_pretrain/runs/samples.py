@@ -56,7 +56,7 @@ class Sample:
 
 
 def read_samples(file: Path) -> list[Sample]:
-    """Return the samples in a file, in their order; an empty list if the file is missing or no text."""
+    """Return the samples in a file, in their order; an empty list if the file is missing or not text."""
     try:
         with open(file, encoding="utf-8", newline="") as stream:
             blocks = HEADING_START.split(stream.read())

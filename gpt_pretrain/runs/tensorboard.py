@@ -21,7 +21,7 @@ CHARTS = {
 }
 # The columns of the HPARAMS tab, besides the settings of a sweep.
 COMPARED = ("val/best_loss", "val/loss", "eval/train_loss", "tokens_per_second")
-AXES = ("step", "epoch", "tokens_seen")  # No metrics, but what they are plotted against.
+AXES = ("step", "epoch", "tokens_seen")  # Values that metrics are plotted against.
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +36,8 @@ class EventFiles(TensorBoardLogger):
         hparams: Settings for the HPARAMS tab.
         sweep: Whether the settings are those that a sweep varies. They and the losses are then the columns of the table;
             otherwise TensorBoard makes columns of all settings and metrics of all runs.
-        history: Rows of metrics.csv before first_step. TensorBoard hides events by their number, so that earlier events by
-            tokens seen are hidden too and have to be written again.
+        history: Rows of metrics.csv before first_step. TensorBoard also hides earlier events by tokens seen, whose step
+            numbers are larger than first_step, so these are written again.
     """
 
     def __init__(

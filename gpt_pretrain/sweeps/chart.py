@@ -26,12 +26,12 @@ from gpt_pretrain.runs.metadata import FINISHED
 from gpt_pretrain.sweeps.folder import CHART
 from gpt_pretrain.sweeps.results import Job, swept_keys
 
-log = logging.getLogger(__name__)
-
 MAX_PANELS = 12
 MAX_FAILED_NAMED = 5
 MAX_CATEGORIES_NAMED = 20  # On one axis.
 MIN_TICK_DISTANCE = 0.09  # As a fraction of the axis, so that the labels do not overlap.
+
+log = logging.getLogger(__name__)
 
 
 def save_chart(jobs: Sequence[Job], folder: Path) -> None:

@@ -26,7 +26,7 @@ from gpt_pretrain.sweeps.results import Job
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.tables import format_table
 
-MAX_CELL = 80  # Characters of a text on the screen.
+MAX_CELL_CHARACTERS = 80
 
 Launch = Callable[[Sequence[Sequence[str]], int], None]
 
@@ -176,7 +176,8 @@ def _summarize_generations(jobs: Sequence[Job], folder: Path) -> list[str]:
 def _shorten_cell(cell: str) -> str:
     """Return a cell on one line. Of a long one, the middle is left out, since samples differ at the end."""
     line = " ".join(cell.split())
-    return line if len(line) <= MAX_CELL else f"{line[: MAX_CELL // 4]} ... {line[-MAX_CELL * 3 // 4 :]}"
+    limit = MAX_CELL_CHARACTERS
+    return line if len(line) <= limit else f"{line[: limit // 4]} ... {line[-limit * 3 // 4 :]}"
 
 
 def _print(text: str) -> None:

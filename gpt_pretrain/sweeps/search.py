@@ -1,7 +1,7 @@
 """A search over settings with Optuna, which chooses the values and ends jobs that fall behind.
 
-Optuna is used directly, because hydra-optuna-sweeper requires Optuna 2. The study is a journal file in the sweep's folder, which
-jobs in other processes, or on other machines that share the disk, read and write too.
+Optuna is used directly, because hydra-optuna-sweeper requires a version before 3. The study is a journal file in the sweep's
+folder, which jobs in other processes, or on other machines that share the disk, read and write too.
 
 Source: Akiba et al. 2019 (arXiv:1907.10902); TPE: Bergstra et al. 2011.
 """

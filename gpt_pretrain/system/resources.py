@@ -30,7 +30,7 @@ def device_name(device: torch.device) -> str:
 
 
 def memory_limit(device: torch.device) -> int | None:
-    """Return the bytes that a training may use: a GPU's free memory, or the machine's or container's memory; None if unknown."""
+    """Return the bytes that training may use: a GPU's free memory, or the machine's or container's memory; None if unknown."""
     import torch
 
     if device.type == "cuda":

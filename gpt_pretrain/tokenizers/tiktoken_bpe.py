@@ -17,7 +17,7 @@ from tiktoken_ext import openai_public
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
 
-# Source: tiktoken_ext/openai_public.py, gpt2(), pins the same hashes of GPT-2's two files.
+# Source: gpt2() in tiktoken_ext/openai_public.py, which pins the same hashes of GPT-2's two files.
 GPT2_SHA256 = {
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",

@@ -1,4 +1,4 @@
-"""What all charts share: colors, empty figures, lines with few points, and the conversion to files and SVG."""
+"""The common parts of charts: colors, empty figures, lines with few points, and the conversion to files and SVG."""
 
 from __future__ import annotations
 

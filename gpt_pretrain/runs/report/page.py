@@ -1,4 +1,4 @@
-"""What report pages have in common: safe text, pictures, lists of files, and the templates."""
+"""The common parts of report pages: safe text, pictures, lists of files, and the templates."""
 
 from __future__ import annotations
 
