@@ -256,5 +256,5 @@ def test_the_export_command_writes_a_folder_that_generate_reads(
     assert results[0].stdout == results[1].stdout
     wrong = exporting("chekpoint=x.ckpt", "n_heads=four")
     assert wrong.returncode == 2
-    assert re.search(r"chekpoint=x\.ckpt: no such setting(.|\n)*n_heads=four: (.|\n)*out= is missing", wrong.stderr)
+    assert re.search(r"chekpoint=x\.ckpt: there is no such setting(.|\n)*n_heads=four: (.|\n)*out= is missing", wrong.stderr)
     assert "out         folder to write" in exporting("--help").stdout

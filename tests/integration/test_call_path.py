@@ -3,18 +3,17 @@
 import json
 import re
 import subprocess
-from collections.abc import Callable
+import sys
 from pathlib import Path
 
 from tests.conftest import ROOT, TINY_RUN
 
 
-def test_four_functions_lead_from_the_command_line_to_the_trainer(
-    script: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
+def test_four_functions_lead_from_the_command_line_to_the_trainer(tmp_path: Path, cache_dir: Path) -> None:
     file = tmp_path / "stack.json"
     recorder = f"+callbacks.custom.stack={{_target_: tests.helpers.stack_recorder.StackRecorder, file: '{file}'}}"
-    done = script("train.py", *TINY_RUN, "trainer.max_steps=1", recorder)
+    command = [sys.executable, str(ROOT / "train.py"), *TINY_RUN, "trainer.max_steps=1", f"data.cache_dir={cache_dir}", recorder]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(file.read_text()) == ["<module>", "main", "train", "fit"]
 

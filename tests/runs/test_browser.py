@@ -95,6 +95,7 @@ def test_samples_are_listed_in_a_table(page: "playwright.Page", tensorboard: str
     page.goto(f"{tensorboard}#text")
     page.get_by_text("samples over time/text_summary").first.wait_for()
     table = page.locator("table table", has_text="memorized").first  # Inside a table of TensorBoard.
+    table.locator("th").first.wait_for()
     assert table.locator("th").all_inner_texts() == ["epoch", "step", "sampler", "memorized", "text"]
     rows = table.locator("tbody tr")
     assert rows.count() == 2, "one per epoch"
