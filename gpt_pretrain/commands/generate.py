@@ -73,13 +73,17 @@ def _prompts(settings: GenerateSettings) -> Iterator[str]:
     elif settings.prompt_file is not None:
         try:
             yield Path(settings.prompt_file).expanduser().read_text(encoding="utf-8").removesuffix("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"prompt_file={settings.prompt_file} cannot be read as UTF-8 text: {error}") from error
+        except OSError as error:
+            raise UserError(f"prompt_file={settings.prompt_file} cannot be read: {error.strerror or error}.") from error
+        except UnicodeDecodeError as error:
+            problem = f"{error.reason} at byte {error.start}"
+            raise UserError(f"prompt_file={settings.prompt_file} is not UTF-8 text ({problem}).") from error
     elif settings.prompt == "-":
         try:
             yield sys.stdin.read().removesuffix("\n")
         except UnicodeDecodeError as error:
-            raise UserError(f"prompt=-: standard input is not UTF-8 text: {error}") from error
+            problem = f"{error.reason} at byte {error.start}"
+            raise UserError(f"prompt=-: standard input is not UTF-8 text ({problem}).") from error
     else:
         yield settings.prompt
 

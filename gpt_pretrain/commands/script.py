@@ -42,9 +42,9 @@ def hydra_script(name: str) -> Iterator[None]:
     Raises:
         SystemExit: If the script fails or is interrupted.
     """
-    register_schema()
     with exit_without_teardown():
         try:
+            register_schema()
             sys.argv[1:] = _rank_arguments(name) if name == "train" and is_distributed() else _arguments(name)
             yield
         except UserError as error:

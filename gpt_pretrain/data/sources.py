@@ -22,6 +22,7 @@ from gpt_pretrain.data.text import cache_folder, find_text
 from gpt_pretrain.data.token_cache import tokenize_text
 from gpt_pretrain.data.token_stream import ConcatenatedTokens, TokenSplit, TokenStream, with_files
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.tokenizers.base import Tokenizer
 
 ENTRY_FILES = (MANIFEST, TRAIN)  # files that may be given in place of their folder
@@ -227,7 +228,7 @@ def _check_lengths(source: DataSource, context_length: int, settings: DataSettin
     )
     of_source = f" of {source.name}" if settings.name == "mixture" else ""
     return [
-        f"model.context_length={context_length}: the {name} set{of_source} has {count} tokens, "
+        f"model.context_length={context_length}: the {name} set{of_source} has {format_count(count, 'token')}, "
         f"but a window needs {context_length + 1}. {remedy}"
         for name, count in (("training", train), ("validation", val))
         if count <= context_length

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import hashlib
 import logging
@@ -40,9 +41,10 @@ class Text:
                     while piece := stream.read(PIECE_CHARS):
                         yield piece
             except UnicodeDecodeError as error:
+                encoding = "UTF-16" if _begins_like_utf16(file) else "LATIN1"
                 raise UserError(
                     f"{file} is not UTF-8 text ({error.reason} near byte {_find_invalid_byte(file)}). "
-                    f"Convert it to UTF-8, for example with: iconv -f LATIN1 -t UTF-8 '{file}' > new.txt"
+                    f"Convert it to UTF-8, for example with: iconv -f {encoding} -t UTF-8 '{file}' > new.txt"
                 ) from error
             except OSError as error:
                 raise UserError(f"{file} cannot be read: {error.strerror or error}.") from error
@@ -139,6 +141,11 @@ def _find_files(pattern: str) -> tuple[Path, ...]:
         )
         raise UserError(f"data.path={pattern}: {problem}. Give a UTF-8 text file, a directory of them, or a quoted glob.")
     return files
+
+
+def _begins_like_utf16(file: Path) -> bool:
+    with open(file, "rb") as stream:
+        return stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def _find_invalid_byte(file: Path) -> int:

@@ -28,7 +28,7 @@ def print_summary(manifest: dict[str, Any], counts: RecordCounts, folder: Path) 
         print(f"{name:5}  {format_count(part['documents'], 'document')}, {format_count(part['tokens'], 'token')}, {size}")
     if not manifest["parts"]["val"]["tokens"]:
         print(
-            "There is no validation set, because all documents have the same text or val_fraction is 0. "
+            "There is no validation set: it needs two documents with different texts, and val_fraction above 0. "
             "document_separator= splits a text file into documents."
         )
     if counts.empty:

@@ -34,7 +34,7 @@ def find_run(name: str) -> Path:
     """
     run_dir = find_run_folder(name)
     if not list_checkpoints(run_dir):
-        raise UserError(f"{name}: this run has no checkpoint yet. The first one is written after an epoch.")
+        raise UserError(f"{name}: this folder holds no checkpoint of a run yet. A run writes its first one after an epoch.")
     return run_dir
 
 

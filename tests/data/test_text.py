@@ -76,6 +76,13 @@ def test_bytes_that_are_not_utf8_are_reported_with_their_position(tmp_path: Path
         whole(Text((file,)))
 
 
+def test_the_remedy_names_the_encoding_that_a_byte_order_mark_tells(tmp_path: Path) -> None:
+    file = tmp_path / "wide.txt"
+    file.write_bytes("a text".encode("utf-16"))
+    with pytest.raises(UserError, match=r"iconv -f UTF-16 -t UTF-8 '.*wide\.txt'"):
+        whole(Text((file,)))
+
+
 @pytest.mark.parametrize("path", ["missing.txt", "*.none", "empty"])
 def test_a_path_without_files_is_rejected(tmp_path: Path, path: str) -> None:
     (tmp_path / "empty").mkdir()

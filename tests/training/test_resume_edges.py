@@ -212,5 +212,5 @@ def test_a_checkpoint_that_cannot_be_read_back_does_not_replace_the_old_one(
     assert "step" not in read_checkpoint(path)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").symlink_to(tmp_path / "gone.ckpt")
-    with pytest.raises(UserError, match="no checkpoint yet"):
+    with pytest.raises(UserError, match="holds no checkpoint of a run yet"):
         find_checkpoints(str(tmp_path))

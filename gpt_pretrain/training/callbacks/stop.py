@@ -134,4 +134,4 @@ class StopOnSignal(Checkpoint):
         if not ranks.is_main():
             return
         name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
-        os.write(2, f"\n{name}: finishing the step, then saving. Press Ctrl-C to quit immediately.\n".encode())
+        os.write(2, f"\n{name}: finishing the step, then saving. Press Ctrl-C to quit without saving.\n".encode())

@@ -131,9 +131,10 @@ def _too_little_text(context: CheckContext) -> str | None:
         return None
     count = format_si(plan.parameters, "").replace(" ", "")  # 124M
     outcome = "The model will memorize the text" if memorizes else "The model will learn little"
+    seen = f"each token is seen {plan.repeats:.2g} times" if plan.repeats >= 1 else f"{100 * plan.repeats:.2g} % of them are seen"
     return (
         f"data: {plan.text_tokens:,} training tokens for {count} parameters are {ratio:.2g} per parameter, while about "
-        f"{BEST_TOKENS_PER_PARAMETER} are best, and each token is seen {plan.repeats:.2g} times. {outcome}. Use more text "
+        f"{BEST_TOKENS_PER_PARAMETER} are best, and {seen}. {outcome}. Use more text "
         "(data.path=...) or a smaller model."
     )
 

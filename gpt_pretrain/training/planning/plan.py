@@ -14,7 +14,7 @@ from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.costs import Parallelism, TrainingMemory
 from gpt_pretrain.runs.folder import checkpoint_dir
 from gpt_pretrain.system.devices import accelerator_device
-from gpt_pretrain.system.formatting import format_si
+from gpt_pretrain.system.formatting import format_count, format_si
 from gpt_pretrain.training.run_length import steps_per_epoch, tokens_per_epoch, total_steps
 
 
@@ -124,7 +124,8 @@ def make_plan(settings: TrainSettings, data: TextDataModule, config: GPTConfig, 
 
 def plan_summary(plan: TrainingPlan) -> str:
     """Return the plan in one line."""
-    parts = [f"{plan.tokens:,} tokens ({plan.tokens_per_epoch:,} per epoch)", format_si(plan.flops, "FLOP")]
+    left = f"{plan.steps:,} of {format_count(plan.total_steps, 'step')} left: " if plan.steps < plan.total_steps else ""
+    parts = [f"{left}{plan.tokens:,} tokens ({plan.tokens_per_epoch:,} per epoch)", format_si(plan.flops, "FLOP")]
     parts += [f"{format_si(plan.memory.peak, 'B')} of memory{per_device_note(plan)} beyond the program's own"]
     if plan.parallelism.devices > 1:
         parts += [f"{format_si(plan.traffic.total, 'B')} sent per step by each device ({plan.parallelism.name})"]
