@@ -208,4 +208,4 @@ def _check_zip(path: Path) -> None:
 
 def _short(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]
+    return lines[0].partition(". ")[0][:200]  # PyTorch adds a guess after its first sentence

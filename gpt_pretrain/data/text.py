@@ -135,11 +135,9 @@ def _find_files(pattern: str) -> tuple[Path, ...]:
     files = tuple(sorted(file for file in found if file.is_file()))
     if not files:
         problem = (
-            "the directory has no files"
-            if path.is_dir()
-            else "no such file or directory exists, and as a glob it matches no file"
+            "the folder has no files" if path.is_dir() else "there is no such file or folder, and as a glob it matches no file"
         )
-        raise UserError(f"data.path={pattern}: {problem}. Give a UTF-8 text file, a directory of them, or a quoted glob.")
+        raise UserError(f"data.path={pattern}: {problem}. Give a UTF-8 text file, a folder of them, or a quoted glob.")
     return files
 
 

@@ -149,7 +149,9 @@ def test_a_window_longer_than_a_set_is_rejected_with_the_largest_that_works(tmp_
     with pytest.raises(UserError) as caught:
         data_of(tmp_path, context_length=val_count)
     assert len(caught.value.problems) == 1
-    message = f"model.context_length={val_count}: the validation set has {val_count:,} tokens, but a window needs {val_count + 1}."
+    message = (
+        f"model.context_length={val_count}: the validation set has {val_count:,} tokens, but a window needs {val_count + 1}."
+    )
     assert message in caught.value.problems[0]
     assert f"works here is {val_count - 1}" in caught.value.problems[0]
     data_of(tmp_path, context_length=val_count - 1, batch_size=1)

@@ -149,7 +149,7 @@ def test_resuming_without_the_text_file_is_an_error(train: Train, tmp_path: Path
     (tmp_path / "text.txt").write_text(story)
     train(*SETTINGS, f"data.path='{tmp_path / 'text.txt'}'", "trainer.max_epochs=1", run_dir=tmp_path / "run")
     (tmp_path / "text.txt").unlink()
-    with pytest.raises(UserError, match=r"text\.txt: there is no such file"):
+    with pytest.raises(UserError, match=r"text\.txt: there is no such file or folder"):
         train("trainer.max_epochs=2", f"resume='{tmp_path / 'run'}'", base=[], run_dir=tmp_path / "run")
 
 
