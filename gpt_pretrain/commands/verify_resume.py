@@ -133,7 +133,7 @@ def _custom(run_dir: Path, *, kill_after: int | None = None) -> str:
 
 
 def _sums(run_dir: Path) -> dict[int, dict[str, int]]:
-    """Return the checksums of each step of a run; for a step that was repeated, those of the repetition."""
+    """Return the checksums of each step of a run; a repeated step has the checksums of its repetition."""
     lines = run_dir.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()
     return {line["step"]: line["sums"] for line in map(json.loads, lines)}
 

@@ -189,7 +189,7 @@ class WandbSettings:
     """`logger.wandb`: Weights & Biases."""
 
     project: str = MISSING
-    name: str | None = None  # of the run; null lets Weights & Biases choose
+    name: str | None = None  # of the run; null: the name of its folder
     offline: bool = False  # write to the run folder only
 
 

@@ -49,7 +49,7 @@ class LossTotals:
     """The sums of the losses of many batches; every token counts the same.
 
     Args:
-        token_bytes: Bytes of text behind each token id, int64, (V,), on the device of the batches.
+        token_bytes: Bytes of text of each token id, int64, (V,), on the device of the batches.
     """
 
     def __init__(self, token_bytes: Tensor) -> None:
@@ -82,7 +82,7 @@ def mean_loss(
 
     Args:
         batches: This rank's batches; all ranks have the same number of them.
-        token_bytes: Bytes of text behind each token id, int64, (V,), on the model's device.
+        token_bytes: Bytes of text of each token id, int64, (V,), on the model's device.
         all_reduce: Returns the sum of a tensor over all ranks.
     """
     was_training = model.training

@@ -1,1 +1,1 @@
-"""Charts of runs, drawn with matplotlib from what `runs.reader` reads. They know nothing of pages, models or training."""
+"""Charts of runs, drawn with matplotlib from what `runs.reader` reads. This package must not know pages, models or training."""

@@ -1,4 +1,4 @@
 """The report page of a run: one HTML file without scripts that needs no network.
 
-Other pages share `page` and the templates. This package knows nothing of sweeps, whose own page builds on it.
+Other pages share `page` and the templates. This package must not know sweeps, whose page builds on it.
 """
