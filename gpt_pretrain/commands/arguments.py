@@ -39,8 +39,9 @@ def parse_arguments(arguments: list[str], schema: type[Settings], *, usage: str,
     names = [name for name in hints if name != positional]
     config: DictConfig = OmegaConf.structured(schema)
     if positional is not None:
-        values = [one for one in overrides if one.partition("=")[0] not in names]  # folders of sweeps have "=" in their names
-        overrides = [one for one in overrides if one.partition("=")[0] in names]
+        # A positional argument may contain "=", as the folders of sweeps do.
+        values = [override for override in overrides if override.partition("=")[0] not in names]
+        overrides = [override for override in overrides if override.partition("=")[0] in names]
         if values:
             config[positional] = escape_interpolation(values)
     _apply(config, overrides, names)

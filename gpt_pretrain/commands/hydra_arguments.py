@@ -53,7 +53,7 @@ def apply_sweep_resume(arguments: list[str], *, script: str) -> list[str]:
     stored = OmegaConf.load(folder / SWEEP_SETTINGS).hydra.overrides
     replaced = _typed_keys(arguments) | {"hydra.mode", "hydra.sweep.dir"}
     kept = [override for override in [*stored.hydra, *stored.task] if override_key(override) not in replaced]
-    typed = [one for one in arguments if override_key(one) != "sweep_resume" and one not in MULTIRUN_FLAGS]
+    typed = [argument for argument in arguments if override_key(argument) != "sweep_resume" and argument not in MULTIRUN_FLAGS]
     return ["-m", *kept, *typed, f"hydra.sweep.dir={quote_value(str(folder))}"]
 
 
@@ -64,7 +64,7 @@ def check_arguments(arguments: list[str], *, script: str) -> None:
         UserError: If a setting lacks its group, a search is not a sweep, or a launcher is not installed.
     """
     schema = GenerateSettings if script == "generate" else TrainSettings
-    overrides = [one for one in arguments if "=" in one]
+    overrides = [argument for argument in arguments if "=" in argument]
     found = [(override, names) for override in overrides if (names := find_full_names(override_key(override), schema))]
     if found:
         raise UserError(f"{override}: there is no such setting. Did you mean {' or '.join(names)}?" for override, names in found)
@@ -112,7 +112,7 @@ def apply_dry_run(arguments: list[str]) -> list[str]:
         raise UserError("plan=true describes a single run and cannot be combined with a sweep (-m).")
     run_dir = find_override(arguments, "hydra.run.dir")
     replaced = ("hydra.run.dir", "hydra.output_subdir", "hydra/job_logging")
-    kept = [one for one in arguments if override_key(one) not in replaced]
+    kept = [argument for argument in arguments if override_key(argument) not in replaced]
     no_files = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=terminal"]
     return [*kept, *no_files, f"run_dir={OUTPUTS if run_dir is None else run_dir}"]
 
@@ -123,7 +123,9 @@ def quote_arguments(arguments: list[str]) -> list[str]:
     In a sweep a comma separates values, so only values that are existing paths are quoted.
     """
     sweep = _asks_for_sweep(arguments)
-    return [_quote_argument(one) if _is_free_text(one, sweep=sweep) else expand_amounts(one) for one in arguments]
+    return [
+        _quote_argument(argument) if _is_free_text(argument, sweep=sweep) else expand_amounts(argument) for argument in arguments
+    ]
 
 
 def _is_free_text(argument: str, *, sweep: bool) -> bool:
@@ -144,7 +146,7 @@ def _unquote(value: str) -> str:
 
 
 def _typed_keys(arguments: list[str]) -> set[str]:
-    return {override_key(one) for one in arguments if not one.startswith("-")}
+    return {override_key(argument) for argument in arguments if not argument.startswith("-")}
 
 
 def _asks_for_sweep(arguments: list[str]) -> bool:

@@ -49,9 +49,9 @@ def start_info(script: str) -> dict[str, Any]:
     """Return the command and overrides of this job, and the overrides that its sweep varies, for the run metadata."""
     if (info := launch_info()) is not None:
         return {name: info[name] for name in ("command", "overrides", "swept") if name in info}
-    overrides = [one for one in job_overrides() if override_key(one) not in ("resume", "resume_force")]
+    overrides = [override for override in job_overrides() if override_key(override) not in ("resume", "resume_force")]
     if not is_multirun():
         return {"command": shlex.join(["python", script, *typed_arguments()]), "overrides": overrides}
     fixed = HydraConfig.get().job.config.override_dirname.exclude_keys
-    swept = [one for one in overrides if override_key(one) not in fixed]
+    swept = [override for override in overrides if override_key(override) not in fixed]
     return {"command": shlex.join(["python", script, *overrides]), "overrides": overrides, "swept": swept}

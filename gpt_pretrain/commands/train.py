@@ -109,7 +109,7 @@ def _train_in_processes(config: DictConfig, n_processes: int, *, num_nodes: int)
     """Run train.py with the same overrides in one process per device."""
     overrides = job_overrides()
     if config.resume is not None:
-        overrides = [one for one in overrides if override_key(one) != "resume"]
+        overrides = [override for override in overrides if override_key(override) != "resume"]
         overrides.append(f"resume={quote_value(str(config.resume))}")
     info = start_info("train.py") | {"typed": typed_arguments(), "num_nodes": num_nodes}
     launch.run_ranks(CHECKOUT / "train.py", overrides, devices=n_processes, run_dir=Path(config.run_dir), launch_info=info)

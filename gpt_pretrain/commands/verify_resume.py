@@ -95,7 +95,8 @@ def verify(overrides: list[str], *, before: int, after: int, folder: Path) -> st
     print(f"trained {before + after} steps without interruption", flush=True)
     _train(killed, [*common, _custom(killed, kill_after=before)], expected=-signal.SIGKILL)
     print(f"trained again, killed after step {before}", flush=True)
-    custom = [one for one in overrides if one.startswith("+callbacks.custom.")]  # a checkpoint does not store these
+    # A checkpoint does not store the user's own callbacks.
+    custom = [override for override in overrides if override.startswith("+callbacks.custom.")]
     _train(killed, [f"resume={killed}", *custom, _custom(killed, kill_after=before)])
     print("resumed, to the same step", flush=True)
     return find_difference(whole, killed)
@@ -105,10 +106,10 @@ def find_difference(whole: Path, killed: Path) -> str | None:
     """Describe the first difference between two runs; None if they are bitwise identical."""
     steps = [_sums(run) for run in (whole, killed)]
     for step in sorted(steps[0].keys() | steps[1].keys()):
-        one, other = (found.get(step) for found in steps)
-        if one is None or other is None:
+        sums, other = (found.get(step) for found in steps)
+        if sums is None or other is None:
             return f"step {step}: only one of the runs has it"
-        for name, value in one.items():
+        for name, value in sums.items():
             if other.get(name) != value:
                 return f"step {step}: the tensor {name} differs"
     contents = [read_checkpoint(checkpoint_dir(run) / LAST, resumable=True) for run in (whole, killed)]

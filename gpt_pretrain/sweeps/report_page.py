@@ -112,7 +112,11 @@ def _start_command(folder: Path) -> str | None:
     overrides = _sweep_setting(folder, "hydra.overrides")
     if overrides is None:
         return None
-    typed = [one for one in [*overrides.hydra, *overrides.task] if not one.startswith(("hydra.mode=", "hydra.sweep.dir="))]
+    typed = [
+        override
+        for override in [*overrides.hydra, *overrides.task]
+        if not override.startswith(("hydra.mode=", "hydra.sweep.dir="))
+    ]
     return shlex.join(["python", "train.py", "-m", *typed])
 
 
