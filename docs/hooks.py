@@ -151,7 +151,7 @@ def _table(settings: list[Setting], kind: type) -> str:
     types = dict(schema_types(kind))
     for one in settings:
         if one.name in types or any(name.startswith(f"{one.name}.") for name in types):
-            value = f"`{_cell(one.value)}`" if one.value else ""
+            value = "`" + one.value.replace("|", "\\|") + "`" if one.value else ""
             rows.append(f"| `{one.name}` | {_cell(types.get(one.name, ''))} | {value} | {_cell(one.comment)} |")
     return "\n".join(rows)
 
@@ -186,4 +186,5 @@ def _type_words(hint: Any) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;")
+    """Return plain text as a cell of a Markdown table."""
+    return re.sub(r"([|*_])", r"\\\1", text).replace("<", "&lt;")
