@@ -169,7 +169,7 @@ def test_user_errors_are_reported_without_a_traceback(
 
 
 PROCESS_ERRORS = [
-    (["data.path=missing.txt"], "data.path=missing.txt: no such file"),
+    (["data.path=missing.txt"], "data.path=missing.txt: there is no such file"),
     (["resume=latest"], "has a checkpoint. Train a model first"),
     (["hydra.run.dir=empty.txt/run"], "this folder cannot be written"),
     (["+trainer.sync_batchnorm=true"], "trainer.sync_batchnorm: there is no such setting"),
