@@ -18,7 +18,7 @@ from gpt_pretrain.runs.folder import display_path
 from gpt_pretrain.runs.metadata import COMPLETE, FAILED
 from gpt_pretrain.runs.next_commands import generate_command, sweep_resume_command, tensorboard_command
 from gpt_pretrain.runs.reader import read_run
-from gpt_pretrain.runs.report.page import (
+from gpt_pretrain.runs.report.page_parts import (
     Picture,
     describe_state,
     facts_table,

@@ -26,11 +26,11 @@ from gpt_pretrain.training.callbacks.samples import Samples
 from gpt_pretrain.training.callbacks.save import SaveRun
 from gpt_pretrain.training.callbacks.stop import FinishAtLimit, StopOnSignal
 from gpt_pretrain.training.callbacks.time_left import TimeLeft
-from gpt_pretrain.training.checkpoint_files import SafeCheckpointIO
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.distributed.strategy import build_strategy, cluster_environments
 from gpt_pretrain.training.preflight import TrainingSetup
 from gpt_pretrain.training.run_length import tokens_per_epoch, total_epochs, total_steps
+from gpt_pretrain.training.saving import SafeCheckpointIO
 
 
 def build_trainer(

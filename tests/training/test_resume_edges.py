@@ -17,7 +17,7 @@ from gpt_pretrain.checkpoints.checkpoint_file import read_checkpoint, write_chec
 from gpt_pretrain.config.conversion import escape_interpolation
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import find_checkpoints
-from gpt_pretrain.training import checkpoint_files
+from gpt_pretrain.training import saving
 from gpt_pretrain.training.callbacks import save
 from gpt_pretrain.training.lit_module import GPTLitModule
 from tests.helpers.crash_harness import differences
@@ -56,7 +56,7 @@ def test_a_state_that_could_not_be_loaded_is_not_written(train: Train, tmp_path:
 
 
 def test_resuming_writes_a_best_checkpoint_that_a_kill_prevented(train: Train, tmp_path: Path) -> None:
-    run_dir, real = tmp_path / "run", checkpoint_files.copy_checkpoint
+    run_dir, real = tmp_path / "run", saving.copy_checkpoint
 
     def killed(source: Path, target: Path) -> None:
         if torch.load(source, weights_only=True)["global_step"] == 10:
@@ -64,7 +64,7 @@ def test_resuming_writes_a_best_checkpoint_that_a_kill_prevented(train: Train, t
         real(source, target)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(checkpoint_files, "copy_checkpoint", killed)
+        patch.setattr(saving, "copy_checkpoint", killed)
         train(*SETTINGS, run_dir=run_dir)
     assert (checkpoint(run_dir)["global_step"], checkpoint(run_dir, "best")["global_step"]) == (10, 5)
     with pytest.raises(UserError, match="is complete"):
@@ -73,7 +73,7 @@ def test_resuming_writes_a_best_checkpoint_that_a_kill_prevented(train: Train, t
 
 
 def test_a_best_checkpoint_that_could_not_be_written_is_tried_again(train: Train, tmp_path: Path) -> None:
-    calls, real = [], checkpoint_files.copy_checkpoint
+    calls, real = [], saving.copy_checkpoint
 
     def failing(source: Path, target: Path) -> None:
         calls.append(target)
@@ -82,7 +82,7 @@ def test_a_best_checkpoint_that_could_not_be_written_is_tried_again(train: Train
         real(source, target)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint_files, "copy_checkpoint", failing)
+        patch.setattr(saving, "copy_checkpoint", failing)
         train(*SETTINGS, run_dir=tmp_path / "run")
     assert len(calls) == 3
     assert checkpoint(tmp_path / "run", "best")["global_step"] == 10

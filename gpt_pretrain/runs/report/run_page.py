@@ -11,7 +11,7 @@ from gpt_pretrain.runs.folder import EXPORTED, display_path, list_checkpoints
 from gpt_pretrain.runs.metadata import COMPLETE
 from gpt_pretrain.runs.next_commands import generate_command, resume_command, tensorboard_command
 from gpt_pretrain.runs.reader import RunContents, metadata_section, read_run, run_results
-from gpt_pretrain.runs.report.page import (
+from gpt_pretrain.runs.report.page_parts import (
     STATES,
     Picture,
     describe_state,

@@ -16,10 +16,10 @@ from gpt_pretrain.config.schema import CheckpointSettings
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.runs.metrics_file import MetricsFile
 from gpt_pretrain.training.callbacks.metrics import log_metrics
-from gpt_pretrain.training.checkpoint_files import write_checkpoints
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.lit_module import GPTLitModule
 from gpt_pretrain.training.loop_progress import correct_saved_progress, set_resumed_batch
+from gpt_pretrain.training.saving import write_checkpoints
 
 log = logging.getLogger(__name__)
 
