@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import unicodedata
 import warnings
 
 from rich.console import Console
@@ -47,3 +48,28 @@ def quiet_lightning(*, main: bool = True) -> None:
         ".*sync_dist=True.*",  # logged values are the same on all ranks
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+def printable(text: str) -> str:
+    """Return a text with each character that could control a terminal written as an escape such as \\x1b.
+
+    Line feeds and tabs stay. Use it for generated text and for whatever a file brings: names, titles, error messages.
+    """
+    return "".join(
+        char if char in "\n\t" or not _controls(char) else char.encode("unicode_escape").decode("ascii") for char in text
+    )
+
+
+def printable_line(text: str) -> str:
+    """Return a text on one line, for a name or a title that stands in a message: line feeds and tabs are escaped as well."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def _controls(char: str) -> bool:
+    """Return whether a character is a control character, changes the direction of writing, or has no meaning of its own."""
+    return (
+        unicodedata.category(char) in ("Cc", "Cs")
+        or char in "\u2028\u2029\u200e\u200f\u061c"
+        or "\u202a" <= char <= "\u202e"
+        or "\u2066" <= char <= "\u2069"
+    )
