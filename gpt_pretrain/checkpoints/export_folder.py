@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpt_pretrain.checkpoints.layouts import CONFIG_FILE, OWN_KEY, SAFETENSORS_FILE
-from gpt_pretrain.checkpoints.tensor_files import read_json
+from gpt_pretrain.checkpoints.tensor_files import read_model_json
 from gpt_pretrain.errors import UserError
 
 EXPORTED_FILES = {
@@ -25,7 +25,7 @@ def check_export_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise UserError(f"{folder} is a file. An export needs a folder of its own.")
     names = sorted(path.name for path in folder.iterdir())
-    exported = not names or ((folder / CONFIG_FILE).is_file() and OWN_KEY in read_json(folder / CONFIG_FILE))
+    exported = not names or ((folder / CONFIG_FILE).is_file() and OWN_KEY in read_model_json(folder / CONFIG_FILE))
     others = sorted(set(names) - EXPORTED_FILES) if exported else names
     if others:
         raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import pickle
 import re
@@ -18,9 +17,9 @@ from torch import Tensor
 
 from gpt_pretrain.checkpoints.checksum import checksum_error
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.reading import DamagedFileError, read_json
 
 FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-MAX_JSON_BYTES = 20_000_000  # a config.json has about 1,000 bytes, the index of a sharded model about 100,000
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def read_sharded_safetensors(index: Path) -> dict[str, StoredTensor]:
     Raises:
         UserError: If the index or a file is missing or damaged, or they disagree. All problems are reported together.
     """
-    files = read_json(index).get("weight_map")
+    files = read_model_json(index).get("weight_map")
     if not isinstance(files, dict) or not files:
         raise UserError(f"{index} is not an index of safetensors files: it has no weight_map.")
     problems: list[str] = []
@@ -181,21 +180,18 @@ def state_dict_tensors(content: dict[str, Any], path: Path) -> dict[str, StoredT
     return tensors
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object.
+def read_model_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that belongs to a model and holds an object.
 
     Raises:
         UserError: If the file cannot be read, is not a JSON object or is far too large.
     """
-    if path.is_file() and path.stat().st_size > MAX_JSON_BYTES:
-        raise UserError(f"{path} has {path.stat().st_size:,} bytes; at most {MAX_JSON_BYTES:,} are read.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: it cannot be read as JSON ({_short(error)}).") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: it holds a {type(content).__name__}, not a JSON object.")
-    return content
+        return read_json(path)
+    except DamagedFileError as error:
+        raise UserError(f"{path} is damaged: {error}.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 def _check_zip(path: Path) -> None:

@@ -23,7 +23,7 @@ from gpt_pretrain.checkpoints.tensor_files import (
     StoredTensor,
     is_safetensors,
     loaded_tensor,
-    read_json,
+    read_model_json,
     read_safetensors,
     read_sharded_safetensors,
     read_state_dict,
@@ -123,7 +123,7 @@ def _from_hf_files(config: Path, weights: Path, *, name: str) -> WeightSource:
 
 def _read_config(config: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the fields of `GPTConfig` that a config.json declares, and all its fields."""
-    fields = read_json(config)
+    fields = read_model_json(config)
     declared, problems = from_hf_config(fields)
     if problems:
         raise UserError(f"{config}: {problem}" for problem in problems)
@@ -170,7 +170,7 @@ def _folder_tokenizer(folder: Path) -> str | None:
     """Return BY_SIZE, or None if the folder has its own vocabulary that is not GPT-2's."""
     for name in ("vocab.json", "tokenizer.json"):
         if (folder / name).is_file():
-            content = read_json(folder / name)
+            content = read_model_json(folder / name)
             model = content.get("model")
             vocabulary = content if name == "vocab.json" else model.get("vocab") if isinstance(model, dict) else None
             return BY_SIZE if isinstance(vocabulary, dict) and gpt2_vocabulary().items() <= vocabulary.items() else None

@@ -50,7 +50,7 @@ def quiet_lightning(*, main: bool = True) -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def printable(text: str) -> str:
+def escape_controls(text: str) -> str:
     """Return a text with each character that could control a terminal written as an escape such as \\x1b.
 
     Line feeds and tabs stay. Use it for generated text and for whatever a file brings: names, titles, error messages.
@@ -60,9 +60,9 @@ def printable(text: str) -> str:
     )
 
 
-def printable_line(text: str) -> str:
+def escape_line(text: str) -> str:
     """Return a text on one line, for a name or a title that stands in a message: line feeds and tabs are escaped as well."""
-    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+    return escape_controls(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def _controls(char: str) -> bool:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gpt_pretrain.checkpoints import layouts, tensor_files
+from gpt_pretrain.checkpoints import layouts
 from gpt_pretrain.checkpoints.pretrained import load_pretrained
 from gpt_pretrain.errors import UserError
 from tests.conftest import tiny_model
@@ -189,10 +189,12 @@ def test_a_config_that_is_not_json_is_rejected(tmp_path: Path, content: str) -> 
         load_pretrained(folder)
 
 
-def test_a_config_of_absurd_size_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensor_files, "MAX_JSON_BYTES", 100)
-    with pytest.raises(UserError, match="at most 100 are read"):
-        load_pretrained(saved(tmp_path))
+def test_a_config_of_absurd_size_is_not_read(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    with open(folder / "config.json", "r+b") as stream:
+        stream.truncate(30_000_000)
+    with pytest.raises(UserError, match="more than 20,000,000 bytes"):
+        load_pretrained(folder)
 
 
 @pytest.fixture

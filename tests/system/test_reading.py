@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gpt_pretrain.system.reading import DamagedFileError, expand_aliases, open_regular, read_json, read_yaml
-from gpt_pretrain.system.terminal import printable, printable_line
+from gpt_pretrain.system.terminal import escape_controls, escape_line
 
 
 def test_a_regular_file_is_read_and_a_fifo_or_a_device_refused(tmp_path: Path) -> None:
@@ -83,5 +83,7 @@ def test_shared_parts_are_counted_as_often_as_they_stand_there() -> None:
 
 
 def test_nothing_printed_controls_the_terminal() -> None:
-    assert printable("a\x1b]0;x\x07\r\nb\t\x9b\u202e\u2028\ud800é你") == "a\\x1b]0;x\\x07\\r\nb\t\\x9b\\u202e\\u2028\\ud800é你"
-    assert printable_line("a\nb") == "a\\nb"
+    assert (
+        escape_controls("a\x1b]0;x\x07\r\nb\t\x9b\u202e\u2028\ud800é你") == "a\\x1b]0;x\\x07\\r\nb\t\\x9b\\u202e\\u2028\\ud800é你"
+    )
+    assert escape_line("a\nb") == "a\\nb"
