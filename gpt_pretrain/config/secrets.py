@@ -1,0 +1,60 @@
+"""Cut passwords and signatures out of settings and overrides before they are recorded or published."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gpt_pretrain.config.overrides import split_override
+from gpt_pretrain.system.urls import SECRET, hide_secrets, is_cut, without_secrets
+
+# Options of a file system may be access keys. Their names are kept, to say later what to type again.
+OPTIONS = "data.remote.options"
+_TEXTS = ("start_context", "callbacks.grid.prompts", "prompt")  # a model continues them as they are
+
+
+def settings_without_secrets(settings: Mapping[Any, Any], *, prefix: str = "") -> dict[Any, Any]:
+    """Return nested settings without the secrets of their URLs, and without the values of `data.remote.options`.
+
+    Args:
+        prefix: The name of the group that the settings are from, with a dot at its end.
+    """
+    return {name: _without_secrets(value, f"{prefix}{name}") for name, value in settings.items()}
+
+
+def override_without_secrets(override: str) -> str:
+    """Return an override `key=value` without secrets in its value."""
+    key, value = split_override(override)
+    before = override[: len(override) - len(value)]
+    if key == OPTIONS or key.startswith(f"{OPTIONS}.") or (key in ("data", "data.remote") and "options" in value):
+        return f"{before}{value if _says_nothing(value) else SECRET}" if value else override
+    return override if key in _TEXTS else before + hide_secrets(value)
+
+
+def cut_settings(settings: Mapping[Any, Any], *, prefix: str = "") -> list[str]:
+    """List the settings whose secrets have been cut out, as `name=value`."""
+    return [f"{name}={value}" for name, value in _leaves(settings, prefix.removesuffix(".")) if is_cut(value) or value == SECRET]
+
+
+def _without_secrets(value: Any, key: str) -> Any:
+    if isinstance(value, Mapping):
+        return settings_without_secrets(value, prefix=f"{key}.")
+    if isinstance(value, list | tuple):
+        return [_without_secrets(part, key) for part in value]
+    if key.startswith(f"{OPTIONS}."):
+        return value if _says_nothing(value) else SECRET
+    return without_secrets(value) if isinstance(value, str) and key not in _TEXTS else value
+
+
+def _says_nothing(value: object) -> bool:
+    """Return whether a value is too plain to be a secret, such as that of anon=true."""
+    return str(value).lower() in ("true", "false", "null", "none", "{}", SECRET)
+
+
+def _leaves(value: Any, key: str) -> list[tuple[str, str]]:
+    """List the texts in nested settings with the dotted names of their settings."""
+    if isinstance(value, Mapping):
+        return [leaf for name, part in value.items() for leaf in _leaves(part, f"{key}.{name}".removeprefix("."))]
+    if isinstance(value, list | tuple):
+        return [leaf for part in value for leaf in _leaves(part, key)]
+    return [(key, value)] if isinstance(value, str) else []

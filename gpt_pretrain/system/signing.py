@@ -1,0 +1,89 @@
+"""Signatures by which the program recognizes the files that it has written for this user.
+
+A checksum shows damage, but anybody can compute it. A signature needs the user's key, a random number that never leaves their
+account. It is made at the first use.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import os
+import secrets
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+from platformdirs import user_data_path
+
+KEY_BYTES = 32
+SIGNATURE_BYTES = 32
+
+log = logging.getLogger(__name__)
+
+
+def signature(content: bytes, *, purpose: str) -> bytes:
+    """Return this user's signature of a content.
+
+    Args:
+        purpose: What the content is used for. A signature for one purpose is not valid for another one.
+    """
+    return hmac.digest(_key(), purpose.encode() + b"\0" + content, "sha256")
+
+
+def has_signature(content: bytes, signed: bytes, *, purpose: str) -> bool:
+    """Return whether `signed` is this user's signature of a content for this purpose."""
+    return hmac.compare_digest(signature(content, purpose=purpose), signed)
+
+
+def key_file() -> Path:
+    """Return the path of the user's key."""
+    return Path(user_data_path("gpt-pretrain")) / "signing.key"
+
+
+@cache
+def _key() -> bytes:
+    """Return the user's key; make it if there is none yet."""
+    path = key_file()
+    try:
+        if (key := _read_key(path)) is None:
+            _make_key(path)
+            key = _read_key(path)
+    except OSError as error:
+        key = None
+        log.debug("%s: %s", path, error)
+    if key is None:
+        log.warning(
+            "%s cannot be used, so this start does not recognize the files that earlier ones have made. It should be a file of "
+            "%d bytes that belongs to you.",
+            path,
+            KEY_BYTES,
+        )
+        return secrets.token_bytes(KEY_BYTES)
+    return key
+
+
+def _read_key(path: Path) -> bytes | None:
+    """Return the key in a file; None if there is no such file, or it is not the user's own and private."""
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except FileNotFoundError:
+        return None
+    with open(handle, "rb") as stream:
+        if os.name == "posix" and os.fstat(handle).st_mode & 0o077:
+            os.fchmod(handle, 0o600)  # fails for the file of another user
+        key = stream.read(KEY_BYTES + 1)
+    return key if len(key) == KEY_BYTES else None
+
+
+def _make_key(path: Path) -> None:
+    """Write a new key, unless another process has just done so."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+            stream.write(secrets.token_bytes(KEY_BYTES))
+        with suppress(FileExistsError):
+            os.link(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)

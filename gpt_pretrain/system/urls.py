@@ -1,0 +1,131 @@
+"""URLs: which of them are opened, and which of their parts are secret."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from urllib.parse import unquote, unquote_plus
+
+from gpt_pretrain.errors import UserError
+
+# fsspec knows many more. Some of them run programs or read a second address from the first one's content.
+SCHEMES = ("file", "https", "http", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf")
+SECRET = "***"  # stands for a part that has been cut out
+
+# The values of a query that say nothing: they stay, so that a URL with them can still be opened.
+_HARMLESS_VALUES = ("", "true", "false", "yes", "no", "0", "1")
+_URL_START = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>|]+")
+_QUERY_IN_TEXT = re.compile(r"(?<=[\w/.])\?[\w.~%-]+=[^\s'\"<>|]+")
+# Before the @ of these stands a container or a model, and no user.
+_WITHOUT_USER = ("az://", "abfs://", "abfss://", "hf://", "file://")
+_CLOSING = ".,:;)]}"  # what follows a URL in a sentence
+_SHORTEST_SECRET = 4  # characters; a shorter one also occurs in words
+
+
+def is_url(path: str) -> bool:
+    """Return whether a path is a URL."""
+    return "://" in path
+
+
+def check_url(url: str, *, setting: str, schemes: Iterable[str] = SCHEMES) -> None:
+    """Check that a URL has one of the schemes that are opened, and does not lead through another file system.
+
+    Args:
+        setting: The setting that it is the value of, for the message.
+
+    Raises:
+        UserError: If it must not be opened.
+    """
+    scheme, allowed = url.partition("://")[0], ", ".join(f"{name}://" for name in schemes)
+    if "::" in url:
+        raise UserError(
+            f"{setting}={without_secrets(url)}: a URL with :: leads through another file system, which is not supported. "
+            f"Give the URL of the data itself; it may begin with {allowed}."
+        )
+    if scheme not in schemes:
+        raise UserError(
+            f"{setting}={without_secrets(url)}: URLs that begin with {scheme}:// are not opened. Allowed are {allowed}. "
+            "Copy the data to a local disk, or to a server with one of these."
+        )
+
+
+def without_secrets(url: str) -> str:
+    """Return a URL with *** in place of user and password, and of each value of the query and the fragment.
+
+    Anything that does not begin like a URL stays as it is.
+    """
+    start = _URL_START.match(url)
+    if start is None:
+        return url
+    user, rest = _split_user(start[0], url[start.end() :])
+    address, hash_sign, fragment = rest.partition("#")
+    address, question_mark, query = address.partition("?")
+    cut_user = f"{SECRET}@" if user is not None else ""
+    return f"{start[0]}{cut_user}{address}{question_mark}{_cut_values(query)}{hash_sign}{_cut_values(fragment)}"
+
+
+def is_cut(value: str) -> bool:
+    """Return whether a URL is one from which `without_secrets` has cut a part."""
+    return SECRET in value and _URL_START.match(value) is not None and without_secrets(value) == value
+
+
+def hide_secrets(text: str, *, known: Iterable[str] = ()) -> str:
+    """Return a message with *** in place of the secrets of the URLs in it.
+
+    Args:
+        known: More secrets, such as those of `secret_parts`, which a message may show outside of their URL.
+    """
+
+    def cut(match: re.Match[str]) -> str:
+        found = match[0].rstrip(_CLOSING)
+        return without_secrets(found) + match[0][len(found) :]
+
+    def cut_query(match: re.Match[str]) -> str:
+        found = match[0].rstrip(_CLOSING)
+        return "?" + _cut_values(found[1:]) + match[0][len(found) :]
+
+    text = _QUERY_IN_TEXT.sub(cut_query, _URL_IN_TEXT.sub(cut, text))
+    for secret in sorted(known, key=len, reverse=True):
+        if len(secret) >= _SHORTEST_SECRET:
+            text = text.replace(secret, SECRET)
+    return text
+
+
+def secret_parts(url: str) -> list[str]:
+    """Return the texts that `without_secrets` cuts out of a URL, as they stand there and decoded."""
+    start = _URL_START.match(url)
+    if start is None:
+        return []
+    user, rest = _split_user(start[0], url[start.end() :])
+    parts = [] if user is None else [user, *user.partition(":")[2:]]
+    address, _, fragment = rest.partition("#")
+    for values in (address.partition("?")[2], fragment):
+        fields = (field.rpartition("=")[2] for field in re.split("[&;]", values))
+        parts += [value for value in fields if value.lower() not in _HARMLESS_VALUES]
+    return [form for part in parts if part != SECRET for form in {part, unquote(part), unquote_plus(part)}]
+
+
+def _split_user(scheme: str, rest: str) -> tuple[str | None, str]:
+    """Split what follows `://` at the user's name and password, if there are any."""
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    if scheme in _WITHOUT_USER and ":" not in authority:
+        return None, rest
+    if "@" in authority:
+        user, _, _ = authority.rpartition("@")
+    elif "@" in rest and re.search(r":(?!\d*$)[^\]]*$", authority):
+        # What stands in the place of the port is no number: a password with an unescaped / or ?.
+        user, _, _ = rest.rpartition("@")
+    else:
+        return None, rest
+    return user, rest[len(user) + 1 :]
+
+
+def _cut_values(query: str) -> str:
+    """Replace the values of a query or a fragment."""
+
+    def cut(match: re.Match[str]) -> str:
+        name, equals, value = match[0].rpartition("=")
+        return f"{name}{equals}{value if value.lower() in _HARMLESS_VALUES else SECRET}"
+
+    return re.sub("[^&;]+", cut, query)

@@ -1,0 +1,68 @@
+import pytest
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.signing import has_signature, key_file, signature
+from gpt_pretrain.system.urls import SCHEMES, check_url, hide_secrets, is_cut, secret_parts, without_secrets
+
+
+@pytest.mark.parametrize(
+    ("url", "cut"),
+    [
+        ("http://user:word@host:80/t.txt?X-Amz-Signature=abc&dl=1", "http://***@host:80/t.txt?X-Amz-Signature=***&dl=1"),
+        ("https://token@host/t.txt", "https://***@host/t.txt"),
+        ("https://host/t.txt?abcdef", "https://host/t.txt?***"),
+        ("https://host/t.txt#token=abc", "https://host/t.txt#token=***"),
+        ("http://user:wo/rd@host/t.txt", "http://***@host/t.txt"),
+        ("http://user:w@rd@host/t.txt?a=b;c=d", "http://***@host/t.txt?a=***;c=***"),
+        ("postgresql+psycopg://user:word@host/db", "postgresql+psycopg://***@host/db"),
+        ("az://container@account.blob.core.windows.net/x?sig=abc", "az://container@account.blob.core.windows.net/x?sig=***"),
+        ("hf://gpt2@main/x", "hf://gpt2@main/x"),
+        ("s3://bucket/folder@2/x", "s3://bucket/folder@2/x"),
+        ("folder/x", "folder/x"),
+    ],
+)
+def test_passwords_and_signatures_are_cut_out_of_a_url(url: str, cut: str) -> None:
+    assert without_secrets(url) == cut
+    assert is_cut(cut) == (url != cut)
+    assert hide_secrets(f"{url} was not found ({url}).") == f"{cut} was not found ({cut})."
+    text = url
+    for part in sorted(secret_parts(url), key=len, reverse=True):
+        text = text.replace(part, "***") if part else text
+    assert text == cut
+
+
+def test_a_message_with_the_path_of_a_url_loses_its_query() -> None:
+    text = "HTTPConnectionPool(host='h', port=9): url: /t.txt?X-Amz-Signature=abc (Caused by Refused). Where? Here."
+    assert (
+        hide_secrets(text)
+        == "HTTPConnectionPool(host='h', port=9): url: /t.txt?X-Amz-Signature=*** (Caused by Refused). Where? Here."
+    )
+    assert hide_secrets("the key abcdef", known=["abcdef", "e"]) == "the key ***"
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_allowed_schemes_are_opened(scheme: str) -> None:
+    check_url(f"{scheme}://place/folder", setting="data.path")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("reference://d::http://h/x.json", "simplecache::http://h/x", "filecache::s3://b/x", "memory://x", "zip://x::/y.zip"),
+        *("ftp://h/x", "sftp://h/x", "ssh://h/x", "smb://h/x", "git://x", "github://a:b@c/x", "dask://x", "HTTP://h/x"),
+        *("cached://x", "dir://x", "libarchive://x", "data://x", "local://x", "jupyter://x", "root://x", "webhdfs://x", "://x"),
+    ],
+)
+def test_other_schemes_and_chains_are_refused(url: str) -> None:
+    with pytest.raises(UserError, match=r"^data\.path=.*(not opened|not supported).* s3://"):
+        check_url(url, setting="data.path")
+
+
+def test_a_signature_is_valid_for_its_content_its_purpose_and_its_key() -> None:
+    signed = signature(b"content", purpose="test")
+    assert has_signature(b"content", signed, purpose="test")
+    assert not has_signature(b"contents", signed, purpose="test")
+    assert not has_signature(b"content", signed, purpose="another")
+    assert not has_signature(b"content", b"", purpose="test")
+    assert key_file().stat().st_mode & 0o777 == 0o600
+    assert key_file().parent.stat().st_mode & 0o777 == 0o700
