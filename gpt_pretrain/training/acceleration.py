@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 def pick_precision(settings: TrainerSettings, device: torch.device) -> str:
     """Choose the precision to train in, the same on all ranks, and log it with the reason."""
+    precision: str
     precision, reason = broadcast(precision_for(settings.precision, device, deterministic=settings.deterministic))
     log.info("precision %s (%s)", precision, reason)
     return precision

@@ -62,8 +62,7 @@ def from_checkpoint(settings: TrainSettings, overridden: Set[str]) -> tuple[Trai
     if ranks.is_main():  # the first rank also cleans up after a killed process
         only = named if named.is_file() else None
         opened = newest_checkpoint(Path(settings.run_dir), only=only, read_only=settings.plan)
-    path = ranks.broadcast(None if opened is None else opened[0])
-    assert path is not None
+    path = Path(ranks.broadcast(None if opened is None else str(opened[0])))
     content = read_resumable(path) if opened is None else opened[1]
     settings, changes = restore_settings(settings, content["config"], overridden)
     _check_incomplete(settings, content)

@@ -13,7 +13,7 @@ import pytest
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.metadata import read_metadata
-from gpt_pretrain.training.distributed import launch, ranks, requeue
+from gpt_pretrain.training.distributed import launch, ranks, rendezvous, requeue
 from tests.conftest import ROOT, TINY_RUN
 from tests.helpers.crash_harness import differences
 
@@ -187,7 +187,7 @@ def test_ranks_restarted_by_torchrun_agree_although_its_restart_counts_differ(st
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     store.set("here/1", "the token of a rank that no longer exists")
-    code = """import os; from gpt_pretrain.training.distributed import ranks
+    code = """import os; from gpt_pretrain.training.distributed import ranks, rendezvous
 with ranks.exit_without_teardown():
     ranks.join_process_group(); print(ranks.all_gather(os.environ['TORCHELASTIC_RESTART_COUNT']))"""
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "GPT_PRETRAIN_TIMEOUT": "60"}
@@ -384,9 +384,9 @@ def test_torchrun_jobs_of_the_same_name_are_told_apart(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     for name, value in (("RUN_ID", "my-run"), ("RESTART_COUNT", "1"), ("MAX_RESTARTS", "3")):
         monkeypatch.setenv(f"TORCHELASTIC_{name}", value)
-    monkeypatch.setenv(ranks.JOB, "first")
+    monkeypatch.setenv(rendezvous.JOB, "first")
     requeue.remember_run(tmp_path / "run", arguments=["a=1"])
     assert requeue.earlier_run(["a=1"]) == tmp_path / "run"
     assert requeue.earlier_run(["a=2"]) is None
-    monkeypatch.setenv(ranks.JOB, "second")
+    monkeypatch.setenv(rendezvous.JOB, "second")
     assert requeue.earlier_run(["a=1"]) is None, "another job of the same name"

@@ -25,13 +25,18 @@ class Randomness(Callback):
         self._resumed: list[dict[str, Any]] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"ranks": ranks.all_gather(self._state())}
-
-    def _state(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
+        own: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state().numpy().tobytes().hex()}
         if torch.cuda.is_available():
-            state["cuda"] = torch.cuda.get_rng_state()
-        return state
+            own["cuda"] = torch.cuda.get_rng_state().numpy().tobytes().hex()
+        return {"ranks": [self._stored(state) for state in ranks.all_gather(own)]}
+
+    def _stored(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Return a rank's state as a checkpoint holds it: with tensors in place of the text that ranks exchange."""
+        version, internal, gauss = state["python"]
+        stored: dict[str, Any] = {"python": (version, tuple(internal), gauss)}
+        for name in state.keys() - {"python"}:
+            stored[name] = torch.frombuffer(bytearray.fromhex(state[name]), dtype=torch.uint8)
+        return stored
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resumed = state_dict["ranks"]

@@ -23,7 +23,7 @@ import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -47,6 +47,8 @@ from gpt_pretrain.checkpoints.sharded import (
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.gpt2 import GPTModel, empty_model
 from gpt_pretrain.training.distributed import ranks
+
+Value = TypeVar("Value")
 
 
 def shard_model(model: GPTModel, mesh: DeviceMesh) -> None:
@@ -76,6 +78,12 @@ def gather_model(model: GPTModel) -> GPTModel | None:
 class ShardedStrategy(ModelParallelStrategy):
     """FSDP2 over all devices: each rank writes its part of a checkpoint, and any number of ranks can read it."""
 
+    def broadcast(self, obj: Value, src: int = 0) -> Value:
+        """Return rank 0's value, sent as JSON: Lightning's own method unpickles what it receives."""
+        assert src == 0
+        value: Value = ranks.broadcast(obj)
+        return value
+
     def lightning_module_state_dict(self) -> dict[str, Any]:
         assert self.model is not None
         return self.model.state_dict()
@@ -89,7 +97,7 @@ class ShardedStrategy(ModelParallelStrategy):
         An error is kept in `checkpoint_io.error` on all ranks, so that they agree on whether the checkpoint exists.
         """
         path = Path(filepath)
-        name = ranks.broadcast(SHARD_FOLDER.format(checkpoint["global_step"], secrets.token_hex(3)))
+        name = SHARD_FOLDER.format(checkpoint["global_step"], f"{int(ranks.broadcast(secrets.randbits(24))):06x}")
         own_rows: dict[str, Tensor] = {}
 
         def take_rows(key: str, value: Any) -> Any:
@@ -107,7 +115,7 @@ class ShardedStrategy(ModelParallelStrategy):
         except OSError as failure:
             error = failure
         message = "" if error is None else error.strerror or str(error)
-        written = ranks.all_gather((message, sha256, {key: len(rows) for key, rows in own_rows.items()}))
+        written = ranks.all_gather([message, sha256, {key: len(rows) for key, rows in own_rows.items()}])
         if messages := [message for message, _, _ in written if message]:
             self.checkpoint_io.error = error or OSError(messages[0])  # type: ignore[attr-defined]
         elif self.is_global_zero:
@@ -148,7 +156,7 @@ def remove_unused_shards(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _rank_files(written: list[tuple[str, str, dict[str, int]]]) -> list[dict[str, Any]]:
+def _rank_files(written: list[Any]) -> list[dict[str, Any]]:
     """Return the index entries of the ranks' files: name, checksum and row ranges, in the order of the ranks."""
     files: list[dict[str, Any]] = []
     ends: dict[str, int] = {}

@@ -29,6 +29,7 @@ from gpt_pretrain.runs.folder import OUTPUTS
 from gpt_pretrain.runs.metadata import RUNNING, read_metadata, update_metadata
 from gpt_pretrain.system.resources import cores
 from gpt_pretrain.training.distributed import ranks
+from gpt_pretrain.training.distributed.rendezvous import LOOPBACK, STORE_SOCKET, listen_on_loopback
 
 LAUNCH_INFO = "GPT_PRETRAIN_STARTED"  # environment variable: how the run was started, as JSON, for the ranks of `run_ranks`
 GRACE_SECONDS = 10.0  # for the other ranks to end by themselves after one has failed
@@ -56,7 +57,9 @@ def run_ranks(script: Path, overrides: Sequence[str], *, devices: int, run_dir: 
         SystemExit: If a process fails, with the exit code of the first failure.
     """
     node = node_rank()
-    environment = _rank_environment(devices, node=node, launch_info=launch_info)
+    # Opened here and inherited by rank 0, so that no other program can take the port in between.
+    listener = listen_on_loopback(int(os.environ.get("MASTER_PORT") or 0)) if launch_info["num_nodes"] == 1 else None
+    environment = _rank_environment(devices, node=node, launch_info=launch_info, listener=listener)
     folder = f"hydra.run.dir={quote_value(str(run_dir))}"
     command = [sys.executable, str(script), *overrides, folder, "hydra.output_subdir=null"]
     processes: list[subprocess.Popen[bytes]] = []
@@ -71,8 +74,14 @@ def run_ranks(script: Path, overrides: Sequence[str], *, devices: int, run_dir: 
     try:
         for local_rank in range(devices):
             own = {"LOCAL_RANK": str(local_rank), "RANK": str(node * devices + local_rank)}
+            inherited: list[int] = []
+            if listener is not None and local_rank == 0:
+                inherited = [listener.fileno()]
+                own[STORE_SOCKET] = str(listener.fileno())
             # A session of its own keeps the terminal's Ctrl-C from reaching a rank twice: directly and through this process.
-            processes.append(subprocess.Popen(command, env=environment | own, start_new_session=True))
+            processes.append(subprocess.Popen(command, env=environment | own, pass_fds=inherited, start_new_session=True))
+        if listener is not None:
+            listener.close()
         code, failure = _wait(processes)
     finally:
         for process in processes:
@@ -163,8 +172,8 @@ def agree_on_overrides(make_overrides: Callable[[], list[str]], *, earlier_run: 
     if info is not None:
         end_with_parent(info["by"])
     ranks.join_process_group()
-    if info is not None:  # the launcher has made the overrides already
-        overrides = ranks.broadcast(sys.argv[1:])
+    if info is not None:  # the launcher has made the overrides already, the same for all ranks of its machine
+        overrides = sys.argv[1:] if info["num_nodes"] == 1 else ranks.broadcast(sys.argv[1:])
     else:
         overrides, problems = _overrides_of_main(make_overrides, earlier_run)
         if problems:
@@ -177,17 +186,20 @@ def agree_on_overrides(make_overrides: Callable[[], list[str]], *, earlier_run: 
     return [*(override for override in overrides if override_key(override) not in quiet_keys), *QUIET]
 
 
-def _rank_environment(devices: int, *, node: int, launch_info: dict[str, Any]) -> dict[str, str]:
-    """Return the environment that all ranks of this machine share."""
-    return os.environ | {
-        "MASTER_ADDR": os.environ.get("MASTER_ADDR", "127.0.0.1"),
-        "MASTER_PORT": os.environ.get("MASTER_PORT") or str(_free_port()),
-        "LOCAL_WORLD_SIZE": str(devices),
-        "WORLD_SIZE": str(devices * launch_info["num_nodes"]),
-        "GROUP_RANK": str(node),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // devices))),
-        LAUNCH_INFO: json.dumps(launch_info | {"by": os.getpid()}),
-    }
+def _rank_environment(devices: int, *, node: int, launch_info: dict[str, Any], listener: socket.socket | None) -> dict[str, str]:
+    """Return the environment that all ranks of this machine share; with several machines, the user names rank 0's address."""
+    store = {} if listener is None else {"MASTER_ADDR": LOOPBACK, "MASTER_PORT": str(listener.getsockname()[1])}
+    return (
+        os.environ
+        | store
+        | {
+            "LOCAL_WORLD_SIZE": str(devices),
+            "WORLD_SIZE": str(devices * launch_info["num_nodes"]),
+            "GROUP_RANK": str(node),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // devices))),
+            LAUNCH_INFO: json.dumps(launch_info | {"by": os.getpid()}),
+        }
+    )
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> tuple[int, str]:
@@ -238,11 +250,5 @@ def _overrides_of_main(
                 overrides = [*overrides, f"hydra.run.dir={quote_value(str(folder))}"]
         except UserError as error:
             problems = error.problems
-    return ranks.broadcast((overrides, problems))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    overrides, problems = ranks.broadcast([overrides, problems])
+    return overrides, problems

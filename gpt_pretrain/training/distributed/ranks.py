@@ -9,31 +9,31 @@ Source: torchrun's documentation for these names; srun(1) for SLURM's.
 from __future__ import annotations
 
 import atexit
+import json
 import math
 import os
-import secrets
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.training.distributed.rendezvous import connect_ranks, on_one_machine, port_in_use, use_loopback
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.distributed import Store
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 TIMEOUT = "GPT_PRETRAIN_TIMEOUT"  # seconds that a rank waits for the others, at the start and in each step
 TIMEOUT_SECONDS = 1800.0  # the default; longer than a validation or a checkpoint takes
-JOB = "GPT_PRETRAIN_JOB"  # a random name that all starts of one torchrun job share
-POLL_SECONDS = 0.02
-
-Value = TypeVar("Value")
+OTHER_VERSION = (
+    "Another process of this training has sent something that is no message of this program. All processes must run the same "
+    "version of gpt-pretrain, and no other program may use their port."
+)
+MAX_MESSAGE_BYTES = 20_000_000  # of one rank; the state of its random generators has about 20,000
 
 
 def is_distributed() -> bool:
@@ -98,11 +98,14 @@ def join_process_group() -> None:
             f"WORLD_SIZE={world_size()} makes this process one of several, but {', '.join(missing)} must be set as well, as "
             "torchrun does. Unset WORLD_SIZE to train alone."
         )
+    if on_one_machine():
+        use_loopback()
     backend = "gloo"
     if torch.distributed.is_nccl_available() and torch.cuda.device_count() >= local_world_size():  # else they train on the CPU
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
-    torch.distributed.init_process_group(backend, store=_store(), rank=rank(), world_size=world_size(), timeout=timeout())
+    store = connect_ranks(rank(), world_size(), timeout=timeout())
+    torch.distributed.init_process_group(backend, store=store, rank=rank(), world_size=world_size(), timeout=timeout())
 
 
 @contextmanager
@@ -148,10 +151,7 @@ def explain_lost_ranks() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if is_distributed() and "EADDRINUSE" in str(error):
-            raise UserError(
-                f"MASTER_PORT={os.environ['MASTER_PORT']} is in use by another program on this machine, maybe another training. "
-                "Choose another port, the same for all processes of this training."
-            ) from error
+            raise UserError(port_in_use(os.environ["MASTER_PORT"])) from error
         known = ("DistBackendError", "DistNetworkError", "DistStoreError")
         if is_distributed() and (type(error).__name__ in known or "gloo" in str(error)):
             raise UserError(
@@ -161,27 +161,45 @@ def explain_lost_ranks() -> Iterator[None]:
         raise
 
 
-def broadcast(value: Value) -> Value:
-    """Return rank 0's value on all ranks."""
+def broadcast(value: Any) -> Any:
+    """Return rank 0's value on all ranks.
+
+    Ranks exchange JSON, since to unpickle a message, as `torch.distributed.broadcast_object_list` does, runs what it says.
+
+    Args:
+        value: Anything that JSON can hold; a tuple becomes a list.
+    """
     if not is_distributed():
         return value
     import torch
 
-    holder: list[Any] = [value]
-    torch.distributed.broadcast_object_list(holder, src=0)
-    received: Value = holder[0]
-    return received
+    message = _encode(value)
+    size = torch.tensor(len(message))
+    torch.distributed.broadcast(size, src=0)
+    content = torch.empty(_checked_size(size), dtype=torch.uint8)
+    if is_main():
+        content = message
+    torch.distributed.broadcast(content, src=0)
+    return _decode(content)
 
 
-def all_gather(value: Value) -> list[Value]:
-    """Return the values of all ranks, ordered by rank."""
+def all_gather(value: Any) -> list[Any]:
+    """Return the values of all ranks, ordered by rank.
+
+    Args:
+        value: Anything that JSON can hold; a tuple becomes a list.
+    """
     if not is_distributed():
         return [value]
     import torch
 
-    values: list[Any] = [None] * world_size()
-    torch.distributed.all_gather_object(values, value)
-    return values
+    message = _encode(value)
+    sizes = [torch.tensor(0) for _ in range(world_size())]
+    torch.distributed.all_gather(sizes, torch.tensor(len(message)))
+    longest = max(_checked_size(size) for size in sizes)
+    contents = [torch.empty(longest, dtype=torch.uint8) for _ in sizes]
+    torch.distributed.all_gather(contents, torch.nn.functional.pad(message, (0, longest - len(message))))
+    return [_decode(content[: int(size)]) for content, size in zip(contents, sizes, strict=True)]
 
 
 def all_reduce_max(value: int) -> int:
@@ -205,58 +223,6 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _store() -> Store:
-    """Return the store through which the ranks find each other: torchrun's if it hosts one, otherwise rank 0's."""
-    from torch.distributed import PrefixStore, TCPStore
-
-    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = TCPStore(host, port, world_size(), is_master=rank() == 0 and not hosted, timeout=timeout())
-    if not hosted:
-        return store
-    start = _agreed_start(store)
-    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(start - 1)
-    os.environ[JOB] = _job(store, first=start == 1)
-    return PrefixStore(f"start-{start}", store)
-
-
-def _agreed_start(store: Store) -> int:
-    """Return how often torchrun has started these ranks, this start included; each start uses its own keys in the store.
-
-    torchrun keeps the store over restarts, with the addresses of ranks that no longer exist, and its own
-    TORCHELASTIC_RESTART_COUNT differs between machines (pytorch/pytorch#108158). Therefore each rank publishes a fresh random
-    token, which rank 0 answers with the number of the start: a rank that no longer exists cannot answer.
-
-    Raises:
-        DistStoreError: If some ranks do not appear within the timeout.
-    """
-    import torch
-
-    if rank() != 0:
-        token = secrets.token_hex(8)
-        store.set(f"here/{rank()}", token)
-        start = int(store.get(f"start-of/{token}"))
-        store.add(f"met/{start}", 1)
-        return start
-    start, answered, deadline = store.add("starts", 1), set[str](), time.monotonic() + timeout().total_seconds()
-    while store.add(f"met/{start}", 0) < world_size() - 1:
-        if time.monotonic() > deadline:
-            raise torch.distributed.DistStoreError("Some ranks have not connected within the timeout.")
-        for other in range(1, world_size()):
-            if store.check([f"here/{other}"]) and (token := store.get(f"here/{other}").decode()) not in answered:
-                store.set(f"start-of/{token}", str(start))
-                answered.add(token)
-        time.sleep(POLL_SECONDS)
-    return start
-
-
-def _job(store: Store, *, first: bool) -> str:
-    """Return the random name of this torchrun job, which rank 0 stores at the first start; the store lives as long as the job."""
-    if rank() == 0 and first:
-        store.set("job", secrets.token_hex(8))
-    return str(store.get("job").decode())
-
-
 @contextmanager
 def local_main_first() -> Iterator[None]:
     """Run this block on the first rank of each machine before the others, which then find its work done.
@@ -271,6 +237,27 @@ def local_main_first() -> Iterator[None]:
     yield
     if is_distributed() and goes_first:
         torch.distributed.barrier()
+
+
+def _encode(value: Any) -> Tensor:
+    import torch
+
+    return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+
+
+def _decode(message: Tensor) -> Any:
+    try:
+        return json.loads(message.numpy().tobytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(OTHER_VERSION) from error
+
+
+def _checked_size(size: Tensor) -> int:
+    """Return the length of another rank's message, before memory is allocated for it."""
+    length = int(size)
+    if not 0 < length <= MAX_MESSAGE_BYTES:
+        raise UserError(OTHER_VERSION)
+    return length
 
 
 def _in_srun() -> bool:

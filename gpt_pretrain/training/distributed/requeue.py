@@ -16,7 +16,7 @@ import zlib
 from pathlib import Path
 
 from gpt_pretrain.runs.folder import OUTPUTS, list_checkpoints
-from gpt_pretrain.training.distributed import ranks
+from gpt_pretrain.training.distributed import ranks, rendezvous
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ def job_name() -> str | None:
     """Return the batch job of this process: SLURM's as scontrol names it, or torchrun's; None if there is none."""
     # Two torchrun jobs may have the same TORCHELASTIC_RUN_ID, so the ranks agree on a random name.
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        return f"torchrun-{os.environ[ranks.JOB]}" if ranks.JOB in os.environ else None
+        return f"torchrun-{os.environ[rendezvous.JOB]}" if rendezvous.JOB in os.environ else None
     if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
         return None
     if "SLURM_ARRAY_JOB_ID" in os.environ and "SLURM_ARRAY_TASK_ID" in os.environ:

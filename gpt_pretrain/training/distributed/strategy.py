@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from lightning.pytorch.plugins.environments import ClusterEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from gpt_pretrain.config.schema import TrainerSettings
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.distributed.fsdp import ShardedStrategy
+
+Value = TypeVar("Value")
+
+
+class ReplicatedStrategy(DDPStrategy):
+    """DDP whose ranks exchange JSON: Lightning's own broadcast unpickles what it receives."""
+
+    def broadcast(self, obj: Value, src: int = 0) -> Value:
+        assert src == 0
+        value: Value = ranks.broadcast(obj)
+        return value
 
 
 def build_strategy(settings: TrainerSettings) -> Strategy | str:
@@ -16,7 +29,7 @@ def build_strategy(settings: TrainerSettings) -> Strategy | str:
         return "auto"
     if settings.strategy == "fsdp":
         return ShardedStrategy(data_parallel_size=ranks.world_size(), tensor_parallel_size=1)
-    return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+    return ReplicatedStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def cluster_environments() -> list[ClusterEnvironment]:

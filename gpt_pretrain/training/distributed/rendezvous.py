@@ -1,0 +1,149 @@
+"""Connect the ranks through a store: torchrun's if it hosts one, otherwise that of rank 0.
+
+Neither the store nor gloo asks for a secret. Therefore, where all ranks are on one machine, rank 0's store and the connections
+between the ranks use the loopback interface, which no other machine reaches. torchrun's store listens on all interfaces.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import secrets
+import socket
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from gpt_pretrain.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
+
+JOB = "GPT_PRETRAIN_JOB"  # a random name that all starts of one torchrun job share
+STORE_SOCKET = "GPT_PRETRAIN_STORE_SOCKET"  # the file descriptor of the socket on which rank 0's store listens
+LOOPBACK = "127.0.0.1"
+LOOPBACK_INTERFACES = ("lo", "lo0")  # Linux's and macOS's name
+POLL_SECONDS = 0.02
+
+
+def on_one_machine() -> bool:
+    """Return whether all processes of this training are on this machine, as far as the environment tells."""
+    if "LOCAL_WORLD_SIZE" in os.environ and os.environ["LOCAL_WORLD_SIZE"] == os.environ.get("WORLD_SIZE"):
+        return True
+    # Other names are not looked up: a machine may know its own name as 127.0.1.1 while others reach it under the same name.
+    host = os.environ.get("MASTER_ADDR", "")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def use_loopback() -> None:
+    """Make gloo and NCCL connect the ranks through the loopback interface, unless the user has chosen another one."""
+    available = [name for _, name in socket.if_nameindex()] if hasattr(socket, "if_nameindex") else []
+    for interface in LOOPBACK_INTERFACES:
+        if interface in available:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
+
+
+def listen_on_loopback(port: int) -> socket.socket:
+    """Return a socket that only processes of this machine can connect to.
+
+    Args:
+        port: 0 takes a free one.
+
+    Raises:
+        UserError: If another program has the port.
+    """
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of a training that has just ended may linger
+    try:
+        listener.bind((LOOPBACK, port))
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise UserError(port_in_use(port)) from error
+        raise
+    return listener
+
+
+def port_in_use(port: int | str) -> str:
+    """Describe an occupied port to the user."""
+    return (
+        f"MASTER_PORT={port} is in use by another program on this machine, maybe another training. "
+        "Choose another port, the same for all processes of this training."
+    )
+
+
+def connect_ranks(rank: int, world_size: int, *, timeout: timedelta) -> Store:
+    """Return the store through which the ranks find each other.
+
+    Raises:
+        UserError: If another program has the store's port.
+        DistStoreError: If some ranks do not appear within the timeout.
+    """
+    from torch.distributed import PrefixStore, TCPStore
+
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    descriptor = None
+    if on_one_machine() and not hosted:
+        host = LOOPBACK
+        descriptor = _store_socket(port).detach() if rank == 0 else None
+    is_master = rank == 0 and not hosted
+    store = TCPStore(host, port, world_size, is_master=is_master, timeout=timeout, master_listen_fd=descriptor)
+    if not hosted:
+        return store
+    start = _agreed_start(store, rank, world_size, timeout=timeout)
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(start - 1)
+    os.environ[JOB] = _job(store, first=rank == 0 and start == 1)
+    return PrefixStore(f"start-{start}", store)
+
+
+def _store_socket(port: int) -> socket.socket:
+    """Return the listening socket that this process has inherited from `run_ranks`, or a new one."""
+    if STORE_SOCKET not in os.environ:
+        return listen_on_loopback(port)
+    listener = socket.socket(fileno=int(os.environ.pop(STORE_SOCKET)))
+    listener.set_inheritable(False)
+    return listener
+
+
+def _agreed_start(store: Store, rank: int, world_size: int, *, timeout: timedelta) -> int:
+    """Return how often torchrun has started these ranks, this start included; each start uses its own keys in the store.
+
+    torchrun keeps the store over restarts, with the addresses of ranks that no longer exist, and its own
+    TORCHELASTIC_RESTART_COUNT differs between machines (pytorch/pytorch#108158). Therefore each rank publishes a fresh random
+    token, which rank 0 answers with the number of the start: a rank that no longer exists cannot answer.
+
+    Raises:
+        DistStoreError: If some ranks do not appear within the timeout.
+    """
+    import torch
+
+    if rank != 0:
+        token = secrets.token_hex(8)
+        store.set(f"here/{rank}", token)
+        start = int(store.get(f"start-of/{token}"))
+        store.add(f"met/{start}", 1)
+        return start
+    start, answered, deadline = store.add("starts", 1), set[str](), time.monotonic() + timeout.total_seconds()
+    while store.add(f"met/{start}", 0) < world_size - 1:
+        if time.monotonic() > deadline:
+            raise torch.distributed.DistStoreError("Some ranks have not connected within the timeout.")
+        for other in range(1, world_size):
+            if store.check([f"here/{other}"]) and (token := store.get(f"here/{other}").decode()) not in answered:
+                store.set(f"start-of/{token}", str(start))
+                answered.add(token)
+        time.sleep(POLL_SECONDS)
+    return start
+
+
+def _job(store: Store, *, first: bool) -> str:
+    """Return the random name of this torchrun job, which rank 0 stores at the first start; the store lives as long as the job."""
+    if first:
+        store.set("job", secrets.token_hex(8))
+    return str(store.get("job").decode())
