@@ -1,22 +1,32 @@
-"""A folder of files that can be fetched again, kept below a size limit and shared by several processes."""
+"""A folder of files that can be fetched again, kept below a size limit and shared by several processes.
+
+The files lie in `KEY/FOLDER/`: pieces with numbers for names, each followed by a signature, and whole files. Nothing else is
+deleted, and no link is followed.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gpt_pretrain.errors import UserError
+from gpt_pretrain.data.private_cache import make_folder, mark_as_used, not_writable, open_new, open_own
 from gpt_pretrain.system.files import SCRATCH_SUFFIX, replacing
 from gpt_pretrain.system.locks import try_lock
+from gpt_pretrain.system.signing import SIGNATURE_BYTES, has_signature, signature
 
 CLEANUP_INTERVAL = 1 / 20  # share of the size limit that a process writes between two checks of the size
 CLEANUP_TARGET = 0.9  # share of the size limit that remains after files have been deleted
 MAX_SCRATCH_AGE = 3600.0  # seconds after which an unfinished file is assumed to be from a killed process
+WHOLE = "whole"  # the folder of the files that are not in pieces
+KEY = re.compile("[0-9a-f]{32}")
+PIECE = re.compile("[0-9]{8}")
+SCRATCH = re.compile(rf"\..+\.[0-9a-f]{{8}}{re.escape(SCRATCH_SUFFIX)}")
 
 
 class ChecksumError(OSError):
@@ -37,26 +47,35 @@ class DiskCache:
         self._written = max_bytes  # makes the first write check the size
         self._lock = threading.Lock()
 
-    def read(self, path: Path) -> bytes | None:
-        """Return the content of a file, or None if it is not in the cache."""
+    def read(self, path: Path, *, length: int) -> bytes | None:
+        """Return the content of a piece, or None if the cache does not hold it as this user has written it.
+
+        Args:
+            length: Its length in bytes.
+        """
         try:
-            with open(path, "rb") as stream:
-                data = stream.read()
-            os.utime(path)
+            with open_own(path) as stream:
+                data = stream.read(length + SIGNATURE_BYTES + 1)
+            mark_as_used(path)
         except OSError:
             return None
-        return data
+        content, signed = data[:length], data[length:]
+        return content if has_signature(content, signed, purpose=self._purpose(path)) else None
 
     def write(self, path: Path, data: bytes) -> None:
-        """Store a file.
+        """Store a piece.
 
         Raises:
             UserError: If the folder cannot be written.
         """
-        self.write_pieces(path, [data], n_bytes=len(data))
+        signed = signature(data, purpose=self._purpose(path))
+        self.write_pieces(path, [data, signed], n_bytes=len(data) + len(signed))
 
-    def write_pieces(self, path: Path, pieces: Iterable[bytes], *, n_bytes: int, sha256: str | None = None) -> None:
+    def write_pieces(self, path: Path, pieces: Iterable[bytes], *, n_bytes: int, sha256: str | None = None) -> str:
         """Store a file that arrives in pieces once it is complete.
+
+        Returns:
+            Its SHA-256 in hexadecimal.
 
         Raises:
             ChecksumError: If the content has another checksum.
@@ -66,31 +85,40 @@ class DiskCache:
         self._make_room(n_bytes)
         digest, length = hashlib.sha256(), 0
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path, path.parent)
         except OSError as error:
-            raise _not_writable(path.parent, error) from error
+            raise not_writable(path.parent, error) from error
         with replacing(path, durable=False) as scratch:
             try:
-                stream = open(scratch, "wb")  # noqa: SIM115
+                stream = open_new(scratch)
             except FileNotFoundError:
                 raise  # another thread has just deleted the folder of a damaged file
             except OSError as error:
-                raise _not_writable(path.parent, error) from error
+                raise not_writable(path.parent, error) from error
             with stream:
                 for piece in pieces:
                     stream.write(piece)
                     length += len(piece)
-                    if sha256 is not None:
-                        digest.update(piece)
+                    digest.update(piece)
+                    if length > n_bytes:
+                        break
             if length != n_bytes:
                 raise OSError(f"received {length:,} bytes instead of {n_bytes:,}")
             if sha256 not in (None, digest.hexdigest()):
                 raise ChecksumError("the content has another checksum")
+        return digest.hexdigest()
+
+    def forget(self, folder: Path) -> None:
+        """Delete the pieces in a folder."""
+        for entry in _entries(folder):
+            if PIECE.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                with suppress(OSError):  # another process may have deleted it
+                    os.unlink(entry.path)
 
     @contextmanager
     def try_lock(self, path: Path) -> Iterator[bool]:
         """Yield whether this process holds the lock of a file, so that only one process fetches it."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path, path.parent)
         with try_lock(path.with_name(f".{path.name}.lock")) as held:
             yield held
 
@@ -115,14 +143,22 @@ class DiskCache:
     def _list_files(self) -> list[tuple[float, int, str]]:
         """Return time, size and path of each complete file, and delete what killed processes have left behind."""
         files = []
-        for entry in _walk(self.path):
-            with suppress(OSError):  # another process may have deleted it
-                status = entry.stat()
-                if not entry.name.startswith("."):
-                    files.append((status.st_mtime, status.st_size, entry.path))
-                elif entry.name.endswith(SCRATCH_SUFFIX) and time.time() - status.st_mtime > MAX_SCRATCH_AGE:
-                    os.unlink(entry.path)
+        for folder in _own_folders(self.path):
+            name = re.compile(r"[^.].*") if folder.name == WHOLE else PIECE
+            for entry in _entries(folder):
+                if not entry.is_file(follow_symlinks=False):
+                    continue
+                with suppress(OSError):  # another process may have deleted it
+                    status = entry.stat(follow_symlinks=False)
+                    if name.fullmatch(entry.name):
+                        files.append((status.st_mtime, status.st_size, entry.path))
+                    elif SCRATCH.fullmatch(entry.name) and time.time() - status.st_mtime > MAX_SCRATCH_AGE:
+                        os.unlink(entry.path)
         return files
+
+    def _purpose(self, path: Path) -> str:
+        """Return what a file is signed for: its place in the cache."""
+        return "cached piece " + "/".join(path.relative_to(self.path).parts)
 
     def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in self.__dict__.items() if name != "_lock"}
@@ -131,14 +167,16 @@ class DiskCache:
         self.__dict__.update(state, _lock=threading.Lock())
 
 
-def _not_writable(folder: Path, error: OSError) -> UserError:
-    return UserError(f"{folder} cannot be written: {error.strerror}. Choose another folder with data.cache_dir=FOLDER.")
+def _own_folders(root: Path) -> Iterator[Path]:
+    """Yield the folders `KEY/FOLDER` that hold files."""
+    for key in _entries(root):
+        if KEY.fullmatch(key.name) and key.is_dir(follow_symlinks=False):
+            yield from (Path(one.path) for one in _entries(Path(key.path)) if one.is_dir(follow_symlinks=False))
 
 
-def _walk(folder: Path) -> Iterator[os.DirEntry[str]]:
-    with suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                yield from _walk(Path(entry.path))
-            else:
-                yield entry
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError:  # another process may have deleted it
+        return []

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import stat
 from collections import OrderedDict
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +15,8 @@ from gpt_pretrain.errors import UserError
 
 # A process may often have no more than 1024 open files or, on macOS, 256.
 MAX_OPEN_FILES = 64
-
-
-def is_url(path: str) -> bool:
-    """Return whether a path is a URL of one of fsspec's file systems."""
-    return "://" in path
+# The name of a file beside a manifest: no path, no part of a URL, and none of the names that the cache uses for itself.
+FILE_NAME = re.compile(r"(?!whole$)[A-Za-z0-9_][\w.+=@ -]{0,199}", re.ASCII)
 
 
 class Files(Protocol):
@@ -68,9 +68,10 @@ class LocalFiles:
 
     def size(self, name: str) -> int | None:
         try:
-            return (self.folder / name).stat().st_size
+            status = (self.folder / name).stat()
         except OSError:
             return None
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def read(self, name: str, start: int, count: int) -> bytes:
         try:
@@ -99,7 +100,12 @@ class LocalFiles:
         if name in handles:
             handles.move_to_end(name)
             return handles[name]
-        handles[name] = os.open(self.folder / name, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        # Without O_NONBLOCK, opening a FIFO would wait for its writer.
+        handle = os.open(self.folder / name, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        handles[name] = handle
         if len(handles) > MAX_OPEN_FILES:
             os.close(handles.popitem(last=False)[1])
         return handles[name]

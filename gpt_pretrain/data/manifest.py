@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from gpt_pretrain.data.corpus import CorpusPart, TokenCorpus
-from gpt_pretrain.data.files import Files
+from gpt_pretrain.data.files import FILE_NAME, Files
 from gpt_pretrain.data.token_stream import Shard
 from gpt_pretrain.errors import UserError
 
@@ -66,6 +66,6 @@ def _read_part(files: Files, part: dict[str, Any], itemsize: int) -> CorpusPart:
     shards = [
         Shard(files, str(entry["file"]), int(entry["tokens"]), itemsize, sha256=str(entry["sha256"])) for entry in part["shards"]
     ]
-    if any("/" in shard.name or "\\" in shard.name or shard.count < 0 for shard in shards):
+    if any(FILE_NAME.fullmatch(shard.name) is None or shard.count < 0 for shard in shards):
         raise ValueError("a shard has an invalid name or length")
     return CorpusPart(tuple(shards), documents=int(part["documents"]), n_bytes=int(part["bytes"]))

@@ -14,9 +14,18 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 
 from gpt_pretrain.config.schema import RemoteSettings
 from gpt_pretrain.data.fetching import StoppedError, pause, run_with_timeout
+from gpt_pretrain.data.files import FILE_NAME
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.urls import check_url, hide_secrets, secret_parts, without_secrets
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between two attempts
+# Options by which a file system reads through another one, keeps files in a folder, or calls a function. The names of all file
+# systems are refused too, since fsspec takes them for the options of a part of a chained URL.
+REFUSED_OPTIONS = {
+    *("protocol", "target_protocol", "target_options", "remote_protocol", "remote_options", "fo", "fs", "fss", "references"),
+    *("cache_storage", "same_names", "cache_check", "check_files", "expiry_time", "get_client", "loop", "asynchronous"),
+    *("skip_instance_cache", "use_listings_cache", "cache_mapper", "compression", "auto_mkdir"),
+}
 
 Result = TypeVar("Result")
 
@@ -34,8 +43,11 @@ class RemoteFiles:
     remote = True
 
     def __init__(self, url: str, settings: RemoteSettings) -> None:
-        self.location = url.rstrip("/")
+        check_url(url, setting="data.path")
+        _check_options(settings.options)
+        self.location = without_secrets(url.rstrip("/"))
         self.settings = settings
+        self._url = url.rstrip("/")
         self._opened: tuple[int, Any, str] | None = None  # process id, fsspec's file system, and the folder's path in it
         self._sizes: dict[str, int] = {}
         self._names: list[str] | None = None
@@ -48,10 +60,12 @@ class RemoteFiles:
                 raise UserError(f"data.path={self.location}: there is no such folder.") from None
             sizes = {entry["name"].rstrip("/").rsplit("/", 1)[-1]: entry["size"] for entry in entries if entry["type"] == "file"}
             self._sizes |= {name: size for name, size in sizes.items() if size is not None}
-            self._names = sorted(sizes)
+            self._names = sorted(name for name in sizes if FILE_NAME.fullmatch(name))
         return self._names
 
     def size(self, name: str) -> int | None:
+        if FILE_NAME.fullmatch(name.removeprefix(".work/")) is None:
+            return None
         can_list = not self.location.startswith("http")  # HTTP servers often do not list their folders
         if name not in self._sizes and not (can_list and name not in self.names()):
             with suppress(FileNotFoundError):
@@ -92,20 +106,42 @@ class RemoteFiles:
             stop=stop_after_attempt(self.settings.retries + 1),
             wait=wait_exponential(multiplier=FIRST_PAUSE, max=LONGEST_PAUSE),
             retry=retry_if_exception(_is_temporary),
-            before_sleep=partial(_log_failure, location),
-            retry_error_callback=partial(_give_up, location),
+            before_sleep=partial(self._log_failure, location),
+            retry_error_callback=partial(self._give_up, location),
         )
         try:
             result: Result = retrying(run_with_timeout, job, seconds=self.settings.timeout)
             return result
+        # A cause would show the whole URL in a traceback.
         except PermissionError as error:
-            raise UserError(f"{location} may not be read: {error or 'access denied'}.") from error
+            raise UserError(f"{location} may not be read: {self._hide(error) or 'access denied'}.") from None
+        except FileNotFoundError:
+            raise FileNotFoundError(location) from None
         except Exception as error:
             if _lacks_credentials(error):
                 raise UserError(
-                    f"{location}: {error}. To read public data without credentials, add +data.remote.options.anon=true"
-                ) from error
+                    f"{location}: {self._hide(error)}. To read public data without credentials, add "
+                    "+data.remote.options.anon=true"
+                ) from None
             raise
+
+    def _describe_failure(self, location: str, state: RetryCallState) -> str:
+        error = state.outcome.exception() if state.outcome is not None else None
+        reason = self._hide(error).strip().rstrip(".") or "no reason given"
+        return f"{location}: {type(error).__name__}: {reason}"
+
+    def _log_failure(self, location: str, state: RetryCallState) -> None:
+        if state.attempt_number > 1:  # a single failure is not unusual
+            log.info("%s. Trying again in %g s.", self._describe_failure(location, state), state.upcoming_sleep)
+
+    def _give_up(self, location: str, state: RetryCallState) -> NoReturn:
+        raise UserError(
+            f"{self._describe_failure(location, state)}. All {state.attempt_number} attempts failed (data.remote.retries)."
+        )
+
+    def _hide(self, error: BaseException | None) -> str:
+        """Return an error's message without passwords and signatures."""
+        return hide_secrets(str(error), known=[*secret_parts(self._url), *_texts(self.settings.options)])
 
     @property
     def _fs(self) -> Any:
@@ -118,13 +154,12 @@ class RemoteFiles:
         """Return this process's own file system: fsspec's must not be shared with forked processes."""
         if self._opened is None or self._opened[0] != os.getpid():
             try:
-                options = {"skip_instance_cache": True, "use_listings_cache": False, **self.settings.options}
-                fs, path = fsspec.core.url_to_fs(self.location, **options)
+                fs, path = open_file_system(self._url, self.settings.options)
             except (ImportError, ValueError) as error:
                 raise UserError(
-                    f"data.path={self.location}: {str(error).rstrip('.')}. For s3:// run pip install -e '.[remote]'; fsspec's "
-                    "documentation names the packages for other protocols."
-                ) from error
+                    f"data.path={self.location}: {self._hide(error).rstrip('.')}. For s3:// run pip install -e '.[remote]'; "
+                    "fsspec's documentation names the packages for other protocols."
+                ) from None
             self._opened = os.getpid(), fs, path.rstrip("/")
         return self._opened
 
@@ -143,18 +178,38 @@ def _lacks_credentials(error: Exception) -> bool:
     return "Credentials" in type(error).__name__  # botocore's NoCredentialsError and similar ones
 
 
-def _describe_failure(location: str, state: RetryCallState) -> str:
-    error = state.outcome.exception() if state.outcome is not None else None
-    return f"{location}: {type(error).__name__}: {str(error).strip().rstrip('.') or 'no reason given'}"
+def open_file_system(url: str, options: dict[str, Any]) -> tuple[Any, str]:
+    """Return fsspec's file system for a URL whose scheme and options have been checked, and the path in it."""
+    scheme = url.partition("://")[0]
+    chosen: dict[str, Any] = {**options, "skip_instance_cache": True, "use_listings_cache": False}
+    if scheme in ("http", "https"):
+        from gpt_pretrain.data.http_session import open_session
+
+        chosen["get_client"] = open_session
+    fs, path = fsspec.core.url_to_fs(url, **chosen)
+    assert type(fs) is fsspec.get_filesystem_class(scheme), "neither the URL nor an option may lead to another file system"
+    return fs, path
 
 
-def _log_failure(location: str, state: RetryCallState) -> None:
-    if state.attempt_number > 1:  # a single failure is not unusual
-        log.info("%s. Trying again in %g s.", _describe_failure(location, state), state.upcoming_sleep)
+def _check_options(options: dict[str, Any]) -> None:
+    """Check the names of the options of a file system.
+
+    Raises:
+        UserError: If one of them leads to another file system or folder.
+    """
+    refused = REFUSED_OPTIONS | set(fsspec.available_protocols())
+    if found := [name for name in options if str(name) in refused]:
+        raise UserError(
+            f"data.remote.options.{name}: this option can lead to other places than data.path names, so it is not passed on to "
+            "fsspec. Remove it. Access keys, an endpoint or anon=true are possible."
+            for name in found
+        )
 
 
-def _give_up(location: str, state: RetryCallState) -> NoReturn:
-    error = state.outcome.exception() if state.outcome is not None else None
-    raise UserError(
-        f"{_describe_failure(location, state)}. All {state.attempt_number} attempts failed (data.remote.retries)."
-    ) from error
+def _texts(value: Any) -> list[str]:
+    """List the texts in nested options."""
+    if isinstance(value, dict):
+        return [text for part in value.values() for text in _texts(part)]
+    if isinstance(value, list | tuple):
+        return [text for part in value for text in _texts(part)]
+    return [value] if isinstance(value, str) else []

@@ -13,7 +13,7 @@ from gpt_pretrain.config.schema import DataSettings
 from gpt_pretrain.data.corpus import TokenCorpus, add_known, split_corpus
 from gpt_pretrain.data.dataset import TokenWindows, WindowDataset
 from gpt_pretrain.data.documents import DocumentBoundaries
-from gpt_pretrain.data.files import Files, LocalFiles, is_url
+from gpt_pretrain.data.files import Files, LocalFiles
 from gpt_pretrain.data.formats import open_corpus
 from gpt_pretrain.data.manifest import MANIFEST
 from gpt_pretrain.data.mixture import MixedWindows, allocate_validation_windows
@@ -23,6 +23,7 @@ from gpt_pretrain.data.token_cache import tokenize_text
 from gpt_pretrain.data.token_stream import ConcatenatedTokens, TokenSplit, TokenStream, with_files
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.formatting import format_count
+from gpt_pretrain.system.urls import is_url, without_secrets
 from gpt_pretrain.tokenizers.base import Tokenizer
 
 ENTRY_FILES = (MANIFEST, TRAIN)  # files that may be given in place of their folder
@@ -92,7 +93,7 @@ def find_shard_tokenizer(settings: DataSettings) -> str | None:
     """
     names = {path: open_corpus_at(path, settings).tokenizer for path in _shard_paths(settings)}
     if len(set(names.values())) > 1:
-        listed = ", ".join(f"{path} with {name}" for path, name in names.items())
+        listed = ", ".join(f"{without_secrets(path)} with {name}" for path, name in names.items())
         raise UserError(f"data.sources were made with different tokenizers: {listed}. All sources need the same tokenizer.")
     return next(iter(names.values()), None)
 
@@ -154,7 +155,9 @@ def _find_sources(settings: DataSettings, tokenizer: Tokenizer) -> list[DataSour
             raise UserError("data=shards needs data.path=FOLDER of token shards, or its URL.")
         return [_shard_source(settings.path, settings, tokenizer)]
     if settings.path is not None and is_shard_path(settings.path):
-        raise UserError(f"data.path={settings.path}: this is a folder of token shards or a URL. Add data=shards.")
+        raise UserError(
+            f"data.path={without_secrets(settings.path)}: this is a folder of token shards or a URL. Add data=shards."
+        )
     return [_text_source(settings.name, settings, tokenizer)]
 
 
@@ -170,7 +173,7 @@ def _shard_source(path: str, settings: DataSettings, tokenizer: Tokenizer, *, we
     split = split_corpus(corpus, tokenizer, train_ratio=settings.train_ratio, verify=settings.verify)
     if corpus.files.remote:
         split = _through_cache(split, corpus, settings)
-    return DataSource(path, split, DocumentBoundaries(tokenizer.eos_id, corpus.eos_first), weight)
+    return DataSource(without_secrets(path), split, DocumentBoundaries(tokenizer.eos_id, corpus.eos_first), weight)
 
 
 def _through_cache(split: TokenSplit, corpus: TokenCorpus, settings: DataSettings) -> TokenSplit:

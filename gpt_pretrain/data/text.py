@@ -5,20 +5,31 @@ from __future__ import annotations
 import codecs
 import glob
 import hashlib
+import json
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
 import pooch
 
 from gpt_pretrain.config.schema import DataSettings
+from gpt_pretrain.data.private_cache import open_cache, open_own
+from gpt_pretrain.data.web import download_file
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.urls import SECRET, check_url, hide_secrets, secret_parts, without_secrets
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
 
 PIECE_CHARS = 1 << 20
-DOWNLOAD_TIMEOUT = 30  # seconds
+MAX_NAME_CHARACTERS = 100
+# The parts of a query by which cloud storage signs a URL. They differ from one signed URL of a file to the next.
+SIGNATURES = re.compile(
+    r"x-(amz|goog)-[\w-]+|awsaccesskeyid|googleaccessid|key-pair-id|signature|expires|policy|sig|s[evprtk]|sr|spr|sk\w+",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -80,44 +91,74 @@ def find_text(settings: DataSettings, *, cache_dir: Path) -> Text:
     if settings.path is not None:
         return Text(_find_files(settings.path))
     if settings.url is not None:
-        return Text((download(settings.url, sha256=settings.sha256, folder=cache_dir / "texts"),))
+        return Text((download(settings.url, sha256=settings.sha256, cache_dir=cache_dir),))
     if settings.name != "sample":
         raise UserError(f"data={settings.name} needs data.path=FILE, DIRECTORY or GLOB of UTF-8 text.")
     return Text((Path(str(resources.files("gpt_pretrain") / "data" / "sample.txt")),))
 
 
-def download(url: str, *, sha256: str | None, folder: Path) -> Path:
-    """Download a file unless the folder already has it with this checksum, and return its path.
+def download(url: str, *, sha256: str | None, cache_dir: Path) -> Path:
+    """Download a file over http or https unless the cache already has it with this checksum, and return its path.
 
     Raises:
         UserError: If the server cannot be reached, refuses, or sends content with another checksum. No file is left behind.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written: {error.strerror}. Choose another folder with data.cache_dir=FOLDER."
-        ) from error
+    check_url(url, setting="data.url", schemes=("https", "http"))
+    if (earlier := find_download(url, cache_dir=cache_dir, sha256=sha256)) is not None:
+        return earlier
+    folder, shown = open_cache(cache_dir, "downloads"), without_secrets(url)
     pooch.get_logger().setLevel(logging.WARNING)
-    downloader = pooch.HTTPDownloader(progressbar=True, timeout=DOWNLOAD_TIMEOUT)
-    name = download_path(url, folder=folder).name
     try:
-        return Path(pooch.retrieve(url, known_hash=sha256, fname=name, path=folder, downloader=downloader))
-    except ValueError as error:  # pooch's error for a wrong checksum
+        name = download_name(url)
+        if (folder / name).is_symlink():
+            (folder / name).unlink()
+        return Path(pooch.retrieve(url, known_hash=sha256, fname=name, path=folder, downloader=download_file))
+    except UserError:
+        raise
+    except ValueError:  # pooch's error for a wrong checksum
         raise UserError(
-            f"{url} sent unexpected content: its SHA-256 is not {sha256}. The download was discarded. Try again, or get the text "
-            "by other means and give it with data.path=FILE."
-        ) from error
+            f"{shown} sent unexpected content: its SHA-256 is not {sha256}. The download was discarded. Try again, or get the "
+            "text by other means and give it with data.path=FILE."
+        ) from None
     except OSError as error:  # includes the exceptions of requests
+        reason = _truncate(hide_secrets(str(error), known=secret_parts(url)))
         raise UserError(
-            f"{url} could not be downloaded ({type(error).__name__}: {_truncate(str(error))}). "
+            f"{shown} could not be downloaded ({type(error).__name__}: {reason}). "
             "Without a network, give a text of your own with data.path=FILE, or use data=sample."
-        ) from error
+        ) from None
 
 
-def download_path(url: str, *, folder: Path) -> Path:
-    """Return the path that a URL is downloaded to."""
-    return folder / url.rstrip("/").rsplit("/", 1)[-1]
+def find_download(url: str, *, cache_dir: Path, sha256: str | None = None) -> Path | None:
+    """Return the file that a URL was downloaded to, or None if there is none with this checksum.
+
+    Args:
+        sha256: The checksum in hexadecimal; None accepts what the URL was downloaded to.
+    """
+    # An earlier version named the file after the end of the URL alone, which other URLs may have too.
+    found = [cache_dir / "downloads" / download_name(url)]
+    if sha256 is not None:
+        found.append(cache_dir / "texts" / url.rstrip("/").rsplit("/", 1)[-1])
+    for path in found:
+        try:
+            with open_own(path) as stream:
+                if sha256 in (None, hashlib.file_digest(stream, "sha256").hexdigest()):
+                    return path
+        except OSError:
+            continue
+    return None
+
+
+def download_name(url: str) -> str:
+    """Return the name of the file that a URL is downloaded to: a hash of the URL and the last part of its path.
+
+    User, password and signatures are left out of both, so that the same file of another signed URL has the same name.
+    """
+    split = urlsplit(url)
+    query = [(name, value) for name, value in parse_qsl(split.query, keep_blank_values=True) if not SIGNATURES.fullmatch(name)]
+    content = [split.scheme, without_secrets(f"{split.scheme}://{split.netloc}").replace(f"{SECRET}@", ""), split.path, query]
+    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    last = re.sub(r"[^A-Za-z0-9._-]", "_", split.path.rstrip("/").rpartition("/")[2])[-MAX_NAME_CHARACTERS:]
+    return f"{key}-{last or 'text'}"
 
 
 def _truncate(text: str) -> str:

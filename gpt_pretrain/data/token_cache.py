@@ -1,6 +1,7 @@
 """Tokenized text on disk: made once per text, tokenizer and split, then read window by window.
 
-A token file consists of little-endian token ids, two bytes each if the vocabulary allows it, else four.
+A token file consists of little-endian token ids, two bytes each if the vocabulary allows it, else four. Its length and checksum
+are in split.json, which is signed: what another user, or the author of an archive, has put into the cache is made again.
 """
 
 from __future__ import annotations
@@ -8,18 +9,26 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from gpt_pretrain.data.files import LocalFiles
+from gpt_pretrain.data.private_cache import open_cache, open_new, open_own
 from gpt_pretrain.data.text import Text
-from gpt_pretrain.data.token_stream import Shard, TokenSplit
+from gpt_pretrain.data.token_stream import Shard, TokenSplit, TokenStream
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.files import replacing, sync_file
+from gpt_pretrain.system.reading import parse_json
+from gpt_pretrain.system.signing import has_signature, signature
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer, token_itemsize
 
+SPLIT, SIGNATURE = "split.json", "signature"
+PURPOSE = "token cache"
+MAX_SPLIT_BYTES = 10_000
 CACHE_VERSION = 1  # increase it when a change makes old token files invalid
 
 log = logging.getLogger(__name__)
@@ -37,7 +46,7 @@ def tokenize_text(text: Text, tokenizer: Tokenizer, *, train_ratio: float, cache
     """
     text_sha256 = text.sha256()
     inputs = [CACHE_VERSION, text_sha256, tokenizer.name, tokenizer.vocab_size, train_ratio]
-    folder = cache_dir / "tokens" / hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]
+    folder = open_cache(cache_dir, "tokens") / hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]
     if (cached := _load(folder)) is not None:
         return cached
     if folder.exists():
@@ -75,16 +84,30 @@ def encode_pieces(pieces: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[
 
 
 def _load(folder: Path) -> TokenSplit | None:
-    """Return the token files in a folder, or None if they are missing or damaged."""
+    """Return the token files in a folder, or None if they are missing, damaged or not written by this user."""
     try:
-        fields = json.loads((folder / "split.json").read_text(encoding="utf-8"))
-        files = LocalFiles(folder)
-        train, val = (Shard(files, f"{part}.bin", **fields.pop(part)) for part in ("train", "val"))
-        split = TokenSplit(train=train, val=val, **fields)
-        intact = _is_intact(folder, train) and _is_intact(folder, val)
+        with open_own(folder / SPLIT) as stream:
+            fields = parse_json(stream.read(MAX_SPLIT_BYTES))
+        signed = bytes.fromhex(str(fields.pop(SIGNATURE, "")))
+        if not has_signature(_signed_text(folder.name, fields), signed, purpose=PURPOSE):
+            return None
+        split = _describe(folder, fields)
+        intact = _is_intact(folder, split.train) and _is_intact(folder, split.val)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return split if intact else None
+
+
+def _describe(folder: Path, fields: dict[str, Any]) -> TokenSplit:
+    """Return the token files in a folder as its split.json describes them."""
+    files, fields = LocalFiles(folder), dict(fields)
+    train, val = (Shard(files, f"{part}.bin", **fields.pop(part)) for part in ("train", "val"))
+    return TokenSplit(train=train, val=val, **fields)
+
+
+def _signed_text(name: str, fields: dict[str, Any]) -> bytes:
+    """Return what the signature of a split.json in the folder of this name is for."""
+    return json.dumps([name, fields], sort_keys=True).encode()
 
 
 def _build(
@@ -92,22 +115,24 @@ def _build(
 ) -> TokenSplit:
     itemsize = token_itemsize(tokenizer.vocab_size)
     cut = _split_position(text, int(train_ratio * characters))
+    fields: dict[str, Any] = {}
     try:
         with replacing(folder, keep_existing=lambda: _load(folder) is not None) as scratch:
-            scratch.mkdir(parents=True)
-            fields = {
+            scratch.mkdir(mode=0o700)
+            fields |= {
                 part: _write_tokens(scratch / f"{part}.bin", encode_pieces(_characters_between(text, *span), tokenizer), itemsize)
                 for part, span in (("train", (0, cut)), ("val", (cut, characters)))
             }
-            content = fields | {"text_sha256": text_sha256, "characters": characters}
-            (scratch / "split.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+            fields |= {"text_sha256": text_sha256, "characters": characters}
+            signed = signature(_signed_text(folder.name, fields), purpose=PURPOSE).hex()
+            with open_new(scratch / SPLIT) as stream:
+                stream.write(json.dumps(fields | {SIGNATURE: signed}, indent=1).encode())
     except OSError:
         # Another process may have replaced a damaged folder at the same time.
-        if _load(folder) is None:
+        if (built := _load(folder)) is None:
             raise
-    split = _load(folder)
-    assert split is not None, f"{folder} was just written"
-    return split
+        return built
+    return _describe(folder, fields)
 
 
 def _split_position(text: Text, cut: int) -> int:
@@ -131,7 +156,7 @@ def _characters_between(text: Text, begin: int, end: int) -> Iterator[str]:
 
 def _write_tokens(path: Path, batches: Iterable[list[int]], itemsize: int) -> dict[str, object]:
     digest, count = hashlib.sha256(), 0
-    with open(path, "wb") as stream:
+    with open_new(path) as stream:
         for batch in batches:
             data = np.array(batch, dtype=f"<u{itemsize}").tobytes()
             digest.update(data)
@@ -141,11 +166,9 @@ def _write_tokens(path: Path, batches: Iterable[list[int]], itemsize: int) -> di
     return {"count": count, "itemsize": itemsize, "sha256": digest.hexdigest()}
 
 
-def _is_intact(folder: Path, file: Shard) -> bool:
+def _is_intact(folder: Path, file: TokenStream) -> bool:
     """Return whether a token file exists with the expected size and checksum."""
-    try:
-        with open(folder / file.name, "rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            return stream.tell() == file.n_bytes and digest == file.sha256
-    except OSError:
-        return False
+    assert isinstance(file, Shard)
+    with open_own(folder / file.name) as stream:
+        same_length = os.fstat(stream.fileno()).st_size == file.n_bytes
+        return same_length and hashlib.file_digest(stream, "sha256").hexdigest() == file.sha256

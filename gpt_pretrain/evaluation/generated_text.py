@@ -14,9 +14,8 @@ from torch.nn import functional as F
 
 from gpt_pretrain.config.schema import DataSettings
 from gpt_pretrain.data.corpus import split_corpus
-from gpt_pretrain.data.files import is_url
 from gpt_pretrain.data.sources import open_corpus_at
-from gpt_pretrain.data.text import cache_folder, download_path, find_text
+from gpt_pretrain.data.text import cache_folder, find_download, find_text
 from gpt_pretrain.data.token_cache import tokenize_text
 from gpt_pretrain.data.token_stream import TokenStream
 from gpt_pretrain.errors import UserError
@@ -25,6 +24,7 @@ from gpt_pretrain.generation.prompts import Continuation
 from gpt_pretrain.model.gpt2 import GPTModel
 from gpt_pretrain.runs.metadata import update_metadata
 from gpt_pretrain.system.files import write_text
+from gpt_pretrain.system.urls import is_url
 from gpt_pretrain.tokenizers.base import Tokenizer
 
 
@@ -38,10 +38,11 @@ def find_training_tokens(content: Mapping[str, Any], tokenizer: Tokenizer) -> To
         return None
     data = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataSettings), content["config"]["data"]))
     assert isinstance(data, DataSettings)
-    # Measuring some texts is no reason to download a text again.
-    if data.path is None and data.url is not None and not download_path(data.url, folder=cache_folder(data) / "texts").is_file():
-        return None
+    data.cache_dir = None  # a file must not choose where the program writes
     try:
+        # Measuring some texts is no reason to download a text again.
+        if data.path is None and data.url is not None and find_download(data.url, cache_dir=cache_folder(data)) is None:
+            return None
         if data.name in ("shards", "mixture"):
             return _shard_tokens(data, content["text_sha256"], tokenizer)
         text = find_text(data, cache_dir=cache_folder(data))

@@ -6,8 +6,9 @@ import errno
 import json
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 
@@ -19,7 +20,7 @@ class DamagedFileError(ValueError):
     """A file is not what its name says, or is far too large. The message does not name the file."""
 
 
-def open_regular(path: Path, *, within: Path | None = None) -> IO[bytes]:
+def open_regular(path: Path, *, within: Path | None = None) -> BufferedReader:
     """Open a regular file for reading; a device or a FIFO, which could wait or go on for ever, is refused.
 
     Args:

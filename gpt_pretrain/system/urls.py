@@ -28,16 +28,18 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
-def check_url(url: str, *, setting: str, schemes: Iterable[str] = SCHEMES) -> None:
+def check_url(url: str, *, setting: str, schemes: Iterable[str] | None = None) -> None:
     """Check that a URL has one of the schemes that are opened, and does not lead through another file system.
 
     Args:
         setting: The setting that it is the value of, for the message.
+        schemes: The schemes that are opened; None allows SCHEMES.
 
     Raises:
         UserError: If it must not be opened.
     """
-    scheme, allowed = url.partition("://")[0], ", ".join(f"{name}://" for name in schemes)
+    scheme, schemes = url.partition("://")[0], list(SCHEMES if schemes is None else schemes)
+    allowed = ", ".join(f"{name}://" for name in schemes)
     if "::" in url:
         raise UserError(
             f"{setting}={without_secrets(url)}: a URL with :: leads through another file system, which is not supported. "

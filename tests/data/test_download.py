@@ -47,14 +47,14 @@ def url(server: ThreadingHTTPServer, name: str) -> str:
 
 def test_a_file_is_downloaded_only_once(server: ThreadingHTTPServer, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for _ in range(2):
-        assert download(url(server, "good.txt"), sha256=SHA256, folder=tmp_path).read_bytes() == GOOD
+        assert download(url(server, "good.txt"), sha256=SHA256, cache_dir=tmp_path).read_bytes() == GOOD
     assert server.hits == 1  # type: ignore[attr-defined]
     assert "100%" in capfd.readouterr().err, "a progress bar is shown"
 
 
 def test_a_damaged_copy_is_downloaded_again(server: ThreadingHTTPServer, tmp_path: Path) -> None:
-    download(url(server, "good.txt"), sha256=SHA256, folder=tmp_path).write_bytes(b"damaged")
-    assert download(url(server, "good.txt"), sha256=SHA256, folder=tmp_path).read_bytes() == GOOD
+    download(url(server, "good.txt"), sha256=SHA256, cache_dir=tmp_path).write_bytes(b"damaged")
+    assert download(url(server, "good.txt"), sha256=SHA256, cache_dir=tmp_path).read_bytes() == GOOD
 
 
 @pytest.mark.parametrize(
@@ -69,11 +69,11 @@ def test_a_failed_download_is_reported_with_a_remedy_and_leaves_no_file(
     server: ThreadingHTTPServer, tmp_path: Path, name: str, message: str
 ) -> None:
     with pytest.raises(UserError, match=f"(?s)({message}).*data.path="):
-        download(url(server, name), sha256=SHA256, folder=tmp_path)
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+        download(url(server, name), sha256=SHA256, cache_dir=tmp_path)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["CACHEDIR.TAG"]
 
 
 def test_a_missing_network_is_reported_with_a_remedy(tmp_path: Path, server: ThreadingHTTPServer) -> None:
     address = url(server, "good.txt").replace(str(server.server_port), "9")  # nothing listens there
     with pytest.raises(UserError, match=r"could not be downloaded .*data\.path=FILE"):
-        download(address, sha256=SHA256, folder=tmp_path)
+        download(address, sha256=SHA256, cache_dir=tmp_path)

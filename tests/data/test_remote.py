@@ -31,6 +31,8 @@ from gpt_pretrain.data.remote import RemoteFiles
 from gpt_pretrain.data.remote_cache import CachedFiles
 from gpt_pretrain.data.sampler import DistributedBatchSampler, PrefetchingSampler
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system import urls
+from gpt_pretrain.system.signing import SIGNATURE_BYTES
 from tests.helpers.data_settings import data_settings
 from tests.helpers.made_shards import BYTE, random_documents, stream, write_llmc, write_nanogpt, write_shards
 from tests.helpers.training_runs import Train, checkpoint, same_weights
@@ -91,6 +93,7 @@ class FailingFileSystem(LocalFileSystem):
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> type[FailingFileSystem]:
     fsspec.register_implementation("failing", FailingFileSystem, clobber=True)
+    monkeypatch.setattr(urls, "SCHEMES", (*urls.SCHEMES, "failing"))
     monkeypatch.setattr(FailingFileSystem, "failures", itertools.repeat(""))
     monkeypatch.setattr(FailingFileSystem, "reads", 0)
     return FailingFileSystem
@@ -216,7 +219,7 @@ def test_a_damaged_block_in_the_cache_is_fetched_again(tmp_path: Path, corpus: P
         assert len(blocks) == 2
         blocks[0].write_bytes(b"cut")
         assert cached().read("train-00000.bin", 4000, 200) == data[4000:4200]
-        assert len(blocks[0].read_bytes()) == 4096
+        assert len(blocks[0].read_bytes()) == 4096 + SIGNATURE_BYTES
 
 
 def test_the_blocks_of_the_next_batches_are_prefetched(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,30 +236,32 @@ def test_the_blocks_of_the_next_batches_are_prefetched(tmp_path: Path, corpus: P
 
 
 def test_the_least_recently_read_files_are_deleted(tmp_path: Path) -> None:
-    cache = DiskCache(tmp_path, max_bytes=1000)
+    cache, folder = DiskCache(tmp_path, max_bytes=1320), tmp_path / ("0" * 32) / "train.bin"
     for number in range(10):
-        cache.write(tmp_path / str(number), bytes(100))
-        os.utime(tmp_path / str(number), (1000 + number, 1000 + number))
-    assert cache.read(tmp_path / "0") == bytes(100)
-    cache.write(tmp_path / "new", bytes(100))
-    there = {file.name for file in tmp_path.iterdir()}
-    assert "0" in there, "it was read just now"
-    assert {"1", "2"}.isdisjoint(there)
-    assert "new" in there
+        cache.write(folder / f"{number:08d}", bytes(100))
+        os.utime(folder / f"{number:08d}", (1000 + number, 1000 + number))
+    assert cache.read(folder / "00000000", length=100) == bytes(100)
+    cache.write(folder / "00000010", bytes(100))
+    there = {int(file.name) for file in folder.iterdir()}
+    assert 0 in there, "it was read just now"
+    assert {1, 2}.isdisjoint(there)
+    assert 10 in there
 
 
 def test_an_unfinished_file_of_a_killed_process_is_deleted(tmp_path: Path) -> None:
-    (tmp_path / ".x.1234.tmp").write_bytes(b"half")
-    os.utime(tmp_path / ".x.1234.tmp", (1, 1))
-    (tmp_path / ".y.1234.tmp").write_bytes(b"half")
-    DiskCache(tmp_path, max_bytes=1000).write(tmp_path / "z", b"1")
-    assert {file.name for file in tmp_path.iterdir()} == {".y.1234.tmp", "z"}
+    folder = tmp_path / ("0" * 32) / "whole"
+    folder.mkdir(parents=True)
+    for name in (".x.bin.12345678.tmp", ".y.bin.12345678.tmp"):
+        (folder / name).write_bytes(b"half")
+    os.utime(folder / ".x.bin.12345678.tmp", (1, 1))
+    DiskCache(tmp_path, max_bytes=1000).write(folder / "z.bin", b"1")
+    assert {file.name for file in folder.iterdir()} == {".y.bin.12345678.tmp", "z.bin"}
 
 
 def test_a_full_disk_disables_only_the_cache(
     tmp_path: Path, corpus: Path, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(self: DiskCache, path: Path, pieces: Any, **options: Any) -> None:
+    def full(self: DiskCache, path: Path, pieces: Any, **options: Any) -> str:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(DiskCache, "write_pieces", full)
@@ -282,7 +287,8 @@ def test_datasets_can_be_pickled(tmp_path: Path, corpus: Path) -> None:
     assert again[np.array([3])][0].tolist() == data.train[np.array([3])][0].tolist()
 
 
-def test_other_protocols_and_formats_can_be_read(tmp_path: Path) -> None:
+def test_other_protocols_and_formats_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(urls, "SCHEMES", (*urls.SCHEMES, "memory"))
     ids = stream(TRAIN)
     for name, folder in (
         ("nano", write_nanogpt(tmp_path / "nano", train=ids, val=ids)),
@@ -294,9 +300,9 @@ def test_other_protocols_and_formats_can_be_read(tmp_path: Path) -> None:
 
 
 def test_an_invalid_url_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.path=memory://nothing.*: there is no such folder"):
-        open_corpus(RemoteFiles("memory://nothing", remote_settings()))
-    with pytest.raises(UserError, match=r"^data\.path=nowhere://x: Protocol not known"):
+    with pytest.raises(UserError, match=r"data\.path=file://.*/nothing: there is no such folder"):
+        open_corpus(RemoteFiles(f"file://{tmp_path}/nothing", remote_settings()))
+    with pytest.raises(UserError, match=r"^data\.path=nowhere://x: URLs that begin with nowhere:// are not opened"):
         open_corpus(RemoteFiles("nowhere://x", remote_settings()))
 
 

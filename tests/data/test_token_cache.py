@@ -124,6 +124,11 @@ def damage_remove(folder: Path) -> None:
     (folder / "train.bin").unlink()
 
 
+def entries(cache_dir: Path) -> list[Path]:
+    """Return what is in the token cache besides its mark."""
+    return [path for path in (cache_dir / "tokens").iterdir() if path.name != "CACHEDIR.TAG"]
+
+
 def path_of(file: TokenStream) -> Path:
     """Return the path of a token file."""
     assert isinstance(file, Shard)
@@ -155,7 +160,7 @@ def test_a_damaged_cache_is_rebuilt(tmp_path: Path, story: str, damage: object, 
     assert caplog.text.count("is damaged and will be rebuilt") == 1
     assert again == first
     assert np.array_equal(again.train.read(), np.fromfile(path_of(first.train), "<u2"))
-    assert [path.name for path in (tmp_path / "tokens").iterdir()] == [path_of(first.train).parent.name]
+    assert [path.name for path in entries(tmp_path)] == [path_of(first.train).parent.name]
 
 
 def build(folder: Path) -> str:
@@ -167,7 +172,7 @@ def test_several_processes_may_build_the_same_cache_together(tmp_path: Path, sto
     with multiprocessing.get_context("fork").Pool(4) as pool:
         hashes = pool.map(build, [tmp_path] * 8)
     assert len(set(hashes)) == 1
-    assert len(list((tmp_path / "tokens").iterdir())) == 1
+    assert len(entries(tmp_path)) == 1
 
 
 def test_a_cache_that_another_process_has_just_built_is_kept(tmp_path: Path, story: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,14 +186,14 @@ def test_a_cache_that_another_process_has_just_built_is_kept(tmp_path: Path, sto
     monkeypatch.setattr(module, "_write_tokens", write_late)
     split = tokenize_text(text, BYTE, train_ratio=0.9, cache_dir=tmp_path)
     assert built == [path_of(split.train).stat().st_ino]
-    assert len(list((tmp_path / "tokens").iterdir())) == 1
+    assert len(entries(tmp_path)) == 1
 
 
 def test_an_interrupted_build_leaves_no_files(tmp_path: Path, story: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_write_tokens", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         tokenize_text(text_of(tmp_path, story), BYTE, train_ratio=0.9, cache_dir=tmp_path)
-    assert list((tmp_path / "tokens").iterdir()) == []
+    assert entries(tmp_path) == []
 
 
 def test_empty_text_is_rejected(tmp_path: Path) -> None:

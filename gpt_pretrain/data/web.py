@@ -1,0 +1,92 @@
+"""Downloads from web servers: they have limits, and a redirect does not lead to a weaker protocol or further into a network.
+
+Without the rule for redirects, a server could make this program ask for pages of this machine or of the network around it, which
+are often not protected because nobody outside of it can ask for them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import time
+from urllib.parse import urljoin, urlsplit
+
+import requests
+from tqdm import tqdm
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.urls import without_secrets
+
+MAX_DOWNLOAD_BYTES = 10_000_000_000
+MAX_DOWNLOAD_SECONDS = 6 * 3600.0
+READ_TIMEOUT_SECONDS = 30
+CHUNK_BYTES = 1 << 16
+
+LOCAL, THIS_MACHINE, THIS_LINK = 1, 2, 3  # how far inside an address is; those of the internet are 0
+
+
+def check_redirect(origin: str, target: str) -> None:
+    """Check that a server may send a request on to another URL.
+
+    Raises:
+        UserError: If the URL is weaker protected than the first one, or further inside of a network.
+    """
+    here, there = urlsplit(origin), urlsplit(target)
+    if there.scheme not in ("http", "https") or (here.scheme, there.scheme) == ("https", "http"):
+        problem = f"an address with {there.scheme}://, which {here.scheme}:// must not lead to"
+    elif here.hostname != there.hostname and max(_depths(there.hostname)) > min(_depths(here.hostname)):
+        problem = "an address of this machine or of a network that the server itself is not in"
+    else:
+        return
+    raise UserError(
+        f"{without_secrets(origin)} redirects to {without_secrets(target)}, {problem}. It was not followed. "
+        "If that address is the right one, give it yourself."
+    )
+
+
+def download_file(url: str, output_file: str, _pooch: object) -> None:
+    """Download a URL to a file, as pooch calls its downloaders.
+
+    Raises:
+        OSError: If the server refuses, or the connection breaks.
+        UserError: If the file is larger than MAX_DOWNLOAD_BYTES or takes longer than MAX_DOWNLOAD_SECONDS, or a redirect leads
+            where it must not.
+    """
+    end = time.monotonic() + MAX_DOWNLOAD_SECONDS
+    hooks = {"response": _check_response}
+    with requests.get(url, stream=True, timeout=READ_TIMEOUT_SECONDS, hooks=hooks) as answer, open(output_file, "wb") as stream:
+        answer.raise_for_status()
+        total = int(answer.headers.get("Content-Length", 0)) or None
+        with tqdm(total=total, unit="B", unit_scale=True) as bar:
+            for piece in answer.iter_content(CHUNK_BYTES):
+                stream.write(piece)
+                bar.update(len(piece))
+                if stream.tell() > MAX_DOWNLOAD_BYTES or time.monotonic() > end:
+                    raise UserError(
+                        f"{without_secrets(url)}: a download ends at {MAX_DOWNLOAD_BYTES // 10**9} GB or after "
+                        f"{MAX_DOWNLOAD_SECONDS / 3600:g} hours, and this file is larger or slower. Nothing was kept. Get it by "
+                        "other means, and give it with data.path=FILE."
+                    )
+
+
+def _check_response(answer: requests.Response, **_options: object) -> None:
+    if answer.is_redirect:
+        check_redirect(answer.url, urljoin(answer.url, answer.headers["Location"]))
+
+
+def _depths(host: str | None) -> list[int]:
+    """Return how far inside each address of a host is; one that has none cannot be connected to anyway."""
+    try:
+        found = socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)
+    except OSError:
+        return [0]
+    return [_depth(ipaddress.ip_address(str(address[0]).partition("%")[0])) for *_, address in found] or [0]
+
+
+def _depth(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> int:
+    address = getattr(address, "ipv4_mapped", None) or address
+    if address.is_link_local:
+        return THIS_LINK
+    if address.is_loopback or address.is_unspecified:
+        return THIS_MACHINE
+    return 0 if address.is_global else LOCAL
