@@ -218,3 +218,40 @@ def test_strategies_send_what_lightning_broadcasts_as_json(monkeypatch: pytest.M
         built = strategy.build_strategy(TrainerSettings(strategy=name))
         assert not isinstance(built, str)
         assert built.broadcast(f"a folder of {name}") == sent.pop() == f"a folder of {name}"
+
+
+OWN = ["trainer=ddp", "optimizer.lr=1e-3", "data.path=my text.txt", "+callbacks.custom.x._target_=my.Callback", "resume=latest"]
+
+
+@pytest.mark.parametrize(
+    "received",
+    [
+        [*OWN, "hydra.run.dir='outputs/a run'", "hydra.output_subdir=null"],
+        [*OWN[:2], "data.path='my text.txt'", *OWN[3:], "run_dir=outputs/x", "hydra/job_logging=terminal"],
+    ],
+)
+def test_rank_0_may_name_the_run_of_all(received: list[str]) -> None:
+    launch._check_received(received, own=OWN)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "+callbacks.custom.y._target_=os.system",
+        "callbacks.custom.x._target_=os.system",
+        "+callbacks.custom.x._target_=os.system",
+        "++callbacks.custom={y:{_target_:os.system,command:ls}}",
+        "+hydra.job.env_set={A:b}",
+        "hydra.searchpath=[/tmp/strange]",
+        "hydra.run.dir={_target_:os.system}",
+        "hydra.run.dir=${oc.env:HOME}",
+        "optimizer.lr=${oc.env:HOME}",
+        "--config-dir=/tmp/strange",
+        "-cd=/tmp/strange",
+        "-m",
+        "data.cache_dir=/tmp/strange",
+    ],
+)
+def test_a_stranger_in_rank_0s_place_adds_no_other_argument(override: str) -> None:
+    with pytest.raises(UserError, match="which this process was not started with"):
+        launch._check_received([*OWN, override], own=OWN)

@@ -38,6 +38,7 @@ USER_ERROR_CODE = 2
 POLL_SECONDS = 0.1
 MACHINE_VARIABLES = ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 FORWARDED_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
+SHARED_KEYS = {"hydra.run.dir", "hydra.output_subdir", "hydra/job_logging", "run_dir", "resume"}  # what rank 0 may add for all
 QUIET = ["hydra.output_subdir=null", "hydra/job_logging=terminal"]  # overrides for ranks that write nothing
 
 
@@ -165,7 +166,7 @@ def agree_on_overrides(make_overrides: Callable[[], list[str]], *, earlier_run: 
         earlier_run: Returns the folder of this job's run if the job has been restarted.
 
     Raises:
-        UserError: If rank 0 rejects the arguments.
+        UserError: If rank 0 rejects the arguments, or has other ones than this process.
         SystemExit: On the other ranks, which print nothing, if rank 0 rejects the arguments.
     """
     info = launch_info()
@@ -182,8 +183,27 @@ def agree_on_overrides(make_overrides: Callable[[], list[str]], *, earlier_run: 
             sys.exit(USER_ERROR_CODE)
     if ranks.is_main():
         return overrides
+    _check_received(overrides, own=sys.argv[1:])
     quiet_keys = {override_key(override) for override in QUIET}
     return [*(override for override in overrides if override_key(override) not in quiet_keys), *QUIET]
+
+
+def _check_received(overrides: Sequence[str], *, own: Sequence[str]) -> None:
+    """Check that rank 0's arguments add no more than the run's folder to those of this process.
+
+    Overrides can name any function, and a stranger may have taken rank 0's place.
+
+    Raises:
+        UserError: If they do.
+    """
+    keys = {override_key(argument) for argument in own}
+    for override in overrides:
+        plain = "=" in override and not override.startswith("-") and "_target_" not in override and "${" not in override
+        if override not in own and not (plain and override_key(override) in keys | SHARED_KEYS):
+            raise UserError(
+                f"The first process of this training has sent the argument {override!r:.200}, which this process was not started "
+                "with. Start all processes of a training with the same arguments."
+            )
 
 
 def _rank_environment(devices: int, *, node: int, launch_info: dict[str, Any], listener: socket.socket | None) -> dict[str, str]:
