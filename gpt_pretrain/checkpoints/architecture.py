@@ -12,6 +12,7 @@ from gpt_pretrain.checkpoints.weight_source import WeightSource
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.gpt2 import empty_model
+from gpt_pretrain.system.reading import short_repr
 
 Slots = dict[TensorSlot, StoredTensor]
 
@@ -69,7 +70,7 @@ def infer_architecture(
     seen = _architecture_from_shapes(slots)
     declared = dict(source.declared)
     problems = [
-        f"{source.name}: its config has {name}={declared[name]!r}, but its tensors have {name}={value}."
+        f"{source.name}: its config has {name}={short_repr(declared[name])}, but its tensors have {name}={value}."
         for name, value in seen.items()
         if name in declared and declared[name] != value
     ]
@@ -133,7 +134,7 @@ def _count_heads(source: WeightSource, known: dict[str, Any], n_heads: int | Non
     problems = []
     stored = known.get("n_heads")
     if n_heads is not None and stored not in (None, n_heads):
-        problems.append(f"n_heads={n_heads}: {source.name} has {stored} attention heads.")
+        problems.append(f"n_heads={n_heads}: {source.name} has {short_repr(stored)} attention heads.")
     heads = stored if stored is not None else n_heads
     if heads is None:
         heads = GPT2_HEADS.get((known["emb_dim"], known["n_layers"]))
@@ -153,7 +154,9 @@ def _check_candidate(
 ) -> tuple[GPTConfig | None, list[str]]:
     """Build an architecture from fields, and list the reasons why the tensors do not fit it."""
     if absurd := [name for name, most in SIZE_LIMITS.items() if isinstance(fields[name], int) and fields[name] > most]:
-        return None, [f"{source.name}: {name}={fields[name]} exceeds the limit of {SIZE_LIMITS[name]:,}." for name in absurd]
+        return None, [
+            f"{source.name}: {name}={short_repr(fields[name])} exceeds the limit of {SIZE_LIMITS[name]:,}." for name in absurd
+        ]
     try:
         config = GPTConfig(**fields)
     except UserError as error:

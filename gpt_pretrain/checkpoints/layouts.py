@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.system.reading import short_repr
 
 # Files of a Hugging Face folder.
 CONFIG_FILE, SAFETENSORS_FILE, PICKLE_FILE = "config.json", "model.safetensors", "pytorch_model.bin"
@@ -143,14 +144,18 @@ def _unsupported(fields: dict[str, Any], *, width: Any, gelu: str | None) -> lis
     """List the settings of a config.json that GPTModel cannot follow."""
     problems = []
     if fields.get("model_type") != "gpt2":
-        problems.append(f"model_type={fields.get('model_type')!r} is not supported; only 'gpt2' is.")
+        problems.append(f"model_type={short_repr(fields.get('model_type'))} is not supported; only 'gpt2' is.")
     for name, value in HF_FIXED.items():
         if fields.get(name, value) != value:
-            problems.append(f"{name}={fields[name]!r} is not supported; GPTModel always has {value!r}.")
+            problems.append(f"{name}={short_repr(fields[name])} is not supported; GPTModel always has {short_repr(value)}.")
     if fields.get("n_inner") not in (None, 4 * width if isinstance(width, int) else None):
-        problems.append(f"n_inner={fields['n_inner']!r} is not supported; GPTModel's feed-forward layer is 4 * n_embd wide.")
+        problems.append(
+            f"n_inner={short_repr(fields['n_inner'])} is not supported; GPTModel's feed-forward layer is 4 * n_embd wide."
+        )
     if gelu is None:
-        problems.append(f"activation_function={fields['activation_function']!r} is not supported; use {', '.join(HF_GELUS)}.")
+        problems.append(
+            f"activation_function={short_repr(fields['activation_function'])} is not supported; use {', '.join(HF_GELUS)}."
+        )
     return problems
 
 

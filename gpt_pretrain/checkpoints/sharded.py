@@ -23,6 +23,7 @@ from torch import Tensor
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.files import sync_file, sync_folder
+from gpt_pretrain.system.reading import open_regular, short_repr
 
 REFERENCE_KEY = "elsewhere"  # marks the dict that replaces a sharded tensor in the index
 SHARD_FOLDER = "shards-{:08d}-{}"  # the optimizer step, and a random suffix
@@ -73,9 +74,8 @@ class ShardReader:
 
     def __init__(self, path: Path, content: Mapping[str, Any], *, check: bool = True) -> None:
         self.path = path
-        # Only the last part of each stored name counts, so that an index cannot point outside its own folder.
-        self.folder = path.parent / Path(str(content["shards"]["folder"])).name
-        self.files: list[dict[str, Any]] = content["shards"]["files"]
+        folder, self.files = _read_index(path, content["shards"])
+        self.folder = path.parent / folder
         if check:
             for file in self.files:
                 self._check(self._path_of(file), file["sha256"])
@@ -86,32 +86,39 @@ class ShardReader:
         Raises:
             UserError: If no file holds them.
         """
-        parts = []
+        held = []  # The files with some of the rows, and which rows of the file these are.
         for file in self.files:
             begin, end = file["rows"].get(name, (0, 0))
             first, last = max(start, begin), min(stop, end)
             # A rank without rows still needs an empty tensor of the right shape and dtype.
             if first < last or (start == stop == begin < end):
-                parts.append(self._read(file, name, first - begin, max(first, last) - begin))
-        found = torch.cat(parts) if parts else torch.empty(0)
+                held.append((file, first - begin, max(first, last) - begin))
+        # Checked before anything is read, since an index may list rows twice.
+        if sum(last - first for _, first, last in held) != stop - start:
+            raise UserError(f"{self.path} is incomplete: rows {start} to {stop} of {name} are missing.")
+        parts = [self._read(file, name, first, last) for file, first, last in held]
+        try:
+            found = torch.cat(parts) if parts else torch.empty(0)
+        except RuntimeError as error:  # of different widths
+            raise UserError(f"{self.path} is damaged: the rows of {name} do not fit together.") from error
         if len(found) != stop - start:
             raise UserError(f"{self.path} is incomplete: rows {start} to {stop} of {name} are missing.")
         return found
 
     def _path_of(self, file: Mapping[str, Any]) -> Path:
-        return self.folder / Path(file["name"]).name
+        return self.folder / str(file["name"])
 
     def _read(self, file: Mapping[str, Any], name: str, first: int, last: int) -> Tensor:
         try:
             with safe_open(self._path_of(file), framework="pt") as stored:
                 rows: Tensor = stored.get_slice(name)[first:last]
                 return rows
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, IndexError, TypeError) as error:
             raise UserError(f"{self.path} is damaged: {name} cannot be read ({error}).") from error
 
     def _check(self, file: Path, sha256: str) -> None:
         try:
-            with open(file, "rb") as stream:
+            with open_regular(file) as stream:
                 found = hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:
             raise UserError(f"{self.path} is incomplete: its shard {file.name} cannot be read ({error.strerror}).") from error
@@ -125,13 +132,45 @@ def assemble_shards(content: dict[str, Any], path: Path) -> dict[str, Any]:
     Raises:
         UserError: If a shard is missing or damaged.
     """
-    shards = ShardReader(path, content)
+    shards, seen = ShardReader(path, content), set[str]()
 
     def resolve(node: Any) -> Any:
         if isinstance(node, dict) and REFERENCE_KEY in node:
-            return shards.rows(node[REFERENCE_KEY], 0, int(node["rows"]))
+            name, rows = node[REFERENCE_KEY], node.get("rows")
+            # A small index that names the same rows again and again would stand for any amount of memory.
+            if not isinstance(name, str) or name in seen or not isinstance(rows, int) or not _is_row(rows):
+                raise UserError(f"{path} is damaged: it holds the invalid reference {short_repr(node)}.")
+            seen.add(name)
+            return shards.rows(name, 0, rows)
         if isinstance(node, dict):
             return {key: resolve(value) for key, value in node.items()}
         return [resolve(value) for value in node] if isinstance(node, list) else node
 
     return {key: resolve(value) for key, value in content.items() if key != "shards"}
+
+
+def _read_index(path: Path, shards: Any) -> tuple[str, list[dict[str, Any]]]:
+    """Return the name of the folder of shards, and for each of its files the name, the SHA-256 and the rows.
+
+    Raises:
+        UserError: If the entry does not have this form.
+    """
+    files = shards.get("files") if isinstance(shards, dict) else None
+    if not isinstance(files, list) or not isinstance(shards.get("folder"), str):
+        raise UserError(f"{path} is damaged: it does not list its shards.")
+    # Only the last part of each stored name counts, so that an index cannot point outside its own folder.
+    folder, found = Path(shards["folder"]).name, list[dict[str, Any]]()
+    for file in files:
+        rows = file.get("rows") if isinstance(file, dict) else None
+        if not isinstance(rows, dict) or not isinstance(file.get("name"), str) or not isinstance(file.get("sha256"), str):
+            raise UserError(f"{path} is damaged: it describes a shard as {short_repr(file)}.")
+        if not all(isinstance(span, list | tuple) and len(span) == 2 and all(map(_is_row, span)) for span in rows.values()):
+            raise UserError(f"{path} is damaged: it lists invalid rows of its shard {short_repr(file['name'])}.")
+        found.append({"name": Path(file["name"]).name, "sha256": file["sha256"], "rows": rows})
+    if len({file["name"] for file in found}) < len(found):
+        raise UserError(f"{path} is damaged: it lists a shard twice.")
+    return folder, found
+
+
+def _is_row(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import pickle
-import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +14,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gpt_pretrain.checkpoints.checksum import checksum_error
+from gpt_pretrain.checkpoints.torch_pickles import check_legacy_file, check_torch_zip
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.pickles import RefusedNameError
 from gpt_pretrain.system.reading import DamagedFileError, read_json
 
 FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -114,19 +114,18 @@ def read_torch_file(path: Path) -> Any:
         UserError: If the file is missing, damaged or hostile.
     """
     try:
+        if not path.is_file():
+            raise UserError(f"{path}: no such file." if not path.exists() else f"{path} is not a regular file.")
         zipped = zipfile.is_zipfile(path)
         if zipped:
             _check_zip(path)
             if (problem := checksum_error(path)) is not None:
                 raise UserError(f"{path} is damaged: {problem}.")
+        (check_torch_zip if zipped else check_legacy_file)(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file.") from error
-    except pickle.UnpicklingError as error:
-        needed = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f" (it needs {needed[1]})" if needed else ", or is not a PyTorch file"
+    except RefusedNameError as error:
         raise UserError(
-            f"{path} holds more than tensors and plain data{reason}. It was not loaded, and nothing in it was run. "
+            f"{path} holds more than tensors and plain data ({error}). It was not loaded, and nothing in it was run. "
             "If the file is yours, save only the state_dict()."
         ) from error
     except UserError:

@@ -32,6 +32,7 @@ from gpt_pretrain.checkpoints.tensor_files import (
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.runs.folder import checkpoint_dir, find_checkpoints
+from gpt_pretrain.system.reading import short_repr
 from gpt_pretrain.tokenizers.tiktoken_bpe import gpt2_vocabulary
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -117,7 +118,7 @@ def _from_hf_files(config: Path, weights: Path, *, name: str) -> WeightSource:
     own = fields.get(OWN_KEY)
     tokenizer = own.get("tokenizer") if isinstance(own, dict) else _folder_tokenizer(config.parent)
     if tokenizer is not None and not isinstance(tokenizer, str):
-        raise UserError(f"{config}: {OWN_KEY}.tokenizer={tokenizer!r} is not the name of a tokenizer.")
+        raise UserError(f"{config}: {OWN_KEY}.tokenizer={short_repr(tokenizer)} is not the name of a tokenizer.")
     return WeightSource(name, tensors, declared, tokenizer, is_safetensors=weights.name != PICKLE_FILE)
 
 

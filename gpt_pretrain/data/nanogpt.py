@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import io
-import pickle
 from dataclasses import replace
-from typing import Any
 
 from gpt_pretrain.data.corpus import CorpusPart, TokenCorpus
 from gpt_pretrain.data.files import Files
 from gpt_pretrain.data.token_stream import Shard
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.pickles import read_plain_pickle
+from gpt_pretrain.system.reading import DamagedFileError, short_repr
 from gpt_pretrain.tokenizers.base import fingerprint
 from gpt_pretrain.tokenizers.characters import CharacterTokenizer
 
 TRAIN, VAL, META = "train.bin", "val.bin", "meta.pkl"
+MAX_META_BYTES = 20_000_000  # One character takes 20 bytes, and Unicode has 150,000.
 ITEMSIZE = 2  # bytes per token; Source: karpathy/nanoGPT, data/openwebtext/prepare.py
 
 
@@ -44,13 +44,6 @@ def _read_part(files: Files, name: str) -> CorpusPart:
     return CorpusPart((Shard(files, name, (files.size(name) or 0) // ITEMSIZE, ITEMSIZE),))
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Read dicts, lists, strings and numbers only, since anything else could run code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it refers to {module}.{name}")
-
-
 def _read_alphabet(files: Files) -> str:
     """Return the characters of a character-level corpus in the order of their ids.
 
@@ -60,13 +53,19 @@ def _read_alphabet(files: Files) -> str:
     Source: karpathy/nanoGPT, data/shakespeare_char/prepare.py.
     """
     try:
-        itos = _PlainUnpickler(io.BytesIO(files.read(META, 0, files.size(META) or 0))).load()["itos"]
+        if (size := files.size(META) or 0) > MAX_META_BYTES:
+            raise DamagedFileError(f"it has more than {MAX_META_BYTES:,} bytes")
+        content = read_plain_pickle(files.read(META, 0, size))
+        itos = content.get("itos") if isinstance(content, dict) else None
+        if not isinstance(itos, dict) or itos.keys() != set(range(len(itos))):
+            raise DamagedFileError("it has no table itos of the characters by their ids")
         alphabet = [itos[token_id] for token_id in range(len(itos))]
-        if any(not isinstance(character, str) or len(character) != 1 for character in alphabet):
-            raise ValueError("its itos is not a table of characters")
-    except Exception as error:  # a damaged pickle file can raise any exception
+        for character in alphabet:
+            if not isinstance(character, str) or len(character) != 1 or "\ud800" <= character <= "\udfff":
+                raise DamagedFileError(f"its itos holds {short_repr(character)}, which is no character")
+    except DamagedFileError as error:
         raise UserError(
-            f"data.path={files.location}: {META}, which lists nanoGPT's characters, cannot be read as plain data "
-            f"({type(error).__name__}: {error}). Train on the text itself: data=text tokenizer=byte data.path=input.txt"
+            f"data.path={files.location}: {META}, which lists nanoGPT's characters, cannot be read as plain data: {error}. Train "
+            "on the text itself: data=text tokenizer=byte data.path=input.txt"
         ) from error
     return "".join(alphabet)

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.reading import short_repr
 
 GELU_FORMS = ("tanh", "none")
 INITIALIZATIONS = ("gpt2", "pytorch")
+MAX_UNKNOWN = 10  # Unknown fields that are listed.
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,12 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         problems = [
-            f"{name}={getattr(self, name)!r}: must be a whole number of at least 1."
+            f"{name}={short_repr(getattr(self, name))}: must be a whole number of at least 1."
             for name in ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers")
             if not _is_count(getattr(self, name))
         ]
         problems += [
-            f"{name}={getattr(self, name)!r}: must be true or false."
+            f"{name}={short_repr(getattr(self, name))}: must be true or false."
             for name in ("qkv_bias", "tie_embeddings")
             if not isinstance(getattr(self, name), bool)
         ]
@@ -59,9 +61,9 @@ class GPTConfig:
                 f"n_heads={self.n_heads} does not divide emb_dim={self.emb_dim}. Try {_nearby_heads(self.n_heads, self.emb_dim)}."
             )
         if isinstance(self.drop_rate, bool) or not isinstance(self.drop_rate, int | float) or not 0 <= self.drop_rate < 1:
-            problems.append(f"drop_rate={self.drop_rate!r}: must be at least 0 and below 1; GPT-2 used 0.1.")
+            problems.append(f"drop_rate={short_repr(self.drop_rate)}: must be at least 0 and below 1; GPT-2 used 0.1.")
         problems += [
-            f"{name}={getattr(self, name)!r}: must be one of {', '.join(choices)}."
+            f"{name}={short_repr(getattr(self, name))}: must be one of {', '.join(choices)}."
             for name, choices in (("gelu_approximate", GELU_FORMS), ("init", INITIALIZATIONS))
             if getattr(self, name) not in choices
         ]
@@ -87,8 +89,9 @@ class GPTConfig:
         if not isinstance(fields, dict):
             raise UserError(f"The stored architecture is a {type(fields).__name__}, not a table of fields.")
         known = {field.name for field in dataclasses.fields(cls)}
-        problems = [f"The stored architecture has an unknown field {name!r}." for name in sorted(map(str, fields.keys() - known))]
-        problems += [f"The stored architecture lacks the field {name!r}." for name in sorted(known - fields.keys())]
+        unknown = sorted(short_repr(name) for name in fields.keys() - known)[:MAX_UNKNOWN]
+        problems = [f"The stored architecture has an unknown field {name}." for name in unknown]
+        problems += [f"The stored architecture lacks the field {short_repr(name)}." for name in sorted(known - fields.keys())]
         if problems:
             raise UserError(problems)
         return cls(**fields)

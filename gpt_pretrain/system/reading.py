@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import reprlib
 import stat
 from io import BufferedReader
 from pathlib import Path
@@ -13,7 +15,15 @@ from typing import Any
 import yaml
 
 MAX_BYTES = 20_000_000  # A config.json has about 1,000 bytes, the index of a sharded model about 100,000.
-MAX_NODES = 2_000_000  # Values in one file, each counted as often as an alias repeats it.
+# Of YAML, which takes 50 times as long to parse as JSON. The settings of a run have about 3,000.
+MAX_YAML_BYTES = 500_000
+MAX_VALUES = 2_000_000  # In one file, each counted as often as an alias repeats it. An empty list takes 64 bytes of memory.
+MAX_DEPTH = 100  # Of nested containers. The settings of a run have five levels.
+MAX_DIGITS = 100  # Of an integer. transformers writes int(1e30) for "no limit".
+
+CONTAINERS = (dict, list, tuple, set)
+# A JSON string, also one without an end. The possessive quantifiers keep the search linear.
+JSON_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 
 
 class DamagedFileError(ValueError):
@@ -62,23 +72,40 @@ def read_json(path: Path, *, max_bytes: int = MAX_BYTES, within: Path | None = N
     return parse_json(read_bytes(path, max_bytes=max_bytes, within=within))
 
 
-def parse_json(content: bytes | str) -> dict[str, Any]:
+def parse_json(content: bytes | str, *, max_values: int = MAX_VALUES) -> dict[str, Any]:
     """Parse a JSON object.
 
     Raises:
-        DamagedFileError: If it is not one, is too deeply nested, or holds a number of thousands of digits.
+        DamagedFileError: If it is not one, is too deeply nested, or holds too many values or a number of hundreds of digits.
     """
-    try:
-        # Given bytes, json.loads also takes lone surrogates, which no UTF-8 file may hold.
-        parsed = json.loads(content if isinstance(content, str) else content.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError
-        raise DamagedFileError(f"it cannot be read as JSON ({_first_line(error)})") from error
+    parsed = parse_json_value(content, max_values=max_values)
     if not isinstance(parsed, dict):
         raise DamagedFileError(f"it holds a {type(parsed).__name__}, not a JSON object")
     return parsed
 
 
-def read_yaml(path: Path, *, max_bytes: int = MAX_BYTES, within: Path | None = None) -> dict[str, Any]:
+def parse_json_value(content: bytes | str, *, max_values: int = MAX_VALUES) -> Any:
+    """Parse any JSON value, whose memory is bounded before it is parsed.
+
+    Raises:
+        DamagedFileError: As `parse_json` does.
+    """
+    data = content.encode(errors="replace") if isinstance(content, str) else content
+    if _count_marks(data) > max_values and _count_marks(JSON_STRING.sub(b"", data)) > max_values:
+        raise DamagedFileError(f"it holds more than {max_values:,} values")
+    try:
+        # Given bytes, json.loads also takes lone surrogates, which no UTF-8 file may hold.
+        text = content if isinstance(content, str) else content.decode("utf-8-sig")
+        parsed = json.loads(text, parse_int=_parse_int)
+    except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError
+        raise DamagedFileError(f"it cannot be read as JSON ({_first_line(error)})") from error
+    # Most files have fewer containers than levels are allowed.
+    if data.count(b"[") + data.count(b"{") > MAX_DEPTH:
+        count_values(parsed)
+    return parsed
+
+
+def read_yaml(path: Path, *, max_bytes: int = MAX_YAML_BYTES, within: Path | None = None) -> dict[str, Any]:
     """Read a YAML file that holds a mapping, as plain data: `${...}` stays text, and aliases become copies.
 
     Raises:
@@ -88,7 +115,9 @@ def read_yaml(path: Path, *, max_bytes: int = MAX_BYTES, within: Path | None = N
     content = read_bytes(path, max_bytes=max_bytes, within=within)
     try:
         parsed = yaml.load(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        expanded = expand_aliases(parsed)
+        expanded = expand_aliases(parsed, max_values=len(content) + MAX_DEPTH)
+    except DamagedFileError:
+        raise
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise DamagedFileError(f"it cannot be read as YAML ({_first_line(error)})") from error
     if not isinstance(expanded, dict):
@@ -96,26 +125,93 @@ def read_yaml(path: Path, *, max_bytes: int = MAX_BYTES, within: Path | None = N
     return {str(name): value for name, value in expanded.items()}
 
 
-def expand_aliases(value: Any, *, max_nodes: int = MAX_NODES) -> Any:
+def expand_aliases(value: Any, *, max_values: int = MAX_VALUES) -> Any:
     """Copy nested lists and dicts so that no part is shared.
 
     Raises:
-        DamagedFileError: If the copy would have more than max_nodes values, as one of a few aliases of aliases may have.
-        RecursionError: If the value is nested too deeply or contains itself.
+        DamagedFileError: If the copy would have more than max_values values, as one of a few aliases of aliases may have, or the
+            value is nested too deeply or contains itself.
     """
-    if _count(value, {}) > max_nodes:
-        raise DamagedFileError(f"its aliases stand for more than {max_nodes:,} values")
+    check_values(value, max_values=max_values)
     return _copy(value)
 
 
-def _count(value: Any, sizes: dict[int, int]) -> int:
-    """Count the values in nested containers; each shared container is visited once."""
-    if not isinstance(value, dict | list | tuple | set):
-        return 1
-    if id(value) not in sizes:
-        parts = [*value, *value.values()] if isinstance(value, dict) else list(value)
-        sizes[id(value)] = 1 + sum(_count(part, sizes) for part in parts)
-    return sizes[id(value)]
+def check_values(value: Any, *, max_values: int) -> None:
+    """Check that nested containers are not too deep, and stand for at most max_values values if nothing in them is shared.
+
+    Raises:
+        DamagedFileError: If not.
+    """
+    if count_values(value) > max_values:
+        raise DamagedFileError(f"its aliases stand for more than {max_values:,} values")
+
+
+def count_values(value: Any) -> int:
+    """Count the values in nested containers, those of a shared container as often as it stands there, in time that does not.
+
+    Raises:
+        DamagedFileError: If containers are nested too deeply or contain themselves.
+    """
+    return _measure(value, {}, 1)[0]
+
+
+def short_repr(value: object) -> str:
+    """Return what `repr` does, but in a few hundred characters however large the value is, for a message."""
+    if value is None or isinstance(value, bool | int | float | str | bytes | list | tuple | dict | set | frozenset):
+        return _SHORT.repr(value)
+    return f"<a {type(value).__name__}>"
+
+
+class _ShortRepr(reprlib.Repr):
+    """Shows three levels of containers, six parts of each, and eighty characters of each text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 3, 80, 80
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if abs(x) < 10**40 else f"<a number of {x.bit_length():,} bits>"
+
+    def repr_instance(self, x: object, level: int) -> str:
+        if isinstance(x, bytes):
+            return repr(x[: self.maxother])
+        return repr(x) if x is None or isinstance(x, bool | float) else f"<a {type(x).__name__}>"
+
+
+_SHORT = _ShortRepr()
+
+
+def _measure(value: Any, measured: dict[int, tuple[int, int]], depth: int) -> tuple[int, int]:
+    """Return the number of values and of levels; each shared container is visited once."""
+    if not isinstance(value, CONTAINERS):
+        return 1, 0
+    if id(value) not in measured:
+        if depth > MAX_DEPTH:
+            raise DamagedFileError(f"it is nested more than {MAX_DEPTH} levels deep")
+        count, height = 1, 0
+        for parts in (value.keys(), value.values()) if isinstance(value, dict) else (value,):
+            for part in parts:
+                if not isinstance(part, CONTAINERS):
+                    count += 1
+                    continue
+                part_count, part_height = _measure(part, measured, depth + 1)
+                count, height = count + part_count, max(height, part_height)
+        measured[id(value)] = count, height + 1
+    count, height = measured[id(value)]
+    if depth + height - 1 > MAX_DEPTH:
+        raise DamagedFileError(f"it is nested more than {MAX_DEPTH} levels deep")
+    return count, height
+
+
+def _count_marks(data: bytes) -> int:
+    """Count the characters of which JSON needs one for each value, also where they stand in strings."""
+    return sum(map(data.count, (b"[", b"{", b",", b":")))
+
+
+def _parse_int(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits):,} digits")
+    return int(digits)
 
 
 def _copy(value: Any) -> Any:

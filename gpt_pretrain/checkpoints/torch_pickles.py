@@ -1,0 +1,177 @@
+"""Check what a file of `torch.save` would make `torch.load` do, before it is loaded.
+
+`torch.load(weights_only=True)` (PyTorch 2.13) runs no code of a file, but calls some functions with any arguments. A file of
+200 bytes makes it call `bytearray(3_000_000_000)`. And a few lists that share their parts can stand for 2**60 values, which is
+harmless only until something walks through them. Tensors that a state dict has no need of, such as sparse ones, are rejected.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from gpt_pretrain.system.pickles import Call, PickledName, PickledReference, PickleRules, check_key, read_pickle
+from gpt_pretrain.system.reading import DamagedFileError, open_regular, short_repr
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # Source: MAGIC_NUMBER in torch/serialization.py, of files before PyTorch 1.6
+ENCODINGS = ("latin1", "latin-1", "utf-8", "utf8", "ascii")  # Others take quadratic time, or expand their text.
+# Bytes of a storage's items; a storage of any other type counts its bytes. Source: torch/storage.py.
+ITEM_BYTES = {
+    **dict.fromkeys(("DoubleStorage", "LongStorage", "ComplexFloatStorage"), 8),
+    **dict.fromkeys(("FloatStorage", "IntStorage"), 4),
+    **dict.fromkeys(("HalfStorage", "ShortStorage", "BFloat16Storage"), 2),
+    "ComplexDoubleStorage": 16,
+}
+
+
+@dataclass(frozen=True)
+class _TensorStandIn:
+    """Stands for a tensor that the file would build."""
+
+
+class _StorageSizes:
+    """The sizes that the pickles of one file state for its storages, which may not exceed the file.
+
+    Args:
+        file_size: Bytes.
+    """
+
+    def __init__(self, file_size: int) -> None:
+        self._file_size = file_size
+        self._sizes: dict[str, int] = {}
+
+    def rebuild(self, reference: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> _TensorStandIn:
+        """Check that a tensor lies within its storage."""
+        count = self._count(reference)
+        numbers = [offset, *size, *stride]
+        if not all(isinstance(number, int) and 0 <= number < 1 << 62 for number in numbers) or len(size) != len(stride):
+            raise DamagedFileError("a tensor has an invalid shape")
+        end = offset + 1 + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+        if 0 not in size and end > count:
+            raise DamagedFileError(f"a tensor claims the shape {short_repr(tuple(size))}, more than its storage holds")
+        if any(isinstance(part, dict) and part for part in rest):
+            raise DamagedFileError("a tensor has hooks")
+        return _TensorStandIn()
+
+    def _count(self, reference: Any) -> int:
+        """Return the number of items in the storage of a tensor."""
+        if not isinstance(reference, PickledReference):
+            raise DamagedFileError("a tensor has no storage")
+        kind, storage, key, _, count, *_ = reference.key
+        if kind != "storage" or not isinstance(storage, PickledName) or not isinstance(key, str) or not isinstance(count, int):
+            raise DamagedFileError("a storage is not described as PyTorch does")
+        n_bytes = count * ITEM_BYTES.get(storage.name.rpartition(".")[2], 1)
+        self._sizes[key] = max(self._sizes.get(key, 0), n_bytes)
+        return count
+
+    def check_total(self) -> None:
+        """Check that all storages together fit into the file."""
+        if (total := sum(self._sizes.values())) > self._file_size:
+            raise DamagedFileError(f"its tensors claim {total:,} bytes in total, more than the file has")
+
+
+def check_torch_zip(path: Path) -> None:
+    """Check the archive that `torch.save` writes today.
+
+    Raises:
+        DamagedFileError: If it holds anything but plain data and dense tensors that fit into the file.
+    """
+    size = path.stat().st_size
+    # Another reader of archives than torch.load's could find other content in a file that was made for it.
+    reader = torch._C.PyTorchFileReader(str(path))
+    records = reader.get_all_records()
+    if sum(map(reader.get_record_size, records)) > size:
+        raise DamagedFileError("its parts are larger than the file")
+    content = reader.get_record("data.pkl")
+    sizes = _StorageSizes(size)
+    _read(io.BytesIO(content), sizes, size=len(content))
+    sizes.check_total()
+
+
+def check_legacy_file(path: Path) -> None:
+    """Check a file of PyTorch before 1.6: five pickles, and then the bytes of the storages.
+
+    Raises:
+        DamagedFileError: If it is no such file, or holds anything but plain data and dense tensors that fit into the file.
+    """
+    size = path.stat().st_size
+    with open_regular(path) as stream:
+        magic, *_ = parts = [_read(stream, sizes := _StorageSizes(size), size=size)]
+        if magic != LEGACY_MAGIC:
+            raise DamagedFileError("it does not begin as PyTorch's files do")
+        parts += [_read(stream, sizes, size=size) for _ in range(4)]
+        sizes.check_total()
+        if not isinstance(parts[4], list) or not all(isinstance(key, str) for key in parts[4]):
+            raise DamagedFileError("it does not list its storages")
+
+
+def _read(stream: IO[bytes], sizes: _StorageSizes, *, size: int) -> Any:
+    return read_pickle(stream, _rules(sizes), size=size)
+
+
+def _rules(sizes: _StorageSizes) -> PickleRules:
+    calls: dict[str, Call] = {
+        "collections.OrderedDict": _dict,
+        "collections.Counter": _dict,
+        "builtins.set": _set,
+        "builtins.complex": lambda *parts: _plain(parts, "complex"),
+        "_codecs.encode": _encode,
+        "torch.Size": lambda *parts: _plain(parts, "torch.Size"),
+        "torch.device": lambda *parts: _plain(parts, "torch.device"),
+        "torch._utils._rebuild_tensor": sizes.rebuild,
+        "torch._utils._rebuild_tensor_v2": sizes.rebuild,
+        "torch._utils._rebuild_tensor_v3": sizes.rebuild,
+        "torch._utils._rebuild_parameter": _parameter,
+    }
+    return PickleRules(calls, _NAMES, references=True, build=_check_state)
+
+
+def _dict(*arguments: Any) -> dict[Any, Any]:
+    """Return what OrderedDict() or Counter({...}) holds."""
+    for argument in arguments:
+        for key in argument if isinstance(argument, dict) else [pair[0] for pair in argument]:
+            check_key(key)
+    return dict(*arguments)
+
+
+def _set(items: Iterable[Any] = ()) -> set[Any]:
+    items = list(items)
+    for item in items:
+        check_key(item)
+    return set(items)
+
+
+def _encode(text: Any, encoding: Any) -> bytes:
+    """Return the bytes that Python 3 writes for Python 2 as a text and its encoding."""
+    if not isinstance(text, str) or encoding not in ENCODINGS:
+        raise DamagedFileError(f"it encodes a text as {short_repr(encoding)}")
+    return text.encode(encoding)
+
+
+def _plain(parts: Any, name: str) -> Any:
+    flat = [value for part in parts for value in (part if isinstance(part, list | tuple) else (part,))]
+    if not all(isinstance(value, int | float | str) for value in flat):
+        raise DamagedFileError(f"it calls {name} with {short_repr(parts)}")
+    return tuple(flat)
+
+
+def _parameter(data: Any, requires_grad: Any, hooks: Any) -> Any:
+    if not isinstance(data, _TensorStandIn) or not isinstance(requires_grad, bool) or hooks:
+        raise DamagedFileError("a parameter is not described as PyTorch does")
+    return data
+
+
+def _check_state(target: Any, state: Any) -> None:
+    """Check the only attributes that may be set: the `_metadata` of a state_dict()."""
+    if not isinstance(target, dict) or not isinstance(state, dict) or state.keys() - {"_metadata"}:
+        raise DamagedFileError(f"it sets attributes of a {type(target).__name__}")
+
+
+_STORAGES = {f"{storage.__module__}.{storage.__name__}" for storage in torch._storage_classes}
+_DTYPES = {str(value) for value in vars(torch).values() if isinstance(value, torch.dtype)}
+_NAMES = _STORAGES | _DTYPES

@@ -1,0 +1,308 @@
+"""Read pickles that anybody may have written: nothing is imported, called or built while a pickle is read.
+
+A pickle is a program for a small stack machine. The machine here knows plain values and containers. Whatever a pickle would
+import stays a `PickledName`, and whatever it would call is looked up in a table of harmless stand-ins.
+
+Source: the opcodes are described in Python's `pickletools`.
+"""
+
+from __future__ import annotations
+
+import io
+import pickletools
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import IO, Any
+
+from gpt_pretrain.system.reading import DamagedFileError, check_values
+
+# The checkpoint of a run has about 1,000 opcodes, and one more for each evaluation. A million take a second.
+MAX_OPCODES = 4_000_000
+MAX_CONTAINERS = 1_000_000  # An empty one takes up to 64 bytes of memory, and one byte in the file.
+MAX_CALLS = 200_000  # A tensor takes about 600 bytes, and three bytes in the file.
+MAX_TEXT_LINE = 1000  # Bytes of a name.
+# Python hashes integers without a secret. Larger ones could all be given the same hash, which makes a dict quadratic.
+MAX_KEY, MAX_TUPLE_KEYS = 1 << 60, 1000
+
+Call = Callable[..., Any]
+
+
+class RefusedNameError(DamagedFileError):
+    """A pickle needs something that is not plain data.
+
+    Attributes:
+        name: What it would import, such as "os.system".
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"it needs {name}")
+        self.name = name
+
+
+@dataclass(frozen=True)
+class PickledName:
+    """Something that a pickle would import."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class PickledReference:
+    """Something that a pickle expects outside of itself."""
+
+    key: Any
+
+
+@dataclass(frozen=True)
+class PickleRules:
+    """Everything that a pickle may hold besides plain values, lists, tuples and dicts.
+
+    Args:
+        calls: For each function that it may call, a stand-in that gets the same arguments.
+        names: Other names that it may mention, but not call.
+        references: It may refer to something outside of itself.
+        build: Gets an object and the state that the pickle would give it.
+    """
+
+    calls: Mapping[str, Call]
+    names: Collection[str] = ()
+    references: bool = False
+    build: Call | None = None
+
+
+PLAIN = PickleRules(calls={})
+
+
+def read_pickle(stream: IO[bytes], rules: PickleRules = PLAIN, *, size: int) -> Any:
+    """Read the pickle that begins at the position of a stream, up to its end.
+
+    Args:
+        size: Bytes of the stream. No length in the pickle may lead beyond it, and nothing that is shared in it may stand for
+            more values than this.
+
+    Raises:
+        RefusedNameError: If the pickle would import something that the rules do not allow.
+        DamagedFileError: If it is no pickle, or not of plain data, or too large for its size.
+    """
+    try:
+        found = _StackMachine(rules).run(_BoundedStream(stream, size))
+    except DamagedFileError:
+        raise
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise DamagedFileError(f"it cannot be read as a pickle ({str(error)[:100] or type(error).__name__})") from error
+    check_values(found, max_values=size + 1000)
+    return found
+
+
+def read_plain_pickle(content: bytes) -> Any:
+    """Read a pickle of plain values, lists, tuples and dicts.
+
+    Raises:
+        DamagedFileError: If it holds anything else, or is damaged.
+    """
+    return read_pickle(io.BytesIO(content), size=len(content))
+
+
+class _BoundedStream:
+    """A stream that never allocates more for a length in a file than the file has."""
+
+    def __init__(self, stream: IO[bytes], size: int) -> None:
+        self._stream, self._size = stream, size
+        self.tell = stream.tell
+
+    def read(self, count: int) -> bytes:
+        if count > 16 and count > self._size - self.tell():
+            raise ValueError("a length leads beyond the end of the file")
+        return self._stream.read(count)
+
+    def readline(self) -> bytes:
+        return self._stream.readline(MAX_TEXT_LINE)
+
+
+class _StackMachine:
+    def __init__(self, rules: PickleRules) -> None:
+        self._rules = rules
+        self._stack: list[Any] = []
+        self._marks: list[list[Any]] = []
+        self._memo: dict[int, Any] = {}
+        self._containers = self._calls = self._tuple_keys = 0
+
+    def run(self, stream: _BoundedStream) -> Any:
+        for number, (opcode, argument, _) in enumerate(pickletools.genops(stream)):  # type: ignore[arg-type]
+            if number >= MAX_OPCODES:
+                raise DamagedFileError(f"it has more than {MAX_OPCODES:,} opcodes")
+            name = opcode.name
+            if name == "STOP":
+                return self._stack.pop()
+            if name in VALUES:
+                self._stack.append(argument)
+            elif name in CONSTANTS:
+                self._stack.append(CONSTANTS[name])
+            elif name in IGNORED:
+                continue
+            elif (operation := OPERATIONS.get(name)) is not None:
+                operation(self, argument)
+            else:
+                raise ValueError(f"it has the opcode {name}")
+        raise ValueError("it has no end")
+
+    def mark(self, _: None) -> None:
+        self._marks.append(self._stack)
+        self._stack = []
+
+    def put(self, index: int) -> None:
+        self._memo[index] = self._stack[-1]
+
+    def memoize(self, _: None) -> None:
+        self._memo[len(self._memo)] = self._stack[-1]
+
+    def get(self, index: int) -> None:
+        self._stack.append(self._memo[index])
+
+    def empty_list(self, _: None) -> None:
+        self._add([])
+
+    def empty_dict(self, _: None) -> None:
+        self._add({})
+
+    def make_list(self, _: None) -> None:
+        self._add(self._pop_mark())
+
+    def make_tuple(self, _: None) -> None:
+        self._add(tuple(self._pop_mark()))
+
+    def make_dict(self, _: None) -> None:
+        items = self._pop_mark()
+        self._add({})
+        self._set(items)
+
+    def append(self, _: None) -> None:
+        value = self._stack.pop()
+        self._extend([value])
+
+    def appends(self, _: None) -> None:
+        self._extend(self._pop_mark())
+
+    def setitem(self, _: None) -> None:
+        value, key = self._stack.pop(), self._stack.pop()
+        self._set([key, value])
+
+    def setitems(self, _: None) -> None:
+        self._set(self._pop_mark())
+
+    def global_name(self, argument: str) -> None:
+        module, name = argument.split(" ", 1)
+        # Python 2 had other names for some modules.
+        module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+        self._push_name(f"{module}.{name}")
+
+    def stack_global(self, _: None) -> None:
+        name, module = self._stack.pop(), self._stack.pop()
+        if not isinstance(name, str) or not isinstance(module, str):
+            raise ValueError("a name is not a string")
+        self._push_name(f"{module[:MAX_TEXT_LINE]}.{name[:MAX_TEXT_LINE]}")
+
+    def call(self, _: None) -> None:
+        arguments, function = self._stack.pop(), self._stack.pop()
+        if not isinstance(function, PickledName) or function.name not in self._rules.calls or not isinstance(arguments, tuple):
+            raise RefusedNameError(function.name if isinstance(function, PickledName) else "a call of something else")
+        self._calls += 1
+        if self._calls > MAX_CALLS:
+            raise DamagedFileError(f"it makes more than {MAX_CALLS:,} calls")
+        self._add(self._rules.calls[function.name](*arguments))
+
+    def build(self, _: None) -> None:
+        state = self._stack.pop()
+        if self._rules.build is None:
+            raise ValueError("it would build an object")
+        self._rules.build(self._stack[-1], state)
+
+    def reference(self, _: None) -> None:
+        key = self._stack.pop()
+        if not self._rules.references:
+            raise ValueError("it refers to something outside of the file")
+        self._stack.append(PickledReference(key))
+
+    def take(self, count: int) -> None:
+        if len(self._stack) < count:
+            raise ValueError("its stack is too short")
+        self._stack[len(self._stack) - count :] = [tuple(self._stack[len(self._stack) - count :])]
+        self._count_container()
+
+    def _add(self, container: Any) -> None:
+        self._count_container()
+        self._stack.append(container)
+
+    def _count_container(self) -> None:
+        self._containers += 1
+        if self._containers > MAX_CONTAINERS:
+            raise DamagedFileError(f"it has more than {MAX_CONTAINERS:,} containers")
+
+    def _pop_mark(self) -> list[Any]:
+        items, self._stack = self._stack, self._marks.pop()
+        return items
+
+    def _extend(self, values: list[Any]) -> None:
+        target = self._stack[-1]
+        if not isinstance(target, list):
+            raise ValueError(f"it appends to a {type(target).__name__}")
+        target += values
+
+    def _set(self, items: list[Any]) -> None:
+        target = self._stack[-1]
+        if not isinstance(target, dict):
+            raise ValueError(f"it sets an item of a {type(target).__name__}")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            for part in key if isinstance(key, tuple) else (key,):
+                check_key(part)
+            self._tuple_keys += isinstance(key, tuple)
+            if self._tuple_keys > MAX_TUPLE_KEYS:
+                raise DamagedFileError(f"more than {MAX_TUPLE_KEYS:,} keys of its dicts are tuples")
+            target[key] = value
+
+    def _push_name(self, name: str) -> None:
+        if name not in self._rules.calls and name not in self._rules.names:
+            raise RefusedNameError(name)
+        self._stack.append(PickledName(name))
+
+
+def check_key(key: object) -> None:
+    """Check that a value can be a key of a dict or the part of a set, without many of them having the same hash.
+
+    Raises:
+        DamagedFileError: If not.
+    """
+    if (key is not None and not isinstance(key, str | int | float | bytes)) or (isinstance(key, int) and abs(key) > MAX_KEY):
+        raise DamagedFileError(f"a key of a dict is a {'large number' if isinstance(key, int) else type(key).__name__}")
+
+
+VALUES = {
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING"),
+    *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+}
+CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+IGNORED = {"PROTO", "FRAME"}
+OPERATIONS: dict[str, Callable[[_StackMachine, Any], None]] = {
+    **dict.fromkeys(("BINPUT", "LONG_BINPUT", "PUT"), _StackMachine.put),
+    **dict.fromkeys(("BINGET", "LONG_BINGET", "GET"), _StackMachine.get),
+    "MEMOIZE": _StackMachine.memoize,
+    "MARK": _StackMachine.mark,
+    "EMPTY_LIST": _StackMachine.empty_list,
+    "EMPTY_DICT": _StackMachine.empty_dict,
+    "LIST": _StackMachine.make_list,
+    "DICT": _StackMachine.make_dict,
+    "TUPLE": _StackMachine.make_tuple,
+    "TUPLE1": lambda machine, _: machine.take(1),
+    "TUPLE2": lambda machine, _: machine.take(2),
+    "TUPLE3": lambda machine, _: machine.take(3),
+    "APPEND": _StackMachine.append,
+    "APPENDS": _StackMachine.appends,
+    "SETITEM": _StackMachine.setitem,
+    "SETITEMS": _StackMachine.setitems,
+    "GLOBAL": _StackMachine.global_name,
+    "STACK_GLOBAL": _StackMachine.stack_global,
+    "REDUCE": _StackMachine.call,
+    "BUILD": _StackMachine.build,
+    "BINPERSID": _StackMachine.reference,
+}
