@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
@@ -10,9 +9,12 @@ from gpt_pretrain.data.corpus import CorpusPart, TokenCorpus
 from gpt_pretrain.data.files import FILE_NAME, Files
 from gpt_pretrain.data.token_stream import Shard
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.reading import DamagedFileError, parse_json, short_repr
 
 FORMAT, VERSION = "gpt-pretrain shards", 1
 MANIFEST = "manifest.json"
+MAX_MANIFEST = 100_000_000  # Bytes. A shard takes 400.
+MAX_COUNT = 1 << 62
 PLAN = ".work/plan.json"  # exists until the corpus is complete
 
 
@@ -31,17 +33,20 @@ def open_prepared(files: Files) -> TokenCorpus:
     if size is None:
         raise UserError(f"data.path={files.location}: {MANIFEST} is missing.{explain_missing_manifest(files)}")
     try:
-        content = json.loads(files.read(MANIFEST, 0, size))
+        if size > MAX_MANIFEST:
+            raise DamagedFileError(f"it has more than {MAX_MANIFEST:,} bytes")
+        content = parse_json(files.read(MANIFEST, 0, size))
         if (content["format"], content["version"]) != (FORMAT, VERSION):
             raise UserError(
-                f"data.path={files.location}: {MANIFEST} has format {content['format']!r}, version {content['version']!r}, "
-                f"but this program reads {FORMAT!r}, version {VERSION}. Prepare the corpus again with gpt-pretrain prepare."
+                f"data.path={files.location}: {MANIFEST} has format {short_repr(content['format'])}, version "
+                f"{short_repr(content['version'])}, but this program reads {FORMAT!r}, version {VERSION}. "
+                "Prepare the corpus again with gpt-pretrain prepare."
             )
         itemsize = {2: 2, 4: 4}[content["itemsize"]]
         parts = {name: _read_part(files, part, itemsize) for name, part in content["parts"].items()}
         train, tokenizer = parts["train"], content["tokenizer"]
         tokenizer_name, tokenizer_sha256 = str(tokenizer["name"]), str(tokenizer["sha256"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
@@ -66,6 +71,9 @@ def _read_part(files: Files, part: dict[str, Any], itemsize: int) -> CorpusPart:
     shards = [
         Shard(files, str(entry["file"]), int(entry["tokens"]), itemsize, sha256=str(entry["sha256"])) for entry in part["shards"]
     ]
-    if any(FILE_NAME.fullmatch(shard.name) is None or shard.count < 0 for shard in shards):
+    if any(FILE_NAME.fullmatch(shard.name) is None or not 0 <= shard.count < MAX_COUNT for shard in shards):
         raise ValueError("a shard has an invalid name or length")
-    return CorpusPart(tuple(shards), documents=int(part["documents"]), n_bytes=int(part["bytes"]))
+    documents, n_bytes = int(part["documents"]), int(part["bytes"])
+    if not 0 <= documents < MAX_COUNT or not 0 <= n_bytes < MAX_COUNT:
+        raise ValueError("an invalid number of documents or bytes")
+    return CorpusPart(tuple(shards), documents=documents, n_bytes=n_bytes)

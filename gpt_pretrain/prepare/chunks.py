@@ -89,7 +89,10 @@ class Chunk:
         """Approximate size of the text, in bytes."""
         if isinstance(self.content, list):
             return sum(len(value) if isinstance(value, str) else 0 for value in self.content) + 50 * len(self.content)
-        return 50 + (0 if isinstance(self.content, RejectedRecord) else len(self.content))
+        if isinstance(self.content, RejectedRecord):
+            return 50
+        lines = self.content.count(b"\n") if isinstance(self.content, bytes) else 0
+        return 50 + 50 * lines + len(self.content)
 
 
 @dataclass

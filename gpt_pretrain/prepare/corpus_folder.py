@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gpt_pretrain.data.manifest import FORMAT, MANIFEST, VERSION
+from gpt_pretrain.data.manifest import FORMAT, MANIFEST, MAX_MANIFEST, VERSION
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.files import remove_scratch_files
 from gpt_pretrain.system.locks import lock
+from gpt_pretrain.system.reading import DamagedFileError, read_json
 
 WORK = ".work"  # The folder of everything that is needed only until the corpus is complete.
 PLAN, LOCK = "plan.json", "lock"
@@ -30,23 +31,28 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         UserError: If the manifest is damaged or was written by another program.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(folder / MANIFEST, max_bytes=MAX_MANIFEST)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, DamagedFileError) as error:
         raise UserError(f"{folder / MANIFEST} cannot be read: {error}. {START_OVER}.") from error
-    if not isinstance(manifest, dict) or (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
+    if (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
         raise UserError(f"{folder / MANIFEST} is not a manifest of gpt-pretrain. Choose another folder with out=.")
     return manifest
 
 
 def read_plan(folder: Path) -> dict[str, Any] | None:
-    """Read the plan of an interrupted preparation; return None if there is none."""
+    """Read the plan of an interrupted preparation; return None if there is none.
+
+    Raises:
+        UserError: If the plan is damaged.
+    """
     try:
-        plan: dict[str, Any] = json.loads((folder / WORK / PLAN).read_text(encoding="utf-8"))
+        return read_json(folder / WORK / PLAN, max_bytes=MAX_MANIFEST)
     except FileNotFoundError:
         return None
-    return plan
+    except DamagedFileError as error:
+        raise UserError(f"{folder / WORK / PLAN} cannot be read: {error}. {START_OVER}.") from error
 
 
 def check_no_conflicts(folder: Path) -> None:
@@ -69,13 +75,12 @@ def check_complete(folder: Path, manifest: dict[str, Any]) -> None:
     Raises:
         UserError: If one does not.
     """
-    for part in manifest["parts"].values():
-        for shard in part["shards"]:
-            sizes = {shard["file"]: shard["tokens"] * manifest["itemsize"], shard["starts"]: shard["documents"] * 8}
-            for name, size in sizes.items():
-                path = folder / name
-                if not path.is_file() or path.stat().st_size != size:
-                    raise UserError(f"{path} is missing or its size differs from the manifest. {START_OVER}.")
+    for shard in _shards(manifest, folder):
+        sizes = {shard["file"]: shard["tokens"] * manifest["itemsize"], shard["starts"]: shard["documents"] * 8}
+        for name, size in sizes.items():
+            path = folder / name
+            if not path.is_file() or path.stat().st_size != size:
+                raise UserError(f"{path} is missing or its size differs from the manifest. {START_OVER}.")
 
 
 def check_same(before: dict[str, Any], now: dict[str, Any], *, folder: Path, state: str) -> None:
@@ -126,6 +131,24 @@ def remove_other_shards(folder: Path, names: set[str]) -> None:
     for path in folder.iterdir():
         if SHARD_NAME.fullmatch(path.name) and path.stem not in names:
             path.unlink()
+
+
+def _shards(manifest: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """Return the entries of all shards.
+
+    Raises:
+        UserError: If the manifest does not list them as this program does.
+    """
+    try:
+        shards: list[dict[str, Any]] = [shard for part in manifest["parts"].values() for shard in part["shards"]]
+        for shard in shards:
+            if not all(SHARD_NAME.fullmatch(shard[name]) for name in ("file", "starts")):
+                raise ValueError("a shard has an invalid name")
+            if not all(isinstance(number, int) for number in (shard["tokens"], shard["documents"], manifest["itemsize"])):
+                raise ValueError("a count is not a whole number")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder / MANIFEST} is damaged ({type(error).__name__}: {error}). {START_OVER}.") from error
+    return shards
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from typing import Any, BinaryIO, Protocol
 from gpt_pretrain.prepare.inputs import InputFile, missing_extra
 
 BLOCK = 1 << 20  # Bytes read at a time from a plain file, and yielded at a time from any file.
+# The content of an archive may be this many bytes, or this many times as large as the archive; text is at most a hundred times.
+ALWAYS_READ, MAX_EXPANSION = 1 << 28, 250
 # Bytes read at a time from an archive. Four bytes may expand to 128 KiB, the largest block of the zstandard format.
 COMPRESSED_BLOCK = 1 << 12
 
@@ -45,7 +47,28 @@ def read_blocks(file: InputFile, stream: BinaryIO, *, start: int = 0) -> Iterato
         while block := stream.read(BLOCK):
             yield block
         return
-    yield from _join_blocks(_drop(_decompress(stream, file.archive), start))
+    yield from _join_blocks(_drop(_limit(_decompress(stream, file.archive), file.size), start))
+
+
+def max_content(size: int) -> int:
+    """Return the largest believable content of a compressed file of this size, both in bytes."""
+    return max(ALWAYS_READ, MAX_EXPANSION * size)
+
+
+def _limit(blocks: Iterable[bytes], size: int) -> Iterator[bytes]:
+    """Yield blocks up to the largest believable content, so that a small archive does not fill the disk.
+
+    Raises:
+        DamagedArchiveError: If there is more.
+    """
+    left = max_content(size)
+    for block in blocks:
+        left -= len(block)
+        if left < 0:
+            raise DamagedArchiveError(
+                f"its content is more than {MAX_EXPANSION} times as large as the archive; decompress it first if that is right"
+            )
+        yield block
 
 
 def _drop(blocks: Iterable[bytes], count: int) -> Iterator[bytes]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import codecs
+import io
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 from gpt_pretrain.prepare.chunks import BATCH, DAMAGED_ARCHIVE, LONGEST_RECORD, PART, Chunk, Cursor, ReadPosition, split_point
 from gpt_pretrain.prepare.decompression import DamagedArchiveError, read_blocks
 from gpt_pretrain.prepare.inputs import CorpusInputs, InputFile, check_unchanged
 from gpt_pretrain.prepare.tables import read_dataset, read_parquet
+
+MAX_LINES = 8192  # Of a chunk. A rejected line takes 500 bytes of memory, and as little as two in its file.
 
 
 def read_inputs(inputs: CorpusInputs, *, start: ReadPosition) -> Iterator[Chunk]:
@@ -52,7 +56,7 @@ def split_lines(blocks: Iterable[bytes], cursor: Cursor) -> Iterator[Chunk]:
             overlong, block = 0, block[end:]
         if end := block.rfind(b"\n") + 1:
             rest += block[:end]
-            yield _take_lines(cursor, bytes(rest))
+            yield from _take_lines(cursor, bytes(rest))
             rest = bytearray(block[end:])
         else:
             rest += block
@@ -61,7 +65,7 @@ def split_lines(blocks: Iterable[bytes], cursor: Cursor) -> Iterator[Chunk]:
     if overlong:
         yield _reject_line(cursor, overlong)
     elif rest:
-        yield _take_lines(cursor, bytes(rest))
+        yield from _take_lines(cursor, bytes(rest))
 
 
 def split_documents(blocks: Iterable[bytes], cursor: Cursor, separator: str | None) -> Iterator[Chunk]:
@@ -142,8 +146,11 @@ def _split_at_separators(
         yield rest, 0, True
 
 
-def _take_lines(cursor: Cursor, data: bytes) -> Chunk:
-    return cursor.records(data, size=len(data), count=data.count(b"\n") + (not data.endswith(b"\n")))
+def _take_lines(cursor: Cursor, data: bytes) -> Iterator[Chunk]:
+    """Yield whole lines as one chunk, or as several if they are very short, since each line takes memory of its own."""
+    lines = io.BytesIO(data)
+    while chunk := b"".join(itertools.islice(lines, MAX_LINES)):
+        yield cursor.records(chunk, size=len(chunk), count=chunk.count(b"\n") + (not chunk.endswith(b"\n")))
 
 
 def _reject_line(cursor: Cursor, size: int) -> Chunk:

@@ -24,11 +24,13 @@ import numpy as np
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare.chunks import CONTINUES, ROW, EncodedBatch, ReadPosition
 from gpt_pretrain.system.files import sync_file
+from gpt_pretrain.system.reading import DamagedFileError, parse_json, read_bytes
 
 JOURNAL, REJECTED_FILE = "journal.jsonl", "rejected.jsonl"
 # A segment ends after this many bytes of tokens or seconds, which is the most that a killed process loses.
 SEGMENT_BYTES = 1 << 26
 SEGMENT_SECONDS = 10.0
+MAX_JOURNAL = 1 << 28  # Bytes. A segment takes 500, for at least ten seconds of work.
 ROWS_AT_A_TIME = 1 << 17  # 4 MB.
 
 
@@ -248,7 +250,10 @@ class EncodedCorpus:
         path: Path = self._segments[number].rows_path if rows else self._segments[number].path
         with open(path, "rb") as stream:
             stream.seek((start - starts[number]) * itemsize)
-            return stream.read(min(count, starts[number + 1] - start) * itemsize)
+            data = stream.read(min(count, starts[number + 1] - start) * itemsize)
+        if not data or len(data) % itemsize:
+            raise UserError(f"{path} is damaged: it is shorter than the journal says. Start over with overwrite=true.")
+        return data
 
 
 def read_journal(folder: Path) -> tuple[list[Segment], EncodingState, int | None]:
@@ -256,18 +261,22 @@ def read_journal(folder: Path) -> tuple[list[Segment], EncodingState, int | None
 
     Returns:
         The segments, the state after the last one, and the size of the complete lines in bytes; None if there is no journal.
+
+    Raises:
+        UserError: If the journal is damaged.
     """
     segments, state, size = list[Segment](), EncodingState(), 0
     try:
-        lines = (folder / JOURNAL).read_bytes().splitlines(keepends=True)
+        lines = read_bytes(folder / JOURNAL, max_bytes=MAX_JOURNAL).splitlines(keepends=True)
     except FileNotFoundError:
         return segments, state, None
+    except DamagedFileError as error:
+        raise _damaged(folder, error) from error
     for line in lines:
         if not line.endswith(b"\n"):
             break
-        entry = json.loads(line)
-        segments.append(Segment(**entry["piece"] | {"path": folder / entry["piece"]["path"]}))
-        state = _parse_state(entry["state"])
+        segment, state = _parse_entry(line, folder)
+        segments.append(segment)
         size += len(line)
     return segments, state, size
 
@@ -287,6 +296,31 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _damaged(folder: Path, error: Exception) -> UserError:
+    return UserError(f"{folder / JOURNAL} is damaged: {error}. Delete {folder.parent} to start over.")
+
+
+def _parse_entry(line: bytes, folder: Path) -> tuple[Segment, EncodingState]:
+    """Return the segment in a line of the journal, and the state after it.
+
+    Raises:
+        UserError: If the line is damaged.
+    """
+    try:
+        entry = parse_json(line)
+        # Only the last part of the name counts, so that a journal cannot point outside its own folder.
+        segment = Segment(**entry["piece"] | {"path": folder / Path(entry["piece"]["path"]).name})
+        state = _parse_state(entry["state"])
+        counts = [segment.tokens, segment.rows, state.open_tokens, state.open_bytes, state.rejects_size]
+        counts += [*vars(state.after).values(), *state.counts.by_reason.values()]
+        counts += [value for name, value in vars(state.counts).items() if name != "by_reason"]
+        if not all(isinstance(count, int) and 0 <= count < 1 << 62 for count in counts):
+            raise ValueError("a count is not a whole number")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(folder, error) from error
+    return segment, state
 
 
 def _parse_state(fields: dict[str, Any]) -> EncodingState:

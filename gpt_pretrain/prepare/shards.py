@@ -16,9 +16,10 @@ from gpt_pretrain.prepare.assigning import TRAIN, VAL, DocumentSplit, choose_spl
 from gpt_pretrain.prepare.corpus_folder import WORK, remove_other_shards
 from gpt_pretrain.prepare.processes import Interrupt, WorkerPool
 from gpt_pretrain.prepare.progress import PreparationProgress
-from gpt_pretrain.prepare.segments import EncodedCorpus, sha256
+from gpt_pretrain.prepare.segments import MAX_JOURNAL, EncodedCorpus, sha256
 from gpt_pretrain.prepare.tokenizing import cached_byte_lengths
 from gpt_pretrain.system.files import replacing, sync_file
+from gpt_pretrain.system.reading import parse_json, read_bytes
 
 NAMES = {TRAIN: "train", VAL: "val"}
 COPIED_TOKENS = 1 << 22  # Tokens copied at a time.
@@ -214,15 +215,20 @@ def _finished_shards(folder: Path, jobs: dict[str, ShardJob]) -> dict[str, dict[
     """Return the manifest entries of the shards that an interrupted preparation has written and that are still intact."""
     finished: dict[str, dict[str, Any]] = {}
     try:
-        lines = (folder / WORK / FINISHED).read_bytes().splitlines(keepends=True)
+        lines = read_bytes(folder / WORK / FINISHED, max_bytes=MAX_JOURNAL).splitlines(keepends=True)
     except FileNotFoundError:
         return finished
     for line in lines:
         if not line.endswith(b"\n"):  # The process was killed while it wrote this line.
             continue
-        entry = json.loads(line)
-        name = Path(entry["file"]).stem
-        hashes = {entry["file"]: entry["sha256"], entry["starts"]: entry["starts_sha256"]}
+        try:
+            entry = parse_json(line)
+            name = Path(entry["file"]).stem
+            hashes = {entry["file"]: entry["sha256"], entry["starts"]: entry["starts_sha256"]}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue  # The shard is written again.
+        if entry["file"] != f"{name}.bin" or entry["starts"] != f"{name}.idx":
+            continue
         if name in jobs and all((folder / file).is_file() and sha256(folder / file) == value for file, value in hashes.items()):
             finished[name] = entry
     return finished

@@ -22,10 +22,13 @@ from gpt_pretrain.prepare.chunks import (
     RejectedRecord,
     split_text,
 )
+from gpt_pretrain.system.reading import DamagedFileError, check_json_values
 from gpt_pretrain.tokenizers.base import Tokenizer, token_byte_lengths, token_itemsize
 from gpt_pretrain.tokenizers.build import build_tokenizer
 
 EXCERPT = 100  # Characters of a rejected record that are kept.
+# Of a JSON line. Each may take 80 bytes of memory and two in the file, of which an archive needs a hundredth.
+MAX_VALUES = 1_000_000
 
 cached_tokenizer = functools.cache(build_tokenizer)
 
@@ -147,7 +150,10 @@ def _json_value(line: bytes, text_field: str) -> Any:
         raise InvalidRecordError("too long", f"more than {LONGEST_RECORD:,} bytes")
     text = _decode(line)
     try:
+        check_json_values(line, max_values=MAX_VALUES)
         fields = json.loads(text)
+    except DamagedFileError as error:
+        raise InvalidRecordError("too many values", str(error)) from error
     except (ValueError, RecursionError) as error:
         raise InvalidRecordError("broken JSON", str(error)) from error
     if isinstance(fields, list):
@@ -155,7 +161,7 @@ def _json_value(line: bytes, text_field: str) -> Any:
     if not isinstance(fields, dict):
         raise InvalidRecordError("no object", f"a JSON {type(fields).__name__} instead of an object with the field {text_field}")
     if text_field not in fields:
-        present = ", ".join(list(fields)[:10])
+        present = ", ".join(name[:EXCERPT] for name in list(fields)[:10])
         raise InvalidRecordError(FIELD_MISSING, f"no field {text_field} in an object with {present or 'no fields'}")
     return fields[text_field]
 

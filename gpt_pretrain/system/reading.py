@@ -91,8 +91,7 @@ def parse_json_value(content: bytes | str, *, max_values: int = MAX_VALUES) -> A
         DamagedFileError: As `parse_json` does.
     """
     data = content.encode(errors="replace") if isinstance(content, str) else content
-    if _count_marks(data) > max_values and _count_marks(JSON_STRING.sub(b"", data)) > max_values:
-        raise DamagedFileError(f"it holds more than {max_values:,} values")
+    check_json_values(data, max_values=max_values)
     try:
         # Given bytes, json.loads also takes lone surrogates, which no UTF-8 file may hold.
         text = content if isinstance(content, str) else content.decode("utf-8-sig")
@@ -103,6 +102,16 @@ def parse_json_value(content: bytes | str, *, max_values: int = MAX_VALUES) -> A
     if data.count(b"[") + data.count(b"{") > MAX_DEPTH:
         count_values(parsed)
     return parsed
+
+
+def check_json_values(data: bytes, *, max_values: int) -> None:
+    """Check that JSON holds at most about max_values values, before it is parsed.
+
+    Raises:
+        DamagedFileError: If it holds more.
+    """
+    if _count_marks(data) > max_values and _count_marks(JSON_STRING.sub(b"", data)) > max_values:
+        raise DamagedFileError(f"it holds more than {max_values:,} values")
 
 
 def read_yaml(path: Path, *, max_bytes: int = MAX_YAML_BYTES, within: Path | None = None) -> dict[str, Any]:
