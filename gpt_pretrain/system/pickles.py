@@ -18,8 +18,8 @@ from typing import IO, Any
 from gpt_pretrain.system.reading import DamagedFileError, check_values
 
 # The checkpoint of a run has about 1,000 opcodes, and one more for each evaluation. A million take a second.
-MAX_OPCODES = 4_000_000
-MAX_CONTAINERS = 1_000_000  # An empty one takes up to 64 bytes of memory, and one byte in the file.
+MAX_OPCODES = 3_000_000
+MAX_CONTAINERS = 500_000  # An empty one takes up to 64 bytes of memory, and one byte in the file.
 MAX_CALLS = 200_000  # A tensor takes about 600 bytes, and three bytes in the file.
 MAX_TEXT_LINE = 1000  # Bytes of a name.
 # Python hashes integers without a secret. Larger ones could all be given the same hash, which makes a dict quadratic.
@@ -148,6 +148,7 @@ class _StackMachine:
         raise ValueError("it has no end")
 
     def mark(self, _: None) -> None:
+        self._count_container()
         self._marks.append(self._stack)
         self._stack = []
 

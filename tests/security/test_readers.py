@@ -1,0 +1,269 @@
+"""Small files from strangers neither fill the memory nor keep a reader busy; each ends in one clear message."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import pickle
+import resource
+import struct
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gpt_pretrain.checkpoints.checkpoint_file import read_checkpoint
+from gpt_pretrain.checkpoints.checksum import add_checksum
+from gpt_pretrain.checkpoints.pretrained import load_pretrained, open_weights
+from gpt_pretrain.checkpoints.tensor_files import read_torch_file
+from gpt_pretrain.data.files import LocalFiles
+from gpt_pretrain.data.formats import open_corpus
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.prepare import reading
+from gpt_pretrain.prepare.chunks import ReadPosition, RejectedRecord
+from gpt_pretrain.prepare.inputs import CorpusInputs, stat_input_file
+from gpt_pretrain.prepare.segments import JOURNAL, read_journal
+from gpt_pretrain.prepare.tokenizing import encode_batch
+from gpt_pretrain.system.pickles import read_plain_pickle
+from gpt_pretrain.system.reading import MAX_VALUES, DamagedFileError, parse_json, short_repr
+from tests.conftest import tiny_model
+from tests.helpers.made_shards import write_nanogpt
+
+
+@contextmanager
+def within(seconds: float, megabytes: float) -> Iterator[None]:
+    """Check that a block needs no more time and no more memory than this; the peak of the process counts."""
+    start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    assert time.process_time() - start < seconds
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1000 * megabytes
+
+
+def shared_list(depth: int = 60) -> list[Any]:
+    """Return lists that stand for 2**depth values."""
+    value: list[Any] = [0]
+    for _ in range(depth):
+        value = [value, value]
+    return value
+
+
+def save_with_checksum(content: Any, path: Path) -> Path:
+    """Write a checkpoint as this program does, without its own checks of the content."""
+    torch.save(content, path)
+    add_checksum(path)
+    return path
+
+
+def with_pickle(path: Path, data: bytes) -> Path:
+    """Write an archive of torch.save that has this pickle."""
+    torch.save({}, path)
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, data if name.endswith("data.pkl") else content)
+    return path
+
+
+def legacy_with_pickle(path: Path, data: bytes) -> Path:
+    """Write a file as PyTorch did before 1.6, that has this pickle."""
+    before = [0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}]
+    path.write_bytes(b"".join(pickle.dumps(part, 2) for part in before) + data + pickle.dumps([], 2))
+    return path
+
+
+def call(name: str, arguments: bytes) -> bytes:
+    """Return a pickle that calls a function."""
+    return b"\x80\x02c" + name.replace(".", "\n", 1).encode() + b"\n" + arguments + b"R."
+
+
+NUMBER = b"J" + struct.pack("<i", 2_000_000_000) + b"\x85"
+
+
+@pytest.mark.parametrize("write", [with_pickle, legacy_with_pickle])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (call("builtins.bytearray", NUMBER), r"it needs builtins\.bytearray"),
+        (call("__builtin__.bytearray", NUMBER), r"it needs builtins\.bytearray"),
+        (call("builtins.bytes", NUMBER), r"it needs builtins\.bytes"),
+        (call("torch.FloatStorage", NUMBER), r"it needs torch\.FloatStorage"),
+        (call("torch.Tensor", NUMBER), r"it needs torch\.Tensor"),
+        (call("_codecs.encode", b"X\x01\0\0\0aX\x04\0\0\0idna\x86"), "encodes a text as 'idna'"),
+        (b"\x80\x02" + b"(" * 5_000_000 + b".", "more than 500,000 containers"),
+        (b"\x80\x02" + b"]" * 5_000_000 + b".", "more than 500,000 containers"),
+        (b"\x80\x02X\xff\xff\xff\x7fabc.", "beyond the end of the file"),
+        (
+            b"\x80\x02}(" + b"".join(b"\x8a\x0a" + (n * ((1 << 61) - 1)).to_bytes(10, "little") + b"N" for n in range(9)) + b"u.",
+            "large number",
+        ),
+    ],
+    ids=["bytearray", "python 2", "bytes", "storage", "tensor", "codec", "marks", "lists", "length", "equal hashes"],
+)
+def test_a_pickle_that_would_fill_the_memory_is_refused(
+    tmp_path: Path, write: Callable[[Path, bytes], Path], data: bytes, message: str
+) -> None:
+    path = write(tmp_path / "x.pth", data)
+    with within(seconds=5, megabytes=200), pytest.raises(UserError, match=message):
+        load_pretrained(path, n_heads=4)
+
+
+def test_parts_that_stand_for_countless_values_are_refused(tmp_path: Path) -> None:
+    state = tiny_model().state_dict()
+    fields = tiny_model().config.to_dict()
+    model = {"state_dict": state, "architecture": fields, "tokenizer": "byte"}
+    files = {
+        "nanogpt": {"model": state, "model_args": {"n_head": shared_list(), "block_size": shared_list()}},
+        "architecture": model | {"architecture": fields | {"n_heads": shared_list()}},
+        "settings": model | {"config": {"data": {"remote": {"options": {"a": shared_list()}}}}},
+        "pieces": model | {"shards": {"folder": "x", "files": []}, "callbacks": shared_list()},
+        "itself": model | {"config": (itself := [])},
+    }
+    itself.append(itself)
+    for name, content in files.items():
+        path = save_with_checksum(content, tmp_path / f"{name}.ckpt")
+        with within(seconds=2, megabytes=200), pytest.raises(UserError, match=r"stand for more than|nested more than"):
+            open_weights(path, n_heads=4)
+        with within(seconds=2, megabytes=200), pytest.raises(UserError):
+            read_checkpoint(path)
+
+
+def test_everything_that_torch_saves_of_plain_data_is_read(tmp_path: Path) -> None:
+    content = {
+        "tensors": [torch.arange(6.0).view(2, 3), torch.zeros(0, 3), torch.zeros(2, dtype=torch.bfloat16), torch.tensor(1)],
+        "types": [
+            torch.zeros(2, dtype=torch.complex64),
+            torch.ones(2).to(torch.float8_e4m3fn),
+        ],
+        "module": torch.nn.Linear(2, 2).state_dict(),
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+        "plain": [
+            None,
+            True,
+            1.5,
+            2**62,
+            b"\xff",
+            "text",
+            {1, 2},
+            3j,
+            (1, (2,)),
+            {(1, 2): 3, 4: 5},
+            torch.Size([2]),
+            torch.float32,
+        ],
+        "optimizer": torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))]).state_dict(),
+    }
+    for zipped in (True, False):
+        if not zipped:
+            del content["types"]  # PyTorch itself cannot read these types in its old format.
+        torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
+        found = read_torch_file(tmp_path / "x.pth")
+        assert found["plain"] == content["plain"] and found["optimizer"] == content["optimizer"]
+        assert all(torch.equal(a, b) for a, b in zip(found["tensors"], content["tensors"], strict=True))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"Nr\0\0\0\x30.",
+        b"\x80\x04" + b"]" * 2_000_000 + b".",
+        call("os.system", b"X\x04\0\0\0true\x85"),
+        pickle.dumps({"itos": {0: "a", 2: "b"}}),
+        pickle.dumps({"itos": {0: "ab"}}),
+        pickle.dumps({"itos": {0: "\ud800"}}),
+        pickle.dumps({"itos": shared_list()}),
+        pickle.dumps([]),
+        b"",
+    ],
+    ids=["memo", "lists", "call", "gap", "long", "surrogate", "shared", "list", "empty"],
+)
+def test_a_damaged_meta_pkl_is_refused_at_once(tmp_path: Path, content: bytes) -> None:
+    write_nanogpt(tmp_path, train=[1, 2, 3])
+    (tmp_path / "meta.pkl").write_bytes(content)
+    with within(seconds=3, megabytes=200), pytest.raises(UserError, match=r"meta\.pkl.* cannot be read as plain data"):
+        open_corpus(LocalFiles(tmp_path))
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_plain_pickle_is_read_in_every_protocol(protocol: int) -> None:
+    content = {"vocab_size": 3, "itos": {0: "\n", 1: "é", 2: "你"}, "more": [1.5, None, True, (), (1, 2, 3, 4), -7, 10**20, {}]}
+    assert read_plain_pickle(pickle.dumps(content, protocol)) == content
+
+
+def lines_of(path: Path) -> Iterator[Any]:
+    """Read and encode a file as `gpt-pretrain prepare` does, in this process."""
+    inputs = CorpusInputs([stat_input_file(str(path))], None, "text", None, [], [])
+    for chunks in reading.batch_chunks(reading.read_inputs(inputs, start=ReadPosition())):
+        yield encode_batch(chunks, "byte", "text")
+
+
+def test_a_line_of_countless_values_is_left_out(tmp_path: Path) -> None:
+    line = b'{"text":"hello","x":[' + b"[]," * 20_000_000 + b"0]}\n"
+    with gzip.open(tmp_path / "bomb.jsonl.gz", "wb") as stream:
+        stream.write(line + b'{"text":"a second one"}\n')
+    with within(seconds=10, megabytes=400):
+        found = list(lines_of(tmp_path / "bomb.jsonl.gz"))
+    assert [record.reason for batch in found for record in batch.rejected] == ["too many values"]
+    assert sum(len(batch.rows) for batch in found) == 1
+
+
+def test_a_book_as_one_json_string_is_read(tmp_path: Path) -> None:
+    text = 'He said: "no, [never], {never}", and left; ' * 250_000
+    (tmp_path / "book.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    batches = list(lines_of(tmp_path / "book.jsonl"))
+    assert sum(int(batch.rows["bytes"].sum()) for batch in batches) == len(text)
+
+
+def test_short_lines_are_read_a_few_at_a_time(tmp_path: Path) -> None:
+    (tmp_path / "short.jsonl").write_bytes(b"x\n" * 100_000)
+    batches = lines_of(tmp_path / "short.jsonl")
+    with within(seconds=20, megabytes=100):
+        rejected = [len(batch.rejected) for batch in batches]
+    assert sum(rejected) == 100_000 and max(rejected) < 50_000
+
+
+def test_an_archive_that_would_fill_the_disk_is_left_at_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpt_pretrain.prepare.decompression.ALWAYS_READ", 1_000_000)
+    (tmp_path / "bomb.txt.gz").write_bytes(gzip.compress(b"a " * 10_000_000))
+    (tmp_path / "fine.txt.gz").write_bytes(gzip.compress(b"a " * 400_000))
+    chunks = list(
+        reading.read_inputs(
+            CorpusInputs([stat_input_file(str(tmp_path / "bomb.txt.gz"))], None, "text", None, [], []), start=ReadPosition()
+        )
+    )
+    assert isinstance(chunks[-1].content, RejectedRecord) and "250 times as large" in chunks[-1].content.detail
+    assert sum(int(batch.rows["bytes"].sum()) for batch in lines_of(tmp_path / "fine.txt.gz")) == 800_000
+
+
+def test_a_hostile_journal_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / JOURNAL).write_bytes(b'{"piece": {"path": "/etc/passwd"}, "state": {}}\n')
+    with pytest.raises(UserError, match=r"journal\.jsonl is damaged"):
+        read_journal(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[],", '{"":0},', "{},", '{"a":[1]},'])
+def test_the_memory_of_json_is_bounded_before_it_is_parsed(content: str) -> None:
+    data = '{"a": [' + content * (20_000_000 // len(content)) + "0]}"
+    with within(seconds=5, megabytes=250), pytest.raises(DamagedFileError, match=f"more than {MAX_VALUES:,} values"):
+        parse_json(data)
+
+
+def test_json_has_no_deep_parts_and_no_endless_numbers() -> None:
+    for content in ('{"a": ' * 101 + "1" + "}" * 101, '{"a": ' + "[" * 200 + "]" * 200 + "}", '{"a": ' + "9" * 101 + "}"):
+        with pytest.raises(DamagedFileError, match=r"levels deep|digits"):
+            parse_json(content)
+    assert parse_json('{"a": 1000000000000000019884624838656}') == {"a": 1000000000000000019884624838656}
+
+
+def test_a_value_in_a_message_is_short() -> None:
+    for value in (shared_list(20), {"a": "x" * 10**7}, "x" * 10**7, b"x" * 10**7, 10**4000, [[[[[[1]]]]]], torch.zeros(9)):
+        assert len(short_repr(value)) < 500
+    assert short_repr([1, "a", None, 1.5, {"b": (2,)}]) == "[1, 'a', None, 1.5, {'b': (2,)}]"
+    with within(seconds=1, megabytes=50), pytest.raises(UserError):
+        GPTConfig(shared_list(), 1, 1, "x" * 10**6, 1)  # type: ignore[arg-type]
