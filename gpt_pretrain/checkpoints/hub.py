@@ -1,8 +1,9 @@
 """Download a model's files from the Hugging Face hub, with resumption and a checksum.
 
-huggingface_hub keeps the files in its cache and honors HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE. This module adds two
-things: an interrupted download of a large file resumes, also in a later process, and a file enters the cache only if it has the
-SHA-256 that the hub states.
+The files are kept in the cache of huggingface_hub, which honors HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE. The download
+itself is this module's own: it resumes after an interruption, also in a later process; it ends at the size that the hub states;
+and a large file enters the cache only with the SHA-256 that the hub states. What the hub says becomes part of a path only if it
+is a number in hexadecimal, which huggingface_hub 2.4 does not check.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,11 +31,13 @@ from huggingface_hub.utils import WeakFileLock, build_hf_headers, hf_raise_for_s
 from tqdm import tqdm
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.files import write_text
 
 PARTIAL_CONTENT = 206
 MAX_TRIES = 5  # in a row without any new bytes
 PAUSE_SECONDS = 1.0
-SHA256 = re.compile(r"[0-9a-f]{64}")
+MAX_SMALL_BYTES = 20_000_000  # of a file for which the hub states no SHA-256; it keeps larger ones apart from the small ones
+GIT_SHA1, SHA256 = re.compile("[0-9a-f]{40}"), re.compile("[0-9a-f]{64}")
 
 
 def fetch(repo_id: str, file: str) -> Path:
@@ -42,8 +47,11 @@ def fetch(repo_id: str, file: str) -> Path:
         UserError: If there is no such model or file, the hub cannot be reached, or the checksum does not match.
     """
     try:
-        reached = _fill_cache(repo_id, file)
-        return Path(hf_hub_download(repo_id, file, local_files_only=not reached))
+        refusal = _fill_cache(repo_id, file)
+        try:
+            return Path(hf_hub_download(repo_id, file, local_files_only=True))
+        except LocalEntryNotFoundError:
+            raise refusal or LocalEntryNotFoundError(file) from None
     except GatedRepoError as error:
         raise UserError(
             f"{repo_id}: access to this model requires agreement to its terms on the hub. Agree to them there and set HF_TOKEN."
@@ -73,77 +81,165 @@ def fetch(repo_id: str, file: str) -> Path:
         ) from error
 
 
-def _fill_cache(repo_id: str, file: str) -> bool:
-    """Download a large file to the library's cache, where the library finds it by its checksum.
+def _fill_cache(repo_id: str, file: str) -> HfHubHTTPError | None:
+    """Download the newest version of a file to the library's cache, unless it is there.
 
     Returns:
-        True if the hub answers.
+        The error with which the hub refuses, if it does: the cache may hold an earlier version.
+
+    Raises:
+        EntryNotFoundError: If the model has no such file.
+        UserError: If the hub's answer cannot be right.
     """
     url = hf_hub_url(repo_id, file)
     try:
         headers = build_hf_headers(headers={"Accept-Encoding": "identity"})
         stated = get_hf_file_metadata(url, headers=headers)
-    # The library's own download raises the specific error, such as a missing model.
-    except HfHubHTTPError:
-        return True
+    except EntryNotFoundError:
+        raise
+    except (RepositoryNotFoundError, GatedRepoError) as error:
+        return error
     # Without a network, the HTTP library raises errors of its own.
     except Exception:
-        return False
-    # The hub states no SHA-256 for small files.
-    if stated.etag is None or not SHA256.fullmatch(stated.etag):
-        return True
-    blob = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo_id, repo_type="model"), "blobs", stated.etag)
-    part = blob.with_name(f"{blob.name}.part")
+        return None
+    name = f"{repo_id}: {file}"
+    etag, commit, size = _check_answer(name, stated.etag, stated.commit_hash, stated.size)
+    folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo_id, repo_type="model"))
+    if (folder / "snapshots" / commit / file).exists():
+        with suppress(OSError):  # a cache may be read-only
+            _set_newest(folder, commit)
+        return None
+    blob = folder / "blobs" / etag
     blob.parent.mkdir(parents=True, exist_ok=True)
+    part = blob.with_name(f"{blob.name}.part")
     with WeakFileLock(part.with_suffix(".lock")):
-        if blob.exists():
-            return True
-        _download(url, part, size=stated.size, headers=headers, label=f"{repo_id}/{file}")
-        with open(part, "rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        if found != stated.etag:
-            part.unlink()
-            raise UserError(
-                f"{repo_id}: {file} arrived damaged: its SHA-256 is {found}, but the hub states {stated.etag}. "
-                "It was discarded. Try again."
-            )
-        os.replace(part, blob)
-    return True
+        if not blob.exists():
+            _check_space(name, folder, size)
+            if not SHA256.fullmatch(etag):  # the rest of one file could follow the beginning of another
+                part.unlink(missing_ok=True)
+            _download(url, part, size=size, headers=headers, label=f"{repo_id}/{file}")
+            _check_content(name, part, etag)
+            os.replace(part, blob)
+        _add_to_snapshot(folder, commit, file, blob)
+    return None
 
 
-def _download(url: str, part: Path, *, size: int | None, headers: dict[str, str], label: str) -> None:
+def _check_answer(name: str, etag: str | None, commit: str | None, size: int | None) -> tuple[str, str, int]:
+    """Return the checksum, the commit and the size that the hub states for a file.
+
+    Raises:
+        UserError: If one of them is missing or impossible.
+    """
+    if etag is None or not (GIT_SHA1.fullmatch(etag) or SHA256.fullmatch(etag)):
+        problem = f"the checksum {etag!r}, which is neither 40 nor 64 hexadecimal digits"
+    elif commit is None or not GIT_SHA1.fullmatch(commit):
+        problem = f"the commit {commit!r}, which is not 40 hexadecimal digits"
+    elif size is None or size < 0:
+        problem = "no size"
+    elif size > MAX_SMALL_BYTES and not SHA256.fullmatch(etag):
+        problem = f"{size:,} bytes, but no SHA-256, without which a file has at most {MAX_SMALL_BYTES:,} bytes"
+    else:
+        return etag, commit, size
+    raise UserError(f"{name}: {constants.ENDPOINT} states {problem}. Nothing was downloaded. Check HF_ENDPOINT.")
+
+
+def _check_space(name: str, folder: Path, size: int) -> None:
+    """Check that a file fits on the disk before any of it is written.
+
+    Raises:
+        UserError: If it does not.
+    """
+    if size > (free := shutil.disk_usage(folder).free):
+        raise UserError(
+            f"{name} has {size:,} bytes, but {folder} has room for {free:,}. Set HF_HOME to a folder on another disk."
+        )
+
+
+def _check_content(name: str, part: Path, etag: str) -> None:
+    """Compare a downloaded file with the SHA-256 that the hub states, if it states one, and discard a damaged file.
+
+    Raises:
+        UserError: If they differ.
+    """
+    if not SHA256.fullmatch(etag):
+        return
+    with open(part, "rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != etag:
+        part.unlink()
+        raise UserError(
+            f"{name} arrived damaged: its SHA-256 is {found}, but the hub states {etag}. It was discarded. Try again."
+        )
+
+
+def _add_to_snapshot(folder: Path, commit: str, file: str, blob: Path) -> None:
+    """Make a file of the cache the one of the model's newest version, in the layout of huggingface_hub's cache."""
+    pointer = folder / "snapshots" / commit / file
+    pointer.parent.mkdir(parents=True, exist_ok=True)
+    pointer.unlink(missing_ok=True)  # a link to a file that has been deleted
+    try:
+        pointer.symlink_to(os.path.relpath(blob, pointer.parent))
+    except OSError:  # Windows may not allow links
+        shutil.copyfile(blob, pointer)
+    _set_newest(folder, commit)
+
+
+def _set_newest(folder: Path, commit: str) -> None:
+    """Note the commit of a model's newest version, by which huggingface_hub finds its files without a network."""
+    branch = folder / "refs" / constants.DEFAULT_REVISION
+    branch.parent.mkdir(parents=True, exist_ok=True)
+    if not branch.is_file() or branch.read_text(encoding="utf-8") != commit:
+        write_text(branch, commit)
+
+
+def _download(url: str, part: Path, *, size: int, headers: dict[str, str], label: str) -> None:
     """Append the missing bytes of a URL to a file, and try again if the connection breaks.
 
     huggingface_hub's own download keeps nothing of an incomplete piece of 10 MB, and nothing of a killed process.
+
+    Raises:
+        UserError: If the server sends more than the size. The file is deleted.
     """
-    tries = MAX_TRIES
+    if part.is_symlink():
+        part.unlink()
+    tries, farthest = MAX_TRIES, 0
     with open(part, "ab") as stream, tqdm(total=size, desc=label, unit="B", unit_scale=True) as bar:
-        while size is None or stream.tell() < size:
-            start = stream.tell()
-            bar.n = start
+        while (start := stream.tell()) < size:
+            bar.n, failure = start, None
             try:
                 _append(url, stream, bar, headers=headers | ({"Range": f"bytes={start}-"} if start else {}), size=size)
-                if size is None:
-                    return
+            except UserError:
+                part.unlink()
+                raise
             except (HfHubHTTPError, OSError):
                 raise
             # A broken connection raises one of many errors of the HTTP library.
-            except Exception:
-                stream.flush()
-                tries = MAX_TRIES if stream.tell() > start else tries - 1
-                if tries == 0:
-                    raise
+            except Exception as error:
+                failure = error
+            stream.flush()
+            tries = MAX_TRIES if stream.tell() > farthest else tries - 1
+            farthest = max(farthest, stream.tell())
+            if tries == 0:
+                raise failure or UserError(
+                    f"{label}: the server sends less than the {size:,} bytes that it states. Try again later."
+                )
+            if failure is not None:
                 time.sleep(PAUSE_SECONDS)
 
 
-def _append(url: str, stream: IO[bytes], bar: tqdm[Any], *, headers: dict[str, str], size: int | None) -> None:
+def _append(url: str, stream: IO[bytes], bar: tqdm[Any], *, headers: dict[str, str], size: int) -> None:
     with get_session().stream("GET", url, headers=headers) as answer:
         hf_raise_for_status(answer)
         # A server that ignores the range sends the whole file.
         if answer.status_code != PARTIAL_CONTENT:
+            stream.seek(0)
             stream.truncate(0)
             bar.reset(size)
         for piece in answer.iter_bytes():
+            if stream.tell() + len(piece) > size:
+                raise UserError(
+                    f"{bar.desc}: the server sends more than the {size:,} bytes that it states. The file was discarded."
+                )
             stream.write(piece)
             bar.update(len(piece))
 
