@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from gpt_pretrain.checkpoints.checkpoint_file import nested_dicts
+from gpt_pretrain.config.secrets import settings_without_secrets
 from gpt_pretrain.model.config import GPTConfig
 
 HEADER = """---
@@ -30,7 +31,7 @@ ids = tokenizer("Every effort moves you", return_tensors="pt")
 print(tokenizer.decode(model.generate(**ids, max_new_tokens=50)[0]))
 ```"""
 NO_TOKENIZER = "This folder has no tokenizer, because no known tokenizer has the model's vocabulary."
-PRIVATE = ("run_dir", "resume", "cache_dir")  # paths on the machine that trained the model
+PRIVATE = ("run_dir", "resume", "cache_dir", "options")  # paths on the machine that trained the model, and access keys
 
 
 def model_card(config: GPTConfig, *, name: str, n_parameters: int, tokenizer: str | None, training: Mapping[str, Any]) -> str:
@@ -50,6 +51,7 @@ def model_card(config: GPTConfig, *, name: str, n_parameters: int, tokenizer: st
     # Settings in a checkpoint from elsewhere might contain themselves.
     nested_dicts(settings)
     if isinstance(settings, Mapping):
+        settings = settings_without_secrets(settings)
         sections.append("## Training\n\n" + _markdown_table(_training_rows(training, settings)))
     fields = config.to_dict() | {"tokenizer": tokenizer}
     sections.append("## Architecture\n\n" + _markdown_table({name: str(value) for name, value in fields.items()}))

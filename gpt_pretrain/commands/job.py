@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from gpt_pretrain.config.overrides import override_key
+from gpt_pretrain.config.secrets import override_without_secrets
 from gpt_pretrain.training.distributed.launch import launch_info
 
 
@@ -46,12 +47,17 @@ def typed_arguments() -> list[str]:
 
 
 def start_info(script: str) -> dict[str, Any]:
-    """Return the command and overrides of this job, and the overrides that its sweep varies, for the run metadata."""
+    """Return the command and overrides of this job, and the overrides that its sweep varies, for the run metadata.
+
+    Passwords and signatures are left out.
+    """
     if (info := launch_info()) is not None:
         return {name: info[name] for name in ("command", "overrides", "swept") if name in info}
-    overrides = [override for override in job_overrides() if override_key(override) not in ("resume", "resume_force")]
+    kept = [override for override in job_overrides() if override_key(override) not in ("resume", "resume_force")]
+    overrides = [override_without_secrets(override) for override in kept]
     if not is_multirun():
-        return {"command": shlex.join(["python", script, *typed_arguments()]), "overrides": overrides}
+        typed = [override_without_secrets(argument) for argument in typed_arguments()]
+        return {"command": shlex.join(["python", script, *typed]), "overrides": overrides}
     fixed = HydraConfig.get().job.config.override_dirname.exclude_keys
     swept = [override for override in overrides if override_key(override) not in fixed]
     return {"command": shlex.join(["python", script, *overrides]), "overrides": overrides, "swept": swept}

@@ -15,12 +15,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from gpt_pretrain.commands.failures import EXIT_INTERRUPTED, print_error
 from gpt_pretrain.commands.hydra_arguments import to_hydra_arguments
+from gpt_pretrain.commands.hydra_files import cut_hydra_files
 from gpt_pretrain.commands.job import typed_arguments
 from gpt_pretrain.config.overrides import override_key
 from gpt_pretrain.config.schema import GenerateSettings, TrainSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.training.distributed.launch import QUIET, agree_on_overrides, node_rank
-from gpt_pretrain.training.distributed.ranks import exit_without_teardown, explain_lost_ranks, is_distributed
+from gpt_pretrain.training.distributed.ranks import exit_without_teardown, explain_lost_ranks, is_distributed, is_main
 from gpt_pretrain.training.distributed.requeue import earlier_run
 
 
@@ -69,7 +70,11 @@ def _rank_arguments(name: str) -> list[str]:
 
 
 class CheckRunFolder(Callback):
-    """Check that a run's folder can be written before Hydra writes to it."""
+    """Check that a run's folder can be written before Hydra writes to it, and cut secrets out of what it writes."""
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if is_main():
+            cut_hydra_files(config)
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         _check_writable(Path(config.hydra.run.dir), setting="hydra.run.dir")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gpt_pretrain.config.overrides import split_override
-from gpt_pretrain.system.urls import SECRET, hide_secrets, is_cut, without_secrets
+from gpt_pretrain.system.urls import SECRET, hide_secrets, is_cut, secret_parts, without_secrets
 
 # Options of a file system may be access keys. Their names are kept, to say later what to type again.
 OPTIONS = "data.remote.options"
@@ -29,6 +29,17 @@ def override_without_secrets(override: str) -> str:
     if key == OPTIONS or key.startswith(f"{OPTIONS}.") or (key in ("data", "data.remote") and "options" in value):
         return f"{before}{value if _says_nothing(value) else SECRET}" if value else override
     return override if key in _TEXTS else before + hide_secrets(value)
+
+
+def secret_values(settings: Mapping[Any, Any]) -> list[str]:
+    """List the texts that are cut out of nested settings."""
+    found = []
+    for key, text in _leaves(settings, ""):
+        if key.startswith(f"{OPTIONS}.") and not _says_nothing(text):
+            found.append(text)
+        elif key not in _TEXTS and without_secrets(text) != text:
+            found += secret_parts(text)
+    return found
 
 
 def cut_settings(settings: Mapping[Any, Any], *, prefix: str = "") -> list[str]:

@@ -103,9 +103,9 @@ def download(url: str, *, sha256: str | None, cache_dir: Path) -> Path:
     Raises:
         UserError: If the server cannot be reached, refuses, or sends content with another checksum. No file is left behind.
     """
-    check_url(url, setting="data.url", schemes=("https", "http"))
     if (earlier := find_download(url, cache_dir=cache_dir, sha256=sha256)) is not None:
         return earlier
+    check_url(url, setting="data.url", schemes=("https", "http"))
     folder, shown = open_cache(cache_dir, "downloads"), without_secrets(url)
     pooch.get_logger().setLevel(logging.WARNING)
     try:

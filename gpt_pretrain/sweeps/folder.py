@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from gpt_pretrain.config.secrets import override_without_secrets
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import OUTPUTS
 from gpt_pretrain.runs.metadata import METADATA_FILE
@@ -48,7 +49,8 @@ def is_sweep(folder: Path) -> bool:
 def job_folder_name(overrides: Sequence[str]) -> str:
     """Return the name of a job's folder: its overrides, with a checksum if they are too long or contain other characters."""
     text = ",".join(sorted(overrides))
-    name = re.sub(r"[^\w.,=+~-]", "_", text)
+    shown = ",".join(sorted(override_without_secrets(override) for override in overrides))
+    name = re.sub(r"[^\w.,=+~-]", "_", shown)
     if name == text and 0 < len(name.encode()) <= MAX_NAME_BYTES:
         return name
     short = name.encode()[:MAX_NAME_BYTES].decode(errors="ignore")

@@ -29,7 +29,7 @@ def is_url(path: str) -> bool:
 
 
 def check_url(url: str, *, setting: str, schemes: Iterable[str] | None = None) -> None:
-    """Check that a URL has one of the schemes that are opened, and does not lead through another file system.
+    """Check that a URL is whole, has one of the schemes that are opened, and does not lead through another file system.
 
     Args:
         setting: The setting that it is the value of, for the message.
@@ -44,6 +44,11 @@ def check_url(url: str, *, setting: str, schemes: Iterable[str] | None = None) -
         raise UserError(
             f"{setting}={without_secrets(url)}: a URL with :: leads through another file system, which is not supported. "
             f"Give the URL of the data itself; it may begin with {allowed}."
+        )
+    if is_cut(url):
+        raise UserError(
+            f"{setting}={url}: {SECRET} stands for a password or a signature, which a run does not record. "
+            f"Type the whole URL again: {setting}=URL"
         )
     if scheme not in schemes:
         raise UserError(

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from gpt_pretrain.checkpoints.export_folder import check_export_folder
 from gpt_pretrain.config.conversion import escape_interpolation, to_settings
 from gpt_pretrain.config.schema import TrainSettings
+from gpt_pretrain.config.secrets import settings_without_secrets
 from gpt_pretrain.config.validation import train_problems
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.data.sources import find_shard_tokenizer
@@ -112,13 +113,13 @@ def prepare_training(config: DictConfig, *, overridden: Set[str]) -> TrainingSet
 
 
 def save_config(settings: TrainSettings, run_dir: Path) -> dict[str, Any]:
-    """Write the resolved settings to the run's config.yaml.
+    """Write the resolved settings to the run's config.yaml, without passwords and signatures.
 
     Returns:
         The settings as plain containers, for checkpoints. They name only the classes of the user's own callbacks, so that
         nothing in a checkpoint says what to build.
     """
-    plain = dataclasses.asdict(settings)
+    plain = settings_without_secrets(dataclasses.asdict(settings))
     if ranks.is_main():
         write_text(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(escape_interpolation(plain))))
     custom = plain["callbacks"]["custom"]

@@ -18,6 +18,7 @@ from gpt_pretrain.runs.metadata import describe_environment
 from gpt_pretrain.runs.next_commands import generate_command, resume_command, tensorboard_command
 from gpt_pretrain.system.formatting import format_count, format_duration, format_perplexity
 from gpt_pretrain.system.resources import device_name, memory_limit
+from gpt_pretrain.system.urls import without_secrets
 from gpt_pretrain.training.callbacks.health import WarningSigns
 from gpt_pretrain.training.callbacks.metrics import TrainMetrics
 from gpt_pretrain.training.callbacks.save import SaveRun
@@ -55,7 +56,7 @@ def run_facts(settings: TrainSettings, data: TextDataModule, model: GPTModel) ->
         f"model   {model.num_parameters() / 1e6:.1f}M parameters: {config.n_layers} layers, {config.n_heads} heads, "
         f"emb_dim {config.emb_dim}, context {config.context_length}, vocabulary {config.vocab_size:,} "
         f"({data.tokenizer.name})",
-        f"data    {settings.data.path or settings.data.name}: {split.text_size}{split.text_size and '; '}"
+        f"data    {without_secrets(settings.data.path or settings.data.name)}: {split.text_size}{split.text_size and '; '}"
         f"{split.train.count:,} training tokens in {len(data.train):,} windows, "
         f"{split.val.count:,} validation tokens in {len(data.val):,} windows",
         *(f"        {source}" for source in mixture_facts(data)),
@@ -91,7 +92,7 @@ def setup_metadata(
         "tokenizer": data.tokenizer.name,
         "data": {
             "name": settings.data.name,
-            "path": settings.data.path,
+            "path": None if settings.data.path is None else without_secrets(settings.data.path),
             "sha256": split.text_sha256,
             "characters": split.characters,
             "documents": split.documents,

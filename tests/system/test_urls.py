@@ -45,6 +45,11 @@ def test_the_allowed_schemes_are_opened(scheme: str) -> None:
     check_url(f"{scheme}://place/folder", setting="data.path")
 
 
+def test_a_url_from_a_record_is_to_be_typed_again() -> None:
+    with pytest.raises(UserError, match=r"data\.path=s3://\*\*\*@b/x: .* Type the whole URL again: data\.path=URL"):
+        check_url(without_secrets("s3://key:secret@b/x"), setting="data.path")
+
+
 @pytest.mark.parametrize(
     "url",
     [

@@ -1,0 +1,68 @@
+"""Cut passwords and signatures out of the files that Hydra writes to .hydra/ before a job begins."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from gpt_pretrain.config.secrets import override_without_secrets, secret_values, settings_without_secrets
+from gpt_pretrain.system.files import write_text
+from gpt_pretrain.system.urls import hide_secrets
+
+FILES = ("config.yaml", "hydra.yaml", "overrides.yaml")
+OVERRIDE = re.compile(r"[+~]*[\w./@]+=")
+
+
+def cut_hydra_files(config: DictConfig) -> None:
+    """Rewrite Hydra's files of a job whose settings have secrets; those of all other jobs stay as they are.
+
+    Hydra has no way to do this before it writes them.
+
+    Args:
+        config: Hydra's whole config of the job.
+    """
+    folder, subfolder = config.hydra.runtime.output_dir, config.hydra.output_subdir
+    settings = OmegaConf.to_container(config)
+    assert isinstance(settings, dict)
+    known = secret_values({name: value for name, value in settings.items() if name != "hydra"})
+    if subfolder is None or not known:
+        return
+    for file in (Path(folder) / subfolder / name for name in FILES):
+        if file.is_file() and not file.is_symlink():
+            content = _cut(yaml.safe_load(file.read_text(encoding="utf-8")), known)
+            write_text(file, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def cut_sweep_settings(config: DictConfig) -> DictConfig:
+    """Return the settings of a sweep, as Hydra composed them, without secrets."""
+    settings = OmegaConf.to_container(config)
+    assert isinstance(settings, dict)
+    known = secret_values({name: value for name, value in settings.items() if name != "hydra"})
+    cut = OmegaConf.create(_cut(settings, known))
+    assert isinstance(cut, DictConfig)
+    return cut
+
+
+def _cut(content: Any, known: Iterable[str]) -> Any:
+    """Return the content of one of Hydra's files without secrets."""
+    if isinstance(content, Mapping):
+        settings = {name: value for name, value in content.items() if name != "hydra"}
+        return settings_without_secrets(settings) | {
+            name: _cut_texts(value, known) for name, value in content.items() if name == "hydra"
+        }
+    return _cut_texts(content, known)
+
+
+def _cut_texts(value: Any, known: Iterable[str]) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _cut_texts(part, known) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_cut_texts(part, known) for part in value]
+    if not isinstance(value, str):
+        return value
+    return hide_secrets(override_without_secrets(value) if OVERRIDE.match(value) else value, known=known)
