@@ -1,12 +1,13 @@
 """Run command lines in processes that are forked from one that has imported everything.
 
-A forked process is a process of its own, with its own output and exit code, but starts in a tenth of the time. Use it where a new
-interpreter is not the point of the test.
+A forked process is a process of its own, with its own output, signals and exit code, but starts in a tenth of the time. Use it where a
+new interpreter is not the point of the test.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import runpy
@@ -16,13 +17,15 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import torch
+from types import SimpleNamespace
+from typing import Any, ClassVar, NoReturn
 
 ROOT = Path(__file__).parents[2]
+LEFT_OUT = ("HYDRA_FULL_ERROR", "PYTEST_CURRENT_TEST")
 
 
 class ForkServer:
@@ -30,9 +33,45 @@ class ForkServer:
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="fork-server-")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        command = [sys.executable, "-m", __name__]
+        self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        self._commands: dict[int, ForkedCommand] = {}
+        self._started: int | None = None
+        self._count = 0
+
+    def start(
+        self,
+        arguments: Sequence[str],
+        *,
+        cwd: Path,
+        environment: Mapping[str, str] | None = None,
+        stdin: str | None = None,
+        ranks: int = 0,
+    ) -> ForkedCommand:
+        """Start `python ARGUMENTS`, where the first is a script, relative to the checkout, or `-m` before a module.
+
+        Args:
+            environment: All environment variables; None stands for those of this process.
+            ranks: Rank processes that the command may start without a new interpreter.
+        """
+        self._count += 1
+        files = {name: Path(self._folder.name) / f"{self._count}.{name}" for name in ("stdin", "stdout", "stderr")}
+        files["stdin"].write_text(stdin or "", encoding="utf-8")
+        kept = os.environ if environment is None else environment
+        request = {
+            "arguments": list(arguments),
+            "cwd": str(cwd),
+            "environment": {name: value for name, value in kept.items() if name not in LEFT_OUT},
+            "files": {name: str(path) for name, path in files.items()},
+            "ranks": ranks,
+        }
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        while self._started is None:
+            self._read_reports(timeout=None)
+        pid, self._started = self._started, None
+        self._commands[pid] = ForkedCommand(self, pid, list(arguments), files)
+        return self._commands[pid]
 
     def run(
         self,
@@ -41,9 +80,10 @@ class ForkServer:
         cwd: Path,
         environment: Mapping[str, str] | None = None,
         stdin: str | None = None,
+        ranks: int = 0,
         timeout: float = 200.0,
     ) -> subprocess.CompletedProcess[str]:
-        """Run `python ARGUMENTS`, where the first is a script, relative to the checkout, or `-m` before a module.
+        """Run a command, as `start` describes, and wait until it ends.
 
         Args:
             timeout: Seconds.
@@ -51,65 +91,142 @@ class ForkServer:
         Raises:
             subprocess.TimeoutExpired: If the command takes longer; it is killed then.
         """
-        files = {name: Path(self._folder.name) / name for name in ("stdin", "stdout", "stderr")}
-        files["stdin"].write_text(stdin or "", encoding="utf-8")
-        request = {
-            "arguments": list(arguments),
-            "cwd": str(cwd),
-            "environment": dict(os.environ if environment is None else environment),
-            "files": {name: str(path) for name, path in files.items()},
-        }
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        child = self._answer(timeout)
+        command = self.start(arguments, cwd=cwd, environment=environment, stdin=stdin, ranks=ranks)
         try:
-            code = self._answer(timeout)
-        except TimeoutError as error:
-            os.kill(child, signal.SIGKILL)
-            self._answer(timeout)
-            raise subprocess.TimeoutExpired(list(arguments), timeout) from error
-        output, errors = (files[name].read_text(encoding="utf-8", errors="replace") for name in ("stdout", "stderr"))
-        return subprocess.CompletedProcess(list(arguments), code, output, errors)
-
-    def _answer(self, timeout: float) -> int:
-        stream = self._process.stdout
-        assert stream is not None
-        if not select.select([stream], [], [], timeout)[0]:
-            raise TimeoutError
-        return int(stream.readline())
+            output, errors = command.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            command.kill()
+            command.communicate(timeout=timeout)
+            raise
+        assert command.returncode is not None
+        return subprocess.CompletedProcess(command.args, command.returncode, output, errors)
 
     def close(self) -> None:
         """End the process."""
-        self._process.communicate()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
         self._folder.cleanup()
+
+    def _read_reports(self, *, timeout: float | None) -> None:
+        """Read one report of the server, if there is one within the time."""
+        stream = self._process.stdout
+        assert stream is not None
+        if not select.select([stream], [], [], timeout)[0]:
+            return
+        line = os.read(stream.fileno(), 1)
+        while line and not line.endswith(b"\n"):  # a buffering reader would hide later lines from select
+            line += os.read(stream.fileno(), 1)
+        kind, pid, *code = line.decode().split() or ["gone", "0"]
+        if kind == "gone":
+            raise RuntimeError("The fork server has ended.")
+        if kind == "started":
+            self._started = int(pid)
+        else:
+            self._commands.pop(int(pid)).returncode = int(code[0])
+
+
+class ForkedCommand:
+    """A running command, with the methods of subprocess.Popen that tests use."""
+
+    def __init__(self, server: ForkServer, pid: int, arguments: list[str], files: Mapping[str, Path]) -> None:
+        self.pid, self.args, self.files = pid, arguments, files
+        self.returncode: int | None = None
+        self._server = server
+
+    def poll(self) -> int | None:
+        """Return the exit code, or None while the command runs."""
+        while self.returncode is None:
+            before = len(self._server._commands)
+            self._server._read_reports(timeout=0)
+            if len(self._server._commands) == before:
+                break
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end, and return the exit code."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self.returncode is None:
+            left = None if deadline is None else deadline - time.monotonic()
+            if timeout is not None and left is not None and left <= 0:
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            self._server._read_reports(timeout=left)
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Wait for the end, and return the output and the errors."""
+        self.wait(timeout)
+        return self.printed("stdout"), self.printed("stderr")
+
+    def printed(self, stream: str) -> str:
+        """Return what the command has written to "stdout" or "stderr" so far."""
+        return self.files[stream].read_text(encoding="utf-8", errors="replace")
+
+    def send_signal(self, signum: int) -> None:
+        """Send a signal, unless the command has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, signum)
+
+    def kill(self) -> None:
+        """Kill the command, unless it has ended."""
+        self.send_signal(signal.SIGKILL)
 
 
 def serve() -> None:
-    """Read one request per line from standard input, and answer each with the exit code of its child."""
+    """Read one request per line from standard input; report the start and the end of each child on standard output."""
     import gpt_pretrain.commands.generate
     import gpt_pretrain.commands.script
     import gpt_pretrain.commands.train
-    import gpt_pretrain.training.fit  # noqa: F401
+    import gpt_pretrain.training.fit
+    import gpt_pretrain.training.planning.dry_run  # noqa: F401
 
-    while line := sys.stdin.readline():
-        child = os.fork()
-        if child == 0:
-            _run(json.loads(line))
-        os.write(1, f"{child}\n".encode())
-        _, status = os.waitpid(child, 0)
-        os.write(1, f"{os.waitstatus_to_exitcode(status)}\n".encode())
+    wake_up, ended = os.pipe()
+    os.set_blocking(ended, False)
+    os.set_blocking(wake_up, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(ended, warn_on_full_buffer=False)
+    requests = os.fdopen(os.dup(0), "rb", buffering=0)
+    while True:
+        ready = select.select([requests, wake_up], [], [])[0]
+        if wake_up in ready:
+            with contextlib.suppress(BlockingIOError):
+                os.read(wake_up, 1024)
+        _report_ended()
+        if requests in ready:
+            line = requests.readline()
+            if not line:
+                return
+            if (child := os.fork()) == 0:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                _run(json.loads(line))
+            os.write(1, f"started {child}\n".encode())
 
 
-def _run(request: dict[str, object]) -> None:
+def _report_ended() -> None:
+    with contextlib.suppress(ChildProcessError):
+        while (found := os.waitpid(-1, os.WNOHANG))[0]:
+            os.write(1, f"ended {found[0]} {os.waitstatus_to_exitcode(found[1])}\n".encode())
+
+
+def _run(request: dict[str, Any]) -> NoReturn:
     """Run a request in this process, which ends with it."""
-    arguments, files = list(map(str, request["arguments"])), dict(request["files"])  # type: ignore[call-overload]
-    os.chdir(str(request["cwd"]))
-    os.environ.clear()
-    os.environ.update(request["environment"])  # type: ignore[call-overload]
     for number, name in enumerate(("stdin", "stdout", "stderr")):
-        flags = os.O_RDONLY if name == "stdin" else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-        os.dup2(os.open(files[name], flags, 0o644), number)
+        flags = os.O_RDONLY if name == "stdin" else os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+        os.dup2(os.open(request["files"][name], flags, 0o644), number)
+    if request["ranks"]:
+        ForkedRank.prepare(request["ranks"])
+    _run_here(request["arguments"], cwd=request["cwd"], environment=request["environment"])
+
+
+def _run_here(arguments: list[str], *, cwd: str, environment: dict[str, str]) -> NoReturn:
+    """Run what the Python interpreter would run with these arguments, and end this process."""
+    import torch
+
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[:0] = [folder for folder in environment.get("PYTHONPATH", "").split(os.pathsep) if folder]
     if "OMP_NUM_THREADS" in os.environ:  # which the library has read long ago
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
@@ -132,7 +249,6 @@ def _run(request: dict[str, object]) -> None:
 
 
 def _execute(arguments: list[str]) -> None:
-    """Run what the Python interpreter would run with these arguments."""
     sys.orig_argv = ["python", *arguments]
     if arguments[0] == "-m":
         sys.argv = arguments[1:]
@@ -142,6 +258,66 @@ def _execute(arguments: list[str]) -> None:
         sys.argv = [script, *arguments[1:]]
         sys.orig_argv[1] = script
         runpy.run_path(script, run_name="__main__")
+
+
+class ForkedRank:
+    """A stand-in for the Popen of a rank, whose process was forked before the launcher ran, when nothing was set up yet.
+
+    It is the launcher's child, as a rank is, and waits for its command on a pipe; it ends when the launcher does.
+    """
+
+    waiting: ClassVar[list[tuple[int, int]]] = []  # the process and the pipe of each rank that is not in use
+
+    def __init__(self, command: list[str], *, env: dict[str, str], start_new_session: bool) -> None:
+        self.pid, pipe = self.waiting.pop()
+        self.returncode: int | None = None
+        request = {"arguments": command[1:], "environment": env, "cwd": os.getcwd()}
+        with os.fdopen(pipe, "w", encoding="utf-8") as stream:
+            json.dump(request, stream)
+
+    @classmethod
+    def prepare(cls, count: int) -> None:
+        """Fork this many ranks, and have the launcher of this process use them."""
+        from gpt_pretrain.training.distributed import launch
+
+        for _ in range(count):
+            reading, writing = os.pipe()
+            pid = os.fork()
+            if pid == 0:
+                for _, other in [*cls.waiting, (0, writing)]:
+                    os.close(other)
+                cls.waiting = []
+                with os.fdopen(reading, encoding="utf-8") as stream:
+                    text = stream.read()
+                if not text:
+                    os._exit(0)
+                os.setsid()
+                _run_here(**json.loads(text))
+            os.close(reading)
+            cls.waiting.append((pid, writing))
+        new_interpreter = subprocess.Popen
+        launch.subprocess = SimpleNamespace(  # type: ignore[assignment]
+            Popen=lambda *args, **kwargs: (cls if cls.waiting else new_interpreter)(*args, **kwargs)
+        )
+
+    def poll(self) -> int | None:
+        """Return the exit code, or None while the rank runs."""
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def send_signal(self, signum: int) -> None:
+        """Send a signal, unless the rank has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, signum)
+
+    def kill(self) -> None:
+        """Kill the rank, unless it has ended, and wait for its end."""
+        self.send_signal(signal.SIGKILL)
+        while self.poll() is None:
+            time.sleep(0.01)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from gpt_pretrain.runs.metadata import read_metadata
 from gpt_pretrain.training.distributed.fsdp import remove_unused_shards
 from gpt_pretrain.training.nonfinite import renumber_batches
 from tests.conftest import ROOT, TINY_RUN
+from tests.helpers.fork_server import ForkServer
 
 # 54 training windows make 13 batches of 4, an odd number for two ranks or two accumulated batches. The remaining 2 windows are
 # dropped, although they would fill a batch of 2. There are 2 validation batches.
@@ -63,23 +64,19 @@ class SpoilsOneLoss(L.Callback):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def run(
+    tmp_path_factory: pytest.TempPathFactory, cache_dir: Path, fork_server: ForkServer
+) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run train.py with these overrides in a folder of this module; `before` precedes the script on the command line."""
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "spy.py").write_text(SPY)
 
-    def run_script(
-        *overrides: str, before: tuple[str, ...] = (sys.executable,), cwd: Path = folder
-    ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*before, str(ROOT / "train.py"), *overrides, f"data.cache_dir='{cache_dir}'"],
-            cwd=cwd,
-            env=environment() | {"PYTHONPATH": str(folder), "PYTHONHASHSEED": "0"},
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
-        )
+    def run_script(*overrides: str, before: tuple[str, ...] = (), cwd: Path = folder) -> subprocess.CompletedProcess[str]:
+        command = [*before, str(ROOT / "train.py"), *overrides, f"data.cache_dir='{cache_dir}'"]
+        variables = environment() | {"PYTHONPATH": str(folder)}
+        if not before:
+            return fork_server.run(command, cwd=cwd, environment=variables, ranks=4)
+        return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=200, check=False)
 
     run_script.folder = folder  # type: ignore[attr-defined]
     return run_script

@@ -16,13 +16,15 @@ from gpt_pretrain.runs.metadata import read_metadata
 from gpt_pretrain.training.distributed import launch, ranks, rendezvous, requeue
 from tests.conftest import ROOT, TINY_RUN
 from tests.helpers.crash_harness import differences
+from tests.helpers.fork_server import ForkedCommand, ForkServer
 
 OVERRIDES = [*TINY_RUN, "trainer=ddp", "data.batch_size=4", "callbacks.loss_curve=false", "logger=csv"]
 SLOW = ["trainer.max_epochs=4", "checkpoint.every_n_steps=2", "+callbacks.custom.pause._target_=tests.helpers.two_hosts.Pause"]
 REMOVED_VARIABLES = ("SLURM_", "TORCHELASTIC_", "GPT_PRETRAIN_", "HYDRA_FULL_ERROR", "PYTEST_CURRENT_TEST")
 TIMEOUT_SECONDS = 120
 
-Start = Callable[..., subprocess.Popen[str]]
+Process = subprocess.Popen[str] | ForkedCommand
+Start = Callable[..., Process]
 
 
 def free_port() -> int:
@@ -32,19 +34,39 @@ def free_port() -> int:
         return port
 
 
+def variables(cache_dir: Path, **environment: str) -> dict[str, str]:
+    """Return the environment of a process that a test starts."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(REMOVED_VARIABLES)}
+    return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cache_dir)} | environment
+
+
 @pytest.fixture
-def start(tmp_path: Path, cache_dir: Path) -> Iterator[Start]:
-    """Start train.py in processes with the environment given, and kill those that remain at the end of the test."""
+def start(tmp_path: Path, cache_dir: Path, fork_server: ForkServer) -> Iterator[Start]:
+    """Start train.py in forked processes with the environment given, and kill those that remain at the end of the test."""
+    processes: list[ForkedCommand] = []
+
+    def start_process(*overrides: str, ranks: int = 2, **environment: str) -> ForkedCommand:
+        command = ["train.py", *overrides]
+        processes.append(fork_server.start(command, cwd=tmp_path, environment=variables(cache_dir, **environment), ranks=ranks))
+        return processes[-1]
+
+    yield start_process
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def start_python(tmp_path: Path, cache_dir: Path) -> Iterator[Start]:
+    """Start Python in new processes, which run train.py by default; kill those that remain at the end of the test."""
     processes: list[subprocess.Popen[str]] = []
 
     def start_process(*overrides: str, script: str = str(ROOT / "train.py"), **environment: str) -> subprocess.Popen[str]:
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(REMOVED_VARIABLES)}
-        kept |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cache_dir)}
         processes.append(
             subprocess.Popen(
                 [sys.executable, *script.split(" ", 1), *overrides],
                 cwd=tmp_path,
-                env=kept | environment,
+                env=variables(cache_dir, **environment),
                 text=True,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -58,16 +80,16 @@ def start(tmp_path: Path, cache_dir: Path) -> Iterator[Start]:
         process.communicate()
 
 
-def wait_for(*processes: subprocess.Popen[str]) -> tuple[list[int], list[str]]:
+def wait_for(*processes: Process) -> tuple[list[int], list[str]]:
     """Wait for processes, and return their exit codes and what each has printed."""
     texts = ["".join(process.communicate(timeout=TIMEOUT_SECONDS)) for process in processes]
     return [process.returncode for process in processes], texts
 
 
-def machines(start: Start, *overrides: str) -> list[subprocess.Popen[str]]:
+def machines(start: Start, *overrides: str) -> list[Process]:
     """Start the same command on each of two machines."""
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    return [start(*overrides, NODE_RANK=str(number), **common) for number in range(2)]
+    return [start(*overrides, ranks=1, NODE_RANK=str(number), **common) for number in range(2)]
 
 
 def wait_for_checkpoint(folder: Path) -> Path:
@@ -182,7 +204,7 @@ def test_a_lonely_rank_gives_up_and_an_occupied_port_is_reported(start: Start) -
 
 
 @pytest.mark.slow
-def test_ranks_restarted_by_torchrun_agree_although_its_restart_counts_differ(start: Start) -> None:
+def test_ranks_restarted_by_torchrun_agree_although_its_restart_counts_differ(start_python: Start) -> None:
     from torch.distributed import TCPStore
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -193,7 +215,7 @@ with ranks.exit_without_teardown():
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "GPT_PRETRAIN_TIMEOUT": "60"}
     for number, counts in enumerate([("0", "0"), ("0", "1"), ("1", "1")]):
         both = [
-            start(
+            start_python(
                 script=f"-c {code}",
                 RANK=str(rank),
                 LOCAL_RANK="0",
@@ -207,7 +229,7 @@ with ranks.exit_without_teardown():
         assert (codes, texts) == ([0, 0], [f"['{number}', '{number}']\n"] * 2)
 
 
-def tasks(start: Start, *overrides: str, **environment: str) -> list[subprocess.Popen[str]]:
+def tasks(start: Start, *overrides: str, **environment: str) -> list[Process]:
     """Start two processes as `srun --ntasks=2` does on one node."""
     common = {
         **{"SLURM_JOB_ID": str(700_000 + os.getpid() % 10_000), "SLURM_JOB_NAME": "train", "SLURM_STEP_ID": "0"},
@@ -322,7 +344,9 @@ def test_a_sweep_job_may_have_several_slurm_tasks(start: Start, tmp_path: Path) 
         ("1 / 0", 1, "ZeroDivisionError: division by zero\n"),
     ],
 )
-def test_a_rank_exits_without_finalizing_the_interpreter(start: Start, tmp_path: Path, end: str, code: int, stderr: str) -> None:
+def test_a_rank_exits_without_finalizing_the_interpreter(
+    start_python: Start, tmp_path: Path, end: str, code: int, stderr: str
+) -> None:
     """Finalization may abort a rank in a gloo thread, but too rarely to show it here."""
     script = f"""
 import atexit, sys, threading, time
@@ -341,11 +365,11 @@ with exit_without_teardown():
 """
     file = tmp_path / "rank.py"
     file.write_text(script)
-    rank = start(script=str(file), RANK="1", WORLD_SIZE="2")
+    rank = start_python(script=str(file), RANK="1", WORLD_SIZE="2")
     out, err = rank.communicate(timeout=TIMEOUT_SECONDS)
     assert (rank.returncode, out) == (code, "thread\nexit function\n")
     assert err.endswith(stderr) and bool(err) == bool(stderr)
-    alone = start(script=str(file))
+    alone = start_python(script=str(file))
     assert "finalized" in alone.communicate(timeout=TIMEOUT_SECONDS)[0]
     assert alone.returncode == code
 
@@ -356,8 +380,8 @@ def test_missing_variables_of_a_rank_are_reported(start: Start) -> None:
     assert "WORLD_SIZE=2 makes this process one of several, but LOCAL_RANK, MASTER_PORT must be set as well" in texts[0]
 
 
-def test_ranks_end_when_their_parent_is_killed_however_early(start: Start) -> None:
-    parent = start(*OVERRIDES, "trainer.devices=2", "trainer.max_epochs=100000")
+def test_ranks_end_when_their_parent_is_killed_however_early(start_python: Start) -> None:
+    parent = start_python(*OVERRIDES, "trainer.devices=2", "trainer.max_epochs=100000")
     children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while len(pids := children.read_text().split()) < 2:
@@ -369,8 +393,8 @@ def test_ranks_end_when_their_parent_is_killed_however_early(start: Start) -> No
         time.sleep(0.1)
 
 
-def test_a_signal_before_the_first_step_counts_as_interruption(start: Start, tmp_path: Path) -> None:
-    parent = start(*OVERRIDES, "trainer.devices=2")
+def test_a_signal_before_the_first_step_counts_as_interruption(start_python: Start, tmp_path: Path) -> None:
+    parent = start_python(*OVERRIDES, "trainer.devices=2")
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while not (records := list(tmp_path.glob("outputs/*/run.json"))):
         assert time.monotonic() < deadline

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.costs import Parallelism
 from gpt_pretrain.model.gpt2 import GPTModel
 from tests.conftest import ROOT
+from tests.helpers.fork_server import ForkServer
 
 CONFIG = GPTConfig(vocab_size=257, context_length=64, emb_dim=128, n_heads=4, n_layers=4)
 OVERRIDES = [
@@ -26,16 +25,16 @@ OVERRIDES = [
 GPT2 = GPTConfig(vocab_size=50257, context_length=1024, emb_dim=768, n_heads=12, n_layers=12, qkv_bias=True)
 
 
-def measured(folder: Path, *overrides: str) -> list[dict[str, Any]]:
+def measured(fork_server: ForkServer, folder: Path, *overrides: str) -> list[dict[str, Any]]:
     """Run two ranks and return what each rank held and sent for each batch."""
     callback = f"+callbacks.custom.measured={{_target_: tests.helpers.measured_ranks.Measured, out: '{folder / 'found'}'}}"
-    command = [sys.executable, str(ROOT / "train.py"), *OVERRIDES, f"hydra.run.dir={folder / 'run'}", callback, *overrides]
+    command = [str(ROOT / "train.py"), *OVERRIDES, f"hydra.run.dir={folder / 'run'}", callback, *overrides]
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "XDG_CACHE_HOME": str(folder / "cache"),
     }
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    done = fork_server.run(command, cwd=folder, environment=environment, ranks=2)
     assert done.returncode == 0, done.stderr
     ranks = [json.loads((folder / "found" / f"rank-{rank}.json").read_text()) for rank in range(2)]
     return [row for rows in ranks for row in rows]
@@ -52,10 +51,11 @@ def measured(folder: Path, *overrides: str) -> list[dict[str, Any]]:
     ],
 )
 def test_two_ranks_hold_and_send_what_the_formulas_say(
-    tmp_path: Path, strategy: str, recompute: bool, precision: str, accumulate: int, tolerance: float
+    fork_server: ForkServer, tmp_path: Path, strategy: str, recompute: bool, precision: str, accumulate: int, tolerance: float
 ) -> None:
     fsdp = strategy == "fsdp"
     rows = measured(
+        fork_server,
         tmp_path,
         f"trainer={strategy}",
         f"trainer.activation_checkpointing={recompute}",
