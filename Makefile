@@ -1,5 +1,6 @@
 # make train   train a GPT on the sample story; ARGS="model=tiny trainer.max_epochs=2" changes settings
-# make test    run the tests; ARGS="-k resume" passes options to pytest
+# make test    run the tests that a change normally needs; ARGS="-k resume" passes options to pytest
+# make test-all  run all tests: also two hosts, torchrun, long sweeps, the browser and the guide's commands
 # make check   lint, and check formatting and types
 # make docs    build the guide in build/docs
 # make bench   compare speed and memory with the book's code and transformers; ARGS="train-124m --rounds 5"
@@ -16,13 +17,25 @@ CREATE = $(PYTHON) -m venv $(VENV)
 INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 endif
 
-.PHONY: train test check docs bench
+PYTEST := $(VENV)/bin/python -m pytest
+# One process per core, and then the tests that measure time or need all cores by themselves. Code 5: no test was selected.
+define run_tests
+	@failed=0; \
+	$(PYTEST) -n logical --maxprocesses 8 --dist worksteal -m "not serial$(1)" $(ARGS) || [ $$? = 5 ] || failed=1; \
+	$(PYTEST) -m "serial$(1)" $(ARGS) || [ $$? = 5 ] || failed=1; \
+	exit $$failed
+endef
+
+.PHONY: train test test-all check docs bench
 
 train: $(VENV)/installed
 	@$(VENV)/bin/python train.py $(ARGS)
 
 test: $(VENV)/installed-dev
-	@$(VENV)/bin/python -m pytest $(ARGS)
+	$(call run_tests, and not slow)
+
+test-all: $(VENV)/installed-dev
+	$(call run_tests,)
 
 check: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .

@@ -10,6 +10,8 @@ from contextlib import nullcontext
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test connects to the hub
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core runs tests
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

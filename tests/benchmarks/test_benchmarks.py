@@ -15,6 +15,7 @@ from benchmarks.cases import Case, all_cases
 from benchmarks.measure import Measurement, StepClock, repeat
 from benchmarks.shapes import Training, gpt2_124m
 from tests.conftest import ROOT
+from tests.helpers.fork_server import ForkServer
 
 CASES = all_cases(precision="32-true")
 SHAPE = Training("tiny", "byte", 257, 32, 2, 1, 16, 2, 0.1, steps=3, warmup=2)
@@ -96,8 +97,8 @@ def test_a_failed_round_counts_on_neither_side() -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--rounds", "0"], ["nonsense"]])
-def test_a_wrong_argument_is_refused(arguments: list[str]) -> None:
-    done = subprocess.run([sys.executable, "-m", "benchmarks", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=100)
+def test_a_wrong_argument_is_refused(fork_server: ForkServer, arguments: list[str]) -> None:
+    done = fork_server.run(["-m", "benchmarks", *arguments], cwd=ROOT)
     assert done.returncode == 2
     assert "at least 1" in done.stderr or "there is no case nonsense; choose among train-" in done.stderr
 
@@ -124,10 +125,8 @@ def test_the_page_gets_the_table_and_keeps_other_tables(tmp_path: Path, monkeypa
     assert torch.__version__.split("+")[0] in text
 
 
-def test_the_cases_are_listed() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--help"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=100
-    )
+def test_the_cases_are_listed(fork_server: ForkServer) -> None:
+    done = fork_server.run(["-m", "benchmarks", "--help"], cwd=ROOT)
     assert all(name in done.stdout for name in CASES)
 
 

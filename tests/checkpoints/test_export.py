@@ -4,7 +4,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from gpt_pretrain.model.gpt2 import GPTModel
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.tiktoken_bpe import TiktokenTokenizer
 from tests.conftest import ROOT, tiny_model
+from tests.helpers.fork_server import ForkServer
 from tests.helpers.other_models import hugging_face
 
 Train = Callable[..., float]
@@ -240,13 +240,12 @@ def test_training_from_a_model_of_transformers_starts_at_its_loss(
 
 
 def test_the_export_command_writes_a_folder_that_generate_reads(
-    tmp_path: Path, script: Callable[..., subprocess.CompletedProcess[str]]
+    tmp_path: Path, script: Callable[..., subprocess.CompletedProcess[str]], fork_server: ForkServer
 ) -> None:
     checkpoint(tmp_path / "x.ckpt")
 
     def exporting(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "gpt_pretrain", "export", *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        return fork_server.run(["-m", "gpt_pretrain", "export", *arguments], cwd=tmp_path)
 
     done = exporting("checkpoint=x.ckpt", "out=my model")
     assert (done.returncode, done.stderr) == (0, "")

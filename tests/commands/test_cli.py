@@ -1,6 +1,5 @@
 """The entry scripts, started as processes as users do."""
 
-import os
 import re
 import shlex
 import signal
@@ -15,6 +14,7 @@ import yaml
 from omegaconf import DictConfig
 
 from tests.conftest import ROOT, TINY_RUN
+from tests.helpers.fork_server import ForkServer
 
 Script = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -99,6 +99,7 @@ def test_runs_started_in_the_same_second_have_different_folders(script: Script, 
     assert len(list((tmp_path / "outputs").iterdir())) == 2
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("name", ["train.py", "generate.py"])
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"]])
 def test_help_and_config_are_printed_quickly(tmp_path: Path, name: str, arguments: list[str]) -> None:
@@ -203,6 +204,7 @@ def test_all_problems_are_reported_together(script: Script) -> None:
         assert name in done.stderr
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("overrides", [["optimizer.lrr=1"], ["optimizer.lr=fast"], ["model=huge"], ["trainer.max_epochs=1.5"]])
 def test_hydra_refuses_wrong_keys_types_and_options_quickly(script: Script, tmp_path: Path, overrides: list[str]) -> None:
     start = time.perf_counter()
@@ -248,24 +250,15 @@ def test_an_empty_prompt_is_refused(script: Script, train: Callable[..., float],
         assert message in done.stderr
 
 
-def test_ctrl_c_saves_and_prints_how_to_resume(tmp_path: Path, cache_dir: Path) -> None:
-    environment = os.environ | {"XDG_CACHE_HOME": str(cache_dir), "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, str(ROOT / "train.py"), *TINY_RUN, "trainer.max_epochs=10000", "callbacks=minimal", "logger=none"]
-    with subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore SIGINT
-    ) as run:
-        assert run.stdout is not None
-        for line in run.stdout:
-            if line.startswith("Ep 3 "):
-                break
-        run.send_signal(signal.SIGINT)
-        out, err = run.communicate(timeout=60)
+def test_ctrl_c_saves_and_prints_how_to_resume(fork_server: ForkServer, tmp_path: Path, cache_dir: Path) -> None:
+    overrides = [*TINY_RUN, "trainer.max_epochs=10000", "callbacks=minimal", "logger=none", f"data.cache_dir='{cache_dir}'"]
+    run = fork_server.start(["train.py", *overrides], cwd=tmp_path)
+    deadline = time.monotonic() + 100
+    while "Ep 3 " not in run.printed("stdout"):
+        assert run.poll() is None and time.monotonic() < deadline, run.printed("stderr")
+        time.sleep(0.01)
+    run.send_signal(signal.SIGINT)
+    out, err = run.communicate(timeout=60)
     assert run.returncode == 130, err
     assert re.search(r"Stopped after \d+ steps and saved\. Resume with:\n  python train\.py resume=outputs/", out)
     assert "Traceback" not in out + err

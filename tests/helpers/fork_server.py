@@ -229,6 +229,7 @@ def _run_here(arguments: list[str], *, cwd: str, environment: dict[str, str]) ->
     sys.path[:0] = [folder for folder in environment.get("PYTHONPATH", "").split(os.pathsep) if folder]
     if "OMP_NUM_THREADS" in os.environ:  # which the library has read long ago
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has background jobs ignore it
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     code: object = 0
     try:

@@ -12,7 +12,8 @@ import pytest
 from gpt_pretrain.commands.report import write_report
 from gpt_pretrain.runs.samples import Sample
 from gpt_pretrain.sweeps.results import read_sweep
-from tests.conftest import ROOT, TINY_RUN
+from tests.conftest import TINY_RUN
+from tests.helpers.fork_server import ForkServer
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -26,13 +27,11 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sweep(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run a sweep of two jobs and return its folder."""
     folder = tmp_path_factory.mktemp("browser")
     overrides = [*TINY_RUN, "optimizer.lr=1e-3,1e-2", f"data.cache_dir='{folder / 'cache'}'", "hydra.sweep.dir=sweep"]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), "-m", *overrides], cwd=folder, capture_output=True, text=True, check=False
-    )
+    done = fork_server.run(["train.py", "-m", *overrides], cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "sweep"
 

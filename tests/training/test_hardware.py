@@ -2,8 +2,6 @@
 
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +14,8 @@ from gpt_pretrain.system import devices
 from gpt_pretrain.system.devices import accelerator_device, pick_device
 from gpt_pretrain.training import acceleration
 from gpt_pretrain.training.acceleration import compile_model, precision_for
-from tests.conftest import ROOT, TINY_RUN, tiny_model
+from tests.conftest import TINY_RUN, tiny_model
+from tests.helpers.fork_server import ForkServer
 
 CPU = torch.device("cpu")
 
@@ -69,7 +68,7 @@ def test_a_compiled_model_gives_the_same_logits_and_keys() -> None:
 
 
 @pytest.mark.slow
-def test_without_a_compiler_training_continues_with_a_warning(tmp_path: Path, cache_dir: Path) -> None:
+def test_without_a_compiler_training_continues_with_a_warning(fork_server: ForkServer, tmp_path: Path, cache_dir: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "CXX"}
     environment |= {
         "PATH": str(tmp_path),
@@ -77,8 +76,7 @@ def test_without_a_compiler_training_continues_with_a_warning(tmp_path: Path, ca
         "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor"),
     }
     overrides = [*TINY_RUN, "trainer.max_epochs=1", "compile=true", "callbacks=minimal", "logger=none"]
-    command = [sys.executable, str(ROOT / "train.py"), *overrides]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    done = fork_server.run(["train.py", *overrides], cwd=tmp_path, environment=environment)
     assert done.returncode == 0, done.stderr
     assert re.search(
         r"warning: compile=true is not possible on this machine, so the model is not compiled \(.*InvalidCxxCompiler", done.stdout

@@ -242,6 +242,7 @@ def test_a_restored_monitor_continues_as_if_nothing_had_happened(make_monitor: M
     assert whole.state_dict() == before
 
 
+@pytest.mark.serial
 def test_state_and_cost_per_step_do_not_grow_with_the_run(make_monitor: Make) -> None:
     monitor = make_monitor("eval_freq=1")
 
