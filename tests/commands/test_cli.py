@@ -91,6 +91,7 @@ def test_a_refused_resume_leaves_the_run_intact(script: Script, tmp_path: Path) 
     assert len(list((tmp_path / "outputs").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_runs_started_in_the_same_second_have_different_folders(script: Script, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "train.py"), "data.path=missing.txt"]
     runs = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) for _ in range(2)]

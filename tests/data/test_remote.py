@@ -274,6 +274,7 @@ def epoch_in_a_process(cache: Path, url: str) -> str:
     return hashlib.sha256(str(rows_of(data_of(cache, url, cache_bytes=60_000))).encode()).hexdigest()
 
 
+@pytest.mark.slow
 def test_several_processes_share_a_cache(tmp_path: Path, corpus: Path, expected: list[list[int]]) -> None:
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         hashes = pool.starmap(epoch_in_a_process, [(tmp_path, f"file://{corpus}")] * 2)
@@ -378,6 +379,7 @@ def bucket(s3_server: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> Itera
     proxy.server_close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache_bytes", [10**8, 1_000_000])
 def test_training_from_s3_equals_training_from_local_files(
     train: Train, tmp_path: Path, corpus: Path, bucket: str, cache_bytes: int, monkeypatch: pytest.MonkeyPatch

@@ -270,7 +270,7 @@ class ForkedRank:
     waiting: ClassVar[list[tuple[int, int]]] = []  # the process and the pipe of each rank that is not in use
 
     def __init__(self, command: list[str], *, env: dict[str, str], start_new_session: bool) -> None:
-        self.pid, pipe = self.waiting.pop()
+        self.pid, pipe = self.waiting.pop(0)
         self.returncode: int | None = None
         request = {"arguments": command[1:], "environment": env, "cwd": os.getcwd()}
         with os.fdopen(pipe, "w", encoding="utf-8") as stream:

@@ -205,6 +205,7 @@ def test_a_resumed_run_keeps_its_devices(run: Callable[..., subprocess.Completed
     assert_same_run(alone.parent / "whole", alone.parent / "parts", exact=True)
 
 
+@pytest.mark.slow
 def test_torchrun_starts_a_single_run(run: Callable[..., subprocess.CompletedProcess[str]], alone: Path, tmp_path: Path) -> None:
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2")
     done = run(*RUN, before=torchrun, cwd=tmp_path)
@@ -250,7 +251,7 @@ def test_torchrun_restarts_a_killed_worker_from_the_last_checkpoint(
 
 @pytest.mark.parametrize("how", ["killed", "interrupted"])
 def test_all_processes_end_when_one_is_killed_or_the_run_is_interrupted(
-    run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, cache_dir: Path, how: str
+    fork_server: ForkServer, tmp_path: Path, cache_dir: Path, how: str
 ) -> None:
     overrides = [
         *RUN,
@@ -259,25 +260,20 @@ def test_all_processes_end_when_one_is_killed_or_the_run_is_interrupted(
         f"hydra.run.dir={tmp_path / 'run'}",
         f"data.cache_dir='{cache_dir}'",
     ]
-    started = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *overrides], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True
-    )
-    assert started.stdout is not None
-    for line in started.stdout:
-        if line.startswith("Ep 1"):
-            break
-    ranks = children(started.pid)
+    started = fork_server.start(["train.py", *overrides], cwd=tmp_path, environment=environment(), ranks=2)
+    wait_for(lambda: "Ep 1" in started.printed("stdout"))
+    ranks = [int(pid) for pid in Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()]
     assert len(ranks) == 2
-    os.kill(ranks[1] if how == "killed" else started.pid, signal.SIGKILL if how == "killed" else signal.SIGINT)
-    rest = started.stdout.read()
-    assert started.wait(timeout=60) == (137 if how == "killed" else 130), rest
+    os.kill(max(ranks) if how == "killed" else started.pid, signal.SIGKILL if how == "killed" else signal.SIGINT)
+    out, err = started.communicate(timeout=60)
+    assert started.returncode == (137 if how == "killed" else 130), out + err
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
     metadata = read_metadata(tmp_path / "run")
     assert metadata["state"] == ("failed" if how == "killed" else "interrupted")
     if how == "killed":
         assert metadata["error"].startswith("process 1 of 2 was ended by SIGKILL: Another process of this training has ended")
     else:
-        assert "Resume with:" in rest and content(tmp_path / "run")["global_step"] > 0
+        assert "Resume with:" in out and content(tmp_path / "run")["global_step"] > 0
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -69,6 +69,7 @@ def test_a_job_that_exits_does_not_end_the_sweep(script: Script, tmp_path: Path)
     assert "1 job did not finish" in done.stdout
 
 
+@pytest.mark.slow
 def test_duplicate_jobs_are_run_once(script: Script, tmp_path: Path) -> None:
     done = script("train.py", "-m", *SHORT, "logger=none", "seed=1,1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     assert done.returncode == 0, done.stderr
@@ -142,6 +143,7 @@ def test_a_killed_search_resumes_its_trial(script: Script, fork_server: ForkServ
     assert done.stdout.count("Before training") == 1, "only the third trial starts from scratch"
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_is_resumed_at_the_job_that_was_running(
     script: Script, fork_server: ForkServer, tmp_path: Path, cache_dir: Path
 ) -> None:
@@ -174,6 +176,7 @@ def test_a_killed_sweep_is_resumed_at_the_job_that_was_running(
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", [["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], ["hydra/launcher=submitit_local"]])
 def test_parallel_runs_have_the_same_results(script: Script, tmp_path: Path, launcher: list[str]) -> None:
     settings = [*SHORT, "optimizer.lr=1e-3,-1,1e-2", "logger=none"]
@@ -186,6 +189,7 @@ def test_parallel_runs_have_the_same_results(script: Script, tmp_path: Path, lau
     assert float(rows[0]["best_val_loss"]) == read_metadata(tmp_path / "outputs" / "alone")["result"]["best_val_loss"]
 
 
+@pytest.mark.slow
 def test_a_parallel_run_may_use_data_workers(script: Script, tmp_path: Path) -> None:
     overrides = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "data.num_workers=1", "seed=1,2"]
     done = script("train.py", "-m", *SHORT, *overrides)
@@ -193,6 +197,7 @@ def test_a_parallel_run_may_use_data_workers(script: Script, tmp_path: Path) -> 
     assert [row["state"] for row in read_summary(only_sweep(tmp_path))] == ["finished"] * 2
 
 
+@pytest.mark.slow
 def test_memory_is_released_between_runs(script: Script, tmp_path: Path) -> None:
     # The state of one run takes 300 MB.
     overrides = [*SHORT, "logger=none", "model.emb_dim=512", "model.n_layers=6", "trainer.limit_train_batches=2"]

@@ -175,6 +175,7 @@ def test_nonfinite_losses_and_gradients_are_reported_once(
     assert findings_of(tmp_path / "run") == signs
 
 
+@pytest.mark.slow
 def test_a_resumed_run_reports_what_the_uninterrupted_run_reports(
     train: Train, caplog: pytest.LogCaptureFixture, tmp_path: Path, short: list[str]
 ) -> None:
