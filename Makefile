@@ -1,9 +1,10 @@
-# make train   train a GPT on the sample story; ARGS="model=tiny trainer.max_epochs=2" changes settings
-# make test    run the tests that a change normally needs; ARGS="-k resume" passes options to pytest
-# make test-all  run all tests: also two hosts, torchrun, long sweeps, the browser and the guide's commands
-# make check   lint, and check formatting and types
-# make docs    build the guide in build/docs
-# make bench   compare speed and memory with the book's code and transformers; ARGS="train-124m --rounds 5"
+# make train     train a GPT on the sample story; ARGS="model=tiny trainer.max_epochs=2" changes settings
+# make test      run the tests that a change normally needs; ARGS="-k resume" passes options to pytest
+# make test-all  run all tests, also two hosts, torchrun, long sweeps, the browser and the guide's commands
+# make coverage  run all tests, and show the lines that they do not run
+# make check     lint, and check formatting and types
+# make docs      build the guide in build/docs
+# make bench     compare speed and memory with the book's code and transformers; ARGS="train-124m --rounds 5"
 
 PYTHON ?= python3
 VENV := .venv
@@ -26,7 +27,7 @@ define run_tests
 	exit $$failed
 endef
 
-.PHONY: train test test-all check docs bench
+.PHONY: train test test-all coverage check docs bench
 
 train: $(VENV)/installed
 	@$(VENV)/bin/python train.py $(ARGS)
@@ -36,6 +37,10 @@ test: $(VENV)/installed-dev
 
 test-all: $(VENV)/installed-dev
 	$(call run_tests,)
+
+coverage: $(VENV)/installed-dev
+	-@$(PYTEST) -n logical --maxprocesses 8 --dist worksteal --cov --cov-report=json:build/coverage.json $(ARGS)
+	@$(VENV)/bin/python -m tests.helpers.coverage_by_folder build/coverage.json
 
 check: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .

@@ -56,7 +56,8 @@ class ForkServer:
         """
         self._count += 1
         files = {name: Path(self._folder.name) / f"{self._count}.{name}" for name in ("stdin", "stdout", "stderr")}
-        files["stdin"].write_text(stdin or "", encoding="utf-8")
+        for name, path in files.items():
+            path.write_text((stdin or "") if name == "stdin" else "", encoding="utf-8")
         kept = os.environ if environment is None else environment
         request = {
             "arguments": list(arguments),
