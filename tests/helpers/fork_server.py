@@ -187,26 +187,31 @@ def serve() -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(ended, warn_on_full_buffer=False)
     requests = os.fdopen(os.dup(0), "rb", buffering=0)
+    running: set[int] = set()
     while True:
         ready = select.select([requests, wake_up], [], [])[0]
         if wake_up in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(wake_up, 1024)
-        _report_ended()
+        _report_ended(running)
         if requests in ready:
             line = requests.readline()
             if not line:
+                for child in running:  # of a test that has failed
+                    os.kill(child, signal.SIGKILL)
                 return
             if (child := os.fork()) == 0:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 _run(json.loads(line))
+            running.add(child)
             os.write(1, f"started {child}\n".encode())
 
 
-def _report_ended() -> None:
+def _report_ended(running: set[int]) -> None:
     with contextlib.suppress(ChildProcessError):
         while (found := os.waitpid(-1, os.WNOHANG))[0]:
+            running.discard(found[0])
             os.write(1, f"ended {found[0]} {os.waitstatus_to_exitcode(found[1])}\n".encode())
 
 
