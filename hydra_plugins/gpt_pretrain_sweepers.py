@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from gpt_pretrain.commands.failures import SweepJobFailed, print_error
 from gpt_pretrain.config.overrides import override_key
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.sweeps.folder import SWEEP_SETTINGS, job_folder_name
+from gpt_pretrain.sweeps.folder import SWEEP_SETTINGS, job_folder_name, sign_sweep
 from gpt_pretrain.sweeps.results import read_sweep, varied_keys
 from gpt_pretrain.sweeps.runner import JobRunner, open_sweep
 
@@ -75,6 +75,9 @@ class RunSweeper(Sweeper):
         assert self.config is not None
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / SWEEP_SETTINGS)
+        overrides = OmegaConf.to_container(self.config.hydra.overrides, resolve=False)
+        assert isinstance(overrides, dict)
+        sign_sweep(folder, overrides, script=str(self.config.hydra.job.name))  # type: ignore[arg-type]
 
     def _launch(self, batch: Sequence[Sequence[str]], first_number: int) -> None:
         """Run jobs with the launcher, which may run them in parallel."""

@@ -53,14 +53,6 @@ TINY_RUN = [
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep this session's signing key out of the home folder of whoever runs the tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
 def _key_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep the key for signatures out of the user's home."""
     os.environ["XDG_DATA_HOME"] = str(tmp_path_factory.mktemp("data_home"))
@@ -90,8 +82,8 @@ def compose_train(tmp_path: Path, cache_dir: Path) -> Callable[..., DictConfig]:
 @pytest.fixture
 def train(compose_train: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch) -> Callable[..., float]:
     """Train in this process, with the tiny run's settings and these overrides; errors stay exceptions."""
-    for name in ("report_failures", "report_at_end"):
-        monkeypatch.setattr(f"gpt_pretrain.commands.run_context.{name}", lambda *_, **__: nullcontext())
+    for name in ("run_context.report_failures", "run_context.report_at_end", "train.report_failures"):
+        monkeypatch.setattr(f"gpt_pretrain.commands.{name}", lambda *_, **__: nullcontext())
 
     def trained(*overrides: str, run_dir: Path | None = None, base: list[str] = TINY_RUN) -> float:
         overridden = {override.partition("=")[0] for override in [*base, *overrides]}
@@ -119,10 +111,12 @@ def fork_server() -> Iterator[ForkServer]:
 def script(tmp_path: Path, cache_dir: Path, fork_server: ForkServer) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run an entry script as a process, in a folder for this test."""
 
-    def ran(name: str, *arguments: str, stdin: str | None = None, timeout: int = 200) -> subprocess.CompletedProcess[str]:
+    def ran(
+        name: str, *arguments: str, stdin: str | None = None, timeout: int = 200, cwd: Path = tmp_path
+    ) -> subprocess.CompletedProcess[str]:
         environment = {key: value for key, value in os.environ.items() if key not in ("HYDRA_FULL_ERROR", "PYTEST_CURRENT_TEST")}
         environment["XDG_CACHE_HOME"] = str(cache_dir)
-        return fork_server.run([name, *arguments], cwd=tmp_path, environment=environment, stdin=stdin, timeout=timeout)
+        return fork_server.run([name, *arguments], cwd=cwd, environment=environment, stdin=stdin, timeout=timeout)
 
     return ran
 

@@ -19,6 +19,7 @@ HYDRA = {
     "gpt_pretrain.commands.job",
     "gpt_pretrain.commands.notebook",
     "gpt_pretrain.commands.script",
+    "gpt_pretrain.commands.stored_overrides",
     "gpt_pretrain.commands.train",
 }
 # The rooms of the package, from the bottom up: each may import those before it, and none behind it.

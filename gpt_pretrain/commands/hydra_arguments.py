@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
-
-from omegaconf import OmegaConf
 
 from gpt_pretrain.config.conversion import find_full_names
 from gpt_pretrain.config.overrides import expand_amounts, find_override, override_key, quote_value
 from gpt_pretrain.config.schema import GenerateSettings, TrainSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import OUTPUTS, find_run
-from gpt_pretrain.sweeps.folder import SWEEP_SETTINGS, find_sweep
+from gpt_pretrain.sweeps.folder import find_sweep
 from gpt_pretrain.training.distributed.requeue import interrupted_run
 
 MULTIRUN_FLAGS = {"-m", "--multirun"}
@@ -44,17 +43,19 @@ def apply_sweep_resume(arguments: list[str], *, script: str) -> list[str]:
     """Replace `sweep_resume=SWEEP` with the overrides and the folder of that sweep; what is typed now takes precedence.
 
     Raises:
-        UserError: If there is no such sweep.
+        UserError: If there is no such sweep, or it holds overrides that must be typed.
     """
     sweep = find_override(arguments, "sweep_resume")
     if sweep is None:
         return arguments
+    from gpt_pretrain.commands.stored_overrides import admit_overrides  # it loads Hydra's parser
+
     folder = find_sweep(_unquote(sweep), script=script)
-    stored = OmegaConf.load(folder / SWEEP_SETTINGS).hydra.overrides
-    replaced = _typed_keys(arguments) | {"hydra.mode", "hydra.sweep.dir"}
-    kept = [override for override in [*stored.hydra, *stored.task] if override_key(override) not in replaced]
+    stored = admit_overrides(folder, script=script, typed=_typed_keys(arguments))
+    for notice in stored.notices:
+        print(notice, file=sys.stderr)
     typed = [argument for argument in arguments if override_key(argument) != "sweep_resume" and argument not in MULTIRUN_FLAGS]
-    return ["-m", *kept, *typed, f"hydra.sweep.dir={quote_value(str(folder))}"]
+    return ["-m", *stored.kept, *typed, f"hydra.sweep.dir={quote_value(str(folder))}"]
 
 
 def check_arguments(arguments: list[str], *, script: str) -> None:

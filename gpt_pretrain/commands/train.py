@@ -6,11 +6,13 @@ import logging
 import math
 from collections.abc import Set
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from gpt_pretrain.commands.failures import report_failures
 from gpt_pretrain.commands.job import is_multirun, job_overrides, overridden_keys, start_info, typed_arguments
 from gpt_pretrain.commands.run_context import run_context
 from gpt_pretrain.config.overrides import override_key, quote_value
@@ -18,11 +20,14 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import list_checkpoints
 from gpt_pretrain.runs.metadata import read_metadata
 from gpt_pretrain.system.checkout import CHECKOUT
+from gpt_pretrain.system.reading import DamagedFileError, read_yaml
+from gpt_pretrain.system.resources import PROCESSES_PER_CORE, max_processes
 from gpt_pretrain.training.distributed import launch, ranks, requeue
 
 if TYPE_CHECKING:
     from gpt_pretrain.training.preflight import TrainingSetup
 
+MAX_NODES = 10_000  # machines; a larger number in a file is damage
 DEVICE_KEYS = {"experiment", "trainer", "trainer.devices", "trainer.num_nodes"}
 
 log = logging.getLogger("gpt_pretrain")
@@ -44,7 +49,8 @@ def train(config: DictConfig, *, overridden: Set[str] | None = None) -> float:
     run_dir, overridden = Path(config.run_dir), overridden_keys() if overridden is None else overridden
     if is_multirun() and list_checkpoints(run_dir):  # the sweep is resumed
         config.resume = str(run_dir)
-    n_processes = processes_to_start(config, overridden)
+    with report_failures():
+        n_processes = processes_to_start(config, overridden)
     writes = not (config.plan or n_processes or launch.node_rank()) and ranks.is_main()
     with run_context(run_dir, script="train.py", writes=writes):
         num_nodes = _trainer_config(config, overridden).num_nodes
@@ -94,15 +100,45 @@ def processes_to_start(config: DictConfig, overridden: Set[str]) -> int:
     if config.plan:
         return 0
     trainer = _trainer_config(config, overridden)
-    return launch.devices_to_start(trainer.devices, accelerator=trainer.accelerator, num_nodes=trainer.num_nodes)
+    devices = launch.devices_to_start(trainer.devices, accelerator=trainer.accelerator, num_nodes=trainer.num_nodes)
+    if devices > (most := max_processes()):
+        raise UserError(
+            f"trainer.devices={devices}: this machine may run at most {most} processes of a training, {PROCESSES_PER_CORE} for "
+            "each core or one for each GPU. Choose a smaller number."
+        )
+    return devices
 
 
 def _trainer_config(config: DictConfig, overridden: Set[str]) -> Any:
-    """Return the trainer's settings; a resumed run keeps its devices unless the user overrides them."""
+    """Return the trainer's settings; a resumed run keeps its devices unless the user overrides them.
+
+    Raises:
+        UserError: If the resumed run's settings cannot be read, or ask for more devices than this machine has.
+    """
     stored = Path(config.run_dir) / "config.yaml"
     if config.resume is not None and stored.is_file() and not overridden & DEVICE_KEYS:
-        return OmegaConf.load(stored).trainer
+        return _stored_devices(stored)
     return config.trainer
+
+
+def _stored_devices(file: Path) -> SimpleNamespace:
+    """Return the devices in a run's config.yaml."""
+    try:
+        trainer = read_yaml(file, within=file.parent).get("trainer")
+    except (OSError, DamagedFileError) as error:
+        raise UserError(f"{file} cannot be used: {error}. Type trainer.devices=N.") from error
+    stored = trainer if isinstance(trainer, dict) else {}
+    devices, num_nodes, accelerator = (stored.get(name) for name in ("devices", "num_nodes", "accelerator"))
+    if not (isinstance(devices, int) and isinstance(num_nodes, int) and isinstance(accelerator, str)) or not (
+        devices >= 1 and 1 <= num_nodes <= MAX_NODES
+    ):
+        raise UserError(f"{file} names no valid devices. Type trainer.devices=N and trainer.num_nodes=N.")
+    if devices > (most := max_processes()):
+        raise UserError(
+            f"trainer.devices={devices} comes from {file}, but this machine may run at most {most} processes "
+            f"of a training, {PROCESSES_PER_CORE} for each core or one for each GPU. Add trainer.devices=N with a smaller number."
+        )
+    return SimpleNamespace(devices=devices, num_nodes=num_nodes, accelerator=accelerator)
 
 
 def _train_in_processes(config: DictConfig, n_processes: int, *, num_nodes: int) -> None:

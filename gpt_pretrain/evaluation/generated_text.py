@@ -9,9 +9,9 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch.nn import functional as F
 
+from gpt_pretrain.config.checkpoint_settings import read_data_settings
 from gpt_pretrain.config.schema import DataSettings
 from gpt_pretrain.data.corpus import split_corpus
 from gpt_pretrain.data.sources import open_corpus_at
@@ -34,11 +34,14 @@ def find_training_tokens(content: Mapping[str, Any], tokenizer: Tokenizer) -> To
     Args:
         content: The checkpoint's content besides the weights.
     """
-    if "config" not in content:
+    if "config" not in content or "text_sha256" not in content:
         return None
-    data = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataSettings), content["config"]["data"]))
-    assert isinstance(data, DataSettings)
-    data.cache_dir = None  # a file must not choose where the program writes
+    try:
+        data = read_data_settings(content)
+    except UserError:
+        return None
+    if data is None:
+        return None
     try:
         # Measuring some texts is no reason to download a text again.
         if data.path is None and data.url is not None and find_download(data.url, cache_dir=cache_folder(data)) is None:

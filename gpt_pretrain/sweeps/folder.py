@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from gpt_pretrain.config.secrets import override_without_secrets
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import OUTPUTS
 from gpt_pretrain.runs.metadata import METADATA_FILE
+from gpt_pretrain.system.files import write_text
+from gpt_pretrain.system.reading import DamagedFileError, read_bytes, read_yaml
+from gpt_pretrain.system.signing import has_signature, signature
 
 SWEEPS = OUTPUTS / "multirun"
 SWEEP_SETTINGS = "multirun.yaml"  # The name that Hydra's own sweepers use.
+SWEEP_SIGNATURE = "multirun.signature"  # shows that this user has typed the overrides in the settings
 STUDY, SUMMARY, CHART = "study.journal", "summary.csv", "summary.png"
+SIGNATURE_PURPOSE = "overrides of a sweep"
+MAX_SETTINGS_BYTES = 1_000_000  # of a sweep's settings, which have about 10,000
 MAX_NAME_BYTES = 120  # File systems allow 255.
 
 
@@ -57,7 +65,55 @@ def job_folder_name(overrides: Sequence[str]) -> str:
     return f"{short}-{zlib.crc32(text.encode()):08x}" if overrides else "job"
 
 
+def read_stored_overrides(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the overrides that a sweep was started with: those of Hydra's settings, and those of the script's.
+
+    Raises:
+        UserError: If they cannot be read.
+    """
+    file = folder / SWEEP_SETTINGS
+    try:
+        hydra = read_yaml(file, max_bytes=MAX_SETTINGS_BYTES, within=folder).get("hydra")
+    except (OSError, DamagedFileError) as error:
+        raise UserError(f"{file} cannot be used: {error}.") from error
+    stored = hydra.get("overrides") if isinstance(hydra, dict) else None
+    parts = [stored.get(name) for name in ("hydra", "task")] if isinstance(stored, dict) else []
+    texts = [[text for text in part if isinstance(text, str)] for part in parts if isinstance(part, list)]
+    if texts != parts or len(texts) != 2:
+        raise UserError(f"{file} is not the settings of a sweep: it lists no overrides.")
+    return texts[0], texts[1]
+
+
+def sign_sweep(folder: Path, overrides: Mapping[str, Any], *, script: str) -> None:
+    """Sign the overrides that a sweep was started with.
+
+    Args:
+        overrides: The lists "hydra" and "task".
+        script: The script without its ending: "train" or "generate".
+    """
+    content = _signed_content((list(overrides["hydra"]), list(overrides["task"])), script=script)
+    write_text(folder / SWEEP_SIGNATURE, signature(content, purpose=SIGNATURE_PURPOSE).hex() + "\n")
+
+
+def is_own_sweep(folder: Path, *, script: str) -> bool:
+    """Return whether this user has signed the overrides that a sweep was started with."""
+    try:
+        signed = bytes.fromhex(read_bytes(folder / SWEEP_SIGNATURE, max_bytes=1000, within=folder).decode())
+        content = _signed_content(read_stored_overrides(folder), script=script)
+        return has_signature(content, signed, purpose=SIGNATURE_PURPOSE)
+    except (OSError, ValueError):  # a DamagedFileError and a UserError are ValueErrors
+        return False
+
+
+def _signed_content(overrides: tuple[list[str], list[str]], *, script: str) -> bytes:
+    return json.dumps([script, *overrides]).encode()
+
+
 def _script_of(settings: Path) -> str | None:
     """Return the script that a sweep was started with, from the `hydra.job` section of its settings."""
-    found = re.search(r"^    name: (\w+)$", settings.read_text(encoding="utf-8"), re.MULTILINE)
+    try:
+        text = read_bytes(settings, max_bytes=MAX_SETTINGS_BYTES, within=settings.parent).decode(errors="replace")
+    except (OSError, DamagedFileError):
+        return None
+    found = re.search(r"^ +name: (\w+)$", text, re.MULTILINE)
     return found[1] if found else None

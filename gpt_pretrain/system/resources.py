@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+PROCESSES_PER_CORE = 4  # more processes only wait for each other
 CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # memory limit of a container; "max" if it has none
 
@@ -20,6 +21,16 @@ CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # memory limit of a container;
 def cores() -> int:
     """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def max_processes() -> int:
+    """Return how many processes one training may have on this machine: PROCESSES_PER_CORE for each core, or one for each GPU."""
+    per_cores = PROCESSES_PER_CORE * cores()
+    if not shutil.which("nvidia-smi") and not shutil.which("rocm-smi"):  # importing torch takes seconds
+        return per_cores
+    import torch
+
+    return max(per_cores, torch.cuda.device_count())
 
 
 def device_name(device: torch.device) -> str:

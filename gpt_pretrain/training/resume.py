@@ -11,19 +11,22 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from gpt_pretrain.checkpoints.checkpoint_file import copy_checkpoint, first_readable, nested_dicts, read_checkpoint
+from gpt_pretrain.checkpoints.checkpoint_file import copy_checkpoint, first_readable, read_checkpoint
 from gpt_pretrain.checkpoints.checksum import same_checksum
 from gpt_pretrain.checkpoints.pretrained import open_weights
 from gpt_pretrain.checkpoints.sharded import ShardReader
+from gpt_pretrain.config.checkpoint_settings import MAX_INTEGER, admit_settings, forgotten_options, read_stored_settings
 from gpt_pretrain.config.conversion import escape_interpolation, to_settings
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.runs.folder import BEST, LAST, checkpoint_dir, find_checkpoints
 from gpt_pretrain.system.files import remove_scratch_files
+from gpt_pretrain.system.terminal import escape_line
+from gpt_pretrain.system.urls import hide_secrets
 from gpt_pretrain.training.distributed import ranks
 
-# Settings that are never restored from a checkpoint.
+# Settings that belong to this start. Those of callbacks of the user's own are not stored.
 NOT_RESTORED = ("run_dir", "plan", "resume", "resume_force", "callbacks.custom", "trainer.devices", "trainer.num_nodes")
 # Their product is the number of windows in an optimizer step.
 STEP_SETTINGS = ("data.batch_size", "trainer.accumulate_grad_batches", "trainer.devices", "trainer.num_nodes")
@@ -80,45 +83,72 @@ def read_resumable(path: Path) -> dict[str, Any]:
         architecture = open_weights(path).config.to_dict()
     try:
         int(content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
-        int(content["callbacks"]["SaveRun"]["best_step"])
         int(content["TextDataModule"]["windows"]), int(content["TextDataModule"]["epoch_windows"])
-        model = content["config"]["model"]
-        settings = {name: model[name] for name in architecture if name != "vocab_size"}
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not a complete checkpoint: {error} is missing or has the wrong type.") from error
+        int(content["callbacks"]["SaveRun"]["best_step"])
+        stops = [state for name, state in content["callbacks"].items() if name.startswith("EarlyStopping")]
+        if not all(isinstance(state["wait_count"], int) for state in stops) or max(_counts(content)) >= MAX_INTEGER:
+            raise ValueError("a count")
+        stored = read_stored_settings(content["config"], origin=str(path))
+        settings = {name: stored["model"][name] for name in architecture if name != "vocab_size"}
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
+        problem = escape_line(str(error))[:200]
+        raise UserError(f"{path} is not a complete checkpoint: {problem} is missing or has the wrong type.") from error
     if settings != {name: architecture[name] for name in settings}:
         raise UserError(f"{path} is not a valid checkpoint: its settings describe another model than its tensors.")
+    if not all(isinstance(number, int) and number >= 1 for number in _step_numbers(stored)):
+        raise UserError(f"{path} is not a valid checkpoint: {', '.join(STEP_SETTINGS)} must be numbers of at least 1 in it.")
     return content
 
 
-def restore_settings(settings: TrainSettings, stored: dict[str, Any], overridden: Set[str]) -> tuple[TrainSettings, list[str]]:
+def restore_settings(
+    settings: TrainSettings, config: dict[str, Any], overridden: Set[str], *, own: bool, path: Path
+) -> tuple[TrainSettings, list[str]]:
     """Return the settings of a checkpoint with the overrides applied.
 
     Args:
         settings: The settings of this start.
-        stored: The settings in the checkpoint.
+        config: The settings in the checkpoint, which `read_resumable` has checked.
         overridden: The settings and groups that the user overrides.
+        own: Whether the checkpoint has this user's signature.
+        path: The checkpoint.
 
     Returns:
         The settings, and the changes that give the saved state another meaning.
 
     Raises:
-        UserError: If an override changes the architecture, or the checkpoint's settings name a class to build.
+        UserError: If an override changes the architecture, or the checkpoint names places that the user must type.
     """
-    if any("_target_" in table for table in nested_dicts(stored)):
-        raise UserError("The checkpoint's settings hold a _target_, which could run any code. This program never stores one.")
+    stored, now = read_stored_settings(config, origin=str(path)), dataclasses.asdict(settings)
+    admitted = admit_settings(
+        stored,
+        now,
+        is_typed=lambda key: _is_within(key, overridden) or bool(overridden & {"experiment", "debug"}),
+        own=own,
+        origin=escape_line(str(path)),
+        folder=Path(settings.run_dir),
+    )
     changes: Changes = {}
-    merged = _merge(stored, dataclasses.asdict(settings), overridden, changes)
+    merged = _merge(admitted.settings, now, overridden, changes)
     refused = _keep_step_size(merged, stored, overridden, changes)
-    texts = {key: f"{key} was {old}, is {new} now" for key, (old, new) in changes.items()}
+    texts = {key: hide_secrets(escape_line(f"{key} was {old}, is {new} now")) for key, (old, new) in changes.items()}
     refused += [text for key, text in texts.items() if _is_within(key, STATE_SETTINGS)]
+    problems = list(admitted.problems)
     if architecture := [text for key, text in texts.items() if key.startswith("model.") and key != "model.drop_rate"]:
-        raise UserError(f"The checkpoint has another architecture: {'; '.join(architecture)}. Remove these overrides.")
-    custom = stored.get("callbacks", {}).get("custom", {})
-    missing = {name: target for name, target in custom.items() if name not in settings.callbacks.custom}
-    refused += [
-        f"callbacks.custom.{name} ({target}) is missing, which a checkpoint does not store" for name, target in missing.items()
-    ]
+        problems.append(f"The checkpoint has another architecture: {'; '.join(architecture)}. Remove these overrides.")
+    if problems:
+        raise UserError(problems)
+    refused += _missing_callbacks(config, settings)
+    for notice in admitted.notices:
+        log.info("%s", notice)
+    if names := forgotten_options(config, now):
+        log.warning(
+            "data.remote.options are never restored, since they may hold a key, or send one elsewhere. This run had %s. If its "
+            "data needs them, type them again, for example: +data.remote.options.%s=VALUE",
+            ", ".join(names),
+            names[0],
+        )
     for key, text in texts.items():
         if not _is_within(key, STATE_SETTINGS):
             log.info("Changed since the checkpoint: %s", text)
@@ -174,7 +204,31 @@ def _keep_step_size(merged: dict[str, Any], stored: Mapping[str, Any], overridde
 
 
 def _step_windows(config: Mapping[str, Any]) -> int:
-    return math.prod(int(config[group][name]) for group, name in (key.split(".") for key in STEP_SETTINGS))
+    return math.prod(map(int, _step_numbers(config)))
+
+
+def _step_numbers(config: Mapping[str, Any]) -> list[Any]:
+    return [config.get(group, {}).get(name) for group, name in (key.split(".") for key in STEP_SETTINGS)]
+
+
+def _missing_callbacks(config: Mapping[str, Any], settings: TrainSettings) -> list[str]:
+    """List the user's own callbacks that the checkpoint's run had, and this start does not have."""
+    callbacks = config.get("callbacks")
+    custom = callbacks.get("custom") if isinstance(callbacks, dict) else None
+    named = [(escape_line(str(name)), escape_line(str(target))) for name, target in (custom or {}).items()]
+    return [
+        f"callbacks.custom.{name[:100]} ({target[:100]}) is missing, which a checkpoint does not store"
+        for name, target in named
+        if name not in settings.callbacks.custom
+    ]
+
+
+def _counts(content: Mapping[str, Any]) -> list[int]:
+    """Return the counts of a checkpoint that arithmetic is done with."""
+    progress = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    windows = content["TextDataModule"]
+    counts = (content["global_step"], content["tokens_seen"], progress, windows["windows"], windows["epoch_windows"])
+    return [abs(int(count)) for count in counts]
 
 
 def _keep_epoch_limits(merged: dict[str, Any], stored: Mapping[str, Any], overridden: Set[str]) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pretrain.checkpoints.pretrained import Weights, open_weights
+from gpt_pretrain.config.checkpoint_settings import has_signed_settings
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.errors import AlreadyCompleteError, UserError
 from gpt_pretrain.model.config import GPTConfig
@@ -64,7 +65,9 @@ def from_checkpoint(settings: TrainSettings, overridden: Set[str]) -> tuple[Trai
         opened = newest_checkpoint(Path(settings.run_dir), only=only, read_only=settings.plan)
     path = Path(ranks.broadcast(None if opened is None else str(opened[0])))
     content = read_resumable(path) if opened is None else opened[1]
-    settings, changes = restore_settings(settings, content["config"], overridden)
+    # The ranks of other machines may not have this user's key.
+    own = bool(ranks.broadcast(has_signed_settings(content) if ranks.is_main() else False))
+    settings, changes = restore_settings(settings, content["config"], overridden, own=own, path=path)
     _check_incomplete(settings, content)
     start = StartingPoint(
         resume=path,

@@ -2,16 +2,353 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
 
-from tests.helpers.hostile_files import hostile_run
+import pytest
+import torch
+import yaml
+
+from gpt_pretrain.config.schema import GenerateSettings, TrainSettings
+from gpt_pretrain.config.stored_settings import (
+    ASKED,
+    BOUNDED,
+    BOUNDS,
+    GENERATE_KINDS,
+    LOCAL,
+    NEVER,
+    SWEEP_KINDS,
+    TAKEN,
+    TRAIN_KINDS,
+    override_kind,
+)
+from tests.helpers.hostile_files import SMALL, hostile_run, hostile_sweep
 
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
+Change = Callable[[dict[str, Any]], object]
+
+
+def test_every_setting_is_in_the_table() -> None:
+    assert set(leaf_settings(TrainSettings)) == set(TRAIN_KINDS)
+    assert set(leaf_settings(GenerateSettings)) == set(GENERATE_KINDS)
+    for kinds in (TRAIN_KINDS, GENERATE_KINDS, SWEEP_KINDS):
+        assert set(kinds.values()) <= {TAKEN, BOUNDED, ASKED, LOCAL, NEVER}
+        assert {key for key, kind in kinds.items() if kind == BOUNDED} <= set(BOUNDS)
+    assert override_kind("a.new.setting", 1, script="train") == NEVER
+
+
+def leaf_settings(schema: type, prefix: str = "") -> Iterator[str]:
+    """Yield the names of all settings in nested dataclasses."""
+    for name, hint in get_type_hints(schema).items():
+        groups = [kind for kind in (hint, *get_args(hint)) if dataclasses.is_dataclass(kind)]
+        if groups and get_origin(hint) is not list:
+            yield from leaf_settings(groups[0], f"{prefix}{name}.")  # type: ignore[arg-type]
+        else:
+            yield f"{prefix}{name}"
+
+
+def with_data(**fields: Any) -> Change:
+    """Return a change of the `data` settings in a checkpoint."""
+    return lambda content: content["config"]["data"].update(fields)
 
 
 def test_a_run_without_a_signature_is_resumed(script: Script, finished_run: Path, tmp_path: Path) -> None:
     run = hostile_run(finished_run, tmp_path / "run")
     done = script("train.py", f"resume={run}")
     assert done.returncode == 0, done.stderr
+
+
+PLACES = {
+    "data.path=http://127.0.0.1:1/corpus": with_data(name="shards", path="http://127.0.0.1:1/corpus"),
+    "data.path=/etc/hostname": with_data(path="/etc/hostname"),
+    "'data.path=~/secret.txt'": with_data(path="~/secret.txt"),
+    "data.path=../secret.txt": with_data(path="../secret.txt"),
+    "data.path=.ssh/id_rsa": with_data(path=".ssh/id_rsa"),
+    "data.path=link.txt": with_data(path="link.txt"),
+    "data.path=folder": with_data(path="folder"),
+    "'data.url=https://***@127.0.0.1:1/t.txt'": with_data(url="https://user:secret@127.0.0.1:1/t.txt"),
+    "'data.sources=[{path: ": with_data(
+        name="mixture", sources=[{"path": "text.txt", "weight": 1.0}, {"path": "/x", "weight": 1.0}]
+    ),
+    "logger=wandb logger.wandb.project=theirs": lambda content: content["config"]["logger"].update(
+        wandb={"project": "theirs", "name": None, "offline": False}
+    ),
+    "logger=mlflow logger.mlflow.tracking_uri=http://127.0.0.1:1": lambda content: content["config"]["logger"].update(
+        mlflow={"experiment_name": "x", "tracking_uri": "http://127.0.0.1:1"}
+    ),
+}
+
+
+@pytest.mark.parametrize("words", PLACES)
+def test_a_place_in_a_checkpoint_is_asked_for(script: Script, finished_run: Path, tmp_path: Path, words: str) -> None:
+    outside = tmp_path / "outside.txt"
+    outside.write_text("Nobody else's business. " * 40)
+    (tmp_path / "here" / "folder").mkdir(parents=True)
+    for link in ("link.txt", "folder/a.txt"):
+        (tmp_path / "here" / link).symlink_to(outside)
+    run = hostile_run(finished_run, tmp_path / "here" / "run", PLACES[words])
+    done = script("train.py", f"resume={run}", "plan=true", cwd=tmp_path / "here")
+    assert done.returncode == 2
+    assert f"To use it, add: {words}" in done.stderr
+    assert "lacks your signature" in done.stderr
+    assert "secret@" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_all_places_are_reported_together_and_used_when_typed(
+    script: Script, finished_run: Path, tmp_path: Path, story: str
+) -> None:
+    (tmp_path / "text.txt").write_text(story)
+    change = with_data(path=str(tmp_path / "text.txt"), url="http://127.0.0.1:1/x")
+    run = hostile_run(finished_run, tmp_path / "run", change)
+    refused = script("train.py", f"resume={run}")
+    assert refused.returncode == 2
+    assert refused.stderr.count("To use it, add:") == 2
+    done = script("train.py", f"resume={run}", f"data.path={tmp_path / 'text.txt'}", "data.url=null", "resume_force=true")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", ["text.txt", "{run}/text.txt", "texts/*.txt"])
+def test_a_text_beside_the_run_is_taken(script: Script, finished_run: Path, tmp_path: Path, story: str, path: str) -> None:
+    run = hostile_run(finished_run, tmp_path / "run", with_data(path=path.format(run=tmp_path / "run")))
+    (tmp_path / "texts").mkdir()
+    for file in (tmp_path / "text.txt", run / "text.txt", tmp_path / "texts" / "a.txt"):
+        file.write_text(story)
+    done = script("train.py", f"resume={run}", "resume_force=true")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_cache_folder_in_a_checkpoint_is_not_used(script: Script, finished_run: Path, tmp_path: Path) -> None:
+    change = with_data(cache_dir=str(tmp_path / "cache"), remote={"cache_bytes": 1_000_000})
+    run = hostile_run(finished_run, tmp_path / "run", change)
+    done = script("train.py", f"resume={run}")
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "cache").exists()
+    assert f"data.cache_dir={tmp_path / 'cache'}" in done.stdout
+    stored = yaml.safe_load((run / "config.yaml").read_text())["data"]
+    assert (stored["cache_dir"], stored["remote"]["cache_bytes"]) == (None, 50_000_000_000)
+
+
+def test_the_user_s_own_run_keeps_its_places(script: Script, tmp_path: Path, story: str) -> None:
+    text, cache = tmp_path / "elsewhere" / "text.txt", tmp_path / "elsewhere" / "cache"
+    text.parent.mkdir()
+    text.write_text(story)
+    (tmp_path / "here").mkdir()
+    places = [f"data.path={text}", f"data.cache_dir={cache}", "data.remote.threads=100", "hydra.run.dir=run"]
+    done = script("train.py", *SMALL, *places, cwd=tmp_path / "here")
+    assert done.returncode == 0, done.stderr
+    resumed = script("train.py", "resume=run", "trainer.max_steps=6", cwd=tmp_path / "here")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "signature" not in resumed.stderr + resumed.stdout
+    stored = yaml.safe_load((tmp_path / "here" / "run" / "config.yaml").read_text())["data"]
+    assert (stored["path"], stored["cache_dir"], stored["remote"]["threads"]) == (str(text), str(cache), 100)
+
+
+def test_a_signature_covers_the_places(script: Script, finished_run: Path, tmp_path: Path) -> None:
+    signed: list[str] = []
+    hostile_run(finished_run, tmp_path / "run", signed_by(finished_run, signed))
+    assert signed, "the program signs its checkpoints"
+    run = hostile_run(
+        finished_run, tmp_path / "run", lambda content: (signed_by(finished_run, signed)(content), with_data(path="/x")(content))
+    )
+    done = script("train.py", f"resume={run}")
+    assert (done.returncode, "To use it, add: data.path=/x" in done.stderr) == (2, True)
+
+
+def signed_by(base: Path, found: list[str]) -> Change:
+    """Return a change that puts back the signature of the run that a hostile one is copied from."""
+
+    def change(content: dict[str, Any]) -> None:
+        content["settings_signature"] = torch.load(base / "checkpoints" / "last.ckpt", weights_only=True)["settings_signature"]
+        found.append(content["settings_signature"])
+
+    return change
+
+
+def test_the_options_of_a_file_system_are_dropped_and_named(script: Script, finished_run: Path, tmp_path: Path) -> None:
+    run = hostile_run(finished_run, tmp_path / "run", with_data(remote={"options": {"anon": True, "key": "hunter2"}}))
+    done = script("train.py", f"resume={run}")
+    assert done.returncode == 0, done.stderr
+    assert "data.remote.options are never restored" in done.stdout + done.stderr
+    assert "anon, key" in done.stdout + done.stderr
+    assert "hunter2" not in done.stdout + done.stderr
+    assert yaml.safe_load((run / "config.yaml").read_text())["data"]["remote"]["options"] == {}
+
+
+def test_stored_numbers_of_workers_are_bounded(script: Script, finished_run: Path, tmp_path: Path) -> None:
+    remote = {"threads": 10**6, "prefetch_batches": 10**9, "retries": 10**6, "timeout": 1e9}
+    run = hostile_run(finished_run, tmp_path / "run", with_data(num_workers=5000, remote=remote))
+    done = script("train.py", f"resume={run}")
+    assert done.returncode == 0, done.stderr
+    stored = yaml.safe_load((run / "config.yaml").read_text())["data"]
+    assert stored["num_workers"] <= 256
+    assert stored["remote"] | {"cache_bytes": 0, "options": 0} == {
+        **{"threads": 64, "prefetch_batches": 64, "retries": 10, "timeout": 300.0, "cache_bytes": 0, "options": 0}
+    }
+
+
+@pytest.mark.parametrize("devices", ["20000", "-3", "[1]", "'${oc.env:HOME}'", "1" * 5000])
+def test_stored_numbers_of_processes_are_bounded(script: Script, finished_run: Path, tmp_path: Path, devices: str) -> None:
+    run = hostile_run(finished_run, tmp_path / "run")
+    config = (run / "config.yaml").read_text()
+    assert "devices: 1\n" in config
+    (run / "config.yaml").write_text(config.replace("devices: 1\n", f"devices: {devices}\n"))
+    done = script("train.py", f"resume={run}")
+    assert done.returncode == 2
+    assert "trainer.devices=" in done.stderr and "Traceback" not in done.stderr
+    assert script("train.py", f"resume={run}", "trainer.devices=1").returncode == 0
+
+
+def test_typed_numbers_of_processes_make_sense(script: Script) -> None:
+    done = script("train.py", *SMALL, "trainer.devices=999")
+    assert done.returncode == 2
+    assert "trainer.devices=999: this machine may run at most" in done.stderr
+
+
+def test_aliases_and_interpolations_in_a_config_are_harmless(
+    script: Script, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_SECRET")
+    run = hostile_run(finished_run, tmp_path / "run", lambda content: content["config"]["trainer"].update(max_steps=4))
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("seed: 123", "seed: ${oc.env:HF_TOKEN}"))
+    refused = script("train.py", f"resume={run}", timeout=60)
+    assert refused.returncode == 2 and "is complete" in refused.stderr
+    assert "hf_SECRET" not in (run / "train.log").read_text()
+    bomb = "a0: &a0 [x,x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1},*a{i - 1}]\n" for i in range(1, 40))
+    (run / "config.yaml").write_text(bomb)
+    refused = script("train.py", f"resume={run}", timeout=60)
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+
+
+RUNS_CODE = {
+    "env_set": "+hydra.job.env_set={GIT_CONFIG_COUNT:'1',GIT_CONFIG_KEY_0:core.fsmonitor,GIT_CONFIG_VALUE_0:'touch PWNED'}",
+    "hub": "+callbacks.custom.x={_target_:torch.hub.load,repo_or_dir:sweep,model:m,source:local}",
+    "import": "+callbacks.custom.x={_target_:sweep.evil.X}",
+    "named otherwise": "+callbacks.custom.x={_targ\\_et_:sweep.evil.X}",
+    "hidden in a group": "callbacks={custom:{x:{_target_:sweep.evil.X}}}",
+    "in a setting": "optimizer.lr={_target_:sweep.evil.X}",
+    "search path": "hydra.searchpath=[file://sweep]",
+    "launcher": "+hydra.launcher._target_=sweep.evil.X",
+    "launcher's shell": "hydra.launcher.setup=[touch PWNED]",
+    "sweeper": "hydra.sweeper._target_=sweep.evil.X",
+    "sweeper's overrides": "+hydra.sweeper.params={+callbacks.custom.x._target_:sweep.evil.X}",
+    "callbacks of Hydra": "+hydra.callbacks.x={_target_:sweep.evil.X}",
+    "logging": "hydra.job_logging.handlers.file.class=sweep.evil.X",
+    "log file": "hydra.job_logging.handlers.file.filename=/tmp/PWNED",
+    "run folder": "hydra.run.dir=/tmp/PWNED",
+    "chdir": "hydra.job.chdir=true",
+    "a flag": "--config-dir=sweep",
+    "config": "-cn=evil",
+    "another package": "data@hydra.job.env_set=sample",
+    "a config elsewhere": "model=../../sweep/evil",
+    "an absolute config": "model=/sweep/evil",
+    "several options": "model=[tiny,../sweep/evil]",
+    "environment": "start_context=${oc.env:HF_TOKEN}",
+    "escaped environment": "start_context=$\\{oc.env\\:HF_TOKEN\\}",
+    "quoted environment": "start_context='\\\\${oc.env:HF_TOKEN}'",
+    "a deletion": "~hydra.callbacks.run_folder",
+    "resume": "resume=elsewhere",
+    "custom": "data.remote.options.anon=true",
+    "unknown": "unknown.setting=1",
+    "line feed": "start_context='a\nb'",
+    "escape": "start_context='\x1b]0;PWNED\x07'",
+    "nested": "start_context=" + "[" * 2000 + "]" * 2000,
+    "many jobs": "seed=range(0,1000000000000)",
+    "digits": "seed=" + "9" * 5000,
+    "glob": "model=glob(*)",
+    "wandb": "logger=wandb",
+    "url": "data.url=http://127.0.0.1:1/x",
+    "path": "data.path=/etc/passwd",
+    "one of several paths": "data.path=text.txt,/etc/passwd",
+    "source": "data.sources=[{path:/etc,weight:1}]",
+    "hub's model": "init_from=someone/theirs",
+    "machines": "trainer.num_nodes=50",
+    "processes": "trainer.devices=500",
+    "workers": "data.num_workers=500",
+    "trials": "hydra.sweeper.n_trials=1000000000",
+}
+
+
+@pytest.mark.parametrize("name", RUNS_CODE)
+def test_a_sweep_replays_only_harmless_settings(script: Script, tmp_path: Path, name: str) -> None:
+    override = RUNS_CODE[name]
+    sweep = hostile_sweep(tmp_path / "sweep", task=[*SMALL, "seed=1,2", override])
+    (sweep / "evil.py").write_text("open('PWNED', 'w')\nclass X: pass\n")
+    (sweep / "hubconf.py").write_text("open('PWNED', 'w')\ndef m(): pass\n")
+    done = script("train.py", f"sweep_resume={sweep}", timeout=60)
+    assert done.returncode == 2, done.stdout
+    assert "multirun.yaml" in done.stderr
+    assert "To use it, add:" in done.stderr or "asks for" in done.stderr
+    assert "Traceback" not in done.stderr and "\x1b" not in done.stderr
+    assert not (tmp_path / "PWNED").exists() and not list(sweep.glob("*/run.json"))
+
+
+def test_a_hostile_override_among_hydra_s_own_is_refused_too(script: Script, tmp_path: Path) -> None:
+    sweep = hostile_sweep(tmp_path / "sweep", task=[*SMALL, "seed=1"], hydra=[RUNS_CODE["env_set"], RUNS_CODE["search path"]])
+    done = script("train.py", f"sweep_resume={sweep}", timeout=60)
+    assert done.returncode == 2 and done.stderr.count("To use it, add:") == 2, "all are reported together"
+
+
+def test_the_files_of_a_sweep_are_regular_and_in_form(script: Script, tmp_path: Path) -> None:
+    for number, content in enumerate(
+        ("hydra: {job: {name: train}}", "[1]", "a: [", "hydra:\n  job:\n    name: train\n  overrides: {hydra: 1, task: [2]}")
+    ):
+        sweep = tmp_path / f"sweep{number}"
+        sweep.mkdir()
+        (sweep / "multirun.yaml").write_text(content)
+        done = script("train.py", f"sweep_resume={sweep}", timeout=60)
+        assert done.returncode == 2 and "Traceback" not in done.stderr, content
+
+
+def test_a_sweep_without_a_signature_is_resumed(script: Script, tmp_path: Path, story: str) -> None:
+    (tmp_path / "text.txt").write_text(story)
+    task = [*SMALL, "data.path='text.txt'", "data.cache_dir=elsewhere", "optimizer.lr=1e-3,2e-3", "start_context=A tale"]
+    sweep = hostile_sweep(tmp_path / "sweep", task=task, hydra=["hydra.mode=MULTIRUN", "hydra.sweep.dir=sweep"])
+    done = script("train.py", f"sweep_resume={sweep}")
+    assert done.returncode == 0, done.stderr
+    assert "data.cache_dir=elsewhere comes from" in done.stderr
+    assert sorted(path.parent.name for path in sweep.glob("*/run.json")) == ["optimizer.lr=0.001", "optimizer.lr=0.002"]
+    again = script("train.py", "sweep_resume=sweep")
+    assert "Skipped 2 of 2 jobs: already complete" in again.stdout
+
+
+def test_the_user_s_own_sweep_keeps_its_places(script: Script, tmp_path: Path, story: str) -> None:
+    text = tmp_path / "elsewhere" / "text.txt"
+    text.parent.mkdir()
+    text.write_text(story)
+    here = tmp_path / "here"
+    here.mkdir()
+    first = script("train.py", "-m", *SMALL, f"data.path={text}", "optimizer.lr=1e-3,-1", "hydra.sweep.dir=s", cwd=here)
+    assert first.returncode == 1
+    again = script("train.py", "sweep_resume=s", "optimizer.lr=1e-3,2e-3", cwd=here)
+    assert again.returncode == 0, again.stderr
+    settings = (here / "s" / "multirun.yaml").read_text()
+    (here / "s" / "multirun.yaml").write_text(settings.replace(str(text), "/etc/passwd"))
+    refused = script("train.py", "sweep_resume=s", cwd=here)
+    assert refused.returncode == 2 and "/etc/passwd" in refused.stderr, "the signature covers the overrides"
+
+
+def test_a_sweep_of_texts_asks_for_its_model(script: Script, finished_run: Path, tmp_path: Path) -> None:
+    task = [f"checkpoint={finished_run}", "sampler.temperature=0.5,1.0", "sampler.max_new_tokens=2"]
+    sweep = hostile_sweep(tmp_path / "sweep", task=task, script="generate")
+    refused = script("generate.py", f"sweep_resume={sweep}")
+    assert refused.returncode == 2 and f"To use it, add: checkpoint={finished_run}" in refused.stderr
+    done = script("generate.py", f"sweep_resume={sweep}", f"checkpoint={finished_run}")
+    assert done.returncode == 0, done.stderr
+    assert len(list(sweep.glob("*/run.json"))) == 2
+
+
+def test_texts_are_not_compared_with_a_stranger_s_places(script: Script, finished_run: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "outside" / "secret.txt"
+    secret.parent.mkdir()
+    secret.write_text("x" * 5000)
+    run = hostile_run(finished_run, tmp_path / "run", with_data(path=str(secret), cache_dir=str(tmp_path / "cache")))
+    done = script("generate.py", "-m", f"checkpoint={run}", "sampler.max_new_tokens=2", "hydra.sweep.dir=s")
+    assert done.returncode == 0, done.stderr
+    (metadata,) = (tmp_path / "s").glob("*/run.json")
+    assert json.loads(metadata.read_text())["measures"]["run_length"] is None
+    assert not (tmp_path / "cache").exists()

@@ -58,6 +58,7 @@ def test_allowed_changes_are_applied_logged_and_saved(train: Train, tmp_path: Pa
 def test_no_class_named_in_a_checkpoint_s_settings_is_built(train: Train, tmp_path: Path) -> None:
     train(*SETTINGS, "trainer.max_epochs=1", run_dir=tmp_path / "run")
     resume = f"resume='{tmp_path / 'run'}'"
+    (tmp_path / "run" / "checkpoints" / "best.ckpt").unlink()  # which would be resumed instead
     hostile = {"_target_": "os.system", "command": f"touch '{tmp_path / 'marker'}'"}
     for change in (
         lambda config: config["callbacks"].update(custom={"bad": hostile}),

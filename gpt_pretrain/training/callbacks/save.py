@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
+from gpt_pretrain.config.checkpoint_settings import SIGNATURE_FIELD, sign_settings
 from gpt_pretrain.config.schema import CheckpointSettings
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.runs.metrics_file import MetricsFile
@@ -127,6 +128,8 @@ class SaveRun(Checkpoint):
         """Store the tokenizer, the settings and the checksum of the text, and correct Lightning's progress."""
         checkpoint["tokenizer"] = self.tokenizer
         checkpoint["config"] = self.config
+        if ranks.is_main():  # which writes the file
+            checkpoint[SIGNATURE_FIELD] = sign_settings(self.config)
         checkpoint["text_sha256"] = self.data.split.text_sha256
         correct_saved_progress(
             checkpoint["loops"], batches_per_epoch=trainer.num_training_batches, before_validation=self._before_validation

@@ -1,0 +1,247 @@
+"""The overrides that a sweep has stored: which of them a resumed sweep takes over.
+
+Hydra replays whatever it is given, and some of its settings run code: a class to build, an environment variable for git, a folder
+to search for configs. So the stored texts are parsed, compared with the table of this program's settings, and written anew.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Set
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, OverrideType, QuotedString, RangeSweep
+from hydra.errors import HydraException
+
+from gpt_pretrain.config.overrides import override_key
+from gpt_pretrain.config.stored_settings import (
+    ASKED,
+    BOUNDED,
+    BOUNDS,
+    LOCAL,
+    NEVER,
+    UNSIGNED,
+    explain_place,
+    has_cut_part,
+    is_harmless_place,
+    is_within_bounds,
+    override_kind,
+    quote_for_message,
+)
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.sweeps.folder import SWEEP_SETTINGS, is_own_sweep, read_stored_overrides
+from gpt_pretrain.system.terminal import escape_line
+from gpt_pretrain.system.urls import hide_secrets
+
+MAX_OVERRIDES = 300
+MAX_LENGTH = 10_000  # characters of one override
+MAX_DEPTH = 20  # brackets within brackets; Hydra's parser is recursive
+MAX_JOBS = 10_000
+REPLACED = {"hydra.mode", "hydra.sweep.dir"}  # a resumed sweep sets them itself
+
+Values = list[Any]
+
+
+@dataclass
+class StoredOverrides:
+    """The overrides of a sweep that are taken over, and what to say about the others."""
+
+    kept: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+
+
+def admit_overrides(folder: Path, *, script: str, typed: Set[str]) -> StoredOverrides:
+    """Return the stored overrides of a sweep that it is resumed with.
+
+    Args:
+        script: "train" or "generate".
+        typed: The names of the settings that the user types, which are not taken from the sweep.
+
+    Raises:
+        UserError: If the sweep's settings cannot be read, or hold overrides that the user must type; all of them together.
+    """
+    texts = [text for part in read_stored_overrides(folder) for text in part]
+    own, admitted, jobs = is_own_sweep(folder, script=script), StoredOverrides(), 1
+    origin = escape_line(str(folder / SWEEP_SETTINGS))
+    if len(texts) > MAX_OVERRIDES:
+        raise UserError(f"{origin} holds {len(texts):,} overrides, and at most {MAX_OVERRIDES} are read. The file is damaged.")
+    for text in texts:
+        if override_key(text) in typed | REPLACED:
+            continue
+        try:
+            override = _parse(text, strict=not own)
+            values = _values(override)
+            jobs *= _job_count(override, values)
+        except (HydraException, ValueError, OverflowError, ArithmeticError, RecursionError, TypeError):
+            admitted.problems.append(_refuse(text, origin, "cannot be an override of this program"))
+            continue
+        _admit(text, override, values, admitted=admitted, own=own, origin=origin, folder=folder, script=script)
+    if jobs > MAX_JOBS and not own:
+        admitted.problems.append(f"{origin} asks for {jobs:,} jobs, and at most {MAX_JOBS:,} are taken from a file.")
+    if admitted.problems:
+        raise UserError(admitted.problems)
+    return admitted
+
+
+def _admit(
+    text: str,
+    override: Override,
+    values: Values,
+    *,
+    admitted: StoredOverrides,
+    own: bool,
+    origin: str,
+    folder: Path,
+    script: str,
+) -> None:
+    """Add an override to those that are taken over, or to the problems or notices."""
+    leaves = [leaf for value in values for leaf in _leaves(override.key_or_group, value)]
+    kinds = {override_kind(key, value, script=script) for key, value in leaves}
+    shown = _shown(text)
+    changes = override.type in (OverrideType.CHANGE, OverrideType.ADD, OverrideType.FORCE_ADD)
+    if override.package is not None or not changes or NEVER in kinds or _can_run_code(text, values):
+        admitted.problems.append(_refuse(text, origin, "may run code, change Hydra itself, or is no setting of this program"))
+    elif own and any(has_cut_part(value) for _, value in leaves):
+        admitted.problems.append(explain_place(shown, origin=origin, own=True))
+    elif own:
+        admitted.kept.append(text)  # the user's own words, with their interpolations
+    elif "${" in text or any("${" in part for value in values for part, _ in _parts(value)):
+        admitted.problems.append(_refuse(text, origin, "holds an interpolation ${...}"))
+    elif ASKED in kinds and not all(
+        is_harmless_place(key, value, folder=folder) for key, value in leaves if override_kind(key, value, script=script) == ASKED
+    ):
+        admitted.problems.append(explain_place(shown, origin=origin))
+    elif not all(is_within_bounds(key, value) for key, value in leaves if override_kind(key, value, script=script) == BOUNDED):
+        limits = ", ".join(f"{key} is at most {BOUNDS[key]()}" for key, _ in leaves if key in BOUNDS)
+        admitted.problems.append(_refuse(text, origin, f"is more than this machine's share: {limits}"))
+    elif LOCAL in kinds:
+        admitted.notices.append(f"{shown} comes from {origin}, {UNSIGNED}, and is not used. To use it, add: {shown}")
+    else:
+        admitted.kept.append(_write(override))
+
+
+def _parse(text: str, *, strict: bool) -> Override:
+    """Parse an override.
+
+    Args:
+        strict: Refuse texts that take the parser long, and control characters.
+
+    Raises:
+        HydraException: If it is none.
+        ValueError: If it is refused.
+    """
+    depth = deepest = 0
+    for char in text:
+        depth += (char in "([{") - (char in ")]}")
+        deepest = max(deepest, depth)
+    if text.startswith("-") or (strict and (len(text) > MAX_LENGTH or deepest > MAX_DEPTH or not text.isprintable())):
+        raise ValueError
+    return OverridesParser.create().parse_override(text)
+
+
+def _values(override: Override) -> Values:
+    """Return the values that an override gives its setting, as plain data; of a range, its ends."""
+    value = override.value()
+    if isinstance(value, ChoiceSweep):
+        return [_plain(one) for one in value.list]
+    if isinstance(value, RangeSweep):
+        return [_plain(value.start), _plain(value.stop)]
+    if isinstance(value, IntervalSweep):
+        return [_plain(value.start), _plain(value.end)]
+    return [_plain(value)]
+
+
+def _plain(value: Any) -> Any:
+    """Return a parsed value without Hydra's own types.
+
+    Raises:
+        ValueError: If there is a type that no setting of this program has, such as a glob.
+    """
+    if isinstance(value, QuotedString):
+        return value.text
+    if isinstance(value, dict):
+        return {str(_plain(name)): _plain(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError
+
+
+def _job_count(override: Override, values: Values) -> int:
+    """Return how many jobs an override makes of one, without making the values of a range."""
+    value = override.value()
+    if not isinstance(value, RangeSweep):
+        return len(values) if isinstance(value, ChoiceSweep) else 1
+    start, stop, step = float(value.start or 0), float(value.stop or 0), float(value.step or 1)
+    return max(1, math.ceil((stop - start) / step))
+
+
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the settings that a value sets, since the value of a group may be a dict of them."""
+    if isinstance(value, dict) and value:
+        for name, part in value.items():
+            yield from _leaves(f"{key}.{name}", part)
+    else:
+        yield key, value
+
+
+def _parts(value: Any) -> Iterator[tuple[str, bool]]:
+    """Yield all texts in a value, and whether they are names."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield name, True
+            yield from _parts(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _parts(part)
+    elif isinstance(value, str):
+        yield value, False
+
+
+def _can_run_code(text: str, values: Values) -> bool:
+    """Return whether an override names a class or a function to call, as Hydra's `_target_` does."""
+    return "_target_" in text or any(is_name and part.startswith("_") for value in values for part, is_name in _parts(value))
+
+
+def _write(override: Override) -> str:
+    """Write a parsed override anew.
+
+    Raises:
+        UserError: If it would then mean something else.
+    """
+    text = f"{override.get_key_element()}={_write_value(override)}"
+    again = OverridesParser.create().parse_override(text)
+    if (again.key_or_group, again.type, _values(again)) != (override.key_or_group, override.type, _values(override)):
+        raise UserError(f"{_shown(text)} cannot be read unambiguously. Type it again.")
+    return text
+
+
+def _write_value(override: Override) -> str:
+    """Write a value anew, as Hydra writes those of a sweep's jobs; a list of values stays one."""
+    value = override.value()
+    if isinstance(value, ChoiceSweep):
+        values = [replace(override, value_type=None, _value=one).get_value_element_as_str() for one in value.list]
+        text = f"choice({','.join(values)})"
+    elif isinstance(value, RangeSweep):
+        text = f"range({','.join(map(str, (value.start, value.stop, value.step)))})"
+    elif isinstance(value, IntervalSweep):
+        text = f"interval({value.start},{value.end})"
+    else:
+        return override.get_value_element_as_str()
+    if getattr(value, "shuffle", False):
+        text = f"shuffle({text})"
+    return f"tag({','.join(sorted(value.tags))},{text})" if value.tags else text
+
+
+def _refuse(text: str, origin: str, reason: str) -> str:
+    shown = _shown(text)
+    return f"{shown} comes from {origin} and {reason}, so it is not taken from a file. To use it, add: {shown}"
+
+
+def _shown(text: str) -> str:
+    return quote_for_message(hide_secrets(escape_line(text)))

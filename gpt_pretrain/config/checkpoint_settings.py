@@ -1,0 +1,238 @@
+"""The settings in a checkpoint: signed when written, and compared with the table of stored settings when read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gpt_pretrain.config.conversion import escape_interpolation
+from gpt_pretrain.config.schema import DataSettings, TrainSettings
+from gpt_pretrain.config.stored_settings import (
+    ASKED,
+    BOUNDED,
+    BOUNDS,
+    LOCAL,
+    NEVER,
+    TAKEN,
+    TRAIN_KINDS,
+    UNSIGNED,
+    describe_override,
+    explain_place,
+    has_cut_part,
+    is_harmless_place,
+    is_within_bounds,
+)
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.reading import DamagedFileError, expand_aliases
+from gpt_pretrain.system.signing import has_signature, signature
+from gpt_pretrain.system.terminal import escape_line
+
+SIGNATURE_FIELD = "settings_signature"  # of a checkpoint, beside its "config"
+MAX_STORED_NODES = 2000  # values in stored settings; a run has fewer than 200
+MAX_INTEGER = 2**63
+PURPOSE = "settings of a checkpoint"
+# A resumed run has its own devices, and opens no weights but those of its checkpoint: init_from is only recorded.
+OF_THIS_START, RECORDED = ("trainer.devices", "trainer.num_nodes"), ("init_from",)
+
+
+@dataclass(frozen=True)
+class AdmittedSettings:
+    """The settings of a checkpoint that are taken.
+
+    Args:
+        settings: Nested, and without those that are not taken.
+        problems: The places that the user must type, as messages.
+        notices: What is changed or left out, as messages.
+    """
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+
+
+def sign_settings(config: Mapping[str, Any]) -> str:
+    """Return this user's signature of the settings in a checkpoint that are not taken from everybody."""
+    return signature(_signed_content(config), purpose=PURPOSE).hex()
+
+
+def has_signed_settings(content: Mapping[str, Any]) -> bool:
+    """Return whether this user has signed the settings in a checkpoint."""
+    signed, config = content.get(SIGNATURE_FIELD), content.get("config")
+    try:
+        return (
+            isinstance(signed, str)
+            and isinstance(config, dict)
+            and has_signature(_signed_content(config), bytes.fromhex(signed), purpose=PURPOSE)
+        )
+    except (ValueError, TypeError, RecursionError):
+        return False
+
+
+def read_stored_settings(config: Any, *, origin: str) -> dict[str, Any]:
+    """Return the settings in a checkpoint that the schema has, nested, with the types that it gives them.
+
+    Raises:
+        UserError: If they are not plain data, name a class to build, or have other types.
+    """
+    _check_plain(config, origin=origin)
+    known: dict[str, Any] = {}
+    for key in (*TRAIN_KINDS, *_optional_groups()):
+        if TRAIN_KINDS.get(key) != NEVER and (found := _find(config, key)) and (key in TRAIN_KINDS or found[0] is None):
+            _insert(known, key, found[0])
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(TrainSettings), OmegaConf.create(escape_interpolation(known)))
+        typed = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        problem = escape_line(f"{error.full_key or 'config'}: {error.msg or error}".splitlines()[0])[:300]
+        raise UserError(f"{origin}: its settings are not valid. {problem}") from error
+    assert isinstance(typed, dict)
+    return _restrict(typed, known)
+
+
+def admit_settings(
+    stored: Mapping[str, Any],
+    present: Mapping[str, Any],
+    *,
+    is_typed: Callable[[str], bool],
+    own: bool,
+    origin: str,
+    folder: Path | None,
+) -> AdmittedSettings:
+    """Return the settings of a checkpoint that are taken, and what to say about the others.
+
+    Args:
+        stored: The settings that `read_stored_settings` returns.
+        present: The settings of this start, which replace those that are not taken.
+        is_typed: Returns whether the user has typed a setting, by its name.
+        own: Whether the checkpoint has this user's signature.
+        origin: The file, for messages.
+        folder: The folder of the run; None if it is unknown.
+    """
+    admitted = AdmittedSettings()
+    for key, kind in (TRAIN_KINDS | dict.fromkeys(_optional_groups(), TAKEN)).items():
+        found = _find(stored, key)
+        if not found or key in OF_THIS_START or (key not in TRAIN_KINDS and found[0] is not None):
+            continue
+        value, now = found[0], next(iter(_find(present, key)), None)
+        typed = is_typed(key) and now != "auto"  # with auto, a resumed run keeps the stored value
+        if kind == TAKEN or value == now or typed or key in RECORDED:
+            _insert(admitted.settings, key, value)
+        elif kind == BOUNDED:
+            taken = value if own or is_within_bounds(key, value) else BOUNDS[key]()
+            _insert(admitted.settings, key, taken)
+            if taken != value:
+                shown = describe_override(key, value)
+                admitted.notices.append(f"{shown} comes from {origin}, {UNSIGNED}. This run uses {taken}. To change it: {shown}")
+        elif kind == LOCAL and not own:
+            shown = describe_override(key, value)
+            admitted.notices.append(f"{shown} comes from {origin}, {UNSIGNED}, and is not used. To use it, add: {shown}")
+        elif (own and not has_cut_part(value)) or (kind == ASKED and is_harmless_place(key, value, folder=folder)):
+            _insert(admitted.settings, key, value)
+        else:
+            admitted.problems.append(explain_place(describe_override(key, value), origin=origin, own=own))
+    return admitted
+
+
+def read_data_settings(content: Mapping[str, Any]) -> DataSettings | None:
+    """Return the `data` settings in a checkpoint, to look for its text again; None if it names a place that must be typed.
+
+    Raises:
+        UserError: If the settings are not valid.
+    """
+    stored = read_stored_settings(content["config"], origin="The checkpoint")
+    admitted = admit_settings(
+        {"data": stored.get("data", {})},
+        {},
+        is_typed=lambda _: False,
+        own=has_signed_settings(content),
+        origin="the checkpoint",
+        folder=None,
+    )
+    if admitted.problems:
+        return None
+    data: DictConfig = OmegaConf.structured(DataSettings)
+    for name in ("path", "url", "sha256", "cache_dir"):
+        data[name] = None
+    merged = OmegaConf.merge(data, OmegaConf.create(escape_interpolation(admitted.settings.get("data", {}))))
+    try:
+        settings = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise UserError(f"The checkpoint's data settings are not complete: {error.full_key} is missing.") from error
+    assert isinstance(settings, DataSettings)
+    return settings
+
+
+def forgotten_options(config: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
+    """Return the names of the remote file system's options that a checkpoint's run had and this start does not have."""
+    before, now = (next(iter(_find(settings, "data.remote.options")), None) for settings in (config, present))
+    names = before if isinstance(before, dict) else {}
+    return [escape_line(str(name))[:100] for name in names if not isinstance(now, dict) or name not in now]
+
+
+def _check_plain(config: Any, *, origin: str) -> None:
+    """Check that stored settings are plain data, and not more than settings need.
+
+    Raises:
+        UserError: If they are not, or name a class to build.
+    """
+    try:
+        waiting = [expand_aliases(config, max_nodes=MAX_STORED_NODES)]
+    except (DamagedFileError, RecursionError, TypeError):
+        raise UserError(
+            f"{origin}: the stored settings have far too many parts: more than {MAX_STORED_NODES:,}. The file is damaged."
+        ) from None
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict):
+            if "_target_" in node:
+                raise UserError(
+                    f"{origin}: the stored settings hold a _target_, which could run any code. This program never stores one."
+                )
+            waiting += [*node, *node.values()]
+        elif isinstance(node, list | tuple):
+            waiting += node
+        elif not (node is None or type(node) in (str, bool, float) or (type(node) is int and abs(node) < MAX_INTEGER)):
+            raise UserError(
+                f"{origin}: the stored settings hold a {type(node).__name__} that cannot be one. The file is damaged."
+            )
+
+
+def _signed_content(config: Mapping[str, Any]) -> bytes:
+    covered = {key: _find(config, key) for key, kind in TRAIN_KINDS.items() if kind in (BOUNDED, ASKED, LOCAL)}
+    return json.dumps(covered, sort_keys=True).encode()
+
+
+def _optional_groups() -> list[str]:
+    """Return the names of all groups within groups; some of them may be null."""
+    return sorted({key.rpartition(".")[0] for key in TRAIN_KINDS if key.count(".") > 1})
+
+
+def _find(config: Any, key: str) -> list[Any]:
+    """Return the value of a setting in nested settings, in a list; an empty list if there is none."""
+    for name in key.split("."):
+        if not isinstance(config, Mapping) or name not in config:
+            return []
+        config = config[name]
+    return [config]
+
+
+def _insert(config: dict[str, Any], key: str, value: Any) -> None:
+    """Set a setting in nested settings."""
+    *groups, name = key.split(".")
+    for group in groups:
+        config = config.setdefault(group, {})
+    config[name] = value
+
+
+def _restrict(typed: dict[Any, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of nested settings that known has as well."""
+    return {
+        name: _restrict(typed[name], value) if isinstance(value, dict) and isinstance(typed[name], dict) else typed[name]
+        for name, value in known.items()
+    }

@@ -1,0 +1,65 @@
+"""Places that a stored setting may name without being asked about: those that a stranger's file cannot point at anything else."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator
+from functools import cache
+from itertools import islice
+from pathlib import Path
+
+from gpt_pretrain.system.checkout import CHECKOUT
+from gpt_pretrain.system.reading import DamagedFileError, read_yaml
+
+MAX_FILES = 10_000  # to look at; a folder with more is asked about
+
+
+def stays_inside(text: str, *, folder: Path | None, must_exist: bool = False) -> bool:
+    """Return whether a path, folder or glob leads only to files in a folder or, if it is relative, in the working directory.
+
+    Links are followed. A relative path through a hidden file or folder, or through `..`, leads elsewhere too, since the working
+    directory may be the user's home.
+
+    Args:
+        folder: The folder of the run or sweep that names the place; None if it is unknown.
+        must_exist: Whether a path that does not exist leads elsewhere, as the name of a model on the hub does.
+    """
+    if "::" in text or "://" in text:
+        return False
+    try:
+        path = Path(text).expanduser()
+        hidden = any(part.startswith(".") for part in path.parts)
+        roots = [] if folder is None else [folder.resolve()]
+        roots += [] if hidden or path.is_absolute() else [Path.cwd().resolve()]
+        if must_exist and not path.exists():
+            return False
+        found = list(islice(_files(path), MAX_FILES + 1))
+        return len(found) <= MAX_FILES and any(all(file.resolve().is_relative_to(root) for file in found) for root in roots)
+    except (OSError, ValueError, RuntimeError):  # a loop of links, a null character, an unknown home folder
+        return False
+
+
+def is_known_url(url: str) -> bool:
+    """Return whether this program's own data options download from a URL."""
+    return url in _known_urls()
+
+
+@cache
+def _known_urls() -> frozenset[str]:
+    urls = []
+    for file in sorted((CHECKOUT / "conf" / "data").glob("*.yaml")):
+        try:
+            urls.append(read_yaml(file).get("url"))
+        except (OSError, DamagedFileError):
+            continue
+    return frozenset(url for url in urls if isinstance(url, str))
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """Yield a path, what it matches as a glob, and everything in the folders among them."""
+    yield path
+    for match in [str(path)] if path.exists() else glob.iglob(str(path), recursive=True):
+        yield Path(match)
+        for parent, folders, files in os.walk(match):
+            yield from (Path(parent) / name for name in [*folders, *files])

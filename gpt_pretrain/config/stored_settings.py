@@ -1,0 +1,188 @@
+"""The table of all settings that a file may bring: a checkpoint, a run's config.yaml, or the stored overrides of a sweep.
+
+What the user types is the user's. What a file says is data, and passes through this table. A signature with the user's key shows
+that this program has written the file for this user, as it has for a run that is resumed at home.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gpt_pretrain.config.overrides import quote_value
+from gpt_pretrain.config.stored_places import is_known_url, stays_inside
+from gpt_pretrain.system.resources import cores, max_processes
+from gpt_pretrain.system.terminal import escape_line
+from gpt_pretrain.system.urls import is_cut, without_secrets
+
+TAKEN = "taken as it is"
+BOUNDED = "taken within the bounds of this machine; beyond them only with a signature"
+ASKED = "a place: taken with a signature, or if it cannot lead elsewhere; else the user must type it"
+LOCAL = "taken with a signature; else the value of this start counts"
+NEVER = "never taken: it can run code or change Hydra, or it belongs to a single start"
+
+MAX_SHOWN = 300  # characters of a value in a message
+
+
+def _group(prefix: str, kind: str, names: str) -> dict[str, str]:
+    return dict.fromkeys((prefix + name for name in names.split()), kind)
+
+
+# A setting that is missing here is never taken; a test compares the tables with the schema.
+TRAIN_KINDS: dict[str, str] = {
+    **_group("", TAKEN, "seed eval_freq eval_iter start_context on_nonfinite rollback_lr_factor max_rollbacks export compile"),
+    **_group("", NEVER, "resume resume_force plan run_dir"),
+    "init_from": ASKED,
+    **_group("model.", TAKEN, "context_length emb_dim n_heads n_layers drop_rate qkv_bias tie_embeddings init gelu_approximate"),
+    **_group("data.", ASKED, "path url sources"),
+    **_group("data.", TAKEN, "name sha256 batch_size train_ratio stride format verify respect_documents val_tokens"),
+    "data.cache_dir": LOCAL,
+    "data.num_workers": BOUNDED,
+    **_group("data.remote.", BOUNDED, "prefetch_batches threads retries timeout"),
+    "data.remote.cache_bytes": LOCAL,  # a small number would delete what other runs have cached
+    "data.remote.options": NEVER,
+    "tokenizer.name": TAKEN,
+    **_group("optimizer.", TAKEN, "name lr weight_decay betas eps decay"),
+    **_group("scheduler.", TAKEN, "name warmup_steps decay_steps min_lr"),
+    **_group("sampler.", TAKEN, "max_new_tokens temperature top_k top_p"),
+    **_group("trainer.", TAKEN, "max_epochs max_steps max_tokens max_time precision accelerator strategy profiler"),
+    **_group("trainer.", TAKEN, "activation_checkpointing accumulate_grad_batches gradient_clip_val log_every_n_steps"),
+    **_group("trainer.", TAKEN, "limit_train_batches limit_val_batches deterministic detect_anomaly"),
+    **_group("trainer.", BOUNDED, "devices num_nodes"),
+    **_group("checkpoint.", TAKEN, "every_n_steps every_n_minutes keep"),
+    **_group("callbacks.", TAKEN, "progress_bar samples loss_curve"),
+    **_group("callbacks.grid.", TAKEN, "prompts temperatures top_ks"),
+    **_group("callbacks.early_stopping.", TAKEN, "patience min_delta"),
+    **_group("callbacks.doctor.", TAKEN, "window patience first_loss overfitting gap stuck spike clipping loading"),
+    "callbacks.custom": NEVER,
+    **_group("logger.", TAKEN, "csv tensorboard wandb.name wandb.offline"),
+    **_group("logger.", ASKED, "wandb.project mlflow.experiment_name mlflow.tracking_uri"),
+    **_group("doubts.", TAKEN, "min_tokens_per_parameter min_val_windows max_ddp_memory"),
+}
+GENERATE_KINDS: dict[str, str] = {
+    **_group("", TAKEN, "seed n_heads tokenizer prompt n_samples device precision"),
+    **_group("", ASKED, "checkpoint pretrained prompt_file"),
+    "interactive": NEVER,
+    **_group("sampler.", TAKEN, "max_new_tokens temperature top_k top_p"),
+}
+# Options of groups, and the numbers and names among Hydra's own settings that a sweep needs.
+SWEEP_KINDS: dict[str, str] = {
+    **_group("", TAKEN, "model data tokenizer optimizer scheduler sampler trainer callbacks experiment debug"),
+    **_group("logger=", TAKEN, "csv none tensorboard"),
+    **_group("logger=", ASKED, "wandb mlflow"),
+    **_group("hparams_search=", TAKEN, "grid optuna random"),
+    **_group("hparams_search=", ASKED, "parallel slurm ray"),
+    "hydra/launcher": ASKED,
+    **_group(
+        "hydra.launcher.", ASKED, "n_jobs timeout_min cpus_per_task gpus_per_node tasks_per_node mem_gb nodes partition qos"
+    ),
+    **_group("hydra.sweeper.", TAKEN, "sampler pruning pruning_after seed"),
+    **_group("hydra.sweeper.", BOUNDED, "n_trials n_parallel"),
+}
+BOUNDS: dict[str, Callable[[], int]] = {
+    "trainer.devices": max_processes,
+    "trainer.num_nodes": lambda: 1,
+    "data.num_workers": cores,
+    "data.remote.prefetch_batches": lambda: 64,
+    "data.remote.threads": lambda: 64,
+    "data.remote.retries": lambda: 10,
+    "data.remote.timeout": lambda: 300,
+    "hydra.sweeper.n_trials": lambda: 1000,
+    "hydra.sweeper.n_parallel": max_processes,
+}
+
+
+def override_kind(key: str, value: object, *, script: str) -> str:
+    """Return how a stored override is treated: the kind of its setting, or of the option that it chooses in a group.
+
+    Args:
+        value: The value; a group's option may decide.
+        script: "train" or "generate".
+    """
+    kinds = GENERATE_KINDS if script == "generate" else TRAIN_KINDS
+    if key in kinds:
+        return kinds[key]
+    if value is None and any(name.startswith((f"{key}.", f"{key}=")) for name in kinds | SWEEP_KINDS):
+        return TAKEN  # null leaves out a part, such as callbacks.doctor
+    if "." not in key and not (value is None or (isinstance(value, str) and re.fullmatch(r"\w[\w-]*", value, re.ASCII))):
+        return NEVER  # the option of a group is the name of a file in conf/
+    return SWEEP_KINDS.get(key) or SWEEP_KINDS.get(f"{key}={value}", NEVER)
+
+
+def is_harmless_place(key: str, value: Any, *, folder: Path | None) -> bool:
+    """Return whether a stored place cannot lead out of the folder of its run or sweep and out of the working directory.
+
+    Args:
+        folder: The folder of the run or sweep; None if it is unknown.
+    """
+    if value is None:
+        return True
+    if key == "data.sources":
+        paths = _source_paths(value)
+        return paths is not None and all(is_harmless_place("data.path", path, folder=folder) for path in paths)
+    if not isinstance(value, str):
+        return False
+    if key == "data.url":
+        return is_known_url(value)
+    return key in ("data.path", "checkpoint", "pretrained", "init_from") and stays_inside(
+        value, folder=folder, must_exist=key != "data.path"
+    )
+
+
+def is_within_bounds(key: str, value: object) -> bool:
+    """Return whether a stored number is within the bounds of this machine."""
+    return isinstance(value, int | float) and value <= BOUNDS[key]()
+
+
+def has_cut_part(value: object) -> bool:
+    """Return whether a stored place lacks its secret parts, which are not stored."""
+    if paths := _source_paths(value):
+        return any(map(is_cut, paths))
+    return isinstance(value, str) and is_cut(value)
+
+
+def _source_paths(value: object) -> list[str] | None:
+    """Return the paths in a value of data.sources; None if it is no such value."""
+    if not isinstance(value, list) or not all(isinstance(one, dict) and isinstance(one.get("path"), str) for one in value):
+        return None
+    return [one["path"] for one in value]
+
+
+def describe_override(key: str, value: Any) -> str:
+    """Return the words that set a setting to a value, as the user would type them in a shell, on one line and without secrets."""
+    if key == "data.sources" and isinstance(value, list):
+        parts = [f"{{path: {quote_value(without_secrets(one['path']))}, weight: {one['weight']}}}" for one in value]
+        text = f"[{', '.join(parts)}]"
+    else:
+        text = without_secrets(value) if isinstance(value, str) else json.dumps(value)
+    group, _, name = key.partition(".")
+    before = f"logger={name.partition('.')[0]} " if group == "logger" else ""
+    return before + quote_for_message(f"{key}={text}")
+
+
+def quote_for_message(override: str) -> str:
+    """Return an override for a message: quoted for a shell, on one line, and cut if it is long."""
+    line = escape_line(override)
+    return shlex.quote(line if len(line) <= MAX_SHOWN else f"{line[:MAX_SHOWN]}...")
+
+
+def explain_place(override: str, *, origin: str, own: bool = False) -> str:
+    """Return the message that asks the user to type a place that a file names.
+
+    Args:
+        override: The words to type.
+        own: Whether the file has the user's signature, so that only parts that are never stored are missing.
+    """
+    if own:
+        return f"{override} comes from {origin}. Its secret parts are never stored. Type it again in full: {override}"
+    return (
+        f"{override} comes from {origin}, {UNSIGNED}. A place that such a file names is used only if you type it. "
+        f"To use it, add: {override}"
+    )
+
+
+UNSIGNED = "which lacks your signature: another user, another machine or an earlier version of this program has written it"
