@@ -34,7 +34,7 @@ from gpt_pretrain.system.signing import has_signature, signature
 from gpt_pretrain.system.terminal import escape_line
 
 SIGNATURE_FIELD = "settings_signature"  # of a checkpoint, beside its "config"
-MAX_STORED_NODES = 2000  # values in stored settings; a run has fewer than 200
+MAX_STORED_VALUES = 2000  # values in stored settings; a run has fewer than 200
 MAX_INTEGER = 2**63
 PURPOSE = "settings of a checkpoint"
 # A resumed run has its own devices, and opens no weights but those of its checkpoint: init_from is only recorded.
@@ -182,10 +182,10 @@ def _check_plain(config: Any, *, origin: str) -> None:
         UserError: If they are not, or name a class to build.
     """
     try:
-        waiting = [expand_aliases(config, max_nodes=MAX_STORED_NODES)]
+        waiting = [expand_aliases(config, max_values=MAX_STORED_VALUES)]
     except (DamagedFileError, RecursionError, TypeError):
         raise UserError(
-            f"{origin}: the stored settings have far too many parts: more than {MAX_STORED_NODES:,}. The file is damaged."
+            f"{origin}: the stored settings have far too many parts: more than {MAX_STORED_VALUES:,}. The file is damaged."
         ) from None
     while waiting:
         node = waiting.pop()
