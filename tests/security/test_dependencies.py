@@ -16,13 +16,13 @@ def requirements() -> dict[str, Requirement]:
     return {canonicalize_name(one.name): one for one in found}
 
 
-def tested_versions() -> dict[str, str]:
+def pinned_versions() -> dict[str, str]:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").split()
     return {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
 
 
-def test_the_tested_versions_are_within_the_bounds() -> None:
-    tested = tested_versions()
+def test_the_pinned_versions_are_within_the_bounds() -> None:
+    tested = pinned_versions()
     outside = [str(one) for name, one in requirements().items() if name in tested and not one.specifier.contains(tested[name])]
     assert outside == []
 
@@ -30,7 +30,7 @@ def test_the_tested_versions_are_within_the_bounds() -> None:
 def test_the_list_of_known_flaws_names_the_bounds() -> None:
     table = re.findall(r"^\| ([\w, -]+) \| ([\d., ]*) \| ([\d., ]+) \|", (ROOT / "docs" / "sharing.md").read_text(), re.MULTILINE)
     assert len(table) >= 10
-    needed, tested = requirements(), tested_versions()
+    needed, tested = requirements(), pinned_versions()
     for names, bounds, versions in table:
         packages = [canonicalize_name(name) for name in names.split(", ")]
         listed = dict(zip(packages, bounds.split(", ") * len(packages), strict=False)) if bounds else {}

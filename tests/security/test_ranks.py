@@ -228,10 +228,11 @@ OWN = ["trainer=ddp", "optimizer.lr=1e-3", "data.path=my text.txt", "+callbacks.
     [
         [*OWN, "hydra.run.dir='outputs/a run'", "hydra.output_subdir=null"],
         [*OWN[:2], "data.path='my text.txt'", *OWN[3:], "run_dir=outputs/x", "hydra/job_logging=terminal"],
+        [*OWN, r"start_context='It costs \${5}'"],
     ],
 )
 def test_rank_0_may_name_the_run_of_all(received: list[str]) -> None:
-    launch._check_received(received, own=OWN)
+    launch._check_received(received, own=[*OWN, "start_context=It costs ${5}"])
 
 
 @pytest.mark.parametrize(
