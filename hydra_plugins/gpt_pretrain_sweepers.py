@@ -159,7 +159,8 @@ class SearchSweeper(RunSweeper):
         )
         self.save_settings(runner.folder)
         while trials := search.ask(min(self.n_parallel, self.n_trials - search.count_ended())):
-            chosen = [[f"{key}={_round(value)}" for key, value in trial.params.items()] for trial in trials]
+            # A trial in a stranger's journal may have more parameters, whose names would become overrides of any kind.
+            chosen = [[f"{key}={_round(trial.params[key])}" for key in trial.params if key in spaces] for trial in trials]
             names = [self.folder_name(values) for values in chosen]
             for trial, name in zip(trials, names, strict=True):
                 search.assign_folder(trial, name)
