@@ -117,11 +117,11 @@ def read_torch_file(path: Path) -> Any:
         if not path.is_file():
             raise UserError(f"{path}: no such file." if not path.exists() else f"{path} is not a regular file.")
         zipped = zipfile.is_zipfile(path)
+        if zipped and (problem := checksum_error(path)) is not None:
+            raise UserError(f"{path} is damaged: {problem}.")
+        (check_torch_zip if zipped else check_legacy_file)(path)
         if zipped:
             _check_zip(path)
-            if (problem := checksum_error(path)) is not None:
-                raise UserError(f"{path} is damaged: {problem}.")
-        (check_torch_zip if zipped else check_legacy_file)(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except RefusedNameError as error:
         raise UserError(

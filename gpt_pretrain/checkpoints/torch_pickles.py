@@ -8,7 +8,7 @@ harmless only until something walks through them. Tensors that a state dict has 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +18,7 @@ import torch
 from gpt_pretrain.system.pickles import Call, PickledName, PickledReference, PickleRules, check_key, read_pickle
 from gpt_pretrain.system.reading import DamagedFileError, open_regular, short_repr
 
+MAX_RECORDS = 200_000  # A record takes 600 bytes of memory, and as little as 80 in the file.
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # Source: MAGIC_NUMBER in torch/serialization.py, of files before PyTorch 1.6
 ENCODINGS = ("latin1", "latin-1", "utf-8", "utf8", "ascii")  # Others take quadratic time, or expand their text.
 # Bytes of a storage's items; a storage of any other type counts its bytes. Source: torch/storage.py.
@@ -69,6 +70,12 @@ class _StorageSizes:
         self._sizes[key] = max(self._sizes.get(key, 0), n_bytes)
         return count
 
+    def check_records(self, record_sizes: Mapping[str, int]) -> None:
+        """Check that the archive holds as many bytes of each storage as its pickle states."""
+        for key, n_bytes in self._sizes.items():
+            if n_bytes > (found := record_sizes.get(f"data/{key}", 0)):
+                raise DamagedFileError(f"a tensor claims {n_bytes:,} bytes, and the archive has {found:,} of them")
+
     def check_total(self) -> None:
         """Check that all storages together fit into the file."""
         if (total := sum(self._sizes.values())) > self._file_size:
@@ -85,12 +92,16 @@ def check_torch_zip(path: Path) -> None:
     # Another reader of archives than torch.load's could find other content in a file that was made for it.
     reader = torch._C.PyTorchFileReader(str(path))
     records = reader.get_all_records()
-    if sum(map(reader.get_record_size, records)) > size:
+    if len(records) > MAX_RECORDS:
+        raise DamagedFileError(f"it has more than {MAX_RECORDS:,} parts")
+    record_sizes = {name: reader.get_record_size(name) for name in records}
+    if sum(record_sizes.values()) > size:
         raise DamagedFileError("its parts are larger than the file")
     content = reader.get_record("data.pkl")
     sizes = _StorageSizes(size)
     _read(io.BytesIO(content), sizes, size=len(content))
     sizes.check_total()
+    sizes.check_records(record_sizes)
 
 
 def check_legacy_file(path: Path) -> None:

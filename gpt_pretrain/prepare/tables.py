@@ -9,9 +9,13 @@ from typing import Any
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare.chunks import BATCH, DAMAGED_ARCHIVE, LONGEST_RECORD, Chunk, Cursor, ReadPosition
+from gpt_pretrain.prepare.decompression import MAX_EXPANSION, DamagedArchiveError, max_content
 from gpt_pretrain.prepare.inputs import InputFile, StreamedDataset, missing_extra
 
 MAX_ROWS = 64  # Rows read at a time. One of them may be as long as the rest of its row group.
+SUSPICIOUS = 50  # Text is compressed to a tenth; a column that is compressed more is read row by row.
+FIELD, LONGEST_HEADER = b"\x15", 64  # In a page's header: the next field is a whole number; bytes that hold the first two.
+EXPANDED = f"its text is more than {MAX_EXPANSION} times as large as the file"
 SAVED = ("state.json", "dataset_dict.json")  # A folder written by save_to_disk contains one of these.
 
 
@@ -29,7 +33,7 @@ def read_parquet(file: InputFile, text_field: str, *, start: ReadPosition, bytes
         import pyarrow.parquet as pq
     except ImportError as error:
         raise missing_extra("pyarrow") from error
-    bytes_read = bytes_before
+    bytes_read, left = bytes_before, max_content(file.size)
     cursor = Cursor(file.path, start, bytes_read=lambda: bytes_read)
     try:
         with pq.ParquetFile(file.path, buffer_size=BATCH, pre_buffer=False) as table:
@@ -42,15 +46,76 @@ def read_parquet(file: InputFile, text_field: str, *, start: ReadPosition, bytes
                 if skip >= group.num_rows:
                     continue
                 batch_size = min(max(BATCH * group.num_rows // max(group.total_byte_size, 1), 1), MAX_ROWS)
+                columns = (group.column(index) for index in range(group.num_columns))
+                column = next((column for column in columns if column.path_in_schema == text_field), None)
+                batch_size = min(batch_size, _rows_at_a_time(file, column))
                 for batch in table.iter_batches(batch_size, row_groups=[number], columns=[text_field], use_threads=False):
-                    values = batch.column(0).slice(skip).to_pylist()
+                    values = _values(batch.column(0).slice(skip))
                     skip = max(skip - len(batch), 0)
                     bytes_read = bytes_before + file.size * (cursor.record + len(values)) // n_rows
+                    left -= sum(len(value) for value in values if isinstance(value, str | bytes))
+                    if left < 0:
+                        raise DamagedArchiveError(EXPANDED)
                     yield from _chunk_values(values, cursor)
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
+    # The errors of Arrow are a ValueError, a MemoryError or the like as well.
+    except (pa.ArrowException, OSError, ValueError, OverflowError, DamagedArchiveError) as error:
+        if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno is not None):
             raise
-        yield cursor.reject(DAMAGED_ARCHIVE, str(error).splitlines()[0])
+        yield cursor.reject(DAMAGED_ARCHIVE, (str(error).strip() or type(error).__name__).splitlines()[0])
+
+
+def _rows_at_a_time(file: InputFile, column: Any) -> int:
+    """Return how many rows of a column fit into memory even if all of them are the longest entry of its dictionary.
+
+    Args:
+        column: The metadata of the column in a row group; None if it has parts, as a list has.
+
+    Raises:
+        DamagedArchiveError: If the dictionary alone is far larger than the file.
+    """
+    if column is None or column.total_uncompressed_size > SUSPICIOUS * max(column.total_compressed_size, 1):
+        return 1
+    if not column.has_dictionary_page:
+        return MAX_ROWS
+    with open(file.path, "rb") as stream:
+        stream.seek(column.dictionary_page_offset)
+        header = stream.read(LONGEST_HEADER)
+    size = _page_size(header)
+    if size > max_content(file.size):
+        raise DamagedArchiveError(EXPANDED)
+    return min(max(LONGEST_RECORD // max(size, 1), 1), MAX_ROWS)
+
+
+def _page_size(header: bytes) -> int:
+    """Return the size in bytes that a page has in memory, from the second number in its header.
+
+    Source: PageHeader in apache/parquet-format's parquet.thrift; a number has seven bits in each byte, and its sign in the last.
+    """
+    numbers, position = list[int](), 0
+    for _ in range(2):
+        if header[position : position + 1] != FIELD:
+            return LONGEST_RECORD  # An unknown form of the header allows one row at a time.
+        number = shift = 0
+        while True:
+            position += 1
+            byte = header[position] if position < len(header) else 0
+            number, shift = number | (byte & 0x7F) << shift, shift + 7
+            if byte < 0x80:
+                break
+        position += 1
+        numbers.append(number >> 1)
+    return numbers[1]
+
+
+def _values(column: Any) -> list[Any]:
+    """Return the values of a column; text that is not UTF-8 as bytes."""
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        import pyarrow as pa
+
+        values = column.cast(pa.large_binary()).to_pylist()
+    return values
 
 
 def read_dataset(dataset: StreamedDataset, text_field: str, *, start: ReadPosition) -> Iterator[Chunk]:

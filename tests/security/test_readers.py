@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import json
 import pickle
+import re
 import resource
+import shutil
 import struct
 import time
 import zipfile
@@ -14,8 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gpt_pretrain.checkpoints.checkpoint_file import read_checkpoint
 from gpt_pretrain.checkpoints.checksum import add_checksum
@@ -31,9 +38,11 @@ from gpt_pretrain.prepare.inputs import CorpusInputs, stat_input_file
 from gpt_pretrain.prepare.segments import JOURNAL, read_journal
 from gpt_pretrain.prepare.tokenizing import encode_batch
 from gpt_pretrain.system.pickles import read_plain_pickle
-from gpt_pretrain.system.reading import MAX_VALUES, DamagedFileError, parse_json, short_repr
-from tests.conftest import tiny_model
+from gpt_pretrain.system.reading import MAX_VALUES, DamagedFileError, _count_outer_marks, parse_json, short_repr
+from tests.conftest import ROOT, tiny_model
 from tests.helpers.made_shards import write_nanogpt
+from tests.security.fuzz import fuzz
+from tests.security.fuzz_readers import READERS
 
 
 @contextmanager
@@ -96,8 +105,8 @@ NUMBER = b"J" + struct.pack("<i", 2_000_000_000) + b"\x85"
         (call("torch.FloatStorage", NUMBER), r"it needs torch\.FloatStorage"),
         (call("torch.Tensor", NUMBER), r"it needs torch\.Tensor"),
         (call("_codecs.encode", b"X\x01\0\0\0aX\x04\0\0\0idna\x86"), "encodes a text as 'idna'"),
-        (b"\x80\x02" + b"(" * 5_000_000 + b".", "more than 500,000 containers"),
-        (b"\x80\x02" + b"]" * 5_000_000 + b".", "more than 500,000 containers"),
+        (b"\x80\x02" + b"(" * 600_000 + b".", "more than 500,000 containers"),
+        (b"\x80\x02" + b"]" * 600_000 + b".", "more than 500,000 containers"),
         (b"\x80\x02X\xff\xff\xff\x7fabc.", "beyond the end of the file"),
         (
             b"\x80\x02}(" + b"".join(b"\x8a\x0a" + (n * ((1 << 61) - 1)).to_bytes(10, "little") + b"N" for n in range(9)) + b"u.",
@@ -172,7 +181,7 @@ def test_everything_that_torch_saves_of_plain_data_is_read(tmp_path: Path) -> No
     "content",
     [
         b"Nr\0\0\0\x30.",
-        b"\x80\x04" + b"]" * 2_000_000 + b".",
+        b"\x80\x04" + b"]" * 600_000 + b".",
         call("os.system", b"X\x04\0\0\0true\x85"),
         pickle.dumps({"itos": {0: "a", 2: "b"}}),
         pickle.dumps({"itos": {0: "ab"}}),
@@ -241,6 +250,39 @@ def test_an_archive_that_would_fill_the_disk_is_left_at_a_limit(tmp_path: Path, 
     assert sum(int(batch.rows["bytes"].sum()) for batch in lines_of(tmp_path / "fine.txt.gz")) == 800_000
 
 
+def write_parquet(path: Path, values: pa.Array | pa.DictionaryArray) -> Path:
+    schema = pa.schema([("text", pa.dictionary(pa.int32(), pa.string()))])
+    table = pa.table({"text": values}).cast(schema) if isinstance(values, pa.DictionaryArray) else pa.table({"text": values})
+    pq.write_table(table, path, compression="zstd", dictionary_pagesize_limit=1 << 30, store_schema=False)
+    return path
+
+
+def test_a_parquet_file_that_names_one_long_text_many_times_is_left_at_a_limit(tmp_path: Path) -> None:
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 5000 + [1], pa.int32()), pa.array(["a " * 16_000_000, "b"]))
+    path = write_parquet(tmp_path / "bomb.parquet", texts)
+    assert path.stat().st_size < 10_000
+    inputs, longest = CorpusInputs([stat_input_file(str(path))], None, "text", None, [], []), 0
+    with within(seconds=20, megabytes=400):
+        for chunk in reading.read_inputs(inputs, start=ReadPosition()):
+            longest = max(longest, len(chunk.content) if isinstance(chunk.content, list) else 0)
+    assert isinstance(chunk.content, RejectedRecord) and "250 times as large" in chunk.content.detail
+    assert longest <= 2, "rows in memory at a time"
+
+
+def test_ordinary_parquet_files_are_read_many_rows_at_a_time(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", pa.array([f"Document {n}." for n in range(500)]))
+    inputs = CorpusInputs([stat_input_file(str(path))], None, "text", None, [], [])
+    chunks = list(reading.read_inputs(inputs, start=ReadPosition()))
+    assert [len(chunk.content) for chunk in chunks if isinstance(chunk.content, list)] == [64] * 7 + [52]
+
+
+def test_a_text_in_a_table_that_is_not_utf8_is_left_out_alone(tmp_path: Path) -> None:
+    values = pa.Array.from_buffers(pa.string(), 3, pa.array([b"a", b"\xff", b"c"]).buffers())
+    batches = list(lines_of(write_parquet(tmp_path / "a.parquet", values)))
+    assert [record.reason for batch in batches for record in batch.rejected] == ["not UTF-8"]
+    assert sum(len(batch.rows) for batch in batches) == 2
+
+
 def test_a_hostile_journal_is_damaged(tmp_path: Path) -> None:
     (tmp_path / JOURNAL).write_bytes(b'{"piece": {"path": "/etc/passwd"}, "state": {}}\n')
     with pytest.raises(UserError, match=r"journal\.jsonl is damaged"):
@@ -252,6 +294,18 @@ def test_the_memory_of_json_is_bounded_before_it_is_parsed(content: str) -> None
     data = '{"a": [' + content * (20_000_000 // len(content)) + "0]}"
     with within(seconds=5, megabytes=250), pytest.raises(DamagedFileError, match=f"more than {MAX_VALUES:,} values"):
         parse_json(data)
+
+
+@given(
+    st.recursive(
+        st.integers() | st.text('"\\\\[{,:a'), lambda inner: st.lists(inner) | st.dictionaries(st.text('"\\\\,:'), inner)
+    ),
+    st.integers(1, 9),
+)
+def test_marks_are_counted_outside_of_strings(value: Any, block: int) -> None:
+    data = json.dumps(value).encode()
+    expected = sum(map(re.sub(rb'"(?:[^"\\]|\\.)*"', b"", data).count, (b"[", b"{", b",", b":")))
+    assert _count_outer_marks(data, block=block) == expected
 
 
 def test_json_has_no_deep_parts_and_no_endless_numbers() -> None:
@@ -267,3 +321,46 @@ def test_a_value_in_a_message_is_short() -> None:
     assert short_repr([1, "a", None, 1.5, {"b": (2,)}]) == "[1, 'a', None, 1.5, {'b': (2,)}]"
     with within(seconds=1, megabytes=50), pytest.raises(UserError):
         GPTConfig(shared_list(), 1, 1, "x" * 10**6, 1)  # type: ignore[arg-type]
+
+
+def test_a_storage_that_is_shorter_than_its_tensor_is_damaged(tmp_path: Path) -> None:
+    torch.save({"a": torch.arange(100.0), "b": torch.zeros(100)}, tmp_path / "x.pth")
+    with zipfile.ZipFile(tmp_path / "x.pth") as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content[:40] if name.endswith("data/0") else content)
+    with pytest.raises(UserError, match="claims 400 bytes, and the archive has 40"):
+        read_torch_file(tmp_path / "x.pth")
+
+
+def test_an_index_of_pieces_names_each_row_once(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "tests" / "data" / "compat" / "0.1.0" / "sharded" / "checkpoints", tmp_path / "pieces")
+    path = tmp_path / "pieces" / "last.ckpt"
+    content = torch.load(path, weights_only=True)
+    assert read_checkpoint(path)["state_dict"]
+    changes: dict[str, Callable[[dict[str, Any]], object]] = {
+        "the invalid reference": lambda content: content["state_dict"].update(again=next(iter(content["state_dict"].values()))),
+        "lists a shard twice": lambda content: content["shards"].update(files=content["shards"]["files"] * 2),
+        "describes a shard as": lambda content: content["shards"]["files"].append({}),
+        "does not list its shards": lambda content: content.update(shards=[]),
+        "are missing": lambda content: next(iter(content["state_dict"].values())).update(rows=10**12),
+        "lists invalid rows": lambda content: content["shards"]["files"][0]["rows"].update(x=[0, -1]),
+    }
+    for message, change in changes.items():
+        changed = copy.deepcopy(content)
+        change(changed)
+        with within(seconds=3, megabytes=100), pytest.raises(UserError, match=message):
+            read_checkpoint(save_with_checksum(changed, path))
+
+
+@pytest.mark.parametrize("name", [name for name in READERS if name not in ("page", "metrics")])
+def test_changed_files_end_in_a_message(name: str) -> None:
+    """A few of the cases that `python -m tests.security.fuzz` runs by the thousand."""
+    assert fuzz(name, cases=30).findings == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", READERS)
+def test_many_changed_files_end_in_a_message(name: str) -> None:
+    assert fuzz(name, cases=20 if name == "page" else 500, seed=1).findings == []

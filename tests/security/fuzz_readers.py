@@ -1,0 +1,282 @@
+"""The readers of files that anybody may have written, each with the real files that a fuzzer changes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from gpt_pretrain.checkpoints.checksum import LENGTH, add_checksum, has_checksum
+from gpt_pretrain.checkpoints.pretrained import open_weights
+from gpt_pretrain.commands.compare import format_comparison
+from gpt_pretrain.data.corpus import split_corpus
+from gpt_pretrain.data.files import LocalFiles
+from gpt_pretrain.data.formats import open_corpus
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.prepare import corpus_folder, reading
+from gpt_pretrain.prepare.chunks import ReadPosition
+from gpt_pretrain.prepare.inputs import CorpusInputs, stat_input_file
+from gpt_pretrain.prepare.segments import EncodedCorpus, SegmentWriter, read_journal
+from gpt_pretrain.prepare.tokenizing import encode_batch
+from gpt_pretrain.runs.metrics_file import MetricsFile
+from gpt_pretrain.runs.reader import read_run
+from gpt_pretrain.runs.report.run_page import render_run_page
+from gpt_pretrain.sweeps.results import ranking_rows, read_sweep
+from gpt_pretrain.system.reading import read_json, read_yaml
+from gpt_pretrain.tokenizers.build import build_tokenizer
+from gpt_pretrain.training.resume import read_resumable
+from tests.conftest import ROOT, tiny_model
+from tests.helpers import made_shards
+from tests.security import mutations
+from tests.security.mutations import Change
+
+COMPAT = ROOT / "tests" / "data" / "compat" / "0.1.0"
+
+
+@dataclass(frozen=True)
+class FuzzedReader:
+    """A reader, the files that it reads, and how they are changed.
+
+    Args:
+        make: Writes real files to an empty folder.
+        changes: For each file that is changed, the ways to change it.
+        read: Reads the folder.
+        after: Completes the changed folder, such as with a correct checksum.
+    """
+
+    make: Callable[[Path], object]
+    changes: dict[str, tuple[Change, ...]]
+    read: Callable[[Path], object]
+    after: Callable[[Path], object] | None = None
+
+
+def _make_torch(folder: Path) -> None:
+    model = tiny_model(n_layers=1, emb_dim=8, n_heads=2, vocab_size=257)
+    state = model.state_dict()
+    torch.save({"model_state_dict": state, "epoch": 3}, folder / "zip.pth")
+    torch.save(dict(state), folder / "legacy.pth", _use_new_zipfile_serialization=False)
+    arguments = {"n_head": 2, "block_size": 16, "n_embd": 8, "n_layer": 1, "vocab_size": 257, "dropout": 0.0, "bias": False}
+    torch.save({"model": state, "model_args": arguments, "iter_num": 5}, folder / "nanogpt.pt")
+
+
+def _read_weights(path: Path) -> None:
+    weights = open_weights(path, n_heads=2)
+    weights.build()
+    weights.build_tokenizer("byte" if weights.config.vocab_size == 257 else None)
+
+
+def _each(read: Callable[[Path], object], *names: str) -> Callable[[Path], None]:
+    """Return a function that reads every file in a folder, and raises the last error of them."""
+
+    def read_all(folder: Path) -> None:
+        rejected: Exception | None = None
+        for name in names:
+            try:
+                read(folder / name)
+            except (UserError, OSError) as error:
+                rejected = error
+        if rejected is not None:
+            raise rejected
+
+    return read_all
+
+
+def _copy_checkpoints(kind: str) -> Callable[[Path], object]:
+    return lambda folder: shutil.copytree(COMPAT / kind / "checkpoints", folder / "checkpoints", dirs_exist_ok=True)
+
+
+def _mend_checksum(path: Path) -> None:
+    """Give a changed checkpoint the checksum that belongs to it, as an attacker would."""
+    data = path.read_bytes()
+    if has_checksum(path):
+        data = data[: -LENGTH - 2] + b"\0\0"
+    if data.endswith(b"\0\0") and data[-22:-18] == b"PK\5\6":
+        path.write_bytes(data)
+        add_checksum(path)
+
+
+def _read_checkpoint(folder: Path) -> None:
+    path = folder / "checkpoints" / "last.ckpt"
+    try:
+        read_resumable(path)
+    finally:
+        _read_weights(path)
+
+
+def _make_huggingface(folder: Path) -> None:
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        shutil.copy(COMPAT / "exported" / name, folder)
+    tensors = "model.safetensors"
+    shutil.copytree(folder, folder / "index", ignore=shutil.ignore_patterns("index"))
+    (folder / "index" / tensors).rename(folder / "index" / "model-00001-of-00001.safetensors")
+    weight_map = dict.fromkeys(load_file(folder / tensors), "model-00001-of-00001.safetensors")
+    (folder / "index" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def _read_corpus(folder: Path) -> None:
+    corpus = open_corpus(LocalFiles(folder))
+    tokenizer = build_tokenizer("byte" if corpus.tokenizer == "gpt2" else corpus.tokenizer)
+    split_corpus(corpus, tokenizer, train_ratio=0.9, verify=True)
+
+
+def _make_nanogpt(folder: Path) -> None:
+    made_shards.write_nanogpt(folder, train=[1, 2, 3, 0] * 50, val=[1, 2])
+    characters = "\n abcé"
+    tables = {"vocab_size": 6, "itos": dict(enumerate(characters)), "stoi": {c: n for n, c in enumerate(characters)}}
+    (folder / "meta.pkl").write_bytes(pickle.dumps(tables))
+
+
+def _make_prepared(folder: Path) -> None:
+    shutil.copytree(COMPAT / "corpus", folder, dirs_exist_ok=True)
+
+
+def _make_llmc(folder: Path) -> None:
+    made_shards.write_llmc(folder, train=[[256, 1, 2] * 50], val=[256, 5, 6])
+
+
+LINES = b"".join(json.dumps({"text": f"Document {n}, with some words.", "n": [n, {"a": n}]}).encode() + b"\n" for n in range(20))
+
+
+def _encode(path: Path) -> None:
+    inputs = CorpusInputs([stat_input_file(str(path))], None, "text", "<>", [], [])
+    for chunks in reading.batch_chunks(reading.read_inputs(inputs, start=ReadPosition())):
+        encode_batch(chunks, "byte", "text")
+
+
+def _make_lines(folder: Path) -> None:
+    import zstandard
+
+    (folder / "a.jsonl").write_bytes(LINES)
+    (folder / "a.jsonl.gz").write_bytes(gzip.compress(LINES))
+    (folder / "a.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(LINES))
+    (folder / "a.txt.gz").write_bytes(gzip.compress(b"One text.<>Another one.<>" * 20))
+
+
+def _make_parquet(folder: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({"text": [f"Document {n % 7}, with some words." for n in range(300)], "n": list(range(300))})
+    pq.write_table(table, folder / "a.parquet", row_group_size=100, compression="zstd")
+
+
+def _make_work(folder: Path) -> None:
+    work = folder / ".work" / "task-00000"
+    writer = SegmentWriter(work, itemsize=2)
+    inputs = folder / "a.jsonl"
+    inputs.write_bytes(LINES)
+    files = CorpusInputs([stat_input_file(str(inputs))], None, "text", None, [], [])
+    for chunks in reading.batch_chunks(reading.read_inputs(files, start=ReadPosition())):
+        writer.add(encode_batch(chunks, "byte", "text"), chunks[-1].end)
+    writer.finish_segment(complete=True)
+    writer.close()
+    _make_prepared(folder)
+    (folder / ".work" / "plan.json").write_text(json.dumps({"source": [{"path": "a.jsonl", "bytes": 3}], "options": {}}))
+
+
+def _read_work(folder: Path) -> None:
+    work = folder / ".work" / "task-00000"
+    corpus_folder.read_plan(folder)
+    segments, _, _ = read_journal(work)
+    if all(segment.is_intact() for segment in segments):
+        encoded = EncodedCorpus(segments, itemsize=2)
+        encoded.tokens(0, min(encoded.n_tokens, 1000))
+        next(encoded.rows(), None)
+    if (manifest := corpus_folder.read_manifest(folder)) is not None:
+        corpus_folder.check_complete(folder, manifest)
+
+
+def _make_run(folder: Path) -> None:
+    for name in ("config.yaml", "run.json", "metrics.csv", "samples.txt"):
+        shutil.copy(COMPAT / "run" / name, folder)
+
+
+def _read_run(folder: Path) -> None:
+    run = read_run(folder)
+    format_comparison([run, read_run(COMPAT / "run")])
+
+
+def _read_metrics(folder: Path) -> None:
+    MetricsFile(folder / "metrics.csv", first_step=3)
+
+
+def _make_sweep(folder: Path) -> None:
+    job = folder / "a=1"
+    job.mkdir()
+    _make_run(job)
+    (folder / "multirun.yaml").write_text("hydra:\n  job:\n    name: train\n")
+
+
+def _read_sweep(folder: Path) -> None:
+    ranking_rows(read_sweep(folder))
+
+
+def _read_small(folder: Path) -> None:
+    for read, name in ((read_json, "run.json"), (read_yaml, "config.yaml")):
+        value: dict[str, Any] = read(folder / name)
+        json.dumps(value, default=str)
+
+
+BLIND, TEXT, JSON = mutations.change_bytes, mutations.change_text, mutations.change_json
+ZIP, PICKLE, YAML = mutations.change_zip, mutations.change_pickle, mutations.change_yaml
+
+READERS = {
+    "torch": FuzzedReader(
+        _make_torch,
+        {"zip.pth": (ZIP,), "legacy.pth": (BLIND, PICKLE), "nanogpt.pt": (ZIP,)},
+        _each(_read_weights, "zip.pth", "legacy.pth", "nanogpt.pt"),
+    ),
+    "checkpoint": FuzzedReader(
+        _copy_checkpoints("run"),
+        {"checkpoints/last.ckpt": (ZIP,)},
+        _read_checkpoint,
+        lambda folder: _mend_checksum(folder / "checkpoints" / "last.ckpt"),
+    ),
+    "pieces": FuzzedReader(
+        _copy_checkpoints("sharded"),
+        {"checkpoints/last.ckpt": (ZIP,), "checkpoints/shards*/rank-00000.safetensors": (BLIND,)},
+        _read_checkpoint,
+        lambda folder: _mend_checksum(folder / "checkpoints" / "last.ckpt"),
+    ),
+    "safetensors": FuzzedReader(
+        _make_huggingface,
+        {
+            "model.safetensors": (BLIND, TEXT),
+            "config.json": (BLIND, JSON, TEXT),
+            "tokenizer.json": (JSON, BLIND),
+            "index/model.safetensors.index.json": (JSON, BLIND),
+        },
+        _each(_read_weights, ".", "index"),
+    ),
+    "nanogpt": FuzzedReader(_make_nanogpt, {"meta.pkl": (PICKLE, PICKLE, BLIND), "train.bin": (BLIND,)}, _read_corpus),
+    "manifest": FuzzedReader(_make_prepared, {"manifest.json": (JSON, JSON, BLIND), "train-00000.bin": (BLIND,)}, _read_corpus),
+    "llmc": FuzzedReader(_make_llmc, {"tale_train_000001.bin": (BLIND,), "tale_val_000000.bin": (BLIND,)}, _read_corpus),
+    "journal": FuzzedReader(
+        _make_work,
+        {".work/task-00000/journal.jsonl": (JSON, BLIND), ".work/plan.json": (JSON,), "manifest.json": (JSON,)},
+        _read_work,
+    ),
+    "lines": FuzzedReader(
+        _make_lines,
+        {"a.jsonl": (JSON, BLIND, TEXT), "a.jsonl.gz": (mutations.change_gzip,), "a.jsonl.zst": (BLIND,), "a.txt.gz": (BLIND,)},
+        _each(_encode, "a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.txt.gz"),
+    ),
+    "parquet": FuzzedReader(_make_parquet, {"a.parquet": (BLIND,)}, _each(_encode, "a.parquet")),
+    "run": FuzzedReader(
+        _make_run,
+        {"run.json": (JSON, BLIND), "config.yaml": (YAML, BLIND), "metrics.csv": (TEXT, BLIND), "samples.txt": (TEXT, BLIND)},
+        _read_run,
+    ),
+    "page": FuzzedReader(_make_run, {"run.json": (JSON,), "metrics.csv": (TEXT,), "samples.txt": (TEXT,)}, render_run_page),
+    "metrics": FuzzedReader(_make_run, {"metrics.csv": (TEXT, BLIND)}, _read_metrics),
+    "sweep": FuzzedReader(_make_sweep, {"a=1/run.json": (JSON, JSON, BLIND)}, _read_sweep),
+    "small": FuzzedReader(_make_run, {"run.json": (JSON, BLIND), "config.yaml": (YAML, BLIND)}, _read_small),
+}
