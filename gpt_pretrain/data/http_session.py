@@ -9,7 +9,7 @@ import asyncio
 import re
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import urljoin
+from urllib.parse import unquote, urljoin
 
 import aiohttp
 
@@ -17,6 +17,7 @@ from gpt_pretrain.data.web import check_redirect
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.urls import without_secrets
 
+LINK = re.compile(r"""\bhref=["']([^"'<>\s]{1,300})["']""", re.IGNORECASE)
 MAX_ANSWER_BYTES = 1 << 24  # of an answer to a request that does not name a length, such as one for the list of a folder's files
 
 
@@ -24,7 +25,25 @@ async def open_session(**options: Any) -> aiohttp.ClientSession:
     """Return a client for fsspec's file system of web servers that checks redirects and the length of answers."""
     redirects = aiohttp.TraceConfig()
     redirects.on_request_redirect.append(_check_redirect)
-    return aiohttp.ClientSession(response_class=BoundedResponse, trace_configs=[redirects], **options)
+    # A compressed answer could be a thousand times as long as what has been asked for.
+    plain: dict[str, Any] = {"auto_decompress": False, "headers": {"Accept-Encoding": "identity"}}
+    return aiohttp.ClientSession(response_class=BoundedResponse, trace_configs=[redirects], **(plain | options))
+
+
+def names_in_page(page: bytes, *, url: str) -> list[str]:
+    """Return the names of the files beside a page that lists them, as web servers make it for a folder.
+
+    fsspec has a function for this too. Its regular expression takes half a minute for 1,600 spaces (fsspec 2026.9).
+
+    Args:
+        url: The folder's URL.
+    """
+    folder, names = f"{url}/", set()
+    for link in LINK.findall(page.decode(errors="replace")):
+        target = urljoin(folder, link)
+        if target.startswith(folder):
+            names.add(unquote(target[len(folder) :]))
+    return sorted(names)
 
 
 class BoundedResponse(aiohttp.ClientResponse):

@@ -55,10 +55,9 @@ class RemoteFiles:
     def names(self) -> list[str]:
         if self._names is None:
             try:
-                entries = self._retry(lambda: self._fs.ls(self._path(""), detail=True), "")
+                sizes = self._retry(self._list, "")
             except FileNotFoundError:
                 raise UserError(f"data.path={self.location}: there is no such folder.") from None
-            sizes = {entry["name"].rstrip("/").rsplit("/", 1)[-1]: entry["size"] for entry in entries if entry["type"] == "file"}
             self._sizes |= {name: size for name, size in sizes.items() if size is not None}
             self._names = sorted(name for name in sizes if FILE_NAME.fullmatch(name))
         return self._names
@@ -69,7 +68,10 @@ class RemoteFiles:
         can_list = not self.location.startswith("http")  # HTTP servers often do not list their folders
         if name not in self._sizes and not (can_list and name not in self.names()):
             with suppress(FileNotFoundError):
-                self._sizes[name] = int(self._retry(lambda: self._fs.info(self._path(name))["size"], name))
+                size = self._retry(lambda: self._fs.info(self._path(name))["size"], name)
+                if size is None:
+                    raise UserError(f"{self.location}/{name}: the server does not state its size, which is needed to read it.")
+                self._sizes[name] = int(size)
         return self._sizes.get(name)
 
     def read(self, name: str, start: int, count: int) -> bytes:
@@ -81,6 +83,15 @@ class RemoteFiles:
 
     def prefetch(self, name: str, start: int, count: int) -> None:
         """Do nothing: without a cache there is nowhere to store the bytes."""
+
+    def _list(self) -> dict[str, int | None]:
+        """Return the files in the folder, each with its size, if it is known."""
+        if self._url.startswith("http"):
+            from gpt_pretrain.data.http_session import names_in_page
+
+            return dict.fromkeys(names_in_page(self._fs.cat_file(self._path("") + "/"), url=self._path("")))
+        entries = self._fs.ls(self._path(""), detail=True)
+        return {entry["name"].rstrip("/").rsplit("/", 1)[-1]: entry["size"] for entry in entries if entry["type"] == "file"}
 
     def _read_range(self, name: str, start: int, end: int) -> bytes:
         data: bytes = self._fs.cat_file(self._path(name), start=start, end=end)

@@ -9,6 +9,7 @@ from typing import Any
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare.chunks import BATCH, DAMAGED_ARCHIVE, LONGEST_RECORD, Chunk, Cursor, ReadPosition
+from gpt_pretrain.prepare.dataset_files import own_files_only
 from gpt_pretrain.prepare.decompression import MAX_EXPANSION, DamagedArchiveError, max_content
 from gpt_pretrain.prepare.inputs import InputFile, StreamedDataset, missing_extra
 
@@ -150,7 +151,8 @@ def _open_dataset(dataset: StreamedDataset) -> Any:
     folder = Path(dataset.name).expanduser()
     if not any((folder / file).is_file() for file in SAVED):
         name = str(folder) if folder.exists() else dataset.name
-        return datasets.load_dataset(name, dataset.config, split=dataset.split, streaming=True)
+        with own_files_only(name):
+            return datasets.load_dataset(name, dataset.config, split=dataset.split, streaming=True)
     saved = datasets.load_from_disk(str(folder))
     if isinstance(saved, datasets.DatasetDict):
         if dataset.split not in saved:

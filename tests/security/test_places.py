@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
 import re
+import resource
 import subprocess
 import threading
 import time
@@ -29,6 +31,10 @@ from gpt_pretrain.data.text import Text, download, download_name, find_download
 from gpt_pretrain.data.token_cache import tokenize_text
 from gpt_pretrain.data.web import check_redirect
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.prepare.chunks import ReadPosition
+from gpt_pretrain.prepare.dataset_files import _is_own
+from gpt_pretrain.prepare.inputs import StreamedDataset
+from gpt_pretrain.prepare.tables import read_dataset
 from tests.helpers.data_settings import data_settings
 from tests.helpers.hostile_files import SMALL
 from tests.helpers.made_shards import BYTE, random_documents, write_nanogpt, write_shards
@@ -287,6 +293,23 @@ def test_an_answer_without_end_is_cut_off(stranger: Stranger, tmp_path: Path, mo
     assert [path.name for path in (tmp_path / "downloads").iterdir()] == [TAG]
 
 
+def test_a_page_of_a_folder_is_read_in_linear_time(stranger: Stranger) -> None:
+    page = b"<a href='x.bin'>x</a> <A HREF=\"/corp/y%20z.bin\"> <a href='../up.bin'> <a href='http://other/o.bin'> <a href='.hidden'>"
+    stranger.files["/corp/"] = page + b"<a " + b" " * 1_000_000 + b"<a href=" * 100_000 + b"http://" * 100_000
+    started = time.monotonic()
+    assert RemoteFiles(f"{stranger.url}/corp", settings()).names() == ["x.bin", "y z.bin"]
+    assert time.monotonic() - started < 5
+
+
+def test_a_compressed_answer_is_not_unpacked(stranger: Stranger) -> None:
+    bomb = gzip.compress(bytes(200_000_000))
+    stranger.answers["/corp/x.bin"] = lambda answer: answer.reply(200, bomb, headers={"Content-Encoding": "gzip"})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError):
+        RemoteFiles(f"{stranger.url}/corp", settings()).read("x.bin", 0, 1000)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "in KB"
+
+
 def test_a_download_that_trickles_is_ended(stranger: Stranger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def trickle(answer: Answer) -> None:
         answer.reply(200, b"x", length=1000)
@@ -481,7 +504,7 @@ def test_what_another_one_puts_into_a_cache_is_fetched_again(
         folder = write_nanogpt(tmp_path / "nano", train=ids, val=ids[:5000])
         stranger.files |= {f"/corp/{path.name}": path.read_bytes() for path in folder.iterdir()}
         index = "".join(f'<a href="{path.name}">x</a>' for path in folder.iterdir()).encode()
-        stranger.answers["/corp"] = lambda answer: answer.reply(200, index, headers={"Content-Type": "text/html"})
+        stranger.answers["/corp/"] = lambda answer: answer.reply(200, index, headers={"Content-Type": "text/html"})
         url = f"{stranger.url}/corp"
     expected = rows(tmp_path / "cache", url)
     wait_for_whole_files(tmp_path / "cache", expected=whole)
@@ -606,6 +629,46 @@ def test_a_file_of_which_nothing_arrives_is_given_up(hostile_hub: Stranger) -> N
     hostile_hub.answers["/some/model/resolve/main/model.safetensors"] = say(GOOD | linked, data=b"")
     with pytest.raises(UserError, match=r"the server sends less than the 1,000 bytes that it states"):
         fetch("some/model", "model.safetensors")
+
+
+# Datasets
+
+
+@pytest.mark.parametrize(
+    "where", ["{tmp}/secret.txt", "file://{tmp}/secret.txt", "../secret.txt", "zip://x::{url}/x.zip", "{url}/x.txt"]
+)
+def test_the_description_of_a_dataset_names_only_its_own_files(stranger: Stranger, tmp_path: Path, where: str) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / "secret.txt").write_text("secret line")
+    (tmp_path / "theirs").mkdir()
+    named = json.dumps(where.format(tmp=tmp_path, url=stranger.url))
+    listed = f"configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {named}\n"
+    (tmp_path / "theirs" / "README.md").write_text(f"---\n{listed}---\n")
+    (tmp_path / "theirs" / "own.txt").write_text("own line")
+    dataset = StreamedDataset(str(tmp_path / "theirs"), None, "train")
+    with pytest.raises(UserError, match="which is not a file of the dataset itself"):
+        list(read_dataset(dataset, "text", start=ReadPosition()))
+    assert stranger.asked == []
+    (tmp_path / "theirs" / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: own.txt\n---\n")
+    assert "own line" in str(list(read_dataset(dataset, "text", start=ReadPosition())))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "own"),
+    [
+        ("data/*.txt", True),
+        ("hf://datasets/them/theirs@main/x.txt", True),
+        ("hf://datasets/them/theirs/x.txt", True),
+        ("hf://datasets/them/theirs-and-others@main/x.txt", False),
+        ("hf://datasets/others/x@main/x.txt", False),
+        ("/etc/passwd", False),
+        ("../../../x@main/x.txt", False),
+        ("https://host/x.txt", False),
+        ("reference://d::http://host/x.json", False),
+    ],
+)
+def test_a_dataset_of_the_hub_names_only_files_of_its_repository(pattern: str, own: bool) -> None:
+    assert _is_own(pattern, "hf://datasets/them/theirs@" + "c" * 40, "theirs") == own
 
 
 # Secrets
