@@ -17,6 +17,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from gpt_pretrain.commands.failures import SweepJobFailed, print_error
+from gpt_pretrain.commands.hydra_files import cut_sweep_settings
 from gpt_pretrain.config.overrides import override_key
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.sweeps.folder import SWEEP_SETTINGS, job_folder_name, sign_sweep
@@ -74,8 +75,9 @@ class RunSweeper(Sweeper):
         """Save the settings of this sweep for a later resume. Called when they have been validated."""
         assert self.config is not None
         folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, folder / SWEEP_SETTINGS)
-        overrides = OmegaConf.to_container(self.config.hydra.overrides, resolve=False)
+        recorded = cut_sweep_settings(self.config)
+        OmegaConf.save(recorded, folder / SWEEP_SETTINGS)
+        overrides = OmegaConf.to_container(recorded.hydra.overrides, resolve=False)
         assert isinstance(overrides, dict)
         sign_sweep(folder, overrides, script=str(self.config.hydra.job.name))  # type: ignore[arg-type]
 

@@ -39,11 +39,11 @@ def cut_hydra_files(config: DictConfig) -> None:
 
 
 def cut_sweep_settings(config: DictConfig) -> DictConfig:
-    """Return the settings of a sweep, as Hydra composed them, without secrets."""
+    """Return the settings of a sweep, as Hydra composed them, without secrets; unchanged if they have none."""
     settings = OmegaConf.to_container(config)
     assert isinstance(settings, dict)
     known = secret_values({name: value for name, value in settings.items() if name != "hydra"})
-    cut = OmegaConf.create(_cut(settings, known))
+    cut = OmegaConf.create(_cut(settings, known)) if known else config
     assert isinstance(cut, DictConfig)
     return cut
 
