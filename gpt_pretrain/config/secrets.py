@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from gpt_pretrain.system.urls import SECRET, hide_secrets, is_cut, secret_parts,
 
 # Options of a file system may be access keys. Their names are kept, to say later what to type again.
 OPTIONS = "data.remote.options"
+_OPTION_WORD = re.compile(rf"({re.escape(OPTIONS)}[\w.]*)=(?!(?:true|false|null)\b)\S+")
 _TEXTS = ("start_context", "callbacks.grid.prompts", "prompt")  # a model continues them as they are
 
 
@@ -29,6 +31,22 @@ def override_without_secrets(override: str) -> str:
     if key == OPTIONS or key.startswith(f"{OPTIONS}.") or (key in ("data", "data.remote") and "options" in value):
         return f"{before}{value if _says_nothing(value) else SECRET}" if value else override
     return override if key in _TEXTS else before + hide_secrets(value)
+
+
+def metadata_without_secrets(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return run metadata without secrets, which an earlier version recorded in the command, the overrides and the path."""
+    cut: dict[str, Any] = dict(metadata)
+    for name in ("overrides", "swept"):
+        if isinstance(texts := cut.get(name), list):
+            cut[name] = [override_without_secrets(text) if isinstance(text, str) else text for text in texts]
+    if isinstance(command := cut.get("command"), str):
+        # Its words are quoted for a shell, and OPTIONS are recognized by their name.
+        cut["command"] = _OPTION_WORD.sub(rf"\1={SECRET}", hide_secrets(command))
+    if isinstance(error := cut.get("error"), str):
+        cut["error"] = hide_secrets(error)
+    if isinstance(data := cut.get("data"), Mapping):
+        cut["data"] = settings_without_secrets(data)
+    return cut
 
 
 def secret_values(settings: Mapping[Any, Any]) -> list[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from lightning.pytorch.loggers import Logger
 
 from gpt_pretrain.config.schema import LoggerSettings
+from gpt_pretrain.config.secrets import override_without_secrets
 from gpt_pretrain.runs.metadata import read_metadata
 from gpt_pretrain.runs.metrics_file import MetricsFile
 from gpt_pretrain.runs.tensorboard import EventFiles, to_hparams
@@ -36,6 +38,7 @@ def build_loggers(settings: LoggerSettings, *, run_dir: Path, first_step: int = 
         hparams = to_hparams(metadata.get("overrides", []) if swept is None else swept)
         loggers.append(EventFiles(run_dir, first_step=first_step, hparams=hparams, sweep=bool(swept), history=history))
     if settings.wandb is not None:
+        sys.argv[1:] = map(override_without_secrets, sys.argv[1:])  # wandb records them; Hydra has read them by now
         from lightning.pytorch.loggers import WandbLogger
 
         wandb = settings.wandb
