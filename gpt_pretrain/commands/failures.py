@@ -15,6 +15,7 @@ from pathlib import Path
 from gpt_pretrain.commands.job import is_multirun
 from gpt_pretrain.errors import LostEndError, UserError
 from gpt_pretrain.runs.metadata import was_interrupted
+from gpt_pretrain.system.urls import hide_secrets
 from gpt_pretrain.training.distributed.ranks import is_main, rank
 
 EXIT_LOST_END, EXIT_USER_ERROR = 1, 2
@@ -86,7 +87,11 @@ def print_error(error: UserError, *, log_file: Path | None = None) -> int:
 
 
 def _as_user_error(error: Exception) -> UserError | None:
-    """Return the error as a message for the user; None for a defect of the program."""
+    """Return the error as a message for the user, without passwords and signatures; None for a defect of the program."""
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return UserError(f"{error.filename or 'A file'} cannot be written: {error.strerror}.")
-    return error if isinstance(error, UserError) else None
+    if not isinstance(error, UserError):
+        return None
+    error.problems = [hide_secrets(problem) for problem in error.problems]
+    error.args = ("\n".join(error.problems),)  # what a traceback shows
+    return error

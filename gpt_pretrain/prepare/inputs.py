@@ -12,6 +12,7 @@ from typing import Any
 
 from gpt_pretrain.config.command_schema import PrepareSettings
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.urls import is_url, without_secrets
 
 # The suffix of a name, without the archive's suffix, determines what the file contains.
 FORMS = {".txt": "text", ".md": "text", ".jsonl": "lines", ".ndjson": "lines", ".json": "lines", ".parquet": "parquet"}
@@ -190,9 +191,9 @@ def _describe_dataset(dataset: StreamedDataset) -> tuple[dict[str, Any], dict[st
 
 def _match(name: str, problems: list[str]) -> list[str]:
     """Return the files that a name matches; append a message to `problems` if there are none."""
-    if "://" in name:
+    if is_url(name):
         problems.append(
-            f"{name} is a URL, but only files on this machine are read. Download it first. "
+            f"{without_secrets(name)} is a URL, but only files on this machine are read. Download it first. "
             "For a dataset of the Hugging Face Hub use dataset=NAME."
         )
         return []

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import subprocess
 import threading
 import time
@@ -18,10 +19,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from gpt_pretrain.checkpoints import hub as hub_module
 from gpt_pretrain.checkpoints.hub import fetch
+from gpt_pretrain.commands.hydra_files import cut_sweep_settings
 from gpt_pretrain.config.schema import RemoteSettings
+from gpt_pretrain.config.secrets import metadata_without_secrets
 from gpt_pretrain.data import remote_cache, web
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.data.fetching import stop_fetching
@@ -35,6 +39,7 @@ from gpt_pretrain.prepare.chunks import ReadPosition
 from gpt_pretrain.prepare.dataset_files import _is_own
 from gpt_pretrain.prepare.inputs import StreamedDataset
 from gpt_pretrain.prepare.tables import read_dataset
+from gpt_pretrain.sweeps.folder import job_folder_name
 from tests.helpers.data_settings import data_settings
 from tests.helpers.hostile_files import SMALL
 from tests.helpers.made_shards import BYTE, random_documents, write_nanogpt, write_shards
@@ -719,3 +724,35 @@ def test_errors_show_no_secrets(script: Script, stranger: Stranger, tmp_path: Pa
             assert done.returncode == 2
             seen = texts_below(tmp_path / folder) | {"output": (done.stdout + done.stderr).encode()}
             assert {name for name, content in seen.items() if any(secret.encode() in content for secret in SECRETS)} == set()
+
+
+TYPED = ["data.url=http://user:PASSWORD1@host/t.txt?sig=SIGNATURE1", "+data.remote.options.secret=OPTIONSECRET1", "seed=1,2"]
+
+
+def test_a_sweep_is_stored_and_named_without_secrets() -> None:
+    settings = {
+        "data": {"url": TYPED[0].partition("=")[2], "remote": {"options": {"secret": "OPTIONSECRET1", "anon": True}}},
+        "seed": 1,
+        "hydra": {
+            "overrides": {"task": TYPED, "hydra": []},
+            "job": {"override_dirname": ",".join(TYPED)},
+            "run": {"dir": "${x:y}"},
+        },
+    }
+    stored = OmegaConf.to_yaml(cut_sweep_settings(OmegaConf.create(settings)))
+    assert not any(secret in stored for secret in SECRETS), stored
+    assert "${x:y}" in stored and "anon: true" in stored and "sig=***" in stored
+    unchanged = OmegaConf.create({"data": {"url": "http://host/t.txt"}, "hydra": {}})
+    assert cut_sweep_settings(unchanged) is unchanged
+    names = {job_folder_name([TYPED[0], "seed=1"]), job_folder_name([TYPED[0].replace("SIGN", "sign"), "seed=1"])}
+    assert len(names) == 2
+    assert not any(secret in name for secret in SECRETS for name in names)
+
+
+def test_metadata_of_an_earlier_version_is_shown_without_secrets() -> None:
+    command = shlex.join(["python", "train.py", *TYPED, "+data.remote.options.anon=true"])
+    before = {"command": command, "overrides": TYPED, "data": {"path": TYPED[0].partition("=")[2]}, "seconds": 3.0}
+    after = metadata_without_secrets(before)
+    assert not any(secret in json.dumps(after) for secret in SECRETS), after
+    assert "data.remote.options.anon=true" in after["command"] and after["overrides"][2] == "seed=1,2"
+    assert after["seconds"] == 3.0
