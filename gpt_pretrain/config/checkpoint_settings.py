@@ -64,13 +64,12 @@ def sign_settings(config: Mapping[str, Any]) -> str:
 def has_signed_settings(content: Mapping[str, Any]) -> bool:
     """Return whether this user has signed the settings in a checkpoint."""
     signed, config = content.get(SIGNATURE_FIELD), content.get("config")
+    if not isinstance(signed, str) or not isinstance(config, dict):
+        return False
     try:
-        return (
-            isinstance(signed, str)
-            and isinstance(config, dict)
-            and has_signature(_signed_content(config), bytes.fromhex(signed), purpose=PURPOSE)
-        )
-    except (ValueError, TypeError, RecursionError):
+        _check_plain(config, origin="The checkpoint")
+        return has_signature(_signed_content(config), bytes.fromhex(signed), purpose=PURPOSE)
+    except (ValueError, TypeError):  # a UserError is a ValueError
         return False
 
 
@@ -183,7 +182,7 @@ def _check_plain(config: Any, *, origin: str) -> None:
     """
     try:
         waiting = [expand_aliases(config, max_values=MAX_STORED_VALUES)]
-    except (DamagedFileError, RecursionError, TypeError):
+    except DamagedFileError:
         raise UserError(
             f"{origin}: the stored settings have far too many parts: more than {MAX_STORED_VALUES:,}. The file is damaged."
         ) from None

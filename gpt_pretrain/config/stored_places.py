@@ -12,6 +12,7 @@ from pathlib import Path
 from gpt_pretrain.system.checkout import CHECKOUT
 from gpt_pretrain.system.reading import DamagedFileError, read_yaml
 
+READ_WITH_FOLDER = (".json", ".bin")  # manifest.json and train.bin stand for the folder that they are in
 MAX_FILES = 10_000  # to look at; a folder with more is asked about
 
 
@@ -34,6 +35,8 @@ def stays_inside(text: str, *, folder: Path | None, must_exist: bool = False) ->
         roots += [] if hidden or path.is_absolute() else [Path.cwd().resolve()]
         if must_exist and not path.exists():
             return False
+        if path.suffix in READ_WITH_FOLDER:
+            path = path.parent
         found = list(islice(_files(path), MAX_FILES + 1))
         return len(found) <= MAX_FILES and any(all(file.resolve().is_relative_to(root) for file in found) for root in roots)
     except (OSError, ValueError, RuntimeError):  # a loop of links, a null character, an unknown home folder

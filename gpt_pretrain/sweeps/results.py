@@ -78,9 +78,13 @@ def best_job(jobs: Sequence[Job]) -> Job | None:
 
 
 def best_command(jobs: Sequence[Job], *, script: str = "train.py") -> str | None:
-    """Return the command that repeats the best job outside the sweep; None if there is no best job."""
+    """Return the command that repeats the best job outside the sweep; None if there is none."""
     best = best_job(jobs)
-    return None if best is None else shlex.join(["python", script, *stored_overrides(best.metadata)])
+    overrides = [] if best is None else stored_overrides(best.metadata)
+    # An option of Hydra's command line, such as --config-dir, is no setting of a run.
+    if best is None or any(override.startswith("-") for override in overrides):
+        return None
+    return shlex.join(["python", script, *overrides])
 
 
 def ranking_rows(jobs: Sequence[Job]) -> list[list[str]]:

@@ -36,6 +36,14 @@ def has_signature(content: bytes, signed: bytes, *, purpose: str) -> bool:
     return hmac.compare_digest(signature(content, purpose=purpose), signed)
 
 
+def has_stored_key() -> bool:
+    """Return whether the user's key is stored, so that later starts recognize what this one signs."""
+    try:
+        return _read_key(key_file()) is not None
+    except OSError:
+        return False
+
+
 def key_file() -> Path:
     """Return the path of the user's key."""
     return Path(user_data_path("gpt-pretrain")) / "signing.key"

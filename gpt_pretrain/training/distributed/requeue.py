@@ -16,7 +16,13 @@ import zlib
 from pathlib import Path
 
 from gpt_pretrain.runs.folder import OUTPUTS, list_checkpoints
+from gpt_pretrain.system.files import write_text
+from gpt_pretrain.system.reading import read_bytes
+from gpt_pretrain.system.signing import has_signature, has_stored_key, signature
 from gpt_pretrain.training.distributed import ranks, rendezvous
+
+PURPOSE = "run of a job"
+MAX_JOB_BYTES = 10_000  # a path and a signature
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +48,8 @@ def remember_run(run_dir: Path, *, arguments: list[str]) -> None:
     if job_name() is not None and os.environ.get("TORCHELASTIC_MAX_RESTARTS") != "0":
         file = _job_file(arguments)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(f"{run_dir.resolve()}\n", encoding="utf-8")
+        folder = str(run_dir.resolve())
+        write_text(file, f"{folder}\n{signature(_signed_content(file, folder), purpose=PURPOSE).hex()}\n")
 
 
 def interrupted_run(arguments: list[str]) -> Path | None:
@@ -54,9 +61,16 @@ def interrupted_run(arguments: list[str]) -> Path | None:
 def earlier_run(arguments: list[str]) -> Path | None:
     """Return the run that this command trained in an earlier start of its job, with or without a checkpoint."""
     counts = [os.environ.get(name, "0") for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")]
-    if job_name() is None or counts == ["0", "0"] or not _job_file(arguments).is_file():
+    if job_name() is None or counts == ["0", "0"]:
         return None
-    return Path(_job_file(arguments).read_text(encoding="utf-8").strip())
+    file = _job_file(arguments)
+    try:
+        folder, _, signed = read_bytes(file, max_bytes=MAX_JOB_BYTES, within=OUTPUTS).decode().rstrip("\n").rpartition("\n")
+        known = has_signature(_signed_content(file, folder), bytes.fromhex(signed), purpose=PURPOSE)
+    except (OSError, ValueError):  # a DamagedFileError is a ValueError
+        return None
+    # Without a key that outlasts a process, no file has a valid signature.
+    return Path(folder) if folder and (known or not has_stored_key()) else None
 
 
 def requeue() -> None:
@@ -73,6 +87,10 @@ def requeue() -> None:
         log.info("SLURM job %s is queued again and will resume this run.", name)
     else:
         log.warning("SLURM job %s could not be requeued: %s", name, problem)
+
+
+def _signed_content(file: Path, folder: str) -> bytes:
+    return f"{file.name}\n{folder}".encode()
 
 
 def _job_file(arguments: list[str]) -> Path:
