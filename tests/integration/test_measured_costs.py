@@ -1,4 +1,4 @@
-"""Two ranks hold and send what the cost formulas say."""
+"""Checkpoints are as large as the cost formulas say, and two ranks hold and send what they say."""
 
 import json
 import os
@@ -34,6 +34,13 @@ def measured(fork_server: ForkServer, folder: Path, *overrides: str) -> list[dic
     assert done.returncode == 0, done.stderr
     ranks = [json.loads((folder / "found" / f"rank-{rank}.json").read_text()) for rank in range(2)]
     return [row for rows in ranks for row in rows]
+
+
+def test_checkpoint_bytes_equal_the_size_of_a_checkpoint(train: object, tmp_path: Path) -> None:
+    train("model.emb_dim=128", "trainer.max_epochs=1", "logger=none", "callbacks=minimal")  # type: ignore[operator]
+    size = (tmp_path / "run" / "checkpoints" / "last.ckpt").stat().st_size
+    config = GPTConfig(vocab_size=257, context_length=32, emb_dim=128, n_heads=2, n_layers=2)
+    assert costs.checkpoint_bytes(config, precision="32-true") == pytest.approx(size, rel=0.02)
 
 
 @pytest.mark.slow

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.model.kernels import matmul_speed
+from gpt_pretrain.model.kernels import chunks, loss, matmul_speed
 from gpt_pretrain.system import devices
 from gpt_pretrain.system.devices import accelerator_device, pick_device
 from gpt_pretrain.training import acceleration
@@ -65,6 +66,23 @@ def test_a_compiled_model_gives_the_same_logits_and_keys() -> None:
     with torch.no_grad():
         assert torch.allclose(plain(token_ids), compiled(token_ids), atol=1e-4)
     assert plain.state_dict().keys() == compiled.state_dict().keys()
+
+
+@pytest.mark.slow
+def test_the_compiled_loss_equals_the_plain_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(3))
+    except Exception as error:  # The compiler may lack a C++ compiler, Triton or Python's headers.
+        pytest.skip(f"this machine cannot compile: {error}")
+    hidden, weight = torch.randn(13, 8, requires_grad=True), torch.randn(97, 8, requires_grad=True)
+    targets = torch.randint(0, 97, (13,))
+    monkeypatch.setitem(chunks.LOGITS_BYTES, "cpu", 7 * 4 * 97)
+    fast = loss.linear_cross_entropy(hidden, weight, targets, compiled=True)
+    plain = F.cross_entropy(hidden @ weight.T, targets)
+    torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-6)
+    pairs = zip(*(torch.autograd.grad(value, (hidden, weight)) for value in (fast, plain)), strict=True)
+    for actual, expected in pairs:
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
