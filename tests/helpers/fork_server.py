@@ -13,6 +13,7 @@ import os
 import runpy
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -270,17 +271,19 @@ def _execute(arguments: list[str]) -> None:
 class ForkedRank:
     """A stand-in for the Popen of a rank, whose process was forked before the launcher ran, when nothing was set up yet.
 
-    It is the launcher's child, as a rank is, and waits for its command on a pipe; it ends when the launcher does.
+    It is the launcher's child, as a rank is, and waits for its command on a socket; it ends when the launcher does.
     """
 
-    waiting: ClassVar[list[tuple[int, int]]] = []  # the process and the pipe of each rank that is not in use
+    waiting: ClassVar[list[tuple[int, socket.socket]]] = []  # the process and the socket of each rank that is not in use
 
-    def __init__(self, command: list[str], *, env: dict[str, str], start_new_session: bool) -> None:
-        self.pid, pipe = self.waiting.pop(0)
+    def __init__(self, command: list[str], *, env: dict[str, str], pass_fds: Sequence[int], start_new_session: bool) -> None:
+        self.pid, connection = self.waiting.pop(0)
         self.returncode: int | None = None
         request = {"arguments": command[1:], "environment": env, "cwd": os.getcwd()}
-        with os.fdopen(pipe, "w", encoding="utf-8") as stream:
-            json.dump(request, stream)
+        with connection:
+            socket.send_fds(connection, [json.dumps(list(pass_fds)).encode()], pass_fds)
+            connection.recv(1)  # the rank has them
+            connection.sendall(json.dumps(request).encode())
 
     @classmethod
     def prepare(cls, count: int) -> None:
@@ -288,24 +291,34 @@ class ForkedRank:
         from gpt_pretrain.training.distributed import launch
 
         for _ in range(count):
-            reading, writing = os.pipe()
+            mine, its = socket.socketpair()
             pid = os.fork()
             if pid == 0:
-                for _, other in [*cls.waiting, (0, writing)]:
-                    os.close(other)
-                cls.waiting = []
-                with os.fdopen(reading, encoding="utf-8") as stream:
-                    text = stream.read()
-                if not text:
-                    os._exit(0)
-                os.setsid()
-                _run_here(**json.loads(text))
-            os.close(reading)
-            cls.waiting.append((pid, writing))
+                for _, other in [*cls.waiting, (0, mine)]:
+                    other.close()
+                cls._become_rank(its)
+            its.close()
+            cls.waiting.append((pid, mine))
         new_interpreter = subprocess.Popen
         launch.subprocess = SimpleNamespace(  # type: ignore[assignment]
             Popen=lambda *args, **kwargs: (cls if cls.waiting else new_interpreter)(*args, **kwargs)
         )
+
+    @classmethod
+    def _become_rank(cls, connection: socket.socket) -> NoReturn:
+        """Wait for a command, and run it with the files that it inherits under their numbers."""
+        cls.waiting = []
+        numbers, files, *_ = socket.recv_fds(connection, 1000, 100)
+        if not numbers:
+            os._exit(0)
+        connection.sendall(b".")
+        text = b"".join(iter(lambda: connection.recv(100_000), b""))
+        connection.close()
+        free = [os.dup(file) for file in files]  # so that no number is overwritten that is still needed
+        for number, file in zip(json.loads(numbers), free, strict=True):
+            os.dup2(file, number)
+        os.setsid()
+        _run_here(**json.loads(text))
 
     def poll(self) -> int | None:
         """Return the exit code, or None while the rank runs."""
