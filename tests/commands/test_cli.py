@@ -1,5 +1,6 @@
 """The entry scripts, started as processes as users do."""
 
+import os
 import re
 import shlex
 import signal
@@ -100,24 +101,28 @@ def test_runs_started_in_the_same_second_have_different_folders(script: Script, 
     assert len(list((tmp_path / "outputs").iterdir())) == 2
 
 
+def cpu_seconds(command: list[str], folder: Path) -> tuple[float, subprocess.CompletedProcess[str]]:
+    """Run a command; return the processor time that it took, which depends less on other programs than the time that passed."""
+    before = os.times()
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system, done
+
+
 @pytest.mark.serial
 @pytest.mark.parametrize("name", ["train.py", "generate.py"])
-@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"]])
-def test_help_and_config_are_printed_quickly(tmp_path: Path, name: str, arguments: list[str]) -> None:
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["sampler.top_k=many"]])
+def test_help_config_and_refusals_are_printed_quickly(tmp_path: Path, name: str, arguments: list[str]) -> None:
     seconds, bare = [], []
     for _ in range(3):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-c", "import hydra.main"], check=True)
-        bare.append(time.perf_counter() - start)
-        start = time.perf_counter()
-        command = [sys.executable, str(ROOT / name), *arguments]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        seconds.append(time.perf_counter() - start)
-        assert done.returncode == 0, done.stderr
+        bare.append(cpu_seconds([sys.executable, "-c", "import hydra.main"], tmp_path)[0])
+        needed, done = cpu_seconds([sys.executable, str(ROOT / name), *arguments], tmp_path)
+        seconds.append(needed)
+        assert done.returncode == (1 if "=" in arguments[0] else 0), done.stderr
     if arguments == ["--help"]:
         assert done.stdout.count(f"python {name} ") >= 4
         assert "sampler: greedy, nucleus, top_k" in done.stdout
-    assert min(seconds) < max(1.5, 6 * min(bare)), "the limit is 1.5 seconds, and more on a machine that is slow now"
+    assert min(seconds) < max(1.5, 10 * min(bare)), "the limit is 1.5 seconds, and more on a slow machine"
 
 
 ERRORS = [
@@ -205,15 +210,12 @@ def test_all_problems_are_reported_together(script: Script) -> None:
         assert name in done.stderr
 
 
-@pytest.mark.serial
 @pytest.mark.parametrize("overrides", [["optimizer.lrr=1"], ["optimizer.lr=fast"], ["model=huge"], ["trainer.max_epochs=1.5"]])
-def test_hydra_refuses_wrong_keys_types_and_options_quickly(script: Script, tmp_path: Path, overrides: list[str]) -> None:
-    start = time.perf_counter()
+def test_hydra_refuses_wrong_keys_types_and_options(script: Script, tmp_path: Path, overrides: list[str]) -> None:
     done = script("train.py", *overrides)
     assert done.returncode == 1
     assert overrides[0].split("=")[0].split(".")[-1] in done.stderr
     assert "Traceback" not in done.stderr
-    assert time.perf_counter() - start < 4
     assert not (tmp_path / "outputs").exists()
 
 

@@ -206,7 +206,7 @@ def differences_after(folder: Path, disturbance: str) -> list[str]:
     runs = list(folder.glob("outputs/*/run.json"))
     problems = [f"exit codes {codes}"] if codes != [0, 0] else []
     problems += [f"{len(runs)} run folders"] if len(runs) != 1 else []
-    problems += ["the second host prints"] if _own_lines(texts[1]) and not restarts else []
+    problems += [f"the second host prints {lines}"] if (lines := _own_lines(texts[1])) and not restarts else []
     finished = texts[0].count("\nDone: ")
     problems += [f"{finished} runs have finished"] if finished != 1 else []
     starts = texts[0].count("\nprecision ")
