@@ -15,7 +15,8 @@ SECRET = "***"  # stands for a part that has been cut out
 # The values of a query that say nothing: they stay, so that a URL with them can still be opened.
 _HARMLESS_VALUES = ("", "true", "false", "yes", "no", "0", "1")
 _URL_START = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>|]+")
+# Without a limit on the scheme, a long word would be searched once for each of its letters.
+_URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}://[^\s'\"<>|]+")
 _QUERY_IN_TEXT = re.compile(r"(?<=[\w/.])\?[\w.~%-]+=[^\s'\"<>|]+")
 # Before the @ of these stands a container or a model, and no user.
 _WITHOUT_USER = ("az://", "abfs://", "abfss://", "hf://", "file://")

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from gpt_pretrain.errors import UserError
@@ -71,3 +73,10 @@ def test_a_signature_is_valid_for_its_content_its_purpose_and_its_key() -> None:
     assert not has_signature(b"content", b"", purpose="test")
     assert key_file().stat().st_mode & 0o777 == 0o600
     assert key_file().parent.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("text", ["a" * 500_000, "a?" * 250_000, "x://" * 100_000, "/?" + "b" * 500_000, "1." * 250_000])
+def test_secrets_are_looked_for_in_linear_time(text: str) -> None:
+    began = time.perf_counter()
+    hide_secrets(text)
+    assert time.perf_counter() - began < 5
