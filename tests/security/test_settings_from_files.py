@@ -12,8 +12,15 @@ from typing import Any, get_args, get_origin, get_type_hints
 import pytest
 import torch
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, OverrideType
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from gpt_pretrain.commands.stored_overrides import admit_overrides
+from gpt_pretrain.config.checkpoint_settings import has_signed_settings, read_stored_settings
 from gpt_pretrain.config.schema import GenerateSettings, TrainSettings
+from gpt_pretrain.config.stored_places import stays_inside
 from gpt_pretrain.config.stored_settings import (
     ASKED,
     BOUNDED,
@@ -26,6 +33,8 @@ from gpt_pretrain.config.stored_settings import (
     TRAIN_KINDS,
     override_kind,
 )
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.training.distributed import requeue
 from tests.helpers.hostile_files import SMALL, hostile_run, hostile_sweep
 
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -352,3 +361,93 @@ def test_texts_are_not_compared_with_a_stranger_s_places(script: Script, finishe
     (metadata,) = (tmp_path / "s").glob("*/run.json")
     assert json.loads(metadata.read_text())["measures"]["run_length"] is None
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_job_that_is_started_again_trusts_only_its_own_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    requeue.remember_run(tmp_path / "run", arguments=["model=tiny"])
+    assert requeue.earlier_run(["model=tiny"]) == tmp_path / "run"
+    (note,) = (tmp_path / "outputs" / ".jobs").iterdir()
+    text = note.read_text()
+    for changed in (text.replace("run", "else"), "/tmp\n", "/tmp\nzz\n", "", "\n" + text):
+        note.write_text(changed)
+        assert requeue.earlier_run(["model=tiny"]) is None
+    note.write_text(text)
+    note.rename(tmp_path / "moved")
+    note.symlink_to(tmp_path / "moved")
+    assert requeue.earlier_run(["model=tiny"]) is None, "a link that leads out of the folder"
+    requeue.remember_run(tmp_path / "run", arguments=["model=tiny"])
+    assert not note.is_symlink() and (tmp_path / "moved").read_text() == text, "nothing is written through a link"
+
+
+def test_hostile_settings_are_refused_in_no_time() -> None:
+    shared: list[Any] = [0]
+    deep: list[Any] = []
+    for _ in range(60):
+        shared = [shared, shared]
+    for _ in range(5000):
+        deep = [deep]
+    for value in (shared, deep, {"_target_": "os.system"}, 10**6000, b"x", {1: {"_target_": 1}}, torch.zeros(2)):
+        config = {"data": {"path": value}}
+        assert not has_signed_settings({"config": config, "settings_signature": "00" * 32})
+        with pytest.raises(UserError, match="stored settings"):
+            read_stored_settings(config, origin="a file")
+
+
+def test_a_manifest_stands_for_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "manifest.json").write_text("{}")
+    assert stays_inside("corpus/manifest.json", folder=None)
+    (tmp_path / "corpus" / "train.bin").symlink_to("/etc/hostname")
+    assert not stays_inside("corpus/manifest.json", folder=None)
+    assert not stays_inside("loop", folder=None, must_exist=True)
+    (tmp_path / "loop").symlink_to("loop")
+    for path in ("loop", "a\0b", "~nobody-here/x", "corpus", "**", "x::http://h", "file:///etc"):
+        assert not stays_inside(path, folder=None), path
+
+
+OVERRIDES = ["seed=1,2", "data.path='a b'", "optimizer.lr=tag(log,interval(1e-4,1e-2))", *RUNS_CODE.values()]
+PIECES = [
+    "_target_",
+    "${x}",
+    "$",
+    "\\",
+    "{",
+    "}",
+    "[",
+    "(",
+    ")",
+    "'",
+    "=",
+    "+",
+    "~",
+    "@",
+    ":",
+    ",",
+    "hydra.",
+    "custom",
+    "\n",
+    "choice(",
+]
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_what_a_sweep_replays_is_a_setting_of_this_program(data: st.DataObject, tmp_path: Path) -> None:
+    text = data.draw(st.sampled_from([one for one in OVERRIDES if len(one) < 500]))
+    for _ in range(data.draw(st.integers(1, 3))):
+        start = data.draw(st.integers(0, len(text)))
+        text = text[:start] + data.draw(st.sampled_from(PIECES)) + text[start + data.draw(st.integers(0, 4)) :]
+    try:
+        kept = admit_overrides(hostile_sweep(tmp_path, task=[text]), script="train", typed=set()).kept
+    except UserError:
+        return
+    for override in kept:
+        parsed = OverridesParser.create().parse_override(override)
+        assert parsed.package is None and parsed.type != OverrideType.DEL
+        assert not any(part in override for part in ("${", "_target_")) and "custom" not in parsed.key_or_group
+        values = parsed.value().list if isinstance(parsed.value(), ChoiceSweep) else [parsed.value()]
+        assert all(override_kind(parsed.key_or_group, str(value), script="train") != NEVER for value in values)
