@@ -14,7 +14,7 @@ import torch
 
 from gpt_pretrain.checkpoints.checksum import add_checksum, has_checksum
 from gpt_pretrain.checkpoints.sharded import assemble_shards
-from gpt_pretrain.checkpoints.tensor_files import read_torch_file
+from gpt_pretrain.checkpoints.tensor_files import check_tensor_sizes, read_torch_file
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.files import replacing
 
@@ -96,6 +96,7 @@ def read_checkpoint(path: Path, *, resumable: bool = False, assemble: bool = Tru
     missing = [name for name, kind in required.items() if not isinstance(content.get(name), kind)]
     if missing:
         raise UserError(f"{path} is not a complete checkpoint of this program: it lacks {', '.join(missing)}.")
+    check_tensor_sizes(content, path)
     return assemble_shards(content, path) if "shards" in content and assemble else content
 
 

@@ -179,6 +179,28 @@ def state_dict_tensors(content: dict[str, Any], path: Path) -> dict[str, StoredT
     return tensors
 
 
+def check_tensor_sizes(content: Any, path: Path) -> None:
+    """Check that the tensors in nested containers are not much larger in total than the file that they were read from.
+
+    A tensor may repeat a single stored number any number of times, and would take memory when it is copied.
+
+    Raises:
+        UserError: If they are.
+    """
+    n_bytes, waiting = 0, [content]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, Tensor):
+            n_bytes += math.prod(node.shape) * node.element_size()
+        elif isinstance(node, dict):
+            waiting += node.values()
+        elif isinstance(node, list | tuple):
+            waiting += node
+    # A tied output head counts twice.
+    if n_bytes > 2 * path.stat().st_size:
+        raise UserError(f"{path}: its tensors claim {n_bytes:,} bytes in total, more than the file holds.")
+
+
 def read_model_json(path: Path) -> dict[str, Any]:
     """Read a JSON file that belongs to a model and holds an object.
 

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.sweeps.folder import STUDY
+from gpt_pretrain.system.reading import DamagedFileError, parse_json, read_bytes, short_repr
 
 try:
     import optuna
@@ -29,6 +32,8 @@ except ImportError as error:
 
 STUDY_NAME = "sweep"
 MIN_TRIALS_FOR_MEDIAN = 3
+# A trial takes about ten lines of 200 bytes, and one for each epoch.
+MAX_JOURNAL_BYTES, MAX_LINE_VALUES = 50_000_000, 100_000
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -80,7 +85,8 @@ class Search:
         """Start a search, or resume the one in the folder.
 
         Raises:
-            UserError: If a range is empty or not positive on a logarithmic scale, or the search was started with other values.
+            UserError: If a range is empty or not positive on a logarithmic scale, or the search was started with other values,
+                or its journal is damaged.
         """
         samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
         if sampler not in samplers:
@@ -90,13 +96,16 @@ class Search:
         except ValueError as error:
             raise UserError(f"A range of this search is invalid: {error}") from error
         folder.mkdir(parents=True, exist_ok=True)
-        study = optuna.create_study(storage=_storage(folder), study_name=STUDY_NAME, direction="minimize", load_if_exists=True)
-        _check_values_unchanged(study, distributions)
-        # A resumed search must not draw the same values again.
-        study.sampler = samplers[sampler](seed=seed + len(study.trials))
-        study.set_user_attr("pruning_after", pruning_after if pruning else None)
-        search = cls(study, distributions)
-        search.requeue_unfinished()
+        with _explain_damage(folder / STUDY):
+            study = optuna.create_study(
+                storage=_storage(folder), study_name=STUDY_NAME, direction="minimize", load_if_exists=True
+            )
+            _check_values_unchanged(study, distributions)
+            # A resumed search must not draw the same values again.
+            study.sampler = samplers[sampler](seed=seed + len(study.trials))
+            study.set_user_attr("pruning_after", pruning_after if pruning else None)
+            search = cls(study, distributions)
+            search.requeue_unfinished()
         return search
 
     def ask(self, count: int) -> list[optuna.Trial]:
@@ -163,6 +172,31 @@ class RunningTrial:
         if epoch not in reported:  # A resumed run may have reported this epoch before.
             self.trial.report(val_loss, epoch)
         return bool(self.trial.should_prune())
+
+
+@contextmanager
+def _explain_damage(journal: Path) -> Iterator[None]:
+    """Check a journal before Optuna reads it, line by line and without a limit, and explain what Optuna says of a damaged one.
+
+    Raises:
+        UserError: If it is damaged.
+    """
+    exists, problem = journal.exists(), "is damaged ({}). Start a new search in another folder."
+    try:
+        if exists:
+            for line in read_bytes(journal, max_bytes=MAX_JOURNAL_BYTES).splitlines(keepends=True):
+                if line.endswith(b"\n"):  # A process may have been killed while it wrote the last line.
+                    parse_json(line, max_values=MAX_LINE_VALUES)
+    except DamagedFileError as error:
+        raise UserError(f"{journal} {problem.format(error)}") from error
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # Optuna replays the journal, and can raise anything if it makes no sense.
+        if not exists:
+            raise
+        raise UserError(f"{journal} {problem.format(f'{type(error).__name__}: {short_repr(str(error))}')}") from error
 
 
 def _check_values_unchanged(study: optuna.Study, distributions: dict[str, BaseDistribution]) -> None:

@@ -30,6 +30,7 @@ from gpt_pretrain.runs.metrics_file import MetricsFile
 from gpt_pretrain.runs.reader import read_run
 from gpt_pretrain.runs.report.run_page import render_run_page
 from gpt_pretrain.sweeps.results import ranking_rows, read_sweep
+from gpt_pretrain.sweeps.search import NumberRange, Search, SearchSpace, ValueList
 from gpt_pretrain.system.reading import read_json, read_yaml
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.training.resume import read_resumable
@@ -219,6 +220,23 @@ def _read_sweep(folder: Path) -> None:
     ranking_rows(read_sweep(folder))
 
 
+def _open_search(folder: Path) -> Search:
+    spaces: dict[str, SearchSpace] = {"optimizer.lr": NumberRange(1e-4, 1e-2, log=True), "seed": ValueList(["1", "2"])}
+    return Search.open(folder, spaces, sampler="tpe", seed=1, pruning=True, pruning_after=1)
+
+
+def _make_study(folder: Path) -> None:
+    search = _open_search(folder)
+    for trial in search.ask(3):
+        search.assign_folder(trial, f"job{trial.number}")
+        if trial.number:
+            search.finish(trial, 1.5, pruned=False)
+
+
+def _read_study(folder: Path) -> None:
+    _open_search(folder).ask(1)
+
+
 def _read_small(folder: Path) -> None:
     for read, name in ((read_json, "run.json"), (read_yaml, "config.yaml")):
         value: dict[str, Any] = read(folder / name)
@@ -278,5 +296,6 @@ READERS = {
     "page": FuzzedReader(_make_run, {"run.json": (JSON,), "metrics.csv": (TEXT,), "samples.txt": (TEXT,)}, render_run_page),
     "metrics": FuzzedReader(_make_run, {"metrics.csv": (TEXT, BLIND)}, _read_metrics),
     "sweep": FuzzedReader(_make_sweep, {"a=1/run.json": (JSON, JSON, BLIND)}, _read_sweep),
+    "study": FuzzedReader(_make_study, {"study.journal": (JSON, JSON, BLIND)}, _read_study),
     "small": FuzzedReader(_make_run, {"run.json": (JSON, BLIND), "config.yaml": (YAML, BLIND)}, _read_small),
 }

@@ -143,6 +143,15 @@ def test_parts_that_stand_for_countless_values_are_refused(tmp_path: Path) -> No
             read_checkpoint(path)
 
 
+def test_a_tensor_that_repeats_one_number_is_refused_anywhere_in_a_checkpoint(tmp_path: Path) -> None:
+    model = tiny_model()
+    content = {"state_dict": model.state_dict(), "architecture": model.config.to_dict(), "tokenizer": "byte"}
+    for name in ("optimizer_states", "callbacks"):
+        path = save_with_checksum(content | {name: [{"state": torch.zeros(1).expand(10**9, 32)}]}, tmp_path / "x.ckpt")
+        with pytest.raises(UserError, match=r"claim 128,\d+,\d+,\d+ bytes in total, more than the file holds"):
+            read_checkpoint(path)
+
+
 def test_everything_that_torch_saves_of_plain_data_is_read(tmp_path: Path) -> None:
     content = {
         "tensors": [torch.arange(6.0).view(2, 3), torch.zeros(0, 3), torch.zeros(2, dtype=torch.bfloat16), torch.tensor(1)],
