@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,6 +21,7 @@ from gpt_pretrain.errors import LostEndError, UserError
 from gpt_pretrain.runs.folder import display_path, list_checkpoints
 from gpt_pretrain.runs.metadata import update_metadata
 from gpt_pretrain.system.devices import accelerator_device
+from gpt_pretrain.system.reading import short_repr
 from gpt_pretrain.tokenizers.base import token_byte_lengths
 from gpt_pretrain.training import summary
 from gpt_pretrain.training.acceleration import compile_model
@@ -85,7 +88,8 @@ def fit(
             _introduce(setup, module, run_dir)
         stopped_by = None
         try:
-            trainer.fit(module, datamodule=setup.data, ckpt_path=attempt.resume, weights_only=True)
+            with _explain_damage(module, attempt.resume):
+                trainer.fit(module, datamodule=setup.data, ckpt_path=attempt.resume, weights_only=True)
         except NonFiniteError as error:
             attempt = _roll_back(attempt, error, setup, trainer, module, run_dir)
             continue
@@ -130,6 +134,26 @@ def build_module(setup: TrainingSetup) -> GPTLitModule:
         on_nonfinite=settings.on_nonfinite,
         compiled=compiled,
     )
+
+
+@contextmanager
+def _explain_damage(module: GPTLitModule, checkpoint: Path | None) -> Iterator[None]:
+    """Turn the error of a library that restores a damaged training state into a message for the user.
+
+    Raises:
+        UserError: If the block fails before training has begun, with an error that wrong types and missing values cause.
+    """
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
+        damaged = checkpoint is not None and not module.started and not ranks.is_distributed()
+        # A RuntimeError may have its own class, as a full memory has; load_state_dict has none.
+        if not damaged or isinstance(error, UserError) or (isinstance(error, RuntimeError) and type(error) is not RuntimeError):
+            raise
+        reason = f"{type(error).__name__}: {short_repr(str(error))}"
+        raise UserError(
+            f"{checkpoint} cannot be resumed: its training state is damaged ({reason}). Start from its weights with init_from=."
+        ) from error
 
 
 def _introduce(setup: TrainingSetup, module: GPTLitModule, run_dir: Path) -> None:

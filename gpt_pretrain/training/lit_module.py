@@ -23,7 +23,7 @@ from gpt_pretrain.training.clock import TrainingClock
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.distributed.fsdp import shard_model
 from gpt_pretrain.training.nonfinite import NonFiniteError, renumber_batches, skipped_batch_loss
-from gpt_pretrain.training.optimizer import build_optimizer, clip_gradients, gradient_norm, group_settings
+from gpt_pretrain.training.optimizer import build_optimizer, check_optimizer_state, clip_gradients, gradient_norm, group_settings
 from gpt_pretrain.training.schedule import apply_settings, build_schedule
 
 log = logging.getLogger(__name__)
@@ -77,6 +77,7 @@ class GPTLitModule(L.LightningModule):
         self.register_buffer("token_bytes", none if token_bytes is None else token_bytes, persistent=False)
         self.on_nonfinite = on_nonfinite
         self.compiled = compiled
+        self.started = False  # whether everything is restored, and training has begun
         self.lr_scale = 1.0
         self.skipped: list[list[int]] = []
         self.tokens_seen = 0
@@ -125,6 +126,8 @@ class GPTLitModule(L.LightningModule):
         """Apply the current optimizer settings in place of those that a checkpoint has just restored."""
         optimizer, schedule = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
         assert isinstance(optimizer, Optimizer) and isinstance(schedule, LambdaLR)
+        check_optimizer_state(optimizer)
+        self.started = True
         apply_settings(optimizer, schedule, self._groups, lr=self.optimizer_settings.lr)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:

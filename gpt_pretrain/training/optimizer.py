@@ -12,6 +12,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import AdamW, Optimizer
 
 from gpt_pretrain.config.schema import OptimizerSettings
+from gpt_pretrain.errors import UserError
 
 
 def build_optimizer(model: nn.Module, settings: OptimizerSettings, *, fused: bool = True) -> AdamW:
@@ -32,6 +33,38 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings, *, fused: boo
 def group_settings(optimizer: Optimizer) -> list[dict[str, Any]]:
     """Return the settings of each parameter group, without its parameters."""
     return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+
+
+def check_optimizer_state(optimizer: Optimizer) -> None:
+    """Check that restored averages have the shapes of their parameters.
+
+    The fused AdamW (PyTorch 2.13) does not: with the averages of a damaged checkpoint it writes outside of their memory.
+
+    Raises:
+        UserError: If not.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            step = state.get("step", 0.0)
+            averages = [value for name, value in state.items() if name != "step"]
+            if not all(_is_average(value, parameter) for value in averages) or not _is_number(step):
+                raise UserError(
+                    "The checkpoint's optimizer state does not fit its weights. Start from its weights with init_from=."
+                )
+
+
+def _is_average(value: object, parameter: Tensor) -> bool:
+    """Return whether a value has one number in memory for each of a parameter's, in the same order."""
+    return (
+        isinstance(value, Tensor)
+        and (value.shape, value.dtype, value.device) == (parameter.shape, parameter.dtype, parameter.device)
+        and (value.is_contiguous() or value.stride() == parameter.stride())
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point())
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:

@@ -10,6 +10,7 @@ import re
 import resource
 import shutil
 import struct
+import subprocess
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -39,7 +40,9 @@ from gpt_pretrain.prepare.segments import JOURNAL, read_journal
 from gpt_pretrain.prepare.tokenizing import encode_batch
 from gpt_pretrain.system.pickles import read_plain_pickle
 from gpt_pretrain.system.reading import MAX_VALUES, DamagedFileError, _count_outer_marks, parse_json, short_repr
+from gpt_pretrain.training.optimizer import check_optimizer_state
 from tests.conftest import ROOT, tiny_model
+from tests.helpers.hostile_files import hostile_run
 from tests.helpers.made_shards import write_nanogpt
 from tests.security.fuzz import fuzz
 from tests.security.fuzz_readers import READERS
@@ -150,6 +153,28 @@ def test_a_tensor_that_repeats_one_number_is_refused_anywhere_in_a_checkpoint(tm
         path = save_with_checksum(content | {name: [{"state": torch.zeros(1).expand(10**9, 32)}]}, tmp_path / "x.ckpt")
         with pytest.raises(UserError, match=r"claim 128,\d+,\d+,\d+ bytes in total, more than the file holds"):
             read_checkpoint(path)
+
+
+def test_an_optimizer_state_that_does_not_fit_is_refused() -> None:
+    optimizer = torch.optim.AdamW((module := torch.nn.Linear(4, 4)).parameters(), fused=True)
+    module(torch.ones(4)).sum().backward()
+    optimizer.step()
+    check_optimizer_state(optimizer)
+    saved = optimizer.state_dict()
+    for value in (torch.zeros(3), torch.zeros(1).expand(4, 4), torch.zeros(4, 4).expand(1, 4, 4), "x"):
+        changed = copy.deepcopy(saved)
+        changed["state"][0]["exp_avg"] = value
+        optimizer.load_state_dict(changed)
+        with pytest.raises(UserError, match="does not fit its weights"):
+            check_optimizer_state(optimizer)
+
+
+def test_a_damaged_training_state_is_one_message(
+    finished_run: Path, script: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    hostile_run(finished_run, tmp_path / "h", lambda content: content["loops"]["fit_loop"].update(state_dict=3))
+    done = script("train.py", "resume=h", f"data.cache_dir={tmp_path / 'cache'}")
+    assert done.returncode == 2 and "its training state is damaged" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_everything_that_torch_saves_of_plain_data_is_read(tmp_path: Path) -> None:
