@@ -23,6 +23,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.sweeps.folder import SWEEP_SETTINGS, job_folder_name, sign_sweep
 from gpt_pretrain.sweeps.results import read_sweep, varied_keys
 from gpt_pretrain.sweeps.runner import JobRunner, open_sweep
+from gpt_pretrain.system.files import write_text
 
 if TYPE_CHECKING:
     from gpt_pretrain.sweeps.search import SearchSpace
@@ -76,7 +77,7 @@ class RunSweeper(Sweeper):
         assert self.config is not None
         folder.mkdir(parents=True, exist_ok=True)
         recorded = cut_sweep_settings(self.config)
-        OmegaConf.save(recorded, folder / SWEEP_SETTINGS)
+        write_text(folder / SWEEP_SETTINGS, OmegaConf.to_yaml(recorded))
         overrides = OmegaConf.to_container(recorded.hydra.overrides, resolve=False)
         assert isinstance(overrides, dict)
         sign_sweep(folder, overrides, script=str(self.config.hydra.job.name))  # type: ignore[arg-type]

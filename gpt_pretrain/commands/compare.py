@@ -23,6 +23,7 @@ from gpt_pretrain.runs.folder import display_path, find_run_folder
 from gpt_pretrain.runs.reader import RunContents, read_run, run_results
 from gpt_pretrain.system.formatting import format_count, format_number
 from gpt_pretrain.system.tables import format_table
+from gpt_pretrain.system.terminal import print_escaped
 
 FORMATS = (".png", ".pdf", ".svg")
 IGNORED_SETTINGS = ("run_dir", "resume", "resume_force", "data.cache_dir")  # they do not affect the result
@@ -37,11 +38,11 @@ def compare_command(arguments: list[str]) -> None:
     runs = _read_runs(settings.runs, out)
     warnings = comparison_warnings(runs)
     for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    print(format_comparison(runs))
+        print_escaped(f"warning: {warning}", file=sys.stderr)
+    print_escaped(format_comparison(runs))
     if any(run.metrics for run in runs):
         _draw(runs, out, bits_per_byte=bool(warnings) and any(run.series("val/bits_per_byte") for run in runs))
-        print(f"\nCurves: {display_path(out)}")
+        print_escaped(f"\nCurves: {display_path(out)}")
     else:
         print("\nNo run has a metrics.csv, so there are no curves to draw.")
 

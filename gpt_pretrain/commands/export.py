@@ -18,6 +18,7 @@ from pathlib import Path
 
 from gpt_pretrain.commands.arguments import parse_arguments
 from gpt_pretrain.config.command_schema import ExportSettings
+from gpt_pretrain.system.terminal import escape_line, print_escaped
 
 
 def export_command(arguments: list[str]) -> None:
@@ -28,5 +29,5 @@ def export_command(arguments: list[str]) -> None:
 
     weights = open_weights(settings.checkpoint, n_heads=settings.n_heads)
     difference = export(weights, Path(settings.out).expanduser(), tokenizer=settings.tokenizer)
-    print(f"{weights.name} -> {settings.out}")
+    print_escaped(f"{escape_line(weights.name)} -> {settings.out}")
     print(f"transformers opens the folder; the logits differ by at most {difference:.1g}.")

@@ -9,18 +9,18 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gpt_pretrain.commands.job import is_multirun
+from gpt_pretrain.commands.job import is_hydra_job, is_multirun
 from gpt_pretrain.errors import LostEndError, UserError
 from gpt_pretrain.runs.metadata import was_interrupted
 from gpt_pretrain.system.urls import hide_secrets
 from gpt_pretrain.training.distributed.ranks import is_main, rank
 
-EXIT_LOST_END, EXIT_USER_ERROR = 1, 2
+EXIT_DEFECT, EXIT_LOST_END, EXIT_USER_ERROR = 1, 1, 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.ELOOP)
 OTHER_RANK_DELAY_SECONDS = 3.0
 
 log = logging.getLogger("gpt_pretrain")
@@ -62,8 +62,10 @@ def report_failures(*, log_file: Path | None = None) -> Iterator[None]:
     except Exception as error:
         reported = _as_user_error(error)
         if reported is None:
-            if not is_multirun():
+            if not is_hydra_job():
                 raise
+            if not is_multirun():
+                sys.exit(print_defect(error))
             reported = UserError(f"{type(error).__name__}: {error}")
             reported.__cause__ = error
         print_error(reported, log_file=None if isinstance(error, OSError) else log_file)
@@ -73,17 +75,32 @@ def report_failures(*, log_file: Path | None = None) -> Iterator[None]:
 
 
 def print_error(error: UserError, *, log_file: Path | None = None) -> int:
-    """Print each problem to standard error, add the traceback to a log file, and return the exit code."""
+    """Print each problem to standard error, add the traceback to a log file, and return the exit code.
+
+    A problem may quote any file. So its control characters are escaped here, as a whole, and its lines after the first one are
+    indented; what builds the message need not escape anything.
+    """
+    from gpt_pretrain.system.terminal import escape_controls, indent_lines, open_log, print_escaped  # loads rich
+
     if not is_main():
         # Rank 0 most likely reports the same error, and ends this process during the delay.
         time.sleep(OTHER_RANK_DELAY_SECONDS)
         print(f"rank {rank()}:", end=" ", file=sys.stderr)
     head = "error: " if len(error.problems) == 1 else f"{len(error.problems)} errors:\n  - "
-    print(head + "\n  - ".join(error.problems), file=sys.stderr)
+    print_escaped(head + "\n  - ".join(map(indent_lines, error.problems)), file=sys.stderr)
     if log_file is not None:
-        with open(log_file, "a", encoding="utf-8") as stream:
-            traceback.print_exception(error, file=stream)
+        # The message is on the screen; a log that cannot be written must not replace it by another error.
+        with suppress(OSError), open_log(log_file) as stream:
+            stream.write(indent_lines(escape_controls("".join(traceback.format_exception(error)))) + "\n")
     return EXIT_USER_ERROR
+
+
+def print_defect(error: Exception) -> int:
+    """Print the traceback of an error that no user can fix, with control characters escaped, and return the exit code."""
+    from gpt_pretrain.system.terminal import print_escaped  # loads rich
+
+    print_escaped("".join(traceback.format_exception(error)).rstrip(), file=sys.stderr)
+    return EXIT_DEFECT
 
 
 def _as_user_error(error: Exception) -> UserError | None:

@@ -42,6 +42,7 @@ def _generate(settings: GenerateSettings, *, keep: Path | None) -> None:
     from gpt_pretrain.generation.prompts import continue_prompt
     from gpt_pretrain.runs.folder import find_checkpoints
     from gpt_pretrain.system.devices import keep_freed_memory, pick_device
+    from gpt_pretrain.system.terminal import escape_line, print_escaped
 
     keep_freed_memory()
     if settings.pretrained is not None:
@@ -51,7 +52,7 @@ def _generate(settings: GenerateSettings, *, keep: Path | None) -> None:
     tokenizer = weights.build_tokenizer(settings.tokenizer)
     model = weights.build(device=pick_device(settings.device))
     precision, reason = pick_decoding_precision(settings.precision, model)
-    print(f"({weights.name}; precision {precision}: {reason})", file=sys.stderr)
+    print_escaped(f"({escape_line(weights.name)}; precision {precision}: {reason})", file=sys.stderr)
     decoder = DecodingModel(model, dtype=PRECISIONS[precision])
     texts, sampler = [], SamplerConfig(**vars(settings.sampler))
     for prompt in _prompts(settings):

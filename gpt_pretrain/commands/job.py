@@ -15,9 +15,14 @@ from gpt_pretrain.config.secrets import override_without_secrets
 from gpt_pretrain.training.distributed.launch import launch_info
 
 
+def is_hydra_job() -> bool:
+    """Return whether Hydra has started this job; otherwise a test or a notebook has."""
+    return HydraConfig.initialized()
+
+
 def is_multirun() -> bool:
     """Return whether this process runs a job of a Hydra sweep."""
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    return is_hydra_job() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def output_folder() -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-from gpt_pretrain.commands.failures import EXIT_INTERRUPTED, EXIT_USER_ERROR, print_error
+from gpt_pretrain.commands.failures import EXIT_INTERRUPTED, EXIT_USER_ERROR, print_defect, print_error
 from gpt_pretrain.errors import UserError
 
 # Each command is the function COMMAND_command in the module gpt_pretrain.commands.COMMAND.
@@ -32,6 +32,8 @@ def main() -> None:
     except UserError as error:
         print_error(error)
         sys.exit(EXIT_USER_ERROR)
+    except Exception as error:
+        sys.exit(print_defect(error))
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
 

@@ -17,6 +17,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import display_path, find_run_folder
 from gpt_pretrain.runs.report.saving import is_run, save_run_page
 from gpt_pretrain.sweeps.folder import is_sweep
+from gpt_pretrain.system.terminal import print_escaped
 
 
 def report_command(arguments: list[str]) -> None:
@@ -24,7 +25,7 @@ def report_command(arguments: list[str]) -> None:
     settings = parse_arguments(arguments, ReportSettings, usage=__doc__ or "", positional="folders")
     for folder in [find_run_folder(name) for name in settings.folders]:
         try:
-            print(display_path(write_report(folder)))
+            print_escaped(display_path(write_report(folder)))
         except OSError as error:
             raise UserError(
                 f"{folder}: report.html cannot be written ({error.strerror or error}). Check the permissions and the free space."

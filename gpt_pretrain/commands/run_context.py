@@ -9,7 +9,8 @@ from pathlib import Path
 from gpt_pretrain.commands.failures import report_failures
 from gpt_pretrain.commands.job import start_info
 from gpt_pretrain.errors import AlreadyCompleteError
-from gpt_pretrain.runs.metadata import read_metadata, track_run, update_metadata
+from gpt_pretrain.runs.folder import check_no_links
+from gpt_pretrain.runs.metadata import metadata_section, read_metadata, track_run, update_metadata
 from gpt_pretrain.runs.report.saving import report_at_end
 from gpt_pretrain.training.distributed.ranks import explain_lost_ranks
 
@@ -30,6 +31,7 @@ def run_context(run_dir: Path, *, script: str, writes: bool) -> Iterator[None]:
     started = start_info(script)
     with report_failures(log_file=run_dir / LOG_FILE if writes else None), ExitStack() as stack:
         if writes:
+            check_no_links(run_dir)
             stack.enter_context(report_at_end(run_dir))
             stack.enter_context(track_run(run_dir, **started))
         stack.enter_context(explain_lost_ranks())
@@ -39,4 +41,4 @@ def run_context(run_dir: Path, *, script: str, writes: bool) -> Iterator[None]:
             if started.get("swept") is None:
                 raise
             if writes:
-                update_metadata(run_dir, result=read_metadata(run_dir).get("result", {}) | complete.result)
+                update_metadata(run_dir, result=metadata_section(read_metadata(run_dir), "result") | complete.result)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from gpt_pretrain.commands.job import typed_arguments
 from gpt_pretrain.config.overrides import override_key
 from gpt_pretrain.config.schema import GenerateSettings, TrainSettings
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.runs.folder import WRITTEN_BY_RUNS, check_no_links
+from gpt_pretrain.sweeps.folder import WRITTEN_BY_SWEEPS
 from gpt_pretrain.training.distributed.launch import QUIET, agree_on_overrides, node_rank
 from gpt_pretrain.training.distributed.ranks import exit_without_teardown, explain_lost_ranks, is_distributed, is_main
 from gpt_pretrain.training.distributed.requeue import earlier_run
@@ -70,17 +72,29 @@ def _rank_arguments(name: str) -> list[str]:
 
 
 class CheckRunFolder(Callback):
-    """Check that a run's folder can be written before Hydra writes to it, and cut secrets out of what it writes."""
+    """Check that a run's folder can be written, and holds no links in the way; cut secrets out of what Hydra writes there."""
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         if is_main():
             cut_hydra_files(config)
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        _check_writable(Path(config.hydra.run.dir), setting="hydra.run.dir")
+        folder = Path(config.hydra.run.dir)
+        _check_writable(folder, setting="hydra.run.dir")
+        if "file" in config.hydra.job_logging.handlers:  # otherwise this process writes no run
+            _check_no_links(folder, WRITTEN_BY_RUNS)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        _check_writable(Path(config.hydra.sweep.dir), setting="hydra.sweep.dir")
+        folder = Path(config.hydra.sweep.dir)
+        _check_writable(folder, setting="hydra.sweep.dir")
+        _check_no_links(folder, WRITTEN_BY_SWEEPS)
+
+
+def _check_no_links(folder: Path, names: Sequence[str]) -> None:
+    try:
+        check_no_links(folder, names)
+    except UserError as error:
+        sys.exit(print_error(error))
 
 
 def _check_writable(folder: Path, *, setting: str) -> None:

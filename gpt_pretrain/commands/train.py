@@ -18,8 +18,9 @@ from gpt_pretrain.commands.run_context import run_context
 from gpt_pretrain.config.overrides import override_key, quote_value
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import list_checkpoints
-from gpt_pretrain.runs.metadata import read_metadata
+from gpt_pretrain.runs.metadata import metadata_section, read_metadata
 from gpt_pretrain.system.checkout import CHECKOUT
+from gpt_pretrain.system.formatting import is_finite_number
 from gpt_pretrain.system.reading import DamagedFileError, read_yaml
 from gpt_pretrain.system.resources import PROCESSES_PER_CORE, max_processes
 from gpt_pretrain.training.distributed import launch, ranks, requeue
@@ -63,7 +64,7 @@ def train(config: DictConfig, *, overridden: Set[str] | None = None) -> float:
         if setup.settings.plan:
             from gpt_pretrain.training.planning.dry_run import dry_run
 
-            log.info("%s", dry_run(setup))
+            log.info(dry_run(setup))
             return math.nan
 
         from gpt_pretrain.training.fit import finish, fit
@@ -152,8 +153,8 @@ def _train_in_processes(config: DictConfig, n_processes: int, *, num_nodes: int)
 
 
 def _best_val_loss(run_dir: Path) -> float:
-    loss = read_metadata(run_dir).get("result", {}).get("best_val_loss")
-    return math.nan if loss is None else float(loss)
+    loss = metadata_section(read_metadata(run_dir), "result").get("best_val_loss")
+    return float(loss) if is_finite_number(loss) else math.nan
 
 
 def _extra_callbacks(custom: dict[str, Any], run_dir: Path) -> list[Any]:

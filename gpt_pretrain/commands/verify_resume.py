@@ -31,6 +31,7 @@ from gpt_pretrain.commands.arguments import wants_help
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import LAST, checkpoint_dir
 from gpt_pretrain.system.checkout import CHECKOUT
+from gpt_pretrain.system.terminal import print_escaped
 from gpt_pretrain.training.lit_module import GPTLitModule
 
 COMPARED = ("optimizer_states", "lr_schedulers", "train_losses", "val_losses", "eval_steps", "track_tokens_seen", "tokens_seen")
@@ -49,7 +50,7 @@ def verify_resume_command(arguments: list[str]) -> int:
     before, after = _take_count(overrides, "before", default=4), _take_count(overrides, "after", default=4)
     with tempfile.TemporaryDirectory(prefix="verify-resume-", ignore_cleanup_errors=True) as folder:
         difference = verify(overrides, before=before, after=after, folder=Path(folder))
-    print("identical" if difference is None else difference)
+    print_escaped("identical" if difference is None else difference)
     return 0 if difference is None else 1
 
 

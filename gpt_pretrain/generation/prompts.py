@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.generation.decoding import DecodingModel
 from gpt_pretrain.generation.sampling import generate_stream
+from gpt_pretrain.system.terminal import escape_controls
 from gpt_pretrain.tokenizers.base import Tokenizer, decode_stream
 
 
@@ -35,6 +37,9 @@ def continue_prompt(
 ) -> list[Continuation]:
     """Print a prompt and its continuations while they are generated, and return them.
 
+    A file or a pipe gets the text exactly as it is. On a terminal, control characters in it are escaped, since the weights of
+    somebody else can generate any text.
+
     Raises:
         UserError: If the prompt has no tokens.
     """
@@ -44,16 +49,21 @@ def continue_prompt(
     device = model.device
     generator = torch.Generator(device=device).manual_seed(seed)
     continuations = []
+    escape = sys.stdout.isatty()
+
+    def show(text: str) -> None:
+        print(escape_controls(text) if escape else text, end="", flush=True)
+
     for number in range(n_samples):
         if n_samples > 1:
             print(f"--- sample {number + 1} of {n_samples}")
         stream = generate_stream(
             model, torch.tensor([prompt_ids], device=device), sampler, eos_id=tokenizer.eos_id, generator=generator
         )
-        print(prompt, end="", flush=True)
+        show(prompt)
         text, new_ids = prompt, list[int]()
         for piece in decode_stream(tokenizer, _collect(stream, new_ids, eos_id=tokenizer.eos_id)):
-            print(piece, end="", flush=True)
+            show(piece)
             text += piece
         print()
         continuations.append(Continuation(text, prompt_ids, new_ids))

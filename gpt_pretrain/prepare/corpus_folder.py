@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -156,15 +157,37 @@ def lock_corpus(folder: Path) -> Iterator[None]:
     """Keep other processes from writing the same corpus, and delete what killed processes left half-written.
 
     Raises:
-        UserError: If another process is writing it.
+        UserError: If another process is writing it, or a link lies where it writes.
     """
     work = folder / WORK
+    _check_no_links(work)
     work.mkdir(parents=True, exist_ok=True)
     with lock(work / LOCK, problem=f"{folder}: another process is writing this corpus. Wait for it, or choose another out=."):
         remove_scratch_files(work)
         if (work / PLAN).exists():  # Without a plan the folder contains no files of this program.
             remove_scratch_files(folder)
         yield
+
+
+def _check_no_links(work: Path) -> None:
+    """Check that the working folder and everything in it is no link. The other files of a corpus replace one.
+
+    Raises:
+        UserError: If there are links; names the first ones.
+    """
+    links = [work] if work.is_symlink() else _links_below(work)
+    if links:
+        raise UserError(
+            f"{link} is a link to {os.readlink(link)}, and nothing is written through a link: a folder from somebody else may "
+            f"hold links to any of your files. Delete {work} to start over."
+            for link in links[:3]
+        )
+
+
+def _links_below(folder: Path) -> list[Path]:
+    """Return the links in a folder and in the folders below it, without following any."""
+    entries = ((Path(parent), [*folders, *files]) for parent, folders, files in os.walk(folder, followlinks=False))
+    return [parent / name for parent, names in entries for name in names if (parent / name).is_symlink()]
 
 
 def _describe_changes(before: Any, now: Any) -> list[str]:

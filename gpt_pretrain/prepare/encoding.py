@@ -16,7 +16,10 @@ from gpt_pretrain.prepare.progress import PreparationProgress
 from gpt_pretrain.prepare.reading import batch_chunks, read_inputs
 from gpt_pretrain.prepare.segments import REJECTED_FILE, RecordCounts, SegmentWriter
 from gpt_pretrain.prepare.tokenizing import encode_batch
+from gpt_pretrain.system.files import open_for_append
 from gpt_pretrain.system.formatting import format_count
+from gpt_pretrain.system.reading import open_regular
+from gpt_pretrain.system.terminal import escape_line
 
 # Share of rejected records up to which the error suggests leaving them out.
 MAX_SUGGESTED = 0.5
@@ -88,7 +91,7 @@ def collect_rejected(folders: Iterable[Path], target: Path) -> None:
     for folder in folders:
         file = folder / REJECTED_FILE
         if file.is_file() and file.stat().st_size:
-            with open(file, "rb") as source, open(target, "ab") as stream:
+            with open_regular(file, within=folder) as source, open_for_append(target) as stream:
                 while block := source.read(1 << 20):
                     stream.write(block)
 
@@ -120,11 +123,11 @@ def rejection_error(counts: RecordCounts, file: Path, *, max_rejected: float) ->
 def first_rejected(file: Path) -> str:
     """Describe the first records in a file of rejected records."""
     descriptions = []
-    with open(file, encoding="utf-8") as stream:
+    with open_regular(file, within=file.parent) as stream:
         for _, line in zip(range(N_EXAMPLES), stream, strict=False):
             record = json.loads(line)
             detail = f" ({record['detail']})" if "detail" in record else ""
-            descriptions.append(f"{record['file']}, record {record['record']}: {record['reason']}{detail}")
+            descriptions.append(escape_line(f"{record['file']}, record {record['record']}: {record['reason']}{detail}"))
     return "First: " + "; ".join(descriptions) + "."
 
 

@@ -27,6 +27,7 @@ from gpt_pretrain.prepare.shards import write_shards
 from gpt_pretrain.prepare.tokenizing import cached_tokenizer
 from gpt_pretrain.system.files import write_json
 from gpt_pretrain.system.resources import cores
+from gpt_pretrain.system.terminal import escape_line, print_escaped
 from gpt_pretrain.tokenizers.base import fingerprint, token_itemsize
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -53,7 +54,7 @@ def prepare_corpus(settings: PrepareSettings) -> None:
         corpus_folder.check_same(manifest, description, folder=folder, state="complete")
         corpus_folder.check_complete(folder, manifest)
         shutil.rmtree(folder / WORK, ignore_errors=True)
-        print(f"{folder}: the corpus is already complete.")
+        print_escaped(f"{folder}: the corpus is already complete.")
         _warn_of_changed_inputs(inputs, folder)
     else:
         with _explain_disk_errors(folder), interruptible() as interrupt, corpus_folder.lock_corpus(folder):
@@ -97,7 +98,8 @@ def _warn_of_changed_inputs(inputs: CorpusInputs, folder: Path) -> None:
     completed = (folder / MANIFEST).stat().st_mtime_ns
     if changed := [file.path for file in inputs.files if file.changed > completed]:
         more = f" and {len(changed) - 1:,} more" * (len(changed) > 1)
-        print(f"{changed[0]}{more} changed after the corpus was completed. overwrite=true prepares it again.", file=sys.stderr)
+        problem = f"{escape_line(changed[0])}{more} changed after the corpus was completed. overwrite=true prepares it again."
+        print_escaped(problem, file=sys.stderr)
 
 
 def _write_corpus(
@@ -179,7 +181,7 @@ def _start_or_resume(folder: Path, description: dict[str, Any], *, overwrite: bo
         write_json(folder / WORK / PLAN, new_plan)
         return
     corpus_folder.check_same(plan, description, folder=folder, state="unfinished")
-    print(f"{folder}: resuming an interrupted preparation.", file=sys.stderr)
+    print_escaped(f"{folder}: resuming an interrupted preparation.", file=sys.stderr)
 
 
 def _has_tokens(folder: Path) -> bool:

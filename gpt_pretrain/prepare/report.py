@@ -13,6 +13,7 @@ from gpt_pretrain.prepare.encoding import first_rejected
 from gpt_pretrain.prepare.segments import REJECTED_FILE, RecordCounts
 from gpt_pretrain.prepare.tokenizing import cached_tokenizer
 from gpt_pretrain.system.formatting import format_count, format_si
+from gpt_pretrain.system.terminal import print_escaped
 from gpt_pretrain.tokenizers.base import Tokenizer, decode
 
 N_EXCERPTS = 3
@@ -25,7 +26,8 @@ def print_summary(manifest: dict[str, Any], counts: RecordCounts, folder: Path) 
     """Print the sizes of the training and the validation set, and what was left out."""
     for name, part in manifest["parts"].items():
         size = f"{format_si(part['bytes'], 'B')} of text in {format_count(len(part['shards']), 'shard')}"
-        print(f"{name:5}  {format_count(part['documents'], 'document')}, {format_count(part['tokens'], 'token')}, {size}")
+        amounts = f"{format_count(part['documents'], 'document')}, {format_count(part['tokens'], 'token')}"
+        print_escaped(f"{name:5}  {amounts}, {size}")
     if not manifest["parts"]["val"]["tokens"]:
         print(
             "There is no validation set: it needs two documents with different texts, and val_fraction above 0. "
@@ -37,12 +39,13 @@ def print_summary(manifest: dict[str, Any], counts: RecordCounts, folder: Path) 
         print(f"Left out: {format_count(manifest['duplicates'], 'duplicate document')}.")
     if counts.rejected:
         file = folder / REJECTED_FILE
-        print(f"Left out: {format_count(counts.rejected, 'unusable record')}. {first_rejected(file)} {file} lists all of them.")
+        left_out = format_count(counts.rejected, "unusable record")
+        print_escaped(f"Left out: {left_out}. {first_rejected(file)} {file} lists all of them.")
     if damaged := counts.by_reason.get(DAMAGED_ARCHIVE):
         print(
             f"{format_count(damaged, 'file')} could not be read to the end: the text after the damage is missing from the corpus."
         )
-    print(f"The corpus is complete: {folder}")
+    print_escaped(f"The corpus is complete: {folder}")
 
 
 def print_report(manifest: dict[str, Any], folder: Path) -> None:
@@ -52,11 +55,13 @@ def print_report(manifest: dict[str, Any], folder: Path) -> None:
         if not part["documents"]:
             continue
         size, text_tokens = format_si(part["bytes"], "B"), part["tokens"] - part["documents"]
-        print(f"\n{name}: {format_count(part['documents'], 'document')}, {format_count(part['tokens'], 'token')}, {size} of text")
+        amounts = f"{format_count(part['documents'], 'document')}, {format_count(part['tokens'], 'token')}"
+        print_escaped(f"\n{name}: {amounts}, {size} of text")
         print(f"{part['bytes'] / max(text_tokens, 1):.2f} bytes of text per token, not counting end-of-text tokens")
         print("\n".join(length_histogram(part, folder)))
         for number in sorted({part["documents"] * index // N_EXCERPTS for index in range(N_EXCERPTS)}):
-            print(f"\n  document {number + 1:,}: {document_excerpt(part, folder, number, tokenizer, manifest['itemsize'])}")
+            excerpt = document_excerpt(part, folder, number, tokenizer, manifest["itemsize"])
+            print_escaped(f"\n  document {number + 1:,}: {excerpt}")
 
 
 def length_histogram(part: dict[str, Any], folder: Path) -> list[str]:

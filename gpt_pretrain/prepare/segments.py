@@ -10,20 +10,19 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import os
 import time
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare.chunks import CONTINUES, ROW, EncodedBatch, ReadPosition
-from gpt_pretrain.system.files import sync_file
+from gpt_pretrain.system.files import open_for_append, open_new, sync_file
 from gpt_pretrain.system.reading import DamagedFileError, parse_json, read_bytes
 
 JOURNAL, REJECTED_FILE = "journal.jsonl", "rejected.jsonl"
@@ -119,13 +118,14 @@ class SegmentWriter:
         self.folder, self._itemsize = folder, itemsize
         self.segments, self.state, journal_size = read_journal(folder)
         if journal_size is not None:
-            os.truncate(folder / JOURNAL, journal_size)
+            with open_for_append(folder / JOURNAL) as journal:
+                journal.truncate(journal_size)
         damaged = [str(segment.path) for segment in self.segments if not segment.is_intact()]
         if damaged:
             raise UserError(
                 f"{damaged[0]} is damaged: its content has changed since it was written. Delete {folder.parent} to start over."
             )
-        self._rejected: BinaryIO = open(folder / REJECTED_FILE, "ab")  # noqa: SIM115
+        self._rejected = open_for_append(folder / REJECTED_FILE)
         self._rejected.truncate(self.state.rejects_size)
         self._open_segment()
 
@@ -161,7 +161,7 @@ class SegmentWriter:
         rows = np.concatenate([*self._rows, np.empty(0, ROW)]).tobytes()
         rows_hash = hashlib.sha256(rows).hexdigest()
         segment = Segment(self._path, self._n_tokens, len(rows) // ROW.itemsize, self._tokens_hash.hexdigest(), rows_hash)
-        with open(segment.rows_path, "wb") as stream:
+        with open_new(segment.rows_path) as stream:
             stream.write(rows)
             sync_file(stream)
         sync_file(self._tokens)
@@ -170,8 +170,8 @@ class SegmentWriter:
         self.state.rejects_size = self._rejected.tell()
         self.state.complete = complete
         entry = {"piece": dataclasses.asdict(segment) | {"path": segment.path.name}, "state": dataclasses.asdict(self.state)}
-        with open(self.folder / JOURNAL, "a", encoding="utf-8") as journal:
-            journal.write(json.dumps(entry) + "\n")
+        with open_for_append(self.folder / JOURNAL) as journal:
+            journal.write(json.dumps(entry).encode() + b"\n")
             sync_file(journal)
         self.segments.append(segment)
         if not complete:
@@ -184,7 +184,7 @@ class SegmentWriter:
 
     def _open_segment(self) -> None:
         self._path = self.folder / f"{len(self.segments):05d}.bin"
-        self._tokens = open(self._path, "wb")  # noqa: SIM115
+        self._tokens = open_new(self._path)
         self._tokens_hash = hashlib.sha256()
         self._n_tokens, self._rows = 0, list[np.ndarray]()
         self._opened = time.monotonic()

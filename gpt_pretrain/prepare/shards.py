@@ -18,7 +18,7 @@ from gpt_pretrain.prepare.processes import Interrupt, WorkerPool
 from gpt_pretrain.prepare.progress import PreparationProgress
 from gpt_pretrain.prepare.segments import MAX_JOURNAL, EncodedCorpus, sha256
 from gpt_pretrain.prepare.tokenizing import cached_byte_lengths
-from gpt_pretrain.system.files import replacing, sync_file
+from gpt_pretrain.system.files import open_for_append, replacing, sync_file
 from gpt_pretrain.system.reading import parse_json, read_bytes
 
 NAMES = {TRAIN: "train", VAL: "val"}
@@ -235,8 +235,8 @@ def _finished_shards(folder: Path, jobs: dict[str, ShardJob]) -> dict[str, dict[
 
 
 def _append_finished(folder: Path, entry: dict[str, Any]) -> None:
-    with open(folder / WORK / FINISHED, "a", encoding="utf-8") as stream:
-        stream.write(json.dumps(entry) + "\n")
+    with open_for_append(folder / WORK / FINISHED) as stream:
+        stream.write(json.dumps(entry).encode() + b"\n")
         sync_file(stream)
 
 

@@ -1,15 +1,26 @@
-"""The folder of a run: the paths in it, and how to find it by name. Importing this module loads no heavy library."""
+"""The folder of a run: the paths in it, how to find it by name, and the check that it can be written to without harm.
+
+Importing this module loads no heavy library.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.files import linked_paths
 
 OUTPUTS = Path("outputs")
 LAST, BEST = "last.ckpt", "best.ckpt"
 EXPORTED = "huggingface"
+# Everything in a run's folder that a run writes; "wandb" and "mlruns" are written by their loggers.
+WRITTEN_BY_RUNS = (
+    *("run.json", "config.yaml", "metrics.csv", "samples.txt", "train.log", "generate.log", "report.html", "losses.png"),
+    *("losses.pdf", ".lock", ".hydra", "checkpoints", EXPORTED, "wandb", "mlruns"),
+    *(".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml"),
+)
 
 
 def display_path(path: Path) -> str:
@@ -74,6 +85,25 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
     """Return a run's checkpoints: last.ckpt, then those with a step in their name, the newest first, then best.ckpt."""
     found = [file for file in checkpoint_dir(run_dir).glob("*.ckpt") if file.is_file()]
     return sorted(found, key=lambda file: (file.name == LAST, file.name != BEST, file.name), reverse=True)
+
+
+def check_no_links(folder: Path, names: Iterable[str] = WRITTEN_BY_RUNS) -> None:
+    """Check that nothing that will be written in a folder is a link, which may lead to any file of the user.
+
+    The folder itself may be a link, since the user has named it.
+
+    Args:
+        names: The paths in the folder that will be written.
+
+    Raises:
+        UserError: If some of them are links; lists all of them.
+    """
+    if links := linked_paths(folder, names):
+        raise UserError(
+            f"{link} is a link to {os.readlink(link)}, and nothing is written through a link: a folder from somebody else may "
+            "hold links to any of your files. Remove the link, or replace it with a copy of its target."
+            for link in links
+        )
 
 
 def _latest_run() -> Path:

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import Logger
 
 from gpt_pretrain.config.schema import LoggerSettings
 from gpt_pretrain.config.secrets import override_without_secrets
-from gpt_pretrain.runs.metadata import read_metadata
+from gpt_pretrain.runs.metadata import metadata_texts, read_metadata, stored_overrides
 from gpt_pretrain.runs.metrics_file import MetricsFile
 from gpt_pretrain.runs.tensorboard import EventFiles, to_hparams
 
@@ -34,8 +34,8 @@ def build_loggers(settings: LoggerSettings, *, run_dir: Path, first_step: int = 
         history = metrics.kept
     if settings.tensorboard:
         metadata = read_metadata(run_dir)
-        swept = metadata.get("swept")
-        hparams = to_hparams(metadata.get("overrides", []) if swept is None else swept)
+        swept = metadata_texts(metadata, "swept")
+        hparams = to_hparams(stored_overrides(metadata) if metadata.get("swept") is None else swept)
         loggers.append(EventFiles(run_dir, first_step=first_step, hparams=hparams, sweep=bool(swept), history=history))
     if settings.wandb is not None:
         sys.argv[1:] = map(override_without_secrets, sys.argv[1:])  # wandb records them; Hydra has read them by now

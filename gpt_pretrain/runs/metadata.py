@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -19,7 +18,9 @@ from gpt_pretrain.config.overrides import override_key
 from gpt_pretrain.errors import AlreadyCompleteError, UserError
 from gpt_pretrain.system.checkout import git_revision
 from gpt_pretrain.system.files import write_json
+from gpt_pretrain.system.formatting import is_finite_number
 from gpt_pretrain.system.locks import lock, try_lock
+from gpt_pretrain.system.reading import DamagedFileError, read_json
 from gpt_pretrain.system.urls import hide_secrets
 
 METADATA_FILE, LOCK_FILE = "run.json", ".lock"
@@ -33,10 +34,15 @@ log = logging.getLogger(__name__)
 def read_metadata(folder: Path) -> dict[str, Any]:
     """Return the metadata in a run's folder; an empty dictionary if the file is missing or damaged."""
     try:
-        content = json.loads((folder / METADATA_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(folder / METADATA_FILE, within=folder)
+    except (OSError, DamagedFileError):
         return {}
-    return content if isinstance(content, dict) else {}
+
+
+def metadata_section(metadata: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return a section of run metadata, such as "result"; empty if it is missing or not a mapping."""
+    value = metadata.get(name)
+    return value if isinstance(value, dict) else {}
 
 
 def update_metadata(folder: Path, **fields: Any) -> None:
@@ -86,10 +92,15 @@ def track_run(folder: Path, *, command: str, overrides: Sequence[str], swept: Se
         _note_end(folder, state, before, time.monotonic() - start)
 
 
+def metadata_texts(metadata: dict[str, Any], name: str) -> list[str]:
+    """Return a list of texts in run metadata, such as "swept"; empty if it is missing or not a list."""
+    value = metadata.get(name)
+    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
+
+
 def stored_overrides(metadata: dict[str, Any]) -> list[str]:
     """Return the typed overrides of a run; an empty list if the metadata holds none."""
-    overrides = metadata.get("overrides")
-    return [override for override in overrides if isinstance(override, str)] if isinstance(overrides, list) else []
+    return metadata_texts(metadata, "overrides")
 
 
 def was_interrupted(error: BaseException) -> bool:
@@ -124,7 +135,8 @@ def _was_refused(error: BaseException, before: dict[str, Any], folder: Path) -> 
 
 
 def _note_end(folder: Path, state: str, before: dict[str, Any], seconds: float, *, error: str | None = None) -> None:
-    total = round(before.get("seconds", 0.0) + seconds, 3)
+    earlier = before.get("seconds")
+    total = round((earlier if is_finite_number(earlier) else 0.0) + seconds, 3)
     update_metadata(folder, state=state, error=error, ended=_now(), seconds=total)
 
 

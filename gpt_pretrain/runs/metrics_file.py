@@ -13,7 +13,8 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
-from gpt_pretrain.system.files import write_text
+from gpt_pretrain.runs.metrics_rows import read_rows
+from gpt_pretrain.system.files import open_for_append, write_text
 
 COLUMNS = (
     "step",
@@ -29,6 +30,8 @@ COLUMNS = (
     "grad_norm",
     "tokens_per_second",
 )
+
+MAX_STEP_DIGITS = 16
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +52,7 @@ class MetricsFile(Logger):
         self._kept: list[dict[str, str]] = []  # Rows of the file, until the first new row is written.
         self._failed = False
         if path.exists():
-            self._kept = [row for row in _read_rows(path) if row["step"].isdigit() and int(row["step"]) < first_step]
+            self._kept = [row for row in map(_known_columns, read_rows(path)) if _is_row(row) and int(row["step"]) < first_step]
             write_text(path, _to_csv(self._kept, heading=True))
             # More metrics of the step before the first one may follow; they belong in its row.
             if self._kept and int(self._kept[-1]["step"]) == first_step - 1:
@@ -122,7 +125,7 @@ class MetricsFile(Logger):
     def _append(self, text: str) -> None:
         """Append all of a text to the file, or nothing."""
         data = text.encode()
-        with open(self.path, "ab", buffering=0) as stream:
+        with open_for_append(self.path, buffering=0) as stream:
             size = stream.tell()
             try:
                 if stream.write(data) != len(data):
@@ -135,9 +138,18 @@ class MetricsFile(Logger):
         self.flush()
 
 
-def _read_rows(path: Path) -> list[dict[str, str]]:
-    with open(path, encoding="utf-8", newline="") as stream:
-        return [{name: value or "" for name, value in row.items() if name is not None} for row in csv.DictReader(stream)]
+def _known_columns(row: dict[str, str]) -> dict[str, str]:
+    return {name: row[name] for name in COLUMNS if name in row}
+
+
+def _is_row(row: dict[str, str]) -> bool:
+    """Return whether a row has a step and tokens seen, and holds only numbers."""
+    try:
+        numbers = [float(value) for value in row.values() if value]
+    except ValueError:
+        return False
+    step = row.get("step", "")
+    return bool(numbers and row.get("tokens_seen") and step.isascii() and step.isdigit() and len(step) < MAX_STEP_DIGITS)
 
 
 def _to_csv(rows: list[dict[str, Any]], *, heading: bool) -> str:

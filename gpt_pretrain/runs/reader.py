@@ -1,20 +1,26 @@
-"""Read what a run left behind. Any of its files may be missing, incomplete or damaged."""
+"""Read what a run left behind. Any of its files may be missing, incomplete, damaged, or made by somebody who means harm.
+
+Only regular files within the run's folder are read, and settings stay text: nothing in them is interpolated.
+"""
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from gpt_pretrain.runs.metadata import read_metadata
+from gpt_pretrain.runs.metadata import metadata_section, read_metadata
+from gpt_pretrain.runs.metrics_rows import read_rows
 from gpt_pretrain.runs.samples import Sample, read_samples
+from gpt_pretrain.system.reading import DamagedFileError, parse_yaml, read_bytes
 
 CONFIG, METRICS, SAMPLES = "config.yaml", "metrics.csv", "samples.txt"
+MAX_CONFIG_BYTES = 1_000_000  # A run's config.yaml has about 3,000.
+MAX_SETTINGS_READ = 10_000
+MAX_STEP = 10**15  # Also of tokens seen. Charts cannot show numbers near the limits of float64.
+MAX_VALUE = 1e100
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class RunContents:
 
 def read_run(folder: Path) -> RunContents:
     """Read the files in a run's folder."""
-    text = _read_text(folder / CONFIG)
+    text = _read_config(folder)
     return RunContents(
         folder,
         metadata=read_metadata(folder),
@@ -93,21 +99,11 @@ def run_results(run: RunContents) -> dict[str, Any]:
     return known | {name: value for name, value in run.section("result").items() if value is not None}
 
 
-def metadata_section(metadata: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return a section of run metadata; empty if it is missing or not a mapping."""
-    value = metadata.get(name)
-    return value if isinstance(value, dict) else {}
-
-
 def read_metrics(file: Path) -> dict[str, MetricSeries]:
-    """Return the columns of a metrics.csv, without rows and values that cannot be read or are not finite."""
+    """Return the columns of a metrics.csv in a run's folder, without rows and values that cannot be read or are not finite."""
     columns: dict[str, MetricSeries] = {}
-    try:
-        with open(file, encoding="utf-8", errors="replace", newline="") as stream:
-            for row in csv.DictReader(line.replace("\0", "") for line in stream):
-                _add_row(columns, row)
-    except (OSError, csv.Error):
-        pass  # The rows before the error are valid.
+    for row in read_rows(file):
+        _add_row(columns, row)
     return columns
 
 
@@ -120,22 +116,29 @@ def format_setting(value: Any) -> str:
 
 def _add_row(columns: dict[str, MetricSeries], row: dict[str, str]) -> None:
     step, tokens = _finite_number(row.pop("step", None)), _finite_number(row.pop("tokens_seen", None))
-    if step is None:
+    if step is None or not -MAX_STEP < step < MAX_STEP or not -MAX_STEP < (tokens or 0) < MAX_STEP:
         return
     for name, text in row.items():
-        if text and (value := _finite_number(text)) is not None:
+        if text and (value := _finite_number(text)) is not None and abs(value) < MAX_VALUE:
             series = columns.setdefault(name, MetricSeries())
             series.steps.append(int(step))
             series.tokens.append(int(tokens or 0))
             series.values.append(value)
 
 
+def _read_config(folder: Path) -> str:
+    """Return the text of config.yaml; empty if it is missing, far too large or not a regular file in the folder."""
+    try:
+        return read_bytes(folder / CONFIG, max_bytes=MAX_CONFIG_BYTES, within=folder).decode(errors="replace")
+    except (OSError, DamagedFileError):
+        return ""
+
+
 def _parse_config(text: str) -> dict[str, Any]:
     try:
-        content = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
-    except Exception:  # A damaged file can raise any error of PyYAML and OmegaConf.
+        return parse_yaml(text, max_nodes=MAX_SETTINGS_READ)
+    except DamagedFileError:
         return {}
-    return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
 
 
 def _flatten(node: dict[Any, Any], prefix: str = "") -> dict[str, str]:
@@ -145,13 +148,6 @@ def _flatten(node: dict[Any, Any], prefix: str = "") -> dict[str, str]:
         nested = isinstance(value, dict) and value
         flat |= _flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": format_setting(value)}
     return flat
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
 
 
 def _finite_number(text: object) -> float | None:

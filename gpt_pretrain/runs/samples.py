@@ -9,12 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from gpt_pretrain.system.reading import DamagedFileError, read_bytes
+
 Item = TypeVar("Item")
+
+MAX_SAMPLES_BYTES = 500_000_000
 
 # Version 0.1.0 wrote "9 of 50 new tokens in a row stand in the training text".
 HEADING = re.compile(
-    r"--- epoch (?P<epoch>\d+), step (?P<step>\d+), (?P<tokens_seen>\d+) tokens seen(?:, (?P<sampler>temperature [^;]*))?"
-    r"(?:; (?:longest memorized span: )?(?P<run_length>\d+) of (?P<new_tokens>\d+) new tokens"
+    r"--- epoch (?P<epoch>[0-9]{1,15}), step (?P<step>[0-9]{1,15}), (?P<tokens_seen>[0-9]{1,15}) tokens seen"
+    r"(?:, (?P<sampler>temperature [^;]{1,200}))?"
+    r"(?:; (?:longest memorized span: )?(?P<run_length>[0-9]{1,15}) of (?P<new_tokens>[0-9]{1,15}) new tokens"
     r"(?: in a row stand in the training text)?)?$"
 )
 HEADING_START = re.compile(r"^(?=--- epoch )", re.MULTILINE)
@@ -56,12 +61,12 @@ class Sample:
 
 
 def read_samples(file: Path) -> list[Sample]:
-    """Return the samples in a file, in their order; an empty list if the file is missing or not text."""
+    """Return the samples in a file of a run's folder, in their order; an empty list if it is missing, too large or not text."""
     try:
-        with open(file, encoding="utf-8", newline="") as stream:
-            blocks = HEADING_START.split(stream.read())
-    except (OSError, UnicodeDecodeError):
+        text = read_bytes(file, max_bytes=MAX_SAMPLES_BYTES, within=file.parent).decode()
+    except (OSError, DamagedFileError, UnicodeDecodeError):
         return []
+    blocks = HEADING_START.split(text)
     samples = []
     for block in blocks:
         heading, _, text = block.partition("\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,9 @@ class EventFiles(TensorBoardLogger):
     ) -> None:
         started = first_step > 0 or any(run_dir.glob("events.out.tfevents.*"))
         purge: dict[str, Any] = {"purge_step": first_step} if started else {}
-        super().__init__(save_dir=run_dir, name="", version="", default_hp_metric=False, **purge)
+        # TensorBoard follows links, so its files get names that nobody can prepare a link for.
+        suffix = f".{secrets.token_hex(4)}"
+        super().__init__(save_dir=run_dir, name="", version="", default_hp_metric=False, filename_suffix=suffix, **purge)
         self._hparams = hparams or {}
         self._sweep = sweep
         self._history = history

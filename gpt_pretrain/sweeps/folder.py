@@ -13,6 +13,7 @@ from gpt_pretrain.config.secrets import override_without_secrets
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import OUTPUTS
 from gpt_pretrain.runs.metadata import METADATA_FILE
+from gpt_pretrain.runs.report.saving import REPORT
 from gpt_pretrain.system.files import write_text
 from gpt_pretrain.system.reading import DamagedFileError, read_bytes, read_yaml
 from gpt_pretrain.system.signing import has_signature, signature
@@ -23,6 +24,8 @@ SWEEP_SIGNATURE = "multirun.signature"  # shows that this user has typed the ove
 STUDY, SUMMARY, CHART = "study.journal", "summary.csv", "summary.png"
 SIGNATURE_PURPOSE = "overrides of a sweep"
 MAX_SETTINGS_BYTES = 1_000_000  # of a sweep's settings, which have about 10,000
+# Everything in a sweep's folder that a sweep writes, besides the folders of its jobs.
+WRITTEN_BY_SWEEPS = (SWEEP_SETTINGS, SWEEP_SIGNATURE, STUDY, SUMMARY, CHART, REPORT)
 MAX_NAME_BYTES = 120  # File systems allow 255.
 
 

@@ -8,14 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.charts.curves import overlay_figure
 from gpt_pretrain.runs.folder import display_path
-from gpt_pretrain.runs.metadata import COMPLETE, FAILED
+from gpt_pretrain.runs.metadata import COMPLETE, FAILED, metadata_section, metadata_texts
 from gpt_pretrain.runs.next_commands import generate_command, sweep_resume_command, tensorboard_command
 from gpt_pretrain.runs.reader import read_run
 from gpt_pretrain.runs.report.page_parts import (
@@ -38,6 +34,7 @@ from gpt_pretrain.sweeps.folder import CHART, STUDY, SUMMARY, SWEEP_SETTINGS
 from gpt_pretrain.sweeps.results import Job, best_command, best_job, ranking_rows, read_sweep, swept_keys
 from gpt_pretrain.system.files import write_text
 from gpt_pretrain.system.formatting import format_count
+from gpt_pretrain.system.reading import DamagedFileError, read_yaml
 
 MAX_JOBS = 200  # In the table and the chart.
 TABLE_CHARACTERS = 120_000
@@ -109,32 +106,30 @@ def _render(folder: Path, jobs: Sequence[Job]) -> str:
 
 def _start_command(folder: Path) -> str | None:
     """Return the command that started the sweep."""
-    overrides = _sweep_setting(folder, "hydra.overrides")
-    if overrides is None:
-        return None
-    typed = [
-        override
-        for override in [*overrides.hydra, *overrides.task]
-        if not override.startswith(("hydra.mode=", "hydra.sweep.dir="))
-    ]
-    return shlex.join(["python", "train.py", "-m", *typed])
+    stored = _sweep_section(folder, "overrides")
+    overrides = [*metadata_texts(stored, "hydra"), *metadata_texts(stored, "task")]
+    typed = [override for override in overrides if not override.startswith(("hydra.mode=", "hydra.sweep.dir="))]
+    return shlex.join(["python", "train.py", "-m", *typed]) if overrides else None
 
 
 def _sweep_facts(folder: Path) -> list[tuple[str, str]]:
     """Return how the jobs were chosen and launched."""
-    choices, sweeper = _sweep_setting(folder, "hydra.runtime.choices"), _sweep_setting(folder, "hydra.sweeper")
-    if choices is None or sweeper is None:
-        return []
-    params = ", ".join(f"{key}={value}" for key, value in (sweeper.get("params") or {}).items())
-    return facts_table(("Sweeper", choices["hydra/sweeper"]), ("Launcher", choices["hydra/launcher"]), ("Config params", params))
+    choices = metadata_section(_sweep_section(folder, "runtime"), "choices")
+    params = metadata_section(_sweep_section(folder, "sweeper"), "params")
+    return facts_table(
+        ("Sweeper", choices.get("hydra/sweeper")),
+        ("Launcher", choices.get("hydra/launcher")),
+        ("Config params", ", ".join(f"{key}={value}" for key, value in params.items())),
+    )
 
 
-def _sweep_setting(folder: Path, key: str) -> Any:
-    """Return a section of the sweep's settings; None if it is missing or damaged."""
+def _sweep_section(folder: Path, name: str) -> dict[str, Any]:
+    """Return a section of Hydra's settings of the sweep; empty if it is missing or damaged."""
     try:
-        return OmegaConf.select(OmegaConf.load(folder / SWEEP_SETTINGS), key)
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException):
-        return None
+        settings = read_yaml(folder / SWEEP_SETTINGS, within=folder)
+    except (OSError, DamagedFileError):
+        return {}
+    return metadata_section(metadata_section(settings, "hydra"), name)
 
 
 def _ranking_cells(jobs: Sequence[Job]) -> list[list[str]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pretrain.config.overrides import override_key, split_override
-from gpt_pretrain.runs.metadata import COMPLETE, METADATA_FILE, read_metadata, stored_overrides
+from gpt_pretrain.runs.metadata import COMPLETE, METADATA_FILE, metadata_section, metadata_texts, read_metadata, stored_overrides
 from gpt_pretrain.sweeps.folder import SUMMARY
 from gpt_pretrain.system.files import write_text
 from gpt_pretrain.system.formatting import format_number, is_finite_number
@@ -39,8 +39,7 @@ class Job:
     @property
     def result(self) -> dict[str, Any]:
         """The results in the run metadata; empty until the run ends."""
-        result = self.metadata.get("result")
-        return result if isinstance(result, dict) else {}
+        return metadata_section(self.metadata, "result")
 
     @property
     def val_loss(self) -> float:
@@ -68,8 +67,7 @@ def swept_keys(jobs: Sequence[Job]) -> list[str]:
 
 def varied_keys(jobs: Sequence[Job]) -> set[str]:
     """Return the settings that the sweep varied when the jobs were started."""
-    overrides = [override for job in jobs if isinstance(swept := job.metadata.get("swept"), list) for override in swept]
-    return {override_key(override) for override in overrides if isinstance(override, str)}
+    return {override_key(override) for job in jobs for override in metadata_texts(job.metadata, "swept")}
 
 
 def best_job(jobs: Sequence[Job]) -> Job | None:
@@ -115,10 +113,10 @@ def generation_rows(jobs: Sequence[Job]) -> list[list[str]]:
     keys = swept_keys(jobs)
     rows = [[*keys, "distinct-1", "distinct-2", "distinct-3", "memorized", "mean log p", "text"]]
     for job in jobs:
-        measures = job.metadata.get("measures", {})
+        measures = metadata_section(job.metadata, "measures")
         distinct = [format_number(measures.get(f"distinct_{n}"), ".2f") for n in (1, 2, 3)]
         log_p = format_number(measures.get("mean_log_probability"), ".2f")
-        texts = "\n\n".join(job.metadata.get("texts", [])) or f"({job.state})"
+        texts = "\n\n".join(metadata_texts(job.metadata, "texts")) or f"({job.state})"
         rows.append([*(job.settings.get(key, "-") for key in keys), *distinct, _memorized(measures), log_p, texts])
     return rows
 

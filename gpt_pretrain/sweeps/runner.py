@@ -8,13 +8,14 @@ from pathlib import Path
 
 from gpt_pretrain.config.secrets import override_without_secrets
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.runs.folder import display_path
+from gpt_pretrain.runs.folder import WRITTEN_BY_RUNS, check_no_links, display_path
 from gpt_pretrain.runs.metadata import (
     COMPLETE,
     INTERRUPTED,
     PRUNED,
     RUNNING,
     is_running,
+    metadata_section,
     read_metadata,
     stored_overrides,
     update_metadata,
@@ -24,7 +25,7 @@ from gpt_pretrain.runs.report.saving import REPORT, try_save_page
 from gpt_pretrain.sweeps import results
 from gpt_pretrain.sweeps.folder import CHART, SUMMARY
 from gpt_pretrain.sweeps.results import Job
-from gpt_pretrain.system.formatting import format_count
+from gpt_pretrain.system.formatting import format_count, is_finite_number
 from gpt_pretrain.system.tables import format_table
 
 MAX_CELL_CHARACTERS = 80
@@ -79,6 +80,8 @@ class JobRunner:
         return [name for name in self.requested if self._state(name) not in COMPLETE]
 
     def _launch(self, jobs: dict[str, Sequence[str]]) -> None:
+        for name in jobs:  # before Hydra writes the logs of the jobs
+            check_no_links(self.folder, [name, *(f"{name}/{written}" for written in WRITTEN_BY_RUNS)])
         overrides = [[*own, *self.common, f"hydra.sweep.subdir='{name}'"] for name, own in jobs.items()]
         try:
             self.launch(overrides, self._next_number)
@@ -98,8 +101,8 @@ class JobRunner:
         return read_metadata(self.folder / name).get("state")
 
     def _best_val_loss(self, name: str) -> float | None:
-        result = read_metadata(self.folder / name).get("result") or {}
-        return result.get("best_val_loss") if self._state(name) in COMPLETE else None
+        loss = metadata_section(read_metadata(self.folder / name), "result").get("best_val_loss")
+        return loss if is_finite_number(loss) and self._state(name) in COMPLETE else None
 
 
 @contextmanager
@@ -129,11 +132,13 @@ def print_sweep_summary(folder: Path, *, script: str, unfinished: Sequence[str] 
         script: The script that the sweep was started with: "train.py" or "generate.py".
         unfinished: The folder names of jobs that are not complete.
     """
+    from gpt_pretrain.system.terminal import escape_line
+
     jobs = results.read_sweep(folder)
     if not jobs:
         return
     lines = _summarize_generations(jobs, folder) if script == "generate.py" else _summarize_runs(jobs, folder, script=script)
-    lines += [f"{job.folder.name} {job.state}: {job.metadata['error']}" for job in jobs if job.metadata.get("error")]
+    lines += [escape_line(f"{job.folder.name} {job.state}: {error}") for job in jobs if (error := job.metadata.get("error"))]
     if script == "train.py" and any(folder.glob("*/events.out.tfevents.*")):
         lines += ["Next:", f"  {tensorboard_command(display_path(folder))}"]
     if unfinished:
@@ -182,6 +187,6 @@ def _shorten_cell(cell: str) -> str:
 
 
 def _print(text: str) -> None:
-    from gpt_pretrain.system.terminal import console
+    from gpt_pretrain.system.terminal import console, escape_controls
 
-    console.print(text, markup=False, highlight=False, soft_wrap=True, emoji=False)
+    console.print(escape_controls(text), markup=False, highlight=False, soft_wrap=True, emoji=False)

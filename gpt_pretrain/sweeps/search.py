@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.runs.folder import check_no_links
 from gpt_pretrain.sweeps.folder import STUDY
 from gpt_pretrain.system.reading import DamagedFileError, parse_json, read_bytes, short_repr
 
@@ -225,4 +226,5 @@ def _distribution(space: SearchSpace) -> BaseDistribution:
 
 
 def _storage(folder: Path) -> JournalStorage:
+    check_no_links(folder, [STUDY])  # Optuna appends to the file
     return JournalStorage(JournalFileBackend(str(folder / STUDY)))

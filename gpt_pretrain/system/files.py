@@ -1,12 +1,19 @@
-"""Write files atomically: a reader finds the old content or the new one, even if the process is killed."""
+"""Write files so that a reader finds the old content or the new one, and so that nothing is written through a link.
+
+A folder from somebody else may hold links to any file of its new owner. Whole files replace such a link, since they are renamed
+into place; files that grow are opened by `open_for_append` and `open_new`, which refuse it. `linked_paths` finds the links in the
+way before anything is written.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+import stat
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -54,6 +61,43 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
+def open_for_append(path: Path, *, buffering: int = -1) -> IO[bytes]:
+    """Open a file to append to it; it is created if it does not exist.
+
+    Raises:
+        OSError: If the path is a link or no regular file, or cannot be opened.
+    """
+    return _open_in_place(path, os.O_APPEND, mode="ab", buffering=buffering)
+
+
+def open_new(path: Path, *, buffering: int = -1) -> IO[bytes]:
+    """Open an empty file to write to it; the content of an existing one is lost.
+
+    Raises:
+        OSError: If the path is a link or no regular file, or cannot be opened.
+    """
+    stream = _open_in_place(path, 0, mode="wb", buffering=buffering)
+    stream.truncate()  # O_TRUNC would act before the checks
+    return stream
+
+
+def linked_paths(folder: Path, names: Iterable[str]) -> list[Path]:
+    """Return the links among these paths in a folder, intermediate folders included. The folder itself may be a link.
+
+    Args:
+        names: Relative paths, such as "metrics.csv" or "checkpoints/last.ckpt".
+    """
+    found: dict[Path, None] = {}
+    for name in names:
+        path = folder
+        for part in Path(name).parts:
+            path = path / part
+            if path.is_symlink():
+                found[path] = None
+                break
+    return list(found)
+
+
 def sync_file(stream: IO[Any]) -> None:
     """Wait until everything written to an open file is on disk."""
     stream.flush()
@@ -70,7 +114,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder, if it exists and can be deleted."""
+    """Delete a file or a folder, if it exists and can be deleted. Of a link, only the link is deleted."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -82,6 +126,22 @@ def remove_scratch_files(folder: Path) -> None:
     """Delete unfinished files of killed processes in a folder; no other process may be writing there."""
     for path in folder.glob(f".*.????????{SCRATCH_SUFFIX}"):
         remove(path)
+
+
+def _open_in_place(path: Path, flags: int, *, mode: str, buffering: int) -> IO[bytes]:
+    # O_NONBLOCK: opening a FIFO that nobody reads fails, where it would wait for ever.
+    flags |= os.O_WRONLY | os.O_CREAT
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    try:
+        handle = os.open(path, flags, 0o666)
+    except OSError as error:
+        if path.is_symlink():
+            raise OSError(errno.ELOOP, "it is a link, and nothing is written through a link", str(path)) from error
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return os.fdopen(handle, mode, buffering=buffering)
 
 
 def _replace_folder(scratch: Path, path: Path, keep_existing: Callable[[], bool] | None) -> None:

@@ -21,7 +21,12 @@ def try_lock(path: Path) -> Iterator[bool]:
 
     On a file system without locks, every process holds it. filelock's soft locks are not used there, because a process that was
     killed on another machine would hold its soft lock forever.
+
+    Raises:
+        OSError: If the path is a link, or cannot be opened.
     """
+    if path.is_symlink():  # filelock empties the file that it locks, and before version 3.20.1 it followed links
+        raise OSError(errno.ELOOP, "it is a link, and nothing is written through a link", str(path))
     file_lock = FileLock(path, timeout=0, fallback_to_soft=False)
     try:
         file_lock.acquire()

@@ -7,6 +7,7 @@ import json
 import os
 import reprlib
 import stat
+from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ MAX_YAML_BYTES = 500_000
 MAX_VALUES = 2_000_000  # In one file, each counted as often as an alias repeats it. An empty list takes 64 bytes of memory.
 MAX_DEPTH = 100  # Of nested containers. The settings of a run have five levels.
 MAX_DIGITS = 100  # Of an integer. transformers writes int(1e30) for "no limit".
+
+# A plain YAML number. Python refuses decimal ones of more than 4,300 digits, but not hexadecimal ones and those of base 60.
+LONG_NUMBER = re.compile(r"[-+0-9_:.xXoOa-fA-F]{1000,}")
 
 CONTAINERS = (dict, list, tuple, set)
 MARKS = b"[{,:"  # JSON needs one of these for each value.
@@ -58,6 +62,16 @@ def read_bytes(path: Path, *, max_bytes: int = MAX_BYTES, within: Path | None = 
     if len(content) > max_bytes:
         raise DamagedFileError(f"it has more than {max_bytes:,} bytes")
     return content
+
+
+def read_lines(stream: BufferedReader, *, max_line_bytes: int, max_bytes: int) -> Iterator[str]:
+    """Yield the lines of a text file with their ends, up to the first line that is too long, or to the largest size."""
+    left = max_bytes
+    while left > 0 and (line := stream.readline(max_line_bytes + 1)):
+        if len(line) > max_line_bytes:
+            return
+        left -= len(line)
+        yield line.decode(errors="replace").replace("\0", "")
 
 
 def read_json(path: Path, *, max_bytes: int = MAX_BYTES, within: Path | None = None) -> dict[str, Any]:
@@ -119,9 +133,19 @@ def read_yaml(path: Path, *, max_bytes: int = MAX_YAML_BYTES, within: Path | Non
         OSError: As `open_regular` does.
         DamagedFileError: If the file is too large, also after its aliases are copied, or not a mapping of plain values.
     """
-    content = read_bytes(path, max_bytes=max_bytes, within=within)
+    return parse_yaml(read_bytes(path, max_bytes=max_bytes, within=within))
+
+
+def parse_yaml(content: bytes | str) -> dict[str, Any]:
+    """Parse a YAML mapping as plain data, as `read_yaml` does.
+
+    Raises:
+        DamagedFileError: As `read_yaml` does.
+    """
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        parsed = yaml.load(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        _check_yaml_events(content, loader)
+        parsed = yaml.load(content, Loader=loader)
         expanded = expand_aliases(parsed, max_values=len(content) + MAX_DEPTH)
     except DamagedFileError:
         raise
@@ -186,6 +210,23 @@ class _ShortRepr(reprlib.Repr):
 
 
 _SHORT = _ShortRepr()
+
+
+def _check_yaml_events(content: bytes | str, loader: Any) -> None:
+    """Check the depth and the numbers of a file by the parser's events, which need no deep stack and convert nothing.
+
+    At some 10,000 levels, the stack of PyYAML's composer overflows, which ends the process.
+    """
+    depth = 0
+    for event in yaml.parse(content, Loader=loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        elif isinstance(event, yaml.ScalarEvent) and LONG_NUMBER.fullmatch(event.value):
+            raise DamagedFileError("it holds a number of more than a thousand digits")
+        if depth > MAX_DEPTH:
+            raise DamagedFileError(f"it is nested more than {MAX_DEPTH} levels deep")
 
 
 def _measure(value: Any, measured: dict[int, tuple[int, int]], depth: int) -> tuple[int, int]:

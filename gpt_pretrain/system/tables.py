@@ -9,7 +9,7 @@ from collections.abc import Sequence
 def format_table(rows: Sequence[Sequence[str]]) -> str:
     """Return rows of text as aligned columns without borders; columns of numbers are aligned to the right.
 
-    No cell is wrapped or cut, however narrow the terminal is.
+    No cell is wrapped or cut, however narrow the terminal is. Control characters in cells are escaped.
 
     Args:
         rows: The heading first. All rows have the same length.
@@ -18,7 +18,9 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
     from rich.table import Table
     from rich.text import Text
 
-    heading, *body = rows
+    from gpt_pretrain.system.terminal import escape_line
+
+    heading, *body = [[escape_line(cell) for cell in row] for row in rows]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name, *cells in zip(heading, *body, strict=True):
         table.add_column(Text(name), no_wrap=True, justify="right" if all(map(_is_number, cells)) else "left")

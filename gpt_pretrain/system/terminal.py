@@ -1,18 +1,34 @@
-"""Output to the terminal: log messages, and the console that they share with the progress bar."""
+"""Output to the terminal and to log files, free of characters that could control a terminal.
+
+Everything that is printed or logged passes through `escape_controls`, here or where it is printed. In log messages, line feeds
+are kept only in the message itself: arguments are shown on one line, since their text may come from a file.
+"""
 
 from __future__ import annotations
 
+import io
 import logging
+import sys
 import unicodedata
 import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console
+
+from gpt_pretrain.system.files import open_for_append
+
+INDENT = "    "  # before the second and further lines of a message
 
 console = Console(highlight=False)
 
 
 class ConsoleHandler(logging.Handler):
     """Prints log messages without wrapping or markup; warnings and errors begin with their level."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return escape_controls(super().format(_with_escaped_arguments(record)))
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -22,6 +38,44 @@ class ConsoleHandler(logging.Handler):
             console.print(text, soft_wrap=True, markup=False, emoji=False)
         except Exception:  # like the handlers in logging
             self.handleError(record)
+
+
+class LogFileHandler(logging.FileHandler):
+    """Appends log messages to a regular file, never through a link. Lines after a message's first one are indented.
+
+    So every line that begins with a time is the beginning of a message, whatever text is logged.
+
+    Args:
+        filename: The file.
+    """
+
+    def __init__(self, filename: str) -> None:
+        super().__init__(filename, encoding="utf-8")
+
+    def _open(self) -> io.TextIOWrapper:
+        return open_log(Path(self.baseFilename))
+
+    def format(self, record: logging.LogRecord) -> str:
+        return indent_lines(escape_controls(super().format(_with_escaped_arguments(record))))
+
+
+def open_log(path: Path) -> io.TextIOWrapper:
+    """Open a log file to append text to it.
+
+    Raises:
+        OSError: If the path is a link or no regular file, or cannot be opened.
+    """
+    return io.TextIOWrapper(open_for_append(path), encoding="utf-8", errors="backslashreplace")
+
+
+def indent_lines(text: str) -> str:
+    """Return a text with all lines but the first indented."""
+    return text.rstrip("\n").replace("\n", f"\n{INDENT}")
+
+
+def print_escaped(text: str, *, file: TextIO | None = None) -> None:
+    """Print a text that may hold names or texts from files. Control characters are escaped, in a pipe too."""
+    print(escape_controls(text), file=sys.stdout if file is None else file)
 
 
 def quiet_lightning(*, main: bool = True) -> None:
@@ -63,6 +117,24 @@ def escape_controls(text: str) -> str:
 def escape_line(text: str) -> str:
     """Return a text on one line, for a name or a title that stands in a message: line feeds and tabs are escaped as well."""
     return escape_controls(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def _with_escaped_arguments(record: logging.LogRecord) -> logging.LogRecord:
+    """Return a copy of a log record whose arguments are on one line. The record itself also goes to other handlers."""
+    copied = logging.makeLogRecord(record.__dict__)
+    if isinstance(record.args, Mapping):
+        copied.args = {name: _escape_argument(value) for name, value in record.args.items()}
+    elif record.args:
+        copied.args = tuple(map(_escape_argument, record.args))
+    return copied
+
+
+def _escape_argument(value: object) -> object:
+    """Return an argument of a log message as it is, or as text if this text holds line feeds or control characters."""
+    if isinstance(value, int | float):
+        return value
+    text = str(value)
+    return value if (escaped := escape_line(text)) == text else escaped
 
 
 def _controls(char: str) -> bool:

@@ -110,7 +110,7 @@ def fit(
 
 def finish(settings: TrainSettings, trainer: L.Trainer, module: GPTLitModule, *, run_dir: Path) -> float:
     """Report the result, export the model if asked, and return the best validation loss in nats per token."""
-    log.info("%s", summary.describe_result(settings, trainer, module, run_dir))
+    log.info(summary.describe_result(settings, trainer, module, run_dir))
     if settings.export and ranks.is_main():
         from gpt_pretrain.checkpoints.huggingface import export_run
 
@@ -159,7 +159,7 @@ def _explain_damage(module: GPTLitModule, checkpoint: Path | None) -> Iterator[N
 def _introduce(setup: TrainingSetup, module: GPTLitModule, run_dir: Path) -> None:
     """Describe the run that is about to start, on screen and in its metadata."""
     settings, data = setup.settings, setup.data
-    log.info("%s", summary.describe_start(settings, data, module.model, first_step=setup.start.step))
+    log.info(summary.describe_start(settings, data, module.model, first_step=setup.start.step))
     device = accelerator_device(settings.trainer.accelerator)
     update_metadata(run_dir, **summary.setup_metadata(settings, data, module, device=device))
 
@@ -208,7 +208,7 @@ def _divergence(error: NonFiniteError, rollbacks: int, settings: TrainSettings, 
 
 def _leave(trainer: L.Trainer, signum: int, run_dir: Path) -> NoReturn:
     """Requeue the job on SIGUSR1, and exit with the code for the signal."""
-    log.info("%s", summary.describe_interruption(trainer, run_dir))
+    log.info(summary.describe_interruption(trainer, run_dir))
     if signum == getattr(signal, "SIGUSR1", None) and ranks.is_main():
         requeue.requeue()
     sys.exit(128 + signum)

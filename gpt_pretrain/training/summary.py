@@ -18,6 +18,7 @@ from gpt_pretrain.runs.metadata import describe_environment
 from gpt_pretrain.runs.next_commands import generate_command, resume_command, tensorboard_command
 from gpt_pretrain.system.formatting import format_count, format_duration, format_perplexity
 from gpt_pretrain.system.resources import device_name, memory_limit
+from gpt_pretrain.system.terminal import escape_line
 from gpt_pretrain.system.urls import without_secrets
 from gpt_pretrain.training.callbacks.health import WarningSigns
 from gpt_pretrain.training.callbacks.metrics import TrainMetrics
@@ -55,8 +56,9 @@ def run_facts(settings: TrainSettings, data: TextDataModule, model: GPTModel) ->
     lines = [
         f"model   {model.num_parameters() / 1e6:.1f}M parameters: {config.n_layers} layers, {config.n_heads} heads, "
         f"emb_dim {config.emb_dim}, context {config.context_length}, vocabulary {config.vocab_size:,} "
-        f"({data.tokenizer.name})",
-        f"data    {without_secrets(settings.data.path or settings.data.name)}: {split.text_size}{split.text_size and '; '}"
+        f"({escape_line(data.tokenizer.name)})",
+        f"data    {escape_line(without_secrets(settings.data.path or settings.data.name))}: "
+        f"{split.text_size}{split.text_size and '; '}"
         f"{split.train.count:,} training tokens in {len(data.train):,} windows, "
         f"{split.val.count:,} validation tokens in {len(data.val):,} windows",
         *(f"        {source}" for source in mixture_facts(data)),
@@ -74,7 +76,8 @@ def mixture_facts(data: TextDataModule) -> list[str]:
         return []
     train = data.train
     return [
-        f"{100 * share / len(train):.3g} % of {source.name}: each of {len(own):,} windows {share / len(own):.2g} times per epoch"
+        f"{100 * share / len(train):.3g} % of {escape_line(source.name)}: "
+        f"each of {len(own):,} windows {share / len(own):.2g} times per epoch"
         for source, own, share in zip(data.sources, train.sources, train.windows_per_epoch, strict=True)
     ]
 

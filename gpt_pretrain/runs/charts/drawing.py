@@ -14,6 +14,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from gpt_pretrain.system.files import replacing
+
 # Colors that color-blind readers can tell apart, without the yellow, which is too pale on white.
 # Source: Okabe & Ito 2008, "Color universal design".
 BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000"
@@ -29,9 +31,14 @@ SVG_SETTINGS: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "gpt-pre
 
 
 def save_figure(figure: Figure, *files: Path) -> None:
-    """Write a figure to files. Their names determine the format."""
+    """Write a figure to files. Their names determine the format.
+
+    Raises:
+        OSError: If a file cannot be written.
+    """
     for file in files:
-        figure.savefig(file, dpi=150)
+        with replacing(file, durable=False) as scratch:
+            figure.savefig(scratch, dpi=150, format=file.suffix[1:].lower())
 
 
 def to_svg(figure: Figure) -> str:

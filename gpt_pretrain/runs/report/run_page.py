@@ -8,9 +8,9 @@ from typing import Any
 
 from gpt_pretrain.runs.charts import curves, drawing
 from gpt_pretrain.runs.folder import EXPORTED, display_path, list_checkpoints
-from gpt_pretrain.runs.metadata import COMPLETE
+from gpt_pretrain.runs.metadata import COMPLETE, metadata_section
 from gpt_pretrain.runs.next_commands import generate_command, resume_command, tensorboard_command
-from gpt_pretrain.runs.reader import RunContents, metadata_section, read_run, run_results
+from gpt_pretrain.runs.reader import RunContents, read_run, run_results
 from gpt_pretrain.runs.report.page_parts import (
     STATES,
     Picture,

@@ -6,10 +6,11 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.runs.folder import checkpoint_dir, display_path
-from gpt_pretrain.runs.metadata import METADATA_FILE
+from gpt_pretrain.runs.folder import checkpoint_dir, display_path, list_checkpoints
+from gpt_pretrain.runs.metadata import METADATA_FILE, read_metadata
 from gpt_pretrain.system.files import write_text
 
 REPORT = "report.html"
@@ -50,11 +51,31 @@ def try_save_page(folder: Path, save: Callable[[Path], Path]) -> Path | None:
 
 @contextmanager
 def report_at_end(folder: Path) -> Iterator[None]:
-    """Write the report page of a run when the block ends, however it ends."""
+    """Write the report page of a run when the block ends, however it ends.
+
+    A resumed run that is refused leaves the page as it is: its files are as before, and may be somebody else's.
+    """
+    resumed, before = bool(list_checkpoints(folder)), _outcome(folder)
     try:
         yield
-    finally:
-        written = try_save_page(folder, save_run_page)
-        # Without a config.yaml the settings were rejected, and the page shows no more than the error message does.
-        if written is not None and (folder / "config.yaml").exists():
-            log.info("Report page: %s", display_path(written))
+    except UserError:
+        if not resumed or _outcome(folder) != before:
+            _save_at_end(folder)
+        raise
+    except BaseException:
+        _save_at_end(folder)
+        raise
+    _save_at_end(folder)
+
+
+def _outcome(folder: Path) -> tuple[Any, Any]:
+    """Return the state and the result in the run metadata, which change when anything is trained."""
+    metadata = read_metadata(folder)
+    return metadata.get("state"), metadata.get("result")
+
+
+def _save_at_end(folder: Path) -> None:
+    written = try_save_page(folder, save_run_page)
+    # Without a config.yaml the settings were rejected, and the page shows no more than the error message does.
+    if written is not None and (folder / "config.yaml").exists():
+        log.info("Report page: %s", display_path(written))

@@ -19,7 +19,7 @@ from gpt_pretrain.generation.sampling import generate_stream
 from gpt_pretrain.model.gpt2 import GPTModel
 from gpt_pretrain.runs.samples import Sample, markdown_code_block, markdown_table, pick_evenly, read_samples
 from gpt_pretrain.runs.tensorboard import EventFiles
-from gpt_pretrain.system.files import write_text
+from gpt_pretrain.system.files import open_for_append, write_text
 from gpt_pretrain.tokenizers.base import Tokenizer, decode
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.distributed.fsdp import gather_model
@@ -88,8 +88,8 @@ class Samples(Callback):
         self.samples.append(sample)
         log.info("%s", "".join(char if char.isprintable() else " " for char in sample.text))
         try:
-            with open(self.file, "a", encoding="utf-8", newline="") as stream:
-                stream.write("".join(map(str, [sample, *tried])))
+            with open_for_append(self.file) as stream:
+                stream.write("".join(map(str, [sample, *tried])).encode())
         except OSError as error:
             log.warning("%s cannot be written: %s.", self.file, error.strerror or error)
         for logger in trainer.loggers:
