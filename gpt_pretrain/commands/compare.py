@@ -181,7 +181,8 @@ def _texts(runs: Sequence[RunContents]) -> list[str | None]:
 
 
 def _tokenizer(run: RunContents) -> str | None:
-    return run.metadata.get("tokenizer") or run.config.get("tokenizer.name")
+    stored = run.metadata.get("tokenizer")
+    return str(stored) if stored else run.config.get("tokenizer.name")
 
 
 def _differ(values: Sequence[str | None]) -> bool:

@@ -40,6 +40,11 @@ def escape_interpolation(value: Any) -> Any:
     return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", value) if isinstance(value, str) else value
 
 
+def unescape_interpolation(text: str) -> str:
+    """Undo `escape_interpolation` in a string; a `${...}` that is not escaped stays as it is."""
+    return re.sub(r"(?<!\\)((?:\\\\)*)\\\$\{", lambda match: "\\" * (len(match[1]) // 2) + "${", text)
+
+
 def find_full_names(key: str, schema: type) -> list[str]:
     """List the settings in groups that end in this name, such as trainer.max_steps; none if the name is a setting itself."""
     hints = get_type_hints(schema)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gpt_pretrain.config.conversion import unescape_interpolation
 from gpt_pretrain.runs.metadata import metadata_section, read_metadata
 from gpt_pretrain.runs.metrics_rows import read_rows
 from gpt_pretrain.runs.samples import Sample, read_samples
@@ -108,10 +109,9 @@ def read_metrics(file: Path) -> dict[str, MetricSeries]:
 
 
 def format_setting(value: Any) -> str:
-    """Return a setting as it is typed on the command line; lists and mappings as JSON."""
-    if isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False, default=str)
+    """Return a setting as it is typed on the command line; lists and mappings as JSON. `${...}` stays text."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return unescape_interpolation(text)
 
 
 def _add_row(columns: dict[str, MetricSeries], row: dict[str, str]) -> None:

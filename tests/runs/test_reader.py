@@ -35,9 +35,7 @@ def test_damaged_rows_and_values_are_left_out(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "none.csv") == read_metrics(tmp_path) == {}
 
 
-@pytest.mark.parametrize(
-    "text", ["", "a: [1", "- a\n- b", "\0", "a: ${nowhere}", "a: !!python/object:os.system x", "? [1, 2]\n: 3"]
-)
+@pytest.mark.parametrize("text", ["", "a: [1", "- a\n- b", "\0", "a: !!python/object:os.system x", "? [1, 2]\n: 3"])
 def test_a_damaged_config_keeps_its_text_only(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.yaml").write_text(text)
     run = read_run(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -214,14 +215,19 @@ def _next_commands(run: RunContents, results: dict[str, Any]) -> list[str]:
 
 def _reached_limit(run: RunContents, results: dict[str, Any]) -> tuple[str, int] | None:
     """Return the setting that ended a complete run, and its value."""
-    steps, tokens, epochs = (run.config.get(f"trainer.{name}", "") for name in ("max_steps", "max_tokens", "max_epochs"))
+    steps, tokens, epochs = (_amount(run.config.get(f"trainer.{name}")) for name in ("max_steps", "max_tokens", "max_epochs"))
     if run.metadata.get("state") not in COMPLETE:
         return None
-    if steps.isdecimal() and isinstance(done := results.get("steps"), int) and done >= int(steps) > 0:
-        return "max_steps", int(steps)
-    if tokens.isdecimal():
-        return "max_tokens", int(tokens)
-    return ("max_epochs", int(epochs)) if epochs.isdecimal() else None
+    if steps and isinstance(done := results.get("steps"), int) and done >= steps:
+        return "max_steps", steps
+    if tokens is not None:
+        return "max_tokens", tokens
+    return None if epochs is None else ("max_epochs", epochs)
+
+
+def _amount(text: str | None) -> int | None:
+    """Return a setting's number of steps, tokens or epochs; None if it is no plain whole number."""
+    return int(text) if text is not None and re.fullmatch("[0-9]{1,18}", text) else None
 
 
 def _describe_model(model: dict[str, Any], config: dict[str, str]) -> str:
