@@ -15,11 +15,9 @@ from gpt_pretrain.config.conversion import unescape_interpolation
 from gpt_pretrain.runs.metadata import metadata_section, read_metadata
 from gpt_pretrain.runs.metrics_rows import read_rows
 from gpt_pretrain.runs.samples import Sample, read_samples
-from gpt_pretrain.system.reading import DamagedFileError, parse_yaml, read_bytes
+from gpt_pretrain.system.reading import MAX_YAML_BYTES, DamagedFileError, parse_yaml, read_bytes
 
 CONFIG, METRICS, SAMPLES = "config.yaml", "metrics.csv", "samples.txt"
-MAX_CONFIG_BYTES = 1_000_000  # A run's config.yaml has about 3,000.
-MAX_SETTINGS_READ = 10_000
 MAX_STEP = 10**15  # Also of tokens seen. Charts cannot show numbers near the limits of float64.
 MAX_VALUE = 1e100
 
@@ -129,14 +127,14 @@ def _add_row(columns: dict[str, MetricSeries], row: dict[str, str]) -> None:
 def _read_config(folder: Path) -> str:
     """Return the text of config.yaml; empty if it is missing, far too large or not a regular file in the folder."""
     try:
-        return read_bytes(folder / CONFIG, max_bytes=MAX_CONFIG_BYTES, within=folder).decode(errors="replace")
+        return read_bytes(folder / CONFIG, max_bytes=MAX_YAML_BYTES, within=folder).decode(errors="replace")
     except (OSError, DamagedFileError):
         return ""
 
 
 def _parse_config(text: str) -> dict[str, Any]:
     try:
-        return parse_yaml(text, max_nodes=MAX_SETTINGS_READ)
+        return parse_yaml(text)
     except DamagedFileError:
         return {}
 
