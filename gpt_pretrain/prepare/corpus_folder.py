@@ -13,7 +13,7 @@ from typing import Any
 
 from gpt_pretrain.data.manifest import FORMAT, MANIFEST, MAX_MANIFEST, VERSION
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.files import remove_scratch_files
+from gpt_pretrain.system.files import break_hard_links, remove_scratch_files
 from gpt_pretrain.system.locks import lock
 from gpt_pretrain.system.reading import DamagedFileError, read_json
 
@@ -172,22 +172,25 @@ def lock_corpus(folder: Path) -> Iterator[None]:
 def _check_no_links(work: Path) -> None:
     """Check that the working folder and everything in it is no link. The other files of a corpus replace one.
 
+    Files that have other names are replaced by copies.
+
     Raises:
         UserError: If there are links; names the first ones.
     """
-    links = [work] if work.is_symlink() else _links_below(work)
-    if links:
+    paths = [] if work.is_symlink() else _paths_below(work)
+    if links := [path for path in [work, *paths] if path.is_symlink()]:
         raise UserError(
             f"{link} is a link to {os.readlink(link)}, and nothing is written through a link: a folder from somebody else may "
             f"hold links to any of your files. Delete {work} to start over."
             for link in links[:3]
         )
+    break_hard_links(paths)
 
 
-def _links_below(folder: Path) -> list[Path]:
-    """Return the links in a folder and in the folders below it, without following any."""
+def _paths_below(folder: Path) -> list[Path]:
+    """Return everything in a folder and in the folders below it, without following links."""
     entries = ((Path(parent), [*folders, *files]) for parent, folders, files in os.walk(folder, followlinks=False))
-    return [parent / name for parent, names in entries for name in names if (parent / name).is_symlink()]
+    return [parent / name for parent, names in entries for name in names]
 
 
 def _describe_changes(before: Any, now: Any) -> list[str]:

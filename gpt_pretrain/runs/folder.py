@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.files import linked_paths
+from gpt_pretrain.system.files import break_hard_links, linked_paths
 
 OUTPUTS = Path("outputs")
 LAST, BEST = "last.ckpt", "best.ckpt"
@@ -90,13 +90,14 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
 def check_no_links(folder: Path, names: Iterable[str] = WRITTEN_BY_RUNS) -> None:
     """Check that nothing that will be written in a folder is a link, which may lead to any file of the user.
 
-    The folder itself may be a link, since the user has named it.
+    The folder itself may be a link, since the user has named it. A file that has other names is replaced by a copy.
 
     Args:
         names: The paths in the folder that will be written.
 
     Raises:
         UserError: If some of them are links; lists all of them.
+        OSError: If a file with other names cannot be replaced.
     """
     if links := linked_paths(folder, names):
         raise UserError(
@@ -104,6 +105,7 @@ def check_no_links(folder: Path, names: Iterable[str] = WRITTEN_BY_RUNS) -> None
             "hold links to any of your files. Remove the link, or replace it with a copy of its target."
             for link in links
         )
+    break_hard_links(folder / name for name in names)
 
 
 def _latest_run() -> Path:

@@ -140,10 +140,21 @@ def write_generations(rows: Sequence[Sequence[str]], folder: Path) -> None:
 
 
 def _write_rows(rows: Sequence[Sequence[str]], folder: Path) -> None:
-    """Write rows of text to summary.csv."""
+    """Write rows of text to summary.csv, in which no spreadsheet program finds a formula."""
     text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
+    csv.writer(text).writerows([_escape_formula(cell) for cell in row] for row in rows)
     write_text(folder / SUMMARY, text.getvalue())
+
+
+def _escape_formula(cell: str) -> str:
+    """Put an apostrophe before a cell that a spreadsheet program would run, as a setting or a text of a stranger's job may be."""
+    if cell[:1] not in ("=", "+", "-", "@", "\t", "\r") or cell == "-":
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 def _rank(job: Job, jobs: Sequence[Job]) -> str:

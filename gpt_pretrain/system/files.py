@@ -98,6 +98,18 @@ def linked_paths(folder: Path, names: Iterable[str]) -> list[Path]:
     return list(found)
 
 
+def break_hard_links(paths: Iterable[Path]) -> None:
+    """Replace each file that has another name, as a hard link in an archive gives it, by a copy that nothing else refers to.
+
+    Raises:
+        OSError: If a file cannot be replaced.
+    """
+    for path in paths:
+        if path.is_file() and not path.is_symlink() and path.stat().st_nlink > 1:
+            with replacing(path, durable=False) as scratch:
+                shutil.copy(path, scratch)
+
+
 def sync_file(stream: IO[Any]) -> None:
     """Wait until everything written to an open file is on disk."""
     stream.flush()
