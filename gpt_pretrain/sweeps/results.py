@@ -49,9 +49,14 @@ class Job:
 
 
 def read_sweep(folder: Path) -> list[Job]:
-    """Return the jobs in a sweep's folder by ascending validation loss, those without one last."""
+    """Return the jobs in a sweep's folder by ascending validation loss, those without one last.
+
+    A folder that is a link to a place outside of the sweep is left out: it is no job of this sweep.
+    """
     jobs = []
     for path in sorted(folder.glob(f"*/{METADATA_FILE}")):
+        if not path.parent.resolve().is_relative_to(folder.resolve()):
+            continue
         metadata = read_metadata(path.parent)
         settings = dict(split_override(override) for override in stored_overrides(metadata))
         jobs.append(Job(path.parent, settings, str(metadata.get("state", "unknown")), metadata))
