@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
+
+from gpt_pretrain.config.overrides import split_override
+from gpt_pretrain.config.stored_settings import NEVER, TRAIN_KINDS, override_kind
 
 
 def generate_command(folder: str, *, start_context: str) -> str:
@@ -11,6 +15,29 @@ def generate_command(folder: str, *, start_context: str) -> str:
         f"python generate.py checkpoint={shlex.quote(folder)} prompt={shlex.quote(start_context)} "
         "sampler.temperature=0.7 sampler.top_k=25"
     )
+
+
+def repeat_command(overrides: Sequence[str], *, script: str = "train.py") -> str | None:
+    """Return the command that starts a run with the overrides in a run's metadata; None if one of them could run code.
+
+    The metadata may be anybody's, and a command that is suggested is copied without a second look.
+    """
+    if not all(_is_harmless(override, script=script.removesuffix(".py")) for override in overrides):
+        return None
+    return shlex.join(["python", script, *overrides])
+
+
+def _is_harmless(override: str, *, script: str) -> bool:
+    """Return whether an override sets no more than values of the script's own settings."""
+    if override.startswith("-") or "${" in override or "_target_" in override:
+        return False
+    key, value = split_override(override)
+    if key.startswith("data.remote.options."):
+        return True  # never taken from a file because of secrets, not because it could run code
+    below = [kind for name, kind in TRAIN_KINDS.items() if name.startswith(f"{key}.")]
+    if below and "." in key:  # a mapping, such as callbacks.grid={...}
+        return NEVER not in below
+    return override_kind(key, value if value not in ("", "null") else None, script=script) != NEVER
 
 
 def tensorboard_command(folder: str) -> str:

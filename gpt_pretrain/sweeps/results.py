@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from gpt_pretrain.config.overrides import override_key, split_override
 from gpt_pretrain.runs.metadata import COMPLETE, METADATA_FILE, metadata_section, metadata_texts, read_metadata, stored_overrides
+from gpt_pretrain.runs.next_commands import repeat_command
 from gpt_pretrain.sweeps.folder import SUMMARY
 from gpt_pretrain.system.files import write_text
 from gpt_pretrain.system.formatting import format_number, is_finite_number
@@ -81,13 +81,9 @@ def best_job(jobs: Sequence[Job]) -> Job | None:
 
 
 def best_command(jobs: Sequence[Job], *, script: str = "train.py") -> str | None:
-    """Return the command that repeats the best job outside the sweep; None if there is none."""
+    """Return the command that repeats the best job outside the sweep; None if there is none, or its overrides could run code."""
     best = best_job(jobs)
-    overrides = [] if best is None else stored_overrides(best.metadata)
-    # An option of Hydra's command line, such as --config-dir, is no setting of a run.
-    if best is None or any(override.startswith("-") for override in overrides):
-        return None
-    return shlex.join(["python", script, *overrides])
+    return None if best is None else repeat_command(stored_overrides(best.metadata), script=script)
 
 
 def ranking_rows(jobs: Sequence[Job]) -> list[list[str]]:

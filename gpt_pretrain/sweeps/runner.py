@@ -163,10 +163,11 @@ def _summarize_runs(jobs: Sequence[Job], folder: Path, *, script: str) -> list[s
         verb = "affects" if len(sampling) == 1 else "affect"
         lines.append(f"{' and '.join(sampling)} {verb} only the samples, not the training.")
     best, command = results.best_job(jobs), results.best_command(jobs, script=script)
-    if best is None or command is None:
+    if best is None:
         lines.append("No job has finished with a validation loss.")
     else:
-        lines += [f"Best: {best.val_loss:.4f} nats per token, in {display_path(best.folder)}. To repeat it:", f"  {command}"]
+        repeat = [" To repeat it:", f"\n  {command}"] if command is not None else []
+        lines.append("".join([f"Best: {best.val_loss:.4f} nats per token, in {display_path(best.folder)}.", *repeat]))
     files = [name for name in (REPORT, SUMMARY, CHART) if (folder / name).exists()]
     return [*lines, f"Files in {display_path(folder)}:", f"  {', '.join(files)}"]
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import json
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -26,7 +28,9 @@ from gpt_pretrain.generation.prompts import continue_prompt
 from gpt_pretrain.runs.charts.drawing import new_figure, save_figure
 from gpt_pretrain.runs.folder import WRITTEN_BY_RUNS, check_no_links
 from gpt_pretrain.runs.metadata import is_running
+from gpt_pretrain.runs.next_commands import repeat_command
 from gpt_pretrain.runs.reader import read_run
+from gpt_pretrain.sweeps.results import Job, best_command, read_sweep, write_ranking
 from gpt_pretrain.system.files import open_for_append, open_new, remove_scratch_files
 from gpt_pretrain.system.tables import format_table
 from gpt_pretrain.system.terminal import ConsoleHandler, LogFileHandler, console
@@ -173,6 +177,19 @@ def test_every_written_file_is_checked(finished_run: Path) -> None:
     check_no_links(finished_run)
 
 
+def test_a_file_with_another_name_is_copied_before_it_grows(finished_run: Path, tmp_path: Path, home: Path) -> None:
+    """An archive can hold hard links to files outside of the folder that it is unpacked to."""
+    run = hostile_run(finished_run, tmp_path / "run")
+    for name in ("train.log", ".lock", "losses.png"):
+        (run / name).unlink(missing_ok=True)
+        os.link(home / "thesis.tex", run / name)
+    check_no_links(run)
+    with open_for_append(run / "train.log") as stream:
+        stream.write(b" and more")
+    assert not is_running(run)
+    assert is_untouched(home) and (run / "train.log").read_text() == "years of work and more"
+
+
 # Writing: sweeps and corpora
 
 
@@ -206,6 +223,16 @@ def test_a_preparation_truncates_nothing_through_a_link(script: Script, tmp_path
     put_link(path, home / "thesis.tex" if "." in name or name == "lock" else home)
     done = script("-m", "gpt_pretrain", "prepare", "in.txt", "out=corpus", "tokenizer=byte", "workers=1", "val_fraction=0")
     assert done.returncode == 2 and "is a link" in done.stderr
+    assert is_untouched(home)
+
+
+def test_a_preparation_copies_files_with_other_names(script: Script, tmp_path: Path, home: Path) -> None:
+    (tmp_path / "in.txt").write_text("hello world, a text")
+    (tmp_path / "corpus" / ".work" / "task-00000").mkdir(parents=True)
+    for name in ("lock", "task-00000/rejected.jsonl", "task-00000/00000.bin"):
+        os.link(home / "thesis.tex", tmp_path / "corpus" / ".work" / name)
+    done = script("-m", "gpt_pretrain", "prepare", "in.txt", "out=corpus", "tokenizer=byte", "workers=1", "val_fraction=0")
+    assert done.returncode == 0, done.stderr
     assert is_untouched(home)
 
 
@@ -344,6 +371,58 @@ def test_a_sweep_page_reads_no_links_and_resolves_nothing(tmp_path: Path, monkey
     put_link(sweep / "multirun.yaml", Path("/proc/self/environ"))
     report_command([str(sweep)])
     assert "SECRET" not in (sweep / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_sweep_shows_no_runs_from_elsewhere(tmp_path: Path) -> None:
+    sweep = hostile_sweep(tmp_path / "sweep", task=["seed=1,2"])
+    made(sweep / "job")
+    made(
+        tmp_path / "mine",
+        config_yaml="start_context: private words\n",
+        run_json='{"state": "finished", "error": "private words"}',
+    )
+    (sweep / "other").symlink_to(tmp_path / "mine")
+    assert [job.folder.name for job in read_sweep(sweep)] == ["job"]
+    assert "private words" not in write_report(sweep).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("+callbacks.custom.x={_target_: os.system}", "hydra.job.env_set.A=b", "--config-dir=x", "start_context=${oc.env:HOME}"),
+        *("hydra/launcher=x", "callbacks={custom: {}}", "experiment=../x", "x=1"),
+    ],
+)
+def test_no_command_is_suggested_that_could_run_code(tmp_path: Path, override: str) -> None:
+    sweep = hostile_sweep(tmp_path / "sweep", task=["seed=1,2"])
+    metadata = {"state": "finished", "overrides": ["seed=1", override], "result": {"best_val_loss": 1.0}, "command": "rm -rf ~"}
+    run = made(sweep / "job", run_json=json.dumps(metadata))
+    assert best_command(read_sweep(sweep)) is None
+    (run / "checkpoints" / "last.ckpt").unlink()
+    next_commands = write_report(run).read_text(encoding="utf-8").rpartition('id="next"')[2]
+    assert "rm -rf" not in next_commands and "python train.py" not in next_commands
+
+
+def test_commands_with_plain_settings_are_suggested() -> None:
+    overrides = ["model=tiny", "optimizer.lr=1e-3", "data.path=a b", "~callbacks.doctor", "data.remote.options.anon=true"]
+    overrides += ["callbacks.grid={top_ks: [1]}", "trainer.max_tokens=null", "experiment=quick", "hparams_search=random"]
+    assert repeat_command(overrides) == shlex.join(["python", "train.py", *overrides])
+
+
+def test_a_table_of_jobs_holds_no_formulas(tmp_path: Path) -> None:
+    metadata = {
+        "state": "finished",
+        "overrides": ["a==cmd|' /C calc'!A0", "b=@x", "c=-1e-3", "d=+y"],
+        "result": {"best_val_loss": -1.0},
+    }
+    made(tmp_path / "sweep" / "job", run_json=json.dumps(metadata))
+    write_ranking(read_sweep(tmp_path / "sweep"), tmp_path)
+    (row,) = csv.DictReader((tmp_path / "summary.csv").read_text().splitlines())
+    assert row["best_val_loss"] == "-1.0"
+    jobs = [Job(Path("job"), {"a": "=cmd|' /C calc'!A0", "b": "@x", "c": "-1e-3"}, "x", {}), Job(Path("k"), {}, "x", {})]
+    write_ranking(jobs, tmp_path)
+    (row, _) = csv.DictReader((tmp_path / "summary.csv").read_text().splitlines())
+    assert (row["a"], row["b"], row["c"]) == ("'=cmd|' /C calc'!A0", "'@x", "-1e-3")
 
 
 def test_a_refused_resume_leaves_the_page_as_it_was(finished_run: Path, tmp_path: Path, script: Script) -> None:

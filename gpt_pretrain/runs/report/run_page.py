@@ -9,8 +9,8 @@ from typing import Any
 
 from gpt_pretrain.runs.charts import curves, drawing
 from gpt_pretrain.runs.folder import EXPORTED, display_path, list_checkpoints
-from gpt_pretrain.runs.metadata import COMPLETE, metadata_section
-from gpt_pretrain.runs.next_commands import generate_command, resume_command, tensorboard_command
+from gpt_pretrain.runs.metadata import COMPLETE, metadata_section, stored_overrides
+from gpt_pretrain.runs.next_commands import generate_command, repeat_command, resume_command, tensorboard_command
 from gpt_pretrain.runs.reader import RunContents, read_run, run_results
 from gpt_pretrain.runs.report.page_parts import (
     STATES,
@@ -206,8 +206,8 @@ def _next_commands(run: RunContents, results: dict[str, Any]) -> list[str]:
     if list_checkpoints(run.folder):
         commands.append(generate_command(folder, start_context=run.config.get("start_context", "Every effort moves you")))
         commands.append(resume_command(folder, limit=_reached_limit(run, results)))
-    elif run.metadata.get("command"):
-        commands.append(shorten(run.metadata["command"], MESSAGE_CHARACTERS))
+    elif run.metadata.get("command") and (command := repeat_command(stored_overrides(run.metadata))):
+        commands.append(shorten(command, MESSAGE_CHARACTERS))
     if any(run.folder.glob("events.out.tfevents.*")):
         commands.append(tensorboard_command(display_path(run.folder.parent)))
     return commands

@@ -126,7 +126,9 @@ def exit_without_teardown() -> Iterator[None]:
     except SystemExit as ended:
         code = ended.code
     except BaseException:
-        traceback.print_exc()
+        from gpt_pretrain.system.terminal import print_escaped  # loads rich
+
+        print_escaped(traceback.format_exc().rstrip(), file=sys.stderr)
         code = 1
     finally:
         if isinstance(code, str):
