@@ -32,6 +32,8 @@ def _is_harmless(override: str, *, script: str) -> bool:
     if override.startswith("-") or "${" in override or "_target_" in override:
         return False
     key, value = split_override(override)
+    if key.startswith("hydra"):
+        return False
     if key.startswith("data.remote.options."):
         return True  # never taken from a file because of secrets, not because it could run code
     below = [kind for name, kind in TRAIN_KINDS.items() if name.startswith(f"{key}.")]
