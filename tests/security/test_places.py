@@ -708,6 +708,8 @@ def test_secrets_are_in_no_file_of_a_run_and_its_export(script: Script, stranger
     assert len(stranger.asked) == asked
     again = script("train.py", "resume=run", "trainer.max_steps=6", f"data.cache_dir={tmp_path / 'empty'}", f"data.url={url}")
     assert again.returncode == 0, again.stderr
+    found = texts_below(tmp_path / "run")
+    assert {name for name, content in found.items() if any(secret.encode() in content for secret in SECRETS)} == set()
 
 
 def test_errors_show_no_secrets(script: Script, stranger: Stranger, tmp_path: Path) -> None:
