@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gpt_pretrain.data.private_cache import make_folder, mark_as_used, not_writable, open_new, open_own
+from gpt_pretrain.data.private_cache import create_private, make_folder, mark_as_used, not_writable, open_own
 from gpt_pretrain.system.files import SCRATCH_SUFFIX, replacing
 from gpt_pretrain.system.locks import try_lock
 from gpt_pretrain.system.signing import SIGNATURE_BYTES, has_signature, signature
@@ -90,7 +90,7 @@ class DiskCache:
             raise not_writable(path.parent, error) from error
         with replacing(path, durable=False) as scratch:
             try:
-                stream = open_new(scratch)
+                stream = create_private(scratch)
             except FileNotFoundError:
                 raise  # another thread has just deleted the folder of a damaged file
             except OSError as error:

@@ -68,7 +68,7 @@ def make_folder(root: Path, folder: Path) -> None:
         path.mkdir(mode=0o700, exist_ok=True)
 
 
-def open_new(path: Path) -> BufferedWriter:
+def create_private(path: Path) -> BufferedWriter:
     """Create a file that only this user can read, and open it for writing.
 
     Raises:
@@ -138,7 +138,7 @@ def _owner_of_new_files(folder: Path) -> int:
     if os.lstat(folder).st_uid == os.geteuid():
         return os.geteuid()
     probe = folder.parent / f".gpt-pretrain-owner-{os.getpid()}"
-    with open_new(probe) as stream:
+    with create_private(probe) as stream:
         owner = os.fstat(stream.fileno()).st_uid
     probe.unlink()
     return owner
@@ -154,7 +154,7 @@ def _is_tagged(folder: Path) -> bool:
 
 def _write_tag(folder: Path) -> None:
     try:
-        with open_new(folder / TAG) as stream:
+        with create_private(folder / TAG) as stream:
             stream.write(TAG_TEXT.encode())
     except FileExistsError:
         pass  # another process has just written it

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from gpt_pretrain.data.files import LocalFiles
-from gpt_pretrain.data.private_cache import open_cache, open_new, open_own
+from gpt_pretrain.data.private_cache import create_private, open_cache, open_own
 from gpt_pretrain.data.text import Text
 from gpt_pretrain.data.token_stream import Shard, TokenSplit, TokenStream
 from gpt_pretrain.errors import UserError
@@ -125,7 +125,7 @@ def _build(
             }
             fields |= {"text_sha256": text_sha256, "characters": characters}
             signed = signature(_signed_text(folder.name, fields), purpose=PURPOSE).hex()
-            with open_new(scratch / SPLIT) as stream:
+            with create_private(scratch / SPLIT) as stream:
                 stream.write(json.dumps(fields | {SIGNATURE: signed}, indent=1).encode())
     except OSError:
         # Another process may have replaced a damaged folder at the same time.
@@ -156,7 +156,7 @@ def _characters_between(text: Text, begin: int, end: int) -> Iterator[str]:
 
 def _write_tokens(path: Path, batches: Iterable[list[int]], itemsize: int) -> dict[str, object]:
     digest, count = hashlib.sha256(), 0
-    with open_new(path) as stream:
+    with create_private(path) as stream:
         for batch in batches:
             data = np.array(batch, dtype=f"<u{itemsize}").tobytes()
             digest.update(data)

@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from gpt_pretrain.config.conversion import unescape_interpolation
+from gpt_pretrain.config.secrets import metadata_without_secrets, settings_without_secrets
 from gpt_pretrain.runs.metadata import metadata_section, read_metadata
 from gpt_pretrain.runs.metrics_rows import read_rows
 from gpt_pretrain.runs.samples import Sample, read_samples
@@ -72,11 +75,14 @@ class RunContents:
 def read_run(folder: Path) -> RunContents:
     """Read the files in a run's folder."""
     text = _read_config(folder)
+    settings = _parse_config(text)
+    if (cut := settings_without_secrets(settings)) != settings:  # an earlier version recorded passwords and signatures
+        settings, text = cut, yaml.safe_dump(cut, sort_keys=False, allow_unicode=True)
     return RunContents(
         folder,
-        metadata=read_metadata(folder),
+        metadata=metadata_without_secrets(read_metadata(folder)),
         config_text=text,
-        config=_flatten(_parse_config(text)),
+        config=_flatten(settings),
         metrics=read_metrics(folder / METRICS),
         samples=read_samples(folder / SAMPLES),
     )

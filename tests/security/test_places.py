@@ -39,6 +39,8 @@ from gpt_pretrain.prepare.chunks import ReadPosition
 from gpt_pretrain.prepare.dataset_files import _is_own
 from gpt_pretrain.prepare.inputs import StreamedDataset
 from gpt_pretrain.prepare.tables import read_dataset
+from gpt_pretrain.runs.reader import read_run
+from gpt_pretrain.runs.report.saving import save_run_page
 from gpt_pretrain.sweeps.folder import job_folder_name
 from tests.helpers.data_settings import data_settings
 from tests.helpers.hostile_files import SMALL
@@ -749,6 +751,19 @@ def test_a_sweep_is_stored_and_named_without_secrets() -> None:
     names = {job_folder_name([TYPED[0], "seed=1"]), job_folder_name([TYPED[0].replace("SIGN", "sign"), "seed=1"])}
     assert len(names) == 2
     assert not any(secret in name for secret in SECRETS for name in names)
+
+
+def test_a_run_of_an_earlier_version_is_shown_without_secrets(tmp_path: Path) -> None:
+    url = TYPED[0].partition("=")[2]
+    settings = {"data": {"url": url, "remote": {"options": {"secret": "OPTIONSECRET1"}}}, "seed": 1}
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(settings))
+    (tmp_path / "run.json").write_text(
+        json.dumps({"command": shlex.join(["python", *TYPED]), "overrides": TYPED, "state": "finished"})
+    )
+    run = read_run(tmp_path)
+    assert not any(secret in f"{run.config_text} {run.config} {run.metadata}" for secret in SECRETS)
+    assert run.config["seed"] == "1" and run.config["data.url"] == "http://***@host/t.txt?sig=***"
+    assert "OPTIONSECRET1" not in save_run_page(tmp_path).read_text()
 
 
 def test_metadata_of_an_earlier_version_is_shown_without_secrets() -> None:
