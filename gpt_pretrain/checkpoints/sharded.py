@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.files import open_new, sync_file, sync_folder
+from gpt_pretrain.system.files import open_emptied, sync_file, sync_folder
 from gpt_pretrain.system.reading import open_regular, short_repr
 
 REFERENCE_KEY = "elsewhere"  # marks the dict that replaces a sharded tensor in the index
@@ -48,7 +48,7 @@ def write_rank_file(folder: Path, rank: int, tensors: Mapping[str, Tensor]) -> s
     """
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     folder.mkdir(parents=True, exist_ok=True)
-    with open_new(folder / rank_file_name(rank)) as stream:
+    with open_emptied(folder / rank_file_name(rank)) as stream:
         stream.write(data)
         sync_file(stream)
     sync_folder(folder)

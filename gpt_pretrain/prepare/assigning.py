@@ -19,7 +19,7 @@ import numpy as np
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare.chunks import COMPLETE
 from gpt_pretrain.prepare.segments import EncodedCorpus
-from gpt_pretrain.system.files import open_new
+from gpt_pretrain.system.files import open_emptied
 
 LEFT_OUT, TRAIN, VAL = 0, 1, 2
 BUCKET_BYTES = 1 << 26  # Bytes of hashes that are sorted in memory at a time.
@@ -95,7 +95,7 @@ def find_duplicates(corpus: EncodedCorpus, folder: Path) -> tuple[Path, int]:
         count += len(repeated)
         bucket.unlink()
     target = folder / "duplicates"
-    with open_new(target) as stream:
+    with open_emptied(target) as stream:
         stream.write(bits.tobytes())
     return target, count
 
@@ -104,7 +104,7 @@ def _distribute_hashes(corpus: EncodedCorpus, buckets: list[Path]) -> None:
     """Write each document's hash and number to the bucket for its range of hashes."""
     n_buckets = len(buckets)
     with ExitStack() as stack:
-        files = [stack.enter_context(open_new(bucket)) for bucket in buckets]
+        files = [stack.enter_context(open_emptied(bucket)) for bucket in buckets]
         for first, rows in corpus.rows():
             entries = np.empty(len(rows), HASH_ENTRY)
             entries["high"], entries["low"] = _hash_halves(rows)

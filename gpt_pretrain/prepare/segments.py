@@ -22,7 +22,7 @@ import numpy as np
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare.chunks import CONTINUES, ROW, EncodedBatch, ReadPosition
-from gpt_pretrain.system.files import open_for_append, open_new, sync_file
+from gpt_pretrain.system.files import open_emptied, open_for_append, sync_file
 from gpt_pretrain.system.reading import DamagedFileError, parse_json, read_bytes
 
 JOURNAL, REJECTED_FILE = "journal.jsonl", "rejected.jsonl"
@@ -161,7 +161,7 @@ class SegmentWriter:
         rows = np.concatenate([*self._rows, np.empty(0, ROW)]).tobytes()
         rows_hash = hashlib.sha256(rows).hexdigest()
         segment = Segment(self._path, self._n_tokens, len(rows) // ROW.itemsize, self._tokens_hash.hexdigest(), rows_hash)
-        with open_new(segment.rows_path) as stream:
+        with open_emptied(segment.rows_path) as stream:
             stream.write(rows)
             sync_file(stream)
         sync_file(self._tokens)
@@ -184,7 +184,7 @@ class SegmentWriter:
 
     def _open_segment(self) -> None:
         self._path = self.folder / f"{len(self.segments):05d}.bin"
-        self._tokens = open_new(self._path)
+        self._tokens = open_emptied(self._path)
         self._tokens_hash = hashlib.sha256()
         self._n_tokens, self._rows = 0, list[np.ndarray]()
         self._opened = time.monotonic()

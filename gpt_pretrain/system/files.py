@@ -1,7 +1,7 @@
 """Write files so that a reader finds the old content or the new one, and so that nothing is written through a link.
 
 A folder from somebody else may hold links to any file of its new owner. Whole files replace such a link, since they are renamed
-into place; files that grow are opened by `open_for_append` and `open_new`, which refuse it. `linked_paths` finds the links in the
+into place; files that grow are opened by `open_for_append` and `open_emptied`, which refuse it. `linked_paths` finds the links in the
 way before anything is written.
 """
 
@@ -70,7 +70,7 @@ def open_for_append(path: Path, *, buffering: int = -1) -> IO[bytes]:
     return _open_in_place(path, os.O_APPEND, mode="ab", buffering=buffering)
 
 
-def open_new(path: Path, *, buffering: int = -1) -> IO[bytes]:
+def open_emptied(path: Path, *, buffering: int = -1) -> IO[bytes]:
     """Open an empty file to write to it; the content of an existing one is lost.
 
     Raises:

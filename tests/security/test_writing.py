@@ -31,7 +31,7 @@ from gpt_pretrain.runs.metadata import is_running
 from gpt_pretrain.runs.next_commands import repeat_command
 from gpt_pretrain.runs.reader import read_run
 from gpt_pretrain.sweeps.results import Job, best_command, read_sweep, write_ranking
-from gpt_pretrain.system.files import open_for_append, open_new, remove_scratch_files
+from gpt_pretrain.system.files import open_emptied, open_for_append, remove_scratch_files
 from gpt_pretrain.system.tables import format_table
 from gpt_pretrain.system.terminal import ConsoleHandler, LogFileHandler, console
 from tests.helpers.hostile_files import SMALL, hostile_run, hostile_sweep
@@ -135,7 +135,7 @@ def test_files_that_grow_are_not_opened_through_links(tmp_path: Path, home: Path
     put_link(tmp_path / "link", home / "thesis.tex")
     put_link(tmp_path / "dangling", home / "new")
     os.mkfifo(tmp_path / "fifo")
-    for opened in (open_for_append, open_new):
+    for opened in (open_for_append, open_emptied):
         for name in ("link", "dangling", "fifo"):
             with pytest.raises(OSError):
                 opened(tmp_path / name)
@@ -146,7 +146,7 @@ def test_files_that_grow_are_not_opened_through_links(tmp_path: Path, home: Path
     assert is_untouched(home)
     with open_for_append(tmp_path / "new") as stream:
         stream.write(b"12")
-    with open_new(tmp_path / "new") as stream:
+    with open_emptied(tmp_path / "new") as stream:
         stream.write(b"3")
     assert (tmp_path / "new").read_bytes() == b"3"
 
