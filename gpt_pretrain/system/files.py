@@ -1,8 +1,8 @@
 """Write files so that a reader finds the old content or the new one, and so that nothing is written through a link.
 
 A folder from somebody else may hold links to any file of its new owner. Whole files replace such a link, since they are renamed
-into place; files that grow are opened by `open_for_append` and `open_emptied`, which refuse it. `linked_paths` finds the links in the
-way before anything is written.
+into place; files that grow are opened by `open_for_append` and `open_emptied`, which refuse it. `linked_paths` finds the links
+in the way before anything is written.
 """
 
 from __future__ import annotations
