@@ -87,11 +87,11 @@ def print_error(error: UserError, *, log_file: Path | None = None) -> int:
         time.sleep(OTHER_RANK_DELAY_SECONDS)
         print(f"rank {rank()}:", end=" ", file=sys.stderr)
     head = "error: " if len(error.problems) == 1 else f"{len(error.problems)} errors:\n  - "
-    print_escaped(head + "\n  - ".join(map(indent_lines, error.problems)), file=sys.stderr)
+    print_escaped(hide_secrets(head + "\n  - ".join(map(indent_lines, error.problems))), file=sys.stderr)
     if log_file is not None:
         # The message is on the screen; a log that cannot be written must not replace it by another error.
         with suppress(OSError), open_log(log_file) as stream:
-            stream.write(indent_lines(escape_controls("".join(traceback.format_exception(error)))) + "\n")
+            stream.write(indent_lines(escape_controls(hide_secrets("".join(traceback.format_exception(error))))) + "\n")
     return EXIT_USER_ERROR
 
 

@@ -1,7 +1,8 @@
 """Output to the terminal and to log files, free of characters that could control a terminal.
 
-Everything that is printed or logged passes through `escape_controls`, here or where it is printed. In log messages, line feeds
-are kept only in the message itself: arguments are shown on one line, since their text may come from a file.
+Everything that is printed or logged passes through `escape_controls`, here or where it is printed, and what is logged also
+through `hide_secrets`. In log messages, line feeds are kept only in the message itself: arguments are shown on one line, since
+their text may come from a file.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TextIO
 from rich.console import Console
 
 from gpt_pretrain.system.files import open_for_append
+from gpt_pretrain.system.urls import hide_secrets
 
 INDENT = "    "  # before the second and further lines of a message
 
@@ -28,7 +30,7 @@ class ConsoleHandler(logging.Handler):
     """Prints log messages without wrapping or markup; warnings and errors begin with their level."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return escape_controls(super().format(_with_escaped_arguments(record)))
+        return hide_secrets(escape_controls(super().format(_with_escaped_arguments(record))))
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -56,7 +58,7 @@ class LogFileHandler(logging.FileHandler):
         return open_log(Path(self.baseFilename))
 
     def format(self, record: logging.LogRecord) -> str:
-        return indent_lines(escape_controls(super().format(_with_escaped_arguments(record))))
+        return indent_lines(hide_secrets(escape_controls(super().format(_with_escaped_arguments(record)))))
 
 
 def open_log(path: Path) -> io.TextIOWrapper:
