@@ -73,6 +73,9 @@ class Stranger(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Print nothing: clients hang up when they have had enough."""
+
 
 class Answer(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
