@@ -6,6 +6,7 @@ Shapes: B batch, T time, D emb_dim, V vocab_size.
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -109,7 +110,7 @@ def capture_step(model: DecodingModel, cache: KVCache) -> Callable[[Tensor], Ten
 
 
 def _pack_linear_layers(model: GPTModel, *, dtype: torch.dtype, n_rows: int) -> GPTModel:
-    """Copy a model in eval mode, without its output head, sharing all weights except those of linear layers."""
+    """Copy a model in eval mode, without its output head and hooks, sharing all weights except those of linear layers."""
     replacements: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
@@ -117,6 +118,8 @@ def _pack_linear_layers(model: GPTModel, *, dtype: torch.dtype, n_rows: int) -> 
             replacements[id(module)] = None if is_head else PackedLinear(module.weight, module.bias, dtype=dtype, n_rows=n_rows)
         # A compiled block would be compiled anew for each length of the text.
         replacements[id(module._compiled_call_impl)] = None
+        # A profiler's hooks hold records that cannot be copied.
+        replacements |= {id(hooks): OrderedDict() for hooks in (module._forward_pre_hooks, module._forward_hooks)}
     return copy.deepcopy(model, replacements).eval()
 
 

@@ -62,5 +62,7 @@ def accelerator_device(accelerator: str) -> torch.device:
     names = {"auto": "auto", "cpu": "cpu", "gpu": "cuda" if torch.cuda.is_available() else "mps", "cuda": "cuda", "mps": "mps"}
     try:
         return pick_device(names[accelerator])
+    except KeyError:
+        raise UserError(f"trainer.accelerator={accelerator}: must be one of {', '.join(names)}.") from None
     except UserError as error:
         raise UserError(f"trainer.accelerator={accelerator}: this machine has no such device. Choose auto or cpu.") from error

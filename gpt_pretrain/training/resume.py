@@ -15,7 +15,7 @@ from gpt_pretrain.checkpoints.checkpoint_file import copy_checkpoint, first_read
 from gpt_pretrain.checkpoints.checksum import same_checksum
 from gpt_pretrain.checkpoints.pretrained import open_weights
 from gpt_pretrain.checkpoints.sharded import ShardReader
-from gpt_pretrain.config.checkpoint_settings import MAX_INTEGER, admit_settings, forgotten_options, read_stored_settings
+from gpt_pretrain.config.checkpoint_settings import admit_settings, forgotten_options, read_stored_settings
 from gpt_pretrain.config.conversion import escape_interpolation, to_settings
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.errors import UserError
@@ -25,6 +25,7 @@ from gpt_pretrain.system.files import remove_scratch_files
 from gpt_pretrain.system.terminal import escape_line
 from gpt_pretrain.system.urls import hide_secrets
 from gpt_pretrain.training.distributed import ranks
+from gpt_pretrain.training.stored_state import check_training_state
 
 # Settings that belong to this start. Those of callbacks of the user's own are not stored.
 NOT_RESTORED = ("run_dir", "plan", "resume", "resume_force", "callbacks.custom", "trainer.devices", "trainer.num_nodes")
@@ -82,17 +83,13 @@ def read_resumable(path: Path) -> dict[str, Any]:
     else:
         architecture = open_weights(path).config.to_dict()
     try:
-        int(content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
-        int(content["TextDataModule"]["windows"]), int(content["TextDataModule"]["epoch_windows"])
-        int(content["callbacks"]["SaveRun"]["best_step"])
-        stops = [state for name, state in content["callbacks"].items() if name.startswith("EarlyStopping")]
-        if not all(isinstance(state["wait_count"], int) for state in stops) or max(_counts(content)) >= MAX_INTEGER:
-            raise ValueError("a count")
         stored = read_stored_settings(content["config"], origin=str(path))
         settings = {name: stored["model"][name] for name in architecture if name != "vocab_size"}
+        check_training_state(content, decay=stored["optimizer"]["decay"])
+        int(content["callbacks"]["SaveRun"]["best_step"])
     except UserError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError, IndexError) as error:
         problem = escape_line(str(error))[:200]
         raise UserError(f"{path} is not a complete checkpoint: {problem} is missing or has the wrong type.") from error
     if settings != {name: architecture[name] for name in settings}:
@@ -221,14 +218,6 @@ def _missing_callbacks(config: Mapping[str, Any], settings: TrainSettings) -> li
         for name, target in named
         if name not in settings.callbacks.custom
     ]
-
-
-def _counts(content: Mapping[str, Any]) -> list[int]:
-    """Return the counts of a checkpoint that arithmetic is done with."""
-    progress = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-    windows = content["TextDataModule"]
-    counts = (content["global_step"], content["tokens_seen"], progress, windows["windows"], windows["epoch_windows"])
-    return [abs(int(count)) for count in counts]
 
 
 def _keep_epoch_limits(merged: dict[str, Any], stored: Mapping[str, Any], overridden: Set[str]) -> list[str]:

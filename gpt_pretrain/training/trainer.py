@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import PyTorchProfiler
 from lightning.pytorch.strategies import Strategy
 
 from gpt_pretrain.config.schema import TrainerSettings
@@ -58,7 +59,7 @@ def build_trainer(
         limit_val_batches=settings.limit_val_batches,
         deterministic=settings.deterministic,
         detect_anomaly=settings.detect_anomaly,
-        profiler=settings.profiler,
+        profiler=PyTorchProfiler(dirpath=default_root_dir) if settings.profiler == "pytorch" else settings.profiler,
         callbacks=list(callbacks),
         logger=list(loggers),
         plugins=list(plugins),

@@ -1,0 +1,203 @@
+"""Check the training state in a checkpoint: whether each part has the types, sizes and ranges that this program writes.
+
+Libraries take over what they are given: a generator any state, an optimizer any tensor, a schedule any attribute. Without these
+checks, a wrong part ends the run with an error of a library, or only after some steps.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+from packaging.version import Version
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from gpt_pretrain.checkpoints.sharded import REFERENCE_KEY
+from gpt_pretrain.config.checkpoint_settings import MAX_INTEGER
+from gpt_pretrain.config.schema import OptimizerSettings
+from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.model.gpt2 import empty_model
+from gpt_pretrain.training.optimizer import build_optimizer
+
+CUDA_STATE_BYTES = 16  # seed and offset
+AVERAGES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")  # of AdamW, each as large as its parameter
+MAX_GROUP_VALUES = 50  # names of an optimizer's settings; AdamW has 13
+
+
+def check_training_state(content: Mapping[str, Any], *, decay: str) -> None:
+    """Check all parts of a checkpoint that resuming uses, besides the settings and the tensors of the model.
+
+    Args:
+        content: A checkpoint that has all fields of one.
+        decay: The setting `optimizer.decay`, which decides the order of the optimizer's parameters.
+
+    Raises:
+        ValueError: If a part is not as this program writes it; the message names it. Missing parts raise a KeyError, and some
+            wrong types a TypeError, AttributeError, OverflowError or RuntimeError.
+    """
+    _require("the version of Lightning", isinstance(Version(content["pytorch-lightning_version"]), Version))
+    _require("global_step or tokens_seen", _is_count(content["global_step"]) and _is_count(content["tokens_seen"]))
+    _require("lr_scale", 0 < content["lr_scale"] <= 1)
+    _require("skipped", all(_is_pair(pair) for pair in content["skipped"]))
+    for name in ("epoch", "windows", "epoch_windows"):
+        _require(f"TextDataModule.{name}", _is_count(content["TextDataModule"][name]))
+    lists = [content[name] for name in ("train_losses", "val_losses", "track_tokens_seen", "eval_steps")]
+    _require("the evaluated losses", all(map(_is_numbers, lists[:2])) and all(map(_is_counts, lists[2:])))
+    _require("the evaluated losses", len({len(values) for values in lists}) == 1)
+    _check_progress(content["loops"])
+    _check_optimizer(content["optimizer_states"], GPTConfig.from_dict(content["architecture"]), decay=decay)
+    _check_schedule(content["lr_schedulers"])
+    if (scaler := content.get("MixedPrecision")) is not None:
+        _require("the scale of the gradients", isinstance(scaler, dict) and _is_numbers(list(scaler.values())))
+    for name, state in content["callbacks"].items():
+        check = CALLBACK_CHECKS.get(name.partition("{")[0])
+        if check is not None:
+            check(state)
+
+
+def _check_progress(loops: Any) -> None:
+    """Check Lightning's counts of epochs and batches."""
+    _require("loops", all(isinstance(loop, dict) for loop in loops.values()))
+    waiting = [*loops.values()]
+    while waiting:
+        node = waiting.pop()
+        _require("loops", isinstance(node, dict) or type(node) is bool or _is_count(node))
+        waiting += node.values() if isinstance(node, dict) else ()
+    fit = loops["fit_loop"]
+    for progress in (fit["epoch_progress"], fit["epoch_loop.batch_progress"]):
+        for name in ("total", "current"):
+            _require("loops", all(_is_count(progress[name][state]) for state in ("ready", "started", "processed", "completed")))
+
+
+def _check_optimizer(states: Any, config: GPTConfig, *, decay: str) -> None:
+    """Check that AdamW's averages have the shapes of their parameters, and that its groups are as many and as large."""
+    settings = OptimizerSettings(name="adamw", lr=1e-3, weight_decay=0.1, betas=[0.9, 0.999], eps=1e-8, decay=decay)
+    groups = build_optimizer(empty_model(config), settings, fused=False).param_groups
+    shapes = [parameter.shape for group in groups for parameter in group["params"]]
+    _require("the optimizer's state", isinstance(states, list) and len(states) == 1)
+    stored = states[0]["param_groups"]
+    _require("the optimizer's groups", isinstance(stored, list) and len(stored) == len(groups))
+    for group, expected in zip(stored, groups, strict=True):
+        numbers = group["params"]
+        _require("the optimizer's groups", _is_counts(numbers) and len(numbers) == len(expected["params"]))
+        others = {name: value for name, value in group.items() if name != "params"}
+        _require("the optimizer's groups", len(others) <= MAX_GROUP_VALUES and all(isinstance(name, str) for name in others))
+        # Those that AdamW has are numbers, pairs of numbers, True, False or None.
+        known = {name: others[name] for name in others.keys() & expected.keys()}
+        _require("the optimizer's groups", all(_is_setting(value, pair=name == "betas") for name, value in known.items()))
+    numbers = [number for group in stored for number in group["params"]]
+    _require("the optimizer's groups", sorted(numbers) == list(range(len(shapes))))
+    by_number = dict(zip(numbers, shapes, strict=True))
+    for number, values in states[0]["state"].items():
+        _require("the optimizer's state", type(number) is int and number in by_number)
+        for name, value in values.items():
+            fits = _is_scalar(value) if name == "step" else name in AVERAGES and _is_average_of(value, by_number[number])
+            _require("the optimizer's state", fits)
+
+
+def _is_average_of(value: object, shape: torch.Size) -> bool:
+    if isinstance(value, Mapping):
+        return REFERENCE_KEY in value  # its rows are in other files
+    return isinstance(value, Tensor) and value.shape == shape and value.is_floating_point()
+
+
+def _check_schedule(states: Any) -> None:
+    """Check a schedule's state. It becomes attributes of the schedule, and must not hide a method."""
+    _require("the schedule's state", isinstance(states, list) and len(states) == 1)
+    state = states[0]
+    _require("the schedule's state", _is_count(state["last_epoch"]) and _is_numbers(state["base_lrs"]))
+    _require("the schedule's state", all(one is None for one in state["lr_lambdas"]))
+    for name, value in state.items():
+        plain = name == "lr_lambdas" or (_is_numbers(value) if name in ("base_lrs", "_last_lr") else _is_setting(value))
+        _require("the schedule's state", plain and name != "optimizer" and not callable(getattr(LambdaLR, name, None)))
+
+
+def _check_randomness(state: Any) -> None:
+    """Check the states of the random generators, by restoring them in generators that nothing uses."""
+    _require("the random states", isinstance(state["ranks"], list) and len(state["ranks"]) > 0)
+    for own in state["ranks"]:
+        version, internal, gauss = own["python"]
+        _require("the random states", gauss is None or _is_numbers([gauss]))
+        random.Random().setstate((version, tuple(internal), gauss))
+        _require("the random states", _is_bytes(own["torch"]))
+        torch.Generator().set_state(own["torch"].cpu())
+        if "cuda" in own:
+            _require("the random states", _is_bytes(own["cuda"]) and own["cuda"].numel() == CUDA_STATE_BYTES)
+
+
+def _check_saved_run(state: Any) -> None:
+    best = (state["best_step"], state["best_epoch"])
+    _require("SaveRun", _is_numbers([state["best_loss"]]) and all(number == -1 or _is_count(number) for number in best))
+
+
+def _check_metrics(state: Any) -> None:
+    _require("TrainMetrics", _is_numbers([state["loss"]]) and _is_count(state["batches"]))
+
+
+def _check_warning_signs(state: Any) -> None:
+    for finding in state["findings"]:
+        _require("WarningSigns", set(finding) == {"sign", "step", "text"} and _is_numbers([finding["step"]]))
+        _require("WarningSigns", isinstance(finding["sign"], str) and isinstance(finding["text"], str))
+    _require("WarningSigns", all(isinstance(sign, str) for sign in state["lasting"]))
+    _require("WarningSigns", _is_numbers(state["numbers"]) and len(state["numbers"]) == 6)
+    _require("WarningSigns", all(_is_numbers(line) and len(line) == 3 for line in state["lines"]))
+    _require("WarningSigns", _is_numbers(state["losses"]) and _is_numbers(state["norms"]) and _is_count(state["left_out"]))
+
+
+def _check_early_stopping(state: Any) -> None:
+    _require("EarlyStopping", _is_count(state["wait_count"]) and _is_count(state["stopped_epoch"]))
+    _require("EarlyStopping", isinstance(state["best_score"], Tensor) and _is_scalar(state["best_score"]))
+    EarlyStoppingReason(state.get("stopping_reason", EarlyStoppingReason.NOT_STOPPED.value))
+    _require("EarlyStopping", isinstance(state.get("stopping_reason_message"), str | None))
+
+
+CALLBACK_CHECKS: dict[str, Callable[[Any], None]] = {
+    "Randomness": _check_randomness,
+    "SaveRun": _check_saved_run,
+    "TrainMetrics": _check_metrics,
+    "WarningSigns": _check_warning_signs,
+    "EarlyStopping": _check_early_stopping,
+}
+
+
+def _require(name: str, fits: bool) -> None:
+    if not fits:
+        raise ValueError(name)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < MAX_INTEGER
+
+
+def _is_counts(values: object) -> bool:
+    return isinstance(values, list) and all(map(_is_count, values))
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_count, value))
+
+
+def _is_numbers(values: object) -> bool:
+    """Return whether a value is a list of numbers that arithmetic can be done with."""
+    return isinstance(values, list | tuple) and all(
+        isinstance(value, float) or (isinstance(value, int) and abs(value) < MAX_INTEGER) for value in values
+    )
+
+
+def _is_setting(value: object, *, pair: bool = False) -> bool:
+    return _is_numbers(value) if pair else value is None or _is_numbers([value])
+
+
+def _is_scalar(value: object) -> bool:
+    if isinstance(value, Tensor):
+        return value.ndim == 0 and value.is_floating_point()
+    return _is_numbers([value]) and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def _is_bytes(value: object) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 1 and value.dtype == torch.uint8
