@@ -143,13 +143,13 @@ def _known_columns(row: dict[str, str]) -> dict[str, str]:
 
 
 def _is_row(row: dict[str, str]) -> bool:
-    """Return whether a row has a step and tokens seen, and holds only numbers."""
+    """Return whether a row has a step and holds only numbers."""
     try:
         numbers = [float(value) for value in row.values() if value]
     except ValueError:
         return False
     step = row.get("step", "")
-    return bool(numbers and row.get("tokens_seen") and step.isascii() and step.isdigit() and len(step) < MAX_STEP_DIGITS)
+    return bool(numbers and step.isascii() and step.isdigit() and len(step) < MAX_STEP_DIGITS)
 
 
 def _to_csv(rows: list[dict[str, Any]], *, heading: bool) -> str:

@@ -81,7 +81,7 @@ class EventFiles(TensorBoardLogger):
         self._add_session(end=False)
         for row in self._history:
             numbers = {name: float(value) for name, value in row.items() if value}
-            if numbers["tokens_seen"] >= first_step:
+            if numbers.get("tokens_seen", -1) >= first_step:
                 self._by_tokens(numbers)
 
     def _add_session(self, *, end: bool) -> None:

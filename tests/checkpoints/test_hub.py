@@ -166,6 +166,7 @@ def fetch(environment: dict[str, str]) -> Fetch:
     return fetched
 
 
+@pytest.mark.slow
 def test_a_model_is_downloaded_once_and_generates_text(hub: Hub, environment: dict[str, str], tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "generate.py"), "pretrained=gpt2", "sampler.max_new_tokens=3"]
     first = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)

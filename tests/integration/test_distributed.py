@@ -330,6 +330,7 @@ def test_shards_are_kept_while_a_checkpoint_is_unreadable(tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_sweep_starts_ranks_for_each_job(run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     done = run("-m", *RUN, "trainer=ddp", "trainer.devices=2", "trainer.max_epochs=1", "optimizer.lr=1e-3,1e-2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

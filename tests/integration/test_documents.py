@@ -86,9 +86,8 @@ def as_arguments(command: str) -> list[str]:
     return [*arguments, *short, *([] if "init_from" in keys else [one for one in SMALL if one.split("=")[0] not in keys])]
 
 
-@pytest.mark.parametrize(
-    "page", [pytest.param(page, id=page.stem, marks=[] if page.stem == "README" else pytest.mark.slow) for page in PAGES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_command_of_a_page_works(page: Path, fork_server: ForkServer, prepared: Path, tmp_path: Path) -> None:
     chosen = [command for command in commands(page) if reason(command) is None]
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)

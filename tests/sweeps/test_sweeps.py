@@ -124,6 +124,7 @@ def test_ctrl_c_in_a_sweep_prints_the_command_to_resume_it(
     assert "To repeat it" not in out, "an unfinished run is no result"
 
 
+@pytest.mark.slow
 def test_a_killed_search_resumes_its_trial(script: Script, fork_server: ForkServer, tmp_path: Path, cache_dir: Path) -> None:
     pytest.importorskip("optuna")
     overrides = [*TINY_RUN, "trainer.max_epochs=40", "callbacks=minimal", "logger=none", f"data.cache_dir='{cache_dir}'"]
@@ -208,6 +209,7 @@ def test_memory_is_released_between_runs(script: Script, tmp_path: Path) -> None
     assert max(peaks[1:]) < peaks[0] + 100e6, peaks
 
 
+@pytest.mark.slow
 def test_a_search_prunes_jobs_and_can_be_resumed(script: Script, tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     overrides = [*TINY_RUN, "trainer.max_epochs=4", "callbacks=minimal", "logger=none", "hparams_search=optuna"]
