@@ -16,7 +16,6 @@ from gpt_pretrain.config.schema import DataSettings, TrainSettings
 from gpt_pretrain.config.stored_settings import (
     ASKED,
     BOUNDED,
-    BOUNDS,
     LOCAL,
     NEVER,
     TAKEN,
@@ -26,7 +25,7 @@ from gpt_pretrain.config.stored_settings import (
     explain_place,
     has_cut_part,
     is_harmless_place,
-    is_within_bounds,
+    within_bounds,
 )
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.reading import DamagedFileError, expand_aliases
@@ -123,11 +122,12 @@ def admit_settings(
         if kind == TAKEN or value == now or typed or key in RECORDED:
             _insert(admitted.settings, key, value)
         elif kind == BOUNDED:
-            taken = value if own or is_within_bounds(key, value) else BOUNDS[key]()
+            taken = value if own else within_bounds(key, value)
             _insert(admitted.settings, key, taken)
             if taken != value:
                 shown = describe_override(key, value)
-                admitted.notices.append(f"{shown} comes from {origin}, {UNSIGNED}. This run uses {taken}. To change it: {shown}")
+                used = f"the first {len(taken)} of them" if isinstance(taken, list) else taken
+                admitted.notices.append(f"{shown} comes from {origin}, {UNSIGNED}. This run uses {used}. To change it: {shown}")
         elif kind == LOCAL and not own:
             shown = describe_override(key, value)
             admitted.notices.append(f"{shown} comes from {origin}, {UNSIGNED}, and is not used. To use it, add: {shown}")

@@ -20,7 +20,7 @@ from gpt_pretrain.system.terminal import escape_line
 from gpt_pretrain.system.urls import is_cut, without_secrets
 
 TAKEN = "taken as it is"
-BOUNDED = "taken within the bounds of this machine; beyond them only with a signature"
+BOUNDED = "an amount: taken within the bounds of this machine, or of what is usual; beyond them only with a signature"
 ASKED = "a place: taken with a signature, or if it cannot lead elsewhere; else the user must type it"
 LOCAL = "taken with a signature; else the value of this start counts"
 NEVER = "never taken: it can run code or change Hydra, or it belongs to a single start"
@@ -34,9 +34,10 @@ def _group(prefix: str, kind: str, names: str) -> dict[str, str]:
 
 # A setting that is missing here is never taken; a test compares the tables with the schema.
 TRAIN_KINDS: dict[str, str] = {
-    **_group("", TAKEN, "seed eval_freq eval_iter start_context on_nonfinite rollback_lr_factor max_rollbacks export compile"),
+    **_group("", TAKEN, "seed eval_freq start_context on_nonfinite rollback_lr_factor max_rollbacks export compile"),
     **_group("", NEVER, "resume resume_force plan run_dir"),
     "init_from": ASKED,
+    "eval_iter": BOUNDED,
     **_group("model.", TAKEN, "context_length emb_dim n_heads n_layers drop_rate qkv_bias tie_embeddings init gelu_approximate"),
     **_group("data.", ASKED, "path url sources"),
     **_group("data.", TAKEN, "name sha256 batch_size train_ratio stride format verify respect_documents val_tokens"),
@@ -48,26 +49,31 @@ TRAIN_KINDS: dict[str, str] = {
     "tokenizer.name": TAKEN,
     **_group("optimizer.", TAKEN, "name lr weight_decay betas eps decay"),
     **_group("scheduler.", TAKEN, "name warmup_steps decay_steps min_lr"),
-    **_group("sampler.", TAKEN, "max_new_tokens temperature top_k top_p"),
+    **_group("sampler.", TAKEN, "temperature top_k top_p"),
+    "sampler.max_new_tokens": BOUNDED,
     **_group("trainer.", TAKEN, "max_epochs max_steps max_tokens max_time precision accelerator strategy profiler"),
     **_group("trainer.", TAKEN, "activation_checkpointing accumulate_grad_batches gradient_clip_val log_every_n_steps"),
     **_group("trainer.", TAKEN, "limit_train_batches limit_val_batches deterministic detect_anomaly"),
     **_group("trainer.", BOUNDED, "devices num_nodes"),
-    **_group("checkpoint.", TAKEN, "every_n_steps every_n_minutes keep"),
+    **_group("checkpoint.", TAKEN, "every_n_steps every_n_minutes"),
+    "checkpoint.keep": BOUNDED,
     **_group("callbacks.", TAKEN, "progress_bar samples loss_curve"),
-    **_group("callbacks.grid.", TAKEN, "prompts temperatures top_ks"),
+    **_group("callbacks.grid.", BOUNDED, "prompts temperatures top_ks"),
     **_group("callbacks.early_stopping.", TAKEN, "patience min_delta"),
-    **_group("callbacks.doctor.", TAKEN, "window patience first_loss overfitting gap stuck spike clipping loading"),
+    **_group("callbacks.doctor.", BOUNDED, "window patience"),
+    **_group("callbacks.doctor.", TAKEN, "first_loss overfitting gap stuck spike clipping loading"),
     "callbacks.custom": NEVER,
     **_group("logger.", TAKEN, "csv tensorboard wandb.name wandb.offline"),
     **_group("logger.", ASKED, "wandb.project mlflow.experiment_name mlflow.tracking_uri"),
     **_group("doubts.", TAKEN, "min_tokens_per_parameter min_val_windows max_ddp_memory"),
 }
 GENERATE_KINDS: dict[str, str] = {
-    **_group("", TAKEN, "seed n_heads tokenizer prompt n_samples device precision"),
+    **_group("", TAKEN, "seed n_heads tokenizer prompt device precision"),
+    "n_samples": BOUNDED,
     **_group("", ASKED, "checkpoint pretrained prompt_file"),
     "interactive": NEVER,
-    **_group("sampler.", TAKEN, "max_new_tokens temperature top_k top_p"),
+    **_group("sampler.", TAKEN, "temperature top_k top_p"),
+    "sampler.max_new_tokens": BOUNDED,
 }
 # Options of groups, and the numbers and names among Hydra's own settings that a sweep needs.
 SWEEP_KINDS: dict[str, str] = {
@@ -82,8 +88,19 @@ SWEEP_KINDS: dict[str, str] = {
     ),
     **_group("hydra.sweeper.", TAKEN, "sampler pruning pruning_after seed"),
     **_group("hydra.sweeper.", BOUNDED, "n_trials n_parallel"),
+    "hydra.sweeper.params=null": TAKEN,  # leaves out the settings that a search of conf/ varies
 }
+# Of lists, the number of entries.
 BOUNDS: dict[str, Callable[[], int]] = {
+    "eval_iter": lambda: 10_000,
+    "n_samples": lambda: 1000,
+    "sampler.max_new_tokens": lambda: 10_000,
+    "checkpoint.keep": lambda: 100,
+    "callbacks.grid.prompts": lambda: 10,
+    "callbacks.grid.temperatures": lambda: 10,
+    "callbacks.grid.top_ks": lambda: 10,
+    "callbacks.doctor.window": lambda: 1_000_000,
+    "callbacks.doctor.patience": lambda: 1_000_000,
     "trainer.devices": max_processes,
     "trainer.num_nodes": lambda: 1,
     "data.num_workers": cores,
@@ -134,8 +151,15 @@ def is_harmless_place(key: str, value: Any, *, folder: Path | None) -> bool:
 
 
 def is_within_bounds(key: str, value: object) -> bool:
-    """Return whether a stored number is within the bounds of this machine."""
-    return isinstance(value, int | float) and value <= BOUNDS[key]()
+    """Return whether a stored number, or the length of a stored list, is within its bounds."""
+    return isinstance(value, int | float | list) and (len(value) if isinstance(value, list) else value) <= BOUNDS[key]()
+
+
+def within_bounds(key: str, value: Any) -> Any:
+    """Return a stored number or list, or what of it is within its bounds."""
+    if is_within_bounds(key, value):
+        return value
+    return value[: BOUNDS[key]()] if isinstance(value, list) else BOUNDS[key]()
 
 
 def has_cut_part(value: object) -> bool:

@@ -9,6 +9,7 @@ Source: Akiba et al. 2019 (arXiv:1907.10902); TPE: Bergstra et al. 2011.
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,9 @@ except ImportError as error:
 STUDY_NAME = "sweep"
 MIN_TRIALS_FOR_MEDIAN = 3
 # A trial takes about ten lines of 200 bytes, and one for each epoch.
+DAMAGED_JOURNAL = "{} is damaged ({}). Start a new search in another folder."
+# How long a lock stays the same before it counts as left behind; a shorter time suffices if it was made long ago.
+STALE_SECONDS, STALE_SECONDS_IF_OLD, OLD_LOCK_SECONDS = 5.0, 0.5, 60.0
 MAX_JOURNAL_BYTES, MAX_LINE_VALUES = 50_000_000, 100_000
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -72,11 +76,13 @@ class Search:
     Args:
         study: The Optuna study.
         distributions: The Optuna distribution of each setting.
+        journal: The file that holds the study.
         retried: Number of unsuccessful trials that were queued again.
     """
 
     study: optuna.Study
     distributions: dict[str, BaseDistribution]
+    journal: Path
     retried: int = 0
 
     @classmethod
@@ -97,6 +103,8 @@ class Search:
         except ValueError as error:
             raise UserError(f"A range of this search is invalid: {error}") from error
         folder.mkdir(parents=True, exist_ok=True)
+        _remove_stale_lock(folder)
+        _check_journal(folder / STUDY)
         with _explain_damage(folder / STUDY):
             study = optuna.create_study(
                 storage=_storage(folder), study_name=STUDY_NAME, direction="minimize", load_if_exists=True
@@ -105,13 +113,18 @@ class Search:
             # A resumed search must not draw the same values again.
             study.sampler = samplers[sampler](seed=seed + len(study.trials))
             study.set_user_attr("pruning_after", pruning_after if pruning else None)
-            search = cls(study, distributions)
+            search = cls(study, distributions, folder / STUDY)
             search.requeue_unfinished()
         return search
 
     def ask(self, count: int) -> list[optuna.Trial]:
-        """Return the next trials."""
-        return [self.study.ask(self.distributions) for _ in range(max(count, 0))]
+        """Return the next trials.
+
+        Raises:
+            UserError: If a trial that waits in the journal makes no sense.
+        """
+        with _explain_damage(self.journal):
+            return [self.study.ask(self.distributions) for _ in range(max(count, 0))]
 
     def assign_folder(self, trial: optuna.Trial, folder: str) -> None:
         """Store the folder name of a trial's run, by which the run finds its trial."""
@@ -137,7 +150,8 @@ class Search:
 
     def requeue_unfinished(self) -> None:
         """Queue interrupted and failed trials again. Equal values mean equal folders, so that their runs are resumed."""
-        waiting = [trial.system_attrs["fixed_params"] for trial in self.study.get_trials(states=(TrialState.WAITING,))]
+        # A trial without such parameters draws its values when it is chosen.
+        waiting = [trial.system_attrs.get("fixed_params", {}) for trial in self.study.get_trials(states=(TrialState.WAITING,))]
         done = [trial.params for trial in self.study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))]
         for trial in self.study.get_trials(states=(TrialState.RUNNING, TrialState.FAIL)):
             if trial.state == TrialState.RUNNING:
@@ -175,21 +189,60 @@ class RunningTrial:
         return bool(self.trial.should_prune())
 
 
-@contextmanager
-def _explain_damage(journal: Path) -> Iterator[None]:
-    """Check a journal before Optuna reads it, line by line and without a limit, and explain what Optuna says of a damaged one.
+def _remove_stale_lock(folder: Path) -> None:
+    """Remove Optuna's lock of a journal if its owner was killed, or it came with the folder; Optuna would wait for 30 seconds.
+
+    A process holds the lock while it appends a few lines, so one that stays the same has no owner. No clock is needed to see
+    that, but a lock whose time is far from now is recognized sooner.
+
+    Raises:
+        UserError: If it cannot be removed.
+    """
+    lock_file = folder / f"{STUDY}.lock"
+    begin, first = time.monotonic(), _identity(lock_file)
+    while first is not None and _identity(lock_file) == first:
+        is_old = abs(time.time() - first[1] / 1e9) > OLD_LOCK_SECONDS
+        if time.monotonic() - begin < (STALE_SECONDS_IF_OLD if is_old else STALE_SECONDS):
+            time.sleep(0.05)
+            continue
+        try:
+            lock_file.unlink(missing_ok=True)
+        except OSError as error:  # it may be a folder
+            raise UserError(f"{lock_file} has no owner, but cannot be removed ({error.strerror}). Remove it.") from error
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    """Return what distinguishes a file or link from another one in its place; None if there is none."""
+    try:
+        status = file.lstat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _check_journal(journal: Path) -> None:
+    """Check a journal before Optuna reads it, line by line and without a limit.
 
     Raises:
         UserError: If it is damaged.
     """
-    exists, problem = journal.exists(), "is damaged ({}). Start a new search in another folder."
     try:
-        if exists:
+        if journal.exists():
             for line in read_bytes(journal, max_bytes=MAX_JOURNAL_BYTES).splitlines(keepends=True):
                 if line.endswith(b"\n"):  # A process may have been killed while it wrote the last line.
                     parse_json(line, max_values=MAX_LINE_VALUES)
     except DamagedFileError as error:
-        raise UserError(f"{journal} {problem.format(error)}") from error
+        raise UserError(DAMAGED_JOURNAL.format(journal, error)) from error
+
+
+@contextmanager
+def _explain_damage(journal: Path) -> Iterator[None]:
+    """Explain what Optuna says of a damaged journal.
+
+    Raises:
+        UserError: If the block fails, and there was a journal before.
+    """
+    exists = journal.exists()
     try:
         yield
     except (UserError, OSError):
@@ -197,7 +250,7 @@ def _explain_damage(journal: Path) -> Iterator[None]:
     except Exception as error:  # Optuna replays the journal, and can raise anything if it makes no sense.
         if not exists:
             raise
-        raise UserError(f"{journal} {problem.format(f'{type(error).__name__}: {short_repr(str(error))}')}") from error
+        raise UserError(DAMAGED_JOURNAL.format(journal, f"{type(error).__name__}: {short_repr(str(error))}")) from error
 
 
 def _check_values_unchanged(study: optuna.Study, distributions: dict[str, BaseDistribution]) -> None:

@@ -34,6 +34,7 @@ from gpt_pretrain.config.stored_settings import (
     override_kind,
 )
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.sweeps.folder import sign_sweep
 from gpt_pretrain.training.distributed import requeue
 from tests.helpers.hostile_files import SMALL, hostile_run, hostile_sweep
 
@@ -199,6 +200,29 @@ def test_stored_numbers_of_workers_are_bounded(script: Script, finished_run: Pat
     }
 
 
+def test_stored_amounts_are_bounded(script: Script, finished_run: Path, tmp_path: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        config = content["config"]
+        config["eval_iter"], config["checkpoint"]["keep"], config["sampler"]["max_new_tokens"] = 10**9, 10**9, 10**9
+        grid = {"prompts": ["a"] * 50, "temperatures": [0.1, 1.0], "top_ks": [1] * 50}
+        config["callbacks"] |= {"grid": grid, "samples": False}
+        config["callbacks"]["doctor"] |= {"window": 2**63 - 1, "patience": 2**63 - 1}
+
+    run = hostile_run(finished_run, tmp_path / "run", change)
+    done = script("train.py", f"resume={run}", "eval_iter=1", "plan=true")
+    assert done.returncode == 0, done.stderr
+    said = done.stdout + done.stderr
+    assert "sampler.max_new_tokens=1000000000 comes from" in said and "This run uses 10000." in said
+    assert "This run uses the first 10 of them." in said
+    done = script("train.py", f"resume={run}", "eval_iter=1", "sampler.max_new_tokens=2")
+    assert done.returncode == 0, done.stderr
+    stored = yaml.safe_load((run / "config.yaml").read_text())
+    grid = stored["callbacks"]["grid"]
+    assert [len(grid[name]) for name in ("prompts", "temperatures", "top_ks")] == [10, 2, 10]
+    assert (stored["eval_iter"], stored["sampler"]["max_new_tokens"], stored["checkpoint"]["keep"]) == (1, 2, 100)
+    assert stored["callbacks"]["doctor"]["window"] == 1_000_000
+
+
 @pytest.mark.parametrize("devices", ["20000", "-3", "[1]", "'${oc.env:HOME}'", "1" * 5000])
 def test_stored_numbers_of_processes_are_bounded(script: Script, finished_run: Path, tmp_path: Path, devices: str) -> None:
     run = hostile_run(finished_run, tmp_path / "run")
@@ -279,6 +303,10 @@ RUNS_CODE = {
     "processes": "trainer.devices=500",
     "workers": "data.num_workers=500",
     "trials": "hydra.sweeper.n_trials=1000000000",
+    "tokens": "sampler.max_new_tokens=1000000000",
+    "one of several numbers": "eval_iter=1,1000000000",
+    "a grid of samples": "callbacks.grid.top_ks=[1,2,3,4,5,6,7,8,9,10,11]",
+    "sweeper's class": "hydra.sweeper.params._target_=null",
 }
 
 
@@ -339,6 +367,16 @@ def test_the_user_s_own_sweep_keeps_its_places(script: Script, tmp_path: Path, s
     (here / "s" / "multirun.yaml").write_text(settings.replace(str(text), "/etc/passwd"))
     refused = script("train.py", "sweep_resume=s", cwd=here)
     assert refused.returncode == 2 and "/etc/passwd" in refused.stderr, "the signature covers the overrides"
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_sweep_without_the_settings_of_its_search_is_resumed(script: Script, tmp_path: Path, own: bool) -> None:
+    search = ["hparams_search=random", "hydra.sweeper.n_trials=1", "hydra.sweeper.params=null", "seed=1,2"]
+    sweep = hostile_sweep(tmp_path / "sweep", task=[*SMALL, *search])
+    if own:
+        sign_sweep(sweep, {"hydra": [], "task": [*SMALL, *search]}, script="train")
+    kept = admit_overrides(sweep, script="train", typed=set()).kept
+    assert "hydra.sweeper.params=null" in kept
 
 
 def test_a_sweep_of_texts_asks_for_its_model(script: Script, finished_run: Path, tmp_path: Path) -> None:
