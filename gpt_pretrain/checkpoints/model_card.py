@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,8 @@ import yaml
 from gpt_pretrain.checkpoints.checkpoint_file import nested_dicts
 from gpt_pretrain.config.secrets import settings_without_secrets
 from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.system.formatting import is_finite_number
+from gpt_pretrain.system.terminal import escape_controls, escape_line
 
 HEADER = """---
 library_name: transformers
@@ -31,6 +34,8 @@ ids = tokenizer("Every effort moves you", return_tensors="pt")
 print(tokenizer.decode(model.generate(**ids, max_new_tokens=50)[0]))
 ```"""
 NO_TOKENIZER = "This folder has no tokenizer, because no known tokenizer has the model's vocabulary."
+# Shown as it is; www.example.org would become a link. Anything else is shown as code, in which no markup has an effect.
+PLAIN = re.compile(r"(?!.*www\.)\w[\w .,+=-]*", re.ASCII | re.IGNORECASE)
 PRIVATE = ("run_dir", "resume", "cache_dir", "options")  # paths on the machine that trained the model, and access keys
 
 
@@ -44,7 +49,7 @@ def model_card(config: GPTConfig, *, name: str, n_parameters: int, tokenizer: st
         training: One of this program's checkpoints; empty if the training is unknown.
     """
     sections = [
-        f"{HEADER}\n# {name}\n\nA GPT-2 with {n_parameters:,} parameters, exported by gpt-pretrain.",
+        f"{HEADER}\n# {_markdown_text(name)}\n\nA GPT-2 with {n_parameters:,} parameters, exported by gpt-pretrain.",
         USAGE if tokenizer is not None else NO_TOKENIZER,
     ]
     settings = training.get("config")
@@ -54,28 +59,47 @@ def model_card(config: GPTConfig, *, name: str, n_parameters: int, tokenizer: st
         settings = settings_without_secrets(settings)
         sections.append("## Training\n\n" + _markdown_table(_training_rows(training, settings)))
     fields = config.to_dict() | {"tokenizer": tokenizer}
-    sections.append("## Architecture\n\n" + _markdown_table({name: str(value) for name, value in fields.items()}))
+    shown = {name: _markdown_text(str(value)) for name, value in fields.items()}
+    sections.append("## Architecture\n\n" + _markdown_table(shown))
     if isinstance(settings, Mapping):
-        shown = yaml.safe_dump(_without_private(settings), sort_keys=False, allow_unicode=True)
-        sections.append(f"## Settings\n\n~~~yaml\n{shown}~~~")
+        sections += _settings_section(settings)
     return "\n\n".join(sections) + "\n"
 
 
 def _training_rows(training: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return the facts about the training in a checkpoint, by label."""
-    data = settings.get("data", {})
-    rows = {"data": str(data.get("path") or data.get("url") or f"{data.get('name')} (included in gpt-pretrain)")}
-    if settings.get("init_from"):
-        rows["initial weights"] = str(settings["init_from"])
-    rows["tokens seen"] = f"{training.get('tokens_seen', 0):,}"
-    rows["optimizer steps"] = f"{training.get('global_step', 0):,}"
+    """Return the facts about the training in a checkpoint, by label, as Markdown; those of wrong types are left out."""
+    data = _mapping(settings.get("data"))
+    place, initial = _text(data.get("path")) or _text(data.get("url")), _text(settings.get("init_from"))
+    included = f"{_markdown_text(_text(data.get('name')) or 'unknown')} (included in gpt-pretrain)"
+    rows = {"data": _markdown_text(place) if place else included}
+    if initial:
+        rows["initial weights"] = _markdown_text(initial)
+    for label, key in (("tokens seen", "tokens_seen"), ("optimizer steps", "global_step")):
+        if isinstance(number := training.get(key, 0), int) and is_finite_number(number):
+            rows[label] = f"{number:,}"
     for label, key in (("last training loss", "train_losses"), ("last validation loss", "val_losses")):
-        if training.get(key):
-            rows[label] = f"{training[key][-1]:.4f} nats per token"
-    best = training.get("callbacks", {}).get("SaveRun", {})
-    if best.get("best_step", -1) >= 0:
-        rows["best validation loss"] = f"{best['best_loss']:.4f} nats per token, in epoch {best['best_epoch']}"
+        if isinstance(losses := training.get(key), list) and losses and is_finite_number(losses[-1]):
+            rows[label] = f"{losses[-1]:.4f} nats per token"
+    best = _mapping(_mapping(training.get("callbacks")).get("SaveRun"))
+    loss, step, epoch = (best.get(f"best_{name}") for name in ("loss", "step", "epoch"))
+    if isinstance(step, int) and step >= 0 and isinstance(epoch, int) and is_finite_number(epoch) and is_finite_number(loss):
+        rows["best validation loss"] = f"{loss:.4f} nats per token, in epoch {epoch}"
     return rows
+
+
+def _settings_section(settings: Mapping[str, Any]) -> list[str]:
+    """Return the section with the settings; none if they are not plain data."""
+    try:
+        shown = escape_controls(yaml.safe_dump(_without_private(settings), sort_keys=False, allow_unicode=True))
+    except (yaml.YAMLError, ValueError):  # a number of thousands of digits
+        return []
+    fence = "~" * (max(map(len, re.findall("~+", shown)), default=2) + 1)  # longer than any that could end the block
+    fence = max(fence, "~~~", key=len)
+    return [f"## Settings\n\n{fence}yaml\n{shown}{fence}"]
+
+
+def _mapping(value: object) -> Mapping[Any, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _without_private(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,6 +110,20 @@ def _without_private(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _markdown_text(text: str) -> str:
+    """Return a text that a file brings in Markdown: as it is if it is plain, and else as code, on one line."""
+    if PLAIN.fullmatch(text):
+        return text
+    # In a table, a pipe also ends a cell within code. A backslash before it would escape the one that protects it.
+    line = re.sub(r"(?<=\\)\|", " |", escape_line(text)).replace("|", "\\|")
+    fence = "`" * (max(map(len, re.findall("`+", line)), default=0) + 1)
+    return f"{fence} {line} {fence}" if "`" in line or not line.strip() else f"{fence}{line}{fence}"
+
+
 def _markdown_table(rows: Mapping[str, str]) -> str:
-    cells = [(name, value.replace("|", "\\|").replace("\n", " ")) for name, value in rows.items()]
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in cells)])
+    """Return a table in Markdown; its values are Markdown already."""
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
