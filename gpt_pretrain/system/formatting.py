@@ -43,8 +43,10 @@ def format_count(number: int, noun: str) -> str:
 
 
 def format_number(value: object, spec: str) -> str:
-    """Format a finite number; anything else becomes "-"."""
-    return format(value, spec) if is_finite_number(value) else "-"
+    """Format a finite number, for a whole number without its fraction; anything else becomes "-"."""
+    if not is_finite_number(value):
+        return "-"
+    return format(int(value) if spec.endswith("d") else value, spec)
 
 
 def is_finite_number(value: object) -> TypeGuard[int | float]:

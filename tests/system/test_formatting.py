@@ -17,3 +17,9 @@ def test_values_that_are_no_finite_numbers_are_shown_as_a_dash(value: object, te
 def test_perplexities_and_counts() -> None:
     assert (formatting.format_perplexity(0.0), formatting.format_perplexity(51.0)) == ("1.0", "beyond e^50")
     assert (formatting.format_count(1, "step"), formatting.format_count(1_000, "step")) == ("1 step", "1,000 steps")
+
+
+def test_a_number_from_a_file_is_formatted_whatever_its_type() -> None:
+    assert [formatting.format_number(value, ",d") for value in (1234, 1234.5, True, 10**400, float("nan"), "3", None)] == [
+        *("1,234", "1,234", "1", "-", "-", "-", "-")
+    ]
