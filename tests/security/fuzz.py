@@ -8,6 +8,7 @@ Every case is determined by the reader, the seed and its number, so that `--firs
 from __future__ import annotations
 
 import argparse
+import math
 import mmap
 import os
 import resource
@@ -128,8 +129,11 @@ def _work(name: str, original: Path, folder: Path, numbers: range, seed: int, st
     try:
         _silence()
         for number in numbers:
+            random = Random(f"{name} {seed} {number}")
+            state[:] = STATE.pack(number, math.inf)
+            pattern, size = _change_files(READERS[name], original, folder, random)
             state[:] = STATE.pack(number, time.process_time())
-            kind, seconds, megabytes, text = _run_case(READERS[name], original, folder, Random(f"{name} {seed} {number}"))
+            kind, seconds, megabytes, text = _read_files(READERS[name], folder, pattern, size)
             line = f"{kind}\t{seconds:.2f}\t{megabytes:.0f}\t{name} {number}: {text}".replace("\n", " | ")
             print(line, file=results, flush=True)  # type: ignore[call-overload]
         status = 0
@@ -145,8 +149,8 @@ def _silence() -> None:
     warnings.simplefilter("ignore")
 
 
-def _run_case(reader: FuzzedReader, original: Path, folder: Path, random: Random) -> tuple[str, float, float, str]:
-    """Change one of the files, read them, and return the kind of result, seconds, megabytes and a description."""
+def _change_files(reader: FuzzedReader, original: Path, folder: Path, random: Random) -> tuple[str, int]:
+    """Copy the files, change one of them, and return its pattern and its new size in bytes."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(original, folder)
     pattern = random.choice(list(reader.changes))
@@ -160,8 +164,12 @@ def _run_case(reader: FuzzedReader, original: Path, folder: Path, random: Random
     path.write_bytes(data)
     if reader.after is not None:
         reader.after(folder)
-    expected = EXPECTED * len(data) / 1e6
-    del data
+    return pattern, len(data)
+
+
+def _read_files(reader: FuzzedReader, folder: Path, pattern: str, size: int) -> tuple[str, float, float, str]:
+    """Read changed files, and return the kind of result, seconds, megabytes and a description."""
+    expected = EXPECTED * size / 1e6
     kind, text = "accepted", ""
     before, started = _reset_peak(), time.process_time()
     try:
