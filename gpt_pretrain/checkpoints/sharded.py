@@ -156,13 +156,13 @@ def _read_index(path: Path, shards: Any) -> tuple[str, list[dict[str, Any]]]:
         UserError: If the entry does not have this form.
     """
     files = shards.get("files") if isinstance(shards, dict) else None
-    if not isinstance(files, list) or not isinstance(shards.get("folder"), str):
+    if not isinstance(files, list) or not _is_name(shards.get("folder")):
         raise UserError(f"{path} is damaged: it does not list its shards.")
     # Only the last part of each stored name counts, so that an index cannot point outside its own folder.
     folder, found = Path(shards["folder"]).name, list[dict[str, Any]]()
     for file in files:
         rows = file.get("rows") if isinstance(file, dict) else None
-        if not isinstance(rows, dict) or not isinstance(file.get("name"), str) or not isinstance(file.get("sha256"), str):
+        if not isinstance(rows, dict) or not _is_name(file.get("name")) or not isinstance(file.get("sha256"), str):
             raise UserError(f"{path} is damaged: it describes a shard as {short_repr(file)}.")
         if not all(isinstance(span, list | tuple) and len(span) == 2 and all(map(_is_row, span)) for span in rows.values()):
             raise UserError(f"{path} is damaged: it lists invalid rows of its shard {short_repr(file['name'])}.")
@@ -170,6 +170,10 @@ def _read_index(path: Path, shards: Any) -> tuple[str, list[dict[str, Any]]]:
     if len({file["name"] for file in found}) < len(found):
         raise UserError(f"{path} is damaged: it lists a shard twice.")
     return folder, found
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and "\0" not in value
 
 
 def _is_row(value: object) -> bool:

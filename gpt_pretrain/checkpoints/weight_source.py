@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from gpt_pretrain.checkpoints.checkpoint_file import first_readable
 from gpt_pretrain.checkpoints.layouts import (
     CONFIG_FILE,
@@ -163,7 +165,10 @@ def _from_own_checkpoint(path: Path, content: dict[str, Any]) -> WeightSource:
         tensors = state_dict_tensors(content["state_dict"], path)
     else:
         content = assemble_shards(content, path)
-        tensors = {name.removeprefix("model."): loaded_tensor(name, value) for name, value in content["state_dict"].items()}
+        whole = content["state_dict"].items()
+        if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in whole):
+            raise UserError(f"{path} is damaged: its state_dict holds more than tensors.")
+        tensors = {name.removeprefix("model."): loaded_tensor(name, value) for name, value in whole}
     return WeightSource(str(path), tensors, declared, content["tokenizer"], content=content)
 
 

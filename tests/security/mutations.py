@@ -15,6 +15,8 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+from gpt_pretrain.system.reading import _measure
+
 Change = Callable[[bytes, Random], bytes]
 
 NUMBERS = [
@@ -128,7 +130,9 @@ def change_json(data: bytes, random: Random) -> bytes:
     except (ValueError, RecursionError, IndexError):
         return change_text(data, random)
     for _ in range(random.choice([1, 1, 2, 5])):
-        value = _change_value(value, random)
+        changed_value = _change_value(value, random)
+        if _measure(changed_value, {}, -1000)[0] < 1_000_000:  # repeated parts of repeated parts would be endless
+            value = changed_value
     try:
         changed = json.dumps(value).encode()
     except (ValueError, RecursionError):
