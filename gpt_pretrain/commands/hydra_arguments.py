@@ -133,6 +133,8 @@ def _is_free_text(argument: str, *, sweep: bool) -> bool:
     key, value = override_key(argument), argument.partition("=")[2]
     if key not in FREE_TEXT or value in ("", "null") or _unquote(value) != value:
         return False
+    if key == "hydra.run.dir" and "${" in value:  # a folder named after settings, as Hydra's documentation shows
+        return False
     return not sweep or Path(value).expanduser().exists()
 
 

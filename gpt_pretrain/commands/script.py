@@ -20,7 +20,7 @@ from gpt_pretrain.commands.job import typed_arguments
 from gpt_pretrain.config.overrides import override_key
 from gpt_pretrain.config.schema import GenerateSettings, TrainSettings
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.runs.folder import WRITTEN_BY_RUNS, check_no_links
+from gpt_pretrain.runs.folder import WRITTEN_BY_RUNS, check_folder_name, check_no_links
 from gpt_pretrain.sweeps.folder import WRITTEN_BY_SWEEPS
 from gpt_pretrain.training.distributed.launch import QUIET, agree_on_overrides, node_rank
 from gpt_pretrain.training.distributed.ranks import exit_without_teardown, explain_lost_ranks, is_distributed, is_main
@@ -99,10 +99,13 @@ def _check_no_links(folder: Path, names: Sequence[str]) -> None:
 
 def _check_writable(folder: Path, *, setting: str) -> None:
     try:
+        check_folder_name(folder)
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".{secrets.token_hex(4)}.tmp"
         probe.write_bytes(b"")
         probe.unlink()
+    except UserError as error:
+        sys.exit(print_error(error))
     except OSError as error:
         problem = (
             f"{folder}: this folder cannot be written ({error.strerror or error}). Choose another one with {setting}=FOLDER."

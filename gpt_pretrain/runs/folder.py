@@ -11,6 +11,7 @@ from pathlib import Path
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.files import break_hard_links, linked_paths
+from gpt_pretrain.system.terminal import escape_line
 
 OUTPUTS = Path("outputs")
 LAST, BEST = "last.ckpt", "best.ckpt"
@@ -53,14 +54,16 @@ def find_run_folder(name: str) -> Path:
     """Return the folder of a run, with or without a checkpoint, by the names that `find_run` takes.
 
     Raises:
-        UserError: If the folder does not exist.
+        UserError: If the folder does not exist, or its path holds an interpolation.
     """
     if name == "latest":
-        return _latest_run()
-    path = Path(name).expanduser()
-    folder = path.parent.parent if path.is_file() and path.parent.name == "checkpoints" else path
-    if not folder.is_dir():
-        raise UserError(f"{name}: no such run folder. Runs are folders below {OUTPUTS}/; `latest` is the newest.")
+        folder = _latest_run()
+    else:
+        path = Path(name).expanduser()
+        folder = path.parent.parent if path.is_file() and path.parent.name == "checkpoints" else path
+        if not folder.is_dir():
+            raise UserError(f"{name}: no such run folder. Runs are folders below {OUTPUTS}/; `latest` is the newest.")
+    check_folder_name(folder)
     return folder
 
 
@@ -85,6 +88,18 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
     """Return a run's checkpoints: last.ckpt, then those with a step in their name, the newest first, then best.ckpt."""
     found = [file for file in checkpoint_dir(run_dir).glob("*.ckpt") if file.is_file()]
     return sorted(found, key=lambda file: (file.name == LAST, file.name != BEST, file.name), reverse=True)
+
+
+def check_folder_name(folder: Path) -> None:
+    """Check that no part of a folder's path is an interpolation, which Hydra would replace: files would go to another folder.
+
+    Hydra 1.3 keeps a job's folder in its config as it is, and resolves it again whenever it is read.
+
+    Raises:
+        UserError: If there is one.
+    """
+    if "${" in (path := str(folder.absolute())):
+        raise UserError(f"{escape_line(path)}: the path of this folder holds ${{, which Hydra would replace. Rename the folder.")
 
 
 def check_no_links(folder: Path, names: Iterable[str] = WRITTEN_BY_RUNS) -> None:

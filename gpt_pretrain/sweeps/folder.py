@@ -11,7 +11,7 @@ from typing import Any
 
 from gpt_pretrain.config.secrets import override_without_secrets
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.runs.folder import OUTPUTS
+from gpt_pretrain.runs.folder import OUTPUTS, check_folder_name
 from gpt_pretrain.runs.metadata import METADATA_FILE
 from gpt_pretrain.runs.report.saving import REPORT
 from gpt_pretrain.system.files import write_text
@@ -37,18 +37,21 @@ def find_sweep(name: str, *, script: str) -> Path:
         script: The script without its ending: "train" or "generate".
 
     Raises:
-        UserError: If there is none.
+        UserError: If there is none, or its path holds an interpolation.
     """
     if name == "latest":
         found = [file for file in SWEEPS.glob(f"*/{SWEEP_SETTINGS}") if _script_of(file) == script]
         if not found:
             raise UserError(f"`latest`: there is no sweep below {SWEEPS.resolve()}. Start one: python train.py -m seed=1,2")
-        return max(found, key=lambda file: file.stat().st_mtime_ns).parent
+        folder = max(found, key=lambda file: file.stat().st_mtime_ns).parent
+        check_folder_name(folder)
+        return folder
     folder = Path(name).expanduser()
     if not (folder / SWEEP_SETTINGS).is_file():
         raise UserError(f"{name}: this folder holds no sweep. Sweeps are folders below {SWEEPS}/; `latest` is the newest.")
     if _script_of(folder / SWEEP_SETTINGS) != script:
         raise UserError(f"{name}: this sweep was not started with {script}.py.")
+    check_folder_name(folder)
     return folder
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gpt_pretrain.config.secrets import override_without_secrets
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.runs.folder import WRITTEN_BY_RUNS, check_no_links, display_path
+from gpt_pretrain.runs.folder import WRITTEN_BY_RUNS, check_folder_name, check_no_links, display_path
 from gpt_pretrain.runs.metadata import (
     COMPLETE,
     INTERRUPTED,
@@ -81,6 +81,7 @@ class JobRunner:
 
     def _launch(self, jobs: dict[str, Sequence[str]]) -> None:
         for name in jobs:  # before Hydra writes the logs of the jobs
+            check_folder_name(self.folder / name)
             check_no_links(self.folder, [name, *(f"{name}/{written}" for written in WRITTEN_BY_RUNS)])
         overrides = [[*own, *self.common, f"hydra.sweep.subdir='{name}'"] for name, own in jobs.items()]
         try:
