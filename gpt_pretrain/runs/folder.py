@@ -11,7 +11,6 @@ from pathlib import Path
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.files import break_hard_links, linked_paths
-from gpt_pretrain.system.terminal import escape_line
 
 OUTPUTS = Path("outputs")
 LAST, BEST = "last.ckpt", "best.ckpt"
@@ -99,6 +98,8 @@ def check_folder_name(folder: Path) -> None:
         UserError: If there is one.
     """
     if "${" in (path := str(folder.absolute())):
+        from gpt_pretrain.system.terminal import escape_line  # rich takes a tenth of a second to load
+
         raise UserError(f"{escape_line(path)}: the path of this folder holds ${{, which Hydra would replace. Rename the folder.")
 
 
