@@ -11,7 +11,9 @@ from __future__ import annotations
 import os
 import re
 import stat
+import tempfile
 from collections.abc import Iterator
+from functools import cache
 from io import BufferedReader, BufferedWriter
 from pathlib import Path
 
@@ -29,6 +31,11 @@ NAMES = {
     "remote": re.compile(r"[0-9a-f]{32}"),
     "downloads": re.compile(r"[0-9a-f]{16}-.+|tmp\w+"),
 }
+_TEMPORARY: list[tempfile.TemporaryDirectory[str]] = []  # deleted when the process ends
+
+
+class CacheNotWritableError(UserError):
+    """Raised when a folder of the cache cannot be written."""
 
 
 def open_cache(cache_dir: Path, name: str) -> Path:
@@ -38,7 +45,8 @@ def open_cache(cache_dir: Path, name: str) -> Path:
         name: A key of NAMES.
 
     Raises:
-        UserError: If it cannot be made, is a link, belongs to another user, or holds files of another origin.
+        CacheNotWritableError: If it cannot be made.
+        UserError: If it is a link, belongs to another user, or holds files of another origin.
     """
     folder = cache_dir / name
     try:
@@ -49,9 +57,18 @@ def open_cache(cache_dir: Path, name: str) -> Path:
     return folder
 
 
-def not_writable(folder: Path, error: OSError) -> UserError:
+def not_writable(folder: Path, error: OSError) -> CacheNotWritableError:
     """Return the message that a folder of the cache cannot be written."""
-    return UserError(f"{folder} cannot be written: {error.strerror}. Choose another folder with data.cache_dir=FOLDER.")
+    reason = error.strerror or error
+    return CacheNotWritableError(f"{folder} cannot be written: {reason}. Choose another folder with data.cache_dir=FOLDER.")
+
+
+@cache
+def temporary_cache() -> Path:
+    """Make a cache for this process, which is deleted at its end."""
+    folder = tempfile.TemporaryDirectory(prefix="gpt-pretrain-", ignore_cleanup_errors=True)
+    _TEMPORARY.append(folder)
+    return Path(folder.name)
 
 
 def make_folder(root: Path, folder: Path) -> None:

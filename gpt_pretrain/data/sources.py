@@ -19,7 +19,7 @@ from gpt_pretrain.data.manifest import MANIFEST
 from gpt_pretrain.data.mixture import MixedWindows, allocate_validation_windows
 from gpt_pretrain.data.nanogpt import TRAIN
 from gpt_pretrain.data.text import cache_folder, find_text
-from gpt_pretrain.data.token_cache import tokenize_text
+from gpt_pretrain.data.token_cache import tokenize_anyway, tokenize_text
 from gpt_pretrain.data.token_stream import ConcatenatedTokens, TokenSplit, TokenStream, with_files
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.formatting import format_count
@@ -164,7 +164,9 @@ def _find_sources(settings: DataSettings, tokenizer: Tokenizer) -> list[DataSour
 def _text_source(name: str, settings: DataSettings, tokenizer: Tokenizer, *, weight: float = 1.0) -> DataSource:
     cache_dir = cache_folder(settings)
     text = find_text(settings, cache_dir=cache_dir)
-    split = tokenize_text(text, tokenizer, train_ratio=settings.train_ratio, cache_dir=cache_dir)
+    # Who names a folder for the cache may have no room elsewhere.
+    tokenize = tokenize_anyway if settings.cache_dir is None else tokenize_text
+    split = tokenize(text, tokenizer, train_ratio=settings.train_ratio, cache_dir=cache_dir)
     return DataSource(name, split, DocumentBoundaries(tokenizer.eos_id), weight)
 
 

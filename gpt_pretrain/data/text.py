@@ -178,7 +178,15 @@ def _find_files(pattern: str) -> tuple[Path, ...]:
         problem = (
             "the folder has no files" if path.is_dir() else "there is no such file or folder, and as a glob it matches no file"
         )
-        raise UserError(f"data.path={pattern}: {problem}. Give a UTF-8 text file, a folder of them, or a quoted glob.")
+        # A resumed run takes the path over as it was typed, perhaps in another folder.
+        hint = (
+            ""
+            if path.is_absolute()
+            else f" Relative paths, also those of a resumed run, start at the current folder, {Path.cwd()}."
+        )
+        raise UserError(
+            f"data.path={pattern}: {problem}.{hint} Type data.path= with a UTF-8 text file, a folder of them, or a quoted glob."
+        )
     return files
 
 

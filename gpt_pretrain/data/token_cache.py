@@ -17,7 +17,14 @@ from typing import Any
 import numpy as np
 
 from gpt_pretrain.data.files import LocalFiles
-from gpt_pretrain.data.private_cache import create_private, open_cache, open_own
+from gpt_pretrain.data.private_cache import (
+    CacheNotWritableError,
+    create_private,
+    not_writable,
+    open_cache,
+    open_own,
+    temporary_cache,
+)
 from gpt_pretrain.data.text import Text
 from gpt_pretrain.data.token_stream import Shard, TokenSplit, TokenStream
 from gpt_pretrain.errors import UserError
@@ -42,7 +49,8 @@ def tokenize_text(text: Text, tokenizer: Tokenizer, *, train_ratio: float, cache
         cache_dir: Folder of the cache. Each split has a subfolder named after a hash of its inputs.
 
     Raises:
-        UserError: If the text is empty, unreadable or not UTF-8, or cache_dir cannot be written.
+        CacheNotWritableError: If cache_dir cannot be written.
+        UserError: If the text is empty, unreadable or not UTF-8.
     """
     text_sha256 = text.sha256()
     inputs = [CACHE_VERSION, text_sha256, tokenizer.name, tokenizer.vocab_size, train_ratio]
@@ -58,10 +66,22 @@ def tokenize_text(text: Text, tokenizer: Tokenizer, *, train_ratio: float, cache
     try:
         return _build(folder, text, tokenizer, text_sha256=text_sha256, characters=characters, train_ratio=train_ratio)
     except OSError as error:
-        raise UserError(
-            f"The token cache {folder.parent} cannot be written: {error.strerror or error}. "
-            "Choose another folder with data.cache_dir=FOLDER."
-        ) from error
+        raise not_writable(folder.parent, error) from error
+
+
+def tokenize_anyway(text: Text, tokenizer: Tokenizer, *, train_ratio: float, cache_dir: Path) -> TokenSplit:
+    """Do what `tokenize_text` does, in a temporary folder if cache_dir cannot be written.
+
+    Raises:
+        UserError: If the text is empty, unreadable or not UTF-8, or no folder can be written.
+    """
+    try:
+        return tokenize_text(text, tokenizer, train_ratio=train_ratio, cache_dir=cache_dir)
+    except CacheNotWritableError as error:
+        # Each process has a folder of its own: without a key on disk, none would trust another one's tokens.
+        folder = temporary_cache()
+        log.warning("%s Until then, the tokens are kept in %s, and made again by the next start.", error, folder)
+        return tokenize_text(text, tokenizer, train_ratio=train_ratio, cache_dir=folder)
 
 
 def encode_pieces(pieces: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:

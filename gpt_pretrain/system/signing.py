@@ -59,6 +59,14 @@ def _key() -> bytes:
             key = _read_key(path)
     except OSError as error:
         key = None
+        if not os.path.lexists(path):
+            log.warning(
+                "%s cannot be written (%s), so later starts will not recognize the files that this one makes. Make its folder "
+                "writable, or set XDG_DATA_HOME to one that is.",
+                path,
+                error.strerror or error,
+            )
+            return secrets.token_bytes(KEY_BYTES)
         log.debug("%s: %s", path, error)
     if key is None:
         log.warning(

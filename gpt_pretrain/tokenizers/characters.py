@@ -7,6 +7,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.reading import short_repr
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, encode_with_end_of_text
 
 CHARACTERS_PREFIX = "characters:"  # The name of a character tokenizer is this prefix and its percent-encoded alphabet.
@@ -27,7 +28,7 @@ class CharacterTokenizer:
         self._ids = {character: token_id for token_id, character in enumerate(alphabet)}
         if len(self._ids) != len(alphabet) or not alphabet:
             raise UserError(
-                f"tokenizer.name={self.name}: the alphabet must have at least one character and each character only once."
+                f"tokenizer.name={short_repr(self.name)}: the alphabet must have at least one character and each only once."
             )
         self._alphabet = alphabet
         self.vocab_size = len(alphabet) + 1

@@ -90,6 +90,16 @@ def test_a_path_without_files_is_rejected(tmp_path: Path, path: str) -> None:
         find_text("text", path=str(tmp_path / path), cache_dir=tmp_path)
 
 
+def test_a_missing_relative_path_names_the_folder_in_which_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        find_text("text", path="text.txt", cache_dir=tmp_path)
+    assert f"also those of a resumed run, start at the current folder, {tmp_path}. Type data.path=" in str(caught.value)
+    with pytest.raises(UserError) as caught:
+        find_text("text", path=str(tmp_path / "text.txt"), cache_dir=tmp_path)
+    assert "current folder" not in str(caught.value)
+
+
 def test_text_without_a_path_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data=text needs data\.path="):
         find_text("text", cache_dir=tmp_path)

@@ -15,6 +15,7 @@ from gpt_pretrain.data.token_cache import encode_pieces, tokenize_text
 from gpt_pretrain.data.token_stream import Shard, TokenSplit, TokenStream
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.tokenizers.build import build_tokenizer
+from tests.helpers.training_runs import Printed, Train
 
 GPT2, BYTE = build_tokenizer("gpt2"), build_tokenizer("byte")
 
@@ -205,3 +206,16 @@ def test_a_cache_folder_that_cannot_be_written_is_rejected(tmp_path: Path) -> No
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"cannot be written.*data\.cache_dir="):
         tokenize_text(text_of(tmp_path, "some text"), BYTE, train_ratio=0.9, cache_dir=tmp_path / "file")
+
+
+def test_a_run_without_a_home_that_can_be_written_keeps_its_tokens_in_a_temporary_folder(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: Printed
+) -> None:
+    home = tmp_path / "home"
+    home.write_text("a file, below which even root can make no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    train("trainer.max_steps=1", "data.cache_dir=null", run_dir=tmp_path / "run")
+    [line] = [line for line in printed() if f"{home}/gpt-pretrain/tokens cannot be written" in line]
+    assert "data.cache_dir=FOLDER" in line and "are kept in" in line
+    with pytest.raises(UserError, match=r"cannot be written.*data\.cache_dir="):
+        train("trainer.max_steps=1", f"data.cache_dir='{home}'", run_dir=tmp_path / "other")

@@ -6,12 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from gpt_pretrain.commands.verify_resume import equal_contents, find_difference
+from gpt_pretrain.generation.sampling import generate_stream
+from gpt_pretrain.runs.samples import read_samples
+from gpt_pretrain.training.callbacks import samples
 from gpt_pretrain.training.distributed import requeue
 from gpt_pretrain.training.lit_module import GPTLitModule
 from tests.conftest import ROOT, TINY_RUN
@@ -43,6 +48,34 @@ def test_a_run_stopped_during_validation_ends_like_an_uninterrupted_one(train: T
             train(*SETTINGS, "data.batch_size=2", "trainer.max_epochs=3", *again, run_dir=parts)
     train(*SETTINGS, "data.batch_size=2", "trainer.max_epochs=3", f"resume='{parts}'", run_dir=parts)
     assert differences(tmp_path / "whole", parts) == []
+
+
+@pytest.mark.parametrize("grid", [False, True])
+def test_a_signal_ends_a_long_sample_and_the_run_resumes_exactly(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: Printed, grid: bool
+) -> None:
+    overrides = [*SETTINGS, "callbacks.samples=true", "sampler.max_new_tokens=30"]
+    overrides += ["callbacks=grid", "callbacks.grid.temperatures=[0,1]", "callbacks.grid.top_ks=[3]"] if grid else []
+    train(*overrides, run_dir=tmp_path / "whole")
+    parts, generated = tmp_path / "parts", []
+
+    def sending(*args: Any, **kwargs: Any) -> Iterator[torch.Tensor]:
+        for token in generate_stream(*args, **kwargs):
+            generated.append(token)
+            if len(generated) == (35 if grid else 3):
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield token
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as caught:
+        patch.setattr(samples, "generate_stream", sending)
+        train(*overrides, run_dir=parts)
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert len(generated) == (35 if grid else 3)
+    assert checkpoint(parts)["global_step"] == 5
+    assert "The sample of epoch 1 is left out, because the run was asked to stop." in printed()
+    train(*overrides, f"resume='{parts}'", run_dir=parts)
+    assert differences(tmp_path / "whole", parts) == ["parts: samples.txt differs"]
+    assert [sample.epoch for sample in read_samples(parts / "samples.txt") if sample.sampler is None] == [2]
 
 
 def test_checkpoints_at_a_time_interval_do_not_change_the_training(train: Train, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ MARKUP = [
         "[x]: https://h",
         "@all",
     ),
+    "a\n~~~\n# Hello <img src=http://evil/x.png onerror=alert(1)>\n<script>alert(1)</script>",
     *("---\ntags: [x]\n---", "$$x$$", "", " ", "*", "a\r\n<b>x</b>", "x\u2028<b>x</b>"),
 ]
 

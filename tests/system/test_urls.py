@@ -1,8 +1,11 @@
+import re
 import time
+from pathlib import Path
 
 import pytest
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system import signing
 from gpt_pretrain.system.signing import has_signature, key_file, signature
 from gpt_pretrain.system.urls import SCHEMES, check_url, hide_secrets, is_cut, secret_parts, without_secrets
 
@@ -73,6 +76,27 @@ def test_a_signature_is_valid_for_its_content_its_purpose_and_its_key() -> None:
     assert not has_signature(b"content", b"", purpose="test")
     assert key_file().stat().st_mode & 0o777 == 0o600
     assert key_file().parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_key_that_cannot_be_made_and_one_that_is_damaged_are_two_messages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    home = tmp_path / "home"
+    home.write_text("a file, below which even root can make no folder")
+    for name, file, expected in (
+        (
+            "missing",
+            home / "gpt-pretrain" / "signing.key",
+            r"signing\.key cannot be written \(Not a directory\), so later starts",
+        ),
+        ("damaged", tmp_path / "signing.key", r"signing\.key cannot be used, .* a file of 32 bytes that belongs to you"),
+    ):
+        caplog.clear()
+        if name == "damaged":
+            file.write_bytes(b"short")
+        monkeypatch.setattr(signing, "key_file", lambda file=file: file)
+        assert len(signing._key.__wrapped__()) == signing.KEY_BYTES
+        assert re.search(expected, caplog.text) and len(caplog.records) == 1
 
 
 @pytest.mark.parametrize("text", ["a" * 500_000, "a?" * 250_000, "x://" * 100_000, "/?" + "b" * 500_000, "1." * 250_000])

@@ -78,3 +78,10 @@ def test_damaged_vocabulary_files_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(tiktoken_bpe.GPT2_SHA256, "vocab.bpe", "0" * 64)
     with pytest.raises(UserError, match=r"vocab\.bpe is damaged"):
         build_tokenizer("gpt2")
+
+
+@pytest.mark.parametrize("alphabet", ["", "ab" * 500_000])
+def test_a_bad_alphabet_is_shown_in_a_few_characters(alphabet: str) -> None:
+    with pytest.raises(UserError, match=r"tokenizer\.name='characters:.*each only once") as caught:
+        build_tokenizer(f"characters:{alphabet}")
+    assert len(str(caught.value)) < 300

@@ -30,10 +30,15 @@ ROWS = 40  # rows of a table in TensorBoard, which is written again after each e
 log = logging.getLogger(__name__)
 
 
+class _StopAskedError(Exception):
+    """Raised within a sample once the run has been asked to stop."""
+
+
 class Samples(Callback):
     """Continue start_context after each epoch; print the text, and add it to samples.txt and to TensorBoard.
 
-    The length of each text's longest memorized span is recorded with it.
+    The length of each text's longest memorized span is recorded with it. If the run is asked to stop, the texts of that moment
+    are left out, since a batch system waits only seconds before it kills the run.
 
     Args:
         tokenizer: The tokenizer of the model.
@@ -82,9 +87,14 @@ class Samples(Callback):
             model = gather_model(pl_module.model)
             if model is None:
                 return
-            sample = self._sample(model, trainer, pl_module, self.start_context, self.sampler)
-            tried = self._try_grid(model, trainer, pl_module)
-            del model
+            try:
+                sample = self._sample(model, trainer, pl_module, self.start_context, self.sampler)
+                tried = self._try_grid(model, trainer, pl_module)
+            except _StopAskedError:
+                log.info("The sample of epoch %d is left out, because the run was asked to stop.", trainer.current_epoch + 1)
+                return
+            finally:
+                del model
         self.samples.append(sample)
         log.info("%s", "".join(char if char.isprintable() else " " for char in sample.text))
         try:
@@ -127,7 +137,11 @@ class Samples(Callback):
     ) -> Sample:
         token_ids = torch.tensor([self.tokenizer.encode(prompt)], device=module.device)
         generator = torch.Generator(device=module.device).manual_seed(self.seed)
-        new = [int(column) for column in generate_stream(model, token_ids, sampler, generator=generator)]
+        new = []
+        for column in generate_stream(model, token_ids, sampler, generator=generator):
+            new.append(int(column))
+            if module.wants_stop and len(new) < sampler.max_new_tokens:
+                raise _StopAskedError
         return Sample(
             epoch=trainer.current_epoch + 1,
             step=module.step,
