@@ -10,6 +10,7 @@ import yaml
 
 from gpt_pretrain.checkpoints.checkpoint_file import nested_dicts
 from gpt_pretrain.config.secrets import settings_without_secrets
+from gpt_pretrain.config.stored_settings import TRAIN_KINDS
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.system.formatting import is_finite_number
 from gpt_pretrain.system.terminal import escape_controls, escape_line
@@ -90,7 +91,7 @@ def _training_rows(training: Mapping[str, Any], settings: Mapping[str, Any]) -> 
 def _settings_section(settings: Mapping[str, Any]) -> list[str]:
     """Return the section with the settings; none if they are not plain data."""
     try:
-        shown = escape_controls(yaml.safe_dump(_without_private(settings), sort_keys=False, allow_unicode=True))
+        shown = escape_controls(yaml.safe_dump(_public_settings(settings), sort_keys=False, allow_unicode=True))
     except (yaml.YAMLError, ValueError):  # a number of thousands of digits
         return []
     fence = "~" * (max(map(len, re.findall("~+", shown)), default=2) + 1)  # longer than any that could end the block
@@ -102,12 +103,18 @@ def _mapping(value: object) -> Mapping[Any, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _without_private(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: _without_private(value) if isinstance(value, Mapping) else value
-        for name, value in settings.items()
-        if name not in PRIVATE
-    }
+def _public_settings(settings: Mapping[str, Any], *, path: str = "") -> dict[str, Any]:
+    """Return the settings that this program knows, without the private ones."""
+    shown = {}
+    for name, value in settings.items():
+        full_name = f"{path}{name}"
+        if name in PRIVATE or not isinstance(name, str):
+            continue
+        if full_name in TRAIN_KINDS:
+            shown[name] = value
+        elif any(known.startswith(f"{full_name}.") for known in TRAIN_KINDS):
+            shown[name] = _public_settings(value, path=f"{full_name}.") if isinstance(value, Mapping) else value
+    return shown
 
 
 def _text(value: object) -> str:

@@ -79,3 +79,16 @@ def test_facts_of_wrong_types_are_left_out(wrong: Any) -> None:
     for name in ("best_loss", "best_step", "best_epoch"):
         best = {"best_loss": 1.0, "best_step": 1, "best_epoch": 1, name: wrong}
         assert "## Architecture" in card_of(config={}, callbacks={"SaveRun": best})
+
+
+def test_settings_that_the_program_does_not_know_are_left_out() -> None:
+    settings = {
+        "seed": 1,
+        "License": "Buy at h",
+        "data": {"path": "a", "Note": "b", "remote": {"options": {"k": 1}, "threads": 2}},
+    }
+    shown = card_of(config=settings).partition("## Settings")[2]
+    assert yaml.safe_load(shown.strip(" \n~").removeprefix("yaml")) == {
+        "seed": 1,
+        "data": {"path": "a", "remote": {"threads": 2}},
+    }
