@@ -16,10 +16,9 @@ from gpt_pretrain.training.distributed.requeue import interrupted_run
 
 MULTIRUN_FLAGS = {"-m", "--multirun"}
 LAUNCHERS = {"parallel": "joblib", "slurm": "submitit", "ray": "ray"}  # launcher of each option of hparams_search
-FREE_TEXT = {  # settings whose values are texts or paths
-    *("prompt", "prompt_file", "start_context", "checkpoint", "pretrained", "resume", "init_from", "hydra.run.dir", "run_dir"),
-    *("data.path", "data.url", "data.cache_dir"),
-}
+# Settings whose values are paths or URLs, and all whose values are free texts.
+PLACES = {"data.path", "data.url", "data.cache_dir", "checkpoint", "pretrained", "init_from", "prompt_file"}
+FREE_TEXT = PLACES | {"prompt", "start_context", "resume", "hydra.run.dir", "run_dir"}
 
 
 def to_hydra_arguments(arguments: list[str], *, script: str) -> list[str]:
@@ -121,7 +120,7 @@ def apply_dry_run(arguments: list[str]) -> list[str]:
 def quote_arguments(arguments: list[str]) -> list[str]:
     """Quote texts and paths for Hydra, so that users need not know its grammar, and write out amounts such as 1e9.
 
-    In a sweep a comma separates values, so only values that are existing paths are quoted.
+    In a sweep a comma separates values, so only existing paths are quoted there, and places with `${...}` that are one value.
     """
     sweep = _asks_for_sweep(arguments)
     return [
@@ -135,7 +134,20 @@ def _is_free_text(argument: str, *, sweep: bool) -> bool:
         return False
     if key == "hydra.run.dir" and "${" in value:  # a folder named after settings, as Hydra's documentation shows
         return False
-    return not sweep or Path(value).expanduser().exists()
+    return (
+        not sweep or Path(value).expanduser().exists() or (key in PLACES and "${" in value and not _has_several_values(argument))
+    )
+
+
+def _has_several_values(argument: str) -> bool:
+    """Return whether an override gives a sweep more than one value, or is none that Hydra can read."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser  # it takes a while to load
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_override(argument).is_sweep_override()
+    except HydraException:
+        return "," in argument
 
 
 def _quote_argument(argument: str) -> str:

@@ -34,6 +34,7 @@ from gpt_pretrain.system.terminal import escape_line
 
 SIGNATURE_FIELD = "settings_signature"  # of a checkpoint, beside its "config"
 MAX_STORED_VALUES = 2000  # values in stored settings; a run has fewer than 200
+MAX_TEXT, MAX_TEXTS = 10_000, 50_000  # characters of one text and of all together, without a signature
 MAX_INTEGER = 2**63
 PURPOSE = "settings of a checkpoint"
 # A resumed run has its own devices, and opens no weights but those of its checkpoint: init_from is only recorded.
@@ -66,19 +67,23 @@ def has_signed_settings(content: Mapping[str, Any]) -> bool:
     if not isinstance(signed, str) or not isinstance(config, dict):
         return False
     try:
-        _check_plain(config, origin="The checkpoint")
+        _check_plain(config, own=True, origin="The checkpoint")
         return has_signature(_signed_content(config), bytes.fromhex(signed), purpose=PURPOSE)
     except (ValueError, TypeError):  # a UserError is a ValueError
         return False
 
 
-def read_stored_settings(config: Any, *, origin: str) -> dict[str, Any]:
+def read_stored_settings(config: Any, *, own: bool, origin: str) -> dict[str, Any]:
     """Return the settings in a checkpoint that the schema has, nested, with the types that it gives them.
 
+    Args:
+        own: Whether the checkpoint has this user's signature, so that its texts may be long.
+        origin: The file, for messages.
+
     Raises:
-        UserError: If they are not plain data, name a class to build, or have other types.
+        UserError: If they are not plain data, name a class to build, or have other types, or texts are far too long.
     """
-    _check_plain(config, origin=origin)
+    _check_plain(config, own=own, origin=origin)
     known: dict[str, Any] = {}
     for key in (*TRAIN_KINDS, *_optional_groups()):
         if TRAIN_KINDS.get(key) != NEVER and (found := _find(config, key)) and (key in TRAIN_KINDS or found[0] is None):
@@ -144,12 +149,13 @@ def read_data_settings(content: Mapping[str, Any]) -> DataSettings | None:
     Raises:
         UserError: If the settings are not valid.
     """
-    stored = read_stored_settings(content["config"], origin="The checkpoint")
+    own = has_signed_settings(content)
+    stored = read_stored_settings(content["config"], own=own, origin="The checkpoint")
     admitted = admit_settings(
         {"data": stored.get("data", {})},
         {},
         is_typed=lambda _: False,
-        own=has_signed_settings(content),
+        own=own,
         origin="the checkpoint",
         folder=None,
     )
@@ -174,8 +180,8 @@ def forgotten_options(config: Mapping[str, Any], present: Mapping[str, Any]) -> 
     return [escape_line(str(name))[:100] for name in names if not isinstance(now, dict) or name not in now]
 
 
-def _check_plain(config: Any, *, origin: str) -> None:
-    """Check that stored settings are plain data, and not more than settings need.
+def _check_plain(config: Any, *, own: bool, origin: str) -> None:
+    """Check that stored settings are plain data, and not more than settings need; own ones may hold long texts.
 
     Raises:
         UserError: If they are not, or name a class to build.
@@ -186,8 +192,16 @@ def _check_plain(config: Any, *, origin: str) -> None:
         raise UserError(
             f"{origin}: the stored settings have far too many parts: more than {MAX_STORED_VALUES:,}. The file is damaged."
         ) from None
+    characters = 0
     while waiting:
         node = waiting.pop()
+        if isinstance(node, str) and not own:
+            characters += len(node)
+            if len(node) > MAX_TEXT or characters > MAX_TEXTS:
+                raise UserError(
+                    f"{origin}, {UNSIGNED}, holds stored settings with texts of more than {MAX_TEXT:,} characters, "
+                    f"or of more than {MAX_TEXTS:,} together. No more are read. A new run can begin with its weights: init_from="
+                )
         if isinstance(node, dict):
             if "_target_" in node:
                 raise UserError(

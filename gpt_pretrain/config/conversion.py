@@ -37,7 +37,10 @@ def escape_interpolation(value: Any) -> Any:
         return {name: escape_interpolation(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [escape_interpolation(inner) for inner in value]
-    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    # Without the look behind, a long row of backslashes would be searched once from each of them.
+    return re.sub(r"(?<!\\)(\\*)\$\{", lambda match: match[1] * 2 + "\\${", value)
 
 
 def unescape_interpolation(text: str) -> str:

@@ -28,8 +28,10 @@ def expand_amounts(override: str) -> str:
 
 def quote_value(text: str) -> str:
     """Quote a text as one string of Hydra's override grammar."""
-    text = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), escape_interpolation(text))
-    return f"'{text}'"
+    escaped = escape_interpolation(text)
+    # As in `escape_interpolation`, a row of backslashes is searched once.
+    quoted = re.sub(r"(?<!\\)(\\*)('|\Z)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), escaped)
+    return f"'{quoted}'"
 
 
 def split_override(override: str) -> tuple[str, str]:

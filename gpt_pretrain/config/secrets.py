@@ -11,7 +11,7 @@ from gpt_pretrain.system.urls import SECRET, hide_secrets, is_cut, secret_parts,
 
 # Options of a file system may be access keys. Their names are kept, to say later what to type again.
 OPTIONS = "data.remote.options"
-_OPTION_WORD = re.compile(rf"({re.escape(OPTIONS)}[\w.]*)=(?!(?:true|false|null)\b)\S+")
+_OPTION_WORD = re.compile(rf"({re.escape(OPTIONS)}[\w.]{{0,200}})=(?!(?:true|false|null)\b)\S+")
 _TEXTS = ("start_context", "callbacks.grid.prompts", "prompt")  # a model continues them as they are
 
 

@@ -20,7 +20,8 @@ def stays_inside(text: str, *, folder: Path | None, must_exist: bool = False) ->
     """Return whether a path, folder or glob leads only to files in a folder or, if it is relative, in the working directory.
 
     Links are followed. A relative path through a hidden file or folder, or through `..`, leads elsewhere too, since the working
-    directory may be the user's home.
+    directory may be the user's home. Only the last part of a glob may be a pattern: with several `**` or through links, a few
+    characters could stand for more folders than can be searched.
 
     Args:
         folder: The folder of the run or sweep that names the place; None if it is unknown.
@@ -33,7 +34,9 @@ def stays_inside(text: str, *, folder: Path | None, must_exist: bool = False) ->
         hidden = any(part.startswith(".") for part in path.parts)
         roots = [] if folder is None else [folder.resolve()]
         roots += [] if hidden or path.is_absolute() else [Path.cwd().resolve()]
-        if must_exist and not path.exists():
+        if not roots or (must_exist and not path.exists()):
+            return False
+        if not path.exists() and (glob.has_magic(str(path.parent)) or "**" in path.name):
             return False
         if path.suffix in READ_WITH_FOLDER:
             path = path.parent
@@ -62,7 +65,7 @@ def _known_urls() -> frozenset[str]:
 def _files(path: Path) -> Iterator[Path]:
     """Yield a path, what it matches as a glob, and everything in the folders among them."""
     yield path
-    for match in [str(path)] if path.exists() else glob.iglob(str(path), recursive=True):
+    for match in [str(path)] if path.exists() else glob.iglob(str(path)):
         yield Path(match)
         for parent, folders, files in os.walk(match):
             yield from (Path(parent) / name for name in [*folders, *files])

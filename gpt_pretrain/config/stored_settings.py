@@ -26,6 +26,7 @@ LOCAL = "taken with a signature; else the value of this start counts"
 NEVER = "never taken: it can run code or change Hydra, or it belongs to a single start"
 
 MAX_SHOWN = 300  # characters of a value in a message
+MAX_SOURCES = 20  # texts of a mixture whose places are looked at; more are asked about
 
 
 def _group(prefix: str, kind: str, names: str) -> dict[str, str]:
@@ -140,7 +141,11 @@ def is_harmless_place(key: str, value: Any, *, folder: Path | None) -> bool:
         return True
     if key == "data.sources":
         paths = _source_paths(value)
-        return paths is not None and all(is_harmless_place("data.path", path, folder=folder) for path in paths)
+        return (
+            paths is not None
+            and len(paths) <= MAX_SOURCES
+            and all(is_harmless_place("data.path", path, folder=folder) for path in paths)
+        )
     if not isinstance(value, str):
         return False
     if key == "data.url":
@@ -177,15 +182,27 @@ def _source_paths(value: object) -> list[str] | None:
 
 
 def describe_override(key: str, value: Any) -> str:
-    """Return the words that set a setting to a value, as the user would type them in a shell, on one line and without secrets."""
-    if key == "data.sources" and isinstance(value, list):
-        parts = [f"{{path: {quote_value(without_secrets(one['path']))}, weight: {one['weight']}}}" for one in value]
-        text = f"[{', '.join(parts)}]"
+    """Return the words that set a setting to a value, as the user would type them in a shell, on one line and without secrets.
+
+    A `${...}` in the value is text there too, which a sweep or another setting than a path would otherwise resolve.
+    """
+    if isinstance(value, str):
+        text = without_secrets(value)
+        text = quote_value(text) if "${" in text else text
     else:
-        text = without_secrets(value) if isinstance(value, str) else json.dumps(value)
+        text = _describe_value(value)
     group, _, name = key.partition(".")
     before = f"logger={name.partition('.')[0]} " if group == "logger" else ""
     return before + quote_for_message(f"{key}={text}")
+
+
+def _describe_value(value: Any) -> str:
+    """Return a value within an override; Hydra reads no JSON, in which backslashes are doubled."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_describe_value, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name}: {_describe_value(part)}' for name, part in value.items())}}}"
+    return quote_value(without_secrets(value)) if isinstance(value, str) else json.dumps(value)
 
 
 def quote_for_message(override: str) -> str:

@@ -8,6 +8,7 @@ Source: Akiba et al. 2019 (arXiv:1907.10902); TPE: Bergstra et al. 2011.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 import warnings
@@ -39,6 +40,7 @@ DAMAGED_JOURNAL = "{} is damaged ({}). Start a new search in another folder."
 # How long a lock stays the same before it counts as left behind; a shorter time suffices if it was made long ago.
 STALE_SECONDS, STALE_SECONDS_IF_OLD, OLD_LOCK_SECONDS = 5.0, 0.5, 60.0
 MAX_JOURNAL_BYTES, MAX_LINE_VALUES = 50_000_000, 100_000
+MAX_UNFINISHED = 5000  # trials to end or to queue again, each of which takes a millisecond
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -149,17 +151,28 @@ class Search:
         return len(ended) - self.retried
 
     def requeue_unfinished(self) -> None:
-        """Queue interrupted and failed trials again. Equal values mean equal folders, so that their runs are resumed."""
-        # A trial without such parameters draws its values when it is chosen.
-        waiting = [trial.system_attrs.get("fixed_params", {}) for trial in self.study.get_trials(states=(TrialState.WAITING,))]
-        done = [trial.params for trial in self.study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))]
-        for trial in self.study.get_trials(states=(TrialState.RUNNING, TrialState.FAIL)):
-            if trial.state == TrialState.RUNNING:
-                self.study.tell(trial.number, state=TrialState.FAIL)
-            self.retried += 1
-            if trial.params not in waiting + done:
-                self.study.enqueue_trial(trial.params)
-                waiting.append(trial.params)
+        """Queue interrupted and failed trials again. Equal values mean equal folders, so that their runs are resumed.
+
+        Raises:
+            UserError: If there are far too many.
+        """
+        # A waiting trial without such parameters draws its values when it is chosen.
+        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        done = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        known = {_values_key(trial.system_attrs.get("fixed_params", {})) for trial in waiting}
+        known |= {_values_key(trial.params) for trial in done}
+        unfinished = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.FAIL))
+        again = {_values_key(trial.params): trial.params for trial in reversed(unfinished)}
+        running = [trial.number for trial in unfinished if trial.state == TrialState.RUNNING]
+        queued = [values for key, values in reversed(again.items()) if key not in known]
+        if max(len(running), len(queued)) > MAX_UNFINISHED:
+            problem = f"{max(len(running), len(queued)):,} of its trials have not ended, and at most {MAX_UNFINISHED:,} are read"
+            raise UserError(DAMAGED_JOURNAL.format(self.journal, problem))
+        self.retried += len(unfinished)
+        for number in running:
+            self.study.tell(number, state=TrialState.FAIL)
+        for values in queued:
+            self.study.enqueue_trial(values)
 
 
 @dataclass(frozen=True)
@@ -268,6 +281,11 @@ def _check_values_unchanged(study: optuna.Study, distributions: dict[str, BaseDi
                     f"{key}: the values that a search chooses from cannot change after its start. Restore them, or start a new "
                     "search."
                 ) from error
+
+
+def _values_key(values: object) -> str:
+    """Return a text that is equal for equal values of a trial, whatever a journal holds in their place."""
+    return json.dumps(values, sort_keys=True, default=repr)
 
 
 def _distribution(space: SearchSpace) -> BaseDistribution:

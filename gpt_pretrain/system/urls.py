@@ -121,7 +121,7 @@ def _split_user(scheme: str, rest: str) -> tuple[str | None, str]:
         return None, rest
     if "@" in authority:
         user, _, _ = authority.rpartition("@")
-    elif "@" in rest and re.search(r":(?!\d*$)[^\]]*$", authority):
+    elif "@" in rest and re.fullmatch(r"[^:]*(:\d*)?", authority.rpartition("]")[2]) is None:
         # What stands in the place of the port is no number: a password with an unescaped / or ?.
         user, _, _ = rest.rpartition("@")
     else:

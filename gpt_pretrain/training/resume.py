@@ -15,7 +15,12 @@ from gpt_pretrain.checkpoints.checkpoint_file import copy_checkpoint, first_read
 from gpt_pretrain.checkpoints.checksum import same_checksum
 from gpt_pretrain.checkpoints.pretrained import open_weights
 from gpt_pretrain.checkpoints.sharded import ShardReader
-from gpt_pretrain.config.checkpoint_settings import admit_settings, forgotten_options, read_stored_settings
+from gpt_pretrain.config.checkpoint_settings import (
+    admit_settings,
+    forgotten_options,
+    has_signed_settings,
+    read_stored_settings,
+)
 from gpt_pretrain.config.conversion import escape_interpolation, to_settings
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.errors import UserError
@@ -83,7 +88,9 @@ def read_resumable(path: Path) -> dict[str, Any]:
     else:
         architecture = open_weights(path).config.to_dict()
     try:
-        stored = read_stored_settings(content["config"], origin=str(path))
+        # The ranks must agree, and only the first one may have the key.
+        own = not ranks.is_main() or has_signed_settings(content)
+        stored = read_stored_settings(content["config"], own=own, origin=escape_line(str(path)))
         settings = {name: stored["model"][name] for name in architecture if name != "vocab_size"}
         check_training_state(content, decay=stored["optimizer"]["decay"])
         int(content["callbacks"]["SaveRun"]["best_step"])
@@ -117,7 +124,7 @@ def restore_settings(
     Raises:
         UserError: If an override changes the architecture, or the checkpoint names places that the user must type.
     """
-    stored, now = read_stored_settings(config, origin=str(path)), dataclasses.asdict(settings)
+    stored, now = read_stored_settings(config, own=own, origin=str(path)), dataclasses.asdict(settings)
     admitted = admit_settings(
         stored,
         now,

@@ -37,6 +37,7 @@ NUMBERS = [
     "²",
 ]
 INTEGERS = [0, 1, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1, 0x30000000, 3_000_000_000]
+REPEATED = ":\\?@]{$'%&="  # characters that a careless pattern searches again from each of a long row
 FUNCTIONS = [
     b"builtins\nbytearray\n",
     b"builtins\nbytes\n",
@@ -109,6 +110,7 @@ def change_text(data: bytes, random: Random) -> bytes:
                 "&a ",
                 "${oc.env:HOME}",
                 "!!python/name:os.system ",
+                random.choice(["", "http://"]) + random.choice(REPEATED) * 100_000 + "]/@",
             ]
         )
         column = random.randrange(len(lines[index]) + 1)
@@ -292,6 +294,7 @@ def _strange_value(random: Random) -> Any:
         "${oc.env:HOME}",
         "1e999",
         "9" * 5000,
+        random.choice(["", "http://"]) + random.choice(REPEATED) * 100_000 + "]/@",
     ]
     large = [deep, deep, list(range(3000)), {str(n): n for n in range(3000)}, [{}] * 3000]
     return random.choice([*plain, *texts, *large])

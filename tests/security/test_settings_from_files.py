@@ -431,7 +431,7 @@ def test_hostile_settings_are_refused_in_no_time() -> None:
         config = {"data": {"path": value}}
         assert not has_signed_settings({"config": config, "settings_signature": "00" * 32})
         with pytest.raises(UserError, match="stored settings"):
-            read_stored_settings(config, origin="a file")
+            read_stored_settings(config, own=False, origin="a file")
 
 
 def test_a_manifest_stands_for_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,12 +144,12 @@ def remove_unused_shards(folder: Path) -> None:
     if not shard_folders:
         return
     try:
-        used = {
-            read_checkpoint(path, assemble=False).get("shards", {}).get("folder")
-            for path in folder.glob("*.ckpt")
-            if path.is_file()
-        }
+        checkpoints = (read_checkpoint(path, assemble=False) for path in folder.glob("*.ckpt") if path.is_file())
+        entries = [content["shards"] for content in checkpoints if "shards" in content]
     except UserError:  # A damaged checkpoint may need any of them. Resuming the run reports the damage.
+        return
+    used = [entry.get("folder") if isinstance(entry, Mapping) else None for entry in entries]
+    if not all(isinstance(name, str) for name in used):  # damaged as well
         return
     for path in shard_folders:
         if path.name not in used:
