@@ -173,7 +173,7 @@ def test_a_place_with_a_variable_is_literal_in_a_sweep_too(key: str) -> None:
 @pytest.mark.parametrize("shards", [[1], {"folder": ["x"]}, {"folder": 1}, "x", None])
 def test_shards_stay_if_a_checkpoint_names_them_wrongly(tmp_path: Path, shards: Any) -> None:
     (tmp_path / "shards-1-aaaaaa").mkdir()
-    content = {"shards": shards, "state_dict": {}, "architecture": {}, "tokenizer": {}}
+    content = {"shards": shards, "state_dict": {}, "architecture": {}, "tokenizer": "byte"}
     write_checkpoint(content, tmp_path / "last.ckpt")
     remove_unused_shards(tmp_path)
     assert (tmp_path / "shards-1-aaaaaa").is_dir()
