@@ -134,20 +134,13 @@ def _is_free_text(argument: str, *, sweep: bool) -> bool:
         return False
     if key == "hydra.run.dir" and "${" in value:  # a folder named after settings, as Hydra's documentation shows
         return False
-    return (
-        not sweep or Path(value).expanduser().exists() or (key in PLACES and "${" in value and not _has_several_values(argument))
-    )
+    if not sweep or Path(value).expanduser().exists():
+        return True
+    if key not in PLACES or "${" not in value:
+        return False
+    from gpt_pretrain.commands.stored_overrides import has_several_values  # it loads Hydra's parser
 
-
-def _has_several_values(argument: str) -> bool:
-    """Return whether an override gives a sweep more than one value, or is none that Hydra can read."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser  # it takes a while to load
-    from hydra.errors import HydraException
-
-    try:
-        return OverridesParser.create().parse_override(argument).is_sweep_override()
-    except HydraException:
-        return "," in argument
+    return not has_several_values(argument)
 
 
 def _quote_argument(argument: str) -> str:

@@ -87,6 +87,14 @@ def admit_overrides(folder: Path, *, script: str, typed: Set[str]) -> StoredOver
     return admitted
 
 
+def has_several_values(override: str) -> bool:
+    """Return whether an override gives a sweep more than one value; of one that Hydra cannot read, whether it may have meant to."""
+    try:
+        return OverridesParser.create().parse_override(override).is_sweep_override()
+    except HydraException:
+        return "," in override
+
+
 def _admit(
     text: str,
     override: Override,
