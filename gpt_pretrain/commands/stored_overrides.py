@@ -88,7 +88,7 @@ def admit_overrides(folder: Path, *, script: str, typed: Set[str]) -> StoredOver
 
 
 def has_several_values(override: str) -> bool:
-    """Return whether an override gives a sweep more than one value; of one that Hydra cannot read, whether it may have meant to."""
+    """Return whether an override gives a sweep several values; of one that Hydra cannot read, whether it has a comma."""
     try:
         return OverridesParser.create().parse_override(override).is_sweep_override()
     except HydraException:
