@@ -30,6 +30,7 @@ from gpt_pretrain.config.stored_settings import (
     is_within_bounds,
     override_kind,
     quote_for_message,
+    without_shell_quotes,
 )
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.sweeps.folder import SWEEP_SETTINGS, is_own_sweep, read_stored_overrides
@@ -248,7 +249,9 @@ def _write_value(override: Override) -> str:
 
 def _refuse(text: str, origin: str, reason: str) -> str:
     shown = _shown(text)
-    return f"{shown} comes from {origin} and {reason}, so it is not taken from a file. To use it, add: {shown}"
+    return (
+        f"{without_shell_quotes(shown)} comes from {origin} and {reason}, so it is not taken from a file. To use it, add: {shown}"
+    )
 
 
 def _shown(text: str) -> str:

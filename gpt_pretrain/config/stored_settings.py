@@ -211,6 +211,11 @@ def quote_for_message(override: str) -> str:
     return shlex.quote(line if len(line) <= MAX_SHOWN else f"{line[:MAX_SHOWN]}...")
 
 
+def without_shell_quotes(words: str) -> str:
+    """Return words of `describe_override` or `quote_for_message` as they read without the shell's quotes."""
+    return " ".join(shlex.split(words))
+
+
 def explain_place(override: str, *, origin: str, own: bool = False) -> str:
     """Return the message that asks the user to type a place that a file names.
 
@@ -218,10 +223,11 @@ def explain_place(override: str, *, origin: str, own: bool = False) -> str:
         override: The words to type.
         own: Whether the file has the user's signature, so that only parts that are never stored are missing.
     """
+    plain = without_shell_quotes(override)
     if own:
-        return f"{override} comes from {origin}. Its secret parts are never stored. Type it again in full: {override}"
+        return f"{plain} comes from {origin}. Its secret parts are never stored. Type it again in full: {override}"
     return (
-        f"{override} comes from {origin}, {UNSIGNED}. A place that such a file names is used only if you type it. "
+        f"{plain} comes from {origin}, {UNSIGNED}. A place that such a file names is used only if you type it. "
         f"To use it, add: {override}"
     )
 

@@ -21,7 +21,7 @@ from gpt_pretrain.config.conversion import escape_interpolation, unescape_interp
 from gpt_pretrain.config.overrides import expand_amounts, quote_value
 from gpt_pretrain.config.secrets import metadata_without_secrets, override_without_secrets
 from gpt_pretrain.config.stored_places import stays_inside
-from gpt_pretrain.config.stored_settings import describe_override, is_harmless_place
+from gpt_pretrain.config.stored_settings import describe_override, explain_place, is_harmless_place
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.sweeps import search as search_module
 from gpt_pretrain.sweeps.search import NumberRange, Search, _storage
@@ -159,6 +159,12 @@ def test_suggested_words_resolve_nothing(key: str, value: Any, flags: list[str])
     typed = OverridesParser.create().parse_override(quote_arguments([*flags, words[-1]])[-1])
     assert not typed.is_sweep_override()
     assert OmegaConf.to_container(OmegaConf.create({"x": typed.value()}), resolve=True) == {"x": value}
+
+
+def test_a_place_is_shown_plain_before_the_words_to_copy() -> None:
+    message = explain_place(describe_override("data.path", "~/it's a text.txt"), origin="a file")
+    assert message.startswith("data.path=~/it's a text.txt comes from a file, ")
+    assert message.endswith("add: " + shlex.quote("data.path=~/it's a text.txt"))
 
 
 @pytest.mark.parametrize("key", ["data.path", "data.url", "init_from"])
