@@ -19,9 +19,10 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOT_RUN = {
     "installs packages": r"^make|pip install|-m venv|^\.venv/|^source |^eval|^PLAYS=",
     "starts a server": r"^tensorboard|interactive=true",
-    "needs a network": r"pretrained=gpt2|init_from=gpt2|data=the_verdict|roneneldan|s3://|experiment=chapter5$|\$PLAYS",
+    "needs a network": r"https://|pretrained=gpt2|init_from=gpt2|data=the_verdict|roneneldan|s3://|experiment=chapter5$|\$PLAYS",
     "needs several devices or machines": r"devices=[48]|num_nodes|nnodes|hparams_search=(slurm|ray)|^sudo|^srun",
     "takes minutes, and has tests of its own": r"verify_resume|crash_harness|-m model=tiny|hparams_search=|benchmarks",
+    "is a program of the system": r"^(grep|find|sha256sum) ",
     "is an example with names to be filled in": r"NODE_RANK=i|pretrained=(DIR|model\.pth|out/ckpt\.pt)",
 }
 # What makes a training short; a run that is resumed keeps its model.
@@ -46,7 +47,7 @@ def prepared(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) 
     """A folder with the texts, runs and the sweep that the commands speak of."""
     folder = tmp_path_factory.mktemp("guide")
     text = (ROOT / "gpt_pretrain" / "data" / "sample.txt").read_text(encoding="utf-8")
-    for name in ("book.txt", "books/one.txt", "books/two.txt", "plays/one.txt", "start.txt"):
+    for name in ("book.txt", "books/one.txt", "books/two.txt", "plays/one.txt", "start.txt", "their-text.txt"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text[:40] if name == "start.txt" else text, encoding="utf-8")
     (folder / "more").mkdir()
@@ -59,6 +60,7 @@ def prepared(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) 
     base = ["train.py", "model=tiny", *SMALL, *SHORT]
     for name in ("RUN", "RUN2"):
         assert run(fork_server, [*base, f"seed={len(name)}", f"hydra.run.dir=outputs/{name}"], folder).returncode == 0
+    shutil.copytree(folder / "outputs" / "RUN", folder / "their-run")
     sweep = ["train.py", "-m", "model=tiny", *SMALL, *SHORT, "optimizer.lr=1e-3,2e-3"]
     assert run(fork_server, sweep, folder).returncode == 0
     assert run(fork_server, ["-m", "gpt_pretrain", "prepare", "documents.jsonl", "out=corpus"], folder).returncode == 0
