@@ -10,7 +10,7 @@ from gpt_pretrain.config.conversion import find_full_names
 from gpt_pretrain.config.overrides import expand_amounts, find_override, override_key, quote_value
 from gpt_pretrain.config.schema import GenerateSettings, TrainSettings
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.runs.folder import OUTPUTS, find_run
+from gpt_pretrain.runs.folder import OUTPUTS, check_folder_name, find_run
 from gpt_pretrain.sweeps.folder import find_sweep
 from gpt_pretrain.training.distributed.requeue import interrupted_run
 
@@ -94,6 +94,7 @@ def apply_resume(arguments: list[str]) -> list[str]:
     if sweep:
         raise UserError("resume= resumes a single run and cannot be combined with a sweep (-m). To resume a sweep: sweep_resume=")
     run_dir = find_run(run)
+    check_folder_name(run_dir)
     if "hydra.run.dir" in _typed_keys(arguments):
         return arguments
     return [f"hydra.run.dir={quote_value(str(run_dir))}", "hydra.output_subdir=null", *arguments]

@@ -53,7 +53,7 @@ def find_run_folder(name: str) -> Path:
     """Return the folder of a run, with or without a checkpoint, by the names that `find_run` takes.
 
     Raises:
-        UserError: If the folder does not exist, or its path holds an interpolation.
+        UserError: If the folder does not exist.
     """
     if name == "latest":
         folder = _latest_run()
@@ -62,7 +62,6 @@ def find_run_folder(name: str) -> Path:
         folder = path.parent.parent if path.is_file() and path.parent.name == "checkpoints" else path
         if not folder.is_dir():
             raise UserError(f"{name}: no such run folder. Runs are folders below {OUTPUTS}/; `latest` is the newest.")
-    check_folder_name(folder)
     return folder
 
 

@@ -12,6 +12,7 @@ import argparse
 import csv
 import os
 import random
+import re
 import runpy
 import signal
 import sys
@@ -162,7 +163,7 @@ def _killed(child: int, *, after: float) -> bool:
 
 def _is_done(run_dir: Path) -> bool:
     log, output = run_dir / "train.log", run_dir.with_suffix(".log")
-    if log.exists() and "\nDone: " in log.read_text(encoding="utf-8"):
+    if log.exists() and re.search(r"^\s*Done: ", log.read_text(encoding="utf-8"), re.MULTILINE):
         return True
     # A run that is killed between its last checkpoint and its last message is complete when it is resumed.
     return output.exists() and " is complete: " in output.read_text(encoding="utf-8")

@@ -68,6 +68,7 @@ def test_a_signal_ends_a_long_sample_and_the_run_resumes_exactly(
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as caught:
         patch.setattr(samples, "generate_stream", sending)
+        patch.setattr(samples, "STOP_GRACE_SECONDS", 0.0)
         train(*overrides, run_dir=parts)
     assert caught.value.code == 128 + signal.SIGTERM
     assert len(generated) == (35 if grid else 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -26,19 +27,20 @@ from gpt_pretrain.training.distributed.fsdp import gather_model
 from gpt_pretrain.training.lit_module import GPTLitModule
 
 ROWS = 40  # rows of a table in TensorBoard, which is written again after each epoch
+STOP_GRACE_SECONDS = 5.0  # for texts that are being generated when the run is asked to stop
 
 log = logging.getLogger(__name__)
 
 
 class _StopAskedError(Exception):
-    """Raised within a sample once the run has been asked to stop."""
+    """Raised within a sample that takes too long after the run has been asked to stop."""
 
 
 class Samples(Callback):
     """Continue start_context after each epoch; print the text, and add it to samples.txt and to TensorBoard.
 
-    The length of each text's longest memorized span is recorded with it. If the run is asked to stop, the texts of that moment
-    are left out, since a batch system waits only seconds before it kills the run.
+    The length of each text's longest memorized span is recorded with it. Texts that are not complete a few seconds after the
+    run has been asked to stop are left out, since a batch system does not wait long before it kills the run.
 
     Args:
         tokenizer: The tokenizer of the model.
@@ -72,6 +74,7 @@ class Samples(Callback):
         self.seed = seed
         self.file = file
         self.samples: list[Sample] = []
+        self._stop_seen: float | None = None  # when a sample first noticed that the run is asked to stop
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.file.exists() and ranks.is_main():
@@ -125,6 +128,12 @@ class Samples(Callback):
             samples.append(self._sample(model, trainer, module, prompt, sampler, name=name))
         return samples
 
+    def _is_overdue(self) -> bool:
+        """Return whether the run was asked to stop longer ago than the grace period; called once it has been asked."""
+        if self._stop_seen is None:
+            self._stop_seen = time.monotonic()
+        return time.monotonic() - self._stop_seen >= STOP_GRACE_SECONDS
+
     def _sample(
         self,
         model: GPTModel,
@@ -140,7 +149,7 @@ class Samples(Callback):
         new = []
         for column in generate_stream(model, token_ids, sampler, generator=generator):
             new.append(int(column))
-            if module.wants_stop and len(new) < sampler.max_new_tokens:
+            if module.wants_stop and len(new) < sampler.max_new_tokens and self._is_overdue():
                 raise _StopAskedError
         return Sample(
             epoch=trainer.current_epoch + 1,
