@@ -23,6 +23,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.sweeps.folder import SWEEP_SETTINGS, job_folder_name, sign_sweep
 from gpt_pretrain.sweeps.results import read_sweep, varied_keys
 from gpt_pretrain.sweeps.runner import JobRunner, open_sweep
+from gpt_pretrain.sweeps.submitted_jobs import private_submission_folder
 from gpt_pretrain.system.files import write_text
 
 if TYPE_CHECKING:
@@ -84,7 +85,12 @@ class RunSweeper(Sweeper):
 
     def _launch(self, batch: Sequence[Sequence[str]], first_number: int) -> None:
         """Run jobs with the launcher, which may run them in parallel."""
-        for returned in self.launcher.launch([list(overrides) for overrides in batch], initial_job_idx=first_number):
+        assert self.config is not None
+        params = getattr(self.launcher, "params", {})
+        on_slurm = type(self.launcher).__name__ == "SlurmLauncher"
+        with private_submission_folder(Path(str(self.config.hydra.sweep.dir)), params, on_slurm=on_slurm):
+            results = self.launcher.launch([list(overrides) for overrides in batch], initial_job_idx=first_number)
+        for returned in results:
             failure = returned._return_value  # The property `return_value` would print the error again and raise it.
             if isinstance(failure, Exception) and not isinstance(failure, SweepJobFailed):
                 print_error(UserError(f"A job failed: {failure}"))

@@ -297,6 +297,7 @@ def test_a_sweep_job_run_by_a_launcher_starts_its_own_ranks(start: Start, tmp_pa
     assert codes == [0], texts
     assert read_metadata(record.parent)["state"] == "finished"
     assert "on 2 devices" in (record.parent / "train.log").read_text()
+    assert not list(tmp_path.glob("sweep/.submitit*")), "the pickles of the jobs hold all settings"
 
 
 SBATCH = """#!/bin/bash
@@ -333,6 +334,7 @@ def test_a_sweep_job_may_have_several_slurm_tasks(start: Start, tmp_path: Path) 
     assert read_metadata(record.parent)["state"] == "finished"
     assert ["Done: 2 epochs" in text for text in outputs] == [True, False], outputs
     assert "on 2 devices" in outputs[0]
+    assert not list(tmp_path.glob("sweep/.submitit*"))
 
 
 @pytest.mark.parametrize(

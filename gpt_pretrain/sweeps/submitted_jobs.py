@@ -1,0 +1,76 @@
+"""The folder in which submitit keeps the files of a sweep's jobs: their pickles, results and logs."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gpt_pretrain.runs.folder import display_path
+
+FOLDER_SETTING = "submitit_folder"  # of the submitit launchers
+SECONDS_TO_END = 5.0  # that interrupted jobs on this machine get; submitit kills them after one
+
+
+@contextmanager
+def private_submission_folder(sweep: Path, params: dict[str, Any], *, on_slurm: bool) -> Iterator[None]:
+    """Let submitit keep its files in a new folder within the sweep, which is deleted when all its jobs have ended.
+
+    submitit unpickles what it finds under the number of a job, and its pickles hold all settings, passwords too. Its default
+    folder has a fixed name, which a sweep from someone else may hold already. The nodes of a cluster read the files, so that
+    the folder must be on the disk of the sweep. A folder that the user has chosen is left alone.
+
+    Args:
+        sweep: The folder of the sweep.
+        params: The launcher's settings. The folder in them is replaced while the context is active.
+        on_slurm: Whether the jobs are SLURM's, not processes of this machine.
+    """
+    default = params.get(FOLDER_SETTING)
+    if default is None or Path(default).absolute() != sweep.absolute() / ".submitit" / "%j":
+        yield
+        return
+    sweep.mkdir(parents=True, exist_ok=True)
+    folder = sweep.absolute() / f".submitit-{secrets.token_hex(8)}"
+    folder.mkdir(mode=0o700)
+    params[FOLDER_SETTING] = str(folder / "%j")
+    n_tasks = int(params.get("tasks_per_node") or 1) * int(params.get("nodes") or 1)
+    try:
+        yield
+    except BaseException as error:
+        interrupted = not isinstance(error, Exception)  # Then a job may have been submitted whose pickle is not yet in place.
+        if (interrupted and any(folder.glob("*.pkl"))) or not _have_ended(folder, n_tasks=n_tasks, on_slurm=on_slurm):
+            print(f"Jobs may still run and need {display_path(folder)}. Delete it when they have ended: it holds their settings.")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        params[FOLDER_SETTING] = default
+
+
+def _have_ended(folder: Path, *, n_tasks: int, on_slurm: bool) -> bool:
+    """Return whether all jobs that were submitted with this folder have ended."""
+    jobs = [file.parent.name for file in folder.glob("*/*_submitted.pkl")]
+    if on_slurm:
+        import submitit
+
+        return all(submitit.SlurmJob(folder / "%j", job_id=job, tasks=list(range(n_tasks))).done() for job in jobs)
+    end = time.monotonic() + SECONDS_TO_END
+    while any(_is_running_child(int(job)) for job in jobs):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _is_running_child(pid: int) -> bool:
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == 0
+    except ChildProcessError:  # It has ended, and its exit code has been read.
+        return False
