@@ -43,19 +43,31 @@ def cut_sweep_settings(config: DictConfig) -> DictConfig:
     settings = OmegaConf.to_container(config)
     assert isinstance(settings, dict)
     known = secret_values({name: value for name, value in settings.items() if name != "hydra"})
-    cut = OmegaConf.create(_cut(settings, known)) if known else config
-    assert isinstance(cut, DictConfig)
-    return cut
+    # Swept values stand only in the overrides: they are not part of the settings that a sweep is composed of.
+    cut = _cut(settings, known)
+    return config if cut == settings else OmegaConf.create(cut)
 
 
 def _cut(content: Any, known: Iterable[str]) -> Any:
     """Return the content of one of Hydra's files without secrets."""
     if isinstance(content, Mapping):
-        settings = {name: value for name, value in content.items() if name != "hydra"}
-        return settings_without_secrets(settings) | {
-            name: _cut_texts(value, known) for name, value in content.items() if name == "hydra"
+        settings = settings_without_secrets({name: value for name, value in content.items() if name != "hydra"})
+        # The order stays: in the settings of a sweep, the section of Hydra is the first one.
+        return {
+            name: _cut_texts(_cut_override_dirname(value), known) if name == "hydra" else settings[name]
+            for name, value in content.items()
         }
     return _cut_texts(content, known)
+
+
+def _cut_override_dirname(hydra: Any) -> Any:
+    """Cut each override out of the text in which Hydra joins all of them, where one cannot be told from the next."""
+    match hydra:
+        case {"overrides": {"task": list(overrides)}, "job": {"override_dirname": str(joined)} as job}:
+            for override in sorted(map(str, overrides), key=len, reverse=True):
+                joined = joined.replace(override, override_without_secrets(override))
+            return hydra | {"job": job | {"override_dirname": joined}}
+    return hydra
 
 
 def _cut_texts(value: Any, known: Iterable[str]) -> Any:

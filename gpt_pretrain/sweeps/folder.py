@@ -22,7 +22,7 @@ SWEEPS = OUTPUTS / "multirun"
 SWEEP_SETTINGS = "multirun.yaml"  # The name that Hydra's own sweepers use.
 SWEEP_SIGNATURE = "multirun.signature"  # shows that this user has typed the overrides in the settings
 STUDY, SUMMARY, CHART = "study.journal", "summary.csv", "summary.png"
-SIGNATURE_PURPOSE = "overrides of a sweep"
+SIGNATURE_PURPOSE, NAME_PURPOSE = "overrides of a sweep", "name of a job"
 MAX_SETTINGS_BYTES = 1_000_000  # of a sweep's settings, which have about 10,000
 # Everything in a sweep's folder that a sweep writes, besides the folders of its jobs.
 WRITTEN_BY_SWEEPS = (SWEEP_SETTINGS, SWEEP_SIGNATURE, STUDY, SUMMARY, CHART, REPORT)
@@ -61,14 +61,19 @@ def is_sweep(folder: Path) -> bool:
 
 
 def job_folder_name(overrides: Sequence[str]) -> str:
-    """Return the name of a job's folder: its overrides, with a checksum if they are too long or contain other characters."""
+    """Return the name of a job's folder: its overrides, with a checksum if they are too long or contain other characters.
+
+    Secrets are left out. Jobs that differ only in them get different names, by this user's signature of the whole overrides: from
+    a checksum, a password could be guessed.
+    """
     text = ",".join(sorted(overrides))
     shown = ",".join(sorted(override_without_secrets(override) for override in overrides))
     name = re.sub(r"[^\w.,=+~-]", "_", shown)
     if name == text and 0 < len(name.encode()) <= MAX_NAME_BYTES:
         return name
     short = name.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
-    return f"{short}-{zlib.crc32(text.encode()):08x}" if overrides else "job"
+    checksum = f"{zlib.crc32(text.encode()):08x}" if shown == text else signature(text.encode(), purpose=NAME_PURPOSE)[:8].hex()
+    return f"{short}-{checksum}" if overrides else "job"
 
 
 def read_stored_overrides(folder: Path) -> tuple[list[str], list[str]]:

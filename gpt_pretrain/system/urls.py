@@ -16,8 +16,12 @@ SECRET = "***"  # stands for a part that has been cut out
 _HARMLESS_VALUES = ("", "true", "false", "yes", "no", "0", "1")
 _URL_START = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 # Without a limit on the scheme, a long word would be searched once for each of its letters.
-_URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}://[^\s'\"<>|]+")
-_QUERY_IN_TEXT = re.compile(r"(?<=[\w/.])\?[\w.~%-]+=[^\s'\"<>|]+")
+# In the values of a sweep, a comma and the next URL follow. Hydra writes values with a backslash before special characters.
+_SCHEME = r"[A-Za-z][A-Za-z0-9+.-]{0,30}\\*:\\*//"
+_REST = rf"(?:(?!,{_SCHEME})(?:\\[ \t'\"]|[^\s'\"<>|]))+"
+_URL_IN_TEXT = re.compile(_SCHEME + _REST)
+_ESCAPED = re.compile(r"\\+(?=[\\()\[\]{}:=, \t])")
+_QUERY_IN_TEXT = re.compile(rf"(?<=[\w/.])\?[\w.~%-]+={_REST}")
 # Before the @ of these stands a container or a model, and no user.
 _WITHOUT_USER = ("az://", "abfs://", "abfss://", "hf://", "file://")
 _CLOSING = ".,:;)]}"  # what follows a URL in a sentence
@@ -87,7 +91,9 @@ def hide_secrets(text: str, *, known: Iterable[str] = ()) -> str:
 
     def cut(match: re.Match[str]) -> str:
         found = match[0].rstrip(_CLOSING)
-        return without_secrets(found) + match[0][len(found) :]
+        plain = _ESCAPED.sub("", found)
+        shown = without_secrets(plain)
+        return (found if shown == plain else shown) + match[0][len(found) :]
 
     def cut_query(match: re.Match[str]) -> str:
         found = match[0].rstrip(_CLOSING)

@@ -756,6 +756,54 @@ def test_a_sweep_is_stored_and_named_without_secrets() -> None:
     assert not any(secret in name for secret in SECRETS for name in names)
 
 
+@pytest.mark.parametrize(
+    "urls",
+    [
+        ["http://user:PASSWORD1@PLACE"],
+        ["http://user:PASSWORD1@PLACE", "http://user:SIGNATURE1@PLACE"],
+        ["'http://PLACE?X-Amz-Signature=SIGNATURE1'", "'http://user:PASSWORD1@PLACE?X-Amz-Signature=SIGNATURE1'"],
+    ],
+    ids=["one", "two", "quoted"],
+)
+def test_secrets_are_in_no_file_and_no_name_of_a_sweep(
+    script: Script, stranger: Stranger, tmp_path: Path, urls: list[str]
+) -> None:
+    stranger.files["/t.txt"] = ("Every effort moves you. " * 400).encode()
+    swept = "seed=1" if len(urls) > 1 else "seed=1,2"
+    typed = f"data.url={','.join(urls)}".replace("PLACE", f"127.0.0.1:{stranger.server_port}/t.txt")
+    options = ["data=the_verdict", "data.sha256=null", f"data.cache_dir={tmp_path / 'cache'}", swept]
+    done = script("train.py", "-m", *SMALL, *options, typed, "hydra.sweep.dir=sweep")
+    assert done.returncode == 0, done.stderr
+    sweep = tmp_path / "sweep"
+
+    def places_of_secrets(output: str) -> set[str]:
+        found = texts_below(sweep, tmp_path / "cache")
+        found |= {"output": output.encode(), "names": "\n".join(map(str, sweep.rglob("*"))).encode()}
+        return {name for name, content in found.items() if any(secret.encode() in content for secret in SECRETS)}
+
+    assert places_of_secrets(done.stdout + done.stderr) == set()
+    assert len(list(sweep.glob("*/run.json"))) == 2
+    resumed = script("train.py", "sweep_resume=sweep")
+    assert resumed.returncode == 2
+    assert "Type it again" in resumed.stderr and "data.url=" in resumed.stderr
+    again = script("train.py", "sweep_resume=sweep", typed)
+    assert again.returncode == 0, again.stderr
+    assert "Skipped 2 of 2 jobs: already complete." in again.stdout
+    assert places_of_secrets(resumed.stdout + resumed.stderr + again.stdout + again.stderr) == set()
+
+
+def test_options_that_a_sweep_varies_are_not_stored() -> None:
+    typed = [
+        "start_context=a",
+        "+data.remote.options.secret=OPTIONSECRET1,PASSWORD1",
+        "data.url=http://h/x,s3://k:SIGNATURE1@b/x",
+    ]
+    settings = {"data": {}, "hydra": {"overrides": {"task": typed, "hydra": []}, "job": {"override_dirname": ",".join(typed)}}}
+    stored = OmegaConf.to_yaml(cut_sweep_settings(OmegaConf.create(settings)))
+    assert not any(secret in stored for secret in SECRETS), stored
+    assert "data.url=http://h/x,s3://***@b/x" in stored
+
+
 def test_a_run_of_an_earlier_version_is_shown_without_secrets(tmp_path: Path) -> None:
     url = TYPED[0].partition("=")[2]
     settings = {"data": {"url": url, "remote": {"options": {"secret": "OPTIONSECRET1"}}}, "seed": 1}

@@ -45,6 +45,21 @@ def test_a_message_with_the_path_of_a_url_loses_its_query() -> None:
     assert hide_secrets("the key abcdef", known=["abcdef", "e"]) == "the key ***"
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("u=http://b:P@h/x,http://b:P@h?s=A,s3://k:P@b,x", "u=http://***@h/x,http://***@h?s=***,s3://***@b,x"),
+        (r"u=http\://b\:P\,W\ Q@h\:1/x?s\=A seed=1", "u=http://***@h:1/x?s=*** seed=1"),
+        (r"'http\\://b\\:P@h'", "'http://***@h'"),
+        (r"u='http://b:P\'W@h?s=A','http://b:P@h'", "u='http://***@h?s=***','http://***@h'"),
+        (r"u=[http\://b\:P@h,http\://b\:P@h]", "u=[http://***@h,http://***@h]"),
+        (r"u=http\://h\:1/x?v\=1", r"u=http\://h\:1/x?v\=1"),
+    ],
+)
+def test_secrets_are_found_in_lists_and_behind_backslashes(text: str, shown: str) -> None:
+    assert hide_secrets(text) == shown
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_the_allowed_schemes_are_opened(scheme: str) -> None:
     check_url(f"{scheme}://place/folder", setting="data.path")
@@ -99,7 +114,19 @@ def test_a_key_that_cannot_be_made_and_one_that_is_damaged_are_two_messages(
         assert re.search(expected, caplog.text) and len(caplog.records) == 1
 
 
-@pytest.mark.parametrize("text", ["a" * 500_000, "a?" * 250_000, "x://" * 100_000, "/?" + "b" * 500_000, "1." * 250_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a" * 500_000,
+        "a?" * 250_000,
+        "x://" * 100_000,
+        "/?" + "b" * 500_000,
+        "1." * 250_000,
+        "a," * 250_000,
+        "x://h,a" * 70_000,
+        "a" + "\\" * 500_000,
+    ],
+)
 def test_secrets_are_looked_for_in_linear_time(text: str) -> None:
     began = time.perf_counter()
     hide_secrets(text)
