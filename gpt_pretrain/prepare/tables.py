@@ -9,7 +9,7 @@ from typing import Any
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare.chunks import BATCH, DAMAGED_ARCHIVE, LONGEST_RECORD, Chunk, Cursor, ReadPosition
-from gpt_pretrain.prepare.dataset_files import own_files_only
+from gpt_pretrain.prepare.dataset_files import SAVED, check_is_text, check_saved_dataset, own_files_only
 from gpt_pretrain.prepare.decompression import MAX_EXPANSION, DamagedArchiveError, max_content
 from gpt_pretrain.prepare.inputs import InputFile, StreamedDataset, missing_extra
 
@@ -17,7 +17,6 @@ MAX_ROWS = 64  # Rows read at a time. One of them may be as long as the rest of 
 SUSPICIOUS = 50  # Text is compressed to a tenth; a column that is compressed more is read row by row.
 FIELD, LONGEST_HEADER = b"\x15", 64  # In a page's header: the next field is a whole number; bytes that hold the first two.
 EXPANDED = f"its text is more than {MAX_EXPANSION} times as large as the file"
-SAVED = ("state.json", "dataset_dict.json")  # A folder written by save_to_disk contains one of these.
 
 
 def read_parquet(file: InputFile, text_field: str, *, start: ReadPosition, bytes_before: int = 0) -> Iterator[Chunk]:
@@ -128,9 +127,11 @@ def read_dataset(dataset: StreamedDataset, text_field: str, *, start: ReadPositi
     cursor = Cursor(f"{dataset.name} ({dataset.split})", start, bytes_read=lambda: 0)
     try:
         records = _open_dataset(dataset)
-        if records.column_names is not None:
-            _check_column(text_field, records.column_names, f"dataset={dataset.name}")
-            records = records.select_columns([text_field])
+        # Without known features, datasets decodes nothing: it hands over what the files hold.
+        if records.features is not None:
+            _check_column(text_field, list(records.features), f"dataset={dataset.name}")
+            check_is_text(text_field, records.features, dataset.name)
+            records = records.select_columns([text_field]).decode(False)
         for batch in records.skip(start.record).iter(batch_size=64):
             yield from _chunk_values(batch[text_field], cursor)
     except (UserError, GeneratorExit):
@@ -153,6 +154,7 @@ def _open_dataset(dataset: StreamedDataset) -> Any:
         name = str(folder) if folder.exists() else dataset.name
         with own_files_only(name):
             return datasets.load_dataset(name, dataset.config, split=dataset.split, streaming=True)
+    check_saved_dataset(folder)
     saved = datasets.load_from_disk(str(folder))
     if isinstance(saved, datasets.DatasetDict):
         if dataset.split not in saved:
@@ -160,7 +162,7 @@ def _open_dataset(dataset: StreamedDataset) -> Any:
                 f"dataset={dataset.name} has no split {dataset.split}. Choose one with dataset_split=: {', '.join(saved)}."
             )
         saved = saved[dataset.split]
-    return saved.to_iterable_dataset()
+    return saved.with_format(None).to_iterable_dataset()  # A saved format may turn text into tensors.
 
 
 def _check_column(text_field: str, columns: list[str], name: str) -> None:

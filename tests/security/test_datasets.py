@@ -1,0 +1,194 @@
+"""Datasets of strangers: what their columns and lists of files name is not opened."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.prepare.chunks import ReadPosition
+from gpt_pretrain.prepare.inputs import StreamedDataset
+from gpt_pretrain.prepare.tables import read_dataset
+
+datasets = pytest.importorskip("datasets")
+
+
+class Listener(ThreadingHTTPServer):
+    """A server that notes the requested paths and has none of them."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), NotFound)
+        self.asked: list[str] = []
+
+
+class NotFound(BaseHTTPRequestHandler):
+    server: Listener
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)
+        self.send_error(404)
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def listener() -> Iterator[Listener]:
+    server = Listener()
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def read(folder: Path, *, split: str = "train") -> list[Any]:
+    dataset = StreamedDataset(str(folder), None, split)
+    return [value for chunk in read_dataset(dataset, "text", start=ReadPosition()) for value in chunk.content]
+
+
+def declare(folder: Path, column_type: str) -> None:
+    """Write a README.md that declares the type of a dataset's columns."""
+    column = f"  - name: text\n    {column_type}\n  - name: title\n    dtype: string\n"
+    (folder / "README.md").write_text(f"---\ndataset_info:\n  features:\n{column}---\n")
+
+
+@pytest.mark.parametrize(
+    ("column_type", "name"),
+    [
+        ("dtype: image", "Image"),
+        ("dtype: audio", "Audio"),
+        ("dtype: video", "Video"),
+        ("dtype: pdf", "Pdf"),
+        ("dtype: nifti", "Nifti"),
+        ("sequence: image", "List"),
+        ("list: image", "List"),
+        ("struct:\n    - name: x\n      dtype: image", "dict"),
+    ],
+)
+@pytest.mark.parametrize("chain", ["", "reference://x::", "simplecache::"])
+def test_a_column_declared_as_anything_but_text_is_not_opened(
+    listener: Listener, tmp_path: Path, column_type: str, name: str, chain: str
+) -> None:
+    address = f"{chain}http://127.0.0.1:{listener.server_port}/row"
+    value: Any = {"x": address} if name == "dict" else [address] if name == "List" else address
+    (tmp_path / "data.jsonl").write_text(json.dumps({"text": value, "title": "plain"}) + "\n")
+    declare(tmp_path, column_type)
+    with pytest.raises(UserError, match=rf"column text is of the type {name}, .* Choose one with text_field=: title\."):
+        read(tmp_path)
+    assert listener.asked == []
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "saved", "saved split"])
+def test_a_column_of_images_in_the_schema_of_a_file_is_not_opened(listener: Listener, tmp_path: Path, kind: str) -> None:
+    address = f"http://127.0.0.1:{listener.server_port}/row"
+    schema = datasets.Features({"text": datasets.Image()}).arrow_schema  # its metadata declares the type
+    table = pa.Table.from_pylist([{"text": {"path": address, "bytes": None}}], schema=schema)
+    theirs = tmp_path / "theirs"
+    if kind.startswith("saved"):
+        part = save(datasets.Dataset.from_dict({"text": ["own"]}), theirs, in_split=kind == "saved split")
+        (file,) = part.glob("*.arrow")
+        info = json.loads((part / "dataset_info.json").read_text())
+        (part / "dataset_info.json").write_text(json.dumps(info | {"features": {"text": {"_type": "Image"}}}))
+    else:
+        theirs.mkdir()
+        file = theirs / f"a.{kind}"
+    if kind == "parquet":
+        pq.write_table(table, file)
+    else:
+        with pa.ipc.new_stream(file, schema) as stream:
+            stream.write_table(table)
+    with pytest.raises(UserError, match=r"column text is of the type Image, .* It has no column of text\."):
+        read(theirs)
+    assert listener.asked == []
+
+
+def save(made: Any, folder: Path, *, in_split: bool) -> Path:
+    """Write a dataset as save_to_disk does, also in a split named train, and return the folder of its files."""
+    (datasets.DatasetDict({"train": made}) if in_split else made).save_to_disk(folder)
+    return folder / "train" if in_split else folder
+
+
+@pytest.mark.parametrize("column_type", ["dtype: string", "dtype: large_string", "dtype: binary"])
+def test_a_column_declared_as_text_is_read(tmp_path: Path, column_type: str) -> None:
+    (tmp_path / "data.jsonl").write_text('{"text": "one", "title": "plain"}\n')
+    declare(tmp_path, column_type)
+    assert read(tmp_path) in (["one"], [b"one"])
+
+
+@pytest.mark.parametrize("other", ["image", "audio"])
+def test_other_columns_are_not_opened(listener: Listener, tmp_path: Path, other: str) -> None:
+    row = {"text": "one", "title": f"http://127.0.0.1:{listener.server_port}/row"}
+    (tmp_path / "data.jsonl").write_text(json.dumps(row) + "\n")
+    declare(tmp_path, "dtype: string")
+    readme = tmp_path / "README.md"
+    readme.write_text(readme.read_text().replace("title\n    dtype: string", f"title\n    dtype: {other}"))
+    assert read(tmp_path) == ["one"]
+    assert listener.asked == []
+
+
+# Saved datasets
+
+
+@pytest.mark.parametrize("in_split", [False, True])
+@pytest.mark.parametrize(
+    "name", ["{tmp}/private/data.arrow", "../private/data.arrow", "../../private/data.arrow", "file://{tmp}/x", "..", "", 5, None]
+)
+def test_a_saved_dataset_lists_only_files_of_its_own_folder(tmp_path: Path, in_split: bool, name: Any) -> None:
+    private = save(datasets.Dataset.from_dict({"text": ["secret"]}), tmp_path / "private", in_split=False)
+    next(private.glob("*.arrow")).rename(private / "data.arrow")
+    part = save(datasets.Dataset.from_dict({"text": ["own"]}), tmp_path / "theirs", in_split=in_split)
+    assert read(tmp_path / "theirs") == ["own"]
+    state = json.loads((part / "state.json").read_text())
+    state["_data_files"] = [{"filename": name.format(tmp=tmp_path) if isinstance(name, str) else name}]
+    (part / "state.json").write_text(json.dumps(state))
+    with pytest.raises(UserError, match="is not the plain name of a file in the same folder"):
+        read(tmp_path / "theirs")
+
+
+@pytest.mark.parametrize(
+    "splits", [["../private"], ["{tmp}/private"], ["train", "x::file:///"], {"../private": 1}, "train", None]
+)
+def test_a_saved_dataset_has_only_splits_in_its_own_folder(tmp_path: Path, splits: Any) -> None:
+    save(datasets.Dataset.from_dict({"text": ["secret"]}), tmp_path / "private", in_split=False)
+    save(datasets.Dataset.from_dict({"text": ["own"]}), tmp_path / "theirs", in_split=True)
+    listed = json.dumps({"splits": splits}).replace("{tmp}", str(tmp_path))
+    (tmp_path / "theirs" / "dataset_dict.json").write_text(listed)
+    split = json.loads(listed)["splits"]
+    with pytest.raises(UserError, match=r"not the plain name|not a list"):
+        read(tmp_path / "theirs", split=next(iter(split)) if isinstance(split, list | dict) else "train")
+
+
+@pytest.mark.parametrize("kind", ["link", "link of the folder", "FIFO"])
+def test_files_of_a_saved_dataset_are_regular_and_in_its_folder(tmp_path: Path, kind: str) -> None:
+    private = save(datasets.Dataset.from_dict({"text": ["secret"]}), tmp_path / "private", in_split=False)
+    part = save(datasets.Dataset.from_dict({"text": ["own"]}), tmp_path / "theirs", in_split=True)
+    (file,) = part.glob("*.arrow")
+    if kind == "link of the folder":
+        part.rename(tmp_path / "away")
+        part.symlink_to(private)
+    else:
+        file.unlink()
+        if kind == "link":
+            file.symlink_to(next(private.glob("*.arrow")))
+        else:
+            os.mkfifo(file)
+    with pytest.raises(UserError, match=r"is not read: .*(a link that leads out of its folder|not a regular file)"):
+        read(tmp_path / "theirs")
+
+
+def test_a_saved_dataset_of_tensors_gives_its_text(tmp_path: Path) -> None:
+    made = datasets.Dataset.from_dict({"text": ["own"], "n": [1]}).with_format("numpy", columns=["n"])
+    save(made, tmp_path / "theirs", in_split=False)
+    assert read(tmp_path / "theirs") == ["own"]
