@@ -125,7 +125,7 @@ def _markdown_text(text: str) -> str:
     """Return a text that a file brings in Markdown: as it is if it is plain, and else as code, on one line."""
     if PLAIN.fullmatch(text):
         return text
-    # In a table, a pipe also ends a cell within code. A backslash before it would escape the one that protects it.
+    # A pipe ends a table cell even within code, so it is escaped. A backslash before the pipe would undo that escape.
     line = re.sub(r"(?<=\\)\|", " |", escape_line(text)).replace("|", "\\|")
     fence = "`" * (max(map(len, re.findall("`+", line)), default=0) + 1)
     return f"{fence} {line} {fence}" if "`" in line or not line.strip() else f"{fence}{line}{fence}"

@@ -179,7 +179,7 @@ def check_values(value: Any, *, max_values: int) -> None:
 
 
 def count_values(value: Any) -> int:
-    """Count the values in nested containers, those of a shared container as often as it stands there, in time that does not.
+    """Count the values in nested containers, and those of a shared container once for each reference, without visiting it again.
 
     Raises:
         DamagedFileError: If containers are nested too deeply or contain themselves.

@@ -117,7 +117,7 @@ def escape_controls(text: str) -> str:
 
 
 def escape_line(text: str) -> str:
-    """Return a text on one line, for a name or a title that stands in a message: line feeds and tabs are escaped as well."""
+    """Return a text on one line, for a name or a title within a message: line feeds and tabs are escaped as well."""
     return escape_controls(text).replace("\n", "\\n").replace("\t", "\\t")
 
 

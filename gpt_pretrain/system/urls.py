@@ -107,7 +107,7 @@ def hide_secrets(text: str, *, known: Iterable[str] = ()) -> str:
 
 
 def secret_parts(url: str) -> list[str]:
-    """Return the texts that `without_secrets` cuts out of a URL, as they stand there and decoded."""
+    """Return the texts that `without_secrets` cuts out of a URL, both as written and decoded."""
     start = _URL_START.match(url)
     if start is None:
         return []
@@ -128,7 +128,7 @@ def _split_user(scheme: str, rest: str) -> tuple[str | None, str]:
     if "@" in authority:
         user, _, _ = authority.rpartition("@")
     elif "@" in rest and re.fullmatch(r"[^:]*(:\d*)?", authority.rpartition("]")[2]) is None:
-        # What stands in the place of the port is no number: a password with an unescaped / or ?.
+        # The text after the last colon is not a port, so it belongs to a password with an unescaped / or ?.
         user, _, _ = rest.rpartition("@")
     else:
         return None, rest

@@ -226,7 +226,7 @@ def change_zip(data: bytes, random: Random) -> bytes:
         warnings.catch_warnings(),
         zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED if kind == 5 else zipfile.ZIP_STORED) as archive,
     ):
-        warnings.simplefilter("ignore")  # of names that stand there twice
+        warnings.simplefilter("ignore")  # about duplicate names
         for name, content in parts:
             archive.writestr(name, content)
     return target.getvalue()
