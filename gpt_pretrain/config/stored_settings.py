@@ -226,10 +226,7 @@ def explain_place(override: str, *, origin: str, own: bool = False) -> str:
     plain = without_shell_quotes(override)
     if own:
         return f"{plain} comes from {origin}. Its secret parts are never stored. Type it again in full: {override}"
-    return (
-        f"{plain} comes from {origin}, {UNSIGNED}. A place that such a file names is used only if you type it. "
-        f"To use it, add: {override}"
-    )
+    return f"{plain} comes from {origin}, {UNSIGNED}. Such a setting is used only if you type it. To use it, add: {override}"
 
 
-UNSIGNED = "which lacks your signature: another user, another machine or an earlier version of this program has written it"
+UNSIGNED = "which is not signed with your key (another user, another machine or an earlier version of this program wrote it)"

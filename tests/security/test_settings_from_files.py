@@ -104,7 +104,7 @@ def test_a_place_in_a_checkpoint_is_asked_for(script: Script, finished_run: Path
     done = script("train.py", f"resume={run}", "plan=true", cwd=tmp_path / "here")
     assert done.returncode == 2
     assert f"To use it, add: {words}" in done.stderr
-    assert "lacks your signature" in done.stderr
+    assert "not signed with your key" in done.stderr
     assert "secret@" not in done.stderr and "Traceback" not in done.stderr
 
 
