@@ -89,7 +89,7 @@ def find_source(source: str | Path) -> WeightSource:
 
 
 def _from_hub(repo_id: str) -> WeightSource:
-    from gpt_pretrain.checkpoints.hub import fetch
+    from gpt_pretrain.system.hub import fetch
 
     config = fetch(repo_id, CONFIG_FILE)
     # Rejects any other kind of model before its weights, which may be many gigabytes, are downloaded.

@@ -141,7 +141,7 @@ Fetch = Callable[..., subprocess.CompletedProcess[str]]
 FETCH = """
 import sys
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.checkpoints.hub import fetch
+from gpt_pretrain.system.hub import fetch
 try:
     print(fetch(*sys.argv[1:]))
 except UserError as error:

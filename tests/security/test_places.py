@@ -22,7 +22,6 @@ import pytest
 from omegaconf import OmegaConf
 
 from gpt_pretrain.checkpoints import hub as hub_module
-from gpt_pretrain.checkpoints.hub import fetch
 from gpt_pretrain.commands.hydra_files import cut_sweep_settings
 from gpt_pretrain.config.schema import RemoteSettings
 from gpt_pretrain.config.secrets import metadata_without_secrets
@@ -42,6 +41,7 @@ from gpt_pretrain.prepare.tables import read_dataset
 from gpt_pretrain.runs.reader import read_run
 from gpt_pretrain.runs.report.saving import save_run_page
 from gpt_pretrain.sweeps.folder import job_folder_name
+from gpt_pretrain.system.hub import fetch
 from tests.helpers.data_settings import data_settings
 from tests.helpers.hostile_files import SMALL
 from tests.helpers.made_shards import BYTE, random_documents, write_nanogpt, write_shards
