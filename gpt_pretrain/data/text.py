@@ -1,15 +1,11 @@
-"""Raw text: the sample story of the package, a download, or the user's files."""
+"""Find the text that the settings name: the sample story of the package, a download, or the user's files."""
 
 from __future__ import annotations
 
-import codecs
-import glob
 import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
@@ -21,57 +17,14 @@ from gpt_pretrain.data.private_cache import open_cache, open_own
 from gpt_pretrain.data.web import download_file
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.urls import SECRET, check_url, hide_secrets, secret_parts, without_secrets
-from gpt_pretrain.tokenizers.base import END_OF_TEXT
+from gpt_pretrain.texts.text import Text, find_text_files
 
-PIECE_CHARS = 1 << 20
 MAX_NAME_CHARACTERS = 100
 # The parts of a query by which cloud storage signs a URL. They differ from one signed URL of a file to the next.
 SIGNATURES = re.compile(
     r"x-(amz|goog)-[\w-]+|awsaccesskeyid|googleaccessid|key-pair-id|signature|expires|policy|sig|s[evprtk]|sr|spr|sk\w+",
     re.IGNORECASE,
 )
-
-
-@dataclass(frozen=True)
-class Text:
-    """UTF-8 text files read as one text with `<|endoftext|>` between them, piece by piece."""
-
-    files: tuple[Path, ...]
-
-    def pieces(self) -> Iterator[str]:
-        """Yield the text in order, in pieces of at most PIECE_CHARS characters.
-
-        Raises:
-            UserError: If a file cannot be read or is not UTF-8.
-        """
-        for number, file in enumerate(self.files):
-            if number > 0:
-                yield END_OF_TEXT
-            try:
-                with open(file, encoding="utf-8-sig") as stream:  # skips a byte order mark
-                    while piece := stream.read(PIECE_CHARS):
-                        yield piece
-            except UnicodeDecodeError as error:
-                encoding = "UTF-16" if _begins_like_utf16(file) else "LATIN1"
-                raise UserError(
-                    f"{file} is not UTF-8 text ({error.reason} near byte {_find_invalid_byte(file)}). "
-                    f"Convert it to UTF-8, for example with: iconv -f {encoding} -t UTF-8 '{file}' > new.txt"
-                ) from error
-            except OSError as error:
-                raise UserError(f"{file} cannot be read: {error.strerror or error}.") from error
-
-    def sha256(self) -> str:
-        """Return a hash of the files' sizes and bytes."""
-        digest = hashlib.sha256()
-        for file in self.files:
-            try:
-                digest.update(file.stat().st_size.to_bytes(8, "little"))
-                with open(file, "rb") as stream:
-                    while block := stream.read(1 << 20):
-                        digest.update(block)
-            except OSError as error:
-                raise UserError(f"{file} cannot be read: {error.strerror or error}.") from error
-        return digest.hexdigest()
 
 
 def cache_folder(settings: DataSettings) -> Path:
@@ -89,7 +42,7 @@ def find_text(settings: DataSettings, *, cache_dir: Path) -> Text:
         UserError: If there is no such file, or the download fails.
     """
     if settings.path is not None:
-        return Text(_find_files(settings.path))
+        return Text(find_text_files(settings.path))
     if settings.url is not None:
         return Text((download(settings.url, sha256=settings.sha256, cache_dir=cache_dir),))
     if settings.name != "sample":
@@ -163,46 +116,3 @@ def download_name(url: str) -> str:
 
 def _truncate(text: str) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
-
-
-def _find_files(pattern: str) -> tuple[Path, ...]:
-    path = Path(pattern).expanduser()
-    if path.is_file():
-        return (path,)
-    if path.is_dir():
-        found = [file for file in path.rglob("*") if not any(part.startswith(".") for part in file.relative_to(path).parts)]
-    else:
-        found = [Path(match) for match in glob.glob(str(path), recursive=True)]
-    files = tuple(sorted(file for file in found if file.is_file()))
-    if not files:
-        problem = (
-            "the folder has no files" if path.is_dir() else "there is no such file or folder, and as a glob it matches no file"
-        )
-        # A resumed run takes the path over as it was typed, perhaps in another folder.
-        hint = (
-            ""
-            if path.is_absolute()
-            else f" Relative paths, also those of a resumed run, start at the current folder, {Path.cwd()}."
-        )
-        raise UserError(
-            f"data.path={pattern}: {problem}.{hint} Type data.path= with a UTF-8 text file, a folder of them, or a quoted glob."
-        )
-    return files
-
-
-def _begins_like_utf16(file: Path) -> bool:
-    with open(file, "rb") as stream:
-        return stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-
-
-def _find_invalid_byte(file: Path) -> int:
-    """Return the position of the first byte that is not UTF-8, counted from 0."""
-    position = 0
-    with open(file, "rb") as stream:
-        for line in stream:
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                return position + error.start
-            position += len(line)
-    return position

@@ -25,12 +25,12 @@ from gpt_pretrain.data.private_cache import (
     open_own,
     temporary_cache,
 )
-from gpt_pretrain.data.text import Text
 from gpt_pretrain.data.token_stream import Shard, TokenSplit, TokenStream
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.files import replacing, sync_file
 from gpt_pretrain.system.reading import parse_json
 from gpt_pretrain.system.signing import has_signature, signature
+from gpt_pretrain.texts.text import Text
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer, token_itemsize
 
 SPLIT, SIGNATURE = "split.json", "signature"

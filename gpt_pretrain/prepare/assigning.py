@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.prepare.chunks import COMPLETE
+from gpt_pretrain.prepare.encoded_batch import COMPLETE
 from gpt_pretrain.prepare.segments import EncodedCorpus
 from gpt_pretrain.system.files import open_emptied
 

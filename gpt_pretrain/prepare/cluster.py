@@ -20,11 +20,11 @@ from rich.console import Console
 from gpt_pretrain.config.command_schema import PrepareSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare.encoding import EncodingOptions, encode_inputs
-from gpt_pretrain.prepare.inputs import CorpusInputs, InputFile
 from gpt_pretrain.prepare.processes import Interrupt, WorkerPool
 from gpt_pretrain.prepare.progress import PreparationProgress
 from gpt_pretrain.prepare.segments import read_journal
 from gpt_pretrain.system.resources import cores
+from gpt_pretrain.texts.inputs import CorpusInputs, InputFile
 
 MAX_TASKS = 1000  # SLURM's default limit for the tasks of one job array.
 SECONDS_BETWEEN_CHECKS = 2.0

@@ -9,17 +9,18 @@ from functools import partial
 from pathlib import Path
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.prepare.chunks import FIELD_MISSING, Chunk, EncodedBatch
-from gpt_pretrain.prepare.inputs import CorpusInputs
+from gpt_pretrain.prepare.encoded_batch import EncodedBatch
 from gpt_pretrain.prepare.processes import Interrupt, WorkerPool
 from gpt_pretrain.prepare.progress import PreparationProgress
-from gpt_pretrain.prepare.reading import batch_chunks, read_inputs
 from gpt_pretrain.prepare.segments import REJECTED_FILE, RecordCounts, SegmentWriter
 from gpt_pretrain.prepare.tokenizing import encode_batch
 from gpt_pretrain.system.files import open_for_append
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.reading import open_regular
 from gpt_pretrain.system.terminal import escape_line
+from gpt_pretrain.texts.chunks import FIELD_MISSING, Chunk
+from gpt_pretrain.texts.inputs import CorpusInputs
+from gpt_pretrain.texts.reading import batch_chunks, read_inputs
 
 # Share of rejected records up to which the error suggests leaving them out.
 MAX_SUGGESTED = 0.5

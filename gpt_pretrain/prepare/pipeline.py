@@ -18,7 +18,6 @@ from gpt_pretrain.prepare import corpus_folder
 from gpt_pretrain.prepare.cluster import MAX_TASKS, EncodeTask, encode_on_cluster, group_files
 from gpt_pretrain.prepare.corpus_folder import PLAN, WORK
 from gpt_pretrain.prepare.encoding import EncodingOptions, collect_rejected, encode_inputs, rejection_error, too_many_rejected
-from gpt_pretrain.prepare.inputs import CorpusInputs, InputFile, find_inputs
 from gpt_pretrain.prepare.processes import Interrupt, WorkerPool, interruptible
 from gpt_pretrain.prepare.progress import PreparationProgress
 from gpt_pretrain.prepare.report import print_report, print_summary
@@ -28,6 +27,7 @@ from gpt_pretrain.prepare.tokenizing import cached_tokenizer
 from gpt_pretrain.system.files import write_json
 from gpt_pretrain.system.resources import cores
 from gpt_pretrain.system.terminal import escape_line, print_escaped
+from gpt_pretrain.texts.inputs import CorpusInputs, InputFile, find_inputs
 from gpt_pretrain.tokenizers.base import fingerprint, token_itemsize
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

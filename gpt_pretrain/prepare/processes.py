@@ -18,8 +18,8 @@ from types import FrameType, TracebackType
 from typing import TypeVar
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.prepare.chunks import BATCH
 from gpt_pretrain.prepare.tokenizing import cached_tokenizer
+from gpt_pretrain.texts.chunks import BATCH
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")

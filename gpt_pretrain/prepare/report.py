@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from gpt_pretrain.prepare.chunks import DAMAGED_ARCHIVE
 from gpt_pretrain.prepare.encoding import first_rejected
 from gpt_pretrain.prepare.segments import REJECTED_FILE, RecordCounts
 from gpt_pretrain.prepare.tokenizing import cached_tokenizer
 from gpt_pretrain.system.formatting import format_count, format_si
 from gpt_pretrain.system.terminal import print_escaped
+from gpt_pretrain.texts.chunks import DAMAGED_ARCHIVE
 from gpt_pretrain.tokenizers.base import Tokenizer, decode
 
 N_EXCERPTS = 3

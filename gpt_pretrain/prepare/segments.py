@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.prepare.chunks import CONTINUES, ROW, EncodedBatch, ReadPosition
+from gpt_pretrain.prepare.encoded_batch import CONTINUES, ROW, EncodedBatch
 from gpt_pretrain.system.files import open_emptied, open_for_append, sync_file
 from gpt_pretrain.system.reading import DamagedFileError, parse_json, read_bytes
+from gpt_pretrain.texts.chunks import ReadPosition
 
 JOURNAL, REJECTED_FILE = "journal.jsonl", "rejected.jsonl"
 # A segment ends after this many bytes of tokens or seconds, which is the most that a killed process loses.

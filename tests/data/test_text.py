@@ -3,13 +3,14 @@ from pathlib import Path
 import pytest
 
 from gpt_pretrain.config.schema import DataSettings
-from gpt_pretrain.data import text as module
-from gpt_pretrain.data.text import Text
+from gpt_pretrain.data import text as settings_text
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.texts import text as module
+from gpt_pretrain.texts.text import Text
 
 
 def find_text(name: str, *, path: str | None = None, cache_dir: Path) -> Text:
-    return module.find_text(DataSettings(name=name, path=path, url=None, sha256=None), cache_dir=cache_dir)
+    return settings_text.find_text(DataSettings(name=name, path=path, url=None, sha256=None), cache_dir=cache_dir)
 
 
 def whole(text: Text) -> str:

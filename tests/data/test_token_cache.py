@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_pretrain.data import text as text_module
 from gpt_pretrain.data import token_cache as module
-from gpt_pretrain.data.text import Text
 from gpt_pretrain.data.token_cache import encode_pieces, tokenize_text
 from gpt_pretrain.data.token_stream import Shard, TokenSplit, TokenStream
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.texts import text as text_module
+from gpt_pretrain.texts.text import Text
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from tests.helpers.training_runs import Printed, Train
 

@@ -24,7 +24,8 @@ SHORT = {"dedup": "exact", "val_tokens": 500, "shard_tokens": 3000, "document_se
 
 PREPARE_IN_SMALL_SEGMENTS = """
 import sys
-from gpt_pretrain.prepare import reading, segments
+from gpt_pretrain.prepare import segments
+from gpt_pretrain.texts import reading
 from gpt_pretrain.commands.main import main
 segments.SEGMENT_BYTES, reading.BATCH = 100_000, 50_000
 sys.argv.insert(1, "prepare")

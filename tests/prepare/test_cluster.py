@@ -10,8 +10,8 @@ from gpt_pretrain.config.command_schema import PrepareSettings
 from gpt_pretrain.config.validation import prepare_problems
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare.cluster import group_files
-from gpt_pretrain.prepare.inputs import InputFile
 from gpt_pretrain.prepare.pipeline import prepare_corpus
+from gpt_pretrain.texts.inputs import InputFile
 
 SBATCH = f"""#!{sys.executable}
 import os, re, subprocess, sys

@@ -13,9 +13,9 @@ import pytest
 import zstandard
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.prepare import chunks, decompression, inputs, reading, tables, tokenizing
-from gpt_pretrain.prepare.chunks import ReadPosition
-from gpt_pretrain.prepare.inputs import StreamedDataset, find_input_files
+from gpt_pretrain.texts import chunks, decompression, inputs, reading, records, tables
+from gpt_pretrain.texts.chunks import ReadPosition
+from gpt_pretrain.texts.inputs import StreamedDataset, find_input_files
 from tests.conftest import ROOT
 from tests.helpers import corpora
 
@@ -186,7 +186,7 @@ def test_a_document_that_is_not_utf8_is_left_out_as_a_whole(tmp_path: Path, monk
 
 
 def test_lines_and_texts_that_are_too_long_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (chunks, tokenizing, reading, tables):
+    for module in (chunks, records, reading, tables):
         monkeypatch.setattr(module, "LONGEST_RECORD", 10_000)
     monkeypatch.setattr(decompression, "BLOCK", 4_000)
     documents = ["first", "x" * 30_000, "middle", "y" * 9_000, "z" * 10_500, "last", "w" * 40_000]

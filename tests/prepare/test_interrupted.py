@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.prepare import chunks, decompression, encoding, pipeline, progress, reading, segments, shards, tokenizing
+from gpt_pretrain.prepare import encoding, pipeline, progress, segments, shards, tokenizing
+from gpt_pretrain.texts import chunks, decompression, reading
 from tests.conftest import ROOT
 from tests.helpers import corpora
 from tests.helpers.corpora import SHORT, Killed, interrupt_before_shards, kill, start_prepare, write_inputs, write_short_inputs

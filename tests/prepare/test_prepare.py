@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_pretrain.prepare import chunks, reading
+from gpt_pretrain.texts import chunks, reading
 from gpt_pretrain.tokenizers.base import fingerprint
 from tests.helpers import corpora
 

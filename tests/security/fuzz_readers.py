@@ -21,9 +21,7 @@ from gpt_pretrain.data.corpus import split_corpus
 from gpt_pretrain.data.files import LocalFiles
 from gpt_pretrain.data.formats import open_corpus
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.prepare import corpus_folder, reading
-from gpt_pretrain.prepare.chunks import ReadPosition
-from gpt_pretrain.prepare.inputs import CorpusInputs, stat_input_file
+from gpt_pretrain.prepare import corpus_folder
 from gpt_pretrain.prepare.segments import EncodedCorpus, SegmentWriter, read_journal
 from gpt_pretrain.prepare.tokenizing import encode_batch
 from gpt_pretrain.runs.metrics_file import MetricsFile
@@ -32,6 +30,9 @@ from gpt_pretrain.runs.report.run_page import render_run_page
 from gpt_pretrain.sweeps.results import ranking_rows, read_sweep
 from gpt_pretrain.sweeps.search import NumberRange, Search, SearchSpace, ValueList
 from gpt_pretrain.system.reading import read_json, read_yaml
+from gpt_pretrain.texts import reading
+from gpt_pretrain.texts.chunks import ReadPosition
+from gpt_pretrain.texts.inputs import CorpusInputs, stat_input_file
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.training.resume import read_resumable
 from tests.conftest import ROOT, tiny_model

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.prepare.chunks import ReadPosition
-from gpt_pretrain.prepare.inputs import StreamedDataset
-from gpt_pretrain.prepare.tables import read_dataset
+from gpt_pretrain.texts.chunks import ReadPosition
+from gpt_pretrain.texts.inputs import StreamedDataset
+from gpt_pretrain.texts.tables import read_dataset
 
 datasets = pytest.importorskip("datasets")
 

@@ -30,18 +30,19 @@ from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.data.fetching import stop_fetching
 from gpt_pretrain.data.private_cache import TAG, TAG_TEXT, open_cache
 from gpt_pretrain.data.remote import RemoteFiles
-from gpt_pretrain.data.text import Text, download, download_name, find_download
+from gpt_pretrain.data.text import download, download_name, find_download
 from gpt_pretrain.data.token_cache import tokenize_text
 from gpt_pretrain.data.web import check_redirect
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.prepare.chunks import ReadPosition
-from gpt_pretrain.prepare.dataset_files import _is_own
-from gpt_pretrain.prepare.inputs import StreamedDataset
-from gpt_pretrain.prepare.tables import read_dataset
 from gpt_pretrain.runs.reader import read_run
 from gpt_pretrain.runs.report.saving import save_run_page
 from gpt_pretrain.sweeps.folder import job_folder_name
 from gpt_pretrain.system.hub import fetch
+from gpt_pretrain.texts.chunks import ReadPosition
+from gpt_pretrain.texts.dataset_files import _is_own
+from gpt_pretrain.texts.inputs import StreamedDataset
+from gpt_pretrain.texts.tables import read_dataset
+from gpt_pretrain.texts.text import Text
 from tests.helpers.data_settings import data_settings
 from tests.helpers.hostile_files import SMALL
 from tests.helpers.made_shards import BYTE, random_documents, write_nanogpt, write_shards

@@ -33,13 +33,13 @@ from gpt_pretrain.data.files import LocalFiles
 from gpt_pretrain.data.formats import open_corpus
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
-from gpt_pretrain.prepare import reading
-from gpt_pretrain.prepare.chunks import ReadPosition, RejectedRecord
-from gpt_pretrain.prepare.inputs import CorpusInputs, stat_input_file
 from gpt_pretrain.prepare.segments import JOURNAL, read_journal
 from gpt_pretrain.prepare.tokenizing import encode_batch
 from gpt_pretrain.system.pickles import read_plain_pickle
 from gpt_pretrain.system.reading import MAX_VALUES, DamagedFileError, _count_outer_marks, parse_json, short_repr
+from gpt_pretrain.texts import reading
+from gpt_pretrain.texts.chunks import ReadPosition, RejectedRecord
+from gpt_pretrain.texts.inputs import CorpusInputs, stat_input_file
 from gpt_pretrain.training.optimizer import check_optimizer_state
 from tests.conftest import ROOT, tiny_model
 from tests.helpers.hostile_files import hostile_run
@@ -272,7 +272,7 @@ def test_short_lines_are_read_a_few_at_a_time(tmp_path: Path) -> None:
 
 
 def test_an_archive_that_would_fill_the_disk_is_left_at_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpt_pretrain.prepare.decompression.ALWAYS_READ", 1_000_000)
+    monkeypatch.setattr("gpt_pretrain.texts.decompression.ALWAYS_READ", 1_000_000)
     (tmp_path / "bomb.txt.gz").write_bytes(gzip.compress(b"a " * 10_000_000))
     (tmp_path / "fine.txt.gz").write_bytes(gzip.compress(b"a " * 400_000))
     chunks = list(

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, Protocol
 
-from gpt_pretrain.prepare.inputs import InputFile, missing_extra
+from gpt_pretrain.texts.inputs import InputFile, missing_extra
 
 BLOCK = 1 << 20  # Bytes read at a time from a plain file, and yielded at a time from any file.
 # The content of an archive may be this many bytes, or this many times as large as the archive; text is at most a hundred times.

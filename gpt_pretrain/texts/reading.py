@@ -7,10 +7,10 @@ import io
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
-from gpt_pretrain.prepare.chunks import BATCH, DAMAGED_ARCHIVE, LONGEST_RECORD, PART, Chunk, Cursor, ReadPosition, split_point
-from gpt_pretrain.prepare.decompression import DamagedArchiveError, read_blocks
-from gpt_pretrain.prepare.inputs import CorpusInputs, InputFile, check_unchanged
-from gpt_pretrain.prepare.tables import read_dataset, read_parquet
+from gpt_pretrain.texts.chunks import BATCH, DAMAGED_ARCHIVE, LONGEST_RECORD, PART, Chunk, Cursor, ReadPosition, split_point
+from gpt_pretrain.texts.decompression import DamagedArchiveError, read_blocks
+from gpt_pretrain.texts.inputs import CorpusInputs, InputFile, check_unchanged
+from gpt_pretrain.texts.tables import read_dataset, read_parquet
 
 MAX_LINES = 8192  # Of a chunk. A rejected line takes 500 bytes of memory, and as little as two in its file.
 

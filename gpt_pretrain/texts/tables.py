@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.prepare.chunks import BATCH, DAMAGED_ARCHIVE, LONGEST_RECORD, Chunk, Cursor, ReadPosition
-from gpt_pretrain.prepare.dataset_files import SAVED, check_is_text, check_saved_dataset, own_files_only
-from gpt_pretrain.prepare.decompression import MAX_EXPANSION, DamagedArchiveError, max_content
-from gpt_pretrain.prepare.inputs import InputFile, StreamedDataset, missing_extra
+from gpt_pretrain.texts.chunks import BATCH, DAMAGED_ARCHIVE, LONGEST_RECORD, Chunk, Cursor, ReadPosition
+from gpt_pretrain.texts.dataset_files import SAVED, check_is_text, check_saved_dataset, own_files_only
+from gpt_pretrain.texts.decompression import MAX_EXPANSION, DamagedArchiveError, max_content
+from gpt_pretrain.texts.inputs import InputFile, StreamedDataset, missing_extra
 
 MAX_ROWS = 64  # Rows read at a time. One of them may be as long as the rest of its row group.
 SUSPICIOUS = 50  # Text is compressed to a tenth; a column that is compressed more is read row by row.

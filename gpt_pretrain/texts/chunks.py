@@ -1,12 +1,10 @@
-"""The data that passes from the reader to the encoding workers and back, and the rule for splitting long documents."""
+"""The chunks of records that a reader hands out, each with the position after it, and the rule for splitting long documents."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 # Characters of a document that are encoded in one call. Regular expressions give up after a million steps.
 PART = 1 << 19
@@ -16,10 +14,6 @@ BATCH = 1 << 20  # Bytes of text that a worker gets in one job.
 
 # Reasons for rejecting a record that the user gets advice on.
 FIELD_MISSING, DAMAGED_ARCHIVE = "field missing", "damaged archive"
-
-# The states of a row: the document continues in the next row, ends in this row, or was rejected.
-CONTINUES, COMPLETE, REJECTED = 0, 1, 2
-ROW = np.dtype([("hash", "V16"), ("tokens", "<u8"), ("bytes", "<u8"), ("state", "u1")])  # 33 bytes per document.
 
 # After a letter or a digit, a token of every supported encoding ends before one of these characters: no pattern spans both sides.
 # The apostrophe is missing because o200k_base matches "don't" as one piece.
@@ -93,25 +87,6 @@ class Chunk:
             return 50
         lines = self.content.count(b"\n") if isinstance(self.content, bytes) else 0
         return 50 + 50 * lines + len(self.content)
-
-
-@dataclass
-class EncodedBatch:
-    """The documents of several chunks as token ids.
-
-    Args:
-        tokens: Token ids of all documents, each followed by the end-of-text token; little-endian.
-        rows: One ROW for each document or part of a document.
-        rejected: The records that were left out.
-        records: Number of records, rejected ones included.
-        empty: Number of records that contain only white space.
-    """
-
-    tokens: bytes = b""
-    rows: np.ndarray = field(default_factory=lambda: np.empty(0, ROW))
-    rejected: list[RejectedRecord] = field(default_factory=list)
-    records: int = 0
-    empty: int = 0
 
 
 class Cursor:

@@ -1,0 +1,82 @@
+"""The text in a record: a line of JSON, or a value of a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from gpt_pretrain.system.reading import DamagedFileError, check_json_values
+from gpt_pretrain.texts.chunks import FIELD_MISSING, LONGEST_RECORD, Chunk
+
+EXCERPT = 100  # Characters of a rejected record that are kept.
+# Of a JSON line. Each may take 80 bytes of memory and two in the file, of which an archive needs a hundredth.
+MAX_VALUES = 1_000_000
+
+
+class InvalidRecordError(Exception):
+    """Raised for a record without usable text, with the reason and the detail."""
+
+
+def chunk_records(chunk: Chunk) -> Iterator[tuple[int, Any]]:
+    """Yield the records of a chunk, which are JSON lines or values of a table, with their numbers; blank lines are skipped."""
+    if isinstance(chunk.content, list):
+        yield from enumerate(chunk.content, start=chunk.first)
+        return
+    assert isinstance(chunk.content, bytes), "a chunk of text has no records"
+    for number, line in enumerate(chunk.content.split(b"\n"), start=chunk.first):
+        if line and not line.isspace():
+            yield number, line
+
+
+def record_text(record: Any, text_field: str, *, is_json: bool) -> str:
+    """Return the text of a record, which is either a JSON line or a value from a table.
+
+    Raises:
+        InvalidRecordError: If it has none.
+    """
+    value = _json_value(record, text_field) if is_json else record
+    if isinstance(value, bytes):
+        value = _decode(value)
+    if not isinstance(value, str):
+        raise InvalidRecordError("text no string", f"{type(value).__name__} instead of a string")
+    return value
+
+
+def _json_value(line: bytes, text_field: str) -> Any:
+    """Return the field of a JSON line that should contain the text.
+
+    Raises:
+        InvalidRecordError: If the line is not a JSON object with this field.
+    """
+    if len(line) > LONGEST_RECORD:  # The reader rejects only lines that are longer than what it buffers.
+        raise InvalidRecordError("too long", f"more than {LONGEST_RECORD:,} bytes")
+    text = _decode(line)
+    try:
+        check_json_values(line, max_values=MAX_VALUES)
+        fields = json.loads(text)
+    except DamagedFileError as error:
+        raise InvalidRecordError("too many values", str(error)) from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidRecordError("broken JSON", str(error)) from error
+    if isinstance(fields, list):
+        raise InvalidRecordError("no object", f"a JSON array; each line must be one object with the field {text_field}")
+    if not isinstance(fields, dict):
+        raise InvalidRecordError("no object", f"a JSON {type(fields).__name__} instead of an object with the field {text_field}")
+    if text_field not in fields:
+        present = ", ".join(name[:EXCERPT] for name in list(fields)[:10])
+        raise InvalidRecordError(FIELD_MISSING, f"no field {text_field} in an object with {present or 'no fields'}")
+    return fields[text_field]
+
+
+def _decode(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRecordError("not UTF-8", f"{error.reason} at byte {error.start}") from error
+
+
+def excerpt(record: Any) -> str:
+    """Return the first characters of a record, for a message."""
+    text = record[: 4 * EXCERPT].decode(errors="replace") if isinstance(record, bytes) else str(record)
+    return text[:EXCERPT].encode(errors="replace").decode()
