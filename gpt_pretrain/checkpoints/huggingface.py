@@ -21,6 +21,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.gpt2 import GPTModel
 from gpt_pretrain.runs.folder import EXPORTED
+from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.files import replacing
 
 MAX_DIFFERENCE = 1e-4  # between logits
@@ -49,7 +50,7 @@ def export(weights: Weights, out: Path, *, tokenizer: str | None = None, name: s
     """
     if problems := _export_problems(weights.config):
         raise UserError(problems)
-    out = out.expanduser().resolve()
+    out = user_path(out).resolve()
     if out == Path.cwd():
         raise UserError(f"{out} is the current directory. An export needs a folder of its own.")
     check_export_folder(out)

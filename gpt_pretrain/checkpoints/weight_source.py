@@ -34,6 +34,7 @@ from gpt_pretrain.checkpoints.tensor_files import (
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.runs.folder import checkpoint_dir, find_checkpoints
+from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.reading import short_repr
 from gpt_pretrain.tokenizers.tiktoken_bpe import gpt2_vocabulary
 
@@ -72,7 +73,7 @@ def find_source(source: str | Path) -> WeightSource:
         UserError: If there are none, or they are in no known format.
     """
     name = str(source)
-    path = Path(name).expanduser()
+    path = user_path(name)
     if name == "latest":
         return first_readable(find_checkpoints(name), _from_file)
     try:

@@ -21,6 +21,7 @@ from gpt_pretrain.config.command_schema import CompareSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import display_path, find_run_folder
 from gpt_pretrain.runs.reader import RunContents, read_run, run_results
+from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.formatting import format_count, format_number
 from gpt_pretrain.system.tables import format_table
 from gpt_pretrain.system.terminal import print_escaped
@@ -34,7 +35,7 @@ MAX_LEGEND_SETTINGS = 3
 def compare_command(arguments: list[str]) -> None:
     """Compare runs."""
     settings = parse_arguments(arguments, CompareSettings, usage=__doc__ or "", positional="runs")
-    out = Path(settings.out).expanduser()
+    out = user_path(settings.out)
     runs = _read_runs(settings.runs, out)
     warnings = comparison_warnings(runs)
     for warning in warnings:

@@ -14,10 +14,9 @@ folder appears, transformers opens it, and its logits are compared with the mode
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from gpt_pretrain.commands.arguments import parse_arguments
 from gpt_pretrain.config.command_schema import ExportSettings
+from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.terminal import escape_line, print_escaped
 
 
@@ -28,6 +27,6 @@ def export_command(arguments: list[str]) -> None:
     from gpt_pretrain.checkpoints.pretrained import open_weights
 
     weights = open_weights(settings.checkpoint, n_heads=settings.n_heads)
-    difference = export(weights, Path(settings.out).expanduser(), tokenizer=settings.tokenizer)
+    difference = export(weights, user_path(settings.out), tokenizer=settings.tokenizer)
     print_escaped(f"{escape_line(weights.name)} -> {settings.out}")
     print(f"transformers opens the folder; the logits differ by at most {difference:.1g}.")

@@ -16,6 +16,7 @@ from gpt_pretrain.config.schema import GenerateSettings
 from gpt_pretrain.config.validation import generate_problems
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.metadata import track_run
+from gpt_pretrain.system.environment import user_path
 
 
 def generate_texts(config: DictConfig) -> None:
@@ -73,7 +74,7 @@ def _prompts(settings: GenerateSettings) -> Iterator[str]:
         yield from _interactive_prompts()
     elif settings.prompt_file is not None:
         try:
-            yield Path(settings.prompt_file).expanduser().read_text(encoding="utf-8").removesuffix("\n")
+            yield user_path(settings.prompt_file).read_text(encoding="utf-8").removesuffix("\n")
         except OSError as error:
             raise UserError(f"prompt_file={settings.prompt_file} cannot be read: {error.strerror or error}.") from error
         except UnicodeDecodeError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from pathlib import Path
 
 from gpt_pretrain.config.conversion import find_full_names
 from gpt_pretrain.config.overrides import expand_amounts, find_override, override_key, quote_value
@@ -12,6 +11,7 @@ from gpt_pretrain.config.schema import GenerateSettings, TrainSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import OUTPUTS, check_folder_name, find_run
 from gpt_pretrain.sweeps.folder import find_sweep
+from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.training.distributed.requeue import interrupted_run
 
 MULTIRUN_FLAGS = {"-m", "--multirun"}
@@ -135,7 +135,7 @@ def _is_free_text(argument: str, *, sweep: bool) -> bool:
         return False
     if key == "hydra.run.dir" and "${" in value:  # a folder named after settings, as Hydra's documentation shows
         return False
-    if not sweep or Path(value).expanduser().exists():
+    if not sweep or user_path(value).exists():
         return True
     if key not in PLACES or "${" not in value:
         return False

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from gpt_pretrain.system.checkout import CHECKOUT
+from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.reading import DamagedFileError, read_yaml
 
 READ_WITH_FOLDER = (".json", ".bin")  # manifest.json and train.bin stand for the folder that they are in
@@ -30,7 +31,7 @@ def stays_inside(text: str, *, folder: Path | None, must_exist: bool = False) ->
     if "::" in text or "://" in text:
         return False
     try:
-        path = Path(text).expanduser()
+        path = user_path(text)
         hidden = any(part.startswith(".") for part in path.parts)
         roots = [] if folder is None else [folder.resolve()]
         roots += [] if hidden or path.is_absolute() else [Path.cwd().resolve()]

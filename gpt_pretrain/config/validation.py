@@ -7,7 +7,6 @@ import importlib.util
 import re
 from collections.abc import Callable
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 from gpt_pretrain.config.command_schema import PrepareSettings
@@ -15,6 +14,7 @@ from gpt_pretrain.config.schema import GenerateSettings, ModelSettings, SamplerS
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.system.environment import user_path
 
 Test = Callable[[Any], bool]
 Rule = tuple[str, Test, str]  # the name of a setting, the test for its value, and the requirement, as a phrase
@@ -142,7 +142,7 @@ GENERATE_RULES: list[Rule] = [
     ("device", lambda name: re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name) is not None, "must be auto, cpu, cuda or mps"),
     ("precision", *one_of("auto", "32-true", "bf16-mixed")),
     ("prompt", lambda text: text != "", "must have at least one character, for example 'Every effort moves you'"),
-    ("prompt_file", lambda name: name is None or Path(name).expanduser().is_file(), "there is no such file; check the path"),
+    ("prompt_file", lambda name: name is None or user_path(name).is_file(), "there is no such file; check the path"),
     ("seed", lambda seed: 0 <= seed < 2**32, "must be between 0 and 4294967295"),
     ("n_heads", *at_least(1, "attention head", null="the heads that the weights name")),
 ]

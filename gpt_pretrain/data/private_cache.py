@@ -13,6 +13,7 @@ import re
 import stat
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from io import BufferedReader, BufferedWriter
 from pathlib import Path
@@ -65,8 +66,18 @@ def not_writable(folder: Path, error: OSError) -> CacheNotWritableError:
 
 @cache
 def temporary_cache() -> Path:
-    """Make a cache for this process, which is deleted at its end."""
-    folder = tempfile.TemporaryDirectory(prefix="gpt-pretrain-", ignore_cleanup_errors=True)
+    """Make a cache for this process, which is deleted at its end.
+
+    Raises:
+        UserError: If no folder for temporary files can be written.
+    """
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="gpt-pretrain-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise UserError(
+            f"No folder for temporary files can be written ({error.strerror or error}). Name one with TMPDIR=FOLDER, or a cache "
+            "that can be written with data.cache_dir=FOLDER."
+        ) from error
     _TEMPORARY.append(folder)
     return Path(folder.name)
 
@@ -132,7 +143,8 @@ def _check_folder(folder: Path, names: re.Pattern[str]) -> None:
                 f"{folder} {problem}, so it is not used as a cache. Choose another folder with data.cache_dir=FOLDER."
             ) from None
     if os.name == "posix" and stat.S_IMODE(os.lstat(folder).st_mode) & 0o077:
-        os.chmod(folder, 0o700)
+        with suppress(OSError):  # some file systems store no permissions
+            os.chmod(folder, 0o700)
     if not (folder / TAG).exists():
         _write_tag(folder)
 

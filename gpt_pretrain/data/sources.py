@@ -7,7 +7,6 @@ import json
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from gpt_pretrain.config.schema import DataSettings
 from gpt_pretrain.data.corpus import TokenCorpus, add_known, split_corpus
@@ -22,6 +21,7 @@ from gpt_pretrain.data.text import cache_folder, find_text
 from gpt_pretrain.data.token_cache import tokenize_anyway, tokenize_text
 from gpt_pretrain.data.token_stream import ConcatenatedTokens, TokenSplit, TokenStream, with_files
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.urls import is_url, without_secrets
 from gpt_pretrain.tokenizers.base import Tokenizer
@@ -109,7 +109,7 @@ def open_corpus_at(path: str, settings: DataSettings) -> TokenCorpus:
 
 def is_shard_path(path: str) -> bool:
     """Return whether a path leads to token shards rather than text."""
-    local = Path(path).expanduser()
+    local = user_path(path)
     if is_url(path) or local.suffix == ".bin" or (local / MANIFEST).is_file():
         return True
     return local.is_dir() and any(local.glob("*.bin"))
@@ -127,7 +127,7 @@ def _files_at(path: str, settings: DataSettings) -> Files:
 
         folder, _, last = path.rpartition("/")
         return RemoteFiles(folder if last in ENTRY_FILES else path, settings.remote)
-    local = Path(path).expanduser()
+    local = user_path(path)
     if local.is_file():
         if local.name not in ENTRY_FILES:
             raise UserError(

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import re
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
@@ -13,9 +14,10 @@ from urllib.parse import parse_qsl, urlsplit
 import pooch
 
 from gpt_pretrain.config.schema import DataSettings
-from gpt_pretrain.data.private_cache import open_cache, open_own
+from gpt_pretrain.data.private_cache import open_cache, open_own, temporary_cache
 from gpt_pretrain.data.web import download_file
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.environment import user_cache_folder, user_path
 from gpt_pretrain.system.urls import SECRET, check_url, hide_secrets, secret_parts, without_secrets
 from gpt_pretrain.texts.text import Text, find_text_files
 
@@ -26,10 +28,27 @@ SIGNATURES = re.compile(
     re.IGNORECASE,
 )
 
+log = logging.getLogger(__name__)
+
 
 def cache_folder(settings: DataSettings) -> Path:
-    """Return the folder for downloads and token files: data.cache_dir or, if that is null, the user's cache folder."""
-    return Path(pooch.os_cache("gpt-pretrain")) if settings.cache_dir is None else Path(settings.cache_dir).expanduser()
+    """Return the folder for downloads and token files: data.cache_dir or, if that is null, the user's cache folder.
+
+    Raises:
+        UserError: If the user has no home folder, and no folder for temporary files can be written.
+    """
+    if settings.cache_dir is not None:
+        return user_path(settings.cache_dir)
+    return _user_cache()
+
+
+@cache
+def _user_cache() -> Path:
+    try:
+        return user_cache_folder()
+    except OSError as error:
+        log.warning("%s. Name a folder for the cache with data.cache_dir=FOLDER; until then, it is temporary.", error.strerror)
+        return temporary_cache()
 
 
 def find_text(settings: DataSettings, *, cache_dir: Path) -> Text:

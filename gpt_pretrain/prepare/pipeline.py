@@ -24,6 +24,7 @@ from gpt_pretrain.prepare.report import print_report, print_summary
 from gpt_pretrain.prepare.segments import REJECTED_FILE, RecordCounts, total_counts
 from gpt_pretrain.prepare.shards import write_shards
 from gpt_pretrain.prepare.tokenizing import cached_tokenizer
+from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.files import write_json
 from gpt_pretrain.system.resources import cores
 from gpt_pretrain.system.terminal import escape_line, print_escaped
@@ -42,7 +43,7 @@ def prepare_corpus(settings: PrepareSettings) -> None:
         UserError: If an input is missing, the folder contains a different corpus, or it cannot be written.
         SystemExit: If a signal has arrived.
     """
-    folder = Path(settings.out).expanduser()
+    folder = user_path(settings.out)
     _check_out(settings, folder)
     if not settings.inputs and settings.dataset is None:
         _report_complete(folder)
@@ -76,7 +77,7 @@ def _check_out(settings: PrepareSettings, folder: Path) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"out={settings.out} is a file. Choose a folder for the corpus.")
-    paths = [Path(name).expanduser() for name in settings.inputs]
+    paths = [user_path(name) for name in settings.inputs]
     if any(path.is_dir() and folder.resolve() == path.resolve() for path in paths):
         raise UserError(f"out={settings.out} is also an input. Choose another folder for the corpus.")
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.files import break_hard_links, linked_paths
 
 OUTPUTS = Path("outputs")
@@ -58,7 +59,7 @@ def find_run_folder(name: str) -> Path:
     if name == "latest":
         folder = _latest_run()
     else:
-        path = Path(name).expanduser()
+        path = user_path(name)
         folder = path.parent.parent if path.is_file() and path.parent.name == "checkpoints" else path
         if not folder.is_dir():
             raise UserError(f"{name}: no such run folder. Runs are folders below {OUTPUTS}/; `latest` is the newest.")
@@ -74,7 +75,7 @@ def find_checkpoints(name: str) -> list[Path]:
     Raises:
         UserError: If there is none.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     if name != "latest" and path.is_file():
         return [path]
     if name != "latest" and not path.exists():

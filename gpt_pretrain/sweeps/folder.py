@@ -14,6 +14,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import OUTPUTS, check_folder_name
 from gpt_pretrain.runs.metadata import METADATA_FILE
 from gpt_pretrain.runs.report.saving import REPORT
+from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.files import write_text
 from gpt_pretrain.system.reading import DamagedFileError, read_bytes, read_yaml
 from gpt_pretrain.system.signing import has_signature, signature
@@ -46,7 +47,7 @@ def find_sweep(name: str, *, script: str) -> Path:
         folder = max(found, key=lambda file: file.stat().st_mtime_ns).parent
         check_folder_name(folder)
         return folder
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if not (folder / SWEEP_SETTINGS).is_file():
         raise UserError(f"{name}: this folder holds no sweep. Sweeps are folders below {SWEEPS}/; `latest` is the newest.")
     if _script_of(folder / SWEEP_SETTINGS) != script:

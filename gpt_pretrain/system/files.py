@@ -3,6 +3,9 @@
 A folder from somebody else may hold links to any file of its new owner. Whole files replace such a link, since they are renamed
 into place; files that grow are opened by `open_for_append` and `open_emptied`, which refuse it. `linked_paths` finds the links
 in the way before anything is written.
+
+Some file systems, such as network drives, lack calls that others have. Where flushing to disk, hard links or renaming over an
+existing file are not supported, the nearest thing is done instead.
 """
 
 from __future__ import annotations
@@ -19,6 +22,9 @@ from pathlib import Path
 from typing import IO, Any
 
 SCRATCH_SUFFIX = ".tmp"
+# Errors of file systems that lack a call. Some of them report it as a missing permission.
+NOT_SUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EPERM, errno.EACCES, errno.EMLINK)
+LOST_DATA = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -41,9 +47,9 @@ def replacing(path: Path, *, durable: bool = True, keep_existing: Callable[[], b
             _replace_folder(scratch, path, keep_existing)
         else:
             if durable:
-                with open(scratch, "rb") as stream:
-                    os.fsync(stream.fileno())
-            os.replace(scratch, path)
+                with open(scratch, "rb+") as stream:  # some systems flush only what is open for writing
+                    sync_file(stream)
+            _replace_file(scratch, path)
         if durable:
             sync_folder(path.parent)
     finally:
@@ -107,22 +113,58 @@ def break_hard_links(paths: Iterable[Path]) -> None:
     for path in paths:
         if path.is_file() and not path.is_symlink() and path.stat().st_nlink > 1:
             with replacing(path, durable=False) as scratch:
-                shutil.copy(path, scratch)
+                shutil.copyfile(path, scratch)
+                with suppress(OSError):  # some file systems store no permissions
+                    shutil.copymode(path, scratch)
 
 
 def sync_file(stream: IO[Any]) -> None:
-    """Wait until everything written to an open file is on disk."""
+    """Wait until everything written to an open file is on disk, where the file system can say so.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
     stream.flush()
-    os.fsync(stream.fileno())
+    try:
+        os.fsync(stream.fileno())
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the names of the files in a folder are on disk."""
-    handle = os.open(folder, os.O_RDONLY)
+    """Wait until the names of the files in a folder are on disk, where the file system can say so.
+
+    Raises:
+        OSError: If they cannot be written.
+    """
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # no permission to list its files, or a system that opens no folders
+        return
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno in LOST_DATA:
+            raise
     finally:
         os.close(handle)
+
+
+def copy_to_free_name(source: Path, target: Path) -> None:
+    """Give the content of a file a second name. Where hard links are not supported, the content is copied.
+
+    Raises:
+        FileExistsError: If the name is taken.
+        OSError: If the file cannot be written.
+    """
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
+        with open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+            stream.write(source.read_bytes())
 
 
 def remove(path: Path) -> None:
@@ -166,6 +208,24 @@ def _replace_folder(scratch: Path, path: Path, keep_existing: Callable[[], bool]
             raise
     if keep_existing is not None and keep_existing():
         return
+    _swap(scratch, path)
+
+
+def _replace_file(scratch: Path, path: Path) -> None:
+    """Rename a file over another one; where that is not supported, the other one is moved aside first."""
+    try:
+        os.replace(scratch, path)
+    except OSError as error:
+        if error.errno not in (*NOT_SUPPORTED, errno.EEXIST) or not path.is_file():
+            raise
+        try:
+            _swap(scratch, path)
+        except OSError:
+            raise error from None
+
+
+def _swap(scratch: Path, path: Path) -> None:
+    """Rename a file or folder to a name that another one has, which is moved aside and deleted afterwards."""
     aside = scratch.with_suffix(".old")
     os.rename(path, aside)
     try:

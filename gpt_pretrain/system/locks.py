@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -14,13 +16,15 @@ from gpt_pretrain.errors import UserError
 # Errors of file systems that have no locks, such as network drives without a lock service.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
+log = logging.getLogger(__name__)
+
 
 @contextmanager
 def try_lock(path: Path) -> Iterator[bool]:
     """Hold a lock file during the block, and yield whether this process holds it; False if another process does.
 
-    On a file system without locks, every process holds it. filelock's soft locks are not used there, because a process that was
-    killed on another machine would hold its soft lock forever.
+    On a file system without locks, every process holds it, and a warning says so. filelock's soft locks are not used there,
+    because a process that was killed on another machine would hold its soft lock forever.
 
     Raises:
         OSError: If the path is a link, or cannot be opened.
@@ -37,10 +41,16 @@ def try_lock(path: Path) -> Iterator[bool]:
         if error.errno not in NO_LOCKS:
             raise
         held = True
+        _warn_of_missing_locks(str(path.parent))
     try:
         yield held
     finally:
         file_lock.release()
+
+
+@cache
+def _warn_of_missing_locks(folder: str) -> None:
+    log.warning("%s: this file system has no locks, so nothing stops a second process from writing here. Start only one.", folder)
 
 
 @contextmanager

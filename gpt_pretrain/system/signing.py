@@ -14,7 +14,8 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from platformdirs import user_data_path
+from gpt_pretrain.system.environment import user_data_folder
+from gpt_pretrain.system.files import copy_to_free_name
 
 KEY_BYTES = 32
 SIGNATURE_BYTES = 32
@@ -45,25 +46,30 @@ def has_stored_key() -> bool:
 
 
 def key_file() -> Path:
-    """Return the path of the user's key."""
-    return Path(user_data_path("gpt-pretrain")) / "signing.key"
+    """Return the path of the user's key.
+
+    Raises:
+        OSError: If the user has no home folder.
+    """
+    return user_data_folder() / "signing.key"
 
 
 @cache
 def _key() -> bytes:
     """Return the user's key; make it if there is none yet."""
-    path = key_file()
+    path = None
     try:
+        path = key_file()
         if (key := _read_key(path)) is None:
             _make_key(path)
             key = _read_key(path)
     except OSError as error:
         key = None
-        if not os.path.lexists(path):
+        if path is None or not os.path.lexists(path):
             log.warning(
                 "%s cannot be written (%s), so later starts will not recognize the files that this one makes. Make its folder "
                 "writable, or set XDG_DATA_HOME to one that is.",
-                path,
+                path or "The key for signatures",
                 error.strerror or error,
             )
             return secrets.token_bytes(KEY_BYTES)
@@ -86,8 +92,13 @@ def _read_key(path: Path) -> bytes | None:
     except FileNotFoundError:
         return None
     with open(handle, "rb") as stream:
-        if os.name == "posix" and os.fstat(handle).st_mode & 0o077:
-            os.fchmod(handle, 0o600)  # fails for the file of another user
+        status = os.fstat(handle)
+        if os.name == "posix" and status.st_mode & 0o077:
+            try:
+                os.fchmod(handle, 0o600)
+            except OSError:
+                if status.st_uid != os.geteuid():
+                    raise  # the file of another user; other failures come from file systems that store no permissions
         key = stream.read(KEY_BYTES + 1)
     return key if len(key) == KEY_BYTES else None
 
@@ -100,6 +111,6 @@ def _make_key(path: Path) -> None:
         with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
             stream.write(secrets.token_bytes(KEY_BYTES))
         with suppress(FileExistsError):
-            os.link(scratch, path)
+            copy_to_free_name(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.reading import DamagedFileError, open_regular, read_json, short_repr
 
 REPOSITORY = re.compile(r"hf://datasets/[^/@]+(/[^/@]+)?(?=@)")
@@ -117,7 +118,7 @@ def _is_own(pattern: str, base_path: str, name: str) -> bool:
     whole = pattern if "://" in pattern or os.path.isabs(pattern) else f"{base_path}/{pattern}"
     if "::" in whole or ".." in Path(whole).parts:
         return False
-    local = Path(name).expanduser()
+    local = user_path(name)
     if not local.exists():
         on_hub = REPOSITORY.match(base_path)  # its name on the hub may be longer than the typed one
         return on_hub is not None and whole.startswith((f"{on_hub[0]}@", f"{on_hub[0]}/"))

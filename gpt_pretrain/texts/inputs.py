@@ -12,6 +12,7 @@ from typing import Any
 
 from gpt_pretrain.config.command_schema import PrepareSettings
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.urls import is_url, without_secrets
 
 # The suffix of a name, without the archive's suffix, determines what the file contains.
@@ -115,7 +116,7 @@ def find_input_files(names: Iterable[str], *, out: Path) -> list[InputFile]:
             if real in found:
                 continue
             if Path(real).is_relative_to(out.resolve()):
-                if Path(name).expanduser().is_file():
+                if user_path(name).is_file():
                     problems.append(
                         f"{name} is inside out={out}, which is reserved for the corpus. Choose another folder for out=."
                     )
@@ -182,7 +183,7 @@ def _describe_dataset(dataset: StreamedDataset) -> tuple[dict[str, Any], dict[st
     if importlib.util.find_spec("datasets") is None:
         raise missing_extra("datasets")
     about = {"dataset": dataset.name, "config": dataset.config, "split": dataset.split}
-    path = Path(dataset.name).expanduser()
+    path = user_path(dataset.name)
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path] if path.is_file() else []
     sizes = {str(file): file.stat().st_size for file in files}
     changed = {str(file): file.stat().st_mtime_ns for file in files}
@@ -197,7 +198,7 @@ def _match(name: str, problems: list[str]) -> list[str]:
             "For a dataset of the Hugging Face Hub use dataset=NAME."
         )
         return []
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_dir():
         files = sorted(str(file) for file in path.rglob("*") if _is_visible(file, path) and file.is_file() and _form(file))
         if not files:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.texts.chunks import BATCH, DAMAGED_ARCHIVE, LONGEST_RECORD, Chunk, Cursor, ReadPosition
 from gpt_pretrain.texts.dataset_files import SAVED, check_is_text, check_saved_dataset, own_files_only
 from gpt_pretrain.texts.decompression import MAX_EXPANSION, DamagedArchiveError, max_content
@@ -149,7 +149,7 @@ def _open_dataset(dataset: StreamedDataset) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
-    folder = Path(dataset.name).expanduser()
+    folder = user_path(dataset.name)
     if not any((folder / file).is_file() for file in SAVED):
         name = str(folder) if folder.exists() else dataset.name
         with own_files_only(name):

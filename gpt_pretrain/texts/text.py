@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
 
 PIECE_CHARS = 1 << 20
@@ -63,7 +64,7 @@ def find_text_files(pattern: str) -> tuple[Path, ...]:
     Raises:
         UserError: If there are none.
     """
-    path = Path(pattern).expanduser()
+    path = user_path(pattern)
     if path.is_file():
         return (path,)
     if path.is_dir():

@@ -15,6 +15,7 @@ from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.errors import AlreadyCompleteError, UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.gpt2 import GPTModel
+from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.resume import newest_checkpoint, read_resumable, restore_settings
@@ -58,7 +59,7 @@ def from_checkpoint(settings: TrainSettings, overridden: Set[str]) -> tuple[Trai
         return settings, StartingPoint(), []
     if settings.init_from is not None:
         raise UserError("resume and init_from exclude each other: resume continues a run, init_from starts a new one.")
-    named = Path(settings.resume).expanduser()
+    named = user_path(settings.resume)
     opened = None
     if ranks.is_main():  # the first rank also cleans up after a killed process
         only = named if named.is_file() else None

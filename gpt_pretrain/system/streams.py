@@ -1,0 +1,129 @@
+"""Standard input and output that any terminal, pipe or redirect can take.
+
+A character that the output's encoding lacks is written as an escape such as \\u4eca. Output that can no longer be written, since
+its reader has gone or its disk is full, is dropped, so that no work ends because of it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import sys
+from contextlib import suppress
+
+STANDARD_STREAMS = ("stdin", "stdout", "stderr")
+ENCODING_ERRORS = "surrogateescape_or_backslashreplace"
+
+
+class LossyStream(io.TextIOWrapper):
+    """A text stream that drops its output once it cannot be written any longer.
+
+    Args:
+        stream: The stream that it writes for, with the same buffer, encoding and way of flushing.
+        notice: A sentence to print to standard error when that happens; None prints nothing.
+
+    Attributes:
+        error: The reason that output was dropped; None if everything was written.
+    """
+
+    def __init__(self, stream: io.TextIOWrapper, *, notice: str | None) -> None:
+        super().__init__(
+            stream.buffer,
+            encoding=stream.encoding,
+            errors=_tolerant_errors(stream.errors),
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
+        self.error: OSError | None = None
+        self._notice = notice
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError as error:
+            self._drop(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            self._drop(error)
+
+    def _drop(self, error: OSError) -> None:
+        """Send what is left, and everything later, to the null device, also that of child processes."""
+        if self.error is not None:
+            return
+        self.error = error
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self.fileno())
+        os.close(null)
+        if self._notice is not None and sys.stderr is not None and sys.stderr is not self:
+            print(f"warning: {self._notice.format(reason=error.strerror or error)}", file=sys.stderr)
+
+
+def prepare_streams(*, notice: str | None = None) -> None:
+    """Replace standard output and standard error by streams that take any text, and open those that are closed.
+
+    Args:
+        notice: What to say when standard output cannot be written any longer, with {reason} in it.
+    """
+    _open_closed_streams()
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if type(stream) is not io.TextIOWrapper:  # a notebook's or a test's
+            continue
+        with suppress(OSError):
+            os.set_blocking(stream.fileno(), True)  # another program may share the terminal and have changed that
+        stream.flush()
+        setattr(sys, name, LossyStream(stream, notice=notice if name == "stdout" else None))
+
+
+def lost_output() -> OSError | None:
+    """Return the reason that standard output could not be written; None if everything was written so far."""
+    return sys.stdout.error if isinstance(sys.stdout, LossyStream) else None
+
+
+def read_input() -> str:
+    """Return all of standard input, which is UTF-8 whatever the locale says.
+
+    Raises:
+        UnicodeDecodeError: If it is not.
+    """
+    buffer = getattr(sys.stdin, "buffer", None)
+    return sys.stdin.read() if buffer is None else buffer.read().decode("utf-8-sig").replace("\r\n", "\n")
+
+
+def _open_closed_streams() -> None:
+    """Open each closed standard stream on the null device.
+
+    Without this, the next file that is opened takes the stream's number, and gets what child processes print.
+    """
+    for number, name in enumerate(STANDARD_STREAMS):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w" if number else "r", encoding="utf-8"))  # noqa: SIM115
+
+
+def _tolerant_errors(errors: str | None) -> str:
+    """Return the error handler that takes the place of one that refuses some characters."""
+    if errors in (None, "strict"):
+        return "backslashreplace"
+    return ENCODING_ERRORS if errors == "surrogateescape" else str(errors)
+
+
+def _encode_surrogate_or_escape(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Return the byte that a lone surrogate stands for, or an escape for any other character."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    char = error.object[error.start]
+    if "\udc80" <= char <= "\udcff":
+        return bytes([ord(char) - 0xDC00]), error.start + 1
+    return char.encode("ascii", "backslashreplace").decode("ascii"), error.start + 1
+
+
+codecs.register_error(ENCODING_ERRORS, _encode_surrogate_or_escape)
