@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from gpt_pretrain.checkpoints.layouts import TensorSlot, find_slot, gpt2_name, is_causal_mask, is_linear, possible_slots
-from gpt_pretrain.checkpoints.tensor_files import StoredTensor
+from gpt_pretrain.checkpoints.layouts import TensorSlot, gpt2_name, is_linear, possible_slots
+from gpt_pretrain.checkpoints.misfits import Misfits
+from gpt_pretrain.checkpoints.tensor_groups import EMBEDDING, HEAD, Slots, same_content
 from gpt_pretrain.checkpoints.weight_source import WeightSource
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.gpt2 import empty_model
 from gpt_pretrain.system.reading import short_repr
-
-Slots = dict[TensorSlot, StoredTensor]
 
 # No real model is larger; larger values come from damaged or hostile files and would exhaust memory.
 SIZE_LIMITS = {"vocab_size": 10**8, "context_length": 10**8, "emb_dim": 10**6, "n_layers": 1000}
@@ -22,76 +19,62 @@ SIZE_LIMITS = {"vocab_size": 10**8, "context_length": 10**8, "emb_dim": 10**6, "
 GPT2_HEADS = {(768, 12): 12, (1024, 24): 16, (1280, 36): 20, (1600, 48): 25}
 
 
-def group_by_slot(source: WeightSource) -> tuple[Slots, list[str]]:
-    """Map each slot to its stored tensor, without causal masks.
-
-    Returns:
-        The tensors by slot, and the problems with tensors that have no slot.
-    """
-    slots: Slots = {}
-    problems = []
-    for name, tensor in source.tensors.items():
-        if is_causal_mask(name):
-            continue
-        slot = find_slot(name)
-        if slot is None:
-            problems.append(f"{source.name}: the tensor {name} does not belong to a GPT-2.")
-        elif slot in slots:
-            problems.append(f"{source.name}: the tensor {name} is a duplicate of {slots[slot].name}.")
-        else:
-            slots[slot] = tensor
-            if isinstance(tensor.dtype, str):
-                problems.append(f"{source.name}: the tensor {name} holds {tensor.dtype}, not floating-point numbers.")
-    if not slots and not problems:
-        problems.append(f"{source.name} holds no tensors.")
-    return slots, problems
-
-
 def has_transposed_linears(slots: Slots) -> bool:
-    """Return whether linear layers are stored as (in, out), which the shape of the joint query-key-value projection shows."""
-    shape = next((tensor.shape for slot, tensor in slots.items() if slot.name.endswith("att.qkv.weight")), (0, 0))
-    return len(shape) == 2 and shape[1] == 3 * shape[0]
+    """Return whether linear layers are stored as (in, out), which the shapes of those that are not square show."""
+    for ending, wider in (("att.qkv.weight", 3), ("ff.layers.0.weight", 4)):
+        shape = next((stored.shape for slot, stored in slots.items() if slot.name.endswith(ending) and slot.part is None), ())
+        if len(shape) == 2:
+            return shape[1] == wider * shape[0]
+    return False
 
 
 def infer_architecture(
-    source: WeightSource, slots: Slots, *, transposed: bool, n_heads: int | None
-) -> tuple[GPTConfig | None, list[str]]:
+    source: WeightSource, slots: Slots, misfits: Misfits, *, transposed: bool, n_heads: int | None
+) -> GPTConfig:
     """Infer the architecture from the tensors and from the source's own config.
 
-    If the two disagree, the reading that leaves fewer misfits is returned.
-
     Args:
+        misfits: Misfits that are known already.
         transposed: Linear layers are stored as (in, out).
         n_heads: Attention heads, if the user has specified them.
 
-    Returns:
-        The architecture, or None if there is none, and all problems.
+    Raises:
+        UserError: If there is no architecture that the tensors fit.
     """
     seen = _architecture_from_shapes(slots)
     declared = dict(source.declared)
-    problems = [
-        f"{source.name}: its config has {name}={short_repr(declared[name])}, but its tensors have {name}={value}."
-        for name, value in seen.items()
-        if name in declared and declared[name] != value
-    ]
     both = {**declared, **seen}
+    if misfits.causes:
+        raise UserError(misfits.message(source.name))
     if any(name not in both for name in ("vocab_size", "context_length", "emb_dim")):
-        return None, [*problems, f"{source.name} is not a GPT-2: it has no token and position embeddings with a known name."]
-    heads, head_problems = _count_heads(source, both, n_heads)
-    problems += head_problems
-    fields = {"qkv_bias": any(slot.name.endswith("att.qkv.bias") for slot in slots), "tie_embeddings": _is_tied(source, slots)}
-    candidates = [_check_candidate(source, {**fields, **both, "n_heads": heads}, slots, transposed=transposed)]
-    # The declared sizes are only tried if they are close to the tensors' sizes, so that no absurdly large model is built.
-    if all(isinstance(declared.get(name, 0), int) and declared.get(name, 0) <= 2 * value + 100 for name, value in seen.items()):
-        candidates.append(
-            _check_candidate(source, {**fields, **seen, **declared, "n_heads": heads}, slots, transposed=transposed)
-        )
-    config, misfits = min(candidates, key=lambda candidate: (candidate[0] is None, len(candidate[1])))
-    return config, problems + misfits
+        raise UserError(_no_gpt2(source))
+    if contradictions := [name for name, value in seen.items() if name in declared and declared[name] != value]:
+        config_says = ", ".join(f"{name}={short_repr(declared[name])}" for name in contradictions)
+        tensors_say = ", ".join(f"{name}={seen[name]}" for name in contradictions)
+        raise UserError(f"{source.name}: its config has {config_says}, but its tensors have {tensors_say}.")
+    _check_sizes(source, both)
+    fields = {
+        "qkv_bias": any(slot.name.endswith("att.qkv.bias") for slot in slots),
+        "tie_embeddings": _is_tied(source, slots),
+        **both,
+    }
+    problems = []
+    fields["n_heads"], head_problems = _count_heads(source, fields, n_heads)
+    try:
+        config = GPTConfig(**fields)
+    except UserError as error:
+        raise UserError([f"{source.name}: {problem}" for problem in error.problems]) from error
+    if misfits := misfits + find_misfits(config, slots, transposed=transposed):
+        problems.append(misfits.message(source.name))
+    if problems + head_problems:
+        raise UserError(problems + head_problems)
+    return config
 
 
-def find_misfits(source: WeightSource, config: GPTConfig, slots: Slots, *, transposed: bool) -> list[str]:
+def find_misfits(config: GPTConfig, slots: Slots, *, transposed: bool) -> Misfits:
     """List all tensors that are missing, unexpected or misshapen for an architecture.
+
+    A bias that no block has is zero, not missing.
 
     Args:
         transposed: Linear layers are stored as (in, out).
@@ -104,19 +87,44 @@ def find_misfits(source: WeightSource, config: GPTConfig, slots: Slots, *, trans
             required[slot] = shape[::-1] if transposed and is_linear(name) else shape
     optional = _optional_slots(config)
     known = optional | required
-    missing = [slot for slot in required.keys() - slots.keys() if not (source.bias_free and slot.name.endswith(".bias"))]
-    problems = [f"{source.name}: the tensor {_stored_name(slot, slots)} is missing." for slot in missing]
-    problems += [
-        f"{source.name}: the tensor {tensor.name} does not belong to this model."
-        for slot, tensor in slots.items()
-        if slot not in known
-    ]
-    problems += [
-        f"{source.name}: the tensor {slots[slot].name} has shape {slots[slot].shape}, but the model needs {shape}."
-        for slot, shape in known.items()
-        if slot in slots and slots[slot].shape != shape
-    ]
-    return sorted(problems or _conflicts(source, slots, optional))
+    stored_kinds = {_kind(slot) for slot in slots}
+    misfits = Misfits(
+        missing=[_stored_name(slot, slots) for slot in required.keys() - slots.keys() if not _is_zero(slot, stored_kinds)],
+        unknown=[tensor.name for slot, tensor in slots.items() if slot not in known],
+        misshapen=[
+            f"{slots[slot].name} has {slots[slot].shape}, but the model needs {shape}"
+            for slot, shape in known.items()
+            if slot in slots and slots[slot].shape != shape
+        ],
+    )
+    return misfits or Misfits(conflicts=_conflicts(slots, optional))
+
+
+def _is_zero(slot: TensorSlot, stored_kinds: set[str]) -> bool:
+    """Return whether a missing tensor is a bias that the stored model does without."""
+    kinds = {"norm1.bias", "norm2.bias"} if slot.name == "final_norm.bias" else {_kind(slot)}
+    return slot.name.endswith(".bias") and not kinds & stored_kinds
+
+
+def _kind(slot: TensorSlot) -> str:
+    """Return the name of a block's tensor within its block."""
+    return slot.name.split(".", 2)[-1]
+
+
+def _no_gpt2(source: WeightSource) -> str:
+    """Return the message on tensors whose names no known layout has."""
+    names = list(source.tensors)
+    example = f" Its {len(names):,} tensors have names such as {short_repr(names[0])}." if names else ""
+    return f"{source.name} is not a GPT-2: it has no token and position embeddings with a known name.{example}"
+
+
+def _check_sizes(source: WeightSource, fields: dict[str, Any]) -> None:
+    """Check that no size is absurd, since a model of that size would exhaust the memory."""
+    absurd = [name for name, most in SIZE_LIMITS.items() if isinstance(fields[name], int) and fields[name] > most]
+    if absurd:
+        raise UserError(
+            f"{source.name}: {name}={short_repr(fields[name])} exceeds the limit of {SIZE_LIMITS[name]:,}." for name in absurd
+        )
 
 
 def _architecture_from_shapes(slots: Slots) -> dict[str, Any]:
@@ -149,34 +157,25 @@ def _count_heads(source: WeightSource, known: dict[str, Any], n_heads: int | Non
     return heads, problems
 
 
-def _check_candidate(
-    source: WeightSource, fields: dict[str, Any], slots: Slots, *, transposed: bool
-) -> tuple[GPTConfig | None, list[str]]:
-    """Build an architecture from fields, and list the reasons why the tensors do not fit it."""
-    if absurd := [name for name, most in SIZE_LIMITS.items() if isinstance(fields[name], int) and fields[name] > most]:
-        return None, [
-            f"{source.name}: {name}={short_repr(fields[name])} exceeds the limit of {SIZE_LIMITS[name]:,}." for name in absurd
-        ]
-    try:
-        config = GPTConfig(**fields)
-    except UserError as error:
-        return None, [f"{source.name}: {problem}" for problem in error.problems]
-    return config, find_misfits(source, config, slots, transposed=transposed)
-
-
 def _count_layers(slots: Slots) -> int:
-    """Return the highest block number + 1, or the number of blocks if the highest number is absurd."""
+    """Return the highest block number + 1, or the number of blocks before the first gap if the highest number is absurd."""
     numbers = {int(slot.name.split(".")[1]) for slot in slots if slot.name.startswith("trf_blocks.")}
     highest = max(numbers, default=-1) + 1
-    return highest if highest <= len(numbers) + 100 else len(numbers)
+    return highest if highest <= len(numbers) + 100 else next(number for number in range(highest) if number not in numbers)
 
 
 def _is_tied(source: WeightSource, slots: Slots) -> bool:
-    """Return whether the output head is the token embedding: it is not stored, or both share memory in the file."""
-    head, embedding = slots.get(TensorSlot("out_head.weight")), slots.get(TensorSlot("tok_emb.weight"))
+    """Return whether the output head is the token embedding: it is not stored, or it is stored twice.
+
+    A file of PyTorch shows which tensors share memory. Where they do not, equal values tell, except for chapter 5's model, whose
+    head is a tensor of its own that starts with the values of the embedding.
+    """
+    head, embedding = slots.get(HEAD), slots.get(EMBEDDING)
     if head is None or embedding is None:
         return True
-    return not source.is_safetensors and head.read().data_ptr() == embedding.read().data_ptr()
+    if not source.is_safetensors and head.read().data_ptr() == embedding.read().data_ptr():
+        return True
+    return (source.is_safetensors or not head.name.endswith("out_head.weight")) and same_content(head, embedding)
 
 
 def _optional_slots(config: GPTConfig) -> dict[TensorSlot, tuple[int, ...]]:
@@ -184,20 +183,27 @@ def _optional_slots(config: GPTConfig) -> dict[TensorSlot, tuple[int, ...]]:
     optional: dict[TensorSlot, tuple[int, ...]] = {}
     if config.tie_embeddings:
         optional[TensorSlot("out_head.weight")] = (config.vocab_size, config.emb_dim)
+    optional[TensorSlot("out_head.bias")] = (config.vocab_size,)
     if not config.qkv_bias:
         optional |= {TensorSlot(f"trf_blocks.{layer}.att.qkv.bias"): (3 * config.emb_dim,) for layer in range(config.n_layers)}
     return optional
 
 
-def _conflicts(source: WeightSource, slots: Slots, optional: dict[TensorSlot, tuple[int, ...]]) -> list[str]:
+def _conflicts(slots: Slots, optional: dict[TensorSlot, tuple[int, ...]]) -> list[str]:
     """List the optional tensors whose values contradict the architecture."""
     problems = []
     for slot in optional.keys() & slots.keys():
-        tensor = slots[slot].read()
-        if slot.name == "out_head.weight" and not torch.equal(tensor, slots[TensorSlot("tok_emb.weight")].read()):
-            problems.append(f"{source.name}: its config ties the output head to the token embedding, but the two differ.")
-        if slot.name.endswith(".bias") and tensor.any():
-            problems.append(f"{source.name}: the tensor {slots[slot].name} is not zero, but the model has qkv_bias=False.")
+        name = slots[slot].name
+        if slot == HEAD and not same_content(slots[slot], slots[EMBEDDING]):
+            problems.append(
+                f"its config ties the output head to the token embedding, but {name} differs from it; "
+                "set tie_word_embeddings to false in its config.json if the head is meant"
+            )
+        if slot.name.endswith(".bias") and slots[slot].read().any():
+            problems.append(
+                f"{name} is not zero, but "
+                + ("GPT-2's output head has no bias" if slot.name == "out_head.bias" else "the model has qkv_bias=False")
+            )
     return problems
 
 

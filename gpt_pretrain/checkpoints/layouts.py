@@ -32,13 +32,15 @@ GPT2_BLOCK = {
 # All known names of a module, with GPTModel's name for it.
 TOP_MODULES = {name: name for name in GPT2_TOP} | {theirs: ours for ours, theirs in GPT2_TOP.items()}
 BLOCK_MODULES = {name: name for name in GPT2_BLOCK} | {theirs: ours for ours, theirs in GPT2_BLOCK.items()}
-BLOCK_MODULES |= {"att.proj": "att.out_proj"}
-QKV_PARTS = {"att.W_query": 0, "att.W_key": 1, "att.W_value": 2}  # separate modules in chapter 5
-PARAMETERS = {"weight": "weight", "bias": "bias", "scale": "weight", "shift": "bias"}
+TOP_MODULES |= {"lm_head.decoder": "out_head", "head": "out_head"}  # of pytorch-pretrained-bert, of minGPT
+BLOCK_MODULES |= dict.fromkeys(("att.proj", "attn.proj", "attn.out_proj"), "att.out_proj")
+# Separate modules for query, key and value: chapter 5's, and those of forks of nanoGPT.
+QKV_PARTS = {"att.W_query": 0, "att.W_key": 1, "att.W_value": 2}
+QKV_PARTS |= {f"attn.{name}": part for part, q in enumerate("qkv") for name in (f"{q}_proj", f"c_{q}")}
+QKV_PARTS |= {"attn.query": 0, "attn.key": 1, "attn.value": 2}
+PARAMETERS = {"weight": "weight", "bias": "bias", "scale": "weight", "shift": "bias", "gamma": "weight", "beta": "bias"}
 
-WRAPPERS = re.compile(r"^(module\.|_orig_mod\.|model\.|transformer\.)+")  # of DDP, torch.compile, Lightning, transformers
-TENSOR = re.compile(r"(?:(?:trf_blocks|h)\.(\d{1,6})\.)?(.+)\.(weight|bias|scale|shift)")
-CAUSAL_MASK = re.compile(r"(trf_blocks\.\d+\.att\.mask|h\.\d+\.attn\.(bias|masked_bias))")
+TENSOR = re.compile(r"(?:trf_blocks\.(\d+)\.)?(.+)\.(weight|bias)")  # of GPTModel
 
 HF_DEFAULTS = {"n_head": 12, "n_layer": 12, "n_embd": 768, "n_positions": 1024, "vocab_size": 50257, "tie_word_embeddings": True}
 HF_GELUS = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "none"}
@@ -71,33 +73,9 @@ class TensorSlot:
         return self.name if self.part is None else self.name.replace("qkv", ("W_query", "W_key", "W_value")[self.part])
 
 
-def strip_wrappers(name: str) -> str:
-    """Return a tensor's name without the prefixes that wrappers add."""
-    return WRAPPERS.sub("", name.replace("._orig_mod.", "."))
-
-
-def is_causal_mask(name: str) -> bool:
-    """Return whether a tensor is a causal mask, which GPTModel computes instead of loading."""
-    return CAUSAL_MASK.fullmatch(strip_wrappers(name)) is not None
-
-
-def find_slot(name: str) -> TensorSlot | None:
-    """Return the destination of a stored tensor, or None if no known layout has its name."""
-    match = TENSOR.fullmatch(strip_wrappers(name))
-    if match is None:
-        return None
-    layer, module, parameter = match.groups()
-    if layer is None:
-        return TensorSlot(f"{TOP_MODULES[module]}.{PARAMETERS[parameter]}") if module in TOP_MODULES else None
-    block = f"trf_blocks.{int(layer)}"
-    if module in QKV_PARTS:
-        return TensorSlot(f"{block}.att.qkv.{PARAMETERS[parameter]}", QKV_PARTS[module])
-    return TensorSlot(f"{block}.{BLOCK_MODULES[module]}.{PARAMETERS[parameter]}") if module in BLOCK_MODULES else None
-
-
 def possible_slots(name: str) -> list[TensorSlot]:
     """Return the slots that a tensor of GPTModel can be stored in: the whole tensor, then its three parts if it has any."""
-    return [TensorSlot(name)] + ([TensorSlot(name, part) for part in QKV_PARTS.values()] if ".att.qkv." in name else [])
+    return [TensorSlot(name)] + ([TensorSlot(name, part) for part in range(3)] if ".att.qkv." in name else [])
 
 
 def gpt2_name(name: str) -> str:

@@ -7,6 +7,7 @@ checkpoint, OpenAI's parameters as nested arrays, and this program's own checkpo
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,15 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt_pretrain.checkpoints.architecture import find_misfits, group_by_slot, has_transposed_linears, infer_architecture
+from gpt_pretrain.checkpoints.architecture import find_misfits, has_transposed_linears, infer_architecture
 from gpt_pretrain.checkpoints.layouts import TensorSlot, is_linear, possible_slots
 from gpt_pretrain.checkpoints.tensor_files import StoredTensor, loaded_tensor
-from gpt_pretrain.checkpoints.weight_source import BY_SIZE, WeightSource, find_source
+from gpt_pretrain.checkpoints.tensor_groups import group_tensors
+from gpt_pretrain.checkpoints.weight_source import BY_SIZE, find_source
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.gpt2 import GPTModel, empty_model
 from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.tokenizers.build import build_tokenizer, fits_vocab_size, tokenizer_by_size
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -125,9 +129,9 @@ class Weights:
 
     def _read(self, name: str) -> Tensor:
         """Read a tensor of the model, with linear layers as (out, in)."""
-        tensors = [part.read() for part in self.parts[name]]
-        tensor = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
-        return tensor.T if self.transposed and is_linear(name) else tensor
+        turned = self.transposed and is_linear(name)
+        tensors = [part.read().T if turned else part.read() for part in self.parts[name]]
+        return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
 def load_pretrained(
@@ -148,8 +152,8 @@ def load_pretrained(
         dtype: None means fp32.
 
     Raises:
-        UserError: If the source does not exist, is damaged or hostile, or is not a GPTModel. All missing, unexpected and
-            misshapen tensors are listed together, and nothing is loaded.
+        UserError: If the source does not exist, is damaged or hostile, or is not a GPTModel. One message names the cause, and
+            nothing is loaded.
     """
     return open_weights(source, n_heads=n_heads).build(device=device, dtype=dtype)
 
@@ -161,11 +165,12 @@ def open_weights(source: str | Path, *, n_heads: int | None = None) -> Weights:
         UserError: As in `load_pretrained`.
     """
     found = find_source(source)
-    slots, problems = group_by_slot(found)
+    groups = group_tensors(found.name, found.tensors)
+    slots = groups.slots
     transposed = has_transposed_linears(slots)
-    config, misfits = infer_architecture(found, slots, transposed=transposed, n_heads=n_heads)
-    if config is None or problems or misfits:
-        raise UserError(problems + misfits)
+    config = infer_architecture(found, slots, groups.misfits, transposed=transposed, n_heads=n_heads)
+    for note in groups.notes():
+        log.warning("%s: %s", found.name, note)
     names = empty_model(config).state_dict()
     parts = {name: [slots[slot] for slot in possible_slots(name) if slot in slots] for name in names}
     tokenizer = tokenizer_by_size(config.vocab_size) if found.tokenizer == BY_SIZE else found.tokenizer
@@ -189,16 +194,17 @@ def load_weights_into_gpt(model: GPTModel, params: Mapping[str, Any]) -> None:
     # OpenAI's models always tie the output head.
     if not model.config.tie_embeddings and "wte.weight" in renamed:
         renamed["lm_head.weight"] = renamed["wte.weight"]
-    source = WeightSource("The parameters", {name: loaded_tensor(name, value) for name, value in renamed.items()})
-    slots, unknown = group_by_slot(source)
-    problems += unknown + find_misfits(source, model.config, slots, transposed=True)
+    groups = group_tensors("The parameters", {name: loaded_tensor(name, value) for name, value in renamed.items()})
+    if misfits := groups.misfits + find_misfits(model.config, groups.slots, transposed=True):
+        problems.append(misfits.message("The parameters"))
     not_finite = [name for name, value in renamed.items() if not value.isfinite().all()]
     problems += [f"The parameters: {name} holds NaN or infinity." for name in not_finite]
     if problems:
         raise UserError(problems)
     with torch.no_grad():
         for name, target in model.state_dict().items():
-            value = slots[TensorSlot(name)].read()
+            slot = TensorSlot(name)
+            value = groups.slots[slot].read() if slot in groups.slots else torch.zeros(target.shape)
             target.copy_(value.T if is_linear(name) else value)
 
 

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gpt_pretrain.checkpoints.checksum import checksum_error
+from gpt_pretrain.checkpoints.tensor_names import find_slot
 from gpt_pretrain.checkpoints.torch_pickles import check_legacy_file, check_torch_zip
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.pickles import RefusedNameError
@@ -172,9 +173,13 @@ def state_dict_tensors(content: dict[str, Any], path: Path) -> dict[str, StoredT
             tensors[str(name)] = loaded_tensor(str(name), value)
     if problems:
         raise UserError(problems)
-    n_bytes = sum(value.numel() * value.element_size() for value in content.values() if isinstance(value, Tensor))
-    # A tied output head may count twice.
-    if n_bytes > 2 * size:
+    # Of the names for one tensor of the model only one is read. A tied output head may count twice.
+    sizes = {
+        (found[1] if (found := find_slot(str(name))) is not None else name): value.numel() * value.element_size()
+        for name, value in content.items()
+        if isinstance(value, Tensor)
+    }
+    if (n_bytes := sum(sizes.values())) > 2 * size:
         raise UserError(f"{path}: its tensors claim {n_bytes:,} bytes in total, more than the file holds.")
     return tensors
 

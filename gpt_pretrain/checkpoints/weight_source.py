@@ -52,7 +52,6 @@ class WeightSource:
         tensors: The tensors by their stored names.
         declared: The fields of `GPTConfig` that a stored config states.
         tokenizer: The tokenizer's name; BY_SIZE if only the vocabulary size can tell; None if the tokenizer is unknown here.
-        bias_free: Biases are missing because they are zero.
         is_safetensors: The file is in the safetensors format.
         content: The rest of one of this program's checkpoints.
     """
@@ -61,7 +60,6 @@ class WeightSource:
     tensors: Mapping[str, StoredTensor]
     declared: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: str | None = BY_SIZE
-    bias_free: bool = False
     is_safetensors: bool = False
     content: Mapping[str, Any] = field(default_factory=dict)
 
@@ -150,7 +148,7 @@ def _from_file(path: Path) -> WeightSource:
     if isinstance(content.get("model_args"), dict) and isinstance(content.get("model"), dict):
         declared = from_nanogpt_args(content["model_args"])
         tensors = state_dict_tensors(content["model"], path)
-        return WeightSource(str(path), tensors, declared, bias_free=declared["qkv_bias"] is False)
+        return WeightSource(str(path), tensors, declared)
     inner = [content[key] for key in ("model_state_dict", "state_dict", "model") if isinstance(content.get(key), dict)]
     return WeightSource(str(path), state_dict_tensors(inner[0] if inner else content, path))
 

@@ -148,7 +148,7 @@ def test_weights_with_nan_or_infinity_are_rejected(tmp_path: Path, number: float
         ({"n_embd": 64}, r"its config has emb_dim=64, but its tensors have emb_dim=48"),
         (
             {"vocab_size": 102, "n_positions": 48},
-            r"vocab_size=102, but its tensors have vocab_size=101(.|\n)*|context_length=48, but its tensors have context_length=24",
+            "config has context_length=48, vocab_size=102, but its tensors have context_length=24, vocab_size=101",
         ),
         ({"n_head": 5}, r"n_heads=5 does not divide emb_dim=48"),
         ({"n_head": "4"}, r"n_heads='4': must be a whole number"),
@@ -158,7 +158,7 @@ def test_weights_with_nan_or_infinity_are_rejected(tmp_path: Path, number: float
         ({"layer_norm_epsilon": 1e-6}, r"layer_norm_epsilon=1e-06 is not supported; GPTModel always has 1e-05"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True is not supported"),
         ({"n_inner": 100}, r"n_inner=100 is not supported; GPTModel's feed-forward layer is 4 \* n_embd wide"),
-        ({"tie_word_embeddings": False}, r"lm_head\.weight is missing"),
+        ({"tie_word_embeddings": False}, r"1 tensor is missing \(lm_head\.weight\)"),
         ({"gpt_pretrain": {"qkv_bias": False, "tokenizer": 3}}, "tokenizer=3 is not the name of a tokenizer"),
         ({"gpt_pretrain": {"init": "_target_"}}, "init='_target_': must be one of"),
     ],
@@ -177,7 +177,9 @@ def test_a_tied_head_that_differs_from_the_embedding_is_rejected(tmp_path: Path)
     save_file(state | {"lm_head.weight": state["transformer.wte.weight"].clone()}, folder / "model.safetensors")
     assert load_pretrained(folder).config.tie_embeddings
     save_file(state | {"lm_head.weight": state["transformer.wte.weight"] + 1}, folder / "model.safetensors")
-    with pytest.raises(UserError, match="its config ties the output head to the token embedding, but the two differ"):
+    with pytest.raises(
+        UserError, match=r"its config ties the output head to the token embedding, but lm_head\.weight differs from it"
+    ):
         load_pretrained(folder)
 
 
@@ -233,10 +235,10 @@ def test_an_index_that_points_outside_its_folder_is_rejected(shards: Path) -> No
         load_pretrained(shards)
 
 
-def test_a_tensor_stored_under_two_names_is_rejected(tmp_path: Path) -> None:
+def test_a_tensor_with_two_values_is_rejected(tmp_path: Path) -> None:
     state = tiny_model().state_dict()
-    torch.save(state | {"module.pos_emb.weight": state["pos_emb.weight"]}, tmp_path / "x.pth")
-    with pytest.raises(UserError, match=r"module\.pos_emb\.weight is a duplicate of pos_emb\.weight"):
+    torch.save(state | {"module.pos_emb.weight": state["pos_emb.weight"].half().float()}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=r"module\.pos_emb\.weight and pos_emb\.weight are the same tensor with different values"):
         load_pretrained(tmp_path / "x.pth", n_heads=4)
 
 
@@ -285,5 +287,7 @@ def test_nested_tensors_and_overlong_names_are_rejected(tmp_path: Path) -> None:
 def test_absurd_numbers_of_layers_cost_nothing(tmp_path: Path) -> None:
     state = tiny_model().state_dict()
     torch.save(state | {"trf_blocks.999999.norm1.weight": torch.ones(32)}, tmp_path / "x.pth")
-    with pytest.raises(UserError, match=r"trf_blocks\.999999\.norm1\.weight does not belong to this model"):
+    with pytest.raises(
+        UserError, match=r"fit a GPT-2: 1 tensor does not belong to the model \(trf_blocks\.999999\.norm1\.weight\)"
+    ):
         load_pretrained(tmp_path / "x.pth", n_heads=4)

@@ -193,9 +193,9 @@ def test_parameters_of_openai_that_do_not_fit_leave_the_model_unchanged(theirs: 
     with pytest.raises(UserError) as caught:
         load_weights_into_gpt(model, params)
     message = "\n".join(caught.value.problems)
-    assert "wpe.weight has shape (24, 40), but the model needs (24, 48)" in message
-    assert "the tensor extra does not belong to a GPT-2" in message
-    assert "the tensor h.1.mlp.c_fc.bias is missing" in message
+    assert "wpe.weight has (24, 40), but the model needs (24, 48)" in message
+    assert "1 tensor does not belong to the model (extra)" in message
+    assert "1 tensor is missing (h.1.mlp.c_fc.bias)" in message
     assert "h.2.ln_1.weight holds NaN or infinity" in message
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     for nothing in ({}, None, {"blocks": 3}):
@@ -206,12 +206,12 @@ def test_parameters_of_openai_that_do_not_fit_leave_the_model_unchanged(theirs: 
     with pytest.raises(UserError) as caught:
         load_weights_into_gpt(model, damaged)
     assert "The parameters: ln_f.b is not an array of numbers." in caught.value.problems
-    assert "The parameters: the tensor wte.weight has shape (), but the model needs (101, 48)." in caught.value.problems
+    assert "wte.weight has (), but the model needs (101, 48)" in caught.value.problems[1]
     with pytest.raises(UserError, match=r"h\.0\.attn\.c_attn\.bias is not zero, but the model has qkv_bias=False"):
         load_weights_into_gpt(fresh(qkv_bias=False), numpy_params(theirs, under_ln_f=True))
 
 
-def test_all_tensors_that_do_not_fit_are_listed_under_their_stored_names(tmp_path: Path, theirs: GPT2LMHeadModel) -> None:
+def test_one_message_names_all_kinds_of_misfits(tmp_path: Path, theirs: GPT2LMHeadModel) -> None:
     theirs.save_pretrained(tmp_path)
     state = {name: value.clone() for name, value in theirs.state_dict().items() if name != "lm_head.weight"}
     state["transformer.h.1.mlp.c_fc.bias"] = torch.zeros(7)
@@ -221,12 +221,11 @@ def test_all_tensors_that_do_not_fit_are_listed_under_their_stored_names(tmp_pat
     save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(UserError) as caught:
         load_pretrained(tmp_path)
-    message = "\n".join(caught.value.problems)
-    assert "transformer.h.1.mlp.c_fc.bias has shape (7,), but the model needs (192,)" in message
-    assert "transformer.h.2.attn.rotary does not belong to a GPT-2" in message
-    assert "transformer.h.0.ln_1.bias holds I64, not floating-point numbers" in message
-    assert "transformer.h.0.attn.c_proj.weight is missing" in message
-    assert "transformer.ln_f.bias is missing" in message
+    (message,) = caught.value.problems
+    assert "2 tensors are missing (transformer.h.0.attn.c_proj.weight, transformer.ln_f.bias)" in message
+    assert "1 tensor does not belong to the model (transformer.h.2.attn.rotary)" in message
+    assert "the wrong shape (transformer.h.1.mlp.c_fc.bias has (7,), but the model needs (192,))" in message
+    assert "no floating-point numbers (transformer.h.0.ln_1.bias holds I64)" in message
 
 
 @pytest.mark.parametrize("use_cache", [True, False])

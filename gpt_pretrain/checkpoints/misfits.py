@@ -1,0 +1,62 @@
+"""Say in one message why stored tensors are not the model's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+MAX_NAMED = 3  # tensors of each kind that a message names
+
+
+@dataclass
+class Misfits:
+    """The tensors that keep a file from being loaded.
+
+    Args:
+        causes: Sentences that explain everything else, such as the kind of model that the file really holds.
+        missing: Names of tensors that the model needs.
+        unknown: Names of tensors that the model does not have.
+        misshapen: Each with its shape and the model's.
+        unreadable: Each with what it holds instead of floating-point numbers.
+        conflicts: Clauses on tensors that contradict each other.
+    """
+
+    causes: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    misshapen: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    conflicts: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        groups = (self.causes, self.missing, self.unknown, self.misshapen, self.unreadable, self.conflicts)
+        return sum(map(len, groups))
+
+    def __add__(self, other: Misfits) -> Misfits:
+        return Misfits(**{name: [*mine, *vars(other)[name]] for name, mine in vars(self).items()})
+
+    def message(self, source: str) -> str:
+        """Return one message on all misfits of a source."""
+        if self.causes:
+            return " ".join([f"{source}: {self.causes[0]}", *self.causes[1:]])
+        clauses = [
+            _clause(self.missing, "is missing", "are missing"),
+            _clause(self.unknown, "does not belong to the model", "do not belong to the model"),
+            _clause(self.misshapen, "has the wrong shape", "have the wrong shape"),
+            _clause(self.unreadable, "has no floating-point numbers", "have no floating-point numbers"),
+            *self.conflicts,
+        ]
+        return f"{source} does not fit a GPT-2: {'; '.join(clause for clause in clauses if clause)}. Nothing was loaded."
+
+
+def name_some(names: Sequence[str]) -> str:
+    """Return the first names of a list, and how many more there are."""
+    more = len(names) - MAX_NAMED
+    return ", ".join(names[:MAX_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _clause(names: Sequence[str], singular: str, plural: str) -> str:
+    if not names:
+        return ""
+    count = "1 tensor" if len(names) == 1 else f"{len(names):,} tensors"
+    return f"{count} {singular if len(names) == 1 else plural} ({name_some(sorted(names))})"

@@ -1,0 +1,176 @@
+"""Find the one GPT-2 among all tensors of a file, whatever modules of a training program surround it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from gpt_pretrain.checkpoints.layouts import TensorSlot
+from gpt_pretrain.checkpoints.misfits import Misfits, name_some
+from gpt_pretrain.checkpoints.tensor_files import StoredTensor
+from gpt_pretrain.checkpoints.tensor_names import (
+    EXTRA_HEADS,
+    OTHER_HEADS,
+    find_slot,
+    foreign_kind,
+    head_kind,
+    is_causal_mask,
+    is_position_list,
+    is_training_state,
+    without_wrappers,
+)
+from gpt_pretrain.errors import UserError
+
+Slots = dict[TensorSlot, StoredTensor]
+
+EMBEDDING, HEAD = TensorSlot("tok_emb.weight"), TensorSlot("out_head.weight")
+# A second model in a file: an average of the weights, or a model that the training compares itself with.
+COMPANION = re.compile(r"(^|[._])(ema|swa|averaged?|avg|shadow|teacher|ref|reference|target|momentum|old|frozen)([._]|$)")
+
+
+@dataclass
+class TensorGroups:
+    """The tensors of a file, sorted.
+
+    Args:
+        slots: The model's tensors.
+        misfits: What keeps the model from being loaded.
+        left_out: Names of tensors that are no part of the model's output, by what they are.
+    """
+
+    slots: Slots
+    misfits: Misfits = field(default_factory=Misfits)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+    def leave_out(self, kind: str, name: str) -> None:
+        """Note a tensor that the model does not need."""
+        self.left_out.setdefault(kind, []).append(name)
+
+    def notes(self) -> list[str]:
+        """Return a sentence on each kind of tensors that were left out."""
+        return [f"{kind} was left out: {name_some(names)}" for kind, names in self.left_out.items()]
+
+
+def group_tensors(name: str, tensors: Mapping[str, StoredTensor]) -> TensorGroups:
+    """Sort the tensors of a file into the model's and others.
+
+    Args:
+        name: The source, for messages.
+
+    Raises:
+        UserError: If the file holds several models.
+    """
+    placed: list[tuple[str, TensorSlot, StoredTensor]] = []
+    rest: list[StoredTensor] = []
+    misfits = Misfits()
+    for stored in tensors.values():
+        if is_causal_mask(stored.name) and _is_square_or_number(stored):
+            if not _is_causal(stored):
+                misfits.conflicts.append(f"{stored.name} is not a causal mask, as with local attention")
+        elif not is_position_list(stored.name):
+            found = find_slot(stored.name)
+            if found is None:
+                rest.append(stored)
+            else:
+                placed.append((*found, stored))
+    prefix = _model_prefix(name, placed)
+    groups = TensorGroups(_fill_slots(prefix, placed, rest, misfits), misfits)
+    # The head may stand beside the module that holds everything else.
+    base = next((own for own, slot, stored in placed if groups.slots.get(slot) is stored and slot == HEAD), prefix)
+    base = base if prefix.startswith(base) else prefix
+    _judge_rest(groups, rest, base)
+    if not groups.slots and not misfits:
+        misfits.causes.append("it holds no tensors of a GPT-2.")
+    if (misfits.unknown or EMBEDDING not in groups.slots) and (kind := foreign_kind(tensors)) is not None:
+        misfits.causes.append(f"it holds {kind[0]} ({kind[1]}). Only GPT-2 models can be read.")
+    return groups
+
+
+def _model_prefix(name: str, placed: list[tuple[str, TensorSlot, StoredTensor]]) -> str:
+    """Return the prefix of the model's tensors: the one under which a token embedding is stored."""
+    embeddings: dict[str, StoredTensor] = {}
+    for prefix, slot, stored in sorted(placed, key=lambda item: COMPANION.search(item[0]) is not None):
+        if slot == EMBEDDING and not any(same_content(stored, other) for other in embeddings.values()):
+            embeddings.setdefault(prefix, stored)
+    if len(embeddings) > 1:
+        own = [prefix for prefix in embeddings if not COMPANION.search(prefix)]
+        if len(own) != 1:
+            listed = ", ".join(prefix or "no prefix" for prefix in list(embeddings)[:5])
+            raise UserError(
+                f"{name} holds {len(embeddings)} models ({listed}), and does not tell which of them is meant. "
+                "Save the state_dict() of that model to a file of its own."
+            )
+        return own[0]
+    prefixes = [prefix for prefix, *_ in placed]
+    return next(iter(embeddings), max(prefixes, key=prefixes.count, default=""))
+
+
+def _fill_slots(
+    prefix: str, placed: list[tuple[str, TensorSlot, StoredTensor]], rest: list[StoredTensor], misfits: Misfits
+) -> Slots:
+    """Return the model's tensors; tensors of other models are added to the rest."""
+    slots: Slots = {}
+    for own_prefix, slot, stored in sorted(placed, key=lambda item: item[0] != prefix):
+        if slot not in slots:
+            slots[slot] = stored
+            if isinstance(stored.dtype, str):
+                misfits.unreadable.append(f"{stored.name} holds {stored.dtype}")
+        elif same_content(stored, slots[slot]):
+            continue
+        elif own_prefix == prefix:
+            misfits.conflicts.append(f"{stored.name} and {slots[slot].name} are the same tensor with different values")
+        else:
+            rest.append(stored)
+    return slots
+
+
+def _judge_rest(groups: TensorGroups, rest: list[StoredTensor], base: str) -> None:
+    """Decide about each tensor outside of the model whether the model's output depends on it."""
+    for stored in rest:
+        name = without_wrappers(stored.name)
+        if isinstance(stored.dtype, str) and stored.dtype.startswith("a "):
+            continue  # a number or a text beside the tensors
+        if (head := head_kind(name, EXTRA_HEADS)) is not None:
+            groups.leave_out(head, stored.name)
+        elif (head := head_kind(name, OTHER_HEADS)) is not None:
+            if HEAD in groups.slots:
+                groups.leave_out(head, stored.name)
+            else:
+                cause = f"it has {head} ({stored.name}) instead of one for tokens, so it cannot generate text."
+                groups.misfits.causes += [cause] if cause not in groups.misfits.causes else []
+        elif COMPANION.search(name.removeprefix(base)):
+            groups.leave_out("a second model", stored.name)
+        elif is_training_state(name):
+            groups.leave_out("the state of a loss or metric", stored.name)
+        elif not name.startswith(base) and len(stored.shape) < 2:
+            groups.leave_out("a part of the training program", stored.name)
+        else:
+            groups.misfits.unknown.append(stored.name)
+
+
+def same_content(first: StoredTensor, second: StoredTensor) -> bool:
+    """Return whether two tensors have equal values, as exactly as both dtypes can say."""
+    if first.shape != second.shape or isinstance(first.dtype, str) or isinstance(second.dtype, str):
+        return False
+    one, other = first.read(), second.read()
+    dtype = min(one.dtype, other.dtype, key=lambda dtype: dtype.itemsize)
+    return torch.equal(one.to(dtype), other.to(dtype))
+
+
+def _is_square_or_number(stored: StoredTensor) -> bool:
+    """Return whether a tensor has the shape of a mask over positions, or is the number that stands for a masked position."""
+    shape = [size for size in stored.shape if size != 1]
+    return not shape or (len(shape) == 2 and shape[0] == shape[1])
+
+
+def _is_causal(stored: StoredTensor) -> bool:
+    """Return whether a mask lets each position see itself and all before it."""
+    if len([size for size in stored.shape if size != 1]) < 2:
+        return True
+    mask = stored.read().squeeze() != 0
+    everything = torch.ones_like(mask)
+    # GPT-2's masks mark the positions that are seen, chapter 5's those that are not.
+    return bool(torch.equal(mask, everything.tril()) or torch.equal(mask, everything.triu(1)))

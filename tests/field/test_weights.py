@@ -1,0 +1,217 @@
+"""The same weights, in every way in which training programs store them: read as they are, or refused for what they are."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import GPT2LMHeadModel
+
+from gpt_pretrain.checkpoints.pretrained import load_pretrained
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.model.gpt2 import GPTModel
+from tests.helpers.other_models import CONTEXT, hugging_face, nanogpt_forward, to_nanogpt
+
+State = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def theirs() -> GPT2LMHeadModel:
+    return hugging_face()
+
+
+def logits_of(model: torch.nn.Module) -> Tensor:
+    token_ids = torch.arange(2 * CONTEXT).view(2, CONTEXT)
+    with torch.no_grad():
+        out = model(token_ids)
+    return getattr(out, "logits", out)
+
+
+def same(ours: GPTModel, theirs: torch.nn.Module) -> bool:
+    return bool((logits_of(ours) - logits_of(theirs)).abs().max() < 1e-5)
+
+
+def prefixed(state: State, prefix: str) -> State:
+    return {prefix + name: value for name, value in state.items()}
+
+
+def refusal(path: Path, *, n_heads: int | None = 4) -> str:
+    """Return the one message with which a file is refused."""
+    with pytest.raises(UserError) as caught:
+        load_pretrained(path, n_heads=n_heads)
+    (message,) = caught.value.problems
+    return message
+
+
+def inner_wrappers(state: State) -> State:
+    """Name tensors as FSDP, activation checkpointing and compiled blocks do."""
+    return {
+        name.replace("transformer.", "transformer._fsdp_wrapped_module.")
+        .replace(".mlp.", "._orig_mod.mlp.")
+        .replace(".attn.", "._checkpoint_wrapped_module.attn."): value
+        for name, value in state.items()
+    }
+
+
+WRAPPED: dict[str, Callable[[State], State]] = {
+    "lightning-hydra-template": lambda state: prefixed(state, "net."),
+    "compiled, and with metrics": lambda state: (
+        prefixed(state, "net._orig_mod.") | {"train_loss.mean_value": torch.tensor(1.0), "loss_fn.weight": torch.ones(3)}
+    ),
+    "gpt": lambda state: prefixed(state, "gpt."),
+    "backbone of a model": lambda state: prefixed(state, "model.backbone."),
+    "data parallel": lambda state: prefixed(state, "module."),
+    "data parallel and compiled": lambda state: prefixed(state, "module._orig_mod."),
+    "compiled and data parallel": lambda state: prefixed(state, "_orig_mod.module.model."),
+    "DeepSpeed in Lightning": lambda state: prefixed(state, "_forward_module.model."),
+    "FSDP, checkpointed and compiled blocks": inner_wrappers,
+    "PEFT, merged": lambda state: prefixed(state, "base_model.model."),
+    "only the body has a prefix": lambda state: {
+        ("" if name.startswith("lm_head") else "encoder.") + name.removeprefix("transformer."): value
+        for name, value in state.items()
+    },
+    "no prefix of its own": lambda state: {name.removeprefix("transformer."): value for name, value in state.items()},
+    "one name for all": lambda state: {name.replace("transformer.", "gpt2_model."): value for name, value in state.items()},
+    "TRL": lambda state: (
+        prefixed(state, "pretrained_model.") | {"v_head.summary.weight": torch.ones(1, 48), "v_head.summary.bias": torch.ones(1)}
+    ),
+    "the head's old name": lambda state: {
+        name.replace("lm_head.weight", "lm_head.decoder.weight"): value for name, value in state.items()
+    },
+    "names of TensorFlow": lambda state: {
+        name.replace("ln_1.weight", "ln_1.gamma").replace("ln_1.bias", "ln_1.beta"): value for name, value in state.items()
+    },
+    "an alias of the body": lambda state: state | {f"body.{name}": value for name, value in state.items()},
+    "an average of the weights": lambda state: (
+        prefixed(state, "model.") | {f"ema.module.{name}": value + 1 for name, value in state.items()}
+    ),
+    "positions and masks": lambda state: (
+        state
+        | {"transformer.position_ids": torch.arange(CONTEXT)[None]}
+        | {f"transformer.h.{layer}.attn.masked_bias": torch.tensor(-1e4) for layer in range(3)}
+        | {f"transformer.h.{layer}.attn.bias": torch.ones(1, 1, CONTEXT, CONTEXT).tril().byte() for layer in range(3)}
+    ),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_any_prefix_is_taken_off(tmp_path: Path, theirs: GPT2LMHeadModel, wrap: Callable[[State], State]) -> None:
+    torch.save({"state_dict": wrap(theirs.state_dict()), "epoch": 3}, tmp_path / "x.ckpt")
+    assert same(ours := load_pretrained(tmp_path / "x.ckpt", n_heads=4), theirs)
+    assert ours.config.tie_embeddings
+    save_file({name: value.clone() for name, value in wrap(theirs.state_dict()).items()}, tmp_path / "x.safetensors")
+    assert same(load_pretrained(tmp_path / "x.safetensors", n_heads=4), theirs)
+
+
+def test_what_is_left_out_is_said(tmp_path: Path, theirs: GPT2LMHeadModel, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, logger="gpt_pretrain")
+    torch.save(WRAPPED["TRL"](theirs.state_dict()), tmp_path / "trl.bin")
+    load_pretrained(tmp_path / "trl.bin", n_heads=4)
+    assert "a value head was left out: v_head.summary.weight, v_head.summary.bias" in caplog.text
+
+
+REFUSED: dict[str, tuple[Callable[[State], State], str]] = {
+    "no head for tokens": (
+        lambda state: (
+            {name: value for name, value in state.items() if "lm_head" not in name} | {"score.weight": torch.ones(2, 48)}
+        ),
+        "it has a classifier's head (score.weight) instead of one for tokens",
+    ),
+    "two models": (
+        lambda state: prefixed(state, "actor.") | {f"critic.{name}": value + 1 for name, value in state.items()},
+        "holds 2 models (actor., critic.), and does not tell which of them is meant",
+    ),
+    "LoRA": (
+        lambda state: (
+            prefixed(state, "base_model.model.")
+            | {"base_model.model.transformer.h.0.attn.c_attn.lora_A.weight": torch.ones(4, 48)}
+        ),
+        "it holds LoRA adapters",
+    ),
+    "quantized": (
+        lambda state: (
+            {name: value for name, value in state.items() if "c_fc.weight" not in name}
+            | {f"transformer.h.{layer}.mlp.c_fc.qweight": torch.ones(6, 4, dtype=torch.int32) for layer in range(3)}
+        ),
+        "it holds quantized weights",
+    ),
+    "Llama": (
+        lambda state: {"model.layers.0.self_attn.q_proj.weight": torch.ones(4, 4), "model.embed_tokens.weight": torch.ones(8, 4)},
+        "it holds a Llama, Mistral or Qwen (model.layers.0.self_attn.q_proj.weight). Only GPT-2 models can be read.",
+    ),
+    "local attention": (
+        lambda state: state | {"transformer.h.1.attn.bias": torch.ones(1, 1, CONTEXT, CONTEXT).tril().triu(-4).bool()},
+        "transformer.h.1.attn.bias is not a causal mask, as with local attention",
+    ),
+    "a norm of the queries": (
+        lambda state: state | {"transformer.h.1.attn.q_norm.weight": torch.ones(12)},
+        "1 tensor does not belong to the model (transformer.h.1.attn.q_norm.weight)",
+    ),
+    "a bias of the head": (lambda state: state | {"lm_head.bias": torch.ones(101)}, "GPT-2's output head has no bias"),
+    "another head beside the body": (
+        lambda state: (
+            {f"net.{name}": value for name, value in state.items() if "lm_head" not in name} | {"out.weight": torch.ones(101, 48)}
+        ),
+        "1 tensor does not belong to the model (out.weight)",
+    ),
+    "many names": (
+        lambda state: state | {f"transformer.h.0.extra.{number}.weight": torch.ones(3, 3) for number in range(50)},
+        "50 tensors do not belong to the model",
+    ),
+    "nothing known": (
+        lambda state: {f"layer{number}.weight": torch.ones(3, 3) for number in range(150)},
+        "is not a GPT-2: it has no token and position embeddings with a known name. Its 150 tensors have names such as 'layer0.weight'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED.values(), ids=REFUSED)
+def test_one_message_says_why_weights_cannot_be_used(
+    tmp_path: Path, theirs: GPT2LMHeadModel, change: Callable[[State], State], message: str
+) -> None:
+    torch.save({"state_dict": change(theirs.state_dict())}, tmp_path / "x.ckpt")
+    assert message in (said := refusal(tmp_path / "x.ckpt"))
+    assert len(said) < 600
+    assert "\n" not in said
+
+
+def as_unfused(state: State) -> State:
+    """Split the joint projections of nanoGPT's layout, as its forks do."""
+    split = {}
+    for name, value in state.items():
+        if ".attn.c_attn." in name:
+            split |= {
+                name.replace("c_attn", part): third for part, third in zip(("c_q", "c_k", "c_v"), value.chunk(3), strict=True)
+            }
+        else:
+            split[name] = value
+    return split
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_separate_projections_and_absent_biases_are_read(tmp_path: Path, theirs: GPT2LMHeadModel, bias: bool) -> None:
+    state = to_nanogpt(theirs.state_dict())
+    if not bias:
+        state = {name: value for name, value in state.items() if not name.endswith(".bias")}
+    torch.save(as_unfused(state), tmp_path / "fork.pt")
+    ours = load_pretrained(tmp_path / "fork.pt", n_heads=4)
+    token_ids = torch.arange(2 * CONTEXT).view(2, CONTEXT)
+    assert ours.config.qkv_bias == bias
+    with torch.no_grad():
+        expected = nanogpt_forward(state, token_ids, n_layer=3, n_head=4)
+        assert (ours(token_ids) - expected).abs().max() < 5e-3, "but for the form of GELU, which the file does not tell"
+
+
+def test_a_head_stored_twice_is_one(tmp_path: Path, theirs: GPT2LMHeadModel) -> None:
+    state = {name: value.clone() for name, value in theirs.state_dict().items()}  # as after value.cpu() on each
+    torch.save(state, tmp_path / "x.pt")
+    assert load_pretrained(tmp_path / "x.pt", n_heads=4).config.tie_embeddings
+    torch.save(state | {"lm_head.weight": state["lm_head.weight"].half()}, tmp_path / "half.pt")
+    assert load_pretrained(tmp_path / "half.pt", n_heads=4).config.tie_embeddings
+    torch.save(state | {"lm_head.weight": state["lm_head.weight"] + 0.01}, tmp_path / "own.pt")
+    assert not load_pretrained(tmp_path / "own.pt", n_heads=4).config.tie_embeddings
