@@ -20,7 +20,6 @@ COMMANDS_MARKER = "<!-- commands -->"
 GROUPS = {
     "model": "gpt2_124m",
     "data": "sample",
-    "tokenizer": "gpt2",
     "optimizer": "adamw",
     "scheduler": "constant",
     "sampler": "greedy",

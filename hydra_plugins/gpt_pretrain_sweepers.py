@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gpt_pretrain.commands.failures import SweepJobFailed, print_error
 from gpt_pretrain.commands.hydra_files import cut_sweep_settings
-from gpt_pretrain.config.overrides import override_key
+from gpt_pretrain.config.overrides import full_form, override_key, short_form
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.sweeps.folder import SWEEP_SETTINGS, job_folder_name, sign_sweep
 from gpt_pretrain.sweeps.results import read_sweep, varied_keys
@@ -51,16 +51,17 @@ class RunSweeper(Sweeper):
         """Run the jobs of this sweep that are not complete."""
         assert self.config is not None and self.hydra_context is not None
         folder = Path(str(self.config.hydra.sweep.dir))
-        texts = [f"{key}={value}" for key, value in self.params.items()] + arguments
+        self.script = str(self.config.hydra.job.name)
+        texts = [full_form(f"{key}={value}", script=self.script) for key, value in self.params.items()] + arguments
         parsed = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(texts)
         overrides = list({one.get_key_element(): one for one in parsed}.values())  # Typed overrides replace params.
-        swept = {override_key(one.get_key_element()) for one in overrides if one.is_sweep_override()}
+        swept = {_key(one) for one in overrides if one.is_sweep_override()}
         self.swept = swept | varied_keys(read_sweep(folder))
         try:
-            fixed = [key for one in overrides if (key := override_key(one.get_key_element())) not in self.swept]
+            fixed = [key for one in overrides if (key := _key(one)) not in self.swept]
             # Jobs use this Hydra setting to distinguish their fixed overrides from those that the sweep varies.
             common = [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]"]
-            with open_sweep(folder, launch=self._launch, script=f"{self.config.hydra.job.name}.py", common=common) as runner:
+            with open_sweep(folder, launch=self._launch, script=f"{self.script}.py", common=common) as runner:
                 self.run(runner, overrides)
         except UserError as error:
             sys.exit(print_error(error))
@@ -71,7 +72,10 @@ class RunSweeper(Sweeper):
 
     def folder_name(self, overrides: Sequence[str]) -> str:
         """Return the name of a job's folder: the overrides that this sweep varies now or varied when it was started."""
-        return job_folder_name([override for override in overrides if override_key(override) in self.swept])
+        varied = [short for override in overrides if override_key(short := short_form(override)) in self.swept]
+        name, earlier = (job_folder_name(varied), job_folder_name([full_form(one, script=self.script) for one in varied]))
+        assert self.config is not None
+        return earlier if (Path(str(self.config.hydra.sweep.dir)) / earlier).is_dir() else name  # as version 0.1.0 named it
 
     def save_settings(self, folder: Path) -> None:
         """Save the settings of this sweep for a later resume. Called when they have been validated."""
@@ -81,7 +85,7 @@ class RunSweeper(Sweeper):
         write_text(folder / SWEEP_SETTINGS, OmegaConf.to_yaml(recorded))
         overrides = OmegaConf.to_container(recorded.hydra.overrides, resolve=False)
         assert isinstance(overrides, dict)
-        sign_sweep(folder, overrides, script=str(self.config.hydra.job.name))  # type: ignore[arg-type]
+        sign_sweep(folder, overrides, script=self.script)  # type: ignore[arg-type]
 
     def _launch(self, batch: Sequence[Sequence[str]], first_number: int) -> None:
         """Run jobs with the launcher, which may run them in parallel."""
@@ -155,7 +159,9 @@ class SearchSweeper(RunSweeper):
             if not isinstance(count := getattr(self, name), int) or count < 1:
                 raise UserError(f"hydra.sweeper.{name}={count}: must be a whole number of at least 1.")
         fixed = [one.input_line or "" for one in overrides if not one.is_sweep_override()]
-        spaces = {one.get_key_element(): _search_space(one) for one in overrides if one.is_sweep_override()}
+        spaces = {
+            short_form(f"{one.get_key_element()}=")[:-1]: _search_space(one) for one in overrides if one.is_sweep_override()
+        }
         if not spaces:
             raise UserError("A search needs a setting to vary, such as 'optimizer.lr=tag(log,interval(1e-4,1e-2))'.")
         search = Search.open(
@@ -169,13 +175,19 @@ class SearchSweeper(RunSweeper):
         self.save_settings(runner.folder)
         while trials := search.ask(min(self.n_parallel, self.n_trials - search.count_ended())):
             # A trial in a stranger's journal may have more parameters, whose names would become overrides of any kind.
-            chosen = [[f"{key}={_round(trial.params[key])}" for key in trial.params if key in spaces] for trial in trials]
+            pairs = [[(key, value) for key, value in trial.params.items() if key in spaces] for trial in trials]
+            chosen = [[full_form(f"{key}={_round(value)}", script=self.script) for key, value in pair] for pair in pairs]
             names = [self.folder_name(values) for values in chosen]
             for trial, name in zip(trials, names, strict=True):
                 search.assign_folder(trial, name)
             losses = runner.run([(fixed + values, name) for values, name in zip(chosen, names, strict=True)])
             for trial, name, loss in zip(trials, names, losses, strict=True):
                 search.finish(trial, loss, pruned=runner.was_pruned(name))
+
+
+def _key(override: Override) -> str:
+    """Return the setting or group that an override names, as job folders and the run metadata name it."""
+    return override_key(short_form(f"{override.get_key_element()}="))
 
 
 def _round(value: object) -> object:

@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 
 from gpt_pretrain.commands.script import register_schema
 from gpt_pretrain.commands.train import train as train_command
+from gpt_pretrain.config.overrides import full_form
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.gpt2 import GPTModel
 from tests.helpers.fork_server import ForkServer
@@ -72,7 +73,8 @@ def compose_train(tmp_path: Path, cache_dir: Path) -> Callable[..., DictConfig]:
         folder = tmp_path / "run" if run_dir is None else run_dir
         folder.mkdir(parents=True, exist_ok=True)
         with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-            config = compose("train", [f"run_dir='{folder}'", f"data.cache_dir='{cache_dir}'", *overrides])
+            typed = [full_form(override, script="train") for override in overrides]
+            config = compose("train", [f"run_dir='{folder}'", f"data.cache_dir='{cache_dir}'", *typed])
         assert isinstance(config, DictConfig)
         return config
 
@@ -86,7 +88,7 @@ def train(compose_train: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(f"gpt_pretrain.commands.{name}", lambda *_, **__: nullcontext())
 
     def trained(*overrides: str, run_dir: Path | None = None, base: list[str] = TINY_RUN) -> float:
-        overridden = {override.partition("=")[0] for override in [*base, *overrides]}
+        overridden = {full_form(override, script="train").partition("=")[0] for override in [*base, *overrides]}
         return train_command(compose_train(*base, *overrides, run_dir=run_dir), overridden=overridden)
 
     return trained

@@ -6,7 +6,7 @@ import importlib.util
 import sys
 
 from gpt_pretrain.config.conversion import find_full_names
-from gpt_pretrain.config.overrides import expand_amounts, find_override, override_key, quote_value
+from gpt_pretrain.config.overrides import expand_amounts, find_override, full_form, override_key, quote_value
 from gpt_pretrain.config.schema import GenerateSettings, TrainSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import OUTPUTS, check_folder_name, find_run
@@ -16,8 +16,18 @@ from gpt_pretrain.training.distributed.requeue import interrupted_run
 
 MULTIRUN_FLAGS = {"-m", "--multirun"}
 LAUNCHERS = {"parallel": "joblib", "slurm": "submitit", "ray": "ray"}  # launcher of each option of hparams_search
-# Settings whose values are paths or URLs, and all whose values are free texts.
-PLACES = {"data.path", "data.url", "data.cache_dir", "checkpoint", "pretrained", "init_from", "prompt_file"}
+# Settings whose values are paths, URLs or names of either, and all whose values are free texts.
+PLACES = {
+    "data.path",
+    "data.url",
+    "data.cache_dir",
+    "checkpoint",
+    "pretrained",
+    "init_from",
+    "prompt_file",
+    "tokenizer",
+    "tokenizer.name",
+}
 FREE_TEXT = PLACES | {"prompt", "start_context", "resume", "hydra.run.dir", "run_dir"}
 
 
@@ -30,7 +40,7 @@ def to_hydra_arguments(arguments: list[str], *, script: str) -> list[str]:
     Raises:
         UserError: If the arguments ask for something that does not exist.
     """
-    arguments = apply_sweep_resume(arguments, script=script)
+    arguments = apply_sweep_resume([full_form(argument, script=script) for argument in arguments], script=script)
     check_arguments(arguments, script=script)
     if script == "train":
         arguments = apply_resume(arguments)

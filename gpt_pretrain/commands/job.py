@@ -10,7 +10,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from gpt_pretrain.config.overrides import override_key
+from gpt_pretrain.config.overrides import override_key, short_form
 from gpt_pretrain.config.secrets import override_without_secrets
 from gpt_pretrain.training.distributed.launch import launch_info
 
@@ -59,7 +59,7 @@ def start_info(script: str) -> dict[str, Any]:
     if (info := launch_info()) is not None:
         return {name: info[name] for name in ("command", "overrides", "swept") if name in info}
     kept = [override for override in job_overrides() if override_key(override) not in ("resume", "resume_force")]
-    overrides = [override_without_secrets(override) for override in kept]
+    overrides = [short_form(override_without_secrets(override)) for override in kept]
     if not is_multirun():
         typed = [override_without_secrets(argument) for argument in typed_arguments()]
         return {"command": shlex.join(["python", script, *typed]), "overrides": overrides}

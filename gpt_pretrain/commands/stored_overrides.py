@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, OverrideType, QuotedString, RangeSweep
 from hydra.errors import HydraException
 
-from gpt_pretrain.config.overrides import override_key
+from gpt_pretrain.config.overrides import full_form, override_key
 from gpt_pretrain.config.stored_settings import (
     ASKED,
     BOUNDED,
@@ -65,7 +65,7 @@ def admit_overrides(folder: Path, *, script: str, typed: Set[str]) -> StoredOver
     Raises:
         UserError: If the sweep's settings cannot be read, or hold overrides that the user must type; all of them together.
     """
-    texts = [text for part in read_stored_overrides(folder) for text in part]
+    texts = [full_form(text, script=script) for part in read_stored_overrides(folder) for text in part]
     own, admitted, jobs = is_own_sweep(folder, script=script), StoredOverrides(), 1
     origin = escape_line(str(folder / SWEEP_SETTINGS))
     if len(texts) > MAX_OVERRIDES:

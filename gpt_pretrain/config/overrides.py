@@ -34,6 +34,23 @@ def quote_value(text: str) -> str:
     return f"'{quoted}'"
 
 
+def full_form(override: str, *, script: str) -> str:
+    """Write `tokenizer=X`, which is how users type it, with the name of the setting in the schema of a script.
+
+    Args:
+        script: "train", whose settings of the tokenizer are a group, or "generate", where it is one setting.
+    """
+    key, equals, value = override.partition("=")
+    if not equals or key.lstrip("+") not in ("tokenizer", "tokenizer.name") or value.startswith("{"):
+        return override
+    return f"{'tokenizer' if script == 'generate' else 'tokenizer.name'}={value}"
+
+
+def short_form(override: str) -> str:
+    """Write the tokenizer of an override as `tokenizer=X`: as users type it, and as all versions store it."""
+    return full_form(override, script="generate")
+
+
 def split_override(override: str) -> tuple[str, str]:
     """Return the setting or group that an override names, and the value that it gives."""
     key, _, value = override.partition("=")

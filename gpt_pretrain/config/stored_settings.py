@@ -78,7 +78,7 @@ GENERATE_KINDS: dict[str, str] = {
 }
 # Options of groups, and the numbers and names among Hydra's own settings that a sweep needs.
 SWEEP_KINDS: dict[str, str] = {
-    **_group("", TAKEN, "model data tokenizer optimizer scheduler sampler trainer callbacks experiment debug"),
+    **_group("", TAKEN, "model data optimizer scheduler sampler trainer callbacks experiment debug"),
     **_group("logger=", TAKEN, "csv none tensorboard"),
     **_group("logger=", ASKED, "wandb mlflow"),
     **_group("hparams_search=", TAKEN, "grid optuna random"),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import gpt_pretrain
-from gpt_pretrain.config.overrides import override_key
+from gpt_pretrain.config.overrides import override_key, short_form
 from gpt_pretrain.errors import AlreadyCompleteError, UserError
 from gpt_pretrain.system.checkout import git_revision
 from gpt_pretrain.system.files import write_json
@@ -100,7 +100,7 @@ def metadata_texts(metadata: dict[str, Any], name: str) -> list[str]:
 
 def stored_overrides(metadata: dict[str, Any]) -> list[str]:
     """Return the typed overrides of a run; an empty list if the metadata holds none."""
-    return metadata_texts(metadata, "overrides")
+    return [short_form(override) for override in metadata_texts(metadata, "overrides")]
 
 
 def was_interrupted(error: BaseException) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from gpt_pretrain.config.overrides import split_override
+from gpt_pretrain.config.overrides import full_form, split_override
 from gpt_pretrain.config.stored_settings import NEVER, TRAIN_KINDS, override_kind
 
 
@@ -31,7 +31,7 @@ def _is_harmless(override: str, *, script: str) -> bool:
     """Return whether an override sets no more than values of the script's own settings."""
     if override.startswith("-") or "${" in override or "_target_" in override:
         return False
-    key, value = split_override(override)
+    key, value = split_override(full_form(override, script=script))
     if key.startswith("hydra"):
         return False
     if key.startswith("data.remote.options."):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpt_pretrain.config.overrides import override_key, split_override
+from gpt_pretrain.config.overrides import override_key, short_form, split_override
 from gpt_pretrain.runs.metadata import COMPLETE, METADATA_FILE, metadata_section, metadata_texts, read_metadata, stored_overrides
 from gpt_pretrain.runs.next_commands import repeat_command
 from gpt_pretrain.sweeps.folder import SUMMARY
@@ -72,7 +72,7 @@ def swept_keys(jobs: Sequence[Job]) -> list[str]:
 
 def varied_keys(jobs: Sequence[Job]) -> set[str]:
     """Return the settings that the sweep varied when the jobs were started."""
-    return {override_key(override) for job in jobs for override in metadata_texts(job.metadata, "swept")}
+    return {override_key(short_form(override)) for job in jobs for override in metadata_texts(job.metadata, "swept")}
 
 
 def best_job(jobs: Sequence[Job]) -> Job | None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from gpt_pretrain.config.overrides import short_form
 from gpt_pretrain.config.secrets import override_without_secrets
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import WRITTEN_BY_RUNS, check_folder_name, check_no_links, display_path
@@ -96,7 +97,8 @@ class JobRunner:
     def _is_complete(self, name: str, overrides: Sequence[str]) -> bool:
         """Return whether a job was completed with these overrides."""
         stored = stored_overrides(read_metadata(self.folder / name))
-        return self._state(name) in COMPLETE and {override_without_secrets(override) for override in overrides} <= set(stored)
+        asked = {short_form(override_without_secrets(override)) for override in overrides}
+        return self._state(name) in COMPLETE and asked <= set(stored)
 
     def _state(self, name: str) -> str | None:
         return read_metadata(self.folder / name).get("state")

@@ -165,7 +165,7 @@ def _check_no_other_run(settings: TrainSettings) -> None:
 
 def _find_tokenizer(settings: TrainSettings, start: StartingPoint, overridden: Set[str]) -> Tokenizer:
     """Build the tokenizer that the settings name, or, by default, the tokenizer that token shards were made with."""
-    if start.architecture is None and not overridden & {"tokenizer", "tokenizer.name", "experiment"}:
+    if start.architecture is None and not overridden & {"tokenizer.name", "experiment"}:
         settings.tokenizer.name = find_shard_tokenizer(settings.data) or settings.tokenizer.name
     return build_tokenizer(settings.tokenizer.name)
 

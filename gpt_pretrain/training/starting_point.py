@@ -142,7 +142,7 @@ def _follow(settings: TrainSettings, weights: Weights, overridden: Set[str]) -> 
         UserError: If an override contradicts them.
     """
     fixed = {f"model.{size}" for size in ("emb_dim", "n_heads", "n_layers") if overridden & {"model", "experiment"}}
-    fixed |= {"tokenizer.name"} if overridden & {"tokenizer", "experiment"} else set()
+    fixed |= {"tokenizer.name"} if "experiment" in overridden else set()
     differing = {}
     for key, value in _required_settings(settings, weights, overridden).items():
         group, field = key.split(".")

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from gpt_pretrain.config.overrides import override_key, quote_value
+from gpt_pretrain.config.overrides import full_form, override_key, quote_value
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import OUTPUTS
 from gpt_pretrain.runs.metadata import RUNNING, read_metadata, update_metadata
@@ -196,6 +196,7 @@ def _check_received(overrides: Sequence[str], *, own: Sequence[str]) -> None:
     Raises:
         UserError: If they do.
     """
+    own = [full_form(argument, script="train") for argument in own]
     keys = {override_key(argument) for argument in own}
     pairs = [argument.partition("=") for argument in own]
     known = {*own, *(f"{key}={quote_value(value)}" for key, _, value in pairs)}  # rank 0 quotes texts for Hydra
