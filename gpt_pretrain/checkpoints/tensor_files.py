@@ -18,7 +18,7 @@ from gpt_pretrain.checkpoints.tensor_names import find_slot
 from gpt_pretrain.checkpoints.torch_pickles import check_legacy_file, check_torch_zip
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.pickles import RefusedNameError
-from gpt_pretrain.system.reading import DamagedFileError, read_json
+from gpt_pretrain.system.reading import DamagedFileError, read_json, short_repr
 
 FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -72,25 +72,42 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     }
 
 
-def read_sharded_safetensors(index: Path) -> dict[str, StoredTensor]:
-    """Return the tensors of all safetensors files that an index names.
+def index_files(index: Path) -> dict[str, str]:
+    """Return the file of each tensor that the index of a model in several files names.
+
+    Raises:
+        UserError: If it is no such index, or names a file in another folder.
+    """
+    files = read_model_json(index).get("weight_map")
+    if not isinstance(files, dict) or not files:
+        raise UserError(f"{index} is not an index of a model in several files: it has no weight_map.")
+    for file in files.values():
+        if not isinstance(file, str) or Path(file).name != file or not file.endswith((".safetensors", ".bin")):
+            raise UserError(f"{index} names {short_repr(file)}, which is not a file of tensors in the same folder.")
+    return files
+
+
+def read_indexed(index: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of all files that an index names.
 
     Raises:
         UserError: If the index or a file is missing or damaged, or they disagree. All problems are reported together.
     """
-    files = read_model_json(index).get("weight_map")
-    if not isinstance(files, dict) or not files:
-        raise UserError(f"{index} is not an index of safetensors files: it has no weight_map.")
+    files = index_files(index)
     problems: list[str] = []
     tensors: dict[str, StoredTensor] = {}
-    for file in sorted({str(file) for file in files.values()}):
+    for file in sorted(set(files.values())):
+        path = index.parent / file
+        if not path.is_file():
+            problems.append(f"{path} is missing: {index.name} lists tensors in it.")
+            continue
         try:
-            found = _read_shard(index, file)
+            found = read_tensors(path)
         except UserError as error:
             problems += error.problems
             continue
-        listed = {name for name, its_file in files.items() if str(its_file) == file}
-        problems += [f"{index.parent / file} lacks the tensor {name}." for name in sorted(listed - found.keys())]
+        listed = {name for name, its_file in files.items() if its_file == file}
+        problems += [f"{path} lacks the tensor {name}." for name in sorted(listed - found.keys())]
         problems += [f"{index} does not list the tensor {name} of {file}." for name in sorted(found.keys() - listed)]
         tensors |= found
     if problems:
@@ -98,12 +115,13 @@ def read_sharded_safetensors(index: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _read_shard(index: Path, file: str) -> dict[str, StoredTensor]:
-    if Path(file).name != file or not file.endswith(".safetensors"):
-        raise UserError(f"{index} names {file!r}, which is not a safetensors file in the same folder.")
-    if not (index.parent / file).is_file():
-        raise UserError(f"{index.parent / file} is missing: {index.name} lists tensors in it.")
-    return read_safetensors(index.parent / file)
+def read_tensors(path: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of a file that holds nothing else.
+
+    Raises:
+        UserError: If the file cannot be read.
+    """
+    return read_safetensors(path) if is_safetensors(path) else state_dict_tensors(read_state_dict(path), path)
 
 
 def read_torch_file(path: Path) -> Any:

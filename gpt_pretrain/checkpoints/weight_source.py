@@ -15,20 +15,24 @@ from gpt_pretrain.checkpoints.layouts import (
     CONFIG_FILE,
     OWN_KEY,
     PICKLE_FILE,
+    PICKLE_INDEX,
     SAFETENSORS_FILE,
     SHARD_INDEX,
+    WEIGHTS_FILES,
     from_hf_config,
     from_nanogpt_args,
 )
 from gpt_pretrain.checkpoints.sharded import assemble_shards
 from gpt_pretrain.checkpoints.tensor_files import (
     StoredTensor,
+    index_files,
     is_safetensors,
     loaded_tensor,
+    read_indexed,
     read_model_json,
     read_safetensors,
-    read_sharded_safetensors,
     read_state_dict,
+    read_tensors,
     state_dict_tensors,
 )
 from gpt_pretrain.errors import UserError
@@ -75,7 +79,7 @@ def find_source(source: str | Path) -> WeightSource:
     if name == "latest":
         return first_readable(find_checkpoints(name), _from_file)
     try:
-        if path.name in (CONFIG_FILE, SHARD_INDEX) and path.is_file():
+        if path.name in (CONFIG_FILE, SHARD_INDEX, PICKLE_INDEX) and path.is_file():
             path = path.parent
         exists, is_folder = path.exists(), path.is_dir()
     except OSError as error:
@@ -88,12 +92,16 @@ def find_source(source: str | Path) -> WeightSource:
 
 
 def _from_hub(repo_id: str) -> WeightSource:
-    from gpt_pretrain.system.hub import fetch
+    from gpt_pretrain.system.hub import fetch, fetch_first
 
     config = fetch(repo_id, CONFIG_FILE)
     # Rejects any other kind of model before its weights, which may be many gigabytes, are downloaded.
     _read_config(config)
-    return _from_hf_files(config, fetch(repo_id, SAFETENSORS_FILE), name=repo_id)
+    weights = fetch_first(repo_id, WEIGHTS_FILES)
+    if weights.name in (SHARD_INDEX, PICKLE_INDEX):
+        for file in sorted(set(index_files(weights).values())):
+            fetch(repo_id, file)
+    return _from_hf_files(config, weights, name=repo_id)
 
 
 def _from_folder(folder: Path) -> WeightSource:
@@ -101,26 +109,21 @@ def _from_folder(folder: Path) -> WeightSource:
         return first_readable(find_checkpoints(str(folder)), _from_file)
     if not (folder / CONFIG_FILE).is_file():
         raise UserError(f"{folder} holds no model: it has neither a {CONFIG_FILE} of transformers nor the checkpoints of a run.")
-    for name in (SAFETENSORS_FILE, SHARD_INDEX, PICKLE_FILE):
+    for name in WEIGHTS_FILES:
         if (folder / name).is_file():
             return _from_hf_files(folder / CONFIG_FILE, folder / name, name=str(folder))
-    raise UserError(f"{folder} has a {CONFIG_FILE} but no weights: {SAFETENSORS_FILE}, {SHARD_INDEX} or {PICKLE_FILE}.")
+    raise UserError(f"{folder} has a {CONFIG_FILE}, but none of these files of weights: {', '.join(WEIGHTS_FILES)}.")
 
 
 def _from_hf_files(config: Path, weights: Path, *, name: str) -> WeightSource:
     """Open a config.json and the weights that belong to it."""
     declared, fields = _read_config(config)
-    if weights.name == SHARD_INDEX:
-        tensors = read_sharded_safetensors(weights)
-    elif is_safetensors(weights):
-        tensors = read_safetensors(weights)
-    else:
-        tensors = state_dict_tensors(read_state_dict(weights), weights)
+    tensors = read_indexed(weights) if weights.name in (SHARD_INDEX, PICKLE_INDEX) else read_tensors(weights)
     own = fields.get(OWN_KEY)
     tokenizer = own.get("tokenizer") if isinstance(own, dict) else _folder_tokenizer(config.parent)
     if tokenizer is not None and not isinstance(tokenizer, str):
         raise UserError(f"{config}: {OWN_KEY}.tokenizer={short_repr(tokenizer)} is not the name of a tokenizer.")
-    return WeightSource(name, tensors, declared, tokenizer, is_safetensors=weights.name != PICKLE_FILE)
+    return WeightSource(name, tensors, declared, tokenizer, is_safetensors=weights.name not in (PICKLE_FILE, PICKLE_INDEX))
 
 
 def _read_config(config: Path) -> tuple[dict[str, Any], dict[str, Any]]:

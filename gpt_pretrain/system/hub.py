@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -40,10 +41,40 @@ MAX_SMALL_BYTES = 20_000_000  # of a file for which the hub states no SHA-256; i
 GIT_SHA1, SHA256 = re.compile("[0-9a-f]{40}"), re.compile("[0-9a-f]{64}")
 
 
+class HubFileMissingError(UserError):
+    """A model has no such file.
+
+    Attributes:
+        certain: The hub has said so. Otherwise it could not be asked, and the cache does not hold the file.
+    """
+
+    def __init__(self, problem: str, *, certain: bool) -> None:
+        super().__init__(problem)
+        self.certain = certain
+
+
+def fetch_first(repo_id: str, files: Sequence[str]) -> Path:
+    """Return a local copy of the first of some files that a model has.
+
+    Raises:
+        UserError: If it has none of them, or as in `fetch`.
+    """
+    missing: list[HubFileMissingError] = []
+    for file in files:
+        try:
+            return fetch(repo_id, file)
+        except HubFileMissingError as error:
+            missing.append(error)
+    if uncertain := [error for error in missing if not error.certain]:
+        raise uncertain[0]
+    raise HubFileMissingError(f"{repo_id}: this model has none of these files on the hub: {', '.join(files)}.", certain=True)
+
+
 def fetch(repo_id: str, file: str) -> Path:
     """Return a local copy of a model's file on the hub, downloaded if the cache does not hold its newest version.
 
     Raises:
+        HubFileMissingError: If the model has no such file.
         UserError: If there is no such model or file, the hub cannot be reached, or the checksum does not match.
     """
     try:
@@ -65,12 +96,15 @@ def fetch(repo_id: str, file: str) -> Path:
         reason = (
             "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached or returns an error"
         )
-        raise UserError(
+        raise HubFileMissingError(
             f"{repo_id}: there is no such file or folder here, the model's {file} is not in the cache, and {reason}. "
-            "Download it once with a connection, or name a folder that contains it."
+            "Download it once with a connection, or name a folder that contains it.",
+            certain=False,
         ) from error
     except EntryNotFoundError as error:
-        raise UserError(f"{repo_id}: this model has no {file} on the hub, so it cannot be read.") from error
+        raise HubFileMissingError(
+            f"{repo_id}: this model has no {file} on the hub, so it cannot be read.", certain=True
+        ) from error
     except UserError:
         raise
     # Errors of the network, the HTTP library and the disk have no common class.

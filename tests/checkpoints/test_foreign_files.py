@@ -227,7 +227,7 @@ def test_all_missing_and_disagreeing_shards_are_reported_together(shards: Path) 
 def test_an_index_that_points_outside_its_folder_is_rejected(shards: Path) -> None:
     change_index(shards, lambda names: names.update({"transformer.ln_f.bias": "../one/model.safetensors"}))
     with pytest.raises(
-        UserError, match=r"names '\.\./one/model\.safetensors', which is not a safetensors file in the same folder"
+        UserError, match=r"names '\.\./one/model\.safetensors', which is not a file of tensors in the same folder"
     ):
         load_pretrained(shards)
     (shards / layouts.SHARD_INDEX).write_text("{}")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -15,6 +18,7 @@ from transformers import GPT2LMHeadModel
 from gpt_pretrain.checkpoints.pretrained import load_pretrained
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.gpt2 import GPTModel
+from tests.helpers.hub_server import Hub
 from tests.helpers.other_models import CONTEXT, hugging_face, nanogpt_forward, to_nanogpt
 
 State = dict[str, Tensor]
@@ -215,3 +219,66 @@ def test_a_head_stored_twice_is_one(tmp_path: Path, theirs: GPT2LMHeadModel) -> 
     assert load_pretrained(tmp_path / "half.pt", n_heads=4).config.tie_embeddings
     torch.save(state | {"lm_head.weight": state["lm_head.weight"] + 0.01}, tmp_path / "own.pt")
     assert not load_pretrained(tmp_path / "own.pt", n_heads=4).config.tie_embeddings
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub of this test, and an empty cache."""
+    server = Hub()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def upload(hub: Hub, model: str, folder: Path) -> None:
+    hub.files |= {f"{model}/{file.name}": file.read_bytes() for file in folder.iterdir()}
+
+
+def save_as_pickle(model: GPT2LMHeadModel, folder: Path, *, parts: int) -> Path:
+    """Save a model as transformers did before safetensors."""
+    model.save_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    state = {name: value.clone() for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    if parts == 1:
+        torch.save(state, folder / "pytorch_model.bin")
+        return folder
+    files = {name: f"pytorch_model-{number % parts + 1:05d}-of-{parts:05d}.bin" for number, name in enumerate(state)}
+    for file in set(files.values()):
+        torch.save({name: value for name, value in state.items() if files[name] == file}, folder / file)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    return folder
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_model_of_the_hub_without_safetensors_is_read(tmp_path: Path, hub: Hub, theirs: GPT2LMHeadModel, parts: int) -> None:
+    upload(hub, "some/model", save_as_pickle(theirs, tmp_path / "saved", parts=parts))
+    assert same(load_pretrained("some/model"), theirs)
+    assert same(load_pretrained(tmp_path / "saved"), theirs), "and the same folder"
+
+
+def test_a_model_of_the_hub_in_several_safetensors_files_is_read(tmp_path: Path, hub: Hub, theirs: GPT2LMHeadModel) -> None:
+    theirs.save_pretrained(tmp_path / "saved", max_shard_size="100KB")
+    upload(hub, "some/model", tmp_path / "saved")
+    assert same(load_pretrained("some/model"), theirs)
+
+
+def test_a_model_of_the_hub_without_weights_names_the_files_that_are_read(
+    tmp_path: Path, hub: Hub, theirs: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(hub, "some/model", save_as_pickle(theirs, tmp_path / "saved", parts=1))
+    data = hub.files.pop("some/model/pytorch_model.bin")
+    hub.files["some/model/tf_model.h5"] = data
+    message = refusal(Path("some/model"))
+    assert "has none of these files on the hub: model.safetensors, model.safetensors.index.json, pytorch_model.bin" in message
+    nowhere = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", nowhere)
+    assert "model.safetensors is not in the cache" in refusal(Path("some/model"))
