@@ -20,19 +20,23 @@ class BatchTotals:
 
     Args:
         tokens: The number of tokens.
-        loss: The mean loss in nats per token, a scalar tensor; None for a batch that is left out.
-        loss_value: The same as a number; NaN for a batch that is left out.
+        counted: The number of tokens that count in the loss, since they have a target.
+        own_counted: The same on this rank alone.
+        loss: The mean loss over all counted tokens, in nats per token; NaN for a batch that is left out.
         stop_asked: True if any rank was asked to stop.
     """
 
     tokens: int
-    loss: Tensor | None
-    loss_value: float
+    counted: int
+    own_counted: int
+    loss: float
     stop_asked: bool
 
 
 def batch_totals(batch: Batch, loss: Tensor | None, *, wants_stop: bool) -> BatchTotals:
     """Sum a batch over all ranks, in one message that also carries the request to stop.
+
+    The numbers are read from the device all at once, which waits for it only one time.
 
     Args:
         batch: This rank's batch. It has no targets if there were not enough windows for all ranks.
@@ -40,19 +44,14 @@ def batch_totals(batch: Batch, loss: Tensor | None, *, wants_stop: bool) -> Batc
         wants_stop: Whether this rank was asked to stop.
     """
     token_ids, target_ids = batch[:2]
-    tokens = token_ids.numel()
+    counted = (target_ids != IGNORED).sum().to(loss_sum_dtype(token_ids.device))
+    mean = torch.full_like(counted, math.nan) if loss is None else loss.detach().to(counted.dtype)
     if not ranks.is_distributed():
-        if loss is None:
-            return BatchTotals(tokens, None, math.nan, wants_stop)
-        return BatchTotals(tokens, loss.detach(), loss.item(), wants_stop)
-    if not bool((target_ids != IGNORED).any()):
-        tokens = 0
-    nats = torch.zeros((), device=token_ids.device, dtype=loss_sum_dtype(token_ids.device))
-    if loss is not None and tokens:
-        nats = loss.detach().to(nats.dtype) * tokens
-    sums = torch.stack([nats, nats.new_tensor(tokens), nats.new_tensor(wants_stop)])
-    total_nats, total_tokens, asking = ranks.all_reduce_sum(sums).tolist()
-    if loss is None:
-        return BatchTotals(int(total_tokens), None, math.nan, asking > 0)
-    mean = total_nats / total_tokens
-    return BatchTotals(int(total_tokens), loss.new_tensor(mean), mean, asking > 0)
+        own, loss_value = map(float, torch.stack([counted, mean]).tolist())
+        return BatchTotals(token_ids.numel(), int(own), int(own), loss_value, wants_stop)
+    nats = mean * counted if loss is not None else torch.zeros_like(counted)
+    tokens = torch.where(counted > 0, token_ids.numel(), 0).to(counted)
+    own_sums = torch.stack([nats, counted, tokens, counted.new_tensor(wants_stop)])
+    total_nats, total_counted, total_tokens, asking, own = torch.cat([ranks.all_reduce_sum(own_sums), own_sums[1:2]]).tolist()
+    loss_value = math.nan if loss is None else total_nats / total_counted if total_counted else 0.0
+    return BatchTotals(int(total_tokens), int(total_counted), int(own), loss_value, asking > 0)

@@ -25,6 +25,7 @@ from gpt_pretrain.training.distributed.fsdp import shard_model
 from gpt_pretrain.training.nonfinite import NonFiniteError, renumber_batches, skipped_batch_loss
 from gpt_pretrain.training.optimizer import build_optimizer, check_optimizer_state, clip_gradients, gradient_norm, group_settings
 from gpt_pretrain.training.schedule import apply_settings, build_schedule
+from gpt_pretrain.training.step_mean import StepMean
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +46,9 @@ class GPTLitModule(L.LightningModule):
         lr_scale: The factor on the learning rate, which rollbacks lower.
         skipped: Epoch and batch, both counted from 0, of the batches that are left out.
         tokens_seen: Tokens trained on so far, by all devices together.
-        last_loss: The mean loss of the last batch over all devices, a scalar tensor.
-        loss_value: The same loss as a number.
-        grad_norm: The norm of all gradients before clipping, a scalar tensor.
+        loss_value: The mean loss of the last batch over the counted tokens of all devices, in nats per token.
+        counted_tokens: The number of those tokens; 0 if the batch is left out.
+        grad_norm: The norm of the step's gradient before clipping, a scalar tensor.
         grad_norm_value: The same norm as a number; None under 16-mixed, where nothing needs to wait for it.
         val_loss: The loss of the last full validation, in nats per token; NaN before the first.
         clock: The clock behind tokens per second.
@@ -81,13 +82,13 @@ class GPTLitModule(L.LightningModule):
         self.lr_scale = 1.0
         self.skipped: list[list[int]] = []
         self.tokens_seen = 0
-        self.last_loss, self.loss_value = torch.tensor(math.nan), math.nan
+        self.loss_value, self.counted_tokens = math.nan, 0
         self.grad_norm = torch.tensor(math.nan)
         self.grad_norm_value: float | None = None
         self.val_loss = self.val_bits_per_byte = math.nan
         self.clock = TrainingClock()
         self.wants_stop = self.stop_asked = False
-        self._batches_in_step = 0  # without the batches that are left out
+        self._step_mean = StepMean()  # without the batches that are left out
 
     @property
     def step(self) -> int:
@@ -131,7 +132,7 @@ class GPTLitModule(L.LightningModule):
         apply_settings(optimizer, schedule, self._groups, lr=self.optimizer_settings.lr)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        """Return the mean loss of a batch in nats per token, a scalar.
+        """Return this rank's part of the step's loss, a scalar: the mean loss of its batch, weighted by the batch's tokens.
 
         Raises:
             NonFiniteError: If the loss is NaN or infinite, and on_nonfinite is not "skip".
@@ -141,14 +142,15 @@ class GPTLitModule(L.LightningModule):
             loss = next_token_loss(self.model, *batch, compiled=self.compiled)
         totals = batch_totals(batch, loss, wants_stop=self.wants_stop)
         self.tokens_seen += totals.tokens
+        self.counted_tokens = 0
         self.stop_asked = totals.stop_asked
         if loss is None:
             return skipped_batch_loss(self.model, device=self.device)
-        assert totals.loss is not None
-        self.last_loss, self.loss_value = totals.loss, totals.loss_value
+        self.loss_value = totals.loss
         if math.isfinite(self.loss_value):
-            self._batches_in_step += 1
-            return loss
+            self.counted_tokens = totals.counted
+            weight = self._step_mean.add(totals.counted, totals.own_counted, n_ranks=ranks.world_size())
+            return loss if weight == 1.0 else loss * weight
         error = self._nonfinite("loss", self.loss_value, [batch_idx])
         if self.on_nonfinite != "skip":
             raise error
@@ -158,23 +160,27 @@ class GPTLitModule(L.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip the norm of all gradients together; Lightning's own clipping refuses a fused optimizer under bf16-mixed.
+        """Make the gradient that of the step's mean loss, and clip its norm.
+
+        Lightning's own clipping refuses a fused optimizer under bf16-mixed.
 
         Raises:
             NonFiniteError: If the norm is NaN or infinite.
         """
-        if not self._batches_in_step:  # all batches of the step are skipped, and their gradients must have no effect
+        factor = self._step_mean.finish(accumulate_grad_batches=self.trainer.accumulate_grad_batches)
+        if not factor:  # all batches of the step are skipped, and their gradients must have no effect
             optimizer.zero_grad()
-        self._batches_in_step = 0
+            factor = 1.0
         self.grad_norm = gradient_norm(self.model.parameters())
+        if factor != 1.0:
+            self.grad_norm = self.grad_norm * factor
         scaled = self.trainer.precision == "16-mixed"  # the gradient scaler skips a step with infinite gradients itself
         self.grad_norm_value = None if scaled else self.grad_norm.item()
         if self.grad_norm_value is not None and not math.isfinite(self.grad_norm_value):
             last = self.trainer.fit_loop.epoch_loop.batch_idx
             first = last - last % self.trainer.accumulate_grad_batches
             raise self._nonfinite("gradient", self.grad_norm_value, range(first, last + 1))
-        if gradient_clip_val is not None:
-            clip_gradients(optimizer, self.grad_norm, max_norm=gradient_clip_val)
+        clip_gradients(optimizer, self.grad_norm, max_norm=gradient_clip_val, factor=factor)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None

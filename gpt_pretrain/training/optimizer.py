@@ -73,16 +73,27 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def clip_gradients(optimizer: Optimizer, norm: Tensor, *, max_norm: float) -> None:
-    """Scale the gradients so that their norm is at most max_norm.
+def clip_gradients(optimizer: Optimizer, norm: Tensor, *, max_norm: float | None, factor: float = 1.0) -> None:
+    """Multiply the gradients by a factor, and then scale them so that their norm is at most max_norm.
 
     On CPU and CUDA, a fused AdamW scales them while it updates the weights, which saves a pass over memory.
 
     Args:
-        norm: The norm of all gradients together, a scalar on their device.
+        norm: The norm of all gradients together after the multiplication, a scalar on their device.
+        max_norm: The largest norm, or None for any.
     """
     if isinstance(optimizer, AdamW) and optimizer.defaults["fused"] and norm.device.type in ("cpu", "cuda"):
-        divisor = ((norm + 1e-6) / max_norm).clamp(min=1.0).float()
+        if max_norm is None and factor == 1.0:
+            vars(optimizer).update(grad_scale=None, found_inf=None)
+            return
+        divisor = torch.ones_like(norm) if max_norm is None else ((norm + 1e-6) / max_norm).clamp(min=1.0)
+        divisor = (divisor if factor == 1.0 else divisor / factor).float()
         vars(optimizer).update(grad_scale=divisor, found_inf=torch.zeros_like(divisor))  # as a gradient scaler would
         return
-    clip_grads_with_norm_([parameter for group in optimizer.param_groups for parameter in group["params"]], max_norm, norm)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if factor != 1.0:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
+    if max_norm is not None:
+        clip_grads_with_norm_(parameters, max_norm, norm)

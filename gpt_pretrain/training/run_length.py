@@ -19,9 +19,27 @@ def steps_per_epoch(data: TextDataModule, settings: TrainerSettings) -> int:
     return math.ceil(batches_per_epoch(data, settings) / settings.accumulate_grad_batches)
 
 
+def windows_per_epoch(data: TextDataModule, settings: TrainerSettings) -> int:
+    """Return the number of windows in an epoch of all devices together."""
+    return min(batches_per_epoch(data, settings) * data.global_batch_size, data.epoch_windows)
+
+
+def windows_per_step(data: TextDataModule, settings: TrainerSettings) -> tuple[int, int]:
+    """Return the number of windows in an optimizer step of all devices together, and in the last step of an epoch."""
+    epoch = windows_per_epoch(data, settings)
+    step = min(data.global_batch_size * settings.accumulate_grad_batches, epoch)
+    return step, epoch - (steps_per_epoch(data, settings) - 1) * step
+
+
 def tokens_per_epoch(data: TextDataModule, settings: TrainerSettings) -> int:
     """Return the number of tokens in an epoch of all devices together."""
-    return min(batches_per_epoch(data, settings) * data.global_batch_size, data.epoch_windows) * data.context_length
+    return windows_per_epoch(data, settings) * data.context_length
+
+
+def tokens_after(steps: int, data: TextDataModule, settings: TrainerSettings) -> int:
+    """Return the number of tokens in the first optimizer steps of a run."""
+    epochs, rest = divmod(steps, steps_per_epoch(data, settings))
+    return epochs * tokens_per_epoch(data, settings) + rest * windows_per_step(data, settings)[0] * data.context_length
 
 
 def total_steps(data: TextDataModule, settings: TrainerSettings) -> int:
@@ -30,8 +48,8 @@ def total_steps(data: TextDataModule, settings: TrainerSettings) -> int:
     steps = settings.max_epochs * per_epoch
     if settings.max_tokens is not None:
         epochs, rest = divmod(settings.max_tokens, tokens_per_epoch(data, settings))
-        step = data.global_batch_size * settings.accumulate_grad_batches * data.context_length  # tokens
-        steps = epochs * per_epoch + math.ceil(rest / step)
+        windows, _ = windows_per_step(data, settings)
+        steps = epochs * per_epoch + math.ceil(rest / (windows * data.context_length))
     return steps if settings.max_steps == -1 else min(steps, settings.max_steps)
 
 

@@ -136,7 +136,8 @@ def _check_saved_run(state: Any) -> None:
 
 
 def _check_metrics(state: Any) -> None:
-    _require("TrainMetrics", _is_numbers([state["loss"]]) and _is_count(state["batches"]))
+    nats, tokens = (state["loss"], state["batches"]) if "batches" in state else (state["nats"], state["tokens"])
+    _require("TrainMetrics", _is_numbers([nats]) and _is_count(tokens))
 
 
 def _check_warning_signs(state: Any) -> None:

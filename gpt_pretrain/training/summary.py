@@ -26,7 +26,7 @@ from gpt_pretrain.training.callbacks.save import SaveRun
 from gpt_pretrain.training.lit_module import GPTLitModule
 from gpt_pretrain.training.planning.checks import find_warnings
 from gpt_pretrain.training.planning.plan import make_plan, plan_summary
-from gpt_pretrain.training.run_length import reached_limit, steps_per_epoch, total_steps
+from gpt_pretrain.training.run_length import reached_limit, steps_per_epoch, total_steps, windows_per_step
 
 CallbackType = TypeVar("CallbackType")
 
@@ -51,7 +51,8 @@ def describe_start(settings: TrainSettings, data: TextDataModule, model: GPTMode
 def run_facts(settings: TrainSettings, data: TextDataModule, model: GPTModel) -> list[str]:
     """Return lines about the model, the data and the length of a run."""
     config, split, trainer = model.config, data.split, settings.trainer
-    step_windows = settings.data.batch_size * trainer.accumulate_grad_batches * data.world_size
+    step_windows, last_windows = windows_per_step(data, trainer)
+    shorter = f", but {last_windows:,} in the last step of an epoch" if last_windows < step_windows else ""
     on_devices = f", on {data.world_size} devices" if data.world_size > 1 else ""
     lines = [
         f"model   {model.num_parameters() / 1e6:.1f}M parameters: {config.n_layers} layers, {config.n_heads} heads, "
@@ -63,7 +64,7 @@ def run_facts(settings: TrainSettings, data: TextDataModule, model: GPTModel) ->
         f"{split.val.count:,} validation tokens in {len(data.val):,} windows",
         *(f"        {source}" for source in mixture_facts(data)),
         f"length  {format_count(total_steps(data, trainer), 'optimizer step')}, {steps_per_epoch(data, trainer):,} per epoch, "
-        f"of {step_windows:,} windows each{on_devices}",
+        f"of {step_windows:,} windows each{shorter}{on_devices}",
     ]
     if settings.callbacks.samples and split.train.count > MAX_SEARCHED:
         lines.append(f"samples are compared with {MAX_SEARCHED:,} evenly spaced training tokens")

@@ -40,7 +40,7 @@ class WarningSigns(Callback):
         self.data = data
         self.losses = losses
         self._n_reported = self._n_skipped = self._n_evaluations = 0
-        self._loss_sum, self._n_batches = 0.0, 0
+        self._nats, self._counted = 0.0, 0
         self._clock: tuple[int, float, float] | None = None
 
     @property
@@ -68,8 +68,9 @@ class WarningSigns(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         steps_done = trainer.global_step
-        if outputs:  # empty for a skipped batch
-            self._loss_sum, self._n_batches = self._loss_sum + pl_module.loss_value, self._n_batches + 1
+        if pl_module.counted_tokens:
+            self._nats += pl_module.loss_value * pl_module.counted_tokens
+            self._counted += pl_module.counted_tokens
         elif not math.isfinite(pl_module.loss_value):
             epoch = trainer.current_epoch + 1
             event = f"The loss of batch {batch_idx} in epoch {epoch} is {pl_module.loss_value}; the batch is skipped."
@@ -89,9 +90,9 @@ class WarningSigns(Callback):
         norm, losses = module.grad_norm_value, self.losses
         if norm is not None and not math.isfinite(norm):
             self.monitor.observe_nonfinite(step, f"The gradient norm is {norm}; the step is skipped.")
-        if self._n_batches:
-            self.monitor.observe_step(step, self._loss_sum / self._n_batches, norm)
-        self._loss_sum, self._n_batches = 0.0, 0
+        if self._counted:
+            self.monitor.observe_step(step, self._nats / self._counted, norm)
+        self._nats, self._counted = 0.0, 0
         if len(losses.steps) > self._n_evaluations:
             self._n_evaluations = len(losses.steps)
             self.monitor.observe_evaluation(step, losses.train_losses[-1], losses.val_losses[-1])

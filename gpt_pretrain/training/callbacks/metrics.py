@@ -7,7 +7,6 @@ import time
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
 from torch.optim import Optimizer
 
@@ -22,7 +21,7 @@ def log_metrics(trainer: L.Trainer, module: GPTLitModule, metrics: dict[str, flo
 
 
 class TrainMetrics(Callback):
-    """Log train/loss (the mean since the last row), lr, grad_norm (before clipping) and tokens_per_second.
+    """Log train/loss (the mean over all tokens since the last row), lr, grad_norm (before clipping) and tokens_per_second.
 
     Args:
         every_n_steps: Optimizer steps between two rows; the first step has a row too.
@@ -34,16 +33,16 @@ class TrainMetrics(Callback):
 
     def __init__(self, *, every_n_steps: int) -> None:
         self.every_n_steps = every_n_steps
-        self._resumed: tuple[float, int] | None = None
-        self._loss = torch.zeros(())
-        self._batches, self._row_start, self._row_tokens = 0, 0.0, 0
+        self._resumed: dict[str, Any] = {}
+        self._nats, self._counted = 0.0, 0
+        self._row_start, self._row_tokens = 0.0, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the sum and number of the losses since the last row."""
-        return {"loss": float(self._loss), "batches": self._batches}
+        """Return the loss of all counted tokens since the last row, and their number."""
+        return {"nats": self._nats, "tokens": self._counted}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._resumed = float(state_dict["loss"]), int(state_dict["batches"])
+        self._resumed = state_dict
 
     def on_train_start(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         self._step = trainer.global_step
@@ -51,9 +50,11 @@ class TrainMetrics(Callback):
         self._start_row(pl_module)
         self._started = time.perf_counter()
         self._training_start: tuple[float, int] = (self._row_start, self._row_tokens)
-        if self._resumed is not None:
-            self._loss, self._batches = self._loss + self._resumed[0], self._resumed[1]
-            self._resumed = None
+        if "batches" in self._resumed:  # version 0.1.0 stored a sum over batches
+            size = trainer.datamodule.global_batch_size * trainer.datamodule.context_length  # type: ignore[attr-defined]
+            self._resumed = {"nats": self._resumed["loss"] * size, "tokens": self._resumed["batches"] * size}
+        self._nats, self._counted = float(self._resumed.get("nats", 0.0)), int(self._resumed.get("tokens", 0))
+        self._resumed = {}
 
     def on_train_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         self.total_seconds = time.perf_counter() - self._started
@@ -68,20 +69,19 @@ class TrainMetrics(Callback):
         self._lr = optimizer.param_groups[0]["lr"]
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if outputs:  # empty for a batch that was left out
-            self._loss += pl_module.last_loss
-            self._batches += 1
+        if pl_module.counted_tokens:
+            self._nats += pl_module.loss_value * pl_module.counted_tokens
+            self._counted += pl_module.counted_tokens
         if trainer.global_step == self._step:  # gradients are still being accumulated
             return
         self._step = trainer.global_step
         if pl_module.step % self.every_n_steps:
             return
-        loss, grad_norm = torch.stack([self._loss / max(self._batches, 1), pl_module.grad_norm.to(self._loss)]).tolist()
         seconds = pl_module.clock.seconds() - self._row_start
         metrics = {
-            **({"train/loss": loss} if self._batches else {}),
+            **({"train/loss": self._nats / self._counted} if self._counted else {}),
             "lr": self._lr,
-            "grad_norm": grad_norm,
+            "grad_norm": float(pl_module.grad_norm),
             "tokens_per_second": (pl_module.tokens_seen - self._row_tokens) / seconds,
         }
         log_metrics(trainer, pl_module, metrics)
@@ -94,6 +94,5 @@ class TrainMetrics(Callback):
 
     def _start_row(self, module: GPTLitModule) -> None:
         """Reset the mean loss and the measurement of tokens per second."""
-        self._loss = torch.zeros((), device=module.device)
-        self._batches = 0
+        self._nats, self._counted = 0.0, 0
         self._row_start, self._row_tokens = module.clock.seconds(), module.tokens_seen

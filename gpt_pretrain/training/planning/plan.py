@@ -15,7 +15,7 @@ from gpt_pretrain.model.costs import Parallelism, TrainingMemory
 from gpt_pretrain.runs.folder import checkpoint_dir
 from gpt_pretrain.system.devices import accelerator_device
 from gpt_pretrain.system.formatting import format_count, format_si
-from gpt_pretrain.training.run_length import steps_per_epoch, tokens_per_epoch, total_steps
+from gpt_pretrain.training.run_length import steps_per_epoch, tokens_after, tokens_per_epoch, total_steps
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def make_plan(settings: TrainSettings, data: TextDataModule, config: GPTConfig, 
         tokens_per_epoch=tokens,
         total_steps=total,
         steps=total - first_step,
-        tokens=round((total - first_step) * tokens / per_epoch),
+        tokens=tokens_after(total, data, trainer) - tokens_after(first_step, data, trainer),
         token_flops=costs.training_flops_per_token(config, activation_checkpointing=parallelism.activation_checkpointing),
         evaluations=_count_multiples(settings.eval_freq, first_step, total) + (first_step == 0),
         evaluation_batches=sum(math.ceil(batches / W) for batches in evaluation_batches),
