@@ -37,7 +37,7 @@ class MeanLoss:
     """A loss over many batches.
 
     Args:
-        nats_per_token: The mean loss.
+        nats_per_token: The mean loss; NaN if no token has a target.
         bits_per_byte: The same loss for each byte of text; NaN if no byte is known.
     """
 
@@ -71,7 +71,7 @@ class LossTotals:
             all_reduce: Returns the sum of a tensor over all ranks.
         """
         nats, tokens, n_bytes = all_reduce(self._sums).tolist()
-        return MeanLoss(nats / tokens, nats / math.log(2) / n_bytes if n_bytes else math.nan)
+        return MeanLoss(nats / tokens if tokens else math.nan, nats / math.log(2) / n_bytes if n_bytes else math.nan)
 
 
 @torch.no_grad()
