@@ -74,7 +74,7 @@ def _prompts(settings: GenerateSettings) -> Iterator[str]:
         yield from _interactive_prompts()
     elif settings.prompt_file is not None:
         try:
-            yield user_path(settings.prompt_file).read_text(encoding="utf-8").removesuffix("\n")
+            yield user_path(settings.prompt_file).read_text(encoding="utf-8-sig").removesuffix("\n")
         except OSError as error:
             raise UserError(f"prompt_file={settings.prompt_file} cannot be read: {error.strerror or error}.") from error
         except UnicodeDecodeError as error:

@@ -32,6 +32,7 @@ from gpt_pretrain.system.reading import parse_json
 from gpt_pretrain.system.signing import has_signature, signature
 from gpt_pretrain.texts.text import Text
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer, token_itemsize
+from gpt_pretrain.tokenizers.splitting import encode_pieces
 
 SPLIT, SIGNATURE = "split.json", "signature"
 PURPOSE = "token cache"
@@ -82,25 +83,6 @@ def tokenize_anyway(text: Text, tokenizer: Tokenizer, *, train_ratio: float, cac
         folder = temporary_cache()
         log.warning("%s Until then, the tokens are kept in %s, and made again by the next start.", error, folder)
         return tokenize_text(text, tokenizer, train_ratio=train_ratio, cache_dir=folder)
-
-
-def encode_pieces(pieces: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
-    """Yield the token ids of a text that arrives in pieces; together they equal the ids of the whole text.
-
-    Pieces may end anywhere. The text is cut between a letter or digit and a space or line feed, where no token of the
-    supported encodings spans the cut. What follows the last cut is encoded with the next piece.
-    """
-    rest = ""
-    for piece in pieces:
-        searched = max(len(rest), 1)
-        rest += piece
-        for cut in range(len(rest) - 1, searched - 1, -1):
-            if rest[cut] in " \n" and rest[cut - 1].isalnum():
-                yield tokenizer.encode(rest[:cut])
-                rest = rest[cut:]
-                break
-    if rest:
-        yield tokenizer.encode(rest)
 
 
 def _load(folder: Path) -> TokenSplit | None:
@@ -174,11 +156,11 @@ def _characters_between(text: Text, begin: int, end: int) -> Iterator[str]:
         start += len(piece)
 
 
-def _write_tokens(path: Path, batches: Iterable[list[int]], itemsize: int) -> dict[str, object]:
+def _write_tokens(path: Path, batches: Iterable[np.ndarray], itemsize: int) -> dict[str, object]:
     digest, count = hashlib.sha256(), 0
     with create_private(path) as stream:
         for batch in batches:
-            data = np.array(batch, dtype=f"<u{itemsize}").tobytes()
+            data = batch.astype(f"<u{itemsize}").tobytes()
             digest.update(data)
             stream.write(data)
             count += len(batch)

@@ -15,6 +15,7 @@ from gpt_pretrain.generation.decoding import DecodingModel
 from gpt_pretrain.generation.sampling import generate_stream
 from gpt_pretrain.system.terminal import escape_controls
 from gpt_pretrain.tokenizers.base import Tokenizer, decode_stream
+from gpt_pretrain.tokenizers.splitting import encode_prompt
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def continue_prompt(
     Raises:
         UserError: If the prompt has no tokens.
     """
-    prompt_ids = tokenizer.encode(prompt)
+    prompt_ids = encode_prompt(prompt, tokenizer)
     if not prompt_ids:
         raise UserError("The prompt is empty. Give at least one character, for example prompt='Every effort moves you'.")
     device = model.device

@@ -29,6 +29,7 @@ from gpt_pretrain.system.resources import reset_peak_memory
 from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.tokenizers.build import build_tokenizer, fits_vocab_size
 from gpt_pretrain.tokenizers.characters import CHARACTERS_PREFIX
+from gpt_pretrain.tokenizers.splitting import encode_prompt
 from gpt_pretrain.training.acceleration import pick_precision
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.resume import state_change_problems
@@ -174,7 +175,7 @@ def _tokenizer_problems(settings: TrainSettings, tokenizer: Tokenizer, start: St
     problems = []
     if settings.export and tokenizer.name.startswith(CHARACTERS_PREFIX):
         problems.append("export=true is not possible: transformers has no tokenizer of single characters. Remove it.")
-    if not tokenizer.encode(settings.start_context):
+    if not encode_prompt(settings.start_context, tokenizer):
         problems.append("start_context is empty, but every sample begins with it. Give at least one character.")
     if start.architecture is not None and not fits_vocab_size(tokenizer.vocab_size, start.architecture.vocab_size):
         problems.append(

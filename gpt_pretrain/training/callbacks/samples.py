@@ -22,6 +22,7 @@ from gpt_pretrain.runs.samples import Sample, markdown_code_block, markdown_tabl
 from gpt_pretrain.runs.tensorboard import EventFiles
 from gpt_pretrain.system.files import open_for_append, write_text
 from gpt_pretrain.tokenizers.base import Tokenizer, decode
+from gpt_pretrain.tokenizers.splitting import encode_prompt
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.distributed.fsdp import gather_model
 from gpt_pretrain.training.lit_module import GPTLitModule
@@ -144,7 +145,7 @@ class Samples(Callback):
         *,
         name: str | None = None,
     ) -> Sample:
-        token_ids = torch.tensor([self.tokenizer.encode(prompt)], device=module.device)
+        token_ids = torch.tensor([encode_prompt(prompt, self.tokenizer)], device=module.device)
         generator = torch.Generator(device=module.device).manual_seed(self.seed)
         new = []
         for column in generate_stream(model, token_ids, sampler, generator=generator):

@@ -19,6 +19,7 @@ from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.system.devices import accelerator_device
 from gpt_pretrain.system.formatting import format_count, format_si
 from gpt_pretrain.system.resources import free_disk, memory_limit
+from gpt_pretrain.tokenizers.splitting import encode_prompt
 from gpt_pretrain.training.planning.plan import TrainingPlan, disk_needed, per_device_note
 from gpt_pretrain.training.run_length import batches_per_epoch, steps_per_epoch, total_steps
 
@@ -281,7 +282,7 @@ def _ineffective_early_stopping(context: CheckContext) -> str | None:
 
 def _sample_beyond_context(context: CheckContext) -> str | None:
     settings = context.settings
-    prompt, new = len(context.data.tokenizer.encode(settings.start_context)), settings.sampler.max_new_tokens
+    prompt, new = len(encode_prompt(settings.start_context, context.data.tokenizer)), settings.sampler.max_new_tokens
     context_length = settings.model.context_length
     excess = prompt + new - context_length
     if not settings.callbacks.samples or excess <= 0:

@@ -21,6 +21,7 @@ from gpt_pretrain.generation.sampling import generate_stream
 from gpt_pretrain.system.devices import accelerator_device
 from gpt_pretrain.system.resources import nearest_folder, peak_memory
 from gpt_pretrain.tokenizers.base import Tokenizer
+from gpt_pretrain.tokenizers.splitting import encode_prompt
 from gpt_pretrain.training.lit_module import GPTLitModule
 from gpt_pretrain.training.nonfinite import NonFiniteError
 from gpt_pretrain.training.preflight import TrainingSetup
@@ -125,7 +126,7 @@ def disk_seconds(folder: Path, n_bytes: int) -> tuple[float, float]:
 
 def sample_seconds(module: GPTLitModule, tokenizer: Tokenizer, settings: TrainSettings) -> float:
     """Return how long a sample takes; the time of a long one is extrapolated from its beginning."""
-    prompt = torch.tensor([tokenizer.encode(settings.start_context)], device=module.device)
+    prompt = torch.tensor([encode_prompt(settings.start_context, tokenizer)], device=module.device)
     sampler = SamplerConfig(**vars(settings.sampler))
     generator = torch.Generator(device=module.device).manual_seed(settings.seed)
     start, ends = time.perf_counter(), list[float]()

@@ -1,0 +1,143 @@
+"""Split texts of any size into parts that are encoded one by one, with the token ids of the whole.
+
+tiktoken's regular expressions give up after a million steps, and a text may be larger than the memory. The end-of-text marker is
+a part of its own. Other parts end where no token of a supported encoding spans the split: between a letter or a digit and a space
+or a punctuation mark. A text without such a point in half a million characters, such as a genome or a run of spaces, is split
+between two tokens of its own encoding. That gives the ids of the whole, because byte-pair encoding is local: a list of tokens is
+the encoding of its text if and only if every two neighbors are the encoding of theirs.
+
+Source: https://github.blog/ai-and-ml/llms/so-many-tokens-so-little-time-introducing-a-faster-more-flexible-byte-pair-tokenizer/
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from gpt_pretrain.system.line_ends import unify_line_ends
+from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer
+
+PART = 1 << 19  # Characters that are encoded in one call.
+LOOKAHEAD = 1 << 12  # Characters after a part that are encoded with it to find a split point between two tokens.
+MAX_TRIES = 100  # Split points between two tokens that are checked.
+CHECKED = 256  # Characters before such a split point that are encoded again.
+
+# The apostrophe is missing because o200k_base matches "don't" as one piece.
+CUT_BEFORE = " \t\n\r" + '!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~' + "\uff0c\u3002\u3001\uff01\uff1f\uff1b\uff1a"
+SAFE_SPLIT = re.compile(rf"(?<=[^\W_])[{re.escape(CUT_BEFORE)}]")
+SEARCHED = 1 << 12  # Characters that are searched for a safe split at a time.
+
+
+def split_point(text: str, tokenizer: Tokenizer, start: int = 0) -> int:
+    """Return the end of the part that begins at `start`.
+
+    Args:
+        text: At least PART characters follow `start`. Only PART + LOOKAHEAD of them are looked at.
+    """
+    safe = _last_safe_split(text, start, start + PART)
+    if safe is not None:
+        return safe
+    return start + (_last_token_split(text[start : start + PART + LOOKAHEAD], tokenizer) or PART)
+
+
+def split_text(text: str, tokenizer: Tokenizer) -> Iterator[str]:
+    """Split a text without end-of-text markers into parts; the split points depend only on the text and the tokenizer."""
+    start = 0
+    while len(text) - start > PART:
+        end = split_point(text, tokenizer, start)
+        yield text[start:end]
+        start = end
+    yield text[start:] if start else text
+
+
+def split_pieces(pieces: Iterable[str], tokenizer: Tokenizer) -> Iterator[str]:
+    """Split a text that arrives in pieces, which may end anywhere, into parts; each end-of-text marker is a part of its own."""
+    rest = ""
+    # The last characters may be the beginning of a marker.
+    enough = PART + LOOKAHEAD + len(END_OF_TEXT)
+    for piece in pieces:
+        rest += piece
+        if tokenizer.eos_id is not None:
+            *complete, rest = rest.split(END_OF_TEXT)
+            for text in complete:
+                yield from split_text(text, tokenizer)
+                yield END_OF_TEXT
+        start = 0
+        while len(rest) - start > enough:
+            end = split_point(rest, tokenizer, start)
+            yield rest[start:end]
+            start = end
+        rest = rest[start:]
+    yield from split_text(rest, tokenizer)
+
+
+def encode_pieces(pieces: Iterable[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    """Yield the token ids of a text that arrives in pieces, uint32; together they are the ids of the whole text."""
+    for part in split_pieces(pieces, tokenizer):
+        if part == END_OF_TEXT and tokenizer.eos_id is not None:
+            yield np.array([tokenizer.eos_id], np.uint32)
+        elif part:
+            yield tokenizer.encode_ordinary(part)
+
+
+def encode_prompt(text: str, tokenizer: Tokenizer) -> list[int]:
+    """Return the token ids of a prompt of any length, with its special tokens."""
+    parts = split_pieces([unify_line_ends(text)], tokenizer)
+    return [token_id for part in parts for token_id in tokenizer.encode(part)]
+
+
+def _last_safe_split(text: str, start: int, end: int) -> int | None:
+    """Return the last position after `start`, up to `end`, before which every supported encoding ends a token."""
+    high = end + 1
+    while high > start + 1:
+        low = max(high - SEARCHED, start + 1)
+        if found := [match.start() for match in SAFE_SPLIT.finditer(text, low, high)]:
+            return found[-1]
+        high = low
+    return None
+
+
+def _last_token_split(window: str, tokenizer: Tokenizer) -> int | None:
+    """Return a position between two tokens at which both sides keep their tokens, or None if there is none near the end.
+
+    Args:
+        window: The text, which may go on after it. So the tokens at its end may differ from those of the whole text.
+    """
+    ids = tokenizer.encode_ordinary(window).tolist()
+    boundaries = _token_boundaries(ids, window[-2 * LOOKAHEAD :], tokenizer)
+    candidates = [(index, left) for index, left in boundaries if left >= LOOKAHEAD // 2 and 0 < len(window) - left <= PART]
+    for index, left in candidates[:MAX_TRIES]:
+        position = len(window) - left
+        before = next(((i, distance) for i, distance in candidates if distance >= left + CHECKED), (0, len(window)))
+        if (
+            tokenizer.encode_ordinary(window[position:]).tolist() == ids[index:]
+            and tokenizer.encode_ordinary(window[len(window) - before[1] : position]).tolist() == ids[before[0] : index]
+        ):
+            return position
+    return None
+
+
+def _token_boundaries(ids: list[int], tail: str, tokenizer: Tokenizer) -> list[tuple[int, int]]:
+    """Return the boundaries of tokens that are boundaries of characters too, from the end of a text on.
+
+    Args:
+        ids: The tokens of the text.
+        tail: The last characters of the text, which are searched.
+
+    Returns:
+        The index of the token after each boundary, and the number of characters after it.
+    """
+    data, boundaries = tail.encode(), list[tuple[int, int]]()
+    end, characters = len(data), 0
+    for index in range(len(ids) - 1, -1, -1):
+        token = tokenizer.token_bytes(ids[index])
+        begin = end - len(token)
+        if begin < 0 or data[begin:end] != token:  # A tokenizer may also change the text that it encodes.
+            break
+        characters += sum(byte & 0xC0 != 0x80 for byte in token)
+        if token and data[begin] & 0xC0 != 0x80:
+            boundaries.append((index, characters))
+        end = begin
+    return boundaries
