@@ -13,7 +13,7 @@ from gpt_pretrain.prepare.encoded_batch import EncodedBatch
 from gpt_pretrain.prepare.processes import Interrupt, WorkerPool
 from gpt_pretrain.prepare.progress import PreparationProgress
 from gpt_pretrain.prepare.segments import REJECTED_FILE, RecordCounts, SegmentWriter
-from gpt_pretrain.prepare.tokenizing import encode_batch
+from gpt_pretrain.prepare.tokenizing import cached_tokenizer, encode_batch
 from gpt_pretrain.system.files import open_for_append
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.reading import open_regular
@@ -70,7 +70,7 @@ def encode_inputs(
         encode: Callable[[list[Chunk]], EncodedBatch] = partial(
             encode_batch, tokenizer_name=options.tokenizer, text_field=options.text_field
         )
-        jobs = batch_chunks(read_inputs(inputs, start=writer.state.after))
+        jobs = batch_chunks(read_inputs(inputs, cached_tokenizer(options.tokenizer), start=writer.state.after))
         for chunks, batch in workers.map(encode, jobs, size=lambda chunks: sum(chunk.size for chunk in chunks)):
             writer.add(batch, chunks[-1].end)
             progress.update_encoding(writer.state.counts, bytes_read=chunks[-1].bytes_read)

@@ -8,10 +8,11 @@ import hashlib
 import numpy as np
 
 from gpt_pretrain.prepare.encoded_batch import COMPLETE, CONTINUES, REJECTED, ROW, EncodedBatch
-from gpt_pretrain.texts.chunks import Chunk, RejectedRecord, split_text
+from gpt_pretrain.texts.chunks import Chunk, RejectedRecord
 from gpt_pretrain.texts.records import InvalidRecordError, chunk_records, excerpt, record_text
 from gpt_pretrain.tokenizers.base import Tokenizer, token_byte_lengths, token_itemsize
 from gpt_pretrain.tokenizers.build import build_tokenizer
+from gpt_pretrain.tokenizers.splitting import split_text
 
 cached_tokenizer = functools.cache(build_tokenizer)
 
@@ -63,7 +64,7 @@ class _DocumentEncoder:
         except UnicodeEncodeError as error:
             raise InvalidRecordError("not UTF-8", f"half a surrogate pair at character {error.start}") from error
         length = 0
-        for part in split_text(text):
+        for part in split_text(text, self._tokenizer):
             begins, length = length == 0, length + len(part)
             self.add_part(part, begins=begins, ends=length == len(text))
 

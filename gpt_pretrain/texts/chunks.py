@@ -1,23 +1,17 @@
-"""The chunks of records that a reader hands out, each with the position after it, and the rule for splitting long documents."""
+"""The chunks of records that a reader hands out, each with the position after it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-# Characters of a document that are encoded in one call. Regular expressions give up after a million steps.
-PART = 1 << 19
 # Bytes of a line, or characters of a text in a table. Several of them are in memory at a time.
 LONGEST_RECORD = 1 << 26
 BATCH = 1 << 20  # Bytes of text that a worker gets in one job.
 
 # Reasons for rejecting a record that the user gets advice on.
 FIELD_MISSING, DAMAGED_ARCHIVE = "field missing", "damaged archive"
-
-# After a letter or a digit, a token of every supported encoding ends before one of these characters: no pattern spans both sides.
-# The apostrophe is missing because o200k_base matches "don't" as one piece.
-CUT_BEFORE = frozenset(" \t\n\r" + '!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~' + "\uff0c\u3002\u3001\uff01\uff1f\uff1b\uff1a")
 
 
 @dataclass(frozen=True)
@@ -131,25 +125,3 @@ class Cursor:
     ) -> Chunk:
         end = ReadPosition(self._file_index, self.offset, self.record, self.in_document)
         return Chunk(self.file, first, content, end, self._bytes_read(), begins, ends)
-
-
-def split_point(text: str, start: int = 0) -> int:
-    """Return the end of the part that begins at `start`; at least PART characters must follow `start`.
-
-    Encoding both sides of the split point gives the tokens of the whole. A text without a suitable point, such as a genome, is
-    split after PART characters, where its tokens may differ from those of the whole.
-    """
-    for index in range(start + PART, start, -1):
-        if text[index] in CUT_BEFORE and text[index - 1].isalnum():
-            return index
-    return start + PART
-
-
-def split_text(text: str) -> Iterator[str]:
-    """Split a text into parts that are encoded one by one; the split points depend only on the text."""
-    start = 0
-    while len(text) - start > PART:
-        end = split_point(text, start)
-        yield text[start:end]
-        start = end
-    yield text[start:] if start else text

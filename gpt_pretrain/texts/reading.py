@@ -7,16 +7,21 @@ import io
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
-from gpt_pretrain.texts.chunks import BATCH, DAMAGED_ARCHIVE, LONGEST_RECORD, PART, Chunk, Cursor, ReadPosition, split_point
+from gpt_pretrain.texts.chunks import BATCH, DAMAGED_ARCHIVE, LONGEST_RECORD, Chunk, Cursor, ReadPosition
 from gpt_pretrain.texts.decompression import DamagedArchiveError, read_blocks
 from gpt_pretrain.texts.inputs import CorpusInputs, InputFile, check_unchanged
 from gpt_pretrain.texts.tables import read_dataset, read_parquet
+from gpt_pretrain.tokenizers.base import Tokenizer
+from gpt_pretrain.tokenizers.splitting import split_start, split_text
 
 MAX_LINES = 8192  # Of a chunk. A rejected line takes 500 bytes of memory, and as little as two in its file.
 
 
-def read_inputs(inputs: CorpusInputs, *, start: ReadPosition) -> Iterator[Chunk]:
+def read_inputs(inputs: CorpusInputs, tokenizer: Tokenizer, *, start: ReadPosition) -> Iterator[Chunk]:
     """Yield all chunks of the inputs from a position on.
+
+    Args:
+        tokenizer: Long documents are split where it ends a token.
 
     Raises:
         UserError: If a file has changed since it was listed, a package is missing, or the dataset cannot be read.
@@ -25,7 +30,7 @@ def read_inputs(inputs: CorpusInputs, *, start: ReadPosition) -> Iterator[Chunk]
     if inputs.dataset is not None:
         yield from read_dataset(inputs.dataset, inputs.text_field, start=start)
     else:
-        yield from _read_files(inputs.files, inputs, start)
+        yield from _read_files(inputs.files, inputs, tokenizer, start)
 
 
 def batch_chunks(chunks: Iterable[Chunk]) -> Iterator[list[Chunk]]:
@@ -68,7 +73,7 @@ def split_lines(blocks: Iterable[bytes], cursor: Cursor) -> Iterator[Chunk]:
         yield from _take_lines(cursor, bytes(rest))
 
 
-def split_documents(blocks: Iterable[bytes], cursor: Cursor, separator: str | None) -> Iterator[Chunk]:
+def split_documents(blocks: Iterable[bytes], cursor: Cursor, separator: str | None, tokenizer: Tokenizer) -> Iterator[Chunk]:
     """Split the content of a file at the separators; long documents are split further, as `split_text` would."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     text, problem, offset = "", "", cursor.offset
@@ -79,31 +84,35 @@ def split_documents(blocks: Iterable[bytes], cursor: Cursor, separator: str | No
             except UnicodeDecodeError as error:
                 problem = f"{error.reason} near byte {offset + error.start}"
         offset += len(data) + skipped
-        while not problem and len(text) > PART:
-            end = split_point(text)
-            yield cursor.part(text[:end], ends=False)
-            text = text[end:]
         if not ends:
+            *parts, text = split_start(text, tokenizer)
+            for part in parts:
+                yield cursor.part(part, ends=False)
             continue
         if problem:
             yield cursor.reject("not UTF-8", problem, size=offset - cursor.offset)
         else:
+            *parts, text = split_text(text, tokenizer)
+            for part in parts:
+                yield cursor.part(part, ends=False)
             yield cursor.part(text, ends=True, end=offset)
         decoder.reset()
         text, problem = "", ""
 
 
-def _read_files(files: Sequence[InputFile], inputs: CorpusInputs, start: ReadPosition) -> Iterator[Chunk]:
+def _read_files(files: Sequence[InputFile], inputs: CorpusInputs, tokenizer: Tokenizer, start: ReadPosition) -> Iterator[Chunk]:
     bytes_before = sum(file.size for file in files[: start.file])
     for index in range(start.file, len(files)):
         file = files[index]
         check_unchanged([file])
-        yield from _read_file(file, inputs, start if index == start.file else ReadPosition(index), bytes_before)
+        yield from _read_file(file, inputs, tokenizer, start if index == start.file else ReadPosition(index), bytes_before)
         bytes_before += file.size
         check_unchanged([file])
 
 
-def _read_file(file: InputFile, inputs: CorpusInputs, start: ReadPosition, bytes_before: int) -> Iterator[Chunk]:
+def _read_file(
+    file: InputFile, inputs: CorpusInputs, tokenizer: Tokenizer, start: ReadPosition, bytes_before: int
+) -> Iterator[Chunk]:
     if file.form == "parquet":
         yield from read_parquet(file, inputs.text_field, start=start, bytes_before=bytes_before)
         return
@@ -114,7 +123,7 @@ def _read_file(file: InputFile, inputs: CorpusInputs, start: ReadPosition, bytes
             if file.form == "lines":
                 yield from split_lines(blocks, cursor)
             else:
-                yield from split_documents(blocks, cursor, inputs.separator)
+                yield from split_documents(blocks, cursor, inputs.separator, tokenizer)
         except DamagedArchiveError as error:
             yield cursor.reject(DAMAGED_ARCHIVE, str(error))
 

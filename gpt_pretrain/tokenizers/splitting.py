@@ -21,7 +21,7 @@ from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer
 
 PART = 1 << 19  # Characters that are encoded in one call.
 LOOKAHEAD = 1 << 12  # Characters after a part that are encoded with it to find a split point between two tokens.
-MAX_TRIES = 100  # Split points between two tokens that are checked.
+MAX_TRIES = 20  # Split points between two tokens that are checked.
 CHECKED = 256  # Characters before such a split point that are encoded again.
 
 # The apostrophe is missing because o200k_base matches "don't" as one piece.
@@ -52,11 +52,20 @@ def split_text(text: str, tokenizer: Tokenizer) -> Iterator[str]:
     yield text[start:] if start else text
 
 
+def split_start(text: str, tokenizer: Tokenizer) -> Iterator[str]:
+    """Split the beginning of a text, whose end is not known yet, as `split_text` splits the whole; the last part is the rest."""
+    start = 0
+    # The last characters may be the beginning of an end-of-text marker.
+    while len(text) - start > PART + LOOKAHEAD + len(END_OF_TEXT):
+        end = split_point(text, tokenizer, start)
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
 def split_pieces(pieces: Iterable[str], tokenizer: Tokenizer) -> Iterator[str]:
     """Split a text that arrives in pieces, which may end anywhere, into parts; each end-of-text marker is a part of its own."""
     rest = ""
-    # The last characters may be the beginning of a marker.
-    enough = PART + LOOKAHEAD + len(END_OF_TEXT)
     for piece in pieces:
         rest += piece
         if tokenizer.eos_id is not None:
@@ -64,12 +73,8 @@ def split_pieces(pieces: Iterable[str], tokenizer: Tokenizer) -> Iterator[str]:
             for text in complete:
                 yield from split_text(text, tokenizer)
                 yield END_OF_TEXT
-        start = 0
-        while len(rest) - start > enough:
-            end = split_point(rest, tokenizer, start)
-            yield rest[start:end]
-            start = end
-        rest = rest[start:]
+        *parts, rest = split_start(rest, tokenizer)
+        yield from parts
     yield from split_text(rest, tokenizer)
 
 
@@ -100,44 +105,55 @@ def _last_safe_split(text: str, start: int, end: int) -> int | None:
 
 
 def _last_token_split(window: str, tokenizer: Tokenizer) -> int | None:
-    """Return a position between two tokens at which both sides keep their tokens, or None if there is none near the end.
+    """Return a position between two tokens at which both sides keep their tokens, or None if there is none.
 
     Args:
         window: The text, which may go on after it. So the tokens at its end may differ from those of the whole text.
     """
     ids = tokenizer.encode_ordinary(window).tolist()
-    boundaries = _token_boundaries(ids, window[-2 * LOOKAHEAD :], tokenizer)
-    candidates = [(index, left) for index, left in boundaries if left >= LOOKAHEAD // 2 and 0 < len(window) - left <= PART]
-    for index, left in candidates[:MAX_TRIES]:
-        position = len(window) - left
-        before = next(((i, distance) for i, distance in candidates if distance >= left + CHECKED), (0, len(window)))
-        if (
-            tokenizer.encode_ordinary(window[position:]).tolist() == ids[index:]
-            and tokenizer.encode_ordinary(window[len(window) - before[1] : position]).tolist() == ids[before[0] : index]
+    latest = min(PART, len(window) - LOOKAHEAD // 2)
+    near = _token_boundaries(ids, window, tokenizer, start=len(window) - 2 * LOOKAHEAD)
+    tried = [(index, position) for index, position in near if position <= latest][:MAX_TRIES]
+    for index, position in tried:
+        # At the end of a text, some patterns take all white space as one piece.
+        earlier = [boundary for boundary in near if boundary[1] <= position - CHECKED and not window[position - 1].isspace()]
+        first_index, first = earlier[0] if earlier else (0, 0)
+        if _encodes_to(window[position:], ids[index:], tokenizer) and _encodes_to(
+            window[first:position], ids[first_index:index], tokenizer
         ):
             return position
+    # The same patterns end a piece after the last line feed of a run of white space.
+    last_line = window.rfind("\n", 0, latest) + 1
+    index = {position: index for index, position in _token_boundaries(ids, window, tokenizer)}.get(last_line, 0)
+    sides = (window[:last_line], ids[:index]), (window[last_line:], ids[index:])
+    if index and all(_encodes_to(side, side_ids, tokenizer) for side, side_ids in sides):
+        return last_line
     return None
 
 
-def _token_boundaries(ids: list[int], tail: str, tokenizer: Tokenizer) -> list[tuple[int, int]]:
+def _encodes_to(text: str, ids: list[int], tokenizer: Tokenizer) -> bool:
+    return tokenizer.encode_ordinary(text).tolist() == ids
+
+
+def _token_boundaries(ids: list[int], text: str, tokenizer: Tokenizer, *, start: int = 0) -> list[tuple[int, int]]:
     """Return the boundaries of tokens that are boundaries of characters too, from the end of a text on.
 
     Args:
         ids: The tokens of the text.
-        tail: The last characters of the text, which are searched.
+        start: The first position to return.
 
     Returns:
-        The index of the token after each boundary, and the number of characters after it.
+        The index of the token after each boundary, and the position of the character after it.
     """
-    data, boundaries = tail.encode(), list[tuple[int, int]]()
-    end, characters = len(data), 0
-    for index in range(len(ids) - 1, -1, -1):
+    data, boundaries = text[max(start, 0) :].encode(), list[tuple[int, int]]()
+    end, position = len(data), len(text)
+    for index in range(len(ids) - 1, 0, -1):
         token = tokenizer.token_bytes(ids[index])
         begin = end - len(token)
         if begin < 0 or data[begin:end] != token:  # A tokenizer may also change the text that it encodes.
             break
-        characters += sum(byte & 0xC0 != 0x80 for byte in token)
+        position -= sum(byte & 0xC0 != 0x80 for byte in token)
         if token and data[begin] & 0xC0 != 0x80:
-            boundaries.append((index, characters))
+            boundaries.append((index, position))
         end = begin
     return boundaries

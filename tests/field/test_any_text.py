@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from gpt_pretrain.tokenizers.build import build_tokenizer
+from gpt_pretrain.tokenizers.splitting import encode_prompt
 from tests.conftest import ROOT
 from tests.helpers import corpora
-from tests.helpers.training_runs import Script
 
 GPT2 = build_tokenizer("gpt2")
 MILLION = 1_000_100  # tiktoken's regular expression gives up after a million steps
@@ -57,7 +57,9 @@ def test_any_shape_of_text_has_the_same_tokens_in_training_and_in_a_corpus(tmp_p
     assert b"".join(GPT2.token_bytes(token_id) for token_id in prepared[:-1].tolist()).decode() == SHAPES[shape] + "end"
 
 
-@pytest.mark.parametrize("line", ["今天天气很好我们去公园散步然后回家吃饭。\n", "今天天气很好我们去公园散步", "\N{GRINNING FACE}", " "])
+@pytest.mark.parametrize(
+    "line", ["今天天气很好我们去公园散步然后回家吃饭。\n", "今天天气很好我们去公园散步", "\N{GRINNING FACE}", " "]
+)
 def test_memory_does_not_grow_with_the_text(tmp_path: Path, line: str) -> None:
     (tmp_path / "text.txt").write_text(line * (20_000_000 // len(line.encode())), encoding="utf-8")
     command = [sys.executable, "-c", MEASURE, str(tmp_path / "text.txt"), str(tmp_path / "cache")]
@@ -65,9 +67,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path, line: str) -> None:
     assert int(grown) < 60_000, "kilobytes"
 
 
-def test_a_prompt_of_a_million_spaces_is_continued(script: Script, tmp_path: Path) -> None:
-    (tmp_path / "prompt.txt").write_text("word" + " " * MILLION + "word")
-    script("train.py", "model=tiny", "model.context_length=32", "trainer.max_steps=1", "trainer.accelerator=cpu", "run_dir=run")
-    done = script("generate.py", "checkpoint=run", "prompt_file=prompt.txt", "sampler.max_new_tokens=2")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("word" + " " * MILLION + "word")
+def test_a_prompt_of_a_million_spaces_has_the_tokens_of_a_corpus(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(SHAPES["spaces"])
+    corpora.prepare(tmp_path / "text.txt", out=tmp_path / "corpus", tokenizer="gpt2", val_fraction=0.0)
+    assert encode_prompt(SHAPES["spaces"], GPT2) == corpora.tokens(tmp_path / "corpus", "train")[:-1].tolist()

@@ -16,6 +16,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.texts import chunks, decompression, inputs, reading, records, tables
 from gpt_pretrain.texts.chunks import ReadPosition
 from gpt_pretrain.texts.inputs import StreamedDataset, find_input_files
+from gpt_pretrain.tokenizers import splitting
 from tests.conftest import ROOT
 from tests.helpers import corpora
 
@@ -173,8 +174,8 @@ def test_a_highly_compressed_archive_is_read_in_small_blocks(tmp_path: Path, nam
 
 
 def test_a_document_that_is_not_utf8_is_left_out_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "PART", 1000)
-    monkeypatch.setattr(chunks, "PART", 1000)
+    monkeypatch.setattr(splitting, "PART", 1000)
+    monkeypatch.setattr(splitting, "LOOKAHEAD", 500)
     invalid = b"good " * 1000 + "Grüße".encode("latin-1") + b" bad" * 1000
     (tmp_path / "a.txt").write_bytes(b"before<>" + invalid + b"<>behind<>" + invalid)
     manifest = corpora.prepare(tmp_path / "a.txt", out=tmp_path / "out", val_fraction=0.0, document_separator="<>")

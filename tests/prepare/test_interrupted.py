@@ -15,7 +15,8 @@ import pytest
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare import encoding, pipeline, progress, segments, shards, tokenizing
-from gpt_pretrain.texts import chunks, decompression, reading
+from gpt_pretrain.texts import decompression, reading
+from gpt_pretrain.tokenizers import splitting
 from tests.conftest import ROOT
 from tests.helpers import corpora
 from tests.helpers.corpora import SHORT, Killed, interrupt_before_shards, kill, start_prepare, write_inputs, write_short_inputs
@@ -109,8 +110,8 @@ def test_scratch_files_of_a_killed_process_are_deleted_when_the_command_resumes(
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make segments, parts and batches so small that a short corpus has many of them."""
     monkeypatch.setattr(segments, "SEGMENT_BYTES", 4000)
-    for module in (chunks, reading):
-        monkeypatch.setattr(module, "PART", 700)
+    monkeypatch.setattr(splitting, "PART", 700)
+    monkeypatch.setattr(splitting, "LOOKAHEAD", 400)
     monkeypatch.setattr(reading, "BATCH", 1000)
     monkeypatch.setattr(decompression, "BLOCK", 1000)
 

@@ -4,6 +4,7 @@ import gzip
 import json
 import random
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_pretrain.texts import chunks, reading
+from gpt_pretrain.tokenizers import splitting
 from gpt_pretrain.tokenizers.base import fingerprint
 from tests.helpers import corpora
 
@@ -98,39 +100,22 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path: Path) -> None:
     st.integers(1, 30),
 )
 def test_documents_are_split_alike_for_any_size_of_blocks(texts: list[str], block: int, part: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reading, "PART", part)
-        patch.setattr(chunks, "PART", part)
+    tokenizer = corpora.cached_tokenizer("gpt2")
+    with patch.multiple(splitting, PART=part, LOOKAHEAD=40, CHECKED=10):
         data = "<>".join(texts).encode()
         blocks = [data[start : start + block] for start in range(0, len(data), block)]
         cursor = chunks.Cursor("name", chunks.ReadPosition(), bytes_read=lambda: 0)
         found, open_parts = [], []
-        for chunk in reading.split_documents(blocks, cursor, "<>"):
+        for chunk in reading.split_documents(blocks, cursor, "<>", tokenizer):
             assert isinstance(chunk.content, str) and chunk.begins == (not open_parts)
             open_parts.append(chunk.content)
             if chunk.ends:
                 found.append("".join(open_parts))
-                assert open_parts == list(chunks.split_text(found[-1]))
+                assert open_parts == list(splitting.split_text(found[-1], tokenizer))
                 open_parts = []
         expected = "<>".join(texts).split("<>")
         assert found == (expected if expected[-1] or len(expected) == 1 else expected[:-1])
         assert not open_parts and cursor.offset == len(data)
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    st.text(alphabet=st.sampled_from("abcXYZ019  \n\t\r.,;'\"-_(éñ東京。、\u0301\u0928\u094d\u00a0\u2003²½Ⅷ"), max_size=200),
-    st.integers(5, 40),
-)
-def test_the_parts_of_a_text_have_the_tokens_of_the_whole(text: str, part: int) -> None:
-    built = corpora.cached_tokenizer("gpt2")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunks, "PART", part)
-        parts = list(chunks.split_text(text))
-    assert "".join(parts) == text
-    if all(len(each) < part for each in parts[:-1]):  # Otherwise the text had no suitable split point.
-        encode = built._encoding.encode_ordinary
-        assert [token_id for each in parts for token_id in encode(each)] == encode(text)
 
 
 @pytest.mark.parametrize("workers", [2, 3])

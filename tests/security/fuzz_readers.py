@@ -34,6 +34,7 @@ from gpt_pretrain.texts import reading
 from gpt_pretrain.texts.chunks import ReadPosition
 from gpt_pretrain.texts.inputs import CorpusInputs, stat_input_file
 from gpt_pretrain.tokenizers.build import build_tokenizer
+from gpt_pretrain.tokenizers.byte import ByteTokenizer
 from gpt_pretrain.training.resume import read_resumable
 from tests.conftest import ROOT, tiny_model
 from tests.helpers import made_shards
@@ -149,7 +150,7 @@ LINES = b"".join(json.dumps({"text": f"Document {n}, with some words.", "n": [n,
 
 def _encode(path: Path) -> None:
     inputs = CorpusInputs([stat_input_file(str(path))], None, "text", "<>", [], [])
-    for chunks in reading.batch_chunks(reading.read_inputs(inputs, start=ReadPosition())):
+    for chunks in reading.batch_chunks(reading.read_inputs(inputs, ByteTokenizer(), start=ReadPosition())):
         encode_batch(chunks, "byte", "text")
 
 
@@ -176,7 +177,7 @@ def _make_work(folder: Path) -> None:
     inputs = folder / "a.jsonl"
     inputs.write_bytes(LINES)
     files = CorpusInputs([stat_input_file(str(inputs))], None, "text", None, [], [])
-    for chunks in reading.batch_chunks(reading.read_inputs(files, start=ReadPosition())):
+    for chunks in reading.batch_chunks(reading.read_inputs(files, ByteTokenizer(), start=ReadPosition())):
         writer.add(encode_batch(chunks, "byte", "text"), chunks[-1].end)
     writer.finish_segment(complete=True)
     writer.close()

@@ -40,6 +40,7 @@ from gpt_pretrain.system.reading import MAX_VALUES, DamagedFileError, _count_out
 from gpt_pretrain.texts import reading
 from gpt_pretrain.texts.chunks import ReadPosition, RejectedRecord
 from gpt_pretrain.texts.inputs import CorpusInputs, stat_input_file
+from gpt_pretrain.tokenizers.byte import ByteTokenizer
 from gpt_pretrain.training.optimizer import check_optimizer_state
 from tests.conftest import ROOT, tiny_model
 from tests.helpers.hostile_files import hostile_run
@@ -242,7 +243,7 @@ def test_a_plain_pickle_is_read_in_every_protocol(protocol: int) -> None:
 def lines_of(path: Path) -> Iterator[Any]:
     """Read and encode a file as `gpt-pretrain prepare` does, in this process."""
     inputs = CorpusInputs([stat_input_file(str(path))], None, "text", None, [], [])
-    for chunks in reading.batch_chunks(reading.read_inputs(inputs, start=ReadPosition())):
+    for chunks in reading.batch_chunks(reading.read_inputs(inputs, ByteTokenizer(), start=ReadPosition())):
         yield encode_batch(chunks, "byte", "text")
 
 
@@ -277,7 +278,9 @@ def test_an_archive_that_would_fill_the_disk_is_left_at_a_limit(tmp_path: Path, 
     (tmp_path / "fine.txt.gz").write_bytes(gzip.compress(b"a " * 400_000))
     chunks = list(
         reading.read_inputs(
-            CorpusInputs([stat_input_file(str(tmp_path / "bomb.txt.gz"))], None, "text", None, [], []), start=ReadPosition()
+            CorpusInputs([stat_input_file(str(tmp_path / "bomb.txt.gz"))], None, "text", None, [], []),
+            ByteTokenizer(),
+            start=ReadPosition(),
         )
     )
     assert isinstance(chunks[-1].content, RejectedRecord) and "250 times as large" in chunks[-1].content.detail
@@ -297,7 +300,7 @@ def test_a_parquet_file_that_names_one_long_text_many_times_is_left_at_a_limit(t
     assert path.stat().st_size < 10_000
     inputs, longest = CorpusInputs([stat_input_file(str(path))], None, "text", None, [], []), 0
     with within(seconds=20, megabytes=400):
-        for chunk in reading.read_inputs(inputs, start=ReadPosition()):
+        for chunk in reading.read_inputs(inputs, ByteTokenizer(), start=ReadPosition()):
             longest = max(longest, len(chunk.content) if isinstance(chunk.content, list) else 0)
     assert isinstance(chunk.content, RejectedRecord) and "250 times as large" in chunk.content.detail
     assert longest <= 2, "rows in memory at a time"
@@ -306,7 +309,7 @@ def test_a_parquet_file_that_names_one_long_text_many_times_is_left_at_a_limit(t
 def test_ordinary_parquet_files_are_read_many_rows_at_a_time(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", pa.array([f"Document {n}." for n in range(500)]))
     inputs = CorpusInputs([stat_input_file(str(path))], None, "text", None, [], [])
-    chunks = list(reading.read_inputs(inputs, start=ReadPosition()))
+    chunks = list(reading.read_inputs(inputs, ByteTokenizer(), start=ReadPosition()))
     assert [len(chunk.content) for chunk in chunks if isinstance(chunk.content, list)] == [64] * 7 + [52]
 
 

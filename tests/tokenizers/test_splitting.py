@@ -18,7 +18,9 @@ from gpt_pretrain.tokenizers.tiktoken_bpe import TiktokenTokenizer
 GPT2, BYTE = build_tokenizer("gpt2"), build_tokenizer("byte")
 
 # The patterns of cl100k_base and o200k_base, whose files need a network, with GPT-2's merges.
-CL100K = r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"""
+CL100K = (
+    r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"""
+)
 UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 O200K = "|".join(
