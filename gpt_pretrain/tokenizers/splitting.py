@@ -132,7 +132,7 @@ def _last_token_split(window: str, tokenizer: Tokenizer) -> int | None:
 
 
 def _encodes_to(text: str, ids: list[int], tokenizer: Tokenizer) -> bool:
-    return tokenizer.encode_ordinary(text).tolist() == ids
+    return bool(tokenizer.encode_ordinary(text).tolist() == ids)
 
 
 def _token_boundaries(ids: list[int], text: str, tokenizer: Tokenizer, *, start: int = 0) -> list[tuple[int, int]]:
