@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import sys
 import time
 import traceback
@@ -15,12 +14,16 @@ from pathlib import Path
 from gpt_pretrain.commands.job import is_hydra_job, is_multirun
 from gpt_pretrain.errors import LostEndError, UserError
 from gpt_pretrain.runs.metadata import was_interrupted
+from gpt_pretrain.system.streams import lost_output
 from gpt_pretrain.system.urls import hide_secrets
 from gpt_pretrain.training.distributed.ranks import is_main, rank
 
 EXIT_DEFECT, EXIT_LOST_END, EXIT_USER_ERROR = 1, 1, 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.ELOOP)
+DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ELOOP, errno.EIO, errno.ESTALE),
+    *(errno.ENAMETOOLONG, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP),
+)
 OTHER_RANK_DELAY_SECONDS = 3.0
 
 log = logging.getLogger("gpt_pretrain")
@@ -56,11 +59,8 @@ def report_failures(*, log_file: Path | None = None) -> Iterator[None]:
         if is_multirun() and not was_interrupted(error):
             raise SweepJobFailed(f"The job ended with exit code {error.code}.") from None
         raise
-    except BrokenPipeError:  # the reader of the output, such as head, has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except Exception as error:
-        reported = _as_user_error(error)
+        reported = as_user_error(error)
         if reported is None:
             if not is_hydra_job():
                 raise
@@ -103,10 +103,22 @@ def print_defect(error: Exception) -> int:
     return EXIT_DEFECT
 
 
-def _as_user_error(error: Exception) -> UserError | None:
+def check_output() -> None:
+    """Check that everything was printed. A reader that has gone, as head does, has what it wants.
+
+    Raises:
+        UserError: If standard output could not be written for another reason.
+    """
+    sys.stdout.flush()
+    error = lost_output()
+    if error is not None and error.errno != errno.EPIPE:
+        raise UserError(f"Standard output cannot be written: {error.strerror or error}. What was printed is incomplete.")
+
+
+def as_user_error(error: Exception) -> UserError | None:
     """Return the error as a message for the user, without passwords and signatures; None for a defect of the program."""
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-        return UserError(f"{error.filename or 'A file'} cannot be written: {error.strerror}.")
+        return UserError(f"{error.filename or 'A file'} cannot be opened or written: {error.strerror}.")
     if not isinstance(error, UserError):
         return None
     error.problems = [hide_secrets(problem) for problem in error.problems]

@@ -17,6 +17,7 @@ from gpt_pretrain.config.validation import generate_problems
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.metadata import track_run
 from gpt_pretrain.system.environment import user_path
+from gpt_pretrain.system.streams import lost_output, read_input
 
 
 def generate_texts(config: DictConfig) -> None:
@@ -57,7 +58,17 @@ def _generate(settings: GenerateSettings, *, keep: Path | None) -> None:
     decoder = DecodingModel(model, dtype=PRECISIONS[precision])
     texts, sampler = [], SamplerConfig(**vars(settings.sampler))
     for prompt in _prompts(settings):
-        texts += continue_prompt(decoder, tokenizer, prompt, sampler, n_samples=settings.n_samples, seed=settings.seed)
+        texts += continue_prompt(
+            decoder,
+            tokenizer,
+            prompt,
+            sampler,
+            n_samples=settings.n_samples,
+            seed=settings.seed,
+            needs_output=keep is None,
+        )
+        if keep is None and lost_output() is not None:
+            return
     if keep is not None:
         from gpt_pretrain.evaluation.generated_text import save_measured_texts
 
@@ -82,7 +93,7 @@ def _prompts(settings: GenerateSettings) -> Iterator[str]:
             raise UserError(f"prompt_file={settings.prompt_file} is not UTF-8 text ({problem}).") from error
     elif settings.prompt == "-":
         try:
-            yield sys.stdin.read().removesuffix("\n")
+            yield read_input().removesuffix("\n")
         except UnicodeDecodeError as error:
             problem = f"{error.reason} at byte {error.start}"
             raise UserError(f"prompt=-: standard input is not UTF-8 text ({problem}).") from error

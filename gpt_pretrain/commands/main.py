@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import sys
 
-from gpt_pretrain.commands.failures import EXIT_INTERRUPTED, EXIT_USER_ERROR, print_defect, print_error
+from gpt_pretrain.commands.failures import EXIT_INTERRUPTED, as_user_error, check_output, print_defect, print_error
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.environment import check_operating_system
+from gpt_pretrain.system.streams import prepare_streams
 
 # Each command is the function COMMAND_command in the module gpt_pretrain.commands.COMMAND.
 COMMANDS = {
@@ -20,22 +22,30 @@ COMMANDS = {
 
 def main() -> None:
     """Run the command that the first argument names, and exit with its exit code."""
-    name, *arguments = sys.argv[1:] or ["--help"]
-    if name in ("-h", "--help"):
-        print(_usage())
-        return
+    prepare_streams()
     try:
-        if name not in COMMANDS:
-            raise UserError(f"{name}: there is no such command. Choose from {', '.join(COMMANDS)}.")
-        module = importlib.import_module(f"gpt_pretrain.commands.{name}")
-        sys.exit(getattr(module, f"{name}_command")(arguments))
-    except UserError as error:
-        print_error(error)
-        sys.exit(EXIT_USER_ERROR)
+        check_operating_system()
+        code = _run(sys.argv[1:] or ["--help"])
+        check_output()
+        sys.exit(code)
     except Exception as error:
-        sys.exit(print_defect(error))
+        reported = as_user_error(error)
+        sys.exit(print_defect(error) if reported is None else print_error(reported))
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _run(arguments: list[str]) -> int | None:
+    """Run the command that the first argument names, and return its exit code; None stands for success."""
+    name, *rest = arguments
+    if name in ("-h", "--help"):
+        print(_usage())
+        return None
+    if name not in COMMANDS:
+        raise UserError(f"{name}: there is no such command. Choose from {', '.join(COMMANDS)}.")
+    module = importlib.import_module(f"gpt_pretrain.commands.{name}")
+    code: int | None = getattr(module, f"{name}_command")(rest)
+    return code
 
 
 def _usage() -> str:

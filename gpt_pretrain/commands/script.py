@@ -13,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from gpt_pretrain.commands.failures import EXIT_INTERRUPTED, print_error
+from gpt_pretrain.commands.failures import EXIT_INTERRUPTED, check_output, print_error
 from gpt_pretrain.commands.hydra_arguments import to_hydra_arguments
 from gpt_pretrain.commands.hydra_files import cut_hydra_files
 from gpt_pretrain.commands.job import typed_arguments
@@ -22,9 +22,15 @@ from gpt_pretrain.config.schema import GenerateSettings, TrainSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import WRITTEN_BY_RUNS, check_folder_name, check_no_links
 from gpt_pretrain.sweeps.folder import WRITTEN_BY_SWEEPS
+from gpt_pretrain.system.environment import check_operating_system
+from gpt_pretrain.system.streams import prepare_streams
 from gpt_pretrain.training.distributed.launch import QUIET, agree_on_overrides, node_rank
 from gpt_pretrain.training.distributed.ranks import exit_without_teardown, explain_lost_ranks, is_distributed, is_main
 from gpt_pretrain.training.distributed.requeue import earlier_run
+
+LOST_OUTPUT = (
+    "Standard output cannot be written any longer ({reason}). Training continues; its messages are in the run's train.log."
+)
 
 
 def register_schema() -> None:
@@ -45,11 +51,15 @@ def hydra_script(name: str) -> Iterator[None]:
     Raises:
         SystemExit: If the script fails or is interrupted.
     """
+    prepare_streams(notice=LOST_OUTPUT if name == "train" else None)
     with exit_without_teardown():
         try:
+            check_operating_system()
             register_schema()
             sys.argv[1:] = _rank_arguments(name) if name == "train" and is_distributed() else _arguments(name)
             yield
+            if name == "generate":  # whose output is its result
+                check_output()
         except UserError as error:
             sys.exit(print_error(error))
         except KeyboardInterrupt:

@@ -13,6 +13,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.generation.decoding import DecodingModel
 from gpt_pretrain.generation.sampling import generate_stream
+from gpt_pretrain.system.streams import lost_output
 from gpt_pretrain.system.terminal import escape_controls
 from gpt_pretrain.tokenizers.base import Tokenizer, decode_stream
 from gpt_pretrain.tokenizers.splitting import encode_prompt
@@ -34,12 +35,22 @@ class Continuation:
 
 
 def continue_prompt(
-    model: DecodingModel, tokenizer: Tokenizer, prompt: str, sampler: SamplerConfig, *, n_samples: int, seed: int
+    model: DecodingModel,
+    tokenizer: Tokenizer,
+    prompt: str,
+    sampler: SamplerConfig,
+    *,
+    n_samples: int,
+    seed: int,
+    needs_output: bool = True,
 ) -> list[Continuation]:
     """Print a prompt and its continuations while they are generated, and return them.
 
     A file or a pipe gets the text exactly as it is. On a terminal, control characters in it are escaped, since the weights of
     somebody else can generate any text.
+
+    Args:
+        needs_output: Stop when the output cannot be written any longer, as after head has read enough.
 
     Raises:
         UserError: If the prompt has no tokens.
@@ -66,6 +77,8 @@ def continue_prompt(
         for piece in decode_stream(tokenizer, _collect(stream, new_ids, eos_id=tokenizer.eos_id)):
             show(piece)
             text += piece
+            if needs_output and lost_output() is not None:
+                return continuations
         print()
         continuations.append(Continuation(text, prompt_ids, new_ids))
     return continuations

@@ -36,6 +36,7 @@ class LossyStream(io.TextIOWrapper):
             write_through=stream.write_through,
         )
         self.error: OSError | None = None
+        self._stream = stream  # which would close the buffer when it is deleted
         self._notice = notice
 
     def write(self, text: str) -> int:
