@@ -54,9 +54,10 @@ TINY_RUN = [
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _key_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep the key for signatures out of the user's home."""
+def _folders_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the key for signatures, and measurements of this machine, out of the user's home."""
     os.environ["XDG_DATA_HOME"] = str(tmp_path_factory.mktemp("data_home"))
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache_home"))
 
 
 @pytest.fixture(scope="session")

@@ -198,7 +198,7 @@ class MlflowSettings:
     """`logger.mlflow`: MLflow."""
 
     experiment_name: str = MISSING
-    tracking_uri: str | None = None  # URI of the tracking server; null: a folder in the run folder
+    tracking_uri: str | None = None  # URI of the tracking server; null: MLFLOW_TRACKING_URI, or mlflow.db in the run folder
 
 
 @dataclass

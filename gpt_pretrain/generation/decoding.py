@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from gpt_pretrain.model.gpt2 import GPTModel
-from gpt_pretrain.model.kernels.matmul_speed import best_seconds
+from gpt_pretrain.model.kernels.matmul_speed import speedup
 from gpt_pretrain.model.kernels.packed_linear import PackedLinear
 from gpt_pretrain.model.kv_cache import KVCache, StaticKVCache
+from gpt_pretrain.system.measurements import measured_once
 
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}  # Lightning's names and the dtypes of matrix products
 MIN_DECODING_SPEEDUP = 1.2  # A smaller speedup of bf16 decoding is not worth its rounding.
@@ -62,8 +63,8 @@ class DecodingModel:
 def pick_decoding_precision(precision: str, model: GPTModel) -> tuple[str, str]:
     """Return the precision to decode in, one of `PRECISIONS`, and the reason.
 
-    "auto" chooses bf16 if it is clearly faster: on a GPU that supports it, and on a CPU if a short measurement with the model's
-    output head says so.
+    "auto" chooses bf16 if it is clearly faster: on a GPU that supports it, and on a CPU if a short measurement with an
+    output head of this size says so, which is made at the first start.
     """
     if precision != "auto":
         return precision, "as configured"
@@ -73,9 +74,9 @@ def pick_decoding_precision(precision: str, model: GPTModel) -> tuple[str, str]:
         return ("bf16-mixed", "this GPU supports bf16") if supported else ("32-true", "this GPU does not support bf16")
     if weight.device.type != "cpu":
         return "32-true", f"the safe choice on {weight.device.type}"
-    bf16, fp32 = _single_row_seconds(weight)
-    reason = f"a token in bf16 takes {bf16 / fp32:.2f} of fp32's time on this CPU"
-    return ("bf16-mixed" if bf16 * MIN_DECODING_SPEEDUP <= fp32 else "32-true"), reason
+    faster = (times := _bf16_row_speedup(weight)) >= MIN_DECODING_SPEEDUP
+    reason = f"bf16 decodes {times:g} times as fast as fp32 on this CPU"
+    return ("bf16-mixed", reason) if faster else ("32-true", f"{reason}; bf16-mixed needs {MIN_DECODING_SPEEDUP:g}")
 
 
 def capture_step(model: DecodingModel, cache: KVCache) -> Callable[[Tensor], Tensor]:
@@ -123,12 +124,12 @@ def _pack_linear_layers(model: GPTModel, *, dtype: torch.dtype, n_rows: int) -> 
     return copy.deepcopy(model, replacements).eval()
 
 
-def _single_row_seconds(weight: Tensor) -> tuple[float, float]:
-    """Return the seconds of one row's product with a weight in bf16 and in fp32."""
+def _bf16_row_speedup(weight: Tensor) -> float:
+    """Return how many times as fast as in fp32 one row's product with a weight is in bf16."""
 
     def product(dtype: torch.dtype) -> Callable[[], Tensor]:
         layer, row = PackedLinear(weight, None, dtype=dtype, n_rows=1), torch.zeros(1, weight.shape[1], dtype=dtype)
         return lambda: layer(row)
 
-    bf16, fp32 = best_seconds([product(torch.bfloat16), product(torch.float32)])
-    return bf16, fp32
+    name = f"row of {weight.shape[1]} times {weight.shape[0]}, bf16 over fp32"
+    return measured_once(name, lambda: speedup(product(torch.bfloat16), product(torch.float32)))

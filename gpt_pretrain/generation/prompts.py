@@ -60,7 +60,7 @@ def continue_prompt(
         raise UserError("The prompt is empty. Give at least one character, for example prompt='Every effort moves you'.")
     device = model.device
     generator = torch.Generator(device=device).manual_seed(seed)
-    continuations = []
+    continuations: list[Continuation] = []
     escape = sys.stdout.isatty()
 
     def show(text: str) -> None:

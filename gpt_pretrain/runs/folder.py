@@ -16,10 +16,10 @@ from gpt_pretrain.system.files import break_hard_links, linked_paths
 OUTPUTS = Path("outputs")
 LAST, BEST = "last.ckpt", "best.ckpt"
 EXPORTED = "huggingface"
-# Everything in a run's folder that a run writes; "wandb" and "mlruns" are written by their loggers.
+# Everything in a run's folder that a run writes; "wandb", "mlruns" and "mlflow.db" are written by their loggers.
 WRITTEN_BY_RUNS = (
     *("run.json", "config.yaml", "metrics.csv", "samples.txt", "train.log", "generate.log", "report.html", "losses.png"),
-    *("losses.pdf", ".lock", ".hydra", "checkpoints", EXPORTED, "wandb", "mlruns"),
+    *("losses.pdf", ".lock", ".hydra", "checkpoints", EXPORTED, "wandb", "mlruns", "mlflow.db"),
     *(".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml"),
 )
 

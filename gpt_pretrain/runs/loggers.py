@@ -13,6 +13,7 @@ from gpt_pretrain.config.secrets import override_without_secrets
 from gpt_pretrain.runs.metadata import metadata_texts, read_metadata, stored_overrides
 from gpt_pretrain.runs.metrics_file import MetricsFile
 from gpt_pretrain.runs.tensorboard import EventFiles, to_hparams
+from gpt_pretrain.runs.tracking import mlflow_logger, wandb_logger
 
 
 def flush_loggers(loggers: Iterable[Logger]) -> None:
@@ -26,6 +27,9 @@ def build_loggers(settings: LoggerSettings, *, run_dir: Path, first_step: int = 
 
     Args:
         first_step: The step at which training starts. Earlier entries of this step and later ones are discarded.
+
+    Raises:
+        UserError: If Weights & Biases or MLflow cannot be used.
     """
     loggers: list[Logger] = []
     history: list[dict[str, str]] = []
@@ -39,15 +43,7 @@ def build_loggers(settings: LoggerSettings, *, run_dir: Path, first_step: int = 
         loggers.append(EventFiles(run_dir, first_step=first_step, hparams=hparams, sweep=bool(swept), history=history))
     if settings.wandb is not None:
         sys.argv[1:] = map(override_without_secrets, sys.argv[1:])  # wandb records them; Hydra has read them by now
-        from lightning.pytorch.loggers import WandbLogger
-
-        wandb = settings.wandb
-        loggers.append(
-            WandbLogger(name=wandb.name or run_dir.name, project=wandb.project, offline=wandb.offline, save_dir=run_dir)
-        )
+        loggers.append(wandb_logger(settings.wandb, run_dir=run_dir))
     if settings.mlflow is not None:
-        from lightning.pytorch.loggers import MLFlowLogger
-
-        uri = settings.mlflow.tracking_uri or f"file:{run_dir.resolve() / 'mlruns'}"
-        loggers.append(MLFlowLogger(experiment_name=settings.mlflow.experiment_name, run_name=run_dir.name, tracking_uri=uri))
+        loggers.append(mlflow_logger(settings.mlflow, run_dir=run_dir))
     return loggers

@@ -21,6 +21,7 @@ from gpt_pretrain.system.files import write_json
 from gpt_pretrain.system.formatting import is_finite_number
 from gpt_pretrain.system.locks import lock, try_lock
 from gpt_pretrain.system.reading import DamagedFileError, read_json
+from gpt_pretrain.system.resources import cpu_name
 from gpt_pretrain.system.urls import hide_secrets
 
 METADATA_FILE, LOCK_FILE = "run.json", ".lock"
@@ -124,7 +125,7 @@ def describe_environment() -> dict[str, Any]:
         # importlib.metadata does not know a checkout that is not installed.
         "program": {"version": gpt_pretrain.__version__, "git": git_revision()},
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-        "machine": {"system": f"{platform.system()} {platform.machine()}", "cpu": _cpu_name(), "cores": os.cpu_count()},
+        "machine": {"system": f"{platform.system()} {platform.machine()}", "cpu": cpu_name(), "cores": os.cpu_count()},
     }
 
 
@@ -155,14 +156,6 @@ def _write(folder: Path, metadata: dict[str, Any]) -> None:
         write_json(folder / METADATA_FILE, metadata)
     except OSError as error:
         log.warning("%s cannot be written: %s.", folder / METADATA_FILE, error.strerror or error)
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def _now() -> str:

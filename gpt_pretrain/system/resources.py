@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import sys
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 PROCESSES_PER_CORE = 4  # more processes only wait for each other
+CPU_INFO = Path("/proc/cpuinfo")
 CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # memory limit of a container; "max" if it has none
 
@@ -21,6 +23,15 @@ CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # memory limit of a container;
 def cores() -> int:
     """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def cpu_name() -> str:
+    """Return the product name of the CPU, or its architecture; empty if the system does not tell."""
+    try:
+        lines = CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def max_processes() -> int:

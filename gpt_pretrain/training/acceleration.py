@@ -9,7 +9,7 @@ import torch
 from gpt_pretrain.config.schema import TrainerSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.gpt2 import GPTModel
-from gpt_pretrain.model.kernels.matmul_speed import cpu_bf16_is_faster, cpu_bf16_time_ratio
+from gpt_pretrain.model.kernels.matmul_speed import MIN_BF16_SPEEDUP, cpu_bf16_speedup
 from gpt_pretrain.training.distributed.ranks import broadcast
 
 log = logging.getLogger(__name__)
@@ -26,8 +26,8 @@ def pick_precision(settings: TrainerSettings, device: torch.device) -> str:
 def precision_for(requested: str, device: torch.device, *, deterministic: bool = False) -> tuple[str, str]:
     """Return Lightning's name of the precision to train in, and the reason for it.
 
-    "auto" is bf16-mixed if bf16 matrix products are clearly faster than those in fp32. On a CPU this takes a short measurement,
-    since its feature flags do not say. A deterministic run must not depend on a measurement.
+    "auto" is bf16-mixed if bf16 matrix products are clearly faster than those in fp32. On a CPU this takes a short measurement
+    at the first start, since its feature flags do not say. A deterministic run must not depend on a measurement.
 
     Raises:
         UserError: If the device cannot train in the precision.
@@ -43,8 +43,9 @@ def precision_for(requested: str, device: torch.device, *, deterministic: bool =
     if device.type == "cpu" and deterministic:
         return "32-true", "trainer.deterministic=true rules out a measurement"
     if device.type == "cpu":
-        reason = f"bf16 products take {cpu_bf16_time_ratio():.2f} of fp32's time on this CPU"
-        return ("bf16-mixed" if cpu_bf16_is_faster() else "32-true"), reason
+        faster = (times := cpu_bf16_speedup()) >= MIN_BF16_SPEEDUP
+        reason = f"bf16 matrix products are {times:g} times as fast as fp32 on this CPU"
+        return ("bf16-mixed", reason) if faster else ("32-true", f"{reason}; bf16-mixed needs {MIN_BF16_SPEEDUP:g}")
     return "32-true", f"the safe choice on {device.type}"
 
 

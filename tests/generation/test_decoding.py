@@ -148,7 +148,7 @@ def test_the_precision_is_the_configured_one_or_the_faster_one(monkeypatch: pyte
     assert pick_decoding_precision("32-true", model) == ("32-true", "as configured")
     precision, reason = pick_decoding_precision("auto", model)
     assert precision in PRECISIONS
-    assert "of fp32's time on this CPU" in reason
-    for bf16, expected in ((0.5, "bf16-mixed"), (0.9, "32-true")):
-        monkeypatch.setattr(decoding, "_single_row_seconds", lambda weight, bf16=bf16: (bf16, 1.0))
+    assert "times as fast as fp32 on this CPU" in reason
+    for times, expected in ((2.0, "bf16-mixed"), (1.2, "bf16-mixed"), (1.19, "32-true")):
+        monkeypatch.setattr(decoding, "_bf16_row_speedup", lambda weight, times=times: times)
         assert pick_decoding_precision("auto", model)[0] == expected

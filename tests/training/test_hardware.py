@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.model.kernels import chunks, loss, matmul_speed
+from gpt_pretrain.model.kernels import chunks, loss
 from gpt_pretrain.system import devices
 from gpt_pretrain.system.devices import accelerator_device, pick_device
 from gpt_pretrain.training import acceleration
@@ -21,22 +21,21 @@ from tests.helpers.fork_server import ForkServer
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(("share", "expected"), [(0.5, "bf16-mixed"), (2.0, "32-true"), (0.8, "32-true")])
-def test_auto_precision_on_a_cpu_depends_on_measured_speed(monkeypatch: pytest.MonkeyPatch, share: float, expected: str) -> None:
-    for module in (acceleration, matmul_speed):
-        monkeypatch.setattr(module, "cpu_bf16_time_ratio", lambda: share)
+@pytest.mark.parametrize(("times", "expected"), [(2.0, "bf16-mixed"), (1.3, "bf16-mixed"), (1.29, "32-true"), (0.5, "32-true")])
+def test_auto_precision_on_a_cpu_depends_on_measured_speed(monkeypatch: pytest.MonkeyPatch, times: float, expected: str) -> None:
+    monkeypatch.setattr(acceleration, "cpu_bf16_speedup", lambda: times)
     assert precision_for("auto", CPU)[0] == expected
 
 
 def test_a_deterministic_run_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(acceleration, "cpu_bf16_time_ratio", lambda: pytest.fail("measured"))
+    monkeypatch.setattr(acceleration, "cpu_bf16_speedup", lambda: pytest.fail("measured"))
     assert precision_for("auto", CPU, deterministic=True)[0] == "32-true"
 
 
 def test_the_speed_is_measured_on_this_machine() -> None:
     precision, reason = precision_for("auto", CPU)
     assert precision in ("bf16-mixed", "32-true")
-    assert "of fp32's time on this CPU" in reason
+    assert "times as fast as fp32 on this CPU" in reason
 
 
 def test_a_given_precision_is_used() -> None:
