@@ -16,8 +16,10 @@ import pytest
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.texts.chunks import ReadPosition
+from gpt_pretrain.texts.dataset_files import _is_own
 from gpt_pretrain.texts.inputs import StreamedDataset
 from gpt_pretrain.texts.tables import read_dataset
+from tests.helpers.hostile_server import Stranger
 
 datasets = pytest.importorskip("datasets")
 
@@ -192,3 +194,40 @@ def test_a_saved_dataset_of_tensors_gives_its_text(tmp_path: Path) -> None:
     made = datasets.Dataset.from_dict({"text": ["own"], "n": [1]}).with_format("numpy", columns=["n"])
     save(made, tmp_path / "theirs", in_split=False)
     assert read(tmp_path / "theirs") == ["own"]
+
+
+@pytest.mark.parametrize(
+    "where", ["{tmp}/secret.txt", "file://{tmp}/secret.txt", "../secret.txt", "zip://x::{url}/x.zip", "{url}/x.txt"]
+)
+def test_the_description_of_a_dataset_names_only_its_own_files(stranger: Stranger, tmp_path: Path, where: str) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / "secret.txt").write_text("secret line")
+    (tmp_path / "theirs").mkdir()
+    named = json.dumps(where.format(tmp=tmp_path, url=stranger.url))
+    listed = f"configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {named}\n"
+    (tmp_path / "theirs" / "README.md").write_text(f"---\n{listed}---\n")
+    (tmp_path / "theirs" / "own.txt").write_text("own line")
+    dataset = StreamedDataset(str(tmp_path / "theirs"), None, "train")
+    with pytest.raises(UserError, match="which is not a file of the dataset itself"):
+        list(read_dataset(dataset, "text", start=ReadPosition()))
+    assert stranger.asked == []
+    (tmp_path / "theirs" / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: own.txt\n---\n")
+    assert "own line" in str(list(read_dataset(dataset, "text", start=ReadPosition())))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "own"),
+    [
+        ("data/*.txt", True),
+        ("hf://datasets/them/theirs@main/x.txt", True),
+        ("hf://datasets/them/theirs/x.txt", True),
+        ("hf://datasets/them/theirs-and-others@main/x.txt", False),
+        ("hf://datasets/others/x@main/x.txt", False),
+        ("/etc/passwd", False),
+        ("../../../x@main/x.txt", False),
+        ("https://host/x.txt", False),
+        ("reference://d::http://host/x.json", False),
+    ],
+)
+def test_a_dataset_of_the_hub_names_only_files_of_its_repository(pattern: str, own: bool) -> None:
+    assert _is_own(pattern, "hf://datasets/them/theirs@" + "c" * 40, "theirs") == own

@@ -1,0 +1,89 @@
+"""What a hub that means harm says about its files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gpt_pretrain.system import hub as hub_module
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.hub import fetch
+from tests.helpers.hostile_server import Answer, Stranger
+
+Script = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+CONFIG = json.dumps({"model_type": "gpt2", "n_embd": 4, "n_layer": 1, "n_head": 1, "n_positions": 4, "vocab_size": 4}).encode()
+GOOD = {"ETag": f'"{hashlib.sha1(CONFIG).hexdigest()}"', "X-Repo-Commit": "c" * 40}
+
+
+@pytest.fixture
+def hostile_hub(stranger: Stranger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stranger:
+    for name, value in (("ENDPOINT", stranger.url), ("HF_HUB_OFFLINE", False), ("HF_HUB_CACHE", str(tmp_path / "hub"))):
+        monkeypatch.setattr(hub_module.constants, name, value)
+    monkeypatch.setattr(
+        hub_module.constants, "HUGGINGFACE_CO_URL_TEMPLATE", stranger.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(hub_module, "hf_hub_url", lambda repo_id, file: f"{stranger.url}/{repo_id}/resolve/main/{file}")
+    monkeypatch.setattr(hub_module, "PAUSE_SECONDS", 0.01)
+    return stranger
+
+
+def say(
+    headers: dict[str, str], *, data: bytes = CONFIG, endless: bool = False, length: int | None = None
+) -> Callable[[Answer], None]:
+    def answer(request: Answer) -> None:
+        if endless and request.command == "GET":
+            request.reply_without_end(headers=headers)
+        else:
+            request.reply(200, data, headers=headers, length=length)
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ETag": '"../../../../PWNED"'}, "neither 40 nor 64 hexadecimal digits"),
+        ({"X-Linked-Etag": '"../../../../PWNED"'}, "neither 40 nor 64 hexadecimal digits"),
+        ({"ETag": f'"{"a" * 40}\\n"'}, "neither 40 nor 64 hexadecimal digits"),
+        ({"ETag": '"/PWNED"'}, "neither 40 nor 64 hexadecimal digits"),
+        ({"X-Repo-Commit": "../../../PWNED"}, "the commit .* is not 40 hexadecimal digits"),
+        ({"X-Linked-Size": "-5"}, "no size"),
+        ({"X-Linked-Size": "30000000"}, "no SHA-256, without which a file has at most"),
+        ({"X-Linked-Size": str(10**15), "X-Linked-Etag": "a" * 64}, "has room for"),
+    ],
+)
+def test_what_a_hub_states_is_checked(hostile_hub: Stranger, tmp_path: Path, changes: dict[str, str], message: str) -> None:
+    hostile_hub.answers["/some/model/resolve/main/config.json"] = say(GOOD | changes)
+    with pytest.raises(UserError, match=rf"^some/model: config\.json.*{message}"):
+        fetch("some/model", "config.json")
+    assert list(tmp_path.rglob("*PWNED*")) == []
+
+
+def test_a_hub_that_changes_its_answer_is_not_asked_twice(hostile_hub: Stranger, tmp_path: Path) -> None:
+    answers = iter([GOOD, GOOD, *[GOOD | {"ETag": '"../../../../PWNED"'}] * 9])
+    hostile_hub.answers["/some/model/resolve/main/config.json"] = lambda request: say(next(answers))(request)
+    assert fetch("some/model", "config.json").read_bytes() == CONFIG
+    assert len(hostile_hub.asked) == 2, "a HEAD and a GET"
+    assert list(tmp_path.rglob("*PWNED*")) == []
+
+
+@pytest.mark.parametrize("linked", [{}, {"X-Linked-Size": "1000", "X-Linked-Etag": '"' + "a" * 64 + '"'}])
+def test_a_file_without_end_is_cut_off_at_its_stated_size(hostile_hub: Stranger, tmp_path: Path, linked: dict[str, str]) -> None:
+    hostile_hub.answers["/some/model/resolve/main/model.safetensors"] = say(GOOD | linked, endless=True, length=1000)
+    with pytest.raises(UserError, match=r"the server sends more than the 1,000 bytes that it states"):
+        fetch("some/model", "model.safetensors")
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) == 0
+
+
+def test_a_file_of_which_nothing_arrives_is_given_up(hostile_hub: Stranger) -> None:
+    linked = {"X-Linked-Size": "1000", "X-Linked-Etag": '"' + "a" * 64 + '"'}
+    hostile_hub.answers["/some/model/resolve/main/model.safetensors"] = say(GOOD | linked, data=b"")
+    with pytest.raises(UserError, match=r"the server sends less than the 1,000 bytes that it states"):
+        fetch("some/model", "model.safetensors")
