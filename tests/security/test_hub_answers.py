@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt_pretrain.system import hub as hub_module
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system import hub as hub_module
 from gpt_pretrain.system.hub import fetch
 from tests.helpers.hostile_server import Answer, Stranger
 
