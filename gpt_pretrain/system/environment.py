@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from platformdirs import user_cache_path, user_data_path
@@ -40,7 +41,7 @@ def user_cache_folder() -> Path:
     Raises:
         OSError: If the user has no home folder.
     """
-    return _in_home(user_cache_path(APP))
+    return _in_home(user_cache_path)
 
 
 def user_data_folder() -> Path:
@@ -49,10 +50,15 @@ def user_data_folder() -> Path:
     Raises:
         OSError: If the user has no home folder.
     """
-    return _in_home(user_data_path(APP))
+    return _in_home(user_data_path)
 
 
-def _in_home(path: Path) -> Path:
-    if path.parts[:1] == ("~",):  # expanduser leaves it alone if HOME is not set and the user is not known to the system
-        raise OSError(errno.ENOENT, "HOME is not set, and this user has no home folder")
+def _in_home(find_folder: Callable[[str], Path]) -> Path:
+    problem = OSError(errno.ENOENT, "HOME is not set, and this user has no home folder")
+    try:
+        path = find_folder(APP)
+    except RuntimeError as error:
+        raise problem from error
+    if path.parts[:1] == ("~",):  # earlier versions of platformdirs raise no error
+        raise problem
     return path
