@@ -23,6 +23,7 @@ class EncodedBatch:
         rejected: The records that were left out.
         records: Number of records, rejected ones included.
         empty: Number of records that contain only white space.
+        markers: Number of documents that end at an end-of-text marker in the text.
     """
 
     tokens: bytes = b""
@@ -30,3 +31,4 @@ class EncodedBatch:
     rejected: list[RejectedRecord] = field(default_factory=list)
     records: int = 0
     empty: int = 0
+    markers: int = 0

@@ -38,6 +38,7 @@ class EncodingOptions:
         text_field: Field of a record that contains the text.
         max_rejected: Largest share of rejected records, 0 to 1.
         rejected_file: The file that rejected records are copied to if there are too many.
+        records_as_is: Encode records as version 0.1.0 did, to go on with a corpus that it started.
     """
 
     tokenizer: str
@@ -45,6 +46,7 @@ class EncodingOptions:
     text_field: str
     max_rejected: float
     rejected_file: Path
+    records_as_is: bool = False
 
 
 def encode_inputs(
@@ -68,7 +70,7 @@ def encode_inputs(
             return
         progress.start_encoding(writer.state.counts)
         encode: Callable[[list[Chunk]], EncodedBatch] = partial(
-            encode_batch, tokenizer_name=options.tokenizer, text_field=options.text_field
+            encode_batch, tokenizer_name=options.tokenizer, text_field=options.text_field, as_is=options.records_as_is
         )
         jobs = batch_chunks(read_inputs(inputs, cached_tokenizer(options.tokenizer), start=writer.state.after))
         for chunks, batch in workers.map(encode, jobs, size=lambda chunks: sum(chunk.size for chunk in chunks)):

@@ -15,7 +15,7 @@ from gpt_pretrain.config.command_schema import PrepareSettings
 from gpt_pretrain.data.manifest import FORMAT, MANIFEST, VERSION
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare import corpus_folder
-from gpt_pretrain.prepare.cluster import MAX_TASKS, EncodeTask, encode_on_cluster, group_files
+from gpt_pretrain.prepare.cluster import MAX_TASKS, EncodeTask, encode_on_cluster, group_files, unfinished_tasks
 from gpt_pretrain.prepare.corpus_folder import PLAN, WORK
 from gpt_pretrain.prepare.encoding import EncodingOptions, collect_rejected, encode_inputs, rejection_error, too_many_rejected
 from gpt_pretrain.prepare.processes import Interrupt, WorkerPool, interruptible
@@ -29,11 +29,13 @@ from gpt_pretrain.system.files import write_json
 from gpt_pretrain.system.resources import cores
 from gpt_pretrain.system.terminal import escape_line, print_escaped
 from gpt_pretrain.texts.inputs import CorpusInputs, InputFile, find_inputs
-from gpt_pretrain.tokenizers.base import fingerprint, token_itemsize
+from gpt_pretrain.tokenizers.base import END_OF_TEXT, fingerprint, token_itemsize
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # The settings that a corpus depends on, besides the inputs and the tokenizer.
 CONTENT_SETTINGS = ("text_field", "document_separator", "shard_tokens", "val_fraction", "val_tokens", "dedup")
+
+TEXT_RULES = 2  # Increase it when a text gets other tokens than before: an unfinished corpus must not mix both.
 
 
 def prepare_corpus(settings: PrepareSettings) -> None:
@@ -59,9 +61,9 @@ def prepare_corpus(settings: PrepareSettings) -> None:
         _warn_of_changed_inputs(inputs, folder)
     else:
         with _explain_disk_errors(folder), interruptible() as interrupt, corpus_folder.lock_corpus(folder):
-            work = {"tasks": len(_group_inputs(settings, inputs))}
-            _start_or_resume(folder, description | {"source": inputs.stamps, "work": work}, overwrite=settings.overwrite)
-            manifest, counts = _write_corpus(settings, inputs, description, folder, interrupt)
+            work = {"tasks": len(_group_inputs(settings, inputs)), "text_rules": TEXT_RULES}
+            plan = _start_or_resume(folder, description | {"source": inputs.stamps, "work": work}, overwrite=settings.overwrite)
+            manifest, counts = _write_corpus(settings, inputs, plan, folder, interrupt)
             write_json(folder / MANIFEST, manifest)
             shutil.rmtree(folder / WORK, ignore_errors=True)
         print_summary(manifest, counts, folder)
@@ -104,18 +106,26 @@ def _warn_of_changed_inputs(inputs: CorpusInputs, folder: Path) -> None:
 
 
 def _write_corpus(
-    settings: PrepareSettings, inputs: CorpusInputs, description: dict[str, Any], folder: Path, interrupt: Interrupt
+    settings: PrepareSettings, inputs: CorpusInputs, plan: dict[str, Any], folder: Path, interrupt: Interrupt
 ) -> tuple[dict[str, Any], RecordCounts]:
     """Write everything except the manifest.
+
+    Args:
+        plan: The plan of the preparation.
 
     Returns:
         The content of the manifest and the counts of all records.
     """
     itemsize = token_itemsize(cached_tokenizer(settings.tokenizer).vocab_size)
     rejected_file = folder / REJECTED_FILE
-    options = EncodingOptions(settings.tokenizer, itemsize, settings.text_field, settings.max_rejected, rejected_file)
     groups = _group_inputs(settings, inputs)
     task_folders = [folder / WORK / f"task-{number:05d}" for number in range(len(groups))]
+    records_as_is = _has_old_rules(plan)
+    if records_as_is:
+        _check_old_rules_can_go_on(inputs, task_folders, folder)
+    options = EncodingOptions(
+        settings.tokenizer, itemsize, settings.text_field, settings.max_rejected, rejected_file, records_as_is=records_as_is
+    )
     if settings.executor is not None:
         # The share of rejected records is checked when all tasks have finished.
         unlimited, local = replace(options, max_rejected=1.0), settings.executor == "local"
@@ -134,11 +144,11 @@ def _write_corpus(
     return {
         "format": FORMAT,
         "version": VERSION,
-        "tokenizer": description["tokenizer"],
+        "tokenizer": plan["tokenizer"],
         "itemsize": itemsize,
         "parts": shards["parts"],
-        "source": description["source"],
-        "options": description["options"],
+        "source": inputs.source,
+        "options": plan["options"],
         "rejected": {"records": counts.rejected, "by_reason": dict(sorted(counts.by_reason.items()))},
         "duplicates": shards["duplicates"],
     }, counts
@@ -161,8 +171,8 @@ def _describe(settings: PrepareSettings, inputs: CorpusInputs) -> dict[str, Any]
     return {"tokenizer": about | {"end_of_text": tokenizer.eos_id}, "source": inputs.source, "options": options}
 
 
-def _start_or_resume(folder: Path, description: dict[str, Any], *, overwrite: bool) -> None:
-    """Write the plan of a new preparation, or check that the folder's plan is the same.
+def _start_or_resume(folder: Path, description: dict[str, Any], *, overwrite: bool) -> dict[str, Any]:
+    """Write the plan of a new preparation and return it, or return the folder's plan if it is the same.
 
     Args:
         overwrite: Delete the corpus in the folder first, unless an interrupted run of the same command has done so.
@@ -180,9 +190,31 @@ def _start_or_resume(folder: Path, description: dict[str, Any], *, overwrite: bo
     if plan is None:
         corpus_folder.check_no_conflicts(folder)
         write_json(folder / WORK / PLAN, new_plan)
-        return
+        return new_plan
+    if _has_old_rules(plan):
+        del description["work"]["text_rules"]
     corpus_folder.check_same(plan, description, folder=folder, state="unfinished")
     print_escaped(f"{folder}: resuming an interrupted preparation.", file=sys.stderr)
+    return plan
+
+
+def _has_old_rules(plan: dict[str, Any]) -> bool:
+    """Return whether a preparation was started before line ends were unified and end-of-text markers in a text were tokens."""
+    work = plan.get("work")
+    return not isinstance(work, dict) or "text_rules" not in work
+
+
+def _check_old_rules_can_go_on(inputs: CorpusInputs, task_folders: list[Path], folder: Path) -> None:
+    """Check that the rest of a corpus of an earlier version can be encoded as its beginning was.
+
+    Raises:
+        UserError: If text files are left, of which the journal counts the bytes in another way.
+    """
+    if any(file.form == "text" for file in inputs.files) and unfinished_tasks(task_folders):
+        raise UserError(
+            f"{folder} contains an unfinished corpus of an earlier version of gpt-pretrain, which turned line ends and "
+            f"{END_OF_TEXT} in a text into other tokens. Finish it with that version, or start over with overwrite=true."
+        )
 
 
 def _has_tokens(folder: Path) -> bool:

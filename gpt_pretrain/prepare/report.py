@@ -14,7 +14,7 @@ from gpt_pretrain.prepare.tokenizing import cached_tokenizer
 from gpt_pretrain.system.formatting import format_count, format_si
 from gpt_pretrain.system.terminal import print_escaped
 from gpt_pretrain.texts.chunks import DAMAGED_ARCHIVE
-from gpt_pretrain.tokenizers.base import Tokenizer, decode
+from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer, decode
 
 N_EXCERPTS = 3
 EXCERPT_TOKENS = 60
@@ -33,6 +33,8 @@ def print_summary(manifest: dict[str, Any], counts: RecordCounts, folder: Path) 
             "There is no validation set: it needs two documents with different texts, and val_fraction above 0. "
             "document_separator= splits a text file into documents."
         )
+    if counts.markers:
+        print(f"{format_count(counts.markers, 'document')} ended at {END_OF_TEXT} in the text.")
     if counts.empty:
         print(f"Left out: {format_count(counts.empty, 'record')} without text.")
     if manifest["duplicates"]:

@@ -44,6 +44,7 @@ class RecordCounts:
         by_reason: Number of rejected records for each reason.
         text_bytes: Bytes of UTF-8 text that were encoded.
         tokens: Tokens that were encoded.
+        markers: Number of documents that end at an end-of-text marker in the text.
     """
 
     records: int = 0
@@ -51,6 +52,7 @@ class RecordCounts:
     by_reason: dict[str, int] = field(default_factory=dict)
     text_bytes: int = 0
     tokens: int = 0
+    markers: int = 0
 
     @property
     def rejected(self) -> int:
@@ -143,6 +145,7 @@ class SegmentWriter:
         counts = self.state.counts
         counts.records += batch.records
         counts.empty += batch.empty
+        counts.markers += batch.markers
         counts.tokens += len(batch.tokens) // self._itemsize
         counts.text_bytes += int(batch.rows["bytes"].sum())
         counts.by_reason = dict(Counter(counts.by_reason) + Counter(record.reason for record in batch.rejected))
@@ -287,7 +290,7 @@ def total_counts(folders: Iterable[Path]) -> RecordCounts:
     total = RecordCounts()
     for folder in folders:
         counts = read_journal(folder)[1].counts
-        for name in ("records", "empty", "text_bytes", "tokens"):
+        for name in ("records", "empty", "text_bytes", "tokens", "markers"):
             setattr(total, name, getattr(total, name) + getattr(counts, name))
         total.by_reason = dict(Counter(total.by_reason) + Counter(counts.by_reason))
     return total

@@ -10,7 +10,7 @@ import numpy as np
 from gpt_pretrain.prepare.encoded_batch import COMPLETE, CONTINUES, REJECTED, ROW, EncodedBatch
 from gpt_pretrain.texts.chunks import Chunk, RejectedRecord
 from gpt_pretrain.texts.records import InvalidRecordError, chunk_records, excerpt, record_text
-from gpt_pretrain.tokenizers.base import Tokenizer, token_byte_lengths, token_itemsize
+from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer, token_byte_lengths, token_itemsize
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.splitting import split_text
 
@@ -23,18 +23,23 @@ def cached_byte_lengths(tokenizer_name: str) -> np.ndarray:
     return token_byte_lengths(cached_tokenizer(tokenizer_name))
 
 
-def encode_batch(chunks: list[Chunk], tokenizer_name: str, text_field: str) -> EncodedBatch:
-    """Encode the documents of several chunks."""
-    encoder = _DocumentEncoder(cached_tokenizer(tokenizer_name))
+def encode_batch(chunks: list[Chunk], tokenizer_name: str, text_field: str, *, as_is: bool = False) -> EncodedBatch:
+    """Encode the documents of several chunks.
+
+    Args:
+        as_is: Keep the line ends of records, and take end-of-text markers in them as text.
+    """
+    encoder = _DocumentEncoder(cached_tokenizer(tokenizer_name), divide=not as_is)
     for chunk in chunks:
         if isinstance(chunk.content, RejectedRecord):
             encoder.reject(chunk.content, in_document=not chunk.begins)
         elif isinstance(chunk.content, str):
-            encoder.add_part(chunk.content, begins=chunk.begins, ends=chunk.ends)
+            encoder.add_part(chunk.content, begins=chunk.begins, ends=chunk.ends, at_marker=chunk.at_marker)
         else:
             for number, record in chunk_records(chunk):
                 try:
-                    encoder.add(record_text(record, text_field, is_json=isinstance(chunk.content, bytes)))
+                    is_json = isinstance(chunk.content, bytes)
+                    encoder.add(record_text(record, text_field, is_json=is_json, as_is=as_is))
                 except InvalidRecordError as error:
                     reason, detail = error.args
                     encoder.reject(RejectedRecord(chunk.file, number, reason, detail, excerpt(record)))
@@ -44,8 +49,9 @@ def encode_batch(chunks: list[Chunk], tokenizer_name: str, text_field: str) -> E
 class _DocumentEncoder:
     """Encodes documents one by one into an EncodedBatch."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, divide: bool) -> None:
         self._tokenizer = tokenizer
+        self._divide = divide and tokenizer.eos_id is not None
         self._tokens: list[bytes] = []
         self._rows: list[tuple[bytes, int, int, int]] = []
         self._result = EncodedBatch()
@@ -53,7 +59,7 @@ class _DocumentEncoder:
         self._end_of_text = np.array([tokenizer.eos_id], self._dtype).tobytes()
 
     def add(self, text: str) -> None:
-        """Encode a whole document.
+        """Encode a record: a document, or several with end-of-text markers between them.
 
         Raises:
             InvalidRecordError: If the text contains half a surrogate pair; nothing has been encoded then.
@@ -63,14 +69,23 @@ class _DocumentEncoder:
                 text.encode()
         except UnicodeEncodeError as error:
             raise InvalidRecordError("not UTF-8", f"half a surrogate pair at character {error.start}") from error
+        *documents, last = text.split(END_OF_TEXT) if self._divide else [text]
+        for document in documents:
+            self._add_document(document, at_marker=True)
+        if last or not documents:  # No document follows a marker at the end of a record.
+            self._add_document(last, at_marker=False)
+
+    def _add_document(self, text: str, *, at_marker: bool) -> None:
         length = 0
         for part in split_text(text, self._tokenizer):
             begins, length = length == 0, length + len(part)
-            self.add_part(part, begins=begins, ends=length == len(text))
+            ends = length == len(text)
+            self.add_part(part, begins=begins, ends=ends, at_marker=at_marker and ends)
 
-    def add_part(self, text: str, *, begins: bool = True, ends: bool = True) -> None:
+    def add_part(self, text: str, *, begins: bool = True, ends: bool = True, at_marker: bool = False) -> None:
         """Encode a document, or the next part of one."""
         self._result.records += ends
+        self._result.markers += at_marker
         if begins and ends and not text.strip():
             self._result.empty += 1
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 # Bytes of a line, or characters of a text in a table. Several of them are in memory at a time.
@@ -62,6 +62,7 @@ class Chunk:
         bytes_read: Bytes read so far from all files.
         begins: Whether a document begins with the chunk, if the content is text or a rejected record.
         ends: Whether a document ends with the chunk, if the content is text or a rejected record.
+        at_marker: Whether it ends at an end-of-text marker in the text.
     """
 
     file: str
@@ -71,6 +72,7 @@ class Chunk:
     bytes_read: int
     begins: bool = True
     ends: bool = True
+    at_marker: bool = False
 
     @property
     def size(self) -> int:
@@ -103,16 +105,17 @@ class Cursor:
         self.offset, self.record = self.offset + size, self.record + count
         return self._chunk(first, content)
 
-    def part(self, text: str, *, ends: bool, end: int | None = None) -> Chunk:
+    def part(self, text: str, *, ends: bool, end: int | None = None, at_marker: bool = False) -> Chunk:
         """Return the next part of a document.
 
         Args:
             end: The offset after the part, if it is not the end of the text.
+            at_marker: Whether the document ends at an end-of-text marker in the text.
         """
         begins, first = not self.in_document, self.record + 1
         self.offset = self.offset + len(text.encode()) if end is None else end
         self.record, self.in_document = self.record + ends, not ends
-        return self._chunk(first, text, begins=begins, ends=ends)
+        return replace(self._chunk(first, text, begins=begins, ends=ends), at_marker=at_marker)
 
     def reject(self, reason: str, detail: str, *, size: int = 0) -> Chunk:
         """Return the next record, or the document that is being read, as rejected."""

@@ -47,7 +47,7 @@ def read_blocks(file: InputFile, stream: BinaryIO, *, start: int = 0) -> Iterato
         while block := stream.read(BLOCK):
             yield block
         return
-    yield from _join_blocks(_drop(_limit(_decompress(stream, file.archive), file.size), start))
+    yield from _join_blocks(drop_bytes(_limit(_decompress(stream, file.archive), file.size), start))
 
 
 def max_content(size: int) -> int:
@@ -71,7 +71,7 @@ def _limit(blocks: Iterable[bytes], size: int) -> Iterator[bytes]:
         yield block
 
 
-def _drop(blocks: Iterable[bytes], count: int) -> Iterator[bytes]:
+def drop_bytes(blocks: Iterable[bytes], count: int) -> Iterator[bytes]:
     """Drop the first `count` bytes."""
     for block in blocks:
         if count < len(block):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import codecs
 import io
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from gpt_pretrain.system.line_ends import unify_line_ends, unify_line_ends_in_blocks
 from gpt_pretrain.texts.chunks import BATCH, DAMAGED_ARCHIVE, LONGEST_RECORD, Chunk, Cursor, ReadPosition
-from gpt_pretrain.texts.decompression import DamagedArchiveError, read_blocks
+from gpt_pretrain.texts.decompression import DamagedArchiveError, drop_bytes, read_blocks
 from gpt_pretrain.texts.inputs import CorpusInputs, InputFile, check_unchanged
 from gpt_pretrain.texts.tables import read_dataset, read_parquet
-from gpt_pretrain.tokenizers.base import Tokenizer
+from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer
 from gpt_pretrain.tokenizers.splitting import split_start, split_text
 
 MAX_LINES = 8192  # Of a chunk. A rejected line takes 500 bytes of memory, and as little as two in its file.
@@ -74,16 +76,22 @@ def split_lines(blocks: Iterable[bytes], cursor: Cursor) -> Iterator[Chunk]:
 
 
 def split_documents(blocks: Iterable[bytes], cursor: Cursor, separator: str | None, tokenizer: Tokenizer) -> Iterator[Chunk]:
-    """Split the content of a file at the separators; long documents are split further, as `split_text` would."""
+    """Split the content of a file at separators and end-of-text markers; long documents are split further, as by `split_text`.
+
+    Args:
+        blocks: The content from the cursor's offset on, with unified line ends.
+    """
+    separators = [END_OF_TEXT] if tokenizer.eos_id is not None else []
+    separators += [unify_line_ends(separator)] if separator else []
     decoder = codecs.getincrementaldecoder("utf-8")()
     text, problem, offset = "", "", cursor.offset
-    for data, skipped, ends in _split_at_separators(blocks, separator, in_document=cursor.in_document):
+    for data, mark, ends in _split_at_separators(blocks, separators, in_document=cursor.in_document):
         if not problem:
             try:
                 text += decoder.decode(data, ends)
             except UnicodeDecodeError as error:
                 problem = f"{error.reason} near byte {offset + error.start}"
-        offset += len(data) + skipped
+        offset += len(data) + len(mark)
         if not ends:
             *parts, text = split_start(text, tokenizer)
             for part in parts:
@@ -95,7 +103,7 @@ def split_documents(blocks: Iterable[bytes], cursor: Cursor, separator: str | No
             *parts, text = split_text(text, tokenizer)
             for part in parts:
                 yield cursor.part(part, ends=False)
-            yield cursor.part(text, ends=True, end=offset)
+            yield cursor.part(text, ends=True, end=offset, at_marker=mark == END_OF_TEXT.encode())
         decoder.reset()
         text, problem = "", ""
 
@@ -118,12 +126,14 @@ def _read_file(
         return
     with open(file.path, "rb") as stream:
         cursor = Cursor(file.path, start, bytes_read=lambda: bytes_before + stream.tell())
-        blocks = _drop_byte_order_mark(read_blocks(file, stream, start=start.offset), cursor)
         try:
             if file.form == "lines":
+                blocks = _drop_byte_order_mark(read_blocks(file, stream, start=start.offset), cursor)
                 yield from split_lines(blocks, cursor)
             else:
-                yield from split_documents(blocks, cursor, inputs.separator, tokenizer)
+                # An offset counts the bytes after the line ends are unified, so that the file is read from its beginning.
+                blocks = drop_bytes(unify_line_ends_in_blocks(read_blocks(file, stream)), start.offset)
+                yield from split_documents(_drop_byte_order_mark(blocks, cursor), cursor, inputs.separator, tokenizer)
         except DamagedArchiveError as error:
             yield cursor.reject(DAMAGED_ARCHIVE, str(error))
 
@@ -137,22 +147,25 @@ def _drop_byte_order_mark(blocks: Iterator[bytes], cursor: Cursor) -> Iterator[b
 
 
 def _split_at_separators(
-    blocks: Iterable[bytes], separator: str | None, *, in_document: bool
-) -> Iterator[tuple[bytes, int, bool]]:
-    """Yield slices of documents, the number of separator bytes after each slice, and whether the document ends there."""
-    mark = (separator or "").encode()
+    blocks: Iterable[bytes], separators: Sequence[str], *, in_document: bool
+) -> Iterator[tuple[bytes, bytes, bool]]:
+    """Yield slices of documents, the separator after each slice if there is one, and whether the document ends there."""
+    marks = sorted({separator.encode() for separator in separators}, key=len, reverse=True)
+    any_mark, longest = re.compile(b"|".join(map(re.escape, marks))), max(map(len, marks), default=1)
     rest, document_open, any_end = b"", in_document, False
-    for block in blocks:
-        *complete, rest = (rest + block).split(mark) if mark else [rest + block]
-        for data in complete:
-            yield data, len(mark), True
-        document_open, any_end = document_open and not complete, any_end or bool(complete)
-        kept = len(mark) - 1 if mark else 0  # Bytes that may be the beginning of a separator.
-        if len(rest) > kept:
-            yield rest[: len(rest) - kept], 0, False
-            rest, document_open = rest[len(rest) - kept :], True
+    for block in itertools.chain(blocks, [None]):
+        rest, begin = rest + (block or b""), 0
+        # The end of what has arrived may be the beginning of a separator, or of a longer one than it is yet.
+        certain = len(rest) if block is None else max(len(rest) - longest + 1, 0)
+        while marks and (found := any_mark.search(rest, begin)) and found.start() < certain:
+            yield rest[begin : found.start()], found[0], True
+            begin, document_open, any_end = found.end(), False, True
+        if block is not None and certain > begin:
+            yield rest[begin:certain], b"", False
+            begin, document_open = certain, True
+        rest = rest[begin:]
     if rest or document_open or not any_end:  # No document follows a separator at the end of a file.
-        yield rest, 0, True
+        yield rest, b"", True
 
 
 def _take_lines(cursor: Cursor, data: bytes) -> Iterator[Chunk]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from gpt_pretrain.system.line_ends import unify_line_ends
 from gpt_pretrain.system.reading import DamagedFileError, check_json_values
 from gpt_pretrain.texts.chunks import FIELD_MISSING, LONGEST_RECORD, Chunk
 
@@ -29,8 +30,11 @@ def chunk_records(chunk: Chunk) -> Iterator[tuple[int, Any]]:
             yield number, line
 
 
-def record_text(record: Any, text_field: str, *, is_json: bool) -> str:
+def record_text(record: Any, text_field: str, *, is_json: bool, as_is: bool = False) -> str:
     """Return the text of a record, which is either a JSON line or a value from a table.
+
+    Args:
+        as_is: Keep the line ends.
 
     Raises:
         InvalidRecordError: If it has none.
@@ -40,7 +44,7 @@ def record_text(record: Any, text_field: str, *, is_json: bool) -> str:
         value = _decode(value)
     if not isinstance(value, str):
         raise InvalidRecordError("text no string", f"{type(value).__name__} instead of a string")
-    return value
+    return value if as_is else unify_line_ends(value)
 
 
 def _json_value(line: bytes, text_field: str) -> Any:

@@ -149,7 +149,7 @@ def test_finished_segments_and_shards_are_not_written_again(tmp_path: Path, smal
     monkeypatch.setattr(encoding, "encode_batch", lambda *a, **k: encoded.append(1) or real_encode(*a, **k))
     monkeypatch.setattr(shards, "write_shard", lambda job: written.append(job.name) or real_write(job))
     monkeypatch.setattr(pipeline, "write_json", lambda path, _: kill() if path.name == "manifest.json" else path.write_text("{}"))
-    monkeypatch.setattr(pipeline, "_start_or_resume", lambda folder, description, overwrite: None)
+    monkeypatch.setattr(pipeline, "_start_or_resume", lambda folder, description, overwrite: description)
     with pytest.raises(Killed):
         corpora.prepare(*inputs, out=tmp_path / "out", **SHORT)
     first = len(encoded), len(written)
@@ -175,10 +175,10 @@ def test_the_keys_of_the_journal_and_the_plan_stay_as_they_are(tmp_path: Path) -
         *("after", "counts", "open_hash", "open_tokens", "open_bytes", "rejects_size", "complete"),
     }
     assert set(entry["state"]["after"]) == {"file", "offset", "record", "in_document"}
-    assert set(entry["state"]["counts"]) == {"records", "empty", "by_reason", "text_bytes", "tokens"}
+    assert set(entry["state"]["counts"]) == {"records", "empty", "by_reason", "text_bytes", "tokens", "markers"}
     plan = json.loads((work / "plan.json").read_text())
     assert set(plan) == {"tokenizer", "source", "options", "work", "overwrite"}
-    assert set(plan["source"][0]) == {"path", "bytes", "changed"} and set(plan["work"]) == {"tasks"}
+    assert set(plan["source"][0]) == {"path", "bytes", "changed"} and set(plan["work"]) == {"tasks", "text_rules"}
 
 
 @pytest.mark.parametrize("encoded", ["everything", "the first segment"])

@@ -18,8 +18,7 @@ from tests.helpers import corpora
 
 AWKWARD = [
     "plain words",
-    "  two spaces, a tab\t, and\r\nWindows' line ends\r\n\r\n",
-    "<|endoftext|> is text here, <|endoftext|>",
+    "  two spaces, a tab\t, and <|endoftext is no marker",
     "Zürich, 東京、مرحبا, \u0928\u092e\u0938\u094d\u0924\u0947",
     "\U0001f469\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466 \U0001f3f4\U000e0067\U000e0062\U000e007f",
     "\ufeffa mark inside, \x00 a zero, \x1f controls, \u2028 separators \u0085",
