@@ -13,6 +13,7 @@ from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.gpt2 import empty_model
 from gpt_pretrain.system.reading import short_repr
 
+EMBEDDINGS = {EMBEDDING, TensorSlot("pos_emb.weight")}
 # No real model is larger; larger values come from damaged or hostile files and would exhaust memory.
 SIZE_LIMITS = {"vocab_size": 10**8, "context_length": 10**8, "emb_dim": 10**6, "n_layers": 1000}
 # GPT-2's attention heads by (emb_dim, n_layers); all are 64 wide.
@@ -41,34 +42,68 @@ def infer_architecture(
     Raises:
         UserError: If there is no architecture that the tensors fit.
     """
-    seen = _architecture_from_shapes(slots)
-    declared = dict(source.declared)
-    both = {**declared, **seen}
     if misfits.causes:
         raise UserError(misfits.message(source.name))
-    if any(name not in both for name in ("vocab_size", "context_length", "emb_dim")):
-        raise UserError(_no_gpt2(source))
-    if contradictions := [name for name, value in seen.items() if name in declared and declared[name] != value]:
-        config_says = ", ".join(f"{name}={short_repr(declared[name])}" for name in contradictions)
-        tensors_say = ", ".join(f"{name}={seen[name]}" for name in contradictions)
-        raise UserError(f"{source.name}: its config has {config_says}, but its tensors have {tensors_say}.")
-    _check_sizes(source, both)
+    seen = _architecture_from_shapes(slots)
+    declared = dict(source.declared)
     fields = {
         "qkv_bias": any(slot.name.endswith("att.qkv.bias") for slot in slots),
         "tie_embeddings": _is_tied(source, slots),
-        **both,
+        **declared,
+        **seen,
     }
-    problems = []
+    if any(name not in fields for name in ("vocab_size", "context_length", "emb_dim")) or not slots.keys() & EMBEDDINGS:
+        raise UserError(_no_gpt2(source))
+    _check_sizes(source, fields)
     fields["n_heads"], head_problems = _count_heads(source, fields, n_heads)
+    contradictions = {name: value for name, value in seen.items() if name in declared and declared[name] != value}
+    if contradictions:
+        raise UserError(_contradiction(source, slots, misfits, fields, contradictions, transposed=transposed))
+    config, misfits = _try(fields, slots, misfits, transposed=transposed)
+    if isinstance(config, UserError):
+        raise UserError([f"{source.name}: {problem}" for problem in config.problems]) from config
+    if problems := [misfits.message(source.name)] * bool(misfits) + head_problems:
+        raise UserError(problems)
+    return config
+
+
+def _try(fields: dict[str, Any], slots: Slots, misfits: Misfits, *, transposed: bool) -> tuple[GPTConfig | UserError, Misfits]:
+    """Build an architecture from fields, and return it or the error, and the misfits of the tensors."""
     try:
         config = GPTConfig(**fields)
     except UserError as error:
-        raise UserError([f"{source.name}: {problem}" for problem in error.problems]) from error
-    if misfits := misfits + find_misfits(config, slots, transposed=transposed):
-        problems.append(misfits.message(source.name))
-    if problems + head_problems:
-        raise UserError(problems + head_problems)
-    return config
+        return error, misfits
+    return config, misfits + find_misfits(config, slots, transposed=transposed)
+
+
+def _contradiction(
+    source: WeightSource,
+    slots: Slots,
+    misfits: Misfits,
+    fields: dict[str, Any],
+    seen: dict[str, Any],
+    *,
+    transposed: bool,
+) -> str:
+    """Return the message on a config that disagrees with the tensors' shapes.
+
+    A few tensors may have the wrong shape, or all of them another one than the config says.
+
+    Args:
+        fields: The architecture by the tensors.
+        seen: Those of its fields that the config contradicts.
+    """
+    stored = {name: source.declared[name] for name in seen}
+    # No absurdly large model is built.
+    if all(isinstance(stored[name], int) and stored[name] <= 2 * value + 100 for name, value in seen.items()):
+        by_tensors = _try(fields, slots, misfits, transposed=transposed)
+        by_config = _try(fields | stored, slots, misfits, transposed=transposed)
+        fits = isinstance(by_tensors[0], GPTConfig) and len(by_tensors[1]) <= len(by_config[1])
+        if isinstance(by_config[0], GPTConfig) and not fits:
+            return by_config[1].message(source.name)
+    config_says = ", ".join(f"{name}={short_repr(value)}" for name, value in stored.items())
+    tensors_say = ", ".join(f"{name}={value}" for name, value in seen.items())
+    return f"{source.name}: its config has {config_says}, but its tensors have {tensors_say}."
 
 
 def find_misfits(config: GPTConfig, slots: Slots, *, transposed: bool) -> Misfits:

@@ -163,6 +163,11 @@ def to_hf_config(config: GPTConfig, *, tokenizer: str | None, eos_id: int | None
 
 
 def from_nanogpt_args(fields: dict[str, Any]) -> dict[str, Any]:
-    """Translate nanoGPT's `model_args` into fields of `GPTConfig`; nanoGPT computes the exact GELU."""
+    """Translate nanoGPT's `model_args` into fields of `GPTConfig`.
+
+    nanoGPT has computed the exact GELU since it has the option `bias`. Without that option its first version, minGPT and llm.c
+    compute GPT-2's form.
+    """
     declared = {ours: fields[theirs] for theirs, ours in NANOGPT_FIELDS.items() if theirs in fields}
-    return declared | {"gelu_approximate": "none", "qkv_bias": bool(fields.get("bias", True))}
+    gelu = "none" if "bias" in fields else "tanh"
+    return declared | {"gelu_approximate": gelu, "qkv_bias": bool(fields.get("bias", True))}

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from gpt_pretrain.checkpoints.checksum import checksum_error
 from gpt_pretrain.checkpoints.tensor_names import find_slot
-from gpt_pretrain.checkpoints.torch_pickles import check_legacy_file, check_torch_zip
+from gpt_pretrain.checkpoints.torch_pickles import check_legacy_file, check_torch_zip, read_inert
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.pickles import RefusedNameError
-from gpt_pretrain.system.reading import DamagedFileError, read_json, short_repr
+from gpt_pretrain.system.reading import DamagedFileError, read_json
 
 FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -72,58 +72,6 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     }
 
 
-def index_files(index: Path) -> dict[str, str]:
-    """Return the file of each tensor that the index of a model in several files names.
-
-    Raises:
-        UserError: If it is no such index, or names a file in another folder.
-    """
-    files = read_model_json(index).get("weight_map")
-    if not isinstance(files, dict) or not files:
-        raise UserError(f"{index} is not an index of a model in several files: it has no weight_map.")
-    for file in files.values():
-        if not isinstance(file, str) or Path(file).name != file or not file.endswith((".safetensors", ".bin")):
-            raise UserError(f"{index} names {short_repr(file)}, which is not a file of tensors in the same folder.")
-    return files
-
-
-def read_indexed(index: Path) -> dict[str, StoredTensor]:
-    """Return the tensors of all files that an index names.
-
-    Raises:
-        UserError: If the index or a file is missing or damaged, or they disagree. All problems are reported together.
-    """
-    files = index_files(index)
-    problems: list[str] = []
-    tensors: dict[str, StoredTensor] = {}
-    for file in sorted(set(files.values())):
-        path = index.parent / file
-        if not path.is_file():
-            problems.append(f"{path} is missing: {index.name} lists tensors in it.")
-            continue
-        try:
-            found = read_tensors(path)
-        except UserError as error:
-            problems += error.problems
-            continue
-        listed = {name for name, its_file in files.items() if its_file == file}
-        problems += [f"{path} lacks the tensor {name}." for name in sorted(listed - found.keys())]
-        problems += [f"{index} does not list the tensor {name} of {file}." for name in sorted(found.keys() - listed)]
-        tensors |= found
-    if problems:
-        raise UserError(problems)
-    return tensors
-
-
-def read_tensors(path: Path) -> dict[str, StoredTensor]:
-    """Return the tensors of a file that holds nothing else.
-
-    Raises:
-        UserError: If the file cannot be read.
-    """
-    return read_safetensors(path) if is_safetensors(path) else state_dict_tensors(read_state_dict(path), path)
-
-
 def read_torch_file(path: Path) -> Any:
     """Read a file that `torch.save` wrote, with its tensors mapped if the format of the file allows it.
 
@@ -154,16 +102,28 @@ def read_torch_file(path: Path) -> Any:
         raise UserError(f"{path} is damaged or is not a PyTorch file ({_short(error)}).") from error
 
 
-def read_state_dict(path: Path) -> dict[str, Any]:
-    """Read a file that `torch.save` wrote and that holds a dict.
+def read_torch_content(path: Path) -> tuple[Any, bool]:
+    """Read a file that `torch.save` wrote, also if it holds objects of unknown classes, which stay inert.
+
+    Returns:
+        What the file holds, and whether there may be an `InertObject` in it.
 
     Raises:
-        UserError: If the file cannot be read, as `read_torch_file` describes, or holds something else.
+        UserError: As in `read_torch_file`.
     """
-    content = read_torch_file(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a dict of tensors.")
-    return content
+    try:
+        return read_torch_file(path), False
+    except UserError as error:
+        if not isinstance(error.__cause__, RefusedNameError):
+            raise
+        refused = error
+    try:
+        if zipfile.is_zipfile(path):
+            _check_zip(path)
+        return read_inert(path), True
+    # The strict reader's message names what the file needs.
+    except Exception:
+        raise refused from None
 
 
 def loaded_tensor(name: str, value: Tensor) -> StoredTensor:

@@ -8,25 +8,27 @@ harmless only until something walks through them. Tensors that a state dict has 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+import sys
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
-from gpt_pretrain.system.pickles import Call, PickledName, PickledReference, PickleRules, check_key, read_pickle
+from gpt_pretrain.system.pickles import Call, InertObject, PickledName, PickledReference, PickleRules, check_key, read_pickle
 from gpt_pretrain.system.reading import DamagedFileError, open_regular, short_repr
 
 MAX_RECORDS = 200_000  # A record takes 600 bytes of memory, and as little as 80 in the file.
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # Source: MAGIC_NUMBER in torch/serialization.py, of files before PyTorch 1.6
 ENCODINGS = ("latin1", "latin-1", "utf-8", "utf8", "ascii")  # Others take quadratic time, or expand their text.
-# Bytes of a storage's items; a storage of any other type counts its bytes. Source: torch/storage.py.
-ITEM_BYTES = {
-    **dict.fromkeys(("DoubleStorage", "LongStorage", "ComplexFloatStorage"), 8),
-    **dict.fromkeys(("FloatStorage", "IntStorage"), 4),
-    **dict.fromkeys(("HalfStorage", "ShortStorage", "BFloat16Storage"), 2),
-    "ComplexDoubleStorage": 16,
+# A storage of any other type counts its bytes. Source: torch/storage.py.
+STORAGE_DTYPES = {
+    **{"DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16},
+    **{"BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32, "ShortStorage": torch.int16},
+    **{"CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool},
+    **{"ComplexFloatStorage": torch.complex64, "ComplexDoubleStorage": torch.complex128},
 }
 
 
@@ -35,18 +37,24 @@ class _TensorStandIn:
     """Stands for a tensor that the file would build."""
 
 
+Build = Callable[[str, torch.dtype, int, tuple[int, ...], tuple[int, ...]], torch.Tensor]
+
+
 class _StorageSizes:
     """The sizes that the pickles of one file state for its storages, which may not exceed the file.
 
     Args:
         file_size: Bytes.
+        build: Builds a tensor from the key of its storage, its dtype, offset, size and stride. None builds a stand-in.
     """
 
-    def __init__(self, file_size: int) -> None:
-        self._file_size = file_size
+    def __init__(self, file_size: int, build: Build | None = None) -> None:
+        self.file_size = file_size
+        self._build = build
         self._sizes: dict[str, int] = {}
+        self.item_bytes: dict[str, int] = {}
 
-    def rebuild(self, reference: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> _TensorStandIn:
+    def rebuild(self, reference: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
         """Check that a tensor lies within its storage."""
         count = self._count(reference)
         numbers = [offset, *size, *stride]
@@ -57,7 +65,13 @@ class _StorageSizes:
             raise DamagedFileError(f"a tensor claims the shape {short_repr(tuple(size))}, more than its storage holds")
         if any(isinstance(part, dict) and part for part in rest):
             raise DamagedFileError("a tensor has hooks")
-        return _TensorStandIn()
+        dtype = STORAGE_DTYPES.get(reference.key[1].name.rpartition(".")[2])
+        # Storages without a type belong to tensors whose dtype is the last but one argument.
+        names = [_DTYPES[part.name] for part in rest if isinstance(part, PickledName) and part.name in _DTYPES]
+        dtype = dtype if dtype is not None else next(iter(names), None)
+        if self._build is None or dtype is None:
+            return _TensorStandIn()
+        return self._build(reference.key[2], dtype, offset, tuple(size), tuple(stride))
 
     def _count(self, reference: Any) -> int:
         """Return the number of items in the storage of a tensor."""
@@ -66,7 +80,9 @@ class _StorageSizes:
         kind, storage, key, _, count, *_ = reference.key
         if kind != "storage" or not isinstance(storage, PickledName) or not isinstance(key, str) or not isinstance(count, int):
             raise DamagedFileError("a storage is not described as PyTorch does")
-        n_bytes = count * ITEM_BYTES.get(storage.name.rpartition(".")[2], 1)
+        dtype = STORAGE_DTYPES.get(storage.name.rpartition(".")[2])
+        self.item_bytes[key] = 1 if dtype is None else dtype.itemsize
+        n_bytes = count * self.item_bytes[key]
         self._sizes[key] = max(self._sizes.get(key, 0), n_bytes)
         return count
 
@@ -76,9 +92,13 @@ class _StorageSizes:
             if n_bytes > (found := record_sizes.get(f"data/{key}", 0)):
                 raise DamagedFileError(f"a tensor claims {n_bytes:,} bytes, and the archive has {found:,} of them")
 
+    def n_bytes(self, key: str) -> int:
+        """Return the size that the file's tensors state for a storage."""
+        return self._sizes.get(key, 0)
+
     def check_total(self) -> None:
         """Check that all storages together fit into the file."""
-        if (total := sum(self._sizes.values())) > self._file_size:
+        if (total := sum(self._sizes.values())) > self.file_size:
             raise DamagedFileError(f"its tensors claim {total:,} bytes in total, more than the file has")
 
 
@@ -88,6 +108,38 @@ def check_torch_zip(path: Path) -> None:
     Raises:
         DamagedFileError: If it holds anything but plain data and dense tensors that fit into the file.
     """
+    _check_zip_parts(path, inert=False)
+
+
+def check_legacy_file(path: Path) -> None:
+    """Check a file of PyTorch before 1.6: five pickles, and then the bytes of the storages.
+
+    Raises:
+        DamagedFileError: If it is no such file, or holds anything but plain data and dense tensors that fit into the file.
+    """
+    _check_legacy_parts(path, inert=False)
+
+
+def read_inert(path: Path) -> Any:
+    """Read a file of `torch.save` whose classes are unknown: its tensors are mapped, and its other objects stay inert.
+
+    Nothing is imported, called or built. The file is read twice, and tensors are only built when all sizes are known to fit.
+
+    Raises:
+        DamagedFileError: If the file is damaged, holds tensors that do not fit into it, or is made to run a command.
+    """
+    size = path.stat().st_size
+    if zipfile.is_zipfile(path):
+        content, offsets = _check_zip_parts(path, inert=True)
+        return _read(io.BytesIO(content), _StorageSizes(size, _mapped(path, offsets)), size=len(content), inert=True)
+    start, offsets = _check_legacy_parts(path, inert=True)
+    with open_regular(path) as stream:
+        stream.seek(start)
+        return _read(stream, _StorageSizes(size, _mapped(path, offsets)), size=size, inert=True)
+
+
+def _check_zip_parts(path: Path, *, inert: bool) -> tuple[bytes, dict[str, int]]:
+    """Return the pickle of an archive that has passed all checks, and the offsets of its storages in the file."""
     size = path.stat().st_size
     # Another reader of archives than torch.load's could find other content in a file that was made for it.
     reader = torch._C.PyTorchFileReader(str(path))
@@ -99,33 +151,64 @@ def check_torch_zip(path: Path) -> None:
         raise DamagedFileError("its parts are larger than the file")
     content = reader.get_record("data.pkl")
     sizes = _StorageSizes(size)
-    _read(io.BytesIO(content), sizes, size=len(content))
+    _read(io.BytesIO(content), sizes, size=len(content), inert=inert)
     sizes.check_total()
     sizes.check_records(record_sizes)
+    if inert and "byteorder" in records and reader.get_record("byteorder") != sys.byteorder.encode():
+        raise DamagedFileError("its numbers have the byte order of another machine")
+    # PyTorch's own type hints lack this method.
+    return content, {key: reader.get_record_offset(f"data/{key}") for key in sizes.item_bytes}  # type: ignore[attr-defined]
 
 
-def check_legacy_file(path: Path) -> None:
-    """Check a file of PyTorch before 1.6: five pickles, and then the bytes of the storages.
-
-    Raises:
-        DamagedFileError: If it is no such file, or holds anything but plain data and dense tensors that fit into the file.
-    """
+def _check_legacy_parts(path: Path, *, inert: bool) -> tuple[int, dict[str, int]]:
+    """Return where the content of a file that has passed all checks begins, and the offsets of its storages in the file."""
     size = path.stat().st_size
     with open_regular(path) as stream:
         magic, *_ = parts = [_read(stream, sizes := _StorageSizes(size), size=size)]
         if magic != LEGACY_MAGIC:
             raise DamagedFileError("it does not begin as PyTorch's files do")
-        parts += [_read(stream, sizes, size=size) for _ in range(4)]
+        parts += [_read(stream, sizes, size=size) for _ in range(2)]
+        start = stream.tell()
+        parts += [_read(stream, sizes, size=size, inert=inert), _read(stream, sizes, size=size)]
         sizes.check_total()
         if not isinstance(parts[4], list) or not all(isinstance(key, str) for key in parts[4]):
             raise DamagedFileError("it does not list its storages")
+        return start, _legacy_offsets(stream, parts[4], sizes) if inert else {}
 
 
-def _read(stream: IO[bytes], sizes: _StorageSizes, *, size: int) -> Any:
-    return read_pickle(stream, _rules(sizes), size=size)
+def _legacy_offsets(stream: IO[bytes], keys: list[str], sizes: _StorageSizes) -> dict[str, int]:
+    """Return where in an old file the bytes of each storage are: after its number of items."""
+    offsets = {}
+    for key in keys:
+        count = int.from_bytes(stream.read(8), "little")
+        if count * sizes.item_bytes.get(key, 1) != sizes.n_bytes(key):
+            raise DamagedFileError("a storage has another size than its tensors state")
+        offsets[key] = stream.tell()
+        stream.seek(sizes.n_bytes(key), io.SEEK_CUR)
+    if stream.tell() > sizes.file_size:
+        raise DamagedFileError("it ends before its tensors do")
+    return offsets
 
 
-def _rules(sizes: _StorageSizes) -> PickleRules:
+def _mapped(path: Path, offsets: Mapping[str, int]) -> Build:
+    """Return a function that builds tensors which are mapped from a file, at the offsets of their storages."""
+    whole = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
+
+    def build(key: str, dtype: torch.dtype, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> torch.Tensor:
+        if 0 in size:
+            return torch.empty(size, dtype=dtype)
+        end = 1 + offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+        part = whole[offsets[key] : offsets[key] + end * dtype.itemsize]
+        return torch.empty(0, dtype=dtype).set_(part, offset, size, stride)  # type: ignore[call-overload, no-any-return]
+
+    return build
+
+
+def _read(stream: IO[bytes], sizes: _StorageSizes, *, size: int, inert: bool = False) -> Any:
+    return read_pickle(stream, _rules(sizes, inert=inert), size=size)
+
+
+def _rules(sizes: _StorageSizes, *, inert: bool) -> PickleRules:
     calls: dict[str, Call] = {
         "collections.OrderedDict": _dict,
         "collections.Counter": _dict,
@@ -139,7 +222,13 @@ def _rules(sizes: _StorageSizes) -> PickleRules:
         "torch._utils._rebuild_tensor_v3": sizes.rebuild,
         "torch._utils._rebuild_parameter": _parameter,
     }
-    return PickleRules(calls, _NAMES, references=True, build=_check_state)
+    if inert:
+        calls |= {
+            "builtins.set": lambda *items: InertObject("builtins.set", items),
+            "torch._utils._rebuild_parameter": lambda data, *_: data,
+            "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
+        }
+    return PickleRules(calls, _NAMES, references=True, build=_ignore_state if inert else _check_state, inert=inert)
 
 
 def _dict(*arguments: Any) -> dict[Any, Any]:
@@ -177,6 +266,10 @@ def _parameter(data: Any, requires_grad: Any, hooks: Any) -> Any:
     return data
 
 
+def _ignore_state(target: Any, state: Any) -> None:
+    """Leave out the attributes of anything that is not an object of its own."""
+
+
 def _check_state(target: Any, state: Any) -> None:
     """Check the only attributes that may be set: the `_metadata` of a state_dict()."""
     if not isinstance(target, dict) or not isinstance(state, dict) or state.keys() - {"_metadata"}:
@@ -184,5 +277,5 @@ def _check_state(target: Any, state: Any) -> None:
 
 
 _STORAGES = {f"{storage.__module__}.{storage.__name__}" for storage in torch._storage_classes}
-_DTYPES = {str(value) for value in vars(torch).values() if isinstance(value, torch.dtype)}
-_NAMES = _STORAGES | _DTYPES
+_DTYPES = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
+_NAMES = _STORAGES | _DTYPES.keys()

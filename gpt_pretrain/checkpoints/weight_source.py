@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from gpt_pretrain.checkpoints.checkpoint_file import first_readable
+from gpt_pretrain.checkpoints.file_content import is_own_checkpoint, read_weights
+from gpt_pretrain.checkpoints.indexed_files import index_files, read_indexed, read_tensors
 from gpt_pretrain.checkpoints.layouts import (
     CONFIG_FILE,
     OWN_KEY,
@@ -22,17 +25,14 @@ from gpt_pretrain.checkpoints.layouts import (
     from_hf_config,
     from_nanogpt_args,
 )
+from gpt_pretrain.checkpoints.misfits import name_some
 from gpt_pretrain.checkpoints.sharded import assemble_shards
 from gpt_pretrain.checkpoints.tensor_files import (
     StoredTensor,
-    index_files,
     is_safetensors,
     loaded_tensor,
-    read_indexed,
     read_model_json,
     read_safetensors,
-    read_state_dict,
-    read_tensors,
     state_dict_tensors,
 )
 from gpt_pretrain.errors import UserError
@@ -45,6 +45,8 @@ from gpt_pretrain.tokenizers.tiktoken_bpe import gpt2_vocabulary
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 FILE_ENDINGS = (".ckpt", ".pth", ".pt", ".bin", ".safetensors", ".json")
 BY_SIZE = "by the size of the vocabulary"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -145,15 +147,19 @@ def _from_file(path: Path) -> WeightSource:
         if (path.parent / CONFIG_FILE).is_file() and path.name == SAFETENSORS_FILE:
             return _from_hf_files(path.parent / CONFIG_FILE, path, name=str(path))
         return WeightSource(str(path), read_safetensors(path), is_safetensors=True)
-    content = read_state_dict(path)
-    if "architecture" in content and "state_dict" in content:
-        return _from_own_checkpoint(path, content)
-    if isinstance(content.get("model_args"), dict) and isinstance(content.get("model"), dict):
-        declared = from_nanogpt_args(content["model_args"])
-        tensors = state_dict_tensors(content["model"], path)
-        return WeightSource(str(path), tensors, declared)
-    inner = [content[key] for key in ("model_state_dict", "state_dict", "model") if isinstance(content.get(key), dict)]
-    return WeightSource(str(path), state_dict_tensors(inner[0] if inner else content, path))
+    if (path.parent / CONFIG_FILE).is_file() and path.name == PICKLE_FILE:
+        return _from_hf_files(path.parent / CONFIG_FILE, path, name=str(path))
+    weights = read_weights(path)
+    if is_own_checkpoint(weights.whole):
+        return _from_own_checkpoint(path, weights.whole)
+    if weights.problems:
+        raise UserError(f"{path}: {' '.join(weights.problems)}")
+    if weights.others:
+        log.warning("%s holds other weights as well, which are not used: %s", path, name_some(weights.others))
+    declared = weights.told
+    if isinstance(arguments := weights.whole.get("model_args"), dict):
+        declared = from_nanogpt_args(arguments) | declared
+    return WeightSource(str(path), state_dict_tensors(weights.tensors, path), declared)
 
 
 def _from_own_checkpoint(path: Path, content: dict[str, Any]) -> WeightSource:

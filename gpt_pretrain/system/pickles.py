@@ -25,6 +25,12 @@ MAX_TEXT_LINE = 1000  # Bytes of a name.
 # Python hashes integers without a secret. Larger ones could all be given the same hash, which makes a dict quadratic.
 MAX_KEY, MAX_TUPLE_KEYS = 1 << 60, 1000
 
+# Modules and functions that an attack needs, and that honest data does not.
+ATTACKS = {
+    *("os", "posix", "nt", "subprocess", "shutil", "socket", "sys", "importlib", "runpy", "pty", "ctypes", "webbrowser", "code"),
+    *(f"builtins.{name}" for name in ("eval", "exec", "compile", "__import__", "open", "input", "breakpoint", "globals")),
+}
+
 Call = Callable[..., Any]
 
 
@@ -54,6 +60,23 @@ class PickledReference:
     key: Any
 
 
+@dataclass
+class InertObject:
+    """Stands for an object of a class that is not imported.
+
+    Args:
+        name: The class, or the function that would build the object.
+        arguments: The arguments of that call.
+        state: The attributes that the pickle would set.
+        items: The items of a subclass of dict or list.
+    """
+
+    name: str
+    arguments: tuple[Any, ...] = ()
+    state: Any = None
+    items: dict[Any, Any] | list[Any] | None = None
+
+
 @dataclass(frozen=True)
 class PickleRules:
     """Everything that a pickle may hold besides plain values, lists, tuples and dicts.
@@ -63,12 +86,15 @@ class PickleRules:
         names: Other names that it may mention, but not call.
         references: It may refer to something outside of itself.
         build: Gets an object and the state that the pickle would give it.
+        inert: It may mention and call anything else too, and an `InertObject` takes the place of the result. Only names that
+            no file has an honest use for are refused.
     """
 
     calls: Mapping[str, Call]
     names: Collection[str] = ()
     references: bool = False
     build: Call | None = None
+    inert: bool = False
 
 
 PLAIN = PickleRules(calls={})
@@ -143,6 +169,10 @@ class _StackMachine:
                 continue
             elif (operation := OPERATIONS.get(name)) is not None:
                 operation(self, argument)
+            elif (operation := INERT_OPERATIONS.get(name)) is not None:
+                if not self._rules.inert:
+                    raise RefusedNameError(f"the opcode {name}")
+                operation(self, argument)
             else:
                 raise ValueError(f"it has the opcode {name}")
         raise ValueError("it has no end")
@@ -206,15 +236,33 @@ class _StackMachine:
 
     def call(self, _: None) -> None:
         arguments, function = self._stack.pop(), self._stack.pop()
-        if not isinstance(function, PickledName) or function.name not in self._rules.calls or not isinstance(arguments, tuple):
+        known = isinstance(function, PickledName) and function.name in self._rules.calls
+        if not isinstance(arguments, tuple) or not (known or self._rules.inert):
             raise RefusedNameError(function.name if isinstance(function, PickledName) else "a call of something else")
         self._calls += 1
         if self._calls > MAX_CALLS:
             raise DamagedFileError(f"it makes more than {MAX_CALLS:,} calls")
-        self._add(self._rules.calls[function.name](*arguments))
+        self._add(self._rules.calls[function.name](*arguments) if known else _inert(function, arguments))
+
+    def call_with_keywords(self, _: None) -> None:
+        keywords, arguments, function = self._stack.pop(), self._stack.pop(), self._stack.pop()
+        self._stack += [function, (*arguments, keywords)]
+        self.call(None)
+
+    def call_marked(self, argument: str | None) -> None:
+        items = self._pop_mark()
+        if argument is None:
+            self._stack.append(items[0])
+        else:
+            self.global_name(argument)
+        self._stack.append(tuple(items[argument is None :]))
+        self.call(None)
 
     def build(self, _: None) -> None:
         state = self._stack.pop()
+        if isinstance(target := self._stack[-1], InertObject):
+            target.state = state
+            return
         if self._rules.build is None:
             raise ValueError("it would build an object")
         self._rules.build(self._stack[-1], state)
@@ -231,6 +279,18 @@ class _StackMachine:
         self._stack[len(self._stack) - count :] = [tuple(self._stack[len(self._stack) - count :])]
         self._count_container()
 
+    def pop(self, _: None) -> None:
+        if self._stack:
+            self._stack.pop()
+        else:
+            self._stack = self._marks.pop()
+
+    def pop_mark(self, _: None) -> None:
+        self._pop_mark()
+
+    def duplicate(self, _: None) -> None:
+        self._stack.append(self._stack[-1])
+
     def _add(self, container: Any) -> None:
         self._count_container()
         self._stack.append(container)
@@ -246,15 +306,23 @@ class _StackMachine:
 
     def _extend(self, values: list[Any]) -> None:
         target = self._stack[-1]
+        if isinstance(target, InertObject):
+            target.items = target.items if isinstance(target.items, list) else []
+            target = target.items
         if not isinstance(target, list):
             raise ValueError(f"it appends to a {type(target).__name__}")
         target += values
 
     def _set(self, items: list[Any]) -> None:
         target = self._stack[-1]
+        if isinstance(target, InertObject):
+            target.items = target.items if isinstance(target.items, dict) else {}
+            target = target.items
         if not isinstance(target, dict):
             raise ValueError(f"it sets an item of a {type(target).__name__}")
         for key, value in zip(items[::2], items[1::2], strict=True):
+            if self._rules.inert and isinstance(key, INERT_KEYS):
+                continue
             for part in key if isinstance(key, tuple) else (key,):
                 check_key(part)
             self._tuple_keys += isinstance(key, tuple)
@@ -263,9 +331,19 @@ class _StackMachine:
             target[key] = value
 
     def _push_name(self, name: str) -> None:
-        if name not in self._rules.calls and name not in self._rules.names:
+        known = name in self._rules.calls or name in self._rules.names
+        if not known and (not self._rules.inert or name in ATTACKS or name.partition(".")[0] in ATTACKS):
             raise RefusedNameError(name)
         self._stack.append(PickledName(name))
+
+
+def _inert(function: Any, arguments: tuple[Any, ...]) -> InertObject:
+    """Return the object that takes the place of a call's result."""
+    # These two build an object of the class that is their first argument.
+    if isinstance(function, PickledName) and function.name in ("copyreg._reconstructor", "copyreg.__newobj__") and arguments:
+        function, *rest = arguments
+        arguments = tuple(rest)
+    return InertObject(function.name if isinstance(function, PickledName) else "a call of something else", arguments)
 
 
 def check_key(key: object) -> None:
@@ -282,6 +360,8 @@ VALUES = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING"),
     *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
 }
+# Objects as keys, which would all have to be hashed; none is of use.
+INERT_KEYS = (InertObject, PickledName, PickledReference)
 CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 IGNORED = {"PROTO", "FRAME"}
 OPERATIONS: dict[str, Callable[[_StackMachine, Any], None]] = {
@@ -306,4 +386,17 @@ OPERATIONS: dict[str, Callable[[_StackMachine, Any], None]] = {
     "REDUCE": _StackMachine.call,
     "BUILD": _StackMachine.build,
     "BINPERSID": _StackMachine.reference,
+}
+# Only allowed by rules that leave objects inert.
+INERT_OPERATIONS: dict[str, Callable[[_StackMachine, Any], None]] = {
+    "NEWOBJ": _StackMachine.call,
+    "NEWOBJ_EX": _StackMachine.call_with_keywords,
+    "OBJ": _StackMachine.call_marked,
+    "INST": _StackMachine.call_marked,
+    "EMPTY_SET": _StackMachine.empty_list,
+    "ADDITEMS": _StackMachine.appends,
+    "FROZENSET": _StackMachine.make_tuple,
+    "POP": _StackMachine.pop,
+    "POP_MARK": _StackMachine.pop_mark,
+    "DUP": _StackMachine.duplicate,
 }

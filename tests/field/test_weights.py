@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
+import datetime
+import enum
+import functools
 import json
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GPT2LMHeadModel
@@ -19,7 +29,7 @@ from gpt_pretrain.checkpoints.pretrained import load_pretrained
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.gpt2 import GPTModel
 from tests.helpers.hub_server import Hub
-from tests.helpers.other_models import CONTEXT, hugging_face, nanogpt_forward, to_nanogpt
+from tests.helpers.other_models import CONTEXT, Hostile, hugging_face, nanogpt_forward, shaken, to_nanogpt
 
 State = dict[str, Tensor]
 
@@ -282,3 +292,130 @@ def test_a_model_of_the_hub_without_weights_names_the_files_that_are_read(
     nowhere = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", nowhere)
     assert "model.safetensors is not in the cache" in refusal(Path("some/model"))
+
+
+class Settings:
+    """Settings of a training program, in a class that nobody else has."""
+
+    def __init__(self, **values: object) -> None:
+        vars(self).update(values)
+
+    def method(self) -> None:
+        """Be more than data."""
+
+
+class Enumeration(enum.Enum):
+    """An enumeration of a training program."""
+
+    ONE = 1
+
+
+@dataclass
+class GPTConfig:
+    """The settings of forks of nanoGPT."""
+
+    block_size: int = CONTEXT
+    vocab_size: int = 101
+    n_layer: int = 3
+    n_head: int = 4
+    n_embd: int = 48
+
+
+def odd_objects() -> dict[str, Any]:
+    """Return objects of many classes, as hyperparameters hold them."""
+    return {
+        "namespace": argparse.Namespace(lr=1e-3, out=Path("x"), n_head=4),
+        "settings": Settings(lr=1e-3, inner=Settings(names=["a"])),
+        "numpy": [np.float32(3), np.int64(4), np.arange(3), np.dtype("float32"), np.random.RandomState(0)],
+        "omegaconf": OmegaConf.create({"a": {"b": [1, "${a}"]}}),
+        "partial": functools.partial(torch.optim.AdamW, lr=1e-3),
+        "enum": Enumeration.ONE,
+        "collections": [collections.defaultdict(list, a=[1]), collections.deque([1]), {1, 2}, frozenset([1]), Fraction(1, 3)],
+        "time": datetime.datetime(2024, 1, 1),
+        "bound": Settings().method,
+        "class": Settings,
+        "bytes": bytearray(b"x"),
+        "slice": [slice(1, 2), range(3), complex(1, 2)],
+        "scheduler": {"lr_lambdas": [None], "_get_lr_called_within_step": False},
+    }
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_objects_of_unknown_classes_beside_the_tensors_stay_inert(
+    tmp_path: Path, theirs: GPT2LMHeadModel, zipped: bool, protocol: int
+) -> None:
+    content = {"hyper_parameters": odd_objects(), "epoch": 3, "state_dict": prefixed(theirs.state_dict(), "model.")}
+    torch.save(content, tmp_path / "x.ckpt", _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
+    ours = load_pretrained(tmp_path / "x.ckpt")
+    assert same(ours, theirs)
+    assert ours.config.n_heads == 4, "as the settings tell"
+    assert ours.config.tie_embeddings
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("wrapper", ["none", "data parallel", "bf16"])
+def test_a_whole_module_is_read(tmp_path: Path, zipped: bool, wrapper: str) -> None:
+    model = hugging_face()
+    model = model.bfloat16() if wrapper == "bf16" else model
+    module = torch.nn.DataParallel(model) if wrapper == "data parallel" else model
+    torch.save({"model": module, "args": Settings()}, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    ours = load_pretrained(tmp_path / "x.pt")
+    assert same(ours, model.float())
+    assert (ours.config.n_heads, ours.config.gelu_approximate, ours.config.tie_embeddings) == (4, "tanh", True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"activation_function": "relu"}, "its module has ReLU, but GPT-2 has GELU"),
+        ({"layer_norm_epsilon": 1e-6}, "has eps=1e-06, but GPTModel always has 1e-05"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True is not supported"),
+    ],
+)
+def test_a_whole_module_that_computes_otherwise_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    torch.save(hugging_face(**changes), tmp_path / "x.pt")
+    assert message in refusal(tmp_path / "x.pt")
+
+
+def test_the_whole_module_of_chapter_4_is_read(tmp_path: Path) -> None:
+    chapter4 = pytest.importorskip("llms_from_scratch.ch04", reason="pip install --no-deps llms-from-scratch")
+    settings = {
+        "vocab_size": 101,
+        "context_length": CONTEXT,
+        "emb_dim": 48,
+        "n_heads": 4,
+        "n_layers": 3,
+        "drop_rate": 0.1,
+        "qkv_bias": False,
+    }
+    model = shaken(chapter4.GPTModel(settings))
+    torch.save(model, tmp_path / "model.pth")
+    assert same(load_pretrained(tmp_path / "model.pth"), model)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_settings_of_a_fork_of_nanogpt_tell_heads_and_gelu(tmp_path: Path, theirs: GPT2LMHeadModel, exact: bool) -> None:
+    settings = GPTConfig()
+    if exact:
+        vars(settings).update(bias=True, dropout=0.0)
+    torch.save({"model": to_nanogpt(theirs.state_dict()), "config": settings, "step": 5, "val_loss": 3.2}, tmp_path / "x.pt")
+    ours = load_pretrained(tmp_path / "x.pt")
+    assert (ours.config.n_heads, ours.config.gelu_approximate) == (4, "none" if exact else "tanh")
+    assert same(ours, theirs) != exact
+
+
+@pytest.mark.parametrize("place", ["beside", "inside"])
+def test_a_file_that_would_run_a_command_is_refused_whatever_else_it_holds(
+    tmp_path: Path, theirs: GPT2LMHeadModel, place: str
+) -> None:
+    hostile = Hostile(tmp_path / "marker")
+    content = {"model": theirs.state_dict(), "args": hostile if place == "beside" else Settings(inner=[Settings(deep=hostile)])}
+    torch.save(content, tmp_path / "x.pt")
+    assert "holds more than tensors and plain data (it needs" in refusal(tmp_path / "x.pt")
+    assert not (tmp_path / "marker").exists()
+
+
+def test_an_object_of_an_unknown_class_without_weights_is_refused(tmp_path: Path) -> None:
+    torch.save({"args": Settings(a=1)}, tmp_path / "x.pt")
+    assert "it needs tests.field.test_weights.Settings" in refusal(tmp_path / "x.pt")

@@ -6,6 +6,7 @@ import gzip
 import json
 import pickle
 import shutil
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,8 @@ def _make_torch(folder: Path) -> None:
     torch.save(dict(state), folder / "legacy.pth", _use_new_zipfile_serialization=False)
     arguments = {"n_head": 2, "block_size": 16, "n_embd": 8, "n_layer": 1, "vocab_size": 257, "dropout": 0.0, "bias": False}
     torch.save({"model": state, "model_args": arguments, "iter_num": 5}, folder / "nanogpt.pt")
+    torch.save({"model": model, "args": Namespace(n_head=2)}, folder / "module.pt")
+    torch.save([model], folder / "old_module.pt", _use_new_zipfile_serialization=False)
 
 
 def _read_weights(path: Path) -> None:
@@ -251,8 +254,14 @@ ZIP, PICKLE, YAML = mutations.change_zip, mutations.change_pickle, mutations.cha
 READERS = {
     "torch": FuzzedReader(
         _make_torch,
-        {"zip.pth": (ZIP,), "legacy.pth": (BLIND, PICKLE), "nanogpt.pt": (ZIP,)},
-        _each(_read_weights, "zip.pth", "legacy.pth", "nanogpt.pt"),
+        {
+            "zip.pth": (ZIP,),
+            "legacy.pth": (BLIND, PICKLE),
+            "nanogpt.pt": (ZIP,),
+            "module.pt": (ZIP,),
+            "old_module.pt": (BLIND, PICKLE),
+        },
+        _each(_read_weights, "zip.pth", "legacy.pth", "nanogpt.pt", "module.pt", "old_module.pt"),
     ),
     "checkpoint": FuzzedReader(
         _copy_checkpoints("run"),

@@ -1,0 +1,219 @@
+"""Find the weights in a file of another program, and what the file tells about the model beside them.
+
+A file may hold the tensors directly, under any key, or as a whole module that was saved with its classes. Objects of classes are
+read as `InertObject`s: their attributes are data, and nothing of them is imported or run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from gpt_pretrain.checkpoints.layouts import NANOGPT_FIELDS, from_hf_config, from_nanogpt_args
+from gpt_pretrain.checkpoints.tensor_files import read_torch_content, read_torch_file
+from gpt_pretrain.checkpoints.tensor_groups import COMPANION, EMBEDDING
+from gpt_pretrain.checkpoints.tensor_names import find_slot
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.pickles import InertObject
+
+MAX_DEPTH = 12  # of settings around and inside a model; whole modules are nested to about eight levels
+MAX_NODES = 200_000
+STATE_DICT_KEYS = ("model_state_dict", "state_dict", "model", "module", "net", "model_state", "weights")
+HEAD_COUNTS = ("n_head", "n_heads", "num_heads", "num_attention_heads", "nhead")
+# Settings that only tell what the tensors do not; sizes in a file's settings may be out of date.
+TOLD = ("n_heads", "drop_rate", "gelu_approximate")
+# Activation functions by the name of their class, which whole modules tell.
+ACTIVATIONS = {
+    **dict.fromkeys(("NewGELU", "NewGELUActivation", "FastGELUActivation", "PytorchGELUTanh", "GELUTanh"), "tanh"),
+    "GELUActivation": "none",
+    "GELU": "tanh",  # a class of one's own, as in chapter 4
+}
+TORCH_GELU = "torch.nn.modules.activation.GELU"
+OTHER_ACTIVATIONS = re.compile(r"\w*(ReLU|SiLU|SELU|CELU|ELU|GLU|QuickGELU|ClippedGELU|Mish|Tanh|Sigmoid|Swish)\w*")
+LAYER_NORM_EPS = 1e-5
+
+
+@dataclass
+class FileContent:
+    """The weights in a file, and what the file tells about them.
+
+    Args:
+        tensors: A state dict; other values may be among its tensors.
+        whole: Everything in the file, if it is plain data in a dict.
+        told: Fields of `GPTConfig` that the file's settings or modules tell.
+        problems: Reasons why GPTModel cannot be this model.
+        others: Where else in the file there are weights.
+    """
+
+    tensors: dict[str, Any]
+    told: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    whole: dict[str, Any] = field(default_factory=dict)
+
+
+def read_weights(path: Path) -> FileContent:
+    """Read a file of PyTorch, and find the weights in it.
+
+    Raises:
+        UserError: If the file cannot be read, or needs classes and holds no GPT-2.
+    """
+    content, inert = read_torch_content(path)
+    weights = find_weights(content)
+    if inert and (weights is None or is_own_checkpoint(content)):
+        read_torch_file(path)  # raises the error that names what the file needs
+    if weights is None:
+        if not isinstance(content, dict):
+            raise UserError(f"{path} holds a {type(content).__name__}, not a dict of tensors.")
+        inner = [content[key] for key in STATE_DICT_KEYS if isinstance(content.get(key), dict)]
+        weights = FileContent(inner[0] if inner else content)
+    if not inert and isinstance(content, dict):
+        weights.whole = content
+    return weights
+
+
+def is_own_checkpoint(content: Any) -> bool:
+    """Return whether this program wrote a checkpoint, by its keys."""
+    return isinstance(content, dict) and "architecture" in content and "state_dict" in content
+
+
+def find_weights(content: Any) -> FileContent | None:
+    """Find the state dict or the whole module of a GPT-2 in what a file holds, or return None if there is none."""
+    found: dict[str, tuple[dict[str, Any], InertObject | None]] = {}
+    for path, node in _nodes(content, inside_modules=False):
+        if isinstance(node, InertObject) and _is_module(node):
+            tensors = _flatten_module(node)
+            if _has_embedding(tensors):
+                found[path] = tensors, node
+        elif isinstance(node, dict) and _has_embedding(node):
+            found[path] = node, None
+    if not found:
+        return None
+    best, *others = sorted(found, key=_rank)
+    tensors, module = found[best]
+    weights = FileContent(tensors, others=[path for path in others if found[path][0] is not tensors])
+    _read_settings(content, weights)
+    if module is not None:
+        _read_module(module, weights)
+    return weights
+
+
+def _rank(path: str) -> tuple[bool, int, int]:
+    """Return the order in which weights are preferred: no averages, then well-known keys, then little nesting."""
+    key = path.rpartition(".")[2]
+    known = STATE_DICT_KEYS.index(key) if key in STATE_DICT_KEYS else len(STATE_DICT_KEYS)
+    return COMPANION.search(path) is not None, path.count("."), known
+
+
+def _nodes(content: Any, *, inside_modules: bool) -> Iterator[tuple[str, Any]]:
+    """Yield all containers and objects with their paths, each once, the outer ones first."""
+    waiting: list[tuple[str, Any, int]] = [("", content, 0)]
+    seen: set[int] = set()
+    for path, node, depth in waiting:
+        if id(node) in seen or not isinstance(node, dict | list | tuple | InertObject):
+            continue
+        seen.add(id(node))
+        yield path, node
+        if depth >= MAX_DEPTH or len(waiting) > MAX_NODES:
+            continue
+        if isinstance(node, InertObject):
+            if not _is_module(node) or inside_modules:
+                waiting += [(path, part, depth) for part in (node.state, node.items, node.arguments)]
+        else:
+            items = node.items() if isinstance(node, dict) else enumerate(node)
+            waiting += [(f"{path}.{key}" if path else str(key), value, depth + 1) for key, value in items if _is_nested(value)]
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, dict | list | tuple | InertObject)
+
+
+def _has_embedding(tensors: dict[Any, Any]) -> bool:
+    return any(
+        isinstance(value, Tensor) and isinstance(name, str) and (found := find_slot(name)) is not None and found[1] == EMBEDDING
+        for name, value in tensors.items()
+    )
+
+
+def _attributes(node: InertObject) -> dict[str, Any]:
+    """Return the attributes of an object; some classes keep them as a pair, the second for __slots__."""
+    state = node.state[0] if isinstance(node.state, tuple) and node.state else node.state
+    return state if isinstance(state, dict) else {}
+
+
+def _is_module(node: InertObject) -> bool:
+    attributes = _attributes(node)
+    return isinstance(attributes.get("_modules"), dict) and isinstance(attributes.get("_parameters"), dict)
+
+
+def _flatten_module(module: InertObject) -> dict[str, Any]:
+    """Return the tensors of a module and its parts under the names that its state_dict() would give them."""
+    tensors: dict[str, Any] = {}
+    waiting, seen = [("", module)], set()
+    for prefix, node in waiting:
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        attributes = _attributes(node)
+        for group in ("_parameters", "_buffers"):
+            values = attributes.get(group)
+            if isinstance(values, dict):
+                tensors |= {f"{prefix}{name}": value for name, value in values.items() if isinstance(value, Tensor)}
+        parts = attributes.get("_modules")
+        if isinstance(parts, dict) and prefix.count(".") < MAX_DEPTH:
+            waiting += [(f"{prefix}{name}.", part) for name, part in parts.items() if isinstance(part, InertObject)]
+    return tensors
+
+
+def _read_settings(content: Any, weights: FileContent) -> None:
+    """Note what the settings beside the weights tell: those of nanoGPT and its forks, of transformers, or of chapter 5."""
+    counts: set[int] = set()
+    for _, node in _nodes(content, inside_modules=True):
+        values = _attributes(node) if isinstance(node, InertObject) else node
+        if not isinstance(values, dict):
+            continue
+        counts |= {values[name] for name in HEAD_COUNTS if type(values.get(name)) is int}
+        declared: dict[str, Any] = {}
+        if isinstance(values.get("n_embd"), int) and isinstance(values.get("n_layer"), int):
+            if "block_size" in values:
+                declared = from_nanogpt_args(
+                    {name: values[name] for name in NANOGPT_FIELDS.keys() & values.keys()} | _bias(values)
+                )
+            elif "n_positions" in values or "n_ctx" in values:
+                declared, problems = from_hf_config({"model_type": "gpt2"} | values)
+                weights.problems += [problem for problem in problems if problem not in weights.problems]
+        for name in TOLD:
+            if declared.get(name) is not None:
+                weights.told.setdefault(name, declared[name])
+    if len(counts) == 1:
+        weights.told.setdefault("n_heads", counts.pop())
+
+
+def _bias(values: dict[str, Any]) -> dict[str, Any]:
+    return {"bias": values["bias"]} if "bias" in values else {}
+
+
+def _read_module(module: InertObject, weights: FileContent) -> None:
+    """Note the activation function of a whole module, and what else of its parts GPTModel does otherwise."""
+    forms: set[str] = set()
+    for _, node in _nodes(module, inside_modules=True):
+        if not isinstance(node, InertObject):
+            continue
+        name, attributes = node.name.rpartition(".")[2], _attributes(node)
+        if node.name == TORCH_GELU:
+            forms.add(str(attributes.get("approximate", "none")))
+        elif name in ACTIVATIONS:
+            forms.add(ACTIVATIONS[name])
+        elif OTHER_ACTIVATIONS.fullmatch(name) or "RMSNorm" in name:
+            weights.problems.append(f"its module has {name}, but GPT-2 has {'LayerNorm' if 'RMS' in name else 'GELU'}.")
+        eps = attributes.get("eps")
+        if "norm" in name.lower() and isinstance(eps, float) and eps != LAYER_NORM_EPS:
+            weights.problems.append(f"its {name} has eps={eps}, but GPTModel always has {LAYER_NORM_EPS}.")
+    weights.problems = list(dict.fromkeys(weights.problems))
+    if len(forms) == 1:
+        weights.told["gelu_approximate"] = forms.pop()
