@@ -44,7 +44,12 @@ PARAMETERS = {"weight": "weight", "bias": "bias", "scale": "weight", "shift": "b
 TENSOR = re.compile(r"(?:trf_blocks\.(\d+)\.)?(.+)\.(weight|bias)")  # of GPTModel
 
 HF_DEFAULTS = {"n_head": 12, "n_layer": 12, "n_embd": 768, "n_positions": 1024, "vocab_size": 50257, "tie_word_embeddings": True}
+# Older or more general names of these fields.
+HF_ALIASES = {"n_positions": ("n_ctx", "max_position_embeddings"), "n_embd": ("hidden_size",)}
+HF_ALIASES |= {"n_layer": ("num_hidden_layers",), "n_head": ("num_attention_heads",)}
 HF_GELUS = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "none"}
+# Other names of the same functions, which are read but not written.
+READ_GELUS = HF_GELUS | {"gelu_fast": "tanh", "gelu_accurate": "tanh", "gelu_python_tanh": "tanh", "gelu_python": "none"}
 # Settings of transformers that GPTModel has no option for, with the only value that matches it.
 HF_FIXED = {
     "layer_norm_epsilon": 1e-5,
@@ -52,6 +57,12 @@ HF_FIXED = {
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
 }
+# Settings that programs with models similar to GPT-2 add, with the value that leaves GPT-2 as it is.
+ADDED_SETTINGS = {
+    **{"multi_query": False, "alibi": False, "rotary": False, "rotary_emb_fraction": 0, "rms_norm": False, "use_rms_norm": False},
+    **{"parallel_block": False, "prenorm": True, "position_embedding_type": "absolute"},
+}
+OTHER_OUTPUTS = re.compile(r"\w+For(Sequence|Token)Classification|\w+ForQuestionAnswering")  # classes of transformers
 OWN_KEY = "gpt_pretrain"  # in config.json: the settings that GPT-2's own fields cannot express
 NANOGPT_FIELDS = {
     "vocab_size": "vocab_size",
@@ -100,8 +111,9 @@ def from_hf_config(fields: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     Returns:
         The fields, and the reasons why GPTModel cannot be this model.
     """
-    values = HF_DEFAULTS | fields
-    gelu = HF_GELUS.get(str(fields.get("activation_function", "gelu_new")))
+    named = {name: fields[alias] for name, aliases in HF_ALIASES.items() for alias in reversed(aliases) if alias in fields}
+    values = HF_DEFAULTS | named | fields
+    gelu = READ_GELUS.get(str(fields.get("activation_function", "gelu_new")))
     own = fields.get(OWN_KEY)
     own = own if isinstance(own, dict) else {}
     declared = {
@@ -121,20 +133,28 @@ def from_hf_config(fields: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 def _unsupported(fields: dict[str, Any], *, width: Any, gelu: str | None) -> list[str]:
     """List the settings of a config.json that GPTModel cannot follow."""
+    # The first configs of transformers had no model_type.
+    old = "model_type" not in fields and "n_embd" in fields and ("n_positions" in fields or "n_ctx" in fields)
+    if fields.get("model_type") != "gpt2" and not old:
+        return [f"model_type={short_repr(fields.get('model_type'))} is not supported; only 'gpt2' is."]
     problems = []
-    if fields.get("model_type") != "gpt2":
-        problems.append(f"model_type={short_repr(fields.get('model_type'))} is not supported; only 'gpt2' is.")
-    for name, value in HF_FIXED.items():
-        if fields.get(name, value) != value:
+    classes = fields.get("architectures")
+    for name in classes if isinstance(classes, list) else []:
+        if isinstance(name, str) and OTHER_OUTPUTS.fullmatch(name):
+            problems.append(f"a {name} has a head for its task instead of one for tokens, so it cannot generate text.")
+    if isinstance(quantization := fields.get("quantization_config"), dict):
+        method = short_repr(quantization.get("quant_method"))
+        problems.append(f"its weights are quantized (quant_method={method}); name the model's original weights.")
+    for name, value in (HF_FIXED | ADDED_SETTINGS).items():
+        if fields.get(name, value) not in (value, None):
             problems.append(f"{name}={short_repr(fields[name])} is not supported; GPTModel always has {short_repr(value)}.")
     if fields.get("n_inner") not in (None, 4 * width if isinstance(width, int) else None):
         problems.append(
             f"n_inner={short_repr(fields['n_inner'])} is not supported; GPTModel's feed-forward layer is 4 * n_embd wide."
         )
     if gelu is None:
-        problems.append(
-            f"activation_function={short_repr(fields['activation_function'])} is not supported; use {', '.join(HF_GELUS)}."
-        )
+        given = short_repr(fields["activation_function"])
+        problems.append(f"activation_function={given} is not supported; GPTModel has GELU ({', '.join(READ_GELUS)}).")
     return problems
 
 

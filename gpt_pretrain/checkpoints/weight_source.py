@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gpt_pretrain.checkpoints.checkpoint_file import first_readable
 from gpt_pretrain.checkpoints.file_content import is_own_checkpoint, read_weights
+from gpt_pretrain.checkpoints.folder_contents import only_weights_file
 from gpt_pretrain.checkpoints.indexed_files import index_files, read_indexed, read_tensors
 from gpt_pretrain.checkpoints.layouts import (
     CONFIG_FILE,
@@ -109,17 +110,17 @@ def _from_hub(repo_id: str) -> WeightSource:
 def _from_folder(folder: Path) -> WeightSource:
     if any(checkpoint_dir(folder).glob("*.ckpt")):
         return first_readable(find_checkpoints(str(folder)), _from_file)
-    if not (folder / CONFIG_FILE).is_file():
-        raise UserError(f"{folder} holds no model: it has neither a {CONFIG_FILE} of transformers nor the checkpoints of a run.")
-    for name in WEIGHTS_FILES:
+    for name in WEIGHTS_FILES if (folder / CONFIG_FILE).is_file() else ():
         if (folder / name).is_file():
             return _from_hf_files(folder / CONFIG_FILE, folder / name, name=str(folder))
-    raise UserError(f"{folder} has a {CONFIG_FILE}, but none of these files of weights: {', '.join(WEIGHTS_FILES)}.")
+    return _from_file(only_weights_file(folder))
 
 
 def _from_hf_files(config: Path, weights: Path, *, name: str) -> WeightSource:
     """Open a config.json and the weights that belong to it."""
     declared, fields = _read_config(config)
+    if "auto_map" in fields:
+        log.warning("%s names code of its own for the model, which is not run; the model may compute otherwise", config)
     tensors = read_indexed(weights) if weights.name in (SHARD_INDEX, PICKLE_INDEX) else read_tensors(weights)
     own = fields.get(OWN_KEY)
     tokenizer = own.get("tokenizer") if isinstance(own, dict) else _folder_tokenizer(config.parent)
@@ -133,7 +134,7 @@ def _read_config(config: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     fields = read_model_json(config)
     declared, problems = from_hf_config(fields)
     if problems:
-        raise UserError(f"{config}: {problem}" for problem in problems)
+        raise UserError(f"{config}: {' '.join(problems)}")
     return declared, fields
 
 

@@ -246,7 +246,7 @@ def test_greedy_texts_equal_transformers_texts(tmp_path: Path, use_cache: bool, 
     [
         ("nowhere.pth", r"nowhere\.pth: there is no such file or folder"),
         ("a/b/c", "there is no such file or folder"),
-        (".", "holds no model: it has neither a config.json"),
+        (".", "holds no model: neither a config.json"),
     ],
 )
 def test_missing_sources_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str) -> None:

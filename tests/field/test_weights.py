@@ -419,3 +419,96 @@ def test_a_file_that_would_run_a_command_is_refused_whatever_else_it_holds(
 def test_an_object_of_an_unknown_class_without_weights_is_refused(tmp_path: Path) -> None:
     torch.save({"args": Settings(a=1)}, tmp_path / "x.pt")
     assert "it needs tests.field.test_weights.Settings" in refusal(tmp_path / "x.pt")
+
+
+def rewrite_config(folder: Path, **changes: object) -> None:
+    """Change fields of a config.json; those that are None are removed."""
+    fields = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps({name: value for name, value in fields.items() if value is not None}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": None, "architectures": None, "n_ctx": CONTEXT, "transformers_version": None, "activation_function": None},
+        {"n_positions": None, "n_ctx": CONTEXT},
+        {"n_positions": None, "n_embd": None, "n_head": None, "n_layer": None, "max_position_embeddings": CONTEXT}
+        | {"hidden_size": 48, "num_attention_heads": 4, "num_hidden_layers": 3},
+        {
+            "n_inner": 192,
+            "activation_function": "gelu_fast",
+            "position_embedding_type": "absolute",
+            "reorder_and_upcast_attn": True,
+        },
+        {"torch_dtype": "float16", "architectures": ["GPT2DoubleHeadsModel"], "summary_type": "cls_index", "prefix": "x"},
+    ],
+    ids=["of 2019", "n_ctx", "general names", "inner width", "double heads"],
+)
+def test_old_and_general_configs_are_read(tmp_path: Path, theirs: GPT2LMHeadModel, changes: dict[str, Any]) -> None:
+    theirs.save_pretrained(tmp_path)
+    rewrite_config(tmp_path, **changes)
+    assert same(load_pretrained(tmp_path), theirs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architectures": ["GPT2ForSequenceClassification"]}, "a GPT2ForSequenceClassification has a head for its task"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "its weights are quantized (quant_method='gptq')"),
+        ({"multi_query": True}, "multi_query=True is not supported"),
+        ({"rotary_emb_fraction": 0.5, "n_inner": 100}, "n_inner=100 is not supported"),
+        ({"position_embedding_type": "alibi"}, "position_embedding_type='alibi' is not supported"),
+        ({"activation_function": "relu"}, "activation_function='relu' is not supported; GPTModel has GELU"),
+        ({"model_type": "openai-gpt", "afn": "gelu"}, "model_type='openai-gpt' is not supported; only 'gpt2' is"),
+        ({"scale_attn_weights": False, "reorder_and_upcast_attn": True}, "scale_attn_weights=False is not supported"),
+    ],
+)
+def test_a_config_that_changes_the_mathematics_is_refused_in_one_message(
+    tmp_path: Path, theirs: GPT2LMHeadModel, changes: dict[str, Any], message: str
+) -> None:
+    theirs.save_pretrained(tmp_path)
+    rewrite_config(tmp_path, **changes)
+    assert message in refusal(tmp_path, n_heads=None)
+
+
+def test_code_that_comes_with_a_model_is_named_and_not_run(
+    tmp_path: Path, theirs: GPT2LMHeadModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, logger="gpt_pretrain")
+    theirs.save_pretrained(tmp_path)
+    rewrite_config(tmp_path, auto_map={"AutoModelForCausalLM": "modeling.Model"})
+    (tmp_path / "modeling.py").write_text("raise SystemExit(3)")
+    assert same(load_pretrained(tmp_path), theirs)
+    assert "names code of its own" in caplog.text
+
+
+def test_a_folder_with_one_file_of_weights_stands_for_it(tmp_path: Path, theirs: GPT2LMHeadModel) -> None:
+    settings = {"n_layer": 3, "n_head": 4, "n_embd": 48, "block_size": CONTEXT, "bias": True, "vocab_size": 101}
+    torch.save({"model": to_nanogpt(theirs.state_dict()), "model_args": settings}, tmp_path / "ckpt.pt")
+    torch.save({"state": {}}, tmp_path / "optimizer.pt")
+    assert load_pretrained(tmp_path).config.n_heads == 4
+    torch.save({}, tmp_path / "ckpt-2.pt")
+    assert "holds several files of weights: ckpt-2.pt, ckpt.pt. Name one of them." in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            {"adapter_config.json": '{"base_model_name_or_path": "gpt2"}', "adapter_model.safetensors": ""},
+            "change the model 'gpt2'",
+        ),
+        ({".metadata": "", "__0_0.distcp": ""}, "python -m torch.distributed.checkpoint.format_utils dcp_to_torch"),
+        ({"zero_to_fp32.py": "", "latest": "global_step5"}, "is a checkpoint of DeepSpeed"),
+        ({"checkpoint-500/config.json": "{}", "checkpoint-900/config.json": "{}"}, "checkpoint-500, checkpoint-900. Name one"),
+        ({"config.json": "{}", "tf_model.h5": ""}, "holds weights for TensorFlow (tf_model.h5)"),
+        ({"model.onnx": ""}, "holds weights for ONNX (model.onnx)"),
+        ({"config.json": "{}"}, "has a config.json, but none of these files of weights"),
+        ({"notes.txt": "x"}, "holds no model"),
+    ],
+)
+def test_a_folder_without_weights_is_named_for_what_it_is(tmp_path: Path, files: dict[str, str], message: str) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert message in refusal(tmp_path)

@@ -1,0 +1,74 @@
+"""Find the file of weights in a folder that is neither a run nor transformers' model, or say what the folder is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from gpt_pretrain.checkpoints.layouts import CONFIG_FILE, WEIGHTS_FILES
+from gpt_pretrain.checkpoints.misfits import name_some
+from gpt_pretrain.checkpoints.tensor_files import read_model_json
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.reading import short_repr
+
+SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
+# Files with these suffixes in which training programs keep something else than a model.
+NO_MODELS = re.compile(
+    r"(optimizer|scheduler|scaler|rng_state|random_states|training_args|adapter|pytorch_lora).*", re.IGNORECASE
+)
+ADAPTER_CONFIG = "adapter_config.json"
+# Weights in formats of other libraries, by the name of their file.
+OTHER_FORMATS = {
+    r"tf_model.*\.h5|.*\.ckpt.*\.index": "TensorFlow",
+    r"flax_model.*\.msgpack": "Flax",
+    r".*\.onnx": "ONNX",
+    r".*\.gguf|ggml-.*\.bin": "llama.cpp",
+    r"rust_model\.ot": "Rust",
+    r".*\.mlmodel|.*\.mlpackage": "Core ML",
+}
+
+
+def only_weights_file(folder: Path) -> Path:
+    """Return the one file of weights in a folder.
+
+    Raises:
+        UserError: If there is none, or there are several.
+    """
+    names = sorted(path.name for path in folder.iterdir())
+    if ADAPTER_CONFIG in names:
+        base = short_repr(read_model_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path"))
+        raise UserError(
+            f"{folder} holds adapters (LoRA) that change the model {base}, not a model. Merge them with PEFT's "
+            "merge_and_unload(), and save the result with save_pretrained()."
+        )
+    found = [name for name in names if name.endswith(SUFFIXES) and not NO_MODELS.fullmatch(name)]
+    found = [name for name in found if (folder / name).is_file()]
+    if len(found) == 1:
+        return folder / found[0]
+    if found:
+        raise UserError(f"{folder} holds several files of weights: {name_some(found)}. Name one of them.")
+    raise UserError(_refusal(folder, names))
+
+
+def _refusal(folder: Path, names: list[str]) -> str:
+    """Return the message on a folder without a file of weights."""
+    if ".metadata" in names and any(name.endswith(".distcp") for name in names):
+        return (
+            f"{folder} is a checkpoint of torch.distributed, whose tensors are in pieces. Convert it to one file: "
+            f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} model.pt"
+        )
+    if "zero_to_fp32.py" in names:
+        return f"{folder} is a checkpoint of DeepSpeed, whose tensors are in pieces. Convert it with the zero_to_fp32.py in it."
+    expected = ", ".join(WEIGHTS_FILES)
+    inner = [name for name in names if (folder / name / CONFIG_FILE).is_file()]
+    if inner:
+        return f"{folder} holds folders of models: {name_some(inner)}. Name one of them."
+    for pattern, library in OTHER_FORMATS.items():
+        for name in names:
+            if re.fullmatch(pattern, name):
+                return f"{folder} holds weights for {library} ({name}). Only those for PyTorch can be read: {expected}."
+    if CONFIG_FILE in names:
+        return f"{folder} has a {CONFIG_FILE}, but none of these files of weights: {expected}."
+    return (
+        f"{folder} holds no model: neither a {CONFIG_FILE} of transformers, nor a file of weights, nor the checkpoints of a run."
+    )
