@@ -2,11 +2,14 @@
 
 Usage: gpt-pretrain prepare INPUT [INPUT ...] out=FOLDER [setting=value ...]
 
-  INPUT               a file, a directory or a "glob": .txt, .md, .jsonl (each also .gz or .zst), .parquet
+  INPUT               a file, a directory or a "glob": text, JSON lines, a JSON array, CSV, TSV or Parquet; each also in .gz,
+                      .bz2, .xz or .zst, or in a .tar or .zip archive
   out                 folder for the corpus; an interrupted preparation in it is resumed
   dataset             read a dataset instead of files: a name or path for the package datasets, which streams it;
                       select a part with dataset_config=NAME and dataset_split=NAME (default: train)
-  text_field          field of a JSON record, or column of a table, that contains the text (default: text)
+  text_field          field of a JSON record, or column of a table, that contains the text (default: text); dots lead into
+                      nested fields
+  as_text             true: read tables, JSON and HTML as plain text
   document_separator  string between the documents of a text file, for example "<|endoftext|>" or "\\n\\n\\n"
                       (default: each file is one document)
   tokenizer           gpt2 (default), byte, cl100k_base ...

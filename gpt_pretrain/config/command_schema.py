@@ -30,6 +30,7 @@ class PrepareSettings:
     dataset_config: str | None = None  # configuration of the dataset
     dataset_split: str = "train"  # split of the dataset
     text_field: str = "text"  # field or column that holds the text
+    as_text: bool = False  # read tables, JSON and HTML as plain text
     document_separator: str | None = None  # between documents of a text file; null: each file is one document
     tokenizer: str = "gpt2"  # gpt2, byte, or an encoding of tiktoken
     shard_tokens: int = 100_000_000  # maximum number of tokens per shard

@@ -78,6 +78,8 @@ class DataSettings:
     train_ratio: float = MISSING
     stride: int | None = MISSING
     num_workers: int = MISSING
+    text_field: str = "text"
+    as_text: bool = False
     format: str = "auto"
     verify: bool = False
     respect_documents: bool = False

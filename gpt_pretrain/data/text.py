@@ -61,11 +61,13 @@ def find_text(settings: DataSettings, *, cache_dir: Path) -> Text:
         UserError: If there is no such file, or the download fails.
     """
     if settings.path is not None:
-        return Text(find_text_files(settings.path))
+        files = find_text_files(settings.path, text_field=settings.text_field, as_text=settings.as_text)
+        return Text(files, settings.text_field, settings.as_text)
     if settings.url is not None:
-        return Text((download(settings.url, sha256=settings.sha256, cache_dir=cache_dir),))
+        file = download(settings.url, sha256=settings.sha256, cache_dir=cache_dir)
+        return Text((file,), settings.text_field, settings.as_text)
     if settings.name != "sample":
-        raise UserError(f"data={settings.name} needs data.path=FILE, DIRECTORY or GLOB of UTF-8 text.")
+        raise UserError(f"data={settings.name} needs data.path=FILE, DIRECTORY or GLOB.")
     return Text((Path(str(resources.files("gpt_pretrain") / "data" / "sample.txt")),))
 
 

@@ -25,6 +25,7 @@ from gpt_pretrain.prepare.segments import REJECTED_FILE, RecordCounts, total_cou
 from gpt_pretrain.prepare.shards import write_shards
 from gpt_pretrain.prepare.tokenizing import cached_tokenizer
 from gpt_pretrain.system.environment import user_path
+from gpt_pretrain.system.file_kinds import LINES, PARQUET
 from gpt_pretrain.system.files import write_json
 from gpt_pretrain.system.resources import cores
 from gpt_pretrain.system.terminal import escape_line, print_escaped
@@ -33,7 +34,7 @@ from gpt_pretrain.tokenizers.base import END_OF_TEXT, fingerprint, token_itemsiz
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # The settings that a corpus depends on, besides the inputs and the tokenizer.
-CONTENT_SETTINGS = ("text_field", "document_separator", "shard_tokens", "val_fraction", "val_tokens", "dedup")
+CONTENT_SETTINGS = ("text_field", "as_text", "document_separator", "shard_tokens", "val_fraction", "val_tokens", "dedup")
 
 TEXT_RULES = 2  # Increase it when a text gets other tokens than before: an unfinished corpus must not mix both.
 
@@ -165,6 +166,8 @@ def _describe(settings: PrepareSettings, inputs: CorpusInputs) -> dict[str, Any]
     """Return everything that the content of a corpus depends on, in the form of the manifest."""
     tokenizer = cached_tokenizer(settings.tokenizer)
     options = {name: getattr(settings, name) for name in CONTENT_SETTINGS}
+    if not settings.as_text:
+        del options["as_text"]  # Corpora of earlier versions do not have it.
     if settings.val_tokens is not None:
         options["val_fraction"] = None
     about = {"name": tokenizer.name, "vocab_size": tokenizer.vocab_size, "sha256": fingerprint(tokenizer)}
@@ -208,9 +211,10 @@ def _check_old_rules_can_go_on(inputs: CorpusInputs, task_folders: list[Path], f
     """Check that the rest of a corpus of an earlier version can be encoded as its beginning was.
 
     Raises:
-        UserError: If text files are left, of which the journal counts the bytes in another way.
+        UserError: If files are left that were read in another way, or of which the journal counts the bytes in another way.
     """
-    if any(file.form == "text" for file in inputs.files) and unfinished_tasks(task_folders):
+    kinds = [file.kind for file in inputs.files]
+    if any((kind.content or kind.form) not in (LINES, PARQUET) for kind in kinds) and unfinished_tasks(task_folders):
         raise UserError(
             f"{folder} contains an unfinished corpus of an earlier version of gpt-pretrain, which turned line ends and "
             f"{END_OF_TEXT} in a text into other tokens. Finish it with that version, or start over with overwrite=true."

@@ -8,6 +8,7 @@ from typing import Any
 
 # Bytes of a line, or characters of a text in a table. Several of them are in memory at a time.
 LONGEST_RECORD = 1 << 26
+MAX_LINES = 8192  # Of a chunk. A rejected line takes 500 bytes of memory, and as little as two in its file.
 BATCH = 1 << 20  # Bytes of text that a worker gets in one job.
 
 # Reasons for rejecting a record that the user gets advice on.
@@ -23,12 +24,14 @@ class ReadPosition:
         offset: Bytes of the file's content, or rows of a table, before the position.
         record: Documents, lines or rows before the position.
         in_document: Whether the position is inside a document.
+        member: Contents of the file before the current one, for an archive. Offset and record are those of the current one.
     """
 
     file: int = 0
     offset: int = 0
     record: int = 0
     in_document: bool = False
+    member: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,12 +95,16 @@ class Cursor:
         file: Name of the file.
         position: Where reading starts.
         bytes_read: Returns the number of bytes read so far from all files.
+
+    Attributes:
+        bytes_of_file: Bytes read from a file that `bytes_read` does not count, because another program reads it.
     """
 
     def __init__(self, file: str, position: ReadPosition, *, bytes_read: Callable[[], int]) -> None:
         self.file = file
         self.offset, self.record, self.in_document = position.offset, position.record, position.in_document
-        self._file_index, self._bytes_read = position.file, bytes_read
+        self._file_index, self._member, self._bytes_read = position.file, position.member, bytes_read
+        self.bytes_of_file = 0
 
     def records(self, content: bytes | list[Any], *, size: int, count: int) -> Chunk:
         """Return the next `count` records, which are `size` bytes or rows long."""
@@ -126,5 +133,5 @@ class Cursor:
     def _chunk(
         self, first: int, content: bytes | str | list[Any] | RejectedRecord, *, begins: bool = True, ends: bool = True
     ) -> Chunk:
-        end = ReadPosition(self._file_index, self.offset, self.record, self.in_document)
-        return Chunk(self.file, first, content, end, self._bytes_read(), begins, ends)
+        end = ReadPosition(self._file_index, self.offset, self.record, self.in_document, self._member)
+        return Chunk(self.file, first, content, end, self._bytes_read() + self.bytes_of_file, begins, ends)

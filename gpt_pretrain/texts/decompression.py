@@ -1,18 +1,23 @@
-"""Read the bytes of plain and compressed files from any offset, with at most a few megabytes in memory."""
+"""Decompress content of any size with at most a few megabytes in memory, and within a limit that follows from the file's size."""
 
 from __future__ import annotations
 
+import bz2
+import lzma
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
-from gpt_pretrain.texts.inputs import InputFile, missing_extra
+from gpt_pretrain.texts.extras import missing_extra
 
 BLOCK = 1 << 20  # Bytes read at a time from a plain file, and yielded at a time from any file.
 # The content of an archive may be this many bytes, or this many times as large as the archive; text is at most a hundred times.
 ALWAYS_READ, MAX_EXPANSION = 1 << 28, 250
 # Bytes read at a time from an archive. Four bytes may expand to 128 KiB, the largest block of the zstandard format.
 COMPRESSED_BLOCK = 1 << 12
+# Memory for the window of a file. It is allocated as a whole, but touched only as far as there is content.
+MAX_XZ_MEMORY, MAX_ZSTD_WINDOW = 1 << 31, 1 << 31
+DAMAGE = (zlib.error, lzma.LZMAError, EOFError, OSError)
 
 
 class DamagedArchiveError(Exception):
@@ -20,7 +25,7 @@ class DamagedArchiveError(Exception):
 
 
 class Decompressor(Protocol):
-    """The common interface of the decompressors of zlib and zstandard."""
+    """The common interface of decompressors; `decompress` returns all or, with a limit, the next bytes of the content."""
 
     @property
     def eof(self) -> bool: ...
@@ -31,23 +36,30 @@ class Decompressor(Protocol):
     def decompress(self, data: bytes, /) -> bytes: ...
 
 
-def read_blocks(file: InputFile, stream: BinaryIO, *, start: int = 0) -> Iterator[bytes]:
-    """Yield the content of a file from an offset on, in blocks of about BLOCK bytes.
+class ContentLimit:
+    """Counts the bytes that a file's archives expand to, so that a small file does not fill the disk or take for ever.
 
     Args:
-        stream: The opened file. Its position shows how much of the file has been read.
-        start: Offset in the decompressed content. Everything before it is decompressed and dropped.
-
-    Raises:
-        DamagedArchiveError: If an archive is truncated or cannot be decompressed, after everything before the damage.
-        OSError: If the file cannot be read.
+        size: Size of the file in bytes.
     """
-    if file.archive is None:
-        stream.seek(start)
-        while block := stream.read(BLOCK):
+
+    def __init__(self, size: int) -> None:
+        self._left = max_content(size)
+
+    def apply(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
+        """Yield blocks up to the largest believable content.
+
+        Raises:
+            DamagedArchiveError: If there is more.
+        """
+        for block in blocks:
+            self._left -= len(block)
+            if self._left < 0:
+                raise DamagedArchiveError(
+                    f"its content is more than {MAX_EXPANSION} times as large as the archive; decompress it first if that is "
+                    "right"
+                )
             yield block
-        return
-    yield from _join_blocks(drop_bytes(_limit(_decompress(stream, file.archive), file.size), start))
 
 
 def max_content(size: int) -> int:
@@ -55,39 +67,43 @@ def max_content(size: int) -> int:
     return max(ALWAYS_READ, MAX_EXPANSION * size)
 
 
-def _limit(blocks: Iterable[bytes], size: int) -> Iterator[bytes]:
-    """Yield blocks up to the largest believable content, so that a small archive does not fill the disk.
+def decompress(blocks: Iterable[bytes], form: str) -> Iterator[bytes]:
+    """Yield the content of a compressed file, which may consist of several concatenated ones, in blocks of about BLOCK bytes.
+
+    Args:
+        blocks: The bytes of the compressed file.
+        form: gz, bz2, xz or zst.
 
     Raises:
-        DamagedArchiveError: If there is more.
+        DamagedArchiveError: If the file is truncated or damaged, after everything before the damage.
     """
-    left = max_content(size)
-    for block in blocks:
-        left -= len(block)
-        if left < 0:
-            raise DamagedArchiveError(
-                f"its content is more than {MAX_EXPANSION} times as large as the archive; decompress it first if that is right"
-            )
-        yield block
+    yield from _join_blocks(_decompress(_split_blocks(blocks), form))
 
 
 def drop_bytes(blocks: Iterable[bytes], count: int) -> Iterator[bytes]:
     """Drop the first `count` bytes."""
     for block in blocks:
         if count < len(block):
-            yield block[count:]
+            yield block[count:] if count else block
         count = max(count - len(block), 0)
+
+
+def _split_blocks(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    for block in blocks:
+        for start in range(0, len(block), COMPRESSED_BLOCK):
+            yield block[start : start + COMPRESSED_BLOCK]
 
 
 def _join_blocks(blocks: Iterable[bytes]) -> Iterator[bytes]:
     """Join small blocks until they reach BLOCK bytes; the bytes before an error are yielded before it is raised."""
-    waiting: list[bytes] = []
+    waiting, size = list[bytes](), 0
     try:
         for block in blocks:
             waiting.append(block)
-            if sum(map(len, waiting)) >= BLOCK:
+            size += len(block)
+            if size >= BLOCK:
                 yield b"".join(waiting)
-                waiting = []
+                waiting, size = [], 0
     except DamagedArchiveError:
         if waiting:
             yield b"".join(waiting)
@@ -96,29 +112,58 @@ def _join_blocks(blocks: Iterable[bytes]) -> Iterator[bytes]:
         yield b"".join(waiting)
 
 
-def _decompress(stream: BinaryIO, archive: str) -> Iterator[bytes]:
-    """Yield the content of an archive, which may consist of several concatenated archives."""
-    zstandard = _import_zstandard() if archive == "zst" else None
-    damage = zlib.error if zstandard is None else zstandard.ZstdError
+def _decompress(blocks: Iterable[bytes], form: str) -> Iterator[bytes]:
     member: Decompressor | None = None
-    while data := stream.read(COMPRESSED_BLOCK):
+    after_first = False
+    for data in blocks:
         while data:
             if member is None:
-                data = data if zstandard else data.lstrip(b"\0")  # Tape drives pad gzip archives with zeros.
+                # Tape drives pad gzip archives with zeros, and so does xz itself.
+                data = data.lstrip(b"\0") if after_first and form != "zst" else data
                 if not data:
                     break
-                member = zstandard.ZstdDecompressor().decompressobj() if zstandard else zlib.decompressobj(wbits=31)
-            try:
-                content = member.decompress(data)
-            except damage as error:
-                raise DamagedArchiveError(str(error)) from error
-            # A few bytes may expand to 128 MB. Such a block would be copied once for each of its parts further on.
-            for start in range(0, len(content), BLOCK):
-                yield content[start : start + BLOCK]
+                member, after_first = _decompressor(form), True
+            yield from _contents(member, data, form)
             data = member.unused_data if member.eof else b""
             member = None if member.eof else member
     if member is not None:
         raise DamagedArchiveError("the archive is truncated")
+
+
+def _contents(member: Decompressor, data: bytes, form: str) -> Iterator[bytes]:
+    """Yield what a few compressed bytes expand to, in blocks of at most BLOCK bytes.
+
+    Raises:
+        DamagedArchiveError: If they are damaged.
+    """
+    try:
+        if isinstance(member, bz2.BZ2Decompressor | lzma.LZMADecompressor):
+            # Forty bytes may expand to 46 MB.
+            yield member.decompress(data, BLOCK)
+            while not member.eof and not member.needs_input:
+                yield member.decompress(b"", BLOCK)
+            return
+        content = member.decompress(data)
+    except DAMAGE as error:
+        raise DamagedArchiveError(str(error)) from error
+    except Exception as error:  # Of zstandard, which has its own and may not be installed.
+        if form != "zst":
+            raise
+        raise DamagedArchiveError(str(error)) from error
+    # A few bytes may expand to 128 MB. Such a block would be copied once for each of its parts further on.
+    for start in range(0, len(content), BLOCK):
+        yield content[start : start + BLOCK]
+
+
+def _decompressor(form: str) -> Decompressor:
+    if form == "gz":
+        return zlib.decompressobj(wbits=31)
+    if form == "bz2":
+        return bz2.BZ2Decompressor()
+    if form == "xz":
+        return lzma.LZMADecompressor(memlimit=MAX_XZ_MEMORY)
+    opened: Decompressor = _import_zstandard().ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW).decompressobj()
+    return opened
 
 
 def _import_zstandard() -> Any:

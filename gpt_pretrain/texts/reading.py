@@ -5,18 +5,24 @@ from __future__ import annotations
 import codecs
 import io
 import itertools
+import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 
+from gpt_pretrain.system.encodings import likely_encoding
+from gpt_pretrain.system.file_kinds import ARRAY, LINES, PARQUET, ROWS, TEXT, content_name
 from gpt_pretrain.system.line_ends import unify_line_ends, unify_line_ends_in_blocks
-from gpt_pretrain.texts.chunks import BATCH, DAMAGED_ARCHIVE, LONGEST_RECORD, Chunk, Cursor, ReadPosition
-from gpt_pretrain.texts.decompression import DamagedArchiveError, drop_bytes, read_blocks
+from gpt_pretrain.texts.chunks import BATCH, DAMAGED_ARCHIVE, LONGEST_RECORD, MAX_LINES, Chunk, Cursor, ReadPosition
+from gpt_pretrain.texts.contents import Content, open_contents, peek
+from gpt_pretrain.texts.decompression import ContentLimit, DamagedArchiveError, drop_bytes
 from gpt_pretrain.texts.inputs import CorpusInputs, InputFile, check_unchanged
+from gpt_pretrain.texts.json_values import split_values
+from gpt_pretrain.texts.left_out import LeftOut
+from gpt_pretrain.texts.rows import split_rows
 from gpt_pretrain.texts.tables import read_dataset, read_parquet
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer
 from gpt_pretrain.tokenizers.splitting import split_start, split_text
-
-MAX_LINES = 8192  # Of a chunk. A rejected line takes 500 bytes of memory, and as little as two in its file.
 
 
 def read_inputs(inputs: CorpusInputs, tokenizer: Tokenizer, *, start: ReadPosition) -> Iterator[Chunk]:
@@ -90,7 +96,7 @@ def split_documents(blocks: Iterable[bytes], cursor: Cursor, separator: str | No
             try:
                 text += decoder.decode(data, ends)
             except UnicodeDecodeError as error:
-                problem = f"{error.reason} near byte {offset + error.start}"
+                problem = invalid_utf8(data, error, offset, cursor.file).removeprefix("not UTF-8 text ")
         offset += len(data) + len(mark)
         if not ends:
             *parts, text = split_start(text, tokenizer)
@@ -121,21 +127,73 @@ def _read_files(files: Sequence[InputFile], inputs: CorpusInputs, tokenizer: Tok
 def _read_file(
     file: InputFile, inputs: CorpusInputs, tokenizer: Tokenizer, start: ReadPosition, bytes_before: int
 ) -> Iterator[Chunk]:
-    if file.form == "parquet":
-        yield from read_parquet(file, inputs.text_field, start=start, bytes_before=bytes_before)
-        return
+    left_out = LeftOut()
     with open(file.path, "rb") as stream:
         cursor = Cursor(file.path, start, bytes_read=lambda: bytes_before + stream.tell())
+        contents = open_contents(file.path, stream, size=file.size, left_out=left_out, as_text=inputs.as_text)
         try:
-            if file.form == "lines":
-                blocks = _drop_byte_order_mark(read_blocks(file, stream, start=start.offset), cursor)
-                yield from split_lines(blocks, cursor)
-            else:
-                # An offset counts the bytes after the line ends are unified, so that the file is read from its beginning.
-                blocks = drop_bytes(unify_line_ends_in_blocks(read_blocks(file, stream)), start.offset)
-                yield from split_documents(_drop_byte_order_mark(blocks, cursor), cursor, inputs.separator, tokenizer)
+            for number, content in enumerate(contents):
+                if number < start.member:
+                    continue
+                position = start if number == start.member else ReadPosition(start.file, member=number)
+                cursor = Cursor(content.name, position, bytes_read=lambda: bytes_before + stream.tell())
+                if content.kind.form == TEXT:
+                    # An offset counts the bytes after the line ends are unified, so that the file is read from its beginning.
+                    blocks = drop_bytes(unify_line_ends_in_blocks(content.blocks()), cursor.offset)
+                    yield from split_documents(_drop_byte_order_mark(blocks, cursor), cursor, inputs.separator, tokenizer)
+                else:
+                    yield from read_records(content, file, cursor, inputs)
+                cursor.file = file.path
         except DamagedArchiveError as error:
             yield cursor.reject(DAMAGED_ARCHIVE, str(error))
+    left_out.report(file.path)
+
+
+def read_records(content: Content, file: InputFile, cursor: Cursor, inputs: CorpusInputs) -> Iterator[Chunk]:
+    """Split a content that consists of records, from the position of the cursor on.
+
+    Args:
+        file: The file that the content is in.
+
+    Raises:
+        DamagedArchiveError: If it cannot be read to its end; after everything before the damage.
+        UserError: If a table has no such column.
+    """
+    form = content.kind.form
+    if form == PARQUET and content.stream is not None:
+        yield from read_parquet(file.path, cursor, inputs.text_field, size=file.size)
+    elif form == PARQUET:
+        with content.seekable(ContentLimit(file.size)) as copy:
+            yield from read_parquet(copy, cursor, inputs.text_field, size=copy.seek(0, os.SEEK_END))
+    elif form == ROWS:
+        yield from split_rows(content.blocks(), cursor, inputs.text_field)
+    elif form == LINES:
+        yield from split_lines(_end_lines(_drop_byte_order_mark(content.blocks(cursor.offset), cursor)), cursor)
+    else:
+        blocks = _drop_byte_order_mark(content.blocks(cursor.offset), cursor)
+        yield from split_values(blocks, cursor, is_array=form == ARRAY)
+
+
+def invalid_utf8(block: bytes, error: UnicodeDecodeError, position: int, path: str) -> str:
+    """Return what is wrong with a block of a text that is not UTF-8, and how to convert it.
+
+    Args:
+        position: Of the block in the text.
+    """
+    around = block[max(error.start - 2000, 0) : error.start + 4000]
+    encoding = likely_encoding(around)
+    advice = f". It looks like {encoding}" if encoding else ""
+    if encoding and content_name(path) == path and os.path.isfile(path):
+        advice += f": iconv -f {encoding} -t UTF-8 {shlex.quote(path)} > new.txt"
+    return f"not UTF-8 text ({error.reason} near byte {position + error.start}){advice}"
+
+
+def _end_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """Replace carriage returns by line feeds if lines end with nothing else, as on old Macintoshes."""
+    head, blocks = peek(blocks)
+    if b"\r" in head and b"\n" not in head:
+        return (block.replace(b"\r", b"\n") for block in blocks)
+    return blocks
 
 
 def _drop_byte_order_mark(blocks: Iterator[bytes], cursor: Cursor) -> Iterator[bytes]:

@@ -63,14 +63,32 @@ def _json_value(line: bytes, text_field: str) -> Any:
         raise InvalidRecordError("too many values", str(error)) from error
     except (ValueError, RecursionError) as error:
         raise InvalidRecordError("broken JSON", str(error)) from error
-    if isinstance(fields, list):
-        raise InvalidRecordError("no object", f"a JSON array; each line must be one object with the field {text_field}")
-    if not isinstance(fields, dict):
-        raise InvalidRecordError("no object", f"a JSON {type(fields).__name__} instead of an object with the field {text_field}")
-    if text_field not in fields:
-        present = ", ".join(name[:EXCERPT] for name in list(fields)[:10])
-        raise InvalidRecordError(FIELD_MISSING, f"no field {text_field} in an object with {present or 'no fields'}")
-    return fields[text_field]
+    return find_field(fields, text_field)
+
+
+def find_field(record: Any, text_field: str, *, within: str = "") -> Any:
+    """Return the value of a field of a JSON record; a dot leads into a nested object, unless a field's own name contains it.
+
+    Args:
+        within: The fields that have led to the record, each with a dot, for messages.
+
+    Raises:
+        InvalidRecordError: If the record is not an object with this field.
+    """
+    if isinstance(record, list):
+        raise InvalidRecordError("no object", f"a JSON array; each record must be one object with the field {text_field}")
+    if not isinstance(record, dict):
+        raise InvalidRecordError("no object", f"a JSON {type(record).__name__} instead of an object with the field {text_field}")
+    if text_field in record:
+        return record[text_field]
+    outer, dot, inner = text_field.partition(".")
+    while dot:
+        if isinstance(record.get(outer), dict):
+            return find_field(record[outer], inner, within=f"{within}{outer}.")
+        more, dot, inner = inner.partition(".")
+        outer = f"{outer}.{more}"
+    present = ", ".join(within + name[:EXCERPT] for name in list(record)[:10])
+    raise InvalidRecordError(FIELD_MISSING, f"no field {within}{text_field} in an object with {present or 'no fields'}")
 
 
 def _decode(data: bytes) -> str:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, BinaryIO
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.texts.chunks import BATCH, DAMAGED_ARCHIVE, LONGEST_RECORD, Chunk, Cursor, ReadPosition
 from gpt_pretrain.texts.dataset_files import SAVED, check_is_text, check_saved_dataset, own_files_only
 from gpt_pretrain.texts.decompression import MAX_EXPANSION, DamagedArchiveError, max_content
-from gpt_pretrain.texts.inputs import InputFile, StreamedDataset, missing_extra
+from gpt_pretrain.texts.extras import missing_extra
+from gpt_pretrain.texts.inputs import StreamedDataset
 
 MAX_ROWS = 64  # Rows read at a time. One of them may be as long as the rest of its row group.
 SUSPICIOUS = 50  # Text is compressed to a tenth; a column that is compressed more is read row by row.
@@ -19,11 +21,13 @@ FIELD, LONGEST_HEADER = b"\x15", 64  # In a page's header: the next field is a w
 EXPANDED = f"its text is more than {MAX_EXPANSION} times as large as the file"
 
 
-def read_parquet(file: InputFile, text_field: str, *, start: ReadPosition, bytes_before: int = 0) -> Iterator[Chunk]:
-    """Yield the rows of a Parquet file from a position on.
+def read_parquet(source: str | BinaryIO, cursor: Cursor, text_field: str, *, size: int) -> Iterator[Chunk]:
+    """Yield the rows of a Parquet file from the cursor's position on.
 
     Args:
-        bytes_before: Total size of the files before this one.
+        source: Path of the file, or an opened copy of one that is in an archive.
+        text_field: The column, or a field in a column of structs after dots.
+        size: Of the file in bytes.
 
     Raises:
         UserError: If the file has no such column.
@@ -33,11 +37,10 @@ def read_parquet(file: InputFile, text_field: str, *, start: ReadPosition, bytes
         import pyarrow.parquet as pq
     except ImportError as error:
         raise missing_extra("pyarrow") from error
-    bytes_read, left = bytes_before, max_content(file.size)
-    cursor = Cursor(file.path, start, bytes_read=lambda: bytes_read)
+    left = max_content(size)
     try:
-        with pq.ParquetFile(file.path, buffer_size=BATCH, pre_buffer=False) as table:
-            _check_column(text_field, table.schema_arrow.names, file.path)
+        with pq.ParquetFile(source, buffer_size=BATCH, pre_buffer=False) as table:
+            fields = _find_column(text_field, table.schema_arrow, cursor.file)
             n_rows, group_start = table.metadata.num_rows, 0
             for number in range(table.num_row_groups):
                 group = table.metadata.row_group(number)
@@ -48,11 +51,11 @@ def read_parquet(file: InputFile, text_field: str, *, start: ReadPosition, bytes
                 batch_size = min(max(BATCH * group.num_rows // max(group.total_byte_size, 1), 1), MAX_ROWS)
                 columns = (group.column(index) for index in range(group.num_columns))
                 column = next((column for column in columns if column.path_in_schema == text_field), None)
-                batch_size = min(batch_size, _rows_at_a_time(file, column))
+                batch_size = min(batch_size, _rows_at_a_time(source, size, column))
                 for batch in table.iter_batches(batch_size, row_groups=[number], columns=[text_field], use_threads=False):
-                    values = _values(batch.column(0).slice(skip))
+                    values = _values(_select(batch, fields).slice(skip))
                     skip = max(skip - len(batch), 0)
-                    bytes_read = bytes_before + file.size * (cursor.record + len(values)) // n_rows
+                    cursor.bytes_of_file = size * (cursor.record + len(values)) // n_rows
                     left -= sum(len(value) for value in values if isinstance(value, str | bytes))
                     if left < 0:
                         raise DamagedArchiveError(EXPANDED)
@@ -64,10 +67,11 @@ def read_parquet(file: InputFile, text_field: str, *, start: ReadPosition, bytes
         yield cursor.reject(DAMAGED_ARCHIVE, (str(error).strip() or type(error).__name__).splitlines()[0])
 
 
-def _rows_at_a_time(file: InputFile, column: Any) -> int:
+def _rows_at_a_time(source: str | BinaryIO, size: int, column: Any) -> int:
     """Return how many rows of a column fit into memory even if all of them are the longest entry of its dictionary.
 
     Args:
+        source: The file, of `size` bytes.
         column: The metadata of the column in a row group; None if it has parts, as a list has.
 
     Raises:
@@ -77,13 +81,15 @@ def _rows_at_a_time(file: InputFile, column: Any) -> int:
         return 1
     if not column.has_dictionary_page:
         return MAX_ROWS
-    with open(file.path, "rb") as stream:
+    with open(source, "rb") if isinstance(source, str) else nullcontext(source) as stream:
+        before = stream.tell()
         stream.seek(column.dictionary_page_offset)
         header = stream.read(LONGEST_HEADER)
-    size = _page_size(header)
-    if size > max_content(file.size):
+        stream.seek(before)
+    dictionary = _page_size(header)
+    if dictionary > max_content(size):
         raise DamagedArchiveError(EXPANDED)
-    return min(max(LONGEST_RECORD // max(size, 1), 1), MAX_ROWS)
+    return min(max(LONGEST_RECORD // max(dictionary, 1), 1), MAX_ROWS)
 
 
 def _page_size(header: bytes) -> int:
@@ -105,6 +111,41 @@ def _page_size(header: bytes) -> int:
         position += 1
         numbers.append(number >> 1)
     return numbers[1]
+
+
+def _find_column(text_field: str, schema: Any, name: str) -> list[str]:
+    """Return the column of a field and the fields of structs that lead to it from there.
+
+    Raises:
+        UserError: If there is no such column.
+    """
+    if text_field in schema.names:
+        return [text_field]
+    parts, found = text_field.split("."), schema
+    for part in parts:
+        names = [field.name for field in found]
+        if part not in names:
+            _check_column(text_field, _paths(schema), name)
+        found = found.field(part).type
+        found = found if hasattr(found, "num_fields") and str(found).startswith("struct") else []
+    return parts
+
+
+def _paths(fields: Any, prefix: str = "") -> list[str]:
+    """Return the names of columns, and those of the fields in structs."""
+    paths = list[str]()
+    for field in fields:
+        is_struct = str(field.type).startswith("struct")
+        paths += _paths(field.type, f"{prefix}{field.name}.") if is_struct else [f"{prefix}{field.name}"]
+    return paths
+
+
+def _select(batch: Any, fields: list[str]) -> Any:
+    """Return a column, or the field of structs in it; null where a struct is null."""
+    column = batch.column(0)
+    for field in fields[1:]:
+        column = column.flatten()[[part.name for part in column.type].index(field)]
+    return column
 
 
 def _values(column: Any) -> list[Any]:

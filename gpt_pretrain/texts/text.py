@@ -1,78 +1,154 @@
-"""Text files read as one text, piece by piece."""
+"""Files of any kind read as one text, piece by piece, with an end-of-text marker between documents."""
 
 from __future__ import annotations
 
 import codecs
-import glob
 import hashlib
+import io
+import json
+import logging
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.environment import user_path
+from gpt_pretrain.system.encodings import ControlCount, is_blank
+from gpt_pretrain.system.file_kinds import EMPTY, TEXT
+from gpt_pretrain.system.terminal import escape_line
+from gpt_pretrain.texts.chunks import Chunk, Cursor, ReadPosition, RejectedRecord
+from gpt_pretrain.texts.contents import Content, open_contents
+from gpt_pretrain.texts.decompression import DamagedArchiveError
+from gpt_pretrain.texts.inputs import CorpusInputs, InputFile, match_files, select_files, stat_input_file
+from gpt_pretrain.texts.left_out import LeftOut
+from gpt_pretrain.texts.reading import invalid_utf8, read_records
+from gpt_pretrain.texts.records import InvalidRecordError, chunk_records, record_text
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
 
 PIECE_CHARS = 1 << 20
+READING = 1  # Increase it when a change makes the same files other documents, except for plain text in UTF-8.
+
+log = logging.getLogger(__name__)
+_warned: set[tuple[Path, ...]] = set()  # The files about whose characters a warning has been logged.
 
 
 @dataclass(frozen=True)
 class Text:
-    """UTF-8 text files read as one text with `<|endoftext|>` between them, piece by piece."""
+    """Files read as one text, piece by piece; documents without text are left out.
+
+    Args:
+        files: The files in order.
+        text_field: The field of a record, or the column of a table, that contains the text.
+        as_text: Whether tables, JSON and HTML are read as plain text.
+    """
 
     files: tuple[Path, ...]
+    text_field: str = "text"
+    as_text: bool = False
 
     def pieces(self) -> Iterator[str]:
-        """Yield the text in order, in pieces of at most PIECE_CHARS characters.
+        """Yield the text in order, in pieces of at most PIECE_CHARS characters, with END_OF_TEXT between documents.
 
         Raises:
-            UserError: If a file cannot be read or is not UTF-8.
+            UserError: If a file or one of its records cannot be read.
         """
-        for number, file in enumerate(self.files):
-            if number > 0:
+        controls, any_before, document_open = ControlCount(), False, False
+        blank = ""  # Of a document that has no text so far.
+        for text, ends in self._parts():
+            if not document_open and len(blank) < PIECE_CHARS and is_blank(text):
+                blank = "" if ends else blank + text
+                continue
+            if not document_open and any_before:
                 yield END_OF_TEXT
-            try:
-                with open(file, encoding="utf-8-sig") as stream:  # skips a byte order mark
-                    while piece := stream.read(PIECE_CHARS):
-                        yield piece
-            except UnicodeDecodeError as error:
-                encoding = "UTF-16" if _begins_like_utf16(file) else "LATIN1"
-                raise UserError(
-                    f"{file} is not UTF-8 text ({error.reason} near byte {_find_invalid_byte(file)}). "
-                    f"Convert it to UTF-8, for example with: iconv -f {encoding} -t UTF-8 '{file}' > new.txt"
-                ) from error
-            except OSError as error:
-                raise UserError(f"{file} cannot be read: {error.strerror or error}.") from error
+            text, blank, any_before, document_open = blank + text, "", True, not ends
+            controls.add(text.encode(errors="replace"))
+            for start in range(0, len(text), PIECE_CHARS):
+                yield text[start : start + PIECE_CHARS]
+        if controls.are_many and self.files not in _warned:
+            _warned.add(self.files)
+            log.warning("%s", escape_line(f"{self.files[0]}{' and other files' * (len(self.files) > 1)}: {controls.described()}"))
 
     def sha256(self) -> str:
-        """Return a hash of the files' sizes and bytes."""
+        """Return a hash of the files' sizes and bytes, and of how they are read unless that is as plain text in UTF-8."""
         digest = hashlib.sha256()
         for file in self.files:
             try:
-                digest.update(file.stat().st_size.to_bytes(8, "little"))
+                kind = stat_input_file(str(file), as_text=self.as_text).kind
+                if kind.form == EMPTY:
+                    continue
+                if kind.form != TEXT or kind.encoding.name != "utf-8":
+                    digest.update(json.dumps([READING, kind.form, kind.encoding.name, self.text_field, self.as_text]).encode())
                 with open(file, "rb") as stream:
-                    while block := stream.read(1 << 20):
+                    block, size = stream.read(1 << 20), file.stat().st_size
+                    if len(block) == size and block.isspace():
+                        continue
+                    digest.update(size.to_bytes(8, "little"))
+                    while block:
                         digest.update(block)
+                        block = stream.read(1 << 20)
             except OSError as error:
-                raise UserError(f"{file} cannot be read: {error.strerror or error}.") from error
+                raise _unreadable(file, error) from error
         return digest.hexdigest()
 
+    def _parts(self) -> Iterator[tuple[str, bool]]:
+        """Yield the parts of all documents in order, and whether a document ends with the part."""
+        for path in self.files:
+            try:
+                file = stat_input_file(str(path), as_text=self.as_text)
+                yield from self._parts_of(file)
+            except DamagedArchiveError as error:
+                raise UserError(f"{path} cannot be read to its end: {error}. Get it again, or leave it out.") from error
+            except OSError as error:
+                raise _unreadable(path, error) from error
 
-def find_text_files(pattern: str) -> tuple[Path, ...]:
-    """Return the files that data.path names, sorted; files and folders whose names begin with a dot are left out.
+    def _parts_of(self, file: InputFile) -> Iterator[tuple[str, bool]]:
+        inputs = CorpusInputs([file], None, self.text_field, None, [], [], self.as_text)
+        left_out = LeftOut()
+        with open(file.path, "rb") as stream:
+            for content in open_contents(file.path, stream, size=file.size, left_out=left_out, as_text=self.as_text):
+                if content.kind.form == TEXT:
+                    yield from _decode(content)
+                    continue
+                cursor = Cursor(content.name, ReadPosition(), bytes_read=lambda: 0)
+                try:
+                    for chunk in read_records(content, file, cursor, inputs):
+                        yield from self._records(chunk)
+                except UserError as error:  # A missing column, for which the setting has another name here.
+                    problems = [problem.replace(" text_field=", " data.text_field=") for problem in error.problems]
+                    raise UserError(problems) from error
+        if tuple(self.files) not in _warned:
+            left_out.report(file.path)
+
+    def _records(self, chunk: Chunk) -> Iterator[tuple[str, bool]]:
+        if isinstance(chunk.content, RejectedRecord):
+            raise self._invalid(chunk.file, chunk.content.record, chunk.content.reason, chunk.content.detail)
+        for number, record in chunk_records(chunk):
+            try:
+                text = record_text(record, self.text_field, is_json=isinstance(chunk.content, bytes))
+                text.encode()
+            except InvalidRecordError as error:
+                raise self._invalid(chunk.file, number, *error.args) from error
+            except UnicodeEncodeError as error:
+                raise self._invalid(chunk.file, number, "not UTF-8", f"at character {error.start}") from error
+            yield text, True
+
+    def _invalid(self, file: str, number: int, reason: str, detail: str) -> UserError:
+        field = " Set data.text_field= to the field that contains the text." if reason == "field missing" else ""
+        return UserError(
+            f"{file}, record {number:,}: {reason} ({detail}).{field} To leave out records that cannot be used, prepare a corpus: "
+            f"gpt-pretrain prepare {shlex.quote(str(self.files[0]))} out=corpus max_rejected=0.01"
+        )
+
+
+def find_text_files(pattern: str, *, text_field: str = "text", as_text: bool = False) -> tuple[Path, ...]:
+    """Return the files that data.path names, sorted; what is not text is left out of a folder, and so are hidden files.
 
     Raises:
-        UserError: If there are none.
+        UserError: If there are none, or the file that is named cannot be read as text.
     """
-    path = user_path(pattern)
-    if path.is_file():
-        return (path,)
-    if path.is_dir():
-        found = [file for file in path.rglob("*") if not any(part.startswith(".") for part in file.relative_to(path).parts)]
-    else:
-        found = [Path(match) for match in glob.glob(str(path), recursive=True)]
-    files = tuple(sorted(file for file in found if file.is_file()))
-    if not files:
+    paths, is_named = match_files(pattern)
+    if not paths:
+        path = Path(pattern)
         problem = (
             "the folder has no files" if path.is_dir() else "there is no such file or folder, and as a glob it matches no file"
         )
@@ -82,25 +158,32 @@ def find_text_files(pattern: str) -> tuple[Path, ...]:
             if path.is_absolute()
             else f" Relative paths, also those of a resumed run, start at the current folder, {Path.cwd()}."
         )
-        raise UserError(
-            f"data.path={pattern}: {problem}.{hint} Type data.path= with a UTF-8 text file, a folder of them, or a quoted glob."
-        )
-    return files
+        raise UserError(f"data.path={pattern}: {problem}.{hint} Type data.path= with a file, a folder, or a quoted glob.")
+    files, problems = select_files(f"data.path={pattern}", paths, is_named=is_named, text_field=text_field, as_text=as_text)
+    if problems:
+        raise UserError(problems)
+    return tuple(sorted(Path(file.path) for file in files))
 
 
-def _begins_like_utf16(file: Path) -> bool:
-    with open(file, "rb") as stream:
-        return stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+def _decode(content: Content) -> Iterator[tuple[str, bool]]:
+    """Yield the parts of a text, with line feeds as line ends.
 
-
-def _find_invalid_byte(file: Path) -> int:
-    """Return the position of the first byte that is not UTF-8, counted from 0."""
+    Raises:
+        UserError: If it is not UTF-8.
+    """
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=True)
     position = 0
-    with open(file, "rb") as stream:
-        for line in stream:
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                return position + error.start
-            position += len(line)
-    return position
+    for block in content.blocks():
+        try:
+            yield decoder.decode(block), False
+        except UnicodeDecodeError as error:
+            raise UserError(f"{content.name} is {invalid_utf8(block, error, position, content.name)}") from error
+        position += len(block)
+    try:
+        yield decoder.decode(b"", final=True), True
+    except UnicodeDecodeError as error:
+        raise UserError(f"{content.name} is not UTF-8 text: it ends in the middle of a character.") from error
+
+
+def _unreadable(file: Path, error: OSError) -> UserError:
+    return UserError(f"{file} cannot be read: {error.strerror or error}.")

@@ -16,6 +16,7 @@ import pytest
 
 from gpt_pretrain.config.command_schema import PrepareSettings
 from gpt_pretrain.prepare import pipeline
+from gpt_pretrain.texts.inputs import CorpusInputs, stat_input_file
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from tests.conftest import ROOT
 
@@ -150,3 +151,8 @@ def interrupt_before_shards(inputs: list[Path], out: Path) -> None:
         patch.setattr(pipeline, "write_shards", kill)
         with pytest.raises(Killed):
             prepare(*inputs, out=out, **SHORT)
+
+
+def inputs_of(*paths: Path, text_field: str = "text") -> CorpusInputs:
+    """Return files as the reader of inputs takes them."""
+    return CorpusInputs([stat_input_file(str(path)) for path in paths], None, text_field, None, [], [])

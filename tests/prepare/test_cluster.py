@@ -11,6 +11,7 @@ from gpt_pretrain.config.validation import prepare_problems
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare.cluster import group_files
 from gpt_pretrain.prepare.pipeline import prepare_corpus
+from gpt_pretrain.system.file_kinds import PLAIN
 from gpt_pretrain.texts.inputs import InputFile
 
 SBATCH = f"""#!{sys.executable}
@@ -89,12 +90,12 @@ def test_slurm_jobs_write_the_same_corpus_and_failed_ones_are_run_again(
 
 
 def test_files_are_grouped_in_order_and_by_size() -> None:
-    files = [InputFile(str(number), "text", size, 0) for number, size in enumerate([5, 1, 1, 1, 90, 1, 1])]
+    files = [InputFile(str(number), PLAIN, size, 0) for number, size in enumerate([5, 1, 1, 1, 90, 1, 1])]
     for n_groups in range(1, 10):
         groups = group_files(files, n_groups)
         assert [file for group in groups for file in group] == files
         assert len(groups) == min(n_groups, len(files)) and all(groups)
-    equal = [InputFile(str(number), "text", 10, 0) for number in range(12)]
+    equal = [InputFile(str(number), PLAIN, 10, 0) for number in range(12)]
     assert [len(group) for group in group_files(equal, 4)] == [3, 3, 3, 3]
 
 

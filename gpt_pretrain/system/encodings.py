@@ -1,0 +1,162 @@
+"""Tell the encoding of a text by its first bytes: by a byte order mark, or else by which characters it would consist of."""
+
+from __future__ import annotations
+
+import codecs
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+# A mark of UTF-32 begins with that of UTF-16.
+MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+WIDE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")  # In this order: UTF-32 is also valid UTF-16 with many NULs.
+# NUL and the control characters, without tab, line feed, vertical tab, form feed and carriage return.
+CONTROLS = bytes(code for code in range(32) if code not in b"\t\n\v\f\r") + b"\x7f"
+MANY_CONTROLS = 0.05  # A text with a larger share of them in its first bytes is in another encoding, or not a text.
+MANY_IN_TEXT = 0.001  # A text with a larger share of them is worth a warning.
+# Ranges of characters that occur in a text of one script, besides ASCII, Latin-1 and punctuation.
+SCRIPTS = (
+    *((0x0100, 0x024F), (0x0370, 0x03FF), (0x0400, 0x052F), (0x0530, 0x058F), (0x0590, 0x05FF), (0x0600, 0x077F)),
+    *((start, start + 0x7F) for start in range(0x0900, 0x1000, 0x80)),
+    *((0x1000, 0x109F), (0x10A0, 0x10FF), (0x1200, 0x139F), (0x13A0, 0x13FF), (0x1780, 0x17FF), (0x1800, 0x18AF)),
+    *((0x1E00, 0x1EFF), (0x1F00, 0x1FFF), (0x3040, 0x9FFF), (0xAC00, 0xD7A3)),
+)
+COMMON = (
+    *((0x0020, 0x007E), (0x00A0, 0x00FF), (0x2000, 0x2BFF), (0x3000, 0x303F), (0xFE00, 0xFE0F), (0xFF00, 0xFFEF)),
+    *((0x1F000, 0x1FAFF), (0x0009, 0x000A), (0x000C, 0x000D)),
+)
+ENOUGH = 0.95  # Share of the characters that belong to one script or are common to all.
+# Line ends, spaces and full stops. Text in 8-bit encodings, taken for UTF-16, contains none of them.
+TELLING, ENOUGH_TELLING = (*"\n\r ", *"\u3000\u3001\u3002\uff0c\uff01\uff1f"), 0.005
+# ASCII, and what else English, French, German, Spanish, Portuguese, Italian and the Nordic languages are written with.
+_LETTERS = "àáâãäåæçèéêëìíîïñòóôõöøùúûüÿßœ"
+_PUNCTUATION = "«»¿¡°§€£©®™·•ªº½¼…\u00a0\u00b4\u2013\u2014\u2018\u2019\u201a\u201c\u201d\u201e\u2039\u203a"
+WESTERN = frozenset(map(chr, range(128))) | frozenset(_LETTERS + _PUNCTUATION)
+SAMPLE = 1 << 14  # Characters that are looked at.
+
+
+@dataclass(frozen=True)
+class TextEncoding:
+    """The encoding of a text.
+
+    Args:
+        name: Python's name of it.
+        has_mark: Whether the text begins with a byte order mark.
+    """
+
+    name: str
+    has_mark: bool = False
+
+
+def detect_encoding(head: bytes) -> TextEncoding | None:
+    """Return the encoding of a text by its first bytes, or None if they are not text.
+
+    A text with bytes that are not UTF-8 but with few control characters counts as UTF-8, so that whoever reads it says where the
+    first such byte is.
+    """
+    for mark, name in MARKS:
+        if head.startswith(mark):
+            return TextEncoding(name, has_mark=True)
+    if control_share(head) <= MANY_CONTROLS and _is_utf8(head):
+        return TextEncoding("utf-8")
+    wide = next((TextEncoding(name) for name in WIDE if _is_text_in(head, name)), None)
+    return TextEncoding("utf-8") if wide is None and control_share(head) <= MANY_CONTROLS else wide
+
+
+def count_controls(data: bytes) -> int:
+    """Return the number of NUL and control characters in UTF-8 text."""
+    return len(data) - len(data.translate(None, CONTROLS))
+
+
+def control_share(data: bytes) -> float:
+    """Return the share of the bytes that are NUL or a control character."""
+    return count_controls(data) / max(len(data), 1)
+
+
+def likely_encoding(data: bytes) -> str | None:
+    """Return the name of the 8-bit encoding that a text probably has, as iconv knows it; None if nothing fits."""
+    sample = data[:SAMPLE]
+    if set(sample.decode("cp1252", errors="replace").lower()) <= WESTERN:
+        return "CP1252"
+    from charset_normalizer import from_bytes
+
+    best = from_bytes(sample, cp_exclusion=["utf_8", "utf_16", "utf_32", "utf_7", "ascii"]).best()
+    return None if best is None else best.encoding.upper().replace("ISO8859_", "ISO-8859-").replace("_", "-")
+
+
+def _is_utf8(head: bytes) -> bool:
+    """Return whether the first bytes of a text are UTF-8; the last character may be incomplete."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _is_text_in(head: bytes, encoding: str) -> bool:
+    """Return whether the characters of the first bytes, if they are in this encoding, look like text in one script."""
+    try:
+        text = codecs.getincrementaldecoder(encoding)().decode(head)[:SAMPLE]
+    except UnicodeDecodeError:
+        return False
+    codes, total = Counter(map(ord, text)), len(text)
+    if sum(codes[ord(character)] for character in TELLING) < max(ENOUGH_TELLING * total, 1):
+        return False
+    common = sum(_count(codes, *part) for part in COMMON)
+    # Both contain Chinese punctuation, which must not count twice.
+    return min(common + max(_count(codes, *part) for part in SCRIPTS), total) >= ENOUGH * total
+
+
+def _count(codes: Counter[int], first: int, last: int) -> int:
+    return sum(count for code, count in codes.items() if first <= code <= last)
+
+
+def to_utf8(blocks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
+    """Convert text to UTF-8, without a byte order mark.
+
+    Raises:
+        UnicodeDecodeError: If the text is damaged.
+    """
+    decoder = codecs.getincrementaldecoder(encoding)()
+    is_start = True
+    for block in itertools.chain(blocks, [None]):
+        text = decoder.decode(block or b"", final=block is None)
+        if text:
+            yield (text.removeprefix("\ufeff") if is_start else text).encode()
+            is_start = False
+
+
+class ControlCount:
+    """Counts NUL and control characters in a text, of which a text has hardly any."""
+
+    def __init__(self, total: int = 0, controls: int = 0, nuls: int = 0) -> None:
+        self.total, self.controls, self.nuls = total, controls, nuls
+
+    def add(self, data: bytes) -> None:
+        """Count those in UTF-8 text."""
+        self.total += len(data)
+        self.controls += count_controls(data)
+        self.nuls += data.count(b"\0")
+
+    @property
+    def are_many(self) -> bool:
+        """Whether there are more than a text has."""
+        return self.controls > MANY_IN_TEXT * self.total
+
+    def described(self) -> str:
+        """Return a warning that names the likely cause."""
+        share, name = 100 * self.controls / max(self.total, 1), "NUL" if self.nuls > self.controls / 2 else "control characters"
+        cause = "text in UTF-16, or a binary file" if name == "NUL" else "a binary file, or the colors of a terminal"
+        return f"{share:.2g} % of the text is {name}, as if it were {cause}. The model will learn to write them."
+
+
+def is_blank(text: str) -> bool:
+    """Return whether a text is empty or consists of white space."""
+    return not text or text.isspace()

@@ -1,0 +1,398 @@
+"""Recognize a file by its first bytes and its name: what it is, and how it is read or why it is not.
+
+Each kind stands once in this file. Whoever adds one adds a FileKind and, if its first bytes tell it, a line in SIGNATURES.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import struct
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+
+from gpt_pretrain.system.encodings import TextEncoding, detect_encoding
+from gpt_pretrain.system.formatting import format_count
+
+HEAD = 1 << 16  # Bytes from the start of a file that are looked at.
+# The forms of a file that can be read: how its content becomes documents, or which files it contains.
+TEXT, LINES, ARRAY, OBJECTS, ROWS, PARQUET = "text", "JSON lines", "JSON array", "JSON objects", "rows", "Parquet"
+COMPRESSED, ARCHIVES = ("gz", "bz2", "xz", "zst"), ("tar", "zip")
+EMPTY, REFUSED = "empty", "refused"
+
+UTF8 = TextEncoding("utf-8")
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """A kind of file.
+
+    Args:
+        name: What people call it, in the singular and without an article.
+        form: How it is read; REFUSED if it is not.
+        advice: For a refused kind, how to get its text or what it is for; {path} stands for the file.
+        encoding: Of a text.
+        warning: What is odd about a file that is read nevertheless.
+        content: Of a compressed file on disk, the form of what is in it.
+    """
+
+    name: str
+    form: str = REFUSED
+    advice: str = ""
+    encoding: TextEncoding = UTF8
+    warning: str = ""
+    content: str = ""
+
+    @property
+    def is_read(self) -> bool:
+        """Whether files of this kind are read as text."""
+        return self.form not in (EMPTY, REFUSED)
+
+    def described(self) -> str:
+        """Return the name with its article."""
+        return f"{'an' if _SPOKEN_WITH_AN.match(self.name) else 'a'} {self.name}"
+
+    def counted(self, number: int) -> str:
+        """Return a number of files of this kind, such as "2 tables in CSV"."""
+        noun, *rest = re.split(r"(?= (?:of|in|without) )", self.name, maxsplit=1)
+        return format_count(number, noun) + "".join(rest)
+
+    def refusal(self, path: str) -> str:
+        """Return the message for a file that is not read: what it is, and what to do with it."""
+        advice = self.advice.replace("{path}", shlex.quote(path)) or "Only text is read."
+        return f"{path} is {self.described()}, not text. {advice}"
+
+
+_SPOKEN_WITH_AN = re.compile(r"[AEIOaeio]|(HTML|XML|MP3|MP4|RTF|LZ4|LZMA|HDF5|MDS|SVG|NPZ)")
+
+
+def _convert(command: str, what: str = "Extract its text first") -> str:
+    return f"{what}, for example with: {command}"
+
+
+_SHARDS = "Token ids are trained on with data=shards data.path=FOLDER."
+_WEIGHTS = "Weights are given with init_from={path} for training, or pretrained={path} for generate.py."
+_PANDOC = _convert("pandoc -t plain {path} -o text.txt")
+_AS_TEXT = " To train on its source as it is, add as_text=true (for train.py data.as_text=true)."
+_OFFICE = _convert("libreoffice --headless --convert-to {target} {path}", "Convert it first")
+_MEDIA = "It contains no text. For speech, transcribe it first."
+
+PLAIN = FileKind("text", TEXT)
+JSON_LINES = FileKind("file of JSON lines", LINES)
+JSON_ARRAY = FileKind("JSON array", ARRAY)
+JSON_OBJECTS = FileKind("JSON file", OBJECTS)
+CSV = FileKind("table in CSV", ROWS)
+EMPTY_FILE = FileKind("empty file", EMPTY)
+BINARY = FileKind("binary file of an unknown kind", advice="Only text is read. If it contains text, extract that first.")
+TOKENS = FileKind("file of token ids without a header", advice=_SHARDS)
+HTML = FileKind("HTML page", advice=_PANDOC.replace("plain", "plain -f html") + _AS_TEXT)
+XML = FileKind("XML document", advice=_PANDOC + _AS_TEXT)
+PICTURE_ADVICE = _convert("tesseract {path} text", "Text in a picture must be recognized first")
+MP4 = FileKind("MP4 video", advice=_MEDIA)
+ZIP = FileKind("zip archive", "zip")
+TAR = FileKind("tar archive", "tar")
+WORD, SHEET, SLIDES = (
+    FileKind(name, advice=_OFFICE.replace("{target}", target))
+    for name, target in (("word processor document", "txt:Text"), ("spreadsheet", "csv"), ("slide presentation", "pdf"))
+)
+PDF = FileKind("PDF document", advice=_convert("pdftotext {path} text.txt"))
+POSTSCRIPT = FileKind("PostScript document", advice=_convert("ps2ascii {path} text.txt"))
+RTF = FileKind("RTF document", advice=_PANDOC)
+TEXTUAL = (PDF, POSTSCRIPT, RTF)  # Their first bytes are letters, and what follows may be, too.
+EPUB = FileKind("EPUB book", advice=_PANDOC)
+JAR = FileKind("Java or Android program")
+NPZ = FileKind("NPZ file of NumPy arrays", advice=_SHARDS + " Save each array as a .npy file.")
+TORCH = FileKind("PyTorch checkpoint", advice=_WEIGHTS)
+NUMPY = FileKind("NumPy array", advice="Token ids in .npy files are trained on with data=shards data.path=FOLDER.")
+LLMC = FileKind("shard of token ids of llm.c", advice=_SHARDS)
+MEGATRON = FileKind(
+    "index of token ids of Megatron-LM", advice="Its tokens cannot be read here. Prepare the text that they were made from."
+)
+_TABLE = _convert(
+    "python -c \"import pandas; pandas.read_{reader}('{path}').to_parquet('table.parquet')\"", "Convert it to Parquet first"
+)
+ARROW = FileKind(
+    "file of Arrow's", advice="If the package datasets wrote its folder: gpt-pretrain prepare dataset=FOLDER out=CORPUS."
+)
+
+# The first bytes of files that are not plain text: offset, bytes, kind.
+SIGNATURES: tuple[tuple[int, bytes, FileKind], ...] = (
+    (0, b"\x1f\x8b\x08", FileKind("gzip file", "gz")),
+    (0, b"BZh", FileKind("bzip2 file", "bz2")),
+    (0, b"\xfd7zXZ\0", FileKind("xz file", "xz")),
+    (0, b"\x28\xb5\x2f\xfd", FileKind("zstandard file", "zst")),
+    (1, b"\x2a\x4d\x18", FileKind("zstandard file", "zst")),  # A frame to skip; the first byte is 0x50 to 0x5f.
+    (0, b"PK\x03\x04", ZIP),
+    (0, b"PK\x05\x06", ZIP),
+    (257, b"ustar", TAR),
+    (0, b"PAR1", FileKind("Parquet table", PARQUET)),
+    (0, b"7z\xbc\xaf\x27\x1c", FileKind("7z archive", advice=_convert("7z x {path}", "Unpack it first"))),
+    (0, b"Rar!\x1a\x07", FileKind("RAR archive", advice=_convert("unrar x {path}", "Unpack it first"))),
+    (0, b"\x04\x22\x4d\x18", FileKind("LZ4 file", advice=_convert("lz4 -d {path}", "Decompress it first"))),
+    (0, b"\x1f\x9d", FileKind("file of the program compress", advice=_convert("gzip -d {path}", "Decompress it first"))),
+    (0, b"LZIP", FileKind("lzip file", advice=_convert("lzip -d {path}", "Decompress it first"))),
+    (0, b"\xff\xd8\xff", FileKind("JPEG picture", advice=PICTURE_ADVICE)),
+    (0, b"\x89PNG", FileKind("PNG picture", advice=PICTURE_ADVICE)),
+    (0, b"GIF87a", FileKind("GIF picture", advice=PICTURE_ADVICE)),
+    (0, b"GIF89a", FileKind("GIF picture", advice=PICTURE_ADVICE)),
+    (0, b"II*\0", FileKind("TIFF picture", advice=PICTURE_ADVICE)),
+    (0, b"MM\0*", FileKind("TIFF picture", advice=PICTURE_ADVICE)),
+    (0, b"8BPS", FileKind("Photoshop picture", advice=PICTURE_ADVICE)),
+    (0, b"AT&TFORM", FileKind("DjVu document", advice=_convert("djvutxt {path} text.txt"))),
+    (0, b"ID3", FileKind("MP3 recording", advice=_MEDIA)),
+    (0, b"OggS", FileKind("Ogg recording", advice=_MEDIA)),
+    (0, b"fLaC", FileKind("FLAC recording", advice=_MEDIA)),
+    (0, b"MThd", FileKind("MIDI file", advice=_MEDIA)),
+    (0, b"\x1a\x45\xdf\xa3", FileKind("Matroska video", advice=_MEDIA)),
+    (0, b"%PDF-", PDF),
+    (0, b"%!PS", POSTSCRIPT),
+    (0, b"{\\rtf", RTF),
+    (
+        0,
+        b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
+        FileKind("document of an old Office program", advice=_OFFICE.replace("{target}", "pdf")),
+    ),
+    (0, b"\x93NUMPY", NUMPY),
+    (0, b"MMIDIDX\0\0", MEGATRON),
+    (0, b"TNTIDX\0\0", MEGATRON),
+    (0, b"LITPKDS", FileKind("shard of token ids of Lit-GPT", advice=MEGATRON.advice)),
+    (0, struct.pack("<i", 20240520), LLMC),
+    (0, struct.pack("<i", 20240801), LLMC),
+    (
+        0,
+        b"GGUF",
+        FileKind("GGUF file of weights", advice="Such weights cannot be read here. Look for the model's model.safetensors."),
+    ),
+    (0, b"ARROW1", ARROW),
+    (0, b"\xff\xff\xff\xff\x10", ARROW),
+    (0, b"FEA1", FileKind("Feather table", advice=_TABLE.replace("{reader}", "feather"))),
+    (0, b"ORC", FileKind("ORC table", advice=_TABLE.replace("{reader}", "orc"))),
+    (0, b"Obj\x01", FileKind("Avro file", advice="Convert it to JSON lines or Parquet first.")),
+    (0, b"\x89HDF\r\n", FileKind("HDF5 file", advice=_TABLE.replace("{reader}", "hdf"))),
+    (
+        0,
+        b"SQLite format 3\0",
+        FileKind(
+            "SQLite database",
+            advice=_convert("sqlite3 -csv -header {path} 'SELECT text FROM documents' > texts.csv", "Export the texts first"),
+        ),
+    ),
+    (0, b"\x7fELF", FileKind("program")),
+    (0, b"\xcf\xfa\xed\xfe", FileKind("program")),
+    (0, b"\xca\xfe\xba\xbe", FileKind("program")),
+    (0, b"\0asm", FileKind("program")),
+    (0, b"wOFF", FileKind("font")),
+    (0, b"wOF2", FileKind("font")),
+    (0, b"OTTO", FileKind("font")),
+)
+# Kinds that the name tells where the bytes do not.
+TOKEN_SUFFIXES = (".bin", ".npy", ".idx", ".ds", ".mds", ".tok", ".tokens", ".u16", ".uint16")
+SUFFIXES: dict[str, FileKind] = {
+    **dict.fromkeys((".jsonl", ".ndjson", ".jsonlines", ".json"), JSON_LINES),
+    **dict.fromkeys((".csv", ".tsv", ".tab", ".psv"), CSV),
+    **dict.fromkeys((".html", ".htm", ".xhtml", ".mhtml"), HTML),
+    **dict.fromkeys((".xml", ".svg", ".xsl", ".rss", ".atom", ".plist", ".kml", ".gpx"), XML),
+    **dict.fromkeys(
+        (".pkl", ".pickle", ".joblib"),
+        FileKind("Python pickle", advice="Pickles may run code when they are opened. Save the texts as JSON lines."),
+    ),
+    **dict.fromkeys(
+        (".tfrecord", ".tfrecords"),
+        FileKind("TFRecord file", advice=_SHARDS.replace("are trained", "of other programs are trained")),
+    ),
+    **dict.fromkeys((".pt", ".pth", ".ckpt"), TORCH),
+    ".lzma": FileKind("LZMA file", "xz"),
+    ".safetensors": FileKind("safetensors file of weights", advice=_WEIGHTS),
+    **dict.fromkeys((".ico", ".cur"), FileKind("icon", advice=PICTURE_ADVICE)),
+    **dict.fromkeys((".ttf", ".otf"), FileKind("font")),
+    ".pyc": FileKind("program"),
+    ".dll": FileKind("program"),
+    ".exe": FileKind("program"),
+    ".br": FileKind("Brotli file", advice=_convert("brotli -d {path}", "Decompress it first")),
+    ".docx": WORD,
+    ".doc": WORD,
+    ".odt": WORD,
+    ".xlsx": SHEET,
+    ".xls": SHEET,
+    ".ods": SHEET,
+    ".pptx": SLIDES,
+    ".odp": SLIDES,
+    ".epub": EPUB,
+    ".jar": JAR,
+    ".apk": JAR,
+    ".npz": NPZ,
+    ".ppt": SLIDES,
+}
+
+
+def recognize(name: str, head: bytes, *, as_text: bool = False) -> FileKind:
+    """Return the kind of a file.
+
+    Args:
+        name: Its name or path, whose suffix counts where the bytes leave a choice; without the suffix of a compressed file.
+        head: Its first HEAD bytes, or all of them.
+        as_text: Take everything for plain text that is text at all, also tables, JSON and HTML.
+    """
+    if not head:
+        return EMPTY_FILE
+    suffix = PurePath(name).suffix.lower()
+    signed = _by_signature(head, suffix)
+    if signed is not None:
+        return signed
+    encoding = detect_encoding(head)
+    if encoding is None or (suffix in TOKEN_SUFFIXES and not encoding.has_mark and not _is_clean(head, encoding)):
+        return (
+            TOKENS if suffix in TOKEN_SUFFIXES else BINARY if suffix not in SUFFIXES or is_text_kind(suffix) else SUFFIXES[suffix]
+        )
+    start = _decode(head, encoding)
+    kind = PLAIN if as_text else _by_text(start, SUFFIXES.get(suffix), is_text_named=suffix in (".txt", ".md", ".text"))
+    if encoding.name == "utf-8" or not kind.is_read:
+        return replace(kind, encoding=encoding)
+    said = f"{encoding.name.upper().replace('-LE', '').replace('-BE', '')}{' by its first bytes' * (not encoding.has_mark)}"
+    return replace(kind, encoding=encoding, warning=f"is read as {said}" if not kind.warning else kind.warning)
+
+
+def is_text_kind(suffix: str) -> bool:
+    """Return whether a known suffix is that of text."""
+    kind = SUFFIXES.get(suffix)
+    return kind in (JSON_LINES, CSV, HTML, XML)
+
+
+def content_name(name: str) -> str:
+    """Return the name that a compressed file's content has: `a.jsonl` for `a.jsonl.gz`, `a.tar` for `a.tgz`."""
+    stem, suffix = name[: len(name) - len(PurePath(name).suffix)], PurePath(name).suffix.lower()
+    if suffix in COMPRESSED_SUFFIXES:
+        return stem
+    return f"{stem}.tar" if suffix in (".tgz", ".tbz", ".tbz2", ".txz", ".tzst") else name
+
+
+def _by_signature(head: bytes, suffix: str) -> FileKind | None:
+    """Return the kind that the first bytes tell by themselves, or None."""
+    for offset, magic, kind in SIGNATURES:
+        if head.startswith(magic, offset):
+            if _is_word(magic) and not kind.form == PARQUET and not _has_controls(head[:512]) and kind not in TEXTUAL:
+                continue  # A text that begins with these letters.
+            if kind is ZIP:
+                return _zip_kind(head, suffix)
+            if kind.form == "bz2" and head[4:10] not in (b"1AY&SY", b"\x17rE8P\x90"):
+                continue
+            if kind.form == "zst" and offset == 1 and head[0] & 0xF0 != 0x50:
+                continue
+            return kind
+    if head.startswith(b"RIFF") and len(head) >= 12:
+        return {b"WEBP": FileKind("WebP picture", advice=PICTURE_ADVICE), b"WAVE": FileKind("WAV recording", advice=_MEDIA)}.get(
+            head[8:12], FileKind("AVI video", advice=_MEDIA)
+        )
+    if head[4:8] == b"ftyp":
+        is_picture = head[8:11] in (b"hei", b"avi", b"mif")
+        return FileKind("HEIF picture", advice=PICTURE_ADVICE) if is_picture else MP4
+    if head.startswith(b"BM") and len(head) > 18 and head[6:10] == b"\0\0\0\0":
+        return FileKind("BMP picture", advice=PICTURE_ADVICE)
+    if head.startswith(b"MZ") and b"\0" in head[:64]:
+        return FileKind("program")
+    if re.match(rb"\x80[\2-\5]", head) and (
+        suffix in (".pkl", ".pickle", ".joblib", ".pt", ".pth", ".ckpt", ".bin") or head[2] == 0x95
+    ):
+        return TORCH if suffix in (".pt", ".pth", ".ckpt", ".bin") else SUFFIXES[".pkl"]
+    if len(head) > 10 and head[8:10] in (b'{"', b"{ ") and int.from_bytes(head[:8], "little") < 1 << 27 and head[6:8] == b"\0\0":
+        return SUFFIXES[".safetensors"]
+    return TAR if _is_old_tar(head) else SUFFIXES[".lzma"] if suffix == ".lzma" and head.startswith(b"\x5d\0\0") else None
+
+
+def _is_word(magic: bytes) -> bool:
+    return magic.isascii() and magic.decode().isprintable()
+
+
+def _has_controls(data: bytes) -> bool:
+    return re.search(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]", data) is not None
+
+
+def _zip_kind(head: bytes, suffix: str) -> FileKind:
+    """Return which kind of file a zip archive is: many programs write their documents as one."""
+    by_name = SUFFIXES.get(suffix)
+    if by_name in (WORD, SHEET, SLIDES, EPUB, JAR, NPZ):
+        return by_name
+    length = int.from_bytes(head[26:28], "little")
+    first = head[30 : 30 + length]
+    if first == b"mimetype":
+        start = head[30 + length :][:100]
+        return EPUB if b"epub" in start else SHEET if b"spreadsheet" in start else SLIDES if b"presentation" in start else WORD
+    if first == b"[Content_Types].xml" or first.startswith(b"_rels/"):
+        return SHEET if b"xl/" in head else SLIDES if b"ppt/" in head else WORD
+    if first.endswith((b"/data.pkl", b"/.format_version")):
+        return TORCH
+    if first.endswith(b".npy") and suffix != ".zip":
+        return NPZ
+    return JAR if first.startswith(b"META-INF/") else ZIP
+
+
+def _is_old_tar(head: bytes) -> bool:
+    """Return whether a file begins with a tar header of the time before it had a signature, by its checksum."""
+    if len(head) < 512 or not re.fullmatch(rb" *[0-7]{1,7}[ \0]*", head[148:156]) or not head[0]:
+        return False
+    return int(head[148:156].strip(b" \0"), 8) == sum(head[:148]) + 8 * 32 + sum(head[156:512])
+
+
+def _is_clean(head: bytes, encoding: TextEncoding) -> bool:
+    return encoding.name == "utf-8" and not _has_controls(head)
+
+
+def _decode(head: bytes, encoding: TextEncoding) -> str:
+    """Return the text of the first bytes, whose last character may be incomplete."""
+    return head.decode(encoding.name, errors="ignore").removeprefix("\ufeff")
+
+
+def _by_text(start: str, by_name: FileKind | None, *, is_text_named: bool) -> FileKind:
+    """Return the kind of a text by how it begins, and by what its name says."""
+    begins = start.lstrip()
+    markup = _markup_kind(begins)
+    if markup is not None:
+        return markup
+    if by_name is HTML or by_name is XML:
+        return by_name
+    if by_name is CSV:
+        return CSV
+    json_kind = _json_kind(begins)
+    if by_name is JSON_LINES:
+        return json_kind or JSON_LINES
+    if json_kind is not None and not is_text_named:
+        return json_kind
+    if json_kind is not None:
+        return replace(
+            PLAIN, warning="is read as plain text, but begins like JSON. To read its records, give it a name that ends in .jsonl"
+        )
+    return PLAIN
+
+
+def _markup_kind(begins: str) -> FileKind | None:
+    """Return HTML or XML if a text begins so, after comments."""
+    begins = re.sub(r"\A(?:<!--.{0,4000}?-->\s*)+", "", begins, flags=re.DOTALL)
+    if re.match(r"<(!doctype\s+html|html|head|body)\b", begins, re.IGNORECASE):
+        return HTML
+    if not begins.startswith(("<?xml", "<!DOCTYPE", "<svg", "<mediawiki")):
+        return None
+    return HTML if re.search(r"<html\b", begins[:4000], re.IGNORECASE) else XML
+
+
+def _json_kind(begins: str) -> FileKind | None:
+    """Return the kind of JSON if a text begins so: with an object, or with an array of objects, arrays or strings."""
+    line, line_end, rest = begins.partition("\n")
+    if re.match(r"\[\s*[\[{\"\]]", begins) is not None:
+        return JSON_LINES if _is_json(line) and rest.lstrip().startswith("[") else JSON_ARRAY
+    if re.match(r'\{\s*["}]', begins) is None:
+        return None
+    # A single long line is one record. A line that ends too early is the first of a value over several lines, or damaged.
+    is_whole = not line_end or _is_json(line) or _is_json(rest.partition("\n")[0])
+    return JSON_LINES if is_whole else JSON_OBJECTS
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".lzma", ".gzip", ".zstd", ".z")

@@ -1,0 +1,210 @@
+"""List and read the files in tar and zip archives one after another, without unpacking them.
+
+Tar archives are read here as a stream. Python's tarfile keeps a record of each member, and takes names of any length into memory.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO
+
+from gpt_pretrain.texts.decompression import BLOCK, DamagedArchiveError
+
+RECORD = 512  # Bytes of a header in a tar archive; contents are padded to a multiple of it.
+LONGEST_NAME = 1 << 16
+REGULAR, WITHOUT_CONTENT = b"0\0" + b"7", b"123456"
+LONG_NAME, EXTENDED, OTHER_HEADERS, SPARSE = b"L", b"x", b"gKVXNA", b"S"
+MAX_DIRECTORY = 1 << 26  # Bytes of the list of a zip archive's members, each of which takes ten times as much memory.
+END_OF_DIRECTORY, LONGEST_END = b"PK\x05\x06", 22 + (1 << 16)
+
+Members = Iterator[tuple[str, Iterator[bytes]]]
+
+
+def read_tar(blocks: Iterable[bytes]) -> Members:
+    """Yield the name and the content of each regular file in a tar archive. A content must be read before the next is asked for.
+
+    Raises:
+        DamagedArchiveError: If the archive is truncated or a header is damaged.
+    """
+    reader = _ByteReader(blocks)
+    extended: dict[str, str] = {}
+    while header := reader.read(RECORD, at_end=True):
+        if not header.strip(b"\0"):
+            continue  # The end of an archive, after which another may follow.
+        name, kind, size = _parse_header(header, reader.position)
+        if kind in LONG_NAME + EXTENDED:
+            content = reader.read(min(size, LONGEST_NAME))
+            reader.skip(size + -size % RECORD - len(content))
+            extended |= {"path": _text(content)} if kind == LONG_NAME else _parse_extended(content)
+            continue
+        if kind in OTHER_HEADERS:
+            reader.skip(size + -size % RECORD)
+            continue
+        if kind == SPARSE:
+            raise DamagedArchiveError(f"{name} is stored without its empty parts; unpack the archive first")
+        size = int(extended["size"]) if extended.get("size", "").isdigit() else size
+        name, extended = extended.get("path", name), {}
+        if kind in WITHOUT_CONTENT:
+            continue
+        end = reader.position + size + -size % RECORD
+        if kind in REGULAR:
+            yield name, reader.blocks(size)
+        reader.skip(end - reader.position)
+
+
+def read_zip(stream: BinaryIO) -> Members:
+    """Yield the name and the content of each file in a zip archive, which must be seekable.
+
+    Raises:
+        DamagedArchiveError: If the archive is truncated, encrypted or damaged, or compressed with a rare method.
+    """
+    _check_directory(stream)
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            for member in archive.infolist():
+                if not member.is_dir():
+                    yield member.filename, _zip_content(archive, member)
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError) as error:
+        raise DamagedArchiveError(str(error)) from error
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a member is one of those that are skipped in a folder too: hidden files, and what macOS adds to archives."""
+    return any(part == "__MACOSX" or (part.startswith(".") and part not in (".", "..")) for part in name.split("/"))
+
+
+class _ByteReader:
+    """Reads a stream of blocks by numbers of bytes.
+
+    Attributes:
+        position: Bytes read so far.
+    """
+
+    def __init__(self, blocks: Iterable[bytes]) -> None:
+        self._blocks = iter(blocks)
+        self._block, self._offset = b"", 0
+        self.position = 0
+
+    def read(self, count: int, *, at_end: bool = False) -> bytes:
+        """Return the next `count` bytes.
+
+        Args:
+            at_end: Return nothing if the stream has ended.
+
+        Raises:
+            DamagedArchiveError: If there are fewer.
+        """
+        parts: list[bytes] = []
+        while count and (part := self._next(count)):
+            parts.append(part)
+            count -= len(part)
+        if count and not (at_end and not parts):
+            raise DamagedArchiveError("the archive is truncated")
+        return b"".join(parts)
+
+    def blocks(self, count: int) -> Iterator[bytes]:
+        """Yield the next `count` bytes in blocks.
+
+        Raises:
+            DamagedArchiveError: If there are fewer.
+        """
+        while count > 0:
+            if not (part := self._next(min(count, BLOCK))):
+                raise DamagedArchiveError("the archive is truncated")
+            count -= len(part)
+            yield part
+
+    def skip(self, count: int) -> None:
+        """Skip the next `count` bytes, as `blocks` yields them."""
+        for _ in self.blocks(count):
+            pass
+
+    def _next(self, count: int) -> bytes:
+        while self._offset == len(self._block):
+            if (block := next(self._blocks, None)) is None:
+                return b""
+            self._block, self._offset = block, 0
+        part = self._block[self._offset : self._offset + count]
+        self._offset += len(part)
+        self.position += len(part)
+        return part
+
+
+def _parse_header(header: bytes, position: int) -> tuple[str, bytes, int]:
+    """Return the name, the kind and the size of a member of a tar archive.
+
+    Raises:
+        DamagedArchiveError: If the checksum is wrong.
+    """
+    try:
+        if _number(header[148:156]) != sum(header[:148]) + 8 * 32 + sum(header[156:]):
+            raise ValueError
+        size = _number(header[124:136])
+        if not 0 <= size < 1 << 62:
+            raise ValueError
+    except ValueError:
+        raise DamagedArchiveError(f"the header at byte {position - RECORD:,} is damaged") from None
+    name = _text(header[:100])
+    if header[257:263] == b"ustar\0" and header[345]:
+        name = f"{_text(header[345:500])}/{name}"
+    return name, header[156:157], size
+
+
+def _number(field: bytes) -> int:
+    """Return the number in a field of a header: octal digits or, for large ones, base 256."""
+    if field[0] & 0x80:
+        return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
+    return int(field.strip(b" \0") or b"0", 8)
+
+
+def _parse_extended(content: bytes) -> dict[str, str]:
+    """Return the fields path and size of an extended header, whose lines are `length name=value`.
+
+    Raises:
+        DamagedArchiveError: If the member is stored as a sparse file.
+    """
+    found: dict[str, str] = {}
+    while (match := re.match(rb"(\d{1,7}) ", content)) and int(match[1]) > match.end():
+        name, _, value = content[match.end() : int(match[1]) - 1].partition(b"=")
+        if name.startswith(b"GNU.sparse"):
+            raise DamagedArchiveError("a file is stored without its empty parts; unpack the archive first")
+        if name in (b"path", b"size"):
+            found[name.decode()] = _text(value)
+        content = content[int(match[1]) :]
+    return found
+
+
+def _text(field: bytes) -> str:
+    return field.partition(b"\0")[0].decode(errors="replace")
+
+
+def _check_directory(stream: BinaryIO) -> None:
+    """Check that the list of a zip archive's members, which zipfile reads as a whole, is not too large.
+
+    Raises:
+        DamagedArchiveError: If it is.
+    """
+    size = stream.seek(0, 2)
+    stream.seek(max(size - LONGEST_END, 0))
+    end = stream.read(LONGEST_END)
+    start = end.rfind(END_OF_DIRECTORY)
+    length = int.from_bytes(end[start + 12 : start + 16], "little") if start >= 0 else 0
+    if min(length, size) > MAX_DIRECTORY:
+        raise DamagedArchiveError("it contains too many files to be read as an archive; unpack it first")
+
+
+def _zip_content(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
+    if member.flag_bits & 1:
+        raise DamagedArchiveError(f"{member.filename} is encrypted; unpack the archive first")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        # zipfile decompresses these a few kilobytes at a time, which may expand to gigabytes.
+        raise DamagedArchiveError(f"{member.filename} is compressed with a rare method; unpack the archive first")
+    try:
+        with archive.open(member) as content:
+            while block := content.read(BLOCK):
+                yield block
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
+        raise DamagedArchiveError(f"{member.filename}: {error or 'the archive is truncated'}") from error

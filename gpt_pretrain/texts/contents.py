@@ -1,0 +1,146 @@
+"""Open files as the contents that documents are read from: the file itself, or what is in it if it is compressed or an archive.
+
+An archive may contain compressed files and further archives. Nothing is unpacked to the disk, except for a table or a zip archive
+inside of another file, which cannot be read as a stream.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from gpt_pretrain.system.encodings import to_utf8
+from gpt_pretrain.system.file_kinds import COMPRESSED, EMPTY, HEAD, PLAIN, FileKind, content_name, recognize
+from gpt_pretrain.texts.archives import is_hidden, read_tar, read_zip
+from gpt_pretrain.texts.decompression import BLOCK, ContentLimit, DamagedArchiveError, decompress, drop_bytes
+from gpt_pretrain.texts.left_out import LeftOut
+
+MAX_LAYERS = 6  # Archives and compressed files inside of one another: a .tar.xz of .xz files with one .tar each has four.
+
+
+@dataclass(frozen=True)
+class Content:
+    """What documents are read from.
+
+    Args:
+        name: Path of the file and, inside of an archive, the member's name.
+        kind: Its kind, one that is read.
+        bytes_from_start: Its bytes, for a single use.
+        stream: The same bytes as a file that can seek, if there is one.
+    """
+
+    name: str
+    kind: FileKind
+    bytes_from_start: Iterator[bytes]
+    stream: BinaryIO | None = None
+
+    def blocks(self, start: int = 0) -> Iterator[bytes]:
+        """Yield the content from an offset on, as UTF-8 if it is text in another encoding; offsets count the yielded bytes.
+
+        Raises:
+            DamagedArchiveError: If an archive or a text in UTF-16 or UTF-32 is damaged, after everything before the damage.
+        """
+        if self.kind.encoding.name != "utf-8":
+            return drop_bytes(_transcode(self.bytes_from_start, self.kind.encoding.name), start)
+        if start and self.stream is not None:
+            return read_stream(self.stream, start)
+        return drop_bytes(self.bytes_from_start, start)
+
+    @contextmanager
+    def seekable(self, limit: ContentLimit) -> Iterator[BinaryIO]:
+        """Open the content as a file that can seek: a temporary one if it is inside of another file.
+
+        Args:
+            limit: Of the size of the temporary file.
+        """
+        if self.stream is not None:
+            yield self.stream
+            return
+        with tempfile.TemporaryFile() as copy:
+            for block in limit.apply(self.bytes_from_start):
+                copy.write(block)
+            copy.seek(0)
+            yield copy
+
+
+def read_stream(stream: BinaryIO, start: int = 0) -> Iterator[bytes]:
+    """Yield the bytes of an open file from an offset on."""
+    stream.seek(start)
+    while block := stream.read(BLOCK):
+        yield block
+
+
+def open_contents(name: str, stream: BinaryIO, *, size: int, left_out: LeftOut, as_text: bool = False) -> Iterator[Content]:
+    """Yield the contents of a file in order. Each must be read before the next is asked for, or it is skipped.
+
+    Args:
+        name: Path of the file.
+        stream: The opened file. Its position shows how much of it has been read.
+        size: Of the file in bytes. It limits what its archives may expand to.
+        left_out: Collects the members of archives that are not text.
+        as_text: See `recognize`.
+
+    Raises:
+        DamagedArchiveError: If an archive is damaged, contains nothing that can be read, or expands too far.
+    """
+    limit = ContentLimit(size)
+
+    def expand(name: str, label: str, blocks: Iterator[bytes], stream: BinaryIO | None, layers: int) -> Iterator[Content]:
+        head, blocks = peek(blocks)
+        kind = recognize(name, head, as_text=as_text)
+        content = Content(label, kind, blocks, stream)
+        if layers > MAX_LAYERS:
+            raise DamagedArchiveError(f"more than {MAX_LAYERS} archives are inside of one another")
+        if kind.form in COMPRESSED:
+            yield from expand(content_name(name), label, limit.apply(decompress(blocks, kind.form)), None, layers + 1)
+        elif kind.form == "tar":
+            yield from members(label, read_tar(blocks), layers)
+        elif kind.form == "zip":
+            with content.seekable(limit) as archive:
+                yield from members(label, ((name, limit.apply(blocks)) for name, blocks in read_zip(archive)), layers)
+        elif kind.form == EMPTY:
+            yield Content(label, PLAIN, blocks)
+        elif kind.is_read:
+            yield content
+        else:
+            left_out.add(kind, label)
+
+    def members(label: str, found: Iterable[tuple[str, Iterator[bytes]]], layers: int) -> Iterator[Content]:
+        for name, blocks in found:
+            if not is_hidden(name):
+                yield from expand(name, f"{label}/{name}", blocks, None, layers + 1)
+
+    is_empty = True
+    for content in expand(name, name, read_stream(stream), stream, 0):
+        yield content
+        is_empty = False
+    if is_empty:
+        raise DamagedArchiveError(f"it contains no file that can be read{left_out.described()}")
+
+
+def peek(blocks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
+    """Return the first HEAD bytes, and all bytes; an error in the first ones is raised after them when they are read."""
+    taken, size = list[bytes](), 0
+    try:
+        while size < HEAD and (block := next(blocks, None)) is not None:
+            taken.append(block)
+            size += len(block)
+    except DamagedArchiveError as error:
+        blocks = _raise(error)
+    return b"".join(taken)[:HEAD], itertools.chain(taken, blocks)
+
+
+def _raise(error: Exception) -> Iterator[bytes]:
+    raise error
+    yield b""
+
+
+def _transcode(blocks: Iterator[bytes], encoding: str) -> Iterator[bytes]:
+    try:
+        yield from to_utf8(blocks, encoding)
+    except UnicodeDecodeError as error:
+        raise DamagedArchiveError(f"it begins like {encoding.upper()}, but is not ({error.reason})") from error

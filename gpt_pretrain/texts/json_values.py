@@ -1,0 +1,114 @@
+"""Split a JSON array of any length, or JSON objects one after another over any number of lines, into one line for each value.
+
+Only quotes and brackets are looked at, a block at a time. The values are parsed later, in parallel, within the limits of JSON
+lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from gpt_pretrain.texts.chunks import LONGEST_RECORD, MAX_LINES, Chunk, Cursor
+from gpt_pretrain.texts.decompression import DamagedArchiveError
+
+SEPARATORS = b" \t\r\n,\x1e"  # Between values; some programs write a comma after each object, or the record separator before it.
+QUOTE, COMMA = ord('"'), ord(",")
+_CHANGES = np.zeros(256, np.int8)  # Of the depth, by each character.
+_CHANGES[list(b"[{")] = 1
+_CHANGES[list(b"]}")] = -1
+
+
+def split_values(blocks: Iterable[bytes], cursor: Cursor, *, is_array: bool) -> Iterator[Chunk]:
+    """Split the content of a file into chunks of whole values, each of them on a line.
+
+    Args:
+        is_array: Whether the values are the elements of an array instead of following one another.
+
+    Raises:
+        DamagedArchiveError: If the last value is incomplete, or a bracket closes nothing; after everything before it.
+    """
+    scanner = _BracketScanner(depth=int(is_array and cursor.record > 0), is_array=is_array)
+    rest, skipped = bytearray(), 0  # The beginning of a value, or the length of a value that is too long so far.
+    for block in scanner.whole_escapes(blocks):
+        start, values, size = 0, list[bytes](), 0
+        for end in scanner.ends(block):
+            length = len(rest) + skipped + end - start
+            value = bytes(rest + block[start:end]).strip(SEPARATORS)
+            if skipped or len(value) > LONGEST_RECORD:
+                yield from _take_values(cursor, values, size)
+                yield cursor.reject("too long", f"more than {LONGEST_RECORD:,} bytes", size=length)
+                values, size = [], 0
+            else:
+                size += length
+                values += [value.replace(b"\n", b" ")] if value.strip(b"[") else []
+            if len(values) == MAX_LINES:
+                yield from _take_values(cursor, values, size)
+                values, size = [], 0
+            start, rest, skipped = end, bytearray(), 0
+        yield from _take_values(cursor, values, size)
+        cursor.offset += 0 if values else size
+        if skipped or len(rest) + len(block) - start > LONGEST_RECORD:
+            skipped, rest = skipped + len(rest) + len(block) - start, bytearray()
+        else:
+            rest += block[start:]
+    left = bytes(rest).strip(SEPARATORS + b"]" * is_array)
+    if scanner.depth > 0 or scanner.in_string or skipped:
+        raise DamagedArchiveError("the JSON ends in the middle of a value")
+    if left:
+        yield from _take_values(cursor, [left.replace(b"\n", b" ")], len(rest))
+
+
+def _take_values(cursor: Cursor, values: list[bytes], size: int) -> Iterator[Chunk]:
+    if values:
+        yield cursor.records(b"\n".join(values), size=size, count=len(values))
+
+
+class _BracketScanner:
+    """Finds where values end, in blocks that follow one another.
+
+    Args:
+        depth: Number of open brackets before the first block.
+        is_array: Whether values are elements of an array.
+    """
+
+    def __init__(self, *, depth: int, is_array: bool) -> None:
+        self.depth, self.in_string = depth, False
+        self._is_array, self._position = is_array, 0
+
+    def whole_escapes(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
+        """Yield the same bytes in blocks that do not end with a backslash."""
+        rest = b""
+        for block in blocks:
+            block = rest + block
+            kept = len(block.rstrip(b"\\"))
+            block, rest = block[:kept], block[kept:]
+            yield block
+        yield rest
+
+    def ends(self, block: bytes) -> list[int]:
+        """Return the positions in the next block at which a value ends, or at which the first one begins.
+
+        Raises:
+            DamagedArchiveError: If a bracket closes nothing.
+        """
+        if not block:
+            return []
+        codes = np.frombuffer(block.replace(b"\\\\", b"__").replace(b'\\"', b"__"), np.uint8)
+        inside = np.bitwise_xor.accumulate((codes == QUOTE).view(np.uint8)) ^ np.uint8(self.in_string)
+        changes = np.where(inside, np.int8(0), _CHANGES[codes])
+        depths = np.cumsum(changes, dtype=np.int32) + np.int32(self.depth)
+        if int(depths.min()) < 0:
+            raise DamagedArchiveError(f"a bracket at byte {self._position + int(np.argmax(depths < 0)):,} closes nothing")
+        if self._is_array:
+            commas = np.flatnonzero((codes == COMMA) & (inside == 0) & (depths == 1)) + 1
+            closed = np.flatnonzero((changes < 0) & (depths == 0))  # Before the bracket, so that reading can resume in the array.
+            opened = np.flatnonzero((changes > 0) & (depths == 1)) + 1
+            ends = np.sort(np.concatenate([commas, closed, opened]))
+        else:
+            ends = np.flatnonzero((changes < 0) & (depths == 0)) + 1
+        self.depth, self.in_string = int(depths[-1]), bool(inside[-1])
+        self._position += len(block)
+        found: list[int] = ends.tolist()
+        return found

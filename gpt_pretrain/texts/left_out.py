@@ -1,0 +1,43 @@
+"""Count the files of a folder or an archive that are left out because they are not text."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import PurePath
+
+from gpt_pretrain.system.file_kinds import FileKind
+from gpt_pretrain.system.formatting import format_count
+from gpt_pretrain.system.terminal import escape_line
+
+SHOWN_KINDS = 6
+
+log = logging.getLogger(__name__)
+
+
+class LeftOut:
+    """Counts files by their kinds."""
+
+    def __init__(self) -> None:
+        self._counts: dict[FileKind, int] = {}
+        self._first: dict[FileKind, str] = {}
+
+    def add(self, kind: FileKind, path: str) -> None:
+        """Count a file."""
+        kind = FileKind(kind.name)  # Without its encoding, so that each name is counted once.
+        self._counts[kind] = self._counts.get(kind, 0) + 1
+        self._first.setdefault(kind, PurePath(path).name)
+
+    def described(self) -> str:
+        """Return ": 2 PNG pictures (a.png, ...), 1 empty file (b.txt)", or nothing if there are none."""
+        parts = [
+            f"{kind.counted(count)} ({self._first[kind]}{', ...' * (count > 1)})"
+            for kind, count in sorted(self._counts.items(), key=lambda item: -item[1])[:SHOWN_KINDS]
+        ]
+        more = ", and other kinds" * (len(self._counts) > SHOWN_KINDS)
+        return f": {', '.join(parts)}{more}" if parts else ""
+
+    def report(self, where: str) -> None:
+        """Say what was left out of a folder or an archive, if anything was."""
+        if self._counts:
+            total = format_count(sum(self._counts.values()), "file")
+            log.warning("%s", escape_line(f"{where}: {total} left out{self.described()}."))

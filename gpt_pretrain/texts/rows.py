@@ -1,0 +1,118 @@
+"""Read a column of text from a table in CSV: separated by commas, tabs, semicolons or bars, with a header."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.texts.chunks import BATCH, LONGEST_RECORD, Chunk, Cursor
+from gpt_pretrain.texts.decompression import DamagedArchiveError
+
+DELIMITERS = ",\t;|"
+MAX_ROWS = 4096  # Of a chunk.
+
+
+def split_rows(blocks: Iterable[bytes], cursor: Cursor, text_field: str) -> Iterator[Chunk]:
+    """Split the content of a table into chunks of the values in a column.
+
+    Args:
+        blocks: The content from its start, since the first row names the columns. What the cursor is behind of is skipped.
+
+    Raises:
+        UserError: If there is no such column.
+        DamagedArchiveError: If a line is too long.
+    """
+    csv.field_size_limit(LONGEST_RECORD)
+    lines = _Lines(blocks)
+    header, delimiter = _read_header(lines)
+    if text_field not in header:
+        raise UserError(f"{cursor.file} has no column {text_field}. Choose one with text_field=: {', '.join(header)[:500]}.")
+    column, n_columns = header.index(text_field), len(header)
+    lines.skip_to(cursor.offset)
+    cursor.offset = lines.position
+    values, size = list[Any](), 0
+    for row in _rows(lines, delimiter):
+        if isinstance(row, csv.Error) or len(row) != n_columns:
+            if row == []:
+                continue
+            yield from _take(cursor, values, lines.previous)
+            problem = f"{row}" if isinstance(row, csv.Error) else f"{len(row)} columns instead of {n_columns}"
+            yield cursor.reject("broken row", problem, size=lines.position - cursor.offset)
+            values, size = [], 0
+            continue
+        values.append(row[column])
+        size += len(row[column])
+        if size >= BATCH or len(values) >= MAX_ROWS:
+            yield from _take(cursor, values, lines.position)
+            values, size = [], 0
+    yield from _take(cursor, values, lines.position)
+
+
+class _Lines:
+    """The lines of a table as text, whatever ends them.
+
+    Attributes:
+        position: Bytes of the lines that have been handed out.
+        previous: The position before the current row.
+    """
+
+    def __init__(self, blocks: Iterable[bytes]) -> None:
+        self._blocks = iter(blocks)
+        self._waiting: Iterator[bytes] = iter(())
+        self._rest = b""
+        self.position = self.previous = 0
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        while (line := next(self._waiting, None)) is None:
+            if (block := next(self._blocks, None)) is None:
+                line, self._rest = self._rest, b""
+                if not line:
+                    raise StopIteration
+                break
+            data = self._rest + block
+            # The last line, and a carriage return that a line feed may follow, wait for the next block.
+            end = max(data.rfind(b"\n"), data.rfind(b"\r", 0, len(data) - 1)) + 1
+            self._rest = data[end:]
+            if len(self._rest) > LONGEST_RECORD:
+                raise DamagedArchiveError(f"a line is longer than {LONGEST_RECORD:,} bytes")
+            self._waiting = iter(data[:end].splitlines(keepends=True))
+        self.position += len(line)
+        # Bytes that are not UTF-8 are found when the value is encoded, and only if they are in the column.
+        return line.decode(errors="surrogateescape")
+
+    def skip_to(self, position: int) -> None:
+        """Skip the lines before a position."""
+        while self.position < position and next(self, None) is not None:
+            pass
+
+
+def _read_header(lines: _Lines) -> tuple[list[str], str]:
+    """Return the names of the columns, and the character between them: the one that the first line has most of."""
+    first = next(lines, "").removeprefix("\ufeff")
+    outside = "".join(first.split('"')[::2])
+    delimiter = max(DELIMITERS, key=outside.count)
+    return next(csv.reader(itertools.chain([first], lines), delimiter=delimiter), []), delimiter
+
+
+def _rows(lines: _Lines, delimiter: str) -> Iterator[list[str] | csv.Error]:
+    """Yield the rows, and the error in place of a row that cannot be read."""
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    while True:
+        lines.previous = lines.position
+        try:
+            yield next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield error
+
+
+def _take(cursor: Cursor, values: list[Any], position: int) -> Iterator[Chunk]:
+    if values:
+        yield cursor.records(values, size=position - cursor.offset, count=len(values))

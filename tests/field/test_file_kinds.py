@@ -1,0 +1,333 @@
+"""Files of every kind are read as the documents that they contain, or refused by name; the same in training and in a corpus."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import random
+import struct
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.encodings import detect_encoding
+from gpt_pretrain.system.file_kinds import recognize
+from gpt_pretrain.texts import decompression, json_values, reading
+from gpt_pretrain.texts.chunks import Cursor, ReadPosition
+from gpt_pretrain.texts.text import Text, find_text_files
+from gpt_pretrain.tokenizers.base import END_OF_TEXT
+from tests.helpers import corpora
+
+DOCUMENTS = [
+    "The old lighthouse stood alone.",
+    "今天天气很好\uff0c我们去公园。",
+    'He said: "no, [never], {never}\\", and left.',
+    "Line one.\nLine two.",
+]
+PLAIN = "The old lighthouse stood alone. Nobody had lit it for years.\n" * 200
+
+
+def in_training(path: Path, **settings: object) -> list[str]:
+    """Return the documents of what data=text reads."""
+    return "".join(Text(find_text_files(str(path), **settings), **settings).pieces()).split(END_OF_TEXT)  # type: ignore[arg-type]
+
+
+def in_corpus(path: Path, out: Path, **settings: object) -> list[str]:
+    """Return the documents of what gpt-pretrain prepare reads."""
+    corpora.prepare(path, out=out, **({"val_fraction": 0.0, "max_rejected": 0.0} | settings))
+    return corpora.texts(out, "train")
+
+
+def check(path: Path, documents: list[str], **settings: object) -> None:
+    """Check that training and a corpus have exactly these documents."""
+    assert in_training(path, **settings) == documents
+    assert in_corpus(path, path.parent / f"corpus of {path.name}", **settings) == documents
+
+
+def tar(files: dict[str, bytes], mode: str = "w", **options: object) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode=mode, **options) as archive:  # type: ignore[call-overload]
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return stream.getvalue()
+
+
+def zipped(files: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", compression) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return stream.getvalue()
+
+
+def lines(documents: list[str] = DOCUMENTS) -> bytes:
+    return "".join(json.dumps({"id": n, "text": text}) + "\n" for n, text in enumerate(documents)).encode()
+
+
+def table(documents: list[str] = DOCUMENTS, delimiter: str = ",") -> bytes:
+    rows = [f'{n}{delimiter}"{text.replace(chr(34), 2 * chr(34))}"{delimiter}x' for n, text in enumerate(documents)]
+    return "\n".join([delimiter.join(["id", "text", "more"]), *rows]).encode() + b"\n"
+
+
+def parquet(documents: list[str] = DOCUMENTS) -> bytes:
+    stream = io.BytesIO()
+    pq.write_table(pa.table({"text": documents, "n": list(range(len(documents)))}), stream)
+    return stream.getvalue()
+
+
+RECORDS: dict[str, bytes] = {
+    "a.jsonl": lines(),
+    "a.ndjson": lines().replace(b"\n", b"\r\n"),
+    "mac.jsonl": lines().replace(b"\n", b"\r"),
+    "mark.jsonl": b"\xef\xbb\xbf" + lines(),
+    "wide.jsonl": lines().decode().encode("utf-16"),
+    "array.json": json.dumps([{"text": text} for text in DOCUMENTS]).encode(),
+    "pretty.json": json.dumps([{"n": [1, {"a": 2}], "text": text} for text in DOCUMENTS], indent=2, ensure_ascii=False).encode(),
+    "objects.json": "\n".join(json.dumps({"text": text}, indent=1) for text in DOCUMENTS).encode(),
+    "commas.json": ",\n".join(json.dumps({"text": text}, indent=1) for text in DOCUMENTS).encode(),
+    "array.jsonl": b" \n" + json.dumps([{"text": text} for text in DOCUMENTS]).encode(),
+    "a.csv": table(),
+    "crlf.csv": b"\xef\xbb\xbf" + table().replace(b"x\n", b"x\r\n"),
+    "semicolons.csv": table(delimiter=";"),
+    "a.tsv": table(delimiter="\t"),
+    "a.csv.gz": gzip.compress(table()),
+    "a.parquet": parquet(),
+    "a.jsonl.gz": gzip.compress(lines()),
+    "a.jsonl.bz2": bz2.compress(lines()),
+    "a.jsonl.xz": lzma.compress(lines()),
+    "a.jsonl.lzma": lzma.compress(lines(), lzma.FORMAT_ALONE),
+    "a.jsonl.zst": zstandard.ZstdCompressor().compress(lines()),
+    "two.jsonl.xz": lzma.compress(lines(DOCUMENTS[:1])) + bytes(8) + lzma.compress(lines(DOCUMENTS[1:])),
+    "no suffix": lines(),
+    "wrong suffix.dat": gzip.compress(lines()),
+    "table in.zip": zipped({"deep/a.parquet": parquet()}),
+    "lines in.tgz": tar({"deep/a.jsonl": lines()}, "w:gz"),
+    "nested.tar.xz": tar({"one.xz": lzma.compress(tar({"a.jsonl": lines()}))}, "w:xz"),
+    "zip in.tar": tar({"inner.zip": zipped({"a.json.gz": gzip.compress(lines())})}),
+    "array in.zip": zipped({"a.json": json.dumps([{"text": text} for text in DOCUMENTS]).encode()}, zipfile.ZIP_STORED),
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_records_are_read_from_files_of_every_kind(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(RECORDS[name])
+    check(tmp_path / name, DOCUMENTS)
+
+
+@pytest.mark.parametrize(
+    "text", [PLAIN, "Привет, мир! Как дела?\n" * 50, "今天天气很好我们去公园\n" * 50, "한국어 문장입니다.\n" * 50, "Hi 😀!\n" * 9]
+)
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+def test_text_is_read_in_every_unicode_encoding(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str, encoding: str
+) -> None:
+    (tmp_path / "a.txt").write_bytes(text.encode(encoding))
+    check(tmp_path / "a.txt", [text])
+    assert encoding == "utf-8-sig" or encoding[:6].upper() in caplog.text
+
+
+def test_an_archive_of_books_is_read_member_by_member(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    books = {f"books/b{n}.txt": f"Chapter {n}: {PLAIN}".encode() for n in range(3)}
+    others = {"books/cover.jpg": b"\xff\xd8\xff\xe0" + bytes(100), "books/.hidden": b"no", "__MACOSX/b.txt": b"no", "empty": b""}
+    files = {**books, **others, "a" * 300 + "/long.txt": b"A long name."}
+    expected = [content.decode() for name, content in files.items() if name.endswith("txt") and "MACOSX" not in name]
+    archives = {
+        **{f"{name}.tar": tar(files, format=form) for name, form in (("gnu", tarfile.GNU_FORMAT), ("pax", tarfile.PAX_FORMAT))},
+        "a.tar.gz": tar(files, "w:gz"),
+        "a.tbz2": tar(files, "w:bz2"),
+        "a.txz": tar(files, "w:xz"),
+        "a.zip": zipped(files),
+        "a.tar.zst": zstandard.ZstdCompressor().compress(tar(files)),
+        "two.tar": tar(dict(list(files.items())[:2])) + tar(dict(list(files.items())[2:])),
+    }
+    for name, content in archives.items():
+        (tmp_path / name).write_bytes(content)
+        caplog.clear()
+        check(tmp_path / name, expected)
+        assert "1 JPEG picture (cover.jpg)" in caplog.text
+
+
+REFUSED: dict[str, tuple[bytes, str]] = {
+    "cover.jpg": (b"\xff\xd8\xff\xe0" + bytes(2000), "JPEG picture"),
+    "a.png": (b"\x89PNG\r\n\x1a\n" + bytes(50), "PNG picture"),
+    "paper.pdf": (b"%PDF-1.7\n" + b"1 0 obj << /Type /Catalog >> endobj\n" * 50, "PDF document.*pdftotext"),
+    "page.html": (b"<!DOCTYPE html>\n<html><body>" + b"<p>Hello.</p>" * 50, "HTML page.*as_text=true"),
+    "error page.txt": (b"\n<html><head><title>404</title></head></html>", "HTML page"),
+    "feed.xml": (b'<?xml version="1.0"?><a>text</a>', "XML document"),
+    "book.docx": (zipped({"[Content_Types].xml": b"<x/>", "word/document.xml": b"<x/>"}), "word processor document"),
+    "renamed": (zipped({"[Content_Types].xml": b"<x/>", "xl/workbook.xml": b"<x/>"}), "spreadsheet"),
+    "book.epub": (zipped({"mimetype": b"application/epub+zip"}, zipfile.ZIP_STORED), "EPUB book"),
+    "old.doc": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600), "old Office program"),
+    "a.out": (b"\x7fELF" + bytes(100), "program"),
+    "random": (random.Random(0).randbytes(5000), "binary file"),
+    "train.bin": (np.arange(5000, dtype="<u2").tobytes(), "token ids.*data=shards"),
+    "bytes.bin": (np.frombuffer(PLAIN.encode(), np.uint8).astype("<u2").tobytes(), "token ids.*data=shards"),
+    "fineweb_train_000001.bin": (struct.pack("<3i", 20240520, 1, 9) + bytes(2000), r"llm\.c.*data=shards"),
+    "tokens.idx": (b"MMIDIDX\0\0" + bytes(50), "Megatron-LM"),
+    "tokens.npy": (b"\x93NUMPY\x01\0" + bytes(200), "NumPy array.*data=shards"),
+    "model.safetensors": (struct.pack("<Q", 60) + b'{"a": {"dtype": "F32"}}' + bytes(100), "safetensors.*init_from="),
+    "model.gguf": (b"GGUF" + bytes(100), "GGUF"),
+    "pytorch_model.bin": (zipped({"archive/data.pkl": b"x"}, zipfile.ZIP_STORED), "PyTorch checkpoint"),
+    "a.7z": (b"7z\xbc\xaf\x27\x1c" + bytes(100), "7z x"),
+    "a.db": (b"SQLite format 3\0" + bytes(100), "SQLite database"),
+    "a.arrow": (b"ARROW1\0\0" + bytes(100), "dataset=FOLDER"),
+    "a.mp4": (b"\0\0\0\x20ftypisom" + bytes(100), "MP4 video"),
+    "a.jpg.gz": (gzip.compress(b"\xff\xd8\xff\xe0" + bytes(2000)), "JPEG picture"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_text_is_refused_by_name_and_left_out_of_a_folder(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    content, message = REFUSED[name]
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    (folder / name).write_bytes(content)
+    for read in (in_training, lambda path: in_corpus(path, tmp_path / "out")):
+        with pytest.raises(UserError, match=message):
+            read(folder / name)
+        with pytest.raises(UserError, match="no file that can be read: 1 "):
+            read(folder)
+    (folder / "a.txt").write_text(PLAIN)
+    check(folder, [PLAIN])
+    assert f"mixed: 1 file left out: 1 {recognize(name, content).name.split(' without')[0]}" in caplog.text or "gz" in name
+
+
+def test_settings_beside_texts_are_left_out_of_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for name, content in {
+        "a.txt": PLAIN,
+        "meta.json": '{"title": "x",\n "n": 3}',
+        "page.html": "<p>Hello.</p>",
+        "e.txt": "",
+    }.items():
+        (folder / name).write_text(content)
+    check(folder, [PLAIN])
+    assert "3 files left out: " in caplog.text and "1 JSON object without a field text (meta.json)" in caplog.text
+    with pytest.raises(UserError, match=r"no field text in an object with title, n.*data\.text_field="):
+        in_training(folder / "meta.json")
+
+
+def test_source_is_read_as_text_if_asked_for(tmp_path: Path) -> None:
+    for name, text in (("page.html", "<html><body>Hello.</body></html>"), ("a.jsonl", lines().decode()), ("a.csv", "a,b\n1,2\n")):
+        (tmp_path / name).write_text(text)
+        check(tmp_path / name, [text], as_text=True)
+
+
+@pytest.mark.parametrize("name", ["nested.jsonl", "array.json", "a.parquet"])
+def test_a_dot_leads_into_a_nested_field(tmp_path: Path, name: str) -> None:
+    records = [{"id": n, "article": {"body": text, "a.b": {"c": 1}}} for n, text in enumerate(DOCUMENTS)]
+    if name == "a.parquet":
+        pq.write_table(pa.Table.from_pylist([*records]), tmp_path / name)
+    else:
+        (tmp_path / name).write_text(json.dumps(records) if name == "array.json" else "\n".join(map(json.dumps, records)))
+    check(tmp_path / name, DOCUMENTS, text_field="article.body")
+    with pytest.raises(UserError, match="article"):
+        in_training(tmp_path / name, text_field="article.title")
+
+
+def test_columns_with_dots_in_their_names_are_found(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"article.body": "one"}\n{"article": {"x.y": {"z": 0}, "body": "two"}}\n')
+    check(tmp_path / "a.jsonl", ["one", "two"], text_field="article.body")
+
+
+@pytest.mark.parametrize("cut", [0.3, 0.6, 0.95])
+@pytest.mark.parametrize("name", ["pretty.json", "nested.tar.xz", "lines in.tgz", "a.jsonl.bz2", "table in.zip", "a.parquet"])
+def test_a_truncated_file_is_never_taken_for_a_whole_one(tmp_path: Path, name: str, cut: float) -> None:
+    (tmp_path / name).write_bytes(RECORDS[name][: int(cut * len(RECORDS[name]))])
+    with pytest.raises(UserError):
+        in_training(tmp_path / name)
+    with pytest.raises(UserError):
+        in_corpus(tmp_path / name, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", [name for name in RECORDS if not name.endswith("parquet")])
+def test_reading_resumes_at_every_position(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_values, "MAX_LINES", 1)
+    monkeypatch.setattr("gpt_pretrain.texts.rows.MAX_ROWS", 1)
+    monkeypatch.setattr(reading, "MAX_LINES", 1)
+    path = tmp_path / name
+    path.write_bytes(RECORDS[name])
+    inputs = corpora.inputs_of(path)
+    tokenizer = corpora.cached_tokenizer("byte")
+    chunks = list(reading.read_inputs(inputs, tokenizer, start=ReadPosition()))
+    for index, chunk in enumerate(chunks):
+        after = list(reading.read_inputs(inputs, tokenizer, start=chunk.end))
+        assert [other.content for other in after] == [other.content for other in chunks[index + 1 :]]
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 7, 50, 10_000])
+@pytest.mark.parametrize("name", ["array.json", "pretty.json", "objects.json", "commas.json", "array.jsonl"])
+def test_values_are_split_alike_for_any_size_of_blocks(name: str, block: int) -> None:
+    data = RECORDS[name]
+    blocks = [data[start : start + block] for start in range(0, len(data), block)]
+    cursor = Cursor("name", ReadPosition(), bytes_read=lambda: 0)
+    chunks = json_values.split_values(blocks, cursor, is_array="objects" not in name and "commas" not in name)
+    found = [json.loads(line)["text"] for chunk in chunks for line in chunk.content.split(b"\n")]  # type: ignore[union-attr]
+    assert found == DOCUMENTS
+
+
+def test_token_ids_are_never_taken_for_text() -> None:
+    rng = np.random.default_rng(0)
+    story = "The old lighthouse stood alone. " * 3000
+    for ids in (
+        corpora.cached_tokenizer("gpt2").encode(PLAIN),
+        rng.integers(0, 50257, 20_000),
+        rng.integers(0, 65, 20_000),
+        range(9),
+    ):
+        assert detect_encoding(np.array([*ids], "<u2").tobytes()) is None
+        assert detect_encoding(np.array([*ids], "<u4").tobytes()) is None
+    assert detect_encoding(story.encode("latin-1")).name == "utf-8"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("cp1252", "Grüße aus München, schöne Straße!\n"),
+        ("cp1251", "Привет, мир! Как дела?\n"),
+        ("gbk", "今天天气很好\uff0c我们去公园。\n"),
+    ],
+)
+def test_text_in_an_old_encoding_is_refused_with_the_command_that_converts_it(tmp_path: Path, encoding: str, text: str) -> None:
+    (tmp_path / "old.txt").write_bytes((text * 40).encode(encoding))
+    for read in (in_training, lambda path: in_corpus(path, tmp_path / "out")):
+        with pytest.raises(UserError) as caught:
+            read(tmp_path / "old.txt")
+        name = str(caught.value).partition("iconv -f ")[2].split()[0]
+        assert (text * 40).encode(encoding).decode(name) == text * 40
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress, zstandard.ZstdCompressor().compress])
+def test_every_archive_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compress: Callable[[bytes], bytes]) -> None:
+    monkeypatch.setattr(decompression, "ALWAYS_READ", 1_000_000)
+    bomb = compress(tar({"a.txt": b"a " * 10_000_000}))
+    (tmp_path / "bomb.txt").write_bytes(bomb if len(bomb) * decompression.MAX_EXPANSION < 20_000_000 else compress(bomb))
+    with pytest.raises(UserError, match="250 times as large"):
+        in_training(tmp_path / "bomb.txt")
+
+
+def test_many_control_characters_are_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.txt").write_text(("word " * 20 + "\0") * 500)
+    in_training(tmp_path / "a.txt")
+    assert "a.txt: 0.99 % of the text is NUL, as if it were text in UTF-16" in caplog.text
+
+
+def test_a_window_of_any_size_is_decompressed(tmp_path: Path) -> None:
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=31, write_content_size=False)
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    (tmp_path / "a.txt.zst").write_bytes(compressor.compress(PLAIN.encode()) + compressor.flush())
+    check(tmp_path / "a.txt.zst", [PLAIN])
