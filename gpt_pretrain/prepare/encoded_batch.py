@@ -24,6 +24,8 @@ class EncodedBatch:
         records: Number of records, rejected ones included.
         empty: Number of records that contain only white space.
         markers: Number of documents that end at an end-of-text marker in the text.
+        controls: Number of NUL and control characters in the text.
+        nuls: Number of NUL characters in the text.
     """
 
     tokens: bytes = b""
@@ -32,3 +34,5 @@ class EncodedBatch:
     records: int = 0
     empty: int = 0
     markers: int = 0
+    controls: int = 0
+    nuls: int = 0

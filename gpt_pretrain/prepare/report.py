@@ -11,6 +11,7 @@ import numpy as np
 from gpt_pretrain.prepare.encoding import first_rejected
 from gpt_pretrain.prepare.segments import REJECTED_FILE, RecordCounts
 from gpt_pretrain.prepare.tokenizing import cached_tokenizer
+from gpt_pretrain.system.encodings import ControlCount
 from gpt_pretrain.system.formatting import format_count, format_si
 from gpt_pretrain.system.terminal import print_escaped
 from gpt_pretrain.texts.chunks import DAMAGED_ARCHIVE
@@ -35,6 +36,9 @@ def print_summary(manifest: dict[str, Any], counts: RecordCounts, folder: Path) 
         )
     if counts.markers:
         print(f"{format_count(counts.markers, 'document')} ended at {END_OF_TEXT} in the text.")
+    controls = ControlCount(counts.text_bytes, counts.controls, counts.nuls)
+    if controls.are_many:
+        print(f"Warning: {controls.described()}")
     if counts.empty:
         print(f"Left out: {format_count(counts.empty, 'record')} without text.")
     if manifest["duplicates"]:

@@ -45,6 +45,8 @@ class RecordCounts:
         text_bytes: Bytes of UTF-8 text that were encoded.
         tokens: Tokens that were encoded.
         markers: Number of documents that end at an end-of-text marker in the text.
+        controls: Number of NUL and control characters in the text.
+        nuls: Number of NUL characters in the text.
     """
 
     records: int = 0
@@ -53,6 +55,8 @@ class RecordCounts:
     text_bytes: int = 0
     tokens: int = 0
     markers: int = 0
+    controls: int = 0
+    nuls: int = 0
 
     @property
     def rejected(self) -> int:
@@ -146,6 +150,8 @@ class SegmentWriter:
         counts.records += batch.records
         counts.empty += batch.empty
         counts.markers += batch.markers
+        counts.controls += batch.controls
+        counts.nuls += batch.nuls
         counts.tokens += len(batch.tokens) // self._itemsize
         counts.text_bytes += int(batch.rows["bytes"].sum())
         counts.by_reason = dict(Counter(counts.by_reason) + Counter(record.reason for record in batch.rejected))
@@ -290,7 +296,7 @@ def total_counts(folders: Iterable[Path]) -> RecordCounts:
     total = RecordCounts()
     for folder in folders:
         counts = read_journal(folder)[1].counts
-        for name in ("records", "empty", "text_bytes", "tokens", "markers"):
+        for name in ("records", "empty", "text_bytes", "tokens", "markers", "controls", "nuls"):
             setattr(total, name, getattr(total, name) + getattr(counts, name))
         total.by_reason = dict(Counter(total.by_reason) + Counter(counts.by_reason))
     return total

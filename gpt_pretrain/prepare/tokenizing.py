@@ -8,6 +8,7 @@ import hashlib
 import numpy as np
 
 from gpt_pretrain.prepare.encoded_batch import COMPLETE, CONTINUES, REJECTED, ROW, EncodedBatch
+from gpt_pretrain.system.encodings import count_controls
 from gpt_pretrain.texts.chunks import Chunk, RejectedRecord
 from gpt_pretrain.texts.records import InvalidRecordError, chunk_records, excerpt, record_text
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer, token_byte_lengths, token_itemsize
@@ -93,6 +94,9 @@ class _DocumentEncoder:
         self._tokens.append(token_ids.astype(self._dtype).tobytes())
         if ends:
             self._tokens.append(self._end_of_text)
+        if controls := count_controls(data):
+            self._result.controls += controls
+            self._result.nuls += data.count(b"\0")
         digest = hashlib.blake2b(data, digest_size=16).digest()
         self._rows.append((digest, len(token_ids) + ends, len(data), COMPLETE if ends else CONTINUES))
 

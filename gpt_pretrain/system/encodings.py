@@ -87,8 +87,13 @@ def likely_encoding(data: bytes) -> str | None:
         return "CP1252"
     from charset_normalizer import from_bytes
 
-    best = from_bytes(sample, cp_exclusion=["utf_8", "utf_16", "utf_32", "utf_7", "ascii"]).best()
-    return None if best is None else best.encoding.upper().replace("ISO8859_", "ISO-8859-").replace("_", "-")
+    # The sample may begin or end in the middle of a character of two bytes.
+    for begin, end in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        part = sample[begin : len(sample) - end]
+        best = from_bytes(part, cp_exclusion=["utf_8", "utf_16", "utf_32", "utf_7", "ascii"]).best()
+        if best is not None:
+            return best.encoding.upper().replace("ISO8859_", "ISO-8859-").replace("_", "-")
+    return None
 
 
 def _is_utf8(head: bytes) -> bool:

@@ -271,7 +271,7 @@ def _by_signature(head: bytes, suffix: str) -> FileKind | None:
     """Return the kind that the first bytes tell by themselves, or None."""
     for offset, magic, kind in SIGNATURES:
         if head.startswith(magic, offset):
-            if _is_word(magic) and not kind.form == PARQUET and not _has_controls(head[:512]) and kind not in TEXTUAL:
+            if _is_word(magic) and kind.form != PARQUET and not _has_controls(head[:512]) and kind not in TEXTUAL:
                 continue  # A text that begins with these letters.
             if kind is ZIP:
                 return _zip_kind(head, suffix)

@@ -320,10 +320,14 @@ def test_every_archive_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         in_training(tmp_path / "bomb.txt")
 
 
-def test_many_control_characters_are_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "a.txt").write_text(("word " * 20 + "\0") * 500)
-    in_training(tmp_path / "a.txt")
+def test_many_control_characters_are_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = ("word " * 20 + "\0") * 500
+    (tmp_path / "a.txt").write_text(text)
+    check(tmp_path / "a.txt", [text])
     assert "a.txt: 0.99 % of the text is NUL, as if it were text in UTF-16" in caplog.text
+    assert "Warning: 0.99 % of the text is NUL" in capsys.readouterr().out
 
 
 def test_a_window_of_any_size_is_decompressed(tmp_path: Path) -> None:

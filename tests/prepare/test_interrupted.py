@@ -174,8 +174,17 @@ def test_the_keys_of_the_journal_and_the_plan_stay_as_they_are(tmp_path: Path) -
     assert set(entry["state"]) == {
         *("after", "counts", "open_hash", "open_tokens", "open_bytes", "rejects_size", "complete"),
     }
-    assert set(entry["state"]["after"]) == {"file", "offset", "record", "in_document"}
-    assert set(entry["state"]["counts"]) == {"records", "empty", "by_reason", "text_bytes", "tokens", "markers"}
+    assert set(entry["state"]["after"]) == {"file", "offset", "record", "in_document", "member"}
+    assert set(entry["state"]["counts"]) == {
+        "records",
+        "empty",
+        "by_reason",
+        "text_bytes",
+        "tokens",
+        "markers",
+        "controls",
+        "nuls",
+    }
     plan = json.loads((work / "plan.json").read_text())
     assert set(plan) == {"tokenizer", "source", "options", "work", "overwrite"}
     assert set(plan["source"][0]) == {"path", "bytes", "changed"} and set(plan["work"]) == {"tasks", "text_rules"}
