@@ -80,8 +80,8 @@ def _write(weights: Weights, model: GPTModel, folder: Path, *, name: str, tokeni
         state |= zeros
     save_file(state, folder / SAFETENSORS_FILE, metadata={"format": "pt"})
     known = None
-    if tokenizer is None and weights.tokenizer is None:
-        log.warning("No known tokenizer has a vocabulary of %d tokens, so the export has no tokenizer", config.vocab_size)
+    if tokenizer is None and not weights.has_likely_tokenizer:
+        log.warning("%s states no tokenizer, so the export has none. tokenizer= gives it one.", weights.name)
     else:
         known = weights.build_tokenizer(tokenizer)
         write_tokenizer(known, folder, context_length=config.context_length)

@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ from gpt_pretrain.checkpoints.architecture import find_misfits, has_transposed_l
 from gpt_pretrain.checkpoints.layouts import TensorSlot, is_linear, possible_slots
 from gpt_pretrain.checkpoints.tensor_files import StoredTensor, loaded_tensor
 from gpt_pretrain.checkpoints.tensor_groups import group_tensors
-from gpt_pretrain.checkpoints.weight_source import BY_SIZE, find_source
+from gpt_pretrain.checkpoints.weight_source import find_source
+from gpt_pretrain.checkpoints.weight_tokenizers import FindTokenizer, no_tokenizer
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.gpt2 import GPTModel, empty_model
 from gpt_pretrain.tokenizers.base import Tokenizer
-from gpt_pretrain.tokenizers.build import build_tokenizer, fits_vocab_size, tokenizer_by_size
+from gpt_pretrain.tokenizers.build import build_tokenizer, tokenizer_by_size
+from gpt_pretrain.tokenizers.fitting import fit_to_rows
 
 log = logging.getLogger(__name__)
 
@@ -39,19 +42,45 @@ class Weights:
     Args:
         name: The source, for messages.
         config: The architecture.
-        tokenizer: The tokenizer's name, if it is known.
         parts: For each tensor of the model, the stored tensors that it consists of: one, three (query, key, value), or none if
             it is zero.
         transposed: Linear layers are stored as (in, out), as OpenAI did, not (out, in).
         content: Everything else in one of this program's checkpoints.
+        find_tokenizer: Returns the tokenizer that the weights bring, or None if they bring none.
+        has_tokenizer_files: In the format of the weights, the files of the tokenizer belong to the model.
     """
 
     name: str
     config: GPTConfig
-    tokenizer: str | None
     parts: dict[str, list[StoredTensor]]
     transposed: bool
     content: Mapping[str, Any]
+    find_tokenizer: FindTokenizer = no_tokenizer
+    has_tokenizer_files: bool = False
+
+    @cached_property
+    def own_tokenizer(self) -> Tokenizer | None:
+        """The tokenizer that the weights bring, or None if they bring none.
+
+        Raises:
+            UserError: If its files cannot be fetched or used, or it has more tokens than the weights have rows.
+        """
+        return None if self._found_tokenizer is None else self._fit(self._found_tokenizer)
+
+    @cached_property
+    def _found_tokenizer(self) -> Tokenizer | None:
+        return self.find_tokenizer()
+
+    @property
+    def tokenizer(self) -> str | None:
+        """The name of the tokenizer that the weights bring, or that has as many tokens; None if none is known."""
+        own = self._found_tokenizer
+        return tokenizer_by_size(self.config.vocab_size) if own is None else own.name
+
+    @property
+    def has_likely_tokenizer(self) -> bool:
+        """True if the weights bring a tokenizer, or are in a format without one, of which its size is a good sign."""
+        return self.own_tokenizer is not None or (not self.has_tokenizer_files and self.tokenizer is not None)
 
     def build(
         self,
@@ -89,21 +118,32 @@ class Weights:
         return model.eval()
 
     def build_tokenizer(self, name: str | None = None) -> Tokenizer:
-        """Build the tokenizer of these weights, or the named one.
+        """Build the named tokenizer, or else the one that the weights bring, or else the one that has as many tokens.
 
         Raises:
-            UserError: If no tokenizer is known, or the tokenizer does not fit the vocabulary.
+            UserError: If no tokenizer is known, or it does not fit the vocabulary.
         """
+        if name is not None:
+            return self._fit(build_tokenizer(name))
+        if (own := self.own_tokenizer) is not None:
+            return own
         size = self.config.vocab_size
-        if name is None and self.tokenizer is None:
-            raise UserError(f"{self.name}: no known tokenizer has its vocabulary of {size:,} tokens. Name one with tokenizer=...")
-        tokenizer = build_tokenizer(name if name is not None else str(self.tokenizer))
-        if not fits_vocab_size(tokenizer.vocab_size, size):
+        if (guess := tokenizer_by_size(size)) is None:
             raise UserError(
-                f"{self.name} has a vocabulary of {size:,} tokens, but the tokenizer {tokenizer.name} has one of "
-                f"{tokenizer.vocab_size:,}."
+                f"{self.name} states no tokenizer, and no known one has its {size:,} tokens. Give the folder or the file "
+                "that has its vocabulary: tokenizer=FOLDER"
             )
-        return tokenizer
+        log.warning(
+            "%s states no tokenizer. %s is used, since the vocabulary has %s rows. If the text is garbled, give the right "
+            "one: tokenizer=FOLDER",
+            self.name,
+            guess,
+            f"{size:,}",
+        )
+        return build_tokenizer(guess)
+
+    def _fit(self, tokenizer: Tokenizer) -> Tokenizer:
+        return fit_to_rows(tokenizer, self.config.vocab_size, origin=self.name)
 
     def _state_dict(self, model: GPTModel, *, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
         """Read the model's tensors, the largest first to keep the memory peak low."""
@@ -173,8 +213,7 @@ def open_weights(source: str | Path, *, n_heads: int | None = None) -> Weights:
         log.warning("%s: %s", found.name, note)
     names = empty_model(config).state_dict()
     parts = {name: [slots[slot] for slot in possible_slots(name) if slot in slots] for name in names}
-    tokenizer = tokenizer_by_size(config.vocab_size) if found.tokenizer == BY_SIZE else found.tokenizer
-    return Weights(found.name, config, tokenizer, parts, transposed, found.content)
+    return Weights(found.name, config, parts, transposed, found.content, found.find_tokenizer, found.has_tokenizer_files)
 
 
 def load_weights_into_gpt(model: GPTModel, params: Mapping[str, Any]) -> None:

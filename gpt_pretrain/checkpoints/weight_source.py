@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,21 @@ from gpt_pretrain.checkpoints.tensor_files import (
     read_safetensors,
     state_dict_tensors,
 )
+from gpt_pretrain.checkpoints.weight_tokenizers import (
+    FindTokenizer,
+    checkpoint_tokenizer,
+    folder_finder,
+    hub_finder,
+    nanogpt_finder,
+    no_tokenizer,
+)
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.runs.folder import checkpoint_dir, find_checkpoints
 from gpt_pretrain.system.environment import user_path
-from gpt_pretrain.system.reading import short_repr
-from gpt_pretrain.tokenizers.tiktoken_bpe import gpt2_vocabulary
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 FILE_ENDINGS = (".ckpt", ".pth", ".pt", ".bin", ".safetensors", ".json")
-BY_SIZE = "by the size of the vocabulary"
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +64,8 @@ class WeightSource:
         name: The path or hub id, for messages.
         tensors: The tensors by their stored names.
         declared: The fields of `GPTConfig` that a stored config states.
-        tokenizer: The tokenizer's name; BY_SIZE if only the vocabulary size can tell; None if the tokenizer is unknown here.
+        find_tokenizer: Returns the tokenizer that the weights bring, or None if they bring none.
+        has_tokenizer_files: In this format, the files of the tokenizer belong to the model.
         is_safetensors: The file is in the safetensors format.
         content: The rest of one of this program's checkpoints.
     """
@@ -66,7 +73,8 @@ class WeightSource:
     name: str
     tensors: Mapping[str, StoredTensor]
     declared: Mapping[str, Any] = field(default_factory=dict)
-    tokenizer: str | None = BY_SIZE
+    find_tokenizer: FindTokenizer = no_tokenizer
+    has_tokenizer_files: bool = False
     is_safetensors: bool = False
     content: Mapping[str, Any] = field(default_factory=dict)
 
@@ -104,7 +112,7 @@ def _from_hub(repo_id: str) -> WeightSource:
     if weights.name in (SHARD_INDEX, PICKLE_INDEX):
         for file in sorted(set(index_files(weights).values())):
             fetch(repo_id, file)
-    return _from_hf_files(config, weights, name=repo_id)
+    return replace(_from_hf_files(config, weights, name=repo_id), find_tokenizer=hub_finder(repo_id))
 
 
 def _from_folder(folder: Path) -> WeightSource:
@@ -122,11 +130,9 @@ def _from_hf_files(config: Path, weights: Path, *, name: str) -> WeightSource:
     if "auto_map" in fields:
         log.warning("%s names code of its own for the model, which is not run; the model may compute otherwise", config)
     tensors = read_indexed(weights) if weights.name in (SHARD_INDEX, PICKLE_INDEX) else read_tensors(weights)
-    own = fields.get(OWN_KEY)
-    tokenizer = own.get("tokenizer") if isinstance(own, dict) else _folder_tokenizer(config.parent)
-    if tokenizer is not None and not isinstance(tokenizer, str):
-        raise UserError(f"{config}: {OWN_KEY}.tokenizer={short_repr(tokenizer)} is not the name of a tokenizer.")
-    return WeightSource(name, tensors, declared, tokenizer, is_safetensors=weights.name not in (PICKLE_FILE, PICKLE_INDEX))
+    find = folder_finder(config.parent, fields.get(OWN_KEY))
+    is_safe = weights.name not in (PICKLE_FILE, PICKLE_INDEX)
+    return WeightSource(name, tensors, declared, find, True, is_safetensors=is_safe)
 
 
 def _read_config(config: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -157,10 +163,10 @@ def _from_file(path: Path) -> WeightSource:
         raise UserError(f"{path}: {' '.join(weights.problems)}")
     if weights.others:
         log.warning("%s holds other weights as well, which are not used: %s", path, name_some(weights.others))
-    declared = weights.told
+    declared, find = weights.told, no_tokenizer
     if isinstance(arguments := weights.whole.get("model_args"), dict):
-        declared = from_nanogpt_args(arguments) | declared
-    return WeightSource(str(path), state_dict_tensors(weights.tensors, path), declared)
+        declared, find = from_nanogpt_args(arguments) | declared, nanogpt_finder(path, weights.whole)
+    return WeightSource(str(path), state_dict_tensors(weights.tensors, path), declared, find)
 
 
 def _from_own_checkpoint(path: Path, content: dict[str, Any]) -> WeightSource:
@@ -178,15 +184,5 @@ def _from_own_checkpoint(path: Path, content: dict[str, Any]) -> WeightSource:
         if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in whole):
             raise UserError(f"{path} is damaged: its state_dict holds more than tensors.")
         tensors = {name.removeprefix("model."): loaded_tensor(name, value) for name, value in whole}
-    return WeightSource(str(path), tensors, declared, content["tokenizer"], content=content)
-
-
-def _folder_tokenizer(folder: Path) -> str | None:
-    """Return BY_SIZE, or None if the folder has its own vocabulary that is not GPT-2's."""
-    for name in ("vocab.json", "tokenizer.json"):
-        if (folder / name).is_file():
-            content = read_model_json(folder / name)
-            model = content.get("model")
-            vocabulary = content if name == "vocab.json" else model.get("vocab") if isinstance(model, dict) else None
-            return BY_SIZE if isinstance(vocabulary, dict) and gpt2_vocabulary().items() <= vocabulary.items() else None
-    return BY_SIZE
+    find = partial(checkpoint_tokenizer, content, origin=str(path))
+    return WeightSource(str(path), tensors, declared, find, content=content)

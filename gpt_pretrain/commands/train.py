@@ -70,7 +70,7 @@ def train(config: DictConfig, *, overridden: Set[str] | None = None) -> float:
         from gpt_pretrain.training.fit import finish, fit
         from gpt_pretrain.training.preflight import save_config
 
-        stored = save_config(setup.settings, run_dir)
+        stored = save_config(setup.settings, setup.tokenizer, run_dir)
         callbacks = _extra_callbacks(setup.settings.callbacks.custom, run_dir)
         trainer, module = fit(setup, config=stored, run_dir=run_dir, extra_callbacks=callbacks)
         return finish(setup.settings, trainer, module, run_dir=run_dir)

@@ -15,7 +15,10 @@ import numpy as np
 from gpt_pretrain.data.files import Files
 from gpt_pretrain.data.token_stream import ConcatenatedTokens, Shard, TokenSlice, TokenSplit, sample_tokens
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.tokenizers.base import Tokenizer, fingerprint
+from gpt_pretrain.tokenizers.build import STORED_NAME, StoredTokenizer, restore_tokenizer
+from gpt_pretrain.tokenizers.vocabulary_files import MAX_FILE_BYTES, read_tokenizer
 
 # Share of zeros in a sample. Half of the values are 0 if four-byte token ids are read as two bytes each.
 MAX_ZEROS = 0.4
@@ -54,6 +57,7 @@ class TokenCorpus:
         val: The validation set, or None if the folder has none.
         tokenizer: Name of the tokenizer that made the tokens.
         tokenizer_sha256: Fingerprint of that tokenizer, if known.
+        tokenizer_definition: Its definition, if the name is not enough and no files of the folder hold it.
         eos_first: Whether the end-of-text token precedes each document instead of following it.
         states_itemsize: Whether the files state how many bytes a token has.
     """
@@ -64,8 +68,29 @@ class TokenCorpus:
     val: CorpusPart | None
     tokenizer: str = "gpt2"
     tokenizer_sha256: str | None = None
+    tokenizer_definition: str | None = None
     eos_first: bool = False
     states_itemsize: bool = True
+
+    def build_tokenizer(self) -> Tokenizer:
+        """Build the tokenizer that made the tokens.
+
+        Raises:
+            UserError: If the folder names one that it does not hold.
+        """
+        location = f"data.path={self.files.location}"
+        if STORED_NAME.fullmatch(self.tokenizer) and self.tokenizer_definition is None:
+            label = self.tokenizer.rpartition("@")[0]
+            found = read_tokenizer(self._read_file, label=label, location=location)
+            if found is not None and fingerprint(found) == self.tokenizer_sha256:
+                return found
+        return restore_tokenizer(StoredTokenizer(self.tokenizer, self.tokenizer_definition), origin=location)
+
+    def _read_file(self, name: str) -> bytes | None:
+        size = self.files.size(name)
+        if size is not None and size > MAX_FILE_BYTES:
+            raise DamagedFileError(f"it has more than {MAX_FILE_BYTES:,} bytes")
+        return None if size is None else self.files.read(name, 0, size)
 
 
 def split_corpus(corpus: TokenCorpus, tokenizer: Tokenizer, *, train_ratio: float, verify: bool = False) -> TokenSplit:

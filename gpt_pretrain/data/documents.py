@@ -19,11 +19,11 @@ class DocumentBoundaries:
     """The convention that separates documents in a stream of tokens.
 
     Args:
-        eos_id: The token between two documents.
+        eos_id: The token between two documents; None if the tokenizer has none, and all text is one document.
         eos_first: Whether it is the first token of each document, as in llm.c's format, instead of the last.
     """
 
-    eos_id: int
+    eos_id: int | None
     eos_first: bool = False
 
     def separate(self, block: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
@@ -37,7 +37,7 @@ class DocumentBoundaries:
             Positions count from 0 in each document, or from the start of the window in a document that began before it.
         """
         positions = np.arange(block.shape[1])
-        is_eos = block == self.eos_id
+        is_eos = block == (-1 if self.eos_id is None else self.eos_id)
         begins = is_eos if self.eos_first else np.concatenate([np.zeros_like(is_eos[:, :1]), is_eos[:, :-1]], axis=1)
         document_starts = np.maximum.accumulate(np.where(begins, positions, 0), axis=1)  # (B, T + 1)
         target_ids = np.where(begins, IGNORED, block)[:, 1:]

@@ -8,13 +8,11 @@ from gpt_pretrain.data.corpus import CorpusPart, TokenCorpus
 from gpt_pretrain.data.files import Files
 from gpt_pretrain.data.token_stream import Shard
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.pickles import read_plain_pickle
-from gpt_pretrain.system.reading import DamagedFileError, short_repr
-from gpt_pretrain.tokenizers.base import fingerprint
-from gpt_pretrain.tokenizers.characters import CharacterTokenizer
+from gpt_pretrain.system.reading import DamagedFileError
+from gpt_pretrain.tokenizers.base import Tokenizer, fingerprint
+from gpt_pretrain.tokenizers.nanogpt_meta import MAX_META_BYTES, META, read_meta
 
-TRAIN, VAL, META = "train.bin", "val.bin", "meta.pkl"
-MAX_META_BYTES = 20_000_000  # One character takes 20 bytes, and Unicode has 150,000.
+TRAIN, VAL = "train.bin", "val.bin"
 ITEMSIZE = 2  # bytes per token; Source: karpathy/nanoGPT, data/openwebtext/prepare.py
 
 
@@ -36,36 +34,28 @@ def open_nanogpt(files: Files) -> TokenCorpus:
     corpus = TokenCorpus(files, "nanogpt", _read_part(files, TRAIN), val, states_itemsize=False)
     if META not in names:
         return corpus
-    characters = CharacterTokenizer(_read_alphabet(files))
-    return replace(corpus, tokenizer=characters.name, tokenizer_sha256=fingerprint(characters))
+    tokenizer = _read_tokenizer(files)
+    return replace(
+        corpus, tokenizer=tokenizer.name, tokenizer_sha256=fingerprint(tokenizer), tokenizer_definition=tokenizer.definition
+    )
 
 
 def _read_part(files: Files, name: str) -> CorpusPart:
     return CorpusPart((Shard(files, name, (files.size(name) or 0) // ITEMSIZE, ITEMSIZE),))
 
 
-def _read_alphabet(files: Files) -> str:
-    """Return the characters of a character-level corpus in the order of their ids.
+def _read_tokenizer(files: Files) -> Tokenizer:
+    """Return the tokenizer that meta.pkl describes: characters, other tokens, or only a number of ids.
 
     Raises:
         UserError: If the file holds anything but plain data.
-
-    Source: karpathy/nanoGPT, data/shakespeare_char/prepare.py.
     """
     try:
         if (size := files.size(META) or 0) > MAX_META_BYTES:
             raise DamagedFileError(f"it has more than {MAX_META_BYTES:,} bytes")
-        content = read_plain_pickle(files.read(META, 0, size))
-        itos = content.get("itos") if isinstance(content, dict) else None
-        if not isinstance(itos, dict) or itos.keys() != set(range(len(itos))):
-            raise DamagedFileError("it has no table itos of the characters by their ids")
-        alphabet = [itos[token_id] for token_id in range(len(itos))]
-        for character in alphabet:
-            if not isinstance(character, str) or len(character) != 1 or "\ud800" <= character <= "\udfff":
-                raise DamagedFileError(f"its itos holds {short_repr(character)}, which is no character")
+        return read_meta(files.read(META, 0, size), end_of_text=True)
     except DamagedFileError as error:
         raise UserError(
-            f"data.path={files.location}: {META}, which lists nanoGPT's characters, cannot be read as plain data: {error}. Train "
-            "on the text itself: data=text tokenizer=byte data.path=input.txt"
+            f"data.path={files.location}: {META}, which lists nanoGPT's tokens, cannot be used: {error}. Train on the text "
+            "itself: data=text tokenizer=byte data.path=input.txt"
         ) from error
-    return "".join(alphabet)

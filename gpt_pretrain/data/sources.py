@@ -85,17 +85,17 @@ def build_datasets(settings: DataSettings, tokenizer: Tokenizer, *, context_leng
     return Datasets(_concatenate(sources), MixedWindows(train, weights), MixedWindows(val, weights), sources)
 
 
-def find_shard_tokenizer(settings: DataSettings) -> str | None:
-    """Return the name of the tokenizer that made the token shards, or None if the settings name only text.
+def find_shard_tokenizer(settings: DataSettings) -> Tokenizer | None:
+    """Return the tokenizer that made the token shards, or None if the settings name only text.
 
     Raises:
-        UserError: If there are no shards, or they were made with different tokenizers.
+        UserError: If there are no shards, or they were made with different tokenizers, or one does not hold its own.
     """
-    names = {path: open_corpus_at(path, settings).tokenizer for path in _shard_paths(settings)}
-    if len(set(names.values())) > 1:
-        listed = ", ".join(f"{without_secrets(path)} with {name}" for path, name in names.items())
+    corpora = {path: open_corpus_at(path, settings) for path in _shard_paths(settings)}
+    if len({corpus.tokenizer for corpus in corpora.values()}) > 1:
+        listed = ", ".join(f"{without_secrets(path)} with {corpus.tokenizer}" for path, corpus in corpora.items())
         raise UserError(f"data.sources were made with different tokenizers: {listed}. All sources need the same tokenizer.")
-    return next(iter(names.values()), None)
+    return next((corpus.build_tokenizer() for corpus in corpora.values()), None)
 
 
 def open_corpus_at(path: str, settings: DataSettings) -> TokenCorpus:

@@ -15,7 +15,7 @@ from gpt_pretrain.generation.decoding import DecodingModel
 from gpt_pretrain.generation.sampling import generate_stream
 from gpt_pretrain.system.streams import lost_output
 from gpt_pretrain.system.terminal import escape_controls
-from gpt_pretrain.tokenizers.base import Tokenizer, decode_stream
+from gpt_pretrain.tokenizers.base import Tokenizer, decode_stream, missing_ids
 from gpt_pretrain.tokenizers.splitting import encode_prompt
 
 
@@ -60,6 +60,7 @@ def continue_prompt(
         raise UserError("The prompt is empty. Give at least one character, for example prompt='Every effort moves you'.")
     device = model.device
     generator = torch.Generator(device=device).manual_seed(seed)
+    banned_ids = missing_ids(tokenizer, model.config.vocab_size)
     continuations: list[Continuation] = []
     escape = sys.stdout.isatty()
 
@@ -69,9 +70,8 @@ def continue_prompt(
     for number in range(n_samples):
         if n_samples > 1:
             print(f"--- sample {number + 1} of {n_samples}")
-        stream = generate_stream(
-            model, torch.tensor([prompt_ids], device=device), sampler, eos_id=tokenizer.eos_id, generator=generator
-        )
+        token_ids = torch.tensor([prompt_ids], device=device)
+        stream = generate_stream(model, token_ids, sampler, eos_id=tokenizer.eos_id, banned_ids=banned_ids, generator=generator)
         show(prompt)
         text, new_ids = prompt, list[int]()
         for piece in decode_stream(tokenizer, _collect(stream, new_ids, eos_id=tokenizer.eos_id)):
@@ -84,7 +84,7 @@ def continue_prompt(
     return continuations
 
 
-def _collect(stream: Iterable[Tensor], new_ids: list[int], *, eos_id: int) -> Iterator[int]:
+def _collect(stream: Iterable[Tensor], new_ids: list[int], *, eos_id: int | None) -> Iterator[int]:
     """Yield the token ids of a stream with one row, except eos_id, and append them to new_ids."""
     for tokens in stream:
         if (token_id := int(tokens)) != eos_id:

@@ -6,7 +6,8 @@ Shapes: B batch, T time (prompt), N new tokens, V vocab_size.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     eos_id: int | None = None,
+    banned_ids: Sequence[int] = (),
     generator: torch.Generator | None = None,
     use_cache: bool = True,
 ) -> Tensor:
@@ -41,6 +43,7 @@ def generate(
         top_k: As in `SamplerConfig`.
         top_p: As in `SamplerConfig`.
         eos_id: A row ends with this token and is then padded with it. Generation stops when all rows have ended.
+        banned_ids: Ids that are never generated, such as the rows of a model for which its tokenizer has no token.
         generator: Source of randomness, on the model's device.
         use_cache: Cache keys and values. False computes the whole window for each token and gives the same result.
 
@@ -51,7 +54,9 @@ def generate(
         UserError: If an argument is outside its range, or token_ids is empty.
     """
     sampler = SamplerConfig(max_new_tokens, temperature, top_k, top_p)
-    new = generate_stream(model, token_ids, sampler, eos_id=eos_id, generator=generator, use_cache=use_cache)
+    new = generate_stream(
+        model, token_ids, sampler, eos_id=eos_id, banned_ids=banned_ids, generator=generator, use_cache=use_cache
+    )
     return torch.cat([token_ids, *(column[:, None] for column in new)], dim=1)
 
 
@@ -61,6 +66,7 @@ def generate_stream(
     sampler: SamplerConfig,
     *,
     eos_id: int | None = None,
+    banned_ids: Sequence[int] = (),
     generator: torch.Generator | None = None,
     use_cache: bool = True,
 ) -> Iterator[Tensor]:
@@ -78,10 +84,14 @@ def generate_stream(
     decoder = model if isinstance(model, DecodingModel) else DecodingModel(model, batch_size=batch_size)
     next_logits = _next_logits_function(decoder, token_ids, n_tokens=sampler.max_new_tokens, use_cache=use_cache)
     window = token_ids  # (B, up to context_length)
+    banned = torch.tensor(banned_ids, dtype=torch.int64, device=token_ids.device) if banned_ids else None
     ended = torch.zeros(batch_size, dtype=torch.bool, device=token_ids.device)
     for _ in range(sampler.max_new_tokens):
         window = window[:, -context_length:]
-        new = sample_next(next_logits(window), sampler, generator=generator)
+        logits = next_logits(window)
+        if banned is not None:
+            logits = logits.index_fill(-1, banned, -math.inf)
+        new = sample_next(logits, sampler, generator=generator)
         if eos_id is not None:
             new = new.masked_fill(ended, eos_id)
             ended = ended | (new == eos_id)

@@ -16,12 +16,14 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.files import break_hard_links, remove_scratch_files
 from gpt_pretrain.system.locks import lock
 from gpt_pretrain.system.reading import DamagedFileError, read_json
+from gpt_pretrain.tokenizers.saving import TOKENIZER_FILES
 
 WORK = ".work"  # The folder of everything that is needed only until the corpus is complete.
 PLAN, LOCK = "plan.json", "lock"
 # The names of a corpus's files, with the scratch files of killed processes; version 0.1.0 named these .NAME.tmp.
 SHARD_NAME = re.compile(r"\.?(train|val)-\d{5,}\.(bin|idx)(\.([0-9a-f]{8}\.)?tmp)?")
-CORPUS_NAME = re.compile(rf"manifest\.json|rejected\.jsonl|{SHARD_NAME.pattern}")
+TOKENIZER_NAME = "|".join(map(re.escape, TOKENIZER_FILES))
+CORPUS_NAME = re.compile(rf"manifest\.json|rejected\.jsonl|{TOKENIZER_NAME}|{SHARD_NAME.pattern}")
 START_OVER = "Choose another folder with out=, or start over with overwrite=true"
 
 

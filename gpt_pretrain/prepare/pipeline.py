@@ -26,11 +26,13 @@ from gpt_pretrain.prepare.shards import write_shards
 from gpt_pretrain.prepare.tokenizing import cached_tokenizer
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.file_kinds import LINES, PARQUET
-from gpt_pretrain.system.files import write_json
+from gpt_pretrain.system.files import write_json, write_text
 from gpt_pretrain.system.resources import cores
 from gpt_pretrain.system.terminal import escape_line, print_escaped
 from gpt_pretrain.texts.inputs import CorpusInputs, InputFile, find_inputs
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, fingerprint, token_itemsize
+from gpt_pretrain.tokenizers.build import is_place_of_tokenizer
+from gpt_pretrain.tokenizers.saving import tokenizer_files
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # The settings that a corpus depends on, besides the inputs and the tokenizer.
@@ -65,6 +67,8 @@ def prepare_corpus(settings: PrepareSettings) -> None:
             work = {"tasks": len(_group_inputs(settings, inputs)), "text_rules": TEXT_RULES}
             plan = _start_or_resume(folder, description | {"source": inputs.stamps, "work": work}, overwrite=settings.overwrite)
             manifest, counts = _write_corpus(settings, inputs, plan, folder, interrupt)
+            for name, content in tokenizer_files(cached_tokenizer(settings.tokenizer)).items():
+                write_text(folder / name, content)
             write_json(folder / MANIFEST, manifest)
             shutil.rmtree(folder / WORK, ignore_errors=True)
         print_summary(manifest, counts, folder)
@@ -83,6 +87,10 @@ def _check_out(settings: PrepareSettings, folder: Path) -> None:
     paths = [user_path(name) for name in settings.inputs]
     if any(path.is_dir() and folder.resolve() == path.resolve() for path in paths):
         raise UserError(f"out={settings.out} is also an input. Choose another folder for the corpus.")
+    if is_place_of_tokenizer(settings.tokenizer):
+        place = user_path(settings.tokenizer)
+        if folder.resolve() in (place.resolve(), place.resolve().parent):
+            raise UserError(f"out={settings.out} is the folder of the tokenizer. Choose another folder for the corpus.")
 
 
 def _report_complete(folder: Path) -> None:

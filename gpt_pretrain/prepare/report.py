@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from gpt_pretrain.data.files import LocalFiles
+from gpt_pretrain.data.manifest import open_prepared
 from gpt_pretrain.prepare.encoding import first_rejected
 from gpt_pretrain.prepare.segments import REJECTED_FILE, RecordCounts
-from gpt_pretrain.prepare.tokenizing import cached_tokenizer
 from gpt_pretrain.system.encodings import ControlCount
 from gpt_pretrain.system.formatting import format_count, format_si
 from gpt_pretrain.system.terminal import print_escaped
@@ -56,7 +57,7 @@ def print_summary(manifest: dict[str, Any], counts: RecordCounts, folder: Path) 
 
 def print_report(manifest: dict[str, Any], folder: Path) -> None:
     """Print document lengths, compression and excerpts for the training and the validation set."""
-    tokenizer = cached_tokenizer(manifest["tokenizer"]["name"])
+    tokenizer = open_prepared(LocalFiles(folder)).build_tokenizer()
     for name, part in manifest["parts"].items():
         if not part["documents"]:
             continue
@@ -104,12 +105,13 @@ def document_excerpt(part: dict[str, Any], folder: Path, number: int, tokenizer:
         number -= shards.pop(0)["documents"]
     start = int(np.fromfile(folder / shards[0]["starts"], "<u8", count=1, offset=8 * number)[0])
     ids: list[int] = []
-    while shards and len(ids) < EXCERPT_TOKENS and tokenizer.eos_id not in ids:
+    end = -1 if tokenizer.eos_id is None else tokenizer.eos_id
+    while shards and len(ids) < EXCERPT_TOKENS and end not in ids:
         file = folder / shards.pop(0)["file"]
         ids += np.fromfile(file, f"<u{itemsize}", count=EXCERPT_TOKENS - len(ids), offset=start * itemsize).tolist()
         start = 0
-    complete = tokenizer.eos_id in ids
-    text = decode(tokenizer, ids[: ids.index(tokenizer.eos_id)] if complete else ids)
+    complete = end in ids
+    text = decode(tokenizer, ids[: ids.index(end)] if complete else ids)
     return " ".join(text.split()) + ("" if complete else " ...")
 
 

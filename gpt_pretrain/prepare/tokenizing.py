@@ -13,9 +13,14 @@ from gpt_pretrain.texts.chunks import Chunk, RejectedRecord
 from gpt_pretrain.texts.records import InvalidRecordError, chunk_records, excerpt, record_text
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer, token_byte_lengths, token_itemsize
 from gpt_pretrain.tokenizers.build import build_tokenizer
+from gpt_pretrain.tokenizers.fitting import with_end_of_text
 from gpt_pretrain.tokenizers.splitting import split_text
 
-cached_tokenizer = functools.cache(build_tokenizer)
+
+@functools.cache
+def cached_tokenizer(name: str) -> Tokenizer:
+    """Build the tokenizer of a corpus, with an end of text if it can have one."""
+    return with_end_of_text(build_tokenizer(name))
 
 
 @functools.cache
@@ -57,7 +62,7 @@ class _DocumentEncoder:
         self._rows: list[tuple[bytes, int, int, int]] = []
         self._result = EncodedBatch()
         self._dtype = f"<u{token_itemsize(tokenizer.vocab_size)}"
-        self._end_of_text = np.array([tokenizer.eos_id], self._dtype).tobytes()
+        self._end_of_text = np.array([] if tokenizer.eos_id is None else [tokenizer.eos_id], self._dtype)
 
     def add(self, text: str) -> None:
         """Encode a record: a document, or several with end-of-text markers between them.
@@ -93,12 +98,13 @@ class _DocumentEncoder:
         token_ids, data = self._tokenizer.encode_ordinary(text), text.encode()
         self._tokens.append(token_ids.astype(self._dtype).tobytes())
         if ends:
-            self._tokens.append(self._end_of_text)
+            self._tokens.append(self._end_of_text.tobytes())
         if controls := count_controls(data):
             self._result.controls += controls
             self._result.nuls += data.count(b"\0")
         digest = hashlib.blake2b(data, digest_size=16).digest()
-        self._rows.append((digest, len(token_ids) + ends, len(data), COMPLETE if ends else CONTINUES))
+        length = len(token_ids) + ends * len(self._end_of_text)
+        self._rows.append((digest, length, len(data), COMPLETE if ends else CONTINUES))
 
     def reject(self, record: RejectedRecord, *, in_document: bool = False) -> None:
         """Add a rejected record; `in_document` discards the parts of it that have been encoded."""

@@ -19,6 +19,7 @@ EXPORTED = "huggingface"
 # Everything in a run's folder that a run writes; "wandb", "mlruns" and "mlflow.db" are written by their loggers.
 WRITTEN_BY_RUNS = (
     *("run.json", "config.yaml", "metrics.csv", "samples.txt", "train.log", "generate.log", "report.html", "losses.png"),
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer_table.json"),
     *("losses.pdf", ".lock", ".hydra", "checkpoints", EXPORTED, "wandb", "mlruns", "mlflow.db"),
     *(".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml"),
 )

@@ -18,7 +18,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from huggingface_hub import constants, get_hf_file_metadata, get_session, hf_hub_download, hf_hub_url
+from huggingface_hub import (
+    _CACHED_NO_EXIST,
+    constants,
+    get_hf_file_metadata,
+    get_session,
+    hf_hub_download,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -113,6 +121,32 @@ def fetch(repo_id: str, file: str) -> Path:
             f"{repo_id}: {file} could not be downloaded ({type(error).__name__}: {_short(error)}). "
             "Try again; the download resumes."
         ) from error
+
+
+def fetch_if_present(repo_id: str, file: str) -> Path | None:
+    """Do what `fetch` does, and return None if the model has no such file, which is remembered for times without a network.
+
+    Raises:
+        UserError: As `fetch` does, in all other cases.
+    """
+    folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo_id, repo_type="model"))
+    try:
+        return fetch(repo_id, file)
+    except UserError as error:
+        cause = error.__cause__
+        if isinstance(cause, LocalEntryNotFoundError):
+            if try_to_load_from_cache(repo_id, file) is _CACHED_NO_EXIST:
+                return None
+            raise
+        if not isinstance(cause, EntryNotFoundError):
+            raise
+    with suppress(OSError):  # a cache may be read-only
+        commit = (folder / "refs" / constants.DEFAULT_REVISION).read_text(encoding="utf-8")
+        if GIT_SHA1.fullmatch(commit):
+            marker = folder / ".no_exist" / commit / file
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            marker.touch()
+    return None
 
 
 def _fill_cache(repo_id: str, file: str) -> HfHubHTTPError | None:

@@ -19,14 +19,24 @@ class Tokenizer(Protocol):
     """The interface that the rest of the package expects of a tokenizer.
 
     Attributes:
-        name: The name from which `build_tokenizer` builds the same tokenizer again.
+        name: The name from which `build_tokenizer` builds the same tokenizer again; of a tokenizer with a definition, the
+            name of its source and the beginning of its checksum.
         vocab_size: Number of token ids.
-        eos_id: The id of `<|endoftext|>`.
+        eos_id: The id of `<|endoftext|>`, or None if there is none.
+        definition: Everything that `restore_tokenizer` needs, as JSON; None if the name is enough.
     """
 
-    name: str
-    vocab_size: int
-    eos_id: int
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def eos_id(self) -> int | None: ...
+
+    @property
+    def definition(self) -> str | None: ...
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of text, with `<|endoftext|>` encoded as eos_id."""
@@ -42,11 +52,15 @@ class Tokenizer(Protocol):
 
 
 def encode_with_end_of_text(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Return the token ids of text for a tokenizer that only has `encode_ordinary`, with `<|endoftext|>` encoded as eos_id."""
+    """Return the token ids of text for a tokenizer that only has `encode_ordinary`, with `<|endoftext|>` encoded as eos_id.
+
+    Without an eos_id, the texts before and after it follow each other.
+    """
     first, *rest = text.split(END_OF_TEXT)
     token_ids: list[int] = tokenizer.encode_ordinary(first).tolist()
+    end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
     for part in rest:
-        token_ids += [tokenizer.eos_id, *tokenizer.encode_ordinary(part).tolist()]
+        token_ids += [*end, *tokenizer.encode_ordinary(part).tolist()]
     return token_ids
 
 
@@ -66,8 +80,19 @@ def decode_stream(tokenizer: Tokenizer, token_ids: Iterable[int]) -> Iterator[st
 def token_byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
     """Return the number of text bytes of each token, int64, (V,); eos_id counts as 0."""
     lengths = np.array([len(tokenizer.token_bytes(token_id)) for token_id in range(tokenizer.vocab_size)], dtype=np.int64)
-    lengths[tokenizer.eos_id] = 0
+    if tokenizer.eos_id is not None:
+        lengths[tokenizer.eos_id] = 0
     return lengths
+
+
+def missing_ids(tokenizer: Tokenizer, n_rows: int) -> list[int]:
+    """Return the rows of a model that stand for no token of its tokenizer, so that they are never generated.
+
+    Args:
+        n_rows: Rows of the model's vocabulary.
+    """
+    known = min(tokenizer.vocab_size, n_rows)
+    return [*(token_id for token_id in range(known) if not tokenizer.token_bytes(token_id)), *range(known, n_rows)]
 
 
 def token_itemsize(vocab_size: int) -> int:
@@ -76,12 +101,19 @@ def token_itemsize(vocab_size: int) -> int:
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
-    """Return the SHA-256 of all tokens in the order of their ids, in hexadecimal.
+    """Return the SHA-256 of a tokenizer's definition, or of all tokens in the order of their ids, in hexadecimal.
 
-    Tokenizers with the same fingerprint give the same ids to every text.
+    Tokenizers with the same fingerprint give the same ids to every text. An alphabet has the same one with an end of text and
+    without, since its other ids are the same.
     """
-    digest = hashlib.sha256(f"{tokenizer.vocab_size} {tokenizer.eos_id}".encode())
-    for token_id in range(tokenizer.vocab_size):
-        token = tokenizer.token_bytes(token_id)
+    if tokenizer.definition is not None:
+        return hashlib.sha256(tokenizer.definition.encode()).hexdigest()
+    tokens = [tokenizer.token_bytes(token_id) for token_id in range(tokenizer.vocab_size)]
+    eos_id = tokenizer.eos_id
+    if eos_id is None:
+        eos_id = len(tokens)
+        tokens.append(END_OF_TEXT.encode())
+    digest = hashlib.sha256(f"{len(tokens)} {eos_id}".encode())
+    for token in tokens:
         digest.update(len(token).to_bytes(4, "little") + token)
     return digest.hexdigest()

@@ -1,47 +1,181 @@
-"""Choose a tokenizer by its name, or guess it from a model's vocabulary size."""
+"""Build a tokenizer: from its name, from the place that has its files, or from what a checkpoint has stored of it."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
 
 import tiktoken
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.tokenizers.base import Tokenizer
+from gpt_pretrain.system.environment import user_path
+from gpt_pretrain.system.reading import DamagedFileError, parse_json, short_repr
+from gpt_pretrain.tokenizers import tables, vocabulary
+from gpt_pretrain.tokenizers.base import Tokenizer, fingerprint
 from gpt_pretrain.tokenizers.byte import ByteTokenizer
-from gpt_pretrain.tokenizers.characters import CHARACTERS_PREFIX, CharacterTokenizer
+from gpt_pretrain.tokenizers.characters import CHARACTER_PREFIXES, CharacterTokenizer
+from gpt_pretrain.tokenizers.definition import MAX_VALUES
+from gpt_pretrain.tokenizers.tables import IDS_PREFIX, IdTokenizer, restore_table
 from gpt_pretrain.tokenizers.tiktoken_bpe import load_tiktoken
+from gpt_pretrain.tokenizers.vocabulary import restore_vocabulary
+from gpt_pretrain.tokenizers.vocabulary_files import read_folder_tokenizer, read_tokenizer, read_tokenizer_file
 
 KNOWN_SIZES = {"gpt2": 50257, "cl100k_base": 100277, "o200k_base": 200019}
+MAX_PADDING = 128  # Some models pad their vocabulary to a multiple of 64 or 128.
+STORED_NAME = re.compile(r"[A-Za-z0-9._-]{1,60}@[0-9a-f]{12}")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class StoredTokenizer:
+    """Everything that a checkpoint, a corpus or an exported folder holds of its tokenizer.
+
+    Args:
+        name: The name of the tokenizer.
+        definition: Its definition, if the name is not enough.
+    """
+
+    name: str
+    definition: str | None = None
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> StoredTokenizer:
+        """Return what is stored of a tokenizer."""
+        return cls(tokenizer.name, tokenizer.definition)
 
 
 def build_tokenizer(name: str) -> Tokenizer:
-    """Build the tokenizer with this name.
+    """Build the tokenizer that a user names.
 
     Args:
-        name: "gpt2", "byte", another of tiktoken's encodings, or "characters:" followed by a percent-encoded alphabet.
+        name: "gpt2", "byte", another of tiktoken's encodings; "characters:" followed by a percent-encoded alphabet; a folder or a
+            file with a vocabulary; or the name of a model on the Hugging Face hub, with its owner: "someone/model".
 
     Raises:
-        UserError: If the name is unknown, or the tokenizer's files cannot be loaded.
+        UserError: If there is no such tokenizer, or its files cannot be loaded.
     """
-    if name == ByteTokenizer.name:
-        return ByteTokenizer()
-    if name.startswith(CHARACTERS_PREFIX):
-        return CharacterTokenizer.from_name(name)
-    known = sorted(tiktoken.list_encoding_names())
-    if name not in known:
-        raise UserError(f"tokenizer.name={name}: there is no such tokenizer. Choose byte, {', '.join(known)}.")
-    return load_tiktoken(name)
+    if is_tokenizer_name(name):
+        return _build_named(name)
+    if STORED_NAME.fullmatch(name):
+        raise UserError(
+            f"tokenizer={name}: this vocabulary is stored in a checkpoint, a prepared corpus or an exported folder, and is taken "
+            "from there without being named. Otherwise give the folder or the file that has it: tokenizer=FOLDER"
+        )
+    path = user_path(name)
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, ValueError) as error:
+        raise UserError(f"tokenizer={short_repr(name)}: this path cannot be read.") from error
+    if is_file:
+        return read_tokenizer_file(path)
+    if is_folder:
+        if (found := read_folder_tokenizer(path)) is None:
+            raise UserError(
+                f"tokenizer={name}: this folder has no vocabulary. Looked for were tokenizer.json, vocab.json with merges.txt, "
+                "vocab.txt, *.tiktoken and nanoGPT's meta.pkl."
+            )
+        return found
+    if HUB_NAME.fullmatch(name):
+        if (fetched := fetch_tokenizer(name)) is None:
+            raise UserError(f"tokenizer={name}: this model has no vocabulary on the hub that can be read.")
+        return fetched
+    known = _known_names()
+    near = get_close_matches(name, known, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise UserError(
+        f"tokenizer={short_repr(name) if len(name) > 100 else name}: there is no such tokenizer.{hint} Choose "
+        f"{', '.join(known)}, a folder or file with a vocabulary, or a model of the hub (owner/name)."
+    )
+
+
+def restore_tokenizer(stored: StoredTokenizer, *, origin: str) -> Tokenizer:
+    """Build a tokenizer from what is stored of it. No path, and no network, is looked for.
+
+    Args:
+        origin: The file that it is stored in, for messages.
+
+    Raises:
+        UserError: If it is damaged, or is not a tokenizer.
+    """
+    if stored.definition is None:
+        if not is_tokenizer_name(stored.name):
+            raise UserError(
+                f"{origin} names the tokenizer {short_repr(stored.name)}, but does not hold it. Give its folder or file with "
+                "tokenizer=FOLDER"
+            )
+        return _build_named(stored.name)
+    label = stored.name.rpartition("@")[0]
+    try:
+        definition = parse_json(stored.definition, max_values=MAX_VALUES)
+        tokenizer = _restore(label, definition)
+    except DamagedFileError as error:
+        raise UserError(f"{origin}: its tokenizer cannot be used: {error}.") from error
+    if tokenizer.name.rpartition("@")[2] != stored.name.rpartition("@")[2]:
+        raise UserError(f"{origin} is damaged: its tokenizer {short_repr(stored.name)} is another one, {tokenizer.name}.")
+    return tokenizer
+
+
+def is_tokenizer_name(name: str) -> bool:
+    """Return whether a tokenizer is built from this name alone, without opening a place that it names."""
+    return name == ByteTokenizer.name or name.startswith((*CHARACTER_PREFIXES, IDS_PREFIX)) or name in _tiktoken_names()
+
+
+def is_place_of_tokenizer(name: str) -> bool:
+    """Return whether a name may lead to a file, a folder or the hub."""
+    return not is_tokenizer_name(name) and STORED_NAME.fullmatch(name) is None
+
+
+def same_tokenizer(one: Tokenizer, other: Tokenizer) -> bool:
+    """Return whether two tokenizers give the same ids to every text."""
+    return fingerprint(one) == fingerprint(other)
+
+
+def fetch_tokenizer(repo_id: str) -> Tokenizer | None:
+    """Return the tokenizer of a model on the Hugging Face hub, or None if it has none.
+
+    Raises:
+        UserError: If there is no such model, or its files cannot be fetched or used.
+    """
+    from gpt_pretrain.system.hub import fetch_if_present
+
+    def read(file: str) -> bytes | None:
+        path = fetch_if_present(repo_id, file)
+        return None if path is None else path.read_bytes()
+
+    return read_tokenizer(read, label=repo_id.rpartition("/")[2], location=repo_id)
 
 
 def tokenizer_by_size(vocab_size: int) -> str | None:
     """Return the name of the tokenizer that a model with this vocab_size most likely uses, or None if none fits."""
     if vocab_size == ByteTokenizer.vocab_size:
         return ByteTokenizer.name
-    return next((name for name, size in KNOWN_SIZES.items() if fits_vocab_size(size, vocab_size)), None)
+    return next((name for name, size in KNOWN_SIZES.items() if size <= vocab_size < size + MAX_PADDING), None)
 
 
-def fits_vocab_size(n_tokens: int, vocab_size: int) -> bool:
-    """Return whether a model with vocab_size rows can use a tokenizer of n_tokens.
+def _build_named(name: str) -> Tokenizer:
+    if name == ByteTokenizer.name:
+        return ByteTokenizer()
+    if name.startswith(IDS_PREFIX):
+        return IdTokenizer.from_name(name)
+    if name.startswith(CHARACTER_PREFIXES):
+        return CharacterTokenizer.from_name(name)
+    return load_tiktoken(name)
 
-    Some models pad their vocabulary to a multiple of 64 or 128.
-    """
-    return n_tokens <= vocab_size < n_tokens + 128
+
+def _restore(label: str, definition: Mapping[str, Any]) -> Tokenizer:
+    if definition.get("kind") == vocabulary.KIND:
+        return restore_vocabulary(label, definition)
+    if definition.get("kind") == tables.KIND:
+        return restore_table(label, definition)
+    raise DamagedFileError(f"it has the kind {short_repr(definition.get('kind'))}, which this version does not know")
+
+
+def _tiktoken_names() -> list[str]:
+    return tiktoken.list_encoding_names()
+
+
+def _known_names() -> list[str]:
+    return [ByteTokenizer.name, *sorted(_tiktoken_names())]

@@ -13,6 +13,7 @@ class ByteTokenizer:
     name = "byte"
     vocab_size = 257
     eos_id = 256
+    definition = None
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of text, with `<|endoftext|>` encoded as eos_id."""

@@ -33,6 +33,8 @@ class TiktokenTokenizer:
         pattern: The regular expression that splits a text before the merges.
     """
 
+    definition = None
+
     def __init__(self, encoding: tiktoken.Encoding) -> None:
         self.name = encoding.name
         self.vocab_size = encoding.n_vocab
@@ -79,6 +81,11 @@ def gpt2_vocabulary() -> dict[str, int]:
     """Return GPT-2's tokens, as its vocabulary file writes them, and their ids."""
     vocabulary: dict[str, int] = json.loads(_gpt2_files()["encoder.json"].read_text(encoding="utf-8"))
     return vocabulary
+
+
+def gpt2_merges() -> list[list[str]]:
+    """Return GPT-2's merges in order, as its vocabulary file writes them."""
+    return [line.split(" ") for line in _gpt2_files()["vocab.bpe"].read_text(encoding="utf-8").split("\n")[1:-1]]
 
 
 def _gpt2_encoding() -> tiktoken.Encoding:

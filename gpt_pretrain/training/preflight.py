@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterable, Iterator, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,19 @@ from gpt_pretrain.system.devices import accelerator_device
 from gpt_pretrain.system.files import write_text
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.resources import reset_peak_memory
-from gpt_pretrain.tokenizers.base import Tokenizer
-from gpt_pretrain.tokenizers.build import build_tokenizer, fits_vocab_size
-from gpt_pretrain.tokenizers.characters import CHARACTERS_PREFIX
+from gpt_pretrain.tokenizers.base import Tokenizer, decode
+from gpt_pretrain.tokenizers.build import build_tokenizer
+from gpt_pretrain.tokenizers.fitting import fit_to_rows, with_end_of_text
+from gpt_pretrain.tokenizers.saving import is_exportable, tokenizer_files
 from gpt_pretrain.tokenizers.splitting import encode_prompt
 from gpt_pretrain.training.acceleration import pick_precision
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.resume import state_change_problems
 from gpt_pretrain.training.starting_point import StartingPoint, from_checkpoint, from_weights
 
+log = logging.getLogger(__name__)
+
+MAX_START_TOKENS, MIN_START_CHARACTERS = 24, 4  # of a start_context that is taken from the text
 NEEDED_FOR_DATA = ("data.", "model.context_length", "trainer.devices", "trainer.num_nodes")  # a problem begins with its setting
 
 
@@ -93,12 +98,14 @@ def prepare_training(config: DictConfig, *, overridden: Set[str]) -> TrainingSet
     tokenizer = data = None
     with collector.collect():
         tokenizer = _find_tokenizer(settings, start, overridden)
-        problems += _tokenizer_problems(settings, tokenizer, start)
+        problems += _tokenizer_problems(settings, tokenizer, overridden)
     with collector.collect():
         if tokenizer is None:  # report a problem with the text too
             _check_text(settings)
         elif not any(problem.startswith(NEEDED_FOR_DATA) for problem in problems):
             data = _load_data(settings, tokenizer)
+            if "start_context" not in overridden:
+                _choose_start_context(settings, tokenizer, data)
     if start.resume is not None:
         if data is not None:
             changes += _data_changes(data, start)
@@ -113,8 +120,8 @@ def prepare_training(config: DictConfig, *, overridden: Set[str]) -> TrainingSet
     return TrainingSetup(settings, tokenizer, data, start)
 
 
-def save_config(settings: TrainSettings, run_dir: Path) -> dict[str, Any]:
-    """Write the resolved settings to the run's config.yaml, without passwords and signatures.
+def save_config(settings: TrainSettings, tokenizer: Tokenizer, run_dir: Path) -> dict[str, Any]:
+    """Write the resolved settings to the run's config.yaml, without passwords and signatures, and the tokenizer's own files.
 
     Returns:
         The settings as plain containers, for checkpoints. They name only the classes of the user's own callbacks, so that
@@ -123,6 +130,8 @@ def save_config(settings: TrainSettings, run_dir: Path) -> dict[str, Any]:
     plain = settings_without_secrets(dataclasses.asdict(settings))
     if ranks.is_main():
         write_text(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(escape_interpolation(plain))))
+        for name, content in tokenizer_files(tokenizer).items():
+            write_text(run_dir / name, content)
     custom = plain["callbacks"]["custom"]
     plain["callbacks"]["custom"] = {name: str(fields.get("_target_")) for name, fields in custom.items()}
     return plain
@@ -165,24 +174,58 @@ def _check_no_other_run(settings: TrainSettings) -> None:
 
 
 def _find_tokenizer(settings: TrainSettings, start: StartingPoint, overridden: Set[str]) -> Tokenizer:
-    """Build the tokenizer that the settings name, or, by default, the tokenizer that token shards were made with."""
-    if start.architecture is None and not overridden & {"tokenizer.name", "experiment"}:
-        settings.tokenizer.name = find_shard_tokenizer(settings.data) or settings.tokenizer.name
-    return build_tokenizer(settings.tokenizer.name)
+    """Build the tokenizer of the checkpoint or the weights, else the typed one, else that of the token shards, else the default.
 
-
-def _tokenizer_problems(settings: TrainSettings, tokenizer: Tokenizer, start: StartingPoint) -> list[str]:
-    problems = []
-    if settings.export and tokenizer.name.startswith(CHARACTERS_PREFIX):
-        problems.append("export=true is not possible: transformers has no tokenizer of single characters. Remove it.")
-    if not encode_prompt(settings.start_context, tokenizer):
-        problems.append("start_context is empty, but every sample begins with it. Give at least one character.")
-    if start.architecture is not None and not fits_vocab_size(tokenizer.vocab_size, start.architecture.vocab_size):
-        problems.append(
-            f"tokenizer={tokenizer.name} has {tokenizer.vocab_size} tokens, but {settings.resume or settings.init_from} has "
-            f"{start.architecture.vocab_size}. Choose the tokenizer that it was trained with."
+    Raises:
+        UserError: If it cannot be built, or does not fit the weights.
+    """
+    is_typed, name = bool(overridden & {"tokenizer.name", "experiment"}), settings.tokenizer.name
+    if start.tokenizer is not None and name == start.tokenizer.name:
+        return start.tokenizer
+    tokenizer = None if is_typed or start.resume is not None else find_shard_tokenizer(settings.data)
+    if start.weights is not None and tokenizer is None:
+        tokenizer = start.weights.build_tokenizer(name if is_typed else None)
+    if tokenizer is None:
+        tokenizer = build_tokenizer(name)
+        tokenizer = with_end_of_text(tokenizer) if start.architecture is None else tokenizer
+    if start.architecture is not None:
+        tokenizer = fit_to_rows(
+            tokenizer, start.architecture.vocab_size, origin=str(settings.resume or settings.init_from or "The checkpoint")
         )
+    settings.tokenizer.name = tokenizer.name
+    return tokenizer
+
+
+def _tokenizer_problems(settings: TrainSettings, tokenizer: Tokenizer, overridden: Set[str]) -> list[str]:
+    problems = []
+    if settings.export and not is_exportable(tokenizer):
+        problems.append(f"export=true is not possible: transformers has no tokenizer like {tokenizer.name[:100]}. Remove it.")
+    if not settings.start_context:
+        problems.append("start_context is empty, but every sample begins with it. Give at least one character.")
+    prompts = {f"start_context={settings.start_context}": settings.start_context} if "start_context" in overridden else {}
+    if settings.callbacks.grid is not None:
+        prompts |= {f"callbacks.grid.prompts: {prompt}": prompt for prompt in settings.callbacks.grid.prompts}
+    for setting, prompt in prompts.items():
+        try:
+            if not encode_prompt(prompt, tokenizer):
+                problems.append(f"{setting}: the tokenizer {tokenizer.name[:100]} has no token for any of it.")
+        except UserError as error:
+            problems.append(f"{setting}: {error}")
     return problems
+
+
+def _choose_start_context(settings: TrainSettings, tokenizer: Tokenizer, data: TextDataModule) -> None:
+    """Replace a default start_context that the tokenizer cannot write by the first words of the training set."""
+    with suppress(UserError):
+        if encode_prompt(settings.start_context, tokenizer):
+            return
+    first = data.split.train.read(0, min(MAX_START_TOKENS, data.split.train.count)).tolist()
+    text = decode(tokenizer, first).strip()
+    settings.start_context = next((line for line in text.split("\n") if len(line) >= MIN_START_CHARACTERS), text)
+    log.info(
+        "Samples begin with the text's own first words, %r: the tokenizer cannot write the default start_context",
+        settings.start_context,
+    )
 
 
 def _check_text(settings: TrainSettings) -> None:

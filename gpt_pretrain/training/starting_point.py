@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pretrain.checkpoints.pretrained import Weights, open_weights
+from gpt_pretrain.checkpoints.weight_tokenizers import checkpoint_tokenizer
 from gpt_pretrain.config.checkpoint_settings import has_signed_settings
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.errors import AlreadyCompleteError, UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.gpt2 import GPTModel
 from gpt_pretrain.system.environment import user_path
+from gpt_pretrain.system.terminal import escape_line
 from gpt_pretrain.tokenizers.base import Tokenizer
+from gpt_pretrain.tokenizers.build import build_tokenizer, same_tokenizer
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.resume import newest_checkpoint, read_resumable, restore_settings
 from gpt_pretrain.training.run_length import reached_limit
@@ -32,6 +35,7 @@ class StartingPoint:
         resume: The checkpoint to resume.
         step: Optimizer steps done in that checkpoint.
         text_sha256: The checksum of the text that the checkpoint was trained on.
+        tokenizer: The tokenizer of that checkpoint, or the one that the weights bring.
         weights: The weights that a new run starts from.
         architecture: The architecture of the checkpoint or of the weights.
         epoch_windows: Windows in each epoch of the resumed run.
@@ -40,6 +44,7 @@ class StartingPoint:
     resume: Path | None = None
     step: int = 0
     text_sha256: str | None = None
+    tokenizer: Tokenizer | None = None
     weights: Weights | None = None
     architecture: GPTConfig | None = None
     epoch_windows: int = 0
@@ -68,6 +73,8 @@ def from_checkpoint(settings: TrainSettings, overridden: Set[str]) -> tuple[Trai
     content = read_resumable(path) if opened is None else opened[1]
     # The ranks of other machines may not have this user's key.
     own = bool(ranks.broadcast(has_signed_settings(content) if ranks.is_main() else False))
+    tokenizer = checkpoint_tokenizer(content, origin=escape_line(str(path)))
+    _name_like_stored(settings, tokenizer, overridden)
     settings, changes = restore_settings(settings, content["config"], overridden, own=own, path=path)
     _check_incomplete(settings, content)
     start = StartingPoint(
@@ -75,6 +82,7 @@ def from_checkpoint(settings: TrainSettings, overridden: Set[str]) -> tuple[Trai
         step=int(content["global_step"]),
         architecture=GPTConfig.from_dict(content["architecture"]),
         text_sha256=content["text_sha256"],
+        tokenizer=tokenizer,
         epoch_windows=int(content["TextDataModule"]["epoch_windows"]),
     )
     return settings, start, changes
@@ -89,7 +97,7 @@ def from_weights(settings: TrainSettings, overridden: Set[str]) -> StartingPoint
     n_heads = settings.model.n_heads if "model.n_heads" in overridden else None
     weights = open_weights(str(settings.init_from), n_heads=n_heads)
     _follow(settings, weights, overridden)
-    return StartingPoint(weights=weights, architecture=weights.config)
+    return StartingPoint(weights=weights, architecture=weights.config, tokenizer=weights.own_tokenizer)
 
 
 def build_model(settings: TrainSettings, tokenizer: Tokenizer, start: StartingPoint) -> GPTModel:
@@ -102,6 +110,13 @@ def build_model(settings: TrainSettings, tokenizer: Tokenizer, start: StartingPo
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
     return model
+
+
+def _name_like_stored(settings: TrainSettings, stored: Tokenizer, overridden: Set[str]) -> None:
+    """Give a typed tokenizer that is the stored one, from wherever it comes, the stored name."""
+    if "tokenizer.name" in overridden and settings.tokenizer.name != stored.name:
+        typed = build_tokenizer(settings.tokenizer.name)
+        settings.tokenizer.name = stored.name if same_tokenizer(typed, stored) else typed.name
 
 
 def _check_incomplete(settings: TrainSettings, content: dict[str, Any]) -> None:
@@ -142,7 +157,6 @@ def _follow(settings: TrainSettings, weights: Weights, overridden: Set[str]) -> 
         UserError: If an override contradicts them.
     """
     fixed = {f"model.{size}" for size in ("emb_dim", "n_heads", "n_layers") if overridden & {"model", "experiment"}}
-    fixed |= {"tokenizer.name"} if "experiment" in overridden else set()
     differing = {}
     for key, value in _required_settings(settings, weights, overridden).items():
         group, field = key.split(".")
@@ -150,13 +164,25 @@ def _follow(settings: TrainSettings, weights: Weights, overridden: Set[str]) -> 
             if key in overridden | fixed:
                 differing[key] = value
             setattr(getattr(settings, group), field, value)
+    if weights.own_tokenizer is not None:
+        differing |= _follow_tokenizer(
+            settings, weights.own_tokenizer, is_typed=bool(overridden & {"tokenizer.name", "experiment"})
+        )
     if differing:
         required = [f"{key}={value}" for key, value in differing.items()]
         shorten = " The context can be shortened, but not lengthened." * ("model.context_length" in differing)
+        add = [text for text, value in zip(required, differing.values(), strict=True) if "@" not in str(value)]
         raise UserError(
             f"{weights.name} has {', '.join(required)}, which your overrides contradict.{shorten} "
-            f"Remove those overrides, or add {' '.join(required)}"
+            f"Remove those overrides{f', or add {chr(32).join(add)}' if len(add) == len(required) else ''}."
         )
+
+
+def _follow_tokenizer(settings: TrainSettings, own: Tokenizer, *, is_typed: bool) -> dict[str, str]:
+    """Set the tokenizer to that of the weights, and return it as a setting if the user has typed another one."""
+    other = is_typed and settings.tokenizer.name != own.name and not same_tokenizer(build_tokenizer(settings.tokenizer.name), own)
+    settings.tokenizer.name = own.name
+    return {"tokenizer": own.name} if other else {}
 
 
 def _required_settings(settings: TrainSettings, weights: Weights, overridden: Set[str]) -> dict[str, Any]:
@@ -174,6 +200,4 @@ def _required_settings(settings: TrainSettings, weights: Weights, overridden: Se
             settings.model.context_length,
             stored.context_length,
         )
-    if weights.tokenizer is not None:
-        required["tokenizer.name"] = weights.tokenizer
     return required

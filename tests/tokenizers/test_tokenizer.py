@@ -61,7 +61,7 @@ def test_token_lengths_sum_to_the_bytes_of_the_text(tokenizer: Tokenizer, story:
 
 
 def test_an_unknown_name_is_refused_with_the_known_names() -> None:
-    with pytest.raises(UserError, match=r"tokenizer.name=gpt5: there is no such tokenizer\. Choose byte, .*gpt2"):
+    with pytest.raises(UserError, match=r"tokenizer=gpt5: there is no such tokenizer\. Did you mean gpt2\? Choose byte, .*gpt2"):
         build_tokenizer("gpt5")
 
 

@@ -21,7 +21,7 @@ from gpt_pretrain.model.gpt2 import GPTModel
 from gpt_pretrain.runs.samples import Sample, markdown_code_block, markdown_table, pick_evenly, read_samples
 from gpt_pretrain.runs.tensorboard import EventFiles
 from gpt_pretrain.system.files import open_for_append, write_text
-from gpt_pretrain.tokenizers.base import Tokenizer, decode
+from gpt_pretrain.tokenizers.base import Tokenizer, decode, missing_ids
 from gpt_pretrain.tokenizers.splitting import encode_prompt
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.distributed.fsdp import gather_model
@@ -75,6 +75,7 @@ class Samples(Callback):
         self.seed = seed
         self.file = file
         self.samples: list[Sample] = []
+        self._banned_ids: list[int] | None = None
         self._stop_seen: float | None = None  # when a sample first noticed that the run is asked to stop
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -148,7 +149,9 @@ class Samples(Callback):
         token_ids = torch.tensor([encode_prompt(prompt, self.tokenizer)], device=module.device)
         generator = torch.Generator(device=module.device).manual_seed(self.seed)
         new = []
-        for column in generate_stream(model, token_ids, sampler, generator=generator):
+        if self._banned_ids is None:
+            self._banned_ids = missing_ids(self.tokenizer, model.config.vocab_size)
+        for column in generate_stream(model, token_ids, sampler, banned_ids=self._banned_ids, generator=generator):
             new.append(int(column))
             if module.wants_stop and len(new) < sampler.max_new_tokens and self._is_overdue():
                 raise _StopAskedError
@@ -156,7 +159,7 @@ class Samples(Callback):
             epoch=trainer.current_epoch + 1,
             step=module.step,
             tokens_seen=module.tokens_seen,
-            text=decode(self.tokenizer, token_ids[0].tolist() + new),
+            text=prompt + decode(self.tokenizer, new),
             sampler=name,
             new_tokens=len(new),
             run_length=longest_memorized_span(new, self.data.split.train),

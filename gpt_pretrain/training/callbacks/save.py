@@ -12,10 +12,12 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
+from gpt_pretrain.checkpoints.weight_tokenizers import tokenizer_fields
 from gpt_pretrain.config.checkpoint_settings import SIGNATURE_FIELD, sign_settings
 from gpt_pretrain.config.schema import CheckpointSettings
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.runs.metrics_file import MetricsFile
+from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.training.callbacks.metrics import log_metrics
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.lit_module import GPTLitModule
@@ -34,7 +36,7 @@ class SaveRun(Checkpoint):
         data: The data module, whose validation set is used before a checkpoint in the middle of an epoch.
         folder: The folder of the checkpoints.
         settings: The `checkpoint` settings.
-        tokenizer: The name of the tokenizer, stored in checkpoints.
+        tokenizer: The tokenizer, stored in checkpoints.
         config: The resolved settings as plain containers, stored in checkpoints.
 
     Attributes:
@@ -43,12 +45,12 @@ class SaveRun(Checkpoint):
     """
 
     def __init__(
-        self, data: TextDataModule, *, folder: Path, settings: CheckpointSettings, tokenizer: str, config: dict[str, Any]
+        self, data: TextDataModule, *, folder: Path, settings: CheckpointSettings, tokenizer: Tokenizer, config: dict[str, Any]
     ) -> None:
         self.data = data
         self.folder = folder
         self.settings = settings
-        self.tokenizer = tokenizer
+        self.tokenizer = tokenizer_fields(tokenizer)
         self.config = config
         self.best_loss, self.best_step, self.best_epoch = math.inf, -1, -1
         self.failed = False
@@ -126,7 +128,7 @@ class SaveRun(Checkpoint):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Store the tokenizer, the settings and the checksum of the text, and correct Lightning's progress."""
-        checkpoint["tokenizer"] = self.tokenizer
+        checkpoint.update(self.tokenizer)
         checkpoint["config"] = self.config
         if ranks.is_main():  # which writes the file
             checkpoint[SIGNATURE_FIELD] = sign_settings(self.config)

@@ -1,0 +1,212 @@
+"""The content of a tokenizer.json in one canonical form, after everything in it that could do harm has been refused.
+
+What does not change the ids of a text is left out, so that equal tokenizers have equal definitions: padding, truncation, the
+template of special tokens around a text, and options at their defaults. Two further lines of defence are the tokenizers library
+itself, which is written in Rust, and its limit on the steps of a regular expression.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from gpt_pretrain.system.reading import DamagedFileError, parse_json, short_repr
+from gpt_pretrain.tokenizers.patterns import check_pattern
+
+MAX_VALUES = 4_000_000  # The largest known vocabulary, of 262,144 tokens and 514,906 merges, has 1.8 million.
+MAX_VOCABULARY = 4_000_000
+MAX_GROWTH = 32  # Characters that the normalization may make of one.
+MAX_REPLACEMENT = 200  # Bytes in a precompiled table; the longest of Unicode has 33.
+MAX_WORD = 1000  # Characters of a word that word pieces are looked for in. The library's default is 100.
+PARTS = ("normalizer", "pre_tokenizer", "decoder")
+MODELS = ("BPE", "Unigram", "WordLevel", "WordPiece")
+MODEL_DEFAULTS: dict[str, Any] = {
+    "continuing_subword_prefix": (None, ""),
+    "end_of_word_suffix": (None, ""),
+    "unk_token": (None,),
+    "unk_id": (None,),
+    "fuse_unk": (False,),
+    "byte_fallback": (False,),
+    "ignore_merges": (False,),
+}
+RANDOM = ("dropout",)  # leaves out merges at random, which is meant for training another model
+TOKEN_FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
+
+
+def parse_tokenizer_json(content: bytes) -> dict[str, Any]:
+    """Parse the content of a tokenizer.json, without judging it yet.
+
+    Raises:
+        DamagedFileError: If it is no JSON object, nested too deeply, or holds far too many values.
+    """
+    return parse_json(content, max_values=MAX_VALUES)
+
+
+def canonical_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a tokenizer.json in their canonical form.
+
+    Raises:
+        DamagedFileError: If a field is missing or has another type, or could take unlimited time or memory.
+    """
+    model = fields.get("model")
+    if not isinstance(model, dict) or "vocab" not in model:
+        raise DamagedFileError("it has no model with a vocabulary, as a tokenizer.json has")
+    parts = {name: fields.get(name) for name in PARTS}
+    for name, part in parts.items():
+        if part is not None and not isinstance(part, dict):
+            raise DamagedFileError(f"its {name} is {short_repr(part)}, not an object")
+        _check_part(part)
+    _check_growth(parts["normalizer"])
+    canonical = {"version": "1.0", "added_tokens": [], **{name: _without_defaults(part) for name, part in parts.items()}}
+    canonical["model"] = _canonical_model(model)
+    tokens = fields.get("added_tokens") or []
+    if not isinstance(tokens, list):
+        raise DamagedFileError("its added_tokens are not a list")
+    canonical["added_tokens"] = [_added_token(token, normalized=parts["normalizer"] is not None) for token in tokens]
+    _check_ids(canonical)
+    return canonical
+
+
+def added_token(content: str, token_id: int, *, special: bool = True) -> dict[str, Any]:
+    """Return the entry of a tokenizer.json for a token that is looked for in a text before it is split."""
+    return {"id": token_id, "content": content, "special": special, **dict.fromkeys(TOKEN_FLAGS, False)}
+
+
+def vocabulary_of(fields: Mapping[str, Any]) -> dict[str, int]:
+    """Return the tokens of a canonical tokenizer.json and their ids, with the added ones."""
+    vocab = fields["model"]["vocab"]
+    ids = dict(vocab) if isinstance(vocab, dict) else {entry[0]: token_id for token_id, entry in enumerate(vocab)}
+    return ids | {token["content"]: token["id"] for token in fields["added_tokens"]}
+
+
+def _canonical_model(model: dict[str, Any]) -> dict[str, Any]:
+    kind = model.get("type") or _guess_type(model)
+    if kind not in MODELS:
+        raise DamagedFileError(f"its model has the type {short_repr(kind)}. Known are {', '.join(MODELS)}")
+    kept = {
+        name: value
+        for name, value in model.items()
+        if name not in RANDOM and not (name in MODEL_DEFAULTS and value in MODEL_DEFAULTS[name])
+    }
+    vocab = kept["vocab"]
+    if kind == "Unigram":
+        valid = isinstance(vocab, list) and all(
+            isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) for entry in vocab
+        )
+    else:
+        valid = isinstance(vocab, dict) and all(type(token_id) is int for token_id in vocab.values())
+    if not valid:
+        raise DamagedFileError("its vocabulary is not a table of tokens")
+    if not isinstance(longest := kept.get("max_input_chars_per_word", 100), int) or longest > MAX_WORD:
+        raise DamagedFileError(f"its max_input_chars_per_word is {short_repr(longest)}, and at most {MAX_WORD} is read")
+    if kind == "BPE":
+        merges = kept.get("merges")
+        if not isinstance(merges, list):
+            raise DamagedFileError("its model has no list of merges")
+        kept["merges"] = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in merges]
+    return kept | {"type": kind}
+
+
+def _guess_type(model: dict[str, Any]) -> str:
+    """Return the type of a model in an old file, which does not name it."""
+    if "merges" in model:
+        return "BPE"
+    return "Unigram" if isinstance(model["vocab"], list) else "WordPiece" if "continuing_subword_prefix" in model else "WordLevel"
+
+
+def _added_token(token: Any, *, normalized: bool) -> dict[str, Any]:
+    valid = isinstance(token, dict) and isinstance(token.get("content"), str) and type(token.get("id")) is int
+    if not valid or not token["content"]:
+        raise DamagedFileError(f"{short_repr(token)} is none of its added tokens")
+    flags = {name: bool(token.get(name, False)) and (normalized or name != "normalized") for name in TOKEN_FLAGS}
+    return {"id": token["id"], "content": token["content"], "special": bool(token.get("special", False)), **flags}
+
+
+def _check_ids(fields: Mapping[str, Any]) -> None:
+    """Check that the ids of all tokens are nearly without gaps, since each id takes a row of the model.
+
+    Raises:
+        DamagedFileError: If they are not, or two tokens have the same one.
+    """
+    ids = vocabulary_of(fields)
+    if not ids:
+        raise DamagedFileError("its vocabulary is empty")
+    lowest, highest = min(ids.values()), max(ids.values())
+    if lowest < 0 or highest >= MAX_VOCABULARY or highest > 10 * len(ids) + 10_000:
+        wrong = lowest if lowest < 0 else highest
+        raise DamagedFileError(f"it has {len(ids):,} tokens, and one of them has the id {short_repr(wrong)}")
+    if len(set(ids.values())) < len(ids):
+        raise DamagedFileError("two of its tokens have the same id")
+
+
+def _check_part(part: Any) -> None:
+    """Check all regular expressions and tables in a part of a tokenizer.json, at any depth.
+
+    Raises:
+        DamagedFileError: If one could take unlimited time or memory.
+    """
+    for node in _nested_objects(part):
+        if isinstance(pattern := node.get("Regex"), str):
+            check_pattern(pattern)
+        if "precompiled_charsmap" in node:
+            _check_charsmap(node["precompiled_charsmap"])
+
+
+def _check_growth(normalizer: Any) -> None:
+    """Check that a normalizer cannot make a text much longer, step by step.
+
+    Raises:
+        DamagedFileError: If it can.
+    """
+    growth = 1.0
+    for node in _nested_objects(normalizer):
+        content, pattern = node.get("content"), node.get("pattern")
+        if isinstance(content, str):
+            replaced = pattern.get("String") if isinstance(pattern, dict) else None
+            growth *= max(1.0, len(content) / max(1, len(replaced) if isinstance(replaced, str) else 1))
+        growth *= max(1, len(str(node.get("prepend", ""))))
+    if growth > MAX_GROWTH:
+        raise DamagedFileError(f"its normalizer may make a text {growth:,.0f} times as long")
+
+
+def _check_charsmap(encoded: Any) -> None:
+    if encoded is None:
+        return
+    try:
+        content = base64.b64decode(encoded, validate=True)
+    except (binascii.Error, TypeError, ValueError) as error:
+        raise DamagedFileError("its precompiled_charsmap is not in base64") from error
+    size = int.from_bytes(content[:4], "little")
+    if max(map(len, content[4 + size :].split(b"\0"))) > MAX_REPLACEMENT or size % 4 or size + 4 > len(content):
+        raise DamagedFileError("its precompiled_charsmap is not a table of replacements")
+
+
+def _nested_objects(part: Any) -> Iterator[dict[str, Any]]:
+    waiting = [part]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict):
+            yield node
+            waiting += node.values()
+        elif isinstance(node, list):
+            waiting += node
+
+
+def _without_defaults(part: Any) -> Any:
+    """Leave out of a part what changes no id: a byte-level part may trim offsets, which nobody asks for here."""
+    if isinstance(part, list):
+        return [_without_defaults(inner) for inner in part]
+    if not isinstance(part, dict):
+        return part
+    if part.get("type") == "ByteLevel":
+        flags = {"add_prefix_space": part.get("add_prefix_space", True), "use_regex": part.get("use_regex", True)}
+        return {"type": "ByteLevel", **flags, "trim_offsets": True}
+    return {name: _without_defaults(inner) for name, inner in part.items()}
+
+
+def to_text(value: Any) -> str:
+    """Return plain data as JSON in a single form."""
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))

@@ -1,0 +1,61 @@
+"""Fit a tokenizer to a model with fewer or more rows than it has tokens."""
+
+from __future__ import annotations
+
+import logging
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer
+from gpt_pretrain.tokenizers.characters import CharacterTokenizer
+from gpt_pretrain.tokenizers.definition import added_token, vocabulary_of
+from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer
+from gpt_pretrain.tokenizers.vocabulary_files import as_known_tokenizer
+
+log = logging.getLogger(__name__)
+
+
+def fit_to_rows(tokenizer: Tokenizer, n_rows: int, *, origin: str) -> Tokenizer:
+    """Return a tokenizer without those added tokens, or that end of text, for which a model has no row.
+
+    Rows without a token are no problem: they are never generated.
+
+    Args:
+        n_rows: Rows of the model's vocabulary.
+        origin: The model, for messages.
+
+    Raises:
+        UserError: If ordinary tokens have no row.
+    """
+    if tokenizer.vocab_size <= n_rows:
+        return tokenizer
+    if isinstance(tokenizer, CharacterTokenizer) and tokenizer.eos_id == n_rows:
+        return CharacterTokenizer(tokenizer.alphabet, end_of_text=False)
+    if isinstance(tokenizer, VocabularyTokenizer):
+        fields, added = tokenizer.fields, tokenizer.fields["added_tokens"]
+        beyond = [token["content"] for token in added if token["id"] >= n_rows]
+        kept = [token for token in added if token["id"] < n_rows]
+        vocab = fields["model"]["vocab"]
+        if isinstance(vocab, dict):
+            vocab = {token: token_id for token, token_id in vocab.items() if token_id < n_rows or token not in beyond}
+        if (max(vocab.values(), default=0) if isinstance(vocab, dict) else len(vocab) - 1) < n_rows:
+            log.warning("%s has no rows for the added tokens %s, which are ordinary text here", origin, ", ".join(beyond[:5]))
+            end = None if tokenizer.end_of_text in beyond else tokenizer.end_of_text
+            model = fields["model"] | {"vocab": vocab}
+            label = tokenizer.name.rpartition("@")[0]
+            return as_known_tokenizer(label, fields | {"model": model, "added_tokens": kept}, end)
+    raise UserError(
+        f"{origin} has a vocabulary of {n_rows:,} tokens, but the tokenizer {tokenizer.name} has one of "
+        f"{tokenizer.vocab_size:,}. Give the tokenizer that it was trained with: tokenizer="
+    )
+
+
+def with_end_of_text(tokenizer: Tokenizer) -> Tokenizer:
+    """Return a tokenizer for new weights or a corpus: one that lacks an end of text gets it as its last token, if it can."""
+    if tokenizer.eos_id is not None:
+        return tokenizer
+    if isinstance(tokenizer, CharacterTokenizer):
+        return CharacterTokenizer(tokenizer.alphabet)
+    if not isinstance(tokenizer, VocabularyTokenizer) or END_OF_TEXT in vocabulary_of(tokenizer.fields):
+        return tokenizer
+    added = [*tokenizer.fields["added_tokens"], added_token(END_OF_TEXT, tokenizer.vocab_size)]
+    return VocabularyTokenizer(tokenizer.name.rpartition("@")[0], tokenizer.fields | {"added_tokens": added}, END_OF_TEXT)

@@ -1,0 +1,114 @@
+"""nanoGPT's meta.pkl: the table of a corpus' tokens.
+
+Source: karpathy/nanoGPT, data/shakespeare_char/prepare.py, which writes vocab_size, itos and stoi; others write only some.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from gpt_pretrain.system.pickles import PickledName, PickleRules, read_pickle
+from gpt_pretrain.system.reading import DamagedFileError, short_repr
+from gpt_pretrain.tokenizers.characters import CharacterTokenizer
+from gpt_pretrain.tokenizers.tables import MAX_IDS, IdTokenizer, TableTokenizer
+
+META = "meta.pkl"
+MAX_META_BYTES = 20_000_000  # One character takes 20 bytes, and Unicode has 150,000.
+MAX_TEXT_BYTES = 400  # Of a NumPy text, which a few bytes of a pickle can repeat.
+
+
+def read_meta(content: bytes, *, end_of_text: bool, label: str = "nanogpt") -> CharacterTokenizer | TableTokenizer | IdTokenizer:
+    """Return the tokenizer that a meta.pkl describes.
+
+    Args:
+        end_of_text: Whether an alphabet gets an end of text, one id more than nanoGPT's own models have.
+
+    Raises:
+        DamagedFileError: If the file holds anything but plain data and NumPy's numbers, or no vocabulary.
+    """
+    if len(content) > MAX_META_BYTES:
+        raise DamagedFileError(f"it has more than {MAX_META_BYTES:,} bytes")
+    fields = read_pickle(io.BytesIO(content), NUMPY_NUMBERS, size=len(content))
+    if not isinstance(fields, dict):
+        raise DamagedFileError(f"it holds a {type(fields).__name__}, not a table of tokens")
+    tokens, size = _tokens(fields), fields.get("vocab_size")
+    if tokens is None:
+        if not isinstance(size, int) or not 0 < size <= MAX_IDS:
+            raise DamagedFileError("it has neither a table itos of the tokens by their ids nor a vocab_size")
+        return IdTokenizer(size)
+    if size is not None and size != len(tokens):
+        raise DamagedFileError(f"its vocab_size is {short_repr(size)}, but it has {len(tokens):,} tokens")
+    if all(len(token) == 1 for token in tokens) and len(set(tokens)) == len(tokens):
+        return CharacterTokenizer("".join(tokens), end_of_text=end_of_text)
+    return TableTokenizer(label, tokens)
+
+
+def _tokens(fields: dict[Any, Any]) -> list[str] | None:
+    """Return the tokens in the order of their ids, from itos or from its inverse, stoi; None if there is neither."""
+    table = fields.get("itos")
+    if table is None and isinstance(fields.get("stoi"), dict):
+        table = {token_id: token for token, token_id in fields["stoi"].items()}
+        if len(table) != len(fields["stoi"]):
+            raise DamagedFileError("two tokens of its stoi have the same id")
+    if isinstance(table, list | tuple):
+        table = dict(enumerate(table))
+    if table is None:
+        return None
+    if not isinstance(table, dict) or not table or table.keys() != set(range(len(table))):
+        raise DamagedFileError("it has no table itos of the tokens by their ids")
+    tokens = [_as_text(table[token_id]) for token_id in range(len(table))]
+    for token in tokens:
+        if not isinstance(token, str) or not token or any("\ud800" <= char <= "\udfff" for char in token):
+            raise DamagedFileError(f"its itos holds {short_repr(token)}, which is no token")
+    return tokens
+
+
+def _as_text(token: Any) -> Any:
+    """Return a token as text; notes of music and pixels are numbers."""
+    return str(token) if type(token) is int else token
+
+
+class _Dtype:
+    """Stands for a NumPy dtype.
+
+    Args:
+        code: Its kind and size, such as "i8".
+    """
+
+    def __init__(self, code: object, *_: object) -> None:
+        self.code = code if isinstance(code, str) else ""
+
+
+def _number(dtype: object, data: object) -> int | str:
+    """Return the value of a NumPy scalar."""
+    code = dtype.code if isinstance(dtype, _Dtype) else ""
+    if isinstance(data, bytes) and len(data) <= MAX_TEXT_BYTES:
+        if code[:1] in ("i", "u") and len(data) <= 8:
+            return int.from_bytes(data, "little", signed=code[0] == "i")
+        if code[:1] == "U":
+            return data.decode("utf-32-le", errors="replace").rstrip("\0")
+    raise DamagedFileError(f"it holds a NumPy value of the type {short_repr(code)}, where a whole number or a text is expected")
+
+
+def _encode(text: object, encoding: object) -> bytes:
+    """Return bytes as pickles of an old protocol store them."""
+    if not isinstance(text, str) or len(text) > MAX_TEXT_BYTES or encoding not in ("latin1", "latin-1"):
+        raise DamagedFileError("it calls a function that no table of tokens needs")
+    return text.encode("latin-1", errors="replace")
+
+
+def _build(target: object, _state: object) -> None:
+    if not isinstance(target, _Dtype | PickledName):
+        raise DamagedFileError(f"it changes a {type(target).__name__}")
+
+
+NUMPY_NUMBERS = PickleRules(
+    calls={
+        "numpy.dtype": _Dtype,
+        "numpy.core.multiarray.scalar": _number,
+        "numpy._core.multiarray.scalar": _number,
+        "_codecs.encode": _encode,
+    },
+    build=_build,
+)

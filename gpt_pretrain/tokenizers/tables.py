@@ -1,0 +1,148 @@
+"""Tokenizers that are only a table, as nanoGPT's own data has them: a token for each id, or nothing but the number of ids."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.reading import DamagedFileError, short_repr
+from gpt_pretrain.tokenizers.definition import to_text
+from gpt_pretrain.tokenizers.vocabulary import DIGEST_DIGITS, tokenizer_label
+
+KIND = "table"  # of a definition
+IDS_PREFIX = "ids:"  # The name of a tokenizer without texts is this prefix and the number of its ids.
+MAX_IDS = 4_000_000
+
+
+class TableTokenizer:
+    """A tokenizer with the tokens of a table, and no end of text.
+
+    If no token has a blank in it, a text is written with blanks between the tokens. Otherwise it is divided into the longest
+    tokens that fit, from its beginning on.
+
+    Args:
+        label: A name for people; the tokenizer's name is this and the beginning of its definition's checksum.
+        tokens: The tokens in the order of their ids.
+
+    Raises:
+        DamagedFileError: If two tokens are the same, or one is empty.
+    """
+
+    eos_id = None
+
+    def __init__(self, label: str, tokens: Sequence[str]) -> None:
+        self._ids = {token: token_id for token_id, token in enumerate(tokens)}
+        if len(self._ids) != len(tokens) or not tokens or "" in self._ids:
+            raise DamagedFileError("its tokens are not all different, or one is empty")
+        self._tokens = list(tokens)
+        self._separated = not any(char.isspace() for token in tokens for char in token)
+        self._longest = max(map(len, tokens))
+        self.vocab_size = len(tokens)
+        self.definition = to_text({"kind": KIND, "tokens": self._tokens})
+        self.name = f"{tokenizer_label(label)}@{hashlib.sha256(self.definition.encode()).hexdigest()[:DIGEST_DIGITS]}"
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of text.
+
+        Raises:
+            UserError: If the table lacks a part of text.
+        """
+        pieces = text.split() if self._separated else self._longest_tokens(text)
+        missing = next((piece for piece in pieces if piece not in self._ids), None)
+        if missing is not None:
+            known = ", ".join(repr(token) for token in self._tokens[:10]) + (", ..." if self.vocab_size > 10 else "")
+            raise UserError(f"{short_repr(missing)} is none of the {self.vocab_size:,} tokens of {self.name}: {known}")
+        return [self._ids[piece] for piece in pieces]
+
+    def encode_ordinary(self, text: str) -> np.ndarray:
+        """Return the token ids of text as uint32.
+
+        Raises:
+            UserError: If the table lacks a part of text.
+        """
+        return np.array(self.encode(text), np.uint32)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes of a token, with the blank before it, or no bytes if the id is outside the table."""
+        if not 0 <= token_id < self.vocab_size:
+            return b""
+        return (" " * self._separated + self._tokens[token_id]).encode()
+
+    def _longest_tokens(self, text: str) -> list[str]:
+        """Divide a text into the longest tokens that fit; what no token begins with is a piece of one character."""
+        pieces, start = [], 0
+        while start < len(text):
+            sizes = range(min(self._longest, len(text) - start), 0, -1)
+            size = next((size for size in sizes if text[start : start + size] in self._ids), 1)
+            pieces.append(text[start : start + size])
+            start += size
+        return pieces
+
+
+class IdTokenizer:
+    """A tokenizer of which only the number of ids is known: a text is a list of ids, with blanks between them.
+
+    Args:
+        vocab_size: Number of ids.
+    """
+
+    eos_id = None
+    definition = None
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+        self.name = f"{IDS_PREFIX}{vocab_size}"
+
+    @classmethod
+    def from_name(cls, name: str) -> IdTokenizer:
+        """Build the tokenizer from its name, the inverse of `name`.
+
+        Raises:
+            UserError: If the name holds no number of ids.
+        """
+        digits = name.removeprefix(IDS_PREFIX)
+        if not (digits.isascii() and digits.isdigit() and len(digits) < 10 and 0 < int(digits) <= MAX_IDS):
+            raise UserError(f"tokenizer={short_repr(name)}: write the number of ids, such as {IDS_PREFIX}1500.")
+        return cls(int(digits))
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids that a text lists.
+
+        Raises:
+            UserError: If it holds anything else.
+        """
+        for word in text.split():
+            if not (word.isascii() and word.isdigit() and len(word) < 10 and int(word) < self.vocab_size):
+                raise UserError(
+                    f"{short_repr(word)} is no token id. Of this tokenizer only the number of ids is known, so a text is a list "
+                    f"of numbers from 0 to {self.vocab_size - 1} with blanks between them."
+                )
+        return [int(word) for word in text.split()]
+
+    def encode_ordinary(self, text: str) -> np.ndarray:
+        """Return the ids that a text lists, as uint32.
+
+        Raises:
+            UserError: If it holds anything else.
+        """
+        return np.array(self.encode(text), np.uint32)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the digits of an id, with the blank before it, or no bytes if there is no such id."""
+        return f" {token_id}".encode() if 0 <= token_id < self.vocab_size else b""
+
+
+def restore_table(label: str, definition: Mapping[str, Any]) -> TableTokenizer:
+    """Build a tokenizer from its definition.
+
+    Raises:
+        DamagedFileError: If it is not one.
+    """
+    tokens = definition.get("tokens")
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise DamagedFileError("it is not the definition of a tokenizer")
+    return TableTokenizer(label, tokens)

@@ -1,0 +1,216 @@
+"""A tokenizer with a vocabulary of its own, from a tokenizer.json or files that say the same, run by the tokenizers library."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+from tokenizers import Encoding
+from tokenizers import Tokenizer as FastTokenizer
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.reading import DamagedFileError
+from gpt_pretrain.tokenizers.base import END_OF_TEXT
+from gpt_pretrain.tokenizers.byte_letters import LETTERS, from_letters
+from gpt_pretrain.tokenizers.definition import canonical_fields, to_text, vocabulary_of
+
+KIND = "tokenizer.json"  # of a definition
+DIGEST_DIGITS = 12
+BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+ANCHOR = "a"  # a token that decoders leave as it is
+
+Result = TypeVar("Result")
+
+
+class VocabularyTokenizer:
+    """A tokenizer that the tokenizers library runs.
+
+    Added tokens are tokens in every text. The end of text is one only in `encode`, also where it is written `<|endoftext|>`.
+
+    Args:
+        label: A name for people; the tokenizer's name is this and the beginning of its definition's checksum.
+        fields: The fields of a tokenizer.json.
+        end_of_text: The token at the end of a text, if the vocabulary has one.
+
+    Raises:
+        DamagedFileError: If the fields are not those of a tokenizer, or could take unlimited time or memory.
+    """
+
+    def __init__(self, label: str, fields: Mapping[str, Any], end_of_text: str | None) -> None:
+        self.fields = canonical_fields(fields)
+        self._ids = vocabulary_of(self.fields)
+        if end_of_text is not None and end_of_text not in self._ids:
+            raise DamagedFileError(f"its end of text, {end_of_text!r}, is not in its vocabulary")
+        for token in self.fields["added_tokens"]:
+            token["special"] = token["content"] == end_of_text
+        self.end_of_text = end_of_text
+        self.eos_id = None if end_of_text is None else self._ids[end_of_text]
+        self.vocab_size = max(self._ids.values()) + 1
+        self.definition = to_text({"kind": KIND, "end_of_text": end_of_text, "fields": self.fields})
+        try:
+            digest = hashlib.sha256(self.definition.encode()).hexdigest()
+        except UnicodeEncodeError as error:
+            raise DamagedFileError("one of its tokens is half a surrogate pair") from error
+        self.name = f"{tokenizer_label(label)}@{digest[:DIGEST_DIGITS]}"
+        self._fast = _load(self.fields)
+        self._tokens = {token_id: token for token, token_id in self._ids.items()}
+        self._added: dict[int, str] = {token["id"]: token["content"] for token in self.fields["added_tokens"]}
+        self._is_byte_level = _has_type(self.fields["decoder"], "ByteLevel")
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of text, with `<|endoftext|>` encoded as eos_id.
+
+        Raises:
+            UserError: If the vocabulary cannot write text.
+        """
+        if END_OF_TEXT in self._added.values():
+            return self._encode(self._fast, text).ids
+        token_ids: list[int] = []
+        for number, part in enumerate(text.split(END_OF_TEXT)):
+            token_ids += [self.eos_id] if number and self.eos_id is not None else []
+            token_ids += self._encode(self._fast, part).ids
+        return token_ids
+
+    def encode_ordinary(self, text: str) -> np.ndarray:
+        """Return the token ids of text as uint32, with the end of text treated as ordinary text.
+
+        Raises:
+            UserError: If the vocabulary cannot write text.
+        """
+        return np.array(self._encode(self._ordinary, text).ids, np.uint32)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes of a token, or no bytes if the id is unused.
+
+        A token that begins a word has the blank before it.
+        """
+        if token_id in self._added:
+            return self._added[token_id].encode()
+        if (token := self._tokens.get(token_id)) is None:
+            return b""
+        return from_letters(token) if self._is_byte_level else self._decoded(token)
+
+    @cached_property
+    def _ordinary(self) -> FastTokenizer:
+        fast = _load(self.fields)
+        fast.encode_special_tokens = True
+        return fast
+
+    @cached_property
+    def _drops_characters(self) -> bool:
+        """True if the library leaves out characters that no token has, without a message."""
+        model = self.fields["model"]
+        if model["type"] != "BPE" or "unk_token" in model or "byte_fallback" in model:
+            return False
+        return not (_has_type(self.fields["pre_tokenizer"], "ByteLevel") and all(letter in self._ids for letter in LETTERS))
+
+    def _encode(self, fast: FastTokenizer, text: str) -> Encoding:
+        found = _guarded(lambda: fast.encode(text, add_special_tokens=False), self.name)
+        if self._drops_characters:
+            self._check_nothing_dropped(text, found)
+        return found
+
+    def _check_nothing_dropped(self, text: str, found: Encoding) -> None:
+        """Check that each character of a text, except blanks, is in one of its tokens.
+
+        Raises:
+            UserError: If one is not.
+        """
+        if self._is_byte_level:
+            complete = sum(len(self.token_bytes(token_id)) for token_id in found.ids) >= len(text.encode())
+            if complete:
+                return
+        covered = bytearray(len(text))
+        for start, end in found.offsets:
+            covered[start:end] = b"\1" * (end - start)
+        missing = next((char for char, seen in zip(text, covered, strict=True) if not seen and not char.isspace()), None)
+        if missing is not None:
+            raise UserError(f"The tokenizer {self.name} has no token for {missing!r}, and cannot write a text that holds it.")
+
+    def _decoded(self, token: str) -> bytes:
+        """Return what the decoder makes of a token within a text."""
+        decoder = self._fast.decoder
+        if (byte := BYTE_TOKEN.fullmatch(token)) is not None and _has_type(self.fields["decoder"], "ByteFallback"):
+            return bytes([int(byte.group(1), 16)])
+        if decoder is None:
+            return f" {token}".encode()
+        suffix = self.fields["decoder"].get("suffix")
+        if self.fields["decoder"].get("type") == "BPEDecoder" and isinstance(suffix, str) and suffix:
+            return token.replace(suffix, " ").encode()
+        text: str = _guarded(lambda: decoder.decode([ANCHOR, token]), self.name)
+        return text.removeprefix(ANCHOR).encode()
+
+
+def restore_vocabulary(label: str, definition: Mapping[str, Any]) -> VocabularyTokenizer:
+    """Build a tokenizer from its definition.
+
+    Raises:
+        DamagedFileError: If it is not one.
+    """
+    fields, end = definition.get("fields"), definition.get("end_of_text")
+    if not isinstance(fields, dict) or not (end is None or isinstance(end, str)):
+        raise DamagedFileError("it is not the definition of a tokenizer")
+    return VocabularyTokenizer(label, fields, end)
+
+
+def tokenizer_label(label: str) -> str:
+    """Return a label as it stands in a tokenizer's name: letters, digits and a few signs."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", label)[:60] or "tokenizer"
+
+
+def _load(fields: dict[str, Any]) -> FastTokenizer:
+    """Build the library's tokenizer, in which each added token has the id that the file gives it.
+
+    The library numbers added tokens anew unless they are in the vocabulary of the model.
+
+    Raises:
+        DamagedFileError: If the library refuses the fields.
+    """
+
+    def build(content: dict[str, Any]) -> FastTokenizer:
+        return FastTokenizer.from_str(json.dumps(content))
+
+    wanted = {token["content"]: token["id"] for token in fields["added_tokens"]}
+    fast = _guarded(lambda: build(fields))
+    if any(fast.token_to_id(token) != token_id for token, token_id in wanted.items()):
+        model = fields["model"]
+        if model["type"] != "Unigram":
+            fast = _guarded(lambda: build(fields | {"model": model | {"vocab": model["vocab"] | wanted}}))
+        moved = [token for token, token_id in wanted.items() if fast.token_to_id(token) != token_id]
+        if moved:
+            raise DamagedFileError(f"its added token {moved[0]!r} cannot have the id {wanted[moved[0]]}")
+    return fast
+
+
+def _guarded(call: Callable[[], Result], name: str | None = None) -> Result:
+    """Call the library, whose failures are of any class; a panic of Rust is not even an Exception.
+
+    Args:
+        name: The tokenizer, while it encodes or decodes; None while it is built.
+
+    Raises:
+        UserError: If the library fails, with a name.
+        DamagedFileError: If it fails, without one.
+    """
+    try:
+        return call()
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        if name is None:
+            raise DamagedFileError(f"the tokenizers library cannot use it ({lines[0][:200]})") from error
+        raise UserError(f"The tokenizer {name} fails on a text ({lines[0][:200]}). Use another one.") from error
+
+
+def _has_type(part: Any, kind: str) -> bool:
+    """Return whether a part of a tokenizer.json is of a type, or one of those in its sequence is."""
+    if not isinstance(part, dict):
+        return False
+    inner = [step for name in ("decoders", "pretokenizers", "normalizers") for step in part.get(name) or []]
+    return part.get("type") == kind or any(_has_type(step, kind) for step in inner)
