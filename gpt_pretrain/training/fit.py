@@ -29,7 +29,7 @@ from gpt_pretrain.training.callbacks.save import SaveRun
 from gpt_pretrain.training.callbacks.stop import StopOnSignal, StoppedBySignalError
 from gpt_pretrain.training.distributed import ranks, requeue
 from gpt_pretrain.training.lit_module import GPTLitModule
-from gpt_pretrain.training.nonfinite import NonFiniteError
+from gpt_pretrain.training.nonfinite import MAX_WEIGHT, NonFiniteError, has_usable_weights
 from gpt_pretrain.training.preflight import TrainingSetup
 from gpt_pretrain.training.resume import newest_checkpoint
 from gpt_pretrain.training.run_length import total_steps
@@ -175,7 +175,7 @@ def _roll_back(
     """
     settings = setup.settings
     if settings.on_nonfinite != "rollback" or attempt.rollbacks >= settings.max_rollbacks:
-        raise UserError(_divergence(error, attempt.rollbacks, settings, run_dir)) from error
+        raise UserError(_divergence(error, attempt.rollbacks, settings, module, run_dir)) from error
     if (received := summary.find_callback(trainer, StopOnSignal).received) is not None:
         log.info("Stopped during a rollback. The run ends with its last checkpoint.")
         sys.exit(128 + received)
@@ -194,16 +194,28 @@ def _last_good(run_dir: Path, data: TextDataModule) -> tuple[Path | None, int]:
     return path, int(content["global_step"])
 
 
-def _divergence(error: NonFiniteError, rollbacks: int, settings: TrainSettings, run_dir: Path) -> str:
-    saved = "no checkpoint has been written yet"
+def _divergence(error: NonFiniteError, rollbacks: int, settings: TrainSettings, module: GPTLitModule, run_dir: Path) -> str:
+    """Return the message for a run that ends with a loss, a gradient or weights that are not finite."""
+    saved, rollback = "no checkpoint has been written yet", ""
     if list_checkpoints(run_dir):
         path, content = newest_checkpoint(run_dir)
         saved = f"the last good checkpoint is {display_path(path)}, of step {content['global_step'] - 1}"
+        rollback = "" if settings.on_nonfinite == "rollback" else ", or on_nonfinite=rollback"
     tried = f" {rollbacks} rollbacks did not help." if settings.on_nonfinite == "rollback" else ""
+    warmup = "" if settings.scheduler.warmup_steps else ", scheduler=warmup_cosine for a gentle start"
     return (
-        f"{error} The weights were not updated; {saved}.{tried} Try a lower optimizer.lr, "
-        "scheduler=warmup_cosine, or on_nonfinite=rollback."
+        f"{error} {_state_of_weights(module)}; {saved}.{tried} The learning rate is probably too high: try "
+        f"optimizer.lr={settings.optimizer.lr / 10:.2g}{warmup}{rollback}."
     )
+
+
+def _state_of_weights(module: GPTLitModule) -> str:
+    if not has_usable_weights(module.model):
+        return f"An update has ruined the weights: some are NaN, infinite or above {MAX_WEIGHT:g}"
+    if module.has_diverged:
+        assert module.finite_losses is not None
+        return f"The training had diverged before: its last finite loss was {module.finite_losses[1]:.3g}"
+    return "The weights were not updated"
 
 
 def _leave(trainer: L.Trainer, signum: int, run_dir: Path) -> NoReturn:

@@ -22,7 +22,14 @@ from gpt_pretrain.training.batch_totals import batch_totals
 from gpt_pretrain.training.clock import TrainingClock
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.distributed.fsdp import shard_model
-from gpt_pretrain.training.nonfinite import NonFiniteError, renumber_batches, skipped_batch_loss
+from gpt_pretrain.training.nonfinite import (
+    MAX_SKIPPED,
+    MAX_WEIGHT,
+    NonFiniteError,
+    has_usable_weights,
+    renumber_batches,
+    skipped_batch_loss,
+)
 from gpt_pretrain.training.optimizer import build_optimizer, check_optimizer_state, clip_gradients, gradient_norm, group_settings
 from gpt_pretrain.training.schedule import apply_settings, build_schedule
 from gpt_pretrain.training.step_mean import StepMean
@@ -48,6 +55,7 @@ class GPTLitModule(L.LightningModule):
         tokens_seen: Tokens trained on so far, by all devices together.
         loss_value: The mean loss of the last batch over the counted tokens of all devices, in nats per token.
         counted_tokens: The number of those tokens; 0 if the batch is left out.
+        finite_losses: The first and the last of the losses that were finite, since training began in this process.
         grad_norm: The norm of the step's gradient before clipping, a scalar tensor.
         grad_norm_value: The same norm as a number; None under 16-mixed, where nothing needs to wait for it.
         val_loss: The loss of the last full validation, in nats per token; NaN before the first.
@@ -83,11 +91,13 @@ class GPTLitModule(L.LightningModule):
         self.skipped: list[list[int]] = []
         self.tokens_seen = 0
         self.loss_value, self.counted_tokens = math.nan, 0
+        self.finite_losses: tuple[float, float] | None = None
         self.grad_norm = torch.tensor(math.nan)
         self.grad_norm_value: float | None = None
         self.val_loss = self.val_bits_per_byte = math.nan
         self.clock = TrainingClock()
         self.wants_stop = self.stop_asked = False
+        self._skipped_in_row = 0  # batches and steps since the last update
         self._step_mean = StepMean()  # without the batches that are left out
 
     @property
@@ -135,7 +145,7 @@ class GPTLitModule(L.LightningModule):
         """Return this rank's part of the step's loss, a scalar: the mean loss of its batch, weighted by the batch's tokens.
 
         Raises:
-            NonFiniteError: If the loss is NaN or infinite, and on_nonfinite is not "skip".
+            NonFiniteError: If the loss is NaN or infinite, and on_nonfinite is not "skip" or to skip the batch cannot help.
         """
         loss = None
         if [self.trainer.current_epoch, batch_idx] not in self.skipped:
@@ -149,12 +159,12 @@ class GPTLitModule(L.LightningModule):
         self.loss_value = totals.loss
         if math.isfinite(self.loss_value):
             self.counted_tokens = totals.counted
+            first, _ = self.finite_losses or (self.loss_value, self.loss_value)
+            self.finite_losses = first, self.loss_value
             weight = self._step_mean.add(totals.counted, totals.own_counted, n_ranks=ranks.world_size())
             return loss if weight == 1.0 else loss * weight
-        error = self._nonfinite("loss", self.loss_value, [batch_idx])
-        if self.on_nonfinite != "skip":
-            raise error
-        log.warning("%s The batch is skipped.", error)
+        error = self._nonfinite(f"the loss of {{batches}} is {self.loss_value}.", first=batch_idx)
+        self._skip(error, "batch")
         return skipped_batch_loss(self.model, device=self.device)
 
     def configure_gradient_clipping(
@@ -168,7 +178,7 @@ class GPTLitModule(L.LightningModule):
             NonFiniteError: If the norm is NaN or infinite.
         """
         factor = self._step_mean.finish(accumulate_grad_batches=self.trainer.accumulate_grad_batches)
-        if not factor:  # all batches of the step are skipped, and their gradients must have no effect
+        if not (updates := factor > 0):  # all batches of the step are skipped, and their gradients must have no effect
             optimizer.zero_grad()
             factor = 1.0
         self.grad_norm = gradient_norm(self.model.parameters())
@@ -177,9 +187,9 @@ class GPTLitModule(L.LightningModule):
         scaled = self.trainer.precision == "16-mixed"  # the gradient scaler skips a step with infinite gradients itself
         self.grad_norm_value = None if scaled else self.grad_norm.item()
         if self.grad_norm_value is not None and not math.isfinite(self.grad_norm_value):
-            last = self.trainer.fit_loop.epoch_loop.batch_idx
-            first = last - last % self.trainer.accumulate_grad_batches
-            raise self._nonfinite("gradient", self.grad_norm_value, range(first, last + 1))
+            raise self._nonfinite(f"the gradient of {{batches}} is {self.grad_norm_value}.")
+        if updates:
+            self._skipped_in_row = 0
         clip_gradients(optimizer, self.grad_norm, max_norm=gradient_clip_val, factor=factor)
 
     def optimizer_step(
@@ -189,15 +199,50 @@ class GPTLitModule(L.LightningModule):
         try:
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         except NonFiniteError as error:
-            if self.on_nonfinite != "skip":
-                raise
-            log.warning("%s The step is skipped.", error)
+            self._skip(error, "step")
         # Lightning would keep the gradients through the next forward pass, which needs their memory.
         optimizer.zero_grad()
 
-    def _nonfinite(self, what: str, value: float, batches: Iterable[int]) -> NonFiniteError:
+    @property
+    def has_diverged(self) -> bool:
+        """True if the last finite loss is more than twice that of a uniform guess, and that of the beginning."""
+        first, last = self.finite_losses or (math.nan, math.nan)
+        return last > 2 * max(first, math.log(self.model.config.vocab_size))
+
+    def _skip(self, error: NonFiniteError, what: str) -> None:
+        """Warn that a batch or step is skipped.
+
+        Raises:
+            NonFiniteError: If on_nonfinite is not "skip", or skipping does not help, since the weights are of no use.
+        """
+        self._skipped_in_row += 1
+        hopeless = self.has_diverged or self._skipped_in_row > MAX_SKIPPED or not has_usable_weights(self.model)
+        if self.on_nonfinite != "skip" or hopeless:
+            raise error
+        log.warning("%s The %s is skipped.", error, what)
+
+    def check_weights(self) -> None:
+        """Check that the last step has left usable weights, before they are saved.
+
+        Raises:
+            NonFiniteError: If it has not.
+        """
+        if not has_usable_weights(self.model):
+            raise self._nonfinite(f"some weights are NaN, infinite or above {MAX_WEIGHT:g} after {{batches}}.", step=self.step)
+
+    def _nonfinite(self, event: str, *, first: int | None = None, step: int | None = None) -> NonFiniteError:
+        """Return the error for the batches from the first one to the current one.
+
+        Args:
+            event: What is not finite, as a sentence with {batches} for the batches.
+            first: The first batch; None for that of the current optimizer step.
+            step: The optimizer step; None for the current one.
+        """
         trainer = self.trainer
-        return NonFiniteError(what, value, step=trainer.global_step, epoch=trainer.current_epoch, batches=list(batches))
+        last = trainer.fit_loop.epoch_loop.batch_idx
+        first = last - last % trainer.accumulate_grad_batches if first is None else first
+        step = trainer.global_step if step is None else step
+        return NonFiniteError(event, step=step, epoch=trainer.current_epoch, batches=range(first, last + 1))
 
     def on_validation_epoch_start(self) -> None:
         self.clock.pause()

@@ -1,4 +1,4 @@
-"""Detect losses and gradients that are NaN or infinite, and leave out the batches that they came from."""
+"""Detect losses, gradients and weights that are NaN or infinite, and leave out the batches that they came from."""
 
 from __future__ import annotations
 
@@ -7,22 +7,39 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from gpt_pretrain.model.gpt2 import GPTModel
 from gpt_pretrain.training.distributed import ranks
 
+MAX_WEIGHT = 1e6  # Weights above it come from updates that have gone wrong; those of a trained model are below 1e3.
+MAX_SKIPPED = 50  # Batches or steps in a row; after so many, skipping more of them does not help.
+
 
 class NonFiniteError(Exception):
-    """A loss or the gradients are NaN or infinite; the weights have not been updated with them.
+    """A loss, the gradients or the weights are NaN or infinite.
+
+    Args:
+        event: What is not finite, as a sentence with {batches} for the batches.
+        step: The optimizer step, counted from 0.
+        epoch: The epoch of the batches, counted from 0.
+        batches: The batches that took part, counted from 0.
 
     Attributes:
         batches: Epoch and batch, both counted from 0, of each batch that took part.
     """
 
-    def __init__(self, what: str, value: float, *, step: int, epoch: int, batches: Sequence[int]) -> None:
-        named = f"batch {batches[0]}" if len(batches) == 1 else f"batches {batches[0]} to {batches[-1]}"
-        super().__init__(f"Step {step:06d}: the {what} of {named} in epoch {epoch + 1} is {value}.")
+    def __init__(self, event: str, *, step: int, epoch: int, batches: Sequence[int]) -> None:
+        numbers = f"batch {batches[0]}" if len(batches) == 1 else f"batches {batches[0]} to {batches[-1]}"
+        super().__init__(f"Step {step:06d}: {event.format(batches=f'{numbers} in epoch {epoch + 1}')}")
         self.batches = [[epoch, batch] for batch in batches]
+
+
+def has_usable_weights(model: GPTModel) -> bool:
+    """Return whether all weights are numbers of at most MAX_WEIGHT; all ranks must call this, and agree."""
+    weights = (parameter.detach() for parameter in model.parameters())
+    own = (weight.to_local() if isinstance(weight, DTensor) else weight for weight in weights)
+    return not ranks.all_reduce_max(not all(bool((weight.abs() <= MAX_WEIGHT).all()) for weight in own))
 
 
 def renumber_batches(batches: Sequence[Sequence[int]], *, before: int, now: int) -> list[list[int]]:

@@ -101,7 +101,11 @@ class SaveRun(Checkpoint):
         Args:
             validated: Whether module.val_loss was measured with the current weights.
             before_validation: Whether the epoch's validation has not been done yet, although Lightning may have begun it.
+
+        Raises:
+            NonFiniteError: If weights are NaN or infinite, which would replace the last good ones.
         """
+        module.check_weights()
         best = self.best_loss, self.best_step, self.best_epoch
         improved = validated and module.val_loss < self.best_loss
         if improved:
