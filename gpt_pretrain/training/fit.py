@@ -159,7 +159,7 @@ def _explain_damage(module: GPTLitModule, checkpoint: Path | None) -> Iterator[N
 def _introduce(setup: TrainingSetup, module: GPTLitModule, run_dir: Path) -> None:
     """Describe the run that is about to start, on screen and in its metadata."""
     settings, data = setup.settings, setup.data
-    log.info(summary.describe_start(settings, data, module.model, first_step=setup.start.step))
+    log.info(summary.describe_start(setup, module.model))
     device = accelerator_device(settings.trainer.accelerator)
     update_metadata(run_dir, **summary.setup_metadata(settings, data, module, device=device))
 

@@ -39,6 +39,9 @@ class StartingPoint:
         weights: The weights that a new run starts from.
         architecture: The architecture of the checkpoint or of the weights.
         epoch_windows: Windows in each epoch of the resumed run.
+        next_lr: The learning rate of the next step by the checkpoint's own schedule.
+        peak_lr: The checkpoint's optimizer.lr.
+        lr_scale: The factor on all learning rates that rollbacks have lowered.
     """
 
     resume: Path | None = None
@@ -48,6 +51,9 @@ class StartingPoint:
     weights: Weights | None = None
     architecture: GPTConfig | None = None
     epoch_windows: int = 0
+    next_lr: float | None = None
+    peak_lr: float | None = None
+    lr_scale: float = 1.0
 
 
 def from_checkpoint(settings: TrainSettings, overridden: Set[str]) -> tuple[TrainSettings, StartingPoint, list[str]]:
@@ -84,6 +90,9 @@ def from_checkpoint(settings: TrainSettings, overridden: Set[str]) -> tuple[Trai
         text_sha256=content["text_sha256"],
         tokenizer=tokenizer,
         epoch_windows=int(content["TextDataModule"]["epoch_windows"]),
+        next_lr=float(content["lr_schedulers"][0]["_last_lr"][0]),
+        peak_lr=float(content["lr_schedulers"][0]["base_lrs"][0]),
+        lr_scale=float(content["lr_scale"]),
     )
     return settings, start, changes
 

@@ -112,6 +112,7 @@ def _check_schedule(states: Any) -> None:
     state = states[0]
     _require("the schedule's state", _is_count(state["last_epoch"]) and _is_numbers(state["base_lrs"]))
     _require("the schedule's state", all(one is None for one in state["lr_lambdas"]))
+    _require("the schedule's state", state["base_lrs"][0] > 0 and state["_last_lr"][0] >= 0)
     for name, value in state.items():
         plain = name == "lr_lambdas" or (_is_numbers(value) if name in ("base_lrs", "_last_lr") else _is_setting(value))
         _require("the schedule's state", plain and name != "optimizer" and not callable(getattr(LambdaLR, name, None)))

@@ -24,26 +24,30 @@ from gpt_pretrain.training.callbacks.health import WarningSigns
 from gpt_pretrain.training.callbacks.metrics import TrainMetrics
 from gpt_pretrain.training.callbacks.save import SaveRun
 from gpt_pretrain.training.lit_module import GPTLitModule
+from gpt_pretrain.training.planning.check_context import CheckContext
 from gpt_pretrain.training.planning.checks import find_warnings
 from gpt_pretrain.training.planning.plan import make_plan, plan_summary
+from gpt_pretrain.training.planning.schedule_checks import describe_resumed_rate
+from gpt_pretrain.training.planning.time_checks import estimated_times, time_warnings
+from gpt_pretrain.training.preflight import TrainingSetup
 from gpt_pretrain.training.run_length import reached_limit, steps_per_epoch, total_steps, windows_per_step
 
 CallbackType = TypeVar("CallbackType")
 
 
-def describe_start(settings: TrainSettings, data: TextDataModule, model: GPTModel, *, first_step: int = 0) -> str:
-    """Return lines about the model, the data, the length, the cost and the folder of a run, and warnings.
-
-    Args:
-        first_step: Optimizer steps that the run has done already.
-    """
-    plan = make_plan(settings, data, model.config, first_step=first_step)
+def describe_start(setup: TrainingSetup, model: GPTModel) -> str:
+    """Return lines about the model, the data, the length, the cost and the folder of a run, and warnings."""
+    settings, data, start = setup.settings, setup.data, setup.start
+    plan = make_plan(settings, data, model.config, first_step=start.step)
+    context = CheckContext(settings, data, model.config, plan, start)
+    warnings = find_warnings(settings, data, model.config, plan, start) + time_warnings(context, estimated_times(context))
     return "\n".join(
         [
             *run_facts(settings, data, model),
+            *([line] if (line := describe_resumed_rate(context)) is not None else []),
             f"plan    {plan_summary(plan)}",
             f"run     {display_path(Path(settings.run_dir))}",
-            *(f"warning {warning}" for warning in find_warnings(settings, data, model.config, plan)),
+            *(f"warning {warning}" for warning in warnings),
         ]
     )
 

@@ -30,7 +30,7 @@ from gpt_pretrain.training.callbacks.time_left import TimeLeft
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.distributed.strategy import build_strategy, cluster_environments
 from gpt_pretrain.training.preflight import TrainingSetup
-from gpt_pretrain.training.run_length import tokens_per_epoch, total_epochs, total_steps
+from gpt_pretrain.training.run_length import steps_per_epoch, tokens_per_epoch, total_epochs, total_steps
 from gpt_pretrain.training.saving import SafeCheckpointIO
 
 
@@ -106,12 +106,14 @@ def build_callbacks(setup: TrainingSetup, *, config: dict[str, Any], run_dir: Pa
     losses = PeriodicEvaluation(data, eval_freq=settings.eval_freq, eval_iter=settings.eval_iter)
     metrics = TrainMetrics(every_n_steps=settings.trainer.log_every_n_steps)
     max_steps = settings.trainer.max_steps if settings.trainer.max_tokens is None else n_steps
+    finish = FinishAtLimit(max_steps=max_steps, max_time=settings.trainer.max_time)
+    steps_in_epoch = steps_per_epoch(data, settings.trainer)
     callbacks: list[Callback] = [
         Randomness(seed=settings.seed),
         metrics,
         losses,
-        TimeLeft(losses, total_steps=n_steps),
-        FinishAtLimit(max_steps=max_steps, max_time=settings.trainer.max_time),
+        TimeLeft(settings, losses, total_steps=n_steps, per_epoch=steps_in_epoch, max_seconds=finish.max_seconds),
+        finish,
     ]
     signs = samples = None
     if chosen.doctor is not None and main:

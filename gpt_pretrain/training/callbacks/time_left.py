@@ -1,17 +1,20 @@
-"""Estimate how long a run will take."""
+"""Estimate how long a run will take, and warn of what that means."""
 
 from __future__ import annotations
 
 import logging
 import math
+import time
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.system.formatting import format_duration, format_seconds
 from gpt_pretrain.training.callbacks.evaluation import PeriodicEvaluation
 from gpt_pretrain.training.lit_module import GPTLitModule
+from gpt_pretrain.training.planning.time_checks import early_end, late_checkpoint
 
 FIRST_STEPS = 2  # steps that are not measured, since they allocate memory and compile kernels
 STEPS, SECONDS = 5, 3.0  # the minimum to measure
@@ -24,16 +27,25 @@ class TimeLeft(Callback):
     """Report once, after a few optimizer steps, how long the rest of the training will take, unless it is short.
 
     Args:
+        settings: All settings of the run.
         losses: The callback whose evaluations take a part of the time.
         total_steps: Optimizer steps of the whole run.
+        per_epoch: Optimizer steps of an epoch.
+        max_seconds: Seconds after which the run ends.
     """
 
-    def __init__(self, losses: PeriodicEvaluation, *, total_steps: int) -> None:
+    def __init__(
+        self, settings: TrainSettings, losses: PeriodicEvaluation, *, total_steps: int, per_epoch: int, max_seconds: float
+    ) -> None:
+        self.settings = settings
         self.losses = losses
         self.total_steps = total_steps
+        self.per_epoch = per_epoch
+        self.max_seconds = max_seconds
 
     def on_train_start(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         self._first = trainer.global_step + FIRST_STEPS
+        self._began = time.monotonic()
         self._start: float | None = None
         self._reported = False
 
@@ -65,3 +77,18 @@ class TimeLeft(Callback):
             if evaluations and self.losses.seconds:
                 parts += f", {evaluations:,} evaluations of {format_seconds(self.losses.seconds)}"
             log.info("About %s left: %s, besides validation, samples and checkpoints", format_duration(left), parts)
+        for warning in self._warnings(step, left):
+            log.warning("%s", warning)
+
+    def _warnings(self, step: int, left: float) -> list[str]:
+        steps, checkpoint = self.total_steps - step, self.settings.checkpoint
+        available = self.max_seconds - (time.monotonic() - self._began)
+        early = early_end(self.settings, step=step, total_steps=self.total_steps, needed=left, available=available)
+        late = late_checkpoint(
+            steps=checkpoint.every_n_steps,
+            minutes=checkpoint.every_n_minutes,
+            per_epoch=self.per_epoch,
+            left=steps,
+            step_seconds=left / max(steps, 1),
+        )
+        return [warning for warning in (early, late) if warning is not None]

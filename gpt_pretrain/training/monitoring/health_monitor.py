@@ -74,8 +74,8 @@ class HealthMonitor:
         if self.run.init_from is not None:
             # Dropout and other batches may raise the loss of pretrained weights by as much as this threshold.
             self._start_loss = min(uniform, train + self.thresholds.first_loss)
-            return
-        self._start_loss = max(uniform, train)
+        else:
+            self._start_loss = max(uniform, train)
         text = warning_signs.detect_unusual_first_loss(train, val, uniform=uniform, run=self.run, thresholds=self.thresholds)
         self._update("first_loss", 0, text)
 

@@ -25,7 +25,7 @@ PLATEAU_WINDOWS = 4  # Windows that a healthy run may stay at the unigram loss b
 def detect_unusual_first_loss(
     train: float, val: float, *, uniform: float, run: TrainSettings, thresholds: DoctorSettings
 ) -> str | None:
-    """Detect losses of an untrained model that are far from those of a uniform guess.
+    """Detect losses before training that are far from those of a uniform guess, or for loaded weights far above them.
 
     Args:
         train: Training loss before the first step, in nats per token.
@@ -34,7 +34,14 @@ def detect_unusual_first_loss(
     """
     if abs(train - uniform) <= thresholds.first_loss and abs(val - uniform) <= thresholds.first_loss:
         return None
+    if run.init_from is not None and min(train, val) <= uniform + thresholds.first_loss:
+        return None
     seen = f"Before training the losses are {train:.3f} and {val:.3f}, but a uniform guess among all tokens gives {uniform:.3f}"
+    if run.init_from is not None:
+        return (
+            f"{seen}. The loaded weights do not fit the text. Probably they were trained with another tokenizer: name it with "
+            "tokenizer=. Otherwise they are damaged, or know only another kind of text."
+        )
     if max(train, val) > uniform + thresholds.first_loss:
         remedy = "model.init=gpt2 starts near it." if run.model.init != "gpt2" else "A smaller model.emb_dim starts nearer to it."
         return f"{seen}. The initial weights are too large, and the first steps are spent on undoing that. {remedy}"

@@ -6,9 +6,12 @@ To add a check, write a function from `CheckContext` to a text or None and add i
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.data.datamodule import TextDataModule
@@ -20,28 +23,34 @@ from gpt_pretrain.system.devices import accelerator_device
 from gpt_pretrain.system.formatting import format_count, format_si
 from gpt_pretrain.system.resources import free_disk, memory_limit
 from gpt_pretrain.tokenizers.splitting import encode_prompt
+from gpt_pretrain.training.planning.check_context import CheckContext
 from gpt_pretrain.training.planning.plan import TrainingPlan, disk_needed, per_device_note
+from gpt_pretrain.training.planning.schedule_checks import (
+    learning_rate_jumps,
+    learning_rate_never_decays,
+    schedule_too_long,
+    unused_schedule_settings,
+)
 from gpt_pretrain.training.run_length import batches_per_epoch, steps_per_epoch, total_steps
+from gpt_pretrain.training.starting_point import StartingPoint
 
 # Up to 4 epochs, repeated tokens are worth almost as much as new ones. Source: Muennighoff et al. 2023, arXiv:2305.16264.
 MANY_REPEATS = 4
 # Training tokens per parameter of the best model for a given compute. Source: Hoffmann et al. 2022, arXiv:2203.15556.
 BEST_TOKENS_PER_PARAMETER = 20
 MAX_DROPPED_SHARE = 0.25  # of an epoch's windows
+BF16_SPACING = 2.0**-8  # from 1 to the next lower number
+NVIDIA_GPU = Path("/dev/nvidia0")
 
 
-@dataclass(frozen=True)
-class CheckContext:
-    """Everything that a check may look at."""
+def find_warnings(
+    settings: TrainSettings, data: TextDataModule, config: GPTConfig, plan: TrainingPlan, start: StartingPoint | None = None
+) -> list[str]:
+    """Return the warnings about a run, one or two sentences each.
 
-    settings: TrainSettings
-    data: TextDataModule
-    config: GPTConfig
-    plan: TrainingPlan
-
-
-def find_warnings(settings: TrainSettings, data: TextDataModule, config: GPTConfig, plan: TrainingPlan) -> list[str]:
-    """Return the warnings about a run, one or two sentences each."""
+    Args:
+        start: What the run starts from; None for a new run with new weights.
+    """
     checks: list[Callable[[CheckContext], str | None]] = [
         _memory_too_small,
         _needless_fsdp,
@@ -51,15 +60,19 @@ def find_warnings(settings: TrainSettings, data: TextDataModule, config: GPTConf
         _incomplete_batch_dropped,
         _tokens_between_windows,
         _no_document_ends,
-        _schedule_too_long,
-        _unused_schedule_settings,
+        learning_rate_jumps,
+        schedule_too_long,
+        unused_schedule_settings,
+        learning_rate_never_decays,
+        _lost_updates,
+        _unused_gpu,
         _unreachable_max_steps,
         _accumulation_beyond_epoch,
         _interval_beyond_run,
         _ineffective_early_stopping,
         _sample_beyond_context,
     ]
-    context = CheckContext(settings, data, config, plan)
+    context = CheckContext(settings, data, config, plan, start or StartingPoint())
     return [warning for check in checks if (warning := check(context)) is not None]
 
 
@@ -190,34 +203,24 @@ def _no_document_ends(context: CheckContext) -> str | None:
     )
 
 
-def _schedule_too_long(context: CheckContext) -> str | None:
-    settings, schedule, steps = context.settings, context.settings.scheduler, context.plan.total_steps
-    if schedule.warmup_steps >= steps:
-        return (
-            f"scheduler.warmup_steps={schedule.warmup_steps} is too long for a run of {format_count(steps, 'step')}: the "
-            f"learning rate never reaches optimizer.lr={settings.optimizer.lr:g}. Try scheduler.warmup_steps={steps // 20}."
-        )
-    if schedule.name == "warmup_stable_decay" and schedule.warmup_steps + schedule.decay_steps >= steps:
-        return (
-            f"scheduler.decay_steps={schedule.decay_steps} and scheduler.warmup_steps={schedule.warmup_steps} take up all of the "
-            f"run's {format_count(steps, 'step')}, so it has no constant phase. Try scheduler.decay_steps={steps // 5}."
-        )
-    return None
-
-
-def _unused_schedule_settings(context: CheckContext) -> str | None:
-    schedule = context.settings.scheduler
-    unused: list[tuple[str, float]] = (
-        [("scheduler.decay_steps", schedule.decay_steps)] if schedule.name != "warmup_stable_decay" else []
-    )
-    unused += [("scheduler.min_lr", schedule.min_lr)] if schedule.name == "constant" else []
-    ignored = [f"{name}={value:g}" for name, value in unused if value]
-    if not ignored:
+def _lost_updates(context: CheckContext) -> str | None:
+    """Weights of 1, as norms have, are never updated in bf16, where an update is about lr and the next number 1/256 lower."""
+    settings = context.settings
+    if settings.trainer.precision != "bf16-true" or settings.optimizer.lr >= BF16_SPACING / 2:
         return None
-    verb = "has" if len(ignored) == 1 else "have"
     return (
-        f"{' and '.join(ignored)} {verb} no effect with scheduler={schedule.name}. scheduler=warmup_stable_decay uses "
-        f"{'it' if len(ignored) == 1 else 'both'}."
+        f"trainer.precision=bf16-true stores weights in bf16, where updates with optimizer.lr={settings.optimizer.lr:g} are too "
+        "small to change weights near 1. trainer.precision=bf16-mixed keeps them in fp32."
+    )
+
+
+def _unused_gpu(context: CheckContext) -> str | None:
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if context.settings.trainer.accelerator != "auto" or hidden or torch.cuda.is_available() or not NVIDIA_GPU.exists():
+        return None
+    return (
+        f"This machine has an NVIDIA GPU, but PyTorch {torch.__version__} cannot use it, so the training runs on the CPU. "
+        "Install a PyTorch with CUDA that fits the driver, or set trainer.accelerator=cpu."
     )
 
 

@@ -17,10 +17,14 @@ from gpt_pretrain.system.resources import free_disk, memory_limit, nearest_folde
 from gpt_pretrain.training import summary
 from gpt_pretrain.training.callbacks.stop import FinishAtLimit
 from gpt_pretrain.training.fit import build_module
+from gpt_pretrain.training.planning.check_context import CheckContext
 from gpt_pretrain.training.planning.checks import find_warnings
 from gpt_pretrain.training.planning.measurements import Measurements, measure_run
 from gpt_pretrain.training.planning.plan import TrainingPlan, make_plan, per_device_note
+from gpt_pretrain.training.planning.schedule_checks import describe_resumed_rate
+from gpt_pretrain.training.planning.time_checks import late_checkpoint, time_warnings
 from gpt_pretrain.training.preflight import TrainingSetup
+from gpt_pretrain.training.run_length import steps_per_epoch
 
 
 def dry_run(setup: TrainingSetup) -> str:
@@ -36,13 +40,27 @@ def dry_run(setup: TrainingSetup) -> str:
     config = module.model.config
     facts = summary.run_facts(settings, data, module.model)
     plan = make_plan(settings, data, config, first_step=setup.start.step)
-    warnings = find_warnings(settings, data, config, plan)
+    warnings = find_warnings(settings, data, config, plan, setup.start)
     memory = memory_limit(accelerator_device(settings.trainer.accelerator))  # before the steps take some of it
     measured = measure_run(setup, module, checkpoint_bytes=plan.checkpoint)
     times = estimate_times(plan, measured, settings)
-    if (warning := _exceeds_max_time(settings, sum(times.values()))) is not None:
-        warnings.append(warning)
-    lines = [*facts, *_cost_lines(plan, measured, settings, memory), *_time_lines(plan, measured, times)]
+    context = CheckContext(settings, data, config, plan, setup.start)
+    late = late_checkpoint(
+        steps=settings.checkpoint.every_n_steps,
+        minutes=settings.checkpoint.every_n_minutes,
+        per_epoch=steps_per_epoch(data, settings.trainer),
+        left=plan.steps,
+        step_seconds=measured.step,
+    )
+    warnings += time_warnings(context, times)
+    warnings += [text for text in (late, _exceeds_max_time(settings, sum(times.values()))) if text is not None]
+    rate = describe_resumed_rate(context)
+    lines = [
+        *facts,
+        *([] if rate is None else [rate]),
+        *_cost_lines(plan, measured, settings, memory),
+        *_time_lines(plan, measured, times),
+    ]
     lines += [f"warnings  {len(warnings) or 'none'}", *(f"        - {warning}" for warning in warnings)]
     return "\n".join(lines)
 

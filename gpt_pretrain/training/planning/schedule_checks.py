@@ -1,0 +1,108 @@
+"""Check the schedule of the learning rate, before a run or the rest of one."""
+
+from __future__ import annotations
+
+from gpt_pretrain.system.formatting import format_count
+from gpt_pretrain.training.planning.check_context import CheckContext
+from gpt_pretrain.training.schedule import lr_at
+
+NOTABLE = 1.01  # A smaller change of the learning rate on resuming is not mentioned,
+JUMP = 1.1  # and a larger one is a warning.
+HARDLY = 0.5  # A decay to more than this share of the highest rate has little effect.
+MIN_DECAY_SHARE = 0.02  # of all steps; usual are 0.1 to 0.2. Source: Hägele et al. 2024, arXiv:2405.18392.
+LONG_RUN = 10_000  # optimizer steps, after which a decay is worth a note
+
+
+def resumed_rates(context: CheckContext) -> tuple[float, float] | None:
+    """Return the learning rate of the next step by the checkpoint's schedule, and by the settings now; None in a new run."""
+    settings, start = context.settings, context.start
+    if start.next_lr is None:
+        return None
+    now = lr_at(start.step, lr=settings.optimizer.lr, settings=settings.scheduler, total_steps=context.plan.total_steps)
+    return start.next_lr, now * start.lr_scale
+
+
+def describe_resumed_rate(context: CheckContext) -> str | None:
+    """Return a line on how the learning rate moves when a run resumes, or None if it moves as it would have."""
+    rates = resumed_rates(context)
+    if rates is None or max(rates) <= NOTABLE * min(rates):
+        return None
+    before, now = rates
+    return f"lr      {now:.3g} at step {context.start.step}, where the schedule of the checkpoint has {before:.3g}"
+
+
+def learning_rate_jumps(context: CheckContext) -> str | None:
+    """Check that a changed schedule does not raise the learning rate when the run resumes; a new optimizer.lr may."""
+    rates, settings, start = resumed_rates(context), context.settings, context.start
+    if rates is None or start.peak_lr is None:
+        return None
+    before, now = rates
+    if now <= JUMP * before * max(1.0, settings.optimizer.lr / start.peak_lr):
+        return None
+    reason = f"scheduler={settings.scheduler.name} now ends at step {context.plan.total_steps - 1}"
+    if settings.scheduler.name == "constant":
+        reason = "scheduler=constant has no decay"
+    low = (before or now / 10) / start.lr_scale
+    return (
+        f"The learning rate rises from {before:.3g} to {now:.3g} when the run resumes at step {start.step}, since {reason}. "
+        f"scheduler=constant optimizer.lr={low:.3g} keeps it low."
+    )
+
+
+def schedule_too_long(context: CheckContext) -> str | None:
+    """Check that the warm-up and the final decay leave some steps of the run."""
+    settings, schedule, steps = context.settings, context.settings.scheduler, context.plan.total_steps
+    if schedule.warmup_steps >= steps:
+        return (
+            f"scheduler.warmup_steps={schedule.warmup_steps} is too long for a run of {format_count(steps, 'step')}: the "
+            f"learning rate never reaches optimizer.lr={settings.optimizer.lr:g}. Try scheduler.warmup_steps={steps // 20}."
+        )
+    if schedule.name == "warmup_stable_decay" and schedule.warmup_steps + schedule.decay_steps >= steps:
+        return (
+            f"scheduler.decay_steps={schedule.decay_steps} and scheduler.warmup_steps={schedule.warmup_steps} take up all of the "
+            f"run's {format_count(steps, 'step')}, so it has no constant phase. Try scheduler.decay_steps={steps // 5}."
+        )
+    return None
+
+
+def unused_schedule_settings(context: CheckContext) -> str | None:
+    """Check that the chosen schedule uses the settings that are given."""
+    schedule = context.settings.scheduler
+    unused: list[tuple[str, float]] = (
+        [("scheduler.decay_steps", schedule.decay_steps)] if schedule.name != "warmup_stable_decay" else []
+    )
+    unused += [("scheduler.min_lr", schedule.min_lr)] if schedule.name == "constant" else []
+    ignored = [f"{name}={value:g}" for name, value in unused if value]
+    if not ignored:
+        return None
+    verb = "has" if len(ignored) == 1 else "have"
+    return (
+        f"{' and '.join(ignored)} {verb} no effect with scheduler={schedule.name}. scheduler=warmup_stable_decay uses "
+        f"{'it' if len(ignored) == 1 else 'both'}."
+    )
+
+
+def learning_rate_never_decays(context: CheckContext) -> str | None:
+    """Check that a schedule with a decay has one that counts, and that a long run has a decay."""
+    settings, schedule, steps = context.settings, context.settings.scheduler, context.plan.total_steps
+    lr = settings.optimizer.lr
+    if schedule.name == "constant":
+        if steps < LONG_RUN:
+            return None
+        return (
+            f"optimizer.lr={lr:g} stays the same for all {steps:,} steps. In so long a run a decay lowers the final loss: "
+            f"scheduler=warmup_cosine scheduler.min_lr={lr / 10:.2g}."
+        )
+    if schedule.min_lr > HARDLY * lr:
+        extent = "never decays" if schedule.min_lr == lr else "hardly decays"
+        return (
+            f"The learning rate {extent}: it goes from optimizer.lr={lr:g} to scheduler.min_lr={schedule.min_lr:g}. A tenth is "
+            f"usual: scheduler.min_lr={lr / 10:.2g}."
+        )
+    if schedule.name == "warmup_stable_decay" and schedule.decay_steps < MIN_DECAY_SHARE * steps:
+        extent = f"decays only in the last {schedule.decay_steps}" if schedule.decay_steps else "never decays in a run"
+        return (
+            f"scheduler.decay_steps={schedule.decay_steps}: the learning rate {extent} of {format_count(steps, 'step')}. A fifth "
+            f"of the run is usual: scheduler.decay_steps={steps // 5}."
+        )
+    return None

@@ -1,0 +1,123 @@
+"""Check what takes the time of a run, from its measured or estimated parts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from gpt_pretrain.config.schema import TrainSettings
+from gpt_pretrain.model.costs import forward_flops_per_token
+from gpt_pretrain.system.devices import accelerator_device
+from gpt_pretrain.system.formatting import format_duration
+from gpt_pretrain.training.planning.check_context import CheckContext
+
+# Floating-point operations per second that a run reaches at most, and seconds that a batch takes at least. The estimates of long
+# validations need only their order of magnitude.
+FLOP_RATES = {"cpu": 3e11, "mps": 5e12, "cuda": 3e14}
+MIN_BATCH_SECONDS = 1e-3
+WORTH_A_WARNING = 30.0  # seconds of validation or evaluation
+GOOD_SHARE = 0.2  # of the training's time
+MIN_GOOD_WINDOWS = 50  # for a validation loss that can be compared
+LATE = 7200.0  # seconds without a checkpoint
+
+
+def estimated_times(context: CheckContext) -> dict[str, float]:
+    """Return the least seconds that the steps, the evaluations and the validations of a run take, without measuring."""
+    plan, size = context.plan, context.settings.data.batch_size
+    batch_tokens = size * context.config.context_length
+    rate = FLOP_RATES.get(accelerator_device(context.settings.trainer.accelerator).type, FLOP_RATES["cuda"])
+    forward = max(MIN_BATCH_SECONDS, forward_flops_per_token(context.config) * batch_tokens / rate)
+    both = forward * plan.token_flops / forward_flops_per_token(context.config)
+    return {
+        "steps": both * plan.tokens / batch_tokens / plan.parallelism.devices,
+        "evaluations": forward * plan.evaluations * plan.evaluation_batches,
+        "validation": forward * plan.validations * plan.val_batches,
+    }
+
+
+def time_warnings(context: CheckContext, times: Mapping[str, float]) -> list[str]:
+    """Return the warnings about the time of a run.
+
+    Args:
+        times: Seconds of each part of the run: steps, evaluations and validation.
+    """
+    found = (check(context, times) for check in (_long_validation, _long_evaluations))
+    return [warning for warning in found if warning is not None]
+
+
+def late_checkpoint(*, steps: int | None, minutes: float | None, per_epoch: int, left: int, step_seconds: float) -> str | None:
+    """Return a warning if the run trains for hours before its first checkpoint.
+
+    Args:
+        steps: The setting checkpoint.every_n_steps.
+        minutes: The setting checkpoint.every_n_minutes.
+        per_epoch: Optimizer steps of an epoch.
+        left: Optimizer steps of the run that are left.
+        step_seconds: Seconds of a step.
+    """
+    seconds = min(per_epoch if steps is None else min(steps, per_epoch), left) * step_seconds
+    if minutes is not None or seconds < LATE:
+        return None
+    when = "at the end of the epoch" if steps is None else f"by checkpoint.every_n_steps={steps}"
+    return (
+        f"The first checkpoint is written {when}, after about {format_duration(seconds)}. If the machine fails before, "
+        "everything is lost. checkpoint.every_n_minutes=30 saves more often."
+    )
+
+
+def early_end(settings: TrainSettings, *, step: int, total_steps: int, needed: float, available: float) -> str | None:
+    """Return a warning if trainer.max_time ends the run before its learning rate has decayed.
+
+    Args:
+        step: Optimizer steps done.
+        total_steps: Optimizer steps of the whole run.
+        needed: Seconds that the steps which are left take.
+        available: Seconds that are left.
+    """
+    if settings.scheduler.name == "constant" or needed <= available:
+        return None
+    last = step + int((total_steps - step) * max(available, 0.0) / needed)
+    return (
+        f"trainer.max_time={settings.trainer.max_time} ends the run at about step {last:,} of {total_steps:,}, before its "
+        f"learning rate has decayed. trainer.max_steps={_round_down(max(last, 1))} from the start lets the schedule end in time."
+    )
+
+
+def _long_validation(context: CheckContext, times: Mapping[str, float]) -> str | None:
+    plan, settings, data = context.plan, context.settings, context.data
+    if times["validation"] < max(WORTH_A_WARNING, times["steps"]):
+        return None
+    affordable = GOOD_SHARE * len(data.val) * times["steps"] / times["validation"]
+    windows = _round_down(min(len(data.val), max(affordable, MIN_GOOD_WINDOWS, settings.doubts.min_val_windows)))
+    every = settings.checkpoint.every_n_steps
+    fewer = (
+        f" A longer checkpoint.every_n_steps ({every} now) validates less often." if plan.validations > plan.epoch_ends else ""
+    )
+    return (
+        f"Validation takes longer than the training: {plan.validations:,} times {plan.val_batches:,} batches, in all about "
+        f"{_ratio(times['validation'], times['steps'])} times as long as the steps. data.val_tokens="
+        f"{windows * data.context_length} validates on {windows:,} of the {len(data.val):,} windows.{fewer}"
+    )
+
+
+def _long_evaluations(context: CheckContext, times: Mapping[str, float]) -> str | None:
+    plan, settings = context.plan, context.settings
+    if times["evaluations"] < max(WORTH_A_WARNING, times["steps"]):
+        return None
+    factor = times["evaluations"] / times["steps"]
+    return (
+        f"The evaluations every eval_freq={settings.eval_freq} steps take about {_ratio(times['evaluations'], times['steps'])} "
+        f"times as long as the training: {plan.evaluation_batches:,} batches each. "
+        f"eval_freq={math.ceil(settings.eval_freq * factor / GOOD_SHARE)} or a smaller eval_iter ({settings.eval_iter} now) "
+        "takes less."
+    )
+
+
+def _ratio(a: float, b: float) -> str:
+    return f"{a / b:,.0f}" if a >= 9.5 * b else f"{a / b:.1f}"
+
+
+def _round_down(value: float) -> int:
+    """Round down to two significant digits."""
+    power = 10 ** max(0, math.floor(math.log10(value)) - 1)
+    return int(value // power * power)
