@@ -51,7 +51,7 @@ TRAIN_RULES: list[Rule] = [
     ("data.train_ratio", lambda ratio: 0 < ratio < 1, "must be above 0 and below 1; 0.9 keeps a tenth for validation"),
     ("data.stride", *at_least(1, "token", null="context_length")),
     ("data.num_workers", *at_least(0, "processes")),
-    ("data.format", *one_of("auto", "gpt_pretrain", "nanogpt", "llmc")),
+    ("data.format", *one_of("auto", "gpt_pretrain", "nanogpt", "llmc", "numpy")),
     ("data.val_tokens", *at_least(1, "token", null="all")),
     ("data.sources", lambda sources: all(0 < one.weight < INFINITY for one in sources), "each weight must be above 0"),
     ("data.remote.cache_bytes", *at_least(1_000_000, "bytes")),

@@ -6,11 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gpt_pretrain.data.corpus import TokenCorpus
-from gpt_pretrain.data.files import Files
+from gpt_pretrain.data.files import Files, LocalFiles
 from gpt_pretrain.data.llmc import find_llama3_shard, is_llmc, open_llmc
 from gpt_pretrain.data.manifest import explain_missing_manifest, has_manifest, open_prepared
 from gpt_pretrain.data.nanogpt import is_nanogpt, open_nanogpt
+from gpt_pretrain.data.numpy_shards import is_numpy, open_numpy
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.texts.left_out import LeftOut
+from gpt_pretrain.texts.recognition import recognize_file
+
+MAX_LOOKED_AT = 1000  # Files of a folder without shards that are looked at for the message.
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ FORMATS = {
     "gpt_pretrain": CorpusFormat(has_manifest, open_prepared),
     "llmc": CorpusFormat(is_llmc, open_llmc),
     "nanogpt": CorpusFormat(is_nanogpt, open_nanogpt),
+    "numpy": CorpusFormat(is_numpy, open_numpy),
 }
 
 
@@ -55,6 +61,22 @@ def open_corpus(files: Files, *, format_name: str = "auto") -> TokenCorpus:
         )
     raise UserError(
         f"data.path={files.location}: there are no token shards.{explain_missing_manifest(files)} Give a folder with "
-        "manifest.json (made by gpt-pretrain prepare), nanoGPT's train.bin and val.bin, or llm.c's *_train_*.bin and "
-        "*_val_*.bin. For text files use data=text."
+        "manifest.json (made by gpt-pretrain prepare), nanoGPT's train.bin and val.bin, llm.c's *_train_*.bin and *_val_*.bin, "
+        f"or *train*.npy and *val*.npy.{_describe_contents(files)}"
     )
+
+
+def _describe_contents(files: Files) -> str:
+    """Return what a local folder contains instead of shards, with the command for text."""
+    if not isinstance(files, LocalFiles):
+        return " For text files use data=text."
+    contained, any_text = LeftOut(), False
+    for name in files.names()[:MAX_LOOKED_AT]:
+        try:
+            kind = recognize_file(str(files.folder / name))
+        except OSError:
+            continue
+        contained.add(kind, name)
+        any_text = any_text or kind.is_read
+    use = f" To train on the text: data=text data.path={files.location}" if any_text else ""
+    return f" It contains{contained.described()}.{use}" if contained.described() else ""

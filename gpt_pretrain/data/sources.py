@@ -24,8 +24,10 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.urls import is_url, without_secrets
+from gpt_pretrain.texts.recognition import recognize_file
 from gpt_pretrain.tokenizers.base import Tokenizer
 
+SHARD_SUFFIXES = (".bin", ".npy")
 ENTRY_FILES = (MANIFEST, TRAIN)  # files that may be given in place of their folder
 
 
@@ -110,9 +112,9 @@ def open_corpus_at(path: str, settings: DataSettings) -> TokenCorpus:
 def is_shard_path(path: str) -> bool:
     """Return whether a path leads to token shards rather than text."""
     local = user_path(path)
-    if is_url(path) or local.suffix == ".bin" or (local / MANIFEST).is_file():
+    if is_url(path) or local.suffix in SHARD_SUFFIXES or (local / MANIFEST).is_file():
         return True
-    return local.is_dir() and any(local.glob("*.bin"))
+    return local.is_dir() and any(any(local.glob(f"*{suffix}")) for suffix in SHARD_SUFFIXES)
 
 
 def _shard_paths(settings: DataSettings) -> list[str]:
@@ -130,6 +132,8 @@ def _files_at(path: str, settings: DataSettings) -> Files:
     local = user_path(path)
     if local.is_file():
         if local.name not in ENTRY_FILES:
+            if (kind := recognize_file(str(local))).is_read:
+                raise UserError(f"data.path={path} is {kind.described()}, not a folder of token shards. Add data=text.")
             raise UserError(
                 f"data.path={path}: shards are found by their names. Give the folder, its {MANIFEST} or nanoGPT's {TRAIN}. "
                 "Rename a file that has another name."

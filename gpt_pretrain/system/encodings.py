@@ -152,7 +152,7 @@ class ControlCount:
 
     @property
     def are_many(self) -> bool:
-        """Whether there are more than a text has."""
+        """Return whether there are more than a text has."""
         return self.controls > MANY_IN_TEXT * self.total
 
     def described(self) -> str:

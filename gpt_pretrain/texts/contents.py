@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from gpt_pretrain.system.encodings import to_utf8
-from gpt_pretrain.system.file_kinds import COMPRESSED, EMPTY, HEAD, PLAIN, FileKind, content_name, recognize
+from gpt_pretrain.system.file_kinds import COMPRESSED, EMPTY, HEAD, PLAIN, FileKind
+from gpt_pretrain.system.file_recognition import content_name, recognize
 from gpt_pretrain.texts.archives import is_hidden, read_tar, read_zip
 from gpt_pretrain.texts.decompression import BLOCK, ContentLimit, DamagedArchiveError, decompress, drop_bytes
 from gpt_pretrain.texts.left_out import LeftOut
@@ -24,7 +25,7 @@ MAX_LAYERS = 6  # Archives and compressed files inside of one another: a .tar.xz
 
 @dataclass(frozen=True)
 class Content:
-    """What documents are read from.
+    """The bytes that documents are read from.
 
     Args:
         name: Path of the file and, inside of an archive, the member's name.

@@ -19,7 +19,7 @@ from gpt_pretrain.system.terminal import escape_line
 from gpt_pretrain.system.urls import is_url, without_secrets
 from gpt_pretrain.texts.extras import missing_extra
 from gpt_pretrain.texts.left_out import LeftOut
-from gpt_pretrain.texts.recognition import is_record_without_text, recognize_file
+from gpt_pretrain.texts.recognition import is_record_without_text, is_table_without_text, recognize_file
 
 ESCAPES = {"\\n": "\n", "\\t": "\t", "\\r": "\r"}  # In document_separator.
 
@@ -155,6 +155,8 @@ def select_files(
             left_out.add(file.kind, path)
         elif not is_named and is_record_without_text(path, file.kind, text_field):
             left_out.add(FileKind(f"JSON object without a field {text_field}"), path)
+        elif not is_named and is_table_without_text(path, file.kind, text_field):
+            left_out.add(FileKind(f"table without a column {text_field}"), path)
         else:
             files.append(file)
             if file.kind.warning:

@@ -11,7 +11,8 @@ import shlex
 from collections.abc import Iterable, Iterator, Sequence
 
 from gpt_pretrain.system.encodings import likely_encoding
-from gpt_pretrain.system.file_kinds import ARRAY, LINES, PARQUET, ROWS, TEXT, content_name
+from gpt_pretrain.system.file_kinds import ARRAY, LINES, PARQUET, ROWS, TEXT
+from gpt_pretrain.system.file_recognition import content_name
 from gpt_pretrain.system.line_ends import unify_line_ends, unify_line_ends_in_blocks
 from gpt_pretrain.texts.chunks import BATCH, DAMAGED_ARCHIVE, LONGEST_RECORD, MAX_LINES, Chunk, Cursor, ReadPosition
 from gpt_pretrain.texts.contents import Content, open_contents, peek

@@ -7,12 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.file_kinds import COMPRESSED, HEAD, LINES, OBJECTS, FileKind, content_name, recognize
-from gpt_pretrain.system.reading import DamagedFileError, open_regular, parse_json_value
+from gpt_pretrain.system.encodings import to_utf8
+from gpt_pretrain.system.file_kinds import COMPRESSED, LINES, OBJECTS, ROWS, FileKind
+from gpt_pretrain.system.file_recognition import content_name, recognize
+from gpt_pretrain.system.reading import DamagedFileError, open_regular, parse_json_value, read_bytes
 from gpt_pretrain.texts.contents import peek, read_stream
-from gpt_pretrain.texts.decompression import decompress
+from gpt_pretrain.texts.decompression import DamagedArchiveError, decompress
 from gpt_pretrain.texts.records import InvalidRecordError, find_field
+from gpt_pretrain.texts.rows import read_columns
 
+LARGEST_OBJECT = 1 << 22  # Bytes of a JSON object that is looked into.
 MAX_LAYERS = 3  # Compressed files inside of one another that are looked into.
 
 
@@ -43,15 +47,26 @@ def recognize_file(path: str, *, as_text: bool = False) -> FileKind:
 
 
 def is_record_without_text(path: str, kind: FileKind, text_field: str) -> bool:
-    """Return whether a file is a small JSON object without the field: settings or metadata, which lie beside texts."""
-    if kind.form not in (LINES, OBJECTS) or not path.lower().endswith(".json") or os.path.getsize(path) > HEAD:
+    """Return whether a file is a single JSON object without the field, such as settings or a notebook beside texts."""
+    is_lines = path.lower().endswith((".jsonl", ".ndjson", ".jsonlines"))
+    if kind.form not in (LINES, OBJECTS) or is_lines or os.path.getsize(path) > LARGEST_OBJECT:
         return False
     try:
-        with open_regular(Path(path)) as stream:
-            value = parse_json_value(stream.read(HEAD))
+        value = parse_json_value(read_bytes(Path(path)))
         find_field(value, text_field)
     except (DamagedFileError, OSError):
         return False
     except InvalidRecordError:
         return isinstance(value, dict)
     return False
+
+
+def is_table_without_text(path: str, kind: FileKind, text_field: str) -> bool:
+    """Return whether a file is a table in CSV without the column, such as a list of the texts beside it."""
+    if kind.form != ROWS:
+        return False
+    try:
+        with open_regular(Path(path)) as stream:
+            return text_field not in read_columns(to_utf8(read_stream(stream), kind.encoding.name))
+    except (OSError, UnicodeDecodeError, DamagedArchiveError):
+        return False

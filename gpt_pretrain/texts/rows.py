@@ -51,6 +51,15 @@ def split_rows(blocks: Iterable[bytes], cursor: Cursor, text_field: str) -> Iter
     yield from _take(cursor, values, lines.position)
 
 
+def read_columns(blocks: Iterable[bytes]) -> list[str]:
+    """Return the names of the columns of a table.
+
+    Raises:
+        DamagedArchiveError: If the first line is too long.
+    """
+    return _read_header(_Lines(blocks))[0]
+
+
 class _Lines:
     """The lines of a table as text, whatever ends them.
 

@@ -20,7 +20,7 @@ import zstandard
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.encodings import detect_encoding
-from gpt_pretrain.system.file_kinds import recognize
+from gpt_pretrain.system.file_recognition import recognize
 from gpt_pretrain.texts import decompression, json_values, reading
 from gpt_pretrain.texts.chunks import Cursor, ReadPosition
 from gpt_pretrain.texts.text import Text, find_text_files
@@ -213,10 +213,15 @@ def test_settings_beside_texts_are_left_out_of_a_folder(tmp_path: Path, caplog: 
         "meta.json": '{"title": "x",\n "n": 3}',
         "page.html": "<p>Hello.</p>",
         "e.txt": "",
+        "notebook.ipynb": '{"cells": [],\n "nbformat": 4}',
+        "list.csv": "id,name\n1,a.txt\n",
     }.items():
         (folder / name).write_text(content)
     check(folder, [PLAIN])
-    assert "3 files left out: " in caplog.text and "1 JSON object without a field text (meta.json)" in caplog.text
+    assert (
+        "5 files left out: 2 JSON objects without a field text (meta.json, ...)" in caplog.text
+        and "1 table without a column text" in caplog.text
+    )
     with pytest.raises(UserError, match=r"no field text in an object with title, n.*data\.text_field="):
         in_training(folder / "meta.json")
 

@@ -1,0 +1,65 @@
+"""Token shards as NumPy arrays: *train*.npy and *val*.npy, each an array of whole numbers in one dimension.
+
+Source: karpathy/build-nanogpt, fineweb.py, which begins each document with the end-of-text token.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+
+from gpt_pretrain.data.corpus import CorpusPart, TokenCorpus
+from gpt_pretrain.data.files import Files
+from gpt_pretrain.data.token_stream import Shard
+from gpt_pretrain.errors import UserError
+
+SUFFIX, MAGIC = ".npy", b"\x93NUMPY"
+LONGEST_HEADER = 12_000  # bytes
+VALIDATION_NAMES = ("val", "valid", "test", "eval")
+
+
+def is_numpy(files: Files) -> bool:
+    """Return whether a folder contains NumPy arrays."""
+    return any(name.endswith(SUFFIX) for name in files.names())
+
+
+def open_numpy(files: Files) -> TokenCorpus:
+    """Describe a folder of NumPy arrays.
+
+    Raises:
+        UserError: If there are none for training, or one is not an array of token ids.
+    """
+    names = [name for name in files.names() if name.endswith(SUFFIX)]
+    val = [name for name in names if any(word in name for word in VALIDATION_NAMES) and "train" not in name]
+    train = [name for name in names if name not in val]
+    if not train:
+        raise UserError(f"data.path={files.location}: there are no files *train*.npy, which token ids in NumPy arrays require.")
+    shards = {name: _read_shard(files, name) for name in names}
+    parts = [CorpusPart(tuple(shards[name] for name in part)) for part in (train, val)]
+    return TokenCorpus(files, "numpy", parts[0], parts[1] if val else None, eos_first=True)
+
+
+def _read_shard(files: Files, name: str) -> Shard:
+    """Return an array as a shard, by its header alone.
+
+    Raises:
+        UserError: If it is not a plain array of whole numbers in one dimension.
+    """
+    stream = io.BytesIO(files.read(name, 0, LONGEST_HEADER))
+    try:
+        if not stream.getvalue().startswith(MAGIC):
+            raise ValueError("it does not begin with NumPy's header")
+        version = np.lib.format.read_magic(stream)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(stream)
+        if dtype.kind not in "ui" or dtype.byteorder == ">" or len(shape) != 1 or dtype.itemsize not in (2, 4, 8):
+            raise ValueError(f"it has the shape {shape} and the type {dtype}")
+    except (ValueError, TypeError, OverflowError) as error:
+        reason = (str(error).splitlines() or ["no header"])[0][:200]
+        raise UserError(
+            f"data.path={files.location}: {name} is not an array of token ids ({reason}). It needs one dimension and the type "
+            "uint16, uint32, int32 or int64. Move other files out of the folder."
+        ) from error
+    return Shard(files, name, math.prod(shape), dtype.itemsize, header=stream.tell())

@@ -1,0 +1,211 @@
+"""Recognize the kind of a file by its first bytes and its name."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import PurePath
+
+from gpt_pretrain.system.encodings import TextEncoding, detect_encoding
+from gpt_pretrain.system.file_kinds import (
+    BINARY,
+    COMPRESSED_SUFFIXES,
+    CSV,
+    EMPTY_FILE,
+    EPUB,
+    HTML,
+    JAR,
+    JSON_ARRAY,
+    JSON_LINES,
+    JSON_OBJECTS,
+    MEDIA_ADVICE,
+    MP4,
+    NPZ,
+    PARQUET,
+    PICTURE_ADVICE,
+    PLAIN,
+    SHEET,
+    SIGNATURES,
+    SLIDES,
+    SUFFIXES,
+    TAR,
+    TEXTUAL,
+    TOKEN_SUFFIXES,
+    TOKENS,
+    TORCH,
+    WORD,
+    XML,
+    ZIP,
+    FileKind,
+)
+
+
+def recognize(name: str, head: bytes, *, as_text: bool = False) -> FileKind:
+    """Return the kind of a file.
+
+    Args:
+        name: Its name or path, whose suffix counts where the bytes leave a choice; without the suffix of a compressed file.
+        head: Its first HEAD bytes, or all of them.
+        as_text: Take everything for plain text that is text at all, also tables, JSON and HTML.
+    """
+    if not head:
+        return EMPTY_FILE
+    suffix = PurePath(name).suffix.lower()
+    signed = _by_signature(head, suffix)
+    if signed is not None:
+        return signed
+    encoding = detect_encoding(head)
+    if encoding is None or (suffix in TOKEN_SUFFIXES and not encoding.has_mark and not _is_clean(head, encoding)):
+        return (
+            TOKENS if suffix in TOKEN_SUFFIXES else BINARY if suffix not in SUFFIXES or is_text_kind(suffix) else SUFFIXES[suffix]
+        )
+    start = _decode(head, encoding)
+    kind = PLAIN if as_text else _by_text(start, SUFFIXES.get(suffix), is_text_named=suffix in (".txt", ".md", ".text"))
+    if encoding.name == "utf-8" or not kind.is_read:
+        return replace(kind, encoding=encoding)
+    said = f"{encoding.name.upper().replace('-LE', '').replace('-BE', '')}{' by its first bytes' * (not encoding.has_mark)}"
+    return replace(kind, encoding=encoding, warning=f"is read as {said}" if not kind.warning else kind.warning)
+
+
+def is_text_kind(suffix: str) -> bool:
+    """Return whether a known suffix is that of text."""
+    kind = SUFFIXES.get(suffix)
+    return kind in (JSON_LINES, CSV, HTML, XML)
+
+
+def content_name(name: str) -> str:
+    """Return the name that a compressed file's content has: `a.jsonl` for `a.jsonl.gz`, `a.tar` for `a.tgz`."""
+    stem, suffix = name[: len(name) - len(PurePath(name).suffix)], PurePath(name).suffix.lower()
+    if suffix in COMPRESSED_SUFFIXES:
+        return stem
+    return f"{stem}.tar" if suffix in (".tgz", ".tbz", ".tbz2", ".txz", ".tzst") else name
+
+
+def _by_signature(head: bytes, suffix: str) -> FileKind | None:
+    """Return the kind that the first bytes tell by themselves, or None."""
+    for offset, magic, kind in SIGNATURES:
+        if head.startswith(magic, offset):
+            if _is_word(magic) and kind.form != PARQUET and not _has_controls(head[:512]) and kind not in TEXTUAL:
+                continue  # A text that begins with these letters.
+            if kind is ZIP:
+                return _zip_kind(head, suffix)
+            if kind.form == "bz2" and head[4:10] not in (b"1AY&SY", b"\x17rE8P\x90"):
+                continue
+            if kind.form == "zst" and offset == 1 and head[0] & 0xF0 != 0x50:
+                continue
+            return kind
+    if head.startswith(b"RIFF") and len(head) >= 12:
+        return {
+            b"WEBP": FileKind("WebP picture", advice=PICTURE_ADVICE),
+            b"WAVE": FileKind("WAV recording", advice=MEDIA_ADVICE),
+        }.get(head[8:12], FileKind("AVI video", advice=MEDIA_ADVICE))
+    if head[4:8] == b"ftyp":
+        is_picture = head[8:11] in (b"hei", b"avi", b"mif")
+        return FileKind("HEIF picture", advice=PICTURE_ADVICE) if is_picture else MP4
+    if head.startswith(b"BM") and len(head) > 18 and head[6:10] == b"\0\0\0\0":
+        return FileKind("BMP picture", advice=PICTURE_ADVICE)
+    if head.startswith(b"MZ") and b"\0" in head[:64]:
+        return FileKind("program")
+    if re.match(rb"\x80[\2-\5]", head) and (
+        suffix in (".pkl", ".pickle", ".joblib", ".pt", ".pth", ".ckpt", ".bin") or head[2] == 0x95
+    ):
+        return TORCH if suffix in (".pt", ".pth", ".ckpt", ".bin") else SUFFIXES[".pkl"]
+    if len(head) > 10 and head[8:10] in (b'{"', b"{ ") and int.from_bytes(head[:8], "little") < 1 << 27 and head[6:8] == b"\0\0":
+        return SUFFIXES[".safetensors"]
+    return TAR if _is_old_tar(head) else SUFFIXES[".lzma"] if suffix == ".lzma" and head.startswith(b"\x5d\0\0") else None
+
+
+def _is_word(magic: bytes) -> bool:
+    return magic.isascii() and magic.decode().isprintable()
+
+
+def _has_controls(data: bytes) -> bool:
+    return re.search(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]", data) is not None
+
+
+def _zip_kind(head: bytes, suffix: str) -> FileKind:
+    """Return which kind of file a zip archive is: many programs write their documents as one."""
+    by_name = SUFFIXES.get(suffix)
+    if by_name in (WORD, SHEET, SLIDES, EPUB, JAR, NPZ):
+        return by_name
+    length = int.from_bytes(head[26:28], "little")
+    first = head[30 : 30 + length]
+    if first == b"mimetype":
+        start = head[30 + length :][:100]
+        return EPUB if b"epub" in start else SHEET if b"spreadsheet" in start else SLIDES if b"presentation" in start else WORD
+    if first == b"[Content_Types].xml" or first.startswith(b"_rels/"):
+        return SHEET if b"xl/" in head else SLIDES if b"ppt/" in head else WORD
+    if first.endswith((b"/data.pkl", b"/.format_version")):
+        return TORCH
+    if first.endswith(b".npy") and suffix != ".zip":
+        return NPZ
+    return JAR if first.startswith(b"META-INF/") else ZIP
+
+
+def _is_old_tar(head: bytes) -> bool:
+    """Return whether a file begins with a tar header of the time before it had a signature, by its checksum."""
+    if len(head) < 512 or not re.fullmatch(rb" *[0-7]{1,7}[ \0]*", head[148:156]) or not head[0]:
+        return False
+    return int(head[148:156].strip(b" \0"), 8) == sum(head[:148]) + 8 * 32 + sum(head[156:512])
+
+
+def _is_clean(head: bytes, encoding: TextEncoding) -> bool:
+    return encoding.name == "utf-8" and not _has_controls(head)
+
+
+def _decode(head: bytes, encoding: TextEncoding) -> str:
+    """Return the text of the first bytes, whose last character may be incomplete."""
+    return head.decode(encoding.name, errors="ignore").removeprefix("\ufeff")
+
+
+def _by_text(start: str, by_name: FileKind | None, *, is_text_named: bool) -> FileKind:
+    """Return the kind of a text by how it begins, and by what its name says."""
+    begins = start.lstrip()
+    markup = _markup_kind(begins)
+    if markup is not None:
+        return markup
+    if by_name is HTML or by_name is XML:
+        return by_name
+    if by_name is CSV:
+        return CSV
+    json_kind = _json_kind(begins)
+    if by_name is JSON_LINES:
+        return json_kind or JSON_LINES
+    if json_kind is not None and not is_text_named:
+        return json_kind
+    if json_kind is not None:
+        return replace(
+            PLAIN, warning="is read as plain text, but begins like JSON. To read its records, give it a name that ends in .jsonl"
+        )
+    return PLAIN
+
+
+def _markup_kind(begins: str) -> FileKind | None:
+    """Return HTML or XML if a text begins so, after comments."""
+    begins = re.sub(r"\A(?:<!--.{0,4000}?-->\s*)+", "", begins, flags=re.DOTALL)
+    if re.match(r"<(!doctype\s+html|html|head|body)\b", begins, re.IGNORECASE):
+        return HTML
+    if not begins.startswith(("<?xml", "<!DOCTYPE", "<svg", "<mediawiki")):
+        return None
+    return HTML if re.search(r"<html\b", begins[:4000], re.IGNORECASE) else XML
+
+
+def _json_kind(begins: str) -> FileKind | None:
+    """Return the kind of JSON if a text begins so: with an object, or with an array of objects, arrays or strings."""
+    line, line_end, rest = begins.partition("\n")
+    if re.match(r"\[\s*[\[{\"\]]", begins) is not None:
+        return JSON_LINES if _is_json(line) and rest.lstrip().startswith("[") else JSON_ARRAY
+    if re.match(r'\{\s*["}]', begins) is None:
+        return None
+    # A single long line is one record. A line that ends too early is the first of a value over several lines, or damaged.
+    is_whole = not line_end or _is_json(line) or _is_json(rest.partition("\n")[0])
+    return JSON_LINES if is_whole else JSON_OBJECTS
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
