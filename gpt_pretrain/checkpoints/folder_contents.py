@@ -1,4 +1,4 @@
-"""Find the file of weights in a folder that is neither a run nor transformers' model, or say what the folder is."""
+"""Find the file of weights in a folder that is neither a run nor transformers' model, or say what the folder or a file is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from gpt_pretrain.checkpoints.layouts import CONFIG_FILE, WEIGHTS_FILES
 from gpt_pretrain.checkpoints.misfits import name_some
 from gpt_pretrain.checkpoints.tensor_files import read_model_json
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.file_kinds import ARCHIVES, BINARY, EMPTY_FILE, PICKLE, TOKENS, TORCH
 from gpt_pretrain.system.reading import short_repr
+from gpt_pretrain.texts.recognition import recognize_file
 
 SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
 # Files with these suffixes in which training programs keep something else than a model.
@@ -48,6 +50,25 @@ def only_weights_file(folder: Path) -> Path:
     if found:
         raise UserError(f"{folder} holds several files of weights: {name_some(found)}. Name one of them.")
     raise UserError(_refusal(folder, names))
+
+
+def check_is_no_other_file(path: Path) -> None:
+    """Check that a file is not of a kind that cannot contain weights, such as a text or token ids.
+
+    Raises:
+        UserError: If it is; names the kind.
+    """
+    try:
+        kind = recognize_file(str(path))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if kind in (TORCH, PICKLE, BINARY, TOKENS, EMPTY_FILE) or kind.form in ARCHIVES:
+        return
+    advice = f" {kind.advice}" if kind.advice and re.search("weights|token ids", kind.name) else ""
+    use = f" To train on it: data=text data.path={path}" if kind.is_read else advice
+    raise UserError(
+        f"{path} is {kind.described()}, not weights. Give a checkpoint, a model's folder or its name on the hub.{use}"
+    )
 
 
 def _refusal(folder: Path, names: list[str]) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gpt_pretrain.checkpoints.checkpoint_file import first_readable
 from gpt_pretrain.checkpoints.file_content import is_own_checkpoint, read_weights
-from gpt_pretrain.checkpoints.folder_contents import only_weights_file
+from gpt_pretrain.checkpoints.folder_contents import check_is_no_other_file, only_weights_file
 from gpt_pretrain.checkpoints.indexed_files import index_files, read_indexed, read_tensors
 from gpt_pretrain.checkpoints.layouts import (
     CONFIG_FILE,
@@ -156,6 +156,7 @@ def _from_file(path: Path) -> WeightSource:
         return WeightSource(str(path), read_safetensors(path), is_safetensors=True)
     if (path.parent / CONFIG_FILE).is_file() and path.name == PICKLE_FILE:
         return _from_hf_files(path.parent / CONFIG_FILE, path, name=str(path))
+    check_is_no_other_file(path)
     weights = read_weights(path)
     if is_own_checkpoint(weights.whole):
         return _from_own_checkpoint(path, weights.whole)

@@ -77,7 +77,7 @@ _AS_TEXT = " To train on its source as it is, add as_text=true (for train.py dat
 _OFFICE = _convert("libreoffice --headless --convert-to {target} {path}", "Convert it first")
 MEDIA_ADVICE = "It contains no text. For speech, transcribe it first."
 
-PLAIN = FileKind("text", TEXT)
+PLAIN = FileKind("text file", TEXT)
 JSON_LINES = FileKind("file of JSON lines", LINES)
 JSON_ARRAY = FileKind("JSON array", ARRAY)
 JSON_OBJECTS = FileKind("JSON file", OBJECTS)
@@ -103,6 +103,7 @@ EPUB = FileKind("EPUB book", advice=_PANDOC)
 JAR = FileKind("Java or Android program")
 NPZ = FileKind("NPZ file of NumPy arrays", advice=_SHARDS + " Save each array as a .npy file.")
 TORCH = FileKind("PyTorch checkpoint", advice=_WEIGHTS)
+PICKLE = FileKind("Python pickle", advice="Pickles may run code when they are opened. Save the texts as JSON lines.")
 NUMPY = FileKind("NumPy array", advice="Token ids in .npy files are trained on with data=shards data.path=FOLDER.")
 LLMC = FileKind("shard of token ids of llm.c", advice=_SHARDS)
 MEGATRON = FileKind(
@@ -193,10 +194,7 @@ SUFFIXES: dict[str, FileKind] = {
     **dict.fromkeys((".csv", ".tsv", ".tab", ".psv"), CSV),
     **dict.fromkeys((".html", ".htm", ".xhtml", ".mhtml"), HTML),
     **dict.fromkeys((".xml", ".svg", ".xsl", ".rss", ".atom", ".plist", ".kml", ".gpx"), XML),
-    **dict.fromkeys(
-        (".pkl", ".pickle", ".joblib"),
-        FileKind("Python pickle", advice="Pickles may run code when they are opened. Save the texts as JSON lines."),
-    ),
+    **dict.fromkeys((".pkl", ".pickle", ".joblib"), PICKLE),
     **dict.fromkeys(
         (".tfrecord", ".tfrecords"),
         FileKind("TFRecord file", advice=_SHARDS.replace("are trained", "of other programs are trained")),

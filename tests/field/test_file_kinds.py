@@ -10,6 +10,7 @@ import struct
 import tarfile
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from gpt_pretrain.checkpoints.weight_source import find_source
+from gpt_pretrain.data.corpus import split_corpus
+from gpt_pretrain.data.sources import open_corpus_at
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.encodings import detect_encoding
 from gpt_pretrain.system.file_recognition import recognize
@@ -26,6 +30,7 @@ from gpt_pretrain.texts.chunks import Cursor, ReadPosition
 from gpt_pretrain.texts.text import Text, find_text_files
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
 from tests.helpers import corpora
+from tests.helpers.data_settings import data_settings
 
 DOCUMENTS = [
     "The old lighthouse stood alone.",
@@ -340,3 +345,38 @@ def test_a_window_of_any_size_is_decompressed(tmp_path: Path) -> None:
     compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
     (tmp_path / "a.txt.zst").write_bytes(compressor.compress(PLAIN.encode()) + compressor.flush())
     check(tmp_path / "a.txt.zst", [PLAIN])
+
+
+@pytest.mark.parametrize("name", ["story.txt", "a.jsonl", "cover.jpg", "tokens.npy", "a.gguf"])
+def test_weights_are_not_looked_for_in_other_files(tmp_path: Path, name: str) -> None:
+    contents = {"story.txt": PLAIN.encode(), "a.jsonl": lines(), "a.gguf": b"GGUF" + bytes(99)}
+    (tmp_path / name).write_bytes(contents.get(name) or REFUSED[name][0])
+    with pytest.raises(UserError, match=f"{name} is an? [^,]+, not weights") as caught:
+        find_source(tmp_path / name)
+    assert len(caught.value.problems) == 1
+    assert ("data=text data.path=" in str(caught.value)) == name.endswith(("txt", "jsonl"))
+
+
+def test_shards_are_not_looked_for_in_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(PLAIN)
+    (tmp_path / "cover.jpg").write_bytes(REFUSED["cover.jpg"][0])
+    with pytest.raises(UserError, match=r"1 text file \(a\.txt\), 1 JPEG picture \(cover\.jpg\).*data=text data\.path="):
+        open_corpus_at(str(tmp_path), data_settings(tmp_path, name="shards"))
+    with pytest.raises(UserError, match=r"a\.txt is a text file, not a folder of token shards\. Add data=text"):
+        open_corpus_at(str(tmp_path / "a.txt"), data_settings(tmp_path, name="shards"))
+
+
+@pytest.mark.parametrize("dtype", ["<u2", "<u4", "<i8"])
+def test_numpy_arrays_are_token_shards(tmp_path: Path, dtype: str) -> None:
+    ids = np.random.default_rng(0).integers(0, 256, 9000)
+    np.save(tmp_path / "edu_train_000001.npy", ids[:6000].astype(dtype))
+    np.save(tmp_path / "edu_train_000002.npy", ids[6000:8000].astype(dtype))
+    np.save(tmp_path / "edu_val_000000.npy", ids[8000:].astype(dtype))
+    corpus = open_corpus_at(str(tmp_path), data_settings(tmp_path, name="shards"))
+    split = split_corpus(replace(corpus, tokenizer="byte"), corpora.cached_tokenizer("byte"), train_ratio=0.9)
+    assert split.train.read(5990, 20).tolist() == ids[5990:6010].tolist()
+    assert split.val.read(0, split.val.count).tolist() == ids[8000:].tolist()
+    for wrong in (np.zeros((3, 4), "<u2"), np.zeros(9, "<f4"), np.zeros(9, ">u2"), np.array([{}], object)):
+        np.save(tmp_path / "edu_train_000003.npy", wrong, allow_pickle=True)
+        with pytest.raises(UserError, match=r"edu_train_000003\.npy is not an array of token ids"):
+            open_corpus_at(str(tmp_path), data_settings(tmp_path, name="shards"))
