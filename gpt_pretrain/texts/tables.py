@@ -10,7 +10,8 @@ from typing import Any, BinaryIO
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.texts.chunks import BATCH, DAMAGED_ARCHIVE, LONGEST_RECORD, Chunk, Cursor, ReadPosition
-from gpt_pretrain.texts.dataset_files import SAVED, check_is_text, check_saved_dataset, own_files_only
+from gpt_pretrain.texts.dataset_files import SAVED, check_is_text, check_saved_dataset
+from gpt_pretrain.texts.dataset_guard import check_reader, own_files_only
 from gpt_pretrain.texts.decompression import MAX_EXPANSION, DamagedArchiveError, max_content
 from gpt_pretrain.texts.extras import missing_extra
 from gpt_pretrain.texts.inputs import StreamedDataset
@@ -166,15 +167,17 @@ def read_dataset(dataset: StreamedDataset, text_field: str, *, start: ReadPositi
         UserError: If the dataset, split or column does not exist, or the dataset cannot be read to its end.
     """
     cursor = Cursor(f"{dataset.name} ({dataset.split})", start, bytes_read=lambda: 0)
+    os.environ.setdefault("USE_TORCH", "0")  # Otherwise datasets imports torch (200 MB) to be able to create tensors.
     try:
-        records = _open_dataset(dataset)
-        # Without known features, datasets decodes nothing: it hands over what the files hold.
-        if records.features is not None:
-            _check_column(text_field, list(records.features), f"dataset={dataset.name}")
-            check_is_text(text_field, records.features, dataset.name)
-            records = records.select_columns([text_field]).decode(False)
-        for batch in records.skip(start.record).iter(batch_size=64):
-            yield from _chunk_values(batch[text_field], cursor)
+        with own_files_only(dataset.name):
+            records = _open_dataset(dataset)
+            # Without known features, datasets decodes nothing: it hands over what the files hold.
+            if records.features is not None:
+                _check_column(text_field, list(records.features), f"dataset={dataset.name}")
+                check_is_text(text_field, records.features, dataset.name)
+                records = records.select_columns([text_field]).decode(False)
+            for batch in records.skip(start.record).iter(batch_size=64):
+                yield from _chunk_values(batch[text_field], cursor)
     except (UserError, GeneratorExit):
         raise
     except Exception as error:  # The dataset's own reader and the network below it may raise anything.
@@ -186,15 +189,15 @@ def read_dataset(dataset: StreamedDataset, text_field: str, *, start: ReadPositi
 
 
 def _open_dataset(dataset: StreamedDataset) -> Any:
-    os.environ.setdefault("USE_TORCH", "0")  # Otherwise datasets imports torch (200 MB) to be able to create tensors.
     import datasets
 
     datasets.disable_progress_bars()
     folder = user_path(dataset.name)
     if not any((folder / file).is_file() for file in SAVED):
         name = str(folder) if folder.exists() else dataset.name
-        with own_files_only(name):
-            return datasets.load_dataset(name, dataset.config, split=dataset.split, streaming=True)
+        builder = datasets.load_dataset_builder(name, dataset.config)
+        check_reader(builder, dataset.name)
+        return builder.as_streaming_dataset(split=dataset.split)
     check_saved_dataset(folder)
     saved = datasets.load_from_disk(str(folder))
     if isinstance(saved, datasets.DatasetDict):

