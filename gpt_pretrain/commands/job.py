@@ -25,6 +25,12 @@ def is_multirun() -> bool:
     return is_hydra_job() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
+def is_sweep_job() -> bool:
+    """Return whether this process, or the one that started it for another device, runs a job of a sweep."""
+    info = launch_info()
+    return is_multirun() if info is None else "swept" in info
+
+
 def output_folder() -> Path:
     """Return the folder that Hydra made for this job."""
     return Path(HydraConfig.get().runtime.output_dir)

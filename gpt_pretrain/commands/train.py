@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from gpt_pretrain.commands.failures import report_failures
-from gpt_pretrain.commands.job import is_multirun, job_overrides, overridden_keys, start_info, typed_arguments
+from gpt_pretrain.commands.job import is_multirun, is_sweep_job, job_overrides, overridden_keys, start_info, typed_arguments
 from gpt_pretrain.commands.run_context import run_context
 from gpt_pretrain.config.overrides import override_key, quote_value
 from gpt_pretrain.errors import UserError
@@ -168,7 +168,8 @@ def _extra_callbacks(custom: dict[str, Any], run_dir: Path) -> list[Any]:
     """
     from gpt_pretrain.sweeps.pruning import pruning_callbacks
 
-    callbacks: list[Any] = [*pruning_callbacks(run_dir)]
+    # Only the jobs of a sweep have a trial: beside a run that is resumed, anything may lie.
+    callbacks: list[Any] = [*pruning_callbacks(run_dir)] if is_sweep_job() else []
     for name, fields in custom.items():
         try:
             callbacks.append(instantiate(fields))

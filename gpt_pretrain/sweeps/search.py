@@ -10,23 +10,26 @@ from __future__ import annotations
 
 import json
 import math
-import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.runs.folder import check_no_links
 from gpt_pretrain.sweeps.folder import STUDY
-from gpt_pretrain.system.reading import DamagedFileError, parse_json, read_bytes, short_repr
+from gpt_pretrain.sweeps.journal import DAMAGED_JOURNAL, explain_damage, open_journal
+from gpt_pretrain.system.formatting import is_finite_number
+from gpt_pretrain.system.reading import short_repr
 
 try:
     import optuna
-    from optuna.distributions import BaseDistribution, check_distribution_compatibility
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
+    from optuna.distributions import (
+        BaseDistribution,
+        CategoricalDistribution,
+        FloatDistribution,
+        IntDistribution,
+        check_distribution_compatibility,
+    )
     from optuna.trial import TrialState
 except ImportError as error:
     raise UserError(
@@ -35,11 +38,6 @@ except ImportError as error:
 
 STUDY_NAME = "sweep"
 MIN_TRIALS_FOR_MEDIAN = 3
-# A trial takes about ten lines of 200 bytes, and one for each epoch.
-DAMAGED_JOURNAL = "{} is damaged ({}). Start a new search in another folder."
-# How long a lock stays the same before it counts as left behind; a shorter time suffices if it was made long ago.
-STALE_SECONDS, STALE_SECONDS_IF_OLD, OLD_LOCK_SECONDS = 5.0, 0.5, 60.0
-MAX_JOURNAL_BYTES, MAX_LINE_VALUES = 50_000_000, 100_000
 MAX_UNFINISHED = 5000  # trials to end or to queue again, each of which takes a millisecond
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -105,12 +103,8 @@ class Search:
         except ValueError as error:
             raise UserError(f"A range of this search is invalid: {error}") from error
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_stale_lock(folder)
-        _check_journal(folder / STUDY)
-        with _explain_damage(folder / STUDY):
-            study = optuna.create_study(
-                storage=_storage(folder), study_name=STUDY_NAME, direction="minimize", load_if_exists=True
-            )
+        with open_journal(folder) as storage:
+            study = optuna.create_study(storage=storage, study_name=STUDY_NAME, direction="minimize", load_if_exists=True)
             _check_values_unchanged(study, distributions)
             # A resumed search must not draw the same values again.
             study.sampler = samplers[sampler](seed=seed + len(study.trials))
@@ -125,8 +119,8 @@ class Search:
         Raises:
             UserError: If a trial that waits in the journal makes no sense.
         """
-        with _explain_damage(self.journal):
-            return [self.study.ask(self.distributions) for _ in range(max(count, 0))]
+        with explain_damage(self.journal):
+            return [self._ask_one() for _ in range(max(count, 0))]
 
     def assign_folder(self, trial: optuna.Trial, folder: str) -> None:
         """Store the folder name of a trial's run, by which the run finds its trial."""
@@ -162,7 +156,7 @@ class Search:
         known = {_values_key(trial.system_attrs.get("fixed_params", {})) for trial in waiting}
         known |= {_values_key(trial.params) for trial in done}
         unfinished = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.FAIL))
-        again = {_values_key(trial.params): trial.params for trial in reversed(unfinished)}
+        again = {_values_key(trial.params): trial.params for trial in reversed(unfinished) if self._is_in_ranges(trial.params)}
         running = [trial.number for trial in unfinished if trial.state == TrialState.RUNNING]
         queued = [values for key, values in reversed(again.items()) if key not in known]
         if max(len(running), len(queued)) > MAX_UNFINISHED:
@@ -174,6 +168,36 @@ class Search:
         for values in queued:
             self.study.enqueue_trial(values)
 
+    def _ask_one(self) -> optuna.Trial:
+        for _ in range(MAX_UNFINISHED):
+            trial = self.study.ask(self.distributions)
+            if self._is_in_ranges(trial.params):
+                return trial
+            self.study.tell(trial, state=TrialState.FAIL)  # It was queued before its range was changed.
+            self.retried += 1
+        raise UserError(DAMAGED_JOURNAL.format(self.journal, f"more than {MAX_UNFINISHED:,} of its trials are out of range"))
+
+    def _is_in_ranges(self, values: Mapping[str, object]) -> bool:
+        """Return whether the values of a trial, which may come from a stranger's journal, are in the ranges of this search.
+
+        Raises:
+            UserError: If a value cannot have been drawn from any range or list, such as a text in place of a number, which would
+                become an override with whatever stands in it.
+        """
+        for key in self.distributions.keys() & values.keys():  # A trial may have ended before all values were drawn.
+            value, distribution = values[key], self.distributions[key]
+            if isinstance(distribution, CategoricalDistribution):
+                is_possible, is_in_range = type(value) is str and value in distribution.choices, True
+            else:
+                assert isinstance(distribution, FloatDistribution | IntDistribution)
+                is_possible = is_finite_number(value) and not isinstance(value, bool)
+                is_in_range = is_finite_number(value) and distribution.low <= value <= distribution.high
+            if not is_possible:
+                raise UserError(DAMAGED_JOURNAL.format(self.journal, f"it has {short_repr(value)} for {key}"))
+            if not is_in_range:
+                return False
+        return True
+
 
 @dataclass(frozen=True)
 class RunningTrial:
@@ -183,8 +207,13 @@ class RunningTrial:
 
     @classmethod
     def find(cls, run_dir: Path) -> RunningTrial | None:
-        """Return the trial of a run; None if its search prunes no runs."""
-        study = optuna.load_study(study_name=STUDY_NAME, storage=_storage(run_dir.parent))
+        """Return the trial of a run; None if its search prunes no runs.
+
+        Raises:
+            UserError: If the journal is damaged.
+        """
+        with open_journal(run_dir.parent) as storage:
+            study = optuna.load_study(study_name=STUDY_NAME, storage=storage)
         after = study.user_attrs.get("pruning_after")
         if after is None:
             return None
@@ -200,70 +229,6 @@ class RunningTrial:
         if epoch not in reported:  # A resumed run may have reported this epoch before.
             self.trial.report(val_loss, epoch)
         return bool(self.trial.should_prune())
-
-
-def _remove_stale_lock(folder: Path) -> None:
-    """Remove Optuna's lock of a journal if its owner was killed, or it came with the folder; Optuna would wait for 30 seconds.
-
-    A process holds the lock while it appends a few lines, so one that stays the same has no owner. No clock is needed to see
-    that, but a lock whose time is far from now is recognized sooner.
-
-    Raises:
-        UserError: If it cannot be removed.
-    """
-    lock_file = folder / f"{STUDY}.lock"
-    begin, first = time.monotonic(), _identity(lock_file)
-    while first is not None and _identity(lock_file) == first:
-        is_old = abs(time.time() - first[1] / 1e9) > OLD_LOCK_SECONDS
-        if time.monotonic() - begin < (STALE_SECONDS_IF_OLD if is_old else STALE_SECONDS):
-            time.sleep(0.05)
-            continue
-        try:
-            lock_file.unlink(missing_ok=True)
-        except OSError as error:  # it may be a folder
-            raise UserError(f"{lock_file} has no owner, but cannot be removed ({error.strerror}). Remove it.") from error
-
-
-def _identity(file: Path) -> tuple[int, int] | None:
-    """Return what distinguishes a file or link from another one in its place; None if there is none."""
-    try:
-        status = file.lstat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns
-
-
-def _check_journal(journal: Path) -> None:
-    """Check a journal before Optuna reads it, line by line and without a limit.
-
-    Raises:
-        UserError: If it is damaged.
-    """
-    try:
-        if journal.exists():
-            for line in read_bytes(journal, max_bytes=MAX_JOURNAL_BYTES).splitlines(keepends=True):
-                if line.endswith(b"\n"):  # A process may have been killed while it wrote the last line.
-                    parse_json(line, max_values=MAX_LINE_VALUES)
-    except DamagedFileError as error:
-        raise UserError(DAMAGED_JOURNAL.format(journal, error)) from error
-
-
-@contextmanager
-def _explain_damage(journal: Path) -> Iterator[None]:
-    """Explain what Optuna says of a damaged journal.
-
-    Raises:
-        UserError: If the block fails, and there was a journal before.
-    """
-    exists = journal.exists()
-    try:
-        yield
-    except (UserError, OSError):
-        raise
-    except Exception as error:  # Optuna replays the journal, and can raise anything if it makes no sense.
-        if not exists:
-            raise
-        raise UserError(DAMAGED_JOURNAL.format(journal, f"{type(error).__name__}: {short_repr(str(error))}")) from error
 
 
 def _check_values_unchanged(study: optuna.Study, distributions: dict[str, BaseDistribution]) -> None:
@@ -290,12 +255,7 @@ def _values_key(values: object) -> str:
 
 def _distribution(space: SearchSpace) -> BaseDistribution:
     if isinstance(space, ValueList):
-        return optuna.distributions.CategoricalDistribution(space.values)
+        return CategoricalDistribution(space.values)
     if space.integer:
-        return optuna.distributions.IntDistribution(int(space.low), int(space.high), log=space.log)
-    return optuna.distributions.FloatDistribution(space.low, space.high, log=space.log)
-
-
-def _storage(folder: Path) -> JournalStorage:
-    check_no_links(folder, [STUDY])  # Optuna appends to the file
-    return JournalStorage(JournalFileBackend(str(folder / STUDY)))
+        return IntDistribution(int(space.low), int(space.high), log=space.log)
+    return FloatDistribution(space.low, space.high, log=space.log)

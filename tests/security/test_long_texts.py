@@ -24,7 +24,8 @@ from gpt_pretrain.config.stored_places import stays_inside
 from gpt_pretrain.config.stored_settings import describe_override, explain_place, is_harmless_place
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.sweeps import search as search_module
-from gpt_pretrain.sweeps.search import NumberRange, Search, _storage
+from gpt_pretrain.sweeps.journal import open_journal
+from gpt_pretrain.sweeps.search import NumberRange, Search
 from gpt_pretrain.system.urls import hide_secrets, is_cut, secret_parts, without_secrets
 from gpt_pretrain.training.distributed.fsdp import remove_unused_shards
 from tests.security.mutations import REPEATED
@@ -115,7 +116,8 @@ def test_unfinished_trials_of_a_journal_are_compared_in_no_time_and_limited(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     distributions = {"optimizer.lr": FloatDistribution(0.0, 1.0)}
-    study = optuna.create_study(storage=_storage(tmp_path), study_name="sweep")
+    with open_journal(tmp_path) as storage:
+        study = optuna.create_study(storage=storage, study_name="sweep")
     for state, count in ((TrialState.FAIL, 3000), (TrialState.COMPLETE, 3000), (TrialState.RUNNING, 2)):
         study.add_trials(
             create_trial(
