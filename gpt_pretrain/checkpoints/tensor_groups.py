@@ -82,6 +82,9 @@ def group_tensors(name: str, tensors: Mapping[str, StoredTensor]) -> TensorGroup
     base = next((own for own, slot, stored in placed if groups.slots.get(slot) is stored and slot == HEAD), prefix)
     base = base if prefix.startswith(base) else prefix
     _judge_rest(groups, rest, base)
+    # Of tensors that share memory, safetensors keeps the one whose name comes first.
+    if EMBEDDING not in groups.slots and HEAD in groups.slots:
+        groups.slots[EMBEDDING] = groups.slots.pop(HEAD)
     if not groups.slots and not misfits:
         misfits.causes.append("it holds no tensors of a GPT-2.")
     if (misfits.unknown or EMBEDDING not in groups.slots) and (kind := foreign_kind(tensors)) is not None:

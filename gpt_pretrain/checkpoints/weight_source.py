@@ -27,6 +27,7 @@ from gpt_pretrain.checkpoints.layouts import (
     from_hf_config,
     from_nanogpt_args,
 )
+from gpt_pretrain.checkpoints.llmc_model import is_llmc_file, read_llmc_model
 from gpt_pretrain.checkpoints.misfits import name_some
 from gpt_pretrain.checkpoints.sharded import assemble_shards
 from gpt_pretrain.checkpoints.tensor_files import (
@@ -147,13 +148,16 @@ def _read_config(config: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _from_file(path: Path) -> WeightSource:
     """Open a single file, whose format is recognized by its content."""
     try:
-        safetensors = is_safetensors(path) or path.suffix == ".safetensors"
+        safetensors, llmc = is_safetensors(path) or path.suffix == ".safetensors", is_llmc_file(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     if safetensors:
         if (path.parent / CONFIG_FILE).is_file() and path.name == SAFETENSORS_FILE:
             return _from_hf_files(path.parent / CONFIG_FILE, path, name=str(path))
         return WeightSource(str(path), read_safetensors(path), is_safetensors=True)
+    if llmc:
+        tensors, declared = read_llmc_model(path)
+        return WeightSource(str(path), tensors, declared)
     if (path.parent / CONFIG_FILE).is_file() and path.name == PICKLE_FILE:
         return _from_hf_files(path.parent / CONFIG_FILE, path, name=str(path))
     check_is_no_other_file(path)

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
@@ -512,3 +512,46 @@ def test_a_folder_without_weights_is_named_for_what_it_is(tmp_path: Path, files:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
     assert message in refusal(tmp_path)
+
+
+def write_llmc(state: State, path: Path, *, dtype: torch.dtype, padded: int = 128) -> None:
+    """Write a model as llm.c's Python program does."""
+    header = np.zeros(256, dtype="<i4")
+    header[:8] = [20240326, 3 if dtype == torch.float32 else 5, CONTEXT, 101, 3, 4, 48, padded]
+    state = {name.removeprefix("transformer."): value for name, value in to_nanogpt(state).items()}
+    wte = torch.cat([state["wte.weight"], torch.zeros(padded - 101, 48)])
+    order = ["ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"]
+    blocks = [state[f"h.{i}.{name}.{kind}"] for name in order for kind in ("weight", "bias") for i in range(3)]
+    values = [wte, state["wpe.weight"], *blocks, state["ln_f.weight"], state["ln_f.bias"]]
+    path.write_bytes(
+        header.tobytes() + b"".join(value.to(dtype).contiguous().view(torch.uint8).numpy().tobytes() for value in values)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_of_llmc_is_read(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = hugging_face().to(dtype).float()
+    write_llmc(model.state_dict(), path := tmp_path / "model_00018865.bin", dtype=dtype)
+    ours = load_pretrained(path, n_heads=None)
+    assert same(ours, model)
+    assert ours.config.vocab_size == 101, "without the rows that only fill up the vocabulary"
+    path.write_bytes(path.read_bytes()[:-2])
+    assert "is damaged: by its header" in refusal(path)
+    path.write_bytes(np.array([20240527, 1], dtype="<i4").tobytes() + bytes(2000))
+    assert "holds the optimizer's state of llm.c" in refusal(path)
+
+
+@pytest.mark.parametrize("prefix", ["", "model.net."])
+def test_a_tied_embedding_that_is_stored_only_as_the_head_is_read(tmp_path: Path, theirs: GPT2LMHeadModel, prefix: str) -> None:
+    module = torch.nn.ModuleDict({"net": theirs})
+    save_model(torch.nn.ModuleDict({"model": module}) if prefix else theirs, str(tmp_path / "x.safetensors"))
+    names = load_file(tmp_path / "x.safetensors").keys()
+    assert f"{prefix}transformer.wte.weight" not in names
+    ours = load_pretrained(tmp_path / "x.safetensors", n_heads=4)
+    assert same(ours, theirs)
+    assert ours.config.tie_embeddings
+    theirs.save_pretrained(tmp_path / "folder")
+    save_model(theirs, str(tmp_path / "folder" / "model.safetensors"), metadata={"format": "pt"})
+    assert same(load_pretrained(tmp_path / "folder"), theirs)
+    rewrite_config(tmp_path / "folder", tie_word_embeddings=False)
+    assert "1 tensor is missing" in refusal(tmp_path / "folder")
