@@ -16,6 +16,9 @@ from tests.conftest import ROOT
 
 PACKAGE = sorted((ROOT / "gpt_pretrain").rglob("*.py"))
 HYDRA = {
+    "gpt_pretrain.commands.argument_checks",
+    "gpt_pretrain.commands.hydra_errors",
+    "gpt_pretrain.commands.hydra_grammar",
     "gpt_pretrain.commands.job",
     "gpt_pretrain.commands.notebook",
     "gpt_pretrain.commands.script",

@@ -5,47 +5,45 @@ from __future__ import annotations
 import importlib.util
 import sys
 
-from gpt_pretrain.config.conversion import find_full_names
-from gpt_pretrain.config.overrides import expand_amounts, find_override, full_form, override_key, quote_value
-from gpt_pretrain.config.schema import GenerateSettings, TrainSettings
+from gpt_pretrain.commands.argument_checks import (
+    MULTIRUN_FLAGS,
+    Arguments,
+    argument_problems,
+    broken_rules,
+    sort_arguments,
+    with_prefix,
+)
+from gpt_pretrain.commands.hydra_grammar import to_hydra_override
+from gpt_pretrain.config.free_text import plain_value
+from gpt_pretrain.config.overrides import find_override, full_form, override_key, quote_value
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import OUTPUTS, check_folder_name, find_run
 from gpt_pretrain.sweeps.folder import find_sweep
-from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.training.distributed.requeue import interrupted_run
 
-MULTIRUN_FLAGS = {"-m", "--multirun"}
 LAUNCHERS = {"parallel": "joblib", "slurm": "submitit", "ray": "ray"}  # launcher of each option of hparams_search
-# Settings whose values are paths, URLs or names of either, and all whose values are free texts.
-PLACES = {
-    "data.path",
-    "data.url",
-    "data.cache_dir",
-    "checkpoint",
-    "pretrained",
-    "init_from",
-    "prompt_file",
-    "tokenizer",
-    "tokenizer.name",
-}
-FREE_TEXT = PLACES | {"prompt", "start_context", "resume", "hydra.run.dir", "run_dir"}
 
 
-def to_hydra_arguments(arguments: list[str], *, script: str) -> list[str]:
+def to_hydra_arguments(words: list[str], *, script: str) -> list[str]:
     """Return a script's arguments in the form that Hydra reads.
 
     Args:
+        words: The arguments as typed.
         script: "train" or "generate".
 
     Raises:
         UserError: If the arguments ask for something that does not exist.
     """
-    arguments = apply_sweep_resume([full_form(argument, script=script) for argument in arguments], script=script)
+    arguments = sort_arguments([full_form(word, script=script) for word in words])
     check_arguments(arguments, script=script)
+    overrides = [with_prefix(override, script=script) for override in arguments.overrides]
+    quoted = [*arguments.flags, *quote_arguments(overrides, sweep=arguments.is_sweep)]
+    quoted = apply_sweep_resume(quoted, script=script)
     if script == "train":
-        arguments = apply_resume(arguments)
-        arguments = apply_dry_run(arguments)
-    return quote_arguments(arguments)
+        quoted = apply_resume(quoted, typed=words)
+        quoted = apply_dry_run(quoted)
+    rewritten = sort_arguments(quoted)
+    return [*rewritten.flags, *rewritten.overrides]
 
 
 def apply_sweep_resume(arguments: list[str], *, script: str) -> list[str]:
@@ -59,7 +57,7 @@ def apply_sweep_resume(arguments: list[str], *, script: str) -> list[str]:
         return arguments
     from gpt_pretrain.commands.stored_overrides import admit_overrides  # it loads Hydra's parser
 
-    folder = find_sweep(_unquote(sweep), script=script)
+    folder = find_sweep(plain_value(sweep), script=script)
     stored = admit_overrides(folder, script=script, typed=_typed_keys(arguments))
     for notice in stored.notices:
         print(notice, file=sys.stderr)
@@ -67,36 +65,38 @@ def apply_sweep_resume(arguments: list[str], *, script: str) -> list[str]:
     return ["-m", *stored.kept, *typed, f"hydra.sweep.dir={quote_value(str(folder))}"]
 
 
-def check_arguments(arguments: list[str], *, script: str) -> None:
+def check_arguments(arguments: Arguments, *, script: str) -> None:
     """Check for mistakes that Hydra explains badly or too late.
 
     Raises:
-        UserError: If a setting lacks its group, a search is not a sweep, or a launcher is not installed.
+        UserError: If a name, an option, a type or a word is wrong, a search is no sweep, or a launcher is not installed; all
+            problems together, and with them the values that break a rule.
     """
-    schema = GenerateSettings if script == "generate" else TrainSettings
-    overrides = [argument for argument in arguments if "=" in argument]
-    found = [(override, names) for override in overrides if (names := find_full_names(override_key(override), schema))]
-    if found:
-        raise UserError(f"{override}: there is no such setting. Did you mean {' or '.join(names)}?" for override, names in found)
-    search = find_override(overrides, "hparams_search")
-    if search not in (None, "grid", "null") and not _asks_for_sweep(arguments) and "--cfg" not in arguments:
-        raise UserError(f"hparams_search={search} needs a sweep. Add -m.")
-    launcher = LAUNCHERS.get(search or "") or (find_override(overrides, "hydra/launcher") or "").partition("_")[0]
+    problems = argument_problems(arguments, script=script)
+    search = find_override(arguments.overrides, "hparams_search")
+    if search not in (None, "grid", "null") and not arguments.is_sweep and "--cfg" not in arguments.flags:
+        problems.append(f"hparams_search={search} needs a sweep. Add -m.")
+    launcher = LAUNCHERS.get(search or "") or (find_override(arguments.overrides, "hydra/launcher") or "").partition("_")[0]
     if launcher in LAUNCHERS.values() and importlib.util.find_spec(f"hydra_plugins.hydra_{launcher}_launcher") is None:
-        raise UserError(f"The launcher {launcher} is not installed. Run: pip install hydra-{launcher}-launcher")
+        problems.append(f"The launcher {launcher} is not installed. Run: pip install hydra-{launcher}-launcher")
+    if problems:
+        raise UserError([*problems, *broken_rules(arguments, script=script)])
 
 
-def apply_resume(arguments: list[str]) -> list[str]:
+def apply_resume(arguments: list[str], *, typed: list[str]) -> list[str]:
     """Have Hydra use the folder of the run that `resume=RUN` names, and leave Hydra's files there as they are.
 
     A job that SLURM or torchrun starts again resumes the run that it trained before.
 
+    Args:
+        typed: The arguments as typed, by which such a job is known.
+
     Raises:
         UserError: If there is no such run, or the arguments ask for a sweep.
     """
-    typed, sweep = find_override(arguments, "resume"), _asks_for_sweep(arguments)
-    run = "" if typed is None else _unquote(typed)
-    if typed is None and not sweep and (interrupted := interrupted_run(arguments)) is not None:
+    named, sweep = find_override(arguments, "resume"), _asks_for_sweep(arguments)
+    run = "" if named is None else plain_value(named)
+    if named is None and not sweep and (interrupted := interrupted_run(typed)) is not None:
         run = str(interrupted)
         arguments = [*arguments, f"resume={quote_value(run)}"]
     if run in ("", "null"):
@@ -117,7 +117,7 @@ def apply_dry_run(arguments: list[str]) -> list[str]:
         UserError: If the arguments ask for a sweep.
     """
     plan = find_override(arguments, "plan")
-    if plan is None or _unquote(plan).lower() not in ("true", "yes", "y", "on", "1"):
+    if plan is None or plain_value(plan).lower() not in ("true", "yes", "y", "on", "1"):
         return arguments
     if _asks_for_sweep(arguments):
         raise UserError("plan=true describes a single run and cannot be combined with a sweep (-m).")
@@ -128,40 +128,13 @@ def apply_dry_run(arguments: list[str]) -> list[str]:
     return [*kept, *no_files, f"run_dir={OUTPUTS if run_dir is None else run_dir}"]
 
 
-def quote_arguments(arguments: list[str]) -> list[str]:
+def quote_arguments(overrides: list[str], *, sweep: bool = False) -> list[str]:
     """Quote texts and paths for Hydra, so that users need not know its grammar, and write out amounts such as 1e9.
 
-    In a sweep a comma separates values, so only existing paths are quoted there, and places with `${...}` that are one value.
+    Args:
+        sweep: Whether the overrides are those of a sweep.
     """
-    sweep = _asks_for_sweep(arguments)
-    return [
-        _quote_argument(argument) if _is_free_text(argument, sweep=sweep) else expand_amounts(argument) for argument in arguments
-    ]
-
-
-def _is_free_text(argument: str, *, sweep: bool) -> bool:
-    key, value = override_key(argument), argument.partition("=")[2]
-    if key not in FREE_TEXT or value in ("", "null") or _unquote(value) != value:
-        return False
-    if key == "hydra.run.dir" and "${" in value:  # a folder named after settings, as Hydra's documentation shows
-        return False
-    if not sweep or user_path(value).exists():
-        return True
-    if key not in PLACES or "${" not in value:
-        return False
-    from gpt_pretrain.commands.stored_overrides import has_several_values  # it loads Hydra's parser
-
-    return not has_several_values(argument)
-
-
-def _quote_argument(argument: str) -> str:
-    key, _, value = argument.partition("=")
-    return f"{key}={quote_value(value)}"
-
-
-def _unquote(value: str) -> str:
-    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-    return value[1:-1] if quoted else value
+    return [to_hydra_override(override, sweep=sweep) for override in overrides]
 
 
 def _typed_keys(arguments: list[str]) -> set[str]:

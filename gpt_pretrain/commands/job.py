@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 from gpt_pretrain.config.overrides import override_key, short_form
 from gpt_pretrain.config.secrets import override_without_secrets
@@ -38,7 +39,11 @@ def output_folder() -> Path:
 
 def job_overrides() -> list[str]:
     """Return the overrides of this job, from the command line and from its sweep."""
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    if not HydraConfig.initialized():
+        return []
+    overrides = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # a `${...}` in them stays as it is typed
+    assert isinstance(overrides, list)
+    return [str(override) for override in overrides]
 
 
 def overridden_keys() -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,8 +14,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from gpt_pretrain.commands.failures import EXIT_INTERRUPTED, check_output, print_error
+from gpt_pretrain.commands.failures import EXIT_INTERRUPTED, check_output, print_defect, print_error
 from gpt_pretrain.commands.hydra_arguments import to_hydra_arguments
+from gpt_pretrain.commands.hydra_errors import explain_hydra_error
 from gpt_pretrain.commands.hydra_files import cut_hydra_files
 from gpt_pretrain.commands.job import typed_arguments
 from gpt_pretrain.config.overrides import override_key
@@ -24,13 +26,14 @@ from gpt_pretrain.runs.folder import WRITTEN_BY_RUNS, check_folder_name, check_n
 from gpt_pretrain.sweeps.folder import WRITTEN_BY_SWEEPS
 from gpt_pretrain.system.environment import check_operating_system
 from gpt_pretrain.system.streams import prepare_streams
-from gpt_pretrain.training.distributed.launch import QUIET, agree_on_overrides, node_rank
+from gpt_pretrain.training.distributed.launch import QUIET, agree_on_overrides, launch_info, node_rank
 from gpt_pretrain.training.distributed.ranks import exit_without_teardown, explain_lost_ranks, is_distributed, is_main
 from gpt_pretrain.training.distributed.requeue import earlier_run
 
 LOST_OUTPUT = (
     "Standard output cannot be written any longer ({reason}). Training continues; its messages are in the run's train.log."
 )
+FULL_ERROR = "HYDRA_FULL_ERROR"  # environment variable: has Hydra raise its errors instead of printing them
 
 
 def register_schema() -> None:
@@ -52,11 +55,14 @@ def hydra_script(name: str) -> Iterator[None]:
         SystemExit: If the script fails or is interrupted.
     """
     prepare_streams(notice=LOST_OUTPUT if name == "train" else None)
+    # Of a rank that this program has started, its launcher has set the variable.
+    debugging = os.environ.get(FULL_ERROR) == "1" and launch_info() is None
     with exit_without_teardown():
         try:
             check_operating_system()
             register_schema()
             sys.argv[1:] = _rank_arguments(name) if name == "train" and is_distributed() else _arguments(name)
+            os.environ[FULL_ERROR] = "1"
             yield
             if name == "generate":  # whose output is its result
                 check_output()
@@ -64,6 +70,9 @@ def hydra_script(name: str) -> Iterator[None]:
             sys.exit(print_error(error))
         except KeyboardInterrupt:
             sys.exit(EXIT_INTERRUPTED)
+        except Exception as error:
+            explained = None if debugging else explain_hydra_error(error, script=name)
+            sys.exit(print_defect(error) if explained is None else print_error(explained))
 
 
 def _arguments(name: str) -> list[str]:

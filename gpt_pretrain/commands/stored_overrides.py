@@ -88,14 +88,6 @@ def admit_overrides(folder: Path, *, script: str, typed: Set[str]) -> StoredOver
     return admitted
 
 
-def has_several_values(override: str) -> bool:
-    """Return whether an override gives a sweep several values; of one that Hydra cannot read, whether it has a comma."""
-    try:
-        return OverridesParser.create().parse_override(override).is_sweep_override()
-    except HydraException:
-        return "," in override
-
-
 def _admit(
     text: str,
     override: Override,

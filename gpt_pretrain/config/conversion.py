@@ -22,11 +22,11 @@ def to_settings(config: DictConfig, schema: type[Settings]) -> Settings:
     """
     unknown = _unknown_keys(OmegaConf.to_container(config), schema)
     if unknown:
-        raise UserError(f"{key}: there is no such setting. `--cfg job` shows all settings." for key in unknown)
+        raise UserError(f"{key}: there is no such setting. --cfg job shows all settings." for key in unknown)
     try:
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), config))
     except OmegaConfBaseException as error:
-        raise UserError(f"{error.full_key or 'config'}: {error.msg or error}") from error
+        raise UserError(f"{error.full_key or 'config'}: {str(error.msg or error).splitlines()[0]}.") from error
     assert isinstance(settings, schema)
     return settings
 

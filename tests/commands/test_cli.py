@@ -118,7 +118,7 @@ def test_help_config_and_refusals_are_printed_quickly(tmp_path: Path, name: str,
         bare.append(cpu_seconds([sys.executable, "-c", "import hydra.main"], tmp_path)[0])
         needed, done = cpu_seconds([sys.executable, str(ROOT / name), *arguments], tmp_path)
         seconds.append(needed)
-        assert done.returncode == (1 if "=" in arguments[0] else 0), done.stderr
+        assert done.returncode == (2 if "=" in arguments[0] else 0), done.stderr
     if arguments == ["--help"]:
         assert done.stdout.count(f"python {name} ") >= 4
         assert "sampler: greedy, nucleus, top_k" in done.stdout
@@ -179,7 +179,7 @@ PROCESS_ERRORS = [
     (["data.path=missing.txt"], "data.path=missing.txt: there is no such file"),
     (["resume=latest"], "has a checkpoint. Train a model first"),
     (["hydra.run.dir=empty.txt/run"], "this folder cannot be written"),
-    (["+trainer.sync_batchnorm=true"], "trainer.sync_batchnorm: there is no such setting"),
+    (["+trainer.sync_batchnorm=true"], "trainer.sync_batchnorm=true: there is no such setting"),
 ]
 
 
@@ -211,10 +211,10 @@ def test_all_problems_are_reported_together(script: Script) -> None:
 
 
 @pytest.mark.parametrize("overrides", [["optimizer.lrr=1"], ["optimizer.lr=fast"], ["model=huge"], ["trainer.max_epochs=1.5"]])
-def test_hydra_refuses_wrong_keys_types_and_options(script: Script, tmp_path: Path, overrides: list[str]) -> None:
+def test_wrong_names_types_and_options_are_refused(script: Script, tmp_path: Path, overrides: list[str]) -> None:
     done = script("train.py", *overrides)
-    assert done.returncode == 1
-    assert overrides[0].split("=")[0].split(".")[-1] in done.stderr
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {overrides[0]}: ")
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "outputs").exists()
 

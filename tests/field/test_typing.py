@@ -11,7 +11,10 @@ import pytest
 import yaml
 
 from gpt_pretrain import load_settings
+from gpt_pretrain.commands.argument_checks import sort_arguments
+from gpt_pretrain.commands.hydra_arguments import check_arguments
 from gpt_pretrain.config.overrides import full_form, short_form
+from gpt_pretrain.errors import UserError
 
 Script = Callable[..., "CompletedProcess[str]"]
 
@@ -65,3 +68,116 @@ def test_tokenizers_are_swept_and_the_sweep_resumed_as_both_versions_store_them(
 
     (sweep / "tokenizer=byte").rename(sweep / "tokenizer.name=byte")
     assert "Skipped 2 of 2 jobs" in script("train.py", "sweep_resume=sweep").stdout
+
+
+def checked(*words: str, script: str = "train") -> list[str]:
+    """Return what is wrong with the arguments of a script."""
+    try:
+        check_arguments(sort_arguments([full_form(word, script=script) for word in words]), script=script)
+    except UserError as error:
+        return error.problems
+    return []
+
+
+MISTYPED = {
+    "optimizer.lrr=1": "optimizer.lrr=1: there is no such setting. Did you mean optimizer.lr?",
+    "lr=1e-3": "lr=1e-3: there is no such setting. Did you mean optimizer.lr?",
+    "learning_rate=1": "learning_rate=1: there is no such setting. Did you mean optimizer.lr?",
+    "block_size=64": "block_size=64: there is no such setting. Did you mean model.context_length?",
+    "trainer.max_stesp=4": "trainer.max_stesp=4: there is no such setting. Did you mean trainer.max_steps?",
+    "modl=tiny": "modl=tiny: there is no such setting. Did you mean model?",
+    "tokeniser=byte": "tokeniser=byte: there is no such setting. Did you mean tokenizer?",
+    "hydra.run.dri=x": None,
+    "nonsense=1": "nonsense=1: there is no such setting. --cfg job shows all settings.",
+    "optimizer.lr=fast": "optimizer.lr=fast: must be a number, such as 0.1.",
+    "optimizer.lr=0,001": (
+        "optimizer.lr=0,001: only a sweep tries several values. Add -m. A decimal fraction is written with a point."
+    ),
+    "seed=1,2": "seed=1,2: only a sweep tries several values. Add -m.",
+    "trainer.max_epochs=1.5": "trainer.max_epochs=1.5: must be a whole number, such as 10.",
+    "trainer.max_epochs=": "trainer.max_epochs= has no value. It must be a whole number, such as 10.",
+    "trainer.max_tokens=10M": (
+        "trainer.max_tokens=10M: must be a whole number, such as 10, or null. Write trainer.max_tokens=10000000"
+    ),
+    "model.drop_rate=10%": "model.drop_rate=10%: must be a number, such as 0.1. Write model.drop_rate=0.1",
+    "model.qkv_bias=perhaps": "model.qkv_bias=perhaps: must be true or false.",
+    "optimizer.betas=0.9": "optimizer.betas=0.9: must be a list of numbers, such as [0.9, 0.95].",
+    "optimizer.lr=[1": "optimizer.lr=[1: must be a number, such as 0.1.",
+    "model=tinny": (
+        "model=tinny: the group model has no option tinny. Did you mean tiny? "
+        "Its options are chapter5, gpt2_124m, gpt2_1558m, gpt2_355m, gpt2_774m, tiny."
+    ),
+    "data=book.txt": (
+        "data=book.txt: the group data has no option book.txt. To train on a file: data=text data.path=book.txt. "
+        "Its options are mixture, sample, shards, text, the_verdict."
+    ),
+    "--max_steps=5": "--max_steps=5: settings are written without dashes. Type trainer.max_steps=5",
+    "--trainer.max-steps=5": "--trainer.max-steps=5: settings are written without dashes. Type trainer.max_steps=5",
+    "--multi": "--multi: there is no such option. Did you mean --multirun?",
+    "\u2013m": "\u2013m: this begins with a dash, not with a hyphen. Type -m",
+    "book.txt": "book.txt: this is not a setting with its value, name=value. Did you mean data.path=book.txt?",
+    "resume": "resume: this setting has no value. Type resume=VALUE",
+}
+
+
+@pytest.mark.parametrize("word", MISTYPED)
+def test_a_mistyped_word_is_explained_with_the_nearest_names(word: str) -> None:
+    message = MISTYPED[word]
+    assert checked(word) == ([] if message is None else [message])
+
+
+def test_words_that_belong_together_are_explained_together() -> None:
+    assert checked("--max_steps", "5") == ["--max_steps 5: settings are written without dashes. Type trainer.max_steps=5"]
+    (problem,) = checked("data.path=", "book.txt")[1:] or checked("data.path=", "book.txt")
+    assert problem.endswith("without spaces around its equals sign. Type data.path=book.txt")
+    (problem,) = checked("prompt=Once", "upon", "a", "time", script="generate")
+    assert problem == 'upon a time: a text with spaces needs quotation marks. Type "prompt=Once upon a time"'
+
+
+def test_everything_wrong_is_said_at_once_without_a_word_of_hydra(script: Script) -> None:
+    done = script("train.py", "optimizer.lrr=1", "trainer.max_steps=many", "model=huge", "optimizer.lr=-1", "seed=1,2")
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    assert lines[0] == "5 errors:"
+    assert len(lines) == 6
+    for word in ("Hydra", "hydra", "Traceback", "full_key", "Could not"):
+        assert word not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["hydra.run.dri=x"],
+        ["seed=${nowhere}"],
+        ["callbacks=minimal", "callbacks.early_stopping.patience=3"],
+        ["-cd", "nowhere"],
+        ["--cfg", "jobs"],
+        ["-m", "--cfg", "job"],
+        ["~nothing"],
+    ],
+)
+def test_errors_of_hydra_itself_are_explained_too(script: Script, words: list[str]) -> None:
+    done = script("train.py", *words)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    for word in ("Traceback", "full_key", "object_type", "HYDRA_FULL_ERROR", "usage:", "Error executing"):
+        assert word not in done.stderr
+
+
+def test_settings_and_flags_stand_in_any_order(script: Script) -> None:
+    for words in (["seed=7", "--cfg", "job", "model=tiny", "-p", "seed"], ["-p", "seed", "seed=7", "-c", "job"]):
+        done = script("train.py", *words)
+        assert (done.returncode, done.stdout) == (0, "7\n"), done.stderr
+
+
+def test_a_file_of_settings_that_overrides_the_former_group_is_explained(script: Script, tmp_path: Path) -> None:
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    file = tmp_path / "own" / "experiment" / "mine.yaml"
+    file.write_text("# @package _global_\ndefaults:\n  - override /tokenizer: byte\n")
+    done = script("train.py", "-cd", "own", "experiment=mine")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: experiment/mine overrides the group tokenizer, which has become a setting.")
+    file.write_text("# @package _global_\noptimizer:\n  lrr: 1\n")
+    done = script("train.py", "-cd", "own", "experiment=mine")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: optimizer.lrr: there is no such setting. Did you mean optimizer.lr?")

@@ -130,8 +130,8 @@ def test_a_slurm_job_is_requeued_and_resumes_its_run(
     assert requeue.interrupted_run(["model=chapter5"]) is None, "another command of the job"
     from gpt_pretrain.commands.hydra_arguments import apply_resume
 
-    assert apply_resume(["model=tiny"])[-1] == f"resume='{tmp_path / 'run'}'"
-    assert apply_resume(["model=tiny", "resume=null"]) == ["model=tiny", "resume=null"]
+    assert apply_resume(["model=tiny"], typed=["model=tiny"])[-1] == f"resume='{tmp_path / 'run'}'"
+    assert apply_resume(["model=tiny", "resume=null"], typed=[]) == ["model=tiny", "resume=null"]
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "9")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
     assert requeue.job_name() == "9_2"

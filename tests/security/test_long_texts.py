@@ -155,10 +155,10 @@ PLACE = "http://evil/${oc.env:HF_TOKEN}"
         ("callbacks.grid.prompts", ["a ${oc.env:X}", "é\\"]),
     ],
 )
-@pytest.mark.parametrize("flags", [[], ["-m"]])
-def test_suggested_words_resolve_nothing(key: str, value: Any, flags: list[str]) -> None:
+@pytest.mark.parametrize("sweep", [False, True])
+def test_suggested_words_resolve_nothing(key: str, value: Any, sweep: bool) -> None:
     words = shlex.split(describe_override(key, value))
-    typed = OverridesParser.create().parse_override(quote_arguments([*flags, words[-1]])[-1])
+    typed = OverridesParser.create().parse_override(quote_arguments([words[-1]], sweep=sweep)[-1])
     assert not typed.is_sweep_override()
     assert OmegaConf.to_container(OmegaConf.create({"x": typed.value()}), resolve=True) == {"x": value}
 
@@ -172,10 +172,11 @@ def test_a_place_is_shown_plain_before_the_words_to_copy() -> None:
 @pytest.mark.parametrize("key", ["data.path", "data.url", "init_from"])
 def test_a_place_with_a_variable_is_literal_in_a_sweep_too(key: str) -> None:
     for value in (PLACE, "a/${oc.env:X,b}"):
-        (override,) = OverridesParser.create().parse_overrides(quote_arguments(["-m", f"{key}={value}"])[1:])
+        (override,) = OverridesParser.create().parse_overrides(quote_arguments([f"{key}={value}"], sweep=True))
         assert OmegaConf.create({"x": override.value()})["x"] == value
-    for several in (f"{key}=a,b${{x}}", f"{key}=choice(a,${{x}})", f"{key}=a,b"):
-        assert quote_arguments(["-m", several])[1] == several
+    for several in (f"{key}=choice(a,${{x}})", f"{key}=a,b"):
+        assert quote_arguments([several], sweep=True) == [several]
+    assert quote_arguments([f"{key}=a,b${{x}}"], sweep=True) == [f"{key}=a,'b\\${{x}}'"]
 
 
 @pytest.mark.parametrize("shards", [[1], {"folder": ["x"]}, {"folder": 1}, "x", None])

@@ -1,0 +1,333 @@
+"""Check the arguments of an entry script before Hydra reads them, so that all mistakes are explained, and together."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, OverrideType, QuotedString, RangeSweep
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from gpt_pretrain.commands.hydra_grammar import to_hydra_override
+from gpt_pretrain.config.conversion import to_settings
+from gpt_pretrain.config.free_text import FREE_TEXTS
+from gpt_pretrain.config.overrides import full_form, override_key, short_form
+from gpt_pretrain.config.schema import GenerateSettings, TrainSettings
+from gpt_pretrain.config.setting_names import (
+    CONF,
+    describe_type,
+    find_type,
+    group_options,
+    is_declared,
+    names_within,
+    nearest,
+    nearest_settings,
+    script_groups,
+    set_checked,
+)
+from gpt_pretrain.config.validation import generate_problems, train_problems
+
+MULTIRUN_FLAGS = {"-m", "--multirun"}
+SINGLE_FLAGS = MULTIRUN_FLAGS | {
+    *("-h", "--help", "--hydra-help", "--version", "--resolve", "-r", "--run", "-sc", "--shell-completion")
+}
+VALUE_FLAGS = {"-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir"} | {
+    *("--experimental-rerun", "-i", "--info")
+}
+CONFIGS = ("job", "hydra", "all")
+INFOS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+NO_RUN = {"-h", "--help", "--hydra-help", "--version", "--resolve", "-sc", "--shell-completion", "-c", "--cfg", "-i", "--info"}
+OTHER_CONFIGS = {"-cp", "--config-path", "-cn", "--config-name", "--experimental-rerun"}
+AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kmbg])", re.IGNORECASE)
+DASHES = "\u2010\u2011\u2012\u2013\u2014\u2212"  # what word processors make of a hyphen
+SUGGESTED = {"train": "data.path", "generate": "prompt"}  # setting that a word without a name most likely means
+
+
+@dataclass
+class Arguments:
+    """The arguments of an entry script, by kind.
+
+    Args:
+        flags: Options such as -m, each with its value.
+        overrides: `name=value`, and `~name`.
+        strays: Rows of words that are neither, each after the argument that stands before it.
+    """
+
+    flags: list[str] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)
+    strays: list[tuple[str, list[str]]] = field(default_factory=list)
+
+    @property
+    def is_sweep(self) -> bool:
+        """Return whether a sweep is asked for."""
+        return not MULTIRUN_FLAGS.isdisjoint(self.flags)
+
+    @property
+    def config_folders(self) -> tuple[Path, ...]:
+        """The folders with the options of groups: this program's own, and the user's."""
+        return (CONF, *(Path(value) for flag, value in pairwise(self.flags) if flag in ("-cd", "--config-dir")))
+
+
+def sort_arguments(words: Sequence[str]) -> Arguments:
+    """Sort a script's arguments by kind. Flags come first, since Hydra refuses settings on both sides of a flag."""
+    found, waiting, before = Arguments(), list(words), ""
+    while waiting:
+        word = waiting.pop(0)
+        flag, equals, _ = word.partition("=")
+        if flag in SINGLE_FLAGS | VALUE_FLAGS:
+            found.flags += word.split("=", 1) if equals and flag in VALUE_FLAGS else [word]
+            if flag in ("-i", "--info") and not equals:
+                found.flags.append(waiting.pop(0) if waiting and waiting[0] in INFOS else "all")
+            elif flag in VALUE_FLAGS and not equals and waiting:
+                found.flags.append(waiting.pop(0))
+        elif word[:1] not in ("-", "=", *DASHES) and (equals or word.startswith("~")):
+            found.overrides.append(word)
+        elif found.strays and before == found.strays[-1][1][-1] and word[:1] != "-":
+            found.strays[-1][1].append(word)
+        else:
+            found.strays.append((before, [word]))
+        before = word
+    return found
+
+
+def argument_problems(arguments: Arguments, *, script: str) -> list[str]:
+    """List everything that is wrong with a script's arguments, apart from values that a rule forbids.
+
+    Args:
+        arguments: As typed, apart from the name of the tokenizer's setting.
+        script: "train" or "generate".
+    """
+    problems = [_explain_stray(before, words, script=script) for before, words in arguments.strays]
+    if arguments.is_sweep and (others := NO_RUN & set(arguments.flags)):
+        problems.append(f"-m starts a sweep, and {min(others)} starts nothing. Leave out one of them.")
+    chosen = [value for flag, value in pairwise([*arguments.flags, ""]) if flag in ("-c", "--cfg")]
+    problems += [f"--cfg {value}: --cfg shows job, hydra or all." for value in chosen if value not in CONFIGS]
+    if OTHER_CONFIGS.isdisjoint(arguments.flags):
+        for override in arguments.overrides:
+            problems += override_problems(override, script=script, sweep=arguments.is_sweep, folders=arguments.config_folders)
+    return problems
+
+
+def broken_rules(arguments: Arguments, *, script: str) -> list[str]:
+    """List the rules that the overrides without other problems break; none if they cannot be composed."""
+    if arguments.is_sweep or arguments.config_folders[1:]:
+        return []
+    kept = [one for one in arguments.overrides if not list(override_problems(one, script=script))]
+    settings = [with_prefix(one, script=script) for one in kept if not override_key(one).startswith(("hydra", "sweep_resume"))]
+    overrides = [to_hydra_override(override, sweep=False) for override in settings]
+    # What is wrong besides is explained when the other problems are mended.
+    with suppress(Exception), initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        if script == "generate":
+            return generate_problems(to_settings(compose("generate", overrides), GenerateSettings))
+        return train_problems(to_settings(compose("train", ["run_dir=outputs", *overrides]), TrainSettings))
+    return []
+
+
+def override_problems(override: str, *, script: str, sweep: bool = False, folders: tuple[Path, ...] = (CONF,)) -> Iterator[str]:
+    """Yield what is wrong with an override: its name, the option of a group, or the type of its value.
+
+    Args:
+        script: "train" or "generate".
+        sweep: Whether it may have several values.
+        folders: The folders with the options of groups.
+    """
+    key, schema = override_key(override), _schema(script)
+    shown = short_form(override)
+    if (
+        override.startswith("~")
+        or "@" in key
+        or key.startswith(("hydra.", "hydra/", "sweep_resume"))
+        or _is_foreign_group(key, folders)
+    ):
+        return
+    is_group = key in script_groups(script)
+    try:
+        hint = find_type(schema, key)
+    except KeyError:
+        if not is_group:
+            yield unknown_setting(shown, schema)
+            return
+        hint = None
+    try:
+        parsed = OverridesParser.create().parse_override(to_hydra_override(override, sweep=sweep))
+    except (HydraException, RecursionError):
+        yield _wrong_type(shown, hint, None)
+        return
+    if parsed.is_sweep_override() and not sweep:
+        fraction = hint in (float, float | None) and re.fullmatch(r"\w+\.?\w*=\d+,\d+", shown)
+        point = " A decimal fraction is written with a point." * bool(fraction)
+        yield f"{shown}: only a sweep tries several values. Add -m.{point}"
+        return
+    for value in _values(parsed):
+        if is_group and not isinstance(value, dict):
+            yield from _option_problems(shown, key, value, folders=folders)
+        else:
+            for name, leaf in _leaves(key, value):
+                yield from _value_problems(shown, name, leaf, schema)
+
+
+def with_prefix(override: str, *, script: str) -> str:
+    """Return an override with the prefix that Hydra needs.
+
+    Hydra refuses a `+` before a setting that exists, and asks for one before a name in a mapping such as callbacks.custom.
+    """
+    key = override_key(override)
+    if override.startswith("~") or key.startswith(("hydra.", "hydra/")):
+        return override
+    if key in script_groups(script) or is_declared(_schema(script), key):
+        return override.lstrip("+")
+    return f"++{override.lstrip('+')}" if is_declared(_schema(script), key, within_mapping=True) else override
+
+
+def unknown_setting(override: str, schema: type) -> str:
+    """Return the message about an override whose setting does not exist."""
+    names = [short_form(f"{name}=")[:-1] for name in nearest_settings(override_key(override), schema)]
+    if names:
+        return f"{override}: there is no such setting. Did you mean {' or '.join(names)}?"
+    key = override_key(override)
+    siblings = names_within(key, schema)
+    shown = "hydra" if key.startswith("hydra.") else "job"
+    remedy = f"{key.rpartition('.')[0]} has {', '.join(siblings)}." if siblings else f"--cfg {shown} shows all settings."
+    return f"{override}: there is no such setting. {remedy}"
+
+
+def _schema(script: str) -> type:
+    return GenerateSettings if script == "generate" else TrainSettings
+
+
+def _is_foreign_group(key: str, folders: tuple[Path, ...]) -> bool:
+    """Return whether a key names a group that only the user's own config folders have."""
+    return any((folder / key).is_dir() for folder in folders[1:])
+
+
+def _values(parsed: Override) -> list[Any]:
+    """Return the values that an override gives its setting, as plain data."""
+    value = parsed.value()
+    if parsed.type == OverrideType.DEL:
+        return []
+    if isinstance(value, ChoiceSweep):
+        return [_plain(one) for one in value.list]
+    if isinstance(value, RangeSweep | IntervalSweep | Glob):
+        ends = (value.start, value.stop) if isinstance(value, RangeSweep) else ()
+        return [end for end in ends if isinstance(end, float) and not end.is_integer()]
+    return [_plain(value)]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, QuotedString):
+        return value.text
+    if isinstance(value, dict):
+        return {str(_plain(name)): _plain(part) for name, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, list) else value
+
+
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for name, part in value.items():
+            yield from _leaves(f"{key}.{name}", part)
+    else:
+        yield key, value
+
+
+def _option_problems(override: str, group: str, value: Any, *, folders: tuple[Path, ...]) -> Iterator[str]:
+    """Yield the problem of an option, or a list of options, that a group does not have."""
+    options = group_options(group, folders)
+    for one in value if isinstance(value, list) else [value]:
+        name = str(one)
+        if one is None or name.removesuffix(".yaml") in options or "${" in name:
+            continue
+        close = nearest(name, options)
+        remedy = f"Did you mean {' or '.join(close)}? " if close else ""
+        if group == "data" and ("/" in name or Path(name).suffix):
+            remedy = f"To train on a file: data=text {shlex.quote(f'data.path={name}')}. "
+        yield f"{override}: the group {group} has no option {name}. {remedy}Its options are {', '.join(options)}."
+
+
+def _value_problems(override: str, key: str, value: Any, schema: type) -> Iterator[str]:
+    """Yield the problem of a value that does not have the type of its setting."""
+    if isinstance(value, str) and "${" in value:
+        return
+    try:
+        hint = find_type(schema, key)
+    except KeyError:
+        yield unknown_setting(f"{key}={value}", schema)
+        return
+    try:
+        set_checked(schema, key, value)
+    except OmegaConfBaseException:
+        yield _wrong_type(override, hint, value)
+
+
+def _wrong_type(override: str, hint: Any, value: Any) -> str:
+    """Return the message about a value that cannot be read as the type of its setting."""
+    if value is None and hint is None:
+        return f"{override}: this is not the name of an option."
+    key, _, typed = override.partition("=")
+    if not typed:
+        return f"{key}= has no value. It must be {describe_type(hint)}."
+    remedy = ""
+    if isinstance(value, str) and (amount := AMOUNT.fullmatch(value)):
+        number = float(amount[1]) * {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9}[amount[2].lower()]
+        remedy = f" Write {key}={number:.0f}"
+    elif isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?%", value):
+        remedy = f" Write {key}={float(value[:-1]) / 100:g}"
+    elif isinstance(value, float) and value.is_integer():
+        remedy = f" Write {key}={value:.0f}"
+    return f"{override}: must be {describe_type(hint)}.{remedy}"
+
+
+def _explain_stray(before: str, words: list[str], *, script: str) -> str:
+    """Return the message about words that are neither a setting with its value nor an option.
+
+    Args:
+        before: The argument before them.
+    """
+    word, text = words[0], " ".join(words)
+    name = word.lstrip(f"-{DASHES}")
+    if word[0] in DASHES and f"-{name}" in SINGLE_FLAGS | VALUE_FLAGS:
+        return f"{word}: this begins with a dash, not with a hyphen. Type -{name}"
+    if word.startswith(("-", *DASHES)):
+        return _explain_flag(word, name, words, script=script)
+    key = override_key(before)
+    if word[0] == "=" or before.endswith("="):
+        pair = f"{before}{text}".replace("= ", "=").replace(" =", "=")
+        return f"{text}: a setting is written without spaces around its equals sign. Type {shlex.quote(pair)}"
+    if key in FREE_TEXTS and "=" in before:
+        whole = before.replace('"', '\\"') + " " + text
+        return f'{text}: a text with spaces needs quotation marks. Type "{whole}"'
+    if (known := _known_name(word, script)) is not None:
+        return f"{word}: this setting has no value. Type {known}=VALUE"
+    suggested = f"{SUGGESTED[script]}={text}"
+    return f"{text}: this is not a setting with its value, name=value. Did you mean {shlex.quote(suggested)}?"
+
+
+def _explain_flag(word: str, name: str, words: list[str], *, script: str) -> str:
+    """Return the message about an option that does not exist, which may be a setting written with dashes."""
+    key, _, value = name.partition("=")
+    known = _known_name(key.replace("-", "_"), script)
+    if known is None:
+        close = nearest(word.partition("=")[0], sorted(SINGLE_FLAGS | VALUE_FLAGS))
+        remedy = f"Did you mean {' or '.join(close)}?" if close else "Settings are written as name=value; --help shows some."
+        return f"{word}: there is no such option. {remedy}"
+    value = value or " ".join(words[1:]) or "VALUE"
+    return f"{' '.join(words)}: settings are written without dashes. Type {shlex.quote(f'{known}={value}')}"
+
+
+def _known_name(name: str, script: str) -> str | None:
+    """Return the setting or group of this name, or the only setting that the name can mean."""
+    name = override_key(full_form(f"{name}=", script=script))
+    try:
+        find_type(_schema(script), name)
+    except KeyError:
+        close = [name] if name in script_groups(script) else nearest_settings(name, _schema(script))
+        return short_form(f"{close[0]}=")[:-1] if len(close) == 1 else None
+    return short_form(f"{name}=")[:-1]

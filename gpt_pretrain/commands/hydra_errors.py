@@ -1,0 +1,89 @@
+"""Explain the errors of Hydra and OmegaConf that no check of the arguments finds, such as mistakes in a file of conf/."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+from hydra.errors import CompactHydraException, HydraException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+
+from gpt_pretrain.commands.argument_checks import unknown_setting
+from gpt_pretrain.config.overrides import override_key
+from gpt_pretrain.config.schema import GenerateSettings, TrainSettings
+from gpt_pretrain.config.setting_names import CONF, describe_type, find_type, group_options
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.reading import read_yaml
+
+ADVICE = re.compile(
+    r"(?m)^\s*(?:See https?:|Set the environment variable|To append to your|Hydra |Config search path|\t?provider=).*\n?"
+)
+NOT_LISTED = re.compile(r"(?:In '([^']+)': )?Could not override '([^']+)'")
+VALUE = re.compile(r"Value '(.*?)'", re.DOTALL)
+HYDRA_ERRORS = (HydraException, CompactHydraException, OmegaConfBaseException)
+
+
+def explain_hydra_error(error: Exception, *, script: str) -> UserError | None:
+    """Return an error of Hydra's as a message of this program; None for a defect.
+
+    Args:
+        script: "train" or "generate".
+    """
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        current = current.__cause__ or current.__context__
+    found = [one for one in chain if isinstance(one, HYDRA_ERRORS)]
+    if isinstance(error, AssertionError) and "NoneType" in str(error):  # OmegaConf sets nothing within null
+        return _explain_null(sys.argv[1:])
+    if not found:
+        return None
+    typed = next((one for one in found if isinstance(one, OmegaConfBaseException) and one.full_key), None)
+    explained = typed and _explain_setting(typed, GenerateSettings if script == "generate" else TrainSettings)
+    return UserError(explained or _explain_defaults(str(error)) or _first_lines(found[0]))
+
+
+def _explain_setting(error: OmegaConfBaseException, schema: type) -> str | None:
+    """Return the message about a setting in a file of conf/ that does not exist, or has a value of the wrong type."""
+    key, text = str(error.full_key), str(error.msg or error)
+    if isinstance(error, ValidationError) and (value := VALUE.match(text)):
+        try:
+            return f"{key}={value[1]}: must be {describe_type(find_type(schema, key))}."
+        except KeyError:
+            return f"{key}={value[1]}: {text.splitlines()[0]}."
+    if isinstance(error, ConfigKeyError | ConfigAttributeError):
+        return unknown_setting(key, schema)
+    return f"{key}: {text.splitlines()[0]}."
+
+
+def _explain_null(arguments: list[str]) -> UserError | None:
+    """Return the message about settings within a group that is null, with the options that have the group."""
+    problems = []
+    for override in arguments:
+        key = override_key(override)
+        group, _, name = key.rpartition(".")[0].partition(".")
+        options = [option for option in group_options(group) if name and name in read_yaml(CONF / group / f"{option}.yaml")]
+        if options and "=" in override:
+            chosen = " or ".join(f"{group}={option}" for option in options)
+            problems.append(f"{override}: {group}.{name} is null here, so it has no settings. Choose {chosen} as well.")
+    return UserError(problems) if problems else None
+
+
+def _explain_defaults(text: str) -> str | None:
+    """Return the message about a defaults list that overrides a group that is not in the defaults."""
+    if (found := NOT_LISTED.search(text)) is None:
+        return None
+    where, group = found[1] or "The command line", found[2].lstrip("/")
+    if group == "tokenizer":
+        return (
+            f"{where} overrides the group tokenizer, which has become a setting. In place of `override /tokenizer: NAME` in its "
+            "defaults, write below them:\n  tokenizer:\n    name: NAME"
+        )
+    return f"{where} overrides the group {group}, which does not exist here. `--help` lists the groups."
+
+
+def _first_lines(error: BaseException) -> str:
+    """Return what an error says, without Hydra's advice on itself."""
+    text = ADVICE.sub("", str(error)).strip() or type(error).__name__
+    return "\n".join(line.rstrip() for line in text.splitlines() if line.strip())

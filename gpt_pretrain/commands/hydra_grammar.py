@@ -1,0 +1,45 @@
+"""Write typed overrides in the grammar of Hydra."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from gpt_pretrain.config.free_text import quote_if_needed, quote_override
+from gpt_pretrain.config.overrides import expand_amounts
+
+
+def to_hydra_override(override: str, *, sweep: bool) -> str:
+    """Return a typed override as Hydra reads it: texts, paths and lists quoted, and amounts such as 1e9 written out.
+
+    A list or a mapping that only YAML can read, for its letters or apostrophes, is written anew.
+
+    Args:
+        sweep: Whether the override is one of a sweep.
+    """
+    override = expand_amounts(quote_override(override, sweep=sweep))
+    name, _, value = override.partition("=")
+    if value[:1] not in ("[", "{"):
+        return override
+    try:
+        OverridesParser.create().parse_override(override)
+    except (HydraException, RecursionError):
+        try:
+            read = yaml.safe_load(value)
+        except (yaml.YAMLError, RecursionError, ValueError):
+            return override
+        return f"{name}={_write(read)}" if isinstance(read, list | dict) else override
+    return override
+
+
+def _write(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{','.join(map(_write, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{name}:{_write(part)}' for name, part in value.items())}}}"
+    if isinstance(value, str):
+        return quote_if_needed(value)
+    return "null" if value is None else str(value).lower()

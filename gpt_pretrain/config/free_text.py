@@ -1,0 +1,95 @@
+"""Texts, paths and names on a command line: quoted for Hydra, so that they mean what they say, and written as users type them.
+
+The rule, without and with -m: a text or a path is typed as it is, whatever is in it. In a sweep, commas separate paths and names,
+as they separate numbers, unless the whole is the name of an existing file. Commas in a text separate nothing: several texts are
+typed in quotation marks of their own, `prompt='One, two','Three'`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from gpt_pretrain.config.conversion import unescape_interpolation
+from gpt_pretrain.config.overrides import quote_value, split_override
+
+# Settings that have one value in a sweep too: texts, and folders to write or to resume.
+SINGLE_TEXTS = {"prompt", "start_context"} | {
+    *("data.cache_dir", "resume", "sweep_resume", "run_dir", "hydra.run.dir", "hydra.sweep.dir")
+}
+# Names, paths and URLs, several of which a sweep may try.
+LISTED_NAMES = {
+    "data.path",
+    "data.url",
+    "checkpoint",
+    "pretrained",
+    "init_from",
+    "prompt_file",
+    "tokenizer",
+    "tokenizer.name",
+} | {*("logger.wandb.project", "logger.wandb.name", "logger.mlflow.experiment_name", "logger.mlflow.tracking_uri")}
+FREE_TEXTS = SINGLE_TEXTS | LISTED_NAMES
+NULLABLE = FREE_TEXTS - {"prompt", "start_context"}  # where null is no text
+TEMPLATES = {"hydra.run.dir", "hydra.sweep.dir"}  # folders that may be named after settings: ${...}
+
+QUOTED = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
+ONE_QUOTED, SEVERAL_QUOTED = (re.compile(text, re.DOTALL) for text in (QUOTED, rf"{QUOTED}(?:\s*,\s*{QUOTED})+"))
+HYDRA_FUNCTION = re.compile(r"(?:choice|shuffle|tag|glob)\(.*\)", re.DOTALL)
+# What Hydra reads as the same text without quotation marks.
+PLAIN = re.compile(r"(?!(?:true|false|null|inf|nan)\Z)(?:[A-Za-z_/]|\.\.?/)[\w./:@%+-]*", re.ASCII | re.IGNORECASE)
+# Commas that separate names; the one in ${a,b} does not.
+NAMES = re.compile(r"(?:\$\{[^}$]*\}|[^,])+")
+ESCAPED = re.compile(r"\\([\\()\[\]{}:=, \t])")  # as Hydra writes a text of a sweep's job
+
+
+def quote_override(override: str, *, sweep: bool) -> str:
+    """Quote the text or path in an override for Hydra, if it needs that.
+
+    Args:
+        sweep: Whether the command line asks for a sweep (-m).
+    """
+    name, equals, value = override.partition("=")
+    key = split_override(override)[0]
+    if not equals:
+        return override
+    if key not in FREE_TEXTS or (key == "tokenizer" and value[:1] == "{"):
+        return override
+    if value == "" or (value == "null" and key in NULLABLE) or ONE_QUOTED.fullmatch(value):
+        return override
+    if key in TEMPLATES and "${" in value:
+        return override
+    if sweep and (SEVERAL_QUOTED.fullmatch(value) or HYDRA_FUNCTION.fullmatch(value)):
+        return override
+    values = _names(value) if sweep and key in LISTED_NAMES else [value]
+    return f"{name}={','.join(map(quote_if_needed, values))}"
+
+
+def plain_value(value: str) -> str:
+    """Return the value of an override without Hydra's quotation marks and escapes."""
+    if not ONE_QUOTED.fullmatch(value):
+        return ESCAPED.sub(r"\1", value)
+    quote, text = value[0], value[1:-1]
+    text = re.sub(rf"(\\+)({quote}|\Z)", lambda match: "\\" * (len(match[1]) // 2) + match[2], text)
+    return unescape_interpolation(text)
+
+
+def as_typed(override: str) -> str:
+    """Write an override that was quoted for Hydra as a user types it."""
+    name, _, value = override.partition("=")
+    text = plain_value(value)
+    keeps_meaning = text not in ("", "null") and not ONE_QUOTED.fullmatch(text) and not SEVERAL_QUOTED.fullmatch(text)
+    if not ONE_QUOTED.fullmatch(value) or split_override(override)[0] not in FREE_TEXTS or not keeps_meaning or "${" in text:
+        return override
+    return f"{name}={text}"
+
+
+def _names(value: str) -> list[str]:
+    """Split the value of a sweep's path or name at its commas."""
+    if os.path.exists(os.path.expanduser(value)):  # pathlib raises an error for a name that is too long
+        return [value]
+    return [part.strip() for part in NAMES.findall(value) if part.strip()]
+
+
+def quote_if_needed(text: str) -> str:
+    """Quote a text for Hydra, unless it reads the same without."""
+    return text if PLAIN.fullmatch(text) or ONE_QUOTED.fullmatch(text) else quote_value(text)

@@ -1,0 +1,187 @@
+"""The names and types of all settings and groups, and the names that come nearest to a mistyped one."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from omegaconf import OmegaConf
+
+from gpt_pretrain.system.checkout import CHECKOUT
+from gpt_pretrain.system.reading import DamagedFileError, read_yaml
+
+CONF = CHECKOUT / "conf"
+MAX_NEAREST = 3
+LEAST_LIKENESS = 0.75  # of two names, between 0 and 1
+# What other programs call these settings.
+OTHER_NAMES = {
+    **dict.fromkeys(("block_size", "n_positions", "n_ctx", "seq_len", "seq_length", "max_seq_len"), "model.context_length"),
+    **dict.fromkeys(("n_embd", "d_model", "hidden_size", "dim"), "model.emb_dim"),
+    **dict.fromkeys(("n_layer", "num_layers", "num_hidden_layers", "depth"), "model.n_layers"),
+    **dict.fromkeys(("n_head", "num_heads", "num_attention_heads"), "model.n_heads"),
+    **dict.fromkeys(("dropout", "dropout_rate"), "model.drop_rate"),
+    **dict.fromkeys(("learning_rate", "max_lr"), "optimizer.lr"),
+    **dict.fromkeys(("max_iters", "num_iterations", "steps", "train_steps"), "trainer.max_steps"),
+    **dict.fromkeys(("epochs", "num_epochs", "num_train_epochs"), "trainer.max_epochs"),
+    **dict.fromkeys(("gradient_accumulation_steps", "grad_accum_steps", "accumulate"), "trainer.accumulate_grad_batches"),
+    **dict.fromkeys(("grad_clip", "max_grad_norm", "clip_grad_norm"), "trainer.gradient_clip_val"),
+    **dict.fromkeys(("warmup_iters", "warmup", "num_warmup_steps"), "scheduler.warmup_steps"),
+    **dict.fromkeys(("batch", "bs", "micro_batch_size", "per_device_train_batch_size"), "data.batch_size"),
+    **dict.fromkeys(("out_dir", "output_dir", "run_name"), "hydra.run.dir"),
+    **dict.fromkeys(("max_length", "max_tokens_to_generate", "length"), "sampler.max_new_tokens"),
+    **dict.fromkeys(("dataset", "data_path", "text", "file", "input"), "data.path"),
+    **dict.fromkeys(("num_samples", "num_return_sequences"), "n_samples"),
+    **dict.fromkeys(("start", "input_text"), "prompt"),
+    **dict.fromkeys(("ckpt", "model_path", "checkpoint_path"), "checkpoint"),
+    **dict.fromkeys(("from_pretrained", "init_weights"), "init_from"),
+    **dict.fromkeys(("log_interval", "logging_steps"), "trainer.log_every_n_steps"),
+    **dict.fromkeys(("eval_interval", "eval_steps"), "eval_freq"),
+    **dict.fromkeys(("save_steps", "save_interval"), "checkpoint.every_n_steps"),
+    **dict.fromkeys(("gpus", "num_gpus", "nproc"), "trainer.devices"),
+    **dict.fromkeys(("dtype", "fp16", "bf16"), "trainer.precision"),
+}
+
+
+def all_types(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted name and the type of each setting, and of each group of settings."""
+    for name, hint in get_type_hints(schema).items():
+        yield f"{prefix}{name}", hint
+        if (inner := _settings_class(hint)) is not None:
+            yield from all_types(inner, f"{prefix}{name}.")
+
+
+def find_type(schema: type, key: str) -> Any:
+    """Return the type of a setting or a group of settings by its dotted name.
+
+    Raises:
+        KeyError: If there is none.
+    """
+    hint: Any = schema
+    for name in key.split("."):
+        inner = _settings_class(hint)
+        if inner is not None:
+            hint = get_type_hints(inner)[name]
+        elif get_origin(hint) is dict:
+            hint = get_args(hint)[1]
+        elif get_origin(hint) is list and name.isdecimal():
+            hint = get_args(hint)[0]
+        elif hint is not Any:
+            raise KeyError(key)
+    return hint
+
+
+def is_declared(schema: type, key: str, *, within_mapping: bool = False) -> bool:
+    """Return whether the schema has a setting of this name.
+
+    Args:
+        within_mapping: Ask instead whether the name belongs to a mapping, whose names are free.
+    """
+    try:
+        find_type(schema, key)
+        group = find_type(schema, key.rpartition(".")[0]) if "." in key else schema
+    except KeyError:
+        return False
+    return (_settings_class(group) is None) == within_mapping
+
+
+def set_checked(schema: type, key: str, value: Any) -> None:
+    """Check that a setting that exists can have a value, by its type.
+
+    Raises:
+        OmegaConfBaseException: If it cannot.
+    """
+    group, _, name = key.rpartition(".")
+    owner = _settings_class(find_type(schema, group) if group else schema)
+    if owner is not None:
+        OmegaConf.merge(OmegaConf.structured(owner), {name: value})
+
+
+def describe_type(hint: Any) -> str:
+    """Return what a value of this type must be, as a phrase with an example."""
+    options = [one for one in _options(hint) if one is not types.NoneType]
+    nullable = ", or null" * (len(options) < len(_options(hint)))
+    phrases = {
+        bool: "true or false",
+        int: "a whole number, such as 10",
+        float: "a number, such as 0.1",
+        str: "a text",
+    }
+    if len(options) == 1 and options[0] in phrases:
+        return phrases[options[0]] + nullable
+    if len(options) == 1 and get_origin(options[0]) is list:
+        items = {float: "numbers, such as [0.9, 0.95]", str: 'texts, such as ["One", "Two"]'}
+        found = items.get(get_args(options[0])[0], "values in brackets: [...]")
+        if dataclasses.is_dataclass(get_args(options[0])[0]):
+            found = "mappings, such as [{path: a.txt, weight: 1}]"
+        return f"a list of {found}{nullable}"
+    if len(options) == 1 and _settings_class(options[0]) is not None:
+        names = ", ".join(get_type_hints(options[0]))
+        return f"a group of settings, which are set one by one: {names}{nullable}"
+    return ", or ".join(phrases.get(one, "a mapping").partition(",")[0] for one in options) + nullable
+
+
+def nearest_settings(key: str, schema: type) -> list[str]:
+    """Return the settings whose names come nearest to an unknown one, the best first."""
+    known = dict(all_types(schema))
+    names = [name for name, hint in known.items() if "." not in name or _settings_class(hint) is None]
+    names += ["hydra.run.dir", "hydra.sweep.dir", "sweep_resume"]
+    last = key.rpartition(".")[2]
+    same = [name for name in names if name.rpartition(".")[2] == last]
+    other = [name for word in (key, last) if (name := OTHER_NAMES.get(word.lower().replace("-", "_"))) in names]
+    if same or other:
+        return list(dict.fromkeys([*same, *other]))[:MAX_NEAREST]
+    likeness = {name: max(_likeness(key, name), _likeness(last, name.rpartition(".")[2])) for name in names}
+    best = max(likeness.values())
+    found = [name for name, value in likeness.items() if value >= max(LEAST_LIKENESS, best - 0.05)]
+    return sorted(found, key=lambda name: -_likeness(key, name))[:MAX_NEAREST]
+
+
+def names_within(key: str, schema: type) -> list[str]:
+    """Return the names of the settings in the group that a dotted name names; none if there is no such group."""
+    try:
+        found = _settings_class(find_type(schema, key.rpartition(".")[0])) if "." in key else None
+    except KeyError:
+        return []
+    return [] if found is None else list(get_type_hints(found))
+
+
+def nearest(name: str, choices: list[str]) -> list[str]:
+    """Return the choices that come nearest to a name, the best first."""
+    found = difflib.get_close_matches(name.lower(), choices, n=MAX_NEAREST, cutoff=0.6)
+    return list(dict.fromkeys([*found, *(one for one in choices if name and one.startswith(name.lower()))]))[:MAX_NEAREST]
+
+
+@cache
+def group_options(group: str, folders: tuple[Path, ...] = (CONF,)) -> list[str]:
+    """Return the options of a group of conf/, in alphabetical order; none if there is no such group."""
+    return sorted({file.stem for folder in folders for file in (folder / group).glob("*.y*ml")})
+
+
+@cache
+def script_groups(script: str) -> list[str]:
+    """Return the groups that a script has by its defaults list."""
+    try:
+        defaults = read_yaml(CONF / f"{script}.yaml").get("defaults")
+    except (OSError, DamagedFileError):
+        return []
+    entries = [next(iter(one)) for one in defaults if isinstance(one, dict)] if isinstance(defaults, list) else []
+    return [str(entry) for entry in entries if not str(entry).startswith("override ")]
+
+
+def _likeness(name: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, name.lower(), other).ratio()
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+
+
+def _settings_class(hint: Any) -> type | None:
+    """Return the dataclass of a group of settings, which may be null; None for the type of a single setting."""
+    return next((one for one in _options(hint) if dataclasses.is_dataclass(one) and isinstance(one, type)), None)
