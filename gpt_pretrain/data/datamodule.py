@@ -21,6 +21,7 @@ from gpt_pretrain.data.sampler import DistributedBatchSampler, PrefetchingSample
 from gpt_pretrain.data.sources import DataSource, build_datasets
 from gpt_pretrain.data.token_stream import TokenSplit
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.environment import use_short_socket_folder
 from gpt_pretrain.tokenizers.base import Tokenizer
 
 EVAL_EPOCH = 2**31  # a number that no epoch of training reaches, for an order of its own
@@ -207,6 +208,8 @@ class TextDataModule(L.LightningDataModule):
 
     def _loader(self, windows: WindowDataset, sampler: DistributedBatchSampler) -> TimedLoader:
         workers, ahead = self.settings.num_workers, self.settings.remote.prefetch_batches
+        if workers > 0:
+            use_short_socket_folder()
         loader = TimedLoader(
             windows,
             sampler=PrefetchingSampler(sampler, windows.prefetch, batches=ahead) if windows.remote else sampler,

@@ -57,8 +57,8 @@ def replacing(path: Path, *, durable: bool = True, keep_existing: Callable[[], b
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the content of a UTF-8 text file."""
-    with replacing(path) as scratch, open(scratch, "w", encoding="utf-8", newline="") as stream:
+    """Replace the content of a UTF-8 text file. Names of files that are not UTF-8 are written with escapes, as JSON has them."""
+    with replacing(path) as scratch, open(scratch, "w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
         stream.write(text)
 
 
