@@ -7,7 +7,7 @@ import sys
 
 from gpt_pretrain.commands.failures import EXIT_INTERRUPTED, as_user_error, check_output, print_defect, print_error
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.environment import check_operating_system, decode_arguments
+from gpt_pretrain.system.environment import check_environment, decode_arguments
 from gpt_pretrain.system.streams import prepare_streams
 
 # Each command is the function COMMAND_command in the module gpt_pretrain.commands.COMMAND.
@@ -24,7 +24,7 @@ def main() -> None:
     """Run the command that the first argument names, and exit with its exit code."""
     prepare_streams()
     try:
-        check_operating_system()
+        check_environment()
         code = _run(decode_arguments(sys.argv[1:]) or ["--help"])
         check_output()
         sys.exit(code)

@@ -24,7 +24,7 @@ from gpt_pretrain.config.schema import GenerateSettings, TrainSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import WRITTEN_BY_RUNS, check_folder_name, check_no_links
 from gpt_pretrain.sweeps.folder import WRITTEN_BY_SWEEPS
-from gpt_pretrain.system.environment import check_operating_system, decode_arguments
+from gpt_pretrain.system.environment import check_environment, decode_arguments
 from gpt_pretrain.system.streams import prepare_streams
 from gpt_pretrain.training.distributed.launch import QUIET, agree_on_overrides, launch_info, node_rank
 from gpt_pretrain.training.distributed.ranks import exit_without_teardown, explain_lost_ranks, is_distributed, is_main
@@ -60,7 +60,7 @@ def hydra_script(name: str) -> Iterator[None]:
     debugging = os.environ.get(FULL_ERROR) == "1" and launch_info() is None
     with exit_without_teardown():
         try:
-            check_operating_system()
+            check_environment()
             sys.argv[1:] = decode_arguments(sys.argv[1:], texts=TEXTS)
             register_schema()
             sys.argv[1:] = _rank_arguments(name) if name == "train" and is_distributed() else _arguments(name)

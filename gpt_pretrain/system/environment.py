@@ -20,16 +20,24 @@ MAX_SOCKET_FOLDER_BYTES = 60
 _TEMPORARY: list[tempfile.TemporaryDirectory[str]] = []  # deleted when the process ends
 
 
-def check_operating_system() -> None:
-    """Check that the command line is used on a system on which it is tested.
+def check_environment() -> None:
+    """Check that a command is used on a system on which it is tested, in a folder whose name can be written into files.
 
     Raises:
-        UserError: On Windows.
+        UserError: On Windows, and in a folder that has been deleted or whose name is no text.
     """
     if sys.platform == "win32":
         raise UserError(
             "gpt-pretrain runs on Linux and macOS. On Windows, run it in WSL, the Windows Subsystem for Linux: wsl --install"
         )
+    try:
+        folder = os.getcwd()
+    except OSError as error:
+        raise UserError(
+            f"The current folder cannot be used: {error.strerror or error}. Change to another one, such as ~."
+        ) from error
+    if (problem := _undecoded_problem(folder)) is not None:
+        raise UserError(f"The current folder {problem}")
 
 
 def decode_arguments(arguments: Iterable[str], *, texts: Collection[str] = ()) -> list[str]:
@@ -45,21 +53,25 @@ def decode_arguments(arguments: Iterable[str], *, texts: Collection[str] = ()) -
     """
     decoded, problems = [], []
     for argument in arguments:
-        if argument.isascii() or not any("\udc80" <= char <= "\udcff" for char in argument):
-            decoded.append(argument)
-            continue
-        content = argument.encode("utf-8", "surrogateescape")
         if argument.partition("=")[0].lstrip("+") in texts:
-            decoded.append(content.decode("utf-8", "replace"))
-        elif sys.getfilesystemencoding() == "utf-8":
-            problems.append(f"{ascii(content)[1:]}: this is not UTF-8. Rename the file or folder, so that its name is UTF-8.")
+            decoded.append(argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+        elif (problem := _undecoded_problem(argument)) is not None:
+            problems.append(problem)
         else:
-            problems.append(
-                f"{ascii(content)[1:]}: this is not {sys.getfilesystemencoding()}, the encoding of this system. Set PYTHONUTF8=1."
-            )
+            decoded.append(argument)
     if problems:
         raise UserError(problems)
     return decoded
+
+
+def _undecoded_problem(name: str) -> str | None:
+    """Return what is wrong with a name whose bytes are no text in the system's encoding; None for any other name."""
+    if not any("\udc80" <= char <= "\udcff" for char in name):
+        return None
+    shown = ascii(name.encode("utf-8", "surrogateescape"))[1:]
+    if (encoding := sys.getfilesystemencoding()) == "utf-8":
+        return f"{shown} is not UTF-8. Rename the file or folder, so that its name is UTF-8."
+    return f"{shown} is not {encoding.upper()}, the encoding of this system's names. Set PYTHONUTF8=1."
 
 
 def use_short_socket_folder() -> None:

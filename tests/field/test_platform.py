@@ -17,7 +17,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.metadata import read_metadata
 from gpt_pretrain.runs.tracking import mlflow_logger, wandb_logger
 from gpt_pretrain.system import files, measurements, signing
-from gpt_pretrain.system.environment import check_operating_system, user_path
+from gpt_pretrain.system.environment import check_environment, user_path
 from gpt_pretrain.system.measurements import measured_once
 from tests.conftest import ROOT, TINY_RUN
 from tests.helpers.fork_server import ForkServer
@@ -165,7 +165,7 @@ def test_the_prompt_on_standard_input_is_utf8_whatever_the_locale_says(run_after
 def test_windows_is_refused_in_one_sentence_that_names_wsl(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(UserError, match=r"Linux and macOS\. On Windows, run it in WSL"):
-        check_operating_system()
+        check_environment()
 
 
 NO_FOLDERS_AND_READ_ONLY_SYNCS = """
