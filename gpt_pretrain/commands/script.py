@@ -101,8 +101,8 @@ class CheckRunFolder(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.run.dir)
-        _check_writable(folder, setting="hydra.run.dir")
         if "file" in config.hydra.job_logging.handlers:  # otherwise this process writes no run
+            _check_writable(folder, setting="hydra.run.dir")
             _check_no_links(folder, WRITTEN_BY_RUNS)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
