@@ -122,6 +122,7 @@ def nested_dicts(settings: Any) -> list[dict[Any, Any]]:
 
 def _save(content: dict[str, Any], path: Path) -> None:
     """Write content, compare the file with PyTorch's checksums of its parts, and append a checksum of the whole file."""
+    path.write_bytes(b"")  # its errors say why a file cannot be written; PyTorch's do not
     try:
         torch.save(content, path)
     # PyTorch raises a RuntimeError when a write fails.

@@ -110,11 +110,20 @@ def open_corpus_at(path: str, settings: DataSettings) -> TokenCorpus:
 
 
 def is_shard_path(path: str) -> bool:
-    """Return whether a path leads to token shards rather than text."""
+    """Return whether a path leads to token shards rather than text.
+
+    Raises:
+        UserError: If the path cannot be read.
+    """
     local = user_path(path)
-    if is_url(path) or local.suffix in SHARD_SUFFIXES or (local / MANIFEST).is_file():
+    if is_url(path) or local.suffix in SHARD_SUFFIXES:
         return True
-    return local.is_dir() and any(any(local.glob(f"*{suffix}")) for suffix in SHARD_SUFFIXES)
+    try:
+        return (local / MANIFEST).is_file() or (
+            local.is_dir() and any(any(local.glob(f"*{suffix}")) for suffix in SHARD_SUFFIXES)
+        )
+    except OSError as error:  # no permission to enter a folder, or too long a name
+        raise UserError(f"data.path={path} cannot be read: {error.strerror or error}.") from error
 
 
 def _shard_paths(settings: DataSettings) -> list[str]:

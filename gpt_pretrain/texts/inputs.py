@@ -6,7 +6,7 @@ import glob
 import importlib.util
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -243,13 +243,26 @@ def _match(name: str, problems: list[str]) -> tuple[list[str], bool]:
 
 
 def match_files(name: str) -> tuple[list[str], bool]:
-    """Return the files that a path names, a file, a folder or a glob, and whether it is the name of a file."""
+    """Return the files that a path names, a file, a folder or a glob, and whether it is the name of a file.
+
+    Raises:
+        UserError: If a folder cannot be listed, since its files would be missing.
+    """
     path = user_path(name)
     if path.is_dir():
-        return sorted(str(file) for file in path.rglob("*") if _is_visible(file, path) and file.is_file()), False
+        return sorted(str(file) for file in _files_below(path) if _is_visible(file, path) and file.is_file()), False
     if path.exists():
         return [str(path)], True
     return sorted(match for match in glob.glob(str(path), recursive=True) if Path(match).is_file()), False
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename} cannot be listed: {error.strerror or error}.") from error
+
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(parent) / name for name in names)
 
 
 def _is_visible(file: Path, folder: Path) -> bool:

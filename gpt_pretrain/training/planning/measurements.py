@@ -112,13 +112,20 @@ def measure_run(setup: TrainingSetup, module: GPTLitModule, *, checkpoint_bytes:
 
 
 def disk_seconds(folder: Path, n_bytes: int) -> tuple[float, float]:
-    """Return how long it takes to write and to copy a checkpoint of this size in a folder; the files are deleted again."""
+    """Return how long it takes to write and to copy a checkpoint of this size in a folder; the files are deleted again.
+
+    Raises:
+        UserError: If the folder cannot be written.
+    """
     folder = nearest_folder(folder)
     files = [folder / f"plan-{time.time_ns()}-{n}.ckpt" for n in range(2)]
     content = {"numbers": torch.rand(n_bytes // 4)}
     try:
         save = _seconds(lambda: write_checkpoint(content, files[0]))
         return save, _seconds(lambda: copy_checkpoint(files[0], files[1]))
+    except OSError as error:
+        problem = f"{folder}: this folder cannot be written ({error.strerror or error})"
+        raise UserError(f"{problem}, so a run would save nothing. Choose another one with hydra.run.dir=FOLDER.") from error
     finally:
         for file in files:
             file.unlink(missing_ok=True)
