@@ -17,6 +17,7 @@ from gpt_pretrain.config.stored_settings import (
     ASKED,
     BOUNDED,
     LOCAL,
+    NAMED,
     NEVER,
     TAKEN,
     TRAIN_KINDS,
@@ -25,6 +26,7 @@ from gpt_pretrain.config.stored_settings import (
     explain_place,
     has_cut_part,
     is_harmless_place,
+    value_kind,
     within_bounds,
 )
 from gpt_pretrain.errors import UserError
@@ -124,6 +126,8 @@ def admit_settings(
             continue
         value, now = found[0], next(iter(_find(present, key)), None)
         typed = is_typed(key) and now != "auto"  # with auto, a resumed run keeps the stored value
+        # A checkpoint holds its tokenizer, and never names its place; so the signature does not cover the name.
+        signed, kind = own and kind != NAMED, value_kind(kind, value)
         if kind == TAKEN or value == now or typed or key in RECORDED:
             _insert(admitted.settings, key, value)
         elif kind == BOUNDED:
@@ -136,10 +140,10 @@ def admit_settings(
         elif kind == LOCAL and not own:
             shown = describe_override(key, value)
             admitted.notices.append(f"{shown} comes from {origin}, {UNSIGNED}, and is not used. To use it, add: {shown}")
-        elif (own and not has_cut_part(value)) or (kind == ASKED and is_harmless_place(key, value, folder=folder)):
+        elif (signed and not has_cut_part(value)) or (kind == ASKED and is_harmless_place(key, value, folder=folder)):
             _insert(admitted.settings, key, value)
         else:
-            admitted.problems.append(explain_place(describe_override(key, value), origin=origin, own=own))
+            admitted.problems.append(explain_place(describe_override(key, value), origin=origin, own=signed))
     return admitted
 
 

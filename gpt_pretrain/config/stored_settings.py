@@ -23,6 +23,7 @@ TAKEN = "taken as it is"
 BOUNDED = "an amount: taken within the bounds of this machine, or of what is usual; beyond them only with a signature"
 ASKED = "a place: taken with a signature, or if it cannot lead elsewhere; else the user must type it"
 LOCAL = "taken with a signature; else the value of this start counts"
+NAMED = "a name: taken if nothing is opened for it; a place must be typed by the user, or lie in the run's own folder"
 NEVER = "never taken: it can run code or change Hydra, or it belongs to a single start"
 
 MAX_SHOWN = 300  # characters of a value in a message
@@ -49,7 +50,7 @@ TRAIN_KINDS: dict[str, str] = {
     **_group("data.remote.", BOUNDED, "prefetch_batches threads retries timeout"),
     "data.remote.cache_bytes": LOCAL,  # a small number would delete what other runs have cached
     "data.remote.options": NEVER,
-    "tokenizer.name": TAKEN,
+    "tokenizer.name": NAMED,
     **_group("optimizer.", TAKEN, "name lr weight_decay betas eps decay"),
     **_group("scheduler.", TAKEN, "name warmup_steps decay_steps min_lr"),
     **_group("sampler.", TAKEN, "temperature top_k top_p"),
@@ -71,7 +72,8 @@ TRAIN_KINDS: dict[str, str] = {
     **_group("doubts.", TAKEN, "min_tokens_per_parameter min_val_windows max_ddp_memory"),
 }
 GENERATE_KINDS: dict[str, str] = {
-    **_group("", TAKEN, "seed n_heads tokenizer prompt device precision"),
+    **_group("", TAKEN, "seed n_heads prompt device precision"),
+    "tokenizer": NAMED,
     "n_samples": BOUNDED,
     **_group("", ASKED, "checkpoint pretrained prompt_file"),
     "interactive": NEVER,
@@ -125,12 +127,21 @@ def override_kind(key: str, value: object, *, script: str) -> str:
     """
     kinds = GENERATE_KINDS if script == "generate" else TRAIN_KINDS
     if key in kinds:
-        return kinds[key]
+        return value_kind(kinds[key], value)
     if value is None and any(name.startswith((f"{key}.", f"{key}=")) for name in kinds | SWEEP_KINDS):
         return TAKEN  # null leaves out a part, such as callbacks.doctor
     if "." not in key and not (value is None or (isinstance(value, str) and re.fullmatch(r"\w[\w-]*", value, re.ASCII))):
         return NEVER  # the option of a group is the name of a file in conf/
     return SWEEP_KINDS.get(key) or SWEEP_KINDS.get(f"{key}={value}", NEVER)
+
+
+def value_kind(kind: str, value: object) -> str:
+    """Return the kind of a setting with this value: a name that leads to a place is treated as one."""
+    if kind != NAMED:
+        return kind
+    from gpt_pretrain.tokenizers.build import is_place_of_tokenizer  # it loads the libraries of tokenizers
+
+    return ASKED if isinstance(value, str) and is_place_of_tokenizer(value) else TAKEN
 
 
 def is_harmless_place(key: str, value: Any, *, folder: Path | None) -> bool:
@@ -152,7 +163,7 @@ def is_harmless_place(key: str, value: Any, *, folder: Path | None) -> bool:
         return False
     if key == "data.url":
         return is_known_url(value)
-    return key in ("data.path", "checkpoint", "pretrained", "init_from") and stays_inside(
+    return key in ("data.path", "checkpoint", "pretrained", "init_from", "tokenizer", "tokenizer.name") and stays_inside(
         value, folder=folder, must_exist=key != "data.path"
     )
 

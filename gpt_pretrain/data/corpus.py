@@ -22,6 +22,7 @@ from gpt_pretrain.tokenizers.vocabulary_files import MAX_FILE_BYTES, read_tokeni
 
 # Share of zeros in a sample. Half of the values are 0 if four-byte token ids are read as two bytes each.
 MAX_ZEROS = 0.4
+MAX_PAIRS = 0.05  # Share of neighbors that are both not 0; a sample is taken from several places.
 PROBE = 4096  # bytes from the middle of each shard that represent its content if it has no checksum
 CONCURRENT_READS = 16  # of remote shards
 MAX_PROBLEMS = 5  # shards that are listed one by one
@@ -184,7 +185,7 @@ def _sha256(shard: Shard) -> str:
 def _check_token_ids(corpus: TokenCorpus, tokens: ConcatenatedTokens, tokenizer: Tokenizer) -> list[str]:
     """Return a problem if a sample of the tokens holds ids that the tokenizer does not have."""
     token_ids = sample_tokens(tokens)
-    if not corpus.states_itemsize and len(token_ids) and np.mean(token_ids == 0) > MAX_ZEROS:
+    if not corpus.states_itemsize and _looks_like_four_bytes(token_ids):
         return [
             f"data.path={corpus.files.location}: nearly every second value is 0, so the token ids seem to have four bytes, but "
             f"data.format={corpus.format} has two. Write them as uint16, or prepare the text with gpt-pretrain prepare."
@@ -197,6 +198,12 @@ def _check_token_ids(corpus: TokenCorpus, tokens: ConcatenatedTokens, tokenizer:
         f"{tokenizer.vocab_size} ids. Choose the tokenizer that made the corpus, or set data.format if the format was detected "
         "wrongly."
     ]
+
+
+def _looks_like_four_bytes(token_ids: np.ndarray) -> bool:
+    """Return whether every second value is 0, rather than about half of them, as they are where there are two tokens."""
+    pairs = (token_ids[:-1] != 0) & (token_ids[1:] != 0)
+    return len(pairs) > 0 and bool(np.mean(token_ids == 0) > MAX_ZEROS and np.mean(pairs) < MAX_PAIRS)
 
 
 def _content_hash(corpus: TokenCorpus, parts: list[CorpusPart]) -> str:
