@@ -17,7 +17,7 @@ RECORD = 512  # Bytes of a header in a tar archive; contents are padded to a mul
 LONGEST_NAME = 1 << 16
 REGULAR, WITHOUT_CONTENT = b"0\0" + b"7", b"123456"
 LONG_NAME, EXTENDED, OTHER_HEADERS, SPARSE = b"L", b"x", b"gKVXNA", b"S"
-MAX_DIRECTORY = 1 << 26  # Bytes of the list of a zip archive's members, each of which takes ten times as much memory.
+MAX_DIRECTORY = 1 << 24  # Bytes of the list of a zip archive's members, which takes up to fifteen times as much memory.
 END_OF_DIRECTORY, LONGEST_END = b"PK\x05\x06", 22 + (1 << 16)
 
 Members = Iterator[tuple[str, Iterator[bytes]]]

@@ -78,11 +78,12 @@ class _BracketScanner:
         self._is_array, self._position = is_array, 0
 
     def whole_escapes(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
-        """Yield the same bytes in blocks that do not end with a backslash."""
+        """Yield the same bytes in blocks that do not end between a backslash and what it escapes."""
         rest = b""
         for block in blocks:
             block = rest + block
-            kept = len(block.rstrip(b"\\"))
+            escapes = len(block) - len(block.rstrip(b"\\"))
+            kept = len(block) - escapes % 2  # Two backslashes stand for one, and escape nothing behind them.
             block, rest = block[:kept], block[kept:]
             yield block
         yield rest

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.encodings import to_utf8
-from gpt_pretrain.system.file_kinds import COMPRESSED, LINES, OBJECTS, ROWS, FileKind
+from gpt_pretrain.system.file_kinds import COMPRESSED, HEAD, LINES, OBJECTS, ROWS, FileKind
 from gpt_pretrain.system.file_recognition import content_name, recognize
 from gpt_pretrain.system.reading import DamagedFileError, open_regular, parse_json_value, read_bytes
 from gpt_pretrain.texts.contents import peek, read_stream
@@ -31,7 +31,7 @@ def recognize_file(path: str, *, as_text: bool = False) -> FileKind:
     """
     name = path
     with open_regular(Path(path)) as stream:
-        head, blocks = peek(read_stream(stream))
+        head, blocks = peek(iter(lambda: stream.read(HEAD), b""))
         kind = outer = recognize(name, head, as_text=as_text)
         for _ in range(MAX_LAYERS):
             if kind.form not in COMPRESSED:

@@ -7,12 +7,15 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
+
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.texts.chunks import BATCH, LONGEST_RECORD, Chunk, Cursor
 from gpt_pretrain.texts.decompression import DamagedArchiveError
 
 DELIMITERS = ",\t;|"
 MAX_ROWS = 4096  # Of a chunk.
+MAX_COLUMNS = 100_000
 
 
 def split_rows(blocks: Iterable[bytes], cursor: Cursor, text_field: str) -> Iterator[Chunk]:
@@ -72,6 +75,7 @@ class _Lines:
         self._blocks = iter(blocks)
         self._waiting: Iterator[bytes] = iter(())
         self._rest = b""
+        self._in_quotes = False
         self.position = self.previous = 0
 
     def __iter__(self) -> _Lines:
@@ -92,8 +96,22 @@ class _Lines:
                 raise DamagedArchiveError(f"a line is longer than {LONGEST_RECORD:,} bytes")
             self._waiting = iter(data[:end].splitlines(keepends=True))
         self.position += len(line)
+        self._check_columns(line)
         # Bytes that are not UTF-8 are found when the value is encoded, and only if they are in the column.
         return line.decode(errors="surrogateescape")
+
+    def _check_columns(self, line: bytes) -> None:
+        """Check that a line does not divide into so many columns that their list would fill the memory.
+
+        Raises:
+            DamagedArchiveError: If it does.
+        """
+        if len(line) > MAX_COLUMNS:
+            codes = np.frombuffer(line, np.uint8)
+            inside = np.bitwise_xor.accumulate((codes == ord('"')).view(np.uint8)) ^ np.uint8(self._in_quotes)
+            if max(int(np.count_nonzero((codes == ord(mark)) & (inside == 0))) for mark in DELIMITERS) > MAX_COLUMNS:
+                raise DamagedArchiveError(f"a line has more than {MAX_COLUMNS:,} columns")
+        self._in_quotes ^= bool(line.count(b'"') % 2)
 
     def skip_to(self, position: int) -> None:
         """Skip the lines before a position."""

@@ -11,6 +11,7 @@ import resource
 import shutil
 import struct
 import subprocess
+import tarfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -40,6 +41,7 @@ from gpt_pretrain.system.reading import MAX_VALUES, DamagedFileError, _count_out
 from gpt_pretrain.texts import reading
 from gpt_pretrain.texts.chunks import ReadPosition, RejectedRecord
 from gpt_pretrain.texts.inputs import CorpusInputs, stat_input_file
+from gpt_pretrain.texts.text import Text
 from gpt_pretrain.tokenizers.byte import ByteTokenizer
 from gpt_pretrain.training.optimizer import check_optimizer_state
 from tests.conftest import ROOT, tiny_model
@@ -285,6 +287,39 @@ def test_an_archive_that_would_fill_the_disk_is_left_at_a_limit(tmp_path: Path, 
     )
     assert isinstance(chunks[-1].content, RejectedRecord) and "250 times as large" in chunks[-1].content.detail
     assert sum(int(batch.rows["bytes"].sum()) for batch in lines_of(tmp_path / "fine.txt.gz")) == 800_000
+
+
+HOSTILE = {
+    "columns.csv": b"text," + b"," * 40_000_000 + b"\n",
+    "row.csv": b"text,a\n" + b"ab," * 20_000_000 + b"\n",
+    "quote.csv": b'text,a\n"' + b"x\n" * 400_000,
+    "array.json": b"[" + b"[]," * 400_000 + b"[]]",
+    "deep.json": b"[" * 100_000_000,
+    "escapes.json": b'["' + b"\\" * 100_000_000,
+    "values.json": b'[{"text":"a","x":[' + b"[]," * 20_000_000 + b"[]]}]",
+    "lines.csv": b"text\n" + b"\n" * 2_000_000,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_tables_and_arrays_are_read_in_little_memory(tmp_path: Path, name: str) -> None:
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(HOSTILE[name], 1))
+    with within(seconds=30, megabytes=400):
+        rows = sum(len(batch.rows) for batch in lines_of(tmp_path / f"{name}.gz"))
+    assert rows == 0
+
+
+def test_archives_of_countless_files_are_read_in_little_memory(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
+        for number in range(200_000):
+            archive.writestr(zipfile.ZipInfo(f"{number:x}" + "y" * 100), b"")
+    with within(seconds=10, megabytes=100), pytest.raises(UserError, match="too many files"):
+        list(Text((tmp_path / "many.zip",)).pieces())
+    header = tarfile.TarInfo("a").tobuf()
+    with gzip.open(tmp_path / "many.tar.gz", "wb", 1) as stream:
+        stream.write(header * 50_000)
+    with within(seconds=60, megabytes=100):
+        assert list(Text((tmp_path / "many.tar.gz",)).pieces()) == []
 
 
 def write_parquet(path: Path, values: pa.Array | pa.DictionaryArray) -> Path:
