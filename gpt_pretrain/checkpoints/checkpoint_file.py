@@ -14,7 +14,7 @@ import torch
 
 from gpt_pretrain.checkpoints.checksum import add_checksum, has_checksum
 from gpt_pretrain.checkpoints.sharded import assemble_shards
-from gpt_pretrain.checkpoints.tensor_files import check_tensor_sizes, read_torch_file
+from gpt_pretrain.checkpoints.tensor_files import check_tensor_sizes, load_plain, read_torch_file
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.files import replacing
 
@@ -136,7 +136,7 @@ def _save(content: dict[str, Any], path: Path) -> None:
     if damaged is not None:
         raise OSError(f"the written file cannot be read back ({damaged} differs)")
     try:
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        load_plain(path, mapped=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             "The checkpoint would hold more than tensors and plain data, and could never be loaded. The state_dict() of your "

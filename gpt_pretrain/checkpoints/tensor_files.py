@@ -57,6 +57,10 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             found = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
+        if "os error 19" in str(error):  # ENODEV, by a library that knows no errno
+            raise UserError(
+                f"{path} is on a file system that cannot map files into memory, which this format needs. Copy it to another disk."
+            ) from error
         raise UserError(f"{path} is damaged or is not a safetensors file ({_short(error)}).") from error
 
     def reader(name: str) -> Callable[[], Tensor]:
@@ -89,7 +93,7 @@ def read_torch_file(path: Path) -> Any:
         (check_torch_zip if zipped else check_legacy_file)(path)
         if zipped:
             _check_zip(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        return load_plain(path, mapped=zipped)
     except RefusedNameError as error:
         raise UserError(
             f"{path} holds more than tensors and plain data ({error}). It was not loaded, and nothing in it was run. "
@@ -100,6 +104,16 @@ def read_torch_file(path: Path) -> Any:
     # The restricted unpickler can raise almost any exception on damaged bytes.
     except Exception as error:
         raise UserError(f"{path} is damaged or is not a PyTorch file ({_short(error)}).") from error
+
+
+def load_plain(path: Path, *, mapped: bool) -> Any:
+    """Load plain data and tensors, which are mapped if they may be and the file system can."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except RuntimeError as error:
+        if not mapped or "unable to mmap" not in str(error):
+            raise
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def read_torch_content(path: Path) -> tuple[Any, bool]:

@@ -24,6 +24,7 @@ from typing import IO, Any
 SCRATCH_SUFFIX = ".tmp"
 # Errors of file systems that lack a call. Some of them report it as a missing permission.
 NOT_SUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EPERM, errno.EACCES, errno.EMLINK)
+NO_RENAME = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EXDEV)
 LOST_DATA = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
 
 
@@ -201,7 +202,7 @@ def _open_in_place(path: Path, flags: int, *, mode: str, buffering: int) -> IO[b
 def _replace_folder(scratch: Path, path: Path, keep_existing: Callable[[], bool] | None) -> None:
     """Rename a folder; an existing one is kept if it should be, or else moved aside first and deleted afterwards."""
     try:
-        os.rename(scratch, path)  # fails if another folder with files has the name
+        _rename(scratch, path)  # fails if another folder with files has the name
         return
     except OSError:
         if not path.exists():
@@ -227,10 +228,29 @@ def _replace_file(scratch: Path, path: Path) -> None:
 def _swap(scratch: Path, path: Path) -> None:
     """Rename a file or folder to a name that another one has, which is moved aside and deleted afterwards."""
     aside = scratch.with_suffix(".old")
-    os.rename(path, aside)
+    _rename(path, aside)
     try:
-        os.rename(scratch, path)
+        _rename(scratch, path)
     except OSError:
-        os.rename(aside, path)
+        _rename(aside, path)
         raise
     remove(aside)
+
+
+def _rename(source: Path, target: Path) -> None:
+    """Rename a file or folder; where folders cannot be renamed, as in cloud storage and containers, copy it instead.
+
+    Raises:
+        OSError: If that is not possible, or there is a folder with files at the target.
+    """
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno not in NO_RENAME or target.exists():
+            raise
+        try:
+            shutil.copytree(source, target) if source.is_dir() else shutil.copyfile(source, target)
+        except OSError:
+            remove(target)
+            raise
+        remove(source)

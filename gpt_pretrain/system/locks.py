@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from gpt_pretrain.errors import UserError
 
 # Errors of file systems that have no locks, such as network drives without a lock service.
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, 524)  # 524 is ENOTSUPP, which Linux's NFS lets through
 
 log = logging.getLogger(__name__)
 

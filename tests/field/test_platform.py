@@ -3,10 +3,11 @@
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -189,15 +190,35 @@ def rename(source, target):
     real_rename(source, target)
 os.rename = os.replace = rename
 """
+NO_FOLDER_RENAME = """
+real_rename = os.rename
+def rename(source, target):
+    if os.path.isdir(source):
+        raise OSError(errno.ENOSYS, "Function not implemented", str(source))
+    real_rename(source, target)
+os.rename = rename
+"""
+NO_MAPPING = """
+import torch
+real_load = torch.load
+def load(*args, mmap=None, **kwargs):
+    if mmap:
+        raise RuntimeError("unable to mmap 1024 bytes from file <last.ckpt>: No such device (19)")
+    return real_load(*args, **kwargs)
+torch.load = load
+"""
 FILE_SYSTEMS = {
     "opens no folders and flushes only what is open for writing": NO_FOLDERS_AND_READ_ONLY_SYNCS,
     "flushes nothing": REFUSE.format(code="EINVAL", target="os.fsync"),
     "has no hard links": REFUSE.format(code="EPERM", target="os.link"),
     "has no permissions": REFUSE.format(code="EPERM", target="os.chmod = os.fchmod"),
     "renames over no file": NO_RENAME_OVER,
+    "renames no folders, as gcsfuse": NO_FOLDER_RENAME,
+    "maps no files into memory": NO_MAPPING,
     "has no locks (ENOLCK)": "import fcntl\n" + REFUSE.format(code="ENOLCK", target="fcntl.flock"),
     "has no locks (ENOSYS)": "import fcntl\n" + REFUSE.format(code="ENOSYS", target="fcntl.flock"),
     "has no locks (EOPNOTSUPP)": "import fcntl\n" + REFUSE.format(code="EOPNOTSUPP", target="fcntl.flock"),
+    "has no locks (524)": "import fcntl\n" + REFUSE.replace("errno.{code}", "524").format(target="fcntl.flock"),
 }
 
 
@@ -237,6 +258,61 @@ def test_a_disk_that_loses_data_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp
     assert (tmp_path / "file").read_text() == "old"
 
 
+WITHOUT_ROOTS_RIGHTS = """
+import ctypes
+header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+assert ctypes.CDLL(None).capset(header, data) == 0
+"""
+
+
+@pytest.fixture
+def as_user(run_after: Run, tmp_path: Path) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """Run a script in a folder that can be read but not written, also if root runs the tests."""
+    other = 65534 if os.geteuid() == 0 else -1
+    before = WITHOUT_ROOTS_RIGHTS if other >= 0 else ""
+
+    def ran(name: str, *arguments: str, unreadable: Sequence[Path] = (), **environment: str) -> subprocess.CompletedProcess[str]:
+        for path in [*tmp_path.rglob("*"), tmp_path]:
+            if path.name != "prelude.py" and tmp_path / "home" not in (path, *path.parents):
+                os.chown(path, other, -1)
+                path.chmod(0o555 if path.is_dir() else 0o444)
+        for path in unreadable:
+            path.chmod(0)
+        (tmp_path / "prelude.py").touch()
+        return run_after(before, name, *arguments, **environment)
+
+    (tmp_path / "prelude.py").write_text("")
+    yield ran
+    for path in [tmp_path, *tmp_path.rglob("*")]:
+        path.chmod(0o755)
+
+
+def test_the_folder_of_somebody_else_can_be_read(as_user: Run, trained: Path, tmp_path: Path) -> None:
+    done = as_user("generate.py", f"checkpoint={trained}", "sampler.max_new_tokens=2")
+    assert done.returncode == 0, done.stderr
+    done = as_user("train.py", f"resume={trained}", "trainer.max_epochs=2")
+    assert done.returncode == 2
+    assert "this folder cannot be written (Permission denied)" in done.stderr
+    done = as_user("train.py", *[override for override in SHORT if not override.startswith("data.cache_dir")], "plan=true")
+    assert done.returncode == 2
+    assert "so a run would save nothing" in done.stderr
+
+
+def test_a_folder_that_cannot_be_listed_is_not_left_out(as_user: Run, tmp_path: Path) -> None:
+    for name in ("a.txt", "secret/b.txt"):
+        (tmp_path / "texts" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "texts" / name).write_text("The quick brown fox. " * 500)
+    (tmp_path / "home").mkdir()
+    secret = tmp_path / "texts" / "secret"
+    overrides = ["data=text", "data.path=texts", "hydra.run.dir=home/r", "data.cache_dir=home/cache"]
+    done = as_user("train.py", *SHORT, *overrides, unreadable=[secret])
+    assert done.returncode == 2
+    assert "texts/secret cannot be listed: Permission denied" in done.stderr
+    done = as_user("train.py", *SHORT, *overrides, "data.path=texts/secret/b.txt", unreadable=[secret])
+    assert done.returncode == 2
+    assert "data.path=texts/secret/b.txt cannot be read: Permission denied" in done.stderr
+
+
 # Homes and names
 
 
@@ -256,6 +332,71 @@ def test_a_run_needs_no_home_folder(run_after: Run, tmp_path: Path) -> None:
     assert_trained(done, tmp_path / "r")
     assert "HOME is not set, and this user has no home folder" in done.stdout + done.stderr
     assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize("name", ["caf\udce9", "\udcff"])
+def test_a_folder_whose_name_is_not_utf8_is_refused(
+    script: Run, tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).mkdir()
+    done = script("train.py", *SHORT, f"hydra.run.dir={name}")
+    assert done.returncode == 2
+    assert re.search(r"'hydra.run.dir=.*' is not UTF-8. Rename the file or folder", done.stderr)
+    done = script("train.py", *SHORT, cwd=tmp_path / name)
+    assert done.returncode == 2
+    assert "error: The current folder '" in done.stderr
+
+
+def test_files_whose_names_are_not_utf8_are_read(script: Run, tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "caf\udce9.txt").write_text("The quick brown fox. " * 500)
+    done = script("-m", "gpt_pretrain", "prepare", "texts", "out=corpus", "tokenizer=byte", "workers=1")
+    assert done.returncode == 0, done.stderr
+    source = json.loads((tmp_path / "corpus" / "manifest.json").read_text(encoding="utf-8"))["source"]
+    assert [entry["path"] for entry in source] == ["texts/caf\udce9.txt"]
+    assert_trained(script("train.py", *SHORT, "data=text", "data.path=texts", "hydra.run.dir=r"), tmp_path / "r")
+
+
+def test_a_prompt_that_is_not_utf8_is_repaired_or_replaced(script: Run, trained: Path) -> None:
+    for prompt, shown in (("caf\udce9", "caf\ufffd"), ("\udce4\udcbb\udc8a", "今")):
+        done = script("generate.py", f"checkpoint={trained}", f"prompt={prompt}", "sampler.max_new_tokens=1")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(shown)
+
+
+def test_a_current_folder_that_was_deleted_is_a_message(run_after: Run, tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    done = run_after("os.rmdir('../gone')", "train.py", *SHORT, cwd=tmp_path / "gone")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: The current folder cannot be used: No such file or directory.")
+
+
+@pytest.mark.parametrize(
+    "name", ["two\nlines 'and' \"quotes\"", "données/東京 😀", "a,b=c{d}[e]*?", "$HOME \\ # %20 & ;", "~tmp", "010"]
+)
+def test_folders_may_have_any_name(script: Run, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir(parents=True)
+    (folder / "text.txt").write_text("The quick brown fox. " * 600)
+    overrides = [f"data.path={name}/text.txt", f"data.cache_dir={name}/cache", f"hydra.run.dir={name}/run"]
+    assert_trained(script("train.py", *SHORT, *overrides), folder / "run")
+    assert (folder / "cache" / "tokens").is_dir()
+    for command in (
+        ["train.py", f"resume={name}/run", "trainer.max_epochs=2"],
+        ["generate.py", f"checkpoint={name}/run", "sampler.max_new_tokens=1"],
+        ["-m", "gpt_pretrain", "report", f"{name}/run"],
+        ["-m", "gpt_pretrain", "prepare", f"{name}/text.txt", f"out={name}/corpus", "tokenizer=byte", "workers=1"],
+    ):
+        done = script(*command)
+        assert done.returncode == 0, done.stderr
+    assert (folder / "corpus" / "manifest.json").is_file()
+
+
+def test_workers_start_where_the_folder_of_temporary_files_has_a_long_path(run_after: Run, tmp_path: Path) -> None:
+    long = tmp_path / ("d" * 150)
+    long.mkdir()
+    before = f"import tempfile\ntempfile.tempdir = {str(long)!r}"
+    assert_trained(run_after(before, "train.py", *SHORT, "data.num_workers=2", "hydra.run.dir=r"), tmp_path / "r")
 
 
 # Measurements
