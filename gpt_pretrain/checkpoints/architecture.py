@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from gpt_pretrain.checkpoints.layouts import TensorSlot, gpt2_name, is_linear, possible_slots
@@ -18,6 +19,8 @@ EMBEDDINGS = {EMBEDDING, TensorSlot("pos_emb.weight")}
 SIZE_LIMITS = {"vocab_size": 10**8, "context_length": 10**8, "emb_dim": 10**6, "n_layers": 1000}
 # GPT-2's attention heads by (emb_dim, n_layers); all are 64 wide.
 GPT2_HEADS = {(768, 12): 12, (1024, 24): 16, (1280, 36): 20, (1600, 48): 25}
+
+log = logging.getLogger(__name__)
 
 
 def has_transposed_linears(slots: Slots) -> bool:
@@ -173,12 +176,16 @@ def _architecture_from_shapes(slots: Slots) -> dict[str, Any]:
 
 
 def _count_heads(source: WeightSource, known: dict[str, Any], n_heads: int | None) -> tuple[Any, list[str]]:
-    """Return the number of attention heads that is declared, specified or GPT-2's, and the problems with it."""
+    """Return the number of attention heads that is declared, specified, mentioned or GPT-2's, and the problems with it."""
     problems = []
     stored = known.get("n_heads")
     if n_heads is not None and stored not in (None, n_heads):
         problems.append(f"n_heads={n_heads}: {source.name} has {short_repr(stored)} attention heads.")
     heads = stored if stored is not None else n_heads
+    likely = source.likely_heads
+    if heads is None and likely is not None and likely > 0 and known["emb_dim"] % likely == 0:
+        log.info("%s: n_heads=%d, as its settings say", source.name, likely)
+        heads = likely
     if heads is None:
         heads = GPT2_HEADS.get((known["emb_dim"], known["n_layers"]))
     if heads is None:

@@ -44,14 +44,16 @@ class FileContent:
 
     Args:
         tensors: A state dict; other values may be among its tensors.
-        whole: Everything in the file, if it is plain data in a dict.
+        whole: Everything in the file, if that is a dict.
         told: Fields of `GPTConfig` that the file's settings or modules tell.
+        likely_heads: The only number of attention heads that anything in the file mentions.
         problems: Reasons why GPTModel cannot be this model.
         others: Where else in the file there are weights.
     """
 
     tensors: dict[str, Any]
     told: dict[str, Any] = field(default_factory=dict)
+    likely_heads: int | None = None
     problems: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     whole: dict[str, Any] = field(default_factory=dict)
@@ -72,7 +74,7 @@ def read_weights(path: Path) -> FileContent:
             raise UserError(f"{path} holds a {type(content).__name__}, not a dict of tensors.")
         inner = [content[key] for key in STATE_DICT_KEYS if isinstance(content.get(key), dict)]
         weights = FileContent(inner[0] if inner else content)
-    if not inert and isinstance(content, dict):
+    if isinstance(content, dict):
         weights.whole = content
     return weights
 
@@ -190,8 +192,7 @@ def _read_settings(content: Any, weights: FileContent) -> None:
         for name in TOLD:
             if declared.get(name) is not None:
                 weights.told.setdefault(name, declared[name])
-    if len(counts) == 1:
-        weights.told.setdefault("n_heads", counts.pop())
+    weights.likely_heads = counts.pop() if len(counts) == 1 else None
 
 
 def _bias(values: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from gpt_pretrain.checkpoints.layouts import CONFIG_FILE, WEIGHTS_FILES
+from gpt_pretrain.checkpoints.layouts import CONFIG_FILE, PICKLE_INDEX, SHARD_INDEX, WEIGHTS_FILES
 from gpt_pretrain.checkpoints.misfits import name_some
 from gpt_pretrain.checkpoints.tensor_files import read_model_json
 from gpt_pretrain.errors import UserError
@@ -50,6 +50,34 @@ def only_weights_file(folder: Path) -> Path:
     if found:
         raise UserError(f"{folder} holds several files of weights: {name_some(found)}. Name one of them.")
     raise UserError(_refusal(folder, names))
+
+
+def cached_snapshot(folder: Path) -> Path | None:
+    """Return the folder with a model's files if a folder is that of a model in the hub's cache, and None if it is not."""
+    found = [path.parent for path in (folder / "snapshots").glob(f"*/{CONFIG_FILE}")]
+    if len(found) > 1:
+        raise UserError(
+            f"{folder} holds several versions of a model: {name_some([str(path) for path in found])}. Name one of them."
+        )
+    return found[0] if found else None
+
+
+def index_of_part(path: Path) -> Path | None:
+    """Return the index of a model in several files if a file is one of them, and None if it is not.
+
+    Raises:
+        UserError: If it is, and the index or the config is not beside it.
+    """
+    part = re.fullmatch(r".+-(\d{5})-of-(\d{5})\.(safetensors|bin)", path.name)
+    if part is None or part[2] == "00001":
+        return None
+    index = path.parent / (SHARD_INDEX if part[3] == "safetensors" else PICKLE_INDEX)
+    if not index.is_file() or not (path.parent / CONFIG_FILE).is_file():
+        raise UserError(
+            f"{path} is part {int(part[1])} of a model in {int(part[2])} files. All of them are needed, with {index.name} and "
+            f"{CONFIG_FILE} in the same folder."
+        )
+    return index
 
 
 def check_is_no_other_file(path: Path) -> None:

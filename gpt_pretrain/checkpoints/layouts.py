@@ -188,6 +188,6 @@ def from_nanogpt_args(fields: dict[str, Any]) -> dict[str, Any]:
     nanoGPT has computed the exact GELU since it has the option `bias`. Without that option its first version, minGPT and llm.c
     compute GPT-2's form.
     """
-    declared = {ours: fields[theirs] for theirs, ours in NANOGPT_FIELDS.items() if theirs in fields}
+    declared = {ours: fields[theirs] for theirs, ours in NANOGPT_FIELDS.items() if isinstance(fields.get(theirs), int | float)}
     gelu = "none" if "bias" in fields else "tanh"
     return declared | {"gelu_approximate": gelu, "qkv_bias": bool(fields.get("bias", True))}

@@ -13,11 +13,11 @@ class Misfits:
     """The tensors that keep a file from being loaded.
 
     Args:
-        causes: Sentences that explain everything else, such as the kind of model that the file really holds.
+        causes: Sentences that explain everything else, such as the kind of model that the file really holds; the first is said.
         missing: Names of tensors that the model needs.
         unknown: Names of tensors that the model does not have.
         misshapen: Each with its shape and the model's.
-        unreadable: Each with what it holds instead of floating-point numbers.
+        unreadable: Each with what it holds instead of floating-point numbers that can be read.
         conflicts: Clauses on tensors that contradict each other.
     """
 
@@ -38,12 +38,12 @@ class Misfits:
     def message(self, source: str) -> str:
         """Return one message on all misfits of a source."""
         if self.causes:
-            return " ".join([f"{source}: {self.causes[0]}", *self.causes[1:]])
+            return f"{source}: {self.causes[0]}"
         clauses = [
             _clause(self.missing, "is missing", "are missing"),
             _clause(self.unknown, "does not belong to the model", "do not belong to the model"),
             _clause(self.misshapen, "has the wrong shape", "have the wrong shape"),
-            _clause(self.unreadable, "has no floating-point numbers", "have no floating-point numbers"),
+            _clause(self.unreadable, "is not in fp64, fp32, fp16 or bf16", "are not in fp64, fp32, fp16 or bf16"),
             *self.conflicts,
         ]
         return f"{source} does not fit a GPT-2: {'; '.join(clause for clause in clauses if clause)}. Nothing was loaded."

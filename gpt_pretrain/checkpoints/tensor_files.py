@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,15 @@ from gpt_pretrain.system.pickles import RefusedNameError
 from gpt_pretrain.system.reading import DamagedFileError, read_json
 
 FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# What to do about a file of PyTorch, by the beginning of the name that it needs.
+REMEDIES = {
+    r"torch\.storage\._load_from_bytes": "pickle.dump wrote it: write it with torch.save(model.state_dict(), FILE).",
+    r"numpy\.": "If its tensors are NumPy arrays, convert them with torch.from_numpy first.",
+    r"__torch__": "It is a TorchScript program: save the state_dict() of the model that it was made from.",
+    r"torch\._utils\._rebuild_meta": "Its tensors are on the device meta, which keeps no values.",
+    r"torch\._utils\._rebuild_(sparse|q)": "Its tensors are sparse or quantized: save the model's original weights.",
+}
+DEFAULT_REMEDY = "If the file is yours, save only the state_dict()."
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,7 @@ def read_torch_file(path: Path) -> Any:
     except RefusedNameError as error:
         raise UserError(
             f"{path} holds more than tensors and plain data ({error}). It was not loaded, and nothing in it was run. "
-            "If the file is yours, save only the state_dict()."
+            + next((remedy for pattern, remedy in REMEDIES.items() if re.match(pattern, error.name)), DEFAULT_REMEDY)
         ) from error
     except UserError:
         raise

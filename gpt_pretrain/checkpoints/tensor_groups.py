@@ -18,6 +18,7 @@ from gpt_pretrain.checkpoints.tensor_names import (
     foreign_kind,
     head_kind,
     is_causal_mask,
+    is_inside_block,
     is_position_list,
     is_training_state,
     without_wrappers,
@@ -85,6 +86,12 @@ def group_tensors(name: str, tensors: Mapping[str, StoredTensor]) -> TensorGroup
     # Of tensors that share memory, safetensors keeps the one whose name comes first.
     if EMBEDDING not in groups.slots and HEAD in groups.slots:
         groups.slots[EMBEDDING] = groups.slots.pop(HEAD)
+    embedding = groups.slots.get(EMBEDDING)
+    if embedding is not None and len(embedding.shape) == 1:
+        misfits.causes.append(
+            f"{embedding.name} has the shape {embedding.shape}, as in a piece of a distributed checkpoint. Combine the pieces "
+            "first, for example with DeepSpeed's zero_to_fp32.py."
+        )
     if not groups.slots and not misfits:
         misfits.causes.append("it holds no tensors of a GPT-2.")
     if (misfits.unknown or EMBEDDING not in groups.slots) and (kind := foreign_kind(tensors)) is not None:
@@ -134,19 +141,22 @@ def _judge_rest(groups: TensorGroups, rest: list[StoredTensor], base: str) -> No
     """Decide about each tensor outside of the model whether the model's output depends on it."""
     for stored in rest:
         name = without_wrappers(stored.name)
+        inner = name.removeprefix(base)
         if isinstance(stored.dtype, str) and stored.dtype.startswith("a "):
             continue  # a number or a text beside the tensors
-        if (head := head_kind(name, EXTRA_HEADS)) is not None:
+        if COMPANION.search(inner.partition(".")[0]):
+            groups.leave_out("a second model", stored.name)
+        elif is_inside_block(inner):
+            groups.misfits.unknown.append(stored.name)
+        elif (head := head_kind(inner, EXTRA_HEADS)) is not None:
             groups.leave_out(head, stored.name)
-        elif (head := head_kind(name, OTHER_HEADS)) is not None:
+        elif (head := head_kind(inner, OTHER_HEADS)) is not None:
             if HEAD in groups.slots:
                 groups.leave_out(head, stored.name)
             else:
                 cause = f"it has {head} ({stored.name}) instead of one for tokens, so it cannot generate text."
-                groups.misfits.causes += [cause] if cause not in groups.misfits.causes else []
-        elif COMPANION.search(name.removeprefix(base)):
-            groups.leave_out("a second model", stored.name)
-        elif is_training_state(name):
+                groups.misfits.causes.append(cause)
+        elif is_training_state(inner):
             groups.leave_out("the state of a loss or metric", stored.name)
         elif not name.startswith(base) and len(stored.shape) < 2:
             groups.leave_out("a part of the training program", stored.name)

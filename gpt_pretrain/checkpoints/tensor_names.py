@@ -65,9 +65,8 @@ OTHER_HEADS = {
     "a reward head": r"reward_\w*head\.",
 }
 # Modules of a training program that take no part in the model's output.
-TRAINING_STATE = re.compile(
-    r"(^|[._])(loss\w*|criterion|metrics?|acc|accuracy|perplexity|ppl|(train|val|valid|test)_\w+|ema_decay)\."
-)
+TRAINING_STATE = re.compile(r"\w*(loss|metric|accuracy|perplexity)\w*|criterion|acc|ppl|(train|val|valid|test)_\w+")
+INSIDE_BLOCK = re.compile(rf"(^|\.)({_any_of(BLOCK_LISTS)})\.\d+\.")
 
 
 def without_wrappers(name: str) -> str:
@@ -114,8 +113,13 @@ def is_position_list(name: str) -> bool:
 
 
 def is_training_state(name: str) -> bool:
-    """Return whether a tensor belongs to a loss or a metric, by its name."""
-    return TRAINING_STATE.search(without_wrappers(name)) is not None
+    """Return whether a tensor belongs to a loss or a metric, by the first part of its name."""
+    return TRAINING_STATE.fullmatch(name.partition(".")[0]) is not None
+
+
+def is_inside_block(name: str) -> bool:
+    """Return whether a tensor belongs to a transformer block, by its name."""
+    return INSIDE_BLOCK.search(name) is not None
 
 
 def foreign_kind(names: Iterable[str]) -> tuple[str, str] | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gpt_pretrain.checkpoints.checkpoint_file import first_readable
 from gpt_pretrain.checkpoints.file_content import is_own_checkpoint, read_weights
-from gpt_pretrain.checkpoints.folder_contents import check_is_no_other_file, only_weights_file
+from gpt_pretrain.checkpoints.folder_contents import cached_snapshot, check_is_no_other_file, index_of_part, only_weights_file
 from gpt_pretrain.checkpoints.indexed_files import index_files, read_indexed, read_tensors
 from gpt_pretrain.checkpoints.layouts import (
     CONFIG_FILE,
@@ -52,6 +52,9 @@ from gpt_pretrain.runs.folder import checkpoint_dir, find_checkpoints
 from gpt_pretrain.system.environment import user_path
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+HUB_ADDRESS = re.compile(
+    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<model>[\w.-]+(?:/(?!(?:tree|blob|resolve)/)[\w.-]+)?)"
+)
 FILE_ENDINGS = (".ckpt", ".pth", ".pt", ".bin", ".safetensors", ".json")
 
 log = logging.getLogger(__name__)
@@ -65,6 +68,7 @@ class WeightSource:
         name: The path or hub id, for messages.
         tensors: The tensors by their stored names.
         declared: The fields of `GPTConfig` that a stored config states.
+        likely_heads: A number of attention heads that the file mentions, but not for certain as this model's.
         find_tokenizer: Returns the tokenizer that the weights bring, or None if they bring none.
         has_tokenizer_files: In this format, the files of the tokenizer belong to the model.
         is_safetensors: The file is in the safetensors format.
@@ -78,6 +82,7 @@ class WeightSource:
     has_tokenizer_files: bool = False
     is_safetensors: bool = False
     content: Mapping[str, Any] = field(default_factory=dict)
+    likely_heads: int | None = None
 
 
 def find_source(source: str | Path) -> WeightSource:
@@ -100,6 +105,8 @@ def find_source(source: str | Path) -> WeightSource:
         return _from_folder(path) if is_folder else _from_file(path)
     if HUB_ID.fullmatch(name) and not name.endswith(FILE_ENDINGS):
         return _from_hub(name)
+    if (address := HUB_ADDRESS.match(name)) is not None:
+        raise UserError(f"{name}: a model on the hub is named without the address: {address['model']}")
     raise UserError(f"{name}: there is no such file or folder.")
 
 
@@ -122,7 +129,13 @@ def _from_folder(folder: Path) -> WeightSource:
     for name in WEIGHTS_FILES if (folder / CONFIG_FILE).is_file() else ():
         if (folder / name).is_file():
             return _from_hf_files(folder / CONFIG_FILE, folder / name, name=str(folder))
-    return _from_file(only_weights_file(folder))
+    if (snapshot := cached_snapshot(folder)) is not None:
+        return _from_folder(snapshot)
+    weights = only_weights_file(folder)
+    # A training program may have written a config.json of its own.
+    if (folder / CONFIG_FILE).is_file() and "model_type" in read_model_json(folder / CONFIG_FILE):
+        return _from_hf_files(folder / CONFIG_FILE, weights, name=str(weights))
+    return _from_file(weights)
 
 
 def _from_hf_files(config: Path, weights: Path, *, name: str) -> WeightSource:
@@ -132,7 +145,7 @@ def _from_hf_files(config: Path, weights: Path, *, name: str) -> WeightSource:
         log.warning("%s names code of its own for the model, which is not run; the model may compute otherwise", config)
     tensors = read_indexed(weights) if weights.name in (SHARD_INDEX, PICKLE_INDEX) else read_tensors(weights)
     find = folder_finder(config.parent, fields.get(OWN_KEY))
-    is_safe = weights.name not in (PICKLE_FILE, PICKLE_INDEX)
+    is_safe = weights.name == SHARD_INDEX or is_safetensors(weights)
     return WeightSource(name, tensors, declared, find, True, is_safetensors=is_safe)
 
 
@@ -151,6 +164,8 @@ def _from_file(path: Path) -> WeightSource:
         safetensors, llmc = is_safetensors(path) or path.suffix == ".safetensors", is_llmc_file(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    if (index := index_of_part(path)) is not None:
+        return _from_hf_files(index.parent / CONFIG_FILE, index, name=str(index.parent))
     if safetensors:
         if (path.parent / CONFIG_FILE).is_file() and path.name == SAFETENSORS_FILE:
             return _from_hf_files(path.parent / CONFIG_FILE, path, name=str(path))
@@ -171,7 +186,8 @@ def _from_file(path: Path) -> WeightSource:
     declared, find = weights.told, no_tokenizer
     if isinstance(arguments := weights.whole.get("model_args"), dict):
         declared, find = from_nanogpt_args(arguments) | declared, nanogpt_finder(path, weights.whole)
-    return WeightSource(str(path), state_dict_tensors(weights.tensors, path), declared, find)
+    tensors = state_dict_tensors(weights.tensors, path)
+    return WeightSource(str(path), tensors, declared, find, likely_heads=weights.likely_heads)
 
 
 def _from_own_checkpoint(path: Path, content: dict[str, Any]) -> WeightSource:

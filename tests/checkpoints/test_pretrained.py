@@ -225,7 +225,7 @@ def test_one_message_names_all_kinds_of_misfits(tmp_path: Path, theirs: GPT2LMHe
     assert "2 tensors are missing (transformer.h.0.attn.c_proj.weight, transformer.ln_f.bias)" in message
     assert "1 tensor does not belong to the model (transformer.h.2.attn.rotary)" in message
     assert "the wrong shape (transformer.h.1.mlp.c_fc.bias has (7,), but the model needs (192,))" in message
-    assert "no floating-point numbers (transformer.h.0.ln_1.bias holds I64)" in message
+    assert "is not in fp64, fp32, fp16 or bf16 (transformer.h.0.ln_1.bias holds I64)" in message
 
 
 @pytest.mark.parametrize("use_cache", [True, False])

@@ -9,6 +9,7 @@ import enum
 import functools
 import json
 import logging
+import pickle
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ def prefixed(state: State, prefix: str) -> State:
     return {prefix + name: value for name, value in state.items()}
 
 
-def refusal(path: Path, *, n_heads: int | None = 4) -> str:
+def refusal(path: Path | str, *, n_heads: int | None = 4) -> str:
     """Return the one message with which a file is refused."""
     with pytest.raises(UserError) as caught:
         load_pretrained(path, n_heads=n_heads)
@@ -172,6 +173,32 @@ REFUSED: dict[str, tuple[Callable[[State], State], str]] = {
             {f"net.{name}": value for name, value in state.items() if "lm_head" not in name} | {"out.weight": torch.ones(101, 48)}
         ),
         "1 tensor does not belong to the model (out.weight)",
+    ),
+    "a gate in a block, with a name of a training program": (
+        lambda state: (
+            state | {"transformer.h.1.attn.ema.weight": torch.ones(12), "transformer.h.1.loss_gate.weight": torch.ones(1)}
+        ),
+        "2 tensors do not belong to the model (transformer.h.1.attn.ema.weight, transformer.h.1.loss_gate.weight)",
+    ),
+    "scores in a block": (
+        lambda state: state | {"transformer.h.1.attn.score.weight": torch.ones(12, 12)},
+        "1 tensor does not belong to the model (transformer.h.1.attn.score.weight)",
+    ),
+    "pieces of ZeRO 3": (lambda state: {name: torch.empty(0) for name in state}, "as in a piece of a distributed checkpoint"),
+    "eight bits": (
+        lambda state: {name: value.to(torch.float8_e4m3fn) for name, value in state.items()},
+        "41 tensors are not in fp64, fp32, fp16 or bf16 (lm_head.weight holds float8_e4m3fn",
+    ),
+    "a head with other rows": (
+        lambda state: state | {"lm_head.weight": torch.ones(90, 48)},
+        "1 tensor has the wrong shape (lm_head.weight has (90, 48), but the model needs (101, 48))",
+    ),
+    "two tasks": (
+        lambda state: (
+            {name: value for name, value in state.items() if "lm_head" not in name}
+            | {"classifier.weight": torch.ones(2, 48), "classifier.bias": torch.ones(2)}
+        ),
+        "it has a classifier's head (classifier.weight) instead of one for tokens",
     ),
     "many names": (
         lambda state: state | {f"transformer.h.0.extra.{number}.weight": torch.ones(3, 3) for number in range(50)},
@@ -555,3 +582,50 @@ def test_a_tied_embedding_that_is_stored_only_as_the_head_is_read(tmp_path: Path
     assert same(load_pretrained(tmp_path / "folder"), theirs)
     rewrite_config(tmp_path / "folder", tie_word_embeddings=False)
     assert "1 tensor is missing" in refusal(tmp_path / "folder")
+
+
+def test_a_number_of_heads_in_the_settings_is_only_a_default(tmp_path: Path, theirs: GPT2LMHeadModel) -> None:
+    torch.save({"model": theirs.state_dict(), "hyper_parameters": {"decoder": {"num_heads": 6}}}, tmp_path / "x.ckpt")
+    assert load_pretrained(tmp_path / "x.ckpt").config.n_heads == 6
+    assert same(load_pretrained(tmp_path / "x.ckpt", n_heads=4), theirs)
+    torch.save({"model": theirs.state_dict(), "args": {"n_head": 7}}, tmp_path / "y.ckpt")
+    assert "does not state its number of attention heads" in refusal(tmp_path / "y.ckpt", n_heads=None)
+
+
+def test_a_folder_of_the_cache_a_part_and_an_address_lead_to_the_model(tmp_path: Path, theirs: GPT2LMHeadModel) -> None:
+    theirs.save_pretrained(tmp_path / "models--some--model" / "snapshots" / "abc", max_shard_size="100KB")
+    assert same(load_pretrained(tmp_path / "models--some--model"), theirs)
+    part = min((tmp_path / "models--some--model" / "snapshots" / "abc").glob("model-*"))
+    assert same(load_pretrained(part), theirs)
+    lone = tmp_path / part.name
+    lone.write_bytes(part.read_bytes())
+    assert "is part 1 of a model in" in refusal(lone)
+    assert "is named without the address: some/model" in refusal("https://huggingface.co/some/model/tree/main")
+
+
+def test_a_file_of_weights_with_another_name_follows_the_config_beside_it(tmp_path: Path, theirs: GPT2LMHeadModel) -> None:
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "model.fp32.safetensors")
+    assert same(load_pretrained(tmp_path), theirs)
+    (tmp_path / "config.json").write_text('{"n_embd": 48, "dataset": "x"}')
+    assert "does not state its number of attention heads" in refusal(tmp_path, n_heads=None)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda model, path: path.write_bytes(pickle.dumps(model.state_dict())), "pickle.dump wrote it"),
+        (lambda model, path: torch.save({"wte.weight": np.ones(3)}, path), "convert them with torch.from_numpy"),
+        (lambda model, path: torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path), "It is a TorchScript program"),
+        (lambda model, path: torch.save({"wte.weight": torch.ones(3, device="meta")}, path), "the device meta"),
+        (lambda model, path: torch.save(torch.optim.AdamW(model.parameters()).state_dict(), path), "holds no tensors of a GPT-2"),
+        (lambda model, path: torch.save(list(model.state_dict().values()), path), "holds a list, not a dict of tensors"),
+    ],
+    ids=["pickle", "NumPy", "TorchScript", "meta", "optimizer", "list"],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_files_of_pytorch_without_usable_weights_have_a_message_of_their_own(
+    tmp_path: Path, theirs: GPT2LMHeadModel, write: Callable[[GPT2LMHeadModel, Path], object], message: str
+) -> None:
+    write(theirs, tmp_path / "x.pt")
+    assert message in refusal(tmp_path / "x.pt")
