@@ -18,6 +18,8 @@ Usage: gpt-pretrain prepare INPUT [INPUT ...] out=FOLDER [setting=value ...]
   val_tokens          minimum number of tokens in the validation set, instead of val_fraction
   dedup               none (default) or exact: leave out documents that have the same text as an earlier one
   max_rejected        largest share of unusable records to leave out, listed in rejected.jsonl (default: 0.001)
+  max_failed_files    number of files that may be impossible to read to their end (damaged archives, texts that are not
+                      UTF-8 ...); the corpus is then incomplete, and the exit code 3 (default: 0, which stops the command)
   workers             number of worker processes (default: one per core); with executor=slurm or ray, per task (default: 1)
   executor            local, slurm or ray: encode with this executor of datatrove, in tasks=N groups of files (for SLURM
                       also set slurm_partition=NAME and slurm_time=20:00:00); this process waits, then writes the shards
@@ -35,9 +37,11 @@ from gpt_pretrain.config.command_schema import PrepareSettings
 from gpt_pretrain.config.validation import prepare_problems
 from gpt_pretrain.errors import UserError
 
+EXIT_INCOMPLETE = 3
 
-def prepare_command(arguments: list[str]) -> None:
-    """Run `gpt-pretrain prepare`.
+
+def prepare_command(arguments: list[str]) -> int:
+    """Run `gpt-pretrain prepare`, and return its exit code.
 
     Raises:
         UserError: If the settings are invalid or the corpus cannot be prepared.
@@ -47,4 +51,4 @@ def prepare_command(arguments: list[str]) -> None:
 
     if problems := prepare_problems(settings):
         raise UserError(problems)
-    prepare_corpus(settings)
+    return 0 if prepare_corpus(settings) else EXIT_INCOMPLETE

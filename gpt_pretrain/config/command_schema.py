@@ -38,6 +38,7 @@ class PrepareSettings:
     val_tokens: int | None = None  # minimum number of tokens for validation, instead of val_fraction
     dedup: str = "none"  # none; exact: drop repeated documents
     max_rejected: float = 0.001  # largest fraction of unusable records
+    max_failed_files: int = 0  # files that may fail before their end; their text is missing then
     workers: int | None = None  # worker processes, per task with an executor; null: one per core
     executor: str | None = None  # datatrove's executor: local, slurm or ray; null: this process and its workers
     tasks: int | None = None  # tasks for the executor; null: one for each file

@@ -154,6 +154,11 @@ PREPARE_RULES: list[Rule] = [
     ("val_fraction", lambda share: 0 <= share < 1, "must be at least 0 and below 1"),
     ("val_tokens", *at_least(1, "token", null="val_fraction")),
     ("dedup", *one_of("none", "exact")),
+    (
+        "max_failed_files",
+        lambda count: count >= 0,
+        "must be at least 0; 0 stops at the first damaged file",
+    ),
     ("max_rejected", lambda share: 0 <= share <= 1, "must be between 0 and 1; 0.001 allows one record in a thousand"),
     ("workers", *at_least(1, "process", null="one process per core")),
     ("executor", *one_of(None, "local", "slurm", "ray")),

@@ -20,7 +20,7 @@ class EncodedBatch:
     Args:
         tokens: Token ids of all documents, each followed by the end-of-text token; little-endian.
         rows: One ROW for each document or part of a document.
-        rejected: The records that were left out.
+        rejected: The records that were left out, and the files that cannot be read to their end.
         records: Number of records, rejected ones included.
         empty: Number of records that contain only white space.
         markers: Number of documents that end at an end-of-text marker in the text.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare.encoded_batch import EncodedBatch
@@ -18,13 +20,14 @@ from gpt_pretrain.system.files import open_for_append
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.reading import open_regular
 from gpt_pretrain.system.terminal import escape_line
-from gpt_pretrain.texts.chunks import FIELD_MISSING, Chunk
+from gpt_pretrain.texts.chunks import FIELD_MISSING, FILE_FAILURES, Chunk
 from gpt_pretrain.texts.inputs import CorpusInputs
 from gpt_pretrain.texts.reading import batch_chunks, read_inputs
 
 # Share of rejected records up to which the error suggests leaving them out.
 MAX_SUGGESTED = 0.5
 ENOUGH_RECORDS = 10_000  # Number of records from which their rejected share is judged before all have been read.
+MOST_FAILED_SHOWN = 10
 N_EXAMPLES = 3  # Rejected records shown in a message.
 
 
@@ -37,6 +40,7 @@ class EncodingOptions:
         itemsize: Bytes per token.
         text_field: Field of a record that contains the text.
         max_rejected: Largest share of rejected records, 0 to 1.
+        max_failed_files: Largest number of files that cannot be read to their end.
         rejected_file: The file that rejected records are copied to if there are too many.
         records_as_is: Encode records as version 0.1.0 did, to go on with a corpus that it started.
     """
@@ -45,6 +49,7 @@ class EncodingOptions:
     itemsize: int
     text_field: str
     max_rejected: float
+    max_failed_files: int
     rejected_file: Path
     records_as_is: bool = False
 
@@ -61,7 +66,7 @@ def encode_inputs(
     """Encode everything that the segments in a folder do not contain yet.
 
     Raises:
-        UserError: If too many records are rejected or the inputs have changed.
+        UserError: If too many records are rejected, too many files cannot be read to their end, or the inputs have changed.
         SystemExit: If a signal has arrived.
     """
     writer = SegmentWriter(folder, itemsize=options.itemsize)
@@ -74,6 +79,10 @@ def encode_inputs(
         )
         jobs = batch_chunks(read_inputs(inputs, cached_tokenizer(options.tokenizer), start=writer.state.after))
         for chunks, batch in workers.map(encode, jobs, size=lambda chunks: sum(chunk.size for chunk in chunks)):
+            failed = [record for record in batch.rejected if record.fails_file]
+            if failed and writer.state.counts.failed_files + len(failed) > options.max_failed_files:
+                writer.finish_segment()  # Without this batch, so that the same command reads the files again.
+                raise failed_files_error([describe_rejected(dataclasses.asdict(record)) for record in failed])
             writer.add(batch, chunks[-1].end)
             progress.update_encoding(writer.state.counts, bytes_read=chunks[-1].bytes_read)
             if interrupt.signal:
@@ -97,6 +106,16 @@ def collect_rejected(folders: Iterable[Path], target: Path) -> None:
             with open_regular(file, within=folder) as source, open_for_append(target) as stream:
                 while block := source.read(1 << 20):
                     stream.write(block)
+
+
+def failed_files_error(descriptions: Sequence[str]) -> UserError:
+    """Return the error for files that cannot be read to their end."""
+    files = f"{format_count(len(descriptions), 'file')} cannot be read to {'its' if len(descriptions) == 1 else 'their'} end"
+    return UserError(
+        f"{files}: {'; '.join(descriptions[:MOST_FAILED_SHOWN])}{'; ...' * (len(descriptions) > MOST_FAILED_SHOWN)}. "
+        "Replace or leave out what is damaged and start over with overwrite=true, or accept that its text is missing with "
+        f"max_failed_files={len(descriptions)}: the same command then resumes."
+    )
 
 
 def too_many_rejected(counts: RecordCounts, max_rejected: float, *, at_end: bool) -> bool:
@@ -128,10 +147,21 @@ def first_rejected(file: Path) -> str:
     descriptions = []
     with open_regular(file, within=file.parent) as stream:
         for _, line in zip(range(N_EXAMPLES), stream, strict=False):
-            record = json.loads(line)
-            detail = f" ({record['detail']})" if "detail" in record else ""
-            descriptions.append(escape_line(f"{record['file']}, record {record['record']}: {record['reason']}{detail}"))
+            descriptions.append(describe_rejected(json.loads(line)))
     return "First: " + "; ".join(descriptions) + "."
+
+
+def failed_files(file: Path) -> list[str]:
+    """Describe all files in a file of rejected records that could not be read to their end."""
+    with open_regular(file, within=file.parent) as stream:
+        records = (json.loads(line) for line in stream)
+        return [describe_rejected(record) for record in records if record["reason"] in FILE_FAILURES]
+
+
+def describe_rejected(record: dict[str, Any]) -> str:
+    """Describe a rejected record from its fields."""
+    detail = f" ({record['detail']})" if record.get("detail") else ""
+    return escape_line(f"{record['file']}, record {record['record']}: {record['reason']}{detail}")
 
 
 def _round_up(share: float) -> float:

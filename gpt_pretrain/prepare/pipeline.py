@@ -17,10 +17,18 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare import corpus_folder
 from gpt_pretrain.prepare.cluster import MAX_TASKS, EncodeTask, encode_on_cluster, group_files, unfinished_tasks
 from gpt_pretrain.prepare.corpus_folder import PLAN, WORK
-from gpt_pretrain.prepare.encoding import EncodingOptions, collect_rejected, encode_inputs, rejection_error, too_many_rejected
+from gpt_pretrain.prepare.encoding import (
+    EncodingOptions,
+    collect_rejected,
+    encode_inputs,
+    failed_files,
+    failed_files_error,
+    rejection_error,
+    too_many_rejected,
+)
 from gpt_pretrain.prepare.processes import Interrupt, WorkerPool, interruptible
 from gpt_pretrain.prepare.progress import PreparationProgress
-from gpt_pretrain.prepare.report import print_report, print_summary
+from gpt_pretrain.prepare.report import FAILED, print_failed_files, print_report, print_summary
 from gpt_pretrain.prepare.segments import REJECTED_FILE, RecordCounts, total_counts
 from gpt_pretrain.prepare.shards import write_shards
 from gpt_pretrain.prepare.tokenizing import cached_tokenizer
@@ -41,8 +49,11 @@ CONTENT_SETTINGS = ("text_field", "as_text", "document_separator", "shard_tokens
 TEXT_RULES = 2  # Increase it when a text gets other tokens than before: an unfinished corpus must not mix both.
 
 
-def prepare_corpus(settings: PrepareSettings) -> None:
+def prepare_corpus(settings: PrepareSettings) -> bool:
     """Prepare the corpus that the settings describe, or resume its preparation, unless it is complete.
+
+    Returns:
+        Whether all files could be read to their end.
 
     Raises:
         UserError: If an input is missing, the folder contains a different corpus, or it cannot be written.
@@ -51,8 +62,7 @@ def prepare_corpus(settings: PrepareSettings) -> None:
     folder = user_path(settings.out)
     _check_out(settings, folder)
     if not settings.inputs and settings.dataset is None:
-        _report_complete(folder)
-        return
+        return _report_complete(folder)
     inputs = find_inputs(settings, out=folder)
     description = _describe(settings, inputs)
     manifest = None if settings.overwrite else corpus_folder.read_manifest(folder)
@@ -60,7 +70,8 @@ def prepare_corpus(settings: PrepareSettings) -> None:
         corpus_folder.check_same(manifest, description, folder=folder, state="complete")
         corpus_folder.check_complete(folder, manifest)
         shutil.rmtree(folder / WORK, ignore_errors=True)
-        print_escaped(f"{folder}: the corpus is already complete.")
+        print_failed_files(manifest)
+        print_escaped(f"{folder}: the corpus is already {'prepared' if manifest.get(FAILED) else 'complete'}.")
         _warn_of_changed_inputs(inputs, folder)
     else:
         with _explain_disk_errors(folder), interruptible() as interrupt, corpus_folder.lock_corpus(folder):
@@ -74,6 +85,7 @@ def prepare_corpus(settings: PrepareSettings) -> None:
         print_summary(manifest, counts, folder)
     if settings.report:
         print_report(manifest, folder)
+    return not manifest.get(FAILED)
 
 
 def _check_out(settings: PrepareSettings, folder: Path) -> None:
@@ -93,8 +105,8 @@ def _check_out(settings: PrepareSettings, folder: Path) -> None:
             raise UserError(f"out={settings.out} is the folder of the tokenizer. Choose another folder for the corpus.")
 
 
-def _report_complete(folder: Path) -> None:
-    """Print the report of a complete corpus.
+def _report_complete(folder: Path) -> bool:
+    """Print the report of a complete corpus, and return whether all files could be read to their end.
 
     Raises:
         UserError: If there is none.
@@ -102,7 +114,9 @@ def _report_complete(folder: Path) -> None:
     if (manifest := corpus_folder.read_manifest(folder)) is None:
         raise UserError(f"{folder} contains no complete corpus to report on. To prepare one, name files or use dataset=NAME.")
     corpus_folder.check_complete(folder, manifest)
+    print_failed_files(manifest)
     print_report(manifest, folder)
+    return not manifest.get(FAILED)
 
 
 def _warn_of_changed_inputs(inputs: CorpusInputs, folder: Path) -> None:
@@ -133,11 +147,18 @@ def _write_corpus(
     if records_as_is:
         _check_old_rules_can_go_on(inputs, task_folders, folder)
     options = EncodingOptions(
-        settings.tokenizer, itemsize, settings.text_field, settings.max_rejected, rejected_file, records_as_is=records_as_is
+        settings.tokenizer,
+        itemsize,
+        settings.text_field,
+        settings.max_rejected,
+        settings.max_failed_files,
+        rejected_file,
+        records_as_is=records_as_is,
     )
     if settings.executor is not None:
-        # The share of rejected records is checked when all tasks have finished.
-        unlimited, local = replace(options, max_rejected=1.0), settings.executor == "local"
+        # What failed is judged when all tasks have finished.
+        unlimited = replace(options, max_rejected=1.0, max_failed_files=sys.maxsize)
+        local = settings.executor == "local"
         task = EncodeTask(groups, inputs, unlimited, task_folders, 1 if local else settings.workers or 1, quiet=local)
         encode_on_cluster(settings, task, folder / WORK, interrupt=interrupt)
     with WorkerPool(settings.workers or cores(), settings.tokenizer) as workers, PreparationProgress(inputs.size) as progress:
@@ -145,6 +166,9 @@ def _write_corpus(
             encode_inputs(inputs, options, task_folders[0], workers=workers, progress=progress, interrupt=interrupt)
         counts = total_counts(task_folders)
         collect_rejected(task_folders, rejected_file)
+        failed = failed_files(rejected_file) if counts.failed_files else []
+        if len(failed) > settings.max_failed_files:
+            raise failed_files_error(failed)
         if too_many_rejected(counts, settings.max_rejected, at_end=True):
             raise rejection_error(counts, rejected_file, max_rejected=settings.max_rejected)
         shards = write_shards(
@@ -160,6 +184,7 @@ def _write_corpus(
         "options": plan["options"],
         "rejected": {"records": counts.rejected, "by_reason": dict(sorted(counts.by_reason.items()))},
         "duplicates": shards["duplicates"],
+        **({FAILED: failed} if failed else {}),
     }, counts
 
 

@@ -15,9 +15,9 @@ from gpt_pretrain.prepare.segments import REJECTED_FILE, RecordCounts
 from gpt_pretrain.system.encodings import ControlCount
 from gpt_pretrain.system.formatting import format_count, format_si
 from gpt_pretrain.system.terminal import print_escaped
-from gpt_pretrain.texts.chunks import DAMAGED_ARCHIVE
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer, decode
 
+FAILED = "failed_files"  # The key of the manifest.
 N_EXCERPTS = 3
 EXCERPT_TOKENS = 60
 BAR_WIDTH = 40  # Characters of the longest bar.
@@ -26,6 +26,9 @@ STARTS_AT_A_TIME = 1 << 20  # 8 MB.
 
 def print_summary(manifest: dict[str, Any], counts: RecordCounts, folder: Path) -> None:
     """Print the sizes of the training and the validation set, and what was left out."""
+    if manifest.get(FAILED):
+        files = format_count(len(manifest[FAILED]), "file")
+        print(f"INCOMPLETE: {files} could not be read to the end. What is missing is listed below.")
     for name, part in manifest["parts"].items():
         size = f"{format_si(part['bytes'], 'B')} of text in {format_count(len(part['shards']), 'shard')}"
         amounts = f"{format_count(part['documents'], 'document')}, {format_count(part['tokens'], 'token')}"
@@ -48,11 +51,17 @@ def print_summary(manifest: dict[str, Any], counts: RecordCounts, folder: Path) 
         file = folder / REJECTED_FILE
         left_out = format_count(counts.rejected, "unusable record")
         print_escaped(f"Left out: {left_out}. {first_rejected(file)} {file} lists all of them.")
-    if damaged := counts.by_reason.get(DAMAGED_ARCHIVE):
-        print(
-            f"{format_count(damaged, 'file')} could not be read to the end: the text after the damage is missing from the corpus."
-        )
-    print_escaped(f"The corpus is complete: {folder}")
+    print_failed_files(manifest)
+    state = "complete except for these files" if manifest.get(FAILED) else "complete"
+    print_escaped(f"The corpus is {state}: {folder}")
+
+
+def print_failed_files(manifest: dict[str, Any]) -> None:
+    """Print which files could not be read to their end, if any."""
+    if failed := manifest.get(FAILED):
+        print_escaped(f"The corpus is INCOMPLETE. The rest of {format_count(len(failed), 'file')} is missing:")
+        for description in failed:
+            print_escaped(f"  {description}")
 
 
 def print_report(manifest: dict[str, Any], folder: Path) -> None:

@@ -47,6 +47,7 @@ class RecordCounts:
         markers: Number of documents that end at an end-of-text marker in the text.
         controls: Number of NUL and control characters in the text.
         nuls: Number of NUL characters in the text.
+        failed_files: Number of files that could not be read to their end.
     """
 
     records: int = 0
@@ -57,6 +58,7 @@ class RecordCounts:
     markers: int = 0
     controls: int = 0
     nuls: int = 0
+    failed_files: int = 0
 
     @property
     def rejected(self) -> int:
@@ -154,7 +156,9 @@ class SegmentWriter:
         counts.nuls += batch.nuls
         counts.tokens += len(batch.tokens) // self._itemsize
         counts.text_bytes += int(batch.rows["bytes"].sum())
-        counts.by_reason = dict(Counter(counts.by_reason) + Counter(record.reason for record in batch.rejected))
+        reasons = Counter(record.reason for record in batch.rejected if not record.fails_file)
+        counts.by_reason = dict(Counter(counts.by_reason) + reasons)
+        counts.failed_files += len(batch.rejected) - reasons.total()
         for record in batch.rejected:
             fields = {name: value for name, value in dataclasses.asdict(record).items() if value}
             self._rejected.write(json.dumps(fields, ensure_ascii=False).encode() + b"\n")
@@ -296,7 +300,7 @@ def total_counts(folders: Iterable[Path]) -> RecordCounts:
     total = RecordCounts()
     for folder in folders:
         counts = read_journal(folder)[1].counts
-        for name in ("records", "empty", "text_bytes", "tokens", "markers", "controls", "nuls"):
+        for name in ("records", "empty", "text_bytes", "tokens", "markers", "controls", "nuls", "failed_files"):
             setattr(total, name, getattr(total, name) + getattr(counts, name))
         total.by_reason = dict(Counter(total.by_reason) + Counter(counts.by_reason))
     return total

@@ -9,8 +9,8 @@ import numpy as np
 
 from gpt_pretrain.prepare.encoded_batch import COMPLETE, CONTINUES, REJECTED, ROW, EncodedBatch
 from gpt_pretrain.system.encodings import count_controls
-from gpt_pretrain.texts.chunks import Chunk, RejectedRecord
-from gpt_pretrain.texts.records import InvalidRecordError, chunk_records, excerpt, record_text
+from gpt_pretrain.texts.chunks import CUT_OFF, Chunk, RejectedRecord
+from gpt_pretrain.texts.records import BROKEN_JSON, InvalidRecordError, chunk_records, excerpt, record_text
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer, token_byte_lengths, token_itemsize
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.fitting import with_end_of_text
@@ -48,8 +48,16 @@ def encode_batch(chunks: list[Chunk], tokenizer_name: str, text_field: str, *, a
                     encoder.add(record_text(record, text_field, is_json=is_json, as_is=as_is))
                 except InvalidRecordError as error:
                     reason, detail = error.args
+                    if reason == BROKEN_JSON and _is_cut_off(chunk, record):
+                        reason = CUT_OFF
                     encoder.reject(RejectedRecord(chunk.file, number, reason, detail, excerpt(record)))
     return encoder.finish()
+
+
+def _is_cut_off(chunk: Chunk, line: bytes) -> bool:
+    """Return whether a JSON line is the last one of its file and has neither an end nor a line feed."""
+    content = chunk.content
+    return isinstance(content, bytes) and not content.endswith(b"\n") and content.endswith(line) and line.startswith(b"{")
 
 
 class _DocumentEncoder:
@@ -107,8 +115,8 @@ class _DocumentEncoder:
         self._rows.append((digest, length, len(data), COMPLETE if ends else CONTINUES))
 
     def reject(self, record: RejectedRecord, *, in_document: bool = False) -> None:
-        """Add a rejected record; `in_document` discards the parts of it that have been encoded."""
-        self._result.records += 1
+        """Add a rejected record or the end of a file that fails; `in_document` discards the encoded parts of the record."""
+        self._result.records += not record.fails_file
         self._result.rejected.append(record)
         if in_document:
             self._rows.append((b"", 0, 0, REJECTED))

@@ -11,8 +11,10 @@ LONGEST_RECORD = 1 << 26
 MAX_LINES = 8192  # Of a chunk. A rejected line takes 500 bytes of memory, and as little as two in its file.
 BATCH = 1 << 20  # Bytes of text that a worker gets in one job.
 
-# Reasons for rejecting a record that the user gets advice on.
-FIELD_MISSING, DAMAGED_ARCHIVE = "field missing", "damaged archive"
+FIELD_MISSING = "field missing"  # A reason for rejecting a record that the user gets advice on.
+# Reasons for which a whole file cannot be read to its end. Its loss is not that of a record.
+DAMAGED_ARCHIVE, UNREADABLE, NOT_UTF8_FILE, CUT_OFF = "damaged archive", "read error", "not a text in UTF-8", "cut off"
+FILE_FAILURES = (DAMAGED_ARCHIVE, UNREADABLE, NOT_UTF8_FILE, CUT_OFF)
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class ReadPosition:
 
 @dataclass(frozen=True)
 class RejectedRecord:
-    """A record that is left out of the corpus. The field names are keys of rejected.jsonl.
+    """A record that is left out of the corpus, or the rest of a file. The field names are keys of rejected.jsonl.
 
     Args:
         file: Name of its file.
@@ -51,6 +53,11 @@ class RejectedRecord:
     reason: str
     detail: str = ""
     begins: str = ""
+
+    @property
+    def fails_file(self) -> bool:
+        """Whether the file cannot be read to its end."""
+        return self.reason in FILE_FAILURES
 
 
 @dataclass(frozen=True)

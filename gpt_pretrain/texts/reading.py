@@ -14,7 +14,17 @@ from gpt_pretrain.system.encodings import likely_encoding
 from gpt_pretrain.system.file_kinds import ARRAY, LINES, PARQUET, ROWS, TEXT
 from gpt_pretrain.system.file_recognition import content_name
 from gpt_pretrain.system.line_ends import unify_line_ends, unify_line_ends_in_blocks
-from gpt_pretrain.texts.chunks import BATCH, DAMAGED_ARCHIVE, LONGEST_RECORD, MAX_LINES, Chunk, Cursor, ReadPosition
+from gpt_pretrain.texts.chunks import (
+    BATCH,
+    DAMAGED_ARCHIVE,
+    LONGEST_RECORD,
+    MAX_LINES,
+    NOT_UTF8_FILE,
+    UNREADABLE,
+    Chunk,
+    Cursor,
+    ReadPosition,
+)
 from gpt_pretrain.texts.contents import Content, open_contents, peek
 from gpt_pretrain.texts.decompression import ContentLimit, DamagedArchiveError, drop_bytes
 from gpt_pretrain.texts.inputs import CorpusInputs, InputFile, check_unchanged
@@ -105,7 +115,8 @@ def split_documents(blocks: Iterable[bytes], cursor: Cursor, separator: str | No
                 yield cursor.part(part, ends=False)
             continue
         if problem:
-            yield cursor.reject("not UTF-8", problem, size=offset - cursor.offset)
+            is_whole_file = cursor.record == 0 and not mark
+            yield cursor.reject(NOT_UTF8_FILE if is_whole_file else "not UTF-8", problem, size=offset - cursor.offset)
         else:
             *parts, text = split_text(text, tokenizer)
             for part in parts:
@@ -147,6 +158,8 @@ def _read_file(
                 cursor.file = file.path
         except DamagedArchiveError as error:
             yield cursor.reject(DAMAGED_ARCHIVE, str(error))
+        except OSError as error:
+            yield cursor.reject(UNREADABLE, error.strerror or str(error))
     left_out.report(file.path)
 
 

@@ -10,6 +10,7 @@ from gpt_pretrain.system.line_ends import unify_line_ends
 from gpt_pretrain.system.reading import DamagedFileError, check_json_values
 from gpt_pretrain.texts.chunks import FIELD_MISSING, LONGEST_RECORD, Chunk
 
+BROKEN_JSON = "broken JSON"
 EXCERPT = 100  # Characters of a rejected record that are kept.
 # Of a JSON line. Each may take 80 bytes of memory and two in the file, of which an archive needs a hundredth.
 MAX_VALUES = 1_000_000
@@ -62,7 +63,7 @@ def _json_value(line: bytes, text_field: str) -> Any:
     except DamagedFileError as error:
         raise InvalidRecordError("too many values", str(error)) from error
     except (ValueError, RecursionError) as error:
-        raise InvalidRecordError("broken JSON", str(error)) from error
+        raise InvalidRecordError(BROKEN_JSON, str(error)) from error
     return find_field(fields, text_field)
 
 

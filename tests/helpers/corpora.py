@@ -38,7 +38,7 @@ cached_tokenizer = functools.cache(build_tokenizer)
 
 def prepare(*inputs: Path | str, out: Path, **settings: Any) -> dict[str, Any]:
     """Prepare a corpus in this process and return its manifest."""
-    fields = {"workers": 1, "tokenizer": "byte", "max_rejected": 1.0} | settings
+    fields = {"workers": 1, "tokenizer": "byte", "max_rejected": 1.0, "max_failed_files": 1000} | settings
     pipeline.prepare_corpus(PrepareSettings(inputs=[str(path) for path in inputs], out=str(out), **fields))
     return read_manifest(out)
 

@@ -43,7 +43,7 @@ def texts(tmp_path: Path) -> Path:
 
 
 def settings(texts: Path, out: Path, **changes: object) -> PrepareSettings:
-    fields = {"tokenizer": "byte", "shard_tokens": 1000, "val_fraction": 0.3, "max_rejected": 0.5, "workers": 2, **changes}
+    fields = {"tokenizer": "byte", "shard_tokens": 1000, "val_fraction": 0.3, "max_failed_files": 1, "workers": 2, **changes}
     return PrepareSettings(inputs=[str(texts)], out=str(out), **fields)  # type: ignore[arg-type]
 
 
