@@ -48,7 +48,7 @@ def in_training(path: Path, **settings: object) -> list[str]:
 
 def in_corpus(path: Path, out: Path, **settings: object) -> list[str]:
     """Return the documents of what gpt-pretrain prepare reads."""
-    corpora.prepare(path, out=out, **({"val_fraction": 0.0, "max_rejected": 0.0} | settings))
+    corpora.prepare(path, out=out, **({"val_fraction": 0.0, "max_rejected": 0.0, "max_failed_files": 0} | settings))
     return corpora.texts(out, "train")
 
 
