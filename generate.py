@@ -1,5 +1,11 @@
 """Continue a text with a trained model: python generate.py [setting=value ...]; --help lists the settings."""
 
+import signal
+
+# Ctrl-C while the libraries load ends the program without a traceback.
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import hydra
 from omegaconf import DictConfig
 

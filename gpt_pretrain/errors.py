@@ -14,7 +14,8 @@ class UserError(ValueError):
     """
 
     def __init__(self, problems: str | Iterable[str]) -> None:
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        # Two checks may find the same problem.
+        self.problems = [problems] if isinstance(problems, str) else list(dict.fromkeys(problems))
         assert self.problems, "a UserError needs at least one problem"
         super().__init__("\n".join(self.problems))
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,10 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, O
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from gpt_pretrain.commands.command_words import CONFIGS, NO_RUN, OTHER_CONFIGS, Arguments, explain_stray, schema_of
 from gpt_pretrain.commands.hydra_grammar import to_hydra_override
 from gpt_pretrain.config.conversion import to_settings
-from gpt_pretrain.config.free_text import FREE_TEXTS
-from gpt_pretrain.config.overrides import full_form, override_key, short_form
+from gpt_pretrain.config.overrides import override_key, short_form
 from gpt_pretrain.config.schema import GenerateSettings, TrainSettings
 from gpt_pretrain.config.setting_names import (
     CONF,
@@ -36,67 +35,7 @@ from gpt_pretrain.config.setting_names import (
 )
 from gpt_pretrain.config.validation import generate_problems, train_problems
 
-MULTIRUN_FLAGS = {"-m", "--multirun"}
-SINGLE_FLAGS = MULTIRUN_FLAGS | {
-    *("-h", "--help", "--hydra-help", "--version", "--resolve", "-r", "--run", "-sc", "--shell-completion")
-}
-VALUE_FLAGS = {"-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir"} | {
-    *("--experimental-rerun", "-i", "--info")
-}
-CONFIGS = ("job", "hydra", "all")
-INFOS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-NO_RUN = {"-h", "--help", "--hydra-help", "--version", "--resolve", "-sc", "--shell-completion", "-c", "--cfg", "-i", "--info"}
-OTHER_CONFIGS = {"-cp", "--config-path", "-cn", "--config-name", "--experimental-rerun"}
 AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kmbg])", re.IGNORECASE)
-DASHES = "\u2010\u2011\u2012\u2013\u2014\u2212"  # what word processors make of a hyphen
-SUGGESTED = {"train": "data.path", "generate": "prompt"}  # setting that a word without a name most likely means
-
-
-@dataclass
-class Arguments:
-    """The arguments of an entry script, by kind.
-
-    Args:
-        flags: Options such as -m, each with its value.
-        overrides: `name=value`, and `~name`.
-        strays: Rows of words that are neither, each after the argument that stands before it.
-    """
-
-    flags: list[str] = field(default_factory=list)
-    overrides: list[str] = field(default_factory=list)
-    strays: list[tuple[str, list[str]]] = field(default_factory=list)
-
-    @property
-    def is_sweep(self) -> bool:
-        """Return whether a sweep is asked for."""
-        return not MULTIRUN_FLAGS.isdisjoint(self.flags)
-
-    @property
-    def config_folders(self) -> tuple[Path, ...]:
-        """The folders with the options of groups: this program's own, and the user's."""
-        return (CONF, *(Path(value) for flag, value in pairwise(self.flags) if flag in ("-cd", "--config-dir")))
-
-
-def sort_arguments(words: Sequence[str]) -> Arguments:
-    """Sort a script's arguments by kind. Flags come first, since Hydra refuses settings on both sides of a flag."""
-    found, waiting, before = Arguments(), list(words), ""
-    while waiting:
-        word = waiting.pop(0)
-        flag, equals, _ = word.partition("=")
-        if flag in SINGLE_FLAGS | VALUE_FLAGS:
-            found.flags += word.split("=", 1) if equals and flag in VALUE_FLAGS else [word]
-            if flag in ("-i", "--info") and not equals:
-                found.flags.append(waiting.pop(0) if waiting and waiting[0] in INFOS else "all")
-            elif flag in VALUE_FLAGS and not equals and waiting:
-                found.flags.append(waiting.pop(0))
-        elif word[:1] not in ("-", "=", *DASHES) and (equals or word.startswith("~")):
-            found.overrides.append(word)
-        elif found.strays and before == found.strays[-1][1][-1] and word[:1] != "-":
-            found.strays[-1][1].append(word)
-        else:
-            found.strays.append((before, [word]))
-        before = word
-    return found
 
 
 def argument_problems(arguments: Arguments, *, script: str) -> list[str]:
@@ -106,7 +45,7 @@ def argument_problems(arguments: Arguments, *, script: str) -> list[str]:
         arguments: As typed, apart from the name of the tokenizer's setting.
         script: "train" or "generate".
     """
-    problems = [_explain_stray(before, words, script=script) for before, words in arguments.strays]
+    problems = [explain_stray(before, words, script=script) for before, words in arguments.strays]
     if arguments.is_sweep and (others := NO_RUN & set(arguments.flags)):
         problems.append(f"-m starts a sweep, and {min(others)} starts nothing. Leave out one of them.")
     chosen = [value for flag, value in pairwise([*arguments.flags, ""]) if flag in ("-c", "--cfg")]
@@ -140,7 +79,7 @@ def override_problems(override: str, *, script: str, sweep: bool = False, folder
         sweep: Whether it may have several values.
         folders: The folders with the options of groups.
     """
-    key, schema = override_key(override), _schema(script)
+    key, schema = override_key(override), schema_of(script)
     shown = short_form(override)
     if (
         override.startswith("~")
@@ -183,9 +122,9 @@ def with_prefix(override: str, *, script: str) -> str:
     key = override_key(override)
     if override.startswith("~") or key.startswith(("hydra.", "hydra/")):
         return override
-    if key in script_groups(script) or is_declared(_schema(script), key):
+    if key in script_groups(script) or is_declared(schema_of(script), key):
         return override.lstrip("+")
-    return f"++{override.lstrip('+')}" if is_declared(_schema(script), key, within_mapping=True) else override
+    return f"++{override.lstrip('+')}" if is_declared(schema_of(script), key, within_mapping=True) else override
 
 
 def unknown_setting(override: str, schema: type) -> str:
@@ -198,10 +137,6 @@ def unknown_setting(override: str, schema: type) -> str:
     shown = "hydra" if key.startswith("hydra.") else "job"
     remedy = f"{key.rpartition('.')[0]} has {', '.join(siblings)}." if siblings else f"--cfg {shown} shows all settings."
     return f"{override}: there is no such setting. {remedy}"
-
-
-def _schema(script: str) -> type:
-    return GenerateSettings if script == "generate" else TrainSettings
 
 
 def _is_foreign_group(key: str, folders: tuple[Path, ...]) -> bool:
@@ -283,51 +218,3 @@ def _wrong_type(override: str, hint: Any, value: Any) -> str:
     elif isinstance(value, float) and value.is_integer():
         remedy = f" Write {key}={value:.0f}"
     return f"{override}: must be {describe_type(hint)}.{remedy}"
-
-
-def _explain_stray(before: str, words: list[str], *, script: str) -> str:
-    """Return the message about words that are neither a setting with its value nor an option.
-
-    Args:
-        before: The argument before them.
-    """
-    word, text = words[0], " ".join(words)
-    name = word.lstrip(f"-{DASHES}")
-    if word[0] in DASHES and f"-{name}" in SINGLE_FLAGS | VALUE_FLAGS:
-        return f"{word}: this begins with a dash, not with a hyphen. Type -{name}"
-    if word.startswith(("-", *DASHES)):
-        return _explain_flag(word, name, words, script=script)
-    key = override_key(before)
-    if word[0] == "=" or before.endswith("="):
-        pair = f"{before}{text}".replace("= ", "=").replace(" =", "=")
-        return f"{text}: a setting is written without spaces around its equals sign. Type {shlex.quote(pair)}"
-    if key in FREE_TEXTS and "=" in before:
-        whole = before.replace('"', '\\"') + " " + text
-        return f'{text}: a text with spaces needs quotation marks. Type "{whole}"'
-    if (known := _known_name(word, script)) is not None:
-        return f"{word}: this setting has no value. Type {known}=VALUE"
-    suggested = f"{SUGGESTED[script]}={text}"
-    return f"{text}: this is not a setting with its value, name=value. Did you mean {shlex.quote(suggested)}?"
-
-
-def _explain_flag(word: str, name: str, words: list[str], *, script: str) -> str:
-    """Return the message about an option that does not exist, which may be a setting written with dashes."""
-    key, _, value = name.partition("=")
-    known = _known_name(key.replace("-", "_"), script)
-    if known is None:
-        close = nearest(word.partition("=")[0], sorted(SINGLE_FLAGS | VALUE_FLAGS))
-        remedy = f"Did you mean {' or '.join(close)}?" if close else "Settings are written as name=value; --help shows some."
-        return f"{word}: there is no such option. {remedy}"
-    value = value or " ".join(words[1:]) or "VALUE"
-    return f"{' '.join(words)}: settings are written without dashes. Type {shlex.quote(f'{known}={value}')}"
-
-
-def _known_name(name: str, script: str) -> str | None:
-    """Return the setting or group of this name, or the only setting that the name can mean."""
-    name = override_key(full_form(f"{name}=", script=script))
-    try:
-        find_type(_schema(script), name)
-    except KeyError:
-        close = [name] if name in script_groups(script) else nearest_settings(name, _schema(script))
-        return short_form(f"{close[0]}=")[:-1] if len(close) == 1 else None
-    return short_form(f"{name}=")[:-1]

@@ -9,7 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gpt_pretrain.config.conversion import escape_interpolation, to_settings
-from gpt_pretrain.config.overrides import expand_amounts
+from gpt_pretrain.config.overrides import expand_amounts, short_form
+from gpt_pretrain.config.setting_names import describe_type, nearest
 from gpt_pretrain.errors import UserError
 
 Settings = TypeVar("Settings")
@@ -44,7 +45,7 @@ def parse_arguments(arguments: list[str], schema: type[Settings], *, usage: str,
         overrides = [override for override in overrides if override.partition("=")[0] in names]
         if values:
             config[positional] = escape_interpolation(values)
-    _apply(config, overrides, names)
+    _apply(config, list(map(short_form, overrides)), names, schema)
     return to_settings(config, schema)
 
 
@@ -63,7 +64,12 @@ def _without_dashes(arguments: list[str], *, flags: Set[str]) -> list[str]:
     return overrides
 
 
-def _apply(config: DictConfig, overrides: list[str], names: list[str]) -> None:
+def _nearest_names(name: str, names: list[str]) -> str:
+    close = nearest(name, names)
+    return f"Did you mean {' or '.join(close)}?" if close else f"Choose from {', '.join(names)}; --help explains them."
+
+
+def _apply(config: DictConfig, overrides: list[str], names: list[str], schema: type) -> None:
     """Set the values of overrides in a config.
 
     OmegaConf converts each text to the type of its setting. `OmegaConf.from_dotlist` would read it as YAML first, in which the
@@ -76,12 +82,12 @@ def _apply(config: DictConfig, overrides: list[str], names: list[str]) -> None:
     for override in overrides:
         name, equals, value = override.partition("=")
         if not equals or name not in names:
-            problems.append(f"{override}: there is no such setting. Choose from {', '.join(names)}; --help explains them.")
+            problems.append(f"{override}: there is no such setting. {_nearest_names(name, names)}")
             continue
         try:
             config[name] = None if value == "null" else expand_amounts(override).partition("=")[2]
-        except OmegaConfBaseException as error:
-            problems.append(f"{override}: {str(error).splitlines()[0]}.")
+        except OmegaConfBaseException:
+            problems.append(f"{override}: must be {describe_type(get_type_hints(schema)[name])}.")
     problems += [f"{name}= is missing. --help explains the settings." for name in names if OmegaConf.is_missing(config, name)]
     if problems:
         raise UserError(problems)

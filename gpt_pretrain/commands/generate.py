@@ -47,6 +47,11 @@ def _generate(settings: GenerateSettings, *, keep: Path | None) -> None:
     from gpt_pretrain.system.terminal import escape_line, print_escaped
 
     keep_freed_memory()
+    # A prompt that cannot be read is refused before the weights are loaded.
+    prompts = _interactive_prompts() if settings.interactive else _read_prompt(settings)
+    sampler = SamplerConfig(**vars(settings.sampler))
+    for warning in filter(None, [sampler.unused_settings(), _equal_samples(settings)]):
+        print_escaped(f"warning: {warning}", file=sys.stderr)
     if settings.pretrained is not None:
         weights = open_weights(settings.pretrained, n_heads=settings.n_heads)
     else:
@@ -56,8 +61,8 @@ def _generate(settings: GenerateSettings, *, keep: Path | None) -> None:
     precision, reason = pick_decoding_precision(settings.precision, model)
     print_escaped(f"({escape_line(weights.name)}; precision {precision}: {reason})", file=sys.stderr)
     decoder = DecodingModel(model, dtype=PRECISIONS[precision])
-    texts, sampler = [], SamplerConfig(**vars(settings.sampler))
-    for prompt in _prompts(settings):
+    texts = []
+    for prompt in prompts:
         texts += continue_prompt(
             decoder,
             tokenizer,
@@ -75,30 +80,32 @@ def _generate(settings: GenerateSettings, *, keep: Path | None) -> None:
         save_measured_texts(keep, model, texts, weights.content, tokenizer)
 
 
-def _prompts(settings: GenerateSettings) -> Iterator[str]:
-    """Yield the prompts to continue.
+def _equal_samples(settings: GenerateSettings) -> str | None:
+    if settings.n_samples == 1 or settings.sampler.temperature > 0:
+        return None
+    return (
+        f"n_samples={settings.n_samples} makes the same text {settings.n_samples} times, since sampler.temperature=0 always "
+        "takes the most likely token. Set a temperature above 0, such as sampler.temperature=0.7"
+    )
+
+
+def _read_prompt(settings: GenerateSettings) -> list[str]:
+    """Read the prompt to continue, as a list with one entry.
 
     Raises:
-        UserError: If a prompt cannot be read or is not UTF-8.
+        UserError: If the prompt cannot be read or is not UTF-8.
     """
-    if settings.interactive:
-        yield from _interactive_prompts()
-    elif settings.prompt_file is not None:
-        try:
-            yield user_path(settings.prompt_file).read_text(encoding="utf-8-sig").removesuffix("\n")
-        except OSError as error:
-            raise UserError(f"prompt_file={settings.prompt_file} cannot be read: {error.strerror or error}.") from error
-        except UnicodeDecodeError as error:
-            problem = f"{error.reason} at byte {error.start}"
-            raise UserError(f"prompt_file={settings.prompt_file} is not UTF-8 text ({problem}).") from error
-    elif settings.prompt == "-":
-        try:
-            yield read_input().removesuffix("\n")
-        except UnicodeDecodeError as error:
-            problem = f"{error.reason} at byte {error.start}"
-            raise UserError(f"prompt=-: standard input is not UTF-8 text ({problem}).") from error
-    else:
-        yield settings.prompt
+    if settings.prompt_file is None and settings.prompt != "-":
+        return [settings.prompt]
+    name = "prompt=-: standard input" if settings.prompt_file is None else f"prompt_file={settings.prompt_file}"
+    try:
+        if settings.prompt_file is None:
+            return [read_input().removesuffix("\n")]
+        return [user_path(settings.prompt_file).read_text(encoding="utf-8-sig").removesuffix("\n")]
+    except OSError as error:
+        raise UserError(f"{name} cannot be read: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} is not UTF-8 text ({error.reason} at byte {error.start}).") from error
 
 
 def _interactive_prompts() -> Iterator[str]:

@@ -5,14 +5,8 @@ from __future__ import annotations
 import importlib.util
 import sys
 
-from gpt_pretrain.commands.argument_checks import (
-    MULTIRUN_FLAGS,
-    Arguments,
-    argument_problems,
-    broken_rules,
-    sort_arguments,
-    with_prefix,
-)
+from gpt_pretrain.commands.argument_checks import argument_problems, broken_rules, with_prefix
+from gpt_pretrain.commands.command_words import MULTIRUN_FLAGS, Arguments, sort_arguments
 from gpt_pretrain.commands.hydra_grammar import to_hydra_override
 from gpt_pretrain.config.free_text import plain_value
 from gpt_pretrain.config.overrides import find_override, full_form, override_key, quote_value

@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from gpt_pretrain.config.free_text import as_typed
 from gpt_pretrain.config.overrides import override_key, short_form
 from gpt_pretrain.config.secrets import override_without_secrets
 from gpt_pretrain.training.distributed.launch import launch_info
@@ -76,4 +77,4 @@ def start_info(script: str) -> dict[str, Any]:
         return {"command": shlex.join(["python", script, *typed]), "overrides": overrides}
     fixed = HydraConfig.get().job.config.override_dirname.exclude_keys
     swept = [override for override in overrides if override_key(override) not in fixed]
-    return {"command": shlex.join(["python", script, *overrides]), "overrides": overrides, "swept": swept}
+    return {"command": shlex.join(["python", script, *map(as_typed, overrides)]), "overrides": overrides, "swept": swept}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -60,6 +61,8 @@ def hydra_script(name: str) -> Iterator[None]:
     debugging = os.environ.get(FULL_ERROR) == "1" and launch_info() is None
     with exit_without_teardown():
         try:
+            if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # which the entry script has set while it loads
+                signal.signal(signal.SIGINT, signal.default_int_handler)
             check_environment()
             sys.argv[1:] = decode_arguments(sys.argv[1:], texts=TEXTS)
             register_schema()

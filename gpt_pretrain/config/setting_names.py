@@ -153,8 +153,10 @@ def names_within(key: str, schema: type) -> list[str]:
 
 def nearest(name: str, choices: list[str]) -> list[str]:
     """Return the choices that come nearest to a name, the best first."""
-    found = difflib.get_close_matches(name.lower(), choices, n=MAX_NEAREST, cutoff=0.6)
-    return list(dict.fromkeys([*found, *(one for one in choices if name and one.startswith(name.lower()))]))[:MAX_NEAREST]
+    likeness = {one: 1.0 if one.startswith(name.lower()) else _likeness(name, one) for one in choices if name}
+    best = max([LEAST_LIKENESS, *likeness.values()])
+    found = [one for one, value in likeness.items() if value >= max(LEAST_LIKENESS, best - 0.05)]
+    return sorted(found, key=lambda one: -likeness[one])[:MAX_NEAREST]
 
 
 @cache

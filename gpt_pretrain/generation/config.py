@@ -38,3 +38,13 @@ class SamplerConfig:
             problems.append(f"top_p={self.top_p}: must be above 0 and at most 1, or null to keep all tokens.")
         if problems:
             raise UserError(problems)
+
+    def unused_settings(self) -> str | None:
+        """Return a sentence about settings that have no effect together with a temperature of 0; None if there are none."""
+        unused = [f"sampler.{name}={value}" for name in ("top_k", "top_p") if (value := getattr(self, name)) is not None]
+        if self.temperature > 0 or not unused:
+            return None
+        return (
+            f"{' and '.join(unused)} {'has' if len(unused) == 1 else 'have'} no effect at sampler.temperature=0, which always "
+            "takes the most likely token. Set a temperature above 0, such as sampler.temperature=0.7"
+        )

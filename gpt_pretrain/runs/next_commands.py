@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
+from gpt_pretrain.config.free_text import as_typed
 from gpt_pretrain.config.overrides import full_form, split_override
 from gpt_pretrain.config.stored_settings import NEVER, TRAIN_KINDS, override_kind
 
@@ -24,7 +25,7 @@ def repeat_command(overrides: Sequence[str], *, script: str = "train.py") -> str
     """
     if not all(_is_harmless(override, script=script.removesuffix(".py")) for override in overrides):
         return None
-    return shlex.join(["python", script, *overrides])
+    return shlex.join(["python", script, *map(as_typed, overrides)])
 
 
 def _is_harmless(override: str, *, script: str) -> bool:

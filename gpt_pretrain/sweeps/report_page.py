@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gpt_pretrain.config.free_text import as_typed
 from gpt_pretrain.config.overrides import short_form
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.charts.curves import overlay_figure
@@ -109,7 +110,9 @@ def _start_command(folder: Path) -> str | None:
     """Return the command that started the sweep."""
     stored = _sweep_section(folder, "overrides")
     overrides = [*metadata_texts(stored, "hydra"), *metadata_texts(stored, "task")]
-    typed = [short_form(override) for override in overrides if not override.startswith(("hydra.mode=", "hydra.sweep.dir="))]
+    typed = [
+        as_typed(short_form(override)) for override in overrides if not override.startswith(("hydra.mode=", "hydra.sweep.dir="))
+    ]
     return shlex.join(["python", "train.py", "-m", *typed]) if overrides else None
 
 

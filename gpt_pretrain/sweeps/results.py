@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gpt_pretrain.config.free_text import plain_value
 from gpt_pretrain.config.overrides import override_key, short_form, split_override
 from gpt_pretrain.runs.metadata import COMPLETE, METADATA_FILE, metadata_section, metadata_texts, read_metadata, stored_overrides
 from gpt_pretrain.runs.next_commands import repeat_command
@@ -58,7 +59,8 @@ def read_sweep(folder: Path) -> list[Job]:
         if not path.parent.resolve().is_relative_to(folder.resolve()):
             continue
         metadata = read_metadata(path.parent)
-        settings = dict(split_override(override) for override in stored_overrides(metadata))
+        pairs = map(split_override, stored_overrides(metadata))
+        settings = {key: plain_value(value) for key, value in pairs}
         jobs.append(Job(path.parent, settings, str(metadata.get("state", "unknown")), metadata))
     return sorted(jobs, key=lambda job: (job.val_loss, job.folder.name))
 

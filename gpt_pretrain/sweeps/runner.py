@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from gpt_pretrain.config.overrides import short_form
+from gpt_pretrain.config.free_text import plain_value
+from gpt_pretrain.config.overrides import short_form, split_override
 from gpt_pretrain.config.secrets import override_without_secrets
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import WRITTEN_BY_RUNS, check_folder_name, check_no_links, display_path
@@ -96,9 +97,9 @@ class JobRunner:
 
     def _is_complete(self, name: str, overrides: Sequence[str]) -> bool:
         """Return whether a job was completed with these overrides."""
-        stored = stored_overrides(read_metadata(self.folder / name))
-        asked = {short_form(override_without_secrets(override)) for override in overrides}
-        return self._state(name) in COMPLETE and asked <= set(stored)
+        stored = set(map(_without_quotes, stored_overrides(read_metadata(self.folder / name))))
+        asked = {_without_quotes(short_form(override_without_secrets(override))) for override in overrides}
+        return self._state(name) in COMPLETE and asked <= stored
 
     def _state(self, name: str) -> str | None:
         return read_metadata(self.folder / name).get("state")
@@ -188,6 +189,12 @@ def _shorten_cell(cell: str) -> str:
     line = " ".join(cell.split())
     limit = MAX_CELL_CHARACTERS
     return line if len(line) <= limit else f"{line[: limit // 4]} ... {line[-limit * 3 // 4 :]}"
+
+
+def _without_quotes(override: str) -> tuple[str, str]:
+    """Return an override in a form that does not depend on how its value is quoted for Hydra."""
+    key, value = split_override(override)
+    return key, plain_value(value)
 
 
 def _print(text: str) -> None:

@@ -204,7 +204,7 @@ def test_all_problems_are_reported_together(script: Script) -> None:
         "top_p=2.0",
         "n_heads=5",
         "eval_freq=0",
-        "name=gpt5",
+        "tokenizer=gpt5",
         "tokens=-3",
     ):
         assert name in done.stderr

@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, QuotedString
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from gpt_pretrain import load_settings
-from gpt_pretrain.commands.argument_checks import sort_arguments
+from gpt_pretrain.commands.arguments import parse_arguments
+from gpt_pretrain.commands.command_words import sort_arguments
 from gpt_pretrain.commands.hydra_arguments import check_arguments
+from gpt_pretrain.commands.hydra_grammar import to_hydra_override
+from gpt_pretrain.config.command_schema import PrepareSettings
+from gpt_pretrain.config.free_text import as_typed, plain_value
 from gpt_pretrain.config.overrides import full_form, short_form
 from gpt_pretrain.errors import UserError
+from tests.conftest import ROOT
 
 Script = Callable[..., "CompletedProcess[str]"]
 
@@ -181,3 +197,153 @@ def test_a_file_of_settings_that_overrides_the_former_group_is_explained(script:
     done = script("train.py", "-cd", "own", "experiment=mine")
     assert done.returncode == 2
     assert done.stderr.startswith("error: optimizer.lrr: there is no such setting. Did you mean optimizer.lr?")
+
+
+def values(override: str, *, sweep: bool) -> list[str]:
+    """Return the values that a typed override has for Hydra."""
+    parsed = OverridesParser.create().parse_override(to_hydra_override(override, sweep=sweep))
+    found = parsed.value().list if isinstance(parsed.value(), ChoiceSweep) else [parsed.value()]
+    return [str(OmegaConf.create({"x": one.text if isinstance(one, QuotedString) else one})["x"]) for one in found]
+
+
+TEXTS = [
+    "Once upon a time, there was",
+    "It's late",
+    'She said "no"',
+    "你好",
+    "Grüße, l'été",
+    "a=b",
+    "{x}",
+    "[1, 2]",
+    "(a)",
+    "true",
+    "12",
+    "1e3",
+    "010",
+    "-",
+    " leading and trailing ",
+    "C:\\texts\\a.txt",
+    "\\",
+    "ends in \\'",
+    "${HOME}",
+    "two\nlines",
+    "tab\there",
+    "🙂 “curly quotes”",
+    "null",
+    "choice of words",
+    "# no comment",
+    "~ !&|;*?",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("key", ["prompt", "start_context"])
+@pytest.mark.parametrize("sweep", [False, True])
+def test_a_text_means_itself_with_and_without_a_sweep(text: str, key: str, sweep: bool) -> None:
+    assert values(f"{key}={text}", sweep=sweep) == [text]
+
+
+@given(text=st.text(st.sampled_from("ab,'\"\\=${}[]() \nü"), min_size=1, max_size=8), sweep=st.booleans())
+def test_any_text_means_itself_unless_it_is_in_quotation_marks(text: str, sweep: bool) -> None:
+    if text[0] in "'\"" and text[-1] in "'\"" and len(text) > 1:
+        return
+    assert values(f"prompt={text}", sweep=sweep) == [text]
+    assert values(f"hydra.sweep.dir={text.replace('${', '')}x", sweep=sweep) == [text.replace("${", "") + "x"]
+
+
+def test_texts_in_quotation_marks_of_their_own_are_swept() -> None:
+    assert values("prompt='One, two','Three'", sweep=True) == ["One, two", "Three"]
+    assert values("""prompt="It's", 'so'""", sweep=True) == ["It's", "so"]
+    assert values("prompt=choice('a b',c)", sweep=True) == ["a b", "c"]
+    assert values("prompt='quoted'", sweep=True) == ["quoted"]
+
+
+def test_paths_and_names_are_swept_unless_the_whole_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a, b=c's.txt").write_text("x")
+    assert values("data.path=a, b=c's.txt", sweep=True) == ["a, b=c's.txt"]
+    assert values("data.path=données/a.txt,b's.txt", sweep=True) == ["données/a.txt", "b's.txt"]
+    assert values("checkpoint=outputs/a=1,outputs/a=2", sweep=True) == ["outputs/a=1", "outputs/a=2"]
+    assert values("pretrained=gpt2,gpt2-medium", sweep=True) == ["gpt2", "gpt2-medium"]
+    assert values("tokenizer.name=byte,gpt2", sweep=True) == ["byte", "gpt2"]
+    assert values("data.cache_dir=my, cache", sweep=True) == ["my, cache"]
+    assert values("optimizer.lr=1e-3,2e-3", sweep=True) == ["0.001", "0.002"]
+
+
+def test_lists_with_any_letters_are_read(tmp_path: Path) -> None:
+    for typed, read in (
+        ("data.sources=[{path: données/a.txt, weight: 1}]", [{"path": "données/a.txt", "weight": 1}]),
+        ("callbacks.grid.prompts=[It's late, 你好]", ["It's late", "你好"]),
+        ("optimizer.betas=[0.9, 0.95]", [0.9, 0.95]),
+    ):
+        parsed = OverridesParser.create().parse_override(to_hydra_override(typed, sweep=True))
+        assert OmegaConf.to_container(OmegaConf.create({"x": parsed.value()})) == {"x": read}
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_printed_overrides_are_the_ones_that_were_typed(text: str) -> None:
+    stored = to_hydra_override(f"data.path={text}", sweep=False)
+    printed = as_typed(stored)
+    assert values(printed, sweep=False) == values(stored, sweep=False)
+    if text not in ("null", "${HOME}"):
+        assert printed == f"data.path={text}"
+        assert plain_value(stored.partition("=")[2]) == text
+
+
+def test_a_sweep_over_texts_shows_and_repeats_them_as_typed(script: Script, text: Path) -> None:
+    folder = text.with_name("my sweeps")
+    words = [*SMALL, "tokenizer=byte", "start_context=It's late, 你好", "seed=1,2", "hydra.sweep.dir=my sweeps/a=1, b"]
+    done = script("train.py", "-m", *words)
+    assert done.returncode == 0, done.stderr
+    assert len(list((folder / "a=1, b").glob("seed=*"))) == 2
+    (repeat,) = re.findall(r"To repeat it:\n  (.*)", done.stdout)
+    typed = shlex.split(repeat)
+    assert "start_context=It's late, 你好" in typed
+    assert "data.path=text.txt" in typed
+    again = script(*typed[1:], "hydra.run.dir=again")
+    assert again.returncode == 0, again.stderr
+    assert "Skipped 2 of 2 jobs" in script("train.py", "sweep_resume=my sweeps/a=1, b").stdout
+    assert "Skipped 2 of 2 jobs" in script("train.py", "-m", *words).stdout
+
+
+@pytest.mark.parametrize("name", ["train.py", "generate.py"])
+def test_ctrl_c_while_the_libraries_load_leaves_no_traceback(tmp_path: Path, name: str) -> None:
+    (tmp_path / "hydra.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nimport time\ntime.sleep(9)\n")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / name)], env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert done.returncode == -signal.SIGINT
+    assert done.stdout + done.stderr == ""
+
+
+def test_a_prompt_that_cannot_be_read_is_refused_before_the_weights_are_loaded(script: Script, tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    for name, message in (("missing.txt", "there is no such file"), ("latin.txt", "is not UTF-8 text")):
+        done = script("generate.py", f"prompt_file={name}", "pretrained=nowhere")
+        assert done.returncode == 2
+        assert f"prompt_file={name}" in done.stderr
+        assert message in done.stderr
+        assert "nowhere" not in done.stderr
+
+
+def test_settings_without_effect_are_said(script: Script, text: Path) -> None:
+    assert script("train.py", *SMALL, "tokenizer=byte", "hydra.run.dir=run").returncode == 0
+    done = script("generate.py", "checkpoint=run", "sampler.top_k=3", "sampler.max_new_tokens=1", "n_samples=2")
+    assert done.returncode == 0
+    assert "sampler.top_k=3 has no effect at sampler.temperature=0" in done.stderr
+    assert "n_samples=2 makes the same text 2 times" in done.stderr
+
+
+def test_one_problem_is_reported_once() -> None:
+    assert UserError(["a", "b", "a"]).problems == ["a", "b"]
+
+
+def test_the_commands_of_gpt_pretrain_name_the_nearest_settings() -> None:
+    for typed, message in (
+        (["tokeniser=byte"], "tokeniser=byte: there is no such setting. Did you mean tokenizer?"),
+        (["shard_tokens=many"], "shard_tokens=many: must be a whole number, such as 10."),
+        (["report=perhaps"], "report=perhaps: must be true or false."),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)):
+            parse_arguments(["out=corpus", *typed], PrepareSettings, usage="")
+    assert parse_arguments(["out=corpus", "tokenizer.name=byte"], PrepareSettings, usage="").tokenizer == "byte"

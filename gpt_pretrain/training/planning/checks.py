@@ -16,6 +16,7 @@ import torch
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.data.token_stream import sample_tokens
+from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.model import costs
 from gpt_pretrain.model.cluster_costs import step_traffic
 from gpt_pretrain.model.config import GPTConfig
@@ -71,9 +72,14 @@ def find_warnings(
         _interval_beyond_run,
         _ineffective_early_stopping,
         _sample_beyond_context,
+        _unused_sampler_settings,
     ]
     context = CheckContext(settings, data, config, plan, start or StartingPoint())
     return [warning for check in checks if (warning := check(context)) is not None]
+
+
+def _unused_sampler_settings(context: CheckContext) -> str | None:
+    return SamplerConfig(**vars(context.settings.sampler)).unused_settings()
 
 
 def _memory_too_small(context: CheckContext) -> str | None:

@@ -1,0 +1,128 @@
+"""The words of a script's command line, by kind: options, settings with their values, and words that are neither."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+from gpt_pretrain.config.free_text import FREE_TEXTS
+from gpt_pretrain.config.overrides import full_form, override_key, short_form
+from gpt_pretrain.config.schema import GenerateSettings, TrainSettings
+from gpt_pretrain.config.setting_names import CONF, find_type, nearest, nearest_settings, script_groups
+
+MULTIRUN_FLAGS = {"-m", "--multirun"}
+SINGLE_FLAGS = MULTIRUN_FLAGS | {
+    *("-h", "--help", "--hydra-help", "--version", "--resolve", "-r", "--run", "-sc", "--shell-completion")
+}
+VALUE_FLAGS = {"-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir"} | {
+    *("--experimental-rerun", "-i", "--info")
+}
+CONFIGS = ("job", "hydra", "all")
+INFOS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+NO_RUN = {"-h", "--help", "--hydra-help", "--version", "--resolve", "-sc", "--shell-completion", "-c", "--cfg", "-i", "--info"}
+OTHER_CONFIGS = {"-cp", "--config-path", "-cn", "--config-name", "--experimental-rerun"}
+DASHES = "\u2010\u2011\u2012\u2013\u2014\u2212"  # what word processors make of a hyphen
+SUGGESTED = {"train": "data.path", "generate": "prompt"}  # setting that a word without a name most likely means
+
+
+@dataclass
+class Arguments:
+    """The arguments of an entry script, by kind.
+
+    Args:
+        flags: Options such as -m, each with its value.
+        overrides: `name=value`, and `~name`.
+        strays: Rows of words that are neither, each after the argument that stands before it.
+    """
+
+    flags: list[str] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)
+    strays: list[tuple[str, list[str]]] = field(default_factory=list)
+
+    @property
+    def is_sweep(self) -> bool:
+        """Return whether a sweep is asked for."""
+        return not MULTIRUN_FLAGS.isdisjoint(self.flags)
+
+    @property
+    def config_folders(self) -> tuple[Path, ...]:
+        """The folders with the options of groups: this program's own, and the user's."""
+        return (CONF, *(Path(value) for flag, value in pairwise(self.flags) if flag in ("-cd", "--config-dir")))
+
+
+def sort_arguments(words: Sequence[str]) -> Arguments:
+    """Sort a script's arguments by kind. Flags come first, since Hydra refuses settings on both sides of a flag."""
+    found, waiting, before = Arguments(), list(words), ""
+    while waiting:
+        word = waiting.pop(0)
+        flag, equals, _ = word.partition("=")
+        if flag in SINGLE_FLAGS | VALUE_FLAGS:
+            found.flags += word.split("=", 1) if equals and flag in VALUE_FLAGS else [word]
+            if flag in ("-i", "--info") and not equals:
+                found.flags.append(waiting.pop(0) if waiting and waiting[0] in INFOS else "all")
+            elif flag in VALUE_FLAGS and not equals and waiting:
+                found.flags.append(waiting.pop(0))
+        elif word[:1] not in ("-", "=", *DASHES) and (equals or word.startswith("~")):
+            found.overrides.append(word)
+        elif found.strays and before == found.strays[-1][1][-1] and word[:1] != "-":
+            found.strays[-1][1].append(word)
+        else:
+            found.strays.append((before, [word]))
+        before = word
+    return found
+
+
+def schema_of(script: str) -> type:
+    """Return the class of a script's settings."""
+    return GenerateSettings if script == "generate" else TrainSettings
+
+
+def explain_stray(before: str, words: list[str], *, script: str) -> str:
+    """Return the message about words that are neither a setting with its value nor an option.
+
+    Args:
+        before: The argument before them.
+    """
+    word, text = words[0], " ".join(words)
+    name = word.lstrip(f"-{DASHES}")
+    if word[0] in DASHES and f"-{name}" in SINGLE_FLAGS | VALUE_FLAGS:
+        return f"{word}: this begins with a dash, not with a hyphen. Type -{name}"
+    if word.startswith(("-", *DASHES)):
+        return _explain_flag(word, name, words, script=script)
+    key = override_key(before)
+    if word[0] == "=" or before.endswith("="):
+        pair = f"{before}{text}".replace("= ", "=").replace(" =", "=")
+        return f"{text}: a setting is written without spaces around its equals sign. Type {shlex.quote(pair)}"
+    if key in FREE_TEXTS and "=" in before:
+        whole = before.replace('"', '\\"') + " " + text
+        return f'{text}: a text with spaces needs quotation marks. Type "{whole}"'
+    if (known := _known_name(word, script)) is not None:
+        return f"{word}: this setting has no value. Type {known}=VALUE"
+    suggested = f"{SUGGESTED[script]}={text}"
+    return f"{text}: this is not a setting with its value, name=value. Did you mean {shlex.quote(suggested)}?"
+
+
+def _explain_flag(word: str, name: str, words: list[str], *, script: str) -> str:
+    """Return the message about an option that does not exist, which may be a setting written with dashes."""
+    key, _, value = name.partition("=")
+    known = _known_name(key.replace("-", "_"), script)
+    if known is None:
+        close = nearest(word.partition("=")[0], sorted(SINGLE_FLAGS | VALUE_FLAGS))
+        remedy = f"Did you mean {' or '.join(close)}?" if close else "Settings are written as name=value; --help shows some."
+        return f"{word}: there is no such option. {remedy}"
+    value = value or " ".join(words[1:]) or "VALUE"
+    return f"{' '.join(words)}: settings are written without dashes. Type {shlex.quote(f'{known}={value}')}"
+
+
+def _known_name(name: str, script: str) -> str | None:
+    """Return the setting or group of this name, or the only setting that the name can mean."""
+    name = override_key(full_form(f"{name}=", script=script))
+    try:
+        find_type(schema_of(script), name)
+    except KeyError:
+        close = [name] if name in script_groups(script) else nearest_settings(name, schema_of(script))
+        return short_form(f"{close[0]}=")[:-1] if len(close) == 1 else None
+    return short_form(f"{name}=")[:-1]
