@@ -206,7 +206,7 @@ def warnings_for(compose_train: Callable[..., DictConfig], tmp_path: Path) -> Wa
         ),
         (
             ["eval_freq=1", "eval_iter=100", "trainer.max_epochs=3"],
-            "The evaluations every eval_freq=1 steps take about 39 times as long as the training: 118 batches each. eval_freq=198 ",
+            "The evaluations every eval_freq=1 steps take about 15 times as long as the training: 118 batches each. eval_freq=74 ",
         ),
     ],
 )

@@ -11,10 +11,11 @@ from gpt_pretrain.system.devices import accelerator_device
 from gpt_pretrain.system.formatting import format_duration
 from gpt_pretrain.training.planning.check_context import CheckContext
 
-# Floating-point operations per second that a run reaches at most, and seconds that a batch takes at least. The estimates of long
-# validations need only their order of magnitude.
+# Floating-point operations per second that a run reaches at most, and seconds that a batch takes at least. To find long
+# validations, their order of magnitude is enough.
 FLOP_RATES = {"cpu": 3e11, "mps": 5e12, "cuda": 3e14}
 MIN_BATCH_SECONDS = 1e-3
+MIN_STEP_SECONDS = 8e-3  # of a batch with its backward pass, and Lightning's work around it
 WORTH_A_WARNING = 30.0  # seconds of validation or evaluation
 GOOD_SHARE = 0.2  # of the training's time
 MIN_GOOD_WINDOWS = 50  # for a validation loss that can be compared
@@ -27,7 +28,7 @@ def estimated_times(context: CheckContext) -> dict[str, float]:
     batch_tokens = size * context.config.context_length
     rate = FLOP_RATES.get(accelerator_device(context.settings.trainer.accelerator).type, FLOP_RATES["cuda"])
     forward = max(MIN_BATCH_SECONDS, forward_flops_per_token(context.config) * batch_tokens / rate)
-    both = forward * plan.token_flops / forward_flops_per_token(context.config)
+    both = max(MIN_STEP_SECONDS, forward * plan.token_flops / forward_flops_per_token(context.config))
     return {
         "steps": both * plan.tokens / batch_tokens / plan.parallelism.devices,
         "evaluations": forward * plan.evaluations * plan.evaluation_batches,
