@@ -87,6 +87,10 @@ BINARY = FileKind("binary file of an unknown kind", advice="Only text is read. I
 TOKENS = FileKind("file of token ids without a header", advice=_SHARDS)
 HTML = FileKind("HTML page", advice=_PANDOC.replace("plain", "plain -f html") + _AS_TEXT)
 XML = FileKind("XML document", advice=_PANDOC + _AS_TEXT)
+WIKI = FileKind(
+    "dump of a wiki",
+    advice=_convert("python -m wikiextractor.WikiExtractor --json {path}", "Extract its articles first") + _AS_TEXT,
+)
 PICTURE_ADVICE = _convert("tesseract {path} text", "Text in a picture must be recognized first")
 MP4 = FileKind("MP4 video", advice=MEDIA_ADVICE)
 ZIP = FileKind("zip archive", "zip")
@@ -98,7 +102,11 @@ WORD, SHEET, SLIDES = (
 PDF = FileKind("PDF document", advice=_convert("pdftotext {path} text.txt"))
 POSTSCRIPT = FileKind("PostScript document", advice=_convert("ps2ascii {path} text.txt"))
 RTF = FileKind("RTF document", advice=_PANDOC)
-TEXTUAL = (PDF, POSTSCRIPT, RTF)  # Their first bytes are letters, and what follows may be, too.
+WARC = FileKind(
+    "WARC archive of web pages",
+    advice="Extract the text of its pages first, for example with trafilatura or datatrove." + _AS_TEXT,
+)
+TEXTUAL = (PDF, POSTSCRIPT, RTF, WARC)  # Their first bytes are letters, and what follows may be, too.
 EPUB = FileKind("EPUB book", advice=_PANDOC)
 JAR = FileKind("Java or Android program")
 NPZ = FileKind("NPZ file of NumPy arrays", advice=_SHARDS + " Save each array as a .npy file.")
@@ -148,6 +156,7 @@ SIGNATURES: tuple[tuple[int, bytes, FileKind], ...] = (
     (0, b"%PDF-", PDF),
     (0, b"%!PS", POSTSCRIPT),
     (0, b"{\\rtf", RTF),
+    (0, b"WARC/", WARC),
     (
         0,
         b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",

@@ -34,6 +34,7 @@ from gpt_pretrain.system.file_kinds import (
     TOKEN_SUFFIXES,
     TOKENS,
     TORCH,
+    WIKI,
     WORD,
     XML,
     ZIP,
@@ -52,7 +53,7 @@ def recognize(name: str, head: bytes, *, as_text: bool = False) -> FileKind:
     if not head:
         return EMPTY_FILE
     suffix = PurePath(name).suffix.lower()
-    signed = _by_signature(head, suffix)
+    signed = _by_signature(head, suffix, as_text=as_text)
     if signed is not None:
         return signed
     encoding = detect_encoding(head)
@@ -82,7 +83,7 @@ def content_name(name: str) -> str:
     return f"{stem}.tar" if suffix in (".tgz", ".tbz", ".tbz2", ".txz", ".tzst") else name
 
 
-def _by_signature(head: bytes, suffix: str) -> FileKind | None:
+def _by_signature(head: bytes, suffix: str, *, as_text: bool) -> FileKind | None:
     """Return the kind that the first bytes tell by themselves, or None."""
     for offset, magic, kind in SIGNATURES:
         if head.startswith(magic, offset):
@@ -94,7 +95,8 @@ def _by_signature(head: bytes, suffix: str) -> FileKind | None:
                 continue
             if kind.form == "zst" and offset == 1 and head[0] & 0xF0 != 0x50:
                 continue
-            return kind
+            if not (as_text and kind in TEXTUAL):
+                return kind
     if head.startswith(b"RIFF") and len(head) >= 12:
         return {
             b"WEBP": FileKind("WebP picture", advice=PICTURE_ADVICE),
@@ -188,6 +190,8 @@ def _markup_kind(begins: str) -> FileKind | None:
         return HTML
     if not begins.startswith(("<?xml", "<!DOCTYPE", "<svg", "<mediawiki")):
         return None
+    if begins.startswith("<mediawiki"):
+        return WIKI
     return HTML if re.search(r"<html\b", begins[:4000], re.IGNORECASE) else XML
 
 

@@ -56,7 +56,7 @@ def _json_value(line: bytes, text_field: str) -> Any:
     """
     if len(line) > LONGEST_RECORD:  # The reader rejects only lines that are longer than what it buffers.
         raise InvalidRecordError("too long", f"more than {LONGEST_RECORD:,} bytes")
-    text = _decode(line)
+    text = _decode(line).removeprefix("\ufeff")  # A mark, where files have been concatenated.
     try:
         check_json_values(line, max_values=MAX_VALUES)
         fields = json.loads(text)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import csv
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.file_kinds import HEAD
 from gpt_pretrain.texts.chunks import BATCH, LONGEST_RECORD, Chunk, Cursor
+from gpt_pretrain.texts.contents import peek
 from gpt_pretrain.texts.decompression import DamagedArchiveError
+
+Quoting = Literal[0, 3]  # csv.QUOTE_MINIMAL or csv.QUOTE_NONE
 
 DELIMITERS = ",\t;|"
 MAX_ROWS = 4096  # Of a chunk.
@@ -29,28 +33,29 @@ def split_rows(blocks: Iterable[bytes], cursor: Cursor, text_field: str) -> Iter
         DamagedArchiveError: If a line is too long.
     """
     csv.field_size_limit(LONGEST_RECORD)
+    head, blocks = peek(iter(blocks))
     lines = _Lines(blocks)
     header, delimiter = _read_header(lines)
+    quoting = _detect_quoting(head, delimiter, len(header))
     if text_field not in header:
         raise UserError(f"{cursor.file} has no column {text_field}. Choose one with text_field=: {', '.join(header)[:500]}.")
     column, n_columns = header.index(text_field), len(header)
     lines.skip_to(cursor.offset)
     cursor.offset = lines.position
-    values, size = list[Any](), 0
-    for row in _rows(lines, delimiter):
-        if isinstance(row, csv.Error) or len(row) != n_columns:
-            if row == []:
-                continue
-            yield from _take(cursor, values, lines.previous)
+    values, size, row_start = list[Any](), 0, lines.position
+    for row in _rows(lines, delimiter, quoting):
+        if isinstance(row, csv.Error) or len(row) not in (0, n_columns):
+            yield from _take(cursor, values, row_start)
             problem = f"{row}" if isinstance(row, csv.Error) else f"{len(row)} columns instead of {n_columns}"
             yield cursor.reject("broken row", problem, size=lines.position - cursor.offset)
             values, size = [], 0
-            continue
-        values.append(row[column])
-        size += len(row[column])
+        elif row:
+            values.append(row[column])
+            size += len(row[column])
         if size >= BATCH or len(values) >= MAX_ROWS:
             yield from _take(cursor, values, lines.position)
             values, size = [], 0
+        row_start = lines.position
     yield from _take(cursor, values, lines.position)
 
 
@@ -68,7 +73,6 @@ class _Lines:
 
     Attributes:
         position: Bytes of the lines that have been handed out.
-        previous: The position before the current row.
     """
 
     def __init__(self, blocks: Iterable[bytes]) -> None:
@@ -76,7 +80,7 @@ class _Lines:
         self._waiting: Iterator[bytes] = iter(())
         self._rest = b""
         self._in_quotes = False
-        self.position = self.previous = 0
+        self.position = 0
 
     def __iter__(self) -> _Lines:
         return self
@@ -127,11 +131,24 @@ def _read_header(lines: _Lines) -> tuple[list[str], str]:
     return next(csv.reader(itertools.chain([first], lines), delimiter=delimiter), []), delimiter
 
 
-def _rows(lines: _Lines, delimiter: str) -> Iterator[list[str] | csv.Error]:
+def _detect_quoting(head: bytes, delimiter: str, n_columns: int) -> Quoting:
+    """Return csv.QUOTE_NONE if the first lines of a table with tabs make sense only without quoting."""
+    lines = head.decode(errors="replace").splitlines(keepends=True)
+    lines = lines[:-1] if len(head) >= HEAD else lines
+
+    def fits(quoting: Quoting) -> bool:
+        rows = _rows(iter(lines), delimiter, quoting)
+        return all(not isinstance(row, csv.Error) and len(row) in (0, n_columns) for row in rows)
+
+    if delimiter == "\t" and '"' in head.decode(errors="replace") and not fits(csv.QUOTE_MINIMAL) and fits(csv.QUOTE_NONE):
+        return csv.QUOTE_NONE
+    return csv.QUOTE_MINIMAL
+
+
+def _rows(lines: Iterator[str], delimiter: str, quoting: Quoting) -> Iterator[list[str] | csv.Error]:
     """Yield the rows, and the error in place of a row that cannot be read."""
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True, quoting=quoting)
     while True:
-        lines.previous = lines.position
         try:
             yield next(reader)
         except StopIteration:

@@ -1,6 +1,7 @@
 """Files of every kind are read as the documents that they contain, or refused by name; the same in training and in a corpus."""
 
 import bz2
+import csv
 import gzip
 import io
 import json
@@ -18,6 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gpt_pretrain.checkpoints.weight_source import find_source
 from gpt_pretrain.data.corpus import split_corpus
@@ -25,7 +28,7 @@ from gpt_pretrain.data.sources import open_corpus_at
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.encodings import detect_encoding
 from gpt_pretrain.system.file_recognition import recognize
-from gpt_pretrain.texts import decompression, json_values, reading
+from gpt_pretrain.texts import decompression, json_values, reading, rows
 from gpt_pretrain.texts.chunks import Cursor, ReadPosition
 from gpt_pretrain.texts.text import Text, find_text_files
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
@@ -380,3 +383,53 @@ def test_numpy_arrays_are_token_shards(tmp_path: Path, dtype: str) -> None:
         np.save(tmp_path / "edu_train_000003.npy", wrong, allow_pickle=True)
         with pytest.raises(UserError, match=r"edu_train_000003\.npy is not an array of token ids"):
             open_corpus_at(str(tmp_path), data_settings(tmp_path, name="shards"))
+
+
+@pytest.mark.parametrize(
+    ("content", "documents"),
+    [
+        ('id\ttext\n1\t"Hello\n2\tHe said "no"\n3\tyes"\n', ['"Hello', 'He said "no"', 'yes"']),
+        ('id\ttext\n1\t"Hello ""you"""\n2\t"two\nlines"\n', ['Hello "you"', "two\nlines"]),
+        ('text\n"a, b"\n"c\r\nd"\n\nplain\n', ["a, b", "c\nd", "plain"]),
+    ],
+)
+def test_quotes_in_tables_are_what_the_table_means(tmp_path: Path, content: str, documents: list[str]) -> None:
+    name = "a.tsv" if "\t" in content else "a.csv"
+    (tmp_path / name).write_bytes(content.encode())
+    check(tmp_path / name, documents)
+
+
+@pytest.mark.parametrize("content", ['text,n\n"never closed,1\nb,2\n', 'text,n\n"a"b,1\n', "text,n\na, b,1\n", "text\na\nb,c\n"])
+def test_a_broken_row_is_never_text(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.csv").write_text(content)
+    with pytest.raises(UserError, match=r"a\.csv, record \d: broken row"):
+        in_training(tmp_path / "a.csv")
+
+
+def test_a_mark_in_the_middle_of_concatenated_files_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines() + b"\xef\xbb\xbf" + lines())
+    check(tmp_path / "a.jsonl", DOCUMENTS * 2)
+
+
+def test_frames_without_content_are_skipped(tmp_path: Path) -> None:
+    skipped = b"\x5e\x2a\x4d\x18" + struct.pack("<I", 5) + b"hello"
+    frames = [zstandard.ZstdCompressor().compress(lines(part)) for part in (DOCUMENTS[:2], DOCUMENTS[2:])]
+    (tmp_path / "a.jsonl.zst").write_bytes(skipped + frames[0] + skipped + frames[1] + skipped)
+    check(tmp_path / "a.jsonl.zst", DOCUMENTS)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.text(alphabet='ab1 \n\r,;\t"é東', max_size=12).filter(str.strip), min_size=1, max_size=6),
+    st.sampled_from([",", ";", "|"]),
+    st.integers(1, 9),
+)
+def test_tables_are_read_as_they_were_written(texts: list[str], delimiter: str, block: int) -> None:
+    stream = io.StringIO()
+    writer = csv.writer(stream, delimiter=delimiter, quoting=csv.QUOTE_ALL)
+    writer.writerows([["n", "text", "more"], *([n, text, ""] for n, text in enumerate(texts))])
+    data = stream.getvalue().encode()
+    blocks = [data[start : start + block] for start in range(0, len(data), block)]
+    cursor = Cursor("name", ReadPosition(), bytes_read=lambda: 0)
+    found = [value for chunk in rows.split_rows(blocks, cursor, "text") for value in chunk.content]  # type: ignore[union-attr]
+    assert found == texts and cursor.offset == len(data)
