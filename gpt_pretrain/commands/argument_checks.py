@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import pairwise
@@ -34,6 +33,7 @@ from gpt_pretrain.config.setting_names import (
     set_checked,
 )
 from gpt_pretrain.config.validation import generate_problems, train_problems
+from gpt_pretrain.system.shell import quote_word
 
 AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kmbg])", re.IGNORECASE)
 
@@ -183,7 +183,7 @@ def _option_problems(override: str, group: str, value: Any, *, folders: tuple[Pa
         close = nearest(name, options)
         remedy = f"Did you mean {' or '.join(close)}? " if close else ""
         if group == "data" and ("/" in name or Path(name).suffix):
-            remedy = f"To train on a file: data=text {shlex.quote(f'data.path={name}')}. "
+            remedy = f"To train on a file: data=text {quote_word(f'data.path={name}')}. "
         yield f"{override}: the group {group} has no option {name}. {remedy}Its options are {', '.join(options)}."
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -12,6 +11,7 @@ from gpt_pretrain.config.free_text import FREE_TEXTS
 from gpt_pretrain.config.overrides import full_form, override_key, short_form
 from gpt_pretrain.config.schema import GenerateSettings, TrainSettings
 from gpt_pretrain.config.setting_names import CONF, find_type, nearest, nearest_settings, script_groups
+from gpt_pretrain.system.shell import quote_word
 
 MULTIRUN_FLAGS = {"-m", "--multirun"}
 SINGLE_FLAGS = MULTIRUN_FLAGS | {
@@ -95,14 +95,17 @@ def explain_stray(before: str, words: list[str], *, script: str) -> str:
     key = override_key(before)
     if word[0] == "=" or before.endswith("="):
         pair = f"{before}{text}".replace("= ", "=").replace(" =", "=")
-        return f"{text}: a setting is written without spaces around its equals sign. Type {shlex.quote(pair)}"
-    if key in FREE_TEXTS and "=" in before:
+        return f"{text}: a setting is written without spaces around its equals sign. Type {quote_word(pair)}"
+    if "=" in before and key not in FREE_TEXTS:
+        whole = f"{before.rstrip(',')},{','.join(one.strip(',') for one in words)}"
+        return f'{text}: several values of a setting are written as one word. Type "{whole}"'
+    if "=" in before:
         whole = before.replace('"', '\\"') + " " + text
         return f'{text}: a text with spaces needs quotation marks. Type "{whole}"'
     if (known := _known_name(word, script)) is not None:
         return f"{word}: this setting has no value. Type {known}=VALUE"
     suggested = f"{SUGGESTED[script]}={text}"
-    return f"{text}: this is not a setting with its value, name=value. Did you mean {shlex.quote(suggested)}?"
+    return f"{text}: this is not a setting with its value, name=value. Did you mean {quote_word(suggested)}?"
 
 
 def _explain_flag(word: str, name: str, words: list[str], *, script: str) -> str:
@@ -114,7 +117,7 @@ def _explain_flag(word: str, name: str, words: list[str], *, script: str) -> str
         remedy = f"Did you mean {' or '.join(close)}?" if close else "Settings are written as name=value; --help shows some."
         return f"{word}: there is no such option. {remedy}"
     value = value or " ".join(words[1:]) or "VALUE"
-    return f"{' '.join(words)}: settings are written without dashes. Type {shlex.quote(f'{known}={value}')}"
+    return f"{' '.join(words)}: settings are written without dashes. Type {quote_word(f'{known}={value}')}"
 
 
 def _known_name(name: str, script: str) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from omegaconf import OmegaConf
 from gpt_pretrain.config.free_text import as_typed
 from gpt_pretrain.config.overrides import override_key, short_form
 from gpt_pretrain.config.secrets import override_without_secrets
+from gpt_pretrain.system.shell import join_words
 from gpt_pretrain.training.distributed.launch import launch_info
 
 
@@ -74,7 +74,7 @@ def start_info(script: str) -> dict[str, Any]:
     overrides = [short_form(override_without_secrets(override)) for override in kept]
     if not is_multirun():
         typed = [override_without_secrets(argument) for argument in typed_arguments()]
-        return {"command": shlex.join(["python", script, *typed]), "overrides": overrides}
+        return {"command": join_words(["python", script, *typed]), "overrides": overrides}
     fixed = HydraConfig.get().job.config.override_dirname.exclude_keys
     swept = [override for override in overrides if override_key(override) not in fixed]
-    return {"command": shlex.join(["python", script, *map(as_typed, overrides)]), "overrides": overrides, "swept": swept}
+    return {"command": join_words(["python", script, *map(as_typed, overrides)]), "overrides": overrides, "swept": swept}

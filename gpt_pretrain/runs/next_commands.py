@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 
 from gpt_pretrain.config.free_text import as_typed
 from gpt_pretrain.config.overrides import full_form, split_override
 from gpt_pretrain.config.stored_settings import NEVER, TRAIN_KINDS, override_kind
+from gpt_pretrain.system.shell import join_words, quote_word
 
 
 def generate_command(folder: str, *, start_context: str) -> str:
     """Return the command that generates text with a run's model."""
     return (
-        f"python generate.py checkpoint={shlex.quote(folder)} prompt={shlex.quote(start_context)} "
+        f"python generate.py checkpoint={quote_word(folder)} prompt={quote_word(start_context)} "
         "sampler.temperature=0.7 sampler.top_k=25"
     )
 
@@ -25,7 +25,7 @@ def repeat_command(overrides: Sequence[str], *, script: str = "train.py") -> str
     """
     if not all(_is_harmless(override, script=script.removesuffix(".py")) for override in overrides):
         return None
-    return shlex.join(["python", script, *map(as_typed, overrides)])
+    return join_words(["python", script, *map(as_typed, overrides)])
 
 
 def _is_harmless(override: str, *, script: str) -> bool:
@@ -45,7 +45,7 @@ def _is_harmless(override: str, *, script: str) -> bool:
 
 def tensorboard_command(folder: str) -> str:
     """Return the command that shows the metrics of a folder's runs in TensorBoard."""
-    return f"tensorboard --logdir {shlex.quote(folder)}"
+    return f"tensorboard --logdir {quote_word(folder)}"
 
 
 def resume_command(folder: str, *, limit: tuple[str, int] | None = None) -> str:
@@ -55,9 +55,9 @@ def resume_command(folder: str, *, limit: tuple[str, int] | None = None) -> str:
         limit: The setting of `trainer` that ended a finished run, and its value. The command doubles it.
     """
     more = "" if limit is None else f" trainer.{limit[0]}={2 * limit[1]}"
-    return f"python train.py resume={shlex.quote(folder)}{more}"
+    return f"python train.py resume={quote_word(folder)}{more}"
 
 
 def sweep_resume_command(folder: str, *, script: str = "train.py") -> str:
     """Return the command that runs the unfinished jobs of a sweep."""
-    return f"python {script} sweep_resume={shlex.quote(folder)}"
+    return f"python {script} sweep_resume={quote_word(folder)}"

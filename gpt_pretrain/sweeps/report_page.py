@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +36,7 @@ from gpt_pretrain.sweeps.results import Job, best_command, best_job, ranking_row
 from gpt_pretrain.system.files import write_text
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.reading import DamagedFileError, read_yaml
+from gpt_pretrain.system.shell import join_words
 
 MAX_JOBS = 200  # In the table and the chart.
 TABLE_CHARACTERS = 120_000
@@ -113,7 +113,7 @@ def _start_command(folder: Path) -> str | None:
     typed = [
         as_typed(short_form(override)) for override in overrides if not override.startswith(("hydra.mode=", "hydra.sweep.dir="))
     ]
-    return shlex.join(["python", "train.py", "-m", *typed]) if overrides else None
+    return join_words(["python", "train.py", "-m", *typed]) if overrides else None
 
 
 def _sweep_facts(folder: Path) -> list[tuple[str, str]]:

@@ -147,6 +147,8 @@ def test_words_that_belong_together_are_explained_together() -> None:
     (problem,) = checked("data.path=", "book.txt")[1:] or checked("data.path=", "book.txt")
     assert problem.endswith("without spaces around its equals sign. Type data.path=book.txt")
     (problem,) = checked("prompt=Once", "upon", "a", "time", script="generate")
+    assert checked("-m", "seed=1", "2", "3") == ['2 3: several values of a setting are written as one word. Type "seed=1,2,3"']
+    assert '2: several values of a setting are written as one word. Type "seed=1,2"' in checked("-m", "seed=1,", "2")
     assert problem == 'upon a time: a text with spaces needs quotation marks. Type "prompt=Once upon a time"'
 
 
