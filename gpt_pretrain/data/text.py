@@ -22,11 +22,14 @@ from gpt_pretrain.system.urls import SECRET, check_url, hide_secrets, secret_par
 from gpt_pretrain.texts.text import Text, find_text_files
 
 MAX_NAME_CHARACTERS = 100
-# The parts of a query by which cloud storage signs a URL. They differ from one signed URL of a file to the next.
-SIGNATURES = re.compile(
-    r"x-(amz|goog)-[\w-]+|awsaccesskeyid|googleaccessid|key-pair-id|signature|expires|policy|sig|s[evprtk]|sr|spr|sk\w+",
-    re.IGNORECASE,
-)
+# The parts of a query by which cloud storage signs a URL, after the one that is the signature. They differ from one signed URL of
+# a file to the next. Without a signature, such a short name may tell one file from another.
+URL_SIGNATURES = {
+    "x-amz-signature": re.compile(r"x-amz-[\w-]+"),
+    "x-goog-signature": re.compile(r"x-goog-[\w-]+"),
+    "signature": re.compile(r"awsaccesskeyid|googleaccessid|key-pair-id|signature|expires|policy"),
+    "sig": re.compile(r"sig|s[evprtk]|sr|spr|sk\w+"),
+}
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +131,11 @@ def download_name(url: str) -> str:
     User, password and signatures are left out of both, so that the same file of another signed URL has the same name.
     """
     split = urlsplit(url)
-    query = [(name, value) for name, value in parse_qsl(split.query, keep_blank_values=True) if not SIGNATURES.fullmatch(name)]
+    query = parse_qsl(split.query, keep_blank_values=True)
+    names = {name.lower() for name, _ in query}
+    for signature, parts in URL_SIGNATURES.items():
+        if signature in names and sum(parts.fullmatch(name) is not None for name in names) > 1:
+            query = [(name, value) for name, value in query if not parts.fullmatch(name.lower())]
     content = [split.scheme, without_secrets(f"{split.scheme}://{split.netloc}").replace(f"{SECRET}@", ""), split.path, query]
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
     last = re.sub(r"[^A-Za-z0-9._-]", "_", split.path.rstrip("/").rpartition("/")[2])[-MAX_NAME_CHARACTERS:]

@@ -1,6 +1,6 @@
 """Read files of any kind, or a dataset, as documents of text.
 
-`inputs` finds the files; `reading` (with `decompression` and `tables`) reads their bytes from any position and splits them into
-`chunks` of records; `records` finds the text in a record; `text` reads files as one text. This room knows nothing about token
-shards, models or training, and does not import PyTorch.
+`finding` and `inputs` find the files; `reading` (with `decompression` and `tables`) reads their bytes from any position and splits
+them into `chunks` of records; `records` finds the text in a record; `text` reads files as one text. This room knows nothing about
+token shards, models or training, and does not import PyTorch.
 """

@@ -56,7 +56,7 @@ class RejectedRecord:
 
     @property
     def fails_file(self) -> bool:
-        """Whether the file cannot be read to its end."""
+        """Return whether the file cannot be read to its end."""
         return self.reason in FILE_FAILURES
 
 

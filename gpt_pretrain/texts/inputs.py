@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import glob
 import importlib.util
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from gpt_pretrain.system.file_kinds import REFUSED, FileKind
 from gpt_pretrain.system.terminal import escape_line
 from gpt_pretrain.system.urls import is_url, without_secrets
 from gpt_pretrain.texts.extras import missing_extra
+from gpt_pretrain.texts.finding import match_files
 from gpt_pretrain.texts.left_out import LeftOut
 from gpt_pretrain.texts.recognition import is_record_without_text, is_table_without_text, recognize_file
 
@@ -240,30 +240,3 @@ def _match(name: str, problems: list[str]) -> tuple[list[str], bool]:
             "For a dataset of the Hugging Face Hub use dataset=NAME."
         )
     return files, is_named
-
-
-def match_files(name: str) -> tuple[list[str], bool]:
-    """Return the files that a path names, a file, a folder or a glob, and whether it is the name of a file.
-
-    Raises:
-        UserError: If a folder cannot be listed, since its files would be missing.
-    """
-    path = user_path(name)
-    if path.is_dir():
-        return sorted(str(file) for file in _files_below(path) if _is_visible(file, path) and file.is_file()), False
-    if path.exists():
-        return [str(path)], True
-    return sorted(match for match in glob.glob(str(path), recursive=True) if Path(match).is_file()), False
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename} cannot be listed: {error.strerror or error}.") from error
-
-    for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(parent) / name for name in names)
-
-
-def _is_visible(file: Path, folder: Path) -> bool:
-    return not any(part.startswith(".") for part in file.relative_to(folder).parts)

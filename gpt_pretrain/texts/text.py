@@ -19,7 +19,8 @@ from gpt_pretrain.system.terminal import escape_line
 from gpt_pretrain.texts.chunks import Chunk, Cursor, ReadPosition, RejectedRecord
 from gpt_pretrain.texts.contents import Content, open_contents
 from gpt_pretrain.texts.decompression import DamagedArchiveError
-from gpt_pretrain.texts.inputs import CorpusInputs, InputFile, match_files, select_files, stat_input_file
+from gpt_pretrain.texts.finding import match_files
+from gpt_pretrain.texts.inputs import CorpusInputs, InputFile, select_files, stat_input_file
 from gpt_pretrain.texts.left_out import LeftOut
 from gpt_pretrain.texts.reading import invalid_utf8, read_records
 from gpt_pretrain.texts.records import InvalidRecordError, chunk_records, record_text

@@ -1,0 +1,119 @@
+"""Find the files that a path names: a file, a folder or a glob.
+
+Links to files and folders are followed, and no file is listed twice. What is missing is an error: a folder that cannot be listed,
+or a link that leads nowhere.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.environment import user_path
+from gpt_pretrain.system.formatting import format_count
+from gpt_pretrain.system.terminal import escape_line
+
+RECURSIVE = "**"
+
+log = logging.getLogger(__name__)
+
+
+def match_files(name: str) -> tuple[list[str], bool]:
+    """Return the files that a path names, sorted, and whether it is the name of a file.
+
+    Raises:
+        UserError: If files would be missing, because a folder cannot be listed or a link leads nowhere.
+    """
+    path = user_path(name)
+    if path.is_dir():
+        return _existing_files(files_below(path)), False
+    if path.exists():
+        return [str(path)], True
+    return _match_glob(path), False
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Yield the visible files in a folder and in those below it; the folders that links lead to come last.
+
+    Raises:
+        UserError: If a folder cannot be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename} cannot be listed: {error.strerror or error}.") from error
+
+    visited, waiting = set[str](), [folder]
+    while waiting:
+        for parent, folders, names in os.walk(waiting.pop(0), onerror=refuse):
+            real = os.path.realpath(parent)
+            if real in visited:
+                folders.clear()
+                continue
+            visited.add(real)
+            yield from (Path(parent) / name for name in names if not name.startswith("."))
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for link in [Path(parent) / name for name in folders if os.path.islink(Path(parent) / name)]:
+                if Path(real).is_relative_to(os.path.realpath(link)):
+                    log.warning("%s is a link to a folder that contains it, and is not followed.", escape_line(str(link)))
+                else:
+                    waiting.append(link)
+
+
+def _match_glob(path: Path) -> list[str]:
+    """Return the files that a glob matches. Brackets may also stand for themselves."""
+    parts = path.parts
+    n_literal = next(number for number in range(len(parts), -1, -1) if Path(*parts[:number]).is_dir())
+    base, pattern = Path(*parts[:n_literal]), parts[n_literal:]
+    matches = list(_glob(base, pattern)) or list(_glob(base, [part.replace("[", "[[]") for part in pattern]))
+    if folders := [match for match in matches if match.is_dir()]:
+        log.warning(
+            "%s also matches %s, whose files are not read. Name the folder, or end the glob with **.",
+            escape_line(str(path)),
+            format_count(len(folders), "folder"),
+        )
+    return _existing_files(match for match in matches if not match.is_dir())
+
+
+def _glob(base: Path, pattern: Sequence[str]) -> Iterator[Path]:
+    """Yield what a pattern matches below a folder."""
+    escaped = glob.escape(str(base))
+    if RECURSIVE not in pattern:
+        yield from map(Path, glob.glob(os.path.join(escaped, *pattern)))
+        return
+    # The standard library would follow links in circles.
+    start = list(pattern).index(RECURSIVE)
+    for folder in map(Path, glob.glob(os.path.join(escaped, *pattern[:start], ""))):
+        for file in files_below(folder):
+            if _matches(file.relative_to(folder).parts, pattern[start:]):
+                yield file
+
+
+def _matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
+    if not pattern:
+        return not names
+    if pattern[0] == RECURSIVE:
+        return any(_matches(names[start:], pattern[1:]) for start in range(len(names) + 1))
+    return bool(names) and fnmatch.fnmatch(names[0], pattern[0]) and _matches(names[1:], pattern[1:])
+
+
+def _existing_files(paths: Iterable[Path]) -> list[str]:
+    """Return the paths of files, sorted and each file once.
+
+    Raises:
+        UserError: If a link leads nowhere.
+    """
+    found, broken = dict[str, str](), list[str]()
+    for path in paths:
+        if path.is_file():
+            found.setdefault(os.path.realpath(path), str(path))
+        elif path.is_symlink() and not path.exists():
+            broken.append(str(path))
+    if broken:
+        links = "is a link to a file that does not exist" if len(broken) == 1 else "and others are links to missing files"
+        raise UserError(f"{min(broken)} {links}. What it should hold would be missing. Restore it, or delete the link.")
+    return sorted(found.values())
