@@ -46,6 +46,8 @@ PARTIAL_CONTENT = 206
 MAX_TRIES = 5  # in a row without any new bytes
 PAUSE_SECONDS = 1.0
 MAX_SMALL_BYTES = 20_000_000  # of a file for which the hub states no SHA-256; it keeps larger ones apart from the small ones
+BAD_COMMIT = "the commit {!r}, which is not 40 hexadecimal digits"
+BAD_ANSWER = "{}: {} states {}. Nothing was downloaded. Check HF_ENDPOINT."
 GIT_SHA1, SHA256 = re.compile("[0-9a-f]{40}"), re.compile("[0-9a-f]{64}")
 
 
@@ -149,6 +151,35 @@ def fetch_if_present(repo_id: str, file: str) -> Path | None:
     return None
 
 
+def check_hub_answer(name: str, etag: str | None, commit: str | None, size: int | None) -> tuple[str, str, int]:
+    """Return the checksum, the commit and the size that the hub states for a file.
+
+    Raises:
+        UserError: If one of them is missing or impossible.
+    """
+    if etag is None or not (GIT_SHA1.fullmatch(etag) or SHA256.fullmatch(etag)):
+        problem = f"the checksum {etag!r}, which is neither 40 nor 64 hexadecimal digits"
+    elif commit is None or not GIT_SHA1.fullmatch(commit):
+        problem = BAD_COMMIT.format(commit)
+    elif size is None or size < 0:
+        problem = "no size"
+    elif size > MAX_SMALL_BYTES and not SHA256.fullmatch(etag):
+        problem = f"{size:,} bytes, but no SHA-256, without which a file has at most {MAX_SMALL_BYTES:,} bytes"
+    else:
+        return etag, commit, size
+    raise UserError(BAD_ANSWER.format(name, constants.ENDPOINT, problem))
+
+
+def check_hub_commit(name: str, commit: object) -> None:
+    """Check a commit that the hub states before it becomes part of a path.
+
+    Raises:
+        UserError: If it is impossible.
+    """
+    if not isinstance(commit, str) or not GIT_SHA1.fullmatch(commit):
+        raise UserError(BAD_ANSWER.format(name, constants.ENDPOINT, BAD_COMMIT.format(commit)))
+
+
 def _fill_cache(repo_id: str, file: str) -> HfHubHTTPError | None:
     """Download the newest version of a file to the library's cache, unless it is there.
 
@@ -171,7 +202,7 @@ def _fill_cache(repo_id: str, file: str) -> HfHubHTTPError | None:
     except Exception:
         return None
     name = f"{repo_id}: {file}"
-    etag, commit, size = _check_answer(name, stated.etag, stated.commit_hash, stated.size)
+    etag, commit, size = check_hub_answer(name, stated.etag, stated.commit_hash, stated.size)
     folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo_id, repo_type="model"))
     if (folder / "snapshots" / commit / file).exists():
         with suppress(OSError):  # a cache may be read-only
@@ -190,25 +221,6 @@ def _fill_cache(repo_id: str, file: str) -> HfHubHTTPError | None:
             os.replace(part, blob)
         _add_to_snapshot(folder, commit, file, blob)
     return None
-
-
-def _check_answer(name: str, etag: str | None, commit: str | None, size: int | None) -> tuple[str, str, int]:
-    """Return the checksum, the commit and the size that the hub states for a file.
-
-    Raises:
-        UserError: If one of them is missing or impossible.
-    """
-    if etag is None or not (GIT_SHA1.fullmatch(etag) or SHA256.fullmatch(etag)):
-        problem = f"the checksum {etag!r}, which is neither 40 nor 64 hexadecimal digits"
-    elif commit is None or not GIT_SHA1.fullmatch(commit):
-        problem = f"the commit {commit!r}, which is not 40 hexadecimal digits"
-    elif size is None or size < 0:
-        problem = "no size"
-    elif size > MAX_SMALL_BYTES and not SHA256.fullmatch(etag):
-        problem = f"{size:,} bytes, but no SHA-256, without which a file has at most {MAX_SMALL_BYTES:,} bytes"
-    else:
-        return etag, commit, size
-    raise UserError(f"{name}: {constants.ENDPOINT} states {problem}. Nothing was downloaded. Check HF_ENDPOINT.")
 
 
 def _check_space(name: str, folder: Path, size: int) -> None:

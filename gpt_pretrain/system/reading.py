@@ -24,6 +24,9 @@ MAX_DIGITS = 100  # Of an integer. transformers writes int(1e30) for "no limit".
 
 # A plain YAML number. Python refuses decimal ones of more than 4,300 digits, but not hexadecimal ones and those of base 60.
 LONG_NUMBER = re.compile(r"[-+0-9_:.xXoOa-fA-F]{1000,}")
+# Whole numbers from 2**61 on can have the same hash, and a dict with many such keys takes quadratic time.
+LARGE_NUMBER, MAX_LARGE_NUMBERS = re.compile(r"[-+0-9_:xXoOa-fA-F]{18,}"), 1000
+MERGE_TAG = "tag:yaml.org,2002:merge"
 
 CONTAINERS = (dict, list, tuple, set)
 MARKS = b"[{,:"  # JSON needs one of these for each value.
@@ -143,18 +146,26 @@ def parse_yaml(content: bytes | str) -> dict[str, Any]:
     Raises:
         DamagedFileError: As `read_yaml` does.
     """
+    parsed = parse_yaml_value(content)
+    if not isinstance(parsed, dict):
+        raise DamagedFileError(f"it holds a {type(parsed).__name__}, not a mapping")
+    return {str(name): value for name, value in parsed.items()}
+
+
+def parse_yaml_value(content: bytes | str) -> Any:
+    """Parse any YAML value as plain data, as `read_yaml` does.
+
+    Raises:
+        DamagedFileError: As `read_yaml` does.
+    """
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         _check_yaml_events(content, loader)
-        parsed = yaml.load(content, Loader=loader)
-        expanded = expand_aliases(parsed, max_values=len(content) + MAX_DEPTH)
+        return expand_aliases(_construct_yaml(content, loader), max_values=len(content) + MAX_DEPTH)
     except DamagedFileError:
         raise
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise DamagedFileError(f"it cannot be read as YAML ({_first_line(error)})") from error
-    if not isinstance(expanded, dict):
-        raise DamagedFileError(f"it holds a {type(expanded).__name__}, not a mapping")
-    return {str(name): value for name, value in expanded.items()}
 
 
 def expand_aliases(value: Any, *, max_values: int = MAX_VALUES) -> Any:
@@ -214,20 +225,35 @@ _SHORT = _ShortRepr()
 
 
 def _check_yaml_events(content: bytes | str, loader: Any) -> None:
-    """Check the depth and the numbers of a file by the parser's events, which need no deep stack and convert nothing.
+    """Check the depth, the numbers and the keys of a file by the parser's events, which need no deep stack and convert nothing.
 
-    At some 10,000 levels, the stack of PyYAML's composer overflows, which ends the process.
+    At some 10,000 levels, the stack of PyYAML's composer overflows, which ends the process. A merge key copies mappings before
+    their size can be checked.
     """
-    depth = 0
+    depth = n_large = 0
     for event in yaml.parse(content, Loader=loader):
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
-        elif isinstance(event, yaml.ScalarEvent) and LONG_NUMBER.fullmatch(event.value):
-            raise DamagedFileError("it holds a number of more than a thousand digits")
+        elif isinstance(event, yaml.ScalarEvent):
+            if event.tag == MERGE_TAG or (event.value == "<<" and event.implicit[0]):
+                raise DamagedFileError("it holds the key <<, which merges mappings; write out what is merged")
+            if LONG_NUMBER.fullmatch(event.value):
+                raise DamagedFileError("it holds a number of more than a thousand digits")
+            n_large += LARGE_NUMBER.fullmatch(event.value) is not None
         if depth > MAX_DEPTH:
             raise DamagedFileError(f"it is nested more than {MAX_DEPTH} levels deep")
+        if n_large > MAX_LARGE_NUMBERS:
+            raise DamagedFileError(f"it holds more than {MAX_LARGE_NUMBERS:,} numbers of 18 digits or more")
+
+
+def _construct_yaml(content: bytes | str, loader: Any) -> Any:
+    opened = loader(content)
+    try:
+        return opened.get_single_data()
+    finally:
+        opened.dispose()
 
 
 def _measure(value: Any, measured: dict[int, tuple[int, int]], depth: int) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.environment import user_path
+from gpt_pretrain.system.reading import DamagedFileError, parse_yaml_value
 from gpt_pretrain.texts.decompression import MAX_EXPANSION, max_content
 
 HUB = "hf://datasets/"
@@ -47,6 +48,9 @@ def own_files_only(name: str) -> Iterator[None]:
             *((f"datasets.{module}", "_prepare_path_and_storage_options", own.check_url) for module in OPENERS),
             ("fsspec.core", "get_filesystem_class", own.check_protocol),
             ("fsspec.registry", "get_filesystem_class", own.check_protocol),
+            ("huggingface_hub.file_download", "get_hf_file_metadata", own.check_metadata),
+            ("huggingface_hub.hf_api:HfApi", "dataset_info", own.check_info),
+            ("yaml", "load", own.check_description),
             ("fsspec.implementations.zip:ZipFileSystem", "_open", _limit_member),
             ("datasets.filesystems.compression:BaseCompressedFileFileSystem", "_open", _limit_content),
         ):
@@ -106,6 +110,46 @@ class _OwnFiles:
             if protocol and protocol not in PROTOCOLS:
                 raise self._refusal("it asks for", f"{protocol}:")
             return find(protocol)
+
+        return checked
+
+    def check_description(self, load: Function) -> Function:
+        def checked(stream: Any, Loader: Any) -> Any:
+            content = stream if isinstance(stream, str | bytes) else stream.read()
+            try:
+                parse_yaml_value(content)
+            except DamagedFileError as error:
+                raise UserError(f"dataset={self.name}: its description is not read: {error}.") from error
+            return load(content, Loader)
+
+        return checked
+
+    def check_metadata(self, get: Function) -> Function:
+        from huggingface_hub.errors import EntryNotFoundError
+
+        from gpt_pretrain.system.hub import check_hub_answer, check_hub_commit
+
+        def checked(*arguments: Any, **options: Any) -> Any:
+            name = f"dataset={self.name}"
+            try:
+                stated = get(*arguments, **options)
+            except EntryNotFoundError as error:  # which is noted in the cache, for the commit that the hub states
+                answer = getattr(error, "response", None)
+                if answer is not None and (commit := answer.headers.get("X-Repo-Commit")) is not None:
+                    check_hub_commit(name, commit)
+                raise
+            check_hub_answer(name, stated.etag, stated.commit_hash, stated.size)
+            return stated
+
+        return checked
+
+    def check_info(self, get: Function) -> Function:
+        from gpt_pretrain.system.hub import check_hub_commit
+
+        def checked(*arguments: Any, **options: Any) -> Any:
+            info = get(*arguments, **options)
+            check_hub_commit(f"dataset={self.name}", info.sha)
+            return info
 
         return checked
 

@@ -339,3 +339,16 @@ def test_a_small_archive_does_not_expand_without_limit(tmp_path: Path, monkeypat
         else:
             with pytest.raises(UserError, match="expands to more than 250 times its size"):
                 read(tmp_path)
+
+
+def test_a_small_description_of_a_dataset_does_not_expand(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\n")
+    doubling = "a0: &a0 {k: v}\n" + "".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}\n" for i in range(1, 33))
+    for name, text in (("README.md", f"---\n{doubling}---\n"), (".huggingface.yaml", doubling)):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match="its description is not read: it holds the key <<"):
+            read(tmp_path)
+        (tmp_path / name).unlink()
+    (tmp_path / "README.md").write_text(f"---\n{doubling.replace('<<', 'x')}---\n")
+    with pytest.raises(UserError, match="its description is not read: its aliases stand for more than"):
+        read(tmp_path)

@@ -13,6 +13,9 @@ import pytest
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system import hub as hub_module
 from gpt_pretrain.system.hub import fetch
+from gpt_pretrain.texts.chunks import ReadPosition
+from gpt_pretrain.texts.inputs import StreamedDataset
+from gpt_pretrain.texts.tables import read_dataset
 from tests.helpers.hostile_server import Answer, Stranger
 
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -87,3 +90,46 @@ def test_a_file_of_which_nothing_arrives_is_given_up(hostile_hub: Stranger) -> N
     hostile_hub.answers["/some/model/resolve/main/model.safetensors"] = say(GOOD | linked, data=b"")
     with pytest.raises(UserError, match=r"the server sends less than the 1,000 bytes that it states"):
         fetch("some/model", "model.safetensors")
+
+
+# Datasets
+
+
+@pytest.fixture
+def dataset_hub(stranger: Stranger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stranger:
+    config = pytest.importorskip("datasets").config
+    for name, value in (("HF_ENDPOINT", stranger.url), ("HF_HUB_OFFLINE", False)):
+        monkeypatch.setattr(config, name, value)
+    for name, value in (("ENDPOINT", stranger.url), ("HF_HUB_OFFLINE", False), ("HF_HUB_CACHE", str(tmp_path / "a" / "hub"))):
+        monkeypatch.setattr(hub_module.constants, name, value)
+    template = stranger.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(hub_module.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    return stranger
+
+
+README = "/datasets/some/texts/resolve/main/README.md"
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "message"),
+    [
+        ({"ETag": '"../../../../../PWNED"'}, 200, "neither 40 nor 64 hexadecimal digits"),
+        ({"X-Linked-Etag": '"../../../../../PWNED"'}, 200, "neither 40 nor 64 hexadecimal digits"),
+        ({"X-Repo-Commit": "../../../../PWNED"}, 200, "the commit .* is not 40 hexadecimal digits"),
+        (
+            {"X-Repo-Commit": "../../../../PWNED", "X-Error-Code": "EntryNotFound"},
+            404,
+            "the commit .* is not 40 hexadecimal digits",
+        ),
+        ({"X-Error-Code": "EntryNotFound"}, 404, "the commit .* is not 40 hexadecimal digits"),
+    ],
+)
+def test_what_a_hub_states_of_a_dataset_is_checked(
+    dataset_hub: Stranger, tmp_path: Path, changes: dict[str, str], status: int, message: str
+) -> None:
+    dataset_hub.answers[README] = lambda request: request.reply(status, CONFIG if status == 200 else b"", headers=GOOD | changes)
+    info = {"id": "some/texts", "sha": "../../../../PWNED", "private": False, "tags": [], "downloads": 0, "likes": 0}
+    dataset_hub.files["/api/datasets/some/texts"] = json.dumps(info).encode()
+    with pytest.raises(UserError, match=rf"^dataset=some/texts: .*{message}"):
+        list(read_dataset(StreamedDataset("some/texts", None, "train"), "text", start=ReadPosition()))
+    assert list(tmp_path.rglob("*PWNED*")) == []

@@ -63,6 +63,10 @@ def test_yaml_stays_plain_data(tmp_path: Path) -> None:
         "? [1]\n: 2",
         "a: " + "9" * 5000,
         "a: 2001-99-99",
+        "a0: &a0 {k: v}\n" + "".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}\n" for i in range(1, 33)),
+        "a: &a {k: v}\nb: {!!merge x: *a}",
+        "".join(f"0x{k * (2**61 - 1):x}: 1\n" for k in range(1, 20_000)),
+        "".join(f"-{k * (2**61 - 1)}: 1\n" for k in range(1, 20_000)),
     ],
 )
 def test_hostile_yaml_is_refused_at_once(tmp_path: Path, content: str) -> None:
