@@ -13,7 +13,7 @@ from gpt_pretrain.system.file_kinds import ARCHIVES, BINARY, EMPTY_FILE, PICKLE,
 from gpt_pretrain.system.reading import short_repr
 from gpt_pretrain.texts.recognition import recognize_file
 
-SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
+WEIGHTS_NAME = re.compile(r".+\.(pth|pt|ckpt|safetensors)|(pytorch_)?model.*\.bin")
 # Files with these suffixes in which training programs keep something else than a model.
 NO_MODELS = re.compile(
     r"(optimizer|scheduler|scaler|rng_state|random_states|training_args|adapter|pytorch_lora).*", re.IGNORECASE
@@ -43,7 +43,11 @@ def only_weights_file(folder: Path) -> Path:
             f"{folder} holds adapters (LoRA) that change the model {base}, not a model. Merge them with PEFT's "
             "merge_and_unload(), and save the result with save_pretrained()."
         )
-    found = [name for name in names if name.endswith(SUFFIXES) and not NO_MODELS.fullmatch(name)]
+    if (pieces := _distributed_refusal(folder, names)) is not None:
+        raise UserError(pieces)
+    if index := [name for name in (SHARD_INDEX, PICKLE_INDEX) if name in names]:
+        return folder / index[0]
+    found = [name for name in names if WEIGHTS_NAME.fullmatch(name) and not NO_MODELS.fullmatch(name)]
     found = [name for name in found if (folder / name).is_file()]
     if len(found) == 1:
         return folder / found[0]
@@ -66,16 +70,16 @@ def index_of_part(path: Path) -> Path | None:
     """Return the index of a model in several files if a file is one of them, and None if it is not.
 
     Raises:
-        UserError: If it is, and the index or the config is not beside it.
+        UserError: If it is, and the index is not beside it.
     """
     part = re.fullmatch(r".+-(\d{5})-of-(\d{5})\.(safetensors|bin)", path.name)
     if part is None or part[2] == "00001":
         return None
     index = path.parent / (SHARD_INDEX if part[3] == "safetensors" else PICKLE_INDEX)
-    if not index.is_file() or not (path.parent / CONFIG_FILE).is_file():
+    if not index.is_file():
         raise UserError(
-            f"{path} is part {int(part[1])} of a model in {int(part[2])} files. All of them are needed, with {index.name} and "
-            f"{CONFIG_FILE} in the same folder."
+            f"{path} is part {int(part[1])} of a model in {int(part[2])} files. All of them are needed, with {index.name} in the "
+            "same folder."
         )
     return index
 
@@ -99,8 +103,8 @@ def check_is_no_other_file(path: Path) -> None:
     )
 
 
-def _refusal(folder: Path, names: list[str]) -> str:
-    """Return the message on a folder without a file of weights."""
+def _distributed_refusal(folder: Path, names: list[str]) -> str | None:
+    """Return the message on a folder with the pieces of a distributed checkpoint, and None for any other folder."""
     if ".metadata" in names and any(name.endswith(".distcp") for name in names):
         return (
             f"{folder} is a checkpoint of torch.distributed, whose tensors are in pieces. Convert it to one file: "
@@ -108,6 +112,11 @@ def _refusal(folder: Path, names: list[str]) -> str:
         )
     if "zero_to_fp32.py" in names:
         return f"{folder} is a checkpoint of DeepSpeed, whose tensors are in pieces. Convert it with the zero_to_fp32.py in it."
+    return None
+
+
+def _refusal(folder: Path, names: list[str]) -> str:
+    """Return the message on a folder without a file of weights."""
     expected = ", ".join(WEIGHTS_FILES)
     inner = [name for name in names if (folder / name / CONFIG_FILE).is_file()]
     if inner:

@@ -117,7 +117,7 @@ def from_hf_config(fields: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     own = fields.get(OWN_KEY)
     own = own if isinstance(own, dict) else {}
     declared = {
-        "vocab_size": values["vocab_size"],
+        "vocab_size": _with_special_tokens(values),
         "context_length": values["n_positions"],
         "emb_dim": values["n_embd"],
         "n_heads": values["n_head"],
@@ -129,6 +129,12 @@ def from_hf_config(fields: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         "init": own.get("init", "gpt2"),
     }
     return declared, _unsupported(fields, width=values["n_embd"], gelu=gelu)
+
+
+def _with_special_tokens(values: dict[str, Any]) -> Any:
+    """Return the rows of the vocabulary; the first releases counted tokens that were added by themselves."""
+    size, added = values["vocab_size"], values.get("n_special", 0)
+    return size + added if isinstance(size, int) and isinstance(added, int) else size
 
 
 def _unsupported(fields: dict[str, Any], *, width: Any, gelu: str | None) -> list[str]:

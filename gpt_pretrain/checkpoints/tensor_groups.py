@@ -28,6 +28,7 @@ from gpt_pretrain.errors import UserError
 Slots = dict[TensorSlot, StoredTensor]
 
 EMBEDDING, HEAD = TensorSlot("tok_emb.weight"), TensorSlot("out_head.weight")
+MAX_CLASSES = 50  # A head with fewer outputs, and more tokens than that, is no language model's.
 # A second model in a file: an average of the weights, or a model that the training compares itself with.
 COMPANION = re.compile(r"(^|[._])(ema|swa|averaged?|avg|shadow|teacher|ref|reference|target|momentum|old|frozen)([._]|$)")
 
@@ -86,17 +87,30 @@ def group_tensors(name: str, tensors: Mapping[str, StoredTensor]) -> TensorGroup
     # Of tensors that share memory, safetensors keeps the one whose name comes first.
     if EMBEDDING not in groups.slots and HEAD in groups.slots:
         groups.slots[EMBEDDING] = groups.slots.pop(HEAD)
-    embedding = groups.slots.get(EMBEDDING)
-    if embedding is not None and len(embedding.shape) == 1:
-        misfits.causes.append(
-            f"{embedding.name} has the shape {embedding.shape}, as in a piece of a distributed checkpoint. Combine the pieces "
-            "first, for example with DeepSpeed's zero_to_fp32.py."
-        )
+    misfits.causes += _shape_causes(groups.slots)
     if not groups.slots and not misfits:
         misfits.causes.append("it holds no tensors of a GPT-2.")
     if (misfits.unknown or EMBEDDING not in groups.slots) and (kind := foreign_kind(tensors)) is not None:
         misfits.causes.append(f"it holds {kind[0]} ({kind[1]}). Only GPT-2 models can be read.")
     return groups
+
+
+def _shape_causes(slots: Slots) -> list[str]:
+    """Say what the shapes of embedding and head show a file to be, if that is no whole language model."""
+    embedding, head = slots.get(EMBEDDING), slots.get(HEAD)
+    if embedding is not None and len(embedding.shape) == 1:
+        return [
+            f"{embedding.name} has the shape {embedding.shape}, as in a piece of a distributed checkpoint. Combine the pieces "
+            "first, for example with DeepSpeed's zero_to_fp32.py."
+        ]
+    if embedding is None or head is None or len(embedding.shape) != 2 or len(head.shape) != 2:
+        return []
+    if head.shape[0] == embedding.shape[0] or head.shape[0] >= MAX_CLASSES:
+        return []
+    return [
+        f"its head {head.name} has {head.shape[0]} outputs instead of one for each of {embedding.shape[0]:,} tokens, as a "
+        "classifier or a reward model has. It cannot generate text."
+    ]
 
 
 def _model_prefix(name: str, placed: list[tuple[str, TensorSlot, StoredTensor]]) -> str:

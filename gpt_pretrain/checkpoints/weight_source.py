@@ -164,8 +164,11 @@ def _from_file(path: Path) -> WeightSource:
         safetensors, llmc = is_safetensors(path) or path.suffix == ".safetensors", is_llmc_file(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-    if (index := index_of_part(path)) is not None:
-        return _from_hf_files(index.parent / CONFIG_FILE, index, name=str(index.parent))
+    if (index := path if path.name in (SHARD_INDEX, PICKLE_INDEX) else index_of_part(path)) is not None:
+        config, name = index.parent / CONFIG_FILE, str(index.parent)
+        if config.is_file():
+            return _from_hf_files(config, index, name=name)
+        return WeightSource(name, read_indexed(index), is_safetensors=index.name == SHARD_INDEX)
     if safetensors:
         if (path.parent / CONFIG_FILE).is_file() and path.name == SAFETENSORS_FILE:
             return _from_hf_files(path.parent / CONFIG_FILE, path, name=str(path))

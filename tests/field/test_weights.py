@@ -193,6 +193,10 @@ REFUSED: dict[str, tuple[Callable[[State], State], str]] = {
         lambda state: state | {"lm_head.weight": torch.ones(90, 48)},
         "1 tensor has the wrong shape (lm_head.weight has (90, 48), but the model needs (101, 48))",
     ),
+    "a reward in place of the head": (
+        lambda state: prefixed(state, "model.") | {"model.lm_head.weight": torch.ones(7, 48)},
+        "its head model.lm_head.weight has 7 outputs instead of one for each of 101 tokens",
+    ),
     "two tasks": (
         lambda state: (
             {name: value for name, value in state.items() if "lm_head" not in name}
@@ -468,8 +472,9 @@ def rewrite_config(folder: Path, **changes: object) -> None:
             "reorder_and_upcast_attn": True,
         },
         {"torch_dtype": "float16", "architectures": ["GPT2DoubleHeadsModel"], "summary_type": "cls_index", "prefix": "x"},
+        {"vocab_size": 99, "n_special": 2, "predict_special_tokens": True},
     ],
-    ids=["of 2019", "n_ctx", "general names", "inner width", "double heads"],
+    ids=["of 2019", "n_ctx", "general names", "inner width", "double heads", "special tokens"],
 )
 def test_old_and_general_configs_are_read(tmp_path: Path, theirs: GPT2LMHeadModel, changes: dict[str, Any]) -> None:
     theirs.save_pretrained(tmp_path)
@@ -525,7 +530,10 @@ def test_a_folder_with_one_file_of_weights_stands_for_it(tmp_path: Path, theirs:
             {"adapter_config.json": '{"base_model_name_or_path": "gpt2"}', "adapter_model.safetensors": ""},
             "change the model 'gpt2'",
         ),
-        ({".metadata": "", "__0_0.distcp": ""}, "python -m torch.distributed.checkpoint.format_utils dcp_to_torch"),
+        (
+            {".metadata": "", "__0_0.distcp": "", "meta.pt": ""},
+            "python -m torch.distributed.checkpoint.format_utils dcp_to_torch",
+        ),
         ({"zero_to_fp32.py": "", "latest": "global_step5"}, "is a checkpoint of DeepSpeed"),
         ({"checkpoint-500/config.json": "{}", "checkpoint-900/config.json": "{}"}, "checkpoint-500, checkpoint-900. Name one"),
         ({"config.json": "{}", "tf_model.h5": ""}, "holds weights for TensorFlow (tf_model.h5)"),
@@ -597,6 +605,9 @@ def test_a_folder_of_the_cache_a_part_and_an_address_lead_to_the_model(tmp_path:
     assert same(load_pretrained(tmp_path / "models--some--model"), theirs)
     part = min((tmp_path / "models--some--model" / "snapshots" / "abc").glob("model-*"))
     assert same(load_pretrained(part), theirs)
+    (part.parent / "config.json").unlink()
+    assert same(load_pretrained(part, n_heads=4), theirs), "the number of heads is all that the config tells"
+    assert same(load_pretrained(part.parent, n_heads=4), theirs)
     lone = tmp_path / part.name
     lone.write_bytes(part.read_bytes())
     assert "is part 1 of a model in" in refusal(lone)
@@ -629,3 +640,12 @@ def test_files_of_pytorch_without_usable_weights_have_a_message_of_their_own(
 ) -> None:
     write(theirs, tmp_path / "x.pt")
     assert message in refusal(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_the_folder_of_a_training_state_without_a_config_is_read(tmp_path: Path, theirs: GPT2LMHeadModel, name: str) -> None:
+    state = {key: value.clone() for key, value in theirs.state_dict().items()}
+    save_file(state, tmp_path / name) if name.endswith("safetensors") else torch.save(state, tmp_path / name)
+    for other in ("optimizer.bin", "scheduler.bin", "random_states_0.pkl"):
+        torch.save({}, tmp_path / other)
+    assert same(load_pretrained(tmp_path, n_heads=4), theirs)
