@@ -6,7 +6,7 @@ Usage: gpt-pretrain export out=FOLDER [checkpoint=...] [n_heads=...] [tokenizer=
   checkpoint  run folder, checkpoint file, any other weights that generate.py's pretrained= accepts, or latest for the
               newest run in outputs/ (default: latest)
   n_heads     number of attention heads; needed for a bare state dict that is not one of GPT-2's sizes
-  tokenizer   gpt2, byte, ...; needed if the weights do not name their tokenizer
+  tokenizer   gpt2, byte, a folder, a file ...; needed if the weights do not bring their tokenizer
 
 The folder contains config.json, generation_config.json, model.safetensors, the tokenizer's files and a model card. Before the
 folder appears, transformers opens it, and its logits are compared with the model's.

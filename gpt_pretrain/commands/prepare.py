@@ -12,7 +12,7 @@ Usage: gpt-pretrain prepare INPUT [INPUT ...] out=FOLDER [setting=value ...]
   as_text             true: read tables, JSON and HTML as plain text
   document_separator  string between the documents of a text file, for example "<|endoftext|>" or "\\n\\n\\n"
                       (default: each file is one document)
-  tokenizer           gpt2 (default), byte, cl100k_base ...
+  tokenizer           gpt2 (default), byte, cl100k_base, a folder or file with a vocabulary, a hub model ...
   shard_tokens        maximum number of tokens per shard (default: 100000000)
   val_fraction        share of the documents for the validation set, selected by the hash of their text (default: 0.01)
   val_tokens          minimum number of tokens in the validation set, instead of val_fraction

@@ -17,7 +17,7 @@ class ExportSettings:
     out: str = MISSING  # folder to write
     checkpoint: str = "latest"  # run folder, checkpoint file or other weights; latest: the newest run
     n_heads: int | None = None  # attention heads of a bare state dict
-    tokenizer: str | None = None  # for weights that do not name theirs
+    tokenizer: str | None = None  # for weights that do not bring theirs
 
 
 @dataclass
@@ -32,7 +32,7 @@ class PrepareSettings:
     text_field: str = "text"  # field or column that holds the text
     as_text: bool = False  # read tables, JSON and HTML as plain text
     document_separator: str | None = None  # between documents of a text file; null: each file is one document
-    tokenizer: str = "gpt2"  # gpt2, byte, or an encoding of tiktoken
+    tokenizer: str = "gpt2"  # gpt2, byte, an encoding of tiktoken, a folder or file with a vocabulary, or a hub model
     shard_tokens: int = 100_000_000  # maximum number of tokens per shard
     val_fraction: float = 0.01  # fraction of the documents for validation
     val_tokens: int | None = None  # minimum number of tokens for validation, instead of val_fraction
