@@ -12,7 +12,7 @@ import tiktoken
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.environment import user_path
-from gpt_pretrain.system.reading import DamagedFileError, parse_json, short_repr
+from gpt_pretrain.system.reading import DamagedFileError, parse_json, read_bytes, short_repr
 from gpt_pretrain.tokenizers import tables, vocabulary
 from gpt_pretrain.tokenizers.base import Tokenizer, fingerprint
 from gpt_pretrain.tokenizers.byte import ByteTokenizer
@@ -21,7 +21,7 @@ from gpt_pretrain.tokenizers.definition import MAX_VALUES
 from gpt_pretrain.tokenizers.tables import IDS_PREFIX, IdTokenizer, restore_table
 from gpt_pretrain.tokenizers.tiktoken_bpe import load_tiktoken
 from gpt_pretrain.tokenizers.vocabulary import restore_vocabulary
-from gpt_pretrain.tokenizers.vocabulary_files import read_folder_tokenizer, read_tokenizer, read_tokenizer_file
+from gpt_pretrain.tokenizers.vocabulary_files import MAX_FILE_BYTES, read_folder_tokenizer, read_tokenizer, read_tokenizer_file
 
 KNOWN_SIZES = {"gpt2": 50257, "cl100k_base": 100277, "o200k_base": 200019}
 MAX_PADDING = 128  # Some models pad their vocabulary to a multiple of 64 or 128.
@@ -143,7 +143,7 @@ def fetch_tokenizer(repo_id: str) -> Tokenizer | None:
 
     def read(file: str) -> bytes | None:
         path = fetch_if_present(repo_id, file)
-        return None if path is None else path.read_bytes()
+        return None if path is None else read_bytes(path, max_bytes=MAX_FILE_BYTES)
 
     return read_tokenizer(read, label=repo_id.rpartition("/")[2], location=repo_id)
 

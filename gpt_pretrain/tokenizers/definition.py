@@ -106,7 +106,7 @@ def _canonical_model(model: dict[str, Any]) -> dict[str, Any]:
         merges = kept.get("merges")
         if not isinstance(merges, list):
             raise DamagedFileError("its model has no list of merges")
-        kept["merges"] = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in merges]
+        kept["merges"] = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
     return kept | {"type": kind}
 
 

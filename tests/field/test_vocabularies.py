@@ -170,6 +170,57 @@ def test_the_same_tokenizer_has_the_same_name_from_all_of_its_files(vocabularies
     assert build_tokenizer(str(tmp_path / "saved" / "tokenizer.json")).name == again.name
 
 
+def configure(folder: Path, **changes: Any) -> Path:
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"tokenizer_class": "GPT2Tokenizer"}
+    path.write_text(json.dumps(config | changes), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.parametrize("add_prefix_space", [False, True])
+def test_a_text_begins_with_a_blank_where_the_configuration_says_so(
+    tmp_path: Path, vocabularies: dict[str, Path], saved: bool, add_prefix_space: bool
+) -> None:
+    folder = Path(shutil.copytree(vocabularies["gpt2_files"], tmp_path / "x"))
+    if saved:  # as tokenizer.json
+        AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "saved")
+        folder = tmp_path / "saved"
+    configure(folder, add_prefix_space=add_prefix_space)
+    ours, theirs = build_tokenizer(str(folder)), AutoTokenizer.from_pretrained(folder)
+    assert ours.encode("Der Sinn") == theirs.encode("Der Sinn")
+
+
+def test_special_tokens_that_only_the_configuration_names_follow_the_vocabulary(tmp_path: Path) -> None:
+    folder = configure(byte_level(tmp_path / "x", specials=[]), pad_token="<pad>", eos_token="</s>", bos_token={"content": "<s>"})
+    configure(folder, additional_special_tokens=["<a>", "<b>"])
+    ours, theirs = build_tokenizer(str(folder)), AutoTokenizer.from_pretrained(folder)
+    text = "<s>a</s>b<pad><a>c<b>"
+    assert ours.encode(text) == theirs.encode(text)
+    assert (ours.eos_id, ours.vocab_size) == (theirs.eos_token_id, len(theirs))
+
+
+@pytest.mark.parametrize("names", [("encoder.json", "vocab.bpe"), ("mine-vocab.json", "mine-merges.txt")])
+def test_the_files_of_a_vocabulary_have_several_names(
+    tmp_path: Path, vocabularies: dict[str, Path], names: tuple[str, str]
+) -> None:
+    expected = build_tokenizer(str(vocabularies["gpt2_files"] / "vocab.json")).encode("Der Sinn")
+    for source, target in zip(("vocab.json", "merges.txt"), names, strict=True):
+        shutil.copy(vocabularies["gpt2_files"] / source, tmp_path / target)
+    for place in (tmp_path, *(tmp_path / name for name in names)):
+        assert build_tokenizer(str(place)).encode("Der Sinn") == expected
+
+
+def test_tokens_with_blanks_keep_their_merges(tmp_path: Path) -> None:
+    fields = {"model": {"type": "BPE", "vocab": {"a": 0, " ": 1, "a ": 2, " a": 3}, "merges": [["a", " "], [" ", "a"]]}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(fields))
+    assert build_tokenizer(str(tmp_path)).encode("a a") == [2, 0]
+    fields["model"]["merges"] = ["a  "]  # an old file, which cannot say it
+    (tmp_path / "tokenizer.json").write_text(json.dumps(fields))
+    with pytest.raises(UserError, match="the tokenizers library cannot use it"):
+        build_tokenizer(str(tmp_path))
+
+
 @pytest.mark.parametrize("kind", [*KINDS, "gpt2_files"])
 def test_a_tokenizer_is_restored_from_its_definition_alone(kind: str, vocabularies: dict[str, Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(vocabularies[kind], tmp_path / kind))

@@ -1,0 +1,193 @@
+"""Build a tokenizer from the content of the files that other programs keep vocabularies in."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from gpt_pretrain.system.reading import DamagedFileError, parse_json, short_repr
+from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer
+from gpt_pretrain.tokenizers.definition import (
+    MAX_VOCABULARY,
+    added_token,
+    canonical_fields,
+    parse_tokenizer_json,
+    vocabulary_of,
+)
+from gpt_pretrain.tokenizers.ranks import CL100K_PATTERN, KNOWN_RANKS, RankFile, ranks_to_fields
+from gpt_pretrain.tokenizers.tiktoken_bpe import gpt2_merges, gpt2_vocabulary, load_tiktoken
+from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer
+
+MAX_TOKEN_BYTES = 1000  # Of a token in tiktoken's format; finding its merges takes quadratic time.
+GPT2_TOKENS = 50257
+# Tokens that end a text, the likeliest first, for vocabularies that do not say which one does.
+ENDS = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>", "<|eos|>", "[EOS]", "[SEP]")
+# In the order in which transformers adds those that the vocabulary lacks.
+SPECIAL_FIELDS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+MORE_SPECIALS = ("additional_special_tokens", "extra_special_tokens")
+
+log = logging.getLogger(__name__)
+
+
+def from_tokenizer_json(content: bytes, config: Mapping[str, Any], added: Mapping[str, int], *, label: str) -> Tokenizer:
+    return _finish(parse_tokenizer_json(content), config, added, label=label)
+
+
+def from_vocab_and_merges(
+    content: bytes, merges: bytes | None, config: Mapping[str, Any], added: Mapping[str, int], *, label: str
+) -> Tokenizer:
+    """Return the tokenizer of GPT-2's two files, with those added tokens that the files beside them name."""
+    vocab = parse_json(content)
+    if merges is None:
+        raise DamagedFileError("merges.txt is missing, which belongs to it")
+    if sum(token.endswith("</w>") for token in vocab) > len(vocab) // 10:
+        raise DamagedFileError("its words end in </w>, as those of CLIP and the first GPT do, not GPT-2's")
+    fields = {
+        "model": {"type": "BPE", "vocab": vocab, "merges": _pairs(merges)},
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": bool(config.get("add_prefix_space", False))},
+        "decoder": {"type": "ByteLevel"},
+    }
+    return _finish(fields, config, added, label=label)
+
+
+def _pairs(merges: bytes) -> list[list[str]]:
+    """Return the merges of a merges.txt, whose first line may be a comment."""
+    try:
+        lines = merges.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise DamagedFileError("merges.txt is not UTF-8") from error
+    begin = 1 if lines[0].startswith("#version") else 0
+    return [line.split(" ") for line in lines[begin:] if line]
+
+
+def from_word_pieces(content: bytes, config: Mapping[str, Any], added: Mapping[str, int], *, label: str) -> Tokenizer:
+    """Return the tokenizer of BERT's vocab.txt, which many Chinese GPTs have."""
+    try:
+        tokens = content.decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise DamagedFileError("it is not UTF-8") from error
+    vocab = {token: token_id for token_id, token in enumerate(tokens)}
+    fields = {
+        "model": {
+            "type": "WordPiece",
+            "vocab": vocab,
+            "unk_token": "[UNK]",
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+        },
+        "normalizer": {
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": bool(config.get("tokenize_chinese_chars", True)),
+            "strip_accents": config.get("strip_accents"),
+            "lowercase": bool(config.get("do_lower_case", True)),
+        },
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+    }
+    specials = {token: vocab[token] for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if token in vocab}
+    return _finish(fields, config, specials | dict(added), label=label)
+
+
+def from_ranks(content: bytes, *, label: str) -> Tokenizer:
+    """Return the tokenizer of a file in tiktoken's format, which states neither the pattern nor the special tokens.
+
+    Raises:
+        DamagedFileError: If the file is not in this format.
+    """
+    ranks: dict[bytes, int] = {}
+    for line in content.split(b"\n"):
+        token, _, rank = line.strip().partition(b" ")
+        if not token:
+            continue
+        try:
+            if not (rank.isdigit() and len(rank) < 10):
+                raise ValueError("no number follows the token")
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except (ValueError, binascii.Error) as error:
+            raise DamagedFileError(f"its line {short_repr(line)} is not a token in base64 and its number") from error
+    if not ranks or len(ranks) > MAX_VOCABULARY or any(bytes([byte]) not in ranks for byte in range(256)):
+        raise DamagedFileError("it lacks some of the 256 single bytes")
+    if max(map(len, ranks)) > MAX_TOKEN_BYTES:
+        raise DamagedFileError(f"one of its tokens has more than {MAX_TOKEN_BYTES} bytes")
+    known = KNOWN_RANKS.get(hashlib.sha256(content).hexdigest())
+    if known is None:
+        known = RankFile(CL100K_PATTERN, {END_OF_TEXT: max(ranks.values()) + 1})
+        log.warning(
+            "%s states neither how it splits a text into words nor its special tokens: cl100k_base's pattern is used, and %s is "
+            "token %d. A tokenizer.json states both.",
+            label,
+            END_OF_TEXT,
+            known.specials[END_OF_TEXT],
+        )
+    return _finish(ranks_to_fields(ranks, known.specials, known.pattern), {}, {}, label=label)
+
+
+def _finish(fields: Mapping[str, Any], config: Mapping[str, Any], added: Mapping[str, int], *, label: str) -> Tokenizer:
+    """Add the tokens that files beside the vocabulary name, find the end of text, and build the tokenizer.
+
+    Raises:
+        DamagedFileError: If the files contradict each other or cannot be used.
+    """
+    canonical = canonical_fields(_with_prefix_space(fields, config))
+    ids, listed = vocabulary_of(canonical), {token["content"] for token in canonical["added_tokens"]}
+    wanted = {token: ids.get(token, token_id) for token, token_id in added.items() if token}
+    for token in _special_tokens(config):
+        wanted.setdefault(token, ids.get(token, max([*ids.values(), *wanted.values()]) + 1))
+    end = next((token for token in (_token_text(config.get("eos_token")), *ENDS) if token in ids or token in wanted), None)
+    if end is not None:
+        wanted.setdefault(end, ids.get(end, 0))
+    canonical["added_tokens"] += [added_token(token, token_id) for token, token_id in wanted.items() if token not in listed]
+    canonical["added_tokens"].sort(key=lambda token: int(token["id"]))
+    return as_known_tokenizer(label, canonical, end)
+
+
+def as_known_tokenizer(label: str, fields: Mapping[str, Any], end_of_text: str | None) -> Tokenizer:
+    """Return the tokenizer of a canonical tokenizer.json; GPT-2's own one, which is faster, if it is that.
+
+    Raises:
+        DamagedFileError: If the fields cannot be used.
+    """
+    return load_tiktoken("gpt2") if _is_gpt2(fields) else VocabularyTokenizer(label, fields, end_of_text)
+
+
+def _special_tokens(config: Mapping[str, Any]) -> list[str]:
+    """Return the special tokens that a configuration names, each once."""
+    lists = [config.get(field) for field in MORE_SPECIALS]
+    more = [token for tokens in lists if isinstance(tokens, list) for token in tokens]
+    texts = [_token_text(token) for token in [*(config.get(field) for field in SPECIAL_FIELDS), *more]]
+    return list(dict.fromkeys(text for text in texts if text))
+
+
+def _with_prefix_space(fields: Mapping[str, Any], config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Let a configuration of GPT-2's tokenizer decide whether a text begins with a blank, as transformers does."""
+    splitter, flag = fields.get("pre_tokenizer"), config.get("add_prefix_space")
+    is_gpt2 = str(config.get("tokenizer_class")).startswith(("GPT2", "Roberta"))
+    if not is_gpt2 or not isinstance(flag, bool) or not isinstance(splitter, dict) or splitter.get("type") != "ByteLevel":
+        return fields
+    return {**fields, "pre_tokenizer": splitter | {"add_prefix_space": flag}}
+
+
+def _token_text(token: Any) -> str | None:
+    """Return the text of a special token, which configurations write as a string or as an object."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
+
+
+def _is_gpt2(fields: Mapping[str, Any]) -> bool:
+    """Return whether the fields of a tokenizer.json are those of GPT-2, whose own tokenizer is faster."""
+    model, splitter = fields["model"], fields["pre_tokenizer"] or {}
+    return (
+        len(model["vocab"]) == GPT2_TOKENS
+        and model["type"] == "BPE"
+        and {name for name in model if name not in ("type", "vocab", "merges")} == set()
+        and fields["normalizer"] is None
+        and (splitter.get("type"), splitter.get("add_prefix_space"), splitter.get("use_regex")) == ("ByteLevel", False, True)
+        and [token["content"] for token in fields["added_tokens"]] == [END_OF_TEXT]
+        and model["vocab"] == gpt2_vocabulary()
+        and model["merges"] == gpt2_merges()
+    )
