@@ -192,7 +192,7 @@ def test_a_text_begins_with_a_blank_where_the_configuration_says_so(
 
 
 def test_special_tokens_that_only_the_configuration_names_follow_the_vocabulary(tmp_path: Path) -> None:
-    folder = configure(byte_level(tmp_path / "x", specials=[]), pad_token="<pad>", eos_token="</s>", bos_token={"content": "<s>"})
+    folder = configure(byte_level(tmp_path / "x", specials=[]), pad_token="<pad>", eos_token="</s>", bos_token="<s>")
     configure(folder, additional_special_tokens=["<a>", "<b>"])
     ours, theirs = build_tokenizer(str(folder)), AutoTokenizer.from_pretrained(folder)
     text = "<s>a</s>b<pad><a>c<b>"
