@@ -34,11 +34,12 @@ from gpt_pretrain.system.reading import read_json, read_yaml
 from gpt_pretrain.texts import reading
 from gpt_pretrain.texts.chunks import ReadPosition
 from gpt_pretrain.texts.inputs import CorpusInputs, stat_input_file
-from gpt_pretrain.tokenizers.build import build_tokenizer
+from gpt_pretrain.tokenizers.base import decode, fingerprint
+from gpt_pretrain.tokenizers.build import StoredTokenizer, build_tokenizer, restore_tokenizer
 from gpt_pretrain.tokenizers.byte import ByteTokenizer
 from gpt_pretrain.training.resume import read_resumable
 from tests.conftest import ROOT, tiny_model
-from tests.helpers import made_shards
+from tests.helpers import made_shards, vocabularies
 from tests.security import mutations
 from tests.security.mutations import Change
 
@@ -129,8 +130,25 @@ def _make_huggingface(folder: Path) -> None:
 
 def _read_corpus(folder: Path) -> None:
     corpus = open_corpus(LocalFiles(folder))
-    tokenizer = build_tokenizer("byte" if corpus.tokenizer == "gpt2" else corpus.tokenizer)
+    tokenizer = build_tokenizer("byte") if corpus.tokenizer == "gpt2" else corpus.build_tokenizer()
     split_corpus(corpus, tokenizer, train_ratio=0.9, verify=True)
+
+
+def _make_tokenizers(folder: Path) -> None:
+    vocabularies.byte_level(folder / "json", size=300)
+    vocabularies.unigram(folder / "unigram")
+    vocabularies.llama_like(folder / "llama")
+    vocabularies.word_pieces(folder / "pieces")
+    vocabularies.gpt2_files(folder / "pair", added={"<|user|>": 401})
+    ranks = {bytes([byte]): byte for byte in range(256)} | {b"th": 256, b"the": 257}
+    vocabularies.rank_file(folder / "own.tiktoken", ranks)
+
+
+def _read_tokenizer(path: Path) -> None:
+    tokenizer = build_tokenizer(str(path))
+    decode(tokenizer, tokenizer.encode("Der Sinn <|user|> 今天\n\n  a"))
+    again = restore_tokenizer(StoredTokenizer.of(tokenizer), origin="x")
+    assert fingerprint(again) == fingerprint(tokenizer)
 
 
 def _make_nanogpt(folder: Path) -> None:
@@ -284,6 +302,19 @@ READERS = {
             "index/model.safetensors.index.json": (JSON, BLIND),
         },
         _each(_read_weights, ".", "index"),
+    ),
+    "tokenizer": FuzzedReader(
+        _make_tokenizers,
+        {
+            "json/tokenizer.json": (JSON, BLIND, TEXT),
+            "unigram/tokenizer.json": (JSON, BLIND),
+            "llama/tokenizer.json": (JSON, BLIND, TEXT),
+            "pieces/vocab.txt": (TEXT, BLIND),
+            "pair/vocab.json": (JSON, BLIND),
+            "pair/merges.txt": (TEXT, BLIND),
+            "own.tiktoken": (TEXT, BLIND),
+        },
+        _each(_read_tokenizer, "json", "unigram", "llama", "pieces", "pair", "own.tiktoken"),
     ),
     "nanogpt": FuzzedReader(_make_nanogpt, {"meta.pkl": (PICKLE, PICKLE, BLIND), "train.bin": (BLIND,)}, _read_corpus),
     "manifest": FuzzedReader(_make_prepared, {"manifest.json": (JSON, JSON, BLIND), "train-00000.bin": (BLIND,)}, _read_corpus),
