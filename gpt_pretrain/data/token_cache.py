@@ -60,12 +60,13 @@ def tokenize_text(text: Text, tokenizer: Tokenizer, *, train_ratio: float, cache
         return cached
     if folder.exists():
         log.warning("The token cache %s is damaged and will be rebuilt.", folder)
-    characters = sum(len(piece) for piece in text.pieces())
+    characters, markers = _count_characters(text)
     if characters == 0:
         names = ", ".join(map(str, text.files[:3])) + (", ..." if len(text.files) > 3 else "")
         raise UserError(f"The text is empty: {names}. Give some text with data.path=FILE, DIRECTORY or GLOB.")
     try:
-        return _build(folder, text, tokenizer, text_sha256=text_sha256, characters=characters, train_ratio=train_ratio)
+        fields = {"text_sha256": text_sha256, "characters": characters, "markers": markers}
+        return _build(folder, text, tokenizer, fields, train_ratio=train_ratio)
     except OSError as error:
         raise not_writable(folder.parent, error) from error
 
@@ -112,10 +113,26 @@ def _signed_text(name: str, fields: dict[str, Any]) -> bytes:
     return json.dumps([name, fields], sort_keys=True).encode()
 
 
-def _build(
-    folder: Path, text: Text, tokenizer: Tokenizer, *, text_sha256: str, characters: int, train_ratio: float
-) -> TokenSplit:
-    itemsize = token_itemsize(tokenizer.vocab_size)
+def _count_characters(text: Text) -> tuple[int, int]:
+    """Return the number of characters, and of end-of-text markers besides those between documents."""
+    characters, markers, end = 0, 0, ""
+    for piece in text.pieces():
+        characters += len(piece)
+        if piece == END_OF_TEXT:
+            end = ""
+            continue
+        markers += (end + piece).count(END_OF_TEXT)
+        end = (end + piece)[1 - len(END_OF_TEXT) :]
+    return characters, markers
+
+
+def _build(folder: Path, text: Text, tokenizer: Tokenizer, about: dict[str, Any], *, train_ratio: float) -> TokenSplit:
+    """Write the token files of a folder.
+
+    Args:
+        about: What split.json says of the text.
+    """
+    itemsize, characters = token_itemsize(tokenizer.vocab_size), about["characters"]
     cut = _split_position(text, int(train_ratio * characters))
     fields: dict[str, Any] = {}
     try:
@@ -125,7 +142,7 @@ def _build(
                 part: _write_tokens(scratch / f"{part}.bin", encode_pieces(_characters_between(text, *span), tokenizer), itemsize)
                 for part, span in (("train", (0, cut)), ("val", (cut, characters)))
             }
-            fields |= {"text_sha256": text_sha256, "characters": characters}
+            fields |= about
             signed = signature(_signed_text(folder.name, fields), purpose=PURPOSE).hex()
             with create_private(scratch / SPLIT) as stream:
                 stream.write(json.dumps(fields | {SIGNATURE: signed}, indent=1).encode())
@@ -138,13 +155,11 @@ def _build(
 
 
 def _split_position(text: Text, cut: int) -> int:
-    """Return the position to split at: `cut`, or the start of an `<|endoftext|>` between two files that contains it."""
-    start = 0
-    for piece in text.pieces():
-        if piece == END_OF_TEXT and start < cut < start + len(piece):
-            return start
-        start += len(piece)
-    return cut
+    """Return the position to split at: `cut`, or the start of an `<|endoftext|>` that contains it."""
+    before = max(cut - len(END_OF_TEXT) + 1, 0)
+    around = "".join(_characters_between(text, before, cut + len(END_OF_TEXT) - 1))
+    found = around.find(END_OF_TEXT)
+    return before + found if 0 <= found < cut - before else cut
 
 
 def _characters_between(text: Text, begin: int, end: int) -> Iterator[str]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from gpt_pretrain.data.files import Files
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.tokenizers.base import END_OF_TEXT
 
 CONCURRENT_READS = 16  # of a remote stream
 SAMPLE_POSITIONS, SAMPLE_LENGTH = 64, 4096  # the parts of a stream that `sample_tokens` reads; the length is in tokens
@@ -193,6 +194,7 @@ class TokenSplit:
         characters: Number of characters in the text, if known.
         documents: Number of documents in the text, if known.
         n_bytes: Size of the text in bytes, if known.
+        markers: Number of end-of-text markers that are spelled out in the text, if known.
     """
 
     train: TokenStream
@@ -201,11 +203,14 @@ class TokenSplit:
     characters: int | None = None
     documents: int | None = None
     n_bytes: int | None = None
+    markers: int | None = None
 
     @property
     def text_size(self) -> str:
         """The known amounts of text in words, or an empty string if only the tokens are known."""
         amounts = {"characters": self.characters, "documents": self.documents, "bytes of text": self.n_bytes}
+        if self.markers:
+            amounts[f"{END_OF_TEXT} in the text"] = self.markers
         return ", ".join(f"{amount:,} {unit}" for unit, amount in amounts.items() if amount is not None)
 
 

@@ -75,6 +75,23 @@ def test_the_markers_are_counted_on_the_screen(tmp_path: Path, capsys: pytest.Ca
     assert f"4 documents ended at {MARKER} in the text." in shown and "2 records without text" in shown
 
 
+def test_training_counts_the_markers_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpt_pretrain.texts.text.PIECE_CHARS", 7)
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(f"One.{MARKER}Two.{MARKER}Three.")
+    for _ in ("tokenized", "from the cache"):
+        split = tokenize_text(Text((tmp_path / "a.txt", tmp_path / "b.txt")), GPT2, train_ratio=0.9, cache_dir=tmp_path)
+        assert split.text_size == f"93 characters, 4 {MARKER} in the text"
+
+
+def test_the_split_cuts_no_marker_in_the_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a" * 20 + MARKER + "b" * 20)
+    for cut in range(18, 36):
+        split = tokenize_text(Text((tmp_path / "a.txt",)), GPT2, train_ratio=cut / 53 + 1e-9, cache_dir=tmp_path)
+        tokens = [*split.train.read().tolist(), *split.val.read().tolist()]
+        assert tokens.count(GPT2.eos_id) == 1 and MARKER not in GPT2._encoding.decode(tokens).replace(MARKER, "", 1)
+
+
 def test_markers_give_the_corpus_that_separate_records_give(tmp_path: Path) -> None:
     documents = [f"document {number}. " * (number % 9 + 1) for number in range(300)]
     (tmp_path / "a.txt").write_text(MARKER.join(documents))
