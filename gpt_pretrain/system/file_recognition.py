@@ -199,7 +199,7 @@ def _json_kind(begins: str) -> FileKind | None:
     """Return the kind of JSON if a text begins so: with an object, or with an array of objects, arrays or strings."""
     line, line_end, rest = begins.partition("\n")
     if re.match(r"\[\s*[\[{\"\]]", begins) is not None:
-        return JSON_LINES if _is_json(line) and rest.lstrip().startswith("[") else JSON_ARRAY
+        return JSON_ARRAY
     if re.match(r'\{\s*["}]', begins) is None:
         return None
     # A single long line is one record. A line that ends too early is the first of a value over several lines, or damaged.

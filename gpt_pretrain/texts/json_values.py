@@ -42,7 +42,8 @@ def split_values(blocks: Iterable[bytes], cursor: Cursor, *, is_array: bool) -> 
                 values, size = [], 0
             else:
                 size += length
-                values += [value.replace(b"\n", b" ")] if value.strip(b"[") else []
+                is_between = value in (b"", b"[") or value.startswith(b"]")  # The brackets around the values, and between arrays.
+                values += [] if is_between else [value.replace(b"\n", b" ")]
             if len(values) == MAX_LINES:
                 yield from _take_values(cursor, values, size)
                 values, size = [], 0

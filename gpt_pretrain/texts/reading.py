@@ -107,7 +107,7 @@ def split_documents(blocks: Iterable[bytes], cursor: Cursor, separator: str | No
             try:
                 text += decoder.decode(data, ends)
             except UnicodeDecodeError as error:
-                problem = invalid_utf8(data, error, offset, cursor.file).removeprefix("not UTF-8 text ")
+                problem = "; ".join(filter(None, explain_invalid_utf8(data, error, offset, cursor.file)))
         offset += len(data) + len(mark)
         if not ends:
             *parts, text = split_start(text, tokenizer)
@@ -188,18 +188,21 @@ def read_records(content: Content, file: InputFile, cursor: Cursor, inputs: Corp
         yield from split_values(blocks, cursor, is_array=form == ARRAY)
 
 
-def invalid_utf8(block: bytes, error: UnicodeDecodeError, position: int, path: str) -> str:
-    """Return what is wrong with a block of a text that is not UTF-8, and how to convert it.
+def explain_invalid_utf8(block: bytes, error: UnicodeDecodeError, position: int, path: str) -> tuple[str, str]:
+    """Return where a text is not UTF-8, and how to convert it if that can be told.
 
     Args:
+        block: The part of the text that has been decoded.
         position: Of the block in the text.
     """
-    around = block[max(error.start - 2000, 0) : error.start + 4000]
-    encoding = likely_encoding(around)
-    advice = f". It looks like {encoding}" if encoding else ""
-    if encoding and content_name(path) == path and os.path.isfile(path):
-        advice += f": iconv -f {encoding} -t UTF-8 {shlex.quote(path)} > new.txt"
-    return f"not UTF-8 text ({error.reason} near byte {position + error.start}){advice}"
+    where = f"{error.reason} near byte {position + error.start}"
+    is_file = content_name(path) == path and os.path.isfile(path)
+    if not block[: error.start].isascii():
+        command = f": iconv -c -f UTF-8 -t UTF-8 {shlex.quote(path)} > new.txt" if is_file else ""
+        return where, f"The text before it is UTF-8. Leave out the damaged characters{command}"
+    encoding = likely_encoding(block[max(error.start - 2000, 0) : error.start + 4000])
+    command = f": iconv -f {encoding} -t UTF-8 {shlex.quote(path)} > new.txt" if is_file else ""
+    return where, f"It looks like {encoding}{command}" if encoding else ""
 
 
 def _end_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:

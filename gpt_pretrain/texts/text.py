@@ -22,7 +22,7 @@ from gpt_pretrain.texts.decompression import DamagedArchiveError
 from gpt_pretrain.texts.finding import match_files
 from gpt_pretrain.texts.inputs import CorpusInputs, InputFile, select_files, stat_input_file
 from gpt_pretrain.texts.left_out import LeftOut
-from gpt_pretrain.texts.reading import invalid_utf8, read_records
+from gpt_pretrain.texts.reading import explain_invalid_utf8, read_records
 from gpt_pretrain.texts.records import InvalidRecordError, chunk_records, record_text
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
 
@@ -178,7 +178,8 @@ def _decode(content: Content) -> Iterator[tuple[str, bool]]:
         try:
             yield decoder.decode(block), False
         except UnicodeDecodeError as error:
-            raise UserError(f"{content.name} is {invalid_utf8(block, error, position, content.name)}") from error
+            where, advice = explain_invalid_utf8(block, error, position, content.name)
+            raise UserError(f"{content.name} is not UTF-8 text ({where}). {advice}".rstrip()) from error
         position += len(block)
     try:
         yield decoder.decode(b"", final=True), True

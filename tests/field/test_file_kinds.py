@@ -104,6 +104,7 @@ RECORDS: dict[str, bytes] = {
     "pretty.json": json.dumps([{"n": [1, {"a": 2}], "text": text} for text in DOCUMENTS], indent=2, ensure_ascii=False).encode(),
     "objects.json": "\n".join(json.dumps({"text": text}, indent=1) for text in DOCUMENTS).encode(),
     "commas.json": ",\n".join(json.dumps({"text": text}, indent=1) for text in DOCUMENTS).encode(),
+    "arrays.json": b"".join(json.dumps([{"text": text}]).encode() + b"\n" for text in DOCUMENTS),
     "array.jsonl": b" \n" + json.dumps([{"text": text} for text in DOCUMENTS]).encode(),
     "a.csv": table(),
     "crlf.csv": b"\xef\xbb\xbf" + table().replace(b"x\n", b"x\r\n"),
@@ -283,7 +284,7 @@ def test_reading_resumes_at_every_position(tmp_path: Path, name: str, monkeypatc
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 7, 50, 10_000])
-@pytest.mark.parametrize("name", ["array.json", "pretty.json", "objects.json", "commas.json", "array.jsonl"])
+@pytest.mark.parametrize("name", ["array.json", "pretty.json", "objects.json", "commas.json", "array.jsonl", "arrays.json"])
 def test_values_are_split_alike_for_any_size_of_blocks(name: str, block: int) -> None:
     data = RECORDS[name]
     blocks = [data[start : start + block] for start in range(0, len(data), block)]
@@ -433,3 +434,15 @@ def test_tables_are_read_as_they_were_written(texts: list[str], delimiter: str, 
     cursor = Cursor("name", ReadPosition(), bytes_read=lambda: 0)
     found = [value for chunk in rows.split_rows(blocks, cursor, "text") for value in chunk.content]  # type: ignore[union-attr]
     assert found == texts and cursor.offset == len(data)
+
+
+def test_text_for_a_terminal_is_read_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "log.txt").write_text("\x1b[31mred\x1b[0m line\n" * 500)
+    in_training(tmp_path / "log.txt")
+    assert "the colors of a terminal" in caplog.text
+
+
+def test_a_damaged_character_in_utf8_is_not_taken_for_another_encoding(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("Grüße, 今天.\n".encode() * 50 + b"\xff more")
+    with pytest.raises(UserError, match=r"invalid start byte near byte 850\).*The text before it is UTF-8.*iconv -c"):
+        in_training(tmp_path / "a.txt")
