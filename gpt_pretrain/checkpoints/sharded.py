@@ -118,7 +118,7 @@ class ShardReader:
 
     def _check(self, file: Path, sha256: str) -> None:
         try:
-            with open_regular(file) as stream:
+            with open_regular(file, within=self.path.parent) as stream:
                 found = hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:
             raise UserError(f"{self.path} is incomplete: its shard {file.name} cannot be read ({error.strerror}).") from error
@@ -173,7 +173,7 @@ def _read_index(path: Path, shards: Any) -> tuple[str, list[dict[str, Any]]]:
 
 
 def _is_name(value: object) -> bool:
-    return isinstance(value, str) and "\0" not in value
+    return isinstance(value, str) and "\0" not in value and Path(value).name not in ("", "..")
 
 
 def _is_row(value: object) -> bool:

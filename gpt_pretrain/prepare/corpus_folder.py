@@ -65,6 +65,8 @@ def check_no_conflicts(folder: Path) -> None:
         UserError: If it does.
     """
     names = sorted(path.name for path in folder.iterdir() if CORPUS_NAME.fullmatch(path.name)) if folder.is_dir() else []
+    if (folder / WORK).is_dir():  # a journal in it would be taken for a part of the new corpus
+        names += sorted(f"{WORK}/{path.name}" for path in (folder / WORK).iterdir() if path.name != LOCK)
     if names:
         raise UserError(
             f"{folder} contains {', '.join(names[:3])}{' and more' * (len(names) > 3)}, which would be overwritten, and no "

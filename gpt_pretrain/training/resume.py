@@ -61,8 +61,12 @@ def newest_checkpoint(run_dir: Path, *, only: Path | None = None, read_only: boo
     read_only = read_only or not ranks.is_main()
     for folder in () if read_only else (run_dir, checkpoint_dir(run_dir)):
         remove_scratch_files(folder)
-    candidates = [only] if only is not None else find_checkpoints(str(run_dir))
-    path, content = first_readable(candidates, lambda path: (path, read_resumable(path)))
+    if only is not None:
+        path, content = only, read_resumable(only)
+    else:
+        path, content = first_readable(find_checkpoints(str(run_dir)), lambda path: (path, _read_of_run(path, run_dir)))
+    # Nothing is copied through a link that the user has named: the folder may be somebody else's.
+    read_only = read_only or path.is_symlink()
     is_best = path.name == LAST and content["callbacks"]["SaveRun"]["best_step"] == content["global_step"] - 1
     if is_best and not read_only:
         best = path.with_name(BEST)
@@ -70,6 +74,15 @@ def newest_checkpoint(run_dir: Path, *, only: Path | None = None, read_only: boo
         if not best.is_file() or not same_checksum(path, best):
             copy_checkpoint(path, best)
     return path, content
+
+
+def _read_of_run(path: Path, run_dir: Path) -> dict[str, Any]:
+    if not path.resolve().is_relative_to(run_dir.resolve()):
+        raise UserError(
+            f"{path} is a link that leads out of the run's folder, to {path.resolve()}. Replace it with a copy of its target, or "
+            "name the target itself."
+        )
+    return read_resumable(path)
 
 
 def read_resumable(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from lightning.pytorch.profilers import PyTorchProfiler
 from lightning.pytorch.strategies import Strategy
 
 from gpt_pretrain.config.schema import TrainerSettings
+from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.runs.folder import checkpoint_dir
 from gpt_pretrain.runs.loggers import build_loggers
@@ -83,7 +84,15 @@ def build_run_trainer(
         run_dir: The folder that everything is written to.
         first_step: Optimizer steps that the run has done already.
         extra_callbacks: Callbacks from outside the training.
+
+    Raises:
+        UserError: If Lightning would load a file in the run's folder by itself.
     """
+    if found := sorted(run_dir.glob("*hpc_ckpt_*")):
+        raise UserError(
+            f"{found[0]} is no file of this program, but within a SLURM job, Lightning would continue from it without a check. "
+            "Remove it, or choose another run_dir."
+        )
     settings = setup.settings
     return build_trainer(
         settings.trainer,

@@ -417,6 +417,7 @@ def test_an_index_of_pieces_names_each_row_once(tmp_path: Path) -> None:
         "describes a shard as": lambda content: content["shards"]["files"].append({}),
         "does not list its shards": lambda content: content.update(shards=[]),
         "are missing": lambda content: next(iter(content["state_dict"].values())).update(rows=10**12),
+        "list its shards": lambda content: content["shards"].update(folder=".."),
         "describes a shard as {'name'": lambda content: content["shards"]["files"][0].update(name="a\0b"),
         "lists invalid rows": lambda content: content["shards"]["files"][0]["rows"].update(x=[0, -1]),
     }

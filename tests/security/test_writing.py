@@ -34,6 +34,7 @@ from gpt_pretrain.sweeps.results import Job, best_command, read_sweep, write_ran
 from gpt_pretrain.system.files import open_emptied, open_for_append, remove_scratch_files
 from gpt_pretrain.system.tables import format_table
 from gpt_pretrain.system.terminal import ConsoleHandler, LogFileHandler, console
+from tests.helpers import corpora
 from tests.helpers.hostile_files import SMALL, hostile_run, hostile_sweep
 
 Script = Callable[..., subprocess.CompletedProcess[str]]
@@ -523,3 +524,37 @@ def test_the_console_escapes_what_it_logs() -> None:
 def test_recorded_control_characters_stay_data(tmp_path: Path) -> None:
     run = made(tmp_path / "run", run_json=json.dumps({"state": f"x{ESCAPES}"}))
     assert read_run(run).metadata["state"] == f"x{ESCAPES}"
+
+
+def test_work_without_a_plan_is_not_taken_over(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("own text")
+    task = tmp_path / "out" / ".work" / "task-00000"
+    task.mkdir(parents=True)
+    (task / "journal.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match=r"contains \.work/task-00000, which would be overwritten"):
+        corpora.prepare(tmp_path / "a.txt", out=tmp_path / "out")
+
+
+# Checkpoints that are links
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
+def test_a_link_in_place_of_a_checkpoint_is_not_followed(finished_run: Path, tmp_path: Path, script: Script, name: str) -> None:
+    checkpoints = hostile_run(finished_run, tmp_path / "theirs") / "checkpoints"
+    private = tmp_path / "private.ckpt"
+    (checkpoints / "last.ckpt").rename(private)
+    (checkpoints / name).symlink_to(private)
+    refused = script("train.py", "resume=theirs")
+    assert refused.returncode == 2 and "is a link that leads out of the run's folder" in refused.stderr
+    assert [file.name for file in checkpoints.iterdir()] == [name]
+    script("train.py", f"resume=theirs/checkpoints/{name}", "model.n_layers=7")
+    assert [file.name for file in checkpoints.iterdir()] == [name], "nothing is copied from a link"
+
+
+def test_checkpoints_that_lightning_would_load_by_itself_are_refused(finished_run: Path, tmp_path: Path, script: Script) -> None:
+    sweep = hostile_sweep(tmp_path / "sweep", task=[*SMALL, "seed=1,2"])
+    (sweep / "seed=1").mkdir()
+    shutil.copy(finished_run / "checkpoints" / "last.ckpt", sweep / "seed=1" / "hpc_ckpt_1.ckpt")
+    done = script("train.py", "sweep_resume=sweep")
+    assert "Lightning would continue from it without a check" in done.stdout + done.stderr
+    assert not (sweep / "seed=1" / "checkpoints").exists() and (sweep / "seed=2" / "checkpoints" / "last.ckpt").exists()
