@@ -19,7 +19,7 @@ from gpt_pretrain.checkpoints.tensor_files import read_torch_content, read_torch
 from gpt_pretrain.checkpoints.tensor_groups import COMPANION, EMBEDDING
 from gpt_pretrain.checkpoints.tensor_names import find_slot
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.pickles import InertObject
+from gpt_pretrain.system.pickle_rules import InertObject
 
 MAX_DEPTH = 12  # of settings around and inside a model; whole modules are nested to about eight levels
 MAX_NODES = 200_000
@@ -216,5 +216,7 @@ def _read_module(module: InertObject, weights: FileContent) -> None:
         if "norm" in name.lower() and isinstance(eps, float) and eps != LAYER_NORM_EPS:
             weights.problems.append(f"its {name} has eps={eps}, but GPTModel always has {LAYER_NORM_EPS}.")
     weights.problems = list(dict.fromkeys(weights.problems))
-    if len(forms) == 1:
+    if len(forms) > 1:
+        weights.problems.append(f"its modules have GELU in several forms ({', '.join(sorted(forms))}), but GPTModel has one.")
+    elif forms:
         weights.told["gelu_approximate"] = forms.pop()

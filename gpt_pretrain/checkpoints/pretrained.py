@@ -22,7 +22,7 @@ from torch import Tensor
 from gpt_pretrain.checkpoints.architecture import find_misfits, has_transposed_linears, infer_architecture
 from gpt_pretrain.checkpoints.layouts import TensorSlot, is_linear, possible_slots
 from gpt_pretrain.checkpoints.tensor_files import StoredTensor, loaded_tensor
-from gpt_pretrain.checkpoints.tensor_groups import group_tensors
+from gpt_pretrain.checkpoints.tensor_groups import EMBEDDING, group_tensors
 from gpt_pretrain.checkpoints.weight_source import find_source
 from gpt_pretrain.checkpoints.weight_tokenizers import FindTokenizer, no_tokenizer
 from gpt_pretrain.errors import UserError
@@ -211,6 +211,8 @@ def open_weights(source: str | Path, *, n_heads: int | None = None) -> Weights:
     config = infer_architecture(found, slots, groups.misfits, transposed=transposed, n_heads=n_heads)
     for note in groups.notes():
         log.warning("%s: %s", found.name, note)
+    if not transposed and "gelu_approximate" not in found.declared and slots[EMBEDDING].name.endswith("wte.weight"):
+        log.info("%s does not tell its form of GELU: GPT-2's is used, not the exact one of nanoGPT", found.name)
     names = empty_model(config).state_dict()
     parts = {name: [slots[slot] for slot in possible_slots(name) if slot in slots] for name in names}
     return Weights(found.name, config, parts, transposed, found.content, found.find_tokenizer, found.has_tokenizer_files)

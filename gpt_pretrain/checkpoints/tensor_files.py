@@ -18,7 +18,7 @@ from gpt_pretrain.checkpoints.checksum import checksum_error
 from gpt_pretrain.checkpoints.tensor_names import find_slot
 from gpt_pretrain.checkpoints.torch_pickles import check_legacy_file, check_torch_zip, read_inert
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.pickles import RefusedNameError
+from gpt_pretrain.system.pickle_rules import RefusedNameError
 from gpt_pretrain.system.reading import DamagedFileError, read_json
 
 FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

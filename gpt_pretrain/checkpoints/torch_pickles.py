@@ -17,7 +17,8 @@ from typing import IO, Any
 
 import torch
 
-from gpt_pretrain.system.pickles import Call, InertObject, PickledName, PickledReference, PickleRules, check_key, read_pickle
+from gpt_pretrain.system.pickle_rules import Call, InertObject, PickledName, PickledReference, PickleRules
+from gpt_pretrain.system.pickles import check_key, read_pickle
 from gpt_pretrain.system.reading import DamagedFileError, open_regular, short_repr
 
 MAX_RECORDS = 200_000  # A record takes 600 bytes of memory, and as little as 80 in the file.

@@ -11,10 +11,10 @@ from __future__ import annotations
 import io
 import pickletools
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import IO, Any
 
+from gpt_pretrain.system.pickle_rules import ATTACKS, InertObject, PickledName, PickledReference, PickleRules, RefusedNameError
 from gpt_pretrain.system.reading import DamagedFileError, check_values
 
 # The checkpoint of a run has about 1,000 opcodes, and one more for each evaluation. A million take a second.
@@ -24,78 +24,6 @@ MAX_CALLS = 200_000  # A tensor takes about 600 bytes, and three bytes in the fi
 MAX_TEXT_LINE = 1000  # Bytes of a name.
 # Python hashes integers without a secret. Larger ones could all be given the same hash, which makes a dict quadratic.
 MAX_KEY, MAX_TUPLE_KEYS = 1 << 60, 1000
-
-# Modules and functions that an attack needs, and that honest data does not.
-ATTACKS = {
-    *("os", "posix", "nt", "subprocess", "shutil", "socket", "sys", "importlib", "runpy", "pty", "ctypes", "webbrowser", "code"),
-    *(f"builtins.{name}" for name in ("eval", "exec", "compile", "__import__", "open", "input", "breakpoint", "globals")),
-}
-
-Call = Callable[..., Any]
-
-
-class RefusedNameError(DamagedFileError):
-    """A pickle needs something that is not plain data.
-
-    Attributes:
-        name: What it would import, such as "os.system".
-    """
-
-    def __init__(self, name: str) -> None:
-        super().__init__(f"it needs {name}")
-        self.name = name
-
-
-@dataclass(frozen=True)
-class PickledName:
-    """Something that a pickle would import."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class PickledReference:
-    """Something that a pickle expects outside of itself."""
-
-    key: Any
-
-
-@dataclass
-class InertObject:
-    """Stands for an object of a class that is not imported.
-
-    Args:
-        name: The class, or the function that would build the object.
-        arguments: The arguments of that call.
-        state: The attributes that the pickle would set.
-        items: The items of a subclass of dict or list.
-    """
-
-    name: str
-    arguments: tuple[Any, ...] = ()
-    state: Any = None
-    items: dict[Any, Any] | list[Any] | None = None
-
-
-@dataclass(frozen=True)
-class PickleRules:
-    """Everything that a pickle may hold besides plain values, lists, tuples and dicts.
-
-    Args:
-        calls: For each function that it may call, a stand-in that gets the same arguments.
-        names: Other names that it may mention, but not call.
-        references: It may refer to something outside of itself.
-        build: Gets an object and the state that the pickle would give it.
-        inert: It may mention and call anything else too, and an `InertObject` takes the place of the result. Only names that
-            no file has an honest use for are refused.
-    """
-
-    calls: Mapping[str, Call]
-    names: Collection[str] = ()
-    references: bool = False
-    build: Call | None = None
-    inert: bool = False
-
 
 PLAIN = PickleRules(calls={})
 

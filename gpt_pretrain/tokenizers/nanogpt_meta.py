@@ -8,7 +8,8 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from gpt_pretrain.system.pickles import PickledName, PickleRules, read_pickle
+from gpt_pretrain.system.pickle_rules import PickledName, PickleRules
+from gpt_pretrain.system.pickles import read_pickle
 from gpt_pretrain.system.reading import DamagedFileError, short_repr
 from gpt_pretrain.tokenizers.characters import CharacterTokenizer
 from gpt_pretrain.tokenizers.tables import MAX_IDS, IdTokenizer, TableTokenizer

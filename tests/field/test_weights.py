@@ -24,9 +24,10 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor
-from transformers import GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
-from gpt_pretrain.checkpoints.pretrained import load_pretrained
+from gpt_pretrain.checkpoints.huggingface import export
+from gpt_pretrain.checkpoints.pretrained import load_pretrained, open_weights
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.gpt2 import GPTModel
 from tests.helpers.hub_server import Hub
@@ -649,3 +650,33 @@ def test_the_folder_of_a_training_state_without_a_config_is_read(tmp_path: Path,
     for other in ("optimizer.bin", "scheduler.bin", "random_states_0.pkl"):
         torch.save({}, tmp_path / other)
     assert same(load_pretrained(tmp_path, n_heads=4), theirs)
+
+
+@pytest.mark.parametrize("form", ["prefix", "whole module", "llm.c", "folder of parts in fp16"])
+def test_what_is_read_is_exported_for_transformers(tmp_path: Path, theirs: GPT2LMHeadModel, form: str) -> None:
+    model, source = theirs, tmp_path / "x.bin"
+    if form == "prefix":
+        torch.save({"state_dict": WRAPPED["compiled, and with metrics"](theirs.state_dict())}, source)
+    elif form == "whole module":
+        torch.save(theirs, source)
+    elif form == "llm.c":
+        write_llmc(theirs.state_dict(), source, dtype=torch.float32)
+    else:
+        model = hugging_face().half()
+        source = save_as_pickle(model, tmp_path / "parts", parts=2)
+    weights = open_weights(source, n_heads=4)
+    export(weights, tmp_path / "out")
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert (logits_of(opened) - logits_of(model.float())).abs().max() < 1e-5
+    assert same(load_pretrained(tmp_path / "out"), opened)
+
+
+def test_generate_refuses_other_weights_in_one_line(tmp_path: Path, theirs: GPT2LMHeadModel, script: Callable[..., Any]) -> None:
+    state = prefixed(theirs.state_dict(), "net.") | {f"net.adapter.{number}.weight": torch.ones(2, 2) for number in range(150)}
+    torch.save({"state_dict": state, "pytorch-lightning_version": "2.4.0"}, tmp_path / "net.ckpt")
+    done = script("generate.py", "pretrained=net.ckpt", "n_heads=4", "prompt=Hi")
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines() == [
+        "error: net.ckpt does not fit a GPT-2: 150 tensors do not belong to the model (net.adapter.0.weight, net.adapter.1.weight, "
+        "net.adapter.10.weight and 147 more). Nothing was loaded."
+    ]
