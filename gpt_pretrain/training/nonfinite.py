@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.linalg import vector_norm
 
 from gpt_pretrain.model.gpt2 import GPTModel
 from gpt_pretrain.training.distributed import ranks
@@ -38,8 +40,9 @@ class NonFiniteError(Exception):
 def has_usable_weights(model: GPTModel) -> bool:
     """Return whether all weights are numbers of at most MAX_WEIGHT; all ranks must call this, and agree."""
     weights = (parameter.detach() for parameter in model.parameters())
-    own = (weight.to_local() if isinstance(weight, DTensor) else weight for weight in weights)
-    return not ranks.all_reduce_max(not all(bool((weight.abs() <= MAX_WEIGHT).all()) for weight in own))
+    own = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in weights]
+    largest = torch.stack([vector_norm(weight, math.inf).float() for weight in own if weight.numel()]).amax()  # NaN if any is
+    return not ranks.all_reduce_max(not largest.item() <= MAX_WEIGHT)
 
 
 def renumber_batches(batches: Sequence[Sequence[int]], *, before: int, now: int) -> list[list[int]]:

@@ -87,7 +87,7 @@ def learning_rate_never_decays(context: CheckContext) -> str | None:
     settings, schedule, steps = context.settings, context.settings.scheduler, context.plan.total_steps
     lr = settings.optimizer.lr
     if schedule.name == "constant":
-        if steps < LONG_RUN:
+        if steps < LONG_RUN or context.start.step > 0:
             return None
         return (
             f"optimizer.lr={lr:g} stays the same for all {steps:,} steps. In so long a run a decay lowers the final loss: "

@@ -42,12 +42,13 @@ def time_warnings(context: CheckContext, times: Mapping[str, float]) -> list[str
     Args:
         times: Seconds of each part of the run: steps, evaluations and validation.
     """
-    found = (check(context, times) for check in (_long_validation, _long_evaluations))
+    checks = (_long_validation, _long_evaluations) if times["steps"] > 0 else ()
+    found = [check(context, times) for check in checks]
     return [warning for warning in found if warning is not None]
 
 
 def late_checkpoint(*, steps: int | None, minutes: float | None, per_epoch: int, left: int, step_seconds: float) -> str | None:
-    """Return a warning if the run trains for hours before its first checkpoint.
+    """Return a warning if the run trains for hours until a checkpoint.
 
     Args:
         steps: The setting checkpoint.every_n_steps.
@@ -61,8 +62,8 @@ def late_checkpoint(*, steps: int | None, minutes: float | None, per_epoch: int,
         return None
     when = "at the end of the epoch" if steps is None else f"by checkpoint.every_n_steps={steps}"
     return (
-        f"The first checkpoint is written {when}, after about {format_duration(seconds)}. If the machine fails before, "
-        "everything is lost. checkpoint.every_n_minutes=30 saves more often."
+        f"The next checkpoint is written {when}, after about {format_duration(seconds)}. If the machine fails before, these "
+        "steps are lost. checkpoint.every_n_minutes=30 saves more often."
     )
 
 
