@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,9 +74,13 @@ class RunSweeper(Sweeper):
     def folder_name(self, overrides: Sequence[str]) -> str:
         """Return the name of a job's folder: the overrides that this sweep varies now or varied when it was started."""
         varied = [short for override in overrides if override_key(short := short_form(override)) in self.swept]
-        name, earlier = (job_folder_name(varied), job_folder_name([full_form(one, script=self.script) for one in varied]))
         assert self.config is not None
-        return earlier if (Path(str(self.config.hydra.sweep.dir)) / earlier).is_dir() else name  # as version 0.1.0 named it
+        sweep = Path(str(self.config.hydra.sweep.dir))
+        existing = os.listdir(sweep) if sweep.is_dir() else []
+        full = [full_form(one, script=self.script) for one in varied]
+        # As version 0.1.0 named it. The list of names, unlike the file system, tells upper from lower case.
+        earlier = (job_folder_name(names, any_case=True) for names in (full, varied))
+        return next((name for name in earlier if name in existing), job_folder_name(varied))
 
     def save_settings(self, folder: Path) -> None:
         """Save the settings of this sweep for a later resume. Called when they have been validated."""

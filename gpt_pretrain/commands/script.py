@@ -15,7 +15,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from gpt_pretrain.commands.failures import EXIT_INTERRUPTED, check_output, print_defect, print_error
+from gpt_pretrain.commands.failures import EXIT_INTERRUPTED, as_user_error, check_output, print_defect, print_error
 from gpt_pretrain.commands.hydra_arguments import to_hydra_arguments
 from gpt_pretrain.commands.hydra_errors import explain_hydra_error
 from gpt_pretrain.commands.hydra_files import cut_hydra_files
@@ -71,8 +71,10 @@ def hydra_script(name: str) -> Iterator[None]:
             yield
             if name == "generate":  # whose output is its result
                 check_output()
-        except UserError as error:
-            sys.exit(print_error(error))
+        except (UserError, OSError) as error:
+            if (reported := as_user_error(error)) is None:
+                raise
+            sys.exit(print_error(reported))
         except KeyboardInterrupt:
             sys.exit(EXIT_INTERRUPTED)
         except Exception as error:

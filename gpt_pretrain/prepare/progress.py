@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from gpt_pretrain.prepare.segments import RecordCounts
+from gpt_pretrain.system.terminal import open_console
 
 SECONDS_BETWEEN_UPDATES, SECONDS_BETWEEN_LINES = 0.5, 60.0
 
@@ -23,7 +24,7 @@ class PreparationProgress:
     """
 
     def __init__(self, total: int | None, console: Console | None = None) -> None:
-        self._console = Console(stderr=True) if console is None else console
+        self._console = open_console(stderr=True) if console is None else console
         self._total = total
         self._bar: Progress | None = None
         self._task = TaskID(0)

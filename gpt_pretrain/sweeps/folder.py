@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,16 +62,23 @@ def is_sweep(folder: Path) -> bool:
     return (folder / SWEEP_SETTINGS).exists() and any(folder.glob(f"*/{METADATA_FILE}"))
 
 
-def job_folder_name(overrides: Sequence[str]) -> str:
+def job_folder_name(overrides: Sequence[str], *, any_case: bool = False) -> str:
     """Return the name of a job's folder: its overrides, with a checksum if they are too long or contain other characters.
+
+    Many file systems take two names for one if they differ only in upper and lower case, or in how a letter with an accent is
+    stored. So a name that is not in lower case gets a checksum too.
 
     Secrets are left out. Jobs that differ only in them get different names, by this user's signature of the whole overrides: from
     a checksum, a password could be guessed.
+
+    Args:
+        any_case: Leave out the checksum for upper case, as earlier versions did.
     """
     text = ",".join(sorted(overrides))
     shown = ",".join(sorted(override_without_secrets(override) for override in overrides))
     name = re.sub(r"[^\w.,=+~-]", "_", shown)
-    if name == text and 0 < len(name.encode()) <= MAX_NAME_BYTES:
+    is_unique = any_case or name == unicodedata.normalize("NFC", name).casefold()
+    if name == text and is_unique and 0 < len(name.encode()) <= MAX_NAME_BYTES:
         return name
     short = name.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
     checksum = f"{zlib.crc32(text.encode()):08x}" if shown == text else signature(text.encode(), purpose=NAME_PURPOSE)[:8].hex()

@@ -23,7 +23,16 @@ from gpt_pretrain.system.urls import hide_secrets
 
 INDENT = "    "  # before the second and further lines of a message
 
-console = Console(highlight=False)
+
+def open_console(*, stderr: bool = False) -> Console:
+    """Return a console on standard output or standard error. With COLUMNS=0, rich would print nothing."""
+    console = Console(highlight=False, stderr=stderr)
+    if console.width < 1:
+        console.width = 80
+    return console
+
+
+console = open_console()
 
 
 class ConsoleHandler(logging.Handler):

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -17,9 +18,11 @@ from gpt_pretrain.config.schema import MlflowSettings, WandbSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.metadata import read_metadata
 from gpt_pretrain.runs.tracking import mlflow_logger, wandb_logger
+from gpt_pretrain.sweeps.folder import job_folder_name
 from gpt_pretrain.system import files, measurements, signing
 from gpt_pretrain.system.environment import check_environment, user_path
 from gpt_pretrain.system.measurements import measured_once
+from gpt_pretrain.system.terminal import open_console
 from tests.conftest import ROOT, TINY_RUN
 from tests.helpers.fork_server import ForkServer
 
@@ -397,6 +400,27 @@ def test_workers_start_where_the_folder_of_temporary_files_has_a_long_path(run_a
     long.mkdir()
     before = f"import tempfile\ntempfile.tempdir = {str(long)!r}"
     assert_trained(run_after(before, "train.py", *SHORT, "data.num_workers=2", "hydra.run.dir=r"), tmp_path / "r")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("prompt=Once", "prompt=once"), ("prompt=É", "prompt=é"), ("prompt=é", "prompt=e\u0301")]
+)
+def test_jobs_have_folders_of_their_own_where_case_does_not_count(one: str, other: str) -> None:
+    names = [unicodedata.normalize("NFC", job_folder_name([override])).casefold() for override in (one, other)]
+    assert names[0] != names[1]
+    assert job_folder_name(["optimizer.lr=1e-3", "seed=1"]) == "optimizer.lr=1e-3,seed=1"
+
+
+def test_a_console_without_a_width_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "0")
+    assert open_console().width == 80
+
+
+@pytest.mark.parametrize("override", ["resume={}", "sweep_resume={}", "hydra.run.dir={}", "init_from={}", "data.path={}"])
+def test_names_that_are_too_long_are_a_message(script: Run, override: str) -> None:
+    done = script("train.py", *SHORT, override.format("n" * 300))
+    assert done.returncode == 2
+    assert "File name too long" in done.stderr.splitlines()[-1]
 
 
 # Measurements
