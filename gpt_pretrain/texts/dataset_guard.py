@@ -25,9 +25,9 @@ from gpt_pretrain.texts.decompression import MAX_EXPANSION, max_content
 HUB = "hf://datasets/"
 ARCHIVES = ("zip", "gzip", "bz2", "xz", "zstd", "lz4")
 PROTOCOLS = frozenset(("file", "local", "hf", *ARCHIVES))
-# The readers of datasets that open files only as streams, which is where they are checked. The one of HDF5, for example, opens
-# paths by itself, and such a file may name further ones.
-READERS = ("arrow", "cache", "conll", "csv", "json", "parquet", "text", "webdataset", "xml")
+# The readers of datasets that open files only as streams, which is where names and sizes are checked. The one of HDF5, for
+# example, opens paths by itself, and such a file may name further ones; the one of tar files decompresses what is in them.
+READERS = ("arrow", "cache", "conll", "csv", "json", "parquet", "text", "xml")
 
 OPENERS = ("data_files", "download.streaming_download_manager", "utils.file_utils")  # modules of datasets
 
@@ -70,8 +70,8 @@ def check_reader(builder: Any, name: str) -> None:
     reader = str(builder.__module__).rpartition(".")[2]
     if builder.__module__ != f"datasets.packaged_modules.{reader}.{reader}" or reader not in READERS:
         raise UserError(
-            f"dataset={name}: its files are of the kind {reader}, whose reader may open other files as well. Nothing was "
-            f"read. Kinds that are read: {', '.join(READERS)}."
+            f"dataset={name}: its files are of the kind {reader}, whose reader may open other files as well. Nothing was read. "
+            "Download the files, and give those with text as inputs. Kinds that dataset= reads: arrow, csv, json, parquet, text."
         )
 
 

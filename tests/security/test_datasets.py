@@ -315,7 +315,7 @@ def test_a_dataset_is_watched_while_its_records_are_read(tmp_path: Path) -> None
     fsspec.open("memory://x")
 
 
-@pytest.mark.parametrize("name", ["a.h5", "a.lance/data/x.lance", "a.vortex", "a.pdf", "a.png"])
+@pytest.mark.parametrize("name", ["a.h5", "a.lance/data/x.lance", "a.vortex", "a.pdf", "a.png", "a.tar"])
 def test_files_that_may_name_other_files_are_not_read(tmp_path: Path, name: str) -> None:
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_bytes(b"\x89HDF\r\n\x1a\n" + b"\0" * 100)

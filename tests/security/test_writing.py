@@ -11,6 +11,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from gpt_pretrain.sweeps.results import Job, best_command, read_sweep, write_ran
 from gpt_pretrain.system.files import open_emptied, open_for_append, remove_scratch_files
 from gpt_pretrain.system.tables import format_table
 from gpt_pretrain.system.terminal import ConsoleHandler, LogFileHandler, console
+from tests.conftest import ROOT
 from tests.helpers import corpora
 from tests.helpers.hostile_files import SMALL, hostile_run, hostile_sweep
 
@@ -558,3 +560,11 @@ def test_checkpoints_that_lightning_would_load_by_itself_are_refused(finished_ru
     done = script("train.py", "sweep_resume=sweep")
     assert "Lightning would continue from it without a check" in done.stdout + done.stderr
     assert not (sweep / "seed=1" / "checkpoints").exists() and (sweep / "seed=2" / "checkpoints" / "last.ckpt").exists()
+
+
+def test_settings_of_charts_in_the_working_directory_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
+    code = "import gpt_pretrain.runs.charts.drawing, matplotlib; print(matplotlib.rcParams['text.usetex'])"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -9,12 +9,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gpt_pretrain.system.files import replacing
+
+# matplotlib reads the file matplotlibrc in the working directory, which may be a stranger's folder, and it can have LaTeX run.
+if Path(matplotlib.matplotlib_fname()).resolve().parent == Path.cwd().resolve():
+    matplotlib.rcdefaults()
 
 # Colors that color-blind readers can tell apart, without the yellow, which is too pale on white.
 # Source: Okabe & Ito 2008, "Color universal design".
