@@ -1,0 +1,90 @@
+"""Every setting that README, the guide, help or a message advises exists and takes the value that stands there."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+
+from gpt_pretrain.commands.argument_checks import override_problems
+from gpt_pretrain.config import command_schema
+from gpt_pretrain.config.overrides import full_form
+from tests.conftest import CONF, ROOT
+
+OVERRIDE = re.compile(r"(?<![\w./=\\'\"@-])([a-z_]+(?:\.[a-z_]+)*)=((?:\[[^\]]*\]|\{[^}]*\}|[^\s`\"'),;])*)")
+CODE = re.compile(r"```bash\n.*?```|`[^`\n]+`", re.DOTALL)
+SCHEMAS = ("ExportSettings", "PrepareSettings", "ReportSettings", "CompareSettings")
+OF_COMMANDS = {name for schema in SCHEMAS for name in get_type_hints(getattr(command_schema, schema))}
+HOLE = "HOLE"  # a value that a message fills in
+# Words of this form that are no settings: examples of the form, other programs' settings, and fields of files and classes.
+OTHERS = {
+    "name",
+    "setting",
+    "group",
+    "iambic",
+    "read_timeout",
+    "is_host",
+    "install",
+    "anon",
+    "weights_only",
+    "max_new_tokens",
+} | {"lasting", "qkv_bias", "before", "after"}
+FILES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *CONF.rglob("*.yaml"), *(ROOT / "gpt_pretrain").rglob("*.py")]
+
+
+def advised(file: Path) -> Iterator[tuple[str, str]]:
+    """Yield the names and values of all overrides in a page, a config or the messages of a module."""
+    content = file.read_text(encoding="utf-8")
+    texts = CODE.findall(content) if file.suffix == ".md" else [content]
+    for text in messages(ast.parse(content)) if file.suffix == ".py" else texts:
+        for match in OVERRIDE.finditer(text):
+            yield match[1], match[2].rstrip(".:?")
+
+
+def messages(tree: ast.Module) -> Iterator[str]:
+    """Yield the texts of several words in a module, apart from docstrings of functions and classes."""
+    hidden = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):
+        text = None
+        if isinstance(node, ast.JoinedStr):
+            hidden |= {id(part) for part in node.values}
+            text = "".join(str(part.value) if isinstance(part, ast.Constant) else HOLE for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in hidden:
+            text = node.value
+        if text is not None and " " in text:
+            yield text
+
+
+def problems(name: str, value: str) -> list[str]:
+    """Return what is wrong with an override, unless one of the programs takes it."""
+    found = [
+        list(override_problems(full_form(f"{name}={value}", script=script), script=script, sweep=True))
+        for script in ("train", "generate")
+    ]
+    if name in OF_COMMANDS | OTHERS | {"sweep_resume"} or not all(found):
+        return []
+    unknown = all("no such setting" in one[0] for one in found)
+    filled_in = HOLE in value or "%" in value or "..." in value or value == "" or bool(re.search(r"[A-Z]{2}|^[A-Z]$", value))
+    is_dotted = "." in name
+    return found[0] if (not filled_in and not unknown) or (unknown and (is_dotted or not filled_in)) else []
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_advised_settings_exist_and_take_the_value(file: Path) -> None:
+    assert [(override, wrong) for override in advised(file) if (wrong := problems(*override))] == []
+
+
+def test_wrong_advice_would_be_found() -> None:
+    assert problems("optimizer.lrr", "1e-3")
+    assert problems("trainer.max_step", "HOLE")
+    assert problems("tokenizers", "gpt2")
+    assert problems("data.batch_size", "many")
+    assert sum(len(list(advised(file))) for file in FILES) > 300
