@@ -17,6 +17,7 @@ OUTPUTS = Path("outputs")
 LAST, BEST = "last.ckpt", "best.ckpt"
 EXPORTED = "huggingface"
 # Everything in a run's folder that a run writes; "wandb", "mlruns" and "mlflow.db" are written by their loggers.
+RUN_LOGS = ("config.yaml", "train.log", "generate.log")  # one of them stands beside each run.json
 WRITTEN_BY_RUNS = (
     *("run.json", "config.yaml", "metrics.csv", "samples.txt", "train.log", "generate.log", "report.html", "losses.png"),
     *("tokenizer.json", "tokenizer_config.json", "tokenizer_table.json"),
@@ -102,6 +103,12 @@ def check_folder_name(folder: Path) -> None:
         from gpt_pretrain.system.terminal import escape_line  # rich takes a tenth of a second to load
 
         raise UserError(f"{escape_line(path)}: the path of this folder holds ${{, which Hydra would replace. Rename the folder.")
+
+
+def is_written_by_runs(names: Iterable[str]) -> bool:
+    """Return whether the files of a folder are those of a run or of a sweep."""
+    found = set(names)
+    return "multirun.yaml" in found or ("run.json" in found and not found.isdisjoint(RUN_LOGS))
 
 
 def check_no_links(folder: Path, names: Iterable[str] = WRITTEN_BY_RUNS) -> None:

@@ -14,11 +14,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.runs.folder import is_written_by_runs
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.terminal import escape_line
 
 RECURSIVE = "**"
+CACHE_TAG = "CACHEDIR.TAG"  # marks a folder as a cache, such as that of the tokens; see https://bford.info/cachedir/
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,8 @@ def match_files(name: str) -> tuple[list[str], bool]:
 def files_below(folder: Path) -> Iterator[Path]:
     """Yield the visible files in a folder and in those below it; the folders that links lead to come last.
 
+    Below the folder, those of runs, sweeps and caches are left out: their logs, samples and reports are not the text.
+
     Raises:
         UserError: If a folder cannot be listed.
     """
@@ -47,7 +51,7 @@ def files_below(folder: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename} cannot be listed: {error.strerror or error}.") from error
 
-    visited, waiting = set[str](), [folder]
+    visited, waiting, written = set[str](), [folder], list[str]()
     while waiting:
         for parent, folders, names in os.walk(waiting.pop(0), onerror=refuse):
             real = os.path.realpath(parent)
@@ -55,6 +59,10 @@ def files_below(folder: Path) -> Iterator[Path]:
                 folders.clear()
                 continue
             visited.add(real)
+            if Path(parent) != folder and (is_written_by_runs(names) or CACHE_TAG in names):
+                written += [] if CACHE_TAG in names else [parent]
+                folders.clear()
+                continue
             yield from (Path(parent) / name for name in names if not name.startswith("."))
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for link in [Path(parent) / name for name in folders if os.path.islink(Path(parent) / name)]:
@@ -62,6 +70,10 @@ def files_below(folder: Path) -> Iterator[Path]:
                     log.warning("%s is a link to a folder that contains it, and is not followed.", escape_line(str(link)))
                 else:
                     waiting.append(link)
+    if written:
+        count = format_count(len(written), "folder")
+        shown = escape_line(min(written))
+        log.warning("%s of runs or sweeps left out, such as %s. To read one, name it itself.", count, shown)
 
 
 def _match_glob(path: Path) -> list[str]:

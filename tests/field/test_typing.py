@@ -349,3 +349,14 @@ def test_the_commands_of_gpt_pretrain_name_the_nearest_settings() -> None:
         with pytest.raises(UserError, match=re.escape(message)):
             parse_arguments(["out=corpus", *typed], PrepareSettings, usage="")
     assert parse_arguments(["out=corpus", "tokenizer.name=byte"], PrepareSettings, usage="").tokenizer == "byte"
+
+
+def test_a_folder_with_earlier_runs_is_read_without_them(script: Script, text: Path) -> None:
+    words = [word for word in SMALL if not word.startswith("data.path")]
+    counts = []
+    for run in ("outputs/one", "outputs/two"):
+        done = script("train.py", *words, "tokenizer=byte", "data=text", "data.path=.", f"hydra.run.dir={run}")
+        assert done.returncode == 0, done.stderr
+        counts.append(re.findall(r"([\d,]+) characters", done.stdout))
+    assert counts[0] == counts[1] != []
+    assert "2 folders of runs or sweeps left out, such as" in done.stdout + done.stderr
