@@ -27,6 +27,7 @@ from gpt_pretrain.config.stored_settings import (
     BOUNDS,
     GENERATE_KINDS,
     LOCAL,
+    NAMED,
     NEVER,
     SWEEP_KINDS,
     TAKEN,
@@ -46,7 +47,7 @@ def test_every_setting_is_in_the_table() -> None:
     assert set(leaf_settings(TrainSettings)) == set(TRAIN_KINDS)
     assert set(leaf_settings(GenerateSettings)) == set(GENERATE_KINDS)
     for kinds in (TRAIN_KINDS, GENERATE_KINDS, SWEEP_KINDS):
-        assert set(kinds.values()) <= {TAKEN, BOUNDED, ASKED, LOCAL, NEVER}
+        assert set(kinds.values()) <= {TAKEN, BOUNDED, ASKED, LOCAL, NAMED, NEVER}
         assert {key for key, kind in kinds.items() if kind == BOUNDED} <= set(BOUNDS)
     assert override_kind("a.new.setting", 1, script="train") == NEVER
 
