@@ -4,13 +4,15 @@ tiktoken's regular expressions give up after a million steps, and a text may be 
 a part of its own. Other parts end where no token of a supported encoding spans the split: between a letter or a digit and a space
 or a punctuation mark. A text without such a point in half a million characters, such as a genome or a run of spaces, is split
 between two tokens of its own encoding. That gives the ids of the whole, because byte-pair encoding is local: a list of tokens is
-the encoding of its text if and only if every two neighbors are the encoding of theirs.
+the encoding of its text if and only if every two neighbors are the encoding of theirs. Where no split keeps the ids, as in half a
+million spaces between two line feeds in some vocabularies, a few tokens at the split may differ from those of the whole.
 
 Source: https://github.blog/ai-and-ml/llms/so-many-tokens-so-little-time-introducing-a-faster-more-flexible-byte-pair-tokenizer/
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 
@@ -21,8 +23,8 @@ from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer
 
 PART = 1 << 19  # Characters that are encoded in one call.
 LOOKAHEAD = 1 << 12  # Characters after a part that are encoded with it to find a split point between two tokens.
-MAX_TRIES = 20  # Split points between two tokens that are checked.
-CHECKED = 256  # Characters before such a split point that are encoded again.
+MAX_TRIES = 20  # Split points of either kind that are checked.
+CHECKED = 256  # Characters around a split point that are encoded again.
 
 # The apostrophe is missing because o200k_base matches "don't" as one piece.
 CUT_BEFORE = " \t\n\r" + '!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~' + "\uff0c\u3002\u3001\uff01\uff1f\uff1b\uff1a"
@@ -36,9 +38,9 @@ def split_point(text: str, tokenizer: Tokenizer, start: int = 0) -> int:
     Args:
         text: At least PART characters follow `start`. Only PART + LOOKAHEAD of them are looked at.
     """
-    safe = _last_safe_split(text, start, start + PART)
-    if safe is not None:
-        return safe
+    for position in itertools.islice(_safe_splits(text, start, start + PART), MAX_TRIES):
+        if _is_boundary(text, position, tokenizer):
+            return position
     return start + (_last_token_split(text[start : start + PART + LOOKAHEAD], tokenizer) or PART)
 
 
@@ -93,15 +95,20 @@ def encode_prompt(text: str, tokenizer: Tokenizer) -> list[int]:
     return [token_id for part in parts for token_id in tokenizer.encode(part)]
 
 
-def _last_safe_split(text: str, start: int, end: int) -> int | None:
-    """Return the last position after `start`, up to `end`, before which every supported encoding ends a token."""
+def _safe_splits(text: str, start: int, end: int) -> Iterator[int]:
+    """Yield the positions after `start`, from `end` backwards, before which the encodings of tiktoken end a token."""
     high = end + 1
     while high > start + 1:
         low = max(high - SEARCHED, start + 1)
-        if found := [match.start() for match in SAFE_SPLIT.finditer(text, low, high)]:
-            return found[-1]
+        yield from reversed([match.start() for match in SAFE_SPLIT.finditer(text, low, high)])
         high = low
-    return None
+
+
+def _is_boundary(text: str, position: int, tokenizer: Tokenizer) -> bool:
+    """Return whether the text around a position has the tokens of its two sides, which other tokenizers may not keep apart."""
+    before, after = text[max(position - CHECKED, 0) : position], text[position : position + CHECKED]
+    left, right, both = (tokenizer.encode_ordinary(part).tolist() for part in (before, after, before + after))
+    return bool(left + right == both)
 
 
 def _last_token_split(window: str, tokenizer: Tokenizer) -> int | None:

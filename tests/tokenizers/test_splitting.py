@@ -1,5 +1,6 @@
 """Parts that are encoded one by one give the token ids of the whole text."""
 
+import json
 from collections.abc import Iterator
 from unittest.mock import patch
 
@@ -8,14 +9,19 @@ import pytest
 import tiktoken
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from gpt_pretrain.tokenizers import splitting
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.splitting import encode_pieces, encode_prompt, split_pieces, split_text
 from gpt_pretrain.tokenizers.tiktoken_bpe import TiktokenTokenizer
+from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer
+from tests.conftest import ROOT
 
 GPT2, BYTE = build_tokenizer("gpt2"), build_tokenizer("byte")
+SAMPLE = ROOT / "gpt_pretrain" / "data" / "sample.txt"
 
 # The patterns of cl100k_base and o200k_base, whose files need a network, with GPT-2's merges.
 CL100K = (
@@ -39,12 +45,34 @@ def with_pattern(name: str, pattern: str) -> TiktokenTokenizer:
     )
 
 
+def own_vocabulary(name: str, **parts: object) -> VocabularyTokenizer:
+    """Train a small vocabulary on the sample text, as others train theirs."""
+    fast = FastTokenizer(models.BPE(byte_fallback=True) if name == "metaspace" else models.BPE())
+    for part, value in parts.items():
+        setattr(fast, part, value)
+    trainer = trainers.BpeTrainer(
+        vocab_size=700, initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if name != "metaspace" else [], show_progress=False
+    )
+    fast.train_from_iterator(SAMPLE.read_text(encoding="utf-8").splitlines(keepends=True), trainer)
+    return VocabularyTokenizer(name, json.loads(fast.to_str()), None)
+
+
+OWN = [
+    own_vocabulary(
+        "across spaces",
+        pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        decoder=decoders.ByteLevel(),
+    ),
+    own_vocabulary("prefixed", pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=True), decoder=decoders.ByteLevel()),
+    own_vocabulary("metaspace", pre_tokenizer=pre_tokenizers.Metaspace(), decoder=decoders.Metaspace()),
+]
+
 TOKENIZERS = [GPT2, BYTE, with_pattern("like cl100k", CL100K), with_pattern("like o200k", O200K)]
 
 # What runs of half a million characters without a safe split consist of.
 REPEATED = [
     *("a", "A", "ha", "aB", "ACGTTACGATTGCA", " ", "\n", " \n", "\t \n", "=", "=-", "😀", "😀👍", "今天天气很好", "สวัสดีครับ"),
-    *("नमस्ते", "e\u0301", "123", "7", "'s", "' ", "\u3000", "\u00a0 ", "/\n", "'ll", "\u200d👩", "_", "-\u2014", "...", "\ufffd"),
+    *("नमस्ते", "e\u0301", "123", "7", "'s", "' ", "\u3000", "/\n", "'ll", "\u200d👩", "_", "-\u2014", "...", "\ufffd"),
 ]
 RUNS = st.lists(st.tuples(st.sampled_from(REPEATED), st.integers(1, 500)), min_size=1, max_size=5)
 
@@ -68,6 +96,12 @@ def test_runs_of_any_characters_have_the_ids_of_the_whole(tokenizer: Tokenizer, 
     with patch.multiple(splitting, PART=600, LOOKAHEAD=300, CHECKED=100):
         assert encoded(text, tokenizer, size) == tokenizer.encode_ordinary(text).tolist()
         assert max(map(len, split_text(text, tokenizer))) <= 600
+
+
+@pytest.mark.parametrize("tokenizer", OWN, ids=lambda t: t.name)
+def test_vocabularies_of_others_have_the_ids_of_the_whole(tokenizer: Tokenizer, story: str, short_parts: None) -> None:
+    for text in (story, story.replace("\n", ""), story.replace(". ", ".\r\n\r\n")):
+        assert encoded(text, tokenizer, 333) == tokenizer.encode_ordinary(text).tolist()
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=lambda t: t.name)
