@@ -7,6 +7,7 @@ import json
 import math
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from gpt_pretrain.config.schema import DataSettings
 from gpt_pretrain.data.corpus import TokenCorpus, add_known, split_corpus
@@ -22,12 +23,14 @@ from gpt_pretrain.data.token_cache import tokenize_anyway, tokenize_text
 from gpt_pretrain.data.token_stream import ConcatenatedTokens, TokenSplit, TokenStream, with_files
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.environment import user_path
+from gpt_pretrain.system.file_kinds import LLMC, NUMPY, TOKENS
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.urls import is_url, without_secrets
 from gpt_pretrain.texts.recognition import recognize_file
 from gpt_pretrain.tokenizers.base import Tokenizer
 
 SHARD_SUFFIXES = (".bin", ".npy")
+MAX_LOOKED_AT = 10  # Files with such a suffix that are looked at.
 ENTRY_FILES = (MANIFEST, TRAIN)  # files that may be given in place of their folder
 
 
@@ -119,11 +122,20 @@ def is_shard_path(path: str) -> bool:
     if is_url(path) or local.suffix in SHARD_SUFFIXES:
         return True
     try:
-        return (local / MANIFEST).is_file() or (
-            local.is_dir() and any(any(local.glob(f"*{suffix}")) for suffix in SHARD_SUFFIXES)
-        )
+        if (local / MANIFEST).is_file() or not local.is_dir():
+            return (local / MANIFEST).is_file()
+        found = [file for suffix in SHARD_SUFFIXES for file in sorted(local.glob(f"*{suffix}"))]
+        return any(_is_shard(file) for file in found[:MAX_LOOKED_AT])
     except OSError as error:  # no permission to enter a folder, or too long a name
         raise UserError(f"data.path={path} cannot be read: {error.strerror or error}.") from error
+
+
+def _is_shard(file: Path) -> bool:
+    """Return whether a file contains token ids, and not weights, as .bin files of other programs do."""
+    try:
+        return recognize_file(str(file)) in (TOKENS, NUMPY, LLMC)
+    except OSError:
+        return False
 
 
 def _shard_paths(settings: DataSettings) -> list[str]:

@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +25,7 @@ from hypothesis import strategies as st
 
 from gpt_pretrain.checkpoints.weight_source import find_source
 from gpt_pretrain.data.corpus import split_corpus
-from gpt_pretrain.data.sources import open_corpus_at
+from gpt_pretrain.data.sources import is_shard_path, open_corpus_at
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.encodings import detect_encoding
 from gpt_pretrain.system.file_recognition import recognize
@@ -34,6 +35,8 @@ from gpt_pretrain.texts.text import Text, find_text_files
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
 from tests.helpers import corpora
 from tests.helpers.data_settings import data_settings
+
+Script = Callable[..., "CompletedProcess[str]"]
 
 DOCUMENTS = [
     "The old lighthouse stood alone.",
@@ -446,3 +449,26 @@ def test_a_damaged_character_in_utf8_is_not_taken_for_another_encoding(tmp_path:
     (tmp_path / "a.txt").write_bytes("Grüße, 今天.\n".encode() * 50 + b"\xff more")
     with pytest.raises(UserError, match=r"invalid start byte near byte 850\).*The text before it is UTF-8.*iconv -c"):
         in_training(tmp_path / "a.txt")
+
+
+def test_a_folder_with_weights_is_no_folder_of_shards(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(PLAIN)
+    (tmp_path / "pytorch_model.bin").write_bytes(REFUSED["pytorch_model.bin"][0])
+    assert not is_shard_path(str(tmp_path))
+    (tmp_path / "train.bin").write_bytes(REFUSED["train.bin"][0])
+    assert is_shard_path(str(tmp_path))
+
+
+def test_a_run_trains_on_compressed_records_and_says_what_it_leaves_out(script: Script, tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    records = [{"article": {"body": PLAIN[: 100 + n]}} for n in range(20)]
+    (folder / "a.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, records)).encode()))
+    (folder / "cover.jpg").write_bytes(REFUSED["cover.jpg"][0])
+    tiny = ["model=tiny", "model.emb_dim=16", "model.n_layers=1", "model.n_heads=2", "model.context_length=16", "tokenizer=byte"]
+    data = ["data=text", f"data.path={folder}", "data.text_field=article.body", f"data.cache_dir={tmp_path / 'cache'}"]
+    done = script("train.py", *tiny, *data, "trainer.max_steps=1", "trainer.accelerator=cpu", "callbacks=minimal")
+    assert done.returncode == 0, done.stderr
+    assert "1 file left out: 1 JPEG picture (cover.jpg)" in done.stdout + done.stderr
+    characters = sum(100 + n for n in range(20)) + 19 * len(END_OF_TEXT)
+    assert f"{characters:,} characters" in done.stdout
