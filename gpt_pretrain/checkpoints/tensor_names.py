@@ -34,7 +34,7 @@ POSITION_IDS = re.compile(r"(?:.*\.)?(?:position_ids|pos_ids)")
 # Names of tensors that tell which other model or storage format a file holds; the first that matches is named.
 FOREIGN = {
     "LoRA adapters, which change a model that is stored elsewhere; merge them into it with PEFT's merge_and_unload()": (
-        r"\.lora_(A|B|embedding_A|embedding_B)\b|\.modules_to_save\."
+        r"\.lora_(A|B|embedding_A|embedding_B)\b|\.lora\.[AB]$|\.modules_to_save\."
     ),
     "quantized weights; name the model's original weights": (
         r"\.(qweight|qzeros|SCB|weight_format|absmax|quant_map|quant_state.*|_packed_params.*|weight_scale|scales)$"

@@ -72,6 +72,8 @@ class _StorageSizes:
         dtype = dtype if dtype is not None else next(iter(names), None)
         if self._build is None or dtype is None:
             return _TensorStandIn()
+        if any(part is not None for part in reference.key[5:]):
+            raise DamagedFileError("a storage is a part of another, as PyTorch wrote them before 0.4")
         return self._build(reference.key[2], dtype, offset, tuple(size), tuple(stride))
 
     def _count(self, reference: Any) -> int:
@@ -228,6 +230,7 @@ def _rules(sizes: _StorageSizes, *, inert: bool) -> PickleRules:
             "builtins.set": lambda *items: InertObject("builtins.set", items),
             "torch._utils._rebuild_parameter": lambda data, *_: data,
             "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
+            "torch._tensor._rebuild_from_type_v2": _rebuild_from_type(dict(calls)),
         }
     return PickleRules(calls, _NAMES, references=True, build=_ignore_state if inert else _check_state, inert=inert)
 
@@ -265,6 +268,18 @@ def _parameter(data: Any, requires_grad: Any, hooks: Any) -> Any:
     if not isinstance(data, _TensorStandIn) or not isinstance(requires_grad, bool) or hooks:
         raise DamagedFileError("a parameter is not described as PyTorch does")
     return data
+
+
+def _rebuild_from_type(calls: Mapping[str, Call]) -> Call:
+    """Return a stand-in that builds a tensor with attributes of its own, without the attributes."""
+
+    def rebuild(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
+        name = function.name if isinstance(function, PickledName) else ""
+        if name.startswith("torch._utils._rebuild_tensor") and name in calls:
+            return calls[name](*arguments)
+        return InertObject(name, (kind, arguments))
+
+    return rebuild
 
 
 def _ignore_state(target: Any, state: Any) -> None:

@@ -680,3 +680,43 @@ def test_generate_refuses_other_weights_in_one_line(tmp_path: Path, theirs: GPT2
         "error: net.ckpt does not fit a GPT-2: 150 tensors do not belong to the model (net.adapter.0.weight, net.adapter.1.weight, "
         "net.adapter.10.weight and 147 more). Nothing was loaded."
     ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda model: setattr(model, "out_head", torch.nn.Linear(48, 2)), "its head out_head.weight has 2 outputs"),
+        (lambda model: setattr(model, "out_head", torch.nn.Linear(48, 101)), "GPT-2's output head has no bias"),
+        (lambda model: setattr(model.trf_blocks[0].att, "W_query", LinearWithLoRA(model.trf_blocks[0].att.W_query)), "LoRA"),
+        (lambda model: setattr(model, "final_norm", torch.nn.Identity()), "final_norm.weight"),
+    ],
+    ids=["classifier of chapter 6", "bias", "LoRA of appendix E", "no norm"],
+)
+def test_variants_of_the_book_s_model_are_named(tmp_path: Path, change: Callable[[torch.nn.Module], None], message: str) -> None:
+    chapter4 = pytest.importorskip("llms_from_scratch.ch04", reason="pip install --no-deps llms-from-scratch")
+    settings = {"vocab_size": 101, "context_length": CONTEXT, "emb_dim": 48, "n_heads": 4, "n_layers": 3, "drop_rate": 0.1}
+    model = chapter4.GPTModel(settings | {"qkv_bias": True})
+    change(model)
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    assert message in refusal(tmp_path / "model.pth")
+
+
+class LinearWithLoRA(torch.nn.Module):
+    """A linear layer beside which two small matrices are trained, as in the book's appendix E."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        self.linear, self.lora = linear, torch.nn.ParameterDict({"A": torch.ones(48, 2), "B": torch.ones(2, 48)})
+
+
+def test_tensors_with_attributes_of_their_own_are_read(tmp_path: Path, theirs: GPT2LMHeadModel) -> None:
+    state = {name: value.clone() for name, value in theirs.state_dict().items()}
+    for value in state.values():
+        value.tensor_model_parallel = False  # type: ignore[attr-defined]
+    torch.save({"model": state, "args": Settings(n_head=4)}, tmp_path / "x.pt")
+    assert same(load_pretrained(tmp_path / "x.pt"), theirs)
+    tagged = hugging_face()
+    for parameter in tagged.parameters():
+        parameter.group = "decay"  # type: ignore[attr-defined]
+    torch.save(tagged, tmp_path / "module.pt")
+    assert same(load_pretrained(tmp_path / "module.pt"), tagged)
