@@ -273,7 +273,7 @@ def _parameter(data: Any, requires_grad: Any, hooks: Any) -> Any:
 def _rebuild_from_type(calls: Mapping[str, Call]) -> Call:
     """Return a stand-in that builds a tensor with attributes of its own, without the attributes."""
 
-    def rebuild(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
+    def rebuild(function: Any, kind: Any, arguments: Any, _: Any) -> Any:
         name = function.name if isinstance(function, PickledName) else ""
         if name.startswith("torch._utils._rebuild_tensor") and name in calls:
             return calls[name](*arguments)
