@@ -29,6 +29,7 @@ PROTOCOLS = frozenset(("file", "local", "hf", *ARCHIVES))
 # example, opens paths by itself, and such a file may name further ones; the one of tar files decompresses what is in them.
 READERS = ("arrow", "cache", "conll", "csv", "json", "parquet", "text", "xml")
 
+SLOW_ENCODINGS = ("punycode", "idna")  # which take quadratic time
 OPENERS = ("data_files", "download.streaming_download_manager", "utils.file_utils")  # modules of datasets
 
 Function = Callable[..., Any]
@@ -73,6 +74,9 @@ def check_reader(builder: Any, name: str) -> None:
             f"dataset={name}: its files are of the kind {reader}, whose reader may open other files as well. Nothing was read. "
             "Download the files, and give those with text as inputs. Kinds that dataset= reads: arrow, csv, json, parquet, text."
         )
+    encoding = getattr(builder.config, "encoding", None)
+    if isinstance(encoding, str) and encoding.lower() in SLOW_ENCODINGS:
+        raise UserError(f"dataset={name}: its description asks for the encoding {encoding}, which no text has. Nothing was read.")
 
 
 class _OwnFiles:

@@ -352,3 +352,10 @@ def test_a_small_description_of_a_dataset_does_not_expand(tmp_path: Path) -> Non
     (tmp_path / "README.md").write_text(f"---\n{doubling.replace('<<', 'x')}---\n")
     with pytest.raises(UserError, match="its description is not read: its aliases stand for more than"):
         read(tmp_path)
+
+
+def test_an_encoding_that_takes_quadratic_time_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("-" + "a" * 1000)
+    (tmp_path / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: a.txt\n  encoding: punycode\n---\n")
+    with pytest.raises(UserError, match="asks for the encoding punycode"):
+        read(tmp_path)
