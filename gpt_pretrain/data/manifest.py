@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import Any
 
@@ -9,13 +10,17 @@ from gpt_pretrain.data.corpus import CorpusPart, TokenCorpus
 from gpt_pretrain.data.files import FILE_NAME, Files
 from gpt_pretrain.data.token_stream import Shard
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.reading import DamagedFileError, parse_json, short_repr
+from gpt_pretrain.system.terminal import escape_line
 
 FORMAT, VERSION = "gpt-pretrain shards", 1
 MANIFEST = "manifest.json"
 MAX_MANIFEST = 100_000_000  # Bytes. A shard takes 400.
 MAX_COUNT = 1 << 62
 PLAN = ".work/plan.json"  # exists until the corpus is complete
+
+log = logging.getLogger(__name__)
 
 
 def has_manifest(files: Files) -> bool:
@@ -53,6 +58,13 @@ def open_prepared(files: Files) -> TokenCorpus:
             f"data.path={files.location}: {MANIFEST} is damaged ({type(error).__name__}: {error}). Copy it or prepare the corpus "
             "again."
         ) from error
+    if isinstance(failed := content.get("failed_files"), list) and failed:
+        log.warning(
+            "data.path=%s: the corpus is incomplete. %s could not be read to the end when it was prepared; %s lists them.",
+            escape_line(files.location),
+            format_count(len(failed), "file"),
+            MANIFEST,
+        )
     val = parts.get("val")
     if val is not None and not any(shard.count for shard in val.shards):
         val = None

@@ -14,6 +14,7 @@ from gpt_pretrain.commands.main import main
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.texts import reading
 from tests.helpers import corpora
+from tests.helpers.training_runs import Printed, Train
 
 GOOD = [f"a good document with the number {hash((number, 1)):x}" for number in range(1000)]
 
@@ -130,3 +131,10 @@ def test_a_document_among_others_that_is_not_utf8_is_a_record(tmp_path: Path) ->
     (tmp_path / "a.txt").write_bytes(b"one<>Gr\xfc\xdfe<>three")
     manifest = corpora.prepare(tmp_path / "a.txt", out=tmp_path / "out", val_fraction=0.0, document_separator="<>")
     assert manifest["rejected"] == {"records": 1, "by_reason": {"not UTF-8": 1}} and "failed_files" not in manifest
+
+
+def test_a_run_on_an_incomplete_corpus_warns(tmp_path: Path, train: Train, printed: Printed) -> None:
+    corpora.prepare(*write(tmp_path, "half.jsonl"), out=tmp_path / "out", val_fraction=0.1, max_failed_files=1)
+    train("data=shards", f"data.path={tmp_path / 'out'}", "trainer.max_steps=1")
+    [line] = [line for line in printed() if "the corpus is incomplete" in line]
+    assert "1 file could not be read to the end" in line and "manifest.json" in line
