@@ -8,6 +8,7 @@ the dataset is read, and file systems that no dataset needs do not exist in the 
 
 from __future__ import annotations
 
+import codecs
 import importlib
 import io
 import os
@@ -75,7 +76,7 @@ def check_reader(builder: Any, name: str) -> None:
             "Download the files, and give those with text as inputs. Kinds that dataset= reads: arrow, csv, json, parquet, text."
         )
     encoding = getattr(builder.config, "encoding", None)
-    if isinstance(encoding, str) and encoding.lower() in SLOW_ENCODINGS:
+    if isinstance(encoding, str) and codecs.lookup(encoding).name in SLOW_ENCODINGS:  # it has many spellings
         raise UserError(f"dataset={name}: its description asks for the encoding {encoding}, which no text has. Nothing was read.")
 
 
