@@ -53,6 +53,17 @@ class Arguments:
         return (CONF, *(Path(value) for flag, value in pairwise(self.flags) if flag in ("-cd", "--config-dir")))
 
 
+def clean_word(word: str) -> str:
+    """Return an argument without what a shell has left at its ends.
+
+    A script with the line ends of Windows leaves a carriage return at the end of each line, and cmd.exe leaves single quotation
+    marks around a word.
+    """
+    word = word.rstrip("\r")
+    quoted = len(word) > 2 and word[0] == word[-1] == "'" and "=" in word and "'" not in word[1:-1]
+    return word[1:-1] if quoted else word
+
+
 def sort_arguments(words: Sequence[str]) -> Arguments:
     """Sort a script's arguments by kind. Flags come first, since Hydra refuses settings on both sides of a flag."""
     found, waiting, before = Arguments(), list(words), ""

@@ -6,7 +6,7 @@ import importlib.util
 import sys
 
 from gpt_pretrain.commands.argument_checks import argument_problems, broken_rules, with_prefix
-from gpt_pretrain.commands.command_words import MULTIRUN_FLAGS, Arguments, sort_arguments
+from gpt_pretrain.commands.command_words import MULTIRUN_FLAGS, Arguments, clean_word, sort_arguments
 from gpt_pretrain.commands.hydra_grammar import to_hydra_override
 from gpt_pretrain.config.free_text import plain_value
 from gpt_pretrain.config.overrides import find_override, full_form, override_key, quote_value
@@ -28,7 +28,7 @@ def to_hydra_arguments(words: list[str], *, script: str) -> list[str]:
     Raises:
         UserError: If the arguments ask for something that does not exist.
     """
-    arguments = sort_arguments([full_form(word, script=script) for word in words])
+    arguments = sort_arguments([full_form(clean_word(word), script=script) for word in words])
     check_arguments(arguments, script=script)
     overrides = [with_prefix(override, script=script) for override in arguments.overrides]
     quoted = [*arguments.flags, *quote_arguments(overrides, sweep=arguments.is_sweep)]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable
 
-SPECIAL_IN_DOUBLE_QUOTES = frozenset('"$`\\!')
+SPECIAL_IN_DOUBLE_QUOTES = frozenset('"$`\\!\u201c\u201d\u201e')  # PowerShell takes curly quotation marks for straight ones
+APOSTROPHES = frozenset("'\u2018\u2019\u201a\u201b")
 
 
 def quote_word(word: str) -> str:
@@ -15,7 +16,7 @@ def quote_word(word: str) -> str:
     character that they do not protect; it is then quoted for the shells of POSIX.
     """
     quoted = shlex.quote(word)
-    if "'" in word and SPECIAL_IN_DOUBLE_QUOTES.isdisjoint(word):
+    if not APOSTROPHES.isdisjoint(word) and SPECIAL_IN_DOUBLE_QUOTES.isdisjoint(word):
         return f'"{word}"'
     return quoted
 

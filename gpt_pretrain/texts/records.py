@@ -44,7 +44,8 @@ def record_text(record: Any, text_field: str, *, is_json: bool, as_is: bool = Fa
     if isinstance(value, bytes):
         value = _decode(value)
     if not isinstance(value, str):
-        raise InvalidRecordError("text no string", f"{type(value).__name__} instead of a string")
+        shown = "null" if value is None else f"a value of type {type(value).__name__}"
+        raise InvalidRecordError("text is not a string", f"{shown} in its place")
     return value if as_is else unify_line_ends(value)
 
 

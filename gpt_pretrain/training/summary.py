@@ -59,7 +59,8 @@ def run_facts(settings: TrainSettings, data: TextDataModule, model: GPTModel) ->
     shorter = f", but {last_windows:,} in the last step of an epoch" if last_windows < step_windows else ""
     on_devices = f", on {data.world_size} devices" if data.world_size > 1 else ""
     lines = [
-        f"model   {model.num_parameters() / 1e6:.1f}M parameters: {config.n_layers} layers, {config.n_heads} heads, "
+        f"model   {model.num_parameters() / 1e6:.1f}M parameters: {format_count(config.n_layers, 'layer')}, "
+        f"{format_count(config.n_heads, 'head')}, "
         f"emb_dim {config.emb_dim}, context {config.context_length}, vocabulary {config.vocab_size:,} "
         f"({escape_line(data.tokenizer.name)})",
         f"data    {escape_line(without_secrets(settings.data.path or settings.data.name))}: "

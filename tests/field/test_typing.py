@@ -24,12 +24,13 @@ from omegaconf import OmegaConf
 from gpt_pretrain import load_settings
 from gpt_pretrain.commands.arguments import parse_arguments
 from gpt_pretrain.commands.command_words import sort_arguments
-from gpt_pretrain.commands.hydra_arguments import check_arguments
+from gpt_pretrain.commands.hydra_arguments import check_arguments, to_hydra_arguments
 from gpt_pretrain.commands.hydra_grammar import to_hydra_override
 from gpt_pretrain.config.command_schema import PrepareSettings
 from gpt_pretrain.config.free_text import as_typed, plain_value
 from gpt_pretrain.config.overrides import full_form, short_form
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.shell import quote_word
 from tests.conftest import ROOT
 
 Script = Callable[..., "CompletedProcess[str]"]
@@ -360,3 +361,35 @@ def test_a_folder_with_earlier_runs_is_read_without_them(script: Script, text: P
         counts.append(re.findall(r"([\d,]+) characters", done.stdout))
     assert counts[0] == counts[1] != []
     assert "2 folders of runs or sweeps left out, such as" in done.stdout + done.stderr
+
+
+def test_what_shells_leave_at_the_ends_of_words_is_taken_off() -> None:
+    for typed in ("optimizer.betas=[0.9,0.95]\r", "'optimizer.betas=[0.9,0.95]'"):
+        assert to_hydra_arguments([typed, "--cfg", "job"], script="train")[2:] == ["optimizer.betas=[0.9,0.95]"]
+    assert to_hydra_arguments(["prompt='quoted'"], script="generate") == ["prompt='quoted'"]
+
+
+# Values that Hydra's own grammar refuses, or has refused, when they are typed as they are.
+REPORTED = [
+    "a|b",
+    "介绍一下你",
+    "*",
+    "pattern_%r.bin",
+    "name@example.com",
+    "2023-09-16",
+    "#",
+    "mlx5_0:1,mlx5_3:1",
+    "ends in \\",
+]
+
+
+@pytest.mark.parametrize("value", REPORTED)
+@pytest.mark.parametrize("key", ["prompt", "hydra.run.dir", "data.path"])
+def test_values_that_a_grammar_would_refuse_are_taken_as_typed(key: str, value: str) -> None:
+    assert values(f"{key}={value}", sweep=False) == [value]
+
+
+def test_printed_words_can_be_pasted_into_several_shells() -> None:
+    for word in ("prompt=It's late", "a b", "a,b", "$HOME", "it's $5", 'say "no"', "it\u2019s", "plain"):
+        assert shlex.split(quote_word(word)) == [word]
+    assert quote_word("prompt=It's late") == '"prompt=It\'s late"'

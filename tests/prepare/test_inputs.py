@@ -123,8 +123,8 @@ def test_a_missing_column_or_split_of_a_dataset_is_an_error(tmp_path: Path) -> N
 UNUSABLE_LINES = {
     b'{"text": "cut': "broken JSON",
     b'{"body": "another field"}': "field missing",
-    b'{"text": 5}': "text no string",
-    b'{"text": null}': "text no string",
+    b'{"text": 5}': "text is not a string",
+    b'{"text": null}': "text is not a string",
     b'["text"]': "no object",
     b'{"text": "latin \xe9"}': "not UTF-8",
     b'{"text": "half \\ud83d"}': "not UTF-8",
