@@ -130,7 +130,10 @@ class VocabularyTokenizer:
             covered[start:end] = b"\1" * (end - start)
         missing = next((char for char, seen in zip(text, covered, strict=True) if not seen and not char.isspace()), None)
         if missing is not None:
-            raise UserError(f"The tokenizer {self.name} has no token for {missing!r}, and cannot write a text that holds it.")
+            raise UserError(
+                f"The tokenizer {self.name} has no token for {missing!r}, and cannot write a text that holds it. Leave the "
+                "character out, or give another tokenizer: tokenizer=FOLDER"
+            )
 
     def _decoded(self, token: str) -> bytes:
         """Return what the decoder makes of a token within a text."""
