@@ -6,6 +6,8 @@ import gzip
 import json
 import pickle
 import shutil
+import tarfile
+import zipfile
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -184,6 +186,23 @@ def _make_lines(folder: Path) -> None:
     (folder / "a.txt.gz").write_bytes(gzip.compress(b"One text.<>Another one.<>" * 20))
 
 
+ARCHIVES = ("a.tar", "a.tar.xz", "a.zip", "a.csv", "a.json", "wide.txt")
+
+
+def _make_archives(folder: Path) -> None:
+    rows = "".join(f'{n},"Document {n}, with ""words"".",x\n' for n in range(20))
+    (folder / "a.csv").write_text("id,text,more\n" + rows)
+    (folder / "a.json").write_text(json.dumps([json.loads(line) for line in LINES.splitlines()], indent=1))
+    (folder / "wide.txt").write_bytes("A text of some words, and more of them.\n".encode("utf-16-le") * 20)
+    for name, mode in (("a.tar", "w"), ("a.tar.xz", "w:xz")):
+        with tarfile.open(folder / name, mode) as archive:  # type: ignore[call-overload]
+            archive.add(folder / "a.csv", "deep/" + "x" * 120 + ".csv")
+            archive.add(folder / "a.json", "a.json")
+    with zipfile.ZipFile(folder / "a.zip", "w", zipfile.ZIP_DEFLATED) as zipped:
+        zipped.write(folder / "a.json", "a.json")
+        zipped.write(folder / "a.tar", "inner.tar")
+
+
 def _make_parquet(folder: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -328,6 +347,11 @@ READERS = {
         _make_lines,
         {"a.jsonl": (JSON, BLIND, TEXT), "a.jsonl.gz": (mutations.change_gzip,), "a.jsonl.zst": (BLIND,), "a.txt.gz": (BLIND,)},
         _each(_encode, "a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.txt.gz"),
+    ),
+    "archives": FuzzedReader(
+        _make_archives,
+        dict.fromkeys(ARCHIVES, (BLIND,)) | {"a.json": (JSON, BLIND, TEXT), "a.csv": (TEXT, BLIND), "a.zip": (BLIND, ZIP)},
+        _each(_encode, *ARCHIVES),
     ),
     "parquet": FuzzedReader(_make_parquet, {"a.parquet": (BLIND,)}, _each(_encode, "a.parquet")),
     "run": FuzzedReader(
