@@ -2,6 +2,7 @@
 # make test      run the tests that a change normally needs; ARGS="-k resume" passes options to pytest
 # make test-all  run all tests, also two hosts, torchrun, long sweeps, the browser and the guide's commands
 # make coverage  run all tests, and show the lines that they do not run
+# make messages  run the tests of make test, and list all messages and whether a test makes them
 # make check     lint, and check formatting and types
 # make docs      build the guide in build/docs
 # make bench     compare speed and memory with the book's code and transformers; ARGS="train-124m --rounds 5"
@@ -27,7 +28,7 @@ define run_tests
 	exit $$failed
 endef
 
-.PHONY: train test test-all coverage check docs bench
+.PHONY: train test test-all coverage messages check docs bench
 
 train: $(VENV)/installed
 	@$(VENV)/bin/python train.py $(ARGS)
@@ -41,6 +42,11 @@ test-all: $(VENV)/installed-dev
 coverage: $(VENV)/installed-dev
 	-@$(PYTEST) -n logical --maxprocesses 8 --dist worksteal --cov --cov-report=json:build/coverage.json $(ARGS)
 	@$(VENV)/bin/python -m tests.helpers.coverage_by_folder build/coverage.json
+
+messages: $(VENV)/installed-dev
+	@rm -rf build/messages
+	-@RECORD_MESSAGES=build/messages $(PYTEST) -q -n logical --maxprocesses 8 --dist worksteal -m "not slow" $(ARGS)
+	@$(VENV)/bin/python -m tests.helpers.error_table build/messages
 
 check: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .

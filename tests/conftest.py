@@ -24,11 +24,13 @@ from gpt_pretrain.commands.train import train as train_command
 from gpt_pretrain.config.overrides import full_form
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.gpt2 import GPTModel
+from tests.helpers.error_table import record_messages
 from tests.helpers.fork_server import ForkServer
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 
+record_messages()
 register_schema()
 settings.register_profile("patient", deadline=None)  # a busy machine is no failure
 settings.load_profile("patient")

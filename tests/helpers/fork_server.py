@@ -181,7 +181,9 @@ def serve() -> None:
     import gpt_pretrain.commands.train
     import gpt_pretrain.training.fit
     import gpt_pretrain.training.planning.dry_run  # noqa: F401
+    from tests.helpers.error_table import record_messages
 
+    record_messages()
     wake_up, ended = os.pipe()
     os.set_blocking(ended, False)
     os.set_blocking(wake_up, False)
