@@ -46,7 +46,7 @@ def argument_problems(arguments: Arguments, *, script: str) -> list[str]:
         script: "train" or "generate".
     """
     problems = [explain_stray(before, words, script=script) for before, words in arguments.strays]
-    if arguments.is_sweep and (others := NO_RUN & set(arguments.flags)):
+    if arguments.has_multirun_flag and (others := NO_RUN & set(arguments.flags)):
         problems.append(f"-m starts a sweep, and {min(others)} starts nothing. Leave out one of them.")
     chosen = [value for flag, value in pairwise([*arguments.flags, ""]) if flag in ("-c", "--cfg")]
     problems += [f"--cfg {value}: --cfg shows job, hydra or all." for value in chosen if value not in CONFIGS]

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from gpt_pretrain.config.free_text import FREE_TEXTS
-from gpt_pretrain.config.overrides import full_form, override_key, short_form
+from gpt_pretrain.config.overrides import find_override, full_form, override_key, short_form
 from gpt_pretrain.config.schema import GenerateSettings, TrainSettings
 from gpt_pretrain.config.setting_names import CONF, find_type, nearest, nearest_settings, script_groups
 from gpt_pretrain.system.shell import quote_word
@@ -44,7 +44,12 @@ class Arguments:
 
     @property
     def is_sweep(self) -> bool:
-        """Return whether a sweep is asked for."""
+        """Return whether a sweep is asked for, a new one or a resumed one."""
+        return self.has_multirun_flag or find_override(self.overrides, "sweep_resume") is not None
+
+    @property
+    def has_multirun_flag(self) -> bool:
+        """Return whether -m is among the flags."""
         return not MULTIRUN_FLAGS.isdisjoint(self.flags)
 
     @property
