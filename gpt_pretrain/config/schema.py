@@ -114,6 +114,7 @@ class SchedulerSettings:
     name: str = MISSING
     warmup_steps: int = MISSING
     decay_steps: int = MISSING
+    decay_fraction: float | None = None
     min_lr: float = MISSING
 
 

@@ -52,7 +52,7 @@ TRAIN_KINDS: dict[str, str] = {
     "data.remote.options": NEVER,
     "tokenizer.name": NAMED,
     **_group("optimizer.", TAKEN, "name lr weight_decay betas eps decay"),
-    **_group("scheduler.", TAKEN, "name warmup_steps decay_steps min_lr"),
+    **_group("scheduler.", TAKEN, "name warmup_steps decay_steps decay_fraction min_lr"),
     **_group("sampler.", TAKEN, "temperature top_k top_p"),
     "sampler.max_new_tokens": BOUNDED,
     **_group("trainer.", TAKEN, "max_epochs max_steps max_tokens max_time precision accelerator strategy profiler"),

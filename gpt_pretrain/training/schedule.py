@@ -11,6 +11,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from gpt_pretrain.config.schema import SchedulerSettings
 
+FULL_DECAY = ("warmup_cosine", "warmup_linear")  # decay from the end of the warm-up on
+FINAL_DECAY = ("warmup_stable_decay", "warmup_stable_sqrt")  # constant, with a decay in the last steps
+
 
 def lr_at(step: int, *, lr: float, settings: SchedulerSettings, total_steps: int) -> float:
     """Return the learning rate of an optimizer step.
@@ -24,19 +27,31 @@ def lr_at(step: int, *, lr: float, settings: SchedulerSettings, total_steps: int
         total_steps: Optimizer steps of the whole run.
 
     Source: the cosine of Loshchilov & Hutter 2017 (arXiv:1608.03983) without restarts; warm-up, constant rate and final decay
-        of Hu et al. 2024 (arXiv:2404.06395).
+        of Hu et al. 2024 (arXiv:2404.06395); the final decay by 1 - sqrt of Hägele et al. 2024 (arXiv:2405.18392).
     """
     if step < settings.warmup_steps:
         return lr * (step + 1) / (settings.warmup_steps + 1)
-    if settings.name == "warmup_cosine":
+    if settings.name in FULL_DECAY:
         begin, length = settings.warmup_steps, total_steps - 1 - settings.warmup_steps
-    elif settings.name == "warmup_stable_decay":
-        begin, length = total_steps - 1 - settings.decay_steps, settings.decay_steps
+    elif settings.name in FINAL_DECAY:
+        length = decay_length(settings, total_steps=total_steps)
+        begin = total_steps - 1 - length
     else:
         return lr
     done = min(max((step - begin) / length, 0.0), 1.0) if length > 0 else float(step >= begin)
-    share = 0.5 * (1.0 + math.cos(math.pi * done)) if settings.name == "warmup_cosine" else 1.0 - done
-    return settings.min_lr + (lr - settings.min_lr) * share
+    return settings.min_lr + (lr - settings.min_lr) * _remaining(done, settings.name)
+
+
+def decay_length(settings: SchedulerSettings, *, total_steps: int) -> int:
+    """Return the optimizer steps of the final decay: decay_steps, or decay_fraction of the run."""
+    return settings.decay_steps if settings.decay_fraction is None else round(settings.decay_fraction * total_steps)
+
+
+def _remaining(done: float, name: str) -> float:
+    """Return the share of the way from min_lr to lr that is left after this share of a decay."""
+    if name == "warmup_cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * done))
+    return 1.0 - math.sqrt(done) if name == "warmup_stable_sqrt" else 1.0 - done
 
 
 def build_schedule(

@@ -1,5 +1,7 @@
 """AdamW's parameter groups and updates, and the learning-rate schedules."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -46,6 +48,11 @@ def test_optimizer_steps_equal_those_of_plain_adamw() -> None:
 
 COSINE = SchedulerSettings(name="warmup_cosine", warmup_steps=4, decay_steps=0, min_lr=0.1)
 STABLE = SchedulerSettings(name="warmup_stable_decay", warmup_steps=4, decay_steps=5, min_lr=0.2)
+SQRT = SchedulerSettings(name="warmup_stable_sqrt", warmup_steps=0, decay_steps=4, min_lr=0.0)
+LINEAR = SchedulerSettings(name="warmup_linear", warmup_steps=4, decay_steps=0, min_lr=0.0)
+FRACTION = SchedulerSettings(name="warmup_stable_decay", warmup_steps=0, decay_steps=3, min_lr=0.0, decay_fraction=0.5)
+WHOLE = SchedulerSettings(name="warmup_stable_decay", warmup_steps=0, decay_steps=3, min_lr=0.0, decay_fraction=1.0)
+NEVER = SchedulerSettings(name="warmup_stable_decay", warmup_steps=0, decay_steps=3, min_lr=0.0, decay_fraction=0.0)
 CONSTANT = SchedulerSettings(name="constant", warmup_steps=0, decay_steps=0, min_lr=0.0)
 
 
@@ -67,13 +74,31 @@ CONSTANT = SchedulerSettings(name="constant", warmup_steps=0, decay_steps=0, min
         (STABLE, 16, 0.84),
         (STABLE, 20, 0.2),
         (STABLE, 99, 0.2),
+        (SQRT, 0, 1.0),
+        (SQRT, 16, 1.0),
+        (SQRT, 17, 0.5),  # a quarter of the decay
+        (SQRT, 20, 0.0),
+        (SQRT, 21, 0.0),
+        (LINEAR, 0, 0.2),
+        (LINEAR, 4, 1.0),
+        (LINEAR, 12, 0.5),  # halfway from 4 to 20
+        (LINEAR, 20, 0.0),
+        (LINEAR, 21, 0.0),
+        (FRACTION, 10, 1.0),  # half of 21 steps is rounded to 10
+        (FRACTION, 11, 0.9),
+        (FRACTION, 15, 0.5),
+        (FRACTION, 20, 0.0),
+        (WHOLE, 0, 20 / 21),  # one step of a decay that begins a step before the run
+        (WHOLE, 20, 0.0),
+        (NEVER, 19, 1.0),
+        (NEVER, 20, 0.0),  # as decay_steps=0
     ],
 )
 def test_schedules_at_their_boundary_steps(schedule: SchedulerSettings, step: int, expected: float) -> None:
     assert lr_at(step, lr=1.0, settings=schedule, total_steps=21) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("schedule", [COSINE, STABLE])
+@pytest.mark.parametrize("schedule", [COSINE, STABLE, replace(LINEAR, min_lr=0.1), replace(SQRT, min_lr=0.1)])
 @pytest.mark.parametrize("total_steps", [1, 4, 5, 6])
 def test_schedules_work_in_runs_shorter_than_their_warm_up(schedule: SchedulerSettings, total_steps: int) -> None:
     for step in range(8):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.training.planning.check_context import CheckContext
-from gpt_pretrain.training.schedule import lr_at
+from gpt_pretrain.training.schedule import FINAL_DECAY, decay_length, lr_at
 
 NOTABLE = 1.01  # A smaller change of the learning rate on resuming is not mentioned,
 JUMP = 1.1  # and a larger one is a warning.
@@ -57,10 +57,10 @@ def schedule_too_long(context: CheckContext) -> str | None:
             f"scheduler.warmup_steps={schedule.warmup_steps} is too long for a run of {format_count(steps, 'step')}: the "
             f"learning rate never reaches optimizer.lr={settings.optimizer.lr:g}. Try scheduler.warmup_steps={steps // 20}."
         )
-    if schedule.name == "warmup_stable_decay" and schedule.warmup_steps + schedule.decay_steps >= steps:
+    if schedule.name in FINAL_DECAY and schedule.warmup_steps + decay_length(schedule, total_steps=steps) >= steps:
         return (
-            f"scheduler.decay_steps={schedule.decay_steps} and scheduler.warmup_steps={schedule.warmup_steps} take up all of the "
-            f"run's {format_count(steps, 'step')}, so it has no constant phase. Try scheduler.decay_steps={steps // 5}."
+            f"{_decay_setting(context)} and scheduler.warmup_steps={schedule.warmup_steps} take up all of the "
+            f"run's {format_count(steps, 'step')}, so it has no constant phase. Try {_usual_decay(context)}."
         )
     return None
 
@@ -68,9 +68,9 @@ def schedule_too_long(context: CheckContext) -> str | None:
 def unused_schedule_settings(context: CheckContext) -> str | None:
     """Check that the chosen schedule uses the settings that are given."""
     schedule = context.settings.scheduler
-    unused: list[tuple[str, float]] = (
-        [("scheduler.decay_steps", schedule.decay_steps)] if schedule.name != "warmup_stable_decay" else []
-    )
+    unused: list[tuple[str, float | None]] = []
+    if schedule.name not in FINAL_DECAY:
+        unused += [("scheduler.decay_steps", schedule.decay_steps), ("scheduler.decay_fraction", schedule.decay_fraction)]
     unused += [("scheduler.min_lr", schedule.min_lr)] if schedule.name == "constant" else []
     ignored = [f"{name}={value:g}" for name, value in unused if value]
     if not ignored:
@@ -99,10 +99,26 @@ def learning_rate_never_decays(context: CheckContext) -> str | None:
             f"The learning rate {extent}: it goes from optimizer.lr={lr:g} to scheduler.min_lr={schedule.min_lr:g}. A tenth is "
             f"usual: scheduler.min_lr={lr / 10:.2g}."
         )
-    if schedule.name == "warmup_stable_decay" and schedule.decay_steps < MIN_DECAY_SHARE * steps:
-        extent = f"decays only in the last {schedule.decay_steps}" if schedule.decay_steps else "never decays in a run"
+    length = decay_length(schedule, total_steps=steps)
+    if schedule.name in FINAL_DECAY and length < MIN_DECAY_SHARE * steps:
+        extent = f"decays only in the last {length}" if length else "never decays in a run"
         return (
-            f"scheduler.decay_steps={schedule.decay_steps}: the learning rate {extent} of {format_count(steps, 'step')}. A fifth "
-            f"of the run is usual: scheduler.decay_steps={steps // 5}."
+            f"{_decay_setting(context)}: the learning rate {extent} of {format_count(steps, 'step')}. A fifth "
+            f"of the run is usual: {_usual_decay(context)}."
         )
     return None
+
+
+def _decay_setting(context: CheckContext) -> str:
+    """Return the setting that gives the length of the final decay, as users type it."""
+    schedule = context.settings.scheduler
+    if schedule.decay_fraction is not None:
+        return f"scheduler.decay_fraction={schedule.decay_fraction:g}"
+    return f"scheduler.decay_steps={schedule.decay_steps}"
+
+
+def _usual_decay(context: CheckContext) -> str:
+    """Return the same setting with the usual length."""
+    if context.settings.scheduler.decay_fraction is not None:
+        return "scheduler.decay_fraction=0.2"
+    return f"scheduler.decay_steps={context.plan.total_steps // 5}"
