@@ -10,8 +10,8 @@ from gpt_pretrain.checkpoints.misfits import Misfits
 from gpt_pretrain.checkpoints.tensor_groups import EMBEDDING, HEAD, Slots, same_content
 from gpt_pretrain.checkpoints.weight_source import WeightSource
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.model.build import empty_model
 from gpt_pretrain.model.config import GPTConfig
-from gpt_pretrain.model.gpt2 import empty_model
 from gpt_pretrain.system.reading import short_repr
 
 EMBEDDINGS = {EMBEDDING, TensorSlot("pos_emb.weight")}
@@ -120,8 +120,8 @@ def find_misfits(config: GPTConfig, slots: Slots, *, transposed: bool) -> Misfit
     required: dict[TensorSlot, tuple[int, ...]] = {}
     for name, value in empty_model(config).state_dict().items():
         split = any(slot in slots for slot in possible_slots(name)[1:])
-        shape = (value.shape[0] // 3, *value.shape[1:]) if split else tuple(value.shape)
         for slot in possible_slots(name)[1:] if split else [TensorSlot(name)]:
+            shape = tuple(value.shape) if slot.part is None else (config.qkv_rows[slot.part], *value.shape[1:])
             required[slot] = shape[::-1] if transposed and is_linear(name) else shape
     optional = _optional_slots(config)
     known = optional | required
@@ -223,6 +223,8 @@ def _is_tied(source: WeightSource, slots: Slots) -> bool:
 def _optional_slots(config: GPTConfig) -> dict[TensorSlot, tuple[int, ...]]:
     """Return the tensors that a file may hold in addition to the model's: a tied output head, and zeros for absent biases."""
     optional: dict[TensorSlot, tuple[int, ...]] = {}
+    if config.kind != "gpt2":
+        return optional
     if config.tie_embeddings:
         optional[TensorSlot("out_head.weight")] = (config.vocab_size, config.emb_dim)
     optional[TensorSlot("out_head.bias")] = (config.vocab_size,)

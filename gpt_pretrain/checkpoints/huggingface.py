@@ -15,20 +15,21 @@ from safetensors.torch import save_file
 from gpt_pretrain.checkpoints.export_folder import check_export_folder
 from gpt_pretrain.checkpoints.layouts import SAFETENSORS_FILE, gpt2_name, is_linear, to_hf_config
 from gpt_pretrain.checkpoints.model_card import model_card
+from gpt_pretrain.checkpoints.nanochat_layout import to_nanochat_config, to_nanochat_tensors
 from gpt_pretrain.checkpoints.pretrained import Weights, open_weights
 from gpt_pretrain.checkpoints.tokenizer_files import write_tokenizer
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
-from gpt_pretrain.model.gpt2 import GPTModel
+from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.runs.folder import EXPORTED
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.files import replacing
 
 MAX_DIFFERENCE = 1e-4  # between logits
-# The fields of GPTConfig that GPT-2's layout can express.
+# The fields of GPTConfig that the layout of each kind of model can express.
 EXPORTABLE_FIELDS = {
     *("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers", "drop_rate"),
-    *("qkv_bias", "tie_embeddings", "gelu_approximate", "init"),
+    *("qkv_bias", "tie_embeddings", "gelu_approximate", "init", "kind", "n_kv_heads"),
 }
 
 log = logging.getLogger(__name__)
@@ -71,13 +72,11 @@ def export_run(run_dir: Path) -> None:
     log.info("Exported to %s/: transformers opens it, and its logits differ by at most %.1g", EXPORTED, difference)
 
 
-def _write(weights: Weights, model: GPTModel, folder: Path, *, name: str, tokenizer: str | None) -> None:
+def _write(weights: Weights, model: LanguageModel, folder: Path, *, name: str, tokenizer: str | None) -> None:
     """Write all files into an empty folder."""
     config = model.config
-    state = {gpt2_name(name): (value.T if is_linear(name) else value).contiguous() for name, value in model.state_dict().items()}
-    if not config.qkv_bias:
-        zeros = {f"transformer.h.{layer}.attn.c_attn.bias": torch.zeros(3 * config.emb_dim) for layer in range(config.n_layers)}
-        state |= zeros
+    modern = config.kind == "modern"
+    state = to_nanochat_tensors(model.state_dict(), config) if modern else _gpt2_tensors(model)
     save_file(state, folder / SAFETENSORS_FILE, metadata={"format": "pt"})
     known = None
     if tokenizer is None and not weights.has_likely_tokenizer:
@@ -86,7 +85,12 @@ def _write(weights: Weights, model: GPTModel, folder: Path, *, name: str, tokeni
         known = weights.build_tokenizer(tokenizer)
         write_tokenizer(known, folder, context_length=config.context_length)
     token_name, eos_id = (None, None) if known is None else (known.name, known.eos_id)
-    transformers.GPT2Config(**to_hf_config(config, tokenizer=token_name, eos_id=eos_id)).save_pretrained(folder)
+    stored: transformers.PreTrainedConfig = (
+        transformers.NanoChatConfig(**to_nanochat_config(config, tokenizer=token_name, eos_id=eos_id))
+        if modern
+        else transformers.GPT2Config(**to_hf_config(config, tokenizer=token_name, eos_id=eos_id))
+    )
+    stored.save_pretrained(folder)
     transformers.GenerationConfig(bos_token_id=eos_id, eos_token_id=eos_id, pad_token_id=eos_id).save_pretrained(folder)
     card = model_card(config, name=name, n_parameters=model.num_parameters(), tokenizer=token_name, training=weights.content)
     (folder / "README.md").write_text(card, encoding="utf-8")
@@ -94,7 +98,17 @@ def _write(weights: Weights, model: GPTModel, folder: Path, *, name: str, tokeni
     shutil.copymode(folder / "README.md", folder / SAFETENSORS_FILE)
 
 
-def _compare(model: GPTModel, folder: Path) -> float:
+def _gpt2_tensors(model: LanguageModel) -> dict[str, torch.Tensor]:
+    """Return the tensors of a GPTModel under the names of GPT2LMHeadModel, which always has biases."""
+    config = model.config
+    state = {gpt2_name(name): (value.T if is_linear(name) else value).contiguous() for name, value in model.state_dict().items()}
+    if not config.qkv_bias:
+        zeros = {f"transformer.h.{layer}.attn.c_attn.bias": torch.zeros(3 * config.emb_dim) for layer in range(config.n_layers)}
+        state |= zeros
+    return state
+
+
+def _compare(model: LanguageModel, folder: Path) -> float:
     """Return the largest difference between the logits of a model and of its export, on a fixed batch in fp32.
 
     If the logits are large, rounding alone can exceed MAX_DIFFERENCE. In that case the decision is made in fp64.
@@ -121,9 +135,9 @@ def _compare(model: GPTModel, folder: Path) -> float:
 
 
 def _export_problems(config: GPTConfig) -> list[str]:
-    """List the options that GPT-2's layout cannot express and that are not at their default."""
+    """List the options that the layout cannot express and that are not at their default."""
     return [
-        f"{field.name}={getattr(config, field.name)!r} cannot be exported: GPT-2's layout has no such option."
+        f"{field.name}={getattr(config, field.name)!r} cannot be exported: transformers' layout has no such option."
         for field in dataclasses.fields(config)
         if field.name not in EXPORTABLE_FIELDS and getattr(config, field.name) != field.default
     ]

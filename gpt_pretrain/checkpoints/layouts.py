@@ -142,7 +142,7 @@ def _unsupported(fields: dict[str, Any], *, width: Any, gelu: str | None) -> lis
     # The first configs of transformers had no model_type.
     old = "model_type" not in fields and "n_embd" in fields and ("n_positions" in fields or "n_ctx" in fields)
     if fields.get("model_type") != "gpt2" and not old:
-        return [f"model_type={short_repr(fields.get('model_type'))} is not supported; only 'gpt2' is."]
+        return [f"model_type={short_repr(fields.get('model_type'))} is not supported; only 'gpt2' and 'nanochat' are."]
     problems = []
     classes = fields.get("architectures")
     for name in classes if isinstance(classes, list) else []:

@@ -19,7 +19,7 @@ HEADER = """---
 library_name: transformers
 pipeline_tag: text-generation
 tags:
-- gpt2
+- {tag}
 - gpt-pretrain
 ---
 """
@@ -49,8 +49,10 @@ def model_card(config: GPTConfig, *, name: str, n_parameters: int, tokenizer: st
         tokenizer: The tokenizer's name, if it is known.
         training: One of this program's checkpoints; empty if the training is unknown.
     """
+    tag, kind = ("nanochat", "A GPT with nanochat's layers") if config.kind == "modern" else ("gpt2", "A GPT-2")
     sections = [
-        f"{HEADER}\n# {_markdown_text(name)}\n\nA GPT-2 with {n_parameters:,} parameters, exported by gpt-pretrain.",
+        f"{HEADER.format(tag=tag)}\n# {_markdown_text(name)}\n\n"
+        f"{kind} with {n_parameters:,} parameters, exported by gpt-pretrain.",
         USAGE if tokenizer is not None else NO_TOKENIZER,
     ]
     settings = training.get("config")

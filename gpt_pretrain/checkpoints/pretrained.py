@@ -26,8 +26,9 @@ from gpt_pretrain.checkpoints.tensor_groups import EMBEDDING, group_tensors
 from gpt_pretrain.checkpoints.weight_source import find_source
 from gpt_pretrain.checkpoints.weight_tokenizers import FindTokenizer, no_tokenizer
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.model.build import empty_model
 from gpt_pretrain.model.config import GPTConfig
-from gpt_pretrain.model.gpt2 import GPTModel, empty_model
+from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.tokenizers.build import build_tokenizer, tokenizer_by_size
 from gpt_pretrain.tokenizers.fitting import fit_to_rows
@@ -89,7 +90,7 @@ class Weights:
         drop_rate: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-    ) -> GPTModel:
+    ) -> LanguageModel:
         """Return the model with these weights, in eval mode.
 
         Tensors are moved from the file to the model one by one. Tensors of a PyTorch file that fit unchanged stay mapped to it.
@@ -145,7 +146,7 @@ class Weights:
     def _fit(self, tokenizer: Tokenizer) -> Tokenizer:
         return fit_to_rows(tokenizer, self.config.vocab_size, origin=self.name)
 
-    def _state_dict(self, model: GPTModel, *, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
+    def _state_dict(self, model: LanguageModel, *, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
         """Read the model's tensors, the largest first to keep the memory peak low."""
         state, not_finite = {}, []
         shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
@@ -180,7 +181,7 @@ def load_pretrained(
     n_heads: int | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
-) -> GPTModel:
+) -> LanguageModel:
     """Load the model in a file, in a folder or on the Hugging Face hub, in eval mode.
 
     Args:
@@ -218,7 +219,7 @@ def open_weights(source: str | Path, *, n_heads: int | None = None) -> Weights:
     return Weights(found.name, config, parts, transposed, found.content, found.find_tokenizer, found.has_tokenizer_files)
 
 
-def load_weights_into_gpt(model: GPTModel, params: Mapping[str, Any]) -> None:
+def load_weights_into_gpt(model: LanguageModel, params: Mapping[str, Any]) -> None:
     """Copy OpenAI's parameters, as chapter 5 reads them from the original files, into a model.
 
     Args:

@@ -29,6 +29,7 @@ from gpt_pretrain.checkpoints.layouts import (
 )
 from gpt_pretrain.checkpoints.llmc_model import is_llmc_file, read_llmc_model
 from gpt_pretrain.checkpoints.misfits import name_some
+from gpt_pretrain.checkpoints.nanochat_layout import NANOCHAT, from_nanochat_config, from_nanochat_tensors
 from gpt_pretrain.checkpoints.sharded import assemble_shards
 from gpt_pretrain.checkpoints.tensor_files import (
     StoredTensor,
@@ -144,6 +145,8 @@ def _from_hf_files(config: Path, weights: Path, *, name: str) -> WeightSource:
     if "auto_map" in fields:
         log.warning("%s names code of its own for the model, which is not run; the model may compute otherwise", config)
     tensors = read_indexed(weights) if weights.name in (SHARD_INDEX, PICKLE_INDEX) else read_tensors(weights)
+    if fields.get("model_type") == NANOCHAT:
+        tensors = from_nanochat_tensors(tensors)
     find = folder_finder(config.parent, fields.get(OWN_KEY))
     is_safe = weights.name == SHARD_INDEX or is_safetensors(weights)
     return WeightSource(name, tensors, declared, find, True, is_safetensors=is_safe)
@@ -152,7 +155,8 @@ def _from_hf_files(config: Path, weights: Path, *, name: str) -> WeightSource:
 def _read_config(config: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the fields of `GPTConfig` that a config.json declares, and all its fields."""
     fields = read_model_json(config)
-    declared, problems = from_hf_config(fields)
+    translate = from_nanochat_config if fields.get("model_type") == NANOCHAT else from_hf_config
+    declared, problems = translate(fields)
     if problems:
         raise UserError(f"{config}: {' '.join(problems)}")
     return declared, fields

@@ -30,6 +30,7 @@ from gpt_pretrain.config.stored_settings import (
     within_bounds,
 )
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.model.config import ADDED_FIELDS
 from gpt_pretrain.system.reading import DamagedFileError, expand_aliases
 from gpt_pretrain.system.signing import has_signature, signature
 from gpt_pretrain.system.terminal import escape_line
@@ -90,6 +91,8 @@ def read_stored_settings(config: Any, *, own: bool, origin: str) -> dict[str, An
     for key in (*TRAIN_KINDS, *_optional_groups()):
         if TRAIN_KINDS.get(key) != NEVER and (found := _find(config, key)) and (key in TRAIN_KINDS or found[0] is None):
             _insert(known, key, found[0])
+    if isinstance(known.get("model"), dict):
+        known["model"] = ADDED_FIELDS | known["model"]
     try:
         merged = OmegaConf.merge(OmegaConf.structured(TrainSettings), OmegaConf.create(escape_interpolation(known)))
         typed = OmegaConf.to_container(merged, resolve=True)

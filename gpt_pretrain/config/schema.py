@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from omegaconf import MISSING
 
 from gpt_pretrain.generation.config import SamplerConfig
-from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.model.config import ADDED_FIELDS, GPTConfig
 
 
 def _settings_class(name: str, config: type, *, doc: str, without: tuple[str, ...] = (), **defaults: object) -> type:
@@ -40,7 +40,12 @@ if TYPE_CHECKING:
 else:
     # The vocabulary size follows from the tokenizer. gelu_approximate is tanh (GPT-2) or none (the exact function).
     ModelSettings = _settings_class(
-        "ModelSettings", GPTConfig, doc="`model`: the architecture.", without=("vocab_size",), gelu_approximate="tanh"
+        "ModelSettings",
+        GPTConfig,
+        doc="`model`: the architecture.",
+        without=("vocab_size",),
+        gelu_approximate="tanh",
+        **ADDED_FIELDS,
     )
     SamplerSettings = _settings_class("SamplerSettings", SamplerConfig, doc="`sampler`: how each next token is chosen.")
 

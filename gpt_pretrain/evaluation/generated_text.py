@@ -21,7 +21,7 @@ from gpt_pretrain.data.token_stream import TokenStream
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.memorization import longest_memorized_span
 from gpt_pretrain.generation.prompts import Continuation
-from gpt_pretrain.model.gpt2 import GPTModel
+from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.runs.metadata import update_metadata
 from gpt_pretrain.system.files import write_text
 from gpt_pretrain.system.urls import is_url
@@ -69,7 +69,7 @@ def _shard_tokens(data: DataSettings, sha256: str, tokenizer: Tokenizer) -> Toke
 
 
 def save_measured_texts(
-    folder: Path, model: GPTModel, texts: Sequence[Continuation], content: Mapping[str, Any], tokenizer: Tokenizer
+    folder: Path, model: LanguageModel, texts: Sequence[Continuation], content: Mapping[str, Any], tokenizer: Tokenizer
 ) -> None:
     """Write texts to samples.txt in a folder, and the texts with their measures to its run metadata.
 
@@ -82,7 +82,7 @@ def save_measured_texts(
     update_metadata(folder, texts=whole_texts, measures=measures)
 
 
-def measure_texts(model: GPTModel, texts: Sequence[Continuation], *, training: TokenStream | None) -> dict[str, Any]:
+def measure_texts(model: LanguageModel, texts: Sequence[Continuation], *, training: TokenStream | None) -> dict[str, Any]:
     """Measure continuations, each measure averaged over them except for the longest memorized span.
 
     Returns:
@@ -111,7 +111,7 @@ def distinct_fraction(token_ids: Sequence[int], n: int) -> float | None:
 
 
 @torch.inference_mode()
-def mean_log_probability(model: GPTModel, prompt_ids: Sequence[int], new_ids: Sequence[int]) -> float | None:
+def mean_log_probability(model: LanguageModel, prompt_ids: Sequence[int], new_ids: Sequence[int]) -> float | None:
     """Return the mean log-probability in nats that a model gives to tokens after a prompt, or None if there are none.
 
     A text longer than the context is read in windows that overlap by half, so that each token is predicted from at least half a

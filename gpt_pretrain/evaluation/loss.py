@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from gpt_pretrain.data.dataset import Batch
-from gpt_pretrain.model.gpt2 import GPTModel
 from gpt_pretrain.model.kernels.loss import IGNORED, linear_cross_entropy
+from gpt_pretrain.model.language_model import LanguageModel
 
 
 def next_token_loss(
-    model: GPTModel, token_ids: Tensor, target_ids: Tensor, positions: Tensor | None = None, *, compiled: bool = False
+    model: LanguageModel, token_ids: Tensor, target_ids: Tensor, positions: Tensor | None = None, *, compiled: bool = False
 ) -> Tensor:
     """Return the mean cross-entropy over all positions that have a target, in nats per token, a scalar.
 
@@ -29,7 +29,8 @@ def next_token_loss(
         compiled: Whether to compile the loss.
     """
     hidden = model.hidden_states(token_ids, positions=positions)
-    return linear_cross_entropy(hidden.flatten(0, 1), model.head_weight, target_ids.flatten(), compiled=compiled)
+    cap = model.config.logit_cap
+    return linear_cross_entropy(hidden.flatten(0, 1), model.head_weight, target_ids.flatten(), cap=cap, compiled=compiled)
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class LossTotals:
 
 @torch.no_grad()
 def mean_loss(
-    model: GPTModel, batches: Iterable[Batch], *, token_bytes: Tensor, all_reduce: Callable[[Tensor], Tensor]
+    model: LanguageModel, batches: Iterable[Batch], *, token_bytes: Tensor, all_reduce: Callable[[Tensor], Tensor]
 ) -> MeanLoss:
     """Return the loss over the batches of all ranks, with dropout off and the random state untouched.
 

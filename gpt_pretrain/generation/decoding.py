@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpt_pretrain.model.gpt2 import GPTModel
 from gpt_pretrain.model.kernels.matmul_speed import speedup
 from gpt_pretrain.model.kernels.packed_linear import PackedLinear
 from gpt_pretrain.model.kv_cache import KVCache, StaticKVCache
+from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.system.measurements import measured_once
 
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}  # Lightning's names and the dtypes of matrix products
@@ -34,7 +34,7 @@ class DecodingModel:
         batch_size: Expected number of rows. Other numbers work but may be slower.
     """
 
-    def __init__(self, model: GPTModel, *, dtype: torch.dtype | None = None, batch_size: int = 1) -> None:
+    def __init__(self, model: LanguageModel, *, dtype: torch.dtype | None = None, batch_size: int = 1) -> None:
         self.config = model.config
         self.device = model.tok_emb.weight.device
         self.dtype = model.tok_emb.weight.dtype if dtype is None else dtype
@@ -53,14 +53,14 @@ class DecodingModel:
         """
         hidden = self._blocks.hidden_states(token_ids, cache=cache)  # (B, T, D)
         logits: Tensor = self._head(hidden[:, -1])  # (B, V)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return self._blocks.cap_logits(logits.to(torch.promote_types(logits.dtype, torch.float32)))
 
     def new_cache(self, batch_size: int, *, capacity: int) -> KVCache:
         """Return an empty cache for this many rows and at most this many positions."""
         return KVCache(self.config, batch_size, capacity=capacity, device=self.device, dtype=self.dtype)
 
 
-def pick_decoding_precision(precision: str, model: GPTModel) -> tuple[str, str]:
+def pick_decoding_precision(precision: str, model: LanguageModel) -> tuple[str, str]:
     """Return the precision to decode in, one of `PRECISIONS`, and the reason.
 
     "auto" chooses bf16 if it is clearly faster: on a GPU that supports it, and on a CPU if a short measurement with an
@@ -110,7 +110,7 @@ def capture_step(model: DecodingModel, cache: KVCache) -> Callable[[Tensor], Ten
     return step
 
 
-def _pack_linear_layers(model: GPTModel, *, dtype: torch.dtype, n_rows: int) -> GPTModel:
+def _pack_linear_layers(model: LanguageModel, *, dtype: torch.dtype, n_rows: int) -> LanguageModel:
     """Copy a model in eval mode, without its output head and hooks, sharing all weights except those of linear layers."""
     replacements: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
     for name, module in model.named_modules():

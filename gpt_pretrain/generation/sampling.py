@@ -15,13 +15,13 @@ from torch import Tensor
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.generation.decoding import GRAPH_MIN_TOKENS, DecodingModel, capture_step
-from gpt_pretrain.model.gpt2 import GPTModel
+from gpt_pretrain.model.language_model import LanguageModel
 
 log = logging.getLogger(__name__)
 
 
 def generate(
-    model: GPTModel | DecodingModel,
+    model: LanguageModel | DecodingModel,
     token_ids: Tensor,
     max_new_tokens: int,
     *,
@@ -61,7 +61,7 @@ def generate(
 
 
 def generate_stream(
-    model: GPTModel | DecodingModel,
+    model: LanguageModel | DecodingModel,
     token_ids: Tensor,
     sampler: SamplerConfig,
     *,

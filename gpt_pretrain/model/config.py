@@ -10,13 +10,19 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.reading import short_repr
 
 GELU_FORMS = ("tanh", "none")
-INITIALIZATIONS = ("gpt2", "pytorch")
+KINDS = ("gpt2", "modern")
+INITIALIZATIONS = {"gpt2": ("gpt2", "pytorch"), "modern": ("modern",)}  # by kind
+# Fields of GPT-2's that the modern model has one value for.
+MODERN_VALUES = {"qkv_bias": False, "tie_embeddings": False, "gelu_approximate": "tanh"}
+MODERN_LOGIT_CAP = 15.0
+# Fields that earlier versions did not have, with the values that mean the same.
+ADDED_FIELDS: dict[str, Any] = {"kind": "gpt2", "n_kv_heads": None}
 MAX_UNKNOWN = 10  # Unknown fields that are listed.
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The fields that determine the shapes and the initial weights of a `GPTModel`.
+    """The fields that determine the kind of a model, its shapes and its initial weights.
 
     Args:
         vocab_size: Number of token ids; it follows from the tokenizer.
@@ -28,7 +34,10 @@ class GPTConfig:
         qkv_bias: Add a bias to the query, key and value projections.
         tie_embeddings: Use the token embedding as the output head.
         gelu_approximate: "tanh" for GPT-2's form of GELU, "none" for the exact function, as in nanoGPT.
-        init: "gpt2" for normal with std 0.02 and smaller residual projections, "pytorch" for each layer's own default.
+        init: "gpt2" for normal with std 0.02 and smaller residual projections, "pytorch" for each layer's own default, "modern"
+            for the modern model's.
+        kind: "gpt2" for `GPTModel`, "modern" for `ModernModel`, which has no biases, an output head of its own, and no GELU.
+        n_kv_heads: Heads of keys and values; groups of query heads share one. None means n_heads, which GPT-2 requires.
 
     Raises:
         UserError: If fields are invalid; it lists all of them.
@@ -44,6 +53,8 @@ class GPTConfig:
     tie_embeddings: bool = True
     gelu_approximate: str = "tanh"
     init: str = "gpt2"
+    kind: str = "gpt2"
+    n_kv_heads: int | None = None
 
     def __post_init__(self) -> None:
         problems = [
@@ -64,16 +75,58 @@ class GPTConfig:
             problems.append(f"drop_rate={short_repr(self.drop_rate)}: must be at least 0 and below 1; GPT-2 used 0.1.")
         problems += [
             f"{name}={short_repr(getattr(self, name))}: must be one of {', '.join(choices)}."
-            for name, choices in (("gelu_approximate", GELU_FORMS), ("init", INITIALIZATIONS))
+            for name, choices in (("gelu_approximate", GELU_FORMS), ("kind", KINDS))
             if getattr(self, name) not in choices
         ]
+        problems += self._kind_problems() if self.kind in KINDS else []
         if problems:
             raise UserError(problems)
+
+    def _kind_problems(self) -> list[str]:
+        """List the values that this kind of model does not have."""
+        problems = []
+        if self.init not in (known := INITIALIZATIONS[self.kind]):
+            problems.append(f"init={short_repr(self.init)}: must be {' or '.join(known)} with kind={self.kind}.")
+        if self.kind == "gpt2":
+            if self.n_kv_heads is not None:
+                problems.append(f"n_kv_heads={short_repr(self.n_kv_heads)}: GPT-2 has n_heads of them. Leave it out.")
+            return problems
+        problems += [
+            f"{name}={short_repr(getattr(self, name))}: the modern model has no such option. Leave it out."
+            for name, value in MODERN_VALUES.items()
+            if getattr(self, name) != value
+        ]
+        heads = self.n_kv_heads
+        if heads is not None and not (_is_count(heads) and _is_count(self.n_heads) and self.n_heads % heads == 0):
+            problems.append(
+                f"n_kv_heads={short_repr(heads)}: must divide n_heads={short_repr(self.n_heads)}, or be null for as many."
+            )
+        if _is_count(self.n_heads) and _is_count(self.emb_dim) and self.emb_dim % self.n_heads == 0 and self.head_dim % 2:
+            problems.append(
+                f"n_heads={self.n_heads} makes heads of width {self.head_dim}, but rotary positions turn pairs of numbers: "
+                "emb_dim / n_heads must be even."
+            )
+        return problems
 
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.emb_dim // self.n_heads
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
+
+    @property
+    def qkv_rows(self) -> tuple[int, int, int]:
+        """Rows of the queries, keys and values in the matrix that computes all three."""
+        return self.emb_dim, self.kv_heads * self.head_dim, self.kv_heads * self.head_dim
+
+    @property
+    def logit_cap(self) -> float | None:
+        """Bound of the logits' size; None for none."""
+        return MODERN_LOGIT_CAP if self.kind == "modern" else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a plain dict for a checkpoint."""
@@ -88,6 +141,7 @@ class GPTConfig:
         """
         if not isinstance(fields, dict):
             raise UserError(f"The stored architecture is a {type(fields).__name__}, not a table of fields.")
+        fields = ADDED_FIELDS | fields
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(short_repr(name) for name in fields.keys() - known)[:MAX_UNKNOWN]
         problems = [f"The stored architecture has an unknown field {name}." for name in unknown]

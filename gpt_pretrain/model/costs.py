@@ -18,6 +18,13 @@ CHECKPOINT_OVERHEAD = 1 << 16  # Bytes of a checkpoint besides its tensors: sett
 def parameter_counts(config: GPTConfig) -> dict[str, int]:
     """Return the number of trainable parameters of each component; a tied output head counts once."""
     D, L, V = config.emb_dim, config.n_layers, config.vocab_size
+    if config.kind == "modern":
+        return {
+            "token embedding": V * D,
+            "attention": L * attention_weights(config),
+            "feed-forward": L * 8 * D**2,
+            "output head": V * D,
+        }
     return {
         "token embedding": V * D,
         "position embedding": config.context_length * D,
@@ -38,7 +45,13 @@ def matmul_parameters(config: GPTConfig) -> int:
 
     Embeddings do not count, because they are looked up.
     """
-    return 12 * config.n_layers * config.emb_dim**2 + config.vocab_size * config.emb_dim
+    D = config.emb_dim
+    return config.n_layers * (attention_weights(config) + 8 * D**2) + config.vocab_size * D
+
+
+def attention_weights(config: GPTConfig) -> int:
+    """Return the number of weights in the matrices of a block's attention; 4 D squared unless heads share keys and values."""
+    return (sum(config.qkv_rows) + config.emb_dim) * config.emb_dim
 
 
 def forward_flops_per_token(config: GPTConfig) -> float:
@@ -68,6 +81,8 @@ def training_flops_per_token(config: GPTConfig, *, activation_checkpointing: boo
 def block_tensor_shapes(config: GPTConfig) -> list[TensorShape]:
     """Return the shapes of the parameters of one block; a vector has one number per row."""
     D = config.emb_dim
+    if config.kind == "modern":
+        return [(sum(config.qkv_rows), D), (D, D), (4 * D, D), (D, 4 * D)]
     qkv = [(3 * D, D), (3 * D, 1)] if config.qkv_bias else [(3 * D, D)]
     biases_and_norms = [(D, 1)] * 6
     return [*qkv, (D, D), (4 * D, D), (4 * D, 1), (D, 4 * D), *biases_and_norms]
@@ -76,6 +91,8 @@ def block_tensor_shapes(config: GPTConfig) -> list[TensorShape]:
 def root_tensor_shapes(config: GPTConfig) -> list[TensorShape]:
     """Return the shapes of the parameters outside the blocks: embeddings, last norm and an untied output head."""
     D, V = config.emb_dim, config.vocab_size
+    if config.kind == "modern":
+        return [(V, D), (V, D)]
     return [(V, D), (config.context_length, D), (D, 1), (D, 1), *([] if config.tie_embeddings else [(V, D)])]
 
 
@@ -196,8 +213,10 @@ def block_activation_bytes(config: GPTConfig, *, batch_size: int, precision: str
     """
     D, H = config.emb_dim, config.n_heads
     wide, narrow = dtype_bytes(precision)
-    weight_copies = 0 if wide == narrow else 12 * D**2 * narrow
+    weight_copies = 0 if wide == narrow else (attention_weights(config) + 8 * D**2) * narrow
     token = 2 * (wide * D + 8) + 14 * narrow * D + 4 * H
+    if config.kind == "modern":
+        token = _modern_bytes_per_token(config, precision=precision, device=device)
     if config.drop_rate > 0:
         uses_keep_mask = device == "cpu"  # PyTorch's own dropout keeps one byte per element.
         token += 2 * D * (narrow if uses_keep_mask else 1)
@@ -205,16 +224,31 @@ def block_activation_bytes(config: GPTConfig, *, batch_size: int, precision: str
     return weight_copies + batch_size * config.context_length * token
 
 
+def _modern_bytes_per_token(config: GPTConfig, *, precision: str, device: str) -> int:
+    """Return the bytes that a modern block keeps of each token without dropout.
+
+    The block keeps the inputs of its two norms and of those of queries and keys. In the dtype of matrix products it keeps the
+    input of each matrix (D, D, D, 4 D), the output of ReLU (4 D), queries, keys and values. Shared keys and values are repeated
+    for each query head. Where nothing copies the values, they are a view that keeps the unrotated queries and keys as well.
+    """
+    D, H = config.emb_dim, config.n_heads
+    wide, narrow = dtype_bytes(precision)
+    all_rows, copied = sum(config.qkv_rows), config.kv_heads < H or (config.drop_rate > 0 and device == "cpu")
+    norms = 2 * (wide * D + 4) + wide * (D + config.qkv_rows[1]) + 4 * (H + config.kv_heads)
+    return norms + narrow * (11 * D + 2 * D + (D if copied else all_rows)) + 4 * H
+
+
 def activation_bytes(
     config: GPTConfig, *, batch_size: int, precision: str, device: str, activation_checkpointing: bool = False
 ) -> int:
-    """Return the bytes that `GPTModel` keeps of a batch for the backward pass; compiled blocks may keep less."""
+    """Return the bytes that a model keeps of a batch for the backward pass; compiled blocks may keep less."""
     D, tokens = config.emb_dim, batch_size * config.context_length
     wide, _ = dtype_bytes(precision)
     block = tokens * wide * D
     if not activation_checkpointing:
         block = block_activation_bytes(config, batch_size=batch_size, precision=precision, device=device)
     embedding = (D * (wide if device == "cpu" else 1)) if config.drop_rate > 0 else 0
+    embedding += wide * D if config.kind == "modern" else 0  # the input of the norm after it
     return config.n_layers * block + tokens * (wide * D + 8 + embedding)
 
 
@@ -222,8 +256,9 @@ def loss_bytes(config: GPTConfig, *, batch_size: int, precision: str, device: st
     """Return the peak memory of the loss: a chunk of logits, the gradients of head and hidden states, and cast copies."""
     wide, narrow = dtype_bytes(precision)
     tokens, head = batch_size * config.context_length, config.vocab_size * config.emb_dim
-    # The softmax is computed in fp32, so narrower logits are held twice.
-    logits = chunk_rows(tokens, config.vocab_size, device) * config.vocab_size * (narrow if narrow == 4 else narrow + 4)
+    # The softmax is computed in fp32, so narrower logits are held twice. The derivative of a cap is held as well.
+    number = (narrow if narrow == 4 else narrow + 4) + (0 if config.logit_cap is None else 4)
+    logits = chunk_rows(tokens, config.vocab_size, device) * config.vocab_size * number
     gradients = (head + 2 * tokens * config.emb_dim) * wide
     copies = 0 if narrow == 4 else (2 * head + tokens * config.emb_dim) * narrow
     return logits + gradients + copies

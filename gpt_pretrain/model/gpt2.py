@@ -12,13 +12,12 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.kernels.attention import causal_attention
 from gpt_pretrain.model.kernels.dropout import Dropout
 from gpt_pretrain.model.kv_cache import KVCache
+from gpt_pretrain.model.language_model import LanguageModel
 
 
 class MultiHeadAttention(nn.Module):
@@ -77,19 +76,11 @@ class TransformerBlock(nn.Module):
         return out
 
 
-class GPTModel(nn.Module):
-    """A GPT-2 that maps token ids to the logits of the next token at each position.
-
-    Attributes:
-        activation_checkpointing: Keep only the input of each block in the forward pass, and recompute the rest in the backward
-            pass.
-    """
+class GPTModel(LanguageModel):
+    """A GPT-2 that maps token ids to the logits of the next token at each position."""
 
     def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.activation_checkpointing = False
-        self.tok_emb = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.emb_dim), freeze=False)  # type: ignore[no-untyped-call]
+        super().__init__(config)
         self.pos_emb = nn.Embedding.from_pretrained(torch.empty(config.context_length, config.emb_dim), freeze=False)  # type: ignore[no-untyped-call]
         self.drop_emb = Dropout(config.drop_rate)
         self.trf_blocks = nn.ModuleList(TransformerBlock(config, layer) for layer in range(config.n_layers))
@@ -99,57 +90,11 @@ class GPTModel(nn.Module):
         if not self.tok_emb.weight.is_meta:
             self._init_gpt2() if config.init == "gpt2" else self._init_pytorch()
 
-    def forward(self, token_ids: Tensor) -> Tensor:
-        """Return the logits of the next token at each position.
-
-        Args:
-            token_ids: int64, (B, T), T at most context_length.
-
-        Returns:
-            (B, T, V).
-        """
-        return self.logits(self.hidden_states(token_ids))
-
     def hidden_states(self, token_ids: Tensor, *, cache: KVCache | None = None, positions: Tensor | None = None) -> Tensor:
-        """Return the output of the last layer norm, the input of the output head.
-
-        Args:
-            token_ids: int64, (B, T).
-            cache: Keys and values of the positions before token_ids; this call appends those of token_ids.
-            positions: Position of each token in its document, int64, (B, T), starting at 0 in each document. Tokens attend only
-                to their own document. None treats each row as one document. Cannot be combined with a cache.
-
-        Returns:
-            (B, T, D).
-
-        Raises:
-            ValueError: If the positions exceed context_length.
-        """
-        T = token_ids.shape[1]
-        if (context_length := self.config.context_length) < T:
-            raise ValueError(f"token_ids reach position {T}, but the model's context_length is {context_length}.")
-        mask = None if positions is None else _document_mask(positions)  # (B, 1, T, T)
-        if positions is None:
-            positions = torch.arange(T, device=token_ids.device) if cache is None else cache.begin(T)
+        positions, mask = self._positions_and_mask(token_ids, cache, positions)
         x = self.drop_emb(self.tok_emb(token_ids) + self.pos_emb(positions))  # (B, T, D)
-        recompute = self.activation_checkpointing and torch.is_grad_enabled()
-        for block in self.trf_blocks:
-            x = checkpoint(block, x, mask=mask, use_reentrant=False) if recompute else block(x, cache=cache, mask=mask)
-        hidden: Tensor = self.final_norm(x)
+        hidden: Tensor = self.final_norm(self._run_blocks(x, cache=cache, mask=mask))
         return hidden
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Apply the output head: (..., D) -> (..., V)."""
-        return F.linear(hidden, self.head_weight)
-
-    @property
-    def head_weight(self) -> Tensor:
-        """The weight of the output head, (V, D)."""
-        return self.tok_emb.weight if self.config.tie_embeddings else self.out_head.weight
-
-    def num_parameters(self) -> int:
-        """Return the number of trainable parameters; a tied output head counts once."""
-        return sum(parameter.numel() for parameter in self.parameters())
 
     def _init_gpt2(self) -> None:
         """Initialize like GPT-2: normal with std 0.02, 0.01 for positions, and scaled down for the residual projections."""
@@ -168,16 +113,3 @@ class GPTModel(nn.Module):
         """Initialize the embeddings with PyTorch's default; the linear layers already have theirs."""
         for embedding in (self.tok_emb, self.pos_emb):
             embedding.reset_parameters()
-
-
-def empty_model(config: GPTConfig) -> GPTModel:
-    """Return a model on the meta device, whose tensors have shapes but use no memory."""
-    with torch.device("meta"):
-        return GPTModel(config)
-
-
-def _document_mask(positions: Tensor) -> Tensor:
-    """Return the keys that each query sees, those of its own document up to its own position: bool, (B, 1, T, T)."""
-    index = torch.arange(positions.shape[1], device=positions.device)
-    distance = index[:, None] - index  # from query to key, (T, T)
-    return ((distance >= 0) & (distance <= positions[:, :, None]))[:, None]

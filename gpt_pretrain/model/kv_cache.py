@@ -1,6 +1,6 @@
 """Caches for the keys and values of the positions that a model has read so far.
 
-Shapes: B batch, T time (new positions), S cached positions, H heads, K head_dim.
+Shapes: B batch, T time (new positions), S cached positions, H heads of keys and values, K head_dim.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class KVCache:
         self, config: GPTConfig, batch_size: int, *, capacity: int | None = None, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.capacity = config.context_length if capacity is None else min(capacity, config.context_length)
-        shape = (config.n_layers, batch_size, config.n_heads, self.capacity, config.head_dim)
+        shape = (config.n_layers, batch_size, config.kv_heads, self.capacity, config.head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.length = 0

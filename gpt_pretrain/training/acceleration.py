@@ -8,8 +8,8 @@ import torch
 
 from gpt_pretrain.config.schema import TrainerSettings
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.model.gpt2 import GPTModel
 from gpt_pretrain.model.kernels.matmul_speed import MIN_BF16_SPEEDUP, cpu_bf16_speedup
+from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.training.distributed.ranks import broadcast
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def precision_for(requested: str, device: torch.device, *, deterministic: bool =
     return "32-true", f"the safe choice on {device.type}"
 
 
-def compile_model(model: GPTModel, requested: bool | str, device: torch.device) -> tuple[bool, str]:
+def compile_model(model: LanguageModel, requested: bool | str, device: torch.device) -> tuple[bool, str]:
     """Compile the blocks of a model in place, if the settings ask for it and this machine can.
 
     Returns:

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from gpt_pretrain.config.schema import OptimizerSettings, SchedulerSettings
 from gpt_pretrain.data.dataset import Batch
 from gpt_pretrain.evaluation.loss import LossTotals, mean_loss, next_token_loss
-from gpt_pretrain.model.gpt2 import GPTModel
+from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.training.batch_totals import batch_totals
 from gpt_pretrain.training.clock import TrainingClock
 from gpt_pretrain.training.distributed import ranks
@@ -68,7 +68,7 @@ class GPTLitModule(L.LightningModule):
 
     def __init__(
         self,
-        model: GPTModel,
+        model: LanguageModel,
         *,
         optimizer: OptimizerSettings,
         scheduler: SchedulerSettings,

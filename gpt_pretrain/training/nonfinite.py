@@ -11,7 +11,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.linalg import vector_norm
 
-from gpt_pretrain.model.gpt2 import GPTModel
+from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.training.distributed import ranks
 
 MAX_WEIGHT = 1e6  # Weights above it come from updates that have gone wrong; those of a trained model are below 1e3.
@@ -37,7 +37,7 @@ class NonFiniteError(Exception):
         self.batches = [[epoch, batch] for batch in batches]
 
 
-def has_usable_weights(model: GPTModel) -> bool:
+def has_usable_weights(model: LanguageModel) -> bool:
     """Return whether all weights are numbers of at most MAX_WEIGHT; all ranks must call this, and agree."""
     weights = (parameter.detach() for parameter in model.parameters())
     own = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in weights]
@@ -57,7 +57,7 @@ def renumber_batches(batches: Sequence[Sequence[int]], *, before: int, now: int)
     return [[epoch, number] for epoch, first, last in first_and_last for number in range(first, last + 1)]
 
 
-def skipped_batch_loss(model: GPTModel, *, device: torch.device) -> Tensor | None:
+def skipped_batch_loss(model: LanguageModel, *, device: torch.device) -> Tensor | None:
     """Return what `training_step` returns for a batch that is left out.
 
     A single process returns None, which makes Lightning skip the backward pass. Several ranks wait for each other's gradients,

@@ -14,8 +14,9 @@ from gpt_pretrain.checkpoints.weight_tokenizers import checkpoint_tokenizer
 from gpt_pretrain.config.checkpoint_settings import has_signed_settings
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.errors import AlreadyCompleteError, UserError
+from gpt_pretrain.model.build import new_model
 from gpt_pretrain.model.config import GPTConfig
-from gpt_pretrain.model.gpt2 import GPTModel
+from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.terminal import escape_line
 from gpt_pretrain.tokenizers.base import Tokenizer
@@ -109,11 +110,11 @@ def from_weights(settings: TrainSettings, overridden: Set[str]) -> StartingPoint
     return StartingPoint(weights=weights, architecture=weights.config, tokenizer=weights.own_tokenizer)
 
 
-def build_model(settings: TrainSettings, tokenizer: Tokenizer, start: StartingPoint) -> GPTModel:
+def build_model(settings: TrainSettings, tokenizer: Tokenizer, start: StartingPoint) -> LanguageModel:
     """Build the model, with the weights of the starting point if it has any."""
     if start.weights is None:
         vocab_size = tokenizer.vocab_size if start.architecture is None else start.architecture.vocab_size
-        return GPTModel(GPTConfig(vocab_size=vocab_size, **dataclasses.asdict(settings.model)))
+        return new_model(GPTConfig(vocab_size=vocab_size, **dataclasses.asdict(settings.model)))
     model = start.weights.build(context_length=settings.model.context_length, drop_rate=settings.model.drop_rate).train()
     # The loaded weights may be mapped to a file, which another program could change during the training.
     for parameter in model.parameters():
@@ -165,7 +166,7 @@ def _follow(settings: TrainSettings, weights: Weights, overridden: Set[str]) -> 
     Raises:
         UserError: If an override contradicts them.
     """
-    fixed = {f"model.{size}" for size in ("emb_dim", "n_heads", "n_layers") if overridden & {"model", "experiment"}}
+    fixed = {f"model.{size}" for size in ("kind", "emb_dim", "n_heads", "n_layers") if overridden & {"model", "experiment"}}
     differing = {}
     for key, value in _required_settings(settings, weights, overridden).items():
         group, field = key.split(".")

@@ -20,8 +20,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from gpt_pretrain.checkpoints.sharded import REFERENCE_KEY
 from gpt_pretrain.config.checkpoint_settings import MAX_INTEGER
 from gpt_pretrain.config.schema import OptimizerSettings
+from gpt_pretrain.model.build import empty_model
 from gpt_pretrain.model.config import GPTConfig
-from gpt_pretrain.model.gpt2 import empty_model
 from gpt_pretrain.training.optimizer import build_optimizer
 
 CUDA_STATE_BYTES = 16  # seed and offset

@@ -12,7 +12,7 @@ from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.data.mixture import MixedWindows
 from gpt_pretrain.evaluation.memorization import MAX_SEARCHED
-from gpt_pretrain.model.gpt2 import GPTModel
+from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.runs.folder import EXPORTED, checkpoint_dir, display_path
 from gpt_pretrain.runs.metadata import describe_environment
 from gpt_pretrain.runs.next_commands import generate_command, resume_command, tensorboard_command
@@ -35,7 +35,7 @@ from gpt_pretrain.training.run_length import reached_limit, steps_per_epoch, tot
 CallbackType = TypeVar("CallbackType")
 
 
-def describe_start(setup: TrainingSetup, model: GPTModel) -> str:
+def describe_start(setup: TrainingSetup, model: LanguageModel) -> str:
     """Return lines about the model, the data, the length, the cost and the folder of a run, and warnings."""
     settings, data, start = setup.settings, setup.data, setup.start
     plan = make_plan(settings, data, model.config, first_step=start.step)
@@ -52,7 +52,7 @@ def describe_start(setup: TrainingSetup, model: GPTModel) -> str:
     )
 
 
-def run_facts(settings: TrainSettings, data: TextDataModule, model: GPTModel) -> list[str]:
+def run_facts(settings: TrainSettings, data: TextDataModule, model: LanguageModel) -> list[str]:
     """Return lines about the model, the data and the length of a run."""
     config, split, trainer = model.config, data.split, settings.trainer
     step_windows, last_windows = windows_per_step(data, trainer)

@@ -130,7 +130,7 @@ def test_every_field_of_the_architecture_is_exported_or_prevents_the_export(
     assert {*GPTConfig.__dataclass_fields__} == huggingface.EXPORTABLE_FIELDS
     checkpoint(tmp_path / "x.ckpt", gelu_approximate="none")
     monkeypatch.setattr(huggingface, "EXPORTABLE_FIELDS", huggingface.EXPORTABLE_FIELDS - {"gelu_approximate"})
-    with pytest.raises(UserError, match="gelu_approximate='none' cannot be exported: GPT-2's layout has no such option"):
+    with pytest.raises(UserError, match="gelu_approximate='none' cannot be exported: transformers' layout has no such option"):
         export(open_weights(tmp_path / "x.ckpt"), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["x.ckpt"]
 

@@ -153,7 +153,7 @@ def test_weights_with_nan_or_infinity_are_rejected(tmp_path: Path, number: float
         ({"n_head": 5}, r"n_heads=5 does not divide emb_dim=48"),
         ({"n_head": "4"}, r"n_heads='4': must be a whole number"),
         ({"n_layer": 10**12}, r"its config has n_layers=1000000000000"),
-        ({"model_type": "llama"}, r"model_type='llama' is not supported; only 'gpt2' is"),
+        ({"model_type": "llama"}, r"model_type='llama' is not supported; only 'gpt2' and 'nanochat' are"),
         ({"activation_function": ["relu"]}, r"activation_function=\['relu'\] is not supported"),
         ({"layer_norm_epsilon": 1e-6}, r"layer_norm_epsilon=1e-06 is not supported; GPTModel always has 1e-05"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True is not supported"),

@@ -21,10 +21,12 @@ IGNORED = -100  # The target id of a position that does not count, as in PyTorch
 # GPT-2's 50,257, slowly.
 COLUMN_ALIGNMENT = 64
 
-SoftmaxGradient = Callable[[Tensor, Tensor, Tensor], Tensor]
+SoftmaxGradient = Callable[[Tensor, Tensor, Tensor, float | None], Tensor]
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, target_ids: Tensor, *, compiled: bool = False) -> Tensor:
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, target_ids: Tensor, *, cap: float | None = None, compiled: bool = False
+) -> Tensor:
     """Compute the mean cross-entropy of an output head without bias, in nats.
 
     The result equals `F.cross_entropy(hidden @ weight.T, target_ids)`. The forward pass also computes the gradients, chunk by
@@ -35,19 +37,22 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, target_ids: Tensor, *, 
         hidden: (N, D).
         weight: (V, D).
         target_ids: int64, (N,). Positions whose target is IGNORED do not count.
+        cap: Bend the logits to cap * tanh(logits / cap) before the softmax; None leaves them.
         compiled: Fuse all operations on the logits between the matrix products into one kernel.
 
     Returns:
         A scalar in fp32 or wider; 0 if all targets are IGNORED.
     """
     softmax_gradient = _compiled_softmax_gradient() if compiled else _softmax_gradient
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, target_ids, softmax_gradient)  # type: ignore[no-untyped-call]
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, target_ids, cap, softmax_gradient)  # type: ignore[no-untyped-call]
     return loss
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, target_ids: Tensor, softmax_gradient: SoftmaxGradient) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, target_ids: Tensor, cap: float | None, softmax_gradient: SoftmaxGradient
+    ) -> Tensor:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         N, V = len(hidden), len(weight)
@@ -64,7 +69,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 chunk = slice(start, min(start + rows, N))
                 logits = buffer[: chunk.stop - start, :V]  # (up to rows, V)
                 torch.mm(x[chunk], w.T, out=logits)
-                total += softmax_gradient(logits, target_ids[chunk], row_weights[chunk])
+                total += softmax_gradient(logits, target_ids[chunk], row_weights[chunk], cap)
                 if gradients is not None:
                     gradients.add(logits, chunk)
         ctx.gradients = None if gradients is None else gradients.finish(hidden.dtype, weight.dtype)
@@ -72,7 +77,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         if ctx.gradients is None:
             raise RuntimeError("linear_cross_entropy supports a single backward pass, because backward reuses its buffers.")
         d_hidden, d_weight = ctx.gradients
@@ -81,7 +86,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if d_loss.device.type != "cpu" or d_loss.item() != 1:
             d_hidden.mul_(d_loss)
             d_weight.mul_(d_loss)
-        return d_hidden, d_weight, None, None
+        return d_hidden, d_weight, None, None, None
 
 
 class _Gradients:
@@ -123,26 +128,33 @@ class _Gradients:
         return d_hidden, self.d_weight.to(weight_dtype)
 
 
-def _softmax_gradient(logits: Tensor, target_ids: Tensor, row_weights: Tensor) -> Tensor:
+def _softmax_gradient(logits: Tensor, target_ids: Tensor, row_weights: Tensor, cap: float | None) -> Tensor:
     """Replace logits in place by the gradient of the weighted sum of losses.
 
     Args:
         logits: (rows, V).
         target_ids: int64, (rows,).
         row_weights: (rows,).
+        cap: The logits are bent to cap * tanh(logits / cap); None leaves them.
 
     Returns:
         The unweighted sum of the losses of all rows with a weight above 0.
     """
     index, row_weights = target_ids.clamp(min=0)[:, None], row_weights[:, None]  # (rows, 1)
     wide = torch.promote_types(logits.dtype, torch.float32)
-    target_logits = logits.gather(1, index).to(wide)
-    highest = logits.amax(dim=1, keepdim=True)
-    probabilities = logits.sub_(highest).exp_() if logits.dtype == wide else (logits.to(wide) - highest).exp_()
+    values, ratio = logits, None
+    if cap is not None:
+        ratio = (logits.to(wide) / cap).tanh_()
+        values = logits.copy_(ratio).mul_(cap) if logits.dtype == wide else ratio * cap
+    target_logits = values.gather(1, index).to(wide)
+    highest = values.amax(dim=1, keepdim=True)
+    probabilities = values.sub_(highest).exp_() if values.dtype == wide else (values.to(wide) - highest).exp_()
     sums = probabilities.sum(dim=1, keepdim=True)
     loss = (sums.log() + highest - target_logits).where(row_weights > 0, 0.0).sum()
     probabilities.mul_(row_weights / sums)
     probabilities.scatter_add_(1, index, -row_weights)
+    if ratio is not None:
+        probabilities.mul_(ratio.square_().neg_().add_(1))  # the derivative of tanh
     if probabilities is not logits:
         logits.copy_(probabilities)
     return loss

@@ -17,7 +17,7 @@ from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.evaluation.memorization import longest_memorized_span
 from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.generation.sampling import generate_stream
-from gpt_pretrain.model.gpt2 import GPTModel
+from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.runs.samples import Sample, markdown_code_block, markdown_table, pick_evenly, read_samples
 from gpt_pretrain.runs.tensorboard import EventFiles
 from gpt_pretrain.system.files import open_for_append, write_text
@@ -118,7 +118,7 @@ class Samples(Callback):
         if tried:
             logger.add_text("decoding grid", markdown_table(tried), step=sample.step)
 
-    def _try_grid(self, model: GPTModel, trainer: L.Trainer, module: GPTLitModule) -> list[Sample]:
+    def _try_grid(self, model: LanguageModel, trainer: L.Trainer, module: GPTLitModule) -> list[Sample]:
         if self.grid is None:
             return []
         samples = []
@@ -138,7 +138,7 @@ class Samples(Callback):
 
     def _sample(
         self,
-        model: GPTModel,
+        model: LanguageModel,
         trainer: L.Trainer,
         module: GPTLitModule,
         prompt: str,

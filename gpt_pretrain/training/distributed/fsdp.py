@@ -45,13 +45,14 @@ from gpt_pretrain.checkpoints.sharded import (
     write_rank_file,
 )
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.model.gpt2 import GPTModel, empty_model
+from gpt_pretrain.model.build import empty_model
+from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.training.distributed import ranks
 
 Value = TypeVar("Value")
 
 
-def shard_model(model: GPTModel, mesh: DeviceMesh) -> None:
+def shard_model(model: LanguageModel, mesh: DeviceMesh) -> None:
     """Split a model over a mesh of devices, block by block."""
     for block in model.trf_blocks:
         fully_shard(block, mesh=mesh)
@@ -59,7 +60,7 @@ def shard_model(model: GPTModel, mesh: DeviceMesh) -> None:
     register_fsdp_forward_method(model, "hidden_states")
 
 
-def gather_model(model: GPTModel) -> GPTModel | None:
+def gather_model(model: LanguageModel) -> LanguageModel | None:
     """Return the whole model on rank 0 and None on the others; every rank of a sharded model must call this."""
     if not isinstance(model, FSDPModule):
         return model if ranks.is_main() else None

@@ -1,0 +1,111 @@
+"""What all models have in common: token ids in, logits out, by way of blocks and an output head.
+
+Shapes: B batch, T time (new positions), S positions attended to, D emb_dim, V vocab_size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.model.kv_cache import KVCache
+
+
+class LanguageModel(nn.Module):
+    """A model that maps token ids to the logits of the next token at each position.
+
+    A subclass adds `trf_blocks`, an `out_head` unless the embeddings are tied, and `hidden_states`.
+
+    Attributes:
+        activation_checkpointing: Keep only the input of each block in the forward pass, and recompute the rest in the backward
+            pass.
+    """
+
+    trf_blocks: nn.ModuleList
+    out_head: nn.Linear
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.activation_checkpointing = False
+        self.tok_emb = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.emb_dim), freeze=False)  # type: ignore[no-untyped-call]
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """Return the logits of the next token at each position.
+
+        Args:
+            token_ids: int64, (B, T), T at most context_length.
+
+        Returns:
+            (B, T, V).
+        """
+        return self.logits(self.hidden_states(token_ids))
+
+    def hidden_states(self, token_ids: Tensor, *, cache: KVCache | None = None, positions: Tensor | None = None) -> Tensor:
+        """Return the output of the last norm, the input of the output head.
+
+        Args:
+            token_ids: int64, (B, T).
+            cache: Keys and values of the positions before token_ids; this call appends those of token_ids.
+            positions: Position of each token in its document, int64, (B, T), starting at 0 in each document. Tokens attend only
+                to their own document. None treats each row as one document. Cannot be combined with a cache.
+
+        Returns:
+            (B, T, D).
+
+        Raises:
+            ValueError: If the positions exceed context_length.
+        """
+        raise NotImplementedError
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Apply the output head: (..., D) -> (..., V)."""
+        return self.cap_logits(F.linear(hidden, self.head_weight))
+
+    def cap_logits(self, logits: Tensor) -> Tensor:
+        """Bend the logits so that their size stays below the architecture's cap, if it has one."""
+        cap = self.config.logit_cap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The weight of the output head, (V, D)."""
+        return self.tok_emb.weight if self.config.tie_embeddings else self.out_head.weight
+
+    def num_parameters(self) -> int:
+        """Return the number of trainable parameters; a tied output head counts once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def _positions_and_mask(
+        self, token_ids: Tensor, cache: KVCache | None, positions: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the position of each token, (T,) or (B, T), and the mask that keeps documents apart, (B, 1, T, T)."""
+        T = token_ids.shape[1]
+        if (context_length := self.config.context_length) < T:
+            raise ValueError(f"token_ids reach position {T}, but the model's context_length is {context_length}.")
+        if positions is not None:
+            return positions, _document_mask(positions)
+        return torch.arange(T, device=token_ids.device) if cache is None else cache.begin(T), None
+
+    def _run_blocks(self, x: Tensor, *, cache: KVCache | None, **arguments: Any) -> Tensor:
+        """Apply all blocks: (B, T, D) -> (B, T, D).
+
+        Args:
+            arguments: What each block needs besides its input and the cache.
+        """
+        recompute = self.activation_checkpointing and torch.is_grad_enabled()
+        for block in self.trf_blocks:
+            x = checkpoint(block, x, use_reentrant=False, **arguments) if recompute else block(x, cache=cache, **arguments)
+        return x
+
+
+def _document_mask(positions: Tensor) -> Tensor:
+    """Return the keys that each query sees, those of its own document up to its own position: bool, (B, 1, T, T)."""
+    index = torch.arange(positions.shape[1], device=positions.device)
+    distance = index[:, None] - index  # from query to key, (T, T)
+    return ((distance >= 0) & (distance <= positions[:, :, None]))[:, None]

@@ -1,0 +1,153 @@
+"""A GPT with what has been found since GPT-2, and that transformers' `nanochat` class computes too.
+
+Rotary positions instead of learned ones; RMS norms without parameters, also after the embedding and on queries and keys; squared
+ReLU; no biases; an output head of its own; logits bounded by tanh; optionally fewer heads of keys and values than of queries.
+
+Shapes: B batch, T time (new positions), S positions attended to, D emb_dim, H heads, G heads of keys and values, K head_dim.
+
+Source: Karpathy's nanochat, `nanochat/gpt.py`, as in transformers' NanoChatForCausalLM; Su et al. 2021 (arXiv:2104.09864) for
+rotary positions; Zhang & Sennrich 2019 (arXiv:1910.07467) for RMS norm; So et al. 2021 (arXiv:2109.08668) for squared ReLU; Henry
+et al. 2020 (arXiv:2010.04245) for norms of queries and keys; Ainslie et al. 2023 (arXiv:2305.13245) for grouped queries.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.model.kernels.attention import causal_attention
+from gpt_pretrain.model.kernels.dropout import Dropout
+from gpt_pretrain.model.kv_cache import KVCache
+from gpt_pretrain.model.language_model import LanguageModel
+
+NORM_EPS = 1e-6
+ROPE_BASE = 10_000.0  # of the slowest rotation's period
+
+Rotation = tuple[Tensor, Tensor]  # cosine and sine of each pair's angle at each position
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """Scale the last dimension to a root mean square of 1."""
+    return F.rms_norm(x, (x.shape[-1],), eps=NORM_EPS)
+
+
+def rotation_at(positions: Tensor, head_dim: int) -> Rotation:
+    """Return the rotation of each pair of numbers in a head at these positions.
+
+    Args:
+        positions: int64, (T,) or (B, T).
+
+    Returns:
+        Cosine and sine, fp32, (T, 1, K / 2) or (B, T, 1, K / 2).
+    """
+    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+    angles = positions[..., None, None].float() * ROPE_BASE**-exponents
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Rotate each pair of numbers by its angle; a pair is a number of a head's first half and its counterpart in the second.
+
+    Args:
+        x: (B, T, H, K).
+    """
+    cos, sin = rotation
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)
+
+
+class GroupedQueryAttention(nn.Module):
+    """Causal self-attention with rotary positions and normalized queries and keys, whose heads share keys and values."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.heads = (config.n_heads, config.kv_heads, config.kv_heads)
+        self.rows = config.qkv_rows
+        self.drop_rate = config.drop_rate
+        self.qkv = nn.Linear(config.emb_dim, sum(config.qkv_rows), bias=False)
+        self.out_proj = nn.Linear(config.emb_dim, config.emb_dim, bias=False)
+
+    def forward(self, x: Tensor, *, rotation: Rotation, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
+        B, T, D = x.shape
+        parts = self.qkv(x).split(self.rows, dim=-1)
+        queries, keys, values = (part.view(B, T, n, -1) for part, n in zip(parts, self.heads, strict=True))  # (B, T, H or G, K)
+        cos, sin = (factor.to(values.dtype) for factor in rotation)
+        queries, keys = (rms_norm(rotate(one, (cos, sin))).to(values.dtype) for one in (queries, keys))
+        queries, keys, values = (one.transpose(1, 2) for one in (queries, keys, values))  # (B, H or G, T, K)
+        if cache is not None:
+            keys, values = cache.extend(self.layer, keys, values)  # (B, G, S, K)
+            mask = cache.mask
+        if (group := self.heads[0] // self.heads[1]) > 1:
+            keys, values = (one.repeat_interleave(group, dim=1) for one in (keys, values))  # (B, H, S, K)
+        context = causal_attention(queries, keys, values, mask=mask, drop_rate=self.drop_rate if self.training else 0.0)
+        out: Tensor = self.out_proj(context.transpose(1, 2).reshape(B, T, D))  # (B, T, D)
+        return out
+
+
+class SquaredReLU(nn.Module):
+    """The square of ReLU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x).square()
+
+
+class ModernFeedForward(nn.Module):
+    """Two linear layers without biases, with squared ReLU between them and a hidden layer of four times the width."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(config.emb_dim, 4 * config.emb_dim, bias=False),
+            SquaredReLU(),
+            nn.Linear(4 * config.emb_dim, config.emb_dim, bias=False),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layers(x)
+        return out
+
+
+class ModernBlock(nn.Module):
+    """Attention and feed-forward, each with a norm before it and a residual connection around it."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.att = GroupedQueryAttention(config, layer)
+        self.ff = ModernFeedForward(config)
+        self.drop_shortcut = Dropout(config.drop_rate)
+
+    def forward(self, x: Tensor, *, rotation: Rotation, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
+        x = x + self.drop_shortcut(self.att(rms_norm(x), rotation=rotation, cache=cache, mask=mask))
+        out: Tensor = x + self.drop_shortcut(self.ff(rms_norm(x)))
+        return out
+
+
+class ModernModel(LanguageModel):
+    """The modern model, which maps token ids to the logits of the next token at each position."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(config)
+        self.drop_emb = Dropout(config.drop_rate)
+        self.trf_blocks = nn.ModuleList(ModernBlock(config, layer) for layer in range(config.n_layers))
+        self.out_head = nn.Linear(config.emb_dim, config.vocab_size, bias=False)
+        if not self.tok_emb.weight.is_meta:
+            self._init_modern()
+
+    def hidden_states(self, token_ids: Tensor, *, cache: KVCache | None = None, positions: Tensor | None = None) -> Tensor:
+        positions, mask = self._positions_and_mask(token_ids, cache, positions)
+        rotation = rotation_at(positions, self.config.head_dim)
+        x = self.drop_emb(rms_norm(self.tok_emb(token_ids)))  # (B, T, D)
+        return rms_norm(self._run_blocks(x, cache=cache, rotation=rotation, mask=mask))
+
+    def _init_modern(self) -> None:
+        """Start with blocks and logits of zero: the projections back to the residual stream and the output head are 0.
+
+        The embedding is normal with std 1. The other matrices have PyTorch's default, uniform with std 0.58 / sqrt(columns).
+        """
+        nn.init.normal_(self.tok_emb.weight)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("att.out_proj.weight", "ff.layers.2.weight", "out_head.weight")):
+                nn.init.zeros_(parameter)
