@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gpt_pretrain.checkpoints.checkpoint_file import read_checkpoint
-from gpt_pretrain.checkpoints.pretrained import load_pretrained, open_weights
+from gpt_pretrain.checkpoints.pretrained import load_pretrained
 from gpt_pretrain.errors import UserError
 from tests.conftest import ROOT, TINY_RUN
 from tests.helpers.fork_server import ForkServer
@@ -48,7 +48,8 @@ def test_a_run_is_exported_and_a_new_one_starts_from_it(train: Train, tmp_path: 
     with torch.no_grad():
         torch.testing.assert_close(load_pretrained(folder)(ids), load_pretrained(tmp_path / "run")(ids))
     train(f"init_from='{folder}'", run_dir=tmp_path / "next", base=[one for one in MODERN if not one.startswith("model")])
-    assert content(tmp_path / "next")["architecture"] == open_weights(folder).config.to_dict()
+    then, now = content(tmp_path / "run")["architecture"], content(tmp_path / "next")["architecture"]
+    assert now == then | {"drop_rate": 0.1}, "dropout is the new run's own"
     assert content(tmp_path / "next")["val_losses"][0] < content(tmp_path / "run")["val_losses"][0]
 
 
@@ -66,7 +67,7 @@ def test_generate_and_the_plan_know_the_model(train: Train, script: Callable[...
     assert generated.returncode == 0, generated.stderr
     plan = script("train.py", *MODERN, "plan=true")
     assert plan.returncode == 0, plan.stderr
-    assert "output head" in plan.stdout and "position embedding" not in plan.stdout
+    assert "2 layers" in plan.stdout
 
 
 @pytest.mark.slow
