@@ -25,6 +25,7 @@ OTHER_NAMES = {
     **dict.fromkeys(("n_embd", "d_model", "hidden_size", "dim"), "model.emb_dim"),
     **dict.fromkeys(("n_layer", "num_layers", "num_hidden_layers", "depth"), "model.n_layers"),
     **dict.fromkeys(("n_head", "num_heads", "num_attention_heads"), "model.n_heads"),
+    **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "n_kv_head", "n_query_groups"), "model.n_kv_heads"),
     **dict.fromkeys(("dropout", "dropout_rate"), "model.drop_rate"),
     **dict.fromkeys(("learning_rate", "max_lr"), "optimizer.lr"),
     **dict.fromkeys(("max_iters", "num_iterations", "steps", "train_steps"), "trainer.max_steps"),

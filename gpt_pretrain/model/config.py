@@ -86,7 +86,7 @@ class GPTConfig:
         """List the values that this kind of model does not have."""
         problems = []
         if self.init not in (known := INITIALIZATIONS[self.kind]):
-            problems.append(f"init={short_repr(self.init)}: must be {' or '.join(known)} with kind={self.kind}.")
+            problems.append(f"init={short_repr(self.init)}: must be one of {', '.join(known)} with kind={self.kind}.")
         if self.kind == "gpt2":
             if self.n_kv_heads is not None:
                 problems.append(f"n_kv_heads={short_repr(self.n_kv_heads)}: GPT-2 has n_heads of them. Leave it out.")
