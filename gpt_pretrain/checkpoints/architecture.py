@@ -180,7 +180,7 @@ def _count_heads(source: WeightSource, known: dict[str, Any], n_heads: int | Non
     problems = []
     stored = known.get("n_heads")
     if n_heads is not None and stored not in (None, n_heads):
-        problems.append(f"n_heads={n_heads}: {source.name} has {short_repr(stored)} attention heads.")
+        problems.append(f"n_heads={n_heads}: {source.name} has {short_repr(stored)} attention heads. Leave out n_heads.")
     heads = stored if stored is not None else n_heads
     likely = source.likely_heads
     if heads is None and likely is not None and likely > 0 and known["emb_dim"] % likely == 0:
@@ -241,7 +241,7 @@ def _conflicts(slots: Slots, optional: dict[TensorSlot, tuple[int, ...]]) -> lis
         if slot == HEAD and not same_content(slots[slot], slots[EMBEDDING]):
             problems.append(
                 f"its config ties the output head to the token embedding, but {name} differs from it; "
-                "set tie_word_embeddings to false in its config.json if the head is meant"
+                "set tie_word_embeddings to false in its config.json to use the separate head"
             )
         if slot.name.endswith(".bias") and slots[slot].read().any():
             problems.append(

@@ -23,12 +23,12 @@ def check_export_folder(folder: Path) -> None:
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise UserError(f"{folder} is a file. An export needs a folder of its own.")
+        raise UserError(f"{folder} is a file. Choose a new folder for the export.")
     names = sorted(path.name for path in folder.iterdir())
     exported = not names or ((folder / CONFIG_FILE).is_file() and OWN_KEY in read_model_json(folder / CONFIG_FILE))
     others = sorted(set(names) - EXPORTED_FILES) if exported else names
     if others:
         raise UserError(
             f"{folder} holds files that no earlier export wrote ({', '.join(others[:3])}{' ...' if len(others) > 3 else ''}). "
-            "An export needs a folder of its own."
+            "Choose a new folder for the export."
         )

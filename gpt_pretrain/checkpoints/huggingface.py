@@ -80,7 +80,7 @@ def _write(weights: Weights, model: LanguageModel, folder: Path, *, name: str, t
     save_file(state, folder / SAFETENSORS_FILE, metadata={"format": "pt"})
     known = None
     if tokenizer is None and not weights.has_likely_tokenizer:
-        log.warning("%s states no tokenizer, so the export has none. tokenizer= gives it one.", weights.name)
+        log.warning("%s does not name a tokenizer, so the export has none. Add one with tokenizer=FOLDER.", weights.name)
     else:
         known = weights.build_tokenizer(tokenizer)
         write_tokenizer(known, folder, context_length=config.context_length)

@@ -131,12 +131,12 @@ class Weights:
         size = self.config.vocab_size
         if (guess := tokenizer_by_size(size)) is None:
             raise UserError(
-                f"{self.name} states no tokenizer, and no known one has its {size:,} tokens. Give the folder or the file "
-                "that has its vocabulary: tokenizer=FOLDER"
+                f"{self.name} does not name a tokenizer, and no known tokenizer has {size:,} tokens. Give a folder or file "
+                "with its vocabulary: tokenizer=FOLDER"
             )
         log.warning(
-            "%s states no tokenizer. %s is used, since the vocabulary has %s rows. If the text is garbled, give the right "
-            "one: tokenizer=FOLDER",
+            "%s does not name a tokenizer. %s is used, because the vocabulary has %s tokens. If the text is garbled, give the "
+            "right tokenizer: tokenizer=FOLDER",
             self.name,
             guess,
             f"{size:,}",
@@ -213,7 +213,7 @@ def open_weights(source: str | Path, *, n_heads: int | None = None) -> Weights:
     for note in groups.notes():
         log.warning("%s: %s", found.name, note)
     if not transposed and "gelu_approximate" not in found.declared and slots[EMBEDDING].name.endswith("wte.weight"):
-        log.info("%s does not tell its form of GELU: GPT-2's is used, not the exact one of nanoGPT", found.name)
+        log.info("%s does not state its form of GELU. GPT-2's approximate GELU is used, not nanoGPT's exact one.", found.name)
     names = empty_model(config).state_dict()
     parts = {name: [slots[slot] for slot in possible_slots(name) if slot in slots] for name in names}
     return Weights(found.name, config, parts, transposed, found.content, found.find_tokenizer, found.has_tokenizer_files)

@@ -24,7 +24,7 @@ from gpt_pretrain.system.reading import DamagedFileError, read_json
 FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # What to do about a file of PyTorch, by the beginning of the name that it needs.
 REMEDIES = {
-    r"torch\.storage\._load_from_bytes": "pickle.dump wrote it: write it with torch.save(model.state_dict(), FILE).",
+    r"torch\.storage\._load_from_bytes": "It was written with pickle.dump. Write it with torch.save(model.state_dict(), FILE).",
     r"numpy\.": "If its tensors are NumPy arrays, convert them with torch.from_numpy first.",
     r"__torch__": "It is a TorchScript program: save the state_dict() of the model that it was made from.",
     r"torch\._utils\._rebuild_meta": "Its tensors are on the device meta, which keeps no values.",

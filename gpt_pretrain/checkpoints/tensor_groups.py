@@ -124,7 +124,7 @@ def _model_prefix(name: str, placed: list[tuple[str, TensorSlot, StoredTensor]])
         if len(own) != 1:
             listed = ", ".join(prefix or "no prefix" for prefix in list(embeddings)[:5])
             raise UserError(
-                f"{name} holds {len(embeddings)} models ({listed}), and does not tell which of them is meant. "
+                f"{name} holds {len(embeddings)} models ({listed}), and does not state which one to use. "
                 "Save the state_dict() of that model to a file of its own."
             )
         return own[0]

@@ -107,8 +107,8 @@ def find_source(source: str | Path) -> WeightSource:
     if HUB_ID.fullmatch(name) and not name.endswith(FILE_ENDINGS):
         return _from_hub(name)
     if (address := HUB_ADDRESS.match(name)) is not None:
-        raise UserError(f"{name}: a model on the hub is named without the address: {address['model']}")
-    raise UserError(f"{name}: there is no such file or folder.")
+        raise UserError(f"{name}: models on the hub are given by name, not by address. Type {address['model']}")
+    raise UserError(f"{name}: there is no such file or folder. Check the path, or give a model on the hub as owner/name.")
 
 
 def _from_hub(repo_id: str) -> WeightSource:
@@ -143,7 +143,7 @@ def _from_hf_files(config: Path, weights: Path, *, name: str) -> WeightSource:
     """Open a config.json and the weights that belong to it."""
     declared, fields = _read_config(config)
     if "auto_map" in fields:
-        log.warning("%s names code of its own for the model, which is not run; the model may compute otherwise", config)
+        log.warning("%s asks for model code of its own, which is not run. The model may compute different results here.", config)
     tensors = read_indexed(weights) if weights.name in (SHARD_INDEX, PICKLE_INDEX) else read_tensors(weights)
     if fields.get("model_type") == NANOCHAT:
         tensors = from_nanochat_tensors(tensors)
@@ -189,7 +189,7 @@ def _from_file(path: Path) -> WeightSource:
     if weights.problems:
         raise UserError(f"{path}: {' '.join(weights.problems)}")
     if weights.others:
-        log.warning("%s holds other weights as well, which are not used: %s", path, name_some(weights.others))
+        log.warning("%s also contains other weights, which are not used: %s", path, name_some(weights.others))
     declared, find = weights.told, no_tokenizer
     if isinstance(arguments := weights.whole.get("model_args"), dict):
         declared, find = from_nanogpt_args(arguments) | declared, nanogpt_finder(path, weights.whole)

@@ -108,7 +108,7 @@ def nanogpt_finder(path: Path, content: Mapping[str, Any]) -> FindTokenizer:
             except EXPECTED:
                 continue
             if found.vocab_size == size:
-                log.info("%s: its tokens are those of %s", path, folder / META)
+                log.info("%s: its tokenizer is read from %s", path, folder / META)
                 return found
         return None
 

@@ -49,7 +49,7 @@ def argument_problems(arguments: Arguments, *, script: str) -> list[str]:
     if arguments.has_multirun_flag and (others := NO_RUN & set(arguments.flags)):
         problems.append(f"-m starts a sweep, and {min(others)} starts nothing. Leave out one of them.")
     chosen = [value for flag, value in pairwise([*arguments.flags, ""]) if flag in ("-c", "--cfg")]
-    problems += [f"--cfg {value}: --cfg shows job, hydra or all." for value in chosen if value not in CONFIGS]
+    problems += [f"--cfg {value}: must be job, hydra or all." for value in chosen if value not in CONFIGS]
     if OTHER_CONFIGS.isdisjoint(arguments.flags):
         for override in arguments.overrides:
             problems += override_problems(override, script=script, sweep=arguments.is_sweep, folders=arguments.config_folders)

@@ -121,7 +121,7 @@ def explain_stray(before: str, words: list[str], *, script: str) -> str:
     if (known := _known_name(word, script)) is not None:
         return f"{word}: this setting has no value. Type {known}=VALUE"
     suggested = f"{SUGGESTED[script]}={text}"
-    return f"{text}: this is not a setting with its value, name=value. Did you mean {quote_word(suggested)}?"
+    return f"{text}: settings are written as name=value. Did you mean {quote_word(suggested)}?"
 
 
 def _explain_flag(word: str, name: str, words: list[str], *, script: str) -> str:

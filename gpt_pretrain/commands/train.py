@@ -104,8 +104,8 @@ def processes_to_start(config: DictConfig, overridden: Set[str]) -> int:
     devices = launch.devices_to_start(trainer.devices, accelerator=trainer.accelerator, num_nodes=trainer.num_nodes)
     if devices > (most := max_processes()):
         raise UserError(
-            f"trainer.devices={devices}: this machine may run at most {most} processes of a training, {PROCESSES_PER_CORE} for "
-            "each core or one for each GPU. Choose a smaller number."
+            f"trainer.devices={devices}: a training on this machine may have at most {most} processes, {PROCESSES_PER_CORE} "
+            "for each core or one for each GPU. Choose a smaller number."
         )
     return devices
 
@@ -127,17 +127,17 @@ def _stored_devices(file: Path) -> SimpleNamespace:
     try:
         trainer = read_yaml(file, within=file.parent).get("trainer")
     except (OSError, DamagedFileError) as error:
-        raise UserError(f"{file} cannot be used: {error}. Type trainer.devices=N.") from error
+        raise UserError(f"{file} cannot be used: {error}. Add trainer.devices=N.") from error
     stored = trainer if isinstance(trainer, dict) else {}
     devices, num_nodes, accelerator = (stored.get(name) for name in ("devices", "num_nodes", "accelerator"))
     if not (isinstance(devices, int) and isinstance(num_nodes, int) and isinstance(accelerator, str)) or not (
         devices >= 1 and 1 <= num_nodes <= MAX_NODES
     ):
-        raise UserError(f"{file} names no valid devices. Type trainer.devices=N and trainer.num_nodes=N.")
+        raise UserError(f"{file} has no valid number of devices. Add trainer.devices=N and trainer.num_nodes=N.")
     if devices > (most := max_processes()):
         raise UserError(
-            f"trainer.devices={devices} comes from {file}, but this machine may run at most {most} processes "
-            f"of a training, {PROCESSES_PER_CORE} for each core or one for each GPU. Add trainer.devices=N with a smaller number."
+            f"trainer.devices={devices} comes from {file}, but a training on this machine may have at most {most} "
+            f"processes, {PROCESSES_PER_CORE} for each core or one for each GPU. Add trainer.devices=N with a smaller number."
         )
     return SimpleNamespace(devices=devices, num_nodes=num_nodes, accelerator=accelerator)
 

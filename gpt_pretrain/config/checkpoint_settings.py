@@ -206,21 +206,19 @@ def _check_plain(config: Any, *, own: bool, origin: str) -> None:
             characters += len(node)
             if len(node) > MAX_TEXT or characters > MAX_TEXTS:
                 raise UserError(
-                    f"{origin}, {UNSIGNED}, holds stored settings with texts of more than {MAX_TEXT:,} characters, "
-                    f"or of more than {MAX_TEXTS:,} together. No more are read. A new run can begin with its weights: init_from="
+                    f"{origin}, {UNSIGNED}, stores a text of more than {MAX_TEXT:,} characters, or more than {MAX_TEXTS:,} "
+                    "characters in all, in its settings, so it is not read. Start a new run from its weights with init_from="
                 )
         if isinstance(node, dict):
             if "_target_" in node:
                 raise UserError(
-                    f"{origin}: the stored settings hold a _target_, which could run any code. This program never stores one."
+                    f"{origin}: the stored settings contain a _target_, which could run any code. This program never stores one."
                 )
             waiting += [*node, *node.values()]
         elif isinstance(node, list | tuple):
             waiting += node
         elif not (node is None or type(node) in (str, bool, float) or (type(node) is int and abs(node) < MAX_INTEGER)):
-            raise UserError(
-                f"{origin}: the stored settings hold a {type(node).__name__} that cannot be one. The file is damaged."
-            )
+            raise UserError(f"{origin}: the stored settings contain an invalid {type(node).__name__}. The file is damaged.")
 
 
 def _signed_content(config: Mapping[str, Any]) -> bytes:

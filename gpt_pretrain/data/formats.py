@@ -56,7 +56,7 @@ def open_corpus(files: Files, *, format_name: str = "auto") -> TokenCorpus:
             return candidate.open(files)
     if (name := find_llama3_shard(files)) is not None:
         raise UserError(
-            f"data.path={files.location}: {name} is an llm.c shard for Llama 3, whose vocabulary no tokenizer here has. "
+            f"data.path={files.location}: {name} is an llm.c shard for Llama 3, and this program has no tokenizer for Llama 3. "
             "Prepare the text with gpt-pretrain prepare."
         )
     raise UserError(

@@ -57,7 +57,7 @@ class RemoteFiles:
             try:
                 sizes = self._retry(self._list, "")
             except FileNotFoundError:
-                raise UserError(f"data.path={self.location}: there is no such folder.") from None
+                raise UserError(f"data.path={self.location}: there is no such folder. Check the URL.") from None
             self._sizes |= {name: size for name, size in sizes.items() if size is not None}
             self._names = sorted(name for name in sizes if FILE_NAME.fullmatch(name))
         return self._names
@@ -70,14 +70,14 @@ class RemoteFiles:
             with suppress(FileNotFoundError):
                 size = self._retry(lambda: self._fs.info(self._path(name))["size"], name)
                 if size is None:
-                    raise UserError(f"{self.location}/{name}: the server does not state its size, which is needed to read it.")
+                    raise UserError(f"{self.location}/{name}: the server does not state its size. Copy it to a local disk.")
                 self._sizes[name] = int(size)
         return self._sizes.get(name)
 
     def read(self, name: str, start: int, count: int) -> bytes:
         size = self.size(name)
         if size is None:
-            raise UserError(f"{self.location}/{name} no longer exists.")
+            raise UserError(f"{self.location}/{name} no longer exists. Restore it and resume the run.")
         end = min(start + count, size)
         return self._retry(lambda: self._read_range(name, start, end), name) if end > start else b""
 

@@ -82,7 +82,7 @@ def tokenize_anyway(text: Text, tokenizer: Tokenizer, *, train_ratio: float, cac
     except CacheNotWritableError as error:
         # Each process has a folder of its own: without a key on disk, none would trust another one's tokens.
         folder = temporary_cache()
-        log.warning("%s Until then, the tokens are kept in %s, and made again by the next start.", error, folder)
+        log.warning("%s Until then, the tokens are kept in %s, and the next start makes them again.", error, folder)
         return tokenize_text(text, tokenizer, train_ratio=train_ratio, cache_dir=folder)
 
 

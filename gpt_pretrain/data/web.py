@@ -63,9 +63,9 @@ def download_file(url: str, output_file: str, _pooch: object) -> None:
                 bar.update(len(piece))
                 if stream.tell() > MAX_DOWNLOAD_BYTES or time.monotonic() > end:
                     raise UserError(
-                        f"{without_secrets(url)}: a download ends at {MAX_DOWNLOAD_BYTES // 10**9} GB or after "
-                        f"{MAX_DOWNLOAD_SECONDS / 3600:g} hours, and this file is larger or slower. Nothing was kept. Get it by "
-                        "other means, and give it with data.path=FILE."
+                        f"{without_secrets(url)}: the download exceeded {MAX_DOWNLOAD_BYTES // 10**9} GB or "
+                        f"{MAX_DOWNLOAD_SECONDS / 3600:g} hours. Nothing was kept. Download it by other means, and give it with "
+                        "data.path=FILE."
                     )
 
 

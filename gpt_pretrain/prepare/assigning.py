@@ -72,7 +72,9 @@ def choose_split(corpus: EncodedCorpus, *, val_fraction: float, val_tokens: int 
         threshold = _threshold_for_tokens(corpus, everything, val_tokens)
     if threshold >= highest:
         setting = f"val_fraction={val_fraction:g}" if val_tokens is None else f"val_tokens={val_tokens}"
-        raise UserError(f"{setting} puts every document into the validation set and leaves none for training. Choose less.")
+        raise UserError(
+            f"{setting} puts every document into the validation set and leaves none for training. Choose a smaller number."
+        )
     return DocumentSplit(threshold, duplicates)
 
 

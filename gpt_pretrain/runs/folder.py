@@ -102,7 +102,7 @@ def check_folder_name(folder: Path) -> None:
     if "${" in (path := str(folder.absolute())):
         from gpt_pretrain.system.terminal import escape_line  # rich takes a tenth of a second to load
 
-        raise UserError(f"{escape_line(path)}: the path of this folder holds ${{, which Hydra would replace. Rename the folder.")
+        raise UserError(f"{escape_line(path)}: the path contains ${{, which Hydra would replace. Rename the folder.")
 
 
 def is_written_by_runs(names: Iterable[str]) -> bool:

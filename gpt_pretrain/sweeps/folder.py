@@ -100,7 +100,7 @@ def read_stored_overrides(folder: Path) -> tuple[list[str], list[str]]:
     parts = [stored.get(name) for name in ("hydra", "task")] if isinstance(stored, dict) else []
     texts = [[text for text in part if isinstance(text, str)] for part in parts if isinstance(part, list)]
     if texts != parts or len(texts) != 2:
-        raise UserError(f"{file} is not the settings of a sweep: it lists no overrides.")
+        raise UserError(f"{file} does not contain the settings of a sweep: it lists no overrides.")
     return texts[0], texts[1]
 
 

@@ -77,7 +77,7 @@ def _remove_stale_lock(folder: Path) -> None:
         try:
             lock_file.unlink(missing_ok=True)
         except OSError as error:  # it may be a folder
-            raise UserError(f"{lock_file} has no owner, but cannot be removed ({error.strerror}). Remove it.") from error
+            raise UserError(f"{lock_file} is an abandoned lock that cannot be removed ({error.strerror}). Delete it.") from error
 
 
 def _identity(file: Path) -> tuple[int, int] | None:

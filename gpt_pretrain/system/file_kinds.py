@@ -88,10 +88,10 @@ TOKENS = FileKind("file of token ids without a header", advice=_SHARDS)
 HTML = FileKind("HTML page", advice=_PANDOC.replace("plain", "plain -f html") + _AS_TEXT)
 XML = FileKind("XML document", advice=_PANDOC + _AS_TEXT)
 WIKI = FileKind(
-    "dump of a wiki",
+    "wiki dump",
     advice=_convert("python -m wikiextractor.WikiExtractor --json {path}", "Extract its articles first") + _AS_TEXT,
 )
-PICTURE_ADVICE = _convert("tesseract {path} text", "Text in a picture must be recognized first")
+PICTURE_ADVICE = _convert("tesseract {path} text", "Recognize its text first")
 MP4 = FileKind("MP4 video", advice=MEDIA_ADVICE)
 ZIP = FileKind("zip archive", "zip")
 TAR = FileKind("tar archive", "tar")
@@ -120,9 +120,7 @@ MEGATRON = FileKind(
 _TABLE = _convert(
     "python -c \"import pandas; pandas.read_{reader}('{path}').to_parquet('table.parquet')\"", "Convert it to Parquet first"
 )
-ARROW = FileKind(
-    "file of Arrow's", advice="If the package datasets wrote its folder: gpt-pretrain prepare dataset=FOLDER out=CORPUS."
-)
+ARROW = FileKind("Arrow file", advice="If the package datasets wrote its folder: gpt-pretrain prepare dataset=FOLDER out=CORPUS.")
 
 # The first bytes of files that are not plain text: offset, bytes, kind.
 SIGNATURES: tuple[tuple[int, bytes, FileKind], ...] = (
@@ -140,13 +138,13 @@ SIGNATURES: tuple[tuple[int, bytes, FileKind], ...] = (
     (0, b"\x04\x22\x4d\x18", FileKind("LZ4 file", advice=_convert("lz4 -d {path}", "Decompress it first"))),
     (0, b"\x1f\x9d", FileKind("file of the program compress", advice=_convert("gzip -d {path}", "Decompress it first"))),
     (0, b"LZIP", FileKind("lzip file", advice=_convert("lzip -d {path}", "Decompress it first"))),
-    (0, b"\xff\xd8\xff", FileKind("JPEG picture", advice=PICTURE_ADVICE)),
-    (0, b"\x89PNG", FileKind("PNG picture", advice=PICTURE_ADVICE)),
-    (0, b"GIF87a", FileKind("GIF picture", advice=PICTURE_ADVICE)),
-    (0, b"GIF89a", FileKind("GIF picture", advice=PICTURE_ADVICE)),
-    (0, b"II*\0", FileKind("TIFF picture", advice=PICTURE_ADVICE)),
-    (0, b"MM\0*", FileKind("TIFF picture", advice=PICTURE_ADVICE)),
-    (0, b"8BPS", FileKind("Photoshop picture", advice=PICTURE_ADVICE)),
+    (0, b"\xff\xd8\xff", FileKind("JPEG image", advice=PICTURE_ADVICE)),
+    (0, b"\x89PNG", FileKind("PNG image", advice=PICTURE_ADVICE)),
+    (0, b"GIF87a", FileKind("GIF image", advice=PICTURE_ADVICE)),
+    (0, b"GIF89a", FileKind("GIF image", advice=PICTURE_ADVICE)),
+    (0, b"II*\0", FileKind("TIFF image", advice=PICTURE_ADVICE)),
+    (0, b"MM\0*", FileKind("TIFF image", advice=PICTURE_ADVICE)),
+    (0, b"8BPS", FileKind("Photoshop image", advice=PICTURE_ADVICE)),
     (0, b"AT&TFORM", FileKind("DjVu document", advice=_convert("djvutxt {path} text.txt"))),
     (0, b"ID3", FileKind("MP3 recording", advice=MEDIA_ADVICE)),
     (0, b"OggS", FileKind("Ogg recording", advice=MEDIA_ADVICE)),

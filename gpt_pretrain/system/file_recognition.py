@@ -99,14 +99,14 @@ def _by_signature(head: bytes, suffix: str, *, as_text: bool) -> FileKind | None
                 return kind
     if head.startswith(b"RIFF") and len(head) >= 12:
         return {
-            b"WEBP": FileKind("WebP picture", advice=PICTURE_ADVICE),
+            b"WEBP": FileKind("WebP image", advice=PICTURE_ADVICE),
             b"WAVE": FileKind("WAV recording", advice=MEDIA_ADVICE),
         }.get(head[8:12], FileKind("AVI video", advice=MEDIA_ADVICE))
     if head[4:8] == b"ftyp":
         is_picture = head[8:11] in (b"hei", b"avi", b"mif")
-        return FileKind("HEIF picture", advice=PICTURE_ADVICE) if is_picture else MP4
+        return FileKind("HEIF image", advice=PICTURE_ADVICE) if is_picture else MP4
     if head.startswith(b"BM") and len(head) > 18 and head[6:10] == b"\0\0\0\0":
-        return FileKind("BMP picture", advice=PICTURE_ADVICE)
+        return FileKind("BMP image", advice=PICTURE_ADVICE)
     if head.startswith(b"MZ") and b"\0" in head[:64]:
         return FileKind("program")
     if re.match(rb"\x80[\2-\5]", head) and (

@@ -44,7 +44,7 @@ def read_tar(blocks: Iterable[bytes]) -> Members:
             reader.skip(size + -size % RECORD)
             continue
         if kind == SPARSE:
-            raise DamagedArchiveError(f"{name} is stored without its empty parts; unpack the archive first")
+            raise DamagedArchiveError(f"{name} is stored as a sparse file; unpack the archive first")
         size = int(extended["size"]) if extended.get("size", "").isdigit() else size
         name, extended = extended.get("path", name), {}
         if kind in WITHOUT_CONTENT:
@@ -170,7 +170,7 @@ def _parse_extended(content: bytes) -> dict[str, str]:
     while (match := re.match(rb"(\d{1,7}) ", content)) and int(match[1]) > match.end():
         name, _, value = content[match.end() : int(match[1]) - 1].partition(b"=")
         if name.startswith(b"GNU.sparse"):
-            raise DamagedArchiveError("a file is stored without its empty parts; unpack the archive first")
+            raise DamagedArchiveError("it contains a sparse file; unpack the archive first")
         if name in (b"path", b"size"):
             found[name.decode()] = _text(value)
         content = content[int(match[1]) :]

@@ -95,7 +95,7 @@ def open_contents(name: str, stream: BinaryIO, *, size: int, left_out: LeftOut, 
         kind = recognize(name, head, as_text=as_text)
         content = Content(label, kind, blocks, stream)
         if layers > MAX_LAYERS:
-            raise DamagedArchiveError(f"more than {MAX_LAYERS} archives are inside of one another")
+            raise DamagedArchiveError(f"its archives are nested more than {MAX_LAYERS} levels deep")
         if kind.form in COMPRESSED:
             yield from expand(content_name(name), label, limit.apply(decompress(blocks, kind.form)), None, layers + 1)
         elif kind.form == "tar":
@@ -144,4 +144,6 @@ def _transcode(blocks: Iterator[bytes], encoding: str) -> Iterator[bytes]:
     try:
         yield from to_utf8(blocks, encoding)
     except UnicodeDecodeError as error:
-        raise DamagedArchiveError(f"it begins like {encoding.upper()}, but is not ({error.reason})") from error
+        raise DamagedArchiveError(
+            f"it begins like {encoding.upper()}, but is not valid {encoding.upper()} ({error.reason})"
+        ) from error

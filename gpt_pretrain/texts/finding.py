@@ -73,7 +73,7 @@ def files_below(folder: Path) -> Iterator[Path]:
     if written:
         count = format_count(len(written), "folder")
         shown = escape_line(min(written))
-        log.warning("%s of runs or sweeps left out, such as %s. To read one, name it itself.", count, shown)
+        log.warning("%s of runs or sweeps left out, such as %s. To read one, give its own path.", count, shown)
 
 
 def _match_glob(path: Path) -> list[str]:
@@ -126,6 +126,6 @@ def _existing_files(paths: Iterable[Path]) -> list[str]:
         elif path.is_symlink() and not path.exists():
             broken.append(str(path))
     if broken:
-        links = "is a link to a file that does not exist" if len(broken) == 1 else "and others are links to missing files"
-        raise UserError(f"{min(broken)} {links}. What it should hold would be missing. Restore it, or delete the link.")
+        links = "is a link to a missing file" if len(broken) == 1 else f"and {len(broken) - 1} more are links to missing files"
+        raise UserError(f"{min(broken)} {links}, so their text would be missing. Restore the files, or delete the links.")
     return sorted(found.values())

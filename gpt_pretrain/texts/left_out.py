@@ -28,7 +28,7 @@ class LeftOut:
         self._first.setdefault(kind, PurePath(path).name)
 
     def described(self) -> str:
-        """Return ": 2 PNG pictures (a.png, ...), 1 empty file (b.txt)", or nothing if there are none."""
+        """Return ": 2 PNG images (a.png, ...), 1 empty file (b.txt)", or nothing if there are none."""
         parts = [
             f"{kind.counted(count)} ({self._first[kind]}{', ...' * (count > 1)})"
             for kind, count in sorted(self._counts.items(), key=lambda item: -item[1])[:SHOWN_KINDS]

@@ -44,8 +44,8 @@ def record_text(record: Any, text_field: str, *, is_json: bool, as_is: bool = Fa
     if isinstance(value, bytes):
         value = _decode(value)
     if not isinstance(value, str):
-        shown = "null" if value is None else f"a value of type {type(value).__name__}"
-        raise InvalidRecordError("text is not a string", f"{shown} in its place")
+        shown = "null" if value is None else f"of type {type(value).__name__}"
+        raise InvalidRecordError("text is not a string", f"it is {shown}")
     return value if as_is else unify_line_ends(value)
 
 
@@ -78,9 +78,11 @@ def find_field(record: Any, text_field: str, *, within: str = "") -> Any:
         InvalidRecordError: If the record is not an object with this field.
     """
     if isinstance(record, list):
-        raise InvalidRecordError("no object", f"a JSON array; each record must be one object with the field {text_field}")
+        raise InvalidRecordError("not an object", f"a JSON array instead of an object with the field {text_field}")
     if not isinstance(record, dict):
-        raise InvalidRecordError("no object", f"a JSON {type(record).__name__} instead of an object with the field {text_field}")
+        raise InvalidRecordError(
+            "not an object", f"a JSON {type(record).__name__} instead of an object with the field {text_field}"
+        )
     if text_field in record:
         return record[text_field]
     outer, dot, inner = text_field.partition(".")

@@ -183,7 +183,7 @@ def read_dataset(dataset: StreamedDataset, text_field: str, *, start: ReadPositi
     except Exception as error:  # The dataset's own reader and the network below it may raise anything.
         message = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"dataset={dataset.name}: the package datasets fails after record {cursor.record:,}: {message.rstrip('.')}. "
+            f"dataset={dataset.name}: the package datasets failed after record {cursor.record:,}: {message.rstrip('.')}. "
             "Fix this and run the same command again to resume."
         ) from error
 

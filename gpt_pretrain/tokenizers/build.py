@@ -61,21 +61,21 @@ def build_tokenizer(name: str) -> Tokenizer:
         return _build_named(name)
     if STORED_NAME.fullmatch(name):
         raise UserError(
-            f"tokenizer={name}: this vocabulary is stored in a checkpoint, a prepared corpus or an exported folder, and is taken "
-            "from there without being named. Otherwise give the folder or the file that has it: tokenizer=FOLDER"
+            f"tokenizer={name}: this vocabulary is stored in a checkpoint, a corpus or an exported folder, which use it without "
+            "tokenizer=. To use it elsewhere, give a folder or file with it: tokenizer=FOLDER"
         )
     path = user_path(name)
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
     except (OSError, ValueError) as error:
-        raise UserError(f"tokenizer={short_repr(name)}: this path cannot be read.") from error
+        raise UserError(f"tokenizer={short_repr(name)}: this path cannot be read. Check it.") from error
     if is_file:
         return read_tokenizer_file(path)
     if is_folder:
         if (found := read_folder_tokenizer(path)) is None:
             raise UserError(
-                f"tokenizer={name}: this folder has no vocabulary. Looked for were tokenizer.json, vocab.json with merges.txt, "
-                "vocab.txt, *.tiktoken and nanoGPT's meta.pkl."
+                f"tokenizer={name}: this folder has no vocabulary. It needs tokenizer.json, vocab.json with merges.txt, "
+                "vocab.txt, *.tiktoken or nanoGPT's meta.pkl."
             )
         return found
     if HUB_NAME.fullmatch(name):
@@ -103,7 +103,7 @@ def restore_tokenizer(stored: StoredTokenizer, *, origin: str) -> Tokenizer:
     if stored.definition is None:
         if not is_tokenizer_name(stored.name):
             raise UserError(
-                f"{origin} names the tokenizer {short_repr(stored.name)}, but does not hold it. Give its folder or file with "
+                f"{origin} names the tokenizer {short_repr(stored.name)}, but does not contain it. Give its folder or file with "
                 "tokenizer=FOLDER"
             )
         return _build_named(stored.name)
@@ -114,7 +114,7 @@ def restore_tokenizer(stored: StoredTokenizer, *, origin: str) -> Tokenizer:
     except DamagedFileError as error:
         raise UserError(f"{origin}: its tokenizer cannot be used: {error}.") from error
     if tokenizer.name.rpartition("@")[2] != stored.name.rpartition("@")[2]:
-        raise UserError(f"{origin} is damaged: its tokenizer {short_repr(stored.name)} is another one, {tokenizer.name}.")
+        raise UserError(f"{origin} is damaged: its tokenizer is {tokenizer.name}, not {short_repr(stored.name)}.")
     return tokenizer
 
 

@@ -85,7 +85,7 @@ def vocabulary_of(fields: Mapping[str, Any]) -> dict[str, int]:
 def _canonical_model(model: dict[str, Any]) -> dict[str, Any]:
     kind = model.get("type") or _guess_type(model)
     if kind not in MODELS:
-        raise DamagedFileError(f"its model has the type {short_repr(kind)}. Known are {', '.join(MODELS)}")
+        raise DamagedFileError(f"its model has the type {short_repr(kind)}, which is not one of {', '.join(MODELS)}")
     kept = {
         name: value
         for name, value in model.items()
@@ -120,7 +120,7 @@ def _guess_type(model: dict[str, Any]) -> str:
 def _added_token(token: Any, *, normalized: bool) -> dict[str, Any]:
     valid = isinstance(token, dict) and isinstance(token.get("content"), str) and type(token.get("id")) is int
     if not valid or not token["content"]:
-        raise DamagedFileError(f"{short_repr(token)} is none of its added tokens")
+        raise DamagedFileError(f"its added token {short_repr(token)} is invalid")
     flags = {name: bool(token.get(name, False)) and (normalized or name != "normalized") for name in TOKEN_FLAGS}
     return {"id": token["id"], "content": token["content"], "special": bool(token.get("special", False)), **flags}
 

@@ -44,7 +44,7 @@ def fit_to_rows(tokenizer: Tokenizer, n_rows: int, *, origin: str) -> Tokenizer:
             label = tokenizer.name.rpartition("@")[0]
             return as_known_tokenizer(label, fields | {"model": model, "added_tokens": kept}, end)
     raise UserError(
-        f"{origin} has a vocabulary of {n_rows:,} tokens, but the tokenizer {tokenizer.name} has one of "
+        f"{origin} has a vocabulary of {n_rows:,} tokens, but the tokenizer {tokenizer.name} has "
         f"{tokenizer.vocab_size:,}. Give the tokenizer that it was trained with: tokenizer="
     )
 

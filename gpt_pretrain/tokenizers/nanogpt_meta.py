@@ -61,7 +61,7 @@ def _tokens(fields: dict[Any, Any]) -> list[str] | None:
     tokens = [_as_text(table[token_id]) for token_id in range(len(table))]
     for token in tokens:
         if not isinstance(token, str) or not token or any("\ud800" <= char <= "\udfff" for char in token):
-            raise DamagedFileError(f"its itos holds {short_repr(token)}, which is no token")
+            raise DamagedFileError(f"its itos holds {short_repr(token)}, which is not a token")
     return tokens
 
 

@@ -55,7 +55,7 @@ class TableTokenizer:
         missing = next((piece for piece in pieces if piece not in self._ids), None)
         if missing is not None:
             known = ", ".join(repr(token) for token in self._tokens[:10]) + (", ..." if self.vocab_size > 10 else "")
-            raise UserError(f"{short_repr(missing)} is none of the {self.vocab_size:,} tokens of {self.name}: {known}")
+            raise UserError(f"{short_repr(missing)} is not one of the {self.vocab_size:,} tokens of {self.name}: {known}")
         return [self._ids[piece] for piece in pieces]
 
     def encode_ordinary(self, text: str) -> np.ndarray:
@@ -118,8 +118,8 @@ class IdTokenizer:
         for word in text.split():
             if not (word.isascii() and word.isdigit() and len(word) < 10 and int(word) < self.vocab_size):
                 raise UserError(
-                    f"{short_repr(word)} is no token id. Of this tokenizer only the number of ids is known, so a text is a list "
-                    f"of numbers from 0 to {self.vocab_size - 1} with blanks between them."
+                    f"{short_repr(word)} is not a token id. Only the number of ids is known for this tokenizer, so write texts "
+                    f"as numbers from 0 to {self.vocab_size - 1}, separated by spaces."
                 )
         return [int(word) for word in text.split()]
 

@@ -131,8 +131,8 @@ class VocabularyTokenizer:
         missing = next((char for char, seen in zip(text, covered, strict=True) if not seen and not char.isspace()), None)
         if missing is not None:
             raise UserError(
-                f"The tokenizer {self.name} has no token for {missing!r}, and cannot write a text that holds it. Leave the "
-                "character out, or give another tokenizer: tokenizer=FOLDER"
+                f"The tokenizer {self.name} has no token for {missing!r}, so it cannot encode this text. Remove the "
+                "character, or give another tokenizer: tokenizer=FOLDER"
             )
 
     def _decoded(self, token: str) -> bytes:

@@ -74,8 +74,8 @@ def read_tokenizer_file(path: Path) -> Tokenizer:
         if tokenizer is not None:
             return tokenizer
     raise UserError(
-        f"{path} is not the file of a tokenizer. Known are {TOKENIZER_JSON}, {VOCAB_JSON} with {MERGES}, {VOCAB_TXT}, "
-        f"*{TIKTOKEN_ENDING} and nanoGPT's {META}; or name the folder of a model."
+        f"{path} is not a tokenizer's file. Give {TOKENIZER_JSON}, {VOCAB_JSON} with {MERGES}, {VOCAB_TXT}, "
+        f"*{TIKTOKEN_ENDING} or nanoGPT's {META}, or the folder of a model."
     )
 
 

@@ -43,7 +43,7 @@ def from_vocab_and_merges(
     """Return the tokenizer of GPT-2's two files, with those added tokens that the files beside them name."""
     vocab = parse_json(content)
     if merges is None:
-        raise DamagedFileError("merges.txt is missing, which belongs to it")
+        raise DamagedFileError("the merges.txt that belongs to it is missing")
     if sum(token.endswith("</w>") for token in vocab) > len(vocab) // 10:
         raise DamagedFileError("its words end in </w>, as those of CLIP and the first GPT do, not GPT-2's")
     fields = {

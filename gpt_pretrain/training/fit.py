@@ -104,7 +104,7 @@ def fit(
         if stopped_by is not None:
             _leave(trainer, stopped_by, run_dir)
         if summary.find_callback(trainer, SaveRun).failed:
-            raise LostEndError("The last checkpoint could not be written: the end of the run is lost.")
+            raise LostEndError("The last checkpoint could not be written, so the steps since the previous one are lost.")
         return trainer, module
 
 

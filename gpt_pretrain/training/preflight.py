@@ -199,7 +199,7 @@ def _find_tokenizer(settings: TrainSettings, start: StartingPoint, overridden: S
 def _tokenizer_problems(settings: TrainSettings, tokenizer: Tokenizer, overridden: Set[str]) -> list[str]:
     problems = []
     if settings.export and not is_exportable(tokenizer):
-        problems.append(f"export=true is not possible: transformers has no tokenizer like {tokenizer.name[:100]}. Remove it.")
+        problems.append(f"export=true: transformers has no tokenizer like {tokenizer.name[:100]}. Leave out export=true.")
     if not settings.start_context:
         problems.append("start_context is empty, but every sample begins with it. Give at least one character.")
     prompts = {f"start_context={settings.start_context}": settings.start_context} if "start_context" in overridden else {}
@@ -208,7 +208,9 @@ def _tokenizer_problems(settings: TrainSettings, tokenizer: Tokenizer, overridde
     for setting, prompt in prompts.items():
         try:
             if not encode_prompt(prompt, tokenizer):
-                problems.append(f"{setting}: the tokenizer {tokenizer.name[:100]} has no token for any of it.")
+                problems.append(
+                    f"{setting}: the tokenizer {tokenizer.name[:100]} has no token for it. Choose another text or tokenizer."
+                )
         except UserError as error:
             problems.append(f"{setting}: {error}")
     return problems
@@ -223,7 +225,7 @@ def _choose_start_context(settings: TrainSettings, tokenizer: Tokenizer, data: T
     text = decode(tokenizer, first).strip()
     settings.start_context = next((line for line in text.split("\n") if len(line) >= MIN_START_CHARACTERS), text)
     log.info(
-        "Samples begin with the text's own first words, %r: the tokenizer cannot write the default start_context",
+        "Samples begin with the text's own first words, %r: the tokenizer cannot encode the default start_context",
         settings.start_context,
     )
 

@@ -115,7 +115,7 @@ def read_resumable(path: Path) -> dict[str, Any]:
     if settings != {name: architecture[name] for name in settings}:
         raise UserError(f"{path} is not a valid checkpoint: its settings describe another model than its tensors.")
     if not all(isinstance(number, int) and number >= 1 for number in _step_numbers(stored)):
-        raise UserError(f"{path} is not a valid checkpoint: {', '.join(STEP_SETTINGS)} must be numbers of at least 1 in it.")
+        raise UserError(f"{path} is not a valid checkpoint: its {', '.join(STEP_SETTINGS)} must be at least 1.")
     return content
 
 
@@ -257,8 +257,8 @@ def _keep_epoch_limits(merged: dict[str, Any], stored: Mapping[str, Any], overri
             continue
         if limit * before % now:
             refused.append(
-                f"trainer.{name}={limit} was {limit * before} windows, which is not a multiple of the {now} in a batch of all "
-                "devices now"
+                f"trainer.{name}={limit} was {limit * before} windows, but a batch of all devices now has {now}, which "
+                "does not divide that"
             )
         merged["trainer"][name] = max(1, limit * before // now)
     return refused

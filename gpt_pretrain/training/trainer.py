@@ -90,7 +90,7 @@ def build_run_trainer(
     """
     if found := sorted(run_dir.glob("*hpc_ckpt_*")):
         raise UserError(
-            f"{found[0]} is no file of this program, but within a SLURM job, Lightning would continue from it without a check. "
+            f"{found[0]} was not written by this program, but in a SLURM job Lightning would resume from it unchecked. "
             "Remove it, or choose another run_dir."
         )
     settings = setup.settings

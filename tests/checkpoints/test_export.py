@@ -115,7 +115,7 @@ def test_a_tokenizer_that_transformers_cannot_reproduce_is_rejected(tmp_path: Pa
 def test_a_model_without_a_known_tokenizer_is_exported_without_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     torch.save(tiny_model().state_dict(), tmp_path / "x.pth")
     export(open_weights(tmp_path / "x.pth", n_heads=4), tmp_path / "out")
-    assert "states no tokenizer, so the export has none" in caplog.text
+    assert "does not name a tokenizer, so the export has none" in caplog.text
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "README.md",
         "config.json",

@@ -167,12 +167,12 @@ def test_an_archive_of_books_is_read_member_by_member(tmp_path: Path, caplog: py
         (tmp_path / name).write_bytes(content)
         caplog.clear()
         check(tmp_path / name, expected)
-        assert "1 JPEG picture (cover.jpg)" in caplog.text
+        assert "1 JPEG image (cover.jpg)" in caplog.text
 
 
 REFUSED: dict[str, tuple[bytes, str]] = {
-    "cover.jpg": (b"\xff\xd8\xff\xe0" + bytes(2000), "JPEG picture"),
-    "a.png": (b"\x89PNG\r\n\x1a\n" + bytes(50), "PNG picture"),
+    "cover.jpg": (b"\xff\xd8\xff\xe0" + bytes(2000), "JPEG image"),
+    "a.png": (b"\x89PNG\r\n\x1a\n" + bytes(50), "PNG image"),
     "paper.pdf": (b"%PDF-1.7\n" + b"1 0 obj << /Type /Catalog >> endobj\n" * 50, "PDF document.*pdftotext"),
     "page.html": (b"<!DOCTYPE html>\n<html><body>" + b"<p>Hello.</p>" * 50, "HTML page.*as_text=true"),
     "error page.txt": (b"\n<html><head><title>404</title></head></html>", "HTML page"),
@@ -195,7 +195,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "a.db": (b"SQLite format 3\0" + bytes(100), "SQLite database"),
     "a.arrow": (b"ARROW1\0\0" + bytes(100), "dataset=FOLDER"),
     "a.mp4": (b"\0\0\0\x20ftypisom" + bytes(100), "MP4 video"),
-    "a.jpg.gz": (gzip.compress(b"\xff\xd8\xff\xe0" + bytes(2000)), "JPEG picture"),
+    "a.jpg.gz": (gzip.compress(b"\xff\xd8\xff\xe0" + bytes(2000)), "JPEG image"),
 }  # fmt: skip
 
 
@@ -367,7 +367,7 @@ def test_weights_are_not_looked_for_in_other_files(tmp_path: Path, name: str) ->
 def test_shards_are_not_looked_for_in_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(PLAIN)
     (tmp_path / "cover.jpg").write_bytes(REFUSED["cover.jpg"][0])
-    with pytest.raises(UserError, match=r"1 text file \(a\.txt\), 1 JPEG picture \(cover\.jpg\).*data=text data\.path="):
+    with pytest.raises(UserError, match=r"1 text file \(a\.txt\), 1 JPEG image \(cover\.jpg\).*data=text data\.path="):
         open_corpus_at(str(tmp_path), data_settings(tmp_path, name="shards"))
     with pytest.raises(UserError, match=r"a\.txt is a text file, not a folder of token shards\. Add data=text"):
         open_corpus_at(str(tmp_path / "a.txt"), data_settings(tmp_path, name="shards"))
@@ -469,6 +469,6 @@ def test_a_run_trains_on_compressed_records_and_says_what_it_leaves_out(script: 
     data = ["data=text", f"data.path={folder}", "data.text_field=article.body", f"data.cache_dir={tmp_path / 'cache'}"]
     done = script("train.py", *tiny, *data, "trainer.max_steps=1", "trainer.accelerator=cpu", "callbacks=minimal")
     assert done.returncode == 0, done.stderr
-    assert "1 file left out: 1 JPEG picture (cover.jpg)" in done.stdout + done.stderr
+    assert "1 file left out: 1 JPEG image (cover.jpg)" in done.stdout + done.stderr
     characters = sum(100 + n for n in range(20)) + 19 * len(END_OF_TEXT)
     assert f"{characters:,} characters" in done.stdout

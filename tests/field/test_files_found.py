@@ -64,7 +64,7 @@ def test_a_link_that_leads_nowhere_is_reported(tmp_path: Path, pattern: str) -> 
     write(tmp_path, "corpus/a.txt")
     (tmp_path / "corpus/gone.txt").symlink_to("/no/such/disk/gone.txt")
     for find in (lambda name: find_text_files(name), lambda name: find_input_files([name], out=tmp_path / "out")):
-        with pytest.raises(UserError, match=r"gone\.txt is a link to a file that does not exist"):
+        with pytest.raises(UserError, match=r"gone\.txt is a link to a missing file"):
             find(str(tmp_path / pattern))
 
 

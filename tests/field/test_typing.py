@@ -132,7 +132,7 @@ MISTYPED = {
     "--trainer.max-steps=5": "--trainer.max-steps=5: settings are written without dashes. Type trainer.max_steps=5",
     "--multi": "--multi: there is no such option. Did you mean --multirun?",
     "\u2013m": "\u2013m: this begins with a dash, not with a hyphen. Type -m",
-    "book.txt": "book.txt: this is not a setting with its value, name=value. Did you mean data.path=book.txt?",
+    "book.txt": "book.txt: settings are written as name=value. Did you mean data.path=book.txt?",
     "resume": "resume: this setting has no value. Type resume=VALUE",
 }
 

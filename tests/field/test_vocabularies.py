@@ -243,11 +243,11 @@ def test_a_vocabulary_without_an_end_of_text_gets_one_for_new_weights(tmp_path: 
     ("name", "content", "message"),
     [
         ("tokenizer.model", b"\n\x0e\n\x05<unk>", "is a SentencePiece model, which is not read. Convert it once"),
-        ("vocab.json", b"{}", "merges.txt is missing"),
+        ("vocab.json", b"{}", "the merges.txt that belongs to it is missing"),
         ("tokenizer.json", b"{}", "has no model with a vocabulary"),
         ("x.tiktoken", b"hello world\n", "is not a token in base64 and its number"),
         ("meta.pkl", pickle.dumps({"itos": {1: "a"}}), "has no table itos"),
-        ("merges.txt", b"a b\n", "is not the file of a tokenizer"),
+        ("merges.txt", b"a b\n", "is not a tokenizer's file"),
     ],
 )
 def test_a_file_that_is_no_tokenizer_is_refused_for_what_it_is(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -357,10 +357,10 @@ def test_a_meta_pkl_that_would_run_code_runs_nothing(tmp_path: Path) -> None:
 
 def test_a_checkpoint_never_opens_a_place_for_its_tokenizer(vocabularies: dict[str, Path]) -> None:
     for name in (str(vocabularies["byte_level"]), "someone/model", "byte_level@0123456789ab"):
-        with pytest.raises(UserError, match="but does not hold it"):
+        with pytest.raises(UserError, match="but does not contain it"):
             restore_tokenizer(StoredTokenizer(name), origin="x.ckpt")
     stored = StoredTokenizer.of(build_tokenizer(str(vocabularies["byte_level"])))
-    with pytest.raises(UserError, match="is another one"):
+    with pytest.raises(UserError, match="is damaged: its tokenizer is"):
         restore_tokenizer(StoredTokenizer("byte_level@0123456789ab", stored.definition), origin="x.ckpt")
 
 
@@ -401,11 +401,11 @@ def test_unused_ids_within_a_vocabulary_are_rows_without_a_token() -> None:
 
 def test_any_number_of_padded_rows_is_loaded(tmp_path: Path, vocabularies: dict[str, Path]) -> None:
     bare = save_model(tmp_path / "bare", 3000)
-    with pytest.raises(UserError, match=r"states no tokenizer, and no known one has its 3,000 tokens"):
+    with pytest.raises(UserError, match=r"does not name a tokenizer, and no known tokenizer has 3,000 tokens"):
         open_weights(bare).build_tokenizer()
     typed = open_weights(bare).build_tokenizer(str(vocabularies["byte_level"]))
     assert typed.vocab_size == 400
-    with pytest.raises(UserError, match=r"has a vocabulary of 3,000 tokens, but the tokenizer gpt2 has one of 50,257"):
+    with pytest.raises(UserError, match=r"has a vocabulary of 3,000 tokens, but the tokenizer gpt2 has 50,257"):
         open_weights(bare).build_tokenizer("gpt2")
 
 
@@ -413,10 +413,10 @@ def test_a_size_alone_is_a_guess_that_is_said_and_not_exported(tmp_path: Path, c
     folder = save_model(tmp_path / "german", 50265)
     weights = open_weights(folder)
     assert weights.build_tokenizer().name == "gpt2"
-    assert "states no tokenizer. gpt2 is used, since the vocabulary has 50,265 rows" in caplog.text
+    assert "does not name a tokenizer. gpt2 is used, because the vocabulary has 50,265 tokens" in caplog.text
     export(weights, tmp_path / "out")
     assert not (tmp_path / "out" / "tokenizer.json").exists()
-    assert "states no tokenizer, so the export has none" in caplog.text
+    assert "does not name a tokenizer, so the export has none" in caplog.text
 
 
 def test_training_goes_on_with_the_vocabulary_of_the_weights(
@@ -492,7 +492,7 @@ def test_gpt2_s_size_on_the_hub_is_no_proof_of_gpt2_s_vocabulary(
     folder = save_model(tmp_path / "model", 50257)
     hub.files = {f"someone/model/{file.name}": file.read_bytes() for file in folder.iterdir()}
     assert open_weights("someone/model").build_tokenizer().name == "gpt2"
-    assert "someone/model states no tokenizer" in caplog.text
+    assert "someone/model does not name a tokenizer" in caplog.text
     caplog.clear()
     hub.files = {f"openai-community/gpt2/{file.name}": file.read_bytes() for file in folder.iterdir()}
     assert open_weights("openai-community/gpt2").build_tokenizer().name == "gpt2"
@@ -542,7 +542,7 @@ def test_a_character_checkpoint_alone_takes_a_typed_alphabet(script: Script, tmp
     save_meta(tmp_path / "elsewhere", character_meta(), len(CHARACTERS))
     alone = script("generate.py", "pretrained=out/ckpt.pt", "prompt=First")
     assert alone.returncode == 2
-    assert "states no tokenizer, and no known one has its 65 tokens" in alone.stderr
+    assert "does not name a tokenizer, and no known tokenizer has 65 tokens" in alone.stderr
     for typed in ("elsewhere/meta.pkl", "elsewhere", "characters:" + quote(CHARACTERS, safe="")):
         done = script("generate.py", "pretrained=out/ckpt.pt", "prompt=First", f"tokenizer={typed}", "sampler.max_new_tokens=5")
         assert done.returncode == 0, done.stderr
@@ -659,7 +659,7 @@ def test_a_corpus_holds_its_vocabulary(script: Script, tmp_path: Path, vocabular
     (tmp_path / "corpus" / "tokenizer.json").unlink()
     done = script("train.py", *TINY, "data=shards", "data.path=corpus", "hydra.run.dir=run2")
     assert done.returncode == 2
-    assert "but does not hold it" in done.stderr
+    assert "but does not contain it" in done.stderr
 
 
 def test_a_stranger_s_settings_name_no_place_of_a_tokenizer(caplog: pytest.LogCaptureFixture) -> None:

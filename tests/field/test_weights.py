@@ -140,7 +140,7 @@ REFUSED: dict[str, tuple[Callable[[State], State], str]] = {
     ),
     "two models": (
         lambda state: prefixed(state, "actor.") | {f"critic.{name}": value + 1 for name, value in state.items()},
-        "holds 2 models (actor., critic.), and does not tell which of them is meant",
+        "holds 2 models (actor., critic.), and does not state which one to use",
     ),
     "LoRA": (
         lambda state: (
@@ -512,7 +512,7 @@ def test_code_that_comes_with_a_model_is_named_and_not_run(
     rewrite_config(tmp_path, auto_map={"AutoModelForCausalLM": "modeling.Model"})
     (tmp_path / "modeling.py").write_text("raise SystemExit(3)")
     assert same(load_pretrained(tmp_path), theirs)
-    assert "names code of its own" in caplog.text
+    assert "asks for model code of its own" in caplog.text
 
 
 def test_a_folder_with_one_file_of_weights_stands_for_it(tmp_path: Path, theirs: GPT2LMHeadModel) -> None:
@@ -626,7 +626,7 @@ def test_a_file_of_weights_with_another_name_follows_the_config_beside_it(tmp_pa
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda model, path: path.write_bytes(pickle.dumps(model.state_dict())), "pickle.dump wrote it"),
+        (lambda model, path: path.write_bytes(pickle.dumps(model.state_dict())), "was written with pickle.dump"),
         (lambda model, path: torch.save({"wte.weight": np.ones(3)}, path), "convert them with torch.from_numpy"),
         (lambda model, path: torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path), "It is a TorchScript program"),
         (lambda model, path: torch.save({"wte.weight": torch.ones(3, device="meta")}, path), "the device meta"),

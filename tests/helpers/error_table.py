@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 VARIABLE = "RECORD_MESSAGES"
 HOLE = "{}"  # a value that the message fills in
 PROBLEM = re.compile(r"problem|refus|explain|damage|misfit|unsupported|reason|mistake")
-LOGGED = {"info", "warning", "error", "print"}
+LOGGED = {"info", "warning", "error"}
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Message:
     """A text of the program that a user can see.
 
     Attributes:
-        kind: "error" for what stops a command, "log" for what is logged, "text" for everything else, such as a part of a message.
+        kind: "error" for what stops a command, "log" for what is logged, "text" for everything else, such as
+            part of a message, or what is printed, which is not recorded.
     """
 
     file: str
@@ -57,6 +58,8 @@ def find_messages(file: Path) -> Iterator[Message]:
         kind = _kind(node) or kind
         template = _template(node)
         if template is not None:
+            if kind == "log":
+                template = re.sub(r"%[-,.\d]*[a-z]", HOLE, template)
             if _is_sentence(template):
                 yield Message(str(file.relative_to(ROOT)), node.lineno, kind, template)  # type: ignore[attr-defined]
             return

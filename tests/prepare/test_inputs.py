@@ -116,7 +116,7 @@ def test_a_missing_column_or_split_of_a_dataset_is_an_error(tmp_path: Path) -> N
     (tmp_path / "a.jsonl").write_bytes(json_lines(DOCUMENTS))
     with pytest.raises(UserError, match=r"no column body\. Choose one with text_field=: text\."):
         corpora.prepare(dataset=str(tmp_path), text_field="body", out=tmp_path / "out")
-    with pytest.raises(UserError, match=r"fails after record 0: .*test"):
+    with pytest.raises(UserError, match=r"failed after record 0: .*test"):
         corpora.prepare(dataset=str(tmp_path), dataset_split="test", out=tmp_path / "other")
 
 
@@ -125,7 +125,7 @@ UNUSABLE_LINES = {
     b'{"body": "another field"}': "field missing",
     b'{"text": 5}': "text is not a string",
     b'{"text": null}': "text is not a string",
-    b'["text"]': "no object",
+    b'["text"]': "not an object",
     b'{"text": "latin \xe9"}': "not UTF-8",
     b'{"text": "half \\ud83d"}': "not UTF-8",
     b"[" * 100_000: "broken JSON",

@@ -30,7 +30,7 @@ def test_a_run_in_a_folder_with_an_interpolation_is_not_resumed(
     before = files(tmp_path)
     done = script("train.py", "resume=latest" if latest else f"resume=outputs/{name}")
     assert done.returncode == 2
-    assert "the path of this folder holds ${, which Hydra would replace. Rename the folder." in done.stderr
+    assert "the path contains ${, which Hydra would replace. Rename the folder." in done.stderr
     assert files(tmp_path) == before
 
 
@@ -48,7 +48,7 @@ def test_a_sweep_in_a_folder_with_an_interpolation_is_not_resumed(script: Script
     sweep = "latest" if which == "latest" else f"outputs/multirun/{name}"
     done = script("generate.py" if which == "generate" else "train.py", f"sweep_resume={sweep}")
     assert done.returncode == 2
-    assert "the path of this folder holds ${" in done.stderr
+    assert "the path contains ${" in done.stderr
     assert files(tmp_path) == before
 
 
@@ -60,7 +60,7 @@ def test_a_working_directory_with_an_interpolation_is_refused(
     folder.mkdir()
     done = fork_server.run(["train.py", *arguments, *SMALL], cwd=folder, environment=os.environ)
     assert done.returncode == 2
-    assert "the path of this folder holds ${" in done.stderr
+    assert "the path contains ${" in done.stderr
     assert not list(tmp_path.rglob("*.ckpt"))
 
 

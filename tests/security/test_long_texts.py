@@ -78,7 +78,7 @@ def test_backslashes_before_a_last_line_end_stay() -> None:
     [{"start_context": "${" * 50_000}, {"callbacks": {"grid": {"prompts": ["x" * 9000] * 10}}}, {"x": {"y" * 10_001: 1}}],
 )
 def test_long_texts_need_a_signature(config: dict[str, Any]) -> None:
-    with at_most(0.5), pytest.raises(UserError, match="texts of more than 10,000 characters"):
+    with at_most(0.5), pytest.raises(UserError, match="text of more than 10,000 characters"):
         read_stored_settings(config, own=False, origin="a file")
     with at_most(20):
         read_stored_settings({"start_context": "x" * 200_000}, own=True, origin="a file")

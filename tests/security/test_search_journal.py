@@ -91,7 +91,7 @@ def test_a_lock_that_nobody_holds_is_removed(tmp_path: Path, days: int) -> None:
 def test_a_folder_in_place_of_a_lock_is_named(tmp_path: Path) -> None:
     (tmp_path / "study.journal.lock").mkdir()
     os.utime(tmp_path / "study.journal.lock", (1, 1))
-    with pytest.raises(UserError, match=r"study\.journal\.lock has no owner"):
+    with pytest.raises(UserError, match=r"study\.journal\.lock is an abandoned lock"):
         open_search(tmp_path)
 
 

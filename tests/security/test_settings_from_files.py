@@ -239,7 +239,7 @@ def test_stored_numbers_of_processes_are_bounded(script: Script, finished_run: P
 def test_typed_numbers_of_processes_make_sense(script: Script) -> None:
     done = script("train.py", *SMALL, "trainer.devices=999")
     assert done.returncode == 2
-    assert "trainer.devices=999: this machine may run at most" in done.stderr
+    assert "trainer.devices=999: a training on this machine may have at most" in done.stderr
 
 
 def test_aliases_and_interpolations_in_a_config_are_harmless(

@@ -30,7 +30,7 @@ RANK_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 TIMEOUT = "GPT_PRETRAIN_TIMEOUT"  # seconds that a rank waits for the others, at the start and in each step
 TIMEOUT_SECONDS = 1800.0  # the default; longer than a validation or a checkpoint takes
 OTHER_VERSION = (
-    "Another process of this training has sent something that is no message of this program. All processes must run the same "
+    "Another process of this training has sent data that this program did not write. All processes must run the same "
     "version of gpt-pretrain, and no other program may use their port."
 )
 MAX_MESSAGE_BYTES = 20_000_000  # of one rank; the state of its random generators has about 20,000

@@ -40,7 +40,7 @@ def detect_unusual_first_loss(
     if run.init_from is not None:
         return (
             f"{seen}. The loaded weights do not fit the text. Probably they were trained with another tokenizer: name it with "
-            "tokenizer=. Otherwise they are damaged, or know only another kind of text."
+            "tokenizer=. Otherwise they are damaged, or were trained on another kind of text."
         )
     if max(train, val) > uniform + thresholds.first_loss:
         remedy = "model.init=gpt2 starts near it." if run.model.init != "gpt2" else "A smaller model.emb_dim starts nearer to it."
@@ -200,8 +200,8 @@ def detect_clipping(norms: Sequence[float], *, lasting: bool, run: TrainSettings
     batches, typical = run.trainer.accumulate_grad_batches, median(norms)
     return (
         f"In {clipped} of the last {len(norms)} steps the gradient norm was above trainer.gradient_clip_val={limit:g}; its "
-        f"median was {typical:.2f}. That does no harm by itself, but clipping then gives most batches the same weight instead of "
-        f"catching outliers only. trainer.gradient_clip_val={_round_up(2 * typical):g} catches outliers only; larger batches "
+        f"median was {typical:.2f}. Clipping should only limit outliers, but here it limits most steps. "
+        f"trainer.gradient_clip_val={_round_up(2 * typical):g} limits only outliers; larger batches "
         f"(trainer.accumulate_grad_batches={batches * 4}, {batches} now) lower the norm itself."
     )
 
