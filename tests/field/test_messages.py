@@ -1,0 +1,102 @@
+"""What people do wrong most often: each command, and the message that says what happened and what helps."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import subprocess
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+Script = Callable[..., "subprocess.CompletedProcess[str]"]
+
+TRAIN = ("train.py", "model=tiny", "data.cache_dir=cache", "trainer.accelerator=cpu", "trainer.max_steps=1")
+PREPARE = ("-m", "gpt_pretrain", "prepare", "out=corpus", "tokenizer=byte")
+SHARDS = (*TRAIN, "data=shards", "tokenizer=byte")
+TEXT = (*TRAIN, "data=text", "tokenizer=byte")
+COMPARE = ("-m", "gpt_pretrain", "compare")
+
+# Name of a case: the command, and what its message says.
+CASES = {
+    "compare_nothing": ((*COMPARE,), "0 runs given, but a comparison needs at least two."),
+    "compare_one": ((*COMPARE, "run"), "1 run given, but a comparison needs at least two."),
+    "mixture_without_sources": ((*TRAIN, "data=mixture", "tokenizer=byte"), "data=mixture needs data.sources='[{path: FOLDER,"),
+    "files_and_dataset": (
+        (*PREPARE, "text.txt", "dataset=name"),
+        "Files and dataset= cannot be combined. Prepare one corpus from",
+    ),
+    "locked_zip": ((*PREPARE, "locked.zip"), "a.txt is encrypted; unpack the archive first"),
+    "rare_zip": ((*PREPARE, "rare.zip"), "a.txt is compressed with a rare method; unpack the archive first"),
+    "cut_tar": ((*PREPARE, "cut.tar"), "the archive is truncated"),
+    "sparse_tar": ((*PREPARE, "sparse.tar"), "a.txt is stored as a sparse file; unpack the archive first"),
+    "open_bracket": ((*PREPARE, "bracket.json"), "damaged file (a bracket at byte 36 closes nothing)"),
+    "array_instead_of_object": (
+        (*PREPARE, "lists.jsonl"),
+        "cannot be used (not an object: 3)",
+    ),
+    "number_instead_of_text": ((*PREPARE, "numbers.jsonl"), "text is not a string (it is of type int)"),
+    "western_text": ((*TEXT, "data.path=western.txt"), "-t UTF-8 western.txt > new.txt"),
+    "one_damaged_character": ((*TEXT, "data.path=damaged.txt"), "The text before it is UTF-8. Leave out the damaged characters:"),
+    "half_a_utf16": ((*PREPARE, "half.txt"), "it begins like UTF-16"),
+    "links_to_nothing": ((*PREPARE, "links"), "more are links to missing files, so their text would be missing."),
+    "floats_as_tokens": ((*SHARDS, "data.path=floats"), "it has the shape (100,) and the type float32"),
+    "llama3_shard": ((*SHARDS, "data.path=llama3"), "this program has no tokenizer for Llama 3"),
+    "clip_vocabulary": ((*TEXT, "data.path=text.txt", "tokenizer=clip"), "its words end in </w>, as those of CLIP"),
+    "empty_vocabulary": ((*TEXT, "data.path=text.txt", "tokenizer=nothing"), "its vocabulary is empty"),
+    "weights_that_do_not_exist": (
+        (*TEXT, "data.path=text.txt", "init_from=./gone.pt"),
+        "Check the path, or give a model on the hub",
+    ),
+}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> None:
+    """Write the files that the commands name."""
+    text = "The quick brown fox jumps over the lazy dog. " * 60
+    (tmp_path / "text.txt").write_text(text)
+    (tmp_path / "western.txt").write_bytes(("Déjà vu à la fenêtre. " * 60).encode("latin-1"))
+    (tmp_path / "damaged.txt").write_bytes("Déjà vu à la fenêtre. ".encode() * 60 + b"\xff" + b" and more" * 9)
+    (tmp_path / "half.txt").write_bytes(b"\xff\xfe" + text.encode("utf-16-le") + b"\x00\xd8\x20\x00")
+    (tmp_path / "bracket.json").write_text('[{"text": "some"}}, {"text": "more"}]')
+    (tmp_path / "lists.jsonl").write_text('["text"]\n' * 3)
+    (tmp_path / "numbers.jsonl").write_text('{"text": 5}\n' * 3)
+    for name, method in (("rare.zip", zipfile.ZIP_LZMA), ("locked.zip", zipfile.ZIP_STORED)):
+        with zipfile.ZipFile(tmp_path / name, "w", method) as archive:
+            archive.writestr("a.txt", text)
+    locked = bytearray((tmp_path / "locked.zip").read_bytes())
+    for mark, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # the flag of an encrypted member
+        locked[locked.index(mark) + offset] |= 1
+    (tmp_path / "locked.zip").write_bytes(locked)
+    for name, kind in (("cut.tar", tarfile.REGTYPE), ("sparse.tar", tarfile.GNUTYPE_SPARSE)):
+        with tarfile.open(tmp_path / name, "w") as archive_of_tar:
+            member = tarfile.TarInfo("a.txt")
+            member.size, member.type = len(text), kind
+            archive_of_tar.addfile(member, io.BytesIO(text.encode()))
+    (tmp_path / "cut.tar").write_bytes((tmp_path / "cut.tar").read_bytes()[:2000])
+    for folder in ("run", "cache", "links", "floats", "llama3", "clip", "nothing"):
+        (tmp_path / folder).mkdir()
+    for name in ("one.txt", "two.txt"):
+        (tmp_path / "links" / name).symlink_to("gone.txt")
+    for part in ("train", "val"):
+        np.save(tmp_path / "floats" / f"{part}.npy", np.zeros(100, np.float32))
+        (tmp_path / "llama3" / f"a_{part}_000001.bin").write_bytes(struct.pack("<3i", 20240801, 7, 100) + bytes(1012 + 400))
+    (tmp_path / "clip" / "vocab.json").write_text(json.dumps({f"{letter}</w>": number for number, letter in enumerate("abc")}))
+    (tmp_path / "clip" / "merges.txt").write_text("#version: 0.2\na b</w>\n")
+    (tmp_path / "nothing" / "tokenizer.json").write_text(json.dumps({"model": {"type": "WordLevel", "vocab": {}}}))
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize("name", CASES)
+def test_a_common_mistake_has_a_message_that_helps(script: Script, name: str) -> None:
+    command, message = CASES[name]
+    done = script(*command)
+    assert message in " ".join(done.stderr.split())
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
