@@ -20,15 +20,15 @@ MAX_FILES = 10_000  # to look at; a folder with more is asked about
 def stays_inside(text: str, *, folder: Path | None, must_exist: bool = False) -> bool:
     """Return whether a path, folder or glob leads only to files in a folder or, if it is relative, in the working directory.
 
-    Links are followed. A relative path through a hidden file or folder, or through `..`, leads elsewhere too, since the working
-    directory may be the user's home. Only the last part of a glob may be a pattern: with several `**` or through links, a few
+    Links are followed. A relative path through a hidden file or folder, or through `..` or `~`, leads elsewhere too, since the
+    working directory may be the user's home. Only the last part of a glob may be a pattern: with several `**` or through links, a few
     characters could stand for more folders than can be searched.
 
     Args:
         folder: The folder of the run or sweep that names the place; None if it is unknown.
         must_exist: Whether a path that does not exist leads elsewhere, as the name of a model on the hub does.
     """
-    if "::" in text or "://" in text:
+    if "::" in text or "://" in text or text.startswith("~"):
         return False
     try:
         path = user_path(text)

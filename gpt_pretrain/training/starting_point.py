@@ -20,7 +20,7 @@ from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.terminal import escape_line
 from gpt_pretrain.tokenizers.base import Tokenizer
-from gpt_pretrain.tokenizers.build import build_tokenizer, same_tokenizer
+from gpt_pretrain.tokenizers.build import build_tokenizer, is_tokenizer_name, same_tokenizer
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.resume import newest_checkpoint, read_resumable, restore_settings
 from gpt_pretrain.training.run_length import reached_limit
@@ -124,7 +124,9 @@ def build_model(settings: TrainSettings, tokenizer: Tokenizer, start: StartingPo
 
 def _name_like_stored(settings: TrainSettings, stored: Tokenizer, overridden: Set[str]) -> None:
     """Give a typed tokenizer that is the stored one, from wherever it comes, the stored name."""
-    if "tokenizer.name" in overridden and settings.tokenizer.name != stored.name:
+    # Two names that state a tokenizer by themselves are different ones; building one might need the network.
+    states_all = is_tokenizer_name(settings.tokenizer.name) and is_tokenizer_name(stored.name)
+    if "tokenizer.name" in overridden and settings.tokenizer.name != stored.name and not states_all:
         typed = build_tokenizer(settings.tokenizer.name)
         settings.tokenizer.name = stored.name if same_tokenizer(typed, stored) else typed.name
 

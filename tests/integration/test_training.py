@@ -149,7 +149,7 @@ def test_overrides_that_contradict_the_weights_are_refused_with_a_remedy(train: 
             r"model\.emb_dim=32, which your overrides contradict\. Remove those overrides, or add model\.emb_dim=32",
         ),
         ("model.context_length=64", r"model\.context_length=32, .*\. The context can be shortened, but not lengthened"),
-        ("tokenizer=gpt2", r"tokenizer\.name=byte, which .*\. Remove those overrides, or add tokenizer\.name=byte"),
+        ("tokenizer=gpt2", r"tokenizer=byte, which .*\. Remove those overrides, or add tokenizer=byte"),
     ):
         with pytest.raises(UserError, match=message):
             train(f"init_from='{tmp_path / 'a'}'", change, "data.batch_size=1", run_dir=tmp_path / "b")

@@ -229,13 +229,17 @@ def test_a_preparation_truncates_nothing_through_a_link(script: Script, tmp_path
     assert is_untouched(home)
 
 
-def test_a_preparation_copies_files_with_other_names(script: Script, tmp_path: Path, home: Path) -> None:
+@pytest.mark.parametrize(("name", "code"), [("lock", 0), ("task-00000/rejected.jsonl", 2), ("task-00000/00000.bin", 2)])
+def test_a_preparation_writes_nothing_into_files_with_other_names(
+    script: Script, tmp_path: Path, home: Path, name: str, code: int
+) -> None:
     (tmp_path / "in.txt").write_text("hello world, a text")
-    (tmp_path / "corpus" / ".work" / "task-00000").mkdir(parents=True)
-    for name in ("lock", "task-00000/rejected.jsonl", "task-00000/00000.bin"):
-        os.link(home / "thesis.tex", tmp_path / "corpus" / ".work" / name)
+    path = tmp_path / "corpus" / ".work" / name
+    path.parent.mkdir(parents=True)
+    os.link(home / "thesis.tex", path)
     done = script("-m", "gpt_pretrain", "prepare", "in.txt", "out=corpus", "tokenizer=byte", "workers=1", "val_fraction=0")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stderr
+    assert code == 0 or "which would be overwritten" in done.stderr
     assert is_untouched(home)
 
 
@@ -558,7 +562,7 @@ def test_checkpoints_that_lightning_would_load_by_itself_are_refused(finished_ru
     (sweep / "seed=1").mkdir()
     shutil.copy(finished_run / "checkpoints" / "last.ckpt", sweep / "seed=1" / "hpc_ckpt_1.ckpt")
     done = script("train.py", "sweep_resume=sweep")
-    assert "Lightning would continue from it without a check" in done.stdout + done.stderr
+    assert "Lightning would resume from it unchecked" in done.stdout + done.stderr
     assert not (sweep / "seed=1" / "checkpoints").exists() and (sweep / "seed=2" / "checkpoints" / "last.ckpt").exists()
 
 
