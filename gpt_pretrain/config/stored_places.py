@@ -21,8 +21,8 @@ def stays_inside(text: str, *, folder: Path | None, must_exist: bool = False) ->
     """Return whether a path, folder or glob leads only to files in a folder or, if it is relative, in the working directory.
 
     Links are followed. A relative path through a hidden file or folder, or through `..` or `~`, leads elsewhere too, since the
-    working directory may be the user's home. Only the last part of a glob may be a pattern: with several `**` or through links, a few
-    characters could stand for more folders than can be searched.
+    working directory may be the user's home. Only the last part of a glob may be a pattern: with several `**` or through
+    links, a few characters could stand for more folders than can be searched.
 
     Args:
         folder: The folder of the run or sweep that names the place; None if it is unknown.
