@@ -6,7 +6,9 @@ Source: karpathy/build-nanogpt, fineweb.py, which begins each document with the 
 from __future__ import annotations
 
 import io
+import logging
 import math
+import re
 
 import numpy as np
 
@@ -14,10 +16,15 @@ from gpt_pretrain.data.corpus import CorpusPart, TokenCorpus
 from gpt_pretrain.data.files import Files
 from gpt_pretrain.data.token_stream import Shard
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.terminal import escape_line
 
 SUFFIX, MAGIC = ".npy", b"\x93NUMPY"
 LONGEST_HEADER = 12_000  # bytes
-VALIDATION_NAMES = ("val", "valid", "test", "eval")
+SHOWN_NAMES = 3
+# A whole word in a name: medieval.npy and latest_1.npy are for training.
+VALIDATION_WORD = re.compile(r"(?<![a-z])(?:val|valid|validation|test|testing|eval|evaluation)(?![a-z])", re.IGNORECASE)
+
+log = logging.getLogger(__name__)
 
 
 def is_numpy(files: Files) -> bool:
@@ -32,11 +39,14 @@ def open_numpy(files: Files) -> TokenCorpus:
         UserError: If there are none for training, or one is not an array of token ids.
     """
     names = [name for name in files.names() if name.endswith(SUFFIX)]
-    val = [name for name in names if any(word in name for word in VALIDATION_NAMES) and "train" not in name]
+    val = [name for name in names if VALIDATION_WORD.search(name) and "train" not in name]
     train = [name for name in names if name not in val]
     if not train:
         raise UserError(f"data.path={files.location}: there are no files *train*.npy, which token ids in NumPy arrays require.")
     shards = {name: _read_shard(files, name) for name in names}
+    if val:
+        more = ", ..." if len(val) > SHOWN_NAMES else ""
+        log.info("data.path=%s: validation on %s.", files.location, escape_line(", ".join(val[:SHOWN_NAMES]) + more))
     parts = [CorpusPart(tuple(shards[name] for name in part)) for part in (train, val)]
     return TokenCorpus(files, "numpy", parts[0], parts[1] if val else None, eos_first=True)
 

@@ -6,6 +6,7 @@ Tar archives are read here as a stream. Python's tarfile keeps a record of each 
 from __future__ import annotations
 
 import re
+import stat
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -56,7 +57,7 @@ def read_tar(blocks: Iterable[bytes]) -> Members:
 
 
 def read_zip(stream: BinaryIO) -> Members:
-    """Yield the name and the content of each file in a zip archive, which must be seekable.
+    """Yield the name and the content of each regular file in a zip archive, which must be seekable.
 
     Raises:
         DamagedArchiveError: If the archive is truncated, encrypted or damaged, or compressed with a rare method.
@@ -65,7 +66,7 @@ def read_zip(stream: BinaryIO) -> Members:
     try:
         with zipfile.ZipFile(stream) as archive:
             for member in archive.infolist():
-                if not member.is_dir():
+                if not member.is_dir() and not stat.S_ISLNK(member.external_attr >> 16):
                     yield member.filename, _zip_content(archive, member)
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError) as error:
         raise DamagedArchiveError(str(error)) from error

@@ -78,7 +78,9 @@ class Text:
                 if kind.form == EMPTY:
                     continue
                 if kind.form != TEXT or kind.encoding.name != "utf-8":
-                    digest.update(json.dumps([READING, kind.form, kind.encoding.name, self.text_field, self.as_text]).encode())
+                    read_as = [READING, kind.form, kind.encoding.name, self.text_field, self.as_text]
+                    # The same compressed bytes are a table or a text by the file's name.
+                    digest.update(json.dumps(read_as + [kind.content] * bool(kind.content)).encode())
                 with open(file, "rb") as stream:
                     block, size = stream.read(1 << 20), file.stat().st_size
                     if len(block) == size and block.isspace():
