@@ -612,7 +612,7 @@ def test_a_folder_of_the_cache_a_part_and_an_address_lead_to_the_model(tmp_path:
     lone = tmp_path / part.name
     lone.write_bytes(part.read_bytes())
     assert "is part 1 of a model in" in refusal(lone)
-    assert "is named without the address: some/model" in refusal("https://huggingface.co/some/model/tree/main")
+    assert "are given by name, not by address. Type some/model" in refusal("https://huggingface.co/some/model/tree/main")
 
 
 def test_a_file_of_weights_with_another_name_follows_the_config_beside_it(tmp_path: Path, theirs: GPT2LMHeadModel) -> None:
