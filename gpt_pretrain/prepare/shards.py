@@ -244,5 +244,10 @@ def _manifest_part(plan: SetPlan, shards: list[dict[str, Any]]) -> dict[str, Any
     """Return the manifest's entry for the training or validation set."""
     found = {name: sum(shard[name] for shard in shards) for name in ("documents", "tokens", "bytes")}
     expected = {"documents": plan.documents, "tokens": plan.tokens, "bytes": plan.bytes}
+    if not found["bytes"]:  # the tokens do not tell the size of their text, so it is divided in proportion to them
+        ends = np.cumsum([shard["tokens"] for shard in shards])
+        sizes = np.diff(np.rint(ends / max(plan.tokens, 1) * plan.bytes).astype(np.int64), prepend=0)
+        shards = [{**shard, "bytes": int(size)} for shard, size in zip(shards, sizes, strict=True)]
+        found["bytes"] = int(sizes.sum())
     assert found == expected, f"the shards contain {found}, the documents {expected}"
     return {**expected, "shards": shards}

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 TRACKING_FIELD = "tracking"  # of the run metadata: the identifier of the run in each program
 IDENTIFIER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 MLFLOW_DATABASE, MLFLOW_FILES = "mlflow.db", "mlruns"
+JOURNALS = ("-journal", "-wal", "-shm")  # endings of the files in which SQLite keeps unfinished changes
 MLFLOW_DATABASE_PACKAGES = ("sqlalchemy", "alembic")  # the small package mlflow-skinny comes without them
 
 
@@ -84,6 +85,7 @@ def _local_store(run_dir: Path) -> tuple[str, str | None]:
         UserError: If a package is missing.
     """
     folder = run_dir.resolve()
+    _check_store(folder)
     if (folder / MLFLOW_FILES).is_dir() and not (folder / MLFLOW_DATABASE).exists():  # of version 0.1.0
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         return (folder / MLFLOW_FILES).as_uri(), None
@@ -96,6 +98,24 @@ def _local_store(run_dir: Path) -> tuple[str, str | None]:
 
     database = URL.create("sqlite", database=str(folder / MLFLOW_DATABASE))  # which quotes the path as this version reads it
     return database.render_as_string(), (folder / MLFLOW_FILES).as_uri()
+
+
+def _check_store(folder: Path) -> None:
+    """Check that opening a run's own store changes nothing outside of the run's folder.
+
+    SQLite finishes what a journal beside a database asks for, which includes deleting the file that the journal names.
+
+    Raises:
+        UserError: If it might.
+    """
+    journals = [f"{MLFLOW_DATABASE}{suffix}" for suffix in JOURNALS if os.path.lexists(f"{folder / MLFLOW_DATABASE}{suffix}")]
+    paths = [os.path.join(parent, name) for parent, *lists in os.walk(folder / MLFLOW_FILES) for part in lists for name in part]
+    links = [path for path in paths if os.path.islink(path)]
+    if found := [*journals, *links]:
+        raise UserError(
+            f"{folder}: {found[0]} stands beside the data of MLflow, and could make it write or delete other files. If this run "
+            "was interrupted on this machine, open mlflow.db once with sqlite3. Otherwise remove that file, or use logger=csv."
+        )
 
 
 def _existing_mlflow_run(uri: str, run_dir: Path) -> str | None:

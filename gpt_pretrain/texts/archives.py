@@ -18,6 +18,7 @@ RECORD = 512  # Bytes of a header in a tar archive; contents are padded to a mul
 LONGEST_NAME = 1 << 16
 REGULAR, WITHOUT_CONTENT = b"0\0" + b"7", b"123456"
 LONG_NAME, EXTENDED, OTHER_HEADERS, SPARSE = b"L", b"x", b"gKVXNA", b"S"
+DIGITS = re.compile("[0-9]{1,18}")
 MAX_DIRECTORY = 1 << 24  # Bytes of the list of a zip archive's members, which takes up to fifteen times as much memory.
 END_OF_DIRECTORY, LONGEST_END = b"PK\x05\x06", 22 + (1 << 16)
 
@@ -46,7 +47,7 @@ def read_tar(blocks: Iterable[bytes]) -> Members:
             continue
         if kind == SPARSE:
             raise DamagedArchiveError(f"{name} is stored as a sparse file; unpack the archive first")
-        size = int(extended["size"]) if extended.get("size", "").isdigit() else size
+        size = int(extended["size"]) if DIGITS.fullmatch(extended.get("size", "")) else size
         name, extended = extended.get("path", name), {}
         if kind in WITHOUT_CONTENT:
             continue

@@ -78,7 +78,12 @@ def decode_stream(tokenizer: Tokenizer, token_ids: Iterable[int]) -> Iterator[st
 
 
 def token_byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
-    """Return the number of text bytes of each token, int64, (V,); eos_id counts as 0."""
+    """Return the number of text bytes of each token, int64, (V,); eos_id counts as 0.
+
+    All are 0 if the tokens of a text do not tell its size, as where each word brings a blank of its own.
+    """
+    if not getattr(tokenizer, "keeps_bytes", True):
+        return np.zeros(tokenizer.vocab_size, dtype=np.int64)
     lengths = np.array([len(tokenizer.token_bytes(token_id)) for token_id in range(tokenizer.vocab_size)], dtype=np.int64)
     if tokenizer.eos_id is not None:
         lengths[tokenizer.eos_id] = 0

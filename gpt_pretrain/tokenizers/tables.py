@@ -16,6 +16,7 @@ from gpt_pretrain.tokenizers.vocabulary import DIGEST_DIGITS, tokenizer_label
 KIND = "table"  # of a definition
 IDS_PREFIX = "ids:"  # The name of a tokenizer without texts is this prefix and the number of its ids.
 MAX_IDS = 4_000_000
+MAX_TOKEN_CHARACTERS, MAX_SIZES = 1000, 100  # at each place of a text, a token of each size is looked for
 
 
 class TableTokenizer:
@@ -29,7 +30,7 @@ class TableTokenizer:
         tokens: The tokens in the order of their ids.
 
     Raises:
-        DamagedFileError: If two tokens are the same, or one is empty.
+        DamagedFileError: If two tokens are the same, or one is empty or too long.
     """
 
     eos_id = None
@@ -40,7 +41,10 @@ class TableTokenizer:
             raise DamagedFileError("its tokens are not all different, or one is empty")
         self._tokens = list(tokens)
         self._separated = not any(char.isspace() for token in tokens for char in token)
-        self._longest = max(map(len, tokens))
+        self.keeps_bytes = not self._separated
+        self._sizes = sorted({len(token) for token in tokens}, reverse=True)
+        if self._sizes[0] > MAX_TOKEN_CHARACTERS or len(self._sizes) > MAX_SIZES:
+            raise DamagedFileError(f"it has tokens of more than {MAX_TOKEN_CHARACTERS:,} characters, or of too many lengths")
         self.vocab_size = len(tokens)
         self.definition = to_text({"kind": KIND, "tokens": self._tokens})
         self.name = f"{tokenizer_label(label)}@{hashlib.sha256(self.definition.encode()).hexdigest()[:DIGEST_DIGITS]}"
@@ -76,8 +80,7 @@ class TableTokenizer:
         """Divide a text into the longest tokens that fit; what no token begins with is a piece of one character."""
         pieces, start = [], 0
         while start < len(text):
-            sizes = range(min(self._longest, len(text) - start), 0, -1)
-            size = next((size for size in sizes if text[start : start + size] in self._ids), 1)
+            size = next((size for size in self._sizes if text[start : start + size] in self._ids), 1)
             pieces.append(text[start : start + size])
             start += size
         return pieces
@@ -95,6 +98,7 @@ class IdTokenizer:
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
+        self.keeps_bytes = False
         self.name = f"{IDS_PREFIX}{vocab_size}"
 
     @classmethod

@@ -136,8 +136,10 @@ def _finish(fields: Mapping[str, Any], config: Mapping[str, Any], added: Mapping
     canonical = canonical_fields(_with_prefix_space(fields, config))
     ids, listed = vocabulary_of(canonical), {token["content"] for token in canonical["added_tokens"]}
     wanted = {token: ids.get(token, token_id) for token, token_id in added.items() if token}
+    next_id = max([*ids.values(), *wanted.values()], default=-1) + 1
     for token in _special_tokens(config):
-        wanted.setdefault(token, ids.get(token, max([*ids.values(), *wanted.values()]) + 1))
+        if wanted.setdefault(token, ids.get(token, next_id)) == next_id:
+            next_id += 1
     end = next((token for token in (_token_text(config.get("eos_token")), *ENDS) if token in ids or token in wanted), None)
     if end is not None:
         wanted.setdefault(end, ids.get(end, 0))

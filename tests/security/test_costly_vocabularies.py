@@ -1,0 +1,72 @@
+"""Files of vocabularies, archives and stores that are made to cost much time, or to change other files."""
+
+from __future__ import annotations
+
+import io
+import json
+import sqlite3
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.runs.tracking import _check_store
+from gpt_pretrain.system.reading import DamagedFileError
+from gpt_pretrain.texts.archives import read_tar
+from gpt_pretrain.texts.decompression import DamagedArchiveError
+from gpt_pretrain.tokenizers.build import build_tokenizer
+from gpt_pretrain.tokenizers.tables import TableTokenizer
+from tests.helpers import vocabularies
+
+
+def test_many_special_tokens_are_added_in_linear_time(tmp_path: Path) -> None:
+    folder = vocabularies.byte_level(tmp_path / "vocabulary")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["additional_special_tokens"] = [f"<special {number}>" for number in range(6000)]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    begin = time.process_time()
+    tokenizer = build_tokenizer(str(folder))
+    assert time.process_time() - begin < 5
+    assert len({tokenizer.encode(token)[0] for token in config["additional_special_tokens"][:50]}) == 50
+
+
+def test_a_table_with_long_tokens_takes_linear_time() -> None:
+    with pytest.raises(DamagedFileError, match="more than 1,000 characters"):
+        TableTokenizer("table", ["a ", "b", "x" * 20_000])
+    tokenizer = TableTokenizer("table", ["a ", "a", "x" * 1000])
+    begin = time.process_time()
+    assert tokenizer.encode("a" * 50_000) == [1] * 50_000
+    assert time.process_time() - begin < 5
+
+
+@pytest.mark.parametrize("size", ["\u00b2", "9" * 5000, "-1"])
+def test_a_size_that_is_no_number_of_bytes_is_damage(size: str) -> None:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        member = tarfile.TarInfo("a.txt")
+        member.size, member.pax_headers = 3, {"size": size}
+        archive.addfile(member, io.BytesIO(b"abc"))
+    try:
+        read = {name: b"".join(content) for name, content in read_tar([stream.getvalue()])}
+    except DamagedArchiveError:
+        return
+    assert read == {"a.txt": b"abc"}
+
+
+@pytest.mark.parametrize("ending", ["-journal", "-wal", "-shm"])
+def test_a_database_with_unfinished_changes_is_not_opened(tmp_path: Path, ending: str) -> None:
+    sqlite3.connect(tmp_path / "mlflow.db").close()
+    _check_store(tmp_path)
+    (tmp_path / f"mlflow.db{ending}").write_bytes(b"x")
+    with pytest.raises(UserError, match=f"mlflow.db{ending} stands beside the data of MLflow"):
+        _check_store(tmp_path)
+
+
+def test_a_link_within_the_files_of_mlflow_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mlruns" / "1" / "metrics").mkdir(parents=True)
+    _check_store(tmp_path)
+    (tmp_path / "mlruns" / "1" / "metrics" / "loss").symlink_to(tmp_path / "thesis.tex")
+    with pytest.raises(UserError, match=r"loss stands beside the data of MLflow"):
+        _check_store(tmp_path)
