@@ -21,6 +21,7 @@ from gpt_pretrain.system.pickle_rules import Call, InertObject, PickledName, Pic
 from gpt_pretrain.system.pickles import check_key, read_pickle
 from gpt_pretrain.system.reading import DamagedFileError, open_regular, short_repr
 
+MAX_DIMENSIONS = 64
 MAX_RECORDS = 200_000  # A record takes 600 bytes of memory, and as little as 80 in the file.
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # Source: MAGIC_NUMBER in torch/serialization.py, of files before PyTorch 1.6
 ENCODINGS = ("latin1", "latin-1", "utf-8", "utf8", "ascii")  # Others take quadratic time, or expand their text.
@@ -58,6 +59,8 @@ class _StorageSizes:
     def rebuild(self, reference: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
         """Check that a tensor lies within its storage."""
         count = self._count(reference)
+        if len(size) > MAX_DIMENSIONS or len(stride) > MAX_DIMENSIONS:
+            raise DamagedFileError(f"a tensor has more than {MAX_DIMENSIONS} dimensions")
         numbers = [offset, *size, *stride]
         if not all(isinstance(number, int) and 0 <= number < 1 << 62 for number in numbers) or len(size) != len(stride):
             raise DamagedFileError("a tensor has an invalid shape")

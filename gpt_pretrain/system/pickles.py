@@ -21,9 +21,12 @@ from gpt_pretrain.system.reading import DamagedFileError, check_values
 MAX_OPCODES = 3_000_000
 MAX_CONTAINERS = 500_000  # An empty one takes up to 64 bytes of memory, and one byte in the file.
 MAX_CALLS = 200_000  # A tensor takes about 600 bytes, and three bytes in the file.
+FREE_COPIES = (
+    1_000_000  # Characters and items that calls may copy beyond the size of the file: a shared text is passed in a byte.
+)
 MAX_TEXT_LINE = 1000  # Bytes of a name.
 # Python hashes integers without a secret. Larger ones could all be given the same hash, which makes a dict quadratic.
-MAX_KEY, MAX_TUPLE_KEYS = 1 << 60, 1000
+MAX_KEY, SMALL_KEY, MAX_ODD_KEYS = 1 << 60, 1 << 31, 1000
 
 PLAIN = PickleRules(calls={})
 
@@ -40,7 +43,7 @@ def read_pickle(stream: IO[bytes], rules: PickleRules = PLAIN, *, size: int) -> 
         DamagedFileError: If it is no pickle, or not of plain data, or too large for its size.
     """
     try:
-        found = _StackMachine(rules).run(_BoundedStream(stream, size))
+        found = _StackMachine(rules, budget=size + FREE_COPIES).run(_BoundedStream(stream, size))
     except DamagedFileError:
         raise
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
@@ -75,12 +78,13 @@ class _BoundedStream:
 
 
 class _StackMachine:
-    def __init__(self, rules: PickleRules) -> None:
+    def __init__(self, rules: PickleRules, *, budget: int) -> None:
         self._rules = rules
+        self._budget = budget
         self._stack: list[Any] = []
         self._marks: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
-        self._containers = self._calls = self._tuple_keys = 0
+        self._containers = self._calls = self._odd_keys = 0
 
     def run(self, stream: _BoundedStream) -> Any:
         for number, (opcode, argument, _) in enumerate(pickletools.genops(stream)):  # type: ignore[arg-type]
@@ -160,13 +164,16 @@ class _StackMachine:
         name, module = self._stack.pop(), self._stack.pop()
         if not isinstance(name, str) or not isinstance(module, str):
             raise ValueError("a name is not a string")
-        self._push_name(f"{module[:MAX_TEXT_LINE]}.{name[:MAX_TEXT_LINE]}")
+        text = f"{module[:MAX_TEXT_LINE]}.{name[:MAX_TEXT_LINE]}"
+        self._spend(len(text))
+        self._push_name(text)
 
     def call(self, _: None) -> None:
         arguments, function = self._stack.pop(), self._stack.pop()
         known = isinstance(function, PickledName) and function.name in self._rules.calls
         if not isinstance(arguments, tuple) or not (known or self._rules.inert):
             raise RefusedNameError(function.name if isinstance(function, PickledName) else "a call of something else")
+        self._spend(sum(1 + _length(argument) for argument in arguments))
         self._calls += 1
         if self._calls > MAX_CALLS:
             raise DamagedFileError(f"it makes more than {MAX_CALLS:,} calls")
@@ -174,6 +181,7 @@ class _StackMachine:
 
     def call_with_keywords(self, _: None) -> None:
         keywords, arguments, function = self._stack.pop(), self._stack.pop(), self._stack.pop()
+        self._spend(_length(arguments))
         self._stack += [function, (*arguments, keywords)]
         self.call(None)
 
@@ -253,16 +261,30 @@ class _StackMachine:
                 continue
             for part in key if isinstance(key, tuple) else (key,):
                 check_key(part)
-            self._tuple_keys += isinstance(key, tuple)
-            if self._tuple_keys > MAX_TUPLE_KEYS:
-                raise DamagedFileError(f"more than {MAX_TUPLE_KEYS:,} keys of its dicts are tuples")
+            # Many of these could be made to collide; small whole numbers cannot.
+            self._odd_keys += isinstance(key, tuple | float) or (isinstance(key, int) and abs(key) > SMALL_KEY)
+            if self._odd_keys > MAX_ODD_KEYS:
+                raise DamagedFileError(f"more than {MAX_ODD_KEYS:,} keys of its dicts are tuples, large numbers or fractions")
             target[key] = value
+
+    def _spend(self, amount: int) -> None:
+        """Count what is copied, since a file needs only a byte or two to name again what it holds once."""
+        self._budget -= amount
+        if self._budget < 0:
+            raise DamagedFileError("its calls would copy far more than it holds")
 
     def _push_name(self, name: str) -> None:
         known = name in self._rules.calls or name in self._rules.names
         if not known and (not self._rules.inert or name in ATTACKS or name.partition(".")[0] in ATTACKS):
             raise RefusedNameError(name)
         self._stack.append(PickledName(name))
+
+
+def _length(value: Any) -> int:
+    """Return the number of characters or items of a value, those of tuples within a tuple included."""
+    if isinstance(value, tuple):
+        return len(value) + sum(len(part) for part in value if isinstance(part, tuple | str | bytes))
+    return len(value) if isinstance(value, str | bytes | list | dict | set) else 0
 
 
 def _inert(function: Any, arguments: tuple[Any, ...]) -> InertObject:
