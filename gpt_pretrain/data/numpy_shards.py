@@ -66,7 +66,7 @@ def _read_shard(files: Files, name: str) -> Shard:
         shape, _, dtype = read_header(stream)
         if dtype.kind not in "ui" or dtype.byteorder == ">" or len(shape) != 1 or dtype.itemsize not in (2, 4, 8):
             raise ValueError(f"it has the shape {shape} and the type {dtype}")
-    except (ValueError, TypeError, OverflowError) as error:
+    except Exception as error:  # NumPy evaluates the header as a Python literal, which may fail in any way
         reason = (str(error).splitlines() or ["no header"])[0][:200]
         raise UserError(
             f"data.path={files.location}: {name} is not an array of token ids ({reason}). It needs one dimension and the type "

@@ -32,7 +32,6 @@ def split_rows(blocks: Iterable[bytes], cursor: Cursor, text_field: str) -> Iter
         UserError: If there is no such column.
         DamagedArchiveError: If a line is too long.
     """
-    csv.field_size_limit(LONGEST_RECORD)
     head, blocks = peek(iter(blocks))
     lines = _Lines(blocks)
     header, delimiter = _read_header(lines)
@@ -125,10 +124,14 @@ class _Lines:
 
 def _read_header(lines: _Lines) -> tuple[list[str], str]:
     """Return the names of the columns, and the character between them: the one that the first line has most of."""
+    csv.field_size_limit(LONGEST_RECORD)
     first = next(lines, "").removeprefix("\ufeff")
     outside = "".join(first.split('"')[::2])
     delimiter = max(DELIMITERS, key=outside.count)
-    return next(csv.reader(itertools.chain([first], lines), delimiter=delimiter), []), delimiter
+    try:
+        return next(csv.reader(itertools.chain([first], lines), delimiter=delimiter), []), delimiter
+    except csv.Error as error:
+        raise DamagedArchiveError(f"its first row is no list of names: {error}") from error
 
 
 def _detect_quoting(head: bytes, delimiter: str, n_columns: int) -> Quoting:

@@ -1,4 +1,4 @@
-"""Files of vocabularies, archives and stores that are made to cost much time, or to change other files."""
+"""Vocabularies, tables, archives and stores that are made to cost much time, or to change other files."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from gpt_pretrain.data.files import LocalFiles
+from gpt_pretrain.data.formats import open_corpus
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.tracking import _check_store
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.texts.archives import read_tar
 from gpt_pretrain.texts.decompression import DamagedArchiveError
+from gpt_pretrain.texts.rows import read_columns
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.tables import TableTokenizer
 from tests.helpers import vocabularies
@@ -70,3 +73,16 @@ def test_a_link_within_the_files_of_mlflow_is_not_followed(tmp_path: Path) -> No
     (tmp_path / "mlruns" / "1" / "metrics" / "loss").symlink_to(tmp_path / "thesis.tex")
     with pytest.raises(UserError, match=r"loss stands beside the data of MLflow"):
         _check_store(tmp_path)
+
+
+@pytest.mark.parametrize("header", ["(", "('u2',)", "{[]: 1}", "[]+1", "'\0'"])
+def test_a_header_of_an_array_that_is_no_description_is_refused(tmp_path: Path, header: str) -> None:
+    text = header.encode().ljust(117) + b"\n"
+    (tmp_path / "train.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(100))
+    with pytest.raises(UserError, match="is not an array of token ids"):
+        open_corpus(LocalFiles(tmp_path), format_name="numpy")
+
+
+def test_a_first_row_with_an_open_quotation_mark_is_read_within_bounds() -> None:
+    names = read_columns([b'a,"' + b"x" * 200_000])
+    assert names[0] == "a" and len(names) == 2
