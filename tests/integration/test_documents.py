@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.helpers import vocabularies
 from tests.helpers.fork_server import ForkServer
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -47,8 +48,10 @@ def prepared(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) 
     """A folder with the texts, runs and the sweep that the commands speak of."""
     folder = tmp_path_factory.mktemp("guide")
     text = (ROOT / "gpt_pretrain" / "data" / "sample.txt").read_text(encoding="utf-8")
-    for name in ("book.txt", "books/one.txt", "books/two.txt", "plays/one.txt", "start.txt", "their-text.txt"):
-        (folder / name).parent.mkdir(exist_ok=True)
+    vocabularies.byte_level(folder / "my-vocabulary")
+    folders = ("books/one.txt", "books/two.txt", "plays/one.txt", "their-dataset/data/part.txt")
+    for name in ("book.txt", "start.txt", "their-text.txt", *folders):
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
         (folder / name).write_text(text[:40] if name == "start.txt" else text, encoding="utf-8")
     (folder / "more").mkdir()
     lines = "".join(

@@ -195,7 +195,7 @@ def test_clipping_in_most_steps_is_reported(make_monitor: Make) -> None:
     assert [sign for sign, _ in found(monitor)] == ["clipping", "clipping"]
     assert found(monitor)[0] == ("clipping", 79), "the first 40 norms are large in any run and do not count"
     assert "In 30 of the last 40 steps" in monitor.findings[0].text
-    assert "trainer.gradient_clip_val=2 catches outliers" in monitor.findings[0].text
+    assert "trainer.gradient_clip_val=2 limits only outliers" in monitor.findings[0].text
     off = make_monitor("trainer.gradient_clip_val=null")
     for step in range(200):
         off.observe_step(step, 2.0, 100.0)

@@ -200,9 +200,10 @@ def _check_received(overrides: Sequence[str], *, own: Sequence[str]) -> None:
     keys = {override_key(argument) for argument in own}
     pairs = [argument.partition("=") for argument in own]
     known = {*own, *(f"{key}={quote_value(value)}" for key, _, value in pairs)}  # rank 0 quotes texts for Hydra
+    known = {argument.lstrip("+") for argument in known}  # and begins those of its own mappings with ++
     for override in overrides:
         plain = "=" in override and not override.startswith("-") and "_target_" not in override and "${" not in override
-        if override not in known and not (plain and override_key(override) in keys | SHARED_KEYS):
+        if override.lstrip("+") not in known and not (plain and override_key(override) in keys | SHARED_KEYS):
             raise UserError(
                 f"The first process of this training has sent the argument {override!r:.200}, which this process was not started "
                 "with. Start all processes of a training with the same arguments."
