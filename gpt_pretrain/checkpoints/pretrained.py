@@ -119,7 +119,7 @@ class Weights:
         return model.eval()
 
     def build_tokenizer(self, name: str | None = None) -> Tokenizer:
-        """Build the named tokenizer, or else the one that the weights bring, or else the one that has as many tokens.
+        """Build the named tokenizer, by default that of the weights, or a known one with as many tokens.
 
         Raises:
             UserError: If no tokenizer is known, or it does not fit the vocabulary.

@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from gpt_pretrain.commands.command_words import CONFIGS, NO_RUN, OTHER_CONFIGS, Arguments, explain_stray, schema_of
-from gpt_pretrain.commands.hydra_grammar import to_hydra_override
+from gpt_pretrain.commands.hydra_grammar import setting_values, to_hydra_override
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.overrides import override_key, short_form
 from gpt_pretrain.config.schema import GenerateSettings, TrainSettings
@@ -110,7 +110,7 @@ def override_problems(override: str, *, script: str, sweep: bool = False, folder
         if is_group and not isinstance(value, dict):
             yield from _option_problems(shown, key, value, folders=folders)
         else:
-            for name, leaf in _leaves(key, value):
+            for name, leaf in setting_values(key, value):
                 yield from _value_problems(shown, name, leaf, schema)
 
 
@@ -163,14 +163,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(_plain(name)): _plain(part) for name, part in value.items()}
     return [_plain(part) for part in value] if isinstance(value, list) else value
-
-
-def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for name, part in value.items():
-            yield from _leaves(f"{key}.{name}", part)
-    else:
-        yield key, value
 
 
 def _option_problems(override: str, group: str, value: Any, *, folders: tuple[Path, ...]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
@@ -43,3 +44,12 @@ def _write(value: Any) -> str:
     if isinstance(value, str):
         return quote_if_needed(value)
     return "null" if value is None else str(value).lower()
+
+
+def setting_values(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield each setting that a value sets, with its own value, since the value of a group may be a mapping."""
+    if isinstance(value, dict) and value:
+        for name, part in value.items():
+            yield from setting_values(f"{key}.{name}", part)
+    else:
+        yield key, value

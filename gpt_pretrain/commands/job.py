@@ -28,7 +28,7 @@ def is_multirun() -> bool:
 
 
 def is_sweep_job() -> bool:
-    """Return whether this process, or the one that started it for another device, runs a job of a sweep."""
+    """Return whether this process, or its launcher, runs a job of a sweep."""
     info = launch_info()
     return is_multirun() if info is None else "swept" in info
 

@@ -16,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, OverrideType, QuotedString, RangeSweep
 from hydra.errors import HydraException
 
+from gpt_pretrain.commands.hydra_grammar import setting_values
 from gpt_pretrain.config.overrides import full_form, override_key
 from gpt_pretrain.config.stored_settings import (
     ASKED,
@@ -100,7 +101,7 @@ def _admit(
     script: str,
 ) -> None:
     """Add an override to those that are taken over, or to the problems or notices."""
-    leaves = [leaf for value in values for leaf in _leaves(override.key_or_group, value)]
+    leaves = [leaf for value in values for leaf in setting_values(override.key_or_group, value)]
     kinds = {override_kind(key, value, script=script) for key, value in leaves}
     shown = _shown(text)
     changes = override.type in (OverrideType.CHANGE, OverrideType.ADD, OverrideType.FORCE_ADD)
@@ -180,15 +181,6 @@ def _job_count(override: Override, values: Values) -> int:
         return len(values) if isinstance(value, ChoiceSweep) else 1
     start, stop, step = float(value.start or 0), float(value.stop or 0), float(value.step or 1)
     return max(1, math.ceil((stop - start) / step))
-
-
-def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the settings that a value sets, since the value of a group may be a dict of them."""
-    if isinstance(value, dict) and value:
-        for name, part in value.items():
-            yield from _leaves(f"{key}.{name}", part)
-    else:
-        yield key, value
 
 
 def _parts(value: Any) -> Iterator[tuple[str, bool]]:

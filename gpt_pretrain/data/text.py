@@ -22,8 +22,8 @@ from gpt_pretrain.system.urls import SECRET, check_url, hide_secrets, secret_par
 from gpt_pretrain.texts.text import Text, find_text_files
 
 MAX_NAME_CHARACTERS = 100
-# The parts of a query by which cloud storage signs a URL, after the one that is the signature. They differ from one signed URL of
-# a file to the next. Without a signature, such a short name may tell one file from another.
+# Query parameters that cloud storage adds to a signed URL, by the name of its signature. They change each time a URL is signed.
+# In a URL without a signature, a parameter with such a short name may select the file.
 URL_SIGNATURES = {
     "x-amz-signature": re.compile(r"x-amz-[\w-]+"),
     "x-goog-signature": re.compile(r"x-goog-[\w-]+"),

@@ -181,8 +181,8 @@ class Search:
         """Return whether the values of a trial, which may come from a stranger's journal, are in the ranges of this search.
 
         Raises:
-            UserError: If a value cannot have been drawn from any range or list, such as a text in place of a number, which would
-                become an override with whatever stands in it.
+            UserError: If a value has a type that no range or list yields. A text in place of a number, for example, would
+                become part of an override.
         """
         for key in self.distributions.keys() & values.keys():  # A trial may have ended before all values were drawn.
             value, distribution = values[key], self.distributions[key]

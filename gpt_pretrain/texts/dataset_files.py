@@ -1,7 +1,7 @@
 """Check what a dataset says about itself before the package datasets acts on it.
 
-The state.json of a saved dataset lists its files, and datasets 5.2 opens whatever stands there. A column may be declared as
-images, sounds or the like; then datasets opens the path or URL in each of its rows. What it reads becomes part of the corpus.
+The state.json of a saved dataset lists its files, and datasets 5.2 opens every path in this list. If a column is declared as
+images or sounds, datasets opens the path or URL in each of its rows. The content becomes part of the corpus.
 """
 
 from __future__ import annotations

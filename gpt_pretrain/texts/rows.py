@@ -123,7 +123,7 @@ class _Lines:
 
 
 def _read_header(lines: _Lines) -> tuple[list[str], str]:
-    """Return the names of the columns, and the character between them: the one that the first line has most of."""
+    """Return the names of the columns and the most frequent delimiter of the first line."""
     csv.field_size_limit(LONGEST_RECORD)
     first = next(lines, "").removeprefix("\ufeff")
     outside = "".join(first.split('"')[::2])

@@ -169,7 +169,7 @@ def restore_vocabulary(label: str, definition: Mapping[str, Any]) -> VocabularyT
 
 
 def tokenizer_label(label: str) -> str:
-    """Return a label as it stands in a tokenizer's name: letters, digits and a few signs."""
+    """Return a label for the name of a tokenizer, reduced to letters, digits and a few signs."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", label)[:60] or "tokenizer"
 
 

@@ -36,7 +36,7 @@ class StartingPoint:
         resume: The checkpoint to resume.
         step: Optimizer steps done in that checkpoint.
         text_sha256: The checksum of the text that the checkpoint was trained on.
-        tokenizer: The tokenizer of that checkpoint, or the one that the weights bring.
+        tokenizer: The tokenizer of that checkpoint or of those weights.
         weights: The weights that a new run starts from.
         architecture: The architecture of the checkpoint or of the weights.
         epoch_windows: Windows in each epoch of the resumed run.

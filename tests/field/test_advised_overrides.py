@@ -1,4 +1,4 @@
-"""Every setting that README, the guide, help or a message advises exists and takes the value that stands there."""
+"""Every setting that README, the guide, help or a message advises exists and accepts the advised value."""
 
 from __future__ import annotations
 

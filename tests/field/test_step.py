@@ -298,7 +298,7 @@ def test_the_tokens_of_the_rest_of_a_run_are_exact(compose_train: Callable[..., 
 
 
 def test_a_window_can_have_no_counted_target() -> None:
-    """What the tests above rely on."""
+    """Check what the tests above rely on."""
     import numpy as np
 
     _, targets, _ = DocumentBoundaries(eos_id=0).separate(np.zeros((1, 5), np.int64))
