@@ -67,7 +67,7 @@ def read_zip(stream: BinaryIO) -> Members:
     try:
         with zipfile.ZipFile(stream) as archive:
             for member in archive.infolist():
-                if not member.is_dir() and not stat.S_ISLNK(member.external_attr >> 16):
+                if not member.filename.endswith("/") and not stat.S_ISLNK(member.external_attr >> 16):
                     yield member.filename, _zip_content(archive, member)
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError) as error:
         raise DamagedArchiveError(str(error)) from error

@@ -78,7 +78,7 @@ def zipped(files: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> 
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", compression) as archive:
         for name, content in files.items():
-            archive.writestr(name, content)
+            archive.writestr(zipfile.ZipInfo(name), content, compression)
     return stream.getvalue()
 
 
@@ -124,6 +124,7 @@ RECORDS: dict[str, bytes] = {
     "no suffix": lines(),
     "wrong suffix.dat": gzip.compress(lines()),
     "table in.zip": zipped({"deep/a.parquet": parquet()}),
+    "nameless in.zip": zipped({"": lines()}),
     "lines in.tgz": tar({"deep/a.jsonl": lines()}, "w:gz"),
     "nested.tar.xz": tar({"one.xz": lzma.compress(tar({"a.jsonl": lines()}))}, "w:xz"),
     "zip in.tar": tar({"inner.zip": zipped({"a.json.gz": gzip.compress(lines())})}),

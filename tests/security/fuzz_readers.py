@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import pickle
 import shutil
@@ -181,9 +182,9 @@ def _make_lines(folder: Path) -> None:
     import zstandard
 
     (folder / "a.jsonl").write_bytes(LINES)
-    (folder / "a.jsonl.gz").write_bytes(gzip.compress(LINES))
+    (folder / "a.jsonl.gz").write_bytes(gzip.compress(LINES, mtime=0))
     (folder / "a.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(LINES))
-    (folder / "a.txt.gz").write_bytes(gzip.compress(b"One text.<>Another one.<>" * 20))
+    (folder / "a.txt.gz").write_bytes(gzip.compress(b"One text.<>Another one.<>" * 20, mtime=0))
 
 
 ARCHIVES = ("a.tar", "a.tar.xz", "a.zip", "a.csv", "a.json", "wide.txt")
@@ -196,11 +197,13 @@ def _make_archives(folder: Path) -> None:
     (folder / "wide.txt").write_bytes("A text of some words, and more of them.\n".encode("utf-16-le") * 20)
     for name, mode in (("a.tar", "w"), ("a.tar.xz", "w:xz")):
         with tarfile.open(folder / name, mode) as archive:  # type: ignore[call-overload]
-            archive.add(folder / "a.csv", "deep/" + "x" * 120 + ".csv")
-            archive.add(folder / "a.json", "a.json")
-    with zipfile.ZipFile(folder / "a.zip", "w", zipfile.ZIP_DEFLATED) as zipped:
-        zipped.write(folder / "a.json", "a.json")
-        zipped.write(folder / "a.tar", "inner.tar")
+            for member, file in (("deep/" + "x" * 120 + ".csv", "a.csv"), ("a.json", "a.json")):
+                header = tarfile.TarInfo(member)  # not that of the file: it has the time and the user
+                header.size = (folder / file).stat().st_size
+                archive.addfile(header, io.BytesIO((folder / file).read_bytes()))
+    with zipfile.ZipFile(folder / "a.zip", "w") as zipped:
+        for member, file in (("a.json", "a.json"), ("inner.tar", "a.tar")):
+            zipped.writestr(zipfile.ZipInfo(member), (folder / file).read_bytes(), zipfile.ZIP_DEFLATED)
 
 
 def _make_parquet(folder: Path) -> None:

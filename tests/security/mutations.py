@@ -222,13 +222,11 @@ def change_zip(data: bytes, random: Random) -> bytes:
     elif kind == 4:
         parts[index] = parts[index][0], b"0" * 3_000_000
     target = io.BytesIO()
-    with (
-        warnings.catch_warnings(),
-        zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED if kind == 5 else zipfile.ZIP_STORED) as archive,
-    ):
+    method = zipfile.ZIP_DEFLATED if kind == 5 else zipfile.ZIP_STORED
+    with warnings.catch_warnings(), zipfile.ZipFile(target, "w") as archive:
         warnings.simplefilter("ignore")  # about duplicate names
         for name, content in parts:
-            archive.writestr(name, content)
+            archive.writestr(zipfile.ZipInfo(name), content, method)  # a name alone would bring the present time
     return target.getvalue()
 
 
@@ -237,7 +235,7 @@ def change_gzip(data: bytes, random: Random) -> bytes:
     if random.random() < 0.5:
         return change_bytes(data, random)
     content = gzip.decompress(data)
-    return gzip.compress(random.choice([change_bytes, change_json])(content, random), compresslevel=1)
+    return gzip.compress(random.choice([change_bytes, change_json])(content, random), compresslevel=1, mtime=0)
 
 
 def _change_value(value: Any, random: Random) -> Any:
