@@ -14,12 +14,13 @@ from typing import Any
 
 from torch import Tensor
 
-from gpt_pretrain.checkpoints.layouts import NANOGPT_FIELDS, from_hf_config, from_nanogpt_args
+from gpt_pretrain.checkpoints.layouts import NANOGPT_FIELDS, READ_GELUS, from_hf_config, from_nanogpt_args
 from gpt_pretrain.checkpoints.tensor_files import read_torch_content, read_torch_file
 from gpt_pretrain.checkpoints.tensor_groups import COMPANION, EMBEDDING
 from gpt_pretrain.checkpoints.tensor_names import find_slot
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.pickle_rules import InertObject
+from gpt_pretrain.system.reading import short_repr
 
 MAX_DEPTH = 12  # of settings around and inside a model; whole modules are nested to about eight levels
 MAX_NODES = 200_000
@@ -36,6 +37,11 @@ ACTIVATIONS = {
 TORCH_GELU = "torch.nn.modules.activation.GELU"
 OTHER_ACTIVATIONS = re.compile(r"\w*(ReLU|SiLU|SELU|CELU|ELU|GLU|QuickGELU|ClippedGELU|Mish|Tanh|Sigmoid|Swish)\w*")
 LAYER_NORM_EPS = 1e-5
+# Settings of any program that change what a model computes, by their names.
+ACTIVATION_NAMES = ("activation", "activation_function", "activation_fn", "hidden_act", "act", "act_fn")
+NORM_EPS_NAME = re.compile(r"(layer_?norm|norm|ln|rms_?norm|rms)_eps(ilon)?")
+OTHER_MODEL_NAME = re.compile(r"(use_)?(rope|rotary)|(sliding_)?window_size|sliding_window|(\w+_)?soft_?cap(ping)?")
+KV_HEAD_NAMES = ("n_kv_head", "n_kv_heads", "num_key_value_heads")
 
 
 @dataclass
@@ -181,6 +187,8 @@ def _read_settings(content: Any, weights: FileContent) -> None:
             continue
         counts |= {values[name] for name in HEAD_COUNTS if type(values.get(name)) is int}
         declared: dict[str, Any] = {}
+        if not ("n_positions" in values or "n_ctx" in values):
+            weights.problems += [problem for problem in _other_settings(values) if problem not in weights.problems]
         if isinstance(values.get("n_embd"), int) and isinstance(values.get("n_layer"), int):
             if "block_size" in values:
                 declared = from_nanogpt_args(
@@ -193,6 +201,22 @@ def _read_settings(content: Any, weights: FileContent) -> None:
             if declared.get(name) is not None:
                 weights.told.setdefault(name, declared[name])
     weights.likely_heads = counts.pop() if len(counts) == 1 else None
+
+
+def _other_settings(values: dict[Any, Any]) -> Iterator[str]:
+    """Yield the reasons why GPTModel cannot be a model with these settings, whatever program they are of."""
+    heads = next((values[name] for name in HEAD_COUNTS if name in values), None)
+    for name, value in values.items():
+        if not isinstance(name, str) or not isinstance(value, str | int | float):
+            continue
+        if name in ACTIVATION_NAMES and isinstance(value, str) and value.lower() not in READ_GELUS:
+            yield f"its settings have {name}={short_repr(value)}, but GPTModel has GELU."
+        elif NORM_EPS_NAME.fullmatch(name) and value != LAYER_NORM_EPS:
+            yield f"its settings have {name}={short_repr(value)}, but GPTModel always has {LAYER_NORM_EPS}."
+        elif OTHER_MODEL_NAME.fullmatch(name) and value:
+            yield f"its settings have {name}={short_repr(value)}, which GPT-2 does not have."
+        elif name in KV_HEAD_NAMES and heads is not None and value != heads:
+            yield f"its settings have {name}={short_repr(value)}, but GPT-2 has as many as heads, {short_repr(heads)}."
 
 
 def _bias(values: dict[str, Any]) -> dict[str, Any]:

@@ -174,7 +174,7 @@ def _from_file(path: Path) -> WeightSource:
             return _from_hf_files(config, index, name=name)
         return WeightSource(name, read_indexed(index), is_safetensors=index.name == SHARD_INDEX)
     if safetensors:
-        if (path.parent / CONFIG_FILE).is_file() and path.name == SAFETENSORS_FILE:
+        if _has_config(path, named=SAFETENSORS_FILE):
             return _from_hf_files(path.parent / CONFIG_FILE, path, name=str(path))
         return WeightSource(str(path), read_safetensors(path), is_safetensors=True)
     if llmc:
@@ -190,11 +190,19 @@ def _from_file(path: Path) -> WeightSource:
         raise UserError(f"{path}: {' '.join(weights.problems)}")
     if weights.others:
         log.warning("%s also contains other weights, which are not used: %s", path, name_some(weights.others))
+    if "model_args" not in weights.whole and _has_config(path, named=PICKLE_FILE):
+        return _from_hf_files(path.parent / CONFIG_FILE, path, name=str(path))
     declared, find = weights.told, no_tokenizer
     if isinstance(arguments := weights.whole.get("model_args"), dict):
         declared, find = from_nanogpt_args(arguments) | declared, nanogpt_finder(path, weights.whole)
     tensors = state_dict_tensors(weights.tensors, path)
     return WeightSource(str(path), tensors, declared, find, likely_heads=weights.likely_heads)
+
+
+def _has_config(path: Path, *, named: str) -> bool:
+    """Return whether a config.json beside weights belongs to them; a training program may have written one of its own."""
+    config = path.parent / CONFIG_FILE
+    return config.is_file() and (path.name == named or "model_type" in read_model_json(config))
 
 
 def _from_own_checkpoint(path: Path, content: dict[str, Any]) -> WeightSource:

@@ -720,3 +720,35 @@ def test_tensors_with_attributes_of_their_own_are_read(tmp_path: Path, theirs: G
         parameter.group = "decay"  # type: ignore[attr-defined]
     torch.save(tagged, tmp_path / "module.pt")
     assert same(load_pretrained(tmp_path / "module.pt"), tagged)
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "weights.pt", "model-00001-of-00001.safetensors"])
+def test_a_file_of_any_name_is_read_with_the_config_beside_it(file: str, tmp_path: Path, theirs: GPT2LMHeadModel) -> None:
+    theirs.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    if file.endswith(".pt"):
+        torch.save(theirs.state_dict(), tmp_path / file)
+    else:
+        weights.rename(tmp_path / file)
+    assert same(load_pretrained(tmp_path / file), theirs)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"activation_function": "relu"}))
+    assert "activation_function='relu' is not supported" in refusal(tmp_path / file, n_heads=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("activation", "relu"),
+        ("norm_eps", 1e-6),
+        ("use_rope", True),
+        ("window_size", 8),
+        ("logit_softcap", 15.0),
+        ("n_kv_head", 2),
+    ],
+)
+def test_settings_of_another_model_are_named(name: str, value: Any, tmp_path: Path, theirs: GPT2LMHeadModel) -> None:
+    torch.save(
+        {"state_dict": theirs.state_dict(), "hyper_parameters": {"model": {"n_head": 4, name: value}}}, tmp_path / "a.ckpt"
+    )
+    assert f"its settings have {name}={value!r}" in refusal(tmp_path / "a.ckpt")
