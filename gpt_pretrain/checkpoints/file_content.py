@@ -6,6 +6,7 @@ read as `InertObject`s: their attributes are data, and nothing of them is import
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from gpt_pretrain.checkpoints.layouts import NANOGPT_FIELDS, READ_GELUS, from_hf_config, from_nanogpt_args
 from gpt_pretrain.checkpoints.tensor_files import read_torch_content, read_torch_file
-from gpt_pretrain.checkpoints.tensor_groups import COMPANION, EMBEDDING
+from gpt_pretrain.checkpoints.tensor_groups import COMPANION, EMBEDDING, stored_sizes
 from gpt_pretrain.checkpoints.tensor_names import find_slot
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.pickle_rules import InertObject
@@ -40,7 +41,8 @@ LAYER_NORM_EPS = 1e-5
 # Settings of any program that change what a model computes, by their names.
 ACTIVATION_NAMES = ("activation", "activation_function", "activation_fn", "hidden_act", "act", "act_fn")
 NORM_EPS_NAME = re.compile(r"(layer_?norm|norm|ln|rms_?norm|rms)_eps(ilon)?")
-OTHER_MODEL_NAME = re.compile(r"(use_)?(rope|rotary)|(sliding_)?window_size|sliding_window|(\w+_)?soft_?cap(ping)?")
+OTHER_MODEL_NAME = re.compile(r"(use_)?(rope|rotary)|(\w+_)?soft_?cap(ping)?")
+WINDOW_NAMES = ("window_size", "sliding_window", "sliding_window_size", "attention_window")
 KV_HEAD_NAMES = ("n_kv_head", "n_kv_heads", "num_key_value_heads")
 
 
@@ -181,6 +183,8 @@ def _flatten_module(module: InertObject) -> dict[str, Any]:
 def _read_settings(content: Any, weights: FileContent) -> None:
     """Note what the settings beside the weights tell: those of nanoGPT and its forks, of transformers, or of chapter 5."""
     counts: set[int] = set()
+    tensors = {name: value for name, value in weights.tensors.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    sizes = stored_sizes({name: tuple(value.shape) for name, value in tensors.items()})
     for _, node in _nodes(content, inside_modules=True):
         values = _attributes(node) if isinstance(node, InertObject) else node
         if not isinstance(values, dict):
@@ -188,7 +192,8 @@ def _read_settings(content: Any, weights: FileContent) -> None:
         counts |= {values[name] for name in HEAD_COUNTS if type(values.get(name)) is int}
         declared: dict[str, Any] = {}
         if not ("n_positions" in values or "n_ctx" in values):
-            weights.problems += [problem for problem in _other_settings(values) if problem not in weights.problems]
+            others = _other_settings(values, context_length=sizes.get("context_length"))
+            weights.problems += [problem for problem in others if problem not in weights.problems]
         if isinstance(values.get("n_embd"), int) and isinstance(values.get("n_layer"), int):
             if "block_size" in values:
                 declared = from_nanogpt_args(
@@ -203,20 +208,35 @@ def _read_settings(content: Any, weights: FileContent) -> None:
     weights.likely_heads = counts.pop() if len(counts) == 1 else None
 
 
-def _other_settings(values: dict[Any, Any]) -> Iterator[str]:
-    """Yield the reasons why GPTModel cannot be a model with these settings, whatever program they are of."""
+def _other_settings(values: dict[Any, Any], *, context_length: int | None) -> Iterator[str]:
+    """Yield the reasons why GPTModel cannot be a model with these settings, whatever program they are of.
+
+    Args:
+        context_length: The model's positions: a window of as many hides none.
+    """
     heads = next((values[name] for name in HEAD_COUNTS if name in values), None)
     for name, value in values.items():
         if not isinstance(name, str) or not isinstance(value, str | int | float):
             continue
         if name in ACTIVATION_NAMES and isinstance(value, str) and value.lower() not in READ_GELUS:
             yield f"its settings have {name}={short_repr(value)}, but GPTModel has GELU."
-        elif NORM_EPS_NAME.fullmatch(name) and value != LAYER_NORM_EPS:
+        elif NORM_EPS_NAME.fullmatch(name) and _number(value) != LAYER_NORM_EPS:
             yield f"its settings have {name}={short_repr(value)}, but GPTModel always has {LAYER_NORM_EPS}."
         elif OTHER_MODEL_NAME.fullmatch(name) and value:
             yield f"its settings have {name}={short_repr(value)}, which GPT-2 does not have."
+        # Readers of data have windows too, and no heads.
+        elif name in WINDOW_NAMES and heads is not None and 0 < _number(value) < (context_length or math.inf):
+            yield f"its settings have {name}={short_repr(value)}, but GPT-2 attends to all tokens before."
         elif name in KV_HEAD_NAMES and heads is not None and value != heads:
             yield f"its settings have {name}={short_repr(value)}, but GPT-2 has as many as heads, {short_repr(heads)}."
+
+
+def _number(value: str | float) -> float:
+    """Return a setting as a number, which PyYAML reads 1e-5 as a text; 0 if it is none."""
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 def _bias(values: dict[str, Any]) -> dict[str, Any]:

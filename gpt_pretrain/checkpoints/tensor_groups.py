@@ -28,6 +28,7 @@ from gpt_pretrain.errors import UserError
 Slots = dict[TensorSlot, StoredTensor]
 
 EMBEDDING, HEAD = TensorSlot("tok_emb.weight"), TensorSlot("out_head.weight")
+POSITIONS = TensorSlot("pos_emb.weight")
 MAX_CLASSES = 50  # A head with fewer outputs, and more tokens than that, is no language model's.
 # A second model in a file: an average of the weights, or a model that the training compares itself with.
 COMPANION = re.compile(r"(^|[._])(ema|swa|averaged?|avg|shadow|teacher|ref|reference|target|momentum|old|frozen)([._]|$)")
@@ -93,6 +94,22 @@ def group_tensors(name: str, tensors: Mapping[str, StoredTensor]) -> TensorGroup
     if (misfits.unknown or EMBEDDING not in groups.slots) and (kind := foreign_kind(tensors)) is not None:
         misfits.causes.append(f"it holds {kind[0]} ({kind[1]}). Only GPT-2 models can be read.")
     return groups
+
+
+def stored_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Return the width, the layers and the positions of a GPT-2 that the names and shapes of tensors show, as far as they do."""
+    sizes: dict[str, int] = {}
+    for name, shape in shapes.items():
+        if (found := find_slot(name)) is None:
+            continue
+        slot = found[1]
+        if slot.name.startswith("trf_blocks."):
+            sizes["n_layers"] = max(sizes.get("n_layers", 0), int(slot.name.split(".")[1]) + 1)
+        elif slot in (EMBEDDING, POSITIONS) and len(shape) == 2:
+            sizes["emb_dim"] = shape[1]
+            if slot == POSITIONS:
+                sizes["context_length"] = shape[0]
+    return sizes
 
 
 def _shape_causes(slots: Slots) -> list[str]:

@@ -39,6 +39,7 @@ from gpt_pretrain.checkpoints.tensor_files import (
     read_safetensors,
     state_dict_tensors,
 )
+from gpt_pretrain.checkpoints.tensor_groups import stored_sizes
 from gpt_pretrain.checkpoints.weight_tokenizers import (
     FindTokenizer,
     checkpoint_tokenizer,
@@ -51,6 +52,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.runs.folder import checkpoint_dir, find_checkpoints
 from gpt_pretrain.system.environment import user_path
+from gpt_pretrain.system.reading import short_repr
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 HUB_ADDRESS = re.compile(
@@ -174,9 +176,10 @@ def _from_file(path: Path) -> WeightSource:
             return _from_hf_files(config, index, name=name)
         return WeightSource(name, read_indexed(index), is_safetensors=index.name == SHARD_INDEX)
     if safetensors:
-        if _has_config(path, named=SAFETENSORS_FILE):
+        stored = read_safetensors(path)
+        if _has_config(path, stored, named=SAFETENSORS_FILE):
             return _from_hf_files(path.parent / CONFIG_FILE, path, name=str(path))
-        return WeightSource(str(path), read_safetensors(path), is_safetensors=True)
+        return WeightSource(str(path), stored, is_safetensors=True)
     if llmc:
         tensors, declared = read_llmc_model(path)
         return WeightSource(str(path), tensors, declared)
@@ -190,19 +193,41 @@ def _from_file(path: Path) -> WeightSource:
         raise UserError(f"{path}: {' '.join(weights.problems)}")
     if weights.others:
         log.warning("%s also contains other weights, which are not used: %s", path, name_some(weights.others))
-    if "model_args" not in weights.whole and _has_config(path, named=PICKLE_FILE):
+    tensors = state_dict_tensors(weights.tensors, path)
+    if "model_args" not in weights.whole and _has_config(path, tensors, named=PICKLE_FILE):
         return _from_hf_files(path.parent / CONFIG_FILE, path, name=str(path))
     declared, find = weights.told, no_tokenizer
     if isinstance(arguments := weights.whole.get("model_args"), dict):
         declared, find = from_nanogpt_args(arguments) | declared, nanogpt_finder(path, weights.whole)
-    tensors = state_dict_tensors(weights.tensors, path)
     return WeightSource(str(path), tensors, declared, find, likely_heads=weights.likely_heads)
 
 
-def _has_config(path: Path, *, named: str) -> bool:
-    """Return whether a config.json beside weights belongs to them; a training program may have written one of its own."""
+def _has_config(path: Path, tensors: Mapping[str, StoredTensor], *, named: str) -> bool:
+    """Return whether a config.json beside a file of weights belongs to it.
+
+    A training program may have written one of its own, and a folder may hold several models.
+
+    Args:
+        named: The name of a file that it belongs to in any case.
+    """
     config = path.parent / CONFIG_FILE
-    return config.is_file() and (path.name == named or "model_type" in read_model_json(config))
+    if not config.is_file() or path.name == named:
+        return config.is_file()
+    try:
+        fields = read_model_json(config)
+    except UserError:
+        return False
+    if "model_type" not in fields:
+        return False
+    declared = (from_nanochat_config if fields["model_type"] == NANOCHAT else from_hf_config)(fields)[0]
+    sizes = stored_sizes({name: stored.shape for name, stored in tensors.items()})
+    seen = {name: sizes[name] for name in ("emb_dim", "n_layers") if name in sizes}
+    if all(declared[name] == size for name, size in seen.items()):
+        return True
+    says = ", ".join(f"{name}={short_repr(declared[name])}" for name in seen)
+    has = ", ".join(f"{name}={size}" for name, size in seen.items())
+    log.warning("%s is of another model (%s) than %s (%s), and is not used.", config, says, path.name, has)
+    return False
 
 
 def _from_own_checkpoint(path: Path, content: dict[str, Any]) -> WeightSource:

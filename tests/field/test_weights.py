@@ -752,3 +752,22 @@ def test_settings_of_another_model_are_named(name: str, value: Any, tmp_path: Pa
         {"state_dict": theirs.state_dict(), "hyper_parameters": {"model": {"n_head": 4, name: value}}}, tmp_path / "a.ckpt"
     )
     assert f"its settings have {name}={value!r}" in refusal(tmp_path / "a.ckpt")
+
+
+def test_settings_of_other_parts_of_a_program_do_not_count(tmp_path: Path, theirs: GPT2LMHeadModel) -> None:
+    settings = {
+        "data": {"window_size": 8},
+        "model": {"n_head": 4, "window_size": CONTEXT, "sliding_window": -1, "norm_eps": "1e-5", "activation": "GELU"},
+        "optimizer": {"eps": 1e-8},
+    }
+    torch.save({"state_dict": theirs.state_dict(), "hyper_parameters": settings}, tmp_path / "a.ckpt")
+    assert same(load_pretrained(tmp_path / "a.ckpt"), theirs)
+
+
+@pytest.mark.parametrize("config", ['{"model_type": "llama", "hidden_size": 64}', '{"n_embd": 48}', "{"])
+def test_the_config_of_another_model_beside_a_file_is_not_used(config: str, tmp_path: Path, theirs: GPT2LMHeadModel) -> None:
+    (tmp_path / "config.json").write_text(config)
+    torch.save(theirs.state_dict(), tmp_path / "mine.pt")
+    save_file({name: value.clone() for name, value in theirs.state_dict().items()}, tmp_path / "mine.safetensors")
+    assert same(load_pretrained(tmp_path / "mine.pt", n_heads=4), theirs)
+    assert same(load_pretrained(tmp_path / "mine.safetensors", n_heads=4), theirs)
