@@ -25,6 +25,8 @@ from gpt_pretrain.system.reading import short_repr
 
 MAX_DEPTH = 12  # of settings around and inside a model; whole modules are nested to about eight levels
 MAX_NODES = 200_000
+MAX_FOUND, MAX_MODULES = 1000, 20  # State dicts that are compared, and whole modules that are searched for tensors.
+MAX_NAME = 200  # Characters of a key that become a part of a name; a file can use a long one many times.
 STATE_DICT_KEYS = ("model_state_dict", "state_dict", "model", "module", "net", "model_state", "weights")
 HEAD_COUNTS = ("n_head", "n_heads", "num_heads", "num_attention_heads", "nhead")
 # Settings that only tell what the tensors do not; sizes in a file's settings may be out of date.
@@ -44,6 +46,8 @@ NORM_EPS_NAME = re.compile(r"(layer_?norm|norm|ln|rms_?norm|rms)_eps(ilon)?")
 OTHER_MODEL_NAME = re.compile(r"(use_)?(rope|rotary)|(\w+_)?soft_?cap(ping)?")
 WINDOW_NAMES = ("window_size", "sliding_window", "sliding_window_size", "attention_window")
 KV_HEAD_NAMES = ("n_kv_head", "n_kv_heads", "num_key_value_heads")
+
+KeyPath = tuple[Any, ...]  # The keys and indices that lead to a part of a file. Joined, each path would copy all of them.
 
 
 @dataclass
@@ -94,10 +98,14 @@ def is_own_checkpoint(content: Any) -> bool:
 
 def find_weights(content: Any) -> FileContent | None:
     """Find the state dict or the whole module of a GPT-2 in what a file holds, or return None if there is none."""
-    found: dict[str, tuple[dict[str, Any], InertObject | None]] = {}
+    found: dict[KeyPath, tuple[dict[str, Any], InertObject | None]] = {}
+    n_modules = 0
     for path, node in _nodes(content, inside_modules=False):
+        if len(found) == MAX_FOUND:
+            break
         if isinstance(node, InertObject) and _is_module(node):
-            tensors = _flatten_module(node)
+            n_modules += 1  # They may share their parts, so that each has all that is in the file.
+            tensors = _flatten_module(node) if n_modules <= MAX_MODULES else {}
             if _has_embedding(tensors):
                 found[path] = tensors, node
         elif isinstance(node, dict) and _has_embedding(node):
@@ -106,37 +114,42 @@ def find_weights(content: Any) -> FileContent | None:
         return None
     best, *others = sorted(found, key=_rank)
     tensors, module = found[best]
-    weights = FileContent(tensors, others=[path for path in others if found[path][0] is not tensors])
+    weights = FileContent(tensors, others=[_join(path) for path in others if found[path][0] is not tensors])
     _read_settings(content, weights)
     if module is not None:
         _read_module(module, weights)
     return weights
 
 
-def _rank(path: str) -> tuple[bool, int, int]:
+def _rank(path: KeyPath) -> tuple[bool, int, int]:
     """Return the order in which weights are preferred: no averages, then well-known keys, then little nesting."""
-    key = path.rpartition(".")[2]
+    key = path[-1] if path else ""
     known = STATE_DICT_KEYS.index(key) if key in STATE_DICT_KEYS else len(STATE_DICT_KEYS)
-    return COMPANION.search(path) is not None, path.count("."), known
+    return any(COMPANION.search(str(part)) for part in path), max(len(path), 1), known
 
 
-def _nodes(content: Any, *, inside_modules: bool) -> Iterator[tuple[str, Any]]:
-    """Yield all containers and objects with their paths, each once, the outer ones first."""
-    waiting: list[tuple[str, Any, int]] = [("", content, 0)]
+def _join(path: KeyPath) -> str:
+    """Return the keys that lead to a part of a file in one text, for a message."""
+    return ".".join(str(key)[:MAX_NAME] for key in path)
+
+
+def _nodes(content: Any, *, inside_modules: bool) -> Iterator[tuple[KeyPath, Any]]:
+    """Yield all containers and objects with the keys that lead to them, each once, the outer ones first."""
+    waiting: list[tuple[KeyPath, Any]] = [((), content)]
     seen: set[int] = set()
-    for path, node, depth in waiting:
+    for path, node in waiting:
         if id(node) in seen or not isinstance(node, dict | list | tuple | InertObject):
             continue
         seen.add(id(node))
         yield path, node
-        if depth >= MAX_DEPTH or len(waiting) > MAX_NODES:
+        if len(path) >= MAX_DEPTH or len(waiting) > MAX_NODES:
             continue
         if isinstance(node, InertObject):
             if not _is_module(node) or inside_modules:
-                waiting += [(path, part, depth) for part in (node.state, node.items, node.arguments)]
+                waiting += [(path, part) for part in (node.state, node.items, node.arguments)]
         else:
             items = node.items() if isinstance(node, dict) else enumerate(node)
-            waiting += [(f"{path}.{key}" if path else str(key), value, depth + 1) for key, value in items if _is_nested(value)]
+            waiting += [((*path, key), value) for key, value in items if _is_nested(value)]
 
 
 def _is_nested(value: Any) -> bool:
@@ -164,8 +177,9 @@ def _is_module(node: InertObject) -> bool:
 def _flatten_module(module: InertObject) -> dict[str, Any]:
     """Return the tensors of a module and its parts under the names that its state_dict() would give them."""
     tensors: dict[str, Any] = {}
-    waiting, seen = [("", module)], set()
-    for prefix, node in waiting:
+    waiting: list[tuple[KeyPath, InertObject]] = [((), module)]
+    seen: set[int] = set()
+    for path, node in waiting:
         if id(node) in seen:
             continue
         seen.add(id(node))
@@ -173,10 +187,10 @@ def _flatten_module(module: InertObject) -> dict[str, Any]:
         for group in ("_parameters", "_buffers"):
             values = attributes.get(group)
             if isinstance(values, dict):
-                tensors |= {f"{prefix}{name}": value for name, value in values.items() if isinstance(value, Tensor)}
+                tensors |= {_join((*path, name)): value for name, value in values.items() if isinstance(value, Tensor)}
         parts = attributes.get("_modules")
-        if isinstance(parts, dict) and prefix.count(".") < MAX_DEPTH:
-            waiting += [(f"{prefix}{name}.", part) for name, part in parts.items() if isinstance(part, InertObject)]
+        if isinstance(parts, dict) and len(path) < MAX_DEPTH:
+            waiting += [((*path, name), part) for name, part in parts.items() if isinstance(part, InertObject)]
     return tensors
 
 
@@ -201,10 +215,11 @@ def _read_settings(content: Any, weights: FileContent) -> None:
                 )
             elif "n_positions" in values or "n_ctx" in values:
                 declared, problems = from_hf_config({"model_type": "gpt2"} | values)
-                weights.problems += [problem for problem in problems if problem not in weights.problems]
+                weights.problems += problems
         for name in TOLD:
             if declared.get(name) is not None:
                 weights.told.setdefault(name, declared[name])
+    weights.problems = list(dict.fromkeys(weights.problems))
     weights.likely_heads = counts.pop() if len(counts) == 1 else None
 
 

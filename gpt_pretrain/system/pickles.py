@@ -21,10 +21,10 @@ from gpt_pretrain.system.reading import DamagedFileError, check_values
 MAX_OPCODES = 3_000_000
 MAX_CONTAINERS = 500_000  # An empty one takes up to 64 bytes of memory, and one byte in the file.
 MAX_CALLS = 200_000  # A tensor takes about 600 bytes, and three bytes in the file.
-FREE_COPIES = (
-    1_000_000  # Characters and items that calls may copy beyond the size of the file: a shared text is passed in a byte.
-)
+# Characters and items that calls and keys may copy beyond the size of the file: a shared text is passed in a byte.
+FREE_COPIES = 1_000_000
 MAX_TEXT_LINE = 1000  # Bytes of a name.
+FREE_KEY = 200  # Characters of a key that are read again and again without being counted.
 # Python hashes integers without a secret. Larger ones could all be given the same hash, which makes a dict quadratic.
 MAX_KEY, SMALL_KEY, MAX_ODD_KEYS = 1 << 60, 1 << 31, 1000
 
@@ -261,6 +261,7 @@ class _StackMachine:
                 continue
             for part in key if isinstance(key, tuple) else (key,):
                 check_key(part)
+                self._spend(max(_length(part) - FREE_KEY, 0))
             # Many of these could be made to collide; small whole numbers cannot.
             self._odd_keys += isinstance(key, tuple | float) or (isinstance(key, int) and abs(key) > SMALL_KEY)
             if self._odd_keys > MAX_ODD_KEYS:
@@ -268,10 +269,10 @@ class _StackMachine:
             target[key] = value
 
     def _spend(self, amount: int) -> None:
-        """Count what is copied, since a file needs only a byte or two to name again what it holds once."""
+        """Count what is copied or searched, since a file needs only a byte or two to name again what it holds once."""
         self._budget -= amount
         if self._budget < 0:
-            raise DamagedFileError("its calls would copy far more than it holds")
+            raise DamagedFileError("its calls and keys would copy far more than it holds")
 
     def _push_name(self, name: str) -> None:
         known = name in self._rules.calls or name in self._rules.names

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import sqlite3
 import tarfile
 import time
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
+from gpt_pretrain.checkpoints.file_content import find_weights, read_weights
 from gpt_pretrain.data.files import LocalFiles
 from gpt_pretrain.data.formats import open_corpus
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.tracking import _check_store
+from gpt_pretrain.system.pickle_rules import InertObject
+from gpt_pretrain.system.pickles import read_plain_pickle
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.texts.archives import read_tar
 from gpt_pretrain.texts.decompression import DamagedArchiveError
@@ -22,6 +30,19 @@ from gpt_pretrain.texts.rows import read_columns
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.tables import TableTokenizer
 from tests.helpers import vocabularies
+
+
+@contextmanager
+def at_most(*, megabytes: float) -> Iterator[None]:
+    """Check how much memory a block takes at its peak, beyond what was in use before."""
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        yield
+        assert (tracemalloc.get_traced_memory()[1] - before) / 1e6 < megabytes
+    finally:
+        tracemalloc.stop()
 
 
 def test_many_special_tokens_are_added_in_linear_time(tmp_path: Path) -> None:
@@ -86,3 +107,35 @@ def test_a_header_of_an_array_that_is_no_description_is_refused(tmp_path: Path, 
 def test_a_first_row_with_an_open_quotation_mark_is_read_within_bounds() -> None:
     names = read_columns([b'a,"' + b"x" * 200_000])
     assert names[0] == "a" and len(names) == 2
+
+
+def test_a_long_key_is_not_copied_for_each_part_below_it(tmp_path: Path) -> None:
+    parts = {f"part {number}": [] for number in range(1000)} | {"wte.weight": torch.zeros(2, 2)}
+    torch.save({"b": {"wte.weight": torch.zeros(2, 2)}, "a" * 100_000: parts}, tmp_path / "weights.pth")
+    with at_most(megabytes=20):
+        weights = read_weights(tmp_path / "weights.pth")
+    assert weights.others == ["a" * 200]
+
+
+def test_names_within_a_module_are_short() -> None:
+    inner = InertObject("inner", state={"_modules": {}, "_parameters": {f"p{n}": torch.zeros(1) for n in range(1000)}})
+    inner.state["_parameters"]["wte.weight"] = torch.zeros(2, 2)
+    module = InertObject("outer", state={"_modules": {"a" * 100_000: inner}, "_parameters": {}})
+    with at_most(megabytes=20):
+        weights = find_weights([module])
+    assert weights is not None and len(weights.tensors) == 1001
+
+
+def test_modules_that_share_their_parts_are_searched_a_few_times() -> None:
+    shared = InertObject("shared", state={"_modules": {}, "_parameters": {f"p{n}": torch.zeros(1) for n in range(3000)}})
+    modules = [InertObject("m", state={"_modules": {"part": shared}, "_parameters": {}}) for _ in range(5000)]
+    begin = time.process_time()
+    assert find_weights(modules) is None
+    assert time.process_time() - begin < 2
+
+
+def test_a_long_key_is_not_read_again_and_again_from_a_pickle() -> None:
+    key = "a" * 10_000
+    with pytest.raises(DamagedFileError, match="would copy far more"):
+        read_plain_pickle(pickle.dumps([{key: number} for number in range(1000)]))
+    assert len(read_plain_pickle(pickle.dumps([{key[:100]: number} for number in range(1000)]))) == 1000
