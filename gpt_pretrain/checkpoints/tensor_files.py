@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -103,7 +105,11 @@ def read_torch_file(path: Path) -> Any:
         (check_torch_zip if zipped else check_legacy_file)(path)
         if zipped:
             _check_zip(path)
-        return load_plain(path, mapped=zipped)
+        try:
+            return load_plain(path, mapped=zipped)
+        except pickle.UnpicklingError:
+            # PyTorch (2.13) reads nothing but pickles of protocol 2 in this way. The file has passed all checks.
+            return read_inert(path)
     except RefusedNameError as error:
         raise UserError(
             f"{path} holds more than tensors and plain data ({error}). It was not loaded, and nothing in it was run. "
@@ -118,12 +124,14 @@ def read_torch_file(path: Path) -> Any:
 
 def load_plain(path: Path, *, mapped: bool) -> Any:
     """Load plain data and tensors, which are mapped if they may be and the file system can."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except RuntimeError as error:
-        if not mapped or "unable to mmap" not in str(error):
-            raise
-        return torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected pickle protocol")
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        except RuntimeError as error:
+            if not mapped or "unable to mmap" not in str(error):
+                raise
+            return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def read_torch_content(path: Path) -> tuple[Any, bool]:
@@ -169,7 +177,8 @@ def state_dict_tensors(content: dict[str, Any], path: Path) -> dict[str, StoredT
             tensors[str(name)] = StoredTensor(str(name), (), f"a {type(value).__name__}", torch.Tensor)
         elif value.is_nested or value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
             problems.append(f"{path}: the tensor {name} is not a plain dense tensor.")
-        elif math.prod(value.shape) * value.element_size() > min(size, value.untyped_storage().nbytes()):
+        # An expanded tensor may repeat a stored number.
+        elif math.prod(value.shape) * value.element_size() > size:
             problems.append(f"{path}: the tensor {name} claims the shape {tuple(value.shape)}, more than its file holds.")
         else:
             tensors[str(name)] = loaded_tensor(str(name), value)

@@ -68,7 +68,7 @@ class _StorageSizes:
         if 0 not in size and end > count:
             raise DamagedFileError(f"a tensor claims the shape {short_repr(tuple(size))}, more than its storage holds")
         if any(isinstance(part, dict) and part for part in rest):
-            raise DamagedFileError("a tensor has hooks")
+            raise DamagedFileError("a tensor has hooks, or is stored as the negative or the conjugate of another")
         dtype = STORAGE_DTYPES.get(reference.key[1].name.rpartition(".")[2])
         # Storages without a type belong to tensors whose dtype is the last but one argument.
         names = [_DTYPES[part.name] for part in rest if isinstance(part, PickledName) and part.name in _DTYPES]

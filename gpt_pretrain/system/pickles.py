@@ -310,6 +310,7 @@ def check_key(key: object) -> None:
 VALUES = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING"),
     *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+    "BYTEARRAY8",
 }
 # Objects as keys, which would all have to be hashed; none is of use.
 INERT_KEYS = (InertObject, PickledName, PickledReference)

@@ -372,7 +372,7 @@ def odd_objects() -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("protocol", [2, 4, 5])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_objects_of_unknown_classes_beside_the_tensors_stay_inert(
     tmp_path: Path, theirs: GPT2LMHeadModel, zipped: bool, protocol: int
@@ -771,3 +771,23 @@ def test_the_config_of_another_model_beside_a_file_is_not_used(config: str, tmp_
     save_file({name: value.clone() for name, value in theirs.state_dict().items()}, tmp_path / "mine.safetensors")
     assert same(load_pretrained(tmp_path / "mine.pt", n_heads=4), theirs)
     assert same(load_pretrained(tmp_path / "mine.safetensors", n_heads=4), theirs)
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_any_protocol_of_pickles_is_read(tmp_path: Path, theirs: GPT2LMHeadModel, zipped: bool, protocol: int) -> None:
+    content = {"model": theirs.state_dict(), "n_head": 4, "size": theirs.lm_head.weight.shape, "dtype": torch.float32}
+    torch.save(content, tmp_path / "x.pt", pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    assert same(ours := load_pretrained(tmp_path / "x.pt", n_heads=None), theirs)
+    assert ours.config.tie_embeddings
+    torch.save({"model": Hostile(tmp_path / "marker")}, tmp_path / "y.pt", pickle_protocol=protocol)
+    assert "it needs" in refusal(tmp_path / "y.pt")
+    assert not (tmp_path / "marker").exists()
+
+
+def test_tensors_that_repeat_a_number_are_read(tmp_path: Path) -> None:
+    model = hugging_face()
+    state = model.state_dict() | {"transformer.ln_f.bias": torch.zeros(1).expand(48)}
+    model.transformer.ln_f.bias.data.zero_()
+    torch.save(state, tmp_path / "x.pt")
+    assert same(load_pretrained(tmp_path / "x.pt", n_heads=4), model)
