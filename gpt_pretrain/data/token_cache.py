@@ -30,11 +30,13 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.files import replacing, sync_file
 from gpt_pretrain.system.reading import parse_json
 from gpt_pretrain.system.signing import has_signature, signature
-from gpt_pretrain.texts.text import Text
+from gpt_pretrain.texts.inputs import FileStamp
+from gpt_pretrain.texts.text import Text, TextCounts, check_text_unchanged, sha256_without_blanks
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer, token_itemsize
 from gpt_pretrain.tokenizers.splitting import encode_pieces
 
 SPLIT, SIGNATURE = "split.json", "signature"
+WITHOUT_BLANKS = "without_blanks"  # A key of split.json: markers with only white space between them enclose no document.
 PURPOSE = "token cache"
 MAX_SPLIT_BYTES = 10_000
 CACHE_VERSION = 1  # increase it when a change makes old token files invalid
@@ -53,20 +55,18 @@ def tokenize_text(text: Text, tokenizer: Tokenizer, *, train_ratio: float, cache
         CacheNotWritableError: If cache_dir cannot be written.
         UserError: If the text is empty, unreadable or not UTF-8.
     """
-    text_sha256 = text.sha256()
+    stamps, text_sha256 = text.stamps(), text.sha256()
     inputs = [CACHE_VERSION, text_sha256, tokenizer.name, tokenizer.vocab_size, train_ratio]
     folder = open_cache(cache_dir, "tokens") / hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]
     if (cached := _load(folder)) is not None:
         return cached
     if folder.exists():
-        log.warning("The token cache %s is damaged and will be rebuilt.", folder)
-    characters, markers = _count_characters(text)
-    if characters == 0:
-        names = ", ".join(map(str, text.files[:3])) + (", ..." if len(text.files) > 3 else "")
-        raise UserError(f"The text is empty: {names}. Give some text with data.path=FILE, DIRECTORY or GLOB.")
+        log.warning("The token cache %s is damaged or outdated and will be rebuilt.", folder)
     try:
-        fields = {"text_sha256": text_sha256, "characters": characters, "markers": markers}
-        return _build(folder, text, tokenizer, fields, train_ratio=train_ratio)
+        return _build(folder, text, tokenizer, text_sha256, stamps, train_ratio=train_ratio)
+    except UserError:
+        check_text_unchanged(stamps)  # Whatever is wrong with a file that is still being written, this is the cause.
+        raise
     except OSError as error:
         raise not_writable(folder.parent, error) from error
 
@@ -94,6 +94,8 @@ def _load(folder: Path) -> TokenSplit | None:
         signed = bytes.fromhex(str(fields.pop(SIGNATURE, "")))
         if not has_signature(_signed_text(folder.name, fields), signed, purpose=PURPOSE):
             return None
+        if fields.get("markers") != 0 and not fields.get(WITHOUT_BLANKS):
+            return None  # Perhaps with documents without text, which an earlier version kept between two markers.
         split = _describe(folder, fields)
         intact = _is_intact(folder, split.train) and _is_intact(folder, split.val)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -103,7 +105,7 @@ def _load(folder: Path) -> TokenSplit | None:
 
 def _describe(folder: Path, fields: dict[str, Any]) -> TokenSplit:
     """Return the token files in a folder as its split.json describes them."""
-    files, fields = LocalFiles(folder), dict(fields)
+    files, fields = LocalFiles(folder), {name: value for name, value in fields.items() if name != WITHOUT_BLANKS}
     train, val = (Shard(files, f"{part}.bin", **fields.pop(part)) for part in ("train", "val"))
     return TokenSplit(train=train, val=val, **fields)
 
@@ -113,25 +115,34 @@ def _signed_text(name: str, fields: dict[str, Any]) -> bytes:
     return json.dumps([name, fields], sort_keys=True).encode()
 
 
-def _count_characters(text: Text) -> tuple[int, int]:
-    """Return the number of characters, and of end-of-text markers besides those between documents."""
-    characters, markers, end = 0, 0, ""
-    for piece in text.pieces():
-        characters += len(piece)
-        if piece == END_OF_TEXT:
-            end = ""
-            continue
-        markers += (end + piece).count(END_OF_TEXT)
-        end = (end + piece)[1 - len(END_OF_TEXT) :]
-    return characters, markers
+def _describe_text(text: Text, text_sha256: str) -> dict[str, Any]:
+    """Return what split.json says of a text.
+
+    Raises:
+        UserError: If it is empty.
+    """
+    counts = TextCounts()
+    for _ in text.pieces(counts):
+        pass
+    if counts.characters == 0:
+        names = ", ".join(map(str, text.files[:3])) + (", ..." if len(text.files) > 3 else "")
+        raise UserError(f"The text is empty: {names}. Give some text with data.path=FILE, DIRECTORY or GLOB.")
+    sha256 = sha256_without_blanks(text_sha256) if counts.blanks else text_sha256
+    return {"text_sha256": sha256, "characters": counts.characters, "markers": counts.markers}
 
 
-def _build(folder: Path, text: Text, tokenizer: Tokenizer, about: dict[str, Any], *, train_ratio: float) -> TokenSplit:
+def _build(
+    folder: Path, text: Text, tokenizer: Tokenizer, text_sha256: str, stamps: list[FileStamp], *, train_ratio: float
+) -> TokenSplit:
     """Write the token files of a folder.
 
     Args:
-        about: What split.json says of the text.
+        stamps: Of the text's files, taken before they were first read.
+
+    Raises:
+        UserError: If the text is empty, unreadable or not UTF-8, or changes while it is read.
     """
+    about = _describe_text(text, text_sha256)
     itemsize, characters = token_itemsize(tokenizer.vocab_size), about["characters"]
     cut = _split_position(text, int(train_ratio * characters))
     fields: dict[str, Any] = {}
@@ -142,7 +153,8 @@ def _build(folder: Path, text: Text, tokenizer: Tokenizer, about: dict[str, Any]
                 part: _write_tokens(scratch / f"{part}.bin", encode_pieces(_characters_between(text, *span), tokenizer), itemsize)
                 for part, span in (("train", (0, cut)), ("val", (cut, characters)))
             }
-            fields |= about
+            check_text_unchanged(stamps)
+            fields |= about | {WITHOUT_BLANKS: True}
             signed = signature(_signed_text(folder.name, fields), purpose=PURPOSE).hex()
             with create_private(scratch / SPLIT) as stream:
                 stream.write(json.dumps(fields | {SIGNATURE: signed}, indent=1).encode())

@@ -25,6 +25,7 @@ from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.runs.metadata import update_metadata
 from gpt_pretrain.system.files import write_text
 from gpt_pretrain.system.urls import is_url
+from gpt_pretrain.texts.text import sha256_without_blanks
 from gpt_pretrain.tokenizers.base import Tokenizer
 
 
@@ -49,9 +50,11 @@ def find_training_tokens(content: Mapping[str, Any], tokenizer: Tokenizer) -> To
         if data.name in ("shards", "mixture"):
             return _shard_tokens(data, content["text_sha256"], tokenizer)
         text = find_text(data, cache_dir=cache_folder(data))
-        if text.sha256() != content["text_sha256"]:
+        sha256, text_sha256 = content["text_sha256"], text.sha256()
+        if sha256 not in (text_sha256, sha256_without_blanks(text_sha256)):
             return None
-        return tokenize_text(text, tokenizer, train_ratio=data.train_ratio, cache_dir=cache_folder(data)).train
+        split = tokenize_text(text, tokenizer, train_ratio=data.train_ratio, cache_dir=cache_folder(data))
+        return split.train if split.text_sha256 == sha256 else None
     except UserError:
         return None
 

@@ -8,7 +8,7 @@ import hashlib
 import numpy as np
 
 from gpt_pretrain.prepare.encoded_batch import COMPLETE, CONTINUES, REJECTED, ROW, EncodedBatch
-from gpt_pretrain.system.encodings import count_controls
+from gpt_pretrain.system.encodings import count_controls, is_blank
 from gpt_pretrain.texts.chunks import CUT_OFF, Chunk, RejectedRecord
 from gpt_pretrain.texts.records import BROKEN_JSON, InvalidRecordError, chunk_records, excerpt, record_text
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer, token_byte_lengths, token_itemsize
@@ -40,7 +40,7 @@ def encode_batch(chunks: list[Chunk], tokenizer_name: str, text_field: str, *, a
         if isinstance(chunk.content, RejectedRecord):
             encoder.reject(chunk.content, in_document=not chunk.begins)
         elif isinstance(chunk.content, str):
-            encoder.add_part(chunk.content, begins=chunk.begins, ends=chunk.ends, at_marker=chunk.at_marker)
+            encoder.add_part(chunk.content, begins=chunk.begins, ends=chunk.ends, at_marker=chunk.at_marker, blank=chunk.blank)
         else:
             for number, record in chunk_records(chunk):
                 try:
@@ -90,18 +90,29 @@ class _DocumentEncoder:
             self._add_document(last, at_marker=False)
 
     def _add_document(self, text: str, *, at_marker: bool) -> None:
+        if is_blank(text):
+            self.add_part(text, at_marker=at_marker, blank=True)
+            return
         length = 0
         for part in split_text(text, self._tokenizer):
             begins, length = length == 0, length + len(part)
             ends = length == len(text)
             self.add_part(part, begins=begins, ends=ends, at_marker=at_marker and ends)
 
-    def add_part(self, text: str, *, begins: bool = True, ends: bool = True, at_marker: bool = False) -> None:
-        """Encode a document, or the next part of one."""
+    def add_part(
+        self, text: str, *, begins: bool = True, ends: bool = True, at_marker: bool = False, blank: bool = False
+    ) -> None:
+        """Encode a document, or the next part of one.
+
+        Args:
+            blank: Whether the document has been only white space so far. If it ends so, it is left out.
+        """
         self._result.records += ends
         self._result.markers += at_marker
-        if begins and ends and not text.strip():
+        if ends and blank:
             self._result.empty += 1
+            if not begins:
+                self._rows.append((b"", 0, 0, REJECTED))
             return
         token_ids, data = self._tokenizer.encode_ordinary(text), text.encode()
         self._tokens.append(token_ids.astype(self._dtype).tobytes())

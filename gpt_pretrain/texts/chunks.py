@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gpt_pretrain.system.encodings import is_blank
+
 # Bytes of a line, or characters of a text in a table. Several of them are in memory at a time.
 LONGEST_RECORD = 1 << 26
 MAX_LINES = 8192  # Of a chunk. A rejected line takes 500 bytes of memory, and as little as two in its file.
@@ -27,6 +29,7 @@ class ReadPosition:
         record: Documents, lines or rows before the position.
         in_document: Whether the position is inside a document.
         member: Contents of the file before the current one, for an archive. Offset and record are those of the current one.
+        blank: Whether the document has been only white space so far.
     """
 
     file: int = 0
@@ -34,6 +37,7 @@ class ReadPosition:
     record: int = 0
     in_document: bool = False
     member: int = 0
+    blank: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class Chunk:
         begins: Whether a document begins with the chunk, if the content is text or a rejected record.
         ends: Whether a document ends with the chunk, if the content is text or a rejected record.
         at_marker: Whether it ends at an end-of-text marker in the text.
+        blank: Whether the document has been only white space so far, if the content is text.
     """
 
     file: str
@@ -83,6 +88,7 @@ class Chunk:
     begins: bool = True
     ends: bool = True
     at_marker: bool = False
+    blank: bool = False
 
     @property
     def size(self) -> int:
@@ -110,6 +116,7 @@ class Cursor:
     def __init__(self, file: str, position: ReadPosition, *, bytes_read: Callable[[], int]) -> None:
         self.file = file
         self.offset, self.record, self.in_document = position.offset, position.record, position.in_document
+        self._blank = position.blank
         self._file_index, self._member, self._bytes_read = position.file, position.member, bytes_read
         self.bytes_of_file = 0
 
@@ -129,16 +136,18 @@ class Cursor:
         begins, first = not self.in_document, self.record + 1
         self.offset = self.offset + len(text.encode()) if end is None else end
         self.record, self.in_document = self.record + ends, not ends
-        return replace(self._chunk(first, text, begins=begins, ends=ends), at_marker=at_marker)
+        blank = (begins or self._blank) and is_blank(text)
+        self._blank = blank and not ends
+        return replace(self._chunk(first, text, begins=begins, ends=ends), at_marker=at_marker, blank=blank)
 
     def reject(self, reason: str, detail: str, *, size: int = 0) -> Chunk:
         """Return the next record, or the document that is being read, as rejected."""
-        begins, self.in_document = not self.in_document, False
+        begins, self.in_document, self._blank = not self.in_document, False, False
         self.offset, self.record = self.offset + size, self.record + 1
         return self._chunk(self.record, RejectedRecord(self.file, self.record, reason, detail), begins=begins)
 
     def _chunk(
         self, first: int, content: bytes | str | list[Any] | RejectedRecord, *, begins: bool = True, ends: bool = True
     ) -> Chunk:
-        end = ReadPosition(self._file_index, self.offset, self.record, self.in_document, self._member)
+        end = ReadPosition(self._file_index, self.offset, self.record, self.in_document, self._member, self._blank)
         return Chunk(self.file, first, content, end, self._bytes_read() + self.bytes_of_file, begins, ends)

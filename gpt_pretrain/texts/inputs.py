@@ -45,6 +45,20 @@ class InputFile:
 
 
 @dataclass(frozen=True)
+class FileStamp:
+    """What tells whether a file has changed; size and time are None if there is no such file.
+
+    Args:
+        size: In bytes.
+        changed: Time of the last modification, in nanoseconds.
+    """
+
+    path: str
+    size: int | None = None
+    changed: int | None = None
+
+
+@dataclass(frozen=True)
 class StreamedDataset:
     """A dataset that the package datasets reads as a stream."""
 
@@ -186,18 +200,23 @@ def check_unchanged(files: Iterable[InputFile]) -> None:
     """
     problems = []
     for before in files:
-        try:
-            status = os.stat(before.path)
-            now: tuple[int, int] | None = (status.st_size, status.st_mtime_ns)
-        except OSError:
-            now = None
-        if now != (before.size, before.changed):
-            change = "has disappeared" if now is None else "has changed"
+        now = stamp_file(before.path)
+        if now != FileStamp(before.path, before.size, before.changed):
+            change = "has disappeared" if now.size is None else "has changed"
             problems.append(
                 f"{before.path} {change} since this corpus was started. Restore it, or start over with overwrite=true."
             )
     if problems:
         raise UserError(problems[:10])
+
+
+def stamp_file(path: str) -> FileStamp:
+    """Return the stamp that a file has now."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return FileStamp(path)
+    return FileStamp(path, status.st_size, status.st_mtime_ns)
 
 
 def unescape_separator(separator: str | None) -> str | None:

@@ -8,7 +8,8 @@ import io
 import json
 import logging
 import shlex
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from gpt_pretrain.texts.chunks import Chunk, Cursor, ReadPosition, RejectedRecor
 from gpt_pretrain.texts.contents import Content, open_contents
 from gpt_pretrain.texts.decompression import DamagedArchiveError
 from gpt_pretrain.texts.finding import match_files
-from gpt_pretrain.texts.inputs import CorpusInputs, InputFile, select_files, stat_input_file
+from gpt_pretrain.texts.inputs import CorpusInputs, FileStamp, InputFile, select_files, stamp_file, stat_input_file
 from gpt_pretrain.texts.left_out import LeftOut
 from gpt_pretrain.texts.reading import explain_invalid_utf8, read_records
 from gpt_pretrain.texts.records import InvalidRecordError, chunk_records, record_text
@@ -31,6 +32,21 @@ READING = 1  # Increase it when a change makes the same files other documents, e
 
 log = logging.getLogger(__name__)
 _warned: set[tuple[Path, ...]] = set()  # The files about whose characters a warning has been logged.
+
+
+@dataclass
+class TextCounts:
+    """What has been read of a text so far.
+
+    Args:
+        characters: Number of characters.
+        markers: Number of end-of-text markers that are spelled out in the text.
+        blanks: Number of documents left out because such markers enclose nothing but white space.
+    """
+
+    characters: int = 0
+    markers: int = 0
+    blanks: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,27 +63,39 @@ class Text:
     text_field: str = "text"
     as_text: bool = False
 
-    def pieces(self) -> Iterator[str]:
+    def pieces(self, counts: TextCounts | None = None) -> Iterator[str]:
         """Yield the text in order, in pieces of at most PIECE_CHARS characters, with END_OF_TEXT between documents.
+
+        Args:
+            counts: Counts what is yielded.
 
         Raises:
             UserError: If a file or one of its records cannot be read.
         """
-        controls, any_before, document_open = ControlCount(), False, False
-        blank = ""  # Of a document that has no text so far.
-        for text, ends in self._parts():
-            if not document_open and len(blank) < PIECE_CHARS and is_blank(text):
-                blank = "" if ends else blank + text
-                continue
-            if not document_open and any_before:
-                yield END_OF_TEXT
-            text, blank, any_before, document_open = blank + text, "", True, not ends
-            controls.add(text.encode(errors="replace"))
-            for start in range(0, len(text), PIECE_CHARS):
-                yield text[start : start + PIECE_CHARS]
+        counts, controls, any_before, document_open = counts or TextCounts(), ControlCount(), False, False
+        # The white space that a document begins with is kept on the disk until it is known whether anything follows.
+        with tempfile.SpooledTemporaryFile(PIECE_CHARS, "w+", encoding="utf-8", newline="") as blank:
+            for text, ends in _split_at_markers(self._parts(), counts):
+                if not document_open and is_blank(text):
+                    blank.write(text)
+                else:
+                    if not document_open:
+                        yield from _counted([END_OF_TEXT] * any_before, counts)
+                        blank.seek(0)
+                        yield from _counted(iter(lambda: blank.read(PIECE_CHARS), ""), counts)
+                    any_before, document_open = True, not ends
+                    controls.add(text.encode(errors="replace"))
+                    yield from _counted((text[at : at + PIECE_CHARS] for at in range(0, len(text), PIECE_CHARS)), counts)
+                if ends or document_open:
+                    blank.seek(0)
+                    blank.truncate()
         if controls.are_many and self.files not in _warned:
             _warned.add(self.files)
             log.warning("%s", escape_line(f"{self.files[0]}{' and other files' * (len(self.files) > 1)}: {controls.described()}"))
+
+    def stamps(self) -> list[FileStamp]:
+        """Return what tells whether the files have changed."""
+        return [stamp_file(str(file)) for file in self.files]
 
     def sha256(self) -> str:
         """Return a hash of the files' sizes and bytes, and of how they are read unless that is as plain text in UTF-8."""
@@ -166,6 +194,48 @@ def find_text_files(pattern: str, *, text_field: str = "text", as_text: bool = F
     if problems:
         raise UserError(problems)
     return tuple(sorted(Path(file.path) for file in files))
+
+
+def check_text_unchanged(stamps: Iterable[FileStamp]) -> None:
+    """Check that no file has changed since it had its stamp, so that all passes over the text have read the same.
+
+    Raises:
+        UserError: If one has changed.
+    """
+    for before in stamps:
+        if stamp_file(before.path) != before:
+            raise UserError(f"{before.path} has changed while it was being read. Start again when it is complete.")
+
+
+def sha256_without_blanks(text_sha256: str) -> str:
+    """Return the hash of a text from which documents without text have been left out, which versions until 0.1 kept."""
+    return hashlib.sha256(f"{text_sha256} without blank documents".encode()).hexdigest()
+
+
+def _split_at_markers(parts: Iterable[tuple[str, bool]], counts: TextCounts) -> Iterator[tuple[str, bool]]:
+    """Divide the parts of documents further at end-of-text markers, which may lie across two parts."""
+    rest, is_blank_so_far, after_marker = "", True, False
+    for text, ends in parts:
+        *complete, rest = (rest + text).split(END_OF_TEXT)
+        for document in complete:
+            counts.markers += 1
+            counts.blanks += is_blank_so_far and is_blank(document)
+            yield document, True
+            is_blank_so_far, after_marker = True, True
+        end = len(rest) if ends else max(len(rest) - len(END_OF_TEXT) + 1, 0)
+        if ends or end:
+            is_blank_so_far = is_blank_so_far and is_blank(rest[:end])
+            yield rest[:end], ends
+        rest = rest[end:]
+        if ends:
+            counts.blanks += is_blank_so_far and after_marker
+            is_blank_so_far, after_marker = True, False
+
+
+def _counted(pieces: Iterable[str], counts: TextCounts) -> Iterator[str]:
+    for piece in pieces:
+        counts.characters += len(piece)
+        yield piece
 
 
 def _decode(content: Content) -> Iterator[tuple[str, bool]]:

@@ -151,7 +151,7 @@ def test_a_damaged_cache_is_rebuilt(tmp_path: Path, story: str, damage: object, 
     first = tokenize_text(text, GPT2, train_ratio=0.9, cache_dir=tmp_path)
     damage(path_of(first.train).parent)  # type: ignore[operator]
     again = tokenize_text(text, GPT2, train_ratio=0.9, cache_dir=tmp_path)
-    assert caplog.text.count("is damaged and will be rebuilt") == 1
+    assert caplog.text.count("is damaged or outdated and will be rebuilt") == 1
     assert again == first
     assert np.array_equal(again.train.read(), np.fromfile(path_of(first.train), "<u2"))
     assert [path.name for path in entries(tmp_path)] == [path_of(first.train).parent.name]

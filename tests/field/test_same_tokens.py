@@ -204,3 +204,60 @@ def test_a_finished_corpus_of_an_earlier_version_stays(tmp_path: Path) -> None:
     before = corpora.contents(tmp_path / "out")
     corpora.prepare(*inputs, out=tmp_path / "out", **SHORT)
     assert corpora.contents(tmp_path / "out") == before
+
+
+BLANKS = {
+    "a marker at the end": ("a<|endoftext|>\n", ["a"]),
+    "two markers": ("a<|endoftext|><|endoftext|>b", ["a", "b"]),
+    "blanks between markers": ("\n<|endoftext|>a\n<|endoftext|> \n\u3000<|endoftext|>b", ["a\n", "b"]),
+    "many blanks": (" \n" * 600_000 + "a<|endoftext|>" + "\n\t" * 600_000, [" \n" * 600_000 + "a"]),
+}
+
+
+@pytest.mark.parametrize("name", BLANKS)
+def test_documents_without_text_are_left_out_everywhere(tmp_path: Path, name: str) -> None:
+    text, documents = BLANKS[name]
+    (tmp_path / "a.txt").write_text(text)
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in (text, "z", " " * 1_100_000)))
+    for file, expected in (("a.txt", documents), ("a.jsonl", [*documents, "z"])):
+        assert "".join(Text((tmp_path / file,)).pieces()).split(MARKER) == expected
+        corpora.prepare(tmp_path / file, out=tmp_path / f"of {file}", val_fraction=0.0)
+        assert corpora.texts(tmp_path / f"of {file}", "train") == expected
+
+
+def test_a_long_blank_document_is_left_out_wherever_reading_resumes(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(f"one{MARKER}{' ' * 2_000_000}{MARKER}two")
+    chunks_read = list(reading.read_inputs(corpora.inputs_of(tmp_path / "a.txt"), GPT2, start=chunks.ReadPosition()))
+    assert [chunk.blank for chunk in chunks_read if chunk.ends] == [False, True, False] and len(chunks_read) > 4
+    for number, chunk in enumerate(chunks_read):
+        later = list(reading.read_inputs(corpora.inputs_of(tmp_path / "a.txt"), GPT2, start=chunk.end))
+        assert [(other.content, other.blank) for other in later] == [
+            (other.content, other.blank) for other in chunks_read[number + 1 :]
+        ]
+
+
+def test_only_texts_with_blank_documents_between_markers_lose_their_cache(tmp_path: Path) -> None:
+    contents = {"plain": "One. " * 9, "marked": f"One.{MARKER}Two. " * 9, "blank": f"One.{MARKER}\n{MARKER}Two. " * 9}
+    for name, content in contents.items():
+        (tmp_path / name).write_text(content)
+        text = Text((tmp_path / name,))
+        split = tokenize_text(text, GPT2, train_ratio=0.9, cache_dir=tmp_path)
+        assert (split.text_sha256 == text.sha256()) == (name != "blank")
+        assert tokenize_text(text, GPT2, train_ratio=0.9, cache_dir=tmp_path) == split
+
+
+@pytest.mark.parametrize("change", ["grows", "shrinks", "disappears"])
+def test_a_text_that_changes_while_it_is_read_is_refused(tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, passes = tmp_path / "a.txt", iter(range(100))
+    file.write_text("The old lighthouse stood alone.\n" * 50)
+    real = Text.pieces
+
+    def pieces(text: Text, *arguments: object) -> object:
+        if next(passes) == 2:
+            file.unlink() if change == "disappears" else file.write_text("Another story. " * (9 if change == "shrinks" else 900))
+        return real(text, *arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"a\.txt has changed while it was being read"):
+        patch.setattr(Text, "pieces", pieces)
+        tokenize_text(Text((file,)), GPT2, train_ratio=0.9, cache_dir=tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob("split.json"))
