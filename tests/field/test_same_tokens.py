@@ -229,7 +229,7 @@ def test_a_long_blank_document_is_left_out_wherever_reading_resumes(tmp_path: Pa
     (tmp_path / "a.txt").write_text(f"one{MARKER}{' ' * 2_000_000}{MARKER}two")
     chunks_read = list(reading.read_inputs(corpora.inputs_of(tmp_path / "a.txt"), GPT2, start=chunks.ReadPosition()))
     assert [chunk.blank for chunk in chunks_read if chunk.ends] == [False, True, False] and len(chunks_read) > 4
-    for number, chunk in enumerate(chunks_read):
+    for number, chunk in enumerate(chunks_read[:-1]):
         later = list(reading.read_inputs(corpora.inputs_of(tmp_path / "a.txt"), GPT2, start=chunk.end))
         assert [(other.content, other.blank) for other in later] == [
             (other.content, other.blank) for other in chunks_read[number + 1 :]
