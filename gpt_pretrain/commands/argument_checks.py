@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gpt_pretrain.commands.command_words import CONFIGS, NO_RUN, OTHER_CONFIGS, Arguments, explain_stray, schema_of
 from gpt_pretrain.commands.hydra_grammar import setting_values, to_hydra_override
 from gpt_pretrain.config.conversion import to_settings
+from gpt_pretrain.config.free_text import FREE_TEXTS, plain_value
 from gpt_pretrain.config.overrides import override_key, short_form
 from gpt_pretrain.config.schema import GenerateSettings, TrainSettings
 from gpt_pretrain.config.setting_names import (
@@ -32,9 +33,13 @@ from gpt_pretrain.config.setting_names import (
     script_groups,
     set_checked,
 )
-from gpt_pretrain.config.validation import generate_problems, train_problems
+from gpt_pretrain.config.validation import broken_train_rules, generate_problems, train_problems
 from gpt_pretrain.system.shell import quote_word
 
+CURLY_MARKS = set("\u201c\u201d\u201e\u2018\u2019")
+PATHS = {"data.path", "data.url", "data.cache_dir", "run_dir", "hydra.run.dir", "hydra.sweep.dir"} | {
+    *("init_from", "checkpoint", "pretrained", "prompt_file")
+}
 AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kmbg])", re.IGNORECASE)
 
 
@@ -88,6 +93,14 @@ def override_problems(override: str, *, script: str, sweep: bool = False, folder
         or _is_foreign_group(key, folders)
     ):
         return
+    marked = (key[:1], override.partition("=")[2][:1], override[-1:])
+    if key not in FREE_TEXTS and not CURLY_MARKS.isdisjoint(marked):
+        plain = quote_word("".join(letter for letter in shown if letter not in CURLY_MARKS))
+        yield f"{shown}: \u201c and \u201d are not the shell's quotation marks. Type {plain}"
+        return
+    if key in PATHS and plain_value(override.partition("=")[2]) == "":
+        yield f"{shown} has no value. Give a path, or leave out {shown}"
+        return
     is_group = key in script_groups(script)
     try:
         hint = find_type(schema, key)
@@ -102,6 +115,9 @@ def override_problems(override: str, *, script: str, sweep: bool = False, folder
         yield _wrong_type(shown, hint, None)
         return
     if parsed.is_sweep_override() and not sweep:
+        if get_origin(hint) is list:
+            yield f"{shown}: must be {describe_type(hint)}. Type {quote_word('{}=[{}]'.format(*shown.split('=', 1)))}"
+            return
         fraction = hint in (float, float | None) and re.fullmatch(r"\w+\.?\w*=\d+,\d+", shown)
         point = " A decimal fraction is written with a point." * bool(fraction)
         yield f"{shown}: only a sweep tries several values. Add -m.{point}"
@@ -111,7 +127,9 @@ def override_problems(override: str, *, script: str, sweep: bool = False, folder
             yield from _option_problems(shown, key, value, folders=folders)
         else:
             for name, leaf in setting_values(key, value):
-                yield from _value_problems(shown, name, leaf, schema)
+                problems = list(_value_problems(shown, name, leaf, schema))
+                swept = script == "train" and parsed.is_sweep_override()  # a single value is checked with all others
+                yield from problems or (broken_train_rules(name, leaf) if swept else [])
 
 
 def with_prefix(override: str, *, script: str) -> str:

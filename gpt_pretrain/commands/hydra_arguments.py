@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from pathlib import Path
 
 from gpt_pretrain.commands.argument_checks import argument_problems, broken_rules, with_prefix
 from gpt_pretrain.commands.command_words import MULTIRUN_FLAGS, Arguments, clean_word, sort_arguments
@@ -13,6 +14,7 @@ from gpt_pretrain.config.overrides import find_override, full_form, override_key
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import OUTPUTS, check_folder_name, find_run
 from gpt_pretrain.sweeps.folder import find_sweep
+from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.training.distributed.requeue import interrupted_run
 
 LAUNCHERS = {"parallel": "joblib", "slurm": "submitit", "ray": "ray"}  # launcher of each option of hparams_search
@@ -67,6 +69,9 @@ def check_arguments(arguments: Arguments, *, script: str) -> None:
             problems together, and with them the values that break a rule.
     """
     problems = argument_problems(arguments, script=script)
+    shared = find_override(arguments.overrides, "run_dir")
+    if arguments.is_sweep and shared is not None and "${" not in shared:
+        problems.append(f"run_dir={shared}: all jobs of a sweep would share this folder. Type hydra.sweep.dir={shared}")
     search = find_override(arguments.overrides, "hparams_search")
     if search not in (None, "grid", "null") and not arguments.is_sweep and "--cfg" not in arguments.flags:
         problems.append(f"hparams_search={search} needs a sweep. Add -m.")
@@ -99,9 +104,26 @@ def apply_resume(arguments: list[str], *, typed: list[str]) -> list[str]:
         raise UserError("resume= resumes a single run and cannot be combined with a sweep (-m). To resume a sweep: sweep_resume=")
     run_dir = find_run(run)
     check_folder_name(run_dir)
+    if named is not None:
+        _check_own_folder(arguments, run=run, run_dir=run_dir)
     if "hydra.run.dir" in _typed_keys(arguments):
         return arguments
     return [f"hydra.run.dir={quote_value(str(run_dir))}", "hydra.output_subdir=null", *arguments]
+
+
+def _check_own_folder(arguments: list[str], *, run: str, run_dir: Path) -> None:
+    """Check that a resumed run is not given another folder, which would be used in its place.
+
+    Raises:
+        UserError: If it is.
+    """
+    for key in ("run_dir", "hydra.run.dir"):
+        other = plain_value(find_override(arguments, key) or "")
+        if other and user_path(other).resolve() != run_dir.resolve():
+            raise UserError(
+                f"resume={run} continues in its own folder, so {key}={other} has no effect. Leave out {key}. For a new run from "
+                f"its weights: init_from={run} hydra.run.dir={other}"
+            )
 
 
 def apply_dry_run(arguments: list[str]) -> list[str]:

@@ -60,10 +60,10 @@ TRAIN_RULES: list[Rule] = [
     ("data.remote.retries", *at_least(0, "retries")),
     ("data.remote.timeout", lambda seconds: 0 < seconds < INFINITY, "must be above 0 seconds"),
     ("optimizer.name", *one_of("adamw")),
-    ("optimizer.lr", lambda lr: 0 < lr < INFINITY, "must be above 0; 4e-4 is a good start"),
+    ("optimizer.lr", lambda lr: 0 < lr < INFINITY, "must be a finite number above 0; 4e-4 is a good start"),
     ("optimizer.weight_decay", *at_least(0)),
     ("optimizer.betas", lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "must be two numbers in [0, 1)"),
-    ("optimizer.eps", lambda eps: 0 < eps < INFINITY, "must be above 0"),
+    ("optimizer.eps", lambda eps: 0 < eps < INFINITY, "must be a finite number above 0"),
     ("optimizer.decay", *one_of("matrices", "all")),
     ("scheduler.name", *one_of("constant", "warmup_cosine", "warmup_linear", "warmup_stable_decay", "warmup_stable_sqrt")),
     ("scheduler.warmup_steps", *at_least(0, "optimizer steps")),
@@ -185,6 +185,18 @@ def train_problems(settings: TrainSettings) -> list[str]:
     if min_lr > lr > 0:
         problems.append(f"scheduler.min_lr={min_lr}: must be at most optimizer.lr={lr}; a tenth of it is usual.")
     return problems
+
+
+def broken_train_rules(name: str, value: Any) -> list[str]:
+    """List the rules of train.py that a value of a single setting breaks, by itself; none if it is of another type."""
+    try:
+        return [
+            f"{name}={_as_typed(value)}: {requirement}."
+            for key, test, requirement in TRAIN_RULES
+            if key == name and not test(value)
+        ]
+    except (TypeError, AttributeError):
+        return []
 
 
 def generate_problems(settings: GenerateSettings) -> list[str]:

@@ -17,6 +17,8 @@ from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.generation.decoding import GRAPH_MIN_TOKENS, DecodingModel, capture_step
 from gpt_pretrain.model.language_model import LanguageModel
 
+LEAST_TEMPERATURE = 1e-30  # a smaller one is 0 in float32, or nearly so: the most likely token is certain
+
 log = logging.getLogger(__name__)
 
 
@@ -116,7 +118,7 @@ def sample_next(logits: Tensor, sampler: SamplerConfig, *, generator: torch.Gene
 
     Source: Holtzman et al. 2019 (arXiv:1904.09751) for top_p, nucleus sampling.
     """
-    if sampler.temperature == 0:
+    if sampler.temperature < LEAST_TEMPERATURE:
         return logits.argmax(dim=-1)
     scores, ids = logits.float(), None
     if sampler.top_k is not None or sampler.top_p is not None:

@@ -18,6 +18,7 @@ from gpt_pretrain.model.build import new_model
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.system.environment import user_path
+from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.terminal import escape_line
 from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.tokenizers.build import build_tokenizer, is_tokenizer_name, same_tokenizer
@@ -154,7 +155,17 @@ def _check_incomplete(settings: TrainSettings, content: dict[str, Any]) -> None:
                 result=best,
             )
     if limit is not None:
-        more = 2 * {"max_steps": steps, "max_tokens": trainer.max_tokens or 0, "max_epochs": epochs}[limit]
+        done, value = (
+            {"max_steps": steps, "max_tokens": int(content["tokens_seen"]), "max_epochs": epochs}[limit],
+            getattr(trainer, limit),
+        )
+        if done > value != content["config"]["trainer"].get(limit):  # the limit has been lowered since
+            raise AlreadyCompleteError(
+                f"{settings.run_dir} has already trained {format_count(done, limit.removeprefix('max_').rstrip('s'))}, more than "
+                f"trainer.{limit}={value}. To train further, for example: trainer.{limit}={2 * done}",
+                result=best,
+            )
+        more = 2 * (value if limit == "max_tokens" else done)
         raise AlreadyCompleteError(
             f"{settings.run_dir} is complete: trainer.{limit}={getattr(trainer, limit)} ended it after {epochs} epochs "
             f"and {steps} steps. To train further, raise the limit, for example: trainer.{limit}={more}",
