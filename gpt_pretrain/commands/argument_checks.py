@@ -56,7 +56,8 @@ def argument_problems(arguments: Arguments, *, script: str) -> list[str]:
     chosen = [value for flag, value in pairwise([*arguments.flags, ""]) if flag in ("-c", "--cfg")]
     problems += [f"--cfg {value}: must be job, hydra or all." for value in chosen if value not in CONFIGS]
     if OTHER_CONFIGS.isdisjoint(arguments.flags):
-        for override in arguments.overrides:
+        explained = {before for before, _ in arguments.strays if before.endswith("=")}
+        for override in (one for one in arguments.overrides if one not in explained):
             problems += override_problems(override, script=script, sweep=arguments.is_sweep, folders=arguments.config_folders)
     return problems
 
