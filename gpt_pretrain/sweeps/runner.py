@@ -14,7 +14,6 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import WRITTEN_BY_RUNS, check_folder_name, check_no_links, display_path
 from gpt_pretrain.runs.metadata import (
     COMPLETE,
-    FAILED,
     INTERRUPTED,
     PRUNED,
     RUNNING,
@@ -117,7 +116,7 @@ def open_sweep(folder: Path, *, launch: Launch, script: str, common: Sequence[st
     """Yield the runner of a sweep's jobs, and print the summary when the block ends, even if it is interrupted.
 
     Raises:
-        SystemExit: With code 1 at the end if a job is not complete, or one in the table has failed.
+        SystemExit: With code 1 at the end if a job is not complete.
     """
     runner = JobRunner(folder, launch=launch, common=common)
     try:
@@ -128,7 +127,7 @@ def open_sweep(folder: Path, *, launch: Launch, script: str, common: Sequence[st
         print_sweep_summary(folder, script=script, unfinished=runner.unfinished())
         raise
     print_sweep_summary(folder, script=script, unfinished=runner.unfinished())
-    if runner.unfinished() or any(job.state == FAILED for job in results.read_sweep(folder)):
+    if runner.unfinished():
         raise SystemExit(1)
 
 

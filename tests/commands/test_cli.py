@@ -126,7 +126,7 @@ def test_help_config_and_refusals_are_printed_quickly(tmp_path: Path, name: str,
 
 
 ERRORS = [
-    (["optimizer.lr=-1"], "optimizer.lr=-1.0: must be above 0"),
+    (["optimizer.lr=-1"], "optimizer.lr=-1.0: must be a finite number above 0"),
     (["data.path=empty.txt"], "The text is empty"),
     (["data.path=latin.txt"], "latin.txt is not UTF-8 text"),
     (["data.path=short.txt"], "the validation set has"),

@@ -360,7 +360,8 @@ def test_the_user_s_own_sweep_keeps_its_places(script: Script, tmp_path: Path, s
     text.write_text(story)
     here = tmp_path / "here"
     here.mkdir()
-    first = script("train.py", "-m", *SMALL, f"data.path={text}", "optimizer.lr=1e-3,-1", "hydra.sweep.dir=s", cwd=here)
+    rates = ["optimizer.lr=1e-3,1e-9", "scheduler.min_lr=1e-6"]  # the second one is refused in its job
+    first = script("train.py", "-m", *SMALL, f"data.path={text}", *rates, "hydra.sweep.dir=s", cwd=here)
     assert first.returncode == 1
     again = script("train.py", "sweep_resume=s", "optimizer.lr=1e-3,2e-3", cwd=here)
     assert again.returncode == 0, again.stderr

@@ -36,9 +36,10 @@ def read_summary(sweep: Path) -> list[dict[str, str]]:
 
 
 def test_a_sweep_ranks_its_runs_and_continues_after_a_failure(script: Script, tmp_path: Path) -> None:
-    done = script("train.py", "-m", *SHORT, "optimizer.lr=1e-4,-1,1e-2", "seed=1,2")
+    done = script("train.py", "-m", *SHORT, "optimizer.lr=1e-4,1e-9,1e-2", "scheduler.min_lr=1e-6", "seed=1,2")
     assert done.returncode == 1
-    assert done.stderr.count("optimizer.lr=-1.0: must be above 0") == 2
+    problem = "scheduler.min_lr=1e-06: must be at most optimizer.lr=1e-09"
+    assert done.stderr.count(problem) == 2
     assert "Traceback" not in done.stderr + done.stdout
     sweep = only_sweep(tmp_path)
     rows = read_summary(sweep)
@@ -49,7 +50,7 @@ def test_a_sweep_ranks_its_runs_and_continues_after_a_failure(script: Script, tm
     assert {row["optimizer.lr"] for row in rows[:2]} == {"0.01"}, "the higher learning rate is better in three steps"
     shown = done.stdout[done.stdout.index("\nrank ") :]
     assert [line.split()[0] for line in shown.splitlines()[2:8]] == ["1", "2", "3", "4", "-", "-"]
-    assert "optimizer.lr=-1,seed=1 failed: optimizer.lr=-1.0: must be above 0" in shown
+    assert f"optimizer.lr=1e-09,seed=1 failed: {problem}" in shown
     assert f"2 jobs did not finish. To resume:\n  python train.py sweep_resume=outputs/multirun/{sweep.name}" in shown
 
     (command,) = re.findall(r"To repeat it:\n  python (.*)", shown)
@@ -78,7 +79,8 @@ def test_duplicate_jobs_are_run_once(script: Script, tmp_path: Path) -> None:
 
 
 def test_a_resumed_sweep_may_get_other_values_and_a_later_end(script: Script, tmp_path: Path) -> None:
-    done = script("train.py", "-m", *SHORT, "logger=none", "optimizer.lr=1e-3,-1", "seed=1,2", "hydra.sweep.dir=s")
+    rates = ["optimizer.lr=1e-3,1e-9", "scheduler.min_lr=1e-6"]  # the second one is refused in its jobs
+    done = script("train.py", "-m", *SHORT, "logger=none", *rates, "seed=1,2", "hydra.sweep.dir=s")
     assert done.returncode == 1
     more = script("train.py", "sweep_resume=s", "optimizer.lr=1e-3", "trainer.max_epochs=2")
     assert more.returncode == 0, more.stderr
@@ -180,7 +182,7 @@ def test_a_killed_sweep_is_resumed_at_the_job_that_was_running(
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], ["hydra/launcher=submitit_local"]])
 def test_parallel_runs_have_the_same_results(script: Script, tmp_path: Path, launcher: list[str]) -> None:
-    settings = [*SHORT, "optimizer.lr=1e-3,-1,1e-2", "logger=none"]
+    settings = [*SHORT, "scheduler.min_lr=1e-6", "optimizer.lr=1e-3,1e-9,1e-2", "logger=none"]
     done = script("train.py", "-m", *settings, *launcher)
     assert done.returncode == 1, done.stderr
     rows = read_summary(only_sweep(tmp_path))

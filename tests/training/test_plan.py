@@ -87,7 +87,7 @@ def test_a_dry_run_of_a_resumed_run_or_of_loaded_weights_changes_no_file(script:
 def test_a_dry_run_reports_errors_as_a_run_does(script: Script, tmp_path: Path) -> None:
     wrong = script("train.py", "plan=true", "optimizer.lr=-1")
     assert wrong.returncode == 2
-    assert "optimizer.lr=-1.0: must be above 0" in wrong.stderr
+    assert "optimizer.lr=-1.0: must be a finite number above 0" in wrong.stderr
     sweep = script("train.py", "-m", "plan=true", "seed=1,2")
     assert sweep.returncode == 2
     assert "plan=true describes a single run and cannot be combined with a sweep (-m)." in sweep.stderr
