@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import csv
 import itertools
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
-
-import numpy as np
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.file_kinds import HEAD
@@ -20,6 +19,7 @@ Quoting = Literal[0, 3]  # csv.QUOTE_MINIMAL or csv.QUOTE_NONE
 DELIMITERS = ",\t;|"
 MAX_ROWS = 4096  # Of a chunk.
 MAX_COLUMNS = 100_000
+QUOTED = re.compile(rb'[^"]*+(?:""[^"]*+)*+"')  # The rest of a value in quotation marks; two of them stand for one.
 
 
 def split_rows(blocks: Iterable[bytes], cursor: Cursor, text_field: str) -> Iterator[Chunk]:
@@ -39,10 +39,12 @@ def split_rows(blocks: Iterable[bytes], cursor: Cursor, text_field: str) -> Iter
     if text_field not in header:
         raise UserError(f"{cursor.file} has no column {text_field}. Choose one with text_field=: {', '.join(header)[:500]}.")
     column, n_columns = header.index(text_field), len(header)
+    lines.quoting = quoting
     lines.skip_to(cursor.offset)
     cursor.offset = lines.position
     values, size, row_start = list[Any](), 0, lines.position
     for row in _rows(lines, delimiter, quoting):
+        lines.end_row()
         if isinstance(row, csv.Error) or len(row) not in (0, n_columns):
             yield from _take(cursor, values, row_start)
             problem = f"{row}" if isinstance(row, csv.Error) else f"{len(row)} columns instead of {n_columns}"
@@ -70,26 +72,69 @@ def read_columns(blocks: Iterable[bytes]) -> list[str]:
 class _Lines:
     """The lines of a table as text, whatever ends them.
 
+    A row may have several lines. Its size and its columns are counted line by line, before they are in memory as a row.
+
     Attributes:
         position: Bytes of the lines that have been handed out.
+        delimiter: What separates the columns; before it is known, whatever there is most of.
+        quoting: Whether a quotation mark at the beginning of a value has a meaning.
     """
 
     def __init__(self, blocks: Iterable[bytes]) -> None:
         self._blocks = iter(blocks)
         self._waiting: Iterator[bytes] = iter(())
         self._rest = b""
-        self._in_quotes = False
+        self._row_size, self._columns = 0, _ColumnCounter()
+        self._first_line = b""  # of the present row, until its columns are counted
         self.position = 0
+        self.delimiter: bytes | None = None
+        self.quoting: Quoting = csv.QUOTE_MINIMAL
 
     def __iter__(self) -> _Lines:
         return self
 
     def __next__(self) -> str:
+        if not (line := self._next_line()):
+            raise StopIteration
+        self._check_row(line)
+        # Bytes that are not UTF-8 are found when the value is encoded, and only if they are in the column.
+        return line.decode(errors="surrogateescape")
+
+    def end_row(self) -> None:
+        """Note that the last line was the last one of a row."""
+        self._row_size, self._first_line, self._columns = 0, b"", _ColumnCounter()
+
+    def _check_row(self, line: bytes) -> None:
+        """Check that a row with this line too has neither too many bytes nor too many columns.
+
+        Raises:
+            csv.Error: If it has, as for any other row that cannot be read.
+        """
+        is_first, self._row_size = self._row_size == 0, self._row_size + len(line)
+        if self._row_size > LONGEST_RECORD:
+            raise csv.Error(f"the row is longer than {LONGEST_RECORD:,} bytes")
+        delimiter = self.delimiter or max((mark.encode() for mark in DELIMITERS), key=line.count)
+        if is_first and line.count(delimiter) <= MAX_COLUMNS:
+            self._first_line = line  # Most rows have a single line, which needs no second look.
+            return
+        for part in (self._first_line, line):
+            self._columns.add(part, delimiter, self.quoting)
+        self._first_line = b""
+
+    def skip_to(self, position: int) -> None:
+        """Skip the lines before a position."""
+        while self.position < position and self._next_line():
+            pass
+
+    def _next_line(self) -> bytes:
+        """Return the next line, or nothing at the end.
+
+        Raises:
+            DamagedArchiveError: If it is too long.
+        """
         while (line := next(self._waiting, None)) is None:
             if (block := next(self._blocks, None)) is None:
                 line, self._rest = self._rest, b""
-                if not line:
-                    raise StopIteration
                 break
             data = self._rest + block
             # The last line, and a carriage return that a line feed may follow, wait for the next block.
@@ -99,39 +144,50 @@ class _Lines:
                 raise DamagedArchiveError(f"a line is longer than {LONGEST_RECORD:,} bytes")
             self._waiting = iter(data[:end].splitlines(keepends=True))
         self.position += len(line)
-        self._check_columns(line)
-        # Bytes that are not UTF-8 are found when the value is encoded, and only if they are in the column.
-        return line.decode(errors="surrogateescape")
+        return line
 
-    def _check_columns(self, line: bytes) -> None:
-        """Check that a line does not divide into so many columns that their list would fill the memory.
+
+class _ColumnCounter:
+    """Counts the columns of a row line by line, as the module csv divides them."""
+
+    def __init__(self) -> None:
+        self._count = 1
+        self._in_quotes = False
+
+    def add(self, line: bytes, delimiter: bytes, quoting: Quoting) -> None:
+        """Count the columns of another line of the row.
 
         Raises:
-            DamagedArchiveError: If it does.
+            csv.Error: If they become too many.
         """
-        if len(line) > MAX_COLUMNS:
-            codes = np.frombuffer(line, np.uint8)
-            inside = np.bitwise_xor.accumulate((codes == ord('"')).view(np.uint8)) ^ np.uint8(self._in_quotes)
-            if max(int(np.count_nonzero((codes == ord(mark)) & (inside == 0))) for mark in DELIMITERS) > MAX_COLUMNS:
-                raise DamagedArchiveError(f"a line has more than {MAX_COLUMNS:,} columns")
-        self._in_quotes ^= bool(line.count(b'"') % 2)
-
-    def skip_to(self, position: int) -> None:
-        """Skip the lines before a position."""
-        while self.position < position and next(self, None) is not None:
-            pass
+        position = 0
+        while position < len(line):
+            if quoting == csv.QUOTE_MINIMAL and (self._in_quotes or line.startswith(b'"', position)):
+                closed = QUOTED.match(line, position + (not self._in_quotes))
+                self._in_quotes = closed is None
+                if closed is None:
+                    return
+                position = closed.end()
+            if (position := line.find(delimiter, position) + 1) == 0:
+                return
+            self._count += 1
+            if self._count > MAX_COLUMNS:
+                raise csv.Error(f"more than {MAX_COLUMNS:,} columns")
 
 
 def _read_header(lines: _Lines) -> tuple[list[str], str]:
     """Return the names of the columns and the most frequent delimiter of the first line."""
     csv.field_size_limit(LONGEST_RECORD)
-    first = next(lines, "").removeprefix("\ufeff")
-    outside = "".join(first.split('"')[::2])
-    delimiter = max(DELIMITERS, key=outside.count)
     try:
-        return next(csv.reader(itertools.chain([first], lines), delimiter=delimiter), []), delimiter
+        first = next(lines, "").removeprefix("\ufeff")
+        outside = "".join(first.split('"')[::2])
+        delimiter = max(DELIMITERS, key=outside.count)
+        lines.delimiter = delimiter.encode()
+        header = next(csv.reader(itertools.chain([first], lines), delimiter=delimiter), [])
     except csv.Error as error:
         raise DamagedArchiveError(f"its first row is no list of names: {error}") from error
+    lines.end_row()
+    return header, delimiter
 
 
 def _detect_quoting(head: bytes, delimiter: str, n_columns: int) -> Quoting:
