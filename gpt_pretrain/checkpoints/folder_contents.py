@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from gpt_pretrain.checkpoints.layouts import CONFIG_FILE, PICKLE_INDEX, SHARD_INDEX, WEIGHTS_FILES
@@ -10,7 +12,7 @@ from gpt_pretrain.checkpoints.misfits import name_some
 from gpt_pretrain.checkpoints.tensor_files import read_model_json
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.file_kinds import ARCHIVES, BINARY, EMPTY_FILE, PICKLE, TOKENS, TORCH
-from gpt_pretrain.system.reading import short_repr
+from gpt_pretrain.system.reading import DamagedFileError, read_bytes, short_repr
 from gpt_pretrain.texts.recognition import recognize_file
 
 WEIGHTS_NAME = re.compile(r".+\.(pth|pt|ckpt|safetensors)|(pytorch_)?model.*\.bin")
@@ -18,6 +20,7 @@ WEIGHTS_NAME = re.compile(r".+\.(pth|pt|ckpt|safetensors)|(pytorch_)?model.*\.bi
 NO_MODELS = re.compile(
     r"(optimizer|scheduler|scaler|rng_state|random_states|training_args|adapter|pytorch_lora).*", re.IGNORECASE
 )
+MAX_COMMIT = 200  # bytes of a file that names a version
 ADAPTER_CONFIG = "adapter_config.json"
 # Weights in formats of other libraries, by the name of their file.
 OTHER_FORMATS = {
@@ -28,6 +31,8 @@ OTHER_FORMATS = {
     r"rust_model\.ot": "Rust",
     r".*\.mlmodel|.*\.mlpackage": "Core ML",
 }
+
+log = logging.getLogger(__name__)
 
 
 def only_weights_file(folder: Path) -> Path:
@@ -57,13 +62,20 @@ def only_weights_file(folder: Path) -> Path:
 
 
 def cached_snapshot(folder: Path) -> Path | None:
-    """Return the folder with a model's files if a folder is that of a model in the hub's cache, and None if it is not."""
-    found = [path.parent for path in (folder / "snapshots").glob(f"*/{CONFIG_FILE}")]
+    """Return the folder with a model's files if a folder is that of a model in the hub's cache, and None if it is not.
+
+    Of several versions, the one that the hub's main branch had at the last download is taken.
+    """
+    found = {path.parent.name: path.parent for path in (folder / "snapshots").glob(f"*/{CONFIG_FILE}")}
+    with suppress(OSError, DamagedFileError):
+        newest = read_bytes(folder / "refs" / "main", max_bytes=MAX_COMMIT).decode(errors="replace").strip()
+        if len(found) > 1 and newest in found:
+            log.info("%s: of %d versions, %s is read, as refs/main says", folder, len(found), newest)
+            return found[newest]
     if len(found) > 1:
-        raise UserError(
-            f"{folder} holds several versions of a model: {name_some([str(path) for path in found])}. Name one of them."
-        )
-    return found[0] if found else None
+        listed = name_some([str(path) for path in found.values()])
+        raise UserError(f"{folder} holds several versions of a model: {listed}. Name one of them.")
+    return next(iter(found.values()), None)
 
 
 def index_of_part(path: Path) -> Path | None:
@@ -118,6 +130,9 @@ def _distributed_refusal(folder: Path, names: list[str]) -> str | None:
 def _refusal(folder: Path, names: list[str]) -> str:
     """Return the message on a folder without a file of weights."""
     expected = ", ".join(WEIGHTS_FILES)
+    cached = [name for name in names if name.startswith("models--")]
+    if cached:
+        return f"{folder} is the hub's cache, with these models: {name_some(cached)}. Name one of them."
     inner = [name for name in names if (folder / name / CONFIG_FILE).is_file()]
     if inner:
         return f"{folder} holds folders of models: {name_some(inner)}. Name one of them."

@@ -97,7 +97,7 @@ def group_tensors(name: str, tensors: Mapping[str, StoredTensor]) -> TensorGroup
 
 
 def stored_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """Return the width, the layers and the positions of a GPT-2 that the names and shapes of tensors show, as far as they do."""
+    """Return the sizes of a GPT-2 that the names and shapes of its tensors show, as far as they do."""
     sizes: dict[str, int] = {}
     for name, shape in shapes.items():
         if (found := find_slot(name)) is None:
@@ -107,8 +107,7 @@ def stored_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
             sizes["n_layers"] = max(sizes.get("n_layers", 0), int(slot.name.split(".")[1]) + 1)
         elif slot in (EMBEDDING, POSITIONS) and len(shape) == 2:
             sizes["emb_dim"] = shape[1]
-            if slot == POSITIONS:
-                sizes["context_length"] = shape[0]
+            sizes["vocab_size" if slot == EMBEDDING else "context_length"] = shape[0]
     return sizes
 
 

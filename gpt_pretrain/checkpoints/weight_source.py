@@ -46,6 +46,7 @@ from gpt_pretrain.checkpoints.weight_tokenizers import (
     folder_finder,
     hub_finder,
     nanogpt_finder,
+    neighbor_finder,
     no_tokenizer,
 )
 from gpt_pretrain.errors import UserError
@@ -179,7 +180,7 @@ def _from_file(path: Path) -> WeightSource:
         stored = read_safetensors(path)
         if _has_config(path, stored, named=SAFETENSORS_FILE):
             return _from_hf_files(path.parent / CONFIG_FILE, path, name=str(path))
-        return WeightSource(str(path), stored, is_safetensors=True)
+        return WeightSource(str(path), stored, find_tokenizer=_neighbor(path, stored), is_safetensors=True)
     if llmc:
         tensors, declared = read_llmc_model(path)
         return WeightSource(str(path), tensors, declared)
@@ -196,10 +197,15 @@ def _from_file(path: Path) -> WeightSource:
     tensors = state_dict_tensors(weights.tensors, path)
     if "model_args" not in weights.whole and _has_config(path, tensors, named=PICKLE_FILE):
         return _from_hf_files(path.parent / CONFIG_FILE, path, name=str(path))
-    declared, find = weights.told, no_tokenizer
+    declared, find = weights.told, _neighbor(path, tensors)
     if isinstance(arguments := weights.whole.get("model_args"), dict):
         declared, find = from_nanogpt_args(arguments) | declared, nanogpt_finder(path, weights.whole)
     return WeightSource(str(path), tensors, declared, find, likely_heads=weights.likely_heads)
+
+
+def _neighbor(path: Path, tensors: Mapping[str, StoredTensor]) -> FindTokenizer:
+    sizes = stored_sizes({name: stored.shape for name, stored in tensors.items()})
+    return neighbor_finder(path, sizes.get("vocab_size"))
 
 
 def _has_config(path: Path, tensors: Mapping[str, StoredTensor], *, named: str) -> bool:

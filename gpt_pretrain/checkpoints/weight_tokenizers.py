@@ -24,6 +24,7 @@ from gpt_pretrain.tokenizers.vocabulary_files import read_folder_tokenizer
 NAME_FIELD, DEFINITION_FIELD = "tokenizer", "tokenizer_definition"  # of a checkpoint
 OPENAI_MODELS = re.compile(r"(openai-community/)?gpt2(-medium|-large|-xl)?")
 DATASET_NAME = re.compile(r"\w[\w.-]*")
+MAX_PADDING = 128  # rows without a token, with which a vocabulary is filled up
 EXPECTED = (UserError, DamagedFileError, OSError)
 
 FindTokenizer = Callable[[], Tokenizer | None]
@@ -89,6 +90,27 @@ def hub_finder(repo_id: str) -> FindTokenizer:
     return partial(fetch_tokenizer, repo_id)
 
 
+def neighbor_finder(path: Path, rows: int | None) -> FindTokenizer:
+    """Return how to find the tokenizer in the folder of a file of weights, which belongs to them if it has as many tokens.
+
+    Args:
+        rows: Rows of the weights' vocabulary, with those that only fill it up.
+    """
+
+    def find() -> Tokenizer | None:
+        try:
+            found = read_folder_tokenizer(path.parent)
+        except EXPECTED as error:
+            log.warning("%s: the tokenizer beside it is not used: %s", path, error)
+            return None
+        if found is None or rows is None or 0 <= rows - found.vocab_size < MAX_PADDING:
+            return found
+        log.warning("%s: the tokenizer beside it has %d tokens instead of %d, and is not used", path, found.vocab_size, rows)
+        return None
+
+    return find
+
+
 def nanogpt_finder(path: Path, content: Mapping[str, Any]) -> FindTokenizer:
     """Return how to find the tokenizer of a checkpoint of nanoGPT: its data set's meta.pkl, if that has as many ids.
 
@@ -110,6 +132,6 @@ def nanogpt_finder(path: Path, content: Mapping[str, Any]) -> FindTokenizer:
             if found.vocab_size == size:
                 log.info("%s: its tokenizer is read from %s", path, folder / META)
                 return found
-        return None
+        return neighbor_finder(path, size if isinstance(size, int) else None)()
 
     return find

@@ -30,8 +30,10 @@ from gpt_pretrain.checkpoints.huggingface import export
 from gpt_pretrain.checkpoints.pretrained import load_pretrained, open_weights
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.gpt2 import GPTModel
+from gpt_pretrain.tokenizers.build import build_tokenizer
 from tests.helpers.hub_server import Hub
 from tests.helpers.other_models import CONTEXT, Hostile, hugging_face, nanogpt_forward, shaken, to_nanogpt
+from tests.helpers.vocabularies import byte_level
 
 State = dict[str, Tensor]
 
@@ -791,3 +793,31 @@ def test_tensors_that_repeat_a_number_are_read(tmp_path: Path) -> None:
     model.transformer.ln_f.bias.data.zero_()
     torch.save(state, tmp_path / "x.pt")
     assert same(load_pretrained(tmp_path / "x.pt", n_heads=4), model)
+
+
+def test_the_main_version_of_a_cached_model_is_read(tmp_path: Path, theirs: GPT2LMHeadModel) -> None:
+    folder = tmp_path / "models--some--model"
+    theirs.save_pretrained(folder / "snapshots" / "abc")
+    hugging_face(n_head=2).save_pretrained(folder / "snapshots" / "def")
+    assert "holds several versions of a model" in refusal(folder)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("abc\n")
+    assert same(load_pretrained(folder), theirs)
+    (folder / "refs" / "main").write_text("../../elsewhere")
+    assert "holds several versions of a model" in refusal(folder)
+    assert "is the hub's cache, with these models: models--some--model" in refusal(tmp_path)
+
+
+def test_the_tokenizer_beside_weights_without_a_config_is_theirs(
+    tmp_path: Path, theirs: GPT2LMHeadModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = build_tokenizer(str(byte_level(folder := tmp_path / "model", size=400)))
+    rows = tokenizer.vocab_size
+    model = hugging_face(vocab_size=rows)
+    torch.save(model.state_dict(), folder / "model.pt")
+    save_file({name: value.clone() for name, value in model.state_dict().items()}, folder / "model.safetensors")
+    for source in ("model.pt", "model.safetensors"):
+        assert open_weights(folder / source, n_heads=4).build_tokenizer().name == tokenizer.name
+    torch.save(theirs.state_dict(), folder / "model.pt")
+    assert open_weights(folder / "model.pt", n_heads=4).own_tokenizer is None, "which has another number of rows"
+    assert f"the tokenizer beside it has {rows} tokens instead of 101, and is not used" in caplog.text
