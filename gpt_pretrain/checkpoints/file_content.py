@@ -6,7 +6,6 @@ read as `InertObject`s: their attributes are data, and nothing of them is import
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,20 +14,19 @@ from typing import Any
 
 from torch import Tensor
 
-from gpt_pretrain.checkpoints.layouts import NANOGPT_FIELDS, READ_GELUS, from_hf_config, from_nanogpt_args
+from gpt_pretrain.checkpoints.layouts import NANOGPT_FIELDS, from_hf_config, from_nanogpt_args
+from gpt_pretrain.checkpoints.stated_settings import HEAD_COUNTS, LAYER_NORM_EPS, as_count, other_settings, stated_gelu
 from gpt_pretrain.checkpoints.tensor_files import read_torch_content, read_torch_file
 from gpt_pretrain.checkpoints.tensor_groups import COMPANION, EMBEDDING, stored_sizes
 from gpt_pretrain.checkpoints.tensor_names import find_slot
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.pickle_rules import InertObject
-from gpt_pretrain.system.reading import short_repr
 
 MAX_DEPTH = 12  # of settings around and inside a model; whole modules are nested to about eight levels
 MAX_NODES = 200_000
 MAX_FOUND, MAX_MODULES = 1000, 20  # State dicts that are compared, and whole modules that are searched for tensors.
 MAX_NAME = 200  # Characters of a key that become a part of a name; a file can use a long one many times.
 STATE_DICT_KEYS = ("model_state_dict", "state_dict", "model", "module", "net", "model_state", "weights")
-HEAD_COUNTS = ("n_head", "n_heads", "num_heads", "num_attention_heads", "nhead")
 # Settings that only tell what the tensors do not; sizes in a file's settings may be out of date.
 TOLD = ("n_heads", "drop_rate", "gelu_approximate")
 # Activation functions by the name of their class, which whole modules tell.
@@ -39,13 +37,6 @@ ACTIVATIONS = {
 }
 TORCH_GELU = "torch.nn.modules.activation.GELU"
 OTHER_ACTIVATIONS = re.compile(r"\w*(ReLU|SiLU|SELU|CELU|ELU|GLU|QuickGELU|ClippedGELU|Mish|Tanh|Sigmoid|Swish)\w*")
-LAYER_NORM_EPS = 1e-5
-# Settings of any program that change what a model computes, by their names.
-ACTIVATION_NAMES = ("activation", "activation_function", "activation_fn", "hidden_act", "act", "act_fn")
-NORM_EPS_NAME = re.compile(r"(layer_?norm|norm|ln|rms_?norm|rms)_eps(ilon)?")
-OTHER_MODEL_NAME = re.compile(r"(use_)?(rope|rotary)|(\w+_)?soft_?cap(ping)?")
-WINDOW_NAMES = ("window_size", "sliding_window", "sliding_window_size", "attention_window")
-KV_HEAD_NAMES = ("n_kv_head", "n_kv_heads", "num_key_value_heads")
 
 KeyPath = tuple[Any, ...]  # The keys and indices that lead to a part of a file. Joined, each path would copy all of them.
 
@@ -203,12 +194,12 @@ def _read_settings(content: Any, weights: FileContent) -> None:
         values = _attributes(node) if isinstance(node, InertObject) else node
         if not isinstance(values, dict):
             continue
-        counts |= {values[name] for name in HEAD_COUNTS if type(values.get(name)) is int}
+        counts |= {count for name in HEAD_COUNTS if type(count := as_count(values.get(name))) is int}
         declared: dict[str, Any] = {}
         if not ("n_positions" in values or "n_ctx" in values):
-            others = _other_settings(values, context_length=sizes.get("context_length"))
+            others = other_settings(values, context_length=sizes.get("context_length"))
             weights.problems += [problem for problem in others if problem not in weights.problems]
-        if isinstance(values.get("n_embd"), int) and isinstance(values.get("n_layer"), int):
+        if all(isinstance(as_count(values.get(name)), int) for name in ("n_embd", "n_layer")):
             if "block_size" in values:
                 declared = from_nanogpt_args(
                     {name: values[name] for name in NANOGPT_FIELDS.keys() & values.keys()} | _bias(values)
@@ -216,42 +207,13 @@ def _read_settings(content: Any, weights: FileContent) -> None:
             elif "n_positions" in values or "n_ctx" in values:
                 declared, problems = from_hf_config({"model_type": "gpt2"} | values)
                 weights.problems += problems
+        if (gelu := stated_gelu(values)) is not None:
+            declared["gelu_approximate"] = gelu
         for name in TOLD:
             if declared.get(name) is not None:
                 weights.told.setdefault(name, declared[name])
     weights.problems = list(dict.fromkeys(weights.problems))
     weights.likely_heads = counts.pop() if len(counts) == 1 else None
-
-
-def _other_settings(values: dict[Any, Any], *, context_length: int | None) -> Iterator[str]:
-    """Yield the reasons why GPTModel cannot be a model with these settings, whatever program they are of.
-
-    Args:
-        context_length: The model's positions: a window of as many hides none.
-    """
-    heads = next((values[name] for name in HEAD_COUNTS if name in values), None)
-    for name, value in values.items():
-        if not isinstance(name, str) or not isinstance(value, str | int | float):
-            continue
-        if name in ACTIVATION_NAMES and isinstance(value, str) and value.lower() not in READ_GELUS:
-            yield f"its settings have {name}={short_repr(value)}, but GPTModel has GELU."
-        elif NORM_EPS_NAME.fullmatch(name) and _number(value) != LAYER_NORM_EPS:
-            yield f"its settings have {name}={short_repr(value)}, but GPTModel always has {LAYER_NORM_EPS}."
-        elif OTHER_MODEL_NAME.fullmatch(name) and value:
-            yield f"its settings have {name}={short_repr(value)}, which GPT-2 does not have."
-        # Readers of data have windows too, and no heads.
-        elif name in WINDOW_NAMES and heads is not None and 0 < _number(value) < (context_length or math.inf):
-            yield f"its settings have {name}={short_repr(value)}, but GPT-2 attends to all tokens before."
-        elif name in KV_HEAD_NAMES and heads is not None and value != heads:
-            yield f"its settings have {name}={short_repr(value)}, but GPT-2 has as many as heads, {short_repr(heads)}."
-
-
-def _number(value: str | float) -> float:
-    """Return a setting as a number, which PyYAML reads 1e-5 as a text; 0 if it is none."""
-    try:
-        return float(value)
-    except (ValueError, OverflowError):
-        return 0.0
 
 
 def _bias(values: dict[str, Any]) -> dict[str, Any]:

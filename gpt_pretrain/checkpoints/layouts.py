@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from gpt_pretrain.checkpoints.stated_settings import HF_GELUS, READ_GELUS, as_count, as_number, other_settings
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.system.reading import short_repr
 
@@ -47,9 +48,6 @@ HF_DEFAULTS = {"n_head": 12, "n_layer": 12, "n_embd": 768, "n_positions": 1024, 
 # Older or more general names of these fields.
 HF_ALIASES = {"n_positions": ("n_ctx", "max_position_embeddings"), "n_embd": ("hidden_size",)}
 HF_ALIASES |= {"n_layer": ("num_hidden_layers",), "n_head": ("num_attention_heads",)}
-HF_GELUS = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "none"}
-# Other names of the same functions, which are read but not written.
-READ_GELUS = HF_GELUS | {"gelu_fast": "tanh", "gelu_accurate": "tanh", "gelu_python_tanh": "tanh", "gelu_python": "none"}
 # Settings of transformers that GPTModel has no option for, with the only value that matches it.
 HF_FIXED = {
     "layer_norm_epsilon": 1e-5,
@@ -62,6 +60,7 @@ ADDED_SETTINGS = {
     **{"multi_query": False, "alibi": False, "rotary": False, "rotary_emb_fraction": 0, "rms_norm": False, "use_rms_norm": False},
     **{"parallel_block": False, "prenorm": True, "position_embedding_type": "absolute"},
 }
+OWN_FIELDS = {"activation_function", *HF_FIXED, *ADDED_SETTINGS}
 OTHER_OUTPUTS = re.compile(r"\w+For(Sequence|Token)Classification|\w+ForQuestionAnswering")  # classes of transformers
 OWN_KEY = "gpt_pretrain"  # in config.json: the settings that GPT-2's own fields cannot express
 NANOGPT_FIELDS = {
@@ -113,6 +112,7 @@ def from_hf_config(fields: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """
     named = {name: fields[alias] for name, aliases in HF_ALIASES.items() for alias in reversed(aliases) if alias in fields}
     values = HF_DEFAULTS | named | fields
+    values |= {name: as_count(values[name]) for name in HF_DEFAULTS if name != "tie_word_embeddings"}
     gelu = READ_GELUS.get(str(fields.get("activation_function", "gelu_new")))
     own = fields.get(OWN_KEY)
     own = own if isinstance(own, dict) else {}
@@ -122,7 +122,7 @@ def from_hf_config(fields: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         "emb_dim": values["n_embd"],
         "n_heads": values["n_head"],
         "n_layers": values["n_layer"],
-        "drop_rate": fields.get("resid_pdrop", 0.1),
+        "drop_rate": as_number(fields.get("resid_pdrop", 0.1)),
         "gelu_approximate": gelu,
         "tie_embeddings": values["tie_word_embeddings"],
         "qkv_bias": own.get("qkv_bias", True),
@@ -152,16 +152,17 @@ def _unsupported(fields: dict[str, Any], *, width: Any, gelu: str | None) -> lis
         method = short_repr(quantization.get("quant_method"))
         problems.append(f"its weights are quantized (quant_method={method}); name the model's original weights.")
     for name, value in (HF_FIXED | ADDED_SETTINGS).items():
-        if fields.get(name, value) not in (value, None):
+        if as_number(fields.get(name, value)) not in (value, None):
             problems.append(f"{name}={short_repr(fields[name])} is not supported; GPTModel always has {short_repr(value)}.")
-    if fields.get("n_inner") not in (None, 4 * width if isinstance(width, int) else None):
+    if as_count(fields.get("n_inner")) not in (None, 4 * width if isinstance(width, int) else None):
         problems.append(
             f"n_inner={short_repr(fields['n_inner'])} is not supported; GPTModel's feed-forward layer is 4 * n_embd wide."
         )
     if gelu is None:
         given = short_repr(fields["activation_function"])
         problems.append(f"activation_function={given} is not supported; GPTModel has GELU ({', '.join(READ_GELUS)}).")
-    return problems
+    # GPT-2's class ignores these settings of other classes, but whoever wrote them means them.
+    return problems + list(other_settings({name: value for name, value in fields.items() if name not in OWN_FIELDS}))
 
 
 def to_hf_config(config: GPTConfig, *, tokenizer: str | None, eos_id: int | None) -> dict[str, Any]:
@@ -194,6 +195,7 @@ def from_nanogpt_args(fields: dict[str, Any]) -> dict[str, Any]:
     nanoGPT has computed the exact GELU since it has the option `bias`. Without that option its first version, minGPT and llm.c
     compute GPT-2's form.
     """
-    declared = {ours: fields[theirs] for theirs, ours in NANOGPT_FIELDS.items() if isinstance(fields.get(theirs), int | float)}
+    given = {ours: fields[theirs] for theirs, ours in NANOGPT_FIELDS.items() if fields.get(theirs) is not None}
+    declared = {name: as_number(value) if name == "drop_rate" else as_count(value) for name, value in given.items()}
     gelu = "none" if "bias" in fields else "tanh"
     return declared | {"gelu_approximate": gelu, "qkv_bias": bool(fields.get("bias", True))}

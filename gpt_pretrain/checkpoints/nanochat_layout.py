@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gpt_pretrain.checkpoints.layouts import OWN_KEY
+from gpt_pretrain.checkpoints.stated_settings import as_count
 from gpt_pretrain.checkpoints.tensor_files import StoredTensor
 from gpt_pretrain.model.config import MODERN_LOGIT_CAP, MODERN_VALUES, GPTConfig
 from gpt_pretrain.model.modern import NORM_EPS, ROPE_BASE
@@ -103,7 +104,7 @@ def from_nanochat_config(fields: Mapping[str, Any]) -> tuple[dict[str, Any], lis
     Returns:
         The fields, and the reasons why ModernModel cannot be this model.
     """
-    declared = {ours: fields.get(theirs, default) for ours, (theirs, default) in SIZES.items()}
+    declared = {ours: as_count(fields.get(theirs, default)) for ours, (theirs, default) in SIZES.items()}
     if declared["n_kv_heads"] == declared["n_heads"]:
         declared["n_kv_heads"] = None
     width, heads = declared["emb_dim"], declared["n_heads"]

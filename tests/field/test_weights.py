@@ -821,3 +821,40 @@ def test_the_tokenizer_beside_weights_without_a_config_is_theirs(
     torch.save(theirs.state_dict(), folder / "model.pt")
     assert open_weights(folder / "model.pt", n_heads=4).own_tokenizer is None, "which has another number of rows"
     assert f"the tokenizer beside it has {rows} tokens instead of 101, and is not used" in caplog.text
+
+
+@pytest.mark.parametrize("heads", ["4", 4.0, "4.0"])
+def test_a_number_of_heads_may_be_a_text_or_a_fraction(heads: Any, tmp_path: Path, theirs: GPT2LMHeadModel) -> None:
+    theirs.save_pretrained(tmp_path / "folder")
+    rewrite_config(tmp_path / "folder", n_head=heads, layer_norm_epsilon="1e-5", resid_pdrop="0.1")
+    assert same(load_pretrained(tmp_path / "folder"), theirs)
+    arguments = {"n_layer": "3", "n_head": heads, "n_embd": 48.0, "block_size": CONTEXT, "vocab_size": None}
+    torch.save({"model": to_nanogpt(theirs.state_dict()), "model_args": arguments}, tmp_path / "ckpt.pt")
+    assert same(load_pretrained(tmp_path / "ckpt.pt"), theirs)
+    torch.save({"model": theirs.state_dict(), "hyper_parameters": {"num_heads": heads}}, tmp_path / "x.ckpt")
+    assert same(load_pretrained(tmp_path / "x.ckpt"), theirs)
+
+
+@pytest.mark.parametrize("heads", ["four", 4.5, True, [4]])
+def test_a_wrong_number_of_heads_is_never_replaced(heads: Any, tmp_path: Path, theirs: GPT2LMHeadModel) -> None:
+    theirs.save_pretrained(tmp_path / "folder")
+    rewrite_config(tmp_path / "folder", n_head=heads)
+    assert f"n_heads={heads!r}: must be a whole number" in refusal(tmp_path / "folder", n_heads=None)
+    arguments = {"n_layer": 3, "n_head": heads, "n_embd": 48, "block_size": CONTEXT, "vocab_size": 101}
+    torch.save({"model": to_nanogpt(theirs.state_dict()), "model_args": arguments}, tmp_path / "ckpt.pt")
+    assert f"n_heads={heads!r}: must be a whole number" in refusal(tmp_path / "ckpt.pt", n_heads=None)
+
+
+@pytest.mark.parametrize("form", ["gelu_new", "gelu_exact"])
+def test_the_form_of_gelu_that_settings_name_is_used(form: str, tmp_path: Path) -> None:
+    model = hugging_face(activation_function="gelu_new" if form == "gelu_new" else "gelu")
+    torch.save({"state_dict": model.state_dict(), "hyper_parameters": {"cfg": {"act": form, "n_head": 4}}}, tmp_path / "x.ckpt")
+    assert same(load_pretrained(tmp_path / "x.ckpt"), model)
+
+
+def test_settings_of_other_classes_in_a_config_are_not_passed_over(tmp_path: Path, theirs: GPT2LMHeadModel) -> None:
+    theirs.save_pretrained(tmp_path)
+    rewrite_config(tmp_path, activation_function=None, hidden_act="relu", layer_norm_eps=1e-6)
+    message = refusal(tmp_path, n_heads=None)
+    assert "hidden_act='relu'" in message
+    assert "layer_norm_eps=1e-06" in message
