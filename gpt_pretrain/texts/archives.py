@@ -19,8 +19,9 @@ LONGEST_NAME = 1 << 16
 REGULAR, WITHOUT_CONTENT = b"0\0" + b"7", b"123456"
 LONG_NAME, EXTENDED, OTHER_HEADERS, SPARSE = b"L", b"x", b"gKVXNA", b"S"
 DIGITS = re.compile("[0-9]{1,18}")
-MAX_DIRECTORY = 1 << 24  # Bytes of the list of a zip archive's members, which takes up to fifteen times as much memory.
-END_OF_DIRECTORY, LONGEST_END = b"PK\x05\x06", 22 + (1 << 16)
+# Bytes of the list of a zip archive's members, which takes up to fifteen times as much memory. Compressed once more, a list may be
+# a thousand times as large as its file. In a large archive, it may also be this part of the archive.
+MAX_DIRECTORY, DIRECTORY_PART = 1 << 22, 3
 
 Members = Iterator[tuple[str, Iterator[bytes]]]
 
@@ -57,14 +58,17 @@ def read_tar(blocks: Iterable[bytes]) -> Members:
         reader.skip(end - reader.position)
 
 
-def read_zip(stream: BinaryIO) -> Members:
+def read_zip(stream: BinaryIO, *, size: int) -> Members:
     """Yield the name and the content of each regular file in a zip archive, which must be seekable.
+
+    Args:
+        size: Bytes of the file that the archive is, or is in.
 
     Raises:
         DamagedArchiveError: If the archive is truncated, encrypted or damaged, or compressed with a rare method.
     """
-    _check_directory(stream)
     try:
+        _check_directory(stream, size)
         with zipfile.ZipFile(stream) as archive:
             for member in archive.infolist():
                 if not member.filename.endswith("/") and not stat.S_ISLNK(member.external_attr >> 16):
@@ -183,18 +187,15 @@ def _text(field: bytes) -> str:
     return field.partition(b"\0")[0].decode(errors="replace")
 
 
-def _check_directory(stream: BinaryIO) -> None:
+def _check_directory(stream: BinaryIO, size: int) -> None:
     """Check that the list of a zip archive's members, which zipfile reads as a whole, is not too large.
 
     Raises:
         DamagedArchiveError: If it is.
     """
-    size = stream.seek(0, 2)
-    stream.seek(max(size - LONGEST_END, 0))
-    end = stream.read(LONGEST_END)
-    start = end.rfind(END_OF_DIRECTORY)
-    length = int.from_bytes(end[start + 12 : start + 16], "little") if start >= 0 else 0
-    if min(length, size) > MAX_DIRECTORY:
+    # There are two records of the list's size. zipfile itself must say which of them it will use.
+    end = zipfile._EndRecData(stream)  # type: ignore[attr-defined]
+    if end is not None and end[zipfile._ECD_SIZE] > MAX_DIRECTORY + size // DIRECTORY_PART:  # type: ignore[attr-defined]
         raise DamagedArchiveError("it contains too many files to be read as an archive; unpack it first")
 
 

@@ -20,6 +20,7 @@ from gpt_pretrain.texts.archives import is_hidden, read_tar, read_zip
 from gpt_pretrain.texts.decompression import BLOCK, ContentLimit, DamagedArchiveError, decompress, drop_bytes
 from gpt_pretrain.texts.left_out import LeftOut
 
+LONGEST_LABEL = 500  # Characters of a member's name that are shown. Each rejected record is listed with the name of its file.
 MAX_LAYERS = 6  # Archives and compressed files inside of one another: a .tar.xz of .xz files with one .tar each has four.
 
 
@@ -102,7 +103,8 @@ def open_contents(name: str, stream: BinaryIO, *, size: int, left_out: LeftOut, 
             yield from members(label, read_tar(blocks), layers)
         elif kind.form == "zip":
             with content.seekable(limit) as archive:
-                yield from members(label, ((name, limit.apply(blocks)) for name, blocks in read_zip(archive)), layers)
+                found = read_zip(archive, size=size)
+                yield from members(label, ((name, limit.apply(blocks)) for name, blocks in found), layers)
         elif kind.form == EMPTY:
             yield Content(label, PLAIN, blocks)
         elif kind.is_read:
@@ -113,7 +115,7 @@ def open_contents(name: str, stream: BinaryIO, *, size: int, left_out: LeftOut, 
     def members(label: str, found: Iterable[tuple[str, Iterator[bytes]]], layers: int) -> Iterator[Content]:
         for name, blocks in found:
             if not is_hidden(name):
-                yield from expand(name, f"{label}/{name}", blocks, None, layers + 1)
+                yield from expand(name, f"{label}/{_shorten(name)}", blocks, None, layers + 1)
 
     is_empty = True
     for content in expand(name, name, read_stream(stream), stream, 0):
@@ -133,6 +135,10 @@ def peek(blocks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
     except DamagedArchiveError as error:
         blocks = _raise(error)
     return b"".join(taken)[:HEAD], itertools.chain(taken, blocks)
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL // 2]}...{name[-LONGEST_LABEL // 2 :]}"
 
 
 def _raise(error: Exception) -> Iterator[bytes]:

@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import sqlite3
+import struct
 import tarfile
 import time
 import tracemalloc
@@ -25,9 +26,11 @@ from gpt_pretrain.system.pickle_rules import InertObject
 from gpt_pretrain.system.pickles import read_plain_pickle
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.texts import rows
-from gpt_pretrain.texts.archives import read_tar
+from gpt_pretrain.texts.archives import read_tar, read_zip
 from gpt_pretrain.texts.chunks import Cursor, ReadPosition, RejectedRecord
+from gpt_pretrain.texts.contents import open_contents
 from gpt_pretrain.texts.decompression import DamagedArchiveError
+from gpt_pretrain.texts.left_out import LeftOut
 from gpt_pretrain.texts.rows import read_columns, split_rows
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.tables import TableTokenizer
@@ -192,3 +195,29 @@ def test_a_row_that_never_ends_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> N
     texts, problems = read_rows(["text,b\n", *(['x,"\n', '",\n'] * 3), 'y,"', *(["abcdefgh\n"] * 20_000), 'z"\n', "good,1\n"])
     assert "the row is longer than 100,000 bytes" in problems
     assert texts[-1] == "good"
+
+
+def zip_with_members(count: int) -> bytes:
+    """Return an archive with many empty members, whose list is stated to be small where old programs look for its size."""
+    local = b"PK\3\4" + struct.pack("<HHHHHIIIHH", 20, 0, 0, 0, 0, 0, 0, 0, 1, 0) + b"a"
+    entry = b"PK\1\2" + struct.pack("<HHHHHHIIIHHHHHII", 20, 20, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0) + b"a"
+    start, size = len(local), count * len(entry)
+    record = b"PK\6\6" + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, count, count, size, start)
+    record += b"PK\6\7" + struct.pack("<IQI", 0, start + size, 1)
+    return local + count * entry + record + b"PK\5\6" + struct.pack("<HHHHIIH", 0, 0, 0xFFFF, 0xFFFF, 100, 0xFFFFFFFF, 0)
+
+
+def test_a_zip_archive_in_a_small_file_has_few_members() -> None:
+    assert len(list(read_zip(io.BytesIO(zip_with_members(3)), size=100))) == 3
+    assert len(list(read_zip(io.BytesIO(zip_with_members(100_000)), size=4_000_000))) == 100_000
+    archive = io.BytesIO(zip_with_members(100_000))
+    with at_most(megabytes=5), pytest.raises(DamagedArchiveError, match="contains too many files"):
+        list(read_zip(archive, size=20_000))
+
+
+def test_a_long_name_of_a_member_is_shown_in_part() -> None:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("x" * 60_000 + ".jsonl"), io.BytesIO())
+    (content,) = open_contents("a.tar", stream, size=len(stream.getvalue()), left_out=LeftOut())
+    assert len(content.name) < 600 and content.name.endswith("xxx.jsonl")
