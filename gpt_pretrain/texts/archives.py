@@ -19,8 +19,8 @@ LONGEST_NAME = 1 << 16
 REGULAR, WITHOUT_CONTENT = b"0\0" + b"7", b"123456"
 LONG_NAME, EXTENDED, OTHER_HEADERS, SPARSE = b"L", b"x", b"gKVXNA", b"S"
 DIGITS = re.compile("[0-9]{1,18}")
-# Bytes of the list of a zip archive's members, which takes up to fifteen times as much memory. Compressed once more, a list may be
-# a thousand times as large as its file. In a large archive, it may also be this part of the archive.
+# Bytes of the list of a zip archive's members, which takes up to fifteen times as much memory, and may be a thousand times as
+# large as a compressed file that has it. In a large archive, the list may also be this part of the archive.
 MAX_DIRECTORY, DIRECTORY_PART = 1 << 22, 3
 
 Members = Iterator[tuple[str, Iterator[bytes]]]

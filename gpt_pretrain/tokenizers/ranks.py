@@ -29,6 +29,7 @@ O200K_PATTERN = "|".join(
         r"\s+",
     ]
 )
+NO_RANK = 1 << 62  # of a pair that is no token
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,11 @@ def to_oniguruma(pattern: str) -> str:
 def _last_merge(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:
     """Return the two tokens that byte-pair encoding merges last to form a token."""
     parts = [bytes([byte]) for byte in token]
+    pair_ranks = [ranks.get(left + right, NO_RANK) for left, right in pairwise(parts)]
     while len(parts) > 2:
-        pair_ranks = [ranks.get(left + right, len(ranks)) for left, right in pairwise(parts)]
         index = pair_ranks.index(min(pair_ranks))
         parts[index : index + 2] = [parts[index] + parts[index + 1]]
+        del pair_ranks[index]
+        for changed in range(max(index - 1, 0), min(index + 1, len(pair_ranks))):
+            pair_ranks[changed] = ranks.get(parts[changed] + parts[changed + 1], NO_RANK)
     return parts[0], parts[1]

@@ -22,7 +22,9 @@ from gpt_pretrain.tokenizers.ranks import CL100K_PATTERN, KNOWN_RANKS, RankFile,
 from gpt_pretrain.tokenizers.tiktoken_bpe import gpt2_merges, gpt2_vocabulary, load_tiktoken
 from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer
 
-MAX_TOKEN_BYTES = 1000  # Of a token in tiktoken's format; finding its merges takes quadratic time.
+# Of a token in tiktoken's format, and the squares of all lengths: finding the merges of one takes quadratic time. All of GPT-2's
+# have 2.5 million.
+MAX_TOKEN_BYTES, MAX_SQUARES = 1000, 200_000_000
 GPT2_TOKENS = 50257
 # Tokens that end a text, the likeliest first, for vocabularies that do not say which one does.
 ENDS = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>", "<|eos|>", "[EOS]", "[SEP]")
@@ -114,6 +116,8 @@ def from_ranks(content: bytes, *, label: str) -> Tokenizer:
         raise DamagedFileError("it lacks some of the 256 single bytes")
     if max(map(len, ranks)) > MAX_TOKEN_BYTES:
         raise DamagedFileError(f"one of its tokens has more than {MAX_TOKEN_BYTES} bytes")
+    if sum(len(token) ** 2 for token in ranks) > MAX_SQUARES:
+        raise DamagedFileError("its tokens are far longer than those of a language")
     known = KNOWN_RANKS.get(hashlib.sha256(content).hexdigest())
     if known is None:
         known = RankFile(CL100K_PATTERN, {END_OF_TEXT: max(ranks.values()) + 1})

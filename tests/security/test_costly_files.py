@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import pickle
@@ -13,6 +14,7 @@ import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -33,6 +35,7 @@ from gpt_pretrain.texts.decompression import DamagedArchiveError
 from gpt_pretrain.texts.left_out import LeftOut
 from gpt_pretrain.texts.rows import read_columns, split_rows
 from gpt_pretrain.tokenizers.build import build_tokenizer
+from gpt_pretrain.tokenizers.ranks import _last_merge
 from gpt_pretrain.tokenizers.tables import TableTokenizer
 from tests.helpers import vocabularies
 
@@ -221,3 +224,22 @@ def test_a_long_name_of_a_member_is_shown_in_part() -> None:
         archive.addfile(tarfile.TarInfo("x" * 60_000 + ".jsonl"), io.BytesIO())
     (content,) = open_contents("a.tar", stream, size=len(stream.getvalue()), left_out=LeftOut())
     assert len(content.name) < 600 and content.name.endswith("xxx.jsonl")
+
+
+def test_many_long_tokens_are_refused_before_their_merges_are_looked_for(tmp_path: Path) -> None:
+    random = Random(0)
+    tokens = [bytes([byte]) for byte in range(256)] + [random.randbytes(1000) for _ in range(300)]
+    lines = [base64.b64encode(token) + b" %d" % rank for rank, token in enumerate(tokens)]
+    (tmp_path / "own.tiktoken").write_bytes(b"\n".join(lines))
+    begin = time.process_time()
+    with pytest.raises(UserError, match="its tokens are far longer than those of a language"):
+        build_tokenizer(str(tmp_path / "own.tiktoken"))
+    assert time.process_time() - begin < 5
+
+
+def test_the_last_merge_of_a_long_token_takes_quadratic_time_at_most() -> None:
+    token = bytes(range(256)) * 8
+    ranks = {bytes([byte]): byte for byte in range(256)} | {token[:1000]: 256, token[1000:]: 257, token: 258}
+    begin = time.process_time()
+    assert b"".join(_last_merge(token, ranks)) == token
+    assert time.process_time() - begin < 5
