@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.reading import short_repr
+from gpt_pretrain.system.reading import describe_value, short_repr
 
 GELU_FORMS = ("tanh", "none")
 KINDS = ("gpt2", "modern")
@@ -140,7 +140,7 @@ class GPTConfig:
             UserError: If fields are missing, unknown or invalid.
         """
         if not isinstance(fields, dict):
-            raise UserError(f"The stored architecture is a {type(fields).__name__}, not a table of fields.")
+            raise UserError(f"The stored architecture is {describe_value(fields)}, not a table of fields.")
         fields = ADDED_FIELDS | fields
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(short_repr(name) for name in fields.keys() - known)[:MAX_UNKNOWN]

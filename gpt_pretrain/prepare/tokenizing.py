@@ -9,8 +9,8 @@ import numpy as np
 
 from gpt_pretrain.prepare.encoded_batch import COMPLETE, CONTINUES, REJECTED, ROW, EncodedBatch
 from gpt_pretrain.system.encodings import count_controls, is_blank
-from gpt_pretrain.texts.chunks import CUT_OFF, Chunk, RejectedRecord
-from gpt_pretrain.texts.records import BROKEN_JSON, InvalidRecordError, chunk_records, excerpt, record_text
+from gpt_pretrain.texts.chunks import Chunk, RejectedRecord
+from gpt_pretrain.texts.records import InvalidRecordError, chunk_records, excerpt, record_text
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer, token_byte_lengths, token_itemsize
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.fitting import with_end_of_text
@@ -47,17 +47,9 @@ def encode_batch(chunks: list[Chunk], tokenizer_name: str, text_field: str, *, a
                     is_json = isinstance(chunk.content, bytes)
                     encoder.add(record_text(record, text_field, is_json=is_json, as_is=as_is))
                 except InvalidRecordError as error:
-                    reason, detail = error.args
-                    if reason == BROKEN_JSON and _is_cut_off(chunk, record):
-                        reason = CUT_OFF
-                    encoder.reject(RejectedRecord(chunk.file, number, reason, detail, excerpt(record)))
+                    reason = error.reason_in(chunk, record)
+                    encoder.reject(RejectedRecord(chunk.file, number, reason, error.detail, excerpt(record)))
     return encoder.finish()
-
-
-def _is_cut_off(chunk: Chunk, line: bytes) -> bool:
-    """Return whether a JSON line is the last one of its file and has neither an end nor a line feed."""
-    content = chunk.content
-    return isinstance(content, bytes) and not content.endswith(b"\n") and content.endswith(line) and line.startswith(b"{")
 
 
 class _DocumentEncoder:

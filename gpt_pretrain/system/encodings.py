@@ -76,8 +76,8 @@ def count_controls(data: bytes) -> int:
 
 
 def control_share(data: bytes) -> float:
-    """Return the share of the bytes that are NUL or a control character, besides those that terminals understand."""
-    return (count_controls(data) - data.count(b"\x1b") - data.count(b"\b")) / max(len(data), 1)
+    """Return the share of the bytes that are NUL or a control character, besides those of terminals and between JSON records."""
+    return (count_controls(data) - data.count(b"\x1b") - data.count(b"\b") - data.count(b"\x1e{")) / max(len(data), 1)
 
 
 def likely_encoding(data: bytes) -> str | None:

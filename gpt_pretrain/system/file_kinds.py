@@ -106,7 +106,13 @@ WARC = FileKind(
     "WARC archive of web pages",
     advice="Extract the text of its pages first, for example with trafilatura or datatrove." + _AS_TEXT,
 )
-TEXTUAL = (PDF, POSTSCRIPT, RTF, WARC)  # Their first bytes are letters, and what follows may be, too.
+# Their first bytes are letters, and what follows may be, too: more of what they begin with.
+TEXTUAL = {
+    PDF: re.compile(rb"%PDF-\d\.\d\s*[\r\n].{0,1000}?(?:\d \d obj|[\x80-\xff]{4})", re.DOTALL),
+    POSTSCRIPT: re.compile(rb"%!PS(?:-Adobe-\d[^\r\n]*|\s*)[\r\n]"),
+    RTF: re.compile(rb"\{\\rtf\d?\\"),
+    WARC: re.compile(rb"WARC/\d\.\d\r?\n"),
+}
 EPUB = FileKind("EPUB book", advice=_PANDOC)
 JAR = FileKind("Java or Android program")
 NPZ = FileKind("NPZ file of NumPy arrays", advice=_SHARDS + " Save each array as a .npy file.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from pathlib import PurePath
@@ -16,13 +15,10 @@ from gpt_pretrain.system.file_kinds import (
     EPUB,
     HTML,
     JAR,
-    JSON_ARRAY,
     JSON_LINES,
-    JSON_OBJECTS,
     MEDIA_ADVICE,
     MP4,
     NPZ,
-    PARQUET,
     PICTURE_ADVICE,
     PLAIN,
     SHEET,
@@ -40,6 +36,7 @@ from gpt_pretrain.system.file_kinds import (
     ZIP,
     FileKind,
 )
+from gpt_pretrain.system.json_recognition import json_kind
 
 
 def recognize(name: str, head: bytes, *, as_text: bool = False) -> FileKind:
@@ -85,9 +82,10 @@ def content_name(name: str) -> str:
 
 def _by_signature(head: bytes, suffix: str, *, as_text: bool) -> FileKind | None:
     """Return the kind that the first bytes tell by themselves, or None."""
+    is_text = not _has_controls(head[:512])
     for offset, magic, kind in SIGNATURES:
         if head.startswith(magic, offset):
-            if _is_word(magic) and kind.form != PARQUET and not _has_controls(head[:512]) and kind not in TEXTUAL:
+            if is_text and _is_word(magic) and not (kind in TEXTUAL and TEXTUAL[kind].match(head)):
                 continue  # A text that begins with these letters.
             if kind is ZIP:
                 return _zip_kind(head, suffix)
@@ -97,12 +95,12 @@ def _by_signature(head: bytes, suffix: str, *, as_text: bool) -> FileKind | None
                 continue
             if not (as_text and kind in TEXTUAL):
                 return kind
-    if head.startswith(b"RIFF") and len(head) >= 12:
+    if head.startswith(b"RIFF") and len(head) >= 12 and not is_text:
         return {
             b"WEBP": FileKind("WebP image", advice=PICTURE_ADVICE),
             b"WAVE": FileKind("WAV recording", advice=MEDIA_ADVICE),
         }.get(head[8:12], FileKind("AVI video", advice=MEDIA_ADVICE))
-    if head[4:8] == b"ftyp":
+    if head[4:8] == b"ftyp" and not is_text:
         is_picture = head[8:11] in (b"hei", b"avi", b"mif")
         return FileKind("HEIF image", advice=PICTURE_ADVICE) if is_picture else MP4
     if head.startswith(b"BM") and len(head) > 18 and head[6:10] == b"\0\0\0\0":
@@ -163,7 +161,7 @@ def _decode(head: bytes, encoding: TextEncoding) -> str:
 
 def _by_text(start: str, by_name: FileKind | None, *, is_text_named: bool) -> FileKind:
     """Return the kind of a text by how it begins, and by what its name says."""
-    begins = start.lstrip()
+    begins = start.lstrip()  # This takes record separators away, too.
     markup = _markup_kind(begins)
     if markup is not None:
         return markup
@@ -171,12 +169,12 @@ def _by_text(start: str, by_name: FileKind | None, *, is_text_named: bool) -> Fi
         return by_name
     if by_name is CSV:
         return CSV
-    json_kind = _json_kind(begins)
+    form = json_kind(begins, is_named=by_name is JSON_LINES)
     if by_name is JSON_LINES:
-        return json_kind or JSON_LINES
-    if json_kind is not None and not is_text_named:
-        return json_kind
-    if json_kind is not None:
+        return form or JSON_LINES
+    if form is not None and not is_text_named:
+        return form
+    if form is not None:
         return replace(
             PLAIN, warning="is read as plain text, but begins like JSON. To read its records, give it a name that ends in .jsonl"
         )
@@ -193,23 +191,3 @@ def _markup_kind(begins: str) -> FileKind | None:
     if begins.startswith("<mediawiki"):
         return WIKI
     return HTML if re.search(r"<html\b", begins[:4000], re.IGNORECASE) else XML
-
-
-def _json_kind(begins: str) -> FileKind | None:
-    """Return the kind of JSON if a text begins so: with an object, or with an array of objects, arrays or strings."""
-    line, line_end, rest = begins.partition("\n")
-    if re.match(r"\[\s*[\[{\"\]]", begins) is not None:
-        return JSON_ARRAY
-    if re.match(r'\{\s*["}]', begins) is None:
-        return None
-    # A single long line is one record. A line that ends too early is the first of a value over several lines, or damaged.
-    is_whole = not line_end or _is_json(line) or _is_json(rest.partition("\n")[0])
-    return JSON_LINES if is_whole else JSON_OBJECTS
-
-
-def _is_json(line: str) -> bool:
-    try:
-        json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return True

@@ -96,7 +96,7 @@ def parse_json(content: bytes | str, *, max_values: int = MAX_VALUES) -> dict[st
     """
     parsed = parse_json_value(content, max_values=max_values)
     if not isinstance(parsed, dict):
-        raise DamagedFileError(f"it holds a {type(parsed).__name__}, not a JSON object")
+        raise DamagedFileError(f"it holds {describe_value(parsed)}, not an object")
     return parsed
 
 
@@ -118,6 +118,14 @@ def parse_json_value(content: bytes | str, *, max_values: int = MAX_VALUES) -> A
     if data.count(b"[") + data.count(b"{") > MAX_DEPTH:
         count_values(parsed)
     return parsed
+
+
+def describe_value(value: Any) -> str:
+    """Return what a value of a file is called in JSON, such as "an array", or "null"."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    names = ((dict, "an object"), (list, "an array"), (str, "a string"), (int | float, "a number"))
+    return next((name for kinds, name in names if isinstance(value, kinds)), f"a value of the type {type(value).__name__}")
 
 
 def check_json_values(data: bytes, *, max_values: int) -> None:
@@ -148,7 +156,7 @@ def parse_yaml(content: bytes | str) -> dict[str, Any]:
     """
     parsed = parse_yaml_value(content)
     if not isinstance(parsed, dict):
-        raise DamagedFileError(f"it holds a {type(parsed).__name__}, not a mapping")
+        raise DamagedFileError(f"it holds {describe_value(parsed)}, not a mapping")
     return {str(name): value for name, value in parsed.items()}
 
 

@@ -46,7 +46,7 @@ class InputFile:
 
 @dataclass(frozen=True)
 class FileStamp:
-    """What tells whether a file has changed; size and time are None if there is no such file.
+    """The size and the time of a file, which tell whether it has changed; None if there is no such file.
 
     Args:
         size: In bytes.

@@ -6,6 +6,8 @@ lines.
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -14,7 +16,9 @@ from gpt_pretrain.texts.chunks import LONGEST_RECORD, MAX_LINES, Chunk, Cursor
 from gpt_pretrain.texts.decompression import DamagedArchiveError
 
 SEPARATORS = b" \t\r\n,\x1e"  # Between values; some programs write a comma after each object, or the record separator before it.
-QUOTE, COMMA = ord('"'), ord(",")
+QUOTE, COMMA, LINE_FEED = ord('"'), ord(","), ord("\n")
+STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+GLUED = re.compile(rb'\}[ \t]*\{[ \t]*["}]')  # Perhaps inside of a string.
 _CHANGES = np.zeros(256, np.int8)  # Of the depth, by each character.
 _CHANGES[list(b"[{")] = 1
 _CHANGES[list(b"]}")] = -1
@@ -43,7 +47,7 @@ def split_values(blocks: Iterable[bytes], cursor: Cursor, *, is_array: bool) -> 
             else:
                 size += length
                 is_between = value in (b"", b"[") or value.startswith(b"]")  # The brackets around the values, and between arrays.
-                values += [] if is_between else [value.replace(b"\n", b" ")]
+                values += [] if is_between else [scanner.on_one_line(value)]
             if len(values) == MAX_LINES:
                 yield from _take_values(cursor, values, size)
                 values, size = [], 0
@@ -58,12 +62,13 @@ def split_values(blocks: Iterable[bytes], cursor: Cursor, *, is_array: bool) -> 
     if scanner.depth > 0 or scanner.in_string or skipped:
         raise DamagedArchiveError("the JSON ends in the middle of a value")
     if left:
-        yield from _take_values(cursor, [left.replace(b"\n", b" ")], len(rest))
+        yield from _take_values(cursor, [scanner.on_one_line(left)], len(rest))
 
 
 def _take_values(cursor: Cursor, values: list[bytes], size: int) -> Iterator[Chunk]:
     if values:
-        yield cursor.records(b"\n".join(values), size=size, count=len(values))
+        # A line feed after the last one as well: what is broken in it has not been cut off.
+        yield cursor.records(b"\n".join([*values, b""]), size=size, count=len(values))
 
 
 class _BracketScanner:
@@ -76,7 +81,7 @@ class _BracketScanner:
 
     def __init__(self, *, depth: int, is_array: bool) -> None:
         self.depth, self.in_string = depth, False
-        self._is_array, self._position = is_array, 0
+        self._is_array, self._position, self._any_line_feed = is_array, 0, False
 
     def whole_escapes(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
         """Yield the same bytes in blocks that do not end between a backslash and what it escapes."""
@@ -99,6 +104,7 @@ class _BracketScanner:
             return []
         codes = np.frombuffer(block.replace(b"\\\\", b"__").replace(b'\\"', b"__"), np.uint8)
         inside = np.bitwise_xor.accumulate((codes == QUOTE).view(np.uint8)) ^ np.uint8(self.in_string)
+        self._any_line_feed |= bool(((codes == LINE_FEED) & (inside == 1)).any())
         changes = np.where(inside, np.int8(0), _CHANGES[codes])
         depths = np.cumsum(changes, dtype=np.int32) + np.int32(self.depth)
         if int(depths.min()) < 0:
@@ -114,3 +120,21 @@ class _BracketScanner:
         self._position += len(block)
         found: list[int] = ends.tolist()
         return found
+
+    def on_one_line(self, value: bytes) -> bytes:
+        """Return a value without line feeds; in a string, where JSON does not allow them, they become escapes."""
+        if self._any_line_feed and b"\n" in value:
+            value = STRING.sub(lambda string: string[0].replace(b"\n", b"\\n"), value)
+        return value.replace(b"\n", b" ")
+
+
+def split_glued(line: bytes) -> list[bytes]:
+    """Split a line of JSON on which several objects follow one another without anything between them."""
+    if GLUED.search(line) is None:
+        return [line]
+    try:
+        ends = _BracketScanner(depth=0, is_array=False).ends(line)
+    except DamagedArchiveError:
+        return [line]
+    values = [line[start:end].strip(SEPARATORS) for start, end in itertools.pairwise([0, *ends, len(line)])]
+    return [value for value in values if value]

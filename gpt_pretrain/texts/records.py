@@ -6,18 +6,37 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from gpt_pretrain.system.json_recognition import ends_early
 from gpt_pretrain.system.line_ends import unify_line_ends
-from gpt_pretrain.system.reading import DamagedFileError, check_json_values
-from gpt_pretrain.texts.chunks import FIELD_MISSING, LONGEST_RECORD, Chunk
+from gpt_pretrain.system.reading import DamagedFileError, check_json_values, describe_value
+from gpt_pretrain.texts.chunks import CUT_OFF, FIELD_MISSING, LONGEST_RECORD, Chunk
+from gpt_pretrain.texts.json_values import split_glued
 
 BROKEN_JSON = "broken JSON"
+LONG_NUMBER = 4000  # Digits of a number.
 EXCERPT = 100  # Characters of a rejected record that are kept.
 # Of a JSON line. Each may take 80 bytes of memory and two in the file, of which an archive needs a hundredth.
 MAX_VALUES = 1_000_000
 
 
 class InvalidRecordError(Exception):
-    """Raised for a record without usable text, with the reason and the detail."""
+    """Raised for a record without usable text.
+
+    Args:
+        reason: One of a few fixed reasons, which are counted.
+        detail: Description of the problem.
+        ends_early: Whether the record is JSON that lacks its end.
+    """
+
+    def __init__(self, reason: str, detail: str, *, ends_early: bool = False) -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail, self.ends_early = reason, detail, ends_early
+
+    def reason_in(self, chunk: Chunk, record: Any) -> str:
+        """Return the reason, which is another one if the file of the record, not the record itself, has been cut off."""
+        content = chunk.content
+        is_last = isinstance(content, bytes) and not content.endswith(b"\n") and content.endswith(record)
+        return CUT_OFF if self.ends_early and is_last else self.reason
 
 
 def chunk_records(chunk: Chunk) -> Iterator[tuple[int, Any]]:
@@ -28,7 +47,7 @@ def chunk_records(chunk: Chunk) -> Iterator[tuple[int, Any]]:
     assert isinstance(chunk.content, bytes), "a chunk of text has no records"
     for number, line in enumerate(chunk.content.split(b"\n"), start=chunk.first):
         if line and not line.isspace():
-            yield number, line
+            yield from ((number, value) for value in split_glued(line))
 
 
 def record_text(record: Any, text_field: str, *, is_json: bool, as_is: bool = False) -> str:
@@ -44,8 +63,7 @@ def record_text(record: Any, text_field: str, *, is_json: bool, as_is: bool = Fa
     if isinstance(value, bytes):
         value = _decode(value)
     if not isinstance(value, str):
-        shown = "null" if value is None else f"of type {type(value).__name__}"
-        raise InvalidRecordError("text is not a string", f"it is {shown}")
+        raise InvalidRecordError("text is not a string", f"it is {describe_value(value)}")
     return value if as_is else unify_line_ends(value)
 
 
@@ -57,15 +75,27 @@ def _json_value(line: bytes, text_field: str) -> Any:
     """
     if len(line) > LONGEST_RECORD:  # The reader rejects only lines that are longer than what it buffers.
         raise InvalidRecordError("too long", f"more than {LONGEST_RECORD:,} bytes")
-    text = _decode(line).removeprefix("\ufeff")  # A mark, where files have been concatenated.
+    # A mark, where files have been concatenated, or the record separator of RFC 7464.
+    text = _decode(line).lstrip("\ufeff\x1e")
     try:
         check_json_values(line, max_values=MAX_VALUES)
-        fields = json.loads(text)
+        # Control characters in a string are no JSON, but some programs write them, and what they mean is clear.
+        fields = json.loads(text, strict=False, parse_int=_parse_int)
     except DamagedFileError as error:
         raise InvalidRecordError("too many values", str(error)) from error
+    except json.JSONDecodeError as error:
+        is_cut = text.startswith("{") and ends_early(text, error)
+        raise InvalidRecordError(BROKEN_JSON, str(error), ends_early=is_cut) from error
     except (ValueError, RecursionError) as error:
-        raise InvalidRecordError(BROKEN_JSON, str(error)) from error
+        raise InvalidRecordError(
+            BROKEN_JSON, "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        ) from error
     return find_field(fields, text_field)
+
+
+def _parse_int(digits: str) -> int | float:
+    """Return a whole number; Python refuses those of thousands of digits, which JSON allows."""
+    return int(digits) if len(digits) < LONG_NUMBER else float(digits)
 
 
 def find_field(record: Any, text_field: str, *, within: str = "") -> Any:
@@ -77,12 +107,8 @@ def find_field(record: Any, text_field: str, *, within: str = "") -> Any:
     Raises:
         InvalidRecordError: If the record is not an object with this field.
     """
-    if isinstance(record, list):
-        raise InvalidRecordError("not an object", f"a JSON array instead of an object with the field {text_field}")
     if not isinstance(record, dict):
-        raise InvalidRecordError(
-            "not an object", f"a JSON {type(record).__name__} instead of an object with the field {text_field}"
-        )
+        raise InvalidRecordError("not an object", f"{describe_value(record)} instead of an object with the field {text_field}")
     if text_field in record:
         return record[text_field]
     outer, dot, inner = text_field.partition(".")

@@ -17,7 +17,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.encodings import ControlCount, is_blank
 from gpt_pretrain.system.file_kinds import EMPTY, TEXT
 from gpt_pretrain.system.terminal import escape_line
-from gpt_pretrain.texts.chunks import Chunk, Cursor, ReadPosition, RejectedRecord
+from gpt_pretrain.texts.chunks import FIELD_MISSING, FILE_FAILURES, Chunk, Cursor, ReadPosition, RejectedRecord
 from gpt_pretrain.texts.contents import Content, open_contents
 from gpt_pretrain.texts.decompression import DamagedArchiveError
 from gpt_pretrain.texts.finding import match_files
@@ -36,7 +36,7 @@ _warned: set[tuple[Path, ...]] = set()  # The files about whose characters a war
 
 @dataclass
 class TextCounts:
-    """What has been read of a text so far.
+    """The amounts that have been read of a text so far.
 
     Args:
         characters: Number of characters.
@@ -94,7 +94,7 @@ class Text:
             log.warning("%s", escape_line(f"{self.files[0]}{' and other files' * (len(self.files) > 1)}: {controls.described()}"))
 
     def stamps(self) -> list[FileStamp]:
-        """Return what tells whether the files have changed."""
+        """Return the stamps of the files, which tell whether they have changed."""
         return [stamp_file(str(file)) for file in self.files]
 
     def sha256(self) -> str:
@@ -158,16 +158,20 @@ class Text:
                 text = record_text(record, self.text_field, is_json=isinstance(chunk.content, bytes))
                 text.encode()
             except InvalidRecordError as error:
-                raise self._invalid(chunk.file, number, *error.args) from error
+                raise self._invalid(chunk.file, number, error.reason_in(chunk, record), error.detail) from error
             except UnicodeEncodeError as error:
-                raise self._invalid(chunk.file, number, "not UTF-8", f"at character {error.start}") from error
+                detail = f"half a surrogate pair at character {error.start}"
+                raise self._invalid(chunk.file, number, "not UTF-8", detail) from error
             yield text, True
 
     def _invalid(self, file: str, number: int, reason: str, detail: str) -> UserError:
-        field = " Set data.text_field= to the field that contains the text." if reason == "field missing" else ""
+        field = " Set data.text_field= to the field that contains the text." if reason == FIELD_MISSING else ""
+        of_file = reason in FILE_FAILURES
+        what = "go on after files that cannot be read to their end" if of_file else "leave out records that cannot be used"
+        setting = "max_failed_files=1" if of_file else "max_rejected=0.01"
         return UserError(
-            f"{file}, record {number:,}: {reason} ({detail}).{field} To leave out records that cannot be used, prepare a corpus: "
-            f"gpt-pretrain prepare {shlex.quote(str(self.files[0]))} out=corpus max_rejected=0.01"
+            f"{file}, record {number:,}: {reason} ({detail}).{field} To {what}, prepare a corpus: "
+            f"gpt-pretrain prepare {shlex.quote(str(self.files[0]))} out=corpus {setting}"
         )
 
 

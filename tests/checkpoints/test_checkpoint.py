@@ -126,7 +126,7 @@ def test_a_hostile_file_is_rejected_and_runs_nothing(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"architecture": {"_target_": "os.system"}}, "unknown field '_target_'"),
-        ({"architecture": 3}, "The stored architecture is a int"),
+        ({"architecture": 3}, "The stored architecture is a number"),
         ({"state_dict": {}}, "it holds no tensors of a GPT-2"),
         (
             {"state_dict": {"model.tok_emb.weight": torch.zeros(97, 32)}},

@@ -294,7 +294,7 @@ def test_values_are_split_alike_for_any_size_of_blocks(name: str, block: int) ->
     blocks = [data[start : start + block] for start in range(0, len(data), block)]
     cursor = Cursor("name", ReadPosition(), bytes_read=lambda: 0)
     chunks = json_values.split_values(blocks, cursor, is_array="objects" not in name and "commas" not in name)
-    found = [json.loads(line)["text"] for chunk in chunks for line in chunk.content.split(b"\n")]  # type: ignore[union-attr]
+    found = [json.loads(line)["text"] for chunk in chunks for line in chunk.content.splitlines()]  # type: ignore[union-attr]
     assert found == DOCUMENTS
 
 

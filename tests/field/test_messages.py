@@ -40,7 +40,7 @@ CASES = {
         (*PREPARE, "lists.jsonl"),
         "cannot be used (not an object: 3)",
     ),
-    "number_instead_of_text": ((*PREPARE, "numbers.jsonl"), "text is not a string (it is of type int)"),
+    "number_instead_of_text": ((*PREPARE, "numbers.jsonl"), "text is not a string (it is a number)"),
     "western_text": ((*TEXT, "data.path=western.txt"), "-t UTF-8 western.txt > new.txt"),
     "one_damaged_character": ((*TEXT, "data.path=damaged.txt"), "The text before it is UTF-8. Leave out the damaged characters:"),
     "half_a_utf16": ((*PREPARE, "half.txt"), "it begins like UTF-16"),
