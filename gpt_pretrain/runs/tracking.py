@@ -1,11 +1,13 @@
 """Loggers for Weights & Biases and MLflow. A resumed run continues the run that it has there.
 
-The identifiers of these runs are in the run metadata.
+The identifiers of these runs are in the run metadata. They count only with this user's signature: otherwise the folder of a
+run that somebody else has made could add to any run in the user's account, or bring a database of its own.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import re
 import secrets
@@ -15,18 +17,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt_pretrain.config.schema import MlflowSettings, WandbSettings
+from gpt_pretrain.config.stored_settings import UNSIGNED, describe_override
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.runs.metadata import metadata_section, read_metadata, update_metadata
+from gpt_pretrain.runs.metadata import METADATA_FILE, metadata_section, read_metadata, update_metadata
+from gpt_pretrain.system.signing import has_signature, signature
 from gpt_pretrain.system.urls import hide_secrets
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 
 TRACKING_FIELD = "tracking"  # of the run metadata: the identifier of the run in each program
-IDENTIFIER = re.compile(r"[A-Za-z0-9_-]{1,64}")
+SIGNATURES_FIELD = "tracking_signatures"  # of the run metadata: this user's signatures of them
+MLFLOW_STORE = "mlflow_store"  # in both: the store in the run's folder that this program has made for this user
+PURPOSE = "identifier of a run in"
+IDENTIFIER = re.compile(r"[A-Za-z0-9._-]{1,64}")
 MLFLOW_DATABASE, MLFLOW_FILES = "mlflow.db", "mlruns"
 JOURNALS = ("-journal", "-wal", "-shm")  # endings of the files in which SQLite keeps unfinished changes
 MLFLOW_DATABASE_PACKAGES = ("sqlalchemy", "alembic")  # the small package mlflow-skinny comes without them
+REPOSITORY_FILES = (".git", "HEAD")  # git takes a folder with one of them for a repository
+
+log = logging.getLogger(__name__)
 
 
 def wandb_logger(settings: WandbSettings, *, run_dir: Path) -> WandbLogger:
@@ -38,6 +48,7 @@ def wandb_logger(settings: WandbSettings, *, run_dir: Path) -> WandbLogger:
     import wandb
     from lightning.pytorch.loggers import WandbLogger
 
+    _check_no_repository(run_dir)
     identifier = _identifier("wandb", run_dir) or secrets.token_hex(4)
     if wandb.run is not None and wandb.run.id != identifier:  # Lightning would send this run's metrics to an earlier job's run
         wandb.finish()
@@ -66,6 +77,8 @@ def mlflow_logger(settings: MlflowSettings, *, run_dir: Path) -> MLFlowLogger:
     uri, artifacts = settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"), None
     if not uri:
         uri, artifacts = _local_store(run_dir)
+    elif uri.startswith("file:"):  # of version 0.1.0; MLflow 3 opens such a store only if it is told to
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     with _explained("mlflow", "Check logger.mlflow.tracking_uri, or choose logger=csv."):
         logger = MLFlowLogger(
             experiment_name=settings.experiment_name,
@@ -84,11 +97,6 @@ def _local_store(run_dir: Path) -> tuple[str, str | None]:
     Raises:
         UserError: If a package is missing.
     """
-    folder = run_dir.resolve()
-    _check_store(folder)
-    if (folder / MLFLOW_FILES).is_dir() and not (folder / MLFLOW_DATABASE).exists():  # of version 0.1.0
-        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-        return (folder / MLFLOW_FILES).as_uri(), None
     if missing := [name for name in MLFLOW_DATABASE_PACKAGES if importlib.util.find_spec(name) is None]:
         raise UserError(
             f"logger=mlflow needs {' and '.join(missing)} for the database in the run's folder. Run: pip install mlflow, or name "
@@ -96,25 +104,53 @@ def _local_store(run_dir: Path) -> tuple[str, str | None]:
         )
     from sqlalchemy.engine import URL
 
-    database = URL.create("sqlite", database=str(folder / MLFLOW_DATABASE))  # which quotes the path as this version reads it
-    return database.render_as_string(), (folder / MLFLOW_FILES).as_uri()
+    folder = run_dir.resolve()
+    # It quotes the path as this version reads it.
+    database = URL.create("sqlite", database=str(folder / MLFLOW_DATABASE)).render_as_string()
+    _check_store(run_dir, uri=database if (folder / MLFLOW_DATABASE).exists() else (folder / MLFLOW_FILES).as_uri())
+    _remember(MLFLOW_STORE, MLFLOW_DATABASE, run_dir)  # before it is made, so that it is recognized after an interruption
+    return database, (folder / MLFLOW_FILES).as_uri()
 
 
-def _check_store(folder: Path) -> None:
-    """Check that opening a run's own store changes nothing outside of the run's folder.
-
-    SQLite finishes what a journal beside a database asks for, which includes deleting the file that the journal names.
+def _check_no_repository(run_dir: Path) -> None:
+    """Check that a run's folder is no repository of git: wandb runs git there, which runs what the repository's settings name.
 
     Raises:
-        UserError: If it might.
+        UserError: If it is one.
     """
+    if found := [name for name in REPOSITORY_FILES if os.path.lexists(run_dir / name)]:
+        raise UserError(
+            f"logger=wandb: wandb would run git in {run_dir}, and {run_dir / found[0]} says what git runs there. Move it "
+            "out of the run's folder, or use logger=csv."
+        )
+
+
+def _check_store(folder: Path, *, uri: str) -> None:
+    """Check that the store in a run's folder, if there is one, was made for this user and changes nothing outside of the folder.
+
+    SQLite runs what the triggers and views of a database ask for. It also finishes what a journal beside a database asks for,
+    which includes deleting the file that the journal names.
+
+    Args:
+        uri: The URI of the store, for the message.
+
+    Raises:
+        UserError: If it was not, or might.
+    """
+    found = [folder / name for name in (MLFLOW_DATABASE, MLFLOW_FILES) if os.path.lexists(folder / name)]
+    if found and not _stored_identifier(MLFLOW_STORE, folder)[1]:
+        raise UserError(
+            f"{found[0]} is not opened: it may hold commands, and it is not signed with your key (another user, another machine "
+            "or an earlier version of this program made it). To use it, add: "
+            f"{describe_override('logger.mlflow.tracking_uri', uri)}. To start a new one, move it out of the run's folder."
+        )
     journals = [f"{MLFLOW_DATABASE}{suffix}" for suffix in JOURNALS if os.path.lexists(f"{folder / MLFLOW_DATABASE}{suffix}")]
     paths = [os.path.join(parent, name) for parent, *lists in os.walk(folder / MLFLOW_FILES) for part in lists for name in part]
     links = [path for path in paths if os.path.islink(path)]
-    if found := [*journals, *links]:
+    if harmful := [*journals, *links]:
         raise UserError(
-            f"{folder}: {found[0]} stands beside the data of MLflow, and could make it write or delete other files. If this run "
-            "was interrupted on this machine, open mlflow.db once with sqlite3. Otherwise remove that file, or use logger=csv."
+            f"{folder}: {harmful[0]} stands beside the data of MLflow, and could make it write or delete other files. If this "
+            "run was interrupted here, open mlflow.db once with sqlite3. Otherwise remove that file, or use logger=csv."
         )
 
 
@@ -135,14 +171,34 @@ def _existing_mlflow_run(uri: str, run_dir: Path) -> str | None:
 
 
 def _identifier(program: str, run_dir: Path) -> str | None:
-    found = metadata_section(read_metadata(run_dir), TRACKING_FIELD).get(program)
-    return found if isinstance(found, str) and IDENTIFIER.fullmatch(found) else None
+    """Return the identifier of this run in a program; None if there is none that this user has signed."""
+    found, is_signed = _stored_identifier(program, run_dir)
+    if found is not None and not is_signed:
+        log.info(
+            "%s run %s comes from %s, %s. This run is logged as a new one.", program, found, run_dir / METADATA_FILE, UNSIGNED
+        )
+    return found if is_signed else None
+
+
+def _stored_identifier(program: str, run_dir: Path) -> tuple[str | None, bool]:
+    """Return the identifier of this run in a program, if there is one, and whether this user has signed it."""
+    metadata = read_metadata(run_dir)
+    found, signed = (metadata_section(metadata, name).get(program) for name in (TRACKING_FIELD, SIGNATURES_FIELD))
+    if not isinstance(found, str) or not IDENTIFIER.fullmatch(found):
+        return None, False
+    try:
+        return found, has_signature(found.encode(), bytes.fromhex(str(signed)), purpose=f"{PURPOSE} {program}")
+    except ValueError:
+        return found, False
 
 
 def _remember(program: str, identifier: str, run_dir: Path) -> None:
-    known = metadata_section(read_metadata(run_dir), TRACKING_FIELD)
-    if known.get(program) != identifier:
-        update_metadata(run_dir, **{TRACKING_FIELD: known | {program: identifier}})
+    metadata = read_metadata(run_dir)
+    known, signatures = (metadata_section(metadata, name) for name in (TRACKING_FIELD, SIGNATURES_FIELD))
+    signed = signature(identifier.encode(), purpose=f"{PURPOSE} {program}").hex()
+    if known.get(program) != identifier or signatures.get(program) != signed:
+        fields = {TRACKING_FIELD: known | {program: identifier}, SIGNATURES_FIELD: signatures | {program: signed}}
+        update_metadata(run_dir, **fields)
 
 
 @contextmanager

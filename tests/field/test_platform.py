@@ -544,8 +544,11 @@ def test_mlflow_keeps_the_files_of_an_earlier_version(
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "")
     monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE")
     (tmp_path / "mlruns").mkdir()
-    mlflow_logger(MlflowSettings("x"), run_dir=tmp_path)
-    assert trackers.made[0].arguments["tracking_uri"] == (tmp_path / "mlruns").as_uri()
+    uri = (tmp_path / "mlruns").as_uri()
+    with pytest.raises(UserError, match=re.escape(f"add: logger=mlflow logger.mlflow.tracking_uri={uri}. ")):
+        mlflow_logger(MlflowSettings("x"), run_dir=tmp_path)
+    mlflow_logger(MlflowSettings("x", uri), run_dir=tmp_path)
+    assert trackers.made[0].arguments["tracking_uri"] == uri
     assert os.environ["MLFLOW_ALLOW_FILE_STORE"] == "true"
 
 

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import pickle
-import sqlite3
 import struct
 import tarfile
 import time
@@ -23,7 +22,6 @@ from gpt_pretrain.checkpoints.file_content import find_weights, read_weights
 from gpt_pretrain.data.files import LocalFiles
 from gpt_pretrain.data.formats import open_corpus
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.runs.tracking import _check_store
 from gpt_pretrain.system.pickle_rules import InertObject
 from gpt_pretrain.system.pickles import read_plain_pickle
 from gpt_pretrain.system.reading import DamagedFileError
@@ -85,23 +83,6 @@ def test_a_size_that_is_no_number_of_bytes_is_damage(size: str) -> None:
     except DamagedArchiveError:
         return
     assert read == {"a.txt": b"abc"}
-
-
-@pytest.mark.parametrize("ending", ["-journal", "-wal", "-shm"])
-def test_a_database_with_unfinished_changes_is_not_opened(tmp_path: Path, ending: str) -> None:
-    sqlite3.connect(tmp_path / "mlflow.db").close()
-    _check_store(tmp_path)
-    (tmp_path / f"mlflow.db{ending}").write_bytes(b"x")
-    with pytest.raises(UserError, match=f"mlflow.db{ending} stands beside the data of MLflow"):
-        _check_store(tmp_path)
-
-
-def test_a_link_within_the_files_of_mlflow_is_not_followed(tmp_path: Path) -> None:
-    (tmp_path / "mlruns" / "1" / "metrics").mkdir(parents=True)
-    _check_store(tmp_path)
-    (tmp_path / "mlruns" / "1" / "metrics" / "loss").symlink_to(tmp_path / "thesis.tex")
-    with pytest.raises(UserError, match=r"loss stands beside the data of MLflow"):
-        _check_store(tmp_path)
 
 
 @pytest.mark.parametrize("header", ["(", "('u2',)", "{[]: 1}", "[]+1", "'\0'"])

@@ -1,0 +1,124 @@
+"""Folders from strangers in the hands of Weights & Biases and MLflow: no database, repository or run of theirs is used unasked."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from gpt_pretrain.config.schema import MlflowSettings, WandbSettings
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.runs.folder import check_no_links
+from gpt_pretrain.runs.metadata import read_metadata, update_metadata
+from gpt_pretrain.runs.tracking import mlflow_logger, wandb_logger
+
+
+class RecordedLogger:
+    """Stands for Lightning's loggers: notes what it is made with."""
+
+    made: list[RecordedLogger]
+
+    def __init__(self, *, run_id: str | None = None, **arguments: object) -> None:
+        self.arguments = arguments
+        self.run_id = run_id or f"made-here-{len(self.made)}"
+        self.experiment = None
+        self.made.append(self)
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[RecordedLogger]:
+    """Replace the packages wandb and mlflow, whose server knows every run; return the loggers that are made."""
+    run = SimpleNamespace(info=SimpleNamespace(lifecycle_stage="active"))
+    RecordedLogger.made = []
+    wandb = ModuleType("wandb")
+    wandb.run = None  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setitem(sys.modules, "mlflow", ModuleType("mlflow"))
+    monkeypatch.setitem(sys.modules, "mlflow.exceptions", SimpleNamespace(MlflowException=RuntimeError))
+    client = SimpleNamespace(get_run=lambda identifier: run)
+    monkeypatch.setitem(sys.modules, "mlflow.tracking", SimpleNamespace(MlflowClient=lambda uri: client))
+    monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger", RecordedLogger)
+    monkeypatch.setattr("lightning.pytorch.loggers.MLFlowLogger", RecordedLogger)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return RecordedLogger.made
+
+
+@pytest.mark.parametrize("signatures", [{}, {"wandb": "00" * 32, "mlflow": "zz"}, ["wandb"]], ids=["none", "false", "no mapping"])
+def test_a_stranger_names_no_run_in_the_user_s_account(made: list[RecordedLogger], tmp_path: Path, signatures: object) -> None:
+    update_metadata(tmp_path, tracking={"wandb": "mine", "mlflow": "mine"}, tracking_signatures=signatures)
+    for _ in range(2):
+        wandb_logger(WandbSettings(project="p"), run_dir=tmp_path)
+        mlflow_logger(MlflowSettings("x", "http://server"), run_dir=tmp_path)
+    assert "mine" not in [made[0].arguments["id"], made[1].run_id]
+    assert (made[0].arguments["id"], made[1].run_id) == (made[2].arguments["id"], made[3].run_id), "continued once it is signed"
+
+
+def test_a_signature_for_one_program_is_none_for_another(made: list[RecordedLogger], tmp_path: Path) -> None:
+    wandb_logger(WandbSettings(project="p"), run_dir=tmp_path)
+    metadata = read_metadata(tmp_path)
+    known, signed = metadata["tracking"]["wandb"], metadata["tracking_signatures"]["wandb"]
+    update_metadata(tmp_path, tracking={"mlflow": known}, tracking_signatures={"mlflow": signed})
+    mlflow_logger(MlflowSettings("x", "http://server"), run_dir=tmp_path)
+    assert made[-1].run_id != known
+
+
+@pytest.mark.parametrize("store", ["mlflow.db", "mlruns"])
+def test_a_store_of_a_stranger_is_not_opened(made: list[RecordedLogger], tmp_path: Path, store: str) -> None:
+    pytest.importorskip("sqlalchemy")
+    if store == "mlruns":
+        (tmp_path / store).mkdir()
+    else:
+        sqlite3.connect(tmp_path / store).close()
+    update_metadata(tmp_path, tracking={"mlflow_store": store, "mlflow": "theirs"})
+    with pytest.raises(UserError, match=rf"{re.escape(store)} is not opened.*add: logger=mlflow logger\.mlflow\.tracking_uri="):
+        mlflow_logger(MlflowSettings("x"), run_dir=tmp_path)
+    # Nor after this user has logged that run to a server.
+    mlflow_logger(MlflowSettings("x", "http://server"), run_dir=tmp_path)
+    with pytest.raises(UserError, match="is not opened"):
+        mlflow_logger(MlflowSettings("x"), run_dir=tmp_path)
+    assert len(made) == 1
+
+
+def test_the_user_s_own_store_is_opened_again(made: list[RecordedLogger], tmp_path: Path) -> None:
+    pytest.importorskip("sqlalchemy")
+    mlflow_logger(MlflowSettings("x"), run_dir=tmp_path)
+    sqlite3.connect(tmp_path / "mlflow.db").close()
+    (tmp_path / "mlruns").mkdir()
+    mlflow_logger(MlflowSettings("x"), run_dir=tmp_path)
+    assert made[0].run_id == made[1].run_id
+
+
+@pytest.mark.parametrize("ending", ["-journal", "-wal", "-shm"])
+def test_a_database_with_unfinished_changes_is_not_opened(made: list[RecordedLogger], tmp_path: Path, ending: str) -> None:
+    pytest.importorskip("sqlalchemy")
+    mlflow_logger(MlflowSettings("x"), run_dir=tmp_path)
+    (tmp_path / f"mlflow.db{ending}").write_bytes(b"x")
+    with pytest.raises(UserError, match=f"mlflow.db{ending} stands beside the data of MLflow"):
+        mlflow_logger(MlflowSettings("x"), run_dir=tmp_path)
+
+
+def test_a_link_within_the_files_of_mlflow_is_not_followed(made: list[RecordedLogger], tmp_path: Path) -> None:
+    pytest.importorskip("sqlalchemy")
+    mlflow_logger(MlflowSettings("x"), run_dir=tmp_path)
+    (tmp_path / "mlruns" / "1" / "metrics").mkdir(parents=True)
+    (tmp_path / "mlruns" / "1" / "metrics" / "loss").symlink_to(tmp_path / "thesis.tex")
+    with pytest.raises(UserError, match=r"loss stands beside the data of MLflow"):
+        mlflow_logger(MlflowSettings("x"), run_dir=tmp_path)
+
+
+@pytest.mark.parametrize("name", [".git", "HEAD"])
+def test_wandb_runs_no_git_in_a_stranger_s_repository(made: list[RecordedLogger], tmp_path: Path, name: str) -> None:
+    (tmp_path / name).symlink_to("elsewhere")
+    with pytest.raises(UserError, match=f"{re.escape(name)} says what git runs there"):
+        wandb_logger(WandbSettings(project="p"), run_dir=tmp_path)
+    assert not made
+
+
+def test_the_other_folder_of_wandb_is_no_link_either(tmp_path: Path) -> None:
+    (tmp_path / ".wandb").symlink_to(tmp_path.parent)
+    with pytest.raises(UserError, match=r"\.wandb is a link"):
+        check_no_links(tmp_path)
