@@ -45,6 +45,7 @@ def _generate(settings: GenerateSettings, *, keep: Path | None) -> None:
     from gpt_pretrain.runs.folder import find_checkpoints
     from gpt_pretrain.system.devices import keep_freed_memory, pick_device
     from gpt_pretrain.system.terminal import escape_line, print_escaped
+    from gpt_pretrain.tokenizers.unknown import unknown_prompt
 
     keep_freed_memory()
     # A prompt that cannot be read is refused before the weights are loaded.
@@ -63,6 +64,8 @@ def _generate(settings: GenerateSettings, *, keep: Path | None) -> None:
     decoder = DecodingModel(model, dtype=PRECISIONS[precision])
     texts = []
     for prompt in prompts:
+        if (unknown := unknown_prompt(prompt, tokenizer)) is not None:
+            print_escaped(f"warning: {unknown}", file=sys.stderr)
         texts += continue_prompt(
             decoder,
             tokenizer,

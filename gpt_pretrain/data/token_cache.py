@@ -34,6 +34,7 @@ from gpt_pretrain.texts.inputs import FileStamp
 from gpt_pretrain.texts.text import Text, TextCounts, check_text_unchanged, sha256_without_blanks
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer, token_itemsize
 from gpt_pretrain.tokenizers.splitting import encode_pieces
+from gpt_pretrain.tokenizers.unknown import UnknownText
 
 SPLIT, SIGNATURE = "split.json", "signature"
 WITHOUT_BLANKS = "without_blanks"  # A key of split.json: markers with only white space between them enclose no document.
@@ -57,6 +58,8 @@ def tokenize_text(text: Text, tokenizer: Tokenizer, *, train_ratio: float, cache
     """
     stamps, text_sha256 = text.stamps(), text.sha256()
     inputs = [CACHE_VERSION, text_sha256, tokenizer.name, tokenizer.vocab_size, train_ratio]
+    if tokenizer.unknown_id is not None:
+        inputs.append("unknown text is counted")  # Files of earlier versions lack the count.
     folder = open_cache(cache_dir, "tokens") / hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]
     if (cached := _load(folder)) is not None:
         return cached
@@ -146,15 +149,22 @@ def _build(
     itemsize, characters = token_itemsize(tokenizer.vocab_size), about["characters"]
     cut = _split_position(text, int(train_ratio * characters))
     fields: dict[str, Any] = {}
+    unknown = UnknownText(tokenizer)
     try:
         with replacing(folder, keep_existing=lambda: _load(folder) is not None) as scratch:
             scratch.mkdir(mode=0o700)
             fields |= {
-                part: _write_tokens(scratch / f"{part}.bin", encode_pieces(_characters_between(text, *span), tokenizer), itemsize)
+                part: _write_tokens(
+                    scratch / f"{part}.bin",
+                    encode_pieces(_characters_between(text, *span), tokenizer, unknown=unknown),
+                    itemsize,
+                )
                 for part, span in (("train", (0, cut)), ("val", (cut, characters)))
             }
             check_text_unchanged(stamps)
             fields |= about | {WITHOUT_BLANKS: True}
+            if tokenizer.unknown_id is not None:
+                fields |= {"unknown_tokens": unknown.tokens, "unknown_example": unknown.example}
             signed = signature(_signed_text(folder.name, fields), purpose=PURPOSE).hex()
             with create_private(scratch / SPLIT) as stream:
                 stream.write(json.dumps(fields | {SIGNATURE: signed}, indent=1).encode())

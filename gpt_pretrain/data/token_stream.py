@@ -195,6 +195,8 @@ class TokenSplit:
         documents: Number of documents in the text, if known.
         n_bytes: Size of the text in bytes, if known.
         markers: Number of end-of-text markers that are spelled out in the text, if known.
+        unknown_tokens: Number of tokens that stand for what the vocabulary lacks, if known.
+        unknown_example: A part of the text that such a token stands for.
     """
 
     train: TokenStream
@@ -204,6 +206,8 @@ class TokenSplit:
     documents: int | None = None
     n_bytes: int | None = None
     markers: int | None = None
+    unknown_tokens: int | None = None
+    unknown_example: str = ""
 
     @property
     def text_size(self) -> str:

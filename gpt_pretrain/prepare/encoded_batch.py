@@ -26,6 +26,8 @@ class EncodedBatch:
         markers: Number of documents that end at an end-of-text marker in the text.
         controls: Number of NUL and control characters in the text.
         nuls: Number of NUL characters in the text.
+        unknown: Number of tokens that stand for what the vocabulary lacks.
+        unknown_example: A part of the text that such a token stands for.
     """
 
     tokens: bytes = b""
@@ -36,3 +38,5 @@ class EncodedBatch:
     markers: int = 0
     controls: int = 0
     nuls: int = 0
+    unknown: int = 0
+    unknown_example: str = ""

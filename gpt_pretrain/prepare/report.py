@@ -16,6 +16,7 @@ from gpt_pretrain.system.encodings import ControlCount
 from gpt_pretrain.system.formatting import format_count, format_si
 from gpt_pretrain.system.terminal import print_escaped
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer, decode
+from gpt_pretrain.tokenizers.unknown import MANY_UNKNOWN, describe_unknown
 
 FAILED = "failed_files"  # The key of the manifest.
 N_EXCERPTS = 3
@@ -43,6 +44,9 @@ def print_summary(manifest: dict[str, Any], counts: RecordCounts, folder: Path) 
     controls = ControlCount(counts.text_bytes, counts.controls, counts.nuls)
     if controls.are_many:
         print(f"Warning: {controls.described()}")
+    if counts.unknown:
+        warning = "Warning: " * (counts.unknown > MANY_UNKNOWN * counts.tokens)
+        print_escaped(f"{warning}{describe_unknown(counts.unknown, counts.tokens, counts.unknown_example)}")
     if counts.empty:
         print(f"Left out: {format_count(counts.empty, 'record')} without text.")
     if manifest["duplicates"]:

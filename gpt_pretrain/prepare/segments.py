@@ -48,6 +48,8 @@ class RecordCounts:
         controls: Number of NUL and control characters in the text.
         nuls: Number of NUL characters in the text.
         failed_files: Number of files that could not be read to their end.
+        unknown: Number of tokens that stand for what the vocabulary lacks.
+        unknown_example: A part of the text that such a token stands for.
     """
 
     records: int = 0
@@ -59,6 +61,8 @@ class RecordCounts:
     controls: int = 0
     nuls: int = 0
     failed_files: int = 0
+    unknown: int = 0
+    unknown_example: str = ""
 
     @property
     def rejected(self) -> int:
@@ -154,6 +158,8 @@ class SegmentWriter:
         counts.markers += batch.markers
         counts.controls += batch.controls
         counts.nuls += batch.nuls
+        counts.unknown += batch.unknown
+        counts.unknown_example = counts.unknown_example or batch.unknown_example
         counts.tokens += len(batch.tokens) // self._itemsize
         counts.text_bytes += int(batch.rows["bytes"].sum())
         reasons = Counter(record.reason for record in batch.rejected if not record.fails_file)
@@ -300,8 +306,9 @@ def total_counts(folders: Iterable[Path]) -> RecordCounts:
     total = RecordCounts()
     for folder in folders:
         counts = read_journal(folder)[1].counts
-        for name in ("records", "empty", "text_bytes", "tokens", "markers", "controls", "nuls", "failed_files"):
+        for name in ("records", "empty", "text_bytes", "tokens", "markers", "controls", "nuls", "failed_files", "unknown"):
             setattr(total, name, getattr(total, name) + getattr(counts, name))
+        total.unknown_example = total.unknown_example or counts.unknown_example
         total.by_reason = dict(Counter(total.by_reason) + Counter(counts.by_reason))
     return total
 
@@ -329,9 +336,11 @@ def _parse_entry(line: bytes, folder: Path) -> tuple[Segment, EncodingState]:
         state = _parse_state(entry["state"])
         counts = [segment.tokens, segment.rows, state.open_tokens, state.open_bytes, state.rejects_size]
         counts += [*vars(state.after).values(), *state.counts.by_reason.values()]
-        counts += [value for name, value in vars(state.counts).items() if name != "by_reason"]
+        counts += [value for name, value in vars(state.counts).items() if name not in ("by_reason", "unknown_example")]
         if not all(isinstance(count, int) and 0 <= count < 1 << 62 for count in counts):
             raise ValueError("a count is not a whole number")
+        if not isinstance(state.counts.unknown_example, str):
+            raise ValueError("an example is not a text")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(folder, error) from error
     return segment, state

@@ -15,6 +15,7 @@ from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer, token_byte_leng
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.fitting import with_end_of_text
 from gpt_pretrain.tokenizers.splitting import split_text
+from gpt_pretrain.tokenizers.unknown import UnknownText
 
 
 @functools.cache
@@ -61,6 +62,7 @@ class _DocumentEncoder:
         self._tokens: list[bytes] = []
         self._rows: list[tuple[bytes, int, int, int]] = []
         self._result = EncodedBatch()
+        self._unknown = UnknownText(tokenizer)
         self._dtype = f"<u{token_itemsize(tokenizer.vocab_size)}"
         self._end_of_text = np.array([] if tokenizer.eos_id is None else [tokenizer.eos_id], self._dtype)
 
@@ -108,6 +110,7 @@ class _DocumentEncoder:
             return
         token_ids, data = self._tokenizer.encode_ordinary(text), text.encode()
         self._tokens.append(token_ids.astype(self._dtype).tobytes())
+        self._unknown.add(text, token_ids)
         if ends:
             self._tokens.append(self._end_of_text.tobytes())
         if controls := count_controls(data):
@@ -128,4 +131,5 @@ class _DocumentEncoder:
         """Return everything that was added."""
         self._result.tokens = b"".join(self._tokens)
         self._result.rows = np.array(self._rows, ROW)
+        self._result.unknown, self._result.unknown_example = self._unknown.tokens, self._unknown.example
         return self._result

@@ -24,6 +24,8 @@ class Tokenizer(Protocol):
         vocab_size: Number of token ids.
         eos_id: The id of `<|endoftext|>`, or None if there is none.
         definition: Everything that `restore_tokenizer` needs, as JSON; None if the name is enough.
+        keeps_bytes: Whether the tokens of a text have exactly its bytes. Other tokenizers change a text, or add blanks to it.
+        unknown_id: The id that stands for whatever the vocabulary lacks; None if it has everything, or refuses a text.
     """
 
     @property
@@ -37,6 +39,12 @@ class Tokenizer(Protocol):
 
     @property
     def definition(self) -> str | None: ...
+
+    @property
+    def keeps_bytes(self) -> bool: ...
+
+    @property
+    def unknown_id(self) -> int | None: ...
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of text, with `<|endoftext|>` encoded as eos_id."""
@@ -82,7 +90,7 @@ def token_byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
 
     All are 0 if the tokens of a text do not tell its size, as where each word brings a blank of its own.
     """
-    if not getattr(tokenizer, "keeps_bytes", True):
+    if not tokenizer.keeps_bytes:
         return np.zeros(tokenizer.vocab_size, dtype=np.int64)
     lengths = np.array([len(tokenizer.token_bytes(token_id)) for token_id in range(tokenizer.vocab_size)], dtype=np.int64)
     if tokenizer.eos_id is not None:

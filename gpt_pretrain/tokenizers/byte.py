@@ -14,6 +14,8 @@ class ByteTokenizer:
     vocab_size = 257
     eos_id = 256
     definition = None
+    keeps_bytes = True
+    unknown_id = None
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of text, with `<|endoftext|>` encoded as eos_id."""

@@ -27,6 +27,8 @@ class CharacterTokenizer:
     """
 
     definition = None
+    keeps_bytes = True
+    unknown_id = None
 
     def __init__(self, alphabet: str, *, end_of_text: bool = True) -> None:
         self.name = (CHARACTERS_PREFIX if end_of_text else ALPHABET_PREFIX) + quote(alphabet, safe="")

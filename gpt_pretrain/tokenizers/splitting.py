@@ -20,6 +20,7 @@ import numpy as np
 
 from gpt_pretrain.system.line_ends import unify_line_ends
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer
+from gpt_pretrain.tokenizers.unknown import UnknownText
 
 PART = 1 << 19  # Characters that are encoded in one call.
 LOOKAHEAD = 1 << 12  # Characters after a part that are encoded with it to find a split point between two tokens.
@@ -80,13 +81,20 @@ def split_pieces(pieces: Iterable[str], tokenizer: Tokenizer) -> Iterator[str]:
     yield from split_text(rest, tokenizer)
 
 
-def encode_pieces(pieces: Iterable[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    """Yield the token ids of a text that arrives in pieces, uint32; together they are the ids of the whole text."""
+def encode_pieces(pieces: Iterable[str], tokenizer: Tokenizer, *, unknown: UnknownText | None = None) -> Iterator[np.ndarray]:
+    """Yield the token ids of a text that arrives in pieces, uint32; together they are the ids of the whole text.
+
+    Args:
+        unknown: Counts what the vocabulary lacks.
+    """
     for part in split_pieces(pieces, tokenizer):
         if part == END_OF_TEXT and tokenizer.eos_id is not None:
             yield np.array([tokenizer.eos_id], np.uint32)
         elif part:
-            yield tokenizer.encode_ordinary(part)
+            token_ids = tokenizer.encode_ordinary(part)
+            if unknown is not None:
+                unknown.add(part, token_ids)
+            yield token_ids
 
 
 def encode_prompt(text: str, tokenizer: Tokenizer) -> list[int]:

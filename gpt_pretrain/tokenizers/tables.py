@@ -34,6 +34,7 @@ class TableTokenizer:
     """
 
     eos_id = None
+    unknown_id = None
 
     def __init__(self, label: str, tokens: Sequence[str]) -> None:
         self._ids = {token: token_id for token_id, token in enumerate(tokens)}
@@ -95,10 +96,11 @@ class IdTokenizer:
 
     eos_id = None
     definition = None
+    keeps_bytes = False
+    unknown_id = None
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
-        self.keeps_bytes = False
         self.name = f"{IDS_PREFIX}{vocab_size}"
 
     @classmethod

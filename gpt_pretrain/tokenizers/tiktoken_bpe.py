@@ -34,6 +34,8 @@ class TiktokenTokenizer:
     """
 
     definition = None
+    keeps_bytes = True
+    unknown_id = None
 
     def __init__(self, encoding: tiktoken.Encoding) -> None:
         self.name = encoding.name

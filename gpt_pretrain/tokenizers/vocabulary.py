@@ -61,13 +61,14 @@ class VocabularyTokenizer:
         self._tokens = {token_id: token for token, token_id in self._ids.items()}
         self._added: dict[int, str] = {token["id"]: token["content"] for token in self.fields["added_tokens"]}
         self._is_byte_level = _has_type(self.fields["decoder"], "ByteLevel")
-        # Whether the tokens of a text have exactly its bytes. Other tokenizers change a text, or add blanks to it.
         self.keeps_bytes = (
             self._is_byte_level
             and self.fields["normalizer"] is None
             and '"add_prefix_space":true' not in to_text(self.fields["pre_tokenizer"])
             and not any(token["lstrip"] or token["rstrip"] for token in self.fields["added_tokens"])
         )
+        model = self.fields["model"]
+        self.unknown_id: int | None = model.get("unk_id") if model["type"] == "Unigram" else self._ids.get(model.get("unk_token"))
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of text, with `<|endoftext|>` encoded as eos_id.

@@ -32,6 +32,7 @@ from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.fitting import fit_to_rows, with_end_of_text
 from gpt_pretrain.tokenizers.saving import is_exportable, tokenizer_files
 from gpt_pretrain.tokenizers.splitting import encode_prompt
+from gpt_pretrain.tokenizers.unknown import unknown_prompt
 from gpt_pretrain.training.acceleration import pick_precision
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.resume import state_change_problems
@@ -219,7 +220,7 @@ def _tokenizer_problems(settings: TrainSettings, tokenizer: Tokenizer, overridde
 def _choose_start_context(settings: TrainSettings, tokenizer: Tokenizer, data: TextDataModule) -> None:
     """Replace a default start_context that the tokenizer cannot write by the first words of the training set."""
     with suppress(UserError):
-        if encode_prompt(settings.start_context, tokenizer):
+        if encode_prompt(settings.start_context, tokenizer) and unknown_prompt(settings.start_context, tokenizer) is None:
             return
     first = data.split.train.read(0, min(MAX_START_TOKENS, data.split.train.count)).tolist()
     text = decode(tokenizer, first).strip()

@@ -29,6 +29,7 @@ from gpt_pretrain.training.planning.checks import find_warnings
 from gpt_pretrain.training.planning.plan import make_plan, plan_summary
 from gpt_pretrain.training.planning.schedule_checks import describe_resumed_rate
 from gpt_pretrain.training.planning.time_checks import estimated_times, time_warnings
+from gpt_pretrain.training.planning.vocabulary_checks import describe_rare_unknown
 from gpt_pretrain.training.preflight import TrainingSetup
 from gpt_pretrain.training.run_length import reached_limit, steps_per_epoch, total_steps, windows_per_step
 
@@ -67,6 +68,7 @@ def run_facts(settings: TrainSettings, data: TextDataModule, model: LanguageMode
         f"{split.text_size}{split.text_size and '; '}"
         f"{split.train.count:,} training tokens in {len(data.train):,} windows, "
         f"{split.val.count:,} validation tokens in {len(data.val):,} windows",
+        *([f"        {unknown}"] if (unknown := describe_rare_unknown(split)) is not None else []),
         *(f"        {source}" for source in mixture_facts(data)),
         f"length  {format_count(total_steps(data, trainer), 'optimizer step')}, {steps_per_epoch(data, trainer):,} per epoch, "
         f"of {step_windows:,} windows each{shorter}{on_devices}",

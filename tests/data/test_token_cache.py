@@ -71,7 +71,7 @@ def test_a_file_that_is_truncated_during_training_is_reported(tmp_path: Path, st
 class WideTokenizer:
     """A byte tokenizer with ids beyond 16 bits."""
 
-    name, vocab_size, eos_id = "wide", 70_000, 69_999
+    name, vocab_size, eos_id, unknown_id = "wide", 70_000, 69_999, None
 
     def encode_ordinary(self, text: str) -> np.ndarray:
         return np.array([65_600 + byte for byte in text.encode()], np.uint32)

@@ -117,3 +117,6 @@ def _save(fast: Tokenizer, folder: Path, *, eos: str | None) -> Path:
 
 def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+
+
+KINDS = {"byte_level": byte_level, "unigram": unigram, "llama_like": llama_like, "word_pieces": word_pieces, "words": words}

@@ -32,6 +32,7 @@ from gpt_pretrain.training.planning.schedule_checks import (
     schedule_too_long,
     unused_schedule_settings,
 )
+from gpt_pretrain.training.planning.vocabulary_checks import unknown_start_context, unknown_text
 from gpt_pretrain.training.run_length import batches_per_epoch, steps_per_epoch, total_steps
 from gpt_pretrain.training.starting_point import StartingPoint
 
@@ -61,6 +62,8 @@ def find_warnings(
         _incomplete_batch_dropped,
         _tokens_between_windows,
         _no_document_ends,
+        unknown_text,
+        unknown_start_context,
         learning_rate_jumps,
         schedule_too_long,
         unused_schedule_settings,

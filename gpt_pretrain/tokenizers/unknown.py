@@ -1,0 +1,82 @@
+"""Count the parts of a text that a vocabulary lacks, and for which its encoding has one common token, such as [UNK]."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+
+from gpt_pretrain.system.reading import short_repr
+from gpt_pretrain.tokenizers.base import Tokenizer
+
+MANY_UNKNOWN = 0.001  # Share of a text's tokens above which a warning is due.
+MAX_EXAMPLE = 80  # Characters of an example.
+MAX_SHOWN = 3  # Parts that a message about a prompt shows.
+
+
+class UnknownText:
+    """Counts the tokens of a text that stand for what the vocabulary lacks.
+
+    Args:
+        tokenizer: The tokenizer that encodes the text.
+
+    Attributes:
+        tokens: Their number.
+        example: A part of the text that such a token stands for; empty if there is none.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.tokens = 0
+        self.example = ""
+
+    def add(self, text: str, token_ids: np.ndarray) -> None:
+        """Count those of a text that `encode_ordinary` has encoded."""
+        if self._tokenizer.unknown_id is None:
+            return
+        found = int(np.count_nonzero(token_ids == self._tokenizer.unknown_id))
+        self.tokens += found
+        if found and not self.example:
+            self.example = next(iter(unknown_parts(text, self._tokenizer)), "")[:MAX_EXAMPLE]
+
+
+def unknown_parts(text: str, tokenizer: Tokenizer) -> Iterator[str]:
+    """Yield the characters of a text that a vocabulary lacks, or the words of which nothing is left."""
+    if not _has_unknown(text, tokenizer):
+        return
+    own_text, seen = _unknown_token(tokenizer), set[str]()
+    for word in dict.fromkeys(text.split()):
+        if word == own_text or not _has_unknown(word, tokenizer):
+            continue
+        is_whole = tokenizer.encode_ordinary(word).tolist() == [tokenizer.unknown_id]
+        characters = [] if is_whole else [char for char in dict.fromkeys(word) if _has_unknown(char, tokenizer)]
+        yield from (part for part in characters or [word] if part not in seen)
+        seen.update(characters)
+
+
+def describe_unknown(tokens: int, total: int, example: str) -> str:
+    """Return sentences about the tokens of a text that stand for what the vocabulary lacks."""
+    share = 100 * tokens / max(total, 1)
+    such_as = f", such as {short_repr(example)}" * bool(example)
+    return (
+        f"{tokens:,} of {total:,} tokens ({share:.2g} %) stand for text that the vocabulary lacks{such_as}. "
+        "A model cannot learn it. A vocabulary with a token for each byte, as gpt2 has, lacks nothing."
+    )
+
+
+def unknown_prompt(prompt: str, tokenizer: Tokenizer) -> str | None:
+    """Return a sentence about the parts of a prompt that the vocabulary lacks, or None if it has all of them."""
+    parts = list(itertools.islice(unknown_parts(prompt, tokenizer), MAX_SHOWN + 1))
+    if not parts:
+        return None
+    shown = ", ".join(map(short_repr, parts[:MAX_SHOWN])) + ", ..." * (len(parts) > MAX_SHOWN)
+    return f"The vocabulary lacks {shown}: the model reads {_unknown_token(tokenizer)} instead."
+
+
+def _unknown_token(tokenizer: Tokenizer) -> str:
+    return "" if tokenizer.unknown_id is None else tokenizer.token_bytes(tokenizer.unknown_id).decode(errors="replace").strip()
+
+
+def _has_unknown(text: str, tokenizer: Tokenizer) -> bool:
+    return tokenizer.unknown_id is not None and bool((tokenizer.encode_ordinary(text) == tokenizer.unknown_id).any())

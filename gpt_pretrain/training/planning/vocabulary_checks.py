@@ -1,0 +1,49 @@
+"""Check before a run whether the vocabulary has everything that the text and the prompts hold."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpt_pretrain.data.token_stream import TokenSplit, sample_tokens
+from gpt_pretrain.system.terminal import escape_line
+from gpt_pretrain.tokenizers.base import Tokenizer
+from gpt_pretrain.tokenizers.unknown import MANY_UNKNOWN, describe_unknown, unknown_prompt
+from gpt_pretrain.training.planning.check_context import CheckContext
+
+
+def unknown_text(context: CheckContext) -> str | None:
+    """Return a warning if a noticeable share of the training data stands for what the vocabulary lacks."""
+    sources = {escape_line(source.name): source.split for source in context.data.sources} or {"": context.data.split}
+    for name, split in sources.items():
+        found, total = _unknown_tokens(split, context.data.tokenizer)
+        if found > MANY_UNKNOWN * total:
+            return f"{name}{': ' * bool(name)}{describe_unknown(found, total, split.unknown_example)}"
+    return None
+
+
+def unknown_start_context(context: CheckContext) -> str | None:
+    """Return a warning if a prompt of the samples holds what the vocabulary lacks."""
+    settings = context.settings
+    prompts = {"start_context": settings.start_context} if settings.callbacks.samples else {}
+    if settings.callbacks.grid is not None:
+        prompts |= {f"callbacks.grid.prompts: {prompt}": prompt for prompt in settings.callbacks.grid.prompts}
+    found = {name: unknown_prompt(prompt, context.data.tokenizer) for name, prompt in prompts.items()}
+    return next((escape_line(f"{name}: {text}") for name, text in found.items() if text is not None), None)
+
+
+def describe_rare_unknown(split: TokenSplit) -> str | None:
+    """Return a sentence about the few parts of a text that the vocabulary lacks; many are a warning instead."""
+    total = split.train.count + split.val.count
+    if not split.unknown_tokens or split.unknown_tokens > MANY_UNKNOWN * total:
+        return None
+    return describe_unknown(split.unknown_tokens, total, split.unknown_example)
+
+
+def _unknown_tokens(split: TokenSplit, tokenizer: Tokenizer) -> tuple[int, int]:
+    """Return how many tokens stand for what the vocabulary lacks, and of how many: of a sample, if the text is not at hand."""
+    if split.unknown_tokens is not None:
+        return split.unknown_tokens, split.train.count + split.val.count
+    if tokenizer.unknown_id in (None, tokenizer.eos_id):
+        return 0, 0
+    sample = sample_tokens(split.train)
+    return int(np.count_nonzero(sample == tokenizer.unknown_id)), len(sample)

@@ -1,0 +1,139 @@
+"""nanoGPT's own data and checkpoints are read with their own tokens."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from gpt_pretrain.checkpoints.pretrained import open_weights
+from gpt_pretrain.data.corpus import split_corpus
+from gpt_pretrain.data.files import LocalFiles
+from gpt_pretrain.data.formats import open_corpus
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.tokenizers.base import decode
+from tests.helpers.other_models import to_nanogpt
+
+Script = Callable[..., "subprocess.CompletedProcess[str]"]
+
+TINY = [
+    *("model=tiny", "model.emb_dim=16", "model.n_layers=1", "model.n_heads=2", "model.context_length=16", "data.batch_size=4"),
+    *("trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_steps=2", "callbacks=minimal", "logger=csv"),
+]
+CHARACTERS = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+
+def save_nanogpt(folder: Path, *, dataset: str = "shakespeare_char") -> Path:
+    """Save a checkpoint of nanoGPT whose tokens are 65 characters."""
+    torch.manual_seed(0)
+    size = len(CHARACTERS)
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=size, n_positions=32, n_embd=16, n_layer=1, n_head=2, eos_token_id=0, bos_token_id=0)
+    )
+    arguments = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 32, "bias": True, "vocab_size": size, "dropout": 0.0}
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"model": to_nanogpt(model.state_dict()), "model_args": arguments, "config": {"dataset": dataset}}
+    torch.save(content, folder / "ckpt.pt")
+    return folder / "ckpt.pt"
+
+
+def save_meta(folder: Path, meta: dict[str, Any], n_ids: int) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 2000), ("val", 400)):
+        generator.integers(0, n_ids, count).astype("<u2").tofile(folder / f"{part}.bin")
+    return folder
+
+
+def character_meta() -> dict[str, Any]:
+    return {"vocab_size": len(CHARACTERS), "itos": dict(enumerate(CHARACTERS)), "stoi": {c: i for i, c in enumerate(CHARACTERS)}}
+
+
+@pytest.mark.parametrize("place", ["out/data", "out", "data/shakespeare_char", "out/data/shakespeare_char"])
+def test_a_character_checkpoint_finds_its_alphabet(tmp_path: Path, place: str) -> None:
+    path = save_nanogpt(tmp_path / "out")
+    save_meta(tmp_path / place, character_meta(), len(CHARACTERS))
+    tokenizer = open_weights(path).build_tokenizer()
+    assert (tokenizer.vocab_size, tokenizer.eos_id, decode(tokenizer, tokenizer.encode("First"))) == (65, None, "First")
+
+
+def test_a_character_checkpoint_alone_takes_a_typed_alphabet(script: Script, tmp_path: Path) -> None:
+    save_nanogpt(tmp_path / "out")
+    save_meta(tmp_path / "elsewhere", character_meta(), len(CHARACTERS))
+    alone = script("generate.py", "pretrained=out/ckpt.pt", "prompt=First")
+    assert alone.returncode == 2
+    assert "does not name a tokenizer, and no known tokenizer has 65 tokens" in alone.stderr
+    for typed in ("elsewhere/meta.pkl", "elsewhere", "characters:" + quote(CHARACTERS, safe="")):
+        done = script("generate.py", "pretrained=out/ckpt.pt", "prompt=First", f"tokenizer={typed}", "sampler.max_new_tokens=5")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("First")
+
+
+def test_training_goes_on_from_a_character_checkpoint(script: Script, tmp_path: Path) -> None:
+    save_nanogpt(tmp_path / "char")
+    save_meta(tmp_path / "char" / "data", character_meta(), len(CHARACTERS))
+    start = ["init_from=char/ckpt.pt", "data=shards", "data.path=char/data", *TINY[5:], "model.context_length=16"]
+    done = script("train.py", *start, "start_context=First", "hydra.run.dir=run")
+    assert done.returncode == 0, done.stderr
+    assert "vocabulary 65 " in done.stdout + done.stderr
+
+
+METAS: list[tuple[dict[str, Any], int, str]] = [
+    ({"vocab_size": 1500}, 1500, "12 7"),
+    ({"vocab_size": 3, "itos": {0: "up", 1: "down", 2: "left"}}, 3, "up left"),
+    ({"itos": ["up", "down"]}, 2, "up"),
+    ({"stoi": {"do": 0, "re": 1, "mi": 2}}, 3, "mi re"),
+    ({"vocab_size": 5, "itos": dict(enumerate("\nACGT"))}, 5, "GATTACA"),
+    ({"vocab_size": np.int64(5), "itos": dict(enumerate("\nACGT"))}, 5, "GATTACA"),
+    ({"vocab_size": np.int32(2), "itos": {np.int64(0): np.str_("a"), np.int64(1): np.str_("b")}}, 2, "ab"),
+    ({"vocab_size": 3, "itos": {0: " the", 1: " cat", 2: "."}}, 3, " the cat."),
+]
+
+
+@pytest.mark.parametrize(("meta", "n_ids", "prompt"), METAS)
+def test_nanogpt_s_own_tokens_are_read(tmp_path: Path, meta: dict[str, Any], n_ids: int, prompt: str) -> None:
+    corpus = open_corpus(LocalFiles(save_meta(tmp_path / "own", meta, n_ids)))
+    tokenizer = corpus.build_tokenizer()
+    assert split_corpus(corpus, tokenizer, train_ratio=0.9).train.count == 2000
+    assert tokenizer.vocab_size - (tokenizer.eos_id is not None) == n_ids
+    assert decode(tokenizer, tokenizer.encode(prompt)).strip() == prompt.strip()
+
+
+@pytest.mark.parametrize(("meta", "n_ids", "prompt"), [METAS[0], METAS[1], METAS[4]])
+def test_nanogpt_s_own_tokens_are_trained_on(
+    script: Script, tmp_path: Path, meta: dict[str, Any], n_ids: int, prompt: str
+) -> None:
+    save_meta(tmp_path / "own", meta, n_ids)
+    done = script("train.py", *TINY, "data=shards", "data.path=own", "hydra.run.dir=run")
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(tmp_path / "own")
+    done = script("generate.py", "checkpoint=run", f"prompt={prompt}", "sampler.max_new_tokens=3")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(prompt)
+
+
+def test_four_byte_ids_are_still_recognized(tmp_path: Path) -> None:
+    folder = save_meta(tmp_path / "own", {"vocab_size": 300}, 300)
+    np.random.default_rng(0).integers(0, 300, 2000).astype("<u4").tofile(folder / "train.bin")
+    corpus = open_corpus(LocalFiles(folder))
+    with pytest.raises(UserError, match="seem to have four bytes"):
+        split_corpus(corpus, corpus.build_tokenizer(), train_ratio=0.9)
+
+
+def test_a_start_context_that_the_alphabet_lacks_is_refused_if_typed(script: Script, tmp_path: Path) -> None:
+    save_meta(tmp_path / "dna", {"itos": dict(enumerate("\nACGT"))}, 5)
+    done = script("train.py", *TINY, "data=shards", "data.path=dna", "start_context=hello")
+    assert done.returncode == 2
+    assert (
+        r"start_context=hello: The character 'h' is not among the 5 characters of the model's alphabet: '\nACGT'." in done.stderr
+    )
