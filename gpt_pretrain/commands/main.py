@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 
 from gpt_pretrain.commands.failures import EXIT_INTERRUPTED, as_user_error, check_output, print_defect, print_error
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.environment import check_environment, decode_arguments
+from gpt_pretrain.system.interrupts import handle_interrupts
 from gpt_pretrain.system.streams import prepare_streams
 
 # Each command is the function COMMAND_command in the module gpt_pretrain.commands.COMMAND.
@@ -23,6 +25,8 @@ COMMANDS = {
 def main() -> None:
     """Run the command that the first argument names, and exit with its exit code."""
     prepare_streams()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        handle_interrupts()
     try:
         check_environment()
         code = _run(decode_arguments(sys.argv[1:]) or ["--help"])

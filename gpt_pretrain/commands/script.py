@@ -26,6 +26,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import WRITTEN_BY_RUNS, check_folder_name, check_no_links
 from gpt_pretrain.sweeps.folder import WRITTEN_BY_SWEEPS
 from gpt_pretrain.system.environment import check_environment, decode_arguments
+from gpt_pretrain.system.interrupts import handle_interrupts
 from gpt_pretrain.system.streams import prepare_streams
 from gpt_pretrain.training.distributed.launch import QUIET, agree_on_overrides, launch_info, node_rank
 from gpt_pretrain.training.distributed.ranks import exit_without_teardown, explain_lost_ranks, is_distributed, is_main
@@ -62,7 +63,7 @@ def hydra_script(name: str) -> Iterator[None]:
     with exit_without_teardown():
         try:
             if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # which the entry script has set while it loads
-                signal.signal(signal.SIGINT, signal.default_int_handler)
+                handle_interrupts()
             check_environment()
             sys.argv[1:] = decode_arguments(sys.argv[1:], texts=TEXTS)
             register_schema()

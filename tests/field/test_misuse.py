@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
 from gpt_pretrain.commands.command_words import sort_arguments
 from gpt_pretrain.commands.hydra_arguments import apply_resume, check_arguments
+from gpt_pretrain.config.schema import TrainerSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.generation.sampling import sample_next
 from gpt_pretrain.runs.metadata import METADATA_FILE
+from gpt_pretrain.training.planning import measurements
+from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize(
@@ -49,3 +56,37 @@ def test_a_resumed_run_has_no_other_folder(tmp_path: Path, key: str) -> None:
 def test_a_tiny_temperature_takes_the_most_likely_token(temperature: float) -> None:
     chosen = sample_next(torch.tensor([[0.0, 2.0, 1.0]]), SamplerConfig(1, temperature, top_k=2))
     assert chosen.tolist() == [1]
+
+
+INTERRUPTED_IMPORT = """
+import sys, time
+from gpt_pretrain.system.interrupts import handle_interrupts
+handle_interrupts()
+try:
+    import interrupted
+    while True:
+        time.sleep(1)
+except KeyboardInterrupt:
+    sys.exit(sys.modules["interrupted"].complete)
+"""
+
+
+def test_ctrl_c_waits_for_the_end_of_an_import(tmp_path: Path) -> None:
+    (tmp_path / "interrupted.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\ncomplete = 5\n")
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED_IMPORT], env=os.environ | {"PYTHONPATH": path}, timeout=60)
+    assert done.returncode == 5
+
+
+def test_ctrl_c_ends_a_dry_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted:
+        interrupted = True
+
+        def fit(self, *_args: object, **_kwargs: object) -> None:
+            raise SystemExit(1)  # as Lightning does
+
+    monkeypatch.setattr(measurements, "build_trainer", lambda *_args, **_kwargs: Interrupted())
+    setup = mock.MagicMock()
+    setup.settings.trainer = TrainerSettings()
+    with pytest.raises(KeyboardInterrupt):
+        measurements.measure_run(setup, mock.MagicMock(), checkpoint_bytes=1)

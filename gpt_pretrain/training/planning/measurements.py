@@ -98,6 +98,10 @@ def measure_run(setup: TrainingSetup, module: GPTLitModule, *, checkpoint_bytes:
         trainer.fit(module, datamodule=data)
     except NonFiniteError as error:
         raise UserError(f"{error} Try a lower optimizer.lr, or scheduler=warmup_cosine.") from error
+    except SystemExit:
+        if trainer.interrupted:  # by Ctrl-C, which Lightning turns into exit code 1
+            raise KeyboardInterrupt from None
+        raise
     finally:
         data.stop_workers()
     module.to(accelerator_device(settings.trainer.accelerator))  # Lightning moves the module to the CPU after training

@@ -1,0 +1,41 @@
+"""Ctrl-C while libraries load: the interruption waits until the module is complete.
+
+An import that is broken off in the middle cannot be repeated: NumPy, for example, then refuses to load at all, and the summary of
+an interrupted sweep needs it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType
+
+IMPORT_MACHINERY = "<frozen importlib"
+RETRY_SECONDS = 0.05
+
+
+def handle_interrupts() -> None:
+    """Have Ctrl-C raise KeyboardInterrupt, but never in the middle of an import."""
+    signal.signal(signal.SIGINT, _interrupt)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, or ask for the same again later.
+
+    Raises:
+        KeyboardInterrupt: If no module is being imported.
+    """
+    if not _is_importing(frame):
+        raise KeyboardInterrupt
+    timer = threading.Timer(RETRY_SECONDS, os.kill, [os.getpid(), signum])
+    timer.daemon = True
+    timer.start()
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(IMPORT_MACHINERY):
+            return True
+        frame = frame.f_back
+    return False
