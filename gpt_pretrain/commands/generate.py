@@ -10,7 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from gpt_pretrain.commands.failures import report_failures
-from gpt_pretrain.commands.job import is_multirun, output_folder, start_info
+from gpt_pretrain.commands.job import is_multirun, output_folder, overridden_keys, start_info
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.schema import GenerateSettings
 from gpt_pretrain.config.validation import generate_problems
@@ -51,7 +51,7 @@ def _generate(settings: GenerateSettings, *, keep: Path | None) -> None:
     # A prompt that cannot be read is refused before the weights are loaded.
     prompts = _interactive_prompts() if settings.interactive else _read_prompt(settings)
     sampler = SamplerConfig(**vars(settings.sampler))
-    for warning in filter(None, [sampler.unused_settings(), _equal_samples(settings)]):
+    for warning in filter(None, [sampler.unused_settings(), _equal_samples(settings), _unused_prompts(settings)]):
         print_escaped(f"warning: {warning}", file=sys.stderr)
     if settings.pretrained is not None:
         weights = open_weights(settings.pretrained, n_heads=settings.n_heads)
@@ -90,6 +90,18 @@ def _equal_samples(settings: GenerateSettings) -> str | None:
         f"n_samples={settings.n_samples} makes the same text {settings.n_samples} times, since sampler.temperature=0 always "
         "takes the most likely token. Set a temperature above 0, such as sampler.temperature=0.7"
     )
+
+
+def _unused_prompts(settings: GenerateSettings) -> str | None:
+    """Return a sentence about typed prompts that another setting takes the place of."""
+    typed = overridden_keys() & {"prompt"} | ({"prompt_file"} if settings.prompt_file is not None else set())
+    used = "interactive" if settings.interactive else "prompt_file" if settings.prompt_file is not None else "prompt"
+    unused = sorted(typed - {used})
+    if not unused or used == "prompt":
+        return None
+    verb = "has" if len(unused) == 1 else "have"
+    chosen = "interactive=true asks for prompts" if settings.interactive else f"prompt_file={settings.prompt_file} is the prompt"
+    return f"{' and '.join(unused)} {verb} no effect, since {chosen}."
 
 
 def _read_prompt(settings: GenerateSettings) -> list[str]:

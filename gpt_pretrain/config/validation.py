@@ -22,14 +22,14 @@ Rule = tuple[str, Test, str]  # the name of a setting, the test for its value, a
 INFINITY = float("inf")
 
 
-def _as_typed(value: object) -> str:
+def as_typed_value(value: object) -> str:
     """Format a value as users type it."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def one_of(*choices: object) -> tuple[Test, str]:
     """Return the test and the requirement for a value from a list of choices."""
-    return lambda value: value in choices, "must be one of " + ", ".join(map(_as_typed, choices))
+    return lambda value: value in choices, "must be one of " + ", ".join(map(as_typed_value, choices))
 
 
 def at_least(least: float, unit: str = "", *, null: str | None = None) -> tuple[Test, str]:
@@ -191,7 +191,7 @@ def broken_train_rules(name: str, value: Any) -> list[str]:
     """List the rules of train.py that a value of a single setting breaks, by itself; none if it is of another type."""
     try:
         return [
-            f"{name}={_as_typed(value)}: {requirement}."
+            f"{name}={as_typed_value(value)}: {requirement}."
             for key, test, requirement in TRAIN_RULES
             if key == name and not test(value)
         ]
@@ -240,4 +240,4 @@ def _config_problems(group: str, build: Callable[[], object]) -> list[str]:
 
 def _broken_rules(settings: object, rules: list[Rule]) -> list[str]:
     values = [(name, attrgetter(name)(settings), test, requirement) for name, test, requirement in rules]
-    return [f"{name}={_as_typed(value)}: {requirement}." for name, value, test, requirement in values if not test(value)]
+    return [f"{name}={as_typed_value(value)}: {requirement}." for name, value, test, requirement in values if not test(value)]

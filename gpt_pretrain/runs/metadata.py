@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,13 @@ def _write(folder: Path, metadata: dict[str, Any]) -> None:
     try:
         write_json(folder / METADATA_FILE, metadata)
     except OSError as error:
-        log.warning("%s cannot be written: %s.", folder / METADATA_FILE, error.strerror or error)
+        _warn_not_written(folder / METADATA_FILE, error.strerror or str(error))
+
+
+@cache
+def _warn_not_written(file: Path, reason: str) -> None:
+    """Log a warning, once for each file and reason."""
+    log.warning("%s cannot be written: %s.", file, reason)
 
 
 def _now() -> str:

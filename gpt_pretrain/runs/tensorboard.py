@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import secrets
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread  # type: ignore[import-untyped]
 
 from gpt_pretrain.config.overrides import split_override
 
@@ -61,6 +63,8 @@ class EventFiles(TensorBoardLogger):
         self._best = min((float(row["val/loss"]) for row in history if row.get("val/loss")), default=math.inf)
         self._started = False
         self._failed = False
+        if threading.excepthook is threading.__excepthook__:
+            threading.excepthook = _print_thread_error
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         """Log metrics by step and, if tokens_seen is one of them, by tokens seen."""
@@ -125,7 +129,14 @@ class EventFiles(TensorBoardLogger):
         except (OSError, ValueError) as error:  # Errors of the event writer arrive as a ValueError.
             self._failed = True
             reason = error.__cause__ or error.__context__ or error
-            log.warning("TensorBoard events cannot be written (%s). No more events will be logged.", reason)
+            shown = (reason.strerror if isinstance(reason, OSError) else None) or reason
+            log.warning("TensorBoard events cannot be written (%s). No more events will be logged.", shown)
+
+
+def _print_thread_error(details: threading.ExceptHookArgs) -> None:
+    """Print the traceback of a thread, unless it writes events: the next event fails as well, and the warning says why."""
+    if not (isinstance(details.thread, _AsyncWriterThread) and isinstance(details.exc_value, OSError)):
+        threading.__excepthook__(details)
 
 
 def to_hparams(overrides: Sequence[str]) -> dict[str, Any]:

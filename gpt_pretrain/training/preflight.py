@@ -46,12 +46,17 @@ NEEDED_FOR_DATA = ("data.", "model.context_length", "trainer.devices", "trainer.
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """The checked settings, the tokenizer, the data and the starting point of a run."""
+    """The checked settings, the tokenizer, the data and the starting point of a run.
+
+    Args:
+        overridden: The names of the settings that the user has typed.
+    """
 
     settings: TrainSettings
     tokenizer: Tokenizer
     data: TextDataModule
     start: StartingPoint
+    overridden: Set[str] = frozenset()
 
 
 class ProblemCollector:
@@ -118,7 +123,7 @@ def prepare_training(config: DictConfig, *, overridden: Set[str]) -> TrainingSet
     device = accelerator_device(settings.trainer.accelerator)
     reset_peak_memory(device)
     settings.trainer.precision = pick_precision(settings.trainer, device)
-    return TrainingSetup(settings, tokenizer, data, start)
+    return TrainingSetup(settings, tokenizer, data, start, overridden)
 
 
 def save_config(settings: TrainSettings, tokenizer: Tokenizer, run_dir: Path) -> dict[str, Any]:

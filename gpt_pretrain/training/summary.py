@@ -41,7 +41,8 @@ def describe_start(setup: TrainingSetup, model: LanguageModel) -> str:
     settings, data, start = setup.settings, setup.data, setup.start
     plan = make_plan(settings, data, model.config, first_step=start.step)
     context = CheckContext(settings, data, model.config, plan, start)
-    warnings = find_warnings(settings, data, model.config, plan, start) + time_warnings(context, estimated_times(context))
+    warnings = find_warnings(settings, data, model.config, plan, start, overridden=setup.overridden)
+    warnings += time_warnings(context, estimated_times(context))
     return "\n".join(
         [
             *run_facts(settings, data, model),

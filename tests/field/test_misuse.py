@@ -5,20 +5,29 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
+from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 
+from gpt_pretrain import load_settings
+from gpt_pretrain.commands import generate
 from gpt_pretrain.commands.command_words import sort_arguments
 from gpt_pretrain.commands.hydra_arguments import apply_resume, check_arguments
-from gpt_pretrain.config.schema import TrainerSettings
+from gpt_pretrain.config.schema import GenerateSettings, TrainerSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.generation.sampling import sample_next
 from gpt_pretrain.runs.metadata import METADATA_FILE
+from gpt_pretrain.runs.tensorboard import _print_thread_error
+from gpt_pretrain.tokenizers.byte import ByteTokenizer
+from gpt_pretrain.training.callbacks.save import SaveRun
 from gpt_pretrain.training.planning import measurements
+from gpt_pretrain.training.planning.check_context import CheckContext
+from gpt_pretrain.training.planning.unused_settings import unused_settings
 from tests.conftest import ROOT
 
 
@@ -90,3 +99,58 @@ def test_ctrl_c_ends_a_dry_run(monkeypatch: pytest.MonkeyPatch) -> None:
     setup.settings.trainer = TrainerSettings()
     with pytest.raises(KeyboardInterrupt):
         measurements.measure_run(setup, mock.MagicMock(), checkpoint_bytes=1)
+
+
+@pytest.mark.parametrize(
+    ("typed", "settings", "warning"),
+    [
+        ("resume_force", ["resume_force=true"], "resume_force=true has no effect without resume=."),
+        ("max_rollbacks", ["max_rollbacks=5"], "max_rollbacks=5 has no effect without on_nonfinite=rollback."),
+        (
+            {"data.verify"},
+            ["data=text", "data.path=a.txt", "data.verify=true"],
+            "data.verify=true has no effect without data=shards.",
+        ),
+        ("data.path", ["data=mixture", "data.path=a.txt"], "data.path=a.txt has no effect with data=mixture, which reads"),
+        ("data.path", ["data=text", "data.path=a.txt"], None),
+        ("max_rollbacks", ["on_nonfinite=rollback", "max_rollbacks=5"], None),
+    ],
+)
+def test_a_typed_setting_that_is_not_used_is_a_warning(typed: str, settings: list[str], warning: str | None) -> None:
+    context = CheckContext(load_settings(*settings), mock.Mock(), mock.Mock(), mock.Mock(), overridden={typed})
+    found = unused_settings(context)
+    assert found is None if warning is None else found is not None and found.startswith(warning)
+
+
+@pytest.mark.parametrize(
+    ("typed", "warning"),
+    [
+        (["prompt=a", "prompt_file=b.txt"], "prompt has no effect, since prompt_file=b.txt is the prompt."),
+        (["prompt=a", "interactive=true"], "prompt has no effect, since interactive=true asks for prompts."),
+        (["prompt_file=b.txt", "interactive=true"], "prompt_file has no effect, since interactive=true asks for prompts."),
+        (["prompt=a"], None),
+        (["prompt_file=b.txt"], None),
+    ],
+)
+def test_a_prompt_that_another_setting_replaces_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, typed: list[str], warning: str | None
+) -> None:
+    pairs = dict(one.split("=") for one in typed)
+    monkeypatch.setattr(generate, "overridden_keys", lambda: set(pairs))
+    settings = GenerateSettings(prompt="a", prompt_file=pairs.get("prompt_file"), interactive="interactive" in pairs)
+    assert generate._unused_prompts(settings) == warning
+
+
+def test_a_full_disk_is_explained_once_and_without_a_traceback(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save = SaveRun(mock.Mock(), folder=tmp_path, settings=mock.Mock(), tokenizer=ByteTokenizer(), config={})
+    for step in (2, 5, 5):
+        save._warn_not_written(step, "No space left on device")
+    assert [record.getMessage().partition(" (")[0] for record in caplog.records] == [
+        f"The checkpoint of step 2, or a copy of it, could not be written to {tmp_path}",
+        "The checkpoint of step 5 could not be written either",
+    ]
+    writer = mock.create_autospec(_AsyncWriterThread, instance=True)
+    _print_thread_error(threading.ExceptHookArgs((OSError, OSError(28, "full"), None, writer)))
+    assert capsys.readouterr().err == ""

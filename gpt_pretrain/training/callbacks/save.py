@@ -54,6 +54,7 @@ class SaveRun(Checkpoint):
         self.config = config
         self.best_loss, self.best_step, self.best_epoch = math.inf, -1, -1
         self.failed = False
+        self._warned_step: int | None = None
         self._before_validation = self._validated = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -122,13 +123,21 @@ class SaveRun(Checkpoint):
         if self.failed:
             self.best_loss, self.best_step, self.best_epoch = best
         if problem is not None:
+            self._warn_not_written(module.step, problem.strerror or str(problem))
+
+    def _warn_not_written(self, step: int, reason: str) -> None:
+        """Log a warning, which explains what happens next only the first time."""
+        if self._warned_step is None:
             log.warning(
                 "The checkpoint of step %d, or a copy of it, could not be written to %s (%s). The previous one is kept, and "
                 "training continues. The next attempt is made when a checkpoint is due again.",
-                module.step,
+                step,
                 self.folder,
-                problem.strerror or problem,
+                reason,
             )
+        elif step != self._warned_step:
+            log.warning("The checkpoint of step %d could not be written either (%s).", step, reason)
+        self._warned_step = step
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Store the tokenizer, the settings and the checksum of the text, and correct Lightning's progress."""

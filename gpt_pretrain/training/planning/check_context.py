@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass, field
 
 from gpt_pretrain.config.schema import TrainSettings
@@ -13,10 +14,15 @@ from gpt_pretrain.training.starting_point import StartingPoint
 
 @dataclass(frozen=True)
 class CheckContext:
-    """Everything that a check may look at."""
+    """Everything that a check may look at.
+
+    Args:
+        overridden: The names of the settings that the user has typed.
+    """
 
     settings: TrainSettings
     data: TextDataModule
     config: GPTConfig
     plan: TrainingPlan
     start: StartingPoint = field(default_factory=StartingPoint)
+    overridden: Set[str] = frozenset()

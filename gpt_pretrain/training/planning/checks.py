@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from gpt_pretrain.training.planning.schedule_checks import (
     schedule_too_long,
     unused_schedule_settings,
 )
+from gpt_pretrain.training.planning.unused_settings import unused_settings
 from gpt_pretrain.training.planning.vocabulary_checks import unknown_start_context, unknown_text
 from gpt_pretrain.training.run_length import batches_per_epoch, steps_per_epoch, total_steps
 from gpt_pretrain.training.starting_point import StartingPoint
@@ -46,12 +47,19 @@ NVIDIA_GPU = Path("/dev/nvidia0")
 
 
 def find_warnings(
-    settings: TrainSettings, data: TextDataModule, config: GPTConfig, plan: TrainingPlan, start: StartingPoint | None = None
+    settings: TrainSettings,
+    data: TextDataModule,
+    config: GPTConfig,
+    plan: TrainingPlan,
+    start: StartingPoint | None = None,
+    *,
+    overridden: Set[str] = frozenset(),
 ) -> list[str]:
     """Return the warnings about a run, one or two sentences each.
 
     Args:
         start: What the run starts from; None for a new run with new weights.
+        overridden: The names of the settings that the user has typed.
     """
     checks: list[Callable[[CheckContext], str | None]] = [
         _memory_too_small,
@@ -76,8 +84,9 @@ def find_warnings(
         _ineffective_early_stopping,
         _sample_beyond_context,
         _unused_sampler_settings,
+        unused_settings,
     ]
-    context = CheckContext(settings, data, config, plan, start or StartingPoint())
+    context = CheckContext(settings, data, config, plan, start or StartingPoint(), overridden)
     return [warning for check in checks if (warning := check(context)) is not None]
 
 

@@ -40,7 +40,7 @@ def dry_run(setup: TrainingSetup) -> str:
     config = module.model.config
     facts = summary.run_facts(settings, data, module.model)
     plan = make_plan(settings, data, config, first_step=setup.start.step)
-    warnings = find_warnings(settings, data, config, plan, setup.start)
+    warnings = find_warnings(settings, data, config, plan, setup.start, overridden=setup.overridden)
     memory = memory_limit(accelerator_device(settings.trainer.accelerator))  # before the steps take some of it
     measured = measure_run(setup, module, checkpoint_bytes=plan.checkpoint)
     times = estimate_times(plan, measured, settings)

@@ -1,0 +1,48 @@
+"""Find typed settings that have no effect, since another setting decides whether they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Set
+from operator import attrgetter
+
+from gpt_pretrain.config.schema import TrainSettings
+from gpt_pretrain.config.validation import as_typed_value
+from gpt_pretrain.training.planning.check_context import CheckContext
+
+SHARDS = ("shards", "mixture")
+
+# Names of settings, the test whether they are used, and why they may not be.
+USES: list[tuple[tuple[str, ...], Callable[[TrainSettings], bool], str]] = [
+    (("resume_force",), lambda settings: settings.resume is not None, "without resume="),
+    (
+        ("rollback_lr_factor", "max_rollbacks"),
+        lambda settings: settings.on_nonfinite == "rollback",
+        "without on_nonfinite=rollback",
+    ),
+    (("data.sources",), lambda settings: settings.data.name == "mixture", "without data=mixture"),
+    (
+        ("data.path", "data.url"),
+        lambda settings: settings.data.name != "mixture",
+        "with data=mixture, which reads data.sources",
+    ),
+    (("data.url",), lambda settings: settings.data.path is None, "together with data.path"),
+    (("data.sha256",), lambda settings: settings.data.url is not None, "without data.url="),
+    (("data.format", "data.verify"), lambda settings: settings.data.name in SHARDS, "without data=shards"),
+    (("data.text_field", "data.as_text"), lambda settings: settings.data.name != "shards", "with data=shards"),
+]
+
+
+def unused_settings(context: CheckContext) -> str | None:
+    """Check that every typed setting is used."""
+    sentences = _sentences(context.settings, context.overridden)
+    return " ".join(sentences) or None
+
+
+def _sentences(settings: TrainSettings, overridden: Set[str]) -> list[str]:
+    sentences = []
+    for names, is_used, reason in USES:
+        typed = [name for name in names if name in overridden and attrgetter(name)(settings) not in (None, False, [])]
+        if typed and not is_used(settings):
+            shown = [f"{name}={as_typed_value(attrgetter(name)(settings))}" if name != "data.sources" else name for name in typed]
+            sentences.append(f"{' and '.join(shown)} {'has' if len(typed) == 1 else 'have'} no effect {reason}.")
+    return sentences
