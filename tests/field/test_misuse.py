@@ -107,7 +107,7 @@ def test_ctrl_c_ends_a_dry_run(monkeypatch: pytest.MonkeyPatch) -> None:
         ("resume_force", ["resume_force=true"], "resume_force=true has no effect without resume=."),
         ("max_rollbacks", ["max_rollbacks=5"], "max_rollbacks=5 has no effect without on_nonfinite=rollback."),
         (
-            {"data.verify"},
+            "data.verify",
             ["data=text", "data.path=a.txt", "data.verify=true"],
             "data.verify=true has no effect without data=shards.",
         ),
