@@ -56,7 +56,7 @@ def infer_architecture(
         **seen,
     }
     if any(name not in fields for name in ("vocab_size", "context_length", "emb_dim")) or not slots.keys() & EMBEDDINGS:
-        raise UserError(_no_gpt2(source))
+        raise UserError(_no_gpt2(source, slots))
     _check_sizes(source, fields)
     fields["n_heads"], head_problems = _count_heads(source, fields, n_heads)
     contradictions = {name: value for name, value in seen.items() if name in declared and declared[name] != value}
@@ -149,8 +149,13 @@ def _kind(slot: TensorSlot) -> str:
     return slot.name.split(".", 2)[-1]
 
 
-def _no_gpt2(source: WeightSource) -> str:
-    """Return the message on tensors whose names no known layout has."""
+def _no_gpt2(source: WeightSource, slots: Slots) -> str:
+    """Return the message on tensors without embeddings whose names a known layout has."""
+    if EMBEDDING in slots:
+        return (
+            f"{source.name} is not a GPT-2: it has a token embedding ({slots[EMBEDDING].name}), but no position embedding, "
+            "which GPT-2 has and models with rotary or fixed positions do not."
+        )
     names = list(source.tensors)
     example = f" Its {len(names):,} tensors have names such as {short_repr(names[0])}." if names else ""
     return f"{source.name} is not a GPT-2: it has no token and position embeddings with a known name.{example}"

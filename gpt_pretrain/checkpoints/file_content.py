@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gpt_pretrain.checkpoints.layouts import NANOGPT_FIELDS, from_hf_config, from_nanogpt_args
+from gpt_pretrain.checkpoints.misfits import name_some
 from gpt_pretrain.checkpoints.stated_settings import HEAD_COUNTS, LAYER_NORM_EPS, as_count, other_settings, stated_gelu
 from gpt_pretrain.checkpoints.tensor_files import read_torch_content, read_torch_file
 from gpt_pretrain.checkpoints.tensor_groups import COMPANION, EMBEDDING, stored_sizes
@@ -39,6 +41,10 @@ TORCH_GELU = "torch.nn.modules.activation.GELU"
 OTHER_ACTIVATIONS = re.compile(r"\w*(ReLU|SiLU|SELU|CELU|ELU|GLU|QuickGELU|ClippedGELU|Mish|Tanh|Sigmoid|Swish)\w*")
 
 KeyPath = tuple[Any, ...]  # The keys and indices that lead to a part of a file. Joined, each path would copy all of them.
+
+
+class AmbiguousWeightsError(ValueError):
+    """A file holds several models. The message does not name the file."""
 
 
 @dataclass
@@ -69,7 +75,10 @@ def read_weights(path: Path) -> FileContent:
         UserError: If the file cannot be read, or needs classes and holds no GPT-2.
     """
     content, inert = read_torch_content(path)
-    weights = find_weights(content)
+    try:
+        weights = find_weights(content)
+    except AmbiguousWeightsError as error:
+        raise UserError(f"{path} {error}") from error
     if inert and (weights is None or is_own_checkpoint(content)):
         read_torch_file(path)  # raises the error that names what the file needs
     if weights is None:
@@ -88,7 +97,11 @@ def is_own_checkpoint(content: Any) -> bool:
 
 
 def find_weights(content: Any) -> FileContent | None:
-    """Find the state dict or the whole module of a GPT-2 in what a file holds, or return None if there is none."""
+    """Find the state dict or the whole module of a GPT-2 in what a file holds, or return None if there is none.
+
+    Raises:
+        AmbiguousWeightsError: If there are several, and nothing tells which one is meant.
+    """
     found: dict[KeyPath, tuple[dict[str, Any], InertObject | None]] = {}
     n_modules = 0
     for path, node in _nodes(content, inside_modules=False):
@@ -105,6 +118,13 @@ def find_weights(content: Any) -> FileContent | None:
         return None
     best, *others = sorted(found, key=_rank)
     tensors, module = found[best]
+    rivals = [path for path in others if _rank(path) == _rank(best) and not _are_same(found[path][0], tensors)]
+    if rivals:
+        listed = name_some([_join(path) for path in (best, *rivals)])
+        raise AmbiguousWeightsError(
+            f"holds {len(rivals) + 1} models ({listed}), and does not state which one to use. "
+            "Save the state_dict() of that model to a file of its own."
+        )
     weights = FileContent(tensors, others=[_join(path) for path in others if found[path][0] is not tensors])
     _read_settings(content, weights)
     if module is not None:
@@ -117,6 +137,14 @@ def _rank(path: KeyPath) -> tuple[bool, int, int]:
     key = path[-1] if path else ""
     known = STATE_DICT_KEYS.index(key) if key in STATE_DICT_KEYS else len(STATE_DICT_KEYS)
     return any(COMPANION.search(str(part)) for part in path), max(len(path), 1), known
+
+
+def _are_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Return whether two state dicts hold the same weights."""
+    return one.keys() == other.keys() and all(
+        torch.equal(value, other[name]) if isinstance(value, Tensor) and isinstance(other[name], Tensor) else True
+        for name, value in one.items()
+    )
 
 
 def _join(path: KeyPath) -> str:

@@ -46,7 +46,10 @@ class Misfits:
             _clause(self.unreadable, "is not in fp64, fp32, fp16 or bf16", "are not in fp64, fp32, fp16 or bf16"),
             *self.conflicts,
         ]
-        return f"{source} does not fit a GPT-2: {'; '.join(clause for clause in clauses if clause)}. Nothing was loaded."
+        remedy = ""
+        if len(self.unknown) == len(self):
+            remedy = " If its output does not depend on them, save its state_dict() without them."
+        return f"{source} does not fit a GPT-2: {'; '.join(clause for clause in clauses if clause)}. Nothing was loaded.{remedy}"
 
 
 def name_some(names: Sequence[str]) -> str:

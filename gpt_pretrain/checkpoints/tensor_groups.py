@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -31,6 +31,7 @@ EMBEDDING, HEAD = TensorSlot("tok_emb.weight"), TensorSlot("out_head.weight")
 POSITIONS = TensorSlot("pos_emb.weight")
 MAX_CLASSES = 50  # A head with fewer outputs, and more tokens than that, is no language model's.
 # A second model in a file: an average of the weights, or a model that the training compares itself with.
+WELL_KNOWN_COMPANION = re.compile(r"(model_)?(ema|swa)(_model)?|shadow(_params|_model)?")
 COMPANION = re.compile(r"(^|[._])(ema|swa|averaged?|avg|shadow|teacher|ref|reference|target|momentum|old|frozen)([._]|$)")
 
 
@@ -84,7 +85,8 @@ def group_tensors(name: str, tensors: Mapping[str, StoredTensor]) -> TensorGroup
     # The head may stand beside the module that holds everything else.
     base = next((own for own, slot, stored in placed if groups.slots.get(slot) is stored and slot == HEAD), prefix)
     base = base if prefix.startswith(base) else prefix
-    _judge_rest(groups, rest, base)
+    companions = {own for own, slot, _ in placed if slot == EMBEDDING and own != prefix and COMPANION.search(own)}
+    _judge_rest(groups, rest, base, companions)
     # Of tensors that share memory, safetensors keeps the one whose name comes first.
     if EMBEDDING not in groups.slots and HEAD in groups.slots:
         groups.slots[EMBEDDING] = groups.slots.pop(HEAD)
@@ -167,14 +169,19 @@ def _fill_slots(
     return slots
 
 
-def _judge_rest(groups: TensorGroups, rest: list[StoredTensor], base: str) -> None:
-    """Decide about each tensor outside of the model whether the model's output depends on it."""
+def _judge_rest(groups: TensorGroups, rest: list[StoredTensor], base: str, companions: Collection[str]) -> None:
+    """Decide about each tensor outside of the model whether the model's output depends on it.
+
+    Args:
+        base: The prefix of the model's tensors.
+        companions: The prefixes of second models.
+    """
     for stored in rest:
         name = without_wrappers(stored.name)
         inner = name.removeprefix(base)
         if isinstance(stored.dtype, str) and stored.dtype.startswith("a "):
             continue  # a number or a text beside the tensors
-        if COMPANION.search(inner.partition(".")[0]):
+        if name.startswith(tuple(companions)) or WELL_KNOWN_COMPANION.fullmatch(inner.partition(".")[0]):
             groups.leave_out("a second model", stored.name)
         elif is_inside_block(inner):
             groups.misfits.unknown.append(stored.name)
@@ -188,8 +195,8 @@ def _judge_rest(groups: TensorGroups, rest: list[StoredTensor], base: str) -> No
                 groups.misfits.causes.append(cause)
         elif is_training_state(inner):
             groups.leave_out("the state of a loss or metric", stored.name)
-        elif not name.startswith(base) and len(stored.shape) < 2:
-            groups.leave_out("a part of the training program", stored.name)
+        elif not name.startswith(base) and len(stored.shape) < 2 and isinstance(stored.dtype, str):
+            groups.leave_out("a counter of the training program", stored.name)
         else:
             groups.misfits.unknown.append(stored.name)
 

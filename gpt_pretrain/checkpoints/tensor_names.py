@@ -36,8 +36,15 @@ FOREIGN = {
     "LoRA adapters, which change a model that is stored elsewhere; merge them into it with PEFT's merge_and_unload()": (
         r"\.lora_(A|B|embedding_A|embedding_B)\b|\.lora\.[AB]$|\.modules_to_save\."
     ),
+    "adapters, which change what a model computes; merge them into it with the library that made them": (
+        r"\.ia3_l\b|(^|\.)(prompt_encoder|prefix_encoder|token_adapter|adapters?|\w+_adapters?)\."
+    ),
     "quantized weights; name the model's original weights": (
-        r"\.(qweight|qzeros|SCB|weight_format|absmax|quant_map|quant_state.*|_packed_params.*|weight_scale|scales)$"
+        r"\.(qweight|qzeros|SCB|weight_format|absmax|quant_map|quant_state.*|_packed_params.*|weight_scale(_inv)?|scales"
+        r"|zero_points?|(input|output)_scale|W_q|weight\._(data|scale|shift))$"
+    ),
+    "weights in parts that are computed together; remove the parametrization or the pruning before they are saved": (
+        r"\.weight_(orig|mask|g|v|u)$|\.parametrizations\."
     ),
     "the flat parameters of FSDP; save a full state dict with FSDP's StateDictType.FULL_STATE_DICT": r"flat_param",
     "a Llama, Mistral or Qwen": r"layers\.\d+\.(self_attn\.[qk]_proj|attention\.w[qk])\b",
@@ -64,8 +71,12 @@ OTHER_HEADS = {
     "a question-answering head": r"(qa_outputs|start_logits|end_logits)\.",
     "a reward head": r"reward_\w*head\.",
 }
-# Modules of a training program that take no part in the model's output.
-TRAINING_STATE = re.compile(r"\w*(loss|metric|accuracy|perplexity)\w*|criterion|acc|ppl|(train|val|valid|test)_\w+")
+# Modules and counters of a training program that take no part in the model's output.
+TRAINING_STATE = re.compile(
+    r"\w*(loss|metric|accuracy|perplexity)\w*|criterion|acc|ppl"
+    r"|(train|val|valid|test)_(acc|ppl|f1|auc|auroc|score|error|mean|bpb|bpc|bleu|rouge|nll|ce|mae|mse|best|step)\w*"
+    r"|n_averaged|num_updates|(global_)?step|epoch|iterations?|initted|decay|_?device\w*|dummy\w*|_float_tensor"
+)
 INSIDE_BLOCK = re.compile(rf"(^|\.)({_any_of(BLOCK_LISTS)})\.\d+\.")
 
 

@@ -151,7 +151,7 @@ def test_weights_with_nan_or_infinity_are_rejected(tmp_path: Path, number: float
             "config has context_length=48, vocab_size=102, but its tensors have context_length=24, vocab_size=101",
         ),
         ({"n_head": 5}, r"n_heads=5 does not divide emb_dim=48"),
-        ({"n_head": "4"}, r"n_heads='4': must be a whole number"),
+        ({"n_head": "four"}, r"n_heads='four': must be a whole number"),
         ({"n_layer": 10**12}, r"its config has n_layers=1000000000000"),
         ({"model_type": "llama"}, r"model_type='llama' is not supported; only 'gpt2' and 'nanochat' are"),
         ({"activation_function": ["relu"]}, r"activation_function=\['relu'\] is not supported"),

@@ -674,13 +674,14 @@ def test_what_is_read_is_exported_for_transformers(tmp_path: Path, theirs: GPT2L
 
 
 def test_generate_refuses_other_weights_in_one_line(tmp_path: Path, theirs: GPT2LMHeadModel, script: Callable[..., Any]) -> None:
-    state = prefixed(theirs.state_dict(), "net.") | {f"net.adapter.{number}.weight": torch.ones(2, 2) for number in range(150)}
+    state = prefixed(theirs.state_dict(), "net.") | {f"net.extra.{number}.weight": torch.ones(2, 2) for number in range(150)}
     torch.save({"state_dict": state, "pytorch-lightning_version": "2.4.0"}, tmp_path / "net.ckpt")
     done = script("generate.py", "pretrained=net.ckpt", "n_heads=4", "prompt=Hi")
     assert done.returncode == 2
     assert done.stderr.strip().splitlines() == [
-        "error: net.ckpt does not fit a GPT-2: 150 tensors do not belong to the model (net.adapter.0.weight, net.adapter.1.weight, "
-        "net.adapter.10.weight and 147 more). Nothing was loaded."
+        "error: net.ckpt does not fit a GPT-2: 150 tensors do not belong to the model (net.extra.0.weight, net.extra.1.weight, "
+        "net.extra.10.weight and 147 more). Nothing was loaded. If its output does not depend on them, save its state_dict() "
+        "without them."
     ]
 
 
@@ -858,3 +859,66 @@ def test_settings_of_other_classes_in_a_config_are_not_passed_over(tmp_path: Pat
     message = refusal(tmp_path, n_heads=None)
     assert "hidden_act='relu'" in message
     assert "layer_norm_eps=1e-06" in message
+
+
+LEFT_OUT_WRONGLY: dict[str, tuple[dict[str, Tensor], str]] = {
+    "a scale of the logits": ({"logit_scale": torch.tensor(2.0)}, "does not belong to the model (logit_scale)"),
+    "a norm of the embedding": (
+        {"emb_ln.weight": torch.ones(48), "emb_ln.bias": torch.zeros(48)},
+        "(emb_ln.bias, emb_ln.weight)",
+    ),
+    "a bias by a name of training": ({"train_bias.weight": torch.ones(101, 48)}, "(train_bias.weight)"),
+    "a bias by a name of tests": ({"test_time_bias": torch.ones(101)}, "(test_time_bias)"),
+    "a norm by the name of an average": ({"avg_norm.weight": torch.ones(48)}, "(avg_norm.weight)"),
+    "a reference": ({"ref_bias": torch.ones(101)}, "(ref_bias)"),
+    "types of tokens": ({"token_type.weight": torch.ones(2, 48)}, "(token_type.weight)"),
+    "a scale of the attention": (
+        {"model.transformer.h.0.attn.scale": torch.ones(4)},
+        "does not belong to the model (model.transformer.h.0.attn.scale)",
+    ),
+    "an adapter": ({"model.transformer.h.0.adapter.down.weight": torch.ones(4, 48)}, "it holds adapters, which change"),
+    "IA3": ({"model.transformer.h.0.attn.c_attn.ia3_l.default": torch.ones(144, 1)}, "it holds adapters, which change"),
+    "prompts": ({"prompt_encoder.default.embedding.weight": torch.ones(8, 48)}, "it holds adapters, which change"),
+    "scales of eight bits": ({"model.transformer.h.0.attn.c_attn.weight_scale": torch.ones(144)}, "it holds quantized weights"),
+    "pruning": ({"model.transformer.h.0.attn.c_attn.weight_mask": torch.ones(48, 144)}, "remove the parametrization"),
+}
+
+
+@pytest.mark.parametrize(("extra", "message"), LEFT_OUT_WRONGLY.values(), ids=LEFT_OUT_WRONGLY)
+@pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "pickle"])
+def test_no_tensor_that_changes_the_output_is_left_out(
+    tmp_path: Path, theirs: GPT2LMHeadModel, extra: State, message: str, safe: bool
+) -> None:
+    state = {name: value.clone() for name, value in prefixed(theirs.state_dict(), "model.").items()} | extra
+    (save_file if safe else torch.save)(state, tmp_path / "x")  # type: ignore[operator]
+    assert message in refusal(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"n_averaged": torch.tensor(5), "num_updates": torch.tensor(5), "seen": torch.tensor([5, 6])},
+        {"model_ema.transformerwteweight": torch.ones(101, 48), "model_ema.decay": torch.tensor(0.9)},
+        {"train_acc.tp": torch.tensor(5.0), "val_perplexity.total": torch.ones(1), "dummy_param": torch.empty(0)},
+    ],
+    ids=["counters", "an average without dots", "metrics"],
+)
+def test_counters_averages_and_metrics_are_left_out(tmp_path: Path, theirs: GPT2LMHeadModel, extra: State) -> None:
+    torch.save({"state_dict": prefixed(theirs.state_dict(), "model.") | extra}, tmp_path / "x.ckpt")
+    assert same(load_pretrained(tmp_path / "x.ckpt", n_heads=4), theirs)
+
+
+def test_one_of_two_models_under_keys_without_a_meaning_is_not_guessed(tmp_path: Path, theirs: GPT2LMHeadModel) -> None:
+    state, other = theirs.state_dict(), hugging_face(n_head=2).state_dict()
+    other = {name: value + 1 for name, value in other.items()}
+    for content in ({"generator": state, "discriminator": other}, {"models": [state, other]}):
+        torch.save(content, tmp_path / "x.pt")
+        assert "holds 2 models (" in refusal(tmp_path / "x.pt")
+    for content in ({"best": state, "last": dict(state)}, {"other": other, "model": state}, {"ema": other, "net_g": state}):
+        torch.save(content, tmp_path / "x.pt")
+        assert same(load_pretrained(tmp_path / "x.pt", n_heads=4), theirs)
+
+
+def test_a_model_without_learned_positions_is_named(tmp_path: Path, theirs: GPT2LMHeadModel) -> None:
+    torch.save({name: value for name, value in theirs.state_dict().items() if "wpe" not in name}, tmp_path / "x.pt")
+    assert "it has a token embedding (transformer.wte.weight), but no position embedding" in refusal(tmp_path / "x.pt")
