@@ -15,6 +15,7 @@ from gpt_pretrain.system.streams import prepare_streams
 # Each command is the function COMMAND_command in the module gpt_pretrain.commands.COMMAND.
 COMMANDS = {
     "prepare": "turn text files or a dataset into token shards",
+    "tokenizer": "train a vocabulary on text files or a dataset",
     "export": "export a model as a folder that transformers opens",
     "report": "write report.html for a run or a sweep",
     "compare": "plot the losses of several runs and print how their settings differ",

@@ -1,4 +1,4 @@
-"""The settings of the commands `gpt-pretrain prepare`, `export`, `report` and `compare`, as typed dataclasses.
+"""The settings of the commands `gpt-pretrain prepare`, `tokenizer`, `export`, `report` and `compare`, as typed dataclasses.
 
 The help texts of the commands explain them: they are the docstrings of the modules in commands/.
 """
@@ -21,8 +21,8 @@ class ExportSettings:
 
 
 @dataclass
-class PrepareSettings:
-    """All settings of `gpt-pretrain prepare`."""
+class InputSettings:
+    """The settings of all commands that read a corpus of text."""
 
     out: str = MISSING  # folder to write
     inputs: list[str] = field(default_factory=list)  # files, directories and globs
@@ -32,12 +32,28 @@ class PrepareSettings:
     text_field: str = "text"  # field or column that holds the text
     as_text: bool = False  # read tables, JSON and HTML as plain text
     document_separator: str | None = None  # between documents of a text file; null: each file is one document
+    max_rejected: float = 0.001  # largest fraction of unusable records
+    val_fraction: float = 0.01  # fraction of the documents for validation
+
+
+@dataclass
+class VocabularySettings(InputSettings):
+    """All settings of `gpt-pretrain tokenizer`."""
+
+    vocab_size: int = 4096  # tokens, with the 256 bytes and the special tokens
+    pattern: str = "cl100k"  # how a text is divided into words: as by cl100k_base, or by gpt2
+    special_tokens: str = ""  # names of further special tokens, separated by commas
+    sample_bytes: int = 50_000_000  # text to train on, in bytes
+
+
+@dataclass
+class PrepareSettings(InputSettings):
+    """All settings of `gpt-pretrain prepare`."""
+
     tokenizer: str = "gpt2"  # gpt2, byte, an encoding of tiktoken, a folder or file with a vocabulary, or a hub model
     shard_tokens: int = 100_000_000  # maximum number of tokens per shard
-    val_fraction: float = 0.01  # fraction of the documents for validation
     val_tokens: int | None = None  # minimum number of tokens for validation, instead of val_fraction
     dedup: str = "none"  # none; exact: drop repeated documents
-    max_rejected: float = 0.001  # largest fraction of unusable records
     max_failed_files: int = 0  # files that may fail before their end; their text is missing then
     workers: int | None = None  # worker processes, per task with an executor; null: one per core
     executor: str | None = None  # datatrove's executor: local, slurm or ray; null: this process and its workers

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
 
-from gpt_pretrain.config.command_schema import PrepareSettings
+from gpt_pretrain.config.command_schema import InputSettings, PrepareSettings, VocabularySettings
 from gpt_pretrain.config.schema import GenerateSettings, ModelSettings, SamplerSettings, TrainSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.config import SamplerConfig
@@ -41,6 +41,12 @@ def at_least(least: float, unit: str = "", *, null: str | None = None) -> tuple[
     requirement = f"must be at least {least:g}{unit and ' ' + unit}" + ("" if null is None else f", or null for {null}")
     return lambda value: null is not None if value is None else least <= value < INFINITY, requirement
 
+
+# A null stands for the default size, where it is allowed.
+VOCABULARY_SIZE: tuple[Test, str] = (
+    lambda size: size is None or 257 <= size <= 1_000_000,
+    "must be between 257 tokens, which are the 256 bytes and the end of text, and 1000000",
+)
 
 TRAIN_RULES: list[Rule] = [
     ("seed", lambda seed: 0 <= seed < 2**32, "must be between 0 and 4294967295"),
@@ -152,11 +158,16 @@ GENERATE_RULES: list[Rule] = [
     ("n_heads", *at_least(1, "attention head", null="the heads that the weights name")),
 ]
 
-PREPARE_RULES: list[Rule] = [
+INPUT_RULES: list[Rule] = [
     ("text_field", lambda name: name != "", "must name the field that holds the text, such as text"),
     ("document_separator", lambda text: text != "", "must have at least one character, or be null for one document per file"),
-    ("shard_tokens", *at_least(1, "token")),
     ("val_fraction", lambda share: 0 <= share < 1, "must be at least 0 and below 1"),
+    ("max_rejected", lambda share: 0 <= share <= 1, "must be between 0 and 1; 0.001 allows one record in a thousand"),
+]
+
+PREPARE_RULES: list[Rule] = [
+    *INPUT_RULES,
+    ("shard_tokens", *at_least(1, "token")),
     ("val_tokens", *at_least(1, "token", null="val_fraction")),
     ("dedup", *one_of("none", "exact")),
     (
@@ -164,10 +175,17 @@ PREPARE_RULES: list[Rule] = [
         lambda count: count >= 0,
         "must be at least 0; 0 stops at the first damaged file",
     ),
-    ("max_rejected", lambda share: 0 <= share <= 1, "must be between 0 and 1; 0.001 allows one record in a thousand"),
     ("workers", *at_least(1, "process", null="one process per core")),
     ("executor", *one_of(None, "local", "slurm", "ray")),
     ("tasks", *at_least(1, "task", null="one task per file")),
+]
+
+
+VOCABULARY_RULES: list[Rule] = [
+    *INPUT_RULES,
+    ("vocab_size", *VOCABULARY_SIZE),
+    ("pattern", *one_of("cl100k", "gpt2")),
+    ("sample_bytes", *at_least(1_000_000, "bytes")),
 ]
 
 
@@ -210,8 +228,8 @@ def generate_problems(settings: GenerateSettings) -> list[str]:
 def prepare_problems(settings: PrepareSettings) -> list[str]:
     """List the problems of the settings of gpt-pretrain prepare."""
     problems = _broken_rules(settings, PREPARE_RULES)
-    if not settings.inputs and settings.dataset is None and not settings.report:
-        problems.append("There is no input. Give files, directories or globs, or dataset=NAME; --help explains the settings.")
+    if not settings.report:
+        problems += _no_input_problems(settings)
     if settings.inputs and settings.dataset is not None:
         problems.append("Files and dataset= cannot be combined. Prepare one corpus from each.")
     if settings.executor is not None and settings.dataset is not None:
@@ -219,6 +237,20 @@ def prepare_problems(settings: PrepareSettings) -> list[str]:
     if settings.executor == "slurm" and settings.slurm_partition is None:
         problems.append("executor=slurm needs the partition to use. Add slurm_partition=NAME.")
     return problems
+
+
+def vocabulary_problems(settings: VocabularySettings) -> list[str]:
+    """List the problems of the settings of gpt-pretrain tokenizer."""
+    problems = _broken_rules(settings, VOCABULARY_RULES) + _no_input_problems(settings)
+    if settings.inputs and settings.dataset is not None:
+        problems.append("Files and dataset= cannot be combined. Save the dataset as files first.")
+    return problems
+
+
+def _no_input_problems(settings: InputSettings) -> list[str]:
+    if settings.inputs or settings.dataset is not None:
+        return []
+    return ["There is no input. Give files, directories or globs, or dataset=NAME; --help explains the settings."]
 
 
 def _model_problems(model: ModelSettings) -> list[str]:

@@ -55,7 +55,8 @@ class PreparationProgress:
         started, text_bytes, tokens = self._start
         seconds = max(now - started, 1e-9)
         megabytes_per_second = (counts.text_bytes - text_bytes) / 1e6 / seconds
-        rate = f"{megabytes_per_second:.1f} MB/s  {(counts.tokens - tokens) / seconds:,.0f} tokens/s"
+        encoded = counts.tokens - tokens
+        rate = f"{megabytes_per_second:.1f} MB/s" + (f"  {encoded / seconds:,.0f} tokens/s" if encoded else "")
         done = f"{counts.records - counts.rejected - counts.empty:,}"
         self._update(completed=bytes_read, done=done, rate=f"{rate} ")
         if self._bar is None and now - self._printed >= SECONDS_BETWEEN_LINES:

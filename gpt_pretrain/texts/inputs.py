@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt_pretrain.config.command_schema import PrepareSettings
+from gpt_pretrain.config.command_schema import InputSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.file_kinds import REFUSED, FileKind
@@ -95,7 +95,7 @@ class CorpusInputs:
         return sum(file.size for file in self.files) if self.dataset is None else None
 
 
-def find_inputs(settings: PrepareSettings, *, out: Path) -> CorpusInputs:
+def find_inputs(settings: InputSettings, *, out: Path) -> CorpusInputs:
     """Find the inputs that the settings name.
 
     Raises:

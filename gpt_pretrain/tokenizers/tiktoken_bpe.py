@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,8 @@ GPT2_SHA256 = {
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
 }
+# Source: tiktoken_ext/openai_public.py; the cache of tiktoken/load.py names a file after the SHA-1 of its URL.
+RANKS_URL = "https://openaipublic.blob.core.windows.net/encodings/{}.tiktoken"
 
 
 class TiktokenTokenizer:
@@ -77,6 +80,15 @@ def load_tiktoken(name: str) -> TiktokenTokenizer:
             f"tokenizer.name={name}: tiktoken cannot download this encoding ({type(error).__name__}). Connect to the network "
             "once, or set TIKTOKEN_CACHE_DIR to a folder that has the encoding. gpt2 and byte need no network."
         ) from error
+
+
+def is_installed(name: str) -> bool:
+    """Return whether one of tiktoken's encodings can be loaded without a network."""
+    if name == "gpt2":
+        return True
+    folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))
+    cache = Path(tempfile.gettempdir()) / "data-gym-cache" if folder is None else Path(folder)
+    return folder != "" and (cache / hashlib.sha1(RANKS_URL.format(name).encode()).hexdigest()).is_file()
 
 
 def gpt2_vocabulary() -> dict[str, int]:

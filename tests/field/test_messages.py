@@ -22,6 +22,8 @@ SHARDS = (*TRAIN, "data=shards", "tokenizer=byte")
 TEXT = (*TRAIN, "data=text", "tokenizer=byte")
 COMPARE = ("-m", "gpt_pretrain", "compare")
 
+VOCABULARY = ("-m", "gpt_pretrain", "tokenizer")
+
 # Name of a case: the command, and what its message says.
 CASES = {
     "compare_nothing": ((*COMPARE,), "0 runs given, but a comparison needs at least two."),
@@ -30,6 +32,28 @@ CASES = {
     "files_and_dataset": (
         (*PREPARE, "text.txt", "dataset=name"),
         "Files and dataset= cannot be combined. Prepare one corpus from",
+    ),
+    "vocabulary_of_nothing": ((*VOCABULARY, "out=own"), "There is no input. Give files, directories or globs, or dataset=NAME"),
+    "vocabulary_of_gone_files": (
+        (*VOCABULARY, "out=own", "gone.txt"),
+        "gone.txt: no such file, directory, glob match or setting.",
+    ),
+    "vocabulary_too_small": (
+        (*VOCABULARY, "out=own", "text.txt", "vocab_size=100"),
+        "vocab_size=100: must be between 257 tokens",
+    ),
+    "vocabulary_without_room": (
+        (*VOCABULARY, "out=own", "text.txt", "vocab_size=257", "special_tokens=<|user|>"),
+        "vocab_size=257 must be at least 258: 256 bytes and the special tokens.",
+    ),
+    "vocabulary_in_a_file": (
+        (*VOCABULARY, "out=text.txt", "text.txt"),
+        "out=text.txt is a file. Choose a folder for the vocabulary.",
+    ),
+    "vocabulary_of_a_cut_archive": ((*VOCABULARY, "out=own", "cut.tar"), "Replace it or leave it out."),
+    "vocabulary_of_numbers": (
+        (*VOCABULARY, "out=own", "numbers.jsonl"),
+        "3 of 3 records cannot be used, more than max_rejected=0.001",
     ),
     "locked_zip": ((*PREPARE, "locked.zip"), "a.txt is encrypted; unpack the archive first"),
     "rare_zip": ((*PREPARE, "rare.zip"), "a.txt is compressed with a rare method; unpack the archive first"),

@@ -1,0 +1,195 @@
+"""Train a vocabulary on a corpus: read it as a stream, keep a sample of it, train on the sample, and write the folder last."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from gpt_pretrain.config.command_schema import VocabularySettings
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.prepare.encoding import describe_rejected, too_many_rejected
+from gpt_pretrain.prepare.progress import PreparationProgress
+from gpt_pretrain.prepare.segments import RecordCounts
+from gpt_pretrain.prepare.vocabulary_report import describe_vocabulary
+from gpt_pretrain.system.environment import user_path
+from gpt_pretrain.system.files import replacing
+from gpt_pretrain.system.formatting import format_count, format_duration, format_si
+from gpt_pretrain.system.terminal import print_escaped
+from gpt_pretrain.texts.chunks import Chunk, ReadPosition, RejectedRecord
+from gpt_pretrain.texts.inputs import find_inputs
+from gpt_pretrain.texts.reading import read_inputs
+from gpt_pretrain.texts.records import InvalidRecordError, chunk_records, record_text
+from gpt_pretrain.texts.sampling import HASHES, TextSample, cut_pieces, hash_piece
+from gpt_pretrain.tokenizers.base import END_OF_TEXT
+from gpt_pretrain.tokenizers.bpe_training import train_bpe
+from gpt_pretrain.tokenizers.byte import ByteTokenizer
+from gpt_pretrain.tokenizers.saving import TOKENIZER_FILES, tokenizer_files
+from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer
+
+HELD_OUT_SHARE = 10  # The held-out sample has at most this fraction of the size of the other one.
+N_EXAMPLES = 3
+
+
+def train_vocabulary(settings: VocabularySettings) -> None:
+    """Train a vocabulary as the settings describe, write it and print a report.
+
+    Raises:
+        UserError: If an input is missing or cannot be read, or the folder holds other files.
+    """
+    folder = user_path(settings.out)
+    _check_folder(folder, settings)
+    training, held_out = _read_samples(settings, folder)
+    _print_progress(
+        f"Training {format_count(settings.vocab_size, 'token')} on {format_si(training.n_bytes, 'B')} of text"
+        f"{'' if training.is_complete else ', the pieces with the smallest hashes (sample_bytes=)'} ..."
+    )
+    start = time.monotonic()
+    tokenizer = _train(settings, training, folder)
+    _print_progress(f"Trained in {format_duration(time.monotonic() - start)}.")
+    _write(tokenizer, folder)
+    if tokenizer.vocab_size < settings.vocab_size:
+        missing = (
+            f"vocab_size={settings.vocab_size} is more than this text has: the vocabulary has {tokenizer.vocab_size:,} tokens."
+        )
+        print_escaped(f"warning: {missing}", file=sys.stderr)
+    print_escaped("\n".join(describe_vocabulary(tokenizer, training, held_out)))
+    print_escaped(f"The vocabulary is complete: {folder}. To use it: tokenizer={settings.out}")
+
+
+def _check_folder(folder: Path, settings: VocabularySettings) -> None:
+    """Check that a folder is free for a vocabulary.
+
+    Raises:
+        UserError: If it is a file, or holds anything but an earlier vocabulary.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"out={settings.out} is a file. Choose a folder for the vocabulary.")
+    if folder.resolve() == Path.cwd():
+        raise UserError(f"out={settings.out} is the current directory. A vocabulary needs a folder of its own.")
+    others = sorted(path.name for path in folder.iterdir() if path.name not in TOKENIZER_FILES) if folder.is_dir() else []
+    if others:
+        raise UserError(
+            f"out={settings.out} holds {', '.join(others[:3])}{' and more' * (len(others) > 3)}. A vocabulary needs a folder of "
+            "its own. Choose another one."
+        )
+
+
+def _read_samples(settings: VocabularySettings, folder: Path) -> tuple[TextSample, TextSample]:
+    """Read the corpus, and return the samples to train on and to measure on; the second may be empty.
+
+    Raises:
+        UserError: If the corpus is empty, or too much of it cannot be read.
+    """
+    inputs, counts = find_inputs(settings, out=folder), RecordCounts()
+    training, held_out = TextSample(settings.sample_bytes), TextSample(max(settings.sample_bytes // HELD_OUT_SHARE, 1))
+    threshold, rejected = int(settings.val_fraction * HASHES), list[RejectedRecord]()
+    with PreparationProgress(inputs.size) as progress:
+        progress.start_encoding(counts)
+        for chunk in read_inputs(inputs, ByteTokenizer(), start=ReadPosition()):
+            for text in _chunk_texts(chunk, settings.text_field, counts, rejected):
+                for piece in cut_pieces(text):
+                    data = piece.encode()
+                    counts.text_bytes += len(data)
+                    number = hash_piece(data)
+                    (held_out if number < threshold else training).add(data, number)
+            progress.update_encoding(counts, bytes_read=chunk.bytes_read)
+            _check_rejected(rejected, counts, settings, at_end=False)
+    _check_rejected(rejected, counts, settings, at_end=True)
+    if not held_out.n_bytes and threshold and (smallest := training.take_smallest()) is not None:
+        held_out.add(*smallest)
+    if not training.n_bytes:
+        raise UserError("The corpus is empty: the inputs contain no text to train on.")
+    return training, held_out
+
+
+def _chunk_texts(chunk: Chunk, text_field: str, counts: RecordCounts, rejected: list[RejectedRecord]) -> Iterator[str]:
+    """Yield the documents of a chunk, or the part of one that it is; those without text are left out."""
+    for text in _raw_texts(chunk, text_field, counts, rejected):
+        for document in text.split(END_OF_TEXT):
+            if document and not document.isspace():
+                yield document
+
+
+def _raw_texts(chunk: Chunk, text_field: str, counts: RecordCounts, rejected: list[RejectedRecord]) -> Iterator[str]:
+    if isinstance(chunk.content, RejectedRecord):
+        _reject(chunk.content, counts, rejected)
+    elif isinstance(chunk.content, str):
+        counts.records += chunk.ends
+        yield chunk.content
+    else:
+        for number, record in chunk_records(chunk):
+            counts.records += 1
+            try:
+                text = record_text(record, text_field, is_json=isinstance(chunk.content, bytes))
+                text.encode()
+            except InvalidRecordError as error:
+                _reject(RejectedRecord(chunk.file, number, *error.args), counts, rejected)
+            except UnicodeEncodeError as error:
+                detail = f"half a surrogate pair at character {error.start}"
+                _reject(RejectedRecord(chunk.file, number, "not UTF-8", detail), counts, rejected)
+            else:
+                yield text
+
+
+def _reject(record: RejectedRecord, counts: RecordCounts, rejected: list[RejectedRecord]) -> None:
+    """Count a record that cannot be used, and keep the first ones.
+
+    Raises:
+        UserError: If it stands for the rest of a file.
+    """
+    if record.fails_file:
+        raise UserError(
+            f"A file cannot be read to its end: {describe_rejected(dataclasses.asdict(record))}. Replace it or leave it out."
+        )
+    counts.by_reason[record.reason] = counts.by_reason.get(record.reason, 0) + 1
+    if len(rejected) < N_EXAMPLES:
+        rejected.append(record)
+
+
+def _check_rejected(
+    rejected: Iterable[RejectedRecord], counts: RecordCounts, settings: VocabularySettings, *, at_end: bool
+) -> None:
+    """Check that few records cannot be used, and say at the end how many are left out.
+
+    Raises:
+        UserError: If there are too many.
+    """
+    first = "; ".join(describe_rejected(dataclasses.asdict(record)) for record in rejected)
+    if too_many_rejected(counts, settings.max_rejected, at_end=at_end):
+        raise UserError(
+            f"{counts.rejected:,} of {format_count(counts.records, 'record')} cannot be used, more than "
+            f"max_rejected={settings.max_rejected:g} allows. First: {first}. Correct them, set text_field= to the field that "
+            "contains the text, or raise max_rejected=."
+        )
+    if at_end and counts.rejected:
+        _print_progress(f"Left out: {format_count(counts.rejected, 'unusable record')}. First: {first}.")
+
+
+def _train(settings: VocabularySettings, sample: TextSample, folder: Path) -> VocabularyTokenizer:
+    specials = [name for name in map(str.strip, settings.special_tokens.split(",")) if name]
+    return train_bpe(
+        sample.texts(), settings.vocab_size, label=folder.resolve().name, pattern=settings.pattern, special_tokens=specials
+    )
+
+
+def _write(tokenizer: VocabularyTokenizer, folder: Path) -> None:
+    """Write the files of a vocabulary; the folder appears complete or not at all.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(folder) as scratch:
+            scratch.mkdir()
+            for name, content in tokenizer_files(tokenizer).items():
+                (scratch / name).write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror or error}. Choose another folder with out=.") from error
+
+
+def _print_progress(text: str) -> None:
+    print_escaped(text, file=sys.stderr)

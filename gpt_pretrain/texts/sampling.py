@@ -1,0 +1,81 @@
+"""Choose a sample of a corpus by the hashes of its pieces: the same pieces in whatever order the files are read."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Iterator
+
+SAMPLE_BYTES = 50_000_000  # The sample that a vocabulary is trained on, unless a setting says otherwise.
+PIECE_CHARACTERS = 1 << 16
+HASHES = 1 << 128
+
+
+class TextSample:
+    """The pieces with the smallest hashes, as many as fit into a size. Memory holds these alone.
+
+    Args:
+        max_bytes: The size, in bytes of UTF-8.
+
+    Attributes:
+        n_bytes: Bytes of the pieces in the sample.
+        is_complete: Whether no piece has been left out.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.n_bytes = 0
+        self._pieces: list[tuple[int, bytes]] = []  # a heap, the largest hash first
+        self._limit = HASHES  # a piece with this hash or a larger one has been left out
+
+    @property
+    def is_complete(self) -> bool:
+        return self._limit == HASHES
+
+    def add(self, data: bytes, number: int) -> None:
+        """Add a piece, unless the pieces with smaller hashes fill the sample.
+
+        Args:
+            number: The hash of the piece, from `hash_piece`.
+        """
+        if number >= self._limit:
+            return
+        heapq.heappush(self._pieces, (-number, data))
+        self.n_bytes += len(data)
+        while self.n_bytes > self.max_bytes:
+            negative, left_out = heapq.heappop(self._pieces)
+            self.n_bytes -= len(left_out)
+            self._limit = -negative
+
+    def take_smallest(self) -> tuple[bytes, int] | None:
+        """Remove the piece with the smallest hash and return it with its hash; None if it would be the last one."""
+        if len(set(self._pieces)) < 2:
+            return None
+        negative, data = smallest = max(self._pieces)
+        self._pieces = [piece for piece in self._pieces if piece != smallest]
+        heapq.heapify(self._pieces)
+        self.n_bytes = sum(len(piece) for _, piece in self._pieces)
+        return data, -negative
+
+    def texts(self) -> Iterator[str]:
+        """Yield the pieces in the order of their hashes."""
+        for _, data in sorted(self._pieces, reverse=True):
+            yield data.decode()
+
+
+def cut_pieces(text: str) -> Iterator[str]:
+    """Cut a text into pieces of at most PIECE_CHARACTERS, after a line or a word where there is one."""
+    start = 0
+    while len(text) - start > PIECE_CHARACTERS:
+        end = start + PIECE_CHARACTERS
+        cut = max(text.rfind("\n", start, end) + 1, 0) or text.rfind(" ", start + 1, end)
+        end = cut if cut > start else end
+        yield text[start:end]
+        start = end
+    if start < len(text):
+        yield text[start:]
+
+
+def hash_piece(data: bytes) -> int:
+    """Return the hash of a piece as a number below HASHES; that of a whole document decides where `prepare` puts it."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=16).digest(), "big")

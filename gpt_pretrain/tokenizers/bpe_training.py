@@ -1,0 +1,106 @@
+"""Train a byte-level byte-pair encoding on texts. The same texts in any order, on any number of threads, give the same tokens.
+
+The package rustbpe counts the words and merges the pairs. Equal counts are decided by the ids of a pair, so neither the order of
+the texts nor that of its hash tables shows in the result.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+
+from tiktoken_ext import openai_public
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.tokenizers import bpe_worker
+from gpt_pretrain.tokenizers.base import END_OF_TEXT
+from gpt_pretrain.tokenizers.ranks import CL100K_PATTERN, ranks_to_fields
+from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer
+
+TRAINED_NAME = "bpe"  # tokenizer=bpe stands for a vocabulary that is still to be trained
+PATTERNS = {"cl100k": CL100K_PATTERN, "gpt2": openai_public.r50k_pat_str}
+DEFAULT_PATTERN = "cl100k"
+TRAINING_RULES = 1  # Increase it when the same texts get other tokens than before.
+N_BYTES = 256
+# A run of the same kind of characters is cut here, since a merge searches the whole word, and a genome is a single one.
+LONGEST_WORD = 256
+LONG_RUN = re.compile(rf"(?:\w{{{LONGEST_WORD}}}|[^\w\s]{{{LONGEST_WORD}}}|\s{{{LONGEST_WORD}}})")
+
+
+def train_bpe(
+    texts: Iterable[str],
+    vocab_size: int,
+    *,
+    label: str = TRAINED_NAME,
+    pattern: str = DEFAULT_PATTERN,
+    special_tokens: Sequence[str] = (),
+) -> VocabularyTokenizer:
+    """Train a tokenizer.
+
+    Special tokens in a text separate it; nothing is learned from them. The end of text is always one of them, and the last token.
+
+    Args:
+        texts: The texts, of at most a few MB each.
+        vocab_size: Number of tokens, with the 256 bytes and the special ones. A short text gives fewer.
+        label: The beginning of the tokenizer's name.
+        pattern: How a text is divided into words, across which no token reaches; a key of PATTERNS.
+        special_tokens: Further special tokens.
+
+    Raises:
+        UserError: If the size is too small, or the training fails.
+    """
+    specials = [*(token for token in dict.fromkeys(special_tokens) if token != END_OF_TEXT), END_OF_TEXT]
+    n_tokens = vocab_size - len(specials)
+    if n_tokens < N_BYTES:
+        raise UserError(f"vocab_size={vocab_size} must be at least {N_BYTES + len(specials)}: 256 bytes and the special tokens.")
+    learned = dict.fromkeys(_learn_tokens(_words_in_reach(texts, specials), n_tokens, PATTERNS[pattern]))
+    ranks = {token: rank for rank, token in enumerate(learned)}
+    ids = {token: len(ranks) + number for number, token in enumerate(specials)}
+    return VocabularyTokenizer(label, ranks_to_fields(ranks, ids, PATTERNS[pattern]), END_OF_TEXT)
+
+
+def _words_in_reach(texts: Iterable[str], specials: Sequence[str]) -> Iterator[str]:
+    """Yield the texts without special tokens, and cut where a word would be very long."""
+    separator = re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))))
+    for text in texts:
+        for part in separator.split(text):
+            start = 0
+            for run in LONG_RUN.finditer(part):
+                yield part[start : run.end()]
+                start = run.end()
+            if start < len(part):
+                yield part[start:]
+
+
+def _learn_tokens(texts: Iterable[str], n_tokens: int, pattern: str) -> list[bytes]:
+    """Train in a process of its own, and return the tokens in the order of their ids.
+
+    Raises:
+        UserError: If the process fails.
+    """
+    command = [sys.executable, "-P", bpe_worker.__file__, str(n_tokens), pattern]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        try:
+            with suppress(BrokenPipeError):  # the process has failed, and says why
+                for text in texts:
+                    bpe_worker.write_frame(process.stdin, text.encode())
+                process.stdin.close()
+            tokens = list(bpe_worker.read_frames(process.stdout))
+            lines = process.stderr.read().decode(errors="replace").strip().splitlines()
+            code = process.wait()
+        finally:
+            process.kill()
+            with suppress(OSError):  # the rest cannot be flushed
+                process.stdin.close()
+    if code in (-signal.SIGINT, -signal.SIGTERM):
+        raise KeyboardInterrupt
+    if code < 0:
+        raise UserError("The training of the vocabulary was killed, probably because memory ran out. Use less text.")
+    if code:
+        raise UserError(f"The vocabulary could not be trained: {lines[-1] if lines else f'exit code {code}'}.")
+    return tokens

@@ -1,0 +1,42 @@
+"""The process that trains a byte-pair encoding, which `bpe_training` starts: texts come in, tokens go out.
+
+It is a process of its own, since the library can be stopped in no other way, and gives its memory back only here. It is run as a
+file and imports nothing of this package, so that it starts quickly wherever the package lies. Texts and tokens are written as
+their length, in four bytes, and their bytes. The arguments are the number of tokens and the pattern.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from typing import BinaryIO
+
+TEXTS_AT_A_TIME = 64  # that the library copies before it counts their words
+
+
+def read_frames(stream: BinaryIO) -> Iterator[bytes]:
+    """Yield what `write_frame` has written."""
+    while header := stream.read(4):
+        yield stream.read(int.from_bytes(header, "little"))
+
+
+def write_frame(stream: BinaryIO, data: bytes) -> None:
+    """Write bytes with their length before them."""
+    stream.write(len(data).to_bytes(4, "little") + data)
+
+
+def main() -> None:
+    """Train on the texts of standard input, and write the tokens to standard output in the order of their ids."""
+    import rustbpe
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python would handle it only after the training
+    trainer = rustbpe.Tokenizer()
+    texts = (data.decode() for data in read_frames(sys.stdin.buffer))
+    trainer.train_from_iterator(texts, int(sys.argv[1]), buffer_size=TEXTS_AT_A_TIME, pattern=sys.argv[2])
+    for token, _ in trainer.get_mergeable_ranks():
+        write_frame(sys.stdout.buffer, bytes(token))
+
+
+if __name__ == "__main__":
+    main()
