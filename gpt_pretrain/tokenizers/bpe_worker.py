@@ -10,23 +10,23 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import IO
 
 TEXTS_AT_A_TIME = 64  # that the library copies before it counts their words
 
 
-def read_frames(stream: BinaryIO) -> Iterator[bytes]:
+def read_frames(stream: IO[bytes]) -> Iterator[bytes]:
     """Yield what `write_frame` has written."""
     while header := stream.read(4):
         yield stream.read(int.from_bytes(header, "little"))
 
 
-def write_frame(stream: BinaryIO, data: bytes) -> None:
+def write_frame(stream: IO[bytes], data: bytes) -> None:
     """Write bytes with their length before them."""
     stream.write(len(data).to_bytes(4, "little") + data)
 
 
-def main() -> None:
+def learn_tokens_of_stdin() -> None:
     """Train on the texts of standard input, and write the tokens to standard output in the order of their ids."""
     import rustbpe
 
@@ -39,4 +39,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    learn_tokens_of_stdin()
