@@ -85,7 +85,8 @@ def _by_signature(head: bytes, suffix: str, *, as_text: bool) -> FileKind | None
     is_text = not _has_controls(head[:512])
     for offset, magic, kind in SIGNATURES:
         if head.startswith(magic, offset):
-            if is_text and _is_word(magic) and not (kind in TEXTUAL and TEXTUAL[kind].match(head)):
+            is_named = suffix[1:] in kind.name.lower().split()
+            if is_text and _is_word(magic) and not is_named and not (kind in TEXTUAL and TEXTUAL[kind].match(head)):
                 continue  # A text that begins with these letters.
             if kind is ZIP:
                 return _zip_kind(head, suffix)

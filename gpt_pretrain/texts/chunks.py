@@ -16,7 +16,15 @@ BATCH = 1 << 20  # Bytes of text that a worker gets in one job.
 FIELD_MISSING = "field missing"  # A reason for rejecting a record that the user gets advice on.
 # Reasons for which a whole file cannot be read to its end. Its loss is not that of a record.
 DAMAGED_ARCHIVE, UNREADABLE, NOT_UTF8_FILE, CUT_OFF = "damaged file", "read error", "not a text in UTF-8", "cut off"
-FILE_FAILURES = (DAMAGED_ARCHIVE, UNREADABLE, NOT_UTF8_FILE, CUT_OFF, "damaged archive")  # the last by earlier versions
+NOTHING_TO_READ = "nothing to read"
+FILE_FAILURES = (
+    DAMAGED_ARCHIVE,
+    UNREADABLE,
+    NOT_UTF8_FILE,
+    CUT_OFF,
+    NOTHING_TO_READ,
+    "damaged archive",
+)  # the last by earlier versions
 
 
 @dataclass(frozen=True)

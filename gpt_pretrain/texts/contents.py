@@ -6,19 +6,20 @@ inside of another file, which cannot be read as a stream.
 
 from __future__ import annotations
 
-import itertools
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from gpt_pretrain.system.encodings import to_utf8
-from gpt_pretrain.system.file_kinds import COMPRESSED, EMPTY, HEAD, PLAIN, FileKind
+from gpt_pretrain.system.file_kinds import COMPRESSED, EMPTY, PARQUET, PLAIN, FileKind
 from gpt_pretrain.system.file_recognition import content_name, recognize
 from gpt_pretrain.texts.archives import is_hidden, read_tar, read_zip
-from gpt_pretrain.texts.decompression import BLOCK, ContentLimit, DamagedArchiveError, decompress, drop_bytes
+from gpt_pretrain.texts.blocks import peek, read_stream
+from gpt_pretrain.texts.decompression import ContentLimit, DamagedArchiveError, NothingToReadError, decompress, drop_bytes
 from gpt_pretrain.texts.left_out import LeftOut
+from gpt_pretrain.texts.missing_text import find_missing_column, find_missing_text
 
 LONGEST_LABEL = 500  # Characters of a member's name that are shown. Each rejected record is listed with the name of its file.
 MAX_LAYERS = 6  # Archives and compressed files inside of one another: a .tar.xz of .xz files with one .tar each has four.
@@ -69,14 +70,9 @@ class Content:
             yield copy
 
 
-def read_stream(stream: BinaryIO, start: int = 0) -> Iterator[bytes]:
-    """Yield the bytes of an open file from an offset on."""
-    stream.seek(start)
-    while block := stream.read(BLOCK):
-        yield block
-
-
-def open_contents(name: str, stream: BinaryIO, *, size: int, left_out: LeftOut, as_text: bool = False) -> Iterator[Content]:
+def open_contents(
+    name: str, stream: BinaryIO, *, size: int, left_out: LeftOut, as_text: bool = False, text_field: str | None = None
+) -> Iterator[Content]:
     """Yield the contents of a file in order. Each must be read before the next is asked for, or it is skipped.
 
     Args:
@@ -85,20 +81,24 @@ def open_contents(name: str, stream: BinaryIO, *, size: int, left_out: LeftOut, 
         size: Of the file in bytes. It limits what its archives may expand to.
         left_out: Collects the members of archives that are not text.
         as_text: See `recognize`.
+        text_field: Members of archives that are JSON or tables without this field are left out; None keeps them.
 
     Raises:
         DamagedArchiveError: If an archive is damaged, contains nothing that can be read, or expands too far.
     """
     limit = ContentLimit(size)
 
-    def expand(name: str, label: str, blocks: Iterator[bytes], stream: BinaryIO | None, layers: int) -> Iterator[Content]:
+    def expand(
+        name: str, label: str, blocks: Iterator[bytes], layers: int, *, stream: BinaryIO | None = None, is_member: bool = False
+    ) -> Iterator[Content]:
         head, blocks = peek(blocks)
         kind = recognize(name, head, as_text=as_text)
         content = Content(label, kind, blocks, stream)
         if layers > MAX_LAYERS:
             raise DamagedArchiveError(f"its archives are nested more than {MAX_LAYERS} levels deep")
         if kind.form in COMPRESSED:
-            yield from expand(content_name(name), label, limit.apply(decompress(blocks, kind.form)), None, layers + 1)
+            inner = limit.apply(decompress(blocks, kind.form))
+            yield from expand(content_name(name), label, inner, layers + 1, is_member=is_member)
         elif kind.form == "tar":
             yield from members(label, read_tar(blocks), layers)
         elif kind.form == "zip":
@@ -107,6 +107,8 @@ def open_contents(name: str, stream: BinaryIO, *, size: int, left_out: LeftOut, 
                 yield from members(label, ((name, limit.apply(blocks)) for name, blocks in found), layers)
         elif kind.form == EMPTY:
             yield Content(label, PLAIN, blocks)
+        elif kind.is_read and is_member and text_field is not None:
+            yield from with_text(name, content, text_field)
         elif kind.is_read:
             yield content
         else:
@@ -115,35 +117,30 @@ def open_contents(name: str, stream: BinaryIO, *, size: int, left_out: LeftOut, 
     def members(label: str, found: Iterable[tuple[str, Iterator[bytes]]], layers: int) -> Iterator[Content]:
         for name, blocks in found:
             if not is_hidden(name):
-                yield from expand(name, f"{label}/{_shorten(name)}", blocks, None, layers + 1)
+                yield from expand(name, f"{label}/{_shorten(name)}", blocks, layers + 1, is_member=True)
+
+    def with_text(name: str, content: Content, text_field: str) -> Iterator[Content]:
+        with content.seekable(ContentLimit(size)) if content.kind.form == PARQUET else nullcontext() as copy:
+            if copy is not None:
+                missing, content = find_missing_column(copy, text_field), replace(content, stream=copy)
+            else:
+                missing, blocks = find_missing_text(name, content.kind, content.bytes_from_start, text_field)
+                content = replace(content, bytes_from_start=blocks)
+            if missing is None:
+                yield content
+            else:
+                left_out.add(missing, content.name)
 
     is_empty = True
-    for content in expand(name, name, read_stream(stream), stream, 0):
+    for content in expand(name, name, read_stream(stream), 0, stream=stream):
         yield content
         is_empty = False
     if is_empty:
-        raise DamagedArchiveError(f"it contains no file that can be read{left_out.described()}")
-
-
-def peek(blocks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
-    """Return the first HEAD bytes, and all bytes; an error in the first ones is raised after them when they are read."""
-    taken, size = list[bytes](), 0
-    try:
-        while size < HEAD and (block := next(blocks, None)) is not None:
-            taken.append(block)
-            size += len(block)
-    except DamagedArchiveError as error:
-        blocks = _raise(error)
-    return b"".join(taken)[:HEAD], itertools.chain(taken, blocks)
+        raise NothingToReadError(f"it contains no file that can be read{left_out.described()}{left_out.advice()}")
 
 
 def _shorten(name: str) -> str:
     return name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL // 2]}...{name[-LONGEST_LABEL // 2 :]}"
-
-
-def _raise(error: Exception) -> Iterator[bytes]:
-    raise error
-    yield b""
 
 
 def _transcode(blocks: Iterator[bytes], encoding: str) -> Iterator[bytes]:

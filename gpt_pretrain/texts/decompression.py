@@ -24,6 +24,10 @@ class DamagedArchiveError(Exception):
     """Raised for an archive that is truncated or cannot be decompressed."""
 
 
+class NothingToReadError(DamagedArchiveError):
+    """Raised for a whole archive that contains no text."""
+
+
 class Decompressor(Protocol):
     """The common interface of decompressors; `decompress` returns all or, with a limit, the next bytes of the content."""
 

@@ -19,7 +19,7 @@ from gpt_pretrain.system.urls import is_url, without_secrets
 from gpt_pretrain.texts.extras import missing_extra
 from gpt_pretrain.texts.finding import match_files
 from gpt_pretrain.texts.left_out import LeftOut
-from gpt_pretrain.texts.recognition import is_record_without_text, is_table_without_text, recognize_file
+from gpt_pretrain.texts.recognition import recognize_file, recognize_without_text
 
 ESCAPES = {"\\n": "\n", "\\t": "\t", "\\r": "\r"}  # In document_separator.
 
@@ -167,10 +167,8 @@ def select_files(
             problems.append(file.kind.refusal(path))
         elif not is_named and not file.kind.is_read:
             left_out.add(file.kind, path)
-        elif not is_named and is_record_without_text(path, file.kind, text_field):
-            left_out.add(FileKind(f"JSON object without a field {text_field}"), path)
-        elif not is_named and is_table_without_text(path, file.kind, text_field):
-            left_out.add(FileKind(f"table without a column {text_field}"), path)
+        elif not is_named and (missing := recognize_without_text(path, file.kind, text_field, as_text=as_text)) is not None:
+            left_out.add(missing, path)
         else:
             files.append(file)
             if file.kind.warning:
@@ -178,7 +176,7 @@ def select_files(
     if files or problems or not any_path:
         left_out.report(name)
     else:
-        problems.append(f"{name}: there is no file that can be read{left_out.described()}.")
+        problems.append(f"{name}: there is no file that can be read{left_out.described()}{left_out.advice()}.")
     return files, problems
 
 

@@ -20,9 +20,11 @@ class LeftOut:
     def __init__(self) -> None:
         self._counts: dict[FileKind, int] = {}
         self._first: dict[FileKind, str] = {}
+        self._advice = ""
 
     def add(self, kind: FileKind, path: str) -> None:
         """Count a file."""
+        self._advice = self._advice or (kind.advice if " without a " in kind.name else "")
         kind = FileKind(kind.name)  # Without its encoding, so that each name is counted once.
         self._counts[kind] = self._counts.get(kind, 0) + 1
         self._first.setdefault(kind, PurePath(path).name)
@@ -35,6 +37,10 @@ class LeftOut:
         ]
         more = ", and other kinds" * (len(self._counts) > SHOWN_KINDS)
         return f": {', '.join(parts)}{more}" if parts else ""
+
+    def advice(self) -> str:
+        """Return how to read JSON or tables that were left out because their text has another name, or nothing."""
+        return f". {self._advice.rstrip('.')}" if self._advice else ""
 
     def report(self, where: str) -> None:
         """Say what was left out of a folder or an archive, if anything was."""

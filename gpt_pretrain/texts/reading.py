@@ -14,19 +14,21 @@ from gpt_pretrain.system.encodings import likely_encoding
 from gpt_pretrain.system.file_kinds import ARRAY, LINES, PARQUET, ROWS, TEXT
 from gpt_pretrain.system.file_recognition import content_name
 from gpt_pretrain.system.line_ends import unify_line_ends, unify_line_ends_in_blocks
+from gpt_pretrain.texts.blocks import peek
 from gpt_pretrain.texts.chunks import (
     BATCH,
     DAMAGED_ARCHIVE,
     LONGEST_RECORD,
     MAX_LINES,
     NOT_UTF8_FILE,
+    NOTHING_TO_READ,
     UNREADABLE,
     Chunk,
     Cursor,
     ReadPosition,
 )
-from gpt_pretrain.texts.contents import Content, open_contents, peek
-from gpt_pretrain.texts.decompression import ContentLimit, DamagedArchiveError, drop_bytes
+from gpt_pretrain.texts.contents import Content, open_contents
+from gpt_pretrain.texts.decompression import ContentLimit, DamagedArchiveError, NothingToReadError, drop_bytes
 from gpt_pretrain.texts.inputs import CorpusInputs, InputFile, check_unchanged
 from gpt_pretrain.texts.json_values import split_values
 from gpt_pretrain.texts.left_out import LeftOut
@@ -142,7 +144,9 @@ def _read_file(
     left_out = LeftOut()
     with open(file.path, "rb") as stream:
         cursor = Cursor(file.path, start, bytes_read=lambda: bytes_before + stream.tell())
-        contents = open_contents(file.path, stream, size=file.size, left_out=left_out, as_text=inputs.as_text)
+        contents = open_contents(
+            file.path, stream, size=file.size, left_out=left_out, as_text=inputs.as_text, text_field=inputs.text_field
+        )
         try:
             for number, content in enumerate(contents):
                 if number < start.member:
@@ -157,7 +161,7 @@ def _read_file(
                     yield from read_records(content, file, cursor, inputs)
                 cursor.file = file.path
         except DamagedArchiveError as error:
-            yield cursor.reject(DAMAGED_ARCHIVE, str(error))
+            yield cursor.reject(NOTHING_TO_READ if isinstance(error, NothingToReadError) else DAMAGED_ARCHIVE, str(error))
         except OSError as error:
             yield cursor.reject(UNREADABLE, error.strerror or str(error))
     left_out.report(file.path)
@@ -174,7 +178,7 @@ def read_records(content: Content, file: InputFile, cursor: Cursor, inputs: Corp
         UserError: If a table has no such column.
     """
     form = content.kind.form
-    if form == PARQUET and content.stream is not None:
+    if form == PARQUET and content.name == file.path and content.stream is not None:
         yield from read_parquet(file.path, cursor, inputs.text_field, size=file.size)
     elif form == PARQUET:
         with content.seekable(ContentLimit(file.size)) as copy:

@@ -7,16 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.encodings import to_utf8
-from gpt_pretrain.system.file_kinds import COMPRESSED, HEAD, LINES, OBJECTS, ROWS, FileKind
+from gpt_pretrain.system.file_kinds import ARRAY, COMPRESSED, HEAD, LINES, OBJECTS, PARQUET, ROWS, FileKind
 from gpt_pretrain.system.file_recognition import content_name, recognize
-from gpt_pretrain.system.reading import DamagedFileError, open_regular, parse_json_value, read_bytes
-from gpt_pretrain.texts.contents import peek, read_stream
-from gpt_pretrain.texts.decompression import DamagedArchiveError, decompress
-from gpt_pretrain.texts.records import InvalidRecordError, find_field
-from gpt_pretrain.texts.rows import read_columns
+from gpt_pretrain.system.reading import open_regular
+from gpt_pretrain.texts.blocks import peek
+from gpt_pretrain.texts.contents import open_contents
+from gpt_pretrain.texts.decompression import ContentLimit, DamagedArchiveError, decompress
+from gpt_pretrain.texts.left_out import LeftOut
+from gpt_pretrain.texts.missing_text import find_missing_column, find_missing_text
 
-LARGEST_OBJECT = 1 << 22  # Bytes of a JSON object that is looked into.
 MAX_LAYERS = 3  # Compressed files inside of one another that are looked into.
 
 
@@ -46,27 +45,25 @@ def recognize_file(path: str, *, as_text: bool = False) -> FileKind:
     return replace(outer, warning=kind.warning, content=kind.form) if kind.is_read else kind
 
 
-def is_record_without_text(path: str, kind: FileKind, text_field: str) -> bool:
-    """Return whether a file is a single JSON object without the field, such as settings or a notebook beside texts."""
-    is_lines = path.lower().endswith((".jsonl", ".ndjson", ".jsonlines"))
-    if kind.form not in (LINES, OBJECTS) or is_lines or os.path.getsize(path) > LARGEST_OBJECT:
-        return False
-    try:
-        value = parse_json_value(read_bytes(Path(path)))
-        find_field(value, text_field)
-    except (DamagedFileError, OSError):
-        return False
-    except InvalidRecordError:
-        return isinstance(value, dict)
-    return False
+def recognize_without_text(path: str, kind: FileKind, text_field: str, *, as_text: bool = False) -> FileKind | None:
+    """Return what a file of JSON or a table is called if it has no text, such as settings or a list of the texts beside it.
 
-
-def is_table_without_text(path: str, kind: FileKind, text_field: str) -> bool:
-    """Return whether a file is a table in CSV without the column, such as a list of the texts beside it."""
-    if kind.form != ROWS:
-        return False
+    Args:
+        kind: Its kind.
+        as_text: See `recognize`.
+    """
+    form = kind.content or kind.form
+    if form not in (LINES, ARRAY, OBJECTS, ROWS, PARQUET):
+        return None
     try:
         with open_regular(Path(path)) as stream:
-            return text_field not in read_columns(to_utf8(read_stream(stream), kind.encoding.name))
-    except (OSError, UnicodeDecodeError, DamagedArchiveError):
-        return False
+            size = os.path.getsize(path)
+            contents = open_contents(path, stream, size=size, left_out=LeftOut(), as_text=as_text)
+            content = next(contents)
+            if form != PARQUET:
+                name = content_name(path) if kind.content else path
+                return find_missing_text(name, content.kind, content.bytes_from_start, text_field)[0]
+            with content.seekable(ContentLimit(size)) as table:
+                return find_missing_column(table, text_field)
+    except (OSError, UserError, DamagedArchiveError):
+        return None  # The reader says what is wrong with it.

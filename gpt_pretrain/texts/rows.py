@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.file_kinds import HEAD
+from gpt_pretrain.texts.blocks import peek
 from gpt_pretrain.texts.chunks import BATCH, LONGEST_RECORD, Chunk, Cursor
-from gpt_pretrain.texts.contents import peek
 from gpt_pretrain.texts.decompression import DamagedArchiveError
 
 Quoting = Literal[0, 3]  # csv.QUOTE_MINIMAL or csv.QUOTE_NONE

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.texts.chunks import BATCH, DAMAGED_ARCHIVE, LONGEST_RECORD, Chunk, Cursor, ReadPosition
+from gpt_pretrain.texts.columns import check_column, find_column
 from gpt_pretrain.texts.dataset_files import SAVED, check_is_text, check_saved_dataset
 from gpt_pretrain.texts.dataset_guard import check_reader, own_files_only
 from gpt_pretrain.texts.decompression import MAX_EXPANSION, DamagedArchiveError, max_content
@@ -41,7 +42,7 @@ def read_parquet(source: str | BinaryIO, cursor: Cursor, text_field: str, *, siz
     left = max_content(size)
     try:
         with pq.ParquetFile(source, buffer_size=BATCH, pre_buffer=False) as table:
-            fields = _find_column(text_field, table.schema_arrow, cursor.file)
+            fields = find_column(text_field, table.schema_arrow, cursor.file)
             n_rows, group_start = table.metadata.num_rows, 0
             for number in range(table.num_row_groups):
                 group = table.metadata.row_group(number)
@@ -114,33 +115,6 @@ def _page_size(header: bytes) -> int:
     return numbers[1]
 
 
-def _find_column(text_field: str, schema: Any, name: str) -> list[str]:
-    """Return the column of a field and the fields of structs that lead to it from there.
-
-    Raises:
-        UserError: If there is no such column.
-    """
-    if text_field in schema.names:
-        return [text_field]
-    parts, found = text_field.split("."), schema
-    for part in parts:
-        names = [field.name for field in found]
-        if part not in names:
-            _check_column(text_field, _paths(schema), name)
-        found = found.field(part).type
-        found = found if hasattr(found, "num_fields") and str(found).startswith("struct") else []
-    return parts
-
-
-def _paths(fields: Any, prefix: str = "") -> list[str]:
-    """Return the names of columns, and those of the fields in structs."""
-    paths = list[str]()
-    for field in fields:
-        is_struct = str(field.type).startswith("struct")
-        paths += _paths(field.type, f"{prefix}{field.name}.") if is_struct else [f"{prefix}{field.name}"]
-    return paths
-
-
 def _select(batch: Any, fields: list[str]) -> Any:
     """Return a column, or the field of structs in it; null where a struct is null."""
     column = batch.column(0)
@@ -173,7 +147,7 @@ def read_dataset(dataset: StreamedDataset, text_field: str, *, start: ReadPositi
             records = _open_dataset(dataset)
             # Without known features, datasets decodes nothing: it hands over what the files hold.
             if records.features is not None:
-                _check_column(text_field, list(records.features), f"dataset={dataset.name}")
+                check_column(text_field, list(records.features), f"dataset={dataset.name}")
                 check_is_text(text_field, records.features, dataset.name)
                 records = records.select_columns([text_field]).decode(False)
             for batch in records.skip(start.record).iter(batch_size=64):
@@ -207,11 +181,6 @@ def _open_dataset(dataset: StreamedDataset) -> Any:
             )
         saved = saved[dataset.split]
     return saved.with_format(None).to_iterable_dataset()  # A saved format may turn text into tensors.
-
-
-def _check_column(text_field: str, columns: list[str], name: str) -> None:
-    if text_field not in columns:
-        raise UserError(f"{name} has no column {text_field}. Choose one with text_field=: {', '.join(columns)}.")
 
 
 def _chunk_values(values: list[Any], cursor: Cursor) -> Iterator[Chunk]:

@@ -19,7 +19,7 @@ from gpt_pretrain.system.file_kinds import EMPTY, TEXT
 from gpt_pretrain.system.terminal import escape_line
 from gpt_pretrain.texts.chunks import FIELD_MISSING, FILE_FAILURES, Chunk, Cursor, ReadPosition, RejectedRecord
 from gpt_pretrain.texts.contents import Content, open_contents
-from gpt_pretrain.texts.decompression import DamagedArchiveError
+from gpt_pretrain.texts.decompression import DamagedArchiveError, NothingToReadError
 from gpt_pretrain.texts.finding import match_files
 from gpt_pretrain.texts.inputs import CorpusInputs, FileStamp, InputFile, select_files, stamp_file, stat_input_file
 from gpt_pretrain.texts.left_out import LeftOut
@@ -127,6 +127,9 @@ class Text:
             try:
                 file = stat_input_file(str(path), as_text=self.as_text)
                 yield from self._parts_of(file)
+            except NothingToReadError as error:
+                problem = str(error).replace(" text_field=", " data.text_field=").rstrip(".")
+                raise UserError(f"{path} is not read: {problem}. Choose another file.") from error
             except DamagedArchiveError as error:
                 raise UserError(f"{path} cannot be read to its end: {error}. Get it again, or leave it out.") from error
             except OSError as error:
@@ -136,7 +139,10 @@ class Text:
         inputs = CorpusInputs([file], None, self.text_field, None, [], [], self.as_text)
         left_out = LeftOut()
         with open(file.path, "rb") as stream:
-            for content in open_contents(file.path, stream, size=file.size, left_out=left_out, as_text=self.as_text):
+            contents = open_contents(
+                file.path, stream, size=file.size, left_out=left_out, as_text=self.as_text, text_field=self.text_field
+            )
+            for content in contents:
                 if content.kind.form == TEXT:
                     yield from _decode(content)
                     continue
@@ -196,7 +202,7 @@ def find_text_files(pattern: str, *, text_field: str = "text", as_text: bool = F
         raise UserError(f"data.path={pattern}: {problem}.{hint} Type data.path= with a file, a folder, or a quoted glob.")
     files, problems = select_files(f"data.path={pattern}", paths, is_named=is_named, text_field=text_field, as_text=as_text)
     if problems:
-        raise UserError(problems)
+        raise UserError([problem.replace(" text_field=", " data.text_field=") for problem in problems])
     return tuple(sorted(Path(file.path) for file in files))
 
 

@@ -239,6 +239,67 @@ def test_settings_beside_texts_are_left_out_of_a_folder(tmp_path: Path, caplog: 
         in_training(folder / "meta.json")
 
 
+def parquet_without_text() -> bytes:
+    stream = io.BytesIO()
+    pq.write_table(pa.table({"body": ["one"]}), stream)
+    return stream.getvalue()
+
+
+BESIDE_TEXTS: dict[str, bytes] = {
+    "settings.json": b'{"title": "x",\n "n": 3, "size": 1e400}',
+    "sizes.json": b'{"n": ' + b"9" * 400 + b"}",
+    "list.json": b'[{"file": "a.txt"},\n {"file": "b.txt"}]',
+    "numbers.json": b"[[1, 2], [3]]",
+    "list.csv": b"id,name\n1,a.txt\n",
+    "list.tsv.gz": gzip.compress(b"id\tname\n1\ta.txt\n"),
+    "settings.json.gz": gzip.compress(b'{"title": "x"}'),
+    "wide.json": '{"title": "x"}'.encode("utf-16"),
+    "table.parquet": parquet_without_text(),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE_TEXTS)
+def test_what_has_no_text_beside_texts_is_left_out_of_folders_and_archives(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    files = {"a.txt": PLAIN.encode(), "records.json": lines(), name: BESIDE_TEXTS[name], "z.txt": b"last"}
+    for file, content in files.items():
+        (folder / file).write_bytes(content)
+    (tmp_path / "a.zip").write_bytes(zipped(files))
+    (tmp_path / "a.tgz").write_bytes(tar(files, "w:gz"))
+    (tmp_path / "other.zip").write_bytes(zipped({"inner.tar": tar({"a.txt": b"first"}), "b.tar": tar({name: files[name]})}))
+    for path in (folder, tmp_path / "a.zip", tmp_path / "a.tgz"):
+        caplog.clear()
+        assert sorted(in_training(path)) == sorted([PLAIN, *DOCUMENTS, "last"])
+        assert sorted(in_corpus(path, tmp_path / f"corpus of {path.name}")) == sorted([PLAIN, *DOCUMENTS, "last"])
+        assert (
+            f"1 file left out: 1 {'table' if ('list' in name and 'json' not in name) or 'table' in name else 'JSON'}"
+            in caplog.text
+        )
+    check(tmp_path / "other.zip", ["first"])
+    (tmp_path / "only.zip").write_bytes(zipped({name: files[name]}))
+    choice = "" if "numbers" in name else r"Name the field or column .*text_field=: \w"
+    for read in (in_training, lambda path: in_corpus(path, tmp_path / "out")):
+        with pytest.raises(UserError, match=f"it contains no file that can be read: 1 .*{choice}"):
+            read(tmp_path / "only.zip")
+
+
+def test_a_damaged_archive_is_not_taken_for_a_short_one_by_looking_for_the_field(tmp_path: Path) -> None:
+    data = gzip.compress(json.dumps([{"text": "word " * 9} for _ in range(9999)]).encode())
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.json.gz").write_bytes(data[:-100])
+    (tmp_path / "folder" / "b.txt").write_text("more")
+    with pytest.raises(UserError, match="truncated"):
+        in_training(tmp_path / "folder")
+    (tmp_path / "a.tgz").write_bytes(
+        tar({"a.json": b'[{"text": "one"}]' + b" " * 3_000_000, "b.csv": b"text\none\n"}, "w:gz")[:-900]
+    )
+    with pytest.raises(UserError, match="truncated"):
+        in_training(tmp_path / "a.tgz")
+
+
 def test_source_is_read_as_text_if_asked_for(tmp_path: Path) -> None:
     for name, text in (("page.html", "<html><body>Hello.</body></html>"), ("a.jsonl", lines().decode()), ("a.csv", "a,b\n1,2\n")):
         (tmp_path / name).write_text(text)

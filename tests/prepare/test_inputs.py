@@ -13,7 +13,8 @@ import pytest
 import zstandard
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.texts import chunks, contents, decompression, reading, records, tables
+from gpt_pretrain.texts import chunks, decompression, reading, records, tables
+from gpt_pretrain.texts.blocks import read_stream
 from gpt_pretrain.texts.chunks import ReadPosition
 from gpt_pretrain.texts.inputs import StreamedDataset, find_input_files
 from gpt_pretrain.tokenizers import splitting
@@ -170,7 +171,7 @@ def test_a_highly_compressed_archive_is_read_in_small_blocks(tmp_path: Path, nam
     data = b"\0" * 40_000_000
     (tmp_path / name).write_bytes((gzip.compress if name == "a.gz" else zstandard.ZstdCompressor().compress)(data))
     with open(tmp_path / name, "rb") as stream:
-        blocks = list(decompression.decompress(contents.read_stream(stream), name[2:]))
+        blocks = list(decompression.decompress(read_stream(stream), name[2:]))
     assert b"".join(blocks) == data and max(map(len, blocks)) < 2 * decompression.BLOCK
 
 

@@ -1,0 +1,59 @@
+"""Take the first blocks of a stream and hand all of them on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, TypeVar
+
+from gpt_pretrain.system.file_kinds import HEAD
+from gpt_pretrain.texts.decompression import BLOCK, DamagedArchiveError
+
+T = TypeVar("T")
+
+
+def read_stream(stream: BinaryIO, start: int = 0) -> Iterator[bytes]:
+    """Yield the bytes of an open file from an offset on."""
+    stream.seek(start)
+    while block := stream.read(BLOCK):
+        yield block
+
+
+def peek(blocks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
+    """Return the first HEAD bytes, and all bytes; an error in the first ones is raised after them when they are read."""
+    taken, blocks = look_ahead(blocks, lambda first: take(first, HEAD))
+    return taken[:HEAD], blocks
+
+
+def take(blocks: Iterator[bytes], size: int) -> bytes:
+    """Return the first blocks until they have a size in bytes."""
+    taken, length = list[bytes](), 0
+    while length < size and (block := next(blocks, None)) is not None:
+        taken.append(block)
+        length += len(block)
+    return b"".join(taken)
+
+
+def look_ahead(blocks: Iterator[bytes], look: Callable[[Iterator[bytes]], T]) -> tuple[T, Iterator[bytes]]:
+    """Return what a function makes of the first bytes, and all bytes.
+
+    Args:
+        look: The function. Where the bytes are damaged, it sees their end; the error is raised when they are read.
+    """
+    taken, errors = list[bytes](), list[DamagedArchiveError]()
+
+    def remembered() -> Iterator[bytes]:
+        try:
+            for block in blocks:
+                taken.append(block)
+                yield block
+        except DamagedArchiveError as error:
+            errors.append(error)
+
+    found = look(remembered())
+    return found, itertools.chain(taken, _raise(errors[0]) if errors else blocks)
+
+
+def _raise(error: Exception) -> Iterator[bytes]:
+    raise error
+    yield b""

@@ -1,0 +1,93 @@
+"""Tell whether JSON or a table beside texts has no text, such as settings, or a list of the texts, without the field."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.encodings import to_utf8
+from gpt_pretrain.system.file_kinds import ARRAY, LINES, OBJECTS, ROWS, FileKind
+from gpt_pretrain.system.reading import MAX_VALUES, DamagedFileError, check_json_values
+from gpt_pretrain.texts.blocks import look_ahead, take
+from gpt_pretrain.texts.columns import column_paths, find_column
+from gpt_pretrain.texts.decompression import DamagedArchiveError
+from gpt_pretrain.texts.records import InvalidRecordError, find_field
+from gpt_pretrain.texts.rows import read_columns
+
+LARGEST_JSON = 1 << 22  # Bytes of JSON that is looked into.
+LINE_SUFFIXES = (".jsonl", ".ndjson", ".jsonlines")  # Of files that nobody writes for settings.
+MAX_NAMED = 10  # Fields that a message names.
+
+
+def find_missing_text(
+    name: str, kind: FileKind, blocks: Iterator[bytes], text_field: str
+) -> tuple[FileKind | None, Iterator[bytes]]:
+    """Return what a content without text is called, or None if it may have some, and all bytes of the content."""
+
+    def look(first: Iterator[bytes]) -> FileKind | None:
+        try:
+            utf8 = to_utf8(first, kind.encoding.name)
+            if kind.form == ROWS:
+                columns = read_columns(utf8)
+                return None if text_field in columns else _table_without(text_field, columns)
+            if kind.form in (LINES, ARRAY, OBJECTS) and not name.lower().endswith(LINE_SUFFIXES):
+                return _json_without(text_field, take(utf8, LARGEST_JSON + 1))
+        except (UnicodeDecodeError, DamagedArchiveError, DamagedFileError, ValueError, RecursionError):
+            pass  # The reader says what is wrong with it.
+        return None
+
+    return look_ahead(blocks, look)
+
+
+def find_missing_column(source: BinaryIO, text_field: str) -> FileKind | None:
+    """Return what a Parquet file without the column is called, or None if it has it or cannot be read."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        return None
+    try:
+        schema = pq.read_schema(source)
+    except (pa.ArrowException, OSError, ValueError):
+        return None
+    finally:
+        source.seek(0)
+    try:
+        find_column(text_field, schema, "")
+    except UserError:
+        return _table_without(text_field, column_paths(schema))
+    return None
+
+
+def _json_without(text_field: str, data: bytes) -> FileKind | None:
+    """Return what JSON is called if it is one object, or one array, in which no record has the field."""
+    if len(data) > LARGEST_JSON:
+        return None
+    check_json_values(data, max_values=MAX_VALUES)
+    value = json.loads(data.decode("utf-8-sig"), strict=False, parse_int=float)
+    records = value if isinstance(value, list) else [value]
+    if not records or any(_has_field(record, text_field) for record in records):
+        return None
+    fields = dict.fromkeys(field for record in records[:MAX_NAMED] if isinstance(record, dict) for field in record)
+    return FileKind(
+        f"JSON {'array' if isinstance(value, list) else 'object'} without a field {text_field}", advice=_choice(fields)
+    )
+
+
+def _has_field(record: Any, text_field: str) -> bool:
+    try:
+        find_field(record, text_field)
+    except InvalidRecordError:
+        return False
+    return True
+
+
+def _table_without(text_field: str, columns: list[str]) -> FileKind:
+    return FileKind(f"table without a column {text_field}", advice=_choice(dict.fromkeys(columns)))
+
+
+def _choice(fields: dict[str, None]) -> str:
+    """Return the advice for fields that exist."""
+    return f"Name the field or column that contains the text with text_field=: {', '.join(fields)[:300]}." if fields else ""
