@@ -101,8 +101,16 @@ class TokenizerSettings:
 
 
 @dataclass
+class RoleSettings:
+    """`optimizer.matrices`, `.embedding`, `.head` or `.vectors`: the parameters of one role."""
+
+    lr: float | None = None  # peak learning rate; null: optimizer.lr
+    weight_decay: float | None = None  # null: optimizer.weight_decay, and 0 for vectors
+
+
+@dataclass
 class OptimizerSettings:
-    """`optimizer`: AdamW."""
+    """`optimizer`: AdamW, or Muon for the matrices in the blocks and AdamW for the rest."""
 
     name: str = MISSING
     lr: float = MISSING
@@ -110,6 +118,11 @@ class OptimizerSettings:
     betas: list[float] = MISSING
     eps: float = MISSING
     decay: str = MISSING
+    momentum: float = 0.95
+    matrices: RoleSettings = field(default_factory=RoleSettings)
+    embedding: RoleSettings = field(default_factory=RoleSettings)
+    head: RoleSettings = field(default_factory=RoleSettings)
+    vectors: RoleSettings = field(default_factory=RoleSettings)
 
 
 @dataclass

@@ -52,7 +52,9 @@ TRAIN_KINDS: dict[str, str] = {
     "data.remote.cache_bytes": LOCAL,  # a small number would delete what other runs have cached
     "data.remote.options": NEVER,
     "tokenizer.name": NAMED,
-    **_group("optimizer.", TAKEN, "name lr weight_decay betas eps decay"),
+    **_group("optimizer.", TAKEN, "name lr weight_decay betas eps decay momentum"),
+    **_group("optimizer.", TAKEN, "matrices.lr embedding.lr head.lr vectors.lr"),
+    **_group("optimizer.", TAKEN, "matrices.weight_decay embedding.weight_decay head.weight_decay vectors.weight_decay"),
     **_group("scheduler.", TAKEN, "name warmup_steps decay_steps decay_fraction min_lr"),
     **_group("sampler.", TAKEN, "temperature top_k top_p"),
     "sampler.max_new_tokens": BOUNDED,

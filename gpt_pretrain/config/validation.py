@@ -48,6 +48,21 @@ VOCABULARY_SIZE: tuple[Test, str] = (
     "must be between 257 tokens, which are the 256 bytes and the end of text, and 1000000",
 )
 
+
+OPTIMIZER_ROLES = ("matrices", "embedding", "head", "vectors")
+
+
+def _role_rules(role: str) -> list[Rule]:
+    return [
+        (
+            f"optimizer.{role}.lr",
+            lambda lr: lr is None or 0 < lr < INFINITY,
+            "must be a finite number above 0, or null for optimizer.lr",
+        ),
+        (f"optimizer.{role}.weight_decay", *at_least(0, null="optimizer.weight_decay, or 0 for vectors")),
+    ]
+
+
 TRAIN_RULES: list[Rule] = [
     ("seed", lambda seed: 0 <= seed < 2**32, "must be between 0 and 4294967295"),
     ("eval_freq", *at_least(1, "optimizer step")),
@@ -65,12 +80,14 @@ TRAIN_RULES: list[Rule] = [
     ("data.remote.threads", *at_least(1, "thread")),
     ("data.remote.retries", *at_least(0, "retries")),
     ("data.remote.timeout", lambda seconds: 0 < seconds < INFINITY, "must be above 0 seconds"),
-    ("optimizer.name", *one_of("adamw")),
+    ("optimizer.name", *one_of("adamw", "muon")),
     ("optimizer.lr", lambda lr: 0 < lr < INFINITY, "must be a finite number above 0; 4e-4 is a good start"),
     ("optimizer.weight_decay", *at_least(0)),
     ("optimizer.betas", lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "must be two numbers in [0, 1)"),
     ("optimizer.eps", lambda eps: 0 < eps < INFINITY, "must be a finite number above 0"),
-    ("optimizer.decay", *one_of("matrices", "all")),
+    ("optimizer.decay", *one_of("matrices", "all", "roles")),
+    ("optimizer.momentum", lambda momentum: 0 <= momentum < 1, "must be at least 0 and below 1; 0.95 is usual"),
+    *(rule for role in OPTIMIZER_ROLES for rule in _role_rules(role)),
     ("scheduler.name", *one_of("constant", "warmup_cosine", "warmup_linear", "warmup_stable_decay", "warmup_stable_sqrt")),
     ("scheduler.warmup_steps", *at_least(0, "optimizer steps")),
     ("scheduler.decay_steps", *at_least(0, "optimizer steps")),
@@ -199,6 +216,7 @@ def train_problems(settings: TrainSettings) -> list[str]:
     for package, chosen in (("wandb", settings.logger.wandb), ("mlflow", settings.logger.mlflow)):
         if chosen is not None and importlib.util.find_spec(package) is None:
             problems.append(f"logger={package} needs the package {package}: run pip install {package}, or choose logger=csv.")
+    problems += _role_problems(settings)
     lr, min_lr = settings.optimizer.lr, settings.scheduler.min_lr
     if min_lr > lr > 0:
         problems.append(f"scheduler.min_lr={min_lr}: must be at most optimizer.lr={lr}; a tenth of it is usual.")
@@ -251,6 +269,21 @@ def _no_input_problems(settings: InputSettings) -> list[str]:
     if settings.inputs or settings.dataset is not None:
         return []
     return ["There is no input. Give files, directories or globs, or dataset=NAME; --help explains the settings."]
+
+
+def _role_problems(settings: TrainSettings) -> list[str]:
+    """List the settings of single roles that AdamW's usual groups cannot follow."""
+    optimizer = settings.optimizer
+    if optimizer.name == "muon" or optimizer.decay == "roles":
+        return []
+    given = [
+        f"optimizer.{role}.{name}={value:g}"
+        for role in OPTIMIZER_ROLES
+        for name, value in vars(getattr(optimizer, role)).items()
+        if value is not None
+    ]
+    needs = f"optimizer.decay={optimizer.decay} has no groups by role. Add optimizer.decay=roles, or choose optimizer=muon."
+    return [f"{' and '.join(given)}: {needs}"] if given else []
 
 
 def _model_problems(model: ModelSettings) -> list[str]:

@@ -96,6 +96,17 @@ def root_tensor_shapes(config: GPTConfig) -> list[TensorShape]:
     return [(V, D), (config.context_length, D), (D, 1), (D, 1), *([] if config.tie_embeddings else [(V, D)])]
 
 
+def orthogonalization_flops(config: GPTConfig) -> float:
+    """Return the floating-point operations with which Muon orthogonalizes the blocks' matrices in one step.
+
+    Each of the five iterations has two products with a matrix of M rows and K >= M columns, and one of M x M with itself.
+    """
+    D = config.emb_dim
+    rows = (*config.qkv_rows, D, 4 * D, 4 * D)  # the last one is transposed
+    shapes = [sorted((n, D)) for n in rows]
+    return 5.0 * config.n_layers * sum(4.0 * M * M * K + 2.0 * M**3 for M, K in shapes)
+
+
 def padded_numel(shapes: list[TensorShape], devices: int) -> int:
     """Return the number of elements of these tensors after FSDP has padded their rows to a multiple of the devices."""
     return sum(-(-rows // devices) * devices * width for rows, width in shapes)
@@ -133,7 +144,7 @@ class TrainingMemory:
 
     Args:
         weights: The parameters. With FSDP, weights, moments and gradients are this device's shards.
-        moments: AdamW's two moving averages.
+        moments: AdamW's two moving averages, or Muon's one for each matrix in the blocks.
         gradients: The gradients of all parameters.
         activations: Tensors that the forward pass keeps for the backward pass.
         loss: Tensors that the loss holds during its computation, including the gradient of the output head.
@@ -168,7 +179,13 @@ class TrainingMemory:
 
 
 def training_memory(
-    config: GPTConfig, *, batch_size: int, precision: str, device: str, parallelism: Parallelism = SINGLE_DEVICE
+    config: GPTConfig,
+    *,
+    batch_size: int,
+    precision: str,
+    device: str,
+    parallelism: Parallelism = SINGLE_DEVICE,
+    optimizer: str = "adamw",
 ) -> TrainingMemory:
     """Return the memory that a training step needs on each device, without the program itself.
 
@@ -176,6 +193,7 @@ def training_memory(
         batch_size: Sequences per device.
         precision: Lightning's name of the precision.
         device: Device type, such as "cpu" or "cuda".
+        optimizer: The setting `optimizer.name`.
 
     Source: Rajbhandari et al. 2020, "ZeRO" (arXiv:1910.02054), section 3, for the shards.
     """
@@ -194,7 +212,7 @@ def training_memory(
         backward += block_activation_bytes(config, batch_size=batch_size, precision=precision, device=device) - tokens * D * wide
     return TrainingMemory(
         weights=weights,
-        moments=2 * weights,
+        moments=2 * weights - (_matrix_numel(config, shards) // shards * wide if optimizer == "muon" else 0),
         gradients=weights,
         activations=activations,
         loss=loss_bytes(config, batch_size=batch_size, precision=precision, device=device),
@@ -269,9 +287,15 @@ def dtype_bytes(precision: str) -> tuple[int, int]:
     return {"32-true": (4, 4), "bf16-true": (2, 2)}.get(precision, (4, 2))
 
 
-def checkpoint_bytes(config: GPTConfig, *, precision: str) -> int:
-    """Return the size of a checkpoint in bytes: weights and AdamW's two moments."""
-    return 3 * num_parameters(config) * (2 if precision == "bf16-true" else 4) + CHECKPOINT_OVERHEAD
+def checkpoint_bytes(config: GPTConfig, *, precision: str, optimizer: str = "adamw") -> int:
+    """Return the size of a checkpoint in bytes: weights and the optimizer's averages, one for each matrix with Muon, else two."""
+    numbers = 3 * num_parameters(config) - (_matrix_numel(config, 1) if optimizer == "muon" else 0)
+    return numbers * (2 if precision == "bf16-true" else 4) + CHECKPOINT_OVERHEAD
+
+
+def _matrix_numel(config: GPTConfig, devices: int) -> int:
+    """Return the number of elements of the blocks' matrices, padded for this many devices."""
+    return config.n_layers * padded_numel([shape for shape in block_tensor_shapes(config) if shape[1] > 1], devices)
 
 
 def _mean_attended_keys(context_length: int) -> float:

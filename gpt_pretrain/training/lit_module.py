@@ -115,9 +115,10 @@ class GPTLitModule(L.LightningModule):
             shard_model(self.model, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Build AdamW and a schedule that advances with every optimizer step."""
-        settings, fused = self.optimizer_settings, self.trainer.precision != "16-mixed"
-        optimizer = build_optimizer(self.model, settings, fused=fused)
+        """Build the optimizer and a schedule that advances with every optimizer step."""
+        settings, precision = self.optimizer_settings, self.trainer.precision
+        fused, bf16 = precision != "16-mixed", str(precision).startswith("bf16")
+        optimizer = build_optimizer(self.model, settings, fused=fused, bf16=bf16)
         self._groups = group_settings(optimizer)
         schedule = build_schedule(
             optimizer,
@@ -139,7 +140,7 @@ class GPTLitModule(L.LightningModule):
         assert isinstance(optimizer, Optimizer) and isinstance(schedule, LambdaLR)
         check_optimizer_state(optimizer)
         self.started = True
-        apply_settings(optimizer, schedule, self._groups, lr=self.optimizer_settings.lr)
+        apply_settings(optimizer, schedule, self._groups)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Return this rank's part of the step's loss, a scalar: the mean loss of its batch, weighted by the batch's tokens.

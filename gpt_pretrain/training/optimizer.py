@@ -1,4 +1,4 @@
-"""Build AdamW and its parameter groups, and clip gradients."""
+"""Build the optimizer and its parameter groups, and clip gradients."""
 
 from __future__ import annotations
 
@@ -11,23 +11,65 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import AdamW, Optimizer
 
-from gpt_pretrain.config.schema import OptimizerSettings
+from gpt_pretrain.config.schema import OptimizerSettings, RoleSettings
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.model.language_model import LanguageModel
+from gpt_pretrain.model.roles import ROLES, parameter_roles
+from gpt_pretrain.training.muon import Muon
 
 
-def build_optimizer(model: nn.Module, settings: OptimizerSettings, *, fused: bool = True) -> AdamW:
-    """Build AdamW over all parameters; weight decay acts on matrices only, unless the settings say otherwise.
+def build_optimizer(model: LanguageModel, settings: OptimizerSettings, *, fused: bool = True, bf16: bool = False) -> Optimizer:
+    """Build AdamW or Muon over all parameters; weight decay acts on matrices only, unless the settings say otherwise.
+
+    The layout of the groups depends on optimizer.name and optimizer.decay only, since checkpoints store states by number.
 
     Args:
         fused: Update in one pass over memory, which is several times faster, but not possible with a gradient scaler (fp16).
+        bf16: Orthogonalize in bf16, as the model computes, instead of fp32.
     """
+    beta1, beta2 = settings.betas
+    if settings.name == "muon":
+        roles = parameter_roles(model)
+        return Muon(
+            _role_groups(model, settings),
+            parts={parameter: roles[name].parts for name, parameter in model.named_parameters()},
+            lr=settings.lr,
+            momentum=settings.momentum,
+            betas=(beta1, beta2),
+            eps=settings.eps,
+            fused=fused,
+            dtype=torch.bfloat16 if bf16 else torch.float32,
+        )
+    groups = _role_groups(model, settings) if settings.decay == "roles" else _decay_groups(model, settings)
+    return AdamW(groups, lr=settings.lr, betas=(beta1, beta2), eps=settings.eps, fused=fused)
+
+
+def _decay_groups(model: LanguageModel, settings: OptimizerSettings) -> list[dict[str, Any]]:
+    """Return one group of parameters with weight decay, and one of those without."""
     matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2 or settings.decay == "all"]
     others = [parameter for parameter in model.parameters() if parameter.ndim < 2 and settings.decay != "all"]
-    groups = [{"params": matrices, "weight_decay": settings.weight_decay}]
+    groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": settings.weight_decay}]
     if others:
         groups.append({"params": others, "weight_decay": 0.0})
-    beta1, beta2 = settings.betas
-    return AdamW(groups, lr=settings.lr, betas=(beta1, beta2), eps=settings.eps, fused=fused)
+    return groups
+
+
+def _role_groups(model: LanguageModel, settings: OptimizerSettings) -> list[dict[str, Any]]:
+    """Return a group for each role of parameters."""
+    roles = parameter_roles(model)
+    groups: list[dict[str, Any]] = []
+    for name in ROLES:
+        role: RoleSettings = getattr(settings, name)
+        decay = 0.0 if name == "vectors" and settings.decay != "all" else settings.weight_decay
+        members = [parameter for key, parameter in model.named_parameters() if roles[key].name == name]
+        group = {
+            "params": members,
+            "lr": settings.lr if role.lr is None else role.lr,
+            "weight_decay": decay if role.weight_decay is None else role.weight_decay,
+        }
+        if members:
+            groups.append(group | ({"orthogonalize": name == "matrices"} if settings.name == "muon" else {}))
+    return groups
 
 
 def group_settings(optimizer: Optimizer) -> list[dict[str, Any]]:

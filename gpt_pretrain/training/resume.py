@@ -105,7 +105,7 @@ def read_resumable(path: Path) -> dict[str, Any]:
         own = not ranks.is_main() or has_signed_settings(content)
         stored = read_stored_settings(content["config"], own=own, origin=escape_line(str(path)))
         settings = {name: stored["model"][name] for name in architecture if name != "vocab_size"}
-        check_training_state(content, decay=stored["optimizer"]["decay"])
+        check_training_state(content, optimizer=stored["optimizer"])
         int(content["callbacks"]["SaveRun"]["best_step"])
     except UserError:
         raise

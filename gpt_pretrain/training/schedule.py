@@ -57,23 +57,22 @@ def _remaining(done: float, name: str) -> float:
 def build_schedule(
     optimizer: Optimizer, *, lr: float, settings: SchedulerSettings, total_steps: int, scale: Callable[[], float]
 ) -> LambdaLR:
-    """Build the schedule that sets the learning rate of each optimizer step.
+    """Build the schedule that sets the learning rate of each optimizer step; it scales all parameter groups alike.
 
     Args:
-        lr: The highest learning rate.
+        lr: The highest learning rate, which min_lr is relative to.
         total_steps: Optimizer steps of the whole run.
         scale: Returns a further factor, which rollbacks lower.
     """
     return LambdaLR(optimizer, lambda step: lr_at(step, lr=lr, settings=settings, total_steps=total_steps) / lr * scale())
 
 
-def apply_settings(optimizer: Optimizer, schedule: LambdaLR, groups: Sequence[dict[str, Any]], *, lr: float) -> None:
+def apply_settings(optimizer: Optimizer, schedule: LambdaLR, groups: Sequence[dict[str, Any]]) -> None:
     """Replace the settings that a checkpoint has restored in an optimizer and its schedule.
 
     Args:
-        groups: The settings of each parameter group, without its parameters.
-        lr: The highest learning rate.
+        groups: The settings of each parameter group, its highest learning rate among them, without its parameters.
     """
-    schedule.base_lrs = [lr] * len(optimizer.param_groups)
+    schedule.base_lrs = [requested["lr"] for requested in groups]
     for group, requested in zip(optimizer.param_groups, groups, strict=True):
-        group.update(requested, initial_lr=lr, lr=lr * schedule.lr_lambdas[0](schedule.last_epoch))
+        group.update(requested, initial_lr=requested["lr"], lr=requested["lr"] * schedule.lr_lambdas[0](schedule.last_epoch))

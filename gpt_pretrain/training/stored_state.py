@@ -25,16 +25,16 @@ from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.training.optimizer import build_optimizer
 
 CUDA_STATE_BYTES = 16  # seed and offset
-AVERAGES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")  # of AdamW, each as large as its parameter
-MAX_GROUP_VALUES = 50  # names of an optimizer's settings; AdamW has 13
+AVERAGES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # of AdamW and Muon, each as large as its parameter
+MAX_GROUP_VALUES = 50  # names of an optimizer's settings; AdamW has 13, Muon 9
 
 
-def check_training_state(content: Mapping[str, Any], *, decay: str) -> None:
+def check_training_state(content: Mapping[str, Any], *, optimizer: Mapping[str, Any]) -> None:
     """Check all parts of a checkpoint that resuming uses, besides the settings and the tensors of the model.
 
     Args:
         content: A checkpoint that has all fields of one.
-        decay: The setting `optimizer.decay`, which decides the order of the optimizer's parameters.
+        optimizer: The `optimizer` settings; their name and decay decide the order of the optimizer's parameters.
 
     Raises:
         ValueError: If a part is not as this program writes it; the message names it. Missing parts raise a KeyError, and some
@@ -50,7 +50,7 @@ def check_training_state(content: Mapping[str, Any], *, decay: str) -> None:
     _require("the evaluated losses", all(map(_is_numbers, lists[:2])) and all(map(_is_counts, lists[2:])))
     _require("the evaluated losses", len({len(values) for values in lists}) == 1)
     _check_progress(content["loops"])
-    _check_optimizer(content["optimizer_states"], GPTConfig.from_dict(content["architecture"]), decay=decay)
+    _check_optimizer(content["optimizer_states"], GPTConfig.from_dict(content["architecture"]), optimizer)
     _check_schedule(content["lr_schedulers"])
     if (scaler := content.get("MixedPrecision")) is not None:
         _require("the scale of the gradients", isinstance(scaler, dict) and _is_numbers(list(scaler.values())))
@@ -74,9 +74,10 @@ def _check_progress(loops: Any) -> None:
             _require("loops", all(_is_count(progress[name][state]) for state in ("ready", "started", "processed", "completed")))
 
 
-def _check_optimizer(states: Any, config: GPTConfig, *, decay: str) -> None:
-    """Check that AdamW's averages have the shapes of their parameters, and that its groups are as many and as large."""
-    settings = OptimizerSettings(name="adamw", lr=1e-3, weight_decay=0.1, betas=[0.9, 0.999], eps=1e-8, decay=decay)
+def _check_optimizer(states: Any, config: GPTConfig, optimizer: Mapping[str, Any]) -> None:
+    """Check that the optimizer's averages have the shapes of their parameters, and that its groups are as many and as large."""
+    name, decay = optimizer["name"], optimizer["decay"]
+    settings = OptimizerSettings(name=name, lr=1e-3, weight_decay=0.1, betas=[0.9, 0.999], eps=1e-8, decay=decay)
     groups = build_optimizer(empty_model(config), settings, fused=False).param_groups
     shapes = [parameter.shape for group in groups for parameter in group["params"]]
     _require("the optimizer's state", isinstance(states, list) and len(states) == 1)
@@ -87,7 +88,7 @@ def _check_optimizer(states: Any, config: GPTConfig, *, decay: str) -> None:
         _require("the optimizer's groups", _is_counts(numbers) and len(numbers) == len(expected["params"]))
         others = {name: value for name, value in group.items() if name != "params"}
         _require("the optimizer's groups", len(others) <= MAX_GROUP_VALUES and all(isinstance(name, str) for name in others))
-        # Those that AdamW has are numbers, pairs of numbers, True, False or None.
+        # Those of this program are numbers, pairs of numbers, True, False or None.
         known = {name: others[name] for name in others.keys() & expected.keys()}
         _require("the optimizer's groups", all(_is_setting(value, pair=name == "betas") for name, value in known.items()))
     numbers = [number for group in stored for number in group["params"]]

@@ -28,7 +28,7 @@ from gpt_pretrain.training.planning.check_context import CheckContext
 from gpt_pretrain.training.planning.checks import find_warnings
 from gpt_pretrain.training.planning.plan import make_plan, plan_summary
 from gpt_pretrain.training.planning.schedule_checks import describe_resumed_rate
-from gpt_pretrain.training.planning.time_checks import estimated_times, time_warnings
+from gpt_pretrain.training.planning.time_checks import costly_orthogonalization, estimated_times, time_warnings
 from gpt_pretrain.training.planning.vocabulary_checks import describe_rare_unknown
 from gpt_pretrain.training.preflight import TrainingSetup
 from gpt_pretrain.training.run_length import reached_limit, steps_per_epoch, total_steps, windows_per_step
@@ -43,6 +43,7 @@ def describe_start(setup: TrainingSetup, model: LanguageModel) -> str:
     context = CheckContext(settings, data, model.config, plan, start)
     warnings = find_warnings(settings, data, model.config, plan, start, overridden=setup.overridden)
     warnings += time_warnings(context, estimated_times(context))
+    warnings += [] if (costly := costly_orthogonalization(context)) is None else [costly]
     return "\n".join(
         [
             *run_facts(settings, data, model),

@@ -206,6 +206,24 @@ def test_a_resumed_run_keeps_its_devices(run: Callable[..., subprocess.Completed
 
 
 @pytest.mark.slow
+def test_muon_gives_all_numbers_of_ranks_the_same_weights(
+    run: Callable[..., subprocess.CompletedProcess[str]], alone: Path
+) -> None:
+    overrides = [*RUN, "optimizer=muon", "optimizer.weight_decay=0.1", "trainer.max_epochs=1", "trainer.precision=32-true"]
+    one = run(*overrides, "trainer.accumulate_grad_batches=2", "hydra.run.dir=muon")
+    assert one.returncode == 0, one.stderr
+    for strategy in ("ddp", "fsdp"):
+        done = run(*overrides, f"trainer={strategy}", "trainer.devices=2", f"hydra.run.dir=muon-{strategy}")
+        assert done.returncode == 0, done.stderr
+        assert_same_run(alone.parent / "muon", alone.parent / f"muon-{strategy}")
+    first = run(*overrides, "trainer=fsdp", "trainer.devices=2", "trainer.max_steps=3", "hydra.run.dir=muon-parts")
+    assert first.returncode == 0, first.stderr
+    second = run("resume=muon-parts", "trainer.max_steps=-1")
+    assert second.returncode == 0, second.stderr
+    assert_same_run(alone.parent / "muon", alone.parent / "muon-parts")
+
+
+@pytest.mark.slow
 def test_torchrun_starts_a_single_run(run: Callable[..., subprocess.CompletedProcess[str]], alone: Path, tmp_path: Path) -> None:
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2")
     done = run(*RUN, before=torchrun, cwd=tmp_path)

@@ -141,7 +141,12 @@ def _peak_memory(context: CheckContext, parallelism: costs.Parallelism) -> int:
     data, trainer = context.settings.data, context.settings.trainer
     device = accelerator_device(trainer.accelerator).type
     memory = costs.training_memory(
-        context.config, batch_size=data.batch_size, precision=trainer.precision, device=device, parallelism=parallelism
+        context.config,
+        batch_size=data.batch_size,
+        precision=trainer.precision,
+        device=device,
+        parallelism=parallelism,
+        optimizer=context.settings.optimizer.name,
     )
     return memory.peak
 

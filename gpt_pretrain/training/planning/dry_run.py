@@ -22,7 +22,7 @@ from gpt_pretrain.training.planning.checks import find_warnings
 from gpt_pretrain.training.planning.measurements import Measurements, measure_run
 from gpt_pretrain.training.planning.plan import TrainingPlan, make_plan, per_device_note
 from gpt_pretrain.training.planning.schedule_checks import describe_resumed_rate
-from gpt_pretrain.training.planning.time_checks import late_checkpoint, time_warnings
+from gpt_pretrain.training.planning.time_checks import costly_orthogonalization, late_checkpoint, time_warnings
 from gpt_pretrain.training.preflight import TrainingSetup
 from gpt_pretrain.training.run_length import steps_per_epoch
 
@@ -53,7 +53,8 @@ def dry_run(setup: TrainingSetup) -> str:
         step_seconds=measured.step,
     )
     warnings += time_warnings(context, times)
-    warnings += [text for text in (late, _exceeds_max_time(settings, sum(times.values()))) if text is not None]
+    costly = costly_orthogonalization(context, measured=measured.orthogonalization / measured.step)
+    warnings += [text for text in (late, costly, _exceeds_max_time(settings, sum(times.values()))) if text is not None]
     rate = describe_resumed_rate(context)
     lines = [
         *facts,
@@ -127,6 +128,9 @@ def _time_lines(plan: TrainingPlan, measured: Measurements, times: dict[str, flo
     for name, (count, seconds) in amounts.items():
         share = f"{format_duration(times[name]):>12} {times[name] / total:4.0%}"
         rows.append(f"        {share}  {name}: {count:,} of {format_seconds(seconds)} each")
+    if measured.orthogonalization > 0:
+        part = f"{format_seconds(measured.orthogonalization)} ({measured.orthogonalization / measured.step:.0%})"
+        rows.append(f"        of each step, {part} to orthogonalize Muon's updates of the matrices")
     devices = plan.parallelism.devices
     assumption = f", if all {devices} devices are as fast as the measured one and sending takes no time" if devices > 1 else ""
     return [

@@ -24,6 +24,7 @@ from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.tokenizers.splitting import encode_prompt
 from gpt_pretrain.training.lit_module import GPTLitModule
 from gpt_pretrain.training.nonfinite import NonFiniteError
+from gpt_pretrain.training.optimizer import build_optimizer
 from gpt_pretrain.training.preflight import TrainingSetup
 from gpt_pretrain.training.trainer import build_trainer
 
@@ -44,6 +45,7 @@ class Measurements:
         save: Writing a checkpoint.
         copy: Copying a checkpoint.
         peak_bytes: Peak memory in bytes; None if unknown.
+        orthogonalization: The part of a step in which Muon updates the matrices; 0 with AdamW.
     """
 
     first_step: float
@@ -53,6 +55,7 @@ class Measurements:
     save: float
     copy: float
     peak_bytes: int | None
+    orthogonalization: float = 0.0
 
 
 class StepTimer(Callback):
@@ -112,7 +115,25 @@ def measure_run(setup: TrainingSetup, module: GPTLitModule, *, checkpoint_bytes:
     written = min(checkpoint_bytes, PROBE_BYTES)
     save, copy = disk_seconds(Path(settings.run_dir), written)
     factor = checkpoint_bytes / written
-    return Measurements(timer.ends[0], timer.step_seconds(), eval_batch, sample, save * factor, copy * factor, peak)
+    update = orthogonalization_seconds(module, settings) if settings.optimizer.name == "muon" else 0.0
+    return Measurements(timer.ends[0], timer.step_seconds(), eval_batch, sample, save * factor, copy * factor, peak, update)
+
+
+def orthogonalization_seconds(module: GPTLitModule, settings: TrainSettings) -> float:
+    """Return how long Muon takes for the matrices of the blocks in one step; the module's weights change."""
+    bf16 = settings.trainer.precision.startswith("bf16")
+    optimizer = build_optimizer(module.model, settings.optimizer, fused=False, bf16=bf16)
+    matrices = [parameter for group in optimizer.param_groups if group["orthogonalize"] for parameter in group["params"]]
+    for parameter in module.model.parameters():
+        parameter.grad = None
+    for parameter in matrices:
+        parameter.grad = torch.randn_like(parameter)
+
+    def update() -> None:
+        optimizer.step()
+        matrices[0].sum().item()  # waits for the device
+
+    return min([_seconds(update) for _ in range(3)][1:])
 
 
 def disk_seconds(folder: Path, n_bytes: int) -> tuple[float, float]:

@@ -113,10 +113,15 @@ def make_plan(settings: TrainSettings, data: TextDataModule, config: GPTConfig, 
         epoch_ends=epoch_ends,
         parallelism=parallelism,
         memory=costs.training_memory(
-            config, batch_size=size, precision=trainer.precision, device=device, parallelism=parallelism
+            config,
+            batch_size=size,
+            precision=trainer.precision,
+            device=device,
+            parallelism=parallelism,
+            optimizer=settings.optimizer.name,
         ),
         traffic=step_traffic(config, precision=trainer.precision, parallelism=parallelism),
-        checkpoint=costs.checkpoint_bytes(config, precision=trainer.precision),
+        checkpoint=costs.checkpoint_bytes(config, precision=trainer.precision, optimizer=settings.optimizer.name),
         max_checkpoints=3 + min(settings.checkpoint.keep, validations),  # last, best and the one being written
         export=4 * parameters if settings.export else 0,
     )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from gpt_pretrain.config.schema import TrainSettings
-from gpt_pretrain.model.costs import forward_flops_per_token
+from gpt_pretrain.model.costs import forward_flops_per_token, orthogonalization_flops
 from gpt_pretrain.system.devices import accelerator_device
 from gpt_pretrain.system.formatting import format_duration
 from gpt_pretrain.training.planning.check_context import CheckContext
@@ -20,6 +20,7 @@ WORTH_A_WARNING = 30.0  # seconds of validation or evaluation
 GOOD_SHARE = 0.2  # of the training's time
 MIN_GOOD_WINDOWS = 50  # for a validation loss that can be compared
 LATE = 7200.0  # seconds without a checkpoint
+COSTLY_UPDATE = 0.3  # of a step's time
 
 
 def estimated_times(context: CheckContext) -> dict[str, float]:
@@ -64,6 +65,33 @@ def late_checkpoint(*, steps: int | None, minutes: float | None, per_epoch: int,
     return (
         f"The next checkpoint is written {when}, after about {format_duration(seconds)}. If the machine fails before, these "
         "steps are lost. checkpoint.every_n_minutes=30 saves more often."
+    )
+
+
+def costly_orthogonalization(context: CheckContext, measured: float | None = None) -> str | None:
+    """Return a warning if Muon's orthogonalization, whose work does not depend on the batch, takes much of each step.
+
+    Args:
+        measured: Its share of a step's time; None for its share of the step's floating-point operations.
+    """
+    settings, plan = context.settings, context.plan
+    if settings.optimizer.name != "muon":
+        return None
+    batches = settings.trainer.accumulate_grad_batches
+    if measured is None:
+        work = orthogonalization_flops(context.config) / plan.parallelism.devices  # the devices share it
+        training = plan.token_flops * settings.data.batch_size * context.config.context_length * batches
+        share = work / (work + training)
+    else:
+        share = measured
+    if share <= COSTLY_UPDATE:
+        return None
+    factor = math.ceil(share / (1 - share) * (1 - COSTLY_UPDATE) / COSTLY_UPDATE)
+    by = "the formula" if measured is None else "measurement"
+    return (
+        f"optimizer=muon: orthogonalizing the matrices takes {share:.0%} of each step by {by}, whatever the batch. Larger steps "
+        f"make it pay: data.batch_size={settings.data.batch_size * factor}, or "
+        f"trainer.accumulate_grad_batches={batches * factor}; or choose optimizer=adamw."
     )
 
 

@@ -1,0 +1,42 @@
+"""Name the role of each parameter of a model, by which optimizers choose its learning rate and update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from gpt_pretrain.model.language_model import LanguageModel
+
+ROLES = ("matrices", "embedding", "head", "vectors")
+
+
+@dataclass(frozen=True)
+class ParameterRole:
+    """The role of a parameter.
+
+    Args:
+        name: "matrices" for those in the blocks, "embedding", "head" for the output head, also where it is the embedding as
+            well, or "vectors" for biases and norms.
+        parts: Rows of each matrix in the parameter: queries, keys and values are stacked in one.
+    """
+
+    name: str
+    parts: tuple[int, ...] = ()
+
+
+def parameter_roles(model: LanguageModel) -> dict[str, ParameterRole]:
+    """Return the role of each parameter by its name, in the model's order."""
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    roles = {}
+    for name, parameter in model.named_parameters():
+        if parameter is model.head_weight:
+            roles[name] = ParameterRole("head")
+        elif id(parameter) in embeddings:
+            roles[name] = ParameterRole("embedding")
+        elif parameter.ndim < 2:
+            roles[name] = ParameterRole("vectors")
+        else:
+            parts = model.config.qkv_rows if name.endswith(".qkv.weight") else (len(parameter),)
+            roles[name] = ParameterRole("matrices", parts)
+    return roles
