@@ -103,11 +103,37 @@ def _canonical_model(model: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(longest := kept.get("max_input_chars_per_word", 100), int) or longest > MAX_WORD:
         raise DamagedFileError(f"its max_input_chars_per_word is {short_repr(longest)}, and at most {MAX_WORD} is read")
     if kind == "BPE":
-        merges = kept.get("merges")
-        if not isinstance(merges, list):
-            raise DamagedFileError("its model has no list of merges")
-        kept["merges"] = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+        kept["merges"] = _checked_merges(kept)
     return kept | {"type": kind}
+
+
+def _checked_merges(model: dict[str, Any]) -> list[list[str]]:
+    """Return the merges of a byte-pair encoding as pairs. The library would print a panic of Rust for some wrong ones.
+
+    Raises:
+        DamagedFileError: If one is not a pair of tokens of the vocabulary, or the vocabulary lacks what it makes of them.
+    """
+    vocab, merges, prefix = model["vocab"], model.get("merges"), model.get("continuing_subword_prefix") or ""
+    if not isinstance(merges, list):
+        raise DamagedFileError("its model has no list of merges")
+    if not (isinstance(prefix, str) and prefix.isascii()):
+        raise DamagedFileError(f"its continuing_subword_prefix is {short_repr(prefix)}, not a text in ASCII")
+    pairs = []
+    for merge in merges:
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], str)):
+            raise DamagedFileError(f"its merge {short_repr(merge)} is not a pair of tokens")
+        left, right = pair
+        if not right.startswith(prefix):
+            raise DamagedFileError(f"its merge {short_repr(pair)} has a second token without {short_repr(prefix)}")
+        if (
+            missing := next((part for part in (left, right, left + right[len(prefix) :]) if part not in vocab), None)
+        ) is not None:
+            raise DamagedFileError(
+                f"its merge {short_repr(pair)} needs the token {short_repr(missing)}, which its vocabulary lacks"
+            )
+        pairs.append(pair)
+    return pairs
 
 
 def _guess_type(model: dict[str, Any]) -> str:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.reading import DamagedFileError, parse_json, read_bytes
+from gpt_pretrain.system.reading import DamagedFileError, read_bytes
+from gpt_pretrain.tokenizers.added_tokens import FilesBeside, read_beside
 from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.tokenizers.definition import parse_tokenizer_json
 from gpt_pretrain.tokenizers.nanogpt_meta import META, read_meta
@@ -64,7 +64,7 @@ def read_tokenizer_file(path: Path) -> Tokenizer:
         if path.suffix == ".model":
             raise UserError(explain_sentencepiece(str(path)))
         if path.suffix == ".json" and not prefix and name not in (VOCAB_JSON, TOKENIZER_JSON, TABLE_JSON, ALIASES[VOCAB_JSON]):
-            return from_tokenizer_json(content, {}, {}, label=path.stem)  # such as my-tokenizer.json
+            return from_tokenizer_json(content, FilesBeside(), label=path.stem)  # such as my-tokenizer.json
     except DamagedFileError as error:
         raise UserError(f"{path} cannot be used as a tokenizer: {error}.") from error
     if prefix or name in (TOKENIZER_JSON, VOCAB_JSON, MERGES, VOCAB_TXT, TABLE_JSON, *ALIASES.values()):
@@ -111,11 +111,11 @@ def read_tokenizer(read: ReadFile, *, label: str, location: str) -> Tokenizer | 
     name = TOKENIZER_JSON
     try:
         if (content := read(TOKENIZER_JSON)) is not None:
-            return from_tokenizer_json(content, *_beside(read), label=label)
+            return from_tokenizer_json(content, _beside(read), label=label)
         if (content := read(name := VOCAB_JSON)) is not None:
-            return from_vocab_and_merges(content, read(MERGES), *_beside(read), label=label)
+            return from_vocab_and_merges(content, read(MERGES), _beside(read), label=label)
         if (content := read(name := VOCAB_TXT)) is not None:
-            return from_word_pieces(content, *_beside(read), label=label)
+            return from_word_pieces(content, _beside(read), label=label)
         if (content := read(name := META)) is not None:
             return read_meta(content, end_of_text=False, label=label)
         if (content := read(name := TABLE_JSON)) is not None:
@@ -137,24 +137,8 @@ def explain_sentencepiece(place: str) -> str:
     )
 
 
-def _beside(read: ReadFile) -> tuple[dict[str, Any], dict[str, int]]:
-    """Return what the files beside a vocabulary say: its configuration, and its added tokens with their ids.
-
-    Raises:
-        DamagedFileError: If one of them is damaged.
-    """
-    config: dict[str, Any] = {}
-    added: dict[str, int] = {}
-    for name in (SPECIAL_TOKENS, TOKENIZER_CONFIG):
-        if (content := read(name)) is not None:
-            config |= {key: value for key, value in parse_json(content).items() if value is not None}
-    if (content := read(ADDED_TOKENS)) is not None:
-        added |= {token: token_id for token, token_id in parse_json(content).items() if type(token_id) is int}
-    table = config.get("added_tokens_decoder")
-    for digits, token in table.items() if isinstance(table, dict) else ():
-        if isinstance(token, dict) and isinstance(token.get("content"), str) and digits.isdecimal() and len(digits) < 10:
-            added[token["content"]] = int(digits)
-    return config, added
+def _beside(read: ReadFile) -> FilesBeside:
+    return read_beside(read(TOKENIZER_CONFIG), read(SPECIAL_TOKENS), read(ADDED_TOKENS))
 
 
 def _read_file(path: Path) -> bytes:

@@ -7,9 +7,11 @@ import binascii
 import hashlib
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from gpt_pretrain.system.reading import DamagedFileError, parse_json, short_repr
+from gpt_pretrain.tokenizers.added_tokens import FilesBeside, NamedToken
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer
 from gpt_pretrain.tokenizers.definition import (
     MAX_VOCABULARY,
@@ -28,20 +30,16 @@ MAX_TOKEN_BYTES, MAX_SQUARES = 1000, 200_000_000
 GPT2_TOKENS = 50257
 # Tokens that end a text, the likeliest first, for vocabularies that do not say which one does.
 ENDS = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>", "<|eos|>", "[EOS]", "[SEP]")
-# In the order in which transformers adds those that the vocabulary lacks.
-SPECIAL_FIELDS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-MORE_SPECIALS = ("additional_special_tokens", "extra_special_tokens")
+BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 log = logging.getLogger(__name__)
 
 
-def from_tokenizer_json(content: bytes, config: Mapping[str, Any], added: Mapping[str, int], *, label: str) -> Tokenizer:
-    return _finish(parse_tokenizer_json(content), config, added, label=label)
+def from_tokenizer_json(content: bytes, beside: FilesBeside, *, label: str) -> Tokenizer:
+    return _finish(parse_tokenizer_json(content), beside, label=label)
 
 
-def from_vocab_and_merges(
-    content: bytes, merges: bytes | None, config: Mapping[str, Any], added: Mapping[str, int], *, label: str
-) -> Tokenizer:
+def from_vocab_and_merges(content: bytes, merges: bytes | None, beside: FilesBeside, *, label: str) -> Tokenizer:
     """Return the tokenizer of GPT-2's two files, with those added tokens that the files beside them name."""
     vocab = parse_json(content)
     if merges is None:
@@ -50,10 +48,10 @@ def from_vocab_and_merges(
         raise DamagedFileError("its words end in </w>, as those of CLIP and the first GPT do, not GPT-2's")
     fields = {
         "model": {"type": "BPE", "vocab": vocab, "merges": _pairs(merges)},
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": bool(config.get("add_prefix_space", False))},
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": bool(beside.config.get("add_prefix_space", False))},
         "decoder": {"type": "ByteLevel"},
     }
-    return _finish(fields, config, added, label=label)
+    return _finish(fields, beside, label=label)
 
 
 def _pairs(merges: bytes) -> list[list[str]]:
@@ -66,7 +64,7 @@ def _pairs(merges: bytes) -> list[list[str]]:
     return [line.split(" ") for line in lines[begin:] if line]
 
 
-def from_word_pieces(content: bytes, config: Mapping[str, Any], added: Mapping[str, int], *, label: str) -> Tokenizer:
+def from_word_pieces(content: bytes, beside: FilesBeside, *, label: str) -> Tokenizer:
     """Return the tokenizer of BERT's vocab.txt, which many Chinese GPTs have."""
     try:
         tokens = content.decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n").split("\n")
@@ -84,15 +82,16 @@ def from_word_pieces(content: bytes, config: Mapping[str, Any], added: Mapping[s
         "normalizer": {
             "type": "BertNormalizer",
             "clean_text": True,
-            "handle_chinese_chars": bool(config.get("tokenize_chinese_chars", True)),
-            "strip_accents": config.get("strip_accents"),
-            "lowercase": bool(config.get("do_lower_case", True)),
+            "handle_chinese_chars": bool(beside.config.get("tokenize_chinese_chars", True)),
+            "strip_accents": beside.config.get("strip_accents"),
+            "lowercase": bool(beside.config.get("do_lower_case", True)),
         },
         "pre_tokenizer": {"type": "BertPreTokenizer"},
         "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
     }
-    specials = {token: vocab[token] for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if token in vocab}
-    return _finish(fields, config, specials | dict(added), label=label)
+    named = {token.content for token in beside.tokens}
+    own = [NamedToken(token) for token in BERT_SPECIALS if token in vocab and token not in named]
+    return _finish(fields, replace(beside, tokens=(*own, *beside.tokens)), label=label)
 
 
 def from_ranks(content: bytes, *, label: str) -> Tokenizer:
@@ -128,27 +127,30 @@ def from_ranks(content: bytes, *, label: str) -> Tokenizer:
             END_OF_TEXT,
             known.specials[END_OF_TEXT],
         )
-    return _finish(ranks_to_fields(ranks, known.specials, known.pattern), {}, {}, label=label)
+    return _finish(ranks_to_fields(ranks, known.specials, known.pattern), FilesBeside(), label=label)
 
 
-def _finish(fields: Mapping[str, Any], config: Mapping[str, Any], added: Mapping[str, int], *, label: str) -> Tokenizer:
+def _finish(fields: Mapping[str, Any], beside: FilesBeside, *, label: str) -> Tokenizer:
     """Add the tokens that files beside the vocabulary name, find the end of text, and build the tokenizer.
 
     Raises:
         DamagedFileError: If the files contradict each other or cannot be used.
     """
-    canonical = canonical_fields(_with_prefix_space(fields, config))
-    ids, listed = vocabulary_of(canonical), {token["content"] for token in canonical["added_tokens"]}
-    wanted = {token: ids.get(token, token_id) for token, token_id in added.items() if token}
-    next_id = max([*ids.values(), *wanted.values()], default=-1) + 1
-    for token in _special_tokens(config):
-        if wanted.setdefault(token, ids.get(token, next_id)) == next_id:
-            next_id += 1
-    end = next((token for token in (_token_text(config.get("eos_token")), *ENDS) if token in ids or token in wanted), None)
+    canonical = canonical_fields(_with_prefix_space(fields, beside.config))
+    ids = vocabulary_of(canonical)
+    added = {token["content"]: token for token in canonical["added_tokens"]}
+    next_id = max([*ids.values(), *(token.token_id for token in beside.tokens if token.token_id is not None)], default=-1) + 1
+    for token in beside.tokens:
+        token_id = ids.get(token.content, token.token_id)
+        if token_id is None:
+            token_id, next_id = next_id, next_id + 1
+        if token.content not in added or token.decides:
+            flags = token.flags if canonical["normalizer"] is not None else token.flags | {"normalized": False}
+            added[token.content] = added_token(token.content, token_id) | flags
+    end = next((token for token in (beside.end_of_text, *ENDS) if token in ids or token in added), None)
     if end is not None:
-        wanted.setdefault(end, ids.get(end, 0))
-    canonical["added_tokens"] += [added_token(token, token_id) for token, token_id in wanted.items() if token not in listed]
-    canonical["added_tokens"].sort(key=lambda token: int(token["id"]))
+        added.setdefault(end, added_token(end, ids.get(end, 0)))
+    canonical["added_tokens"] = sorted(added.values(), key=lambda token: int(token["id"]))
     return as_known_tokenizer(label, canonical, end)
 
 
@@ -161,14 +163,6 @@ def as_known_tokenizer(label: str, fields: Mapping[str, Any], end_of_text: str |
     return load_tiktoken("gpt2") if _is_gpt2(fields) else VocabularyTokenizer(label, fields, end_of_text)
 
 
-def _special_tokens(config: Mapping[str, Any]) -> list[str]:
-    """Return the special tokens that a configuration names, each once."""
-    lists = [config.get(field) for field in MORE_SPECIALS]
-    more = [token for tokens in lists if isinstance(tokens, list) for token in tokens]
-    texts = [_token_text(token) for token in [*(config.get(field) for field in SPECIAL_FIELDS), *more]]
-    return list(dict.fromkeys(text for text in texts if text))
-
-
 def _with_prefix_space(fields: Mapping[str, Any], config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Let a configuration of GPT-2's tokenizer decide whether a text begins with a blank, as transformers does."""
     splitter, flag = fields.get("pre_tokenizer"), config.get("add_prefix_space")
@@ -176,12 +170,6 @@ def _with_prefix_space(fields: Mapping[str, Any], config: Mapping[str, Any]) -> 
     if not is_gpt2 or not isinstance(flag, bool) or not isinstance(splitter, dict) or splitter.get("type") != "ByteLevel":
         return fields
     return {**fields, "pre_tokenizer": splitter | {"add_prefix_space": flag}}
-
-
-def _token_text(token: Any) -> str | None:
-    """Return the text of a special token, which configurations write as a string or as an object."""
-    text = token.get("content") if isinstance(token, dict) else token
-    return text if isinstance(text, str) else None
 
 
 def _is_gpt2(fields: Mapping[str, Any]) -> bool:

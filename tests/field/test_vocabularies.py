@@ -148,7 +148,7 @@ def test_tokens_with_blanks_keep_their_merges(tmp_path: Path) -> None:
     assert build_tokenizer(str(tmp_path)).encode("a a") == [2, 0]
     fields["model"]["merges"] = ["a  "]  # an old file, which cannot say it
     (tmp_path / "tokenizer.json").write_text(json.dumps(fields))
-    with pytest.raises(UserError, match="the tokenizers library cannot use it"):
+    with pytest.raises(UserError, match="its merge 'a  ' is not a pair of tokens"):
         build_tokenizer(str(tmp_path))
 
 
@@ -209,6 +209,11 @@ def fields(**changes: Any) -> dict[str, Any]:
     return {"version": "1.0", "model": model, **changes}
 
 
+def bpe(tokens: list[str], merges: list[Any], **more: Any) -> dict[str, Any]:
+    model = {"type": "BPE", "vocab": {token: token_id for token_id, token in enumerate(tokens)}, "merges": merges}
+    return fields(model=model | more)
+
+
 def split_by(pattern: str) -> dict[str, Any]:
     return fields(pre_tokenizer={"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False})
 
@@ -253,18 +258,30 @@ HOSTILE = {
     ),
     "unknown part": (json.dumps(fields(decoder={"type": "os.system"})), "the tokenizers library cannot use it"),
     "half a pair": ('{"model":{"type":"BPE","vocab":{"\\ud800":0},"merges":[]}}', "surrogate|cannot"),
-    "merge of nothing": (json.dumps(fields(model={"type": "BPE", "vocab": {"a": 0}, "merges": ["x y"]})), "cannot use it"),
+    "merge of nothing": (json.dumps(bpe(["a"], ["x y"])), "needs the token 'x', which its vocabulary lacks"),
+    "merge into nothing": (json.dumps(bpe(["a", "b"], ["a b"])), r"its merge \['a', 'b'\] needs the token 'ab'"),
+    "merge of three": (json.dumps(bpe(["a", "b", "ab"], ["a b a"])), "its merge 'a b a' is not a pair of tokens"),
+    "merge of a number": (json.dumps(bpe(["a", "b", "ab"], [["a", 1]])), r"its merge \['a', 1\] is not a pair"),
+    "merge without its prefix": (
+        json.dumps(bpe(["a", "b", "ab"], ["a b"], continuing_subword_prefix="##")),
+        "has a second token without '##'",
+    ),
+    "merge that cuts a character": (
+        json.dumps(bpe(["a", "é", "aé"], ["a é"], continuing_subword_prefix="é")),
+        "its continuing_subword_prefix is 'é'",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_tokenizer_json_is_refused_soon(name: str, tmp_path: Path) -> None:
+def test_a_hostile_tokenizer_json_is_refused_soon(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     content, message = HOSTILE[name]
     (tmp_path / "tokenizer.json").write_text(content)
     start = time.perf_counter()
     with pytest.raises(UserError, match=message):
         build_tokenizer(str(tmp_path))
     assert time.perf_counter() - start < 5
+    assert "panicked" not in capfd.readouterr().err
 
 
 def test_a_pattern_that_backtracks_ends_with_an_error(tmp_path: Path) -> None:
