@@ -82,6 +82,7 @@ class DataSettings:
     batch_size: int = MISSING
     train_ratio: float = MISSING
     stride: int | None = MISSING
+    shift_windows: bool = False
     num_workers: int = MISSING
     text_field: str = "text"
     as_text: bool = False

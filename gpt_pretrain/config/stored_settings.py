@@ -43,9 +43,8 @@ TRAIN_KINDS: dict[str, str] = {
     **_group("model.", TAKEN, "context_length emb_dim n_heads n_layers drop_rate qkv_bias tie_embeddings init gelu_approximate"),
     **_group("model.", TAKEN, "kind n_kv_heads"),
     **_group("data.", ASKED, "path url sources"),
-    **_group(
-        "data.", TAKEN, "name sha256 text_field as_text batch_size train_ratio stride format verify respect_documents val_tokens"
-    ),
+    **_group("data.", TAKEN, "name sha256 text_field as_text format verify batch_size train_ratio"),
+    **_group("data.", TAKEN, "stride shift_windows respect_documents val_tokens"),
     "data.cache_dir": LOCAL,
     "data.num_workers": BOUNDED,
     **_group("data.remote.", BOUNDED, "prefetch_batches threads retries timeout"),

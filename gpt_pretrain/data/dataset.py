@@ -18,6 +18,8 @@ from gpt_pretrain.model.kernels.loss import IGNORED
 # Token ids and target ids, int64, (B, T) each, and with data.respect_documents each token's position in its document.
 Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
 
+SHIFT_STREAM = 1  # keeps the numbers that move the windows apart from those that shuffle them
+
 
 class WindowDataset(Dataset[Batch]):
     """Windows of T tokens; an array of window indices gives a batch.
@@ -47,12 +49,16 @@ class WindowDataset(Dataset[Batch]):
 class TokenWindows(WindowDataset):
     """Windows of one stream of tokens; window i begins at token i * stride, and its targets are one token later.
 
+    With `shifted`, all windows of an epoch begin up to stride - 1 tokens later, by a number drawn for the epoch. Index
+    i + s * len(self) is window i moved by s tokens, or less where the stream would end within it.
+
     Args:
         tokens: The stream.
         context_length: Tokens per window, T.
         stride: Tokens from the start of one window to the start of the next.
         boundaries: How to separate documents, or None to ignore them.
         max_windows: Use this number of windows, spread evenly over the stream, or None to use all.
+        shifted: Move the windows by another number of tokens in each epoch but the first.
     """
 
     def __init__(
@@ -63,12 +69,14 @@ class TokenWindows(WindowDataset):
         stride: int,
         boundaries: DocumentBoundaries | None = None,
         max_windows: int | None = None,
+        shifted: bool = False,
     ) -> None:
         self.tokens = tokens
         self.context_length = context_length
         self.starts = range(0, tokens.count - context_length, stride)
         self.boundaries = boundaries
         self.n_windows = len(self.starts) if max_windows is None else min(max_windows, len(self.starts))
+        self.shifted = shifted
         self.remote = tokens.remote
 
     def __len__(self) -> int:
@@ -95,6 +103,14 @@ class TokenWindows(WindowDataset):
         for start in self._starts_of(indices):
             self.tokens.prefetch(start, self.context_length + 1)
 
+    def epoch_indices(self, positions: np.ndarray, n_windows: int, *, seed: int, epoch: int) -> np.ndarray:
+        """Return the indices of the windows at these positions of a shuffled epoch."""
+        indices = shuffled_indices(positions, n_windows, seed=seed, epoch=epoch)
+        if not self.shifted or epoch == 0:
+            return indices
+        drawn = int(np.random.SeedSequence([seed, epoch, SHIFT_STREAM]).generate_state(1)[0])
+        return indices + drawn % self.starts.step * self.n_windows
+
     def _empty_batch(self) -> Batch:
         token_ids = torch.zeros(1, self.context_length, dtype=torch.int64)
         target_ids = torch.full_like(token_ids, IGNORED)
@@ -106,7 +122,9 @@ class TokenWindows(WindowDataset):
 
     def _starts_of(self, indices: np.ndarray) -> list[int]:
         """Return the position of the first token of each window."""
+        shifts, indices = np.divmod(indices, self.n_windows)
         if self.n_windows < len(self.starts):
             indices = indices * len(self.starts) // self.n_windows
-        starts: list[int] = (indices * self.starts.step).tolist()
+        last = self.tokens.count - self.context_length - 1
+        starts: list[int] = np.minimum(indices * self.starts.step + shifts, last).tolist()
         return starts

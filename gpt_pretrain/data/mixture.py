@@ -21,6 +21,8 @@ from gpt_pretrain.data.sampler import shuffled_indices
 class MixedWindows(WindowDataset):
     """The windows of several sources; indices count through one source after another.
 
+    A source may number moved windows from its length on, as `TokenWindows` does. Here their numbers begin at len(self).
+
     Args:
         sources: The sources, all with the same context_length.
         weights: Weight of each source, above 0. They need not sum to 1.
@@ -43,14 +45,14 @@ class MixedWindows(WindowDataset):
         if not len(indices):
             return self.sources[0][indices]
         groups = self._group_by_source(indices)
-        batches = [self.sources[number][indices[rows] - self._offset(number)] for number, rows in groups]
-        order = torch.from_numpy(np.argsort(np.concatenate([rows for _, rows in groups])))
+        batches = [self.sources[number][own] for number, _, own in groups]
+        order = torch.from_numpy(np.argsort(np.concatenate([rows for _, rows, _ in groups])))
         return tuple(torch.cat(columns)[order] for columns in zip(*batches, strict=True))  # type: ignore[return-value]
 
     def prefetch(self, indices: np.ndarray) -> None:
         """Start to fetch windows that will soon be read, without waiting for them."""
-        for number, rows in self._group_by_source(indices):
-            self.sources[number].prefetch(indices[rows] - self._offset(number))
+        for number, _, own in self._group_by_source(indices):
+            self.sources[number].prefetch(own)
 
     def epoch_indices(self, positions: np.ndarray, n_windows: int, *, seed: int, epoch: int) -> np.ndarray:
         """Return the indices of the windows at these positions of an epoch, in the proportions of the weights."""
@@ -60,7 +62,8 @@ class MixedWindows(WindowDataset):
             start = ends[number] - share
             own = (scattered >= start) & (scattered < ends[number])
             positions_over_epochs = scattered[own] - start + epoch * share
-            indices[own] = self._offset(number) + self._source_indices(number, positions_over_epochs, seed=seed)
+            moved, windows = np.divmod(self._source_indices(number, positions_over_epochs, seed=seed), len(self.sources[number]))
+            indices[own] = self._offset(number) + windows + moved * len(self)
         return indices
 
     def _source_indices(self, number: int, positions: np.ndarray, *, seed: int) -> np.ndarray:
@@ -70,17 +73,24 @@ class MixedWindows(WindowDataset):
         passes = positions // size
         for current in np.unique(passes).tolist():
             rows = passes == current
-            indices[rows] = shuffled_indices(positions[rows] % size, size, seed=source_seed, epoch=current)
+            order = self.sources[number].epoch_indices
+            indices[rows] = order(positions[rows] % size, size, seed=source_seed, epoch=current)
         return indices
 
     def _offset(self, number: int) -> int:
         """Return the index of a source's first window."""
         return int(self.ends[number]) - len(self.sources[number])
 
-    def _group_by_source(self, indices: np.ndarray) -> list[tuple[int, np.ndarray]]:
-        """Return the sources that the indices belong to, each with the rows of its indices."""
-        numbers = np.searchsorted(self.ends, indices, side="right")
-        return [(int(number), np.flatnonzero(numbers == number)) for number in np.unique(numbers)]
+    def _group_by_source(self, indices: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:
+        """Return the sources that the indices belong to, each with the rows of its indices and their numbers in the source."""
+        moved, windows = np.divmod(indices, len(self))
+        numbers = np.searchsorted(self.ends, windows, side="right")
+        groups = []
+        for number in np.unique(numbers).tolist():
+            rows = np.flatnonzero(numbers == number)
+            own = windows[rows] - self._offset(number) + moved[rows] * len(self.sources[number])
+            groups.append((number, rows, own))
+        return groups
 
 
 def allocate_windows(weights: Sequence[float], total: int) -> list[int]:

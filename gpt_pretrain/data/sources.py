@@ -78,7 +78,7 @@ def build_datasets(settings: DataSettings, tokenizer: Tokenizer, *, context_leng
     if problems := [problem for source in sources for problem in _check_lengths(source, context_length, settings)]:
         raise UserError(problems)
     windows = partial(_windows, settings=settings, context_length=context_length)
-    train = [windows(source, source.split.train) for source in sources]
+    train = [windows(source, source.split.train, shifted=settings.shift_windows) for source in sources]
     max_windows = None if settings.val_tokens is None else math.ceil(settings.val_tokens / context_length)
     if settings.name != "mixture":
         (source,) = sources
@@ -222,6 +222,7 @@ def _windows(
     settings: DataSettings,
     context_length: int,
     max_windows: int | None = None,
+    shifted: bool = False,
 ) -> TokenWindows:
     return TokenWindows(
         tokens,
@@ -229,6 +230,7 @@ def _windows(
         stride=context_length if settings.stride is None else settings.stride,
         boundaries=source.boundaries if settings.respect_documents else None,
         max_windows=max_windows,
+        shifted=shifted,
     )
 
 

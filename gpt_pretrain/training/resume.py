@@ -38,9 +38,9 @@ NOT_RESTORED = ("run_dir", "plan", "resume", "resume_force", "callbacks.custom",
 STEP_SETTINGS = ("data.batch_size", "trainer.accumulate_grad_batches", "trainer.devices", "trainer.num_nodes")
 # Settings that give the saved state its meaning. The location of the text is not among them, since its content is compared.
 STATE_SETTINGS = {
-    *("model", "tokenizer", "seed", "data.batch_size", "data.train_ratio", "data.stride", "data.respect_documents"),
+    *("model", "tokenizer", "seed", "optimizer.name", "optimizer.decay"),
+    *("data.batch_size", "data.train_ratio", "data.stride", "data.shift_windows", "data.respect_documents"),
     *("trainer.accumulate_grad_batches", "trainer.limit_train_batches", "trainer.precision"),
-    *("optimizer.name", "optimizer.decay"),
 }
 
 log = logging.getLogger(__name__)

@@ -43,6 +43,31 @@ def test_windows_match_their_definition(
         assert inputs.dtype == targets.dtype == torch.int64
 
 
+@given(count=st.integers(13, 60), context_length=st.integers(1, 12), stride=st.integers(1, 15), epoch=st.integers(0, 5))
+def test_shifted_windows_begin_at_another_token_in_each_epoch(
+    tmp_path_factory: pytest.TempPathFactory, count: int, context_length: int, stride: int, epoch: int
+) -> None:
+    tokens = tokens_of(tmp_path_factory.getbasetemp() / "w", count)
+    plain = TokenWindows(tokens, context_length=context_length, stride=stride)
+    shifted = TokenWindows(tokens, context_length=context_length, stride=stride, shifted=True)
+    positions = np.arange(len(plain))
+    order = plain.epoch_indices(positions, len(plain), seed=1, epoch=epoch)
+    indices = shifted.epoch_indices(positions, len(shifted), seed=1, epoch=epoch)
+    (shift,) = set((indices - order) // len(plain))
+    assert len(shifted) == len(plain) and 0 <= shift < stride
+    assert epoch or not shift, "the first epoch has the windows of a run without shifts"
+    inputs, targets = shifted[indices]
+    starts = np.minimum(order * stride + shift, count - context_length - 1)
+    assert inputs.tolist() == [list(range(start, start + context_length)) for start in starts]
+    assert targets.tolist() == (inputs + 1).tolist()
+
+
+def test_all_shifts_appear(tmp_path: Path) -> None:
+    windows = TokenWindows(tokens_of(tmp_path / "w", 50), context_length=8, stride=8, shifted=True)
+    first = [windows[windows.epoch_indices(np.arange(1), 6, seed=3, epoch=epoch)][0][0, 0].item() % 8 for epoch in range(60)]
+    assert set(first) == set(range(8))
+
+
 @given(n=st.integers(0, 50), batch=st.integers(1, 9), seed=st.integers(0, 5), epoch=st.integers(0, 3))
 def test_an_epoch_reads_no_window_twice_and_drops_the_last_short_batch(n: int, batch: int, seed: int, epoch: int) -> None:
     sampler = DistributedBatchSampler(n, batch, seed=seed)

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from gpt_pretrain.config.schema import SourceSettings
 from gpt_pretrain.data.datamodule import TextDataModule
-from gpt_pretrain.data.dataset import Batch, WindowDataset
+from gpt_pretrain.data.dataset import Batch, TokenWindows, WindowDataset
+from gpt_pretrain.data.files import LocalFiles
 from gpt_pretrain.data.mixture import MixedWindows, allocate_validation_windows, allocate_windows
 from gpt_pretrain.data.sampler import DistributedBatchSampler
+from gpt_pretrain.data.token_stream import Shard
 from gpt_pretrain.errors import UserError
 from tests.helpers.data_settings import data_settings
 from tests.helpers.made_shards import BYTE, stream, write_llmc, write_nanogpt, write_shards
@@ -72,6 +74,24 @@ def test_the_order_can_be_computed_at_any_position(sources: list[tuple[int, floa
     positions = np.arange(len(mix))
     whole = mix.epoch_indices(positions, len(mix), seed=seed, epoch=epoch)
     assert mix.epoch_indices(positions[::3], len(mix), seed=seed, epoch=epoch).tolist() == whole[::3].tolist()
+
+
+def test_the_windows_of_a_mixture_are_moved_like_those_of_their_sources(tmp_path: Path) -> None:
+    for name, first in (("a", 0), ("b", 1000)):
+        np.arange(first, first + 50, dtype="<u2").tofile(tmp_path / name)
+    sources = [
+        TokenWindows(Shard(LocalFiles(tmp_path), name, 50, 2), context_length=8, stride=8, shifted=True) for name in ("a", "b")
+    ]
+    mixture, seen = MixedWindows(sources, [1.0, 1.0]), []
+    for epoch in range(30):
+        indices = mixture.epoch_indices(np.arange(len(mixture)), len(mixture), seed=3, epoch=epoch)
+        mixture.prefetch(indices)
+        inputs, targets = mixture[indices]
+        assert torch.equal(targets, inputs + 1)
+        starts = inputs[:, 0].tolist()
+        assert len(set(starts)) == len(mixture) and sum(start >= 1000 for start in starts) == 6
+        seen += [(start // 1000, start % 1000 % 8) for start in starts]
+    assert {source for source, shift in seen if shift} == {0, 1}
 
 
 def test_a_batch_keeps_the_order_of_its_indices() -> None:
@@ -149,6 +169,7 @@ def overrides_of(sources: list[SourceSettings]) -> list[str]:
         f"data.sources=[{listed}]",
         "data.batch_size=16",
         "data.stride=350",
+        "data.shift_windows=true",
         "callbacks=minimal",
         "logger=none",
     ]
