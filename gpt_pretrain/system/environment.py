@@ -43,18 +43,24 @@ def check_environment() -> None:
 def decode_arguments(arguments: Iterable[str], *, texts: Collection[str] = ()) -> list[str]:
     """Return command-line arguments without lone surrogates, which stand for bytes that are no text in the system's encoding.
 
-    In a text, UTF-8 is decoded, and bytes that are not UTF-8 are replaced by U+FFFD.
+    In a text, UTF-8 is decoded whatever the system's encoding is.
 
     Args:
         texts: The names of settings whose values are texts.
 
     Raises:
-        UserError: If there are such bytes in other arguments; all of them together.
+        UserError: If there are such bytes in other arguments, or bytes in a text that are not UTF-8; all of them together.
     """
     decoded, problems = [], []
     for argument in arguments:
         if argument.partition("=")[0].lstrip("+") in texts:
-            decoded.append(argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+            data = argument.encode("utf-8", "surrogateescape")
+            try:
+                decoded.append(data.decode("utf-8"))
+            except UnicodeDecodeError:
+                problems.append(
+                    f"{ascii(data)[2:-1]} is not UTF-8 text. Set the terminal's encoding to UTF-8, and type it again."
+                )
         elif (problem := _undecoded_problem(argument)) is not None:
             problems.append(problem)
         else:

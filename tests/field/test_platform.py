@@ -360,11 +360,15 @@ def test_files_whose_names_are_not_utf8_are_read(script: Run, tmp_path: Path) ->
     assert_trained(script("train.py", *SHORT, "data=text", "data.path=texts", "hydra.run.dir=r"), tmp_path / "r")
 
 
-def test_a_prompt_that_is_not_utf8_is_repaired_or_replaced(script: Run, trained: Path) -> None:
-    for prompt, shown in (("caf\udce9", "caf\ufffd"), ("\udce4\udcbb\udc8a", "今")):
-        done = script("generate.py", f"checkpoint={trained}", f"prompt={prompt}", "sampler.max_new_tokens=1")
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith(shown)
+def test_a_prompt_whose_bytes_are_utf8_is_decoded_and_any_other_is_refused(script: Run, trained: Path) -> None:
+    done = script("generate.py", f"checkpoint={trained}", "prompt=\udce4\udcbb\udc8a", "sampler.max_new_tokens=1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("今")
+    refused = script("generate.py", f"checkpoint={trained}", "prompt=caf\udce9", "sampler.max_new_tokens=1")
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        "error: prompt=caf\\xe9 is not UTF-8 text. Set the terminal's encoding to UTF-8, and type it again.\n"
+    )
 
 
 def test_a_current_folder_that_was_deleted_is_a_message(run_after: Run, tmp_path: Path) -> None:
