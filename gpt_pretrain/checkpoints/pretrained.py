@@ -31,7 +31,7 @@ from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.tokenizers.build import build_tokenizer, tokenizer_by_size
-from gpt_pretrain.tokenizers.fitting import fit_to_rows
+from gpt_pretrain.tokenizers.fitting import TooManyTokensError, fit_to_rows
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class Weights:
             UserError: If no tokenizer is known, or it does not fit the vocabulary.
         """
         if name is not None:
-            return self._fit(build_tokenizer(name))
+            return self._fit_named(name)
         if (own := self.own_tokenizer) is not None:
             return own
         size = self.config.vocab_size
@@ -142,6 +142,19 @@ class Weights:
             f"{size:,}",
         )
         return build_tokenizer(guess)
+
+    def _fit_named(self, name: str) -> Tokenizer:
+        """Build the named tokenizer.
+
+        Raises:
+            UserError: If it does not fit the vocabulary; the remedy is the tokenizer of the weights, if they bring one.
+        """
+        try:
+            return self._fit(build_tokenizer(name))
+        except TooManyTokensError as error:
+            if self.own_tokenizer is None:
+                raise
+            raise UserError(f"{error.finding}. They bring their own tokenizer: leave out tokenizer={name}") from error
 
     def _fit(self, tokenizer: Tokenizer) -> Tokenizer:
         return fit_to_rows(tokenizer, self.config.vocab_size, origin=self.name)

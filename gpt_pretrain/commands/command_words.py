@@ -118,6 +118,9 @@ def explain_stray(before: str, words: list[str], *, script: str) -> str:
     if "=" in before:
         whole = before.replace('"', '\\"') + " " + text
         return f'{text}: a text with spaces needs quotation marks. Type "{whole}"'
+    if words[1:] and words[1][0] == "=" and (known := _known_name(word, script)) is not None:
+        pair = f"{known}={' '.join(words[1:])[1:].strip()}"
+        return f"{text}: a setting is written without spaces around its equals sign. Type {quote_word(pair)}"
     if (known := _known_name(word, script)) is not None:
         return f"{word}: this setting has no value. Type {known}=VALUE"
     suggested = f"{SUGGESTED[script]}={text}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -18,6 +19,8 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.metadata import track_run
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.streams import lost_output, read_input
+
+CURLY_QUOTED = re.compile("[\u201c\u201d\u201e\u2018\u201a].+[\u201c\u201d\u2019]", re.DOTALL)
 
 
 def generate_texts(config: DictConfig) -> None:
@@ -51,7 +54,8 @@ def _generate(settings: GenerateSettings, *, keep: Path | None) -> None:
     # A prompt that cannot be read is refused before the weights are loaded.
     prompts = _interactive_prompts() if settings.interactive else _read_prompt(settings)
     sampler = SamplerConfig(**vars(settings.sampler))
-    for warning in filter(None, [sampler.unused_settings(), _equal_samples(settings), _unused_prompts(settings)]):
+    warnings = (sampler.unused_settings(), _equal_samples(settings), _unused_prompts(settings), _curly_marks(settings))
+    for warning in filter(None, warnings):
         print_escaped(f"warning: {warning}", file=sys.stderr)
     if settings.pretrained is not None:
         weights = open_weights(settings.pretrained, n_heads=settings.n_heads)
@@ -89,6 +93,15 @@ def _equal_samples(settings: GenerateSettings) -> str | None:
     return (
         f"n_samples={settings.n_samples} makes the same text {settings.n_samples} times, since sampler.temperature=0 always "
         "takes the most likely token. Set a temperature above 0, such as sampler.temperature=0.7"
+    )
+
+
+def _curly_marks(settings: GenerateSettings) -> str | None:
+    if not CURLY_QUOTED.fullmatch(settings.prompt) or settings.prompt_file is not None:
+        return None
+    return (
+        f"The quotation marks of prompt={settings.prompt} are part of the prompt, since the shell knows only straight ones: "
+        "'...' and \"...\"."
     )
 
 

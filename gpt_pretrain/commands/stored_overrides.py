@@ -72,7 +72,11 @@ def admit_overrides(folder: Path, *, script: str, typed: Set[str]) -> StoredOver
     if len(texts) > MAX_OVERRIDES:
         raise UserError(f"{origin} holds {len(texts):,} overrides, and at most {MAX_OVERRIDES} are read. The file is damaged.")
     for text in texts:
-        if override_key(text) in typed | REPLACED:
+        if (key := override_key(text)) in typed | REPLACED:
+            if key in typed and "," in text:
+                admitted.notices.append(
+                    f"What you type for {key} replaces {_shown(text)}, also when this sweep is resumed again."
+                )
             continue
         try:
             override = _parse(text, strict=not own)

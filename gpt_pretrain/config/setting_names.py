@@ -154,7 +154,7 @@ def names_within(key: str, schema: type) -> list[str]:
 
 def nearest(name: str, choices: list[str]) -> list[str]:
     """Return the choices that come nearest to a name, the best first."""
-    likeness = {one: 1.0 if one.startswith(name.lower()) else _likeness(name, one) for one in choices if name}
+    likeness = {one: 1.0 if _is_part(name.lower(), one) else _likeness(name, one) for one in choices if name}
     best = max([LEAST_LIKENESS, *likeness.values()])
     found = [one for one, value in likeness.items() if value >= max(LEAST_LIKENESS, best - 0.05)]
     return sorted(found, key=lambda one: -likeness[one])[:MAX_NEAREST]
@@ -175,6 +175,11 @@ def script_groups(script: str) -> list[str]:
         return []
     entries = [next(iter(one)) for one in defaults if isinstance(one, dict)] if isinstance(defaults, list) else []
     return [str(entry) for entry in entries if not str(entry).startswith("override ")]
+
+
+def _is_part(name: str, choice: str) -> bool:
+    """Return whether a choice begins with a name, or has it as a word: cosine in warmup_cosine."""
+    return choice.startswith(name) or name in choice.split("_")
 
 
 def _likeness(name: str, other: str) -> float:

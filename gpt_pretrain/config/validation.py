@@ -15,11 +15,14 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.system.environment import user_path
+from gpt_pretrain.system.resources import PROCESSES_PER_CORE, cores
 
 Test = Callable[[Any], bool]
 Rule = tuple[str, Test, str]  # the name of a setting, the test for its value, and the requirement, as a phrase
 
 INFINITY = float("inf")
+MAX_WORKERS = max(64, PROCESSES_PER_CORE * cores())  # more would only wait for each other
+MAX_SAMPLES = 1_000_000  # of one prompt, which take days even from a tiny model
 
 
 def as_typed_value(value: object) -> str:
@@ -71,7 +74,11 @@ TRAIN_RULES: list[Rule] = [
     ("data.batch_size", *at_least(1, "sequence")),
     ("data.train_ratio", lambda ratio: 0 < ratio < 1, "must be above 0 and below 1; 0.9 keeps a tenth for validation"),
     ("data.stride", *at_least(1, "token", null="context_length")),
-    ("data.num_workers", *at_least(0, "processes")),
+    (
+        "data.num_workers",
+        lambda count: 0 <= count <= MAX_WORKERS,
+        f"must be between 0 and {MAX_WORKERS} processes on this machine",
+    ),
     ("data.format", *one_of("auto", "gpt_pretrain", "nanogpt", "llmc", "numpy")),
     ("data.val_tokens", *at_least(1, "token", null="all")),
     ("data.sources", lambda sources: all(0 < one.weight < INFINITY for one in sources), "each weight must be above 0"),
@@ -166,7 +173,7 @@ GRID_RULES: list[Rule] = [
 ]
 
 GENERATE_RULES: list[Rule] = [
-    ("n_samples", *at_least(1, "sample")),
+    ("n_samples", lambda count: 1 <= count <= MAX_SAMPLES, f"must be between 1 and {MAX_SAMPLES:,} samples"),
     ("device", lambda name: re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name) is not None, "must be auto, cpu, cuda or mps"),
     ("precision", *one_of("auto", "32-true", "bf16-mixed")),
     ("prompt", lambda text: text != "", "must have at least one character, for example 'Every effort moves you'"),

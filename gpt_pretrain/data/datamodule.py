@@ -22,6 +22,7 @@ from gpt_pretrain.data.sources import DataSource, build_datasets
 from gpt_pretrain.data.token_stream import TokenSplit
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.environment import use_short_socket_folder
+from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.tokenizers.base import Tokenizer
 
 EVAL_EPOCH = 2**31  # a number that no epoch of training reaches, for an order of its own
@@ -111,9 +112,14 @@ class TextDataModule(L.LightningDataModule):
         self.split, self.train, self.val, self.sources = data.split, data.train, data.val, data.sources
         n_windows, batch_size = len(self.train), self.settings.batch_size
         if n_windows < batch_size:
+            windows = format_count(n_windows, "window")
+            stride = self.settings.stride
+            remedy = f"data.batch_size={n_windows} or less, a shorter model.context_length, or more text"
+            if stride is not None and stride > self.context_length:
+                remedy = f"data.stride=null ({stride} now), or {remedy}"
             raise UserError(
-                f"data.batch_size={batch_size}: the training set has only {n_windows} windows of {self.context_length} tokens. "
-                f"Choose data.batch_size={n_windows} or less, a shorter model.context_length, or more text."
+                f"data.batch_size={batch_size}: the training set has only {windows} of {self.context_length} tokens. "
+                f"Choose {remedy}."
             )
         self._prepared = True
 

@@ -144,7 +144,10 @@ def print_sweep_summary(folder: Path, *, script: str, unfinished: Sequence[str] 
     if not jobs:
         return
     lines = _summarize_generations(jobs, folder) if script == "generate.py" else _summarize_runs(jobs, folder, script=script)
-    lines += [escape_line(f"{job.folder.name} {job.state}: {error}") for job in jobs if (error := job.metadata.get("error"))]
+    for job in (one for one in jobs if one.metadata.get("error")):
+        first, *others = str(job.metadata["error"]).splitlines() or [""]
+        more = f" (and {format_count(len(others), 'more problem')})" if others else ""
+        lines.append(escape_line(f"{job.folder.name} {job.state}: {first}{more}"))
     if script == "train.py" and any(folder.glob("*/events.out.tfevents.*")):
         lines += ["Next:", f"  {tensorboard_command(display_path(folder))}"]
     if unfinished:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,10 +98,9 @@ class Search:
         samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
         if sampler not in samplers:
             raise UserError(f"hydra.sweeper.sampler={sampler}: must be one of {', '.join(samplers)}.")
-        try:
-            distributions = {key: _distribution(space) for key, space in spaces.items()}
-        except ValueError as error:
-            raise UserError(f"A range of this search is invalid: {error}") from error
+        if problems := [problem for key, space in spaces.items() for problem in _range_problems(key, space)]:
+            raise UserError(problems)
+        distributions = {key: _distribution(space) for key, space in spaces.items()}
         folder.mkdir(parents=True, exist_ok=True)
         with open_journal(folder) as storage:
             study = optuna.create_study(storage=storage, study_name=STUDY_NAME, direction="minimize", load_if_exists=True)
@@ -251,6 +250,18 @@ def _check_values_unchanged(study: optuna.Study, distributions: dict[str, BaseDi
 def _values_key(values: object) -> str:
     """Return a text that is equal for equal values of a trial, whatever a journal holds in their place."""
     return json.dumps(values, sort_keys=True, default=repr)
+
+
+def _range_problems(key: str, space: SearchSpace) -> Iterator[str]:
+    """Yield what is wrong with the range that a setting is drawn from."""
+    if isinstance(space, ValueList):
+        return
+    if not (math.isfinite(space.low) and math.isfinite(space.high)):
+        yield f"{key}: the bounds of its range must be finite numbers."
+    elif space.low > space.high:
+        yield f"{key}: its range begins at {space.low}, above its end, {space.high}. Exchange the two bounds."
+    elif space.log and space.low <= 0:
+        yield f"{key}: a logarithmic range must begin above 0, and it begins at {space.low}."
 
 
 def _distribution(space: SearchSpace) -> BaseDistribution:

@@ -42,6 +42,12 @@ def format_count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
+def format_rounded(value: float, digits: int = 2) -> str:
+    """Format a number with a few significant digits, a large one without an exponent, such as "0.048" or "1,800"."""
+    rounded = float(f"{value:.{digits}g}")
+    return f"{rounded:,.0f}" if rounded >= 10**digits else f"{rounded:g}"
+
+
 def format_number(value: object, spec: str) -> str:
     """Format a finite number, for a whole number without its fraction; anything else becomes "-"."""
     if not is_finite_number(value):

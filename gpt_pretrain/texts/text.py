@@ -15,6 +15,7 @@ from pathlib import Path
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.encodings import ControlCount, is_blank
+from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.file_kinds import EMPTY, TEXT
 from gpt_pretrain.system.terminal import escape_line
 from gpt_pretrain.texts.chunks import FIELD_MISSING, FILE_FAILURES, Chunk, Cursor, ReadPosition, RejectedRecord
@@ -199,7 +200,11 @@ def find_text_files(pattern: str, *, text_field: str = "text", as_text: bool = F
             if path.is_absolute()
             else f" Relative paths, also those of a resumed run, start at the current folder, {Path.cwd()}."
         )
-        raise UserError(f"data.path={pattern}: {problem}.{hint} Type data.path= with a file, a folder, or a quoted glob.")
+        several = [one for one in pattern.split(",") if one]
+        remedy = " Type data.path= with a file, a folder, or a quoted glob."
+        if len(several) > 1 and all(user_path(one).exists() for one in several):
+            hint, remedy = "", " Several files are given as a folder or as a quoted glob; -m trains on one after another."
+        raise UserError(f"data.path={pattern}: {problem}.{hint}{remedy}")
     files, problems = select_files(f"data.path={pattern}", paths, is_named=is_named, text_field=text_field, as_text=as_text)
     if problems:
         raise UserError([problem.replace(" text_field=", " data.text_field=") for problem in problems])

@@ -14,6 +14,18 @@ from gpt_pretrain.tokenizers.vocabulary_formats import as_known_tokenizer
 log = logging.getLogger(__name__)
 
 
+class TooManyTokensError(UserError):
+    """A tokenizer has more tokens than a model.
+
+    Attributes:
+        finding: Both numbers, as a sentence without its full stop.
+    """
+
+    def __init__(self, finding: str) -> None:
+        super().__init__(f"{finding}. Give the tokenizer that it was trained with: tokenizer=NAME")
+        self.finding = finding
+
+
 def fit_to_rows(tokenizer: Tokenizer, n_rows: int, *, origin: str) -> Tokenizer:
     """Return a tokenizer without those added tokens, or that end of text, for which a model has no row.
 
@@ -43,9 +55,8 @@ def fit_to_rows(tokenizer: Tokenizer, n_rows: int, *, origin: str) -> Tokenizer:
             model = fields["model"] | {"vocab": vocab}
             label = tokenizer.name.rpartition("@")[0]
             return as_known_tokenizer(label, fields | {"model": model, "added_tokens": kept}, end)
-    raise UserError(
-        f"{origin} has a vocabulary of {n_rows:,} tokens, but the tokenizer {tokenizer.name} has "
-        f"{tokenizer.vocab_size:,}. Give the tokenizer that it was trained with: tokenizer="
+    raise TooManyTokensError(
+        f"{origin} has a vocabulary of {n_rows:,} tokens, but the tokenizer {tokenizer.name} has {tokenizer.vocab_size:,}"
     )
 
 

@@ -23,6 +23,7 @@ from gpt_pretrain.config.checkpoint_settings import (
 )
 from gpt_pretrain.config.conversion import escape_interpolation, to_settings
 from gpt_pretrain.config.schema import TrainSettings
+from gpt_pretrain.config.validation import as_typed_value
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.runs.folder import BEST, LAST, checkpoint_dir, find_checkpoints
@@ -149,7 +150,10 @@ def restore_settings(
     changes: Changes = {}
     merged = _merge(admitted.settings, now, overridden, changes)
     refused = _keep_step_size(merged, stored, overridden, changes)
-    texts = {key: hide_secrets(escape_line(f"{key} was {old}, is {new} now")) for key, (old, new) in changes.items()}
+    texts = {
+        key: hide_secrets(escape_line(f"{key} was {as_typed_value(old)}, is {as_typed_value(new)} now"))
+        for key, (old, new) in changes.items()
+    }
     refused += [text for key, text in texts.items() if _is_within(key, STATE_SETTINGS)]
     problems = list(admitted.problems)
     if architecture := [text for key, text in texts.items() if key.startswith("model.") and key != "model.drop_rate"]:

@@ -16,7 +16,7 @@ from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.runs.folder import EXPORTED, checkpoint_dir, display_path
 from gpt_pretrain.runs.metadata import describe_environment
 from gpt_pretrain.runs.next_commands import generate_command, resume_command, tensorboard_command
-from gpt_pretrain.system.formatting import format_count, format_duration, format_perplexity
+from gpt_pretrain.system.formatting import format_count, format_duration, format_perplexity, format_rounded
 from gpt_pretrain.system.resources import device_name, memory_limit
 from gpt_pretrain.system.terminal import escape_line
 from gpt_pretrain.system.urls import without_secrets
@@ -87,7 +87,7 @@ def mixture_facts(data: TextDataModule) -> list[str]:
     train = data.train
     return [
         f"{100 * share / len(train):.3g} % of {escape_line(source.name)}: "
-        f"each of {len(own):,} windows {share / len(own):.2g} times per epoch"
+        f"each of {len(own):,} windows {format_rounded(share / len(own))} times per epoch"
         for source, own, share in zip(data.sources, train.sources, train.windows_per_epoch, strict=True)
     ]
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -14,16 +17,23 @@ import torch
 from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 
 from gpt_pretrain import load_settings
+from gpt_pretrain.checkpoints.pretrained import Weights
 from gpt_pretrain.commands import generate
 from gpt_pretrain.commands.command_words import sort_arguments
 from gpt_pretrain.commands.hydra_arguments import apply_resume, check_arguments
+from gpt_pretrain.commands.stored_overrides import admit_overrides
 from gpt_pretrain.config.schema import GenerateSettings, TrainerSettings
+from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.generation.sampling import sample_next
 from gpt_pretrain.runs.metadata import METADATA_FILE
 from gpt_pretrain.runs.tensorboard import _print_thread_error
+from gpt_pretrain.sweeps.folder import SWEEP_SETTINGS
+from gpt_pretrain.sweeps.search import NumberRange, Search
+from gpt_pretrain.system.formatting import format_rounded
 from gpt_pretrain.tokenizers.byte import ByteTokenizer
+from gpt_pretrain.tokenizers.fitting import TooManyTokensError
 from gpt_pretrain.training.callbacks.save import SaveRun
 from gpt_pretrain.training.planning import measurements
 from gpt_pretrain.training.planning.check_context import CheckContext
@@ -154,3 +164,69 @@ def test_a_full_disk_is_explained_once_and_without_a_traceback(
     writer = mock.create_autospec(_AsyncWriterThread, instance=True)
     _print_thread_error(threading.ExceptHookArgs((OSError, OSError(28, "full"), None, writer)))
     assert capsys.readouterr().err == ""
+
+
+def test_a_message_counts_in_words(tmp_path: Path) -> None:
+    """One window is no plural, and a stride beyond the window is named as the cause of few windows."""
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 60)
+    settings = load_settings("data=text", f"data.path='{text}'", f"data.cache_dir='{tmp_path}'", "data.stride=100000").data
+    with pytest.raises(UserError) as caught:
+        TextDataModule(settings, ByteTokenizer(), context_length=16, seed=1).prepare_data()
+    assert str(caught.value) == (
+        "data.batch_size=2: the training set has only 1 window of 16 tokens. Choose data.stride=null (100000 now), or "
+        "data.batch_size=1 or less, a shorter model.context_length, or more text."
+    )
+
+
+@pytest.mark.parametrize(
+    ("space", "problem"),
+    [
+        (NumberRange(1e-2, 1e-4), "its range begins at 0.01, above its end, 0.0001. Exchange the two bounds."),
+        (NumberRange(0, 1, log=True), "a logarithmic range must begin above 0, and it begins at 0."),
+        (NumberRange(0, math.inf), "the bounds of its range must be finite numbers."),
+    ],
+    ids=["exchanged", "logarithm_of_zero", "infinite"],
+)
+def test_a_range_that_a_search_cannot_draw_from_is_explained(tmp_path: Path, space: NumberRange, problem: str) -> None:
+    with pytest.raises(UserError, match=f"optimizer.lr: {re.escape(problem)}"):
+        Search.open(tmp_path, {"optimizer.lr": space}, sampler="random", seed=1, pruning=False, pruning_after=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(183.3, "180"), (1843, "1,800"), (0.04812, "0.048"), (2.0, "2"), (99.6, "100"), (1e-7, "1e-07")]
+)
+def test_amounts_are_rounded_without_an_exponent(value: float, text: str) -> None:
+    assert format_rounded(value) == text
+
+
+def test_curly_quotation_marks_in_a_prompt_are_said() -> None:
+    assert generate._curly_marks(GenerateSettings(prompt="Say \u201chello\u201d", prompt_file=None)) is None
+    warning = generate._curly_marks(GenerateSettings(prompt="\u201chello world\u201d", prompt_file=None))
+    assert warning is not None and "are part of the prompt" in warning
+
+
+def test_a_replaced_list_of_a_sweep_is_said(tmp_path: Path) -> None:
+    stored = {"hydra": [], "task": ["optimizer.lr=1e-3,1e-2", "seed=1,2"]}
+    (tmp_path / SWEEP_SETTINGS).write_text(json.dumps({"hydra": {"overrides": stored, "job": {"name": "train"}}}))
+    admitted = admit_overrides(tmp_path, script="train", typed={"optimizer.lr"})
+    assert admitted.notices == [
+        "What you type for optimizer.lr replaces optimizer.lr=1e-3,1e-2, also when this sweep is resumed again."
+    ]
+
+
+@pytest.mark.parametrize("words", [["checkpoint", "=", "base"], ["checkpoint", "=base"], ["checkpoint=", "base"]])
+def test_blanks_around_an_equals_sign_are_explained(words: list[str]) -> None:
+    with pytest.raises(UserError, match=r"without spaces around its equals sign. Type checkpoint=base"):
+        check_arguments(sort_arguments(words), script="generate")
+
+
+def test_the_tokenizer_of_a_run_is_advised_in_place_of_another(tmp_path: Path) -> None:
+    weights = mock.Mock(spec=Weights)
+    weights._fit.side_effect = TooManyTokensError("The model has 257 tokens, but the tokenizer gpt2 has 50,257")
+    with pytest.raises(UserError, match=r"They bring their own tokenizer: leave out tokenizer=byte$"):
+        Weights._fit_named(weights, "byte")
+    weights.own_tokenizer = None
+    with pytest.raises(UserError, match=r"Give the tokenizer that it was trained with: tokenizer=NAME$"):
+        Weights._fit_named(weights, "byte")

@@ -21,7 +21,7 @@ from gpt_pretrain.model import costs
 from gpt_pretrain.model.cluster_costs import step_traffic
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.system.devices import accelerator_device
-from gpt_pretrain.system.formatting import format_count, format_si
+from gpt_pretrain.system.formatting import format_count, format_rounded, format_si
 from gpt_pretrain.system.resources import free_disk, memory_limit
 from gpt_pretrain.tokenizers.splitting import encode_prompt
 from gpt_pretrain.training.planning.check_context import CheckContext
@@ -168,11 +168,14 @@ def _too_little_text(context: CheckContext) -> str | None:
         return None
     count = format_si(plan.parameters, "").replace(" ", "")  # 124M
     outcome = "The model will memorize the text" if memorizes else "The model will learn little"
-    seen = f"each token is seen {plan.repeats:.2g} times" if plan.repeats >= 1 else f"{100 * plan.repeats:.2g} % of them are seen"
+    seen = (
+        f"each token is seen {format_rounded(plan.repeats)} times"
+        if plan.repeats >= 1
+        else f"{100 * plan.repeats:.2g} % of them are seen"
+    )
     return (
-        f"data: {plan.text_tokens:,} training tokens for {count} parameters are {ratio:.2g} per parameter, while about "
-        f"{BEST_TOKENS_PER_PARAMETER} are best, and {seen}. {outcome}. Use more text "
-        "(data.path=...) or a smaller model."
+        f"data: {plan.text_tokens:,} training tokens for {count} parameters are {format_rounded(ratio)} per parameter, while "
+        f"about {BEST_TOKENS_PER_PARAMETER} are best, and {seen}. {outcome}. Use more text (data.path=...) or a smaller model."
     )
 
 

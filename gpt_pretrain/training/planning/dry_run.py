@@ -12,7 +12,7 @@ import lightning as L
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.runs.folder import display_path
 from gpt_pretrain.system.devices import accelerator_device
-from gpt_pretrain.system.formatting import format_duration, format_seconds, format_si
+from gpt_pretrain.system.formatting import format_duration, format_rounded, format_seconds, format_si
 from gpt_pretrain.system.resources import free_disk, memory_limit, nearest_folder
 from gpt_pretrain.training import summary
 from gpt_pretrain.training.callbacks.stop import FinishAtLimit
@@ -91,7 +91,8 @@ def _cost_lines(plan: TrainingPlan, measured: Measurements, settings: TrainSetti
         one_device = " on one device with the whole model" if devices > 1 else ""
         peak = f"; measured{one_device}: {format_si(measured.peak_bytes, 'B')} with the program"
     return [
-        f"tokens  {plan.tokens:,} ({plan.tokens_per_epoch:,} per epoch); each training token is seen {plan.repeats:.3g} times",
+        f"tokens  {plan.tokens:,} ({plan.tokens_per_epoch:,} per epoch); each training token is seen "
+        f"{format_rounded(plan.repeats, 3)} times",
         f"compute {format_si(plan.flops, 'FLOP')} ({format_si(plan.token_flops, 'FLOP')} per token); measured: "
         f"{format_si(rate, 'FLOP/s')}",
         f"memory  at most {format_si(plan.memory.peak, 'B')}{per_device_note(plan)} by formula, beyond the program's own"
