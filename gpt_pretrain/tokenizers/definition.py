@@ -10,15 +10,17 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from gpt_pretrain.system.reading import DamagedFileError, parse_json, short_repr
-from gpt_pretrain.tokenizers.patterns import check_pattern
+from gpt_pretrain.tokenizers.pattern_syntax import MAX_PATTERN
+from gpt_pretrain.tokenizers.patterns import check_pattern, matches_nothing
 
 MAX_VALUES = 4_000_000  # The largest known vocabulary, of 262,144 tokens and 514,906 merges, has 1.8 million.
 MAX_VOCABULARY = 4_000_000
-MAX_GROWTH = 32  # Characters that the normalization may make of one.
+MAX_GROWTH = 32  # Characters that a normalizer or a decoder may make of one.
+MAX_PATTERNS = 50  # Regular expressions. DeepSeek's have six.
 MAX_REPLACEMENT = 200  # Bytes in a precompiled table; the longest of Unicode has 33.
 MAX_WORD = 1000  # Characters of a word that word pieces are looked for in. The library's default is 100.
 PARTS = ("normalizer", "pre_tokenizer", "decoder")
@@ -59,7 +61,8 @@ def canonical_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
         if part is not None and not isinstance(part, dict):
             raise DamagedFileError(f"its {name} is {short_repr(part)}, not an object")
         _check_part(part)
-    _check_growth(parts["normalizer"])
+        _check_growth(part, name)
+    _check_patterns(parts.values())
     canonical = {"version": "1.0", "added_tokens": [], **{name: _without_defaults(part) for name, part in parts.items()}}
     canonical["model"] = _canonical_model(model)
     tokens = fields.get("added_tokens") or []
@@ -169,33 +172,52 @@ def _check_ids(fields: Mapping[str, Any]) -> None:
 
 
 def _check_part(part: Any) -> None:
-    """Check all regular expressions and tables in a part of a tokenizer.json, at any depth.
+    """Check all tables in a part of a tokenizer.json, at any depth.
 
     Raises:
-        DamagedFileError: If one could take unlimited time or memory.
+        DamagedFileError: If one could take unlimited memory.
     """
     for node in _nested_objects(part):
-        if isinstance(pattern := node.get("Regex"), str):
-            check_pattern(pattern)
         if "precompiled_charsmap" in node:
             _check_charsmap(node["precompiled_charsmap"])
 
 
-def _check_growth(normalizer: Any) -> None:
-    """Check that a normalizer cannot make a text much longer, step by step.
+def _check_patterns(parts: Iterable[Any]) -> None:
+    """Check all regular expressions in parts of a tokenizer.json.
+
+    Raises:
+        DamagedFileError: If one could take unlimited time, or there are far too many.
+    """
+    patterns = [node["Regex"] for part in parts for node in _nested_objects(part) if isinstance(node.get("Regex"), str)]
+    if len(patterns) > MAX_PATTERNS or sum(map(len, patterns)) > MAX_PATTERN:
+        raise DamagedFileError(
+            f"it has {len(patterns):,} regular expressions with {sum(map(len, patterns)):,} characters in total"
+        )
+    for pattern in patterns:
+        check_pattern(pattern)
+
+
+def _check_growth(part: Any, name: str) -> None:
+    """Check that a part of a tokenizer.json cannot make a text much longer, step by step.
 
     Raises:
         DamagedFileError: If it can.
     """
     growth = 1.0
-    for node in _nested_objects(normalizer):
-        content, pattern = node.get("content"), node.get("pattern")
-        if isinstance(content, str):
-            replaced = pattern.get("String") if isinstance(pattern, dict) else None
-            growth *= max(1.0, len(content) / max(1, len(replaced) if isinstance(replaced, str) else 1))
+    for node in _nested_objects(part):
+        if isinstance(content := node.get("content"), str):
+            growth *= _replacement_growth(content, node.get("pattern"))
         growth *= max(1, len(str(node.get("prepend", ""))))
     if growth > MAX_GROWTH:
-        raise DamagedFileError(f"its normalizer may make a text {growth:,.0f} times as long")
+        raise DamagedFileError(f"its {name} may make a text {growth:,.0f} times as long")
+
+
+def _replacement_growth(content: str, pattern: Any) -> float:
+    """Return how many times as long a text may become by a replacement."""
+    replaced, regex = (pattern.get("String"), pattern.get("Regex")) if isinstance(pattern, dict) else (None, None)
+    if replaced == "" or (isinstance(regex, str) and matches_nothing(regex)):
+        return 1 + len(content)  # It stands between any two characters.
+    return max(1.0, len(content) / (len(replaced) if isinstance(replaced, str) else 1))
 
 
 def _check_charsmap(encoded: Any) -> None:

@@ -1,133 +1,190 @@
 """Check regular expressions that somebody else wrote, before any text is split by them.
 
-The tokenizers library matches with Oniguruma, which gives up a match after ten million steps (0.2 s). A pattern that comes near
-this at each character of a text would keep the program busy for days, so patterns that can backtrack so much are refused. The
-patterns of the known models pass: they repeat classes of characters, and no groups.
+The tokenizers library matches with Oniguruma, which tries one way after the other, and gives up a match after ten million steps
+(0.2 s). A pattern that comes near this at each character of a text would keep the program busy for days. So the ways that one
+beginning of a text can be matched in are counted, and patterns with too many of them are refused.
+
+A pattern becomes a graph: its characters, each with those that may follow it. A match is a path through the graph. What counts is
+where two paths match the same text, and both may still fail. Behind a character that may be the last of a match, nothing fails.
 """
 
 from __future__ import annotations
 
-import re
+from collections import Counter
+from collections.abc import Iterator
+from functools import lru_cache
 
 from gpt_pretrain.system.reading import DamagedFileError, short_repr
+from gpt_pretrain.tokenizers.character_classes import class_masks
+from gpt_pretrain.tokenizers.pattern_graph import MANY_WAYS, MAX_WAYS, PatternGraph, build_graph
+from gpt_pretrain.tokenizers.pattern_syntax import CharacterClass, UnknownSyntaxError, parse_pattern
 
-MAX_PATTERN = 10_000  # Characters. The longest known one has about 1,000.
-MAX_UNBOUNDED, MAX_OPTIONS = 4, 8  # Repetitions in a row, and optional parts; the known patterns have two.
-FEW_TIMES = 3
-QUANTIFIER = re.compile(r"(?:[*+?]|\{(\d*)(,?)(\d*)\})[?+]?")
-ESCAPE = re.compile(r"\\(?:[pP]\{[^}]*\}|[xuo]\{[^}]*\}|u[0-9A-Fa-f]{4}|x[0-9A-Fa-f]{2}|[^0-9kgKXRNOCMc])", re.DOTALL)
-GROUP = re.compile(r"\((?:\?(?:[imxa-]*:|[=!>]|<[=!]|[imxa-]+\)))?")
+MAX_PAIRS = 500_000  # Of characters that are compared.
+BLANK, LETTER = CharacterClass(" ", False), CharacterClass("e", False)
+
+Cost = tuple[int, int]  # The exponent of the length of a text, and a factor.
+END: Cost = (0, 0)  # of a character that ends a match
+NESTED = "a repeated part of it may match the same text in several ways"
+NEIGHBORS = "repetitions of the same characters follow each other in it"
+WIDE = "it may search the whole text at each character"
 
 
+@lru_cache(maxsize=64)
 def check_pattern(pattern: str) -> None:
     """Check that a regular expression cannot backtrack far.
 
     Raises:
-        DamagedFileError: If it may: a repeated group holds a repetition or alternatives, many repetitions follow each other, or
-            there are back references or calls.
+        DamagedFileError: If it may: a repeated part can match the same text in several ways, repetitions of the same characters
+            follow each other, or there are back references or calls.
     """
-    problem = _find_problem(pattern) if len(pattern) <= MAX_PATTERN else f"it has more than {MAX_PATTERN:,} characters"
-    if problem is not None:
-        raise DamagedFileError(f"its regular expression {short_repr(pattern)} is not used, since {problem}")
+    try:
+        _check_cost(build_graph(parse_pattern(pattern)))
+    except UnknownSyntaxError as error:
+        raise DamagedFileError(f"its regular expression {short_repr(pattern)} is not used, since {error}") from error
 
 
-def _find_problem(pattern: str) -> str | None:
-    """Return what may take too long in a pattern, or None."""
-    groups = [_Group()]
-    position = 0
-    while position < len(pattern):
-        char, closed = pattern[position], None
-        if char == "|":
-            groups[-1].alternate()
-            position += 1
-            continue
-        if char == "(":
-            match = GROUP.match(pattern, position)
-            if match is None or pattern.startswith(("(?", "(*"), position) > (len(match.group()) > 1):
-                return f"{pattern[position : position + 3]} in it may take unlimited time"
-            position = match.end()
-            if not match.group().endswith(")"):
-                groups.append(_Group())
-            continue
-        if char == "\\":
-            if (match := ESCAPE.match(pattern, position)) is None:
-                return f"{pattern[position : position + 2]} in it may take unlimited time"
-            position = match.end()
-        elif char == ")":
-            if len(groups) == 1:
-                return "its brackets do not match"
-            closed, position = groups.pop(), position + 1
-            groups[-1].add(closed)
-        else:
-            position = _class_end(pattern, position) if char == "[" else position + 1
-        if (quantifier := QUANTIFIER.match(pattern, position)) is not None:
-            position = quantifier.end()
-            if _is_many(quantifier) and closed is not None and closed.is_ambiguous:
-                return "a repeated group in it holds repetitions or alternatives"
-            groups[-1].repeat(quantifier)
-        if groups[-1].is_ambiguous > 1:
-            return "too many repetitions follow each other in it"
-    return None if len(groups) == 1 else "its brackets do not match"
+def matches_nothing(pattern: str) -> bool:
+    """Return whether a regular expression may match between two characters; one that cannot be understood may."""
+    try:
+        return build_graph(parse_pattern(pattern)).whole.n_empty > 0
+    except UnknownSyntaxError:
+        return True
 
 
-class _Group:
-    """The repetitions in a group: in its present alternative, and the most in any of them."""
+def _check_cost(graph: PatternGraph) -> None:
+    """Check all paths from the beginning of a match, or from a character that may end it, to the next one of those.
 
-    def __init__(self) -> None:
-        self._alternatives = False
-        self._now, self._most = [0, 0], [0, 0]  # unbounded repetitions, and parts that are optional or repeated a few times
-
-    @property
-    def is_ambiguous(self) -> int:
-        """0 if the group matches a text in a single way, 2 if it may do so in too many."""
-        unbounded, bounded = self._counts()
-        if unbounded > MAX_UNBOUNDED or bounded > MAX_OPTIONS:
-            return 2
-        return int(self._alternatives or unbounded + bounded > 0)
-
-    def repeat(self, quantifier: re.Match[str]) -> None:
-        """Note that the last part is repeated."""
-        if quantifier.group()[0] == "{" and (not quantifier.group(2) or quantifier.group(1) == quantifier.group(3)):
-            return
-        self._now[0 if _is_many(quantifier) else 1] += 1
-
-    def add(self, inner: _Group) -> None:
-        """Note that the last part is a group."""
-        unbounded, bounded = inner._counts()
-        self._now = [self._now[0] + unbounded, self._now[1] + bounded]
-
-    def alternate(self) -> None:
-        """Begin another alternative."""
-        self._most, self._now, self._alternatives = list(self._counts()), [0, 0], True
-
-    def _counts(self) -> tuple[int, int]:
-        return max(self._now[0], self._most[0]), max(self._now[1], self._most[1])
+    Raises:
+        UnknownSyntaxError: If there may be too many of them.
+    """
+    ends = graph.whole.surely_last
+    masks = class_masks([*graph.classes, BLANK, LETTER])
+    costs: dict[int, Cost] = dict.fromkeys(ends, END)
+    for group in _components(graph.following, ends):
+        exponent, ways = _group_cost(set(group), graph.following, masks, costs)
+        costs.update(dict.fromkeys(group, (exponent, ways)))
+    for start in (graph.whole.first, *(graph.following[number] for number in ends)):
+        if _sum_costs(start, masks, costs)[1] > MAX_WAYS:
+            raise UnknownSyntaxError(MANY_WAYS)
 
 
-def _is_many(quantifier: re.Match[str]) -> bool:
-    """Return whether a quantifier allows more than a few repetitions."""
-    text = quantifier.group()
-    if text[0] != "{":
-        return text[0] != "?"
-    lowest, comma, highest = quantifier.groups()
-    most = highest if comma else lowest
-    return not most or len(most) > 6 or int(most) > FEW_TIMES
+def _group_cost(group: set[int], following: list[Counter[int]], masks: list[int], costs: dict[int, Cost]) -> Cost:
+    """Return the cost of all paths from a character, or from a loop of characters that lead to each other.
+
+    Args:
+        costs: The cost of all paths from the characters that may follow the group.
+
+    Raises:
+        UnknownSyntaxError: If it is too high.
+    """
+    is_loop = any(number in following[number] for number in group) or len(group) > 1
+    if is_loop:
+        _check_loop(group, following, masks)
+    exponent, ways = int(is_loop), 1
+    for number in group:
+        inside, leaving = 0, Counter[int]()
+        for other, count in following[number].items():
+            if other in group:
+                inside |= masks[other]
+            else:
+                leaving[other] = count
+        found = _sum_costs(leaving, masks, costs)
+        exponent, ways = max(exponent, found[0]), max(ways, found[1])
+        # The loop may be left at each of its rounds, and all that follows is tried again. It is not, where a match may end.
+        again = [costs[other][0] for other in leaving if masks[other] & inside and costs[other] != END]
+        exponent = max([exponent, *(1 + cost for cost in again)])
+    if exponent > 1:
+        raise UnknownSyntaxError(NEIGHBORS)
+    return exponent, ways
 
 
-def _class_end(pattern: str, start: int) -> int:
-    """Return the position after a class of characters, which may hold others."""
-    depth, position = 0, start
-    while position < len(pattern):
-        char = pattern[position]
-        position += 1
-        if char == "\\":
-            position += 1
-        elif char == "[":
-            depth += 1
-            position += pattern.startswith("^", position)
-            position += pattern.startswith("]", position)  # the first one is a character
-        elif char == "]":
-            depth -= 1
-            if depth == 0:
-                return position
-    return len(pattern)
+def _sum_costs(following: Counter[int], masks: list[int], costs: dict[int, Cost]) -> Cost:
+    """Return the cost of all ways to go on with the same next character, whichever has the most.
+
+    Raises:
+        UnknownSyntaxError: If there are too many of them.
+    """
+    exponent, ways = 0, dict[int, int]()
+    for number, count in following.items():
+        exponent = max(exponent, costs[number][0])
+        for bit in _bits(masks[number]):
+            ways[bit] = ways.get(bit, 0) + count * max(costs[number][1], 1)
+    most = max(ways.values(), default=1)
+    if most > MAX_WAYS:
+        raise UnknownSyntaxError(MANY_WAYS)
+    return exponent, most
+
+
+def _bits(mask: int) -> Iterator[int]:
+    while mask:
+        yield mask & -mask
+        mask &= mask - 1
+
+
+def _check_loop(loop: set[int], following: list[Counter[int]], masks: list[int]) -> None:
+    """Check that a loop is not as wide as a whole text, and that no text leads back to one of its characters in two ways.
+
+    Two ways would double with each round.
+
+    Raises:
+        UnknownSyntaxError: If it is, or if one does.
+    """
+    *_, blank, letter = masks
+    if any(masks[number] & blank for number in loop) and any(masks[number] & letter for number in loop):
+        raise UnknownSyntaxError(WIDE)
+    if any(count > 1 for number in loop for other, count in following[number].items() if other in loop):
+        raise UnknownSyntaxError(NESTED)
+    n_pairs, waiting = 0, [(number, number) for number in loop]
+    before: dict[tuple[int, int], list[tuple[int, int]]] = {pair: [] for pair in waiting}
+    for pair in waiting:
+        one, two = (loop & following[number].keys() for number in pair)
+        n_pairs += len(one) * len(two)
+        if n_pairs > MAX_PAIRS:
+            raise UnknownSyntaxError(MANY_WAYS)
+        for reached in ((left, right) for left in one for right in two if masks[left] & masks[right]):
+            if reached not in before:
+                before[reached] = []
+                waiting.append(reached)
+            before[reached].append(pair)
+    # Two ways that have parted, and from which a text leads to a common character again.
+    seen = list(dict.fromkeys((number, number) for number in loop))
+    visited = set(seen)
+    for pair in seen:
+        for earlier in before[pair]:
+            if earlier[0] != earlier[1]:
+                raise UnknownSyntaxError(NESTED)
+            if earlier not in visited:
+                visited.add(earlier)
+                seen.append(earlier)
+
+
+def _components(following: list[Counter[int]], ends: set[int]) -> list[list[int]]:
+    """Return the groups of characters that lead to each other, without those in `ends`; the last of the pattern come first.
+
+    Source: R. Tarjan, Depth-first search and linear graph algorithms, 1972, without recursion.
+    """
+    found, order, lowest = list[list[int]](), dict[int, int](), dict[int, int]()
+    stack, done = list[int](), set(ends)
+    for root in range(len(following)):
+        path = [] if root in done else [(root, iter(following[root]))]
+        while path:
+            number, others = path[-1]
+            if number not in order:
+                order[number] = lowest[number] = len(order)
+                stack.append(number)
+            if (other := next(others, None)) is None:
+                path.pop()
+                if path:
+                    lowest[path[-1][0]] = min(lowest[path[-1][0]], lowest[number])
+                if lowest[number] == order[number]:
+                    position = stack.index(number)
+                    found.append(stack[position:])
+                    done.update(stack[position:])
+                    del stack[position:]
+            elif other in done:
+                continue
+            elif other in order:
+                lowest[number] = min(lowest[number], order[other])
+            else:
+                path.append((other, iter(following[other])))
+    return found

@@ -1,0 +1,155 @@
+"""Turn a regular expression into a graph: its characters, each with those that may follow it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from gpt_pretrain.tokenizers.pattern_syntax import (
+    Alternatives,
+    CharacterClass,
+    Condition,
+    Node,
+    Repetition,
+    Sequence,
+    UnknownSyntaxError,
+)
+
+MAX_CHARACTERS, MAX_LINKS = 2000, 200_000  # Of a graph.
+MAX_COPIES = 8  # Repetitions that are written out in a graph. More are taken for any number.
+MAX_WAYS = 500  # In which a text may match before it fails.
+MANY_WAYS = "a text may match it in too many ways"
+
+
+@dataclass
+class PatternPart:
+    """A part of a pattern as a part of the graph.
+
+    Args:
+        first: The characters that it may begin with, and in how many ways.
+        last: The characters that it may end with.
+        surely_last: Those of them after which the rest of the part matches in any case.
+        n_empty: In how many ways it may match nothing.
+        is_surely_empty: Whether it matches nothing in any case.
+    """
+
+    first: Counter[int] = field(default_factory=Counter)
+    last: set[int] = field(default_factory=set)
+    surely_last: set[int] = field(default_factory=set)
+    n_empty: int = 0
+    is_surely_empty: bool = False
+
+
+class PatternGraph:
+    """The graph of a pattern, after Glushkov.
+
+    Attributes:
+        classes: The class of each character of the pattern.
+        following: The characters that may follow each one, and in how many ways.
+        whole: The pattern.
+    """
+
+    def __init__(self) -> None:
+        self.classes: list[CharacterClass] = []
+        self.following: list[Counter[int]] = []
+        self.whole = PatternPart()
+        self._n_links = 0
+
+    def add(self, node: Node) -> PatternPart:
+        """Add a part of the pattern, not yet connected to what is before and after it."""
+        if isinstance(node, CharacterClass):
+            return self._add_character(node)
+        if isinstance(node, Sequence):
+            return self._chain(self.add(part) for part in node.parts)
+        if isinstance(node, Alternatives):
+            return self._join([self.add(part) for part in node.parts])
+        if isinstance(node, Condition):
+            return self._add_condition(node)
+        return self._add_repetition(node)
+
+    def _add_character(self, character: CharacterClass) -> PatternPart:
+        number = len(self.classes)
+        if number == MAX_CHARACTERS:
+            raise UnknownSyntaxError(f"it has more than {MAX_CHARACTERS:,} characters, repeated ones included")
+        self.classes.append(character)
+        self.following.append(Counter())
+        return PatternPart(Counter({number: 1}), {number}, {number})
+
+    def _add_condition(self, node: Condition) -> PatternPart:
+        if node.part is None:
+            return PatternPart(n_empty=1)
+        # The part is tried, and then what follows the condition; no match ends within the part.
+        before = len(self.classes)
+        inner = self.add(node.part)
+        if node.is_before:
+            if any(self.following[number] for number in range(before, len(self.classes)) if self._is_repeated(number)):
+                raise UnknownSyntaxError("what stands before a character has repetitions in it")
+            return PatternPart(n_empty=1)
+        return PatternPart(inner.first, n_empty=1)
+
+    def _is_repeated(self, number: int) -> bool:
+        return any(other <= number for other in self.following[number])
+
+    def _add_repetition(self, node: Repetition) -> PatternPart:
+        least, most = node.lowest, node.highest
+        if most is not None and most <= MAX_COPIES:
+            part = PatternPart(n_empty=1, is_surely_empty=True)
+            for number in range(most, 0, -1):  # a{2,4} is aa(a(a)?)?
+                part = self._chain([self.add(node.part), part])
+                if number > least:
+                    part.n_empty, part.is_surely_empty = part.n_empty + 1, True
+            return part
+        copies = [self.add(node.part) for _ in range(least - 1 if least <= MAX_COPIES else 0)]
+        repeated = self.add(node.part)
+        # A round that matches nothing is another way to get to the next one.
+        self._link(repeated.last, _times(repeated.first, 1 + (repeated.n_empty > 0)))
+        if least == 0:
+            repeated.n_empty, repeated.is_surely_empty = repeated.n_empty + 1, True
+        # Where many rounds are necessary, no match ends with any but the last.
+        return self._chain([*copies, repeated, *([self.add(node.part)] if least > MAX_COPIES else [])])
+
+    def _link(self, last: Iterable[int], first: Counter[int]) -> None:
+        for number in last:
+            self._n_links += len(first)
+            if self._n_links > MAX_LINKS:
+                raise UnknownSyntaxError(MANY_WAYS)
+            self.following[number].update(first)
+
+    def _chain(self, parts: Iterable[PatternPart]) -> PatternPart:
+        whole = PatternPart(n_empty=1, is_surely_empty=True)
+        for part in parts:
+            self._link(whole.last, part.first)
+            whole = PatternPart(
+                whole.first + _times(part.first, whole.n_empty),
+                part.last | (whole.last if part.n_empty else set()),
+                part.surely_last | (whole.surely_last if part.is_surely_empty else set()),
+                min(whole.n_empty * part.n_empty, MAX_WAYS + 1),
+                whole.is_surely_empty and part.is_surely_empty,
+            )
+        return whole
+
+    def _join(self, parts: list[PatternPart]) -> PatternPart:
+        whole = PatternPart()
+        for part in parts:
+            whole.first.update(part.first)
+            whole.last |= part.last
+            whole.surely_last |= part.surely_last
+            whole.n_empty = min(whole.n_empty + part.n_empty, MAX_WAYS + 1)
+            whole.is_surely_empty |= part.is_surely_empty
+        return whole
+
+
+def _times(ways: Counter[int], factor: int) -> Counter[int]:
+    return Counter({number: min(count * factor, MAX_WAYS + 1) for number, count in ways.items() if factor})
+
+
+def build_graph(node: Node) -> PatternGraph:
+    """Return the graph of a parsed pattern.
+
+    Raises:
+        UnknownSyntaxError: If it would be too large.
+    """
+    graph = PatternGraph()
+    graph.whole = graph.add(node)
+    return graph

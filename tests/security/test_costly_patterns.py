@@ -1,0 +1,139 @@
+"""Regular expressions of tokenizers: those that could search for ever are refused, and those of known models are not."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiktoken_ext import openai_public
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.reading import DamagedFileError
+from gpt_pretrain.tokenizers.build import build_tokenizer
+from gpt_pretrain.tokenizers.byte_letters import LETTERS
+from gpt_pretrain.tokenizers.definition import canonical_fields
+from gpt_pretrain.tokenizers.patterns import check_pattern, matches_nothing
+from gpt_pretrain.tokenizers.ranks import CL100K_PATTERN, O200K_PATTERN, to_oniguruma
+
+WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?"
+SPACES = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
+KNOWN = {
+    "gpt2": openai_public.r50k_pat_str,
+    "gpt2 in transformers": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "cl100k": CL100K_PATTERN,
+    "cl100k in Oniguruma": to_oniguruma(CL100K_PATTERN),
+    "o200k": O200K_PATTERN,
+    "llama 3": WORDS + r"\p{L}+|\p{N}{1,3}" + SPACES,
+    "qwen": WORDS + r"\p{L}+|\p{N}" + SPACES,
+    "qwen 3.5": WORDS + r"[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "kimi": rf"[\p{{Han}}]+|[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+(?i:'s|'t)?|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*" + SPACES,
+    "mistral": r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|\p{N}" + SPACES,
+    "deepseek 1": r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-Ֆ]+",
+    "deepseek 2": r"\s?[!-/:-~！-／：-～‘-‟　-。]+",  # noqa: RUF001
+    "deepseek 3": r"\s+$",
+    "deepseek 4": "[一-龥ࠀ-一가-퟿]+",
+    "deepseek 5": "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
+    "| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+",
+    "exaone": WORDS + r"(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+",
+    "superbpe": r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))",
+    "bloom": " ?[^(\\s|[.,!?…。，、।۔،])]+",  # noqa: RUF001
+    "falcon": "[0-9][0-9][0-9]",
+    "spaces": " {2,}",
+    "lines": r"(?:\r?\n)+|[^\S\r\n]+$",
+}
+COSTLY = {
+    "two repetitions": r"[ab]+[ac]+x",
+    "repetitions with a part between": r"a+b?a+x",
+    "counted repetitions": r"a{1,99999}a{1,99999}x",
+    "repetitions in a group": r"(a+a+|b)x",
+    "case": "(?i:k)+[\u212a]+x",
+    "escapes": r"\s+[\u0085]+x",
+    "a property": r"\p{Greek}+[\u03b1-\u03b3]+x",
+    "behind an end": "x(?:a+a+y)?",
+    "a condition": r"(?=\s+\s+x)\s",
+    "a condition in a loop": "(?:(?=a+)a)+x",
+    "a condition before": r"(?<!a.{0,1000})b",
+    "nested": "(a+)+x",
+    "nested and empty": "(a*)*x",
+    "nested and optional": "(?:a+b?)+x",
+    "nested and counted": "a{1,3}+x",
+    "nested with many rounds": "(a{100000}){100000}",
+    "equal alternatives": "(?:a|a)*x",
+    "alternatives of several letters": "(a|b|ab)*x",
+    "overlapping classes": r"(?:\w|\d)+x",
+    "alternatives in a row": "(?:a|aa)" * 18 + "x",
+    "any alternatives in a row": r"(?:[\s\S]|[\s\S][\s\S])" * 22 + r"\b\B|\w+|\s+",
+    "options in a row": "a?" * 40 + "a" * 40,
+    "the whole text": r"(?=[^x]*x)a",
+    "the whole text before a letter": ".*x",
+    "flags that change the syntax": "(?x)(a +)+x",
+    "many letters": "a" * 3000,
+    "many classes": "".join(map(chr, range(0x4E00, 0x5000))),
+    "many links": "(?:" + "(?:a?b?c?d?)+" * 100 + ")+x",
+    "deep": "(" * 3000 + ")" * 3000,
+    "open": "(a",
+    "open class": "[a",
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_pattern_of_a_known_model_is_used(name: str) -> None:
+    check_pattern(KNOWN[name])
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_a_pattern_that_may_search_for_ever_is_refused_soon(name: str) -> None:
+    begin = time.process_time()
+    with pytest.raises(DamagedFileError, match="is not used, since"):
+        check_pattern(COSTLY[name])
+    assert time.process_time() - begin < 5
+
+
+def split_by(*patterns: str) -> dict[str, Any]:
+    steps = [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False} for pattern in patterns]
+    letters = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+    return {
+        "version": "1.0",
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*steps, letters]},
+        "decoder": {"type": "ByteLevel"},
+        "model": {"type": "BPE", "vocab": {letter: number for number, letter in enumerate(LETTERS)}, "merges": []},
+    }
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_known_patterns_take_little_time_on_long_runs(tmp_path: Path, name: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps(split_by(KNOWN[name])))
+    tokenizer = build_tokenizer(str(tmp_path))
+    begin = time.process_time()
+    for char in "a", " ", "A", "漢", "1", "\n":
+        assert len(tokenizer.encode(char * 2000 + "b")) >= 2001
+    assert time.process_time() - begin < 5
+
+
+def test_the_number_of_patterns_is_bounded() -> None:
+    canonical_fields(split_by(*["a"] * 20))
+    with pytest.raises(DamagedFileError, match="51 regular expressions"):
+        canonical_fields(split_by(*["a"] * 51))
+    with pytest.raises(DamagedFileError, match="with 12,000 characters in total"):
+        canonical_fields(split_by(*["a" * 300] * 40))
+
+
+@pytest.mark.parametrize(("pattern", "expected"), [("a*", True), ("a|", True), ("(?=a)", True), ("a+", False), ("[ab]?c", False)])
+def test_patterns_that_match_nothing_are_known(pattern: str, expected: bool) -> None:
+    assert matches_nothing(pattern) is expected
+
+
+@pytest.mark.parametrize("part", ["normalizer", "decoder"])
+@pytest.mark.parametrize("pattern", [{"String": "a"}, {"Regex": "a"}, {"String": ""}, {"Regex": "b*"}])
+def test_a_part_that_makes_a_text_much_longer_is_refused(tmp_path: Path, part: str, pattern: dict[str, str]) -> None:
+    step = {"type": "Replace", "pattern": pattern, "content": "aaaa"}
+    kind = f"{part}s"
+    fields = split_by("x") | {part: {"type": "Sequence", kind: [step] * 3}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(fields))
+    with pytest.raises(UserError, match=f"its {part} may make a text .* times as long"):
+        build_tokenizer(str(tmp_path))
+    canonical_fields(split_by("x") | {part: {"type": "Sequence", kind: [step]}})
