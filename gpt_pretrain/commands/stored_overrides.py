@@ -25,7 +25,7 @@ from gpt_pretrain.config.stored_settings import (
     LOCAL,
     NEVER,
     UNSIGNED,
-    explain_place,
+    explain_places,
     has_cut_part,
     is_harmless_place,
     is_within_bounds,
@@ -49,9 +49,17 @@ Values = list[Any]
 
 @dataclass
 class StoredOverrides:
-    """The overrides of a sweep that are taken over, and what to say about the others."""
+    """The overrides of a sweep that are taken over, and what to say about the others.
+
+    Args:
+        kept: The overrides.
+        asked: The words for places that the user must type.
+        problems: Why the sweep cannot be resumed otherwise, as messages.
+        notices: What is left out, as messages.
+    """
 
     kept: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
 
@@ -88,6 +96,8 @@ def admit_overrides(folder: Path, *, script: str, typed: Set[str]) -> StoredOver
         _admit(text, override, values, admitted=admitted, own=own, origin=origin, folder=folder, script=script)
     if jobs > MAX_JOBS and not own:
         admitted.problems.append(f"{origin} asks for {jobs:,} jobs, and at most {MAX_JOBS:,} are taken from a file.")
+    if admitted.asked:
+        admitted.problems.append(explain_places(admitted.asked, origin=origin, own=own))
     if admitted.problems:
         raise UserError(admitted.problems)
     return admitted
@@ -112,7 +122,7 @@ def _admit(
     if override.package is not None or not changes or NEVER in kinds or _can_run_code(text, values):
         admitted.problems.append(_refuse(text, origin, "may run code, change Hydra itself, or is no setting of this program"))
     elif own and any(has_cut_part(value) for _, value in leaves):
-        admitted.problems.append(explain_place(shown, origin=origin, own=True))
+        admitted.asked.append(shown)
     elif own:
         admitted.kept.append(text)  # the user's own words, with their interpolations
     elif "${" in text or any("${" in part for value in values for part, _ in _parts(value)):
@@ -120,7 +130,7 @@ def _admit(
     elif ASKED in kinds and not all(
         is_harmless_place(key, value, folder=folder) for key, value in leaves if override_kind(key, value, script=script) == ASKED
     ):
-        admitted.problems.append(explain_place(shown, origin=origin))
+        admitted.asked.append(shown)
     elif not all(is_within_bounds(key, value) for key, value in leaves if override_kind(key, value, script=script) == BOUNDED):
         limits = ", ".join(f"{key} is at most {BOUNDS[key]():,}" for key in dict(leaves) if key in BOUNDS)
         admitted.problems.append(_refuse(text, origin, f"is more than is taken from a file: {limits}"))

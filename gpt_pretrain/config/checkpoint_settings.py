@@ -23,7 +23,8 @@ from gpt_pretrain.config.stored_settings import (
     TRAIN_KINDS,
     UNSIGNED,
     describe_override,
-    explain_place,
+    explain_places,
+    fix_place,
     has_cut_part,
     is_harmless_place,
     value_kind,
@@ -123,6 +124,7 @@ def admit_settings(
         folder: The folder of the run; None if it is unknown.
     """
     admitted = AdmittedSettings()
+    asked: dict[bool, list[str]] = {True: [], False: []}  # the words for places to type, by whether their setting is signed
     for key, kind in (TRAIN_KINDS | dict.fromkeys(_optional_groups(), TAKEN)).items():
         found = _find(stored, key)
         if not found or key in OF_THIS_START or (key not in TRAIN_KINDS and found[0] is not None):
@@ -143,10 +145,13 @@ def admit_settings(
         elif kind == LOCAL and not own:
             shown = describe_override(key, value)
             admitted.notices.append(f"{shown} comes from {origin}, {UNSIGNED}, and is not used. To use it, add: {shown}")
-        elif (signed and not has_cut_part(value)) or (kind == ASKED and is_harmless_place(key, value, folder=folder)):
+        elif signed and not has_cut_part(value):
             _insert(admitted.settings, key, value)
+        elif kind == ASKED and is_harmless_place(key, value, folder=folder):
+            _insert(admitted.settings, key, fix_place(key, value))
         else:
-            admitted.problems.append(explain_place(describe_override(key, value), origin=origin, own=signed))
+            asked[signed].append(describe_override(key, value))
+    admitted.problems.extend(explain_places(words, origin=origin, own=signed) for signed, words in asked.items() if words)
     return admitted
 
 

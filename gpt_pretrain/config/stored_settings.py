@@ -7,9 +7,11 @@ that this program has written the file for this user, as it has for a run that i
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +132,9 @@ def override_kind(key: str, value: object, *, script: str) -> str:
     kinds = GENERATE_KINDS if script == "generate" else TRAIN_KINDS
     if key in kinds:
         return value_kind(kinds[key], value)
-    if value is None and any(name.startswith((f"{key}.", f"{key}=")) for name in kinds | SWEEP_KINDS):
-        return TAKEN  # null leaves out a part, such as callbacks.doctor
+    parts = [name for name in kinds if name.startswith(f"{key}.")] + [name for name in SWEEP_KINDS if name.startswith(f"{key}=")]
+    if value is None and parts:
+        return TAKEN  # null leaves out a part, such as callbacks.doctor, or the option of a group
     if "." not in key and not (value is None or (isinstance(value, str) and re.fullmatch(r"\w[\w-]*", value, re.ASCII))):
         return NEVER  # the option of a group is the name of a file in conf/
     return SWEEP_KINDS.get(key) or SWEEP_KINDS.get(f"{key}={value}", NEVER)
@@ -168,6 +171,13 @@ def is_harmless_place(key: str, value: Any, *, folder: Path | None) -> bool:
     return key in ("data.path", "checkpoint", "pretrained", "init_from", "tokenizer", "tokenizer.name") and stays_inside(
         value, folder=folder, must_exist=key != "data.path"
     )
+
+
+def fix_place(key: str, value: Any) -> Any:
+    """Return a harmless place as an absolute path: it will be signed, and must mean the same in another working directory."""
+    if key == "data.sources" and isinstance(value, list):
+        return [one | {"path": fix_place("data.path", one["path"])} for one in value]
+    return os.path.abspath(value) if key == "data.path" and isinstance(value, str) else value
 
 
 def is_within_bounds(key: str, value: object) -> bool:
@@ -231,17 +241,22 @@ def without_shell_quotes(words: str) -> str:
     return " ".join(shlex.split(words))
 
 
-def explain_place(override: str, *, origin: str, own: bool = False) -> str:
-    """Return the message that asks the user to type a place that a file names.
+def explain_places(overrides: Sequence[str], *, origin: str, own: bool = False) -> str:
+    """Return the message that asks the user to type places that a file names.
 
     Args:
-        override: The words to type.
+        overrides: The words to type, of one place or more.
         own: Whether the file has the user's signature, so that only parts that are never stored are missing.
     """
-    plain = without_shell_quotes(override)
+    # `describe_override` puts logger=NAME before each of its settings, which is typed only once.
+    parts = [override.split(" ", 1) if override.startswith("logger=") else [override] for override in overrides]
+    plain, typed = ", ".join(map(without_shell_quotes, overrides)), " ".join(dict.fromkeys(chain.from_iterable(parts)))
+    come, it = ("comes", "it") if len(overrides) == 1 else ("come", "them")
     if own:
-        return f"{plain} comes from {origin}. Its secret parts are never stored. Type it again in full: {override}"
-    return f"{plain} comes from {origin}, {UNSIGNED}. Such a setting is used only if you type it. To use it, add: {override}"
+        whose = "Its" if len(overrides) == 1 else "Their"
+        return f"{plain} {come} from {origin}. {whose} secret parts are never stored. Type {it} again in full: {typed}"
+    such = "Such a setting is" if len(overrides) == 1 else "Such settings are"
+    return f"{plain} {come} from {origin}, {UNSIGNED}. {such} used only if you type {it}. To use {it}, add: {typed}"
 
 
 UNSIGNED = "which is not signed with your key (another user, another machine or an earlier version of this program wrote it)"

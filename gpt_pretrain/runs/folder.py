@@ -41,7 +41,7 @@ def find_run(name: str) -> Path:
     """Return the folder of a run that has a checkpoint.
 
     Args:
-        name: A run's folder, a checkpoint in it, or "latest": the run below outputs/ with the newest checkpoint.
+        name: A run's folder, a checkpoint in it, or "latest": the run below outputs/ with the checkpoint that was written last.
 
     Raises:
         UserError: If the folder does not exist or holds no checkpoint.
@@ -89,6 +89,16 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
     """Return a run's checkpoints: last.ckpt, then those with a step in their name, the newest first, then best.ckpt."""
     found = [file for file in checkpoint_dir(run_dir).glob("*.ckpt") if file.is_file()]
     return sorted(found, key=lambda file: (file.name == LAST, file.name != BEST, file.name), reverse=True)
+
+
+def written_at(file: Path) -> int:
+    """Return when a file was last written here, in nanoseconds, to find the newest.
+
+    An archive sets the modification time of its files, also to one in the future, with which a folder from somebody else would
+    be the newest for ever. It does not set the change time: when the file was unpacked, or its name or mode was changed.
+    """
+    status = file.stat()
+    return min(status.st_mtime_ns, status.st_ctime_ns)
 
 
 def check_folder_name(folder: Path) -> None:
@@ -139,4 +149,4 @@ def _latest_run() -> Path:
         raise UserError(
             f"`latest`: no run below {OUTPUTS.resolve()} has a checkpoint. Train a model first: python train.py model=tiny"
         )
-    return max(found, key=lambda file: file.stat().st_mtime_ns).parent.parent
+    return max(found, key=written_at).parent.parent

@@ -12,7 +12,7 @@ from typing import Any
 
 from gpt_pretrain.config.secrets import override_without_secrets
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.runs.folder import OUTPUTS, check_folder_name
+from gpt_pretrain.runs.folder import OUTPUTS, check_folder_name, written_at
 from gpt_pretrain.runs.metadata import METADATA_FILE
 from gpt_pretrain.runs.report.saving import REPORT
 from gpt_pretrain.system.environment import user_path
@@ -45,7 +45,7 @@ def find_sweep(name: str, *, script: str) -> Path:
         found = [file for file in SWEEPS.glob(f"*/{SWEEP_SETTINGS}") if _script_of(file) == script]
         if not found:
             raise UserError(f"`latest`: there is no sweep below {SWEEPS.resolve()}. Start one: python train.py -m seed=1,2")
-        folder = max(found, key=lambda file: file.stat().st_mtime_ns).parent
+        folder = max(found, key=written_at).parent
         check_folder_name(folder)
         return folder
     folder = user_path(name)

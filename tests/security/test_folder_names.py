@@ -1,14 +1,17 @@
-"""A folder's name is a name: Hydra replaces nothing in it, so that no file goes to another folder."""
+"""A folder's name is a name: Hydra replaces nothing in it, so that no file goes to another folder; and `latest` is no name to take."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from gpt_pretrain.runs.folder import find_run
+from gpt_pretrain.sweeps.folder import find_sweep
 from tests.helpers.fork_server import ForkServer
 from tests.helpers.hostile_files import SMALL, hostile_run, hostile_sweep
 
@@ -68,3 +71,18 @@ def test_a_typed_folder_may_hold_one(script: Script, tmp_path: Path) -> None:
     done = script("train.py", *SMALL, "seed=7", "hydra.run.dir=runs/${seed}", "data.cache_dir=cache")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "7" / "checkpoints" / "last.ckpt").exists()
+
+
+def test_a_modification_time_in_the_future_makes_nothing_the_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("theirs", "mine"):
+        run, sweep = tmp_path / "outputs" / name / "checkpoints", tmp_path / "outputs" / "multirun" / name
+        run.mkdir(parents=True)
+        (run / "last.ckpt").write_bytes(b"")
+        hostile_sweep(sweep, task=["seed=1,2"])
+        if name == "theirs":  # as an archive sets it
+            for file in (run / "last.ckpt", sweep / "multirun.yaml"):
+                os.utime(file, (2**32, 2**32))
+            time.sleep(0.05)  # longer than the steps of the file system's clock
+    assert find_run("latest") == Path("outputs/mine")
+    assert find_sweep("latest", script="train") == Path("outputs/multirun/mine")

@@ -21,7 +21,7 @@ from gpt_pretrain.config.conversion import escape_interpolation, unescape_interp
 from gpt_pretrain.config.overrides import expand_amounts, quote_value
 from gpt_pretrain.config.secrets import metadata_without_secrets, override_without_secrets
 from gpt_pretrain.config.stored_places import stays_inside
-from gpt_pretrain.config.stored_settings import describe_override, explain_place, is_harmless_place
+from gpt_pretrain.config.stored_settings import describe_override, explain_places, is_harmless_place
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.sweeps import search as search_module
 from gpt_pretrain.sweeps.journal import open_journal
@@ -164,7 +164,7 @@ def test_suggested_words_resolve_nothing(key: str, value: Any, sweep: bool) -> N
 
 
 def test_a_place_is_shown_plain_before_the_words_to_copy() -> None:
-    message = explain_place(describe_override("data.path", "~/it's a text.txt"), origin="a file")
+    message = explain_places([describe_override("data.path", "~/it's a text.txt")], origin="a file")
     assert message.startswith("data.path=~/it's a text.txt comes from a file, ")
     assert message.endswith("add: " + shlex.quote("data.path=~/it's a text.txt"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -88,9 +89,9 @@ PLACES = {
     "logger=wandb logger.wandb.project=theirs": lambda content: content["config"]["logger"].update(
         wandb={"project": "theirs", "name": None, "offline": False}
     ),
-    "logger=mlflow logger.mlflow.tracking_uri=http://127.0.0.1:1": lambda content: content["config"]["logger"].update(
-        mlflow={"experiment_name": "x", "tracking_uri": "http://127.0.0.1:1"}
-    ),
+    "logger=mlflow logger.mlflow.experiment_name=x logger.mlflow.tracking_uri=http://127.0.0.1:1": lambda content: content[
+        "config"
+    ]["logger"].update(mlflow={"experiment_name": "x", "tracking_uri": "http://127.0.0.1:1"}),
 }
 
 
@@ -104,7 +105,7 @@ def test_a_place_in_a_checkpoint_is_asked_for(script: Script, finished_run: Path
     run = hostile_run(finished_run, tmp_path / "here" / "run", PLACES[words])
     done = script("train.py", f"resume={run}", "plan=true", cwd=tmp_path / "here")
     assert done.returncode == 2
-    assert f"To use it, add: {words}" in done.stderr
+    assert f"To use {'them' if 'mlflow' in words else 'it'}, add: {words}" in done.stderr
     assert "not signed with your key" in done.stderr
     assert "secret@" not in done.stderr and "Traceback" not in done.stderr
 
@@ -117,7 +118,8 @@ def test_all_places_are_reported_together_and_used_when_typed(
     run = hostile_run(finished_run, tmp_path / "run", change)
     refused = script("train.py", f"resume={run}")
     assert refused.returncode == 2
-    assert refused.stderr.count("To use it, add:") == 2
+    assert f"To use them, add: data.path={tmp_path / 'text.txt'} data.url=http://127.0.0.1:1/x" in refused.stderr
+    assert refused.stderr.count("not signed with your key") == 1
     done = script("train.py", f"resume={run}", f"data.path={tmp_path / 'text.txt'}", "data.url=null", "resume_force=true")
     assert done.returncode == 0, done.stderr
 
@@ -130,6 +132,8 @@ def test_a_text_beside_the_run_is_taken(script: Script, finished_run: Path, tmp_
         file.write_text(story)
     done = script("train.py", f"resume={run}", "resume_force=true")
     assert done.returncode == 0, done.stderr
+    stored = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["config"]["data"]["path"]
+    assert stored == os.path.abspath(tmp_path / path.format(run=run)), "it is signed, and must not mean another file elsewhere"
 
 
 def test_a_cache_folder_in_a_checkpoint_is_not_used(script: Script, finished_run: Path, tmp_path: Path) -> None:
@@ -288,6 +292,8 @@ RUNS_CODE = {
     "resume": "resume=elsewhere",
     "custom": "data.remote.options.anon=true",
     "unknown": "unknown.setting=1",
+    "no Hydra": "hydra=null",
+    "no launcher": "hydra.launcher=null",
     "line feed": "start_context='a\nb'",
     "escape": "start_context='\x1b]0;PWNED\x07'",
     "nested": "start_context=" + "[" * 2000 + "]" * 2000,
