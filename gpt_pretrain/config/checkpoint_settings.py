@@ -124,6 +124,8 @@ def admit_settings(
         folder: The folder of the run; None if it is unknown.
     """
     admitted = AdmittedSettings()
+    if not own:
+        admitted.notices.append(f"This run continues {origin}, {UNSIGNED}.")
     asked: dict[bool, list[str]] = {True: [], False: []}  # the words for places to type, by whether their setting is signed
     for key, kind in (TRAIN_KINDS | dict.fromkeys(_optional_groups(), TAKEN)).items():
         found = _find(stored, key)
@@ -141,10 +143,10 @@ def admit_settings(
             if taken != value:
                 shown = describe_override(key, value)
                 used = f"the first {len(taken)} of them" if isinstance(taken, list) else taken
-                admitted.notices.append(f"{shown} comes from {origin}, {UNSIGNED}. This run uses {used}. To change it: {shown}")
+                admitted.notices.append(f"{shown} comes from {origin}. This run uses {used}. To change it: {shown}")
         elif kind == LOCAL and not own:
             shown = describe_override(key, value)
-            admitted.notices.append(f"{shown} comes from {origin}, {UNSIGNED}, and is not used. To use it, add: {shown}")
+            admitted.notices.append(f"{shown} comes from {origin} and is not used. To use it, add: {shown}")
         elif signed and not has_cut_part(value):
             _insert(admitted.settings, key, value)
         elif kind == ASKED and is_harmless_place(key, value, folder=folder):
