@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
+import tarfile
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,8 +14,19 @@ from gpt_pretrain.checkpoints.layouts import CONFIG_FILE, PICKLE_INDEX, SHARD_IN
 from gpt_pretrain.checkpoints.misfits import name_some
 from gpt_pretrain.checkpoints.tensor_files import read_model_json
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.file_kinds import ARCHIVES, BINARY, EMPTY_FILE, PICKLE, TOKENS, TORCH
-from gpt_pretrain.system.reading import DamagedFileError, read_bytes, short_repr
+from gpt_pretrain.system.file_kinds import (
+    ARCHIVES,
+    BINARY,
+    EMPTY_FILE,
+    HTML,
+    LFS_POINTER,
+    PICKLE,
+    SUFFIXES,
+    TOKENS,
+    TORCH,
+    FileKind,
+)
+from gpt_pretrain.system.reading import DamagedFileError, open_regular, read_bytes, short_repr
 from gpt_pretrain.texts.recognition import recognize_file
 
 WEIGHTS_NAME = re.compile(r".+\.(pth|pt|ckpt|safetensors)|(pytorch_)?model.*\.bin")
@@ -22,15 +36,24 @@ NO_MODELS = re.compile(
 )
 MAX_COMMIT = 200  # bytes of a file that names a version
 ADAPTER_CONFIG = "adapter_config.json"
-# Weights in formats of other libraries, by the name of their file.
+# Weights in formats of other libraries, by the name of their file, with where to find those for PyTorch.
+CONVERT = "Convert them with a version of transformers before 5: GPT2LMHeadModel.from_pretrained(FOLDER, {option}=True)"
 OTHER_FORMATS = {
-    r"tf_model.*\.h5|.*\.ckpt.*\.index": "TensorFlow",
-    r"flax_model.*\.msgpack": "Flax",
-    r".*\.onnx": "ONNX",
-    r".*\.gguf|ggml-.*\.bin": "llama.cpp",
-    r"rust_model\.ot": "Rust",
-    r".*\.mlmodel|.*\.mlpackage": "Core ML",
+    r"checkpoint|.*\.ckpt\b.*\.(index|meta|data-\d+-of-\d+)|saved_model\.pb|.*\.tflite": (
+        "TensorFlow",
+        "OpenAI's GPT-2 is named gpt2, gpt2-medium, gpt2-large or gpt2-xl.",
+    ),
+    r".*\.(h5|hdf5|keras)": ("TensorFlow or Keras", CONVERT.format(option="from_tf")),
+    r".*\.msgpack": ("Flax", CONVERT.format(option="from_flax")),
+    r".*\.onnx(_data|\.data)?": ("ONNX", "Name the model that they were made from."),
+    r".*\.gguf|ggml-.*\.bin|.*\.ggml": ("llama.cpp", "Name the model that they were made from."),
+    r".*\.ot": ("Rust", "Name the model that they were made from."),
+    r".*\.(mlmodel|mlpackage)": ("Core ML", "Name the model that they were made from."),
 }
+# The first bytes of compressed files, with the program that decompresses them.
+DECOMPRESSORS = {b"\x1f\x8b": "gzip -d", b"BZh": "bzip2 -d", b"\xfd7zXZ": "xz -d", b"\x28\xb5\x2f\xfd": "zstd -d"}
+OLD_TORCH_PARTS = {"sys_info", "pickle", "storages", "tensors"}  # of the tar archives of PyTorch before 0.2
+
 
 log = logging.getLogger(__name__)
 
@@ -104,15 +127,63 @@ def check_is_no_other_file(path: Path) -> None:
     """
     try:
         kind = recognize_file(str(path))
+        with open_regular(path) as stream:
+            head = stream.read(8)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
-    if kind in (TORCH, PICKLE, BINARY, TOKENS, EMPTY_FILE) or kind.form in ARCHIVES:
-        return
-    advice = f" {kind.advice}" if kind.advice and re.search("weights|token ids", kind.name) else ""
-    use = f" To train on it: data=text data.path={path}" if kind.is_read else advice
-    raise UserError(
-        f"{path} is {kind.described()}, not weights. Give a checkpoint, a model's folder or its name on the hub.{use}"
-    )
+    if (format_problem := _other_format(path.name)) is not None and kind not in (TORCH, EMPTY_FILE, LFS_POINTER):
+        raise UserError(f"{path} holds weights {format_problem}")
+    command = next((command for magic, command in DECOMPRESSORS.items() if head.startswith(magic)), None)
+    if command is not None:
+        raise UserError(f"{path} is compressed. Decompress it first: {command} {shlex.quote(str(path))}")
+    if kind is EMPTY_FILE:
+        raise UserError(f"{path} is empty. Download or save it again.")
+    if kind is SUFFIXES[".safetensors"]:
+        raise UserError(f"{path} is damaged: it does not begin as a safetensors file does. Download or copy it again.")
+    if kind.form in ARCHIVES:
+        _check_archive(path)
+    elif kind not in (TORCH, PICKLE, BINARY, TOKENS):
+        raise UserError(f"{path} is {kind.described()}, not weights. {_advice(path, kind)}")
+
+
+def _advice(path: Path, kind: FileKind) -> str:
+    """Return what to do with a file that is no weights."""
+    if kind is LFS_POINTER:
+        return kind.advice
+    give = "Give a checkpoint, a model's folder or its name on the hub."
+    if kind.name == HTML.name:
+        return f"A page may have been downloaded instead of the file: the hub's files are at /resolve/, not at /blob/. {give}"
+    if kind.is_read:
+        return f"{give} To train on it: data=text data.path={path}"
+    return f"{give} {kind.advice}" if kind.advice and re.search("weights|token ids", kind.name) else give
+
+
+def _check_archive(path: Path) -> None:
+    """Check that an archive is one that `torch.save` wrote.
+
+    Raises:
+        UserError: If it is not.
+    """
+    remedy = "Unpack it, and give the file or folder of weights in it."
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if not any(name.endswith(("/data.pkl", "data.pkl")) for name in names):
+            raise UserError(f"{path} is a zip archive ({name_some(names)}), not weights. {remedy}")
+    elif tarfile.is_tarfile(path):
+        with suppress(tarfile.TarError), tarfile.open(path) as tar:
+            names = [member.name for member, _ in zip(tar, range(10), strict=False)]
+            if set(names) >= OLD_TORCH_PARTS:
+                remedy = "It was saved by PyTorch before 0.2: load it there, and save it with torch.save in a later version."
+        raise UserError(f"{path} is a tar archive ({name_some(names)}), not weights. {remedy}")
+
+
+def _other_format(name: str) -> str | None:
+    """Return the end of the message on weights for another library, by the name of their file."""
+    for pattern, (library, remedy) in OTHER_FORMATS.items():
+        if re.fullmatch(pattern, name):
+            return f"for {library}. Only those for PyTorch can be read: {', '.join(WEIGHTS_FILES)}. {remedy}"
+    return None
 
 
 def _distributed_refusal(folder: Path, names: list[str]) -> str | None:
@@ -136,10 +207,9 @@ def _refusal(folder: Path, names: list[str]) -> str:
     inner = [name for name in names if (folder / name / CONFIG_FILE).is_file()]
     if inner:
         return f"{folder} holds folders of models: {name_some(inner)}. Name one of them."
-    for pattern, library in OTHER_FORMATS.items():
-        for name in names:
-            if re.fullmatch(pattern, name):
-                return f"{folder} holds weights for {library} ({name}). Only those for PyTorch can be read: {expected}."
+    for name in names:
+        if (problem := _other_format(name)) is not None:
+            return f"{folder}: {name} holds weights {problem}"
     if CONFIG_FILE in names:
         return f"{folder} has a {CONFIG_FILE}, but none of these files of weights: {expected}."
     return (

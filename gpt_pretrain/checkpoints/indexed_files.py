@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpt_pretrain.checkpoints.file_content import read_weights
+from gpt_pretrain.checkpoints.folder_contents import check_is_no_other_file
+from gpt_pretrain.checkpoints.misfits import name_some
 from gpt_pretrain.checkpoints.tensor_files import (
     StoredTensor,
     is_safetensors,
@@ -14,6 +16,8 @@ from gpt_pretrain.checkpoints.tensor_files import (
 )
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.reading import short_repr
+
+MIXED = "The files may be of several models or downloads."
 
 
 def index_files(index: Path) -> dict[str, str]:
@@ -40,10 +44,13 @@ def read_indexed(index: Path) -> dict[str, StoredTensor]:
     files = index_files(index)
     problems: list[str] = []
     tensors: dict[str, StoredTensor] = {}
-    for file in sorted(set(files.values())):
+    names = sorted(set(files.values()))
+    missing = [file for file in names if not (index.parent / file).is_file()]
+    if missing:
+        problems.append(f"{index} lists tensors in files that are missing: {name_some(missing)}. Copy them into the same folder.")
+    for file in names:
         path = index.parent / file
-        if not path.is_file():
-            problems.append(f"{path} is missing: {index.name} lists tensors in it.")
+        if file in missing:
             continue
         try:
             found = read_tensors(path)
@@ -51,8 +58,10 @@ def read_indexed(index: Path) -> dict[str, StoredTensor]:
             problems += error.problems
             continue
         listed = {name for name, its_file in files.items() if its_file == file}
-        problems += [f"{path} lacks the tensor {name}." for name in sorted(listed - found.keys())]
-        problems += [f"{index} does not list the tensor {name} of {file}." for name in sorted(found.keys() - listed)]
+        if lacking := sorted(listed - found.keys()):
+            problems.append(f"{path} lacks tensors that {index.name} lists in it: {name_some(lacking)}. {MIXED}")
+        if unlisted := sorted(found.keys() - listed):
+            problems.append(f"{path} has tensors that {index.name} does not list in it: {name_some(unlisted)}. {MIXED}")
         tensors |= found
     if problems:
         raise UserError(problems)
@@ -65,4 +74,7 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
     Raises:
         UserError: If the file cannot be read.
     """
-    return read_safetensors(path) if is_safetensors(path) else state_dict_tensors(read_weights(path).tensors, path)
+    if is_safetensors(path):
+        return read_safetensors(path)
+    check_is_no_other_file(path)
+    return state_dict_tensors(read_weights(path).tensors, path)

@@ -21,8 +21,10 @@ from gpt_pretrain.checkpoints.tensor_names import find_slot
 from gpt_pretrain.checkpoints.torch_pickles import check_legacy_file, check_torch_zip, read_inert
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.pickle_rules import RefusedNameError
-from gpt_pretrain.system.reading import DamagedFileError, read_json
+from gpt_pretrain.system.reading import DamagedFileError, open_regular, parse_json, read_json
 
+MAX_HEADER = 100_000_000  # bytes; safetensors allows no more
+INCOMPLETE = "{} is incomplete: {}. Download or copy it again."
 FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # What to do about a file of PyTorch, by the beginning of the name that it needs.
 REMEDIES = {
@@ -55,7 +57,8 @@ class StoredTensor:
 def is_safetensors(path: Path) -> bool:
     """Return whether a file starts as the safetensors format requires: a length of eight bytes, then a JSON object."""
     with open(path, "rb") as stream:
-        return stream.read(9)[8:] == b"{"
+        head = stream.read(9)
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER
 
 
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:
@@ -73,6 +76,8 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
             raise UserError(
                 f"{path} is on a file system that cannot map files into memory, which this format needs. Copy it to another disk."
             ) from error
+        if (end := _stated_size(path)) is not None and end > (size := path.stat().st_size):
+            raise UserError(INCOMPLETE.format(path, f"by its header it has {end:,} bytes, but the file has {size:,}")) from error
         raise UserError(f"{path} is damaged or is not a safetensors file ({_short(error)}).") from error
 
     def reader(name: str) -> Callable[[], Tensor]:
@@ -88,6 +93,20 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     }
 
 
+def _stated_size(path: Path) -> int | None:
+    """Return the size of a safetensors file by its header, or None if the header cannot be read."""
+    try:
+        with open_regular(path) as stream:
+            start = int.from_bytes(stream.read(8), "little")
+            if 8 + start > path.stat().st_size:
+                return 8 + start if start <= MAX_HEADER else None
+            header = parse_json(stream.read(min(start, MAX_HEADER)))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        return 8 + start + max(ends, default=0)
+    except (OSError, DamagedFileError, LookupError, TypeError):
+        return None
+
+
 def read_torch_file(path: Path) -> Any:
     """Read a file that `torch.save` wrote, with its tensors mapped if the format of the file allows it.
 
@@ -100,6 +119,8 @@ def read_torch_file(path: Path) -> Any:
         if not path.is_file():
             raise UserError(f"{path}: no such file." if not path.exists() else f"{path} is not a regular file.")
         zipped = zipfile.is_zipfile(path)
+        if not zipped and _starts_as_zip(path):
+            raise UserError(INCOMPLETE.format(path, "it begins as PyTorch's files do, but its end is missing"))
         if zipped and (problem := checksum_error(path)) is not None:
             raise UserError(f"{path} is damaged: {problem}.")
         (check_torch_zip if zipped else check_legacy_file)(path)
@@ -229,6 +250,11 @@ def read_model_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged: {error}.") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def _starts_as_zip(path: Path) -> bool:
+    with open_regular(path) as stream:
+        return stream.read(4) == b"PK\x03\x04"
 
 
 def _check_zip(path: Path) -> None:

@@ -168,7 +168,7 @@ def _read_config(config: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _from_file(path: Path) -> WeightSource:
     """Open a single file, whose format is recognized by its content."""
     try:
-        safetensors, llmc = is_safetensors(path) or path.suffix == ".safetensors", is_llmc_file(path)
+        safetensors, llmc = is_safetensors(path), is_llmc_file(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     if (index := path if path.name in (SHARD_INDEX, PICKLE_INDEX) else index_of_part(path)) is not None:
@@ -176,7 +176,9 @@ def _from_file(path: Path) -> WeightSource:
         if config.is_file():
             return _from_hf_files(config, index, name=name)
         return WeightSource(name, read_indexed(index), is_safetensors=index.name == SHARD_INDEX)
-    if safetensors:
+    if not safetensors and not llmc:
+        check_is_no_other_file(path)
+    if safetensors or path.suffix == ".safetensors":
         stored = read_safetensors(path)
         if _has_config(path, stored, named=SAFETENSORS_FILE):
             return _from_hf_files(path.parent / CONFIG_FILE, path, name=str(path))
@@ -186,7 +188,6 @@ def _from_file(path: Path) -> WeightSource:
         return WeightSource(str(path), tensors, declared)
     if (path.parent / CONFIG_FILE).is_file() and path.name == PICKLE_FILE:
         return _from_hf_files(path.parent / CONFIG_FILE, path, name=str(path))
-    check_is_no_other_file(path)
     weights = read_weights(path)
     if is_own_checkpoint(weights.whole):
         return _from_own_checkpoint(path, weights.whole)

@@ -106,12 +106,16 @@ WARC = FileKind(
     "WARC archive of web pages",
     advice="Extract the text of its pages first, for example with trafilatura or datatrove." + _AS_TEXT,
 )
+LFS_POINTER = FileKind(
+    "Git LFS pointer", advice="It stands for a file that was not downloaded. Fetch that, for example with: git lfs pull"
+)
 # Their first bytes are letters, and what follows may be, too: more of what they begin with.
 TEXTUAL = {
     PDF: re.compile(rb"%PDF-\d\.\d\s*[\r\n].{0,1000}?(?:\d \d obj|[\x80-\xff]{4})", re.DOTALL),
     POSTSCRIPT: re.compile(rb"%!PS(?:-Adobe-\d[^\r\n]*|\s*)[\r\n]"),
     RTF: re.compile(rb"\{\\rtf\d?\\"),
     WARC: re.compile(rb"WARC/\d\.\d\r?\n"),
+    LFS_POINTER: re.compile(rb"version https://git-lfs\.github\.com/spec/v\d\r?\n(.*\n)*?oid sha256:"),
 }
 EPUB = FileKind("EPUB book", advice=_PANDOC)
 JAR = FileKind("Java or Android program")
@@ -161,6 +165,7 @@ SIGNATURES: tuple[tuple[int, bytes, FileKind], ...] = (
     (0, b"%!PS", POSTSCRIPT),
     (0, b"{\\rtf", RTF),
     (0, b"WARC/", WARC),
+    (0, b"version https://git-lfs.github.com/spec/", LFS_POINTER),
     (
         0,
         b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",

@@ -416,9 +416,9 @@ def test_a_window_of_any_size_is_decompressed(tmp_path: Path) -> None:
     check(tmp_path / "a.txt.zst", [PLAIN])
 
 
-@pytest.mark.parametrize("name", ["story.txt", "a.jsonl", "cover.jpg", "tokens.npy", "a.gguf"])
+@pytest.mark.parametrize("name", ["story.txt", "a.jsonl", "cover.jpg", "tokens.npy"])
 def test_weights_are_not_looked_for_in_other_files(tmp_path: Path, name: str) -> None:
-    contents = {"story.txt": PLAIN.encode(), "a.jsonl": lines(), "a.gguf": b"GGUF" + bytes(99)}
+    contents = {"story.txt": PLAIN.encode(), "a.jsonl": lines()}
     (tmp_path / name).write_bytes(contents.get(name) or REFUSED[name][0])
     with pytest.raises(UserError, match=f"{name} is an? [^,]+, not weights") as caught:
         find_source(tmp_path / name)

@@ -7,9 +7,12 @@ import collections
 import datetime
 import enum
 import functools
+import gzip
 import json
 import logging
 import pickle
+import shutil
+import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -36,6 +39,7 @@ from tests.helpers.other_models import CONTEXT, Hostile, hugging_face, nanogpt_f
 from tests.helpers.vocabularies import byte_level
 
 State = dict[str, Tensor]
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 123\n"
 
 
 @pytest.fixture(scope="module")
@@ -539,8 +543,8 @@ def test_a_folder_with_one_file_of_weights_stands_for_it(tmp_path: Path, theirs:
         ),
         ({"zero_to_fp32.py": "", "latest": "global_step5"}, "is a checkpoint of DeepSpeed"),
         ({"checkpoint-500/config.json": "{}", "checkpoint-900/config.json": "{}"}, "checkpoint-500, checkpoint-900. Name one"),
-        ({"config.json": "{}", "tf_model.h5": ""}, "holds weights for TensorFlow (tf_model.h5)"),
-        ({"model.onnx": ""}, "holds weights for ONNX (model.onnx)"),
+        ({"config.json": "{}", "tf_model.h5": ""}, "tf_model.h5 holds weights for TensorFlow"),
+        ({"model.onnx": ""}, "model.onnx holds weights for ONNX"),
         ({"config.json": "{}"}, "has a config.json, but none of these files of weights"),
         ({"notes.txt": "x"}, "holds no model"),
     ],
@@ -922,3 +926,84 @@ def test_one_of_two_models_under_keys_without_a_meaning_is_not_guessed(tmp_path:
 def test_a_model_without_learned_positions_is_named(tmp_path: Path, theirs: GPT2LMHeadModel) -> None:
     torch.save({name: value for name, value in theirs.state_dict().items() if "wpe" not in name}, tmp_path / "x.pt")
     assert "it has a token embedding (transformer.wte.weight), but no position embedding" in refusal(tmp_path / "x.pt")
+
+
+NO_WEIGHTS: dict[str, tuple[bytes, str]] = {
+    "pointer.safetensors": (POINTER, "is a Git LFS pointer, not weights. It stands for a file that was not downloaded"),
+    "pointer.pt": (POINTER, "is a Git LFS pointer, not weights"),
+    "page.safetensors": (b"<!DOCTYPE html><html>", "the hub's files are at /resolve/, not at /blob/"),
+    "page.bin": (b"<!DOCTYPE html><html>", "is an HTML page, not weights"),
+    "empty.pt": (b"", "is empty. Download or save it again."),
+    "empty.safetensors": (b"", "is empty. Download or save it again."),
+    "model.gguf": (b"GGUF\3\0\0\0" + bytes(100), "holds weights for llama.cpp. Only those for PyTorch can be read"),
+    "model.onnx": (b"\x08\x07\x12\x07pytorch" + bytes(100), "holds weights for ONNX"),
+    "tf_model.h5": (b"\x89HDF\r\n\x1a\n" + bytes(100), "GPT2LMHeadModel.from_pretrained(FOLDER, from_tf=True)"),
+    "flax_model.msgpack": (b"\x81\xabtransformer" + bytes(100), "GPT2LMHeadModel.from_pretrained(FOLDER, from_flax=True)"),
+    "model.ckpt.index": (bytes(100), "OpenAI's GPT-2 is named gpt2, gpt2-medium"),
+    "model.ckpt.data-00000-of-00001": (bytes(100), "holds weights for TensorFlow"),
+    "model.pt.gz": (gzip.compress(b"x" * 100, mtime=0), "is compressed. Decompress it first: gzip -d"),
+    "model.bin": (np.random.default_rng(0).bytes(300), "is damaged or is not a PyTorch file"),
+    "x.safetensors": (np.random.default_rng(0).bytes(300), "is damaged: it does not begin as a safetensors file does"),
+    "model.json": (b'{"a": 1}', "is a file of JSON lines, not weights"),
+}
+
+
+@pytest.mark.parametrize("name", NO_WEIGHTS)
+def test_a_file_without_weights_is_named_for_what_it_is(tmp_path: Path, name: str) -> None:
+    content, message = NO_WEIGHTS[name]
+    (tmp_path / name).write_bytes(content)
+    assert message in refusal(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_file_without_weights_beside_a_config_is_named_for_what_it_is(
+    tmp_path: Path, theirs: GPT2LMHeadModel, name: str
+) -> None:
+    theirs.config.save_pretrained(tmp_path)
+    for other in ("pointer.pt", "page.bin", "empty.pt", "x.safetensors" if "safe" in name else "model.bin"):
+        content, message = NO_WEIGHTS[other]
+        (tmp_path / name).write_bytes(content)
+        assert message in refusal(tmp_path, n_heads=None)
+        assert message in refusal(tmp_path / name, n_heads=None)
+
+
+def test_an_incomplete_download_is_named(tmp_path: Path, theirs: GPT2LMHeadModel) -> None:
+    theirs.save_pretrained(tmp_path)
+    data = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(data[:-100])
+    said = f"is incomplete: by its header it has {len(data):,} bytes, but the file has {len(data) - 100:,}. Download or copy it"
+    assert said in refusal(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(data[:300])
+    assert "is incomplete: by its header" in refusal(tmp_path)
+    for zipped in (True, False):
+        torch.save(theirs.state_dict(), tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+        (tmp_path / "x.pt").write_bytes((tmp_path / "x.pt").read_bytes()[:-100])
+        assert ("is incomplete" if zipped else "is damaged") in refusal(tmp_path / "x.pt")
+
+
+def test_archives_of_other_content_are_named(tmp_path: Path, theirs: GPT2LMHeadModel) -> None:
+    theirs.save_pretrained(tmp_path / "saved")
+    for form in ("zip", "tar"):
+        archive = Path(shutil.make_archive(str(tmp_path / "model"), form, tmp_path / "saved"))
+        assert f"is a {form} archive" in (message := refusal(archive))
+        assert "Unpack it, and give the file or folder of weights in it." in message
+    with tarfile.open(tmp_path / "old.pt", "w") as tar:
+        for name in ("sys_info", "pickle", "storages", "tensors"):
+            tar.addfile(tarfile.TarInfo(name))
+    assert "It was saved by PyTorch before 0.2" in refusal(tmp_path / "old.pt")
+
+
+def test_an_index_without_its_files_is_one_message(tmp_path: Path, theirs: GPT2LMHeadModel) -> None:
+    theirs.save_pretrained(tmp_path, max_shard_size="100KB")
+    parts = sorted(tmp_path.glob("model-*"))
+    shutil.copy(parts[0], parts[1])
+    with pytest.raises(UserError) as caught:
+        load_pretrained(tmp_path)
+    assert [problem.partition(" that ")[0] for problem in caught.value.problems] == [
+        f"{parts[1]} lacks tensors",
+        f"{parts[1]} has tensors",
+    ]
+    for part in parts:
+        part.unlink()
+    said = refusal(tmp_path / "model.safetensors.index.json", n_heads=None)
+    assert f"lists tensors in files that are missing: {parts[0].name}, " in said
