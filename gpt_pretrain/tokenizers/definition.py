@@ -139,6 +139,19 @@ def _checked_merges(model: dict[str, Any]) -> list[list[str]]:
     return pairs
 
 
+def _check_prefix(prefix: Any, merges: list[Any]) -> None:
+    """Check the prefix of tokens within a word, which the library cuts off without a look (tokenizers 0.23).
+
+    Raises:
+        DamagedFileError: If a token lacks it, or if its letters have several bytes; either could end the process.
+    """
+    if not isinstance(prefix, str):
+        return
+    seconds = [merge[1] for merge in merges if isinstance(merge, list) and len(merge) == 2 and isinstance(merge[1], str)]
+    if not prefix.isascii() or not all(token.startswith(prefix) for token in seconds):
+        raise DamagedFileError(f"its tokens do not begin with its continuing_subword_prefix {short_repr(prefix)}")
+
+
 def _guess_type(model: dict[str, Any]) -> str:
     """Return the type of a model in an old file, which does not name it."""
     if "merges" in model:

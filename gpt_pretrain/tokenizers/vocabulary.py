@@ -14,6 +14,7 @@ from tokenizers import Encoding
 from tokenizers import Tokenizer as FastTokenizer
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.native_errors import without_panic_messages
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
 from gpt_pretrain.tokenizers.byte_letters import LETTERS, from_letters
@@ -209,7 +210,8 @@ def _guarded(call: Callable[[], Result], name: str | None = None) -> Result:
         DamagedFileError: If it fails, without one.
     """
     try:
-        return call()
+        with without_panic_messages():
+            return call()
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:
