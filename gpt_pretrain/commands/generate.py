@@ -42,6 +42,7 @@ def generate_texts(config: DictConfig) -> None:
 def _generate(settings: GenerateSettings, *, keep: Path | None) -> None:
     from gpt_pretrain.checkpoints.checkpoint_file import first_readable
     from gpt_pretrain.checkpoints.pretrained import open_weights
+    from gpt_pretrain.evaluation.unlikely_prompt import unlikely_prompt
     from gpt_pretrain.generation.config import SamplerConfig
     from gpt_pretrain.generation.decoding import PRECISIONS, DecodingModel, pick_decoding_precision
     from gpt_pretrain.generation.prompts import continue_prompt
@@ -70,6 +71,8 @@ def _generate(settings: GenerateSettings, *, keep: Path | None) -> None:
     for prompt in prompts:
         if (unknown := unknown_prompt(prompt, tokenizer)) is not None:
             print_escaped(f"warning: {unknown}", file=sys.stderr)
+        elif settings.pretrained is not None and (unlikely := unlikely_prompt(model, tokenizer, prompt)) is not None:
+            print_escaped(f"warning: {unlikely}", file=sys.stderr)
         texts += continue_prompt(
             decoder,
             tokenizer,
