@@ -22,17 +22,20 @@ CONTROLS = bytes(code for code in range(32) if code not in b"\t\n\v\f\r") + b"\x
 MANY_CONTROLS = 0.05  # A text with a larger share of them in its first bytes is in another encoding, or not a text.
 MANY_IN_TEXT = 0.001  # A text with a larger share of them is worth a warning.
 # Ranges of characters that occur in a text of one script, besides ASCII, Latin-1 and punctuation.
+LATIN, CHINESE = ((0x0100, 0x02FF), (0x1E00, 0x1EFF)), ((0x3040, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x323AF))
 SCRIPTS = (
-    *((0x0100, 0x024F), (0x0370, 0x03FF), (0x0400, 0x052F), (0x0530, 0x058F), (0x0590, 0x05FF), (0x0600, 0x077F)),
-    *((start, start + 0x7F) for start in range(0x0900, 0x1000, 0x80)),
-    *((0x1000, 0x109F), (0x10A0, 0x10FF), (0x1200, 0x139F), (0x13A0, 0x13FF), (0x1780, 0x17FF), (0x1800, 0x18AF)),
-    *((0x1E00, 0x1EFF), (0x1F00, 0x1FFF), (0x3040, 0x9FFF), (0xAC00, 0xD7A3)),
+    *(LATIN, ((0x0370, 0x03FF), (0x1F00, 0x1FFF)), ((0x0400, 0x052F),), ((0x0530, 0x058F),), ((0x0590, 0x05FF),)),
+    *(((0x0600, 0x077F),), *(((start, start + 0x7F),) for start in range(0x0900, 0x0F00, 0x80)), ((0x0F00, 0x0FFF),)),
+    *(((0x1000, 0x109F),), ((0x10A0, 0x10FF),), ((0x1200, 0x139F),), ((0x13A0, 0x13FF),), ((0x1780, 0x17FF),)),
+    *(((0x1800, 0x18AF),), CHINESE, ((0xAC00, 0xD7A3),), ((0x1D400, 0x1D7FF),)),
 )
 COMMON = (
     *((0x0020, 0x007E), (0x00A0, 0x00FF), (0x2000, 0x2BFF), (0x3000, 0x303F), (0xFE00, 0xFE0F), (0xFF00, 0xFFEF)),
     *((0x1F000, 0x1FAFF), (0x0009, 0x000A), (0x000C, 0x000D)),
 )
 ENOUGH = 0.95  # Share of the characters that belong to one script or are common to all.
+# In a text of several scripts: share of the neighbors of a character, besides common ones, that belong to the same script.
+ENOUGH_TOGETHER, FEW = 0.9, 0.2
 # Line ends, spaces and full stops. Text in 8-bit encodings, taken for UTF-16, contains none of them.
 TELLING, ENOUGH_TELLING = (*"\n\r ", *"\u3000\u3001\u3002\uff0c\uff01\uff1f"), 0.005
 # ASCII, and what else English, French, German, Spanish, Portuguese, Italian and the Nordic languages are written with.
@@ -106,21 +109,38 @@ def _is_utf8(head: bytes) -> bool:
 
 
 def _is_text_in(head: bytes, encoding: str) -> bool:
-    """Return whether the characters of the first bytes, if they are in this encoding, look like text in one script."""
+    """Return whether the characters of the first bytes, if they are in this encoding, look like text.
+
+    They look like text if almost all are common ones or those of one script, or of several scripts that do not change within a
+    word. Numbers, such as token ids, belong to all scripts at random.
+    """
     try:
         text = codecs.getincrementaldecoder(encoding)().decode(head)[:SAMPLE]
     except UnicodeDecodeError:
         return False
-    codes, total = Counter(map(ord, text)), len(text)
-    if sum(codes[ord(character)] for character in TELLING) < max(ENOUGH_TELLING * total, 1):
+    codes, total = Counter(text), len(text)
+    if sum(codes[character] for character in TELLING) < max(ENOUGH_TELLING * total, 1):
         return False
-    common = sum(_count(codes, *part) for part in COMMON)
-    # Both contain Chinese punctuation, which must not count twice.
-    return min(common + max(_count(codes, *part) for part in SCRIPTS), total) >= ENOUGH * total
+    scripts = {character: _script(ord(character)) for character in codes}
+    counts = Counter[int | None]()
+    for character, count in codes.items():
+        counts[scripts[character]] += count
+    in_scripts = counts.total() - counts[None] - counts[-1]
+    largest = max((count for script, count in counts.items() if script not in (None, -1)), default=0)
+    if counts[-1] + largest >= ENOUGH * total:
+        return True
+    if counts[-1] + in_scripts < ENOUGH * total:
+        return False
+    pairs = [(left, right) for left, right in itertools.pairwise(map(scripts.__getitem__, text)) if left != -1 != right]
+    return sum(left == right for left, right in pairs) >= ENOUGH_TOGETHER * len(pairs) if pairs else in_scripts <= FEW * total
 
 
-def _count(codes: Counter[int], first: int, last: int) -> int:
-    return sum(count for code, count in codes.items() if first <= code <= last)
+def _script(code: int) -> int | None:
+    """Return the index of the script that a character belongs to, -1 for one that is common to all, and None for others."""
+    if any(first <= code <= last for first, last in COMMON):
+        return -1
+    found = (index for index, ranges in enumerate(SCRIPTS) if any(first <= code <= last for first, last in ranges))
+    return next(found, None)
 
 
 def to_utf8(blocks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
