@@ -38,10 +38,6 @@ ENOUGH = 0.95  # Share of the characters that belong to one script or are common
 ENOUGH_TOGETHER, FEW = 0.9, 0.2
 # Line ends, spaces and full stops. Text in 8-bit encodings, taken for UTF-16, contains none of them.
 TELLING, ENOUGH_TELLING = (*"\n\r ", *"\u3000\u3001\u3002\uff0c\uff01\uff1f"), 0.005
-# ASCII, and what else English, French, German, Spanish, Portuguese, Italian and the Nordic languages are written with.
-_LETTERS = "àáâãäåæçèéêëìíîïñòóôõöøùúûüÿßœ"
-_PUNCTUATION = "«»¿¡°§€£©®™·•ªº½¼…\u00a0\u00b4\u2013\u2014\u2018\u2019\u201a\u201c\u201d\u201e\u2039\u203a"
-WESTERN = frozenset(map(chr, range(128))) | frozenset(_LETTERS + _PUNCTUATION)
 SAMPLE = 1 << 14  # Characters that are looked at.
 
 
@@ -81,22 +77,6 @@ def count_controls(data: bytes) -> int:
 def control_share(data: bytes) -> float:
     """Return the share of the bytes that are NUL or a control character, besides those of terminals and between JSON records."""
     return (count_controls(data) - data.count(b"\x1b") - data.count(b"\b") - data.count(b"\x1e{")) / max(len(data), 1)
-
-
-def likely_encoding(data: bytes) -> str | None:
-    """Return the name of the 8-bit encoding that a text probably has, as iconv knows it; None if nothing fits."""
-    sample = data[:SAMPLE]
-    if set(sample.decode("cp1252", errors="replace").lower()) <= WESTERN:
-        return "CP1252"
-    from charset_normalizer import from_bytes
-
-    # The sample may begin or end in the middle of a character of two bytes.
-    for begin, end in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        part = sample[begin : len(sample) - end]
-        best = from_bytes(part, cp_exclusion=["utf_8", "utf_16", "utf_32", "utf_7", "ascii"]).best()
-        if best is not None:
-            return best.encoding.upper().replace("ISO8859_", "ISO-8859-").replace("_", "-")
-    return None
 
 
 def _is_utf8(head: bytes) -> bool:

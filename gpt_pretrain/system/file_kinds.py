@@ -7,12 +7,12 @@ else one in SUFFIXES. `file_recognition` looks at them.
 from __future__ import annotations
 
 import re
-import shlex
 import struct
 from dataclasses import dataclass
 
 from gpt_pretrain.system.encodings import TextEncoding
 from gpt_pretrain.system.formatting import format_count
+from gpt_pretrain.system.old_encodings import quote_path
 
 HEAD = 1 << 16  # Bytes from the start of a file that are looked at.
 # The forms of a file that can be read: how its content becomes documents, or which files it contains.
@@ -59,8 +59,9 @@ class FileKind:
 
     def refusal(self, path: str) -> str:
         """Return the message for a file that is not read: what it is, and what to do with it."""
-        advice = self.advice.replace("{path}", shlex.quote(path)) or "Only text is read."
-        return f"{path} is {self.described()}, not text. {advice}"
+        advice = self.advice.replace("{path}", quote_path(path)) or "Only text is read."
+        is_text = self.name.startswith("text ")
+        return f"{path} is {self.described()}{', not text' * (not is_text)}. {advice}"
 
 
 _SPOKEN_WITH_AN = re.compile(r"[AEIOaeio]|(HTML|XML|MP3|MP4|RTF|LZ4|LZMA|HDF5|MDS|SVG|NPZ)")
@@ -117,6 +118,14 @@ TEXTUAL = {
     WARC: re.compile(rb"WARC/\d\.\d\r?\n"),
     LFS_POINTER: re.compile(rb"version https://git-lfs\.github\.com/spec/v\d\r?\n(.*\n)*?oid sha256:"),
 }
+# Text whose bytes are ASCII, after codes that switch to other characters.
+SWITCHED = tuple(
+    (code, FileKind(f"text in {name}", advice=_convert(f"iconv -f {name} -t UTF-8 {{path}} > new.txt", "Convert it first")))
+    for code, name in (
+        *((rb"\x1b\$\)C", "ISO-2022-KR"), (rb"\x1b\$\)[AE]|\x1b\$\*H", "ISO-2022-CN"), (rb"\x1b\$A|\x1b\.[AF]", "ISO-2022-JP-2")),
+        *((rb"\x1b\$\([OPQ]", "ISO-2022-JP-3"), (rb"\x1b\$[@B]", "ISO-2022-JP")),
+    )
+)
 EPUB = FileKind("EPUB book", advice=_PANDOC)
 JAR = FileKind("Java or Android program")
 NPZ = FileKind("NPZ file of NumPy arrays", advice=_SHARDS + " Save each array as a .npy file.")

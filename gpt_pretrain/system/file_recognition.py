@@ -25,6 +25,7 @@ from gpt_pretrain.system.file_kinds import (
     SIGNATURES,
     SLIDES,
     SUFFIXES,
+    SWITCHED,
     TAR,
     TEXTUAL,
     TOKEN_SUFFIXES,
@@ -53,6 +54,9 @@ def recognize(name: str, head: bytes, *, as_text: bool = False) -> FileKind:
     signed = _by_signature(head, suffix, as_text=as_text)
     if signed is not None:
         return signed
+    switched = next((kind for code, kind in SWITCHED if re.search(code, head) is not None), None)
+    if switched is not None and head.isascii():
+        return switched
     encoding = detect_encoding(head)
     if encoding is None or (suffix in TOKEN_SUFFIXES and not encoding.has_mark and not _is_clean(head, encoding)):
         return (

@@ -7,12 +7,9 @@ import io
 import itertools
 import os
 import re
-import shlex
 from collections.abc import Iterable, Iterator, Sequence
 
-from gpt_pretrain.system.encodings import likely_encoding
 from gpt_pretrain.system.file_kinds import ARRAY, LINES, PARQUET, ROWS, TEXT
-from gpt_pretrain.system.file_recognition import content_name
 from gpt_pretrain.system.line_ends import unify_line_ends, unify_line_ends_in_blocks
 from gpt_pretrain.texts.blocks import peek
 from gpt_pretrain.texts.chunks import (
@@ -30,6 +27,7 @@ from gpt_pretrain.texts.chunks import (
 from gpt_pretrain.texts.contents import Content, open_contents
 from gpt_pretrain.texts.decompression import ContentLimit, DamagedArchiveError, NothingToReadError, drop_bytes
 from gpt_pretrain.texts.inputs import CorpusInputs, InputFile, check_unchanged
+from gpt_pretrain.texts.invalid_utf8 import explain_invalid_utf8
 from gpt_pretrain.texts.json_values import split_values
 from gpt_pretrain.texts.left_out import LeftOut
 from gpt_pretrain.texts.rows import split_rows
@@ -190,23 +188,6 @@ def read_records(content: Content, file: InputFile, cursor: Cursor, inputs: Corp
     else:
         blocks = _drop_byte_order_mark(content.blocks(cursor.offset), cursor)
         yield from split_values(blocks, cursor, is_array=form == ARRAY)
-
-
-def explain_invalid_utf8(block: bytes, error: UnicodeDecodeError, position: int, path: str) -> tuple[str, str]:
-    """Return where a text is not UTF-8, and how to convert it if that can be told.
-
-    Args:
-        block: The part of the text that has been decoded.
-        position: Of the block in the text.
-    """
-    where = f"{error.reason} near byte {position + error.start}"
-    is_file = content_name(path) == path and os.path.isfile(path)
-    if not block[: error.start].isascii():
-        command = f": iconv -c -f UTF-8 -t UTF-8 {shlex.quote(path)} > new.txt" if is_file else ""
-        return where, f"The text before it is UTF-8. Leave out the damaged characters{command}"
-    encoding = likely_encoding(block[max(error.start - 2000, 0) : error.start + 4000])
-    command = f": iconv -f {encoding} -t UTF-8 {shlex.quote(path)} > new.txt" if is_file else ""
-    return where, f"It looks like {encoding}{command}" if encoding else ""
 
 
 def _end_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:

@@ -23,8 +23,9 @@ from gpt_pretrain.texts.contents import Content, open_contents
 from gpt_pretrain.texts.decompression import DamagedArchiveError, NothingToReadError
 from gpt_pretrain.texts.finding import match_files
 from gpt_pretrain.texts.inputs import CorpusInputs, FileStamp, InputFile, select_files, stamp_file, stat_input_file
+from gpt_pretrain.texts.invalid_utf8 import explain_invalid_utf8
 from gpt_pretrain.texts.left_out import LeftOut
-from gpt_pretrain.texts.reading import explain_invalid_utf8, read_records
+from gpt_pretrain.texts.reading import read_records
 from gpt_pretrain.texts.records import InvalidRecordError, chunk_records, record_text
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
 
@@ -271,7 +272,8 @@ def _decode(content: Content) -> Iterator[tuple[str, bool]]:
     try:
         yield decoder.decode(b"", final=True), True
     except UnicodeDecodeError as error:
-        raise UserError(f"{content.name} is not UTF-8 text: it ends in the middle of a character.") from error
+        where, advice = explain_invalid_utf8(error.object, error, position - len(error.object), content.name)
+        raise UserError(f"{content.name} is not UTF-8 text ({where}). {advice}") from error
 
 
 def _unreadable(file: Path, error: OSError) -> UserError:

@@ -509,7 +509,7 @@ def test_text_for_a_terminal_is_read_with_a_warning(tmp_path: Path, caplog: pyte
 
 def test_a_damaged_character_in_utf8_is_not_taken_for_another_encoding(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("Grüße, 今天.\n".encode() * 50 + b"\xff more")
-    with pytest.raises(UserError, match=r"invalid start byte near byte 850\).*The text before it is UTF-8.*iconv -c"):
+    with pytest.raises(UserError, match=r"invalid start byte near byte 850\).*The rest of the text is UTF-8.*iconv -c"):
         in_training(tmp_path / "a.txt")
 
 

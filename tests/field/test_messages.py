@@ -66,7 +66,10 @@ CASES = {
     ),
     "number_instead_of_text": ((*PREPARE, "numbers.jsonl"), "text is not a string (it is a number)"),
     "western_text": ((*TEXT, "data.path=western.txt"), "-t UTF-8 western.txt > new.txt"),
-    "one_damaged_character": ((*TEXT, "data.path=damaged.txt"), "The text before it is UTF-8. Leave out the damaged characters:"),
+    "one_damaged_character": (
+        (*TEXT, "data.path=damaged.txt"),
+        "The rest of the text is UTF-8. Leave out the damaged characters:",
+    ),
     "half_a_utf16": ((*PREPARE, "half.txt"), "it begins like UTF-16"),
     "links_to_nothing": ((*PREPARE, "links"), "more are links to missing files, so their text would be missing."),
     "floats_as_tokens": ((*SHARDS, "data.path=floats"), "it has the shape (100,) and the type float32"),

@@ -1,0 +1,116 @@
+"""Tell which encoding a text has that is not in Unicode, and how to convert it."""
+
+from __future__ import annotations
+
+import codecs
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+# For each group of encodings, in the order of preference: letters that are frequent besides ASCII, and letters that also occur.
+ALPHABETS: tuple[tuple[tuple[str, ...], str, str], ...] = (
+    (("cp1252", "mac_roman", "cp850"), "éèàêçâîôäöüßáíóúñãåøæ", "õûùëïìòðýþœÿ"),
+    (("cp1250", "iso8859_2", "cp852", "mac_latin2"), "ąęółśżćńźáíéěšýčřžůúöőüűăîâşţäß", "ťďňđľĺôŕç"),
+    (("cp1254",), "ığşçöü", "âîûé"),
+    (("cp1257",), "āčēģīķļņšūžąęėįųõäöü", ""),
+    (("cp1251", "koi8_r", "koi8_u", "cp866", "iso8859_5", "mac_cyrillic"), "оеаинтсрвлкмдпу", "яыьзбгчйхжшюцщэфъёіїєґўјљњћџђ"),
+    (("cp1253", "iso8859_7"), "αοιετσνηάίό", "υρπκμλςωγδθβχφξζψέήύώϊϋ"),
+    (("cp1255",), "יוהלאתמרבשנ", "גדזחטכסעפצקךםןףץ"),
+    (("cp1256",), "اليمنرتوبعدسهفكحق", "ءآأؤإئةثجخذزشصضطظغىپچ"),
+    (("cp874",), "านรอกเงมยลวดทสต่้ีัิ", "ะาคจขชบปผพหแโใไุูื็ณธฟ"),
+    (("euc_jp", "cp932"), "".join(map(chr, range(0x3041, 0x30FF))), "日一人年大国本中出上生行見事時分前気言手者"),
+    (("gb18030",), "的一是不了在人有我他这个们中来上大为和国地到以说时要就出会可也你对生能而子得着下自之年", "过发后作里天分家"),
+    (("cp950",), "的一是不了在人有我他這個們中來上大為和國地到以說時要就出會可也你對生能而子得著下自之年", "過發後作裡天分家"),
+    (("cp949",), "이다는에을가의를은로하고지한도서사기어자시인리나대과해으니라요그것", "안녕세계문장말일있수"),
+)  # fmt: skip
+PUNCTUATION = frozenset("«»¿¡°§€£©®™·•ªº½¼…\u00a0–—‘’‚“”„‹›、。，．・！？；：（）「」『』《》〈〉　")  # noqa: RUF001
+SEVERAL_BYTES = ("euc_jp", "cp932", "gb18030", "cp950", "cp949")
+# A text is rarely valid in an encoding with characters of several bytes by chance; other letters of such a script are many.
+BONUS, OTHER_IDEOGRAPH = 0.3, 0.3
+SURE = 0.65  # The least score of a guess without the help of charset-normalizer.
+# Encodings that charset-normalizer recognizes, and those that are meant nearly always.
+USUAL = {
+    **{"euc_jis_2004": "euc_jp", "euc_jisx0213": "euc_jp", "shift_jis_2004": "cp932", "shift_jisx0213": "cp932"},
+    **{"shift_jis": "cp932", "big5hkscs": "cp950", "johab": "cp949", "gb2312": "gb18030", "gbk": "gb18030"},
+}
+# How the program iconv calls them, where it is not Python's name in capital letters; None where it has none.
+ICONV: dict[str, str | None] = {
+    **{"latin_1": "ISO-8859-1", "mac_roman": "MACINTOSH", "mac_latin2": "MAC-CENTRALEUROPE", "mac_iceland": "MAC-IS"},
+    **{"kz1048": "RK1048", "ptcp154": "PT154", "euc_jp": "EUC-JP", "euc_kr": "EUC-KR", "koi8_r": "KOI8-R", "koi8_u": "KOI8-U"},
+    **{"tis_620": "TIS-620", "hp_roman8": "HP-ROMAN8", "mac_cyrillic": "MAC-CYRILLIC"},
+    **dict.fromkeys(("mac_greek", "mac_turkish", "koi8_t", "cp720", "hz")),
+}
+NOT_TRIED = ["ascii", "utf_8", "utf_8_sig", "utf_7", "utf_16", "utf_16_le", "utf_16_be", "utf_32", "utf_32_le", "utf_32_be"]
+SAMPLE = 1 << 14  # Bytes that are looked at.
+
+
+def likely_encodings(data: bytes) -> Iterator[str]:
+    """Yield Python's names of the encodings that a text may have, the most likely one first."""
+    sample = data[:SAMPLE]
+    scores = {name: _score(sample, group[0], name) for group in ALPHABETS for name in group[0]}
+    yield from (name for name in sorted(scores, key=scores.__getitem__, reverse=True) if scores[name] >= SURE)
+    from charset_normalizer import from_bytes
+
+    for match in from_bytes(sample, cp_exclusion=NOT_TRIED):
+        yield USUAL.get(match.encoding, match.encoding)
+
+
+def _score(sample: bytes, group: tuple[str, ...], encoding: str) -> float:
+    """Return the mean weight of the characters besides ASCII, if a text has this encoding; frequent letters weigh most."""
+    try:
+        text = codecs.getincrementaldecoder(encoding)().decode(sample)
+    except UnicodeDecodeError:
+        return -1
+    frequent, others = next((frequent, others) for names, frequent, others in ALPHABETS if names == group)
+    weights = dict.fromkeys(others.upper(), 0.3) | dict.fromkeys(frequent.upper(), 0.6)
+    weights |= dict.fromkeys(others, 0.5) | dict.fromkeys(frequent, 1.0)
+    several = OTHER_IDEOGRAPH if encoding in SEVERAL_BYTES else 0.0
+    counts = Counter(character for character in text if character > "\x7f" and character not in PUNCTUATION)
+    total = sum(
+        count * weights.get(character, several if "\u3400" <= character <= "\ud7a3" else 0.0)
+        for character, count in counts.items()
+    )
+    mistakes = 0 if several else _mistakes(text)
+    return (total - mistakes) / max(counts.total(), 1) + (BONUS if several and counts else 0.0)
+
+
+def convert_command(path: str, encoding: str) -> str:
+    """Return the command that converts a file to UTF-8.
+
+    Args:
+        encoding: Python's name of the encoding.
+    """
+    if (name := iconv_name(encoding)) is not None:
+        return f"iconv -f {name} -t UTF-8 {quote_path(path)} > new.txt"
+    read = f"open(sys.argv[1], encoding='{encoding}', newline='').read()"
+    return f'python -c "import sys; sys.stdout.buffer.write({read}.encode())" {quote_path(path)} > new.txt'
+
+
+def iconv_name(encoding: str) -> str | None:
+    """Return what the program iconv calls an encoding that Python calls so; None if it does not know it."""
+    if encoding in ICONV:
+        return ICONV[encoding]
+    return encoding.upper().replace("ISO8859_", "ISO-8859-").replace("ISO2022_", "ISO-2022-").replace("_", "-")
+
+
+def quote_path(path: str) -> str:
+    """Return a path as a command takes it, also one that begins like an option."""
+    return shlex.quote(f"./{path}" if path.startswith("-") else path)
+
+
+def decodes(blocks: Iterable[bytes], encoding: str) -> bool:
+    """Return whether a whole text is valid in an encoding."""
+    decoder = codecs.getincrementaldecoder(encoding)()
+    try:
+        for block in blocks:
+            decoder.decode(block)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _mistakes(text: str) -> int:
+    """Return how many characters are hardly where they are: capitals and symbols inside of words."""
+    inside = [text[at] for at in range(1, len(text) - 1) if text[at - 1].islower() and text[at] > "\x7f"]
+    return sum(not character.islower() for character in inside)

@@ -1,0 +1,108 @@
+"""Explain where a text is not UTF-8, what it is instead, and how to convert it."""
+
+from __future__ import annotations
+
+import codecs
+import os
+from collections.abc import Iterator
+
+from gpt_pretrain.system.file_recognition import content_name
+from gpt_pretrain.system.old_encodings import convert_command, decodes, likely_encodings, quote_path
+from gpt_pretrain.texts.blocks import read_stream
+
+BEFORE, AFTER = 2000, 4000  # Bytes around the first one that is not UTF-8 from which the encoding is guessed.
+SURROUNDINGS = 1 << 16  # Bytes on each side that tell whether the rest is UTF-8.
+LARGEST_CHECKED = 1 << 30  # Bytes of a file that is decoded as a whole to check a guess.
+# A text is damaged UTF-8 if it has this many times as many characters of several bytes as invalid bytes, or partly UTF-8.
+MOSTLY, SOME = 5, 0.1
+HARDLY_UTF8 = ("cp1252", "cp1250", "cp1254")  # Text in these encodings is hardly ever valid UTF-8 by chance.
+# Pairs become the characters that they stand for, and halves of pairs the replacement character.
+MEND_SURROGATES = (
+    "python -c \"import sys; text = open(sys.argv[1], encoding='utf-8', errors='surrogatepass', newline='').read(); "
+    "sys.stdout.buffer.write(text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace').encode())\" {path} > new.txt"
+)
+
+
+def explain_invalid_utf8(block: bytes, error: UnicodeDecodeError, position: int, path: str) -> tuple[str, str]:
+    """Return where a text is not UTF-8, and how to convert it if that can be told.
+
+    Args:
+        block: The part of the text that has been decoded.
+        position: Of the block in the text.
+        path: Of the file, or the name of a member of an archive, for which there is no command.
+    """
+    where = f"{error.reason} near byte {position + error.start}"
+    is_file = content_name(path) == path and os.path.isfile(path)
+
+    def advice(text: str, command: str) -> tuple[str, str]:
+        return where, f"{text}: {command}" if is_file else text
+
+    drop = f"iconv -c -f UTF-8 -t UTF-8 {quote_path(path)} > new.txt"
+    begin = error.start
+    if is_file:
+        block, begin = _around_first_invalid(path)
+    before, valid_share = block[:begin], _valid_share(block)
+    if _ends_in_character(block[begin:]) and (before.isascii() or valid_share >= MOSTLY):
+        return advice("It ends in the middle of a character. Get it again, or leave out this character", drop)
+    if _is_utf8_with_surrogates(block):
+        mend = MEND_SURROGATES.replace("{path}", quote_path(path))
+        return advice("It is UTF-8 with surrogates, which a converter left behind. Mend them", mend)
+    if valid_share >= MOSTLY:
+        return advice("The rest of the text is UTF-8. Leave out the damaged characters", drop)
+    sample = block[max(begin - BEFORE, 0) : begin + AFTER]
+    guesses = list(dict.fromkeys(likely_encodings(sample)))
+    if is_file and os.path.getsize(path) <= LARGEST_CHECKED:
+        guesses = [encoding for encoding in guesses if decodes(_blocks_of(path), encoding)]
+    if not guesses:
+        return where, "It is in another encoding, or in several. Save it as UTF-8 with the program that wrote it"
+    name = guesses[0].upper().replace("_", "-")
+    if valid_share > SOME and guesses[0] in HARDLY_UTF8:
+        return where, f"Some of it is UTF-8, and some looks like {name}. Convert the latter part by itself"
+    return advice(f"It looks like {name}", convert_command(path, guesses[0]))
+
+
+def _valid_share(block: bytes) -> float:
+    """Return how many characters of several bytes there are for each invalid byte."""
+    text = block.decode(errors="replace")
+    invalid = text.count("\ufffd")
+    return (sum(character > "\x7f" for character in text) - invalid) / max(invalid, 1)
+
+
+def _ends_in_character(rest: bytes) -> bool:
+    """Return whether bytes that are not UTF-8 are the beginning of a character, and nothing follows."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(rest)
+    except UnicodeDecodeError:
+        return False
+    return len(rest) < 4
+
+
+def _is_utf8_with_surrogates(block: bytes) -> bool:
+    try:
+        text = block[: block.rfind(b"\n") + 1 or len(block)].decode(errors="surrogatepass")
+    except UnicodeDecodeError:
+        return False
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _around_first_invalid(path: str) -> tuple[bytes, int]:
+    """Return the bytes around the first one in a file that is not UTF-8, and its position among them."""
+    decoder, position = codecs.getincrementaldecoder("utf-8")(), 0
+    for block in _blocks_of(path):
+        try:
+            decoder.decode(block)
+        except UnicodeDecodeError as error:
+            position += error.start - len(error.object) + len(block)
+            break
+        position += len(block)
+    else:
+        position -= len(decoder.getstate()[0])
+    begin = max(position - SURROUNDINGS, 0)
+    with open(path, "rb") as stream:
+        stream.seek(begin)
+        return stream.read(position - begin + SURROUNDINGS), position - begin
+
+
+def _blocks_of(path: str) -> Iterator[bytes]:
+    with open(path, "rb") as stream:
+        yield from read_stream(stream)

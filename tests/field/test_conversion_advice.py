@@ -1,0 +1,103 @@
+"""The command that a message advises for a text in an old encoding converts this text when it is pasted."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.old_encodings import convert_command
+from tests.field.test_file_kinds import in_corpus, in_training
+
+TEXTS = {
+    "cp1252": "Déjà vu à la fenêtre, c'était l'été où l'on s'aimait très fort.\n",
+    "mac_roman": "Größe, Übung, Äpfel: schöne Grüße aus München!\n",
+    "cp850": "El niño comió piña. ¿Dónde está el camión?\n",
+    "cp437": "Größe, Übung, Äpfel: schöne Grüße aus München!\n",
+    "cp1250": "Árvíztűrő tükörfúrógép, és más őszinte szavak.\n",
+    "iso8859_2": "Zażółć gęślą jaźń, proszę pana o książkę źle.\n",
+    "cp852": "Příliš žluťoučký kůň úpěl ďábelské ódy.\n",
+    "mac_latin2": "Zażółć gęślą jaźń, proszę pana o książkę źle.\n",
+    "cp1254": "Pijamalı hasta yağız şoföre çabucak güvendi.\n",
+    "cp1251": "Щастя — це коли тебе розуміють, їжа і її друзі.\n",
+    "koi8_r": "Все счастливые семьи похожи друг на друга.\n",
+    "cp866": "Все счастливые семьи похожи друг на друга.\n",
+    "mac_cyrillic": "Все счастливые семьи похожи друг на друга, каждая несчастлива.\n",
+    "iso8859_7": "Η γρήγορη καφετιά αλεπού πηδάει πάνω από το σκυλί.\n",
+    "cp1255": "שלום עולם, זה טקסט בעברית לבדיקה.\n",
+    "cp1256": "مرحبا بالعالم، هذا نص عربي للاختبار.\n",
+    "cp874": "สวัสดีชาวโลก นี่คือข้อความภาษาไทย\n",
+    "cp932": "これは日本語の文章です。漢字とカタカナも。\n",
+    "euc_jp": "これは日本語の文章です。吾輩は猫である。名前はまだ無い。\n",
+    "iso2022_jp": "これは日本語の文章です。吾輩は猫である。\n",
+    "gb18030": "今天天气很好, 我们去公园散步。话说天下大势, 分久必合。\n",
+    "big5": "話說天下大勢, 分久必合, 合久必分。\n",
+    "euc_kr": "안녕하세요 세계, 이것은 한국어 문장입니다.\n",
+    "iso2022_kr": "안녕하세요 세계, 이것은 한국어 문장입니다.\n",
+}  # fmt: skip
+# Bytes that are nearly UTF-8, and the text that the command makes of them.
+DAMAGED = {
+    "half a pair": (b"abc \xed\xa0\x80 def\n", "abc \ufffd def\n"),
+    "pairs of surrogates": (b"x \xed\xa0\xbd\xed\xb8\x80 y\n", "x 😀 y\n"),
+    "one byte": ("Déjà vu.\n".encode() * 60 + b"\xff and more", "Déjà vu.\n" * 60 + " and more"),
+    "cut": ("Grüße 今天\n".encode() * 20 + b"abc \xe4\xbd", "Grüße 今天\n" * 20 + "abc "),
+    "cut early": (b"abc \xe4\xbd", "abc "),
+}
+
+pytestmark = pytest.mark.skipif(shutil.which("iconv") is None, reason="The program iconv is not installed.")
+
+
+def converted(path: Path, message: str) -> str:
+    """Return what the command in a message writes."""
+    start = min(message.find(name) for name in ("iconv -", "python -c") if name in message)
+    command = message[start:].partition(" > new.txt")[0] + " > new.txt"
+    subprocess.run(command, shell=True, cwd=path.parent, check=False)
+    return (path.parent / "new.txt").read_bytes().decode()
+
+
+def check_conversion(path: Path, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parent)
+    for read in (in_training, lambda name: in_corpus(name, path.parent / "out")):
+        with pytest.raises(UserError) as caught:
+            read(Path(path.name))
+        assert converted(path, str(caught.value)) == expected
+
+
+@pytest.mark.parametrize("encoding", TEXTS)
+@pytest.mark.parametrize("repeated", [1, 700])
+def test_the_advised_command_converts_the_text(
+    tmp_path: Path, encoding: str, repeated: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = TEXTS[encoding] * repeated
+    path = tmp_path / ("-it's old.txt" if repeated == 1 else "old.txt")
+    path.write_bytes(text.encode(encoding))
+    check_conversion(path, text, monkeypatch)
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_the_advised_command_mends_damaged_utf8(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    content, expected = DAMAGED[name]
+    (tmp_path / "a.txt").write_bytes(content)
+    check_conversion(tmp_path / "a.txt", expected, monkeypatch)
+
+
+@pytest.mark.parametrize("encoding", ["mac_greek", "mac_turkish", "hz"])
+def test_what_iconv_does_not_know_is_converted_by_python(tmp_path: Path, encoding: str) -> None:
+    text = "今天" if encoding == "hz" else "çö\r\n"
+    (tmp_path / "-a.txt").write_bytes(text.encode(encoding))
+    assert converted(tmp_path / "-a.txt", convert_command("-a.txt", encoding)) == text
+
+
+def test_no_command_is_advised_that_would_make_garbage(tmp_path: Path) -> None:
+    mixed = "Déjà vu ".encode() + "déjà vu\n".encode("latin-1") * 5
+    for content, message in (
+        (mixed, "Some of it is UTF-8, and some looks like CP1252"),
+        (b"a\xff\xfe\x81\n" * 9, "another encoding"),
+    ):
+        (tmp_path / "a.txt").write_bytes(content)
+        with pytest.raises(UserError, match=message) as caught:
+            in_training(tmp_path / "a.txt")
+        assert "iconv" not in str(caught.value)
