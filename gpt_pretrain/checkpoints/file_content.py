@@ -26,7 +26,7 @@ from gpt_pretrain.system.pickle_rules import InertObject
 
 MAX_DEPTH = 12  # of settings around and inside a model; whole modules are nested to about eight levels
 MAX_NODES = 200_000
-MAX_FOUND, MAX_MODULES = 1000, 20  # State dicts that are compared, and whole modules that are searched for tensors.
+MAX_FOUND, MAX_MODULES = 100, 20  # State dicts that are compared, and whole modules that are searched for tensors.
 MAX_NAME = 200  # Characters of a key that become a part of a name; a file can use a long one many times.
 STATE_DICT_KEYS = ("model_state_dict", "state_dict", "model", "module", "net", "model_state", "weights")
 # Settings that only tell what the tensors do not; sizes in a file's settings may be out of date.
@@ -141,6 +141,10 @@ def _rank(path: KeyPath) -> tuple[bool, int, int]:
 
 def _are_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Return whether two state dicts hold the same weights."""
+    tensors = [value for value in one.values() if isinstance(value, Tensor)]
+    stored = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    if sum(tensor.numel() * tensor.element_size() for tensor in tensors) > 2 * sum(stored.values()):
+        return False  # A tensor may repeat what is stored any number of times.
     return one.keys() == other.keys() and all(
         torch.equal(value, other[name]) if isinstance(value, Tensor) and isinstance(other[name], Tensor) else True
         for name, value in one.items()

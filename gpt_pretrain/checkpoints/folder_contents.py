@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import shlex
-import tarfile
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +27,9 @@ from gpt_pretrain.system.file_kinds import (
     FileKind,
 )
 from gpt_pretrain.system.reading import DamagedFileError, open_regular, read_bytes, short_repr
+from gpt_pretrain.texts.archives import Members, read_tar, read_zip
+from gpt_pretrain.texts.blocks import read_stream
+from gpt_pretrain.texts.decompression import DamagedArchiveError
 from gpt_pretrain.texts.recognition import recognize_file
 
 WEIGHTS_NAME = re.compile(r".+\.(pth|pt|ckpt|safetensors)|(pytorch_)?model.*\.bin")
@@ -53,7 +56,7 @@ OTHER_FORMATS = {
 # The first bytes of compressed files, with the program that decompresses them.
 DECOMPRESSORS = {b"\x1f\x8b": "gzip -d", b"BZh": "bzip2 -d", b"\xfd7zXZ": "xz -d", b"\x28\xb5\x2f\xfd": "zstd -d"}
 OLD_TORCH_PARTS = {"sys_info", "pickle", "storages", "tensors"}  # of the tar archives of PyTorch before 0.2
-
+MAX_BLOCKS = 1000  # Megabytes of a tar archive that are searched for names.
 
 log = logging.getLogger(__name__)
 
@@ -165,17 +168,25 @@ def _check_archive(path: Path) -> None:
         UserError: If it is not.
     """
     remedy = "Unpack it, and give the file or folder of weights in it."
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-        if not any(name.endswith(("/data.pkl", "data.pkl")) for name in names):
-            raise UserError(f"{path} is a zip archive ({name_some(names)}), not weights. {remedy}")
-    elif tarfile.is_tarfile(path):
-        with suppress(tarfile.TarError), tarfile.open(path) as tar:
-            names = [member.name for member, _ in zip(tar, range(10), strict=False)]
-            if set(names) >= OLD_TORCH_PARTS:
-                remedy = "It was saved by PyTorch before 0.2: load it there, and save it with torch.save in a later version."
-        raise UserError(f"{path} is a tar archive ({name_some(names)}), not weights. {remedy}")
+    with open_regular(path) as stream:
+        if zipfile.is_zipfile(stream):
+            names = _names(read_zip(stream, size=path.stat().st_size))
+            if names and not any(name.endswith("data.pkl") for name in names):
+                raise UserError(f"{path} is a zip archive ({name_some(names)}), not weights. {remedy}")
+            return
+        names = _names(read_tar(itertools.islice(read_stream(stream), MAX_BLOCKS)), count=10)
+    if set(names) >= OLD_TORCH_PARTS:
+        remedy = "It was saved by PyTorch before 0.2: load it there, and save it with torch.save in a later version."
+    raise UserError(f"{path} is a tar archive ({name_some(names)}), not weights. {remedy}")
+
+
+def _names(members: Members, count: int | None = None) -> list[str]:
+    """Return the names of the first files in an archive, up to where it is damaged."""
+    names = list[str]()
+    with suppress(DamagedArchiveError):
+        for name, _ in itertools.islice(members, count):
+            names.append(name)
+    return names
 
 
 def _other_format(name: str) -> str | None:

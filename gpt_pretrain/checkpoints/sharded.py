@@ -113,7 +113,7 @@ class ShardReader:
             with safe_open(self._path_of(file), framework="pt") as stored:
                 rows: Tensor = stored.get_slice(name)[first:last]
                 return rows
-        except (SafetensorError, OSError, IndexError, TypeError) as error:
+        except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise UserError(f"{self.path} is damaged: {name} cannot be read ({error}).") from error
 
     def _check(self, file: Path, sha256: str) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from gpt_pretrain.config.free_text import quote_if_needed, quote_override
 from gpt_pretrain.config.overrides import expand_amounts
+from gpt_pretrain.system.reading import DamagedFileError, parse_yaml_value
 
 
 def to_hydra_override(override: str, *, sweep: bool) -> str:
@@ -29,8 +29,8 @@ def to_hydra_override(override: str, *, sweep: bool) -> str:
         OverridesParser.create().parse_override(override)
     except (HydraException, RecursionError):
         try:
-            read = yaml.safe_load(value)
-        except (yaml.YAMLError, RecursionError, ValueError):
+            read = parse_yaml_value(value)
+        except DamagedFileError:
             return override
         return f"{name}={_write(read)}" if isinstance(read, list | dict) else override
     return override

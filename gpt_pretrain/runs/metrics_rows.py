@@ -17,7 +17,9 @@ def read_rows(file: Path) -> Iterator[dict[str, str]]:
     """Yield the rows of a metrics.csv in a run's folder by column; those before the first error, if the file is damaged."""
     try:
         with open_regular(file, within=file.parent) as stream:
-            rows = csv.reader(read_lines(stream, max_line_bytes=MAX_LINE_BYTES, max_bytes=MAX_METRICS_BYTES))
+            # Each line is a row, also where a quotation mark is open: such a row could fill the memory.
+            lines = read_lines(stream, max_line_bytes=MAX_LINE_BYTES, max_bytes=MAX_METRICS_BYTES)
+            rows = (row for line in lines for row in csv.reader([line]))
             heading = next(rows, [])[:MAX_COLUMNS]
             for row in rows:
                 yield dict(zip(heading, row, strict=False))

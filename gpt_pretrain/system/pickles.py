@@ -46,7 +46,7 @@ def read_pickle(stream: IO[bytes], rules: PickleRules = PLAIN, *, size: int) -> 
         found = _StackMachine(rules, budget=size + FREE_COPIES).run(_BoundedStream(stream, size))
     except DamagedFileError:
         raise
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, EOFError) as error:
         raise DamagedFileError(f"it cannot be read as a pickle ({str(error)[:100] or type(error).__name__})") from error
     check_values(found, max_values=size + 1000)
     return found

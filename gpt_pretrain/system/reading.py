@@ -172,7 +172,8 @@ def parse_yaml_value(content: bytes | str) -> Any:
         return expand_aliases(_construct_yaml(content, loader), max_values=len(content) + MAX_DEPTH)
     except DamagedFileError:
         raise
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+    # A tag such as !!bool or !!timestamp before another value makes PyYAML (6.0) fail in several ways.
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
         raise DamagedFileError(f"it cannot be read as YAML ({_first_line(error)})") from error
 
 

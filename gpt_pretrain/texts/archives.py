@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,10 @@ LONGEST_NAME = 1 << 16
 REGULAR, WITHOUT_CONTENT = b"0\0" + b"7", b"123456"
 LONG_NAME, EXTENDED, OTHER_HEADERS, SPARSE = b"L", b"x", b"gKVXNA", b"S"
 DIGITS = re.compile("[0-9]{1,18}")
+ZIP_DAMAGE = (
+    *(zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error, EOFError),
+    *(RuntimeError, ValueError, LookupError, OverflowError),  # also by zipfile itself, which trusts most fields
+)
 # Bytes of the list of a zip archive's members, which takes up to fifteen times as much memory, and may be a thousand times as
 # large as a compressed file that has it. In a large archive, the list may also be this part of the archive.
 MAX_DIRECTORY, DIRECTORY_PART = 1 << 22, 3
@@ -73,8 +78,8 @@ def read_zip(stream: BinaryIO, *, size: int) -> Members:
             for member in archive.infolist():
                 if not member.filename.endswith("/") and not stat.S_ISLNK(member.external_attr >> 16):
                     yield member.filename, _zip_content(archive, member)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError) as error:
-        raise DamagedArchiveError(str(error)) from error
+    except ZIP_DAMAGE as error:
+        raise DamagedArchiveError(str(error) or type(error).__name__) from error
 
 
 def is_hidden(name: str) -> bool:
@@ -209,5 +214,5 @@ def _zip_content(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[
         with archive.open(member) as content:
             while block := content.read(BLOCK):
                 yield block
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
+    except ZIP_DAMAGE as error:
         raise DamagedArchiveError(f"{member.filename}: {error or 'the archive is truncated'}") from error

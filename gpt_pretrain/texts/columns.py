@@ -6,6 +6,9 @@ from typing import Any
 
 from gpt_pretrain.errors import UserError
 
+# Of the columns that a message names.
+MAX_NAMED, LONGEST_NAME = 50, 100
+
 
 def find_column(text_field: str, schema: Any, name: str) -> list[str]:
     """Return the column of a field and the fields of structs that lead to it from there.
@@ -26,12 +29,15 @@ def find_column(text_field: str, schema: Any, name: str) -> list[str]:
 
 
 def column_paths(fields: Any, prefix: str = "") -> list[str]:
-    """Return the names of columns, and those of the fields in structs."""
+    """Return the first names of columns, and those of the fields in structs."""
     paths = list[str]()
     for field in fields:
+        path = f"{prefix}{field.name[:LONGEST_NAME]}"
         is_struct = str(field.type).startswith("struct")
-        paths += column_paths(field.type, f"{prefix}{field.name}.") if is_struct else [f"{prefix}{field.name}"]
-    return paths
+        paths += column_paths(field.type, f"{path}.") if is_struct else [path]
+        if len(paths) >= MAX_NAMED:
+            break
+    return paths[:MAX_NAMED]
 
 
 def check_column(text_field: str, columns: list[str], name: str) -> None:
@@ -41,4 +47,5 @@ def check_column(text_field: str, columns: list[str], name: str) -> None:
         UserError: If not.
     """
     if text_field not in columns:
-        raise UserError(f"{name} has no column {text_field}. Choose one with text_field=: {', '.join(columns)}.")
+        listed = ", ".join(column[:LONGEST_NAME] for column in columns[:MAX_NAMED])
+        raise UserError(f"{name} has no column {text_field}. Choose one with text_field=: {listed}.")

@@ -10,24 +10,30 @@ import struct
 import tarfile
 import time
 import tracemalloc
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
+import pyarrow as pa
 import pytest
 import torch
 
-from gpt_pretrain.checkpoints.file_content import find_weights, read_weights
+from gpt_pretrain.checkpoints.file_content import AmbiguousWeightsError, find_weights, read_weights
+from gpt_pretrain.checkpoints.pretrained import open_weights
+from gpt_pretrain.commands.hydra_grammar import to_hydra_override
 from gpt_pretrain.data.files import LocalFiles
 from gpt_pretrain.data.formats import open_corpus
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.runs.metrics_rows import read_rows as read_rows_of_metrics
 from gpt_pretrain.system.pickle_rules import InertObject
 from gpt_pretrain.system.pickles import read_plain_pickle
-from gpt_pretrain.system.reading import DamagedFileError
+from gpt_pretrain.system.reading import DamagedFileError, parse_yaml_value
 from gpt_pretrain.texts import rows
 from gpt_pretrain.texts.archives import read_tar, read_zip
 from gpt_pretrain.texts.chunks import Cursor, ReadPosition, RejectedRecord
+from gpt_pretrain.texts.columns import column_paths
 from gpt_pretrain.texts.contents import open_contents
 from gpt_pretrain.texts.decompression import DamagedArchiveError
 from gpt_pretrain.texts.left_out import LeftOut
@@ -101,9 +107,8 @@ def test_a_first_row_with_an_open_quotation_mark_is_read_within_bounds() -> None
 def test_a_long_key_is_not_copied_for_each_part_below_it(tmp_path: Path) -> None:
     parts = {f"part {number}": [] for number in range(1000)} | {"wte.weight": torch.zeros(2, 2)}
     torch.save({"b": {"wte.weight": torch.zeros(2, 2)}, "a" * 100_000: parts}, tmp_path / "weights.pth")
-    with at_most(megabytes=20):
-        weights = read_weights(tmp_path / "weights.pth")
-    assert weights.others == ["a" * 200]
+    with at_most(megabytes=20), pytest.raises(UserError, match=r"holds 2 models \(b, a{200}\)"):
+        read_weights(tmp_path / "weights.pth")
 
 
 def test_names_within_a_module_are_short() -> None:
@@ -113,6 +118,15 @@ def test_names_within_a_module_are_short() -> None:
     with at_most(megabytes=20):
         weights = find_weights([module])
     assert weights is not None and len(weights.tensors) == 1001
+
+
+def test_state_dicts_that_claim_much_are_not_compared() -> None:
+    large = {f"p{number}": torch.zeros(1).expand(1000, 1000, 1000) for number in range(100)}
+    state = {"wte.weight": torch.zeros(2, 2)} | large
+    begin = time.process_time()
+    with pytest.raises(AmbiguousWeightsError, match="holds 2 models"):
+        find_weights({"a": state, "b": dict(state, **{"wte.weight": torch.zeros(2, 2)})})
+    assert time.process_time() - begin < 5
 
 
 def test_modules_that_share_their_parts_are_searched_a_few_times() -> None:
@@ -224,3 +238,53 @@ def test_the_last_merge_of_a_long_token_takes_quadratic_time_at_most() -> None:
     begin = time.process_time()
     assert b"".join(_last_merge(token, ranks)) == token
     assert time.process_time() - begin < 5
+
+
+TAGS = ["!!timestamp abc", "!!bool maybe", "!!int ''", "!!float '-'", "a: 1" + ":0" * 300 + ".0", "!!binary x", "!!omap [1]"]
+
+
+@pytest.mark.parametrize("content", TAGS)
+def test_yaml_with_a_tag_before_another_value_is_damaged(content: str) -> None:
+    with pytest.raises(DamagedFileError, match="cannot be read as YAML"):
+        parse_yaml_value(content)
+
+
+def test_a_value_of_many_aliases_is_not_written_out() -> None:
+    parts = ", ".join(f"&a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12))
+    override = f"a=[&a0 ['x'], {parts}]"
+    assert to_hydra_override(override, sweep=False).startswith("a=[")
+    assert len(to_hydra_override(override, sweep=False)) < 1000
+
+
+def test_a_row_of_metrics_ends_with_its_line(tmp_path: Path) -> None:
+    lines = ["step,loss\n", '1,"\n', *(['",' + "ab," * 10_000 + '"\n'] * 100), "2,0.5\n"]
+    (tmp_path / "metrics.csv").write_text("".join(lines))
+    with at_most(megabytes=10):
+        rows_read = list(read_rows_of_metrics(tmp_path / "metrics.csv"))
+    assert rows_read[-1] == {"step": "2", "loss": "0.5"}
+
+
+def test_columns_are_named_in_part() -> None:
+    inner = pa.struct([pa.field(f"{number}" + "b" * 100_000, pa.string()) for number in range(200)])
+    schema = pa.schema([pa.field("a" * 100_000, inner)])
+    with at_most(megabytes=70):
+        names = column_paths(schema)
+    assert len(names) == 50 and all(len(name) <= 201 for name in names)
+
+
+def test_damaged_archives_that_should_be_weights_are_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.bin", "w") as archive:
+        archive.writestr("a.txt", "One.")
+    data = (tmp_path / "a.bin").read_bytes()
+    start = data.index(b"PK\1\2")
+    for change in (b"PK\0\0", b"PK\1\2" + b"\xff" * 42):
+        (tmp_path / "a.bin").write_bytes(data[:start] + change + data[start + len(change) :])
+        with pytest.raises(UserError, match=r"a\.bin"):
+            open_weights(tmp_path / "a.bin")
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for name in ("one", "two"):
+            tar.addfile(tarfile.TarInfo(name), io.BytesIO())
+    (tmp_path / "b.bin").write_bytes(stream.getvalue()[:512] + b"x" * 600)
+    with pytest.raises(UserError, match=r"is a tar archive \(one\), not weights"):
+        open_weights(tmp_path / "b.bin")
