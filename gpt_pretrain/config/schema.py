@@ -99,6 +99,7 @@ class TokenizerSettings:
     """`tokenizer`: how text becomes token ids."""
 
     name: str = MISSING
+    vocab_size: int | None = None
 
 
 @dataclass

@@ -53,6 +53,7 @@ TRAIN_KINDS: dict[str, str] = {
     "data.remote.cache_bytes": LOCAL,  # a small number would delete what other runs have cached
     "data.remote.options": NEVER,
     "tokenizer.name": NAMED,
+    "tokenizer.vocab_size": TAKEN,
     **_group("optimizer.", TAKEN, "name lr weight_decay betas eps decay momentum"),
     **_group("optimizer.", TAKEN, "matrices.lr embedding.lr head.lr vectors.lr"),
     **_group("optimizer.", TAKEN, "matrices.weight_decay embedding.weight_decay head.weight_decay vectors.weight_decay"),

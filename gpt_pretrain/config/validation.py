@@ -71,6 +71,7 @@ TRAIN_RULES: list[Rule] = [
     ("eval_freq", *at_least(1, "optimizer step")),
     ("eval_iter", *at_least(1, "batch")),
     ("compile", *one_of("auto", True, False)),
+    ("tokenizer.vocab_size", *VOCABULARY_SIZE),
     ("data.batch_size", *at_least(1, "sequence")),
     ("data.train_ratio", lambda ratio: 0 < ratio < 1, "must be above 0 and below 1; 0.9 keeps a tenth for validation"),
     ("data.stride", *at_least(1, "token", null="context_length")),

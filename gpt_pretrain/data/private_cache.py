@@ -29,6 +29,7 @@ TAG_TEXT = (
 # The names in each subfolder. An earlier version, which did not mark its folders, used the same for tokens/ and remote/.
 NAMES = {
     "tokens": re.compile(r"[0-9a-f]{32}|\.[0-9a-f]{32}\.[0-9a-f]{8}\.(tmp|old)"),
+    "tokenizers": re.compile(r"[0-9a-f]{32}\.json|\.[0-9a-f]{32}\.json\.[0-9a-f]{8}\.tmp"),
     "remote": re.compile(r"[0-9a-f]{32}"),
     "downloads": re.compile(r"[0-9a-f]{16}-.+|tmp\w+"),
 }

@@ -89,6 +89,16 @@ def tokenize_anyway(text: Text, tokenizer: Tokenizer, *, train_ratio: float, cac
         return tokenize_text(text, tokenizer, train_ratio=train_ratio, cache_dir=folder)
 
 
+def training_pieces(text: Text, *, train_ratio: float) -> Iterator[str]:
+    """Yield the training set of a text, piece by piece.
+
+    Raises:
+        UserError: If the text is empty, unreadable or not UTF-8.
+    """
+    characters = _describe_text(text, "")["characters"]
+    yield from _characters_between(text, 0, _split_position(text, int(train_ratio * characters)))
+
+
 def _load(folder: Path) -> TokenSplit | None:
     """Return the token files in a folder, or None if they are missing, damaged or not written by this user."""
     try:

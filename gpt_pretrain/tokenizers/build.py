@@ -15,6 +15,7 @@ from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.reading import DamagedFileError, parse_json, read_bytes, short_repr
 from gpt_pretrain.tokenizers import tables, vocabulary
 from gpt_pretrain.tokenizers.base import Tokenizer, fingerprint
+from gpt_pretrain.tokenizers.bpe_training import TRAINED_NAME
 from gpt_pretrain.tokenizers.byte import ByteTokenizer
 from gpt_pretrain.tokenizers.characters import CHARACTER_PREFIXES, CharacterTokenizer
 from gpt_pretrain.tokenizers.definition import MAX_VALUES
@@ -59,6 +60,11 @@ def build_tokenizer(name: str) -> Tokenizer:
     """
     if is_tokenizer_name(name):
         return _build_named(name)
+    if name == TRAINED_NAME:
+        raise UserError(
+            f"tokenizer={TRAINED_NAME} is trained by train.py, for new weights and data=text. Elsewhere, give a vocabulary: "
+            "tokenizer=FOLDER. gpt-pretrain tokenizer trains one."
+        )
     if STORED_NAME.fullmatch(name):
         raise UserError(
             f"tokenizer={name}: this vocabulary is stored in a checkpoint, a corpus or an exported folder, which use it without "
@@ -125,7 +131,7 @@ def is_tokenizer_name(name: str) -> bool:
 
 def is_place_of_tokenizer(name: str) -> bool:
     """Return whether a name may lead to a file, a folder or the hub."""
-    return not is_tokenizer_name(name) and STORED_NAME.fullmatch(name) is None
+    return not is_tokenizer_name(name) and name != TRAINED_NAME and STORED_NAME.fullmatch(name) is None
 
 
 def same_tokenizer(one: Tokenizer, other: Tokenizer) -> bool:

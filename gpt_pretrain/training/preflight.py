@@ -21,6 +21,7 @@ from gpt_pretrain.config.validation import train_problems
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.data.sources import find_shard_tokenizer
 from gpt_pretrain.data.text import cache_folder, find_text
+from gpt_pretrain.data.trained_tokenizer import trained_tokenizer
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import EXPORTED, checkpoint_dir
 from gpt_pretrain.system.devices import accelerator_device
@@ -28,6 +29,7 @@ from gpt_pretrain.system.files import write_text
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.resources import reset_peak_memory
 from gpt_pretrain.tokenizers.base import Tokenizer, decode
+from gpt_pretrain.tokenizers.bpe_training import TRAINED_NAME
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.fitting import fit_to_rows, with_end_of_text
 from gpt_pretrain.tokenizers.saving import is_exportable, tokenizer_files
@@ -40,6 +42,7 @@ from gpt_pretrain.training.starting_point import StartingPoint, from_checkpoint,
 
 log = logging.getLogger(__name__)
 
+DEFAULT_VOCAB_SIZE = 4096
 MAX_START_TOKENS, MIN_START_CHARACTERS = 24, 4  # of a start_context that is taken from the text
 NEEDED_FOR_DATA = ("data.", "model.context_length", "trainer.devices", "trainer.num_nodes")  # a problem begins with its setting
 
@@ -185,12 +188,19 @@ def _find_tokenizer(settings: TrainSettings, start: StartingPoint, overridden: S
     Raises:
         UserError: If it cannot be built, or does not fit the weights.
     """
+    if "tokenizer.vocab_size" in overridden and start.resume is None and settings.tokenizer.name != TRAINED_NAME:
+        size = settings.tokenizer.vocab_size
+        raise UserError(f"tokenizer.vocab_size={size} is the size of a vocabulary that tokenizer=bpe trains. Add tokenizer=bpe.")
     is_typed, name = bool(overridden & {"tokenizer.name", "experiment"}), settings.tokenizer.name
     if start.tokenizer is not None and name == start.tokenizer.name:
         return start.tokenizer
     tokenizer = None if is_typed or start.resume is not None else find_shard_tokenizer(settings.data)
     if start.weights is not None and tokenizer is None:
         tokenizer = start.weights.build_tokenizer(name if is_typed else None)
+    if tokenizer is None and name == TRAINED_NAME and start.architecture is None:
+        settings.tokenizer.vocab_size = settings.tokenizer.vocab_size or DEFAULT_VOCAB_SIZE
+        with ranks.local_main_first():  # the first rank of each machine trains it
+            tokenizer = trained_tokenizer(settings.data, vocab_size=settings.tokenizer.vocab_size)
     if tokenizer is None:
         tokenizer = build_tokenizer(name)
         tokenizer = with_end_of_text(tokenizer) if start.architecture is None else tokenizer

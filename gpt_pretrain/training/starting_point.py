@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.terminal import escape_line
 from gpt_pretrain.tokenizers.base import Tokenizer
+from gpt_pretrain.tokenizers.bpe_training import TRAINED_NAME
 from gpt_pretrain.tokenizers.build import build_tokenizer, is_tokenizer_name, same_tokenizer
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.resume import newest_checkpoint, read_resumable, restore_settings
@@ -82,7 +83,7 @@ def from_checkpoint(settings: TrainSettings, overridden: Set[str]) -> tuple[Trai
     # The ranks of other machines may not have this user's key.
     own = bool(ranks.broadcast(has_signed_settings(content) if ranks.is_main() else False))
     tokenizer = checkpoint_tokenizer(content, origin=escape_line(str(path)))
-    _name_like_stored(settings, tokenizer, overridden)
+    _name_like_stored(settings, tokenizer, overridden, content["config"])
     settings, changes = restore_settings(settings, content["config"], overridden, own=own, path=path)
     _check_incomplete(settings, content)
     start = StartingPoint(
@@ -123,8 +124,13 @@ def build_model(settings: TrainSettings, tokenizer: Tokenizer, start: StartingPo
     return model
 
 
-def _name_like_stored(settings: TrainSettings, stored: Tokenizer, overridden: Set[str]) -> None:
+def _name_like_stored(settings: TrainSettings, stored: Tokenizer, overridden: Set[str], stored_config: Mapping[str, Any]) -> None:
     """Give a typed tokenizer that is the stored one, from wherever it comes, the stored name."""
+    if settings.tokenizer.name == TRAINED_NAME:
+        # The text and the size, which are compared as well, decide what would be trained.
+        was_trained = (stored_config.get("tokenizer") or {}).get("vocab_size") is not None
+        settings.tokenizer.name = stored.name if was_trained else TRAINED_NAME
+        return
     # Two names that state a tokenizer by themselves are different ones; building one might need the network.
     states_all = is_tokenizer_name(settings.tokenizer.name) and is_tokenizer_name(stored.name)
     if "tokenizer.name" in overridden and settings.tokenizer.name != stored.name and not states_all:
@@ -203,7 +209,8 @@ def _follow(settings: TrainSettings, weights: Weights, overridden: Set[str]) -> 
 
 def _follow_tokenizer(settings: TrainSettings, own: Tokenizer, *, is_typed: bool) -> dict[str, str]:
     """Set the tokenizer to that of the weights, and return it as a setting if the user has typed another one."""
-    other = is_typed and settings.tokenizer.name != own.name and not same_tokenizer(build_tokenizer(settings.tokenizer.name), own)
+    name = settings.tokenizer.name
+    other = is_typed and name != own.name and (name == TRAINED_NAME or not same_tokenizer(build_tokenizer(name), own))
     settings.tokenizer.name = own.name
     return {"tokenizer": own.name} if other else {}
 
