@@ -41,7 +41,8 @@ class Samples(Callback):
     """Continue start_context after each epoch; print the text, and add it to samples.txt and to TensorBoard.
 
     The length of each text's longest memorized span is recorded with it. Texts that are not complete a few seconds after the
-    run has been asked to stop are left out, since a batch system does not wait long before it kills the run.
+    run has been asked to stop are left out, since a batch system does not wait long before it kills the run. They are
+    generated when the run is resumed.
 
     Args:
         tokenizer: The tokenizer of the model.
@@ -78,7 +79,7 @@ class Samples(Callback):
         self._banned_ids: list[int] | None = None
         self._stop_seen: float | None = None  # when a sample first noticed that the run is asked to stop
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         if self.file.exists() and ranks.is_main():
             # A resumed run drops the samples that are newer than its checkpoint. If a limit had ended it within an epoch, the
             # sample of that moment is dropped too.
@@ -86,17 +87,24 @@ class Samples(Callback):
             kept = [sample for sample in read_samples(self.file) if sample.step < first]
             write_text(self.file, "".join(map(str, kept)))
             self.samples = [sample for sample in kept if sample.sampler is None]
+        resumes_after_epoch = trainer.global_step > 0 and not self.data.resumes_mid_epoch
+        if resumes_after_epoch and ranks.broadcast(all(sample.step != pl_module.step for sample in self.samples)):
+            self._generate(trainer, pl_module, epoch=trainer.current_epoch)  # the run was ended before it had the sample
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
-        with pl_module.clock.paused():
-            model = gather_model(pl_module.model)
+        self._generate(trainer, pl_module, epoch=trainer.current_epoch + 1)
+
+    def _generate(self, trainer: L.Trainer, module: GPTLitModule, *, epoch: int) -> None:
+        """Generate the texts of an epoch that has just ended, and record them."""
+        with module.clock.paused():
+            model = gather_model(module.model)
             if model is None:
                 return
             try:
-                sample = self._sample(model, trainer, pl_module, self.start_context, self.sampler)
-                tried = self._try_grid(model, trainer, pl_module)
+                sample = self._sample(model, module, self.start_context, self.sampler, epoch=epoch)
+                tried = self._try_grid(model, module, epoch=epoch)
             except _StopAskedError:
-                log.info("The sample of epoch %d is left out, because the run was asked to stop.", trainer.current_epoch + 1)
+                log.info("The sample of epoch %d is left out until the run resumes, because it was asked to stop.", epoch)
                 return
             finally:
                 del model
@@ -118,7 +126,7 @@ class Samples(Callback):
         if tried:
             logger.add_text("decoding grid", markdown_table(tried), step=sample.step)
 
-    def _try_grid(self, model: LanguageModel, trainer: L.Trainer, module: GPTLitModule) -> list[Sample]:
+    def _try_grid(self, model: LanguageModel, module: GPTLitModule, *, epoch: int) -> list[Sample]:
         if self.grid is None:
             return []
         samples = []
@@ -127,7 +135,7 @@ class Samples(Callback):
         ):
             sampler = SamplerConfig(self.sampler.max_new_tokens, temperature, top_k, None)
             name = f"temperature {temperature:g}, top_k {'null' if top_k is None else top_k}"
-            samples.append(self._sample(model, trainer, module, prompt, sampler, name=name))
+            samples.append(self._sample(model, module, prompt, sampler, epoch=epoch, name=name))
         return samples
 
     def _is_overdue(self) -> bool:
@@ -139,11 +147,11 @@ class Samples(Callback):
     def _sample(
         self,
         model: LanguageModel,
-        trainer: L.Trainer,
         module: GPTLitModule,
         prompt: str,
         sampler: SamplerConfig,
         *,
+        epoch: int,
         name: str | None = None,
     ) -> Sample:
         token_ids = torch.tensor([encode_prompt(prompt, self.tokenizer)], device=module.device)
@@ -156,7 +164,7 @@ class Samples(Callback):
             if module.wants_stop and len(new) < sampler.max_new_tokens and self._is_overdue():
                 raise _StopAskedError
         return Sample(
-            epoch=trainer.current_epoch + 1,
+            epoch=epoch,
             step=module.step,
             tokens_seen=module.tokens_seen,
             text=prompt + decode(self.tokenizer, new),
