@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import time
@@ -12,9 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pretrain.runs.folder import display_path
+from gpt_pretrain.runs.metadata import LOCK_FILE
+from gpt_pretrain.system.locks import try_lock
 
 FOLDER_SETTING = "submitit_folder"  # of the submitit launchers
+OWN_NAME = re.compile(r"\.submitit-[0-9a-f]{16}")
+JOB_NUMBER = re.compile(r"[1-9][0-9_]{0,30}")  # SLURM's, or that of a process
 SECONDS_TO_END = 5.0  # that interrupted jobs on this machine get; submitit kills them after one
+
+KEPT = "Jobs may still run and need {}. Delete it when they have ended: it holds their settings."
 
 
 @contextmanager
@@ -23,7 +30,8 @@ def private_submission_folder(sweep: Path, params: dict[str, Any], *, on_slurm: 
 
     submitit unpickles what it finds under the number of a job, and its pickles hold all settings, passwords too. Its default
     folder has a fixed name, which a sweep from someone else may hold already. The nodes of a cluster read the files, so that
-    the folder must be on the disk of the sweep. A folder that the user has chosen is left alone.
+    the folder must be on the disk of the sweep. A folder that the user has chosen is left alone. Those that earlier starts of the
+    sweep have left, because they were killed, are deleted when their jobs have ended.
 
     Args:
         sweep: The folder of the sweep.
@@ -35,16 +43,18 @@ def private_submission_folder(sweep: Path, params: dict[str, Any], *, on_slurm: 
         yield
         return
     sweep.mkdir(parents=True, exist_ok=True)
+    n_tasks = int(params.get("tasks_per_node") or 1) * int(params.get("nodes") or 1)
+    _remove_left_folders(sweep.absolute(), n_tasks=n_tasks, on_slurm=on_slurm)
     folder = sweep.absolute() / f".submitit-{secrets.token_hex(8)}"
     folder.mkdir(mode=0o700)
     params[FOLDER_SETTING] = str(folder / "%j")
-    n_tasks = int(params.get("tasks_per_node") or 1) * int(params.get("nodes") or 1)
     try:
-        yield
+        with try_lock(folder / LOCK_FILE):  # shows that this start of the sweep still runs
+            yield
     except BaseException as error:
         interrupted = not isinstance(error, Exception)  # Then a job may have been submitted whose pickle is not yet in place.
         if (interrupted and any(folder.glob("*.pkl"))) or not _have_ended(folder, n_tasks=n_tasks, on_slurm=on_slurm):
-            print(f"Jobs may still run and need {display_path(folder)}. Delete it when they have ended: it holds their settings.")
+            print(KEPT.format(display_path(folder)))
         else:
             shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -54,23 +64,44 @@ def private_submission_folder(sweep: Path, params: dict[str, Any], *, on_slurm: 
         params[FOLDER_SETTING] = default
 
 
+def _remove_left_folders(sweep: Path, *, n_tasks: int, on_slurm: bool) -> None:
+    """Delete the folders of earlier starts of a sweep, or name those whose jobs may still run."""
+    for folder in sweep.glob(".submitit-*"):
+        if folder.is_symlink() or not folder.is_dir() or not OWN_NAME.fullmatch(folder.name):
+            continue
+        try:
+            with try_lock(folder / LOCK_FILE) as held:
+                if held and _have_ended(folder, n_tasks=n_tasks, on_slurm=on_slurm):
+                    shutil.rmtree(folder, ignore_errors=True)
+                elif held:
+                    print(KEPT.format(display_path(folder)))
+        except Exception:  # SLURM cannot be asked, or the folder is not the program's own
+            print(KEPT.format(display_path(folder)))
+
+
 def _have_ended(folder: Path, *, n_tasks: int, on_slurm: bool) -> bool:
     """Return whether all jobs that were submitted with this folder have ended."""
-    jobs = [file.parent.name for file in folder.glob("*/*_submitted.pkl")]
+    jobs = [file.parent.name for file in folder.glob("*/*_submitted.pkl") if JOB_NUMBER.fullmatch(file.parent.name)]
     if on_slurm:
         import submitit
 
         return all(submitit.SlurmJob(folder / "%j", job_id=job, tasks=list(range(n_tasks))).done() for job in jobs)
     end = time.monotonic() + SECONDS_TO_END
-    while any(_is_running_child(int(job)) for job in jobs):
+    while any(_is_running(int(job)) for job in jobs if job.isdecimal()):
         if time.monotonic() > end:
             return False
         time.sleep(0.1)
     return True
 
 
-def _is_running_child(pid: int) -> bool:
+def _is_running(pid: int) -> bool:
+    """Return whether a process runs that this one, or an earlier start of the sweep, has started."""
     try:
         return os.waitpid(pid, os.WNOHANG)[0] == 0
-    except ChildProcessError:  # It has ended, and its exit code has been read.
+    except ChildProcessError:  # It has ended and its exit code has been read, or another process has started it.
+        pass
+    try:
+        os.kill(pid, 0)
+    except OSError:
         return False
+    return True

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from gpt_pretrain.sweeps.submitted_jobs import FOLDER_SETTING, private_submission_folder
+from gpt_pretrain.system.locks import try_lock
 from tests.helpers.hostile_files import SMALL
 
 pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
@@ -107,3 +108,24 @@ def test_a_chosen_folder_is_left_alone(tmp_path: Path) -> None:
     with private_submission_folder(tmp_path, params, on_slurm=False):
         assert params == {FOLDER_SETTING: str(tmp_path / "mine" / "%j")}
     assert not list(tmp_path.iterdir())
+
+
+def test_folders_that_a_killed_sweep_has_left_are_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("gpt_pretrain.sweeps.submitted_jobs.SECONDS_TO_END", 0.0)
+    ended, needed, used, link, other = (tmp_path / f".submitit-{letter * 16}" for letter in "abcde")
+    (tmp_path / "mine").mkdir()
+    with subprocess.Popen(["sleep", "100"]) as job:
+        for folder, name in ((ended, "999999999"), (needed, str(job.pid)), (used, "999999999"), (tmp_path / ".submitit-x", "1")):
+            (folder / name).mkdir(parents=True)
+            (folder / name / f"{name}_submitted.pkl").touch()
+        link.symlink_to(tmp_path / "mine")
+        (other / ".lock").mkdir(parents=True)
+        params: dict[str, object] = {FOLDER_SETTING: str(tmp_path / ".submitit" / "%j")}
+        with try_lock(used / ".lock"), private_submission_folder(tmp_path, params, on_slurm=False):
+            left = sorted(path.name for path in tmp_path.iterdir() if not (path / ".lock").is_file() or path in (needed, used))
+        job.kill()
+    assert left == sorted(path.name for path in (needed, used, link, other, tmp_path / ".submitit-x", tmp_path / "mine"))
+    said = capsys.readouterr().out
+    assert said.count("Jobs may still run") == 2 and needed.name in said and other.name in said
