@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +31,7 @@ from gpt_pretrain.model.build import empty_model
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.tokenizers.base import Tokenizer
-from gpt_pretrain.tokenizers.build import build_tokenizer, tokenizer_by_size
+from gpt_pretrain.tokenizers.build import build_tokenizer, same_tokenizer, tokenizer_by_size
 from gpt_pretrain.tokenizers.fitting import TooManyTokensError, fit_to_rows
 
 log = logging.getLogger(__name__)
@@ -144,17 +145,27 @@ class Weights:
         return build_tokenizer(guess)
 
     def _fit_named(self, name: str) -> Tokenizer:
-        """Build the named tokenizer.
+        """Build the named tokenizer, and warn if the weights bring another one.
 
         Raises:
             UserError: If it does not fit the vocabulary; the remedy is the tokenizer of the weights, if they bring one.
         """
         try:
-            return self._fit(build_tokenizer(name))
+            fitted = self._fit(build_tokenizer(name))
         except TooManyTokensError as error:
             if self.own_tokenizer is None:
                 raise
             raise UserError(f"{error.finding}. They bring their own tokenizer: leave out tokenizer={name}") from error
+        with suppress(UserError):  # The user may name one because the weights' own cannot be used.
+            if (own := self.own_tokenizer) is not None and not same_tokenizer(own, fitted):
+                log.warning(
+                    "%s brings the tokenizer %s, but tokenizer= names %s, whose ids stand for other text. Leave out tokenizer=, "
+                    "unless the weights' own one is wrong.",
+                    self.name,
+                    own.name[:100],
+                    fitted.name[:100],
+                )
+        return fitted
 
     def _fit(self, tokenizer: Tokenizer) -> Tokenizer:
         return fit_to_rows(tokenizer, self.config.vocab_size, origin=self.name)

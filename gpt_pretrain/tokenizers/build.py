@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -65,6 +66,8 @@ def build_tokenizer(name: str) -> Tokenizer:
             f"tokenizer={TRAINED_NAME} is trained by train.py, for new weights and data=text. Elsewhere, give a vocabulary: "
             "tokenizer=FOLDER. gpt-pretrain tokenizer trains one."
         )
+    if not name.strip():
+        raise UserError("tokenizer= is empty. Give a name such as gpt2 or byte, or a folder or file with a vocabulary.")
     if STORED_NAME.fullmatch(name):
         raise UserError(
             f"tokenizer={name}: this vocabulary is stored in a checkpoint, a corpus or an exported folder, which use it without "
@@ -88,9 +91,8 @@ def build_tokenizer(name: str) -> Tokenizer:
         if (fetched := fetch_tokenizer(name)) is None:
             raise UserError(f"tokenizer={name}: this model has no vocabulary on the hub that can be read.")
         return fetched
-    known = _known_names()
-    near = get_close_matches(name, known, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
+    known, near = _known_names(), _near_name(name)
+    hint = "" if near is None else f" Did you mean {near}?"
     raise UserError(
         f"tokenizer={short_repr(name) if len(name) > 100 else name}: there is no such tokenizer.{hint} Choose "
         f"{', '.join(known)}, a folder or file with a vocabulary, or a model of the hub (owner/name)."
@@ -177,6 +179,16 @@ def _restore(label: str, definition: Mapping[str, Any]) -> Tokenizer:
     if definition.get("kind") == tables.KIND:
         return restore_table(label, definition)
     raise DamagedFileError(f"it has the kind {short_repr(definition.get('kind'))}, which this version does not know")
+
+
+def _near_name(name: str) -> str | None:
+    """Return the tokenizer that a user who typed another name most likely means, such as that of one of OpenAI's models."""
+    lower = name.lower()
+    with suppress(KeyError):
+        return tiktoken.encoding_name_for_model(lower)
+    if lower.startswith("gpt2"):
+        return "gpt2"
+    return next(iter(get_close_matches(lower, _known_names(), n=1)), None)
 
 
 def _tiktoken_names() -> list[str]:

@@ -35,7 +35,7 @@ class CharacterTokenizer:
         self._ids = {character: token_id for token_id, character in enumerate(alphabet)}
         if len(self._ids) != len(alphabet) or not alphabet:
             raise UserError(
-                f"tokenizer.name={short_repr(self.name)}: the alphabet must have at least one character and each only once."
+                f"tokenizer={short_repr(self.name)}: the alphabet must have at least one character and each only once."
             )
         self.alphabet = alphabet
         self.vocab_size = len(alphabet) + end_of_text

@@ -38,6 +38,7 @@ def read_meta(content: bytes, *, end_of_text: bool, label: str = "nanogpt") -> C
         if not isinstance(size, int) or not 0 < size <= MAX_IDS:
             raise DamagedFileError("it has neither a table itos of the tokens by their ids nor a vocab_size")
         return IdTokenizer(size)
+    _check_inverse(fields.get("stoi"), tokens)
     if size is not None and size != len(tokens):
         raise DamagedFileError(f"its vocab_size is {short_repr(size)}, but it has {len(tokens):,} tokens")
     if all(len(token) == 1 for token in tokens) and len(set(tokens)) == len(tokens):
@@ -63,6 +64,19 @@ def _tokens(fields: dict[Any, Any]) -> list[str] | None:
         if not isinstance(token, str) or not token or any("\ud800" <= char <= "\udfff" for char in token):
             raise DamagedFileError(f"its itos holds {short_repr(token)}, which is not a token")
     return tokens
+
+
+def _check_inverse(ids: Any, tokens: list[str]) -> None:
+    """Check that stoi, by which other programs encode, is the inverse of itos, by which they decode.
+
+    Raises:
+        DamagedFileError: If they contradict each other.
+    """
+    for token, token_id in ids.items() if isinstance(ids, dict) else ():
+        known = type(token_id) is int and 0 <= token_id < len(tokens)
+        if not known or tokens[token_id] != _as_text(token):
+            other = f"and itos has {short_repr(tokens[token_id])} there" if known else "which itos lacks"
+            raise DamagedFileError(f"its stoi gives {short_repr(token)} the id {short_repr(token_id)}, {other}")
 
 
 def _as_text(token: Any) -> Any:

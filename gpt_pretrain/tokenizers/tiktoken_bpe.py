@@ -77,7 +77,7 @@ def load_tiktoken(name: str) -> TiktokenTokenizer:
         return TiktokenTokenizer(tiktoken.get_encoding(name))
     except OSError as error:  # The exceptions of requests are OSErrors.
         raise UserError(
-            f"tokenizer.name={name}: tiktoken cannot download this encoding ({type(error).__name__}). Connect to the network "
+            f"tokenizer={name}: tiktoken cannot download this encoding ({type(error).__name__}). Connect to the network "
             "once, or set TIKTOKEN_CACHE_DIR to a folder that has the encoding. gpt2 and byte need no network."
         ) from error
 

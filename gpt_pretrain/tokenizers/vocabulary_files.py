@@ -25,6 +25,7 @@ from gpt_pretrain.tokenizers.vocabulary_formats import (
 
 TOKENIZER_JSON, VOCAB_JSON, MERGES, VOCAB_TXT = "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt"
 TOKENIZER_CONFIG, SPECIAL_TOKENS, ADDED_TOKENS = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+MODEL_CONFIG = "config.json"
 ALIASES = {VOCAB_JSON: "encoder.json", MERGES: "vocab.bpe"}  # OpenAI's names
 TABLE_JSON = "tokenizer_table.json"  # this program's own file for a table of nanoGPT's
 TIKTOKEN_ENDING = ".tiktoken"
@@ -56,6 +57,8 @@ def read_tokenizer_file(path: Path) -> Tokenizer:
     """
     name, content, label = path.name, _read_file(path), path.parent.resolve().name
     prefix = next((name.removesuffix(ending) for ending in (VOCAB_JSON, MERGES) if name.endswith(f"-{ending}")), "")
+    if name in (TOKENIZER_CONFIG, SPECIAL_TOKENS, ADDED_TOKENS, MODEL_CONFIG):
+        raise UserError(f"{path} says how a vocabulary is used, but does not hold one. Give its folder: tokenizer={path.parent}")
     try:
         if path.suffix == TIKTOKEN_ENDING:
             return from_ranks(content, label=path.stem)

@@ -193,10 +193,9 @@ def _follow(settings: TrainSettings, weights: Weights, overridden: Set[str]) -> 
             if key in overridden | fixed:
                 differing[key] = value
             setattr(getattr(settings, group), field, value)
-    if weights.own_tokenizer is not None:
-        differing |= _follow_tokenizer(
-            settings, weights.own_tokenizer, is_typed=bool(overridden & {"tokenizer.name", "experiment"})
-        )
+    own = weights.own_tokenizer
+    if own is not None and overridden & {"tokenizer.name", "experiment"} and not _is_tokenizer(settings.tokenizer.name, own):
+        differing["tokenizer"] = own.name
     if differing:
         required = [f"{key}={value}" for key, value in differing.items()]
         shorten = " The context can be shortened, but not lengthened." * ("model.context_length" in differing)
@@ -205,14 +204,12 @@ def _follow(settings: TrainSettings, weights: Weights, overridden: Set[str]) -> 
             f"{weights.name} has {', '.join(required)}, which your overrides contradict.{shorten} "
             f"Remove those overrides{f', or add {chr(32).join(add)}' if len(add) == len(required) else ''}."
         )
+    if own is not None:
+        settings.tokenizer.name = own.name
 
 
-def _follow_tokenizer(settings: TrainSettings, own: Tokenizer, *, is_typed: bool) -> dict[str, str]:
-    """Set the tokenizer to that of the weights, and return it as a setting if the user has typed another one."""
-    name = settings.tokenizer.name
-    other = is_typed and name != own.name and (name == TRAINED_NAME or not same_tokenizer(build_tokenizer(name), own))
-    settings.tokenizer.name = own.name
-    return {"tokenizer": own.name} if other else {}
+def _is_tokenizer(name: str, tokenizer: Tokenizer) -> bool:
+    return name == tokenizer.name or (name != TRAINED_NAME and same_tokenizer(build_tokenizer(name), tokenizer))
 
 
 def _required_settings(settings: TrainSettings, weights: Weights, overridden: Set[str]) -> dict[str, Any]:

@@ -178,7 +178,15 @@ def test_a_vocabulary_without_an_end_of_text_gets_one_for_new_weights(tmp_path: 
         ("tokenizer.json", b"{}", "has no model with a vocabulary"),
         ("x.tiktoken", b"hello world\n", "is not a token in base64 and its number"),
         ("meta.pkl", pickle.dumps({"itos": {1: "a"}}), "has no table itos"),
+        (
+            "meta.pkl",
+            pickle.dumps({"itos": {0: "a", 1: "b"}, "stoi": {"a": 1, "b": 0}}),
+            "its stoi gives 'a' the id 1, and itos has",
+        ),
+        ("meta.pkl", pickle.dumps({"itos": ["a"], "stoi": {"a": 0, "b": 1}}), "its stoi gives 'b' the id 1, which itos lacks"),
         ("merges.txt", b"a b\n", "is not a tokenizer's file"),
+        ("tokenizer_config.json", b"{}", "says how a vocabulary is used, but does not hold one. Give its folder: tokenizer="),
+        ("config.json", b"{}", "says how a vocabulary is used, but does not hold one"),
     ],
 )
 def test_a_file_that_is_no_tokenizer_is_refused_for_what_it_is(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -192,6 +200,17 @@ def test_a_name_that_is_nothing_is_refused_with_what_can_be_given(tmp_path: Path
         build_tokenizer("cl100k")
     with pytest.raises(UserError, match="this folder has no vocabulary"):
         build_tokenizer(str(tmp_path))
+    with pytest.raises(UserError, match=r"tokenizer= is empty\. Give a name such as gpt2"):
+        build_tokenizer("")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("GPT2", "gpt2"), ("gpt-2", "gpt2"), ("gpt2-medium", "gpt2"), ("gpt-4o", "o200k_base"), ("Cl100k", "cl100k_base")],
+)
+def test_a_near_name_is_named(typed: str, meant: str) -> None:
+    with pytest.raises(UserError, match=rf"tokenizer={typed}: there is no such tokenizer\. Did you mean {meant}\?"):
+        build_tokenizer(typed)
 
 
 def test_a_character_without_a_token_is_named_and_not_left_out(tmp_path: Path) -> None:

@@ -134,6 +134,30 @@ def test_another_vocabulary_than_that_of_the_weights_is_refused(
     assert done.returncode == 2
     assert "has tokenizer=model@" in done.stderr
     assert "which your overrides contradict. Remove those overrides." in done.stderr
+    assert "errors:" not in done.stderr
+
+
+def test_a_typed_vocabulary_that_is_not_the_weights_own_is_said(
+    tmp_path: Path, vocabularies: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = copy_vocabulary(vocabularies["byte_level"], save_model(tmp_path / "model", 403))
+    open_weights(folder).build_tokenizer(str(vocabularies["byte_level"] / "tokenizer.json"))
+    assert not caplog.records
+    assert open_weights(folder).build_tokenizer(str(vocabularies["gpt2_files"])).name.startswith("gpt2_files@")
+    assert "brings the tokenizer model@" in caplog.text and "but tokenizer= names gpt2_files@" in caplog.text
+    caplog.clear()
+    (folder / "tokenizer.json").write_text("{}")
+    open_weights(folder).build_tokenizer("byte")
+    assert not caplog.records
+
+
+def test_another_size_than_that_of_the_weights_is_the_only_error(
+    script: Script, tmp_path: Path, vocabularies: dict[str, Path]
+) -> None:
+    copy_vocabulary(vocabularies["byte_level"], save_model(tmp_path / "model", 400))
+    done = script("train.py", "init_from=model", "model.emb_dim=64", *TINY[1:])
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: model has model.emb_dim=16"), done.stderr
 
 
 # From the hub

@@ -82,6 +82,6 @@ def test_damaged_vocabulary_files_are_refused(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("alphabet", ["", "ab" * 500_000])
 def test_a_bad_alphabet_is_shown_in_a_few_characters(alphabet: str) -> None:
-    with pytest.raises(UserError, match=r"tokenizer\.name='characters:.*each only once") as caught:
+    with pytest.raises(UserError, match=r"tokenizer='characters:.*each only once") as caught:
         build_tokenizer(f"characters:{alphabet}")
     assert len(str(caught.value)) < 300
