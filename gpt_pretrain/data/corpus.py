@@ -23,6 +23,7 @@ from gpt_pretrain.tokenizers.vocabulary_files import MAX_FILE_BYTES, read_tokeni
 # Share of zeros in a sample. Half of the values are 0 if four-byte token ids are read as two bytes each.
 MAX_ZEROS = 0.4
 MAX_PAIRS = 0.05  # Share of neighbors that are both not 0; a sample is taken from several places.
+NEGATIVE = 1 << 31  # Ids from here on were negative numbers of four or eight bytes.
 PROBE = 4096  # bytes from the middle of each shard that represent its content if it has no checksum
 CONCURRENT_READS = 16  # of remote shards
 MAX_PROBLEMS = 5  # shards that are listed one by one
@@ -193,6 +194,11 @@ def _check_token_ids(corpus: TokenCorpus, tokens: ConcatenatedTokens, tokenizer:
     highest = int(token_ids.max(initial=0))
     if highest < tokenizer.vocab_size:
         return []
+    if highest >= NEGATIVE:
+        return [
+            f"data.path={corpus.files.location} has the token id {highest - (1 << 32)}, but ids are numbers from 0 on. "
+            "Masked positions, which some programs mark by -100 or -1, cannot be trained on: write the ids without them."
+        ]
     return [
         f"data.path={corpus.files.location} has token id {highest}, but tokenizer={tokenizer.name} has only "
         f"{tokenizer.vocab_size} ids. Choose the tokenizer that made the corpus, or set data.format if the format was detected "

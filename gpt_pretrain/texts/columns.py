@@ -17,6 +17,7 @@ def find_column(text_field: str, schema: Any, name: str) -> list[str]:
         UserError: If there is no such column.
     """
     if text_field in schema.names:
+        check_column(text_field, schema.names, name)
         return [text_field]
     parts, found = text_field.split("."), schema
     for part in parts:
@@ -41,7 +42,7 @@ def column_paths(fields: Any, prefix: str = "") -> list[str]:
 
 
 def check_column(text_field: str, columns: list[str], name: str) -> None:
-    """Check that a table has a column.
+    """Check that a table has a column, and only one of this name.
 
     Raises:
         UserError: If not.
@@ -49,3 +50,5 @@ def check_column(text_field: str, columns: list[str], name: str) -> None:
     if text_field not in columns:
         listed = ", ".join(column[:LONGEST_NAME] for column in columns[:MAX_NAMED])
         raise UserError(f"{name} has no column {text_field}. Choose one with text_field=: {listed}.")
+    if (count := columns.count(text_field)) > 1:
+        raise UserError(f"{name} has {count} columns with the name {text_field}. Rename all but the one that contains the text.")

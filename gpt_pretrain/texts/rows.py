@@ -8,10 +8,11 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
-from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.file_kinds import HEAD
+from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.texts.blocks import peek
 from gpt_pretrain.texts.chunks import BATCH, LONGEST_RECORD, Chunk, Cursor
+from gpt_pretrain.texts.columns import check_column
 from gpt_pretrain.texts.decompression import DamagedArchiveError
 
 Quoting = Literal[0, 3]  # csv.QUOTE_MINIMAL or csv.QUOTE_NONE
@@ -36,8 +37,7 @@ def split_rows(blocks: Iterable[bytes], cursor: Cursor, text_field: str) -> Iter
     lines = _Lines(blocks)
     header, delimiter = _read_header(lines)
     quoting = _detect_quoting(head, delimiter, len(header))
-    if text_field not in header:
-        raise UserError(f"{cursor.file} has no column {text_field}. Choose one with text_field=: {', '.join(header)[:500]}.")
+    check_column(text_field, header, cursor.file)
     column, n_columns = header.index(text_field), len(header)
     lines.quoting = quoting
     lines.skip_to(cursor.offset)
@@ -47,7 +47,7 @@ def split_rows(blocks: Iterable[bytes], cursor: Cursor, text_field: str) -> Iter
         lines.end_row()
         if isinstance(row, csv.Error) or len(row) not in (0, n_columns):
             yield from _take(cursor, values, row_start)
-            problem = f"{row}" if isinstance(row, csv.Error) else f"{len(row)} columns instead of {n_columns}"
+            problem = f"{row}" if isinstance(row, csv.Error) else f"{format_count(len(row), 'column')} instead of {n_columns}"
             yield cursor.reject("broken row", problem, size=lines.position - cursor.offset)
             values, size = [], 0
         elif row:

@@ -472,6 +472,31 @@ def test_a_broken_row_is_never_text(tmp_path: Path, content: str) -> None:
         in_training(tmp_path / "a.csv")
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+def test_two_columns_of_the_same_name_are_not_guessed_between(tmp_path: Path, name: str) -> None:
+    if name == "a.csv":
+        (tmp_path / name).write_text("text,text\na,b\n")
+    else:
+        pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), tmp_path / name)
+    for read in (in_training, lambda path: in_corpus(path, tmp_path / "out")):
+        with pytest.raises(UserError, match=r"has 2 columns with the name text\. Rename all but the one"):
+            read(tmp_path / name)
+
+
+def test_one_column_is_not_several(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,n\na\n")
+    with pytest.raises(UserError, match=r"broken row \(1 column instead of 2\)"):
+        in_training(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("dtype", ["<i4", "<i8"])
+def test_negative_token_ids_are_called_negative(tmp_path: Path, dtype: str) -> None:
+    np.save(tmp_path / "train.npy", np.array([5, -100, 7] * 100, dtype))
+    corpus = open_corpus_at(str(tmp_path), data_settings(tmp_path, name="shards"))
+    with pytest.raises(UserError, match=r"has the token id -100, but ids are numbers from 0 on"):
+        split_corpus(replace(corpus, tokenizer="byte"), corpora.cached_tokenizer("byte"), train_ratio=0.9)
+
+
 def test_a_mark_in_the_middle_of_concatenated_files_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(lines() + b"\xef\xbb\xbf" + lines())
     check(tmp_path / "a.jsonl", DOCUMENTS * 2)

@@ -11,7 +11,7 @@ import pytest
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare import encoding, pipeline, segments
-from tests.helpers import corpora
+from tests.helpers import corpora, vocabularies
 from tests.helpers.corpora import SHORT, Killed, interrupt_before_shards, kill, start_prepare, write_inputs, write_short_inputs
 
 
@@ -42,6 +42,16 @@ def test_a_change_since_the_interruption_is_an_error(tmp_path: Path, message: st
     corpora.prepare(*inputs, out=tmp_path / "out", overwrite=True, **SHORT | changed)
     corpora.prepare(*inputs, out=tmp_path / "fresh", **SHORT | changed)
     assert corpora.contents(tmp_path / "out") == corpora.contents(tmp_path / "fresh")
+
+
+def test_a_vocabulary_that_has_changed_is_named_without_its_hash(tmp_path: Path) -> None:
+    inputs, vocabulary = write_short_inputs(tmp_path), tmp_path / "vocabulary"
+    vocabularies.byte_level(vocabulary)
+    corpora.prepare(*inputs, out=tmp_path / "out", **SHORT | {"tokenizer": str(vocabulary)})
+    vocabularies.byte_level(vocabulary, size=380)
+    pipeline.cached_tokenizer.cache_clear()
+    with pytest.raises(UserError, match=r"differs from the requested one: the vocabulary vocabulary was another one then"):
+        corpora.prepare(*inputs, out=tmp_path / "out", **SHORT | {"tokenizer": str(vocabulary)})
 
 
 def test_a_complete_corpus_is_not_touched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
