@@ -196,7 +196,7 @@ def _check_token_ids(corpus: TokenCorpus, tokens: ConcatenatedTokens, tokenizer:
         return []
     if highest >= NEGATIVE:
         return [
-            f"data.path={corpus.files.location} has the token id {highest - (1 << 32)}, but ids are numbers from 0 on. "
+            f"data.path={corpus.files.location} has the token id {highest - (1 << (64 if highest >> 63 else 32))}, but ids are numbers from 0 on. "
             "Masked positions, which some programs mark by -100 or -1, cannot be trained on: write the ids without them."
         ]
     return [

@@ -48,7 +48,8 @@ def test_a_vocabulary_that_has_changed_is_named_without_its_hash(tmp_path: Path)
     inputs, vocabulary = write_short_inputs(tmp_path), tmp_path / "vocabulary"
     vocabularies.byte_level(vocabulary)
     corpora.prepare(*inputs, out=tmp_path / "out", **SHORT | {"tokenizer": str(vocabulary)})
-    vocabularies.byte_level(vocabulary, size=380)
+    vocabularies.byte_level(tmp_path / "another", size=380)
+    (tmp_path / "another" / "tokenizer.json").replace(vocabulary / "tokenizer.json")
     pipeline.cached_tokenizer.cache_clear()
     with pytest.raises(UserError, match=r"differs from the requested one: the vocabulary vocabulary was another one then"):
         corpora.prepare(*inputs, out=tmp_path / "out", **SHORT | {"tokenizer": str(vocabulary)})
