@@ -195,8 +195,9 @@ def _check_token_ids(corpus: TokenCorpus, tokens: ConcatenatedTokens, tokenizer:
     if highest < tokenizer.vocab_size:
         return []
     if highest >= NEGATIVE:
+        negative = highest - (1 << (64 if highest >> 63 else 32))
         return [
-            f"data.path={corpus.files.location} has the token id {highest - (1 << (64 if highest >> 63 else 32))}, but ids are numbers from 0 on. "
+            f"data.path={corpus.files.location} has the token id {negative}, but ids are numbers from 0 on. "
             "Masked positions, which some programs mark by -100 or -1, cannot be trained on: write the ids without them."
         ]
     return [
