@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterable
@@ -15,6 +16,7 @@ from platformdirs import user_cache_path, user_data_path
 from gpt_pretrain.errors import UserError
 
 APP = "gpt-pretrain"
+COMPILE_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 SHORT_FOLDER = "/tmp"
 MAX_SOCKET_FOLDER_BYTES = 60
 _TEMPORARY: list[tempfile.TemporaryDirectory[str]] = []  # deleted when the process ends
@@ -91,6 +93,28 @@ def use_short_socket_folder() -> None:
         folder = tempfile.TemporaryDirectory(prefix="gpt-", dir=SHORT_FOLDER, ignore_cleanup_errors=True)
         _TEMPORARY.append(folder)
         settings["tempdir"] = folder.name
+
+
+def use_own_compile_cache() -> None:
+    """Have torch.compile keep its files in a folder that only this user can write to.
+
+    It runs code and loads pickles from there (PyTorch 2.13, torch._inductor.codecache). The name of its own folder, below that
+    of temporary files, is known, so another user of the machine could make it first.
+    """
+    if COMPILE_CACHE in os.environ or sys.platform == "win32":
+        return
+    folder = Path(tempfile.gettempdir()) / f"{APP}-compiled-{os.geteuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+        is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
+    except OSError:  # a file or a link has its name, or it cannot be made
+        is_own = False
+    if not is_own:
+        temporary = tempfile.TemporaryDirectory(prefix=f"{APP}-compiled-", ignore_cleanup_errors=True)
+        _TEMPORARY.append(temporary)
+        folder = Path(temporary.name)
+    os.environ[COMPILE_CACHE] = str(folder)
 
 
 def user_path(name: str | os.PathLike[str]) -> Path:

@@ -10,6 +10,7 @@ from gpt_pretrain.config.schema import TrainerSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.kernels.matmul_speed import MIN_BF16_SPEEDUP, cpu_bf16_speedup
 from gpt_pretrain.model.language_model import LanguageModel
+from gpt_pretrain.system.environment import use_own_compile_cache
 from gpt_pretrain.training.distributed.ranks import broadcast
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ def compile_model(model: LanguageModel, requested: bool | str, device: torch.dev
         return False, "as configured"
     if requested == "auto" and device.type != "cuda":
         return False, "auto compiles on CUDA only"
+    use_own_compile_cache()
     try:
         probe = torch.compile(lambda x: (x + 1).sum())
         probe(torch.ones(8, device=device))

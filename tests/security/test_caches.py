@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,7 @@ from gpt_pretrain.data.private_cache import TAG, TAG_TEXT, open_cache
 from gpt_pretrain.data.text import download
 from gpt_pretrain.data.token_cache import tokenize_text
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.environment import COMPILE_CACHE, use_own_compile_cache
 from gpt_pretrain.texts.text import Text
 from tests.helpers.data_settings import data_settings
 from tests.helpers.hostile_server import Stranger, remote_settings
@@ -226,3 +229,27 @@ def test_a_device_in_the_cache_is_not_waited_for(stranger: Stranger, tmp_path: P
         path.unlink()
         os.mkfifo(path)
     assert rows(tmp_path / "cache", url) == expected
+
+
+@pytest.mark.parametrize("planted", ["nothing", "link", "file", "writable by all"])
+def test_compiled_code_comes_from_a_folder_of_the_user_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planted: str
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv(COMPILE_CACHE, "restored at the end")
+    monkeypatch.delenv(COMPILE_CACHE)
+    usual = tmp_path / f"gpt-pretrain-compiled-{os.geteuid()}"
+    (tmp_path / "theirs").mkdir()
+    if planted == "link":
+        usual.symlink_to(tmp_path / "theirs")
+    elif planted == "file":
+        usual.touch()
+    elif planted == "writable by all":
+        usual.mkdir()
+        usual.chmod(0o777)
+    use_own_compile_cache()
+    used = Path(os.environ[COMPILE_CACHE])
+    assert (used == usual) == (planted == "nothing")
+    assert not used.is_symlink() and stat.S_IMODE(used.stat().st_mode) == 0o700
+    use_own_compile_cache()
+    assert Path(os.environ[COMPILE_CACHE]) == used, "what is set stays"
