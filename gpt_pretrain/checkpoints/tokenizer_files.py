@@ -14,6 +14,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer
 from gpt_pretrain.tokenizers.byte import ByteTokenizer
 from gpt_pretrain.tokenizers.byte_letters import to_letters
+from gpt_pretrain.tokenizers.characters import CharacterTokenizer
 from gpt_pretrain.tokenizers.ranks import ranks_to_merges, to_oniguruma
 from gpt_pretrain.tokenizers.saving import is_exportable, tokenizer_files
 from gpt_pretrain.tokenizers.tiktoken_bpe import TiktokenTokenizer
@@ -25,6 +26,7 @@ PROBES = [
     f"One.{END_OF_TEXT}Two{END_OF_TEXT}",
     " \n  \n leading, trailing   ",
 ]
+NO_TOKEN = ""  # of an alphabet, for the characters that it lacks
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, context_length: int) -> None:
@@ -42,16 +44,8 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, context_length: int) 
             (folder / name).write_text(content, encoding="utf-8")
         _compare_encodings(tokenizer, folder)
         return
-    vocabulary, merges = _vocabulary(tokenizer)
-    theirs: Any
-    # The byte tokenizer merges nothing, so GPT-2's way of splitting words makes no difference to it.
-    if tokenizer.name in ("gpt2", "byte"):
-        theirs = GPT2Tokenizer(vocab=vocabulary, merges=list[Any](map(tuple, merges)), model_max_length=context_length)
-    else:
-        assert isinstance(tokenizer, TiktokenTokenizer)
-        theirs = _byte_level_bpe(
-            tokenizer.pattern, vocabulary, merges, specials=tokenizer.specials, context_length=context_length
-        )
+    theirs = _characters(tokenizer) if isinstance(tokenizer, CharacterTokenizer) else _byte_pairs(tokenizer)
+    theirs.model_max_length = context_length
     theirs.save_pretrained(folder)
     # transformers 5 writes the class name TokenizersBackend, which older releases do not know.
     if not isinstance(theirs, GPT2Tokenizer):
@@ -59,6 +53,28 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, context_length: int) 
         fields = json.loads(path.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
         path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     _compare_encodings(tokenizer, folder)
+
+
+def _byte_pairs(tokenizer: Tokenizer) -> Any:
+    """Build transformers' tokenizer for bytes or for one of tiktoken's encodings."""
+    vocabulary, merges = _vocabulary(tokenizer)
+    # The byte tokenizer merges nothing, so GPT-2's way of splitting words makes no difference to it.
+    if tokenizer.name in ("gpt2", "byte"):
+        return GPT2Tokenizer(vocab=vocabulary, merges=list[Any](map(tuple, merges)))
+    assert isinstance(tokenizer, TiktokenTokenizer)
+    return _byte_level_bpe(tokenizer.pattern, vocabulary, merges, specials=tokenizer.specials)
+
+
+def _characters(tokenizer: CharacterTokenizer) -> PreTrainedTokenizerFast:
+    """Build a tokenizer whose words are single characters; it fails on others, which byte pairs would leave out in silence."""
+    ids = {character: token_id for token_id, character in enumerate(tokenizer.alphabet)}
+    fast = FastTokenizer(models.WordLevel(vocab=ids, unk_token=NO_TOKEN))
+    fast.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    fast.decoder = decoders.Fuse()
+    if tokenizer.eos_id is None:
+        return PreTrainedTokenizerFast(tokenizer_object=fast)
+    fast.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False)])
+    return PreTrainedTokenizerFast(tokenizer_object=fast, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
 
 
 def _compare_encodings(tokenizer: Tokenizer, folder: Path) -> None:
@@ -69,7 +85,10 @@ def _compare_encodings(tokenizer: Tokenizer, folder: Path) -> None:
     """
     opened = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     end = (tokenizer.end_of_text or "") if isinstance(tokenizer, VocabularyTokenizer) else END_OF_TEXT
-    for probe in (text.replace(END_OF_TEXT, end) for text in PROBES):
+    probes = PROBES
+    if isinstance(tokenizer, CharacterTokenizer):
+        probes = [tokenizer.alphabet, f"{tokenizer.alphabet[::-1]}{END_OF_TEXT * (tokenizer.eos_id is not None)}"]
+    for probe in (text.replace(END_OF_TEXT, end) for text in probes):
         try:
             token_ids = tokenizer.encode(probe)
         except UserError:  # The vocabulary cannot write all of it.
@@ -79,7 +98,7 @@ def _compare_encodings(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def _byte_level_bpe(
-    pattern: str, vocabulary: dict[str, int], merges: list[list[str]], *, specials: dict[str, int], context_length: int
+    pattern: str, vocabulary: dict[str, int], merges: list[list[str]], *, specials: dict[str, int]
 ) -> PreTrainedTokenizerFast:
     """Build a byte-level BPE tokenizer that splits text by its own pattern."""
     fast = FastTokenizer(models.BPE(vocab=vocabulary, merges=[(left, right) for left, right in merges], ignore_merges=True))
@@ -89,9 +108,7 @@ def _byte_level_bpe(
     fast.add_special_tokens(
         [AddedToken(token, normalized=False) for token in sorted(specials, key=lambda token: specials[token])]
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=fast, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, model_max_length=context_length
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=fast, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
 
 
 def _vocabulary(tokenizer: Tokenizer) -> tuple[dict[str, int], list[list[str]]]:

@@ -6,6 +6,7 @@ import json
 
 from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.tokenizers.byte import ByteTokenizer
+from gpt_pretrain.tokenizers.characters import CharacterTokenizer
 from gpt_pretrain.tokenizers.tables import TableTokenizer
 from gpt_pretrain.tokenizers.tiktoken_bpe import TiktokenTokenizer
 from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer
@@ -35,4 +36,4 @@ def tokenizer_files(tokenizer: Tokenizer, *, context_length: int | None = None) 
 
 def is_exportable(tokenizer: Tokenizer) -> bool:
     """Return whether transformers can have a tokenizer."""
-    return isinstance(tokenizer, ByteTokenizer | TiktokenTokenizer | VocabularyTokenizer)
+    return isinstance(tokenizer, ByteTokenizer | CharacterTokenizer | TiktokenTokenizer | VocabularyTokenizer)

@@ -13,14 +13,17 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from gpt_pretrain.checkpoints.huggingface import export
 from gpt_pretrain.checkpoints.pretrained import open_weights
+from gpt_pretrain.checkpoints.tokenizer_files import write_tokenizer
 from gpt_pretrain.data.corpus import split_corpus
 from gpt_pretrain.data.files import LocalFiles
 from gpt_pretrain.data.formats import open_corpus
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.tokenizers.base import decode
+from gpt_pretrain.tokenizers.characters import CharacterTokenizer
 from tests.helpers.other_models import to_nanogpt
 
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -137,3 +140,30 @@ def test_a_start_context_that_the_alphabet_lacks_is_refused_if_typed(script: Scr
     assert (
         r"start_context=hello: The character 'h' is not among the 5 characters of the model's alphabet: '\nACGT'." in done.stderr
     )
+
+
+# Exported
+
+
+@pytest.mark.parametrize("end_of_text", [False, True])
+@pytest.mark.parametrize("alphabet", ["\n !abc.zé🙂'\\\"<|>ω", "ab"])
+def test_an_alphabet_is_exported_with_the_same_ids(tmp_path: Path, alphabet: str, end_of_text: bool) -> None:
+    ours = CharacterTokenizer(alphabet, end_of_text=end_of_text)
+    write_tokenizer(ours, tmp_path, context_length=64)
+    theirs = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
+    text = alphabet + alphabet[::-1] + "<|endoftext|>" * end_of_text
+    assert theirs.encode(text) == ours.encode(text)
+    assert theirs.decode(theirs.encode(text)) == text
+    assert (len(theirs), theirs.eos_token_id) == (ours.vocab_size, ours.eos_id)
+    with pytest.raises(Exception, match="UNK"):
+        theirs.encode("X")
+
+
+def test_a_character_checkpoint_is_exported(tmp_path: Path) -> None:
+    path = save_nanogpt(tmp_path / "out")
+    save_meta(tmp_path / "out", character_meta(), len(CHARACTERS))
+    export(open_weights(path), tmp_path / "exported")
+    assert AutoTokenizer.from_pretrained(tmp_path / "exported").encode("First") == open_weights(path).build_tokenizer().encode(
+        "First"
+    )
+    assert open_weights(tmp_path / "exported").build_tokenizer().name == open_weights(path).build_tokenizer().name
