@@ -39,6 +39,8 @@ from gpt_pretrain.system.file_kinds import (
 )
 from gpt_pretrain.system.json_recognition import json_kind
 
+TEXT_SUFFIXES = (".txt", ".md", ".text")
+
 
 def recognize(name: str, head: bytes, *, as_text: bool = False) -> FileKind:
     """Return the kind of a file.
@@ -51,6 +53,9 @@ def recognize(name: str, head: bytes, *, as_text: bool = False) -> FileKind:
     if not head:
         return EMPTY_FILE
     suffix = PurePath(name).suffix.lower()
+    if suffix in COMPRESSED_SUFFIXES and suffix not in SUFFIXES:
+        inner = PurePath(content_name(name)).suffix.lower()  # A browser decompresses some files and leaves their names.
+        suffix = inner if is_text_kind(inner) or inner in TEXT_SUFFIXES else suffix
     signed = _by_signature(head, suffix, as_text=as_text)
     if signed is not None:
         return signed
@@ -63,7 +68,7 @@ def recognize(name: str, head: bytes, *, as_text: bool = False) -> FileKind:
             TOKENS if suffix in TOKEN_SUFFIXES else BINARY if suffix not in SUFFIXES or is_text_kind(suffix) else SUFFIXES[suffix]
         )
     start = _decode(head, encoding)
-    kind = PLAIN if as_text else _by_text(start, SUFFIXES.get(suffix), is_text_named=suffix in (".txt", ".md", ".text"))
+    kind = PLAIN if as_text else _by_text(start, SUFFIXES.get(suffix), is_text_named=suffix in TEXT_SUFFIXES)
     if encoding.name == "utf-8" or not kind.is_read:
         return replace(kind, encoding=encoding)
     said = f"{encoding.name.upper().replace('-LE', '').replace('-BE', '')}{' by its first bytes' * (not encoding.has_mark)}"

@@ -18,6 +18,7 @@ from gpt_pretrain.texts.decompression import DamagedArchiveError
 Quoting = Literal[0, 3]  # csv.QUOTE_MINIMAL or csv.QUOTE_NONE
 
 DELIMITERS = ",\t;|"
+EXCEL = re.compile(rf'"?sep=([{DELIMITERS}])"?\s*')
 MAX_ROWS = 4096  # Of a chunk.
 MAX_COLUMNS = 100_000
 QUOTED = re.compile(rb'[^"]*+(?:""[^"]*+)*+"')  # The rest of a value in quotation marks; two of them stand for one.
@@ -176,18 +177,20 @@ class _ColumnCounter:
 
 
 def _read_header(lines: _Lines) -> tuple[list[str], str]:
-    """Return the names of the columns and the most frequent delimiter of the first line."""
+    """Return the names of the columns, and what delimits them: what there is most of, or what a line for Excel names."""
     csv.field_size_limit(LONGEST_RECORD)
     try:
         first = next(lines, "").removeprefix("\ufeff")
+        if named := EXCEL.fullmatch(first):
+            first = next(lines, "")
         outside = "".join(first.split('"')[::2])
-        delimiter = max(DELIMITERS, key=outside.count)
+        delimiter = named[1] if named else max(DELIMITERS, key=outside.count)
         lines.delimiter = delimiter.encode()
         header = next(csv.reader(itertools.chain([first], lines), delimiter=delimiter), [])
     except csv.Error as error:
         raise DamagedArchiveError(f"its first row is no list of names: {error}") from error
     lines.end_row()
-    return header, delimiter
+    return [name.strip() for name in header], delimiter
 
 
 def _detect_quoting(head: bytes, delimiter: str, n_columns: int) -> Quoting:

@@ -497,6 +497,19 @@ def test_negative_token_ids_are_called_negative(tmp_path: Path, dtype: str) -> N
         split_corpus(replace(corpus, tokenizer="byte"), corpora.cached_tokenizer("byte"), train_ratio=0.9)
 
 
+@pytest.mark.parametrize("name", ["a.csv.gz", "a.jsonl.zst", "a.txt.bz2", "a.csv.xz"])
+def test_a_file_that_was_decompressed_and_kept_its_name_is_what_its_name_says(tmp_path: Path, name: str) -> None:
+    content = table() if "csv" in name else lines() if "json" in name else PLAIN.encode()
+    (tmp_path / name).write_bytes(content)
+    check(tmp_path / name, [PLAIN] if "txt" in name else DOCUMENTS)
+
+
+@pytest.mark.parametrize("start", ["sep=;\r\n", '\ufeff"sep=;"\n', ""])
+def test_tables_of_spreadsheets_are_read(tmp_path: Path, start: str) -> None:
+    (tmp_path / "a.csv").write_text(start + "id; text \n1;one, two, three\n2;four\n", newline="")
+    check(tmp_path / "a.csv", ["one, two, three", "four"])
+
+
 def test_a_mark_in_the_middle_of_concatenated_files_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(lines() + b"\xef\xbb\xbf" + lines())
     check(tmp_path / "a.jsonl", DOCUMENTS * 2)
