@@ -22,7 +22,7 @@ from gpt_pretrain.commands.hydra_files import cut_sweep_settings
 from gpt_pretrain.config.overrides import full_form, override_key, short_form
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.sweeps.folder import SWEEP_SETTINGS, job_folder_name, sign_sweep
-from gpt_pretrain.sweeps.results import read_sweep, varied_keys
+from gpt_pretrain.sweeps.results import read_sweep, search_by_bits, varied_keys
 from gpt_pretrain.sweeps.runner import JobRunner, open_sweep
 from gpt_pretrain.sweeps.submitted_jobs import private_submission_folder
 from gpt_pretrain.system.files import write_text
@@ -185,7 +185,8 @@ class SearchSweeper(RunSweeper):
             names = [self.folder_name(values) for values in chosen]
             for trial, name in zip(trials, names, strict=True):
                 search.assign_folder(trial, name)
-            losses = runner.run([(fixed + values, name) for values, name in zip(chosen, names, strict=True)])
+            jobs = [(fixed + values, name) for values, name in zip(chosen, names, strict=True)]
+            losses = runner.run(jobs, by_bits=search_by_bits(spaces, runner.folder))
             for trial, name, loss in zip(trials, names, losses, strict=True):
                 search.finish(trial, loss, pruned=runner.was_pruned(name))
 

@@ -51,7 +51,7 @@ def sweep_figure(jobs: Sequence[Job]) -> Figure:
     keys = swept_keys(jobs)[:MAX_PANELS] or ["job"]
     columns = min(len(keys), 3)
     rows = -(-len(keys) // columns)
-    named = min(MAX_FAILED_NAMED, sum(job.val_loss > DIVERGED for job in jobs))
+    named = min(MAX_FAILED_NAMED, sum(job.score > DIVERGED for job in jobs))
     size = (max(5.2, 3.1 * columns), 2.8 * rows + 0.2 * named + 0.9)  # Including the legend.
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
@@ -63,9 +63,9 @@ def sweep_figure(jobs: Sequence[Job]) -> Figure:
     for axes in grid[len(keys) :]:
         axes.set_visible(False)
     for axes in grid[::columns]:
-        axes.set_ylabel(f"validation {NATS}".replace(" (", "\n("))
+        axes.set_ylabel("validation loss\n(bits per byte)" if jobs[0].by_bits else f"validation {NATS}".replace(" (", "\n("))
     grid[0].margins(y=0.12)  # Leaves room at the top for the jobs without a loss.
-    if jobs[0].val_loss > DIVERGED:
+    if jobs[0].score > DIVERGED:
         grid[0].set_yticks([])
     entries = {line.get_label(): line for line in grid[0].get_lines()}
     figure.legend(list(entries.values()), [str(label) for label in entries], loc="outside lower left", frameon=False)
@@ -78,8 +78,8 @@ def _draw_panel(axes: Axes, jobs: Sequence[Job], positions: dict[int, float]) ->
     Args:
         positions: The position of each job on the horizontal axis, by its id.
     """
-    good = [job for job in jobs if job.val_loss <= DIVERGED]
-    failed = [job for job in jobs if job.val_loss > DIVERGED]
+    good = [job for job in jobs if job.score <= DIVERGED]
+    failed = [job for job in jobs if job.score > DIVERGED]
     finished = [job for job in good if job.state == FINISHED]
     stopped = [job for job in good if job.state != FINISHED]
     for group, label, style in (
@@ -87,12 +87,12 @@ def _draw_panel(axes: Axes, jobs: Sequence[Job], positions: dict[int, float]) ->
         (stopped, "stopped early", {"color": BLUE, "markerfacecolor": "white"}),
     ):
         if group:
-            x, y = [positions[id(job)] for job in group], [job.val_loss for job in group]
+            x, y = [positions[id(job)] for job in group], [job.score for job in group]
             axes.plot(x, y, "o", markersize=6, label=label, **style)
     if good:
         best = good[0]
-        label = f"best: {best.val_loss:.4g}, {label_text(best.folder.name)}"
-        axes.plot(positions[id(best)], best.val_loss, "*", color=ORANGE, markeredgecolor=BLACK, markersize=15, label=label)
+        label = f"best: {best.score:.4g}, {label_text(best.folder.name)}"
+        axes.plot(positions[id(best)], best.score, "*", color=ORANGE, markeredgecolor=BLACK, markersize=15, label=label)
     if failed:
         names = [label_text(job.folder.name) for job in failed[:MAX_FAILED_NAMED]] + ["..."] * (len(failed) > MAX_FAILED_NAMED)
         label = "\n".join([f"at the top: no loss below {DIVERGED:g} ({len(failed)}):", *names])

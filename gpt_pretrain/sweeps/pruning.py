@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 
 from gpt_pretrain.runs.metadata import PRUNED, update_metadata
 from gpt_pretrain.sweeps.folder import STUDY
+from gpt_pretrain.sweeps.results import BITS_PER_BYTE, NATS_PER_TOKEN, varies_tokenizer
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.lit_module import GPTLitModule
 
@@ -40,16 +41,19 @@ class MedianPruning(Callback):
 
     def __init__(self, trial: RunningTrial, *, run_dir: Path) -> None:
         self.trial = trial
+        self.by_bits = varies_tokenizer(trial.keys)
         self.run_dir = run_dir
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         epoch = trainer.current_epoch + 1
-        behind = ranks.broadcast(ranks.is_main() and self.trial.should_prune(epoch, pl_module.val_loss))
+        score = pl_module.val_bits_per_byte if self.by_bits else pl_module.val_loss
+        behind = ranks.broadcast(ranks.is_main() and self.trial.should_prune(epoch, score))
         if behind and epoch < (trainer.max_epochs or 0) and not trainer.should_stop:
             log.info(
-                "Pruned after epoch %d: the validation loss of %.3f is worse than the median of the other jobs.",
+                "Pruned after epoch %d: the validation loss of %.3f %s is worse than the median of the other jobs.",
                 epoch,
-                pl_module.val_loss,
+                score,
+                BITS_PER_BYTE if self.by_bits else NATS_PER_TOKEN,
             )
             if ranks.is_main():
                 update_metadata(self.run_dir, state=PRUNED)

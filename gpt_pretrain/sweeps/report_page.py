@@ -32,7 +32,7 @@ from gpt_pretrain.runs.report.run_page import setup_facts
 from gpt_pretrain.runs.report.saving import REPORT
 from gpt_pretrain.sweeps.chart import sweep_figure
 from gpt_pretrain.sweeps.folder import CHART, STUDY, SUMMARY, SWEEP_SETTINGS
-from gpt_pretrain.sweeps.results import Job, best_command, best_job, ranking_rows, read_sweep, swept_keys
+from gpt_pretrain.sweeps.results import BITS_PER_BYTE, Job, best_command, best_job, ranking_rows, read_sweep, swept_keys
 from gpt_pretrain.system.files import write_text
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.reading import DamagedFileError, read_yaml
@@ -146,7 +146,7 @@ def _ranking_cells(jobs: Sequence[Job]) -> list[list[str]]:
 def _describe_best(best: Job, jobs: Sequence[Job]) -> dict[str, Any]:
     keys = swept_keys(jobs)
     settings = facts_table(*((key, best.settings.get(key, "not set")) for key in keys))
-    return {"loss": f"{best.val_loss:.4f}", "settings": settings, "name": _name(best), "href": _page_href(best)}
+    return {"loss": f"{best.score:.4f}", "unit": best.unit, "settings": settings, "name": _name(best), "href": _page_href(best)}
 
 
 def _pictures(jobs: Sequence[Job]) -> list[Picture]:
@@ -155,15 +155,17 @@ def _pictures(jobs: Sequence[Job]) -> list[Picture]:
     figure = sweep_figure(jobs[:MAX_JOBS])
     found = [make_picture(figure, "Loss by setting", alt, width="panels" if len(keys) > 1 else "wide")]
     runs = [read_run(job.folder) for job in jobs[:MAX_CURVES]]
-    curves = [run.series("val/loss", "eval/val_loss") for run in runs]
+    by_bits = any(job.by_bits for job in jobs)
+    curves = [run.series("val/bits_per_byte") if by_bits else run.series("val/loss", "eval/val_loss") for run in runs]
     if any(curves):
         labels = [
             f"{number}  " + (" ".join(f"{key}={job.settings.get(key, '-')}" for key in keys) or job.folder.name)
             for number, job in enumerate(jobs[:MAX_CURVES], start=1)
         ]
+        unit = {"unit": BITS_PER_BYTE} if by_bits else {}
         title = "Validation loss" if len(jobs) <= MAX_CURVES else f"Validation loss of the best {MAX_CURVES} jobs"
         alt = "Validation loss of the jobs by tokens seen. The best jobs are in color."
-        found.append(make_picture(overlay_figure({"validation": curves}, labels), title, alt, width="wide"))
+        found.append(make_picture(overlay_figure({"validation": curves}, labels, **unit), title, alt, width="wide"))
     return found
 
 

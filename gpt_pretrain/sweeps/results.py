@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,17 @@ from gpt_pretrain.sweeps.folder import SUMMARY
 from gpt_pretrain.system.files import write_text
 from gpt_pretrain.system.formatting import format_number, is_finite_number
 
-RESULT_COLUMNS = ("best_val_loss", "best_step", "val_loss", "train_loss", "tokens_seen", "tokens_per_second")
+RESULT_COLUMNS = (
+    "best_val_loss",
+    "best_bits_per_byte",
+    "best_step",
+    "val_loss",
+    "train_loss",
+    "tokens_seen",
+    "tokens_per_second",
+)
+
+NATS_PER_TOKEN, BITS_PER_BYTE = "nats per token", "bits per byte"
 
 
 @dataclass(frozen=True)
@@ -30,12 +40,14 @@ class Job:
         settings: The overrides of the job, by key.
         state: The state in the run metadata: "finished", "failed" and others.
         metadata: The run metadata.
+        by_bits: Whether the sweep is ranked by bits per byte, since its jobs have different tokenizers.
     """
 
     folder: Path
     settings: dict[str, str]
     state: str
     metadata: dict[str, Any] = field(repr=False)
+    by_bits: bool = False
 
     @property
     def result(self) -> dict[str, Any]:
@@ -45,12 +57,27 @@ class Job:
     @property
     def val_loss(self) -> float:
         """The lowest validation loss in nats per token; infinite if there is none."""
-        value = self.result.get("best_val_loss")
+        return self._number("best_val_loss")
+
+    @property
+    def score(self) -> float:
+        """The number that the job is ranked by, the lower the better: its bits per byte or its loss; infinite if unknown."""
+        return self._number("best_bits_per_byte") if self.by_bits else self.val_loss
+
+    @property
+    def unit(self) -> str:
+        """The unit of the score."""
+        return BITS_PER_BYTE if self.by_bits else NATS_PER_TOKEN
+
+    def _number(self, name: str) -> float:
+        value = self.result.get(name)
         return float(value) if is_finite_number(value) else math.inf
 
 
 def read_sweep(folder: Path) -> list[Job]:
-    """Return the jobs in a sweep's folder by ascending validation loss, those without one last.
+    """Return the jobs in a sweep's folder by ascending score, those without one last.
+
+    The score is the validation loss. Jobs with different tokenizers are ranked by bits per byte.
 
     A folder that is a link to a place outside of the sweep is left out: it is no job of this sweep.
     """
@@ -62,7 +89,27 @@ def read_sweep(folder: Path) -> list[Job]:
         pairs = map(split_override, stored_overrides(metadata))
         settings = {key: plain_value(value) for key, value in pairs}
         jobs.append(Job(path.parent, settings, str(metadata.get("state", "unknown")), metadata))
-    return sorted(jobs, key=lambda job: (job.val_loss, job.folder.name))
+    if has_different_tokenizers(jobs):
+        in_bits = [replace(job, by_bits=True) for job in jobs]
+        if all(job.score < math.inf for job in in_bits if job.val_loss < math.inf):  # earlier versions stored no bits per byte
+            jobs = in_bits
+    return sorted(jobs, key=lambda job: (job.score, job.folder.name))
+
+
+def has_different_tokenizers(jobs: Sequence[Job]) -> bool:
+    """Return whether jobs have different tokenizers, so that their losses per token cannot be compared."""
+    return len({str(name) for job in jobs if (name := job.metadata.get("tokenizer"))}) > 1
+
+
+def varies_tokenizer(keys: Iterable[str]) -> bool:
+    """Return whether a setting among these chooses the tokenizer."""
+    return any(key.partition(".")[0] == "tokenizer" for key in keys)
+
+
+def search_by_bits(keys: Iterable[str], folder: Path) -> bool:
+    """Return whether a search over these settings compares bits per byte, which jobs of earlier versions lack."""
+    jobs = read_sweep(folder)
+    return varies_tokenizer(keys) and all("best_bits_per_byte" in job.result for job in jobs if job.state in COMPLETE)
 
 
 def swept_keys(jobs: Sequence[Job]) -> list[str]:
@@ -79,7 +126,7 @@ def varied_keys(jobs: Sequence[Job]) -> set[str]:
 
 def best_job(jobs: Sequence[Job]) -> Job | None:
     """Return the best complete job; None if no job is complete and has a validation loss."""
-    return next((job for job in jobs if job.state in COMPLETE and job.val_loss < math.inf), None)
+    return next((job for job in jobs if job.state in COMPLETE and job.score < math.inf), None)
 
 
 def best_command(jobs: Sequence[Job], *, script: str = "train.py") -> str | None:
@@ -91,13 +138,29 @@ def best_command(jobs: Sequence[Job], *, script: str = "train.py") -> str | None
 def ranking_rows(jobs: Sequence[Job]) -> list[list[str]]:
     """Return the ranking as rows of text, the heading first."""
     keys = swept_keys(jobs)
-    rows = [["rank", *keys, "val loss", "at step", "train loss", "memorized", "tokens/s", "seconds", "state", "folder"]]
+    by_bits = any(job.by_bits for job in jobs)
+    rows = [
+        [
+            "rank",
+            *keys,
+            *(["bits per byte"] * by_bits),
+            "val loss",
+            "at step",
+            "train loss",
+            "memorized",
+            "tokens/s",
+            "seconds",
+            "state",
+            "folder",
+        ]
+    ]
     for job in jobs:
         result = job.result
         rows.append(
             [
                 _rank(job, jobs) or "-",
                 *(job.settings.get(key, "-") for key in keys),
+                *([format_number(result.get("best_bits_per_byte"), ".4f")] * by_bits),
                 format_number(result.get("best_val_loss"), ".4f"),
                 format_number(result.get("best_step"), "d"),
                 format_number(result.get("train_loss"), ".4f"),
@@ -161,8 +224,8 @@ def _escape_formula(cell: str) -> str:
 
 
 def _rank(job: Job, jobs: Sequence[Job]) -> str:
-    """Return the rank of a job, counted from 1; empty if it has no validation loss."""
-    return "" if job.val_loss == math.inf else str(1 + sum(other.val_loss < job.val_loss for other in jobs))
+    """Return the rank of a job, counted from 1; empty if it has no score."""
+    return "" if job.score == math.inf else str(1 + sum(other.score < job.score for other in jobs))
 
 
 def _memorized(result: dict[str, Any]) -> str:

@@ -56,14 +56,15 @@ class JobRunner:
         self.requested: list[str] = []
         self._next_number = 0
 
-    def run(self, batch: Sequence[tuple[Sequence[str], str]]) -> list[float | None]:
+    def run(self, batch: Sequence[tuple[Sequence[str], str]], *, by_bits: bool = False) -> list[float | None]:
         """Run the jobs of a batch that are not complete.
 
         Args:
             batch: The overrides and the folder name of each job.
+            by_bits: Whether jobs have different tokenizers, and are compared in bits per byte.
 
         Returns:
-            The lowest validation loss of each job; None for jobs that failed.
+            The lowest validation loss of each job, in nats per token or bits per byte; None for jobs that failed.
         """
         jobs = {name: overrides for overrides, name in batch}
         self.requested += [name for name in jobs if name not in self.requested]
@@ -73,7 +74,7 @@ class JobRunner:
                 _print(f"Skipped {skipped} of {len(batch)} jobs: {reason}.")
         if left:
             self._launch(left)
-        return [self._best_val_loss(name) for _, name in batch]
+        return [self._best_score(name, by_bits=by_bits) for _, name in batch]
 
     def was_pruned(self, name: str) -> bool:
         """Return whether the job in this folder was ended early because it fell behind the others."""
@@ -106,8 +107,9 @@ class JobRunner:
     def _state(self, name: str) -> str | None:
         return read_metadata(self.folder / name).get("state")
 
-    def _best_val_loss(self, name: str) -> float | None:
-        loss = metadata_section(read_metadata(self.folder / name), "result").get("best_val_loss")
+    def _best_score(self, name: str, *, by_bits: bool) -> float | None:
+        result = metadata_section(read_metadata(self.folder / name), "result")
+        loss = result.get("best_bits_per_byte" if by_bits else "best_val_loss")
         return loss if is_finite_number(loss) and self._state(name) in COMPLETE else None
 
 
@@ -171,12 +173,18 @@ def _summarize_runs(jobs: Sequence[Job], folder: Path, *, script: str) -> list[s
     if sampling:
         verb = "affects" if len(sampling) == 1 else "affect"
         lines.append(f"{' and '.join(sampling)} {verb} only the samples, not the training.")
+    if results.has_different_tokenizers(jobs):
+        lines.append(
+            "The jobs have different tokenizers, so they are ranked by bits per byte."
+            if jobs[0].by_bits
+            else "The jobs have different tokenizers, so their losses per token cannot be compared."
+        )
     best, command = results.best_job(jobs), results.best_command(jobs, script=script)
     if best is None:
         lines.append("No job has finished with a validation loss.")
     else:
         repeat = [" To repeat it:", f"\n  {command}"] if command is not None else []
-        lines.append("".join([f"Best: {best.val_loss:.4f} nats per token, in {display_path(best.folder)}.", *repeat]))
+        lines.append("".join([f"Best: {best.score:.4f} {best.unit}, in {display_path(best.folder)}.", *repeat]))
     files = [name for name in (REPORT, SUMMARY, CHART) if (folder / name).exists()]
     return [*lines, f"Files in {display_path(folder)}:", f"  {', '.join(files)}"]
 

@@ -222,6 +222,11 @@ class RunningTrial:
                 return cls(optuna.Trial(study, found._trial_id))
         return None
 
+    @property
+    def keys(self) -> list[str]:
+        """The settings that the search varies."""
+        return list(self.trial.params)
+
     def should_prune(self, epoch: int, val_loss: float) -> bool:
         """Report a validation loss, and return whether it is worse than the median of the other runs at this epoch."""
         reported = self.trial.study.get_trials(deepcopy=False)[self.trial.number].intermediate_values

@@ -95,6 +95,7 @@ class GPTLitModule(L.LightningModule):
         self.grad_norm = torch.tensor(math.nan)
         self.grad_norm_value: float | None = None
         self.val_loss = self.val_bits_per_byte = math.nan
+        self.bits_per_byte_of_loss = math.nan  # factor from nats per token to bits per byte, the same for all weights
         self.clock = TrainingClock()
         self.wants_stop = self.stop_asked = False
         self._skipped_in_row = 0  # batches and steps since the last update
@@ -256,6 +257,7 @@ class GPTLitModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         loss = self._val_totals.mean(ranks.all_reduce_sum)
         self.val_loss, self.val_bits_per_byte = loss.nats_per_token, loss.bits_per_byte
+        self.bits_per_byte_of_loss = loss.bits_per_byte / loss.nats_per_token if loss.nats_per_token else math.nan
         self.log("val/loss", self.val_loss, logger=False)  # for callbacks that monitor it
         self.clock.resume()
 

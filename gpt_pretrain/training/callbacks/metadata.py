@@ -80,6 +80,7 @@ class MetadataWriter(Checkpoint):
         train_losses, samples = self.losses.train_losses, [] if self.samples is None else self.samples.samples
         result: dict[str, Any] = {
             "best_val_loss": self.save.best_loss,
+            "best_bits_per_byte": self.save.best_loss * module.bits_per_byte_of_loss,
             "best_step": self.save.best_step if self.save.best_step >= 0 else None,
             "best_epoch": self.save.best_epoch if self.save.best_epoch >= 0 else None,
             "val_loss": module.val_loss,
