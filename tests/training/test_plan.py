@@ -13,6 +13,7 @@ from gpt_pretrain.commands import hydra_arguments
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.system.formatting import format_duration, format_seconds, format_si
 from gpt_pretrain.training.callbacks import time_left
 from gpt_pretrain.training.callbacks.samples import Samples
@@ -203,3 +204,12 @@ def test_numbers_have_two_or_three_digits(number: float, text: str) -> None:
 def test_durations_have_two_units() -> None:
     assert [format_duration(seconds) for seconds in (4.26, 61, 3_661, 90_000)] == ["4.3 s", "1 min 1 s", "1 h 1 min", "1 d 1 h"]
     assert [format_seconds(seconds) for seconds in (0.01234, 0.5, 2.345)] == ["12.3 ms", "500 ms", "2.35 s"]
+
+
+def test_a_large_embedding_is_named_with_what_helps() -> None:
+    sizes = {"context_length": 16, "emb_dim": 32, "n_heads": 2, "n_layers": 1, "drop_rate": 0.0, "qkv_bias": False}
+    large = GPTConfig(vocab_size=50257, tie_embeddings=False, **sizes)
+    (line,) = dry_run._embedding_lines(2 * 50257 * 32 + 10_000, large, typed=True)
+    assert "of 50,257 tokens take 100% of the parameters; tokenizer=bpe trains a smaller vocabulary" in line
+    assert "tokenizer=bpe" not in dry_run._embedding_lines(2 * 50257 * 32 + 10_000, large, typed=False)[0]
+    assert dry_run._embedding_lines(50257 * 32 * 4, GPTConfig(vocab_size=50257, **sizes), typed=True) == []

@@ -10,6 +10,7 @@ from pathlib import Path
 import lightning as L
 
 from gpt_pretrain.config.schema import TrainSettings
+from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.runs.folder import display_path
 from gpt_pretrain.system.devices import accelerator_device
 from gpt_pretrain.system.formatting import format_duration, format_rounded, format_seconds, format_si
@@ -25,6 +26,9 @@ from gpt_pretrain.training.planning.schedule_checks import describe_resumed_rate
 from gpt_pretrain.training.planning.time_checks import costly_orthogonalization, late_checkpoint, time_warnings
 from gpt_pretrain.training.preflight import TrainingSetup
 from gpt_pretrain.training.run_length import steps_per_epoch
+
+LARGE_EMBEDDING = 1 / 3  # share of the parameters
+SMALL_VOCABULARY = 5000  # tokens; a smaller one would hardly help
 
 
 def dry_run(setup: TrainingSetup) -> str:
@@ -58,6 +62,7 @@ def dry_run(setup: TrainingSetup) -> str:
     rate = describe_resumed_rate(context)
     lines = [
         *facts,
+        *_embedding_lines(module.model.num_parameters(), config, typed=setup.start.architecture is None),
         *([] if rate is None else [rate]),
         *_cost_lines(plan, measured, settings, memory),
         *_time_lines(plan, measured, times),
@@ -101,6 +106,21 @@ def _cost_lines(plan: TrainingPlan, measured: Measurements, settings: TrainSetti
         *_traffic_lines(plan),
         f"disk    at most {format_si(plan.disk, 'B')}, in checkpoints of {format_si(plan.checkpoint, 'B')} each; "
         f"{format_si(free_disk(run_dir), 'B')} free in {display_path(nearest_folder(run_dir))}",
+    ]
+
+
+def _embedding_lines(n_parameters: int, config: GPTConfig, *, typed: bool) -> list[str]:
+    """Say how much of the model its vocabulary takes, if that is more than LARGE_EMBEDDING.
+
+    Args:
+        typed: Whether the run may choose another vocabulary.
+    """
+    share = config.vocab_size * config.emb_dim * (1 if config.tie_embeddings else 2) / n_parameters
+    if share <= LARGE_EMBEDDING:
+        return []
+    advice = "; tokenizer=bpe trains a smaller vocabulary on the text" * (typed and config.vocab_size > SMALL_VOCABULARY)
+    return [
+        f"vocab   the embedding and the output layer of {config.vocab_size:,} tokens take {share:.0%} of the parameters{advice}"
     ]
 
 

@@ -1,0 +1,88 @@
+"""Jobs with different tokenizers are compared in bits per byte: in the ranking, on the chart, on the page, in a search."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt_pretrain.sweeps.chart import sweep_figure
+from gpt_pretrain.sweeps.report_page import save_sweep_page
+from gpt_pretrain.sweeps.results import best_job, ranking_rows, read_sweep, search_by_bits, write_ranking
+from gpt_pretrain.sweeps.runner import JobRunner, print_sweep_summary
+from tests.conftest import TINY_RUN
+
+Script = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def make_sweep(folder: Path, jobs: dict[str, tuple[str, float, float | None]]) -> Path:
+    """Write the metadata of jobs: their tokenizer, loss and bits per byte."""
+    for name, (tokenizer, loss, bits) in jobs.items():
+        result: dict[str, Any] = {"best_val_loss": loss} | ({} if bits is None else {"best_bits_per_byte": bits})
+        words = [f"tokenizer.vocab_size={name}"]
+        metadata = {"state": "finished", "overrides": words, "swept": words, "tokenizer": tokenizer, "result": result}
+        (folder / name).mkdir(parents=True)
+        (folder / name / "run.json").write_text(json.dumps(metadata))
+    return folder
+
+
+JOBS = {"512": ("bpe-512@000000000000", 4.0, 2.5), "1024": ("bpe-1024@000000000000", 4.5, 2.25)}
+
+
+def test_bits_per_byte_decide_and_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_sweep(tmp_path, JOBS)
+    jobs = read_sweep(folder)
+    assert [job.folder.name for job in jobs] == ["1024", "512"]
+    assert best_job(jobs) is jobs[0] and (jobs[0].score, jobs[0].unit) == (2.25, "bits per byte")
+    rows = ranking_rows(jobs)
+    assert rows[0][:4] == ["rank", "tokenizer.vocab_size", "bits per byte", "val loss"]
+    assert [row[:4] for row in rows[1:]] == [["1", "1024", "2.2500", "4.5000"], ["2", "512", "2.5000", "4.0000"]]
+    assert "bits per byte" in sweep_figure(jobs).axes[0].get_ylabel()
+    write_ranking(jobs, folder)
+    assert (folder / "summary.csv").read_text().splitlines()[1].startswith("1,1024,4.5,2.25,")
+    save_sweep_page(folder)
+    assert "bits per byte" in (folder / "report.html").read_text(encoding="utf-8")
+    print_sweep_summary(folder, script="train.py")
+    shown = capsys.readouterr().out
+    assert "The jobs have different tokenizers, so they are ranked by bits per byte." in shown
+    assert "Best: 2.2500 bits per byte" in shown
+
+
+def test_jobs_of_earlier_versions_are_ranked_by_their_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_sweep(tmp_path, JOBS | {"300": ("byte", 1.0, None)})
+    jobs = read_sweep(folder)
+    assert [job.folder.name for job in jobs] == ["300", "512", "1024"]
+    assert "bits per byte" not in ranking_rows(jobs)[0]
+    print_sweep_summary(folder, script="train.py")
+    assert "so their losses per token cannot be compared" in capsys.readouterr().out
+
+
+def test_jobs_with_one_tokenizer_are_ranked_by_their_loss(tmp_path: Path) -> None:
+    jobs = read_sweep(make_sweep(tmp_path, {"1": ("byte", 2.0, 1.0), "2": ("byte", 1.0, math.pi)}))
+    assert [job.folder.name for job in jobs] == ["2", "1"]
+    assert not jobs[0].by_bits
+
+
+def test_a_search_over_tokenizers_minimizes_bits_per_byte(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path / "a", JOBS)
+    runner = JobRunner(folder, launch=lambda jobs, number: None, common=[])
+    batch = [([f"tokenizer.vocab_size={name}"], name) for name in JOBS]
+    assert runner.run(batch, by_bits=search_by_bits(["tokenizer.vocab_size"], folder)) == [2.5, 2.25]
+    assert runner.run(batch, by_bits=search_by_bits(["optimizer.lr"], folder)) == [4.0, 4.5]
+    assert not search_by_bits(["tokenizer.vocab_size"], make_sweep(tmp_path / "b", {"1": ("byte", 1.0, None)}))
+
+
+def test_a_sweep_over_vocabulary_sizes_says_how_it_ranks(script: Script, tmp_path: Path) -> None:
+    base = [word for word in TINY_RUN if not word.startswith("tokenizer")]
+    done = script("train.py", "-m", *base, "trainer.max_steps=2", "tokenizer=bpe", "tokenizer.vocab_size=260,300")
+    assert done.returncode == 0, done.stderr
+    assert "so they are ranked by bits per byte" in done.stdout
+    (sweep,) = (tmp_path / "outputs" / "multirun").iterdir()
+    jobs = read_sweep(sweep)
+    assert sorted(job.settings["tokenizer.vocab_size"] for job in jobs) == ["260", "300"]
+    assert all(0 < job.score < 12 for job in jobs) and jobs[0].by_bits
