@@ -55,7 +55,11 @@ def infer_architecture(
         **declared,
         **seen,
     }
-    if any(name not in fields for name in ("vocab_size", "context_length", "emb_dim")) or not slots.keys() & EMBEDDINGS:
+    if (
+        any(name not in fields for name in ("vocab_size", "context_length", "emb_dim"))
+        or not slots.keys() & EMBEDDINGS
+        or seen["n_layers"] == 0
+    ):
         raise UserError(_no_gpt2(source, slots))
     _check_sizes(source, fields)
     fields["n_heads"], head_problems = _count_heads(source, fields, n_heads)
@@ -150,15 +154,15 @@ def _kind(slot: TensorSlot) -> str:
 
 
 def _no_gpt2(source: WeightSource, slots: Slots) -> str:
-    """Return the message on tensors without embeddings whose names a known layout has."""
-    if EMBEDDING in slots:
-        return (
-            f"{source.name} is not a GPT-2: it has a token embedding ({slots[EMBEDDING].name}), but no position embedding, "
-            "which GPT-2 has and models with rotary or fixed positions do not."
-        )
-    names = list(source.tensors)
-    example = f" Its {len(names):,} tensors have names such as {short_repr(names[0])}." if names else ""
-    return f"{source.name} is not a GPT-2: it has no token and position embeddings with a known name.{example}"
+    """Return the message on tensors of which too few have a name that a known layout has."""
+    names = [name for name in source.tensors if not any(stored.name == name for stored in slots.values())]
+    example = f" {len(names):,} tensors have other names, such as {short_repr(names[0])}." if names else ""
+    if EMBEDDING not in slots:
+        return f"{source.name} is not a GPT-2: it has no token and position embeddings with a known name.{example}"
+    found = f"{source.name} is not a GPT-2: it has a token embedding ({slots[EMBEDDING].name}), but no"
+    if TensorSlot("pos_emb.weight") in slots:
+        return f"{found} transformer blocks with known names.{example}"
+    return f"{found} position embedding, which GPT-2 has and models with rotary or fixed positions do not.{example}"
 
 
 def _check_sizes(source: WeightSource, fields: dict[str, Any]) -> None:

@@ -42,7 +42,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 # Weights in formats of other libraries, by the name of their file, with where to find those for PyTorch.
 CONVERT = "Convert them with a version of transformers before 5: GPT2LMHeadModel.from_pretrained(FOLDER, {option}=True)"
 OTHER_FORMATS = {
-    r"checkpoint|.*\.ckpt\b.*\.(index|meta|data-\d+-of-\d+)|saved_model\.pb|.*\.tflite": (
+    r".*\.(index|meta|data-\d+-of-\d+)|saved_model\.pb|.*\.tflite": (
         "TensorFlow",
         "OpenAI's GPT-2 is named gpt2, gpt2-medium, gpt2-large or gpt2-xl.",
     ),

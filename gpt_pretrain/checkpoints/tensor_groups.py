@@ -74,7 +74,7 @@ def group_tensors(name: str, tensors: Mapping[str, StoredTensor]) -> TensorGroup
         if is_causal_mask(stored.name) and _is_square_or_number(stored):
             if not _is_causal(stored):
                 misfits.conflicts.append(f"{stored.name} is not a causal mask, as with local attention")
-        elif not is_position_list(stored.name):
+        elif not (isinstance(stored.dtype, str) and is_position_list(stored.name)):
             found = find_slot(stored.name)
             if found is None:
                 rest.append(stored)
@@ -93,7 +93,7 @@ def group_tensors(name: str, tensors: Mapping[str, StoredTensor]) -> TensorGroup
     misfits.causes += _shape_causes(groups.slots)
     if not groups.slots and not misfits:
         misfits.causes.append("it holds no tensors of a GPT-2.")
-    if (misfits.unknown or EMBEDDING not in groups.slots) and (kind := foreign_kind(tensors)) is not None:
+    if (misfits.unknown or not {EMBEDDING, POSITIONS} <= groups.slots.keys()) and (kind := foreign_kind(tensors)) is not None:
         misfits.causes.append(f"it holds {kind[0]} ({kind[1]}). Only GPT-2 models can be read.")
     return groups
 
@@ -193,10 +193,8 @@ def _judge_rest(groups: TensorGroups, rest: list[StoredTensor], base: str, compa
             else:
                 cause = f"it has {head} ({stored.name}) instead of one for tokens, so it cannot generate text."
                 groups.misfits.causes.append(cause)
-        elif is_training_state(inner):
-            groups.leave_out("the state of a loss or metric", stored.name)
-        elif not name.startswith(base) and len(stored.shape) < 2 and isinstance(stored.dtype, str):
-            groups.leave_out("a counter of the training program", stored.name)
+        elif is_training_state(inner) or (not name.startswith(base) and len(stored.shape) < 2 and isinstance(stored.dtype, str)):
+            groups.leave_out("the state of a loss, a metric or a counter", stored.name)
         else:
             groups.misfits.unknown.append(stored.name)
 

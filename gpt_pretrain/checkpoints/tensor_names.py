@@ -29,7 +29,7 @@ BLOCK_TENSOR = re.compile(
 )
 TOP_TENSOR = re.compile(rf"(?P<module>{_any_of(TOP_MODULES)})\.{PARAMETER}")
 CAUSAL_MASK = re.compile(rf"(?:.*\.)?(?:{_any_of(BLOCK_LISTS)})\.\d{{1,6}}\.attn?\.(?:mask|bias|masked_bias|causal_mask|tril)")
-POSITION_IDS = re.compile(r"(?:.*\.)?(?:position_ids|pos_ids)")
+POSITION_IDS = re.compile(r"(?:.*\.)?(?:position_ids|pos_ids|positions?|pos)")
 
 # Names of tensors that tell which other model or storage format a file holds; the first that matches is named.
 FOREIGN = {
@@ -58,7 +58,8 @@ FOREIGN = {
     "an OPT or BART": r"decoder\.layers\.\d+\.self_attn\.",
     "a model of Megatron-LM": r"language_model\.|layers\.\d+\.self_attention\.linear_qkv",
     "a model of LitGPT": r"h\.\d+\.(attn\.(attn|qkv)|norm_1)\.",
-    "a nanochat model": r"h\.\d+\.attn\.c_[qkv]\.",
+    "a nanochat model in its own layout; convert it to transformers' NanoChatForCausalLM": r"h\.\d+\.attn\.c_[qkv]\.",
+    "a model with rotary positions": r"(^|\.)(rotary\w*|inv_freq|freqs_cis|(cos|sin)(_cached)?)(\.|$)",
     "a model with one module for each attention head, and ReLU": r"blocks\.\d+\.sa\.heads\.|token_embedding_table\.",
 }
 # Output heads with another purpose. Those of the first kind stand beside the language model's own head.
@@ -119,7 +120,7 @@ def is_causal_mask(name: str) -> bool:
 
 
 def is_position_list(name: str) -> bool:
-    """Return whether a tensor is a list of all positions by its name, which GPTModel computes instead of loading."""
+    """Return whether a tensor of whole numbers lists all positions by its name, which GPTModel computes instead of loading."""
     return POSITION_IDS.fullmatch(without_wrappers(name)) is not None
 
 

@@ -101,6 +101,10 @@ def test_a_folder_with_one_file_of_weights_stands_for_it(tmp_path: Path, theirs:
         ({"config.json": "{}", "tf_model.h5": ""}, "tf_model.h5 holds weights for TensorFlow"),
         ({"model.onnx": ""}, "model.onnx holds weights for ONNX"),
         ({"config.json": "{}"}, "has a config.json, but none of these files of weights"),
+        (
+            {"checkpoint": "", "model-1000.index": "", "model-1000.data-00000-of-00001": "", "hparams.json": "{}"},
+            "for TensorFlow",
+        ),
         ({"notes.txt": "x"}, "holds no model"),
     ],
 )

@@ -57,6 +57,7 @@ WRAPPED: dict[str, Callable[[State], State]] = {
         for name, value in state.items()
     },
     "no prefix of its own": lambda state: {name.removeprefix("transformer."): value for name, value in state.items()},
+    "gradients of each sample": lambda state: prefixed(state, "_module."),
     "one name for all": lambda state: {name.replace("transformer.", "gpt2_model."): value for name, value in state.items()},
     "TRL": lambda state: (
         prefixed(state, "pretrained_model.") | {"v_head.summary.weight": torch.ones(1, 48), "v_head.summary.bias": torch.ones(1)}
@@ -176,7 +177,7 @@ REFUSED: dict[str, tuple[Callable[[State], State], str]] = {
     ),
     "nothing known": (
         lambda state: {f"layer{number}.weight": torch.ones(3, 3) for number in range(150)},
-        "is not a GPT-2: it has no token and position embeddings with a known name. Its 150 tensors have names such as 'layer0.weight'",
+        "is not a GPT-2: it has no token and position embeddings with a known name. 150 tensors have other names, such as 'layer0.weight'",
     ),
 }
 
@@ -338,3 +339,28 @@ def test_counters_averages_and_metrics_are_left_out(tmp_path: Path, theirs: GPT2
 def test_a_model_without_learned_positions_is_named(tmp_path: Path, theirs: GPT2LMHeadModel) -> None:
     torch.save({name: value for name, value in theirs.state_dict().items() if "wpe" not in name}, tmp_path / "x.pt")
     assert "it has a token embedding (transformer.wte.weight), but no position embedding" in refusal(tmp_path / "x.pt")
+
+
+def test_a_layout_of_another_program_is_named(tmp_path: Path, theirs: GPT2LMHeadModel) -> None:
+    state = theirs.state_dict()
+    without_positions = {name: value for name, value in as_unfused(to_nanogpt(state)).items() if "wpe" not in name}
+    torch.save(without_positions, tmp_path / "model_000100.pt")
+    assert "convert it to transformers' NanoChatForCausalLM" in refusal(tmp_path / "model_000100.pt")
+    torch.save(state | {"transformer.h.0.attn.rotary_emb.inv_freq": torch.ones(6)}, tmp_path / "x.pt")
+    assert "it holds a model with rotary positions" in refusal(tmp_path / "x.pt")
+    torch.save({name.replace(".h.", ".h.layer_"): value for name, value in state.items()}, tmp_path / "x.pt")
+    assert "but no transformer blocks with known names. 36 tensors have other names, such as 't" in refusal(tmp_path / "x.pt")
+
+
+def test_only_whole_numbers_are_a_list_of_positions(tmp_path: Path, theirs: GPT2LMHeadModel) -> None:
+    torch.save(theirs.state_dict() | {"transformer.pos": torch.arange(CONTEXT)}, tmp_path / "x.pt")
+    assert same(load_pretrained(tmp_path / "x.pt", n_heads=4), theirs)
+    torch.save(theirs.state_dict() | {"transformer.position_ids": torch.ones(CONTEXT, 48)}, tmp_path / "x.pt")
+    assert "does not belong to the model (transformer.position_ids)" in refusal(tmp_path / "x.pt")
+
+
+def test_an_old_half_precision_pickle_by_the_name_of_a_pickle_is_read(tmp_path: Path) -> None:
+    model = hugging_face().half().float()
+    state = {name.replace("lm_head.weight", "lm_head.decoder.weight"): value.half() for name, value in model.state_dict().items()}
+    torch.save(state, tmp_path / "medium_ft.pkl", _use_new_zipfile_serialization=False)
+    assert same(load_pretrained(tmp_path / "medium_ft.pkl", n_heads=4), model)
