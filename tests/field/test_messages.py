@@ -80,6 +80,14 @@ CASES = {
         (*TEXT, "data.path=text.txt", "init_from=./gone.pt"),
         "Check the path, or give a model on the hub",
     ),
+    "weights_that_were_not_downloaded": (
+        (*TEXT, "data.path=text.txt", "init_from=pointer.pt"),
+        "pointer.pt is a Git LFS pointer, not weights. It stands for a file that was not downloaded.",
+    ),
+    "weights_of_tensorflow": (
+        (*TEXT, "data.path=text.txt", "init_from=run1"),
+        "holds weights for TensorFlow. Only those for PyTorch can be read",
+    ),
 }
 
 
@@ -88,6 +96,9 @@ def files(tmp_path: Path) -> None:
     """Write the files that the commands name."""
     text = "The quick brown fox jumps over the lazy dog. " * 60
     (tmp_path / "text.txt").write_text(text)
+    (tmp_path / "pointer.pt").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 123\n")
+    (tmp_path / "run1").mkdir()
+    (tmp_path / "run1" / "model-1000.index").touch()
     (tmp_path / "western.txt").write_bytes(("Déjà vu à la fenêtre. " * 60).encode("latin-1"))
     (tmp_path / "damaged.txt").write_bytes("Déjà vu à la fenêtre. ".encode() * 60 + b"\xff" + b" and more" * 9)
     (tmp_path / "half.txt").write_bytes(b"\xff\xfe" + text.encode("utf-16-le") + b"\x00\xd8\x20\x00")
