@@ -70,6 +70,22 @@ CASES = {
         (*TEXT, "data.path=damaged.txt"),
         "The rest of the text is UTF-8. Leave out the damaged characters:",
     ),
+    "old_japanese": (
+        (*PREPARE, "japanese.txt"),
+        "is a text in ISO-2022-JP. Convert it first, for example with: iconv -f ISO-2022-JP",
+    ),
+    "surrogates": (
+        (*TEXT, "data.path=surrogates.txt"),
+        "It is UTF-8 with surrogates, which a converter left behind. Mend them: python -c",
+    ),
+    "two_columns": (
+        (*PREPARE, "two.csv"),
+        "two.csv has 2 columns with the name text. Rename all but the one that contains the text.",
+    ),
+    "only_settings": (
+        (*TEXT, "data.path=settings.zip"),
+        "1 JSON object without a field text (a.json). Name the field or column that contains the text with data.text_field=: title.",
+    ),
     "half_a_utf16": ((*PREPARE, "half.txt"), "it begins like UTF-16"),
     "links_to_nothing": ((*PREPARE, "links"), "more are links to missing files, so their text would be missing."),
     "floats_as_tokens": ((*SHARDS, "data.path=floats"), "it has the shape (100,) and the type float32"),
@@ -103,6 +119,11 @@ def files(tmp_path: Path) -> None:
     (tmp_path / "damaged.txt").write_bytes("Déjà vu à la fenêtre. ".encode() * 60 + b"\xff" + b" and more" * 9)
     (tmp_path / "half.txt").write_bytes(b"\xff\xfe" + text.encode("utf-16-le") + b"\x00\xd8\x20\x00")
     (tmp_path / "bracket.json").write_text('[{"text": "some"}}, {"text": "more"}]')
+    (tmp_path / "japanese.txt").write_bytes("これは日本語の文章です。".encode("iso2022_jp"))
+    (tmp_path / "surrogates.txt").write_bytes(b"x \xed\xa0\xbd\xed\xb8\x80 y\n")
+    (tmp_path / "two.csv").write_text("text,text\na,b\n")
+    with zipfile.ZipFile(tmp_path / "settings.zip", "w") as archive:
+        archive.writestr("a.json", '{"title": "x"}')
     (tmp_path / "lists.jsonl").write_text('["text"]\n' * 3)
     (tmp_path / "numbers.jsonl").write_text('{"text": 5}\n' * 3)
     for name, method in (("rare.zip", zipfile.ZIP_LZMA), ("locked.zip", zipfile.ZIP_STORED)):
