@@ -1,7 +1,7 @@
 """Read a tokenizer from the files in which programs keep it: of a folder, of a model on the hub, or a single file.
 
 Known are transformers' tokenizer.json, GPT-2's vocab.json with merges.txt, BERT's vocab.txt, and what stands beside them; ranks
-of tiktoken; and nanoGPT's meta.pkl.
+of tiktoken; SentencePiece's models; and nanoGPT's meta.pkl.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from gpt_pretrain.tokenizers.nanogpt_meta import META, read_meta
 from gpt_pretrain.tokenizers.tables import restore_table
 from gpt_pretrain.tokenizers.vocabulary_formats import (
     from_ranks,
+    from_sentencepiece,
     from_tokenizer_json,
     from_vocab_and_merges,
     from_word_pieces,
@@ -65,7 +66,7 @@ def read_tokenizer_file(path: Path) -> Tokenizer:
         if path.suffix == ".pkl":
             return read_meta(content, end_of_text=False, label=label)
         if path.suffix == ".model":
-            raise UserError(explain_sentencepiece(str(path)))
+            return from_sentencepiece(content, _beside(_folder_reader(path.parent)), label=path.stem)
         if path.suffix == ".json" and not prefix and name not in (VOCAB_JSON, TOKENIZER_JSON, TABLE_JSON, ALIASES[VOCAB_JSON]):
             return from_tokenizer_json(content, FilesBeside(), label=path.stem)  # such as my-tokenizer.json
     except DamagedFileError as error:
@@ -119,25 +120,16 @@ def read_tokenizer(read: ReadFile, *, label: str, location: str) -> Tokenizer | 
             return from_vocab_and_merges(content, read(MERGES), _beside(read), label=label)
         if (content := read(name := VOCAB_TXT)) is not None:
             return from_word_pieces(content, _beside(read), label=label)
+        for name in SENTENCEPIECE:
+            if (content := read(name)) is not None:
+                return from_sentencepiece(content, _beside(read), label=label)
         if (content := read(name := META)) is not None:
             return read_meta(content, end_of_text=False, label=label)
         if (content := read(name := TABLE_JSON)) is not None:
             return restore_table(label, parse_tokenizer_json(content))
     except DamagedFileError as error:
         raise UserError(f"{location}: {name} cannot be used as a tokenizer: {error}.") from error
-    for name in SENTENCEPIECE:
-        if read(name) is not None:
-            raise UserError(explain_sentencepiece(f"{location}/{name}"))
     return None
-
-
-def explain_sentencepiece(place: str) -> str:
-    """Return the message for a vocabulary in the format of SentencePiece."""
-    return (
-        f"{place} is a SentencePiece model, which is not read. Convert it once: "
-        "python -c \"from transformers import AutoTokenizer as T; T.from_pretrained('FOLDER').save_pretrained('NEW')\", and use "
-        "the tokenizer.json in NEW."
-    )
 
 
 def _beside(read: ReadFile) -> FilesBeside:

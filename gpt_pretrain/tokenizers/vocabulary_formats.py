@@ -21,6 +21,7 @@ from gpt_pretrain.tokenizers.definition import (
     vocabulary_of,
 )
 from gpt_pretrain.tokenizers.ranks import CL100K_PATTERN, KNOWN_RANKS, RankFile, ranks_to_fields
+from gpt_pretrain.tokenizers.sentencepiece_model import sentencepiece_fields
 from gpt_pretrain.tokenizers.tiktoken_bpe import gpt2_merges, gpt2_vocabulary, load_tiktoken
 from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer
 
@@ -92,6 +93,14 @@ def from_word_pieces(content: bytes, beside: FilesBeside, *, label: str) -> Toke
     named = {token.content for token in beside.tokens}
     own = [NamedToken(token) for token in BERT_SPECIALS if token in vocab and token not in named]
     return _finish(fields, replace(beside, tokens=(*own, *beside.tokens)), label=label)
+
+
+def from_sentencepiece(content: bytes, beside: FilesBeside, *, label: str) -> Tokenizer:
+    """Return the tokenizer of a SentencePiece model, or of ranks, which newer models of Llama keep under the same name."""
+    if not content.startswith(b"\n"):  # the number and type of the first field
+        return from_ranks(content, label=label)
+    fields, end = sentencepiece_fields(content)
+    return _finish(fields, replace(beside, config={"eos_token": end, **beside.config}), label=label)
 
 
 def from_ranks(content: bytes, *, label: str) -> Tokenizer:

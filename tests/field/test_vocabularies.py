@@ -173,7 +173,7 @@ def test_a_vocabulary_without_an_end_of_text_gets_one_for_new_weights(tmp_path: 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("tokenizer.model", b"\n\x0e\n\x05<unk>", "is a SentencePiece model, which is not read. Convert it once"),
+        ("tokenizer.model", b"\n\x0e\n\x05<unk>", "it is not a SentencePiece model, or is cut off"),
         ("vocab.json", b"{}", "the merges.txt that belongs to it is missing"),
         ("tokenizer.json", b"{}", "has no model with a vocabulary"),
         ("x.tiktoken", b"hello world\n", "is not a token in base64 and its number"),

@@ -1,0 +1,175 @@
+"""SentencePiece's `.model` files as the fields of a tokenizer.json, so that no other library reads a stranger's file.
+
+Source: sentencepiece_model.proto of google/sentencepiece, and transformers' convert_slow_tokenizer.py for the merges.
+"""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from gpt_pretrain.system.reading import DamagedFileError, short_repr
+from gpt_pretrain.tokenizers.definition import MAX_VOCABULARY, added_token
+
+UNIGRAM, BPE = 1, 2  # values of model_type
+UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 2, 3, 4, 5  # types of pieces
+MAX_PIECE, MAX_CHARACTERS = 1000, 20_000_000  # characters of one piece, and of all; each may be cut anywhere into a merge
+SPACE = "▁"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A token with its score, which is the better the likelier it is, and its type."""
+
+    text: str
+    score: float = 0.0
+    kind: int = 1
+
+
+def sentencepiece_fields(content: bytes) -> tuple[dict[str, Any], str | None]:
+    """Return the fields of a tokenizer.json for the content of a SentencePiece model, and its end of text.
+
+    Raises:
+        DamagedFileError: If it is damaged, or a model that the tokenizers library cannot run with the same ids.
+    """
+    pieces, trainer, rules = _parse_model(content)
+    unk_id, eos_id = int(trainer.get(40, 0)), int(trainer.get(42, 2))
+    if not 0 <= unk_id < len(pieces) or pieces[unk_id].kind != UNKNOWN:
+        raise DamagedFileError("it has no token for unknown text")
+    kind, byte_fallback = int(trainer.get(3, UNIGRAM)), bool(trainer.get(35, 0))
+    prefix, squeeze = bool(rules.get(3, 1)), bool(rules.get(4, 1))
+    _check_supported(pieces, kind, rules, is_suffix=bool(trainer.get(24, 0)), changes_spaces=prefix or squeeze)
+    if kind == UNIGRAM:
+        vocab: Any = [[piece.text, piece.score] for piece in pieces]
+        model = {"type": "Unigram", "vocab": vocab, "unk_id": unk_id, "byte_fallback": byte_fallback}
+    else:
+        vocab = {piece.text: token_id for token_id, piece in enumerate(pieces)}
+        model = {"type": "BPE", "vocab": vocab, "merges": _merges(pieces, vocab), "unk_token": pieces[unk_id].text}
+        model |= {"fuse_unk": True, "byte_fallback": byte_fallback}
+    fields = {"model": model, "normalizer": _normalizer(rules.get(2, b""), prefix=prefix, squeeze=squeeze), "decoder": DECODER}
+    added = [
+        added_token(piece.text, token_id)
+        for token_id, piece in enumerate(pieces)
+        if piece.kind in (UNKNOWN, CONTROL, USER_DEFINED)
+    ]
+    end = pieces[eos_id].text if 0 <= eos_id < len(pieces) and pieces[eos_id].kind == CONTROL else None
+    return fields | {"added_tokens": added}, end
+
+
+DECODER = {
+    "type": "Sequence",
+    "decoders": [{"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}],
+}
+
+
+def _check_supported(pieces: list[Piece], kind: int, rules: dict[int, Any], *, is_suffix: bool, changes_spaces: bool) -> None:
+    """Check that the tokenizers library gives the ids of SentencePiece.
+
+    Raises:
+        DamagedFileError: If it may not.
+    """
+    kinds = {piece.kind for piece in pieces}
+    if kind not in (UNIGRAM, BPE):
+        raise DamagedFileError("it is neither a unigram model nor a byte-pair encoding")
+    if is_suffix or not rules.get(5, 1):
+        raise DamagedFileError("it writes blanks in a way that is not read")
+    if UNUSED in kinds or (USER_DEFINED in kinds and changes_spaces):
+        raise DamagedFileError(
+            "it has tokens of its user, or unused ones, which are not read with the same ids; its tokenizer.json is"
+        )
+
+
+def _normalizer(charsmap: Any, *, prefix: bool, squeeze: bool) -> dict[str, Any]:
+    steps: list[dict[str, Any]] = []
+    if charsmap:
+        steps.append({"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode()})
+    if squeeze:
+        steps.append({"type": "Strip", "strip_left": True, "strip_right": True})
+        steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
+    if prefix:
+        steps.append({"type": "Prepend", "prepend": SPACE})
+    steps.append({"type": "Replace", "pattern": {"String": " "}, "content": SPACE})
+    return {"type": "Sequence", "normalizers": steps}
+
+
+def _merges(pieces: list[Piece], vocab: dict[str, int]) -> list[list[str]]:
+    """Return the merges that lead to the pieces of a byte-pair encoding, those of the likeliest piece first."""
+    merges = []
+    for piece in pieces:
+        cuts = ((piece.text[:cut], piece.text[cut:]) for cut in range(1, len(piece.text)))
+        found = [(left, right) for left, right in cuts if left in vocab and right in vocab]
+        found.sort(key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
+        merges += [(piece.score, left, right) for left, right in found]
+    merges.sort(key=lambda merge: (merge[0], len(merge[1]), len(merge[2])), reverse=True)
+    return [[left, right] for _, left, right in merges]
+
+
+def _parse_model(content: bytes) -> tuple[list[Piece], dict[int, Any], dict[int, Any]]:
+    """Return the pieces, the fields of the trainer's settings, and those of the normalization, by their numbers."""
+    pieces, trainer, rules = list[Piece](), dict[int, Any](), dict[int, Any]()
+    for number, value in _fields(content):
+        if number == 1:
+            fields = dict(_fields(_as_bytes(value)))
+            try:
+                text = _as_bytes(fields.get(1, b"")).decode()
+            except UnicodeDecodeError as error:
+                raise DamagedFileError("one of its tokens is not UTF-8") from error
+            score, kind = fields.get(2, 0.0), fields.get(3, 1)
+            if not text or len(text) > MAX_PIECE or not isinstance(score, float) or not isinstance(kind, int) or score != score:
+                raise DamagedFileError(f"its token {short_repr(text)} is not one")
+            pieces.append(Piece(text, score, kind))
+        elif number in (2, 3):
+            (trainer if number == 2 else rules).update(_fields(_as_bytes(value)))
+    if not 0 < len(pieces) <= MAX_VOCABULARY or sum(len(piece.text) for piece in pieces) > MAX_CHARACTERS:
+        raise DamagedFileError(f"it has {len(pieces):,} tokens")
+    if len({piece.text for piece in pieces}) < len(pieces):
+        raise DamagedFileError("two of its tokens are the same")
+    if not isinstance(rules.get(2, b""), bytes) or not all(isinstance(trainer.get(n, 0), int) for n in (3, 24, 35, 40, 42)):
+        raise DamagedFileError("its settings have other types than SentencePiece's")
+    return pieces, trainer, rules
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
+    """Yield the numbers and values of a protocol buffer's fields: whole numbers, floats or bytes.
+
+    Raises:
+        DamagedFileError: If it is not one.
+    """
+    position = 0
+    while position < len(data):
+        tag, position = _varint(data, position)
+        wire = tag & 7
+        value: Any
+        if wire == 0:
+            value, position = _varint(data, position)
+            value = value - (1 << 64) if value >> 63 else value
+        elif wire == 2:
+            size, position = _varint(data, position)
+            value, position = data[position : position + size], position + size
+        elif wire in (1, 5):
+            size = 8 if wire == 1 else 4
+            chunk, position = data[position : position + size], position + size
+            value = struct.unpack("<f", chunk)[0] if wire == 5 and len(chunk) == 4 else chunk
+        else:
+            raise DamagedFileError("it is not a SentencePiece model")
+        if position > len(data):
+            raise DamagedFileError("it is not a SentencePiece model, or is cut off")
+        yield tag >> 3, value
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    value = 0
+    for index, byte in enumerate(data[position : position + 10]):
+        value |= (byte & 0x7F) << 7 * index
+        if byte < 0x80:
+            return value & (1 << 64) - 1, position + index + 1
+    raise DamagedFileError("it is not a SentencePiece model, or is cut off")
+
+
+def _as_bytes(value: Any) -> bytes:
+    if not isinstance(value, bytes):
+        raise DamagedFileError("it is not a SentencePiece model")
+    return value
