@@ -99,9 +99,10 @@ def use_own_compile_cache() -> None:
     """Have torch.compile keep its files in a folder that only this user can write to.
 
     It runs code and loads pickles from there (PyTorch 2.13, torch._inductor.codecache). The name of its own folder, below that
-    of temporary files, is known, so another user of the machine could make it first.
+    of temporary files, is known, so another user of the machine could make it first. A folder that the user names stays.
     """
-    if COMPILE_CACHE in os.environ or sys.platform == "win32":
+    named = os.environ.get(COMPILE_CACHE)  # some modules of PyTorch set it to their own folder when they are imported
+    if sys.platform == "win32" or (named is not None and not Path(named).name.startswith("torchinductor_")):
         return
     folder = Path(tempfile.gettempdir()) / f"{APP}-compiled-{os.geteuid()}"
     try:
