@@ -71,6 +71,8 @@ def from_word_pieces(content: bytes, beside: FilesBeside, *, label: str) -> Toke
         tokens = content.decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise DamagedFileError("it is not UTF-8") from error
+    if sum(token.rpartition(" ")[2].isdecimal() and " " in token for token in tokens) > len(tokens) // 2:
+        raise DamagedFileError("its lines are words with their counts, as in a dictionary of fairseq, not BERT's word pieces")
     vocab = {token: token_id for token_id, token in enumerate(tokens)}
     fields = {
         "model": {

@@ -32,6 +32,8 @@ LEFT = {"content": "<x>", "lstrip": True, "rstrip": False, "normalized": True, "
 BESIDE: dict[str, dict[str, Any]] = {
     "table": {CONFIG: {"added_tokens_decoder": {"400": token("<x>", lstrip=True), "401": token("<z>", rstrip=True)}}},
     "table of ordinary tokens": {CONFIG: {"added_tokens_decoder": {"400": token("z", special=False, single_word=True)}}},
+    "ids of the vocabulary's own tokens": {ADDED: {"!": 2, "<|endoftext|>": 0, "<x>": 400}},
+    "table of blanks": {CONFIG: {"added_tokens_decoder": {"400": token("  ", special=False), "401": token("\n <x>")}}},
     "table and other files": {
         CONFIG: {"added_tokens_decoder": {"400": token("<x>", lstrip=True)}},
         MAP: {"mask_token": "<y>"},

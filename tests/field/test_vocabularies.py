@@ -185,6 +185,11 @@ def test_a_vocabulary_without_an_end_of_text_gets_one_for_new_weights(tmp_path: 
         ),
         ("meta.pkl", pickle.dumps({"itos": ["a"], "stoi": {"a": 0, "b": 1}}), "its stoi gives 'b' the id 1, which itos lacks"),
         ("merges.txt", b"a b\n", "is not a tokenizer's file"),
+        (
+            "vocab.txt",
+            "của 1234\nvà 900\nhọc@@ 12\n".encode(),
+            "its lines are words with their counts, as in a dictionary of fairseq",
+        ),
         ("tokenizer_config.json", b"{}", "says how a vocabulary is used, but does not hold one. Give its folder: tokenizer="),
         ("config.json", b"{}", "says how a vocabulary is used, but does not hold one"),
     ],
