@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_origin
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -40,6 +41,7 @@ CURLY_MARKS = set("\u201c\u201d\u201e\u2018\u2019")
 PATHS = {"data.path", "data.url", "data.cache_dir", "run_dir", "hydra.run.dir", "hydra.sweep.dir"} | {
     *("init_from", "checkpoint", "pretrained", "prompt_file")
 }
+WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/].*")
 AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kmbg])", re.IGNORECASE)
 
 
@@ -54,7 +56,11 @@ def argument_problems(arguments: Arguments, *, script: str) -> list[str]:
     if arguments.has_multirun_flag and (others := NO_RUN & set(arguments.flags)):
         problems.append(f"-m starts a sweep, and {min(others)} starts nothing. Leave out one of them.")
     chosen = [value for flag, value in pairwise([*arguments.flags, ""]) if flag in ("-c", "--cfg")]
-    problems += [f"--cfg {value}: must be job, hydra or all." for value in chosen if value not in CONFIGS]
+    problems += [f"{f'--cfg {value}'.rstrip()}: must be job, hydra or all." for value in chosen if value not in CONFIGS]
+    if {"-p", "--package"} & set(arguments.flags) and chosen == []:
+        problems.append(
+            "-p selects a part of the settings for --cfg, and has no effect without it. A prompt is typed as prompt=TEXT."
+        )
     if OTHER_CONFIGS.isdisjoint(arguments.flags):
         explained = {before for before, _ in arguments.strays if before.endswith("=")}
         for override in (one for one in arguments.overrides if one not in explained):
@@ -87,6 +93,9 @@ def override_problems(override: str, *, script: str, sweep: bool = False, folder
     """
     key, schema = override_key(override), schema_of(script)
     shown = short_form(override)
+    if override.startswith("~") and key not in script_groups(script) and is_declared(schema, key):
+        yield f"{override}: a setting cannot be removed. Leave it out to have its default."
+        return
     if (
         override.startswith("~")
         or "@" in key
@@ -101,6 +110,10 @@ def override_problems(override: str, *, script: str, sweep: bool = False, folder
         return
     if key in PATHS and plain_value(override.partition("=")[2]) == "":
         yield f"{shown} has no value. Give a path, or leave out {shown}"
+        return
+    if key in PATHS and WINDOWS_PATH.fullmatch(path := override.partition("=")[2]) and not Path(path).exists():
+        linux = f"/mnt/{path[0].lower()}/{path[2:].strip('/').replace(chr(92), '/').lstrip('/')}"
+        yield f"{shown}: this is a path of Windows. In WSL, type {quote_word(f'{short_form(key + chr(61))}{linux}')}"
         return
     is_group = key in script_groups(script)
     try:
@@ -127,6 +140,9 @@ def override_problems(override: str, *, script: str, sweep: bool = False, folder
         if is_group and not isinstance(value, dict):
             yield from _option_problems(shown, key, value, folders=folders)
         else:
+            if isinstance(value, dict) and _is_scalar(hint):
+                yield _wrong_type(shown, hint, value)
+                continue
             for name, leaf in setting_values(key, value):
                 problems = list(_value_problems(shown, name, leaf, schema))
                 swept = script == "train" and parsed.is_sweep_override()  # a single value is checked with all others
@@ -158,6 +174,12 @@ def unknown_setting(override: str, schema: type) -> str:
     return f"{override}: there is no such setting. {remedy}"
 
 
+def _is_scalar(hint: Any) -> bool:
+    """Return whether a setting of this type has a single value, or null."""
+    options = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+    return all(option in (bool, int, float, str, NoneType) for option in options)
+
+
 def _is_foreign_group(key: str, folders: tuple[Path, ...]) -> bool:
     """Return whether a key names a group that only the user's own config folders have."""
     return any((folder / key).is_dir() for folder in folders[1:])
@@ -187,6 +209,9 @@ def _plain(value: Any) -> Any:
 def _option_problems(override: str, group: str, value: Any, *, folders: tuple[Path, ...]) -> Iterator[str]:
     """Yield the problem of an option, or a list of options, that a group does not have."""
     options = group_options(group, folders)
+    if value is None:
+        yield f"{override}: null is no option of the group {group}. Leave it out, or choose from {', '.join(options)}."
+        return
     for one in value if isinstance(value, list) else [value]:
         name = str(one)
         if one is None or name.removesuffix(".yaml") in options or "${" in name:
@@ -226,6 +251,8 @@ def _wrong_type(override: str, hint: Any, value: Any) -> str:
         remedy = f" Write {key}={number:.0f}"
     elif isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?%", value):
         remedy = f" Write {key}={float(value[:-1]) / 100:g}"
+    elif re.fullmatch(r"[\[({][^\[\](){}:]+[\])}]", typed) and get_origin(hint) is not list:
+        remedy = f" To try several values: -m {key}={typed[1:-1].replace(' ', '')}"
     elif isinstance(value, float) and value.is_integer():
         remedy = f" Write {key}={value:.0f}"
     return f"{override}: must be {describe_type(hint)}.{remedy}"

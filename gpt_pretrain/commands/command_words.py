@@ -25,6 +25,7 @@ INFOS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 NO_RUN = {"-h", "--help", "--hydra-help", "--version", "--resolve", "-sc", "--shell-completion", "-c", "--cfg", "-i", "--info"}
 OTHER_CONFIGS = {"-cp", "--config-path", "-cn", "--config-name", "--experimental-rerun"}
 DASHES = "\u2010\u2011\u2012\u2013\u2014\u2212"  # what word processors make of a hyphen
+TEXTS = ("prompt", "start_context")
 SUGGESTED = {"train": "data.path", "generate": "prompt"}  # setting that a word without a name most likely means
 
 
@@ -109,9 +110,18 @@ def explain_stray(before: str, words: list[str], *, script: str) -> str:
     if word.startswith(("-", *DASHES)):
         return _explain_flag(word, name, words, script=script)
     key = override_key(before)
+    if not before and word[0] == "=":
+        return f"{text}: the name of the setting is missing. Settings are written as name=value."
     if word[0] == "=" or before.endswith("="):
         pair = f"{before}{text}".replace("= ", "=").replace(" =", "=")
         return f"{text}: a setting is written without spaces around its equals sign. Type {quote_word(pair)}"
+    if (
+        word[0] != "="
+        and (key not in TEXTS or ":" in word)
+        and (known := _exact_name(word.partition(":")[0], script)) is not None
+    ):
+        value = f"{word.partition(':')[2]} {' '.join(words[1:])}".strip() or _example(known, script)
+        return f"{text}: a setting is written with an equals sign. Type {quote_word(f'{known}={value}')}"
     if "=" in before and key not in FREE_TEXTS:
         whole = f"{before.rstrip(',')},{','.join(one.strip(',') for one in words)}"
         return f'{text}: several values of a setting are written as one word. Type "{whole}"'
@@ -122,7 +132,7 @@ def explain_stray(before: str, words: list[str], *, script: str) -> str:
         pair = f"{known}={' '.join(words[1:])[1:].strip()}"
         return f"{text}: a setting is written without spaces around its equals sign. Type {quote_word(pair)}"
     if (known := _known_name(word, script)) is not None:
-        return f"{word}: this setting has no value. Type {known}=VALUE"
+        return f"{word}: this setting has no value. Type {known}={_example(known, script)}"
     suggested = f"{SUGGESTED[script]}={text}"
     return f"{text}: settings are written as name=value. Did you mean {quote_word(suggested)}?"
 
@@ -135,8 +145,23 @@ def _explain_flag(word: str, name: str, words: list[str], *, script: str) -> str
         close = nearest(word.partition("=")[0], sorted(SINGLE_FLAGS | VALUE_FLAGS))
         remedy = f"Did you mean {' or '.join(close)}?" if close else "Settings are written as name=value; --help shows some."
         return f"{word}: there is no such option. {remedy}"
-    value = value or " ".join(words[1:]) or "VALUE"
+    value = value or " ".join(words[1:]) or _example(known, script)
     return f"{' '.join(words)}: settings are written without dashes. Type {quote_word(f'{known}={value}')}"
+
+
+def _exact_name(name: str, script: str) -> str | None:
+    """Return the setting of this name, or of this last part of its name; None for any other word."""
+    known = _known_name(name, script) if name.replace(".", "").replace("_", "").isalpha() else None
+    return known if known is not None and (known == name or known.endswith(f".{name}")) else None
+
+
+def _example(known: str, script: str) -> str:
+    """Return what to type as a value of a setting."""
+    try:
+        hint = find_type(schema_of(script), override_key(full_form(f"{known}=", script=script)))
+    except KeyError:
+        hint = None
+    return "true" if hint is bool else "VALUE"
 
 
 def _known_name(name: str, script: str) -> str | None:

@@ -55,7 +55,13 @@ def _generate(settings: GenerateSettings, *, keep: Path | None) -> None:
     # A prompt that cannot be read is refused before the weights are loaded.
     prompts = _interactive_prompts() if settings.interactive else _read_prompt(settings)
     sampler = SamplerConfig(**vars(settings.sampler))
-    warnings = (sampler.unused_settings(), _equal_samples(settings), _unused_prompts(settings), _curly_marks(settings))
+    warnings = (
+        sampler.unused_settings(),
+        _equal_samples(settings),
+        _unused_prompts(settings),
+        _curly_marks(settings),
+        _unused_heads(settings),
+    )
     for warning in filter(None, warnings):
         print_escaped(f"warning: {warning}", file=sys.stderr)
     if settings.pretrained is not None:
@@ -96,6 +102,14 @@ def _equal_samples(settings: GenerateSettings) -> str | None:
     return (
         f"n_samples={settings.n_samples} makes the same text {settings.n_samples} times, since sampler.temperature=0 always "
         "takes the most likely token. Set a temperature above 0, such as sampler.temperature=0.7"
+    )
+
+
+def _unused_heads(settings: GenerateSettings) -> str | None:
+    if settings.n_heads is None or settings.pretrained is not None:
+        return None
+    return (
+        f"n_heads={settings.n_heads} has no effect, since a checkpoint names its heads. It is for a state dict: pretrained=FILE"
     )
 
 

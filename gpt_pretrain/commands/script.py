@@ -15,6 +15,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+import gpt_pretrain
 from gpt_pretrain.commands.failures import EXIT_INTERRUPTED, as_user_error, check_output, print_defect, print_error
 from gpt_pretrain.commands.hydra_arguments import to_hydra_arguments
 from gpt_pretrain.commands.hydra_errors import explain_hydra_error
@@ -23,7 +24,7 @@ from gpt_pretrain.commands.job import typed_arguments
 from gpt_pretrain.config.overrides import override_key
 from gpt_pretrain.config.schema import GenerateSettings, TrainSettings
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.runs.folder import WRITTEN_BY_RUNS, check_folder_name, check_no_links
+from gpt_pretrain.runs.folder import WRITTEN_BY_RUNS, check_folder_name, check_no_links, list_checkpoints
 from gpt_pretrain.sweeps.folder import WRITTEN_BY_SWEEPS
 from gpt_pretrain.system.environment import check_environment, decode_arguments
 from gpt_pretrain.system.interrupts import handle_interrupts
@@ -66,21 +67,20 @@ def hydra_script(name: str) -> Iterator[None]:
                 handle_interrupts()
             check_environment()
             sys.argv[1:] = decode_arguments(sys.argv[1:], texts=TEXTS)
+            if "--version" in sys.argv[1:]:  # Hydra prints its own
+                print(f"gpt-pretrain {gpt_pretrain.__version__}")
+                sys.exit(0)
             register_schema()
             sys.argv[1:] = _rank_arguments(name) if name == "train" and is_distributed() else _arguments(name)
             os.environ[FULL_ERROR] = "1"
             yield
             if name == "generate":  # whose output is its result
                 check_output()
-        except (UserError, OSError) as error:
-            if (reported := as_user_error(error)) is None:
-                raise
-            sys.exit(print_error(reported))
         except KeyboardInterrupt:
             sys.exit(EXIT_INTERRUPTED)
-        except Exception as error:
-            explained = None if debugging else explain_hydra_error(error, script=name)
-            sys.exit(print_defect(error) if explained is None else print_error(explained))
+        except Exception as error:  # some errors of Hydra's are also an OSError
+            reported = as_user_error(error) or (None if debugging else explain_hydra_error(error, script=name))
+            sys.exit(print_defect(error) if reported is None else print_error(reported))
 
 
 def _arguments(name: str) -> list[str]:
@@ -110,9 +110,16 @@ class CheckRunFolder(Callback):
         if "file" in config.hydra.job_logging.handlers:  # otherwise this process writes no run
             _check_writable(folder, setting="hydra.run.dir")
             _check_no_links(folder, WRITTEN_BY_RUNS)
+            if "run_dir" in config and not OmegaConf.is_interpolation(config, "run_dir"):
+                _check_writable(Path(config.run_dir), setting="run_dir")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
+        if list_checkpoints(folder):
+            problem = (
+                f"{folder} holds a run, so it cannot hold a sweep as well. Choose another folder with hydra.sweep.dir=FOLDER."
+            )
+            sys.exit(print_error(UserError(problem)))
         _check_writable(folder, setting="hydra.sweep.dir")
         _check_no_links(folder, WRITTEN_BY_SWEEPS)
 

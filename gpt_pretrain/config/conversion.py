@@ -7,7 +7,7 @@ import re
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from gpt_pretrain.errors import UserError
 
@@ -25,6 +25,10 @@ def to_settings(config: DictConfig, schema: type[Settings]) -> Settings:
         raise UserError(f"{key}: there is no such setting. --cfg job shows all settings." for key in unknown)
     try:
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), config))
+    except MissingMandatoryValue as error:
+        group = str(error.full_key).rpartition(".")[0]
+        remedy = f"Choose an option of the group {group}, or set it" if group else "Set it"
+        raise UserError(f"{error.full_key} has no value. {remedy}.") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key or 'config'}: {str(error.msg or error).splitlines()[0]}.") from error
     assert isinstance(settings, schema)

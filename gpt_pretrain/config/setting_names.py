@@ -134,6 +134,8 @@ def nearest_settings(key: str, schema: type) -> list[str]:
     names += ["hydra.run.dir", "hydra.sweep.dir", "sweep_resume"]
     last = key.rpartition(".")[2]
     same = [name for name in names if name.rpartition(".")[2] == last]
+    least = min((name.count(".") for name in same), default=0)
+    same = [name for name in same if name.count(".") == least]  # optimizer.lr rather than optimizer.matrices.lr
     other = [name for word in (key, last) if (name := OTHER_NAMES.get(word.lower().replace("-", "_"))) in names]
     if same or other:
         return list(dict.fromkeys([*same, *other]))[:MAX_NEAREST]

@@ -178,7 +178,7 @@ GENERATE_RULES: list[Rule] = [
     ("device", lambda name: re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name) is not None, "must be auto, cpu, cuda or mps"),
     ("precision", *one_of("auto", "32-true", "bf16-mixed")),
     ("prompt", lambda text: text != "", "must have at least one character, for example 'Every effort moves you'"),
-    ("prompt_file", lambda name: name is None or user_path(name).is_file(), "there is no such file; check the path"),
+    ("prompt_file", lambda name: name is None or user_path(name).is_file(), "no file has this path; check it"),
     ("seed", lambda seed: 0 <= seed < 2**32, "must be between 0 and 4294967295"),
     ("n_heads", *at_least(1, "attention head", null="the heads that the weights name")),
 ]

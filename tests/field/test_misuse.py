@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 
+import gpt_pretrain
 from gpt_pretrain import load_settings
 from gpt_pretrain.checkpoints.pretrained import Weights
 from gpt_pretrain.commands import generate
@@ -39,6 +41,8 @@ from gpt_pretrain.training.planning import measurements
 from gpt_pretrain.training.planning.check_context import CheckContext
 from gpt_pretrain.training.planning.unused_settings import unused_settings
 from tests.conftest import ROOT
+
+Script = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.mark.parametrize(
@@ -230,3 +234,58 @@ def test_the_tokenizer_of_a_run_is_advised_in_place_of_another(tmp_path: Path) -
     weights.own_tokenizer = None
     with pytest.raises(UserError, match=r"Give the tokenizer that it was trained with: tokenizer=NAME$"):
         Weights._fit_named(weights, "byte")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["experiment=null"], "experiment=null: null is no option of the group experiment. Leave it out, or choose from"),
+        (["model=null"], "model=null: null is no option of the group model. Leave it out, or choose from"),
+        (["~optimizer.lr"], "~optimizer.lr: a setting cannot be removed. Leave it out to have its default."),
+        (["-p", "hello"], "-p selects a part of the settings for --cfg, and has no effect without it."),
+        (["--cfg"], "--cfg: must be job, hydra or all."),
+        (["=base"], "=base: the name of the setting is missing. Settings are written as name=value."),
+        (["seed=1", "optimizer.lr", "1e-3"], "is written with an equals sign. Type optimizer.lr=1e-3"),
+        (["seed=1", "optimizer.lr:1e-3"], "is written with an equals sign. Type optimizer.lr=1e-3"),
+        (["seed=1", "lr:", "1e-3"], "is written with an equals sign. Type optimizer.lr=1e-3"),
+        (["seed=1", "export"], "is written with an equals sign. Type export=true"),
+        (["seed=1", "2"], 'several values of a setting are written as one word. Type "seed=1,2"'),
+        (["start_context=the", "seed"], 'a text with spaces needs quotation marks. Type "start_context=the seed"'),
+        (["--lr", "1e-3"], "settings are written without dashes. Type optimizer.lr=1e-3"),
+        (["--export"], "settings are written without dashes. Type export=true"),
+        (["-m", "optimizer.lr={1e-3,1e-4}"], "must be a number, such as 0.1. To try several values: -m optimizer.lr=1e-3,1e-4"),
+        (["-m", "optimizer.lr=[1e-3, 1e-4]"], "must be a number, such as 0.1. To try several values: -m optimizer.lr=1e-3,1e-4"),
+        (["data.path=C:\\Users\\me\\a b.txt"], "this is a path of Windows. In WSL, type 'data.path=/mnt/c/Users/me/a b.txt'"),
+        (["data.path=d:/text.txt"], "this is a path of Windows. In WSL, type data.path=/mnt/d/text.txt"),
+    ],
+)
+def test_words_that_are_no_settings_are_explained(words: list[str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_arguments(sort_arguments(words), script="train")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run_dir=text.txt"], "text.txt: this folder cannot be written (File exists). Choose another one with run_dir=FOLDER."),
+        (["-m", "hydra/launcher=slurm", "seed=1,2"], "Could not find 'hydra/launcher/slurm'"),
+        (["-m", "hydra.sweep.dir=run", "seed=1,2"], "run holds a run, so it cannot hold a sweep as well."),
+        (["~model"], "has no value. Choose an option of the group model, or set it."),
+    ],
+    ids=["file_as_folder", "unknown_launcher", "sweep_in_a_run", "removed_group"],
+)
+def test_what_hydra_would_end_with_a_traceback_is_a_message(
+    script: Script, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "text.txt").write_text("some")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").touch()
+    done = script("train.py", "tokenizer=byte", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_version_is_that_of_this_program(script: Script) -> None:
+    assert script("generate.py", "--version").stdout == f"gpt-pretrain {gpt_pretrain.__version__}\n"
