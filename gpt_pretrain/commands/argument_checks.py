@@ -57,6 +57,8 @@ def argument_problems(arguments: Arguments, *, script: str) -> list[str]:
         problems.append(f"-m starts a sweep, and {min(others)} starts nothing. Leave out one of them.")
     chosen = [value for flag, value in pairwise([*arguments.flags, ""]) if flag in ("-c", "--cfg")]
     problems += [f"{f'--cfg {value}'.rstrip()}: must be job, hydra or all." for value in chosen if value not in CONFIGS]
+    reruns = [value for flag, value in pairwise([*arguments.flags, ""]) if flag == "--experimental-rerun"]
+    problems += [f"--experimental-rerun {name}: there is no such file." for name in reruns if not Path(name).is_file()]
     if {"-p", "--package"} & set(arguments.flags) and chosen == []:
         problems.append(
             "-p selects a part of the settings for --cfg, and has no effect without it. A prompt is typed as prompt=TEXT."
@@ -132,7 +134,7 @@ def override_problems(override: str, *, script: str, sweep: bool = False, folder
         if get_origin(hint) is list:
             yield f"{shown}: must be {describe_type(hint)}. Type {quote_word('{}=[{}]'.format(*shown.split('=', 1)))}"
             return
-        fraction = hint in (float, float | None) and re.fullmatch(r"\w+\.?\w*=\d+,\d+", shown)
+        fraction = hint in (float, float | None) and re.fullmatch(r"\w+\.?\w*=\d+,\d+(e-?\d+)?", shown)
         point = " A decimal fraction is written with a point." * bool(fraction)
         yield f"{shown}: only a sweep tries several values. Add -m.{point}"
         return

@@ -27,7 +27,7 @@ def to_settings(config: DictConfig, schema: type[Settings]) -> Settings:
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), config))
     except MissingMandatoryValue as error:
         group = str(error.full_key).rpartition(".")[0]
-        remedy = f"Choose an option of the group {group}, or set it" if group else "Set it"
+        remedy = f"Choose an option of the group {group}, or set it" if group.isidentifier() else "Set it"
         raise UserError(f"{error.full_key} has no value. {remedy}.") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key or 'config'}: {str(error.msg or error).splitlines()[0]}.") from error

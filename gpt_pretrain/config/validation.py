@@ -27,6 +27,10 @@ MAX_SAMPLES = 1_000_000  # of one prompt, which take days even from a tiny model
 
 def as_typed_value(value: object) -> str:
     """Format a value as users type it."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(as_typed_value, value))}]"
+    if dataclasses.is_dataclass(value):
+        return f"{{{', '.join(f'{name}: {as_typed_value(part)}' for name, part in vars(value).items())}}}"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -225,6 +229,11 @@ def train_problems(settings: TrainSettings) -> list[str]:
         if chosen is not None and importlib.util.find_spec(package) is None:
             problems.append(f"logger={package} needs the package {package}: run pip install {package}, or choose logger=csv.")
     problems += _role_problems(settings)
+    problems += [
+        f"callbacks.custom.{name}: a callback is a mapping such as {{_target_: package.Class}}."
+        for name, fields in settings.callbacks.custom.items()
+        if not isinstance(fields, dict) or "_target_" not in fields
+    ]
     lr, min_lr = settings.optimizer.lr, settings.scheduler.min_lr
     if min_lr > lr > 0:
         problems.append(f"scheduler.min_lr={min_lr}: must be at most optimizer.lr={lr}; a tenth of it is usual.")

@@ -289,3 +289,28 @@ def test_what_hydra_would_end_with_a_traceback_is_a_message(
 
 def test_the_version_is_that_of_this_program(script: Script) -> None:
     assert script("generate.py", "--version").stdout == f"gpt-pretrain {gpt_pretrain.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--experimental-rerun", "nowhere"], "--experimental-rerun nowhere: there is no such file."),
+        (["optimizer.lr=1,5e-3"], "A decimal fraction is written with a point."),
+        (
+            ["nonsense=1", "callbacks.custom.x=1"],
+            "callbacks.custom.x: a callback is a mapping such as {_target_: package.Class}.",
+        ),
+        (
+            ["nonsense=1", "data=mixture", "data.sources=[{path: a.txt, weight: -1}]"],
+            "data.sources=[{path: a.txt, weight: -1.0}]: each weight must be above 0.",
+        ),
+    ],
+)
+def test_values_are_shown_as_they_are_typed(words: list[str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_arguments(sort_arguments(words), script="train")
+    assert message in str(caught.value)
+
+
+def test_shell_completion_is_installed_as_the_help_says() -> None:
+    check_arguments(sort_arguments(["-sc", "install=bash"]), script="train")
