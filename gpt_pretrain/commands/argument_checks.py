@@ -63,7 +63,7 @@ def argument_problems(arguments: Arguments, *, script: str) -> list[str]:
         problems.append(
             "-p selects a part of the settings for --cfg, and has no effect without it. A prompt is typed as prompt=TEXT."
         )
-    if OTHER_CONFIGS.isdisjoint(arguments.flags):
+    if {"-sc", "--shell-completion"}.isdisjoint(arguments.flags) and OTHER_CONFIGS.isdisjoint(arguments.flags):
         explained = {before for before, _ in arguments.strays if before.endswith("=")}
         for override in (one for one in arguments.overrides if one not in explained):
             problems += override_problems(override, script=script, sweep=arguments.is_sweep, folders=arguments.config_folders)

@@ -115,22 +115,21 @@ def explain_stray(before: str, words: list[str], *, script: str) -> str:
     if word[0] == "=" or before.endswith("="):
         pair = f"{before}{text}".replace("= ", "=").replace(" =", "=")
         return f"{text}: a setting is written without spaces around its equals sign. Type {quote_word(pair)}"
-    if (
-        word[0] != "="
-        and (key not in TEXTS or ":" in word)
-        and (known := _exact_name(word.partition(":")[0], script)) is not None
-    ):
-        value = f"{word.partition(':')[2]} {' '.join(words[1:])}".strip() or _example(known, script)
-        return f"{text}: a setting is written with an equals sign. Type {quote_word(f'{known}={value}')}"
+    if words[1:] and words[1][0] == "=" and (known := _known_name(word, script)) is not None:
+        pair = f"{known}={' '.join(words[1:])[1:].strip()}"
+        return f"{text}: a setting is written without spaces around its equals sign. Type {quote_word(pair)}"
+    if word[0] != "=" and (key not in TEXTS or ":" in word):
+        known, value = _exact_name(word.partition(":")[0], script), f"{word.partition(':')[2]} {' '.join(words[1:])}".strip()
+        if known is not None and value:
+            return f"{text}: a setting is written with an equals sign. Type {quote_word(f'{known}={value}')}"
+        if known is not None:
+            return f"{word}: this setting has no value. Type {known}={_example(known, script)}"
     if "=" in before and key not in FREE_TEXTS:
         whole = f"{before.rstrip(',')},{','.join(one.strip(',') for one in words)}"
         return f'{text}: several values of a setting are written as one word. Type "{whole}"'
     if "=" in before:
         whole = before.replace('"', '\\"') + " " + text
         return f'{text}: a text with spaces needs quotation marks. Type "{whole}"'
-    if words[1:] and words[1][0] == "=" and (known := _known_name(word, script)) is not None:
-        pair = f"{known}={' '.join(words[1:])[1:].strip()}"
-        return f"{text}: a setting is written without spaces around its equals sign. Type {quote_word(pair)}"
     if (known := _known_name(word, script)) is not None:
         return f"{word}: this setting has no value. Type {known}={_example(known, script)}"
     suggested = f"{SUGGESTED[script]}={text}"

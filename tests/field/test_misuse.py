@@ -248,7 +248,7 @@ def test_the_tokenizer_of_a_run_is_advised_in_place_of_another(tmp_path: Path) -
         (["seed=1", "optimizer.lr", "1e-3"], "is written with an equals sign. Type optimizer.lr=1e-3"),
         (["seed=1", "optimizer.lr:1e-3"], "is written with an equals sign. Type optimizer.lr=1e-3"),
         (["seed=1", "lr:", "1e-3"], "is written with an equals sign. Type optimizer.lr=1e-3"),
-        (["seed=1", "export"], "is written with an equals sign. Type export=true"),
+        (["seed=1", "export"], "export: this setting has no value. Type export=true"),
         (["seed=1", "2"], 'several values of a setting are written as one word. Type "seed=1,2"'),
         (["start_context=the", "seed"], 'a text with spaces needs quotation marks. Type "start_context=the seed"'),
         (["--lr", "1e-3"], "settings are written without dashes. Type optimizer.lr=1e-3"),
