@@ -189,7 +189,10 @@ class SegmentWriter:
         sync_file(self._rejected)
         self.state.rejects_size = self._rejected.tell()
         self.state.complete = complete
-        entry = {"piece": dataclasses.asdict(segment) | {"path": segment.path.name}, "state": dataclasses.asdict(self.state)}
+        state = dataclasses.asdict(self.state)
+        if not state["after"]["blank"]:
+            del state["after"]["blank"]  # Earlier versions do not know it.
+        entry = {"piece": dataclasses.asdict(segment) | {"path": segment.path.name}, "state": state}
         with open_for_append(self.folder / JOURNAL) as journal:
             journal.write(json.dumps(entry).encode() + b"\n")
             sync_file(journal)
