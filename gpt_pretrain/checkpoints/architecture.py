@@ -58,7 +58,7 @@ def infer_architecture(
     if (
         any(name not in fields for name in ("vocab_size", "context_length", "emb_dim"))
         or not slots.keys() & EMBEDDINGS
-        or seen["n_layers"] == 0
+        or (seen["n_layers"] == 0 and "n_layers" not in declared)
     ):
         raise UserError(_no_gpt2(source, slots))
     _check_sizes(source, fields)
