@@ -41,6 +41,22 @@ def test_the_defaults_are_the_documented_ones(compose_train: Callable[..., DictC
     assert (settings.eval_freq, settings.start_context, settings.sampler.max_new_tokens) == (5, "Every effort moves you", 50)
 
 
+def test_chapter_5_has_the_optimizer_of_the_chapter(compose_train: Callable[..., DictConfig]) -> None:
+    for override in ("experiment=chapter5", "optimizer=adamw_chapter5"):
+        settings = to_settings(compose_train(override), TrainSettings)
+        optimizer = settings.optimizer
+        assert (settings.scheduler.name, settings.scheduler.warmup_steps) == ("constant", 0)
+        assert (optimizer.name, optimizer.decay, optimizer.lr, optimizer.weight_decay) == ("adamw", "all", 4e-4, 0.1)
+        assert (optimizer.betas, optimizer.eps) == ([0.9, 0.999], 1e-8)
+
+
+def test_the_modern_experiment_has_rates_by_role_and_takes_other_sizes(compose_train: Callable[..., DictConfig]) -> None:
+    settings = to_settings(compose_train("experiment=modern", "model=modern_124m"), TrainSettings)
+    assert (settings.model.kind, settings.model.emb_dim, settings.optimizer.name) == ("modern", 768, "muon")
+    assert (settings.optimizer.lr, settings.optimizer.embedding.lr, settings.optimizer.head.lr) == (0.02, 0.3, 0.01)
+    assert (settings.scheduler.name, settings.scheduler.decay_fraction) == ("warmup_stable_decay", 0.75)
+
+
 @pytest.mark.parametrize(
     ("option", "emb_dim", "n_heads", "n_layers"),
     [("gpt2_355m", 1024, 16, 24), ("gpt2_774m", 1280, 20, 36), ("gpt2_1558m", 1600, 25, 48)],
