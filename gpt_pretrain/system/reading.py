@@ -15,11 +15,14 @@ from typing import Any
 
 import yaml
 
+from gpt_pretrain.system.written_length import CONTAINERS, written_length
+
 MAX_BYTES = 20_000_000  # A config.json has about 1,000 bytes, the index of a sharded model about 100,000.
 # Of YAML, which takes 50 times as long to parse as JSON. The settings of a run have about 3,000.
 MAX_YAML_BYTES = 500_000
 MAX_VALUES = 2_000_000  # In one file, each counted as often as an alias repeats it. An empty list takes 64 bytes of memory.
 MAX_DEPTH = 100  # Of nested containers. The settings of a run have five levels.
+MAX_REPEATED, FREE_CHARACTERS = 20, 1_000_000  # Times that a file's texts and names may be repeated when they are written out.
 MAX_DIGITS = 100  # Of an integer. transformers writes int(1e30) for "no limit".
 
 # A plain YAML number. Python refuses decimal ones of more than 4,300 digits, but not hexadecimal ones and those of base 60.
@@ -28,7 +31,6 @@ LONG_NUMBER = re.compile(r"[-+0-9_:.xXoOa-fA-F]{1000,}")
 LARGE_NUMBER, MAX_LARGE_NUMBERS = re.compile(r"[-+0-9_:xXoOa-fA-F]{18,}"), 1000
 MERGE_TAG = "tag:yaml.org,2002:merge"
 
-CONTAINERS = (dict, list, tuple, set)
 MARKS = b"[{,:"  # JSON needs one of these for each value.
 
 
@@ -117,6 +119,7 @@ def parse_json_value(content: bytes | str, *, max_values: int = MAX_VALUES) -> A
     # Most files have fewer containers than levels are allowed.
     if data.count(b"[") + data.count(b"{") > MAX_DEPTH:
         count_values(parsed)
+    _check_written(parsed, len(data))
     return parsed
 
 
@@ -169,12 +172,25 @@ def parse_yaml_value(content: bytes | str) -> Any:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         _check_yaml_events(content, loader)
-        return expand_aliases(_construct_yaml(content, loader), max_values=len(content) + MAX_DEPTH)
+        parsed = expand_aliases(_construct_yaml(content, loader), max_values=len(content) + MAX_DEPTH)
     except DamagedFileError:
         raise
     # A tag such as !!bool or !!timestamp before another value makes PyYAML (6.0) fail in several ways.
     except (yaml.YAMLError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
         raise DamagedFileError(f"it cannot be read as YAML ({_first_line(error)})") from error
+    _check_written(parsed, len(content))
+    return parsed
+
+
+def _check_written(value: Any, size: int) -> None:
+    """Check that the values of a file are not far longer than the file, with the names of all groups before each of them.
+
+    Raises:
+        DamagedFileError: If they are.
+    """
+    limit = FREE_CHARACTERS + MAX_REPEATED * size
+    if isinstance(value, CONTAINERS) and written_length(value, limit) > limit:
+        raise DamagedFileError("its names or texts would be repeated far too often")
 
 
 def expand_aliases(value: Any, *, max_values: int = MAX_VALUES) -> Any:

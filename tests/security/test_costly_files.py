@@ -29,7 +29,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.metrics_rows import read_rows as read_rows_of_metrics
 from gpt_pretrain.system.pickle_rules import InertObject
 from gpt_pretrain.system.pickles import read_plain_pickle
-from gpt_pretrain.system.reading import DamagedFileError, parse_yaml_value
+from gpt_pretrain.system.reading import DamagedFileError, parse_json, parse_yaml_value
 from gpt_pretrain.texts import rows
 from gpt_pretrain.texts.archives import read_tar, read_zip
 from gpt_pretrain.texts.chunks import Cursor, ReadPosition, RejectedRecord
@@ -288,3 +288,21 @@ def test_damaged_archives_that_should_be_weights_are_refused(tmp_path: Path) -> 
     (tmp_path / "b.bin").write_bytes(stream.getvalue()[:512] + b"x" * 600)
     with pytest.raises(UserError, match=r"is a tar archive \(one\), not weights"):
         open_weights(tmp_path / "b.bin")
+
+
+NAME = "q" * 100_000
+SETTINGS = ", ".join(f"k{number}: 1" for number in range(20_000))
+ALIASES = ", ".join(f"k{number}: *x " for number in range(20_000))
+
+
+@pytest.mark.parametrize("content", [f"? {NAME}\n: {{{SETTINGS}}}", f"a: {{b: &x {NAME}, {ALIASES}}}"])
+def test_settings_whose_names_or_texts_are_long_and_repeated_are_refused(content: str) -> None:
+    with pytest.raises(DamagedFileError, match="repeated far too often"):
+        parse_yaml_value(content)
+
+
+def test_json_whose_names_are_long_and_repeated_is_refused() -> None:
+    values = {f"k{number}": 1 for number in range(20_000)}
+    assert parse_json(json.dumps({"short": {"names": values}}))
+    with pytest.raises(DamagedFileError, match="repeated far too often"):
+        parse_json(json.dumps({NAME: values}))

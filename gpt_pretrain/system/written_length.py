@@ -1,0 +1,26 @@
+"""Tell how long nested values are if each of them is written out, with the names of all that it is in before it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+CONTAINERS = (dict, list, tuple, set)
+
+
+def written_length(value: Any, limit: int) -> int:
+    """Return the characters of all texts and dotted names in nested values, up to the first number beyond the limit.
+
+    A file needs few bytes for many of them: the name of a group stands before each of its settings, and an alias repeats a text.
+    """
+    total, waiting = 0, [(value, 0)]
+    while waiting and total <= limit:
+        node, before = waiting.pop()
+        parts = node.values() if isinstance(node, dict) else node
+        total += sum(len(part) for part in parts if isinstance(part, str))
+        if isinstance(node, dict):
+            lengths = [before + 1 + (len(name) if isinstance(name, str) else len(str(name))) for name in node]
+            total += sum(lengths)
+            waiting += [(part, length) for part, length in zip(parts, lengths, strict=True) if isinstance(part, CONTAINERS)]
+        else:
+            waiting += [(part, before) for part in parts if isinstance(part, CONTAINERS)]
+    return total
