@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -77,6 +78,18 @@ def test_a_signal_ends_a_long_sample_and_the_run_resumes_exactly(
     train(*overrides, f"resume='{parts}'", run_dir=parts)
     assert differences(tmp_path / "whole", parts) == []
     assert [sample.epoch for sample in read_samples(parts / "samples.txt") if sample.sampler is None] == [1, 2]
+
+
+def test_the_first_of_several_ranks_waits_for_no_other_to_make_a_missing_sample(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = [*SETTINGS, "callbacks.samples=true", "sampler.max_new_tokens=3"]
+    train(*overrides, "trainer.max_epochs=1")
+    (tmp_path / "run" / "samples.txt").write_text("")
+    # The other ranks do not have this callback, so it asks them for nothing.
+    monkeypatch.setattr(samples, "ranks", SimpleNamespace(is_main=lambda: True))
+    train(*overrides, "trainer.max_epochs=2", f"resume='{tmp_path / 'run'}'")
+    assert [sample.epoch for sample in read_samples(tmp_path / "run" / "samples.txt")] == [1, 2]
 
 
 def test_checkpoints_at_a_time_interval_do_not_change_the_training(train: Train, tmp_path: Path) -> None:

@@ -87,9 +87,15 @@ class Samples(Callback):
             kept = [sample for sample in read_samples(self.file) if sample.step < first]
             write_text(self.file, "".join(map(str, kept)))
             self.samples = [sample for sample in kept if sample.sampler is None]
-        resumes_after_epoch = trainer.global_step > 0 and not self.data.resumes_mid_epoch
-        if resumes_after_epoch and ranks.broadcast(all(sample.step != pl_module.step for sample in self.samples)):
-            self._generate(trainer, pl_module, epoch=trainer.current_epoch)  # the run was ended before it had the sample
+        if trainer.global_step == 0 or self.data.resumes_mid_epoch:
+            return
+        is_missing = all(sample.step != pl_module.step for sample in self.samples)  # the run was ended before it had the sample
+        if (
+            pl_module.device_mesh is not None
+        ):  # a sharded model, all of whose ranks have this callback; otherwise the first has it
+            is_missing = bool(ranks.broadcast(is_missing))
+        if is_missing:
+            self._generate(trainer, pl_module, epoch=trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         self._generate(trainer, pl_module, epoch=trainer.current_epoch + 1)
