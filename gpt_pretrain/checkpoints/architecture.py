@@ -155,7 +155,8 @@ def _kind(slot: TensorSlot) -> str:
 
 def _no_gpt2(source: WeightSource, slots: Slots) -> str:
     """Return the message on tensors of which too few have a name that a known layout has."""
-    names = [name for name in source.tensors if not any(stored.name == name for stored in slots.values())]
+    known = {stored.name for stored in slots.values()}
+    names = [name for name in source.tensors if name not in known]
     example = f" {len(names):,} tensors have other names, such as {short_repr(names[0])}." if names else ""
     if EMBEDDING not in slots:
         return f"{source.name} is not a GPT-2: it has no token and position embeddings with a known name.{example}"

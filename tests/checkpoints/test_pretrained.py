@@ -215,7 +215,7 @@ def test_one_message_names_all_kinds_of_misfits(tmp_path: Path, theirs: GPT2LMHe
     theirs.save_pretrained(tmp_path)
     state = {name: value.clone() for name, value in theirs.state_dict().items() if name != "lm_head.weight"}
     state["transformer.h.1.mlp.c_fc.bias"] = torch.zeros(7)
-    state["transformer.h.2.attn.rotary"] = torch.zeros(2)
+    state["transformer.h.2.attn.extra"] = torch.zeros(2)
     state["transformer.h.0.ln_1.bias"] = torch.zeros(48, dtype=torch.int64)
     del state["transformer.h.0.attn.c_proj.weight"], state["transformer.ln_f.bias"]
     save_file(state, tmp_path / "model.safetensors")
@@ -223,7 +223,7 @@ def test_one_message_names_all_kinds_of_misfits(tmp_path: Path, theirs: GPT2LMHe
         load_pretrained(tmp_path)
     (message,) = caught.value.problems
     assert "2 tensors are missing (transformer.h.0.attn.c_proj.weight, transformer.ln_f.bias)" in message
-    assert "1 tensor does not belong to the model (transformer.h.2.attn.rotary)" in message
+    assert "1 tensor does not belong to the model (transformer.h.2.attn.extra)" in message
     assert "the wrong shape (transformer.h.1.mlp.c_fc.bias has (7,), but the model needs (192,))" in message
     assert "is not in fp64, fp32, fp16 or bf16 (transformer.h.0.ln_1.bias holds I64)" in message
 

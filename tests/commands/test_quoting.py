@@ -51,7 +51,7 @@ def test_amounts_may_have_an_exponent(typed: str, rewritten: str) -> None:
 
 
 def test_a_setting_without_its_group_gives_a_suggestion() -> None:
-    typed = ["max_tokens=5", "lr=1e-3", "seed=1", "model=tiny", "+callbacks.custom.x=1", "nonsense=1"]
+    typed = ["max_tokens=5", "lr=1e-3", "seed=1", "model=tiny", "+callbacks.custom.x._target_=a.B", "nonsense=1"]
     with pytest.raises(UserError, match=r"max_tokens=5: there is no such setting. Did you mean trainer.max_tokens\?") as caught:
         check_arguments(sort_arguments(typed), script="train")
     assert [problem.partition(":")[0] for problem in caught.value.problems] == ["max_tokens=5", "lr=1e-3", "nonsense=1"]

@@ -236,5 +236,5 @@ def test_a_resumed_run_cannot_change_respect_documents(train: Train, tmp_path: P
     (tmp_path / "text.txt").write_text(TEXT)
     overrides = ["data=text", f"data.path='{tmp_path / 'text.txt'}'", "logger=none", "callbacks=minimal"]
     train(*overrides, "trainer.max_epochs=1")
-    with pytest.raises(UserError, match="respect_documents was False, is True now"):
+    with pytest.raises(UserError, match="respect_documents was false, is true now"):
         train(*overrides, "data.respect_documents=true", f"resume='{tmp_path / 'run'}'")
