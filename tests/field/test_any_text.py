@@ -61,7 +61,7 @@ def test_any_shape_of_text_has_the_same_tokens_in_training_and_in_a_corpus(tmp_p
     "line", ["今天天气很好我们去公园散步然后回家吃饭。\n", "今天天气很好我们去公园散步", "\N{GRINNING FACE}", " "]
 )
 def test_memory_does_not_grow_with_the_text(tmp_path: Path, line: str) -> None:
-    (tmp_path / "text.txt").write_text(line * (8_000_000 // len(line.encode())), encoding="utf-8")
+    (tmp_path / "text.txt").write_text(line * (8_000_000 // len(line.encode())) + "end", encoding="utf-8")
     command = [sys.executable, "-c", MEASURE, str(tmp_path / "text.txt"), str(tmp_path / "cache")]
     grown = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert int(grown) < 60_000, "kilobytes"
