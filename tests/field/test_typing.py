@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -314,7 +315,11 @@ def test_a_sweep_over_texts_shows_and_repeats_them_as_typed(script: Script, text
 def test_ctrl_c_while_the_libraries_load_leaves_no_traceback(tmp_path: Path, name: str) -> None:
     (tmp_path / "hydra.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nimport time\ntime.sleep(9)\n")
     done = subprocess.run(
-        [sys.executable, str(ROOT / name)], env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
+        [sys.executable, str(ROOT / name)],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # which a job in the background ignores
     )
     assert done.returncode == -signal.SIGINT
     assert done.stdout + done.stderr == ""
@@ -322,7 +327,7 @@ def test_ctrl_c_while_the_libraries_load_leaves_no_traceback(tmp_path: Path, nam
 
 def test_a_prompt_that_cannot_be_read_is_refused_before_the_weights_are_loaded(script: Script, tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    for name, message in (("missing.txt", "there is no such file"), ("latin.txt", "is not UTF-8 text")):
+    for name, message in (("missing.txt", "no file has this path"), ("latin.txt", "is not UTF-8 text")):
         done = script("generate.py", f"prompt_file={name}", "pretrained=nowhere")
         assert done.returncode == 2
         assert f"prompt_file={name}" in done.stderr
