@@ -20,6 +20,8 @@ LONGEST_NAME = 1 << 16
 REGULAR, WITHOUT_CONTENT = b"0\0" + b"7", b"123456"
 LONG_NAME, EXTENDED, OTHER_HEADERS, SPARSE = b"L", b"x", b"gKVXNA", b"S"
 DIGITS = re.compile("[0-9]{1,18}")
+MAX_FIELDS = 1000  # Of one extended header. Those of a file with many attributes are a few dozen.
+EXTENDED_LINE = re.compile(rb"(\d{1,7}) ")
 ZIP_DAMAGE = (
     *(zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error, EOFError),
     *(RuntimeError, ValueError, LookupError, OverflowError),  # also by zipfile itself, which trusts most fields
@@ -175,16 +177,18 @@ def _parse_extended(content: bytes) -> dict[str, str]:
     """Return the fields path and size of an extended header, whose lines are `length name=value`.
 
     Raises:
-        DamagedArchiveError: If the member is stored as a sparse file.
+        DamagedArchiveError: If the member is stored as a sparse file, or there are far too many fields.
     """
-    found: dict[str, str] = {}
-    while (match := re.match(rb"(\d{1,7}) ", content)) and int(match[1]) > match.end():
-        name, _, value = content[match.end() : int(match[1]) - 1].partition(b"=")
+    found, start, n_fields = dict[str, str](), 0, 0
+    while (match := EXTENDED_LINE.match(content, start)) and start + int(match[1]) > match.end():
+        if (n_fields := n_fields + 1) > MAX_FIELDS:
+            raise DamagedArchiveError(f"it describes a member with more than {MAX_FIELDS:,} fields")
+        name, _, value = content[match.end() : start + int(match[1]) - 1].partition(b"=")
         if name.startswith(b"GNU.sparse"):
             raise DamagedArchiveError("it contains a sparse file; unpack the archive first")
         if name in (b"path", b"size"):
             found[name.decode()] = _text(value)
-        content = content[int(match[1]) :]
+        start += int(match[1])
     return found
 
 

@@ -18,6 +18,7 @@ from gpt_pretrain.texts.decompression import DamagedArchiveError
 SEPARATORS = b" \t\r\n,\x1e"  # Between values; some programs write a comma after each object, or the record separator before it.
 QUOTE, COMMA, LINE_FEED = ord('"'), ord(","), ord("\n")
 STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+MAX_GLUED = 10_000  # Objects on one line with nothing between them; a line of more is one damaged record.
 GLUED = re.compile(rb'\}[ \t]*\{[ \t]*["}]')  # Perhaps inside of a string.
 _CHANGES = np.zeros(256, np.int8)  # Of the depth, by each character.
 _CHANGES[list(b"[{")] = 1
@@ -130,7 +131,7 @@ class _BracketScanner:
 
 def split_glued(line: bytes) -> list[bytes]:
     """Split a line of JSON on which several objects follow one another without anything between them."""
-    if GLUED.search(line) is None:
+    if not 0 < sum(1 for _ in itertools.islice(GLUED.finditer(line), MAX_GLUED + 1)) <= MAX_GLUED:
         return [line]
     try:
         ends = _BracketScanner(depth=0, is_array=False).ends(line)

@@ -20,6 +20,10 @@ from gpt_pretrain.tokenizers.patterns import check_pattern, matches_nothing
 MAX_VALUES = 4_000_000  # The largest known vocabulary, of 262,144 tokens and 514,906 merges, has 1.8 million.
 MAX_VOCABULARY = 4_000_000
 MAX_GROWTH = 32  # Characters that a normalizer or a decoder may make of one.
+MAX_STEPS = 50  # Of a normalizer, a pre-tokenizer or a decoder. Known ones have at most ten.
+# What a step may make of one character beyond what its own fields say: a character has up to four bytes, and two blanks are put
+# around a Chinese one.
+STEP_GROWTH = {"ByteLevel": 4, "BertNormalizer": 3}
 MAX_PATTERNS = 50  # Regular expressions. DeepSeek's have six.
 MAX_REPLACEMENT = 200  # Bytes in a precompiled table; the longest of Unicode has 33.
 MAX_WORD = 1000  # Characters of a word that word pieces are looked for in. The library's default is 100.
@@ -216,11 +220,17 @@ def _check_growth(part: Any, name: str) -> None:
     Raises:
         DamagedFileError: If it can.
     """
-    growth = 1.0
+    growth, steps = 1.0, 0
     for node in _nested_objects(part):
+        if isinstance(kind := node.get("type"), str) and kind != "Sequence":
+            steps, growth = steps + 1, growth * STEP_GROWTH.get(kind, 1)
+        if isinstance(table := node.get("precompiled_charsmap"), str):
+            growth *= max(1, _longest_replacement(table))
         if isinstance(content := node.get("content"), str):
             growth *= _replacement_growth(content, node.get("pattern"))
         growth *= max(1, len(str(node.get("prepend", ""))))
+    if steps > MAX_STEPS:
+        raise DamagedFileError(f"its {name} has {steps:,} steps")
     if growth > MAX_GROWTH:
         raise DamagedFileError(f"its {name} may make a text {growth:,.0f} times as long")
 
@@ -243,6 +253,13 @@ def _check_charsmap(encoded: Any) -> None:
     size = int.from_bytes(content[:4], "little")
     if max(map(len, content[4 + size :].split(b"\0"))) > MAX_REPLACEMENT or size % 4 or size + 4 > len(content):
         raise DamagedFileError("its precompiled_charsmap is not a table of replacements")
+
+
+def _longest_replacement(encoded: str) -> int:
+    """Return the characters of the longest replacement in a table that has been checked."""
+    content = base64.b64decode(encoded)
+    replacements = content[4 + int.from_bytes(content[:4], "little") :].split(b"\0")
+    return max(sum(byte & 0xC0 != 0x80 for byte in replacement) for replacement in replacements)
 
 
 def _nested_objects(part: Any) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,8 @@ from gpt_pretrain.tokenizers.definition import MAX_VOCABULARY, added_token
 
 UNIGRAM, BPE = 1, 2  # values of model_type
 UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 2, 3, 4, 5  # types of pieces
-MAX_PIECE, MAX_CHARACTERS = 1000, 20_000_000  # characters of one piece, and of all; each may be cut anywhere into a merge
+MAX_PIECE, MAX_CHARACTERS = 1000, 20_000_000  # characters of one piece, and of all
+MAX_SQUARES = 50_000_000  # of the pieces' lengths in total: each may be cut anywhere into a merge. Known models have 20 million.
 SPACE = "▁"
 
 
@@ -96,7 +97,13 @@ def _normalizer(charsmap: Any, *, prefix: bool, squeeze: bool) -> dict[str, Any]
 
 
 def _merges(pieces: list[Piece], vocab: dict[str, int]) -> list[list[str]]:
-    """Return the merges that lead to the pieces of a byte-pair encoding, those of the likeliest piece first."""
+    """Return the merges that lead to the pieces of a byte-pair encoding, those of the likeliest piece first.
+
+    Raises:
+        DamagedFileError: If there could be far too many.
+    """
+    if sum(len(piece.text) ** 2 for piece in pieces) > MAX_SQUARES:
+        raise DamagedFileError("its tokens are far too long")
     merges = []
     for piece in pieces:
         cuts = ((piece.text[:cut], piece.text[cut:]) for cut in range(1, len(piece.text)))

@@ -31,15 +31,18 @@ from gpt_pretrain.system.pickle_rules import InertObject
 from gpt_pretrain.system.pickles import read_plain_pickle
 from gpt_pretrain.system.reading import DamagedFileError, parse_json, parse_yaml_value
 from gpt_pretrain.texts import rows
-from gpt_pretrain.texts.archives import read_tar, read_zip
+from gpt_pretrain.texts.archives import _parse_extended, read_tar, read_zip
 from gpt_pretrain.texts.chunks import Cursor, ReadPosition, RejectedRecord
 from gpt_pretrain.texts.columns import column_paths
 from gpt_pretrain.texts.contents import open_contents
 from gpt_pretrain.texts.decompression import DamagedArchiveError
+from gpt_pretrain.texts.json_values import MAX_GLUED, split_glued
 from gpt_pretrain.texts.left_out import LeftOut
 from gpt_pretrain.texts.rows import read_columns, split_rows
 from gpt_pretrain.tokenizers.build import build_tokenizer
+from gpt_pretrain.tokenizers.definition import canonical_fields
 from gpt_pretrain.tokenizers.ranks import _last_merge
+from gpt_pretrain.tokenizers.sentencepiece_model import Piece, _merges
 from gpt_pretrain.tokenizers.tables import TableTokenizer
 from tests.helpers import vocabularies
 
@@ -306,3 +309,42 @@ def test_json_whose_names_are_long_and_repeated_is_refused() -> None:
     assert parse_json(json.dumps({"short": {"names": values}}))
     with pytest.raises(DamagedFileError, match="repeated far too often"):
         parse_json(json.dumps({NAME: values}))
+
+
+@pytest.mark.parametrize("part", ["normalizer", "pre_tokenizer"])
+@pytest.mark.parametrize(("kind", "count"), [("ByteLevel", 3), ("BertNormalizer", 4), ("Lowercase", 60)])
+def test_steps_that_make_a_text_longer_and_longer_are_refused(part: str, kind: str, count: int) -> None:
+    def fields(count: int) -> dict[str, object]:
+        steps = {"type": "Sequence", part.removesuffix("r") + "rs": [{"type": kind}] * count}
+        return {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}, part: steps}
+
+    canonical_fields(fields(1))
+    with pytest.raises(DamagedFileError, match=f"its {part} (may make a text|has 60 steps)"):
+        canonical_fields(fields(count))
+
+
+def test_a_table_of_replacements_counts_as_often_as_it_is_applied() -> None:
+    table = base64.b64encode(struct.pack("<I", 0) + b"x" * 20 + b"\0").decode()
+    step = {"type": "Precompiled", "precompiled_charsmap": table}
+    model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
+    canonical_fields({"model": model, "normalizer": step})
+    with pytest.raises(DamagedFileError, match="400 times as long"):
+        canonical_fields({"model": model, "normalizer": {"type": "Sequence", "normalizers": [step, step]}})
+
+
+def test_long_pieces_are_refused_before_their_merges_are_looked_for() -> None:
+    pieces = [Piece("a" * length) for length in range(1, 1001)]
+    with pytest.raises(DamagedFileError, match="its tokens are far too long"):
+        _merges(pieces, {piece.text: token_id for token_id, piece in enumerate(pieces)})
+
+
+def test_a_member_of_an_archive_has_few_fields() -> None:
+    assert _parse_extended(b"10 path=a\n" + b"14 comment=ab\n" * 900) == {"path": "a"}
+    with pytest.raises(DamagedArchiveError, match="1,000 fields"):
+        _parse_extended(b"3 \n" * 1001)
+
+
+def test_few_objects_stand_on_one_line() -> None:
+    assert len(split_glued(b'{"a":1}' * MAX_GLUED)) == MAX_GLUED
+    line = b'{"a":1}' * (MAX_GLUED + 10)
+    assert split_glued(line) == [line]
