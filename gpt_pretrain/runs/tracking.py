@@ -187,7 +187,7 @@ def _stored_identifier(program: str, run_dir: Path) -> tuple[str | None, bool]:
     if not isinstance(found, str) or not IDENTIFIER.fullmatch(found):
         return None, False
     try:
-        return found, has_signature(found.encode(), bytes.fromhex(str(signed)), purpose=f"{PURPOSE} {program}")
+        return found, has_signature(_signed_content(found, run_dir), bytes.fromhex(str(signed)), purpose=f"{PURPOSE} {program}")
     except ValueError:
         return found, False
 
@@ -195,10 +195,15 @@ def _stored_identifier(program: str, run_dir: Path) -> tuple[str | None, bool]:
 def _remember(program: str, identifier: str, run_dir: Path) -> None:
     metadata = read_metadata(run_dir)
     known, signatures = (metadata_section(metadata, name) for name in (TRACKING_FIELD, SIGNATURES_FIELD))
-    signed = signature(identifier.encode(), purpose=f"{PURPOSE} {program}").hex()
+    signed = signature(_signed_content(identifier, run_dir), purpose=f"{PURPOSE} {program}").hex()
     if known.get(program) != identifier or signatures.get(program) != signed:
         fields = {TRACKING_FIELD: known | {program: identifier}, SIGNATURES_FIELD: signatures | {program: signed}}
         update_metadata(run_dir, **fields)
+
+
+def _signed_content(identifier: str, run_dir: Path) -> bytes:
+    """Return an identifier with the number of its folder on the disk, so that nobody can copy a signature into another run."""
+    return f"{identifier} {run_dir.stat().st_ino}".encode()
 
 
 @contextmanager

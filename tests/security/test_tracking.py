@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sqlite3
 import sys
 from pathlib import Path
@@ -64,6 +65,19 @@ def test_a_signature_for_one_program_is_none_for_another(made: list[RecordedLogg
     update_metadata(tmp_path, tracking={"mlflow": known}, tracking_signatures={"mlflow": signed})
     mlflow_logger(MlflowSettings("x", "http://server"), run_dir=tmp_path)
     assert made[-1].run_id != known
+
+
+def test_a_signature_for_one_run_is_none_for_another(made: list[RecordedLogger], tmp_path: Path) -> None:
+    for name in ("mine", "theirs"):
+        (tmp_path / name).mkdir()
+    wandb_logger(WandbSettings(project="p"), run_dir=tmp_path / "mine")
+    known = read_metadata(tmp_path / "mine")["tracking"]["wandb"]
+    shutil.copytree(tmp_path / "mine", tmp_path / "theirs", dirs_exist_ok=True)
+    (tmp_path / "mine").rename(tmp_path / "moved")
+    for name in ("moved", "theirs"):
+        wandb_logger(WandbSettings(project="p"), run_dir=tmp_path / name)
+    assert made[-2].arguments["id"] == known
+    assert made[-1].arguments["id"] != known
 
 
 @pytest.mark.parametrize("store", ["mlflow.db", "mlruns"])
