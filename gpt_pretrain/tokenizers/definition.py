@@ -20,7 +20,7 @@ from gpt_pretrain.tokenizers.patterns import check_pattern, matches_nothing
 MAX_VALUES = 4_000_000  # The largest known vocabulary, of 262,144 tokens and 514,906 merges, has 1.8 million.
 MAX_VOCABULARY = 4_000_000
 MAX_GROWTH = 32  # Characters that a normalizer or a decoder may make of one.
-MAX_STEPS = 50  # Of a normalizer, a pre-tokenizer or a decoder. Known ones have at most ten.
+MAX_STEPS = 64  # Of a normalizer, a pre-tokenizer or a decoder. Known ones have at most ten.
 # What a step may make of one character beyond what its own fields say: a character has up to four bytes, and two blanks are put
 # around a Chinese one.
 STEP_GROWTH = {"ByteLevel": 4, "BertNormalizer": 3}
