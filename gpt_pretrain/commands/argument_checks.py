@@ -105,17 +105,8 @@ def override_problems(override: str, *, script: str, sweep: bool = False, folder
         or _is_foreign_group(key, folders)
     ):
         return
-    marked = (key[:1], override.partition("=")[2][:1], override[-1:])
-    if key not in FREE_TEXTS and not CURLY_MARKS.isdisjoint(marked):
-        plain = quote_word("".join(letter for letter in shown if letter not in CURLY_MARKS))
-        yield f"{shown}: \u201c and \u201d are not the shell's quotation marks. Type {plain}"
-        return
-    if key in PATHS and plain_value(override.partition("=")[2]) == "":
-        yield f"{shown} has no value. Give a path, or leave out {shown}"
-        return
-    if key in PATHS and WINDOWS_PATH.fullmatch(path := override.partition("=")[2]) and not Path(path).exists():
-        linux = f"/mnt/{path[0].lower()}/{path[2:].strip('/').replace(chr(92), '/').lstrip('/')}"
-        yield f"{shown}: this is a path of Windows. In WSL, type {quote_word(f'{short_form(key + chr(61))}{linux}')}"
+    if (problem := _text_problem(key, override.partition("=")[2], shown)) is not None:
+        yield problem
         return
     is_group = key in script_groups(script)
     try:
@@ -149,6 +140,25 @@ def override_problems(override: str, *, script: str, sweep: bool = False, folder
                 problems = list(_value_problems(shown, name, leaf, schema))
                 swept = script == "train" and parsed.is_sweep_override()  # a single value is checked with all others
                 yield from problems or (broken_train_rules(name, leaf) if swept else [])
+
+
+def _text_problem(key: str, value: str, shown: str) -> str | None:
+    """Return what is wrong with the characters of a value, whatever its type: curly quotation marks, or a path of no use.
+
+    Args:
+        shown: The override as it is shown to the user.
+    """
+    if key not in FREE_TEXTS and not CURLY_MARKS.isdisjoint((key[:1], value[:1], shown[-1:])):
+        plain = quote_word("".join(letter for letter in shown if letter not in CURLY_MARKS))
+        return f"{shown}: \u201c and \u201d are not the shell's quotation marks. Type {plain}"
+    if key not in PATHS:
+        return None
+    if plain_value(value) == "":
+        return f"{shown} has no value. Give a path, or leave out {shown}"
+    if WINDOWS_PATH.fullmatch(value) and not Path(value).exists():
+        linux = f"/mnt/{value[0].lower()}/{value[2:].strip('/').replace(chr(92), '/').lstrip('/')}"
+        return f"{shown}: this is a Windows path. In WSL, type {quote_word(f'{short_form(key + chr(61))}{linux}')}"
+    return None
 
 
 def with_prefix(override: str, *, script: str) -> str:

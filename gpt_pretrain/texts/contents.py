@@ -108,7 +108,7 @@ def open_contents(
         elif kind.form == EMPTY:
             yield Content(label, PLAIN, blocks)
         elif kind.is_read and is_member and text_field is not None:
-            yield from with_text(name, content, text_field)
+            yield from _with_text(name, content, text_field, limit=ContentLimit(size), left_out=left_out)
         elif kind.is_read:
             yield content
         else:
@@ -119,24 +119,32 @@ def open_contents(
             if not is_hidden(name):
                 yield from expand(name, f"{label}/{_shorten(name)}", blocks, layers + 1, is_member=True)
 
-    def with_text(name: str, content: Content, text_field: str) -> Iterator[Content]:
-        with content.seekable(ContentLimit(size)) if content.kind.form == PARQUET else nullcontext() as copy:
-            if copy is not None:
-                missing, content = find_missing_column(copy, text_field), replace(content, stream=copy)
-            else:
-                missing, blocks = find_missing_text(name, content.kind, content.bytes_from_start, text_field)
-                content = replace(content, bytes_from_start=blocks)
-            if missing is None:
-                yield content
-            else:
-                left_out.add(missing, content.name)
-
     is_empty = True
     for content in expand(name, name, read_stream(stream), 0, stream=stream):
         yield content
         is_empty = False
     if is_empty:
         raise NothingToReadError(f"it contains no file that can be read{left_out.described()}{left_out.advice()}")
+
+
+def _with_text(name: str, content: Content, text_field: str, *, limit: ContentLimit, left_out: LeftOut) -> Iterator[Content]:
+    """Yield a member of an archive, unless it consists of JSON or a table without the field that contains the text.
+
+    Args:
+        name: The member's own name.
+        limit: Of the size of a temporary copy.
+        left_out: Collects the member otherwise.
+    """
+    with content.seekable(limit) if content.kind.form == PARQUET else nullcontext() as copy:
+        if copy is not None:
+            missing, content = find_missing_column(copy, text_field), replace(content, stream=copy)
+        else:
+            missing, blocks = find_missing_text(name, content.kind, content.bytes_from_start, text_field)
+            content = replace(content, bytes_from_start=blocks)
+        if missing is None:
+            yield content
+        else:
+            left_out.add(missing, content.name)
 
 
 def _shorten(name: str) -> str:
