@@ -233,7 +233,7 @@ def _has_config(path: Path, tensors: Mapping[str, StoredTensor], *, named: str) 
         return True
     says = ", ".join(f"{name}={short_repr(declared[name])}" for name in seen)
     has = ", ".join(f"{name}={size}" for name, size in seen.items())
-    log.warning("%s is of another model (%s) than %s (%s), and is not used.", config, says, path.name, has)
+    log.warning("%s describes another model (%s) than %s (%s) and is ignored.", config, says, path.name, has)
     return False
 
 

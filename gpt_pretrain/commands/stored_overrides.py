@@ -55,7 +55,7 @@ class StoredOverrides:
         kept: The overrides.
         asked: The words for places that the user must type.
         problems: Why the sweep cannot be resumed otherwise, as messages.
-        notices: What is left out, as messages.
+        notices: Messages about what is left out.
     """
 
     kept: list[str] = field(default_factory=list)

@@ -40,7 +40,7 @@ def describe_vocabulary(tokenizer: Tokenizer, training: TextSample, held_out: Te
         lines.append("cl100k_base is not on this machine; tokenizer=cl100k_base downloads it once.")
     if training.n_bytes < FEW_BYTES * tokenizer.vocab_size:
         lines.append(
-            f"There are only {training.n_bytes / tokenizer.vocab_size:.0f} bytes of text for each token, so many tokens are "
+            f"With only {training.n_bytes / tokenizer.vocab_size:.0f} bytes of text per token, many tokens are "
             "whole words that occur a few times. Choose a smaller vocab_size, or give more text."
         )
     lines += ["", format_table(_script_rows(tokenizer, samples["training text"])), "", *_token_lines(tokenizer, uses)]
@@ -103,7 +103,7 @@ def _token_lines(tokenizer: Tokenizer, uses: np.ndarray) -> list[str]:
     unused = [token for token, count in zip(decoded, uses, strict=False) if count == 0 and token is not None and len(token) > 1]
     return [
         f"Longest words: {_listed(sorted(words, key=lambda token: (-len(token), token)))}",
-        f"Longest of signs and blanks: {_listed(sorted(signs, key=lambda token: (-len(token), token)))}",
+        f"Longest tokens of symbols and spaces: {_listed(sorted(signs, key=lambda token: (-len(token), token)))}",
         f"{format_count(decoded.count(None), 'token')} are bytes or other parts of characters.",
         f"{format_count(len(unused), 'token')} of several characters do not occur in the measured text{_examples(unused)}.",
     ]

@@ -77,7 +77,7 @@ def mlflow_logger(settings: MlflowSettings, *, run_dir: Path) -> MLFlowLogger:
     uri, artifacts = settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"), None
     if not uri:
         uri, artifacts = _local_store(run_dir)
-    elif uri.startswith("file:"):  # of version 0.1.0; MLflow 3 opens such a store only if it is told to
+    elif uri.startswith("file:"):  # a store of version 0.1.0, which MLflow 3 opens only when told to
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     with _explained("mlflow", "Check logger.mlflow.tracking_uri, or choose logger=csv."):
         logger = MLFlowLogger(

@@ -43,7 +43,7 @@ def json_kind(start: str, *, is_named: bool) -> FileKind | None:
 
 def _begins_with_json(start: str) -> bool:
     """Return whether a text begins with a value of JSON and goes on with another one, if it goes on."""
-    for _ in range(MAX_EMPTY):  # Empty brackets stand in many texts.
+    for _ in range(MAX_EMPTY):  # Many plain texts contain empty brackets.
         value, end = _first_value(start)
         rest = "" if end is None else start[end:].lstrip(SEPARATORS)
         if value or not rest.startswith(("{", "[")):

@@ -51,4 +51,4 @@ def check_column(text_field: str, columns: list[str], name: str) -> None:
         listed = ", ".join(column[:LONGEST_NAME] for column in columns[:MAX_NAMED])
         raise UserError(f"{name} has no column {text_field}. Choose one with text_field=: {listed}.")
     if (count := columns.count(text_field)) > 1:
-        raise UserError(f"{name} has {count} columns with the name {text_field}. Rename all but the one that contains the text.")
+        raise UserError(f"{name} has {count} columns named {text_field}. Rename all but the one that contains the text.")

@@ -46,7 +46,7 @@ def explain_invalid_utf8(block: bytes, error: UnicodeDecodeError, position: int,
         return advice("It ends in the middle of a character. Get it again, or leave out this character", drop)
     if _is_utf8_with_surrogates(block):
         mend = MEND_SURROGATES.replace("{path}", quote_path(path))
-        return advice("It is UTF-8 with surrogates, which a converter left behind. Mend them", mend)
+        return advice("It contains surrogates, which a faulty conversion to UTF-8 left behind. Replace them", mend)
     if valid_share >= MOSTLY:
         return advice("The rest of the text is UTF-8. Leave out the damaged characters", drop)
     sample = block[max(begin - BEFORE, 0) : begin + AFTER]

@@ -67,7 +67,7 @@ class Condition:
     """Matches a position by what stands before or after it.
 
     Args:
-        part: What does or does not stand there; None for a kind of its own, such as the end of a line.
+        part: The pattern that must, or must not, match there; None for one without a pattern, such as the end of a line.
         is_before: Whether it stands before.
     """
 

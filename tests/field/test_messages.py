@@ -76,11 +76,11 @@ CASES = {
     ),
     "surrogates": (
         (*TEXT, "data.path=surrogates.txt"),
-        "It is UTF-8 with surrogates, which a converter left behind. Mend them: python -c",
+        "It contains surrogates, which a faulty conversion to UTF-8 left behind. Replace them: python -c",
     ),
     "two_columns": (
         (*PREPARE, "two.csv"),
-        "two.csv has 2 columns with the name text. Rename all but the one that contains the text.",
+        "two.csv has 2 columns named text. Rename all but the one that contains the text.",
     ),
     "only_settings": (
         (*TEXT, "data.path=settings.zip"),

@@ -255,8 +255,8 @@ def test_the_tokenizer_of_a_run_is_advised_in_place_of_another(tmp_path: Path) -
         (["--export"], "settings are written without dashes. Type export=true"),
         (["-m", "optimizer.lr={1e-3,1e-4}"], "must be a number, such as 0.1. To try several values: -m optimizer.lr=1e-3,1e-4"),
         (["-m", "optimizer.lr=[1e-3, 1e-4]"], "must be a number, such as 0.1. To try several values: -m optimizer.lr=1e-3,1e-4"),
-        (["data.path=C:\\Users\\me\\a b.txt"], "this is a path of Windows. In WSL, type 'data.path=/mnt/c/Users/me/a b.txt'"),
-        (["data.path=d:/text.txt"], "this is a path of Windows. In WSL, type data.path=/mnt/d/text.txt"),
+        (["data.path=C:\\Users\\me\\a b.txt"], "this is a Windows path. In WSL, type 'data.path=/mnt/c/Users/me/a b.txt'"),
+        (["data.path=d:/text.txt"], "this is a Windows path. In WSL, type data.path=/mnt/d/text.txt"),
     ],
 )
 def test_words_that_are_no_settings_are_explained(words: list[str], message: str) -> None:
