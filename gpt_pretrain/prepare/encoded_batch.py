@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -12,6 +13,10 @@ from gpt_pretrain.texts.chunks import RejectedRecord
 CONTINUES, COMPLETE, REJECTED = 0, 1, 2
 ROW = np.dtype([("hash", "V16"), ("tokens", "<u8"), ("bytes", "<u8"), ("state", "u1")])  # 33 bytes per document.
 
+# Rejected records that are listed, and characters of what is wrong with one. A few kilobytes of an archive can hold millions of
+# them. All are counted.
+MAX_LISTED, LONGEST_DETAIL = 10_000, 500
+
 
 @dataclass
 class EncodedBatch:
@@ -20,7 +25,8 @@ class EncodedBatch:
     Args:
         tokens: Token ids of all documents, each followed by the end-of-text token; little-endian.
         rows: One ROW for each document or part of a document.
-        rejected: The records that were left out, and the files that cannot be read to their end.
+        rejected: The files that cannot be read to their end, and the first MAX_LISTED records that were left out.
+        by_reason: Number of all records that were left out for each reason.
         records: Number of records, rejected ones included.
         empty: Number of records that contain only white space.
         markers: Number of documents that end at an end-of-text marker in the text.
@@ -33,6 +39,7 @@ class EncodedBatch:
     tokens: bytes = b""
     rows: np.ndarray = field(default_factory=lambda: np.empty(0, ROW))
     rejected: list[RejectedRecord] = field(default_factory=list)
+    by_reason: Counter[str] = field(default_factory=Counter)
     records: int = 0
     empty: int = 0
     markers: int = 0
@@ -40,3 +47,12 @@ class EncodedBatch:
     nuls: int = 0
     unknown: int = 0
     unknown_example: str = ""
+
+    def reject(self, record: RejectedRecord) -> None:
+        """Add a record that is left out, or the end of a file that fails."""
+        if not record.fails_file:
+            self.records += 1
+            self.by_reason[record.reason] += 1
+            record = replace(record, detail=record.detail[:LONGEST_DETAIL])
+        if record.fails_file or self.by_reason.total() <= MAX_LISTED:
+            self.rejected.append(record)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.prepare.encoded_batch import EncodedBatch
+from gpt_pretrain.prepare.encoded_batch import MAX_LISTED, EncodedBatch
 from gpt_pretrain.prepare.processes import Interrupt, WorkerPool
 from gpt_pretrain.prepare.progress import PreparationProgress
 from gpt_pretrain.prepare.segments import REJECTED_FILE, RecordCounts, SegmentWriter
@@ -98,14 +98,18 @@ def encode_inputs(
 
 
 def collect_rejected(folders: Iterable[Path], target: Path) -> None:
-    """Concatenate the rejected records of several folders; without any, no file is left."""
+    """Concatenate the lists of rejected records of several folders; without any, no file is left."""
     target.unlink(missing_ok=True)
+    listed = 0
     for folder in folders:
         file = folder / REJECTED_FILE
         if file.is_file() and file.stat().st_size:
             with open_regular(file, within=folder) as source, open_for_append(target) as stream:
-                while block := source.read(1 << 20):
-                    stream.write(block)
+                for line in source:
+                    fails_file = json.loads(line)["reason"] in FILE_FAILURES
+                    listed += not fails_file
+                    if fails_file or listed <= MAX_LISTED:
+                        stream.write(line)
 
 
 def failed_files_error(descriptions: Sequence[str]) -> UserError:
@@ -127,7 +131,7 @@ def rejection_error(counts: RecordCounts, file: Path, *, max_rejected: float) ->
     """Return the error for too many rejected records.
 
     Args:
-        file: The file that contains all of them.
+        file: The file that lists them.
     """
     share = counts.rejected / counts.records
     reasons = ", ".join(f"{reason}: {number:,}" for reason, number in sorted(counts.by_reason.items()))
@@ -136,10 +140,16 @@ def rejection_error(counts: RecordCounts, file: Path, *, max_rejected: float) ->
         remedy = "Set text_field= to the field that contains the text, or correct the records and start over with overwrite=true"
     if share < MAX_SUGGESTED:
         remedy += f", or leave them out with max_rejected={_round_up(share):g}: the same command then resumes"
+    listed = f"{file} lists {describe_listed(counts.rejected)}"
     return UserError(
         f"{counts.rejected:,} of {format_count(counts.records, 'record')} ({100 * share:.3g} %) cannot be used ({reasons}), more "
-        f"than max_rejected={max_rejected:g} allows. {first_rejected(file)} {file} lists all of them. {remedy}."
+        f"than max_rejected={max_rejected:g} allows. {first_rejected(file)} {listed}. {remedy}."
     )
+
+
+def describe_listed(rejected: int) -> str:
+    """Return how many of the rejected records are listed in the file."""
+    return "all of them" if rejected <= MAX_LISTED else f"the first {MAX_LISTED:,}"
 
 
 def first_rejected(file: Path) -> str:

@@ -45,6 +45,7 @@ from gpt_pretrain.tokenizers.saving import tokenizer_files
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # The settings that a corpus depends on, besides the inputs and the tokenizer.
 CONTENT_SETTINGS = ("text_field", "as_text", "document_separator", "shard_tokens", "val_fraction", "val_tokens", "dedup")
+MAX_FAILED_OF_TASK = 100_000  # Files that cannot be read to their end before a task of a cluster stops.
 
 TEXT_RULES = 2  # Increase it when a text gets other tokens than before: an unfinished corpus must not mix both.
 
@@ -156,8 +157,8 @@ def _write_corpus(
         records_as_is=records_as_is,
     )
     if settings.executor is not None:
-        # What failed is judged when all tasks have finished.
-        unlimited = replace(options, max_rejected=1.0, max_failed_files=sys.maxsize)
+        # What failed is judged when all tasks have finished; each lists all files that fail.
+        unlimited = replace(options, max_rejected=1.0, max_failed_files=max(MAX_FAILED_OF_TASK, settings.max_failed_files))
         local = settings.executor == "local"
         task = EncodeTask(groups, inputs, unlimited, task_folders, 1 if local else settings.workers or 1, quiet=local)
         encode_on_cluster(settings, task, folder / WORK, interrupt=interrupt)

@@ -10,7 +10,7 @@ import numpy as np
 
 from gpt_pretrain.data.files import LocalFiles
 from gpt_pretrain.data.manifest import open_prepared
-from gpt_pretrain.prepare.encoding import first_rejected
+from gpt_pretrain.prepare.encoding import describe_listed, first_rejected
 from gpt_pretrain.prepare.segments import REJECTED_FILE, RecordCounts
 from gpt_pretrain.system.encodings import ControlCount
 from gpt_pretrain.system.formatting import format_count, format_si
@@ -54,7 +54,7 @@ def print_summary(manifest: dict[str, Any], counts: RecordCounts, folder: Path) 
     if counts.rejected:
         file = folder / REJECTED_FILE
         left_out = format_count(counts.rejected, "unusable record")
-        print_escaped(f"Left out: {left_out}. {first_rejected(file)} {file} lists all of them.")
+        print_escaped(f"Left out: {left_out}. {first_rejected(file)} {file} lists {describe_listed(counts.rejected)}.")
     print_failed_files(manifest)
     state = "complete except for these files" if manifest.get(FAILED) else "complete"
     print_escaped(f"The corpus is {state}: {folder}")

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.prepare.encoded_batch import CONTINUES, ROW, EncodedBatch
+from gpt_pretrain.prepare.encoded_batch import CONTINUES, MAX_LISTED, ROW, EncodedBatch
 from gpt_pretrain.system.files import open_emptied, open_for_append, sync_file
 from gpt_pretrain.system.reading import DamagedFileError, parse_json, read_bytes
-from gpt_pretrain.texts.chunks import ReadPosition
+from gpt_pretrain.texts.chunks import ReadPosition, RejectedRecord
 
 JOURNAL, REJECTED_FILE = "journal.jsonl", "rejected.jsonl"
 # A segment ends after this many bytes of tokens or seconds, which is the most that a killed process loses.
@@ -162,12 +162,8 @@ class SegmentWriter:
         counts.unknown_example = counts.unknown_example or batch.unknown_example
         counts.tokens += len(batch.tokens) // self._itemsize
         counts.text_bytes += int(batch.rows["bytes"].sum())
-        reasons = Counter(record.reason for record in batch.rejected if not record.fails_file)
-        counts.by_reason = dict(Counter(counts.by_reason) + reasons)
-        counts.failed_files += len(batch.rejected) - reasons.total()
-        for record in batch.rejected:
-            fields = {name: value for name, value in dataclasses.asdict(record).items() if value}
-            self._rejected.write(json.dumps(fields, ensure_ascii=False).encode() + b"\n")
+        self._list_rejected(batch.rejected)
+        counts.by_reason = dict(Counter(counts.by_reason) + batch.by_reason)
         self.state.after = end
         if self._n_tokens * self._itemsize >= SEGMENT_BYTES or time.monotonic() - self._opened > SEGMENT_SECONDS:
             self.finish_segment()
@@ -204,6 +200,17 @@ class SegmentWriter:
         """Close the files without finishing the current segment."""
         self._tokens.close()
         self._rejected.close()
+
+    def _list_rejected(self, records: Iterable[RejectedRecord]) -> None:
+        """List the files that fail, and the records that are left out as long as there are not too many of them."""
+        listed = self.state.counts.rejected
+        for record in records:
+            self.state.counts.failed_files += record.fails_file
+            listed += not record.fails_file
+            if record.fails_file or listed <= MAX_LISTED:
+                fields = {name: value for name, value in dataclasses.asdict(record).items() if value}
+                # Half a surrogate pair, as in a key of a record, becomes an escape of JSON.
+                self._rejected.write(json.dumps(fields, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
 
     def _open_segment(self) -> None:
         self._path = self.folder / f"{len(self.segments):05d}.bin"

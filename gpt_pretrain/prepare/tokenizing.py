@@ -122,8 +122,7 @@ class _DocumentEncoder:
 
     def reject(self, record: RejectedRecord, *, in_document: bool = False) -> None:
         """Add a rejected record or the end of a file that fails; `in_document` discards the encoded parts of the record."""
-        self._result.records += not record.fails_file
-        self._result.rejected.append(record)
+        self._result.reject(record)
         if in_document:
             self._rows.append((b"", 0, 0, REJECTED))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +35,16 @@ def byte_level(folder: Path, *, size: int = 400, specials: list[str] = SPECIALS)
 
 
 def unigram(folder: Path) -> Path:
-    """Write a unigram model like SentencePiece's, with bytes for what it lacks, as tokenizer.json."""
-    fast = Tokenizer(models.Unigram())
+    """Write a unigram model like SentencePiece's as tokenizer.json. The library's trainer gives another one each time."""
+    words = Counter(f"▁{word}" for text in TEXT for word in text.split())
+    letters = Counter(char for word in words.elements() for char in word)
+    pieces = {piece: math.log(count / letters.total()) for piece, count in (letters | words).most_common(198)}
+    fast = Tokenizer(models.Unigram([("<unk>", 0.0), ("</s>", 0.0), *pieces.items()], unk_id=0))
     fast.normalizer = normalizers.NFKC()
     fast.pre_tokenizer = pre_tokenizers.Metaspace()
     fast.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=200, special_tokens=["<unk>", "</s>"], unk_token="<unk>", show_progress=False, shrinking_factor=0.75
-    )
-    return _trained(fast, trainer, folder, eos="</s>")
+    fast.add_special_tokens(["<unk>", "</s>"])
+    return _save(fast, folder, eos="</s>")
 
 
 def llama_like(folder: Path) -> Path:
@@ -60,15 +63,15 @@ def llama_like(folder: Path) -> Path:
 
 
 def word_pieces(folder: Path) -> Path:
-    """Write BERT's vocab.txt."""
+    """Write BERT's vocab.txt. The library's trainer gives another one each time."""
     fast = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     fast.normalizer = normalizers.BertNormalizer()
     fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    fast.train_from_iterator(TEXT, trainers.WordPieceTrainer(vocab_size=300, special_tokens=specials, show_progress=False))
+    found = [word for text in TEXT for word, _ in fast.pre_tokenizer.pre_tokenize_str(fast.normalizer.normalize_str(text))]
+    letters = [piece for word in found for char in word for piece in (char, f"##{char}")]
+    tokens = dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *found])
     folder.mkdir(parents=True)
-    tokens = sorted(fast.get_vocab().items(), key=lambda item: item[1])
-    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token, _ in tokens), encoding="utf-8")
+    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
     (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
     return folder
 

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import pickle
+import re
 import shutil
 import tarfile
 import zipfile
@@ -66,15 +67,38 @@ class FuzzedReader:
     after: Callable[[Path], object] | None = None
 
 
+# In PyTorch's old format, a tensor is stored under the address that it had in memory.
+OLD_KEY = re.compile(rb"X[\x0a-\x0f]\0\0\0(\d{10,15})")
+
+
+def _order_by_address(model: torch.nn.Module) -> None:
+    """Move a model's tensors so that their addresses are in their own order, in which the old format writes them."""
+    tensors = list(model.parameters())
+    moved = sorted((torch.empty(0) for _ in tensors), key=lambda tensor: str(tensor.untyped_storage()._cdata))
+    for tensor, target in zip(tensors, moved, strict=True):
+        tensor.data = target.resize_(tensor.shape).copy_(tensor.data)
+
+
+def _save_old(content: object, path: Path) -> None:
+    """Save in the old format, with numbers in place of the addresses, so that the file is the same at each run."""
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    numbers: dict[bytes, bytes] = {}
+    data = OLD_KEY.sub(
+        lambda key: b"X\x0e\0\0\0" + numbers.setdefault(key[1], b"%014d" % (10**13 + len(numbers))), path.read_bytes()
+    )
+    path.write_bytes(data)
+
+
 def _make_torch(folder: Path) -> None:
     model = tiny_model(n_layers=1, emb_dim=8, n_heads=2, vocab_size=257)
+    _order_by_address(model)
     state = model.state_dict()
     torch.save({"model_state_dict": state, "epoch": 3}, folder / "zip.pth")
-    torch.save(dict(state), folder / "legacy.pth", _use_new_zipfile_serialization=False)
+    _save_old(dict(state), folder / "legacy.pth")
     arguments = {"n_head": 2, "block_size": 16, "n_embd": 8, "n_layer": 1, "vocab_size": 257, "dropout": 0.0, "bias": False}
     torch.save({"model": state, "model_args": arguments, "iter_num": 5}, folder / "nanogpt.pt")
     torch.save({"model": model, "args": Namespace(n_head=2)}, folder / "module.pt")
-    torch.save([model], folder / "old_module.pt", _use_new_zipfile_serialization=False)
+    _save_old([model], folder / "old_module.pt")
 
 
 def _read_weights(path: Path) -> None:
@@ -276,6 +300,9 @@ def _make_study(folder: Path) -> None:
         search.assign_folder(trial, f"job{trial.number}")
         if trial.number:
             search.finish(trial, 1.5, pruned=False)
+    journal = folder / "study.journal"  # It names the process and the time.
+    text = re.sub(r'"worker_id":"[^"]*"', '"worker_id":"x"', journal.read_text())
+    journal.write_text(re.sub(r"\d{4}-\d\d-\d\dT[\d:.]*", "2026-11-26T12:00:00", text))
 
 
 def _read_study(folder: Path) -> None:

@@ -438,3 +438,14 @@ def test_changed_files_end_in_a_message(name: str) -> None:
 @pytest.mark.parametrize("name", READERS)
 def test_many_changed_files_end_in_a_message(name: str) -> None:
     assert fuzz(name, cases=20 if name == "page" else 500, seed=1).findings == []
+
+
+@pytest.mark.parametrize("name", ["torch", "tokenizer", "study"])
+def test_the_files_that_a_fuzzer_changes_are_the_same_each_time(name: str, tmp_path: Path) -> None:
+    made = []
+    for number in range(2):
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        READERS[name].make(folder)
+        made.append({str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()})
+    assert made[0] == made[1]
