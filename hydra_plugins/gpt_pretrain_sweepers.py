@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra._internal.core_plugins import basic_launcher
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.core.plugins import Plugins
@@ -26,6 +30,7 @@ from gpt_pretrain.sweeps.results import read_sweep, search_by_bits, varied_keys
 from gpt_pretrain.sweeps.runner import JobRunner, open_sweep
 from gpt_pretrain.sweeps.submitted_jobs import private_submission_folder
 from gpt_pretrain.system.files import write_text
+from gpt_pretrain.system.formatting import format_count
 
 if TYPE_CHECKING:
     from gpt_pretrain.sweeps.search import SearchSpace
@@ -97,7 +102,7 @@ class RunSweeper(Sweeper):
         assert self.config is not None
         params = getattr(self.launcher, "params", {})
         on_slurm = type(self.launcher).__name__ == "SlurmLauncher"
-        with private_submission_folder(Path(str(self.config.hydra.sweep.dir)), params, on_slurm=on_slurm):
+        with private_submission_folder(Path(str(self.config.hydra.sweep.dir)), params, on_slurm=on_slurm), _reworded_counts():
             results = self.launcher.launch([list(overrides) for overrides in batch], initial_job_idx=first_number)
         for returned in results:
             failure = returned._return_value  # The property `return_value` would print the error again and raise it.
@@ -189,6 +194,24 @@ class SearchSweeper(RunSweeper):
             losses = runner.run(jobs, by_bits=search_by_bits(spaces, runner.folder))
             for trial, name, loss in zip(trials, names, losses, strict=True):
                 search.finish(trial, loss, pruned=runner.was_pruned(name))
+
+
+@contextmanager
+def _reworded_counts() -> Iterator[None]:
+    """Have Hydra's launcher, which always counts "jobs", say that it runs 1 job."""
+
+    def reword(record: logging.LogRecord) -> bool:
+        record.msg = re.sub(
+            r"^Launching (\d+) jobs locally$", lambda found: f"Running {format_count(int(found[1]), 'job')}", record.msg
+        )
+        return True
+
+    logger = logging.getLogger(basic_launcher.__name__)
+    logger.addFilter(reword)
+    try:
+        yield
+    finally:
+        logger.removeFilter(reword)
 
 
 def _key(override: Override) -> str:

@@ -28,6 +28,7 @@ from gpt_pretrain.config.setting_names import (
     find_type,
     group_options,
     is_declared,
+    is_mapping,
     names_within,
     nearest,
     nearest_settings,
@@ -164,14 +165,16 @@ def _text_problem(key: str, value: str, shown: str) -> str | None:
 def with_prefix(override: str, *, script: str) -> str:
     """Return an override with the prefix that Hydra needs.
 
-    Hydra refuses a `+` before a setting that exists, and asks for one before a name in a mapping such as callbacks.custom.
+    Hydra refuses a `+` before a setting that exists, and asks for one before a mapping of free names such as callbacks.custom,
+    and before the names in it.
     """
-    key = override_key(override)
+    key, schema = override_key(override), schema_of(script)
     if override.startswith("~") or key.startswith(("hydra.", "hydra/")):
         return override
-    if key in script_groups(script) or is_declared(schema_of(script), key):
-        return override.lstrip("+")
-    return f"++{override.lstrip('+')}" if is_declared(schema_of(script), key, within_mapping=True) else override
+    is_setting = key in script_groups(script) or is_declared(schema, key)
+    if is_declared(schema, key, within_mapping=True) or (is_setting and is_mapping(schema, key)):
+        return f"++{override.lstrip('+')}"
+    return override.lstrip("+") if is_setting else override
 
 
 def unknown_setting(override: str, schema: type) -> str:

@@ -28,6 +28,7 @@ from lightning.pytorch.callbacks import Callback
 
 from gpt_pretrain.checkpoints.checkpoint_file import read_checkpoint
 from gpt_pretrain.commands.arguments import wants_help
+from gpt_pretrain.config.overrides import override_key
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import LAST, checkpoint_dir
 from gpt_pretrain.system.checkout import CHECKOUT
@@ -97,7 +98,7 @@ def verify(overrides: list[str], *, before: int, after: int, folder: Path) -> st
     _train(killed, [*common, _custom(killed, kill_after=before)], expected=-signal.SIGKILL)
     print(f"trained again, killed after step {before}", flush=True)
     # A checkpoint does not store the user's own callbacks.
-    custom = [override for override in overrides if override.startswith("+callbacks.custom.")]
+    custom = [override for override in overrides if override_key(override).startswith("callbacks.custom")]
     _train(killed, [f"resume={killed}", *custom, _custom(killed, kill_after=before)])
     print("resumed, to the same step", flush=True)
     return find_difference(whole, killed)

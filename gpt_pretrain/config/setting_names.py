@@ -91,6 +91,14 @@ def is_declared(schema: type, key: str, *, within_mapping: bool = False) -> bool
     return (_settings_class(group) is None) == within_mapping
 
 
+def is_mapping(schema: type, key: str) -> bool:
+    """Return whether a setting is a mapping with free names, such as callbacks.custom."""
+    try:
+        return get_origin(find_type(schema, key)) is dict
+    except KeyError:
+        return False
+
+
 def set_checked(schema: type, key: str, value: Any) -> None:
     """Check that a setting that exists can have a value, by its type.
 
@@ -124,6 +132,8 @@ def describe_type(hint: Any) -> str:
     if len(options) == 1 and _settings_class(options[0]) is not None:
         names = ", ".join(get_type_hints(options[0]))
         return f"a group of settings, which are set one by one: {names}{nullable}"
+    if len(options) == 1 and get_origin(options[0]) is dict:
+        return f"a mapping, such as {{name: value}}{nullable}"
     return ", or ".join(phrases.get(one, "a mapping").partition(",")[0] for one in options) + nullable
 
 

@@ -95,7 +95,11 @@ TRAIN_RULES: list[Rule] = [
     ("optimizer.name", *one_of("adamw", "muon")),
     ("optimizer.lr", lambda lr: 0 < lr < INFINITY, "must be a finite number above 0; 4e-4 is a good start"),
     ("optimizer.weight_decay", *at_least(0)),
-    ("optimizer.betas", lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "must be two numbers in [0, 1)"),
+    (
+        "optimizer.betas",
+        lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas),
+        "must be two numbers of at least 0 and below 1",
+    ),
     ("optimizer.eps", lambda eps: 0 < eps < INFINITY, "must be a finite number above 0"),
     ("optimizer.decay", *one_of("matrices", "all", "roles")),
     ("optimizer.momentum", lambda momentum: 0 <= momentum < 1, "must be at least 0 and below 1; 0.95 is usual"),

@@ -223,7 +223,7 @@ def _tokenizer_problems(settings: TrainSettings, tokenizer: Tokenizer, overridde
         prompts |= {f"callbacks.grid.prompts: {prompt}": prompt for prompt in settings.callbacks.grid.prompts}
     for setting, prompt in prompts.items():
         try:
-            if not encode_prompt(prompt, tokenizer):
+            if prompt and not encode_prompt(prompt, tokenizer):
                 problems.append(
                     f"{setting}: the tokenizer {tokenizer.name[:100]} has no token for it. Choose another text or tokenizer."
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,7 +63,7 @@ def run_facts(settings: TrainSettings, data: TextDataModule, model: LanguageMode
     shorter = f", but {last_windows:,} in the last step of an epoch" if last_windows < step_windows else ""
     on_devices = f", on {data.world_size} devices" if data.world_size > 1 else ""
     lines = [
-        f"model   {model.num_parameters() / 1e6:.1f}M parameters: {format_count(config.n_layers, 'layer')}, "
+        f"model   {_format_parameters(model.num_parameters())}: {format_count(config.n_layers, 'layer')}, "
         f"{format_count(config.n_heads, 'head')}, "
         f"emb_dim {config.emb_dim}, context {config.context_length}, vocabulary {config.vocab_size:,} "
         f"({escape_line(data.tokenizer.name)})",
@@ -122,13 +123,10 @@ def setup_metadata(
 def describe_result(settings: TrainSettings, trainer: L.Trainer, module: GPTLitModule, run_dir: Path) -> str:
     """Return lines about the result of a finished run, its files, and what to do next."""
     metrics, folder = find_callback(trainer, TrainMetrics), display_path(run_dir)
-    batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-    epochs = trainer.current_epoch - 1 + batches / trainer.num_training_batches
     limit = reached_limit(settings.trainer, steps=trainer.global_step, tokens=module.tokens_seen) or "max_epochs"
     lines = [
         "",
-        f"Done: {epochs:.4g} {'epoch' if epochs == 1 else 'epochs'}, {format_count(trainer.global_step, 'step')}, "
-        f"{module.tokens_seen:,} tokens seen in {format_duration(metrics.total_seconds)} "
+        f"Done: {_describe_length(trainer)}, {module.tokens_seen:,} tokens seen in {format_duration(metrics.total_seconds)} "
         f"({metrics.tokens_per_second:,.0f} tokens/s while training)",
         _describe_best(find_callback(trainer, SaveRun), module),
     ]
@@ -144,6 +142,21 @@ def describe_result(settings: TrainSettings, trainer: L.Trainer, module: GPTLitM
         lines.append(f"  {tensorboard_command(display_path(run_dir.parent))}")
     lines.append(f"  {resume_command(folder, limit=(limit, getattr(settings.trainer, limit)))}")
     return "\n".join(lines)
+
+
+def _format_parameters(count: int) -> str:
+    return f"{count / 1e6:.1f}M parameters" if count >= 1e6 else format_count(count, "parameter")
+
+
+def _describe_length(trainer: L.Trainer) -> str:
+    """Return the length of a run in epochs and steps, or in steps alone if it is a part of an epoch."""
+    batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    epochs = trainer.current_epoch - 1 + batches / trainer.num_training_batches
+    if epochs < 1:
+        of_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        return f"{trainer.global_step:,} of the {format_count(of_epoch, 'step')} of an epoch"
+    rounded = f"{epochs:,.2f}".rstrip("0").rstrip(".")
+    return f"{rounded} {'epoch' if rounded == '1' else 'epochs'}, {format_count(trainer.global_step, 'step')}"
 
 
 def _describe_best(save: SaveRun, module: GPTLitModule) -> str:

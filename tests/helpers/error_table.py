@@ -20,6 +20,8 @@ from typing import Any
 from gpt_pretrain import errors
 from gpt_pretrain.system import reading
 from gpt_pretrain.system.tables import format_table
+from gpt_pretrain.texts import decompression, records
+from gpt_pretrain.tokenizers import pattern_syntax
 
 ROOT = Path(__file__).parents[2]
 VARIABLE = "RECORD_MESSAGES"
@@ -117,7 +119,10 @@ def record_messages() -> None:
             with (folder / f"{os.getpid()}.jsonl").open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(text) + "\n")
 
-    for error in (errors.UserError, reading.DamagedFileError):
+    for error in (
+        *(errors.UserError, errors.LostEndError, reading.DamagedFileError),
+        *(decompression.DamagedArchiveError, records.InvalidRecordError, pattern_syntax.UnknownSyntaxError),
+    ):
         error.__init__ = _recording(error.__init__, record)  # type: ignore[method-assign]
     handler = logging.Handler()
     handler.emit = lambda entry: record(entry.getMessage())  # type: ignore[method-assign, assignment]
