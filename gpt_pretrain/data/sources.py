@@ -112,6 +112,16 @@ def open_corpus_at(path: str, settings: DataSettings) -> TokenCorpus:
     return open_corpus(_files_at(path, settings), format_name=settings.format)
 
 
+def check_sources(settings: DataSettings) -> None:
+    """Check that a mixture has sources.
+
+    Raises:
+        UserError: If not.
+    """
+    if not settings.sources:
+        raise UserError("data=mixture needs data.sources='[{path: FOLDER, weight: 0.7}, {path: FOLDER2, weight: 0.3}]'.")
+
+
 def is_shard_path(path: str) -> bool:
     """Return whether a path leads to token shards rather than text.
 
@@ -167,8 +177,7 @@ def _files_at(path: str, settings: DataSettings) -> Files:
 
 def _find_sources(settings: DataSettings, tokenizer: Tokenizer) -> list[DataSource]:
     if settings.name == "mixture":
-        if not settings.sources:
-            raise UserError("data=mixture needs data.sources='[{path: FOLDER, weight: 0.7}, {path: FOLDER2, weight: 0.3}]'.")
+        check_sources(settings)
         return [
             _shard_source(source.path, settings, tokenizer, weight=source.weight)
             if is_shard_path(source.path)

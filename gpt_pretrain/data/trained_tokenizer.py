@@ -1,4 +1,4 @@
-"""The vocabulary of tokenizer=bpe: trained on the training set of a text, and kept in the cache.
+"""The vocabulary of tokenizer=bpe: trained on the training set of a text or of a mixture of texts, and kept in the cache.
 
 The text is split by its characters, which no vocabulary changes, so nothing of the validation set is ever learned from. A file
 in the cache is named after everything that the vocabulary depends on. It is signed, as the token cache is.
@@ -10,10 +10,14 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 
 from gpt_pretrain.config.schema import DataSettings
 from gpt_pretrain.data.private_cache import CacheNotWritableError, not_writable, open_cache, open_own, temporary_cache
+from gpt_pretrain.data.sources import check_sources, is_shard_path
 from gpt_pretrain.data.text import cache_folder, find_text
 from gpt_pretrain.data.token_cache import training_pieces
 from gpt_pretrain.errors import UserError
@@ -21,6 +25,7 @@ from gpt_pretrain.system.files import replacing
 from gpt_pretrain.system.formatting import format_count, format_duration, format_si
 from gpt_pretrain.system.reading import parse_json
 from gpt_pretrain.system.signing import SIGNATURE_BYTES, has_signature, signature
+from gpt_pretrain.system.urls import without_secrets
 from gpt_pretrain.texts.sampling import SAMPLE_BYTES, TextSample, cut_pieces, hash_piece
 from gpt_pretrain.texts.text import Text, check_text_unchanged
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
@@ -30,25 +35,31 @@ from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer, restore_voca
 from gpt_pretrain.tokenizers.vocabulary_files import MAX_FILE_BYTES
 
 CACHE, PURPOSE = "tokenizers", "trained tokenizer"
+MAX_REPEATS = 100  # of a small source with a large weight
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class WeightedText:
+    """A text to train a vocabulary on, and its weight in a mixture."""
+
+    text: Text
+    weight: float
+
+
 def trained_tokenizer(settings: DataSettings, *, vocab_size: int) -> VocabularyTokenizer:
-    """Return the vocabulary of this size for the text that the settings name, from the cache or newly trained.
+    """Return the vocabulary of this size for the text or the mixture of texts in the settings, from the cache or newly trained.
 
     Raises:
         UserError: If the settings name no text, or it cannot be read.
     """
-    if settings.name in ("shards", "mixture"):
-        raise UserError(
-            f"tokenizer={TRAINED_NAME} is trained on the text of data=text, not with data={settings.name}. For corpora, train a "
-            "vocabulary with gpt-pretrain tokenizer, and prepare them with tokenizer=FOLDER."
-        )
     cache_dir = cache_folder(settings)
-    text = find_text(settings, cache_dir=cache_dir)
-    stamps = text.stamps()
-    inputs = [TRAINING_RULES, text.sha256(), vocab_size, DEFAULT_PATTERN, settings.train_ratio, SAMPLE_BYTES]
+    texts = _find_texts(settings, vocab_size, cache_dir=cache_dir)
+    stamps = [stamp for one in texts for stamp in one.text.stamps()]
+    checksums = [one.text.sha256() for one in texts]
+    content = [[sha256, one.weight] for sha256, one in zip(checksums, texts, strict=True)] if len(texts) > 1 else checksums[0]
+    inputs = [TRAINING_RULES, content, vocab_size, DEFAULT_PATTERN, settings.train_ratio, SAMPLE_BYTES]
     name = f"{hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]}.json"
     try:
         folder = open_cache(cache_dir, CACHE)
@@ -58,7 +69,7 @@ def trained_tokenizer(settings: DataSettings, *, vocab_size: int) -> VocabularyT
         folder = open_cache(temporary_cache(), CACHE)
     label = f"{TRAINED_NAME}-{vocab_size}"
     if (tokenizer := _load(folder / name, label)) is None:
-        tokenizer = _train(text, vocab_size, train_ratio=settings.train_ratio, label=label)
+        tokenizer = _train(texts, vocab_size, train_ratio=settings.train_ratio, label=label)
         check_text_unchanged(stamps)
         _save(folder / name, tokenizer)
     if tokenizer.vocab_size < vocab_size:
@@ -68,21 +79,69 @@ def trained_tokenizer(settings: DataSettings, *, vocab_size: int) -> VocabularyT
     return tokenizer
 
 
-def _train(text: Text, vocab_size: int, *, train_ratio: float, label: str) -> VocabularyTokenizer:
-    sample = TextSample(SAMPLE_BYTES)
-    for part in training_pieces(text, train_ratio=train_ratio):
-        for piece in cut_pieces(part) if part != END_OF_TEXT else ():
-            sample.add(data := piece.encode(), hash_piece(data))
+def _find_texts(settings: DataSettings, vocab_size: int, *, cache_dir: Path) -> list[WeightedText]:
+    """Return the texts of the settings.
+
+    Raises:
+        UserError: If they name token shards, or no text.
+    """
+    if settings.name != "mixture":
+        if settings.name == "shards":
+            raise _needs_text(f"not with data={settings.name}", vocab_size)
+        return [WeightedText(find_text(settings, cache_dir=cache_dir), 1.0)]
+    check_sources(settings)
+    for source in settings.sources:
+        if is_shard_path(source.path):
+            raise _needs_text(f"and {without_secrets(source.path)} in data.sources holds tokens", vocab_size)
+    return [
+        WeightedText(find_text(replace(settings, path=source.path), cache_dir=cache_dir), source.weight)
+        for source in settings.sources
+    ]
+
+
+def _needs_text(what: str, vocab_size: int) -> UserError:
+    return UserError(
+        f"tokenizer={TRAINED_NAME} is trained on text, {what}. Train a vocabulary on the corpus first: gpt-pretrain tokenizer "
+        f"TEXT out=FOLDER vocab_size={vocab_size}, and prepare the corpus with tokenizer=FOLDER."
+    )
+
+
+def _train(texts: Sequence[WeightedText], vocab_size: int, *, train_ratio: float, label: str) -> VocabularyTokenizer:
+    samples, sizes, total = list[TextSample](), list[int](), sum(one.weight for one in texts)
+    for one in texts:
+        sample, size = TextSample(int(SAMPLE_BYTES * one.weight / total)), 0
+        for part in training_pieces(one.text, train_ratio=train_ratio):
+            for piece in cut_pieces(part) if part != END_OF_TEXT else ():
+                size += len(data := piece.encode())
+                sample.add(data, hash_piece(data))
+        samples.append(sample)
+        sizes.append(size)
+    n_bytes = min(SAMPLE_BYTES, sum(sizes)) if len(texts) > 1 else samples[0].n_bytes
     log.info(
         "Training a vocabulary of %s on %s of the training set%s ...",
         format_count(vocab_size, "token"),
-        format_si(sample.n_bytes, "B"),
-        "" if sample.is_complete else ", the pieces with the smallest hashes",
+        format_si(n_bytes, "B"),
+        "" if all(sample.is_complete for sample in samples) else ", the pieces with the smallest hashes",
     )
     start = time.monotonic()
-    tokenizer = train_bpe(sample.texts(), vocab_size, label=label)
+    tokenizer = train_bpe(_in_proportion(samples, [one.weight / total for one in texts], n_bytes), vocab_size, label=label)
     log.info("Trained %s in %s; it is kept in the cache", tokenizer.name, format_duration(time.monotonic() - start))
     return tokenizer
+
+
+def _in_proportion(samples: Sequence[TextSample], shares: Sequence[float], n_bytes: int) -> Iterator[str]:
+    """Yield the samples in these shares of n_bytes, as a training reads them: one that is smaller than its share several times."""
+    if len(samples) == 1:
+        yield from samples[0].texts()
+        return
+    for sample, share in zip(samples, shares, strict=True):
+        left = min(round(share * n_bytes), MAX_REPEATS * sample.n_bytes)
+        for text in cycle(sample.texts()):
+            data = text.encode()
+            yield text if len(data) <= left else data[:left].decode(errors="ignore")
+            left -= len(data)
+            if left <= 0:
+                break
 
 
 def _load(path: Path, label: str) -> VocabularyTokenizer | None:

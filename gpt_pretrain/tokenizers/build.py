@@ -63,8 +63,8 @@ def build_tokenizer(name: str) -> Tokenizer:
         return _build_named(name)
     if name == TRAINED_NAME:
         raise UserError(
-            f"tokenizer={TRAINED_NAME} is trained by train.py, for new weights and data=text. Elsewhere, give a vocabulary: "
-            "tokenizer=FOLDER. gpt-pretrain tokenizer trains one."
+            f"tokenizer={TRAINED_NAME} is trained by train.py, for new weights and text. Elsewhere, train a vocabulary first: "
+            "gpt-pretrain tokenizer TEXT out=FOLDER. Then give tokenizer=FOLDER."
         )
     if not name.strip():
         raise UserError("tokenizer= is empty. Give a name such as gpt2 or byte, or a folder or file with a vocabulary.")

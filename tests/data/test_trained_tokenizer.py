@@ -11,10 +11,12 @@ from transformers import AutoTokenizer
 
 from gpt_pretrain.checkpoints.huggingface import export
 from gpt_pretrain.checkpoints.pretrained import open_weights
+from gpt_pretrain.config.schema import SourceSettings
 from gpt_pretrain.data import trained_tokenizer as trained_tokenizers
 from gpt_pretrain.data.trained_tokenizer import trained_tokenizer
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.tokenizers.base import decode
+from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer
 from tests.helpers.data_settings import data_settings
 
 TEXT = "Every effort moves you forward, doesn't it? Der Sinn des Lebens.\n" * 40
@@ -61,10 +63,37 @@ def test_of_a_large_text_a_sample_is_enough(tmp_path: Path, monkeypatch: pytest.
     assert "of the training set, the pieces with the smallest hashes" in caplog.text
 
 
+def test_of_a_mixture_each_text_counts_as_its_weight(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.txt", tmp_path / "second.txt"
+    first.write_text("aardvark ibex " * 200, encoding="utf-8")
+    second.write_text("zebra yak " * 2000, encoding="utf-8")
+
+    def trained(*weights: float) -> VocabularyTokenizer:
+        sources = [SourceSettings(str(path), weight) for path, weight in zip((first, second), weights, strict=True)]
+        return trained_tokenizer(data_settings(tmp_path / "cache", name="mixture", sources=sources), vocab_size=265)
+
+    def learned(tokenizer: VocabularyTokenizer) -> str:
+        return b" ".join(tokenizer.token_bytes(token_id) for token_id in range(256, 264)).decode()
+
+    assert "ibe" in learned(trained(9, 1)) and "ze" not in learned(trained(9, 1))
+    assert "zebra" in learned(trained(1, 9)) and "ibe" not in learned(trained(1, 9))
+    assert trained(1, 9).name == trained(2, 18).name and trained(1, 9).name != trained(9, 1).name
+
+
+def test_token_shards_in_a_mixture_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "manifest.json").write_text("{}")
+    sources = [SourceSettings(str(tmp_path / "corpus"), 1.0)]
+    with pytest.raises(UserError, match=r"corpus in data\.sources holds tokens\. Train a vocabulary .* vocab_size=300, and prep"):
+        trained_tokenizer(data_settings(tmp_path, name="mixture", sources=sources), vocab_size=300)
+    with pytest.raises(UserError, match=r"data=mixture needs data\.sources="):
+        trained_tokenizer(data_settings(tmp_path, name="mixture"), vocab_size=300)
+
+
 def test_a_short_text_and_corpora_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     trained_tokenizer(settings(tmp_path), vocab_size=5000)
     assert "tokenizer.vocab_size=5000 is more than this text has: its vocabulary has" in caplog.text
-    with pytest.raises(UserError, match="is trained on the text of data=text, not with data=shards"):
+    with pytest.raises(UserError, match="is trained on text, not with data=shards. .* gpt-pretrain tokenizer TEXT out=FOLDER"):
         trained_tokenizer(data_settings(tmp_path, name="shards"), vocab_size=300)
     with pytest.raises(UserError, match="The text is empty"):
         trained_tokenizer(settings(tmp_path, " \n"), vocab_size=300)
@@ -99,5 +128,5 @@ def test_another_vocabulary_is_never_taken_for_a_trained_one(tmp_path: Path, tra
         train("tokenizer=bpe", f"resume={tmp_path / 'run'}", "trainer.max_steps=3", run_dir=tmp_path / "run", base=[])
     with pytest.raises(UserError, match=r"tokenizer.vocab_size=300 is the size of a vocabulary .* Add tokenizer=bpe"):
         train("tokenizer.vocab_size=300", run_dir=tmp_path / "size")
-    with pytest.raises(UserError, match=r"tokenizer=bpe is trained by train.py, for new weights and data=text"):
+    with pytest.raises(UserError, match=r"tokenizer=bpe is trained by train.py, for new weights and text"):
         open_weights(tmp_path / "run").build_tokenizer("bpe")

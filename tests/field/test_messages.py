@@ -29,6 +29,14 @@ CASES = {
     "compare_nothing": ((*COMPARE,), "0 runs given, but a comparison needs at least two."),
     "compare_one": ((*COMPARE, "run"), "1 run given, but a comparison needs at least two."),
     "mixture_without_sources": ((*TRAIN, "data=mixture", "tokenizer=byte"), "data=mixture needs data.sources='[{path: FOLDER,"),
+    "vocabulary_trained_by_prepare": (
+        (*PREPARE[:4], "tokenizer=bpe", "text.txt"),
+        "train a vocabulary first: gpt-pretrain tokenizer TEXT out=FOLDER. Then give tokenizer=FOLDER.",
+    ),
+    "vocabulary_of_shards": (
+        (*TRAIN, "data=shards", "data.path=corpus", "tokenizer=bpe"),
+        "Train a vocabulary on the corpus first: gpt-pretrain tokenizer TEXT out=FOLDER vocab_size=4096, and prepare",
+    ),
     "files_and_dataset": (
         (*PREPARE, "text.txt", "dataset=name"),
         "Files and dataset= cannot be combined. Prepare one corpus from",
