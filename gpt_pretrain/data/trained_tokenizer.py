@@ -130,7 +130,7 @@ def _train(texts: Sequence[WeightedText], vocab_size: int, *, train_ratio: float
 
 
 def _in_proportion(samples: Sequence[TextSample], shares: Sequence[float], n_bytes: int) -> Iterator[str]:
-    """Yield the samples in these shares of n_bytes, as a training reads them: one that is smaller than its share several times."""
+    """Yield the samples in these shares of n_bytes; one that is smaller than its share is read several times."""
     if len(samples) == 1:
         yield from samples[0].texts()
         return
