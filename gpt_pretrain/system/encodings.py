@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from gpt_pretrain.system.old_encodings import ALPHABETS, SEVERAL_BYTES
+
 # A mark of UTF-32 begins with that of UTF-16.
 MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -39,6 +41,17 @@ ENOUGH_TOGETHER, FEW = 0.9, 0.2
 # Line ends, spaces and full stops. Text in 8-bit encodings, taken for UTF-16, contains none of them.
 TELLING, ENOUGH_TELLING = (*"\n\r ", *"\u3000\u3001\u3002\uff0c\uff01\uff1f"), 0.005
 SAMPLE = 1 << 14  # Characters that are looked at.
+# Scripts that are often written without spaces: Thai, Lao, Tibetan, Burmese and Khmer; Chinese with Japanese, and Korean.
+SPACELESS = [index for index, ranges in enumerate(SCRIPTS) if ranges[0][0] in (0x0E00, 0x0E80, 0x0F00, 0x1000, 0x1780)]
+IDEOGRAPHS = [index for index, ranges in enumerate(SCRIPTS) if ranges[0][0] in (0x3040, 0xAC00)]
+# Characters that make up a third of a Chinese, Japanese or Korean text, and hardly any of other bytes that are taken for one.
+FREQUENT = frozenset("".join(f"{often}{others}" for names, often, others in ALPHABETS if names[0] in SEVERAL_BYTES))
+ENOUGH_FREQUENT = 0.05
+# Such a text has this share of control characters among its bytes, and one in an 8-bit encoding has none; or it has this share
+# of kana, whose first byte is always the same.
+LEAST_CONTROLS, ENOUGH_KANA = 0.01, 0.3
+LEAST_BEFORE_NULS = 256  # Bytes of a text in UTF-16 that NULs follow.
+SEPARATING = 0.25  # A text has at most this share of NULs between its parts.
 
 
 @dataclass(frozen=True)
@@ -58,7 +71,7 @@ def detect_encoding(head: bytes) -> TextEncoding | None:
     """Return the encoding of a text by its first bytes, or None if they are not text.
 
     A text with bytes that are not UTF-8 but with few control characters counts as UTF-8, so that whoever reads it says where the
-    first such byte is.
+    first such byte is. So does a text that is padded with NULs or divided by them.
     """
     for mark, name in MARKS:
         if head.startswith(mark):
@@ -66,7 +79,8 @@ def detect_encoding(head: bytes) -> TextEncoding | None:
     if control_share(head) <= MANY_CONTROLS and _is_utf8(head):
         return TextEncoding("utf-8")
     wide = next((TextEncoding(name) for name in WIDE if _is_text_in(head, name)), None)
-    return TextEncoding("utf-8") if wide is None and control_share(head) <= MANY_CONTROLS else wide
+    is_text = control_share(head) <= MANY_CONTROLS or _has_only_nuls_besides_text(head)
+    return TextEncoding("utf-8") if wide is None and is_text else wide
 
 
 def count_controls(data: bytes) -> int:
@@ -94,17 +108,20 @@ def _is_text_in(head: bytes, encoding: str) -> bool:
     They look like text if almost all are common ones or those of one script, or of several scripts that do not change within a
     word. Numbers, such as token ids, belong to all scripts at random.
     """
+    filled = head.rstrip(b"\0")
+    head = filled if len(filled) >= LEAST_BEFORE_NULS else head
     try:
         text = codecs.getincrementaldecoder(encoding)().decode(head)[:SAMPLE]
     except UnicodeDecodeError:
         return False
     codes, total = Counter(text), len(text)
-    if sum(codes[character] for character in TELLING) < max(ENOUGH_TELLING * total, 1):
-        return False
-    scripts = {character: _script(ord(character)) for character in codes}
+    scripts = {character: script_of(ord(character)) for character in codes}
     counts = Counter[int | None]()
     for character, count in codes.items():
         counts[scripts[character]] += count
+    n_telling = sum(codes[character] for character in TELLING)
+    if n_telling < max(ENOUGH_TELLING * total, 1) and not _is_spaceless(head, codes, counts):
+        return False
     in_scripts = counts.total() - counts[None] - counts[-1]
     largest = max((count for script, count in counts.items() if script not in (None, -1)), default=0)
     if counts[-1] + largest >= ENOUGH * total:
@@ -115,7 +132,35 @@ def _is_text_in(head: bytes, encoding: str) -> bool:
     return sum(left == right for left, right in pairs) >= ENOUGH_TOGETHER * len(pairs) if pairs else in_scripts <= FEW * total
 
 
-def _script(code: int) -> int | None:
+def _is_spaceless(head: bytes, codes: Counter[str], counts: Counter[int | None]) -> bool:
+    """Return whether a text without spaces is in a script that needs none.
+
+    Args:
+        head: Its bytes.
+        codes: How often it has each character.
+        counts: How often it has characters of each script.
+    """
+    script, count = counts.most_common(1)[0] if counts else (None, 0)
+    if script not in (*SPACELESS, *IDEOGRAPHS) or count < ENOUGH * ENOUGH * counts.total():
+        return False
+    if script not in IDEOGRAPHS:  # These scripts are so small that other bytes are hardly ever all in one.
+        return True
+    n_kana = sum(number for character, number in codes.items() if "\u3040" <= character <= "\u30ff")
+    if control_share(head) < LEAST_CONTROLS and n_kana < ENOUGH_KANA * counts.total():
+        return False
+    return sum(codes[character] for character in FREQUENT) >= ENOUGH_FREQUENT * counts.total()
+
+
+def _has_only_nuls_besides_text(head: bytes) -> bool:
+    """Return whether bytes are UTF-8 text apart from NULs before it, after it, or singly between its parts."""
+    text = head.strip(b"\0")
+    n_nuls = text.count(b"\0")
+    if not text or b"\0\0" in text or n_nuls > SEPARATING * len(text):
+        return False
+    return control_share(text.replace(b"\0", b"")) <= MANY_IN_TEXT and _is_utf8(text)
+
+
+def script_of(code: int) -> int | None:
     """Return the index of the script that a character belongs to, -1 for one that is common to all, and None for others."""
     if any(first <= code <= last for first, last in COMMON):
         return -1
@@ -158,8 +203,10 @@ class ControlCount:
     def described(self) -> str:
         """Return a warning that names the likely cause."""
         share, name = 100 * self.controls / max(self.total, 1), "NUL" if self.nuls > self.controls / 2 else "control characters"
-        cause = "text in UTF-16, or a binary file" if name == "NUL" else "a binary file, or the colors of a terminal"
-        return f"{share:.2g} % of the text is {name}, as if it were {cause}. The model will learn to write them."
+        cause = "a file that was never filled, text in UTF-16, or a binary file"
+        cause = cause if name == "NUL" else "a binary file, or the colors of a terminal"
+        remedy = " To delete them: tr -d '\\000' < FILE > new.txt" if name == "NUL" else ""
+        return f"{share:.2g} % of the text is {name}, as in {cause}. The model will learn to write them.{remedy}"
 
 
 def is_blank(text: str) -> bool:

@@ -67,15 +67,15 @@ class FileKind:
 _SPOKEN_WITH_AN = re.compile(r"[AEIOaeio]|(HTML|XML|MP3|MP4|RTF|LZ4|LZMA|HDF5|MDS|SVG|NPZ)")
 
 
-def _convert(command: str, what: str = "Extract its text first") -> str:
+def convert_advice(command: str, what: str = "Extract its text first") -> str:
     return f"{what}, for example with: {command}"
 
 
 _SHARDS = "Token ids are trained on with data=shards data.path=FOLDER."
 _WEIGHTS = "Weights are given with init_from={path} for training, or pretrained={path} for generate.py."
-_PANDOC = _convert("pandoc -t plain {path} -o text.txt")
-_AS_TEXT = " To train on its source as it is, add as_text=true (for train.py data.as_text=true)."
-_OFFICE = _convert("libreoffice --headless --convert-to {target} {path}", "Convert it first")
+_PANDOC = convert_advice("pandoc -t plain {path} -o text.txt")
+AS_TEXT_ADVICE = " To train on its source as it is, add as_text=true (for train.py data.as_text=true)."
+_OFFICE = convert_advice("libreoffice --headless --convert-to {target} {path}", "Convert it first")
 MEDIA_ADVICE = "It contains no text. For speech, transcribe it first."
 
 PLAIN = FileKind("text file", TEXT)
@@ -85,14 +85,15 @@ JSON_OBJECTS = FileKind("JSON file", OBJECTS)
 CSV = FileKind("table in CSV", ROWS)
 EMPTY_FILE = FileKind("empty file", EMPTY)
 BINARY = FileKind("binary file of an unknown kind", advice="Only text is read. If it contains text, extract that first.")
+NULS = FileKind("file of NULs", advice="It was never filled. If text follows them: tr -d '\\000' < {path} > new.txt")
 TOKENS = FileKind("file of token ids without a header", advice=_SHARDS)
-HTML = FileKind("HTML page", advice=_PANDOC.replace("plain", "plain -f html") + _AS_TEXT)
-XML = FileKind("XML document", advice=_PANDOC + _AS_TEXT)
+HTML = FileKind("HTML page", advice=_PANDOC.replace("plain", "plain -f html") + AS_TEXT_ADVICE)
+XML = FileKind("XML document", advice=_PANDOC + AS_TEXT_ADVICE)
 WIKI = FileKind(
     "wiki dump",
-    advice=_convert("python -m wikiextractor.WikiExtractor --json {path}", "Extract its articles first") + _AS_TEXT,
+    advice=convert_advice("python -m wikiextractor.WikiExtractor --json {path}", "Extract its articles first") + AS_TEXT_ADVICE,
 )
-PICTURE_ADVICE = _convert("tesseract {path} text", "Recognize its text first")
+PICTURE_ADVICE = convert_advice("tesseract {path} text", "Recognize its text first")
 MP4 = FileKind("MP4 video", advice=MEDIA_ADVICE)
 ZIP = FileKind("zip archive", "zip")
 TAR = FileKind("tar archive", "tar")
@@ -100,12 +101,12 @@ WORD, SHEET, SLIDES = (
     FileKind(name, advice=_OFFICE.replace("{target}", target))
     for name, target in (("word processor document", "txt:Text"), ("spreadsheet", "csv"), ("slide presentation", "pdf"))
 )
-PDF = FileKind("PDF document", advice=_convert("pdftotext {path} text.txt"))
-POSTSCRIPT = FileKind("PostScript document", advice=_convert("ps2ascii {path} text.txt"))
+PDF = FileKind("PDF document", advice=convert_advice("pdftotext {path} text.txt"))
+POSTSCRIPT = FileKind("PostScript document", advice=convert_advice("ps2ascii {path} text.txt"))
 RTF = FileKind("RTF document", advice=_PANDOC)
 WARC = FileKind(
     "WARC archive of web pages",
-    advice="Extract the text of its pages first, for example with trafilatura or datatrove." + _AS_TEXT,
+    advice="Extract the text of its pages first, for example with trafilatura or datatrove." + AS_TEXT_ADVICE,
 )
 LFS_POINTER = FileKind(
     "Git LFS pointer", advice="It stands for a file that was not downloaded. Fetch that, for example with: git lfs pull"
@@ -118,14 +119,6 @@ TEXTUAL = {
     WARC: re.compile(rb"WARC/\d\.\d\r?\n"),
     LFS_POINTER: re.compile(rb"version https://git-lfs\.github\.com/spec/v\d\r?\n(.*\n)*?oid sha256:"),
 }
-# Text whose bytes are ASCII, after codes that switch to other characters.
-SWITCHED = tuple(
-    (code, FileKind(f"text in {name}", advice=_convert(f"iconv -f {name} -t UTF-8 {{path}} > new.txt", "Convert it first")))
-    for code, name in (
-        *((rb"\x1b\$\)C", "ISO-2022-KR"), (rb"\x1b\$\)[AE]|\x1b\$\*H", "ISO-2022-CN"), (rb"\x1b\$A|\x1b\.[AF]", "ISO-2022-JP-2")),
-        *((rb"\x1b\$\([OPQ]", "ISO-2022-JP-3"), (rb"\x1b\$[@B]", "ISO-2022-JP")),
-    )
-)
 EPUB = FileKind("EPUB book", advice=_PANDOC)
 JAR = FileKind("Java or Android program")
 NPZ = FileKind("NPZ file of NumPy arrays", advice=_SHARDS + " Save each array as a .npy file.")
@@ -136,7 +129,7 @@ LLMC = FileKind("shard of token ids of llm.c", advice=_SHARDS)
 MEGATRON = FileKind(
     "index of token ids of Megatron-LM", advice="Its tokens cannot be read here. Prepare the text that they were made from."
 )
-_TABLE = _convert(
+_TABLE = convert_advice(
     "python -c \"import pandas; pandas.read_{reader}('{path}').to_parquet('table.parquet')\"", "Convert it to Parquet first"
 )
 ARROW = FileKind("Arrow file", advice="If the package datasets wrote its folder: gpt-pretrain prepare dataset=FOLDER out=CORPUS.")
@@ -152,11 +145,11 @@ SIGNATURES: tuple[tuple[int, bytes, FileKind], ...] = (
     (0, b"PK\x05\x06", ZIP),
     (257, b"ustar", TAR),
     (0, b"PAR1", FileKind("Parquet table", PARQUET)),
-    (0, b"7z\xbc\xaf\x27\x1c", FileKind("7z archive", advice=_convert("7z x {path}", "Unpack it first"))),
-    (0, b"Rar!\x1a\x07", FileKind("RAR archive", advice=_convert("unrar x {path}", "Unpack it first"))),
-    (0, b"\x04\x22\x4d\x18", FileKind("LZ4 file", advice=_convert("lz4 -d {path}", "Decompress it first"))),
-    (0, b"\x1f\x9d", FileKind("file of the program compress", advice=_convert("gzip -d {path}", "Decompress it first"))),
-    (0, b"LZIP", FileKind("lzip file", advice=_convert("lzip -d {path}", "Decompress it first"))),
+    (0, b"7z\xbc\xaf\x27\x1c", FileKind("7z archive", advice=convert_advice("7z x {path}", "Unpack it first"))),
+    (0, b"Rar!\x1a\x07", FileKind("RAR archive", advice=convert_advice("unrar x {path}", "Unpack it first"))),
+    (0, b"\x04\x22\x4d\x18", FileKind("LZ4 file", advice=convert_advice("lz4 -d {path}", "Decompress it first"))),
+    (0, b"\x1f\x9d", FileKind("file of the program compress", advice=convert_advice("gzip -d {path}", "Decompress it first"))),
+    (0, b"LZIP", FileKind("lzip file", advice=convert_advice("lzip -d {path}", "Decompress it first"))),
     (0, b"\xff\xd8\xff", FileKind("JPEG image", advice=PICTURE_ADVICE)),
     (0, b"\x89PNG", FileKind("PNG image", advice=PICTURE_ADVICE)),
     (0, b"GIF87a", FileKind("GIF image", advice=PICTURE_ADVICE)),
@@ -164,7 +157,7 @@ SIGNATURES: tuple[tuple[int, bytes, FileKind], ...] = (
     (0, b"II*\0", FileKind("TIFF image", advice=PICTURE_ADVICE)),
     (0, b"MM\0*", FileKind("TIFF image", advice=PICTURE_ADVICE)),
     (0, b"8BPS", FileKind("Photoshop image", advice=PICTURE_ADVICE)),
-    (0, b"AT&TFORM", FileKind("DjVu document", advice=_convert("djvutxt {path} text.txt"))),
+    (0, b"AT&TFORM", FileKind("DjVu document", advice=convert_advice("djvutxt {path} text.txt"))),
     (0, b"ID3", FileKind("MP3 recording", advice=MEDIA_ADVICE)),
     (0, b"OggS", FileKind("Ogg recording", advice=MEDIA_ADVICE)),
     (0, b"fLaC", FileKind("FLAC recording", advice=MEDIA_ADVICE)),
@@ -202,7 +195,9 @@ SIGNATURES: tuple[tuple[int, bytes, FileKind], ...] = (
         b"SQLite format 3\0",
         FileKind(
             "SQLite database",
-            advice=_convert("sqlite3 -csv -header {path} 'SELECT text FROM documents' > texts.csv", "Export the texts first"),
+            advice=convert_advice(
+                "sqlite3 -csv -header {path} 'SELECT text FROM documents' > texts.csv", "Export the texts first"
+            ),
         ),
     ),
     (0, b"\x7fELF", FileKind("program")),
@@ -234,7 +229,7 @@ SUFFIXES: dict[str, FileKind] = {
     ".pyc": FileKind("program"),
     ".dll": FileKind("program"),
     ".exe": FileKind("program"),
-    ".br": FileKind("Brotli file", advice=_convert("brotli -d {path}", "Decompress it first")),
+    ".br": FileKind("Brotli file", advice=convert_advice("brotli -d {path}", "Decompress it first")),
     ".docx": WORD,
     ".doc": WORD,
     ".odt": WORD,

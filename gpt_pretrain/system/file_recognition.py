@@ -8,6 +8,7 @@ from pathlib import PurePath
 
 from gpt_pretrain.system.encodings import TextEncoding, detect_encoding
 from gpt_pretrain.system.file_kinds import (
+    AS_TEXT_ADVICE,
     BINARY,
     COMPRESSED_SUFFIXES,
     CSV,
@@ -19,13 +20,13 @@ from gpt_pretrain.system.file_kinds import (
     MEDIA_ADVICE,
     MP4,
     NPZ,
+    NULS,
     PICTURE_ADVICE,
     PLAIN,
     SHEET,
     SIGNATURES,
     SLIDES,
     SUFFIXES,
-    SWITCHED,
     TAR,
     TEXTUAL,
     TOKEN_SUFFIXES,
@@ -36,8 +37,11 @@ from gpt_pretrain.system.file_kinds import (
     XML,
     ZIP,
     FileKind,
+    convert_advice,
 )
 from gpt_pretrain.system.json_recognition import json_kind
+from gpt_pretrain.system.old_encodings import conversion, iconv_name
+from gpt_pretrain.system.seven_bit_encodings import seven_bit_encoding
 
 TEXT_SUFFIXES = (".txt", ".md", ".text")
 
@@ -59,14 +63,16 @@ def recognize(name: str, head: bytes, *, as_text: bool = False) -> FileKind:
     signed = _by_signature(head, suffix, as_text=as_text)
     if signed is not None:
         return signed
-    switched = next((kind for code, kind in SWITCHED if re.search(code, head) is not None), None)
-    if switched is not None and head.isascii():
-        return switched
+    if not as_text and (switched := seven_bit_encoding(head)) is not None:
+        name = iconv_name(switched) or switched.upper()
+        return FileKind(f"text in {name}", advice=convert_advice(conversion(switched), "Convert it first") + AS_TEXT_ADVICE)
     encoding = detect_encoding(head)
     if encoding is None or (suffix in TOKEN_SUFFIXES and not encoding.has_mark and not _is_clean(head, encoding)):
-        return (
-            TOKENS if suffix in TOKEN_SUFFIXES else BINARY if suffix not in SUFFIXES or is_text_kind(suffix) else SUFFIXES[suffix]
-        )
+        if suffix in TOKEN_SUFFIXES:
+            return TOKENS
+        if suffix in SUFFIXES and not is_text_kind(suffix):
+            return SUFFIXES[suffix]
+        return BINARY if head.strip(b"\0") else NULS
     start = _decode(head, encoding)
     kind = PLAIN if as_text else _by_text(start, SUFFIXES.get(suffix), is_text_named=suffix in TEXT_SUFFIXES)
     if encoding.name == "utf-8" or not kind.is_read:

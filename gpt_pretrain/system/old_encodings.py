@@ -80,10 +80,15 @@ def convert_command(path: str, encoding: str) -> str:
     Args:
         encoding: Python's name of the encoding.
     """
+    return conversion(encoding).replace("{path}", quote_path(path))
+
+
+def conversion(encoding: str) -> str:
+    """Return the command that converts a file {path} to UTF-8."""
     if (name := iconv_name(encoding)) is not None:
-        return f"iconv -f {name} -t UTF-8 {quote_path(path)} > new.txt"
+        return f"iconv -f {name} -t UTF-8 {{path}} > new.txt"
     read = f"open(sys.argv[1], encoding='{encoding}', newline='').read()"
-    return f'python -c "import sys; sys.stdout.buffer.write({read}.encode())" {quote_path(path)} > new.txt'
+    return f'python -c "import sys; sys.stdout.buffer.write({read}.encode())" {{path}} > new.txt'
 
 
 def iconv_name(encoding: str) -> str | None:

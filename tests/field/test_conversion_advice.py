@@ -10,6 +10,7 @@ import pytest
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.old_encodings import convert_command
+from gpt_pretrain.system.seven_bit_encodings import seven_bit_encoding
 from tests.field.test_file_kinds import in_corpus, in_training
 
 TEXTS = {
@@ -36,6 +37,8 @@ TEXTS = {
     "gb18030": "今天天气很好, 我们去公园散步。话说天下大势, 分久必合。\n",
     "big5": "話說天下大勢, 分久必合, 合久必分。\n",
     "euc_kr": "안녕하세요 세계, 이것은 한국어 문장입니다.\n",
+    "utf_7": "Größe, Übung, 1 + 1: schöne Grüße, 今天 in München!\n",
+    "hz": "今天天气很好, 我们去公园~散步。~\n",
     "iso2022_kr": "안녕하세요 세계, 이것은 한국어 문장입니다.\n",
 }  # fmt: skip
 # Bytes that are nearly UTF-8, and the text that the command makes of them.
@@ -75,6 +78,18 @@ def test_the_advised_command_converts_the_text(
     path = tmp_path / ("-it's old.txt" if repeated == 1 else "old.txt")
     path.write_bytes(text.encode(encoding))
     check_conversion(path, text, monkeypatch)
+
+
+NO_CODES = [
+    *("x = a +b+ c; i++; C++ +1 800", "q=hello+world+projects", "one +positive sign", "diff\n+int x;\n+foo\n+++ b/file.c\n"),
+    *('(format t "~{~a~^, ~}" list)', "~{ab~} ~{~A~%~}", "~Foo() {} ~{{x}~}", "+++++ +-+-+-"),
+]
+
+
+@pytest.mark.parametrize("text", NO_CODES)
+def test_signs_that_are_no_codes_are_plain_text(text: str) -> None:
+    assert seven_bit_encoding(text.encode()) is None
+    assert seven_bit_encoding(text.encode() * 100) is None
 
 
 @pytest.mark.parametrize("name", DAMAGED)

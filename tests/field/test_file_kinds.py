@@ -27,7 +27,7 @@ from gpt_pretrain.checkpoints.weight_source import find_source
 from gpt_pretrain.data.corpus import split_corpus
 from gpt_pretrain.data.sources import is_shard_path, open_corpus_at
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.encodings import detect_encoding
+from gpt_pretrain.system.encodings import TextEncoding, detect_encoding
 from gpt_pretrain.system.file_recognition import recognize
 from gpt_pretrain.texts import decompression, json_values, reading, rows
 from gpt_pretrain.texts.chunks import Cursor, ReadPosition
@@ -399,13 +399,52 @@ def test_every_archive_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         in_training(tmp_path / "bomb.txt")
 
 
+WITHOUT_SPACES = {
+    "Chinese": "这是一个没有标点的中文文本我们在公园里散步然后回家吃饭他说今天天气很好",
+    "Japanese": "わたしはきょうこうえんにいきましたそしていえにかえりました",
+    "Thai": "ฉันไปสวนสาธารณะเมื่อวานนี้และกลับบ้านไปกินข้าวกับครอบครัว",
+    "Khmer": "ខ្ញុំទៅសួនច្បារហើយត្រឡប់មកផ្ទះវិញ",
+    "Korean": "나는오늘공원에갔다가집에돌아와서밥을먹었다",
+}
+
+
+@pytest.mark.parametrize("language", WITHOUT_SPACES)
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+def test_wide_text_needs_no_spaces_and_no_line_ends(tmp_path: Path, language: str, encoding: str) -> None:
+    text = WITHOUT_SPACES[language] * 40
+    (tmp_path / "a.txt").write_bytes(text.encode(encoding))
+    check(tmp_path / "a.txt", [text])
+
+
+def test_other_bytes_are_not_taken_for_wide_text_without_spaces() -> None:
+    generator = random.Random(5)
+    for low, high, size in ((0, 1 << 16, 2), (0, 50257, 2), (0x4E00, 0x9FA5, 2), (-400, 400, 2), (0, 100_000, 4)):
+        numbers = b"".join(generator.randrange(low, high).to_bytes(size, "little", signed=low < 0) for _ in range(4000))
+        assert detect_encoding(numbers) is None or detect_encoding(numbers) == TextEncoding("utf-8")
+    for encoding in ("gbk", "shift_jis", "tis-620", "euc-kr", "cp949"):
+        text = "".join(text for text in WITHOUT_SPACES.values()).encode(encoding, errors="ignore")
+        assert detect_encoding(text * 20) == TextEncoding("utf-8")
+
+
+@pytest.mark.parametrize("where", ["after", "before", "between", "after UTF-16"])
+def test_a_text_with_nuls_around_it_is_read_with_a_warning(tmp_path: Path, where: str, caplog: pytest.LogCaptureFixture) -> None:
+    data, nuls = PLAIN.encode(), b"\0" * 60_000
+    content = {"after": data + nuls, "before": nuls + data, "between": data.replace(b"\n", b"\0")}
+    content["after UTF-16"] = PLAIN.encode("utf-16-le") + nuls
+    (tmp_path / "a.txt").write_bytes(content[where])
+    text = content[where].decode() if where in ("after", "before", "between") else PLAIN + "\0" * 30_000
+    check(tmp_path / "a.txt", [text])
+    assert "% of the text is NUL" in caplog.text
+    assert recognize("a.txt", nuls).refusal("a.txt").startswith("a.txt is a file of NULs, not text. It was never filled.")
+
+
 def test_many_control_characters_are_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = ("word " * 20 + "\0") * 500
     (tmp_path / "a.txt").write_text(text)
     check(tmp_path / "a.txt", [text])
-    assert "a.txt: 0.99 % of the text is NUL, as if it were text in UTF-16" in caplog.text
+    assert "a.txt: 0.99 % of the text is NUL, as in a file that was never filled" in caplog.text
     assert "Warning: 0.99 % of the text is NUL" in capsys.readouterr().out
 
 
