@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import re
-import shlex
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +25,7 @@ from gpt_pretrain.system.file_kinds import (
     TORCH,
     FileKind,
 )
+from gpt_pretrain.system.old_encodings import quote_path
 from gpt_pretrain.system.reading import DamagedFileError, open_regular, read_bytes, short_repr
 from gpt_pretrain.texts.archives import Members, read_tar, read_zip
 from gpt_pretrain.texts.blocks import read_stream
@@ -138,7 +138,7 @@ def check_is_no_other_file(path: Path) -> None:
         raise UserError(f"{path} holds weights {format_problem}")
     command = next((command for magic, command in DECOMPRESSORS.items() if head.startswith(magic)), None)
     if command is not None:
-        raise UserError(f"{path} is compressed. Decompress it first: {command} {shlex.quote(str(path))}")
+        raise UserError(f"{path} is compressed. Decompress it first: {command} {quote_path(str(path))}")
     if kind is EMPTY_FILE:
         raise UserError(f"{path} is empty. Download or save it again.")
     if kind is SUFFIXES[".safetensors"]:

@@ -1,8 +1,12 @@
-"""Parse the arguments of `gpt-pretrain COMMAND`: `name=value`, `--name=value`, `--name value`, `--flag` and positional ones."""
+"""Parse the arguments of `gpt-pretrain COMMAND`: `name=value`, `--name=value`, `--name value`, `--flag` and positional ones.
+
+What begins with dashes and names no setting is a positional one, too, if it is the name of a file. So is everything after `--`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Set
+import glob
+from collections.abc import Collection, Set
 from typing import TypeVar, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
@@ -12,13 +16,17 @@ from gpt_pretrain.config.conversion import escape_interpolation, to_settings
 from gpt_pretrain.config.overrides import expand_amounts, short_form
 from gpt_pretrain.config.setting_names import describe_type, nearest
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.environment import user_path
+
+END_OF_OPTIONS = "--"
 
 Settings = TypeVar("Settings")
 
 
 def wants_help(arguments: list[str]) -> bool:
     """Return whether the arguments ask for help."""
-    return bool({"-h", "--help"} & set(arguments))
+    options = arguments[: arguments.index(END_OF_OPTIONS)] if END_OF_OPTIONS in arguments else arguments
+    return bool({"-h", "--help"} & set(options))
 
 
 def parse_arguments(arguments: list[str], schema: type[Settings], *, usage: str, positional: str | None = None) -> Settings:
@@ -36,37 +44,53 @@ def parse_arguments(arguments: list[str], schema: type[Settings], *, usage: str,
         print(usage.strip())
         raise SystemExit(0)
     hints = get_type_hints(schema)
-    overrides = _without_dashes(arguments, flags={name for name, hint in hints.items() if hint is bool})
     names = [name for name in hints if name != positional]
+    overrides, files = _sort_arguments(arguments, names, flags={name for name, hint in hints.items() if hint is bool})
     config: DictConfig = OmegaConf.structured(schema)
     if positional is not None:
         # A positional argument may contain "=", as the folders of sweeps do.
-        values = [override for override in overrides if override.partition("=")[0] not in names]
-        overrides = [override for override in overrides if override.partition("=")[0] in names]
-        if values:
-            config[positional] = escape_interpolation(values)
+        values = [one for one in overrides if one.partition("=")[0] not in names and not _is_unknown_option(one)]
+        overrides = [override for override in overrides if override not in values]
+        if values or files:
+            config[positional] = escape_interpolation(values + files)
+    else:
+        overrides += files
     _apply(config, list(map(short_form, overrides)), names, schema)
     return to_settings(config, schema)
 
 
-def _without_dashes(arguments: list[str], *, flags: Set[str]) -> list[str]:
-    """Rewrite `--name=value`, `--name value` and, for flags, `--name` as `name=value`."""
-    overrides: list[str] = []
+def _sort_arguments(arguments: list[str], names: Collection[str], *, flags: Set[str]) -> tuple[list[str], list[str]]:
+    """Return the arguments, with `--name=value`, `--name value` and, for flags, `--name` as `name=value`; and those after `--`.
+
+    Args:
+        names: The settings.
+        flags: Those that need no value.
+    """
+    overrides = list[str]()
     remaining = iter(arguments)
     for argument in remaining:
         name, equals, _ = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--"):
+        if argument == END_OF_OPTIONS:
+            break
+        if not argument.startswith("--") or name not in names:
             overrides.append(argument)
         elif equals:
             overrides.append(argument[2:])
         else:
             overrides.append(f"{name}={'true' if name in flags else next(remaining, '')}")
-    return overrides
+    return overrides, list(remaining)
+
+
+def _is_unknown_option(argument: str) -> bool:
+    """Return whether an argument that is no setting begins with two dashes, and is not the name of a file either."""
+    return argument.startswith("--") and not user_path(argument).exists() and not glob.glob(argument)
 
 
 def _nearest_names(name: str, names: list[str]) -> str:
     close = nearest(name, names)
-    return f"Did you mean {' or '.join(close)}?" if close else f"Choose from {', '.join(names)}; --help explains them."
+    if close or not names:
+        return f"Did you mean {' or '.join(close)}?" if close else "--help shows how to use this command."
+    return f"Choose from {', '.join(names)}; --help explains them."
 
 
 def _apply(config: DictConfig, overrides: list[str], names: list[str], schema: type) -> None:
@@ -82,7 +106,8 @@ def _apply(config: DictConfig, overrides: list[str], names: list[str], schema: t
     for override in overrides:
         name, equals, value = override.partition("=")
         if not equals or name not in names:
-            problems.append(f"{override}: there is no such setting. {_nearest_names(name, names)}")
+            what = "setting or file" if override.startswith("--") else "setting"
+            problems.append(f"{override}: there is no such {what}. {_nearest_names(name.removeprefix('--'), names)}")
             continue
         try:
             config[name] = None if value == "null" else expand_amounts(override).partition("=")[2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import itertools
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -152,10 +153,10 @@ def _is_spaceless(head: bytes, codes: Counter[str], counts: Counter[int | None])
 
 
 def _has_only_nuls_besides_text(head: bytes) -> bool:
-    """Return whether bytes are UTF-8 text apart from NULs before it, after it, or singly between its parts."""
+    """Return whether bytes are UTF-8 text of two words or more apart from NULs before, after or singly in it."""
     text = head.strip(b"\0")
     n_nuls = text.count(b"\0")
-    if not text or b"\0\0" in text or n_nuls > SEPARATING * len(text):
+    if b"\0\0" in text or n_nuls > SEPARATING * len(text) or (text.isascii() and len(re.split(rb"[\0\s]", text, maxsplit=1)) < 2):
         return False
     return control_share(text.replace(b"\0", b"")) <= MANY_IN_TEXT and _is_utf8(text)
 

@@ -54,7 +54,7 @@ def _is_utf7(head: bytes) -> bool:
 
 def _decode_utf7(part: bytes) -> str | None:
     """Return the characters of a part of UTF-7, or None if it is not valid."""
-    if len(part) * 6 % 16 >= 6:  # Less than a letter of Base64 is left over.
+    if not part or len(part) * 6 % 16 >= 6:  # Less than a letter of Base64 is left over.
         return None
     try:
         return (b"+" + part + b"-").decode("utf-7")

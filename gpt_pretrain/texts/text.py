@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import logging
-import shlex
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.encodings import ControlCount, is_blank
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.file_kinds import EMPTY, TEXT
+from gpt_pretrain.system.old_encodings import quote_path
 from gpt_pretrain.system.terminal import escape_line
 from gpt_pretrain.texts.chunks import FIELD_MISSING, FILE_FAILURES, Chunk, Cursor, ReadPosition, RejectedRecord
 from gpt_pretrain.texts.contents import Content, open_contents
@@ -179,7 +179,7 @@ class Text:
         setting = "max_failed_files=1" if of_file else "max_rejected=0.01"
         return UserError(
             f"{file}, record {number:,}: {reason} ({detail}).{field} To {what}, prepare a corpus: "
-            f"gpt-pretrain prepare {shlex.quote(str(self.files[0]))} out=corpus {setting}"
+            f"gpt-pretrain prepare {quote_path(str(self.files[0]))} out=corpus {setting}"
         )
 
 

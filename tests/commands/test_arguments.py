@@ -1,5 +1,7 @@
 """The arguments of `gpt-pretrain COMMAND`."""
 
+from pathlib import Path
+
 import pytest
 
 from gpt_pretrain.commands.arguments import parse_arguments
@@ -41,6 +43,21 @@ def test_all_problems_are_reported_together() -> None:
         "shards=5",
         "out= is missing. --help explains the settings.",
     ]
+
+
+def test_files_may_have_names_with_dashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("--two.txt", "-x.txt", "--a=b.txt"):
+        Path(name).touch()
+    settings = prepare_settings("--two.txt", "-x.txt", "--a=b.txt", "--t*.txt", "--report", "out=corpus", "--", "--help", "out=y")
+    assert settings.inputs == ["--two.txt", "-x.txt", "--a=b.txt", "--t*.txt", "--help", "out=y"]
+    assert (settings.report, settings.out) == (True, "corpus")
+
+
+@pytest.mark.parametrize("typed", [["--tokeniser=byte"], ["--tokeniser", "byte"], ["--tokeniser"]])
+def test_unknown_settings_with_dashes_are_no_files(typed: list[str]) -> None:
+    with pytest.raises(UserError, match=r"^--tokeniser(=byte)?: there is no such setting or file. Did you mean tokenizer\?$"):
+        prepare_settings("a.txt", "out=corpus", *typed)
 
 
 def test_help_prints_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
