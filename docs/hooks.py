@@ -49,9 +49,9 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def settings_page() -> str:
-    """Return the tables of all settings of train.py and generate.py as Markdown."""
+    """Return the tables of all settings of train.py, generate.py and evaluate.py as Markdown."""
     sys.path.insert(0, str(ROOT))
-    from gpt_pretrain.config.schema import GenerateSettings, TrainSettings
+    from gpt_pretrain.config.schema import EvaluateSettings, GenerateSettings, TrainSettings
 
     parts = ["## train.py", _table(_own_settings(CONF / "train.yaml"), TrainSettings)]
     for group, default in GROUPS.items():
@@ -60,6 +60,8 @@ def settings_page() -> str:
         parts += [f"### {group}", _options(group, None)]
     parts += ["## generate.py", _table(_own_settings(CONF / "generate.yaml"), GenerateSettings)]
     parts.append("The group `sampler` is the same as in train.py.")
+    parts += ["## evaluate.py", _table(_own_settings(CONF / "evaluate.yaml"), EvaluateSettings)]
+    parts.append("Of the group `data`, the settings that say where the text is and how it is read have an effect.")
     return "\n\n".join(parts)
 
 

@@ -21,7 +21,7 @@ from gpt_pretrain.commands.hydra_grammar import setting_values, to_hydra_overrid
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.free_text import FREE_TEXTS, plain_value
 from gpt_pretrain.config.overrides import override_key, short_form
-from gpt_pretrain.config.schema import GenerateSettings, TrainSettings
+from gpt_pretrain.config.schema import EvaluateSettings, GenerateSettings, TrainSettings
 from gpt_pretrain.config.setting_names import (
     CONF,
     describe_type,
@@ -35,7 +35,7 @@ from gpt_pretrain.config.setting_names import (
     script_groups,
     set_checked,
 )
-from gpt_pretrain.config.validation import broken_train_rules, generate_problems, train_problems
+from gpt_pretrain.config.validation import broken_train_rules, evaluate_problems, generate_problems, train_problems
 from gpt_pretrain.system.shell import quote_word
 
 CURLY_MARKS = set("\u201c\u201d\u201e\u2018\u2019")
@@ -51,7 +51,7 @@ def argument_problems(arguments: Arguments, *, script: str) -> list[str]:
 
     Args:
         arguments: As typed, apart from the name of the tokenizer's setting.
-        script: "train" or "generate".
+        script: "train", "generate" or "evaluate".
     """
     problems = [explain_stray(before, words, script=script) for before, words in arguments.strays]
     if arguments.has_multirun_flag and (others := NO_RUN & set(arguments.flags)):
@@ -82,6 +82,8 @@ def broken_rules(arguments: Arguments, *, script: str) -> list[str]:
     with suppress(Exception), initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         if script == "generate":
             return generate_problems(to_settings(compose("generate", overrides), GenerateSettings))
+        if script == "evaluate":
+            return evaluate_problems(to_settings(compose("evaluate", ["run_dir=outputs", *overrides]), EvaluateSettings))
         return train_problems(to_settings(compose("train", ["run_dir=outputs", *overrides]), TrainSettings))
     return []
 
@@ -90,7 +92,7 @@ def override_problems(override: str, *, script: str, sweep: bool = False, folder
     """Yield what is wrong with an override: its name, the option of a group, or the type of its value.
 
     Args:
-        script: "train" or "generate".
+        script: "train", "generate" or "evaluate".
         sweep: Whether it may have several values.
         folders: The folders with the options of groups.
     """

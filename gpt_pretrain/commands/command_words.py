@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gpt_pretrain.config.free_text import FREE_TEXTS
 from gpt_pretrain.config.overrides import find_override, full_form, override_key, short_form
-from gpt_pretrain.config.schema import GenerateSettings, TrainSettings
+from gpt_pretrain.config.schema import EvaluateSettings, GenerateSettings, TrainSettings
 from gpt_pretrain.config.setting_names import CONF, find_type, nearest, nearest_settings, script_groups
 from gpt_pretrain.system.shell import quote_word
 
@@ -26,7 +26,13 @@ NO_RUN = {"-h", "--help", "--hydra-help", "--version", "--resolve", "-sc", "--sh
 OTHER_CONFIGS = {"-cp", "--config-path", "-cn", "--config-name", "--experimental-rerun"}
 DASHES = "\u2010\u2011\u2012\u2013\u2014\u2212"  # what word processors make of a hyphen
 TEXTS = ("prompt", "start_context")
-SUGGESTED = {"train": "data.path", "generate": "prompt"}  # setting that a word without a name most likely means
+SUGGESTED = {
+    "train": "data.path",
+    "generate": "prompt",
+    "evaluate": "data.path",
+}  # setting that a word without a name most likely means
+
+SCHEMAS: dict[str, type] = {"train": TrainSettings, "generate": GenerateSettings, "evaluate": EvaluateSettings}
 
 
 @dataclass
@@ -94,7 +100,7 @@ def sort_arguments(words: Sequence[str]) -> Arguments:
 
 def schema_of(script: str) -> type:
     """Return the class of a script's settings."""
-    return GenerateSettings if script == "generate" else TrainSettings
+    return SCHEMAS[script]
 
 
 def explain_stray(before: str, words: list[str], *, script: str) -> str:

@@ -25,7 +25,7 @@ def to_hydra_arguments(words: list[str], *, script: str) -> list[str]:
 
     Args:
         words: The arguments as typed.
-        script: "train" or "generate".
+        script: "train", "generate" or "evaluate".
 
     Raises:
         UserError: If the arguments ask for something that does not exist.
@@ -69,6 +69,8 @@ def check_arguments(arguments: Arguments, *, script: str) -> None:
             problems together, and with them the values that break a rule.
     """
     problems = argument_problems(arguments, script=script)
+    if script == "evaluate" and arguments.is_sweep:
+        problems.append("evaluate.py has no sweeps (-m). It compares several models in one job: models=[latest,gpt2]")
     shared = find_override(arguments.overrides, "run_dir")
     if arguments.is_sweep and shared is not None and "${" not in shared:
         problems.append(f"run_dir={shared}: all jobs of a sweep would share this folder. Type hydra.sweep.dir={shared}")

@@ -9,8 +9,8 @@ from hydra.errors import CompactHydraException, HydraException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from gpt_pretrain.commands.argument_checks import unknown_setting
+from gpt_pretrain.commands.command_words import schema_of
 from gpt_pretrain.config.overrides import override_key
-from gpt_pretrain.config.schema import GenerateSettings, TrainSettings
 from gpt_pretrain.config.setting_names import CONF, describe_type, find_type, group_options
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.reading import read_yaml
@@ -27,7 +27,7 @@ def explain_hydra_error(error: Exception, *, script: str) -> UserError | None:
     """Return an error of Hydra's as a message of this program; None for a defect.
 
     Args:
-        script: "train" or "generate".
+        script: "train", "generate" or "evaluate".
     """
     chain: list[BaseException] = []
     current: BaseException | None = error
@@ -40,7 +40,7 @@ def explain_hydra_error(error: Exception, *, script: str) -> UserError | None:
     if not found:
         return None
     typed = next((one for one in found if isinstance(one, OmegaConfBaseException) and one.full_key), None)
-    explained = typed and _explain_setting(typed, GenerateSettings if script == "generate" else TrainSettings)
+    explained = typed and _explain_setting(typed, schema_of(script))
     return UserError(explained or _explain_defaults(str(error)) or _first_lines(found[0]))
 
 

@@ -16,13 +16,13 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 import gpt_pretrain
+from gpt_pretrain.commands.command_words import SCHEMAS
 from gpt_pretrain.commands.failures import EXIT_INTERRUPTED, as_user_error, check_output, print_defect, print_error
 from gpt_pretrain.commands.hydra_arguments import to_hydra_arguments
 from gpt_pretrain.commands.hydra_errors import explain_hydra_error
 from gpt_pretrain.commands.hydra_files import cut_hydra_files
 from gpt_pretrain.commands.job import typed_arguments
 from gpt_pretrain.config.overrides import override_key
-from gpt_pretrain.config.schema import GenerateSettings, TrainSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import WRITTEN_BY_RUNS, check_folder_name, check_no_links, list_checkpoints
 from gpt_pretrain.sweeps.folder import WRITTEN_BY_SWEEPS
@@ -43,8 +43,8 @@ FULL_ERROR = "HYDRA_FULL_ERROR"  # environment variable: has Hydra raise its err
 def register_schema() -> None:
     """Register the types of all settings with Hydra, and the resolver that makes the names of run folders unique."""
     store = ConfigStore.instance()
-    store.store("train_schema", TrainSettings)
-    store.store("generate_schema", GenerateSettings)
+    for name, schema in SCHEMAS.items():
+        store.store(f"{name}_schema", schema)
     OmegaConf.register_new_resolver("unique", lambda: secrets.token_hex(3), use_cache=True, replace=True)
 
 
@@ -53,7 +53,7 @@ def hydra_script(name: str) -> Iterator[None]:
     """Rewrite a script's arguments for Hydra before the block, and turn its errors into exit codes.
 
     Args:
-        name: "train" or "generate".
+        name: "train", "generate" or "evaluate".
 
     Raises:
         SystemExit: If the script fails or is interrupted.
@@ -74,7 +74,7 @@ def hydra_script(name: str) -> Iterator[None]:
             sys.argv[1:] = _rank_arguments(name) if name == "train" and is_distributed() else _arguments(name)
             os.environ[FULL_ERROR] = "1"
             yield
-            if name == "generate":  # whose output is its result
+            if name != "train":  # the output of the others is their result
                 check_output()
         except KeyboardInterrupt:
             sys.exit(EXIT_INTERRUPTED)

@@ -38,12 +38,12 @@ def full_form(override: str, *, script: str) -> str:
     """Write `tokenizer=X`, which is how users type it, with the name of the setting in the schema of a script.
 
     Args:
-        script: "train", whose settings of the tokenizer are a group, or "generate", where it is one setting.
+        script: "train", whose settings of the tokenizer are a group, or another one, where it is one setting.
     """
     key, equals, value = override.partition("=")
     if not equals or key.lstrip("+") not in ("tokenizer", "tokenizer.name") or value.startswith("{"):
         return override
-    return f"{'tokenizer' if script == 'generate' else 'tokenizer.name'}={value}"
+    return f"{'tokenizer.name' if script == 'train' else 'tokenizer'}={value}"
 
 
 def short_form(override: str) -> str:

@@ -1,4 +1,4 @@
-"""The settings of train.py and generate.py, as typed dataclasses.
+"""The settings of train.py, generate.py and evaluate.py, as typed dataclasses.
 
 Default values and explanations are in conf/; only settings that no file in conf/ contains have a comment here. Hydra merges conf/
 into these types and so refuses unknown keys and wrong types. `validation.py` has the rules that a type cannot express.
@@ -299,3 +299,21 @@ class GenerateSettings:
     device: str = MISSING
     precision: str = MISSING
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
+
+
+@dataclass
+class EvaluateSettings:
+    """All settings of evaluate.py."""
+
+    checkpoint: str = MISSING
+    pretrained: str | None = MISSING
+    models: list[str] = MISSING
+    n_heads: int | None = MISSING
+    tokenizer: str | None = MISSING
+    stride: int | None = MISSING
+    max_bytes: int | None = MISSING
+    batch_tokens: int | None = MISSING
+    device: str = MISSING
+    precision: str = MISSING
+    run_dir: str = MISSING
+    data: DataSettings = field(default_factory=DataSettings)

@@ -10,7 +10,7 @@ from operator import attrgetter
 from typing import Any
 
 from gpt_pretrain.config.command_schema import InputSettings, PrepareSettings, VocabularySettings
-from gpt_pretrain.config.schema import GenerateSettings, ModelSettings, SamplerSettings, TrainSettings
+from gpt_pretrain.config.schema import EvaluateSettings, GenerateSettings, ModelSettings, SamplerSettings, TrainSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.model.config import GPTConfig
@@ -191,6 +191,13 @@ GENERATE_RULES: list[Rule] = [
     ("n_heads", *at_least(1, "attention head", null="the heads that the weights name")),
 ]
 
+EVALUATE_RULES: list[Rule] = [
+    ("stride", *at_least(1, "token", null="the context length")),
+    ("max_bytes", *at_least(1, "byte", null="the whole text")),
+    ("batch_tokens", *at_least(1, "token", null="what suits the device")),
+    *(rule for rule in GENERATE_RULES if rule[0] in ("device", "precision", "n_heads")),
+]
+
 INPUT_RULES: list[Rule] = [
     ("text_field", lambda name: name != "", "must name the field that holds the text, such as text"),
     ("document_separator", lambda text: text != "", "must have at least one character, or be null for one document per file"),
@@ -261,6 +268,16 @@ def generate_problems(settings: GenerateSettings) -> list[str]:
     problems = _broken_rules(settings, GENERATE_RULES) + _sampler_problems(settings.sampler)
     if settings.pretrained is not None and settings.checkpoint != "latest":
         problems.append("checkpoint and pretrained both name the weights to use. Set only one of them.")
+    return problems
+
+
+def evaluate_problems(settings: EvaluateSettings) -> list[str]:
+    """List the problems of the settings of evaluate.py."""
+    problems = _broken_rules(settings, EVALUATE_RULES)
+    named = {"checkpoint": settings.checkpoint != "latest", "pretrained": settings.pretrained is not None}
+    named["models"] = bool(settings.models)
+    if len(several := [name for name, is_set in named.items() if is_set]) > 1:
+        problems.append(f"{' and '.join(several)} all name the weights to evaluate. Set one of them; models=[...] takes several.")
     return problems
 
 

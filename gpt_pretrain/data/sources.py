@@ -74,7 +74,7 @@ def build_datasets(settings: DataSettings, tokenizer: Tokenizer, *, context_leng
     Raises:
         UserError: If there is no usable text or corpus, or it is shorter than a window.
     """
-    sources = _find_sources(settings, tokenizer)
+    sources = find_data_sources(settings, tokenizer)
     if problems := [problem for source in sources for problem in _check_lengths(source, context_length, settings)]:
         raise UserError(problems)
     windows = partial(_windows, settings=settings, context_length=context_length)
@@ -175,7 +175,17 @@ def _files_at(path: str, settings: DataSettings) -> Files:
     return LocalFiles(local)
 
 
-def _find_sources(settings: DataSettings, tokenizer: Tokenizer) -> list[DataSource]:
+def find_data_sources(settings: DataSettings, tokenizer: Tokenizer, *, whole: bool = False) -> list[DataSource]:
+    """Find, check and tokenize everything that the `data` settings name: one source or, for a mixture, several.
+
+    Args:
+        whole: Take all of a text as its training set, as for an evaluation.
+
+    Raises:
+        UserError: If there is no usable text or corpus.
+    """
+    if whole:
+        settings = replace(settings, train_ratio=1.0)
     if settings.name == "mixture":
         check_sources(settings)
         return [

@@ -67,7 +67,7 @@ def problems(name: str, value: str) -> list[str]:
     """Return what is wrong with an override, unless one of the programs takes it."""
     found = [
         list(override_problems(full_form(f"{name}={value}", script=script), script=script, sweep=True))
-        for script in ("train", "generate")
+        for script in ("train", "generate", "evaluate")
     ]
     if name in OF_COMMANDS | OTHERS | {"sweep_resume"} or not all(found):
         return []

@@ -97,4 +97,4 @@ def test_every_setting_of_a_run_has_a_value_in_conf(compose_train: Callable[...,
 
 
 def test_the_schemas_are_registered_with_hydra() -> None:
-    assert {"train_schema.yaml", "generate_schema.yaml"} <= ConfigStore.instance().repo.keys()
+    assert {"train_schema.yaml", "generate_schema.yaml", "evaluate_schema.yaml"} <= ConfigStore.instance().repo.keys()

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from gpt_pretrain.model.kernels.chunks import chunk_rows
 
@@ -46,6 +47,37 @@ def linear_cross_entropy(
     softmax_gradient = _compiled_softmax_gradient() if compiled else _softmax_gradient
     loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, target_ids, cap, softmax_gradient)  # type: ignore[no-untyped-call]
     return loss
+
+
+@torch.no_grad()
+def token_losses(hidden: Tensor, weight: Tensor, target_ids: Tensor, *, cap: float | None = None) -> tuple[Tensor, Tensor]:
+    """Compute the cross-entropy of each position of an output head without bias, without gradients.
+
+    Matrix products use autocast's dtype if autocast is on; the softmax uses fp32 or wider.
+
+    Args:
+        hidden: (N, D).
+        weight: (V, D).
+        target_ids: int64, (N,).
+        cap: Bend the logits to cap * tanh(logits / cap) before the softmax; None leaves them.
+
+    Returns:
+        The losses in nats, fp32 or wider, (N,); and whether each target is the most likely token, bool, (N,).
+    """
+    N, V = len(hidden), len(weight)
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    losses = torch.empty(N, dtype=wide, device=hidden.device)
+    is_top = torch.empty(N, dtype=torch.bool, device=hidden.device)
+    rows = chunk_rows(N, V, hidden.device.type)
+    for start in range(0, N, rows):
+        chunk = slice(start, min(start + rows, N))
+        logits = F.linear(hidden[chunk], weight).to(wide)  # (up to rows, V)
+        if cap is not None:
+            logits = logits.div_(cap).tanh_().mul_(cap)
+        targets = target_ids[chunk, None]
+        losses[chunk] = logits.logsumexp(dim=1) - logits.gather(1, targets)[:, 0]
+        is_top[chunk] = logits.argmax(dim=1) == targets[:, 0]
+    return losses, is_top
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -1,0 +1,24 @@
+"""Measure how well models predict a text: python evaluate.py [setting=value ...]; --help lists the settings."""
+
+import signal
+
+# Ctrl-C while the libraries load ends the program without a traceback.
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import hydra
+from omegaconf import DictConfig
+
+from gpt_pretrain.commands.evaluate import evaluate_models
+from gpt_pretrain.commands.script import hydra_script
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+def main(config: DictConfig) -> None:
+    """Print the losses of models on a text."""
+    evaluate_models(config)
+
+
+if __name__ == "__main__":
+    with hydra_script("evaluate"):
+        main()

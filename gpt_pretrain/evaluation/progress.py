@@ -1,0 +1,40 @@
+"""Show how much of a text has been scored."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from gpt_pretrain.system.terminal import escape_line, open_console
+
+SECONDS_BETWEEN_LINES = 60.0
+
+
+@contextmanager
+def scoring_progress(label: str, *, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """Yield a function that takes how much is done, and shows it on standard error: a bar in a terminal, else a line a minute.
+
+    Args:
+        label: What is done.
+        total: How much there is to do.
+        unit: What is counted, in the plural.
+    """
+    console, printed, label = open_console(stderr=True), time.monotonic(), escape_line(label)
+    if not console.is_terminal:
+
+        def report(done: int) -> None:
+            nonlocal printed
+            if time.monotonic() - printed >= SECONDS_BETWEEN_LINES:
+                printed = time.monotonic()
+                console.print(f"{label}: {done / max(total, 1):.0%} of {total:,} {unit}", markup=False, soft_wrap=True)
+
+        yield report
+        return
+    columns = TextColumn("{task.description}", markup=False), BarColumn(bar_width=None), TextColumn("{task.percentage:.0f} % ")
+    remaining = TimeRemainingColumn(compact=True, elapsed_when_finished=True), TextColumn("left")
+    with Progress(*columns, *remaining, console=console, transient=True, expand=True) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda done: bar.update(task, completed=done)

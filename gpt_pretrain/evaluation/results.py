@@ -1,0 +1,139 @@
+"""The results of an evaluation: numbers for results.json, and a table and sentences for the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from gpt_pretrain.evaluation.statistics import Clusters, Estimate, bits, cluster_scores, paired_difference, ratio
+from gpt_pretrain.evaluation.text_scores import TextScores
+from gpt_pretrain.system.formatting import format_perplexity
+
+
+@dataclass(frozen=True)
+class TextResult:
+    """How well one model predicts a text.
+
+    Args:
+        model: The name of the model.
+        stride: Tokens between the ends of two windows.
+        context_length: The most tokens that the model reads at a time.
+        tokens: Number of tokens that are scored.
+        unscored: Number of tokens that are not, since nothing stands before them.
+        documents: Number of documents.
+        nats_per_token, bits_per_byte, bits_per_character: Mean losses with their standard errors; NaN if the tokens do not tell
+            the size of their text.
+        accuracy: Share of the tokens that the model finds most likely.
+        clusters: What the errors and comparisons are computed from.
+    """
+
+    model: str
+    stride: int
+    context_length: int
+    tokens: int
+    unscored: int
+    documents: int
+    nats_per_token: Estimate
+    bits_per_byte: Estimate
+    bits_per_character: Estimate
+    accuracy: float
+    clusters: Clusters
+
+    @property
+    def perplexity(self) -> float:
+        """The exponential of the loss in nats per token; infinity where that is too large for a number."""
+        loss = self.nats_per_token.value
+        return math.exp(loss) if loss < 700 else math.inf
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the numbers for results.json; null stands for what is unknown."""
+        numbers: dict[str, Any] = {
+            name: getattr(self, name)
+            for name in ("model", "stride", "context_length", "tokens", "unscored", "documents", "accuracy", "perplexity")
+        }
+        for name in ("nats_per_token", "bits_per_byte", "bits_per_character"):
+            numbers[name] = {key: _finite(value) for key, value in asdict(getattr(self, name)).items()}
+        return numbers | {
+            "perplexity": _finite(self.perplexity),
+            "errors_over": self.clusters.kind,
+            "clusters": len(self.clusters.nats),
+        }
+
+
+def summarize(model: str, scores: TextScores, *, stride: int, context_length: int) -> TextResult:
+    """Return the result of a model on a text."""
+    clusters = cluster_scores(scores)
+    scored = ~np.isnan(scores.losses)
+    return TextResult(
+        model=model,
+        stride=stride,
+        context_length=context_length,
+        tokens=int(scored.sum()),
+        unscored=scores.n_unscored,
+        documents=len(scores.document_starts),
+        nats_per_token=ratio(clusters.nats, clusters.tokens),
+        bits_per_byte=bits(ratio(clusters.nats, clusters.n_bytes)),
+        bits_per_character=bits(ratio(clusters.nats, clusters.characters)),
+        accuracy=float(scores.is_top[scored].mean()),
+        clusters=clusters,
+    )
+
+
+def result_rows(results: Sequence[TextResult]) -> list[list[str]]:
+    """Return the rows of a table of results, with its heading, the best model first."""
+    heading = ["Model", "Stride", "Tokens", "Nats per token", "±", "Perplexity", "Bits per byte", "±", "Bits per character"]
+    rows = [
+        [
+            result.model,
+            str(result.stride),
+            f"{result.tokens:,}",
+            _number(result.nats_per_token.value),
+            _number(result.nats_per_token.error),
+            format_perplexity(result.nats_per_token.value),
+            _number(result.bits_per_byte.value),
+            _number(result.bits_per_byte.error),
+            _number(result.bits_per_character.value),
+        ]
+        for result in rank_results(results)
+    ]
+    return [heading, *rows]
+
+
+def rank_results(results: Sequence[TextResult]) -> list[TextResult]:
+    """Return results from the best to the worst, by bits per byte or, where these are unknown, by nats per token."""
+    known = all(math.isfinite(result.bits_per_byte.value) for result in results)
+    return sorted(results, key=lambda result: (result.bits_per_byte if known else result.nats_per_token).value)
+
+
+def comparisons(results: Sequence[TextResult]) -> list[str]:
+    """Return a sentence about the best model and each other one: how much better it is, and whether that is noise."""
+    best, *others = rank_results(results)
+    sentences = []
+    for other in others:
+        difference = paired_difference(other.clusters, best.clusters)
+        if difference is None:
+            sentences.append(f"{best.model} and {other.model}: not compared, since the bytes that their tokens stand for differ.")
+            continue
+        estimate, limit = difference.bits_per_byte, difference.limit
+        if not math.isfinite(limit):
+            sentences.append(f"{best.model} and {other.model}: the text is too short to tell a difference from noise.")
+            continue
+        size = f"{abs(estimate.value):.4f} ± {estimate.error:.4f} bits per byte"
+        over = f"{len(best.clusters.nats)} {best.clusters.kind}"
+        if difference.is_noise:
+            sentences.append(f"{best.model} and {other.model}: no difference beyond noise ({size}, over {over}).")
+        else:
+            sentences.append(f"{best.model} is better than {other.model} by {size} (95 % confidence, over {over}).")
+    return sentences
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if math.isfinite(value) else "-"
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,112 @@
+"""Find the text that models are evaluated on, as the tokens of each model's tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gpt_pretrain.checkpoints.pretrained import Weights
+from gpt_pretrain.config.checkpoint_settings import read_data_settings
+from gpt_pretrain.config.schema import DataSettings
+from gpt_pretrain.data.sources import find_data_sources, is_shard_path
+from gpt_pretrain.data.token_stream import TokenSlice, TokenStream
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.evaluation.text_scores import BLOCK, EvaluationText
+from gpt_pretrain.system.urls import without_secrets
+from gpt_pretrain.texts.text import sha256_without_blanks
+from gpt_pretrain.tokenizers.base import Tokenizer, token_byte_lengths
+
+NO_TEXT = (
+    "None of the models names a text that is still there, so there is no validation set to evaluate on. Give a text: "
+    "data.path=FILE"
+)
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Where the text comes from.
+
+    Args:
+        name: Its name for tables and messages.
+        settings: The `data` settings.
+        whole: Whether all of it is evaluated, or only its validation set.
+        text_sha256: A hash of the whole text that it must have; None if it may be any.
+    """
+
+    name: str
+    settings: DataSettings
+    whole: bool
+    text_sha256: str | None = None
+
+    def tokenize(self, tokenizer: Tokenizer, *, max_bytes: int | None = None) -> EvaluationText:
+        """Return the text, or its beginning, as tokens.
+
+        Args:
+            max_bytes: Bytes of the text to keep; None keeps all.
+
+        Raises:
+            UserError: If it cannot be read, has changed, or holds the tokens of another tokenizer.
+        """
+        (source,) = find_data_sources(self.settings, tokenizer, whole=self.whole)
+        split = source.split
+        if self.text_sha256 not in (None, split.text_sha256, sha256_without_blanks(split.text_sha256)):
+            raise UserError(f"{self.name} is no longer the text of its training: it has changed. Name a text: data.path=FILE")
+        tokens = split.train if self.whole and self.settings.name != "shards" else split.val
+        if max_bytes is not None:
+            tokens = _beginning(tokens, tokenizer, max_bytes=max_bytes)
+        if tokens.count < 2:
+            raise UserError(f"{self.name} has {tokens.count} tokens. At least 2 are needed: one to read, and one to predict.")
+        return EvaluationText(self.name, tokens, source.boundaries, tokenizer)
+
+
+def typed_source(settings: DataSettings) -> TextSource | None:
+    """Return the text that the `data` settings name, or None if they name none."""
+    if settings.name == "mixture":
+        raise UserError("data=mixture cannot be evaluated. Evaluate its sources one by one: data.path=FOLDER or FILE")
+    if settings.path is None and settings.url is None and settings.name != "sample":
+        return None
+    if settings.path is not None and settings.name == "text" and is_shard_path(settings.path):
+        settings = replace(settings, name="shards")
+    name = settings.path or settings.url
+    whole = settings.name != "shards"
+    shown = "the sample text" if name is None else without_secrets(name)
+    return TextSource(shown if whole else f"the validation set of {shown}", settings, whole)
+
+
+def validation_source(models: Sequence[Weights]) -> TextSource:
+    """Return the validation set of the first model that names one.
+
+    Raises:
+        UserError: If none does, or the settings of the first one that does cannot be used.
+    """
+    for weights in models:
+        content = weights.content
+        if "config" not in content or "text_sha256" not in content:
+            continue
+        settings = read_data_settings(content)
+        if settings is None:
+            raise UserError(
+                f"{weights.name} names a text at a place that is not used unless you type it. Type it: data.path=FILE"
+            )
+        if settings.name != "mixture":
+            return TextSource(f"the validation set of {weights.name}", settings, False, content["text_sha256"])
+    raise UserError(NO_TEXT)
+
+
+def _beginning(tokens: TokenStream, tokenizer: Tokenizer, *, max_bytes: int) -> TokenStream:
+    """Return the tokens up to the one that reaches a number of bytes, so that all tokenizers have nearly the same text.
+
+    Raises:
+        UserError: If the tokens do not tell the bytes of their text.
+    """
+    if not tokenizer.keeps_bytes:
+        raise UserError(f"max_bytes={max_bytes}: the tokens of {tokenizer.name} do not tell how many bytes of text they are.")
+    lengths, total = token_byte_lengths(tokenizer), 0
+    for start in range(0, tokens.count, BLOCK):
+        ends = total + np.cumsum(lengths[tokens.read(start, min(BLOCK, tokens.count - start))])
+        if ends[-1] >= max_bytes:
+            return TokenSlice(tokens, 0, start + int(np.searchsorted(ends, max_bytes)) + 1)
+        total = int(ends[-1])
+    return tokens

@@ -1,0 +1,132 @@
+"""evaluate.py prints and writes the losses of models on a text, and compares models."""
+
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import numpy as np
+import pytest
+import torch
+
+from gpt_pretrain.evaluation.loss import next_token_loss
+from tests.conftest import tiny_model
+
+Script = Callable[..., CompletedProcess[str]]
+TEXT = "The cat sat on the mat. " * 40 + "Every effort moves you. " * 60
+BYTES = ["tokenizer=byte", "n_heads=4", "device=cpu"]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two files of weights for the vocabulary of bytes: a random model, and one that has learned the text."""
+    folder = tmp_path_factory.mktemp("weights")
+    random, taught = (tiny_model(vocab_size=257, drop_rate=0.0) for _ in range(2))
+    token_ids = torch.tensor(list(TEXT.encode()))
+    optimizer = torch.optim.AdamW(taught.parameters(), lr=3e-3)
+    for step in range(40):
+        windows = token_ids[torch.arange(17) + 37 * torch.arange(16)[:, None] + step]
+        loss = next_token_loss(taught, windows[:, :-1], windows[:, 1:])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    files = folder / "random.pth", folder / "taught.pth"
+    for file, model in zip(files, (random, taught), strict=True):
+        torch.save(model.state_dict(), file)
+    return files
+
+
+def results_of(done: CompletedProcess[str], folder: Path) -> dict:
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = re.search(r"Results: (\S+)", done.stdout)
+    assert found is not None
+    content: dict = json.loads((folder / found[1]).read_text())
+    return content
+
+
+def test_a_text_is_scored_and_models_are_compared(script: Script, tmp_path: Path, weights: tuple[Path, Path]) -> None:
+    (tmp_path / "held_out.txt").write_text(TEXT)
+    random, taught = weights
+    done = script("evaluate.py", f"models=[{random},{taught}]", "data.path=held_out.txt", "stride=4", *BYTES)
+    content = results_of(done, tmp_path)
+    assert [(one["model"], one["stride"]) for one in content["models"]] == [
+        *((str(random), stride) for stride in (16, 4)),
+        *((str(taught), stride) for stride in (16, 4)),
+    ]
+    assert {one["tokens"] for one in content["models"]} == {len(TEXT)}
+    model = tiny_model(vocab_size=257).eval()
+    sequence = torch.tensor([256, *TEXT.encode()])
+    with torch.no_grad():
+        naive = [model(sequence[None, begin : begin + 16])[0].log_softmax(-1) for begin in range(0, len(TEXT), 16)]
+        losses = [-rows[i, sequence[16 * n + i + 1]].item() for n, rows in enumerate(naive[:-1]) for i in range(16)]
+    found = content["models"][0]
+    assert found["nats_per_token"]["value"] == pytest.approx(np.mean(losses), abs=0.02)
+    assert found["bits_per_byte"]["value"] == pytest.approx(found["nats_per_token"]["value"] / math.log(2))
+    assert found["perplexity"] == pytest.approx(math.exp(found["nats_per_token"]["value"]))
+    assert f"{taught} is better than {random} by" in done.stdout
+    assert "95 % confidence, over" in done.stdout
+
+
+def test_equal_models_do_not_differ(script: Script, tmp_path: Path, weights: tuple[Path, Path]) -> None:
+    (tmp_path / "held_out.txt").write_text(TEXT)
+    done = script("evaluate.py", f"models=[{weights[0]},{weights[0]}]", "data.path=held_out.txt", *BYTES)
+    results_of(done, tmp_path)
+    assert "no difference beyond noise" in done.stdout
+
+
+def test_a_run_is_scored_on_its_own_validation_set(
+    script: Script, train: Callable[..., float], tmp_path: Path, story: str
+) -> None:
+    (tmp_path / "story.txt").write_text(story)
+    train("data=text", f"data.path={tmp_path}/story.txt", "trainer.max_epochs=1", run_dir=tmp_path / "run")
+    done = script("evaluate.py", f"checkpoint={tmp_path}/run")
+    content = results_of(done, tmp_path)
+    assert content["models"][0]["tokens"] == len(story.encode()[int(0.9 * len(story)) :])
+    (tmp_path / "story.txt").write_text(story + "More.")
+    changed = script("evaluate.py", f"checkpoint={tmp_path}/run")
+    assert changed.returncode == 2
+    assert "it has changed" in changed.stderr
+
+
+def test_only_the_beginning_of_a_text_is_scored(script: Script, tmp_path: Path, weights: tuple[Path, Path]) -> None:
+    (tmp_path / "held_out.txt").write_text(TEXT)
+    done = script("evaluate.py", f"pretrained={weights[0]}", "data.path=held_out.txt", "max_bytes=100", *BYTES)
+    assert results_of(done, tmp_path)["models"][0]["tokens"] == 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["stride=0"], "stride=0: must be at least 1 token"),
+        (["stride=17"], "stride=17 exceeds the context"),
+        (["checkpoint=x.ckpt"], "checkpoint and pretrained all name the weights"),
+        (["data=mixture"], "data=mixture cannot be evaluated"),
+        (["-m", "stride=1,2"], "evaluate.py has no sweeps"),
+        (["strid=1"], "Did you mean stride or"),
+        (["data.path=missing.txt"], "missing.txt"),
+    ],
+)
+def test_mistakes_are_explained(
+    script: Script, tmp_path: Path, weights: tuple[Path, Path], arguments: list[str], message: str
+) -> None:
+    (tmp_path / "held_out.txt").write_text(TEXT)
+    typed = [f"pretrained={weights[0]}", "data.path=held_out.txt", *BYTES, *arguments]
+    done = script("evaluate.py", *typed)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_setting_without_effect_is_named(script: Script, tmp_path: Path, weights: tuple[Path, Path]) -> None:
+    (tmp_path / "held_out.txt").write_text(TEXT)
+    done = script("evaluate.py", f"pretrained={weights[0]}", "data.path=held_out.txt", "data.stride=4", *BYTES)
+    results_of(done, tmp_path)
+    assert "data.stride has no effect here" in done.stdout
+
+
+def test_without_a_text_one_is_asked_for(script: Script, weights: tuple[Path, Path]) -> None:
+    done = script("evaluate.py", f"pretrained={weights[0]}", *BYTES)
+    assert done.returncode == 2
+    assert "Give a text: data.path=FILE" in done.stderr
