@@ -16,7 +16,7 @@ from gpt_pretrain.system.formatting import format_perplexity
 
 @dataclass(frozen=True)
 class TextResult:
-    """How well one model predicts a text.
+    """The losses of one model on a text.
 
     Args:
         model: The name of the model.

@@ -93,7 +93,7 @@ def bits(nats: Estimate) -> Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much more bits a model needs for each byte of a text than another one.
+    """The additional bits that a model needs for each byte of a text, compared with another one.
 
     Args:
         bits_per_byte: Mean difference and its standard error.

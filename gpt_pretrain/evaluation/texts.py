@@ -26,7 +26,7 @@ NO_TEXT = (
 
 @dataclass(frozen=True)
 class TextSource:
-    """Where the text comes from.
+    """The text to evaluate on, before it is tokenized.
 
     Args:
         name: Its name for tables and messages.
