@@ -16,6 +16,7 @@ from typing import Any
 from gpt_pretrain.system.reading import DamagedFileError, parse_json, short_repr
 from gpt_pretrain.tokenizers.pattern_syntax import MAX_PATTERN
 from gpt_pretrain.tokenizers.patterns import check_pattern, matches_nothing
+from gpt_pretrain.tokenizers.vocabulary_limits import check_added_tokens, check_longest_word, check_unigram_tokens
 
 MAX_VALUES = 4_000_000  # The largest known vocabulary, of 262,144 tokens and 514,906 merges, has 1.8 million.
 MAX_VOCABULARY = 4_000_000
@@ -26,7 +27,6 @@ MAX_STEPS = 64  # Of a normalizer, a pre-tokenizer or a decoder. Known ones have
 STEP_GROWTH = {"ByteLevel": 4, "BertNormalizer": 3}
 MAX_PATTERNS = 50  # Regular expressions. DeepSeek's have six.
 MAX_REPLACEMENT = 200  # Bytes in a precompiled table; the longest of Unicode has 33.
-MAX_WORD = 1000  # Characters of a word that word pieces are looked for in. The library's default is 100.
 PARTS = ("normalizer", "pre_tokenizer", "decoder")
 MODELS = ("BPE", "Unigram", "WordLevel", "WordPiece")
 MODEL_DEFAULTS: dict[str, Any] = {
@@ -73,6 +73,7 @@ def canonical_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(tokens, list):
         raise DamagedFileError("its added_tokens are not a list")
     canonical["added_tokens"] = [_added_token(token, normalized=parts["normalizer"] is not None) for token in tokens]
+    check_added_tokens(canonical["added_tokens"])
     _check_ids(canonical)
     return canonical
 
@@ -107,8 +108,9 @@ def _canonical_model(model: dict[str, Any]) -> dict[str, Any]:
         valid = isinstance(vocab, dict) and all(type(token_id) is int for token_id in vocab.values())
     if not valid:
         raise DamagedFileError("its vocabulary is not a table of tokens")
-    if not isinstance(longest := kept.get("max_input_chars_per_word", 100), int) or longest > MAX_WORD:
-        raise DamagedFileError(f"its max_input_chars_per_word is {short_repr(longest)}, and at most {MAX_WORD} is read")
+    check_longest_word(kept)
+    if kind == "Unigram":
+        check_unigram_tokens(entry[0] for entry in vocab)
     if kind == "BPE":
         kept["merges"] = _checked_merges(kept)
     return kept | {"type": kind}
@@ -141,19 +143,6 @@ def _checked_merges(model: dict[str, Any]) -> list[list[str]]:
             )
         pairs.append(pair)
     return pairs
-
-
-def _check_prefix(prefix: Any, merges: list[Any]) -> None:
-    """Check the prefix of tokens within a word, which the library cuts off without a look (tokenizers 0.23).
-
-    Raises:
-        DamagedFileError: If a token lacks it, or if its letters have several bytes; either could end the process.
-    """
-    if not isinstance(prefix, str):
-        return
-    seconds = [merge[1] for merge in merges if isinstance(merge, list) and len(merge) == 2 and isinstance(merge[1], str)]
-    if not prefix.isascii() or not all(token.startswith(prefix) for token in seconds):
-        raise DamagedFileError(f"its tokens do not begin with its continuing_subword_prefix {short_repr(prefix)}")
 
 
 def _guess_type(model: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,8 @@ from gpt_pretrain.tokenizers.vocabulary import DIGEST_DIGITS, tokenizer_label
 KIND = "table"  # of a definition
 IDS_PREFIX = "ids:"  # The name of a tokenizer without texts is this prefix and the number of its ids.
 MAX_IDS = 4_000_000
-MAX_TOKEN_CHARACTERS, MAX_SIZES = 1000, 100  # at each place of a text, a token of each size is looked for
+MAX_TOKEN_CHARACTERS = 1000
+MAX_TRIED = 3000  # Characters in total of the sizes that tokens with the same first letter have: at each place, all are tried.
 
 
 class TableTokenizer:
@@ -43,8 +45,11 @@ class TableTokenizer:
         self._tokens = list(tokens)
         self._separated = not any(char.isspace() for token in tokens for char in token)
         self.keeps_bytes = not self._separated
-        self._sizes = sorted({len(token) for token in tokens}, reverse=True)
-        if self._sizes[0] > MAX_TOKEN_CHARACTERS or len(self._sizes) > MAX_SIZES:
+        sizes = defaultdict[str, set[int]](set)
+        for token in tokens:
+            sizes[token[0]].add(len(token))
+        self._sizes = {letter: sorted(found, reverse=True) for letter, found in sizes.items()}
+        if max(map(len, tokens)) > MAX_TOKEN_CHARACTERS or max(map(sum, self._sizes.values())) > MAX_TRIED:
             raise DamagedFileError(f"it has tokens of more than {MAX_TOKEN_CHARACTERS:,} characters, or of too many lengths")
         self.vocab_size = len(tokens)
         self.definition = to_text({"kind": KIND, "tokens": self._tokens})
@@ -81,7 +86,8 @@ class TableTokenizer:
         """Divide a text into the longest tokens that fit; what no token begins with is a piece of one character."""
         pieces, start = [], 0
         while start < len(text):
-            size = next((size for size in self._sizes if text[start : start + size] in self._ids), 1)
+            sizes = self._sizes.get(text[start], ())
+            size = next((size for size in sizes if text[start : start + size] in self._ids), 1)
             pieces.append(text[start : start + size])
             start += size
         return pieces

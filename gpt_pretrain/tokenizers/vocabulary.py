@@ -58,7 +58,9 @@ class VocabularyTokenizer:
         except UnicodeEncodeError as error:
             raise DamagedFileError("one of its tokens is half a surrogate pair") from error
         self.name = f"{tokenizer_label(label)}@{digest[:DIGEST_DIGITS]}"
-        self._fast = _load(self.fields)
+        fast = _load(self.fields)
+        self._decoder = fast.decoder
+        self._loaded, self._by_mode = [fast], dict[bool, FastTokenizer]()
         self._tokens = {token_id: token for token, token_id in self._ids.items()}
         self._added: dict[int, str] = {token["id"]: token["content"] for token in self.fields["added_tokens"]}
         self._is_byte_level = _has_type(self.fields["decoder"], "ByteLevel")
@@ -78,11 +80,11 @@ class VocabularyTokenizer:
             UserError: If the vocabulary cannot write text.
         """
         if END_OF_TEXT in self._added.values():
-            return self._encode(self._fast, text).ids
+            return self._encode(text, ordinary=False).ids
         token_ids: list[int] = []
         for number, part in enumerate(text.split(END_OF_TEXT)):
             token_ids += [self.eos_id] if number and self.eos_id is not None else []
-            token_ids += self._encode(self._fast, part).ids
+            token_ids += self._encode(part, ordinary=False).ids
         return token_ids
 
     def encode_ordinary(self, text: str) -> np.ndarray:
@@ -91,7 +93,7 @@ class VocabularyTokenizer:
         Raises:
             UserError: If the vocabulary cannot write text.
         """
-        return np.array(self._encode(self._ordinary, text).ids, np.uint32)
+        return np.array(self._encode(text, ordinary=True).ids, np.uint32)
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes of a token, or no bytes if the id is unused.
@@ -104,10 +106,18 @@ class VocabularyTokenizer:
             return b""
         return from_letters(token) if self._is_byte_level else self._decoded(token)
 
-    @cached_property
-    def _ordinary(self) -> FastTokenizer:
-        fast = _load(self.fields)
-        fast.encode_special_tokens = True
+    def _in_mode(self, *, ordinary: bool) -> FastTokenizer:
+        """Return the library's tokenizer that takes the end of text as ordinary text, or the one that does not.
+
+        Each takes much memory, and most programs need only one.
+        """
+        if (fast := self._by_mode.get(ordinary)) is None:
+            try:
+                fast = self._loaded.pop()
+            except IndexError:
+                fast = _load(self.fields)
+            fast.encode_special_tokens = ordinary
+            self._by_mode[ordinary] = fast
         return fast
 
     @cached_property
@@ -118,7 +128,8 @@ class VocabularyTokenizer:
             return False
         return not (_has_type(self.fields["pre_tokenizer"], "ByteLevel") and all(letter in self._ids for letter in LETTERS))
 
-    def _encode(self, fast: FastTokenizer, text: str) -> Encoding:
+    def _encode(self, text: str, *, ordinary: bool) -> Encoding:
+        fast = self._in_mode(ordinary=ordinary)
         found = _guarded(lambda: fast.encode(text, add_special_tokens=False), self.name)
         if self._drops_characters:
             self._check_nothing_dropped(text, found)
@@ -146,7 +157,7 @@ class VocabularyTokenizer:
 
     def _decoded(self, token: str) -> bytes:
         """Return what the decoder makes of a token within a text."""
-        decoder = self._fast.decoder
+        decoder = self._decoder
         if (byte := BYTE_TOKEN.fullmatch(token)) is not None and _has_type(self.fields["decoder"], "ByteFallback"):
             return bytes([int(byte.group(1), 16)])
         if decoder is None:

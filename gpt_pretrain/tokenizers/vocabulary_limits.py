@@ -1,0 +1,75 @@
+"""Limits on what a vocabulary may cost in the tokenizers library, beyond what the size of its file explains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from gpt_pretrain.system.reading import DamagedFileError, short_repr
+
+# Unigram models keep a tree with a node of 350 bytes for each beginning of a token, in UTF-8. XLM-R's 250,002 tokens of about ten
+# bytes have a million beginnings.
+MAX_BEGINNINGS, MAX_BEGINNINGS_PER_TOKEN, FEW_BEGINNINGS = 5_000_000, 16, 100_000
+# At each character of a text, a unigram model tries all tokens that begin there. SentencePiece's have up to 16 characters.
+MAX_UNIGRAM_BYTES, MAX_TRIED_BYTES = 500, 4000
+# Word pieces are looked for in a word from each beginning to all ends. The library's default, and that of known models, is 100
+# characters.
+MAX_WORD = 256
+MAX_ADDED_BYTES = 2_000_000  # The library takes 75 times as much. Gemma 3's 6,400 added tokens have 100 KB.
+
+
+def check_unigram_tokens(tokens: Iterable[str]) -> None:
+    """Check that the tokens of a unigram model take neither much memory nor much time at a character of a text.
+
+    Raises:
+        DamagedFileError: If they could.
+    """
+    ordered = sorted(token.encode(errors="surrogatepass") for token in tokens)
+    n_beginnings, tried, nested, before = 0, 0, list[bytes](), b""
+    for token in ordered:
+        n_beginnings += len(token) - _common_length(before, token)
+        before = token
+        while nested and not token.startswith(nested[-1]):
+            tried -= len(nested.pop())
+        nested.append(token)
+        tried += len(token)
+        if len(token) > MAX_UNIGRAM_BYTES or tried > MAX_TRIED_BYTES:
+            raise DamagedFileError(
+                f"its token {short_repr(token.decode(errors='replace'))} has {len(token):,} bytes, and begins with "
+                f"{len(nested) - 1:,} other tokens, which takes too much time in a unigram model"
+            )
+    if n_beginnings > min(MAX_BEGINNINGS, FEW_BEGINNINGS + MAX_BEGINNINGS_PER_TOKEN * len(ordered)):
+        raise DamagedFileError(
+            f"its {len(ordered):,} tokens have {n_beginnings:,} different beginnings, far more than a language has"
+        )
+
+
+def check_longest_word(model: dict[str, Any]) -> None:
+    """Check how long the words are that word pieces are looked for in.
+
+    Raises:
+        DamagedFileError: If they could be too long.
+    """
+    if not isinstance(longest := model.get("max_input_chars_per_word", 100), int) or longest > MAX_WORD:
+        raise DamagedFileError(f"its max_input_chars_per_word is {short_repr(longest)}, and at most {MAX_WORD} is read")
+
+
+def check_added_tokens(tokens: Iterable[dict[str, Any]]) -> None:
+    """Check the size of all added tokens.
+
+    Raises:
+        DamagedFileError: If it is too large.
+    """
+    size = sum(len(token["content"].encode(errors="surrogatepass")) for token in tokens)
+    if size > MAX_ADDED_BYTES:
+        raise DamagedFileError(f"its added tokens have {size:,} bytes, and at most {MAX_ADDED_BYTES:,} are read")
+
+
+def _common_length(one: bytes, other: bytes) -> int:
+    """Return how many bytes two tokens have in common at their beginning."""
+    length = 0
+    for left, right in zip(one, other, strict=False):
+        if left != right:
+            break
+        length += 1
+    return length
