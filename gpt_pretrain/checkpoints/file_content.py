@@ -267,9 +267,11 @@ def _read_module(module: InertObject, weights: FileContent) -> None:
             weights.problems.append(f"its module has {name}, but GPT-2 has {'LayerNorm' if 'RMS' in name else 'GELU'}.")
         eps = attributes.get("eps")
         if "norm" in name.lower() and isinstance(eps, float) and eps != LAYER_NORM_EPS:
-            weights.problems.append(f"its {name} has eps={eps}, but GPTModel always has {LAYER_NORM_EPS}.")
+            weights.problems.append(f"its {name} has eps={eps}, but this program's GPT-2 always has {LAYER_NORM_EPS}.")
     weights.problems = list(dict.fromkeys(weights.problems))
     if len(forms) > 1:
-        weights.problems.append(f"its modules have GELU in several forms ({', '.join(sorted(forms))}), but GPTModel has one.")
+        weights.problems.append(
+            f"its modules have GELU in several forms ({', '.join(sorted(forms))}), but this program's GPT-2 has one."
+        )
     elif forms:
         weights.told["gelu_approximate"] = forms.pop()

@@ -153,14 +153,16 @@ def _unsupported(fields: dict[str, Any], *, width: Any, gelu: str | None) -> lis
         problems.append(f"its weights are quantized (quant_method={method}); name the model's original weights.")
     for name, value in (HF_FIXED | ADDED_SETTINGS).items():
         if as_number(fields.get(name, value)) not in (value, None):
-            problems.append(f"{name}={short_repr(fields[name])} is not supported; GPTModel always has {short_repr(value)}.")
+            problems.append(
+                f"{name}={short_repr(fields[name])} is not supported; this program's GPT-2 always has {short_repr(value)}."
+            )
     if as_count(fields.get("n_inner")) not in (None, 4 * width if isinstance(width, int) else None):
         problems.append(
-            f"n_inner={short_repr(fields['n_inner'])} is not supported; GPTModel's feed-forward layer is 4 * n_embd wide."
+            f"n_inner={short_repr(fields['n_inner'])} is not supported; in this program's GPT-2 it is always 4 * n_embd."
         )
     if gelu is None:
         given = short_repr(fields["activation_function"])
-        problems.append(f"activation_function={given} is not supported; GPTModel has GELU ({', '.join(READ_GELUS)}).")
+        problems.append(f"activation_function={given} is not supported; this program's GPT-2 has GELU ({', '.join(READ_GELUS)}).")
     # GPT-2's class ignores these settings of other classes, but whoever wrote them means them.
     return problems + list(other_settings({name: value for name, value in fields.items() if name not in OWN_FIELDS}))
 

@@ -109,23 +109,29 @@ def from_nanochat_config(fields: Mapping[str, Any]) -> tuple[dict[str, Any], lis
         declared["n_kv_heads"] = None
     width, heads = declared["emb_dim"], declared["n_heads"]
     problems = [
-        f"{name}={short_repr(fields[name])} is not supported; ModernModel always has {short_repr(value)}."
+        f"{name}={short_repr(fields[name])} is not supported; this program's modern model always has {short_repr(value)}."
         for name, value in FIXED.items()
         if fields.get(name, value) != value
     ]
     hidden = fields.get("intermediate_size", 8192)
     if not isinstance(width, int) or hidden != 4 * width:
-        problems.append(f"intermediate_size={short_repr(hidden)} is not supported; ModernModel always has 4 * hidden_size.")
+        problems.append(
+            f"intermediate_size={short_repr(hidden)} is not supported; in this program's modern model it is always "
+            "4 * hidden_size."
+        )
     head_dim = fields.get("head_dim")
     if head_dim is not None and not (isinstance(width, int) and isinstance(heads, int) and head_dim * heads == width):
-        problems.append(f"head_dim={short_repr(head_dim)} is not supported; ModernModel's heads are together as wide as it.")
+        problems.append(
+            f"head_dim={short_repr(head_dim)} is not supported; in this program's modern model it is always "
+            "hidden_size / num_attention_heads."
+        )
     rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
     rope = rope if isinstance(rope, Mapping) else {"rope_type": rope}
     kind, base = rope.get("rope_type", "default"), rope.get("rope_theta", fields.get("rope_theta", ROPE_BASE))
     if kind != "default" or base != ROPE_BASE:
         problems.append(
             f"rotary positions of type {short_repr(kind)} with the base {short_repr(base)} are not supported; "
-            f"ModernModel has the default type with the base {ROPE_BASE:g}."
+            f"this program's modern model has the default type with the base {ROPE_BASE:g}."
         )
     if isinstance(quantization := fields.get("quantization_config"), dict):
         method = short_repr(quantization.get("quant_method"))

@@ -25,6 +25,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.files import open_emptied, sync_file, sync_folder
 from gpt_pretrain.system.reading import open_regular, short_repr
 
+REMEDY = "Copy it again with its folder of shards, or use another checkpoint of the run."
 REFERENCE_KEY = "elsewhere"  # marks the dict that replaces a sharded tensor in the index
 SHARD_FOLDER = "shards-{:08d}-{}"  # the optimizer step, and a random suffix
 
@@ -95,14 +96,14 @@ class ShardReader:
                 held.append((file, first - begin, max(first, last) - begin))
         # Checked before anything is read, since an index may list rows twice.
         if sum(last - first for _, first, last in held) != stop - start:
-            raise UserError(f"{self.path} is incomplete: rows {start} to {stop} of {name} are missing.")
+            raise UserError(f"{self.path} is incomplete: rows {start} to {stop} of {name} are missing. {REMEDY}")
         parts = [self._read(file, name, first, last) for file, first, last in held]
         try:
             found = torch.cat(parts) if parts else torch.empty(0)
         except RuntimeError as error:  # of different widths
-            raise UserError(f"{self.path} is damaged: the rows of {name} do not fit together.") from error
+            raise UserError(f"{self.path} is damaged: the rows of {name} do not fit together. {REMEDY}") from error
         if len(found) != stop - start:
-            raise UserError(f"{self.path} is incomplete: rows {start} to {stop} of {name} are missing.")
+            raise UserError(f"{self.path} is incomplete: rows {start} to {stop} of {name} are missing. {REMEDY}")
         return found
 
     def _path_of(self, file: Mapping[str, Any]) -> Path:
@@ -114,16 +115,18 @@ class ShardReader:
                 rows: Tensor = stored.get_slice(name)[first:last]
                 return rows
         except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise UserError(f"{self.path} is damaged: {name} cannot be read ({error}).") from error
+            raise UserError(f"{self.path} is damaged: {name} cannot be read ({error}). {REMEDY}") from error
 
     def _check(self, file: Path, sha256: str) -> None:
         try:
             with open_regular(file, within=self.path.parent) as stream:
                 found = hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:
-            raise UserError(f"{self.path} is incomplete: its shard {file.name} cannot be read ({error.strerror}).") from error
+            raise UserError(
+                f"{self.path} is incomplete: its shard {file.name} cannot be read ({error.strerror}). {REMEDY}"
+            ) from error
         if found != sha256:
-            raise UserError(f"{self.path} is damaged: the checksum of its shard {file.name} does not match.")
+            raise UserError(f"{self.path} is damaged: the checksum of its shard {file.name} does not match. {REMEDY}")
 
 
 def assemble_shards(content: dict[str, Any], path: Path) -> dict[str, Any]:

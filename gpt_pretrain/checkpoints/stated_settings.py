@@ -58,9 +58,9 @@ def other_settings(values: Mapping[Any, Any], *, context_length: int | None = No
         number = as_number(value)
         stated = f"{name}={short_repr(value)}"
         if name in ACTIVATION_NAMES and isinstance(value, str) and value.lower() not in {*CLEAR_GELUS, "gelu"}:
-            yield f"its settings have {stated}, but GPTModel has GELU."
+            yield f"its settings have {stated}, but this program's GPT-2 has GELU."
         elif NORM_EPS_NAME.fullmatch(name) and number != LAYER_NORM_EPS:
-            yield f"its settings have {stated}, but GPTModel always has {LAYER_NORM_EPS}."
+            yield f"its settings have {stated}, but this program's GPT-2 always has {LAYER_NORM_EPS}."
         elif OTHER_MODEL_NAME.fullmatch(name) and number:
             yield f"its settings have {stated}, which GPT-2 does not have."
         # Readers of data have windows too, and no heads.

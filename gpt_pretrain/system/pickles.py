@@ -172,7 +172,9 @@ class _StackMachine:
         arguments, function = self._stack.pop(), self._stack.pop()
         known = isinstance(function, PickledName) and function.name in self._rules.calls
         if not isinstance(arguments, tuple) or not (known or self._rules.inert):
-            raise RefusedNameError(function.name if isinstance(function, PickledName) else "a call of something else")
+            raise RefusedNameError(
+                function.name if isinstance(function, PickledName) else "a call of something that is no function"
+            )
         self._spend(sum(1 + _length(argument) for argument in arguments))
         self._calls += 1
         if self._calls > MAX_CALLS:

@@ -75,7 +75,7 @@ def _check_inverse(ids: Any, tokens: list[str]) -> None:
     for token, token_id in ids.items() if isinstance(ids, dict) else ():
         known = type(token_id) is int and 0 <= token_id < len(tokens)
         if not known or tokens[token_id] != _as_text(token):
-            other = f"and itos has {short_repr(tokens[token_id])} there" if known else "which itos lacks"
+            other = f"but by its itos that is {short_repr(tokens[token_id])}" if known else "which its itos lacks"
             raise DamagedFileError(f"its stoi gives {short_repr(token)} the id {short_repr(token_id)}, {other}")
 
 
@@ -109,7 +109,7 @@ def _number(dtype: object, data: object) -> int | str:
 def _encode(text: object, encoding: object) -> bytes:
     """Return bytes as pickles of an old protocol store them."""
     if not isinstance(text, str) or len(text) > MAX_TEXT_BYTES or encoding not in ("latin1", "latin-1"):
-        raise DamagedFileError("it calls a function that no table of tokens needs")
+        raise DamagedFileError("it calls a function, which a table of tokens does not need")
     return text.encode("latin-1", errors="replace")
 
 

@@ -76,10 +76,10 @@ def _check_supported(pieces: list[Piece], kind: int, rules: dict[int, Any], *, i
     if kind not in (UNIGRAM, BPE):
         raise DamagedFileError("it is neither a unigram model nor a byte-pair encoding")
     if is_suffix or not rules.get(5, 1):
-        raise DamagedFileError("it writes blanks in a way that is not read")
+        raise DamagedFileError("it marks spaces in a way that this program does not support")
     if UNUSED in kinds or (USER_DEFINED in kinds and changes_spaces):
         raise DamagedFileError(
-            "it has tokens of its user, or unused ones, which are not read with the same ids; its tokenizer.json is"
+            "it has user-defined or unused tokens, which would get other ids here; give the model's tokenizer.json instead"
         )
 
 
@@ -126,16 +126,16 @@ def _parse_model(content: bytes) -> tuple[list[Piece], dict[int, Any], dict[int,
                 raise DamagedFileError("one of its tokens is not UTF-8") from error
             score, kind = fields.get(2, 0.0), fields.get(3, 1)
             if not text or len(text) > MAX_PIECE or not isinstance(score, float) or not isinstance(kind, int) or score != score:
-                raise DamagedFileError(f"its token {short_repr(text)} is not one")
+                raise DamagedFileError(f"its token {short_repr(text)} is empty, too long or without a valid score")
             pieces.append(Piece(text, score, kind))
         elif number in (2, 3):
             (trainer if number == 2 else rules).update(_fields(_as_bytes(value)))
     if not 0 < len(pieces) <= MAX_VOCABULARY or sum(len(piece.text) for piece in pieces) > MAX_CHARACTERS:
-        raise DamagedFileError(f"it has {len(pieces):,} tokens")
+        raise DamagedFileError(f"it has {len(pieces):,} tokens, and at least 1 and at most {MAX_VOCABULARY:,} are possible")
     if len({piece.text for piece in pieces}) < len(pieces):
         raise DamagedFileError("two of its tokens are the same")
     if not isinstance(rules.get(2, b""), bytes) or not all(isinstance(trainer.get(n, 0), int) for n in (3, 24, 35, 40, 42)):
-        raise DamagedFileError("its settings have other types than SentencePiece's")
+        raise DamagedFileError("its settings have the wrong types")
     return pieces, trainer, rules
 
 

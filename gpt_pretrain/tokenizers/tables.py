@@ -64,8 +64,8 @@ class TableTokenizer:
         pieces = text.split() if self._separated else self._longest_tokens(text)
         missing = next((piece for piece in pieces if piece not in self._ids), None)
         if missing is not None:
-            known = ", ".join(repr(token) for token in self._tokens[:10]) + (", ..." if self.vocab_size > 10 else "")
-            raise UserError(f"{short_repr(missing)} is not one of the {self.vocab_size:,} tokens of {self.name}: {known}")
+            known = ", ".join(repr(token) for token in self._tokens[:10]) + (" and others" if self.vocab_size > 10 else "")
+            raise UserError(f"{short_repr(missing)} is not one of the {self.vocab_size:,} tokens of {self.name}: {known}.")
         return [self._ids[piece] for piece in pieces]
 
     def encode_ordinary(self, text: str) -> np.ndarray:

@@ -33,7 +33,30 @@ OTHERS = {
     "weights_only",
     "max_new_tokens",
 } | {"lasting", "qkv_bias", "before", "after"}
-FILES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *CONF.rglob("*.yaml"), *(ROOT / "gpt_pretrain").rglob("*.py")]
+OTHERS |= {"encoding", "errors", "newline", "provider", "return_tensors", "eps"}  # arguments of functions
+OTHERS |= {
+    "activation_function",
+    "head_dim",
+    "intermediate_size",
+    "model_type",
+    "n_inner",
+    "quant_method",
+}  # fields of config.json
+OTHERS |= {
+    "drop_rate",
+    "emb_dim",
+    "init",
+    "kind",
+    "n_kv_heads",
+    "temperature",
+    "top_k",
+    "top_p",
+}  # fields, shown after their group
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+FILES = [
+    *(*PAGES, *CONF.rglob("*.yaml"), ROOT / "train.py", ROOT / "generate.py"),
+    *(*(ROOT / "gpt_pretrain").rglob("*.py"), *(ROOT / "hydra_plugins").rglob("*.py")),
+]
 
 
 def advised(file: Path) -> Iterator[tuple[str, str]]:
@@ -60,7 +83,7 @@ def messages(tree: ast.Module) -> Iterator[str]:
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in hidden:
             text = node.value
         if text is not None and " " in text:
-            yield text
+            yield re.sub(r"%[-,.\d]*[a-z]", HOLE, text)
 
 
 def problems(name: str, value: str) -> list[str]:
@@ -72,9 +95,8 @@ def problems(name: str, value: str) -> list[str]:
     if name in OF_COMMANDS | OTHERS | {"sweep_resume"} or not all(found):
         return []
     unknown = all("no such setting" in one[0] for one in found)
-    filled_in = HOLE in value or "%" in value or "..." in value or value == "" or bool(re.search(r"[A-Z]{2}|^[A-Z]$", value))
-    is_dotted = "." in name
-    return found[0] if (not filled_in and not unknown) or (unknown and (is_dotted or not filled_in)) else []
+    filled_in = HOLE in value or "..." in value or value == "" or bool(re.search(r"[A-Z]{2}|^[A-Z]$", value))
+    return found[0] if unknown or not filled_in else []
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
@@ -86,5 +108,28 @@ def test_wrong_advice_would_be_found() -> None:
     assert problems("optimizer.lrr", "1e-3")
     assert problems("trainer.max_step", "HOLE")
     assert problems("tokenizers", "gpt2")
+    assert problems("max_rejects", "HOLE")
+    assert problems("checkpoints", "")
+    assert problems("model", "tinny")
     assert problems("data.batch_size", "many")
     assert sum(len(list(advised(file))) for file in FILES) > 300
+    names = {file.name for file in FILES}
+    assert {
+        "README.md",
+        "SECURITY.md",
+        "own-vocabulary.md",
+        "argument_checks.py",
+        "gpt_pretrain_sweepers.py",
+        "train.yaml",
+    } <= names
+
+
+def test_overrides_are_found_in_code_and_messages(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("Set `optimizer.lr=1e-3`, or `seed=1`.\n\n```bash\npython train.py modl=tiny # fast\n```\n\nx=1 is text.\n")
+    assert list(advised(page)) == [("optimizer.lr", "1e-3"), ("seed", "1"), ("modl", "tiny")]
+    module = tmp_path / "module.py"
+    module.write_text(
+        'def f(n):\n    """Set a.b=1 here."""\n    raise UserError(f"Choose data.batch_size={n} or eval_freq=2.")\n'
+    )
+    assert list(advised(module)) == [("data.batch_size", "HOLE"), ("eval_freq", "2")]

@@ -80,8 +80,8 @@ def test_ranks_by_the_same_name_are_read(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"model_type": "char"}, "neither a unigram model nor a byte-pair encoding"),
-        ({"model_type": "bpe", "user_defined_symbols": ["<tool>"]}, "it has tokens of its user"),
-        ({"model_type": "unigram", "treat_whitespace_as_suffix": True}, "it writes blanks in a way"),
+        ({"model_type": "bpe", "user_defined_symbols": ["<tool>"]}, "it has user-defined or unused tokens"),
+        ({"model_type": "unigram", "treat_whitespace_as_suffix": True}, "it marks spaces in a way"),
     ],
 )
 def test_models_that_would_get_other_ids_are_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -181,9 +181,13 @@ def test_a_vocabulary_without_an_end_of_text_gets_one_for_new_weights(tmp_path: 
         (
             "meta.pkl",
             pickle.dumps({"itos": {0: "a", 1: "b"}, "stoi": {"a": 1, "b": 0}}),
-            "its stoi gives 'a' the id 1, and itos has",
+            "its stoi gives 'a' the id 1, but by its itos that is 'b'",
         ),
-        ("meta.pkl", pickle.dumps({"itos": ["a"], "stoi": {"a": 0, "b": 1}}), "its stoi gives 'b' the id 1, which itos lacks"),
+        (
+            "meta.pkl",
+            pickle.dumps({"itos": ["a"], "stoi": {"a": 0, "b": 1}}),
+            "its stoi gives 'b' the id 1, which its itos lacks",
+        ),
         ("merges.txt", b"a b\n", "is not a tokenizer's file"),
         (
             "vocab.txt",

@@ -104,7 +104,7 @@ def test_a_whole_module_is_read(tmp_path: Path, zipped: bool, wrapper: str) -> N
     ("changes", "message"),
     [
         ({"activation_function": "relu"}, "its module has ReLU, but GPT-2 has GELU"),
-        ({"layer_norm_epsilon": 1e-6}, "has eps=1e-06, but GPTModel always has 1e-05"),
+        ({"layer_norm_epsilon": 1e-6}, "has eps=1e-06, but this program's GPT-2 always has 1e-05"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True is not supported"),
     ],
 )

@@ -55,7 +55,7 @@ def test_old_and_general_configs_are_read(tmp_path: Path, theirs: GPT2LMHeadMode
         ({"multi_query": True}, "multi_query=True is not supported"),
         ({"rotary_emb_fraction": 0.5, "n_inner": 100}, "n_inner=100 is not supported"),
         ({"position_embedding_type": "alibi"}, "position_embedding_type='alibi' is not supported"),
-        ({"activation_function": "relu"}, "activation_function='relu' is not supported; GPTModel has GELU"),
+        ({"activation_function": "relu"}, "activation_function='relu' is not supported; this program's GPT-2 has GELU"),
         ({"model_type": "openai-gpt", "afn": "gelu"}, "model_type='openai-gpt' is not supported; only 'gpt2' and 'nanochat' are"),
         ({"scale_attn_weights": False, "reorder_and_upcast_attn": True}, "scale_attn_weights=False is not supported"),
     ],
