@@ -116,7 +116,7 @@ def _is_text_in(head: bytes, encoding: str) -> bool:
     except UnicodeDecodeError:
         return False
     codes, total = Counter(text), len(text)
-    scripts = {character: script_of(ord(character)) for character in codes}
+    scripts = {character: script_index(ord(character)) for character in codes}
     counts = Counter[int | None]()
     for character, count in codes.items():
         counts[scripts[character]] += count
@@ -161,7 +161,7 @@ def _has_only_nuls_besides_text(head: bytes) -> bool:
     return control_share(text.replace(b"\0", b"")) <= MANY_IN_TEXT and _is_utf8(text)
 
 
-def script_of(code: int) -> int | None:
+def script_index(code: int) -> int | None:
     """Return the index of the script that a character belongs to, -1 for one that is common to all, and None for others."""
     if any(first <= code <= last for first, last in COMMON):
         return -1

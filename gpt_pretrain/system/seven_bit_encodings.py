@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from gpt_pretrain.system.encodings import ENOUGH, FREQUENT, IDEOGRAPHS, script_of
+from gpt_pretrain.system.encodings import ENOUGH, FREQUENT, IDEOGRAPHS, script_index
 
 # Escape sequences of ISO 2022, by Python's name of the encoding.
 ESCAPES = (
@@ -64,7 +64,7 @@ def _decode_utf7(part: bytes) -> str | None:
 
 def _is_foreign(text: str) -> bool:
     """Return whether two or more characters are those of one script besides ASCII."""
-    scripts = Counter(script_of(ord(character)) for character in text)
+    scripts = Counter(script_index(ord(character)) for character in text)
     script, count = max(
         ((found, number) for found, number in scripts.items() if found not in (None, -1)),
         default=(None, 0),
