@@ -26,6 +26,7 @@ MAX_STEPS = 64  # Of a normalizer, a pre-tokenizer or a decoder. Known ones have
 # around a Chinese one.
 STEP_GROWTH = {"ByteLevel": 4, "BertNormalizer": 3}
 MAX_PATTERNS = 50  # Regular expressions. DeepSeek's have six.
+MAX_LOOPS = 10  # In all of them, that may fail after any number of characters. Known tokenizers have up to 6.
 MAX_REPLACEMENT = 200  # Bytes in a precompiled table; the longest of Unicode has 33.
 PARTS = ("normalizer", "pre_tokenizer", "decoder")
 MODELS = ("BPE", "Unigram", "WordLevel", "WordPiece")
@@ -49,6 +50,11 @@ def parse_tokenizer_json(content: bytes) -> dict[str, Any]:
         DamagedFileError: If it is no JSON object, nested too deeply, or holds far too many values.
     """
     return parse_json(content, max_values=MAX_VALUES)
+
+
+def may_rescan(fields: Mapping[str, Any]) -> bool:
+    """Return whether a regular expression may go through the same run of characters again from each of them."""
+    return any(check_pattern(pattern) for pattern in _patterns(fields[name] for name in PARTS))
 
 
 def canonical_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,13 +200,19 @@ def _check_patterns(parts: Iterable[Any]) -> None:
     Raises:
         DamagedFileError: If one could take unlimited time, or there are far too many.
     """
-    patterns = [node["Regex"] for part in parts for node in _nested_objects(part) if isinstance(node.get("Regex"), str)]
+    patterns = _patterns(parts)
     if len(patterns) > MAX_PATTERNS or sum(map(len, patterns)) > MAX_PATTERN:
         raise DamagedFileError(
             f"it has {len(patterns):,} regular expressions with {sum(map(len, patterns)):,} characters in total"
         )
-    for pattern in patterns:
-        check_pattern(pattern)
+    n_loops = sum(map(check_pattern, patterns))
+    if n_loops > MAX_LOOPS:
+        raise DamagedFileError(f"its regular expressions may search the same characters again and again, in {n_loops:,} ways")
+
+
+def _patterns(parts: Iterable[Any]) -> list[str]:
+    """Return all regular expressions in parts of a tokenizer.json."""
+    return [node["Regex"] for part in parts for node in _nested_objects(part) if isinstance(node.get("Regex"), str)]
 
 
 def _check_growth(part: Any, name: str) -> None:

@@ -10,8 +10,10 @@ where two paths match the same text, and both may still fail. Behind a character
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 
 from gpt_pretrain.system.reading import DamagedFileError, short_repr
@@ -27,20 +29,39 @@ END: Cost = (0, 0)  # of a character that ends a match
 NESTED = "a repeated part of it may match the same text in several ways"
 NEIGHBORS = "repetitions of the same characters follow each other in it"
 WIDE = "it may search the whole text at each character"
+# The last alternatives of nearly all known patterns. Together, they go through a run of white space at most four times: what one
+# fails at, the next one matches to the last line end or to the last character but one.
+SPACES = re.compile(r"\|(?:\\s\+\+?(?:\$|\\z)\|)?(?:\\s\*\[(?:\\r|\r)(?:\\n|\n)\]\+?\|)?\\s\+\(\?!\\S\)\|\\s\+?\Z")
+# Words in patterns after o200k's: capitals that may end with small letters, and if they do not, only capitals.
+CLASS, SUFFIX = r"\[(?:[^][\\]|\\.|\[(?:[^][\\]|\\.)*\])+\]", r"(?:\(\?i:[a-z'|]+\)\?)?"
+WORDS = re.compile(
+    rf"(?<![^|])(?P<sign>(?:{CLASS}\?)?)(?P<upper>{CLASS})\*(?P<lower>{CLASS})\+{SUFFIX}"
+    rf"\|(?P=sign)(?P=upper)\+(?P=lower)\*{SUFFIX}(?=\||\Z)"
+)
 
 
 @lru_cache(maxsize=64)
-def check_pattern(pattern: str) -> None:
-    """Check that a regular expression cannot backtrack far.
+def check_pattern(pattern: str) -> int:
+    """Check that a regular expression cannot backtrack far, and count the loops that may fail in the end.
+
+    Such a loop, as in `a+b`, may go through the same run of characters again from each of them.
+
+    Returns:
+        The number of loops that may go through the same characters; 0 if the time grows with the text in any case.
 
     Raises:
         DamagedFileError: If it may: a repeated part can match the same text in several ways, repetitions of the same characters
             follow each other, or there are back references or calls.
     """
     try:
-        _check_cost(build_graph(parse_pattern(pattern)))
+        n_loops = _check_cost(build_graph(parse_pattern(pattern)))
     except UnknownSyntaxError as error:
         raise DamagedFileError(f"its regular expression {short_repr(pattern)} is not used, since {error}") from error
+    others = WORDS.sub(r"\g<sign>\g<upper>+|\g<sign>\g<lower>+", SPACES.sub("", pattern))
+    if n_loops and others != pattern:
+        with suppress(UnknownSyntaxError):  # What is left may be half a group.
+            return _check_cost(build_graph(parse_pattern(others)))
+    return n_loops
 
 
 def matches_nothing(pattern: str) -> bool:
@@ -51,8 +72,11 @@ def matches_nothing(pattern: str) -> bool:
         return True
 
 
-def _check_cost(graph: PatternGraph) -> None:
+def _check_cost(graph: PatternGraph) -> int:
     """Check all paths from the beginning of a match, or from a character that may end it, to the next one of those.
+
+    Returns:
+        The number of loops on such paths with the same next character.
 
     Raises:
         UnknownSyntaxError: If there may be too many of them.
@@ -63,9 +87,13 @@ def _check_cost(graph: PatternGraph) -> None:
     for group in _components(graph.following, ends):
         exponent, ways = _group_cost(set(group), graph.following, masks, costs)
         costs.update(dict.fromkeys(group, (exponent, ways)))
+    n_loops = 0
     for start in (graph.whole.first, *(graph.following[number] for number in ends)):
         if _sum_costs(start, masks, costs)[1] > MAX_WAYS:
             raise UnknownSyntaxError(MANY_WAYS)
+        looping = Counter({number: count for number, count in start.items() if costs[number][0]})
+        n_loops = max(n_loops, _sum_costs(looping, masks, costs)[1] if looping else 0)
+    return n_loops
 
 
 def _group_cost(group: set[int], following: list[Counter[int]], masks: list[int], costs: dict[int, Cost]) -> Cost:

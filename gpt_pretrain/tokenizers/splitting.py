@@ -15,16 +15,19 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from gpt_pretrain.system.line_ends import unify_line_ends
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer
 from gpt_pretrain.tokenizers.unknown import UnknownText
+from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer
 
 PART = 1 << 19  # Characters that are encoded in one call.
 LOOKAHEAD = 1 << 12  # Characters after a part that are encoded with it to find a split point between two tokens.
 MAX_TRIES = 20  # Split points of either kind that are checked.
+SHORT_PART, SHORT_LOOKAHEAD, SHORT_TRIES = 1 << 12, 1 << 9, 4
 CHECKED = 256  # Characters around a split point that are encoded again.
 
 # The apostrophe is missing because o200k_base matches "don't" as one piece.
@@ -33,22 +36,45 @@ SAFE_SPLIT = re.compile(rf"(?<=[^\W_])[{re.escape(CUT_BEFORE)}]")
 SEARCHED = 1 << 12  # Characters that are searched for a safe split at a time.
 
 
+@dataclass(frozen=True)
+class PartSizes:
+    """How far a text is looked at to split it.
+
+    Args:
+        part: Characters that are encoded in one call.
+        lookahead: Characters after a part that are encoded with it to find a split point between two tokens.
+        tries: Split points between two tokens that are checked.
+    """
+
+    part: int
+    lookahead: int
+    tries: int
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> PartSizes:
+        """Return the sizes for a tokenizer: short ones if the time for a part may grow with the square of its length."""
+        if isinstance(tokenizer, VocabularyTokenizer) and tokenizer.may_rescan:
+            return cls(min(SHORT_PART, PART), min(SHORT_LOOKAHEAD, LOOKAHEAD), SHORT_TRIES)
+        return cls(PART, LOOKAHEAD, MAX_TRIES)
+
+
 def split_point(text: str, tokenizer: Tokenizer, start: int = 0) -> int:
     """Return the end of the part that begins at `start`.
 
     Args:
-        text: At least PART characters follow `start`. Only PART + LOOKAHEAD of them are looked at.
+        text: A whole part follows `start`. Only a part and its lookahead are looked at.
     """
-    for position in itertools.islice(_safe_splits(text, start, start + PART), MAX_TRIES):
+    sizes = PartSizes.of(tokenizer)
+    for position in itertools.islice(_safe_splits(text, start, start + sizes.part), MAX_TRIES):
         if _is_boundary(text, position, tokenizer):
             return position
-    return start + (_last_token_split(text[start : start + PART + LOOKAHEAD], tokenizer) or PART)
+    return start + (_last_token_split(text[start : start + sizes.part + sizes.lookahead], tokenizer, sizes) or sizes.part)
 
 
 def split_text(text: str, tokenizer: Tokenizer) -> Iterator[str]:
     """Split a text without end-of-text markers into parts; the split points depend only on the text and the tokenizer."""
-    start = 0
-    while len(text) - start > PART:
+    start, part = 0, PartSizes.of(tokenizer).part
+    while len(text) - start > part:
         end = split_point(text, tokenizer, start)
         yield text[start:end]
         start = end
@@ -57,9 +83,9 @@ def split_text(text: str, tokenizer: Tokenizer) -> Iterator[str]:
 
 def split_start(text: str, tokenizer: Tokenizer) -> Iterator[str]:
     """Split the beginning of a text, whose end is not known yet, as `split_text` splits the whole; the last part is the rest."""
-    start = 0
+    start, sizes = 0, PartSizes.of(tokenizer)
     # The last characters may be the beginning of an end-of-text marker.
-    while len(text) - start > PART + LOOKAHEAD + len(END_OF_TEXT):
+    while len(text) - start > sizes.part + sizes.lookahead + len(END_OF_TEXT):
         end = split_point(text, tokenizer, start)
         yield text[start:end]
         start = end
@@ -119,16 +145,16 @@ def _is_boundary(text: str, position: int, tokenizer: Tokenizer) -> bool:
     return bool(left + right == both)
 
 
-def _last_token_split(window: str, tokenizer: Tokenizer) -> int | None:
+def _last_token_split(window: str, tokenizer: Tokenizer, sizes: PartSizes) -> int | None:
     """Return a position between two tokens at which both sides keep their tokens, or None if there is none.
 
     Args:
         window: The text, which may go on after it. So the tokens at its end may differ from those of the whole text.
     """
     ids = tokenizer.encode_ordinary(window).tolist()
-    latest = min(PART, len(window) - LOOKAHEAD // 2)
-    near = _token_boundaries(ids, window, tokenizer, start=len(window) - 2 * LOOKAHEAD)
-    tried = [(index, position) for index, position in near if position <= latest][:MAX_TRIES]
+    latest = min(sizes.part, len(window) - sizes.lookahead // 2)
+    near = _token_boundaries(ids, window, tokenizer, start=len(window) - 2 * sizes.lookahead)
+    tried = [(index, position) for index, position in near if position <= latest][: sizes.tries]
     for index, position in tried:
         # At the end of a text, some patterns take all white space as one piece.
         earlier = [boundary for boundary in near if boundary[1] <= position - CHECKED and not window[position - 1].isspace()]

@@ -18,7 +18,7 @@ from gpt_pretrain.system.native_errors import without_panic_messages
 from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
 from gpt_pretrain.tokenizers.byte_letters import LETTERS, from_letters
-from gpt_pretrain.tokenizers.definition import canonical_fields, to_text, vocabulary_of
+from gpt_pretrain.tokenizers.definition import canonical_fields, may_rescan, to_text, vocabulary_of
 
 KIND = "tokenizer.json"  # of a definition
 DIGEST_DIGITS = 12
@@ -71,6 +71,7 @@ class VocabularyTokenizer:
             and not any(token["lstrip"] or token["rstrip"] for token in self.fields["added_tokens"])
         )
         model = self.fields["model"]
+        self.may_rescan = may_rescan(self.fields)
         self.unknown_id: int | None = model.get("unk_id") if model["type"] == "Unigram" else self._ids.get(model.get("unk_token"))
 
     def encode(self, text: str) -> list[int]:

@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 from tiktoken_ext import openai_public
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.reading import DamagedFileError
+from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.byte_letters import LETTERS
 from gpt_pretrain.tokenizers.definition import canonical_fields
 from gpt_pretrain.tokenizers.patterns import check_pattern, matches_nothing
 from gpt_pretrain.tokenizers.ranks import CL100K_PATTERN, O200K_PATTERN, to_oniguruma
+from gpt_pretrain.tokenizers.splitting import encode_pieces, split_text
+from tests.helpers import vocabularies
 
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?"
 SPACES = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -137,3 +142,76 @@ def test_a_part_that_makes_a_text_much_longer_is_refused(tmp_path: Path, part: s
     with pytest.raises(UserError, match=f"its {part} may make a text .* times as long"):
         build_tokenizer(str(tmp_path))
     canonical_fields(split_by("x") | {part: {"type": "Sequence", kind: [step]}})
+
+
+RESCANNING = {"mistral": 3, "deepseek 3": 1, "superbpe": 6, "lines": 1}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_most_known_patterns_take_time_that_grows_with_the_text(name: str) -> None:
+    assert check_pattern(KNOWN[name]) == RESCANNING.get(name, 0)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "n_loops"),
+    [
+        ("a+b", 1),
+        ("a+b|a+c|a+d", 3),
+        ("(?=a+b)a", 1),
+        ("a{1,1000}b", 1),
+        ("(?:ab?)+c", 1),
+        ("x(?:b+c)?", 1),
+        ("a+|b", 0),
+        (r"a+b|\s+(?!\S)|\s+", 1),
+        (r"a\|\s+(?!\S)|\s+", 1),
+        (r"[A-Z]*[a-z]+|[A-Z]+[a-z]*", 0),
+        (r"[A-Z]*[a-z]+|[A-Z]+[b-z]*", 1),
+        (r"(x|[A-Z]*[a-z]+|[A-Z]+[a-z]*|y)z", 1),
+    ],
+)
+def test_loops_that_may_fail_are_counted(pattern: str, n_loops: int) -> None:
+    assert check_pattern(pattern) == n_loops
+
+
+def test_many_loops_that_may_fail_are_refused() -> None:
+    canonical_fields(split_by("|".join(f"a+{letter}" for letter in "bcdefghijk")))
+    with pytest.raises(DamagedFileError, match="the same characters again and again, in 12 ways"):
+        canonical_fields(split_by(*["a+b|a+c"] * 6))
+
+
+def tokenizer_of(folder: Path, *patterns: str) -> Tokenizer:
+    (folder / "tokenizer.json").write_text(json.dumps(split_by(*patterns)))
+    return build_tokenizer(str(folder))
+
+
+def test_a_text_is_encoded_in_short_parts_where_a_pattern_may_search_it_again(tmp_path: Path) -> None:
+    run = "a" * 30_000
+    assert list(split_text(run, tokenizer_of(tmp_path, r"a+|b"))) == [run]
+    assert max(map(len, split_text(run, tokenizer_of(tmp_path, r"a+b")))) <= 4096
+
+
+@pytest.mark.parametrize(
+    "names", [["deepseek 1", "deepseek 2", "deepseek 3", "deepseek 4"], ["mistral"], ["superbpe", "qwen"], ["lines"]]
+)
+def test_short_parts_have_the_ids_of_the_whole_text(tmp_path: Path, names: list[str]) -> None:
+    random = Random(0)
+    pieces = [
+        "Every effort ",
+        "12345678",
+        " \n\n",
+        "今天天气很好。",
+        "x == 1;\n    ",
+        "AAAA",
+        " " * 70,
+        "-" * 40,
+        "Привет",
+        "\r\n",
+    ]
+    text = "".join(random.choice(pieces) for _ in range(3000)) + " " * 9000 + "x" * 9000 + "A" * 9000 + "1" * 9000
+    fields = json.loads((vocabularies.byte_level(tmp_path / "trained", size=600) / "tokenizer.json").read_text())
+    fields |= {"pre_tokenizer": split_by(*(KNOWN[name] for name in names))["pre_tokenizer"]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(fields))
+    tokenizer = build_tokenizer(str(tmp_path))
+    parts = list(split_text(text, tokenizer))
+    assert "".join(parts) == text and max(map(len, parts)) <= 4096
+    assert np.concatenate(list(encode_pieces([text], tokenizer))).tolist() == tokenizer.encode_ordinary(text).tolist()
