@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +33,7 @@ from gpt_pretrain.texts.recognition import recognize_file
 from gpt_pretrain.tokenizers.base import Tokenizer
 
 SHARD_SUFFIXES = (".bin", ".npy")
+SINGLE_PATH = re.compile(r"^data\.path=")
 MAX_LOOKED_AT = 10  # Files with such a suffix that are looked at.
 ENTRY_FILES = (MANIFEST, TRAIN)  # files that may be given in place of their folder
 
@@ -96,7 +100,16 @@ def find_shard_tokenizer(settings: DataSettings) -> Tokenizer | None:
     Raises:
         UserError: If there are no shards, or they were made with different tokenizers, or one does not hold its own.
     """
-    corpora = {path: open_corpus_at(path, settings) for path in _shard_paths(settings)}
+    if settings.name != "mixture":
+        is_named = settings.name == "shards" and settings.path is not None
+        return open_corpus_at(str(settings.path), settings).build_tokenizer() if is_named else None
+    corpora, problems = dict[str, TokenCorpus](), list[str]()
+    for source in settings.sources:
+        with _collect_problems(problems):
+            if is_shard_path(source.path):
+                corpora[source.path] = open_corpus_at(source.path, settings)
+    if problems:
+        raise UserError(problems)
     if len({corpus.tokenizer for corpus in corpora.values()}) > 1:
         listed = ", ".join(f"{without_secrets(path)} with {corpus.tokenizer}" for path, corpus in corpora.items())
         raise UserError(f"data.sources were made with different tokenizers: {listed}. All sources need the same tokenizer.")
@@ -148,12 +161,6 @@ def _is_shard(file: Path) -> bool:
         return False
 
 
-def _shard_paths(settings: DataSettings) -> list[str]:
-    if settings.name == "shards":
-        return [] if settings.path is None else [settings.path]
-    return [source.path for source in settings.sources if is_shard_path(source.path)] if settings.name == "mixture" else []
-
-
 def _files_at(path: str, settings: DataSettings) -> Files:
     if is_url(path):
         from gpt_pretrain.data.remote import RemoteFiles
@@ -187,13 +194,7 @@ def find_data_sources(settings: DataSettings, tokenizer: Tokenizer, *, whole: bo
     if whole:
         settings = replace(settings, train_ratio=1.0)
     if settings.name == "mixture":
-        check_sources(settings)
-        return [
-            _shard_source(source.path, settings, tokenizer, weight=source.weight)
-            if is_shard_path(source.path)
-            else _text_source(source.path, replace(settings, path=source.path), tokenizer, weight=source.weight)
-            for source in settings.sources
-        ]
+        return _mixed_sources(settings, tokenizer)
     if settings.name == "shards":
         if settings.path is None:
             raise UserError("data=shards needs data.path=FOLDER of token shards, or its URL.")
@@ -203,6 +204,35 @@ def find_data_sources(settings: DataSettings, tokenizer: Tokenizer, *, whole: bo
             f"data.path={without_secrets(settings.path)}: this is a folder of token shards or a URL. Add data=shards."
         )
     return [_text_source(settings.name, settings, tokenizer)]
+
+
+def _mixed_sources(settings: DataSettings, tokenizer: Tokenizer) -> list[DataSource]:
+    """Find the sources of a mixture.
+
+    Raises:
+        UserError: If there is none, or some cannot be used; lists the problems of all.
+    """
+    check_sources(settings)
+    found, problems = list[DataSource](), list[str]()
+    for source in settings.sources:
+        with _collect_problems(problems):
+            found.append(
+                _shard_source(source.path, settings, tokenizer, weight=source.weight)
+                if is_shard_path(source.path)
+                else _text_source(source.path, replace(settings, path=source.path), tokenizer, weight=source.weight)
+            )
+    if problems:
+        raise UserError(problems)
+    return found
+
+
+@contextmanager
+def _collect_problems(problems: list[str]) -> Iterator[None]:
+    """Append what is wrong with a source of a mixture, whose path is in another setting than that of a single source."""
+    try:
+        yield
+    except UserError as error:
+        problems += [SINGLE_PATH.sub("data.sources: path=", problem) for problem in error.problems]
 
 
 def _text_source(name: str, settings: DataSettings, tokenizer: Tokenizer, *, weight: float = 1.0) -> DataSource:

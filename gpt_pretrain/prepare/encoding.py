@@ -20,7 +20,7 @@ from gpt_pretrain.system.files import open_for_append
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.reading import open_regular
 from gpt_pretrain.system.terminal import escape_line
-from gpt_pretrain.texts.chunks import FIELD_MISSING, FILE_FAILURES, Chunk
+from gpt_pretrain.texts.chunks import FIELD_MISSING, FILE_FAILURES, NOTHING_TO_READ, Chunk
 from gpt_pretrain.texts.inputs import CorpusInputs
 from gpt_pretrain.texts.reading import batch_chunks, read_inputs
 
@@ -82,7 +82,7 @@ def encode_inputs(
             failed = [record for record in batch.rejected if record.fails_file]
             if failed and writer.state.counts.failed_files + len(failed) > options.max_failed_files:
                 writer.finish_segment()  # Without this batch, so that the same command reads the files again.
-                raise failed_files_error([describe_rejected(dataclasses.asdict(record)) for record in failed])
+                raise failed_files_error([dataclasses.asdict(record) for record in failed])
             writer.add(batch, chunks[-1].end)
             progress.update_encoding(writer.state.counts, bytes_read=chunks[-1].bytes_read)
             if interrupt.signal:
@@ -112,13 +112,23 @@ def collect_rejected(folders: Iterable[Path], target: Path) -> None:
                         stream.write(line)
 
 
-def failed_files_error(descriptions: Sequence[str]) -> UserError:
-    """Return the error for files that cannot be read to their end."""
-    files = f"{format_count(len(descriptions), 'file')} cannot be read to {'its' if len(descriptions) == 1 else 'their'} end"
+def failed_files_error(records: Sequence[dict[str, Any]]) -> UserError:
+    """Return the error for files that cannot be read to their end, or contain nothing that can be read.
+
+    Args:
+        records: The fields of what was rejected in place of the rest of each file.
+    """
+    without_text = all(record["reason"] == NOTHING_TO_READ for record in records)
+    count, is_one = format_count(len(records), "file"), len(records) == 1
+    if without_text:
+        what, remedy = f"{count} {'contains' if is_one else 'contain'} no text", f"Leave {'it' if is_one else 'them'} out"
+    else:
+        what, remedy = f"{count} cannot be read to {'its' if is_one else 'their'} end", "Replace or leave out what is damaged"
+    shown = "; ".join(map(describe_rejected, records[:MOST_FAILED_SHOWN]))
     return UserError(
-        f"{files}: {'; '.join(descriptions[:MOST_FAILED_SHOWN])}{'; ...' * (len(descriptions) > MOST_FAILED_SHOWN)}. "
-        "Replace or leave out what is damaged and start over with overwrite=true, or accept that its text is missing with "
-        f"max_failed_files={len(descriptions)}: the same command then resumes."
+        f"{what}: {shown}{'; ...' * (len(records) > MOST_FAILED_SHOWN)}. {remedy} and start over with overwrite=true, or accept "
+        f"{'this' if without_text else 'that its text is missing'} with max_failed_files={len(records)}: the same command then "
+        "resumes."
     )
 
 
@@ -161,15 +171,17 @@ def first_rejected(file: Path) -> str:
     return "First: " + "; ".join(descriptions) + "."
 
 
-def failed_files(file: Path) -> list[str]:
-    """Describe all files in a file of rejected records that could not be read to their end."""
+def failed_files(file: Path) -> list[dict[str, Any]]:
+    """Return the fields of all files in a file of rejected records that could not be read to their end."""
     with open_regular(file, within=file.parent) as stream:
         records = (json.loads(line) for line in stream)
-        return [describe_rejected(record) for record in records if record["reason"] in FILE_FAILURES]
+        return [record for record in records if record["reason"] in FILE_FAILURES]
 
 
 def describe_rejected(record: dict[str, Any]) -> str:
     """Describe a rejected record from its fields."""
+    if record["reason"] == NOTHING_TO_READ:
+        return escape_line(f"{record['file']}: {record['detail'].rstrip('.')}")
     detail = f" ({record['detail']})" if record.get("detail") else ""
     return escape_line(f"{record['file']}, record {record['record']}: {record['reason']}{detail}")
 

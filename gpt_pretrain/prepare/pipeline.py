@@ -20,6 +20,7 @@ from gpt_pretrain.prepare.corpus_folder import PLAN, WORK
 from gpt_pretrain.prepare.encoding import (
     EncodingOptions,
     collect_rejected,
+    describe_rejected,
     encode_inputs,
     failed_files,
     failed_files_error,
@@ -185,7 +186,7 @@ def _write_corpus(
         "options": plan["options"],
         "rejected": {"records": counts.rejected, "by_reason": dict(sorted(counts.by_reason.items()))},
         "duplicates": shards["duplicates"],
-        **({FAILED: failed} if failed else {}),
+        **({FAILED: [describe_rejected(record) for record in failed]} if failed else {}),
     }, counts
 
 

@@ -18,7 +18,7 @@ from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.files import replacing
 from gpt_pretrain.system.formatting import format_count, format_duration, format_si
 from gpt_pretrain.system.terminal import print_escaped
-from gpt_pretrain.texts.chunks import Chunk, ReadPosition, RejectedRecord
+from gpt_pretrain.texts.chunks import NOTHING_TO_READ, Chunk, ReadPosition, RejectedRecord
 from gpt_pretrain.texts.inputs import find_inputs
 from gpt_pretrain.texts.reading import read_inputs
 from gpt_pretrain.texts.records import InvalidRecordError, chunk_records, record_text
@@ -141,9 +141,10 @@ def _reject(record: RejectedRecord, counts: RecordCounts, rejected: list[Rejecte
         UserError: If it stands for the rest of a file.
     """
     if record.fails_file:
-        raise UserError(
-            f"A file cannot be read to its end: {describe_rejected(dataclasses.asdict(record))}. Replace it or leave it out."
-        )
+        described = describe_rejected(dataclasses.asdict(record))
+        if record.reason == NOTHING_TO_READ:
+            raise UserError(f"A file contains no text: {described}. Leave it out.")
+        raise UserError(f"A file cannot be read to its end: {described}. Replace it or leave it out.")
     counts.by_reason[record.reason] = counts.by_reason.get(record.reason, 0) + 1
     if len(rejected) < N_EXAMPLES:
         rejected.append(record)

@@ -202,7 +202,7 @@ def find_text_files(pattern: str, *, text_field: str = "text", as_text: bool = F
             else f" Relative paths, also those of a resumed run, start at the current folder, {Path.cwd()}."
         )
         several = [one for one in pattern.split(",") if one]
-        remedy = " Type data.path= with a file, a folder, or a quoted glob."
+        remedy = " Give a file, a folder, or a quoted glob."
         if len(several) > 1 and all(user_path(one).exists() for one in several):
             hint, remedy = "", " Several files are given as a folder or as a quoted glob; -m trains on one after another."
         raise UserError(f"data.path={pattern}: {problem}.{hint}{remedy}")

@@ -4,6 +4,7 @@ import errno
 import gzip
 import io
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,14 @@ import pytest
 import zstandard
 
 from gpt_pretrain.commands.main import main
+from gpt_pretrain.commands.tokenizer import tokenizer_command
+from gpt_pretrain.config.schema import SourceSettings
+from gpt_pretrain.data.sources import find_data_sources, find_shard_tokenizer
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.texts import reading
+from gpt_pretrain.tokenizers.byte import ByteTokenizer
 from tests.helpers import corpora
+from tests.helpers.data_settings import data_settings
 from tests.helpers.training_runs import Printed, Train
 
 GOOD = [f"a good document with the number {hash((number, 1)):x}" for number in range(1000)]
@@ -138,3 +144,30 @@ def test_a_run_on_an_incomplete_corpus_warns(tmp_path: Path, train: Train, print
     train("data=shards", f"data.path={tmp_path / 'out'}", "trainer.max_steps=1")
     [line] = [line for line in printed() if "the corpus is incomplete" in line]
     assert "1 file could not be read to the end" in line and "manifest.json" in line
+
+
+def test_an_archive_without_text_is_said_to_have_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("A text.")
+    with zipfile.ZipFile("pictures.zip", "w") as archive:
+        archive.writestr("a.png", b"\x89PNG\r\n\x1a\n" + bytes(40))
+    message = r"^1 file contains no text: pictures.zip: it contains no file that can be read: 1 PNG image \(a.png\). Leave it out"
+    with pytest.raises(UserError, match=message):
+        corpora.prepare("pictures.zip", "a.txt", out=Path("corpus"), max_failed_files=0)
+    with pytest.raises(UserError, match=r"^A file contains no text: pictures.zip: it contains .* Leave it out\.$"):
+        tokenizer_command(["pictures.zip", "out=own", "vocab_size=300"])
+
+
+def test_all_missing_sources_of_a_mixture_are_named_by_their_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("A text.")
+    (tmp_path / "empty").mkdir()
+    sources = [SourceSettings(path, 1.0) for path in ("gone.txt", "gone.bin", "a.txt", "empty")]
+    settings = data_settings(tmp_path, name="mixture", sources=sources)
+    for find in (lambda: find_data_sources(settings, ByteTokenizer()), lambda: find_shard_tokenizer(settings)):
+        with pytest.raises(UserError) as caught:
+            find()
+        assert all(problem.startswith("data.sources: path=") for problem in caught.value.problems)
+    with pytest.raises(UserError) as caught:
+        find_data_sources(settings, ByteTokenizer())
+    assert [problem.split("=")[1].split(":")[0] for problem in caught.value.problems] == ["gone.txt", "gone.bin", "empty"]
