@@ -8,6 +8,7 @@ import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 from gpt_pretrain.system.reading import DamagedFileError, parse_json, short_repr
@@ -37,7 +38,10 @@ log = logging.getLogger(__name__)
 
 
 def from_tokenizer_json(content: bytes, beside: FilesBeside, *, label: str) -> Tokenizer:
-    return _finish(parse_tokenizer_json(content), beside, label=label)
+    # Beside a tokenizer.json, the ids of added tokens say their order only. Some tables give them ids of its other tokens.
+    ordered = sorted(beside.tokens, key=lambda token: inf if token.token_id is None else token.token_id)
+    without_ids = replace(beside, tokens=tuple(replace(token, token_id=None) for token in ordered))
+    return _finish(parse_tokenizer_json(content), without_ids, label=label)
 
 
 def from_vocab_and_merges(content: bytes, merges: bytes | None, beside: FilesBeside, *, label: str) -> Tokenizer:
@@ -150,9 +154,13 @@ def _finish(fields: Mapping[str, Any], beside: FilesBeside, *, label: str) -> To
     canonical = canonical_fields(_with_prefix_space(fields, beside.config))
     ids = vocabulary_of(canonical)
     added = {token["content"]: token for token in canonical["added_tokens"]}
-    next_id = max([*ids.values(), *(token.token_id for token in beside.tokens if token.token_id is not None)], default=-1) + 1
+    taken = set(ids.values())
+    free = {
+        token.content: token.token_id for token in beside.tokens if token.token_id is not None and token.token_id not in taken
+    }
+    next_id = max([*taken, *free.values()], default=-1) + 1
     for token in beside.tokens:
-        token_id = ids.get(token.content, token.token_id)
+        token_id = ids.get(token.content, free.get(token.content))
         if token_id is None:
             token_id, next_id = next_id, next_id + 1
         if token.content not in added or token.decides:

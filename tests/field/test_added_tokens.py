@@ -33,6 +33,8 @@ BESIDE: dict[str, dict[str, Any]] = {
     "table": {CONFIG: {"added_tokens_decoder": {"400": token("<x>", lstrip=True), "401": token("<z>", rstrip=True)}}},
     "table of ordinary tokens": {CONFIG: {"added_tokens_decoder": {"400": token("z", special=False, single_word=True)}}},
     "ids of the vocabulary's own tokens": {ADDED: {"!": 2, "<|endoftext|>": 0, "<x>": 400}},
+    "table with ids of other tokens": {CONFIG: {"added_tokens_decoder": {"5": token("<z>"), "3": token("<x>", special=False)}}},
+    "table beyond a gap": {CONFIG: {"added_tokens_decoder": {"450": token("<x>"), "430": token("<z>"), "2": token("!")}}},
     "table of blanks": {CONFIG: {"added_tokens_decoder": {"400": token("  ", special=False), "401": token("\n <x>")}}},
     "table and other files": {
         CONFIG: {"added_tokens_decoder": {"400": token("<x>", lstrip=True)}},
@@ -78,7 +80,7 @@ def test_tokens_beside_a_tokenizer_json(files: str, tmp_path: Path, vocabularies
     check(write(Path(shutil.copytree(vocabularies["byte_level"], tmp_path / "x")), BESIDE[files], FAST))
 
 
-@pytest.mark.parametrize("files", [name for name in BESIDE if name != "table of ordinary tokens"])
+@pytest.mark.parametrize("files", [name for name in BESIDE if name not in ("table of ordinary tokens", "table beyond a gap")])
 def test_tokens_beside_vocab_json_and_merges(files: str, tmp_path: Path, vocabularies: dict[str, Path]) -> None:
     folder = Path(shutil.copytree(vocabularies["gpt2_files"], tmp_path / "x"))
     (folder / ADDED).unlink()
