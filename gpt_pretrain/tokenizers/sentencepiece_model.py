@@ -13,12 +13,12 @@ from typing import Any
 
 from gpt_pretrain.system.reading import DamagedFileError, short_repr
 from gpt_pretrain.tokenizers.definition import MAX_VOCABULARY, added_token
+from gpt_pretrain.tokenizers.user_pieces import SPACE, check_always_chosen, check_normalized, splits_at
 
 UNIGRAM, BPE = 1, 2  # values of model_type
-UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 2, 3, 4, 5  # types of pieces
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5  # types of pieces
 MAX_PIECE, MAX_CHARACTERS = 1000, 20_000_000  # characters of one piece, and of all
 MAX_SQUARES = 50_000_000  # of the pieces' lengths in total: each may be cut anywhere into a merge. 256,000 of 14 have as many.
-SPACE = "▁"
 
 
 @dataclass(frozen=True)
@@ -42,20 +42,30 @@ def sentencepiece_fields(content: bytes) -> tuple[dict[str, Any], str | None]:
         raise DamagedFileError("it has no token for unknown text")
     kind, byte_fallback = int(trainer.get(3, UNIGRAM)), bool(trainer.get(35, 0))
     prefix, squeeze = bool(rules.get(3, 1)), bool(rules.get(4, 1))
-    _check_supported(pieces, kind, rules, is_suffix=bool(trainer.get(24, 0)), changes_spaces=prefix or squeeze)
+    _check_supported(pieces, kind, rules, is_suffix=bool(trainer.get(24, 0)))
+    user = [piece.text for piece in pieces if piece.kind == USER_DEFINED]
+    # Without spaces that are added or removed, they are found in the text as it was typed.
+    divides = bool(user) and (prefix or squeeze or any(SPACE in piece for piece in user))
+    if divides:
+        check_normalized(user, has_table=bool(rules.get(2)), squeeze=squeeze)
     if kind == UNIGRAM:
         vocab: Any = [[piece.text, piece.score] for piece in pieces]
+        if divides:
+            check_always_chosen(user, {piece.text: piece.score for piece in pieces if piece.kind == NORMAL})
         model = {"type": "Unigram", "vocab": vocab, "unk_id": unk_id, "byte_fallback": byte_fallback}
     else:
         vocab = {piece.text: token_id for token_id, piece in enumerate(pieces)}
         model = {"type": "BPE", "vocab": vocab, "merges": _merges(pieces, vocab), "unk_token": pieces[unk_id].text}
-        model |= {"fuse_unk": True, "byte_fallback": byte_fallback}
-    fields = {"model": model, "normalizer": _normalizer(rules.get(2, b""), prefix=prefix, squeeze=squeeze), "decoder": DECODER}
-    added = [
-        added_token(piece.text, token_id)
-        for token_id, piece in enumerate(pieces)
-        if piece.kind in (UNKNOWN, CONTROL, USER_DEFINED)
-    ]
+        model |= {"fuse_unk": True, "byte_fallback": byte_fallback} | ({"ignore_merges": True} if divides else {})
+    fields: dict[str, Any] = {
+        "model": model,
+        "normalizer": _normalizer(rules.get(2, b""), prefix=prefix, squeeze=squeeze),
+        "decoder": DECODER,
+    }
+    kinds = (UNKNOWN, CONTROL) if divides else (UNKNOWN, CONTROL, USER_DEFINED)
+    added = [added_token(piece.text, token_id) for token_id, piece in enumerate(pieces) if piece.kind in kinds]
+    if divides:
+        fields["pre_tokenizer"] = splits_at(user)
     end = pieces[eos_id].text if 0 <= eos_id < len(pieces) and pieces[eos_id].kind == CONTROL else None
     return fields | {"added_tokens": added}, end
 
@@ -66,21 +76,18 @@ DECODER = {
 }
 
 
-def _check_supported(pieces: list[Piece], kind: int, rules: dict[int, Any], *, is_suffix: bool, changes_spaces: bool) -> None:
+def _check_supported(pieces: list[Piece], kind: int, rules: dict[int, Any], *, is_suffix: bool) -> None:
     """Check that the tokenizers library gives the ids of SentencePiece.
 
     Raises:
         DamagedFileError: If it may not.
     """
-    kinds = {piece.kind for piece in pieces}
     if kind not in (UNIGRAM, BPE):
         raise DamagedFileError("it is neither a unigram model nor a byte-pair encoding")
     if is_suffix or not rules.get(5, 1):
         raise DamagedFileError("it marks spaces in a way that this program does not support")
-    if UNUSED in kinds or (USER_DEFINED in kinds and changes_spaces):
-        raise DamagedFileError(
-            "it has user-defined or unused tokens, which would get other ids here; give the model's tokenizer.json instead"
-        )
+    if any(piece.kind == UNUSED for piece in pieces):
+        raise DamagedFileError("it has unused tokens, which would get other ids here; give the model's tokenizer.json instead")
 
 
 def _normalizer(charsmap: Any, *, prefix: bool, squeeze: bool) -> dict[str, Any]:

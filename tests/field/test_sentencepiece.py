@@ -24,9 +24,34 @@ KINDS: dict[str, dict[str, Any]] = {
     "Llama": {"model_type": "bpe", "byte_fallback": True, **LLAMA},
     "byte pairs": {"model_type": "bpe"},
     "no blank before": {"model_type": "bpe", "add_dummy_prefix": False, **LLAMA, "user_defined_symbols": ["<tool>"]},
+    "tokens of its user": {"model_type": "bpe", "byte_fallback": True, "user_defined_symbols": ["<tool>", "<t>", "."]},
+    "tokens of its user in Llama": {
+        "model_type": "bpe",
+        **LLAMA,
+        "user_defined_symbols": ["<tool>", "▁▁", "▁▁▁▁", "[X]", "\n", "<t", "\\d+", "e"],
+    },
+    "spaces of its user": {"model_type": "bpe", "add_dummy_prefix": False, **LLAMA, "user_defined_symbols": ["▁▁", "▁▁▁"]},
+    "unigram of its user": {"model_type": "unigram", **LLAMA, "user_defined_symbols": ["<tool>", ".", "(("]},
     "lower case": {"model_type": "unigram", "normalization_rule_name": "nmt_nfkc_cf", "split_digits": True},
 }
-TEXTS = [*PROBES, *TEXT[:2], "a  b   c", "\ufb01 \uff21\uff22 \uff11 e\u0301", "ωωω ω θ", "▁a ▁", "x<tool> y"]
+TEXTS = [
+    *PROBES,
+    *TEXT[:2],
+    "a  b   c",
+    "\ufb01 \uff21\uff22 \uff11 e\u0301",
+    "ωωω ω θ",
+    "▁a ▁",
+    "x<tool> y",
+    "<tool><tool>  x",
+    " <tool>",
+    "a <t<tool>  [X] \\d+e.",
+    "((x)) \n<tool>\n",
+    "<tool>",
+    "      x     ",
+    "▁▁a▁▁▁",
+]
+
+SNIPPETS = ["<tool>", "<t", "[X]", "▁", "((", *"abdeinrs 今ωéA1.,'\t\n\u3000"]
 
 
 def train(**settings: Any) -> bytes:
@@ -63,9 +88,9 @@ def test_the_ids_are_those_of_sentencepiece(kind: str, models: dict[str, tuple[T
 
 
 @settings(max_examples=40)
-@given(text=st.text(alphabet=st.sampled_from("abdeinrs 今ωéA1.,'\t\n\u3000"), max_size=40))
+@given(text=st.lists(st.sampled_from(SNIPPETS), max_size=40).map("".join))
 def test_any_text_has_the_ids_of_sentencepiece(models: dict[str, tuple[Tokenizer, Any]], text: str) -> None:
-    for kind in ("unigram", "Llama"):
+    for kind in ("unigram", "Llama", "tokens of its user in Llama", "unigram of its user", "tokens of its user"):
         ours, theirs = models[kind]
         assert ours.encode_ordinary(text).tolist() == theirs.encode(text)
 
@@ -80,7 +105,10 @@ def test_ranks_by_the_same_name_are_read(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"model_type": "char"}, "neither a unigram model nor a byte-pair encoding"),
-        ({"model_type": "bpe", "user_defined_symbols": ["<tool>"]}, "it has user-defined or unused tokens"),
+        ({"model_type": "bpe", "user_defined_symbols": ["<TOOL>"]}, "its user-defined token '<TOOL>' may be changed here"),
+        ({"model_type": "bpe", "user_defined_symbols": ["e"]}, "its user-defined token 'e' may be changed here"),
+        ({"model_type": "unigram", "user_defined_symbols": ["the old"], **LLAMA}, "its user-defined token 'the old' would get"),
+        ({"model_type": "bpe", "user_defined_symbols": ["▁▁"]}, "its user-defined token '▁▁' may be changed here"),
         ({"model_type": "unigram", "treat_whitespace_as_suffix": True}, "it marks spaces in a way"),
     ],
 )
