@@ -34,7 +34,6 @@ IDENTIFIER = re.compile(r"[A-Za-z0-9._-]{1,64}")
 MLFLOW_DATABASE, MLFLOW_FILES = "mlflow.db", "mlruns"
 JOURNALS = ("-journal", "-wal", "-shm")  # endings of the files in which SQLite keeps unfinished changes
 MLFLOW_DATABASE_PACKAGES = ("sqlalchemy", "alembic")  # the small package mlflow-skinny comes without them
-REPOSITORY_FILES = (".git", "HEAD")  # git takes a folder with one of them for a repository
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +47,9 @@ def wandb_logger(settings: WandbSettings, *, run_dir: Path) -> WandbLogger:
     import wandb
     from lightning.pytorch.loggers import WandbLogger
 
-    _check_no_repository(run_dir)
+    # wandb runs git in the run's folder, its parents and the working directory, and git runs what the settings of a repository
+    # name. The variable also holds for the settings that wandb collects before it sees those of the run.
+    os.environ.setdefault("WANDB_DISABLE_GIT", "true")
     identifier = _identifier("wandb", run_dir) or secrets.token_hex(4)
     if wandb.run is not None and wandb.run.id != identifier:  # Lightning would send this run's metrics to an earlier job's run
         wandb.finish()
@@ -60,6 +61,7 @@ def wandb_logger(settings: WandbSettings, *, run_dir: Path) -> WandbLogger:
             save_dir=run_dir,
             id=identifier,
             resume="allow",
+            settings={"disable_git": True},
         )
         _ = logger.experiment
     _remember("wandb", identifier, run_dir)
@@ -110,19 +112,6 @@ def _local_store(run_dir: Path) -> tuple[str, str | None]:
     _check_store(run_dir, uri=database if (folder / MLFLOW_DATABASE).exists() else (folder / MLFLOW_FILES).as_uri())
     _remember(MLFLOW_STORE, MLFLOW_DATABASE, run_dir)  # before it is made, so that it is recognized after an interruption
     return database, (folder / MLFLOW_FILES).as_uri()
-
-
-def _check_no_repository(run_dir: Path) -> None:
-    """Check that a run's folder is no repository of git: wandb runs git there, which runs what the repository's settings name.
-
-    Raises:
-        UserError: If it is one.
-    """
-    if found := [name for name in REPOSITORY_FILES if os.path.lexists(run_dir / name)]:
-        raise UserError(
-            f"logger=wandb: wandb would run git in {run_dir}, and {run_dir / found[0]} says what git runs there. Move it "
-            "out of the run's folder, or use logger=csv."
-        )
 
 
 def _check_store(folder: Path, *, uri: str) -> None:

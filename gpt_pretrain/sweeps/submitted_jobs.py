@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from gpt_pretrain.system.locks import try_lock
 FOLDER_SETTING = "submitit_folder"  # of the submitit launchers
 OWN_NAME = re.compile(r"\.submitit-[0-9a-f]{16}")
 JOB_NUMBER = re.compile(r"[1-9][0-9_]{0,30}")  # SLURM's, or that of a process
-SECONDS_TO_END = 5.0  # that interrupted jobs on this machine get; submitit kills them after one
+SECONDS_TO_END = 5.0  # that interrupted jobs on this machine get in all; submitit kills them after one
+MAX_LEFT_FOLDERS, MAX_JOBS = 100, 10_000  # of earlier starts, and of the jobs in one of them, that are looked at
 
 KEPT = "Jobs may still run and need {}. Delete it when they have ended: it holds their settings."
 
@@ -65,13 +67,16 @@ def private_submission_folder(sweep: Path, params: dict[str, Any], *, on_slurm: 
 
 
 def _remove_left_folders(sweep: Path, *, n_tasks: int, on_slurm: bool) -> None:
-    """Delete the folders of earlier starts of a sweep, or name those whose jobs may still run."""
-    for folder in sweep.glob(".submitit-*"):
-        if folder.is_symlink() or not folder.is_dir() or not OWN_NAME.fullmatch(folder.name):
-            continue
+    """Delete the folders of earlier starts of a sweep, or name those whose jobs may still run.
+
+    A sweep from someone else may hold any number of them, so all together get the time of one.
+    """
+    found = (path for path in sweep.glob(".submitit-*") if OWN_NAME.fullmatch(path.name))
+    end = time.monotonic() + SECONDS_TO_END
+    for folder in islice((path for path in found if path.is_dir() and not path.is_symlink()), MAX_LEFT_FOLDERS):
         try:
             with try_lock(folder / LOCK_FILE) as held:
-                if held and _have_ended(folder, n_tasks=n_tasks, on_slurm=on_slurm):
+                if held and _have_ended(folder, n_tasks=n_tasks, on_slurm=on_slurm, end=end):
                     shutil.rmtree(folder, ignore_errors=True)
                 elif held:
                     print(KEPT.format(display_path(folder)))
@@ -79,14 +84,25 @@ def _remove_left_folders(sweep: Path, *, n_tasks: int, on_slurm: bool) -> None:
             print(KEPT.format(display_path(folder)))
 
 
-def _have_ended(folder: Path, *, n_tasks: int, on_slurm: bool) -> bool:
-    """Return whether all jobs that were submitted with this folder have ended."""
-    jobs = [file.parent.name for file in folder.glob("*/*_submitted.pkl") if JOB_NUMBER.fullmatch(file.parent.name)]
+def _have_ended(folder: Path, *, n_tasks: int, on_slurm: bool, end: float | None = None) -> bool:
+    """Return whether all jobs that were submitted with this folder have ended.
+
+    Args:
+        end: The time, by the monotonic clock, until which it may take; SECONDS_TO_END from now by default.
+    """
+    files = list(islice(folder.glob("*/*_submitted.pkl"), MAX_JOBS + 1))
+    jobs = {file.parent.name for file in files if JOB_NUMBER.fullmatch(file.parent.name)}
+    if len(files) > MAX_JOBS:
+        return False
+    end = time.monotonic() + SECONDS_TO_END if end is None else end
     if on_slurm:
         import submitit
 
-        return all(submitit.SlurmJob(folder / "%j", job_id=job, tasks=list(range(n_tasks))).done() for job in jobs)
-    end = time.monotonic() + SECONDS_TO_END
+        if time.monotonic() > end:
+            return False
+        # All are made first, so that SLURM is asked once for all of them.
+        submitted = [submitit.SlurmJob(folder / "%j", job_id=job, tasks=list(range(n_tasks))) for job in sorted(jobs)]
+        return all(job.done() for job in submitted)
     while any(_is_running(int(job)) for job in jobs if job.isdecimal()):
         if time.monotonic() > end:
             return False

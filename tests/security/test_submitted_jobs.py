@@ -6,12 +6,13 @@ import os
 import pickle
 import stat
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from gpt_pretrain.sweeps.submitted_jobs import FOLDER_SETTING, private_submission_folder
+from gpt_pretrain.sweeps.submitted_jobs import FOLDER_SETTING, SECONDS_TO_END, _remove_left_folders, private_submission_folder
 from gpt_pretrain.system.locks import try_lock
 from tests.helpers.hostile_files import SMALL
 
@@ -101,6 +102,33 @@ def test_the_folder_is_kept_while_a_job_needs_it(
         job.kill()
     assert folder.exists()
     assert "Delete it when they have ended" in capsys.readouterr().out
+
+
+def test_many_folders_of_a_stranger_wait_no_longer_than_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    clock = iter(range(1000))
+    monkeypatch.setattr("gpt_pretrain.sweeps.submitted_jobs._is_running", lambda pid: not asked.append(pid))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))  # a second for each look at it
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    for number in range(20):
+        folder = tmp_path / f".submitit-{number:016x}" / "1"
+        folder.mkdir(parents=True)
+        (folder / "1_submitted.pkl").touch()
+    _remove_left_folders(tmp_path, n_tasks=1, on_slurm=False)
+    assert len(asked) < 20 + 2 * SECONDS_TO_END
+    assert len(list(tmp_path.iterdir())) == 20
+
+
+@pytest.mark.usefixtures("slurm")
+def test_slurm_is_asked_once_for_the_jobs_of_a_folder(tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    (tmp_path / "bin" / "sacct").write_text(f"{SACCT}echo x >> {calls}\n")
+    for job in ("51", "52", "53"):
+        folder = tmp_path / "sweep" / f".submitit-{'a' * 16}" / job
+        folder.mkdir(parents=True)
+        (folder / f"{job}_submitted.pkl").touch()
+    _remove_left_folders(tmp_path / "sweep", n_tasks=1, on_slurm=True)
+    assert calls.read_text() == "x\n"
 
 
 def test_a_chosen_folder_is_left_alone(tmp_path: Path) -> None:

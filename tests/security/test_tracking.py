@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sqlite3
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -16,6 +18,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import check_no_links
 from gpt_pretrain.runs.metadata import read_metadata, update_metadata
 from gpt_pretrain.runs.tracking import mlflow_logger, wandb_logger
+from gpt_pretrain.system.checkout import CHECKOUT
 
 
 class RecordedLogger:
@@ -124,12 +127,34 @@ def test_a_link_within_the_files_of_mlflow_is_not_followed(made: list[RecordedLo
         mlflow_logger(MlflowSettings("x"), run_dir=tmp_path)
 
 
-@pytest.mark.parametrize("name", [".git", "HEAD"])
-def test_wandb_runs_no_git_in_a_stranger_s_repository(made: list[RecordedLogger], tmp_path: Path, name: str) -> None:
-    (tmp_path / name).symlink_to("elsewhere")
-    with pytest.raises(UserError, match=f"{re.escape(name)} says what git runs there"):
-        wandb_logger(WandbSettings(project="p"), run_dir=tmp_path)
-    assert not made
+def test_wandb_is_told_to_run_no_git(made: list[RecordedLogger], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_DISABLE_GIT", raising=False)
+    wandb_logger(WandbSettings(project="p"), run_dir=tmp_path)
+    assert made[0].arguments["settings"] == {"disable_git": True}
+    assert os.environ["WANDB_DISABLE_GIT"] == "true"
+
+
+@pytest.mark.parametrize("where", [".", "run"])
+def test_wandb_runs_no_git_in_a_stranger_s_repository(tmp_path: Path, where: str) -> None:
+    """The package itself, with a program in place of git; it is tested where the package is installed."""
+    pytest.importorskip("wandb")
+    run, recorder = tmp_path / "run", tmp_path / "bin" / "git"
+    run.mkdir()
+    recorder.parent.mkdir()
+    recorder.write_text(f'#!/bin/sh\necho "$PWD $*" >> {tmp_path}/calls\nexec {shutil.which("git") or "false"} "$@"\n')
+    recorder.chmod(0o755)
+    subprocess.run(["git", "init", "-q", str(tmp_path / where)], check=True)
+    with (tmp_path / where / ".git" / "config").open("a") as stream:
+        stream.write(f'[core]\n\tfsmonitor = "touch {tmp_path}/ran; false"\n\tpager = touch {tmp_path}/ran\n')
+    code = (
+        "import sys; from pathlib import Path; from gpt_pretrain.config.schema import WandbSettings\n"
+        "from gpt_pretrain.runs.tracking import wandb_logger\n"
+        "wandb_logger(WandbSettings(project='p', offline=True), run_dir=Path(sys.argv[1])).experiment.finish()"
+    )
+    environment = os.environ | {"PATH": f"{recorder.parent}:{os.environ['PATH']}", "PYTHONPATH": str(CHECKOUT)}
+    subprocess.run([sys.executable, "-c", code, str(run)], check=True, env=environment, cwd=run.parent, timeout=100)
+    assert list(run.glob("wandb/offline-run-*")), "the run was logged"
+    assert not (tmp_path / "calls").exists() and not (tmp_path / "ran").exists()
 
 
 def test_the_other_folder_of_wandb_is_no_link_either(tmp_path: Path) -> None:
