@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gpt_pretrain.commands.failures import SweepJobFailed, print_error
 from gpt_pretrain.commands.hydra_files import cut_sweep_settings
+from gpt_pretrain.commands.stored_overrides import overrides_of_user
 from gpt_pretrain.config.overrides import full_form, override_key, short_form
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.sweeps.folder import SWEEP_SETTINGS, job_folder_name, sign_sweep
@@ -92,10 +93,12 @@ class RunSweeper(Sweeper):
         assert self.config is not None
         folder.mkdir(parents=True, exist_ok=True)
         recorded = cut_sweep_settings(self.config)
-        write_text(folder / SWEEP_SETTINGS, OmegaConf.to_yaml(recorded))
         overrides = OmegaConf.to_container(recorded.hydra.overrides, resolve=False)
         assert isinstance(overrides, dict)
-        sign_sweep(folder, overrides, script=self.script)  # type: ignore[arg-type]
+        texts = [*overrides["hydra"], *overrides["task"]]
+        typed = overrides_of_user(folder, texts, script=self.script)
+        write_text(folder / SWEEP_SETTINGS, OmegaConf.to_yaml(recorded))
+        sign_sweep(folder, overrides, script=self.script, typed=None if typed == texts else typed)  # type: ignore[arg-type]
 
     def _launch(self, batch: Sequence[Sequence[str]], first_number: int) -> None:
         """Run jobs with the launcher, which may run them in parallel."""

@@ -7,7 +7,7 @@ to search for configs. So the stored texts are parsed, compared with the table o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, OverrideType, QuotedString, RangeSweep
 from hydra.errors import HydraException
 
+from gpt_pretrain.commands.command_words import clean_word
 from gpt_pretrain.commands.hydra_grammar import setting_values
-from gpt_pretrain.config.overrides import full_form, override_key
+from gpt_pretrain.commands.job import typed_arguments
+from gpt_pretrain.config.overrides import find_override, full_form, override_key
 from gpt_pretrain.config.stored_settings import (
     ASKED,
     BOUNDED,
@@ -34,7 +36,7 @@ from gpt_pretrain.config.stored_settings import (
     without_shell_quotes,
 )
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.sweeps.folder import SWEEP_SETTINGS, is_own_sweep, read_stored_overrides
+from gpt_pretrain.sweeps.folder import SWEEP_SETTINGS, own_overrides, read_stored_overrides
 from gpt_pretrain.system.terminal import escape_line
 from gpt_pretrain.system.urls import hide_secrets
 
@@ -53,13 +55,13 @@ class StoredOverrides:
 
     Args:
         kept: The overrides.
-        asked: The words for places that the user must type.
+        asked: The words for places that the user must type, by whether the user has typed them before, without their secrets.
         problems: Why the sweep cannot be resumed otherwise, as messages.
         notices: Messages about what is left out.
     """
 
     kept: list[str] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
+    asked: dict[bool, list[str]] = field(default_factory=lambda: {True: [], False: []})
     problems: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
 
@@ -75,7 +77,8 @@ def admit_overrides(folder: Path, *, script: str, typed: Set[str]) -> StoredOver
         UserError: If the sweep's settings cannot be read, or hold overrides that the user must type; all of them together.
     """
     texts = [full_form(text, script=script) for part in read_stored_overrides(folder) for text in part]
-    own, admitted, jobs = is_own_sweep(folder, script=script), StoredOverrides(), 1
+    known = _own_texts(folder, script=script)
+    admitted, jobs = StoredOverrides(), 1
     origin = escape_line(str(folder / SWEEP_SETTINGS))
     if len(texts) > MAX_OVERRIDES:
         raise UserError(f"{origin} holds {len(texts):,} overrides, and at most {MAX_OVERRIDES} are read. The file is damaged.")
@@ -86,6 +89,7 @@ def admit_overrides(folder: Path, *, script: str, typed: Set[str]) -> StoredOver
                     f"What you type for {key} replaces {_shown(text)}, also when this sweep is resumed again."
                 )
             continue
+        own = text in known
         try:
             override = _parse(text, strict=not own)
             values = _values(override)
@@ -94,13 +98,32 @@ def admit_overrides(folder: Path, *, script: str, typed: Set[str]) -> StoredOver
             admitted.problems.append(_refuse(text, origin, "cannot be an override of this program"))
             continue
         _admit(text, override, values, admitted=admitted, own=own, origin=origin, folder=folder, script=script)
-    if jobs > MAX_JOBS and not own:
+    if jobs > MAX_JOBS and not known.issuperset(texts):
         admitted.problems.append(f"{origin} asks for {jobs:,} jobs, and at most {MAX_JOBS:,} are taken from a file.")
-    if admitted.asked:
-        admitted.problems.append(explain_places(admitted.asked, origin=origin, own=own))
+    admitted.problems += [explain_places(words, origin=origin, own=own) for own, words in admitted.asked.items() if words]
     if admitted.problems:
         raise UserError(admitted.problems)
     return admitted
+
+
+def overrides_of_user(folder: Path, overrides: Sequence[str], *, script: str) -> list[str]:
+    """Return the overrides of this start of a sweep that the user has typed, now or at an earlier start.
+
+    The others come from somebody else's sweep that is resumed. They are judged anew each time, since what they name may have
+    changed: a path leads elsewhere from another working directory, and a link may stand where a file was.
+
+    Args:
+        folder: The folder of the sweep, with the settings and the signature of its earlier start.
+    """
+    arguments = [full_form(clean_word(word), script=script) for word in typed_arguments()]
+    if find_override(arguments, "sweep_resume") is None:
+        return list(overrides)
+    typed, known = REPLACED.union(map(override_key, arguments)), _own_texts(folder, script=script)
+    return [text for text in overrides if override_key(text) in typed or full_form(text, script=script) in known]
+
+
+def _own_texts(folder: Path, *, script: str) -> set[str]:
+    return {full_form(text, script=script) for text in own_overrides(folder, script=script)}
 
 
 def _admit(
@@ -122,7 +145,7 @@ def _admit(
     if override.package is not None or not changes or NEVER in kinds or _can_run_code(text, values):
         admitted.problems.append(_refuse(text, origin, "may run code, change Hydra itself, or is no setting of this program"))
     elif own and any(has_cut_part(value) for _, value in leaves):
-        admitted.asked.append(shown)
+        admitted.asked[True].append(shown)
     elif own:
         admitted.kept.append(text)  # the user's own words, with their interpolations
     elif "${" in text or any("${" in part for value in values for part, _ in _parts(value)):
@@ -130,7 +153,7 @@ def _admit(
     elif ASKED in kinds and not all(
         is_harmless_place(key, value, folder=folder) for key, value in leaves if override_kind(key, value, script=script) == ASKED
     ):
-        admitted.asked.append(shown)
+        admitted.asked[False].append(shown)
     elif not all(is_within_bounds(key, value) for key, value in leaves if override_kind(key, value, script=script) == BOUNDED):
         limits = ", ".join(f"{key} is at most {BOUNDS[key]():,}" for key in dict(leaves) if key in BOUNDS)
         admitted.problems.append(_refuse(text, origin, f"is more than is taken from a file: {limits}"))

@@ -17,12 +17,12 @@ from gpt_pretrain.runs.metadata import METADATA_FILE
 from gpt_pretrain.runs.report.saving import REPORT
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.files import write_text
-from gpt_pretrain.system.reading import DamagedFileError, read_bytes, read_yaml
+from gpt_pretrain.system.reading import DamagedFileError, parse_json_value, read_bytes, read_yaml
 from gpt_pretrain.system.signing import has_signature, signature
 
 SWEEPS = OUTPUTS / "multirun"
 SWEEP_SETTINGS = "multirun.yaml"  # The name that Hydra's own sweepers use.
-SWEEP_SIGNATURE = "multirun.signature"  # shows that this user has typed the overrides in the settings
+SWEEP_SIGNATURE = "multirun.signature"  # shows which overrides in the settings this user has typed
 STUDY, SUMMARY, CHART = "study.journal", "summary.csv", "summary.png"
 SIGNATURE_PURPOSE, NAME_PURPOSE = "overrides of a sweep", "name of a job"
 MAX_SETTINGS_BYTES = 1_000_000  # of a sweep's settings, which have about 10,000
@@ -104,29 +104,35 @@ def read_stored_overrides(folder: Path) -> tuple[list[str], list[str]]:
     return texts[0], texts[1]
 
 
-def sign_sweep(folder: Path, overrides: Mapping[str, Any], *, script: str) -> None:
-    """Sign the overrides that a sweep was started with.
+def sign_sweep(folder: Path, overrides: Mapping[str, Any], *, script: str, typed: Sequence[str] | None = None) -> None:
+    """Sign the overrides of a sweep, and which of them the user has typed.
 
     Args:
         overrides: The lists "hydra" and "task".
         script: The script without its ending: "train" or "generate".
+        typed: Those that the user has typed, if the others come from a sweep of somebody else; None stands for all.
     """
-    content = _signed_content((list(overrides["hydra"]), list(overrides["task"])), script=script)
-    write_text(folder / SWEEP_SIGNATURE, signature(content, purpose=SIGNATURE_PURPOSE).hex() + "\n")
+    content = _signed_content((list(overrides["hydra"]), list(overrides["task"])), script=script, typed=typed)
+    lines = [signature(content, purpose=SIGNATURE_PURPOSE).hex(), *([] if typed is None else [json.dumps(typed)])]
+    write_text(folder / SWEEP_SIGNATURE, "".join(f"{line}\n" for line in lines))
 
 
-def is_own_sweep(folder: Path, *, script: str) -> bool:
-    """Return whether this user has signed the overrides that a sweep was started with."""
+def own_overrides(folder: Path, *, script: str) -> list[str]:
+    """Return the stored overrides of a sweep that this user has typed, as a signature shows."""
     try:
-        signed = bytes.fromhex(read_bytes(folder / SWEEP_SIGNATURE, max_bytes=1000, within=folder).decode())
-        content = _signed_content(read_stored_overrides(folder), script=script)
-        return has_signature(content, signed, purpose=SIGNATURE_PURPOSE)
-    except (OSError, ValueError):  # a DamagedFileError and a UserError are ValueErrors
-        return False
+        lines = read_bytes(folder / SWEEP_SIGNATURE, max_bytes=MAX_SETTINGS_BYTES, within=folder).decode().splitlines()
+        overrides = read_stored_overrides(folder)
+        typed = None if len(lines) == 1 else parse_json_value(lines[1])
+        content = _signed_content(overrides, script=script, typed=typed)
+        if not has_signature(content, bytes.fromhex(lines[0]), purpose=SIGNATURE_PURPOSE):
+            return []
+    except (OSError, ValueError, IndexError):  # a DamagedFileError and a UserError are ValueErrors
+        return []
+    return [*overrides[0], *overrides[1]] if typed is None else typed
 
 
-def _signed_content(overrides: tuple[list[str], list[str]], *, script: str) -> bytes:
-    return json.dumps([script, *overrides]).encode()
+def _signed_content(overrides: tuple[list[str], list[str]], *, script: str, typed: Any = None) -> bytes:
+    return json.dumps([script, *overrides, *([] if typed is None else [typed])]).encode()
 
 
 def _script_of(settings: Path) -> str | None:

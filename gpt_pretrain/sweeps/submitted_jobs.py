@@ -101,7 +101,7 @@ def _have_ended(folder: Path, *, n_tasks: int, on_slurm: bool, end: float | None
         if time.monotonic() > end:
             return False
         # All are made first, so that SLURM is asked once for all of them.
-        submitted = [submitit.SlurmJob(folder / "%j", job_id=job, tasks=list(range(n_tasks))) for job in sorted(jobs)]
+        submitted: list[Any] = [submitit.SlurmJob(folder / "%j", job_id=job, tasks=list(range(n_tasks))) for job in sorted(jobs)]
         return all(job.done() for job in submitted)
     while any(_is_running(int(job)) for job in jobs if job.isdecimal()):
         if time.monotonic() > end:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from gpt_pretrain.commands.stored_overrides import admit_overrides
 from gpt_pretrain.config.checkpoint_settings import has_signed_settings, read_stored_settings
+from gpt_pretrain.config.overrides import override_key
 from gpt_pretrain.config.schema import GenerateSettings, TrainSettings
 from gpt_pretrain.config.stored_places import stays_inside
 from gpt_pretrain.config.stored_settings import (
@@ -36,7 +37,7 @@ from gpt_pretrain.config.stored_settings import (
     override_kind,
 )
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.sweeps.folder import sign_sweep
+from gpt_pretrain.sweeps.folder import own_overrides, sign_sweep
 from gpt_pretrain.training.distributed import requeue
 from tests.helpers.hostile_files import SMALL, hostile_run, hostile_sweep
 
@@ -358,6 +359,29 @@ def test_a_sweep_without_a_signature_is_resumed(script: Script, tmp_path: Path, 
     assert sorted(path.parent.name for path in sweep.glob("*/run.json")) == ["optimizer.lr=0.001", "optimizer.lr=0.002"]
     again = script("train.py", "sweep_resume=sweep")
     assert "Skipped 2 of 2 jobs: already complete" in again.stdout
+
+
+def test_a_stranger_s_sweep_does_not_become_the_user_s_own(script: Script, tmp_path: Path, story: str) -> None:
+    here, private = tmp_path / "here", tmp_path / "private.txt"
+    sweep = hostile_sweep(here / "sweep", task=[*SMALL, "data.path=sweep/corpus.txt", "seed=1"])
+    for file in (private, sweep / "corpus.txt"):
+        file.write_text(story)
+    for _ in range(2):
+        assert script("train.py", "sweep_resume=sweep", "init_from=null", cwd=here).returncode == 0
+        own = own_overrides(sweep, script="train")
+        assert {override_key(text) for text in own} == {"hydra.mode", "hydra.sweep.dir", "init_from"}
+    (sweep / "corpus.txt").unlink()
+    (sweep / "corpus.txt").symlink_to(private)
+    refused = script("train.py", "sweep_resume=sweep", cwd=here)
+    assert refused.returncode == 2 and "To use it, add: data.path=sweep/corpus.txt" in refused.stderr
+    # What the user types for it counts from then on, wherever it leads.
+    for typed in ([f"data.path={private}"], []):
+        done = script("train.py", "sweep_resume=sweep", *typed, cwd=here)
+        assert done.returncode == 0, done.stderr
+    assert f"data.path={private}" in " ".join(own_overrides(sweep, script="train")).replace("'", "")
+    signed = sweep / "multirun.signature"
+    signed.write_text(signed.read_text().replace('["', '["seed=1", "'))
+    assert own_overrides(sweep, script="train") == [], "the signature covers which overrides are the user's"
 
 
 def test_the_user_s_own_sweep_keeps_its_places(script: Script, tmp_path: Path, story: str) -> None:
