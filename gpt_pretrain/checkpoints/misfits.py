@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-MAX_NAMED = 3  # tensors of each kind that a message names
+from gpt_pretrain.system.formatting import shorten_middle
+from gpt_pretrain.system.terminal import escape_line
+
+MAX_NAMED, MAX_NAME = 3, 200  # tensors of each kind that a message names, and characters of a name
 
 
 @dataclass
@@ -55,7 +58,9 @@ class Misfits:
 def name_some(names: Sequence[str]) -> str:
     """Return the first names of a list, and how many more there are."""
     more = len(names) - MAX_NAMED
-    return ", ".join(names[:MAX_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+    return ", ".join(escape_line(shorten_middle(name, MAX_NAME)) for name in names[:MAX_NAMED]) + (
+        f" and {more:,} more" if more > 0 else ""
+    )
 
 
 def _clause(names: Sequence[str], singular: str, plural: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from gpt_pretrain.commands.job import is_hydra_job, is_multirun
 from gpt_pretrain.errors import LostEndError, UserError
 from gpt_pretrain.runs.metadata import was_interrupted
+from gpt_pretrain.system.formatting import short_message, shorten_middle
 from gpt_pretrain.system.streams import lost_output
 from gpt_pretrain.system.urls import hide_secrets
 from gpt_pretrain.training.distributed.ranks import is_main, rank
@@ -25,6 +26,7 @@ DISK_ERRORS = (
     *(errno.ENAMETOOLONG, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP),
 )
 OTHER_RANK_DELAY_SECONDS = 3.0
+MAX_TRACEBACK = 100_000  # characters; one that quotes a file could be as long as the file
 
 log = logging.getLogger("gpt_pretrain")
 
@@ -77,21 +79,22 @@ def report_failures(*, log_file: Path | None = None) -> Iterator[None]:
 def print_error(error: UserError, *, log_file: Path | None = None) -> int:
     """Print each problem to standard error, add the traceback to a log file, and return the exit code.
 
-    A problem may quote any file. So its control characters are escaped here, as a whole, and its lines after the first one are
-    indented; what builds the message need not escape anything.
+    A problem may quote any file. So it is escaped, put on one line and shortened here, as a whole; what builds the message need
+    not do so.
     """
-    from gpt_pretrain.system.terminal import escape_controls, indent_lines, open_log, print_escaped  # loads rich
+    from gpt_pretrain.system.terminal import escape_controls, escape_problem, indent_lines, open_log, print_escaped  # loads rich
 
     if not is_main():
         # Rank 0 most likely reports the same error, and ends this process during the delay.
         time.sleep(OTHER_RANK_DELAY_SECONDS)
         print(f"rank {rank()}:", end=" ", file=sys.stderr)
     head = "error: " if len(error.problems) == 1 else f"{len(error.problems)} errors:\n  - "
-    print_escaped(hide_secrets(head + "\n  - ".join(map(indent_lines, error.problems))), file=sys.stderr)
+    print_escaped(head + "\n  - ".join(map(escape_problem, error.problems)), file=sys.stderr)
     if log_file is not None:
         # The message is on the screen; a log that cannot be written must not replace it by another error.
+        text = shorten_middle("".join(traceback.format_exception(error)), MAX_TRACEBACK)
         with suppress(OSError), open_log(log_file) as stream:
-            stream.write(indent_lines(escape_controls(hide_secrets("".join(traceback.format_exception(error))))) + "\n")
+            stream.write(indent_lines(escape_controls(hide_secrets(text))) + "\n")
     return EXIT_USER_ERROR
 
 
@@ -121,6 +124,6 @@ def as_user_error(error: Exception) -> UserError | None:
         return UserError(f"{error.filename or 'A file'} cannot be opened or written: {error.strerror}.")
     if not isinstance(error, UserError):
         return None
-    error.problems = [hide_secrets(problem) for problem in error.problems]
+    error.problems = [short_message(problem) for problem in error.problems]
     error.args = ("\n".join(error.problems),)  # what a traceback shows
     return error

@@ -78,7 +78,7 @@ def _explain_defaults(text: str) -> str | None:
     if group == "tokenizer":
         return (
             f"{where} overrides the group tokenizer, which has become a setting. In place of `override /tokenizer: NAME` in its "
-            "defaults, write below them:\n  tokenizer:\n    name: NAME"
+            "defaults, write below them: tokenizer: {name: NAME}"
         )
     return f"{where} overrides the group {group}, which does not exist here. `--help` lists the groups."
 
@@ -86,4 +86,4 @@ def _explain_defaults(text: str) -> str | None:
 def _first_lines(error: BaseException) -> str:
     """Return what an error says, without Hydra's advice on itself."""
     text = ADVICE.sub("", str(error)).strip() or type(error).__name__
-    return "\n".join(line.rstrip() for line in text.splitlines() if line.strip())
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())

@@ -19,11 +19,10 @@ from gpt_pretrain.config.overrides import override_key, short_form
 from gpt_pretrain.errors import AlreadyCompleteError, UserError
 from gpt_pretrain.system.checkout import git_revision
 from gpt_pretrain.system.files import write_json
-from gpt_pretrain.system.formatting import is_finite_number
+from gpt_pretrain.system.formatting import is_finite_number, short_message
 from gpt_pretrain.system.locks import lock, try_lock
 from gpt_pretrain.system.reading import DamagedFileError, read_json
 from gpt_pretrain.system.resources import cpu_name
-from gpt_pretrain.system.urls import hide_secrets
 
 METADATA_FILE, LOCK_FILE = "run.json", ".lock"
 RUNNING, FINISHED, FAILED, INTERRUPTED, PRUNED = "running", "finished", "failed", "interrupted", "pruned"
@@ -149,7 +148,7 @@ def _reason(error: BaseException) -> str:
         return f"stopped by {'Ctrl-C' if signum == signal.SIGINT else signal.Signals(signum).name}"
     if isinstance(error, SystemExit):
         return f"ended with exit code {error.code}"
-    return hide_secrets(str(error)).strip() or type(error).__name__
+    return short_message(str(error)).strip() or type(error).__name__
 
 
 def _write(folder: Path, metadata: dict[str, Any]) -> None:

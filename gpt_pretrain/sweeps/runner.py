@@ -28,7 +28,7 @@ from gpt_pretrain.runs.report.saving import REPORT, try_save_page
 from gpt_pretrain.sweeps import results
 from gpt_pretrain.sweeps.folder import CHART, SUMMARY
 from gpt_pretrain.sweeps.results import Job
-from gpt_pretrain.system.formatting import format_count, is_finite_number
+from gpt_pretrain.system.formatting import format_count, is_finite_number, shorten_middle
 from gpt_pretrain.system.tables import format_table
 
 MAX_CELL_CHARACTERS = 80
@@ -140,7 +140,7 @@ def print_sweep_summary(folder: Path, *, script: str, unfinished: Sequence[str] 
         script: The script that the sweep was started with: "train.py" or "generate.py".
         unfinished: The folder names of jobs that are not complete.
     """
-    from gpt_pretrain.system.terminal import escape_line
+    from gpt_pretrain.system.terminal import escape_problem
 
     jobs = results.read_sweep(folder)
     if not jobs:
@@ -149,7 +149,7 @@ def print_sweep_summary(folder: Path, *, script: str, unfinished: Sequence[str] 
     for job in (one for one in jobs if one.metadata.get("error")):
         first, *others = str(job.metadata["error"]).splitlines() or [""]
         more = f" (and {format_count(len(others), 'more problem')})" if others else ""
-        lines.append(escape_line(f"{job.folder.name} {job.state}: {first}{more}"))
+        lines.append(escape_problem(f"{job.folder.name} {shorten_middle(job.state, 100)}: {first}{more}"))
     if script == "train.py" and any(folder.glob("*/events.out.tfevents.*")):
         lines += ["Next:", f"  {tensorboard_command(display_path(folder))}"]
     if unfinished:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from typing import TypeGuard
 
+from gpt_pretrain.system.urls import hide_secrets
+
+MAX_MESSAGE = 4000  # characters
 MAX_NUMBER = 1e300  # larger integers cannot be converted to float
 PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
@@ -46,6 +49,21 @@ def format_rounded(value: float, digits: int = 2) -> str:
     """Format a number with a few significant digits, a large one without an exponent, such as "0.048" or "1,800"."""
     rounded = float(f"{value:.{digits}g}")
     return f"{rounded:,.0f}" if rounded >= 10**digits else f"{rounded:g}"
+
+
+def shorten_middle(text: str, limit: int) -> str:
+    """Return a text without its middle if it is longer than about `limit` characters; where it was, the number of them stands."""
+    if len(text) <= limit:
+        return text
+    before, after = limit * 2 // 3, limit // 3
+    return f"{text[:before]} ... ({len(text) - before - after:,} more characters) ... {text[-after:]}"
+
+
+def short_message(text: str) -> str:
+    """Return an error message without secrets, and without its middle if it quotes far too much of a file."""
+    # Secrets are looked for before the text is cut to its final length, which could cut one in two. But a file may bring so long
+    # a text that even this would take long.
+    return shorten_middle(hide_secrets(shorten_middle(text, 20 * MAX_MESSAGE)), MAX_MESSAGE)
 
 
 def format_number(value: object, spec: str) -> str:

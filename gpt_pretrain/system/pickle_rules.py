@@ -6,7 +6,11 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gpt_pretrain.system.formatting import shorten_middle
 from gpt_pretrain.system.reading import DamagedFileError
+from gpt_pretrain.system.terminal import escape_line
+
+MAX_NAME = 200  # characters in a message
 
 # Modules and functions that an attack needs, and that honest data does not.
 ATTACKS = {
@@ -25,7 +29,7 @@ class RefusedNameError(DamagedFileError):
     """
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"it needs {name}")
+        super().__init__(f"it needs {escape_line(shorten_middle(name, MAX_NAME))}")
         self.name = name
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
+from gpt_pretrain.system.formatting import shorten_middle
+
+MAX_CELL = 1000  # characters
+
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:
     """Return rows of text as aligned columns without borders; columns of numbers are aligned to the right.
 
-    No cell is wrapped or cut, however narrow the terminal is. Control characters in cells are escaped.
+    No cell is wrapped, however narrow the terminal is. Control characters in cells are escaped, and far too long ones are cut.
 
     Args:
         rows: The heading first. All rows have the same length.
@@ -20,7 +24,7 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
 
     from gpt_pretrain.system.terminal import escape_line
 
-    heading, *body = [[escape_line(cell) for cell in row] for row in rows]
+    heading, *body = [[escape_line(shorten_middle(cell, MAX_CELL)) for cell in row] for row in rows]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name, *cells in zip(heading, *body, strict=True):
         table.add_column(Text(name), no_wrap=True, justify="right" if all(map(_is_number, cells)) else "left")

@@ -1,8 +1,8 @@
 """Output to the terminal and to log files, free of characters that could control a terminal.
 
 Everything that is printed or logged passes through `escape_controls`, here or where it is printed, and what is logged also
-through `hide_secrets`. In log messages, line feeds are kept only in the message itself: arguments are shown on one line, since
-their text may come from a file.
+through `hide_secrets`. In log messages, line feeds are kept only in the message itself: arguments are shown on one line and
+shortened, since their text may come from a file.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from typing import TextIO
 from rich.console import Console
 
 from gpt_pretrain.system.files import open_for_append
+from gpt_pretrain.system.formatting import short_message, shorten_middle
 from gpt_pretrain.system.urls import hide_secrets
 
 INDENT = "    "  # before the second and further lines of a message
+MAX_ARGUMENT, MAX_LINE = 2000, 20_000  # characters of an argument of a log message, and of any other line
 
 
 def open_console(*, stderr: bool = False) -> Console:
@@ -85,8 +87,9 @@ def indent_lines(text: str) -> str:
 
 
 def print_escaped(text: str, *, file: TextIO | None = None) -> None:
-    """Print a text that may hold names or texts from files. Control characters are escaped, in a pipe too."""
-    print(escape_controls(text), file=sys.stdout if file is None else file)
+    """Print a text that may hold names or texts from files. Control characters are escaped, in a pipe too; long lines are cut."""
+    lines = (escape_controls(shorten_middle(line, MAX_LINE)) for line in text.split("\n"))
+    print("\n".join(lines), file=sys.stdout if file is None else file)
 
 
 def quiet_lightning(*, main: bool = True) -> None:
@@ -130,6 +133,11 @@ def escape_line(text: str) -> str:
     return escape_controls(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
+def escape_problem(text: str) -> str:
+    """Return an error message on one line and without secrets; of one that quotes long names, the middle is left out."""
+    return escape_line(short_message(text))
+
+
 def _with_escaped_arguments(record: logging.LogRecord) -> logging.LogRecord:
     """Return a copy of a log record whose arguments are on one line. The record itself also goes to other handlers."""
     copied = logging.makeLogRecord(record.__dict__)
@@ -141,11 +149,11 @@ def _with_escaped_arguments(record: logging.LogRecord) -> logging.LogRecord:
 
 
 def _escape_argument(value: object) -> object:
-    """Return an argument of a log message as it is, or as text if this text holds line feeds or control characters."""
+    """Return an argument of a log message as it is, or as text if this text is long or holds control characters."""
     if isinstance(value, int | float):
         return value
     text = str(value)
-    return value if (escaped := escape_line(text)) == text else escaped
+    return value if (escaped := escape_line(shorten_middle(text, MAX_ARGUMENT))) == text else escaped
 
 
 def _controls(char: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.reading import short_repr
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer
 from gpt_pretrain.tokenizers.characters import CharacterTokenizer
 from gpt_pretrain.tokenizers.definition import added_token, vocabulary_of
@@ -50,7 +51,8 @@ def fit_to_rows(tokenizer: Tokenizer, n_rows: int, *, origin: str) -> Tokenizer:
         if isinstance(vocab, dict):
             vocab = {token: token_id for token, token_id in vocab.items() if token_id < n_rows or token not in beyond}
         if (max(vocab.values(), default=0) if isinstance(vocab, dict) else len(vocab) - 1) < n_rows:
-            log.warning("%s has no rows for the added tokens %s, which are ordinary text here", origin, ", ".join(beyond[:5]))
+            shown = ", ".join(map(short_repr, beyond[:5])) + ", ..." * (len(beyond) > 5)
+            log.warning("%s has no rows for the added tokens %s, which are ordinary text here", origin, shown)
             end = None if tokenizer.end_of_text in beyond else tokenizer.end_of_text
             model = fields["model"] | {"vocab": vocab}
             label = tokenizer.name.rpartition("@")[0]
