@@ -58,8 +58,11 @@ def argument_problems(arguments: Arguments, *, script: str) -> list[str]:
         problems.append(f"-m starts a sweep, and {min(others)} starts nothing. Leave out one of them.")
     chosen = [value for flag, value in pairwise([*arguments.flags, ""]) if flag in ("-c", "--cfg")]
     problems += [f"{f'--cfg {value}'.rstrip()}: must be job, hydra or all." for value in chosen if value not in CONFIGS]
-    reruns = [value for flag, value in pairwise([*arguments.flags, ""]) if flag == "--experimental-rerun"]
-    problems += [f"--experimental-rerun {name}: there is no such file." for name in reruns if not Path(name).is_file()]
+    if "--experimental-rerun" in arguments.flags:
+        problems.append(
+            "--experimental-rerun is not allowed: Hydra unpickles the file that it names, which can run any code. To continue a run, "
+            "type resume=RUN. To repeat one, type the command in its run.json."
+        )
     if {"-p", "--package"} & set(arguments.flags) and chosen == []:
         problems.append(
             "-p selects a part of the settings for --cfg, and has no effect without it. A prompt is typed as prompt=TEXT."

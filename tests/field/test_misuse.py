@@ -294,7 +294,7 @@ def test_the_version_is_that_of_this_program(script: Script) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--experimental-rerun", "nowhere"], "--experimental-rerun nowhere: there is no such file."),
+        (["--experimental-rerun", "their/config.pickle"], "--experimental-rerun is not allowed: Hydra unpickles the file"),
         (["optimizer.lr=1,5e-3"], "A decimal fraction is written with a point."),
         (
             ["nonsense=1", "callbacks.custom.x=1"],
