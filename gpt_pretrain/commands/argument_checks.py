@@ -60,8 +60,8 @@ def argument_problems(arguments: Arguments, *, script: str) -> list[str]:
     problems += [f"{f'--cfg {value}'.rstrip()}: must be job, hydra or all." for value in chosen if value not in CONFIGS]
     if "--experimental-rerun" in arguments.flags:
         problems.append(
-            "--experimental-rerun is not allowed: Hydra unpickles the file that it names, which can run any code. To continue a run, "
-            "type resume=RUN. To repeat one, type the command in its run.json."
+            "--experimental-rerun is not allowed: Hydra unpickles the file that it names, which can run any code. To continue a "
+            "run, type resume=RUN. To repeat one, type the command in its run.json."
         )
     if {"-p", "--package"} & set(arguments.flags) and chosen == []:
         problems.append(
