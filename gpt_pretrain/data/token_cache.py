@@ -33,7 +33,7 @@ from gpt_pretrain.system.signing import has_signature, signature
 from gpt_pretrain.texts.inputs import FileStamp
 from gpt_pretrain.texts.text import Text, TextCounts, check_text_unchanged, sha256_without_blanks
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer, token_itemsize
-from gpt_pretrain.tokenizers.splitting import encode_pieces
+from gpt_pretrain.tokenizers.splitting import adds_blank, encode_pieces
 from gpt_pretrain.tokenizers.unknown import UnknownText
 
 SPLIT, SIGNATURE = "split.json", "signature"
@@ -60,6 +60,8 @@ def tokenize_text(text: Text, tokenizer: Tokenizer, *, train_ratio: float, cache
     inputs = [CACHE_VERSION, text_sha256, tokenizer.name, tokenizer.vocab_size, train_ratio]
     if tokenizer.unknown_id is not None:
         inputs.append("unknown text is counted")  # Files of earlier versions lack the count.
+    if adds_blank(tokenizer):
+        inputs.append("one blank before a text")  # Earlier versions put one before each part of a text.
     folder = open_cache(cache_dir, "tokens") / hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]
     if (cached := _load(folder)) is not None:
         return cached

@@ -14,7 +14,7 @@ from gpt_pretrain.texts.records import InvalidRecordError, chunk_records, excerp
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer, token_byte_lengths, token_itemsize
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.fitting import with_end_of_text
-from gpt_pretrain.tokenizers.splitting import split_text
+from gpt_pretrain.tokenizers.splitting import encode_part, split_text
 from gpt_pretrain.tokenizers.unknown import UnknownText
 
 
@@ -108,7 +108,7 @@ class _DocumentEncoder:
             if not begins:
                 self._rows.append((b"", 0, 0, REJECTED))
             return
-        token_ids, data = self._tokenizer.encode_ordinary(text), text.encode()
+        token_ids, data = encode_part(text, self._tokenizer, continues=not begins), text.encode()
         self._tokens.append(token_ids.astype(self._dtype).tobytes())
         self._unknown.add(text, token_ids)
         if ends:

@@ -5,7 +5,8 @@ a part of its own. Other parts end where no token of a supported encoding spans 
 or a punctuation mark. A text without such a point in half a million characters, such as a genome or a run of spaces, is split
 between two tokens of its own encoding. That gives the ids of the whole, because byte-pair encoding is local: a list of tokens is
 the encoding of its text if and only if every two neighbors are the encoding of theirs. Where no split keeps the ids, as in half a
-million spaces between two line feeds in some vocabularies, a few tokens at the split may differ from those of the whole.
+million spaces between two line feeds in some vocabularies, a few tokens at the split may differ from those of the whole. Some
+vocabularies put a blank before a text; they put none before its further parts.
 
 Source: https://github.blog/ai-and-ml/llms/so-many-tokens-so-little-time-introducing-a-faster-more-flexible-byte-pair-tokenizer/
 """
@@ -68,7 +69,11 @@ def split_point(text: str, tokenizer: Tokenizer, start: int = 0) -> int:
     for position in itertools.islice(_safe_splits(text, start, start + sizes.part), MAX_TRIES):
         if _is_boundary(text, position, tokenizer):
             return position
-    return start + (_last_token_split(text[start : start + sizes.part + sizes.lookahead], tokenizer, sizes) or sizes.part)
+    if (length := _last_token_split(text[start : start + sizes.part + sizes.lookahead], tokenizer, sizes)) is not None:
+        return start + length
+    # Tokens that do not have the characters of the text, as those of unknown ones, tell no position.
+    anywhere = range(start + sizes.part, start + sizes.part - min(sizes.part, MAX_TRIES), -1)
+    return next((position for position in anywhere if _is_boundary(text, position, tokenizer)), start + sizes.part)
 
 
 def split_text(text: str, tokenizer: Tokenizer) -> Iterator[str]:
@@ -113,20 +118,46 @@ def encode_pieces(pieces: Iterable[str], tokenizer: Tokenizer, *, unknown: Unkno
     Args:
         unknown: Counts what the vocabulary lacks.
     """
+    continues = False
     for part in split_pieces(pieces, tokenizer):
-        if part == END_OF_TEXT and tokenizer.eos_id is not None:
+        is_end = part == END_OF_TEXT and tokenizer.eos_id is not None
+        if is_end:
             yield np.array([tokenizer.eos_id], np.uint32)
         elif part:
-            token_ids = tokenizer.encode_ordinary(part)
+            token_ids = encode_part(part, tokenizer, continues=continues)
             if unknown is not None:
                 unknown.add(part, token_ids)
             yield token_ids
+        continues = not is_end and (continues or bool(part))
+
+
+def encode_part(text: str, tokenizer: Tokenizer, *, continues: bool) -> np.ndarray:
+    """Return the token ids of a part of a text, uint32.
+
+    Args:
+        continues: Whether it follows another part, so that no blank belongs before it.
+    """
+    before, length = _before_continuation(tokenizer) if continues else ("", 0)
+    return tokenizer.encode_ordinary(before + text)[length:]
+
+
+def adds_blank(tokenizer: Tokenizer) -> bool:
+    """Return whether a tokenizer puts a blank before a text."""
+    return bool(_before_continuation(tokenizer)[1])
+
+
+def _before_continuation(tokenizer: Tokenizer) -> tuple[str, int]:
+    return tokenizer.before_continuation if isinstance(tokenizer, VocabularyTokenizer) else ("", 0)
 
 
 def encode_prompt(text: str, tokenizer: Tokenizer) -> list[int]:
     """Return the token ids of a prompt of any length, with its special tokens."""
-    parts = split_pieces([unify_line_ends(text)], tokenizer)
-    return [token_id for part in parts for token_id in tokenizer.encode(part)]
+    token_ids, continues = list[int](), False
+    for part in split_pieces([unify_line_ends(text)], tokenizer):
+        before, length = _before_continuation(tokenizer) if continues else ("", 0)
+        token_ids += tokenizer.encode(before + part)[length:]
+        continues = part != END_OF_TEXT and (continues or bool(part))
+    return token_ids
 
 
 def _safe_splits(text: str, start: int, end: int) -> Iterator[int]:
@@ -141,8 +172,8 @@ def _safe_splits(text: str, start: int, end: int) -> Iterator[int]:
 def _is_boundary(text: str, position: int, tokenizer: Tokenizer) -> bool:
     """Return whether the text around a position has the tokens of its two sides, which other tokenizers may not keep apart."""
     before, after = text[max(position - CHECKED, 0) : position], text[position : position + CHECKED]
-    left, right, both = (tokenizer.encode_ordinary(part).tolist() for part in (before, after, before + after))
-    return bool(left + right == both)
+    left, both = (encode_part(part, tokenizer, continues=False).tolist() for part in (before, before + after))
+    return bool(left + encode_part(after, tokenizer, continues=True).tolist() == both)
 
 
 def _last_token_split(window: str, tokenizer: Tokenizer, sizes: PartSizes) -> int | None:
@@ -151,7 +182,7 @@ def _last_token_split(window: str, tokenizer: Tokenizer, sizes: PartSizes) -> in
     Args:
         window: The text, which may go on after it. So the tokens at its end may differ from those of the whole text.
     """
-    ids = tokenizer.encode_ordinary(window).tolist()
+    ids = encode_part(window, tokenizer, continues=True).tolist()
     latest = min(sizes.part, len(window) - sizes.lookahead // 2)
     near = _token_boundaries(ids, window, tokenizer, start=len(window) - 2 * sizes.lookahead)
     tried = [(index, position) for index, position in near if position <= latest][: sizes.tries]
@@ -173,7 +204,7 @@ def _last_token_split(window: str, tokenizer: Tokenizer, sizes: PartSizes) -> in
 
 
 def _encodes_to(text: str, ids: list[int], tokenizer: Tokenizer) -> bool:
-    return bool(tokenizer.encode_ordinary(text).tolist() == ids)
+    return bool(encode_part(text, tokenizer, continues=True).tolist() == ids)
 
 
 def _token_boundaries(ids: list[int], text: str, tokenizer: Tokenizer, *, start: int = 0) -> list[tuple[int, int]]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -24,6 +25,8 @@ KIND = "tokenizer.json"  # of a definition
 DIGEST_DIGITS = 12
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 ANCHOR = "a"  # a token that decoders leave as it is
+# Characters that no token joins with what follows, in most vocabularies; and texts that may follow.
+SEPARATE, FOLLOWING = ("\ue000", "\n", "\u2063"), ("a", " a", "\n", "今", "\ue000")
 
 Result = TypeVar("Result")
 
@@ -95,6 +98,23 @@ class VocabularyTokenizer:
             UserError: If the vocabulary cannot write text.
         """
         return np.array(self._encode(text, ordinary=True).ids, np.uint32)
+
+    @cached_property
+    def before_continuation(self) -> tuple[str, int]:
+        """A text, and the number of its tokens, to be encoded before a text that continues another one, and then left out.
+
+        So the blank that a vocabulary puts before a text comes before this one. It is empty if there is no such blank.
+        """
+        adds_blank = _has_type(self.fields["normalizer"], "Prepend") or _has_type(self.fields["pre_tokenizer"], "Metaspace")
+        if not adds_blank and '"add_prefix_space":true' not in to_text(self.fields["pre_tokenizer"]):
+            return "", 0
+        for text in SEPARATE:
+            with suppress(UserError):
+                ids = self.encode_ordinary(text).tolist()
+                starts = (self.encode_ordinary(text + after).tolist()[: len(ids)] for after in FOLLOWING)
+                if ids and all(start == ids for start in starts):
+                    return text, len(ids)
+        return "", 0
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes of a token, or no bytes if the id is unused.
