@@ -39,7 +39,7 @@ SEARCHED = 1 << 12  # Characters that are searched for a safe split at a time.
 
 @dataclass(frozen=True)
 class PartSizes:
-    """How far a text is looked at to split it.
+    """Sizes by which a text is split.
 
     Args:
         part: Characters that are encoded in one call.
