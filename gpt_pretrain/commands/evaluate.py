@@ -48,13 +48,14 @@ def evaluate_models(config: DictConfig) -> None:
 def _evaluate(settings: EvaluateSettings) -> None:
     from gpt_pretrain.checkpoints.checkpoint_file import first_readable
     from gpt_pretrain.checkpoints.pretrained import open_weights
-    from gpt_pretrain.evaluation.results import comparisons, result_rows
+    from gpt_pretrain.evaluation.results import TextResult, comparisons, result_rows
     from gpt_pretrain.evaluation.texts import typed_source, validation_source
+    from gpt_pretrain.evaluation.unlikely_text import unlikely_loss
     from gpt_pretrain.runs.folder import find_checkpoints
     from gpt_pretrain.system.devices import keep_freed_memory
     from gpt_pretrain.system.files import write_json
     from gpt_pretrain.system.tables import format_table
-    from gpt_pretrain.system.terminal import print_escaped
+    from gpt_pretrain.system.terminal import escape_line, print_escaped
 
     keep_freed_memory()
     if settings.models or settings.pretrained is not None:
@@ -62,9 +63,16 @@ def _evaluate(settings: EvaluateSettings) -> None:
     else:
         models = [first_readable(find_checkpoints(settings.checkpoint), open_weights)]
     source = typed_source(settings.data) or validation_source(models)
-    results = [result for weights in models for result in _score(weights, source, settings)]
+    results, misfits = list[TextResult](), list[str]()
+    for weights in models:
+        results += _score(weights, source, settings)
+        loss, own = results[-1].nats_per_token.value, settings.tokenizer is None and weights.own_tokenizer is not None
+        text = f"{weights.name}: the text"
+        misfits += filter(None, [unlikely_loss(text, loss, vocab_size=weights.config.vocab_size, of_own_vocabulary=own)])
     print_escaped(f"{source.name}:")
     print(format_table(result_rows(results)))
+    for misfit in misfits:
+        log.warning("%s", escape_line(misfit))
     for stride in sorted({result.stride for result in results}, reverse=True):
         same = [result for result in results if result.stride == stride]
         for sentence in comparisons(same) if len(same) > 1 else []:

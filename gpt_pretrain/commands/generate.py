@@ -42,7 +42,7 @@ def generate_texts(config: DictConfig) -> None:
 def _generate(settings: GenerateSettings, *, keep: Path | None) -> None:
     from gpt_pretrain.checkpoints.checkpoint_file import first_readable
     from gpt_pretrain.checkpoints.pretrained import open_weights
-    from gpt_pretrain.evaluation.unlikely_prompt import unlikely_prompt
+    from gpt_pretrain.evaluation.unlikely_text import unlikely_prompt
     from gpt_pretrain.generation.config import SamplerConfig
     from gpt_pretrain.generation.decoding import PRECISIONS, DecodingModel, pick_decoding_precision
     from gpt_pretrain.generation.prompts import continue_prompt

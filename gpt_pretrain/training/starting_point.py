@@ -23,6 +23,7 @@ from gpt_pretrain.system.terminal import escape_line
 from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.tokenizers.bpe_training import TRAINED_NAME
 from gpt_pretrain.tokenizers.build import build_tokenizer, is_tokenizer_name, same_tokenizer
+from gpt_pretrain.tokenizers.fitting import TooManyTokensError
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.resume import newest_checkpoint, read_resumable, restore_settings
 from gpt_pretrain.training.run_length import reached_limit
@@ -108,8 +109,9 @@ def from_weights(settings: TrainSettings, overridden: Set[str]) -> StartingPoint
     """
     n_heads = settings.model.n_heads if "model.n_heads" in overridden else None
     weights = open_weights(str(settings.init_from), n_heads=n_heads)
-    _follow(settings, weights, overridden)
-    return StartingPoint(weights=weights, architecture=weights.config, tokenizer=weights.own_tokenizer)
+    own = _usable_tokenizer(settings, weights, overridden)
+    _follow(settings, weights, own, overridden)
+    return StartingPoint(weights=weights, architecture=weights.config, tokenizer=own)
 
 
 def build_model(settings: TrainSettings, tokenizer: Tokenizer, start: StartingPoint) -> LanguageModel:
@@ -179,8 +181,28 @@ def _check_incomplete(settings: TrainSettings, content: dict[str, Any]) -> None:
         )
 
 
-def _follow(settings: TrainSettings, weights: Weights, overridden: Set[str]) -> None:
+def _usable_tokenizer(settings: TrainSettings, weights: Weights, overridden: Set[str]) -> Tokenizer | None:
+    """Return the tokenizer that the weights bring; None if they bring none, or one that cannot be used and is replaced.
+
+    Raises:
+        UserError: If it cannot be used, and no other one is typed.
+    """
+    try:
+        return weights.own_tokenizer
+    except UserError as error:
+        if "tokenizer.name" not in overridden:
+            if isinstance(error, TooManyTokensError):
+                raise
+            raise UserError(f"{error} To use another tokenizer in its place, add tokenizer=FOLDER.") from error
+        log.warning("%s", escape_line(f"{error} tokenizer={settings.tokenizer.name} is used in its place."))
+        return None
+
+
+def _follow(settings: TrainSettings, weights: Weights, own: Tokenizer | None, overridden: Set[str]) -> None:
     """Set model and tokenizer to those of the weights; only dropout and a shorter context are the run's own choice.
+
+    Args:
+        own: The tokenizer that the weights bring.
 
     Raises:
         UserError: If an override contradicts them.
@@ -193,7 +215,6 @@ def _follow(settings: TrainSettings, weights: Weights, overridden: Set[str]) -> 
             if key in overridden | fixed:
                 differing[key] = value
             setattr(getattr(settings, group), field, value)
-    own = weights.own_tokenizer
     if own is not None and overridden & {"tokenizer.name", "experiment"} and not _is_tokenizer(settings.tokenizer.name, own):
         differing["tokenizer"] = own.name
     if differing:

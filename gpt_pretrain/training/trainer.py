@@ -112,7 +112,12 @@ def build_callbacks(setup: TrainingSetup, *, config: dict[str, Any], run_dir: Pa
     """
     settings, data, main = setup.settings, setup.data, ranks.is_main()
     chosen, n_steps, per_epoch = settings.callbacks, total_steps(data, settings.trainer), tokens_per_epoch(data, settings.trainer)
-    losses = PeriodicEvaluation(data, eval_freq=settings.eval_freq, eval_iter=settings.eval_iter)
+    losses = PeriodicEvaluation(
+        data,
+        eval_freq=settings.eval_freq,
+        eval_iter=settings.eval_iter,
+        warns_of_misfit=settings.init_from is not None and settings.callbacks.doctor is None,
+    )
     metrics = TrainMetrics(every_n_steps=settings.trainer.log_every_n_steps)
     max_steps = settings.trainer.max_steps if settings.trainer.max_tokens is None else n_steps
     finish = FinishAtLimit(max_steps=max_steps, max_time=settings.trainer.max_time)

@@ -11,6 +11,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from gpt_pretrain.data.datamodule import TextDataModule
+from gpt_pretrain.evaluation.unlikely_text import unlikely_loss
 from gpt_pretrain.training.callbacks.metrics import log_metrics
 from gpt_pretrain.training.lit_module import GPTLitModule
 
@@ -26,6 +27,7 @@ class PeriodicEvaluation(Callback):
         data: The data that the batches come from.
         eval_freq: Optimizer steps between two evaluations.
         eval_iter: Batches per evaluation of each set.
+        warns_of_misfit: Warn of loaded weights whose losses are far above guessing, as the health monitor does.
 
     Attributes:
         steps: The optimizer step of each evaluation.
@@ -36,10 +38,11 @@ class PeriodicEvaluation(Callback):
         seconds: The duration of this process's last evaluation; 0 before the first.
     """
 
-    def __init__(self, data: TextDataModule, *, eval_freq: int, eval_iter: int) -> None:
+    def __init__(self, data: TextDataModule, *, eval_freq: int, eval_iter: int, warns_of_misfit: bool = False) -> None:
         self.data = data
         self.eval_freq = eval_freq
         self.eval_iter = eval_iter
+        self.warns_of_misfit = warns_of_misfit
         self.steps: list[int] = []
         self.train_losses: list[float] = []
         self.val_losses: list[float] = []
@@ -55,6 +58,9 @@ class PeriodicEvaluation(Callback):
             self.first = train, val
             chance = math.log(pl_module.model.config.vocab_size)
             log.info("Before training: Train loss %.3f, Val loss %.3f (guessing among all tokens: %.3f)", train, val, chance)
+            misfit = unlikely_loss("The text", min(train, val), vocab_size=pl_module.model.config.vocab_size)
+            if self.warns_of_misfit and misfit is not None:
+                log.warning("%s", misfit)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == self._step:  # gradients are still being accumulated

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gpt_pretrain.evaluation.unlikely_prompt import unlikely_prompt
+from gpt_pretrain.evaluation.unlikely_text import unlikely_prompt
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.gpt2 import GPTModel
 from gpt_pretrain.tokenizers.build import build_tokenizer

@@ -1,0 +1,45 @@
+"""Notice weights of another program that do not fit the text that they are given."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from gpt_pretrain.evaluation.loss import next_token_loss
+from gpt_pretrain.model.language_model import LanguageModel
+from gpt_pretrain.tokenizers.base import Tokenizer
+from gpt_pretrain.tokenizers.splitting import encode_prompt
+
+MIN_TOKENS = 8  # A few odd words say nothing about the weights.
+MARGIN = 1.0  # nats per token
+
+
+@torch.no_grad()
+def unlikely_prompt(model: LanguageModel, tokenizer: Tokenizer, prompt: str) -> str | None:
+    """Return a sentence about a prompt whose loss is far above guessing, or None if it is not, or is too short to tell."""
+    token_ids = encode_prompt(prompt, tokenizer)[: model.config.context_length]
+    if len(token_ids) < MIN_TOKENS or max(token_ids) >= model.config.vocab_size:
+        return None
+    ids = torch.tensor([token_ids], device=model.head_weight.device)
+    loss = float(next_token_loss(model, ids[:, :-1], ids[:, 1:]))
+    return unlikely_loss("The prompt", loss, vocab_size=model.config.vocab_size)
+
+
+def unlikely_loss(text: str, loss: float, *, vocab_size: int, of_own_vocabulary: bool = False) -> str | None:
+    """Return a sentence about loaded weights whose loss on a text is far above guessing, or None if it is not.
+
+    Args:
+        text: What to call the text, to begin the sentence with.
+        loss: In nats per token.
+        of_own_vocabulary: Whether the weights brought the tokenizer that is used.
+    """
+    guess = math.log(vocab_size)
+    if not loss > guess + MARGIN:
+        return None
+    tokenizer = "Probably they were trained with another tokenizer: name it with tokenizer=. Otherwise they are damaged, "
+    cause = "They are damaged, " if of_own_vocabulary else tokenizer
+    return (
+        f"{text} has a loss of {loss:.1f} nats per token, and guessing among all tokens gives {guess:.1f}: the weights do not "
+        f"fit it. {cause}were trained on another kind of text, or their file does not state all of their architecture."
+    )
