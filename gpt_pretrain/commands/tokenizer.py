@@ -9,6 +9,9 @@ Usage: gpt-pretrain tokenizer INPUT [INPUT ...] out=FOLDER [vocab_size=4096] [se
   special_tokens      names of further special tokens, separated by commas; <|endoftext|> always is one, and the last token
   sample_bytes        text to train on (default: 50000000); of a larger corpus, the pieces with the smallest hashes are taken
   val_fraction        share of the pieces to hold out for the report, selected by the hash of their text (default: 0.01)
+  trial               settings of train.py, such as trial="model=tiny optimizer.lr=1e-3": train this model for a short time with
+                      vocabularies of five sizes, and suggest the size with the lowest predicted bits per byte
+  trial_minutes       time for these trainings (default: 10)
   dataset             read a dataset instead of files: a name or path for the package datasets, which streams it;
                       select a part with dataset_config=NAME and dataset_split=NAME (default: train)
   text_field          field of a JSON record, or column of a table, that contains the text (default: text)
@@ -23,10 +26,21 @@ AutoTokenizer opens the folder.
 
 from __future__ import annotations
 
+import shlex
+import sys
+from typing import TYPE_CHECKING
+
 from gpt_pretrain.commands.arguments import parse_arguments
 from gpt_pretrain.config.command_schema import VocabularySettings
-from gpt_pretrain.config.validation import vocabulary_problems
+from gpt_pretrain.config.validation import train_problems, vocabulary_problems
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.terminal import print_escaped
+
+if TYPE_CHECKING:
+    from gpt_pretrain.config.schema import TrainSettings
+    from gpt_pretrain.prepare.vocabulary import VocabularySamples
+
+MAX_PASSES = 4  # Further passes over a text teach less than new text (Muennighoff et al. 2023, arXiv:2305.16264).
 
 
 def tokenizer_command(arguments: list[str]) -> None:
@@ -38,6 +52,74 @@ def tokenizer_command(arguments: list[str]) -> None:
     settings = parse_arguments(arguments, VocabularySettings, usage=__doc__ or "", positional="inputs")
     from gpt_pretrain.prepare.vocabulary import train_vocabulary
 
-    if problems := vocabulary_problems(settings):
+    problems = vocabulary_problems(settings)
+    trial = None
+    if settings.trial is not None:
+        trial, found = _trial_settings(settings.trial)
+        problems += found
+    if problems:
         raise UserError(problems)
-    train_vocabulary(settings)
+    samples = train_vocabulary(settings)
+    if trial is not None:
+        _suggest_size(settings, trial, samples)
+
+
+def _trial_settings(typed: str) -> tuple[TrainSettings | None, list[str]]:
+    """Return the settings of train.py for the trials, or None, and their problems."""
+    from gpt_pretrain.commands.hydra_errors import explain_hydra_error
+    from gpt_pretrain.commands.notebook import load_settings
+
+    try:
+        settings = load_settings(*shlex.split(typed))
+    except UserError as error:
+        return None, [f"trial: {problem}" for problem in error.problems]
+    except Exception as error:
+        if (explained := explain_hydra_error(error, script="train")) is None:
+            raise
+        return None, [f"trial: {problem}" for problem in explained.problems]
+    problems = [f"trial: {problem}" for problem in train_problems(settings)]
+    if settings.init_from is not None or settings.resume is not None:
+        problems.append("trial: only a model with new weights can have another vocabulary. Leave out init_from= and resume=.")
+    return settings, problems
+
+
+def _suggest_size(settings: VocabularySettings, trial: TrainSettings, samples: VocabularySamples) -> None:
+    """Train the model with several vocabularies, and print which size is best.
+
+    Raises:
+        UserError: If the text or the time is too short.
+    """
+    from gpt_pretrain.evaluation.vocabulary_size import MIN_TEXT, describe_suggestion, trial_sizes
+    from gpt_pretrain.prepare.vocabulary import special_names
+    from gpt_pretrain.system.formatting import format_duration, format_si
+    from gpt_pretrain.system.terminal import quiet_lightning
+    from gpt_pretrain.tokenizers.bpe_training import train_bpe_sizes
+    from gpt_pretrain.training.vocabulary_trials import plan_trials, run_trials
+
+    quiet_lightning()
+    sizes = trial_sizes(samples.training.n_bytes)
+    if not sizes or not samples.held_out.n_bytes:
+        missing = f"at least {MIN_TEXT:,} bytes of text" if not sizes else "held-out text (val_fraction above 0)"
+        raise UserError(f"trial: a suggestion needs {missing}. The vocabulary itself is complete.")
+    tokenizers = train_bpe_sizes(
+        samples.training.texts(), sizes, pattern=settings.pattern, special_tokens=special_names(settings)
+    )
+    total_bytes = samples.corpus_bytes * min(trial.trainer.max_epochs, MAX_PASSES)
+    plan = plan_trials(trial, tokenizers, samples.held_out, total_bytes=total_bytes, seconds=60 * settings.trial_minutes)
+    print_escaped(
+        f"Training {settings.trial} with {len(sizes)} vocabularies of {sizes[0]:,} to {sizes[-1]:,} tokens, on "
+        f"{format_si(plan.text_bytes, 'B')} of text each, takes about {format_duration(plan.seconds)}. Ctrl-C ends it.",
+        file=sys.stderr,
+    )
+    points = run_trials(
+        trial,
+        tokenizers,
+        samples.training,
+        samples.held_out,
+        plan,
+        report=lambda point: print_escaped(
+            f"  {point.vocab_size:,} tokens: {point.bits_per_byte:.3f} bits per byte", file=sys.stderr
+        ),
+    )
+    lines = describe_suggestion(points, bytes_per_token=plan.bytes_per_token, total_bytes=total_bytes)
+    print_escaped("\n".join(["", f"Vocabulary size for {settings.trial}:", *lines]))

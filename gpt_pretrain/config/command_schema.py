@@ -44,6 +44,8 @@ class VocabularySettings(InputSettings):
     pattern: str = "cl100k"  # how a text is divided into words: as by cl100k_base, or by gpt2
     special_tokens: str = ""  # names of further special tokens, separated by commas
     sample_bytes: int = 50_000_000  # text to train on, in bytes
+    trial: str | None = None  # settings of train.py of the model to find the best size for; null: no trainings
+    trial_minutes: float = 10.0  # time for these trainings
 
 
 @dataclass

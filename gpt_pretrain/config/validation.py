@@ -226,6 +226,7 @@ VOCABULARY_RULES: list[Rule] = [
     ("vocab_size", *VOCABULARY_SIZE),
     ("pattern", *one_of("cl100k", "gpt2")),
     ("sample_bytes", *at_least(1_000_000, "bytes")),
+    ("trial_minutes", *at_least(0.1, "minutes")),
 ]
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from gpt_pretrain.config.command_schema import VocabularySettings
@@ -33,15 +34,25 @@ HELD_OUT_SHARE = 10  # The held-out sample has at most this fraction of the size
 N_EXAMPLES = 3
 
 
-def train_vocabulary(settings: VocabularySettings) -> None:
-    """Train a vocabulary as the settings describe, write it and print a report.
+@dataclass(frozen=True)
+class VocabularySamples:
+    """The texts that a vocabulary was trained on, those held out, and the size of the corpus in bytes."""
+
+    training: TextSample
+    held_out: TextSample
+    corpus_bytes: int
+
+
+def train_vocabulary(settings: VocabularySettings) -> VocabularySamples:
+    """Train a vocabulary as the settings describe, write it, print a report, and return the texts.
 
     Raises:
         UserError: If an input is missing or cannot be read, or the folder holds other files.
     """
     folder = user_path(settings.out)
     _check_folder(folder, settings)
-    training, held_out = _read_samples(settings, folder)
+    samples = _read_samples(settings, folder)
+    training, held_out = samples.training, samples.held_out
     _print_progress(
         f"Training {format_count(settings.vocab_size, 'token')} on {format_si(training.n_bytes, 'B')} of text"
         f"{'' if training.is_complete else ', the pieces with the smallest hashes (sample_bytes=)'} ..."
@@ -57,6 +68,7 @@ def train_vocabulary(settings: VocabularySettings) -> None:
         print_escaped(f"warning: {missing}", file=sys.stderr)
     print_escaped("\n".join(describe_vocabulary(tokenizer, training, held_out)))
     print_escaped(f"The vocabulary is complete: {folder}. To use it: tokenizer={settings.out}")
+    return samples
 
 
 def _check_folder(folder: Path, settings: VocabularySettings) -> None:
@@ -77,7 +89,12 @@ def _check_folder(folder: Path, settings: VocabularySettings) -> None:
         )
 
 
-def _read_samples(settings: VocabularySettings, folder: Path) -> tuple[TextSample, TextSample]:
+def special_names(settings: VocabularySettings) -> list[str]:
+    """Return the names of the special tokens in the settings."""
+    return [name for name in map(str.strip, settings.special_tokens.split(",")) if name]
+
+
+def _read_samples(settings: VocabularySettings, folder: Path) -> VocabularySamples:
     """Read the corpus, and return the samples to train on and to measure on; the second may be empty.
 
     Raises:
@@ -102,7 +119,7 @@ def _read_samples(settings: VocabularySettings, folder: Path) -> tuple[TextSampl
         held_out.add(*smallest)
     if not training.n_bytes:
         raise UserError("The corpus is empty: the inputs contain no text to train on.")
-    return training, held_out
+    return VocabularySamples(training, held_out, counts.text_bytes)
 
 
 def _chunk_texts(chunk: Chunk, text_field: str, counts: RecordCounts, rejected: list[RejectedRecord]) -> Iterator[str]:
@@ -170,9 +187,12 @@ def _check_rejected(
 
 
 def _train(settings: VocabularySettings, sample: TextSample, folder: Path) -> VocabularyTokenizer:
-    specials = [name for name in map(str.strip, settings.special_tokens.split(",")) if name]
     return train_bpe(
-        sample.texts(), settings.vocab_size, label=folder.resolve().name, pattern=settings.pattern, special_tokens=specials
+        sample.texts(),
+        settings.vocab_size,
+        label=folder.resolve().name,
+        pattern=settings.pattern,
+        special_tokens=special_names(settings),
     )
 
 

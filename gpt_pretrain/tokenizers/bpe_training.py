@@ -53,14 +53,36 @@ def train_bpe(
     Raises:
         UserError: If the size is too small, or the training fails.
     """
+    return train_bpe_sizes(texts, [vocab_size], label=label, pattern=pattern, special_tokens=special_tokens)[0]
+
+
+def train_bpe_sizes(
+    texts: Iterable[str],
+    vocab_sizes: Sequence[int],
+    *,
+    label: str = TRAINED_NAME,
+    pattern: str = DEFAULT_PATTERN,
+    special_tokens: Sequence[str] = (),
+) -> list[VocabularyTokenizer]:
+    """Train tokenizers of several sizes at once: the tokens of a small one are the first tokens of a large one.
+
+    Args:
+        vocab_sizes: The size of each tokenizer. The other arguments are those of `train_bpe`.
+
+    Raises:
+        UserError: If a size is too small, or the training fails.
+    """
     specials = [*(token for token in dict.fromkeys(special_tokens) if token != END_OF_TEXT), END_OF_TEXT]
-    n_tokens = vocab_size - len(specials)
-    if n_tokens < N_BYTES:
-        raise UserError(f"vocab_size={vocab_size} must be at least {N_BYTES + len(specials)}: 256 bytes and the special tokens.")
-    learned = dict.fromkeys(_learn_tokens(_words_in_reach(texts, specials), n_tokens, PATTERNS[pattern]))
-    ranks = {token: rank for rank, token in enumerate(learned)}
-    ids = {token: len(ranks) + number for number, token in enumerate(specials)}
-    return VocabularyTokenizer(label, ranks_to_fields(ranks, ids, PATTERNS[pattern]), END_OF_TEXT)
+    if (smallest := min(vocab_sizes)) < N_BYTES + len(specials):
+        raise UserError(f"vocab_size={smallest} must be at least {N_BYTES + len(specials)}: 256 bytes and the special tokens.")
+    n_tokens = max(vocab_sizes) - len(specials)
+    learned = list(dict.fromkeys(_learn_tokens(_words_in_reach(texts, specials), n_tokens, PATTERNS[pattern])))
+    tokenizers = []
+    for size in vocab_sizes:
+        ranks = {token: rank for rank, token in enumerate(learned[: size - len(specials)])}
+        ids = {token: len(ranks) + number for number, token in enumerate(specials)}
+        tokenizers.append(VocabularyTokenizer(label, ranks_to_fields(ranks, ids, PATTERNS[pattern]), END_OF_TEXT))
+    return tokenizers
 
 
 def _words_in_reach(texts: Iterable[str], specials: Sequence[str]) -> Iterator[str]:

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, decode
-from gpt_pretrain.tokenizers.bpe_training import PATTERNS, train_bpe
+from gpt_pretrain.tokenizers.bpe_training import PATTERNS, train_bpe, train_bpe_sizes
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.saving import tokenizer_files
 from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer
@@ -94,6 +94,12 @@ def test_long_runs_of_one_kind_take_no_time(unit: str) -> None:
 def test_a_short_text_gives_fewer_tokens() -> None:
     assert train_bpe([], 300).vocab_size == 257
     assert train_bpe(["ab ab"], 300).vocab_size < 260
+
+
+def test_several_sizes_are_trained_at_once() -> None:
+    several = train_bpe_sizes(TEXT, [400, 280, 5000], special_tokens=["<|user|>"])
+    alone = [train_bpe(TEXT, size, special_tokens=["<|user|>"]) for size in (400, 280, 5000)]
+    assert [one.definition for one in several] == [one.definition for one in alone]
 
 
 def test_a_vocabulary_has_room_for_the_bytes_and_the_special_tokens() -> None:
