@@ -39,6 +39,7 @@ from gpt_pretrain.system.terminal import print_escaped
 if TYPE_CHECKING:
     from gpt_pretrain.config.schema import TrainSettings
     from gpt_pretrain.prepare.vocabulary import VocabularySamples
+    from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer
 
 MAX_PASSES = 4  # Further passes over a text teach less than new text (Muennighoff et al. 2023, arXiv:2305.16264).
 
@@ -60,7 +61,9 @@ def tokenizer_command(arguments: list[str]) -> None:
     if problems:
         raise UserError(problems)
     samples = train_vocabulary(settings)
-    if trial is not None:
+    if trial is None:
+        print_escaped('To have a size suggested from ten minutes of short trainings: trial="model=tiny"')
+    else:
         _suggest_size(settings, trial, samples)
 
 
@@ -89,27 +92,19 @@ def _suggest_size(settings: VocabularySettings, trial: TrainSettings, samples: V
     Raises:
         UserError: If the text or the time is too short.
     """
-    from gpt_pretrain.evaluation.vocabulary_size import MIN_TEXT, describe_suggestion, trial_sizes
-    from gpt_pretrain.prepare.vocabulary import special_names
+    from gpt_pretrain.evaluation.vocabulary_size import describe_suggestion
     from gpt_pretrain.system.formatting import format_duration, format_si
     from gpt_pretrain.system.terminal import quiet_lightning
-    from gpt_pretrain.tokenizers.bpe_training import train_bpe_sizes
     from gpt_pretrain.training.vocabulary_trials import plan_trials, run_trials
 
     quiet_lightning()
-    sizes = trial_sizes(samples.training.n_bytes)
-    if not sizes or not samples.held_out.n_bytes:
-        missing = f"at least {MIN_TEXT:,} bytes of text" if not sizes else "held-out text (val_fraction above 0)"
-        raise UserError(f"trial: a suggestion needs {missing}. The vocabulary itself is complete.")
-    tokenizers = train_bpe_sizes(
-        samples.training.texts(), sizes, pattern=settings.pattern, special_tokens=special_names(settings)
-    )
+    tokenizers = _trial_tokenizers(settings, samples)
+    smallest, largest = tokenizers[0].vocab_size, tokenizers[-1].vocab_size
     total_bytes = samples.corpus_bytes * min(trial.trainer.max_epochs, MAX_PASSES)
     plan = plan_trials(trial, tokenizers, samples.held_out, total_bytes=total_bytes, seconds=60 * settings.trial_minutes)
-    print_escaped(
-        f"Training {settings.trial} with {len(sizes)} vocabularies of {sizes[0]:,} to {sizes[-1]:,} tokens, on "
-        f"{format_si(plan.text_bytes, 'B')} of text each, takes about {format_duration(plan.seconds)}. Ctrl-C ends it.",
-        file=sys.stderr,
+    _print_progress(
+        f"Training {settings.trial} with {len(tokenizers)} vocabularies of {smallest:,} to {largest:,} tokens, on "
+        f"{format_si(plan.text_bytes, 'B')} of text each, takes about {format_duration(plan.seconds)}. Ctrl-C ends it."
     )
     points = run_trials(
         trial,
@@ -117,9 +112,32 @@ def _suggest_size(settings: VocabularySettings, trial: TrainSettings, samples: V
         samples.training,
         samples.held_out,
         plan,
-        report=lambda point: print_escaped(
-            f"  {point.vocab_size:,} tokens: {point.bits_per_byte:.3f} bits per byte", file=sys.stderr
-        ),
+        report=lambda point: _print_progress(f"  {point.vocab_size:,} tokens: {point.bits_per_byte:.3f} bits per byte"),
     )
     lines = describe_suggestion(points, bytes_per_token=plan.bytes_per_token, total_bytes=total_bytes)
     print_escaped("\n".join(["", f"Vocabulary size for {settings.trial}:", *lines]))
+
+
+def _trial_tokenizers(settings: VocabularySettings, samples: VocabularySamples) -> list[VocabularyTokenizer]:
+    """Train the vocabularies to compare, in ascending order of their sizes.
+
+    Raises:
+        UserError: If the text is too short, or has too few words.
+    """
+    from gpt_pretrain.evaluation.vocabulary_size import MIN_SIZES, MIN_TEXT, trial_sizes
+    from gpt_pretrain.prepare.vocabulary import special_names
+    from gpt_pretrain.tokenizers.bpe_training import train_bpe_sizes
+
+    sizes = trial_sizes(samples.training.n_bytes)
+    if not sizes or not samples.held_out.n_bytes:
+        missing = f"at least {MIN_TEXT:,} bytes of text" if not sizes else "held-out text (val_fraction above 0)"
+        raise UserError(f"trial: a suggestion needs {missing}. The vocabulary itself is complete.")
+    trained = train_bpe_sizes(samples.training.texts(), sizes, pattern=settings.pattern, special_tokens=special_names(settings))
+    tokenizers = list({one.vocab_size: one for one in trained}.values())  # a text of few words has not all sizes
+    if len(tokenizers) < MIN_SIZES:
+        raise UserError(f"trial: this text has only {tokenizers[-1].vocab_size:,} tokens, too few to compare sizes.")
+    return tokenizers
+
+
+def _print_progress(text: str) -> None:
+    print_escaped(text, file=sys.stderr)

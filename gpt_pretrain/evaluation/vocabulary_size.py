@@ -13,6 +13,7 @@ from gpt_pretrain.system.tables import format_table
 MIN_NOISE = 0.005  # bits per byte: less than two seeds of one training differ by
 DEVIATIONS = 2.0  # standard errors on either side of an interval
 SMALLEST, LARGEST, N_SIZES = 500, 32_000, 5
+MIN_SIZES = 3  # that a parabola needs
 MIN_RANGE = 2  # between the smallest and the largest size
 TEXT_PER_TOKEN = 50  # bytes; with less, most tokens are words that occur a few times
 MIN_TEXT = SMALLEST * MIN_RANGE * TEXT_PER_TOKEN  # bytes
