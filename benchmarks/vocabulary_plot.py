@@ -36,7 +36,7 @@ def draw() -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks([size(name) for name, *_ in rows], [f"{size(name):,}" for name, *_ in rows], rotation=30)
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.1f}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2f}"))
     axes.set(xlabel="tokens in the vocabulary", ylabel="bits per byte of the validation set")
     axes.grid(alpha=0.3)
     axes.legend(title="text read", frameon=False)
