@@ -25,6 +25,7 @@ LISTED_NAMES = {
     "pretrained",
     "init_from",
     "prompt_file",
+    "tasks.path",
     "tokenizer",
     "tokenizer.name",
 } | {*("logger.wandb.project", "logger.wandb.name", "logger.mlflow.experiment_name", "logger.mlflow.tracking_uri")}

@@ -302,6 +302,14 @@ class GenerateSettings:
 
 
 @dataclass
+class TaskSettings:
+    """`tasks`: questions with known answers."""
+
+    path: str | None = MISSING
+    limit: int | None = MISSING
+
+
+@dataclass
 class EvaluateSettings:
     """All settings of evaluate.py."""
 
@@ -317,3 +325,4 @@ class EvaluateSettings:
     precision: str = MISSING
     run_dir: str = MISSING
     data: DataSettings = field(default_factory=DataSettings)
+    tasks: TaskSettings = field(default_factory=TaskSettings)

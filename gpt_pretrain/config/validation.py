@@ -194,6 +194,7 @@ GENERATE_RULES: list[Rule] = [
 EVALUATE_RULES: list[Rule] = [
     ("stride", *at_least(1, "token", null="the context length")),
     ("max_bytes", *at_least(1, "byte", null="the whole text")),
+    ("tasks.limit", *at_least(1, "item", null="all items")),
     ("batch_tokens", *at_least(1, "token", null="what suits the device")),
     *(rule for rule in GENERATE_RULES if rule[0] in ("device", "precision", "n_heads")),
 ]

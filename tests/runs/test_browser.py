@@ -13,6 +13,7 @@ from gpt_pretrain.commands.report import write_report
 from gpt_pretrain.runs.samples import Sample
 from gpt_pretrain.sweeps.results import read_sweep
 from tests.conftest import TINY_RUN
+from tests.evaluation.test_page import page_model, page_of
 from tests.helpers.fork_server import ForkServer
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -147,3 +148,25 @@ def test_a_report_fits_the_screen_and_runs_no_script(
         if file.parent == run:
             assert markup in text
         page.close()
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+def test_the_page_of_an_evaluation_answers_to_mouse_and_keyboard(
+    browser: "playwright.Browser", tmp_path: Path, width: int
+) -> None:
+    file = tmp_path / "evaluation.html"
+    file.write_text(page_of(page_model("Every effort moves you.\n" * 30), page_model("Every effort", name="b")), encoding="utf-8")
+    opened, errors = browser.new_page(viewport={"width": width, "height": 844}), list[str]()
+    opened.on("console", lambda message: errors.append(message.text))
+    opened.goto(file.as_uri())
+    note = opened.locator(".note").first
+    opened.locator(".surprise i").nth(6).hover()
+    assert re.fullmatch(r"e\n\d+\.\d\d nats, \d+\.\d%(\n *\d+\.\d%  .+){5}", note.inner_text())
+    opened.locator(".surprise i").first.focus()
+    opened.keyboard.press("ArrowRight")
+    assert note.inner_text().startswith("v\n")
+    opened.keyboard.press("ArrowLeft")
+    assert note.inner_text().startswith("E\n")
+    assert opened.evaluate("document.documentElement.scrollWidth") <= width
+    assert errors == []
+    opened.close()

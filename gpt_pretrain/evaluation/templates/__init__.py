@@ -1,0 +1,1 @@
+"""The Jinja template of an evaluation's page, and its script."""
