@@ -36,7 +36,7 @@ class EncodedBatch:
         unknown_example: A part of the text that such a token stands for.
     """
 
-    tokens: bytes = b""
+    tokens: bytes | bytearray = b""
     rows: np.ndarray = field(default_factory=lambda: np.empty(0, ROW))
     rejected: list[RejectedRecord] = field(default_factory=list)
     by_reason: Counter[str] = field(default_factory=Counter)

@@ -59,7 +59,7 @@ class _DocumentEncoder:
     def __init__(self, tokenizer: Tokenizer, *, divide: bool) -> None:
         self._tokenizer = tokenizer
         self._divide = divide and tokenizer.eos_id is not None
-        self._tokens: list[bytes] = []
+        self._tokens = bytearray()  # The tokens of a long document would be in memory twice as a list that is joined.
         self._rows: list[tuple[bytes, int, int, int]] = []
         self._result = EncodedBatch()
         self._unknown = UnknownText(tokenizer)
@@ -109,10 +109,10 @@ class _DocumentEncoder:
                 self._rows.append((b"", 0, 0, REJECTED))
             return
         token_ids, data = encode_part(text, self._tokenizer, continues=not begins), text.encode()
-        self._tokens.append(token_ids.astype(self._dtype).tobytes())
+        self._tokens += token_ids.astype(self._dtype).tobytes()
         self._unknown.add(text, token_ids)
         if ends:
-            self._tokens.append(self._end_of_text.tobytes())
+            self._tokens += self._end_of_text.tobytes()
         if controls := count_controls(data):
             self._result.controls += controls
             self._result.nuls += data.count(b"\0")
@@ -128,7 +128,7 @@ class _DocumentEncoder:
 
     def finish(self) -> EncodedBatch:
         """Return everything that was added."""
-        self._result.tokens = b"".join(self._tokens)
+        self._result.tokens = self._tokens
         self._result.rows = np.array(self._rows, ROW)
         self._result.unknown, self._result.unknown_example = self._unknown.tokens, self._unknown.example
         return self._result

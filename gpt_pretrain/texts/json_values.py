@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from gpt_pretrain.texts.chunks import LONGEST_RECORD, MAX_LINES, Chunk, Cursor
-from gpt_pretrain.texts.decompression import DamagedArchiveError
+from gpt_pretrain.texts.decompression import BLOCK, DamagedArchiveError
 
 SEPARATORS = b" \t\r\n,\x1e"  # Between values; some programs write a comma after each object, or the record separator before it.
 QUOTE, COMMA, LINE_FEED = ord('"'), ord(","), ord("\n")
@@ -39,8 +39,9 @@ def split_values(blocks: Iterable[bytes], cursor: Cursor, *, is_array: bool) -> 
     for block in scanner.whole_escapes(blocks):
         start, values, size = 0, list[bytes](), 0
         for end in scanner.ends(block):
-            length = len(rest) + skipped + end - start
-            value = bytes(rest + block[start:end]).strip(SEPARATORS)
+            rest += block[start:end]
+            length = len(rest) + skipped
+            value, rest = bytes(rest).strip(SEPARATORS), bytearray()  # One copy less in memory where the value is long.
             if skipped or len(value) > LONGEST_RECORD:
                 yield from _take_values(cursor, values, size)
                 yield cursor.reject("too long", f"more than {LONGEST_RECORD:,} bytes", size=length)
@@ -52,7 +53,7 @@ def split_values(blocks: Iterable[bytes], cursor: Cursor, *, is_array: bool) -> 
             if len(values) == MAX_LINES:
                 yield from _take_values(cursor, values, size)
                 values, size = [], 0
-            start, rest, skipped = end, bytearray(), 0
+            start, skipped = end, 0
         yield from _take_values(cursor, values, size)
         cursor.offset += 0 if values else size
         if skipped or len(rest) + len(block) - start > LONGEST_RECORD:
@@ -133,8 +134,12 @@ def split_glued(line: bytes) -> list[bytes]:
     """Split a line of JSON on which several objects follow one another without anything between them."""
     if not 0 < sum(1 for _ in itertools.islice(GLUED.finditer(line), MAX_GLUED + 1)) <= MAX_GLUED:
         return [line]
+    ends, before, scanner = list[int](), 0, _BracketScanner(depth=0, is_array=False)
     try:
-        ends = _BracketScanner(depth=0, is_array=False).ends(line)
+        # The scanner takes ten times the size of what it looks at.
+        for block in scanner.whole_escapes(line[start : start + BLOCK] for start in range(0, len(line), BLOCK)):
+            ends += [before + end for end in scanner.ends(block)]
+            before += len(block)
     except DamagedArchiveError:
         return [line]
     values = [line[start:end].strip(SEPARATORS) for start, end in itertools.pairwise([0, *ends, len(line)])]

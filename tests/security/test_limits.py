@@ -5,6 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import time
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,6 +17,8 @@ import pytest
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare.encoded_batch import LONGEST_DETAIL, MAX_LISTED
 from gpt_pretrain.system.reading import DamagedFileError
+from gpt_pretrain.texts.chunks import Cursor, ReadPosition
+from gpt_pretrain.texts.json_values import split_glued, split_values
 from gpt_pretrain.tokenizers import vocabulary
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.definition import canonical_fields
@@ -120,3 +125,31 @@ def test_tokens_of_many_lengths_with_the_same_letter_are_refused() -> None:
     words = [f"{letter}{'x' * size}" for letter in "abcdefghij" for size in range(60)]
     tokenizer = TableTokenizer("table", [" ", *words])
     assert [tokenizer.token_bytes(token_id) for token_id in tokenizer.encode("axxx bx")] == [b"axxx", b" ", b"bx"]
+
+
+@contextmanager
+def at_most(megabytes: float) -> Iterator[None]:
+    """Check how much memory a block takes at its peak, beyond what was in use before."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] / 1e6 < megabytes
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_long_line_is_divided_in_little_memory() -> None:
+    line = b'{"text": "a"}{"text": "' + b"x" * 16_000_000 + b'"}'
+    with at_most(megabytes=40):
+        assert [len(value) for value in split_glued(line)] == [13, len(line) - 13]
+    blocks = [b"[", line[:13], b",", *(line[13:][start : start + (1 << 20)] for start in range(0, len(line), 1 << 20)), b"]"]
+    with at_most(megabytes=56):
+        chunks = split_values(blocks, Cursor("a", ReadPosition(), bytes_read=lambda: 0), is_array=True)
+        assert sum(len(chunk.content.split(b"\n")) - 1 for chunk in chunks) == 2  # type: ignore[union-attr,arg-type,misc]
+
+
+@pytest.mark.parametrize("inside", [b'\\"}{', b"\\\\", b"}{", b'\\\\\\"'])
+@pytest.mark.parametrize("shift", range(4))
+def test_glued_objects_are_divided_the_same_wherever_blocks_end(inside: bytes, shift: int) -> None:
+    value = b'{"text": "' + b"x" * ((1 << 20) - 12 + shift) + inside + b'"}'
+    assert split_glued(b'{"a": 1}' + value + b'{"b": "c"}') == [b'{"a": 1}', value, b'{"b": "c"}']
