@@ -17,7 +17,7 @@ Usage: gpt-pretrain prepare INPUT [INPUT ...] out=FOLDER [setting=value ...]
   val_fraction        share of the documents for the validation set, selected by the hash of their text (default: 0.01)
   val_tokens          minimum number of tokens in the validation set, instead of val_fraction
   dedup               none (default) or exact: leave out documents that have the same text as an earlier one
-  max_rejected        largest share of unusable records to leave out, listed in rejected.jsonl (default: 0.001)
+  max_rejected        largest share of unusable records to leave out; rejected.jsonl lists 10,000 (default: 0.001)
   max_failed_files    number of files that may be impossible to read to their end (damaged archives, texts that are not
                       UTF-8 ...); the corpus is then incomplete, and the exit code 3 (default: 0, which stops the command)
   workers             number of worker processes (default: one per core); with executor=slurm or ray, per task (default: 1)
