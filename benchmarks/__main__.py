@@ -14,7 +14,7 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import report
+from benchmarks import learn, report
 from benchmarks.cases import Case, all_cases
 from benchmarks.measure import ROOT, Measurement, device, run
 from gpt_pretrain.training.acceleration import precision_for
@@ -24,6 +24,9 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 
 def main() -> None:
     """Measure the cases of the command line, print tables and write JSON lines."""
+    if sys.argv[1:2] == ["learn"]:
+        learn.main(sys.argv[2:])
+        return
     arguments = _arguments()
     precision, reason = precision_for("auto", device())
     cases = all_cases(precision=precision)
@@ -50,7 +53,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=__doc__,
-        epilog="cases:\n" + "\n".join(f"  {name:20} {case.title}" for name, case in cases.items()),
+        epilog="cases:\n"
+        + "\n".join(f"  {name:20} {case.title}" for name, case in cases.items())
+        + "\n\nlearn compares time and tokens to a loss, and has its own options: python -m benchmarks learn --help",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("cases", nargs="*", metavar="CASE", help="cases to run (default: all)")

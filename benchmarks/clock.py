@@ -57,3 +57,22 @@ class Stamp(Callback):
     ) -> None:
         if not self.file.exists():
             self.file.write_text(str(time.time()))
+
+
+class TrainingTime(Callback):
+    """Write the seconds of the training loop, with its evaluations, to a file.
+
+    Args:
+        file: File for wall time and processor time, as JSON.
+    """
+
+    def __init__(self, *, file: str) -> None:
+        self.file = Path(file)
+        self.start = (0.0, 0.0)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.start = time.perf_counter(), time.process_time()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        wall, cpu = time.perf_counter() - self.start[0], time.process_time() - self.start[1]
+        self.file.write_text(json.dumps({"wall_seconds": wall, "cpu_seconds": cpu}), encoding="utf-8")
