@@ -107,8 +107,8 @@ def step_ratio(text: LearnText, folder: Path) -> float:
     trials = [
         [function(text, seed=1, steps=TRIAL_STEPS, folder=folder).cpu_seconds for function in (ours, peer)] for _ in range(TRIALS)
     ]
-    own, other = (min(seconds) for seconds in zip(*trials, strict=True))
-    return own / other
+    fastest = [min(seconds) for seconds in zip(*trials, strict=True)]
+    return float(fastest[0] / fastest[1])
 
 
 def peer(text: LearnText, *, seed: int, steps: int, folder: Path) -> Learned:

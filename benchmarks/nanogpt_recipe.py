@@ -57,7 +57,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return what each position gathers: (B, T, D) -> (B, T, D)."""
         B, T, _ = x.shape
-        q, k, v = (part.view(B, T, HEADS, -1).transpose(1, 2) for part in self.qkv(x).split(WIDTH, dim=2))
+        q, k, v = (part.view(B, T, HEADS, -1).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=2))
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         out: Tensor = self.out(mixed.transpose(1, 2).reshape(B, T, WIDTH))
         return out
@@ -129,7 +129,7 @@ def validation_loss(model: nn.Module, ids: Tensor) -> float:
     count = (len(ids) - 1) // CONTEXT
     token_ids, target_ids = ids[: count * CONTEXT].view(count, CONTEXT), ids[1 : count * CONTEXT + 1].view(count, CONTEXT)
     model.eval()
-    batches = zip(token_ids.split(VALIDATED), target_ids.split(VALIDATED), strict=True)
+    batches = zip(torch.split(token_ids, VALIDATED), torch.split(target_ids, VALIDATED), strict=True)
     return sum(float(loss_of(model, x, y)) * len(x) for x, y in batches) / count
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +17,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from gpt_pretrain.commands.command_words import CONFIGS, NO_RUN, OTHER_CONFIGS, Arguments, explain_stray, schema_of
+from gpt_pretrain.commands.custom_options import custom_groups, is_custom_field
 from gpt_pretrain.commands.hydra_grammar import setting_values, to_hydra_override
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.free_text import FREE_TEXTS, plain_value
@@ -69,7 +70,8 @@ def argument_problems(arguments: Arguments, *, script: str) -> list[str]:
         )
     if {"-sc", "--shell-completion"}.isdisjoint(arguments.flags) and OTHER_CONFIGS.isdisjoint(arguments.flags):
         explained = {before for before, _ in arguments.strays if before.endswith("=")}
-        for override in (one for one in arguments.overrides if one not in explained):
+        own = custom_groups(arguments.overrides, folders=arguments.config_folders)
+        for override in (one for one in arguments.overrides if one not in explained and not is_custom_field(one, own)):
             problems += override_problems(override, script=script, sweep=arguments.is_sweep, folders=arguments.config_folders)
     return problems
 
@@ -167,12 +169,17 @@ def _text_problem(key: str, value: str, shown: str) -> str | None:
     return None
 
 
-def with_prefix(override: str, *, script: str) -> str:
+def with_prefix(override: str, *, script: str, custom: Set[str] = frozenset()) -> str:
     """Return an override with the prefix that Hydra needs.
 
     Hydra refuses a `+` before a setting that exists, and asks for one before a mapping of free names such as callbacks.custom,
     and before the names in it.
+
+    Args:
+        custom: The groups of the user's own parts, whose fields no schema has.
     """
+    if is_custom_field(override, custom) and not override.startswith("~"):
+        return f"++{override.lstrip('+')}"
     key, schema = override_key(override), schema_of(script)
     if override.startswith("~") or key.startswith(("hydra.", "hydra/")):
         return override

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gpt_pretrain.commands.argument_checks import argument_problems, broken_rules, with_prefix
 from gpt_pretrain.commands.command_words import MULTIRUN_FLAGS, Arguments, clean_word, sort_arguments
+from gpt_pretrain.commands.custom_options import choose_custom_options, custom_groups
 from gpt_pretrain.commands.hydra_grammar import to_hydra_override
 from gpt_pretrain.config.free_text import plain_value
 from gpt_pretrain.config.overrides import find_override, full_form, override_key, quote_value
@@ -31,8 +32,11 @@ def to_hydra_arguments(words: list[str], *, script: str) -> list[str]:
         UserError: If the arguments ask for something that does not exist.
     """
     arguments = sort_arguments([full_form(clean_word(word), script=script) for word in words])
+    if script == "train":
+        arguments.overrides = choose_custom_options(arguments.overrides)
     check_arguments(arguments, script=script)
-    overrides = [with_prefix(override, script=script) for override in arguments.overrides]
+    custom = custom_groups(arguments.overrides, folders=arguments.config_folders)
+    overrides = [with_prefix(override, script=script, custom=custom) for override in arguments.overrides]
     quoted = [*arguments.flags, *quote_arguments(overrides, sweep=arguments.is_sweep)]
     quoted = apply_sweep_resume(quoted, script=script)
     if script == "train":

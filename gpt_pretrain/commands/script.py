@@ -22,7 +22,10 @@ from gpt_pretrain.commands.hydra_arguments import to_hydra_arguments
 from gpt_pretrain.commands.hydra_errors import explain_hydra_error
 from gpt_pretrain.commands.hydra_files import cut_hydra_files
 from gpt_pretrain.commands.job import typed_arguments
+from gpt_pretrain.config.custom_parts import CUSTOM_GROUPS, open_schema
 from gpt_pretrain.config.overrides import override_key
+from gpt_pretrain.config.schema import TrainSettings
+from gpt_pretrain.config.setting_names import find_type
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import WRITTEN_BY_RUNS, check_folder_name, check_no_links, list_checkpoints
 from gpt_pretrain.sweeps.folder import WRITTEN_BY_SWEEPS
@@ -44,7 +47,9 @@ def register_schema() -> None:
     """Register the types of all settings with Hydra, and the resolver that makes the names of run folders unique."""
     store = ConfigStore.instance()
     for name, schema in SCHEMAS.items():
-        store.store(f"{name}_schema", schema)
+        store.store(f"{name}_schema", open_schema(schema))
+    for group in CUSTOM_GROUPS:
+        store.store(f"{group}_schema", find_type(TrainSettings, group))
     OmegaConf.register_new_resolver("unique", lambda: secrets.token_hex(3), use_cache=True, replace=True)
 
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gpt_pretrain.config.conversion import escape_interpolation
+from gpt_pretrain.config.custom_parts import CUSTOM
 from gpt_pretrain.config.schema import DataSettings, TrainSettings
 from gpt_pretrain.config.stored_settings import (
     ASKED,
@@ -230,6 +231,8 @@ def _check_plain(config: Any, *, own: bool, origin: str) -> None:
 
 def _signed_content(config: Mapping[str, Any]) -> bytes:
     covered = {key: _find(config, key) for key, kind in TRAIN_KINDS.items() if kind in (BOUNDED, ASKED, LOCAL)}
+    if config.get(CUSTOM):  # earlier versions had no such parts
+        covered[CUSTOM] = [config[CUSTOM]]
     return json.dumps(covered, sort_keys=True).encode()
 
 

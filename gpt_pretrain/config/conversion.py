@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from gpt_pretrain.config.custom_parts import CUSTOM, take_custom_parts
 from gpt_pretrain.errors import UserError
 
 Settings = TypeVar("Settings")
@@ -20,10 +21,11 @@ def to_settings(config: DictConfig, schema: type[Settings]) -> Settings:
     Raises:
         UserError: If a key is unknown (Hydra accepts any `+key=value`), or a value is missing, invalid or cannot be resolved.
     """
-    unknown = _unknown_keys(OmegaConf.to_container(config), schema)
-    if unknown:
-        raise UserError(f"{key}: there is no such setting. --cfg job shows all settings." for key in unknown)
     try:
+        config = take_custom_parts(config) if CUSTOM in get_type_hints(schema) else config
+        unknown = _unknown_keys(OmegaConf.to_container(config), schema)
+        if unknown:
+            raise UserError(f"{key}: there is no such setting. --cfg job shows all settings." for key in unknown)
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), config))
     except MissingMandatoryValue as error:
         group = str(error.full_key).rpartition(".")[0]

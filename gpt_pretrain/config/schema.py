@@ -281,6 +281,7 @@ class TrainSettings:
     callbacks: CallbacksSettings = field(default_factory=CallbacksSettings)
     logger: LoggerSettings = field(default_factory=LoggerSettings)
     doubts: CheckSettings = field(default_factory=CheckSettings)
+    custom: dict[str, Any] = field(default_factory=dict)  # the groups that have a _target_: {optimizer: {_target_: class, ...}}
 
 
 @dataclass

@@ -71,7 +71,7 @@ TRAIN_KINDS: dict[str, str] = {
     **_group("callbacks.early_stopping.", TAKEN, "patience min_delta"),
     **_group("callbacks.doctor.", BOUNDED, "window patience"),
     **_group("callbacks.doctor.", TAKEN, "first_loss overfitting gap stuck spike clipping loading"),
-    "callbacks.custom": NEVER,
+    **_group("", NEVER, "callbacks.custom custom"),
     **_group("logger.", TAKEN, "csv tensorboard wandb.name wandb.offline"),
     **_group("logger.", ASKED, "wandb.project mlflow.experiment_name mlflow.tracking_uri"),
     **_group("doubts.", TAKEN, "min_tokens_per_parameter min_val_windows max_ddp_memory"),

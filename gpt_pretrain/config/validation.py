@@ -233,7 +233,8 @@ VOCABULARY_RULES: list[Rule] = [
 
 def train_problems(settings: TrainSettings) -> list[str]:
     """List the problems of train.py's settings."""
-    problems = _broken_rules(settings, TRAIN_RULES) + _model_problems(settings.model) + _sampler_problems(settings.sampler)
+    rules = [rule for rule in TRAIN_RULES if rule[0].partition(".")[0] not in settings.custom]
+    problems = _broken_rules(settings, rules) + _model_problems(settings.model) + _sampler_problems(settings.sampler)
     if settings.callbacks.doctor is not None:
         problems += [f"callbacks.doctor.{problem}" for problem in _broken_rules(settings.callbacks.doctor, DOCTOR_RULES)]
     if settings.callbacks.grid is not None:
@@ -248,7 +249,7 @@ def train_problems(settings: TrainSettings) -> list[str]:
         if not isinstance(fields, dict) or "_target_" not in fields
     ]
     lr, min_lr = settings.optimizer.lr, settings.scheduler.min_lr
-    if min_lr > lr > 0:
+    if min_lr > lr > 0 and not settings.custom:
         problems.append(f"scheduler.min_lr={min_lr}: must be at most optimizer.lr={lr}; a tenth of it is usual.")
     return problems
 
@@ -314,7 +315,7 @@ def _no_input_problems(settings: InputSettings) -> list[str]:
 def _role_problems(settings: TrainSettings) -> list[str]:
     """List the settings of single roles that AdamW's usual groups cannot follow."""
     optimizer = settings.optimizer
-    if optimizer.name == "muon" or optimizer.decay == "roles":
+    if optimizer.name == "muon" or optimizer.decay == "roles" or "optimizer" in settings.custom:
         return []
     given = [
         f"optimizer.{role}.{name}={value:g}"

@@ -48,14 +48,15 @@ def tensorboard_command(folder: str) -> str:
     return f"tensorboard --logdir {quote_word(folder)}"
 
 
-def resume_command(folder: str, *, limit: tuple[str, int] | None = None) -> str:
+def resume_command(folder: str, *, limit: tuple[str, int] | None = None, named: Sequence[str] = ()) -> str:
     """Return the command that resumes a run.
 
     Args:
+        named: Overrides that a resumed run needs again.
         limit: The setting of `trainer` that ended a finished run, and its value. The command doubles it.
     """
     more = "" if limit is None else f" trainer.{limit[0]}={2 * limit[1]}"
-    return f"python train.py resume={quote_word(folder)}{more}"
+    return " ".join([f"python train.py resume={quote_word(folder)}{more}", *map(quote_word, named)])
 
 
 def sweep_resume_command(folder: str, *, script: str = "train.py") -> str:

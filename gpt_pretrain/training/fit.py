@@ -133,6 +133,7 @@ def build_module(setup: TrainingSetup) -> GPTLitModule:
         token_bytes=torch.from_numpy(token_byte_lengths(setup.tokenizer)),
         on_nonfinite=settings.on_nonfinite,
         compiled=compiled,
+        custom=settings.custom,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import lightning as L
@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from gpt_pretrain.config.schema import OptimizerSettings, SchedulerSettings
 from gpt_pretrain.data.dataset import Batch
@@ -20,6 +20,8 @@ from gpt_pretrain.evaluation.loss import LossTotals, mean_loss, next_token_loss
 from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.training.batch_totals import batch_totals
 from gpt_pretrain.training.clock import TrainingClock
+from gpt_pretrain.training.custom_optimizer import build_custom_optimizer, typed_group_settings
+from gpt_pretrain.training.custom_schedule import OWN_STATE, ScaledSchedule, build_custom_schedule
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.distributed.fsdp import shard_model
 from gpt_pretrain.training.nonfinite import (
@@ -48,6 +50,7 @@ class GPTLitModule(L.LightningModule):
         token_bytes: Bytes of text behind each token id, int64, (V,), for bits per byte; None computes no bits per byte.
         on_nonfinite: What to do when a loss or gradient is NaN or infinite: "stop", "skip" or "rollback".
         compiled: Whether the model's blocks are compiled, so that the training loss is compiled too.
+        custom: The user's own optimizer and schedule, by group, in place of those that the settings name.
 
     Attributes:
         lr_scale: The factor on the learning rate, which rollbacks lower.
@@ -76,12 +79,14 @@ class GPTLitModule(L.LightningModule):
         token_bytes: Tensor | None = None,
         on_nonfinite: str = "stop",
         compiled: bool = False,
+        custom: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.optimizer_settings = optimizer
         self.scheduler_settings = scheduler
         self.total_steps = total_steps
+        self.custom = custom or {}
         none = torch.zeros(model.config.vocab_size, dtype=torch.int64)
         self.register_buffer("token_bytes", none if token_bytes is None else token_bytes, persistent=False)
         self.on_nonfinite = on_nonfinite
@@ -119,16 +124,21 @@ class GPTLitModule(L.LightningModule):
         """Build the optimizer and a schedule that advances with every optimizer step."""
         settings, precision = self.optimizer_settings, self.trainer.precision
         fused, bf16 = precision != "16-mixed", str(precision).startswith("bf16")
-        optimizer = build_optimizer(self.model, settings, fused=fused, bf16=bf16)
-        self._groups = group_settings(optimizer)
-        schedule = build_schedule(
-            optimizer,
-            lr=settings.lr,
-            settings=self.scheduler_settings,
-            total_steps=self.total_steps,
-            scale=lambda: self.lr_scale,
+        if (own := self.custom.get("optimizer")) is not None:
+            optimizer = build_custom_optimizer(self.model, own)
+            self._groups = typed_group_settings(group_settings(optimizer), own)
+        else:
+            optimizer = build_optimizer(self.model, settings, fused=fused, bf16=bf16)
+            self._groups = group_settings(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._schedule(optimizer), "interval": "step"}}
+
+    def _schedule(self, optimizer: Optimizer) -> LRScheduler:
+        if (own := self.custom.get("scheduler")) is not None:
+            return build_custom_schedule(optimizer, own, total_steps=self.total_steps, scale=lambda: self.lr_scale)
+        lr = max(group["lr"] for group in optimizer.param_groups) if "optimizer" in self.custom else self.optimizer_settings.lr
+        return build_schedule(
+            optimizer, lr=lr, settings=self.scheduler_settings, total_steps=self.total_steps, scale=lambda: self.lr_scale
         )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_start(self) -> None:
         """Make the gradient of a tied embedding sparse when training on a single CPU, which saves a pass over the matrix."""
@@ -138,10 +148,14 @@ class GPTLitModule(L.LightningModule):
     def on_train_start(self) -> None:
         """Apply the current optimizer settings in place of those that a checkpoint has just restored."""
         optimizer, schedule = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
-        assert isinstance(optimizer, Optimizer) and isinstance(schedule, LambdaLR)
-        check_optimizer_state(optimizer)
+        assert isinstance(optimizer, Optimizer) and isinstance(schedule, LRScheduler)
+        if "optimizer" not in self.custom or any(group.get("fused") for group in self._groups):
+            check_optimizer_state(optimizer)
         self.started = True
-        apply_settings(optimizer, schedule, self._groups)
+        if isinstance(schedule, ScaledSchedule):
+            schedule.apply_settings(self._groups)
+        elif isinstance(schedule, LambdaLR):
+            apply_settings(optimizer, schedule, self._groups)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Return this rank's part of the step's loss, a scalar: the mean loss of its batch, weighted by the batch's tokens.
@@ -277,6 +291,8 @@ class GPTLitModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the token count and, unless a rollback has just set them, the effects of earlier rollbacks."""
         self.tokens_seen = int(checkpoint["tokens_seen"])
+        if "scheduler" not in self.custom:
+            checkpoint["lr_schedulers"][0].pop(OWN_STATE, None)  # of a schedule that has been replaced
         if not self.skipped:
             self.lr_scale = float(checkpoint["lr_scale"])
             then, data = checkpoint["config"], self.trainer.datamodule  # type: ignore[attr-defined]

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gpt_pretrain.checkpoints.export_folder import check_export_folder
 from gpt_pretrain.config.conversion import escape_interpolation, to_settings
+from gpt_pretrain.config.custom_parts import TARGET, storable_parts
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.config.secrets import settings_without_secrets
 from gpt_pretrain.config.validation import train_problems
@@ -36,6 +37,8 @@ from gpt_pretrain.tokenizers.saving import is_exportable, tokenizer_files
 from gpt_pretrain.tokenizers.splitting import encode_prompt
 from gpt_pretrain.tokenizers.unknown import unknown_prompt
 from gpt_pretrain.training.acceleration import pick_precision
+from gpt_pretrain.training.custom_optimizer import check_optimizer_class
+from gpt_pretrain.training.custom_schedule import check_scheduler_class
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.resume import state_change_problems
 from gpt_pretrain.training.starting_point import StartingPoint, from_checkpoint, from_weights
@@ -94,6 +97,9 @@ def prepare_training(config: DictConfig, *, overridden: Set[str]) -> TrainingSet
     settings, start, changes = from_checkpoint(_resolve_devices(to_settings(config, TrainSettings)), overridden)
     collector = ProblemCollector(train_problems(settings))
     problems = collector.problems
+    for check in (_check_custom_optimizer, _check_custom_scheduler):
+        with collector.collect():
+            check(settings)
     with collector.collect():
         _check_no_other_run(settings)
     with collector.collect():
@@ -143,7 +149,30 @@ def save_config(settings: TrainSettings, tokenizer: Tokenizer, run_dir: Path) ->
             write_text(run_dir / name, content)
     custom = plain["callbacks"]["custom"]
     plain["callbacks"]["custom"] = {name: str(fields.get("_target_")) for name, fields in custom.items()}
+    if plain["custom"]:
+        plain["custom"] = storable_parts(plain["custom"])
+    else:
+        del plain["custom"]
     return plain
+
+
+def _check_custom_optimizer(settings: TrainSettings) -> None:
+    """Check the user's own optimizer, and note its learning rate."""
+    if (own := settings.custom.get("optimizer")) is None:
+        return
+    lr = check_optimizer_class(own)
+    if settings.trainer.strategy == "fsdp":
+        raise UserError(
+            f"optimizer._target_={own[TARGET]}: your own optimizer cannot train a model that is spread over devices, since its "
+            "state may not have the shapes of the weights. Choose trainer=ddp."
+        )
+    if "lr" not in own and lr is not None:
+        settings.optimizer.lr = lr
+
+
+def _check_custom_scheduler(settings: TrainSettings) -> None:
+    if (own := settings.custom.get("scheduler")) is not None:
+        check_scheduler_class(own)
 
 
 def _resolve_devices(settings: TrainSettings) -> TrainSettings:

@@ -22,6 +22,7 @@ from gpt_pretrain.config.checkpoint_settings import (
     read_stored_settings,
 )
 from gpt_pretrain.config.conversion import escape_interpolation, to_settings
+from gpt_pretrain.config.custom_parts import CUSTOM, placeholder, resume_custom_parts
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.config.validation import as_typed_value
 from gpt_pretrain.errors import UserError
@@ -34,7 +35,7 @@ from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.stored_state import check_training_state
 
 # Settings that belong to this start. Those of callbacks of the user's own are not stored.
-NOT_RESTORED = ("run_dir", "plan", "resume", "resume_force", "callbacks.custom", "trainer.devices", "trainer.num_nodes")
+NOT_RESTORED = ("run_dir", "plan", "resume", "resume_force", "callbacks.custom", "custom", "trainer.devices", "trainer.num_nodes")
 # Their product is the number of windows in an optimizer step.
 STEP_SETTINGS = ("data.batch_size", "trainer.accumulate_grad_batches", "trainer.devices", "trainer.num_nodes")
 # Settings that give the saved state its meaning. The location of the text is not among them, since its content is compared.
@@ -149,13 +150,16 @@ def restore_settings(
     )
     changes: Changes = {}
     merged = _merge(admitted.settings, now, overridden, changes)
+    parts, missing, other_classes = resume_custom_parts(config.get("custom"), settings.custom, own=own)
+    _use_custom_parts(merged, parts, changes)
     refused = _keep_step_size(merged, stored, overridden, changes)
     texts = {
         key: hide_secrets(escape_line(f"{key} was {as_typed_value(old)}, is {as_typed_value(new)} now"))
         for key, (old, new) in changes.items()
     }
     refused += [text for key, text in texts.items() if _is_within(key, STATE_SETTINGS)]
-    problems = list(admitted.problems)
+    refused += other_classes
+    problems = [*admitted.problems, *missing]
     if architecture := [text for key, text in texts.items() if key.startswith("model.") and key != "model.drop_rate"]:
         problems.append(f"The checkpoint has another architecture: {'; '.join(architecture)}. Remove these overrides.")
     if problems:
@@ -174,6 +178,16 @@ def restore_settings(
         if not _is_within(key, STATE_SETTINGS):
             log.info("Changed since the checkpoint: %s", text)
     return to_settings(OmegaConf.create(escape_interpolation(merged)), TrainSettings), refused
+
+
+def _use_custom_parts(merged: dict[str, Any], parts: Mapping[str, Mapping[str, Any]], changes: Changes) -> None:
+    """Put the user's own parts into the settings of a resumed run, and forget what has changed among what stands for them."""
+    merged["custom"] = {group: dict(fields) for group, fields in parts.items()}
+    for group, fields in parts.items():
+        stood = merged[group]["name"]
+        merged[group] |= placeholder(group, fields)
+        for key in [key for key in changes if key.startswith(f"{group}.") and (stood == CUSTOM and key != f"{group}.name")]:
+            del changes[key]
 
 
 def state_change_problems(changes: list[str], *, path: Path, force: bool) -> list[str]:

@@ -19,13 +19,16 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from gpt_pretrain.checkpoints.sharded import REFERENCE_KEY
 from gpt_pretrain.config.checkpoint_settings import MAX_INTEGER
+from gpt_pretrain.config.custom_parts import CUSTOM
 from gpt_pretrain.config.schema import OptimizerSettings
 from gpt_pretrain.model.build import empty_model
 from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.training.custom_schedule import OWN_STATE
 from gpt_pretrain.training.optimizer import build_optimizer
 
 CUDA_STATE_BYTES = 16  # seed and offset
 AVERAGES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # of AdamW and Muon, each as large as its parameter
+MAX_DEPTH = 10  # of tables within the state of the user's own optimizer or schedule
 MAX_GROUP_VALUES = 50  # names of an optimizer's settings; AdamW has 13, Muon 9
 
 
@@ -50,7 +53,10 @@ def check_training_state(content: Mapping[str, Any], *, optimizer: Mapping[str, 
     _require("the evaluated losses", all(map(_is_numbers, lists[:2])) and all(map(_is_counts, lists[2:])))
     _require("the evaluated losses", len({len(values) for values in lists}) == 1)
     _check_progress(content["loops"])
-    _check_optimizer(content["optimizer_states"], GPTConfig.from_dict(content["architecture"]), optimizer)
+    if optimizer["name"] == CUSTOM:  # which its own class restores
+        _require("the optimizer's state", _is_plain_state(content["optimizer_states"]))
+    else:
+        _check_optimizer(content["optimizer_states"], GPTConfig.from_dict(content["architecture"]), optimizer)
     _check_schedule(content["lr_schedulers"])
     if (scaler := content.get("MixedPrecision")) is not None:
         _require("the scale of the gradients", isinstance(scaler, dict) and _is_numbers(list(scaler.values())))
@@ -101,6 +107,23 @@ def _check_optimizer(states: Any, config: GPTConfig, optimizer: Mapping[str, Any
             _require("the optimizer's state", fits)
 
 
+def _is_plain_state(states: Any) -> bool:
+    """Return whether an optimizer's state is one table of states and groups, of plain data and tensors."""
+    if not (isinstance(states, list) and len(states) == 1 and states[0].keys() == {"state", "param_groups"}):
+        return False
+    return _is_plain(states[0]) and all(_is_counts(group["params"]) for group in states[0]["param_groups"])
+
+
+def _is_plain(value: Any, depth: int = 0) -> bool:
+    """Return whether a value is plain data or a tensor, and not too deep."""
+    if isinstance(value, dict):
+        names = all(type(name) in (str, int) for name in value)
+        return names and depth < MAX_DEPTH and all(_is_plain(part, depth + 1) for part in value.values())
+    if isinstance(value, list | tuple):
+        return depth < MAX_DEPTH and all(_is_plain(part, depth + 1) for part in value)
+    return value is None or isinstance(value, Tensor) or type(value) in (bool, str, float) or _is_numbers([value])
+
+
 def _is_average_of(value: object, shape: torch.Size) -> bool:
     if isinstance(value, Mapping):
         return REFERENCE_KEY in value  # its rows are in other files
@@ -115,6 +138,11 @@ def _check_schedule(states: Any) -> None:
     _require("the schedule's state", all(one is None for one in state["lr_lambdas"]))
     _require("the schedule's state", state["base_lrs"][0] > 0 and state["_last_lr"][0] >= 0)
     for name, value in state.items():
+        if name == OWN_STATE:
+            _require(
+                "the schedule's state", isinstance(value, dict) and _is_numbers(value["rates"]) and _is_plain(value["state"])
+            )
+            continue
         plain = name == "lr_lambdas" or (_is_numbers(value) if name in ("base_lrs", "_last_lr") else _is_setting(value))
         _require("the schedule's state", plain and name != "optimizer" and not callable(getattr(LambdaLR, name, None)))
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import lightning as L
 import torch
 
+from gpt_pretrain.config.custom_parts import TARGET, naming_words
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.data.mixture import MixedWindows
@@ -73,6 +74,7 @@ def run_facts(settings: TrainSettings, data: TextDataModule, model: LanguageMode
         f"{split.val.count:,} validation tokens in {len(data.val):,} windows",
         *([f"        {unknown}"] if (unknown := describe_rare_unknown(split)) is not None else []),
         *(f"        {source}" for source in mixture_facts(data)),
+        *(f"own     {group}: {escape_line(fields[TARGET])}" for group, fields in settings.custom.items()),
         f"length  {format_count(total_steps(data, trainer), 'optimizer step')}, {steps_per_epoch(data, trainer):,} per epoch, "
         f"of {step_windows:,} windows each{shorter}{on_devices}",
     ]
@@ -140,7 +142,8 @@ def describe_result(settings: TrainSettings, trainer: L.Trainer, module: GPTLitM
     ]
     if settings.logger.tensorboard:
         lines.append(f"  {tensorboard_command(display_path(run_dir.parent))}")
-    lines.append(f"  {resume_command(folder, limit=(limit, getattr(settings.trainer, limit)))}")
+    named = naming_words(settings.custom)
+    lines.append(f"  {resume_command(folder, limit=(limit, getattr(settings.trainer, limit)), named=named)}")
     return "\n".join(lines)
 
 
@@ -192,7 +195,9 @@ def describe_interruption(trainer: L.Trainer, run_dir: Path) -> str:
     text = f"Stopped after {format_count(trainer.global_step, 'step')}{saved}"
     if not any(checkpoint_dir(run_dir).glob("*.ckpt")):
         return text
-    return f"{text} Resume with:\n  {resume_command(display_path(run_dir))}"
+    assert isinstance(trainer.lightning_module, GPTLitModule)
+    named = naming_words(trainer.lightning_module.custom)
+    return f"{text} Resume with:\n  {resume_command(display_path(run_dir), named=named)}"
 
 
 def find_callback(trainer: L.Trainer, kind: type[CallbackType]) -> CallbackType:

@@ -103,10 +103,18 @@ def _cost_lines(plan: TrainingPlan, measured: Measurements, settings: TrainSetti
         f"memory  at most {format_si(plan.memory.peak, 'B')}{per_device_note(plan)} by formula, beyond the program's own"
         f"{peak}{available}",
         f"        ({parts})",
+        *_unknown_lines(settings),
         *_traffic_lines(plan),
         f"disk    at most {format_si(plan.disk, 'B')}, in checkpoints of {format_si(plan.checkpoint, 'B')} each; "
         f"{format_si(free_disk(run_dir), 'B')} free in {display_path(nearest_folder(run_dir))}",
     ]
+
+
+def _unknown_lines(settings: TrainSettings) -> list[str]:
+    """Say what the formulas cannot know about the user's own parts."""
+    if "optimizer" not in settings.custom:
+        return []
+    return ["        no formula knows the state of your own optimizer: memory and disk assume AdamW's two numbers per parameter"]
 
 
 def _embedding_lines(n_parameters: int, config: GPTConfig, *, typed: bool) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gpt_pretrain.config.custom_parts import CUSTOM
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.training.planning.check_context import CheckContext
 from gpt_pretrain.training.schedule import FINAL_DECAY, decay_length, lr_at
@@ -16,8 +17,8 @@ LONG_RUN = 10_000  # optimizer steps, after which a decay is worth a note
 def resumed_rates(context: CheckContext) -> tuple[float, float] | None:
     """Return the learning rate of the next step by the checkpoint's schedule, and by the settings now; None in a new run."""
     settings, start = context.settings, context.start
-    if start.next_lr is None:
-        return None
+    if start.next_lr is None or {"optimizer", "scheduler"} & settings.custom.keys():
+        return None  # the user's own rates are not known by formula
     now = lr_at(start.step, lr=settings.optimizer.lr, settings=settings.scheduler, total_steps=context.plan.total_steps)
     return start.next_lr, now * start.lr_scale
 
@@ -86,6 +87,8 @@ def learning_rate_never_decays(context: CheckContext) -> str | None:
     """Check that a schedule with a decay has one that counts, and that a long run has a decay."""
     settings, schedule, steps = context.settings, context.settings.scheduler, context.plan.total_steps
     lr = settings.optimizer.lr
+    if schedule.name == CUSTOM:
+        return None
     if schedule.name == "constant":
         if steps < LONG_RUN or context.start.step > 0:
             return None

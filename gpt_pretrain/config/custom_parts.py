@@ -1,0 +1,160 @@
+"""Parts of the user's own: groups of settings that name a class to build, with its arguments beside it.
+
+A group with a `_target_` has no schema. Its fields move to the setting `custom`, and the group keeps what the rest of the program
+needs to know. A checkpoint stores the name of the class as a text and the arguments as plain data; what it says is used only
+after the user has named the same class again.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.reading import short_repr
+from gpt_pretrain.system.terminal import escape_line
+
+CUSTOM_GROUPS = ("model", "data", "optimizer", "scheduler")  # may be left to the user
+TARGET, CUSTOM = "_target_", "custom"
+DOTTED_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+MAX_NAME = 200  # characters of a class's name
+# What stands in the group in place of the user's fields.
+PLACEHOLDERS: dict[str, dict[str, Any]] = {
+    "optimizer": {"name": CUSTOM, "lr": 1e-3, "weight_decay": 0.0, "betas": [0.9, 0.999], "eps": 1e-8, "decay": CUSTOM},
+    "scheduler": {"name": CUSTOM, "warmup_steps": 0, "decay_steps": 0, "min_lr": 0.0},
+}
+
+STATED = {"optimizer": ("lr", "weight_decay")}  # fields that mean the same in both
+
+
+def open_schema(schema: type) -> type:
+    """Return a schema for composing, whose groups for the user's own parts hold anything.
+
+    The options in conf/ include the types of their group; those of the user need not.
+    """
+    groups = [name for name in CUSTOM_GROUPS if name in get_type_hints(schema)]
+    fields: list[Any] = [(name, dict[str, Any], dataclasses.field(default_factory=dict)) for name in groups]
+    return dataclasses.make_dataclass(f"Open{schema.__name__}", fields, bases=(schema,))
+
+
+def take_custom_parts(config: DictConfig) -> DictConfig:
+    """Return a composed config with the fields of the user's own parts in the setting `custom`.
+
+    Raises:
+        UserError: If a group cannot be left to the user, or its class is not named.
+    """
+    parts = {group: config[group] for group in CUSTOM_GROUPS if group in config and TARGET in (config[group] or {})}
+    if not parts:
+        return config
+    problems = [problem for group, fields in parts.items() if (problem := _target_problem(group, fields)) is not None]
+    if problems:
+        raise UserError(problems)
+    taken = copy.deepcopy(config)
+    with open_dict(taken):
+        for group, fields in parts.items():
+            plain: Any = OmegaConf.to_container(fields, resolve=True)
+            taken[group] = placeholder(group, plain)
+            taken[CUSTOM] = {**(taken.get(CUSTOM) or {}), group: plain}
+    return taken
+
+
+def placeholder(group: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what stands in a group of settings whose fields are the user's."""
+    stated = {name: fields[name] for name in STATED.get(group, ()) if _is_amount(fields.get(name))}
+    return copy.deepcopy(PLACEHOLDERS[group]) | stated
+
+
+def _is_amount(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
+
+
+def _target_problem(group: str, fields: DictConfig) -> str | None:
+    if group not in PLACEHOLDERS:
+        return f"{group}._target_: only {' and '.join(PLACEHOLDERS)} can be your own class."
+    if OmegaConf.is_missing(fields, TARGET):
+        return f"{group}={CUSTOM} is your own class, which has no name yet. Add {group}._target_=package.Class"
+    target = fields[TARGET]
+    if not isinstance(target, str) or not DOTTED_NAME.fullmatch(target):
+        return f"{group}._target_={short_repr(target)}: must be the dotted name of a class or function, such as package.Class."
+    return None
+
+
+def storable_parts(custom: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the user's parts for a checkpoint, in which nothing says what to build.
+
+    The arguments are left out if a class is among them.
+    """
+    return {
+        group: {
+            "class": str(fields.get(TARGET)),
+            "arguments": None if _names_a_class(rest := _arguments(fields)) else rest,
+        }
+        for group, fields in custom.items()
+    }
+
+
+def resume_custom_parts(
+    stored: Any, named: Mapping[str, Mapping[str, Any]], *, own: bool
+) -> tuple[dict[str, dict[str, Any]], list[str], list[str]]:
+    """Return the user's parts of a resumed run: the classes that are named now, with the stored arguments that are not given.
+
+    Args:
+        stored: What `storable_parts` returned, as a checkpoint has it.
+        named: The parts that this start names.
+        own: Whether the checkpoint has this user's signature; only then are its arguments taken.
+
+    Returns:
+        The parts, the problems, and the changes that give the saved state another meaning.
+    """
+    before = stored if isinstance(stored, dict) else {}
+    parts = {group: dict(fields) for group, fields in named.items()}
+    problems, changes = [], []
+    for group in CUSTOM_GROUPS:
+        found, now = before.get(group), parts.get(group)
+        if not isinstance(found, dict):
+            continue
+        name, arguments = found.get("class"), found.get("arguments")
+        if now is None:
+            problems.append(_unnamed(group, name))
+            continue
+        if now[TARGET] != name:
+            changes.append(f"{group}._target_ was {_shown(name)}, is {_shown(now[TARGET])} now")
+        elif own and isinstance(arguments, dict):
+            parts[group] = {**arguments, **now}
+    return parts, problems, changes
+
+
+def _unnamed(group: str, name: object) -> str:
+    remedy = f"Name it again: {group}._target_={name}" if _is_class_name(name) else f"Name it again with {group}._target_="
+    return (
+        f"The {group} of this run is the user's own, {_shown(name)}. A checkpoint never decides which code runs. {remedy}, or with "
+        f"the option of {group}= that names it."
+    )
+
+
+def _is_class_name(name: object) -> bool:
+    return isinstance(name, str) and len(name) <= MAX_NAME and name.isascii() and DOTTED_NAME.fullmatch(name) is not None
+
+
+def _shown(name: object) -> str:
+    return escape_line(str(name)[:MAX_NAME])
+
+
+def _arguments(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if not name.startswith("_")}
+
+
+def _names_a_class(value: Any) -> bool:
+    if isinstance(value, dict):
+        return TARGET in value or any(map(_names_a_class, value.values()))
+    return isinstance(value, list) and any(map(_names_a_class, value))
+
+
+def naming_words(custom: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the overrides that name the user's parts again."""
+    return [f"{group}.{TARGET}={fields[TARGET]}" for group, fields in custom.items()]

@@ -1,0 +1,126 @@
+"""Import and build the classes that the user names in the settings.
+
+Only what is typed, or stands in the user's own configs, is ever imported here; see `config/custom_parts.py`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import traceback
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from hydra.utils import instantiate
+
+from gpt_pretrain.config.custom_parts import TARGET
+from gpt_pretrain.errors import UserError
+
+
+def find_target(name: str, *, setting: str) -> Any:
+    """Import a class or function by its dotted name; modules in the current folder are found after installed ones.
+
+    Raises:
+        UserError: If there is no such module or name in it, if importing it fails, or if it can't be called.
+    """
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)  # at the end, so that no file there takes the place of an installed package
+    module, rest = _import_longest(name.split("."), setting=setting)
+    found: Any = module
+    for part in rest:
+        if not hasattr(found, part):
+            raise UserError(f"{setting}={name}: {_describe(found)} has no {part}.{_nearest(found, part)}")
+        found = getattr(found, part)
+    if isinstance(found, ModuleType):
+        raise UserError(f"{setting}={name} is a module. Add the name of a class or function in it.")
+    if not callable(found):
+        raise UserError(f"{setting}={name} is a value of type {type(found).__name__}, not a class or function.")
+    return found
+
+
+def _import_longest(parts: list[str], *, setting: str) -> tuple[ModuleType, list[str]]:
+    """Import as many parts of a dotted name as are modules, and return the last module with the other parts."""
+    name, module = ".".join(parts), None
+    for end in range(1, len(parts) + 1):
+        path = ".".join(parts[:end])
+        if module is not None and hasattr(module, parts[end - 1]) and path not in sys.modules:
+            return module, parts[end - 1 :]
+        try:
+            module = import_module(path)
+        except ModuleNotFoundError as error:
+            if error.name != path and not path.startswith(f"{error.name}."):
+                raise UserError(_failed_import(setting, name, path, error)) from error
+            if module is None:
+                raise UserError(
+                    f"{setting}={name}: there is no module {path}, neither installed nor in the current folder {Path.cwd()}. "
+                    "Check its name, install it, or start in the folder that holds it."
+                ) from None
+            return module, parts[end - 1 :]
+        except Exception as error:  # whatever the user's module raises
+            raise UserError(_failed_import(setting, name, path, error)) from error
+    assert module is not None
+    return module, []
+
+
+def _failed_import(setting: str, name: str, path: str, error: Exception) -> str:
+    return f"{setting}={name}: importing {path} fails: {describe_failure(error)}"
+
+
+def describe_failure(error: BaseException) -> str:
+    """Return an exception of the user's code in one line, with the file and line that raised it."""
+    last = (traceback.extract_tb(error.__traceback__) or [None])[-1]
+    where = "" if last is None or "importlib" in last.filename else f" ({last.filename}, line {last.lineno})"
+    message = (str(error).strip() or "no reason given").splitlines()[0]
+    return f"{type(error).__name__}: {message}{where}"
+
+
+def _describe(found: Any) -> str:
+    return f"the module {found.__name__}" if isinstance(found, ModuleType) else getattr(found, "__qualname__", str(found))
+
+
+def _nearest(found: Any, part: str) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(part, [name for name in dir(found) if not name.startswith("_")], n=3)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
+def call_target(fields: Mapping[str, Any], *positional: Any, setting: str, **given: Any) -> Any:
+    """Call the class or function that a group of settings names.
+
+    Args:
+        fields: The `_target_` and the arguments, in which further classes may be named.
+        positional: Arguments that come first.
+        setting: The group.
+        given: Arguments that are passed where the callable has a parameter of that name, and the fields do not give it.
+
+    Raises:
+        UserError: If the arguments are not those of the callable, or it fails.
+    """
+    name = str(fields[TARGET])
+    target = find_target(name, setting=f"{setting}.{TARGET}")
+    known = parameters_of(target)
+    given = {key: value for key, value in given.items() if key in known and key not in fields}
+    try:
+        bound = instantiate({**fields, "_partial_": True, "_convert_": "all"})
+        return bound(*positional, **given)
+    except Exception as error:  # whatever the user's code raises; Hydra wraps it
+        cause = error.__cause__ or error
+        raise UserError(
+            f"{setting}.{TARGET}={name} cannot be built: {describe_failure(cause)}{_expected(cause, known)}"
+        ) from error
+
+
+def parameters_of(target: Any) -> dict[str, inspect.Parameter]:
+    """Return the parameters of a class or function by name; none if Python cannot tell."""
+    try:
+        return dict(inspect.signature(target).parameters)
+    except (TypeError, ValueError):
+        return {}
+
+
+def _expected(error: BaseException, known: Mapping[str, inspect.Parameter]) -> str:
+    return f". Its arguments are {', '.join(known)}." if isinstance(error, TypeError) and known else ""

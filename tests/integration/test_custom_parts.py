@@ -1,0 +1,172 @@
+"""The user's own optimizer and schedule train, resume exactly, and are explained where they cannot be used."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt_pretrain.errors import UserError
+from tests.helpers.training_runs import checkpoint, same_weights
+
+Train = Callable[..., float]
+Script = Callable[..., "subprocess.CompletedProcess[str]"]
+OWN = "tests.helpers.own_parts"
+GROWING = ["optimizer=custom", f"++optimizer._target_={OWN}.Growing"]
+HALVING = ["scheduler=custom", f"++scheduler._target_={OWN}.half_life"]
+MILESTONES = ["scheduler=custom", "++scheduler._target_=torch.optim.lr_scheduler.MultiStepLR", "++scheduler.milestones=[2,4,7]"]
+QUICK = ["callbacks=minimal", "logger=none"]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [*GROWING, "++optimizer.lr=2e-3", *HALVING],
+        [*GROWING, *MILESTONES],
+        [*GROWING, "scheduler=warmup_linear", "scheduler.warmup_steps=2"],
+        [
+            "optimizer=custom",
+            "++optimizer._target_=torch.optim.SGD",
+            "++optimizer.lr=0.1",
+            "++optimizer.momentum=0.9",
+            *MILESTONES,
+        ],
+        ["optimizer=muon", *HALVING, "++scheduler.half=2"],
+    ],
+    ids=["function", "scheduler_of_torch", "own_optimizer", "optimizer_of_torch", "own_schedule"],
+)
+def test_a_resumed_run_ends_like_an_uninterrupted_one(train: Train, tmp_path: Path, parts: list[str]) -> None:
+    train(*parts, *QUICK, "trainer.max_steps=8", "trainer.max_epochs=3", run_dir=tmp_path / "whole")
+    resumed = tmp_path / "parts"
+    train(*parts, *QUICK, "trainer.max_steps=4", "trainer.max_epochs=3", run_dir=resumed)
+    named = [part for part in parts if "=custom" in part or "_target_" in part]  # the arguments are taken from the checkpoint
+    train(*named, f"resume='{resumed}'", "trainer.max_steps=8", run_dir=resumed, base=["trainer.accelerator=cpu"])
+    if "scheduler=warmup_linear" not in parts:  # whose end has moved
+        assert same_weights(checkpoint(tmp_path / "whole"), checkpoint(resumed))
+    group = checkpoint(resumed)["optimizer_states"][0]["param_groups"][0]
+    assert group.get("size", 1.01**8) == pytest.approx(1.01**8), "what an optimizer keeps in its groups is restored"
+
+
+def test_the_schedule_is_that_of_the_function(train: Train, tmp_path: Path) -> None:
+    train(*GROWING, "++optimizer.lr=0.01", *HALVING, *QUICK, "trainer.max_steps=5")
+    state = checkpoint(tmp_path / "run")["lr_schedulers"][0]
+    assert state["_last_lr"] == [pytest.approx(0.01 * 0.5 ** (5 / 4))]
+
+
+def test_a_checkpoint_holds_names_and_plain_arguments(train: Train, tmp_path: Path) -> None:
+    train(*GROWING, "++optimizer.growth=1.02", *MILESTONES, *QUICK, "trainer.max_steps=1")
+    stored = checkpoint(tmp_path / "run")["config"]["custom"]
+    assert stored["optimizer"] == {"class": f"{OWN}.Growing", "arguments": {"growth": 1.02}}
+    assert stored["scheduler"]["arguments"] == {"milestones": [2, 4, 7]}
+
+
+def test_a_run_without_own_parts_stores_nothing_about_them(train: Train, tmp_path: Path) -> None:
+    train(*QUICK, "trainer.max_steps=1")
+    assert "custom" not in checkpoint(tmp_path / "run")["config"]
+
+
+def test_the_class_has_to_be_named_again(train: Train, tmp_path: Path) -> None:
+    train(*GROWING, *HALVING, *QUICK, "trainer.max_steps=2")
+    with pytest.raises(UserError, match=rf"own, {OWN}\.Growing.*Name it again: optimizer\._target_={OWN}\.Growing") as caught:
+        train(f"resume='{tmp_path / 'run'}'", "trainer.max_steps=3", base=["trainer.accelerator=cpu"])
+    assert len(caught.value.problems) == 2
+    other = ["optimizer=custom", "++optimizer._target_=torch.optim.SGD", *HALVING]
+    with pytest.raises(UserError, match=rf"optimizer\._target_ was {OWN}\.Growing, is torch\.optim\.SGD now"):
+        train(f"resume='{tmp_path / 'run'}'", "trainer.max_steps=3", *other, base=["trainer.accelerator=cpu"])
+
+
+def test_a_changed_learning_rate_scales_the_schedule(train: Train, tmp_path: Path) -> None:
+    train(*GROWING, "++optimizer.lr=0.01", *MILESTONES, *QUICK, "trainer.max_steps=3")
+    named = [*GROWING, "++optimizer.lr=0.02", *MILESTONES[:2]]
+    train(*named, f"resume='{tmp_path / 'run'}'", "trainer.max_steps=4", base=["trainer.accelerator=cpu"])
+    assert checkpoint(tmp_path / "run")["lr_schedulers"][0]["_last_lr"] == [pytest.approx(0.02 * 0.01)]
+
+
+WRONG = {
+    "no_module": (
+        "optimizer",
+        "gone_module.Class",
+        "there is no module gone_module, neither installed nor in the current folder",
+    ),
+    "no_name": ("optimizer", f"{OWN}.Growin", "has no Growin. Did you mean Growing?"),
+    "a_module": ("optimizer", "torch.optim", "torch.optim is a module. Add the name of a class"),
+    "a_value": ("optimizer", f"{OWN}.MARK", "is a value of type str, not a class or function"),
+    "no_dotted_name": ("optimizer", "Adam", "must be the dotted name of a class or function"),
+    "no_optimizer": ("optimizer", "torch.nn.Linear", "is no optimizer: it must derive from torch.optim.Optimizer"),
+    "closure": ("optimizer", "torch.optim.LBFGS", "needs a closure"),
+    "own_closure": ("optimizer", f"{OWN}.NeedsClosure", "needs a closure"),
+    "two_sets": ("optimizer", f"{OWN}.TwoSets", "keeps other weights for evaluation"),
+    "foreign_parameters": ("optimizer", f"{OWN}.of_others", "has parameters that are not the model's"),
+    "no_result": ("optimizer", f"{OWN}.nothing", "returned a NoneType, not a torch.optim.Optimizer"),
+    "plateau": ("scheduler", "torch.optim.lr_scheduler.ReduceLROnPlateau", "needs a validation loss"),
+    "no_schedule": ("scheduler", "torch.nn.Linear", "is no schedule"),
+    "no_factor": ("scheduler", f"{OWN}.textual", "returned 'one' for step 0. It must return the factor"),
+    "failing": ("scheduler", f"{OWN}.fails", "ValueError: no schedule today"),
+    "missing_argument": ("scheduler", "torch.optim.lr_scheduler.StepLR", "Its arguments are optimizer, step_size"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_cannot_be_used_is_explained(train: Train, name: str) -> None:
+    group, target, message = WRONG[name]
+    with pytest.raises(UserError) as caught:
+        train(f"{group}=custom", f"++{group}._target_={target}", *QUICK, "trainer.max_steps=1")
+    assert message in str(caught.value)
+
+
+def test_wrong_arguments_are_explained(train: Train) -> None:
+    with pytest.raises(UserError, match=r"unexpected keyword argument 'speed'.* Its arguments are params, lr, growth\."):
+        train(*GROWING, "++optimizer.speed=3", *QUICK, "trainer.max_steps=1")
+    with pytest.raises(UserError, match=r"scheduler\.interval=epoch: schedules here always advance with every optimizer step"):
+        train(*MILESTONES, "++scheduler.interval=epoch", *QUICK, "trainer.max_steps=1")
+    with pytest.raises(UserError, match=r"optimizer=custom is your own class, which has no name yet"):
+        train("optimizer=custom", *QUICK, "trainer.max_steps=1")
+
+
+def test_a_module_of_the_current_folder_and_an_option_of_an_own_config_folder(script: Script, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text((Path(__file__).parents[1] / "helpers" / "own_parts.py").read_text())
+    option = tmp_path / "my_conf" / "optimizer" / "growing.yaml"
+    option.parent.mkdir(parents=True)
+    option.write_text("_target_: mine.Growing\n_partial_: true\nlr: 1e-3\n")
+    tiny = ["model=tiny", "tokenizer=byte", "callbacks=minimal", "logger=none", "trainer.precision=32-true", "hydra.run.dir=run"]
+    own = ["--config-dir", "my_conf", "optimizer=growing", "optimizer.growth=1.5", "scheduler._target_=mine.to_zero"]
+    done = script("train.py", *tiny, *own, "trainer.max_steps=2")
+    assert done.returncode == 0, done.stderr
+    assert "optimizer: mine.Growing" in done.stdout + done.stderr
+    assert checkpoint(tmp_path / "run")["optimizer_states"][0]["param_groups"][0]["size"] == pytest.approx(1.5**2)
+    assert "optimizer._target_=mine.Growing" in done.stdout + done.stderr, "the command that resumes names the class"
+    done = script("train.py", "resume=run", "trainer.max_steps=3", *own)
+    assert done.returncode == 0, done.stderr
+    done = script("train.py", *tiny[:-1], *own, "plan=true", "trainer.max_steps=3")
+    assert done.returncode == 0, done.stderr
+    assert "no formula knows the state of your own optimizer" in done.stdout + done.stderr
+    done = script("train.py", *tiny, "optimizer.speed=3", "trainer.max_steps=3")
+    assert done.returncode == 2
+    assert "there is no such setting" in done.stderr, "names are free only beside a class"
+
+
+def test_a_sweep_compares_an_own_optimizer_with_a_built_in_one(script: Script, tmp_path: Path) -> None:
+    option = tmp_path / "my_conf" / "optimizer" / "sgd.yaml"
+    option.parent.mkdir(parents=True)
+    option.write_text("_target_: torch.optim.SGD\nlr: 0.1\n")
+    tiny = ["model=tiny", "tokenizer=byte", "callbacks=minimal", "logger=none", "trainer.precision=32-true"]
+    done = script(
+        "train.py", "-m", "--config-dir", "my_conf", *tiny, "optimizer=adamw,sgd", "trainer.max_steps=1", "hydra.sweep.dir=s"
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "s").glob("optimizer=*")) == ["optimizer=adamw", "optimizer=sgd"]
+
+
+def test_a_fused_optimizer_is_checked_before_it_steps(train: Train, tmp_path: Path) -> None:
+    fused = ["optimizer=custom", "++optimizer._target_=torch.optim.AdamW", "++optimizer.fused=true"]
+    train(*fused, *QUICK, "trainer.max_steps=1")
+    from gpt_pretrain.checkpoints.checkpoint_file import write_checkpoint
+
+    content = checkpoint(tmp_path / "run")
+    content["optimizer_states"][0]["state"][0]["exp_avg"] = torch.zeros(3)
+    write_checkpoint(content, tmp_path / "run" / "checkpoints" / "last.ckpt")
+    with pytest.raises(UserError, match="optimizer state does not fit"):
+        train(*fused, f"resume='{tmp_path / 'run'}'", "trainer.max_steps=2", base=["trainer.accelerator=cpu"])
