@@ -18,7 +18,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -32,7 +32,7 @@ from benchmarks.nanogpt_recipe import BATCH, CONTEXT, EVAL_BATCHES, EVAL_EVERY, 
 
 CHARACTERS = 1_100_000  # of the default text, as many as Tiny Shakespeare has
 TRAINED = 0.9  # fraction of the text
-TRIAL_STEPS, TRIALS = 60, 3
+TRIAL_STEPS, TRIALS = (10, 100), 2
 PEER = "nanoGPT's recipe"
 
 
@@ -84,9 +84,15 @@ def main(arguments: Sequence[str]) -> None:
 
 def compare(text: LearnText, *, seeds: int, steps: int, folder: Path) -> dict[str, list[Learned]]:
     """Train all subjects with each seed, in turns, and return what they have reached."""
-    ratio = step_ratio(text, folder)
-    lengths = {"ours, a fifth of the time": steps / 5 / ratio, "ours, all of the time": steps / ratio}
-    print(f"A step of ours takes {ratio:.2f} times the processor time of a step of nanoGPT's.", flush=True)
+    own, other = (measured_cost(train, text, folder) for train in (ours, peer))
+    whole = other.fixed + steps * other.step
+    shares = {"ours, a fifth of the time": whole / 5, "ours, all of the time": whole}
+    lengths = {name: (seconds - own.fixed) / own.step for name, seconds in shares.items()}
+    print(
+        f"Processor time of a step: {1000 * own.step:.1f} ms, of nanoGPT's {1000 * other.step:.1f} ms; besides, "
+        f"{own.fixed:.1f} s and {other.fixed:.1f} s.",
+        flush=True,
+    )
     found: dict[str, list[Learned]] = {name: [] for name in (PEER, *lengths)}
     for seed in range(1, seeds + 1):
         for name, learned in found.items():
@@ -102,13 +108,21 @@ def compare(text: LearnText, *, seeds: int, steps: int, folder: Path) -> dict[st
     return found
 
 
-def step_ratio(text: LearnText, folder: Path) -> float:
-    """Return the processor time of a step of ours, in steps of nanoGPT's recipe."""
-    trials = [
-        [function(text, seed=1, steps=TRIAL_STEPS, folder=folder).cpu_seconds for function in (ours, peer)] for _ in range(TRIALS)
-    ]
-    fastest = [min(seconds) for seconds in zip(*trials, strict=True)]
-    return float(fastest[0] / fastest[1])
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of all processors for what a run does once, and for each step."""
+
+    fixed: float
+    step: float
+
+
+def measured_cost(train: Callable[..., Learned], text: LearnText, folder: Path) -> Cost:
+    """Measure short runs of two lengths, and return the cost of a run of any length."""
+    fewer, more = (
+        min(train(text, seed=1, steps=steps, folder=folder).cpu_seconds for _ in range(TRIALS)) for steps in TRIAL_STEPS
+    )
+    step = (more - fewer) / (TRIAL_STEPS[1] - TRIAL_STEPS[0])
+    return Cost(fewer - TRIAL_STEPS[0] * step, step)
 
 
 def peer(text: LearnText, *, seed: int, steps: int, folder: Path) -> Learned:
@@ -140,6 +154,7 @@ def ours(text: LearnText, *, seed: int, steps: int, folder: Path) -> Learned:
         "trainer.precision=32-true",
         f"eval_freq={EVAL_EVERY}",
         f"eval_iter={EVAL_BATCHES}",
+        f"data.val_tokens={EVAL_BATCHES * BATCH * CONTEXT}",
         "callbacks.samples=false",
         "logger=csv",
         f"hydra.run.dir={run_dir}",

@@ -48,7 +48,8 @@ def take_custom_parts(config: DictConfig) -> DictConfig:
     Raises:
         UserError: If a group cannot be left to the user, or its class is not named.
     """
-    parts = {group: config[group] for group in CUSTOM_GROUPS if group in config and TARGET in (config[group] or {})}
+    groups = [group for group in CUSTOM_GROUPS if group in config and isinstance(config[group], DictConfig)]
+    parts = {group: config[group] for group in groups if TARGET in list(config[group].keys())}
     if not parts:
         return config
     problems = [problem for group, fields in parts.items() if (problem := _target_problem(group, fields)) is not None]
@@ -132,8 +133,8 @@ def resume_custom_parts(
 def _unnamed(group: str, name: object) -> str:
     remedy = f"Name it again: {group}._target_={name}" if _is_class_name(name) else f"Name it again with {group}._target_="
     return (
-        f"The {group} of this run is the user's own, {_shown(name)}. A checkpoint never decides which code runs. {remedy}, or with "
-        f"the option of {group}= that names it."
+        f"The {group} of this run is the user's own, {_shown(name)}. A checkpoint never decides which code runs. {remedy}, or "
+        f"with the option of {group}= that names it."
     )
 
 

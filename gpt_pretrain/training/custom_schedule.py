@@ -64,7 +64,7 @@ def build_custom_schedule(
             f"{GROUP}.{TARGET}={name} returned a {type(scheduler).__name__}. It must return the factor on the learning rate of a "
             "step, or a scheduler of torch that needs no validation loss."
         )
-    return ScaledSchedule(scheduler, scale=scale)
+    return ScaledSchedule(scheduler, total_steps=total_steps, scale=scale)
 
 
 def _takes_optimizer(target: Any) -> bool:
@@ -75,7 +75,7 @@ def _factor(fields: Mapping[str, Any], *, total_steps: int, scale: Callable[[], 
     """Return the factor on the learning rate of each step, counted from 0."""
 
     def factor(step: int) -> float:
-        value = call_target(fields, step, setting=GROUP, total_steps=total_steps)
+        value = call_target(fields, min(step, total_steps), setting=GROUP, total_steps=total_steps)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
             raise UserError(
                 f"{GROUP}.{TARGET}={fields[TARGET]} returned {value!r:.100} for step {step}. It must return the factor on the "
@@ -91,10 +91,12 @@ class ScaledSchedule(LRScheduler):
 
     Args:
         scheduler: The user's scheduler.
+        total_steps: Optimizer steps of the whole run, beyond which it does not advance: some schedulers fail there.
         scale: Returns the factor.
     """
 
-    def __init__(self, scheduler: LRScheduler, *, scale: Callable[[], float]) -> None:
+    def __init__(self, scheduler: LRScheduler, *, total_steps: int, scale: Callable[[], float]) -> None:
+        self._total_steps, self._initial = total_steps, _plain(scheduler.state_dict())
         # The base class would take the first step of a schedule of its own.
         self.scheduler, self.optimizer, self._scale = scheduler, scheduler.optimizer, scale
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -106,6 +108,8 @@ class ScaledSchedule(LRScheduler):
 
     def step(self, epoch: int | None = None) -> None:
         """Advance to the next optimizer step."""
+        if self.last_epoch >= self._total_steps:
+            return
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate
         try:
@@ -149,34 +153,54 @@ class ScaledSchedule(LRScheduler):
             "base_lrs": self.base_lrs,
             "_last_lr": [float(rate) for rate in self._last_lr],
             "lr_lambdas": [],
-            OWN_STATE: {"rates": [float(rate) for rate in self._rates], "state": _plain(self.scheduler.state_dict())},
+            OWN_STATE: {
+                "rates": [float(rate) for rate in self._rates],
+                # What the arguments decide is not stored, so that those of a resumed run count.
+                "state": _changes(_plain(self.scheduler.state_dict()), self._initial),
+            },
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore a state, or advance to its step if it is that of another schedule."""
-        stored, fresh = state_dict.get(OWN_STATE), _plain(self.scheduler.state_dict())
-        if isinstance(stored, dict) and same_kinds(stored.get("state"), fresh):
-            self.scheduler.load_state_dict(_as_before(stored["state"], self.scheduler.state_dict()))
+        stored = state_dict.get(OWN_STATE)
+        if isinstance(stored, dict) and fits_state(stored.get("state"), self._initial):
+            self.scheduler.load_state_dict(_restored(self.scheduler.state_dict(), stored["state"]))
             self._rates = [float(rate) for rate in stored["rates"]]
             self.last_epoch, self.base_lrs = self.scheduler.last_epoch, [float(rate) for rate in state_dict["base_lrs"]]
         else:
-            while self.last_epoch < state_dict["last_epoch"]:
+            while self.last_epoch < min(state_dict["last_epoch"], self._total_steps):
                 self.step()
         self._apply()
 
 
-def same_kinds(stored: Any, fresh: Any) -> bool:
-    """Return whether a stored state has the names and kinds of values that a new scheduler has, at each depth."""
+def fits_state(stored: Any, fresh: Any) -> bool:
+    """Return whether a stored state has only names that a new scheduler has, and values of the same kinds, at each depth."""
     if isinstance(fresh, dict):
-        return (
-            isinstance(stored, dict)
-            and stored.keys() == fresh.keys()
-            and all(same_kinds(stored[name], fresh[name]) for name in fresh)
-        )
+        return isinstance(stored, dict) and all(name in fresh and fits_state(part, fresh[name]) for name, part in stored.items())
     if isinstance(fresh, list):
-        return isinstance(stored, list) and len(stored) == len(fresh) and all(map(same_kinds, stored, fresh))
-    numbers = (int, float, bool, type(None))
-    return isinstance(stored, numbers) and isinstance(fresh, numbers) if not isinstance(fresh, str) else isinstance(stored, str)
+        return isinstance(stored, list) and len(stored) == len(fresh) and all(map(fits_state, stored, fresh))
+    if isinstance(fresh, str):
+        return isinstance(stored, str)
+    return stored is None or isinstance(stored, int | float)
+
+
+def _changes(now: Any, before: Any) -> Any:
+    """Return the part of a state that is no longer as it was."""
+    if isinstance(now, dict) and isinstance(before, dict):
+        return {name: _changes(part, before.get(name)) for name, part in now.items() if part != before.get(name)}
+    if isinstance(now, list) and isinstance(before, list) and len(now) == len(before):
+        return list(map(_changes, now, before))
+    return now
+
+
+def _restored(fresh: Any, stored: Any) -> Any:
+    """Return a new scheduler's state with what is stored of another one, in the types that it has."""
+    if isinstance(fresh, dict):
+        parts = {name: _restored(part, stored[name]) if name in stored else part for name, part in fresh.items()}
+        return Counter(parts) if isinstance(fresh, Counter) else parts
+    if isinstance(fresh, tuple | list):
+        return type(fresh)(map(_restored, fresh, stored))
+    return stored
 
 
 def _plain(value: Any) -> Any:
@@ -188,15 +212,3 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
         return value.item()
     return value if isinstance(value, str | int | float | None) else None
-
-
-def _as_before(stored: Any, fresh: Any) -> Any:
-    """Return a stored state with the types that a new scheduler's has."""
-    if isinstance(fresh, dict):
-        parts = {name: _as_before(stored[name], fresh[name]) for name in fresh}
-        return Counter(parts) if isinstance(fresh, Counter) else parts
-    if isinstance(fresh, tuple):
-        return tuple(map(_as_before, stored, fresh))
-    if isinstance(fresh, list):
-        return list(map(_as_before, stored, fresh))
-    return stored

@@ -78,6 +78,25 @@ def test_the_class_has_to_be_named_again(train: Train, tmp_path: Path) -> None:
         train(f"resume='{tmp_path / 'run'}'", "trainer.max_steps=3", *other, base=["trainer.accelerator=cpu"])
 
 
+def test_the_arguments_of_a_resumed_run_count(train: Train, tmp_path: Path) -> None:
+    cycle = [
+        "scheduler=custom",
+        "++scheduler._target_=torch.optim.lr_scheduler.OneCycleLR",
+        "++scheduler.max_lr=0.01",
+        "++scheduler.cycle_momentum=false",
+    ]
+    train(*GROWING, *cycle, *QUICK, "trainer.max_steps=3")
+    train(*GROWING, *cycle, f"resume='{tmp_path / 'run'}'", "trainer.max_steps=6", base=["trainer.accelerator=cpu"])
+    assert checkpoint(tmp_path / "run")["global_step"] == 6
+    fresh = torch.optim.lr_scheduler.OneCycleLR(
+        torch.optim.SGD([torch.zeros(1)], lr=0.1), 0.01, total_steps=6, cycle_momentum=False
+    )
+    for _ in range(6):
+        fresh.optimizer.step()
+        fresh.step()
+    assert checkpoint(tmp_path / "run")["lr_schedulers"][0]["_last_lr"] == pytest.approx(fresh.get_last_lr())
+
+
 def test_a_changed_learning_rate_scales_the_schedule(train: Train, tmp_path: Path) -> None:
     train(*GROWING, "++optimizer.lr=0.01", *MILESTONES, *QUICK, "trainer.max_steps=3")
     named = [*GROWING, "++optimizer.lr=0.02", *MILESTONES[:2]]
