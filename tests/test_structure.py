@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import gpt_pretrain
+from gpt_pretrain.config.custom_parts import PLACEHOLDERS
 from gpt_pretrain.config.schema import GenerateSettings, TrainSettings
 from tests.conftest import ROOT
 
@@ -24,6 +25,7 @@ HYDRA = {
     "gpt_pretrain.commands.script",
     "gpt_pretrain.commands.stored_overrides",
     "gpt_pretrain.commands.train",
+    "gpt_pretrain.training.custom_parts",
 }
 # The rooms of the package, from the bottom up: each may import those before it, and none behind it.
 ROOMS = [
@@ -213,3 +215,13 @@ def test_every_setting_is_explained() -> None:
     names = {name for name, _ in shown}
     expected = {name for kind in (TrainSettings, GenerateSettings) for name, _ in hooks.schema_types(kind)}
     assert expected - names == set()
+
+
+def test_the_options_of_typed_groups_include_their_types() -> None:
+    """Each built-in option of a group that may be the user's own names the types of the group, so that its settings are checked."""
+    for group in PLACEHOLDERS.keys() | {"model", "data"}:
+        for file in sorted((ROOT / "conf" / group).glob("*.yaml")):
+            text, others = file.read_text(encoding="utf-8"), [one.stem for one in (ROOT / "conf" / group).glob("*.yaml")]
+            extends = any(f"\n  - {name}\n" in text for name in others)
+            typed = extends or f"/{group}_schema@_here_" in text or "_target_: ???" in text
+            assert typed, f"{file}: add to its defaults: /{group}_schema@_here_"
