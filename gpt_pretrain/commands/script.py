@@ -47,7 +47,7 @@ def register_schema() -> None:
     """Register the types of all settings with Hydra, and the resolver that makes the names of run folders unique."""
     store = ConfigStore.instance()
     for name, schema in SCHEMAS.items():
-        store.store(f"{name}_schema", open_schema(schema))
+        store.store(f"{name}_schema", open_schema(schema) if schema is TrainSettings else schema)
     for group in CUSTOM_GROUPS:
         store.store(f"{group}_schema", find_type(TrainSettings, group))
     OmegaConf.register_new_resolver("unique", lambda: secrets.token_hex(3), use_cache=True, replace=True)
