@@ -14,7 +14,7 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import learn, report
+from benchmarks import learn, references, report
 from benchmarks.cases import Case, all_cases
 from benchmarks.measure import ROOT, Measurement, device, run
 from gpt_pretrain.training.acceleration import precision_for
@@ -24,8 +24,8 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 
 def main() -> None:
     """Measure the cases of the command line, print tables and write JSON lines."""
-    if sys.argv[1:2] == ["learn"]:
-        learn.main(sys.argv[2:])
+    if sys.argv[1:2] in (["learn"], ["references"]):
+        (learn if sys.argv[1] == "learn" else references).main(sys.argv[2:])
         return
     arguments = _arguments()
     precision, reason = precision_for("auto", device())
@@ -55,7 +55,7 @@ def _arguments() -> argparse.Namespace:
         description=__doc__,
         epilog="cases:\n"
         + "\n".join(f"  {name:20} {case.title}" for name, case in cases.items())
-        + "\n\nlearn compares time and tokens to a loss, and has its own options: python -m benchmarks learn --help",
+        + "\n\nlearn compares time and tokens to a loss; references makes the curves of report pages. Both have a --help.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("cases", nargs="*", metavar="CASE", help="cases to run (default: all)")

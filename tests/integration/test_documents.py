@@ -38,6 +38,13 @@ def commands(page: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
+def write_examples(page: Path, folder: Path) -> None:
+    """Write the files that a page shows under their names."""
+    for name, content in re.findall(r'```\w+ title="([\w./-]+)"\n(.*?)```', page.read_text(encoding="utf-8"), re.DOTALL):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content, encoding="utf-8")
+
+
 def reason(command: str) -> str | None:
     """Return why a command is not run here, or None."""
     return next((why for why, pattern in NOT_RUN.items() if re.search(pattern, command.split("  #")[0].strip())), None)
@@ -96,6 +103,7 @@ def as_arguments(command: str) -> list[str]:
 def test_every_command_of_a_page_works(page: Path, fork_server: ForkServer, prepared: Path, tmp_path: Path) -> None:
     chosen = [command for command in commands(page) if reason(command) is None]
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    write_examples(page, tmp_path)
     failed = []
     for command in chosen:
         if "out=corpus" in command:

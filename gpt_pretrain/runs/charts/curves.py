@@ -15,6 +15,7 @@ from gpt_pretrain.runs.charts.drawing import (
     BLUE,
     COLORS,
     DIVERGED,
+    GREEN,
     GREY,
     MAX_POINTS,
     NATS,
@@ -27,6 +28,7 @@ from gpt_pretrain.runs.charts.drawing import (
     thin_points,
 )
 from gpt_pretrain.runs.reader import MetricSeries, RunContents
+from gpt_pretrain.runs.reference import ReferenceCurve
 
 MAX_NAMED = 10  # Runs with a color and a name in one chart; the others are grey.
 MAX_POINTS_PER_FIGURE = 8_000  # Of all lines together.
@@ -47,11 +49,12 @@ def epoch_loss_figure(
     return figure
 
 
-def run_loss_figure(run: RunContents) -> Figure:
+def run_loss_figure(run: RunContents, *, reference: ReferenceCurve | None = None) -> Figure:
     """Draw the losses of a run by optimizer step, with the best validation loss marked and tokens seen on the upper axis.
 
     Args:
         run: Has at least one loss metric.
+        reference: A curve of the same recipe, which is drawn as far as the run has come.
     """
     figure, axes = new_figure(5.6, 3.6)
     batches, training, validation = run.series("train/loss"), run.series("eval/train_loss"), run.series("eval/val_loss")
@@ -59,6 +62,10 @@ def run_loss_figure(run: RunContents) -> Figure:
     draw_line(axes, batches.steps, batches.values, label="training batches", color=GREY, linewidth=0.9)
     draw_line(axes, training.steps, training.values, label="training set, eval_iter batches", color=BLUE)
     draw_line(axes, validation.steps, validation.values, label="validation set, eval_iter batches", color=RED, linestyle="--")
+    if reference is not None:
+        known, last = reference.mean(), max(series.steps[-1] for series in (batches, training, validation, full) if series)
+        steps = [step for step in known.steps if step <= last]
+        draw_line(axes, steps, known.values[: len(steps)], label="reference, validation set", color=GREEN, linestyle=":")
     if full:
         axes.plot(*thin_points(full.steps, full.values, limit=200), "s", label="validation set, all", color=RED, markersize=4)
         best = int(np.argmin(full.values))

@@ -12,6 +12,7 @@ from gpt_pretrain.runs.folder import EXPORTED, display_path, list_checkpoints
 from gpt_pretrain.runs.metadata import COMPLETE, metadata_section, stored_overrides
 from gpt_pretrain.runs.next_commands import generate_command, repeat_command, resume_command, tensorboard_command
 from gpt_pretrain.runs.reader import RunContents, read_run, run_results
+from gpt_pretrain.runs.reference import compare_with_reference, find_reference
 from gpt_pretrain.runs.report.page_parts import (
     STATES,
     Picture,
@@ -69,7 +70,7 @@ def render_run_page(folder: Path) -> str:
         state=state if state in STATES else "unknown",
         state_text=describe_state(state),
         error=shorten(metadata.get("error") or "", MESSAGE_CHARACTERS),
-        headline=_headline(metadata, results),
+        headline=[*_headline(metadata, results), *_reference_row(run)],
         curves=_curves(run),
         samples=samples,
         samples_shown=sum(len(group["samples"]) for group in samples),
@@ -148,6 +149,13 @@ def _headline(metadata: dict[str, Any], results: dict[str, Any]) -> list[tuple[s
     return [(name, value, note) for name, value, note in rows if not value.startswith("-")]
 
 
+def _reference_row(run: RunContents) -> list[tuple[str, str, str]]:
+    """Return a row on how far the run is from the reference of its recipe, if there is one."""
+    reference = find_reference(run)
+    compared = None if reference is None else compare_with_reference(run, reference)
+    return [] if compared is None else [("Validation loss beside the reference", *compared)]
+
+
 def _throughput(metadata: dict[str, Any], results: dict[str, Any]) -> Facts:
     seconds, memory = metadata.get("seconds"), results.get("peak_memory_bytes")
     return facts_table(
@@ -161,7 +169,7 @@ def _curves(run: RunContents) -> list[Picture]:
     found = []
     if run.series("train/loss", "eval/train_loss", "eval/val_loss", "val/loss"):
         alt = "Training and validation loss by optimizer step, with tokens seen on the upper axis."
-        found.append(make_picture(curves.run_loss_figure(run), "Loss", alt, width="wide"))
+        found.append(make_picture(curves.run_loss_figure(run, reference=find_reference(run)), "Loss", alt, width="wide"))
     if lr := run.series("lr"):
         figure = curves.metric_figure(lr, label="learning rate")
         found.append(make_picture(figure, "Learning rate", "Learning rate by optimizer step."))
