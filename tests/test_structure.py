@@ -25,7 +25,7 @@ HYDRA = {
     "gpt_pretrain.commands.script",
     "gpt_pretrain.commands.stored_overrides",
     "gpt_pretrain.commands.train",
-    "gpt_pretrain.training.custom_parts",
+    "gpt_pretrain.config.custom_targets",
 }
 # The rooms of the package, from the bottom up: each may import those before it, and none behind it.
 ROOMS = [

@@ -23,6 +23,7 @@ CUSTOM_GROUPS = ("model", "data", "optimizer", "scheduler")  # may be left to th
 TARGET, CUSTOM = "_target_", "custom"
 DOTTED_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 MAX_NAME = 200  # characters of a class's name
+OF_THE_LOADER = 0  # a batch size that the user's own loader says
 # What stands in the group in place of the user's fields.
 PLACEHOLDERS: dict[str, dict[str, Any]] = {
     "optimizer": {"name": CUSTOM, "lr": 1e-3, "weight_decay": 0.0, "betas": [0.9, 0.999], "eps": 1e-8, "decay": CUSTOM},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from gpt_pretrain.config.custom_parts import OF_THE_LOADER
 from gpt_pretrain.config.schema import DataSettings
+from gpt_pretrain.data.custom_data import build_custom_datasets
 from gpt_pretrain.data.dataset import Batch, WindowDataset
 from gpt_pretrain.data.fetching import stop_fetching
 from gpt_pretrain.data.sampler import DistributedBatchSampler, PrefetchingSampler
@@ -62,6 +64,7 @@ class TextDataModule(L.LightningDataModule):
         seed: Seed of the order of the training windows.
         rank: The rank that gets the batches.
         world_size: Number of ranks that share the batches.
+        custom: The user's own LightningDataModule and its arguments, whose datasets are read in place of a text.
 
     Attributes:
         split: The training set and the validation set as tokens.
@@ -86,9 +89,11 @@ class TextDataModule(L.LightningDataModule):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        custom: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.settings = settings
+        self.custom = custom
         self.tokenizer = tokenizer
         self.context_length = context_length
         self.seed = seed
@@ -108,8 +113,11 @@ class TextDataModule(L.LightningDataModule):
         """
         if self._prepared:
             return
-        data = build_datasets(self.settings, self.tokenizer, context_length=self.context_length)
-        self.split, self.train, self.val, self.sources = data.split, data.train, data.val, data.sources
+        if self.custom is None:
+            data = build_datasets(self.settings, self.tokenizer, context_length=self.context_length)
+            self.split, self.train, self.val, self.sources = data.split, data.train, data.val, data.sources
+        else:
+            self._prepare_custom(self.custom)
         n_windows, batch_size = len(self.train), self.settings.batch_size
         if n_windows < batch_size:
             windows = format_count(n_windows, "window")
@@ -122,6 +130,13 @@ class TextDataModule(L.LightningDataModule):
                 f"Choose {remedy}."
             )
         self._prepared = True
+
+    def _prepare_custom(self, fields: Mapping[str, Any]) -> None:
+        """Read the user's own data, in batches as large as its loader's unless the settings have a size."""
+        own = build_custom_datasets(fields, self.tokenizer, context_length=self.context_length, seed=self.seed)
+        self.split, self.train, self.val, self.sources = own.split, own.train, own.val, []
+        if self.settings.batch_size == OF_THE_LOADER:
+            self.settings.batch_size = own.batch_size
 
     @property
     def epoch_windows(self) -> int:

@@ -10,8 +10,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gpt_pretrain.config.custom_parts import TARGET
+from gpt_pretrain.config.custom_targets import call_target, find_target, parameters_of
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.training.custom_parts import call_target, find_target, parameters_of
 
 GROUP = "optimizer"
 # How a step is computed. These never come from a checkpoint: some of them trust the sizes of what is restored.

@@ -10,8 +10,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from gpt_pretrain.config.custom_parts import TARGET
+from gpt_pretrain.config.custom_targets import call_target, describe_failure, find_target, parameters_of
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.training.custom_parts import call_target, describe_failure, find_target, parameters_of
 
 GROUP, OWN_STATE = "scheduler", "own"
 OF_LIGHTNING = ("interval", "frequency", "monitor", "strict")

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gpt_pretrain.checkpoints.export_folder import check_export_folder
 from gpt_pretrain.config.conversion import escape_interpolation, to_settings
-from gpt_pretrain.config.custom_parts import TARGET, storable_parts
+from gpt_pretrain.config.custom_parts import CUSTOM, TARGET, storable_parts
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.config.secrets import settings_without_secrets
 from gpt_pretrain.config.validation import train_problems
@@ -276,7 +276,7 @@ def _choose_start_context(settings: TrainSettings, tokenizer: Tokenizer, data: T
 
 
 def _check_text(settings: TrainSettings) -> None:
-    if settings.data.name not in ("shards", "mixture"):
+    if settings.data.name not in ("shards", "mixture", CUSTOM):
         find_text(settings.data, cache_dir=cache_folder(settings.data))
 
 
@@ -288,6 +288,7 @@ def _load_data(settings: TrainSettings, tokenizer: Tokenizer) -> TextDataModule:
         seed=settings.seed,
         rank=ranks.rank(),
         world_size=int(settings.trainer.devices) * settings.trainer.num_nodes,
+        custom=settings.custom.get("data"),
     )
     with ranks.local_main_first():  # the first rank of each machine writes the token files
         data.prepare_data()

@@ -22,7 +22,7 @@ from gpt_pretrain.config.checkpoint_settings import (
     read_stored_settings,
 )
 from gpt_pretrain.config.conversion import escape_interpolation, to_settings
-from gpt_pretrain.config.custom_parts import CUSTOM, placeholder, resume_custom_parts
+from gpt_pretrain.config.custom_parts import placeholder, resume_custom_parts
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.config.validation import as_typed_value
 from gpt_pretrain.errors import UserError
@@ -140,6 +140,9 @@ def restore_settings(
         UserError: If an override changes the architecture, or the checkpoint names places that the user must type.
     """
     stored, now = read_stored_settings(config, own=own, origin=str(path)), dataclasses.asdict(settings)
+    # A part that is only named again leaves what stands for it in the settings as it was.
+    named_again = {group for group in settings.custom if isinstance(config.get("custom"), dict) and group in config["custom"]}
+    overridden = overridden - named_again
     admitted = admit_settings(
         stored,
         now,
@@ -151,7 +154,7 @@ def restore_settings(
     changes: Changes = {}
     merged = _merge(admitted.settings, now, overridden, changes)
     parts, missing, other_classes = resume_custom_parts(config.get("custom"), settings.custom, own=own)
-    _use_custom_parts(merged, parts, changes)
+    _use_custom_parts(merged, parts)
     refused = _keep_step_size(merged, stored, overridden, changes)
     texts = {
         key: hide_secrets(escape_line(f"{key} was {as_typed_value(old)}, is {as_typed_value(new)} now"))
@@ -180,14 +183,12 @@ def restore_settings(
     return to_settings(OmegaConf.create(escape_interpolation(merged)), TrainSettings), refused
 
 
-def _use_custom_parts(merged: dict[str, Any], parts: Mapping[str, Mapping[str, Any]], changes: Changes) -> None:
-    """Put the user's own parts into the settings of a resumed run, and forget what has changed among what stands for them."""
+def _use_custom_parts(merged: dict[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Put the user's own parts into the settings of a resumed run."""
     merged["custom"] = {group: dict(fields) for group, fields in parts.items()}
     for group, fields in parts.items():
-        stood = merged[group]["name"]
-        merged[group] |= placeholder(group, fields)
-        for key in [key for key in changes if key.startswith(f"{group}.") and (stood == CUSTOM and key != f"{group}.name")]:
-            del changes[key]
+        if group != "data":  # whose batch size may have been adapted to the devices
+            merged[group] |= placeholder(group, fields)
 
 
 def state_change_problems(changes: list[str], *, path: Path, force: bool) -> list[str]:

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+import lightning as L
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
+from torch.utils.data import DataLoader, Dataset, IterableDataset, WeightedRandomSampler
 
 MARK = "no class"
 
@@ -65,3 +67,93 @@ def textual(step: int) -> str:
 
 def fails(step: int) -> float:
     raise ValueError("no schedule today")
+
+
+class Counting(Dataset[tuple[Tensor, Tensor]]):
+    """Windows of rising numbers."""
+
+    def __init__(self, n_windows: int, length: int) -> None:
+        self.n_windows, self.length = n_windows, length
+
+    def __len__(self) -> int:
+        return self.n_windows
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        ids = (torch.arange(self.length + 1) + 3 * index) % 50
+        return ids[:-1], ids[1:]
+
+
+class Numbers(L.LightningDataModule):
+    def __init__(self, context_length: int, batch_size: int = 4, n_windows: int = 26) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.train_set, self.val_set = Counting(n_windows, context_length), Counting(6, context_length)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.train_set, batch_size=self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.val_set, batch_size=self.batch_size)
+
+
+class NoValidation(L.LightningDataModule):
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(Counting(20, 8))
+
+
+class Changed(Numbers):
+    """The same, but for its training set."""
+
+    def train_dataloader(self) -> Any:
+        return self.changed()
+
+    def changed(self) -> Any:
+        return [DataLoader(self.train_set)]
+
+
+class Sampled(Changed):
+    def changed(self) -> Any:
+        return DataLoader(self.train_set, sampler=WeightedRandomSampler([1.0] * 20, 20))
+
+
+class Streaming(Changed):
+    def changed(self) -> Any:
+        class Endless(IterableDataset[Tensor]):
+            def __iter__(self) -> Any:
+                yield torch.zeros(8)
+
+        return DataLoader(Endless())
+
+
+class Collated(Changed):
+    """A loader whose batches a function changes."""
+
+    def changed(self) -> Any:
+        return DataLoader(self.train_set, batch_size=2, collate_fn=self.collate)
+
+    def collate(self, samples: list[tuple[Tensor, Tensor]]) -> Any:
+        return torch.stack([ids for ids, _ in samples])
+
+
+class TooLong(Collated):
+    def collate(self, samples: list[tuple[Tensor, Tensor]]) -> Any:
+        ids = torch.stack([ids for ids, _ in samples])
+        return torch.cat([ids, ids], dim=1), torch.cat([ids, ids], dim=1)
+
+
+class Shorter(Collated):
+    def collate(self, samples: list[tuple[Tensor, Tensor]]) -> Any:
+        ids = torch.stack([ids for ids, _ in samples])
+        return ids, ids[:, 1:]
+
+
+class Floats(Collated):
+    def collate(self, samples: list[tuple[Tensor, Tensor]]) -> Any:
+        ids = torch.stack([ids for ids, _ in samples])
+        return ids.float(), ids
+
+
+class Outside(Collated):
+    def collate(self, samples: list[tuple[Tensor, Tensor]]) -> Any:
+        ids = torch.stack([ids for ids, _ in samples])
+        return ids + 5000, ids

@@ -8,9 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import DictConfig
 
+from gpt_pretrain.commands.train import train as train_command
+from gpt_pretrain.data.custom_data import build_custom_datasets
 from gpt_pretrain.errors import UserError
-from tests.helpers.training_runs import checkpoint, same_weights
+from gpt_pretrain.tokenizers.build import build_tokenizer
+from tests.conftest import TINY_RUN
+from tests.helpers.training_runs import checkpoint, machine_going_away, same_weights
 
 Train = Callable[..., float]
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -18,6 +23,9 @@ OWN = "tests.helpers.own_parts"
 GROWING = ["optimizer=custom", f"++optimizer._target_={OWN}.Growing"]
 HALVING = ["scheduler=custom", f"++scheduler._target_={OWN}.half_life"]
 MILESTONES = ["scheduler=custom", "++scheduler._target_=torch.optim.lr_scheduler.MultiStepLR", "++scheduler.milestones=[2,4,7]"]
+NUMBERS = ["data=custom", f"++data._target_={OWN}.Numbers"]
+# The tiny run without settings of its text.
+WITHOUT_TEXT = [one for one in TINY_RUN if not one.startswith("data.")]
 QUICK = ["callbacks=minimal", "logger=none"]
 
 
@@ -102,6 +110,50 @@ def test_a_changed_learning_rate_scales_the_schedule(train: Train, tmp_path: Pat
     named = [*GROWING, "++optimizer.lr=0.02", *MILESTONES[:2]]
     train(*named, f"resume='{tmp_path / 'run'}'", "trainer.max_steps=4", base=["trainer.accelerator=cpu"])
     assert checkpoint(tmp_path / "run")["lr_schedulers"][0]["_last_lr"] == [pytest.approx(0.02 * 0.01)]
+
+
+def test_own_data_are_read_in_the_order_of_seed_and_epoch(
+    train: Train, compose_train: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    def run(*overrides: str, run_dir: Path, base: list[str] = WITHOUT_TEXT) -> None:
+        config = compose_train(*base, *overrides, run_dir=run_dir)
+        del config.data.cache_dir  # which the tests set for every text
+        overridden = {override.lstrip("+").partition("=")[0] for override in (*base, *overrides)}
+        train_command(config, overridden=overridden)
+
+    run(*NUMBERS, *QUICK, run_dir=tmp_path / "whole")
+    whole, parts = checkpoint(tmp_path / "whole"), tmp_path / "parts"
+    assert (whole["global_step"], whole["tokens_seen"]) == (12, 12 * 4 * 32), "two epochs of 26 windows, four at a time"
+    assert whole["config"]["data"]["batch_size"] == 4, "as the loader's"
+    with machine_going_away(at_step=9):
+        run(*NUMBERS, *QUICK, "checkpoint.every_n_steps=4", run_dir=parts)
+    run(*NUMBERS, f"resume='{parts}'", run_dir=parts, base=["trainer.accelerator=cpu"])
+    assert same_weights(whole, checkpoint(parts))
+    more = [*NUMBERS, "++data.n_windows=30"]
+    with pytest.raises(UserError, match="the content of the text has changed"):
+        run(*more, f"resume='{parts}'", "trainer.max_epochs=3", run_dir=parts, base=["trainer.accelerator=cpu"])
+
+
+DATA = {
+    "no_module": ("torch.nn.Identity", "is a Identity, not a LightningDataModule"),
+    "no_validation": (f"{OWN}.NoValidation", "has no val_dataloader(). The validation loss"),
+    "several_loaders": (f"{OWN}.Changed", "train_dataloader() returns a list, not a DataLoader of torch"),
+    "own_sampler": (f"{OWN}.Sampled", "has a sampler of its own, WeightedRandomSampler"),
+    "stream": (f"{OWN}.Streaming", "has no length, so its order cannot be resumed"),
+    "one_tensor": (f"{OWN}.Collated", "it is a Tensor, but must be a pair of tensors"),
+    "too_long": (f"{OWN}.TooLong", "its windows have 64 tokens, but model.context_length=32"),
+    "other_shapes": (f"{OWN}.Shorter", "target_ids has the shape (1, 31), but token_ids (1, 32)"),
+    "floats": (f"{OWN}.Floats", "token_ids has the shape (1, 32) and the type torch.float32"),
+    "outside": (f"{OWN}.Outside", "token_ids has the id 5000, but the vocabulary has 257 tokens"),
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_data_that_cannot_be_used_are_explained(name: str) -> None:
+    target, message = DATA[name]
+    with pytest.raises(UserError) as caught:
+        build_custom_datasets({"_target_": target}, build_tokenizer("byte"), context_length=32, seed=1)
+    assert message in str(caught.value)
 
 
 WRONG = {
