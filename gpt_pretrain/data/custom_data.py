@@ -1,6 +1,6 @@
 """The user's own LightningDataModule: its datasets become windows, which are read in this program's order.
 
-The order of the batches stays a function of seed and epoch, so that a resumed run, and a run on more devices, read the same windows.
+The order of the batches stays a function of seed and epoch, so resumed runs, and runs on more devices, read the same windows.
 For this a dataset must have a length, and give each sample by its number.
 
 Shapes: B windows of a batch, T tokens of a window.
