@@ -9,6 +9,7 @@ import numpy as np
 
 from gpt_pretrain.checkpoints.pretrained import Weights
 from gpt_pretrain.config.checkpoint_settings import read_data_settings
+from gpt_pretrain.config.custom_parts import CUSTOM
 from gpt_pretrain.config.schema import DataSettings
 from gpt_pretrain.data.sources import find_data_sources, is_shard_path
 from gpt_pretrain.data.token_stream import TokenSlice, TokenStream
@@ -90,7 +91,7 @@ def validation_source(models: Sequence[Weights]) -> TextSource:
             raise UserError(
                 f"{weights.name} names a text at a place that is not used unless you type it. Type it: data.path=FILE"
             )
-        if settings.name != "mixture":
+        if settings.name not in ("mixture", CUSTOM):
             return TextSource(f"the validation set of {weights.name}", settings, False, content["text_sha256"])
     raise UserError(NO_TEXT)
 

@@ -1,0 +1,74 @@
+"""A checkpoint names the user's own classes only as texts: nothing is imported or built for it until the user names it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gpt_pretrain.config.custom_parts import resume_custom_parts, storable_parts
+from gpt_pretrain.errors import UserError
+from tests.helpers.training_runs import checkpoint, with_stored
+
+Train = Callable[..., float]
+OWN = ["optimizer=custom", "++optimizer._target_=tests.helpers.own_parts.Growing"]
+QUICK = ["callbacks=minimal", "logger=none"]
+RESUMED = ["trainer.accelerator=cpu", "trainer.max_steps=2"]
+EVIL = "evil_module_of_a_stranger"
+
+
+@pytest.fixture
+def run(train: Train, tmp_path: Path) -> Path:
+    """A finished run with an optimizer of the user's own."""
+    train(*OWN, "++optimizer.growth=1.5", *QUICK, "trainer.max_steps=1")
+    return tmp_path / "run"
+
+
+def growth(run: Path) -> float:
+    group: dict[str, float] = checkpoint(run)["optimizer_states"][0]["param_groups"][0]
+    return group["growth"]
+
+
+def test_a_class_that_only_the_checkpoint_names_is_not_imported(
+    train: Train, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"{EVIL}.py").write_text("raise SystemExit('this code has run')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with_stored(run, lambda config: config["custom"]["optimizer"].update({"class": f"{EVIL}.Payload"}))
+    with pytest.raises(UserError, match="A checkpoint never decides which code runs"):
+        train(f"resume='{run}'", base=RESUMED)
+    with pytest.raises(UserError, match=rf"optimizer\._target_ was {EVIL}\.Payload, is"):
+        train(f"resume='{run}'", *OWN, base=RESUMED)
+    assert EVIL not in sys.modules
+
+
+def test_arguments_of_a_stranger_are_not_taken(train: Train, run: Path) -> None:
+    with_stored(run, lambda config: config["custom"]["optimizer"]["arguments"].update({"growth": 7.0}))
+    train(f"resume='{run}'", *OWN, base=RESUMED)
+    assert growth(run) == 1.01, "the default of the class, since the signature does not cover the change"
+
+
+def test_arguments_of_an_own_checkpoint_are_taken(train: Train, run: Path) -> None:
+    train(f"resume='{run}'", *OWN, base=RESUMED)
+    assert growth(run) == 1.5
+
+
+def test_a_stored_target_is_refused(train: Train, run: Path) -> None:
+    with_stored(run, lambda config: config["custom"]["optimizer"]["arguments"].update({"inner": {"_target_": "os.system"}}))
+    with pytest.raises(UserError, match="the stored settings contain a _target_"):
+        train(f"resume='{run}'", *OWN, base=RESUMED)
+
+
+def test_a_name_with_control_characters_is_shown_escaped_and_never_suggested() -> None:
+    for name in ("a.b\n\x1b[2Jrm -rf", "x.y; rm -rf ~", "a" * 300 + ".b", 7, None):
+        _, (problem,), _ = resume_custom_parts({"optimizer": {"class": name, "arguments": {}}}, {}, own=False)
+        assert "\x1b" not in problem
+        assert "\n" not in problem
+        assert "_target_=," in problem, "the remedy names no class"
+
+
+def test_arguments_that_name_classes_are_not_stored() -> None:
+    fields = {"_target_": "a.B", "parts": [{"deep": {"_target_": "os.system"}}], "lr": 1.0}
+    assert storable_parts({"optimizer": fields}) == {"optimizer": {"class": "a.B", "arguments": None}}
