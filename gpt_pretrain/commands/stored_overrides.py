@@ -17,9 +17,11 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Overrid
 from hydra.errors import HydraException
 
 from gpt_pretrain.commands.command_words import clean_word
+from gpt_pretrain.commands.custom_options import custom_groups
 from gpt_pretrain.commands.hydra_grammar import setting_values
 from gpt_pretrain.commands.job import typed_arguments
 from gpt_pretrain.config.overrides import find_override, full_form, override_key
+from gpt_pretrain.config.setting_names import CONF
 from gpt_pretrain.config.stored_settings import (
     ASKED,
     BOUNDED,
@@ -146,6 +148,8 @@ def _admit(
         admitted.problems.append(_refuse(text, origin, "may run code, change Hydra itself, or is no setting of this program"))
     elif own and any(has_cut_part(value) for _, value in leaves):
         admitted.asked[True].append(shown)
+    elif not own and custom_groups([text], folders=[CONF]):  # an option of the user's own names a class
+        admitted.asked[False].append(shown)
     elif own:
         admitted.kept.append(text)  # the user's own words, with their interpolations
     elif "${" in text or any("${" in part for value in values for part, _ in _parts(value)):
