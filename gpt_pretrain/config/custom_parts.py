@@ -28,9 +28,13 @@ OF_THE_LOADER = 0  # a batch size that the user's own loader says
 PLACEHOLDERS: dict[str, dict[str, Any]] = {
     "optimizer": {"name": CUSTOM, "lr": 1e-3, "weight_decay": 0.0, "betas": [0.9, 0.999], "eps": 1e-8, "decay": CUSTOM},
     "scheduler": {"name": CUSTOM, "warmup_steps": 0, "decay_steps": 0, "min_lr": 0.0},
+    "data": {
+        **{"name": CUSTOM, "path": None, "url": None, "sha256": None, "cache_dir": None, "stride": None},
+        **{"batch_size": OF_THE_LOADER, "train_ratio": 0.9, "num_workers": 0},
+    },
 }
-
-STATED = {"optimizer": ("lr", "weight_decay")}  # fields that mean the same in both
+# Fields that mean the same in both.
+STATED = {"optimizer": ("lr", "weight_decay"), "data": ("batch_size", "num_workers")}
 
 
 def open_schema(schema: type) -> type:
