@@ -70,7 +70,7 @@ def find_reference(run: RunContents) -> ReferenceCurve | None:
 
 
 def compare_with_reference(run: RunContents, reference: ReferenceCurve) -> tuple[str, str] | None:
-    """Return how far a run is from the reference at its last evaluation that both have, and a note; None without one."""
+    """Return how far a run is from the reference at the last evaluation that both have, with a note; None if there is none."""
     own, known = run.series(METRIC), {step: index for index, step in enumerate(reference.steps)}
     common = [(step, value) for step, value in zip(own.steps, own.values, strict=True) if step in known]
     if not common:
@@ -79,8 +79,9 @@ def compare_with_reference(run: RunContents, reference: ReferenceCurve) -> tuple
     index = known[step]
     difference = value - reference.mean().values[index]
     side = "above" if difference >= 0 else "below"
+    text = f"{abs(difference):.2f} {side} the reference at step {step:,}"
     seeds = f"mean of {len(reference.losses)} seeds, which differ by {reference.spread(index):.2f} there"
-    return f"{abs(difference):.2f} {side} the reference at step {step:,}", f"{reference.command}: {seeds}"
+    return f"{difference:+.2f}", f"{text}: {reference.command}, {seeds}"
 
 
 def _same(reference: dict[str, str], settings: dict[str, str]) -> bool:

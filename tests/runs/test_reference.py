@@ -33,9 +33,10 @@ def _one_curve(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_last_common_evaluation_is_compared_with_the_mean_of_the_seeds() -> None:
     text, note = compare_with_reference(run([9.0, 7.15]), CURVE) or ("", "")
-    assert text == "0.05 above the reference at step 5"
-    assert note == "python train.py model=tiny: mean of 2 seeds, which differ by 0.20 there"
-    assert (compare_with_reference(run([9.0, 7.0, 5.9]), CURVE) or ("",))[0] == "0.10 below the reference at step 10"
+    assert text == "+0.05"
+    assert note == "0.05 above the reference at step 5: python train.py model=tiny, mean of 2 seeds, which differ by 0.20 there"
+    below = compare_with_reference(run([9.0, 7.0, 5.9]), CURVE) or ("", "")
+    assert below[1].startswith("0.10 below the reference at step 10")
     assert compare_with_reference(dataclasses.replace(run([]), metrics={}), CURVE) is None
 
 
@@ -74,7 +75,7 @@ def test_the_page_draws_the_reference_and_says_how_far_it_is(tmp_path: Path, mon
     monkeypatch.setattr("gpt_pretrain.runs.report.run_page.read_run", lambda folder: run([9.0, 7.15], folder=folder))
     page = render_run_page(tmp_path)
     assert "0.05 above the reference at step 5" in page
-    assert "python train.py model=tiny: mean of 2 seeds" in page
+    assert "python train.py model=tiny, mean of 2 seeds" in page
 
 
 def test_the_table_of_the_package_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,7 +153,7 @@ def _reference_row(run: RunContents) -> list[tuple[str, str, str]]:
     """Return a row on how far the run is from the reference of its recipe, if there is one."""
     reference = find_reference(run)
     compared = None if reference is None else compare_with_reference(run, reference)
-    return [] if compared is None else [("Validation loss beside the reference", *compared)]
+    return [] if compared is None else [("To the reference", *compared)]
 
 
 def _throughput(metadata: dict[str, Any], results: dict[str, Any]) -> Facts:
