@@ -77,7 +77,7 @@ def compose_train(tmp_path: Path, cache_dir: Path) -> Callable[..., DictConfig]:
         folder.mkdir(parents=True, exist_ok=True)
         with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
             typed = [full_form(override, script="train") for override in overrides]
-            config = compose("train", [f"run_dir='{folder}'", f"data.cache_dir='{cache_dir}'", *typed])
+            config = compose("train", [f"run_dir='{folder}'", f"++data.cache_dir='{cache_dir}'", *typed])
         assert isinstance(config, DictConfig)
         return config
 

@@ -17,7 +17,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.reading import short_repr
-from gpt_pretrain.system.terminal import escape_line
 
 CUSTOM_GROUPS = ("model", "data", "optimizer", "scheduler")  # may be left to the user
 TARGET, CUSTOM = "_target_", "custom"
@@ -148,6 +147,8 @@ def _is_class_name(name: object) -> bool:
 
 
 def _shown(name: object) -> str:
+    from gpt_pretrain.system.terminal import escape_line  # it loads the library for terminals, and --help must not wait
+
     return escape_line(str(name)[:MAX_NAME])
 
 

@@ -23,7 +23,8 @@ def test_each_option_composes_into_valid_settings(compose_train: Callable[..., D
     launchers = {"parallel": "joblib", "slurm": "submitit", "ray": "ray"}
     if group == "hparams_search" and option in launchers:
         pytest.importorskip(f"hydra_plugins.hydra_{launchers[option]}_launcher")
-    settings = to_settings(compose_train(f"{group}={option}"), TrainSettings)
+    named = [f"++{group}._target_=package.Class"] if option == "custom" else []
+    settings = to_settings(compose_train(f"{group}={option}", *named), TrainSettings)
     problems = train_problems(settings)
     if option in ("wandb", "mlflow") and importlib.util.find_spec(option) is None:
         assert [problem.split(":")[0] for problem in problems] == [f"logger={option} needs the package {option}"]
