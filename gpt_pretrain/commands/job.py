@@ -16,6 +16,8 @@ from gpt_pretrain.config.secrets import override_without_secrets
 from gpt_pretrain.system.shell import join_words
 from gpt_pretrain.training.distributed.launch import launch_info
 
+COMMAND_LINE = "command-line"  # what Hydra calls the origin of --config-dir
+
 
 def is_hydra_job() -> bool:
     """Return whether Hydra has started this job; otherwise a test or a notebook has."""
@@ -45,6 +47,14 @@ def job_overrides() -> list[str]:
     overrides = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # a `${...}` in them stays as it is typed
     assert isinstance(overrides, list)
     return [str(override) for override in overrides]
+
+
+def config_folder_flags() -> list[str]:
+    """Return the option that names the user's own config folder, with its value, as it is typed; empty if there is none."""
+    if not is_hydra_job():
+        return []
+    sources = HydraConfig.get().runtime.config_sources
+    return [word for one in sources if one.provider == COMMAND_LINE for word in ("--config-dir", str(one.path))]
 
 
 def overridden_keys() -> set[str]:

@@ -13,7 +13,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from gpt_pretrain.commands.failures import report_failures
-from gpt_pretrain.commands.job import is_multirun, is_sweep_job, job_overrides, overridden_keys, start_info, typed_arguments
+from gpt_pretrain.commands.job import (
+    config_folder_flags,
+    is_multirun,
+    is_sweep_job,
+    job_overrides,
+    overridden_keys,
+    start_info,
+    typed_arguments,
+)
 from gpt_pretrain.commands.run_context import run_context
 from gpt_pretrain.config.overrides import override_key, quote_value
 from gpt_pretrain.errors import UserError
@@ -149,7 +157,13 @@ def _train_in_processes(config: DictConfig, n_processes: int, *, num_nodes: int)
         overrides = [override for override in overrides if override_key(override) != "resume"]
         overrides.append(f"resume={quote_value(str(config.resume))}")
     info = start_info("train.py") | {"typed": typed_arguments(), "num_nodes": num_nodes}
-    launch.run_ranks(CHECKOUT / "train.py", overrides, devices=n_processes, run_dir=Path(config.run_dir), launch_info=info)
+    launch.run_ranks(
+        CHECKOUT / "train.py",
+        [*config_folder_flags(), *overrides],
+        devices=n_processes,
+        run_dir=Path(config.run_dir),
+        launch_info=info,
+    )
 
 
 def _best_val_loss(run_dir: Path) -> float:

@@ -231,6 +231,21 @@ def test_a_sweep_compares_an_own_optimizer_with_a_built_in_one(script: Script, t
     assert sorted(path.name for path in (tmp_path / "s").glob("optimizer=*")) == ["optimizer=adamw", "optimizer=sgd"]
 
 
+@pytest.mark.slow
+def test_several_devices_find_the_own_config_folder(script: Script, tmp_path: Path) -> None:
+    option = tmp_path / "my_conf" / "optimizer" / "sgd.yaml"
+    option.parent.mkdir(parents=True)
+    option.write_text("_target_: torch.optim.SGD\nlr: 0.1\n")
+    base = ["model=tiny", "model.drop_rate=0", "tokenizer=byte", "callbacks=minimal", "logger=none", "trainer.precision=32-true"]
+    base += ["trainer.accelerator=cpu", "--config-dir", "my_conf", "optimizer=sgd", "trainer.max_steps=3"]
+    for name, batch, devices in (("one", 8, 1), ("two", 4, 2)):
+        done = script("train.py", *base, f"data.batch_size={batch}", f"trainer.devices={devices}", f"hydra.run.dir={name}")
+        assert done.returncode == 0, done.stderr
+    one, two = checkpoint(tmp_path / "one")["state_dict"], checkpoint(tmp_path / "two")["state_dict"]
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, two[name], rtol=0, atol=1e-5)
+
+
 def test_a_fused_optimizer_is_checked_before_it_steps(train: Train, tmp_path: Path) -> None:
     fused = ["optimizer=custom", "++optimizer._target_=torch.optim.AdamW", "++optimizer.fused=true"]
     train(*fused, *QUICK, "trainer.max_steps=1")
