@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from gpt_pretrain.checkpoints.checkpoint_file import nested_dicts
+from gpt_pretrain.config.custom_parts import CUSTOM
 from gpt_pretrain.config.secrets import settings_without_secrets
 from gpt_pretrain.config.stored_settings import TRAIN_KINDS
 from gpt_pretrain.model.config import GPTConfig
@@ -73,7 +74,10 @@ def _training_rows(training: Mapping[str, Any], settings: Mapping[str, Any]) -> 
     """Return the facts about the training in a checkpoint, by label, as Markdown; those of wrong types are left out."""
     data = _mapping(settings.get("data"))
     place, initial = _text(data.get("path")) or _text(data.get("url")), _text(settings.get("init_from"))
-    included = f"{_markdown_text(_text(data.get('name')) or 'unknown')} (included in gpt-pretrain)"
+    own = _text(_mapping(_mapping(settings.get(CUSTOM)).get("data")).get("class"))
+    included = (
+        f"{_markdown_text(own or _text(data.get('name')) or 'unknown')} ({'own class' if own else 'included in gpt-pretrain'})"
+    )
     rows = {"data": _markdown_text(place) if place else included}
     if initial:
         rows["initial weights"] = _markdown_text(initial)
