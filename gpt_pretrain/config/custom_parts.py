@@ -104,18 +104,21 @@ def storable_parts(custom: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[st
 
 
 def resume_custom_parts(
-    stored: Any, named: Mapping[str, Mapping[str, Any]], *, own: bool
+    stored: Any, named: Mapping[str, Mapping[str, Any]], *, own: bool, origin: str
 ) -> tuple[dict[str, dict[str, Any]], list[str], list[str]]:
     """Return the user's parts of a resumed run: the classes that are named now, with the stored arguments that are not given.
 
     Args:
         stored: What `storable_parts` returned, as a checkpoint has it.
         named: The parts that this start names.
-        own: Whether the checkpoint has this user's signature; only then are its arguments taken.
+        own: Whether the checkpoint has this user's signature; without it, its arguments have to be typed.
+        origin: The file, for messages.
 
     Returns:
         The parts, the problems, and the changes that give the saved state another meaning.
     """
+    from gpt_pretrain.config.stored_settings import describe_override, explain_places  # they load what --help need not
+
     before = stored if isinstance(stored, dict) else {}
     parts = {group: dict(fields) for group, fields in named.items()}
     problems, changes = [], []
@@ -129,8 +132,11 @@ def resume_custom_parts(
             continue
         if now[TARGET] != name:
             changes.append(f"{group}._target_ was {_shown(name)}, is {_shown(now[TARGET])} now")
-        elif own and isinstance(arguments, dict):
+        elif isinstance(arguments, dict) and own:
             parts[group] = {**arguments, **now}
+        elif isinstance(arguments, dict) and (others := [key for key in arguments if key not in now]):
+            words = [describe_override(f"{group}.{key}", arguments[key]) for key in others]
+            problems.append(explain_places(words, origin=origin))
     return parts, problems, changes
 
 

@@ -153,7 +153,9 @@ def restore_settings(
     )
     changes: Changes = {}
     merged = _merge(admitted.settings, now, overridden, changes)
-    parts, missing, other_classes = resume_custom_parts(config.get("custom"), settings.custom, own=own)
+    parts, missing, other_classes = resume_custom_parts(
+        config.get("custom"), settings.custom, own=own, origin=escape_line(str(path))
+    )
     _use_custom_parts(merged, parts)
     refused = _keep_step_size(merged, stored, overridden, changes)
     texts = {

@@ -46,8 +46,10 @@ def test_a_class_that_only_the_checkpoint_names_is_not_imported(
 
 def test_arguments_of_a_stranger_are_not_taken(train: Train, run: Path) -> None:
     with_stored(run, lambda config: config["custom"]["optimizer"]["arguments"].update({"growth": 7.0}))
-    train(f"resume='{run}'", *OWN, base=RESUMED)
-    assert growth(run) == 1.01, "the default of the class, since the signature does not cover the change"
+    with pytest.raises(UserError, match=r"optimizer\.growth=7\.0 comes from .*which is not signed with your key"):
+        train(f"resume='{run}'", *OWN, base=RESUMED)
+    train(f"resume='{run}'", *OWN, "++optimizer.growth=1.2", base=RESUMED)
+    assert growth(run) == 1.2
 
 
 def test_arguments_of_an_own_checkpoint_are_taken(train: Train, run: Path) -> None:
@@ -57,13 +59,14 @@ def test_arguments_of_an_own_checkpoint_are_taken(train: Train, run: Path) -> No
 
 def test_a_stored_target_is_refused(train: Train, run: Path) -> None:
     with_stored(run, lambda config: config["custom"]["optimizer"]["arguments"].update({"inner": {"_target_": "os.system"}}))
+    (run / "checkpoints" / "best.ckpt").unlink()  # which is intact
     with pytest.raises(UserError, match="the stored settings contain a _target_"):
         train(f"resume='{run}'", *OWN, base=RESUMED)
 
 
 def test_a_name_with_control_characters_is_shown_escaped_and_never_suggested() -> None:
     for name in ("a.b\n\x1b[2Jrm -rf", "x.y; rm -rf ~", "a" * 300 + ".b", 7, None):
-        _, (problem,), _ = resume_custom_parts({"optimizer": {"class": name, "arguments": {}}}, {}, own=False)
+        _, (problem,), _ = resume_custom_parts({"optimizer": {"class": name, "arguments": {}}}, {}, own=False, origin="a file")
         assert "\x1b" not in problem
         assert "\n" not in problem
         assert "_target_=," in problem, "the remedy names no class"
