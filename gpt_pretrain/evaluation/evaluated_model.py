@@ -1,0 +1,122 @@
+"""Everything that is measured of one model: its losses on a text, its answers to tasks, and what it has seen before."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from gpt_pretrain.checkpoints.pretrained import Weights
+from gpt_pretrain.config.schema import EvaluateSettings
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.evaluation.alternatives import find_alternatives
+from gpt_pretrain.evaluation.contamination import Overlap, task_overlap, text_overlap
+from gpt_pretrain.evaluation.generated_text import find_training_tokens
+from gpt_pretrain.evaluation.page import MAX_PAGE_TOKENS, PageModel
+from gpt_pretrain.evaluation.progress import scoring_progress
+from gpt_pretrain.evaluation.results import TextResult, summarize
+from gpt_pretrain.evaluation.scoring import Scorer, pick_scoring_precision
+from gpt_pretrain.evaluation.task_files import Task
+from gpt_pretrain.evaluation.tasks import TaskResult, score_task
+from gpt_pretrain.evaluation.text_scores import score_text
+from gpt_pretrain.evaluation.texts import TextSource
+from gpt_pretrain.evaluation.unlikely_text import unlikely_loss
+from gpt_pretrain.system.devices import pick_device
+from gpt_pretrain.tokenizers.base import Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class EvaluatedModel:
+    """The results of one model.
+
+    Args:
+        texts: Its results on the text, by stride.
+        tasks: Its results on the tasks.
+        overlaps: The parts of the text and of the tasks that stand in its training text.
+        page: What the page shows of it.
+        warnings: Sentences about results that mean less than they seem to.
+    """
+
+    texts: list[TextResult] = field(default_factory=list)
+    tasks: list[TaskResult] = field(default_factory=list)
+    overlaps: list[Overlap] = field(default_factory=list)
+    page: PageModel | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+def evaluate_model(
+    weights: Weights, source: TextSource | None, tasks: Sequence[Task], settings: EvaluateSettings
+) -> EvaluatedModel:
+    """Score a text and tasks with one model.
+
+    Raises:
+        UserError: If the tokenizer cannot write them, or the weights cannot be used.
+    """
+
+    tokenizer = weights.build_tokenizer(settings.tokenizer)
+    text = None if source is None else source.tokenize(tokenizer, max_bytes=settings.max_bytes)
+    strides = _strides(weights, settings.stride)
+    model = weights.build(device=pick_device(settings.device))
+    precision, reason = pick_scoring_precision(settings.precision, model)
+    log.info("%s: precision %s: %s", weights.name, precision, reason)
+    scorer = Scorer(model, name=weights.name, precision=precision, batch_tokens=settings.batch_tokens)
+    evaluated = EvaluatedModel(tasks=[_run_task(scorer, task, tokenizer) for task in tasks])
+    if (training := find_training_tokens(weights.content, tokenizer)) is not None:
+        evaluated.overlaps += [] if text is None else [text_overlap(weights.name, text, training)]
+        evaluated.overlaps += [task_overlap(weights.name, task, tokenizer, training) for task in tasks]
+        evaluated.warnings += filter(None, [overlap.warning() for overlap in evaluated.overlaps])
+    for stride in strides if text is not None else []:
+        assert text is not None
+        label = f"{weights.name}, stride {stride}"
+        with scoring_progress(label, total=text.tokens.count, unit="tokens") as report:
+            scores = score_text(scorer, text, stride=stride, report=report)
+        result = summarize(weights.name, scores, stride=stride, context_length=scorer.context_length)
+        evaluated.texts.append(result)
+        if evaluated.page is None:
+            shown = MAX_PAGE_TOKENS // max(1, len(settings.models))
+            evaluated.warnings += _misfit(weights, result, named=settings.tokenizer is not None)
+            evaluated.page = PageModel(result, scores, find_alternatives(scorer, text, max_tokens=shown))
+    return evaluated
+
+
+def _run_task(scorer: Scorer, task: Task, tokenizer: Tokenizer) -> TaskResult:
+
+    total = sum(len(item.continuations) for item in task.items)
+    with scoring_progress(f"{scorer.name}, {task.name}", total=total, unit="continuations") as report:
+        result = score_task(scorer, task, tokenizer, report=report)
+    if result.truncated:
+        log.warning(
+            "%s: %s of %s items are longer than the %s tokens of context of %s. They are cut at their beginning.",
+            task.name,
+            f"{result.truncated:,}",
+            f"{len(task.items):,}",
+            f"{scorer.context_length:,}",
+            scorer.name,
+        )
+    return result
+
+
+def _misfit(weights: Weights, result: TextResult, *, named: bool) -> list[str]:
+    """Return a sentence about a loss that only weights have that do not fit the text.
+
+    Args:
+        named: Whether the user has named the tokenizer.
+    """
+    own, loss = not named and weights.own_tokenizer is not None, result.nats_per_token.value
+    text, size = f"{weights.name}: the text", weights.config.vocab_size
+    sentence = unlikely_loss(text, loss, vocab_size=size, of_own_vocabulary=own)
+    return [] if sentence is None else [sentence]
+
+
+def _strides(weights: Weights, typed: int | None) -> list[int]:
+    """Return the strides to score with: windows that do not overlap, and also the typed one.
+
+    Raises:
+        UserError: If the typed one exceeds the context.
+    """
+    context = weights.config.context_length
+    if typed is not None and typed > context:
+        raise UserError(f"stride={typed} exceeds the context of {weights.name}, which is {context} tokens.")
+    return [context] if typed in (None, context) else [context, typed]
