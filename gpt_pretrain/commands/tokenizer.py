@@ -69,13 +69,22 @@ def tokenizer_command(arguments: list[str]) -> None:
 
 def _trial_settings(typed: str) -> tuple[TrainSettings | None, list[str]]:
     """Return the settings of train.py for the trials, or None, and their problems."""
+    from gpt_pretrain.commands.argument_checks import override_problems
     from gpt_pretrain.commands.hydra_errors import explain_hydra_error
     from gpt_pretrain.commands.notebook import load_settings
+    from gpt_pretrain.config.overrides import full_form
 
     try:
-        settings = load_settings(*shlex.split(typed))
-    except UserError as error:
-        return None, [f"trial: {problem}" for problem in error.problems]
+        overrides = shlex.split(typed)
+    except ValueError as error:
+        return None, [f"trial={typed}: {str(error).lower()}. Give the settings of train.py, such as trial='model=tiny'."]
+    if not overrides or any("=" not in override for override in overrides):
+        return None, [f"trial={typed} is no list of settings of train.py. Give them with blanks between: trial='model=tiny'."]
+    full = [full_form(override, script="train") for override in overrides]
+    if found := [f"trial: {problem}" for override in full for problem in override_problems(override, script="train")]:
+        return None, found
+    try:
+        settings = load_settings(*overrides)
     except Exception as error:
         if (explained := explain_hydra_error(error, script="train")) is None:
             raise

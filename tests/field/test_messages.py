@@ -29,6 +29,30 @@ CASES = {
     "compare_nothing": ((*COMPARE,), "0 runs given, but a comparison needs at least two."),
     "compare_one": ((*COMPARE, "run"), "1 run given, but a comparison needs at least two."),
     "mixture_without_sources": ((*TRAIN, "data=mixture", "tokenizer=byte"), "data=mixture needs data.sources='[{path: FOLDER,"),
+    "vocabulary_trial_of_nothing_known": (
+        (*VOCABULARY, "out=own", "text.txt", "trial=model=huge"),
+        "trial: model=huge: the group model has no option huge. Its options are chapter5",
+    ),
+    "vocabulary_trial_without_end": (
+        (*VOCABULARY, "out=own", "text.txt", "trial=model='tiny"),
+        "trial=model='tiny: no closing quotation. Give the settings of train.py, such as trial='model=tiny'.",
+    ),
+    "vocabulary_trial_of_nothing": (
+        (*VOCABULARY, "out=own", "text.txt", "trial="),
+        "trial= is no list of settings of train.py. Give them with blanks between: trial='model=tiny'.",
+    ),
+    "vocabulary_trial_with_weights": (
+        (*VOCABULARY, "out=own", "text.txt", "trial=model=tiny init_from=gpt2"),
+        "trial: only a model with new weights can have another vocabulary. Leave out init_from= and resume=.",
+    ),
+    "vocabulary_trial_of_a_short_text": (
+        (*VOCABULARY, "out=own", "text.txt", "vocab_size=300", "trial=model=tiny"),
+        "trial: a suggestion needs at least 50,000 bytes of text. The vocabulary itself is complete.",
+    ),
+    "vocabulary_trial_without_time": (
+        (*VOCABULARY, "out=own", "text.txt", "trial=model=tiny", "trial_minutes=0"),
+        "trial_minutes=0.0: must be at least 0.1 minutes",
+    ),
     "vocabulary_trained_by_prepare": (
         (*PREPARE[:4], "tokenizer=bpe", "text.txt"),
         "train a vocabulary first: gpt-pretrain tokenizer TEXT out=FOLDER. Then give tokenizer=FOLDER.",

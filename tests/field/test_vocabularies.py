@@ -316,10 +316,10 @@ def test_a_hostile_tokenizer_json_is_refused_soon(name: str, tmp_path: Path, cap
 def test_a_pattern_that_backtracks_ends_with_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gpt_pretrain.tokenizers.definition.check_pattern", str)  # so that it is not refused
     (tmp_path / "tokenizer.json").write_text(json.dumps(split_by("a*a*a*a*[^a]")))
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(UserError, match="fails on a text"):
         build_tokenizer(str(tmp_path)).encode("a" * 3000)
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
 
 
 def test_a_meta_pkl_that_would_run_code_runs_nothing(tmp_path: Path) -> None:
