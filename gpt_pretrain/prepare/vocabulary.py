@@ -119,7 +119,27 @@ def _read_samples(settings: VocabularySettings, folder: Path) -> VocabularySampl
         held_out.add(*smallest)
     if not training.n_bytes:
         raise UserError("The corpus is empty: the inputs contain no text to train on.")
+    if training.is_complete:
+        held_out = _return_excess(held_out, training, share=max(1 / HELD_OUT_SHARE, settings.val_fraction))
     return VocabularySamples(training, held_out, counts.text_bytes)
+
+
+def _return_excess(held_out: TextSample, training: TextSample, *, share: float) -> TextSample:
+    """Return at most this share of both samples as the held-out one, and add the rest to the training.
+
+    A short text has so few pieces that a single one may be most of it.
+    """
+    limit = int((held_out.n_bytes + training.n_bytes) * share)
+    if held_out.n_bytes <= limit:
+        return held_out
+    kept = TextSample(held_out.max_bytes)
+    for text in held_out.texts():
+        head = text.encode()[: limit - kept.n_bytes].decode(errors="ignore")
+        end = len(text) if len(head) == len(text) else max(head.rfind("\n"), head.rfind(" "), 0)
+        for part, sample in ((text[:end], kept), (text[end:], training)):
+            if part:
+                sample.add(data := part.encode(), hash_piece(data))
+    return kept
 
 
 def _chunk_texts(chunk: Chunk, text_field: str, counts: RecordCounts, rejected: list[RejectedRecord]) -> Iterator[str]:

@@ -8,13 +8,16 @@ import random
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from gpt_pretrain.commands.tokenizer import tokenizer_command
+from gpt_pretrain.config.command_schema import VocabularySettings
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.prepare.vocabulary import train_vocabulary
 from gpt_pretrain.prepare.vocabulary_report import script_of
 from gpt_pretrain.texts.sampling import PIECE_CHARACTERS, TextSample, cut_pieces, hash_piece
 from gpt_pretrain.tokenizers.build import build_tokenizer
@@ -139,6 +142,17 @@ def test_a_sample_does_not_depend_on_the_order() -> None:
         assert sample.n_bytes <= 5000 and not sample.is_complete
         found.append(sorted(sample._pieces))
     assert all(one == found[0] for one in found)
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.2])
+def test_of_a_short_text_a_tenth_or_the_fraction_is_held_out(tmp_path: Path, fraction: float) -> None:
+    text = " ".join(f"word{number}" for number in range(16_000))
+    (tmp_path / "text.txt").write_text(text)
+    settings = VocabularySettings(out=str(tmp_path / "out"), inputs=[str(tmp_path / "text.txt")], val_fraction=fraction)
+    samples = train_vocabulary(replace(settings, vocab_size=300))
+    sizes = [sample.n_bytes for sample in (samples.held_out, samples.training)]
+    assert sum(sizes) == samples.corpus_bytes == len(text)
+    assert len(text) * 0.05 < sizes[0] <= len(text) * max(fraction, 0.1)
 
 
 def test_pieces_are_the_text_and_end_after_words() -> None:
