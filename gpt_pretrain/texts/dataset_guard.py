@@ -22,6 +22,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.reading import DamagedFileError, parse_yaml_value
 from gpt_pretrain.texts.decompression import MAX_EXPANSION, max_content
+from gpt_pretrain.texts.parquet_rows import read_few_rows
 
 HUB = "hf://datasets/"
 ARCHIVES = ("zip", "gzip", "bz2", "xz", "zstd", "lz4")
@@ -55,6 +56,7 @@ def own_files_only(name: str) -> Iterator[None]:
             ("yaml", "load", own.check_description),
             ("fsspec.implementations.zip:ZipFileSystem", "_open", _limit_member),
             ("datasets.filesystems.compression:BaseCompressedFileFileSystem", "_open", _limit_content),
+            ("datasets.packaged_modules.parquet.parquet:Parquet", "_generate_tables", read_few_rows),
         ):
             stack.enter_context(_wrapped(place, function, wrap))
         yield

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Any, BinaryIO
 
 from gpt_pretrain.errors import UserError
@@ -13,14 +12,10 @@ from gpt_pretrain.texts.chunks import BATCH, DAMAGED_ARCHIVE, LONGEST_RECORD, Ch
 from gpt_pretrain.texts.columns import check_column, find_column
 from gpt_pretrain.texts.dataset_files import SAVED, check_is_text, check_saved_dataset
 from gpt_pretrain.texts.dataset_guard import check_reader, own_files_only
-from gpt_pretrain.texts.decompression import MAX_EXPANSION, DamagedArchiveError, max_content
+from gpt_pretrain.texts.decompression import DamagedArchiveError, max_content
 from gpt_pretrain.texts.extras import missing_extra
 from gpt_pretrain.texts.inputs import StreamedDataset
-
-MAX_ROWS = 64  # Rows read at a time. One of them may be as long as the rest of its row group.
-SUSPICIOUS = 50  # Text is compressed to a tenth; a column that is compressed more is read row by row.
-FIELD, LONGEST_HEADER = b"\x15", 64  # In a page's header: the next field is a whole number; bytes that hold the first two.
-EXPANDED = f"its text is more than {MAX_EXPANSION} times as large as the file"
+from gpt_pretrain.texts.parquet_rows import EXPANDED, MAX_ROWS, rows_at_a_time
 
 
 def read_parquet(source: str | BinaryIO, cursor: Cursor, text_field: str, *, size: int) -> Iterator[Chunk]:
@@ -53,7 +48,7 @@ def read_parquet(source: str | BinaryIO, cursor: Cursor, text_field: str, *, siz
                 batch_size = min(max(BATCH * group.num_rows // max(group.total_byte_size, 1), 1), MAX_ROWS)
                 columns = (group.column(index) for index in range(group.num_columns))
                 column = next((column for column in columns if column.path_in_schema == text_field), None)
-                batch_size = min(batch_size, _rows_at_a_time(source, size, column))
+                batch_size = min(batch_size, rows_at_a_time(source, size, column))
                 for batch in table.iter_batches(batch_size, row_groups=[number], columns=[text_field], use_threads=False):
                     values = _values(_select(batch, fields).slice(skip))
                     skip = max(skip - len(batch), 0)
@@ -67,52 +62,6 @@ def read_parquet(source: str | BinaryIO, cursor: Cursor, text_field: str, *, siz
         if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno is not None):
             raise
         yield cursor.reject(DAMAGED_ARCHIVE, (str(error).strip() or type(error).__name__).splitlines()[0])
-
-
-def _rows_at_a_time(source: str | BinaryIO, size: int, column: Any) -> int:
-    """Return how many rows of a column fit into memory even if all of them are the longest entry of its dictionary.
-
-    Args:
-        source: The file, of `size` bytes.
-        column: The metadata of the column in a row group; None if it has parts, as a list has.
-
-    Raises:
-        DamagedArchiveError: If the dictionary alone is far larger than the file.
-    """
-    if column is None or column.total_uncompressed_size > SUSPICIOUS * max(column.total_compressed_size, 1):
-        return 1
-    if not column.has_dictionary_page:
-        return MAX_ROWS
-    with open(source, "rb") if isinstance(source, str) else nullcontext(source) as stream:
-        before = stream.tell()
-        stream.seek(column.dictionary_page_offset)
-        header = stream.read(LONGEST_HEADER)
-        stream.seek(before)
-    dictionary = _page_size(header)
-    if dictionary > max_content(size):
-        raise DamagedArchiveError(EXPANDED)
-    return min(max(LONGEST_RECORD // max(dictionary, 1), 1), MAX_ROWS)
-
-
-def _page_size(header: bytes) -> int:
-    """Return the size in bytes that a page has in memory, from the second number in its header.
-
-    Source: PageHeader in apache/parquet-format's parquet.thrift; a number has seven bits in each byte, and its sign in the last.
-    """
-    numbers, position = list[int](), 0
-    for _ in range(2):
-        if header[position : position + 1] != FIELD:
-            return LONGEST_RECORD  # An unknown form of the header allows one row at a time.
-        number = shift = 0
-        while True:
-            position += 1
-            byte = header[position] if position < len(header) else 0
-            number, shift = number | (byte & 0x7F) << shift, shift + 7
-            if byte < 0x80:
-                break
-        position += 1
-        numbers.append(number >> 1)
-    return numbers[1]
 
 
 def _select(batch: Any, fields: list[str]) -> Any:

@@ -362,3 +362,21 @@ def test_an_encoding_that_takes_quadratic_time_is_refused(tmp_path: Path, encodi
     )
     with pytest.raises(UserError, match=r"asks for the encoding \s?(?i:punycode)"):
         read(tmp_path)
+
+
+def test_a_small_parquet_file_does_not_fill_the_memory(tmp_path: Path) -> None:
+    rows = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array(["x" * 300_000]))
+    pq.write_table(pa.table({"text": rows, "n": list(range(1000))}), tmp_path / "train.parquet", store_schema=False)
+    pool = pa.default_memory_pool()
+    with own_files_only(str(tmp_path)):
+        records = datasets.load_dataset_builder(str(tmp_path)).as_streaming_dataset(split="train")
+        before = pool.bytes_allocated()
+        table = next(iter(records.with_format("arrow").iter(batch_size=1)))
+        assert len(table["text"][0].as_py()) == 300_000 and pool.bytes_allocated() - before < 100e6
+
+
+def test_parquet_files_of_a_dataset_are_read_in_order(tmp_path: Path) -> None:
+    table = pa.table({"text": [f"text {n}" for n in range(1000)], "n": [{"a": [n] * 3} for n in range(1000)]})
+    for name in ("train-0.parquet", "train-1.parquet"):
+        pq.write_table(table, tmp_path / name, row_group_size=300)
+    assert read(tmp_path) == [f"text {n}" for n in range(1000)] * 2
