@@ -58,7 +58,13 @@ def all_cases(*, precision: str) -> dict[str, Case]:
     for batch_size in (1, 8):
         for n_prompt in (4, 512):
             cases[f"decode-b{batch_size}-p{n_prompt}"] = _decoding(Decoding(batch_size, n_prompt))
-    return cases | {"first-token": _first_token(), "load": _loading(precision), "prepare": _preparing(), "start": _starting()}
+    return cases | {
+        "first-token": _first_token(),
+        "load": _loading(precision),
+        "prepare": _preparing(),
+        "prepare-text": _preparing_text(),
+        "start": _starting(),
+    }
 
 
 def _training(shape: Training, precision: str) -> Case:
@@ -143,6 +149,18 @@ def _preparing(megabytes: float = 100) -> Case:
         "is the whole command up to the shards on disk; tiktoken has the text and its lists in memory."
     )
     return Case("Preparing a corpus", subjects, tokens=preparing.UNIT, note=note)
+
+
+def _preparing_text(megabytes: float = 300) -> Case:
+    subjects: dict[str, Callable[[], Measurement]] = {
+        "ours": partial(preparing.ours, megabytes=megabytes, as_text=True),
+        "tiktoken's encode_ordinary_batch": partial(preparing.tiktoken, megabytes=megabytes),
+    }
+    note = (
+        f"Time per {preparing.UNIT:,} tokens of {megabytes:g} MB of plain text, a worker or thread for each core. The text "
+        "repeats a few MB, which favors ours: it remembers words."
+    )
+    return Case("Preparing a corpus of plain text", subjects, tokens=preparing.UNIT, note=note)
 
 
 def _starting() -> Case:

@@ -16,6 +16,7 @@ import psutil
 
 from benchmarks.measure import ROOT, Measurement, now
 from gpt_pretrain.system.resources import cores
+from gpt_pretrain.tokenizers.base import END_OF_TEXT
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.tiktoken_bpe import TiktokenTokenizer
 
@@ -24,13 +25,17 @@ PARAGRAPHS = 20  # per document
 MEMORY_INTERVAL = 0.2  # seconds; reading the memory takes a few milliseconds of a core
 
 
-def ours(*, megabytes: float, workers: int | None = None) -> Measurement:
-    """Measure the whole command on JSON lines; shared pages count in the memory of each of its processes."""
+def ours(*, megabytes: float, workers: int | None = None, as_text: bool = False) -> Measurement:
+    """Measure the whole command; shared pages count in the memory of each of its processes.
+
+    Args:
+        as_text: Plain text with `<|endoftext|>` after each document, instead of JSON lines.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        source, out = Path(folder, "corpus.jsonl"), Path(folder, "out")
+        source, out = Path(folder, "corpus.txt" if as_text else "corpus.jsonl"), Path(folder, "out")
         with open(source, "w", encoding="utf-8") as stream:
             for text in _documents(megabytes):
-                stream.write(json.dumps({"text": text}) + "\n")
+                stream.write(text + END_OF_TEXT if as_text else json.dumps({"text": text}) + "\n")
         arguments = [str(source), f"out={out}", f"workers={cores() if workers is None else workers}"]
         start, peak = now(), 0
         process = psutil.Popen([sys.executable, "-m", "gpt_pretrain", "prepare", *arguments], cwd=ROOT, stdout=subprocess.DEVNULL)

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from gpt_pretrain.system.signing import has_signature, signature
 from gpt_pretrain.texts.inputs import FileStamp
 from gpt_pretrain.texts.text import Text, TextCounts, check_text_unchanged, sha256_without_blanks
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer, token_itemsize
+from gpt_pretrain.tokenizers.fast_encoder import WORTHWHILE, DifferentIdsError, FastEncoder
 from gpt_pretrain.tokenizers.splitting import adds_blank, encode_pieces
 from gpt_pretrain.tokenizers.unknown import UnknownText
 
@@ -67,8 +69,13 @@ def tokenize_text(text: Text, tokenizer: Tokenizer, *, train_ratio: float, cache
         return cached
     if folder.exists():
         log.warning("The token cache %s is damaged or outdated and will be rebuilt.", folder)
+    build = partial(_build, folder, text, tokenizer, text_sha256, stamps, train_ratio=train_ratio)
     try:
-        return _build(folder, text, tokenizer, text_sha256, stamps, train_ratio=train_ratio)
+        try:
+            return build()
+        except DifferentIdsError as error:
+            log.warning("%s. The text is encoded again without gigatoken, which takes longer.", error)
+            return build(use_library=False)
     except UserError:
         check_text_unchanged(stamps)  # Whatever is wrong with a file that is still being written, this is the cause.
         raise
@@ -147,14 +154,23 @@ def _describe_text(text: Text, text_sha256: str) -> dict[str, Any]:
 
 
 def _build(
-    folder: Path, text: Text, tokenizer: Tokenizer, text_sha256: str, stamps: list[FileStamp], *, train_ratio: float
+    folder: Path,
+    text: Text,
+    tokenizer: Tokenizer,
+    text_sha256: str,
+    stamps: list[FileStamp],
+    *,
+    train_ratio: float,
+    use_library: bool = True,
 ) -> TokenSplit:
     """Write the token files of a folder.
 
     Args:
         stamps: Of the text's files, taken before they were first read.
+        use_library: Encode a large text with the fast library.
 
     Raises:
+        DifferentIdsError: If the fast library gives other ids than the tokenizer.
         UserError: If the text is empty, unreadable or not UTF-8, or changes while it is read.
     """
     about = _describe_text(text, text_sha256)
@@ -162,13 +178,15 @@ def _build(
     cut = _split_position(text, int(train_ratio * characters))
     fields: dict[str, Any] = {}
     unknown = UnknownText(tokenizer)
+    encoder = FastEncoder(tokenizer, use_library=use_library and characters >= WORTHWHILE)
+    encoder.compare_next()
     try:
         with replacing(folder, keep_existing=lambda: _load(folder) is not None) as scratch:
             scratch.mkdir(mode=0o700)
             fields |= {
                 part: _write_tokens(
                     scratch / f"{part}.bin",
-                    encode_pieces(_characters_between(text, *span), tokenizer, unknown=unknown),
+                    encode_pieces(_characters_between(text, *span), tokenizer, unknown=unknown, encode=encoder.encode),
                     itemsize,
                 )
                 for part, span in (("train", (0, cut)), ("val", (cut, characters)))

@@ -62,7 +62,7 @@ class EncodeTask:
     def __call__(self, data: Any, rank: int = 0, world_size: int = 1) -> Any:
         """Encode the group with the number `rank`."""
         silent = PreparationProgress(None, Console(file=io.StringIO()))
-        with WorkerPool(self.workers, self.options.tokenizer) as workers, silent as progress:
+        with WorkerPool(self.workers, self.options.tokenizer, fast=self.options.fast) as workers, silent as progress:
             encode_inputs(
                 replace(self.inputs, files=self.groups[rank]),
                 self.options,

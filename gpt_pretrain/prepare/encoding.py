@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,21 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare.encoded_batch import MAX_LISTED, EncodedBatch
 from gpt_pretrain.prepare.processes import Interrupt, WorkerPool
 from gpt_pretrain.prepare.progress import PreparationProgress
-from gpt_pretrain.prepare.segments import REJECTED_FILE, RecordCounts, SegmentWriter
+from gpt_pretrain.prepare.segments import JOURNAL, REJECTED_FILE, RecordCounts, SegmentWriter
 from gpt_pretrain.prepare.tokenizing import cached_tokenizer, encode_batch
-from gpt_pretrain.system.files import open_for_append
+from gpt_pretrain.system.files import open_for_append, write_text
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.reading import open_regular
-from gpt_pretrain.system.terminal import escape_line
+from gpt_pretrain.system.terminal import escape_line, print_escaped
 from gpt_pretrain.texts.chunks import FIELD_MISSING, FILE_FAILURES, NOTHING_TO_READ, Chunk
 from gpt_pretrain.texts.inputs import CorpusInputs
 from gpt_pretrain.texts.reading import batch_chunks, read_inputs
+from gpt_pretrain.tokenizers.fast_encoder import DifferentIdsError
 
 # Share of rejected records up to which the error suggests leaving them out.
 MAX_SUGGESTED = 0.5
 ENOUGH_RECORDS = 10_000  # Number of records from which their rejected share is judged before all have been read.
+WITHOUT_LIBRARY = "without-gigatoken"  # A file in the folder of the segments.
 MOST_FAILED_SHOWN = 10
 N_EXAMPLES = 3  # Rejected records shown in a message.
 
@@ -43,6 +46,7 @@ class EncodingOptions:
         max_failed_files: Largest number of files that cannot be read to their end.
         rejected_file: The file that rejected records are copied to if there are too many.
         records_as_is: Encode records as version 0.1.0 did, to go on with a corpus that it started.
+        fast: Use the fast library, unless it has given other ids than the tokenizer before.
     """
 
     tokenizer: str
@@ -52,6 +56,7 @@ class EncodingOptions:
     max_failed_files: int
     rejected_file: Path
     records_as_is: bool = False
+    fast: bool = False
 
 
 def encode_inputs(
@@ -65,9 +70,35 @@ def encode_inputs(
 ) -> None:
     """Encode everything that the segments in a folder do not contain yet.
 
+    If the fast library gives other ids than the tokenizer, everything is encoded again without it.
+
     Raises:
         UserError: If too many records are rejected, too many files cannot be read to their end, or the inputs have changed.
         SystemExit: If a signal has arrived.
+    """
+    options = replace(options, fast=options.fast and not is_without_library(folder))
+    encode = partial(_encode_rest, inputs, folder=folder, workers=workers, progress=progress, interrupt=interrupt)
+    try:
+        encode(options)
+    except DifferentIdsError as error:
+        print_escaped(f"{error}. All texts are encoded again without gigatoken, which takes longer.", file=sys.stderr)
+        start_without_library(folder)
+        encode(replace(options, fast=False))
+
+
+def _encode_rest(
+    inputs: CorpusInputs,
+    options: EncodingOptions,
+    *,
+    folder: Path,
+    workers: WorkerPool,
+    progress: PreparationProgress,
+    interrupt: Interrupt,
+) -> None:
+    """Do what `encode_inputs` does, either with the fast library or without it.
+
+    Raises:
+        DifferentIdsError: If the library gives other ids than the tokenizer.
     """
     writer = SegmentWriter(folder, itemsize=options.itemsize)
     try:
@@ -75,7 +106,11 @@ def encode_inputs(
             return
         progress.start_encoding(writer.state.counts)
         encode: Callable[[list[Chunk]], EncodedBatch] = partial(
-            encode_batch, tokenizer_name=options.tokenizer, text_field=options.text_field, as_is=options.records_as_is
+            encode_batch,
+            tokenizer_name=options.tokenizer,
+            text_field=options.text_field,
+            as_is=options.records_as_is,
+            fast=options.fast,
         )
         jobs = batch_chunks(read_inputs(inputs, cached_tokenizer(options.tokenizer), start=writer.state.after))
         for chunks, batch in workers.map(encode, jobs, size=lambda chunks: sum(chunk.size for chunk in chunks)):
@@ -95,6 +130,17 @@ def encode_inputs(
         writer.finish_segment(complete=True)
     finally:
         writer.close()
+
+
+def is_without_library(folder: Path) -> bool:
+    """Return whether the fast library has given other ids than the tokenizer for a text in this folder."""
+    return (folder / WITHOUT_LIBRARY).exists()
+
+
+def start_without_library(folder: Path) -> None:
+    """Discard the segments in a folder, and record that the fast library must not be used for it."""
+    (folder / JOURNAL).unlink(missing_ok=True)  # First: if this process is killed now, the next one finds the difference again.
+    write_text(folder / WITHOUT_LIBRARY, "")
 
 
 def collect_rejected(folders: Iterable[Path], target: Path) -> None:

@@ -24,7 +24,9 @@ from gpt_pretrain.prepare.encoding import (
     encode_inputs,
     failed_files,
     failed_files_error,
+    is_without_library,
     rejection_error,
+    start_without_library,
     too_many_rejected,
 )
 from gpt_pretrain.prepare.processes import Interrupt, WorkerPool, interruptible
@@ -32,7 +34,7 @@ from gpt_pretrain.prepare.progress import PreparationProgress
 from gpt_pretrain.prepare.report import FAILED, print_failed_files, print_report, print_summary
 from gpt_pretrain.prepare.segments import REJECTED_FILE, RecordCounts, total_counts
 from gpt_pretrain.prepare.shards import write_shards
-from gpt_pretrain.prepare.tokenizing import cached_tokenizer
+from gpt_pretrain.prepare.tokenizing import cached_encoder, cached_tokenizer
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.file_kinds import LINES, PARQUET
 from gpt_pretrain.system.files import write_json, write_text
@@ -41,7 +43,9 @@ from gpt_pretrain.system.terminal import escape_line, print_escaped
 from gpt_pretrain.texts.inputs import CorpusInputs, InputFile, find_inputs
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, fingerprint, token_itemsize
 from gpt_pretrain.tokenizers.build import is_place_of_tokenizer
+from gpt_pretrain.tokenizers.fast_encoder import WORTHWHILE
 from gpt_pretrain.tokenizers.saving import tokenizer_files
+from gpt_pretrain.tokenizers.tiktoken_bpe import TiktokenTokenizer
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # The settings that a corpus depends on, besides the inputs and the tokenizer.
@@ -156,14 +160,24 @@ def _write_corpus(
         settings.max_failed_files,
         rejected_file,
         records_as_is=records_as_is,
+        fast=inputs.size is None or inputs.size >= WORTHWHILE,
     )
+    if options.fast:
+        _report_slow_encoding(settings.tokenizer)
     if settings.executor is not None:
         # What failed is judged when all tasks have finished; each lists all files that fail.
         unlimited = replace(options, max_rejected=1.0, max_failed_files=max(MAX_FAILED_OF_TASK, settings.max_failed_files))
         local = settings.executor == "local"
         task = EncodeTask(groups, inputs, unlimited, task_folders, 1 if local else settings.workers or 1, quiet=local)
         encode_on_cluster(settings, task, folder / WORK, interrupt=interrupt)
-    with WorkerPool(settings.workers or cores(), settings.tokenizer) as workers, PreparationProgress(inputs.size) as progress:
+        if differing := [other for other in task_folders if is_without_library(other)]:
+            # What the library did not encode well in one task may have escaped the samples of another one.
+            for other in task_folders:
+                if other not in differing:
+                    start_without_library(other)
+            encode_on_cluster(settings, task, folder / WORK, interrupt=interrupt)
+    pool = WorkerPool(settings.workers or cores(), settings.tokenizer, fast=options.fast and settings.executor is None)
+    with pool as workers, PreparationProgress(inputs.size) as progress:
         if settings.executor is None:
             encode_inputs(inputs, options, task_folders[0], workers=workers, progress=progress, interrupt=interrupt)
         counts = total_counts(task_folders)
@@ -188,6 +202,13 @@ def _write_corpus(
         "duplicates": shards["duplicates"],
         **({FAILED: [describe_rejected(record) for record in failed]} if failed else {}),
     }, counts
+
+
+def _report_slow_encoding(tokenizer: str) -> None:
+    """Print why the fast library does not encode a corpus that is large enough for it, if it could have."""
+    encoder = cached_encoder(tokenizer, use_library=True)
+    if encoder.slow_because and isinstance(cached_tokenizer(tokenizer), TiktokenTokenizer):
+        print_escaped(f"Encoding takes about ten times as long as it could: {encoder.slow_because}.", file=sys.stderr)
 
 
 def _group_inputs(settings: PrepareSettings, inputs: CorpusInputs) -> list[list[InputFile]]:

@@ -18,7 +18,7 @@ from types import FrameType, TracebackType
 from typing import TypeVar
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.prepare.tokenizing import cached_tokenizer
+from gpt_pretrain.prepare.tokenizing import cached_encoder
 from gpt_pretrain.texts.chunks import BATCH
 
 Job = TypeVar("Job")
@@ -34,12 +34,13 @@ class WorkerPool:
     Args:
         count: Number of workers.
         tokenizer: Name of the tokenizer. It is loaded before the processes are forked, so that they share its memory.
+        fast: Load the fast library too.
     """
 
-    def __init__(self, count: int, tokenizer: str) -> None:
+    def __init__(self, count: int, tokenizer: str, *, fast: bool = False) -> None:
         self.count = count
         self._pool: ProcessPoolExecutor | None = None
-        cached_tokenizer(tokenizer)
+        cached_encoder(tokenizer, use_library=fast)
         if count > 1:
             context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
             gc.freeze()  # A garbage collection in a worker would copy every page it visits.

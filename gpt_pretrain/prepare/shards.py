@@ -22,7 +22,7 @@ from gpt_pretrain.system.files import open_for_append, replacing, sync_file
 from gpt_pretrain.system.reading import parse_json, read_bytes
 
 NAMES = {TRAIN: "train", VAL: "val"}
-COPIED_TOKENS = 1 << 22  # Tokens copied at a time.
+COPIED_TOKENS = 1 << 18  # Tokens copied at a time; so few stay in the processor's cache.
 FINISHED = "shards.jsonl"  # Lists the manifest entries of the shards that have been written.
 
 
@@ -151,7 +151,7 @@ def write_shard(job: ShardJob) -> dict[str, Any]:
             document_starts.append((starts + written).astype("<u8"))
             for index in range(source, source + count, COPIED_TOKENS):
                 tokens = corpus.tokens(index, min(COPIED_TOKENS, source + count - index))
-                size += int(byte_lengths[tokens].sum())
+                size += int(byte_lengths.take(tokens).sum(dtype=np.int64))
                 data = tokens.tobytes()
                 digest.update(data)
                 stream.write(data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from gpt_pretrain.texts.chunks import Chunk, RejectedRecord
 from gpt_pretrain.texts.records import InvalidRecordError, chunk_records, excerpt, record_text
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer, token_byte_lengths, token_itemsize
 from gpt_pretrain.tokenizers.build import build_tokenizer
+from gpt_pretrain.tokenizers.fast_encoder import COMPARED_FIRST, FastEncoder
 from gpt_pretrain.tokenizers.fitting import with_end_of_text
 from gpt_pretrain.tokenizers.splitting import encode_part, split_text
 from gpt_pretrain.tokenizers.unknown import UnknownText
@@ -25,18 +27,33 @@ def cached_tokenizer(name: str) -> Tokenizer:
 
 
 @functools.cache
+def cached_encoder(tokenizer_name: str, *, use_library: bool) -> FastEncoder:
+    """Build the encoder of a corpus."""
+    return FastEncoder(cached_tokenizer(tokenizer_name), use_library=use_library)
+
+
+@functools.cache
 def cached_byte_lengths(tokenizer_name: str) -> np.ndarray:
-    """Return the number of bytes of text that each token of a tokenizer represents."""
-    return token_byte_lengths(cached_tokenizer(tokenizer_name))
+    """Return the number of bytes of text that each token of a tokenizer represents, in the smallest type: a table in cache."""
+    lengths = token_byte_lengths(cached_tokenizer(tokenizer_name))
+    return lengths.astype(np.min_scalar_type(int(lengths.max())))
 
 
-def encode_batch(chunks: list[Chunk], tokenizer_name: str, text_field: str, *, as_is: bool = False) -> EncodedBatch:
+def encode_batch(
+    chunks: list[Chunk], tokenizer_name: str, text_field: str, *, as_is: bool = False, fast: bool = False
+) -> EncodedBatch:
     """Encode the documents of several chunks.
 
     Args:
         as_is: Keep the line ends of records, and take end-of-text markers in them as text.
+        fast: Use the fast library.
+
+    Raises:
+        DifferentIdsError: If the fast library has encoded a text in another way than the tokenizer.
     """
-    encoder = _DocumentEncoder(cached_tokenizer(tokenizer_name), divide=not as_is)
+    fast_encoder = cached_encoder(tokenizer_name, use_library=fast)
+    fast_encoder.compare_next(COMPARED_FIRST if chunks and _is_first(chunks[0]) else 0)
+    encoder = _DocumentEncoder(cached_tokenizer(tokenizer_name), fast_encoder.encode, divide=not as_is)
     for chunk in chunks:
         if isinstance(chunk.content, RejectedRecord):
             encoder.reject(chunk.content, in_document=not chunk.begins)
@@ -53,11 +70,21 @@ def encode_batch(chunks: list[Chunk], tokenizer_name: str, text_field: str, *, a
     return encoder.finish()
 
 
-class _DocumentEncoder:
-    """Encodes documents one by one into an EncodedBatch."""
+def _is_first(chunk: Chunk) -> bool:
+    """Return whether a chunk is the first one of its inputs."""
+    return chunk.first == 1 and chunk.begins and chunk.end.file == chunk.end.member == 0
 
-    def __init__(self, tokenizer: Tokenizer, *, divide: bool) -> None:
-        self._tokenizer = tokenizer
+
+class _DocumentEncoder:
+    """Encodes documents one by one into an EncodedBatch.
+
+    Args:
+        encode: Gives the same ids as the tokenizer's `encode_ordinary`.
+        divide: End documents at end-of-text markers in their text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, encode: Callable[[str], np.ndarray], *, divide: bool) -> None:
+        self._tokenizer, self._encode = tokenizer, encode
         self._divide = divide and tokenizer.eos_id is not None
         self._tokens = bytearray()  # The tokens of a long document would be in memory twice as a list that is joined.
         self._rows: list[tuple[bytes, int, int, int]] = []
@@ -108,7 +135,7 @@ class _DocumentEncoder:
             if not begins:
                 self._rows.append((b"", 0, 0, REJECTED))
             return
-        token_ids, data = encode_part(text, self._tokenizer, continues=not begins), text.encode()
+        token_ids, data = encode_part(text, self._tokenizer, continues=not begins, encode=self._encode), text.encode()
         self._tokens += token_ids.astype(self._dtype).tobytes()
         self._unknown.add(text, token_ids)
         if ends:

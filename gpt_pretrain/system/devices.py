@@ -10,6 +10,7 @@ import sys
 import torch
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.resources import return_freed_memory
 
 
 def keep_freed_memory() -> None:
@@ -33,8 +34,7 @@ def release_memory() -> None:
     gc.collect()  # a Trainer and its callbacks are reference cycles
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)
+    return_freed_memory()
 
 
 def pick_device(name: str) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 PROCESSES_PER_CORE = 4  # more processes only wait for each other
 CPU_INFO = Path("/proc/cpuinfo")
-CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+CLEAR_REFS, STATUS, STATM = Path("/proc/self/clear_refs"), Path("/proc/self/status"), Path("/proc/self/statm")
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # memory limit of a container; "max" if it has none
 
 
@@ -99,6 +100,26 @@ def peak_memory(device: torch.device) -> int | None:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def resident_memory() -> int | None:
+    """Return the memory that this process has in RAM now, in bytes; None if the system does not tell.
+
+    Source: proc(5), statm.
+    """
+    try:
+        return int(STATM.read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def return_freed_memory() -> None:
+    """Have glibc return freed memory to the system, which it may otherwise keep for this process.
+
+    Source: malloc_trim(3).
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def free_disk(path: Path) -> int:

@@ -79,8 +79,7 @@ def _json_value(line: bytes, text_field: str) -> Any:
     text = _decode(line).lstrip("\ufeff\x1e")
     try:
         check_json_values(line, max_values=MAX_VALUES)
-        # Control characters in a string are no JSON, but some programs write them, and what they mean is clear.
-        fields = json.loads(text, strict=False, parse_int=_parse_int)
+        fields = _DECODER.decode(text)
     except DamagedFileError as error:
         raise InvalidRecordError("too many values", str(error)) from error
     except json.JSONDecodeError as error:
@@ -96,6 +95,10 @@ def _json_value(line: bytes, text_field: str) -> Any:
 def _parse_int(digits: str) -> int | float:
     """Return a whole number; Python refuses those of thousands of digits, which JSON allows."""
     return int(digits) if len(digits) < LONG_NUMBER else float(digits)
+
+
+# Control characters in a string are no JSON, but some programs write them, and what they mean is clear.
+_DECODER = json.JSONDecoder(strict=False, parse_int=_parse_int)
 
 
 def find_field(record: Any, text_field: str, *, within: str = "") -> Any:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +34,7 @@ CHECKED = 256  # Characters around a split point that are encoded again.
 # The apostrophe is missing because o200k_base matches "don't" as one piece.
 CUT_BEFORE = " \t\n\r" + '!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~' + "\uff0c\u3002\u3001\uff01\uff1f\uff1b\uff1a"
 SAFE_SPLIT = re.compile(rf"(?<=[^\W_])[{re.escape(CUT_BEFORE)}]")
-SEARCHED = 1 << 12  # Characters that are searched for a safe split at a time.
+SEARCHED = 1 << 7  # Characters that are searched for a safe split at a time; most texts have several in so many.
 
 
 @dataclass(frozen=True)
@@ -112,11 +112,18 @@ def split_pieces(pieces: Iterable[str], tokenizer: Tokenizer) -> Iterator[str]:
     yield from split_text(rest, tokenizer)
 
 
-def encode_pieces(pieces: Iterable[str], tokenizer: Tokenizer, *, unknown: UnknownText | None = None) -> Iterator[np.ndarray]:
+def encode_pieces(
+    pieces: Iterable[str],
+    tokenizer: Tokenizer,
+    *,
+    unknown: UnknownText | None = None,
+    encode: Callable[[str], np.ndarray] | None = None,
+) -> Iterator[np.ndarray]:
     """Yield the token ids of a text that arrives in pieces, uint32; together they are the ids of the whole text.
 
     Args:
         unknown: Counts what the vocabulary lacks.
+        encode: Gives the same ids as the tokenizer's `encode_ordinary`, but faster.
     """
     continues = False
     for part in split_pieces(pieces, tokenizer):
@@ -124,21 +131,24 @@ def encode_pieces(pieces: Iterable[str], tokenizer: Tokenizer, *, unknown: Unkno
         if is_end:
             yield np.array([tokenizer.eos_id], np.uint32)
         elif part:
-            token_ids = encode_part(part, tokenizer, continues=continues)
+            token_ids = encode_part(part, tokenizer, continues=continues, encode=encode)
             if unknown is not None:
                 unknown.add(part, token_ids)
             yield token_ids
         continues = not is_end and (continues or bool(part))
 
 
-def encode_part(text: str, tokenizer: Tokenizer, *, continues: bool) -> np.ndarray:
+def encode_part(
+    text: str, tokenizer: Tokenizer, *, continues: bool, encode: Callable[[str], np.ndarray] | None = None
+) -> np.ndarray:
     """Return the token ids of a part of a text, uint32.
 
     Args:
         continues: Whether it follows another part, so that no blank belongs before it.
+        encode: Gives the same ids as the tokenizer's `encode_ordinary`, but faster.
     """
     before, length = _before_continuation(tokenizer) if continues else ("", 0)
-    return tokenizer.encode_ordinary(before + text)[length:]
+    return (encode or tokenizer.encode_ordinary)(before + text)[length:]
 
 
 def adds_blank(tokenizer: Tokenizer) -> bool:
