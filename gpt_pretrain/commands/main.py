@@ -8,7 +8,7 @@ import sys
 
 from gpt_pretrain.commands.failures import EXIT_INTERRUPTED, as_user_error, check_output, print_defect, print_error
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.environment import check_environment, decode_arguments
+from gpt_pretrain.system.environment import check_environment, decode_arguments, keep_imports_out_of_working_folder
 from gpt_pretrain.system.interrupts import handle_interrupts
 from gpt_pretrain.system.streams import prepare_streams
 
@@ -30,6 +30,7 @@ def main() -> None:
         handle_interrupts()
     try:
         check_environment()
+        keep_imports_out_of_working_folder()
         code = _run(decode_arguments(sys.argv[1:]) or ["--help"])
         check_output()
         sys.exit(code)

@@ -29,7 +29,7 @@ from gpt_pretrain.config.setting_names import find_type
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import WRITTEN_BY_RUNS, check_folder_name, check_no_links, list_checkpoints
 from gpt_pretrain.sweeps.folder import WRITTEN_BY_SWEEPS
-from gpt_pretrain.system.environment import check_environment, decode_arguments
+from gpt_pretrain.system.environment import check_environment, decode_arguments, keep_imports_out_of_working_folder
 from gpt_pretrain.system.interrupts import handle_interrupts
 from gpt_pretrain.system.streams import prepare_streams
 from gpt_pretrain.training.distributed.launch import QUIET, agree_on_overrides, launch_info, node_rank
@@ -71,6 +71,7 @@ def hydra_script(name: str) -> Iterator[None]:
             if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # which the entry script has set while it loads
                 handle_interrupts()
             check_environment()
+            keep_imports_out_of_working_folder()
             sys.argv[1:] = decode_arguments(sys.argv[1:], texts=TEXTS)
             if "--version" in sys.argv[1:]:  # Hydra prints its own
                 print(f"gpt-pretrain {gpt_pretrain.__version__}")

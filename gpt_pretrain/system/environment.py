@@ -14,6 +14,7 @@ from pathlib import Path
 from platformdirs import user_cache_path, user_data_path
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.checkout import CHECKOUT
 
 APP = "gpt-pretrain"
 COMPILE_CACHE = "TORCHINDUCTOR_CACHE_DIR"
@@ -40,6 +41,18 @@ def check_environment() -> None:
         ) from error
     if (problem := _undecoded_problem(folder)) is not None:
         raise UserError(f"The current folder {problem}")
+
+
+def keep_imports_out_of_working_folder() -> None:
+    """Have the Python processes that libraries start import nothing from the current folder, which may be a stranger's.
+
+    torch.compile, joblib and submitit start some with `-m` or `-c`, for which Python puts the current folder before its own
+    modules. They find this program where this process has found it.
+    """
+    os.environ["PYTHONSAFEPATH"] = "1"
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep) if os.environ.get("PYTHONPATH") else []
+    if (CHECKOUT / "train.py").is_file() and str(CHECKOUT) not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(CHECKOUT), *paths])
 
 
 def decode_arguments(arguments: Iterable[str], *, texts: Collection[str] = ()) -> list[str]:
