@@ -40,6 +40,6 @@ def test_processes_of_libraries_import_nothing_from_the_working_directory(plante
 @pytest.mark.slow
 def test_jobs_of_a_launcher_import_nothing_from_the_working_directory(script: Script, planted: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    done = script("train.py", "-m", *SMALL, "hydra/launcher=joblib", "hydra.sweep.dir=s", "seed=1", timeout=100)
+    done = script("train.py", "-m", *SMALL, "hydra/launcher=joblib", "hydra.sweep.dir=s", "seed=1", timeout=300)
     assert done.returncode == 0, done.stderr
     assert not planted.exists()
