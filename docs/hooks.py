@@ -18,7 +18,7 @@ COMMANDS_MARKER = "<!-- commands -->"
 
 # The groups of train.py in the order of the page, and the option that gives the defaults.
 GROUPS = {
-    "model": "gpt2_124m",
+    "model": "modern_small",
     "data": "sample",
     "optimizer": "adamw",
     "scheduler": "constant",

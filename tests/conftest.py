@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 
 from gpt_pretrain.commands.script import register_schema
 from gpt_pretrain.commands.train import train as train_command
-from gpt_pretrain.config.overrides import full_form
+from gpt_pretrain.config.overrides import full_form, with_recipe_of_weights
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.gpt2 import GPTModel
 from tests.helpers.error_table import record_messages
@@ -76,7 +76,7 @@ def compose_train(tmp_path: Path, cache_dir: Path) -> Callable[..., DictConfig]:
         folder = tmp_path / "run" if run_dir is None else run_dir
         folder.mkdir(parents=True, exist_ok=True)
         with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-            typed = [full_form(override, script="train") for override in overrides]
+            typed = with_recipe_of_weights([full_form(override, script="train") for override in overrides])
             config = compose("train", [f"run_dir='{folder}'", f"++data.cache_dir='{cache_dir}'", *typed])
         assert isinstance(config, DictConfig)
         return config

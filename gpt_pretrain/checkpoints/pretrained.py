@@ -24,6 +24,7 @@ from gpt_pretrain.checkpoints.architecture import find_misfits, has_transposed_l
 from gpt_pretrain.checkpoints.layouts import TensorSlot, is_linear, possible_slots
 from gpt_pretrain.checkpoints.tensor_files import StoredTensor, loaded_tensor
 from gpt_pretrain.checkpoints.tensor_groups import EMBEDDING, group_tensors
+from gpt_pretrain.checkpoints.weight_averages import TRAINED, choose_weights
 from gpt_pretrain.checkpoints.weight_source import find_source
 from gpt_pretrain.checkpoints.weight_tokenizers import FindTokenizer, no_tokenizer
 from gpt_pretrain.errors import UserError
@@ -223,13 +224,16 @@ def load_pretrained(
     return open_weights(source, n_heads=n_heads).build(device=device, dtype=dtype)
 
 
-def open_weights(source: str | Path, *, n_heads: int | None = None) -> Weights:
+def open_weights(source: str | Path, *, n_heads: int | None = None, kind: str = TRAINED) -> Weights:
     """Find a source, infer its architecture and check that its tensors fit, reading as little as possible.
+
+    Args:
+        kind: Which weights of a checkpoint: "trained", "ema" or "average", see `choose_weights`.
 
     Raises:
         UserError: As in `load_pretrained`.
     """
-    found = find_source(source)
+    found = choose_weights(find_source(source), kind)
     groups = group_tensors(found.name, found.tensors)
     slots = groups.slots
     transposed = has_transposed_linears(slots)

@@ -77,6 +77,7 @@ class WeightSource:
         has_tokenizer_files: In this format, the files of the tokenizer belong to the model.
         is_safetensors: The file is in the safetensors format.
         content: The rest of one of this program's checkpoints.
+        average: The moving average of the weights in such a checkpoint, if it has one.
     """
 
     name: str
@@ -86,6 +87,7 @@ class WeightSource:
     has_tokenizer_files: bool = False
     is_safetensors: bool = False
     content: Mapping[str, Any] = field(default_factory=dict)
+    average: Mapping[str, StoredTensor] | None = None
     likely_heads: int | None = None
 
 
@@ -237,6 +239,20 @@ def _has_config(path: Path, tensors: Mapping[str, StoredTensor], *, named: str) 
     return False
 
 
+def _own_tensors(content: Mapping[str, Any], key: str, path: Path, *, sharded: bool) -> dict[str, StoredTensor]:
+    """Describe the weights in a field of one of this program's checkpoints.
+
+    Raises:
+        UserError: If the field holds something else.
+    """
+    if not sharded:
+        return state_dict_tensors(content[key], path)
+    whole = content[key].items()
+    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in whole):
+        raise UserError(f"{path} is damaged: its {key} holds more than tensors.")
+    return {name.removeprefix("model."): loaded_tensor(name, value) for name, value in whole}
+
+
 def _from_own_checkpoint(path: Path, content: dict[str, Any]) -> WeightSource:
     if not isinstance(content["state_dict"], dict) or not isinstance(content.get("tokenizer"), str):
         raise UserError(f"{path} is not a complete checkpoint of this program: it lacks its tensors or the tokenizer's name.")
@@ -244,13 +260,9 @@ def _from_own_checkpoint(path: Path, content: dict[str, Any]) -> WeightSource:
         declared = GPTConfig.from_dict(content["architecture"]).to_dict()
     except UserError as error:
         raise UserError(f"{path}: {problem}" for problem in error.problems) from error
-    if "shards" not in content:
-        tensors = state_dict_tensors(content["state_dict"], path)
-    else:
-        content = assemble_shards(content, path)
-        whole = content["state_dict"].items()
-        if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in whole):
-            raise UserError(f"{path} is damaged: its state_dict holds more than tensors.")
-        tensors = {name.removeprefix("model."): loaded_tensor(name, value) for name, value in whole}
+    sharded = "shards" in content
+    content = assemble_shards(content, path) if sharded else content
+    tensors = _own_tensors(content, "state_dict", path, sharded=sharded)
+    average = _own_tensors(content, "ema", path, sharded=sharded) if isinstance(content.get("ema"), dict) else None
     find = partial(checkpoint_tokenizer, content, origin=str(path))
-    return WeightSource(str(path), tensors, declared, find, content=content)
+    return WeightSource(str(path), tensors, declared, find, content=content, average=average)

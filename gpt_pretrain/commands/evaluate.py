@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,9 +60,9 @@ def _evaluate(settings: EvaluateSettings) -> None:
     tasks = [] if settings.tasks.path is None else find_tasks(settings.tasks.path, limit=settings.tasks.limit)
     source = typed_source(settings.data)
     if settings.models or settings.pretrained is not None:
-        models = [open_weights(name, n_heads=settings.n_heads) for name in settings.models or [str(settings.pretrained)]]
+        models = [open_weights(name, n_heads=settings.n_heads, kind=settings.weights) for name in _names(settings)]
     else:
-        models = [first_readable(find_checkpoints(settings.checkpoint), open_weights)]
+        models = [first_readable(find_checkpoints(settings.checkpoint), partial(open_weights, kind=settings.weights))]
     if source is None and not tasks:
         source = validation_source(models)
     evaluated = [evaluate_model(weights, source, tasks, settings) for weights in models]
@@ -104,3 +105,7 @@ def _show_results(evaluated: Sequence[EvaluatedModel], source: TextSource | None
     print_escaped(f"Results: {folder / RESULTS}")
     if source is not None:
         print_escaped(f"Page: {folder / PAGE}")
+
+
+def _names(settings: EvaluateSettings) -> list[str]:
+    return settings.models or [str(settings.pretrained)]

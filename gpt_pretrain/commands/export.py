@@ -1,10 +1,11 @@
 """Export a model as a folder that transformers opens.
 
-Usage: gpt-pretrain export out=FOLDER [checkpoint=...] [n_heads=...] [tokenizer=...]
+Usage: gpt-pretrain export out=FOLDER [checkpoint=...] [weights=...] [n_heads=...] [tokenizer=...]
 
   out         folder to write; an earlier export there is replaced
   checkpoint  run folder, checkpoint file, any other weights that generate.py's pretrained= accepts, or latest for the
               newest run in outputs/ (default: latest)
+  weights     trained, ema (the moving average that ema_decay= keeps), or average (of the run's periodic checkpoints)
   n_heads     number of attention heads; needed for a bare state dict that is not one of GPT-2's sizes
   tokenizer   gpt2, byte, a folder, a file ...; needed if the weights do not bring their tokenizer
 
@@ -26,7 +27,7 @@ def export_command(arguments: list[str]) -> None:
     from gpt_pretrain.checkpoints.huggingface import export
     from gpt_pretrain.checkpoints.pretrained import open_weights
 
-    weights = open_weights(settings.checkpoint, n_heads=settings.n_heads)
+    weights = open_weights(settings.checkpoint, n_heads=settings.n_heads, kind=settings.weights)
     difference = export(weights, user_path(settings.out), tokenizer=settings.tokenizer)
     print_escaped(f"{escape_line(weights.name)} -> {settings.out}")
     print(f"transformers opens the folder; the logits differ by at most {difference:.1g}.")

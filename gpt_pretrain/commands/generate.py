@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -65,9 +66,9 @@ def _generate(settings: GenerateSettings, *, keep: Path | None) -> None:
     for warning in filter(None, warnings):
         print_escaped(f"warning: {warning}", file=sys.stderr)
     if settings.pretrained is not None:
-        weights = open_weights(settings.pretrained, n_heads=settings.n_heads)
+        weights = open_weights(settings.pretrained, n_heads=settings.n_heads, kind=settings.weights)
     else:
-        weights = first_readable(find_checkpoints(settings.checkpoint), open_weights)
+        weights = first_readable(find_checkpoints(settings.checkpoint), partial(open_weights, kind=settings.weights))
     tokenizer = weights.build_tokenizer(settings.tokenizer)
     model = weights.build(device=pick_device(settings.device))
     precision, reason = pick_decoding_precision(settings.precision, model)

@@ -11,7 +11,7 @@ from gpt_pretrain.commands.command_words import MULTIRUN_FLAGS, Arguments, clean
 from gpt_pretrain.commands.custom_options import choose_custom_options, custom_groups
 from gpt_pretrain.commands.hydra_grammar import to_hydra_override
 from gpt_pretrain.config.free_text import plain_value
-from gpt_pretrain.config.overrides import find_override, full_form, override_key, quote_value
+from gpt_pretrain.config.overrides import find_override, full_form, override_key, quote_value, with_recipe_of_weights
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import OUTPUTS, check_folder_name, find_run
 from gpt_pretrain.sweeps.folder import find_sweep
@@ -42,6 +42,7 @@ def to_hydra_arguments(words: list[str], *, script: str) -> list[str]:
     if script == "train":
         quoted = apply_resume(quoted, typed=words)
         quoted = apply_dry_run(quoted)
+        quoted = with_recipe_of_weights(quoted)
     rewritten = sort_arguments(quoted)
     return [*rewritten.flags, *rewritten.overrides]
 
@@ -55,14 +56,15 @@ def apply_sweep_resume(arguments: list[str], *, script: str) -> list[str]:
     sweep = find_override(arguments, "sweep_resume")
     if sweep is None:
         return arguments
-    from gpt_pretrain.commands.stored_overrides import admit_overrides  # it loads Hydra's parser
+    from gpt_pretrain.commands.stored_overrides import admit_overrides, stored_options  # it loads Hydra's parser
 
     folder = find_sweep(plain_value(sweep), script=script)
     stored = admit_overrides(folder, script=script, typed=_typed_keys(arguments))
     for notice in stored.notices:
         print(notice, file=sys.stderr)
     typed = [argument for argument in arguments if override_key(argument) != "sweep_resume" and argument not in MULTIRUN_FLAGS]
-    return ["-m", *stored.kept, *typed, f"hydra.sweep.dir={quote_value(str(folder))}"]
+    options = stored_options(folder, chosen={override_key(one) for one in [*stored.kept, *typed]}) if script == "train" else []
+    return ["-m", *options, *stored.kept, *typed, f"hydra.sweep.dir={quote_value(str(folder))}"]
 
 
 def check_arguments(arguments: Arguments, *, script: str) -> None:

@@ -6,7 +6,7 @@ from hydra import compose, initialize_config_dir
 
 from gpt_pretrain.commands.script import register_schema
 from gpt_pretrain.config.conversion import to_settings
-from gpt_pretrain.config.overrides import full_form
+from gpt_pretrain.config.overrides import full_form, with_recipe_of_weights
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.system.checkout import CHECKOUT
 
@@ -21,5 +21,6 @@ def load_settings(*overrides: str) -> TrainSettings:
     register_schema()
     with initialize_config_dir(config_dir=str(CHECKOUT / "conf"), version_base="1.3"):
         return to_settings(
-            compose("train", ["run_dir=outputs", *(full_form(one, script="train") for one in overrides)]), TrainSettings
+            compose("train", ["run_dir=outputs", *with_recipe_of_weights([full_form(one, script="train") for one in overrides])]),
+            TrainSettings,
         )

@@ -38,7 +38,8 @@ from gpt_pretrain.config.stored_settings import (
     without_shell_quotes,
 )
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.sweeps.folder import SWEEP_SETTINGS, own_overrides, read_stored_overrides
+from gpt_pretrain.sweeps.folder import SWEEP_SETTINGS, own_overrides, read_stored_choices, read_stored_overrides
+from gpt_pretrain.system.checkout import CHECKOUT
 from gpt_pretrain.system.terminal import escape_line
 from gpt_pretrain.system.urls import hide_secrets
 
@@ -46,6 +47,7 @@ MAX_OVERRIDES = 300
 MAX_LENGTH = 10_000  # characters of one override
 MAX_DEPTH = 20  # brackets within brackets; Hydra's parser is recursive
 MAX_JOBS = 10_000
+DEFAULT_OPTIONS = ("model", "optimizer", "scheduler")  # groups whose default has changed between versions
 REPLACED = {"hydra.mode", "hydra.sweep.dir"}  # a resumed sweep sets them itself
 
 Values = list[Any]
@@ -126,6 +128,23 @@ def overrides_of_user(folder: Path, overrides: Sequence[str], *, script: str) ->
 
 def _own_texts(folder: Path, *, script: str) -> set[str]:
     return {full_form(text, script=script) for text in own_overrides(folder, script=script)}
+
+
+def stored_options(folder: Path, *, chosen: Set[str]) -> list[str]:
+    """Return the options that a sweep had by default, since another version may have other defaults.
+
+    Args:
+        folder: The sweep.
+        chosen: The settings and groups that its overrides, or those typed now, name.
+    """
+    if chosen & {"model", "experiment"}:
+        return []
+    choices = read_stored_choices(folder)
+    return [
+        f"{group}={choices[group]}"
+        for group in DEFAULT_OPTIONS
+        if group not in chosen and (CHECKOUT / "conf" / group / f"{choices.get(group)}.yaml").is_file()
+    ]
 
 
 def _admit(

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gpt_pretrain.config.conversion import escape_interpolation
 from gpt_pretrain.config.custom_parts import CUSTOM
-from gpt_pretrain.config.schema import DataSettings, TrainSettings
+from gpt_pretrain.config.schema import DataSettings, OptimizerSettings, SchedulerSettings, TrainSettings
 from gpt_pretrain.config.stored_settings import (
     ASKED,
     BOUNDED,
@@ -95,6 +95,10 @@ def read_stored_settings(config: Any, *, own: bool, origin: str) -> dict[str, An
             _insert(known, key, found[0])
     if isinstance(known.get("model"), dict):
         known["model"] = ADDED_FIELDS | known["model"]
+    # What a version without a setting did is the schema's default; the defaults in conf/ suit new runs.
+    for group, kind in (("optimizer", OptimizerSettings), ("scheduler", SchedulerSettings)):
+        if isinstance(known.get(group), dict):
+            known[group] = _default_fields(kind) | known[group]
     try:
         merged = OmegaConf.merge(OmegaConf.structured(TrainSettings), OmegaConf.create(escape_interpolation(known)))
         typed = OmegaConf.to_container(merged, resolve=True)
@@ -256,6 +260,13 @@ def _insert(config: dict[str, Any], key: str, value: Any) -> None:
     for group in groups:
         config = config.setdefault(group, {})
     config[name] = value
+
+
+def _default_fields(kind: type) -> dict[str, Any]:
+    """Return the fields of a settings class that have a default, as plain values."""
+    defaults = OmegaConf.to_container(OmegaConf.structured(kind))
+    assert isinstance(defaults, dict)
+    return {str(name): value for name, value in defaults.items() if value != MISSING}
 
 
 def _restrict(typed: dict[Any, Any], known: Mapping[str, Any]) -> dict[str, Any]:

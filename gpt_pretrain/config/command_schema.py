@@ -16,6 +16,7 @@ class ExportSettings:
 
     out: str = MISSING  # folder to write
     checkpoint: str = "latest"  # run folder, checkpoint file or other weights; latest: the newest run
+    weights: str = "trained"  # trained, ema or average
     n_heads: int | None = None  # attention heads of a bare state dict
     tokenizer: str | None = None  # for weights that do not bring theirs
 

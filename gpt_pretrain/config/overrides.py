@@ -8,6 +8,8 @@ from decimal import Decimal
 
 from gpt_pretrain.config.conversion import escape_interpolation
 
+# What a run from existing weights overrides if it names no model: the defaults are the recipe of a new one.
+FINE_TUNING = ("optimizer=adamw", "scheduler=constant", "model.drop_rate=0.1")
 AMOUNT_ENDINGS = ("_tokens", "_steps", "_bytes")  # of settings whose integer may be typed as 1e9
 AMOUNT = re.compile(r"(?<![\w.])\d+(\.\d+)?[eE]\+?\d+(?![\w.])")
 MAX_AMOUNT_DIGITS = 18  # more would not fit into 64 bits
@@ -66,3 +68,11 @@ def find_override(overrides: Iterable[str], key: str) -> str | None:
     """Return the value that the last override of a setting or group gives it, as typed; None if there is no override of it."""
     values = [value for name, value in map(split_override, overrides) if name == key]
     return values[-1] if values else None
+
+
+def with_recipe_of_weights(overrides: list[str]) -> list[str]:
+    """Add the optimizer, schedule and dropout of a run whose weights `init_from` names, unless they or a model are typed."""
+    typed = {override_key(override) for override in overrides}
+    if find_override(overrides, "init_from") in (None, "null", "") or typed & {"model", "experiment"}:
+        return overrides
+    return [*(override for override in FINE_TUNING if override_key(override) not in typed), *overrides]

@@ -268,6 +268,8 @@ class TrainSettings:
     max_rollbacks: int = MISSING
     export: bool = MISSING
     compile: bool | str = MISSING
+    ema_decay: float | None = None
+    weights: str = "trained"
     plan: bool = MISSING
     run_dir: str = MISSING
     model: ModelSettings = field(default_factory=ModelSettings)
@@ -289,6 +291,7 @@ class GenerateSettings:
     """All settings of generate.py."""
 
     checkpoint: str = MISSING
+    weights: str = "trained"
     pretrained: str | None = MISSING
     n_heads: int | None = MISSING
     tokenizer: str | None = MISSING
@@ -317,6 +320,7 @@ class EvaluateSettings:
     checkpoint: str = MISSING
     pretrained: str | None = MISSING
     models: list[str] = MISSING
+    weights: str = "trained"
     n_heads: int | None = MISSING
     tokenizer: str | None = MISSING
     stride: int | None = MISSING

@@ -38,7 +38,9 @@ def _group(prefix: str, kind: str, names: str) -> dict[str, str]:
 
 # A setting that is missing here is never taken; a test compares the tables with the schema.
 TRAIN_KINDS: dict[str, str] = {
-    **_group("", TAKEN, "seed eval_freq start_context on_nonfinite rollback_lr_factor max_rollbacks export compile"),
+    **_group(
+        "", TAKEN, "seed eval_freq start_context on_nonfinite rollback_lr_factor max_rollbacks export compile ema_decay weights"
+    ),
     **_group("", NEVER, "resume resume_force plan run_dir"),
     "init_from": ASKED,
     "eval_iter": BOUNDED,
@@ -77,7 +79,7 @@ TRAIN_KINDS: dict[str, str] = {
     **_group("doubts.", TAKEN, "min_tokens_per_parameter min_val_windows max_ddp_memory"),
 }
 GENERATE_KINDS: dict[str, str] = {
-    **_group("", TAKEN, "seed n_heads prompt device precision"),
+    **_group("", TAKEN, "seed n_heads prompt device precision weights"),
     "tokenizer": NAMED,
     "n_samples": BOUNDED,
     **_group("", ASKED, "checkpoint pretrained prompt_file"),

@@ -56,6 +56,7 @@ VOCABULARY_SIZE: tuple[Test, str] = (
 )
 
 
+WEIGHTS = ("trained", "ema", "average")
 OPTIMIZER_ROLES = ("matrices", "embedding", "head", "vectors")
 
 
@@ -75,6 +76,8 @@ TRAIN_RULES: list[Rule] = [
     ("eval_freq", *at_least(1, "optimizer step")),
     ("eval_iter", *at_least(1, "batch")),
     ("compile", *one_of("auto", True, False)),
+    ("ema_decay", lambda decay: decay is None or 0 < decay < 1, "must be above 0 and below 1, or null for no average; try 0.99"),
+    ("weights", *one_of(*WEIGHTS)),
     ("tokenizer.vocab_size", *VOCABULARY_SIZE),
     ("data.batch_size", *at_least(1, "sequence")),
     ("data.train_ratio", lambda ratio: 0 < ratio < 1, "must be above 0 and below 1; 0.9 keeps a tenth for validation"),
@@ -182,6 +185,7 @@ GRID_RULES: list[Rule] = [
 ]
 
 GENERATE_RULES: list[Rule] = [
+    ("weights", *one_of(*WEIGHTS)),
     ("n_samples", lambda count: 1 <= count <= MAX_SAMPLES, f"must be between 1 and {MAX_SAMPLES:,} samples"),
     ("device", lambda name: re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name) is not None, "must be auto, cpu, cuda or mps"),
     ("precision", *one_of("auto", "32-true", "bf16-mixed")),
@@ -192,6 +196,7 @@ GENERATE_RULES: list[Rule] = [
 ]
 
 EVALUATE_RULES: list[Rule] = [
+    ("weights", *one_of(*WEIGHTS)),
     ("stride", *at_least(1, "token", null="the context length")),
     ("max_bytes", *at_least(1, "byte", null="the whole text")),
     ("tasks.limit", *at_least(1, "item", null="all items")),

@@ -150,6 +150,7 @@ class TrainingMemory:
         loss: Tensors that the loss holds during its computation, including the gradient of the output head.
         backward: Tensors that a block's backward pass holds besides the activations: the gradient of the output head, the
             recomputed block, and with FSDP the gathered weights of two blocks and the gradients of one.
+        average: The moving average of the weights in fp32, if one is kept.
         gathered: With FSDP, the gathered embeddings, which stay from the first forward pass on.
         gradients_persist: The gradients also exist during the forward pass, as DDP's buckets or as accumulated sums.
     """
@@ -160,6 +161,7 @@ class TrainingMemory:
     activations: int
     loss: int
     backward: int
+    average: int = 0
     gathered: int = 0
     gradients_persist: bool = False
 
@@ -170,7 +172,7 @@ class TrainingMemory:
         The loss and the start of the backward pass coincide with all activations, its end with all gradients.
         """
         start = self.activations + max(self.loss, self.backward) + (self.gradients if self.gradients_persist else 0)
-        return self.weights + self.moments + self.gathered + max(start, self.gradients + self.backward)
+        return self.weights + self.moments + self.average + self.gathered + max(start, self.gradients + self.backward)
 
     @property
     def parts(self) -> dict[str, int]:
@@ -186,6 +188,7 @@ def training_memory(
     device: str,
     parallelism: Parallelism = SINGLE_DEVICE,
     optimizer: str = "adamw",
+    averages: bool = False,
 ) -> TrainingMemory:
     """Return the memory that a training step needs on each device, without the program itself.
 
@@ -194,6 +197,7 @@ def training_memory(
         precision: Lightning's name of the precision.
         device: Device type, such as "cpu" or "cuda".
         optimizer: The setting `optimizer.name`.
+        averages: Whether a moving average of the weights is kept (`ema_decay`).
 
     Source: Rajbhandari et al. 2020, "ZeRO" (arXiv:1910.02054), section 3, for the shards.
     """
@@ -213,6 +217,7 @@ def training_memory(
     return TrainingMemory(
         weights=weights,
         moments=2 * weights - (_matrix_numel(config, shards) // shards * wide if optimizer == "muon" else 0),
+        average=weights // wide * 4 if averages else 0,
         gradients=weights,
         activations=activations,
         loss=loss_bytes(config, batch_size=batch_size, precision=precision, device=device),
@@ -287,10 +292,15 @@ def dtype_bytes(precision: str) -> tuple[int, int]:
     return {"32-true": (4, 4), "bf16-true": (2, 2)}.get(precision, (4, 2))
 
 
-def checkpoint_bytes(config: GPTConfig, *, precision: str, optimizer: str = "adamw") -> int:
-    """Return the size of a checkpoint in bytes: weights and the optimizer's averages, one for each matrix with Muon, else two."""
+def checkpoint_bytes(config: GPTConfig, *, precision: str, optimizer: str = "adamw", averages: bool = False) -> int:
+    """Return the size of a checkpoint in bytes: weights and the optimizer's averages, one for each matrix with Muon, else two.
+
+    Args:
+        averages: Whether it holds a moving average of the weights as well.
+    """
     numbers = 3 * num_parameters(config) - (_matrix_numel(config, 1) if optimizer == "muon" else 0)
-    return numbers * (2 if precision == "bf16-true" else 4) + CHECKPOINT_OVERHEAD
+    average = 4 * num_parameters(config) if averages else 0
+    return numbers * (2 if precision == "bf16-true" else 4) + average + CHECKPOINT_OVERHEAD
 
 
 def _matrix_numel(config: GPTConfig, devices: int) -> int:

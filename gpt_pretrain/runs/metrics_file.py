@@ -29,6 +29,7 @@ COLUMNS = (
     "lr",
     "grad_norm",
     "tokens_per_second",
+    "val/ema_loss",
 )
 
 MAX_STEP_DIGITS = 16

@@ -92,16 +92,32 @@ def read_stored_overrides(folder: Path) -> tuple[list[str], list[str]]:
         UserError: If they cannot be read.
     """
     file = folder / SWEEP_SETTINGS
-    try:
-        hydra = read_yaml(file, max_bytes=MAX_SETTINGS_BYTES, within=folder).get("hydra")
-    except (OSError, DamagedFileError) as error:
-        raise UserError(f"{file} cannot be used: {error}.") from error
-    stored = hydra.get("overrides") if isinstance(hydra, dict) else None
+    stored = _read_hydra_settings(file).get("overrides")
     parts = [stored.get(name) for name in ("hydra", "task")] if isinstance(stored, dict) else []
     texts = [[text for text in part if isinstance(text, str)] for part in parts if isinstance(part, list)]
     if texts != parts or len(texts) != 2:
         raise UserError(f"{file} does not contain the settings of a sweep: it lists no overrides.")
     return texts[0], texts[1]
+
+
+def read_stored_choices(folder: Path) -> dict[str, str]:
+    """Return the option that a sweep had chosen in each group, if its name is a word.
+
+    Raises:
+        UserError: If the sweep's settings cannot be read.
+    """
+    runtime = _read_hydra_settings(folder / SWEEP_SETTINGS).get("runtime")
+    choices = runtime.get("choices") if isinstance(runtime, dict) else None
+    found = choices if isinstance(choices, dict) else {}
+    return {str(group): name for group, name in found.items() if isinstance(name, str) and re.fullmatch(r"\w{1,100}", name)}
+
+
+def _read_hydra_settings(file: Path) -> dict[str, Any]:
+    try:
+        hydra = read_yaml(file, max_bytes=MAX_SETTINGS_BYTES, within=file.parent).get("hydra")
+    except (OSError, DamagedFileError) as error:
+        raise UserError(f"{file} cannot be used: {error}.") from error
+    return hydra if isinstance(hydra, dict) else {}
 
 
 def sign_sweep(folder: Path, overrides: Mapping[str, Any], *, script: str, typed: Sequence[str] | None = None) -> None:

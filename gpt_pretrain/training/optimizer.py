@@ -72,6 +72,12 @@ def _role_groups(model: LanguageModel, settings: OptimizerSettings) -> list[dict
     return groups
 
 
+def first_rate(settings: OptimizerSettings) -> float:
+    """Return the highest learning rate of the first parameter group, which is that of the matrices."""
+    by_role = settings.name == "muon" or settings.decay == "roles"
+    return settings.matrices.lr if by_role and settings.matrices.lr is not None else settings.lr
+
+
 def group_settings(optimizer: Optimizer) -> list[dict[str, Any]]:
     """Return the settings of each parameter group, without its parameters."""
     return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]

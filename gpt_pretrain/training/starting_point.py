@@ -44,7 +44,7 @@ class StartingPoint:
         architecture: The architecture of the checkpoint or of the weights.
         epoch_windows: Windows in each epoch of the resumed run.
         next_lr: The learning rate of the next step by the checkpoint's own schedule.
-        peak_lr: The checkpoint's optimizer.lr.
+        peak_lr: The checkpoint's optimizer.lr, or the rate of the matrices if they have their own.
         lr_scale: The factor on all learning rates that rollbacks have lowered.
     """
 
@@ -108,7 +108,7 @@ def from_weights(settings: TrainSettings, overridden: Set[str]) -> StartingPoint
         UserError: If there are no such weights, or an override contradicts them.
     """
     n_heads = settings.model.n_heads if "model.n_heads" in overridden else None
-    weights = open_weights(str(settings.init_from), n_heads=n_heads)
+    weights = open_weights(str(settings.init_from), n_heads=n_heads, kind=settings.weights)
     own = _usable_tokenizer(settings, weights, overridden)
     _follow(settings, weights, own, overridden)
     return StartingPoint(weights=weights, architecture=weights.config, tokenizer=own)

@@ -58,6 +58,8 @@ def check_training_state(content: Mapping[str, Any], *, optimizer: Mapping[str, 
     else:
         _check_optimizer(content["optimizer_states"], GPTConfig.from_dict(content["architecture"]), optimizer)
     _check_schedule(content["lr_schedulers"])
+    if "ema" in content:
+        _check_average(content["ema"], GPTConfig.from_dict(content["architecture"]))
     if (scaler := content.get("MixedPrecision")) is not None:
         _require("the scale of the gradients", isinstance(scaler, dict) and _is_numbers(list(scaler.values())))
     for name, state in content["callbacks"].items():
@@ -128,6 +130,13 @@ def _is_average_of(value: object, shape: torch.Size) -> bool:
     if isinstance(value, Mapping):
         return REFERENCE_KEY in value  # its rows are in other files
     return isinstance(value, Tensor) and value.shape == shape and value.is_floating_point()
+
+
+def _check_average(average: Any, config: GPTConfig) -> None:
+    """Check that the moving average of the weights has one tensor for each of them, of the same shape."""
+    shapes = {f"model.{name}": weight.shape for name, weight in empty_model(config).named_parameters()}
+    _require("the moving average of the weights", isinstance(average, dict) and average.keys() == shapes.keys())
+    _require("the moving average of the weights", all(_is_average_of(average[name], shape) for name, shape in shapes.items()))
 
 
 def _check_schedule(states: Any) -> None:

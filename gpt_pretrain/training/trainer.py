@@ -28,6 +28,7 @@ from gpt_pretrain.training.callbacks.samples import Samples
 from gpt_pretrain.training.callbacks.save import SaveRun
 from gpt_pretrain.training.callbacks.stop import FinishAtLimit, StopOnSignal
 from gpt_pretrain.training.callbacks.time_left import TimeLeft
+from gpt_pretrain.training.callbacks.weight_average import WeightAverage
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.distributed.strategy import build_strategy, cluster_environments
 from gpt_pretrain.training.preflight import TrainingSetup
@@ -129,6 +130,8 @@ def build_callbacks(setup: TrainingSetup, *, config: dict[str, Any], run_dir: Pa
         TimeLeft(settings, losses, total_steps=n_steps, per_epoch=steps_in_epoch, max_seconds=finish.max_seconds),
         finish,
     ]
+    if settings.ema_decay is not None:
+        callbacks.append(WeightAverage(data, decay=settings.ema_decay))
     signs = samples = None
     if chosen.doctor is not None and main:
         callbacks.append(signs := WarningSigns(settings, chosen.doctor, data, losses))

@@ -119,6 +119,7 @@ def test_ctrl_c_ends_a_dry_run(monkeypatch: pytest.MonkeyPatch) -> None:
     ("typed", "settings", "warning"),
     [
         ("resume_force", ["resume_force=true"], "resume_force=true has no effect without resume=."),
+        ("weights", ["weights=ema"], "weights=ema has no effect without init_from=."),
         ("max_rollbacks", ["max_rollbacks=5"], "max_rollbacks=5 has no effect without on_nonfinite=rollback."),
         (
             "data.verify",

@@ -124,7 +124,7 @@ MISTYPED = {
     "model=tinny": (
         "model=tinny: the group model has no option tinny. Did you mean tiny? "
         "Its options are chapter5, gpt2_124m, gpt2_1558m, gpt2_355m, gpt2_774m, "
-        "modern_124m, modern_355m, modern_774m, modern_tiny, tiny."
+        "modern_124m, modern_1558m, modern_355m, modern_774m, modern_small, modern_tiny, tiny."
     ),
     "data=book.txt": (
         "data=book.txt: the group data has no option book.txt. To train on a file: data=text data.path=book.txt. "

@@ -32,8 +32,18 @@ def test_each_option_composes_into_valid_settings(compose_train: Callable[..., D
         assert problems == []
 
 
-def test_the_defaults_are_the_documented_ones(compose_train: Callable[..., DictConfig]) -> None:
+def test_with_nothing_typed_a_small_modern_model_has_its_own_recipe(compose_train: Callable[..., DictConfig]) -> None:
     settings = to_settings(compose_train(), TrainSettings)
+    model, optimizer, schedule = settings.model, settings.optimizer, settings.scheduler
+    assert (model.kind, model.context_length, model.emb_dim, model.n_heads, model.n_layers) == ("modern", 256, 256, 4, 4)
+    assert (optimizer.name, optimizer.lr, optimizer.embedding.lr, optimizer.head.lr) == ("muon", 0.02, 0.3, 0.01)
+    assert (schedule.name, schedule.warmup_steps, schedule.decay_fraction) == ("warmup_stable_decay", 0, 0.75)
+    chosen = to_settings(compose_train("optimizer=adamw", "scheduler=constant"), TrainSettings)
+    assert (chosen.optimizer.name, chosen.optimizer.embedding.lr, chosen.scheduler.decay_fraction) == ("adamw", None, None)
+
+
+def test_gpt2_has_the_documented_recipe(compose_train: Callable[..., DictConfig]) -> None:
+    settings = to_settings(compose_train("model=gpt2_124m"), TrainSettings)
     model, optimizer = settings.model, settings.optimizer
     assert (model.context_length, model.emb_dim, model.n_heads, model.n_layers) == (256, 768, 12, 12)
     assert (model.drop_rate, model.qkv_bias, model.tie_embeddings, model.init) == (0.1, False, True, "gpt2")
@@ -42,9 +52,17 @@ def test_the_defaults_are_the_documented_ones(compose_train: Callable[..., DictC
     assert (settings.eval_freq, settings.start_context, settings.sampler.max_new_tokens) == (5, "Every effort moves you", 50)
 
 
+def test_a_run_from_existing_weights_keeps_adamw_unless_a_model_is_named(compose_train: Callable[..., DictConfig]) -> None:
+    settings = to_settings(compose_train("init_from=gpt2", "optimizer.lr=1e-5"), TrainSettings)
+    assert (settings.optimizer.name, settings.optimizer.lr, settings.scheduler.name) == ("adamw", 1e-5, "constant")
+    assert settings.model.drop_rate == 0.1
+    named = to_settings(compose_train("init_from=outputs/a", "model=modern_small"), TrainSettings)
+    assert (named.optimizer.name, named.model.drop_rate) == ("muon", 0.2)
+
+
 def test_chapter_5_has_the_optimizer_of_the_chapter(compose_train: Callable[..., DictConfig]) -> None:
-    for override in ("experiment=chapter5", "optimizer=adamw_chapter5"):
-        settings = to_settings(compose_train(override), TrainSettings)
+    for overrides in (["experiment=chapter5"], ["model=chapter5", "optimizer=adamw_chapter5"]):
+        settings = to_settings(compose_train(*overrides), TrainSettings)
         optimizer = settings.optimizer
         assert (settings.scheduler.name, settings.scheduler.warmup_steps) == ("constant", 0)
         assert (optimizer.name, optimizer.decay, optimizer.lr, optimizer.weight_decay) == ("adamw", "all", 4e-4, 0.1)
@@ -60,12 +78,13 @@ def test_the_modern_experiment_has_rates_by_role_and_takes_other_sizes(compose_t
 
 @pytest.mark.parametrize(
     ("option", "emb_dim", "n_heads", "n_layers"),
-    [("gpt2_355m", 1024, 16, 24), ("gpt2_774m", 1280, 20, 36), ("gpt2_1558m", 1600, 25, 48)],
+    [("355m", 1024, 16, 24), ("774m", 1280, 20, 36), ("1558m", 1600, 25, 48)],
 )
+@pytest.mark.parametrize("kind", ["gpt2", "modern"])
 def test_the_larger_models_have_the_sizes_of_gpt2(
-    compose_train: Callable[..., DictConfig], option: str, emb_dim: int, n_heads: int, n_layers: int
+    compose_train: Callable[..., DictConfig], kind: str, option: str, emb_dim: int, n_heads: int, n_layers: int
 ) -> None:
-    model = to_settings(compose_train(f"model={option}"), TrainSettings).model
+    model = to_settings(compose_train(f"model={kind}_{option}"), TrainSettings).model
     assert (model.emb_dim, model.n_heads, model.n_layers) == (emb_dim, n_heads, n_layers)
     assert GPTConfig(vocab_size=50257, **vars(model)).head_dim == 64
 

@@ -114,6 +114,8 @@ def assert_same_run(alone: Path, other: Path, *, exact: bool = False) -> None:
         np.testing.assert_allclose(one[name], two[name], **tolerance)
     for name, tensor in one["state_dict"].items():
         torch.testing.assert_close(tensor, two["state_dict"][name], **tolerance)
+    for name, tensor in one.get("ema", {}).items():
+        torch.testing.assert_close(tensor, two["ema"][name], **tolerance)
     assert one["callbacks"]["SaveRun"]["best_step"] == two["callbacks"]["SaveRun"]["best_step"]
 
 
@@ -210,6 +212,7 @@ def test_muon_gives_all_numbers_of_ranks_the_same_weights(
     run: Callable[..., subprocess.CompletedProcess[str]], alone: Path
 ) -> None:
     overrides = [*RUN, "optimizer=muon", "optimizer.weight_decay=0.1", "trainer.max_epochs=1", "trainer.precision=32-true"]
+    overrides += ["ema_decay=0.5"]
     one = run(*overrides, "trainer.accumulate_grad_batches=2", "hydra.run.dir=muon")
     assert one.returncode == 0, one.stderr
     for strategy in ("ddp", "fsdp"):

@@ -31,7 +31,7 @@ def assert_same_run(one: Path, other: Path, *, tolerance: float = 0.0) -> None:
 
 
 def test_a_resumed_run_ends_like_an_uninterrupted_one(train: Train, tmp_path: Path) -> None:
-    settings = ["model.n_kv_heads=1", "model.drop_rate=0.1", "trainer.activation_checkpointing=true"]
+    settings = ["model.n_kv_heads=1", "model.drop_rate=0.1", "trainer.activation_checkpointing=true", "scheduler=constant"]
     train(*settings, "trainer.max_epochs=3", run_dir=tmp_path / "whole", base=MODERN)
     train(*settings, "trainer.max_epochs=2", run_dir=tmp_path / "parts", base=MODERN)
     # Without the model's settings, since a resumed run takes them from its checkpoint.

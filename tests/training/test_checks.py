@@ -181,5 +181,5 @@ def test_a_container_s_memory_limit_counts(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_the_default_run_is_warned_about_its_short_text(compose_train: Callable[..., DictConfig]) -> None:
     settings = to_settings(compose_train(), TrainSettings)
     text, windows = checks.find_warnings(settings, *plan_run(settings))
-    assert "5,165 training tokens for 124M parameters" in text
+    assert "5,165 training tokens for 29M parameters" in text
     assert "only 2 validation windows" in windows

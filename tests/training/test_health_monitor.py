@@ -21,7 +21,7 @@ def make_monitor(compose_train: Callable[..., DictConfig]) -> Make:
     """Make a health monitor with the default thresholds."""
 
     def make(*overrides: str, baseline: BaselineLosses = BASELINE) -> HealthMonitor:
-        run = to_settings(compose_train("tokenizer=byte", *overrides), TrainSettings)
+        run = to_settings(compose_train("model=gpt2_124m", "tokenizer=byte", *overrides), TrainSettings)
         assert run.callbacks.doctor is not None
         return HealthMonitor(run, run.callbacks.doctor, baseline)
 

@@ -141,7 +141,7 @@ def test_each_parameter_has_one_role(tied: bool) -> None:
 
 def test_groups_that_adamw_does_not_have_are_refused(compose_train: Callable[..., DictConfig]) -> None:
     def problems(*overrides: str) -> list[str]:
-        return train_problems(to_settings(compose_train(*overrides), TrainSettings))
+        return train_problems(to_settings(compose_train("model=tiny", *overrides), TrainSettings))
 
     (problem,) = problems("optimizer.head.lr=1e-3")
     assert problem.startswith("optimizer.head.lr=0.001: optimizer.decay=matrices has no groups by role.")

@@ -69,7 +69,7 @@ class SaveRun(Checkpoint):
         due = steps is not None and trainer.global_step % steps == 0
         for logger in trainer.loggers:
             if isinstance(logger, MetricsFile):
-                logger.forget(["val/perplexity", "val/bits_per_byte", *([] if due else ["val/loss"])])
+                logger.forget(["val/perplexity", "val/bits_per_byte", "val/ema_loss", *([] if due else ["val/loss"])])
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step

@@ -107,7 +107,7 @@ class ShardedStrategy(ModelParallelStrategy):
             own_rows[key] = value.to_local()
             return {REFERENCE_KEY: key, "rows": value.shape[0]}
 
-        tensors = {key: checkpoint[key] for key in ("state_dict", "optimizer_states")}
+        tensors = {key: checkpoint[key] for key in ("state_dict", "optimizer_states", "ema") if key in checkpoint}
         index = checkpoint | map_leaves(tensors, take_rows)
         self.checkpoint_io.error = error = None  # type: ignore[attr-defined]
         sha256 = ""
@@ -134,6 +134,10 @@ class ShardedStrategy(ModelParallelStrategy):
             assert self.lightning_module is not None
             for name, parameter in self.lightning_module.named_parameters():
                 _copy_rows(content["state_dict"][name], parameter, shards)
+                if "ema" in content:
+                    average = torch.zeros_like(parameter, dtype=torch.float32)
+                    _copy_rows(content["ema"][name], average, shards)
+                    content["ema"][name] = average
             for optimizer, state in zip(self.optimizers, content["optimizer_states"], strict=True):
                 _load_optimizer(optimizer, state, shards)
         return content

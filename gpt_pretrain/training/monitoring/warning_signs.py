@@ -71,11 +71,14 @@ def detect_overfitting(
     if not (current != best if lasting else diverged):
         return None
     stop = "" if run.callbacks.early_stopping else "; callbacks=early_stopping does so automatically"
+    has_recipe = run.data.shift_windows and run.model.drop_rate > 0  # as in that experiment
+    recipe = "" if has_recipe else " experiment=small_text is a recipe for a text that is read many times."
     return (
         f"Since about step {best_step} the validation loss has risen from {best_val:.3f} to {val:.3f}, while the training loss "
         f"has fallen from {best_train:.3f} to {train:.3f} (means of {thresholds.patience} evaluations). From that step on the "
         "model memorizes its training text (overfitting). More text (data.path=...), a higher model.drop_rate "
         f"({run.model.drop_rate:g} now) or a smaller model delays that; trainer.max_steps={best_step + 1} stops in time{stop}."
+        f"{recipe}"
     )
 
 

@@ -147,6 +147,7 @@ def _peak_memory(context: CheckContext, parallelism: costs.Parallelism) -> int:
         device=device,
         parallelism=parallelism,
         optimizer=context.settings.optimizer.name,
+        averages=context.settings.ema_decay is not None,
     )
     return memory.peak
 

@@ -119,9 +119,12 @@ def make_plan(settings: TrainSettings, data: TextDataModule, config: GPTConfig, 
             device=device,
             parallelism=parallelism,
             optimizer=settings.optimizer.name,
+            averages=settings.ema_decay is not None,
         ),
         traffic=step_traffic(config, precision=trainer.precision, parallelism=parallelism),
-        checkpoint=costs.checkpoint_bytes(config, precision=trainer.precision, optimizer=settings.optimizer.name),
+        checkpoint=costs.checkpoint_bytes(
+            config, precision=trainer.precision, optimizer=settings.optimizer.name, averages=settings.ema_decay is not None
+        ),
         max_checkpoints=3 + min(settings.checkpoint.keep, validations),  # last, best and the one being written
         export=4 * parameters if settings.export else 0,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gpt_pretrain.config.custom_parts import CUSTOM
 from gpt_pretrain.system.formatting import format_count
+from gpt_pretrain.training.optimizer import first_rate
 from gpt_pretrain.training.planning.check_context import CheckContext
 from gpt_pretrain.training.schedule import FINAL_DECAY, decay_length, lr_at
 
@@ -19,8 +20,9 @@ def resumed_rates(context: CheckContext) -> tuple[float, float] | None:
     settings, start = context.settings, context.start
     if start.next_lr is None or {"optimizer", "scheduler"} & settings.custom.keys():
         return None  # the user's own rates are not known by formula
-    now = lr_at(start.step, lr=settings.optimizer.lr, settings=settings.scheduler, total_steps=context.plan.total_steps)
-    return start.next_lr, now * start.lr_scale
+    lr = settings.optimizer.lr
+    now = lr_at(start.step, lr=lr, settings=settings.scheduler, total_steps=context.plan.total_steps)
+    return start.next_lr, now / lr * first_rate(settings.optimizer) * start.lr_scale
 
 
 def describe_resumed_rate(context: CheckContext) -> str | None:
@@ -38,7 +40,7 @@ def learning_rate_jumps(context: CheckContext) -> str | None:
     if rates is None or start.peak_lr is None:
         return None
     before, now = rates
-    if now <= JUMP * before * max(1.0, settings.optimizer.lr / start.peak_lr):
+    if now <= JUMP * before * max(1.0, first_rate(settings.optimizer) / start.peak_lr):
         return None
     reason = f"scheduler={settings.scheduler.name} now ends at step {context.plan.total_steps - 1}"
     if settings.scheduler.name == "constant":

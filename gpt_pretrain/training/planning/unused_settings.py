@@ -14,6 +14,7 @@ SHARDS = ("shards", "mixture")
 # Names of settings, the test whether they are used, and why they may not be.
 USES: list[tuple[tuple[str, ...], Callable[[TrainSettings], bool], str]] = [
     (("resume_force",), lambda settings: settings.resume is not None, "without resume="),
+    (("weights",), lambda settings: settings.init_from is not None, "without init_from="),
     (
         ("rollback_lr_factor", "max_rollbacks"),
         lambda settings: settings.on_nonfinite == "rollback",
