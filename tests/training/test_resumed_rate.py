@@ -22,7 +22,7 @@ def resumed(schedule: str, *, then: int, now: int, matrices: float | None = None
     peak = 0.02 if matrices is None else matrices
     factor = lr_at(10, lr=0.02, settings=settings, total_steps=then) / 0.02
     return SimpleNamespace(
-        settings=SimpleNamespace(optimizer=optimizer, scheduler=settings),
+        settings=SimpleNamespace(optimizer=optimizer, scheduler=settings, custom={}),
         plan=SimpleNamespace(total_steps=now),
         start=SimpleNamespace(step=10, next_lr=peak * factor, peak_lr=peak, lr_scale=1.0),
     )
