@@ -73,6 +73,7 @@ def convert_advice(command: str, what: str = "Extract its text first") -> str:
 
 _SHARDS = "Token ids are trained on with data=shards data.path=FOLDER."
 _WEIGHTS = "Weights are given with init_from={path} for training, or pretrained={path} for generate.py."
+NO_WEIGHTS = "Such weights cannot be read here. Look for the model's model.safetensors."
 _PANDOC = convert_advice("pandoc -t plain {path} -o text.txt")
 AS_TEXT_ADVICE = " To train on its source as it is, add as_text=true (for train.py data.as_text=true)."
 _OFFICE = convert_advice("libreoffice --headless --convert-to {target} {path}", "Convert it first")
@@ -182,11 +183,15 @@ SIGNATURES: tuple[tuple[int, bytes, FileKind], ...] = (
     (
         0,
         b"GGUF",
-        FileKind("GGUF file of weights", advice="Such weights cannot be read here. Look for the model's model.safetensors."),
+        FileKind("GGUF file of weights", advice=NO_WEIGHTS),
     ),
     (0, b"ARROW1", ARROW),
-    (0, b"\xff\xff\xff\xff\x10", ARROW),
+    (8, b"\x10\0\0\0", ARROW),  # After four bytes 0xff and the size of the schema.
     (0, b"FEA1", FileKind("Feather table", advice=_TABLE.replace("{reader}", "feather"))),
+    (0, b".snd\0", FileKind("AU recording", advice=MEDIA_ADVICE)),
+    (0, b"\x76\x2f\x31\x01", FileKind("EXR image", advice=PICTURE_ADVICE)),
+    (0, b"\xde\x12\x04\x95", FileKind("catalog of translated messages")),
+    (0, b"\x95\x04\x12\xde", FileKind("catalog of translated messages")),
     (0, b"ORC", FileKind("ORC table", advice=_TABLE.replace("{reader}", "orc"))),
     (0, b"Obj\x01", FileKind("Avro file", advice="Convert it to JSON lines or Parquet first.")),
     (0, b"\x89HDF\r\n", FileKind("HDF5 file", advice=_TABLE.replace("{reader}", "hdf"))),
@@ -210,7 +215,7 @@ SIGNATURES: tuple[tuple[int, bytes, FileKind], ...] = (
 )
 # Kinds that the name tells where the bytes do not.
 COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".lzma", ".gzip", ".zstd", ".z")
-TOKEN_SUFFIXES = (".bin", ".npy", ".idx", ".ds", ".mds", ".tok", ".tokens", ".u16", ".uint16")
+TOKEN_SUFFIXES = (".bin", ".npy", ".idx", ".ds", ".tok", ".tokens", ".u16", ".uint16")
 SUFFIXES: dict[str, FileKind] = {
     **dict.fromkeys((".jsonl", ".ndjson", ".jsonlines", ".json"), JSON_LINES),
     **dict.fromkeys((".csv", ".tsv", ".tab", ".psv"), CSV),
@@ -221,7 +226,11 @@ SUFFIXES: dict[str, FileKind] = {
         (".tfrecord", ".tfrecords"),
         FileKind("TFRecord file", advice=_SHARDS.replace("are trained", "of other programs are trained")),
     ),
-    **dict.fromkeys((".pt", ".pth", ".ckpt"), TORCH),
+    **dict.fromkeys((".pt", ".pth", ".ckpt", ".ptl"), TORCH),
+    ".onnx": FileKind("ONNX model", advice=NO_WEIGHTS),
+    ".msgpack": FileKind("msgpack file, such as weights of Flax", advice=NO_WEIGHTS),
+    ".keras": FileKind("Keras model", advice=NO_WEIGHTS),
+    ".mds": FileKind("MDS shard of MosaicML Streaming", advice="Save its texts as JSON lines first."),
     ".lzma": FileKind("LZMA file", "xz"),
     ".safetensors": FileKind("safetensors file of weights", advice=_WEIGHTS),
     **dict.fromkeys((".ico", ".cur"), FileKind("icon", advice=PICTURE_ADVICE)),

@@ -8,6 +8,7 @@ from pathlib import PurePath
 
 from gpt_pretrain.system.encodings import TextEncoding, detect_encoding
 from gpt_pretrain.system.file_kinds import (
+    ARROW,
     AS_TEXT_ADVICE,
     BINARY,
     COMPRESSED_SUFFIXES,
@@ -107,6 +108,8 @@ def _by_signature(head: bytes, suffix: str, *, as_text: bool) -> FileKind | None
                 return _zip_kind(head, suffix)
             if kind.form == "bz2" and head[4:10] not in (b"1AY&SY", b"\x17rE8P\x90"):
                 continue
+            if kind is ARROW and offset == 8 and not head.startswith(b"\xff\xff\xff\xff"):
+                continue
             if kind.form == "zst" and offset == 1 and head[0] & 0xF0 != 0x50:
                 continue
             if not (as_text and kind in TEXTUAL):
@@ -115,7 +118,10 @@ def _by_signature(head: bytes, suffix: str, *, as_text: bool) -> FileKind | None
         return {
             b"WEBP": FileKind("WebP image", advice=PICTURE_ADVICE),
             b"WAVE": FileKind("WAV recording", advice=MEDIA_ADVICE),
-        }.get(head[8:12], FileKind("AVI video", advice=MEDIA_ADVICE))
+            b"AVI ": FileKind("AVI video", advice=MEDIA_ADVICE),
+        }.get(head[8:12], FileKind("RIFF file", advice=MEDIA_ADVICE))
+    if head.startswith(b"FORM") and head[8:12] in (b"AIFF", b"AIFC"):
+        return FileKind("AIFF recording", advice=MEDIA_ADVICE)
     if head[4:8] == b"ftyp" and not is_text:
         is_picture = head[8:11] in (b"hei", b"avi", b"mif")
         return FileKind("HEIF image", advice=PICTURE_ADVICE) if is_picture else MP4
@@ -143,7 +149,7 @@ def _has_controls(data: bytes) -> bool:
 def _zip_kind(head: bytes, suffix: str) -> FileKind:
     """Return which kind of file a zip archive is: many programs write their documents as one."""
     by_name = SUFFIXES.get(suffix)
-    if by_name in (WORD, SHEET, SLIDES, EPUB, JAR, NPZ):
+    if by_name in (WORD, SHEET, SLIDES, EPUB, JAR, NPZ, TORCH, SUFFIXES[".keras"]):
         return by_name
     length = int.from_bytes(head[26:28], "little")
     first = head[30 : 30 + length]
@@ -152,7 +158,7 @@ def _zip_kind(head: bytes, suffix: str) -> FileKind:
         return EPUB if b"epub" in start else SHEET if b"spreadsheet" in start else SLIDES if b"presentation" in start else WORD
     if first == b"[Content_Types].xml" or first.startswith(b"_rels/"):
         return SHEET if b"xl/" in head else SLIDES if b"ppt/" in head else WORD
-    if first.endswith((b"/data.pkl", b"/.format_version")):
+    if first.endswith((b"/data.pkl", b"/.format_version", b"/constants.pkl")) or b"/code/__torch__" in head:
         return TORCH
     if first.endswith(b".npy") and suffix != ".zip":
         return NPZ

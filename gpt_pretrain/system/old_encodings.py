@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 
 # For each group of encodings, in the order of preference: letters that are frequent besides ASCII, and letters that also occur.
 ALPHABETS: tuple[tuple[tuple[str, ...], str, str], ...] = (
-    (("cp1252", "mac_roman", "cp850"), "éèàêçâîôäöüßáíóúñãåøæ", "õûùëïìòðýþœÿ"),
+    (("cp1252", "mac_roman", "cp850"), "éèàêçâîôäöüßáíóúñãåøæìòù", "õûëïðýþœÿ"),
+    (("iso8859_3",), "ĉĝĥĵŝŭ", ""),
     (("cp1250", "iso8859_2", "cp852", "mac_latin2"), "ąęółśżćńźáíéěšýčřžůúöőüűăîâşţäß", "ťďňđľĺôŕç"),
     (("cp1254",), "ığşçöü", "âîûé"),
     (("cp1257",), "āčēģīķļņšūžąęėįųõäöü", ""),
@@ -41,18 +42,30 @@ ICONV: dict[str, str | None] = {
     **dict.fromkeys(("mac_greek", "mac_turkish", "koi8_t", "cp720", "hz")),
 }
 NOT_TRIED = ["ascii", "utf_8", "utf_8_sig", "utf_7", "utf_16", "utf_16_le", "utf_16_be", "utf_32", "utf_32_le", "utf_32_be"]
+LATIN_END = "\u0250"  # The first character after the letters of Latin script.
 SAMPLE = 1 << 14  # Bytes that are looked at.
+# Of mainframes. Its letters and blanks are other bytes than those of ASCII.
+EBCDIC, ENOUGH_ASCII = "cp037", 0.9
 
 
 def likely_encodings(data: bytes) -> Iterator[str]:
     """Yield Python's names of the encodings that a text may have, the most likely one first."""
     sample = data[:SAMPLE]
+    if _is_ebcdic(sample):
+        yield EBCDIC
+        return
     scores = {name: _score(sample, group[0], name) for group in ALPHABETS for name in group[0]}
     yield from (name for name in sorted(scores, key=scores.__getitem__, reverse=True) if scores[name] >= SURE)
     from charset_normalizer import from_bytes
 
     for match in from_bytes(sample, cp_exclusion=NOT_TRIED):
         yield USUAL.get(match.encoding, match.encoding)
+
+
+def _is_ebcdic(sample: bytes) -> bool:
+    """Return whether a text is words in EBCDIC: with its blanks, and hardly any byte that is a letter or a blank in ASCII."""
+    words = sum(character.isascii() and (character.isalnum() or character in " .,") for character in sample.decode(EBCDIC))
+    return sample.count(b"\x40") > sample.count(b" ") and words >= ENOUGH_ASCII * len(sample)
 
 
 def _score(sample: bytes, group: tuple[str, ...], encoding: str) -> float:
@@ -66,6 +79,8 @@ def _score(sample: bytes, group: tuple[str, ...], encoding: str) -> float:
     weights |= dict.fromkeys(others, 0.5) | dict.fromkeys(frequent, 1.0)
     several = OTHER_IDEOGRAPH if encoding in SEVERAL_BYTES else 0.0
     counts = Counter(character for character in text if character > "\x7f" and character not in PUNCTUATION)
+    if frequent < LATIN_END and counts.total() > sum(character.isascii() and character.isalpha() for character in text):
+        return 0  # In Latin script, most letters are those of ASCII.
     total = sum(
         count * weights.get(character, several if "\u3400" <= character <= "\ud7a3" else 0.0)
         for character, count in counts.items()

@@ -15,6 +15,9 @@ from tests.field.test_file_kinds import in_corpus, in_training
 
 TEXTS = {
     "cp1252": "Déjà vu à la fenêtre, c'était l'été où l'on s'aimait très fort.\n",
+    "latin-1": "È importante però non scordare che si può già usare più di così: è lì, quaggiù.\n",
+    "iso8859_3": "Eĥoŝanĝo ĉiuĵaŭde: ŝi ĵus ĝojis, ĉar ankaŭ la ĥoro aŭdis ŝin.\n",
+    "cp037": "The quick brown fox jumps over the lazy dog, and 13 times again.\n",
     "mac_roman": "Größe, Übung, Äpfel: schöne Grüße aus München!\n",
     "cp850": "El niño comió piña. ¿Dónde está el camión?\n",
     "cp437": "Größe, Übung, Äpfel: schöne Grüße aus München!\n",

@@ -416,6 +416,28 @@ def test_wide_text_needs_no_spaces_and_no_line_ends(tmp_path: Path, language: st
     check(tmp_path / "a.txt", [text])
 
 
+SAVED: dict[str, tuple[bytes, str]] = {
+    "script.pt": (zipped({"m/code/__torch__.py": b"class M(Module): pass"}), "PyTorch checkpoint"),
+    "script.ptl": (zipped({"m/version": b"2"}), "PyTorch checkpoint"),
+    "m.keras": (zipped({"config.json": b"{}"}), "Keras model"),
+    "a.mds": (struct.pack("<I", 3) + bytes(60) + b'{"column_names":["text"]}', "MDS shard of MosaicML Streaming"),
+    "m.onnx": (b"\x08\x08\x12\x07pytorch" + bytes(range(200)), "ONNX model"),
+    "m.msgpack": (b"\x81\xabtransformer" + bytes(range(256)), "msgpack file, such as weights of Flax"),
+    "stream.arrow": (b"\xff\xff\xff\xff\x78\0\0\0\x10\0\0\0" + bytes(range(100)), "Arrow file"),
+    "a.au": (b".snd\0\0\0\x18" + bytes(range(100, 250)), "AU recording"),
+    "a": (b"FORM\0\0\1\0AIFFCOMM" + bytes(40), "AIFF recording"),
+    "a.mo": (struct.pack("<7I", 0x950412DE, 0, 2, 28, 44, 0, 0) + b"abc\0", "catalog of translated messages"),
+    "a.ani": (b"RIFF\0\1\0\0ACONanih" + bytes(40), "RIFF file"),
+}
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_what_other_programs_save_is_named(name: str) -> None:
+    content, kind = SAVED[name]
+    assert recognize(name, content).name == kind
+    assert not recognize(name, content).is_read
+
+
 def test_other_bytes_are_not_taken_for_wide_text_without_spaces() -> None:
     generator = random.Random(5)
     for low, high, size in ((0, 1 << 16, 2), (0, 50257, 2), (0x4E00, 0x9FA5, 2), (-400, 400, 2), (0, 100_000, 4)):
