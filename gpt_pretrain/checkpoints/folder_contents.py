@@ -32,6 +32,7 @@ from gpt_pretrain.texts.blocks import read_stream
 from gpt_pretrain.texts.decompression import DamagedArchiveError
 from gpt_pretrain.texts.recognition import recognize_file
 
+PART = re.compile(r".+-(\d{5})-of-(\d{5})\.(safetensors|bin)")  # of a model in several files
 WEIGHTS_NAME = re.compile(r".+\.(pth|pt|ckpt|safetensors)|(pytorch_)?model.*\.bin")
 # Files with these suffixes in which training programs keep something else than a model.
 NO_MODELS = re.compile(
@@ -69,9 +70,10 @@ def only_weights_file(folder: Path) -> Path:
     """
     names = sorted(path.name for path in folder.iterdir())
     if ADAPTER_CONFIG in names:
-        base = short_repr(read_model_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path"))
+        base = read_model_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+        changed = "a model that is stored elsewhere" if base is None else f"the model {short_repr(base)}"
         raise UserError(
-            f"{folder} holds adapters (LoRA) that change the model {base}, not a model. Merge them with PEFT's "
+            f"{folder} holds adapters (LoRA) that change {changed}, not a model. Merge them with PEFT's "
             "merge_and_unload(), and save the result with save_pretrained()."
         )
     if (pieces := _distributed_refusal(folder, names)) is not None:
@@ -82,6 +84,12 @@ def only_weights_file(folder: Path) -> Path:
     found = [name for name in found if (folder / name).is_file()]
     if len(found) == 1:
         return folder / found[0]
+    if found and (part := PART.fullmatch(found[0])) is not None:
+        index = SHARD_INDEX if part[3] == "safetensors" else PICKLE_INDEX
+        raise UserError(
+            f"{folder} holds {len(found)} of {int(part[2])} files of a model, but not {index}, which lists their tensors. Copy it "
+            "into the folder."
+        )
     if found:
         raise UserError(f"{folder} holds several files of weights: {name_some(found)}. Name one of them.")
     raise UserError(_refusal(folder, names))
@@ -110,7 +118,7 @@ def index_of_part(path: Path) -> Path | None:
     Raises:
         UserError: If it is, and the index is not beside it.
     """
-    part = re.fullmatch(r".+-(\d{5})-of-(\d{5})\.(safetensors|bin)", path.name)
+    part = PART.fullmatch(path.name)
     if part is None or part[2] == "00001":
         return None
     index = path.parent / (SHARD_INDEX if part[3] == "safetensors" else PICKLE_INDEX)

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import GPT2LMHeadModel
 
-from gpt_pretrain.checkpoints.pretrained import load_pretrained
+from gpt_pretrain.checkpoints.pretrained import load_pretrained, open_weights
 from gpt_pretrain.errors import UserError
 from tests.helpers.foreign_weights import (
     POINTER,
@@ -230,3 +230,21 @@ def test_an_index_without_its_files_is_one_message(tmp_path: Path, theirs: GPT2L
         part.unlink()
     said = refusal(tmp_path / "model.safetensors.index.json", n_heads=None)
     assert f"lists tensors in files that are missing: {parts[0].name}, " in said
+
+
+def test_a_model_in_several_files_without_its_index_is_told_which_file_is_missing(
+    tmp_path: Path, theirs: GPT2LMHeadModel
+) -> None:
+    theirs.save_pretrained(tmp_path, max_shard_size="20KB")
+    (tmp_path / "model.safetensors.index.json").unlink()
+    (tmp_path / "model-00002-of-00005.safetensors").unlink(missing_ok=True)
+    with pytest.raises(
+        UserError, match=r"of \d+ files of a model, but not model.safetensors.index.json, which lists their tensors"
+    ):
+        open_weights(tmp_path)
+
+
+def test_adapters_that_name_no_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(UserError, match="adapters .LoRA. that change a model that is stored elsewhere, not a model"):
+        open_weights(tmp_path)
