@@ -87,8 +87,8 @@ def only_weights_file(folder: Path) -> Path:
     if found and (part := PART.fullmatch(found[0])) is not None:
         index = SHARD_INDEX if part[3] == "safetensors" else PICKLE_INDEX
         raise UserError(
-            f"{folder} holds {len(found)} of {int(part[2])} files of a model, but not {index}, which lists their tensors. Copy it "
-            "into the folder."
+            f"{folder} holds {len(found)} of {int(part[2])} files of a model, but not {index}, which lists their tensors. Copy "
+            "it into the folder."
         )
     if found:
         raise UserError(f"{folder} holds several files of weights: {name_some(found)}. Name one of them.")
