@@ -85,9 +85,9 @@ def only_weights_file(folder: Path) -> Path:
     if len(found) == 1:
         return folder / found[0]
     if found and (part := PART.fullmatch(found[0])) is not None:
-        of_parts = SHARD_INDEX if part[3] == "safetensors" else PICKLE_INDEX
+        missing = SHARD_INDEX if part[3] == "safetensors" else PICKLE_INDEX
         raise UserError(
-            f"{folder} holds {len(found)} of {int(part[2])} files of a model, but not {of_parts}, which lists their tensors. Copy "
+            f"{folder} holds {len(found)} of {int(part[2])} files of a model, but not {missing}, which lists their tensors. Copy "
             "it into the folder."
         )
     if found:
