@@ -20,6 +20,13 @@ class UserError(ValueError):
         super().__init__("\n".join(self.problems))
 
 
+def describe_damage(error: Exception) -> str:
+    """Return what is wrong with the content of a file, by the exception that its use raised, without Python's own terms."""
+    if isinstance(error, KeyError):
+        return f"its entry {error} is missing"
+    return "an entry has the wrong type" if isinstance(error, TypeError | AttributeError | OverflowError) else str(error)
+
+
 class AlreadyCompleteError(UserError):
     """A resumed run has nothing left to train.
 

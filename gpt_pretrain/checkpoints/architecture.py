@@ -157,7 +157,8 @@ def _no_gpt2(source: WeightSource, slots: Slots) -> str:
     """Return the message on tensors of which too few have a name that a known layout has."""
     known = {stored.name for stored in slots.values()}
     names = [name for name in source.tensors if name not in known]
-    example = f" {len(names):,} tensors have other names, such as {short_repr(names[0])}." if names else ""
+    others = "1 tensor is named {}." if len(names) == 1 else f"{len(names):,} tensors have other names, such as {{}}."
+    example = f" {others.format(short_repr(names[0]))}" if names else ""
     if EMBEDDING not in slots:
         return f"{source.name} is not a GPT-2: it has no token and position embeddings with a known name.{example}"
     found = f"{source.name} is not a GPT-2: it has a token embedding ({slots[EMBEDDING].name}), but no"

@@ -17,6 +17,7 @@ from gpt_pretrain.checkpoints.sharded import assemble_shards
 from gpt_pretrain.checkpoints.tensor_files import check_tensor_sizes, load_plain, read_torch_file
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.files import replacing
+from gpt_pretrain.system.reading import describe_value
 
 Result = TypeVar("Result")
 
@@ -91,7 +92,7 @@ def read_checkpoint(path: Path, *, resumable: bool = False, assemble: bool = Tru
     if not has_checksum(path):
         raise UserError(f"{path} is damaged or was not written by this program: it has no checksum.")
     if not isinstance(content, dict):
-        raise UserError(f"{path} is not a checkpoint of this program: it holds a {type(content).__name__}.")
+        raise UserError(f"{path} is not a checkpoint of this program: it holds {describe_value(content)}.")
     required = MODEL_FIELDS | (RESUME_FIELDS if resumable else {})
     missing = [name for name, kind in required.items() if not isinstance(content.get(name), kind)]
     if missing:

@@ -23,6 +23,7 @@ from gpt_pretrain.checkpoints.tensor_groups import COMPANION, EMBEDDING, stored_
 from gpt_pretrain.checkpoints.tensor_names import find_slot
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.pickle_rules import InertObject
+from gpt_pretrain.system.reading import describe_value
 
 MAX_DEPTH = 12  # of settings around and inside a model; whole modules are nested to about eight levels
 MAX_NODES = 200_000
@@ -83,7 +84,7 @@ def read_weights(path: Path) -> FileContent:
         read_torch_file(path)  # raises the error that names what the file needs
     if weights is None:
         if not isinstance(content, dict):
-            raise UserError(f"{path} holds a {type(content).__name__}, not a dict of tensors.")
+            raise UserError(f"{path} holds {describe_value(content)}, not a dict of tensors.")
         inner = [content[key] for key in STATE_DICT_KEYS if isinstance(content.get(key), dict)]
         weights = FileContent(inner[0] if inner else content)
     if isinstance(content, dict):

@@ -51,7 +51,8 @@ class Misfits:
         ]
         remedy = ""
         if len(self.unknown) == len(self):
-            remedy = " If its output does not depend on them, save its state_dict() without them."
+            them = "it" if len(self) == 1 else "them"
+            remedy = f" If the model's output does not depend on {them}, save the state_dict() without {them}."
         return f"{source} does not fit a GPT-2: {'; '.join(clause for clause in clauses if clause)}. Nothing was loaded.{remedy}"
 
 

@@ -156,7 +156,7 @@ class Weights:
         except TooManyTokensError as error:
             if self.own_tokenizer is None:
                 raise
-            raise UserError(f"{error.finding}. They bring their own tokenizer: leave out tokenizer={name}") from error
+            raise UserError(f"{error.finding}. The weights bring their own tokenizer: leave out tokenizer={name}") from error
         with suppress(UserError):  # The user may name one because the weights' own cannot be used.
             if (own := self.own_tokenizer) is not None and not same_tokenizer(own, fitted):
                 log.warning(
@@ -264,11 +264,11 @@ def load_weights_into_gpt(model: LanguageModel, params: Mapping[str, Any]) -> No
     # OpenAI's models always tie the output head.
     if not model.config.tie_embeddings and "wte.weight" in renamed:
         renamed["lm_head.weight"] = renamed["wte.weight"]
-    groups = group_tensors("The parameters", {name: loaded_tensor(name, value) for name, value in renamed.items()})
+    groups = group_tensors("params", {name: loaded_tensor(name, value) for name, value in renamed.items()})
     if misfits := groups.misfits + find_misfits(model.config, groups.slots, transposed=True):
-        problems.append(misfits.message("The parameters"))
+        problems.append(misfits.message("params"))
     not_finite = [name for name, value in renamed.items() if not value.isfinite().all()]
-    problems += [f"The parameters: {name} holds NaN or infinity." for name in not_finite]
+    problems += [f"params: {name} holds NaN or infinity." for name in not_finite]
     if problems:
         raise UserError(problems)
     with torch.no_grad():
@@ -282,7 +282,7 @@ def _gpt2_state_dict(params: Mapping[str, Any]) -> tuple[dict[str, Tensor], list
     """Return OpenAI's nested arrays as tensors under GPT-2's names, and the problems with values that are not arrays."""
     blocks = params.get("blocks") if isinstance(params, Mapping) else None
     if not isinstance(blocks, list | tuple):
-        raise UserError("The parameters lack 'blocks', the list of transformer blocks.")
+        raise UserError("params lacks 'blocks', the list of transformer blocks.")
     flat = _flatten({name: value for name, value in params.items() if name not in ("blocks", "g", "b")})
     flat |= _flatten({name: params[name] for name in ("g", "b") if name in params}, "ln_f.")
     for index, block in enumerate(blocks):
@@ -295,7 +295,7 @@ def _gpt2_state_dict(params: Mapping[str, Any]) -> tuple[dict[str, Tensor], list
             array = np.array(value.detach().cpu().numpy() if isinstance(value, Tensor) else value, dtype=np.float32, copy=True)
             renamed[module + dot + endings.get(ending, ending)] = torch.from_numpy(array)
         except (TypeError, ValueError):
-            problems.append(f"The parameters: {name} is not an array of numbers.")
+            problems.append(f"params: {name} is not an array of numbers.")
     return renamed, problems
 
 

@@ -67,7 +67,7 @@ def other_settings(values: Mapping[Any, Any], *, context_length: int | None = No
         elif name in WINDOW_NAMES and heads is not None and _is_between(number, 0, context_length or math.inf):
             yield f"its settings have {stated}, but GPT-2 attends to all tokens before."
         elif name in KV_HEAD_NAMES and heads is not None and as_count(value) != heads:
-            yield f"its settings have {stated}, but GPT-2 has as many as heads, {short_repr(heads)}."
+            yield f"its settings have {stated}, but GPT-2 has one for each of its {short_repr(heads)} heads."
 
 
 def _is_between(value: Any, low: float, high: float) -> bool:

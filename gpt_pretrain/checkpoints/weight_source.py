@@ -163,7 +163,7 @@ def _read_config(config: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     translate = from_nanochat_config if fields.get("model_type") == NANOCHAT else from_hf_config
     declared, problems = translate(fields)
     if problems:
-        raise UserError(f"{config}: {' '.join(problems)}")
+        raise UserError(f"{config}: {' Also, '.join(problems)}")
     return declared, fields
 
 
@@ -194,7 +194,7 @@ def _from_file(path: Path) -> WeightSource:
     if is_own_checkpoint(weights.whole):
         return _from_own_checkpoint(path, weights.whole)
     if weights.problems:
-        raise UserError(f"{path}: {' '.join(weights.problems)}")
+        raise UserError(f"{path}: {' Also, '.join(weights.problems)}")
     if weights.others:
         log.warning("%s also contains other weights, which are not used: %s", path, name_some(weights.others))
     tensors = state_dict_tensors(weights.tensors, path)

@@ -16,7 +16,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, O
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from gpt_pretrain.commands.command_words import CONFIGS, NO_RUN, OTHER_CONFIGS, Arguments, explain_stray, schema_of
+from gpt_pretrain.commands.command_words import CONFIGS, NO_RUN, OPEN_BRACKET, OTHER_CONFIGS, Arguments, explain_stray, schema_of
 from gpt_pretrain.commands.custom_options import custom_groups, is_custom_field
 from gpt_pretrain.commands.hydra_grammar import setting_values, to_hydra_override
 from gpt_pretrain.config.conversion import to_settings
@@ -69,7 +69,7 @@ def argument_problems(arguments: Arguments, *, script: str) -> list[str]:
             "-p selects a part of the settings for --cfg, and has no effect without it. A prompt is typed as prompt=TEXT."
         )
     if {"-sc", "--shell-completion"}.isdisjoint(arguments.flags) and OTHER_CONFIGS.isdisjoint(arguments.flags):
-        explained = {before for before, _ in arguments.strays if before.endswith("=")}
+        explained = {before for before, _ in arguments.strays if before.endswith(("=", ",")) or OPEN_BRACKET.search(before)}
         own = custom_groups(arguments.overrides, folders=arguments.config_folders)
         for override in (one for one in arguments.overrides if one not in explained and not is_custom_field(one, own)):
             problems += override_problems(override, script=script, sweep=arguments.is_sweep, folders=arguments.config_folders)
@@ -105,6 +105,11 @@ def override_problems(override: str, *, script: str, sweep: bool = False, folder
     shown = short_form(override)
     if override.startswith("~") and key not in script_groups(script) and is_declared(schema, key):
         yield f"{override}: a setting cannot be removed. Leave it out to have its default."
+        return
+    if override.startswith("~") and not (
+        "@" in key or key.startswith("hydra") or key in script_groups(script) or _is_foreign_group(key, folders)
+    ):
+        yield unknown_setting(shown, schema)
         return
     if (
         override.startswith("~")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -20,6 +21,7 @@ SINGLE_FLAGS = MULTIRUN_FLAGS | {
 VALUE_FLAGS = {"-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir"} | {
     *("--experimental-rerun", "-i", "--info")
 }
+OPEN_BRACKET = re.compile(r"=\s*[\[{]")  # of a list or a mapping, as the value of a setting
 CONFIGS = ("job", "hydra", "all")
 INFOS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 NO_RUN = {"-h", "--help", "--hydra-help", "--version", "--resolve", "-sc", "--shell-completion", "-c", "--cfg", "-i", "--info"}
@@ -124,6 +126,8 @@ def explain_stray(before: str, words: list[str], *, script: str) -> str:
     if words[1:] and words[1][0] == "=" and (known := _known_name(word, script)) is not None:
         pair = f"{known}={' '.join(words[1:])[1:].strip()}"
         return f"{text}: a setting is written without spaces around its equals sign. Type {quote_word(pair)}"
+    if OPEN_BRACKET.search(before) and key not in FREE_TEXTS:
+        return f"{before}: a list or a mapping with spaces needs quotation marks. Type {quote_word(f'{before} {text}')}"
     if word[0] != "=" and (key not in TEXTS or ":" in word):
         known, value = _exact_name(word.partition(":")[0], script), f"{word.partition(':')[2]} {' '.join(words[1:])}".strip()
         if known is not None and value:

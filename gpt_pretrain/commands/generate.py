@@ -151,7 +151,7 @@ def _read_prompt(settings: GenerateSettings) -> list[str]:
     except OSError as error:
         raise UserError(f"{name} cannot be read: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{name} is not UTF-8 text ({error.reason} at byte {error.start}).") from error
+        raise UserError(f"{name} is not UTF-8 text ({error.reason} at byte {error.start}). Save it as UTF-8.") from error
 
 
 def _interactive_prompts() -> Iterator[str]:

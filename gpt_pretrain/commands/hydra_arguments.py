@@ -80,6 +80,9 @@ def check_arguments(arguments: Arguments, *, script: str) -> None:
     shared = find_override(arguments.overrides, "run_dir")
     if arguments.is_sweep and shared is not None and "${" not in shared:
         problems.append(f"run_dir={shared}: all jobs of a sweep would share this folder. Type hydra.sweep.dir={shared}")
+    unused = find_override(arguments.overrides, "hydra.run.dir")
+    if arguments.is_sweep and unused is not None:
+        problems.append(f"hydra.run.dir={unused} has no effect in a sweep (-m). Type hydra.sweep.dir={unused}")
     search = find_override(arguments.overrides, "hparams_search")
     if search not in (None, "grid", "null") and not arguments.is_sweep and "--cfg" not in arguments.flags:
         problems.append(f"hparams_search={search} needs a sweep. Add -m.")

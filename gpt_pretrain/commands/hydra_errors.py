@@ -6,12 +6,13 @@ import re
 import sys
 
 from hydra.errors import CompactHydraException, HydraException
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from gpt_pretrain.commands.argument_checks import unknown_setting
 from gpt_pretrain.commands.command_words import schema_of
+from gpt_pretrain.config.conversion import explain_value
 from gpt_pretrain.config.overrides import override_key
-from gpt_pretrain.config.setting_names import CONF, describe_type, find_type, group_options
+from gpt_pretrain.config.setting_names import CONF, group_options
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.reading import read_yaml
 
@@ -19,7 +20,8 @@ ADVICE = re.compile(
     r"(?m)^\s*(?:See https?:|Set the environment variable|To append to your|Hydra |Config search path|\t?provider=).*\n?"
 )
 NOT_LISTED = re.compile(r"(?:In '([^']+)': )?Could not override '([^']+)'")
-VALUE = re.compile(r"Value '(.*?)'", re.DOTALL)
+NO_OPTION = re.compile(r"(?:In '[^']+': )?Could not find '([^']+)/([^'/]+)'\s*Available options in '[^']+':\s*(.*)", re.DOTALL)
+NO_FOLDER = re.compile(r"Additional config directory '(.*)' not found")
 HYDRA_ERRORS = (HydraException, CompactHydraException, OmegaConfBaseException)
 
 
@@ -47,11 +49,8 @@ def explain_hydra_error(error: Exception, *, script: str) -> UserError | None:
 def _explain_setting(error: OmegaConfBaseException, schema: type) -> str | None:
     """Return the message about a setting in a file of conf/ that does not exist, or has a value of the wrong type."""
     key, text = str(error.full_key), str(error.msg or error)
-    if isinstance(error, ValidationError) and (value := VALUE.match(text)):
-        try:
-            return f"{key}={value[1]}: must be {describe_type(find_type(schema, key))}."
-        except KeyError:
-            return f"{key}={value[1]}: {text.splitlines()[0]}."
+    if (explained := explain_value(error, schema)) is not None:
+        return explained
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
         return unknown_setting(key, schema)
     return f"{key}: {text.splitlines()[0]}."
@@ -71,7 +70,12 @@ def _explain_null(arguments: list[str]) -> UserError | None:
 
 
 def _explain_defaults(text: str) -> str | None:
-    """Return the message about a defaults list that overrides a group that is not in the defaults."""
+    """Return the message about a folder of configs, an option or a group that does not exist."""
+    if (missing := NO_FOLDER.search(text)) is not None:
+        return f"--config-dir={missing[1]}: there is no such folder."
+    if (option := NO_OPTION.search(ADVICE.sub("", text))) is not None:
+        group, name, options = option.groups()
+        return f"{group}={name}: the group {group} has no option {name}. Its options are {', '.join(options.split())}."
     if (found := NOT_LISTED.search(text)) is None:
         return None
     where, group = found[1] or "The command line", found[2].lstrip("/")

@@ -12,6 +12,7 @@ from gpt_pretrain.system.environment import check_environment, decode_arguments,
 from gpt_pretrain.system.interrupts import handle_interrupts
 from gpt_pretrain.system.streams import prepare_streams
 
+SCRIPTS = ("train", "generate", "evaluate")  # which Hydra starts
 # Each command is the function COMMAND_command in the module gpt_pretrain.commands.COMMAND.
 COMMANDS = {
     "prepare": "turn text files or a dataset into token shards",
@@ -48,7 +49,8 @@ def _run(arguments: list[str]) -> int | None:
         print(_usage())
         return None
     if name not in COMMANDS:
-        raise UserError(f"{name}: there is no such command. Choose from {', '.join(COMMANDS)}.")
+        script = f" Type: python {name}.py" if name in SCRIPTS else ""
+        raise UserError(f"{name}: there is no such command. Choose from {', '.join(COMMANDS)}.{script}")
     module = importlib.import_module(f"gpt_pretrain.commands.{name}")
     code: int | None = getattr(module, f"{name}_command")(rest)
     return code

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from hydra import compose, initialize_config_dir
 
+from gpt_pretrain.commands.argument_checks import with_prefix
+from gpt_pretrain.commands.hydra_errors import HYDRA_ERRORS, explain_hydra_error
 from gpt_pretrain.commands.script import register_schema
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.overrides import full_form, with_recipe_of_weights
@@ -15,12 +17,13 @@ def load_settings(*overrides: str) -> TrainSettings:
     """Return the settings of train.py with overrides such as "model=tiny" or "optimizer.lr=1e-3".
 
     Raises:
-        UserError: If a setting is unknown or missing.
-        HydraException: If an override cannot be parsed or a group has no such option.
+        UserError: If a setting is unknown or missing, an override cannot be parsed, or a value has the wrong type.
     """
     register_schema()
+    typed = [with_prefix(full_form(one, script="train"), script="train") for one in overrides]
     with initialize_config_dir(config_dir=str(CHECKOUT / "conf"), version_base="1.3"):
-        return to_settings(
-            compose("train", ["run_dir=outputs", *with_recipe_of_weights([full_form(one, script="train") for one in overrides])]),
-            TrainSettings,
-        )
+        try:
+            composed = compose("train", ["run_dir=outputs", *with_recipe_of_weights(typed)])
+        except HYDRA_ERRORS as error:
+            raise explain_hydra_error(error, script="train") or error from error
+        return to_settings(composed, TrainSettings)

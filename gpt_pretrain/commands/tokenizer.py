@@ -7,7 +7,7 @@ Usage: gpt-pretrain tokenizer INPUT [INPUT ...] out=FOLDER [vocab_size=4096] [se
   vocab_size          number of tokens, with the 256 bytes and the special tokens (default: 4096)
   pattern             how a text is divided into words: as by cl100k_base (default), or by gpt2
   special_tokens      names of further special tokens, separated by commas; <|endoftext|> always is one, and the last token
-  sample_bytes        text to train on (default: 50000000); of a larger corpus, the pieces with the smallest hashes are taken
+  sample_bytes        text to train on (default: 50000000); of a larger corpus, a sample is taken
   val_fraction        share of the pieces to hold out for the report, selected by the hash of their text (default: 0.01)
   trial               settings of train.py, such as trial="model=tiny optimizer.lr=1e-3": train this model for a short time with
                       vocabularies of five sizes, and suggest the size with the lowest predicted bits per byte

@@ -7,12 +7,15 @@ import re
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from gpt_pretrain.config.custom_parts import CUSTOM, take_custom_parts
+from gpt_pretrain.config.setting_names import describe_type, find_type
 from gpt_pretrain.errors import UserError
 
 Settings = TypeVar("Settings")
+WRONG_VALUE = re.compile(r"Value '(.*?)'", re.DOTALL)
+MISSING_REFERENCE = re.compile(r"Interpolation key '(.*?)' not found")
 
 
 def to_settings(config: DictConfig, schema: type[Settings]) -> Settings:
@@ -32,9 +35,26 @@ def to_settings(config: DictConfig, schema: type[Settings]) -> Settings:
         remedy = f"Choose an option of the group {group}, or set it" if group.isidentifier() else "Set it"
         raise UserError(f"{error.full_key} has no value. {remedy}.") from error
     except OmegaConfBaseException as error:
-        raise UserError(f"{error.full_key or 'config'}: {str(error.msg or error).splitlines()[0]}.") from error
+        raise UserError(explain_value(error, schema) or f"{error.full_key or 'config'}: {_first_line(error)}.") from error
     assert isinstance(settings, schema)
     return settings
+
+
+def explain_value(error: OmegaConfBaseException, schema: type) -> str | None:
+    """Return the message about a value of the wrong type, or a reference to nothing; None for another error."""
+    key, text = str(error.full_key), str(error.msg or error)
+    if (reference := MISSING_REFERENCE.match(text)) is not None:
+        return f"{key} refers to ${{{reference[1]}}}, which does not exist. --cfg job shows all settings."
+    if not isinstance(error, ValidationError) or (value := WRONG_VALUE.match(text)) is None:
+        return None
+    try:
+        return f"{key}={value[1]}: must be {describe_type(find_type(schema, key))}."
+    except KeyError:
+        return f"{key}={value[1]}: {_first_line(error)}."
+
+
+def _first_line(error: OmegaConfBaseException) -> str:
+    return str(error.msg or error).splitlines()[0].rstrip(".")
 
 
 def escape_interpolation(value: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 from gpt_pretrain.data.corpus import CorpusPart, TokenCorpus
 from gpt_pretrain.data.files import FILE_NAME, Files
 from gpt_pretrain.data.token_stream import Shard
-from gpt_pretrain.errors import UserError
+from gpt_pretrain.errors import UserError, describe_damage
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.reading import DamagedFileError, parse_json, short_repr
 from gpt_pretrain.system.terminal import escape_line
@@ -55,8 +55,8 @@ def open_prepared(files: Files) -> TokenCorpus:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"data.path={files.location}: {MANIFEST} is damaged ({type(error).__name__}: {error}). Copy it or prepare the corpus "
-            "again."
+            f"data.path={files.location}: {MANIFEST} is damaged: {describe_damage(error)}. Copy it again, or prepare the "
+            "corpus again."
         ) from error
     if isinstance(failed := content.get("failed_files"), list) and failed:
         log.warning(

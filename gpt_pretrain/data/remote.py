@@ -139,16 +139,15 @@ class RemoteFiles:
     def _describe_failure(self, location: str, state: RetryCallState) -> str:
         error = state.outcome.exception() if state.outcome is not None else None
         reason = self._hide(error).strip().rstrip(".") or "no reason given"
-        return f"{location}: {type(error).__name__}: {reason}"
+        return f"{location}: {reason}"
 
     def _log_failure(self, location: str, state: RetryCallState) -> None:
         if state.attempt_number > 1:  # a single failure is not unusual
             log.info("%s. Trying again in %g s.", self._describe_failure(location, state), state.upcoming_sleep)
 
     def _give_up(self, location: str, state: RetryCallState) -> NoReturn:
-        raise UserError(
-            f"{self._describe_failure(location, state)}. All {state.attempt_number} attempts failed (data.remote.retries)."
-        )
+        tries = f"All {state.attempt_number} attempts failed" if state.attempt_number > 1 else "It was tried once"
+        raise UserError(f"{self._describe_failure(location, state)}. {tries} (data.remote.retries={self.settings.retries}).")
 
     def _hide(self, error: BaseException | None) -> str:
         """Return an error's message without passwords and signatures."""

@@ -98,9 +98,14 @@ def download(url: str, *, sha256: str | None, cache_dir: Path) -> Path:
             "text by other means and give it with data.path=FILE."
         ) from None
     except OSError as error:  # includes the exceptions of requests
+        if (answer := getattr(error, "response", None)) is not None:
+            raise UserError(
+                f"{shown} could not be downloaded: the server answers {answer.status_code} {_truncate(str(answer.reason))}. "
+                "Check data.url=, or give a text of your own with data.path=FILE."
+            ) from None
         reason = _truncate(hide_secrets(str(error), known=secret_parts(url)))
         raise UserError(
-            f"{shown} could not be downloaded ({type(error).__name__}: {reason}). "
+            f"{shown} could not be downloaded ({reason}). "
             "Without a network, give a text of your own with data.path=FILE, or use data=sample."
         ) from None
 

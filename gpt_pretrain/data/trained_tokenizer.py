@@ -121,7 +121,7 @@ def _train(texts: Sequence[WeightedText], vocab_size: int, *, train_ratio: float
         "Training a vocabulary of %s on %s of the training set%s ...",
         format_count(vocab_size, "token"),
         format_si(n_bytes, "B"),
-        "" if all(sample.is_complete for sample in samples) else ", the pieces with the smallest hashes",
+        "" if all(sample.is_complete for sample in samples) else ", a sample of it",
     )
     start = time.monotonic()
     tokenizer = train_bpe(_in_proportion(samples, [one.weight / total for one in texts], n_bytes), vocab_size, label=label)

@@ -31,7 +31,9 @@ class SamplerConfig:
         if self.max_new_tokens < 0:
             problems.append(f"max_new_tokens={self.max_new_tokens}: must be at least 0.")
         if not 0 <= self.temperature < float("inf"):
-            problems.append(f"temperature={self.temperature}: must be at least 0; 0 always takes the most likely token.")
+            problems.append(
+                f"temperature={self.temperature}: must be a finite number of at least 0; 0 always takes the most likely token."
+            )
         if self.top_k is not None and self.top_k < 1:
             problems.append(f"top_k={self.top_k}: must be at least 1, or null to keep all tokens.")
         if self.top_p is not None and not 0 < self.top_p <= 1:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pretrain.data.manifest import FORMAT, MANIFEST, MAX_MANIFEST, VERSION
-from gpt_pretrain.errors import UserError
+from gpt_pretrain.errors import UserError, describe_damage
 from gpt_pretrain.system.files import break_hard_links, remove_scratch_files
 from gpt_pretrain.system.locks import lock
 from gpt_pretrain.system.reading import DamagedFileError, read_json
@@ -160,7 +160,7 @@ def _shards(manifest: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
             if not all(isinstance(number, int) for number in (shard["tokens"], shard["documents"], manifest["itemsize"])):
                 raise ValueError("a count is not a whole number")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder / MANIFEST} is damaged ({type(error).__name__}: {error}). {START_OVER}.") from error
+        raise UserError(f"{folder / MANIFEST} is damaged: {describe_damage(error)}. {START_OVER}.") from error
     return shards
 
 

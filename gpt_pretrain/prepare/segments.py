@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt_pretrain.errors import UserError
+from gpt_pretrain.errors import UserError, describe_damage
 from gpt_pretrain.prepare.encoded_batch import CONTINUES, MAX_LISTED, ROW, EncodedBatch
 from gpt_pretrain.system.files import open_emptied, open_for_append, sync_file
 from gpt_pretrain.system.reading import DamagedFileError, parse_json, read_bytes
@@ -330,7 +330,7 @@ def sha256(path: Path) -> str:
 
 
 def _damaged(folder: Path, error: Exception) -> UserError:
-    return UserError(f"{folder / JOURNAL} is damaged: {error}. Delete {folder.parent} to start over.")
+    return UserError(f"{folder / JOURNAL} is damaged: {describe_damage(error)}. Delete {folder.parent} to start over.")
 
 
 def _parse_entry(line: bytes, folder: Path) -> tuple[Segment, EncodingState]:

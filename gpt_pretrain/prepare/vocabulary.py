@@ -55,7 +55,7 @@ def train_vocabulary(settings: VocabularySettings) -> VocabularySamples:
     training, held_out = samples.training, samples.held_out
     _print_progress(
         f"Training {format_count(settings.vocab_size, 'token')} on {format_si(training.n_bytes, 'B')} of text"
-        f"{'' if training.is_complete else ', the pieces with the smallest hashes (sample_bytes=)'} ..."
+        f"{'' if training.is_complete else ', a sample of the corpus (sample_bytes=)'} ..."
     )
     start = time.monotonic()
     tokenizer = _train(settings, training, folder)

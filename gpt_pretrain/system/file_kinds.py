@@ -75,7 +75,7 @@ _SHARDS = "Token ids are trained on with data=shards data.path=FOLDER."
 _WEIGHTS = "Weights are given with init_from={path} for training, or pretrained={path} for generate.py."
 NO_WEIGHTS = "Such weights cannot be read here. Look for the model's model.safetensors."
 _PANDOC = convert_advice("pandoc -t plain {path} -o text.txt")
-AS_TEXT_ADVICE = " To train on its source as it is, add as_text=true (for train.py data.as_text=true)."
+AS_TEXT_ADVICE = " (To train on its source as it is, add as_text=true, or data.as_text=true for train.py.)"
 _OFFICE = convert_advice("libreoffice --headless --convert-to {target} {path}", "Convert it first")
 MEDIA_ADVICE = "It contains no text. For speech, transcribe it first."
 

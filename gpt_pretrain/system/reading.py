@@ -114,7 +114,11 @@ def parse_json_value(content: bytes | str, *, max_values: int = MAX_VALUES) -> A
         # Given bytes, json.loads also takes lone surrogates, which no UTF-8 file may hold.
         text = content if isinstance(content, str) else content.decode("utf-8-sig")
         parsed = json.loads(text, parse_int=_parse_int)
-    except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError
+    except RecursionError as error:
+        raise DamagedFileError("it cannot be read as JSON (it is nested too deeply)") from error
+    except UnicodeDecodeError as error:
+        raise DamagedFileError("it cannot be read as JSON (it is not UTF-8)") from error
+    except ValueError as error:
         raise DamagedFileError(f"it cannot be read as JSON ({_first_line(error)})") from error
     # Most files have fewer containers than levels are allowed.
     if data.count(b"[") + data.count(b"{") > MAX_DEPTH:

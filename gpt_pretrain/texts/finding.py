@@ -126,6 +126,10 @@ def _existing_files(paths: Iterable[Path]) -> list[str]:
         elif path.is_symlink() and not path.exists():
             broken.append(str(path))
     if broken:
-        links = "is a link to a missing file" if len(broken) == 1 else f"and {len(broken) - 1} more are links to missing files"
-        raise UserError(f"{min(broken)} {links}, so their text would be missing. Restore the files, or delete the links.")
+        if len(broken) == 1:
+            raise UserError(
+                f"{broken[0]} is a link to a missing file, whose text would be missing. Restore the file, or delete the link."
+            )
+        more = f"{min(broken)} and {len(broken) - 1} more are links to missing files, whose text would be missing."
+        raise UserError(f"{more} Restore the files, or delete the links.")
     return sorted(found.values())

@@ -188,7 +188,7 @@ def _read_header(lines: _Lines) -> tuple[list[str], str]:
         lines.delimiter = delimiter.encode()
         header = next(csv.reader(itertools.chain([first], lines), delimiter=delimiter), [])
     except csv.Error as error:
-        raise DamagedArchiveError(f"its first row is no list of names: {error}") from error
+        raise DamagedArchiveError(f"its first row is not a list of column names: {error}") from error
     lines.end_row()
     return [name.strip() for name in header], delimiter
 

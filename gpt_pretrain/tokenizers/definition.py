@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.reading import DamagedFileError, parse_json, short_repr
 from gpt_pretrain.tokenizers.pattern_syntax import MAX_PATTERN
 from gpt_pretrain.tokenizers.patterns import check_pattern, matches_nothing
@@ -178,7 +179,8 @@ def _check_ids(fields: Mapping[str, Any]) -> None:
     lowest, highest = min(ids.values()), max(ids.values())
     if lowest < 0 or highest >= MAX_VOCABULARY or highest > 10 * len(ids) + 10_000:
         wrong = lowest if lowest < 0 else highest
-        raise DamagedFileError(f"it has {len(ids):,} tokens, and one of them has the id {short_repr(wrong)}")
+        found = f"it has {format_count(len(ids), 'token')}, and one has the id {short_repr(wrong)}"
+        raise DamagedFileError(f"{found}; ids are numbers from 0 on, without large gaps")
     if len(set(ids.values())) < len(ids):
         raise DamagedFileError("two of its tokens have the same id")
 
@@ -202,9 +204,8 @@ def _check_patterns(parts: Iterable[Any]) -> None:
     """
     patterns = _patterns(parts)
     if len(patterns) > MAX_PATTERNS or sum(map(len, patterns)) > MAX_PATTERN:
-        raise DamagedFileError(
-            f"it has {len(patterns):,} regular expressions with {sum(map(len, patterns)):,} characters in total"
-        )
+        found = format_count(len(patterns), "regular expression")
+        raise DamagedFileError(f"it has {found} with {sum(map(len, patterns)):,} characters in total")
     n_loops = sum(map(check_pattern, patterns))
     if n_loops > MAX_LOOPS:
         raise DamagedFileError(f"its regular expressions may search the same characters again and again, in {n_loops:,} ways")
@@ -231,7 +232,7 @@ def _check_growth(part: Any, name: str) -> None:
             growth *= _replacement_growth(content, node.get("pattern"))
         growth *= max(1, len(str(node.get("prepend", ""))))
     if steps > MAX_STEPS:
-        raise DamagedFileError(f"its {name} has {steps:,} steps")
+        raise DamagedFileError(f"its {name} has {steps:,} steps, and at most {MAX_STEPS} are taken")
     if growth > MAX_GROWTH:
         raise DamagedFileError(f"its {name} may make a text {growth:,.0f} times as long")
 

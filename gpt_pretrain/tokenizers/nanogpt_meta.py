@@ -10,7 +10,7 @@ from typing import Any
 
 from gpt_pretrain.system.pickle_rules import PickledName, PickleRules
 from gpt_pretrain.system.pickles import read_pickle
-from gpt_pretrain.system.reading import DamagedFileError, short_repr
+from gpt_pretrain.system.reading import DamagedFileError, describe_value, short_repr
 from gpt_pretrain.tokenizers.characters import CharacterTokenizer
 from gpt_pretrain.tokenizers.tables import MAX_IDS, IdTokenizer, TableTokenizer
 
@@ -32,7 +32,7 @@ def read_meta(content: bytes, *, end_of_text: bool, label: str = "nanogpt") -> C
         raise DamagedFileError(f"it has more than {MAX_META_BYTES:,} bytes")
     fields = read_pickle(io.BytesIO(content), NUMPY_NUMBERS, size=len(content))
     if not isinstance(fields, dict):
-        raise DamagedFileError(f"it holds a {type(fields).__name__}, not a table of tokens")
+        raise DamagedFileError(f"it holds {describe_value(fields)}, not a table of tokens")
     tokens, size = _tokens(fields), fields.get("vocab_size")
     if tokens is None:
         if not isinstance(size, int) or not 0 < size <= MAX_IDS:

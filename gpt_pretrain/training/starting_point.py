@@ -174,9 +174,10 @@ def _check_incomplete(settings: TrainSettings, content: dict[str, Any]) -> None:
                 result=best,
             )
         more = 2 * (value if limit == "max_tokens" else done)
+        length = f"{format_count(epochs, 'epoch')} and " if epochs else ""
         raise AlreadyCompleteError(
-            f"{settings.run_dir} is complete: trainer.{limit}={getattr(trainer, limit)} ended it after {epochs} epochs "
-            f"and {steps} steps. To train further, raise the limit, for example: trainer.{limit}={more}",
+            f"{settings.run_dir} is complete: trainer.{limit}={getattr(trainer, limit)} ended it after {length}"
+            f"{format_count(steps, 'step')}. To train further, raise the limit, for example: trainer.{limit}={more}",
             result=best,
         )
 

@@ -62,7 +62,7 @@ def test_a_damaged_copy_is_downloaded_again(server: ThreadingHTTPServer, tmp_pat
     [
         ("wrong.txt", "sent unexpected content: its SHA-256 is not"),
         ("truncated.txt", "could not be downloaded|sent unexpected content"),
-        ("missing.txt", "could not be downloaded .*404"),
+        ("missing.txt", r"could not be downloaded: the server answers 404 Not Found\. Check data\.url="),
     ],
 )
 def test_a_failed_download_is_reported_with_a_remedy_and_leaves_no_file(

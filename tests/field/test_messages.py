@@ -28,6 +28,28 @@ VOCABULARY = ("-m", "gpt_pretrain", "tokenizer")
 CASES = {
     "compare_nothing": ((*COMPARE,), "0 runs given, but a comparison needs at least two."),
     "compare_one": ((*COMPARE, "run"), "1 run given, but a comparison needs at least two."),
+    "plan_of_a_sweep": ((*TEXT, "-m", "plan=true", "seed=1,2"), "plan=true describes a single run and cannot be combined with"),
+    "resumed_sweep": ((*TEXT, "-m", "resume=run", "seed=1,2"), "To resume a sweep: sweep_resume="),
+    "weights_twice": (
+        ("generate.py", "checkpoint=run", "pretrained=gpt2"),
+        "checkpoint and pretrained both name the weights to use. Set only one of them.",
+    ),
+    "slurm_without_partition": ((*PREPARE, "text.txt", "executor=slurm"), "Add slurm_partition=NAME."),
+    "dataset_in_parts": ((*PREPARE, "dataset=name", "executor=local"), "but dataset= is a single stream. Leave out executor=."),
+    "url_as_input": (
+        (*PREPARE, "https://example.org/a.txt"),
+        "is a URL, but only files on this machine are read. Download it first.",
+    ),
+    "empty_folder": ((*PREPARE, "run"), "run: the folder has no files."),
+    "runs_picture_of_another_kind": ((*COMPARE, "run", "run", "out=x.doc"), "out=x.doc: must end in one of .png, .pdf, .svg."),
+    "report_of_nothing": (("-m", "gpt_pretrain", "report", "links"), "links: this folder holds neither a run nor a sweep"),
+    "no_such_command": (("-m", "gpt_pretrain", "train"), "compare, verify_resume. Type: python train.py"),
+    "least_rate_above_the_rate": (
+        (*TEXT, "scheduler.min_lr=1", "data.path=text.txt"),
+        "scheduler.min_lr=1.0: must be at most optimizer.lr=0.0004; a tenth of it is usual.",
+    ),
+    "rates_without_roles": ((*TEXT, "optimizer.head.lr=1e-3"), "has no groups by role. Add optimizer.decay=roles, or choose"),
+    "too_many_processes": ((*TEXT, "trainer.devices=100000"), "for each core or one for each GPU. Choose a smaller number."),
     "mixture_without_sources": ((*TRAIN, "data=mixture", "tokenizer=byte"), "data=mixture needs data.sources='[{path: FOLDER,"),
     "vocabulary_trial_of_nothing_known": (
         (*VOCABULARY, "out=own", "text.txt", "trial=model=huge"),
@@ -119,7 +141,7 @@ CASES = {
         "1 JSON object without a field text (a.json). Name the field or column that contains the text with data.text_field=: title.",
     ),
     "half_a_utf16": ((*PREPARE, "half.txt"), "it begins like UTF-16"),
-    "links_to_nothing": ((*PREPARE, "links"), "more are links to missing files, so their text would be missing."),
+    "links_to_nothing": ((*PREPARE, "links"), "more are links to missing files, whose text would be missing."),
     "floats_as_tokens": ((*SHARDS, "data.path=floats"), "it has the shape (100,) and the type float32"),
     "llama3_shard": ((*SHARDS, "data.path=llama3"), "this program has no tokenizer for Llama 3"),
     "clip_vocabulary": ((*TEXT, "data.path=text.txt", "tokenizer=clip"), "its words end in </w>, as those of CLIP"),

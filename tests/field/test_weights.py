@@ -284,7 +284,7 @@ def test_generate_refuses_other_weights_in_one_line(tmp_path: Path, theirs: GPT2
     assert done.returncode == 2
     assert done.stderr.strip().splitlines() == [
         "error: net.ckpt does not fit a GPT-2: 150 tensors do not belong to the model (net.extra.0.weight, net.extra.1.weight, "
-        "net.extra.10.weight and 147 more). Nothing was loaded. If its output does not depend on them, save its state_dict() "
+        "net.extra.10.weight and 147 more). Nothing was loaded. If the model's output does not depend on them, save the state_dict() "
         "without them."
     ]
 

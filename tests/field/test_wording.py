@@ -8,8 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from gpt_pretrain import load_settings
+from gpt_pretrain.checkpoints.pretrained import load_pretrained
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.reading import DamagedFileError, parse_json
+from gpt_pretrain.texts.finding import match_files
 from tests.helpers.training_runs import Printed, Train
 
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -87,3 +92,36 @@ def test_the_end_says_how_long_a_run_was(train: Train, printed: Printed, overrid
     assert line.startswith(f"Done: {length}, ")
     (model,) = (line for line in printed() if line.startswith("model "))
     assert re.match(r"model   \d\d,\d\d\d parameters: ", model)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["seed=many"], "seed=many: must be a whole number, such as 10."),
+        (["model.drop_rate=some"], "model.drop_rate=some: must be a number, such as 0.1."),
+        (["seed=${nothing}"], "seed refers to ${nothing}, which does not exist. --cfg job shows all settings."),
+    ],
+)
+def test_settings_from_python_are_refused_in_the_same_words(overrides: list[str], problem: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_settings(*overrides)
+    assert caught.value.problems == [problem]
+
+
+def test_one_thing_is_not_counted_as_several(tmp_path: Path) -> None:
+    (tmp_path / "gone.txt").symlink_to("nowhere.txt")
+    with pytest.raises(UserError, match=r"is a link to a missing file, whose text .* Restore the file, or delete the link\.$"):
+        match_files(str(tmp_path))
+    torch.save({"odd": torch.zeros(2)}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=r"1 tensor is named 'odd'\.$"):
+        load_pretrained(tmp_path / "x.pt")
+    torch.save([1], tmp_path / "list.pt")
+    with pytest.raises(UserError, match=r"list\.pt holds an array, not a dict of tensors\.$"):
+        load_pretrained(tmp_path / "list.pt")
+
+
+def test_json_is_refused_without_words_of_python(tmp_path: Path) -> None:
+    for content, problem in ((b"[" * 100_000, "nested too deeply"), (b'{"a": "\xff"}', "not UTF-8")):
+        with pytest.raises(DamagedFileError) as caught:
+            parse_json(content)
+        assert str(caught.value) == f"it cannot be read as JSON (it is {problem})"

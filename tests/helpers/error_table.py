@@ -127,6 +127,7 @@ def record_messages() -> None:
     handler = logging.Handler()
     handler.emit = lambda entry: record(entry.getMessage())  # type: ignore[method-assign, assignment]
     logging.getLogger("gpt_pretrain").addHandler(handler)
+    logging.getLogger("gpt_pretrain").setLevel(logging.INFO)
 
 
 def _recording(original: Callable[..., None], record: Callable[[str], None]) -> Callable[..., None]:

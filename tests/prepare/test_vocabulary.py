@@ -66,7 +66,7 @@ def test_the_report_names_what_counts(documents: Path, capsys: pytest.CaptureFix
     ):
         assert text in shown.out
     assert f"To use it: tokenizer={documents / 'out'}" in shown.out
-    assert "Training 300 tokens on" in shown.err and "smallest hashes" not in shown.err
+    assert "Training 300 tokens on" in shown.err and "a sample" not in shown.err
 
 
 def test_settings_reach_the_vocabulary(documents: Path) -> None:
