@@ -39,9 +39,9 @@ def test_settings_can_be_sent_to_another_process() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"model": {"n_heads": "many"}}, "model.n_heads: Value 'many'"),
+        ({"model": {"n_heads": "many"}}, "model.n_heads=many: must be a whole number, such as 10"),
         ({"model": {"vocab_size": 97}}, "model.vocab_size: there is no such setting"),
-        ({"sampler": {"top_k": 1.5}}, "sampler.top_k: Value '1.5'"),
+        ({"sampler": {"top_k": 1.5}}, "sampler.top_k=1.5: must be a whole number, such as 10, or null"),
         ({"data": {"remote": {"speed": 1}}}, "data.remote.speed: there is no such setting"),
         ({"callbacks": {"doctor": {"mood": 1}}}, "callbacks.doctor.mood: there is no such setting"),
     ],
