@@ -52,7 +52,8 @@ OTHERS |= {
     "top_k",
     "top_p",
 }  # fields, shown after their group
-PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+# The page of one's own parts has options and settings that only its reader's folder has.
+PAGES = [file for file in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")) if file.name != "own-parts.md"]
 FILES = [
     *(*PAGES, *CONF.rglob("*.yaml"), ROOT / "train.py", ROOT / "generate.py"),
     *(*(ROOT / "gpt_pretrain").rglob("*.py"), *(ROOT / "hydra_plugins").rglob("*.py")),
@@ -92,7 +93,7 @@ def problems(name: str, value: str) -> list[str]:
         list(override_problems(full_form(f"{name}={value}", script=script), script=script, sweep=True))
         for script in ("train", "generate", "evaluate")
     ]
-    if name in OF_COMMANDS | OTHERS | {"sweep_resume"} or not all(found):
+    if name in OF_COMMANDS | OTHERS | {"sweep_resume"} or name.endswith("._target_") or not all(found):
         return []
     unknown = all("no such setting" in one[0] for one in found)
     filled_in = HOLE in value or "..." in value or value == "" or bool(re.search(r"[A-Z]{2}|^[A-Z]$", value))
