@@ -48,6 +48,7 @@ OTHERS |= {
     "init",
     "kind",
     "n_kv_heads",
+    "path",
     "temperature",
     "top_k",
     "top_p",
