@@ -97,7 +97,7 @@ def problems(name: str, value: str) -> list[str]:
     if name in OF_COMMANDS | OTHERS | {"sweep_resume"} or name.endswith("._target_") or not all(found):
         return []
     unknown = all("no such setting" in one[0] for one in found)
-    filled_in = HOLE in value or "..." in value or value == "" or bool(re.search(r"[A-Z]{2}|^[A-Z]$", value))
+    filled_in = HOLE in value or "*" in value or "..." in value or value == "" or bool(re.search(r"[A-Z]{2}|^[A-Z]$", value))
     return found[0] if unknown or not filled_in else []
 
 
