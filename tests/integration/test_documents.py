@@ -20,7 +20,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOT_RUN = {
     "installs packages": r"^make|pip install|-m venv|^\.venv/|^source |^eval|^PLAYS=",
     "starts a server": r"^tensorboard|interactive=true",
-    "needs a network": r"https://|pretrained=gpt2|init_from=gpt2|data=the_verdict|roneneldan|s3://|experiment=chapter5$|\$PLAYS",
+    "needs a network": r"https://|pretrained=gpt2|init_from=gpt2|models=\[.*gpt2|data=the_verdict|roneneldan|s3://|experiment=chapter5$|\$PLAYS",
     "needs several devices or machines": r"devices=[48]|num_nodes|nnodes|hparams_search=(slurm|ray)|^sudo|^srun",
     "takes minutes, and has tests of its own": r"verify_resume|crash_harness|-m model=tiny|hparams_search=|benchmarks|trial=",
     "is a program of the system": r"^(grep|find|sha256sum) ",
@@ -57,7 +57,7 @@ def prepared(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) 
     text = (ROOT / "gpt_pretrain" / "data" / "sample.txt").read_text(encoding="utf-8")
     vocabularies.byte_level(folder / "my-vocabulary")
     folders = ("books/one.txt", "books/two.txt", "plays/one.txt", "their-dataset/data/part.txt")
-    for name in ("book.txt", "start.txt", "their-text.txt", *folders):
+    for name in ("book.txt", "held_out.txt", "start.txt", "their-text.txt", *folders):
         (folder / name).parent.mkdir(exist_ok=True, parents=True)
         (folder / name).write_text(text[:40] if name == "start.txt" else text, encoding="utf-8")
     (folder / "more").mkdir()
