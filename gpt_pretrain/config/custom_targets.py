@@ -6,10 +6,13 @@ Only what is typed, or stands in the user's own configs, is ever imported here; 
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,9 +29,9 @@ def find_target(name: str, *, setting: str) -> Any:
     Raises:
         UserError: If there is no such module or name in it, if importing it fails, or if it can't be called.
     """
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)  # at the end, so that no file there takes the place of an installed package
-    module, rest = _import_longest(name.split("."), setting=setting)
+    parts = name.split(".")
+    with _current_folder(parts[0]):
+        module, rest = _import_longest(parts, setting=setting)
     found: Any = module
     for part in rest:
         if not hasattr(found, part):
@@ -39,6 +42,36 @@ def find_target(name: str, *, setting: str) -> Any:
     if not callable(found):
         raise UserError(f"{setting}={name} is a value of type {type(found).__name__}, not a class or function.")
     return found
+
+
+@contextmanager
+def _current_folder(package: str) -> Iterator[None]:
+    """Have Python look in the current folder as well, and only within this block, for a package that is not installed.
+
+    Libraries try to import optional packages at any time, and a stranger's folder may lie here under the name of one.
+    """
+    here = str(Path.cwd())
+    if here in sys.path or _is_installed(package, here=here):
+        yield
+        return
+    sys.path.append(here)  # at the end, so that no file there takes the place of an installed package
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # the user's module may have removed it
+            sys.path.remove(here)
+
+
+def _is_installed(package: str, *, here: str) -> bool:
+    """Return whether a package is found elsewhere than in the current folder, from which it may have been imported before."""
+    try:
+        found = find_spec(package)
+    except ValueError:  # a module without a specification, such as __main__
+        return True
+    if found is None:
+        return False
+    places = list(found.submodule_search_locations or [found.origin or ""])
+    return all(os.path.dirname(place) != here for place in places)
 
 
 def _import_longest(parts: list[str], *, setting: str) -> tuple[ModuleType, list[str]]:
@@ -104,6 +137,8 @@ def call_target(fields: Mapping[str, Any], *positional: Any, setting: str, **giv
     target = find_target(name, setting=f"{setting}.{TARGET}")
     known = parameters_of(target)
     given = {key: value for key, value in given.items() if key in known and key not in fields}
+    for inner in _inner_targets(list(fields.values())):
+        find_target(inner, setting=f"{setting}.{TARGET}")
     try:
         bound = instantiate({**fields, "_partial_": True, "_convert_": "all"})
         return bound(*positional, **given)
@@ -112,6 +147,17 @@ def call_target(fields: Mapping[str, Any], *positional: Any, setting: str, **giv
         raise UserError(
             f"{setting}.{TARGET}={name} cannot be built: {describe_failure(cause)}{_expected(cause, known)}"
         ) from error
+
+
+def _inner_targets(values: list[Any]) -> Iterator[str]:
+    """Yield the classes that arguments name, which Hydra imports without looking in the current folder."""
+    for value in values:
+        if isinstance(value, Mapping):
+            if isinstance(name := value.get(TARGET), str):
+                yield name
+            yield from _inner_targets(list(value.values()))
+        elif isinstance(value, list | tuple):
+            yield from _inner_targets(list(value))
 
 
 def parameters_of(target: Any) -> dict[str, inspect.Parameter]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from gpt_pretrain.config.custom_parts import resume_custom_parts, storable_parts
+from gpt_pretrain.config.custom_targets import call_target, find_target
 from gpt_pretrain.errors import UserError
 from tests.helpers.training_runs import checkpoint, with_stored
 
@@ -75,3 +76,50 @@ def test_a_name_with_control_characters_is_shown_escaped_and_never_suggested() -
 def test_arguments_that_name_classes_are_not_stored() -> None:
     fields = {"_target_": "a.B", "parts": [{"deep": {"_target_": "os.system"}}], "lr": 1.0}
     assert storable_parts({"optimizer": fields}) == {"optimizer": {"class": "a.B", "arguments": None}}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current folder, whose modules are forgotten after the test."""
+    monkeypatch.chdir(tmp_path)
+    known = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - known:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+def test_the_current_folder_is_searched_for_the_named_class_only(folder: Path) -> None:
+    before = list(sys.path)
+    (folder / "neighbor_of_mine.py").write_text("WORTH = 3")
+    (folder / "mine_here.py").write_text("import neighbor_of_mine\ndef worth(): return neighbor_of_mine.WORTH")
+    (folder / "gone_here.py").write_text("raise ValueError('no')")
+    assert find_target("mine_here.worth", setting="x")() == 3
+    with pytest.raises(UserError, match="ValueError: no"):
+        find_target("gone_here.worth", setting="x")
+    assert sys.path == before
+
+
+def test_nothing_of_the_current_folder_is_imported_for_an_installed_class(folder: Path) -> None:
+    (folder / f"{EVIL}.py").write_text("raise SystemExit('this code has run')")
+    (folder / "site").mkdir()
+    (folder / "site" / "installed_here.py").write_text(f"try:\n    import {EVIL}\nexcept ImportError: pass\nclass Fine: pass")
+    sys.path.append(str(folder / "site"))
+    try:
+        find_target("installed_here.Fine", setting="x")
+    finally:
+        sys.path.remove(str(folder / "site"))
+    assert EVIL not in sys.modules
+
+
+def test_a_package_of_the_current_folder_is_used_several_times(folder: Path) -> None:
+    (folder / "own_package").mkdir()
+    (folder / "own_package" / "__init__.py").write_text("")
+    (folder / "own_package" / "first.py").write_text("def lazy():\n    from own_package import third\n    return third.WORTH")
+    (folder / "own_package" / "second.py").write_text("import lonely_here\ndef worth(inner): return inner")
+    (folder / "own_package" / "third.py").write_text("WORTH = 4")
+    (folder / "lonely_here.py").write_text("")
+    (folder / "inner_here.py").write_text("Part = dict")
+    assert find_target("own_package.first.lazy", setting="x")() == 4
+    fields = {"_target_": "own_package.second.worth", "inner": {"_target_": "inner_here.Part", "a": 1}}
+    assert call_target(fields, setting="x") == {"a": 1}
