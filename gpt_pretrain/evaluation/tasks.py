@@ -14,9 +14,11 @@ import numpy as np
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.scoring import Scorer, ScoreRequest
-from gpt_pretrain.evaluation.statistics import Estimate, student_limit
+from gpt_pretrain.evaluation.statistics import Estimate
 from gpt_pretrain.evaluation.task_files import Task, TaskItem
 from gpt_pretrain.tokenizers.base import Tokenizer
+
+MAX_CHANCE = 0.05  # Of a difference that is not called noise.
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,15 @@ def score_task(scorer: Scorer, task: Task, tokenizer: Tokenizer, *, report: Call
 
     def requests() -> Iterator[ScoreRequest]:
         for index, item in enumerate(task.items):
+            encoded: dict[str, list[int]] = {}
             for context, continuation in zip(item.contexts, item.continuations, strict=True):
-                before, after = encode_pair(context, continuation, tokenizer)
+                before, after = encode_pair(context, continuation, tokenizer, encoded=encoded)
                 _check_lengths(before, after, scorer.context_length, task=task, item=item)
-                token_ids = np.array(before + after, dtype=np.int64)
+                token_ids = before + after
                 if len(token_ids) > scorer.context_length + 1:
                     truncated.add(index)
-                yield ScoreRequest(token_ids[-(scorer.context_length + 1) :], len(after))
+                # An array of all tokens would stay in memory as long as a slice of it.
+                yield ScoreRequest(np.array(token_ids[-(scorer.context_length + 1) :], dtype=np.int64), len(after))
 
     sums, greedy = [], []
     for scores in scorer.score(requests()):
@@ -101,16 +105,24 @@ def score_task(scorer: Scorer, task: Task, tokenizer: Tokenizer, *, report: Call
     return TaskResult(scorer.name, task.name, np.array(correct), np.array(by_length), None, len(truncated))
 
 
-def encode_pair(context: str, continuation: str, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+def encode_pair(
+    context: str, continuation: str, tokenizer: Tokenizer, *, encoded: dict[str, list[int]] | None = None
+) -> tuple[list[int], list[int]]:
     """Return the token ids of a context and of its continuation, divided where the context's own tokens end.
 
     Blanks at the end of the context go to the continuation. An empty context becomes the end of text, if there is one.
+
+    Args:
+        encoded: The token ids of contexts that are already encoded; this one's are added.
     """
+    encoded = {} if encoded is None else encoded
     kept = context.rstrip()
     continuation = context[len(kept) :] + continuation
     if not kept:
         return [] if tokenizer.eos_id is None else [tokenizer.eos_id], tokenizer.encode(continuation)
-    before = tokenizer.encode(kept)
+    if kept not in encoded:
+        encoded[kept] = tokenizer.encode(kept)
+    before = encoded[kept]
     return before, tokenizer.encode(kept + continuation)[len(before) :]
 
 
@@ -121,10 +133,24 @@ def mean_estimate(values: np.ndarray) -> Estimate:
 
 
 def compare_accuracies(first: TaskResult, second: TaskResult) -> tuple[Estimate, bool]:
-    """Return how much more often the first model is right, item by item, and whether that is noise at 95 % confidence."""
-    difference = mean_estimate(first.correct - second.correct)
-    limit = student_limit(len(first.correct) - 1) * difference.error
-    return difference, not abs(difference.value) > limit
+    """Return how much more often the first model is right, item by item, and whether that is noise at 95 % confidence.
+
+    Noise is told by an exact sign test over the items on which the models differ (McNemar 1947), which holds for few items too.
+    The error is for display; it is NaN for a single item, and 0 if the models differ on none or in the same way on all of them.
+    """
+    if len(first.correct) != len(second.correct):
+        raise ValueError(f"{len(first.correct)} and {len(second.correct)} items cannot be compared")
+    differences = first.correct - second.correct
+    wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
+    return mean_estimate(differences), sign_test(wins, losses) > MAX_CHANCE
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Return the probability that tosses of a fair coin are at least as uneven, in either direction."""
+    count = wins + losses
+    log_total = math.lgamma(count + 1) - count * math.log(2)
+    tail = (math.exp(log_total - math.lgamma(k + 1) - math.lgamma(count - k + 1)) for k in range(min(wins, losses) + 1))
+    return min(1.0, 2 * math.fsum(tail))
 
 
 def _perplexity(sums: np.ndarray) -> Estimate:

@@ -3,8 +3,10 @@
 import json
 import math
 import random
+import re
 import shutil
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,8 @@ from gpt_pretrain.checkpoints.huggingface import export
 from gpt_pretrain.checkpoints.pretrained import open_weights
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.scoring import Scorer
-from gpt_pretrain.evaluation.task_files import find_tasks, read_item, read_task
-from gpt_pretrain.evaluation.tasks import TaskResult, compare_accuracies, encode_pair, score_task
+from gpt_pretrain.evaluation.task_files import TaskItem, find_tasks, read_item, read_task
+from gpt_pretrain.evaluation.tasks import TaskResult, compare_accuracies, encode_pair, score_task, sign_test
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from tests.conftest import tiny_model
 
@@ -202,13 +204,25 @@ def test_accuracies_are_compared_item_by_item() -> None:
     assert difference.value == pytest.approx(0.2)
     assert not is_noise
     assert math.isnan(result(np.array([1.0])).accuracy.error)
+    for count, expected in ((1, True), (2, True), (5, True), (6, False)):
+        difference, is_noise = compare_accuracies(result(np.ones(count)), result(np.zeros(count)))
+        assert difference.value == 1
+        assert is_noise is expected  # 2 / 2**count is 0.0625 for five items
+    with pytest.raises(ValueError, match="3 and 1 items"):
+        compare_accuracies(result(np.ones(3)), result(np.ones(1)))
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(0, 0), (5, 0), (1, 9), (20, 20), (30, 70), (2000, 2100)])
+def test_the_sign_test_is_that_of_exact_fractions(wins: int, losses: int) -> None:
+    tail = sum(math.comb(wins + losses, k) for k in range(min(wins, losses) + 1))
+    assert sign_test(wins, losses) == pytest.approx(min(1.0, float(Fraction(2 * tail, 2 ** (wins + losses)))), rel=1e-9)
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"context": "a", "choices": ["b", "c"], "label": 2}', '"label" is 2, but must be a number from 0 to 1'),
-        ('{"context": "a", "choices": ["b", "c"]}', '"label" is None'),
+        ('{"context": "a", "choices": ["b", "c"], "label": 2}', '"label" is 2, but must be 0 or 1'),
+        ('{"context": "a", "choices": ["b", "c"]}', '"label" is missing'),
         ('{"context": "a", "choices": ["b", "c"], "label": true}', '"label" is True'),
         ('{"context": "a", "choices": ["b"], "label": 0}', "at least two texts"),
         ('{"context": "a", "choices": ["b", ""], "label": 0}', '"choices" is empty'),
@@ -217,10 +231,31 @@ def test_accuracies_are_compared_item_by_item() -> None:
         ('{"sentence": "no gap", "option1": "a", "option2": "b", "answer": "1"}', "has no _"),
         (
             '{"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "C"}',
-            "names none of the choices",
+            "which must name one of the choices",
         ),
         ('{"premise": "p.", "choice1": "a", "choice2": "b", "question": "why", "label": 0}', "must be cause or effect"),
         ('{"question": "q", "choices": 5, "answerKey": "C"}', "do not have the types of the published task"),
+        (
+            '{"question": "q", "choices": {"text": ["a"], "label": ["A", "B"]}, "answerKey": "B"}',
+            "does not have one text for each label",
+        ),
+        ('{"question": 5, "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "B"}', '"question" is 5'),
+        (
+            '{"sentence": "a _ b", "option1": "a", "option2": "b", "answer": "0"}',
+            """"answer" is '0', but must be 1 or 2""",
+        ),
+        ('{"goal": "a", "sol1": "b", "sol2": "c"}', '"label" is missing. PIQA\'s labels are in a file of their own'),
+        ('{"context": "a", "choices": ["b", "c", "d"], "label": 3}', '"label" is 3, but must be a whole number from 0 to 2'),
+        ('{"context": "a", "choices": ["1", "0"], "label": "1"}', """"label" is '1', but must be 0 or 1"""),
+        ('{"context": "a", "choices": ["b", "c"], "label": 1, "label": 0}', "'label' is given twice"),
+        ('{"context": "a", "contexts": ["b", "c"], "continuation": "d"}', '"context" and "contexts", of which only one'),
+        ('{"context": "a", "choices": ["b", "c"], "label": 1, "continuation": "d"}', '"choices" and "continuation", of which'),
+        ('{"context": "a\\ud800", "continuation": "b"}', "\"context\" has half a character ('\\ud800'"),
+        ('{"context": "a", "continuation": "b", "delimiter": "' + "x" * 17 + '"}', '"delimiter" has 17 characters'),
+        (json.dumps({"context": "a", "choices": ["b"] * 101, "label": 0}), '"choices" has 101 texts, but may have at most 100'),
+        (json.dumps({"context": "a" * 30_000, "choices": ["b"] * 100, "label": 0}), "its texts have 3,000,100 characters"),
+        ('{"text": "a b", "label": 1}', 'it has "text" and "label": LAMBADA has only "text"'),
+        ('{"context": "a", "text": "b c"}', '"continuation" is missing'),
         ('{"premise": "p.", "choice1": "a", "choice2": "b", "question": [], "label": 0}', "do not have the types"),
         ("[1, 2]", "not an object"),
         ("{", "cannot be read as JSON"),
@@ -245,6 +280,55 @@ def test_a_file_without_items_is_refused(tmp_path: Path) -> None:
         find_tasks(str(tmp_path / "folder"))
     with pytest.raises(UserError, match="cannot be read"):
         find_tasks(str(tmp_path / "missing.jsonl"))
+
+
+def test_an_own_item_is_read_as_written() -> None:
+    item = read_item({"context": "a", "choices": ["b", "c"], "label": 1.0, "delimiter": "", "text": "some note"}, line=1)
+    assert item == TaskItem(("a", "a"), ("b", "c"), 1, (1, 1), 1)
+    assert read_item({"context": "", "continuation": "b"}, line=1).contexts == ("",)
+
+
+def test_bytes_that_mark_the_encoding_are_skipped(tmp_path: Path) -> None:
+    (tmp_path / "task.jsonl").write_bytes(b'\xef\xbb\xbf\n{"context": "a", "continuation": "b"}\n')
+    assert len(read_task(tmp_path / "task.jsonl").items) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "held"),
+    [("[\n{}]", "a JSON array"), ("[" + "{}," * 400_000 + "{}]", "a JSON array"), ("{\n}", "JSON over several")],
+    ids=["array", "long array", "object"],
+)
+def test_other_json_is_refused_with_the_remedy(tmp_path: Path, content: str, held: str) -> None:
+    (tmp_path / "dev.json").write_text(content)
+    with pytest.raises(UserError, match=rf"^tasks.path=\S+ holds {held}.* jq -c .* dev.json > dev_lines.jsonl"):
+        find_tasks(str(tmp_path))
+
+
+def test_each_file_of_a_folder_has_a_name_of_its_own(tmp_path: Path) -> None:
+    for name in ("x.a.jsonl", "x.b.jsonl", "y.json", "y.JSONL"):
+        write_lines(tmp_path / name, [{"context": "a", "continuation": "b"}])
+    assert sorted(task.name for task in find_tasks(str(tmp_path))) == ["x.a", "x.b", "y.JSONL", "y.json"]
+
+
+def test_brackets_are_removed_as_the_harness_does_it() -> None:
+    chosen = random.Random(1)
+    endings = ["".join(chosen.choice("[]a\n") for _ in range(12)) + "z" for _ in range(100)]
+    item = read_item({"activity_label": "b", "ctx_a": "c", "ctx_b": "d", "endings": endings, "label": "99"}, line=1)
+    assert item.continuations == tuple(" " + re.sub(r"\[.*?\]", "", ending.strip()) for ending in endings)
+
+
+def test_many_opening_brackets_take_little_time() -> None:
+    fields = {"activity_label": "b", "ctx_a": "[" * 500_000, "ctx_b": "", "endings": ["a", "b"], "label": 0}
+    assert read_item(fields, line=1).contexts[0].endswith("[[[")  # some minutes where each bracket is searched for its end
+
+
+def test_a_context_is_encoded_once_for_all_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [{"context": "ab", "choices": ["c", "dd", "eeee"], "label": 1}]
+    encoded: list[str] = []
+    encode = BYTE.encode
+    monkeypatch.setattr(type(BYTE), "encode", lambda _, text: encoded.append(text) or encode(text))
+    score_task(Scorer(tiny_model(vocab_size=257)), read_task(write_lines(tmp_path / "own.jsonl", items)), BYTE)
+    assert encoded == ["ab", "ab c", "ab dd", "ab eeee"]
 
 
 def test_original_arc_questions_are_read() -> None:
