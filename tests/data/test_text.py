@@ -88,7 +88,7 @@ def test_a_missing_relative_path_names_the_folder_in_which_it_starts(tmp_path: P
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
         find_text("text", path="text.txt", cache_dir=tmp_path)
-    assert f"also those of a resumed run, start at the current folder, {tmp_path}. Type data.path=" in str(caught.value)
+    assert f"also those of a resumed run, start at the current folder, {tmp_path}. Give a file" in str(caught.value)
     with pytest.raises(UserError) as caught:
         find_text("text", path=str(tmp_path / "text.txt"), cache_dir=tmp_path)
     assert "current folder" not in str(caught.value)

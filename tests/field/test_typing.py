@@ -128,7 +128,7 @@ MISTYPED = {
     ),
     "data=book.txt": (
         "data=book.txt: the group data has no option book.txt. To train on a file: data=text data.path=book.txt. "
-        "Its options are mixture, sample, shards, text, the_verdict."
+        "Its options are custom, mixture, sample, shards, text, the_verdict."
     ),
     "--max_steps=5": "--max_steps=5: settings are written without dashes. Type trainer.max_steps=5",
     "--trainer.max-steps=5": "--trainer.max-steps=5: settings are written without dashes. Type trainer.max_steps=5",
