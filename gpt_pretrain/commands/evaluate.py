@@ -43,13 +43,15 @@ def evaluate_models(config: DictConfig) -> None:
         for name in sorted(UNUSED & overridden_keys()):
             remedy = " Overlapping windows are set with stride=." if name == "data.stride" else ""
             log.warning("%s has no effect here, since it only matters in a training.%s", name, remedy)
+        if settings.n_heads is not None and not settings.models and settings.pretrained is None:
+            log.warning("n_heads=%s has no effect, since a checkpoint names its heads.", settings.n_heads)
         _evaluate(settings)
 
 
 def _evaluate(settings: EvaluateSettings) -> None:
     from gpt_pretrain.checkpoints.checkpoint_file import first_readable
     from gpt_pretrain.checkpoints.pretrained import open_weights
-    from gpt_pretrain.evaluation.evaluated_model import evaluate_model
+    from gpt_pretrain.evaluation.evaluated_model import evaluate_model, prepare_models
     from gpt_pretrain.evaluation.task_files import find_tasks
     from gpt_pretrain.evaluation.texts import typed_source, validation_source
     from gpt_pretrain.runs.folder import find_checkpoints
@@ -65,11 +67,15 @@ def _evaluate(settings: EvaluateSettings) -> None:
         models = [first_readable(find_checkpoints(settings.checkpoint), partial(open_weights, kind=settings.weights))]
     if source is None and not tasks:
         source = validation_source(models)
-    evaluated = [evaluate_model(weights, source, tasks, settings) for weights in models]
-    _show_results(evaluated, source, folder=Path(settings.run_dir))
+    prepared = prepare_models(models, source, settings)
+    evaluated = [evaluate_model(one, tasks, settings) for one in prepared]
+    try:
+        _show_results(evaluated, source, settings)
+    except OSError as error:
+        raise UserError(f"The results cannot be written to {settings.run_dir}: {error.strerror or error}.") from error
 
 
-def _show_results(evaluated: Sequence[EvaluatedModel], source: TextSource | None, *, folder: Path) -> None:
+def _show_results(evaluated: Sequence[EvaluatedModel], source: TextSource | None, settings: EvaluateSettings) -> None:
     """Print tables and comparisons, and write results.json and the page."""
     from gpt_pretrain.evaluation.page import render_evaluation_page
     from gpt_pretrain.evaluation.results import comparisons, result_rows, task_comparisons, task_rows
@@ -79,12 +85,15 @@ def _show_results(evaluated: Sequence[EvaluatedModel], source: TextSource | None
 
     texts = [result for one in evaluated for result in one.texts]
     tasks = [result for one in evaluated for result in one.tasks]
-    content: dict[str, Any] = {}
+    folder = Path(settings.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    content: dict[str, Any] = {
+        "settings": {name: getattr(settings, name) for name in ("stride", "max_bytes", "precision", "tokenizer")},
+        "comparisons": task_comparisons(tasks),
+    }
     if source is not None:
-        sentences = []
-        for stride in sorted({result.stride for result in texts}, reverse=True):
-            same = [result for result in texts if result.stride == stride]
-            sentences += comparisons(same) if len(same) > 1 else []
+        sentences = comparisons(texts)
+        content["comparisons"] = sentences + content["comparisons"]
         content |= {"text": source.name, "models": [result.as_json() for result in texts]}
         print_escaped(f"{source.name}:")
         print(format_table(result_rows(texts)))

@@ -113,7 +113,8 @@ class CheckRunFolder(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.run.dir)
-        if "file" in config.hydra.job_logging.handlers:  # otherwise this process writes no run
+        # Otherwise this process writes no run.
+        if "file" in config.hydra.job_logging.handlers or config.hydra.job.config_name == "evaluate":
             _check_writable(folder, setting="hydra.run.dir")
             _check_no_links(folder, WRITTEN_BY_RUNS)
             if "run_dir" in config and not OmegaConf.is_interpolation(config, "run_dir"):

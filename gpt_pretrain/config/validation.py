@@ -283,9 +283,11 @@ def evaluate_problems(settings: EvaluateSettings) -> list[str]:
     """List the problems of the settings of evaluate.py."""
     problems = _broken_rules(settings, EVALUATE_RULES)
     named = {"checkpoint": settings.checkpoint != "latest", "pretrained": settings.pretrained is not None}
-    named["models"] = bool(settings.models)
-    if len(several := [name for name, is_set in named.items() if is_set]) > 1:
-        problems.append(f"{' and '.join(several)} all name the weights to evaluate. Set one of them; models=[...] takes several.")
+    several = [name for name, is_set in (named | {"models": bool(settings.models)}).items() if is_set]
+    if len(several) > 1:
+        problems.append(
+            f"{' and '.join(several)}: each names the weights to evaluate. Set one of them; models=[...] takes several."
+        )
     return problems
 
 

@@ -142,9 +142,11 @@ def is_shard_path(path: str) -> bool:
         UserError: If the path cannot be read.
     """
     local = user_path(path)
-    if is_url(path) or local.suffix in SHARD_SUFFIXES:
+    if is_url(path):
         return True
     try:
+        if local.suffix in SHARD_SUFFIXES:
+            return not local.is_file() or _is_shard(local)
         if (local / MANIFEST).is_file() or not local.is_dir():
             return (local / MANIFEST).is_file()
         found = [file for suffix in SHARD_SUFFIXES for file in sorted(local.glob(f"*{suffix}"))]

@@ -13,6 +13,7 @@ import torch
 from gpt_pretrain.evaluation.scoring import Scorer
 from gpt_pretrain.evaluation.text_scores import EvaluationText
 from gpt_pretrain.evaluation.windows import scored_windows
+from gpt_pretrain.model.kernels.chunks import LOGITS_BYTES
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ def find_alternatives(scorer: Scorer, text: EvaluationText, *, max_tokens: int, 
     losses = np.full(n_tokens, np.nan, dtype=np.float32)
     likely = np.zeros((n_tokens, count), dtype=np.int64)
     probabilities = np.zeros((n_tokens, count), dtype=np.float32)
+    rows_at_a_time = max(1, LOGITS_BYTES["cpu"] // (4 * scorer.model.config.vocab_size))
     prefix = [text.boundaries.eos_id] if text.adds_prefix else []
     for begin, end in text.documents():
         if begin >= n_tokens:
@@ -52,10 +54,13 @@ def find_alternatives(scorer: Scorer, text: EvaluationText, *, max_tokens: int, 
         sequence = np.array([*prefix, *token_ids[begin : min(end, n_tokens)]], dtype=np.int64)
         for window in scored_windows(len(sequence), context_length=scorer.context_length, stride=scorer.context_length):
             ids = torch.from_numpy(sequence[window.start : window.end - 1]).to(scorer.device)
-            rows = scorer.model(ids[None])[0, -window.n_scored :].float().log_softmax(-1).cpu()
-            targets = torch.from_numpy(sequence[window.end - window.n_scored : window.end])
-            place = slice(begin - len(prefix) + window.end - window.n_scored, begin - len(prefix) + window.end)
-            top = rows.topk(count)
-            losses[place] = -rows.gather(1, targets[:, None])[:, 0].numpy()
-            likely[place], probabilities[place] = top.indices.numpy(), top.values.exp().numpy()
+            hidden = scorer.model.hidden_states(ids[None])[0, -window.n_scored :]
+            first = window.end - window.n_scored
+            for start in range(0, window.n_scored, rows_at_a_time):
+                rows = scorer.model.logits(hidden[start : start + rows_at_a_time]).float().log_softmax(-1).cpu()
+                targets = torch.from_numpy(sequence[first + start : first + start + len(rows)])
+                place = slice(begin - len(prefix) + first + start, begin - len(prefix) + first + start + len(rows))
+                top = rows.topk(count)
+                losses[place] = -rows.gather(1, targets[:, None])[:, 0].numpy()
+                likely[place], probabilities[place] = top.indices.numpy(), top.values.exp().numpy()
     return TokenAlternatives(token_ids, losses, likely, probabilities)

@@ -18,7 +18,7 @@ from gpt_pretrain.evaluation.results import TextResult, summarize
 from gpt_pretrain.evaluation.scoring import Scorer, pick_scoring_precision
 from gpt_pretrain.evaluation.task_files import Task
 from gpt_pretrain.evaluation.tasks import TaskResult, score_task
-from gpt_pretrain.evaluation.text_scores import score_text
+from gpt_pretrain.evaluation.text_scores import EvaluationText, score_text
 from gpt_pretrain.evaluation.texts import TextSource
 from gpt_pretrain.evaluation.unlikely_text import unlikely_loss
 from gpt_pretrain.system.devices import pick_device
@@ -46,18 +46,49 @@ class EvaluatedModel:
     warnings: list[str] = field(default_factory=list)
 
 
-def evaluate_model(
-    weights: Weights, source: TextSource | None, tasks: Sequence[Task], settings: EvaluateSettings
-) -> EvaluatedModel:
+@dataclass(frozen=True)
+class PreparedModel:
+    """Weights that are still in their files, with the text that they are to predict.
+
+    Args:
+        weights: The weights.
+        tokenizer: Their tokenizer.
+        text: The text as its tokens; None if only tasks are scored.
+        strides: Tokens between the ends of two windows, for each time that the text is scored.
+    """
+
+    weights: Weights
+    tokenizer: Tokenizer
+    text: EvaluationText | None
+    strides: list[int]
+
+
+def prepare_models(models: Sequence[Weights], source: TextSource | None, settings: EvaluateSettings) -> list[PreparedModel]:
+    """Tokenize the text for each model, so that what cannot work is found before anything is scored.
+
+    Raises:
+        UserError: If a tokenizer is not found or cannot write the text, or the stride exceeds a context; all problems together.
+    """
+    prepared, problems = [], []
+    for weights in models:
+        try:
+            tokenizer = weights.build_tokenizer(settings.tokenizer)
+            text = None if source is None else source.tokenize(tokenizer, max_bytes=settings.max_bytes)
+            prepared.append(PreparedModel(weights, tokenizer, text, _strides(weights, settings.stride)))
+        except UserError as error:
+            problems += [f"{weights.name}: {problem}" if len(models) > 1 else problem for problem in error.problems]
+    if problems:
+        raise UserError(dict.fromkeys(problems))
+    return prepared
+
+
+def evaluate_model(prepared: PreparedModel, tasks: Sequence[Task], settings: EvaluateSettings) -> EvaluatedModel:
     """Score a text and tasks with one model.
 
     Raises:
-        UserError: If the tokenizer cannot write them, or the weights cannot be used.
+        UserError: If the weights cannot be used, or the tokenizer cannot write a task.
     """
-
-    tokenizer = weights.build_tokenizer(settings.tokenizer)
-    text = None if source is None else source.tokenize(tokenizer, max_bytes=settings.max_bytes)
-    strides = _strides(weights, settings.stride)
+    weights, tokenizer, text = prepared.weights, prepared.tokenizer, prepared.text
     model = weights.build(device=pick_device(settings.device))
     precision, reason = pick_scoring_precision(settings.precision, model)
     log.info("%s: precision %s: %s", weights.name, precision, reason)
@@ -67,8 +98,9 @@ def evaluate_model(
         evaluated.overlaps += [] if text is None else [text_overlap(weights.name, text, training)]
         evaluated.overlaps += [task_overlap(weights.name, task, tokenizer, training) for task in tasks]
         evaluated.warnings += filter(None, [overlap.warning() for overlap in evaluated.overlaps])
-    for stride in strides if text is not None else []:
-        assert text is not None
+    for stride in prepared.strides:
+        if text is None:
+            break
         label = f"{weights.name}, stride {stride}"
         with scoring_progress(label, total=text.tokens.count, unit="tokens") as report:
             scores = score_text(scorer, text, stride=stride, report=report)
@@ -82,7 +114,6 @@ def evaluate_model(
 
 
 def _run_task(scorer: Scorer, task: Task, tokenizer: Tokenizer) -> TaskResult:
-
     total = sum(len(item.continuations) for item in task.items)
     with scoring_progress(f"{scorer.name}, {task.name}", total=total, unit="continuations") as report:
         result = score_task(scorer, task, tokenizer, report=report)

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 from gpt_pretrain.evaluation.alternatives import TokenAlternatives
 from gpt_pretrain.evaluation.passages import Passage, extreme_documents, extreme_passages
-from gpt_pretrain.evaluation.results import TextResult
+from gpt_pretrain.evaluation.results import TextResult, rank_results
 from gpt_pretrain.evaluation.text_scores import TextScores
 from gpt_pretrain.runs.charts.drawing import COLORS, NATS
 from gpt_pretrain.runs.report.page_parts import Picture, make_picture, printable, render_page, shorten
@@ -58,12 +59,14 @@ class PageModel:
 def render_evaluation_page(
     models: Sequence[PageModel], *, text_name: str, rows: Sequence[Sequence[str]], sentences: Sequence[str]
 ) -> str:
-    """Return the page as HTML.
+    """Return the page as HTML, with the best model first.
 
     Args:
         rows: The table of results, its heading first.
         sentences: The comparisons of the models.
     """
+    order = [result.model for result in rank_results([model.result for model in models])]
+    models = sorted(models, key=lambda model: order.index(model.result.model))
     script = (resources.files("gpt_pretrain.evaluation") / "templates" / "evaluation.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return render_page(
@@ -117,8 +120,10 @@ def color_tokens(found: TokenAlternatives, tokenizer: Tokenizer) -> list[Colored
         level, note = 0, "not scored: nothing stands before it"
         if not math.isnan(loss):
             level = int(np.searchsorted(LEVELS, loss, side="right"))
-            expected = "".join(f"\n{share:6.1%}  {text_of(one)}" for one, share in zip(likely, probabilities, strict=True))
-            note = f"{text_of(token_id)}\n{loss:.2f} nats, {math.exp(-loss):.1%}{expected}"
+            expected = "".join(
+                f"\n{share:6.1%}  {_with_blanks(text_of(one))}" for one, share in zip(likely, probabilities, strict=True)
+            )
+            note = f"{_with_blanks(text_of(token_id))}\n{loss:.2f} nats, {math.exp(-loss):.1%}{expected}"
         colored.append(ColoredToken(text_of(token_id), level, note, b"\n" in tokenizer.token_bytes(token_id)))
     return colored
 
@@ -136,6 +141,11 @@ def show_token(tokenizer: Tokenizer, token_id: int) -> str:
     return printable(text[:MAX_TOKEN_CHARACTERS] + ("\u2026" if len(text) > MAX_TOKEN_CHARACTERS else ""))
 
 
+def _with_blanks(text: str) -> str:
+    """Return a token with its blanks shown as dots, since a note has tokens with a blank and without one."""
+    return text.replace(" ", "\u00b7")
+
+
 def _position_picture(models: Sequence[PageModel]) -> Picture:
     """Draw the mean loss by the number of tokens of context."""
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
@@ -148,6 +158,7 @@ def _position_picture(models: Sequence[PageModel]) -> Picture:
         if points:
             axes.plot(*zip(*points, strict=True), color=COLORS[index % len(COLORS)], label=shorten(model.result.model, 60))
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.set_xlabel("tokens of context")
     axes.set_ylabel(NATS)
     axes.legend(fontsize=8)

@@ -57,7 +57,8 @@ def _extremes(scores: TextScores, spans: list[tuple[int, int]]) -> tuple[list[Pa
     with np.errstate(invalid="ignore"):
         means = (sums[ends] - sums[begins]) / tokens
     order = [index for index in np.argsort(means).tolist() if tokens[index]]
-    hardest, easiest = order[::-1][:LISTED], order[:LISTED]
+    listed = min(LISTED, max(1, len(order) // 2))
+    hardest, easiest = order[::-1][:listed], order[:listed]
 
     def passages(indices: list[int]) -> list[Passage]:
         return [_passage(scores, spans[index], tokens=int(tokens[index]), mean=float(means[index])) for index in indices]

@@ -45,6 +45,11 @@ class TextResult:
     clusters: Clusters
 
     @property
+    def is_overlapping(self) -> bool:
+        """True if the windows overlap."""
+        return self.stride < self.context_length
+
+    @property
     def perplexity(self) -> float:
         """The exponential of the loss in nats per token; infinity where that is too large for a number."""
         loss = self.nats_per_token.value
@@ -105,31 +110,46 @@ def result_rows(results: Sequence[TextResult]) -> list[list[str]]:
 
 
 def rank_results(results: Sequence[TextResult]) -> list[TextResult]:
-    """Return results from the best to the worst, by bits per byte or, where these are unknown, by nats per token."""
-    known = all(math.isfinite(result.bits_per_byte.value) for result in results)
-    return sorted(results, key=lambda result: (result.bits_per_byte if known else result.nats_per_token).value)
+    """Return results from the best to the worst by bits per byte; those of unknown size come last, by nats per token."""
+
+    def key(result: TextResult) -> tuple[bool, float, float]:
+        size = result.bits_per_byte.value
+        known = math.isfinite(size)
+        return not known, size if known else 0.0, result.nats_per_token.value
+
+    return sorted(results, key=key)
 
 
 def comparisons(results: Sequence[TextResult]) -> list[str]:
-    """Return a sentence about the best model and each other one: how much better it is, and whether that is noise."""
-    best, *others = rank_results(results)
+    """Return a sentence about the best model and each other one: how much better it is, and whether that is noise.
+
+    Windows that do not overlap are compared with each other, and so are those of the typed stride.
+    """
     sentences = []
-    for other in others:
-        difference = paired_difference(other.clusters, best.clusters)
-        if difference is None:
-            sentences.append(f"{best.model} and {other.model}: not compared, since the bytes that their tokens stand for differ.")
-            continue
-        estimate, limit = difference.bits_per_byte, difference.limit
-        if not math.isfinite(limit):
-            sentences.append(f"{best.model} and {other.model}: the text is too short to tell a difference from noise.")
-            continue
-        size = f"{abs(estimate.value):.4f} ± {estimate.error:.4f} bits per byte"
-        over = f"{len(best.clusters.nats)} {best.clusters.kind}"
-        if difference.is_noise:
-            sentences.append(f"{best.model} and {other.model}: no difference beyond noise ({size}, over {over}).")
-        else:
-            sentences.append(f"{best.model} is better than {other.model} by {size} (95 % confidence, over {over}).")
+    for overlapping in (False, True):
+        ranked = rank_results([result for result in results if result.is_overlapping == overlapping])
+        prefix = f"With stride {ranked[0].stride}: " if overlapping and ranked else ""
+        sentences += [f"{prefix}{_compare(ranked[0], other)}" for other in ranked[1:]]
     return sentences
+
+
+def _compare(best: TextResult, other: TextResult) -> str:
+    """Return a sentence about the difference between two models."""
+    both = f"{best.model} and {other.model}"
+    difference = paired_difference(other.clusters, best.clusters)
+    if difference is None:
+        unknown = [one.model for one in (best, other) if not math.isfinite(one.bits_per_byte.value)]
+        if unknown:
+            return f"{both}: not compared, since the tokens of {' and '.join(unknown)} do not tell how many bytes they stand for."
+        return f"{both}: not compared, since their tokens stand for different parts of the text."
+    estimate, limit = difference.bits_per_byte, difference.limit
+    if not math.isfinite(limit):
+        return f"{both}: the text is too short to tell a difference from noise."
+    size = f"{max(estimate.value, 0.0):.4f} ± {estimate.error:.4f} bits per byte"
+    over = f"{len(best.clusters.nats)} {best.clusters.kind}"
+    if estimate.value > limit:
+        return f"{best.model} is better than {other.model} by {size} (95 % confidence, over {over})."
+    return f"{both}: no difference beyond noise ({size}, over {over})."
 
 
 def task_rows(results: Sequence[TaskResult]) -> list[list[str]]:

@@ -20,6 +20,8 @@ from gpt_pretrain.evaluation.text_scores import TextScores
 
 MIN_DOCUMENTS = 20  # Fewer documents are no basis for an error, and blocks of the text are taken instead.
 N_BLOCKS, MIN_BLOCK_BYTES = 100, 256
+# Bytes by which the text of two models may differ: some score no first token, and a limit may fall into a token.
+MAX_DIFFERENCE, MAX_DIFFERENT_BYTES = 0.01, 32
 # Two-sided 95 % limits of Student's distribution for 1, 2, ... degrees of freedom.
 STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10, 2.09)
 NORMAL = 1.96
@@ -116,7 +118,8 @@ def paired_difference(first: Clusters, second: Clusters) -> Difference | None:
     """
     if first.kind != second.kind or len(first.nats) != len(second.nats) or not first.n_bytes.sum() or not second.n_bytes.sum():
         return None
-    if abs(first.n_bytes.sum() - second.n_bytes.sum()) > 0.001 * second.n_bytes.sum():
+    total = second.n_bytes.sum()
+    if abs(first.n_bytes.sum() - total) > max(MAX_DIFFERENCE * total, MAX_DIFFERENT_BYTES):
         return None
     estimate = bits(ratio(first.nats - second.nats, second.n_bytes))
     return Difference(estimate, estimate.error * student_limit(len(first.nats) - 1))

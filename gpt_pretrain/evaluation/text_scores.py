@@ -111,7 +111,9 @@ def score_text(
     count, context = text.tokens.count, scorer.context_length
     losses = np.full(count, np.nan, dtype=np.float32)
     is_top = np.zeros(count, dtype=bool)
-    sums, counts = np.zeros(context), np.zeros(context, dtype=np.int64)
+    # A file may state any context, and only as many positions are used.
+    positions = min(context, count + 1)
+    sums, counts = np.zeros(positions), np.zeros(positions, dtype=np.int64)
     starts: list[int] = []
     places: list[tuple[int, int, int]] = []  # of the requests that are under way: begin and end in the stream, tokens of context
 

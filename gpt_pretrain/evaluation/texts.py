@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,9 +16,13 @@ from gpt_pretrain.data.sources import find_data_sources, is_shard_path
 from gpt_pretrain.data.token_stream import TokenSlice, TokenStream
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.text_scores import BLOCK, EvaluationText
+from gpt_pretrain.system.formatting import format_count
+from gpt_pretrain.system.reading import short_repr
 from gpt_pretrain.system.urls import without_secrets
 from gpt_pretrain.texts.text import sha256_without_blanks
 from gpt_pretrain.tokenizers.base import Tokenizer, token_byte_lengths
+
+log = logging.getLogger(__name__)
 
 NO_TEXT = (
     "None of the models names a text that is still there, so there is no validation set to evaluate on. Give a text: "
@@ -57,9 +62,20 @@ class TextSource:
         tokens = split.train if self.whole and self.settings.name != "shards" else split.val
         if max_bytes is not None:
             tokens = _beginning(tokens, tokenizer, max_bytes=max_bytes)
-        if tokens.count < 2:
-            raise UserError(f"{self.name} has {tokens.count} tokens. At least 2 are needed: one to read, and one to predict.")
-        return EvaluationText(self.name, tokens, source.boundaries, tokenizer)
+        text = EvaluationText(self.name, tokens, source.boundaries, tokenizer)
+        if tokens.count + text.adds_prefix < 2:
+            raise UserError(f"{self.name} has {format_count(tokens.count, 'token')}, which is too few to predict one.")
+        if split.unknown_tokens and self.whole:
+            log.warning(
+                "%s: the vocabulary %s lacks parts of this text. %s of its %s tokens stand for what is missing, such as %s, so "
+                "the loss is not that of the text.",
+                self.name,
+                tokenizer.name,
+                f"{split.unknown_tokens:,}",
+                f"{split.train.count:,}",
+                short_repr(split.unknown_example),
+            )
+        return text
 
 
 def typed_source(settings: DataSettings) -> TextSource | None:
@@ -84,7 +100,7 @@ def validation_source(models: Sequence[Weights]) -> TextSource:
     """
     for weights in models:
         content = weights.content
-        if "config" not in content or "text_sha256" not in content:
+        if "config" not in content or not isinstance(content.get("text_sha256"), str):
             continue
         settings = read_data_settings(content)
         if settings is None:

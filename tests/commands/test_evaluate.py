@@ -66,6 +66,8 @@ def test_a_text_is_scored_and_models_are_compared(script: Script, tmp_path: Path
     assert found["bits_per_byte"]["value"] == pytest.approx(found["nats_per_token"]["value"] / math.log(2))
     assert found["perplexity"] == pytest.approx(math.exp(found["nats_per_token"]["value"]))
     assert f"{taught} is better than {random} by" in done.stdout
+    assert content["comparisons"][0] in done.stdout
+    assert content["settings"]["stride"] == 4
     assert "95 % confidence, over" in done.stdout
 
 
@@ -104,7 +106,10 @@ def test_only_the_beginning_of_a_text_is_scored(script: Script, tmp_path: Path, 
     [
         (["stride=0"], "stride=0: must be at least 1 token"),
         (["stride=17"], "stride=17 exceeds the context"),
-        (["checkpoint=x.ckpt"], "checkpoint and pretrained all name the weights"),
+        (["checkpoint=x.ckpt"], "checkpoint and pretrained: each names the weights to evaluate"),
+        (["hydra.run.dir=held_out.txt"], "held_out.txt"),
+        (["run_dir=/proc/here"], "/proc/here"),
+        (["tokenizer=gpt2"], "but the tokenizer gpt2 has 50,257"),
         (["data=mixture"], "data=mixture cannot be evaluated"),
         (["-m", "stride=1,2"], "evaluate.py has no sweeps"),
         (["strid=1"], "Did you mean stride or"),
