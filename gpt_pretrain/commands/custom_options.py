@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from gpt_pretrain.config.custom_parts import CUSTOM, CUSTOM_GROUPS, TARGET
-from gpt_pretrain.config.overrides import find_override, override_key
+from gpt_pretrain.config.overrides import override_key, split_override
 from gpt_pretrain.config.setting_names import CONF
 from gpt_pretrain.system.reading import DamagedFileError, read_yaml
+
+OPTION = re.compile(r"[^\s,()\[\]{}'\"]+")  # a name in a value, also within choice(...) and quotes
 
 
 def choose_custom_options(overrides: Sequence[str]) -> list[str]:
@@ -21,21 +24,25 @@ def choose_custom_options(overrides: Sequence[str]) -> list[str]:
 
 
 def custom_groups(overrides: Sequence[str], *, folders: Sequence[Path]) -> set[str]:
-    """Return the groups that are the user's own: their class is typed, or an option or experiment that is typed names it.
+    """Return the groups that are the user's own: their class is typed, or an option that is typed leads to one that names it.
 
     Args:
         folders: The folders with the options of groups.
     """
     typed = {override_key(override) for override in overrides}
-    experiment = _read_options("experiment", find_override(overrides, "experiment"), folders)
-    found = set()
-    for group in CUSTOM_GROUPS:
-        options = _read_options(group, find_override(overrides, group), folders)
-        for content in experiment:
-            options += [content[group]] if isinstance(content.get(group), dict) else []
-            options += _read_options(group, _default_option(content, group), folders)
-        if f"{group}.{TARGET}" in typed or any(TARGET in content for content in options):
-            found.add(group)
+    found = {group for group in CUSTOM_GROUPS if f"{group}.{TARGET}" in typed}
+    chosen = [choice for choice in map(split_override, overrides) if any((folder / choice[0]).is_dir() for folder in folders)]
+    waiting = [f"{group}/{name}" for group, value in chosen for name in OPTION.findall(value)]
+    seen = set[str]()
+    while waiting:
+        if (option := waiting.pop()) in seen:
+            continue
+        seen.add(option)
+        group = option.partition("/")[0]
+        for content in _read_options(option, folders):
+            parts = {name: content.get(name) for name in CUSTOM_GROUPS} | {group: content}
+            found.update(name for name in CUSTOM_GROUPS if isinstance(part := parts[name], dict) and TARGET in part)
+            waiting += _default_options(content, option.rpartition("/")[0])
     return found
 
 
@@ -45,22 +52,22 @@ def is_custom_field(override: str, groups: Set[str]) -> bool:
     return bool(dot) and group in groups
 
 
-def _read_options(group: str, value: str | None, folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return the contents of the options that a value names, several in a sweep."""
+def _read_options(option: str, folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return the contents of an option of a group, such as optimizer/adamw, which may be in several folders."""
     contents = []
-    for name in (value or "").split(","):
-        for folder in folders:
-            file = folder / group / f"{name.strip().removesuffix('.yaml')}.yaml"
-            with suppress(OSError, DamagedFileError, ValueError):
-                contents.append(read_yaml(file))
+    for folder in folders:
+        with suppress(OSError, DamagedFileError, ValueError):
+            contents.append(read_yaml(folder / f"{option.removesuffix('.yaml')}.yaml"))
     return [content for content in contents if isinstance(content, dict)]
 
 
-def _default_option(content: dict[str, Any], group: str) -> str | None:
-    """Return the option of a group that the defaults list of a file chooses."""
-    defaults = content.get("defaults")
+def _default_options(content: dict[str, Any], folder: str) -> list[str]:
+    """Return the options that the defaults list of a file in a folder of options chooses."""
+    defaults, options = content.get("defaults"), list[str]()
     for entry in defaults if isinstance(defaults, list) else []:
-        for name in (f"override /{group}", f"/{group}"):
-            if isinstance(entry, dict) and isinstance(entry.get(name), str):
-                return str(entry[name])
-    return None
+        for group, names in entry.items() if isinstance(entry, dict) else [("", entry)]:
+            path = str(group).split(" ")[-1].partition("@")[0]  # without the words override and optional, and the package
+            for name in names if isinstance(names, list) else [names]:
+                option = "/".join(part for part in (path, str(name).partition("@")[0]) if part)
+                options.append(option.lstrip("/") if option.startswith("/") else f"{folder}/{option}")
+    return options

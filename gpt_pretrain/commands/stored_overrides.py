@@ -167,7 +167,9 @@ def _admit(
         admitted.problems.append(_refuse(text, origin, "may run code, change Hydra itself, or is no setting of this program"))
     elif own and any(has_cut_part(value) for _, value in leaves):
         admitted.asked[True].append(shown)
-    elif not own and custom_groups([text], folders=[CONF]):  # an option of the user's own names a class
+    elif not own and custom_groups(
+        [f"{override.key_or_group}={value}" for value in values], folders=[CONF]
+    ):  # an option of the user's own names a class
         admitted.asked[False].append(shown)
     elif own:
         admitted.kept.append(text)  # the user's own words, with their interpolations

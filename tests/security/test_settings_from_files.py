@@ -18,6 +18,7 @@ from hydra.core.override_parser.types import ChoiceSweep, OverrideType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gpt_pretrain.commands.custom_options import custom_groups
 from gpt_pretrain.commands.stored_overrides import admit_overrides
 from gpt_pretrain.config.checkpoint_settings import has_signed_settings, read_stored_settings
 from gpt_pretrain.config.overrides import override_key
@@ -336,6 +337,49 @@ def test_a_hostile_override_among_hydra_s_own_is_refused_too(script: Script, tmp
     sweep = hostile_sweep(tmp_path / "sweep", task=[*SMALL, "seed=1"], hydra=[RUNS_CODE["env_set"], RUNS_CODE["search path"]])
     done = script("train.py", f"sweep_resume={sweep}", timeout=60)
     assert done.returncode == 2 and done.stderr.count("To use it, add:") == 2, "all are reported together"
+
+
+OWN_OPTIONS = {
+    "optimizer/own": "_target_: mine.Optimizer",
+    "optimizer/inherits": "defaults: [own, _self_]",
+    "experiment/inner": "defaults:\n- override /optimizer: own",
+    "experiment/outer": "defaults:\n- inner",
+    "experiment/absolute": "defaults: [/experiment/outer@_global_]",
+    "experiment/inline": "optimizer: {_target_: mine.Optimizer}",
+    "experiment/plain": "defaults:\n- override /optimizer: adamw",
+    "debug/own": "defaults:\n- override /optimizer: [own]",
+}
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "optimizer=own",
+        "optimizer=own,adamw",
+        "optimizer='own'",
+        'optimizer="own"',
+        "optimizer=choice(own,adamw)",
+        "optimizer=shuffle(adamw,own)",
+        "optimizer=shuffle(choice('own',adamw))",
+        "optimizer=sort(own,adamw)",
+        "optimizer=inherits",
+        "experiment=outer",
+        "experiment='absolute'",
+        "experiment=choice(plain,inline)",
+        "debug=own",
+    ],
+)
+def test_a_stranger_chooses_no_option_that_names_a_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str) -> None:
+    for name, content in OWN_OPTIONS.items():
+        (tmp_path / "conf" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "conf" / f"{name}.yaml").write_text(content)
+    monkeypatch.setattr("gpt_pretrain.commands.stored_overrides.CONF", tmp_path / "conf")
+    plain = hostile_sweep(tmp_path / "plain", task=["experiment=choice(plain,none)", "optimizer=choice(adamw,muon)"])
+    assert len(admit_overrides(plain, script="train", typed=set()).kept) == 2
+    sweep = hostile_sweep(tmp_path / "sweep", task=[override])
+    with pytest.raises(UserError, match="To use it, add:"):
+        admit_overrides(sweep, script="train", typed=set())
+    assert custom_groups([override], folders=[tmp_path / "conf"]) == {"optimizer"}
 
 
 def test_the_files_of_a_sweep_are_regular_and_in_form(script: Script, tmp_path: Path) -> None:
