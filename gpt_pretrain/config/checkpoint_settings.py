@@ -31,6 +31,7 @@ from gpt_pretrain.config.stored_settings import (
     value_kind,
     within_bounds,
 )
+from gpt_pretrain.config.validation import broken_train_rules
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import ADDED_FIELDS
 from gpt_pretrain.system.reading import DamagedFileError, expand_aliases
@@ -44,6 +45,8 @@ MAX_INTEGER = 2**63
 PURPOSE = "settings of a checkpoint"
 # A resumed run has its own devices, and opens no weights but those of its checkpoint: init_from is only recorded.
 OF_THIS_START, RECORDED = ("trainer.devices", "trainer.num_nodes"), ("init_from",)
+
+OF_THE_TEXT = ("train_ratio", "val_tokens", "format", "sources")  # which tokens of a text are those for validation
 
 
 @dataclass(frozen=True)
@@ -189,6 +192,8 @@ def read_data_settings(content: Mapping[str, Any]) -> DataSettings | None:
     except OmegaConfBaseException as error:
         raise UserError(f"The checkpoint's data settings are not complete: {error.full_key} is missing.") from error
     assert isinstance(settings, DataSettings)
+    if broken := [one for key in OF_THE_TEXT for one in broken_train_rules(f"data.{key}", getattr(settings, key))]:
+        raise UserError([f"The checkpoint's settings cannot be used: {problem}" for problem in broken])
     return settings
 
 

@@ -144,13 +144,14 @@ def _known_columns(row: dict[str, str]) -> dict[str, str]:
 
 
 def _is_row(row: dict[str, str]) -> bool:
-    """Return whether a row has a step and holds only numbers."""
+    """Return whether a row has a step and holds only numbers; a loss or a perplexity may be infinite or NaN."""
     try:
-        numbers = [float(value) for value in row.values() if value]
+        numbers = {name: float(value) for name, value in row.items() if value}
     except ValueError:
         return False
     step = row.get("step", "")
-    return bool(numbers and step.isascii() and step.isdigit() and len(step) < MAX_STEP_DIGITS)
+    counts = all(0 <= numbers.get(name, 0) < 10**MAX_STEP_DIGITS for name in ("epoch", "tokens_seen"))
+    return bool(counts and numbers and step.isascii() and step.isdigit() and len(step) < MAX_STEP_DIGITS)
 
 
 def _to_csv(rows: list[dict[str, Any]], *, heading: bool) -> str:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from gpt_pretrain.commands.custom_options import custom_groups
 from gpt_pretrain.commands.stored_overrides import admit_overrides
-from gpt_pretrain.config.checkpoint_settings import has_signed_settings, read_stored_settings
+from gpt_pretrain.config.checkpoint_settings import has_signed_settings, read_data_settings, read_stored_settings
 from gpt_pretrain.config.overrides import override_key
 from gpt_pretrain.config.schema import GenerateSettings, TrainSettings
 from gpt_pretrain.config.stored_places import stays_inside
@@ -337,6 +337,16 @@ def test_a_hostile_override_among_hydra_s_own_is_refused_too(script: Script, tmp
     sweep = hostile_sweep(tmp_path / "sweep", task=[*SMALL, "seed=1"], hydra=[RUNS_CODE["env_set"], RUNS_CODE["search path"]])
     done = script("train.py", f"sweep_resume={sweep}", timeout=60)
     assert done.returncode == 2 and done.stderr.count("To use it, add:") == 2, "all are reported together"
+
+
+@pytest.mark.parametrize("ratio", [float("nan"), float("inf"), 1e308, 5.0, 1.0, 0.0, -1.0])
+def test_a_split_of_a_checkpoint_is_one(ratio: float) -> None:
+    data = {"name": "text", "path": None, "batch_size": 1, "stride": None, "num_workers": 0, "train_ratio": ratio}
+    content = {"config": {"data": data}}
+    with pytest.raises(UserError, match=r"data\.train_ratio=.*must be above 0 and below 1"):
+        read_data_settings(content)
+    data["train_ratio"] = 0.8
+    assert (found := read_data_settings(content)) is not None and found.train_ratio == 0.8
 
 
 OWN_OPTIONS = {

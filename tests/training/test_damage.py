@@ -116,6 +116,13 @@ def test_a_folder_that_cannot_be_written_is_reported(train: Train, tmp_path: Pat
     assert (tmp_path / "moved" / "last.ckpt").exists()
 
 
+@pytest.mark.parametrize("count", ["inf", "nan", "1e308", "-1"])
+def test_a_row_that_counts_no_tokens_is_left_out(tmp_path: Path, count: str) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text(f"step,epoch,tokens_seen,train/loss\n0,1,{count},1\n1,{count},8,1\n2,1,16,nan\n")
+    assert [row["step"] for row in MetricsFile(path, first_step=3).kept] == ["2"]
+
+
 def test_a_row_of_metrics_survives_a_second_kill(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     first = MetricsFile(path)
