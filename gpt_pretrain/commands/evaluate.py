@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gpt_pretrain.evaluation.texts import TextSource
 
 RESULTS, PAGE = "results.json", "evaluation.html"
-# Settings of the text that only matter in a training.
+# Settings of the text that only affect training.
 UNUSED = {f"data.{name}" for name in ("batch_size", "train_ratio", "stride", "shift_windows", "num_workers", "val_tokens")} | {
     "data.respect_documents"
 }
@@ -42,7 +42,7 @@ def evaluate_models(config: DictConfig) -> None:
             raise UserError(problems)
         for name in sorted(UNUSED & overridden_keys()):
             remedy = " Overlapping windows are set with stride=." if name == "data.stride" else ""
-            log.warning("%s has no effect here, since it only matters in a training.%s", name, remedy)
+            log.warning("%s has no effect here, since it only affects training.%s", name, remedy)
         if settings.n_heads is not None and not settings.models and settings.pretrained is None:
             log.warning("n_heads=%s has no effect, since a checkpoint names its heads.", settings.n_heads)
         _evaluate(settings)

@@ -22,7 +22,7 @@ class TokenAlternatives:
 
     Args:
         token_ids: (n,).
-        losses: Loss of each token in nats, (n,); NaN for one that nothing stands before.
+        losses: Loss of each token in nats, (n,); NaN for one that no token precedes.
         likely_ids: The most likely tokens in its place, the likeliest first, (n, A).
         probabilities: Their probabilities, (n, A).
     """
@@ -59,8 +59,8 @@ def find_alternatives(scorer: Scorer, text: EvaluationText, *, max_tokens: int, 
             for start in range(0, window.n_scored, rows_at_a_time):
                 rows = scorer.model.logits(hidden[start : start + rows_at_a_time]).float().log_softmax(-1).cpu()
                 targets = torch.from_numpy(sequence[first + start : first + start + len(rows)])
-                place = slice(begin - len(prefix) + first + start, begin - len(prefix) + first + start + len(rows))
+                span = slice(begin - len(prefix) + first + start, begin - len(prefix) + first + start + len(rows))
                 top = rows.topk(count)
-                losses[place] = -rows.gather(1, targets[:, None])[:, 0].numpy()
-                likely[place], probabilities[place] = top.indices.numpy(), top.values.exp().numpy()
+                losses[span] = -rows.gather(1, targets[:, None])[:, 0].numpy()
+                likely[span], probabilities[span] = top.indices.numpy(), top.values.exp().numpy()
     return TokenAlternatives(token_ids, losses, likely, probabilities)

@@ -18,7 +18,7 @@ from gpt_pretrain.tokenizers.base import Tokenizer
 PART = 256  # Tokens of a part of the text that are searched for at a time.
 SEARCHED = 1 << 25  # Tokens of the training text that may be read for all parts together, which takes some seconds.
 MIN_PARTS, MAX_PARTS = 4, 100
-LONG_SPAN = 32  # Tokens; shorter spans are often idioms, names and dates.
+LONG_SPAN = 150  # Bytes of text; shorter spans are often idioms, names, dates or rules of dashes.
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,14 @@ class Overlap:
         name: What was searched for.
         unit: What it was divided into: part or item.
         spans: For each part that was searched for, the length of its longest span in the training text, in tokens.
+        bytes_per_token: Bytes of text of a token, in the mean over all parts.
     """
 
     model: str
     name: str
     unit: str
     spans: tuple[int, ...]
+    bytes_per_token: float
 
     @property
     def longest(self) -> int:
@@ -44,11 +46,11 @@ class Overlap:
 
     def warning(self) -> str | None:
         """Return a sentence about long spans, or None if there are none."""
-        count = sum(span >= LONG_SPAN for span in self.spans)
+        count = sum(span * self.bytes_per_token >= LONG_SPAN for span in self.spans)
         if not count:
             return None
-        found = f"{self.name}: {count:,} of {format_count(len(self.spans), self.unit)} stand in the training text of {self.model}"
-        return f"{found}, for up to {self.longest:,} tokens in a row. Its result says little about text that is new to it."
+        found = f"{self.name}: {count:,} of {format_count(len(self.spans), self.unit)} share long spans with the training text of"
+        return f"{found} {self.model}, of up to {self.longest:,} tokens. Its result says little about text that is new to it."
 
     def as_json(self) -> dict[str, Any]:
         """Return the numbers for results.json."""
@@ -58,10 +60,10 @@ class Overlap:
 
 def text_overlap(model: str, text: EvaluationText, training: TokenStream) -> Overlap:
     """Look parts of a text, spread evenly over it, up in the training text."""
-    n_parts = min(_n_parts(training), max(1, text.tokens.count // PART))
+    n_parts = min(_n_parts(training), max(1, -(-text.tokens.count // PART)))
     starts = np.linspace(0, max(0, text.tokens.count - PART), n_parts).astype(int).tolist()
     parts = [text.tokens.read(start, min(PART, text.tokens.count - start)).tolist() for start in starts]
-    return Overlap(model, text.name, "part", _spans(parts, training))
+    return _overlap(model, text.name, "part", parts, text.tokenizer, training)
 
 
 def task_overlap(model: str, task: Task, tokenizer: Tokenizer, training: TokenStream) -> Overlap:
@@ -69,12 +71,16 @@ def task_overlap(model: str, task: Task, tokenizer: Tokenizer, training: TokenSt
     indices = np.linspace(0, len(task.items) - 1, min(_n_parts(training), len(task.items))).astype(int).tolist()
     items = [task.items[index] for index in indices]
     texts = [item.contexts[item.label] + item.continuations[item.label] for item in items]
-    return Overlap(model, task.name, "item", _spans([tokenizer.encode(one)[-PART:] for one in texts], training))
+    return _overlap(model, task.name, "item", [tokenizer.encode(one)[-PART:] for one in texts], tokenizer, training)
 
 
 def _n_parts(training: TokenStream) -> int:
     return max(MIN_PARTS, min(MAX_PARTS, SEARCHED // max(training.count, 1)))
 
 
-def _spans(parts: Sequence[Sequence[int]], training: TokenStream) -> tuple[int, ...]:
-    return tuple(longest_memorized_span(part, training) for part in parts)
+def _overlap(
+    model: str, name: str, unit: str, parts: Sequence[Sequence[int]], tokenizer: Tokenizer, training: TokenStream
+) -> Overlap:
+    n_bytes = sum(len(tokenizer.token_bytes(token_id)) for part in parts for token_id in part)
+    spans = tuple(longest_memorized_span(part, training) for part in parts)
+    return Overlap(model, name, unit, spans, n_bytes / max(1, sum(map(len, parts))))

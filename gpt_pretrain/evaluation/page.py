@@ -117,7 +117,7 @@ def color_tokens(found: TokenAlternatives, tokenizer: Tokenizer) -> list[Colored
         found.token_ids.tolist(), found.losses.tolist(), found.likely_ids.tolist(), found.probabilities.tolist(), strict=True
     )
     for token_id, loss, likely, probabilities in rows:
-        level, note = 0, "not scored: nothing stands before it"
+        level, note = 0, "not scored: no token precedes it"
         if not math.isnan(loss):
             level = int(np.searchsorted(LEVELS, loss, side="right"))
             expected = "".join(

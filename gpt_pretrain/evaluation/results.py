@@ -24,7 +24,7 @@ class TextResult:
         stride: Tokens between the ends of two windows.
         context_length: The most tokens that the model reads at a time.
         tokens: Number of tokens that are scored.
-        unscored: Number of tokens that are not, since nothing stands before them.
+        unscored: Number of tokens that are not, since no token precedes them.
         documents: Number of documents.
         nats_per_token, bits_per_byte, bits_per_character: Mean losses with their standard errors; NaN if the tokens do not tell
             the size of their text.

@@ -5,6 +5,7 @@ Shapes: n tokens of the text, K clusters, T context_length, V vocab_size.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -65,7 +66,7 @@ class TextScores:
 
     Args:
         text: The text.
-        losses: Loss of each token in nats, float32, (n,); NaN for a token that is not scored, since nothing stands before it.
+        losses: Loss of each token in nats, float32, (n,); NaN for a token that is not scored, since no token precedes it.
         is_top: Whether each token is the one that the model finds most likely, bool, (n,).
         document_starts: Position of the first token of each document, (documents,).
         position_losses: Mean loss of the tokens with 1, 2, ... T tokens of context in nats, (T,); NaN if there are none.
@@ -115,7 +116,7 @@ def score_text(
     positions = min(context, count + 1)
     sums, counts = np.zeros(positions), np.zeros(positions, dtype=np.int64)
     starts: list[int] = []
-    places: list[tuple[int, int, int]] = []  # of the requests that are under way: begin and end in the stream, tokens of context
+    pending: deque[tuple[int, int, int]] = deque()  # of each request: begin and end in the stream, tokens of context
 
     def requests() -> Iterator[ScoreRequest]:
         prefix = np.array([text.boundaries.eos_id], dtype=np.int64) if text.adds_prefix else np.zeros(0, dtype=np.int64)
@@ -126,12 +127,12 @@ def score_text(
             for window in windows:
                 low, high = first + window.start, first + window.end
                 token_ids = text.tokens.read(max(low, begin), high - max(low, begin)).astype(np.int64)
-                places.append((high - window.n_scored, high, high - low - window.n_scored))
+                pending.append((high - window.n_scored, high, high - low - window.n_scored))
                 yield ScoreRequest(np.concatenate([prefix, token_ids]) if low < begin else token_ids, window.n_scored)
 
     done = 0
-    for index, scores in enumerate(scorer.score(requests())):
-        begin, end, before = places[index]
+    for scores in scorer.score(requests()):
+        begin, end, before = pending.popleft()
         losses[begin:end], is_top[begin:end] = scores.losses, scores.is_top
         sums[before - 1 : before - 1 + end - begin] += scores.losses
         counts[before - 1 : before - 1 + end - begin] += 1

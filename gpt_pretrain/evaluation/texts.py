@@ -104,9 +104,7 @@ def validation_source(models: Sequence[Weights]) -> TextSource:
             continue
         settings = read_data_settings(content)
         if settings is None:
-            raise UserError(
-                f"{weights.name} names a text at a place that is not used unless you type it. Type it: data.path=FILE"
-            )
+            raise UserError(f"{weights.name} records a data path that is only used if you give it: data.path=FILE")
         if settings.name not in ("mixture", CUSTOM):
             return TextSource(f"the validation set of {weights.name}", settings, False, content["text_sha256"])
     raise UserError(NO_TEXT)

@@ -87,7 +87,7 @@ def test_a_run_is_scored_on_its_own_validation_set(
     content = results_of(done, tmp_path)
     assert content["models"][0]["tokens"] == len(story.encode()[int(0.9 * len(story)) :])
     seen = script("evaluate.py", f"checkpoint={tmp_path}/run", "data.path=story.txt", "max_bytes=1000")
-    assert re.search(r"3 of 3 parts stand in the training text of \S+, for up to 256 tokens", seen.stdout)
+    assert re.search(r"4 of 4 parts share long spans with the training text of \S+, of up to 256 tokens", seen.stdout)
     assert results_of(seen, tmp_path)["training_text"][0]["longest_span_tokens"] == 256
     (tmp_path / "story.txt").write_text(story + "More.")
     changed = script("evaluate.py", f"checkpoint={tmp_path}/run")

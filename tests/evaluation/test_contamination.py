@@ -21,15 +21,15 @@ def longest_common(a: str, b: str) -> int:
 
 def test_the_longest_spans_of_a_text_are_found() -> None:
     training = letters(3000, seed=0)
-    copied = letters(PART, seed=1) + training[500:600] + letters(PART - 100, seed=2)
+    copied = letters(PART, seed=1) + training[500:700] + letters(PART - 200, seed=2)
     found = text_overlap("a model", text_of(list(copied.encode())), ListedTokens(list(training.encode())))
     parts = [copied[:PART], copied[PART:]]
     assert found.spans == tuple(longest_common(part, training) for part in parts)
-    assert found.longest == 100
+    assert found.longest == 200
     warning = found.warning()
     assert warning is not None
-    assert "1 of 2 parts stand in the training text of a model, for up to 100 tokens" in warning
-    assert found.as_json()["longest_span_tokens"] == 100
+    assert "1 of 2 parts share long spans with the training text of a model, of up to 200 tokens" in warning
+    assert found.as_json()["longest_span_tokens"] == 200
 
 
 def test_a_new_text_is_not_warned_about() -> None:
@@ -38,6 +38,9 @@ def test_a_new_text_is_not_warned_about() -> None:
     )
     assert found.longest < LONG_SPAN
     assert found.warning() is None
+    dashes = text_overlap("a model", text_of(list(("-" * 42).encode())), ListedTokens(list(("x" + "-" * 50).encode())))
+    assert dashes.longest == 42
+    assert dashes.warning() is None
 
 
 def test_items_are_looked_up_with_their_right_answer() -> None:
@@ -58,6 +61,6 @@ def test_few_parts_are_looked_up_in_a_large_training_text(tmp_path: Path) -> Non
         def read(self, start: int = 0, count: int | None = None):  # type: ignore[no-untyped-def]
             return self.token_ids
 
-    text = text_of(list(letters(PART * 300, seed=7).encode()))
+    text = text_of(list(letters(PART * 300 + 1, seed=7).encode()))
     assert len(text_overlap("a model", text, Large()).spans) == 4
     assert len(text_overlap("a model", text, ListedTokens(list(letters(100, seed=8).encode()))).spans) == MAX_PARTS

@@ -94,8 +94,14 @@ def test_an_export_gives_the_same_logits_in_transformers_and_comes_back_exactly(
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"final_logit_softcapping": 20.0}, "final_logit_softcapping=20.0 is not supported; ModernModel always has 15.0"),
-        ({"intermediate_size": 64}, r"intermediate_size=64 is not supported; ModernModel always has 4 \* hidden_size"),
+        (
+            {"final_logit_softcapping": 20.0},
+            "final_logit_softcapping=20.0 is not supported; this program's modern model always has 15.0",
+        ),
+        (
+            {"intermediate_size": 64},
+            r"intermediate_size=64 is not supported; in this program.s modern model it is always 4 \* hidden_size",
+        ),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e5}}, "the base 100000.0 are not supported"),
     ],
 )
