@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 TRACKING_FIELD = "tracking"  # of the run metadata: the identifier of the run in each program
 SIGNATURES_FIELD = "tracking_signatures"  # of the run metadata: this user's signatures of them
 MLFLOW_STORE = "mlflow_store"  # in both: the store in the run's folder that this program has made for this user
+MARK_FILE = ".tracking"  # an empty file that dates the signatures
 PURPOSE = "identifier of a run in"
 IDENTIFIER = re.compile(r"[A-Za-z0-9._-]{1,64}")
 MLFLOW_DATABASE, MLFLOW_FILES = "mlflow.db", "mlruns"
@@ -175,15 +176,23 @@ def _stored_identifier(program: str, run_dir: Path) -> tuple[str | None, bool]:
     found, signed = (metadata_section(metadata, name).get(program) for name in (TRACKING_FIELD, SIGNATURES_FIELD))
     if not isinstance(found, str) or not IDENTIFIER.fullmatch(found):
         return None, False
+    contents = [_signed_content(found, run_dir)] if os.path.lexists(run_dir / MARK_FILE) else []
+    if (
+        program != MLFLOW_STORE
+    ):  # runs of earlier versions continue, but their databases, which may hold commands, are asked about
+        contents.append(f"{found} {run_dir.stat().st_ino}".encode())
     try:
-        return found, has_signature(_signed_content(found, run_dir), bytes.fromhex(str(signed)), purpose=f"{PURPOSE} {program}")
+        sign = bytes.fromhex(str(signed))
     except ValueError:
         return found, False
+    return found, any(has_signature(content, sign, purpose=f"{PURPOSE} {program}") for content in contents)
 
 
 def _remember(program: str, identifier: str, run_dir: Path) -> None:
     metadata = read_metadata(run_dir)
     known, signatures = (metadata_section(metadata, name) for name in (TRACKING_FIELD, SIGNATURES_FIELD))
+    with suppress(FileExistsError):
+        (run_dir / MARK_FILE).touch(exist_ok=False)
     signed = signature(_signed_content(identifier, run_dir), purpose=f"{PURPOSE} {program}").hex()
     if known.get(program) != identifier or signatures.get(program) != signed:
         fields = {TRACKING_FIELD: known | {program: identifier}, SIGNATURES_FIELD: signatures | {program: signed}}
@@ -191,8 +200,13 @@ def _remember(program: str, identifier: str, run_dir: Path) -> None:
 
 
 def _signed_content(identifier: str, run_dir: Path) -> bytes:
-    """Return an identifier with the number of its folder on the disk, so that nobody can copy a signature into another run."""
-    return f"{identifier} {run_dir.stat().st_ino}".encode()
+    """Return an identifier with what only this folder has, so that nobody can copy a signature into another one.
+
+    A file system gives the number of a deleted folder or file to a new one. The time at which the state of a file last changed
+    is set by the system alone: what is unpacked or copied here later has a later one.
+    """
+    mark = os.lstat(run_dir / MARK_FILE)
+    return f"{identifier} {run_dir.stat().st_ino} {mark.st_ino} {mark.st_ctime_ns}".encode()
 
 
 @contextmanager

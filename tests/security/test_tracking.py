@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -19,6 +20,7 @@ from gpt_pretrain.runs.folder import check_no_links
 from gpt_pretrain.runs.metadata import read_metadata, update_metadata
 from gpt_pretrain.runs.tracking import mlflow_logger, wandb_logger
 from gpt_pretrain.system.checkout import CHECKOUT
+from gpt_pretrain.system.signing import signature
 
 
 class RecordedLogger:
@@ -81,6 +83,42 @@ def test_a_signature_for_one_run_is_none_for_another(made: list[RecordedLogger],
         wandb_logger(WandbSettings(project="p"), run_dir=tmp_path / name)
     assert made[-2].arguments["id"] == known
     assert made[-1].arguments["id"] != known
+
+
+def test_a_signature_ends_with_its_folder(made: list[RecordedLogger], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, copy = tmp_path / "run", tmp_path / "copy"
+    run.mkdir()
+    number = run.stat().st_ino
+    wandb_logger(WandbSettings(project="p"), run_dir=run)
+    known = read_metadata(run)["tracking"]["wandb"]
+    shutil.copytree(run, copy)
+    shutil.rmtree(run)
+    time.sleep(0.05)  # more than a tick of the clock of the file system
+    shutil.copytree(copy, run)
+    status = Path.stat
+
+    def same_number(path: Path, **options: bool) -> object:  # as file systems do that give numbers again
+        return SimpleNamespace(st_ino=number) if path == run and not options else status(path, **options)
+
+    monkeypatch.setattr(Path, "stat", same_number)
+    wandb_logger(WandbSettings(project="p"), run_dir=run)
+    assert made[-1].arguments["id"] != known
+
+
+def test_a_run_of_an_earlier_version_continues_without_its_database(made: list[RecordedLogger], tmp_path: Path) -> None:
+    pytest.importorskip("sqlalchemy")
+    known, content = {"wandb": "mine", "mlflow_store": "mlflow.db"}, str(tmp_path.stat().st_ino)
+    signed = {
+        name: signature(f"{value} {content}".encode(), purpose=f"identifier of a run in {name}").hex()
+        for name, value in known.items()
+    }
+    update_metadata(tmp_path, tracking=known, tracking_signatures=signed)
+    sqlite3.connect(tmp_path / "mlflow.db").close()
+    for _ in range(2):
+        wandb_logger(WandbSettings(project="p"), run_dir=tmp_path)
+    assert [one.arguments["id"] for one in made] == ["mine", "mine"]
+    with pytest.raises(UserError, match="is not opened"):
+        mlflow_logger(MlflowSettings("x"), run_dir=tmp_path)
 
 
 @pytest.mark.parametrize("store", ["mlflow.db", "mlruns"])
