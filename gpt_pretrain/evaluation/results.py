@@ -171,7 +171,8 @@ def task_comparisons(results: Sequence[TaskResult]) -> list[str]:
         best, *others = sorted((one for one in results if one.task == task), key=lambda one: -one.accuracy.value)
         for other in others:
             difference, is_noise = compare_accuracies(best, other)
-            size = f"{difference.value:.4f} ± {difference.error:.4f} of accuracy"
+            error = f" ± {difference.error:.4f}" if math.isfinite(difference.error) else ""
+            size = f"{difference.value:.4f}{error} of accuracy"
             if is_noise:
                 sentences.append(f"{task}: {best.model} and {other.model} do not differ beyond noise ({size}).")
             else:
