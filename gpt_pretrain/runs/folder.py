@@ -21,8 +21,7 @@ RUN_LOGS = ("config.yaml", "train.log", "generate.log")  # one of them stands be
 WRITTEN_BY_RUNS = (
     *("run.json", "config.yaml", "metrics.csv", "samples.txt", "train.log", "generate.log", "report.html", "losses.png"),
     *("tokenizer.json", "tokenizer_config.json", "tokenizer_table.json"),
-    *("losses.pdf", ".lock", ".hydra", "checkpoints", EXPORTED, "wandb", ".wandb", "mlruns", "mlflow.db"),
-    ".tracking",
+    *("losses.pdf", ".lock", ".hydra", "checkpoints", EXPORTED, "wandb", ".wandb", "mlruns", "mlflow.db", ".tracking"),
     *(".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml"),
 )
 

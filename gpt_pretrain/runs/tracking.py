@@ -177,9 +177,7 @@ def _stored_identifier(program: str, run_dir: Path) -> tuple[str | None, bool]:
     if not isinstance(found, str) or not IDENTIFIER.fullmatch(found):
         return None, False
     contents = [_signed_content(found, run_dir)] if os.path.lexists(run_dir / MARK_FILE) else []
-    if (
-        program != MLFLOW_STORE
-    ):  # runs of earlier versions continue, but their databases, which may hold commands, are asked about
+    if program != MLFLOW_STORE:  # runs of earlier versions continue; a database, which may hold commands, is asked about
         contents.append(f"{found} {run_dir.stat().st_ino}".encode())
     try:
         sign = bytes.fromhex(str(signed))
