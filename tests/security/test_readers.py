@@ -270,7 +270,7 @@ def test_short_lines_are_read_a_few_at_a_time(tmp_path: Path) -> None:
     (tmp_path / "short.jsonl").write_bytes(b"x\n" * 100_000)
     batches = lines_of(tmp_path / "short.jsonl")
     with within(seconds=20, megabytes=100):
-        rejected = [len(batch.rejected) for batch in batches]
+        rejected = [batch.by_reason.total() for batch in batches]
     assert sum(rejected) == 100_000 and max(rejected) < 50_000
 
 
