@@ -98,7 +98,7 @@ def only_weights_file(folder: Path) -> Path:
 def cached_snapshot(folder: Path) -> Path | None:
     """Return the folder with a model's files if a folder is that of a model in the hub's cache, and None if it is not.
 
-    If the cache has several versions, this is the one that the hub's main branch had at the last download.
+    Of several versions in the cache, this is the hub's main branch at the time of the last download.
     """
     found = {path.parent.name: path.parent for path in (folder / "snapshots").glob(f"*/{CONFIG_FILE}")}
     with suppress(OSError, DamagedFileError):

@@ -1,4 +1,4 @@
-"""Which groups of a command line are the user's own parts, by what is typed and by the options that are chosen."""
+"""Find the groups of a command line that are the user's own parts, by what is typed and by the options that are chosen."""
 
 from __future__ import annotations
 

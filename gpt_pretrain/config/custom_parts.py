@@ -1,4 +1,4 @@
-"""Parts of the user's own: groups of settings that name a class to build, with its arguments beside it.
+"""The user's own parts: groups of settings that name a class to build, and its arguments.
 
 A group with a `_target_` has no schema. Its fields move to the setting `custom`, and the group keeps what the rest of the program
 needs to know. A checkpoint stores the name of the class as a text and the arguments as plain data; what it says is used only
@@ -23,7 +23,7 @@ TARGET, CUSTOM = "_target_", "custom"
 DOTTED_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 MAX_NAME = 200  # characters of a class's name
 OF_THE_LOADER = 0  # a batch size that the user's own loader says
-# What stands in the group in place of the user's fields.
+# The fields that replace the user's in a group.
 PLACEHOLDERS: dict[str, dict[str, Any]] = {
     "optimizer": {"name": CUSTOM, "lr": 1e-3, "weight_decay": 0.0, "betas": [0.9, 0.999], "eps": 1e-8, "decay": CUSTOM},
     "scheduler": {"name": CUSTOM, "warmup_steps": 0, "decay_steps": 0, "min_lr": 0.0},
@@ -69,7 +69,7 @@ def take_custom_parts(config: DictConfig) -> DictConfig:
 
 
 def placeholder(group: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what stands in a group of settings whose fields are the user's."""
+    """Return the fields that replace those of the user in a group of settings."""
     stated = {name: fields[name] for name in STATED.get(group, ()) if _is_amount(fields.get(name))}
     return copy.deepcopy(PLACEHOLDERS[group]) | stated
 

@@ -1,6 +1,6 @@
 """Import and build the classes that the user names in the settings.
 
-Only what is typed, or stands in the user's own configs, is ever imported here; see `config/custom_parts.py`.
+Only names that are typed, or are in the user's own configs, are ever imported here; see `config/custom_parts.py`.
 """
 
 from __future__ import annotations

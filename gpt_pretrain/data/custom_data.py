@@ -35,7 +35,7 @@ ORDERS = (RandomSampler, SequentialSampler, DistributedSampler)  # which this pr
 
 @dataclass(frozen=True)
 class CustomDatasets:
-    """The user's data as this program reads them; `batch_size` is that of the training loader."""
+    """The user's data as this program reads them, with the `batch_size` of the training loader."""
 
     split: TokenSplit
     train: LoaderWindows

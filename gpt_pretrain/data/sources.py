@@ -230,7 +230,7 @@ def _mixed_sources(settings: DataSettings, tokenizer: Tokenizer) -> list[DataSou
 
 @contextmanager
 def _collect_problems(problems: list[str]) -> Iterator[None]:
-    """Append what is wrong with a source of a mixture, whose path is in another setting than that of a single source."""
+    """Append what is wrong with a source of a mixture, whose path is in another setting than the path of a single source."""
     try:
         yield
     except UserError as error:

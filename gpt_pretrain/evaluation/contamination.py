@@ -1,4 +1,4 @@
-"""Find parts of an evaluated text that stand verbatim in the text that a model was trained on."""
+"""Find parts of an evaluated text that occur verbatim in the training text of a model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LONG_SPAN = 150  # Bytes of text; shorter spans are often idioms, names, dates o
 
 @dataclass(frozen=True)
 class Overlap:
-    """The parts of a text, or items of a task, that stand in the training text of a model.
+    """The parts of a text, or items of a task, that occur in the training text of a model.
 
     Args:
         model: The name of the model.

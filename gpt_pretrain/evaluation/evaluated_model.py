@@ -34,7 +34,7 @@ class EvaluatedModel:
     Args:
         texts: Its results on the text, by stride.
         tasks: Its results on the tasks.
-        overlaps: The parts of the text and of the tasks that stand in its training text.
+        overlaps: The parts of the text and of the tasks that occur in its training text.
         page: What the page shows of it.
         warnings: Sentences about results that mean less than they seem to.
     """

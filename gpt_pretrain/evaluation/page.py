@@ -81,7 +81,7 @@ def render_evaluation_page(
         levels=range(len(LEVELS) + 1),
         limits=LEVELS,
         script=Markup(script),
-        script_digest=digest,
+        script_policy=Markup(f"script-src 'sha256-{digest}'; "),
     )
 
 

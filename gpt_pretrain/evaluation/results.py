@@ -56,7 +56,7 @@ class TextResult:
         return math.exp(loss) if loss < 700 else math.inf
 
     def as_json(self) -> dict[str, Any]:
-        """Return the numbers for results.json; null stands for what is unknown."""
+        """Return the numbers for results.json; null means unknown."""
         numbers: dict[str, Any] = {
             name: getattr(self, name)
             for name in ("model", "stride", "context_length", "tokens", "unscored", "documents", "accuracy", "perplexity")
@@ -140,14 +140,16 @@ def _compare(best: TextResult, other: TextResult) -> str:
     if difference is None:
         unknown = [one.model for one in (best, other) if not math.isfinite(one.bits_per_byte.value)]
         if unknown:
-            return f"{both}: not compared, since the tokens of {' and '.join(unknown)} do not tell how many bytes they stand for."
-        return f"{both}: not compared, since their tokens stand for different parts of the text."
+            return (
+                f"{both}: not compared, since the tokens of {' and '.join(unknown)} do not tell the number of bytes in the text."
+            )
+        return f"{both}: not compared, since their tokens cover different parts of the text."
     estimate, limit = difference.bits_per_byte, difference.limit
     if not math.isfinite(limit):
         return f"{both}: the text is too short to tell a difference from noise."
     size = f"{max(estimate.value, 0.0):.4f} ± {estimate.error:.4f} bits per byte"
     over = f"{len(best.clusters.nats)} {best.clusters.kind}"
-    if estimate.value > limit:
+    if estimate.value > 0 and not difference.is_noise:
         return f"{best.model} is better than {other.model} by {size} (95 % confidence, over {over})."
     return f"{both}: no difference beyond noise ({size}, over {over})."
 

@@ -18,7 +18,6 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.kernels.loss import token_losses
 from gpt_pretrain.model.language_model import LanguageModel
 
-PRECISIONS = ("32-true", "bf16-mixed")
 SORTED_BATCHES = 32  # Batches of requests that are sorted by length together, so that little of a batch is padding.
 BATCH_TOKENS = {"cpu": 2048, "cuda": 1 << 16}  # Tokens of a batch, by device type; more are not faster.
 

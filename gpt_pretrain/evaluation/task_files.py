@@ -252,7 +252,7 @@ def _hellaswag(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _remove_brackets(line: str) -> str:
-    r"""Return a line without what stands in brackets, as `re.sub(r"\[.*?\]", "", line)` does in more than linear time."""
+    r"""Return a line without the parts in brackets: `re.sub(r"\[.*?\]", "", line)` in linear time."""
     kept, start = [], 0
     while (opening := line.find("[", start)) >= 0 and (closing := line.find("]", opening)) >= 0:
         kept.append(line[start:opening])

@@ -135,7 +135,7 @@ def mean_estimate(values: np.ndarray) -> Estimate:
 def compare_accuracies(first: TaskResult, second: TaskResult) -> tuple[Estimate, bool]:
     """Return how much more often the first model is right, item by item, and whether that is noise at 95 % confidence.
 
-    Noise is told by an exact sign test over the items on which the models differ (McNemar 1947), which holds for few items too.
+    An exact sign test over the items on which the models differ decides (McNemar 1947); it is valid for few items, too.
     The error is for display; it is NaN for a single item, and 0 if the models differ on none or in the same way on all of them.
     """
     if len(first.correct) != len(second.correct):
@@ -154,7 +154,7 @@ def sign_test(wins: int, losses: int) -> float:
 
 
 def _perplexity(sums: np.ndarray) -> Estimate:
-    """Return the exponential of the mean loss of a continuation, with the error that follows from that of the mean."""
+    """Return the exponential of the mean loss of a continuation, with the standard error that follows from the mean's."""
     loss = mean_estimate(-sums)
     value = math.exp(min(loss.value, 700.0))
     return Estimate(value, value * loss.error)

@@ -67,7 +67,7 @@ class TextScores:
     Args:
         text: The text.
         losses: Loss of each token in nats, float32, (n,); NaN for a token that is not scored, since no token precedes it.
-        is_top: Whether each token is the one that the model finds most likely, bool, (n,).
+        is_top: Whether the model finds each token the most likely one, bool, (n,).
         document_starts: Position of the first token of each document, (documents,).
         position_losses: Mean loss of the tokens with 1, 2, ... T tokens of context in nats, (T,); NaN if there are none.
     """

@@ -67,8 +67,8 @@ class TextSource:
             raise UserError(f"{self.name} has {format_count(tokens.count, 'token')}, which is too few to predict one.")
         if split.unknown_tokens and self.whole:
             log.warning(
-                "%s: the vocabulary %s lacks parts of this text. %s of its %s tokens stand for what is missing, such as %s, so "
-                "the loss is not that of the text.",
+                "%s: the vocabulary %s lacks parts of this text. %s of its %s tokens replace what is missing, such as %s, so "
+                "the loss does not describe the text.",
                 self.name,
                 tokenizer.name,
                 f"{split.unknown_tokens:,}",
@@ -111,7 +111,7 @@ def validation_source(models: Sequence[Weights]) -> TextSource:
 
 
 def _beginning(tokens: TokenStream, tokenizer: Tokenizer, *, max_bytes: int) -> TokenStream:
-    """Return the tokens up to the one that reaches a number of bytes, so that all tokenizers have nearly the same text.
+    """Return the first tokens with a number of bytes, so that all tokenizers have nearly the same text.
 
     Raises:
         UserError: If the tokens do not tell the bytes of their text.

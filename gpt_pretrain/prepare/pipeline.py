@@ -165,17 +165,7 @@ def _write_corpus(
     if options.fast:
         _report_slow_encoding(settings.tokenizer)
     if settings.executor is not None:
-        # What failed is judged when all tasks have finished; each lists all files that fail.
-        unlimited = replace(options, max_rejected=1.0, max_failed_files=max(MAX_FAILED_OF_TASK, settings.max_failed_files))
-        local = settings.executor == "local"
-        task = EncodeTask(groups, inputs, unlimited, task_folders, 1 if local else settings.workers or 1, quiet=local)
-        encode_on_cluster(settings, task, folder / WORK, interrupt=interrupt)
-        if differing := [other for other in task_folders if is_without_library(other)]:
-            # What the library did not encode well in one task may have escaped the samples of another one.
-            for other in task_folders:
-                if other not in differing:
-                    start_without_library(other)
-            encode_on_cluster(settings, task, folder / WORK, interrupt=interrupt)
+        _encode_in_tasks(settings, inputs, options, groups, task_folders, work=folder / WORK, interrupt=interrupt)
     pool = WorkerPool(settings.workers or cores(), settings.tokenizer, fast=options.fast and settings.executor is None)
     with pool as workers, PreparationProgress(inputs.size) as progress:
         if settings.executor is None:
@@ -202,6 +192,30 @@ def _write_corpus(
         "duplicates": shards["duplicates"],
         **({FAILED: [describe_rejected(record) for record in failed]} if failed else {}),
     }, counts
+
+
+def _encode_in_tasks(
+    settings: PrepareSettings,
+    inputs: CorpusInputs,
+    options: EncodingOptions,
+    groups: list[list[InputFile]],
+    task_folders: list[Path],
+    *,
+    work: Path,
+    interrupt: Interrupt,
+) -> None:
+    """Encode the groups of inputs by the executor, all of them without the fast library if one had to start again without it."""
+    # What failed is judged when all tasks have finished; each lists all files that fail.
+    unlimited = replace(options, max_rejected=1.0, max_failed_files=max(MAX_FAILED_OF_TASK, settings.max_failed_files))
+    local = settings.executor == "local"
+    task = EncodeTask(groups, inputs, unlimited, task_folders, 1 if local else settings.workers or 1, quiet=local)
+    encode_on_cluster(settings, task, work, interrupt=interrupt)
+    if differing := [other for other in task_folders if is_without_library(other)]:
+        # A difference that one task found may have escaped the samples of another one.
+        for other in task_folders:
+            if other not in differing:
+                start_without_library(other)
+        encode_on_cluster(settings, task, work, interrupt=interrupt)
 
 
 def _report_slow_encoding(tokenizer: str) -> None:

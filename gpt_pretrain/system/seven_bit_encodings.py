@@ -1,4 +1,4 @@
-"""Tell the encoding of a text whose bytes are ASCII, but stand for other characters after a code that switches to these."""
+"""Recognize encodings that write other characters in ASCII bytes, after a code that switches to them."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Its ids are never taken on trust. When an encoder is built, it must encode all tokens of the vocabulary, and texts that tokenizers
 often get wrong, as the tokenizer itself does. Later, a sample of the texts is encoded twice and compared; a text's own characters
-choose it, so that every run compares the same ones. Whoever encodes starts again without the library if a difference is found.
+choose it, so that every run compares the same ones. If a difference is found, encoding starts again without the library.
 Characters on which the two libraries disagree, because they know different versions of Unicode, are found by trying all; a text
 with one of them is encoded by the tokenizer itself.
 """

@@ -59,7 +59,7 @@ def check_pattern(pattern: str) -> int:
         raise DamagedFileError(f"its regular expression {short_repr(pattern)} is not used, since {error}") from error
     others = WORDS.sub(r"\g<sign>\g<upper>+|\g<sign>\g<lower>+", SPACES.sub("", pattern))
     if n_loops and others != pattern:
-        with suppress(UnknownSyntaxError):  # What is left may be half a group.
+        with suppress(UnknownSyntaxError):  # The rest may be half a group.
             return _check_cost(build_graph(parse_pattern(others)))
     return n_loops
 

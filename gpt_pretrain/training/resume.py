@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -170,19 +170,22 @@ def restore_settings(
     if problems:
         raise UserError(problems)
     refused += _missing_callbacks(config, settings)
-    for notice in admitted.notices:
+    changed = [f"Changed since the checkpoint: {text}" for key, text in texts.items() if not _is_within(key, STATE_SETTINGS)]
+    _report_restored([*admitted.notices, *changed], forgotten_options(config, now))
+    return to_settings(OmegaConf.create(escape_interpolation(merged)), TrainSettings), refused
+
+
+def _report_restored(notices: Sequence[str], forgotten: Sequence[str]) -> None:
+    """Log what a resumed run changes, and the options of its file system that it does not restore."""
+    for notice in notices:
         log.info("%s", notice)
-    if names := forgotten_options(config, now):
+    if forgotten:
         log.warning(
             "data.remote.options are never restored, since they may hold a key, or send one elsewhere. This run had %s. If its "
             "data needs them, type them again, for example: +data.remote.options.%s=VALUE",
-            ", ".join(names),
-            names[0],
+            ", ".join(forgotten),
+            forgotten[0],
         )
-    for key, text in texts.items():
-        if not _is_within(key, STATE_SETTINGS):
-            log.info("Changed since the checkpoint: %s", text)
-    return to_settings(OmegaConf.create(escape_interpolation(merged)), TrainSettings), refused
 
 
 def _use_custom_parts(merged: dict[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> None:

@@ -29,7 +29,7 @@ from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer, token_byte_leng
 from gpt_pretrain.training.acceleration import precision_for
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.lit_module import GPTLitModule
-from gpt_pretrain.training.nonfinite import NonFiniteError
+from gpt_pretrain.training.planning.measurements import fit_for_measuring
 from gpt_pretrain.training.trainer import build_trainer
 
 MEASURED_AT = (0.125, 0.25, 0.5, 1.0)  # of the text of a trial
@@ -187,16 +187,7 @@ def _train(settings: TrainSettings, tokenizer: Tokenizer, text_bytes: float) -> 
         max_epochs=2 + math.ceil(text_bytes / (train.count * bytes_per_token)) * 2,
         callbacks=[measured],
     )
-    try:
-        trainer.fit(module, datamodule=data)
-    except NonFiniteError as error:
-        raise UserError(f"trial: {error} Give a lower optimizer.lr in trial=.") from error
-    except SystemExit:
-        if trainer.interrupted:  # by Ctrl-C, which Lightning turns into exit code 1
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        data.stop_workers()
+    fit_for_measuring(trainer, module, data, advice="Give a lower optimizer.lr in trial=.")
     return [
         TrialPoint(tokenizer.vocab_size, step * per_step, bits) for step, bits in zip(steps, measured.bits_per_byte, strict=True)
     ]

@@ -84,7 +84,7 @@ def test_models_are_ranked_by_bits_per_byte_and_those_of_unknown_size_come_last(
 def test_the_better_model_is_named_also_beside_one_of_unknown_size() -> None:
     sentences = comparisons([result("unknown", 1.0, n_bytes=0.0), result("worse", 6.0), result("better", 5.0)])
     assert sentences[0].startswith("better is better than worse by")
-    assert "the tokens of unknown do not tell how many bytes they stand for" in sentences[1]
+    assert "the tokens of unknown do not tell the number of bytes in the text" in sentences[1]
 
 
 def test_models_with_different_contexts_are_compared() -> None:

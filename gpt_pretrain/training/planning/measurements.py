@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 
 from gpt_pretrain.checkpoints.checkpoint_file import copy_checkpoint, write_checkpoint
 from gpt_pretrain.config.schema import TrainSettings
+from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.generation.sampling import generate_stream
@@ -86,6 +87,27 @@ class StepTimer(Callback):
         return statistics.median(end - start for start, end in zip(self.ends, self.ends[1:], strict=False))
 
 
+def fit_for_measuring(trainer: L.Trainer, module: GPTLitModule, data: TextDataModule, *, advice: str) -> None:
+    """Train for a measurement that leaves no run behind.
+
+    Args:
+        advice: What to try if a loss or gradient is NaN or infinite.
+
+    Raises:
+        UserError: If one is.
+    """
+    try:
+        trainer.fit(module, datamodule=data)
+    except NonFiniteError as error:
+        raise UserError(f"{error} {advice}") from error
+    except SystemExit:
+        if trainer.interrupted:  # by Ctrl-C, which Lightning turns into exit code 1
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        data.stop_workers()
+
+
 def measure_run(setup: TrainingSetup, module: GPTLitModule, *, checkpoint_bytes: int) -> Measurements:
     """Train a few steps on one device, then time a loss, a sample and a checkpoint; the module's weights change.
 
@@ -97,16 +119,7 @@ def measure_run(setup: TrainingSetup, module: GPTLitModule, *, checkpoint_bytes:
     timer = StepTimer()
     one_device = replace(settings.trainer, devices=1, num_nodes=1, limit_val_batches=0, profiler=None)
     trainer = build_trainer(one_device, max_epochs=MAX_STEPS + 1, callbacks=[timer])  # an epoch has at least one step
-    try:
-        trainer.fit(module, datamodule=data)
-    except NonFiniteError as error:
-        raise UserError(f"{error} Try a lower optimizer.lr, or scheduler=warmup_cosine.") from error
-    except SystemExit:
-        if trainer.interrupted:  # by Ctrl-C, which Lightning turns into exit code 1
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        data.stop_workers()
+    fit_for_measuring(trainer, module, data, advice="Try a lower optimizer.lr, or scheduler=warmup_cosine.")
     module.to(accelerator_device(settings.trainer.accelerator))  # Lightning moves the module to the CPU after training
     (batch, *_), _ = data.eval_batches(1)
     eval_batch = min([_seconds(lambda: module.mean_loss([batch])) for _ in range(4)][1:])  # the first one warms up
