@@ -376,6 +376,24 @@ with exit_without_teardown():
     assert alone.returncode == code
 
 
+@pytest.mark.slow
+def test_torchrun_shows_why_all_ranks_refuse_although_rank_0_is_the_slowest(tmp_path: Path) -> None:
+    """Torchrun ends all ranks as soon as the first one has ended, so that one may not be a rank without the message."""
+    file = tmp_path / "rank.py"
+    file.write_text("""
+import sys, time
+from gpt_pretrain.training.distributed import ranks
+with ranks.exit_without_teardown():
+    if ranks.is_main():
+        time.sleep(1.5)
+        print("error: refused", file=sys.stderr)
+    sys.exit(ranks.USER_ERROR_CODE)
+""")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(file)]
+    done = subprocess.run(torchrun, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
+    assert done.returncode != 0 and "error: refused" in done.stderr
+
+
 def test_missing_variables_of_a_rank_are_reported(start: Start) -> None:
     codes, texts = wait_for(start(*OVERRIDES, WORLD_SIZE="2", RANK="0", MASTER_ADDR="127.0.0.1"))
     assert codes == [2]

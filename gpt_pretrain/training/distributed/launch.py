@@ -34,7 +34,6 @@ from gpt_pretrain.training.distributed.rendezvous import LOOPBACK, STORE_SOCKET,
 LAUNCH_INFO = "GPT_PRETRAIN_STARTED"  # environment variable: how the run was started, as JSON, for the ranks of `run_ranks`
 GRACE_SECONDS = 10.0  # for the other ranks to end by themselves after one has failed
 USER_ERROR_GRACE_SECONDS = 0.5  # the same after an error that the failed rank has explained to the user
-USER_ERROR_CODE = 2
 POLL_SECONDS = 0.1
 MACHINE_VARIABLES = ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 FORWARDED_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
@@ -180,7 +179,7 @@ def agree_on_overrides(make_overrides: Callable[[], list[str]], *, earlier_run: 
         if problems:
             if ranks.is_main():
                 raise UserError(problems)
-            sys.exit(USER_ERROR_CODE)
+            sys.exit(ranks.USER_ERROR_CODE)
     if ranks.is_main():
         return overrides
     _check_received(overrides, own=sys.argv[1:])
@@ -242,7 +241,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> tuple[int, str]:
             failure = f"process {number} of {len(processes)} {ending}"
             if code < 0:  # a killed process cannot report that itself
                 print(f"error: {failure}.", file=sys.stderr)
-            grace = USER_ERROR_GRACE_SECONDS if exit_code == USER_ERROR_CODE else GRACE_SECONDS
+            grace = USER_ERROR_GRACE_SECONDS if exit_code == ranks.USER_ERROR_CODE else GRACE_SECONDS
             deadline = time.monotonic() + grace
         if None not in codes:
             break

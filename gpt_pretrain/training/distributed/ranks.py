@@ -12,8 +12,10 @@ import atexit
 import json
 import math
 import os
+import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -33,6 +35,8 @@ OTHER_VERSION = (
     "Another process of this training has sent data that this program did not write. All processes must run the same "
     "version of gpt-pretrain, and no other program may use their port."
 )
+USER_ERROR_CODE = 2  # the exit code of a rank whose settings or files are refused
+MAIN_SPEAKS_SECONDS = 5.0  # how long such a rank leaves rank 0 to explain that; its launcher ends it as soon as rank 0 has ended
 MAX_MESSAGE_BYTES = 20_000_000  # of one rank; the state of its random generators has about 20,000
 
 
@@ -134,12 +138,24 @@ def exit_without_teardown() -> Iterator[None]:
         if isinstance(code, str):
             print(code, file=sys.stderr)
             code = 1
+        if code == USER_ERROR_CODE:
+            _let_main_speak()
         threading._shutdown()  # type: ignore[attr-defined]  # waits for the non-daemon threads
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()
         os._exit(code or 0)
+
+
+def _let_main_speak() -> None:
+    """Wait until the launcher ends this process, unless it is rank 0: torchrun ends all ranks when the first of them ends."""
+    if not is_main():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        time.sleep(MAIN_SPEAKS_SECONDS)
 
 
 @contextmanager
