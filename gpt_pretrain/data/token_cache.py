@@ -64,6 +64,8 @@ def tokenize_text(text: Text, tokenizer: Tokenizer, *, train_ratio: float, cache
         inputs.append("unknown text is counted")  # Files of earlier versions lack the count.
     if adds_blank(tokenizer):
         inputs.append("one blank before a text")  # Earlier versions put one before each part of a text.
+    if tokenizer.eos_id is None:
+        inputs.append("no token between documents")  # Earlier versions took the marker there as text.
     folder = open_cache(cache_dir, "tokens") / hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]
     if (cached := _load(folder)) is not None:
         return cached

@@ -74,25 +74,27 @@ def print_report(manifest: dict[str, Any], folder: Path) -> None:
     for name, part in manifest["parts"].items():
         if not part["documents"]:
             continue
-        size, text_tokens = format_si(part["bytes"], "B"), part["tokens"] - part["documents"]
+        has_end = tokenizer.eos_id is not None
+        size, text_tokens = format_si(part["bytes"], "B"), part["tokens"] - part["documents"] * has_end
         amounts = f"{format_count(part['documents'], 'document')}, {format_count(part['tokens'], 'token')}"
         print_escaped(f"\n{name}: {amounts}, {size} of text")
         print(f"{part['bytes'] / max(text_tokens, 1):.2f} bytes of text per token, not counting end-of-text tokens")
-        print("\n".join(length_histogram(part, folder)))
+        print("\n".join(length_histogram(part, folder, has_end=has_end)))
         for number in sorted({part["documents"] * index // N_EXCERPTS for index in range(N_EXCERPTS)}):
             excerpt = document_excerpt(part, folder, number, tokenizer, manifest["itemsize"])
             print_escaped(f"\n  document {number + 1:,}: {excerpt}")
 
 
-def length_histogram(part: dict[str, Any], folder: Path) -> list[str]:
+def length_histogram(part: dict[str, Any], folder: Path, *, has_end: bool = True) -> list[str]:
     """Return the lines of a histogram of document lengths in tokens, with bins that double in width.
 
     Args:
         part: The manifest's entry for the training or validation set.
+        has_end: Whether each document ends with an end-of-text token, which does not count.
     """
     bins = np.zeros(64, np.int64)
     total, longest, shortest = 0, 0, 1 << 62
-    for lengths in _document_lengths(part, folder):
+    for lengths in _document_lengths(part, folder, n_end_tokens=int(has_end)):
         bins += np.bincount(np.frexp(lengths.astype(float))[1], minlength=64)
         longest, shortest = max(longest, int(lengths.max())), min(shortest, int(lengths.min()))
         total += int(lengths.sum())
@@ -128,7 +130,7 @@ def document_excerpt(part: dict[str, Any], folder: Path, number: int, tokenizer:
     return " ".join(text.split()) + ("" if complete else " ...")
 
 
-def _document_lengths(part: dict[str, Any], folder: Path) -> Iterator[np.ndarray]:
+def _document_lengths(part: dict[str, Any], folder: Path, *, n_end_tokens: int) -> Iterator[np.ndarray]:
     """Yield the lengths of all documents without end-of-text tokens, several at a time."""
     shard_start, last_start = 0, np.empty(0, np.int64)
     for shard in part["shards"]:
@@ -136,7 +138,7 @@ def _document_lengths(part: dict[str, Any], folder: Path) -> Iterator[np.ndarray
             offsets = np.fromfile(folder / shard["starts"], "<u8", count=STARTS_AT_A_TIME, offset=8 * first).astype(np.int64)
             starts = np.concatenate([last_start, offsets + shard_start])
             if len(starts) > 1:
-                yield np.diff(starts) - 1
+                yield np.diff(starts) - n_end_tokens
             last_start = starts[-1:]
         shard_start += shard["tokens"]
-    yield shard_start - last_start - 1
+    yield shard_start - last_start - n_end_tokens

@@ -84,8 +84,7 @@ class _DocumentEncoder:
     """
 
     def __init__(self, tokenizer: Tokenizer, encode: Callable[[str], np.ndarray], *, divide: bool) -> None:
-        self._tokenizer, self._encode = tokenizer, encode
-        self._divide = divide and tokenizer.eos_id is not None
+        self._tokenizer, self._encode, self._divide = tokenizer, encode, divide
         self._tokens = bytearray()  # The tokens of a long document would be in memory twice as a list that is joined.
         self._rows: list[tuple[bytes, int, int, int]] = []
         self._result = EncodedBatch()

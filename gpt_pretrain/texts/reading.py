@@ -98,8 +98,7 @@ def split_documents(blocks: Iterable[bytes], cursor: Cursor, separator: str | No
     Args:
         blocks: The content from the cursor's offset on, with unified line ends.
     """
-    separators = [END_OF_TEXT] if tokenizer.eos_id is not None else []
-    separators += [unify_line_ends(separator)] if separator else []
+    separators = [END_OF_TEXT, *([unify_line_ends(separator)] if separator else [])]
     decoder = codecs.getincrementaldecoder("utf-8")()
     text, problem, offset = "", "", cursor.offset
     for data, mark, ends in _split_at_separators(blocks, separators, in_document=cursor.in_document):

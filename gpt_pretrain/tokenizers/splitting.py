@@ -102,11 +102,10 @@ def split_pieces(pieces: Iterable[str], tokenizer: Tokenizer) -> Iterator[str]:
     rest = ""
     for piece in pieces:
         rest += piece
-        if tokenizer.eos_id is not None:
-            *complete, rest = rest.split(END_OF_TEXT)
-            for text in complete:
-                yield from split_text(text, tokenizer)
-                yield END_OF_TEXT
+        *complete, rest = rest.split(END_OF_TEXT)
+        for text in complete:
+            yield from split_text(text, tokenizer)
+            yield END_OF_TEXT
         *parts, rest = split_start(rest, tokenizer)
         yield from parts
     yield from split_text(rest, tokenizer)
@@ -121,16 +120,18 @@ def encode_pieces(
 ) -> Iterator[np.ndarray]:
     """Yield the token ids of a text that arrives in pieces, uint32; together they are the ids of the whole text.
 
+    An end-of-text marker ends a document. A vocabulary without an end of text has no token for it.
+
     Args:
         unknown: Counts what the vocabulary lacks.
         encode: Gives the same ids as the tokenizer's `encode_ordinary`, but faster.
     """
     continues = False
     for part in split_pieces(pieces, tokenizer):
-        is_end = part == END_OF_TEXT and tokenizer.eos_id is not None
-        if is_end:
+        is_end = part == END_OF_TEXT
+        if is_end and tokenizer.eos_id is not None:
             yield np.array([tokenizer.eos_id], np.uint32)
-        elif part:
+        elif part and not is_end:
             token_ids = encode_part(part, tokenizer, continues=continues, encode=encode)
             if unknown is not None:
                 unknown.add(part, token_ids)
@@ -164,9 +165,11 @@ def encode_prompt(text: str, tokenizer: Tokenizer) -> list[int]:
     """Return the token ids of a prompt of any length, with its special tokens."""
     token_ids, continues = list[int](), False
     for part in split_pieces([unify_line_ends(text)], tokenizer):
+        is_end = part == END_OF_TEXT
         before, length = _before_continuation(tokenizer) if continues else ("", 0)
-        token_ids += tokenizer.encode(before + part)[length:]
-        continues = part != END_OF_TEXT and (continues or bool(part))
+        if not is_end or tokenizer.eos_id is not None:
+            token_ids += tokenizer.encode(before + part)[length:]
+        continues = not is_end and (continues or bool(part))
     return token_ids
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 import subprocess
@@ -21,9 +22,14 @@ from gpt_pretrain.checkpoints.tokenizer_files import write_tokenizer
 from gpt_pretrain.data.corpus import split_corpus
 from gpt_pretrain.data.files import LocalFiles
 from gpt_pretrain.data.formats import open_corpus
+from gpt_pretrain.data.token_cache import tokenize_text
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.texts.text import Text
 from gpt_pretrain.tokenizers.base import decode
 from gpt_pretrain.tokenizers.characters import CharacterTokenizer
+from gpt_pretrain.tokenizers.nanogpt_meta import read_meta
+from gpt_pretrain.tokenizers.splitting import encode_prompt
+from tests.helpers import corpora
 from tests.helpers.other_models import to_nanogpt
 
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -89,6 +95,45 @@ def test_training_goes_on_from_a_character_checkpoint(script: Script, tmp_path: 
     done = script("train.py", *start, "start_context=First", "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
     assert "vocabulary 65 " in done.stdout + done.stderr
+
+
+def test_training_goes_on_from_a_character_checkpoint_on_several_files(script: Script, tmp_path: Path) -> None:
+    save_nanogpt(tmp_path / "char")
+    save_meta(tmp_path / "char" / "data", character_meta(), len(CHARACTERS))
+    (tmp_path / "plays").mkdir()
+    (tmp_path / "plays" / "1.txt").write_text("First Citizen\n" * 60)
+    (tmp_path / "plays" / "2.txt").write_text("Second Citizen\n<|endoftext|>Third Citizen\n" * 60)
+    done = script("train.py", "init_from=char/ckpt.pt", "data.path=plays", *TINY[5:], "model.context_length=16", "plan=true")
+    assert done.returncode == 0, done.stderr
+    assert "has 60 <|endoftext|> markers, but the vocabulary" in " ".join((done.stdout + done.stderr).split())
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_every_vocabulary_without_an_end_of_text_has_the_same_rule(tmp_path: Path, number: int) -> None:
+    meta, part = [
+        ({"itos": dict(enumerate("\nACGT"))}, "GATTACA"),
+        ({"itos": dict(enumerate("\n<|endoftx>"))}, "one\n"),
+        ({"itos": ["up", "down"]}, "up down"),
+        ({"vocab_size": 9}, "1 8 3"),
+    ][number]
+    tokenizer = read_meta(pickle.dumps(meta), end_of_text=False)
+    (tmp_path / "a.txt").write_text(f"{part}<|endoftext|>{part}")
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": part}))
+    text = Text((tmp_path / "a.txt", tmp_path / "b.jsonl"))
+    ids = tokenizer.encode(part) * 3
+    assert tokenize_text(text, tokenizer, train_ratio=1.0, cache_dir=tmp_path / "cache").train.read().tolist() == ids
+    assert encode_prompt(f"{part}<|endoftext|>{part}<|endoftext|>{part}", tokenizer) == ids
+
+
+def test_a_corpus_of_a_table_has_nothing_between_documents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_meta(tmp_path / "moves", {"itos": ["up", "down"]}, 2)
+    (tmp_path / "a.txt").write_text("up down<|endoftext|>up")
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": "down down<|endoftext|>up"}))
+    sources = [tmp_path / "a.txt", tmp_path / "b.jsonl"]
+    corpora.prepare(*sources, out=tmp_path / "out", tokenizer=str(tmp_path / "moves"), val_fraction=0.0, report=True)
+    assert corpora.tokens(tmp_path / "out", "train").tolist() == [0, 1, 0, 1, 1, 0]
+    shown = capsys.readouterr().out
+    assert "train  4 documents, 6 tokens" in shown and "Tokens per document: 1 to 2, 2 on average" in shown
 
 
 METAS: list[tuple[dict[str, Any], int, str]] = [

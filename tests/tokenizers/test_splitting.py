@@ -120,9 +120,10 @@ def test_a_part_never_ends_inside_the_marker(short_parts: None) -> None:
         assert list(split_pieces(text, BYTE))[-2:] == [END_OF_TEXT, "y"]
 
 
-def test_a_tokenizer_without_an_end_of_text_takes_the_marker_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tokenizer_without_an_end_of_text_has_nothing_between_documents(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(BYTE), "eos_id", None)
-    assert encoded(f"a{END_OF_TEXT}b", BYTE, 5) == list(f"a{END_OF_TEXT}b".encode())
+    text = f"a{END_OF_TEXT}b"
+    assert encoded(text, BYTE, 5) == encode_prompt(text, BYTE) == list(b"ab")
 
 
 class LoweringTokenizer:

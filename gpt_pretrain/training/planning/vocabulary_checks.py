@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from gpt_pretrain.data.token_stream import TokenSplit, sample_tokens
+from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.terminal import escape_line
-from gpt_pretrain.tokenizers.base import Tokenizer
+from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer
 from gpt_pretrain.tokenizers.unknown import MANY_UNKNOWN, describe_unknown, unknown_prompt
 from gpt_pretrain.training.planning.check_context import CheckContext
 
@@ -29,6 +30,17 @@ def unknown_start_context(context: CheckContext) -> str | None:
         prompts |= {f"callbacks.grid.prompts: {prompt}": prompt for prompt in settings.callbacks.grid.prompts}
     found = {name: unknown_prompt(prompt, context.data.tokenizer) for name, prompt in prompts.items()}
     return next((escape_line(f"{name}: {text}") for name, text in found.items() if text is not None), None)
+
+
+def missing_end_of_text(context: CheckContext) -> str | None:
+    """Return a warning if the text has end-of-text markers, but the vocabulary no token for them."""
+    data, markers = context.data, context.data.split.markers
+    if data.tokenizer.eos_id is not None or not markers:
+        return None
+    return (
+        f"The text has {format_count(markers, END_OF_TEXT + ' marker')}, but the vocabulary {escape_line(data.tokenizer.name)} "
+        "has no end-of-text token: nothing tells the model where one of these documents ends and the next begins."
+    )
 
 
 def describe_rare_unknown(split: TokenSplit) -> str | None:
