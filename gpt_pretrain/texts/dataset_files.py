@@ -13,11 +13,11 @@ from typing import Any
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.reading import DamagedFileError, open_regular, read_json, short_repr
+from gpt_pretrain.texts.columns import TEXT_TYPES
 
 STATE, INFO, SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
 SAVED = (STATE, SPLITS)  # A folder written by save_to_disk contains one of these.
 SAVED_NAME = re.compile(r"\w[\w.+=@ -]*")  # Of a split's folder or a file, neither of which may be a path or a URL.
-TEXT_TYPES = ("string", "large_string", "string_view", "binary", "large_binary")  # Bytes may be UTF-8.
 
 
 def check_saved_dataset(folder: Path) -> None:

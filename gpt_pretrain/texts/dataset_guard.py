@@ -21,8 +21,8 @@ from typing import Any, BinaryIO
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.reading import DamagedFileError, parse_yaml_value
+from gpt_pretrain.texts.dataset_rows import read_text_column
 from gpt_pretrain.texts.decompression import MAX_EXPANSION, max_content
-from gpt_pretrain.texts.parquet_rows import read_few_rows
 
 HUB = "hf://datasets/"
 ARCHIVES = ("zip", "gzip", "bz2", "xz", "zstd", "lz4")
@@ -56,7 +56,7 @@ def own_files_only(name: str) -> Iterator[None]:
             ("yaml", "load", own.check_description),
             ("fsspec.implementations.zip:ZipFileSystem", "_open", _limit_member),
             ("datasets.filesystems.compression:BaseCompressedFileFileSystem", "_open", _limit_content),
-            ("datasets.packaged_modules.parquet.parquet:Parquet", "_generate_tables", read_few_rows),
+            ("datasets.packaged_modules.parquet.parquet:Parquet", "_generate_tables", read_text_column),
         ):
             stack.enter_context(_wrapped(place, function, wrap))
         yield
@@ -77,6 +77,8 @@ def check_reader(builder: Any, name: str) -> None:
             f"dataset={name}: its files are of the kind {reader}, whose reader may open other files as well. Nothing was read. "
             "Download the files, and give those with text as inputs. Kinds that dataset= reads: arrow, csv, json, parquet, text."
         )
+    if getattr(builder.config, "filters", None):
+        raise UserError(f"dataset={name}: its description filters the rows, which is not supported. Give its files as inputs.")
     encoding = getattr(builder.config, "encoding", None)
     if isinstance(encoding, str) and codecs.lookup(encoding).name in SLOW_ENCODINGS:  # it has many spellings
         raise UserError(f"dataset={name}: its description asks for the encoding {encoding}, which no text has. Nothing was read.")

@@ -1,102 +1,109 @@
-"""Decide how many rows of a Parquet file are read at a time, so that a small file does not fill the memory."""
+"""Decide how many rows of a Parquet file are read at a time, so that a small file does not fill the memory.
+
+What the footer of the file says of sizes, numbers and dictionaries is not used for it: Arrow doesn't need it to be true.
+"""
 
 from __future__ import annotations
 
 import io
-import itertools
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from gpt_pretrain.texts.chunks import BATCH, LONGEST_RECORD
-from gpt_pretrain.texts.decompression import MAX_EXPANSION, DamagedArchiveError, max_content
+from gpt_pretrain.texts.decompression import MAX_EXPANSION, DamagedArchiveError
+from gpt_pretrain.texts.parquet_pages import DATA, DATA_V2, DICTIONARY, NO_PAGES, ParquetPage, read_pages, read_varint
 
-MAX_ROWS = 64  # Rows read at a time. One of them may be as long as the rest of its row group.
-SUSPICIOUS = 50  # Text is compressed to a tenth; a column that is compressed more is read row by row.
-FIELD, LONGEST_HEADER = b"\x15", 64  # In a page's header: the next field is a whole number; bytes that hold the first two.
+MAX_ROWS, ROWS_MEMORY = 64, LONGEST_RECORD // 2  # Rows and bytes read at a time. One row may be as long as a page.
+# A page is in memory as a whole. Text is compressed to a tenth; a page that is compressed more is smaller than a record may be.
+MAX_PAGE_EXPANSION = 20
+MAX_LENGTHS = 1 << 22  # Of the values of a page, if they stand before all values, as numbers that may take no space.
+SMALLEST_BLOCK = 128  # Such numbers.
 EXPANDED = f"its text is more than {MAX_EXPANSION} times as large as the file"
-TEXT = "BYTE_ARRAY"  # The only type whose values may have any size.
+EXPANDED_PAGE = f"a part of it expands to more than {LONGEST_RECORD >> 20} MB and {MAX_PAGE_EXPANSION} times its size"
+# Encodings: one value after the other; lengths, then values; and lengths of what begins as the value before and of the rest.
+PLAIN, LENGTHS_FIRST, SHARED_BEGINNINGS = 0, 6, 7
 
 
-def rows_at_a_time(source: str | BinaryIO, size: int, column: Any) -> int:
-    """Return how many rows of a column fit into memory even if all of them are the longest entry of its dictionary.
+def read_few_rows(table: Any, stream: BinaryIO | io.RawIOBase, *, group: int, column: int) -> Iterator[Any]:
+    """Yield the rows of a column in a row group of a Parquet file, as many at a time as fit into memory.
 
     Args:
-        source: The file, of `size` bytes.
-        column: The metadata of the column in a row group; None if it has parts, as a list has.
+        table: A ParquetFile of pyarrow.
+        stream: The same file.
 
     Raises:
-        DamagedArchiveError: If the dictionary alone is far larger than the file.
+        DamagedArchiveError: If a page is far larger than its part of the file.
     """
-    if column is None or column.total_uncompressed_size > SUSPICIOUS * max(column.total_compressed_size, 1):
-        return 1
-    if not column.has_dictionary_page:
-        return MAX_ROWS
-    with open(source, "rb") if isinstance(source, str) else nullcontext(source) as stream:
-        before = stream.tell()
-        stream.seek(column.dictionary_page_offset)
-        header = stream.read(LONGEST_HEADER)
-        stream.seek(before)
-    dictionary = _page_size(header)
-    if dictionary > max_content(size):
-        raise DamagedArchiveError(EXPANDED)
-    return min(max(LONGEST_RECORD // max(dictionary, 1), 1), MAX_ROWS)
+    stated, leaf = table.metadata.row_group(group), table.schema.column(column)
+    usual = min(max(BATCH * stated.num_rows // max(stated.total_byte_size, 1), 1), MAX_ROWS)
+    batch_size = min(usual, _rows_at_a_time(stream, stated.column(column), is_nullable=leaf.max_definition_level > 0))
+    yield from table.iter_batches(batch_size, row_groups=[group], columns=[leaf.path], use_threads=False)
 
 
-def read_few_rows(_: Callable[..., Any]) -> Callable[..., Any]:
-    """Replace the method by which datasets 5.2 reads Parquet files; it takes a row group at a time, however large it is."""
-
-    def generate_few(builder: Any, files: Any, row_groups_list: Any) -> Iterator[Any]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-        from datasets.builder import Key
-
-        opened = vars(sys.modules[type(builder).__module__]).get("open", open)  # that of datasets, for URLs and archives
-        filters = builder.config.filters
-        expression = pq.filters_to_expression(filters) if isinstance(filters, list) else filters
-        for file_index, (file, row_groups) in enumerate(zip(files, row_groups_list, strict=True)):
-            with opened(file, "rb") as stream:
-                batch_indices = itertools.count()
-                for batch in _few_rows(stream, row_groups, builder.config.columns):
-                    table = pa.Table.from_batches([batch])
-                    table = table if expression is None else table.filter(expression)
-                    yield Key(file_index, next(batch_indices)), builder._cast_table(table)
-
-    return generate_few
+def _rows_at_a_time(stream: BinaryIO | io.RawIOBase, column: Any, *, is_nullable: bool) -> int:
+    """Return how many rows fit into memory even if all of them are the longest that a page of the column allows."""
+    longest = 1
+    for page in read_pages(stream, column):
+        if page.size > max(LONGEST_RECORD + BATCH, MAX_PAGE_EXPANSION * page.compressed):
+            raise DamagedArchiveError(EXPANDED_PAGE)
+        if page.encoding in (LENGTHS_FIRST, SHARED_BEGINNINGS) and page.kind != DICTIONARY:
+            for values in _possible_values(stream, page, column):
+                levels = 0 if page.kind == DATA_V2 or not is_nullable else 4 + int.from_bytes(values[:4], "little")
+                _check_lengths(values[levels:], n_lists=1 + (page.encoding == SHARED_BEGINNINGS))
+        # A few bytes of another encoding may stand for a long value that occurs elsewhere.
+        is_plain = page.encoding in (PLAIN, LENGTHS_FIRST) and page.kind != DICTIONARY
+        longest = max(longest, page.size // max(page.n_values, 1) if is_plain else page.size)
+    return min(max(ROWS_MEMORY // longest, 1), MAX_ROWS)
 
 
-def _few_rows(stream: BinaryIO, row_groups: Any, columns: list[str] | None) -> Iterator[Any]:
-    """Yield the rows of some row groups, or all, of an open file."""
-    import pyarrow.parquet as pq
+def _possible_values(stream: BinaryIO | io.RawIOBase, page: ParquetPage, column: Any) -> Iterator[bytes]:
+    """Yield what the values of a page are in memory, also in the ways in which only some versions of Arrow read it."""
+    import pyarrow as pa
 
-    size = stream.seek(0, io.SEEK_END)
-    stream.seek(0)
-    table = pq.ParquetFile(stream)
-    for number in range(table.num_row_groups) if row_groups is None else row_groups:
-        group = table.metadata.row_group(number)
-        batch_size = min(max(BATCH * group.num_rows // max(group.total_byte_size, 1), 1), MAX_ROWS)
-        texts = [column for column in map(group.column, range(group.num_columns)) if column.physical_type == TEXT]
-        batch_size = min([batch_size, *(rows_at_a_time(stream, size, column) for column in texts)])
-        yield from table.iter_batches(batch_size, row_groups=[number], columns=columns, use_threads=False)
+    stream.seek(page.start + page.levels)
+    data = stream.read(page.compressed - page.levels)
+    is_surely_compressed = column.compression != "UNCOMPRESSED" and (page.kind == DATA or page.says_compressed)
+    if not is_surely_compressed:
+        yield data
+    if column.compression == "UNCOMPRESSED":
+        return
+    # In the older of two formats, sizes stand before the content; Arrow takes whatever looks like it for this one.
+    if column.compression == "LZ4" and int.from_bytes(data[4:8], "big") <= len(data) - 8:
+        raise DamagedArchiveError("an old form of LZ4 is not supported here; write the file anew with another compression")
+    try:
+        codec = pa.Codec("lz4_raw" if column.compression == "LZ4" else column.compression.lower())
+        yield codec.decompress(data, decompressed_size=page.size - page.levels, asbytes=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if is_surely_compressed:
+            raise DamagedArchiveError(f"a part of it cannot be decompressed: {error}") from error
 
 
-def _page_size(header: bytes) -> int:
-    """Return the size in bytes that a page has in memory, from the second number in its header.
+def _check_lengths(values: bytes, *, n_lists: int) -> None:
+    """Check that a page has no more lengths than fit into memory, since Arrow decodes all of them at once.
 
-    Source: PageHeader in apache/parquet-format's parquet.thrift; a number has seven bits in each byte, and its sign in the last.
+    Args:
+        values: The values of the page, which begin with this many lists of lengths.
+
+    Source: DELTA_BINARY_PACKED in apache/parquet-format's Encodings.md.
     """
-    numbers, position = list[int](), 0
-    for _ in range(2):
-        if header[position : position + 1] != FIELD:
-            return LONGEST_RECORD  # An unknown form of the header allows one row at a time.
-        number = shift = 0
-        while True:
-            position += 1
-            byte = header[position] if position < len(header) else 0
-            number, shift = number | (byte & 0x7F) << shift, shift + 7
-            if byte < 0x80:
-                break
-        position += 1
-        numbers.append(number >> 1)
-    return numbers[1]
+    position = 0
+    try:
+        for _ in range(n_lists):
+            block, position = read_varint(values, position)
+            n_parts, position = read_varint(values, position)
+            count, position = read_varint(values, position)
+            _, position = read_varint(values, position)
+            if block < SMALLEST_BLOCK:
+                raise DamagedArchiveError(NO_PAGES)
+            if max(count, n_parts) > MAX_LENGTHS:
+                raise DamagedArchiveError(f"a part of it has more than {MAX_LENGTHS:,} texts")
+            left = count - 1
+            while left > 0:
+                _, position = read_varint(values, position)
+                widths = values[position : position + n_parts]
+                position += len(widths)
+                for width in widths[: -(-left // max(block // n_parts, 1))]:
+                    position += width * (block // n_parts) // 8
+                left -= block
+    except (IndexError, ZeroDivisionError):
+        raise DamagedArchiveError(NO_PAGES) from None

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any, BinaryIO
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.texts.chunks import BATCH, DAMAGED_ARCHIVE, LONGEST_RECORD, Chunk, Cursor, ReadPosition
-from gpt_pretrain.texts.columns import check_column, find_column
+from gpt_pretrain.texts.columns import check_column, find_column, find_leaf
 from gpt_pretrain.texts.dataset_files import SAVED, check_is_text, check_saved_dataset
 from gpt_pretrain.texts.dataset_guard import check_reader, own_files_only
 from gpt_pretrain.texts.decompression import DamagedArchiveError, max_content
 from gpt_pretrain.texts.extras import missing_extra
 from gpt_pretrain.texts.inputs import StreamedDataset
-from gpt_pretrain.texts.parquet_rows import EXPANDED, MAX_ROWS, rows_at_a_time
+from gpt_pretrain.texts.parquet_rows import EXPANDED, read_few_rows
+
+ROW = 50  # Bytes that a row takes at least, as a record of a Chunk does.
 
 
 def read_parquet(source: str | BinaryIO, cursor: Cursor, text_field: str, *, size: int) -> Iterator[Chunk]:
@@ -36,8 +39,12 @@ def read_parquet(source: str | BinaryIO, cursor: Cursor, text_field: str, *, siz
         raise missing_extra("pyarrow") from error
     left = max_content(size)
     try:
-        with pq.ParquetFile(source, buffer_size=BATCH, pre_buffer=False) as table:
+        with (
+            open(source, "rb") if isinstance(source, str) else nullcontext(source) as stream,
+            pq.ParquetFile(source, buffer_size=BATCH, pre_buffer=False) as table,
+        ):
             fields = find_column(text_field, table.schema_arrow, cursor.file)
+            column = find_leaf(fields, table.schema, cursor.file)
             n_rows, group_start = table.metadata.num_rows, 0
             for number in range(table.num_row_groups):
                 group = table.metadata.row_group(number)
@@ -45,15 +52,11 @@ def read_parquet(source: str | BinaryIO, cursor: Cursor, text_field: str, *, siz
                 group_start += group.num_rows
                 if skip >= group.num_rows:
                     continue
-                batch_size = min(max(BATCH * group.num_rows // max(group.total_byte_size, 1), 1), MAX_ROWS)
-                columns = (group.column(index) for index in range(group.num_columns))
-                column = next((column for column in columns if column.path_in_schema == text_field), None)
-                batch_size = min(batch_size, rows_at_a_time(source, size, column))
-                for batch in table.iter_batches(batch_size, row_groups=[number], columns=[text_field], use_threads=False):
+                for batch in read_few_rows(table, stream, group=number, column=column):
                     values = _values(_select(batch, fields).slice(skip))
                     skip = max(skip - len(batch), 0)
                     cursor.bytes_of_file = size * (cursor.record + len(values)) // n_rows
-                    left -= sum(len(value) for value in values if isinstance(value, str | bytes))
+                    left -= sum(len(value) if isinstance(value, str | bytes) else 0 for value in values) + ROW * len(values)
                     if left < 0:
                         raise DamagedArchiveError(EXPANDED)
                     yield from _chunk_values(values, cursor)
@@ -93,7 +96,7 @@ def read_dataset(dataset: StreamedDataset, text_field: str, *, start: ReadPositi
     os.environ.setdefault("USE_TORCH", "0")  # Otherwise datasets imports torch (200 MB) to be able to create tensors.
     try:
         with own_files_only(dataset.name):
-            records = _open_dataset(dataset)
+            records = _open_dataset(dataset, text_field)
             # Without known features, datasets decodes nothing: it hands over what the files hold.
             if records.features is not None:
                 check_column(text_field, list(records.features), f"dataset={dataset.name}")
@@ -111,7 +114,8 @@ def read_dataset(dataset: StreamedDataset, text_field: str, *, start: ReadPositi
         ) from error
 
 
-def _open_dataset(dataset: StreamedDataset) -> Any:
+def _open_dataset(dataset: StreamedDataset, text_field: str) -> Any:
+    """Return the records of a dataset; of Parquet files, only the column of text."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -120,7 +124,11 @@ def _open_dataset(dataset: StreamedDataset) -> Any:
         name = str(folder) if folder.exists() else dataset.name
         builder = datasets.load_dataset_builder(name, dataset.config)
         check_reader(builder, dataset.name)
-        return builder.as_streaming_dataset(split=dataset.split)
+        records = builder.as_streaming_dataset(split=dataset.split)
+        if hasattr(builder.config, "columns") and text_field in (records.features or ()):
+            builder.config.columns = [text_field]
+            records = builder.as_streaming_dataset(split=dataset.split)
+        return records
     check_saved_dataset(folder)
     saved = datasets.load_from_disk(str(folder))
     if isinstance(saved, datasets.DatasetDict):

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -136,6 +138,11 @@ CASES = {
         (*PREPARE, "two.csv"),
         "two.csv has 2 columns named text. Rename all but the one that contains the text.",
     ),
+    "lists_as_text": (
+        (*PREPARE, "lists.parquet"),
+        "lists.parquet: its column text is of the type list<element: string>, not text. "
+        "Choose another one with text_field=: body.",
+    ),
     "only_settings": (
         (*TEXT, "data.path=settings.zip"),
         "1 JSON object without a field text (a.json). Name the field or column that contains the text with data.text_field=: title.",
@@ -175,6 +182,7 @@ def files(tmp_path: Path) -> None:
     (tmp_path / "bracket.json").write_text('[{"text": "some"}}, {"text": "more"}]')
     (tmp_path / "japanese.txt").write_bytes("これは日本語の文章です。".encode("iso2022_jp"))
     (tmp_path / "surrogates.txt").write_bytes(b"x \xed\xa0\xbd\xed\xb8\x80 y\n")
+    pq.write_table(pa.table({"text": [["a"]], "body": ["b"]}), tmp_path / "lists.parquet")
     (tmp_path / "two.csv").write_text("text,text\na,b\n")
     with zipfile.ZipFile(tmp_path / "settings.zip", "w") as archive:
         archive.writestr("a.json", '{"title": "x"}')

@@ -20,8 +20,9 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.texts.chunks import ReadPosition
 from gpt_pretrain.texts.dataset_guard import _OwnFiles, own_files_only
 from gpt_pretrain.texts.inputs import StreamedDataset
-from gpt_pretrain.texts.tables import read_dataset
+from gpt_pretrain.texts.tables import _open_dataset, read_dataset
 from tests.helpers.hostile_server import Stranger
+from tests.helpers.resource_limits import within
 
 datasets = pytest.importorskip("datasets")
 
@@ -369,10 +370,40 @@ def test_a_small_parquet_file_does_not_fill_the_memory(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": rows, "n": list(range(1000))}), tmp_path / "train.parquet", store_schema=False)
     pool = pa.default_memory_pool()
     with own_files_only(str(tmp_path)):
-        records = datasets.load_dataset_builder(str(tmp_path)).as_streaming_dataset(split="train")
+        records = _open_dataset(StreamedDataset(str(tmp_path), None, "train"), "text")
         before = pool.bytes_allocated()
         table = next(iter(records.with_format("arrow").iter(batch_size=1)))
         assert len(table["text"][0].as_py()) == 300_000 and pool.bytes_allocated() - before < 100e6
+
+
+def repeat_in_lists(n_rows: int) -> pa.ListArray:
+    """Return lists, of which one stands for 4 GB of text in a few hundred bytes."""
+    text = pa.DictionaryArray.from_arrays(pa.array([0] * 40_000, pa.int32()), pa.array(["x" * 100_000]))
+    return pa.ListArray.from_arrays(pa.array([0] * n_rows + [40_000], pa.int32()), text)
+
+
+def test_only_the_column_of_text_is_read(tmp_path: Path) -> None:
+    table = pa.table({"text": ["one", "two"], "other": repeat_in_lists(2)})
+    pq.write_table(table, tmp_path / "train.parquet", compression="zstd", store_schema=False)
+    with within(seconds=5, megabytes=100):
+        assert read(tmp_path) == ["one", "two"]
+
+
+def test_each_parquet_file_has_the_column_as_text(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["one"]}), tmp_path / "train-0.parquet")
+    hostile = pa.table({"text": repeat_in_lists(1)})
+    pq.write_table(hostile, tmp_path / "train-1.parquet", compression="zstd", store_schema=False)
+    with within(seconds=5, megabytes=100), pytest.raises(UserError, match=r"train-1\.parquet: .* of the type list<.*, not text"):
+        read(tmp_path)
+
+
+def test_a_description_does_not_filter_rows(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["one"], "n": [1]}), tmp_path / "a.parquet")
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files: a.parquet\n  filters: [[n, '>', 0]]\n---\n"
+    )
+    with pytest.raises(UserError, match="its description filters the rows"):
+        read(tmp_path)
 
 
 def test_parquet_files_of_a_dataset_are_read_in_order(tmp_path: Path) -> None:

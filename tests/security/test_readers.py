@@ -7,15 +7,12 @@ import gzip
 import json
 import pickle
 import re
-import resource
 import shutil
 import struct
 import subprocess
 import tarfile
-import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,17 +44,9 @@ from gpt_pretrain.training.optimizer import check_optimizer_state
 from tests.conftest import ROOT, tiny_model
 from tests.helpers.hostile_files import hostile_run
 from tests.helpers.made_shards import write_nanogpt
+from tests.helpers.resource_limits import within
 from tests.security.fuzz import fuzz
 from tests.security.fuzz_readers import READERS
-
-
-@contextmanager
-def within(seconds: float, megabytes: float) -> Iterator[None]:
-    """Check that a block needs no more time and no more memory than this; the peak of the process counts."""
-    start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    yield
-    assert time.process_time() - start < seconds
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1000 * megabytes
 
 
 def shared_list(depth: int = 60) -> list[Any]:
@@ -322,35 +311,10 @@ def test_archives_of_countless_files_are_read_in_little_memory(tmp_path: Path) -
         assert list(Text((tmp_path / "many.tar.gz",)).pieces()) == []
 
 
-def write_parquet(path: Path, values: pa.Array | pa.DictionaryArray) -> Path:
-    schema = pa.schema([("text", pa.dictionary(pa.int32(), pa.string()))])
-    table = pa.table({"text": values}).cast(schema) if isinstance(values, pa.DictionaryArray) else pa.table({"text": values})
-    pq.write_table(table, path, compression="zstd", dictionary_pagesize_limit=1 << 30, store_schema=False)
-    return path
-
-
-def test_a_parquet_file_that_names_one_long_text_many_times_is_left_at_a_limit(tmp_path: Path) -> None:
-    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 5000 + [1], pa.int32()), pa.array(["a " * 16_000_000, "b"]))
-    path = write_parquet(tmp_path / "bomb.parquet", texts)
-    assert path.stat().st_size < 10_000
-    inputs, longest = CorpusInputs([stat_input_file(str(path))], None, "text", None, [], []), 0
-    with within(seconds=20, megabytes=400):
-        for chunk in reading.read_inputs(inputs, ByteTokenizer(), start=ReadPosition()):
-            longest = max(longest, len(chunk.content) if isinstance(chunk.content, list) else 0)
-    assert isinstance(chunk.content, RejectedRecord) and "250 times as large" in chunk.content.detail
-    assert longest <= 2, "rows in memory at a time"
-
-
-def test_ordinary_parquet_files_are_read_many_rows_at_a_time(tmp_path: Path) -> None:
-    path = write_parquet(tmp_path / "a.parquet", pa.array([f"Document {n}." for n in range(500)]))
-    inputs = CorpusInputs([stat_input_file(str(path))], None, "text", None, [], [])
-    chunks = list(reading.read_inputs(inputs, ByteTokenizer(), start=ReadPosition()))
-    assert [len(chunk.content) for chunk in chunks if isinstance(chunk.content, list)] == [64] * 7 + [52]
-
-
 def test_a_text_in_a_table_that_is_not_utf8_is_left_out_alone(tmp_path: Path) -> None:
     values = pa.Array.from_buffers(pa.string(), 3, pa.array([b"a", b"\xff", b"c"]).buffers())
-    batches = list(lines_of(write_parquet(tmp_path / "a.parquet", values)))
+    pq.write_table(pa.table({"text": values}), tmp_path / "a.parquet")
+    batches = list(lines_of(tmp_path / "a.parquet"))
     assert [record.reason for batch in batches for record in batch.rejected] == ["not UTF-8"]
     assert sum(len(batch.rows) for batch in batches) == 2
 

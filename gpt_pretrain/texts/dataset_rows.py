@@ -1,0 +1,84 @@
+"""Read the column of text from the Parquet files of a dataset in place of datasets 5.2, which reads whole row groups."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+from gpt_pretrain.texts.columns import find_column, find_leaf
+from gpt_pretrain.texts.parquet_pages import column_range
+from gpt_pretrain.texts.parquet_rows import read_few_rows
+
+
+def read_text_column(_: Callable[..., Any]) -> Callable[..., Any]:
+    """Replace the method that reads Parquet files. It reads the one column that the settings of the builder name."""
+
+    def generate_tables(builder: Any, files: Any, row_groups_list: Any) -> Iterator[Any]:
+        import pyarrow as pa
+        from datasets.builder import Key
+
+        opened = vars(sys.modules[type(builder).__module__]).get("open", open)  # that of datasets, for URLs and archives
+        (text_field,) = builder.config.columns
+        for file_index, (file, row_groups) in enumerate(zip(files, row_groups_list, strict=True)):
+            with opened(file, "rb") as stream:
+                for number, batch in zip(itertools.count(), _read_column(stream, row_groups, text_field, str(file))):
+                    yield Key(file_index, number), builder._cast_table(pa.Table.from_batches([batch]))
+
+    return generate_tables
+
+
+def _read_column(stream: BinaryIO, row_groups: Any, text_field: str, name: str) -> Iterator[Any]:
+    """Yield the rows of some row groups, or all, of an open file."""
+    import pyarrow.parquet as pq
+
+    kept = _KeptRange(stream)
+    table = pq.ParquetFile(kept)
+    column = find_leaf(find_column(text_field, table.schema_arrow, name), table.schema, name)
+    for group in range(table.num_row_groups) if row_groups is None else row_groups:
+        kept.keep(*column_range(table.metadata.row_group(group).column(column)))
+        yield from read_few_rows(table, kept, group=group, column=column)
+
+
+class _KeptRange(io.RawIOBase):
+    """A file of which one part is kept in memory, where Arrow has it anyway, so that nothing is downloaded twice."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._position = stream, 0
+        self._size = stream.seek(0, io.SEEK_END)
+        self._start, self._kept = 0, b""
+
+    def keep(self, start: int, length: int) -> None:
+        """Read a part of the file, and forget the part before."""
+        self._start, self._kept = start, b""
+        if 0 <= start < self._size and length > 0:
+            self._stream.seek(start)
+            self._kept = self._stream.read(min(length, self._size - start))
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(base + offset, 0)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        size = min(len(buffer), max(self._size - self._position, 0))
+        start = self._position - self._start
+        if start >= 0 and start + size <= len(self._kept):
+            data = self._kept[start : start + size]
+        else:
+            self._stream.seek(self._position)
+            data = self._stream.read(size)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)

@@ -1,0 +1,154 @@
+"""Read the headers of the pages in a Parquet file: what each page expands to, whatever the footer of the file says.
+
+Source: PageHeader in apache/parquet-format's parquet.thrift, in the compact protocol of Apache Thrift.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO
+
+from gpt_pretrain.texts.decompression import DamagedArchiveError
+
+DATA, DICTIONARY, DATA_V2 = 0, 2, 3  # Types of pages that Arrow reads.
+# The fields of a page's header: its type, its size and its size in the file.
+KIND, SIZE, COMPRESSED = 1, 2, 3
+# For a type of page, the field with its details, and therein those with the number of values and the encoding.
+DETAILS = {DATA: (5, 1, 2), DICTIONARY: (7, 1, 2), DATA_V2: (8, 1, 4)}
+LEVELS, IS_COMPRESSED = (5, 6), 7  # Further fields of the details of a DATA_V2 page.
+LATE = 100  # Arrow reads this many bytes beyond a column, for writers that counted the dictionary's header wrongly.
+HEADER_SIZES = (1 << 8, 1 << 14, 1 << 20)  # Bytes to be tried; only statistics make a header long.
+# Types of values in the compact protocol.
+TRUE, FALSE, BYTE, SHORT, INT, LONG, BINARY, STRUCT = 1, 2, 3, 4, 5, 6, 8, 12
+DEEPEST = 3
+NO_PAGES = "what should be its pages is something else"
+
+
+@dataclass(frozen=True)
+class ParquetPage:
+    """A page of a column.
+
+    Args:
+        start: Where its content begins in the file.
+        size: Bytes in memory, before its values become Python's.
+        compressed: Bytes in the file.
+        n_values: Its values, also those that are null.
+        encoding: Of its values.
+        kind: DATA, DICTIONARY or DATA_V2.
+        levels: Bytes of a DATA_V2 page before its values, which say what is null and are not compressed.
+        says_compressed: Whether a DATA_V2 page says that its values are compressed.
+    """
+
+    start: int
+    size: int
+    compressed: int
+    n_values: int
+    encoding: int | None
+    kind: int
+    levels: int = 0
+    says_compressed: bool = False
+
+
+def column_range(column: Any) -> tuple[int, int]:
+    """Return where Arrow begins to read a column of a row group, and how many bytes it reads at most."""
+    start = column.data_page_offset
+    if column.has_dictionary_page and 0 < column.dictionary_page_offset < start:
+        start = column.dictionary_page_offset
+    return start, column.total_compressed_size + LATE
+
+
+def read_pages(stream: BinaryIO | io.RawIOBase, column: Any) -> Iterator[ParquetPage]:
+    """Yield the pages that Arrow reads for a column of a row group.
+
+    Raises:
+        DamagedArchiveError: If there is anything else in their place.
+    """
+    position, length = column_range(column)
+    end, n_values = position + length, 0
+    while n_values < column.num_values and position < end - LATE:
+        header, header_size = read_page_header(stream, position)
+        kind, size, compressed = header.get(KIND), header.get(SIZE), header.get(COMPRESSED)
+        if type(kind) is not int or type(size) is not int or type(compressed) is not int or min(size, compressed) < 0:
+            raise DamagedArchiveError(NO_PAGES)
+        position += header_size + compressed
+        if kind not in DETAILS:
+            continue
+        place, count_field, encoding_field = DETAILS[kind]
+        details = header.get(place)
+        count = details.get(count_field) if isinstance(details, dict) else None
+        if not isinstance(details, dict) or type(count) is not int or count < 0:
+            raise DamagedArchiveError(NO_PAGES)
+        n_values += count if kind != DICTIONARY else 0
+        page = ParquetPage(position - compressed, max(size, compressed), compressed, count, details.get(encoding_field), kind)
+        if kind == DATA_V2:
+            levels = sum(max(details.get(field) or 0, 0) for field in LEVELS)
+            page = replace(page, levels=min(levels, compressed), says_compressed=details.get(IS_COMPRESSED) is True)
+        yield page
+
+
+def read_page_header(stream: BinaryIO | io.RawIOBase, position: int) -> tuple[dict[int, Any], int]:
+    """Return the fields of the header at a position, and its size."""
+    for size in HEADER_SIZES:
+        stream.seek(position)
+        data = stream.read(size)
+        try:
+            return _read_struct(data, 0, depth=1)
+        except IndexError:
+            if len(data) < size:
+                break
+    raise DamagedArchiveError(NO_PAGES)
+
+
+def _read_struct(data: bytes, position: int, *, depth: int) -> tuple[dict[int, Any], int]:
+    """Return the fields of a struct, and the position after it. Only whole numbers of 32 bits and booleans have a value.
+
+    Raises:
+        IndexError: If the data end before it.
+        DamagedArchiveError: If it is not valid, or something that no header of a page contains.
+    """
+    fields, field = dict[int, Any](), 0
+    while (mark := data[position]) != 0:
+        position += 1
+        kind, step = mark & 15, mark >> 4
+        if step == 0:
+            field, position = _read_number(data, position)
+        field += step
+        if field in fields or depth > DEEPEST:
+            raise DamagedArchiveError(NO_PAGES)
+        value: Any = None
+        if kind == STRUCT:
+            value, position = _read_struct(data, position, depth=depth + 1)
+        elif kind in (SHORT, INT, LONG):
+            number, position = _read_number(data, position)
+            value = number if kind == INT else None
+        elif kind == BINARY:
+            length, position = read_varint(data, position)
+            position += length
+        elif kind == BYTE:
+            position += 1
+        elif kind in (TRUE, FALSE):
+            value = kind == TRUE
+        else:
+            raise DamagedArchiveError(NO_PAGES)
+        fields[field] = value
+    return fields, position + 1
+
+
+def _read_number(data: bytes, position: int) -> tuple[int, int]:
+    """Return a whole number, whose lowest bit is its sign, and the position after it."""
+    number, position = read_varint(data, position)
+    return (number >> 1) ^ -(number & 1), position
+
+
+def read_varint(data: bytes, position: int) -> tuple[int, int]:
+    """Return a number of up to 64 bits, seven of which are in each byte, and the position after it."""
+    number = 0
+    for shift in range(0, 70, 7):
+        byte = data[position]
+        position += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, position
+    raise DamagedArchiveError(NO_PAGES)

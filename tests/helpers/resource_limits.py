@@ -1,0 +1,33 @@
+"""Check the time and memory that a block of a test takes."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def within(seconds: float, megabytes: float) -> Iterator[None]:
+    """Check that a block needs no more processor time and no more memory than this."""
+    start, before = time.process_time(), _begin_peak()
+    yield
+    assert time.process_time() - start < seconds
+    assert _peak() - before < 1e6 * megabytes
+
+
+def _begin_peak() -> int:
+    """Forget the peak of this process's memory where that is possible, and return it in bytes."""
+    if sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return _peak()
+
+
+def _peak() -> int:
+    if sys.platform != "linux":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
