@@ -52,14 +52,14 @@ def _evaluate(settings: EvaluateSettings) -> None:
     from gpt_pretrain.checkpoints.checkpoint_file import first_readable
     from gpt_pretrain.checkpoints.pretrained import open_weights
     from gpt_pretrain.evaluation.evaluated_model import evaluate_model, prepare_models
-    from gpt_pretrain.evaluation.task_files import find_tasks
+    from gpt_pretrain.evaluation.task_sources import load_tasks
     from gpt_pretrain.evaluation.texts import typed_source, validation_source
     from gpt_pretrain.runs.folder import find_checkpoints
     from gpt_pretrain.system.devices import keep_freed_memory
 
     keep_freed_memory()
     # Tasks and texts that cannot be used are refused before weights are loaded.
-    tasks = [] if settings.tasks.path is None else find_tasks(settings.tasks.path, limit=settings.tasks.limit)
+    tasks = load_tasks(settings.tasks)
     source = typed_source(settings.data)
     if settings.models or settings.pretrained is not None:
         models = [open_weights(name, n_heads=settings.n_heads, kind=settings.weights) for name in _names(settings)]
@@ -67,7 +67,7 @@ def _evaluate(settings: EvaluateSettings) -> None:
         models = [first_readable(find_checkpoints(settings.checkpoint), partial(open_weights, kind=settings.weights))]
     if source is None and not tasks:
         source = validation_source(models)
-    prepared = prepare_models(models, source, settings)
+    prepared = prepare_models(models, source, tasks, settings)
     evaluated = [evaluate_model(one, tasks, settings) for one in prepared]
     try:
         _show_results(evaluated, source, settings)
@@ -78,7 +78,9 @@ def _evaluate(settings: EvaluateSettings) -> None:
 def _show_results(evaluated: Sequence[EvaluatedModel], source: TextSource | None, settings: EvaluateSettings) -> None:
     """Print tables and comparisons, and write results.json and the page."""
     from gpt_pretrain.evaluation.page import render_evaluation_page
-    from gpt_pretrain.evaluation.results import comparisons, result_rows, task_comparisons, task_rows
+    from gpt_pretrain.evaluation.results import comparisons, result_rows
+    from gpt_pretrain.evaluation.task_results import core_results
+    from gpt_pretrain.evaluation.task_tables import task_comparisons, task_rows
     from gpt_pretrain.system.files import write_json, write_text
     from gpt_pretrain.system.tables import format_table
     from gpt_pretrain.system.terminal import print_escaped
@@ -104,6 +106,7 @@ def _show_results(evaluated: Sequence[EvaluatedModel], source: TextSource | None
         write_text(folder / PAGE, page)
     if tasks:
         content["tasks"] = [result.as_json() for result in tasks]
+        content["core"] = [result.as_json() for result in core_results(tasks)]
         print(format_table(task_rows(tasks)))
         for sentence in task_comparisons(tasks):
             print_escaped(sentence)

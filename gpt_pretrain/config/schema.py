@@ -310,6 +310,8 @@ class TaskSettings:
     """`tasks`: questions with known answers."""
 
     path: str | None = MISSING
+    names: list[str] = MISSING
+    n_shots: int | None = MISSING
     limit: int | None = MISSING
 
 

@@ -195,11 +195,14 @@ GENERATE_RULES: list[Rule] = [
     ("n_heads", *at_least(1, "attention head", null="the heads that the weights name")),
 ]
 
+TASK_NAMES = ("lambada", "hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande", "copa")  # on the hub
+
 EVALUATE_RULES: list[Rule] = [
     ("weights", *one_of(*WEIGHTS)),
     ("stride", *at_least(1, "token", null="the context length")),
     ("max_bytes", *at_least(1, "byte", null="the whole text")),
     ("tasks.limit", *at_least(1, "item", null="all items")),
+    ("tasks.n_shots", lambda count: count is None or 0 <= count <= 100, "must be from 0 to 100"),
     ("batch_tokens", *at_least(1, "token", null="what suits the device")),
     *(rule for rule in GENERATE_RULES if rule[0] in ("device", "precision", "n_heads")),
 ]
@@ -288,6 +291,13 @@ def evaluate_problems(settings: EvaluateSettings) -> list[str]:
         problems.append(
             f"{' and '.join(several)}: each names the weights to evaluate. Set one of them; models=[...] takes several."
         )
+    problems += [
+        f"tasks.names={name}: there is no such task. Choose from {', '.join(TASK_NAMES)}; others are files, set with tasks.path."
+        for name in settings.tasks.names
+        if name not in TASK_NAMES
+    ]
+    if settings.tasks.names and settings.tasks.path is not None:
+        problems.append("tasks.path and tasks.names cannot be combined. Evaluate twice.")
     return problems
 
 

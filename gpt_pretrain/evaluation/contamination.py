@@ -10,7 +10,7 @@ import numpy as np
 
 from gpt_pretrain.data.token_stream import TokenStream
 from gpt_pretrain.evaluation.memorization import longest_memorized_span
-from gpt_pretrain.evaluation.task_files import Task
+from gpt_pretrain.evaluation.task_items import Task
 from gpt_pretrain.evaluation.text_scores import EvaluationText
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.tokenizers.base import Tokenizer

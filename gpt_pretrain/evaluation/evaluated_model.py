@@ -16,8 +16,9 @@ from gpt_pretrain.evaluation.page import MAX_PAGE_TOKENS, PageModel
 from gpt_pretrain.evaluation.progress import scoring_progress
 from gpt_pretrain.evaluation.results import TextResult, summarize
 from gpt_pretrain.evaluation.scoring import Scorer, pick_scoring_precision
-from gpt_pretrain.evaluation.task_files import Task
-from gpt_pretrain.evaluation.tasks import TaskResult, score_task
+from gpt_pretrain.evaluation.task_items import Task
+from gpt_pretrain.evaluation.task_results import TaskResult
+from gpt_pretrain.evaluation.tasks import check_characters, score_task
 from gpt_pretrain.evaluation.text_scores import EvaluationText, score_text
 from gpt_pretrain.evaluation.texts import TextSource
 from gpt_pretrain.evaluation.unlikely_text import unlikely_loss
@@ -63,17 +64,22 @@ class PreparedModel:
     strides: list[int]
 
 
-def prepare_models(models: Sequence[Weights], source: TextSource | None, settings: EvaluateSettings) -> list[PreparedModel]:
+def prepare_models(
+    models: Sequence[Weights], source: TextSource | None, tasks: Sequence[Task], settings: EvaluateSettings
+) -> list[PreparedModel]:
     """Tokenize the text for each model, so that what cannot work is found before anything is scored.
 
     Raises:
-        UserError: If a tokenizer is not found or cannot write the text, or the stride exceeds a context; all problems together.
+        UserError: If a tokenizer is not found or cannot write the text or a task, or the stride exceeds a context; all problems
+            together.
     """
     prepared, problems = [], []
     for weights in models:
         try:
             tokenizer = weights.build_tokenizer(settings.tokenizer)
             text = None if source is None else source.tokenize(tokenizer, max_bytes=settings.max_bytes)
+            for task in tasks:
+                check_characters(task, tokenizer)
             prepared.append(PreparedModel(weights, tokenizer, text, _strides(weights, settings.stride)))
         except UserError as error:
             problems += [f"{weights.name}: {problem}" if len(models) > 1 else problem for problem in error.problems]
@@ -117,15 +123,8 @@ def _run_task(scorer: Scorer, task: Task, tokenizer: Tokenizer) -> TaskResult:
     total = sum(len(item.continuations) for item in task.items)
     with scoring_progress(f"{scorer.name}, {task.name}", total=total, unit="continuations") as report:
         result = score_task(scorer, task, tokenizer, report=report)
-    if result.truncated:
-        log.warning(
-            "%s: %s of %s items are longer than the %s tokens of context of %s. They are cut at their beginning.",
-            task.name,
-            f"{result.truncated:,}",
-            f"{len(task.items):,}",
-            f"{scorer.context_length:,}",
-            scorer.name,
-        )
+    for warning in result.warnings(scorer.context_length):
+        log.warning("%s", warning)
     return result
 
 

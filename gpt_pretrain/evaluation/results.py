@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from gpt_pretrain.evaluation.statistics import Clusters, Estimate, bits, cluster_scores, paired_difference, ratio
-from gpt_pretrain.evaluation.tasks import TaskResult, compare_accuracies
 from gpt_pretrain.evaluation.text_scores import TextScores
 from gpt_pretrain.system.formatting import format_perplexity
 
@@ -152,34 +151,6 @@ def _compare(best: TextResult, other: TextResult) -> str:
     if estimate.value > 0 and not difference.is_noise:
         return f"{best.model} is better than {other.model} by {size} (95 % confidence, over {over})."
     return f"{both}: no difference beyond noise ({size}, over {over})."
-
-
-def task_rows(results: Sequence[TaskResult]) -> list[list[str]]:
-    """Return the rows of a table of results on tasks, with its heading."""
-    rows = [["Task", "Model", "Items", "Accuracy", "±", "By length", "±", "Perplexity"]]
-    for result in results:
-        by_length = result.accuracy_by_length or Estimate(math.nan, math.nan)
-        perplexity = math.nan if result.perplexity is None else result.perplexity.value
-        estimates = (result.accuracy.value, result.accuracy.error, by_length.value, by_length.error)
-        shown = f"{perplexity:,.2f}" if math.isfinite(perplexity) else "-"
-        rows.append([result.task, result.model, f"{len(result.correct):,}", *map(_number, estimates), shown])
-    return rows
-
-
-def task_comparisons(results: Sequence[TaskResult]) -> list[str]:
-    """Return a sentence about each task and each model but the most accurate one: how much less often it is right."""
-    sentences = []
-    for task in dict.fromkeys(result.task for result in results):
-        best, *others = sorted((one for one in results if one.task == task), key=lambda one: -one.accuracy.value)
-        for other in others:
-            difference, is_noise = compare_accuracies(best, other)
-            error = f" ± {difference.error:.4f}" if math.isfinite(difference.error) else ""
-            size = f"{difference.value:.4f}{error} of accuracy"
-            if is_noise:
-                sentences.append(f"{task}: {best.model} and {other.model} do not differ beyond noise ({size}).")
-            else:
-                sentences.append(f"{task}: {best.model} is better than {other.model} by {size} (95 % confidence).")
-    return sentences
 
 
 def _number(value: float) -> str:

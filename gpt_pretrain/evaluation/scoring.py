@@ -5,34 +5,21 @@ Shapes: B batch, T time, N scored tokens, D emb_dim.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.evaluation.packing import PackedRow, ScoreRequest, pack_requests, positions_and_mask
 from gpt_pretrain.model.kernels.loss import token_losses
 from gpt_pretrain.model.language_model import LanguageModel
 
 SORTED_BATCHES = 32  # Batches of requests that are sorted by length together, so that little of a batch is padding.
 BATCH_TOKENS = {"cpu": 2048, "cuda": 1 << 16}  # Tokens of a batch, by device type; more are not faster.
-
-
-@dataclass(frozen=True)
-class ScoreRequest:
-    """A sequence of tokens, of which the last ones are scored.
-
-    Args:
-        token_ids: (T + 1,); at most context_length + 1 of them.
-        n_scored: Number of tokens to score; at most T.
-    """
-
-    token_ids: np.ndarray
-    n_scored: int
 
 
 @dataclass(frozen=True)
@@ -85,43 +72,58 @@ class Scorer:
     def score(self, requests: Iterable[ScoreRequest]) -> Iterator[TokenScores]:
         """Yield the scores of each request, in their order.
 
-        Batches consist of requests of similar length. The scores of a request do not depend on the others in its batch, except
-        for rounding.
+        The scores of a request do not depend on the others in its batch, except for rounding.
 
         Raises:
             UserError: If a loss is NaN or infinite.
         """
-        waiting = iter(requests)
-        while group := list(islice(waiting, self._group_size())):
-            yield from self._score_group(group)
+        for (scores,) in self.score_groups([request] for request in requests):
+            yield scores
 
-    def _group_size(self) -> int:
-        return SORTED_BATCHES * max(1, self.batch_tokens // self.context_length)
+    def score_groups(self, groups: Iterable[Sequence[ScoreRequest]]) -> Iterator[list[TokenScores]]:
+        """Yield the scores of each group of requests, such as the choices of a question, in their order.
 
-    def _score_group(self, group: list[ScoreRequest]) -> list[TokenScores]:
-        results: dict[int, TokenScores] = {}
-        order = sorted(range(len(group)), key=lambda index: -len(group[index].token_ids))
+        What the requests of a group have in common at their beginning is read only once. Batches consist of rows of similar
+        length.
+
+        Raises:
+            UserError: If a loss is NaN or infinite.
+        """
+        waiting: list[list[PackedRow]] = []
+        tokens = 0
+        for group in groups:
+            waiting.append(pack_requests(group, most=self.context_length))
+            tokens += sum(row.length for row in waiting[-1])
+            if tokens >= SORTED_BATCHES * self.batch_tokens:
+                yield from self._score_waiting(waiting)
+                waiting, tokens = [], 0
+        yield from self._score_waiting(waiting)
+
+    def _score_waiting(self, waiting: list[list[PackedRow]]) -> Iterator[list[TokenScores]]:
+        rows = [row for group in waiting for row in group]
+        results: dict[int, list[TokenScores]] = {}
+        order = sorted(range(len(rows)), key=lambda index: -rows[index].length)
         while order:
-            longest = len(group[order[0]].token_ids) - 1
-            n_rows = max(1, self.batch_tokens // max(longest, 1))
-            rows, order = order[:n_rows], order[n_rows:]
-            results |= zip(rows, self._score_batch([group[row] for row in rows]), strict=True)
-        return [results[index] for index in range(len(group))]
+            n_rows = max(1, self.batch_tokens // max(rows[order[0]].length, 1))
+            batch, order = order[:n_rows], order[n_rows:]
+            results |= zip(batch, self._score_batch([rows[index] for index in batch]), strict=True)
+        begin = 0
+        for group in waiting:
+            yield [scores for index in range(begin, begin + len(group)) for scores in results[index]]
+            begin += len(group)
 
     @torch.inference_mode()
-    def _score_batch(self, batch: list[ScoreRequest]) -> list[TokenScores]:
-        lengths = [len(request.token_ids) - 1 for request in batch]
-        token_ids = np.zeros((len(batch), max(lengths)), dtype=np.int64)  # A later position never changes an earlier one.
-        scored = np.zeros_like(token_ids, dtype=bool)
-        for row, (request, length) in enumerate(zip(batch, lengths, strict=True)):
-            token_ids[row, :length] = request.token_ids[:-1]
-            scored[row, length - request.n_scored : length] = True
-        targets = np.concatenate([request.token_ids[len(request.token_ids) - request.n_scored :] for request in batch])
+    def _score_batch(self, batch: list[PackedRow]) -> list[list[TokenScores]]:
+        length = max(row.length for row in batch)
+        token_ids = np.zeros((len(batch), length), dtype=np.int64)  # A later position never changes an earlier one.
+        for index, row in enumerate(batch):
+            token_ids[index, : row.length] = row.token_ids
+        scored = np.concatenate([index * length + row.scored for index, row in enumerate(batch)])
+        targets = np.concatenate([row.targets for row in batch])
         with self._autocast():
-            hidden = self.model.hidden_states(torch.from_numpy(token_ids).to(self.device))  # (B, T, D)
-            hidden = hidden[torch.from_numpy(scored).to(self.device)]  # (N, D)
-            target_ids = torch.from_numpy(targets.astype(np.int64)).to(self.device)
-            losses, is_top = token_losses(hidden, self.model.head_weight, target_ids, cap=self.model.config.logit_cap)
+            hidden = self._hidden_states(token_ids, batch).flatten(0, 1)[self._to_device(scored)]  # (N, D)
+            target_ids, cap = self._to_device(targets), self.model.config.logit_cap
+            losses, is_top = token_losses(hidden, self.model.head_weight, target_ids, cap=cap)
         if not bool(losses.isfinite().all()):
             raise UserError(
                 f"{self.name} computes a loss that is NaN or infinite in precision={self.precision}, so it has no result. "
@@ -131,11 +133,24 @@ class Scorer:
                     else "Its weights are damaged, or their training diverged."
                 )
             )
-        self.tokens += sum(lengths)
-        self.padding += token_ids.size - sum(lengths)
-        ends = np.cumsum([request.n_scored for request in batch])[:-1]
-        arrays = (np.split(_to_numpy(values), ends) for values in (losses.float(), is_top))
-        return [TokenScores(*row) for row in zip(*arrays, strict=True)]
+        n_tokens = sum(row.length for row in batch)
+        self.tokens += n_tokens
+        self.padding += token_ids.size - n_tokens
+        sizes = [request.n_scored for row in batch for request in row.requests]
+        arrays = (np.split(_to_numpy(values), np.cumsum(sizes)[:-1]) for values in (losses.float(), is_top))
+        scores = [TokenScores(*one) for one in zip(*arrays, strict=True)]
+        ends = np.cumsum([len(row.requests) for row in batch]).tolist()
+        return [scores[end - len(row.requests) : end] for row, end in zip(batch, ends, strict=True)]
+
+    def _hidden_states(self, token_ids: np.ndarray, batch: list[PackedRow]) -> Tensor:
+        """Return the input of the output head, (B, T, D)."""
+        if all(len(row.requests) == 1 for row in batch):  # Attention without a mask is faster.
+            return self.model.hidden_states(self._to_device(token_ids))
+        positions, mask = map(self._to_device, positions_and_mask(batch, token_ids.shape[1]))
+        return self.model.hidden_states(self._to_device(token_ids), positions=positions, mask=mask)
+
+    def _to_device(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
 
     def _autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16-mixed" else nullcontext()

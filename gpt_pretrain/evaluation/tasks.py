@@ -1,66 +1,23 @@
 """Score the items of a task: the choice that a model finds most likely, or whether it continues a text as the author did.
 
-Source: the LM Evaluation Harness, for how a text is divided into tokens, cut and judged.
+Source: the LM Evaluation Harness, for how a text is divided into tokens, cut and judged; nanochat for tasks of the CORE set.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.evaluation.scoring import Scorer, ScoreRequest
-from gpt_pretrain.evaluation.statistics import Estimate
-from gpt_pretrain.evaluation.task_files import Task, TaskItem
+from gpt_pretrain.evaluation.packing import ScoreRequest, common_length
+from gpt_pretrain.evaluation.scoring import Scorer, TokenScores
+from gpt_pretrain.evaluation.task_items import CoreRule, Task, TaskItem
+from gpt_pretrain.evaluation.task_results import TaskResult
 from gpt_pretrain.tokenizers.base import Tokenizer
+from gpt_pretrain.tokenizers.unknown import unknown_parts
 
-MAX_CHANCE = 0.05  # Of a difference that is not called noise.
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """The results of one model on a task.
-
-    Args:
-        model: The name of the model.
-        task: The name of the task.
-        correct: For each item, 1 if the choice with the highest log-probability is the right one, or if each token of the
-            continuation is the most likely one.
-        correct_by_length: The same for the highest log-probability per character of a choice; None without choices.
-        perplexity: Of a continuation as a whole, without choices; otherwise None.
-        truncated: Number of items that are longer than the context, and are cut on the left.
-    """
-
-    model: str
-    task: str
-    correct: np.ndarray
-    correct_by_length: np.ndarray | None
-    perplexity: Estimate | None
-    truncated: int
-
-    @property
-    def accuracy(self) -> Estimate:
-        """The share of the items that are answered rightly, by the sum of the log-probabilities."""
-        return mean_estimate(self.correct)
-
-    @property
-    def accuracy_by_length(self) -> Estimate | None:
-        """The share of the items that are answered rightly, by the log-probability per character."""
-        return None if self.correct_by_length is None else mean_estimate(self.correct_by_length)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the numbers for results.json, under the names of the LM Evaluation Harness."""
-        estimates = {"acc": self.accuracy, "acc_norm": self.accuracy_by_length, "perplexity": self.perplexity}
-        numbers: dict[str, Any] = {"model": self.model, "task": self.task, "items": len(self.correct)}
-        for name, estimate in estimates.items():
-            if estimate is not None:
-                numbers[name] = estimate.value
-                numbers[f"{name}_stderr"] = estimate.error if math.isfinite(estimate.error) else None
-        return numbers | {"truncated": self.truncated}
+MAX_EXAMPLE = 80  # Characters of an example of unknown text.
 
 
 def score_task(scorer: Scorer, task: Task, tokenizer: Tokenizer, *, report: Callable[[int], None] | None = None) -> TaskResult:
@@ -72,37 +29,98 @@ def score_task(scorer: Scorer, task: Task, tokenizer: Tokenizer, *, report: Call
     Raises:
         UserError: If the tokenizer cannot write a text, or a continuation has no tokens or more than the context holds.
     """
-    truncated: set[int] = set()
-
-    def requests() -> Iterator[ScoreRequest]:
-        for index, item in enumerate(task.items):
-            encoded: dict[str, list[int]] = {}
-            for context, continuation in zip(item.contexts, item.continuations, strict=True):
-                before, after = encode_pair(context, continuation, tokenizer, encoded=encoded)
-                _check_lengths(before, after, scorer.context_length, task=task, item=item)
-                token_ids = before + after
-                if len(token_ids) > scorer.context_length + 1:
-                    truncated.add(index)
-                # An array of all tokens would stay in memory as long as a slice of it.
-                yield ScoreRequest(np.array(token_ids[-(scorer.context_length + 1) :], dtype=np.int64), len(after))
-
-    sums, greedy = [], []
-    for scores in scorer.score(requests()):
-        sums.append(-float(scores.losses.sum(dtype=np.float64)))
-        greedy.append(bool(scores.is_top.all()))
+    encoder = _TaskEncoder(task, tokenizer, scorer.context_length)
+    correct: list[float] = []
+    by_length: list[float] = []
+    losses: list[float] = []
+    done = 0
+    for item, scores in zip(task.items, scorer.score_groups(encoder.requests()), strict=True):
+        sums = np.array([one.losses.sum(dtype=np.float64) for one in scores])
+        if not task.has_choices:
+            correct.append(float(scores[0].is_top.all()))
+            losses.append(float(sums[0]))
+        elif task.core is not None:
+            correct.append(float(_mean_losses(scores).argmin() == item.label))
+        else:
+            correct.append(float(sums.argmin() == item.label))
+            by_length.append(float((sums / np.array(item.sizes)).argmin() == item.label))
+        done += len(scores)
         if report is not None:
-            report(len(sums))
-    if not task.has_choices:
-        return TaskResult(
-            scorer.name, task.name, np.array(greedy, dtype=float), None, _perplexity(np.array(sums)), len(truncated)
-        )
-    correct, by_length, begin = [], [], 0
-    for item in task.items:
-        logs = np.array(sums[begin : begin + len(item.continuations)])
-        begin += len(item.continuations)
-        correct.append(float(logs.argmax() == item.label))
-        by_length.append(float((logs / np.array(item.sizes)).argmax() == item.label))
-    return TaskResult(scorer.name, task.name, np.array(correct), np.array(by_length), None, len(truncated))
+            report(done)
+    return TaskResult(
+        scorer.name,
+        task.name,
+        np.array(correct),
+        np.array(by_length) if by_length else None,
+        np.array(losses) if losses and task.core is None else None,
+        truncated=encoder.truncated,
+        unknown=encoder.unknown,
+        unknown_example=encoder.unknown_example,
+        n_shots=task.n_shots,
+        baseline=None if task.core is None else task.core.baseline,
+    )
+
+
+def check_characters(task: Task, tokenizer: Tokenizer) -> None:
+    """Check that a tokenizer has all characters of a task, before anything is scored.
+
+    Raises:
+        UserError: If it cannot write one, and has no token for unknown ones.
+    """
+    shown = {example for examples in task.examples for example in examples}
+    texts = {text for item in (*task.items, *shown) for text in (*item.contexts, *item.continuations)}
+    characters = set[str]().union(*texts)
+    try:
+        tokenizer.encode("".join(sorted(characters)))
+    except UserError as error:
+        raise UserError([f"{task.name}: {problem}" for problem in error.problems]) from error
+
+
+class _TaskEncoder:
+    """Turns the items of a task into requests, and counts those that have a problem.
+
+    Attributes:
+        truncated: Number of items that are longer than the context, and are cut on the left.
+        unknown: Number of items with text that the vocabulary lacks.
+        unknown_example: A part of such text.
+    """
+
+    def __init__(self, task: Task, tokenizer: Tokenizer, context_length: int) -> None:
+        self.task, self.tokenizer, self.context_length = task, tokenizer, context_length
+        self.truncated, self.unknown, self.unknown_example = 0, 0, ""
+
+    def requests(self) -> Iterator[list[ScoreRequest]]:
+        """Yield a request for each choice of each item."""
+        # nanochat gives a model as many tokens as its context holds, the harness one more, which is only predicted.
+        most = self.context_length + (self.task.core is None)
+        for item in self.task.prompts():
+            sequences = self._encode(item)
+            for token_ids, n_scored in sequences:
+                _check_lengths(len(token_ids) - n_scored, n_scored, most - 1, task=self.task, item=item)
+            self.truncated += any(len(token_ids) > most for token_ids, _ in sequences)
+            self._count_unknown(item, sequences)
+            # An array of all tokens would stay in memory as long as a slice of it.
+            yield [ScoreRequest(np.array(ids[-most:], dtype=np.int64), n_scored) for ids, n_scored in sequences]
+
+    def _encode(self, item: TaskItem) -> list[tuple[list[int], int]]:
+        """Return the tokens of each choice with its context, and how many of them are scored."""
+        if self.task.core is not None:
+            return encode_core_item(item, self.task.core, self.tokenizer)
+        encoded: dict[str, list[int]] = {}
+        pairs = [
+            encode_pair(context, continuation, self.tokenizer, encoded=encoded)
+            for context, continuation in zip(item.contexts, item.continuations, strict=True)
+        ]
+        return [(before + after, len(after)) for before, after in pairs]
+
+    def _count_unknown(self, item: TaskItem, sequences: Sequence[tuple[list[int], int]]) -> None:
+        unknown_id = self.tokenizer.unknown_id
+        if unknown_id is None or not any(unknown_id in token_ids for token_ids, _ in sequences):
+            return
+        self.unknown += 1
+        if not self.unknown_example:
+            text = "\n".join((*item.contexts, *item.continuations))
+            self.unknown_example = next(iter(unknown_parts(text, self.tokenizer)), "")[:MAX_EXAMPLE]
 
 
 def encode_pair(
@@ -126,45 +144,33 @@ def encode_pair(
     return before, tokenizer.encode(kept + continuation)[len(before) :]
 
 
-def mean_estimate(values: np.ndarray) -> Estimate:
-    """Return the mean of independent values with its standard error, which is NaN for a single one."""
-    count = len(values)
-    return Estimate(float(values.mean()), float(values.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan)
+def encode_core_item(item: TaskItem, rule: CoreRule, tokenizer: Tokenizer) -> list[tuple[list[int], int]]:
+    """Return the tokens of each choice with its context, and how many are scored: those by which the choices differ.
 
-
-def compare_accuracies(first: TaskResult, second: TaskResult) -> tuple[Estimate, bool]:
-    """Return how much more often the first model is right, item by item, and whether that is noise at 95 % confidence.
-
-    An exact sign test over the items on which the models differ decides (McNemar 1947); it is valid for few items, too.
-    The error is for display; it is NaN for a single item, and 0 if the models differ on none or in the same way on all of them.
+    Of a schema, it is the tokens at the end that are common to all choices. Without choices, it is those after the context. At
+    least one token is scored, also where the tokens of one choice are the beginning of another's.
     """
-    if len(first.correct) != len(second.correct):
-        raise ValueError(f"{len(first.correct)} and {len(second.correct)} items cannot be compared")
-    differences = first.correct - second.correct
-    wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
-    return mean_estimate(differences), sign_test(wins, losses) > MAX_CHANCE
+    begin = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    pairs = zip(item.contexts, item.continuations, strict=True)
+    sequences = [begin + tokenizer.encode(context + continuation) for context, continuation in pairs]
+    shortest = min(map(len, sequences))
+    if rule.kind == "schema":
+        n_common = common_length([np.array(ids[::-1]) for ids in sequences])
+        return [(ids, max(1, min(n_common, len(ids) - 1))) for ids in sequences]
+    compared = sequences if rule.kind == "multiple_choice" else [*sequences, begin + tokenizer.encode(item.contexts[0].strip())]
+    n_common = min(common_length([np.array(ids) for ids in compared]), shortest - 1)
+    return [(ids, len(ids) - n_common) for ids in sequences]
 
 
-def sign_test(wins: int, losses: int) -> float:
-    """Return the probability that tosses of a fair coin are at least as uneven, in either direction."""
-    count = wins + losses
-    log_total = math.lgamma(count + 1) - count * math.log(2)
-    tail = (math.exp(log_total - math.lgamma(k + 1) - math.lgamma(count - k + 1)) for k in range(min(wins, losses) + 1))
-    return min(1.0, 2 * math.fsum(tail))
+def _mean_losses(scores: Sequence[TokenScores]) -> np.ndarray:
+    return np.array([one.losses.mean(dtype=np.float64) for one in scores])
 
 
-def _perplexity(sums: np.ndarray) -> Estimate:
-    """Return the exponential of the mean loss of a continuation, with the standard error that follows from the mean's."""
-    loss = mean_estimate(-sums)
-    value = math.exp(min(loss.value, 700.0))
-    return Estimate(value, value * loss.error)
-
-
-def _check_lengths(before: list[int], after: list[int], context_length: int, *, task: Task, item: TaskItem) -> None:
+def _check_lengths(n_before: int, n_after: int, most: int, *, task: Task, item: TaskItem) -> None:
     where = f"{task.name}, line {item.line}"
-    if not after:
+    if not n_after:
         raise UserError(f"{where}: the tokenizer makes no tokens of the continuation, so it has no probability.")
-    if not before:
+    if n_before < 1:
         raise UserError(f"{where}: the context is empty, and the tokenizer has no end-of-text token to begin with.")
-    if len(after) > context_length:
-        raise UserError(f"{where}: the continuation has {len(after):,} tokens, but the context holds {context_length:,}.")
+    if n_after > most:
+        raise UserError(f"{where}: the continuation has {n_after:,} tokens, but the context holds {most:,}.")

@@ -14,7 +14,8 @@ import numpy as np
 
 from gpt_pretrain.data.documents import DocumentBoundaries
 from gpt_pretrain.data.token_stream import TokenStream
-from gpt_pretrain.evaluation.scoring import Scorer, ScoreRequest
+from gpt_pretrain.evaluation.packing import ScoreRequest
+from gpt_pretrain.evaluation.scoring import Scorer
 from gpt_pretrain.evaluation.windows import scored_windows
 from gpt_pretrain.tokenizers.base import Tokenizer, token_byte_lengths
 

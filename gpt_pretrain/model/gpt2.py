@@ -90,8 +90,15 @@ class GPTModel(LanguageModel):
         if not self.tok_emb.weight.is_meta:
             self._init_gpt2() if config.init == "gpt2" else self._init_pytorch()
 
-    def hidden_states(self, token_ids: Tensor, *, cache: KVCache | None = None, positions: Tensor | None = None) -> Tensor:
-        positions, mask = self._positions_and_mask(token_ids, cache, positions)
+    def hidden_states(
+        self,
+        token_ids: Tensor,
+        *,
+        cache: KVCache | None = None,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        positions, mask = self._positions_and_mask(token_ids, cache, positions, mask)
         x = self.drop_emb(self.tok_emb(token_ids) + self.pos_emb(positions))  # (B, T, D)
         hidden: Tensor = self.final_norm(self._run_blocks(x, cache=cache, mask=mask))
         return hidden

@@ -46,7 +46,14 @@ class LanguageModel(nn.Module):
         """
         return self.logits(self.hidden_states(token_ids))
 
-    def hidden_states(self, token_ids: Tensor, *, cache: KVCache | None = None, positions: Tensor | None = None) -> Tensor:
+    def hidden_states(
+        self,
+        token_ids: Tensor,
+        *,
+        cache: KVCache | None = None,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """Return the output of the last norm, the input of the output head.
 
         Args:
@@ -54,6 +61,7 @@ class LanguageModel(nn.Module):
             cache: Keys and values of the positions before token_ids; this call appends those of token_ids.
             positions: Position of each token in its document, int64, (B, T), starting at 0 in each document. Tokens attend only
                 to their own document. None treats each row as one document. Cannot be combined with a cache.
+            mask: With positions, the tokens that each token attends to instead, bool, (B, 1, T, T).
 
         Returns:
             (B, T, D).
@@ -82,14 +90,14 @@ class LanguageModel(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def _positions_and_mask(
-        self, token_ids: Tensor, cache: KVCache | None, positions: Tensor | None
+        self, token_ids: Tensor, cache: KVCache | None, positions: Tensor | None, mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the position of each token, (T,) or (B, T), and the mask that keeps documents apart, (B, 1, T, T)."""
+        """Return the position of each token, (T,) or (B, T), and the mask, by default one that keeps documents apart."""
         T = token_ids.shape[1]
         if (context_length := self.config.context_length) < T:
             raise ValueError(f"token_ids reach position {T}, but the model's context_length is {context_length}.")
         if positions is not None:
-            return positions, _document_mask(positions)
+            return positions, _document_mask(positions) if mask is None else mask
         return torch.arange(T, device=token_ids.device) if cache is None else cache.begin(T), None
 
     def _run_blocks(self, x: Tensor, *, cache: KVCache | None, **arguments: Any) -> Tensor:

@@ -136,8 +136,15 @@ class ModernModel(LanguageModel):
         if not self.tok_emb.weight.is_meta:
             self._init_modern()
 
-    def hidden_states(self, token_ids: Tensor, *, cache: KVCache | None = None, positions: Tensor | None = None) -> Tensor:
-        positions, mask = self._positions_and_mask(token_ids, cache, positions)
+    def hidden_states(
+        self,
+        token_ids: Tensor,
+        *,
+        cache: KVCache | None = None,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        positions, mask = self._positions_and_mask(token_ids, cache, positions, mask)
         rotation = rotation_at(positions, self.config.head_dim)
         x = self.drop_emb(rms_norm(self.tok_emb(token_ids)))  # (B, T, D)
         return rms_norm(self._run_blocks(x, cache=cache, rotation=rotation, mask=mask))

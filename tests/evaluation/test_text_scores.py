@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from gpt_pretrain.data.documents import DocumentBoundaries
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.evaluation.scoring import Scorer, ScoreRequest
+from gpt_pretrain.evaluation.packing import ScoreRequest
+from gpt_pretrain.evaluation.scoring import Scorer
 from gpt_pretrain.evaluation.text_scores import EvaluationText, score_text, token_character_counts
 from gpt_pretrain.evaluation.windows import scored_windows
 from gpt_pretrain.tokenizers.build import build_tokenizer

@@ -1,0 +1,159 @@
+"""Read the tasks of the CORE set from nanochat's folder eval_bundle.
+
+Source: nanochat, `scripts/base_eval.py` and `nanochat/core_eval.py`; Li et al. 2024 (arXiv:2406.11794), "DataComp-LM", for the
+choice of the tasks and the centered accuracy.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.evaluation.few_shot import MAX_SHOTS, add_core_examples
+from gpt_pretrain.evaluation.task_files import read_items
+from gpt_pretrain.evaluation.task_items import (
+    CoreRule,
+    Task,
+    TaskItem,
+    check_item_size,
+    read_label,
+    read_text_field,
+    read_texts_field,
+)
+from gpt_pretrain.system.reading import DamagedFileError, read_bytes, read_yaml, short_repr
+
+CONFIG, BASELINES, DATA = "core.yaml", "eval_meta_data.csv", "eval_data"
+ORDER_SEED = 1337  # nanochat shuffles the items of each task, since the files are often sorted.
+MAX_TASKS, MAX_TASK_NAME, MAX_CORE_DELIMITER = 200, 100, 100
+FORMS = {
+    "multiple_choice": 'Each line is {"query": "...", "choices": ["...", "..."], "gold": 0}.',
+    "schema": 'Each line is {"context_options": ["...", "..."], "continuation": "...", "gold": 0}.',
+    "language_modeling": 'Each line is {"context": "...", "continuation": "..."}.',
+}
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A task of core.yaml."""
+
+    name: str
+    kind: str
+    file: str
+    n_shots: int
+    delimiter: str
+
+
+def is_core_folder(folder: Path) -> bool:
+    """Return whether a folder holds the CORE set."""
+    return (folder / CONFIG).is_file()
+
+
+def read_core_tasks(folder: Path, *, limit: int | None = None, n_shots: int | None = None) -> list[Task]:
+    """Read the tasks of the CORE set, with the items in nanochat's order and with its examples.
+
+    Args:
+        limit: Items of each task to keep, from which the examples are drawn as well; None keeps all.
+        n_shots: Number of examples before each question; None takes the number that core.yaml names.
+
+    Raises:
+        UserError: If a file is missing or damaged, or names what is unknown.
+    """
+    try:
+        entries = read_yaml(folder / CONFIG, within=folder).get("icl_tasks")
+        if not isinstance(entries, list) or not 0 < len(entries) <= MAX_TASKS:
+            raise DamagedFileError(f'"icl_tasks" must be a list of 1 to {MAX_TASKS} tasks')
+        parsed = [_parse_entry(entry) for entry in entries]
+        names = [entry.name for entry in parsed]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise DamagedFileError(f"two tasks have the label {short_repr(twice[0])}")
+    except (OSError, ValueError) as error:
+        raise UserError(f"tasks.path={folder / CONFIG} cannot be used: {_reason(error)}.") from error
+    baselines = _read_baselines(folder)
+    if missing := [name for name in names if name not in baselines]:
+        raise UserError(f"tasks.path={folder / BASELINES} has no random baseline for {short_repr(missing[0])}.")
+    return [_read_task(folder, entry, baselines[entry.name], limit=limit, n_shots=n_shots) for entry in parsed]
+
+
+def _read_task(folder: Path, entry: _Entry, baseline: float, *, limit: int | None, n_shots: int | None) -> Task:
+    file = folder / DATA / entry.file
+    read = partial(read_core_item, kind=entry.kind, delimiter=entry.delimiter)
+    items = read_items(file, read, form=FORMS[entry.kind], within=folder / DATA)
+    Random(ORDER_SEED).shuffle(items)
+    task = Task(entry.name, tuple(items[:limit]), core=CoreRule(entry.kind, baseline))
+    shots = entry.n_shots if n_shots is None else n_shots
+    return add_core_examples(task, shots) if shots else task
+
+
+def read_core_item(fields: Mapping[str, Any], *, line: int, kind: str, delimiter: str) -> TaskItem:
+    """Return an item of a task of the CORE set.
+
+    Raises:
+        ValueError: If it is none of this kind.
+    """
+    contexts: tuple[str, ...]
+    endings: tuple[str, ...]
+    if kind == "language_modeling":
+        contexts = (read_text_field(fields, "context", may_be_empty=True).strip() + delimiter,)
+        endings = (read_text_field(fields, "continuation"),)
+    elif kind == "schema":
+        contexts = read_texts_field(fields, "context_options")
+        endings = (delimiter + read_text_field(fields, "continuation"),) * len(contexts)
+    else:
+        choices = read_texts_field(fields, "choices")
+        contexts = (read_text_field(fields, "query", may_be_empty=True),) * len(choices)
+        endings = tuple(delimiter + choice for choice in choices)
+    check_item_size(contexts, endings)
+    label = 0 if kind == "language_modeling" else read_label(fields, "gold", count=len(endings))
+    return TaskItem(contexts, endings, label, tuple(map(len, endings)), line)
+
+
+def _parse_entry(entry: Any) -> _Entry:
+    """Return a task of core.yaml.
+
+    Raises:
+        DamagedFileError: If it is none.
+    """
+    if not isinstance(entry, dict):
+        raise DamagedFileError(f"{short_repr(entry)} is no task")
+    name, kind, file = (entry.get(key) for key in ("label", "icl_task_type", "dataset_uri"))
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_TASK_NAME:
+        raise DamagedFileError(f'a task has the "label" {short_repr(name)}, which must be a short text')
+    where = f"the task {short_repr(name)} has the"
+    if kind not in FORMS:
+        raise DamagedFileError(f'{where} "icl_task_type" {short_repr(kind)}, which must be one of {", ".join(FORMS)}')
+    if not isinstance(file, str) or not file or Path(file).is_absolute() or ".." in Path(file).parts:
+        raise DamagedFileError(f'{where} "dataset_uri" {short_repr(file)}, which must be a path in {DATA}')
+    shots = entry.get("num_fewshot", [0])
+    first = shots[0] if isinstance(shots, list) and shots else shots
+    if type(first) is not int or not 0 <= first <= MAX_SHOTS:
+        raise DamagedFileError(f'{where} "num_fewshot" {short_repr(shots)}, which must be a number from 0 to {MAX_SHOTS}')
+    delimiter = entry.get("continuation_delimiter", " ")
+    if not isinstance(delimiter, str) or len(delimiter) > MAX_CORE_DELIMITER:
+        raise DamagedFileError(f'{where} "continuation_delimiter" {short_repr(delimiter)}, which must be a short text')
+    return _Entry(name, str(kind), file, first, delimiter)
+
+
+def _read_baselines(folder: Path) -> dict[str, float]:
+    """Return the accuracy of guessing by task, from 0 to 1."""
+    try:
+        rows = csv.DictReader(io.StringIO(read_bytes(folder / BASELINES, within=folder).decode("utf-8-sig")), strict=True)
+        found = {str(row["Eval Task"]): float(row["Random baseline"]) / 100 for row in rows}
+        if wrong := [name for name, value in found.items() if not (math.isfinite(value) and 0 <= value < 1)]:
+            raise ValueError(f"the random baseline of {short_repr(wrong[0])} must be at least 0 and below 100 percent")
+    except KeyError as error:
+        raise UserError(f"tasks.path={folder / BASELINES} has no column {error}.") from error
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise UserError(f"tasks.path={folder / BASELINES} cannot be used: {_reason(error)}.") from error
+    return found
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error).rstrip(".")

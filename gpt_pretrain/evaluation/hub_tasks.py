@@ -1,0 +1,114 @@
+"""Read well-known tasks from the Hugging Face hub, through the package datasets.
+
+Source: the datasets and splits that lm-eval 0.4.13 takes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.evaluation.few_shot import add_examples
+from gpt_pretrain.evaluation.published_tasks import read_item
+from gpt_pretrain.evaluation.task_items import Task, TaskItem
+from gpt_pretrain.texts.dataset_guard import check_reader, own_files_only
+from gpt_pretrain.texts.extras import missing_extra
+
+MAX_HUB_ITEMS, MAX_HUB_CHARACTERS = 1_000_000, 1 << 28  # Of a split; the largest of these tasks has 40,000 items.
+
+
+@dataclass(frozen=True)
+class HubTask:
+    """Where a task is on the hub.
+
+    Args:
+        repository: The dataset.
+        config: Its configuration; None if it has only one.
+        split: The split that is scored.
+        examples: The split that examples are drawn from.
+        draws_spare: See `add_examples`.
+    """
+
+    repository: str
+    config: str | None
+    split: str
+    examples: str
+    draws_spare: bool = True
+
+
+HUB_TASKS = {
+    "lambada": HubTask("EleutherAI/lambada_openai", "default", "test", "test"),
+    "hellaswag": HubTask("Rowan/hellaswag", None, "validation", "train"),
+    "piqa": HubTask("baber/piqa", None, "validation", "train"),
+    "arc_easy": HubTask("allenai/ai2_arc", "ARC-Easy", "test", "train", draws_spare=False),
+    "arc_challenge": HubTask("allenai/ai2_arc", "ARC-Challenge", "test", "train", draws_spare=False),
+    "winogrande": HubTask("allenai/winogrande", "winogrande_xl", "validation", "train"),
+    "copa": HubTask("aps/super_glue", "copa", "validation", "train"),
+}
+
+
+def read_hub_task(name: str, *, limit: int | None = None, n_shots: int = 0) -> Task:
+    """Read a task from the hub.
+
+    Args:
+        name: One of HUB_TASKS.
+        limit: Items to keep, from its start; None keeps all.
+        n_shots: Number of examples before each question.
+
+    Raises:
+        UserError: If the hub cannot be reached, or the dataset is not what is expected.
+    """
+    source = HUB_TASKS[name]
+    is_own_pool = n_shots > 0 and source.examples == source.split
+    items = _read_split(name, source, source.split, limit=None if is_own_pool else limit)
+    task = Task(name, tuple(items[:limit]))
+    if not n_shots:
+        return task
+    pool = items if is_own_pool else _read_split(name, source, source.examples, limit=None)
+    return add_examples(task, n_shots, pool=pool, draws_spare=source.draws_spare)
+
+
+def _read_split(name: str, source: HubTask, split: str, *, limit: int | None) -> list[TaskItem]:
+    items: list[TaskItem] = []
+    left = MAX_HUB_CHARACTERS
+    where = f"tasks.names={name}: {source.repository}, {split}"
+    for row in _rows(name, source, split):
+        try:
+            item = read_item(row, line=len(items) + 1)
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{where}, item {len(items) + 1}: {str(error).rstrip('.')}.") from error
+        left -= sum(map(len, (*item.contexts, *item.continuations)))
+        items.append(item)
+        if left < 0 or len(items) > MAX_HUB_ITEMS:
+            raise UserError(f"{where}: it is far larger than this task. Nothing was scored.")
+        if len(items) == limit:
+            break
+    if not items:
+        raise UserError(f"{where}: it has no items.")
+    return items
+
+
+def _rows(name: str, source: HubTask, split: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a split as datasets streams them; no code of the dataset is run, and no other file is opened."""
+    os.environ.setdefault("USE_TORCH", "0")  # Otherwise datasets imports torch to be able to create tensors.
+    try:
+        import datasets
+    except ImportError as error:
+        raise missing_extra("datasets") from error
+    datasets.disable_progress_bars()
+    try:
+        with own_files_only(source.repository):
+            builder = datasets.load_dataset_builder(source.repository, source.config)
+            check_reader(builder, source.repository)
+            yield from builder.as_streaming_dataset(split=split)
+    except (UserError, GeneratorExit):
+        raise
+    except Exception as error:  # The package and the network below it may raise anything.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"tasks.names={name}: {source.repository} cannot be read from the hub: {reason}. "
+            "With a connection, save its items as JSON lines, and give the file as tasks.path."
+        ) from error

@@ -1,0 +1,188 @@
+"""The items of a task, and this program's own format for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from gpt_pretrain.system.reading import short_repr
+
+MAX_CHOICES, MAX_DELIMITER = 100, 16
+MAX_ITEM_CHARACTERS = 1 << 21  # Of an item's texts, where the context counts once for each choice, as the tokenizer reads it.
+FORMAT = (
+    'Each line is {"context": "...", "choices": ["...", "..."], "label": 0}, {"contexts": ["...", "..."], "continuation": "...", '
+    '"label": 0} or {"context": "...", "continuation": "..."}.'
+)
+SEPARATOR = "\n\n"  # After each example of a prompt, as in the LM Evaluation Harness and in nanochat.
+OWN_FIELDS = {"context", "contexts", "continuation"}
+
+
+@dataclass(frozen=True)
+class TaskItem:
+    """One question of a task.
+
+    Args:
+        contexts: The text before each continuation.
+        continuations: The texts whose probability decides; several of them are choices.
+        label: Index of the right one.
+        sizes: Number of characters of each choice.
+        line: Line of the file, from 1.
+    """
+
+    contexts: tuple[str, ...]
+    continuations: tuple[str, ...]
+    label: int
+    sizes: tuple[int, ...]
+    line: int = field(compare=False)
+
+    @property
+    def answered(self) -> str:
+        """The question with its right answer."""
+        return self.contexts[self.label] + self.continuations[self.label]
+
+
+@dataclass(frozen=True)
+class CoreRule:
+    """How a task of the CORE set is judged.
+
+    Args:
+        kind: multiple_choice, schema or language_modeling.
+        baseline: The accuracy of guessing, from 0 to 1.
+    """
+
+    kind: str
+    baseline: float
+
+
+@dataclass(frozen=True)
+class Task:
+    """A list of questions.
+
+    Args:
+        name: Its name for tables.
+        items: The questions. All of them have choices, or none has.
+        examples: For each question, the answered ones that stand before it.
+        core: Only of a task of the CORE set.
+    """
+
+    name: str
+    items: tuple[TaskItem, ...]
+    examples: tuple[tuple[TaskItem, ...], ...] = ()
+    core: CoreRule | None = None
+
+    @property
+    def has_choices(self) -> bool:
+        """True if a question has several answers to choose from; otherwise a text is continued."""
+        return len(self.items[0].continuations) > 1
+
+    @property
+    def n_shots(self) -> int:
+        """The number of examples before each question."""
+        return len(self.examples[0]) if self.examples else 0
+
+    def prompts(self) -> Iterator[TaskItem]:
+        """Yield the questions with the examples before them."""
+        if not self.examples:
+            yield from self.items
+            return
+        for item, examples in zip(self.items, self.examples, strict=True):
+            begin = "".join(example.answered + SEPARATOR for example in examples)
+            whole = {context: begin + context for context in item.contexts}  # Equal contexts remain one string.
+            yield replace(item, contexts=tuple(whole[context] for context in item.contexts))
+
+
+def read_own_item(fields: Mapping[str, Any], *, line: int) -> TaskItem:
+    """Return an item in this program's format.
+
+    Raises:
+        ValueError: If it is not; the message says what is missing.
+    """
+    for one, other in (("context", "contexts"), ("choices", "continuation")):
+        if {one, other} <= fields.keys():
+            raise ValueError(f'it has "{one}" and "{other}", of which only one is allowed')
+    delimiter = read_text_field(fields, "delimiter", may_be_empty=True) if "delimiter" in fields else " "
+    if len(delimiter) > MAX_DELIMITER:
+        raise ValueError(f'"delimiter" has {len(delimiter):,} characters, but may have at most {MAX_DELIMITER}')
+    if "contexts" in fields:
+        contexts, continuation = read_texts_field(fields, "contexts"), read_text_field(fields, "continuation")
+        endings = (continuation,) * len(contexts)
+    elif "choices" in fields:
+        endings, context = read_texts_field(fields, "choices"), read_text_field(fields, "context", may_be_empty=True)
+        contexts = (context,) * len(endings)
+    else:
+        contexts, endings = (read_text_field(fields, "context", may_be_empty=True),), (read_text_field(fields, "continuation"),)
+    check_item_size(contexts, endings)
+    label = read_label(fields, "label", count=len(endings)) if len(endings) > 1 else 0
+    return TaskItem(contexts, tuple(delimiter + ending for ending in endings), label, tuple(map(len, endings)), line)
+
+
+def check_item_size(contexts: tuple[str, ...], endings: tuple[str, ...]) -> None:
+    """Check that an item's texts are not too long.
+
+    Raises:
+        ValueError: If they are.
+    """
+    if (size := sum(map(len, contexts + endings))) > MAX_ITEM_CHARACTERS:
+        raise ValueError(
+            f"its texts have {size:,} characters with one context for each choice, of at most {MAX_ITEM_CHARACTERS:,}"
+        )
+
+
+def read_text_field(fields: Mapping[str, Any], name: str, *, may_be_empty: bool = False) -> str:
+    """Return a field that must be a text.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    value = fields.get(name)
+    if not isinstance(value, str):
+        raise ValueError(f'"{name}" is missing' if value is None else f'"{name}" is {short_repr(value)}, but must be a text')
+    if value == "" and not may_be_empty:
+        raise ValueError(f'"{name}" is empty')
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(value[error.start])
+        raise ValueError(f'"{name}" has half a character ({half}, a surrogate without its other half)') from error
+    return value
+
+
+def read_texts_field(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """Return a field that must be a list of texts.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    values = fields.get(name)
+    if values is None:
+        raise ValueError(f'"{name}" is missing')
+    if not isinstance(values, list) or len(values) < 2:
+        raise ValueError(f'"{name}" must be a list of at least two texts')
+    if len(values) > MAX_CHOICES:
+        raise ValueError(f'"{name}" has {len(values):,} texts, but may have at most {MAX_CHOICES}')
+    return tuple(read_text_field({name: value}, name, may_be_empty=name == "contexts") for value in values)
+
+
+def read_label(fields: Mapping[str, Any], name: str, *, count: int, first: int = 0, is_text: bool = False) -> int:
+    """Return the index of the right choice, counted from 0.
+
+    Args:
+        first: What the file calls the first choice.
+        is_text: Whether the number may be written as a text, which in a task of the user's own could be meant as a choice.
+
+    Raises:
+        ValueError: If it is none of the choices.
+    """
+    value = fields.get(name)
+    if value is None:
+        raise ValueError(f'"{name}" is missing')
+    # Tables that have a gap in a column write its whole numbers as 1.0.
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    text = value if is_text and isinstance(value, str) else str(value) if is_number else ""
+    for index in range(count):
+        if text in (str(index + first), f"{index + first}.0"):
+            return index
+    last = first + count - 1
+    allowed = f"{first} or {last}" if count == 2 else f"a whole number from {first} to {last}"
+    raise ValueError(f'"{name}" is {short_repr(value)}, but must be {allowed}')
