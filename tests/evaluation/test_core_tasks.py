@@ -208,7 +208,7 @@ def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
     write_lines(tmp_path / "secret.jsonl", [{"context": "a", "continuation": "b"}])
     (folder / "eval_data" / "text.jsonl").unlink()
     (folder / "eval_data" / "text.jsonl").symlink_to(tmp_path / "secret.jsonl")
-    with pytest.raises(UserError, match="text.jsonl cannot be read: it is a link that leads out of its folder"):
+    with pytest.raises(UserError, match="cannot be read: it is a link that leads out of its folder"):
         read_core_tasks(folder)
 
 
