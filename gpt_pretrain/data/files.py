@@ -18,6 +18,9 @@ MAX_OPEN_FILES = 64
 # The name of a file beside a manifest: no path, no part of a URL, and none of the names that the cache uses for itself.
 FILE_NAME = re.compile(r"(?!whole$)[A-Za-z0-9_][\w.+=@ -]{0,199}", re.ASCII)
 
+# A whole word in a name: medieval.npy and latest_1.npy are for training.
+VALIDATION_WORD = re.compile(r"(?<![a-z])(?:val|valid|validation|test|testing|eval|evaluation)(?![a-z])", re.IGNORECASE)
+
 
 class Files(Protocol):
     """The files of a folder; their content does not change.
@@ -49,6 +52,12 @@ class Files(Protocol):
     def prefetch(self, name: str, start: int, count: int) -> None:
         """Start to fetch bytes that will soon be read, without waiting for them."""
         ...
+
+
+def split_by_name(names: list[str]) -> tuple[list[str], list[str]]:
+    """Return the files for training and those for validation, as their names tell."""
+    val = [name for name in names if VALIDATION_WORD.search(name) and "train" not in name]
+    return [name for name in names if name not in val], val
 
 
 class LocalFiles:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gpt_pretrain.data.bare_tokens import MAX_LOOKED_AT, explain_bare_tokens
 from gpt_pretrain.data.corpus import TokenCorpus
 from gpt_pretrain.data.files import Files, LocalFiles
 from gpt_pretrain.data.llmc import find_llama3_shard, is_llmc, open_llmc
@@ -14,8 +15,6 @@ from gpt_pretrain.data.numpy_shards import is_numpy, open_numpy
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.texts.left_out import LeftOut
 from gpt_pretrain.texts.recognition import recognize_file
-
-MAX_LOOKED_AT = 1000  # Files of a folder without shards that are looked at for the message.
 
 
 @dataclass(frozen=True)
@@ -59,10 +58,11 @@ def open_corpus(files: Files, *, format_name: str = "auto") -> TokenCorpus:
             f"data.path={files.location}: {name} is an llm.c shard for Llama 3, and this program has no tokenizer for Llama 3. "
             "Prepare the text with gpt-pretrain prepare."
         )
+    explained = explain_missing_manifest(files) or explain_bare_tokens(files)
     raise UserError(
-        f"data.path={files.location}: there are no token shards.{explain_missing_manifest(files)} Give a folder with "
-        "manifest.json (made by gpt-pretrain prepare), nanoGPT's train.bin and val.bin, llm.c's *_train_*.bin and *_val_*.bin, "
-        f"or *train*.npy and *val*.npy.{_describe_contents(files)}"
+        f"data.path={files.location}: there are no token shards that can be read.{_describe_contents(files)}{explained} Give a "
+        "folder with manifest.json (made by gpt-pretrain prepare), nanoGPT's train.bin and val.bin, llm.c's *_train_*.bin and "
+        "*_val_*.bin, or *train*.npy and *val*.npy."
     )
 
 

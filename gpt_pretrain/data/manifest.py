@@ -6,6 +6,7 @@ import logging
 import re
 from typing import Any
 
+from gpt_pretrain.data.bare_tokens import explain_lost_manifest
 from gpt_pretrain.data.corpus import CorpusPart, TokenCorpus
 from gpt_pretrain.data.files import FILE_NAME, Files
 from gpt_pretrain.data.token_stream import Shard
@@ -76,7 +77,7 @@ def explain_missing_manifest(files: Files) -> str:
     if files.size(PLAN) is not None:
         return " The corpus is unfinished: its manifest is written last. Run the command that prepares it again to resume."
     has_shards = any(re.match(r"\.?(train|val)-\d+\.(bin|idx)", name) for name in files.names())
-    return f" The folder has shards but no {MANIFEST}, which is needed to read them. Copy it too." if has_shards else ""
+    return explain_lost_manifest(files, MANIFEST) if has_shards else ""
 
 
 def _read_part(files: Files, part: dict[str, Any], itemsize: int) -> CorpusPart:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import io
 import logging
 import math
-import re
 
 import numpy as np
 
+from gpt_pretrain.data.bare_tokens import explain_bare_tokens
 from gpt_pretrain.data.corpus import CorpusPart, TokenCorpus
-from gpt_pretrain.data.files import Files
+from gpt_pretrain.data.files import Files, split_by_name
 from gpt_pretrain.data.token_stream import Shard
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.terminal import escape_line
@@ -21,8 +21,6 @@ from gpt_pretrain.system.terminal import escape_line
 SUFFIX, MAGIC = ".npy", b"\x93NUMPY"
 LONGEST_HEADER = 12_000  # bytes
 SHOWN_NAMES = 3
-# A whole word in a name: medieval.npy and latest_1.npy are for training.
-VALIDATION_WORD = re.compile(r"(?<![a-z])(?:val|valid|validation|test|testing|eval|evaluation)(?![a-z])", re.IGNORECASE)
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +37,7 @@ def open_numpy(files: Files) -> TokenCorpus:
         UserError: If there are none for training, or one is not an array of token ids.
     """
     names = [name for name in files.names() if name.endswith(SUFFIX)]
-    val = [name for name in names if VALIDATION_WORD.search(name) and "train" not in name]
-    train = [name for name in names if name not in val]
+    train, val = split_by_name(names)
     if not train:
         raise UserError(f"data.path={files.location}: there are no files *train*.npy, which token ids in NumPy arrays require.")
     shards = {name: _read_shard(files, name) for name in names}
@@ -60,7 +57,7 @@ def _read_shard(files: Files, name: str) -> Shard:
     stream = io.BytesIO(files.read(name, 0, LONGEST_HEADER))
     try:
         if not stream.getvalue().startswith(MAGIC):
-            raise ValueError("it does not begin with NumPy's header")
+            raise ValueError("it does not begin with NumPy's header, which numpy.save writes and numpy.memmap does not")
         version = np.lib.format.read_magic(stream)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read_header(stream)
@@ -71,5 +68,6 @@ def _read_shard(files: Files, name: str) -> Shard:
         raise UserError(
             f"data.path={files.location}: {name} is not an array of token ids ({reason}). It needs one dimension and the type "
             "uint16, uint32, int32 or int64. Move other files out of the folder."
+            f"{explain_bare_tokens(files)}"
         ) from error
     return Shard(files, name, math.prod(shape), dtype.itemsize, header=stream.tell())

@@ -130,6 +130,7 @@ LLMC = FileKind("shard of token ids of llm.c", advice=_SHARDS)
 MEGATRON = FileKind(
     "index of token ids of Megatron-LM", advice="Its tokens cannot be read here. Prepare the text that they were made from."
 )
+LITDATA = FileKind("chunk of LitData", advice=MEGATRON.advice)
 _TABLE = convert_advice(
     "python -c \"import pandas; pandas.read_{reader}('{path}').to_parquet('table.parquet')\"", "Convert it to Parquet first"
 )

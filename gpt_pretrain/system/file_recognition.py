@@ -18,6 +18,7 @@ from gpt_pretrain.system.file_kinds import (
     HTML,
     JAR,
     JSON_LINES,
+    LITDATA,
     MEDIA_ADVICE,
     MP4,
     NPZ,
@@ -70,7 +71,7 @@ def recognize(name: str, head: bytes, *, as_text: bool = False) -> FileKind:
     encoding = detect_encoding(head)
     if encoding is None or (suffix in TOKEN_SUFFIXES and not encoding.has_mark and not _is_clean(head, encoding)):
         if suffix in TOKEN_SUFFIXES:
-            return TOKENS
+            return LITDATA if suffix == ".bin" and _begins_with_offsets(head) else TOKENS
         if suffix in SUFFIXES and not is_text_kind(suffix):
             return SUFFIXES[suffix]
         return BINARY if head.strip(b"\0") else NULS
@@ -80,6 +81,12 @@ def recognize(name: str, head: bytes, *, as_text: bool = False) -> FileKind:
         return replace(kind, encoding=encoding)
     said = f"{encoding.name.upper().replace('-LE', '').replace('-BE', '')}{' by its first bytes' * (not encoding.has_mark)}"
     return replace(kind, encoding=encoding, warning=f"is read as {said}" if not kind.warning else kind.warning)
+
+
+def _begins_with_offsets(head: bytes) -> bool:
+    """Return whether a file begins as a chunk of LitData: the number n of its items, and the n + 1 offsets of their bytes."""
+    count, first = (int.from_bytes(head[at : at + 4], "little") for at in (0, 4))
+    return count > 0 and first == 4 * (count + 2)
 
 
 def is_text_kind(suffix: str) -> bool:

@@ -3,6 +3,8 @@
 import json
 import os
 import pickle
+import re
+import subprocess
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -166,6 +168,10 @@ def test_an_unfinished_corpus_differs_from_a_missing_one(tmp_path: Path) -> None
     folder = write_shards(tmp_path / "c", train=TRAIN, val=VAL)
     (folder / "manifest.json").unlink()
     assert "The folder has shards but no manifest.json, which is needed to read them. Copy it too." in problems_of(folder)
+    for command in re.findall(r"mkdir ids && .*? > ids/val.bin", problems_of(folder)):
+        subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    again = split_at(tmp_path / "ids", BYTE)
+    assert (again.train.read().tolist(), again.val.read().tolist()) == (stream(TRAIN), stream(VAL))
     (folder / ".work").mkdir()
     (folder / ".work" / "plan.json").write_text("{}")
     assert "The corpus is unfinished: its manifest is written last." in problems_of(folder)
@@ -232,6 +238,32 @@ def test_a_nanogpt_pickle_file_cannot_run_code(tmp_path: Path) -> None:
     (folder / "meta.pkl").write_bytes(pickle.dumps(Trap()))
     assert "Train on the text itself" in problems_of(folder)
     assert not (tmp_path / "trapped").exists()
+
+
+def test_llm_c_shards_with_other_names_are_told_by_their_headers(tmp_path: Path) -> None:
+    parts = [[1, 2, 3], [4, 5], [6, 7]]
+    write_llmc(tmp_path, train=parts[:2], val=parts[2])
+    for old, new in (("train_000001", "data00"), ("train_000002", "data01"), ("val_000000", "data_val")):
+        (tmp_path / f"tale_{old}.bin").rename(tmp_path / f"{new}.bin")
+    split = split_at(tmp_path, GPT2)
+    assert (split.train.read().tolist(), split.val.read().tolist()) == ([1, 2, 3, 4, 5], [6, 7])
+
+
+@pytest.mark.parametrize("name", ["tale_text_document.bin", "part-0.npy", "0_shard.ds"])
+def test_token_ids_without_a_header_are_refused_with_the_command_that_helps(tmp_path: Path, name: str) -> None:
+    ids = np.arange(500) % 256 + 3
+    (tmp_path / "some ids").mkdir()
+    ids.astype("<u2").tofile(tmp_path / "some ids" / name)
+    problem = problems_of(tmp_path / "some ids")
+    (command,) = re.findall(r"mkdir ids && cat .* > ids/train\.bin", problem)
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    assert split_at(tmp_path / "ids", GPT2).train.read().tolist() == ids[:450].tolist()
+
+
+def test_chunks_of_litdata_are_no_bare_token_ids(tmp_path: Path) -> None:
+    data = np.array([2, 16, 216, 416], "<u4").tobytes() + np.arange(200, dtype="<u2").tobytes()
+    (tmp_path / "chunk-0-0.bin").write_bytes(data)
+    assert "1 chunk of LitData" in problems_of(tmp_path) and "mkdir" not in problems_of(tmp_path)
 
 
 def test_an_invalid_llm_c_header_is_reported(tmp_path: Path) -> None:
