@@ -19,7 +19,7 @@ from gpt_pretrain.checkpoints.nanochat_layout import to_nanochat_config, to_nano
 from gpt_pretrain.checkpoints.pretrained import Weights, open_weights
 from gpt_pretrain.checkpoints.tokenizer_files import write_tokenizer
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.model.config import CUSTOM_KIND, GPTConfig
 from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.runs.folder import EXPORTED
 from gpt_pretrain.system.environment import user_path
@@ -136,6 +136,10 @@ def _compare(model: LanguageModel, folder: Path) -> float:
 
 def _export_problems(config: GPTConfig) -> list[str]:
     """List the options that the layout cannot express and that are not at their default."""
+    if config.kind == CUSTOM_KIND:
+        return [
+            "A model of your own class cannot be exported: transformers has no class for it. Its weights are in the checkpoint."
+        ]
     return [
         f"{field.name}={getattr(config, field.name)!r} cannot be exported: transformers' layout has no such option."
         for field in dataclasses.fields(config)

@@ -29,7 +29,7 @@ from gpt_pretrain.checkpoints.weight_source import find_source
 from gpt_pretrain.checkpoints.weight_tokenizers import FindTokenizer, no_tokenizer
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.build import empty_model
-from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.model.config import CUSTOM_KIND, GPTConfig
 from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.tokenizers.build import build_tokenizer, same_tokenizer, tokenizer_by_size
@@ -206,6 +206,7 @@ def load_pretrained(
     n_heads: int | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    custom: Mapping[str, Any] | None = None,
 ) -> LanguageModel:
     """Load the model in a file, in a folder or on the Hugging Face hub, in eval mode.
 
@@ -216,24 +217,32 @@ def load_pretrained(
         n_heads: Attention heads; needed if the source does not state them and is not one of GPT-2's four sizes.
         device: None means the CPU.
         dtype: None means fp32.
+        custom: Your own class, whose weights the source holds, as {"_target_": "package.Class"} with its arguments.
 
     Raises:
         UserError: If the source does not exist, is damaged or hostile, or is not a GPTModel. One message names the cause, and
             nothing is loaded.
     """
-    return open_weights(source, n_heads=n_heads).build(device=device, dtype=dtype)
+    return open_weights(source, n_heads=n_heads, custom=custom).build(device=device, dtype=dtype)
 
 
-def open_weights(source: str | Path, *, n_heads: int | None = None, kind: str = TRAINED) -> Weights:
+def open_weights(
+    source: str | Path, *, n_heads: int | None = None, kind: str = TRAINED, custom: Mapping[str, Any] | None = None
+) -> Weights:
     """Find a source, infer its architecture and check that its tensors fit, reading as little as possible.
 
     Args:
         kind: Which weights of a checkpoint: "trained", "ema" or "average", see `choose_weights`.
+        custom: The class that the user has named for a model of the user's own, with the arguments that are typed.
 
     Raises:
         UserError: As in `load_pretrained`.
     """
     found = choose_weights(find_source(source), kind)
+    if found.declared.get("kind") == CUSTOM_KIND:
+        from gpt_pretrain.checkpoints.custom_weights import custom_weights  # it is a kind of these weights
+
+        return custom_weights(found, GPTConfig(**found.declared), custom)
     groups = group_tensors(found.name, found.tensors)
     slots = groups.slots
     transposed = has_transposed_linears(slots)

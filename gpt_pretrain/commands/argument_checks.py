@@ -188,8 +188,9 @@ def with_prefix(override: str, *, script: str, custom: Set[str] = frozenset()) -
     key, schema = override_key(override), schema_of(script)
     if override.startswith("~") or key.startswith(("hydra.", "hydra/")):
         return override
-    is_setting = key in script_groups(script) or is_declared(schema, key)
-    if is_declared(schema, key, within_mapping=True) or (is_setting and is_mapping(schema, key)):
+    is_group = key in script_groups(script)
+    is_setting = is_group or is_declared(schema, key)
+    if is_declared(schema, key, within_mapping=True) or (is_setting and not is_group and is_mapping(schema, key)):
         return f"++{override.lstrip('+')}"
     return override.lstrip("+") if is_setting else override
 

@@ -51,6 +51,7 @@ def evaluate_models(config: DictConfig) -> None:
 def _evaluate(settings: EvaluateSettings) -> None:
     from gpt_pretrain.checkpoints.checkpoint_file import first_readable
     from gpt_pretrain.checkpoints.pretrained import open_weights
+    from gpt_pretrain.config.custom_parts import named_model
     from gpt_pretrain.evaluation.evaluated_model import evaluate_model, prepare_models
     from gpt_pretrain.evaluation.task_sources import load_tasks
     from gpt_pretrain.evaluation.texts import typed_source, validation_source
@@ -61,10 +62,13 @@ def _evaluate(settings: EvaluateSettings) -> None:
     # Tasks and texts that cannot be used are refused before weights are loaded.
     tasks = load_tasks(settings.tasks)
     source = typed_source(settings.data)
+    named = named_model(settings.model)
     if settings.models or settings.pretrained is not None:
-        models = [open_weights(name, n_heads=settings.n_heads, kind=settings.weights) for name in _names(settings)]
+        models = [open_weights(name, n_heads=settings.n_heads, kind=settings.weights, custom=named) for name in _names(settings)]
     else:
-        models = [first_readable(find_checkpoints(settings.checkpoint), partial(open_weights, kind=settings.weights))]
+        models = [
+            first_readable(find_checkpoints(settings.checkpoint), partial(open_weights, kind=settings.weights, custom=named))
+        ]
     if source is None and not tasks:
         source = validation_source(models)
     prepared = prepare_models(models, source, tasks, settings)

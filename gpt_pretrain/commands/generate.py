@@ -43,9 +43,10 @@ def generate_texts(config: DictConfig) -> None:
 def _generate(settings: GenerateSettings, *, keep: Path | None) -> None:
     from gpt_pretrain.checkpoints.checkpoint_file import first_readable
     from gpt_pretrain.checkpoints.pretrained import open_weights
+    from gpt_pretrain.config.custom_parts import named_model
     from gpt_pretrain.evaluation.unlikely_text import unlikely_prompt
     from gpt_pretrain.generation.config import SamplerConfig
-    from gpt_pretrain.generation.decoding import PRECISIONS, DecodingModel, pick_decoding_precision
+    from gpt_pretrain.generation.decoding import PRECISIONS, decoding_model, pick_decoding_precision
     from gpt_pretrain.generation.prompts import continue_prompt
     from gpt_pretrain.runs.folder import find_checkpoints
     from gpt_pretrain.system.devices import keep_freed_memory, pick_device
@@ -66,14 +67,19 @@ def _generate(settings: GenerateSettings, *, keep: Path | None) -> None:
     for warning in filter(None, warnings):
         print_escaped(f"warning: {warning}", file=sys.stderr)
     if settings.pretrained is not None:
-        weights = open_weights(settings.pretrained, n_heads=settings.n_heads, kind=settings.weights)
+        weights = open_weights(
+            settings.pretrained, n_heads=settings.n_heads, kind=settings.weights, custom=named_model(settings.model)
+        )
     else:
-        weights = first_readable(find_checkpoints(settings.checkpoint), partial(open_weights, kind=settings.weights))
+        weights = first_readable(
+            find_checkpoints(settings.checkpoint),
+            partial(open_weights, kind=settings.weights, custom=named_model(settings.model)),
+        )
     tokenizer = weights.build_tokenizer(settings.tokenizer)
     model = weights.build(device=pick_device(settings.device))
     precision, reason = pick_decoding_precision(settings.precision, model)
     print_escaped(f"({escape_line(weights.name)}; precision {precision}: {reason})", file=sys.stderr)
-    decoder = DecodingModel(model, dtype=PRECISIONS[precision])
+    decoder = decoding_model(model, dtype=PRECISIONS[precision])
     texts = []
     for prompt in prompts:
         if (unknown := unknown_prompt(prompt, tokenizer)) is not None:

@@ -16,15 +16,21 @@ from typing import Any, get_type_hints
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.model.config import CUSTOM_KIND
 from gpt_pretrain.system.reading import short_repr
 
 CUSTOM_GROUPS = ("model", "data", "optimizer", "scheduler")  # may be left to the user
 TARGET, CUSTOM = "_target_", "custom"
 DOTTED_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 MAX_NAME = 200  # characters of a class's name
+DEFAULT_CONTEXT = 256  # tokens of a window, if neither the user nor the class of the model says
 OF_THE_LOADER = 0  # a batch size that the user's own loader says
 # The fields that replace the user's in a group.
 PLACEHOLDERS: dict[str, dict[str, Any]] = {
+    "model": {
+        **{"kind": CUSTOM_KIND, "context_length": DEFAULT_CONTEXT, "emb_dim": 1, "n_heads": 1, "n_layers": 1, "drop_rate": 0.0},
+        **{"qkv_bias": False, "tie_embeddings": True, "init": "gpt2", "gelu_approximate": "tanh", "n_kv_heads": None},
+    },
     "optimizer": {"name": CUSTOM, "lr": 1e-3, "weight_decay": 0.0, "betas": [0.9, 0.999], "eps": 1e-8, "decay": CUSTOM},
     "scheduler": {"name": CUSTOM, "warmup_steps": 0, "decay_steps": 0, "min_lr": 0.0},
     "data": {
@@ -33,7 +39,7 @@ PLACEHOLDERS: dict[str, dict[str, Any]] = {
     },
 }
 # Fields that mean the same in both.
-STATED = {"optimizer": ("lr", "weight_decay"), "data": ("batch_size", "num_workers")}
+STATED = {"model": ("context_length",), "optimizer": ("lr", "weight_decay"), "data": ("batch_size", "num_workers")}
 
 
 def open_schema(schema: type) -> type:
@@ -68,6 +74,24 @@ def take_custom_parts(config: DictConfig) -> DictConfig:
     return taken
 
 
+def named_model(fields: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the class that the user names for weights of a model of their own, with its arguments; None if none is named.
+
+    Raises:
+        UserError: If something else than a class is chosen.
+    """
+    if not fields:
+        return None
+    if fields.get(TARGET) is None:
+        raise UserError(
+            f"model.{next(iter(fields))}: the weights name their own model. model= is for a class of yours, and its option needs "
+            f"a {TARGET}: model.{TARGET}=package.Class"
+        )
+    if (problem := _target_problem("model", OmegaConf.create(dict(fields)))) is not None:
+        raise UserError(problem)
+    return dict(fields)
+
+
 def placeholder(group: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields that replace those of the user in a group of settings."""
     stated = {name: fields[name] for name in STATED.get(group, ()) if _is_amount(fields.get(name))}
@@ -79,8 +103,6 @@ def _is_amount(value: object) -> bool:
 
 
 def _target_problem(group: str, fields: DictConfig) -> str | None:
-    if group not in PLACEHOLDERS:
-        return f"{group}._target_: only {' and '.join(PLACEHOLDERS)} can be your own class."
     if OmegaConf.is_missing(fields, TARGET):
         return f"{group}={CUSTOM} is your own class, which has no name yet. Add {group}._target_=package.Class"
     target = fields[TARGET]
@@ -134,10 +156,18 @@ def resume_custom_parts(
             changes.append(f"{group}._target_ was {_shown(name)}, is {_shown(now[TARGET])} now")
         elif isinstance(arguments, dict) and own:
             parts[group] = {**arguments, **now}
+            changes += _changed_model(arguments, now) if group == "model" else []
         elif isinstance(arguments, dict) and (others := [key for key in arguments if key not in now]):
             words = [describe_override(f"{group}.{key}", arguments[key]) for key in others]
             problems.append(explain_places(words, origin=origin))
     return parts, problems, changes
+
+
+def _changed_model(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """List the arguments of a model that are not those of its weights, which may mean something else with them."""
+    typed = {name: value for name, value in _arguments(now).items() if name != "context_length"}
+    changed = [name for name, value in typed.items() if name not in before or before[name] != value]
+    return [f"model.{name} was {_shown(before.get(name, 'not given'))}, is {_shown(now[name])} now" for name in changed]
 
 
 def _unnamed(group: str, name: object) -> str:

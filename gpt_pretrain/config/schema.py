@@ -290,6 +290,7 @@ class TrainSettings:
 class GenerateSettings:
     """All settings of generate.py."""
 
+    model: dict[str, Any] = field(default_factory=dict)  # your own class, if the weights are those of one: {_target_: class, ...}
     checkpoint: str = MISSING
     weights: str = "trained"
     pretrained: str | None = MISSING
@@ -319,6 +320,7 @@ class TaskSettings:
 class EvaluateSettings:
     """All settings of evaluate.py."""
 
+    model: dict[str, Any] = field(default_factory=dict)  # your own class, if the weights are those of one: {_target_: class, ...}
     checkpoint: str = MISSING
     pretrained: str | None = MISSING
     models: list[str] = MISSING

@@ -120,7 +120,7 @@ def mean_log_probability(model: LanguageModel, prompt_ids: Sequence[int], new_id
     A text longer than the context is read in windows that overlap by half, so that each token is predicted from at least half a
     context.
     """
-    ids = torch.tensor([*prompt_ids, *new_ids], device=model.head_weight.device)
+    ids = torch.tensor([*prompt_ids, *new_ids], device=model.device)
     context, prompt_length = model.config.context_length, len(prompt_ids)
     total, done = 0.0, prompt_length
     while done < len(ids):

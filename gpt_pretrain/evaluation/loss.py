@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gpt_pretrain.data.dataset import Batch
+from gpt_pretrain.model.custom import CustomModel
 from gpt_pretrain.model.kernels.loss import IGNORED, linear_cross_entropy
 from gpt_pretrain.model.language_model import LanguageModel
 
@@ -28,6 +29,9 @@ def next_token_loss(
         positions: int64, (B, T); the position of each token in its document, if documents are separated.
         compiled: Whether to compile the loss.
     """
+    if isinstance(model, CustomModel):
+        assert positions is None
+        return model.loss(token_ids, target_ids)
     hidden = model.hidden_states(token_ids, positions=positions)
     cap = model.config.logit_cap
     return linear_cross_entropy(hidden.flatten(0, 1), model.head_weight, target_ids.flatten(), cap=cap, compiled=compiled)

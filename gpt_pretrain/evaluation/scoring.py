@@ -15,7 +15,8 @@ from torch import Tensor
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.packing import PackedRow, ScoreRequest, pack_requests, positions_and_mask
-from gpt_pretrain.model.kernels.loss import token_losses
+from gpt_pretrain.model.custom import CustomModel
+from gpt_pretrain.model.kernels.loss import logit_losses, token_losses
 from gpt_pretrain.model.language_model import LanguageModel
 
 SORTED_BATCHES = 32  # Batches of requests that are sorted by length together, so that little of a batch is padding.
@@ -60,7 +61,7 @@ class Scorer:
         self.model = model
         self.name = name
         self.precision = precision
-        self.device = model.head_weight.device
+        self.device = model.device
         self.batch_tokens = batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cuda"])
         self.tokens, self.padding = 0, 0
 
@@ -92,7 +93,9 @@ class Scorer:
         waiting: list[list[PackedRow]] = []
         tokens = 0
         for group in groups:
-            waiting.append(pack_requests(group, most=self.context_length))
+            # A model of the user's own takes no mask that would keep requests in one row apart.
+            packs = [[request] for request in group] if isinstance(self.model, CustomModel) else [group]
+            waiting.append([row for pack in packs for row in pack_requests(pack, most=self.context_length)])
             tokens += sum(row.length for row in waiting[-1])
             if tokens >= SORTED_BATCHES * self.batch_tokens:
                 yield from self._score_waiting(waiting)
@@ -123,7 +126,10 @@ class Scorer:
         with self._autocast():
             hidden = self._hidden_states(token_ids, batch).flatten(0, 1)[self._to_device(scored)]  # (N, D)
             target_ids, cap = self._to_device(targets), self.model.config.logit_cap
-            losses, is_top = token_losses(hidden, self.model.head_weight, target_ids, cap=cap)
+            if isinstance(self.model, CustomModel):
+                losses, is_top = logit_losses(hidden, target_ids)
+            else:
+                losses, is_top = token_losses(hidden, self.model.head_weight, target_ids, cap=cap)
         if not bool(losses.isfinite().all()):
             raise UserError(
                 f"{self.name} computes a loss that is NaN or infinite in precision={self.precision}, so it has no result. "
@@ -160,7 +166,7 @@ def pick_scoring_precision(precision: str, model: LanguageModel) -> tuple[str, s
     """Return the precision to score in, and the reason; "auto" takes bf16 only on a GPU that supports it."""
     if precision != "auto":
         return precision, "as configured"
-    if model.head_weight.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+    if model.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16-mixed", "this GPU supports bf16"
     return "32-true", "the exact choice"
 

@@ -21,7 +21,7 @@ def unlikely_prompt(model: LanguageModel, tokenizer: Tokenizer, prompt: str) -> 
     token_ids = encode_prompt(prompt, tokenizer)[: model.config.context_length]
     if len(token_ids) < MIN_TOKENS or max(token_ids) >= model.config.vocab_size:
         return None
-    ids = torch.tensor([token_ids], device=model.head_weight.device)
+    ids = torch.tensor([token_ids], device=model.device)
     loss = float(next_token_loss(model, ids[:, :-1], ids[:, 1:]))
     return unlikely_loss("The prompt", loss, vocab_size=model.config.vocab_size)
 

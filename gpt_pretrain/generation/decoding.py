@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gpt_pretrain.model.custom import CustomModel
 from gpt_pretrain.model.kernels.matmul_speed import speedup
 from gpt_pretrain.model.kernels.packed_linear import PackedLinear
 from gpt_pretrain.model.kv_cache import KVCache, StaticKVCache
@@ -32,11 +33,16 @@ class DecodingModel:
             layers have no effect.
         dtype: Dtype of matrix products and of cached keys and values. None means the model's own.
         batch_size: Expected number of rows. Other numbers work but may be slower.
+
+    Attributes:
+        has_cache: Whether keys and values can be cached.
     """
+
+    has_cache = True
 
     def __init__(self, model: LanguageModel, *, dtype: torch.dtype | None = None, batch_size: int = 1) -> None:
         self.config = model.config
-        self.device = model.tok_emb.weight.device
+        self.device = model.device
         self.dtype = model.tok_emb.weight.dtype if dtype is None else dtype
         self._blocks = _pack_linear_layers(model, dtype=self.dtype, n_rows=batch_size)
         self._head = PackedLinear(model.head_weight, None, dtype=self.dtype, n_rows=batch_size)
@@ -60,6 +66,44 @@ class DecodingModel:
         return KVCache(self.config, batch_size, capacity=capacity, device=self.device, dtype=self.dtype)
 
 
+class WindowDecodingModel(DecodingModel):
+    """The user's own model for decoding: it has no cache, and reads the whole window for each token.
+
+    Args:
+        model: The model.
+        dtype: bf16 for autocast; None and others leave it as it is.
+    """
+
+    has_cache = False
+
+    def __init__(self, model: CustomModel, *, dtype: torch.dtype | None = None) -> None:
+        self.config, self.device = model.config, model.device
+        self.dtype = next(model.parameters()).dtype if dtype is None else dtype
+        self._model = model
+
+    # Not in inference mode: a module may keep what it computes, such as rotations, and need it in its next training step.
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def next_logits(self, token_ids: Tensor, *, cache: KVCache | None = None) -> Tensor:
+        assert cache is None
+        modes = [(part, part.training) for part in self._model.modules()]
+        try:
+            self._model.eval()
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+                logits: Tensor = self._model(token_ids.clone())[:, -1]  # (B, V)
+        finally:
+            for part, mode in modes:
+                part.training = mode
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def decoding_model(model: LanguageModel, *, dtype: torch.dtype | None = None, batch_size: int = 1) -> DecodingModel:
+    """Prepare a model for decoding, with a cache if it is one of the built-in ones."""
+    if isinstance(model, CustomModel):
+        return WindowDecodingModel(model, dtype=dtype)
+    return DecodingModel(model, dtype=dtype, batch_size=batch_size)
+
+
 def pick_decoding_precision(precision: str, model: LanguageModel) -> tuple[str, str]:
     """Return the precision to decode in, one of `PRECISIONS`, and the reason.
 
@@ -68,6 +112,8 @@ def pick_decoding_precision(precision: str, model: LanguageModel) -> tuple[str, 
     """
     if precision != "auto":
         return precision, "as configured"
+    if isinstance(model, CustomModel):
+        return "32-true", "the safe choice for your own model"
     weight = model.head_weight
     if weight.device.type == "cuda":
         supported = torch.cuda.is_bf16_supported(including_emulation=False)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.config import SamplerConfig
-from gpt_pretrain.generation.decoding import GRAPH_MIN_TOKENS, DecodingModel, capture_step
+from gpt_pretrain.generation.decoding import GRAPH_MIN_TOKENS, DecodingModel, capture_step, decoding_model
 from gpt_pretrain.model.language_model import LanguageModel
 
 LEAST_TEMPERATURE = 1e-30  # a smaller one is 0 in float32, or nearly so: the most likely token is certain
@@ -83,7 +83,7 @@ def generate_stream(
     if token_ids.ndim != 2 or token_ids.shape[1] == 0:
         raise UserError(f"token_ids has shape {tuple(token_ids.shape)}: it must be (B, T) with at least one token.")
     batch_size, context_length = token_ids.shape[0], model.config.context_length
-    decoder = model if isinstance(model, DecodingModel) else DecodingModel(model, batch_size=batch_size)
+    decoder = model if isinstance(model, DecodingModel) else decoding_model(model, batch_size=batch_size)
     next_logits = _next_logits_function(decoder, token_ids, n_tokens=sampler.max_new_tokens, use_cache=use_cache)
     window = token_ids  # (B, up to context_length)
     banned = torch.tensor(banned_ids, dtype=torch.int64, device=token_ids.device) if banned_ids else None
@@ -143,14 +143,16 @@ def _next_logits_function(model: DecodingModel, prompt: Tensor, *, n_tokens: int
 
     With a cache, each call reads only the new tokens until the window is full, and then the whole window.
     """
-    cache = model.new_cache(prompt.shape[0], capacity=prompt.shape[1] + n_tokens if use_cache else 0)
+    if not (use_cache and model.has_cache):
+        return torch.inference_mode()(model.next_logits)
+    cache = model.new_cache(prompt.shape[0], capacity=prompt.shape[1] + n_tokens)
     use_graph = model.device.type == "cuda" and n_tokens >= GRAPH_MIN_TOKENS
     graph: Callable[[Tensor], Tensor] | None = None
 
     @torch.inference_mode()
     def next_logits(window: Tensor) -> Tensor:
         nonlocal graph, use_graph
-        if not use_cache or cache.length == model.config.context_length:
+        if cache.length == model.config.context_length:
             return model.next_logits(window)
         if use_graph and cache.length > 0 and graph is None:
             try:

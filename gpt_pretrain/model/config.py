@@ -10,8 +10,9 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.reading import describe_value, short_repr
 
 GELU_FORMS = ("tanh", "none")
-KINDS = ("gpt2", "modern")
-INITIALIZATIONS = {"gpt2": ("gpt2", "pytorch"), "modern": ("modern",)}  # by kind
+CUSTOM_KIND = "custom"  # the user's own model, whose other fields mean nothing
+KINDS = ("gpt2", "modern", CUSTOM_KIND)
+INITIALIZATIONS = {"gpt2": ("gpt2", "pytorch"), "modern": ("modern",), CUSTOM_KIND: ("gpt2",)}  # by kind
 # Fields of GPT-2's that the modern model has one value for.
 MODERN_VALUES = {"qkv_bias": False, "tie_embeddings": False, "gelu_approximate": "tanh"}
 MODERN_LOGIT_CAP = 15.0
@@ -36,7 +37,8 @@ class GPTConfig:
         gelu_approximate: "tanh" for GPT-2's form of GELU, "none" for the exact function, as in nanoGPT.
         init: "gpt2" for normal with std 0.02 and smaller residual projections, "pytorch" for each layer's own default, "modern"
             for the modern model's.
-        kind: "gpt2" for `GPTModel`, "modern" for `ModernModel`, which has no biases, an output head of its own, and no GELU.
+        kind: "gpt2" for `GPTModel`; "modern" for `ModernModel`, which has no biases, an output head of its own, and no GELU;
+            "custom" for the user's own class, of which only vocab_size and context_length are known.
         n_kv_heads: Heads of keys and values; groups of query heads share one. None means n_heads, which GPT-2 requires.
 
     Raises:
@@ -90,6 +92,8 @@ class GPTConfig:
         if self.kind == "gpt2":
             if self.n_kv_heads is not None:
                 problems.append(f"n_kv_heads={short_repr(self.n_kv_heads)}: GPT-2 has n_heads of them. Leave it out.")
+            return problems
+        if self.kind == CUSTOM_KIND:
             return problems
         problems += [
             f"{name}={short_repr(getattr(self, name))}: the modern model has no such option. Leave it out."

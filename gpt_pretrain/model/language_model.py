@@ -85,6 +85,12 @@ class LanguageModel(nn.Module):
         """The weight of the output head, (V, D)."""
         return self.tok_emb.weight if self.config.tie_embeddings else self.out_head.weight
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        device: torch.device = self.tok_emb.weight.device
+        return device
+
     def num_parameters(self) -> int:
         """Return the number of trainable parameters; a tied output head counts once."""
         return sum(parameter.numel() for parameter in self.parameters())

@@ -10,12 +10,14 @@ from gpt_pretrain.config.stored_settings import NEVER, TRAIN_KINDS, override_kin
 from gpt_pretrain.system.shell import join_words, quote_word
 
 
-def generate_command(folder: str, *, start_context: str) -> str:
-    """Return the command that generates text with a run's model."""
-    return (
-        f"python generate.py checkpoint={quote_word(folder)} prompt={quote_word(start_context)} "
-        "sampler.temperature=0.7 sampler.top_k=25"
-    )
+def generate_command(folder: str, *, start_context: str, named: Sequence[str] = ()) -> str:
+    """Return the command that generates text with a run's model.
+
+    Args:
+        named: Overrides that name the class of the model, if it is the user's own.
+    """
+    words = [f"checkpoint={quote_word(folder)}", f"prompt={quote_word(start_context)}", *map(quote_word, named)]
+    return f"python generate.py {' '.join(words)} sampler.temperature=0.7 sampler.top_k=25"
 
 
 def repeat_command(overrides: Sequence[str], *, script: str = "train.py") -> str | None:

@@ -8,6 +8,7 @@ import torch
 
 from gpt_pretrain.config.schema import TrainerSettings
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.model.custom import CustomModel
 from gpt_pretrain.model.kernels.matmul_speed import MIN_BF16_SPEEDUP, cpu_bf16_speedup
 from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.system.environment import use_own_compile_cache
@@ -58,8 +59,9 @@ def compile_model(model: LanguageModel, requested: bool | str, device: torch.dev
     """
     if requested is False:
         return False, "as configured"
-    if requested == "auto" and device.type != "cuda":
-        return False, "auto compiles on CUDA only"
+    own = isinstance(model, CustomModel)
+    if requested == "auto" and (own or device.type != "cuda"):
+        return False, "auto leaves your own model as it is" if own else "auto compiles on CUDA only"
     use_own_compile_cache()
     try:
         probe = torch.compile(lambda x: (x + 1).sum())
@@ -70,6 +72,6 @@ def compile_model(model: LanguageModel, requested: bool | str, device: torch.dev
             "compile=%s is not possible on this machine, so the model is not compiled (%s)", str(requested).lower(), reason
         )
         return False, "not possible here"
-    for block in model.trf_blocks:
+    for block in [model.custom] if isinstance(model, CustomModel) else model.trf_blocks:
         block.compile()
     return True, "as configured" if requested is True else "auto on CUDA"

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from gpt_pretrain.config.schema import OptimizerSettings, SchedulerSettings
 from gpt_pretrain.data.dataset import Batch
 from gpt_pretrain.evaluation.loss import LossTotals, mean_loss, next_token_loss
+from gpt_pretrain.model.custom import CustomModel
 from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.training.batch_totals import batch_totals
 from gpt_pretrain.training.clock import TrainingClock
@@ -143,7 +144,8 @@ class GPTLitModule(L.LightningModule):
     def on_fit_start(self) -> None:
         """Make the gradient of a tied embedding sparse when training on a single CPU, which saves a pass over the matrix."""
         one_cpu = self.device.type == "cpu" and not ranks.is_distributed()
-        self.model.tok_emb.sparse = self.model.config.tie_embeddings and one_cpu
+        if not isinstance(self.model, CustomModel):
+            self.model.tok_emb.sparse = self.model.config.tie_embeddings and one_cpu
 
     def on_train_start(self) -> None:
         """Apply the current optimizer settings in place of those that a checkpoint has just restored."""

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gpt_pretrain.checkpoints.export_folder import check_export_folder
 from gpt_pretrain.config.conversion import escape_interpolation, to_settings
+from gpt_pretrain.config.custom_model import check_model_class
 from gpt_pretrain.config.custom_parts import CUSTOM, TARGET, storable_parts
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.config.secrets import settings_without_secrets
@@ -24,6 +25,7 @@ from gpt_pretrain.data.sources import find_shard_tokenizer
 from gpt_pretrain.data.text import cache_folder, find_text
 from gpt_pretrain.data.trained_tokenizer import trained_tokenizer
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.model.config import CUSTOM_KIND
 from gpt_pretrain.runs.folder import EXPORTED, checkpoint_dir
 from gpt_pretrain.system.devices import accelerator_device
 from gpt_pretrain.system.files import write_text
@@ -97,7 +99,7 @@ def prepare_training(config: DictConfig, *, overridden: Set[str]) -> TrainingSet
     settings, start, changes = from_checkpoint(_resolve_devices(to_settings(config, TrainSettings)), overridden)
     collector = ProblemCollector(train_problems(settings))
     problems = collector.problems
-    for check in (_check_custom_optimizer, _check_custom_scheduler):
+    for check in (_check_custom_model, _check_custom_optimizer, _check_custom_scheduler):
         with collector.collect():
             check(settings)
     with collector.collect():
@@ -154,6 +156,30 @@ def save_config(settings: TrainSettings, tokenizer: Tokenizer, run_dir: Path) ->
     else:
         del plain["custom"]
     return plain
+
+
+def _check_custom_model(settings: TrainSettings) -> None:
+    """Check the user's own model, and what it cannot do; note the context of its class if none is typed."""
+    own = settings.custom.get("model")
+    if own is None:
+        if settings.model.kind == CUSTOM_KIND and settings.init_from is None:
+            raise UserError(
+                f"model.kind={CUSTOM_KIND}: this is your own class, which has no name. Add model._target_=package.Class"
+            )
+        return
+    context_length = check_model_class(own)
+    if "context_length" not in own and context_length is not None:
+        vars(settings.model).update(context_length=context_length)
+    refused = {
+        "trainer.strategy=fsdp": settings.trainer.strategy == "fsdp" and "whose blocks this program would shard",
+        "trainer.activation_checkpointing=true": settings.trainer.activation_checkpointing and "whose blocks would be recomputed",
+        "data.respect_documents=true": settings.data.respect_documents and "which gets token ids only, and no positions",
+        "export=true": settings.export and "for which transformers has no class",
+    }
+    if problems := [
+        f"{setting} is not possible with your own model, {reason}. Leave it out." for setting, reason in refused.items() if reason
+    ]:
+        raise UserError(problems)
 
 
 def _check_custom_optimizer(settings: TrainSettings) -> None:

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt_pretrain.checkpoints.custom_weights import CustomWeights, misfit_of
 from gpt_pretrain.checkpoints.pretrained import Weights, open_weights
 from gpt_pretrain.checkpoints.weight_tokenizers import checkpoint_tokenizer
 from gpt_pretrain.config.checkpoint_settings import has_signed_settings
+from gpt_pretrain.config.custom_model import build_custom_model
+from gpt_pretrain.config.custom_parts import TARGET
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.errors import AlreadyCompleteError, UserError
 from gpt_pretrain.model.build import new_model
-from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.model.config import CUSTOM_KIND, GPTConfig
 from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.formatting import format_count
@@ -46,6 +49,7 @@ class StartingPoint:
         next_lr: The learning rate of the next step by the checkpoint's own schedule.
         peak_lr: The checkpoint's optimizer.lr, or the rate of the matrices if they have their own.
         lr_scale: The factor on all learning rates that rollbacks have lowered.
+        stored_shapes: The shapes of the checkpoint's weights, if they are those of the user's own model.
     """
 
     resume: Path | None = None
@@ -58,6 +62,7 @@ class StartingPoint:
     next_lr: float | None = None
     peak_lr: float | None = None
     lr_scale: float = 1.0
+    stored_shapes: Mapping[str, tuple[int, ...]] | None = None
 
 
 def from_checkpoint(settings: TrainSettings, overridden: Set[str]) -> tuple[TrainSettings, StartingPoint, list[str]]:
@@ -97,8 +102,13 @@ def from_checkpoint(settings: TrainSettings, overridden: Set[str]) -> tuple[Trai
         next_lr=float(content["lr_schedulers"][0]["_last_lr"][0]),
         peak_lr=float(content["lr_schedulers"][0]["base_lrs"][0]),
         lr_scale=float(content["lr_scale"]),
+        stored_shapes=_custom_shapes(content) if settings.model.kind == CUSTOM_KIND else None,
     )
     return settings, start, changes
+
+
+def _custom_shapes(content: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name.removeprefix("model."): tuple(value.shape) for name, value in content["state_dict"].items()}
 
 
 def from_weights(settings: TrainSettings, overridden: Set[str]) -> StartingPoint:
@@ -108,7 +118,13 @@ def from_weights(settings: TrainSettings, overridden: Set[str]) -> StartingPoint
         UserError: If there are no such weights, or an override contradicts them.
     """
     n_heads = settings.model.n_heads if "model.n_heads" in overridden else None
-    weights = open_weights(str(settings.init_from), n_heads=n_heads, kind=settings.weights)
+    named = settings.custom.get("model")
+    weights = open_weights(str(settings.init_from), n_heads=n_heads, kind=settings.weights, custom=named)
+    if isinstance(weights, CustomWeights):
+        settings.custom["model"] = weights.fields
+        vars(settings.model).update({name: value for name, value in weights.fields.items() if name == "context_length"})
+    elif named is not None:
+        raise UserError(f"model._target_={named[TARGET]} cannot take the weights of {weights.name}, which are of no such class.")
     own = _usable_tokenizer(settings, weights, overridden)
     _follow(settings, weights, own, overridden)
     return StartingPoint(weights=weights, architecture=weights.config, tokenizer=own)
@@ -118,11 +134,20 @@ def build_model(settings: TrainSettings, tokenizer: Tokenizer, start: StartingPo
     """Build the model, with the weights of the starting point if it has any."""
     if start.weights is None:
         vocab_size = tokenizer.vocab_size if start.architecture is None else start.architecture.vocab_size
-        return new_model(GPTConfig(vocab_size=vocab_size, **dataclasses.asdict(settings.model)))
+        config = GPTConfig(vocab_size=vocab_size, **dataclasses.asdict(settings.model))
+        return new_model(config) if config.kind != CUSTOM_KIND else _build_custom(settings, config, start)
     model = start.weights.build(context_length=settings.model.context_length, drop_rate=settings.model.drop_rate).train()
     # The loaded weights may be mapped to a file, which another program could change during the training.
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
+    return model
+
+
+def _build_custom(settings: TrainSettings, config: GPTConfig, start: StartingPoint) -> LanguageModel:
+    """Build the user's own model, which has to fit the checkpoint of a resumed run."""
+    model = build_custom_model(settings.custom["model"], config)
+    if start.stored_shapes is not None and (problem := misfit_of(model, start.stored_shapes)) is not None:
+        raise UserError(f"{start.resume} does not fit model._target_={settings.custom['model'][TARGET]}: {problem}.")
     return model
 
 

@@ -22,7 +22,7 @@ from gpt_pretrain.config.checkpoint_settings import MAX_INTEGER
 from gpt_pretrain.config.custom_parts import CUSTOM
 from gpt_pretrain.config.schema import OptimizerSettings
 from gpt_pretrain.model.build import empty_model
-from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.model.config import CUSTOM_KIND, GPTConfig
 from gpt_pretrain.training.custom_schedule import OWN_STATE
 from gpt_pretrain.training.optimizer import build_optimizer
 
@@ -53,13 +53,17 @@ def check_training_state(content: Mapping[str, Any], *, optimizer: Mapping[str, 
     _require("the evaluated losses", all(map(_is_numbers, lists[:2])) and all(map(_is_counts, lists[2:])))
     _require("the evaluated losses", len({len(values) for values in lists}) == 1)
     _check_progress(content["loops"])
-    if optimizer["name"] == CUSTOM:  # which its own class restores
+    own_model = content["architecture"].get("kind") == CUSTOM_KIND
+    if optimizer["name"] == CUSTOM or own_model:  # which its own class restores
         _require("the optimizer's state", _is_plain_state(content["optimizer_states"]))
     else:
         _check_optimizer(content["optimizer_states"], GPTConfig.from_dict(content["architecture"]), optimizer)
     _check_schedule(content["lr_schedulers"])
     if "ema" in content:
-        _check_average(content["ema"], GPTConfig.from_dict(content["architecture"]))
+        shapes = {name: value.shape for name, value in content["state_dict"].items()} if own_model else None
+        _check_average(
+            content["ema"], shapes or _weight_shapes(GPTConfig.from_dict(content["architecture"])), whole=not own_model
+        )
     if (scaler := content.get("MixedPrecision")) is not None:
         _require("the scale of the gradients", isinstance(scaler, dict) and _is_numbers(list(scaler.values())))
     for name, state in content["callbacks"].items():
@@ -132,11 +136,15 @@ def _is_average_of(value: object, shape: torch.Size) -> bool:
     return isinstance(value, Tensor) and value.shape == shape and value.is_floating_point()
 
 
-def _check_average(average: Any, config: GPTConfig) -> None:
-    """Check that the moving average of the weights has one tensor for each of them, of the same shape."""
-    shapes = {f"model.{name}": weight.shape for name, weight in empty_model(config).named_parameters()}
-    _require("the moving average of the weights", isinstance(average, dict) and average.keys() == shapes.keys())
-    _require("the moving average of the weights", all(_is_average_of(average[name], shape) for name, shape in shapes.items()))
+def _weight_shapes(config: GPTConfig) -> dict[str, torch.Size]:
+    return {f"model.{name}": weight.shape for name, weight in empty_model(config).named_parameters()}
+
+
+def _check_average(average: Any, shapes: Mapping[str, torch.Size], *, whole: bool) -> None:
+    """Check that the moving average of the weights has tensors of their shapes; one for each of them if it is to be whole."""
+    _require("the moving average of the weights", isinstance(average, dict) and average.keys() <= shapes.keys())
+    _require("the moving average of the weights", not whole or average.keys() == shapes.keys())
+    _require("the moving average of the weights", all(_is_average_of(value, shapes[name]) for name, value in average.items()))
 
 
 def _check_schedule(states: Any) -> None:

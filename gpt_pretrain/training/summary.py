@@ -14,6 +14,7 @@ from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.data.mixture import MixedWindows
 from gpt_pretrain.evaluation.memorization import MAX_SEARCHED
+from gpt_pretrain.model.config import CUSTOM_KIND, GPTConfig
 from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.runs.folder import EXPORTED, checkpoint_dir, display_path
 from gpt_pretrain.runs.metadata import describe_environment
@@ -41,7 +42,7 @@ CallbackType = TypeVar("CallbackType")
 def describe_start(setup: TrainingSetup, model: LanguageModel) -> str:
     """Return lines about the model, the data, the length, the cost and the folder of a run, and warnings."""
     settings, data, start = setup.settings, setup.data, setup.start
-    plan = make_plan(settings, data, model.config, first_step=start.step)
+    plan = make_plan(settings, data, model.config, first_step=start.step, parameters=model.num_parameters())
     context = CheckContext(settings, data, model.config, plan, start)
     warnings = find_warnings(settings, data, model.config, plan, start, overridden=setup.overridden)
     warnings += time_warnings(context, estimated_times(context))
@@ -64,9 +65,8 @@ def run_facts(settings: TrainSettings, data: TextDataModule, model: LanguageMode
     shorter = f", but {last_windows:,} in the last step of an epoch" if last_windows < step_windows else ""
     on_devices = f", on {data.world_size} devices" if data.world_size > 1 else ""
     lines = [
-        f"model   {_format_parameters(model.num_parameters())}: {format_count(config.n_layers, 'layer')}, "
-        f"{format_count(config.n_heads, 'head')}, "
-        f"emb_dim {config.emb_dim}, context {config.context_length}, vocabulary {config.vocab_size:,} "
+        f"model   {_format_parameters(model.num_parameters())}: {_shape(config)}"
+        f"context {config.context_length}, vocabulary {config.vocab_size:,} "
         f"({escape_line(data.tokenizer.name)})",
         f"data    {escape_line(without_secrets(settings.data.path or settings.data.name))}: "
         f"{split.text_size}{split.text_size and '; '}"
@@ -125,6 +125,7 @@ def setup_metadata(
 def describe_result(settings: TrainSettings, trainer: L.Trainer, module: GPTLitModule, run_dir: Path) -> str:
     """Return lines about the result of a finished run, its files, and what to do next."""
     metrics, folder = find_callback(trainer, TrainMetrics), display_path(run_dir)
+    own_model = {group: fields for group, fields in settings.custom.items() if group == "model"}
     limit = reached_limit(settings.trainer, steps=trainer.global_step, tokens=module.tokens_seen) or "max_epochs"
     lines = [
         "",
@@ -138,13 +139,20 @@ def describe_result(settings: TrainSettings, trainer: L.Trainer, module: GPTLitM
         f"Files in {folder}:",
         f"  {', '.join(_list_files(run_dir))}",
         "Next:",
-        f"  {generate_command(folder, start_context=settings.start_context)}",
+        f"  {generate_command(folder, start_context=settings.start_context, named=naming_words(own_model))}",
     ]
     if settings.logger.tensorboard:
         lines.append(f"  {tensorboard_command(display_path(run_dir.parent))}")
     named = naming_words(settings.custom)
     lines.append(f"  {resume_command(folder, limit=(limit, getattr(settings.trainer, limit)), named=named)}")
     return "\n".join(lines)
+
+
+def _shape(config: GPTConfig) -> str:
+    """Return layers, heads and width; nothing for a model of the user's own, of which they are unknown."""
+    if config.kind == CUSTOM_KIND:
+        return ""
+    return f"{format_count(config.n_layers, 'layer')}, {format_count(config.n_heads, 'head')}, emb_dim {config.emb_dim}, "
 
 
 def _format_parameters(count: int) -> str:

@@ -74,10 +74,19 @@ def token_losses(hidden: Tensor, weight: Tensor, target_ids: Tensor, *, cap: flo
         logits = F.linear(hidden[chunk], weight).to(wide)  # (up to rows, V)
         if cap is not None:
             logits = logits.div_(cap).tanh_().mul_(cap)
-        targets = target_ids[chunk, None]
-        losses[chunk] = logits.logsumexp(dim=1) - logits.gather(1, targets)[:, 0]
-        is_top[chunk] = logits.argmax(dim=1) == targets[:, 0]
+        losses[chunk], is_top[chunk] = logit_losses(logits, target_ids[chunk])
     return losses, is_top
+
+
+def logit_losses(logits: Tensor, target_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the loss of each position in nats, fp32 or wider, (N,), and whether each target is the most likely token, (N,).
+
+    Args:
+        logits: (N, V).
+        target_ids: int64, (N,).
+    """
+    logits, targets = logits.to(torch.promote_types(logits.dtype, torch.float32)), target_ids[:, None]
+    return logits.logsumexp(dim=1) - logits.gather(1, targets)[:, 0], logits.argmax(dim=1) == targets[:, 0]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

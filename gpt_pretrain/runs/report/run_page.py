@@ -241,6 +241,8 @@ def _amount(text: str | None) -> int | None:
 def _describe_model(model: dict[str, Any], config: dict[str, str]) -> str:
     parameters = format_number(model.get("parameters"), ",d")
     names = {"n_layers": "layers", "n_heads": "heads", "emb_dim": "emb_dim", "context_length": "context"}
+    if config.get("model.kind") == "custom":
+        names = {"context_length": "context"}
     shape = [f"{name} {config[key]}" for field, name in names.items() if (key := f"model.{field}") in config]
     return join_distinct(["" if parameters == "-" else f"{parameters} parameters", *shape])
 

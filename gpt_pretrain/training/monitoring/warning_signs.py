@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from statistics import fmean, median
 
 from gpt_pretrain.config.schema import DoctorSettings, TrainSettings
+from gpt_pretrain.model.config import CUSTOM_KIND
 
 Evaluation = tuple[int, float, float]  # optimizer step, training and validation loss in nats per token
 
@@ -44,6 +45,8 @@ def detect_unusual_first_loss(
         )
     if max(train, val) > uniform + thresholds.first_loss:
         remedy = "model.init=gpt2 starts near it." if run.model.init != "gpt2" else "A smaller model.emb_dim starts nearer to it."
+        if run.model.kind == CUSTOM_KIND:
+            remedy = "Smaller initial weights of its output layer start nearer to it."
         return f"{seen}. The initial weights are too large, and the first steps are spent on undoing that. {remedy}"
     return (
         f"{seen}. A new model cannot be that good: either its weights are trained already, for which init_from= is the right "

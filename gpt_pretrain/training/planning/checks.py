@@ -19,7 +19,7 @@ from gpt_pretrain.data.token_stream import sample_tokens
 from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.model import costs
 from gpt_pretrain.model.cluster_costs import step_traffic
-from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.model.config import CUSTOM_KIND, GPTConfig
 from gpt_pretrain.system.devices import accelerator_device
 from gpt_pretrain.system.formatting import format_count, format_rounded, format_si
 from gpt_pretrain.system.resources import free_disk, memory_limit
@@ -138,7 +138,9 @@ def _memory_per_device(settings: TrainSettings) -> int | None:
 
 
 def _peak_memory(context: CheckContext, parallelism: costs.Parallelism) -> int:
-    """Return the bytes that a step would need on each device with this parallelism."""
+    """Return the bytes that a step would need on each device with this parallelism; a model of the user's own has no other."""
+    if context.config.kind == CUSTOM_KIND:
+        return context.plan.memory.peak
     data, trainer = context.settings.data, context.settings.trainer
     device = accelerator_device(trainer.accelerator).type
     memory = costs.training_memory(

@@ -10,7 +10,7 @@ from pathlib import Path
 import lightning as L
 
 from gpt_pretrain.config.schema import TrainSettings
-from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.model.config import CUSTOM_KIND, GPTConfig
 from gpt_pretrain.runs.folder import display_path
 from gpt_pretrain.system.devices import accelerator_device
 from gpt_pretrain.system.formatting import format_duration, format_rounded, format_seconds, format_si
@@ -43,7 +43,7 @@ def dry_run(setup: TrainingSetup) -> str:
     module = build_module(setup)
     config = module.model.config
     facts = summary.run_facts(settings, data, module.model)
-    plan = make_plan(settings, data, config, first_step=setup.start.step)
+    plan = make_plan(settings, data, config, first_step=setup.start.step, parameters=module.model.num_parameters())
     warnings = find_warnings(settings, data, config, plan, setup.start, overridden=setup.overridden)
     memory = memory_limit(accelerator_device(settings.trainer.accelerator))  # before the steps take some of it
     measured = measure_run(setup, module, checkpoint_bytes=plan.checkpoint)
@@ -112,9 +112,14 @@ def _cost_lines(plan: TrainingPlan, measured: Measurements, settings: TrainSetti
 
 def _unknown_lines(settings: TrainSettings) -> list[str]:
     """Say what the formulas cannot know about the user's own parts."""
-    if "optimizer" not in settings.custom:
-        return []
-    return ["        no formula knows the state of your own optimizer: memory and disk assume AdamW's two numbers per parameter"]
+    lines = []
+    if "model" in settings.custom:
+        lines.append("        no formula knows your own model: compute is 6 FLOP per parameter, and memory lacks the activations")
+    if "optimizer" in settings.custom:
+        lines.append(
+            "        no formula knows the state of your own optimizer: memory and disk assume AdamW's two numbers per parameter"
+        )
+    return lines
 
 
 def _embedding_lines(n_parameters: int, config: GPTConfig, *, typed: bool) -> list[str]:
@@ -123,6 +128,8 @@ def _embedding_lines(n_parameters: int, config: GPTConfig, *, typed: bool) -> li
     Args:
         typed: Whether the run may choose another vocabulary.
     """
+    if config.kind == CUSTOM_KIND:
+        return []
     share = config.vocab_size * config.emb_dim * (1 if config.tie_embeddings else 2) / n_parameters
     if share <= LARGE_EMBEDDING:
         return []

@@ -137,6 +137,8 @@ def orthogonalization_seconds(module: GPTLitModule, settings: TrainSettings) -> 
     bf16 = settings.trainer.precision.startswith("bf16")
     optimizer = build_optimizer(module.model, settings.optimizer, fused=False, bf16=bf16)
     matrices = [parameter for group in optimizer.param_groups if group["orthogonalize"] for parameter in group["params"]]
+    if not matrices:
+        return 0.0
     for parameter in module.model.parameters():
         parameter.grad = None
     for parameter in matrices:

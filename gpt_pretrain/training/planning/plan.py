@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gpt_pretrain.config.schema import TrainerSettings, TrainSettings
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.model import costs
 from gpt_pretrain.model.cluster_costs import StepTraffic, step_traffic
-from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.model.config import CUSTOM_KIND, GPTConfig
 from gpt_pretrain.model.costs import Parallelism, TrainingMemory
+from gpt_pretrain.model.custom_costs import custom_costs
 from gpt_pretrain.runs.folder import checkpoint_dir
 from gpt_pretrain.system.devices import accelerator_device
 from gpt_pretrain.system.formatting import format_count, format_si
@@ -78,17 +80,19 @@ class TrainingPlan:
         return self.tokens / self.text_tokens
 
 
-def make_plan(settings: TrainSettings, data: TextDataModule, config: GPTConfig, *, first_step: int = 0) -> TrainingPlan:
+def make_plan(
+    settings: TrainSettings, data: TextDataModule, config: GPTConfig, *, first_step: int = 0, parameters: int | None = None
+) -> TrainingPlan:
     """Return the plan of a run.
 
     Args:
         config: The model's architecture.
+        parameters: Trainable parameters, which no formula knows for a model of the user's own; None asks the formula.
         first_step: Optimizer steps that the run has done already.
     """
     trainer, size, W = settings.trainer, settings.data.batch_size, data.world_size
-    device = accelerator_device(trainer.accelerator).type
     parallelism = _parallelism(trainer, devices=W)
-    parameters = costs.num_parameters(config)
+    model_costs = _model_costs(settings, config, parallelism, parameters=parameters)
     total, per_epoch, tokens = total_steps(data, trainer), steps_per_epoch(data, trainer), tokens_per_epoch(data, trainer)
     epoch_ends = math.ceil(total / per_epoch) - first_step // per_epoch
     validations = epoch_ends + _saves_between(settings.checkpoint.every_n_steps, first_step, total, per_epoch)
@@ -99,35 +103,43 @@ def make_plan(settings: TrainSettings, data: TextDataModule, config: GPTConfig, 
         val_batches_per_device = min(val_batches_per_device, trainer.limit_val_batches)
     uses_all_tokens = settings.data.stride is None or settings.data.stride <= config.context_length
     return TrainingPlan(
-        parameters=parameters,
         text_tokens=data.split.train.count if uses_all_tokens else len(data.train) * config.context_length,
         tokens_per_epoch=tokens,
         total_steps=total,
         steps=total - first_step,
         tokens=tokens_after(total, data, trainer) - tokens_after(first_step, data, trainer),
-        token_flops=costs.training_flops_per_token(config, activation_checkpointing=parallelism.activation_checkpointing),
         evaluations=_count_multiples(settings.eval_freq, first_step, total) + (first_step == 0),
         evaluation_batches=sum(math.ceil(batches / W) for batches in evaluation_batches),
         validations=validations,
         val_batches=val_batches_per_device,
         epoch_ends=epoch_ends,
         parallelism=parallelism,
-        memory=costs.training_memory(
-            config,
-            batch_size=size,
-            precision=trainer.precision,
-            device=device,
-            parallelism=parallelism,
-            optimizer=settings.optimizer.name,
-            averages=settings.ema_decay is not None,
-        ),
-        traffic=step_traffic(config, precision=trainer.precision, parallelism=parallelism),
-        checkpoint=costs.checkpoint_bytes(
-            config, precision=trainer.precision, optimizer=settings.optimizer.name, averages=settings.ema_decay is not None
-        ),
         max_checkpoints=3 + min(settings.checkpoint.keep, validations),  # last, best and the one being written
-        export=4 * parameters if settings.export else 0,
+        **model_costs,
     )
+
+
+def _model_costs(
+    settings: TrainSettings, config: GPTConfig, parallelism: Parallelism, *, parameters: int | None
+) -> dict[str, Any]:
+    """Return the fields of a plan that follow from the model."""
+    precision, averages = settings.trainer.precision, settings.ema_decay is not None
+    device = accelerator_device(settings.trainer.accelerator).type
+    batch: dict[str, Any] = {"batch_size": settings.data.batch_size, "precision": precision}
+    if config.kind == CUSTOM_KIND:
+        assert parameters is not None
+        return custom_costs(config, parameters, parallelism=parallelism, averages=averages, **batch)
+    optimizer = settings.optimizer.name
+    return {
+        "parameters": (count := costs.num_parameters(config)),
+        "token_flops": costs.training_flops_per_token(config, activation_checkpointing=parallelism.activation_checkpointing),
+        "memory": costs.training_memory(
+            config, device=device, parallelism=parallelism, optimizer=optimizer, averages=averages, **batch
+        ),
+        "traffic": step_traffic(config, precision=precision, parallelism=parallelism),
+        "checkpoint": costs.checkpoint_bytes(config, precision=precision, optimizer=optimizer, averages=averages),
+        "export": 4 * count if settings.export else 0,
+    }
 
 
 def plan_summary(plan: TrainingPlan) -> str:

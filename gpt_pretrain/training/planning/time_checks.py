@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 from gpt_pretrain.config.schema import TrainSettings
+from gpt_pretrain.model.config import CUSTOM_KIND
 from gpt_pretrain.model.costs import forward_flops_per_token, orthogonalization_flops
 from gpt_pretrain.system.devices import accelerator_device
 from gpt_pretrain.system.formatting import format_duration
@@ -28,8 +29,10 @@ def estimated_times(context: CheckContext) -> dict[str, float]:
     plan, size = context.plan, context.settings.data.batch_size
     batch_tokens = size * context.config.context_length
     rate = FLOP_RATES.get(accelerator_device(context.settings.trainer.accelerator).type, FLOP_RATES["cuda"])
-    forward = max(MIN_BATCH_SECONDS, forward_flops_per_token(context.config) * batch_tokens / rate)
-    both = max(MIN_STEP_SECONDS, forward * plan.token_flops / forward_flops_per_token(context.config))
+    own = context.config.kind == CUSTOM_KIND
+    token_flops = plan.token_flops / 3 if own else forward_flops_per_token(context.config)
+    forward = max(MIN_BATCH_SECONDS, token_flops * batch_tokens / rate)
+    both = max(MIN_STEP_SECONDS, forward * plan.token_flops / token_flops)
     return {
         "steps": both * plan.tokens / batch_tokens / plan.parallelism.devices,
         "evaluations": forward * plan.evaluations * plan.evaluation_batches,
@@ -75,7 +78,7 @@ def costly_orthogonalization(context: CheckContext, measured: float | None = Non
         measured: Its share of a step's time; None for its share of the step's floating-point operations.
     """
     settings, plan = context.settings, context.plan
-    if settings.optimizer.name != "muon":
+    if settings.optimizer.name != "muon" or (measured is None and context.config.kind == CUSTOM_KIND):
         return None
     batches = settings.trainer.accumulate_grad_batches
     if measured is None:

@@ -1,0 +1,103 @@
+"""Weights of the user's own model: loaded into the class that the user has named again, if they fit it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from gpt_pretrain.checkpoints.misfits import name_some
+from gpt_pretrain.checkpoints.pretrained import Weights
+from gpt_pretrain.checkpoints.weight_source import WeightSource
+from gpt_pretrain.config.checkpoint_settings import has_signed_settings
+from gpt_pretrain.config.custom_model import GROUP, build_custom_model
+from gpt_pretrain.config.custom_parts import CUSTOM, TARGET, resume_custom_parts
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.model.custom import CustomModel
+from gpt_pretrain.system.terminal import escape_line
+
+log = logging.getLogger(__name__)
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class CustomWeights(Weights):
+    """Weights of a class of the user's own, which are still in their file.
+
+    Args:
+        named: The class that the user has named, with the arguments that are typed; None if none is named.
+    """
+
+    named: Mapping[str, Any] | None = None
+
+    @cached_property
+    def fields(self) -> dict[str, Any]:
+        """The class and its arguments: those of this user's own checkpoint, and what is typed takes precedence.
+
+        Raises:
+            UserError: If the class is not named, or the arguments are somebody else's and have to be typed.
+        """
+        stored = self.content.get("config")
+        before = stored.get(CUSTOM) if isinstance(stored, dict) else None
+        model = {GROUP: before[GROUP]} if isinstance(before, dict) and isinstance(before.get(GROUP), dict) else {}
+        if not self.named and not model:
+            raise UserError(f"{self.name} holds a model of the user's own, without its name. Name its class: {GROUP}.{TARGET}=")
+        parts, problems, changes = resume_custom_parts(
+            model, {GROUP: self.named} if self.named else {}, own=has_signed_settings(self.content), origin=escape_line(self.name)
+        )
+        if problems:
+            raise UserError(problems)
+        for change in changes:
+            log.warning("Changed since the checkpoint: %s", change)
+        return parts[GROUP]
+
+    def build(
+        self,
+        *,
+        context_length: int | None = None,
+        drop_rate: float | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> CustomModel:
+        """Return the model with these weights, in eval mode; its dropout is its own."""
+        config = self.config if context_length is None else dataclasses.replace(self.config, context_length=context_length)
+        model = build_custom_model(self.fields, config)
+        shapes = {name: stored.shape for name, (stored,) in self.parts.items()}
+        if (problem := misfit_of(model, shapes)) is not None:
+            raise UserError(f"{self.name} does not fit {GROUP}.{TARGET}={self.fields[TARGET]}: {problem}. Nothing was loaded.")
+        state = {name: stored.read() for name, (stored,) in self.parts.items()}
+        if wrong := [name for name, value in state.items() if not bool(value.isfinite().all())]:
+            raise UserError(f"{self.name} holds NaN or infinity, in {name_some(wrong)}. Its training diverged.")
+        model.load_state_dict(state)
+        return model.to(device=device, dtype=dtype).eval()
+
+
+def custom_weights(source: WeightSource, config: GPTConfig, named: Mapping[str, Any] | None) -> CustomWeights:
+    """Return the weights in a checkpoint of the user's own model."""
+    parts = {name.removeprefix("model."): [stored] for name, stored in source.tensors.items()}
+    return CustomWeights(source.name, config, parts, False, source.content, source.find_tokenizer, False, named)
+
+
+def misfit_of(model: CustomModel, shapes: Shapes) -> str | None:
+    """Return how stored tensors differ from those of a model, as clauses; None if they fit.
+
+    Args:
+        shapes: The shapes of the stored tensors, by the names that they have in the model.
+    """
+    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    groups = {
+        "the file lacks": own.keys() - shapes.keys(),
+        "the class lacks": shapes.keys() - own.keys(),
+        "other shapes have": {name for name in own.keys() & shapes.keys() if own[name] != tuple(shapes[name])},
+    }
+    clauses = [
+        f"{what} {name_some([name.removeprefix('custom.') for name in sorted(names)])}" for what, names in groups.items() if names
+    ]
+    return "; ".join(clauses) or None

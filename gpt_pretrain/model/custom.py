@@ -1,0 +1,173 @@
+"""A model of the user's own: any module that maps token ids to logits, behind the interface of the built-in models.
+
+Shapes: B batch, T time, V vocab_size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.model.kernels.loss import IGNORED
+from gpt_pretrain.model.kv_cache import KVCache
+from gpt_pretrain.model.language_model import LanguageModel
+
+PROBED = 8  # tokens of the windows with which a model is tried
+PROBE_STD = 0.02  # of weights that start at zero, while a model is tried
+LEAK = 1e-4  # a change of a logit, relative to the largest one, that rounding does not explain
+
+
+class CustomModel(LanguageModel):
+    """The user's module, with the architecture that this program knows of it: its vocabulary and its context.
+
+    Args:
+        config: Of the kind "custom".
+        module: Maps token ids, int64, (B, T), to logits, (B, T, V), or to an object that has them as `logits`.
+    """
+
+    def __init__(self, config: GPTConfig, module: nn.Module) -> None:
+        nn.Module.__init__(self)
+        self.config = config
+        self.activation_checkpointing = False
+        self.custom = module
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        return logits_of(self.custom(token_ids))
+
+    def hidden_states(self, token_ids: Tensor, *, cache: KVCache | None = None, positions: Tensor | None = None) -> Tensor:
+        """Return the logits, (B, T, V): of what comes before them, this program knows nothing."""
+        assert cache is None and positions is None
+        logits: Tensor = self(token_ids)
+        return logits
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits as they are."""
+        return hidden
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return next(self.parameters()).device
+
+    def loss(self, token_ids: Tensor, target_ids: Tensor) -> Tensor:
+        """Return the mean cross-entropy over the positions with a target, in nats, a scalar; 0 if there are none."""
+        logits, targets = self(token_ids).flatten(0, 1), target_ids.flatten()
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        total = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+        return total / (targets != IGNORED).sum().clamp(min=1)
+
+
+def logits_of(output: Any) -> Tensor:
+    """Return the logits of what a module has returned: a tensor, or an object of transformers that holds them."""
+    logits: Tensor = output if isinstance(output, Tensor) else getattr(output, "logits", output)
+    return logits
+
+
+def try_module(module: nn.Module, *, name: str, context_length: int, vocab_size: int) -> int:
+    """Check by a small trial that a module is a causal language model, and return its number of logits.
+
+    Args:
+        name: The class, for messages.
+        context_length: Longest window, in tokens.
+        vocab_size: Number of token ids of the tokenizer.
+
+    Raises:
+        UserError: If it has no weights, returns something else than logits, or sees tokens that it is to predict.
+    """
+    problem = _state_problem(module)
+    if problem is not None:
+        raise UserError(f"model._target_={name} {problem}")
+    length = min(PROBED, context_length)
+    ids = (torch.arange(2 * length) % vocab_size).view(2, length)  # (B, T)
+    with _trial_state(module):
+        full = _checked_logits(module, ids[:1, :].repeat(1, -(-context_length // length))[:, :context_length], vocab_size, name)
+        before = _checked_logits(module, ids, vocab_size, name)
+        later, other = ids.clone(), ids.clone()
+        later[0, -1] = (later[0, -1] + 1) % vocab_size
+        other[1] = (other[1] + 1) % vocab_size
+        if length > 1 and vocab_size > 1 and _differ(before[0, :-1], _checked_logits(module, later, vocab_size, name)[0, :-1]):
+            raise UserError(
+                f"model._target_={name} sees the tokens that it is to predict: another token at position {length - 1} changes "
+                "the logits before it. Add a causal mask."
+            )
+        if vocab_size > 1 and _differ(before[0], _checked_logits(module, other, vocab_size, name)[0]):
+            raise UserError(
+                f"model._target_={name} mixes the windows of a batch: another second window changes the logits of the first. "
+                "Token ids have the shape (batch, time); layers of torch need batch_first=True for that."
+            )
+    return full.shape[2]
+
+
+def _state_problem(module: nn.Module) -> str | None:
+    """Return what is wrong with the weights of a module, as the end of a sentence."""
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        return "has no weights to train."
+    if lazy := [name for name, one in module.named_parameters() if isinstance(one, nn.parameter.UninitializedParameter)]:
+        return f"has weights whose shapes are not known before the first batch, such as {lazy[0]}. State their sizes."
+    odd = [name for name, value in module.state_dict().items() if not isinstance(value, Tensor) or value.layout != torch.strided]
+    if odd:
+        return f"keeps something else than dense tensors in its state_dict(), as {odd[0]}, which a checkpoint cannot hold."
+    return None
+
+
+def _checked_logits(module: nn.Module, token_ids: Tensor, vocab_size: int, name: str) -> Tensor:
+    """Return the logits of a module, (B, T, V).
+
+    Raises:
+        UserError: If it fails, or returns something else.
+    """
+    shape = tuple(token_ids.shape)
+    try:
+        output = module(token_ids)
+    except Exception as error:  # whatever the user's code raises
+        reason = (str(error).strip() or "no reason given").splitlines()[0]
+        raise UserError(
+            f"model._target_={name} fails on token ids of the shape {shape} and the type int64: {type(error).__name__}: {reason}"
+        ) from error
+    logits = logits_of(output)
+    if not isinstance(logits, Tensor):
+        raise UserError(f"model._target_={name} returns a {type(output).__name__}, but must return logits, a tensor.")
+    if not logits.is_floating_point() or logits.ndim != 3 or logits.shape[:2] != shape:
+        raise UserError(
+            f"model._target_={name} returns {tuple(logits.shape)}, {logits.dtype}, for token ids of the shape {shape}. It must "
+            f"return logits for each position: {(*shape, vocab_size)}."
+        )
+    if logits.shape[2] < vocab_size:
+        raise UserError(
+            f"model._target_={name} has {logits.shape[2]:,} logits, but the tokenizer has {vocab_size:,} tokens. A parameter "
+            "named vocab_size gets their number."
+        )
+    return logits
+
+
+def _differ(one: Tensor, other: Tensor) -> bool:
+    one, other = one.float(), other.float()
+    return bool((one - other).abs().amax() > LEAK * one.abs().amax().clamp(min=1e-6))
+
+
+@contextmanager
+def _trial_state(module: nn.Module) -> Iterator[None]:
+    """Have a module in eval mode within the block, without weights of zero, which would hide what it sees.
+
+    Weights, modes and random numbers are as before afterwards.
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    zeros = [parameter for parameter in module.parameters() if not parameter.any()]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            module.eval()
+            for parameter in zeros:
+                parameter.normal_(std=PROBE_STD)
+            yield
+        finally:
+            for parameter in zeros:
+                parameter.zero_()
+            for part, mode in modes:
+                part.training = mode
