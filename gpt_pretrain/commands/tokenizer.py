@@ -93,7 +93,9 @@ def _trial_settings(typed: str) -> tuple[TrainSettings | None, list[str]]:
     if settings.init_from is not None or settings.resume is not None:
         problems.append("trial: only a model with new weights can have another vocabulary. Leave out init_from= and resume=.")
     if "model" in settings.custom:
-        problems.append("trial: the model of a trial must be a built-in one, such as trial='model=tiny'. Leave out model._target_=.")
+        problems.append(
+            "trial: the model of a trial must be a built-in one, such as trial='model=tiny'. Leave out model._target_=."
+        )
     return settings, problems
 
 

@@ -74,7 +74,7 @@ def take_custom_parts(config: DictConfig) -> DictConfig:
     return taken
 
 
-def named_model(fields: Mapping[str, Any]) -> dict[str, Any] | None:
+def named_model(fields: Any) -> dict[str, Any] | None:
     """Return the class that the user names for weights of a model of their own, with its arguments; None if none is named.
 
     Raises:
@@ -82,10 +82,10 @@ def named_model(fields: Mapping[str, Any]) -> dict[str, Any] | None:
     """
     if not fields:
         return None
-    if fields.get(TARGET) is None:
+    if not isinstance(fields, Mapping) or fields.get(TARGET) is None:
         raise UserError(
-            f"model.{next(iter(fields))}: the weights name their own model. model= is for a class of yours, and its option needs "
-            f"a {TARGET}: model.{TARGET}=package.Class"
+            f"model=: weights of a built-in model say what they are. Only a class of your own is named here: model.{TARGET}="
+            "package.Class"
         )
     if (problem := _target_problem("model", OmegaConf.create(dict(fields)))) is not None:
         raise UserError(problem)

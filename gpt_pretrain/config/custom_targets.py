@@ -105,7 +105,8 @@ def _failed_import(setting: str, name: str, path: str, error: Exception) -> str:
 def describe_failure(error: BaseException) -> str:
     """Return an exception of the user's code in one line, with the file and line that raised it."""
     last = (traceback.extract_tb(error.__traceback__) or [None])[-1]
-    where = "" if last is None or "importlib" in last.filename else f" ({last.filename}, line {last.lineno})"
+    of_others = last is None or "importlib" in last.filename or f"{os.sep}hydra{os.sep}" in last.filename
+    where = "" if last is None or of_others else f" ({last.filename}, line {last.lineno})"
     message = (str(error).strip() or "no reason given").splitlines()[0]
     return f"{type(error).__name__}: {message}{where}"
 

@@ -12,7 +12,7 @@ from gpt_pretrain.system.reading import describe_value, short_repr
 GELU_FORMS = ("tanh", "none")
 CUSTOM_KIND = "custom"  # the user's own model, whose other fields mean nothing
 KINDS = ("gpt2", "modern", CUSTOM_KIND)
-INITIALIZATIONS = {"gpt2": ("gpt2", "pytorch"), "modern": ("modern",), CUSTOM_KIND: ("gpt2",)}  # by kind
+INITIALIZATIONS = {"gpt2": ("gpt2", "pytorch"), "modern": ("modern",)}  # by kind
 # Fields of GPT-2's that the modern model has one value for.
 MODERN_VALUES = {"qkv_bias": False, "tie_embeddings": False, "gelu_approximate": "tanh"}
 MODERN_LOGIT_CAP = 15.0
@@ -86,14 +86,14 @@ class GPTConfig:
 
     def _kind_problems(self) -> list[str]:
         """List the values that this kind of model does not have."""
-        problems = []
+        problems: list[str] = []
+        if self.kind == CUSTOM_KIND:
+            return problems
         if self.init not in (known := INITIALIZATIONS[self.kind]):
             problems.append(f"init={short_repr(self.init)}: must be one of {', '.join(known)} with kind={self.kind}.")
         if self.kind == "gpt2":
             if self.n_kv_heads is not None:
                 problems.append(f"n_kv_heads={short_repr(self.n_kv_heads)}: GPT-2 has n_heads of them. Leave it out.")
-            return problems
-        if self.kind == CUSTOM_KIND:
             return problems
         problems += [
             f"{name}={short_repr(getattr(self, name))}: the modern model has no such option. Leave it out."

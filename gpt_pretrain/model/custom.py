@@ -89,18 +89,20 @@ def try_module(module: nn.Module, *, name: str, context_length: int, vocab_size:
     with _trial_state(module):
         full = _checked_logits(module, ids[:1, :].repeat(1, -(-context_length // length))[:, :context_length], vocab_size, name)
         before = _checked_logits(module, ids, vocab_size, name)
-        later, other = ids.clone(), ids.clone()
-        later[0, -1] = (later[0, -1] + 1) % vocab_size
-        other[1] = (other[1] + 1) % vocab_size
-        if length > 1 and vocab_size > 1 and _differ(before[0, :-1], _checked_logits(module, later, vocab_size, name)[0, :-1]):
+        later, earlier = ids.clone(), ids.clone()
+        later[:, -1] = (later[:, -1] + 1) % vocab_size
+        earlier[0] = (earlier[0] + 1) % vocab_size
+        after = _checked_logits(module, later, vocab_size, name)
+        if length > 1 and vocab_size > 1 and _differ(before[:, :-1], after[:, :-1]):
             raise UserError(
                 f"model._target_={name} sees the tokens that it is to predict: another token at position {length - 1} changes "
                 "the logits before it. Add a causal mask."
             )
-        if vocab_size > 1 and _differ(before[0], _checked_logits(module, other, vocab_size, name)[0]):
+        others = [_checked_logits(module, one, vocab_size, name) for one in (earlier, ids.flip(0))]
+        if vocab_size > 1 and any(_differ(before[row], found) for row, found in ((1, others[0][1]), (0, others[1][1]))):
             raise UserError(
-                f"model._target_={name} mixes the windows of a batch: another second window changes the logits of the first. "
-                "Token ids have the shape (batch, time); layers of torch need batch_first=True for that."
+                f"model._target_={name} mixes the windows of a batch: another window changes the logits of this one. Token ids "
+                "have the shape (batch, time); layers of torch need batch_first=True for that."
             )
     return full.shape[2]
 

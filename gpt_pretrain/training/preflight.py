@@ -43,7 +43,7 @@ from gpt_pretrain.training.custom_optimizer import check_optimizer_class
 from gpt_pretrain.training.custom_schedule import check_scheduler_class
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.resume import state_change_problems
-from gpt_pretrain.training.starting_point import StartingPoint, from_checkpoint, from_weights
+from gpt_pretrain.training.starting_point import StartingPoint, build_model, from_checkpoint, from_weights
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +131,8 @@ def prepare_training(config: DictConfig, *, overridden: Set[str]) -> TrainingSet
     if problems:
         raise UserError(problems)
     assert tokenizer is not None and data is not None
+    if "model" in settings.custom:
+        build_model(settings, tokenizer, start)  # what is wrong with it is said before the run has a folder
     device = accelerator_device(settings.trainer.accelerator)
     reset_peak_memory(device)
     settings.trainer.precision = pick_precision(settings.trainer, device)

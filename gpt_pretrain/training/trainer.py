@@ -106,7 +106,7 @@ def build_run_trainer(
         max_epochs=total_epochs(setup.data, settings.trainer),
         callbacks=[*build_callbacks(setup, config=config, run_dir=run_dir), *extra_callbacks],
         loggers=build_loggers(settings.logger, run_dir=run_dir, first_step=first_step) if ranks.is_main() else [],
-        strategy=build_strategy(settings.trainer),
+        strategy=build_strategy(settings.trainer, own_model="model" in settings.custom),
         plugins=[SafeCheckpointIO(), *cluster_environments()],
         default_root_dir=run_dir,
         inference_mode="model" not in settings.custom,

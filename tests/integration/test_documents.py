@@ -95,7 +95,8 @@ def as_arguments(command: str) -> list[str]:
     short = [one for one in SHORT if one.split("=")[0] not in keys]
     if keys & {"resume", "sweep_resume"}:
         return [*arguments, "trainer.max_steps=4"]
-    return [*arguments, *short, *([] if "init_from" in keys else [one for one in SMALL if one.split("=")[0] not in keys])]
+    own_model = "model._target_" in keys or "model=recurrent" in arguments
+    return [*arguments, *short, *([] if "init_from" in keys or own_model else [one for one in SMALL if one.split("=")[0] not in keys])]
 
 
 @pytest.mark.slow

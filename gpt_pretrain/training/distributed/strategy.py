@@ -23,13 +23,17 @@ class ReplicatedStrategy(DDPStrategy):
         return value
 
 
-def build_strategy(settings: TrainerSettings) -> Strategy | str:
-    """Return the strategy that the settings name, or "auto" if this process trains alone."""
+def build_strategy(settings: TrainerSettings, *, own_model: bool = False) -> Strategy | str:
+    """Return the strategy that the settings name, or "auto" if this process trains alone.
+
+    Args:
+        own_model: Whether the model is the user's own, which may use some of its weights only at times, and change its buffers.
+    """
     if not ranks.is_distributed():
         return "auto"
     if settings.strategy == "fsdp":
         return ShardedStrategy(data_parallel_size=ranks.world_size(), tensor_parallel_size=1)
-    return ReplicatedStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+    return ReplicatedStrategy(broadcast_buffers=own_model, find_unused_parameters=own_model, gradient_as_bucket_view=True)
 
 
 def cluster_environments() -> list[ClusterEnvironment]:

@@ -91,7 +91,7 @@ def _cost_lines(plan: TrainingPlan, measured: Measurements, settings: TrainSetti
     rate = plan.token_flops * plan.tokens / plan.steps / measured.step / devices
     parts = ", ".join(f"{name} {format_si(n_bytes, 'B')}" for name, n_bytes in plan.memory.parts.items())
     available = "" if memory is None else f"; {format_si(memory, 'B')} available"
-    peak = ""
+    peak, bound = "", "at most" if plan.memory.activations else "at least"
     if measured.peak_bytes is not None:
         one_device = " on one device with the whole model" if devices > 1 else ""
         peak = f"; measured{one_device}: {format_si(measured.peak_bytes, 'B')} with the program"
@@ -100,7 +100,7 @@ def _cost_lines(plan: TrainingPlan, measured: Measurements, settings: TrainSetti
         f"{format_rounded(plan.repeats, 3)} times",
         f"compute {format_si(plan.flops, 'FLOP')} ({format_si(plan.token_flops, 'FLOP')} per token); measured: "
         f"{format_si(rate, 'FLOP/s')}",
-        f"memory  at most {format_si(plan.memory.peak, 'B')}{per_device_note(plan)} by formula, beyond the program's own"
+        f"memory  {bound} {format_si(plan.memory.peak, 'B')}{per_device_note(plan)} by formula, beyond the program's own"
         f"{peak}{available}",
         f"        ({parts})",
         *_unknown_lines(settings),

@@ -146,7 +146,8 @@ def plan_summary(plan: TrainingPlan) -> str:
     """Return the plan in one line."""
     left = f"{plan.steps:,} of {format_count(plan.total_steps, 'step')} left: " if plan.steps < plan.total_steps else ""
     parts = [f"{left}{plan.tokens:,} tokens ({plan.tokens_per_epoch:,} per epoch)", format_si(plan.flops, "FLOP")]
-    parts += [f"{format_si(plan.memory.peak, 'B')} of memory{per_device_note(plan)} beyond the program's own"]
+    bound = "" if plan.memory.activations else "more than "
+    parts += [f"{bound}{format_si(plan.memory.peak, 'B')} of memory{per_device_note(plan)} beyond the program's own"]
     if plan.parallelism.devices > 1:
         parts += [f"{format_si(plan.traffic.total, 'B')} sent per step by each device ({plan.parallelism.name})"]
     return "; ".join([*parts, f"up to {format_si(plan.disk, 'B')} of disk for checkpoints"])
