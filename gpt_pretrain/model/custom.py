@@ -41,9 +41,16 @@ class CustomModel(LanguageModel):
     def forward(self, token_ids: Tensor) -> Tensor:
         return logits_of(self.custom(token_ids))
 
-    def hidden_states(self, token_ids: Tensor, *, cache: KVCache | None = None, positions: Tensor | None = None) -> Tensor:
+    def hidden_states(
+        self,
+        token_ids: Tensor,
+        *,
+        cache: KVCache | None = None,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """Return the logits, (B, T, V): of what comes before them, this program knows nothing."""
-        assert cache is None and positions is None
+        assert cache is None and positions is None and mask is None
         logits: Tensor = self(token_ids)
         return logits
 

@@ -96,7 +96,11 @@ def as_arguments(command: str) -> list[str]:
     if keys & {"resume", "sweep_resume"}:
         return [*arguments, "trainer.max_steps=4"]
     own_model = "model._target_" in keys or "model=recurrent" in arguments
-    return [*arguments, *short, *([] if "init_from" in keys or own_model else [one for one in SMALL if one.split("=")[0] not in keys])]
+    return [
+        *arguments,
+        *short,
+        *([] if "init_from" in keys or own_model else [one for one in SMALL if one.split("=")[0] not in keys]),
+    ]
 
 
 @pytest.mark.slow
