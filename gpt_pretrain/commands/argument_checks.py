@@ -41,7 +41,7 @@ from gpt_pretrain.system.shell import quote_word
 
 CURLY_MARKS = set("\u201c\u201d\u201e\u2018\u2019")
 PATHS = {"data.path", "data.url", "data.cache_dir", "run_dir", "hydra.run.dir", "hydra.sweep.dir"} | {
-    *("init_from", "checkpoint", "pretrained", "prompt_file", "tasks.path")
+    *("init_from", "checkpoint", "pretrained", "prompt_file", "prompts", "out", "tasks.path")
 }
 WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/].*")
 AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kmbg])", re.IGNORECASE)

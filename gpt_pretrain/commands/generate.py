@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 from omegaconf import DictConfig
 
 from gpt_pretrain.commands.failures import report_failures
-from gpt_pretrain.commands.job import is_multirun, output_folder, overridden_keys, start_info
+from gpt_pretrain.commands.generate_warnings import generate_warnings
+from gpt_pretrain.commands.job import is_multirun, output_folder, start_info
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.schema import GenerateSettings
 from gpt_pretrain.config.validation import generate_problems
@@ -21,7 +22,10 @@ from gpt_pretrain.runs.metadata import track_run
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.streams import lost_output, read_input
 
-CURLY_QUOTED = re.compile("[\u201c\u201d\u201e\u2018\u201a].+[\u201c\u201d\u2019]", re.DOTALL)
+if TYPE_CHECKING:
+    from gpt_pretrain.generation.config import SamplerConfig
+    from gpt_pretrain.generation.prompt_files import NumberedPrompt
+    from gpt_pretrain.generation.prompts import PromptOptions, TextModel
 
 
 def generate_texts(config: DictConfig) -> None:
@@ -35,7 +39,7 @@ def generate_texts(config: DictConfig) -> None:
         if is_multirun():
             stack.enter_context(track_run(output_folder(), **start_info("generate.py")))
         settings = to_settings(config, GenerateSettings)
-        if problems := generate_problems(settings):
+        if problems := generate_problems(settings) + (_problems_of_sweep(settings) if is_multirun() else []):
             raise UserError(problems)
         _generate(settings, keep=output_folder() if is_multirun() else None)
 
@@ -47,7 +51,7 @@ def _generate(settings: GenerateSettings, *, keep: Path | None) -> None:
     from gpt_pretrain.evaluation.unlikely_text import unlikely_prompt
     from gpt_pretrain.generation.config import SamplerConfig
     from gpt_pretrain.generation.decoding import PRECISIONS, decoding_model, pick_decoding_precision
-    from gpt_pretrain.generation.prompts import continue_prompt
+    from gpt_pretrain.generation.prompts import PromptOptions, TextModel, continue_prompt
     from gpt_pretrain.runs.folder import find_checkpoints
     from gpt_pretrain.system.devices import keep_freed_memory, pick_device
     from gpt_pretrain.system.terminal import escape_line, print_escaped
@@ -56,15 +60,9 @@ def _generate(settings: GenerateSettings, *, keep: Path | None) -> None:
     keep_freed_memory()
     # A prompt that cannot be read is refused before the weights are loaded.
     prompts = _interactive_prompts() if settings.interactive else _read_prompt(settings)
+    answers = _open_answers(settings)
     sampler = SamplerConfig(**vars(settings.sampler))
-    warnings = (
-        sampler.unused_settings(),
-        _equal_samples(settings),
-        _unused_prompts(settings),
-        _curly_marks(settings),
-        _unused_heads(settings),
-    )
-    for warning in filter(None, warnings):
+    for warning in generate_warnings(settings, sampler):
         print_escaped(f"warning: {warning}", file=sys.stderr)
     if settings.pretrained is not None:
         weights = open_weights(
@@ -79,22 +77,18 @@ def _generate(settings: GenerateSettings, *, keep: Path | None) -> None:
     model = weights.build(device=pick_device(settings.device))
     precision, reason = pick_decoding_precision(settings.precision, model)
     print_escaped(f"({escape_line(weights.name)}; precision {precision}: {reason})", file=sys.stderr)
-    decoder = decoding_model(model, dtype=PRECISIONS[precision])
+    ready = TextModel(decoding_model(model, dtype=PRECISIONS[precision]), tokenizer)
+    options = PromptOptions(settings.n_samples, settings.seed, settings.stop, settings.logprobs)
+    if answers is not None:
+        _write_answers(answers, ready, sampler, options, prompts=_numbered(settings, prompts))
+        return
     texts = []
     for prompt in prompts:
         if (unknown := unknown_prompt(prompt, tokenizer)) is not None:
             print_escaped(f"warning: {unknown}", file=sys.stderr)
         elif settings.pretrained is not None and (unlikely := unlikely_prompt(model, tokenizer, prompt)) is not None:
             print_escaped(f"warning: {unlikely}", file=sys.stderr)
-        texts += continue_prompt(
-            decoder,
-            tokenizer,
-            prompt,
-            sampler,
-            n_samples=settings.n_samples,
-            seed=settings.seed,
-            needs_output=keep is None,
-        )
+        texts += continue_prompt(ready, prompt, sampler, options, needs_output=keep is None)
         if keep is None and lost_output() is not None:
             return
     if keep is not None:
@@ -103,50 +97,71 @@ def _generate(settings: GenerateSettings, *, keep: Path | None) -> None:
         save_measured_texts(keep, model, texts, weights.content, tokenizer)
 
 
-def _equal_samples(settings: GenerateSettings) -> str | None:
-    if settings.n_samples == 1 or settings.sampler.temperature > 0:
-        return None
-    return (
-        f"n_samples={settings.n_samples} makes the same text {settings.n_samples} times, since sampler.temperature=0 always "
-        "takes the most likely token. Set a temperature above 0, such as sampler.temperature=0.7"
-    )
+def _problems_of_sweep(settings: GenerateSettings) -> list[str]:
+    if settings.prompts is None and settings.out is None:
+        return []
+    return ["prompts= and out= write one file of answers, so they cannot be combined with a sweep (-m)."]
 
 
-def _unused_heads(settings: GenerateSettings) -> str | None:
-    if settings.n_heads is None or settings.pretrained is not None:
-        return None
-    return (
-        f"n_heads={settings.n_heads} has no effect, since a checkpoint names its heads. It is for a state dict: pretrained=FILE"
-    )
+def _open_answers(settings: GenerateSettings) -> TextIO | None:
+    """Open the file for lines of JSON, or standard output; None if the texts are printed as they are.
+
+    Raises:
+        UserError: If the file exists or cannot be written, or the prompts cannot be read.
+    """
+    from gpt_pretrain.generation.prompt_files import check_prompts
+
+    if settings.prompts is not None:
+        check_prompts(user_path(settings.prompts), name=f"prompts={settings.prompts}")
+    if settings.out is None or settings.out == "-":
+        return None if settings.out is None and settings.prompts is None else sys.stdout
+    try:
+        return user_path(settings.out).open("x", encoding="utf-8")
+    except FileExistsError as error:
+        raise UserError(f"out={settings.out}: this exists already. Choose another name, or delete it.") from error
+    except OSError as error:
+        raise UserError(f"out={settings.out}: this file cannot be written ({error.strerror or error}).") from error
 
 
-def _curly_marks(settings: GenerateSettings) -> str | None:
-    if not CURLY_QUOTED.fullmatch(settings.prompt) or settings.prompt_file is not None:
-        return None
-    return (
-        f"The quotation marks of prompt={settings.prompt} are part of the prompt, since the shell knows only straight ones: "
-        "'...' and \"...\"."
-    )
+def _numbered(settings: GenerateSettings, prompts: Iterable[str]) -> Iterator[NumberedPrompt]:
+    from gpt_pretrain.generation.prompt_files import NumberedPrompt, read_prompts
+
+    if settings.prompts is not None:
+        return read_prompts(user_path(settings.prompts), name=f"prompts={settings.prompts}")
+    return (NumberedPrompt(number, text, {}) for number, text in enumerate(prompts, start=1))
 
 
-def _unused_prompts(settings: GenerateSettings) -> str | None:
-    """Return a sentence about typed prompts that another setting takes the place of."""
-    typed = overridden_keys() & {"prompt"} | ({"prompt_file"} if settings.prompt_file is not None else set())
-    used = "interactive" if settings.interactive else "prompt_file" if settings.prompt_file is not None else "prompt"
-    unused = sorted(typed - {used})
-    if not unused or used == "prompt":
-        return None
-    verb = "has" if len(unused) == 1 else "have"
-    chosen = "interactive=true asks for prompts" if settings.interactive else f"prompt_file={settings.prompt_file} is the prompt"
-    return f"{' and '.join(unused)} {verb} no effect, since {chosen}."
+def _write_answers(
+    answers: TextIO, model: TextModel, sampler: SamplerConfig, options: PromptOptions, *, prompts: Iterable[NumberedPrompt]
+) -> None:
+    """Write each continuation of each prompt as a line of JSON, as soon as it is complete.
+
+    Raises:
+        UserError: If the file cannot be written.
+    """
+    from gpt_pretrain.generation.prompt_files import answer_line
+    from gpt_pretrain.generation.prompts import continue_quietly
+
+    try:
+        with answers if answers is not sys.stdout else nullcontext():
+            for prompt in prompts:
+                for number, made in enumerate(continue_quietly(model, prompt.text, sampler, options), start=1):
+                    answers.write(answer_line(prompt, made, sample=number))
+                    answers.flush()
+                if answers is sys.stdout and lost_output() is not None:
+                    return
+    except OSError as error:
+        raise UserError(f"The answers cannot be written: {error.strerror or error}.") from error
 
 
 def _read_prompt(settings: GenerateSettings) -> list[str]:
-    """Read the prompt to continue, as a list with one entry.
+    """Read the prompt to continue, as a list with one entry; the list is empty if there is a file of prompts.
 
     Raises:
         UserError: If the prompt cannot be read or is not UTF-8.
     """
+    if settings.prompts is not None:
+        return []
     if settings.prompt_file is None and settings.prompt != "-":
         return [settings.prompt]
     name = "prompt=-: standard input" if settings.prompt_file is None else f"prompt_file={settings.prompt_file}"

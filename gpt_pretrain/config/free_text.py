@@ -15,7 +15,7 @@ from gpt_pretrain.config.overrides import quote_value, split_override
 
 # Settings that have one value in a sweep too: texts, and folders to write or to resume.
 SINGLE_TEXTS = {"prompt", "start_context"} | {
-    *("data.cache_dir", "resume", "sweep_resume", "run_dir", "hydra.run.dir", "hydra.sweep.dir")
+    *("data.cache_dir", "out", "resume", "sweep_resume", "run_dir", "hydra.run.dir", "hydra.sweep.dir")
 }
 # Names, paths and URLs, several of which a sweep may try.
 LISTED_NAMES = {
@@ -25,6 +25,7 @@ LISTED_NAMES = {
     "pretrained",
     "init_from",
     "prompt_file",
+    "prompts",
     "tasks.path",
     "tokenizer",
     "tokenizer.name",

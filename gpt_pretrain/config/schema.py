@@ -47,7 +47,13 @@ else:
         gelu_approximate="tanh",
         **ADDED_FIELDS,
     )
-    SamplerSettings = _settings_class("SamplerSettings", SamplerConfig, doc="`sampler`: how each next token is chosen.")
+    SamplerSettings = _settings_class(
+        "SamplerSettings",
+        SamplerConfig,
+        doc="`sampler`: how each next token is chosen.",
+        min_p=None,
+        repetition_penalty=1.0,
+    )
 
 
 @dataclass
@@ -298,6 +304,10 @@ class GenerateSettings:
     tokenizer: str | None = MISSING
     prompt: str = MISSING
     prompt_file: str | None = MISSING
+    prompts: str | None = None
+    out: str | None = None
+    stop: list[str] = field(default_factory=list)
+    logprobs: int | None = None
     interactive: bool = MISSING
     n_samples: int = MISSING
     seed: int = MISSING

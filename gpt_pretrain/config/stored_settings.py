@@ -60,7 +60,7 @@ TRAIN_KINDS: dict[str, str] = {
     **_group("optimizer.", TAKEN, "matrices.lr embedding.lr head.lr vectors.lr"),
     **_group("optimizer.", TAKEN, "matrices.weight_decay embedding.weight_decay head.weight_decay vectors.weight_decay"),
     **_group("scheduler.", TAKEN, "name warmup_steps decay_steps decay_fraction min_lr"),
-    **_group("sampler.", TAKEN, "temperature top_k top_p"),
+    **_group("sampler.", TAKEN, "temperature top_k top_p min_p repetition_penalty"),
     "sampler.max_new_tokens": BOUNDED,
     **_group("trainer.", TAKEN, "max_epochs max_steps max_tokens max_time precision accelerator strategy profiler"),
     **_group("trainer.", TAKEN, "activation_checkpointing accumulate_grad_batches gradient_clip_val log_every_n_steps"),
@@ -82,9 +82,10 @@ GENERATE_KINDS: dict[str, str] = {
     **_group("", TAKEN, "seed n_heads prompt device precision weights"),
     "tokenizer": NAMED,
     "n_samples": BOUNDED,
+    **_group("", BOUNDED, "logprobs stop"),
     **_group("", ASKED, "checkpoint pretrained prompt_file"),
-    "interactive": NEVER,
-    **_group("sampler.", TAKEN, "temperature top_k top_p"),
+    **_group("", NEVER, "interactive prompts out"),
+    **_group("sampler.", TAKEN, "temperature top_k top_p min_p repetition_penalty"),
     "sampler.max_new_tokens": BOUNDED,
 }
 # Options of groups, and the numbers and names among Hydra's own settings that a sweep needs.
@@ -106,6 +107,8 @@ SWEEP_KINDS: dict[str, str] = {
 BOUNDS: dict[str, Callable[[], int]] = {
     "eval_iter": lambda: 10_000,
     "n_samples": lambda: 1000,
+    "logprobs": lambda: 20,
+    "stop": lambda: 16,
     "sampler.max_new_tokens": lambda: 10_000,
     "checkpoint.keep": lambda: 100,
     "callbacks.grid.prompts": lambda: 10,

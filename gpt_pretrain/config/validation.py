@@ -12,7 +12,7 @@ from typing import Any
 from gpt_pretrain.config.command_schema import InputSettings, PrepareSettings, VocabularySettings
 from gpt_pretrain.config.schema import EvaluateSettings, GenerateSettings, ModelSettings, SamplerSettings, TrainSettings
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.generation.config import SamplerConfig
+from gpt_pretrain.generation.config import MAX_LOGPROBS, MAX_STOP_LENGTH, MAX_STOPS, SamplerConfig
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.resources import PROCESSES_PER_CORE, cores
@@ -191,6 +191,13 @@ GENERATE_RULES: list[Rule] = [
     ("precision", *one_of("auto", "32-true", "bf16-mixed")),
     ("prompt", lambda text: text != "", "must have at least one character, for example 'Every effort moves you'"),
     ("prompt_file", lambda name: name is None or user_path(name).is_file(), "no file has this path; check it"),
+    ("prompts", lambda name: name is None or user_path(name).is_file(), "no file has this path; check it"),
+    (
+        "stop",
+        lambda texts: len(texts) <= MAX_STOPS and all(1 <= len(text) <= MAX_STOP_LENGTH for text in texts),
+        f"must be at most {MAX_STOPS} texts of 1 to {MAX_STOP_LENGTH} characters",
+    ),
+    ("logprobs", lambda count: count is None or 0 <= count <= MAX_LOGPROBS, f"must be between 0 and {MAX_LOGPROBS}, or null"),
     ("seed", lambda seed: 0 <= seed < 2**32, "must be between 0 and 4294967295"),
     ("n_heads", *at_least(1, "attention head", null="the heads that the weights name")),
 ]
@@ -279,6 +286,8 @@ def generate_problems(settings: GenerateSettings) -> list[str]:
     problems = _broken_rules(settings, GENERATE_RULES) + _sampler_problems(settings.sampler)
     if settings.pretrained is not None and settings.checkpoint != "latest":
         problems.append("checkpoint and pretrained both name the weights to use. Set only one of them.")
+    if settings.interactive and settings.out is not None:
+        problems.append(f"interactive=true prints its texts, so it cannot be combined with out={settings.out}.")
     return problems
 
 

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 from gpt_pretrain.errors import UserError
 
+MAX_STOPS, MAX_STOP_LENGTH = 16, 1000  # texts that end a continuation, and characters of each
+MAX_LOGPROBS = 100  # alternatives of each token
+LEAST_PENALTY, MOST_PENALTY = 0.01, 100.0  # of repetitions; beyond them, logits of usual sizes leave float32
+
 
 @dataclass(frozen=True)
 class SamplerConfig:
@@ -16,6 +20,9 @@ class SamplerConfig:
         temperature: Divisor of the logits, at least 0. 0 always takes the most likely token.
         top_k: Keep only the k most likely tokens. None keeps all.
         top_p: Then keep only the most likely tokens that together reach this probability, in (0, 1]. None keeps all.
+        min_p: Then keep only tokens with at least this fraction of the most likely one's probability, in [0, 1]. None keeps all.
+        repetition_penalty: Divisor of the positive logits, and factor of the negative ones, of all tokens that the text has
+            so far, its prompt included. 1 changes nothing. It acts before everything else, also at a temperature of 0.
 
     Raises:
         UserError: If fields are invalid; it lists all of them.
@@ -25,6 +32,8 @@ class SamplerConfig:
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         problems = []
@@ -38,15 +47,23 @@ class SamplerConfig:
             problems.append(f"top_k={self.top_k}: must be at least 1, or null to keep all tokens.")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             problems.append(f"top_p={self.top_p}: must be above 0 and at most 1, or null to keep all tokens.")
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            problems.append(f"min_p={self.min_p}: must be between 0 and 1, or null to keep all tokens.")
+        if not LEAST_PENALTY <= self.repetition_penalty <= MOST_PENALTY:
+            problems.append(
+                f"repetition_penalty={self.repetition_penalty}: must be between {LEAST_PENALTY:g} and {MOST_PENALTY:g}; 1 "
+                "changes nothing, and 1.2 is usual."
+            )
         if problems:
             raise UserError(problems)
 
     def unused_settings(self) -> str | None:
         """Return a sentence about settings that have no effect together with a temperature of 0; None if there are none."""
-        unused = [f"sampler.{name}={value}" for name in ("top_k", "top_p") if (value := getattr(self, name)) is not None]
+        unused = [f"sampler.{name}={value}" for name in ("top_k", "top_p", "min_p") if (value := getattr(self, name)) is not None]
         if self.temperature > 0 or not unused:
             return None
+        names = " and ".join(filter(None, (", ".join(unused[:-1]), unused[-1])))
         return (
-            f"{' and '.join(unused)} {'has' if len(unused) == 1 else 'have'} no effect at sampler.temperature=0, which always "
+            f"{names} {'has' if len(unused) == 1 else 'have'} no effect at sampler.temperature=0, which always "
             "takes the most likely token. Set a temperature above 0, such as sampler.temperature=0.7"
         )

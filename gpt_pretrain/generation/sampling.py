@@ -30,6 +30,8 @@ def generate(
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
     eos_id: int | None = None,
     banned_ids: Sequence[int] = (),
     generator: torch.Generator | None = None,
@@ -44,6 +46,8 @@ def generate(
         temperature: As in `SamplerConfig`.
         top_k: As in `SamplerConfig`.
         top_p: As in `SamplerConfig`.
+        min_p: As in `SamplerConfig`.
+        repetition_penalty: As in `SamplerConfig`.
         eos_id: A row ends with this token and is then padded with it. Generation stops when all rows have ended.
         banned_ids: Ids that are never generated, such as the rows of a model for which its tokenizer has no token.
         generator: Source of randomness, on the model's device.
@@ -55,7 +59,7 @@ def generate(
     Raises:
         UserError: If an argument is outside its range, or token_ids is empty.
     """
-    sampler = SamplerConfig(max_new_tokens, temperature, top_k, top_p)
+    sampler = SamplerConfig(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty)
     new = generate_stream(
         model, token_ids, sampler, eos_id=eos_id, banned_ids=banned_ids, generator=generator, use_cache=use_cache
     )
@@ -72,7 +76,24 @@ def generate_stream(
     generator: torch.Generator | None = None,
     use_cache: bool = True,
 ) -> Iterator[Tensor]:
-    """Yield the tokens that `generate` adds, int64, (B,), one position at a time.
+    """Yield the tokens that `generate` adds, int64, (B,), one position at a time, as `generate_steps` does."""
+    steps = generate_steps(
+        model, token_ids, sampler, eos_id=eos_id, banned_ids=banned_ids, generator=generator, use_cache=use_cache
+    )
+    return (new for new, _ in steps)
+
+
+def generate_steps(
+    model: LanguageModel | DecodingModel,
+    token_ids: Tensor,
+    sampler: SamplerConfig,
+    *,
+    eos_id: int | None = None,
+    banned_ids: Sequence[int] = (),
+    generator: torch.Generator | None = None,
+    use_cache: bool = True,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the next token of each row, int64, (B,), with the model's logits for it, (B, V), one position at a time.
 
     The model sees the last context_length tokens. Positions are absolute, so once the text is longer, each step shifts all
     tokens by one position and computes them anew. Until then keys and values are cached.
@@ -88,26 +109,37 @@ def generate_stream(
     window = token_ids  # (B, up to context_length)
     banned = torch.tensor(banned_ids, dtype=torch.int64, device=token_ids.device) if banned_ids else None
     ended = torch.zeros(batch_size, dtype=torch.bool, device=token_ids.device)
+    seen = None if sampler.repetition_penalty == 1 else tokens_seen(token_ids, model.config.vocab_size)
     for _ in range(sampler.max_new_tokens):
         window = window[:, -context_length:]
         logits = next_logits(window)
-        if banned is not None:
-            logits = logits.index_fill(-1, banned, -math.inf)
-        new = sample_next(logits, sampler, generator=generator)
+        allowed = logits if banned is None else logits.index_fill(-1, banned, -math.inf)
+        new = sample_next(allowed, sampler, seen=seen, generator=generator)
         if eos_id is not None:
             new = new.masked_fill(ended, eos_id)
             ended = ended | (new == eos_id)
-        yield new
+        yield new, logits
         if eos_id is not None and bool(ended.all()):
             return
         window = torch.cat([window, new[:, None]], dim=1)
+        if seen is not None:
+            seen.scatter_(1, new[:, None], True)
 
 
-def sample_next(logits: Tensor, sampler: SamplerConfig, *, generator: torch.Generator | None = None) -> Tensor:
-    """Sample the next token of each row: top_k first, then temperature, then top_p.
+def tokens_seen(token_ids: Tensor, vocab_size: int) -> Tensor:
+    """Return which tokens of the vocabulary are in each row of token_ids, (B, T): bool, (B, V)."""
+    seen = torch.zeros(token_ids.shape[0], vocab_size, dtype=torch.bool, device=token_ids.device)
+    return seen.scatter_(1, token_ids, True)
+
+
+def sample_next(
+    logits: Tensor, sampler: SamplerConfig, *, seen: Tensor | None = None, generator: torch.Generator | None = None
+) -> Tensor:
+    """Sample the next token of each row: repetition_penalty first, then temperature, top_k, top_p and min_p.
 
     Args:
         logits: (B, V).
+        seen: The tokens that repetition_penalty concerns, bool, (B, V). None means none.
         generator: Source of randomness, on the logits' device.
 
     Returns:
@@ -116,8 +148,12 @@ def sample_next(logits: Tensor, sampler: SamplerConfig, *, generator: torch.Gene
     Raises:
         UserError: If logits are not finite.
 
-    Source: Holtzman et al. 2019 (arXiv:1904.09751) for top_p, nucleus sampling.
+    Source: Holtzman et al. 2019 (arXiv:1904.09751) for top_p, nucleus sampling; Nguyen et al. 2024 (arXiv:2407.01082) for min_p;
+    Keskar et al. 2019 (arXiv:1909.05858) for repetition_penalty. The order is that of transformers.
     """
+    if seen is not None and sampler.repetition_penalty != 1:
+        penalty = sampler.repetition_penalty
+        logits = torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
     if sampler.temperature < LEAST_TEMPERATURE:
         return logits.argmax(dim=-1)
     scores, ids = logits.float(), None
@@ -134,6 +170,9 @@ def sample_next(logits: Tensor, sampler: SamplerConfig, *, generator: torch.Gene
     if sampler.top_p is not None:
         before = probabilities.cumsum(dim=-1) - probabilities
         probabilities = probabilities.masked_fill(before >= sampler.top_p, 0.0)
+    if sampler.min_p is not None:
+        least = sampler.min_p * probabilities.max(dim=-1, keepdim=True).values
+        probabilities = probabilities.masked_fill(probabilities < least, 0.0)
     choice = torch.multinomial(probabilities, num_samples=1, generator=generator)  # (B, 1)
     return (choice if ids is None else ids.gather(-1, choice)).squeeze(-1)
 

@@ -20,7 +20,7 @@ from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 import gpt_pretrain
 from gpt_pretrain import load_settings
 from gpt_pretrain.checkpoints.pretrained import Weights
-from gpt_pretrain.commands import generate
+from gpt_pretrain.commands import generate_warnings
 from gpt_pretrain.commands.command_words import sort_arguments
 from gpt_pretrain.commands.hydra_arguments import apply_resume, check_arguments
 from gpt_pretrain.commands.stored_overrides import admit_overrides
@@ -143,6 +143,7 @@ def test_a_typed_setting_that_is_not_used_is_a_warning(typed: str, settings: lis
         (["prompt=a", "prompt_file=b.txt"], "prompt has no effect, since prompt_file=b.txt is the prompt."),
         (["prompt=a", "interactive=true"], "prompt has no effect, since interactive=true asks for prompts."),
         (["prompt_file=b.txt", "interactive=true"], "prompt_file has no effect, since interactive=true asks for prompts."),
+        (["prompts=c.txt", "prompt_file=b.txt"], "prompt_file has no effect, since prompts=c.txt holds the prompts."),
         (["prompt=a"], None),
         (["prompt_file=b.txt"], None),
     ],
@@ -151,9 +152,11 @@ def test_a_prompt_that_another_setting_replaces_is_a_warning(
     monkeypatch: pytest.MonkeyPatch, typed: list[str], warning: str | None
 ) -> None:
     pairs = dict(one.split("=") for one in typed)
-    monkeypatch.setattr(generate, "overridden_keys", lambda: set(pairs))
-    settings = GenerateSettings(prompt="a", prompt_file=pairs.get("prompt_file"), interactive="interactive" in pairs)
-    assert generate._unused_prompts(settings) == warning
+    monkeypatch.setattr(generate_warnings, "overridden_keys", lambda: set(pairs))
+    settings = GenerateSettings(
+        prompt="a", prompt_file=pairs.get("prompt_file"), prompts=pairs.get("prompts"), interactive="interactive" in pairs
+    )
+    assert generate_warnings.unused_prompts(settings) == warning
 
 
 def test_a_full_disk_is_explained_once_and_without_a_traceback(
@@ -207,8 +210,8 @@ def test_amounts_are_rounded_without_an_exponent(value: float, text: str) -> Non
 
 
 def test_curly_quotation_marks_in_a_prompt_are_said() -> None:
-    assert generate._curly_marks(GenerateSettings(prompt="Say \u201chello\u201d", prompt_file=None)) is None
-    warning = generate._curly_marks(GenerateSettings(prompt="\u201chello world\u201d", prompt_file=None))
+    assert generate_warnings.curly_marks(GenerateSettings(prompt="Say \u201chello\u201d", prompt_file=None)) is None
+    warning = generate_warnings.curly_marks(GenerateSettings(prompt="\u201chello world\u201d", prompt_file=None))
     assert warning is not None and "are part of the prompt" in warning
 
 

@@ -25,7 +25,7 @@ from gpt_pretrain.commands.report import report_command, write_report
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.generation.decoding import DecodingModel
-from gpt_pretrain.generation.prompts import continue_prompt
+from gpt_pretrain.generation.prompts import PromptOptions, TextModel, continue_prompt
 from gpt_pretrain.runs.charts.drawing import new_figure, save_figure
 from gpt_pretrain.runs.folder import WRITTEN_BY_RUNS, check_no_links
 from gpt_pretrain.runs.metadata import is_running
@@ -465,7 +465,7 @@ def test_a_model_cannot_control_the_terminal(finished_run: Path, tmp_path: Path)
         stream = io.StringIO()
         stream.isatty = lambda terminal=terminal: terminal  # type: ignore[method-assign]
         with contextlib.redirect_stdout(stream):
-            continue_prompt(model, tokenizer, "hi\x1b", SamplerConfig(4, 0.0, None, None), n_samples=1, seed=1)
+            continue_prompt(TextModel(model, tokenizer), "hi\x1b", SamplerConfig(4, 0.0, None, None), PromptOptions(1, 1))
         texts.append(stream.getvalue())
     assert texts == ["hi" + "\\x1b" * 5 + "\n", "hi" + "\x1b" * 5 + "\n"]  # a file gets the text as it is
 

@@ -1,0 +1,78 @@
+"""Sentences about settings of generate.py that have no effect together, or are unlikely to be meant."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from gpt_pretrain.commands.job import overridden_keys
+from gpt_pretrain.config.schema import GenerateSettings
+from gpt_pretrain.generation.config import SamplerConfig
+
+CURLY_QUOTED = re.compile("[\u201c\u201d\u201e\u2018\u201a].+[\u201c\u201d\u2019]", re.DOTALL)
+
+
+def generate_warnings(settings: GenerateSettings, sampler: SamplerConfig) -> Iterator[str]:
+    """Yield a sentence about each setting that has no effect."""
+    found = (
+        sampler.unused_settings(),
+        equal_samples(settings),
+        unused_prompts(settings),
+        curly_marks(settings),
+        unused_heads(settings),
+        unused_scores(settings),
+    )
+    yield from filter(None, found)
+
+
+def equal_samples(settings: GenerateSettings) -> str | None:
+    """Return a sentence about several samples that are all the same; None if they differ."""
+    if settings.n_samples == 1 or settings.sampler.temperature > 0:
+        return None
+    return (
+        f"n_samples={settings.n_samples} makes the same text {settings.n_samples} times, since sampler.temperature=0 always "
+        "takes the most likely token. Set a temperature above 0, such as sampler.temperature=0.7"
+    )
+
+
+def unused_heads(settings: GenerateSettings) -> str | None:
+    """Return a sentence about n_heads for weights that name their heads; None if it is used."""
+    if settings.n_heads is None or settings.pretrained is not None:
+        return None
+    return (
+        f"n_heads={settings.n_heads} has no effect, since a checkpoint names its heads. It is for a state dict: pretrained=FILE"
+    )
+
+
+def curly_marks(settings: GenerateSettings) -> str | None:
+    """Return a sentence about quotation marks that the shell does not know; None if there are none."""
+    if not CURLY_QUOTED.fullmatch(settings.prompt) or settings.prompt_file is not None or settings.prompts is not None:
+        return None
+    return (
+        f"The quotation marks of prompt={settings.prompt} are part of the prompt, since the shell knows only straight ones: "
+        "'...' and \"...\"."
+    )
+
+
+def unused_prompts(settings: GenerateSettings) -> str | None:
+    """Return a sentence about typed prompts that another setting takes the place of."""
+    files = {name for name in ("prompts", "prompt_file") if getattr(settings, name) is not None}
+    typed = overridden_keys() & {"prompt"} | files
+    used = "interactive" if settings.interactive else max(files, default="prompt")  # prompts before prompt_file
+    unused = sorted(typed - {used})
+    if not unused or used == "prompt":
+        return None
+    verb = "has" if len(unused) == 1 else "have"
+    chosen = {
+        "interactive": "interactive=true asks for prompts",
+        "prompts": f"prompts={settings.prompts} holds the prompts",
+        "prompt_file": f"prompt_file={settings.prompt_file} is the prompt",
+    }[used]
+    return f"{' and '.join(unused)} {verb} no effect, since {chosen}."
+
+
+def unused_scores(settings: GenerateSettings) -> str | None:
+    """Return a sentence about log-probabilities that are not shown; None if they are, or are not asked for."""
+    if settings.logprobs is None or settings.prompts is not None or settings.out is not None:
+        return None
+    return f"logprobs={settings.logprobs} has no effect on plain text. To write lines of JSON, add out=FILE.jsonl"

@@ -1,0 +1,82 @@
+"""The log-probabilities of tokens, and of the most likely tokens in their places.
+
+Shapes: T time (positions), A alternatives, V vocab_size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpt_pretrain.tokenizers.base import Tokenizer
+
+
+@dataclass(frozen=True)
+class TokenScore:
+    """A token with what the model expected in its place, in nats, before temperature and filters.
+
+    Args:
+        token_id: The token.
+        logprob: Its log-probability; None for the first token of a text, which nothing precedes.
+        likely_ids: The most likely tokens in its place, the likeliest first.
+        likely_logprobs: Their log-probabilities.
+    """
+
+    token_id: int
+    logprob: float | None
+    likely_ids: tuple[int, ...] = ()
+    likely_logprobs: tuple[float, ...] = ()
+
+
+def score_tokens(logits: Tensor, token_ids: Sequence[int], *, count: int, banned: Tensor | None = None) -> list[TokenScore]:
+    """Return the scores of tokens from the logits for them.
+
+    Args:
+        logits: (T, V).
+        token_ids: The token in each place.
+        count: Alternatives of each token, A; at most V.
+        banned: Ids that are no alternatives, since they stand for no token.
+    """
+    logprobs = logits.float().log_softmax(dim=-1)
+    own = logprobs.gather(-1, torch.tensor(token_ids, device=logits.device)[:, None])[:, 0].tolist()
+    if count == 0:
+        return [TokenScore(token_id, logprob) for token_id, logprob in zip(token_ids, own, strict=True)]
+    allowed = logprobs if banned is None else logprobs.index_fill(-1, banned, float("-inf"))
+    top = allowed.topk(min(count, allowed.shape[-1]), dim=-1)  # (T, A)
+    rows = zip(token_ids, own, top.indices.tolist(), top.values.tolist(), strict=True)
+    return [TokenScore(token_id, logprob, tuple(ids), tuple(values)) for token_id, logprob, ids, values in rows]
+
+
+def token_text(tokenizer: Tokenizer, token_id: int) -> str:
+    """Return a token as text; one that is not UTF-8 by itself as its bytes, such as bytes:\\xe4\\xbd, as OpenAI does."""
+    content = tokenizer.token_bytes(token_id)
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
+
+
+def scores_as_json(scores: Iterable[TokenScore], offsets: Iterable[int], tokenizer: Tokenizer) -> dict[str, list[Any]]:
+    """Return scores as the `logprobs` of OpenAI's completions.
+
+    Args:
+        offsets: Where the text of each token begins, in characters.
+    """
+    result: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": list(offsets)}
+    for score in scores:
+        name = token_text(tokenizer, score.token_id)
+        result["tokens"].append(name)
+        result["token_logprobs"].append(score.logprob)
+        if score.logprob is None:
+            result["top_logprobs"].append(None)
+            continue
+        likely: dict[str, float] = {}
+        for token_id, logprob in zip(score.likely_ids, score.likely_logprobs, strict=True):
+            likely.setdefault(token_text(tokenizer, token_id), logprob)
+        likely.setdefault(name, score.logprob)
+        result["top_logprobs"].append(likely)
+    return result

@@ -1,0 +1,77 @@
+"""Prompts from a file, and continuations as lines of JSON."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.generation.prompt_files import check_prompts, read_prompts
+
+Script = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def run(train: Callable[..., float], tmp_path: Path) -> Path:
+    """Return the folder of a short run."""
+    train("trainer.max_epochs=1", "logger=none", run_dir=tmp_path / "run")
+    return tmp_path / "run"
+
+
+def lines(text: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_prompts_of_a_file_are_answered_in_lines_of_json(script: Script, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Every effort", "id": 7}\n\n"moves"\n')
+    more = ("sampler.max_new_tokens=6", f"checkpoint={run}", "precision=32-true")
+    done = script("generate.py", "prompts=prompts.jsonl", "logprobs=3", "out=made.jsonl", *more)
+    assert done.returncode == 0, done.stderr
+    first, second = lines((tmp_path / "made.jsonl").read_text())
+    assert (first["id"], first["line"], first["sample"], first["prompt"]) == (7, 1, 1, "Every effort")
+    assert (second["line"], second["prompt"], second["finish_reason"]) == (3, "moves", "length")
+    logprobs = first["logprobs"]
+    assert isinstance(logprobs, dict)
+    assert len(logprobs["tokens"]) == first["new_tokens"] == 6
+    assert all(own == max(top.values()) for own, top in zip(logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True))
+    plain = script("generate.py", "prompt=Every effort", *more)
+    assert plain.stdout == f"Every effort{first['text']}\n"
+    again = script("generate.py", "prompts=prompts.jsonl", "out=made.jsonl", *more)
+    assert "out=made.jsonl: this exists already." in again.stderr
+    assert again.returncode != 0
+
+
+def test_a_stop_string_ends_the_text_of_generate(script: Script, run: Path) -> None:
+    more = ("sampler.max_new_tokens=8", f"checkpoint={run}", "precision=32-true", "prompt=Every effort")
+    whole = script("generate.py", *more).stdout.removesuffix("\n")
+    new = whole.removeprefix("Every effort")
+    stop = new[2:4]
+    done = script("generate.py", *more, f"stop={json.dumps([stop])}", "logprobs=1")
+    assert done.stdout == f"Every effort{new[: new.index(stop)]}\n"
+    assert "logprobs=1 has no effect on plain text." in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"text": "x"}\n', "line 1: it has no field prompt"),
+        ("a.jsonl", b'{"prompt": "x"}\n{"prompt": 3}\n', "line 2: its prompt is a number"),
+        ("a.jsonl", b'{"prompt": ""}\n', "line 1: its prompt is empty"),
+        ("a.jsonl", b"{oops\n", "line 1: it cannot be read as JSON"),
+        ("a.jsonl", b'"\\ud800"\n', "half a surrogate pair"),
+        ("a.txt", b"fine\n\xff\n", "line 2 is not UTF-8 text"),
+        ("a.txt", b"\n\r\n", "the file has no prompts"),
+    ],
+)
+def test_lines_that_are_no_prompts_are_explained(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        check_prompts(tmp_path / name, name="prompts=a")
+
+
+def test_lines_of_text_are_prompts_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b'\xef\xbb\xbf{"one": 1}\r\n\n two \n')
+    found = [(prompt.line, prompt.text) for prompt in read_prompts(tmp_path / "a.txt", name="prompts=a.txt")]
+    assert found == [(1, '{"one": 1}'), (3, " two ")]
