@@ -43,6 +43,7 @@ MAX_STORED_VALUES = 2000  # values in stored settings; a run has fewer than 200
 MAX_TEXT, MAX_TEXTS = 10_000, 50_000  # characters of one text and of all together, without a signature
 MAX_INTEGER = 2**63
 PURPOSE = "settings of a checkpoint"
+ADDED_GROUP = "evaluation"  # which earlier versions did not have, and did not sign
 # A resumed run has its own devices, and opens no weights but those of its checkpoint: init_from is only recorded.
 OF_THIS_START, RECORDED = ("trainer.devices", "trainer.num_nodes"), ("init_from",)
 
@@ -239,9 +240,11 @@ def _check_plain(config: Any, *, own: bool, origin: str) -> None:
 
 
 def _signed_content(config: Mapping[str, Any]) -> bytes:
-    covered = {key: _find(config, key) for key, kind in TRAIN_KINDS.items() if kind in (BOUNDED, ASKED, LOCAL)}
-    if config.get(CUSTOM):  # earlier versions had no such parts
-        covered[CUSTOM] = [config[CUSTOM]]
+    kinds = {key: kind for key, kind in TRAIN_KINDS.items() if not key.startswith(f"{ADDED_GROUP}.")}
+    covered = {key: _find(config, key) for key, kind in kinds.items() if kind in (BOUNDED, ASKED, LOCAL)}
+    for added in (CUSTOM, ADDED_GROUP):
+        if config.get(added):  # earlier versions had no such parts
+            covered[added] = [config[added]]
     return json.dumps(covered, sort_keys=True).encode()
 
 

@@ -250,6 +250,17 @@ class CheckpointSettings:
 
 
 @dataclass
+class HeldOutSettings:
+    """`evaluation`: texts and tasks that the run is evaluated on while it trains."""
+
+    texts: list[str] = field(default_factory=list)
+    tasks: str | None = None
+    every_n_steps: int | None = None
+    max_bytes: int | None = None
+    task_limit: int | None = None
+
+
+@dataclass
 class CheckSettings:
     """`doubts`: the limits beyond which a check before training prints a warning."""
 
@@ -286,6 +297,7 @@ class TrainSettings:
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    evaluation: HeldOutSettings = field(default_factory=HeldOutSettings)
     callbacks: CallbacksSettings = field(default_factory=CallbacksSettings)
     logger: LoggerSettings = field(default_factory=LoggerSettings)
     doubts: CheckSettings = field(default_factory=CheckSettings)

@@ -68,6 +68,8 @@ TRAIN_KINDS: dict[str, str] = {
     **_group("trainer.", BOUNDED, "devices num_nodes"),
     **_group("checkpoint.", TAKEN, "every_n_steps every_n_minutes"),
     "checkpoint.keep": BOUNDED,
+    **_group("evaluation.", ASKED, "texts tasks"),
+    **_group("evaluation.", TAKEN, "every_n_steps max_bytes task_limit"),
     **_group("callbacks.", TAKEN, "progress_bar samples loss_curve"),
     **_group("callbacks.grid.", BOUNDED, "prompts temperatures top_ks"),
     **_group("callbacks.early_stopping.", TAKEN, "patience min_delta"),
@@ -170,20 +172,28 @@ def is_harmless_place(key: str, value: Any, *, folder: Path | None) -> bool:
             and len(paths) <= MAX_SOURCES
             and all(is_harmless_place("data.path", path, folder=folder) for path in paths)
         )
+    if key == "evaluation.texts":
+        return (
+            isinstance(value, list)
+            and len(value) <= MAX_SOURCES
+            and all(is_harmless_place("data.path", path, folder=folder) for path in value)
+        )
     if not isinstance(value, str):
         return False
     if key == "data.url":
         return is_known_url(value)
-    return key in ("data.path", "checkpoint", "pretrained", "init_from", "tokenizer", "tokenizer.name") and stays_inside(
-        value, folder=folder, must_exist=key != "data.path"
-    )
+    read = ("data.path", "evaluation.tasks")
+    named = (*read, "checkpoint", "pretrained", "init_from", "tokenizer", "tokenizer.name")
+    return key in named and stays_inside(value, folder=folder, must_exist=key not in read)
 
 
 def fix_place(key: str, value: Any) -> Any:
     """Return a harmless place as an absolute path: it will be signed, and must mean the same in another working directory."""
     if key == "data.sources" and isinstance(value, list):
         return [one | {"path": fix_place("data.path", one["path"])} for one in value]
-    return os.path.abspath(value) if key == "data.path" and isinstance(value, str) else value
+    if key == "evaluation.texts" and isinstance(value, list):
+        return [fix_place("data.path", path) for path in value]
+    return os.path.abspath(value) if key in ("data.path", "evaluation.tasks") and isinstance(value, str) else value
 
 
 def is_within_bounds(key: str, value: object) -> bool:
@@ -200,6 +210,8 @@ def within_bounds(key: str, value: Any) -> Any:
 
 def has_cut_part(value: object) -> bool:
     """Return whether a stored place lacks its secret parts, which are not stored."""
+    if isinstance(value, list) and all(isinstance(path, str) for path in value):
+        return any(map(is_cut, value))
     if paths := _source_paths(value):
         return any(map(is_cut, paths))
     return isinstance(value, str) and is_cut(value)

@@ -29,7 +29,7 @@ def score_task(scorer: Scorer, task: Task, tokenizer: Tokenizer, *, report: Call
     Raises:
         UserError: If the tokenizer cannot write a text, or a continuation has no tokens or more than the context holds.
     """
-    encoder = _TaskEncoder(task, tokenizer, scorer.context_length)
+    encoder = TaskEncoder(task, tokenizer, scorer.context_length)
     correct: list[float] = []
     by_length: list[float] = []
     losses: list[float] = []
@@ -76,7 +76,7 @@ def check_characters(task: Task, tokenizer: Tokenizer) -> None:
         raise UserError([f"{task.name}: {problem}" for problem in error.problems]) from error
 
 
-class _TaskEncoder:
+class TaskEncoder:
     """Turns the items of a task into requests, and counts those that have a problem.
 
     Attributes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lightning.pytorch.loggers import Logger
@@ -22,11 +22,12 @@ def flush_loggers(loggers: Iterable[Logger]) -> None:
         logger.flush() if isinstance(logger, MetricsFile) else logger.save()
 
 
-def build_loggers(settings: LoggerSettings, *, run_dir: Path, first_step: int = 0) -> list[Logger]:
+def build_loggers(settings: LoggerSettings, *, run_dir: Path, first_step: int = 0, evaluated: Sequence[str] = ()) -> list[Logger]:
     """Build the configured loggers.
 
     Args:
         first_step: The step at which training starts. Earlier entries of this step and later ones are discarded.
+        evaluated: The metrics of held-out texts and tasks.
 
     Raises:
         UserError: If Weights & Biases or MLflow cannot be used.
@@ -34,7 +35,7 @@ def build_loggers(settings: LoggerSettings, *, run_dir: Path, first_step: int = 
     loggers: list[Logger] = []
     history: list[dict[str, str]] = []
     if settings.csv:
-        loggers.append(metrics := MetricsFile(run_dir / "metrics.csv", first_step=first_step))
+        loggers.append(metrics := MetricsFile(run_dir / "metrics.csv", first_step=first_step, evaluated=evaluated))
         history = metrics.kept
     if settings.tensorboard:
         metadata = read_metadata(run_dir)

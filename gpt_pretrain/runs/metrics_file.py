@@ -8,12 +8,13 @@ import io
 import logging
 import os
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
-from gpt_pretrain.runs.metrics_rows import read_rows
+from gpt_pretrain.runs.metrics_rows import EVALUATED, read_rows
 from gpt_pretrain.system.files import open_for_append, write_text
 
 COLUMNS = (
@@ -43,18 +44,23 @@ class MetricsFile(Logger):
     Args:
         path: The file.
         first_step: The step at which training starts. Earlier rows in the file are kept, later ones are removed.
+        evaluated: Columns of held-out texts and tasks; those that the file has are kept.
     """
 
-    def __init__(self, path: Path, *, first_step: int = 0) -> None:
+    def __init__(self, path: Path, *, first_step: int = 0, evaluated: Sequence[str] = ()) -> None:
         super().__init__()
         self.path = path
+        self._columns = [*COLUMNS, *evaluated]
         self._row: dict[str, Any] = {}
         self._unwritten: list[dict[str, Any]] = []
         self._kept: list[dict[str, str]] = []  # Rows of the file, until the first new row is written.
         self._failed = False
         if path.exists():
-            self._kept = [row for row in map(_known_columns, read_rows(path)) if _is_row(row) and int(row["step"]) < first_step]
-            write_text(path, _to_csv(self._kept, heading=True))
+            found = [_known_columns(row) for row in read_rows(path)]
+            self._kept = [row for row in found if _is_row(row) and int(row["step"]) < first_step]
+            earlier = dict.fromkeys(name for row in self._kept for name in row if name.startswith(EVALUATED))
+            self._columns += [name for name in earlier if name not in self._columns]
+            write_text(path, self._to_csv(self._kept, heading=True))
             # More metrics of the step before the first one may follow; they belong in its row.
             if self._kept and int(self._kept[-1]["step"]) == first_step - 1:
                 self._row = {**self._kept[-1], "step": first_step - 1}
@@ -89,7 +95,7 @@ class MetricsFile(Logger):
         self._row |= dict.fromkeys(columns, "")
         if not any(value for name, value in self._row.items() if name not in ("step", "epoch", "tokens_seen")):
             self._kept, self._row = self._kept[:-1], {}
-            write_text(self.path, _to_csv(self._kept, heading=True))
+            write_text(self.path, self._to_csv(self._kept, heading=True))
 
     def save(self) -> None:
         """Do nothing: Lightning calls this method while the row may still be incomplete."""
@@ -104,7 +110,7 @@ class MetricsFile(Logger):
                 self._unwritten.append(row)
             if not self._unwritten:
                 return
-            self._append(_to_csv(self._unwritten, heading=not self.path.exists()))
+            self._append(self._to_csv(self._unwritten, heading=not self.path.exists()))
             self._unwritten = []
         except OSError as error:
             if not self._failed:
@@ -118,10 +124,18 @@ class MetricsFile(Logger):
             self._unwritten.append(row)
         elif any(str(value) != kept[-1].get(name) for name, value in row.items()):
             try:
-                write_text(self.path, _to_csv([*kept[:-1], row], heading=True))
+                write_text(self.path, self._to_csv([*kept[:-1], row], heading=True))
             except OSError:
                 self._kept, self._row = kept, row
                 raise
+
+    def _to_csv(self, rows: list[dict[str, Any]], *, heading: bool) -> str:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns, extrasaction="ignore")
+        if heading:
+            writer.writeheader()
+        writer.writerows({name: _shorten(value) for name, value in row.items()} for row in rows)
+        return text.getvalue()
 
     def _append(self, text: str) -> None:
         """Append all of a text to the file, or nothing."""
@@ -140,7 +154,7 @@ class MetricsFile(Logger):
 
 
 def _known_columns(row: dict[str, str]) -> dict[str, str]:
-    return {name: row[name] for name in COLUMNS if name in row}
+    return {name: value for name, value in row.items() if name in COLUMNS or name.startswith(EVALUATED)}
 
 
 def _is_row(row: dict[str, str]) -> bool:
@@ -152,15 +166,6 @@ def _is_row(row: dict[str, str]) -> bool:
     step = row.get("step", "")
     counts = all(0 <= numbers.get(name, 0) < 10**MAX_STEP_DIGITS for name in ("epoch", "tokens_seen"))
     return bool(counts and numbers and step.isascii() and step.isdigit() and len(step) < MAX_STEP_DIGITS)
-
-
-def _to_csv(rows: list[dict[str, Any]], *, heading: bool) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore")
-    if heading:
-        writer.writeheader()
-    writer.writerows({name: _shorten(value) for name, value in row.items()} for row in rows)
-    return text.getvalue()
 
 
 def _shorten(value: Any) -> Any:

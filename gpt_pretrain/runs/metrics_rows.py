@@ -8,9 +8,10 @@ from pathlib import Path
 
 from gpt_pretrain.system.reading import open_regular, read_lines
 
+EVALUATED = "evaluation/"  # begins the columns of held-out texts and tasks
 MAX_METRICS_BYTES = 1_000_000_000  # A row has about 150.
 MAX_LINE_BYTES = 100_000
-MAX_COLUMNS = 100
+MAX_COLUMNS = 1000
 
 
 def read_rows(file: Path) -> Iterator[dict[str, str]]:

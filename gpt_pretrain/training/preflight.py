@@ -25,6 +25,7 @@ from gpt_pretrain.data.sources import find_shard_tokenizer
 from gpt_pretrain.data.text import cache_folder, find_text
 from gpt_pretrain.data.trained_tokenizer import trained_tokenizer
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.evaluation.held_out import HeldOutSet, prepare_held_out
 from gpt_pretrain.model.config import CUSTOM_KIND
 from gpt_pretrain.runs.folder import EXPORTED, checkpoint_dir
 from gpt_pretrain.system.devices import accelerator_device
@@ -49,6 +50,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_VOCAB_SIZE = 4096
 MAX_START_TOKENS, MIN_START_CHARACTERS = 24, 4  # of a start_context that is taken from the text
+NEEDED_FOR_EVALUATION = ("evaluation.", "model.context_length")
 NEEDED_FOR_DATA = ("data.", "model.context_length", "trainer.devices", "trainer.num_nodes")  # a problem begins with its setting
 
 
@@ -58,6 +60,7 @@ class TrainingSetup:
 
     Args:
         overridden: The names of the settings that the user has typed.
+        held_out: Texts and tasks to evaluate on, if there are any.
     """
 
     settings: TrainSettings
@@ -65,6 +68,7 @@ class TrainingSetup:
     data: TextDataModule
     start: StartingPoint
     overridden: Set[str] = frozenset()
+    held_out: HeldOutSet | None = None
 
 
 class ProblemCollector:
@@ -123,6 +127,10 @@ def prepare_training(config: DictConfig, *, overridden: Set[str]) -> TrainingSet
             data = _load_data(settings, tokenizer)
             if "start_context" not in overridden:
                 _choose_start_context(settings, tokenizer, data)
+    held_out = None
+    with collector.collect():
+        if tokenizer is not None and not any(problem.startswith(NEEDED_FOR_EVALUATION) for problem in problems):
+            held_out = _prepare_held_out(settings, tokenizer)
     if start.resume is not None:
         if data is not None:
             changes += _data_changes(data, start)
@@ -136,7 +144,7 @@ def prepare_training(config: DictConfig, *, overridden: Set[str]) -> TrainingSet
     device = accelerator_device(settings.trainer.accelerator)
     reset_peak_memory(device)
     settings.trainer.precision = pick_precision(settings.trainer, device)
-    return TrainingSetup(settings, tokenizer, data, start, overridden)
+    return TrainingSetup(settings, tokenizer, data, start, overridden, held_out)
 
 
 def save_config(settings: TrainSettings, tokenizer: Tokenizer, run_dir: Path) -> dict[str, Any]:
@@ -321,6 +329,11 @@ def _load_data(settings: TrainSettings, tokenizer: Tokenizer) -> TextDataModule:
     with ranks.local_main_first():  # the first rank of each machine writes the token files
         data.prepare_data()
     return data
+
+
+def _prepare_held_out(settings: TrainSettings, tokenizer: Tokenizer) -> HeldOutSet | None:
+    with ranks.local_main_first():  # the first rank of each machine writes the token files
+        return prepare_held_out(settings.evaluation, settings.data, tokenizer, context_length=settings.model.context_length)
 
 
 def _data_changes(data: TextDataModule, start: StartingPoint) -> list[str]:

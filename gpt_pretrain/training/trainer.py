@@ -19,6 +19,7 @@ from gpt_pretrain.runs.folder import checkpoint_dir
 from gpt_pretrain.runs.loggers import build_loggers
 from gpt_pretrain.training.callbacks.evaluation import PeriodicEvaluation
 from gpt_pretrain.training.callbacks.health import WarningSigns
+from gpt_pretrain.training.callbacks.held_out import HeldOutEvaluation, held_out_batch
 from gpt_pretrain.training.callbacks.loss_curve import LossCurve
 from gpt_pretrain.training.callbacks.metadata import MetadataWriter
 from gpt_pretrain.training.callbacks.metrics import TrainMetrics
@@ -105,12 +106,18 @@ def build_run_trainer(
         settings.trainer,
         max_epochs=total_epochs(setup.data, settings.trainer),
         callbacks=[*build_callbacks(setup, config=config, run_dir=run_dir), *extra_callbacks],
-        loggers=build_loggers(settings.logger, run_dir=run_dir, first_step=first_step) if ranks.is_main() else [],
+        loggers=_build_loggers(setup, run_dir=run_dir, first_step=first_step) if ranks.is_main() else [],
         strategy=build_strategy(settings.trainer, own_model="model" in settings.custom),
         plugins=[SafeCheckpointIO(), *cluster_environments()],
         default_root_dir=run_dir,
         inference_mode="model" not in settings.custom,
     )
+
+
+def _build_loggers(setup: TrainingSetup, *, run_dir: Path, first_step: int) -> list[Logger]:
+    averages = setup.settings.ema_decay is not None
+    evaluated = [] if setup.held_out is None else setup.held_out.metric_names(averages=averages)
+    return build_loggers(setup.settings.logger, run_dir=run_dir, first_step=first_step, evaluated=evaluated)
 
 
 def build_callbacks(setup: TrainingSetup, *, config: dict[str, Any], run_dir: Path) -> list[Callback]:
@@ -137,8 +144,20 @@ def build_callbacks(setup: TrainingSetup, *, config: dict[str, Any], run_dir: Pa
         TimeLeft(settings, losses, total_steps=n_steps, per_epoch=steps_in_epoch, max_seconds=finish.max_seconds),
         finish,
     ]
+    average = None
     if settings.ema_decay is not None:
-        callbacks.append(WeightAverage(data, decay=settings.ema_decay))
+        callbacks.append(average := WeightAverage(data, decay=settings.ema_decay))
+    if setup.held_out is not None and (main or settings.trainer.strategy == "fsdp"):  # as for samples
+        callbacks.append(
+            HeldOutEvaluation(
+                setup.held_out,
+                data.split.train,
+                every_n_steps=settings.evaluation.every_n_steps,
+                total_steps=n_steps,
+                batch_tokens=held_out_batch(settings),
+                average=average,
+            )
+        )
     signs = samples = None
     if chosen.doctor is not None and main:
         callbacks.append(signs := WarningSigns(settings, chosen.doctor, data, losses))

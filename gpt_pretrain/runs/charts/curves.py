@@ -106,6 +106,28 @@ def metric_figure(series: MetricSeries, *, label: str, color: str = BLUE, log: b
     return figure
 
 
+def measure_figure(series: dict[str, MetricSeries], *, label: str, log: bool = False) -> Figure:
+    """Draw a measure of several texts or tasks by optimizer step; of many, the first ones have a color and a name.
+
+    Args:
+        series: By name, none empty.
+        label: The unit.
+        log: Use a logarithmic axis if the values span more than a decade.
+    """
+    figure, axes = new_figure(5.6, 3.6)
+    limit = max(20, MAX_POINTS_PER_FIGURE // len(series))
+    for index, (name, one) in enumerate(series.items()):
+        named = {"label": label_text(name)} if index < MAX_NAMED else {}
+        draw_line(axes, one.steps, one.values, limit=min(limit, MAX_POINTS), **_line_style(index), **named)
+    if log and spans_decades([value for one in series.values() for value in one.values]):
+        axes.set_yscale("log")
+    axes.set_xlabel("optimizer step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylabel(label)
+    axes.legend(fontsize="small")
+    return figure
+
+
 def overlay_figure(panels: dict[str, list[MetricSeries]], labels: list[str], *, unit: str = NATS) -> Figure:
     """Draw the same metrics of several runs in one chart, by tokens seen.
 

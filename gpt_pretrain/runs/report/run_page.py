@@ -13,6 +13,7 @@ from gpt_pretrain.runs.metadata import COMPLETE, metadata_section, stored_overri
 from gpt_pretrain.runs.next_commands import generate_command, repeat_command, resume_command, tensorboard_command
 from gpt_pretrain.runs.reader import RunContents, read_run, run_results
 from gpt_pretrain.runs.reference import compare_with_reference, find_reference
+from gpt_pretrain.runs.report.held_out import held_out_charts
 from gpt_pretrain.runs.report.page_parts import (
     STATES,
     Picture,
@@ -72,6 +73,7 @@ def render_run_page(folder: Path) -> str:
         error=shorten(metadata.get("error") or "", MESSAGE_CHARACTERS),
         headline=[*_headline(metadata, results), *_reference_row(run)],
         curves=_curves(run),
+        held_out=held_out_charts(run),
         samples=samples,
         samples_shown=sum(len(group["samples"]) for group in samples),
         samples_total=len(run.samples),

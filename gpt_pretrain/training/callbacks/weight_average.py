@@ -70,7 +70,7 @@ class WeightAverage(Callback):
         """Log the validation loss of the average."""
         assert isinstance(pl_module, GPTLitModule)
         limit = trainer.limit_val_batches if isinstance(trainer.limit_val_batches, int) else None
-        with pl_module.clock.paused(), self._swapped(pl_module):
+        with pl_module.clock.paused(), self.swapped(pl_module):
             self.losses.append(pl_module.mean_loss(islice(self.data.val_dataloader(), limit)))
         log_metrics(trainer, pl_module, {"val/ema_loss": self.losses[-1]})
 
@@ -91,7 +91,7 @@ class WeightAverage(Callback):
         self._average = dict(checkpoint.get(STORED, {}))
 
     @contextmanager
-    def _swapped(self, module: L.LightningModule) -> Iterator[None]:
+    def swapped(self, module: L.LightningModule) -> Iterator[None]:
         """Exchange the weights and their average within the block."""
         self._exchange(module)
         try:

@@ -78,6 +78,7 @@ def estimate_times(plan: TrainingPlan, measured: Measurements, settings: TrainSe
         "evaluations": plan.evaluations * plan.evaluation_batches * measured.eval_batch,
         "validation": plan.validations * plan.val_batches * measured.eval_batch,
         "samples": plan.epoch_ends * measured.sample,
+        "held-out texts and tasks": plan.held_out_evaluations * measured.held_out,
     }
     saves, minutes = plan.validations, settings.checkpoint.every_n_minutes
     if minutes is not None:
@@ -158,10 +159,13 @@ def _time_lines(plan: TrainingPlan, measured: Measurements, times: dict[str, flo
         "evaluations": (plan.evaluations, plan.evaluation_batches * measured.eval_batch),
         "validation": (plan.validations, plan.val_batches * measured.eval_batch),
         "samples": (plan.epoch_ends, measured.sample),
+        "held-out texts and tasks": (plan.held_out_evaluations, measured.held_out),
         "checkpoints": (plan.validations, measured.save + measured.copy),
     }
     rows = []
     for name, (count, seconds) in amounts.items():
+        if name == "held-out texts and tasks" and not seconds:
+            continue
         share = f"{format_duration(times[name]):>12} {times[name] / total:4.0%}"
         rows.append(f"        {share}  {name}: {count:,} of {format_seconds(seconds)} each")
     if measured.orthogonalization > 0:

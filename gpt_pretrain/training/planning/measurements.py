@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from gpt_pretrain.checkpoints.checkpoint_file import copy_checkpoint, write_chec
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.evaluation.held_out import score_held_out
 from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.generation.sampling import generate_stream
 from gpt_pretrain.system.devices import accelerator_device
 from gpt_pretrain.system.resources import nearest_folder, peak_memory
 from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.tokenizers.splitting import encode_prompt
+from gpt_pretrain.training.callbacks.held_out import held_out_batch, scoring
 from gpt_pretrain.training.lit_module import GPTLitModule
 from gpt_pretrain.training.nonfinite import NonFiniteError
 from gpt_pretrain.training.optimizer import build_optimizer
@@ -47,6 +50,7 @@ class Measurements:
         copy: Copying a checkpoint.
         peak_bytes: Peak memory in bytes; None if unknown.
         orthogonalization: The part of a step in which Muon updates the matrices; 0 with AdamW.
+        held_out: An evaluation on held-out texts and tasks; 0 if there are none.
     """
 
     first_step: float
@@ -57,6 +61,7 @@ class Measurements:
     copy: float
     peak_bytes: int | None
     orthogonalization: float = 0.0
+    held_out: float = 0.0
 
 
 class StepTimer(Callback):
@@ -129,7 +134,10 @@ def measure_run(setup: TrainingSetup, module: GPTLitModule, *, checkpoint_bytes:
     save, copy = disk_seconds(Path(settings.run_dir), written)
     factor = checkpoint_bytes / written
     update = orthogonalization_seconds(module, settings) if settings.optimizer.name == "muon" else 0.0
-    return Measurements(timer.ends[0], timer.step_seconds(), eval_batch, sample, save * factor, copy * factor, peak, update)
+    held_out = held_out_seconds(module, setup)
+    return Measurements(
+        timer.ends[0], timer.step_seconds(), eval_batch, sample, save * factor, copy * factor, peak, update, held_out
+    )
 
 
 def orthogonalization_seconds(module: GPTLitModule, settings: TrainSettings) -> float:
@@ -186,6 +194,28 @@ def sample_seconds(module: GPTLitModule, tokenizer: Tokenizer, settings: TrainSe
         return 0.0
     last_token = ends[-1] - ends[-2] if len(ends) > 1 else 0.0
     return ends[-1] + (sampler.max_new_tokens - len(ends)) * last_token
+
+
+class _EnoughError(Exception):
+    """Raised to end a measurement that is long enough."""
+
+
+def held_out_seconds(module: GPTLitModule, setup: TrainingSetup) -> float:
+    """Return how long an evaluation on held-out texts and tasks takes; the time of a long one is extrapolated."""
+    if setup.held_out is None:
+        return 0.0
+    start = time.perf_counter()
+
+    def check(_: int) -> None:
+        if time.perf_counter() - start > MAX_SECONDS:
+            raise _EnoughError
+
+    with scoring(module.model, batch_tokens=held_out_batch(setup.settings)) as scorer:
+        with suppress(_EnoughError, UserError):  # weights that diverge in these steps have no scores
+            score_held_out(scorer, setup.held_out, report=check)
+        share = min(1.0, scorer.tokens / setup.held_out.tokens) if scorer.tokens else 1.0
+    kinds = 1 if setup.settings.ema_decay is None else 2
+    return kinds * (time.perf_counter() - start) / share
 
 
 def _seconds(action: Callable[[], object]) -> float:

@@ -37,6 +37,7 @@ class TrainingPlan:
         validations: Passes over the validation set, each followed by a checkpoint.
         val_batches: Batches of one validation on each device.
         epoch_ends: Ends of epochs, each with a sample.
+        held_out_evaluations: Evaluations on held-out texts and tasks, if there are any.
         parallelism: How devices share the training.
         memory: Memory of a training step on each device.
         traffic: Bytes that each device sends in a training step.
@@ -57,6 +58,7 @@ class TrainingPlan:
     validations: int
     val_batches: int
     epoch_ends: int
+    held_out_evaluations: int
     parallelism: Parallelism
     memory: TrainingMemory
     traffic: StepTraffic
@@ -113,6 +115,8 @@ def make_plan(
         validations=validations,
         val_batches=val_batches_per_device,
         epoch_ends=epoch_ends,
+        held_out_evaluations=(first_step == 0)
+        + _evaluations_between(settings.evaluation.every_n_steps, first_step, total, epoch_ends),
         parallelism=parallelism,
         max_checkpoints=3 + min(settings.checkpoint.keep, validations),  # last, best and the one being written
         **model_costs,
@@ -177,6 +181,11 @@ def _parallelism(trainer: TrainerSettings, *, devices: int) -> Parallelism:
 def _count_multiples(divisor: int, start: int, stop: int) -> int:
     """Return how many multiples of a number are in range(start, stop)."""
     return math.ceil(stop / divisor) - math.ceil(start / divisor)
+
+
+def _evaluations_between(every: int | None, first_step: int, total: int, epoch_ends: int) -> int:
+    """Return how often a run is evaluated on held-out texts after its first step; its end is one of these times."""
+    return epoch_ends if every is None else _count_multiples(every, first_step + 1, total) + 1
 
 
 def _saves_between(every: int | None, first_step: int, total: int, per_epoch: int) -> int:

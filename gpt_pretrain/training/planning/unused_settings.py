@@ -29,6 +29,13 @@ USES: list[tuple[tuple[str, ...], Callable[[TrainSettings], bool], str]] = [
     (("data.url",), lambda settings: settings.data.path is None, "together with data.path"),
     (("data.sha256",), lambda settings: settings.data.url is not None, "without data.url="),
     (("data.format", "data.verify"), lambda settings: settings.data.name in SHARDS, "without data=shards"),
+    (
+        ("evaluation.every_n_steps",),
+        lambda settings: bool(settings.evaluation.texts) or settings.evaluation.tasks is not None,
+        "without evaluation.texts or evaluation.tasks",
+    ),
+    (("evaluation.max_bytes",), lambda settings: bool(settings.evaluation.texts), "without evaluation.texts"),
+    (("evaluation.task_limit",), lambda settings: settings.evaluation.tasks is not None, "without evaluation.tasks"),
     (("data.text_field", "data.as_text"), lambda settings: settings.data.name != "shards", "with data=shards"),
 ]
 
