@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import runpy
 import signal
 import sys
 
 from gpt_pretrain.commands.failures import EXIT_INTERRUPTED, as_user_error, check_output, print_defect, print_error
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.checkout import CHECKOUT
 from gpt_pretrain.system.environment import check_environment, decode_arguments, keep_imports_out_of_working_folder
 from gpt_pretrain.system.interrupts import handle_interrupts
 from gpt_pretrain.system.streams import prepare_streams
 
 SCRIPTS = ("train", "generate", "evaluate")  # which Hydra starts
-# Each command is the function COMMAND_command in the module gpt_pretrain.commands.COMMAND.
+# Each command that is no script is the function COMMAND_command in the module gpt_pretrain.commands.COMMAND.
 COMMANDS = {
+    "evaluate": "measure how well models predict a text or solve tasks, as python evaluate.py does",
     "prepare": "turn text files or a dataset into token shards",
     "tokenizer": "train a vocabulary on text files or a dataset",
     "export": "export a model as a folder that transformers opens",
@@ -48,9 +51,14 @@ def _run(arguments: list[str]) -> int | None:
     if name in ("-h", "--help"):
         print(_usage())
         return None
-    if name not in COMMANDS:
-        script = f" Type: python {name}.py" if name in SCRIPTS else ""
-        raise UserError(f"{name}: there is no such command. Choose from {', '.join(COMMANDS)}.{script}")
+    script = CHECKOUT / f"{name}.py"
+    if name not in COMMANDS or (name in SCRIPTS and not script.is_file()):
+        typed = f" Type: python {name}.py" if name in SCRIPTS else ""
+        raise UserError(f"{name}: there is no such command. Choose from {', '.join(COMMANDS)}.{typed}")
+    if name in SCRIPTS:
+        sys.argv[:] = [str(script), *rest]
+        runpy.run_path(str(script), run_name="__main__")
+        return None
     module = importlib.import_module(f"gpt_pretrain.commands.{name}")
     code: int | None = getattr(module, f"{name}_command")(rest)
     return code

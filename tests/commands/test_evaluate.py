@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -12,7 +15,7 @@ import pytest
 import torch
 
 from gpt_pretrain.evaluation.loss import next_token_loss
-from tests.conftest import tiny_model
+from tests.conftest import ROOT, tiny_model
 
 Script = Callable[..., CompletedProcess[str]]
 TEXT = "The cat sat on the mat. " * 40 + "Every effort moves you. " * 60
@@ -138,3 +141,14 @@ def test_without_a_text_one_is_asked_for(script: Script, weights: tuple[Path, Pa
     done = script("evaluate.py", f"pretrained={weights[0]}", *BYTES)
     assert done.returncode == 2
     assert "Give a text: data.path=FILE" in done.stderr
+
+
+def test_it_is_a_command_with_the_same_settings(tmp_path: Path, weights: tuple[Path, Path]) -> None:
+    (tmp_path / "held_out.txt").write_text(TEXT)
+    typed = [f"pretrained={weights[0]}", "data.path=held_out.txt", "max_bytes=100", *BYTES]
+    command = [sys.executable, "-m", "gpt_pretrain", "evaluate"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, *typed], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert results_of(done, tmp_path)["models"][0]["tokens"] == 100
+    done = subprocess.run([*command, "strid=1"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "Did you mean stride or" in done.stderr

@@ -19,6 +19,7 @@ from gpt_pretrain.evaluation.scoring import Scorer
 from gpt_pretrain.runs.report.run_page import render_run_page
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.training.callbacks import held_out as callback
+from gpt_pretrain.training.planning.measurements import Measurements
 from tests.helpers.training_runs import Printed, Train, checkpoint, machine_going_away, rows, same_weights
 
 EVALUATED = "evaluation/"
@@ -148,9 +149,15 @@ def test_weights_without_a_result_do_not_end_the_training(
     assert not evaluated(tmp_path / "run")
 
 
-def test_a_dry_run_estimates_the_time(train: Train, settings: list[str], printed: Printed) -> None:
+def test_a_dry_run_estimates_the_time(
+    train: Train, settings: list[str], printed: Printed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "gpt_pretrain.training.planning.dry_run.measure_run", lambda *_, **__: Measurements(1, 1, 0, 0, 0, 0, None, held_out=20)
+    )
     train(*settings, "plan=true", "evaluation.every_n_steps=4")
-    assert any("held-out texts and tasks: 3 of" in line for line in printed())
+    assert any("held-out texts and tasks: 3 of 20 s each" in line for line in printed())
+    assert any("Evaluating held-out texts and tasks 3 times takes about 10 times as long" in line for line in printed())
 
 
 def test_compilation_is_off_while_a_model_is_scored(tmp_path: Path) -> None:

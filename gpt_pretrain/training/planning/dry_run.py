@@ -23,7 +23,7 @@ from gpt_pretrain.training.planning.checks import find_warnings
 from gpt_pretrain.training.planning.measurements import Measurements, measure_run
 from gpt_pretrain.training.planning.plan import TrainingPlan, make_plan, per_device_note
 from gpt_pretrain.training.planning.schedule_checks import describe_resumed_rate
-from gpt_pretrain.training.planning.time_checks import costly_orthogonalization, late_checkpoint, time_warnings
+from gpt_pretrain.training.planning.time_checks import HELD_OUT, costly_orthogonalization, late_checkpoint, time_warnings
 from gpt_pretrain.training.preflight import TrainingSetup
 from gpt_pretrain.training.run_length import steps_per_epoch
 
@@ -78,8 +78,9 @@ def estimate_times(plan: TrainingPlan, measured: Measurements, settings: TrainSe
         "evaluations": plan.evaluations * plan.evaluation_batches * measured.eval_batch,
         "validation": plan.validations * plan.val_batches * measured.eval_batch,
         "samples": plan.epoch_ends * measured.sample,
-        "held-out texts and tasks": plan.held_out_evaluations * measured.held_out,
     }
+    if measured.held_out:
+        times[HELD_OUT] = plan.held_out_evaluations * measured.held_out
     saves, minutes = plan.validations, settings.checkpoint.every_n_minutes
     if minutes is not None:
         saves = max(saves, int(sum(times.values()) / (60 * minutes)))
@@ -159,12 +160,12 @@ def _time_lines(plan: TrainingPlan, measured: Measurements, times: dict[str, flo
         "evaluations": (plan.evaluations, plan.evaluation_batches * measured.eval_batch),
         "validation": (plan.validations, plan.val_batches * measured.eval_batch),
         "samples": (plan.epoch_ends, measured.sample),
-        "held-out texts and tasks": (plan.held_out_evaluations, measured.held_out),
+        HELD_OUT: (plan.held_out_evaluations, measured.held_out),
         "checkpoints": (plan.validations, measured.save + measured.copy),
     }
     rows = []
     for name, (count, seconds) in amounts.items():
-        if name == "held-out texts and tasks" and not seconds:
+        if name not in times:
             continue
         share = f"{format_duration(times[name]):>12} {times[name] / total:4.0%}"
         rows.append(f"        {share}  {name}: {count:,} of {format_seconds(seconds)} each")

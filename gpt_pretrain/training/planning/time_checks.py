@@ -20,6 +20,7 @@ MIN_STEP_SECONDS = 8e-3  # of a batch with its backward pass, and Lightning's wo
 WORTH_A_WARNING = 30.0  # seconds of validation or evaluation
 GOOD_SHARE = 0.2  # of the training's time
 MIN_GOOD_WINDOWS = 50  # for a validation loss that can be compared
+HELD_OUT = "held-out texts and tasks"  # as a part of a run's time
 LATE = 7200.0  # seconds without a checkpoint
 COSTLY_UPDATE = 0.3  # of a step's time
 
@@ -46,7 +47,7 @@ def time_warnings(context: CheckContext, times: Mapping[str, float]) -> list[str
     Args:
         times: Seconds of each part of the run: steps, evaluations and validation.
     """
-    checks = (_long_validation, _long_evaluations) if times["steps"] > 0 else ()
+    checks = (_long_validation, _long_evaluations, _long_held_out) if times["steps"] > 0 else ()
     found = [check(context, times) for check in checks]
     return [warning for warning in found if warning is not None]
 
@@ -143,6 +144,21 @@ def _long_evaluations(context: CheckContext, times: Mapping[str, float]) -> str 
         f"times as long as the training: {plan.evaluation_batches:,} batches each. "
         f"eval_freq={math.ceil(settings.eval_freq * factor / GOOD_SHARE)} or a smaller eval_iter ({settings.eval_iter} now) "
         "takes less."
+    )
+
+
+def _long_held_out(context: CheckContext, times: Mapping[str, float]) -> str | None:
+    plan, settings = context.plan, context.settings.evaluation
+    if times.get(HELD_OUT, 0.0) < max(WORTH_A_WARNING, times["steps"]):
+        return None
+    remedies = [
+        *(["evaluation.max_bytes"] if settings.texts else []),
+        *(["evaluation.task_limit"] if settings.tasks is not None else []),
+    ]
+    longer = _ratio(times[HELD_OUT], times["steps"])
+    return (
+        f"Evaluating {HELD_OUT} {plan.held_out_evaluations:,} times takes about {longer} times as "
+        f"long as the training. Set {' and '.join(remedies)}, or a larger evaluation.every_n_steps."
     )
 
 
