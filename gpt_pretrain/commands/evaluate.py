@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,8 +16,10 @@ from gpt_pretrain.commands.failures import report_failures
 from gpt_pretrain.commands.job import overridden_keys
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.schema import EvaluateSettings
+from gpt_pretrain.config.secrets import settings_without_secrets
 from gpt_pretrain.config.validation import evaluate_problems
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.formatting import format_count
 
 if TYPE_CHECKING:
     from gpt_pretrain.evaluation.evaluated_model import EvaluatedModel
@@ -57,6 +61,7 @@ def _evaluate(settings: EvaluateSettings) -> None:
     from gpt_pretrain.evaluation.texts import typed_source, validation_source
     from gpt_pretrain.runs.folder import find_checkpoints
     from gpt_pretrain.system.devices import keep_freed_memory
+    from gpt_pretrain.system.terminal import print_escaped
 
     keep_freed_memory()
     # Tasks and texts that cannot be used are refused before weights are loaded.
@@ -71,8 +76,33 @@ def _evaluate(settings: EvaluateSettings) -> None:
         ]
     if source is None and not tasks:
         source = validation_source(models)
+    evaluated: list[EvaluatedModel] = []
+    problems: list[str] = []
     prepared = prepare_models(models, source, tasks, settings)
-    evaluated = [evaluate_model(one, tasks, settings) for one in prepared]
+    try:
+        for one in prepared:
+            try:
+                evaluated.append(evaluate_model(one, tasks, settings))
+            except UserError as error:  # the others still have results
+                problems += [problem for problem in error.problems if problem not in problems]
+    except KeyboardInterrupt:
+        print_escaped(_describe_interruption(len(evaluated), len(prepared)), file=sys.stderr)
+        if evaluated:
+            _write_results(evaluated, source, settings)
+        raise
+    if evaluated:
+        _write_results(evaluated, source, settings)
+    if problems:
+        raise UserError(problems)
+
+
+def _describe_interruption(done: int, total: int) -> str:
+    if not done:
+        return "Interrupted. No model was evaluated to its end, so there are no results."
+    return f"Interrupted. {done} of {format_count(total, 'model')} were evaluated to their end; the results are theirs."
+
+
+def _write_results(evaluated: Sequence[EvaluatedModel], source: TextSource | None, settings: EvaluateSettings) -> None:
     try:
         _show_results(evaluated, source, settings)
     except OSError as error:
@@ -94,7 +124,7 @@ def _show_results(evaluated: Sequence[EvaluatedModel], source: TextSource | None
     folder = Path(settings.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {
-        "settings": {name: getattr(settings, name) for name in ("stride", "max_bytes", "precision", "tokenizer")},
+        "settings": settings_without_secrets(dataclasses.asdict(settings)),
         "comparisons": task_comparisons(tasks),
     }
     if source is not None:

@@ -7,7 +7,7 @@ import secrets
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ TEXTS = ("prompt", "start_context")  # settings whose values are texts
 LOST_OUTPUT = (
     "Standard output cannot be written any longer ({reason}). Training continues; its messages are in the run's train.log."
 )
+_made_folders: list[Path] = []  # by this process, the innermost first
 FULL_ERROR = "HYDRA_FULL_ERROR"  # environment variable: has Hydra raise its errors instead of printing them
 
 
@@ -87,6 +88,8 @@ def hydra_script(name: str) -> Iterator[None]:
         except Exception as error:  # some errors of Hydra's are also an OSError
             reported = as_user_error(error) or (None if debugging else explain_hydra_error(error, script=name))
             sys.exit(print_defect(error) if reported is None else print_error(reported))
+        finally:
+            _remove_empty_folders()
 
 
 def _arguments(name: str) -> list[str]:
@@ -138,10 +141,22 @@ def _check_no_links(folder: Path, names: Sequence[str]) -> None:
         sys.exit(print_error(error))
 
 
+def _make_folder(folder: Path) -> None:
+    _made_folders.extend(one for one in (folder, *folder.parents) if not one.exists())
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _remove_empty_folders() -> None:
+    """Remove the folders that this process has made and that have stayed empty, as after a mistake in the settings."""
+    while _made_folders:
+        with suppress(OSError):
+            _made_folders.pop(0).rmdir()
+
+
 def _check_writable(folder: Path, *, setting: str) -> None:
     try:
         check_folder_name(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        _make_folder(folder)
         probe = folder / f".{secrets.token_hex(4)}.tmp"
         probe.write_bytes(b"")
         probe.unlink()

@@ -9,14 +9,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 
-from gpt_pretrain.config.schema import DataSettings, HeldOutSettings
+from gpt_pretrain.config.schema import DataSettings, HeldOutSettings, TaskSettings
 from gpt_pretrain.data.token_stream import TokenStream
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.contamination import task_overlap, text_overlap
 from gpt_pretrain.evaluation.results import summarize
 from gpt_pretrain.evaluation.scoring import Scorer
 from gpt_pretrain.evaluation.statistics import Estimate
-from gpt_pretrain.evaluation.task_files import Task, find_tasks
+from gpt_pretrain.evaluation.task_items import Task
+from gpt_pretrain.evaluation.task_results import TaskResult, core_results
+from gpt_pretrain.evaluation.task_sources import load_tasks
 from gpt_pretrain.evaluation.tasks import TaskEncoder, check_characters, score_task
 from gpt_pretrain.evaluation.text_scores import EvaluationText, score_text
 from gpt_pretrain.evaluation.texts import typed_source
@@ -24,6 +26,7 @@ from gpt_pretrain.runs.metrics_rows import EVALUATED
 from gpt_pretrain.tokenizers.base import Tokenizer
 
 THIS_RUN = "this run"  # in messages
+CORE = "core"  # the mean of the centered accuracies of that set
 MAX_NAME = 40  # characters
 
 
@@ -52,7 +55,9 @@ class HeldOutSet:
         of_text = ["loss", *(["bits_per_byte"] if self.tokenizer.keeps_bytes else [])]
         keys = [(name, key) for name in self.texts for key in of_text]
         for name, task in self.tasks.items():
-            keys += [(name, "accuracy"), (name, "accuracy_by_length" if task.has_choices else "perplexity")]
+            second = "centered" if task.core is not None else "accuracy_by_length" if task.has_choices else "perplexity"
+            keys += [(name, "accuracy"), (name, second)]
+        keys += [(CORE, CORE)] if any(task.core is not None for task in self.tasks.values()) else []
         return [metric_name(*key, average=average) for average in (False, True)[: 1 + averages] for key in keys]
 
 
@@ -107,7 +112,7 @@ def prepare_held_out(
             texts.append((path, _read_text(path, data, tokenizer, max_bytes=settings.max_bytes)))
     tasks, tokens = list[Task](), sum(text.tokens.count for _, text in texts)
     with _collect(problems, "evaluation.tasks"):
-        tasks = [] if settings.tasks is None else find_tasks(settings.tasks, limit=settings.task_limit)
+        tasks = load_tasks(TaskSettings(path=settings.tasks, names=[], n_shots=None, limit=settings.task_limit))
         tokens += sum(_count_tokens(task, tokenizer, context_length) for task in tasks)
     if problems:
         raise UserError(problems)
@@ -131,14 +136,9 @@ def score_held_out(scorer: Scorer, held_out: HeldOutSet, *, report: Callable[[in
         result = summarize(name, found, stride=scorer.context_length, context_length=scorer.context_length)
         measures = {"loss": result.nats_per_token, "bits_per_byte": result.bits_per_byte}
         scores.append(HeldOutScore(name, _known(measures)))
-    for name, task in held_out.tasks.items():
-        answers = score_task(scorer, task, held_out.tokenizer, report=report)
-        measures = {"accuracy": answers.accuracy}
-        if answers.accuracy_by_length is not None:
-            measures["accuracy_by_length"] = answers.accuracy_by_length
-        if answers.perplexity is not None:
-            measures["perplexity"] = answers.perplexity
-        scores.append(HeldOutScore(name, _known(measures)))
+    answers = [score_task(scorer, task, held_out.tokenizer, report=report) for task in held_out.tasks.values()]
+    scores += [HeldOutScore(name, _known(_task_measures(one))) for name, one in zip(held_out.tasks, answers, strict=True)]
+    scores += [HeldOutScore(CORE, _known({CORE: one.metric})) for one in core_results(answers)]
     return scores
 
 
@@ -187,6 +187,15 @@ def _short_names(paths: Iterable[str]) -> list[str]:
         same = sum(re.fullmatch(rf"{re.escape(stem)}(_\d+)?", name) is not None for name in names)
         names.append(f"{stem}_{same + 1}" if same else stem)
     return names
+
+
+def _task_measures(answers: TaskResult) -> dict[str, Estimate]:
+    others = {
+        "centered": answers.centered,
+        "accuracy_by_length": answers.accuracy_by_length,
+        "perplexity": answers.perplexity,
+    }
+    return {"accuracy": answers.accuracy} | {key: one for key, one in others.items() if one is not None}
 
 
 def _known(measures: dict[str, Estimate]) -> dict[str, Estimate]:

@@ -109,7 +109,13 @@ class Scorer:
         while order:
             n_rows = max(1, self.batch_tokens // max(rows[order[0]].length, 1))
             batch, order = order[:n_rows], order[n_rows:]
-            results |= zip(batch, self._score_batch([rows[index] for index in batch]), strict=True)
+            try:
+                results |= zip(batch, self._score_batch([rows[index] for index in batch]), strict=True)
+            except torch.OutOfMemoryError as error:
+                raise UserError(
+                    f"{self.name}: the memory of the device is too small for batches of {self.batch_tokens:,} tokens. Set a "
+                    f"smaller one: batch_tokens={max(1, self.batch_tokens // 4)}"
+                ) from error
         begin = 0
         for group in waiting:
             yield [scores for index in range(begin, begin + len(group)) for scores in results[index]]

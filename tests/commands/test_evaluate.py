@@ -9,11 +9,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
+from gpt_pretrain.commands.evaluate import evaluate_models
+from gpt_pretrain.evaluation import evaluated_model
 from gpt_pretrain.evaluation.loss import next_token_loss
 from tests.conftest import ROOT, tiny_model
 
@@ -146,9 +150,53 @@ def test_without_a_text_one_is_asked_for(script: Script, weights: tuple[Path, Pa
 def test_it_is_a_command_with_the_same_settings(tmp_path: Path, weights: tuple[Path, Path]) -> None:
     (tmp_path / "held_out.txt").write_text(TEXT)
     typed = [f"pretrained={weights[0]}", "data.path=held_out.txt", "max_bytes=100", *BYTES]
-    command = [sys.executable, "-m", "gpt_pretrain", "evaluate"]
+    command = [sys.executable, "-m", "gpt_pretrain", "evaluate", *typed]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command, *typed], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert results_of(done, tmp_path)["models"][0]["tokens"] == 100
-    done = subprocess.run([*command, "strid=1"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "Did you mean stride or" in done.stderr
+
+
+def test_a_model_that_fails_costs_the_others_nothing(script: Script, tmp_path: Path, weights: tuple[Path, Path]) -> None:
+    (tmp_path / "held_out.txt").write_text(TEXT)
+    broken = torch.load(weights[0], weights_only=True)
+    broken[next(name for name in broken if "final_norm" in name)][:] = torch.nan
+    torch.save(broken, tmp_path / "broken.pth")
+    models = f"models=[{weights[0]},{tmp_path}/broken.pth,{weights[1]}]"
+    done = script("evaluate.py", models, "data.path=held_out.txt", "hydra.run.dir=found", *BYTES)
+    assert done.returncode == 2
+    assert "broken.pth holds NaN or infinity" in done.stderr
+    content = json.loads((tmp_path / "found" / "results.json").read_text())
+    assert [one["model"] for one in content["models"]] == [str(weights[0]), str(weights[1])]
+    assert f"{weights[1]} is better than {weights[0]}" in done.stdout
+    assert content["settings"]["data"]["path"] == "held_out.txt"
+
+
+def test_an_evaluation_that_fails_leaves_no_folder(script: Script, tmp_path: Path, weights: tuple[Path, Path]) -> None:
+    (tmp_path / "mine").mkdir()
+    for folder in ("hydra.run.dir=new/deep", "run_dir=other", "hydra.run.dir=mine"):
+        assert script("evaluate.py", f"pretrained={weights[0]}", "data.path=missing.txt", folder, *BYTES).returncode == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_an_interrupted_evaluation_keeps_what_is_complete(
+    tmp_path: Path, weights: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "held_out.txt").write_text(TEXT)
+    real, calls = evaluated_model.evaluate_model, list[str]()
+
+    def interrupted(prepared: evaluated_model.PreparedModel, *arguments: Any) -> object:
+        calls.append(prepared.weights.name)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(prepared, *arguments)
+
+    monkeypatch.setattr(evaluated_model, "evaluate_model", interrupted)
+    overrides = [f"models=[{weights[0]},{weights[1]}]", f"data.path={tmp_path}/held_out.txt", f"run_dir={tmp_path}/found"]
+    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
+        config = compose("evaluate", [*overrides, *BYTES])
+    monkeypatch.setattr("gpt_pretrain.commands.evaluate.overridden_keys", frozenset)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_models(config)
+    printed = capsys.readouterr()
+    assert "Interrupted. 1 of 2 models were evaluated to their end; the results are theirs." in printed.err
+    assert len(json.loads((tmp_path / "found" / "results.json").read_text())["models"]) == 1

@@ -13,6 +13,8 @@ MEASURES = {
     "loss": ("Loss", "nats per token"),
     "accuracy": ("Accuracy", "share of the items"),
     "accuracy_by_length": ("Accuracy by length", "share of the items"),
+    "centered": ("Accuracy above guessing", "0 is guessing, 1 is no mistake"),
+    "core": ("CORE metric", "mean of the centered accuracies"),
     "perplexity": ("Perplexity of a continuation", "perplexity"),
 }
 
