@@ -68,10 +68,12 @@ class HeldOutScore:
     Args:
         name: Its short name.
         measures: Numbers with their standard errors, by the last part of the metric's name.
+        warnings: Sentences about items that were not read as they are.
     """
 
     name: str
     measures: dict[str, Estimate]
+    warnings: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """Return the first result with its error."""
@@ -137,7 +139,8 @@ def score_held_out(scorer: Scorer, held_out: HeldOutSet, *, report: Callable[[in
         measures = {"loss": result.nats_per_token, "bits_per_byte": result.bits_per_byte}
         scores.append(HeldOutScore(name, _known(measures)))
     answers = [score_task(scorer, task, held_out.tokenizer, report=report) for task in held_out.tasks.values()]
-    scores += [HeldOutScore(name, _known(_task_measures(one))) for name, one in zip(held_out.tasks, answers, strict=True)]
+    for name, one in zip(held_out.tasks, answers, strict=True):
+        scores.append(HeldOutScore(name, _known(_task_measures(one)), tuple(one.warnings(scorer.context_length))))
     scores += [HeldOutScore(CORE, _known({CORE: one.metric})) for one in core_results(answers)]
     return scores
 

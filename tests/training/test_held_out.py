@@ -149,6 +149,12 @@ def test_weights_without_a_result_do_not_end_the_training(
     assert not evaluated(tmp_path / "run")
 
 
+def test_items_that_are_cut_are_counted_once(train: Train, settings: list[str], tmp_path: Path, printed: Printed) -> None:
+    (tmp_path / "tasks" / "ends.jsonl").write_text(json.dumps({"context": "word " * 20, "continuation": "key."}))
+    train(*settings, "evaluation.every_n_steps=1")
+    assert len([line for line in printed() if "ends: 1 of 1 items are longer than the 32 tokens of context" in line]) == 1
+
+
 def test_a_dry_run_estimates_the_time(
     train: Train, settings: list[str], printed: Printed, monkeypatch: pytest.MonkeyPatch
 ) -> None:

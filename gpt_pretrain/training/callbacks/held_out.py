@@ -111,6 +111,8 @@ class HeldOutEvaluation(Callback):
             if scores is None:
                 return
             for score in scores:
+                for warning in score.warnings if self._evaluated < 0 and not average else ():
+                    log.warning("%s", warning)
                 metrics |= {metric_name(score.name, key, average=average): one.value for key, one in score.measures.items()}
             if scores:
                 when = "Before training" if module.step < 0 else f"Step {module.step:06d}"
@@ -172,6 +174,6 @@ def scoring(model: LanguageModel, *, batch_tokens: int) -> Iterator[Scorer]:
     model.eval()
     try:
         with torch.compiler.set_stance("force_eager"):
-            yield Scorer(model, precision=precision, batch_tokens=batch_tokens)
+            yield Scorer(model, name="the model", precision=precision, batch_tokens=batch_tokens)
     finally:
         model.train(was_training)
