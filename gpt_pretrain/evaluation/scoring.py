@@ -121,7 +121,7 @@ class Scorer:
             yield [scores for index in range(begin, begin + len(group)) for scores in results[index]]
             begin += len(group)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # Tensors of inference mode that a model keeps could not be used in its training later.
     def _score_batch(self, batch: list[PackedRow]) -> list[list[TokenScores]]:
         length = max(row.length for row in batch)
         token_ids = np.zeros((len(batch), length), dtype=np.int64)  # A later position never changes an earlier one.
