@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
+from gpt_pretrain.checkpoints.custom_model import GROUP, build_custom_model
 from gpt_pretrain.checkpoints.misfits import name_some
 from gpt_pretrain.checkpoints.pretrained import Weights
 from gpt_pretrain.checkpoints.weight_source import WeightSource
 from gpt_pretrain.config.checkpoint_settings import has_signed_settings
-from gpt_pretrain.config.custom_model import GROUP, build_custom_model
 from gpt_pretrain.config.custom_parts import CUSTOM, TARGET, resume_custom_parts
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig

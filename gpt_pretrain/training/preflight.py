@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from gpt_pretrain.checkpoints.custom_model import check_model_class
 from gpt_pretrain.checkpoints.export_folder import check_export_folder
 from gpt_pretrain.config.conversion import escape_interpolation, to_settings
-from gpt_pretrain.config.custom_model import check_model_class
 from gpt_pretrain.config.custom_parts import CUSTOM, TARGET, storable_parts
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.config.secrets import settings_without_secrets

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt_pretrain.checkpoints.custom_model import build_custom_model
 from gpt_pretrain.checkpoints.custom_weights import CustomWeights, misfit_of
 from gpt_pretrain.checkpoints.pretrained import Weights, open_weights
 from gpt_pretrain.checkpoints.weight_tokenizers import checkpoint_tokenizer
 from gpt_pretrain.config.checkpoint_settings import has_signed_settings
-from gpt_pretrain.config.custom_model import build_custom_model
 from gpt_pretrain.config.custom_parts import TARGET
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.errors import AlreadyCompleteError, UserError

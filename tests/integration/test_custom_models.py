@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from gpt_pretrain.checkpoints.custom_model import build_custom_model
 from gpt_pretrain.checkpoints.custom_weights import CustomWeights
 from gpt_pretrain.checkpoints.huggingface import export
 from gpt_pretrain.checkpoints.pretrained import load_pretrained, open_weights
-from gpt_pretrain.config.custom_model import build_custom_model
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.sampling import generate
 from gpt_pretrain.model.config import GPTConfig
