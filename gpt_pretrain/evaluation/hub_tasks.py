@@ -6,7 +6,8 @@ Source: the datasets and splits that lm-eval 0.4.13 takes.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +17,14 @@ from gpt_pretrain.evaluation.published_tasks import read_item
 from gpt_pretrain.evaluation.task_items import Task, TaskItem
 from gpt_pretrain.texts.dataset_guard import check_reader, own_files_only
 from gpt_pretrain.texts.extras import missing_extra
+from gpt_pretrain.texts.small_tables import read_small_tables
 
 MAX_HUB_ITEMS, MAX_HUB_CHARACTERS = 1_000_000, 1 << 28  # Of a split; the largest of these tasks has 40,000 items.
 
 
 @dataclass(frozen=True)
 class HubTask:
-    """Where a task is on the hub.
+    """A dataset on the hub with the items of a task.
 
     Args:
         repository: The dataset.
@@ -75,23 +77,24 @@ def _read_split(name: str, source: HubTask, split: str, *, limit: int | None) ->
     items: list[TaskItem] = []
     left = MAX_HUB_CHARACTERS
     where = f"tasks.names={name}: {source.repository}, {split}"
-    for row in _rows(name, source, split):
-        try:
-            item = read_item(row, line=len(items) + 1)
-        except (ValueError, KeyError) as error:
-            raise UserError(f"{where}, item {len(items) + 1}: {str(error).rstrip('.')}.") from error
-        left -= sum(map(len, (*item.contexts, *item.continuations)))
-        items.append(item)
-        if left < 0 or len(items) > MAX_HUB_ITEMS:
-            raise UserError(f"{where}: it is far larger than this task. Nothing was scored.")
-        if len(items) == limit:
-            break
+    with closing(_rows(name, source, split)) as rows:
+        for row in rows:
+            try:
+                item = read_item(row, line=len(items) + 1)
+            except (ValueError, KeyError) as error:
+                raise UserError(f"{where}, item {len(items) + 1}: {str(error).rstrip('.')}.") from error
+            left -= sum(map(len, (*item.contexts, *item.continuations)))
+            items.append(item)
+            if left < 0 or len(items) > MAX_HUB_ITEMS:
+                raise UserError(f"{where}: it is far larger than this task. Nothing was scored.")
+            if len(items) == limit:
+                break
     if not items:
         raise UserError(f"{where}: it has no items.")
     return items
 
 
-def _rows(name: str, source: HubTask, split: str) -> Iterator[dict[str, Any]]:
+def _rows(name: str, source: HubTask, split: str) -> Generator[dict[str, Any], None, None]:
     """Yield the rows of a split as datasets streams them; no code of the dataset is run, and no other file is opened."""
     os.environ.setdefault("USE_TORCH", "0")  # Otherwise datasets imports torch to be able to create tensors.
     try:
@@ -100,7 +103,7 @@ def _rows(name: str, source: HubTask, split: str) -> Iterator[dict[str, Any]]:
         raise missing_extra("datasets") from error
     datasets.disable_progress_bars()
     try:
-        with own_files_only(source.repository):
+        with own_files_only(source.repository, read_tables=read_small_tables):
             builder = datasets.load_dataset_builder(source.repository, source.config)
             check_reader(builder, source.repository)
             yield from builder.as_streaming_dataset(split=split)

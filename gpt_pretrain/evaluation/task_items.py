@@ -44,7 +44,7 @@ class TaskItem:
 
 @dataclass(frozen=True)
 class CoreRule:
-    """How a task of the CORE set is judged.
+    """The kind of a task of the CORE set, by which it is judged, and its baseline.
 
     Args:
         kind: multiple_choice, schema or language_modeling.

@@ -38,11 +38,12 @@ Function = Callable[..., Any]
 
 
 @contextmanager
-def own_files_only(name: str) -> Iterator[None]:
+def own_files_only(name: str, *, read_tables: Function = read_text_column) -> Iterator[None]:
     """Have datasets refuse, during the block, to list or open what is not the dataset's own. There is one such block at a time.
 
     Args:
         name: The dataset's name on the hub, or its folder or file on this machine.
+        read_tables: Replaces the method of datasets that reads Parquet files.
     """
     own = _OwnFiles(name)
     with ExitStack() as stack:
@@ -56,7 +57,7 @@ def own_files_only(name: str) -> Iterator[None]:
             ("yaml", "load", own.check_description),
             ("fsspec.implementations.zip:ZipFileSystem", "_open", _limit_member),
             ("datasets.filesystems.compression:BaseCompressedFileFileSystem", "_open", _limit_content),
-            ("datasets.packaged_modules.parquet.parquet:Parquet", "_generate_tables", read_text_column),
+            ("datasets.packaged_modules.parquet.parquet:Parquet", "_generate_tables", read_tables),
         ):
             stack.enter_context(_wrapped(place, function, wrap))
         yield

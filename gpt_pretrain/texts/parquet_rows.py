@@ -47,7 +47,7 @@ def _rows_at_a_time(stream: BinaryIO | io.RawIOBase, column: Any, *, is_nullable
         if page.size > max(LONGEST_RECORD + BATCH, MAX_PAGE_EXPANSION * page.compressed):
             raise DamagedArchiveError(EXPANDED_PAGE)
         if page.encoding in (LENGTHS_FIRST, SHARED_BEGINNINGS) and page.kind != DICTIONARY:
-            for values in _possible_values(stream, page, column):
+            for values in decompress_values(stream, page, column):
                 levels = 0 if page.kind == DATA_V2 or not is_nullable else 4 + int.from_bytes(values[:4], "little")
                 _check_lengths(values[levels:], n_lists=1 + (page.encoding == SHARED_BEGINNINGS))
         # A few bytes of another encoding may stand for a long value that occurs elsewhere.
@@ -56,7 +56,7 @@ def _rows_at_a_time(stream: BinaryIO | io.RawIOBase, column: Any, *, is_nullable
     return min(max(ROWS_MEMORY // longest, 1), MAX_ROWS)
 
 
-def _possible_values(stream: BinaryIO | io.RawIOBase, page: ParquetPage, column: Any) -> Iterator[bytes]:
+def decompress_values(stream: BinaryIO | io.RawIOBase, page: ParquetPage, column: Any) -> Iterator[bytes]:
     """Yield what the values of a page are in memory, also in the ways in which only some versions of Arrow read it."""
     import pyarrow as pa
 

@@ -1,0 +1,80 @@
+"""Read small Parquet files of a dataset with all their columns, in place of datasets 5.2, which takes any size.
+
+Before a row group is read, the headers of its pages tell what it can expand to at most.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+from gpt_pretrain.texts.decompression import DamagedArchiveError
+from gpt_pretrain.texts.parquet_pages import DICTIONARY, read_pages
+from gpt_pretrain.texts.parquet_rows import LENGTHS_FIRST, PLAIN, SHARED_BEGINNINGS, decompress_values
+
+MAX_TABLE_FILE, MAX_TABLE_MEMORY = 1 << 28, 1 << 29  # Bytes of a file, and of a row group in memory.
+VALUE = 16  # Bytes that a value takes in memory at least: with its levels, or the places where a text begins and ends.
+TEXT, LENGTH = "BYTE_ARRAY", 4  # The type whose values have any length, which stands before each value.
+TOO_LARGE = f"a part of it needs more than {MAX_TABLE_MEMORY >> 20} MB of memory"
+
+
+def read_small_tables(_: Callable[..., Any]) -> Callable[..., Any]:
+    """Replace the method that reads Parquet files."""
+
+    def generate_tables(builder: Any, files: Any, row_groups_list: Any) -> Iterator[Any]:
+        import pyarrow.parquet as pq
+        from datasets.builder import Key
+
+        opened = vars(sys.modules[type(builder).__module__]).get("open", open)  # that of datasets, for URLs and archives
+        for number, (file, row_groups) in enumerate(zip(files, row_groups_list, strict=True)):
+            with opened(file, "rb") as remote:
+                data = remote.read(MAX_TABLE_FILE + 1)
+            if len(data) > MAX_TABLE_FILE:
+                raise DamagedArchiveError(f"it has a file of more than {MAX_TABLE_FILE >> 20} MB")
+            stream = io.BytesIO(data)
+            table = pq.ParquetFile(stream)
+            for group in range(table.num_row_groups) if row_groups is None else row_groups:
+                check_row_group(stream, table.metadata.row_group(group))
+                yield Key(number, group), builder._cast_table(table.read_row_group(group, use_threads=False))
+
+    return generate_tables
+
+
+def check_row_group(stream: BinaryIO, group: Any) -> None:
+    """Check that all columns of a row group fit into memory together.
+
+    Args:
+        stream: The file.
+        group: The metadata of the row group.
+
+    Raises:
+        DamagedArchiveError: If they do not, or a column has an encoding that hides its size.
+    """
+    left = MAX_TABLE_MEMORY
+    for index in range(group.num_columns):
+        column = group.column(index)
+        longest = VALUE
+        for page in read_pages(stream, column):
+            left -= page.size
+            if page.kind != DICTIONARY:
+                is_plain = page.encoding == PLAIN
+                left -= page.n_values * (VALUE if is_plain else longest)
+            if left < 0:
+                raise DamagedArchiveError(TOO_LARGE)
+            if page.kind == DICTIONARY and column.physical_type == TEXT:
+                longest += max(map(_longest_text, decompress_values(stream, page, column)), default=0)
+            elif page.encoding in (LENGTHS_FIRST, SHARED_BEGINNINGS):
+                raise DamagedArchiveError("it has an encoding that is not supported here")
+
+
+def _longest_text(values: bytes) -> int:
+    """Return the length of the longest of many texts, before each of which stands its length."""
+    longest, position = 0, 0
+    while position + LENGTH <= len(values):
+        length = int.from_bytes(values[position : position + LENGTH], "little")
+        position += LENGTH + length
+        if position <= len(values):
+            longest = max(longest, length)
+    return longest

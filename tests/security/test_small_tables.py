@@ -1,0 +1,46 @@
+"""Small tables of a dataset are read as a whole only if they fit into memory, whatever their footer says."""
+
+import io
+from typing import Any
+
+import pytest
+
+from gpt_pretrain.texts import small_tables
+from gpt_pretrain.texts.decompression import DamagedArchiveError
+from gpt_pretrain.texts.small_tables import check_row_group
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+
+def check(table: Any, **options: Any) -> None:
+    stream = io.BytesIO()
+    pq.write_table(table, stream, **options)
+    opened = pq.ParquetFile(stream)
+    for group in range(opened.num_row_groups):
+        check_row_group(stream, opened.metadata.row_group(group))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"use_dictionary": False}, {"data_page_version": "2.0"}, {"compression": "none"}, {"compression": "zstd"}]
+)
+def test_tables_of_tasks_fit(options: dict[str, Any]) -> None:
+    rows = [
+        {"text": f"word {n} " * 20, "endings": ["it " * (n % 30)] * 4, "choices": {"text": ["a", "b"]}, "label": n, "none": None}
+        for n in range(5000)
+    ]
+    check(pa.Table.from_pylist(rows), **options)
+
+
+def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(small_tables, "MAX_TABLE_MEMORY", 1 << 23)
+    text = "x" * 100_000
+    for values in ([text] * 200, [[text] * 200], [7] * 1_000_000, [None] * 1_000_000):
+        with pytest.raises(DamagedArchiveError, match="a part of it needs more than"):
+            check(pa.table({"a": values}))
+
+
+@pytest.mark.parametrize("encoding", ["DELTA_LENGTH_BYTE_ARRAY", "DELTA_BYTE_ARRAY"])
+def test_encodings_that_hide_sizes_are_refused(encoding: str) -> None:
+    with pytest.raises(DamagedArchiveError, match="an encoding that is not supported here"):
+        check(pa.table({"a": ["x", "xy"]}), use_dictionary=False, column_encoding={"a": encoding})
