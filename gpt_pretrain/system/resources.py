@@ -8,7 +8,8 @@ import platform
 import re
 import shutil
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 PROCESSES_PER_CORE = 4  # more processes only wait for each other
 CPU_INFO = Path("/proc/cpuinfo")
 CLEAR_REFS, STATUS, STATM = Path("/proc/self/clear_refs"), Path("/proc/self/status"), Path("/proc/self/statm")
+STACK = 1 << 23  # Bytes that a thread reserves.
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # memory limit of a container; "max" if it has none
 
 
@@ -111,6 +113,32 @@ def resident_memory() -> int | None:
         return int(STATM.read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return None
+
+
+@contextmanager
+def bounded_memory(n_bytes: int) -> Iterator[None]:
+    """Have what runs in the block fail if it needs more than this much further memory, where the system has such limits.
+
+    Raises:
+        MemoryError: If it does, or whatever a library raises then.
+
+    Source: setrlimit(2), RLIMIT_DATA, which Linux has; unlike RLIMIT_AS, it counts no address space that is only reserved.
+    """
+    try:
+        before = int(STATM.read_bytes().split()[5]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        yield
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    threads = cores() * STACK  # that a library may start for its work
+    limits = [before + n_bytes + threads, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def return_freed_memory() -> None:

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.environment import user_path
+from gpt_pretrain.system.resources import bounded_memory
 from gpt_pretrain.texts.chunks import BATCH, DAMAGED_ARCHIVE, LONGEST_RECORD, Chunk, Cursor, ReadPosition
 from gpt_pretrain.texts.columns import check_column, find_column, find_leaf
 from gpt_pretrain.texts.dataset_files import SAVED, check_is_text, check_saved_dataset
@@ -19,6 +20,8 @@ from gpt_pretrain.texts.inputs import StreamedDataset
 from gpt_pretrain.texts.parquet_rows import EXPANDED, read_few_rows
 
 ROW = 50  # Bytes that a row takes at least, as a record of a Chunk does.
+# Bytes that datasets may take for the next records, whatever is compressed, and however long a line is.
+DATASET_MEMORY = 1 << 30
 
 
 def read_parquet(source: str | BinaryIO, cursor: Cursor, text_field: str, *, size: int) -> Iterator[Chunk]:
@@ -96,17 +99,28 @@ def read_dataset(dataset: StreamedDataset, text_field: str, *, start: ReadPositi
     os.environ.setdefault("USE_TORCH", "0")  # Otherwise datasets imports torch (200 MB) to be able to create tensors.
     try:
         with own_files_only(dataset.name):
-            records = _open_dataset(dataset, text_field)
+            with bounded_memory(DATASET_MEMORY):  # for some kinds, datasets reads the first records to know the columns
+                records = _open_dataset(dataset, text_field)
             # Without known features, datasets decodes nothing: it hands over what the files hold.
             if records.features is not None:
                 check_column(text_field, list(records.features), f"dataset={dataset.name}")
                 check_is_text(text_field, records.features, dataset.name)
                 records = records.select_columns([text_field]).decode(False)
-            for batch in records.skip(start.record).iter(batch_size=64):
+            batches = records.skip(start.record).iter(batch_size=64)
+            while True:
+                with bounded_memory(DATASET_MEMORY):
+                    batch = next(batches, None)
+                if batch is None:
+                    return
                 yield from _chunk_values(batch[text_field], cursor)
     except (UserError, GeneratorExit):
         raise
     except Exception as error:  # The dataset's own reader and the network below it may raise anything.
+        if isinstance(error, MemoryError) or "out of memory" in str(error):
+            raise UserError(
+                f"dataset={dataset.name}: what comes after record {cursor.record:,} needs more than {DATASET_MEMORY >> 30} GB of "
+                "memory in the package datasets. Give the files themselves as inputs: little of them is in memory at a time."
+            ) from error
         message = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"dataset={dataset.name}: the package datasets failed after record {cursor.record:,}: {message.rstrip('.')}. "

@@ -174,7 +174,7 @@ def _read_files(reader: FuzzedReader, folder: Path, pattern: str, size: int) -> 
     before, started = _reset_peak(), time.process_time()
     try:
         with _bounded_memory():
-            reader.read(folder)
+            reader.read(folder / reader.part(pattern))
     except ALLOWED:
         kind = "rejected"
     except BaseException as error:

@@ -25,7 +25,6 @@ from gpt_pretrain.commands.compare import format_comparison
 from gpt_pretrain.data.corpus import split_corpus
 from gpt_pretrain.data.files import LocalFiles
 from gpt_pretrain.data.formats import open_corpus
-from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare import corpus_folder
 from gpt_pretrain.prepare.segments import EncodedCorpus, SegmentWriter, read_journal
 from gpt_pretrain.prepare.tokenizing import encode_batch
@@ -57,14 +56,20 @@ class FuzzedReader:
     Args:
         make: Writes real files to an empty folder.
         changes: For each file that is changed, the ways to change it.
-        read: Reads the folder.
+        read: Reads the folder, or one of the parts in it.
         after: Completes the changed folder, such as with a correct checksum.
+        parts: Files and folders that are read one by one. Only the one that was changed is read.
     """
 
     make: Callable[[Path], object]
     changes: dict[str, tuple[Change, ...]]
     read: Callable[[Path], object]
     after: Callable[[Path], object] | None = None
+    parts: tuple[str, ...] = (".",)
+
+    def part(self, pattern: str) -> str:
+        """Return what is read after a file has been changed."""
+        return next(part for part in self.parts if part == "." or f"{pattern}/".startswith(f"{part}/"))
 
 
 # In PyTorch's old format, a tensor is stored under the address that it had in memory.
@@ -105,22 +110,6 @@ def _read_weights(path: Path) -> None:
     weights = open_weights(path, n_heads=2)
     weights.build()
     weights.build_tokenizer("byte" if weights.config.vocab_size == 257 else None)
-
-
-def _each(read: Callable[[Path], object], *names: str) -> Callable[[Path], None]:
-    """Return a function that reads every file in a folder, and raises the last error of them."""
-
-    def read_all(folder: Path) -> None:
-        rejected: Exception | None = None
-        for name in names:
-            try:
-                read(folder / name)
-            except (UserError, OSError) as error:
-                rejected = error
-        if rejected is not None:
-            raise rejected
-
-    return read_all
 
 
 def _copy_checkpoints(kind: str) -> Callable[[Path], object]:
@@ -328,7 +317,8 @@ READERS = {
             "module.pt": (ZIP,),
             "old_module.pt": (BLIND, PICKLE),
         },
-        _each(_read_weights, "zip.pth", "legacy.pth", "nanogpt.pt", "module.pt", "old_module.pt"),
+        _read_weights,
+        parts=("zip.pth", "legacy.pth", "nanogpt.pt", "module.pt", "old_module.pt"),
     ),
     "checkpoint": FuzzedReader(
         _copy_checkpoints("run"),
@@ -350,7 +340,8 @@ READERS = {
             "tokenizer.json": (JSON, BLIND),
             "index/model.safetensors.index.json": (JSON, BLIND),
         },
-        _each(_read_weights, ".", "index"),
+        _read_weights,
+        parts=("index", "."),
     ),
     "tokenizer": FuzzedReader(
         _make_tokenizers,
@@ -363,7 +354,8 @@ READERS = {
             "pair/merges.txt": (TEXT, BLIND),
             "own.tiktoken": (TEXT, BLIND),
         },
-        _each(_read_tokenizer, "json", "unigram", "llama", "pieces", "pair", "own.tiktoken"),
+        _read_tokenizer,
+        parts=("json", "unigram", "llama", "pieces", "pair", "own.tiktoken"),
     ),
     "nanogpt": FuzzedReader(_make_nanogpt, {"meta.pkl": (PICKLE, PICKLE, BLIND), "train.bin": (BLIND,)}, _read_corpus),
     "manifest": FuzzedReader(_make_prepared, {"manifest.json": (JSON, JSON, BLIND), "train-00000.bin": (BLIND,)}, _read_corpus),
@@ -376,14 +368,16 @@ READERS = {
     "lines": FuzzedReader(
         _make_lines,
         {"a.jsonl": (JSON, BLIND, TEXT), "a.jsonl.gz": (mutations.change_gzip,), "a.jsonl.zst": (BLIND,), "a.txt.gz": (BLIND,)},
-        _each(_encode, "a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.txt.gz"),
+        _encode,
+        parts=("a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.txt.gz"),
     ),
     "archives": FuzzedReader(
         _make_archives,
         dict.fromkeys(ARCHIVES, (BLIND,)) | {"a.json": (JSON, BLIND, TEXT), "a.csv": (TEXT, BLIND), "a.zip": (BLIND, ZIP)},
-        _each(_encode, *ARCHIVES),
+        _encode,
+        parts=ARCHIVES,
     ),
-    "parquet": FuzzedReader(_make_parquet, {"a.parquet": (BLIND,)}, _each(_encode, "a.parquet")),
+    "parquet": FuzzedReader(_make_parquet, {"a.parquet": (BLIND,)}, _encode, parts=("a.parquet",)),
     "run": FuzzedReader(
         _make_run,
         {"run.json": (JSON, BLIND), "config.yaml": (YAML, BLIND), "metrics.csv": (TEXT, BLIND), "samples.txt": (TEXT, BLIND)},

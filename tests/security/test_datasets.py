@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 import zipfile
 import zlib
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.texts import tables
 from gpt_pretrain.texts.chunks import ReadPosition
 from gpt_pretrain.texts.dataset_guard import _OwnFiles, own_files_only
 from gpt_pretrain.texts.inputs import StreamedDataset
@@ -394,6 +396,24 @@ def test_each_parquet_file_has_the_column_as_text(tmp_path: Path) -> None:
     hostile = pa.table({"text": repeat_in_lists(1)})
     pq.write_table(hostile, tmp_path / "train-1.parquet", compression="zstd", store_schema=False)
     with within(seconds=5, megabytes=100), pytest.raises(UserError, match=r"train-1\.parquet: .* of the type list<.*, not text"):
+        read(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such limit")
+@pytest.mark.parametrize("kind", ["jsonl", "txt", "csv", "arrow", "lists"])
+def test_the_memory_of_other_kinds_is_bounded(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "DATASET_MEMORY", 1 << 26)
+    path = tmp_path / f"a.{kind.replace('lists', 'arrow')}"
+    if path.suffix == ".arrow":
+        column = {"arrow": pa.array(["x" * 3_000_000] * 60), "lists": repeat_in_lists(1)}[kind]
+        table = pa.table({"text": column} if kind == "arrow" else {"text": ["one"], "other": column})
+        with pa.ipc.new_stream(path, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as stream:
+            stream.write_table(table)
+        del column, table
+    else:  # a line without end, of zeros that take no space on the disk
+        path.write_bytes({"jsonl": b'{"text": "', "txt": b"", "csv": b'text,n\n"'}[kind])
+        os.truncate(path, 2 << 30)
+    with within(seconds=20, megabytes=600), pytest.raises(UserError, match=r"needs more than .* GB of memory .* as inputs"):
         read(tmp_path)
 
 
