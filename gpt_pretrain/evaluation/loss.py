@@ -6,7 +6,7 @@ Shapes: B batch, T time, V vocab_size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,9 @@ from gpt_pretrain.data.dataset import Batch
 from gpt_pretrain.model.custom import CustomModel
 from gpt_pretrain.model.kernels.loss import IGNORED, linear_cross_entropy
 from gpt_pretrain.model.language_model import LanguageModel
+
+# Tokens of small batches that are evaluated at once. Each forward pass casts all weights to the precision of the training.
+MERGED_TOKENS = 4096
 
 
 def next_token_loss(
@@ -77,6 +80,23 @@ class LossTotals:
         """
         nats, tokens, n_bytes = all_reduce(self._sums).tolist()
         return MeanLoss(nats / tokens if tokens else math.nan, nats / math.log(2) / n_bytes if n_bytes else math.nan)
+
+
+def merge_batches(batches: Iterable[Batch], *, max_tokens: int = MERGED_TOKENS) -> Iterator[Batch]:
+    """Concatenate consecutive batches of windows of the same length, as long as they have at most max_tokens together."""
+    waiting: list[Batch] = []
+    for batch in batches:
+        size = sum(len(one[0]) for one in [*waiting, batch]) * batch[0].shape[1]
+        if waiting and (size > max_tokens or batch[0].shape[1] != waiting[0][0].shape[1]):
+            yield _concatenate(waiting)
+            waiting = []
+        waiting.append(batch)
+    if waiting:
+        yield _concatenate(waiting)
+
+
+def _concatenate(batches: Sequence[Batch]) -> Batch:
+    return batches[0] if len(batches) == 1 else tuple(map(torch.cat, zip(*batches, strict=True)))  # type: ignore[return-value]
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpt_pretrain.model.config import GPTConfig
-from gpt_pretrain.model.kernels.chunks import chunk_rows, query_blocks
+from gpt_pretrain.model.kernels.chunks import chunk_rows, loss_block_rows, query_blocks
 
 TensorShape = tuple[int, int]  # rows, numbers in each row
 
@@ -279,9 +279,11 @@ def loss_bytes(config: GPTConfig, *, batch_size: int, precision: str, device: st
     """Return the peak memory of the loss: a chunk of logits, the gradients of head and hidden states, and cast copies."""
     wide, narrow = dtype_bytes(precision)
     tokens, head = batch_size * config.context_length, config.vocab_size * config.emb_dim
+    rows = chunk_rows(tokens, config.vocab_size, device)
     # The softmax is computed in fp32, so narrower logits are held twice. The derivative of a cap is held as well.
-    number = (narrow if narrow == 4 else narrow + 4) + (0 if config.logit_cap is None else 4)
-    logits = chunk_rows(tokens, config.vocab_size, device) * config.vocab_size * number
+    copies_of_block = (narrow < 4) + (config.logit_cap is not None)
+    block = loss_block_rows(rows, config.vocab_size, device) * config.vocab_size * 4 * copies_of_block
+    logits = rows * config.vocab_size * narrow + block
     gradients = (head + 2 * tokens * config.emb_dim) * wide
     copies = 0 if narrow == 4 else (2 * head + tokens * config.emb_dim) * narrow
     return logits + gradients + copies

@@ -1,5 +1,6 @@
 """Each kernel equals the plain operation that it replaces."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -55,6 +56,36 @@ def test_the_loss_and_its_gradients_equal_pytorch(rows: int, vocab_size: int) ->
     plain = gradients(lambda: F.cross_entropy(hidden @ weight.T, targets) * 3, hidden, weight)
     for actual, expected in zip(fast, plain, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("cap", [None, 3.0])
+@pytest.mark.parametrize("block_bytes", [1, 4 * 97 * 5, 1 << 21])
+def test_blocks_of_the_loss_and_the_loss_without_gradients_equal_pytorch(
+    block_bytes: int, cap: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden, weight, targets = head(13, 8, 97)
+    targets[[2, 5]] = loss.IGNORED
+    monkeypatch.setattr(chunks, "BLOCK_BYTES", block_bytes)
+
+    def plain() -> Tensor:
+        logits = hidden @ weight.T
+        return F.cross_entropy(logits if cap is None else cap * torch.tanh(logits / cap), targets)
+
+    with chunk_bytes(7 * 4 * 97):
+        fast = gradients(lambda: loss.linear_cross_entropy(hidden, weight, targets, cap=cap), hidden, weight)
+        with torch.no_grad():
+            alone = loss.linear_cross_entropy(hidden, weight, targets, cap=cap)
+            assert loss.linear_cross_entropy(hidden * torch.nan, weight, targets, cap=cap).isnan()
+            assert loss.linear_cross_entropy(hidden, weight, torch.full((13,), loss.IGNORED), cap=cap) == 0
+    for actual, expected in zip(fast, gradients(plain, hidden, weight), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(alone, plain().detach(), rtol=1e-6, atol=1e-6)
+
+
+def test_logits_of_any_size_are_bent_as_by_tanh() -> None:
+    x = torch.tensor([-math.inf, -1e30, -700.0, -20.0, -1e-3, 0.0, 1e-7, 0.3, 14.0, 1e4, math.inf])
+    torch.testing.assert_close(loss._tanh_of_ratio(x.clone(), 15.0), torch.tanh(x / 15), rtol=1e-6, atol=2e-7)
+    assert loss._tanh_of_ratio(torch.tensor([math.nan]), 15.0).isnan().all()
 
 
 def test_the_loss_survives_large_logits_and_propagates_nan() -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from gpt_pretrain.config.schema import OptimizerSettings, SchedulerSettings
-from gpt_pretrain.evaluation.loss import next_token_loss
+from gpt_pretrain.data.dataset import Batch
+from gpt_pretrain.evaluation.loss import mean_loss, merge_batches, next_token_loss
 from gpt_pretrain.training.clock import TrainingClock
 from gpt_pretrain.training.lit_module import GPTLitModule
 from tests.conftest import tiny_model
@@ -53,6 +54,19 @@ def test_validation_is_the_mean_over_positions_of_unequal_batches(module: GPTLit
     assert module.val_loss == pytest.approx(expected, rel=1e-5)
     n_bytes = sum(int(target) % 5 for target in targets.flatten())
     assert module.val_bits_per_byte == pytest.approx(expected * targets.numel() / math.log(2) / n_bytes, rel=1e-5)
+
+
+def test_small_batches_are_evaluated_together_and_their_loss_is_the_same() -> None:
+    def batch(n: int, length: int) -> Batch:
+        return torch.randint(0, 97, (n, length)), torch.randint(0, 97, (n, length))
+
+    batches = [batch(2, 16), batch(2, 16), batch(3, 16), batch(1, 8), batch(9, 16), batch(1, 16)]
+    merged = list(merge_batches(iter(batches), max_tokens=64))
+    assert [tuple(one[0].shape) for one in merged] == [(4, 16), (3, 16), (1, 8), (9, 16), (1, 16)]
+    assert list(merge_batches([])) == []
+    model, token_bytes = tiny_model(), torch.ones(97, dtype=torch.int64)
+    one_by_one, together = (mean_loss(model, some, token_bytes=token_bytes, all_reduce=lambda x: x) for some in (batches, merged))
+    assert together.nats_per_token == pytest.approx(one_by_one.nats_per_token, rel=1e-6)
 
 
 def test_evaluation_keeps_the_training_mode_and_the_random_state(module: GPTLitModule) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 # Bytes of fp32 logits that the loss holds at a time, by device type. Larger chunks are not faster.
 LOGITS_BYTES = {"cpu": 1 << 26, "cuda": 1 << 30}
+BLOCK_BYTES = 1 << 21  # of fp32 logits that a CPU passes over several times; more would not stay in its cache
 # Queries in a block of attention with dropout. Smaller blocks skip more of the masked half but launch more kernels.
 QUERY_BLOCK = 128
 
@@ -19,6 +20,11 @@ def chunk_rows(n_positions: int, vocab_size: int, device: str) -> int:
     max_rows = max(1, LOGITS_BYTES.get(device, LOGITS_BYTES["cuda"]) // (4 * vocab_size))
     n_chunks = -(-n_positions // max_rows)
     return -(-n_positions // n_chunks)
+
+
+def loss_block_rows(rows: int, vocab_size: int, device: str) -> int:
+    """Return the number of a chunk's rows that are worked on at a time."""
+    return min(rows, max(1, BLOCK_BYTES // (4 * vocab_size))) if device == "cpu" else rows
 
 
 def query_blocks(n_queries: int) -> list[tuple[int, int]]:
