@@ -107,8 +107,9 @@ def _mean_loss(hidden: Tensor, weight: Tensor, target_ids: Tensor, cap: float | 
             chunk = slice(start, min(start + rows, N))
             logits = buffer[: chunk.stop - start, :V]  # (up to rows, V)
             torch.mm(x[chunk], w.T, out=logits)
-            for block, targets in zip(logits.split(block_rows), target_ids[chunk].split(block_rows), strict=True):
-                total += _loss_sum(block.to(wide), targets, cap)
+            for first in range(0, len(logits), block_rows):
+                block = slice(first, first + block_rows)
+                total += _loss_sum(logits[block].to(wide), target_ids[chunk][block], cap)
     return total / (target_ids != IGNORED).sum().clamp(min=1)
 
 
@@ -155,9 +156,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 chunk = slice(start, min(start + rows, N))
                 logits = buffer[: chunk.stop - start, :V]  # (up to rows, V)
                 torch.mm(x[chunk], w.T, out=logits)
-                blocks = (tensor.split(block_rows) for tensor in (logits, target_ids[chunk], row_weights[chunk]))
-                for block in zip(*blocks, strict=True):
-                    total += softmax_gradient(*block, cap)
+                for first in range(0, len(logits), block_rows):
+                    block = slice(first, first + block_rows)
+                    total += softmax_gradient(logits[block], target_ids[chunk][block], row_weights[chunk][block], cap)
                 if gradients is not None:
                     gradients.add(logits, chunk)
         ctx.gradients = None if gradients is None else gradients.finish(hidden.dtype, weight.dtype)
