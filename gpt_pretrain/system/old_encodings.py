@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -15,21 +16,23 @@ ALPHABETS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("cp1254",), "ığşçöü", "âîûé"),
     (("cp1257",), "āčēģīķļņšūžąęėįųõäöü", ""),
     (("cp1251", "koi8_r", "koi8_u", "cp866", "iso8859_5", "mac_cyrillic"), "оеаинтсрвлкмдпу", "яыьзбгчйхжшюцщэфъёіїєґўјљњћџђ"),
-    (("cp1253", "iso8859_7"), "αοιετσνηάίό", "υρπκμλςωγδθβχφξζψέήύώϊϋ"),
-    (("cp1255",), "יוהלאתמרבשנ", "גדזחטכסעפצקךםןףץ"),
-    (("cp1256",), "اليمنرتوبعدسهفكحق", "ءآأؤإئةثجخذزشصضطظغىپچ"),
+    (("cp1253", "iso8859_7", "cp737", "mac_greek"), "αοιετσνηάίό", "υρπκμλςωγδθβχφξζψέήύώϊϋ"),
+    (("cp1255", "cp862"), "יוהלאתמרבשנ", "גדזחטכסעפצקךםןףץ"),
+    (("cp1256", "iso8859_6"), "اليمنرتوبعدسهفكحق", "ءآأؤإئةثجخذزشصضطظغىپچ"),
     (("cp874",), "านรอกเงมยลวดทสต่้ีัิ", "ะาคจขชบปผพหแโใไุูื็ณธฟ"),
     (("euc_jp", "cp932"), "".join(map(chr, range(0x3041, 0x30FF))), "日一人年大国本中出上生行見事時分前気言手者"),
     (("gb18030",), "的一是不了在人有我他这个们中来上大为和国地到以说时要就出会可也你对生能而子得着下自之年", "过发后作里天分家"),
-    (("cp950",), "的一是不了在人有我他這個們中來上大為和國地到以說時要就出會可也你對生能而子得著下自之年", "過發後作裡天分家"),
+    (("cp950", "big5hkscs"),
+     "的一是不了在人有我他這個們中來上大為和國地到以說時要就出會可也你對生能而子得著下自之年",
+     "過發後作裡天分家係嘅佢唔呢咁哋喺啲嘢嚟"),
     (("cp949",), "이다는에을가의를은로하고지한도서사기어자시인리나대과해으니라요그것", "안녕세계문장말일있수"),
 )  # fmt: skip
 PUNCTUATION = frozenset("«»¿¡°§€£©®™·•ªº½¼…\u00a0–—‘’‚“”„‹›、。，．・！？；：（）「」『』《》〈〉　")  # noqa: RUF001
-SEVERAL_BYTES = ("euc_jp", "cp932", "gb18030", "cp950", "cp949")
+SEVERAL_BYTES = ("euc_jp", "cp932", "gb18030", "cp950", "big5hkscs", "cp949")
 # A text is rarely valid in an encoding with characters of several bytes by chance; other letters of such a script are many.
 BONUS, OTHER_IDEOGRAPH = 0.3, 0.3
 SURE = 0.65  # The least score of a guess without the help of charset-normalizer.
-# Encodings that charset-normalizer recognizes, and those that are meant nearly always.
+# Encodings that charset-normalizer recognizes, and those that are meant nearly always, if the text is valid in them.
 USUAL = {
     **{"euc_jis_2004": "euc_jp", "euc_jisx0213": "euc_jp", "shift_jis_2004": "cp932", "shift_jisx0213": "cp932"},
     **{"shift_jis": "cp932", "big5hkscs": "cp950", "johab": "cp949", "gb2312": "gb18030", "gbk": "gb18030"},
@@ -38,9 +41,13 @@ USUAL = {
 ICONV: dict[str, str | None] = {
     **{"latin_1": "ISO-8859-1", "mac_roman": "MACINTOSH", "mac_latin2": "MAC-CENTRALEUROPE", "mac_iceland": "MAC-IS"},
     **{"kz1048": "RK1048", "ptcp154": "PT154", "euc_jp": "EUC-JP", "euc_kr": "EUC-KR", "koi8_r": "KOI8-R", "koi8_u": "KOI8-U"},
+    **{"big5hkscs": "BIG5-HKSCS", "euc_jis_2004": "EUC-JISX0213", "euc_jisx0213": "EUC-JISX0213"},
+    **{"shift_jis_2004": "SHIFT_JISX0213", "shift_jisx0213": "SHIFT_JISX0213"},
     **{"tis_620": "TIS-620", "hp_roman8": "HP-ROMAN8", "mac_cyrillic": "MAC-CYRILLIC"},
     **dict.fromkeys(("mac_greek", "mac_turkish", "koi8_t", "cp720", "hz")),
 }
+# In one of two encodings of Greek, capital alpha with an accent is the other's apostrophe or pilcrow.
+SYMBOL_BEFORE_WORD = re.compile("(?<!\\S)[\u2019\u00b6](?=[\u03ac-\u03ce])")
 NOT_TRIED = ["ascii", "utf_8", "utf_8_sig", "utf_7", "utf_16", "utf_16_le", "utf_16_be", "utf_32", "utf_32_le", "utf_32_be"]
 LATIN_END = "\u0250"  # The first character after the letters of Latin script.
 SAMPLE = 1 << 14  # Bytes that are looked at.
@@ -59,7 +66,7 @@ def likely_encodings(data: bytes) -> Iterator[str]:
     from charset_normalizer import from_bytes
 
     for match in from_bytes(sample, cp_exclusion=NOT_TRIED):
-        yield USUAL.get(match.encoding, match.encoding)
+        yield from (name for name in (USUAL.get(match.encoding), match.encoding) if name and _decode(sample, name) is not None)
 
 
 def _is_ebcdic(sample: bytes) -> bool:
@@ -70,9 +77,7 @@ def _is_ebcdic(sample: bytes) -> bool:
 
 def _score(sample: bytes, group: tuple[str, ...], encoding: str) -> float:
     """Return the mean weight of the characters besides ASCII, if a text has this encoding; frequent letters weigh most."""
-    try:
-        text = codecs.getincrementaldecoder(encoding)().decode(sample)
-    except UnicodeDecodeError:
+    if (text := _decode(sample, encoding)) is None:
         return -1
     frequent, others = next((frequent, others) for names, frequent, others in ALPHABETS if names == group)
     weights = dict.fromkeys(others.upper(), 0.3) | dict.fromkeys(frequent.upper(), 0.6)
@@ -87,6 +92,14 @@ def _score(sample: bytes, group: tuple[str, ...], encoding: str) -> float:
     )
     mistakes = 0 if several else _mistakes(text)
     return (total - mistakes) / max(counts.total(), 1) + (BONUS if several and counts else 0.0)
+
+
+def _decode(sample: bytes, encoding: str) -> str | None:
+    """Return the beginning of a text, or None if it is not valid in an encoding."""
+    try:
+        return codecs.getincrementaldecoder(encoding)().decode(sample)
+    except UnicodeDecodeError:
+        return None
 
 
 def convert_command(path: str, encoding: str) -> str:
@@ -131,6 +144,6 @@ def decodes(blocks: Iterable[bytes], encoding: str) -> bool:
 
 
 def _mistakes(text: str) -> int:
-    """Return how many characters are hardly where they are: capitals and symbols inside of words."""
+    """Return how many characters are hardly where they are: capitals and symbols in words, apostrophes and symbols before."""
     inside = [text[at] for at in range(1, len(text) - 1) if text[at - 1].islower() and text[at] > "\x7f"]
-    return sum(not character.islower() for character in inside)
+    return sum(not character.islower() for character in inside) + len(SYMBOL_BEFORE_WORD.findall(text))

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 
 from gpt_pretrain.system.file_recognition import content_name
+from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.old_encodings import convert_command, decodes, likely_encodings, quote_path
 from gpt_pretrain.texts.blocks import read_stream
 
@@ -20,6 +21,12 @@ HARDLY_UTF8 = ("cp1252", "cp1250", "cp1254")  # Text in these encodings is hardl
 MEND_SURROGATES = (
     "python -c \"import sys; text = open(sys.argv[1], encoding='utf-8', errors='surrogatepass', newline='').read(); "
     "sys.stdout.buffer.write(text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace').encode())\" {path} > new.txt"
+)
+FEW = 20  # So few characters besides ASCII leave the encoding open.
+JAVA_NUL = b"\xc0\x80"
+DROP_NULS = (
+    "python -c \"import sys; data = open(sys.argv[1], 'rb').read(); sys.stdout.buffer.write(data.replace(b'\\xc0\\x80', b''))\" "
+    "{path} > new.txt"
 )
 
 
@@ -49,6 +56,10 @@ def explain_invalid_utf8(block: bytes, error: UnicodeDecodeError, position: int,
         return advice("It contains surrogates, which a faulty conversion to UTF-8 left behind. Replace them", mend)
     if valid_share >= MOSTLY:
         return advice("The rest of the text is UTF-8. Leave out the damaged characters", drop)
+    if _is_utf8_of_java(block):
+        return advice(
+            "It contains NULs as Java writes them, C0 80. Leave them out", DROP_NULS.replace("{path}", quote_path(path))
+        )
     sample = block[max(begin - BEFORE, 0) : begin + AFTER]
     guesses = list(dict.fromkeys(likely_encodings(sample)))
     if is_file and os.path.getsize(path) <= LARGEST_CHECKED:
@@ -58,7 +69,9 @@ def explain_invalid_utf8(block: bytes, error: UnicodeDecodeError, position: int,
     name = guesses[0].upper().replace("_", "-")
     if valid_share > SOME and guesses[0] in HARDLY_UTF8:
         return where, f"Some of it is UTF-8, and some looks like {name}. Convert the latter part by itself"
-    return advice(f"It looks like {name}", convert_command(path, guesses[0]))
+    told_by = sum(character > "\x7f" for character in sample.decode(guesses[0], errors="ignore"))
+    few = f"It has only {format_count(told_by, 'letter')} besides ASCII, so its encoding is a guess: look at the result. "
+    return advice(f"{few * (told_by < FEW)}It looks like {name}", convert_command(path, guesses[0]))
 
 
 def _valid_share(block: bytes) -> float:
@@ -83,6 +96,15 @@ def _is_utf8_with_surrogates(block: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _is_utf8_of_java(block: bytes) -> bool:
+    """Return whether nothing but NULs of two bytes, and perhaps surrogates, keeps a text from being UTF-8."""
+    try:
+        block[: block.rfind(b"\n") + 1 or len(block)].replace(JAVA_NUL, b"").decode(errors="surrogatepass")
+    except UnicodeDecodeError:
+        return False
+    return JAVA_NUL in block
 
 
 def _around_first_invalid(path: str) -> tuple[bytes, int]:

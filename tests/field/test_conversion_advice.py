@@ -31,6 +31,12 @@ TEXTS = {
     "cp866": "Все счастливые семьи похожи друг на друга.\n",
     "mac_cyrillic": "Все счастливые семьи похожи друг на друга, каждая несчастлива.\n",
     "iso8859_7": "Η γρήγορη καφετιά αλεπού πηδάει πάνω από το σκυλί.\n",
+    "cp1253": "Η γρήγορη καφετιά αλεπού, η Άννα και ο Άγγελος.\n",
+    "cp737": "Η γρήγορη καφετιά αλεπού, η Άννα και ο Άγγελος.\n",
+    "mac_greek": "Η γρήγορη καφετιά αλεπού πηδάει πάνω από το σκυλί.\n",
+    "cp862": "שלום עולם, זה טקסט בעברית לבדיקה.\n",
+    "iso8859_8": "שלום עולם, זה טקסט בעברית לבדיקה.\n",
+    "iso8859_6": "مرحبا بالعالم، هذا نص عربي للاختبار.\n",
     "cp1255": "שלום עולם, זה טקסט בעברית לבדיקה.\n",
     "cp1256": "مرحبا بالعالم، هذا نص عربي للاختبار.\n",
     "cp874": "สวัสดีชาวโลก นี่คือข้อความภาษาไทย\n",
@@ -39,6 +45,7 @@ TEXTS = {
     "iso2022_jp": "これは日本語の文章です。吾輩は猫である。\n",
     "gb18030": "今天天气很好, 我们去公园散步。话说天下大势, 分久必合。\n",
     "big5": "話說天下大勢, 分久必合, 合久必分。\n",
+    "big5hkscs": "呢個係香港嘅粵語文章，佢哋鍾意飲茶同埋食點心。\n",
     "euc_kr": "안녕하세요 세계, 이것은 한국어 문장입니다.\n",
     "utf_7": "Größe, Übung, 1 + 1: schöne Grüße, 今天 in München!\n",
     "hz": "今天天气很好, 我们去公园~散步。~\n",
@@ -49,6 +56,7 @@ DAMAGED = {
     "half a pair": (b"abc \xed\xa0\x80 def\n", "abc \ufffd def\n"),
     "pairs of surrogates": (b"x \xed\xa0\xbd\xed\xb8\x80 y\n", "x 😀 y\n"),
     "one byte": ("Déjà vu.\n".encode() * 60 + b"\xff and more", "Déjà vu.\n" * 60 + " and more"),
+    "NULs of Java": (b"one\xc0\x80two\n", "onetwo\n"),
     "cut": ("Grüße 今天\n".encode() * 20 + b"abc \xe4\xbd", "Grüße 今天\n" * 20 + "abc "),
     "cut early": (b"abc \xe4\xbd", "abc "),
 }
@@ -107,6 +115,14 @@ def test_what_iconv_does_not_know_is_converted_by_python(tmp_path: Path, encodin
     text = "今天" if encoding == "hz" else "çö\r\n"
     (tmp_path / "-a.txt").write_bytes(text.encode(encoding))
     assert converted(tmp_path / "-a.txt", convert_command("-a.txt", encoding)) == text
+
+
+def test_a_guess_from_few_letters_is_called_a_guess(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("Москва\n".encode("cp1251"))
+    with pytest.raises(
+        UserError, match=r"only 6 letters besides ASCII, so its encoding is a guess: look at the result\. It looks"
+    ):
+        in_training(tmp_path / "a.txt")
 
 
 def test_no_command_is_advised_that_would_make_garbage(tmp_path: Path) -> None:
