@@ -15,7 +15,7 @@ from gpt_pretrain.commands.job import is_hydra_job, is_multirun
 from gpt_pretrain.errors import LostEndError, UserError
 from gpt_pretrain.runs.metadata import was_interrupted
 from gpt_pretrain.system.formatting import short_message, shorten_middle
-from gpt_pretrain.system.streams import lost_output
+from gpt_pretrain.system.streams import has_no_output, lost_output
 from gpt_pretrain.system.urls import hide_secrets
 from gpt_pretrain.training.distributed.ranks import is_main, rank
 
@@ -106,13 +106,18 @@ def print_defect(error: Exception) -> int:
     return EXIT_DEFECT
 
 
-def check_output() -> None:
+def check_output(*, is_result: bool = False) -> None:
     """Check that everything was printed. A reader that has gone, as head does, has what it wants.
+
+    Args:
+        is_result: Whether the command has done nothing if what it prints is lost.
 
     Raises:
         UserError: If standard output could not be written for another reason.
     """
     sys.stdout.flush()
+    if is_result and has_no_output():
+        raise UserError("Standard output is closed, so the result could not be printed. Leave out >&- or use > FILE.")
     error = lost_output()
     if error is not None and error.errno != errno.EPIPE:
         raise UserError(f"Standard output cannot be written: {error.strerror or error}. What was printed is incomplete.")

@@ -82,7 +82,7 @@ def hydra_script(name: str) -> Iterator[None]:
             os.environ[FULL_ERROR] = "1"
             yield
             if name != "train":  # the output of the others is their result
-                check_output()
+                check_output(is_result=True)
         except KeyboardInterrupt:
             sys.exit(EXIT_INTERRUPTED)
         except Exception as error:  # some errors of Hydra's are also an OSError

@@ -72,14 +72,18 @@ def train(config: DictConfig, *, overridden: Set[str] | None = None) -> float:
         if setup.settings.plan:
             from gpt_pretrain.training.planning.dry_run import dry_run
 
+            _custom_callbacks(setup.settings.callbacks.custom)  # whether they can be built
             log.info(dry_run(setup))
             return math.nan
 
+        from gpt_pretrain.sweeps.pruning import pruning_callbacks
         from gpt_pretrain.training.fit import finish, fit
         from gpt_pretrain.training.preflight import save_config
 
         stored = save_config(setup.settings, setup.tokenizer, run_dir)
-        callbacks = _extra_callbacks(setup.settings.callbacks.custom, run_dir)
+        # Only the jobs of a sweep have a trial: beside a run that is resumed, anything may lie.
+        pruning = pruning_callbacks(run_dir) if is_sweep_job() else []
+        callbacks = [*pruning, *_custom_callbacks(setup.settings.callbacks.custom)]
         trainer, module = fit(setup, config=stored, run_dir=run_dir, extra_callbacks=callbacks)
         return finish(setup.settings, trainer, module, run_dir=run_dir)
     return _best_val_loss(run_dir)  # a job of a sweep that was already complete
@@ -171,8 +175,8 @@ def _best_val_loss(run_dir: Path) -> float:
     return float(loss) if is_finite_number(loss) else math.nan
 
 
-def _extra_callbacks(custom: dict[str, Any], run_dir: Path) -> list[Any]:
-    """Build the callbacks that prune a search, and the user's own.
+def _custom_callbacks(custom: dict[str, Any]) -> list[Any]:
+    """Build the user's own callbacks.
 
     Args:
         custom: The `_target_` and arguments of each of the user's callbacks, by name.
@@ -180,14 +184,17 @@ def _extra_callbacks(custom: dict[str, Any], run_dir: Path) -> list[Any]:
     Raises:
         UserError: If a callback cannot be built.
     """
-    from gpt_pretrain.sweeps.pruning import pruning_callbacks
+    from lightning import Callback
 
-    # Only the jobs of a sweep have a trial: beside a run that is resumed, anything may lie.
-    callbacks: list[Any] = [*pruning_callbacks(run_dir)] if is_sweep_job() else []
+    callbacks = list[Any]()
     for name, fields in custom.items():
         try:
             callbacks.append(instantiate(fields))
         except Exception as error:  # Hydra wraps all exceptions of the class
-            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            cause = error.__cause__ or error
+            reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
             raise UserError(f"callbacks.custom.{name} cannot be built: {reason}") from error
+        if not isinstance(callbacks[-1], Callback):
+            kind = type(callbacks[-1]).__name__
+            raise UserError(f"callbacks.custom.{name} is of the type {kind}, but must be a lightning.Callback.")
     return callbacks

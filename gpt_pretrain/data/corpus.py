@@ -118,7 +118,7 @@ def split_corpus(corpus: TokenCorpus, tokenizer: Tokenizer, *, train_ratio: floa
         return TokenSplit(train, val, text_sha256=text_sha256, documents=documents, n_bytes=n_bytes)
     cut = int(train_ratio * train.count)
     log.info(
-        "data.path=%s has no validation set. The last %s tokens of the training set are used instead (data.train_ratio=%g).",
+        "%s has no validation set. The last %s tokens of the training set are used instead (data.train_ratio=%g).",
         corpus.files.location,
         f"{train.count - cut:,}",
         train_ratio,

@@ -61,7 +61,7 @@ def open_prepared(files: Files) -> TokenCorpus:
         ) from error
     if isinstance(failed := content.get("failed_files"), list) and failed:
         log.warning(
-            "data.path=%s: the corpus is incomplete. %s could not be read to the end when it was prepared; %s lists them.",
+            "%s: the corpus is incomplete. %s could not be read to the end when it was prepared; %s lists them.",
             escape_line(files.location),
             format_count(len(failed), "file"),
             MANIFEST,

@@ -64,6 +64,9 @@ class LossyStream(io.TextIOWrapper):
             print(f"warning: {self._notice.format(reason=error.strerror or error)}", file=sys.stderr)
 
 
+_closed: set[str] = set()  # The standard streams that were closed when the program started.
+
+
 def prepare_streams(*, notice: str | None = None) -> None:
     """Replace standard output and standard error by streams that take any text, and open those that are closed.
 
@@ -79,6 +82,11 @@ def prepare_streams(*, notice: str | None = None) -> None:
             os.set_blocking(stream.fileno(), True)  # another program may share the terminal and have changed that
         stream.flush()
         setattr(sys, name, LossyStream(stream, notice=notice if name == "stdout" else None))
+
+
+def has_no_output() -> bool:
+    """Return whether standard output was closed when the program started."""
+    return "stdout" in _closed
 
 
 def lost_output() -> OSError | None:
@@ -106,7 +114,9 @@ def _open_closed_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+            _closed.add(name)
         if getattr(sys, name) is None:
+            _closed.add(name)
             setattr(sys, name, open(os.devnull, "w" if number else "r", encoding="utf-8"))  # noqa: SIM115
 
 

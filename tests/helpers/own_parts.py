@@ -157,3 +157,10 @@ class Outside(Collated):
     def collate(self, samples: list[tuple[Tensor, Tensor]]) -> Any:
         ids = torch.stack([ids for ids, _ in samples])
         return ids + 5000, ids
+
+
+class Wordless:
+    """Cannot be built, and does not say why."""
+
+    def __init__(self) -> None:
+        raise ValueError

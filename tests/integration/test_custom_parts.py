@@ -256,3 +256,19 @@ def test_a_fused_optimizer_is_checked_before_it_steps(train: Train, tmp_path: Pa
     write_checkpoint(content, tmp_path / "run" / "checkpoints" / "last.ckpt")
     with pytest.raises(UserError, match="optimizer state does not fit"):
         train(*fused, f"resume='{tmp_path / 'run'}'", "trainer.max_steps=2", base=["trainer.accelerator=cpu"])
+
+
+CALLBACKS = {
+    "tests.helpers.own_parts.Wordless": "callbacks.custom.own cannot be built: ValueError",
+    "datetime.timedelta": "callbacks.custom.own is of the type timedelta, but must be a lightning.Callback.",
+}
+
+
+@pytest.mark.parametrize("target", CALLBACKS)
+@pytest.mark.parametrize("plan", ["true", "false"])
+def test_a_callback_that_cannot_be_used_is_found_before_the_run_and_in_a_dry_run(
+    train: Train, tmp_path: Path, target: str, plan: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        train(*QUICK, f"+callbacks.custom.own={{_target_: {target}}}", f"plan={plan}", run_dir=tmp_path / "run")
+    assert str(caught.value) == CALLBACKS[target]
