@@ -18,6 +18,7 @@ SCRIPTS = ("train", "generate", "evaluate")  # which Hydra starts
 # Each command that is no script is the function COMMAND_command in the module gpt_pretrain.commands.COMMAND.
 COMMANDS = {
     "evaluate": "measure how well models predict a text or solve tasks, as python evaluate.py does",
+    "lm_eval": "run the LM Evaluation Harness, with --model gpt_pretrain",
     "prepare": "turn text files or a dataset into token shards",
     "tokenizer": "train a vocabulary on text files or a dataset",
     "export": "export a model as a folder that transformers opens",

@@ -105,12 +105,9 @@ def write_lines(file: Path, items: list[dict[str, Any]]) -> Path:
     return file
 
 
-def harness_results(folder: Path, items: Path, *, n_shots: int) -> dict[str, dict[str, Any]]:
-    """Evaluate an exported model with the LM Evaluation Harness on items in files."""
+def task_definitions(items: Path) -> Path:
+    """Copy the harness's definitions of the tasks, for items in files of a folder."""
     lm_eval = pytest.importorskip("lm_eval")
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-
     definitions = Path(lm_eval.__file__).parent / "tasks"
     for name, place in DEFINITIONS.items():
         own = items / "definitions" / name
@@ -126,10 +123,20 @@ def harness_results(folder: Path, items: Path, *, n_shots: int) -> dict[str, dic
         data = f"{{data_files: {{validation: '{items / name}.jsonl'}}, cache_dir: '{items / 'cache'}'}}"
         text = f"{kept}\ntask: {name}_here\ndataset_path: json\nvalidation_split: validation\ndataset_kwargs: {data}\n"
         (own / "task.yaml").write_text(text)
-    tasks = TaskManager(include_path=str(items / "definitions"), include_defaults=False)
+    return items / "definitions"
+
+
+def harness_results(folder: Path, items: Path, *, n_shots: int) -> dict[str, dict[str, Any]]:
+    """Evaluate an exported model with the LM Evaluation Harness on items in files."""
+    pytest.importorskip("lm_eval")
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    tasks = TaskManager(include_path=str(task_definitions(items)), include_defaults=False)
     model = HFLM(pretrained=str(folder), device="cpu", batch_size=4, dtype="float32")
     names = [f"{name}_here" for name in DEFINITIONS]
-    found = lm_eval.simple_evaluate(model, tasks=names, task_manager=tasks, bootstrap_iters=0, num_fewshot=n_shots)
+    found = simple_evaluate(model, tasks=names, task_manager=tasks, bootstrap_iters=0, num_fewshot=n_shots)
     return {name: found["results"][f"{name}_here"] for name in DEFINITIONS}
 
 
