@@ -30,7 +30,7 @@ HYDRA = {
 # The rooms of the package, from the bottom up: each may import those before it, and none behind it.
 ROOMS = [
     *("errors", "system", "model", "tokenizers", "generation", "config", "runs", "texts", "data", "prepare"),
-    *("checkpoints", "evaluation", "training", "sweeps", "commands"),
+    *("checkpoints", "evaluation", "serving", "training", "sweeps", "commands"),
 ]
 # What each part must not load.
 FORBIDDEN = {
@@ -39,6 +39,7 @@ FORBIDDEN = {
     "gpt_pretrain.generation": ("lightning", "omegaconf"),
     "gpt_pretrain.tokenizers": ("torch", "lightning", "omegaconf"),
     "gpt_pretrain.checkpoints": ("lightning", "omegaconf"),
+    "gpt_pretrain.serving": ("lightning", "omegaconf"),
     "gpt_pretrain.texts": ("torch", "lightning"),
     "gpt_pretrain.runs.folder": ("torch", "lightning", "omegaconf"),
     "gpt_pretrain.runs.report": ("torch", "lightning"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from gpt_pretrain.system.measurements import measured_once
 
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}  # Lightning's names and the dtypes of matrix products
 MIN_DECODING_SPEEDUP = 1.2  # A smaller speedup of bf16 decoding is not worth its rounding.
+PROMPT_ROWS = 128  # positions of a prompt whose logits are in memory at once
 GRAPH_MIN_TOKENS = 32  # For fewer tokens, capturing a CUDA graph takes longer than it saves.
 
 
@@ -58,7 +59,22 @@ class DecodingModel:
             (B, V), fp32 or wider.
         """
         hidden = self._blocks.hidden_states(token_ids, cache=cache)  # (B, T, D)
-        logits: Tensor = self._head(hidden[:, -1])  # (B, V)
+        return self._logits(hidden[:, -1])
+
+    def prompt_logits(self, token_ids: Tensor, *, cache: KVCache | None = None) -> Iterator[Tensor]:
+        """Yield the logits after each token of a single row, (up to PROMPT_ROWS, V), in their order; the last one by itself.
+
+        Args:
+            token_ids: int64, (1, T).
+            cache: As for `next_logits`.
+        """
+        hidden = self._blocks.hidden_states(token_ids, cache=cache)[0]  # (T, D)
+        for start in range(0, len(hidden) - 1, PROMPT_ROWS):
+            yield self._logits(hidden[start : min(start + PROMPT_ROWS, len(hidden) - 1)])
+        yield self._logits(hidden[-1:])
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self._head(hidden)  # (..., V)
         return self._blocks.cap_logits(logits.to(torch.promote_types(logits.dtype, torch.float32)))
 
     def new_cache(self, batch_size: int, *, capacity: int) -> KVCache:
@@ -80,6 +96,10 @@ class WindowDecodingModel(DecodingModel):
         self.config, self.device = model.config, model.device
         self.dtype = next(model.parameters()).dtype if dtype is None else dtype
         self._model = model
+
+    def prompt_logits(self, token_ids: Tensor, *, cache: KVCache | None = None) -> Iterator[Tensor]:
+        for end in range(1, token_ids.shape[1] + 1):
+            yield self.next_logits(token_ids[:, :end])
 
     # Not in inference mode: a module may keep what it computes, such as rotations, and need it in its next training step.
     @torch.inference_mode(False)

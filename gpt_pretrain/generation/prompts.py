@@ -72,7 +72,7 @@ class TextModel:
 
 @dataclass(frozen=True)
 class PromptOptions:
-    """How prompts are continued, besides the choice of each token.
+    """The settings that prompts are continued with, besides those that choose each token.
 
     Args:
         n_samples: Continuations of each prompt.

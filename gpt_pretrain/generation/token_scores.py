@@ -51,7 +51,7 @@ def score_tokens(logits: Tensor, token_ids: Sequence[int], *, count: int, banned
     return [TokenScore(token_id, logprob, tuple(ids), tuple(values)) for token_id, logprob, ids, values in rows]
 
 
-def token_text(tokenizer: Tokenizer, token_id: int) -> str:
+def token_name(tokenizer: Tokenizer, token_id: int) -> str:
     """Return a token as text; one that is not UTF-8 by itself as its bytes, such as bytes:\\xe4\\xbd, as OpenAI does."""
     content = tokenizer.token_bytes(token_id)
     try:
@@ -68,7 +68,7 @@ def scores_as_json(scores: Iterable[TokenScore], offsets: Iterable[int], tokeniz
     """
     result: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": list(offsets)}
     for score in scores:
-        name = token_text(tokenizer, score.token_id)
+        name = token_name(tokenizer, score.token_id)
         result["tokens"].append(name)
         result["token_logprobs"].append(score.logprob)
         if score.logprob is None:
@@ -76,7 +76,7 @@ def scores_as_json(scores: Iterable[TokenScore], offsets: Iterable[int], tokeniz
             continue
         likely: dict[str, float] = {}
         for token_id, logprob in zip(score.likely_ids, score.likely_logprobs, strict=True):
-            likely.setdefault(token_text(tokenizer, token_id), logprob)
+            likely.setdefault(token_name(tokenizer, token_id), logprob)
         likely.setdefault(name, score.logprob)
         result["top_logprobs"].append(likely)
     return result

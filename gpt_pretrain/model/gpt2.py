@@ -36,9 +36,9 @@ class MultiHeadAttention(nn.Module):
         qkv = self.qkv(x).view(B, T, 3, self.n_heads, D // self.n_heads)  # (B, T, 3, H, K)
         queries, keys, values = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, T, K)
         if cache is not None:
-            keys, values = cache.extend(self.layer, keys, values)  # (B, H, S, K)
-            mask = cache.mask
-        context = causal_attention(queries, keys, values, mask=mask, drop_rate=self.drop_rate if self.training else 0.0)
+            context = cache.attend(self.layer, queries, keys, values)
+        else:
+            context = causal_attention(queries, keys, values, mask=mask, drop_rate=self.drop_rate if self.training else 0.0)
         out: Tensor = self.out_proj(context.transpose(1, 2).reshape(B, T, D))  # (B, T, D)
         return out
 

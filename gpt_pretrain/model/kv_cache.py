@@ -5,10 +5,13 @@ Shapes: B batch, T time (new positions), S cached positions, H heads of keys and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.model.kernels.attention import causal_attention
 
 
 class KVCache:
@@ -59,6 +62,29 @@ class KVCache:
         self.values[layer, :, :, start:end] = values
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Store a block's new keys and values, and compute attention over all cached ones.
+
+        Args:
+            queries: (B, heads of queries, T, K); each head of keys and values serves as many of them.
+            keys: (B, H, T, K).
+            values: (B, H, T, K).
+
+        Returns:
+            (B, heads of queries, T, K).
+        """
+        keys, values = self.extend(layer, keys, values)  # (B, H, S, K)
+        if (group := queries.shape[1] // keys.shape[1]) > 1:
+            keys, values = (one.repeat_interleave(group, dim=1) for one in (keys, values))
+        return causal_attention(queries, keys, values, mask=self.mask)
+
+    def copy(self) -> KVCache:
+        """Return a cache of its own with the same content."""
+        other = KVCache.__new__(KVCache)
+        other.capacity, other.length, other.mask = self.capacity, self.length, None
+        other.keys, other.values = self.keys.clone(), self.values.clone()
+        return other
+
 
 class StaticKVCache(KVCache):
     """A cache that continues another one position at a time, with operations that are the same for each position.
@@ -94,3 +120,22 @@ class StaticKVCache(KVCache):
         if self.length > self.capacity:
             raise ValueError(f"Position {self.length} exceeds the cache and the model's context_length, {self.capacity}.")
         self.position += 1
+
+
+class RowCaches(KVCache):
+    """Caches of single rows that are at different positions, which read one more token each in a common step.
+
+    Each row attends to its own positions only, with the same operations as if it were alone. So its numbers do not depend on the
+    other rows.
+    """
+
+    def __init__(self, rows: Sequence[KVCache]) -> None:
+        self.rows = rows
+        self.mask = None
+
+    def begin(self, n_positions: int) -> Tensor:
+        return torch.stack([row.begin(n_positions) for row in self.rows])  # (B, T)
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        each = zip(self.rows, *(one.tensor_split(len(self.rows)) for one in (queries, keys, values)), strict=True)
+        return torch.cat([row.attend(layer, q, k, v) for row, q, k, v in each])

@@ -78,11 +78,11 @@ class GroupedQueryAttention(nn.Module):
         queries, keys = (rms_norm(rotate(one, (cos, sin))).to(values.dtype) for one in (queries, keys))
         queries, keys, values = (one.transpose(1, 2) for one in (queries, keys, values))  # (B, H or G, T, K)
         if cache is not None:
-            keys, values = cache.extend(self.layer, keys, values)  # (B, G, S, K)
-            mask = cache.mask
-        if (group := self.heads[0] // self.heads[1]) > 1:
-            keys, values = (one.repeat_interleave(group, dim=1) for one in (keys, values))  # (B, H, S, K)
-        context = causal_attention(queries, keys, values, mask=mask, drop_rate=self.drop_rate if self.training else 0.0)
+            context = cache.attend(self.layer, queries, keys, values)
+        else:
+            if (group := self.heads[0] // self.heads[1]) > 1:
+                keys, values = (one.repeat_interleave(group, dim=1) for one in (keys, values))  # (B, H, T, K)
+            context = causal_attention(queries, keys, values, mask=mask, drop_rate=self.drop_rate if self.training else 0.0)
         out: Tensor = self.out_proj(context.transpose(1, 2).reshape(B, T, D))  # (B, T, D)
         return out
 
