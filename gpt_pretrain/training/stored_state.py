@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from gpt_pretrain.checkpoints.sharded import REFERENCE_KEY
+from gpt_pretrain.checkpoints.weight_averages import EMA, TRAINED
 from gpt_pretrain.config.checkpoint_settings import MAX_INTEGER
 from gpt_pretrain.config.custom_parts import CUSTOM
 from gpt_pretrain.config.schema import OptimizerSettings
@@ -179,6 +180,7 @@ def _check_randomness(state: Any) -> None:
 
 def _check_saved_run(state: Any) -> None:
     best = (state["best_step"], state["best_epoch"])
+    _require("SaveRun", state.get("best_weights", TRAINED) in (TRAINED, EMA))
     _require("SaveRun", _is_numbers([state["best_loss"]]) and all(number == -1 or _is_count(number) for number in best))
 
 

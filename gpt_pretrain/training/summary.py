@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import lightning as L
 import torch
 
+from gpt_pretrain.checkpoints.weight_averages import EMA
 from gpt_pretrain.config.custom_parts import TARGET, naming_words
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.data.datamodule import TextDataModule
@@ -173,9 +174,10 @@ def _describe_length(trainer: L.Trainer) -> str:
 def _describe_best(save: SaveRun, module: GPTLitModule) -> str:
     if save.best_step < 0:
         return f"Best validation loss: none. The last is {module.val_loss}, so the training diverged; try a lower optimizer.lr."
+    average = ", of the moving average (weights=ema)" if save.best_weights == EMA else ""
     return (
         f"Best validation loss: {save.best_loss:.3f} nats per token (perplexity {format_perplexity(save.best_loss)}), "
-        f"in epoch {save.best_epoch}, step {save.best_step}; last: {module.val_loss:.3f}"
+        f"in epoch {save.best_epoch}, step {save.best_step}{average}; last: {module.val_loss:.3f}"
     )
 
 

@@ -170,7 +170,14 @@ def build_callbacks(setup: TrainingSetup, *, config: dict[str, Any], run_dir: Pa
         callbacks.append(LossCurve(losses, folder=run_dir, tokens_per_epoch=per_epoch))
     if chosen.progress_bar and main:
         callbacks.append(ProgressBar(total_steps=n_steps, max_epochs=total_epochs(data, settings.trainer)))
-    save = SaveRun(data, folder=checkpoint_dir(run_dir), settings=settings.checkpoint, tokenizer=setup.tokenizer, config=config)
+    save = SaveRun(
+        data,
+        folder=checkpoint_dir(run_dir),
+        settings=settings.checkpoint,
+        tokenizer=setup.tokenizer,
+        config=config,
+        average=average,
+    )
     metadata = MetadataWriter(
         run_dir, losses=losses, metrics=metrics, save=save, samples=samples, signs=signs, tokens_per_epoch=per_epoch
     )

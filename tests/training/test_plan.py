@@ -121,17 +121,21 @@ def test_the_plan_counts_what_the_run_does(
     count(GPTLitModule, "mean_loss", "losses")
     count(Samples, "on_train_epoch_end", "samples")
     count(SaveRun, "save", "saves")
-    for overrides in (
-        ["trainer.max_epochs=3", "data.stride=100", "checkpoint.every_n_steps=4", "eval_freq=3", "checkpoint.keep=1"],
-        ["trainer.max_steps=13", "data.stride=100", "checkpoint.every_n_steps=11", "eval_freq=13", "export=true"],
+    for number, overrides in enumerate(
+        (
+            ["trainer.max_epochs=3", "data.stride=100", "checkpoint.every_n_steps=4", "eval_freq=3", "checkpoint.keep=1"],
+            ["trainer.max_steps=13", "data.stride=100", "checkpoint.every_n_steps=11", "eval_freq=13", "export=true"],
+            ["trainer.max_epochs=2", "data.stride=100", "checkpoint.every_n_steps=4", "eval_freq=3", "ema_decay=0.9"],
+        )
     ):
         counted.__dict__.update(steps=0, losses=0, samples=0, saves=0)
-        train(*overrides, run_dir=None if overrides[0].endswith("=3") else Path(str(compose_train().run_dir) + "-2"))
+        train(*overrides, run_dir=Path(f"{compose_train().run_dir}-{number}"))
         settings = to_settings(compose_train(*TINY_RUN, *overrides), TrainSettings)
         plan = plan_run(settings)[2]
         between = plan.validations - plan.epoch_ends
         assert plan.steps == counted.steps
-        assert 2 * plan.evaluations + between == counted.losses
+        of_averages = plan.validations if "ema_decay=0.9" in overrides else 0
+        assert 2 * plan.evaluations + between + of_averages == counted.losses
         assert (plan.epoch_ends, plan.validations) == (counted.samples, counted.saves)
 
 

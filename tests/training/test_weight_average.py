@@ -9,6 +9,7 @@ import torch
 
 from gpt_pretrain.checkpoints.pretrained import open_weights
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.runs.metadata import read_metadata
 from gpt_pretrain.training.callbacks.weight_average import decay_at
 from tests.helpers.training_runs import checkpoint, rows, same_weights
 
@@ -74,3 +75,17 @@ def test_weights_that_a_source_lacks_are_refused(train: Train, tmp_path: Path) -
         open_weights(tmp_path / "run", kind="ema")
     with pytest.raises(UserError, match=r"weights=average needs two or more periodic checkpoints"):
         open_weights(tmp_path / "run", kind="average")
+
+
+def test_the_best_checkpoint_is_that_of_the_lower_loss(train: Train, tmp_path: Path) -> None:
+    """The average is validated at each checkpoint, and best.ckpt is the one where it or the weights were best."""
+    settings = ["ema_decay=0.9", "checkpoint.every_n_steps=1", "optimizer.lr=0.05", "trainer.max_steps=6", "logger=csv"]
+    best = train(*settings, "callbacks=minimal")
+    found = [(float(row["val/ema_loss"]), float(row["val/loss"])) for row in rows(tmp_path / "run") if row["val/ema_loss"]]
+    assert len(found) == 6 and best == pytest.approx(min(map(min, found)), abs=1e-6)
+    assert min(average for average, _ in found) < min(weights for _, weights in found), "as at such a learning rate"
+    saved = checkpoint(tmp_path / "run", "best")
+    state = next(value for name, value in saved["callbacks"].items() if name.startswith("SaveRun"))
+    assert state["best_weights"] == "ema"
+    assert saved["global_step"] == 1 + min(range(6), key=lambda step: min(found[step]))
+    assert read_metadata(tmp_path / "run")["result"]["best_weights"] == "ema"

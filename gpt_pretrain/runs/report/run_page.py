@@ -258,8 +258,9 @@ def _best_loss_note(results: dict[str, Any]) -> str:
     loss, epoch = results.get("best_val_loss"), results.get("best_epoch")
     step = format_number(results.get("best_step"), ",d")
     perplexity = f"perplexity {format_perplexity(loss)}" if is_finite_number(loss) else ""
+    average = "of the moving average" if results.get("best_weights") == "ema" else ""
     when = [f"epoch {epoch}" if isinstance(epoch, int) else "", "" if step == "-" else f"step {step}"]
-    return join_distinct(["nats per token", perplexity, *when])
+    return join_distinct(["nats per token", average, perplexity, *when])
 
 
 def _count(number: object, unit: str) -> str | None:

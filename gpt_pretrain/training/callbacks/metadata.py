@@ -82,6 +82,7 @@ class MetadataWriter(Checkpoint):
             "best_val_loss": self.save.best_loss,
             "best_bits_per_byte": self.save.best_loss * module.bits_per_byte_of_loss,
             "best_step": self.save.best_step if self.save.best_step >= 0 else None,
+            **({"best_weights": self.save.best_weights} if self.save.average is not None else {}),
             "best_epoch": self.save.best_epoch if self.save.best_epoch >= 0 else None,
             "val_loss": module.val_loss,
             "train_loss": train_losses[-1] if train_losses else None,

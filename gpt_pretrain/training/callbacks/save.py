@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
+from gpt_pretrain.checkpoints.weight_averages import EMA, TRAINED
 from gpt_pretrain.checkpoints.weight_tokenizers import tokenizer_fields
 from gpt_pretrain.config.checkpoint_settings import SIGNATURE_FIELD, sign_settings
 from gpt_pretrain.config.schema import CheckpointSettings
@@ -19,6 +20,7 @@ from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.runs.metrics_file import MetricsFile
 from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.training.callbacks.metrics import log_metrics
+from gpt_pretrain.training.callbacks.weight_average import WeightAverage
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.lit_module import GPTLitModule
 from gpt_pretrain.training.loop_progress import correct_saved_progress, set_resumed_batch
@@ -30,6 +32,8 @@ log = logging.getLogger(__name__)
 class SaveRun(Checkpoint):
     """Save last.ckpt, best.ckpt with the lowest validation loss, and periodic copies, after all other callbacks have acted.
 
+    If the run keeps an average of its weights, its loss counts as well: it is kept to be used, and is mostly the lower one.
+
     If a checkpoint cannot be written, the previous one is kept, and the next attempt is made when a checkpoint is due again.
 
     Args:
@@ -38,21 +42,31 @@ class SaveRun(Checkpoint):
         settings: The `checkpoint` settings.
         tokenizer: The tokenizer, stored in checkpoints.
         config: The resolved settings as plain containers, stored in checkpoints.
+        average: The average of the weights, if the run keeps one.
 
     Attributes:
         best_loss: The lowest validation loss of a full validation, reached at best_step in best_epoch.
+        best_weights: The weights that have reached it: "trained" or "ema".
         failed: True if the last attempt to save has failed.
     """
 
     def __init__(
-        self, data: TextDataModule, *, folder: Path, settings: CheckpointSettings, tokenizer: Tokenizer, config: dict[str, Any]
+        self,
+        data: TextDataModule,
+        *,
+        folder: Path,
+        settings: CheckpointSettings,
+        tokenizer: Tokenizer,
+        config: dict[str, Any],
+        average: WeightAverage | None = None,
     ) -> None:
         self.data = data
         self.folder = folder
         self.settings = settings
         self.tokenizer = tokenizer_fields(tokenizer)
         self.config = config
-        self.best_loss, self.best_step, self.best_epoch = math.inf, -1, -1
+        self.average = average
+        self.best_loss, self.best_step, self.best_epoch, self.best_weights = math.inf, -1, -1, TRAINED
         self.failed = False
         self._warned_step: int | None = None
         self._before_validation = self._validated = False
@@ -69,7 +83,7 @@ class SaveRun(Checkpoint):
         due = steps is not None and trainer.global_step % steps == 0
         for logger in trainer.loggers:
             if isinstance(logger, MetricsFile):
-                logger.forget(["val/perplexity", "val/bits_per_byte", "val/ema_loss", *([] if due else ["val/loss"])])
+                logger.forget(["val/perplexity", "val/bits_per_byte", *([] if due else ["val/loss", "val/ema_loss"])])
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
@@ -88,6 +102,8 @@ class SaveRun(Checkpoint):
             limit = trainer.limit_val_batches if isinstance(trainer.limit_val_batches, int) else None
             module.val_loss = module.mean_loss(islice(self.data.val_dataloader(), limit))
         log_metrics(trainer, module, {"val/loss": module.val_loss})
+        if self.average is not None:
+            self.average.validate(trainer, module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         self.save(trainer, pl_module, validated=True)
@@ -107,10 +123,12 @@ class SaveRun(Checkpoint):
             NonFiniteError: If weights are NaN or infinite, which would replace the last good ones.
         """
         module.check_weights()
-        best = self.best_loss, self.best_step, self.best_epoch
-        improved = validated and module.val_loss < self.best_loss
+        best = self.best_loss, self.best_step, self.best_epoch, self.best_weights
+        loss, weights = self._lower_loss(module)
+        improved = validated and loss < self.best_loss
         if improved:
-            self.best_loss, self.best_step, self.best_epoch = module.val_loss, module.step, trainer.current_epoch + 1
+            self.best_loss, self.best_step, self.best_epoch = loss, module.step, trainer.current_epoch + 1
+            self.best_weights = weights
         self._before_validation, self._validated = before_validation, validated
         self._saved_at, self._saved_time = trainer.global_step, time.monotonic()
         problem = None
@@ -121,9 +139,16 @@ class SaveRun(Checkpoint):
             problem = error
         self.failed = bool(ranks.all_reduce_max(problem is not None))
         if self.failed:
-            self.best_loss, self.best_step, self.best_epoch = best
+            self.best_loss, self.best_step, self.best_epoch, self.best_weights = best
         if problem is not None:
             self._warn_not_written(module.step, problem.strerror or str(problem))
+
+    def _lower_loss(self, module: GPTLitModule) -> tuple[float, str]:
+        """Return the lower of the last validation losses of the weights and of their average, and which it is."""
+        losses = [(module.val_loss, TRAINED)]
+        if self.average is not None and self.average.losses:
+            losses.append((self.average.losses[-1], EMA))
+        return min(losses, key=lambda one: math.inf if math.isnan(one[0]) else one[0])
 
     def _warn_not_written(self, step: int, reason: str) -> None:
         """Log a warning, which explains what happens next only the first time."""
@@ -156,8 +181,9 @@ class SaveRun(Checkpoint):
             set_resumed_batch(checkpoint["loops"], self.data.resume_batch)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_loss": self.best_loss, "best_step": self.best_step, "best_epoch": self.best_epoch}
+        return {name: getattr(self, name) for name in ("best_loss", "best_step", "best_epoch", "best_weights")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_loss = state_dict["best_loss"]
         self.best_step, self.best_epoch = state_dict["best_step"], state_dict["best_epoch"]
+        self.best_weights = state_dict.get("best_weights", TRAINED)  # earlier versions had only these

@@ -67,8 +67,11 @@ class WeightAverage(Callback):
             local(self._average[name]).lerp_(local(weight.detach()).float(), share)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log the validation loss of the average."""
         assert isinstance(pl_module, GPTLitModule)
+        self.validate(trainer, pl_module)
+
+    def validate(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
+        """Compute and log the validation loss of the average."""
         limit = trainer.limit_val_batches if isinstance(trainer.limit_val_batches, int) else None
         with pl_module.clock.paused(), self.swapped(pl_module):
             self.losses.append(pl_module.mean_loss(islice(self.data.val_dataloader(), limit)))

@@ -35,7 +35,7 @@ class TrainingPlan:
         evaluations: Evaluations of both losses every eval_freq steps, the one before training included.
         evaluation_batches: Batches of both sets in one evaluation, on each device.
         validations: Passes over the validation set, each followed by a checkpoint.
-        val_batches: Batches of one validation on each device.
+        val_batches: Batches of one validation on each device, also of the average of the weights if one is kept.
         epoch_ends: Ends of epochs, each with a sample.
         held_out_evaluations: Evaluations on held-out texts and tasks, if there are any.
         parallelism: How devices share the training.
@@ -113,7 +113,7 @@ def make_plan(
         evaluations=_count_multiples(settings.eval_freq, first_step, total) + (first_step == 0),
         evaluation_batches=sum(math.ceil(batches / W) for batches in evaluation_batches),
         validations=validations,
-        val_batches=val_batches_per_device,
+        val_batches=val_batches_per_device * (1 if settings.ema_decay is None else 2),
         epoch_ends=epoch_ends,
         held_out_evaluations=(first_step == 0)
         + _evaluations_between(settings.evaluation.every_n_steps, first_step, total, epoch_ends),
