@@ -121,6 +121,7 @@ def _show_results(evaluated: Sequence[EvaluatedModel], source: TextSource | None
 
     texts = [result for one in evaluated for result in one.texts]
     tasks = [result for one in evaluated for result in one.tasks]
+    warnings = list(dict.fromkeys(warning for one in evaluated for warning in one.warnings))
     folder = Path(settings.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {
@@ -136,7 +137,9 @@ def _show_results(evaluated: Sequence[EvaluatedModel], source: TextSource | None
         for sentence in sentences:
             print_escaped(sentence)
         pages = [one.page for one in evaluated if one.page is not None]
-        page = render_evaluation_page(pages, text_name=source.name, rows=result_rows(texts), sentences=sentences)
+        page = render_evaluation_page(
+            pages, text_name=source.name, rows=result_rows(texts), sentences=sentences, warnings=warnings
+        )
         write_text(folder / PAGE, page)
     if tasks:
         content["tasks"] = [result.as_json() for result in tasks]
@@ -144,8 +147,9 @@ def _show_results(evaluated: Sequence[EvaluatedModel], source: TextSource | None
         print(format_table(task_rows(tasks)))
         for sentence in task_comparisons(tasks):
             print_escaped(sentence)
+    content["warnings"] = warnings
     content["training_text"] = [overlap.as_json() for one in evaluated for overlap in one.overlaps]
-    for warning in [warning for one in evaluated for warning in one.warnings]:
+    for warning in warnings:
         log.warning("%s", warning)
     write_json(folder / RESULTS, content)
     print_escaped(f"Results: {folder / RESULTS}")

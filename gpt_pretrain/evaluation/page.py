@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
 
 from gpt_pretrain.evaluation.alternatives import TokenAlternatives
 from gpt_pretrain.evaluation.passages import Passage, extreme_documents, extreme_passages
@@ -57,13 +56,19 @@ class PageModel:
 
 
 def render_evaluation_page(
-    models: Sequence[PageModel], *, text_name: str, rows: Sequence[Sequence[str]], sentences: Sequence[str]
+    models: Sequence[PageModel],
+    *,
+    text_name: str,
+    rows: Sequence[Sequence[str]],
+    sentences: Sequence[str],
+    warnings: Sequence[str] = (),
 ) -> str:
     """Return the page as HTML, with the best model first.
 
     Args:
         rows: The table of results, its heading first.
         sentences: The comparisons of the models.
+        warnings: Sentences about results that mean less than they seem to.
     """
     order = [result.model for result in rank_results([model.result for model in models])]
     models = sorted(models, key=lambda model: order.index(model.result.model))
@@ -76,6 +81,7 @@ def render_evaluation_page(
         heading=[printable(cell) for cell in rows[0]],
         rows=[[printable(cell) for cell in row] for row in rows[1:]],
         sentences=[printable(sentence) for sentence in sentences],
+        warnings=[printable(warning) for warning in warnings],
         pictures_found=[_position_picture(models)] if any(model.result.context_length > 1 for model in models) else [],
         models=[_model_values(model) for model in models],
         levels=range(len(LEVELS) + 1),
@@ -100,7 +106,8 @@ def _model_values(model: PageModel) -> dict[str, Any]:
 
 
 def _passage_values(passage: Passage) -> dict[str, str]:
-    return {"text": shorten(passage.text, 400), "loss": f"{passage.nats_per_token:.2f}", "tokens": f"{passage.tokens:,}"}
+    text = passage.text.strip() or show_line_ends(passage.text)
+    return {"text": shorten(text, 400), "loss": f"{passage.nats_per_token:.2f}", "tokens": f"{passage.tokens:,}"}
 
 
 def color_tokens(found: TokenAlternatives, tokenizer: Tokenizer) -> list[ColoredToken]:
@@ -137,8 +144,13 @@ def show_token(tokenizer: Tokenizer, token_id: int) -> str:
         text = data.decode()
     except UnicodeDecodeError:
         text = "".join(f"\\x{byte:02x}" for byte in data)
-    text = text.replace("\n", "\u21b5").replace("\t", "\u2192")
+    text = show_line_ends(text)
     return printable(text[:MAX_TOKEN_CHARACTERS] + ("\u2026" if len(text) > MAX_TOKEN_CHARACTERS else ""))
+
+
+def show_line_ends(text: str) -> str:
+    """Return a text with its line ends and tabs as arrows."""
+    return text.replace("\n", "\u21b5").replace("\t", "\u2192")
 
 
 def _with_blanks(text: str) -> str:
@@ -158,7 +170,7 @@ def _position_picture(models: Sequence[PageModel]) -> Picture:
         if points:
             axes.plot(*zip(*points, strict=True), color=COLORS[index % len(COLORS)], label=shorten(model.result.model, 60))
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("tokens of context")
     axes.set_ylabel(NATS)
     axes.legend(fontsize=8)
