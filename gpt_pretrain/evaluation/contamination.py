@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
 
 from gpt_pretrain.data.token_stream import TokenStream
-from gpt_pretrain.evaluation.memorization import longest_memorized_span
+from gpt_pretrain.evaluation.shared_spans import longest_shared_spans
 from gpt_pretrain.evaluation.task_items import Task
 from gpt_pretrain.evaluation.text_scores import EvaluationText
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.tokenizers.base import Tokenizer
 
-PART = 256  # Tokens of a part of the text that are searched for at a time.
-SEARCHED = 1 << 25  # Tokens of the training text that may be read for all parts together, which takes some seconds.
-MIN_PARTS, MAX_PARTS = 4, 100
+Part = TypeVar("Part")
+
+PART = 256  # Tokens of a part of a text that has few documents.
+MIN_DOCUMENTS = 20
+MAX_TOKENS = 1 << 21  # Tokens of a text or of a task that are looked up; of more, parts spread evenly over it.
+MAX_ITEM = 1 << 11  # Tokens of a document or of an item, from its end.
 LONG_SPAN = 150  # Bytes of text; shorter spans are often idioms, names, dates or rules of dashes.
+SHORTEST_SPAN, MIN_SHORTEST = 50, 8  # Bytes, and tokens; shorter spans are not looked for.
+MAX_LISTED = 100
 
 
 @dataclass(frozen=True)
@@ -28,9 +35,11 @@ class Overlap:
     Args:
         model: The name of the model.
         name: What was searched for.
-        unit: What it was divided into: part or item.
-        spans: For each part that was searched for, the length of its longest span in the training text, in tokens.
-        bytes_per_token: Bytes of text of a token, in the mean over all parts.
+        unit: What it is divided into: document, part or item.
+        spans: For each of them that was looked up, the length of its longest span in the training text, in tokens; 0 if that is
+            below `shortest`.
+        bytes_per_token: Bytes of text of a token, in the mean over all of them.
+        shortest: Tokens of the shortest span that was looked for.
     """
 
     model: str
@@ -38,6 +47,7 @@ class Overlap:
     unit: str
     spans: tuple[int, ...]
     bytes_per_token: float
+    shortest: int
 
     @property
     def longest(self) -> int:
@@ -53,34 +63,46 @@ class Overlap:
         return f"{found} {self.model}, of up to {self.longest:,} tokens. Its result says little about text that is new to it."
 
     def as_json(self) -> dict[str, Any]:
-        """Return the numbers for results.json."""
-        numbers = {"looked_up": len(self.spans), "longest_span_tokens": self.longest}
-        return {"model": self.model, "name": self.name, "unit": self.unit} | numbers
+        """Return the numbers for results.json, with the longest spans by the number of their document, part or item."""
+        numbers = {"looked_up": len(self.spans), "shortest_span_tokens": self.shortest, "longest_span_tokens": self.longest}
+        order = sorted(range(len(self.spans)), key=lambda index: -self.spans[index])[:MAX_LISTED]
+        found = [{self.unit: index, "span_tokens": self.spans[index]} for index in order if self.spans[index]]
+        return {"model": self.model, "name": self.name, "unit": self.unit} | numbers | {"found": found}
 
 
 def text_overlap(model: str, text: EvaluationText, training: TokenStream) -> Overlap:
-    """Look parts of a text, spread evenly over it, up in the training text."""
-    n_parts = min(_n_parts(training), max(1, -(-text.tokens.count // PART)))
-    starts = np.linspace(0, max(0, text.tokens.count - PART), n_parts).astype(int).tolist()
-    parts = [text.tokens.read(start, min(PART, text.tokens.count - start)).tolist() for start in starts]
-    return _overlap(model, text.name, "part", parts, text.tokenizer, training)
+    """Look the documents of a text, or parts of it if they are few, up in the training text."""
+    documents = list(islice(text.documents(), MAX_TOKENS))
+    unit = "document" if len(documents) >= MIN_DOCUMENTS else "part"
+    if unit == "part":
+        documents = [(start, min(start + PART, text.tokens.count)) for start in range(0, text.tokens.count, PART)]
+    spans = [(max(begin, end - MAX_ITEM), end) for begin, end in documents]
+    kept = _spread(spans, [end - begin for begin, end in spans])
+    parts = [text.tokens.read(begin, end - begin) for begin, end in kept]
+    return _overlap(model, text.name, unit, parts, text.tokenizer, training)
 
 
 def task_overlap(model: str, task: Task, tokenizer: Tokenizer, training: TokenStream) -> Overlap:
-    """Look items of a task, spread evenly over it, up in the training text, each with its right answer."""
-    indices = np.linspace(0, len(task.items) - 1, min(_n_parts(training), len(task.items))).astype(int).tolist()
-    items = [task.items[index] for index in indices]
-    texts = [item.contexts[item.label] + item.continuations[item.label] for item in items]
-    return _overlap(model, task.name, "item", [tokenizer.encode(one)[-PART:] for one in texts], tokenizer, training)
+    """Look the items of a task up in the training text, each with its right answer."""
+    texts = [item.contexts[item.label] + item.continuations[item.label] for item in task.items]
+    kept = _spread(texts, list(map(len, texts)))
+    parts = [np.array(tokenizer.encode(one)[-MAX_ITEM:], dtype=np.int64) for one in kept]
+    return _overlap(model, task.name, "item", parts, tokenizer, training)
 
 
-def _n_parts(training: TokenStream) -> int:
-    return max(MIN_PARTS, min(MAX_PARTS, SEARCHED // max(training.count, 1)))
+def _spread(parts: list[Part], sizes: Sequence[int]) -> list[Part]:
+    """Return parts, spread evenly, of at most MAX_TOKENS in all if they have the same size."""
+    count = min(len(parts), max(1, MAX_TOKENS * len(parts) // max(1, sum(sizes))))
+    indices: list[int] = np.linspace(0, len(parts) - 1, count).astype(int).tolist()
+    return [parts[index] for index in indices]
 
 
 def _overlap(
-    model: str, name: str, unit: str, parts: Sequence[Sequence[int]], tokenizer: Tokenizer, training: TokenStream
+    model: str, name: str, unit: str, parts: Sequence[np.ndarray], tokenizer: Tokenizer, training: TokenStream
 ) -> Overlap:
-    n_bytes = sum(len(tokenizer.token_bytes(token_id)) for part in parts for token_id in part)
-    spans = tuple(longest_memorized_span(part, training) for part in parts)
-    return Overlap(model, name, unit, spans, n_bytes / max(1, sum(map(len, parts))))
+    counts = np.bincount(np.concatenate([np.zeros(0, dtype=np.int64), *(part.astype(np.int64) for part in parts)]))
+    n_bytes = sum(int(count) * len(tokenizer.token_bytes(token_id)) for token_id, count in enumerate(counts) if count)
+    bytes_per_token = n_bytes / max(1, int(counts.sum()))
+    shortest = max(MIN_SHORTEST, math.ceil(SHORTEST_SPAN / max(bytes_per_token, 1.0)))
+    spans = longest_shared_spans(parts, training, shortest=shortest)
+    return Overlap(model, name, unit, tuple(spans.tolist()), bytes_per_token, shortest)

@@ -25,7 +25,7 @@ def longest_memorized_span(sample: Sequence[int], text: TokenStream) -> int:
     Source: Karp & Rabin 1987, "Efficient randomized pattern-matching algorithms".
     """
     tokens, longest = np.asarray(sample, dtype=np.int64), 0
-    for start in _block_starts(text.count):
+    for start in block_starts(text.count):
         block = text.read(start, min(BLOCK + len(tokens), text.count - start)).astype(np.int64)
         low, high = longest, min(len(tokens), len(block))
         # Binary search works, because a shared window contains shared windows of every shorter length.
@@ -40,16 +40,17 @@ def longest_memorized_span(sample: Sequence[int], text: TokenStream) -> int:
     return longest
 
 
-def _block_starts(count: int) -> list[int]:
-    if count <= MAX_SEARCHED:
+def block_starts(count: int, *, most: int = MAX_SEARCHED) -> list[int]:
+    """Return the positions of blocks that cover a text or, if it has more than the most tokens to search, are spread over it."""
+    if count <= most:
         return list(range(0, count, BLOCK))
-    return np.linspace(0, count - BLOCK, MAX_SEARCHED // BLOCK).astype(int).tolist()  # type: ignore[no-any-return]
+    return np.linspace(0, count - BLOCK, most // BLOCK).astype(int).tolist()  # type: ignore[no-any-return]
 
 
 def _share_window(sample: np.ndarray, block: np.ndarray, length: int) -> bool:
     """Return whether a sample and a block share a window of this length."""
-    sample_hashes = _window_hashes(sample, length)
-    block_hashes = _window_hashes(block, length)
+    sample_hashes = window_hashes(sample, length)
+    block_hashes = window_hashes(block, length)
     # A table of the hashes' upper 16 bits rules out most of the block cheaply.
     table = np.zeros(1 << 16, dtype=bool)
     table[sample_hashes >> np.uint64(48)] = True
@@ -62,7 +63,7 @@ def _share_window(sample: np.ndarray, block: np.ndarray, length: int) -> bool:
     return False
 
 
-def _window_hashes(tokens: np.ndarray, length: int) -> np.ndarray:
+def window_hashes(tokens: np.ndarray, length: int) -> np.ndarray:
     """Return a hash of each window of this length, uint64, (N - length + 1,), composed from windows of 1, 2, 4 ... tokens."""
     hashes, power, size = _mix_bits(tokens), HASH_BASE, 1  # power is HASH_BASE to the power of size
     result: np.ndarray | None = None

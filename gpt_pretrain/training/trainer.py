@@ -12,11 +12,12 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import PyTorchProfiler
 from lightning.pytorch.strategies import Strategy
 
-from gpt_pretrain.config.schema import TrainerSettings
+from gpt_pretrain.config.schema import DataSettings, TrainerSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.runs.folder import checkpoint_dir
 from gpt_pretrain.runs.loggers import build_loggers
+from gpt_pretrain.system.urls import is_url
 from gpt_pretrain.training.callbacks.evaluation import PeriodicEvaluation
 from gpt_pretrain.training.callbacks.health import WarningSigns
 from gpt_pretrain.training.callbacks.held_out import HeldOutEvaluation, held_out_batch
@@ -151,7 +152,7 @@ def build_callbacks(setup: TrainingSetup, *, config: dict[str, Any], run_dir: Pa
         callbacks.append(
             HeldOutEvaluation(
                 setup.held_out,
-                data.split.train,
+                None if _is_remote(settings.data) else data.split.train,
                 every_n_steps=settings.evaluation.every_n_steps,
                 total_steps=n_steps,
                 batch_tokens=held_out_batch(settings),
@@ -182,6 +183,11 @@ def build_callbacks(setup: TrainingSetup, *, config: dict[str, Any], run_dir: Pa
         run_dir, losses=losses, metrics=metrics, save=save, samples=samples, signs=signs, tokens_per_epoch=per_epoch
     )
     return [*callbacks, save, *([metadata] if main else []), StopOnSignal(save)]
+
+
+def _is_remote(data: DataSettings) -> bool:
+    """Return whether a part of the training set would have to be fetched to be searched."""
+    return any(is_url(path) for path in (data.path or "", *(source.path for source in data.sources)))
 
 
 def _build_samples(setup: TrainingSetup, run_dir: Path) -> Samples:

@@ -1,9 +1,14 @@
 """Parts of an evaluated text that the model was trained on are found and named."""
 
 import random
-from pathlib import Path
+from collections.abc import Sequence
 
-from gpt_pretrain.evaluation.contamination import LONG_SPAN, MAX_PARTS, PART, task_overlap, text_overlap
+import numpy as np
+import pytest
+
+from gpt_pretrain.evaluation import shared_spans
+from gpt_pretrain.evaluation.contamination import LONG_SPAN, PART, task_overlap, text_overlap
+from gpt_pretrain.evaluation.shared_spans import longest_shared_spans
 from gpt_pretrain.evaluation.task_files import Task, TaskItem
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from tests.evaluation.test_text_scores import ListedTokens, text_of
@@ -24,7 +29,7 @@ def test_the_longest_spans_of_a_text_are_found() -> None:
     copied = letters(PART, seed=1) + training[500:700] + letters(PART - 200, seed=2)
     found = text_overlap("a model", text_of(list(copied.encode())), ListedTokens(list(training.encode())))
     parts = [copied[:PART], copied[PART:]]
-    assert found.spans == tuple(longest_common(part, training) for part in parts)
+    assert found.spans == tuple(size if size >= 50 else 0 for size in (longest_common(part, training) for part in parts))
     assert found.longest == 200
     warning = found.warning()
     assert warning is not None
@@ -39,7 +44,7 @@ def test_a_new_text_is_not_warned_about() -> None:
     assert found.longest < LONG_SPAN
     assert found.warning() is None
     dashes = text_overlap("a model", text_of(list(("-" * 42).encode())), ListedTokens(list(("x" + "-" * 50).encode())))
-    assert dashes.longest == 42
+    assert dashes.longest == 0
     assert dashes.warning() is None
 
 
@@ -52,15 +57,33 @@ def test_items_are_looked_up_with_their_right_answer() -> None:
     assert found.spans[1] < LONG_SPAN
 
 
-def test_few_parts_are_looked_up_in_a_large_training_text(tmp_path: Path) -> None:
-    class Large(ListedTokens):
-        def __init__(self) -> None:
-            super().__init__([0] * 100)
-            self.count = 10**9
+def test_documents_are_looked_up_one_by_one() -> None:
+    training = letters(3000, seed=9)
+    documents = [letters(60, seed=100 + index) for index in range(30)]
+    documents[7] = training[40:200]
+    token_ids = [token_id for document in documents for token_id in (*document.encode(), 256)]
+    found = text_overlap("a model", text_of(token_ids), ListedTokens(list(training.encode())))
+    assert (found.unit, len(found.spans)) == ("document", 30)
+    assert found.as_json()["found"] == [{"document": 7, "span_tokens": 160}]
 
-        def read(self, start: int = 0, count: int | None = None):  # type: ignore[no-untyped-def]
-            return self.token_ids
 
-    text = text_of(list(letters(PART * 300 + 1, seed=7).encode()))
-    assert len(text_overlap("a model", text, Large()).spans) == 4
-    assert len(text_overlap("a model", text, ListedTokens(list(letters(100, seed=8).encode()))).spans) == MAX_PARTS
+@pytest.mark.parametrize("seed", range(4))
+def test_spans_are_those_of_a_comparison_token_by_token(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpt_pretrain.evaluation.memorization.BLOCK", 64)
+    monkeypatch.setattr(shared_spans, "BLOCK", 64)
+    monkeypatch.setattr(shared_spans, "OVERLAP", 32)
+    chance = random.Random(seed)
+    long_text = chance.choices("ab", k=900)
+    texts = [chance.choices("ab", k=size) for size in (3, 8, 20, 30, 30)] + [long_text[400:428], ["a"] * 30]
+    found = longest_shared_spans([to_ids(text) for text in texts], ListedTokens(to_ids(long_text).tolist()), shortest=8)
+    sizes = [longest_common("".join(text), "".join(long_text)) for text in texts]
+    assert found.tolist() == [size if size >= 8 else 0 for size in sizes]
+
+
+def test_a_rule_of_dashes_takes_no_time() -> None:
+    dashes = ListedTokens([45] * 30_000)
+    assert longest_shared_spans([np.full(size, 45) for size in (60, 70)], dashes, shortest=50).tolist() == [60, 70]
+
+
+def to_ids(letters: Sequence[str]) -> np.ndarray:
+    return np.array([ord(letter) for letter in letters])

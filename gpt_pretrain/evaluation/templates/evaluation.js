@@ -2,6 +2,7 @@
 // Shows the notes of a token below its text and, where other models have the same tokens, below theirs.
 // Moves from token to token with the arrow keys, Home and End.
 const texts = [...document.querySelectorAll(".surprise")];
+const contents = new Map(texts.map((text) => [text, [...text.children].map((token) => token.textContent).join("\n")]));
 
 function noteOf(text) {
   return text.parentElement.querySelector(".note");
@@ -14,9 +15,8 @@ function show(event) {
   const index = Array.prototype.indexOf.call(own.children, token);
   for (const text of texts) {
     const same = text.children[index];
-    const alike = text.textContent === own.textContent && text.children.length === own.children.length;
     for (const marked of text.querySelectorAll(".shown")) marked.classList.remove("shown");
-    if (text !== own && !alike) continue;
+    if (contents.get(text) !== contents.get(own)) continue;
     noteOf(text).textContent = same.title;
     same.classList.add("shown");
   }

@@ -43,7 +43,7 @@ class HeldOutEvaluation(Callback):
 
     Args:
         held_out: The texts and tasks.
-        training: The training set, in which they are looked up.
+        training: The training set, in which they are looked up; None looks nothing up.
         every_n_steps: Optimizer steps between two evaluations; None evaluates at the end of each epoch.
         total_steps: Optimizer steps of the whole run.
         batch_tokens: The most tokens that are scored at a time.
@@ -53,7 +53,7 @@ class HeldOutEvaluation(Callback):
     def __init__(
         self,
         held_out: HeldOutSet,
-        training: TokenStream,
+        training: TokenStream | None,
         *,
         every_n_steps: int | None,
         total_steps: int,
@@ -80,7 +80,7 @@ class HeldOutEvaluation(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         self._step = trainer.global_step
-        if self._step == 0 and ranks.is_main():
+        if self._step == 0 and self.training is not None and ranks.is_main():
             for warning in held_out_warnings(self.held_out, self.training):
                 log.warning("%s", warning)
         ends_epoch = trainer.fit_loop.epoch_loop.batch_progress.current.ready in (0, trainer.num_training_batches)

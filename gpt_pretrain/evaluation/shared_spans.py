@@ -1,0 +1,94 @@
+"""Find the longest spans of many short texts that occur in a long one, which is read once.
+
+Shapes: n tokens of all short texts together, K short texts, N tokens of a block of the long text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from gpt_pretrain.data.token_stream import TokenStream
+from gpt_pretrain.evaluation.memorization import BLOCK, block_starts, window_hashes
+
+MAX_SEARCHED = 1 << 27  # Tokens of the long text; of a longer one, blocks spread evenly over it are searched.
+OVERLAP = 1 << 12  # Tokens of the next block that are read too; the longest span that is found across two blocks.
+TABLE_BITS = 22
+MAX_PLACES = 16  # Of equal windows in the short texts that are followed.
+MAX_FOLLOWED = 20_000  # Windows of a block that are followed, which bounds the time for rules of dashes and the like.
+
+
+def longest_shared_spans(texts: Sequence[np.ndarray], long_text: TokenStream, *, shortest: int) -> np.ndarray:
+    """Return the length of each text's longest span of consecutive tokens that occurs in a long text, int64, (K,).
+
+    Windows of the shortest length are found by their hashes, and confirmed and followed token by token. The memory does not
+    depend on the length of the long text.
+
+    Args:
+        texts: Token ids, each (length,).
+        shortest: Tokens; a span that is shorter counts as 0.
+
+    Source: Karp & Rabin 1987, "Efficient randomized pattern-matching algorithms".
+    """
+    index = _WindowIndex(texts, shortest)
+    if index.hashes.size:
+        for start in block_starts(long_text.count, most=MAX_SEARCHED):
+            block = long_text.read(start, min(BLOCK + OVERLAP, long_text.count - start)).astype(np.int64)
+            if len(block) >= shortest:
+                index.follow(block)
+    return index.spans
+
+
+class _WindowIndex:
+    """The windows of some texts, ordered by their hashes.
+
+    Attributes:
+        hashes: The hashes of all windows, ascending, uint64.
+        spans: The longest spans found so far, (K,).
+    """
+
+    def __init__(self, texts: Sequence[np.ndarray], shortest: int) -> None:
+        self.shortest = shortest
+        sizes = np.array([len(text) for text in texts], dtype=np.int64)
+        self._sizes = sizes
+        self.spans = np.zeros(len(texts), dtype=np.int64)
+        self._tokens = np.concatenate([np.zeros(0, dtype=np.int64), *(np.asarray(text, dtype=np.int64) for text in texts)])
+        self._text_of = np.repeat(np.arange(len(texts)), sizes)
+        self._ends = np.cumsum(sizes)
+        count = max(0, len(self._tokens) - shortest + 1)
+        positions = np.arange(count)
+        positions = positions[positions + shortest <= self._ends[self._text_of[:count]]] if count else positions
+        hashes = window_hashes(self._tokens, shortest)[positions] if count else np.zeros(0, dtype=np.uint64)
+        order = np.argsort(hashes, kind="stable")
+        self.hashes, self._positions = hashes[order], positions[order]
+        # A table of the hashes' first bits rules out most of a block cheaply.
+        self._table = np.zeros(1 << TABLE_BITS, dtype=bool)
+        self._table[self.hashes >> np.uint64(64 - TABLE_BITS)] = True
+
+    def follow(self, block: np.ndarray) -> None:
+        """Add the spans that occur in a block of the long text, (N,)."""
+        found = window_hashes(block, self.shortest)
+        starts = np.flatnonzero(self._table[found >> np.uint64(64 - TABLE_BITS)])
+        first = np.searchsorted(self.hashes, found[starts])
+        after = np.searchsorted(self.hashes, found[starts], side="right")
+        known = after > first
+        covered: dict[int, int] = {}  # By the distance of both positions, where the last span ends.
+        followed = 0
+        for start, low, high in zip(starts[known].tolist(), first[known].tolist(), after[known].tolist(), strict=True):
+            for position in self._positions[low : min(high, low + MAX_PLACES)].tolist():
+                text = int(self._text_of[position])
+                if covered.get(position - start, -1) > start or self.spans[text] == self._sizes[text]:
+                    continue
+                followed += 1
+                length = self._shared_length(position, int(self._ends[text]), block, start)
+                covered[position - start] = start + max(1, length - self.shortest + 1)
+                if length >= self.shortest:
+                    self.spans[text] = max(self.spans[text], length)
+            if followed > MAX_FOLLOWED:
+                return
+
+    def _shared_length(self, position: int, end: int, block: np.ndarray, start: int) -> int:
+        most = min(end - position, len(block) - start)
+        differs = np.flatnonzero(self._tokens[position : position + most] != block[start : start + most])
+        return int(differs[0]) if differs.size else most
