@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from gpt_pretrain.commands.failures import SweepJobFailed, print_error
 from gpt_pretrain.commands.hydra_files import cut_sweep_settings
 from gpt_pretrain.commands.stored_overrides import overrides_of_user
+from gpt_pretrain.config.custom_parts import TARGET
 from gpt_pretrain.config.overrides import full_form, override_key, short_form
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.sweeps.folder import SWEEP_SETTINGS, job_folder_name, sign_sweep
@@ -35,6 +36,8 @@ from gpt_pretrain.system.formatting import format_count
 
 if TYPE_CHECKING:
     from gpt_pretrain.sweeps.search import SearchSpace
+
+CHOOSING_OPTIMIZER = {"optimizer", "optimizer.name", "model", "experiment"}  # groups and settings that may choose another one
 
 
 class RunSweeper(Sweeper):
@@ -59,9 +62,11 @@ class RunSweeper(Sweeper):
         assert self.config is not None and self.hydra_context is not None
         folder = Path(str(self.config.hydra.sweep.dir))
         self.script = str(self.config.hydra.job.name)
-        texts = [full_form(f"{key}={value}", script=self.script) for key, value in self.params.items()] + arguments
-        parsed = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(texts)
-        overrides = list({one.get_key_element(): one for one in parsed}.values())  # Typed overrides replace params.
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        typed = parser.parse_overrides(arguments)
+        params = self.suitable_params({_key(one) for one in typed if one.is_sweep_override()})
+        of_config = parser.parse_overrides([full_form(f"{key}={value}", script=self.script) for key, value in params.items()])
+        overrides = list({one.get_key_element(): one for one in [*of_config, *typed]}.values())  # Typed ones replace params.
         swept = {_key(one) for one in overrides if one.is_sweep_override()}
         self.swept = swept | varied_keys(read_sweep(folder))
         try:
@@ -72,6 +77,14 @@ class RunSweeper(Sweeper):
                 self.run(runner, overrides)
         except UserError as error:
             sys.exit(print_error(error))
+
+    def suitable_params(self, swept: Set[str]) -> dict[str, Any]:
+        """Return the params of the config that the chosen options have.
+
+        Args:
+            swept: The settings and groups of which several values are typed.
+        """
+        return self.params
 
     def run(self, runner: JobRunner, overrides: Sequence[Override]) -> None:
         """Run the jobs that the overrides define."""
@@ -144,6 +157,7 @@ class SearchSweeper(RunSweeper):
         pruning_after: Epochs before a job can be pruned.
         seed: The seed of the choices.
         params: See `RunSweeper`.
+        params_by_optimizer: Further ones for each `optimizer.name`; none of them if params is None.
     """
 
     def __init__(
@@ -156,14 +170,29 @@ class SearchSweeper(RunSweeper):
         pruning_after: int,
         seed: int,
         params: dict[str, Any] | None = None,
+        params_by_optimizer: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         super().__init__(params)
+        self.params_by_optimizer = {} if params is None else params_by_optimizer or {}
         self.sampler = sampler
         self.n_trials = n_trials
         self.n_parallel = n_parallel
         self.pruning = pruning
         self.pruning_after = pruning_after
         self.seed = seed
+
+    def suitable_params(self, swept: Set[str]) -> dict[str, Any]:
+        assert self.config is not None
+        params = {key: value for key, value in self.params.items() if not self._is_own(key.partition(".")[0])}
+        if swept & CHOOSING_OPTIMIZER or self._is_own("optimizer"):
+            return params
+        return params | dict(self.params_by_optimizer.get(OmegaConf.select(self.config, "optimizer.name"), {}))
+
+    def _is_own(self, group: str) -> bool:
+        """Return whether a group is a class of the user's own, which has other settings."""
+        assert self.config is not None
+        fields = self.config.get(group)
+        return isinstance(fields, DictConfig) and TARGET in fields
 
     def run(self, runner: JobRunner, overrides: Sequence[Override]) -> None:
         from gpt_pretrain.sweeps.search import Search

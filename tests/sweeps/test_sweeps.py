@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+from gpt_pretrain.config.setting_names import CONF
 from gpt_pretrain.runs.metadata import read_metadata, update_metadata
 from gpt_pretrain.sweeps.folder import job_folder_name
 from gpt_pretrain.sweeps.results import read_sweep, swept_keys
+from hydra_plugins.gpt_pretrain_sweepers import SearchSweeper
 from tests.conftest import TINY_RUN
 from tests.helpers.fork_server import ForkServer
 
@@ -209,6 +213,35 @@ def test_memory_is_released_between_runs(script: Script, tmp_path: Path) -> None
     jobs = sorted(read_sweep(only_sweep(tmp_path)), key=lambda job: job.folder.name)
     peaks = [job.result["peak_memory_bytes"] for job in jobs]
     assert max(peaks[1:]) < peaks[0] + 100e6, peaks
+
+
+@pytest.mark.parametrize(
+    ("overrides", "swept", "expected"),
+    [
+        ([], set(), {"optimizer.lr": "5e-3", "optimizer.matrices.weight_decay": "0.0", "optimizer.head.weight_decay": "1.0"}),
+        (["model=tiny"], set(), {"optimizer.lr": "1e-4", "optimizer.weight_decay": "0.1"}),
+        (["optimizer=adamw_chapter5"], set(), {"optimizer.lr": "1e-4", "optimizer.weight_decay": "0.1"}),
+        ([], {"optimizer"}, {}),
+        (["optimizer=custom", "optimizer._target_=torch.optim.SGD"], set(), {}),
+        (["hydra.sweeper.params=null"], set(), None),
+    ],
+    ids=["muon", "adamw", "adamw_chapter5", "optimizers_are_searched", "own", "none"],
+)
+def test_a_search_draws_from_ranges_that_suit_the_optimizer(
+    overrides: list[str], swept: set[str], expected: dict[str, str] | None
+) -> None:
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        config = compose("train", ["run_dir=x", "hparams_search=optuna", *overrides], return_hydra_config=True)
+    fields = OmegaConf.to_container(config.hydra.sweeper)
+    del fields["_target_"]
+    sweeper = SearchSweeper(**fields)
+    sweeper.config = config
+    found = sweeper.suitable_params(swept)
+    if expected is None:
+        assert found == {}
+        return
+    assert found.keys() == expected.keys() | {"model.drop_rate"}
+    assert all(part in str(found[name]) for name, part in expected.items())
 
 
 @pytest.mark.slow
