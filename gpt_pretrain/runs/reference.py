@@ -80,7 +80,9 @@ def compare_with_reference(run: RunContents, reference: ReferenceCurve) -> tuple
     difference = value - reference.mean().values[index]
     side = "above" if difference >= 0 else "below"
     text = f"{abs(difference):.2f} {side} the reference at step {step:,}"
-    seeds = f"mean of {len(reference.losses)} seeds, which differ by {reference.spread(index):.2f} there"
+    seeds = "one seed"
+    if len(reference.losses) > 1:
+        seeds = f"mean of {len(reference.losses)} seeds, which differ by {reference.spread(index):.2f} there"
     return f"{difference:+.2f}", f"{text}: {reference.command}, {seeds}"
 
 

@@ -1,13 +1,16 @@
 """Report pages show the reference of a run's own recipe, and never another one."""
 
 import dataclasses
+import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from benchmarks.references import reference_curve
+from gpt_pretrain.commands.notebook import load_settings
 from gpt_pretrain.runs import reference
-from gpt_pretrain.runs.reader import MetricSeries, RunContents
+from gpt_pretrain.runs.reader import MetricSeries, RunContents, read_run
 from gpt_pretrain.runs.reference import METRIC, ReferenceCurve, compare_with_reference, deciding_settings, find_reference
 from gpt_pretrain.runs.report.run_page import render_run_page
 
@@ -76,6 +79,21 @@ def test_the_page_draws_the_reference_and_says_how_far_it_is(tmp_path: Path, mon
     page = render_run_page(tmp_path)
     assert "0.05 above the reference at step 5" in page
     assert "python train.py model=tiny, mean of 2 seeds" in page
+
+
+def test_a_curve_of_one_seed_has_no_spread() -> None:
+    single = dataclasses.replace(CURVE, losses={"1": CURVE.losses["1"]})
+    assert (compare_with_reference(run([9.0, 7.0]), single) or ("", ""))[1].endswith("python train.py model=tiny, one seed")
+
+
+def test_the_recorded_recipes_are_those_of_today(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A run of each command finds its curve; when a recipe changes, `python -m benchmarks references COMMAND` records it anew."""
+    monkeypatch.undo()
+    for curve in reference._table():
+        settings = dataclasses.asdict(load_settings(*shlex.split(curve.command)[2:]))
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+        contents = dataclasses.replace(read_run(tmp_path), metadata={"data": {"sha256": curve.text_sha256}})
+        assert find_reference(contents) is curve, f"the recipe of {curve.command} has changed"
 
 
 def test_the_table_of_the_package_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
