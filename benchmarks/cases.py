@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from benchmarks import decoding, limits, loading, preparing, startup, training
+from benchmarks import decoding, limits, loading, preparing, startup, tasks, training
 from benchmarks.measure import Measurement
 from benchmarks.shapes import TINY, Decoding, Training, gpt2_124m
 from gpt_pretrain.model import costs
@@ -60,6 +60,7 @@ def all_cases(*, precision: str) -> dict[str, Case]:
             cases[f"decode-b{batch_size}-p{n_prompt}"] = _decoding(Decoding(batch_size, n_prompt))
     return cases | {
         "first-token": _first_token(),
+        "tasks": _tasks(),
         "load": _loading(precision),
         "prepare": _preparing(),
         "prepare-text": _preparing_text(),
@@ -117,6 +118,17 @@ def _first_token() -> Case:
         "one forward pass": partial(decoding.forward_pass, shape),
     }
     return Case("GPT-2 124M: the first token of a prompt of 512", subjects)
+
+
+def _tasks() -> Case:
+    subjects: dict[str, Callable[[], Measurement]] = {
+        "ours": tasks.ours,
+        "bare forward passes, same batches": tasks.forward_passes,
+        "transformers": tasks.transformers,
+        "LM Evaluation Harness": tasks.harness,
+    }
+    note = "From texts to log-probabilities. Ours reads a context once for its four choices; the bare passes read the same rows."
+    return Case(f"GPT-2 124M: {tasks.N_ITEMS} questions with four choices, as long as HellaSwag's", subjects, note=note)
 
 
 def _loading(precision: str) -> Case:
