@@ -213,7 +213,7 @@ EVALUATE_RULES: list[Rule] = [
     ("stride", *at_least(1, "token", null="the context length")),
     ("max_bytes", *at_least(1, "byte", null="the whole text")),
     ("tasks.limit", *at_least(1, "item", null="all items")),
-    ("tasks.n_shots", lambda count: count is None or 0 <= count <= 100, "must be from 0 to 100"),
+    ("tasks.n_shots", lambda count: count is None or 0 <= count <= 100, "must be from 0 to 100, or null"),
     ("batch_tokens", *at_least(1, "token", null="what suits the device")),
     *(rule for rule in GENERATE_RULES if rule[0] in ("device", "precision", "n_heads")),
 ]

@@ -12,6 +12,7 @@ import numpy as np
 from gpt_pretrain.evaluation.statistics import Estimate, student_limit
 
 MAX_CHANCE = 0.05  # Of a difference that is not called noise.
+LEAST_LIMIT = 1e-3  # Of a difference, relative to it, that rounding alone does not cause.
 MIN_COMPARED = 6  # Items; fewer prove nothing at this level even if all of them agree.
 
 
@@ -170,8 +171,9 @@ def compare_perplexities(first: np.ndarray, second: np.ndarray) -> tuple[float, 
     """
     difference = mean_estimate(second - first)
     limit = difference.error * student_limit(len(first) - 1) if len(first) > 1 else math.inf
-    # An error of 0 comes from copies of an item, which prove nothing.
-    is_noise = len(first) < MIN_COMPARED or limit == 0 or not abs(difference.value) > limit
+    # An error of nearly 0 comes from copies of an item, which prove nothing.
+    is_copied = limit < LEAST_LIMIT * abs(difference.value)
+    is_noise = len(first) < MIN_COMPARED or is_copied or not abs(difference.value) > limit
     return _bounded_exp(difference.value), _bounded_exp(limit), is_noise
 
 

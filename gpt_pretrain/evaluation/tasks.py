@@ -12,7 +12,7 @@ import numpy as np
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.packing import ScoreRequest, common_length
 from gpt_pretrain.evaluation.scoring import Scorer, TokenScores
-from gpt_pretrain.evaluation.task_items import CoreRule, Task, TaskItem
+from gpt_pretrain.evaluation.task_items import SEPARATOR, CoreRule, Task, TaskItem
 from gpt_pretrain.evaluation.task_results import TaskResult
 from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.tokenizers.unknown import unknown_parts
@@ -69,7 +69,7 @@ def check_characters(task: Task, tokenizer: Tokenizer) -> None:
     """
     shown = {example for examples in task.examples for example in examples}
     texts = {text for item in (*task.items, *shown) for text in (*item.contexts, *item.continuations)}
-    characters = set[str]().union(*texts)
+    characters = set[str]().union(*texts, SEPARATOR if task.n_shots else "")
     try:
         tokenizer.encode("".join(sorted(characters)))
     except UserError as error:

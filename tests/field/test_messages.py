@@ -165,6 +165,38 @@ CASES = {
         (*TEXT, "data.path=text.txt", "init_from=run1"),
         "holds weights for TensorFlow. Only those for PyTorch can be read",
     ),
+    "task_of_another_name": (
+        ("evaluate.py", "pretrained=gpt2", "tasks.names=[mmlu]"),
+        "tasks.names=mmlu: there is no such task. Choose from lambada, hellaswag, piqa, arc_easy, arc_challenge, winogrande, copa;",
+    ),
+    "tasks_from_two_places": (
+        ("evaluate.py", "pretrained=gpt2", "tasks.names=[piqa]", "tasks.path=pairs.jsonl"),
+        "tasks.path and tasks.names cannot be combined. Evaluate twice.",
+    ),
+    "task_with_negative_examples": (
+        ("evaluate.py", "pretrained=gpt2", "tasks.path=pairs.jsonl", "tasks.n_shots=-1"),
+        "tasks.n_shots=-1: must be from 0 to 100, or null.",
+    ),
+    "task_without_a_connection": (
+        ("evaluate.py", "pretrained=gpt2", "tasks.names=[piqa]"),
+        "tasks.names=piqa: baber/piqa cannot be read from the hub: ",
+    ),
+    "task_with_too_few_examples": (
+        ("evaluate.py", "pretrained=gpt2", "tasks.path=pairs.jsonl", "tasks.n_shots=5"),
+        "pairs: examples are drawn from other items, of which it needs 6, but has 2. Choose a smaller tasks.n_shots",
+    ),
+    "task_with_another_label": (
+        ("evaluate.py", "pretrained=gpt2", "tasks.path=labels.jsonl"),
+        'tasks.path=labels.jsonl, line 1: "label" is 2, but must be 0 or 1.',
+    ),
+    "task_with_a_field_twice": (
+        ("evaluate.py", "pretrained=gpt2", "tasks.path=fields.jsonl"),
+        "tasks.path=fields.jsonl, line 1: 'context' is given twice.",
+    ),
+    "core_without_baselines": (
+        ("evaluate.py", "pretrained=gpt2", "tasks.path=core_set"),
+        "tasks.path=core_set/eval_meta_data.csv cannot be used: No such file or directory.",
+    ),
 }
 
 
@@ -201,6 +233,12 @@ def files(tmp_path: Path) -> None:
             member.size, member.type = len(text), kind
             archive_of_tar.addfile(member, io.BytesIO(text.encode()))
     (tmp_path / "cut.tar").write_bytes((tmp_path / "cut.tar").read_bytes()[:2000])
+    (tmp_path / "pairs.jsonl").write_text('{"context": "a", "continuation": "b"}\n{"context": "c", "continuation": "d"}\n')
+    (tmp_path / "labels.jsonl").write_text('{"context": "a", "choices": ["b", "c"], "label": 2}\n')
+    (tmp_path / "fields.jsonl").write_text('{"context": "a", "context": "b", "continuation": "c"}\n')
+    (tmp_path / "core_set").mkdir()
+    entry = "{label: a, icl_task_type: schema, dataset_uri: a.jsonl, num_fewshot: [0]}"
+    (tmp_path / "core_set" / "core.yaml").write_text(f"icl_tasks: [{entry}]")
     for folder in ("run", "cache", "links", "floats", "llama3", "clip", "nothing"):
         (tmp_path / folder).mkdir()
     for name in ("one.txt", "two.txt"):
