@@ -14,6 +14,7 @@ import torch
 from gpt_pretrain.checkpoints.custom_model import GROUP, build_custom_model
 from gpt_pretrain.checkpoints.misfits import name_some
 from gpt_pretrain.checkpoints.pretrained import Weights
+from gpt_pretrain.checkpoints.tensor_files import StoredTensor, loaded_tensor
 from gpt_pretrain.checkpoints.weight_source import WeightSource
 from gpt_pretrain.config.checkpoint_settings import has_signed_settings
 from gpt_pretrain.config.custom_parts import CUSTOM, TARGET, resume_custom_parts
@@ -69,14 +70,27 @@ class CustomWeights(Weights):
         """Return the model with these weights, in eval mode; its dropout is its own."""
         config = self.config if context_length is None else dataclasses.replace(self.config, context_length=context_length)
         model = build_custom_model(self.fields, config)
-        shapes = {name: stored.shape for name, (stored,) in self.parts.items()}
+        parts = dict(self.parts) | self._beside_average(model)
+        shapes = {name: stored.shape for name, (stored,) in parts.items()}
         if (problem := misfit_of(model, shapes)) is not None:
             raise UserError(f"{self.name} does not fit {GROUP}.{TARGET}={self.fields[TARGET]}: {problem}. Nothing was loaded.")
-        state = {name: stored.read() for name, (stored,) in self.parts.items()}
+        state = {name: stored.read() for name, (stored,) in parts.items()}
         if wrong := [name for name, value in state.items() if not bool(value.isfinite().all())]:
             raise UserError(f"{self.name} holds NaN or infinity, in {name_some(wrong)}. Its training diverged.")
         model.load_state_dict(state)
         return model.to(device=device, dtype=dtype).eval()
+
+    def _beside_average(self, model: CustomModel) -> dict[str, list[StoredTensor]]:
+        """Return what a moving average lacks: other names of shared weights, and buffers as they are in the checkpoint."""
+        trained, found = self.content["state_dict"], dict[str, list[StoredTensor]]()
+        first = {id(value): name for name, value in model.named_parameters()}
+        names = {name: first[id(value)] for name, value in model.named_parameters(remove_duplicate=False)}
+        for name in model.state_dict().keys() - self.parts.keys():
+            if names.get(name) in self.parts:
+                found[name] = self.parts[names[name]]
+            elif name not in names and f"model.{name}" in trained:
+                found[name] = [loaded_tensor(name, trained[f"model.{name}"])]
+        return found
 
 
 def custom_weights(source: WeightSource, config: GPTConfig, named: Mapping[str, Any] | None) -> CustomWeights:

@@ -63,7 +63,9 @@ def _shapes(source: WeightSource) -> dict[str, tuple[int, ...]]:
 
 
 def _mean(parts: Sequence[StoredTensor]) -> StoredTensor:
-    """Return the mean of tensors, which is computed when it is read, one tensor in memory at a time."""
+    """Return the mean of tensors, which is computed when it is read, one tensor in memory at a time; whole numbers have none."""
+    if not isinstance(parts[0].dtype, torch.dtype):
+        return parts[-1]
 
     def read() -> Tensor:
         total = torch.zeros(parts[0].shape)

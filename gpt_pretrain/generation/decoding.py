@@ -101,16 +101,13 @@ class WindowDecodingModel(DecodingModel):
         for end in range(1, token_ids.shape[1] + 1):
             yield self.next_logits(token_ids[:, :end])
 
-    # Not in inference mode: a module may keep what it computes, such as rotations, and need it in its next training step.
-    @torch.inference_mode(False)
-    @torch.no_grad()
     def next_logits(self, token_ids: Tensor, *, cache: KVCache | None = None) -> Tensor:
         assert cache is None
         modes = [(part, part.training) for part in self._model.modules()]
         try:
             self._model.eval()
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-                logits: Tensor = self._model(token_ids.clone())[:, -1]  # (B, V)
+                logits: Tensor = self._model(token_ids)[:, -1]  # (B, V)
         finally:
             for part, mode in modes:
                 part.training = mode

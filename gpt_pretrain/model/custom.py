@@ -39,7 +39,11 @@ class CustomModel(LanguageModel):
         self.custom = module
 
     def forward(self, token_ids: Tensor) -> Tensor:
-        return logits_of(self.custom(token_ids))
+        if not torch.is_inference_mode_enabled():
+            return logits_of(self.custom(token_ids))
+        # A module may keep what it computes, such as rotations. In inference mode its next training step could not use it.
+        with torch.inference_mode(False), torch.no_grad():
+            return logits_of(self.custom(token_ids.clone()))
 
     def hidden_states(
         self,

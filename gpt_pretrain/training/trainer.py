@@ -47,13 +47,8 @@ def build_trainer(
     strategy: Strategy | str = "auto",
     plugins: Sequence[Any] = (),
     default_root_dir: Path | None = None,
-    inference_mode: bool = True,
 ) -> L.Trainer:
-    """Build the Trainer of a run or of a dry run; it writes checkpoints only if a callback does.
-
-    Args:
-        inference_mode: Validate in torch's inference mode. What a module computes in it, and keeps, cannot be used in training.
-    """
+    """Build the Trainer of a run or of a dry run; it writes checkpoints only if a callback does."""
     return L.Trainer(
         accelerator=settings.accelerator,
         strategy=strategy,
@@ -79,7 +74,6 @@ def build_trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        inference_mode=inference_mode,
     )
 
 
@@ -111,7 +105,6 @@ def build_run_trainer(
         strategy=build_strategy(settings.trainer, own_model="model" in settings.custom),
         plugins=[SafeCheckpointIO(), *cluster_environments()],
         default_root_dir=run_dir,
-        inference_mode="model" not in settings.custom,
     )
 
 

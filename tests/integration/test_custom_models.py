@@ -18,6 +18,7 @@ from gpt_pretrain.checkpoints.pretrained import load_pretrained, open_weights
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.sampling import generate
 from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.model.custom import CustomModel
 from gpt_pretrain.model.roles import parameter_roles
 from tests.conftest import TINY_RUN
 from tests.helpers.training_runs import checkpoint, machine_going_away, same_weights
@@ -216,6 +217,28 @@ def test_generation_recomputes_the_window() -> None:
     model.train()
     generate(model, prompt, 2)
     assert model.custom.layer.training, "the modes of its parts are as before"
+
+
+def test_averages_of_shared_weights_and_buffers_are_loaded(train_own: Train, tmp_path: Path) -> None:
+    train_own(*named("Encoder"), *QUICK, "ema_decay=0.5", "checkpoint.every_n_steps=2", "checkpoint.keep=3")
+    run, own = tmp_path / "run", {"_target_": f"{OWN}.Encoder"}
+    content = checkpoint(run)
+    for kind in ("trained", "ema", "average"):
+        model = open_weights(run, kind=kind, custom=own).build()
+        assert isinstance(model, CustomModel) and model.custom.head.weight is model.custom.tokens.weight
+        assert torch.equal(model.custom.numbers, torch.arange(3)), "a buffer of whole numbers"
+        expected = {"trained": content["state_dict"], "ema": content["ema"]}.get(kind)
+        if expected is not None:
+            assert torch.equal(model.custom.head.weight, expected["model.custom.tokens.weight"])
+
+
+def test_what_a_model_computes_in_inference_mode_can_be_trained_with() -> None:
+    model = build_custom_model({"_target_": f"{OWN}.Encoder"}, config())
+    model.custom.kept = None
+    with torch.inference_mode():
+        model(torch.zeros(1, 4, dtype=torch.int64))
+    model.loss(torch.zeros(1, 4, dtype=torch.int64), torch.ones(1, 4, dtype=torch.int64)).backward()
+    assert model.custom.kept is not None
 
 
 def test_what_a_model_keeps_from_a_validation_can_be_trained_with(train_own: Train, tmp_path: Path) -> None:
