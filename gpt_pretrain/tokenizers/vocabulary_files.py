@@ -46,6 +46,7 @@ def read_folder_tokenizer(folder: Path) -> Tokenizer | None:
     tokenizer = read_tokenizer(_folder_reader(folder), label=folder.resolve().name, location=str(folder))
     for ending in (TIKTOKEN_ENDING, f"-{VOCAB_JSON}"):
         if tokenizer is None and len(found := sorted(folder.glob(f"*{ending}"))) == 1:
+            _read_file(found[0], within=_home(found[0]))
             return read_tokenizer_file(found[0])
     return tokenizer
 
@@ -73,7 +74,7 @@ def read_tokenizer_file(path: Path) -> Tokenizer:
         raise UserError(f"{path} cannot be used as a tokenizer: {error}.") from error
     if prefix or name in (TOKENIZER_JSON, VOCAB_JSON, MERGES, VOCAB_TXT, TABLE_JSON, *ALIASES.values()):
         others = () if name == TOKENIZER_JSON else (TOKENIZER_JSON,)
-        read = _folder_reader(path.parent, prefix=prefix, hidden=others)
+        read = _folder_reader(path.parent, prefix=prefix, hidden=others, typed=name)
         tokenizer = read_tokenizer(read, label=prefix.rstrip("-") or label, location=str(path.parent))
         if tokenizer is not None:
             return tokenizer
@@ -83,19 +84,20 @@ def read_tokenizer_file(path: Path) -> Tokenizer:
     )
 
 
-def _folder_reader(folder: Path, *, prefix: str = "", hidden: Sequence[str] = ()) -> ReadFile:
+def _folder_reader(folder: Path, *, prefix: str = "", hidden: Sequence[str] = (), typed: str = "") -> ReadFile:
     """Return a function that reads a file of a folder by its name, under any name that programs give it.
 
     Args:
         prefix: The beginning of the names of a vocabulary and its merges.
         hidden: Files that are treated as if they were missing.
+        typed: The name of a file that the user has named, which may be a link to anywhere.
     """
 
     def read(name: str) -> bytes | None:
         own = prefix + name if name in ALIASES else name
         for path in (folder / own, folder / ALIASES.get(name, own)):
             if name not in hidden and path.is_file():
-                return _read_file(path)
+                return _read_file(path, within=None if path.name == typed else _home(path))
         return None
 
     return read
@@ -136,9 +138,19 @@ def _beside(read: ReadFile) -> FilesBeside:
     return read_beside(read(TOKENIZER_CONFIG), read(SPECIAL_TOKENS), read(ADDED_TOKENS))
 
 
-def _read_file(path: Path) -> bytes:
+def _home(path: Path) -> Path:
+    """Return the folder that a file must be in after its links are followed: its own, or for a link the hub's cache.
+
+    A list of words is a vocabulary, whatever it says, and becomes a part of checkpoints and exports. So a link in a folder from
+    somebody else could lead to a private file.
+    """
+    is_cached = path.is_symlink() and path.parent.parent.name == "snapshots"
+    return path.parent.parent.parent / "blobs" if is_cached else path.parent
+
+
+def _read_file(path: Path, *, within: Path | None = None) -> bytes:
     try:
-        return read_bytes(path, max_bytes=MAX_FILE_BYTES)
+        return read_bytes(path, max_bytes=MAX_FILE_BYTES, within=within)
     except DamagedFileError as error:
         raise UserError(f"{path} cannot be used as a tokenizer: {error}.") from error
     except OSError as error:

@@ -153,7 +153,7 @@ class GPTLitModule(L.LightningModule):
         assert isinstance(optimizer, Optimizer) and isinstance(schedule, LRScheduler)
         if "optimizer" not in self.custom or any(group.get("fused") for group in self._groups):
             check_optimizer_state(optimizer)
-        self.started = True
+        self.started = "optimizer" not in self.custom  # only its first step shows whether its restored state fits
         if isinstance(schedule, ScaledSchedule):
             schedule.apply_settings(self._groups)
         elif isinstance(schedule, LambdaLR):
@@ -218,6 +218,7 @@ class GPTLitModule(L.LightningModule):
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         except NonFiniteError as error:
             self._skip(error, "step")
+        self.started = True
         # Lightning would keep the gradients through the next forward pass, which needs their memory.
         optimizer.zero_grad()
 
