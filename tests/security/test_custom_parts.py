@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from gpt_pretrain.checkpoints.checkpoint_file import write_checkpoint
 from gpt_pretrain.config.custom_parts import resume_custom_parts, storable_parts
 from gpt_pretrain.config.custom_targets import call_target, find_target
 from gpt_pretrain.errors import UserError
@@ -56,6 +59,25 @@ def test_arguments_of_a_stranger_are_not_taken(train: Train, run: Path) -> None:
 def test_arguments_of_an_own_checkpoint_are_taken(train: Train, run: Path) -> None:
     train(f"resume='{run}'", *OWN, base=RESUMED)
     assert growth(run) == 1.5
+
+
+WRONG_STATES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "text": lambda state: state["state"][0].update(rows="x"),
+    "shape": lambda state: state["state"][0].update(rows=torch.zeros(2)),
+    "table": lambda state: state["state"][0].update(rows={"a": 1}),
+    "setting": lambda state: state["param_groups"][0].update(size="x"),
+    "missing": lambda state: state["param_groups"][0].pop("size"),
+    "groups": lambda state: state["param_groups"].append(state["param_groups"][0]),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_STATES)
+def test_a_state_that_does_not_fit_an_own_optimizer_is_a_message(train: Train, run: Path, kind: str) -> None:
+    content = checkpoint(run)
+    WRONG_STATES[kind](content["optimizer_states"][0])
+    write_checkpoint(content, run / "checkpoints" / "last.ckpt")
+    with pytest.raises(UserError, match=r"its training state is damaged \(\w+: .*\)\. Start from its weights"):
+        train(f"resume='{run}'", *OWN, "++optimizer.growth=1.2", base=RESUMED)
 
 
 def test_a_stored_target_is_refused(train: Train, run: Path) -> None:
