@@ -30,7 +30,9 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import WRITTEN_BY_RUNS, check_folder_name, check_no_links, list_checkpoints
 from gpt_pretrain.sweeps.folder import WRITTEN_BY_SWEEPS
 from gpt_pretrain.system.environment import check_environment, decode_arguments, keep_imports_out_of_working_folder
+from gpt_pretrain.system.files import make_writable_folder
 from gpt_pretrain.system.interrupts import handle_interrupts
+from gpt_pretrain.system.shell import join_words
 from gpt_pretrain.system.streams import prepare_streams
 from gpt_pretrain.training.distributed.launch import QUIET, agree_on_overrides, launch_info, node_rank
 from gpt_pretrain.training.distributed.ranks import exit_without_teardown, explain_lost_ranks, is_distributed, is_main
@@ -118,7 +120,8 @@ class CheckRunFolder(Callback):
         folder = Path(config.hydra.run.dir)
         # Otherwise this process writes no run.
         if "file" in config.hydra.job_logging.handlers or config.hydra.job.config_name == "evaluate":
-            _check_writable(folder, setting="hydra.run.dir")
+            resumed = config.get("resume") is not None
+            _check_writable(folder, setting=None if resumed else "hydra.run.dir")
             _check_no_links(folder, WRITTEN_BY_RUNS)
             if "run_dir" in config and not OmegaConf.is_interpolation(config, "run_dir"):
                 _check_writable(Path(config.run_dir), setting="run_dir")
@@ -153,17 +156,22 @@ def _remove_empty_folders() -> None:
             _made_folders.pop(0).rmdir()
 
 
-def _check_writable(folder: Path, *, setting: str) -> None:
+def _check_writable(folder: Path, *, setting: str | None) -> None:
+    """End the program if a folder cannot be written.
+
+    Args:
+        setting: What names another folder; None for a run that is resumed, which continues in its own.
+    """
     try:
         check_folder_name(folder)
         _make_folder(folder)
-        probe = folder / f".{secrets.token_hex(4)}.tmp"
-        probe.write_bytes(b"")
-        probe.unlink()
+        make_writable_folder(folder)
     except UserError as error:
         sys.exit(print_error(error))
     except OSError as error:
-        problem = (
-            f"{folder}: this folder cannot be written ({error.strerror or error}). Choose another one with {setting}=FOLDER."
-        )
+        remedy = f"Choose another one with {setting}=FOLDER."
+        if setting is None:
+            copy = join_words(["cp", "-r", str(folder), "FOLDER"])
+            remedy = f"A resumed run continues in its own folder. Copy it first: {copy}, then resume=FOLDER."
+        problem = f"{folder}: this folder cannot be written ({error.strerror or error}). {remedy}"
         sys.exit(print_error(UserError(problem)))

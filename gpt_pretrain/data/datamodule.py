@@ -25,6 +25,7 @@ from gpt_pretrain.data.token_stream import TokenSplit
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.environment import use_short_socket_folder
 from gpt_pretrain.system.formatting import format_count
+from gpt_pretrain.system.interrupts import stop_signals
 from gpt_pretrain.tokenizers.base import Tokenizer
 
 EVAL_EPOCH = 2**31  # a number that no epoch of training reaches, for an order of its own
@@ -248,10 +249,9 @@ class TextDataModule(L.LightningDataModule):
 
 
 def _ignore_signals(_worker: int) -> None:
-    """Ignore Ctrl-C and a scheduler's signals, which reach the whole process group, so that the run can end its workers."""
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    """Ignore the signals that ask a run to stop, which reach the whole process group, so that the run can end its workers."""
+    for signum in stop_signals():
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def _start_method() -> str | None:

@@ -16,7 +16,7 @@ from gpt_pretrain.prepare.progress import PreparationProgress
 from gpt_pretrain.prepare.segments import RecordCounts
 from gpt_pretrain.prepare.vocabulary_report import describe_vocabulary
 from gpt_pretrain.system.environment import user_path
-from gpt_pretrain.system.files import replacing
+from gpt_pretrain.system.files import make_writable_folder, replacing
 from gpt_pretrain.system.formatting import format_count, format_duration, format_si
 from gpt_pretrain.system.terminal import print_escaped
 from gpt_pretrain.texts.chunks import NOTHING_TO_READ, Chunk, ReadPosition, RejectedRecord
@@ -87,6 +87,10 @@ def _check_folder(folder: Path, settings: VocabularySettings) -> None:
             f"out={settings.out} holds {', '.join(others[:3])}{' and more' * (len(others) > 3)}. A vocabulary needs a folder of "
             "its own. Choose another one."
         )
+    try:  # before the text is read
+        make_writable_folder(folder.parent)
+    except OSError as error:
+        raise _not_writable(folder, error) from error
 
 
 def special_names(settings: VocabularySettings) -> list[str]:
@@ -229,7 +233,11 @@ def _write(tokenizer: VocabularyTokenizer, folder: Path) -> None:
             for name, content in tokenizer_files(tokenizer).items():
                 (scratch / name).write_text(content, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror or error}. Choose another folder with out=.") from error
+        raise _not_writable(folder, error) from error
+
+
+def _not_writable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"{folder} cannot be written: {error.strerror or error}. Choose another folder with out=.")
 
 
 def _print_progress(text: str) -> None:

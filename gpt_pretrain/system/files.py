@@ -57,6 +57,18 @@ def replacing(path: Path, *, durable: bool = True, keep_existing: Callable[[], b
         remove(scratch)
 
 
+def make_writable_folder(folder: Path) -> None:
+    """Make a folder unless it exists, and check that files can be created in it.
+
+    Raises:
+        OSError: If not.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".{secrets.token_hex(4)}{SCRATCH_SUFFIX}"
+    probe.write_bytes(b"")
+    probe.unlink()
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace the content of a UTF-8 text file. Names of files that are not UTF-8 are written with escapes, as JSON has them."""
     with replacing(path) as scratch, open(scratch, "w", encoding="utf-8", errors="backslashreplace", newline="") as stream:

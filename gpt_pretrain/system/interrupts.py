@@ -1,4 +1,4 @@
-"""Ctrl-C while libraries load: the interruption waits until the module is complete.
+"""The signals that ask a program to stop. Ctrl-C while libraries load waits until the module is complete.
 
 An import that is broken off in the middle cannot be repeated: NumPy, for example, then refuses to load at all, and the summary of
 an interrupted sweep needs it.
@@ -13,6 +13,12 @@ from types import FrameType
 
 IMPORT_MACHINERY = "<frozen importlib"
 RETRY_SECONDS = 0.05
+
+
+def stop_signals() -> list[signal.Signals]:
+    """Return the signals that ask a run to stop: Ctrl-C, a scheduler's, and a closed terminal's, unless nohup has it ignored."""
+    found = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
+    return [one for one in found if one.name != "SIGHUP" or signal.getsignal(one) is not signal.SIG_IGN]
 
 
 def handle_interrupts() -> None:

@@ -167,6 +167,24 @@ def test_the_prompt_on_standard_input_is_utf8_whatever_the_locale_says(run_after
 # Operating and file systems
 
 
+@pytest.mark.parametrize(
+    ("override", "remedy"),
+    [
+        ("resume", "A resumed run continues in its own folder. Copy it first: cp -r {run} FOLDER, then resume=FOLDER."),
+        ("hydra.run.dir", "Choose another one with hydra.run.dir=FOLDER."),
+    ],
+)
+def test_a_run_folder_of_another_user_is_refused_with_what_helps(
+    run_after: Run, trained: Path, override: str, remedy: str
+) -> None:
+    before = "import gpt_pretrain.commands.script" + REFUSE.format(
+        code="EACCES", target="gpt_pretrain.commands.script.make_writable_folder"
+    )
+    done = run_after(before, "train.py", f"{override}={trained}")
+    assert done.returncode == 2
+    assert done.stderr == f"error: {trained}: this folder cannot be written (Permission denied). {remedy.format(run=trained)}\n"
+
+
 def test_windows_is_refused_in_one_sentence_that_names_wsl(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(UserError, match=r"Linux and macOS\. On Windows, run it in WSL"):

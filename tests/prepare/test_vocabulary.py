@@ -17,6 +17,7 @@ import pytest
 from gpt_pretrain.commands.tokenizer import tokenizer_command
 from gpt_pretrain.config.command_schema import VocabularySettings
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.prepare import vocabulary
 from gpt_pretrain.prepare.vocabulary import train_vocabulary
 from gpt_pretrain.prepare.vocabulary_report import script_of
 from gpt_pretrain.texts.sampling import PIECE_CHARACTERS, TextSample, cut_pieces, hash_piece
@@ -166,3 +167,15 @@ def test_pieces_are_the_text_and_end_after_words() -> None:
 
 def test_scripts_are_named_by_their_letters() -> None:
     assert [script_of(char) for char in "aЖ天の1 "] == ["Latin", "Cyrillic", "Chinese", "Hiragana", None, None]
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_text_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(vocabulary, "make_writable_folder", refuse)
+    settings = VocabularySettings(inputs=[str(tmp_path / "missing.txt")], out=str(tmp_path / "own"))
+    with pytest.raises(UserError, match=r"own cannot be written: Permission denied\. Choose another folder with out=\."):
+        train_vocabulary(settings)

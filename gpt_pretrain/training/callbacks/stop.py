@@ -8,17 +8,17 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
+from gpt_pretrain.system.interrupts import stop_signals
 from gpt_pretrain.training.callbacks.save import SaveRun
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.lit_module import GPTLitModule
-
-SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
 
 
 class FinishAtLimit(Callback):
@@ -62,7 +62,7 @@ class StoppedBySignalError(BaseException):
 
 
 class StopOnSignal(Checkpoint):
-    """On Ctrl-C, SIGTERM or SIGUSR1, finish the optimizer step, save and end the run; a second Ctrl-C quits immediately.
+    """On Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP, finish the optimizer step, save and end the run; a second Ctrl-C quits immediately.
 
     It is a `Checkpoint`, since Lightning calls these last and it must act after `SaveRun`.
 
@@ -81,7 +81,7 @@ class StopOnSignal(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         self._module = pl_module
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {signum: signal.signal(signum, self._receive) for signum in SIGNALS}
+            self._handlers = {signum: signal.signal(signum, self._receive) for signum in stop_signals()}
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._restore_handlers()  # before Lightning restores the handlers that it had replaced
@@ -134,4 +134,5 @@ class StopOnSignal(Checkpoint):
         if not ranks.is_main():
             return
         name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
-        os.write(2, f"\n{name}: finishing the step, then saving. Press Ctrl-C to quit without saving.\n".encode())
+        with suppress(OSError):  # the terminal may be gone
+            os.write(2, f"\n{name}: finishing the step, then saving. Press Ctrl-C to quit without saving.\n".encode())

@@ -27,6 +27,7 @@ from gpt_pretrain.config.overrides import full_form, override_key, quote_value
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import OUTPUTS
 from gpt_pretrain.runs.metadata import RUNNING, read_metadata, update_metadata
+from gpt_pretrain.system.interrupts import stop_signals
 from gpt_pretrain.system.resources import cores
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.distributed.rendezvous import LOOPBACK, STORE_SOCKET, listen_on_loopback
@@ -36,7 +37,6 @@ GRACE_SECONDS = 10.0  # for the other ranks to end by themselves after one has f
 USER_ERROR_GRACE_SECONDS = 0.5  # the same after an error that the failed rank has explained to the user
 POLL_SECONDS = 0.1
 MACHINE_VARIABLES = ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
-FORWARDED_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
 SHARED_KEYS = {"hydra.run.dir", "hydra.output_subdir", "hydra/job_logging", "run_dir", "resume"}  # what rank 0 may add for all
 QUIET = ["hydra.output_subdir=null", "hydra/job_logging=terminal"]  # overrides for ranks that write nothing
 
@@ -44,7 +44,7 @@ QUIET = ["hydra.output_subdir=null", "hydra/job_logging=terminal"]  # overrides 
 def run_ranks(script: Path, overrides: Sequence[str], *, devices: int, run_dir: Path, launch_info: dict[str, Any]) -> None:
     """Run a script in one process per device and wait until all have ended.
 
-    When one process fails, the others are ended too. SIGINT, SIGTERM and SIGUSR1 are forwarded to all of them.
+    When one process fails, the others are ended too. The signals that ask a run to stop are forwarded to all of them.
 
     Args:
         script: The entry script. It may differ from this process's own, which may be a worker of a sweep.
@@ -70,7 +70,7 @@ def run_ranks(script: Path, overrides: Sequence[str], *, devices: int, run_dir: 
         for process in processes:
             process.send_signal(signum)
 
-    previous_handlers = {signum: signal.signal(signum, forward) for signum in FORWARDED_SIGNALS}
+    previous_handlers = {signum: signal.signal(signum, forward) for signum in stop_signals()}
     try:
         for local_rank in range(devices):
             own = {"LOCAL_RANK": str(local_rank), "RANK": str(node * devices + local_rank)}
