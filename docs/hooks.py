@@ -51,7 +51,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def settings_page() -> str:
     """Return the tables of all settings of train.py, generate.py and evaluate.py as Markdown."""
     sys.path.insert(0, str(ROOT))
-    from gpt_pretrain.config.schema import EvaluateSettings, GenerateSettings, TrainSettings
+    from gpt_pretrain.config.schema import EvaluateSettings, GenerateSettings, ServeSettings, TrainSettings
 
     parts = ["## train.py", _table(_own_settings(CONF / "train.yaml"), TrainSettings)]
     for group, default in GROUPS.items():
@@ -62,6 +62,7 @@ def settings_page() -> str:
     parts.append("The group `sampler` is the same as in train.py.")
     parts += ["## evaluate.py", _table(_own_settings(CONF / "evaluate.yaml"), EvaluateSettings)]
     parts.append("Of the group `data`, the settings that say where the text is and how it is read have an effect.")
+    parts += ["## serve.py", _table(_own_settings(CONF / "serve.yaml"), ServeSettings)]
     return "\n\n".join(parts)
 
 

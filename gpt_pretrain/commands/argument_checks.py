@@ -22,7 +22,7 @@ from gpt_pretrain.commands.hydra_grammar import setting_values, to_hydra_overrid
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.free_text import FREE_TEXTS, plain_value
 from gpt_pretrain.config.overrides import override_key, short_form
-from gpt_pretrain.config.schema import EvaluateSettings, GenerateSettings, TrainSettings
+from gpt_pretrain.config.schema import EvaluateSettings, GenerateSettings, ServeSettings, TrainSettings
 from gpt_pretrain.config.setting_names import (
     CONF,
     describe_type,
@@ -36,7 +36,13 @@ from gpt_pretrain.config.setting_names import (
     script_groups,
     set_checked,
 )
-from gpt_pretrain.config.validation import broken_train_rules, evaluate_problems, generate_problems, train_problems
+from gpt_pretrain.config.validation import (
+    broken_train_rules,
+    evaluate_problems,
+    generate_problems,
+    serve_problems,
+    train_problems,
+)
 from gpt_pretrain.system.shell import quote_word
 
 CURLY_MARKS = set("\u201c\u201d\u201e\u2018\u2019")
@@ -89,6 +95,8 @@ def broken_rules(arguments: Arguments, *, script: str) -> list[str]:
             return generate_problems(to_settings(compose("generate", overrides), GenerateSettings))
         if script == "evaluate":
             return evaluate_problems(to_settings(compose("evaluate", ["run_dir=outputs", *overrides]), EvaluateSettings))
+        if script == "serve":
+            return serve_problems(to_settings(compose("serve", overrides), ServeSettings))
         return train_problems(to_settings(compose("train", ["run_dir=outputs", *overrides]), TrainSettings))
     return []
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gpt_pretrain.config.free_text import FREE_TEXTS
 from gpt_pretrain.config.overrides import find_override, full_form, override_key, short_form
-from gpt_pretrain.config.schema import EvaluateSettings, GenerateSettings, TrainSettings
+from gpt_pretrain.config.schema import EvaluateSettings, GenerateSettings, ServeSettings, TrainSettings
 from gpt_pretrain.config.setting_names import CONF, find_type, nearest, nearest_settings, script_groups
 from gpt_pretrain.system.shell import quote_word
 
@@ -32,9 +32,15 @@ SUGGESTED = {
     "train": "data.path",
     "generate": "prompt",
     "evaluate": "data.path",
+    "serve": "checkpoint",
 }  # setting that a word without a name most likely means
 
-SCHEMAS: dict[str, type] = {"train": TrainSettings, "generate": GenerateSettings, "evaluate": EvaluateSettings}
+SCHEMAS: dict[str, type] = {
+    "train": TrainSettings,
+    "generate": GenerateSettings,
+    "evaluate": EvaluateSettings,
+    "serve": ServeSettings,
+}
 
 
 @dataclass

@@ -77,6 +77,8 @@ def check_arguments(arguments: Arguments, *, script: str) -> None:
     problems = argument_problems(arguments, script=script)
     if script == "evaluate" and arguments.is_sweep:
         problems.append("evaluate.py has no sweeps (-m). It compares several models in one job: models=[latest,gpt2]")
+    if script == "serve" and arguments.is_sweep:
+        problems.append("serve.py has no sweeps (-m). It serves several models at once: models=[latest,gpt2]")
     shared = find_override(arguments.overrides, "run_dir")
     if arguments.is_sweep and shared is not None and "${" not in shared:
         problems.append(f"run_dir={shared}: all jobs of a sweep would share this folder. Type hydra.sweep.dir={shared}")

@@ -24,6 +24,7 @@ COMMANDS = {
     "export": "export a model as a folder that transformers opens",
     "report": "write report.html for a run or a sweep",
     "compare": "plot the losses of several runs and print how their settings differ",
+    "serve": "continue texts over HTTP, as python serve.py does",
     "verify_resume": "check that a killed and resumed run ends like an uninterrupted one",
 }
 

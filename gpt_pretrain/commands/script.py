@@ -61,7 +61,7 @@ def hydra_script(name: str) -> Iterator[None]:
     """Rewrite a script's arguments for Hydra before the block, and turn its errors into exit codes.
 
     Args:
-        name: "train", "generate" or "evaluate".
+        name: "train", "generate", "evaluate" or "serve".
 
     Raises:
         SystemExit: If the script fails or is interrupted.

@@ -15,7 +15,7 @@ from gpt_pretrain.config.overrides import quote_value, split_override
 
 # Settings that have one value in a sweep too: texts, and folders to write or to resume.
 SINGLE_TEXTS = {"prompt", "start_context"} | {
-    *("data.cache_dir", "out", "resume", "sweep_resume", "run_dir", "hydra.run.dir", "hydra.sweep.dir")
+    *("api_key", "data.cache_dir", "host", "out", "resume", "sweep_resume", "run_dir", "hydra.run.dir", "hydra.sweep.dir")
 }
 # Names, paths and URLs, several of which a sweep may try.
 LISTED_NAMES = {

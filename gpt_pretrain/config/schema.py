@@ -1,4 +1,4 @@
-"""The settings of train.py, generate.py and evaluate.py, as typed dataclasses.
+"""The settings of train.py, generate.py, evaluate.py and serve.py, as typed dataclasses.
 
 Default values and explanations are in conf/; only settings that no file in conf/ contains have a comment here. Hydra merges conf/
 into these types and so refuses unknown keys and wrong types. `validation.py` has the rules that a type cannot express.
@@ -357,3 +357,24 @@ class EvaluateSettings:
     run_dir: str = MISSING
     data: DataSettings = field(default_factory=DataSettings)
     tasks: TaskSettings = field(default_factory=TaskSettings)
+
+
+@dataclass
+class ServeSettings:
+    """All settings of serve.py."""
+
+    checkpoint: str = MISSING
+    pretrained: str | None = MISSING
+    models: list[str] = MISSING
+    weights: str = "trained"
+    n_heads: int | None = MISSING
+    tokenizer: str | None = MISSING
+    host: str = MISSING
+    port: int = MISSING
+    api_key: str | None = MISSING
+    cors: list[str] = MISSING
+    max_rows: int = MISSING
+    max_queue: int = MISSING
+    max_seconds: float = MISSING
+    device: str = MISSING
+    precision: str = MISSING

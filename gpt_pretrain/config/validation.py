@@ -10,7 +10,14 @@ from operator import attrgetter
 from typing import Any
 
 from gpt_pretrain.config.command_schema import InputSettings, PrepareSettings, VocabularySettings
-from gpt_pretrain.config.schema import EvaluateSettings, GenerateSettings, ModelSettings, SamplerSettings, TrainSettings
+from gpt_pretrain.config.schema import (
+    EvaluateSettings,
+    GenerateSettings,
+    ModelSettings,
+    SamplerSettings,
+    ServeSettings,
+    TrainSettings,
+)
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.config import MAX_LOGPROBS, MAX_STOP_LENGTH, MAX_STOPS, SamplerConfig
 from gpt_pretrain.model.config import GPTConfig
@@ -218,6 +225,29 @@ EVALUATE_RULES: list[Rule] = [
     *(rule for rule in GENERATE_RULES if rule[0] in ("device", "precision", "n_heads")),
 ]
 
+SERVE_RULES: list[Rule] = [
+    (
+        "host",
+        lambda host: re.fullmatch(r"[\w.:-]{1,255}", host, re.ASCII) is not None,
+        "must be a name or an address of this machine",
+    ),
+    ("port", lambda port: 0 <= port <= 65535, "must be between 0 and 65535; 0 takes any free port"),
+    (
+        "api_key",
+        lambda key: key is None or re.fullmatch(r"[!-~]{8,1000}", key) is not None,
+        "must have 8 or more letters, digits and signs, without blanks",
+    ),
+    (
+        "cors",
+        lambda origins: all(re.fullmatch(r"https?://[\w.:\[\]-]+", one, re.ASCII) for one in origins),
+        "must be origins such as https://example.org, without a path",
+    ),
+    ("max_rows", lambda count: 1 <= count <= 1024, "must be between 1 and 1024 texts"),
+    ("max_queue", lambda count: 0 <= count <= 100_000, "must be between 0 and 100000 texts"),
+    ("max_seconds", lambda seconds: 0 < seconds <= 1_000_000, "must be above 0 and at most 1000000 seconds"),
+    *(rule for rule in GENERATE_RULES if rule[0] in ("weights", "device", "precision", "n_heads")),
+]
+
 INPUT_RULES: list[Rule] = [
     ("text_field", lambda name: name != "", "must name the field that holds the text, such as text"),
     ("document_separator", lambda text: text != "", "must have at least one character, or be null for one document per file"),
@@ -297,13 +327,7 @@ def generate_problems(settings: GenerateSettings) -> list[str]:
 
 def evaluate_problems(settings: EvaluateSettings) -> list[str]:
     """List the problems of the settings of evaluate.py."""
-    problems = _broken_rules(settings, EVALUATE_RULES)
-    named = {"checkpoint": settings.checkpoint != "latest", "pretrained": settings.pretrained is not None}
-    several = [name for name, is_set in (named | {"models": bool(settings.models)}).items() if is_set]
-    if len(several) > 1:
-        problems.append(
-            f"{' and '.join(several)}: each names the weights to evaluate. Set one of them; models=[...] takes several."
-        )
+    problems = _broken_rules(settings, EVALUATE_RULES) + _several_weights(settings)
     problems += [
         f"tasks.names={name}: there is no such task. Choose from {', '.join(TASK_NAMES)}; others are files, set with tasks.path."
         for name in settings.tasks.names
@@ -312,6 +336,20 @@ def evaluate_problems(settings: EvaluateSettings) -> list[str]:
     if settings.tasks.names and settings.tasks.path is not None:
         problems.append("tasks.path and tasks.names cannot be combined. Evaluate twice.")
     return problems
+
+
+def serve_problems(settings: ServeSettings) -> list[str]:
+    """List the problems of the settings of serve.py."""
+    return _broken_rules(settings, SERVE_RULES) + _several_weights(settings)
+
+
+def _several_weights(settings: EvaluateSettings | ServeSettings) -> list[str]:
+    """List the settings that name weights, if there is more than one."""
+    named = {"checkpoint": settings.checkpoint != "latest", "pretrained": settings.pretrained is not None}
+    several = [name for name, is_set in (named | {"models": bool(settings.models)}).items() if is_set]
+    if len(several) < 2:
+        return []
+    return [f"{' and '.join(several)}: each names the weights to use. Set one of them; models=[...] takes several."]
 
 
 def prepare_problems(settings: PrepareSettings) -> list[str]:

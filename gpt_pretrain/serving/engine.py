@@ -142,6 +142,11 @@ class Engine:
         """The number of texts that are being continued, and of those that wait."""
         return len(self._rows), len(self._waiting)
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether texts are being continued."""
+        return self._thread.is_alive() and not self._stopping
+
     def submit(self, requests: Sequence[CompletionRequest], listeners: Sequence[Callable[[Update], None]]) -> list[QueuedText]:
         """Queue texts, all of them or none.
 

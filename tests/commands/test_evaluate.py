@@ -113,7 +113,7 @@ def test_only_the_beginning_of_a_text_is_scored(script: Script, tmp_path: Path, 
     [
         (["stride=0"], "stride=0: must be at least 1 token"),
         (["stride=17"], "stride=17 exceeds the context"),
-        (["checkpoint=x.ckpt"], "checkpoint and pretrained: each names the weights to evaluate"),
+        (["checkpoint=x.ckpt"], "checkpoint and pretrained: each names the weights to use"),
         (["hydra.run.dir=held_out.txt"], "held_out.txt"),
         (["run_dir=/proc/here"], "/proc/here"),
         (["tokenizer=gpt2"], "but the tokenizer gpt2 has 50,257"),

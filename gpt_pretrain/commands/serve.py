@@ -1,0 +1,128 @@
+"""Continue texts over HTTP, in the interface of OpenAI's completions.
+
+Usage: gpt-pretrain serve [setting=value ...]
+
+Settings are those of python serve.py, which --help lists.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import runpy
+import secrets
+import sys
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from gpt_pretrain.commands.failures import report_failures
+from gpt_pretrain.config.conversion import to_settings
+from gpt_pretrain.config.schema import ServeSettings
+from gpt_pretrain.config.validation import serve_problems
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.checkout import CHECKOUT
+
+if TYPE_CHECKING:
+    from gpt_pretrain.checkpoints.pretrained import Weights
+    from gpt_pretrain.generation.prompts import TextModel
+
+NOT_INSTALLED = "serve.py needs fastapi and uvicorn. Run: pip install 'gpt-pretrain[serve]'"
+
+
+def serve_command(arguments: list[str]) -> None:
+    """Run serve.py with these arguments."""
+    sys.argv = [str(CHECKOUT / "serve.py"), *arguments]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def serve_models(config: DictConfig) -> None:
+    """Answer requests over HTTP until interrupted.
+
+    Raises:
+        SystemExit: If the command fails.
+    """
+    with report_failures():
+        settings = to_settings(config, ServeSettings)
+        if problems := serve_problems(settings):
+            raise UserError(problems)
+        if any(importlib.util.find_spec(name) is None for name in ("fastapi", "uvicorn")):
+            raise UserError(NOT_INSTALLED)
+        _serve(settings)
+
+
+def _serve(settings: ServeSettings) -> None:
+    from gpt_pretrain.serving.engine import Engine
+    from gpt_pretrain.serving.requests import ServingLimits
+    from gpt_pretrain.serving.server import Address, open_socket, run_server
+    from gpt_pretrain.system.devices import keep_freed_memory
+    from gpt_pretrain.system.terminal import print_escaped
+
+    keep_freed_memory()
+    address = Address(settings.host, settings.port, settings.api_key, settings.cors)
+    if not address.is_local and address.api_key is None:
+        address = Address(settings.host, settings.port, secrets.token_urlsafe(24), settings.cors)
+    opened = open_socket(address)  # A port that is taken is refused before the weights are loaded.
+    models = _open_models(settings)
+    engine = Engine(models, ServingLimits(settings.max_rows, settings.max_queue, settings.max_seconds))
+    shown = f"[{settings.host}]" if ":" in settings.host else settings.host
+    port = opened.getsockname()[1]
+
+    def ready() -> None:
+        print_escaped(f"Models: {', '.join(models)}")
+        if address.api_key is not None and settings.api_key is None:
+            print_escaped(f"Key: {address.api_key}")
+        print_escaped(f"The server listens at http://{shown}:{port}/v1 (Ctrl-C ends it)")
+        sys.stdout.flush()
+
+    with suppress(KeyboardInterrupt):
+        run_server(engine, address, opened, ready=ready)
+    print_escaped("The server has ended.")
+
+
+def _open_models(settings: ServeSettings) -> dict[str, TextModel]:
+    """Load the models, each under a name of its own that is no path."""
+    from gpt_pretrain.checkpoints.checkpoint_file import first_readable
+    from gpt_pretrain.checkpoints.pretrained import open_weights
+    from gpt_pretrain.runs.folder import find_checkpoints
+
+    opening = partial(open_weights, kind=settings.weights)
+    if settings.models or settings.pretrained is not None:
+        names = settings.models or [str(settings.pretrained)]
+        weights = [opening(name, n_heads=settings.n_heads) for name in names]
+    else:
+        weights = [first_readable(find_checkpoints(settings.checkpoint), opening)]
+        names = [settings.checkpoint if settings.checkpoint != "latest" else weights[0].name]
+    models: dict[str, TextModel] = {}
+    for typed, one in zip(names, weights, strict=True):
+        name = base = _public_name(typed)
+        number = 2
+        while name in models:
+            name, number = f"{base}-{number}", number + 1
+        models[name] = _load(one, settings)
+    return models
+
+
+def _load(weights: Weights, settings: ServeSettings) -> TextModel:
+    from gpt_pretrain.generation.decoding import PRECISIONS, decoding_model, pick_decoding_precision
+    from gpt_pretrain.generation.prompts import TextModel
+    from gpt_pretrain.system.devices import pick_device
+    from gpt_pretrain.system.terminal import escape_line, print_escaped
+
+    tokenizer = weights.build_tokenizer(settings.tokenizer)
+    model = weights.build(device=pick_device(settings.device))
+    precision, reason = pick_decoding_precision(settings.precision, model)
+    print_escaped(f"({escape_line(weights.name)}; precision {precision}: {reason})", file=sys.stderr)
+    ready = TextModel(decoding_model(model, dtype=PRECISIONS[precision], batch_size=settings.max_rows), tokenizer)
+    _ = ready.banned  # found now, so that the first request does not wait for it
+    return ready
+
+
+def _public_name(typed: str) -> str:
+    """Return the last part of a typed name; of a checkpoint within a run, the run's name with it."""
+    path = Path(typed)
+    parts = [part for part in path.parts if part not in ("checkpoints", path.anchor)]
+    kept = parts[-2:] if path.suffix == ".ckpt" else parts[-1:]
+    return "/".join(kept) or "model"

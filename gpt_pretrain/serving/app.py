@@ -1,0 +1,281 @@
+"""The HTTP interface: OpenAI's completions and models, the page's own routes, health and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, suppress
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
+
+from gpt_pretrain.serving.bodies import CompletionBody, ContinueBody, TokensBody
+from gpt_pretrain.serving.completions import (
+    Choice,
+    ReadPrompt,
+    RefusedError,
+    completion_requests,
+    continue_request,
+    describe_scores,
+    describe_tokens,
+    echoes,
+    find_model,
+    joined,
+    read_prompt,
+    updates,
+)
+from gpt_pretrain.serving.engine import Engine
+from gpt_pretrain.serving.guards import error_body
+from gpt_pretrain.serving.metrics import metrics_text
+from gpt_pretrain.serving.requests import QueueFullError
+from gpt_pretrain.tokenizers.splitting import encode_prompt
+
+RETRY_SECONDS = 2  # after which a client may try again
+SENDING_SECONDS = 60.0  # for a slow client to take what is ready, beyond the time limit of a text
+BUSY = "The server has too many requests. Try again later."
+
+
+class EventStream(Response):
+    """Server-sent events. When the client goes away, or takes too long, their source is closed at once.
+
+    Args:
+        events: The events as JSON.
+        seconds: Time for all of them.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[Any, None], *, seconds: float, done: bool) -> None:
+        super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self.events, self.seconds, self.done = events, seconds, done
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def pump() -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async for event in self.events:
+                content = f"data: {json.dumps(event)}\n\n".encode()
+                await send({"type": "http.response.body", "body": content, "more_body": True})
+            end = b"data: [DONE]\n\n" if self.done else b""
+            await send({"type": "http.response.body", "body": end, "more_body": False})
+
+        try:
+            await unless_gone(receive, pump(), seconds=self.seconds)
+        finally:
+            await self.events.aclose()
+
+
+async def unless_gone(receive: Receive, work: Awaitable[Any], *, seconds: float) -> Any:
+    """Do some work unless the client goes away or the time is over, and return its result; None if it was given up."""
+
+    async def gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    await asyncio.wait({task, watch}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    watch.cancel()
+    if not task.done():
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        return None
+    return task.result()
+
+
+def build_app(engine: Engine) -> FastAPI:
+    """Return the application that answers with an engine's models."""
+    app = FastAPI(title="gpt-pretrain", docs_url=None, redoc_url=None)
+    created, models = int(time.time()), dict(engine.models)
+    seconds = engine.limits.seconds + SENDING_SECONDS
+    _add_errors(app)
+
+    @app.get("/health")
+    async def health() -> JSONResponse:
+        """Tell whether texts are being continued."""
+        return JSONResponse({"status": "ok"} if engine.is_alive else {"status": "ended"}, 200 if engine.is_alive else 503)
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> PlainTextResponse:
+        """Return counters in Prometheus' text format."""
+        return PlainTextResponse(metrics_text(engine), media_type="text/plain; version=0.0.4")
+
+    def model_entry(name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": created, "owned_by": "gpt-pretrain"}
+
+    @app.get("/v1/models")
+    async def list_models() -> dict[str, Any]:
+        """List the models."""
+        return {"object": "list", "data": [model_entry(name) for name in models]}
+
+    @app.get("/v1/models/{name:path}", responses=ERRORS)
+    async def one_model(name: str) -> dict[str, Any]:
+        """Describe a model."""
+        find_model(models, name)
+        return model_entry(name)
+
+    @app.post("/v1/completions", responses=ERRORS)
+    async def completions(body: CompletionBody, request: Request) -> Response:
+        """Continue prompts, as OpenAI's interface does."""
+        model, (n, echo) = find_model(models, body.model), echoes(body)
+        limit = engine.limits.rows + engine.limits.queue
+        if len(body.prompts()) * n > limit:
+            raise RefusedError(400, f"This server takes at most {limit} texts at a time.", param="prompt")
+        max_tokens = body.sampler().max_new_tokens
+        prompts = await asyncio.to_thread(lambda: [read_prompt(model, one, max_tokens) for one in body.prompts()])
+        if not prompts:
+            raise RefusedError(400, "There is no prompt.", param="prompt")
+        answer = _Answer(engine, body, prompts, n=n, echo=echo)
+        if body.stream:
+            return EventStream(await _begun(answer.chunks()), seconds=seconds, done=True)
+        made = await unless_gone(request.receive, answer.whole(), seconds=seconds)
+        return JSONResponse(made) if made is not None else JSONResponse(error_body(504, "The time is over."), 504)
+
+    @app.post("/api/tokens", responses=ERRORS)
+    async def tokens(body: TokensBody) -> dict[str, Any]:
+        """Return the tokens of a text: ids, texts and bytes."""
+        tokenizer = find_model(models, body.model).tokenizer
+        token_ids = await asyncio.to_thread(encode_prompt, body.text, tokenizer)
+        return {"tokens": describe_tokens(token_ids, tokenizer)}
+
+    @app.post("/api/continue", responses=ERRORS)
+    async def go_on(body: ContinueBody) -> Response:
+        """Continue a prompt with the alternatives of each token, as events."""
+        model = find_model(models, body.model)
+        prompt = await asyncio.to_thread(read_prompt, model, body.prompt, body.sampler().max_new_tokens)
+        request = continue_request(body, prompt)
+
+        async def events() -> AsyncGenerator[dict[str, Any], None]:
+            async with aclosing(updates(engine, [request])) as source:
+                async for _, update in source:
+                    if update.error is not None:
+                        yield error_body(500, update.error)
+                        return
+                    event: dict[str, Any] = {"text": update.text, "tokens": describe_scores(update.scores, model.tokenizer)}
+                    if update.prompt_scores:
+                        event["prompt"] = describe_scores(update.prompt_scores, model.tokenizer)
+                    if update.finish_reason is not None:
+                        event |= {"finish_reason": update.finish_reason, "seed": request.seed}
+                    yield event
+
+        return EventStream(await _begun(events()), seconds=seconds, done=False)
+
+    return app
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"description": reason}
+    for status, reason in {
+        400: "a field is wrong",
+        404: "no such model",
+        413: "too large",
+        429: "too many requests",
+        500: "the text failed",
+        504: "out of time",
+    }.items()
+}
+
+
+class _Answer:
+    """The answer to a request for completions, whole or in chunks."""
+
+    def __init__(self, engine: Engine, body: CompletionBody, prompts: list[ReadPrompt], *, n: int, echo: bool) -> None:
+        self.engine, self.body, self.prompts = engine, body, prompts
+        tokenizer = engine.models[body.model].tokenizer
+        self.requests = [
+            one for prompt in prompts for one in completion_requests(body, prompt, n=n, logprobs=body.logprobs, echo=echo)
+        ]
+        self.choices = [
+            Choice(index, prompts[index // n], tokenizer, echo=echo, has_logprobs=body.logprobs is not None)
+            for index in range(len(self.requests))
+        ]
+        self.head = {
+            "id": f"cmpl-{uuid.uuid4().hex}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": body.model,
+        }
+
+    async def whole(self) -> dict[str, Any]:
+        pieces: list[list[dict[str, Any]]] = [[] for _ in self.choices]
+        async with aclosing(updates(self.engine, self.requests)) as source:
+            async for index, update in source:
+                if update.error is not None:
+                    raise RefusedError(500, update.error)
+                pieces[index].append(self.choices[index].piece(update))
+        return self.head | {"choices": [joined(one) for one in pieces], "usage": self._usage()}
+
+    async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
+        counts = self.body.stream_options is not None and self.body.stream_options.include_usage
+        usage: dict[str, Any] = {"usage": None} if counts else {}
+        async with aclosing(updates(self.engine, self.requests)) as source:
+            async for index, update in source:
+                if update.error is not None:
+                    yield error_body(500, update.error)
+                    return
+                yield self.head | {"choices": [self.choices[index].piece(update)]} | usage
+        if counts:
+            yield self.head | {"choices": [], "usage": self._usage()}
+
+    def _usage(self) -> dict[str, int]:
+        read, made = sum(len(prompt.ids) for prompt in self.prompts), sum(choice.n_tokens for choice in self.choices)
+        return {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
+
+
+async def _begun(events: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+    """Return events after their first one has come, so that a refusal still has a status of its own."""
+    first = asyncio.ensure_future(anext(events))
+    started = asyncio.Event()
+    first.add_done_callback(lambda _: started.set())
+    with suppress(TimeoutError):
+        await asyncio.wait_for(started.wait(), 0.02)
+    if first.done() and (error := first.exception()) is not None and not isinstance(error, StopAsyncIteration):
+        raise error
+
+    async def rest() -> AsyncGenerator[Any, None]:
+        try:
+            yield await first
+            async for event in events:
+                yield event
+        finally:
+            first.cancel()
+            with suppress(asyncio.CancelledError, StopAsyncIteration, Exception):
+                await first
+            await events.aclose()
+
+    return rest()
+
+
+def _add_errors(app: FastAPI) -> None:
+    """Answer all errors in the form of OpenAI's; what a client sent is not repeated, except names of fields."""
+
+    def refused(_: Request, error: RefusedError) -> JSONResponse:
+        return JSONResponse(error_body(error.status, error.message, param=error.param), error.status)
+
+    def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        found = [(".".join(map(str, one["loc"][1:])), str(one["msg"])) for one in error.errors()[:5]]
+        text = "; ".join(f"{name}: {message}" if name else message for name, message in found)
+        shown = text.encode("utf-8", "replace").decode()[:2000]
+        return JSONResponse(error_body(400, shown, param=found[0][0][:100].encode("utf-8", "replace").decode() or None), 400)
+
+    def other(_: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse(error_body(error.status_code, str(error.detail)), error.status_code, headers=error.headers)
+
+    def busy(_: Request, __: QueueFullError) -> JSONResponse:
+        return JSONResponse(error_body(429, BUSY), 429, headers={"Retry-After": str(RETRY_SECONDS)})
+
+    handlers: list[tuple[type[Exception], Callable[..., JSONResponse]]] = [
+        (RefusedError, refused),
+        (RequestValidationError, invalid),
+        (HTTPException, other),
+        (QueueFullError, busy),
+    ]
+    for kind, handler in handlers:
+        app.add_exception_handler(kind, handler)

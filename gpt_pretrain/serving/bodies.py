@@ -1,0 +1,113 @@
+"""The bodies of requests: OpenAI's completions, and what a page about single tokens needs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from gpt_pretrain.generation.config import (
+    LEAST_PENALTY,
+    MAX_STOP_LENGTH,
+    MAX_STOPS,
+    MOST_PENALTY,
+    SamplerConfig,
+)
+
+MAX_CHOICES, MAX_SHOWN_LOGPROBS, MAX_TEMPERATURE = 16, 20, 100.0
+DEFAULT_TOKENS = 16  # of OpenAI's completions
+
+
+def _whole_characters(text: str) -> str:
+    """Refuse half a surrogate pair, which JSON can write and no text can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("it has half a surrogate pair") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole_characters)]
+Stop = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class SampledBody(BaseModel):
+    """The fields that choose a model and the way of sampling. A field that is not listed is refused."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    model: Text
+    max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = DEFAULT_TOKENS
+    temperature: Annotated[float, Field(ge=0, le=MAX_TEMPERATURE)] | None = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None  # 0 and -1 keep all tokens, as in vLLM
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=LEAST_PENALTY, le=MOST_PENALTY)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+
+    def sampler(self) -> SamplerConfig:
+        """Return the sampler that the fields describe."""
+        return SamplerConfig(
+            DEFAULT_TOKENS if self.max_tokens is None else self.max_tokens,
+            1.0 if self.temperature is None else self.temperature,
+            self.top_k if self.top_k is not None and self.top_k > 0 else None,
+            self.top_p if self.top_p is not None and self.top_p < 1 else None,
+            self.min_p,
+            1.0 if self.repetition_penalty is None else self.repetition_penalty,
+        )
+
+    def stops(self) -> tuple[str, ...]:
+        """Return the stop strings."""
+        return () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+class StreamOptions(BaseModel):
+    """OpenAI's `stream_options`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class CompletionBody(SampledBody):
+    """The body of POST /v1/completions. Fields that would change the text in ways that this program does not know are refused."""
+
+    prompt: Text | list[TokenId] | list[Text] | list[list[TokenId]]
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = 1
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_SHOWN_LOGPROBS)] | None = None
+    echo: bool | None = False
+    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = 0.0
+    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = 0.0
+    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
+    suffix: Literal[""] | None = None
+    user: Text | None = None
+
+    def prompts(self) -> list[str | list[int]]:
+        """Return the prompts, each as text or as token ids."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if self.prompt and isinstance(self.prompt[0], int):
+            return [[one for one in self.prompt if isinstance(one, int)]]
+        return [one for one in self.prompt if not isinstance(one, int)]
+
+
+class TokensBody(BaseModel):
+    """The body of POST /api/tokens."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: Text
+    text: Text
+
+
+class ContinueBody(SampledBody):
+    """The body of POST /api/continue. To go on with another token, send the token ids before it and its own."""
+
+    prompt: Text | list[TokenId]
+    alternatives: Annotated[int, Field(ge=0, le=MAX_SHOWN_LOGPROBS)] = 10

@@ -1,0 +1,204 @@
+"""Requests to the engine, made from bodies, and answers in the forms of OpenAI and of the page."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.generation.continued_text import ContinuedText
+from gpt_pretrain.generation.prompts import TextModel
+from gpt_pretrain.generation.token_scores import TokenScore, scores_as_json
+from gpt_pretrain.serving.bodies import CompletionBody, ContinueBody, SampledBody
+from gpt_pretrain.serving.engine import Engine
+from gpt_pretrain.serving.requests import CompletionRequest, Update
+from gpt_pretrain.tokenizers.base import Tokenizer, decode
+from gpt_pretrain.tokenizers.splitting import encode_prompt
+
+
+class RefusedError(Exception):
+    """A request that cannot be answered.
+
+    Args:
+        status: HTTP status.
+        message: The reason.
+        param: The field that it is about.
+    """
+
+    def __init__(self, status: int, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param = status, message, param
+
+
+@dataclass(frozen=True)
+class ReadPrompt:
+    """A prompt as text and as token ids."""
+
+    text: str
+    ids: tuple[int, ...]
+
+
+def find_model(models: dict[str, TextModel], name: str) -> TextModel:
+    """Return a model by its name.
+
+    Raises:
+        RefusedError: If there is none of this name.
+    """
+    if name not in models:
+        raise RefusedError(404, f"There is no model of this name. Choose from: {', '.join(models)}.", param="model")
+    return models[name]
+
+
+def read_prompt(model: TextModel, prompt: str | list[int], max_tokens: int) -> ReadPrompt:
+    """Return a prompt with its token ids.
+
+    Raises:
+        RefusedError: If it has no tokens, or unknown ones, or is too long.
+    """
+    context = model.decoder.config.context_length
+    if isinstance(prompt, str):
+        try:
+            ids = encode_prompt(prompt, model.tokenizer)
+        except UserError as error:
+            raise RefusedError(400, " ".join(error.problems), param="prompt") from error
+        if not ids and model.tokenizer.eos_id is not None:  # as OpenAI does
+            ids = [model.tokenizer.eos_id]
+    else:
+        ids = prompt
+        unknown = [one for one in ids if one >= model.decoder.config.vocab_size]
+        if unknown:
+            raise RefusedError(400, f"The model has no token {unknown[0]}.", param="prompt")
+    if not ids:
+        raise RefusedError(400, "The prompt is empty.", param="prompt")
+    if len(ids) + max_tokens > context + 1:
+        raise RefusedError(
+            400,
+            f"The prompt has {len(ids)} tokens. With max_tokens={max_tokens}, that is more than the {context + 1} tokens that "
+            "this model can read and add. Shorten the prompt, or ask for fewer tokens.",
+            param="max_tokens",
+        )
+    return ReadPrompt(prompt if isinstance(prompt, str) else decode(model.tokenizer, ids), tuple(ids))
+
+
+def completion_requests(
+    body: SampledBody, prompt: ReadPrompt, *, n: int, logprobs: int | None, echo: bool
+) -> list[CompletionRequest]:
+    """Return the requests for n continuations of a prompt; each has a seed of its own."""
+    seed = secrets.randbits(62) if body.seed is None else body.seed
+    first = CompletionRequest(body.model, prompt.ids, body.sampler(), seed, body.stops(), logprobs, echo and logprobs is not None)
+    return [replace(first, seed=(seed + number) % 2**63) for number in range(n)]
+
+
+async def updates(engine: Engine, requests: Sequence[CompletionRequest]) -> AsyncGenerator[tuple[int, Update], None]:
+    """Yield the updates of texts with the index of each, until all are over; when it is closed, the texts are given up.
+
+    Raises:
+        QueueFullError: If the engine has too much to do.
+    """
+    loop, waiting = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Update]]()
+
+    def listener(index: int) -> Any:
+        def listen(update: Update) -> None:
+            try:
+                loop.call_soon_threadsafe(waiting.put_nowait, (index, update))
+            except RuntimeError:  # the loop has ended, and with it the client
+                return
+
+        return listen
+
+    texts = engine.submit(requests, [listener(index) for index in range(len(requests))])
+    left = len(texts)
+    try:
+        while left:
+            index, update = await waiting.get()
+            left -= update.finish_reason is not None or update.error is not None
+            yield index, update
+    finally:
+        for text in texts:
+            text.cancel()
+
+
+class Choice:
+    """One continuation in the form of OpenAI's, as it grows.
+
+    Args:
+        index: Its number in the answer.
+        prompt: Its prompt.
+        tokenizer: The tokenizer of its model.
+        echo: Whether its text begins with the prompt.
+        has_logprobs: Whether its tokens are reported.
+    """
+
+    def __init__(self, index: int, prompt: ReadPrompt, tokenizer: Tokenizer, *, echo: bool, has_logprobs: bool) -> None:
+        self.index, self.prompt, self.tokenizer, self.has_logprobs = index, prompt, tokenizer, has_logprobs
+        self.n_tokens = 0
+        self._echoed = prompt.text if echo else ""
+        self._base = len(decode(tokenizer, prompt.ids)) if echo else 0
+        self._is_first = True
+
+    def piece(self, update: Update) -> dict[str, Any]:
+        """Return an update as a choice of a chunk."""
+        text, scores, offsets = update.text, list(update.scores), [self._base + one for one in update.offsets]
+        if self._is_first and self._echoed:
+            text = self._echoed + text
+            scores, offsets = [*update.prompt_scores, *scores], [*token_offsets(self.prompt.ids, self.tokenizer), *offsets]
+            offsets = offsets[-len(scores) :] if scores else []
+        self._is_first = False
+        self.n_tokens = update.n_tokens
+        logprobs = scores_as_json(scores, offsets, self.tokenizer) if self.has_logprobs else None
+        return {"index": self.index, "text": text, "logprobs": logprobs, "finish_reason": update.finish_reason}
+
+
+def token_offsets(token_ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:
+    """Return where the text of each token begins, in characters."""
+    made = ContinuedText(tokenizer, max_new_tokens=len(token_ids) + 1)
+    for token_id in token_ids:
+        made.add(token_id)
+    return made.offsets
+
+
+def joined(pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the pieces of a choice as one."""
+    whole = dict(pieces[-1])
+    whole["text"] = "".join(piece["text"] for piece in pieces)
+    if whole["logprobs"] is not None:
+        whole["logprobs"] = {name: [one for piece in pieces for one in piece["logprobs"][name]] for name in whole["logprobs"]}
+    return whole
+
+
+def echoes(body: CompletionBody) -> tuple[int, bool]:
+    """Return the number of choices of each prompt, and whether they begin with it.
+
+    Raises:
+        RefusedError: If best_of differs from n.
+    """
+    n = 1 if body.n is None else body.n
+    if body.best_of not in (None, n):
+        raise RefusedError(400, "best_of must be the same as n: no texts are left out.", param="best_of")
+    return n, bool(body.echo)
+
+
+def describe_tokens(token_ids: Sequence[int], tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """Return tokens for a page: each with its id, its text and its bytes."""
+    return [
+        {"id": one, "text": (content := tokenizer.token_bytes(one)).decode(errors="replace"), "bytes": list(content)}
+        for one in token_ids
+    ]
+
+
+def describe_scores(scores: Sequence[TokenScore], tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """Return tokens for a page, each with its log-probability and the likeliest tokens in its place with theirs."""
+    described = []
+    for score, token in zip(scores, describe_tokens([score.token_id for score in scores], tokenizer), strict=True):
+        likely = describe_tokens(score.likely_ids, tokenizer)
+        others = [one | {"logprob": value} for one, value in zip(likely, score.likely_logprobs, strict=True)]
+        described.append(token | {"logprob": score.logprob, "alternatives": others})
+    return described
+
+
+def continue_request(body: ContinueBody, prompt: ReadPrompt) -> CompletionRequest:
+    """Return the request of a page, which also has the scores of the prompt."""
+    return completion_requests(body, prompt, n=1, logprobs=body.alternatives, echo=True)[0]

@@ -1,0 +1,128 @@
+"""What every request passes before anything else looks at it: the checks of its host, origin, key and size."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MAX_BODY_BYTES = 4_000_000
+BODY_SECONDS = 30.0  # for a body to arrive
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+OPEN_PATHS = ("/health",)  # that need no key
+
+
+class BodyTooLargeError(Exception):
+    """A body is larger than allowed, or takes too long."""
+
+
+class Guards:
+    """An ASGI application that passes on only requests that may reach another one.
+
+    Args:
+        app: The other one.
+        hosts: Names that the Host header may have, against pages that lead a browser here under another name; None allows all.
+        api_key: Secret that a client must send; None lets everybody on this machine in.
+        origins: Other origins whose pages may send requests.
+    """
+
+    def __init__(self, app: ASGIApp, *, hosts: Sequence[str] | None, api_key: str | None, origins: Sequence[str] = ()) -> None:
+        self.app, self.hosts, self.api_key, self.origins = app, hosts, api_key, set(origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        if (refused := self._refusal(scope)) is not None:
+            await send_error(send, *refused)
+            return
+        started = False
+
+        async def watched_send(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, _limited(receive), watched_send)
+        except BodyTooLargeError as error:
+            if not started:
+                await send_error(send, *error.args)
+
+    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
+        """Return the status and the message for a request that may not pass."""
+        headers: dict[str, list[str]] = {}
+        for name, value in scope["headers"]:
+            headers.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
+        hosts = headers.get("host", [])
+        if len(hosts) != 1:
+            return 400, "A request has one Host header."
+        if self.hosts is not None and _host_name(hosts[0]) not in self.hosts:
+            return 403, f"This server is not {hosts[0][:100]!r}. Use the address that it printed."
+        for origin in headers.get("origin", []):
+            if origin not in self.origins and urlsplit(origin).netloc != hosts[0]:
+                return 403, "Pages of other origins may not use this server. Start it with cors=[ORIGIN] to allow one."
+        allowed = scope["path"] in OPEN_PATHS or scope["method"] == "OPTIONS" or self._has_key(headers.get("authorization", []))
+        if not allowed:
+            return 401, "This server needs its key: Authorization: Bearer KEY."
+        length = headers.get("content-length", ["0"])[0]
+        if length.isascii() and length.isdecimal() and int(length[:20]) > MAX_BODY_BYTES:
+            return 413, f"A request has at most {MAX_BODY_BYTES:,} bytes."
+        return None
+
+    def _has_key(self, values: Sequence[str]) -> bool:
+        if self.api_key is None:
+            return True
+        given = [value.partition(" ") for value in values]
+        return any(
+            kind.lower() == "bearer" and hmac.compare_digest(key.strip().encode("latin-1"), self.api_key.encode())
+            for kind, _, key in given
+        )
+
+
+async def send_error(send: Send, status: int, message: str) -> None:
+    """Send an error in the form of OpenAI's, and close the connection, since a body may still be on its way."""
+    content = json.dumps(error_body(status, message)).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode()), (b"connection", b"close")]
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})
+
+
+def error_body(status: int, message: str, *, param: str | None = None, code: str | None = None) -> dict[str, object]:
+    """Return the JSON of an error in the form of OpenAI's."""
+    kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+    kind = kinds.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _limited(receive: Receive) -> Receive:
+    """Return a source of a request's body that has limits on its size and on its time."""
+    size, is_complete = 0, False
+
+    async def limited() -> Message:
+        nonlocal size, is_complete
+        if is_complete:  # what follows is only the end of the connection
+            return await receive()
+        try:
+            message = await asyncio.wait_for(receive(), BODY_SECONDS)
+        except TimeoutError as error:
+            raise BodyTooLargeError(408, f"The request did not arrive within {BODY_SECONDS:g} seconds.") from error
+        size += len(message.get("body", b""))
+        if size > MAX_BODY_BYTES:
+            raise BodyTooLargeError(413, f"A request has at most {MAX_BODY_BYTES:,} bytes.")
+        is_complete = not message.get("more_body", False)
+        return message
+
+    return limited
+
+
+def _host_name(header: str) -> str:
+    """Return the name in a Host header, without its port and the brackets of IPv6."""
+    if header.startswith("["):
+        return header[1:].partition("]")[0].lower()
+    return header.partition(":")[0].lower().removesuffix(".")

@@ -1,0 +1,127 @@
+"""The HTTP server, which runs until it is interrupted."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.serving.app import build_app
+from gpt_pretrain.serving.engine import Engine
+from gpt_pretrain.serving.guards import LOOPBACK, Guards
+
+HEADER_SECONDS = 20.0  # for the headers of a request to arrive
+MAX_CONNECTIONS = 512
+CLOSING_SECONDS = 5  # for answers that are on their way when the server ends
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the server listens, and who may use it.
+
+    Args:
+        host: Name or address of an interface of this machine.
+        port: Port; 0 takes any free one.
+        api_key: Secret that clients send; None asks for none.
+        cors: Origins of other pages that may use the server.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: str | None = None
+    cors: Sequence[str] = ()
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach it."""
+        return self.host in LOOPBACK
+
+
+class PatientlessProtocol(H11Protocol):
+    """HTTP whose connections end if the headers of the first request do not arrive in time."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._headers_due = self.loop.call_later(HEADER_SECONDS, self._close_unless_begun)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._headers_due.cancel()
+        super().connection_lost(exc)
+
+    def _close_unless_begun(self) -> None:
+        if self.cycle is None:
+            self.transport.close()
+
+
+class InterruptibleServer(uvicorn.Server):
+    """A server that tells when it listens, and that ends the engine first when it is interrupted."""
+
+    def __init__(self, config: uvicorn.Config, engine: Engine, *, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._engine, self._ready = engine, ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await asyncio.to_thread(self._engine.stop)
+        await super().shutdown(sockets)
+
+
+def guarded_app(engine: Engine, address: Address) -> ASGIApp:
+    """Return the application behind its checks."""
+    app: ASGIApp = build_app(engine)
+    if address.cors:
+        allowed: dict[str, Any] = {"allow_origins": list(address.cors), "allow_methods": ["GET", "POST"]}
+        app = CORSMiddleware(app, **allowed, allow_headers=["authorization", "content-type"])
+    hosts = (*LOOPBACK, address.host) if address.is_local else None
+    return Guards(app, hosts=hosts, api_key=address.api_key, origins=address.cors)
+
+
+def open_socket(address: Address) -> socket.socket:
+    """Listen at an address.
+
+    Raises:
+        UserError: If it is taken, or none of this machine.
+    """
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
+        opened = socket.socket(family, kind, protocol)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind(where)
+    except OSError as error:
+        raise UserError(
+            f"host={address.host} port={address.port}: the server cannot listen there ({error.strerror or error}). Choose "
+            "another port, such as port=8001, or port=0 for any."
+        ) from error
+    return opened
+
+
+def run_server(engine: Engine, address: Address, opened: socket.socket, *, ready: Callable[[], None]) -> None:
+    """Answer requests until the process is interrupted.
+
+    Args:
+        ready: Called when the server listens.
+    """
+    config = uvicorn.Config(
+        guarded_app(engine, address),
+        http=PatientlessProtocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=CLOSING_SECONDS,
+    )
+    engine.start()
+    InterruptibleServer(config, engine, ready=ready).run(sockets=[opened])

@@ -1,0 +1,24 @@
+"""Continue texts over HTTP: python serve.py [setting=value ...]; --help lists the settings."""
+
+import signal
+
+# Ctrl-C while the libraries load ends the program without a traceback.
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import hydra
+from omegaconf import DictConfig
+
+from gpt_pretrain.commands.script import hydra_script
+from gpt_pretrain.commands.serve import serve_models
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="serve")
+def main(config: DictConfig) -> None:
+    """Serve models over HTTP."""
+    serve_models(config)
+
+
+if __name__ == "__main__":
+    with hydra_script("serve"):
+        main()

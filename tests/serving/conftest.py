@@ -1,0 +1,52 @@
+"""A server for the tests, with a model of random weights."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import pytest
+import uvicorn
+
+from gpt_pretrain.serving.engine import Engine
+from gpt_pretrain.serving.requests import ServingLimits
+from gpt_pretrain.serving.server import Address, InterruptibleServer, PatientlessProtocol, guarded_app, open_socket
+from tests.serving.test_engine import text_model
+
+
+class Served:
+    """A server in a thread, with its engine.
+
+    Args:
+        limits: Those of the engine.
+        address: Where it listens.
+    """
+
+    def __init__(self, limits: ServingLimits, address: Address) -> None:
+        self.model = text_model()
+        self.engine = Engine({"m": self.model}, limits)
+        self.engine.start()
+        opened = open_socket(address)
+        self.port = opened.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        ready = threading.Event()
+        config = uvicorn.Config(
+            guarded_app(self.engine, address), http=PatientlessProtocol, ws="none", lifespan="off", log_config=None
+        )
+        self.server = InterruptibleServer(config, self.engine, ready=ready.set)
+        self.thread = threading.Thread(target=lambda: asyncio.run(self.server.serve(sockets=[opened])), daemon=True)
+        self.thread.start()
+        assert ready.wait(60)
+
+    def close(self) -> None:
+        self.server.should_exit = True
+        self.thread.join(60)
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    """Return a server that no test may end."""
+    server = Served(ServingLimits(rows=4, queue=60), Address(port=0))
+    yield server
+    server.close()

@@ -1,0 +1,232 @@
+"""The HTTP interface, used by the openai package and by plain sockets."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import openai
+import pytest
+import requests
+
+from gpt_pretrain.generation.config import SamplerConfig
+from gpt_pretrain.serving.requests import ServingLimits
+from gpt_pretrain.serving.server import Address
+from tests.serving.conftest import Served
+from tests.serving.test_engine import CompletionRequest, alone
+
+PROMPT = "Every effort moves"
+
+
+@pytest.fixture
+def client(served: Served) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
+
+
+def expected(served: Served, *, max_tokens: int, temperature: float = 0.0, seed: int = 1, stop: tuple[str, ...] = ()) -> str:
+    request = CompletionRequest("m", tuple(PROMPT.encode()), SamplerConfig(max_tokens, temperature), seed, stop)
+    return alone(served.model, request)
+
+
+def test_the_openai_package_completes_whole_and_in_a_stream(served: Served, client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["m"]
+    assert client.models.retrieve("m").owned_by == "gpt-pretrain"
+    made = client.completions.create(model="m", prompt=PROMPT, max_tokens=12, temperature=0)
+    assert made.choices[0].text == expected(served, max_tokens=12)
+    assert made.choices[0].finish_reason == "length"
+    assert made.usage is not None
+    assert (made.usage.prompt_tokens, made.usage.completion_tokens) == (len(PROMPT), 12)
+    stream = client.completions.create(
+        model="m", prompt=PROMPT, max_tokens=12, temperature=1.1, seed=5, n=2, stream=True, stream_options={"include_usage": True}
+    )
+    texts, usage = ["", ""], None
+    for chunk in stream:
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+    assert texts == [expected(served, max_tokens=12, temperature=1.1, seed=seed) for seed in (5, 6)]
+    assert usage is not None
+    assert usage.completion_tokens == 24
+
+
+def test_echo_and_logprobs_are_those_of_the_tokens(served: Served, client: openai.OpenAI) -> None:
+    made = client.completions.create(model="m", prompt=PROMPT, max_tokens=3, temperature=0, echo=True, logprobs=2).choices[0]
+    assert made.text == PROMPT + expected(served, max_tokens=3)
+    found = made.logprobs
+    assert found is not None
+    assert found.tokens is not None and found.token_logprobs is not None and found.text_offset is not None
+    assert len(found.tokens) == len(found.token_logprobs) == len(found.text_offset) == len(PROMPT) + 3
+    assert found.token_logprobs[0] is None
+    assert found.tokens[: len(PROMPT)] == list(PROMPT)
+    assert found.text_offset[: len(PROMPT)] == list(range(len(PROMPT)))
+    assert found.top_logprobs is not None
+    assert all(own == max(top.values()) for own, top in zip(found.token_logprobs[-3:], found.top_logprobs[-3:], strict=True))
+    scored = client.completions.create(model="m", prompt=list(PROMPT.encode()), max_tokens=0, echo=True, logprobs=1).choices[0]
+    assert scored.text == PROMPT
+    assert scored.logprobs is not None
+    assert scored.logprobs.token_logprobs == found.token_logprobs[: len(PROMPT)]
+
+
+def test_stop_strings_and_lists_of_prompts(served: Served, client: openai.OpenAI) -> None:
+    whole = expected(served, max_tokens=20)
+    stop = whole[6:8]
+    made = client.completions.create(model="m", prompt=[PROMPT, PROMPT], max_tokens=20, temperature=0, stop=[stop])
+    assert [(one.index, one.text, one.finish_reason) for one in made.choices] == [
+        (index, whole[: whole.index(stop)], "stop") for index in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        ({"model": "other"}, 404, "There is no model of this name."),
+        ({"max_tokens": 1000}, 400, "Shorten the prompt, or ask for fewer tokens."),
+        ({"prompt": [300]}, 400, "The model has no token 300."),
+        ({"prompt": []}, 400, "There is no prompt."),
+        ({"temperature": -1}, 400, "temperature"),
+        ({"best_of": 3}, 400, "best_of must be the same as n"),
+        ({"presence_penalty": 0.5}, 400, "presence_penalty"),
+        ({"logit_bias": {"5": 3}}, 400, "logit_bias"),
+        ({"checkpoint": "/etc/passwd"}, 400, "checkpoint"),
+        ({"n": 16, "prompt": ["a"] * 10}, 400, "at most 64 texts at a time"),
+        ({"prompt": "\ud800"}, 400, "surrogate"),
+    ],
+)
+def test_what_cannot_be_answered_is_explained(served: Served, body: dict[str, Any], status: int, message: str) -> None:
+    content = json.dumps({"model": "m", "prompt": PROMPT} | body)
+    answer = requests.post(f"{served.url}/v1/completions", data=content, headers={"content-type": "application/json"}, timeout=60)
+    assert answer.status_code == status, answer.text
+    assert message in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[" * 100_000, b"null", b'{"model": 1e999}', b"\xff\xfe", b'{"max_tokens": ' + b"9" * 5000 + b"}"]
+)
+def test_bodies_that_are_no_json_are_refused(served: Served, content: bytes) -> None:
+    answer = requests.post(f"{served.url}/v1/completions", data=content, headers={"content-type": "application/json"}, timeout=60)
+    assert answer.status_code == 400, answer.text
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "127.0.0.1.evil.example"}, 403),
+        ({"Host": "localhost:1"}, 200),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+    ],
+)
+def test_other_hosts_and_origins_are_refused(served: Served, headers: dict[str, str], status: int) -> None:
+    assert requests.get(f"{served.url}/v1/models", headers=headers, timeout=60).status_code == status
+
+
+def test_the_key_is_needed_where_there_is_one() -> None:
+    server = Served(ServingLimits(), Address(port=0, api_key="secret-key", cors=("https://a.example",)))
+    url = f"{server.url}/v1/models"
+    try:
+        assert requests.get(url, timeout=60).status_code == 401
+        assert requests.get(url, headers={"Authorization": "Bearer wrong"}, timeout=60).status_code == 401
+        allowed = {"Authorization": "Bearer secret-key", "Origin": "https://a.example"}
+        answer = requests.get(url, headers=allowed, timeout=60)
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "https://a.example")
+        assert requests.get(f"{server.url}/health", timeout=60).json() == {"status": "ok"}
+    finally:
+        server.close()
+    assert not server.engine.is_alive
+
+
+def eventually(holds: Callable[[], bool]) -> bool:
+    """Return whether something becomes true within a minute."""
+    end = time.monotonic() + 60
+    while not holds() and time.monotonic() < end:
+        time.sleep(0.01)
+    return holds()
+
+
+def send_raw(served: Served, content: bytes) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", served.port), timeout=60)
+    connection.sendall(content)
+    return connection
+
+
+def raw_request(body: dict[str, Any]) -> bytes:
+    content = json.dumps(body).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    return head.encode() + content
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_hangs_up_frees_its_rows(served: Served, stream: bool) -> None:
+    before = served.engine.counts["cancelled"]
+    for _ in range(8):  # More than fit into the rows, so that some wait.
+        body = {"model": "m", "prompt": "a", "max_tokens": 63, "stream": stream, "n": 4, "temperature": 1.5}
+        send_raw(served, raw_request(body)).close()
+    assert eventually(lambda: served.engine.load == (0, 0))
+    answer = requests.post(f"{served.url}/v1/completions", json={"model": "m", "prompt": "a"}, timeout=60)
+    assert answer.status_code == 200
+    assert served.engine.counts["cancelled"] >= before
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (b"GET /health HTTP/1.1\r\n\r\n", b"400"),
+        (b"GET /health HTTP/1.1\r\nHost: a\r\nHost: localhost\r\n\r\n", b"400"),
+        (b"nonsense\r\n\r\n", b"400"),
+        (b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n", b"413"),
+        (b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", b"4"),
+        (b"GET /../../etc/passwd HTTP/1.1\r\nHost: localhost\r\n\r\n", b"404"),
+    ],
+)
+def test_odd_requests_get_an_answer_of_their_own(served: Served, content: bytes, status: bytes) -> None:
+    with send_raw(served, content) as connection:
+        assert connection.recv(100).startswith(b"HTTP/1.1 " + status)
+    assert requests.get(f"{served.url}/health", timeout=60).status_code == 200
+
+
+def test_half_a_request_holds_nobody_up(served: Served) -> None:
+    half = [send_raw(served, raw_request({"model": "m", "prompt": "a"})[:-3]) for _ in range(20)]
+    assert requests.post(f"{served.url}/v1/completions", json={"model": "m", "prompt": "a"}, timeout=60).status_code == 200
+    for connection in half:
+        connection.close()
+
+
+def test_a_full_queue_says_when_to_try_again() -> None:
+    server = Served(ServingLimits(rows=1, queue=1), Address(port=0))
+    server.engine._waiting.extend([None, None])  # type: ignore[list-item]
+    try:
+        for stream in (True, False):
+            body = {"model": "m", "prompt": "a", "stream": stream}
+            answer = requests.post(f"{server.url}/v1/completions", json=body, timeout=60)
+            assert (answer.status_code, answer.headers["retry-after"]) == (429, "2")
+    finally:
+        server.engine._waiting.clear()
+        server.close()
+
+
+def test_the_page_gets_tokens_with_their_alternatives_and_goes_on_with_another(served: Served) -> None:
+    tokens = requests.post(f"{served.url}/api/tokens", json={"model": "m", "text": "aé"}, timeout=60).json()["tokens"]
+    assert [token["bytes"] for token in tokens] == [[97], [195], [169]]
+    body = {"model": "m", "prompt": PROMPT, "max_tokens": 4, "temperature": 0}
+    with requests.post(f"{served.url}/api/continue", json=body, stream=True, timeout=60) as answer:
+        events = [json.loads(line[6:]) for line in answer.iter_lines() if line]
+    new = [token for event in events for token in event["tokens"]]
+    assert [token["id"] for token in events[0]["prompt"]] == list(PROMPT.encode())
+    assert all(len(token["alternatives"]) == 10 for token in new)
+    assert [token["id"] for token in new] == [token["alternatives"][0]["id"] for token in new]
+    assert events[-1]["finish_reason"] == "length"
+    other = new[1]["alternatives"][3]["id"]
+    branch = body | {"prompt": [*PROMPT.encode(), new[0]["id"], other]}
+    with requests.post(f"{served.url}/api/continue", json=branch, stream=True, timeout=60) as answer:
+        first = json.loads(next(line for line in answer.iter_lines() if line)[6:])
+    assert first["prompt"][-1]["id"] == other
+
+
+def test_metrics_are_in_the_format_of_prometheus(served: Served) -> None:
+    text = requests.get(f"{served.url}/metrics", timeout=60).text
+    assert "# TYPE gpt_pretrain_new_tokens_total counter\n" in text
+    assert "\ngpt_pretrain_waiting_texts 0\n" in text
