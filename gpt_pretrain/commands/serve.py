@@ -121,8 +121,8 @@ def _load(weights: Weights, settings: ServeSettings) -> TextModel:
 
 
 def _public_name(typed: str) -> str:
-    """Return the last part of a typed name; of a checkpoint within a run, the run's name with it."""
+    """Return the last part of a typed name; of a checkpoint that of its run, and its own unless it is the last."""
     path = Path(typed)
-    parts = [part for part in path.parts if part not in ("checkpoints", path.anchor)]
-    kept = parts[-2:] if path.suffix == ".ckpt" else parts[-1:]
+    parts = [part for part in path.parts if part not in ("checkpoints", "last.ckpt", path.anchor)]
+    kept = parts[-2:] if parts[-1:] and parts[-1].endswith(".ckpt") else parts[-1:]
     return "/".join(kept) or "model"

@@ -169,7 +169,9 @@ def sample_next(
     probabilities = torch.softmax((scores - highest) / sampler.temperature, dim=-1)
     if sampler.top_p is not None:
         before = probabilities.cumsum(dim=-1) - probabilities
-        probabilities = probabilities.masked_fill(before >= sampler.top_p, 0.0)
+        dropped = before >= sampler.top_p
+        dropped[..., 0] = False  # where a tiny top_p is 0 in float32, the most likely token stays
+        probabilities = probabilities.masked_fill(dropped, 0.0)
     if sampler.min_p is not None:
         least = sampler.min_p * probabilities.max(dim=-1, keepdim=True).values
         probabilities = probabilities.masked_fill(probabilities < least, 0.0)

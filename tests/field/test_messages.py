@@ -30,6 +30,23 @@ VOCABULARY = ("-m", "gpt_pretrain", "tokenizer")
 CASES = {
     "compare_nothing": ((*COMPARE,), "0 runs given, but a comparison needs at least two."),
     "compare_one": ((*COMPARE, "run"), "1 run given, but a comparison needs at least two."),
+    "sweep_of_a_server": (("serve.py", "-m", "checkpoint=run"), "serve.py has no sweeps (-m). It serves several models at once"),
+    "server_with_wrong_settings": (
+        ("serve.py", "port=70000", "cors=[example.org]", "max_rows=0", "api_key=short"),
+        "port=70000: must be between 0 and 65535; 0 takes any free port.",
+    ),
+    "answers_of_a_sweep": (
+        ("generate.py", "-m", "checkpoint=run", "prompts=text.txt", "seed=1,2"),
+        "so they cannot be combined with a sweep (-m).",
+    ),
+    "answers_of_a_conversation": (
+        ("generate.py", "checkpoint=run", "interactive=true", "out=a.jsonl"),
+        "cannot be combined with out=a.jsonl",
+    ),
+    "stop_strings_without_text": (
+        ("generate.py", "checkpoint=run", "stop=['']"),
+        "must be at most 16 texts of 1 to 1000 characters",
+    ),
     "plan_of_a_sweep": ((*TEXT, "-m", "plan=true", "seed=1,2"), "plan=true describes a single run and cannot be combined with"),
     "resumed_sweep": ((*TEXT, "-m", "resume=run", "seed=1,2"), "To resume a sweep: sweep_resume="),
     "weights_twice": (

@@ -66,6 +66,12 @@ def test_the_probabilities_are_those_of_transformers(name: str, monkeypatch: pyt
         assert torch.count_nonzero(most[:, ours.shape[1] :]) == 0
 
 
+@pytest.mark.parametrize("top_p", [1e-20, 1e-60, 5e-324])
+def test_a_tiny_top_p_keeps_the_most_likely_token(top_p: float) -> None:
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(sample_next(logits, SamplerConfig(1, 1.0, top_p=top_p)), logits.argmax(-1))
+
+
 def test_the_penalty_acts_on_greedy_decoding_and_on_new_tokens_too() -> None:
     model = tiny_model()
     prompt = torch.randint(0, 97, (2, 4), generator=torch.Generator().manual_seed(3))
