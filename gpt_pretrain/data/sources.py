@@ -208,6 +208,16 @@ def find_data_sources(settings: DataSettings, tokenizer: Tokenizer, *, whole: bo
     return [_text_source(settings.name, settings, tokenizer)]
 
 
+def find_split(settings: DataSettings, tokenizer: Tokenizer) -> TokenSplit:
+    """Find the training set and the validation set as tokens, those of a mixture's sources one after another.
+
+    Raises:
+        UserError: If there is no usable text or corpus.
+    """
+    sources = find_data_sources(settings, tokenizer)
+    return _concatenate(sources) if settings.name == "mixture" else sources[0].split
+
+
 def _mixed_sources(settings: DataSettings, tokenizer: Tokenizer) -> list[DataSource]:
     """Find the sources of a mixture.
 

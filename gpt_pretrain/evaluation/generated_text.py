@@ -13,8 +13,7 @@ from torch.nn import functional as F
 
 from gpt_pretrain.config.checkpoint_settings import read_data_settings
 from gpt_pretrain.config.schema import DataSettings
-from gpt_pretrain.data.corpus import split_corpus
-from gpt_pretrain.data.sources import open_corpus_at
+from gpt_pretrain.data.sources import find_split
 from gpt_pretrain.data.text import cache_folder, find_download, find_text
 from gpt_pretrain.data.token_cache import tokenize_text
 from gpt_pretrain.data.token_stream import TokenStream
@@ -60,14 +59,15 @@ def find_training_tokens(content: Mapping[str, Any], tokenizer: Tokenizer) -> To
 
 
 def _shard_tokens(data: DataSettings, sha256: str, tokenizer: Tokenizer) -> TokenStream | None:
-    """Return the training set of local shards, or None if the shards are remote or have changed.
+    """Return the training set of local shards or of a mixture, or None if a part of it is remote or has changed.
 
     Raises:
-        UserError: If the shards no longer exist.
+        UserError: If a part no longer exists.
     """
-    if data.path is None or is_url(data.path):
+    paths = [source.path for source in data.sources] if data.name == "mixture" else [data.path]
+    if any(path is None or is_url(path) for path in paths):
         return None
-    split = split_corpus(open_corpus_at(data.path, data), tokenizer, train_ratio=data.train_ratio)
+    split = find_split(data, tokenizer)
     return split.train if split.text_sha256 == sha256 else None
 
 

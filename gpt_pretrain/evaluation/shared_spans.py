@@ -76,7 +76,7 @@ class _WindowIndex:
         covered: dict[int, int] = {}  # By the distance of both positions, where the last span ends.
         followed = 0
         for start, low, high in zip(starts[known].tolist(), first[known].tolist(), after[known].tolist(), strict=True):
-            for position in self._positions[low : min(high, low + MAX_PLACES)].tolist():
+            for position in self._places(low, high):
                 text = int(self._text_of[position])
                 if covered.get(position - start, -1) > start or self.spans[text] == self._sizes[text]:
                     continue
@@ -87,6 +87,15 @@ class _WindowIndex:
                     self.spans[text] = max(self.spans[text], length)
             if followed > MAX_FOLLOWED:
                 return
+
+    def _places(self, low: int, high: int) -> list[int]:
+        """Return where equal windows are in the short texts; of many, those in texts that are not found as a whole yet."""
+        places = self._positions[low:high]
+        if len(places) > MAX_PLACES:
+            texts = self._text_of[places]
+            places = places[self.spans[texts] < self._sizes[texts]][:MAX_PLACES]
+        found: list[int] = places.tolist()
+        return found
 
     def _shared_length(self, position: int, end: int, block: np.ndarray, start: int) -> int:
         most = min(end - position, len(block) - start)

@@ -1,13 +1,16 @@
 """Parts of an evaluated text that the model was trained on are found and named."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from gpt_pretrain.checkpoints.checkpoint_file import read_checkpoint
 from gpt_pretrain.evaluation import shared_spans
 from gpt_pretrain.evaluation.contamination import LONG_SPAN, PART, task_overlap, text_overlap
+from gpt_pretrain.evaluation.generated_text import find_training_tokens
 from gpt_pretrain.evaluation.shared_spans import longest_shared_spans
 from gpt_pretrain.evaluation.task_files import Task, TaskItem
 from gpt_pretrain.tokenizers.build import build_tokenizer
@@ -85,5 +88,24 @@ def test_a_rule_of_dashes_takes_no_time() -> None:
     assert longest_shared_spans([np.full(size, 45) for size in (60, 70)], dashes, shortest=50).tolist() == [60, 70]
 
 
+def test_a_sentence_that_is_repeated_is_found_in_all_texts() -> None:
+    sentence = letters(65, seed=11) * 60
+    texts = [to_ids(sentence[start : start + 256]) for start in range(0, len(sentence), 256)]
+    found = longest_shared_spans(texts, ListedTokens(to_ids(sentence[:3000]).tolist()), shortest=50)
+    assert found.tolist() == [len(text) for text in texts]
+
+
 def to_ids(letters: Sequence[str]) -> np.ndarray:
     return np.array([ord(letter) for letter in letters])
+
+
+def test_the_training_text_of_a_mixture_is_found(train: Callable[..., float], tmp_path: Path, story: str) -> None:
+    for name, text in (("one.txt", story[:6000]), ("two.txt", story[6000:12000])):
+        (tmp_path / name).write_text(text)
+    sources = f"data.sources=[{{path: {tmp_path}/one.txt, weight: 1}}, {{path: {tmp_path}/two.txt, weight: 1}}]"
+    train("data=mixture", sources, "trainer.max_steps=1", "callbacks=minimal", "logger=none")
+    training = find_training_tokens(read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt"), BYTE)
+    assert training is not None
+    assert text_overlap("a model", text_of(list(story[7000:7500].encode())), training).longest == PART
+    (tmp_path / "two.txt").write_text(story[:7000])
+    assert find_training_tokens(read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt"), BYTE) is None
