@@ -25,6 +25,8 @@ from gpt_pretrain.evaluation.unlikely_text import unlikely_loss
 from gpt_pretrain.system.devices import pick_device
 from gpt_pretrain.tokenizers.base import Tokenizer
 
+MIN_TOKENS = 100  # of a text whose loss says something about the weights
+
 log = logging.getLogger(__name__)
 
 
@@ -134,6 +136,8 @@ def _misfit(weights: Weights, result: TextResult, *, named: bool) -> list[str]:
     Args:
         named: Whether the user has named the tokenizer.
     """
+    if result.tokens < MIN_TOKENS:
+        return []
     own, loss = not named and weights.own_tokenizer is not None, result.nats_per_token.value
     text, size = f"{weights.name}: the text", weights.config.vocab_size
     sentence = unlikely_loss(text, loss, vocab_size=size, of_own_vocabulary=own)

@@ -15,8 +15,8 @@ from gpt_pretrain.evaluation.memorization import BLOCK, block_starts, window_has
 MAX_SEARCHED = 1 << 27  # Tokens of the long text; of a longer one, blocks spread evenly over it are searched.
 OVERLAP = 1 << 12  # Tokens of the next block that are read too; the longest span that is found across two blocks.
 TABLE_BITS = 22
-MAX_PLACES = 16  # Of equal windows in the short texts that are followed.
-MAX_FOLLOWED = 20_000  # Windows of a block that are followed, which bounds the time for rules of dashes and the like.
+MAX_PLACES = 64  # Of equal windows in the short texts that are followed.
+MAX_FOLLOWED = 100_000  # Windows of a block that are followed, which bounds the time for rules of dashes and the like.
 
 
 def longest_shared_spans(texts: Sequence[np.ndarray], long_text: TokenStream, *, shortest: int) -> np.ndarray:

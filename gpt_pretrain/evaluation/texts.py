@@ -22,6 +22,8 @@ from gpt_pretrain.system.urls import without_secrets
 from gpt_pretrain.texts.text import sha256_without_blanks
 from gpt_pretrain.tokenizers.base import Tokenizer, token_byte_lengths
 
+OTHER_TOKENIZER = "Use that tokenizer."  # the advice for a training, which may choose one
+
 log = logging.getLogger(__name__)
 
 NO_TEXT = (
@@ -55,7 +57,11 @@ class TextSource:
         Raises:
             UserError: If it cannot be read, has changed, or holds the tokens of another tokenizer.
         """
-        (source,) = find_data_sources(self.settings, tokenizer, whole=self.whole)
+        try:
+            (source,) = find_data_sources(self.settings, tokenizer, whole=self.whole)
+        except UserError as error:
+            other = "Evaluate the text that it was made of, which each model reads with its own tokenizer."
+            raise UserError([problem.replace(OTHER_TOKENIZER, other) for problem in error.problems]) from error
         split = source.split
         if self.text_sha256 not in (None, split.text_sha256, sha256_without_blanks(split.text_sha256)):
             raise UserError(f"{self.name} is no longer the text of its training: it has changed. Name a text: data.path=FILE")

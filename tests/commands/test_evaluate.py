@@ -17,6 +17,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from gpt_pretrain.commands.evaluate import evaluate_models
+from gpt_pretrain.commands.prepare import prepare_command
 from gpt_pretrain.evaluation import evaluated_model
 from gpt_pretrain.evaluation.loss import next_token_loss
 from tests.conftest import ROOT, tiny_model
@@ -132,6 +133,16 @@ def test_mistakes_are_explained(
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_shards_of_another_tokenizer_are_explained(script: Script, tmp_path: Path, weights: tuple[Path, Path]) -> None:
+    (tmp_path / "a.txt").write_text(TEXT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert prepare_command(["a.txt", "out=shards", "tokenizer=gpt2", "val_fraction=0"]) in (0, None)
+    done = script("evaluate.py", f"pretrained={weights[0]}", "data.path=shards", *BYTES)
+    assert done.returncode == 2
+    assert "was made with gpt2. Evaluate the text that it was made of" in done.stderr
 
 
 def test_a_setting_without_effect_is_named(script: Script, tmp_path: Path, weights: tuple[Path, Path]) -> None:

@@ -38,6 +38,14 @@ def page_of(*models: PageModel, name: str = "the text") -> str:
     return render_evaluation_page(models, text_name=name, rows=result_rows([one.result for one in models]), sentences=["A > B."])
 
 
+def test_warnings_stand_on_the_page() -> None:
+    model = page_model("abc")
+    page = render_evaluation_page(
+        [model], text_name="a text", rows=result_rows([model.result]), sentences=[], warnings=["<b>seen</b> before"]
+    )
+    assert "<strong>Warning:</strong> &lt;b&gt;seen&lt;/b&gt; before" in page
+
+
 class Tokens(HTMLParser):
     """The tokens on a page, and the tags."""
 
