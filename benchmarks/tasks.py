@@ -123,12 +123,11 @@ def harness() -> Measurement:
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoTokenizer, GPT2LMHeadModel
 
-    from gpt_pretrain.tokenizers.saving import tokenizer_files
+    from gpt_pretrain.checkpoints.tokenizer_files import write_tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
-        for name, content in tokenizer_files(build_tokenizer("gpt2")).items():
-            Path(folder, name).write_text(content, encoding="utf-8")
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        write_tokenizer(build_tokenizer("gpt2"), Path(folder), context_length=GPT2.context_length)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     model: Any = GPT2LMHeadModel(transformers_config(GPT2))
     lm = HFLM(pretrained=model.to(device()).eval(), tokenizer=tokenizer, batch_size=ROWS)
     texts = [pair for item in make_task().items for pair in zip(item.contexts, item.continuations, strict=True)]
