@@ -72,7 +72,8 @@ def _trial_settings(typed: str) -> tuple[TrainSettings | None, list[str]]:
     from gpt_pretrain.commands.argument_checks import override_problems
     from gpt_pretrain.commands.hydra_errors import explain_hydra_error
     from gpt_pretrain.commands.notebook import load_settings
-    from gpt_pretrain.config.overrides import full_form
+    from gpt_pretrain.config.custom_parts import TARGET
+    from gpt_pretrain.config.overrides import full_form, override_key
 
     try:
         overrides = shlex.split(typed)
@@ -81,6 +82,8 @@ def _trial_settings(typed: str) -> tuple[TrainSettings | None, list[str]]:
     if not overrides or any("=" not in override for override in overrides):
         return None, [f"trial={typed} is no list of settings of train.py. Give them with blanks between: trial='model=tiny'."]
     full = [full_form(override, script="train") for override in overrides]
+    if own := [one for one in map(override_key, full) if one.endswith(f".{TARGET}")]:
+        return None, [f"trial: classes of your own are not tried with several vocabularies. Leave out {', '.join(own)}."]
     if found := [f"trial: {problem}" for override in full for problem in override_problems(override, script="train")]:
         return None, found
     try:
@@ -92,10 +95,6 @@ def _trial_settings(typed: str) -> tuple[TrainSettings | None, list[str]]:
     problems = [f"trial: {problem}" for problem in train_problems(settings)]
     if settings.init_from is not None or settings.resume is not None:
         problems.append("trial: only a model with new weights can have another vocabulary. Leave out init_from= and resume=.")
-    if "model" in settings.custom:
-        problems.append(
-            "trial: the model of a trial must be a built-in one, such as trial='model=tiny'. Leave out model._target_=."
-        )
     return settings, problems
 
 

@@ -24,6 +24,7 @@ SHARDS = (*TRAIN, "data=shards", "tokenizer=byte")
 TEXT = (*TRAIN, "data=text", "tokenizer=byte")
 COMPARE = ("-m", "gpt_pretrain", "compare")
 
+OWN_MODEL = ("train.py", "data.cache_dir=cache", "trainer.accelerator=cpu", "tokenizer=byte", "data=text", "data.path=text.txt")
 VOCABULARY = ("-m", "gpt_pretrain", "tokenizer")
 
 # Name of a case: the command, and what its message says.
@@ -70,6 +71,22 @@ CASES = {
     "rates_without_roles": ((*TEXT, "optimizer.head.lr=1e-3"), "has no groups by role. Add optimizer.decay=roles, or choose"),
     "too_many_processes": ((*TEXT, "trainer.devices=100000"), "for each core or one for each GPU. Choose a smaller number."),
     "mixture_without_sources": ((*TRAIN, "data=mixture", "tokenizer=byte"), "data=mixture needs data.sources='[{path: FOLDER,"),
+    "own_model_without_weights": (
+        (*OWN_MODEL, "model._target_=torch.nn.Identity"),
+        "model._target_=torch.nn.Identity has no weights to train.",
+    ),
+    "own_model_that_is_none": (
+        (*OWN_MODEL, "model._target_=torch.optim.SGD"),
+        "model._target_=torch.optim.SGD is no model: it must derive from torch.nn.Module.",
+    ),
+    "own_model_that_fails": (
+        (*OWN_MODEL, "model._target_=torch.nn.Linear", "model.in_features=3", "model.out_features=4"),
+        "model._target_=torch.nn.Linear fails on token ids of the shape (1, 256) and the type int64: RuntimeError:",
+    ),
+    "vocabulary_trial_of_an_own_model": (
+        (*VOCABULARY, "out=own", "text.txt", "trial=model._target_=torch.nn.Identity"),
+        "trial: classes of your own are not tried with several vocabularies. Leave out model._target_.",
+    ),
     "vocabulary_trial_of_nothing_known": (
         (*VOCABULARY, "out=own", "text.txt", "trial=model=huge"),
         "trial: model=huge: the group model has no option huge. Its options are chapter5",

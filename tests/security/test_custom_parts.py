@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from gpt_pretrain.checkpoints.checkpoint_file import write_checkpoint
+from gpt_pretrain.checkpoints.pretrained import load_pretrained
 from gpt_pretrain.config.custom_parts import resume_custom_parts, storable_parts
 from gpt_pretrain.config.custom_targets import call_target, find_target
 from gpt_pretrain.errors import UserError
+from tests.conftest import TINY_RUN
 from tests.helpers.training_runs import checkpoint, with_stored
 
 Train = Callable[..., float]
@@ -45,6 +47,31 @@ def test_a_class_that_only_the_checkpoint_names_is_not_imported(
         train(f"resume='{run}'", base=RESUMED)
     with pytest.raises(UserError, match=rf"optimizer\._target_ was {EVIL}\.Payload, is"):
         train(f"resume='{run}'", *OWN, base=RESUMED)
+    assert EVIL not in sys.modules
+
+
+def test_a_model_that_only_the_checkpoint_names_is_not_imported(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"{EVIL}.py").write_text("raise SystemExit('this code has run')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = "++model._target_=tests.helpers.own_models.Recurrent"
+    base = [*(one for one in TINY_RUN if not one.startswith("model")), "model=custom", name]
+    train(*QUICK, "trainer.max_steps=1", base=base)
+    run = tmp_path / "run"
+    with_stored(run, lambda config: config["custom"]["model"].update({"class": f"{EVIL}.Payload"}))
+    with pytest.raises(UserError, match="A checkpoint never decides which code runs"):
+        train(f"resume='{run}'", base=RESUMED)
+    with pytest.raises(UserError, match="A checkpoint never decides which code runs"):
+        load_pretrained(run)
+    with pytest.raises(UserError, match=rf"model\._target_ was {EVIL}\.Payload, is"):
+        train(f"resume='{run}'", "model=custom", name, base=RESUMED)
+    load_pretrained(run, custom={"_target_": "tests.helpers.own_models.Recurrent"})
+    with_stored(run, lambda config: config.pop("custom"))
+    with pytest.raises(UserError, match="without its name"):
+        load_pretrained(run)
+    with pytest.raises(UserError, match=r"model\.kind=custom: this is your own class"):
+        train(f"resume='{run}'", base=RESUMED)
     assert EVIL not in sys.modules
 
 
