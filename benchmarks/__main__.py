@@ -55,7 +55,8 @@ def _arguments() -> argparse.Namespace:
         description=__doc__,
         epilog="cases:\n"
         + "\n".join(f"  {name:20} {case.title}" for name, case in cases.items())
-        + "\n\nlearn compares time and tokens to a loss; references makes the curves of report pages. Both have a --help.",
+        + "\n\nlearn compares time and tokens to a loss; references makes the curves of report pages. Both have a --help.\n"
+        "python -m benchmarks.scaling measures the loss by size, text and settings.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("cases", nargs="*", metavar="CASE", help="cases to run (default: all)")

@@ -1,0 +1,58 @@
+"""Run the trials of the study that are still missing: python -m benchmarks.scaling [NAME=FILE ...].
+
+The texts are documentation and code that come with Python, German manual pages where the system has them, and given files. The
+results have two more, "play" (As You Like It) and "bible" (the King James Version). Each result is a line of `results.jsonl`, so
+that an interrupted study goes on where it stopped. `texts.json` has what n-grams make of each text.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+
+from benchmarks.scaling.ngrams import ngram_bits
+from benchmarks.scaling.texts import StudyText, load_texts
+from benchmarks.scaling.trial import Trial, run_trial
+from benchmarks.scaling.trials import PILOT_BYTES, all_trials
+
+RESULTS, TEXTS = (Path(__file__).with_name(name) for name in ("results.jsonl", "texts.json"))
+COUNTED_BYTES = (20_000, PILOT_BYTES, 500_000, 2_000_000)  # of the n-gram models, at most the whole text
+
+
+def main() -> None:
+    """Run the trials in their order, and append their results to the file."""
+    files = {name: Path(file) for name, _, file in (argument.partition("=") for argument in sys.argv[1:])}
+    texts, done = load_texts(files), finished()
+    count_ngrams(texts)
+    for trial in all_trials():
+        if trial in done or trial.text not in texts:
+            continue
+        row = run_trial(trial, texts[trial.text])
+        with RESULTS.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+        print(json.dumps(row), flush=True)
+
+
+def finished() -> set[Trial]:
+    """Return the trials whose results are in the file."""
+    lines = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.is_file() else []
+    names = [field.name for field in fields(Trial)]
+    return {Trial(**{name: row[name] for name in names}) for row in map(json.loads, lines)}
+
+
+def count_ngrams(texts: Mapping[str, StudyText]) -> None:
+    """Add the bits per byte of n-gram models, by the bytes that they have counted, for texts that are not in the file."""
+    content = json.loads(TEXTS.read_text(encoding="utf-8")) if TEXTS.is_file() else {}
+    for name, text in texts.items():
+        if name not in content:
+            train, held_out = text.text.encode(), text.held_out.encode()
+            sizes = sorted({min(size, len(train)) for size in COUNTED_BYTES})
+            content[name] = {str(size): round(ngram_bits(train[:size], held_out), 4) for size in sizes}
+    TEXTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Fit the law of expected losses to the study's results, and check it on texts that it was not fitted on.
+
+python -m benchmarks.scaling.fit prints the constants, their spread and the checks; --write stores them in law.json.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.optimize import least_squares  # type: ignore[import-untyped]
+
+from benchmarks.scaling.law import Difficulty, Law, Training
+from benchmarks.scaling.trials import PILOT_BYTES, batch_of, regularization_of
+
+RESULTS, TEXTS, TABLE = (Path(__file__).with_name(name) for name in ("results.jsonl", "texts.json", "law.json"))
+# Each constant's first value; all but the free ones are fitted as logarithms, since they are positive.
+START = {"a": 0.1, "alpha": 0.35, "b": 0.2, "beta": 0.35, "repeats": 1.0, "ngrams": 0.7, "vocabulary": 0.0}
+FREE = ("ngrams", "vocabulary")
+ROBUST = 0.02  # residuals beyond this count less
+PRIOR = 0.02  # pull of the logarithms towards their first values, where the results leave them open
+RESAMPLES = 40
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A result of the study, as the law sees it."""
+
+    text: str
+    training: Training
+    difficulty: Difficulty
+    bits: float
+
+
+def main() -> None:
+    """Fit, check and perhaps write."""
+    cases = read_cases()
+    law = fit(cases)
+    print(f"{len(cases)} trainings")
+    for name, (low, high) in spread(cases).items():
+        print(f"{name:11}{law.constants[name]:8.3f}  (80 % of resamples: {low:.3f} to {high:.3f})")
+    inside = np.abs(errors(law, cases))
+    print(f"in the fit: median error {np.median(inside):.1%}, nine of ten within {np.quantile(inside, 0.9):.1%}")
+    left_out = leave_texts_out(cases)
+    for text, found in left_out.items():
+        print(f"{text} left out: " + ", ".join(f"{error:+.1%}" for error in found))
+    outside = np.abs(np.concatenate(list(left_out.values())))
+    print(f"texts left out: median error {np.median(outside):.1%}, nine of ten within {np.quantile(outside, 0.9):.1%}")
+    if "--write" in sys.argv:
+        content = {
+            "constants": {name: round(value, 4) for name, value in law.constants.items()},
+            "error": round(float(np.quantile(outside, 0.9)), 4),
+            "largest": dict(law.largest),
+        }
+        TABLE.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def read_cases() -> list[Case]:
+    """Return the results with the usual batch, rates and regularization for their length, without the pilots."""
+    rows = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+    content = json.loads(TEXTS.read_text(encoding="utf-8"))
+    pilots = {(row["text"], row["unique_bytes"]): row for row in rows if _is_pilot(row)}
+    cases = []
+    for row in rows:
+        pilot = pilots.get((row["text"], row["unique_bytes"]))
+        if pilot is None or row is pilot or not _is_usual(row):
+            continue
+        ngrams = {int(size): bits for size, bits in content[row["text"]].items()}
+        difficulty = Difficulty(_training(pilot), pilot["bits_per_byte"], ngrams)
+        cases.append(Case(row["text"], _training(row), difficulty, row["bits_per_byte"]))
+    return cases
+
+
+def _is_pilot(row: Row) -> bool:
+    return bool(row["width"] == 64 and row["trained_bytes"] == PILOT_BYTES and row["seed"] == 1)
+
+
+def _is_usual(row: Row) -> bool:
+    usual = regularization_of(row["trained_bytes"] / row["unique_bytes"])
+    return (row["rate"], row["batch"], row["regularization"]) == (1.0, batch_of(row["trained_bytes"]), usual)
+
+
+def _training(row: Row) -> Training:
+    return Training(*(row[name] for name in ("matrices", "vocab_size", "unique_bytes", "trained_bytes")))
+
+
+def fit(cases: Sequence[Case]) -> Law:
+    """Return the law with the smallest robust error of the loss's logarithm."""
+    measured = np.log([case.bits for case in cases])
+    start = np.array([value if name in FREE else math.log(value) for name, value in START.items()])
+
+    def residuals(values: np.ndarray) -> np.ndarray:
+        law = _law(values, cases)
+        predicted = np.log([law.bits_per_byte(case.training, case.difficulty) for case in cases])
+        return np.concatenate([predicted - measured, PRIOR * (values - start)])
+
+    return _law(least_squares(residuals, start, loss="soft_l1", f_scale=ROBUST).x, cases)
+
+
+def _law(values: np.ndarray, cases: Sequence[Case]) -> Law:
+    constants = {
+        name: float(value) if name in FREE else math.exp(min(value, 20.0)) for name, value in zip(START, values, strict=True)
+    }
+    names = ("matrices", "unique_bytes", "trained_bytes")
+    return Law(constants, 0.0, {name: max(getattr(case.training, name) for case in cases) for name in names})
+
+
+def errors(law: Law, cases: Sequence[Case]) -> np.ndarray:
+    """Return the relative errors of the predictions."""
+    return np.array([law.bits_per_byte(case.training, case.difficulty) / case.bits - 1 for case in cases])
+
+
+def leave_texts_out(cases: Sequence[Case]) -> dict[str, np.ndarray]:
+    """Return the errors for each text with the law that is fitted to the others."""
+    texts = dict.fromkeys(case.text for case in cases)
+    return {
+        text: errors(fit([case for case in cases if case.text != text]), [case for case in cases if case.text == text])
+        for text in texts
+    }
+
+
+def spread(cases: Sequence[Case]) -> dict[str, tuple[float, float]]:
+    """Return the interval of each constant that holds 80 % of the fits to resampled results."""
+    generator = np.random.default_rng(1)
+    laws = [fit([cases[n] for n in generator.integers(len(cases), size=len(cases))]) for _ in range(RESAMPLES)]
+    values = {name: np.quantile([law.constants[name] for law in laws], (0.1, 0.9)) for name in START}
+    return {name: (float(low), float(high)) for name, (low, high) in values.items()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Predict the bits per byte that a model reaches on held-out text, by a law that was fitted to measured trainings.
+
+The law has the form of Hoffmann et al. 2022 (arXiv:2203.15556), in which
+repeated text counts less, as in Muennighoff et al. 2023 (arXiv:2305.16264). How hard a text is, and how much more of it helps,
+differs so much between texts that both are measured on the text itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Training:
+    """The numbers of a training that decide its loss, besides the text.
+
+    Args:
+        matrices: Parameters of the blocks.
+        vocab_size: Tokens of the vocabulary.
+        unique_bytes: Bytes of the training set.
+        trained_bytes: Bytes that are read, in several passes if there are fewer.
+    """
+
+    matrices: float
+    vocab_size: int
+    unique_bytes: float
+    trained_bytes: float
+
+    @property
+    def fresh_bytes(self) -> float:
+        """Bytes that are read at least once."""
+        return min(self.unique_bytes, self.trained_bytes)
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """The difficulty of a text, as measured on the text itself.
+
+    Args:
+        pilot: A short training of a small model on it.
+        bits: Bits per byte of held-out text after that training.
+        ngrams: Bits per byte of a model that counts n-grams, by the bytes of training text that it has counted.
+    """
+
+    pilot: Training
+    bits: float
+    ngrams: Mapping[int, float]
+
+    def counted(self, n_bytes: float) -> float:
+        """Return the n-gram model's bits per byte after this much text, interpolated in logarithms, or extrapolated."""
+        sizes = sorted(self.ngrams)
+        x, y = np.log(sizes), np.log([self.ngrams[size] for size in sizes])
+        at = math.log(n_bytes)
+        if at <= x[-1] or len(sizes) < 2:
+            return math.exp(float(np.interp(at, x, y)))
+        slope = (y[-1] - y[-2]) / (x[-1] - x[-2])
+        return math.exp(float(y[-1] + slope * (at - x[-1])))
+
+
+@dataclass(frozen=True)
+class Law:
+    """The fitted numbers.
+
+    Args:
+        constants: Constants of the law by name; see `bits_per_byte`.
+        error: The logarithm of the factor that nine of ten measurements are within.
+        largest: The largest number of parameters, unique bytes and read bytes that were measured.
+    """
+
+    constants: Mapping[str, float]
+    error: float
+    largest: Mapping[str, float]
+
+    def bits_per_byte(self, training: Training, text: Difficulty) -> float:
+        """Return the expected loss: the pilot's, times what a larger model, more text and another vocabulary change."""
+        pilot = text.pilot
+        fresh = text.counted(training.fresh_bytes) / text.counted(pilot.fresh_bytes)
+        vocabulary = self.constants["vocabulary"] * math.log2(training.vocab_size / pilot.vocab_size)
+        change = math.exp(self.constants["ngrams"] * math.log(fresh) + vocabulary)
+        expected: float = text.bits * change * self._core(training) / self._core(pilot)
+        return expected
+
+    def _core(self, training: Training) -> float:
+        """Return the law of Hoffmann et al., as a multiple of the loss that no model and no text of this kind falls below."""
+        c = self.constants
+        size = c["a"] * (1e6 / training.matrices) ** c["alpha"]
+        read = c["b"] * (1e6 / self.effective_bytes(training)) ** c["beta"]
+        return float(1.0 + size + read)
+
+    def effective_bytes(self, training: Training) -> float:
+        """Return the bytes of fresh text that would be worth as much as what is read: each further pass is worth less."""
+        passes = max(training.trained_bytes / training.unique_bytes - 1.0, 0.0)
+        lasting = self.constants["repeats"]
+        return training.fresh_bytes * (1.0 + lasting * (1.0 - math.exp(-passes / lasting)))

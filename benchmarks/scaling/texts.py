@@ -1,0 +1,72 @@
+"""The texts of the study: manuals, code, another language, a play and prose, from files that packages bring along."""
+
+from __future__ import annotations
+
+import gzip
+import random
+import re
+import sysconfig
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.learn import python_documentation
+
+HELD_OUT_BYTES = 60_000  # at most a tenth of a text
+GERMAN = Path("/usr/share/man/de")  # of the package manpages-de, or of other programs
+MARKUP = re.compile(r"^\.\\\".*\n|^\.[A-Za-z]+ ?|\\f[A-Z]|\\&|\\(?=-)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class StudyText:
+    """A text, of which the end is held out."""
+
+    name: str
+    text: str
+    held_out: str
+
+    def training(self, n_bytes: int) -> str:
+        """Return this much of the beginning.
+
+        Raises:
+            ValueError: If there is less.
+        """
+        content = self.text.encode()
+        if len(content) < n_bytes:
+            raise ValueError(f"{self.name} has {len(content):,} bytes to train on, not {n_bytes:,}")
+        return content[:n_bytes].decode(errors="ignore")
+
+
+def split_text(name: str, text: str) -> StudyText:
+    """Hold out the end of a text."""
+    content = text.replace("\r\n", "\n").replace("<|endoftext|>", "").encode()
+    cut = len(content) - min(HELD_OUT_BYTES, len(content) // 10)
+    return StudyText(name, content[:cut].decode(errors="ignore"), content[cut:].decode(errors="ignore"))
+
+
+def load_texts(files: dict[str, Path]) -> dict[str, StudyText]:
+    """Return the texts that every machine has, and those of given files."""
+    own = {"manual": python_documentation(), "code": python_code(), "german": german_manuals()}
+    return {
+        name: split_text(name, text)
+        for name, text in (own | {name: file.read_text() for name, file in files.items()}).items()
+        if text
+    }
+
+
+def python_code(n_bytes: int = 2_500_000) -> str:
+    """Return source files of the standard library, in an order drawn at random, always the same."""
+    files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    return _shuffled((file.read_text(encoding="utf-8", errors="ignore") for file in files), n_bytes)
+
+
+def german_manuals(n_bytes: int = 2_500_000) -> str:
+    """Return the text of German manual pages, nearly without their markup; empty if this machine has none."""
+    files = sorted(GERMAN.glob("man*/*.gz"))
+    return _shuffled((MARKUP.sub("", gzip.decompress(file.read_bytes()).decode(errors="ignore")) for file in files), n_bytes)
+
+
+def _shuffled(pieces: Iterable[str], n_bytes: int) -> str:
+    chosen = sorted(set(pieces))
+    random.Random(1).shuffle(chosen)
+    return "\n\n".join(chosen).encode()[:n_bytes].decode(errors="ignore")

@@ -1,0 +1,108 @@
+"""The trials of the study."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from benchmarks.scaling.trial import BYTE_TOKENS, Trial
+
+SHAPES = {"xs": (64, 2), "s": (96, 3), "m": (128, 4), "l": (192, 4), "xl": (256, 6)}
+K = 1000
+LARGE, SMALL = 900 * K, 100 * K  # of a text, in bytes
+VOCAB = 1024
+PILOT_BYTES = 125 * K
+
+
+def base(text: str, shape: str, trained: int, unique: int, vocab_size: int = VOCAB) -> Trial:
+    """Return a trial with the batch and the regularization that grow with the length and the repeats of the training."""
+    width, layers = SHAPES[shape]
+    repeats = trained / unique
+    return Trial(
+        text, unique, trained, vocab_size, width, layers, batch=batch_of(trained), regularization=regularization_of(repeats)
+    )
+
+
+def batch_of(trained: int) -> int:
+    """Return the windows of a step: their number grows with the square root of the length."""
+    return max(4, 1 << round(math.log2(1.5 * math.sqrt(trained / 2.5) / 128)))
+
+
+def regularization_of(repeats: float) -> str:
+    """Return the regularization that is tried first with this number of passes over the text."""
+    return "none" if repeats < 1.5 else "light" if repeats < 4 else "strong"
+
+
+def all_trials() -> list[Trial]:
+    """Return all trials once, the cheapest ones first, so that a study that is cut short covers all questions."""
+    groups = (pilots, size_and_tokens, repeats, other_texts, vocabularies, regularizations, rates, longer)
+    return sorted(dict.fromkeys(trial for group in groups for trial in group()), key=work)
+
+
+def work(trial: Trial) -> float:
+    """Return a number that the training's duration is about proportional to."""
+    return trial.trained_bytes * (12 * trial.layers * trial.width**2 + 2 * trial.vocab_size * trial.width)
+
+
+def pilots() -> list[Trial]:
+    """Train the smallest model for a moment on each text, which says how hard the text is."""
+    texts = ("manual", "code", "german", "bible", "play")
+    sizes = [(text, unique) for text in texts for unique in (LARGE, SMALL) if unique == SMALL or text != "play"]
+    return [base(text, "xs", PILOT_BYTES, unique) for text, unique in sizes]
+
+
+def size_and_tokens() -> list[Trial]:
+    """Vary size and length on one text, nearly without repeats."""
+    lengths = {"xs": (125, 500, 1000), "s": (125, 500, 1000), "m": (125, 500, 1000), "l": (125, 500), "xl": (125,)}
+    return [base("manual", shape, n * K, LARGE) for shape, ns in lengths.items() for n in ns]
+
+
+def repeats() -> list[Trial]:
+    """Vary size and length on a small part of the text."""
+    lengths = {"xs": (500, 2000), "s": (500, 1000), "m": (500, 1000), "l": (500,)}
+    return [base("manual", shape, n * K, SMALL) for shape, ns in lengths.items() for n in ns]
+
+
+def other_texts() -> list[Trial]:
+    """Compare texts of other kinds at a few points."""
+    points = (("s", 125, LARGE), ("s", 500, LARGE), ("m", 500, LARGE), ("s", 500, SMALL), ("m", 1000, SMALL))
+    return [
+        base(text, shape, n * K, unique)
+        for text in ("code", "german", "play", "bible")
+        for shape, n, unique in points
+        if unique == SMALL or text != "play"
+    ]
+
+
+def vocabularies() -> list[Trial]:
+    """Vary the vocabulary at the same length in bytes."""
+    return [
+        base(text, "s", n * K, unique, vocab_size=size)
+        for text, n, unique in (("manual", 500, LARGE), ("german", 500, LARGE), ("manual", 1000, SMALL))
+        for size in (BYTE_TOKENS, 512, 2048, 4096)
+    ]
+
+
+def regularizations() -> list[Trial]:
+    """Vary dropout and decay at several numbers of passes."""
+    points = [base("manual", "s", n * K, SMALL) for n in (200, 500, 1000)] + [base("manual", "m", 1000 * K, SMALL)]
+    return [replace(point, regularization=level) for point in points for level in ("none", "light", "strong")]
+
+
+def rates() -> list[Trial]:
+    """Vary the learning rates and the batch at several widths."""
+    points = [base("manual", shape, n * K, LARGE) for shape, n in (("xs", 500), ("s", 500), ("m", 500))]
+    varied = [replace(point, rate=rate) for point in points for rate in (0.5, 2.0)]
+    for point in points[1:2]:
+        varied += [replace(point, batch=point.batch * 4, rate=rate) for rate in (1.0, 2.0)]
+        varied += [replace(point, batch=point.batch * 2)]
+    return varied
+
+
+def longer() -> list[Trial]:
+    """Repeat points with other seeds, and go on to longer trainings."""
+    point = base("manual", "s", 500 * K, LARGE)
+    return [replace(point, seed=seed) for seed in (2, 3)] + [
+        base("manual", "xs", 4000 * K, LARGE),
+        base("manual", "s", 4000 * K, LARGE),
+    ]

@@ -1,0 +1,71 @@
+"""The study of losses trains what it says, and its fit finds a known law."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from benchmarks.scaling.law import Difficulty, Law, Training
+from benchmarks.scaling.ngrams import ngram_bits
+from benchmarks.scaling.texts import python_code, split_text
+from benchmarks.scaling.trial import Trial, run_trial
+from benchmarks.scaling.trials import all_trials
+
+
+def test_a_trial_trains_and_is_measured() -> None:
+    text = split_text("numbers", "".join(f"{number} boats lay at the shore.\n" for number in range(1500)))
+    found = run_trial(Trial("numbers", 20_000, 30_000, 300, 32, 1, batch=4, context=32), text)
+    assert found["trained_bytes"] == pytest.approx(found["tokens"] * found["bytes_per_token"], rel=0.05)
+    assert found["matrices"] == 12 * 32 * 32
+    assert 0 < found["bits_per_byte"] < 2
+
+
+def test_a_text_is_split_without_loss_and_has_no_more_than_it_has() -> None:
+    text = split_text("one", "é" * 1000)
+    assert text.text + text.held_out == "é" * 1000
+    with pytest.raises(ValueError, match="has 1,800 bytes to train on, not 5,000"):
+        text.training(5000)
+
+
+def test_no_trial_is_there_twice() -> None:
+    assert len(set(all_trials())) == len(all_trials()) > 50
+
+
+def test_the_study_takes_files_that_every_python_has() -> None:
+    code = python_code(50_000)
+    assert 49_900 < len(code.encode()) <= 50_000
+    assert code == python_code(50_000)
+
+
+def test_the_fit_finds_the_law_that_made_the_losses() -> None:
+    pytest.importorskip("scipy")
+    from benchmarks.scaling.fit import Case, errors, fit
+
+    constants = {"a": 0.08, "alpha": 0.3, "b": 0.15, "beta": 0.25, "repeats": 3.0, "ngrams": 0.6, "vocabulary": 0.01}
+    law = Law(constants, 0.0, {})
+    cases = []
+    for level in (2.0, 2.6):
+        difficulty = Difficulty(
+            Training(98_304, 1024, 1e6, 125_000), level, {20_000: 4.0, 125_000: 3.0, 1_000_000: 2.2 + level / 10}
+        )
+        for matrices in (1e5, 3e5, 1e6):
+            for unique, trained in ((1e6, 1e5), (1e6, 1e6), (1e5, 1e6), (2e5, 5e5)):
+                training = Training(matrices, 1024, unique, trained)
+                cases.append(Case("text", training, difficulty, law.bits_per_byte(training, difficulty)))
+    assert max(abs(errors(fit(cases), cases))) < 0.01
+
+
+def test_the_results_belong_to_the_study() -> None:
+    from benchmarks.scaling.__main__ import RESULTS, finished
+
+    rows = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+    assert len(finished()) == len(rows) >= 40
+    assert all(0.5 < row["bits_per_byte"] < 8 and math.isfinite(row["cpu_seconds"]) for row in rows)
+
+
+def test_counted_ngrams_predict_a_repeated_text_and_not_noise() -> None:
+    noise = np.random.default_rng(1).integers(0, 256, 20_000, dtype=np.uint8).tobytes()
+    assert ngram_bits(b"hello world, " * 1000, b"hello world, " * 50) < 0.2
+    assert ngram_bits(noise[:15_000], noise[15_000:]) > 7.5
+    assert ngram_bits(b"a", b"b") > 0
