@@ -11,6 +11,45 @@ PREFIX = b"gpt-pretrain crc32 "
 LENGTH = len(PREFIX) + 8  # eight hexadecimal digits: the CRC-32 of everything before the comment
 
 
+class SummedStream:
+    """A file that `torch.save` writes to, which computes the checksum of what is written, so that nothing is read again.
+
+    Args:
+        stream: The file, open for writing at its beginning.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream = stream
+        self._size = self._sum = 0
+        self._held = b""  # the last two bytes, which are not in the sum: the length of the comment
+
+    def write(self, data: bytes | memoryview) -> int:
+        self.stream.write(data)
+        view = memoryview(data).cast("B")
+        self._size += len(view)
+        if len(view) < 2:
+            view = memoryview(self._held + bytes(view))
+        else:
+            self._sum = zlib.crc32(self._held, self._sum)
+        self._sum, self._held = zlib.crc32(view[:-2], self._sum), bytes(view[-2:])
+        return len(data)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+    def finish(self) -> None:
+        """Add the checksum of a complete archive, as `add_checksum` does.
+
+        Raises:
+            OSError: If the file has not become as long as what was written to it.
+        """
+        assert self._held == b"\0\0", "the archive has a comment already"
+        length = LENGTH.to_bytes(2, "little")
+        if (end := self.stream.seek(-2, os.SEEK_END)) != self._size - 2:
+            raise OSError(f"the written file cannot be read back: it has {end + 2:,} of {self._size:,} bytes")
+        self.stream.write(length + PREFIX + f"{zlib.crc32(length, self._sum):08x}".encode())
+
+
 def add_checksum(path: Path) -> None:
     """Append a checksum to a PyTorch file as the comment of its archive, which PyTorch leaves empty.
 

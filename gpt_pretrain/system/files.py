@@ -16,6 +16,7 @@ import os
 import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +26,7 @@ SCRATCH_SUFFIX = ".tmp"
 # Errors of file systems that lack a call. Some of them report it as a missing permission.
 NOT_SUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EPERM, errno.EACCES, errno.EMLINK)
 NO_RENAME = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EXDEV)
+FICLONE = 0x40049409
 LOST_DATA = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
 
 
@@ -178,6 +180,45 @@ def copy_to_free_name(source: Path, target: Path) -> None:
             raise
         with open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
             stream.write(source.read_bytes())
+
+
+def clone_file(source: Path, target: Path) -> None:
+    """Make a second file with the same content that takes no more space, if the file system can; else copy the content.
+
+    Where files can share their blocks until one is changed, they do; elsewhere the target is a hard link, so that neither file
+    must be written to in place. Both share the damage of a disk.
+
+    Raises:
+        FileExistsError: If the target exists.
+        OSError: If the file cannot be written.
+    """
+    if _share_blocks(source, target):
+        return
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
+        shutil.copyfile(source, target)
+
+
+def _share_blocks(source: Path, target: Path) -> bool:
+    """Make the target share the blocks of the source, and return whether the file system can do that.
+
+    Source: ioctl_ficlone(2), which only Linux has.
+    """
+    if sys.platform != "linux":
+        return False
+    import fcntl
+
+    with open(source, "rb") as stored, open(target, "xb") as stream:
+        try:
+            fcntl.ioctl(stream, FICLONE, stored.fileno())
+            return True
+        except OSError:
+            pass
+    target.unlink()
+    return False
 
 
 def remove(path: Path) -> None:

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from gpt_pretrain.config.schema import OptimizerSettings, SchedulerSettings
 from gpt_pretrain.data.dataset import Batch
-from gpt_pretrain.evaluation.loss import LossTotals, mean_loss, merge_batches, next_token_loss
+from gpt_pretrain.evaluation.loss import LossTotals, mean_loss, next_token_loss
 from gpt_pretrain.model.custom import CustomModel
 from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.training.batch_totals import batch_totals
@@ -280,8 +280,6 @@ class GPTLitModule(L.LightningModule):
 
     def mean_loss(self, batches: Iterable[Batch]) -> float:
         """Return the loss over all ranks' batches in nats per token, with dropout off and the random state untouched."""
-        if not ranks.is_distributed():  # else all ranks must make the same number of forward passes
-            batches = merge_batches(batches)
         with self.trainer.precision_plugin.val_step_context():
             loss = mean_loss(self.model, batches, token_bytes=self.token_bytes, all_reduce=ranks.all_reduce_sum)
         return loss.nats_per_token

@@ -1,7 +1,9 @@
 """This program's own checkpoints: writing, reading, damage and where they are found."""
 
+import errno
 import os
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from gpt_pretrain.checkpoints.checkpoint_file import (
     read_checkpoint,
     write_checkpoint,
 )
+from gpt_pretrain.checkpoints.checksum import SummedStream, add_checksum, checksum_error
 from gpt_pretrain.checkpoints.pretrained import load_pretrained, open_weights
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import find_checkpoints, find_run
@@ -60,9 +63,55 @@ def test_best_is_independent_of_the_next_last(tmp_path: Path) -> None:
     last, best = tmp_path / "last.ckpt", tmp_path / "best.ckpt"
     write_checkpoint(content(step=1), last)
     copy_checkpoint(last, best)
-    assert best.stat().st_ino != last.stat().st_ino, "the copy is not a hard link, so that damage to one file spares the other"
     write_checkpoint(content(step=2), last)
     assert (read_checkpoint(best)["step"], read_checkpoint(last)["step"]) == (1, 2)
+
+
+@pytest.mark.parametrize("lacks_links", [False, True])
+def test_a_copy_takes_no_space_where_the_file_system_can_share_it(
+    tmp_path: Path, lacks_links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last, best = tmp_path / "last.ckpt", tmp_path / "best.ckpt"
+    write_checkpoint(content(step=1), last)
+
+    def unable(*args: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("gpt_pretrain.system.files._share_blocks", lambda source, target: False)
+    if lacks_links:
+        monkeypatch.setattr("os.link", unable)
+    for _ in range(2):  # the second time, it is there already
+        copy_checkpoint(last, best)
+        assert (best.stat().st_ino == last.stat().st_ino) == (not lacks_links)
+        assert best.read_bytes() == last.read_bytes()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+@pytest.mark.parametrize("sizes", [[1], [2, 0, 1], [1, 1, 1, 5], [3, 70_000, 1, 2]])
+def test_the_checksum_of_what_is_written_is_that_of_the_file(tmp_path: Path, sizes: list[int]) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    parts = [bytes(range(size % 256)) + bytes(size - size % 256) for size in [*sizes, 2]]
+    parts[-1] = b"\0\0"
+    with open(one, "wb") as stream:
+        summed = SummedStream(stream)
+        for part in parts:
+            assert summed.write(memoryview(part)) == len(part)
+        summed.finish()
+    other.write_bytes(b"".join(parts))
+    add_checksum(other)
+    assert one.read_bytes() == other.read_bytes()
+    assert checksum_error(one) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full")
+def test_a_full_disk_is_reported_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = open
+    monkeypatch.setattr(
+        "builtins.open",
+        lambda path, mode="r", **options: real("/dev/full", "wb") if mode == "xb" else real(path, mode, **options),
+    )
+    with pytest.raises(OSError, match="No space left on device"):
+        write_checkpoint(content(), tmp_path / "x.ckpt")
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "zeroed", "marker"])

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from gpt_pretrain.checkpoints import checkpoint_file as module
 from gpt_pretrain.checkpoints.checkpoint_file import read_checkpoint, write_checkpoint
+from gpt_pretrain.checkpoints.checksum import SummedStream
 from gpt_pretrain.config.conversion import escape_interpolation
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import find_checkpoints
@@ -202,9 +203,9 @@ def test_a_checkpoint_that_cannot_be_read_back_does_not_replace_the_old_one(
     content = {"state_dict": {}, "architecture": {}, "tokenizer": "byte"}
     write_checkpoint(content, path)
 
-    def cut(content: Any, target: Path) -> None:
+    def cut(content: Any, target: SummedStream) -> None:
         real(content, target)
-        os.truncate(target, target.stat().st_size // 2)
+        target.stream.truncate(target.stream.tell() // 2)
 
     monkeypatch.setattr(module.torch, "save", cut)
     with pytest.raises(OSError, match="cannot be read back"):

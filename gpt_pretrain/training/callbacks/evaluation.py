@@ -11,8 +11,10 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from gpt_pretrain.data.datamodule import TextDataModule
+from gpt_pretrain.evaluation.loss import merge_batches
 from gpt_pretrain.evaluation.unlikely_text import unlikely_loss
 from gpt_pretrain.training.callbacks.metrics import log_metrics
+from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.lit_module import GPTLitModule
 
 log = logging.getLogger(__name__)
@@ -51,7 +53,10 @@ class PeriodicEvaluation(Callback):
         self.seconds = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
-        self._batches = self.data.eval_batches(self.eval_iter)
+        train, val = self.data.eval_batches(self.eval_iter)
+        if not ranks.is_distributed():  # else all ranks must make the same number of forward passes
+            train, val = (list(merge_batches(batches)) for batches in (train, val))
+        self._batches = train, val
         self._step = trainer.global_step
         if trainer.global_step == 0:
             train, val = self._mean_losses(pl_module)
