@@ -6,7 +6,7 @@ import logging
 import pickle
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 
 import torch
 
@@ -128,7 +128,7 @@ def _save(content: dict[str, Any], path: Path) -> None:
     with open(path, "xb") as stream:
         summed = SummedStream(stream)
         try:
-            torch.save(content, summed)
+            torch.save(content, cast(IO[bytes], summed))
         # PyTorch raises a RuntimeError when a write fails.
         except RuntimeError as error:
             raise OSError("PyTorch could not write the whole file; the disk may be full") from error

@@ -33,7 +33,9 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import LAST, checkpoint_dir
 from gpt_pretrain.system.checkout import CHECKOUT
 from gpt_pretrain.system.terminal import print_escaped
+from gpt_pretrain.training.callbacks.save import SaveRun
 from gpt_pretrain.training.lit_module import GPTLitModule
+from gpt_pretrain.training.summary import find_callback
 
 COMPARED = ("optimizer_states", "lr_schedulers", "train_losses", "val_losses", "eval_steps", "track_tokens_seen", "tokens_seen")
 
@@ -75,6 +77,7 @@ class Fingerprints(Callback):
             stream.write(json.dumps({"step": trainer.global_step, "sums": sums}) + "\n")
         killed = self.file.with_suffix(".killed")
         if self.kill_after is not None and trainer.global_step > self.kill_after and not killed.exists():
+            find_callback(trainer, SaveRun).finish_save()  # or the run might have no checkpoint yet
             killed.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -20,6 +20,7 @@ PROCESSES_PER_CORE = 4  # more processes only wait for each other
 CPU_INFO = Path("/proc/cpuinfo")
 CLEAR_REFS, STATUS, STATM = Path("/proc/self/clear_refs"), Path("/proc/self/status"), Path("/proc/self/statm")
 STACK = 1 << 23  # Bytes that a thread reserves.
+MEMINFO, CGROUP_USE = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.current")
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # memory limit of a container; "max" if it has none
 
 
@@ -68,6 +69,27 @@ def memory_limit(device: torch.device) -> int | None:
         return min(limit, int(CGROUP_LIMIT.read_text(encoding="ascii")))
     except (OSError, ValueError):
         return limit
+
+
+def available_memory() -> int | None:
+    """Return the bytes of memory that this machine, or this container, still has for programs; None if unknown.
+
+    A container's files in memory count as used, although they could be dropped.
+
+    Source: proc_meminfo(5), MemAvailable; the kernel's documentation of cgroup v2.
+    """
+    try:
+        found = re.search(r"^MemAvailable:\s*(\d+) kB$", MEMINFO.read_text(encoding="ascii"), re.MULTILINE)
+    except (OSError, ValueError):
+        return None
+    if found is None:
+        return None
+    available = int(found[1]) * 1024
+    try:
+        limit, use = (int(file.read_text(encoding="ascii")) for file in (CGROUP_LIMIT, CGROUP_USE))
+    except (OSError, ValueError):  # "max", or no container
+        return available
+    return max(0, min(available, limit - use))
 
 
 def reset_peak_memory(device: torch.device) -> None:

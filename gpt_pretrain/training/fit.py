@@ -101,6 +101,7 @@ def fit(
             raise
         finally:
             setup.data.stop_workers()
+            summary.find_callback(trainer, SaveRun).finish_save(agree=False)  # whatever has ended the training
         if stopped_by is not None:
             _leave(trainer, stopped_by, run_dir)
         if summary.find_callback(trainer, SaveRun).failed:

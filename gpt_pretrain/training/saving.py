@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import threading
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from torch import Tensor
+from torch.nn import Parameter
 
 from gpt_pretrain.checkpoints.checkpoint_file import copy_checkpoint, read_checkpoint, write_checkpoint
 from gpt_pretrain.runs.folder import BEST, LAST
 from gpt_pretrain.runs.loggers import flush_loggers
+from gpt_pretrain.system.resources import available_memory
 from gpt_pretrain.training.distributed import ranks
-from gpt_pretrain.training.distributed.fsdp import remove_unused_shards
+from gpt_pretrain.training.distributed.fsdp import ShardedStrategy, remove_unused_shards
 
+CONTAINERS = (dict, OrderedDict, defaultdict, list, tuple)
+SPARE_MEMORY = 1.5  # times the size of a checkpoint that must be free before a copy of it is taken
 PERIODIC = "step-{:08d}.ckpt"
 
 
@@ -22,14 +32,21 @@ class SafeCheckpointIO(CheckpointIO):
     """Write Lightning's checkpoints so that a complete one always exists, and read them as plain data only.
 
     Attributes:
+        in_background: Take a snapshot of the next checkpoint instead of writing it, if its content and the memory allow it.
+        taken: The snapshot, which the caller must write.
         error: The reason that the last checkpoint could not be written. It is not raised, since all ranks must learn of it
             before any of them acts on it.
     """
 
+    in_background = False
+    taken: dict[str, Any] | None = None
     error: OSError | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None) -> None:
         self.error = None
+        self.taken = take_snapshot(checkpoint) if self.in_background else None
+        if self.taken is not None:
+            return
         try:
             write_checkpoint(checkpoint, Path(path))
         except OSError as error:
@@ -44,16 +61,55 @@ class SafeCheckpointIO(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
-def write_checkpoints(trainer: L.Trainer, folder: Path, *, best: bool, keep: int) -> None:
+class Save:
+    """A save that may go on in a thread while training continues.
+
+    Args:
+        write: Writes the files.
+        in_background: Whether to do so in a thread, which ends before the process does.
+    """
+
+    def __init__(self, write: Callable[[], None], *, in_background: bool) -> None:
+        self._write = write
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="save", daemon=False) if in_background else None
+        if self._thread is not None:
+            self._thread.start()
+        else:
+            self._run()
+
+    @property
+    def done(self) -> bool:
+        """True if all files are written, or one could not be."""
+        return self._thread is None or not self._thread.is_alive()
+
+    def wait(self) -> OSError | None:
+        """Wait for the end, and return the reason if a file could not be written."""
+        if self._thread is not None:
+            self._thread.join()
+        if self._error is not None and not isinstance(self._error, OSError):
+            raise self._error
+        return self._error
+
+    def _run(self) -> None:
+        try:
+            self._write()
+        # Another error, such as one of memory, is raised where the save is waited for.
+        except BaseException as error:
+            self._error = error
+
+
+def write_checkpoints(trainer: L.Trainer, folder: Path, *, best: bool, keep: int, in_background: bool) -> Save:
     """Write last.ckpt together with the other ranks; the first rank then copies it.
+
+    In the background, a snapshot is written while training continues. A model that is spread over the ranks is always written
+    at once, since its ranks must agree on each of the files.
 
     Args:
         folder: The folder of the checkpoints.
         best: Whether to copy it to best.ckpt.
         keep: How many periodic copies to keep.
-
-    Raises:
-        OSError: If this or another rank fails to write.
+        in_background: Whether to return before the files are written. No other save may be under way.
     """
     checkpoint_io = trainer.strategy.checkpoint_io
     assert isinstance(checkpoint_io, SafeCheckpointIO)
@@ -64,19 +120,64 @@ def write_checkpoints(trainer: L.Trainer, folder: Path, *, best: bool, keep: int
     except OSError as error:
         problem = error
     if ranks.all_reduce_max(problem is not None):  # saving needs all ranks, so none of them begins
-        raise problem or OSError("another process could not begin to write")
+        return _failed_save(problem or OSError("another process could not begin to write"))
+    checkpoint_io.in_background = in_background and not isinstance(trainer.strategy, ShardedStrategy)
     trainer.save_checkpoint(folder / LAST)
-    try:
-        if checkpoint_io.error is not None:
-            raise checkpoint_io.error
-        if trainer.is_global_zero:
+    if checkpoint_io.error is not None:
+        return _failed_save(checkpoint_io.error)
+    taken, checkpoint_io.taken = checkpoint_io.taken, None
+    is_main, step = trainer.is_global_zero, trainer.global_step
+
+    def write() -> None:
+        if not is_main:
+            return
+        try:
+            if taken is not None:
+                write_checkpoint(taken, folder / LAST)
             if best:
                 copy_checkpoint(folder / LAST, folder / BEST)
             if keep:
-                _keep_periodic(folder, step=trainer.global_step, keep=keep)
-    finally:
-        if trainer.is_global_zero:
+                _keep_periodic(folder, step=step, keep=keep)
+        finally:
             remove_unused_shards(folder)
+
+    return Save(write, in_background=taken is not None)
+
+
+def take_snapshot(content: dict[str, Any]) -> dict[str, Any] | None:
+    """Copy a checkpoint into memory of its own, or return None if it must be written at once.
+
+    That is so if it holds more than plain data, whose errors the user must see at once, or if the copy could fill the memory.
+    """
+    tensors = list[Tensor]()
+    if not _collect_plain(content, tensors):
+        return None
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    available = available_memory()
+    if available is None or available < SPARE_MEMORY * sum(storages.values()):
+        return None
+    on_cpu = {id(tensor): tensor.detach().cpu() for tensor in tensors if tensor.device.type != "cpu"}
+    copied: dict[str, Any] = copy.deepcopy(content, on_cpu)  # type: ignore[arg-type]
+    return copied
+
+
+def _collect_plain(node: Any, tensors: list[Tensor]) -> bool:
+    """Add the tensors within nested containers to a list, and return whether all else in them is plain data."""
+    if isinstance(node, dict):
+        return type(node) in CONTAINERS and all(_collect_plain(part, tensors) for pair in node.items() for part in pair)
+    if isinstance(node, list | tuple):
+        return type(node) in CONTAINERS and all(_collect_plain(part, tensors) for part in node)
+    if type(node) in (Tensor, Parameter):
+        tensors.append(node)
+        return bool(node.layout == torch.strided)
+    return node is None or type(node) in (bool, int, float, str, bytes)
+
+
+def _failed_save(error: OSError) -> Save:
+    def fail() -> None:
+        raise error
+
+    return Save(fail, in_background=False)
 
 
 def _keep_periodic(folder: Path, *, step: int, keep: int) -> None:

@@ -51,6 +51,7 @@ def after_saving(at_step: int, act: Callable[[], object]) -> Iterator[None]:
 
     def saving(save: SaveRun, trainer: Any, module: Any, **kwargs: Any) -> None:
         real(save, trainer, module, **kwargs)
+        save.finish_save()
         if trainer.global_step == at_step:
             act()
 

@@ -53,10 +53,10 @@ class PeriodicEvaluation(Callback):
         self.seconds = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
-        train, val = self.data.eval_batches(self.eval_iter)
+        self._batches = self.data.eval_batches(self.eval_iter)
         if not ranks.is_distributed():  # else all ranks must make the same number of forward passes
-            train, val = (list(merge_batches(batches)) for batches in (train, val))
-        self._batches = train, val
+            train_batches, val_batches = map(merge_batches, self._batches)
+            self._batches = list(train_batches), list(val_batches)
         self._step = trainer.global_step
         if trainer.global_step == 0:
             train, val = self._mean_losses(pl_module)

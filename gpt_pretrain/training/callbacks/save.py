@@ -24,7 +24,7 @@ from gpt_pretrain.training.callbacks.weight_average import WeightAverage
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.lit_module import GPTLitModule
 from gpt_pretrain.training.loop_progress import correct_saved_progress, set_resumed_batch
-from gpt_pretrain.training.saving import write_checkpoints
+from gpt_pretrain.training.saving import Save, write_checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,7 @@ class SaveRun(Checkpoint):
         self.best_loss, self.best_step, self.best_epoch, self.best_weights = math.inf, -1, -1, TRAINED
         self.failed = False
         self._warned_step: int | None = None
+        self._under_way: Save | None = None  # the only one
         self._before_validation = self._validated = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -86,6 +87,8 @@ class SaveRun(Checkpoint):
                 logger.forget(["val/perplexity", "val/bits_per_byte", *([] if due else ["val/loss", "val/ema_loss"])])
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self._under_way is not None and self._under_way.done and not ranks.is_distributed():
+            self.finish_save()  # an error is reported soon
         step = trainer.global_step
         ending = trainer.is_last_batch or trainer.should_stop  # the end of the epoch saves anyway
         if step == self._saved_at or ending or not pl_module.ends_step(batch_idx):
@@ -93,9 +96,9 @@ class SaveRun(Checkpoint):
         steps, minutes = self.settings.every_n_steps, self.settings.every_n_minutes
         if steps is not None and step % steps == 0:
             self._validate(trainer, pl_module)
-            self.save(trainer, pl_module, validated=True)
+            self.save(trainer, pl_module, validated=True, in_background=True)
         elif minutes is not None and ranks.all_reduce_max(time.monotonic() - self._saved_time >= 60 * minutes):
-            self.save(trainer, pl_module)
+            self.save(trainer, pl_module, in_background=True)
 
     def _validate(self, trainer: L.Trainer, module: GPTLitModule) -> None:
         with module.clock.paused():
@@ -106,24 +109,38 @@ class SaveRun(Checkpoint):
             self.average.validate(trainer, module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
-        self.save(trainer, pl_module, validated=True)
+        self.save(trainer, pl_module, validated=True, in_background=True)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.finish_save(agree=False)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
+        self.finish_save()
         if self.failed:
             self.save(trainer, pl_module, validated=self._validated)
 
-    def save(self, trainer: L.Trainer, module: GPTLitModule, *, validated: bool = False, before_validation: bool = False) -> None:
+    def save(
+        self,
+        trainer: L.Trainer,
+        module: GPTLitModule,
+        *,
+        validated: bool = False,
+        before_validation: bool = False,
+        in_background: bool = False,
+    ) -> None:
         """Write last.ckpt, and best.ckpt and a periodic copy if they are due.
 
         Args:
             validated: Whether module.val_loss was measured with the current weights.
             before_validation: Whether the epoch's validation has not been done yet, although Lightning may have begun it.
+            in_background: Whether training may continue while the files are written. The next save waits for them.
 
         Raises:
             NonFiniteError: If weights are NaN or infinite, which would replace the last good ones.
         """
+        self.finish_save()
         module.check_weights()
-        best = self.best_loss, self.best_step, self.best_epoch, self.best_weights
+        self._best_before = self.best_loss, self.best_step, self.best_epoch, self.best_weights
         loss, weights = self._lower_loss(module)
         improved = validated and loss < self.best_loss
         if improved:
@@ -131,17 +148,29 @@ class SaveRun(Checkpoint):
             self.best_weights = weights
         self._before_validation, self._validated = before_validation, validated
         self._saved_at, self._saved_time = trainer.global_step, time.monotonic()
-        problem = None
-        try:
-            with module.clock.paused():
-                write_checkpoints(trainer, self.folder, best=improved, keep=self.settings.keep)
-        except OSError as error:
-            problem = error
-        self.failed = bool(ranks.all_reduce_max(problem is not None))
+        with module.clock.paused():
+            self._under_way = write_checkpoints(
+                trainer, self.folder, best=improved, keep=self.settings.keep, in_background=in_background
+            )
+        if not in_background:
+            self.finish_save()
+
+    def finish_save(self, *, agree: bool = True) -> None:
+        """Wait for the save that is under way, if there is one, and report whether it has failed.
+
+        Args:
+            agree: Whether all ranks call this, and learn of the first one's failure.
+        """
+        if self._under_way is None:
+            return
+        under_way, self._under_way = self._under_way, None
+        problem = under_way.wait()
+        failed = problem is not None
+        self.failed = bool(ranks.all_reduce_max(failed)) if agree else failed
         if self.failed:
-            self.best_loss, self.best_step, self.best_epoch, self.best_weights = best
+            self.best_loss, self.best_step, self.best_epoch, self.best_weights = self._best_before
         if problem is not None:
-            self._warn_not_written(module.step, problem.strerror or str(problem))
+            self._warn_not_written(self._saved_at - 1, problem.strerror or str(problem))
 
     def _lower_loss(self, module: GPTLitModule) -> tuple[float, str]:
         """Return the lower of the last validation losses of the weights and of their average, and which it is."""
