@@ -105,10 +105,20 @@ def _cost_lines(plan: TrainingPlan, measured: Measurements, settings: TrainSetti
         f"memory  {bound} {format_si(plan.memory.peak, 'B')}{per_device_note(plan)} by formula, beyond the program's own"
         f"{peak}{available}",
         f"        ({parts})",
+        *_snapshot_lines(plan),
         *_unknown_lines(settings),
         *_traffic_lines(plan),
         f"disk    at most {format_si(plan.disk, 'B')}, in checkpoints of {format_si(plan.checkpoint, 'B')} each; "
         f"{format_si(free_disk(run_dir), 'B')} free in {display_path(nearest_folder(run_dir))}",
+    ]
+
+
+def _snapshot_lines(plan: TrainingPlan) -> list[str]:
+    """Say how much memory a checkpoint takes that is written while training continues."""
+    if plan.parallelism.fsdp:
+        return []
+    return [
+        f"        and {format_si(plan.checkpoint, 'B')} while a checkpoint is written, if that much is free; else training waits"
     ]
 
 

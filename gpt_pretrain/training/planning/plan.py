@@ -42,7 +42,7 @@ class TrainingPlan:
         memory: Memory of a training step on each device.
         traffic: Bytes that each device sends in a training step.
         checkpoint: Bytes of one checkpoint.
-        max_checkpoints: Most checkpoints that are on disk at the same time.
+        max_checkpoints: Most checkpoints that are on disk at the same time, if none of them share their content.
         export: Bytes of the exported Hugging Face folder.
     """
 
