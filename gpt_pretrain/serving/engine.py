@@ -64,7 +64,7 @@ class TextRow:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more will be added."""
+        """True if nothing more will be added."""
         return self.made.finish_reason is not None or self.job.is_cancelled
 
     def add_token(self) -> None:
@@ -144,7 +144,7 @@ class Engine:
 
     @property
     def is_alive(self) -> bool:
-        """Whether texts are being continued."""
+        """True while texts are being continued."""
         return self._thread.is_alive() and not self._stopping
 
     def submit(self, requests: Sequence[CompletionRequest], listeners: Sequence[Callable[[Update], None]]) -> list[QueuedText]:

@@ -25,7 +25,7 @@ CLOSING_SECONDS = 5  # for answers that are on their way when the server ends
 
 @dataclass(frozen=True)
 class Address:
-    """Where the server listens, and who may use it.
+    """The address at which the server listens, and who may use it.
 
     Args:
         host: Name or address of an interface of this machine.
@@ -41,7 +41,7 @@ class Address:
 
     @property
     def is_local(self) -> bool:
-        """Whether only this machine can reach it."""
+        """True if only this machine can reach it."""
         return self.host in LOOPBACK
 
 
