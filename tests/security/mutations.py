@@ -153,13 +153,18 @@ def change_yaml(data: bytes, random: Random) -> bytes:
     return change_text(data, random)
 
 
+MAX_OPCODES = 100_000
+
+
 def change_pickle(data: bytes, random: Random) -> bytes:
     """Change single opcodes, or insert some that would call a function, share a list or need a large memo."""
     if random.random() < 0.2:
         return change_bytes(data, random)
     try:
-        found = [(position, opcode.name) for opcode, _, position in pickletools.genops(data)]
+        found = [(position, opcode.name) for opcode, _, position in itertools.islice(pickletools.genops(data), MAX_OPCODES)]
     except Exception:  # an earlier change left no pickle
+        return change_bytes(data, random)
+    if len(found) == MAX_OPCODES:  # of an earlier change, which has made lists of lists of opcodes
         return change_bytes(data, random)
     starts = [position for position, _ in found] + [len(data)]
     parts = [data[start:end] for start, end in itertools.pairwise(starts)]
