@@ -73,7 +73,7 @@ def read_prompt(model: TextModel, prompt: str | list[int], max_tokens: int) -> R
             raise RefusedError(400, f"The model has no token {unknown[0]}.", param="prompt")
     if not ids:
         raise RefusedError(400, "The prompt is empty.", param="prompt")
-    if len(ids) + max_tokens > context + 1:
+    if len(ids) > context or len(ids) + max_tokens > context + 1:
         raise RefusedError(
             400,
             f"The prompt has {len(ids)} tokens. With max_tokens={max_tokens}, that is more than the {context + 1} tokens that "

@@ -84,6 +84,7 @@ def test_stop_strings_and_lists_of_prompts(served: Served, client: openai.OpenAI
     [
         ({"model": "other"}, 404, "There is no model of this name."),
         ({"max_tokens": 1000}, 400, "Shorten the prompt, or ask for fewer tokens."),
+        ({"prompt": [1] * 65, "max_tokens": 0}, 400, "The prompt has 65 tokens."),
         ({"prompt": [300]}, 400, "The model has no token 300."),
         ({"prompt": []}, 400, "There is no prompt."),
         ({"temperature": -1}, 400, "temperature"),
