@@ -92,7 +92,7 @@ def problems(name: str, value: str) -> list[str]:
     """Return what is wrong with an override, unless one of the programs takes it."""
     found = [
         list(override_problems(full_form(f"{name}={value}", script=script), script=script, sweep=True))
-        for script in ("train", "generate", "evaluate")
+        for script in ("train", "generate", "evaluate", "serve")
     ]
     if name in OF_COMMANDS | OTHERS | {"sweep_resume"} or name.endswith("._target_") or not all(found):
         return []

@@ -19,7 +19,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Why a command is not run here, by what it contains.
 NOT_RUN = {
     "installs packages": r"^make|pip install|-m venv|^\.venv/|^source |^eval|^PLAYS=",
-    "starts a server": r"^tensorboard|interactive=true",
+    "starts a server": r"^tensorboard|^python serve\.py|^curl http://127|interactive=true",
     "needs a network": r"https://|pretrained=gpt2|init_from=gpt2|models=\[.*gpt2|data=the_verdict|roneneldan|s3://|experiment=chapter5$|\$PLAYS",
     "needs several devices or machines": r"devices=[48]|num_nodes|nnodes|hparams_search=(slurm|ray)|^sudo|^srun",
     "takes minutes, and has tests of its own": r"verify_resume|crash_harness|-m model=tiny|hparams_search=|benchmarks|trial=",
@@ -57,9 +57,9 @@ def prepared(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) 
     text = (ROOT / "gpt_pretrain" / "data" / "sample.txt").read_text(encoding="utf-8")
     vocabularies.byte_level(folder / "my-vocabulary")
     folders = ("books/one.txt", "books/two.txt", "plays/one.txt", "their-dataset/data/part.txt")
-    for name in ("book.txt", "held_out.txt", "start.txt", "their-text.txt", *folders):
+    for name in ("book.txt", "held_out.txt", "questions.txt", "start.txt", "their-text.txt", *folders):
         (folder / name).parent.mkdir(exist_ok=True, parents=True)
-        (folder / name).write_text(text[:40] if name == "start.txt" else text, encoding="utf-8")
+        (folder / name).write_text(text[:40] if name in ("questions.txt", "start.txt") else text, encoding="utf-8")
     (folder / "more").mkdir()
     lines = "".join(
         f'{{"text": "Document {number}: {text[number : number + 200].encode("ascii").decode()!r}"}}\n' for number in range(60)
