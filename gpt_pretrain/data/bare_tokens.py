@@ -6,11 +6,11 @@ what they are, by giving them the names of nanoGPT.
 
 from __future__ import annotations
 
-import shlex
 from pathlib import PurePath
 
 from gpt_pretrain.data.files import Files, LocalFiles
 from gpt_pretrain.system.file_kinds import TOKENS
+from gpt_pretrain.system.shell import quote_word
 from gpt_pretrain.texts.recognition import recognize_file
 
 MAX_LOOKED_AT = 1000  # Files of a folder that are looked at.
@@ -23,7 +23,7 @@ def explain_bare_tokens(files: Files) -> str:
     if not suffixes:
         return ""
     assert isinstance(files, LocalFiles)
-    patterns = " ".join(f"{shlex.quote(str(files.folder))}/*{suffix}" for suffix in suffixes)
+    patterns = " ".join(f"{quote_word(str(files.folder))}/*{suffix}" for suffix in suffixes)
     return (
         " Token ids without a header do not tell their size or their vocabulary. If each has two bytes, as in most programs: "
         f"mkdir ids && cat {patterns} > ids/train.bin. Then use data.path=ids tokenizer=NAME (gpt2 if left out)."
@@ -35,7 +35,7 @@ def explain_lost_manifest(files: Files, manifest: str) -> str:
     copy = f" The folder has shards but no {manifest}, which is needed to read them. Copy it too."
     if not isinstance(files, LocalFiles):
         return copy
-    folder, names = shlex.quote(str(files.folder)), files.names()
+    folder, names = quote_word(str(files.folder)), files.names()
     parts = [part for part in ("train", "val") if any(name.startswith(f"{part}-") and name.endswith(".bin") for name in names)]
     joined = " && ".join(f"cat {folder}/{part}-*.bin > ids/{part}.bin" for part in parts)
     return (

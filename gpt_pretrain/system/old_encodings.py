@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import codecs
 import re
-import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator
+
+from gpt_pretrain.system.shell import quote_word
 
 # For each group of encodings, in the order of preference: letters that are frequent besides ASCII, and letters that also occur.
 ALPHABETS: tuple[tuple[tuple[str, ...], str, str], ...] = (
@@ -128,7 +129,7 @@ def iconv_name(encoding: str) -> str | None:
 
 def quote_path(path: str) -> str:
     """Return a path as a command takes it, also one that begins like an option."""
-    return shlex.quote(f"./{path}" if path.startswith("-") else path)
+    return quote_word(f"./{path}" if path.startswith("-") else path)
 
 
 def decodes(blocks: Iterable[bytes], encoding: str) -> bool:

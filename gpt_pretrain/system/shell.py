@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable
 
 SPECIAL_IN_DOUBLE_QUOTES = frozenset('"$`\\!\u201c\u201d\u201e')  # PowerShell takes curly quotation marks for straight ones
 APOSTROPHES = frozenset("'\u2018\u2019\u201a\u201b")
+EXPANDED_AT_START = ("=", "%")  # zsh takes =name for the path of a program, fish %self for its own process id
+ESCAPE_OF_FISH = re.compile(r"\\(?=['\\]|$)")  # fish knows two escapes in single quotes
 
 
 def quote_word(word: str) -> str:
@@ -15,7 +18,9 @@ def quote_word(word: str) -> str:
     Single quotes keep everything but themselves. A word with an apostrophe is put into double quotes, unless it also has a
     character that they do not protect; it is then quoted for the shells of POSIX.
     """
-    quoted = shlex.quote(word)
+    if ESCAPE_OF_FISH.search(word):
+        return "".join(f"\\{part}" if part in ("\\", "'") else f"'{part}'" for part in re.split(r"(['\\])", word) if part)
+    quoted = f"'{word}'" if word.startswith(EXPANDED_AT_START) and "'" not in word else shlex.quote(word)
     if not APOSTROPHES.isdisjoint(word) and SPECIAL_IN_DOUBLE_QUOTES.isdisjoint(word):
         return f'"{word}"'
     return quoted
