@@ -86,7 +86,7 @@ GENERATE_KINDS: dict[str, str] = {
     "n_samples": BOUNDED,
     **_group("", BOUNDED, "logprobs stop"),
     **_group("", ASKED, "checkpoint pretrained prompt_file"),
-    **_group("", NEVER, "interactive prompts out"),
+    **_group("", NEVER, "interactive model prompts out"),
     **_group("sampler.", TAKEN, "temperature top_k top_p min_p repetition_penalty"),
     "sampler.max_new_tokens": BOUNDED,
 }
