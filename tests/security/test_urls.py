@@ -22,6 +22,7 @@ from gpt_pretrain.data.remote import RemoteFiles
 from gpt_pretrain.data.text import download, download_name, find_download
 from gpt_pretrain.data.web import check_redirect
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.urls import check_url
 from tests.helpers.data_settings import data_settings
 from tests.helpers.hostile_files import SMALL
 from tests.helpers.hostile_server import Answer, Stranger, remote_settings
@@ -241,3 +242,9 @@ def test_a_download_of_an_earlier_version_is_used_if_its_checksum_is_right(tmp_p
     sha256 = hashlib.sha256(b"text").hexdigest()
     assert download("http://127.0.0.1:9/t.txt", sha256=sha256, cache_dir=tmp_path) == tmp_path / "texts" / "t.txt"
     assert find_download("http://127.0.0.1:9/t.txt", cache_dir=tmp_path) is None, "it may be from another URL"
+
+
+@pytest.mark.parametrize("url", ["https://example.org/a::file:///etc/passwd", "s3://bucket/a::s3://bucket/b"])
+def test_a_chain_is_refused_also_if_its_first_scheme_is_allowed(url: str) -> None:
+    with pytest.raises(UserError, match="leads through another file system"):
+        check_url(url, setting="data.url")
