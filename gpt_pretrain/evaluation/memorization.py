@@ -25,7 +25,7 @@ def longest_memorized_span(sample: Sequence[int], text: TokenStream) -> int:
     Source: Karp & Rabin 1987, "Efficient randomized pattern-matching algorithms".
     """
     tokens, longest = np.asarray(sample, dtype=np.int64), 0
-    for start in block_starts(text.count):
+    for start in block_starts(text.count, most=MAX_SEARCHED):
         block = text.read(start, min(BLOCK + len(tokens), text.count - start)).astype(np.int64)
         low, high = longest, min(len(tokens), len(block))
         # Binary search works, because a shared window contains shared windows of every shorter length.
@@ -40,7 +40,7 @@ def longest_memorized_span(sample: Sequence[int], text: TokenStream) -> int:
     return longest
 
 
-def block_starts(count: int, *, most: int = MAX_SEARCHED) -> list[int]:
+def block_starts(count: int, *, most: int) -> list[int]:
     """Return the positions of blocks that cover a text or, if it has more than the most tokens to search, are spread over it."""
     if count <= most:
         return list(range(0, count, BLOCK))
