@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from gpt_pretrain.runs.report.run_page import render_run_page
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.training.callbacks import held_out as callback
 from gpt_pretrain.training.planning.measurements import Measurements
+from tests.conftest import TINY_RUN, tiny_model
 from tests.helpers.training_runs import Printed, Train, checkpoint, machine_going_away, rows, same_weights
 
 EVALUATED = "evaluation/"
@@ -173,8 +175,6 @@ def test_compilation_is_off_while_a_model_is_scored(tmp_path: Path) -> None:
         compiled.append(module)
         return module.forward
 
-    from tests.conftest import tiny_model
-
     model = tiny_model()
     model.train()
     model.trf_blocks[0].compile(backend=backend)
@@ -219,3 +219,21 @@ def test_settings_without_effect_are_named(train: Train, printed: Printed, caplo
     caplog.set_level(logging.INFO)
     train("evaluation.every_n_steps=5", "trainer.max_steps=1", "callbacks=minimal")
     assert any("evaluation.every_n_steps=5 has no effect without evaluation.texts" in line for line in printed())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_several_devices_give_the_numbers_of_one(
+    train: Train, script: Callable[..., CompletedProcess[str]], settings: list[str], tmp_path: Path, strategy: str
+) -> None:
+    common = [*settings, "ema_decay=0.5", "model.drop_rate=0"]
+    train(*common, run_dir=tmp_path / "one")
+    two = ["data.batch_size=8", "trainer.devices=2", f"trainer={strategy}", "trainer.accelerator=cpu", "trainer.max_epochs=2"]
+    done = script("train.py", *TINY_RUN, *common, *two, "hydra.run.dir=two")
+    assert done.returncode == 0, done.stderr
+    one, several = (evaluated(tmp_path / name) for name in ("one", "two"))
+    assert [step for step, _ in one] == [step for step, _ in several] == ["2", "5"]
+    for (_, expected), (_, values) in zip(one, several, strict=True):
+        assert {name: float(value) for name, value in values.items()} == pytest.approx(
+            {name: float(value) for name, value in expected.items()}, rel=1e-4
+        )
