@@ -21,42 +21,19 @@ SCHEMAS = ("ExportSettings", "PrepareSettings", "VocabularySettings", "ReportSet
 OF_COMMANDS = {name for schema in SCHEMAS for name in get_type_hints(getattr(command_schema, schema))}
 HOLE = "HOLE"  # a value that a message fills in
 # Words of this form that are no settings: examples of the form, other programs' settings, and fields of files and classes.
-OTHERS = {
-    "name",
-    "setting",
-    "group",
-    "iambic",
-    "read_timeout",
-    "is_host",
-    "install",
-    "anon",
-    "weights_only",
-    "max_new_tokens",
-} | {"lasting", "qkv_bias", "before", "after"}
-OTHERS |= {"encoding", "errors", "newline", "provider", "return_tensors", "eps"}  # arguments of functions
-OTHERS |= {
-    "activation_function",
-    "head_dim",
-    "intermediate_size",
-    "model_type",
-    "n_inner",
-    "quant_method",
-}  # fields of config.json
-OTHERS |= {
-    "drop_rate",
-    "emb_dim",
-    "init",
-    "kind",
-    "n_kv_heads",
-    "path",
-    "temperature",
-    "top_k",
-    "top_p",
-}  # fields, shown after their group
+OTHERS = {"name", "setting", "group", "iambic", "read_timeout", "is_host", "install", "anon", "weights_only", "max_new_tokens"}
+OTHERS |= {"lasting", "qkv_bias", "before", "after"}
+OTHERS |= {"batch_first", "encoding", "errors", "newline", "provider", "return_tensors", "eps"}  # arguments of functions
+OTHERS |= {"max_tokens", "version"}  # fields of requests and answers of the server
+# Fields of config.json.
+OTHERS |= {"activation_function", "head_dim", "intermediate_size", "model_type", "n_inner", "quant_method"}
+# Fields that are shown after their group.
+OTHERS |= {"drop_rate", "emb_dim", "init", "kind", "n_kv_heads", "path"}
+OTHERS |= {"temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
 # The page of one's own parts has options and settings that only its reader's folder has.
 PAGES = [file for file in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")) if file.name != "own-parts.md"]
 FILES = [
-    *(*PAGES, *CONF.rglob("*.yaml"), ROOT / "train.py", ROOT / "generate.py"),
+    *(*PAGES, *CONF.rglob("*.yaml"), *sorted(ROOT.glob("*.py"))),
     *(*(ROOT / "gpt_pretrain").rglob("*.py"), *(ROOT / "hydra_plugins").rglob("*.py")),
 ]
 
