@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import get_type_hints
 
 from gpt_pretrain.config.free_text import FREE_TEXTS
 from gpt_pretrain.config.overrides import find_override, full_form, override_key, short_form
@@ -146,7 +147,7 @@ def explain_stray(before: str, words: list[str], *, script: str) -> str:
     if "=" in before:
         whole = before.replace('"', '\\"') + " " + text
         return f'{text}: a text with spaces needs quotation marks. Type "{whole}"'
-    if (known := _known_name(word, script)) is not None:
+    if not _is_file_name(word, script) and (known := _known_name(word, script)) is not None:
         return f"{word}: this setting has no value. Type {known}={_example(known, script)}"
     suggested = f"{SUGGESTED[script]}={text}"
     return f"{text}: settings are written as name=value. Did you mean {quote_word(suggested)}?"
@@ -162,6 +163,12 @@ def _explain_flag(word: str, name: str, words: list[str], *, script: str) -> str
         return f"{word}: there is no such option. {remedy}"
     value = value or " ".join(words[1:]) or _example(known, script)
     return f"{' '.join(words)}: settings are written without dashes. Type {quote_word(f'{known}={value}')}"
+
+
+def _is_file_name(word: str, script: str) -> bool:
+    """Return whether a word names a file, such as book.txt, rather than a setting with its group."""
+    group, dot, _ = word.partition(".")
+    return Path(word).exists() or bool(dot and group not in get_type_hints(schema_of(script)))
 
 
 def _exact_name(name: str, script: str) -> str | None:

@@ -39,7 +39,7 @@ def generate_texts(config: DictConfig) -> None:
         if is_multirun():
             stack.enter_context(track_run(output_folder(), **start_info("generate.py")))
         settings = to_settings(config, GenerateSettings)
-        if problems := generate_problems(settings) + (_problems_of_sweep(settings) if is_multirun() else []):
+        if problems := generate_problems(settings):
             raise UserError(problems)
         _generate(settings, keep=output_folder() if is_multirun() else None)
 
@@ -95,12 +95,6 @@ def _generate(settings: GenerateSettings, *, keep: Path | None) -> None:
         from gpt_pretrain.evaluation.generated_text import save_measured_texts
 
         save_measured_texts(keep, model, texts, weights.content, tokenizer)
-
-
-def _problems_of_sweep(settings: GenerateSettings) -> list[str]:
-    if settings.prompts is None and settings.out is None:
-        return []
-    return ["prompts= and out= write one file of answers, so they cannot be combined with a sweep (-m)."]
 
 
 def _open_answers(settings: GenerateSettings) -> TextIO | None:

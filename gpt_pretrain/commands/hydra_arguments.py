@@ -26,7 +26,7 @@ def to_hydra_arguments(words: list[str], *, script: str) -> list[str]:
 
     Args:
         words: The arguments as typed.
-        script: "train", "generate" or "evaluate".
+        script: "train", "generate", "evaluate" or "serve".
 
     Raises:
         UserError: If the arguments ask for something that does not exist.
@@ -79,6 +79,9 @@ def check_arguments(arguments: Arguments, *, script: str) -> None:
         problems.append("evaluate.py has no sweeps (-m). It compares several models in one job: models=[latest,gpt2]")
     if script == "serve" and arguments.is_sweep:
         problems.append("serve.py has no sweeps (-m). It serves several models at once: models=[latest,gpt2]")
+    one_file = [key for key in ("prompts", "out") if find_override(arguments.overrides, key) not in (None, "null")]
+    if script == "generate" and arguments.is_sweep and one_file:
+        problems.append("prompts= and out= write one file of answers, so they cannot be combined with a sweep (-m).")
     shared = find_override(arguments.overrides, "run_dir")
     if arguments.is_sweep and shared is not None and "${" not in shared:
         problems.append(f"run_dir={shared}: all jobs of a sweep would share this folder. Type hydra.sweep.dir={shared}")

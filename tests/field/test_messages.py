@@ -63,7 +63,7 @@ CASES = {
     "empty_folder": ((*PREPARE, "run"), "run: the folder has no files."),
     "runs_picture_of_another_kind": ((*COMPARE, "run", "run", "out=x.doc"), "out=x.doc: must end in one of .png, .pdf, .svg."),
     "report_of_nothing": (("-m", "gpt_pretrain", "report", "links"), "links: this folder holds neither a run nor a sweep"),
-    "no_such_command": (("-m", "gpt_pretrain", "train"), "compare, verify_resume. Type: python train.py"),
+    "no_such_command": (("-m", "gpt_pretrain", "train"), "serve, verify_resume. Type: python train.py"),
     "least_rate_above_the_rate": (
         (*TEXT, "scheduler.min_lr=1", "data.path=text.txt"),
         "scheduler.min_lr=1.0: must be at most optimizer.lr=0.0004; a tenth of it is usual.",

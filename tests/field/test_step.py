@@ -296,7 +296,7 @@ def test_the_tokens_of_the_rest_of_a_run_are_exact(compose_train: Callable[..., 
     data, _, _ = plan_run(settings)
     assert [run_length.tokens_after(steps, data, settings.trainer) // 32 for steps in range(8)] == [0, 5, 10, 11, 16, 21, 22, 27]
     assert "3 per epoch, of 5 windows each, but 1 in" in "\n".join(summary.run_facts(settings, data, SimpleNamespace(
-        config=SimpleNamespace(n_layers=1, n_heads=1, emb_dim=1, context_length=32, vocab_size=257), num_parameters=lambda: 1
+        config=SimpleNamespace(n_layers=1, n_heads=1, emb_dim=1, context_length=32, vocab_size=257, kind="gpt2"), num_parameters=lambda: 1
     )))  # fmt: skip
 
 

@@ -123,7 +123,7 @@ MISTYPED = {
     "optimizer.lr=[1": "optimizer.lr=[1: must be a number, such as 0.1.",
     "model=tinny": (
         "model=tinny: the group model has no option tinny. Did you mean tiny? "
-        "Its options are chapter5, gpt2_124m, gpt2_1558m, gpt2_355m, gpt2_774m, "
+        "Its options are chapter5, custom, gpt2_124m, gpt2_1558m, gpt2_355m, gpt2_774m, "
         "modern_124m, modern_1558m, modern_355m, modern_774m, modern_small, modern_tiny, tiny."
     ),
     "data=book.txt": (

@@ -57,9 +57,12 @@ def prepared(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) 
     text = (ROOT / "gpt_pretrain" / "data" / "sample.txt").read_text(encoding="utf-8")
     vocabularies.byte_level(folder / "my-vocabulary")
     folders = ("books/one.txt", "books/two.txt", "plays/one.txt", "their-dataset/data/part.txt")
-    for name in ("book.txt", "held_out.txt", "questions.txt", "start.txt", "their-text.txt", *folders):
+    for name in ("book.txt", "held_out.txt", "questions.txt", "start.txt", "their-text.txt", "wiki.txt", *folders):
         (folder / name).parent.mkdir(exist_ok=True, parents=True)
         (folder / name).write_text(text[:40] if name in ("questions.txt", "start.txt") else text, encoding="utf-8")
+    (folder / "tasks").mkdir()
+    items = '{"context": "The cat sat on the", "choices": ["mat.", "moon."], "label": 0}\n' * 2
+    (folder / "tasks" / "cats.jsonl").write_text(items, encoding="utf-8")
     (folder / "more").mkdir()
     lines = "".join(
         f'{{"text": "Document {number}: {text[number : number + 200].encode("ascii").decode()!r}"}}\n' for number in range(60)
