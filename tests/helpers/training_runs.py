@@ -75,9 +75,15 @@ def signalled(signum: int, *, at_step: int, validating: bool = False) -> Iterato
             os.kill(os.getpid(), signum)
         return real(module, batch, batch_idx)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as caught:
-        patch.setattr(GPTLitModule, name, sending)
-        yield
+    before = signal.getsignal(signum)
+    if before is signal.SIG_IGN:  # the tests run under nohup
+        signal.signal(signum, signal.SIG_DFL)
+    try:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as caught:
+            patch.setattr(GPTLitModule, name, sending)
+            yield
+    finally:
+        signal.signal(signum, before)
     assert caught.value.code == 128 + signum
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "the signal handlers are restored"
 

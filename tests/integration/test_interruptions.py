@@ -51,6 +51,24 @@ def test_a_run_stopped_during_validation_ends_like_an_uninterrupted_one(train: T
     assert differences(tmp_path / "whole", parts) == []
 
 
+def test_a_run_under_nohup_goes_on_when_its_terminal_is_closed(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = GPTLitModule.training_step
+
+    def closing(module: GPTLitModule, batch: Any, batch_idx: int) -> Any:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return real(module, batch, batch_idx)
+
+    monkeypatch.setattr(GPTLitModule, "training_step", closing)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        train(*SETTINGS, "trainer.max_steps=2", run_dir=tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert checkpoint(tmp_path / "run")["global_step"] == 2
+
+
 @pytest.mark.parametrize("grid", [False, True])
 def test_a_signal_ends_a_long_sample_and_the_run_resumes_exactly(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: Printed, grid: bool
