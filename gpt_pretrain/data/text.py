@@ -42,16 +42,16 @@ def cache_folder(settings: DataSettings) -> Path:
     """
     if settings.cache_dir is not None:
         return user_path(settings.cache_dir)
-    return _user_cache()
-
-
-@cache
-def _user_cache() -> Path:
     try:
         return user_cache_folder()
     except OSError as error:
-        log.warning("%s. Name a folder for the cache with data.cache_dir=FOLDER; until then, it is temporary.", error.strerror)
+        _warn_of_temporary_cache(error.strerror)
         return temporary_cache()
+
+
+@cache
+def _warn_of_temporary_cache(reason: str) -> None:
+    log.warning("%s. Name a folder for the cache with data.cache_dir=FOLDER; until then, it is temporary.", reason)
 
 
 def find_text(settings: DataSettings, *, cache_dir: Path) -> Text:
