@@ -76,6 +76,7 @@ def _evaluate(settings: EvaluateSettings) -> None:
         ]
     if source is None and not tasks:
         source = validation_source(models)
+    _warn_of_unused(settings, has_text=source is not None, has_tasks=bool(tasks))
     evaluated: list[EvaluatedModel] = []
     problems: list[str] = []
     prepared = prepare_models(models, source, tasks, settings)
@@ -94,6 +95,19 @@ def _evaluate(settings: EvaluateSettings) -> None:
         _write_results(evaluated, source, settings)
     if problems:
         raise UserError(problems)
+
+
+def _warn_of_unused(settings: EvaluateSettings, *, has_text: bool, has_tasks: bool) -> None:
+    """Warn of settings of a text or of tasks if there are none."""
+    of_text = {"stride": settings.stride, "max_bytes": settings.max_bytes}
+    of_tasks = {"tasks.limit": settings.tasks.limit, "tasks.n_shots": settings.tasks.n_shots}
+    for is_used, values, needed in (
+        (has_text, of_text, "only tasks are scored. Add the text: data.path=FILE"),
+        (has_tasks, of_tasks, "there are no tasks. Add them: tasks.path=FILE or FOLDER, or tasks.names=[...]"),
+    ):
+        for name, value in values.items():
+            if value is not None and not is_used:
+                log.warning("%s=%s has no effect, since %s", name, value, needed)
 
 
 def _describe_interruption(done: int, total: int) -> str:

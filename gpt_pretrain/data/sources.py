@@ -175,8 +175,8 @@ def _files_at(path: str, settings: DataSettings) -> Files:
             if (kind := recognize_file(str(local))).is_read:
                 raise UserError(f"data.path={path} is {kind.described()}, not a folder of token shards. Add data=text.")
             raise UserError(
-                f"data.path={path}: shards are found by their names. Give the folder, its {MANIFEST} or nanoGPT's {TRAIN}. "
-                "Rename a file that has another name."
+                f"data.path={path} is {kind.described()}, not text. Token shards are found by their names: give their folder, "
+                f"its {MANIFEST} or nanoGPT's {TRAIN}. Rename a file of token ids that has another name."
             )
         local = local.parent
     if not local.is_dir():

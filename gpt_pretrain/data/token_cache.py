@@ -152,7 +152,8 @@ def _describe_text(text: Text, text_sha256: str) -> dict[str, Any]:
         names = ", ".join(map(str, text.files[:3])) + (", ..." if len(text.files) > 3 else "")
         raise UserError(f"The text is empty: {names}. Give some text with data.path=FILE, DIRECTORY or GLOB.")
     sha256 = sha256_without_blanks(text_sha256) if counts.blanks else text_sha256
-    return {"text_sha256": sha256, "characters": counts.characters, "markers": counts.markers}
+    amounts = {"characters": counts.characters, "markers": counts.markers, "without_text": counts.without_text}
+    return {"text_sha256": sha256} | amounts
 
 
 def _build(

@@ -195,6 +195,7 @@ class TokenSplit:
         documents: Number of documents in the text, if known.
         n_bytes: Size of the text in bytes, if known.
         markers: Number of end-of-text markers that are spelled out in the text, if known.
+        without_text: Number of documents that are left out because they have no text, if known.
         unknown_tokens: Number of tokens that stand for what the vocabulary lacks, if known.
         unknown_example: A part of the text that such a token stands for.
     """
@@ -206,6 +207,7 @@ class TokenSplit:
     documents: int | None = None
     n_bytes: int | None = None
     markers: int | None = None
+    without_text: int | None = None
     unknown_tokens: int | None = None
     unknown_example: str = ""
 

@@ -101,7 +101,10 @@ def evaluate_model(prepared: PreparedModel, tasks: Sequence[Task], settings: Eva
     precision, reason = pick_scoring_precision(settings.precision, model)
     log.info("%s: precision %s: %s", weights.name, precision, reason)
     scorer = Scorer(model, name=weights.name, precision=precision, batch_tokens=settings.batch_tokens)
-    evaluated = EvaluatedModel(tasks=[_run_task(scorer, task, tokenizer) for task in tasks])
+    evaluated = EvaluatedModel(warnings=[] if text is None else list(text.warnings))
+    for task in tasks:
+        evaluated.tasks.append(_run_task(scorer, task, tokenizer))
+        evaluated.warnings += evaluated.tasks[-1].warnings(scorer.context_length)
     if (training := find_training_tokens(weights.content, tokenizer)) is not None:
         evaluated.overlaps += [] if text is None else [text_overlap(weights.name, text, training)]
         evaluated.overlaps += [task_overlap(weights.name, task, tokenizer, training) for task in tasks]
@@ -124,10 +127,7 @@ def evaluate_model(prepared: PreparedModel, tasks: Sequence[Task], settings: Eva
 def _run_task(scorer: Scorer, task: Task, tokenizer: Tokenizer) -> TaskResult:
     total = sum(len(item.continuations) for item in task.items)
     with scoring_progress(f"{scorer.name}, {task.name}", total=total, unit="continuations") as report:
-        result = score_task(scorer, task, tokenizer, report=report)
-    for warning in result.warnings(scorer.context_length):
-        log.warning("%s", warning)
-    return result
+        return score_task(scorer, task, tokenizer, report=report)
 
 
 def _misfit(weights: Weights, result: TextResult, *, named: bool) -> list[str]:

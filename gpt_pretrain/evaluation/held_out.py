@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +29,8 @@ from gpt_pretrain.tokenizers.base import Tokenizer
 THIS_RUN = "this run"  # in messages
 CORE = "core"  # the mean of the centered accuracies of that set
 MAX_NAME = 40  # characters
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,10 @@ def _read_text(path: str, data: DataSettings, tokenizer: Tokenizer, *, max_bytes
     settings = replace(data, name="text", path=path, url=None, sha256=None, sources=[], val_tokens=None, format="auto")
     source = typed_source(settings)
     assert source is not None
-    return source.tokenize(tokenizer, max_bytes=max_bytes)
+    text = source.tokenize(tokenizer, max_bytes=max_bytes)
+    for warning in text.warnings:
+        log.warning("%s", warning)
+    return text
 
 
 def _count_tokens(task: Task, tokenizer: Tokenizer, context_length: int) -> int:

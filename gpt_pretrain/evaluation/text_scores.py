@@ -31,12 +31,14 @@ class EvaluationText:
         tokens: All tokens, with documents kept apart by `boundaries`.
         boundaries: How the stream separates its documents.
         tokenizer: The tokenizer that made the tokens.
+        warnings: Sentences about what is not read as it is.
     """
 
     name: str
     tokens: TokenStream
     boundaries: DocumentBoundaries
     tokenizer: Tokenizer
+    warnings: tuple[str, ...] = ()
 
     def documents(self) -> Iterator[tuple[int, int]]:
         """Yield the start and end of each document in the tokens; its end-of-text token is part of it."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,7 +12,7 @@ from gpt_pretrain.config.checkpoint_settings import read_data_settings
 from gpt_pretrain.config.custom_parts import CUSTOM
 from gpt_pretrain.config.schema import DataSettings
 from gpt_pretrain.data.sources import find_data_sources, is_shard_path
-from gpt_pretrain.data.token_stream import TokenSlice, TokenStream
+from gpt_pretrain.data.token_stream import TokenSlice, TokenSplit, TokenStream
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.text_scores import BLOCK, EvaluationText
 from gpt_pretrain.system.formatting import format_count
@@ -23,8 +22,6 @@ from gpt_pretrain.texts.text import sha256_without_blanks
 from gpt_pretrain.tokenizers.base import Tokenizer, token_byte_lengths
 
 OTHER_TOKENIZER = "Use that tokenizer."  # the advice for a training, which may choose one
-
-log = logging.getLogger(__name__)
 
 NO_TEXT = (
     "None of the models names a text that is still there, so there is no validation set to evaluate on. Give a text: "
@@ -68,20 +65,20 @@ class TextSource:
         tokens = split.train if self.whole and self.settings.name != "shards" else split.val
         if max_bytes is not None:
             tokens = _beginning(tokens, tokenizer, max_bytes=max_bytes)
-        text = EvaluationText(self.name, tokens, source.boundaries, tokenizer)
+        text = EvaluationText(self.name, tokens, source.boundaries, tokenizer, tuple(self._warnings(split, tokenizer)))
         if tokens.count + text.adds_prefix < 2:
             raise UserError(f"{self.name} has {format_count(tokens.count, 'token')}, which is too few to predict one.")
-        if split.unknown_tokens and self.whole:
-            log.warning(
-                "%s: the vocabulary %s lacks parts of this text. %s of its %s tokens replace what is missing, such as %s, so "
-                "the loss does not describe the text.",
-                self.name,
-                tokenizer.name,
-                f"{split.unknown_tokens:,}",
-                f"{split.train.count:,}",
-                short_repr(split.unknown_example),
-            )
         return text
+
+    def _warnings(self, split: TokenSplit, tokenizer: Tokenizer) -> Iterator[str]:
+        if split.without_text and self.whole:
+            yield f"{self.name}: {format_count(split.without_text, 'document')} without text left out."
+        if split.unknown_tokens and self.whole:
+            yield (
+                f"{self.name}: the vocabulary {tokenizer.name} lacks parts of this text. {split.unknown_tokens:,} of its "
+                f"{split.train.count:,} tokens replace what is missing, such as {short_repr(split.unknown_example)}, so the loss "
+                "does not describe the text."
+            )
 
 
 def typed_source(settings: DataSettings) -> TextSource | None:

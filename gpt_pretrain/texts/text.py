@@ -44,11 +44,14 @@ class TextCounts:
         characters: Number of characters.
         markers: Number of end-of-text markers that are spelled out in the text.
         blanks: Number of documents left out because such markers enclose nothing but white space.
+        without_text: Number of documents that are left out, between markers, as records or as files. What precedes the first
+            marker of a file and what follows its last one are no documents if they are blank.
     """
 
     characters: int = 0
     markers: int = 0
     blanks: int = 0
+    without_text: int = 0
 
 
 @dataclass(frozen=True)
@@ -235,7 +238,9 @@ def _split_at_markers(parts: Iterable[tuple[str, bool]], counts: TextCounts) -> 
         *complete, rest = (rest + text).split(END_OF_TEXT)
         for document in complete:
             counts.markers += 1
-            counts.blanks += is_blank_so_far and is_blank(document)
+            is_blank_so_far = is_blank_so_far and is_blank(document)
+            counts.blanks += is_blank_so_far
+            counts.without_text += is_blank_so_far and after_marker
             yield document, True
             is_blank_so_far, after_marker = True, True
         end = len(rest) if ends else max(len(rest) - len(END_OF_TEXT) + 1, 0)
@@ -245,6 +250,7 @@ def _split_at_markers(parts: Iterable[tuple[str, bool]], counts: TextCounts) -> 
         rest = rest[end:]
         if ends:
             counts.blanks += is_blank_so_far and after_marker
+            counts.without_text += is_blank_so_far and not after_marker
             is_blank_so_far, after_marker = True, False
 
 

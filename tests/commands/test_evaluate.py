@@ -122,12 +122,14 @@ def test_only_the_beginning_of_a_text_is_scored(script: Script, tmp_path: Path, 
         (["-m", "stride=1,2"], "evaluate.py has no sweeps"),
         (["strid=1"], "Did you mean stride or"),
         (["data.path=missing.txt"], "missing.txt"),
+        (["data.path=ids.bin"], "data.path=ids.bin is a file of token ids without a header, not text. Token shards are found by"),
     ],
 )
 def test_mistakes_are_explained(
     script: Script, tmp_path: Path, weights: tuple[Path, Path], arguments: list[str], message: str
 ) -> None:
     (tmp_path / "held_out.txt").write_text(TEXT)
+    (tmp_path / "ids.bin").write_bytes(bytes(range(256)) * 4)
     typed = [f"pretrained={weights[0]}", "data.path=held_out.txt", *BYTES, *arguments]
     done = script("evaluate.py", *typed)
     assert done.returncode == 2
@@ -152,6 +154,18 @@ def test_a_setting_without_effect_is_named(script: Script, tmp_path: Path, weigh
     assert "data.stride has no effect here" in done.stdout
 
 
+def test_what_is_left_out_and_settings_without_a_text_or_tasks_are_named(
+    script: Script, tmp_path: Path, weights: tuple[Path, Path]
+) -> None:
+    (tmp_path / "held_out.txt").write_text(f"{TEXT}<|endoftext|> <|endoftext|>{TEXT}")
+    done = script("evaluate.py", f"pretrained={weights[0]}", "data.path=held_out.txt", "tasks.limit=3", *BYTES)
+    content = results_of(done, tmp_path)
+    assert content["models"][0]["documents"] == 2
+    assert content["warnings"][0] == "held_out.txt: 1 document without text left out."
+    assert done.stdout.count(content["warnings"][0]) == 1
+    assert "tasks.limit=3 has no effect, since there are no tasks" in done.stdout
+
+
 def test_without_a_text_one_is_asked_for(script: Script, weights: tuple[Path, Path]) -> None:
     done = script("evaluate.py", f"pretrained={weights[0]}", *BYTES)
     assert done.returncode == 2
@@ -160,6 +174,7 @@ def test_without_a_text_one_is_asked_for(script: Script, weights: tuple[Path, Pa
 
 def test_it_is_a_command_with_the_same_settings(tmp_path: Path, weights: tuple[Path, Path]) -> None:
     (tmp_path / "held_out.txt").write_text(TEXT)
+    (tmp_path / "ids.bin").write_bytes(bytes(range(256)) * 4)
     typed = [f"pretrained={weights[0]}", "data.path=held_out.txt", "max_bytes=100", *BYTES]
     command = [sys.executable, "-m", "gpt_pretrain", "evaluate", *typed]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

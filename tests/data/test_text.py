@@ -6,7 +6,7 @@ from gpt_pretrain.config.schema import DataSettings
 from gpt_pretrain.data import text as settings_text
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.texts import text as module
-from gpt_pretrain.texts.text import Text
+from gpt_pretrain.texts.text import Text, TextCounts
 
 
 def find_text(name: str, *, path: str | None = None, cache_dir: Path) -> Text:
@@ -97,3 +97,19 @@ def test_a_missing_relative_path_names_the_folder_in_which_it_starts(tmp_path: P
 def test_text_without_a_path_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data=text needs data\.path="):
         find_text("text", cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "count"),
+    [
+        ("a.txt", "One.<|endoftext|> \n <|endoftext|>Two.<|endoftext|><|endoftext|>Three.", 2),
+        ("a.txt", "<|endoftext|>One.<|endoftext|>Two.<|endoftext|>\n", 0),
+        ("a.txt", "One.", 0),
+        ("a.jsonl", '{"text": "One."}\n{"text": ""}\n{"text": " \\n"}\n{"text": "Two."}\n', 2),
+    ],
+)
+def test_documents_without_text_are_counted(tmp_path: Path, name: str, content: str, count: int) -> None:
+    (tmp_path / name).write_text(content)
+    counts = TextCounts()
+    assert list(Text((tmp_path / name,)).pieces(counts))
+    assert counts.without_text == count
