@@ -11,6 +11,7 @@ from typing import Any
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.few_shot import add_examples
+from gpt_pretrain.evaluation.hub_tasks import HUB_TASKS
 from gpt_pretrain.evaluation.published_tasks import read_item
 from gpt_pretrain.evaluation.task_items import FORMAT, Task, TaskItem
 from gpt_pretrain.system.environment import user_path
@@ -31,6 +32,11 @@ def find_tasks(path: str, *, limit: int | None = None, n_shots: int = 0) -> list
         UserError: If there are none, or the first file that is no task; it is named with its first line that is no item.
     """
     local = user_path(path)
+    if path in HUB_TASKS and not local.exists():
+        raise UserError(
+            f"tasks.path={path}: there is no such file or folder. Give the task as JSON lines; evaluate.py also reads it from "
+            f"the hub: tasks.names=[{path}]"
+        )
     files = sorted(file for file in local.glob("*") if file.suffix.lower() in ENDINGS) if local.is_dir() else [local]
     if not files:
         raise UserError(f"tasks.path={path}: this folder has no files that end in {', '.join(ENDINGS)}.")
