@@ -59,7 +59,10 @@ class Overlap:
         count = sum(span * self.bytes_per_token >= LONG_SPAN for span in self.spans)
         if not count:
             return None
-        found = f"{self.name}: {count:,} of {format_count(len(self.spans), self.unit)} share long spans with the training text of"
+        share = "shares" if count == 1 else "share"
+        found = (
+            f"{self.name}: {count:,} of {format_count(len(self.spans), self.unit)} {share} long spans with the training text of"
+        )
         return f"{found} {self.model}, of up to {self.longest:,} tokens. Its result says little about text that is new to it."
 
     def as_json(self) -> dict[str, Any]:

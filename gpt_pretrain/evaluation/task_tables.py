@@ -11,6 +11,7 @@ from gpt_pretrain.evaluation.statistics import Estimate
 from gpt_pretrain.evaluation.task_results import TaskResult, compare_accuracies, compare_core, compare_perplexities, core_results
 
 UNKNOWN = Estimate(math.nan, math.nan)
+LARGE = 1e6  # A larger perplexity is shown with an exponent.
 
 
 def task_rows(results: Sequence[TaskResult]) -> list[list[str]]:
@@ -18,8 +19,8 @@ def task_rows(results: Sequence[TaskResult]) -> list[list[str]]:
     heading = ["Task", "Shots", "Model", "Items", "Accuracy", "±", "By length", "±", "Perplexity", "±", "Centered", "±"]
     rows = [heading]
     for result in results:
-        estimates = (result.accuracy, result.accuracy_by_length, result.perplexity, result.centered)
-        numbers = [_format(number, digits=2 if one is result.perplexity else 4) for one in estimates for number in _pair(one)]
+        columns = ((result.accuracy, 4), (result.accuracy_by_length, 4), (result.perplexity, 2), (result.centered, 4))
+        numbers = [_format(number, digits=digits) for estimate, digits in columns for number in _pair(estimate)]
         rows.append([result.task, str(result.n_shots), result.model, f"{len(result.correct):,}", *numbers])
     has_shots = any(result.n_shots for result in results)
     kept = [
@@ -91,4 +92,6 @@ def _plus_minus(error: float) -> str:
 
 
 def _format(value: float, *, digits: int) -> str:
-    return f"{value:,.{digits}f}" if math.isfinite(value) else "-"
+    if not math.isfinite(value):
+        return "-"
+    return f"{value:,.{digits}f}" if value < LARGE else f"{value:.3g}"

@@ -83,3 +83,11 @@ def test_a_character_that_an_alphabet_lacks_is_found_before_scoring(tmp_path: Pa
         check_characters(task, CharacterTokenizer(" ab"))
     with pytest.raises(UserError, match=r"^own: The character '\\n' is not among"):
         check_characters(add_examples(task, 1, pool=task.items), CharacterTokenizer(" abc"))
+
+
+def test_perplexities_are_shown_with_two_digits_and_large_ones_with_an_exponent() -> None:
+    result = TaskResult("m", "own", np.array([0.0, 1.0]), losses=np.array([1.0, 3.0]))
+    large = TaskResult("m", "own", np.array([0.0, 1.0]), losses=np.array([30.0, 31.0]))
+    heading, row, other = task_rows([result, large])
+    column = heading.index("Perplexity")
+    assert row[column] == "7.39" and other[column] == "1.76e+13"
