@@ -14,7 +14,7 @@ import torch
 from gpt_pretrain.checkpoints.custom_model import GROUP, build_custom_model
 from gpt_pretrain.checkpoints.misfits import name_some
 from gpt_pretrain.checkpoints.pretrained import Weights
-from gpt_pretrain.checkpoints.tensor_files import StoredTensor, loaded_tensor
+from gpt_pretrain.checkpoints.tensor_files import StoredTensor, is_finite_tensor, loaded_tensor
 from gpt_pretrain.checkpoints.weight_source import WeightSource
 from gpt_pretrain.config.checkpoint_settings import has_signed_settings
 from gpt_pretrain.config.custom_parts import CUSTOM, TARGET, resume_custom_parts
@@ -75,7 +75,7 @@ class CustomWeights(Weights):
         if (problem := misfit_of(model, shapes)) is not None:
             raise UserError(f"{self.name} does not fit {GROUP}.{TARGET}={self.fields[TARGET]}: {problem}. Nothing was loaded.")
         state = {name: stored.read() for name, (stored,) in parts.items()}
-        if wrong := [name for name, value in state.items() if not bool(value.isfinite().all())]:
+        if wrong := [name for name, value in state.items() if not is_finite_tensor(value)]:
             raise UserError(f"{self.name} holds NaN or infinity, in {name_some(wrong)}. Its training diverged.")
         model.load_state_dict(state)
         return model.to(device=device, dtype=dtype).eval()

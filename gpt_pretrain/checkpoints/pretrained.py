@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gpt_pretrain.checkpoints.architecture import find_misfits, has_transposed_linears, infer_architecture
 from gpt_pretrain.checkpoints.layouts import TensorSlot, is_linear, possible_slots
-from gpt_pretrain.checkpoints.tensor_files import StoredTensor, loaded_tensor
+from gpt_pretrain.checkpoints.tensor_files import StoredTensor, is_finite_tensor, loaded_tensor
 from gpt_pretrain.checkpoints.tensor_groups import EMBEDDING, group_tensors
 from gpt_pretrain.checkpoints.weight_averages import TRAINED, choose_weights
 from gpt_pretrain.checkpoints.weight_source import find_source
@@ -180,7 +180,7 @@ class Weights:
             if name == "pos_emb.weight":
                 tensor = tensor[: model.config.context_length]
             tensor = tensor.contiguous().to(device=device, dtype=dtype)
-            if not bool(tensor.isfinite().all()):
+            if not is_finite_tensor(tensor):
                 not_finite.append(name)
             # A view would keep the larger storage in memory, and save it with the model.
             is_view = tensor.untyped_storage().nbytes() > tensor.nbytes
@@ -276,7 +276,7 @@ def load_weights_into_gpt(model: LanguageModel, params: Mapping[str, Any]) -> No
     groups = group_tensors("params", {name: loaded_tensor(name, value) for name, value in renamed.items()})
     if misfits := groups.misfits + find_misfits(model.config, groups.slots, transposed=True):
         problems.append(misfits.message("params"))
-    not_finite = [name for name, value in renamed.items() if not value.isfinite().all()]
+    not_finite = [name for name, value in renamed.items() if not is_finite_tensor(value)]
     problems += [f"params: {name} holds NaN or infinity." for name in not_finite]
     if problems:
         raise UserError(problems)

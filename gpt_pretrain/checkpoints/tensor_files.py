@@ -216,6 +216,14 @@ def state_dict_tensors(content: dict[str, Any], path: Path) -> dict[str, StoredT
     return tensors
 
 
+def is_finite_tensor(values: Tensor) -> bool:
+    """Return whether a tensor holds neither NaN nor infinity."""
+    if values.device.type == "cpu" and values.dtype in FLOAT_DTYPES.values() and values.numel():
+        # NaN is the least and the largest of all numbers here. isfinite() writes several tensors of the same size.
+        return all(bool(value.isfinite()) for value in torch.aminmax(values))
+    return bool(values.isfinite().all())
+
+
 def check_tensor_sizes(content: Any, path: Path) -> None:
     """Check that the tensors in nested containers are not much larger in total than the file that they were read from.
 

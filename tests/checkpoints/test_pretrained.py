@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from gpt_pretrain.checkpoints.pretrained import load_pretrained, load_weights_into_gpt, open_weights
+from gpt_pretrain.checkpoints.tensor_files import is_finite_tensor
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.sampling import generate
 from gpt_pretrain.model.config import GPTConfig
@@ -253,3 +254,24 @@ def test_missing_sources_are_reported(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         load_pretrained(name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_single_number_that_is_not_finite_is_found_wherever_it_is(dtype: torch.dtype, value: float) -> None:
+    values = torch.full((301, 257), torch.finfo(dtype).max, dtype=dtype)
+    values[::2] *= -1  # a sum would overflow
+    assert is_finite_tensor(values)
+    assert is_finite_tensor(values.T)
+    for index in (0, 1, 128, 40_000, values.numel() - 1):
+        broken = values.clone()
+        broken.view(-1)[index] = value
+        assert not is_finite_tensor(broken)
+        assert not is_finite_tensor(broken.T)
+
+
+def test_finite_numbers_are_also_those_of_tensors_without_order_or_numbers() -> None:
+    for values in (torch.zeros(0, 3), torch.tensor(3), torch.tensor([True]), torch.ones(2, dtype=torch.complex64)):
+        assert is_finite_tensor(values)
+    assert not is_finite_tensor(torch.tensor([complex(0, float("inf"))]))
+    assert not is_finite_tensor(torch.tensor(float("nan")))
