@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from gpt_pretrain.generation.config import SamplerConfig
     from gpt_pretrain.generation.prompt_files import NumberedPrompt
     from gpt_pretrain.generation.prompts import PromptOptions, TextModel
+    from gpt_pretrain.tokenizers.base import Tokenizer
+
+MAX_WARNED = 3  # prompts of a file about which a warning is printed
 
 
 def generate_texts(config: DictConfig) -> None:
@@ -41,10 +44,10 @@ def generate_texts(config: DictConfig) -> None:
         settings = to_settings(config, GenerateSettings)
         if problems := generate_problems(settings):
             raise UserError(problems)
-        _generate(settings, keep=output_folder() if is_multirun() else None)
+        _generate(settings, stack, keep=output_folder() if is_multirun() else None)
 
 
-def _generate(settings: GenerateSettings, *, keep: Path | None) -> None:
+def _generate(settings: GenerateSettings, stack: ExitStack, *, keep: Path | None) -> None:
     from gpt_pretrain.checkpoints.checkpoint_file import first_readable
     from gpt_pretrain.checkpoints.pretrained import open_weights
     from gpt_pretrain.config.custom_parts import named_model
@@ -60,7 +63,7 @@ def _generate(settings: GenerateSettings, *, keep: Path | None) -> None:
     keep_freed_memory()
     # A prompt that cannot be read is refused before the weights are loaded.
     prompts = _interactive_prompts() if settings.interactive else _read_prompt(settings)
-    answers = _open_answers(settings)
+    answers = _open_answers(settings, stack)
     sampler = SamplerConfig(**vars(settings.sampler))
     for warning in generate_warnings(settings, sampler):
         print_escaped(f"warning: {warning}", file=sys.stderr)
@@ -97,8 +100,11 @@ def _generate(settings: GenerateSettings, *, keep: Path | None) -> None:
         save_measured_texts(keep, model, texts, weights.content, tokenizer)
 
 
-def _open_answers(settings: GenerateSettings) -> TextIO | None:
+def _open_answers(settings: GenerateSettings, stack: ExitStack) -> TextIO | None:
     """Open the file for lines of JSON, or standard output; None if the texts are printed as they are.
+
+    Args:
+        stack: Removes the file at its end if nothing was written, so that the same command can be tried again.
 
     Raises:
         UserError: If the file exists or cannot be written, or the prompts cannot be read.
@@ -109,12 +115,21 @@ def _open_answers(settings: GenerateSettings) -> TextIO | None:
         check_prompts(user_path(settings.prompts), name=f"prompts={settings.prompts}")
     if settings.out is None or settings.out == "-":
         return None if settings.out is None and settings.prompts is None else sys.stdout
+    path = user_path(settings.out)
     try:
-        return user_path(settings.out).open("x", encoding="utf-8")
+        answers = path.open("x", encoding="utf-8")
     except FileExistsError as error:
         raise UserError(f"out={settings.out}: this exists already. Choose another name, or delete it.") from error
     except OSError as error:
         raise UserError(f"out={settings.out}: this file cannot be written ({error.strerror or error}).") from error
+    stack.callback(_remove_empty, path)
+    return stack.enter_context(answers)
+
+
+def _remove_empty(path: Path) -> None:
+    with suppress(OSError):
+        if path.stat().st_size == 0:
+            path.unlink()
 
 
 def _numbered(settings: GenerateSettings, prompts: Iterable[str]) -> Iterator[NumberedPrompt]:
@@ -138,7 +153,7 @@ def _write_answers(
 
     try:
         with answers if answers is not sys.stdout else nullcontext():
-            for prompt in prompts:
+            for prompt in _with_warnings(prompts, model.tokenizer):
                 for number, made in enumerate(continue_quietly(model, prompt.text, sampler, options), start=1):
                     answers.write(answer_line(prompt, made, sample=number))
                     answers.flush()
@@ -148,12 +163,38 @@ def _write_answers(
         raise UserError(f"The answers cannot be written: {error.strerror or error}.") from error
 
 
+def _with_warnings(prompts: Iterable[NumberedPrompt], tokenizer: Tokenizer) -> Iterator[NumberedPrompt]:
+    """Yield prompts, and warn of fields that the answer replaces, and of text that the vocabulary lacks."""
+    from gpt_pretrain.generation.prompt_files import ANSWER_FIELDS
+    from gpt_pretrain.system.terminal import print_escaped
+    from gpt_pretrain.tokenizers.unknown import unknown_prompt
+
+    replaced, n_unknown = set[str](), 0
+    for prompt in prompts:
+        if more := [name for name in ANSWER_FIELDS if name in prompt.fields and name not in replaced]:
+            replaced.update(more)
+            fields = f"field {more[0]}" if len(more) == 1 else f"fields {', '.join(more)}"
+            print_escaped(f"warning: line {prompt.line}: the answer's {fields} will replace the prompt's.", file=sys.stderr)
+        if (unknown := unknown_prompt(prompt.text, tokenizer)) is not None:
+            n_unknown += 1
+            if n_unknown <= MAX_WARNED:
+                print_escaped(f"warning: line {prompt.line}: {unknown}", file=sys.stderr)
+        yield prompt
+    if n_unknown > MAX_WARNED:
+        lacking = f"{n_unknown - MAX_WARNED:,} further prompt{'s' * (n_unknown > MAX_WARNED + 1)}"
+        print_escaped(f"warning: The vocabulary also lacks parts of {lacking}.", file=sys.stderr)
+
+
 def _read_prompt(settings: GenerateSettings) -> list[str]:
     """Read the prompt to continue, as a list with one entry; the list is empty if there is a file of prompts.
 
     Raises:
         UserError: If the prompt cannot be read or is not UTF-8.
     """
+    from gpt_pretrain.generation.prompt_files import check_prompt_text
+    from gpt_pretrain.system.file_kinds import HEAD
+    from gpt_pretrain.system.line_ends import unify_line_ends
+
     if settings.prompts is not None:
         return []
     if settings.prompt_file is None and settings.prompt != "-":
@@ -162,7 +203,10 @@ def _read_prompt(settings: GenerateSettings) -> list[str]:
     try:
         if settings.prompt_file is None:
             return [read_input().removesuffix("\n")]
-        return [user_path(settings.prompt_file).read_text(encoding="utf-8-sig").removesuffix("\n")]
+        path = user_path(settings.prompt_file)
+        content = path.read_bytes()  # at once, since it may be a pipe
+        check_prompt_text(path, content[:HEAD], name=name, as_text=True)
+        return [unify_line_ends(content.decode("utf-8-sig")).removesuffix("\n")]
     except OSError as error:
         raise UserError(f"{name} cannot be read: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:

@@ -19,6 +19,7 @@ def generate_warnings(settings: GenerateSettings, sampler: SamplerConfig) -> Ite
         equal_samples(settings),
         unused_prompts(settings),
         curly_marks(settings),
+        unread_escapes(settings),
         unused_heads(settings),
         unused_scores(settings),
     )
@@ -52,6 +53,20 @@ def curly_marks(settings: GenerateSettings) -> str | None:
         f"The quotation marks of prompt={settings.prompt} are part of the prompt, since the shell knows only straight ones: "
         "'...' and \"...\"."
     )
+
+
+def unread_escapes(settings: GenerateSettings) -> str | None:
+    """Return a sentence about a backslash and an n that are perhaps meant as a line feed; None if there are none."""
+    is_typed = settings.prompt_file is None and settings.prompts is None and not settings.interactive
+    examples = {
+        "stop": (settings.stop, r"""$'stop=["\n"]'"""),
+        "prompt": ([settings.prompt] * is_typed, r"$'prompt=One\nTwo'"),
+    }
+    found = [(name, example) for name, (texts, example) in examples.items() if any(r"\n" in text for text in texts)]
+    if not found:
+        return None
+    names, commands = (" and ".join(one) for one in zip(*found, strict=True))
+    return rf"\n in {names} is a backslash and an n, as it is typed. For a line feed, type {commands} in bash or zsh."
 
 
 def unused_prompts(settings: GenerateSettings) -> str | None:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.prompts import Continuation
+from gpt_pretrain.system.file_kinds import ARRAY, AS_TEXT_ADVICE, COMPRESSED, EMPTY, HEAD, LINES, OBJECTS, ROWS, TEXT, FileKind
+from gpt_pretrain.system.file_recognition import is_text_kind, recognize
+from gpt_pretrain.system.old_encodings import quote_path
 from gpt_pretrain.system.reading import DamagedFileError, describe_value, open_regular, parse_json_value
 
-JSON_LINES = (".jsonl", ".ndjson")
+# Of an answer, besides the prompt; of the same names, the prompt's own are left out.
+ANSWER_FIELDS = ("line", "sample", "text", "finish_reason", "prompt_tokens", "new_tokens")
 MAX_LINE_BYTES = 20_000_000  # Longer than the context of any model.
+PROMPT_FIELD = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*"prompt"\s*:')  # What the first line of a text file begins with by mistake.
 
 
 @dataclass(frozen=True)
@@ -47,24 +54,20 @@ def check_prompts(path: Path, *, name: str) -> int:
 
 
 def read_prompts(path: Path, *, name: str) -> Iterator[NumberedPrompt]:
-    """Yield the prompts of a file: JSON lines by its ending, and otherwise a prompt on each line; empty lines are left out.
+    """Yield the prompts of a file: JSON lines by its name, and otherwise a prompt on each line; empty lines are left out.
 
     A line of JSON is an object with the field "prompt", or a string. Only one line at a time is in memory.
 
     Raises:
         UserError: If the file cannot be read, or a line is no prompt.
     """
-    is_json = path.suffix.lower() in JSON_LINES
     try:
         with open_regular(path) as stream:
-            for number in range(1, 1 << 62):
-                line = stream.readline(MAX_LINE_BYTES + 1)
-                if not line:
-                    return
-                if len(line) > MAX_LINE_BYTES:
-                    raise UserError(f"{name}: line {number} has more than {MAX_LINE_BYTES:,} bytes. Shorten it.")
+            is_json = _holds_json(path, stream.read(HEAD), name=name)
+            stream.seek(0)
+            for number, line in enumerate(_lines(stream, name=name), start=1):
                 text = _decoded(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, f"{name}: line {number}")
-                if text.strip("\r\n") if not is_json else text.strip():
+                if text.strip() if is_json else text:
                     yield _from_json(text, number, name=name) if is_json else NumberedPrompt(number, text, {})
     except OSError as error:
         raise UserError(f"{name} cannot be read: {error.strerror or error}.") from error
@@ -86,9 +89,69 @@ def answer_line(prompt: NumberedPrompt, made: Continuation, *, sample: int) -> s
     return json.dumps(answer, ensure_ascii=True) + "\n"
 
 
+def check_prompt_text(path: Path, head: bytes, *, name: str, as_text: bool = False) -> FileKind:
+    """Return the kind of a file, which must be text in UTF-8; what its name calls a table or JSON may be either.
+
+    Args:
+        head: Its first HEAD bytes, or all of them.
+        name: The setting with its value, for messages.
+        as_text: Take JSON, tables and markup for text, whatever the name says.
+
+    Raises:
+        UserError: If it is something else, which is named.
+    """
+    kind = recognize(path.name, head)
+    if kind.advice.endswith(AS_TEXT_ADVICE) and (as_text or not is_text_kind(path.suffix.lower())):
+        kind = recognize(path.name, head, as_text=True)
+    if kind.form in COMPRESSED:
+        raise UserError(f"{name} is {kind.described()}, not text. Decompress it first.")
+    if kind.encoding.name != "utf-8":
+        raise UserError(f"{name} is text in {kind.encoding.name[:6].upper()}. Save it as UTF-8.")
+    if kind.form not in (TEXT, LINES, ARRAY, OBJECTS, ROWS, EMPTY):
+        raise UserError(f"{name} is {kind.described()}, not text. Give a file with text in UTF-8.")
+    return kind
+
+
+def _holds_json(path: Path, head: bytes, *, name: str) -> bool:
+    """Return whether a file has JSON on each line instead of text.
+
+    Raises:
+        UserError: If it holds prompts in another way than one on each line.
+    """
+    kind = check_prompt_text(path, head, name=name)
+    if kind.form in (ARRAY, OBJECTS):
+        query = "'.[]'" if kind.form == ARRAY else "."
+        raise UserError(
+            f"{name} is {kind.described()}, but each prompt has a line of its own. Convert it: "
+            f"jq -c {query} {quote_path(str(path))} > prompts.jsonl"
+        )
+    if kind.form == ROWS:
+        raise UserError(
+            f"{name} is {kind.described()}. Write a prompt on each line of a text file, or a file of JSON lines (.jsonl)."
+        )
+    if kind.form == TEXT and PROMPT_FIELD.match(head):
+        raise UserError(f"{name} holds JSON with prompts, but its name is that of a text. Give it a name that ends in .jsonl")
+    return kind.form == LINES
+
+
+def _lines(stream: BufferedReader, *, name: str) -> Iterator[bytes]:
+    """Yield the lines of a file without their ends, which are a line feed, a carriage return, or both.
+
+    Raises:
+        UserError: If a line is too long.
+    """
+    number = 0
+    while line := stream.readline(MAX_LINE_BYTES + 1):
+        if len(line) > MAX_LINE_BYTES:
+            raise UserError(f"{name}: line {number + 1} has more than {MAX_LINE_BYTES:,} bytes. Shorten it.")
+        for part in line.removesuffix(b"\n").removesuffix(b"\r").split(b"\r"):
+            number += 1
+            yield part
+
+
 def _decoded(line: bytes, place: str) -> str:
     try:
-        return line.decode().removesuffix("\n").removesuffix("\r")
+        return line.decode()
     except UnicodeDecodeError as error:
         raise UserError(f"{place} is not UTF-8 text ({error.reason} at byte {error.start}). Save it as UTF-8.") from error
 

@@ -21,6 +21,7 @@ from gpt_pretrain.model.language_model import LanguageModel
 
 PROBED = 8  # tokens of the windows with which a model is tried
 PROBE_STD = 0.02  # of weights that start at zero, while a model is tried
+PROBABILITY_ERROR = 0.01  # of a sum of probabilities, also of those in bf16
 LEAK = 1e-4  # a change of a logit, relative to the largest one, that rounding does not explain
 
 
@@ -100,6 +101,11 @@ def try_module(module: nn.Module, *, name: str, context_length: int, vocab_size:
     with _trial_state(module):
         full = _checked_logits(module, ids[:1, :].repeat(1, -(-context_length // length))[:, :context_length], vocab_size, name)
         before = _checked_logits(module, ids, vocab_size, name)
+        if _differ(before, _checked_logits(module, ids, vocab_size, name)):
+            raise UserError(
+                f"model._target_={name} has other logits when it reads the same tokens again. In eval mode they must not depend "
+                "on random numbers or on earlier calls: use nn.Dropout, or F.dropout with training=self.training."
+            )
         later, earlier = ids.clone(), ids.clone()
         later[:, -1] = (later[:, -1] + 1) % vocab_size
         earlier[0] = (earlier[0] + 1) % vocab_size
@@ -137,8 +143,9 @@ def _checked_logits(module: nn.Module, token_ids: Tensor, vocab_size: int, name:
         UserError: If it fails, or returns something else.
     """
     shape = tuple(token_ids.shape)
+    given = token_ids.clone()
     try:
-        output = module(token_ids)
+        output = module(given)
     except Exception as error:  # whatever the user's code raises
         reason = (str(error).strip() or "no reason given").splitlines()[0]
         raise UserError(
@@ -157,11 +164,32 @@ def _checked_logits(module: nn.Module, token_ids: Tensor, vocab_size: int, name:
             f"model._target_={name} has {logits.shape[2]:,} logits, but the tokenizer has {vocab_size:,} tokens. A parameter "
             "named vocab_size gets their number."
         )
+    if not torch.equal(given, token_ids):
+        raise UserError(f"model._target_={name} changes the token ids that it is given. Let it change a copy: token_ids.clone().")
+    _check_values(logits, name)
     return logits
 
 
+def _check_values(logits: Tensor, name: str) -> None:
+    """Check that logits are numbers, and not probabilities, from which a model would hardly learn.
+
+    Raises:
+        UserError: If they are not.
+    """
+    values = logits.float()
+    if values.isnan().any():
+        raise UserError(
+            f"model._target_={name} returns logits that are NaN. Look for a division by zero or a missing initial value."
+        )
+    if values.shape[2] > 1 and bool((values >= 0).all()) and bool(((values.sum(2) - 1).abs() < PROBABILITY_ERROR).all()):
+        raise UserError(f"model._target_={name} returns probabilities, but must return logits: leave out its softmax.")
+
+
 def _differ(one: Tensor, other: Tensor) -> bool:
-    one, other = one.float(), other.float()
+    """Return whether logits differ by more than rounding explains; those of minus infinity are compared as such."""
+    if not torch.equal(one.isinf(), other.isinf()):
+        return True
+    one, other = (values.float().masked_fill(values.isinf(), 0.0) for values in (one, other))
     return bool((one - other).abs().amax() > LEAK * one.abs().amax().clamp(min=1e-6))
 
 

@@ -41,6 +41,8 @@ def test_prompts_of_a_file_are_answered_in_lines_of_json(script: Script, run: Pa
     again = script("generate.py", "prompts=prompts.jsonl", "out=made.jsonl", *more)
     assert "out=made.jsonl: this exists already." in again.stderr
     assert again.returncode != 0
+    failed = script("generate.py", "prompts=prompts.jsonl", "out=other.jsonl", "checkpoint=missing")
+    assert failed.returncode != 0 and not (tmp_path / "other.jsonl").exists(), "the command can be tried again"
 
 
 def test_a_stop_string_ends_the_text_of_generate(script: Script, run: Path) -> None:
@@ -75,3 +77,39 @@ def test_lines_of_text_are_prompts_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b'\xef\xbb\xbf{"one": 1}\r\n\n two \n')
     found = [(prompt.line, prompt.text) for prompt in read_prompts(tmp_path / "a.txt", name="prompts=a.txt")]
     assert found == [(1, '{"one": 1}'), (3, " two ")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "a.json",
+            b'[{"prompt": "x"}, {"prompt": "y"}]',
+            r"JSON array, .* Convert it: jq -c '\.\[\]' .*a\.json > prompts\.jsonl",
+        ),
+        ("a.json", b'{\n "prompt": "x"\n}\n', r"JSON file, .* Convert it: jq -c \. "),
+        ("a.jsonl", b'["x", "y"]\n', "JSON array"),
+        ("a.csv", b"prompt,id\nx,1\n", "is a table in CSV. Write a prompt on each line"),
+        ("a.txt", b'{"prompt": "x"}\n{"prompt": "y"}\n', r"Give it a name that ends in \.jsonl"),
+        ("a.txt", "one\ntwo words\n".encode("utf-16-le"), "is text in UTF-16. Save it as UTF-8"),
+        ("a.jsonl.gz", b"\x1f\x8b\x08\0\0\0\0\0", "is a gzip file, not text. Decompress it first"),
+        ("a.pdf", b"%PDF-1.7\n%\xe2\xe3\n", "is a PDF document, not text"),
+        ("a.html", b"<!doctype html>\n<p>x</p>\n", "is an HTML page, not text"),
+    ],
+)
+def test_a_file_that_holds_prompts_in_another_way_is_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        check_prompts(tmp_path / name, name=f"prompts={name}")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_of_prompts_end_in_any_way(tmp_path: Path, end: str) -> None:
+    (tmp_path / "a.txt").write_bytes(f"one{end}{end}two{end}".encode())
+    found = [(prompt.line, prompt.text) for prompt in read_prompts(tmp_path / "a.txt", name="prompts=a.txt")]
+    assert found == [(1, "one"), (3, "two")]
+
+
+def test_json_lines_are_read_by_any_name_of_json(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"prompt": "x", "id": 1}\n{"prompt": "y"}\n')
+    assert [prompt.text for prompt in read_prompts(tmp_path / "a.json", name="prompts=a.json")] == ["x", "y"]

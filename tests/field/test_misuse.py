@@ -159,6 +159,22 @@ def test_a_prompt_that_another_setting_replaces_is_a_warning(
     assert generate_warnings.unused_prompts(settings) == warning
 
 
+@pytest.mark.parametrize(
+    ("prompt", "stop", "prompts", "names"),
+    [
+        ("a", r"\n", None, "stop"),
+        (r"one\ntwo", "END", None, "prompt"),
+        (r"one\ntwo", r"\n\n", None, "stop and prompt"),
+        (r"one\ntwo", "END", "b.txt", None),
+        ("one\ntwo", "\n", None, None),
+    ],
+)
+def test_escapes_that_nothing_reads_are_a_warning(prompt: str, stop: str, prompts: str | None, names: str | None) -> None:
+    settings = GenerateSettings(prompt=prompt, stop=[stop], prompts=prompts, prompt_file=None, interactive=False)
+    warning = generate_warnings.unread_escapes(settings)
+    assert (warning or "").partition(" is a backslash and an n")[0] == (rf"\n in {names}" if names else "")
+
+
 def test_a_full_disk_is_explained_once_and_without_a_traceback(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:

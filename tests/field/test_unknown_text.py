@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from gpt_pretrain.commands.generate import _with_warnings
 from gpt_pretrain.data.token_cache import tokenize_text
+from gpt_pretrain.generation.prompt_files import NumberedPrompt
 from gpt_pretrain.prepare.segments import RecordCounts, total_counts
 from gpt_pretrain.prepare.tokenizing import encode_batch
 from gpt_pretrain.texts.chunks import Chunk, ReadPosition
@@ -93,3 +95,13 @@ def test_every_way_in_says_it(script: Script, tmp_path: Path, vocabularies: dict
     done = script("generate.py", "checkpoint=run", "prompt=der ω", "sampler.max_new_tokens=2")
     assert done.returncode == 0, done.stderr
     assert "warning: The vocabulary lacks 'ω': the model reads [UNK] instead." in done.stderr
+
+
+def test_prompts_of_a_file_are_warned_about(vocabularies: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    texts = ["der", *(f"der {letter * 2}" for letter in "ζψωφλ")]
+    prompts = [NumberedPrompt(line, text, {"text": "x", "id": line}) for line, text in enumerate(texts, start=1)]
+    assert list(_with_warnings(prompts, build_tokenizer(str(vocabularies["word_pieces"])))) == prompts
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "warning: line 1: the answer's field text will replace the prompt's."
+    assert told[1].startswith("warning: line 2: The vocabulary lacks 'ζζ': the model reads ")
+    assert told[4:] == ["warning: The vocabulary also lacks parts of 2 further prompts."]

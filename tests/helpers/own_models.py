@@ -97,6 +97,40 @@ class Failing(Recurrent):
         raise ValueError("no logits today")
 
 
+class Random(Recurrent):
+    """Adds a random number in eval mode, too."""
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        return super().forward(token_ids) + torch.rand(1)
+
+
+class Probabilities(Recurrent):
+    def forward(self, token_ids: Tensor) -> Tensor:
+        return super().forward(token_ids).softmax(-1)
+
+
+class Undefined(Recurrent):
+    def forward(self, token_ids: Tensor) -> Tensor:
+        return super().forward(token_ids) * torch.nan
+
+
+class Changing(Recurrent):
+    """Writes into the token ids that it is given."""
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        token_ids[token_ids == 3] = 4
+        return super().forward(token_ids)
+
+
+class Future(Recurrent):
+    """Has logits of minus infinity, and sees the tokens that it is to predict."""
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        logits = super().forward(token_ids.flip(1)).flip(1)
+        logits[:, :, 0] = -torch.inf
+        return logits
+
+
 class Extra(Recurrent):
     """Keeps a number beside its tensors."""
 

@@ -166,6 +166,21 @@ def test_what_cannot_work_is_refused_before_the_run(train_own: Train, tmp_path: 
 
 
 @pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Random", "other logits when it reads the same tokens again.*use nn.Dropout"),
+        ("Probabilities", "returns probabilities, but must return logits: leave out its softmax"),
+        ("Undefined", "returns logits that are NaN"),
+        ("Changing", "changes the token ids that it is given"),
+        ("Future", "sees the tokens that it is to predict"),
+    ],
+)
+def test_logits_that_a_training_would_not_notice_are_refused(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build_custom_model({"_target_": f"{OWN}.{name}"}, config())
+
+
+@pytest.mark.parametrize(
     ("setting", "reason"),
     [
         ("trainer.strategy=fsdp", "whose blocks this program would shard"),
