@@ -36,7 +36,7 @@ def test_the_longest_spans_of_a_text_are_found() -> None:
     assert found.longest == 200
     warning = found.warning()
     assert warning is not None
-    assert "1 of 2 parts share long spans with the training text of a model, of up to 200 tokens" in warning
+    assert "1 of 2 parts shares long spans with the training text of a model, of up to 200 tokens" in warning
     assert found.as_json()["longest_span_tokens"] == 200
 
 
