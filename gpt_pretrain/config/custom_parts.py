@@ -199,5 +199,19 @@ def _names_a_class(value: Any) -> bool:
 
 
 def naming_words(custom: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the overrides that name the user's parts again."""
-    return [f"{group}.{TARGET}={fields[TARGET]}" for group, fields in custom.items()]
+    """Return the overrides that name the user's parts again, with their arguments where a checkpoint does not store these."""
+    words = []
+    for group, fields in custom.items():
+        words.append(f"{group}.{TARGET}={fields[TARGET]}")
+        if _names_a_class(rest := _arguments(fields)):
+            words += [word for name, value in rest.items() for word in _argument_words(f"{group}.{name}", value)]
+    return words
+
+
+def _argument_words(key: str, value: Any) -> list[str]:
+    from gpt_pretrain.config.stored_settings import write_value
+
+    if isinstance(value, dict) and value:
+        return [word for name, part in value.items() for word in _argument_words(f"{key}.{name}", part)]
+    is_name = isinstance(value, str) and DOTTED_NAME.fullmatch(value) is not None
+    return [f"{key}={value if is_name else write_value(value)}"]

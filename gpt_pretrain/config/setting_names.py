@@ -148,7 +148,9 @@ def nearest_settings(key: str, schema: type) -> list[str]:
     same = [name for name in same if name.count(".") == least]  # optimizer.lr rather than optimizer.matrices.lr
     other = [name for word in (key, last) if (name := OTHER_NAMES.get(word.lower().replace("-", "_"))) in names]
     if same or other:
-        return list(dict.fromkeys([*same, *other]))[:MAX_NEAREST]
+        group = key.rpartition(".")[0]
+        inside = [] if same else [f"{group}.{name}" for name in nearest(last, names_within(key, schema))]
+        return list(dict.fromkeys([*same, *inside, *other]))[:MAX_NEAREST]
     likeness = {name: max(_likeness(key, name), _likeness(last, name.rpartition(".")[2])) for name in names}
     best = max(likeness.values())
     found = [name for name, value in likeness.items() if value >= max(LEAST_LIKENESS, best - 0.05)]

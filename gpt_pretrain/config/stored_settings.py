@@ -233,18 +233,18 @@ def describe_override(key: str, value: Any) -> str:
         text = without_secrets(value)
         text = quote_value(text) if "${" in text else text
     else:
-        text = _describe_value(value)
+        text = write_value(value)
     group, _, name = key.partition(".")
     before = f"logger={name.partition('.')[0]} " if group == "logger" else ""
     return before + quote_for_message(f"{key}={text}")
 
 
-def _describe_value(value: Any) -> str:
+def write_value(value: Any) -> str:
     """Return a value within an override; Hydra reads no JSON, in which backslashes are doubled."""
     if isinstance(value, list):
-        return f"[{', '.join(map(_describe_value, value))}]"
+        return f"[{', '.join(map(write_value, value))}]"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{name}: {_describe_value(part)}' for name, part in value.items())}}}"
+        return f"{{{', '.join(f'{name}: {write_value(part)}' for name, part in value.items())}}}"
     return quote_value(without_secrets(value)) if isinstance(value, str) else json.dumps(value)
 
 

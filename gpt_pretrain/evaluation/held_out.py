@@ -189,13 +189,20 @@ def _collect(problems: list[str], setting: str) -> Iterator[None]:
 
 def _short_names(paths: Iterable[str]) -> list[str]:
     """Return a different name for each path, of characters that all loggers take."""
+    own = [PurePath(path.rstrip("/\\")).name for path in paths]
+    short = [_loggable(name.partition(".")[0] or name) for name in own]
+    files = [len({other for other, same in zip(own, short, strict=True) if same == stem}) for stem in short]
+    # wiki.valid.txt and wiki.test.txt need more of their names.
+    stems = [_loggable(PurePath(name).stem) if n > 1 else stem for name, stem, n in zip(own, short, files, strict=True)]
     names: list[str] = []
-    for path in paths:
-        own = PurePath(path.rstrip("/\\")).name
-        stem = re.sub(r"[^\w.-]+", "_", own.partition(".")[0] or own, flags=re.ASCII).strip("_.")[:MAX_NAME] or "text"
+    for stem in stems:
         same = sum(re.fullmatch(rf"{re.escape(stem)}(_\d+)?", name) is not None for name in names)
         names.append(f"{stem}_{same + 1}" if same else stem)
     return names
+
+
+def _loggable(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII).strip("_.")[:MAX_NAME] or "text"
 
 
 def _task_measures(answers: TaskResult) -> dict[str, Estimate]:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 import pytest
 import yaml
@@ -28,8 +29,11 @@ from gpt_pretrain.commands.command_words import sort_arguments
 from gpt_pretrain.commands.hydra_arguments import check_arguments, to_hydra_arguments
 from gpt_pretrain.commands.hydra_grammar import to_hydra_override
 from gpt_pretrain.config.command_schema import PrepareSettings
+from gpt_pretrain.config.custom_parts import naming_words
 from gpt_pretrain.config.free_text import as_typed, plain_value
 from gpt_pretrain.config.overrides import full_form, short_form
+from gpt_pretrain.config.schema import TrainSettings
+from gpt_pretrain.config.setting_names import nearest_settings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.shell import quote_word
 from tests.conftest import ROOT
@@ -399,3 +403,23 @@ def test_printed_words_can_be_pasted_into_several_shells() -> None:
     for word in ("prompt=It's late", "a b", "a,b", "$HOME", "it's $5", 'say "no"', "it\u2019s", "plain"):
         assert shlex.split(quote_word(word)) == [word]
     assert quote_word("prompt=It's late") == '"prompt=It\'s late"'
+
+
+def test_a_name_in_the_right_group_is_suggested_first() -> None:
+    assert nearest_settings("evaluation.text", TrainSettings)[0] == "evaluation.texts"
+    assert nearest_settings("model.dropout", TrainSettings) == ["model.drop_rate"]
+    assert nearest_settings("data.steps", TrainSettings) == ["trainer.max_steps"]
+
+
+def test_printed_commands_name_arguments_that_a_checkpoint_does_not_store() -> None:
+    config = {"_target_": "transformers.GPT2Config", "n_layer": 1, "names": ["a b"], "activation": "gelu"}
+    fields = {"_target_": "transformers.GPT2LMHeadModel", "config": config, "context_length": 32}
+    assert naming_words({"model": {"_target_": "mine.Model", "width": 8}}) == ["model._target_=mine.Model"]
+    words = naming_words({"model": fields})
+    assert words[:3] == [
+        "model._target_=transformers.GPT2LMHeadModel",
+        "model.config._target_=transformers.GPT2Config",
+        "model.config.n_layer=1",
+    ]
+    read: dict[str, Any] = {one.key_or_group: one.value() for one in OverridesParser.create().parse_overrides(words)}
+    assert read["model.config.names"] == ["a b"] and read["model.config.activation"] == "gelu"

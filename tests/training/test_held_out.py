@@ -15,7 +15,7 @@ from gpt_pretrain.config.checkpoint_settings import has_signed_settings, sign_se
 from gpt_pretrain.config.schema import DataSettings, HeldOutSettings
 from gpt_pretrain.config.stored_settings import fix_place, is_harmless_place
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.evaluation.held_out import prepare_held_out, score_held_out
+from gpt_pretrain.evaluation.held_out import _short_names, prepare_held_out, score_held_out
 from gpt_pretrain.evaluation.scoring import Scorer
 from gpt_pretrain.runs.report.run_page import render_run_page
 from gpt_pretrain.tokenizers.build import build_tokenizer
@@ -237,3 +237,16 @@ def test_several_devices_give_the_numbers_of_one(
         assert {name: float(value) for name, value in values.items()} == pytest.approx(
             {name: float(value) for name, value in expected.items()}, rel=1e-4
         )
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["x/wiki.valid.txt", "wiki.test.txt"], ["wiki.valid", "wiki.test"]),
+        (["x/a.txt", "y/a.txt", "a.txt.gz"], ["a", "a_2", "a.txt"]),
+        (["held.txt.gz", "b c.txt", "folder/"], ["held", "b_c", "folder"]),
+        (["книга.txt", ".hidden"], ["text", "hidden"]),
+    ],
+)
+def test_texts_have_different_names_that_tell_them_apart(paths: list[str], names: list[str]) -> None:
+    assert _short_names(paths) == names
