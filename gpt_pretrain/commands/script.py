@@ -49,11 +49,18 @@ FULL_ERROR = "HYDRA_FULL_ERROR"  # environment variable: has Hydra raise its err
 def register_schema() -> None:
     """Register the types of all settings with Hydra, and the resolver that makes the names of run folders unique."""
     store = ConfigStore.instance()
+    # Hydra copies its sources of settings for each group that --help lists, and with them the whole store. Nothing changes it
+    # through such a copy: what is read from it is copied once more.
+    ConfigStore.__deepcopy__ = _share  # type: ignore[attr-defined]
     for name, schema in SCHEMAS.items():
         store.store(f"{name}_schema", open_schema(schema) if schema is TrainSettings else schema)
     for group in CUSTOM_GROUPS:
         store.store(f"{group}_schema", find_type(TrainSettings, group))
     OmegaConf.register_new_resolver("unique", lambda: secrets.token_hex(3), use_cache=True, replace=True)
+
+
+def _share(store: ConfigStore, _memo: dict[int, Any]) -> ConfigStore:
+    return store
 
 
 @contextmanager

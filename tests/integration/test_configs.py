@@ -1,5 +1,6 @@
 """Compose every config in conf/, and run every experiment and debug config."""
 
+import copy
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -118,3 +119,11 @@ def test_every_setting_of_a_run_has_a_value_in_conf(compose_train: Callable[...,
 
 def test_the_schemas_are_registered_with_hydra() -> None:
     assert {"train_schema.yaml", "generate_schema.yaml", "evaluate_schema.yaml"} <= ConfigStore.instance().repo.keys()
+
+
+def test_copies_of_hydras_sources_share_the_schemas_and_do_not_change_them(compose_train: Callable[..., DictConfig]) -> None:
+    store = ConfigStore.instance()
+    before = OmegaConf.to_yaml(store.load("train_schema.yaml").node)
+    assert copy.deepcopy([store]) == [store]  # --help copies them a hundred times
+    assert compose_train("seed=7").seed == 7
+    assert OmegaConf.to_yaml(store.load("train_schema.yaml").node) == before
