@@ -126,7 +126,7 @@ def _write_results(evaluated: Sequence[EvaluatedModel], source: TextSource | Non
 def _show_results(evaluated: Sequence[EvaluatedModel], source: TextSource | None, settings: EvaluateSettings) -> None:
     """Print tables and comparisons, and write results.json and the page."""
     from gpt_pretrain.evaluation.page import render_evaluation_page
-    from gpt_pretrain.evaluation.results import comparisons, result_rows
+    from gpt_pretrain.evaluation.results import comparisons, differences, result_rows
     from gpt_pretrain.evaluation.task_results import core_results
     from gpt_pretrain.evaluation.task_tables import task_comparisons, task_rows
     from gpt_pretrain.system.files import write_json, write_text
@@ -145,7 +145,7 @@ def _show_results(evaluated: Sequence[EvaluatedModel], source: TextSource | None
     if source is not None:
         sentences = comparisons(texts)
         content["comparisons"] = sentences + content["comparisons"]
-        content |= {"text": source.name, "models": [result.as_json() for result in texts]}
+        content |= {"text": source.name, "models": [result.as_json() for result in texts], "differences": differences(texts)}
         print_escaped(f"{source.name}:")
         print(format_table(result_rows(texts)))
         for sentence in sentences:

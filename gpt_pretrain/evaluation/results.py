@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -120,16 +120,34 @@ def rank_results(results: Sequence[TextResult]) -> list[TextResult]:
 
 
 def comparisons(results: Sequence[TextResult]) -> list[str]:
-    """Return a sentence about the best model and each other one: how much better it is, and whether that is noise.
+    """Return a sentence about the best model and each other one: how much better it is, and whether that is noise."""
+    return [f"{_prefix(best)}{_compare(best, other)}" for best, other in _compared(results)]
+
+
+def differences(results: Sequence[TextResult]) -> list[dict[str, Any]]:
+    """Return the numbers of the comparisons for results.json; null means unknown."""
+    found = []
+    for best, other in _compared(results):
+        if (difference := paired_difference(other.clusters, best.clusters)) is not None:
+            numbers = {key: _finite(value) for key, value in asdict(difference.bits_per_byte).items()}
+            is_noise = difference.is_noise or difference.bits_per_byte.value <= 0
+            about = {"model": best.model, "other": other.model, "stride": best.stride, "bits_per_byte": numbers}
+            found.append(about | {"limit": _finite(difference.limit), "is_noise": is_noise})
+    return found
+
+
+def _compared(results: Sequence[TextResult]) -> Iterator[tuple[TextResult, TextResult]]:
+    """Yield the best model with each other one.
 
     Windows that do not overlap are compared with each other, and so are those of the typed stride.
     """
-    sentences = []
     for overlapping in (False, True):
         ranked = rank_results([result for result in results if result.is_overlapping == overlapping])
-        prefix = f"With stride {ranked[0].stride}: " if overlapping and ranked else ""
-        sentences += [f"{prefix}{_compare(ranked[0], other)}" for other in ranked[1:]]
-    return sentences
+        yield from ((ranked[0], other) for other in ranked[1:])
+
+
+def _prefix(best: TextResult) -> str:
+    return f"With stride {best.stride}: " if best.is_overlapping else ""
 
 
 def _compare(best: TextResult, other: TextResult) -> str:

@@ -77,6 +77,10 @@ def test_a_text_is_scored_and_models_are_compared(script: Script, tmp_path: Path
     assert content["comparisons"][0] in done.stdout
     assert content["settings"]["stride"] == 4
     assert "95 % confidence, over" in done.stdout
+    assert [(one["model"], one["other"], one["stride"]) for one in content["differences"]] == [
+        (str(taught), str(random), stride) for stride in (16, 4)
+    ]
+    assert all(one["bits_per_byte"]["value"] > one["limit"] > 0 and not one["is_noise"] for one in content["differences"])
 
 
 def test_equal_models_do_not_differ(script: Script, tmp_path: Path, weights: tuple[Path, Path]) -> None:
