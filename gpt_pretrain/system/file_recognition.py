@@ -75,6 +75,8 @@ def recognize(name: str, head: bytes, *, as_text: bool = False) -> FileKind:
         if suffix in SUFFIXES and not is_text_kind(suffix):
             return SUFFIXES[suffix]
         return BINARY if head.strip(b"\0") else NULS
+    if suffix in SUFFIXES and not is_text_kind(suffix) and encoding.name == "utf-8" and b"\0" in head:
+        return SUFFIXES[suffix]  # A program, for example, most of which is the text in it.
     start = _decode(head, encoding)
     kind = PLAIN if as_text else _by_text(start, SUFFIXES.get(suffix), is_text_named=suffix in TEXT_SUFFIXES)
     if encoding.name == "utf-8" or not kind.is_read:

@@ -427,6 +427,10 @@ SAVED: dict[str, tuple[bytes, str]] = {
     "a.au": (b".snd\0\0\0\x18" + bytes(range(100, 250)), "AU recording"),
     "a": (b"FORM\0\0\1\0AIFFCOMM" + bytes(40), "AIFF recording"),
     "a.mo": (struct.pack("<7I", 0x950412DE, 0, 2, 28, 44, 0, 0) + b"abc\0", "catalog of translated messages"),
+    "strings.cpython-311.pyc": (
+        b"\xa7\r\r\n" + bytes(12) + b"\xe3" + bytes(9) + b"A page of text within a module.\n" * 99,
+        "program",
+    ),
     "a.ani": (b"RIFF\0\1\0\0ACONanih" + bytes(40), "RIFF file"),
 }
 
