@@ -180,9 +180,10 @@ class Text:
         of_file = reason in FILE_FAILURES
         what = "go on after files that cannot be read to their end" if of_file else "leave out records that cannot be used"
         setting = "max_failed_files=1" if of_file else "max_rejected=0.01"
+        path, note = (quote_path(str(self.files[0])), "") if len(self.files) == 1 else ("PATH", " with all of the files as PATH")
         return UserError(
-            f"{file}, record {number:,}: {reason} ({detail}).{field} To {what}, prepare a corpus: "
-            f"gpt-pretrain prepare {quote_path(str(self.files[0]))} out=corpus {setting}"
+            f"{file}, record {number:,}: {reason} ({detail}).{field} To {what}, prepare a corpus{note}: "
+            f"gpt-pretrain prepare {path} out=corpus {setting}"
         )
 
 

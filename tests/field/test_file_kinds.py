@@ -637,3 +637,14 @@ def test_a_run_trains_on_compressed_records_and_says_what_it_leaves_out(script: 
     assert "1 file left out: 1 JPEG image (cover.jpg)" in done.stdout + done.stderr
     characters = sum(100 + n for n in range(20)) + 19 * len(END_OF_TEXT)
     assert f"{characters:,} characters" in done.stdout
+
+
+def test_the_remedy_for_a_record_names_the_files_of_the_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("A text that can be read.\n")
+    (tmp_path / "b.jsonl").write_text('{"title": "x"}\n')
+    with pytest.raises(UserError, match=r"b\.jsonl, record 1: .* prepare \S*b\.jsonl out=corpus"):
+        list(Text((tmp_path / "b.jsonl",)).pieces())
+    with pytest.raises(
+        UserError, match=r"b\.jsonl, record 1: .* with all of the files as PATH: gpt-pretrain prepare PATH out=corpus"
+    ):
+        list(Text((tmp_path / "a.txt", tmp_path / "b.jsonl")).pieces())
