@@ -23,7 +23,16 @@ HOLE = "HOLE"  # a value that a message fills in
 # Words of this form that are no settings: examples of the form, other programs' settings, and fields of files and classes.
 OTHERS = {"name", "setting", "group", "iambic", "read_timeout", "is_host", "install", "anon", "weights_only", "max_new_tokens"}
 OTHERS |= {"lasting", "qkv_bias", "before", "after"}
-OTHERS |= {"batch_first", "encoding", "errors", "newline", "provider", "return_tensors", "eps"}  # arguments of functions
+OTHERS |= {
+    "batch_first",
+    "encoding",
+    "errors",
+    "newline",
+    "provider",
+    "return_tensors",
+    "eps",
+    "training",
+}  # arguments of functions
 OTHERS |= {"max_tokens", "version"}  # fields of requests and answers of the server
 # Fields of config.json.
 OTHERS |= {"activation_function", "head_dim", "intermediate_size", "model_type", "n_inner", "quant_method"}
