@@ -11,7 +11,7 @@ MULTIPLIERS = tuple(map(np.uint64, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94
 def ngram_bits(train: bytes, held_out: bytes) -> float:
     """Return the bits per byte of held-out text by the counts of a training text, shorter contexts backing up longer ones.
 
-    Contexts are told apart by 64 bits of a hash.
+    Contexts are identified by a 64-bit hash.
 
     Source: Witten & Bell 1991, "The zero-frequency problem", for the weights of the orders.
     """

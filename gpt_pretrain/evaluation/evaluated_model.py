@@ -72,10 +72,12 @@ def prepare_models(
     """Tokenize the text for each model, so that what cannot work is found before anything is scored.
 
     Raises:
-        UserError: If a tokenizer is not found or cannot write the text or a task, or the stride exceeds a context; all problems
-            together.
+        UserError: If a model is named twice, a tokenizer is not found or cannot write the text or a task, or the stride exceeds
+            a context; all problems together.
     """
-    prepared, problems = [], []
+    names = [weights.name for weights in models]
+    problems = [f"models: {name} is named twice. Name each model once." for name in names if names.count(name) > 1]
+    prepared = []
     for weights in models:
         try:
             tokenizer = weights.build_tokenizer(settings.tokenizer)

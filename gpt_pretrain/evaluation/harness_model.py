@@ -44,7 +44,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         pretrained: Instead of checkpoint, a model on the hub, a folder or a file of weights.
         weights: Of a checkpoint: trained, ema or average.
         n_heads: For a bare state dict that does not have one of GPT-2's sizes.
-        tokenizer: A name, folder or file; None takes the one that the weights bring.
+        tokenizer: A name, folder or file; None uses the tokenizer of the weights.
         precision: auto, 32-true or bf16-mixed.
         batch_tokens: Tokens of a batch; None takes what suits the device.
         device: auto, cpu, cuda or mps; the harness may name a GPU by its number.

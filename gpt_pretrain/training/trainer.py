@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import Strategy
 
 from gpt_pretrain.config.schema import DataSettings, TrainerSettings
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.evaluation.held_out import HeldOutSet
 from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.runs.folder import checkpoint_dir
 from gpt_pretrain.runs.loggers import build_loggers
@@ -142,16 +143,7 @@ def build_callbacks(setup: TrainingSetup, *, config: dict[str, Any], run_dir: Pa
     if settings.ema_decay is not None:
         callbacks.append(average := WeightAverage(data, decay=settings.ema_decay))
     if setup.held_out is not None and (main or settings.trainer.strategy == "fsdp"):  # as for samples
-        callbacks.append(
-            HeldOutEvaluation(
-                setup.held_out,
-                None if _is_remote(settings.data) else data.split.train,
-                every_n_steps=settings.evaluation.every_n_steps,
-                total_steps=n_steps,
-                batch_tokens=held_out_batch(settings),
-                average=average,
-            )
-        )
+        callbacks.append(_build_held_out(setup, setup.held_out, total_steps=n_steps, average=average))
     signs = samples = None
     if chosen.doctor is not None and main:
         callbacks.append(signs := WarningSigns(settings, chosen.doctor, data, losses))
@@ -176,6 +168,20 @@ def build_callbacks(setup: TrainingSetup, *, config: dict[str, Any], run_dir: Pa
         run_dir, losses=losses, metrics=metrics, save=save, samples=samples, signs=signs, tokens_per_epoch=per_epoch
     )
     return [*callbacks, save, *([metadata] if main else []), StopOnSignal(save)]
+
+
+def _build_held_out(
+    setup: TrainingSetup, held_out: HeldOutSet, *, total_steps: int, average: WeightAverage | None
+) -> HeldOutEvaluation:
+    settings = setup.settings
+    return HeldOutEvaluation(
+        held_out,
+        None if _is_remote(settings.data) else setup.data.split.train,
+        every_n_steps=settings.evaluation.every_n_steps,
+        total_steps=total_steps,
+        batch_tokens=held_out_batch(settings),
+        average=average,
+    )
 
 
 def _is_remote(data: DataSettings) -> bool:

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -85,7 +86,10 @@ def test_a_text_is_scored_and_models_are_compared(script: Script, tmp_path: Path
 
 def test_equal_models_do_not_differ(script: Script, tmp_path: Path, weights: tuple[Path, Path]) -> None:
     (tmp_path / "held_out.txt").write_text(TEXT)
-    done = script("evaluate.py", f"models=[{weights[0]},{weights[0]}]", "data.path=held_out.txt", *BYTES)
+    twice = script("evaluate.py", f"models=[{weights[0]},{weights[0]}]", "data.path=held_out.txt", *BYTES)
+    assert twice.returncode == 2 and f"models: {weights[0]} is named twice. Name each model once." in twice.stderr
+    shutil.copy(weights[0], tmp_path / "copy.pth")
+    done = script("evaluate.py", f"models=[{weights[0]},{tmp_path}/copy.pth]", "data.path=held_out.txt", *BYTES)
     results_of(done, tmp_path)
     assert "no difference beyond noise" in done.stdout
 

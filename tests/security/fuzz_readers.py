@@ -58,7 +58,7 @@ class FuzzedReader:
         changes: For each file that is changed, the ways to change it.
         read: Reads the folder, or one of the parts in it.
         after: Completes the changed folder, such as with a correct checksum.
-        parts: Files and folders that are read one by one. Only the one that was changed is read.
+        parts: Files and folders, of which only the changed one is read.
     """
 
     make: Callable[[Path], object]
