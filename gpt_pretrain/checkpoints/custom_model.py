@@ -26,7 +26,7 @@ def check_model_class(fields: Mapping[str, Any]) -> int | None:
     name = fields[TARGET]
     target = find_target(name, setting=f"{GROUP}.{TARGET}")
     if isinstance(target, type) and not issubclass(target, nn.Module):
-        raise UserError(f"{GROUP}.{TARGET}={name} is no model: it must derive from torch.nn.Module.")
+        raise UserError(f"{GROUP}.{TARGET}={name} is not a model: it must derive from torch.nn.Module.")
     default = getattr(parameters_of(target).get("context_length"), "default", None)
     return default if isinstance(default, int) and not isinstance(default, bool) and default >= 1 else None
 

@@ -49,7 +49,7 @@ class CustomWeights(Weights):
         before = stored.get(CUSTOM) if isinstance(stored, dict) else None
         model = {GROUP: before[GROUP]} if isinstance(before, dict) and isinstance(before.get(GROUP), dict) else {}
         if not self.named and not model:
-            raise UserError(f"{self.name} holds a model of the user's own, without its name. Name its class: {GROUP}.{TARGET}=")
+            raise UserError(f"{self.name} holds weights of a custom model, but not its class. Name the class: {GROUP}.{TARGET}=")
         parts, problems, changes = resume_custom_parts(
             model, {GROUP: self.named} if self.named else {}, own=has_signed_settings(self.content), origin=escape_line(self.name)
         )

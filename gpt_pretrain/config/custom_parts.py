@@ -84,7 +84,7 @@ def named_model(fields: Any) -> dict[str, Any] | None:
         return None
     if not isinstance(fields, Mapping) or fields.get(TARGET) is None:
         raise UserError(
-            f"model=: weights of a built-in model say what they are. Only a class of your own is named here: model.{TARGET}="
+            f"model=: weights of a built-in model describe their own architecture. Name only a class of your own: model.{TARGET}="
             "package.Class"
         )
     if (problem := _target_problem("model", OmegaConf.create(dict(fields)))) is not None:

@@ -122,7 +122,7 @@ def _parse_entry(entry: Any) -> _Entry:
         DamagedFileError: If it is none.
     """
     if not isinstance(entry, dict):
-        raise DamagedFileError(f"{short_repr(entry)} is no task")
+        raise DamagedFileError(f"{short_repr(entry)} is not a task")
     name, kind, file = (entry.get(key) for key in ("label", "icl_task_type", "dataset_uri"))
     if not isinstance(name, str) or not 0 < len(name) <= MAX_TASK_NAME:
         raise DamagedFileError(f'a task has the "label" {short_repr(name)}, which must be a short text')

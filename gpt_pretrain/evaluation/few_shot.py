@@ -57,7 +57,7 @@ def _with_examples(task: Task, examples: list[tuple[TaskItem, ...]]) -> Task:
     for item, chosen in zip(task.items, examples, strict=True):
         if (size := sum(len(one.answered) for one in chosen)) > MAX_ITEM_CHARACTERS:
             raise UserError(
-                f"{task.name}, line {item.line}: its {len(chosen)} examples have {size:,} characters, of at most "
+                f"{task.name}, line {item.line}: its {len(chosen)} examples have {size:,} characters, but may have at most "
                 f"{MAX_ITEM_CHARACTERS:,}. Choose a smaller tasks.n_shots."
             )
     return replace(task, examples=tuple(examples))
@@ -66,6 +66,6 @@ def _with_examples(task: Task, examples: list[tuple[TaskItem, ...]]) -> Task:
 def _check_enough(task: Task, count: int, needed: int) -> None:
     if count < needed:
         raise UserError(
-            f"{task.name}: examples are drawn from other items, of which it needs {needed:,}, but has {count:,}. "
+            f"{task.name}: examples are drawn from its other items. That needs {needed:,} items, but there are {count:,}. "
             "Choose a smaller tasks.n_shots or a larger tasks.limit."
         )

@@ -29,7 +29,7 @@ def find_tasks(path: str, *, limit: int | None = None, n_shots: int = 0) -> list
         n_shots: Number of examples before each question, which are drawn from all other items of its file.
 
     Raises:
-        UserError: If there are none, or the first file that is no task; it is named with its first line that is no item.
+        UserError: If there are none, or if a file is not a task; the message names its first line that is not an item.
     """
     local = user_path(path)
     if path in HUB_TASKS and not local.exists():

@@ -125,7 +125,7 @@ def check_item_size(contexts: tuple[str, ...], endings: tuple[str, ...]) -> None
     """
     if (size := sum(map(len, contexts + endings))) > MAX_ITEM_CHARACTERS:
         raise ValueError(
-            f"its texts have {size:,} characters with one context for each choice, of at most {MAX_ITEM_CHARACTERS:,}"
+            f"its texts have {size:,} characters with one context for each choice, but may have at most {MAX_ITEM_CHARACTERS:,}"
         )
 
 

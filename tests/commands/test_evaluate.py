@@ -232,5 +232,5 @@ def test_an_interrupted_evaluation_keeps_what_is_complete(
     with pytest.raises(KeyboardInterrupt):
         evaluate_models(config)
     printed = capsys.readouterr()
-    assert "Interrupted. 1 of 2 models were evaluated to their end; the results are theirs." in printed.err
+    assert "Interrupted. 1 of 2 models were evaluated completely; the results cover only those." in printed.err
     assert len(json.loads((tmp_path / "found" / "results.json").read_text())["models"]) == 1

@@ -170,7 +170,7 @@ def test_models_are_compared_by_their_core() -> None:
         ({"label": "schema"}, "two tasks have the label 'schema'"),
         ({"label": "new"}, "eval_meta_data.csv has no random baseline for 'new'"),
         ({"dataset_uri": "missing.jsonl"}, "missing.jsonl cannot be read: No such file"),
-        ({"num_fewshot": [8]}, "choices: examples are drawn from other items, of which it needs 9, but has 8"),
+        ({"num_fewshot": [8]}, "choices: examples are drawn from its other items. That needs 9 items, but there are 8"),
     ],
 )
 def test_a_damaged_set_is_explained(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -185,7 +185,7 @@ def test_a_damaged_set_is_explained(tmp_path: Path, changes: dict[str, Any], mes
     ("name", "content", "message"),
     [
         ("core.yaml", "icl_tasks: 5", '"icl_tasks" must be a list of 1 to 200 tasks'),
-        ("core.yaml", "icl_tasks: [7]", "7 is no task"),
+        ("core.yaml", "icl_tasks: [7]", "7 is not a task"),
         ("core.yaml", "icl_tasks: [", "cannot be read as YAML"),
         ("eval_meta_data.csv", "a,b\n1,2\n", "has no column 'Eval Task'"),
         ("eval_meta_data.csv", "Eval Task,Random baseline\nchoices,100\n", "must be at least 0 and below 100 percent"),

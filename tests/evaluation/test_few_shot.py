@@ -42,16 +42,16 @@ def test_a_question_is_no_example_of_its_own_also_if_it_occurs_twice(tmp_path: P
 
 def test_too_few_items_are_explained(tmp_path: Path) -> None:
     make_task(tmp_path)
-    with pytest.raises(UserError, match="own: examples are drawn from other items, of which it needs 7, but has 6"):
+    with pytest.raises(UserError, match=r"own: examples are drawn from its other items. That needs 7 items, but there are 6"):
         find_tasks(str(tmp_path), n_shots=6)
     same = [{"context": "a", "continuation": "b"}] * 9
     write_lines(tmp_path / "own.jsonl", same)
-    with pytest.raises(UserError, match="of which it needs 2, but has 0"):
+    with pytest.raises(UserError, match="needs 2 items, but there are 0"):
         find_tasks(str(tmp_path), n_shots=2)
 
 
 def test_examples_that_are_too_long_are_refused(tmp_path: Path) -> None:
     items = [{"context": f"{n}" * 500_000, "continuation": "b"} for n in range(8)]
     task = read_task(write_lines(tmp_path / "own.jsonl", items))
-    with pytest.raises(UserError, match="its 5 examples have 2,500,010 characters, of at most 2,097,152"):
+    with pytest.raises(UserError, match=r"its 5 examples have 2,500,010 characters, but may have at most 2,097,152"):
         add_examples(task, 5, pool=task.items)

@@ -77,7 +77,7 @@ CASES = {
     ),
     "own_model_that_is_none": (
         (*OWN_MODEL, "model._target_=torch.optim.SGD"),
-        "model._target_=torch.optim.SGD is no model: it must derive from torch.nn.Module.",
+        "model._target_=torch.optim.SGD is not a model: it must derive from torch.nn.Module.",
     ),
     "own_model_that_fails": (
         (*OWN_MODEL, "model._target_=torch.nn.Linear", "model.in_features=3", "model.out_features=4"),
@@ -217,7 +217,7 @@ CASES = {
     ),
     "task_with_too_few_examples": (
         ("evaluate.py", "pretrained=gpt2", "tasks.path=pairs.jsonl", "tasks.n_shots=5"),
-        "pairs: examples are drawn from other items, of which it needs 6, but has 2. Choose a smaller tasks.n_shots",
+        "pairs: examples are drawn from its other items. That needs 6 items, but there are 2. Choose a smaller tasks.n_shots",
     ),
     "task_with_another_label": (
         ("evaluate.py", "pretrained=gpt2", "tasks.path=labels.jsonl"),

@@ -68,7 +68,7 @@ def test_a_model_that_only_the_checkpoint_names_is_not_imported(
         train(f"resume='{run}'", "model=custom", name, base=RESUMED)
     load_pretrained(run, custom={"_target_": "tests.helpers.own_models.Recurrent"})
     with_stored(run, lambda config: config.pop("custom"))
-    with pytest.raises(UserError, match="without its name"):
+    with pytest.raises(UserError, match="but not its class"):
         load_pretrained(run)
     with pytest.raises(UserError, match=r"model\.kind=custom: this is your own class"):
         train(f"resume='{run}'", base=RESUMED)
