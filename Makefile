@@ -63,7 +63,7 @@ bench: $(VENV)/installed-dev
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("gpt-pretrain needs Python 3.11 or newer. Name one with PYTHON=python3.12.")'
 	$(CREATE)
-	$(INSTALL) -e .
+	$(INSTALL) -e ".[serve]"
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test connects to the hub
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core runs tests
@@ -27,8 +29,12 @@ from gpt_pretrain.model.gpt2 import GPTModel
 from tests.helpers.error_table import record_messages
 from tests.helpers.fork_server import ForkServer
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 record_messages()
 register_schema()
@@ -124,6 +130,19 @@ def script(tmp_path: Path, cache_dir: Path, fork_server: ForkServer) -> Callable
         return fork_server.run([name, *arguments], cwd=cwd, environment=environment, stdin=stdin, timeout=timeout)
 
     return ran
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Start a headless Chromium; without one, or without playwright, the tests that need it are skipped."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if path is None:
+        pytest.skip(f"no browser is installed: {', '.join(BROWSERS)}")
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield started
+        started.close()
 
 
 @pytest.fixture(scope="session")

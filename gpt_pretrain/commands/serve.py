@@ -1,4 +1,4 @@
-"""Continue texts over HTTP, in the interface of OpenAI's completions.
+"""Continue texts over HTTP: on a page, and in the interface of OpenAI's completions.
 
 Usage: gpt-pretrain serve [setting=value ...]
 
@@ -8,9 +8,12 @@ Settings are those of python serve.py, which --help lists.
 from __future__ import annotations
 
 import importlib.util
+import itertools
+import logging
 import runpy
 import secrets
 import sys
+from collections.abc import Callable, Container
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -28,8 +31,12 @@ from gpt_pretrain.system.checkout import CHECKOUT
 if TYPE_CHECKING:
     from gpt_pretrain.checkpoints.pretrained import Weights
     from gpt_pretrain.generation.prompts import TextModel
+    from gpt_pretrain.serving.page import ModelFacts
 
 NOT_INSTALLED = "serve.py needs fastapi and uvicorn. Run: pip install 'gpt-pretrain[serve]'"
+MAX_COUNT = 2**53  # epochs and steps; beyond it, a browser rounds them
+
+log = logging.getLogger(__name__)
 
 
 def serve_command(arguments: list[str]) -> None:
@@ -65,7 +72,9 @@ def _serve(settings: ServeSettings) -> None:
     if not address.is_local and address.api_key is None:
         address = Address(settings.host, settings.port, secrets.token_urlsafe(24), settings.cors)
     opened = open_socket(address)  # A port that is taken is refused before the weights are loaded.
-    models = _open_models(settings)
+    opened_weights = _open_models(settings)
+    models = {name: _load(one, settings) for name, one in opened_weights.items()}
+    facts = _training_facts(opened_weights)
     engine = Engine(models, ServingLimits(settings.max_rows, settings.max_queue, settings.max_seconds))
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
     port = opened.getsockname()[1]
@@ -74,16 +83,16 @@ def _serve(settings: ServeSettings) -> None:
         print_escaped(f"Models: {', '.join(models)}")
         if address.api_key is not None and settings.api_key is None:
             print_escaped(f"Key: {address.api_key}")
-        print_escaped(f"The server listens at http://{shown}:{port}/v1 (Ctrl-C ends it)")
+        print_escaped(f"The page is at http://{shown}:{port}/, and the interface for programs at /v1 (Ctrl-C ends the server)")
         sys.stdout.flush()
 
     with suppress(KeyboardInterrupt):
-        run_server(engine, address, opened, ready=ready)
+        run_server(engine, address, opened, facts=facts, ready=ready)
     print_escaped("The server has ended.")
 
 
-def _open_models(settings: ServeSettings) -> dict[str, TextModel]:
-    """Load the models, each under a name of its own that is no path."""
+def _open_models(settings: ServeSettings) -> dict[str, Weights]:
+    """Open the models, each under a name of its own that is no path."""
     from gpt_pretrain.checkpoints.checkpoint_file import first_readable
     from gpt_pretrain.checkpoints.pretrained import open_weights
     from gpt_pretrain.runs.folder import find_checkpoints
@@ -91,18 +100,65 @@ def _open_models(settings: ServeSettings) -> dict[str, TextModel]:
     opening = partial(open_weights, kind=settings.weights)
     if settings.models or settings.pretrained is not None:
         names = settings.models or [str(settings.pretrained)]
-        weights = [opening(name, n_heads=settings.n_heads) for name in names]
-    else:
-        weights = [first_readable(find_checkpoints(settings.checkpoint), opening)]
-        names = [settings.checkpoint if settings.checkpoint != "latest" else weights[0].name]
-    models: dict[str, TextModel] = {}
-    for typed, one in zip(names, weights, strict=True):
-        name = base = _public_name(typed)
-        number = 2
-        while name in models:
-            name, number = f"{base}-{number}", number + 1
-        models[name] = _load(one, settings)
-    return models
+        return _named([(name, opening(name, n_heads=settings.n_heads)) for name in names])
+    newest = first_readable(find_checkpoints(settings.checkpoint), opening)
+    typed = settings.checkpoint if settings.checkpoint != "latest" else newest.name
+    earlier = _earlier_checkpoints(newest, settings.timeline, opening) if settings.timeline else []
+    return _named([(typed, newest), *earlier])
+
+
+def _earlier_checkpoints(newest: Weights, count: int, opening: Callable[[Path], Weights]) -> list[tuple[str, Weights]]:
+    """Open some of the other checkpoints of a run, evenly spaced, without those of a step that another one has."""
+    from gpt_pretrain.runs.folder import list_checkpoints
+    from gpt_pretrain.runs.samples import pick_evenly
+
+    file = Path(newest.name)
+    others = [one for one in reversed(list_checkpoints(file.parent.parent)) if one.name != file.name]
+    steps, found = {newest.content.get("global_step")}, []
+    for path in pick_evenly(others, count):
+        try:
+            weights = opening(path)
+        except UserError as error:
+            log.warning("%s It is left out.", error)
+            continue
+        if (step := weights.content.get("global_step")) not in steps:
+            steps.add(step)
+            found.append((str(path), weights))
+    if not found:
+        log.warning("timeline=%d: the run has no checkpoints of other steps. Train with checkpoint.keep=10 to keep some.", count)
+    return found
+
+
+def _named(opened: list[tuple[str, Weights]]) -> dict[str, Weights]:
+    """Return weights by names of their own, which are no paths."""
+    named: dict[str, Weights] = {}
+    for typed, weights in opened:
+        named[_unused(_public_name(typed), named)] = weights
+    return named
+
+
+def _unused(name: str, taken: Container[str]) -> str:
+    """Return a name, with a number if it is taken."""
+    names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+    return next(one for one in names if one not in taken)
+
+
+def _training_facts(models: dict[str, Weights]) -> dict[str, ModelFacts]:
+    """Return where each checkpoint of a run stands in its training."""
+    from gpt_pretrain.serving.page import ModelFacts
+
+    facts, runs = {}, dict[Path, str]()
+    for name, weights in models.items():
+        folder = Path(weights.name).parent
+        epoch, step = (weights.content.get(field) for field in ("epoch", "global_step"))
+        if folder.name != "checkpoints" or not isinstance(epoch, int) or not isinstance(step, int):
+            continue
+        if not (0 <= epoch <= MAX_COUNT and 0 <= step <= MAX_COUNT):
+            continue  # a file of somebody else may say anything
+        if folder not in runs:
+            runs[folder] = _unused(folder.parent.name, runs.values())
+        facts[name] = ModelFacts(runs[folder], epoch + 1, step)
+    return facts
 
 
 def _load(weights: Weights, settings: ServeSettings) -> TextModel:

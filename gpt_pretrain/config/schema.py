@@ -366,6 +366,7 @@ class ServeSettings:
     checkpoint: str = MISSING
     pretrained: str | None = MISSING
     models: list[str] = MISSING
+    timeline: int = MISSING
     weights: str = "trained"
     n_heads: int | None = MISSING
     tokenizer: str | None = MISSING

@@ -226,6 +226,7 @@ EVALUATE_RULES: list[Rule] = [
 ]
 
 SERVE_RULES: list[Rule] = [
+    ("timeline", lambda count: 0 <= count <= 100, "must be between 0 and 100 checkpoints"),
     (
         "host",
         lambda host: re.fullmatch(r"[\w.:-]{1,255}", host, re.ASCII) is not None,
@@ -340,7 +341,13 @@ def evaluate_problems(settings: EvaluateSettings) -> list[str]:
 
 def serve_problems(settings: ServeSettings) -> list[str]:
     """List the problems of the settings of serve.py."""
-    return _broken_rules(settings, SERVE_RULES) + _several_weights(settings)
+    problems = _broken_rules(settings, SERVE_RULES) + _several_weights(settings)
+    if settings.timeline and (settings.models or settings.pretrained is not None):
+        problems.append(
+            f"timeline={settings.timeline}: adds checkpoints of the run that checkpoint= names. To choose others, list them: "
+            "models=[outputs/RUN/checkpoints/step-00000100.ckpt,outputs/RUN]"
+        )
+    return problems
 
 
 def _several_weights(settings: EvaluateSettings | ServeSettings) -> list[str]:

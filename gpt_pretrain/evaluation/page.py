@@ -72,7 +72,8 @@ def render_evaluation_page(
     """
     order = [result.model for result in rank_results([model.result for model in models])]
     models = sorted(models, key=lambda model: order.index(model.result.model))
-    script = (resources.files("gpt_pretrain.evaluation") / "templates" / "evaluation.js").read_text(encoding="utf-8")
+    files = (("gpt_pretrain.runs.report", "token_keys.js"), ("gpt_pretrain.evaluation", "evaluation.js"))
+    script = "\n".join((resources.files(room) / "templates" / name).read_text(encoding="utf-8") for room, name in files)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return render_page(
         "evaluation.html",

@@ -20,6 +20,11 @@ def generate_command(folder: str, *, start_context: str, named: Sequence[str] = 
     return f"python generate.py {' '.join(words)} sampler.temperature=0.7 sampler.top_k=25"
 
 
+def serve_command(folder: str) -> str:
+    """Return the command that starts the page on which a run's model continues texts."""
+    return f"python serve.py checkpoint={quote_word(folder)}"
+
+
 def repeat_command(overrides: Sequence[str], *, script: str = "train.py") -> str | None:
     """Return the command that starts a run with the overrides in a run's metadata; None if one of them could run code.
 

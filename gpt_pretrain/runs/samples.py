@@ -91,10 +91,10 @@ def markdown_code_block(text: str) -> str:
 
 
 def pick_evenly(items: Sequence[Item], limit: int) -> list[Item]:
-    """Return at most `limit` items, evenly spaced, including the first and the last."""
+    """Return at most `limit` items, evenly spaced, including the first and, unless the limit is 1, the last."""
     if len(items) <= limit:
         return list(items)
-    return [items[round(number * (len(items) - 1) / (limit - 1))] for number in range(limit)]
+    return [items[round(number * (len(items) - 1) / max(1, limit - 1))] for number in range(limit)]
 
 
 def _parse(heading: re.Match[str], text: str) -> Sample:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -34,6 +34,7 @@ from gpt_pretrain.serving.completions import (
 from gpt_pretrain.serving.engine import Engine
 from gpt_pretrain.serving.guards import error_body
 from gpt_pretrain.serving.metrics import metrics_text
+from gpt_pretrain.serving.page import ModelFacts, add_page
 from gpt_pretrain.serving.requests import QueueFullError
 from gpt_pretrain.tokenizers.splitting import encode_prompt
 
@@ -90,12 +91,17 @@ async def unless_gone(receive: Receive, work: Awaitable[Any], *, seconds: float)
     return task.result()
 
 
-def build_app(engine: Engine) -> FastAPI:
-    """Return the application that answers with an engine's models."""
+def build_app(engine: Engine, facts: Mapping[str, ModelFacts]) -> FastAPI:
+    """Return the application that answers with an engine's models.
+
+    Args:
+        facts: What is known of them, by name.
+    """
     app = FastAPI(title="gpt-pretrain", docs_url=None, redoc_url=None)
     created, models = int(time.time()), dict(engine.models)
     seconds = engine.limits.seconds + SENDING_SECONDS
     _add_errors(app)
+    add_page(app, models, facts)
 
     @app.get("/health")
     async def health() -> JSONResponse:

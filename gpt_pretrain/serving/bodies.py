@@ -111,3 +111,4 @@ class ContinueBody(SampledBody):
 
     prompt: Text | list[TokenId]
     alternatives: Annotated[int, Field(ge=0, le=MAX_SHOWN_LOGPROBS)] = 10
+    echo: bool = True

@@ -200,5 +200,5 @@ def describe_scores(scores: Sequence[TokenScore], tokenizer: Tokenizer) -> list[
 
 
 def continue_request(body: ContinueBody, prompt: ReadPrompt) -> CompletionRequest:
-    """Return the request of a page, which also has the scores of the prompt."""
-    return completion_requests(body, prompt, n=1, logprobs=body.alternatives, echo=True)[0]
+    """Return the request of a page."""
+    return completion_requests(body, prompt, n=1, logprobs=body.alternatives, echo=body.echo)[0]

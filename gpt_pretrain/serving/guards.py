@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 MAX_BODY_BYTES = 4_000_000
 BODY_SECONDS = 30.0  # for a body to arrive
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-OPEN_PATHS = ("/health",)  # that need no key
+OPEN_PATHS = ("/", "/health")  # that need no key; the page asks for it
 
 
 class BodyTooLargeError(Exception):

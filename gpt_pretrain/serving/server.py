@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.serving.app import build_app
 from gpt_pretrain.serving.engine import Engine
 from gpt_pretrain.serving.guards import LOOPBACK, Guards
+from gpt_pretrain.serving.page import ModelFacts
 
 HEADER_SECONDS = 20.0  # for the headers of a request to arrive
 MAX_CONNECTIONS = 512
@@ -77,9 +78,9 @@ class InterruptibleServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def guarded_app(engine: Engine, address: Address) -> ASGIApp:
+def guarded_app(engine: Engine, address: Address, facts: Mapping[str, ModelFacts]) -> ASGIApp:
     """Return the application behind its checks."""
-    app: ASGIApp = build_app(engine)
+    app: ASGIApp = build_app(engine, facts)
     if address.cors:
         allowed: dict[str, Any] = {"allow_origins": list(address.cors), "allow_methods": ["GET", "POST"]}
         app = CORSMiddleware(app, **allowed, allow_headers=["authorization", "content-type"])
@@ -106,14 +107,22 @@ def open_socket(address: Address) -> socket.socket:
     return opened
 
 
-def run_server(engine: Engine, address: Address, opened: socket.socket, *, ready: Callable[[], None]) -> None:
+def run_server(
+    engine: Engine,
+    address: Address,
+    opened: socket.socket,
+    *,
+    facts: Mapping[str, ModelFacts],
+    ready: Callable[[], None],
+) -> None:
     """Answer requests until the process is interrupted.
 
     Args:
+        facts: What is known of the models, by name.
         ready: Called when the server listens.
     """
     config = uvicorn.Config(
-        guarded_app(engine, address),
+        guarded_app(engine, address, facts),
         http=PatientlessProtocol,
         ws="none",
         lifespan="off",

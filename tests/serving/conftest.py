@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytest
 import uvicorn
 
 from gpt_pretrain.serving.engine import Engine
+from gpt_pretrain.serving.page import ModelFacts
 from gpt_pretrain.serving.requests import ServingLimits
 from gpt_pretrain.serving.server import Address, InterruptibleServer, PatientlessProtocol, guarded_app, open_socket
 from tests.serving.test_engine import text_model
@@ -21,18 +23,20 @@ class Served:
     Args:
         limits: Those of the engine.
         address: Where it listens.
+        facts: What is known of the models, by name; each is served.
     """
 
-    def __init__(self, limits: ServingLimits, address: Address) -> None:
-        self.model = text_model()
-        self.engine = Engine({"m": self.model}, limits)
+    def __init__(self, limits: ServingLimits, address: Address, facts: Mapping[str, ModelFacts] = {"m": ModelFacts()}) -> None:
+        self.models = {name: text_model(kind) for name, kind in zip(facts, itertools.cycle(("gpt2", "modern")))}
+        self.model = next(iter(self.models.values()))
+        self.engine = Engine(self.models, limits)
         self.engine.start()
         opened = open_socket(address)
         self.port = opened.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         ready = threading.Event()
         config = uvicorn.Config(
-            guarded_app(self.engine, address), http=PatientlessProtocol, ws="none", lifespan="off", log_config=None
+            guarded_app(self.engine, address, facts), http=PatientlessProtocol, ws="none", lifespan="off", log_config=None
         )
         self.server = InterruptibleServer(config, self.engine, ready=ready.set)
         self.thread = threading.Thread(target=lambda: asyncio.run(self.server.serve(sockets=[opened])), daemon=True)
