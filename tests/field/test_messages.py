@@ -36,6 +36,10 @@ CASES = {
         ("serve.py", "port=70000", "cors=[example.org]", "max_rows=0", "api_key=short"),
         "port=70000: must be between 0 and 65535; 0 takes any free port.",
     ),
+    "time_line_of_no_run": (
+        ("serve.py", "models=[run,run]", "timeline=3"),
+        "timeline=3: adds checkpoints of the run that checkpoint= names. To choose others, list them: models=[",
+    ),
     "answers_of_a_sweep": (
         ("generate.py", "-m", "checkpoint=run", "prompts=text.txt", "seed=1,2"),
         "so they cannot be combined with a sweep (-m).",

@@ -6,12 +6,14 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import requests
+from omegaconf import OmegaConf
 
-from gpt_pretrain.checkpoints.checkpoint_file import read_checkpoint
+from gpt_pretrain.checkpoints.checkpoint_file import read_checkpoint, write_checkpoint
 from gpt_pretrain.commands.serve import _open_models, _training_facts
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.schema import ServeSettings
@@ -73,8 +75,6 @@ def test_a_prompt_is_scored_only_if_that_is_asked_for(served: Served) -> None:
 
 
 def serve_settings(**changes: object) -> ServeSettings:
-    from omegaconf import OmegaConf
-
     defaults = OmegaConf.load(ROOT / "conf" / "serve.yaml")
     plain = {name: value for name, value in defaults.items() if name not in ("defaults", "hydra")}
     return to_settings(OmegaConf.merge(OmegaConf.structured(ServeSettings), plain, changes), ServeSettings)
@@ -84,8 +84,6 @@ def serve_settings(**changes: object) -> ServeSettings:
 def run_with_checkpoints(tmp_path: Path) -> Path:
     """Return a run with five checkpoints, whose best one has the step of another."""
     content = read_checkpoint(ROOT / "tests/data/compat/0.1.0/run/checkpoints/last.ckpt")
-    from gpt_pretrain.checkpoints.checkpoint_file import write_checkpoint
-
     folder = tmp_path / "outputs" / "RUN" / "checkpoints"
     folder.mkdir(parents=True)
     for name, epoch, step in (
@@ -106,7 +104,7 @@ def test_the_checkpoints_of_a_run_are_served_by_step(run_with_checkpoints: Path,
         *((2, 1, "RUN"), (4, 2, "RUN"), (6, 3, "RUN"), (8, 4, "RUN"))
     ]
     assert not any(str(run_with_checkpoints.parent) in name for name in opened)
-    assert list(opened)[0] == "RUN"
+    assert next(iter(opened)) == "RUN"
     assert len(_open_models(serve_settings(checkpoint=str(run_with_checkpoints), timeline=1))) == 2
     assert list(_open_models(serve_settings(checkpoint=str(run_with_checkpoints)))) == ["RUN"]
     (run_with_checkpoints / "checkpoints" / "step-00000006.ckpt").write_bytes(b"damaged")
@@ -115,8 +113,6 @@ def test_the_checkpoints_of_a_run_are_served_by_step(run_with_checkpoints: Path,
 
 
 def test_runs_of_the_same_name_stay_apart(run_with_checkpoints: Path, tmp_path: Path) -> None:
-    import shutil
-
     other = tmp_path / "others" / "RUN"
     shutil.copytree(run_with_checkpoints, other)
     facts = _training_facts(_open_models(serve_settings(models=[str(run_with_checkpoints), str(other)])))

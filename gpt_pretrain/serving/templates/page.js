@@ -100,7 +100,7 @@ function drawPromptTokens(names, lists) {
   const characters = [...prompt.value].length;
   const counts = lists.map((tokens) => tokens.length).join(" and ");
   document.getElementById("counts").textContent = `Tokens of the prompt: ${counts}, for ${characters} characters`;
-  const parts = lists.map((tokens, index) => [...(lists.length > 1 ? [element("h3", {}, names[index])] : []), tokenList(tokens)]);
+  const parts = lists.map((tokens, index) => [...(lists.length > 1 ? [element("h2", {}, names[index])] : []), tokenList(tokens)]);
   document.getElementById("token-views").replaceChildren(...parts.flat());
 }
 
