@@ -11,8 +11,15 @@ function element(tag, properties = {}, ...children) {
 
 // Copies a text. Browsers offer the clipboard only to pages of this machine or with TLS; a selection works everywhere.
 async function copyText(text) {
-  if (navigator.clipboard) return navigator.clipboard.writeText(text);
-  const area = element("textarea", { value: text, readOnly: true });
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    copySelection(text);
+  }
+}
+
+function copySelection(text) {
+  const area = element("textarea", { value: text, readOnly: true, className: "unseen" });
   document.body.append(area);
   area.select();
   document.execCommand("copy");

@@ -98,7 +98,7 @@ async function encodePrompt(names) {
 
 function drawPromptTokens(names, lists) {
   const characters = [...prompt.value].length;
-  const counts = lists.map((tokens) => tokens.length).join(" and ");
+  const counts = [...new Set(lists.map((tokens) => tokens.length))].join(" and ");
   document.getElementById("counts").textContent = `Tokens of the prompt: ${counts}, for ${characters} characters`;
   const parts = lists.map((tokens, index) => [...(lists.length > 1 ? [element("h2", {}, names[index])] : []), tokenList(tokens)]);
   document.getElementById("token-views").replaceChildren(...parts.flat());
@@ -119,7 +119,7 @@ function listenToForm() {
   form.addEventListener("invalid", () => (document.getElementById("settings").open = true), true); // to be seen, it must be open
   prompt.addEventListener("input", showPromptTokens);
   prompt.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.isComposing) form.requestSubmit();
   });
   buttons.stop.addEventListener("click", () => panes.forEach((pane) => pane.stop()));
   buttons.continue.addEventListener("click", () => everyPane((pane) => pane.goOn()));

@@ -1,4 +1,4 @@
-// The sliders. A setting whose value is its `off` value is left out of requests, and its label says what that means.
+// The settings. One that has its `off` value is left out of requests; `words` say what special values mean.
 
 const SETTINGS = [
   { name: "temperature", label: "Temperature", min: 0, max: 2, step: 0.05, value: 0.7, words: { 0: "0, the likeliest" } },

@@ -18,6 +18,8 @@ from gpt_pretrain.evaluation.memorization import longest_memorized_span
 from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.generation.sampling import generate_stream
 from gpt_pretrain.model.language_model import LanguageModel
+from gpt_pretrain.runs.folder import display_path
+from gpt_pretrain.runs.next_commands import serve_command
 from gpt_pretrain.runs.samples import Sample, markdown_code_block, markdown_table, pick_evenly, read_samples
 from gpt_pretrain.runs.tensorboard import EventFiles
 from gpt_pretrain.system.files import open_for_append, write_text
@@ -123,11 +125,14 @@ class Samples(Callback):
             log.warning("%s cannot be written: %s.", self.file, error.strerror or error)
         for logger in trainer.loggers:
             if isinstance(logger, EventFiles):
-                self._show(logger, sample, tried)
+                self._show(logger, sample, tried, can_be_served="model" not in module.custom)
 
-    def _show(self, logger: EventFiles, sample: Sample, tried: Sequence[Sample]) -> None:
+    def _show(self, logger: EventFiles, sample: Sample, tried: Sequence[Sample], *, can_be_served: bool) -> None:
         """Add the sample, a table of the samples so far, and a table of the decoding grid to TensorBoard."""
-        logger.add_text("sample", markdown_code_block(sample.text), step=sample.step)
+        shown = markdown_code_block(sample.text)
+        if can_be_served:
+            shown += f"\n\nTo try the model on a page:\n\n    {serve_command(display_path(self.file.parent))}"
+        logger.add_text("sample", shown, step=sample.step)
         logger.add_text("samples over time", markdown_table(pick_evenly(self.samples, ROWS)), step=sample.step)
         if tried:
             logger.add_text("decoding grid", markdown_table(tried), step=sample.step)
