@@ -72,9 +72,9 @@ def _serve(settings: ServeSettings) -> None:
     if not address.is_local and address.api_key is None:
         address = Address(settings.host, settings.port, secrets.token_urlsafe(24), settings.cors)
     opened = open_socket(address)  # A port that is taken is refused before the weights are loaded.
-    opened_weights = _open_models(settings)
-    models = {name: _load(one, settings) for name, one in opened_weights.items()}
-    facts = _training_facts(opened_weights)
+    weights = _open_models(settings)
+    facts = _training_facts(weights)
+    models = {name: _load(weights.pop(name), settings) for name in list(weights)}
     engine = Engine(models, ServingLimits(settings.max_rows, settings.max_queue, settings.max_seconds))
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
     port = opened.getsockname()[1]
@@ -114,14 +114,14 @@ def _earlier_checkpoints(newest: Weights, count: int, opening: Callable[[Path], 
 
     file = Path(newest.name)
     others = [one for one in reversed(list_checkpoints(file.parent.parent)) if one.name != file.name]
-    steps, found = {newest.content.get("global_step")}, []
+    steps, found = {_training_count(newest, "global_step")}, []
     for path in pick_evenly(others, count):
         try:
             weights = opening(path)
         except UserError as error:
             log.warning("%s It is left out.", error)
             continue
-        if (step := weights.content.get("global_step")) not in steps:
+        if (step := _training_count(weights, "global_step")) not in steps:
             steps.add(step)
             found.append((str(path), weights))
     if not found:
@@ -149,16 +149,20 @@ def _training_facts(models: dict[str, Weights]) -> dict[str, ModelFacts]:
 
     facts, runs = {}, dict[Path, str]()
     for name, weights in models.items():
-        folder = Path(weights.name).parent
-        epoch, step = (weights.content.get(field) for field in ("epoch", "global_step"))
-        if folder.name != "checkpoints" or not isinstance(epoch, int) or not isinstance(step, int):
+        folder = Path(weights.name).resolve().parent
+        epoch, step = _training_count(weights, "epoch"), _training_count(weights, "global_step")
+        if folder.name != "checkpoints" or epoch is None or step is None:
             continue
-        if not (0 <= epoch <= MAX_COUNT and 0 <= step <= MAX_COUNT):
-            continue  # a file of somebody else may say anything
         if folder not in runs:
             runs[folder] = _unused(folder.parent.name, runs.values())
         facts[name] = ModelFacts(runs[folder], epoch + 1, step)
     return facts
+
+
+def _training_count(weights: Weights, field: str) -> int | None:
+    """Return a number of epochs or steps in a checkpoint; None if there is none, since a stranger's file may say anything."""
+    count = weights.content.get(field)
+    return count if isinstance(count, int) and 0 <= count <= MAX_COUNT else None
 
 
 def _load(weights: Weights, settings: ServeSettings) -> TextModel:

@@ -20,7 +20,7 @@ def generate_command(folder: str, *, start_context: str, named: Sequence[str] = 
     return f"python generate.py {' '.join(words)} sampler.temperature=0.7 sampler.top_k=25"
 
 
-def serve_command(folder: str) -> str:
+def page_command(folder: str) -> str:
     """Return the command that starts the page on which a run's model continues texts."""
     return f"python serve.py checkpoint={quote_word(folder)}"
 

@@ -13,7 +13,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.charts.curves import overlay_figure
 from gpt_pretrain.runs.folder import display_path
 from gpt_pretrain.runs.metadata import COMPLETE, FAILED, metadata_section, metadata_texts
-from gpt_pretrain.runs.next_commands import generate_command, serve_command, sweep_resume_command, tensorboard_command
+from gpt_pretrain.runs.next_commands import generate_command, page_command, sweep_resume_command, tensorboard_command
 from gpt_pretrain.runs.reader import read_run
 from gpt_pretrain.runs.report.page_parts import (
     Picture,
@@ -206,7 +206,7 @@ def _next_commands(folder: Path, jobs: Sequence[Job], best: Job | None) -> list[
         context = config.get("start_context", "Every effort moves you")
         commands.insert(0, generate_command(display_path(best.folder), start_context=context))
         if config.get("model.kind") != "custom":
-            commands.insert(1, serve_command(display_path(best.folder)))
+            commands.insert(1, page_command(display_path(best.folder)))
     if any(job.state not in COMPLETE for job in jobs):
         commands.append(sweep_resume_command(display_path(folder)))
     return commands

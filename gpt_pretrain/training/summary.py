@@ -19,7 +19,7 @@ from gpt_pretrain.model.config import CUSTOM_KIND, GPTConfig
 from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.runs.folder import EXPORTED, checkpoint_dir, display_path
 from gpt_pretrain.runs.metadata import describe_environment
-from gpt_pretrain.runs.next_commands import generate_command, resume_command, serve_command, tensorboard_command
+from gpt_pretrain.runs.next_commands import generate_command, page_command, resume_command, tensorboard_command
 from gpt_pretrain.system.formatting import format_count, format_duration, format_perplexity, format_rounded
 from gpt_pretrain.system.resources import device_name, memory_limit
 from gpt_pretrain.system.terminal import escape_line
@@ -147,7 +147,7 @@ def describe_result(settings: TrainSettings, trainer: L.Trainer, module: GPTLitM
     named = naming_words(settings.custom)
     lines.append(f"  {resume_command(folder, limit=(limit, getattr(settings.trainer, limit)), named=named)}")
     if not own_model:  # serve.py has no models of the user's own
-        lines.append(f"  {serve_command(folder)}")
+        lines.append(f"  {page_command(folder)}")
     return "\n".join(lines)
 
 

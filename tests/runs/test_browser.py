@@ -85,7 +85,7 @@ def test_samples_are_listed_in_a_table(page: "playwright.Page", tensorboard: str
     rows = table.locator("tbody tr")
     assert rows.count() == 2, "one per epoch"
     assert SAMPLE in rows.first.inner_text()
-    assert "python serve.py checkpoint=" in page.content()
+    page.get_by_text("python serve.py checkpoint=").first.wait_for()
 
 
 def test_the_loss_figure_is_shown_as_an_image(page: "playwright.Page", tensorboard: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from gpt_pretrain.runs.charts import curves, drawing
 from gpt_pretrain.runs.folder import EXPORTED, display_path, list_checkpoints
 from gpt_pretrain.runs.metadata import COMPLETE, metadata_section, stored_overrides
-from gpt_pretrain.runs.next_commands import generate_command, repeat_command, resume_command, serve_command, tensorboard_command
+from gpt_pretrain.runs.next_commands import generate_command, page_command, repeat_command, resume_command, tensorboard_command
 from gpt_pretrain.runs.reader import RunContents, read_run, run_results
 from gpt_pretrain.runs.reference import compare_with_reference, find_reference
 from gpt_pretrain.runs.report.held_out import held_out_charts
@@ -216,7 +216,7 @@ def _next_commands(run: RunContents, results: dict[str, Any]) -> list[str]:
     if list_checkpoints(run.folder):
         commands.append(generate_command(folder, start_context=run.config.get("start_context", "Every effort moves you")))
         if run.config.get("model.kind") != "custom":
-            commands.append(serve_command(folder))
+            commands.append(page_command(folder))
         commands.append(resume_command(folder, limit=_reached_limit(run, results)))
     elif run.metadata.get("command") and (command := repeat_command(stored_overrides(run.metadata))):
         commands.append(shorten(command, MESSAGE_CHARACTERS))

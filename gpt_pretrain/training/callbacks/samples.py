@@ -19,7 +19,7 @@ from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.generation.sampling import generate_stream
 from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.runs.folder import display_path
-from gpt_pretrain.runs.next_commands import serve_command
+from gpt_pretrain.runs.next_commands import page_command
 from gpt_pretrain.runs.samples import Sample, markdown_code_block, markdown_table, pick_evenly, read_samples
 from gpt_pretrain.runs.tensorboard import EventFiles
 from gpt_pretrain.system.files import open_for_append, write_text
@@ -131,7 +131,7 @@ class Samples(Callback):
         """Add the sample, a table of the samples so far, and a table of the decoding grid to TensorBoard."""
         shown = markdown_code_block(sample.text)
         if can_be_served:
-            shown += f"\n\nTo try the model on a page:\n\n    {serve_command(display_path(self.file.parent))}"
+            shown += f"\n\nTo try the model on a page:\n\n    {page_command(display_path(self.file.parent))}"
         logger.add_text("sample", shown, step=sample.step)
         logger.add_text("samples over time", markdown_table(pick_evenly(self.samples, ROWS)), step=sample.step)
         if tried:
