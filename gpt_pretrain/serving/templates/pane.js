@@ -12,18 +12,14 @@ class Pane {
 
   build(heading) {
     this.title = heading === undefined ? this.modelChoice() : element("h2", {}, heading);
-    this.written = element("div", { className: "written", role: "group", "aria-label": "The text, token by token", dir: "auto" });
-    this.note = element("div", { className: "note", role: "group", "aria-label": "Likely tokens", hidden: true });
+    this.text = new WrittenText((node, token) => this.choose(node, token));
     this.status = element("p", { className: "quiet status" });
     this.copyButton = this.button("Copy", () => this.copy());
     this.backButton = this.button("Back", () => this.goBack());
     this.branches = element("details", { className: "branches", hidden: true }, element("summary", {}, "Branches"), element("div"));
     const buttons = element("div", { className: "row" }, this.copyButton, this.backButton);
-    this.element = element("section", { className: "pane" }, this.title, this.written, this.note, this.status, buttons, this.branches);
-    for (const kind of ["pointerover", "focusin"]) this.written.addEventListener(kind, (event) => this.preview(event));
-    this.written.addEventListener("click", (event) => this.pin(this.nodeOf(event.target)));
-    this.written.addEventListener("keydown", (event) => this.useKeys(event));
-    this.note.addEventListener("keydown", (event) => event.key === "Escape" && this.leaveNote());
+    const shown = [this.title, this.text.element, this.text.note, this.status, buttons, this.branches];
+    this.element = element("section", { className: "pane" }, ...shown);
   }
 
   button(label, work) {
@@ -50,6 +46,10 @@ class Pane {
     this.draw(lastBelow(this.tree));
     this.status.textContent = "";
     this.surroundings.changed();
+  }
+
+  get endId() {
+    return this.model.end_token?.id;
   }
 
   get isRunning() {
@@ -118,12 +118,12 @@ class Pane {
     this.open(start);
     const request = this.requestFrom(start);
     this.start = start;
-    this.written.ariaBusy = "true";
+    this.text.isBusy = true;
     let reason = null;
     for await (const event of continuation(request, signal)) {
       signal.throwIfAborted();
       if (event.prompt) this.scorePrompt(start, event.prompt);
-      for (const token of event.tokens) this.append(follow(this.leaf, token));
+      for (const token of event.tokens) this.append(token);
       pace.count(event.tokens.length);
       this.status.textContent = pace.text();
       reason = event.finish_reason;
@@ -146,19 +146,22 @@ class Pane {
   }
 
   scorePrompt(node, scores) {
-    pathTo(node).forEach((one, index) => {
-      Object.assign(one.token, scores[index]);
-      markToken(this.elements.get(one), one);
-    });
+    pathTo(node).forEach((one, index) => Object.assign(one.token, scores[index]));
+    this.text.update();
+  }
+
+  append(token) {
+    this.leaf = follow(this.leaf, token);
+    this.text.append(this.leaf);
   }
 
   finish(report) {
-    this.written.ariaBusy = "false";
+    this.text.isBusy = false;
     this.status.textContent = report;
     this.drawBranches();
     this.surroundings.changed();
     const made = pathTo(this.leaf).filter((one) => !one.isGiven);
-    this.surroundings.announce(`${this.model.name}: ${report} ${textOf(made.map((one) => one.token), this.model.end_token?.id)}`);
+    this.surroundings.announce(`${this.model.name}: ${report} ${this.contentOf(made)}`);
   }
 
   // Ways through the tree.
@@ -184,7 +187,7 @@ class Pane {
   leaveGeneration() {
     this.stop();
     this.aborter = null;
-    this.written.ariaBusy = "false";
+    this.text.isBusy = false;
     this.status.textContent = "";
   }
 
@@ -193,53 +196,28 @@ class Pane {
     const known = node.parent.children.find((one) => one.token.id === token.id);
     if (known) {
       this.openBranch(known);
-      this.focusOn(known);
+      this.text.focusOn(known);
       return;
     }
     const chosen = follow(node.parent, { ...token, alternatives: node.token.alternatives });
     this.run(() => chosen);
-    queueMicrotask(() => this.focusOn(chosen));
+    queueMicrotask(() => this.text.focusOn(chosen));
   }
 
-  // The text on the screen.
+  // What is on the screen.
 
   draw(leaf) {
     visit(leaf);
-    this.leaf = this.tree;
-    this.decoder = new TextDecoder("utf-8", { ignoreBOM: true });
-    this.elements = new Map();
-    this.nodes = new WeakMap();
-    this.pinned = null;
-    this.note.hidden = true;
-    this.written.replaceChildren();
-    for (const node of pathTo(leaf)) this.append(node);
+    this.leaf = leaf;
+    this.text.draw(pathTo(leaf), this.endId);
     this.drawBranches();
   }
 
-  append(node) {
-    const endId = this.model.end_token?.id;
-    const bytes = node.token.id === endId ? [] : node.token.bytes;
-    const made = tokenElement(node, this.decoder.decode(Uint8Array.from(bytes), { stream: true }), endId);
-    if (!this.hasText) made.tabIndex = 0;
-    this.elements.set(node, made);
-    this.nodes.set(made, node);
-    this.written.append(made);
-    this.leaf = node;
-  }
-
   drawBranches() {
-    for (const [node, made] of this.elements) markToken(made, node);
-    if (this.pinned) this.elements.get(this.pinned)?.classList.add("pinned");
+    this.text.update();
     this.branches.hidden = !hasForks(this.tree);
-    const list = this.branches.hidden ? [] : [branchList(this.tree, this.leaf, this.model.end_token?.id, (node) => this.openBranch(node))];
+    const list = this.branches.hidden ? [] : [branchList(this.tree, this.leaf, this.endId, (node) => this.openBranch(node))];
     this.branches.lastElementChild.replaceChildren(...list);
-  }
-
-  focusOn(node) {
-    const made = this.elements.get(node);
-    if (!made) return;
-    for (const one of this.written.children) one.tabIndex = one === made ? 0 : -1;
-    made.focus();
   }
 
   updateButtons() {
@@ -248,58 +226,13 @@ class Pane {
   }
 
   async copy() {
-    await copyText(textOf(pathTo(this.leaf).map((one) => one.token), this.model.end_token?.id));
+    await copyText(this.contentOf(pathTo(this.leaf)));
     this.surroundings.announce("Copied.");
     this.copyButton.textContent = "Copied";
     setTimeout(() => (this.copyButton.textContent = "Copy"), 1500);
   }
 
-  // Alternatives: shown while a token is pointed at or has the focus, and kept once it is clicked.
-
-  nodeOf(target) {
-    return this.nodes.get(target.closest(".token"));
-  }
-
-  preview(event) {
-    const node = this.nodeOf(event.target);
-    if (node && !this.pinned) this.showNote(node);
-  }
-
-  showNote(node) {
-    this.note.hidden = false;
-    showAlternatives(this.note, node, (of, token) => this.choose(of, token));
-  }
-
-  pin(node) {
-    if (!node) return;
-    const isSame = node === this.pinned;
-    this.unpin();
-    if (isSame) return;
-    this.pinned = node;
-    this.elements.get(node).classList.add("pinned");
-    this.showNote(node);
-  }
-
-  unpin() {
-    this.elements.get(this.pinned)?.classList.remove("pinned");
-    this.pinned = null;
-  }
-
-  useKeys(event) {
-    if (event.key === "Escape") this.unpin();
-    if (event.key === "Enter" || event.key === " ") {
-      event.preventDefault();
-      this.unpin();
-      this.pin(this.nodeOf(event.target));
-      this.note.querySelector("button")?.focus();
-    }
-    if (event.key in MOVES) this.unpin();
-    moveToToken(event);
-  }
-
-  leaveNote() {
-    const node = this.pinned;
-    this.unpin();
-    if (node) this.focusOn(node);
+  contentOf(nodes) {
+    return textOf(nodes.map((one) => one.token), this.endId);
   }
 }

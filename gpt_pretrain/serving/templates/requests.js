@@ -1,6 +1,6 @@
 // Requests to the server. Whatever comes back is text and numbers, and nothing of it is ever taken for markup.
 
-let serverKey = sessionStorage.getItem("key") ?? "";
+let serverKey = storedKey();
 
 class RefusedError extends Error {
   constructor(status, message) {
@@ -9,9 +9,22 @@ class RefusedError extends Error {
   }
 }
 
+// Returns the key that this tab keeps. A browser that keeps nothing for pages refuses even the question.
+function storedKey() {
+  try {
+    return sessionStorage.getItem("key") ?? "";
+  } catch {
+    return "";
+  }
+}
+
 function useKey(key) {
   serverKey = key;
-  sessionStorage.setItem("key", key);
+  try {
+    sessionStorage.setItem("key", key);
+  } catch {
+    // It is asked for again when the page is loaded again.
+  }
 }
 
 // Sends a request, with a body as JSON if there is one, and returns the response.
