@@ -25,6 +25,7 @@ SCRIPT_NAMES = (
     "tokens.js",
     "settings.js",
     "written.js",
+    "text.js",
     "pane.js",
     "page.js",
 )

@@ -18,7 +18,7 @@ from gpt_pretrain.commands.serve import _open_models, _training_facts
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.schema import ServeSettings
 from gpt_pretrain.config.validation import serve_problems
-from gpt_pretrain.serving.page import ModelFacts
+from gpt_pretrain.serving.page import ModelFacts, build_page
 from gpt_pretrain.serving.requests import ServingLimits
 from gpt_pretrain.serving.server import Address
 from tests.conftest import ROOT
@@ -46,6 +46,12 @@ def test_a_browser_runs_and_loads_nothing_else(served: Served) -> None:
     assert policy["trusted-types"] == "'none'"
     assert re.findall(r"https?://|//[\w-]+\.\w|\bstyle=|\bon\w+=", answer.text) == []
     assert re.findall(MARKUP_SINKS, script) == []
+
+
+def test_the_page_has_all_its_scripts() -> None:
+    content, _ = build_page()
+    files = [*(ROOT / "gpt_pretrain/serving/templates").glob("*.js"), ROOT / "gpt_pretrain/runs/report/templates/token_keys.js"]
+    assert [file.name for file in files if file.read_text(encoding="utf-8") not in content] == []
 
 
 def test_the_page_needs_no_key_but_its_models_do() -> None:

@@ -35,7 +35,7 @@ def playground() -> Iterator[Served]:
 def page(browser: Browser, playground: Served) -> Iterator[Page]:
     """Open the page; no test may leave an error in its console."""
     opened, errors = browser.new_page(viewport={"width": 1200, "height": 900}), list[str]()
-    opened.set_default_timeout(30_000)
+    opened.set_default_timeout(10_000)
     opened.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     opened.on("pageerror", lambda error: errors.append(str(error)))
     opened.goto(playground.url)
@@ -69,7 +69,7 @@ def test_a_text_grows_and_goes_on(page: Page, playground: Served) -> None:
     generate(page)
     assert tokens_of(page) == len(PROMPT) + 12
     assert page.locator(".token.given").count() == len(PROMPT)
-    assert re.match(r"12 tokens, [\d.]+ tokens per second, the first after [\d.]+ s\.", page.locator(".status").inner_text())
+    assert re.match(r"12 tokens, ([\d.]+ tokens per second, )?the first after [\d.]+ s\.", page.locator(".status").inner_text())
     first = page.locator(".written").inner_text()
     generate(page, button="Continue")
     assert tokens_of(page) == len(PROMPT) + 24
@@ -112,7 +112,7 @@ def test_a_text_is_copied_without_the_clipboard_of_secure_pages(page: Page) -> N
     generate(page)
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.evaluate("navigator.clipboard.writeText('')")
-    page.evaluate("navigator.clipboard.writeText = () => Promise.reject(new Error('denied'))")
+    page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error('denied')) }")
     page.get_by_role("button", name="Copy").click()
     page.get_by_role("button", name="Copied").wait_for()
     assert page.evaluate("navigator.clipboard.readText()").startswith(PROMPT)
@@ -227,15 +227,20 @@ def test_nothing_is_taken_for_markup(page: Page, playground: Served) -> None:
         generate(page, length=500)
     assert page.title() == "Continue a text - gpt-pretrain"
     assert page.locator(".written img, .written script, .tokens img").count() == 0
-    refused = page.evaluate("() => { try { document.body.innerHTML = '<b>'; return false } catch { return true } }")
-    assert refused, "markup from text is an error"
+
+
+def test_markup_from_text_is_an_error(browser: Browser, playground: Served) -> None:
+    opened = browser.new_page()
+    opened.goto(playground.url)
+    assert opened.evaluate("() => { try { document.body.innerHTML = '<b>'; return false } catch { return true } }")
+    opened.close()
 
 
 def test_what_the_server_refuses_is_shown(page: Page) -> None:
     page.locator("#prompt").fill("a" * 70)
     set_slider(page, "max_tokens", 5)
     page.get_by_role("button", name="Generate", exact=True).click()
-    page.get_by_text("The text fills the model's context of 64 tokens.").wait_for()
+    page.locator(".status", has_text="The text fills the model's context of 64 tokens.").wait_for()
     page.locator("#setting-seed").fill("")
     page.get_by_role("button", name="Generate", exact=True).click()
     assert page.locator("#setting-seed").evaluate("seed => seed.matches(':invalid')")
@@ -261,14 +266,13 @@ def test_a_server_with_a_key_asks_for_it(browser: Browser) -> None:
 def test_everybody_can_use_it(browser: Browser, playground: Served, scheme: str, width: int) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     opened = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme, has_touch=width < 600)  # type: ignore[arg-type]
+    opened.set_default_timeout(10_000)
     opened.goto(playground.url)
-    opened.locator("#prompt").fill("Every effort")
+    opened.locator("#prompt").fill(PROMPT)
     opened.get_by_label("two models side by side").check()
     if width < 600:
         assert not opened.locator("#settings").evaluate("one => one.open")
         opened.locator("#settings summary").click()
-    set_slider(opened, "temperature", 2)
-    set_slider(opened, "top_k", 0)
     generate(opened, length=30)
     opened.locator("#tokenizer summary").click()
     place = opened.locator(".token").nth(14)
@@ -282,6 +286,7 @@ def test_everybody_can_use_it(browser: Browser, playground: Served, scheme: str,
     opened.locator(".branches summary").first.click()
     found = axe.Axe().run(opened)
     assert found.violations_count == 0, found.generate_report()
+    assert len(found.response["passes"]) > 20
     assert opened.evaluate("document.documentElement.scrollWidth") <= width
     opened.get_by_label("the checkpoints of a run").check()
     generate(opened, length=30)
