@@ -34,7 +34,7 @@ SCRIPTS = ((SHARED_TEMPLATES, "token_keys.js"), *((TEMPLATES, name) for name in 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Where a model's weights stand in their training.
+    """The place of a model's weights in their training.
 
     Args:
         run: Name of the run that they are a checkpoint of; None: of none that is known.
