@@ -109,13 +109,16 @@ def _open_models(settings: ServeSettings) -> dict[str, Weights]:
 
 def _earlier_checkpoints(newest: Weights, count: int, opening: Callable[[Path], Weights]) -> list[tuple[str, Weights]]:
     """Open some of the other checkpoints of a run, evenly spaced, without those of a step that another one has."""
-    from gpt_pretrain.runs.folder import list_checkpoints
+    from gpt_pretrain.runs.folder import BEST, list_checkpoints
     from gpt_pretrain.runs.samples import pick_evenly
 
     file = Path(newest.name)
+    last_step = _training_count(newest, "global_step")
     others = [one for one in reversed(list_checkpoints(file.parent.parent)) if one.name != file.name]
-    steps, found = {_training_count(newest, "global_step")}, []
-    for path in pick_evenly(others, count):
+    periodic = [one for one in others if one.name not in (BEST, f"step-{last_step or 0:08d}.ckpt")]
+    best = [one for one in others if one.name == BEST]  # often of a step that a periodic one has too
+    steps, found = {last_step}, []
+    for path in [*pick_evenly(periodic, count), *best][:count]:
         try:
             weights = opening(path)
         except UserError as error:
