@@ -88,7 +88,7 @@ def serve_settings(**changes: object) -> ServeSettings:
 
 @pytest.fixture
 def run_with_checkpoints(tmp_path: Path) -> Path:
-    """Return a run with five checkpoints, whose best one has the step of another."""
+    """Return a run with six checkpoints, of which the best and the last one have the steps of others."""
     content = read_checkpoint(ROOT / "tests/data/compat/0.1.0/run/checkpoints/last.ckpt")
     folder = tmp_path / "outputs" / "RUN" / "checkpoints"
     folder.mkdir(parents=True)
@@ -96,6 +96,7 @@ def run_with_checkpoints(tmp_path: Path) -> Path:
         ("step-00000002", 0, 2),
         ("step-00000004", 1, 4),
         ("step-00000006", 2, 6),
+        ("step-00000008", 3, 8),
         ("best", 1, 4),
         ("last", 3, 8),
     ):
@@ -111,7 +112,9 @@ def test_the_checkpoints_of_a_run_are_served_by_step(run_with_checkpoints: Path,
     ]
     assert not any(str(run_with_checkpoints.parent) in name for name in opened)
     assert next(iter(opened)) == "RUN"
-    assert len(_open_models(serve_settings(checkpoint=str(run_with_checkpoints), timeline=1))) == 2
+    for count, steps in ((1, {2, 8}), (2, {2, 6, 8})):
+        facts = _training_facts(_open_models(serve_settings(checkpoint=str(run_with_checkpoints), timeline=count)))
+        assert {one.step for one in facts.values()} == steps
     assert list(_open_models(serve_settings(checkpoint=str(run_with_checkpoints)))) == ["RUN"]
     (run_with_checkpoints / "checkpoints" / "step-00000006.ckpt").write_bytes(b"damaged")
     assert len(_open_models(serve_settings(checkpoint=str(run_with_checkpoints), timeline=10))) == 3
