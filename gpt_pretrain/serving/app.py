@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
 
+from gpt_pretrain.generation.prompts import TextModel
 from gpt_pretrain.serving.bodies import CompletionBody, ContinueBody, TokensBody
 from gpt_pretrain.serving.completions import (
     Choice,
@@ -35,7 +34,8 @@ from gpt_pretrain.serving.engine import Engine
 from gpt_pretrain.serving.guards import error_body
 from gpt_pretrain.serving.metrics import metrics_text
 from gpt_pretrain.serving.page import ModelFacts, add_page
-from gpt_pretrain.serving.requests import QueueFullError
+from gpt_pretrain.serving.requests import CompletionRequest, QueueFullError
+from gpt_pretrain.serving.streams import EventStream, begun, unless_gone
 from gpt_pretrain.tokenizers.splitting import encode_prompt
 
 RETRY_SECONDS = 2  # after which a client may try again
@@ -43,52 +43,17 @@ SENDING_SECONDS = 60.0  # for a slow client to take what is ready, beyond the ti
 BUSY = "The server has too many requests. Try again later."
 
 
-class EventStream(Response):
-    """Server-sent events. When the client goes away, or takes too long, their source is closed at once.
-
-    Args:
-        events: The events as JSON.
-        seconds: Time for all of them.
-    """
-
-    media_type = "text/event-stream"
-
-    def __init__(self, events: AsyncGenerator[Any, None], *, seconds: float, done: bool) -> None:
-        super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
-        del self.headers["content-length"]
-        self.events, self.seconds, self.done = events, seconds, done
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def pump() -> None:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            async for event in self.events:
-                content = f"data: {json.dumps(event)}\n\n".encode()
-                await send({"type": "http.response.body", "body": content, "more_body": True})
-            end = b"data: [DONE]\n\n" if self.done else b""
-            await send({"type": "http.response.body", "body": end, "more_body": False})
-
-        try:
-            await unless_gone(receive, pump(), seconds=self.seconds)
-        finally:
-            await self.events.aclose()
-
-
-async def unless_gone(receive: Receive, work: Awaitable[Any], *, seconds: float) -> Any:
-    """Do some work unless the client goes away or the time is over, and return its result; None if it was given up."""
-
-    async def gone() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(gone())
-    await asyncio.wait({task, watch}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    watch.cancel()
-    if not task.done():
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
-        return None
-    return task.result()
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"description": reason}
+    for status, reason in {
+        400: "a field is wrong",
+        404: "no such model",
+        413: "too large",
+        429: "too many requests",
+        500: "the text failed",
+        504: "out of time",
+    }.items()
+}
 
 
 def build_app(engine: Engine, facts: Mapping[str, ModelFacts]) -> FastAPI:
@@ -98,10 +63,17 @@ def build_app(engine: Engine, facts: Mapping[str, ModelFacts]) -> FastAPI:
         facts: What is known of them, by name.
     """
     app = FastAPI(title="gpt-pretrain", docs_url=None, redoc_url=None)
-    created, models = int(time.time()), dict(engine.models)
-    seconds = engine.limits.seconds + SENDING_SECONDS
     _add_errors(app)
-    add_page(app, models, facts)
+    add_page(app, engine.models, facts)
+    _add_state(app, engine)
+    _add_models(app, engine.models)
+    _add_completions(app, engine)
+    _add_page_routes(app, engine)
+    return app
+
+
+def _add_state(app: FastAPI, engine: Engine) -> None:
+    """Add what tells how the server is."""
 
     @app.get("/health")
     async def health() -> JSONResponse:
@@ -112,6 +84,11 @@ def build_app(engine: Engine, facts: Mapping[str, ModelFacts]) -> FastAPI:
     async def metrics() -> PlainTextResponse:
         """Return counters in Prometheus' text format."""
         return PlainTextResponse(metrics_text(engine), media_type="text/plain; version=0.0.4")
+
+
+def _add_models(app: FastAPI, models: Mapping[str, TextModel]) -> None:
+    """Add OpenAI's list of models."""
+    created = int(time.time())
 
     def model_entry(name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": created, "owned_by": "gpt-pretrain"}
@@ -127,11 +104,16 @@ def build_app(engine: Engine, facts: Mapping[str, ModelFacts]) -> FastAPI:
         find_model(models, name)
         return model_entry(name)
 
+
+def _add_completions(app: FastAPI, engine: Engine) -> None:
+    """Add OpenAI's completions."""
+    seconds = engine.limits.seconds + SENDING_SECONDS
+    limit = engine.limits.rows + engine.limits.queue
+
     @app.post("/v1/completions", responses=ERRORS)
     async def completions(body: CompletionBody, request: Request) -> Response:
         """Continue prompts, as OpenAI's interface does."""
-        model, (n, echo) = find_model(models, body.model), echoes(body)
-        limit = engine.limits.rows + engine.limits.queue
+        model, (n, echo) = find_model(engine.models, body.model), echoes(body)
         if len(body.prompts()) * n > limit:
             raise RefusedError(400, f"This server takes at most {limit} texts at a time.", param="prompt")
         max_tokens = body.sampler().max_new_tokens
@@ -140,53 +122,45 @@ def build_app(engine: Engine, facts: Mapping[str, ModelFacts]) -> FastAPI:
             raise RefusedError(400, "There is no prompt.", param="prompt")
         answer = _Answer(engine, body, prompts, n=n, echo=echo)
         if body.stream:
-            return EventStream(await _begun(answer.chunks()), seconds=seconds, done=True)
+            return EventStream(await begun(answer.chunks()), seconds=seconds, done=True)
         made = await unless_gone(request.receive, answer.whole(), seconds=seconds)
         return JSONResponse(made) if made is not None else JSONResponse(error_body(504, "The time is over."), 504)
+
+
+def _add_page_routes(app: FastAPI, engine: Engine) -> None:
+    """Add what the page asks for: the tokens of a text, and a continuation with the alternatives of each token."""
+    seconds = engine.limits.seconds + SENDING_SECONDS
 
     @app.post("/api/tokens", responses=ERRORS)
     async def tokens(body: TokensBody) -> dict[str, Any]:
         """Return the tokens of a text: ids, texts and bytes."""
-        tokenizer = find_model(models, body.model).tokenizer
+        tokenizer = find_model(engine.models, body.model).tokenizer
         token_ids = await asyncio.to_thread(encode_prompt, body.text, tokenizer)
         return {"tokens": describe_tokens(token_ids, tokenizer)}
 
     @app.post("/api/continue", responses=ERRORS)
     async def go_on(body: ContinueBody) -> Response:
         """Continue a prompt with the alternatives of each token, as events."""
-        model = find_model(models, body.model)
+        model = find_model(engine.models, body.model)
         prompt = await asyncio.to_thread(read_prompt, model, body.prompt, body.sampler().max_new_tokens)
-        request = continue_request(body, prompt)
-
-        async def events() -> AsyncGenerator[dict[str, Any], None]:
-            async with aclosing(updates(engine, [request])) as source:
-                async for _, update in source:
-                    if update.error is not None:
-                        yield error_body(500, update.error)
-                        return
-                    event: dict[str, Any] = {"text": update.text, "tokens": describe_scores(update.scores, model.tokenizer)}
-                    if update.prompt_scores:
-                        event["prompt"] = describe_scores(update.prompt_scores, model.tokenizer)
-                    if update.finish_reason is not None:
-                        event |= {"finish_reason": update.finish_reason, "seed": request.seed}
-                    yield event
-
-        return EventStream(await _begun(events()), seconds=seconds, done=False)
-
-    return app
+        events = _page_events(engine, continue_request(body, prompt))
+        return EventStream(await begun(events), seconds=seconds, done=False)
 
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"description": reason}
-    for status, reason in {
-        400: "a field is wrong",
-        404: "no such model",
-        413: "too large",
-        429: "too many requests",
-        500: "the text failed",
-        504: "out of time",
-    }.items()
-}
+async def _page_events(engine: Engine, request: CompletionRequest) -> AsyncGenerator[dict[str, Any], None]:
+    """Yield what the page shows of a text, while it grows."""
+    tokenizer = engine.models[request.model].tokenizer
+    async with aclosing(updates(engine, [request])) as source:
+        async for _, update in source:
+            if update.error is not None:
+                yield error_body(500, update.error)
+                return
+            event: dict[str, Any] = {"text": update.text, "tokens": describe_scores(update.scores, tokenizer)}
+            if update.prompt_scores:
+                event["prompt"] = describe_scores(update.prompt_scores, tokenizer)
+            if update.finish_reason is not None:
+                event |= {"finish_reason": update.finish_reason, "seed": request.seed}
+            yield event
 
 
 class _Answer:
@@ -233,30 +207,6 @@ class _Answer:
     def _usage(self) -> dict[str, int]:
         read, made = sum(len(prompt.ids) for prompt in self.prompts), sum(choice.n_tokens for choice in self.choices)
         return {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
-
-
-async def _begun(events: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
-    """Return events after their first one has come, so that a refusal still has a status of its own."""
-    first = asyncio.ensure_future(anext(events))
-    started = asyncio.Event()
-    first.add_done_callback(lambda _: started.set())
-    with suppress(TimeoutError):
-        await asyncio.wait_for(started.wait(), 0.02)
-    if first.done() and (error := first.exception()) is not None and not isinstance(error, StopAsyncIteration):
-        raise error
-
-    async def rest() -> AsyncGenerator[Any, None]:
-        try:
-            yield await first
-            async for event in events:
-                yield event
-        finally:
-            first.cancel()
-            with suppress(asyncio.CancelledError, StopAsyncIteration, Exception):
-                await first
-            await events.aclose()
-
-    return rest()
 
 
 def _add_errors(app: FastAPI) -> None:

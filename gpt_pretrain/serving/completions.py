@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,7 +41,7 @@ class ReadPrompt:
     ids: tuple[int, ...]
 
 
-def find_model(models: dict[str, TextModel], name: str) -> TextModel:
+def find_model(models: Mapping[str, TextModel], name: str) -> TextModel:
     """Return a model by its name.
 
     Raises:
