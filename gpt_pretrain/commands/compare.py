@@ -20,7 +20,7 @@ from gpt_pretrain.commands.arguments import parse_arguments
 from gpt_pretrain.config.command_schema import CompareSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import display_path, find_run_folder
-from gpt_pretrain.runs.reader import RunContents, read_run, run_results
+from gpt_pretrain.runs.reader import RunContents, lowest_bits_per_byte, read_run, run_results
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.formatting import format_count, format_number
 from gpt_pretrain.system.tables import format_table
@@ -160,13 +160,12 @@ def _facts(runs: Sequence[RunContents]) -> dict[str, list[str]]:
 
 def _results(runs: Sequence[RunContents]) -> dict[str, list[str]]:
     found = [run_results(run) for run in runs]
-    bits = [run.series("val/bits_per_byte").values for run in runs]
     return {
         "best validation loss": [format_number(result.get("best_val_loss"), ".4f") for result in found],
         "at step": [format_number(result.get("best_step"), ",d") for result in found],
         "last validation loss": [format_number(result.get("val_loss"), ".4f") for result in found],
         "last training loss": [format_number(result.get("train_loss"), ".4f") for result in found],
-        "best bits per byte": [format_number(min(values, default=None), ".4f") for values in bits],
+        "best bits per byte": [format_number(lowest_bits_per_byte(run.metrics), ".4f") for run in runs],
         "steps": [format_number(result.get("steps"), ",d") for result in found],
         "tokens seen": [format_number(result.get("tokens_seen"), ",d") for result in found],
         "tokens/s": [format_number(result.get("tokens_per_second"), ",.0f") for result in found],

@@ -24,6 +24,7 @@ COMMANDS = {
     "export": "export a model as a folder that transformers opens",
     "report": "write report.html for a run or a sweep",
     "compare": "plot the losses of several runs and print how their settings differ",
+    "leaderboard": "rank the runs on each text by bits per byte, with those in other people's results files",
     "serve": "continue texts over HTTP, as python serve.py does",
     "verify_resume": "check that a killed and resumed run ends like an uninterrupted one",
 }

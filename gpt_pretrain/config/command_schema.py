@@ -1,4 +1,5 @@
-"""The settings of the commands `gpt-pretrain prepare`, `tokenizer`, `export`, `report` and `compare`, as typed dataclasses.
+"""The settings of the commands `gpt-pretrain prepare`, `tokenizer`, `export`, `report`, `compare` and
+`leaderboard`, as typed dataclasses.
 
 The help texts of the commands explain them: they are the docstrings of the modules in commands/.
 """
@@ -80,3 +81,11 @@ class CompareSettings:
 
     runs: list[str] = field(default_factory=list)  # run folders, checkpoints in them, or latest
     out: str = "compare.png"  # picture to write: .png, .pdf or .svg
+
+
+@dataclass
+class LeaderboardSettings:
+    """All settings of `gpt-pretrain leaderboard`."""
+
+    sources: list[str] = field(default_factory=list)  # results files and folders of runs, in addition to outputs/
+    out: str | None = None  # results file to write: .json

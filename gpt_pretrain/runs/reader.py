@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,18 +75,30 @@ class RunContents:
 
 def read_run(folder: Path) -> RunContents:
     """Read the files in a run's folder."""
-    text = _read_config(folder)
-    settings = _parse_config(text)
-    if (cut := settings_without_secrets(settings)) != settings:  # an earlier version recorded passwords and signatures
-        settings, text = cut, yaml.safe_dump(cut, sort_keys=False, allow_unicode=True)
+    text, config = read_settings(folder)
     return RunContents(
         folder,
         metadata=metadata_without_secrets(read_metadata(folder)),
         config_text=text,
-        config=_flatten(settings),
+        config=config,
         metrics=read_metrics(folder / METRICS),
         samples=read_samples(folder / SAMPLES),
     )
+
+
+def read_settings(folder: Path) -> tuple[str, dict[str, str]]:
+    """Return the text of a run's config.yaml without secrets, and its settings by dotted key."""
+    text = _read_config(folder)
+    settings = _parse_config(text)
+    if (cut := settings_without_secrets(settings)) != settings:  # an earlier version recorded passwords and signatures
+        settings, text = cut, yaml.safe_dump(cut, sort_keys=False, allow_unicode=True)
+    return text, _flatten(settings)
+
+
+def lowest_bits_per_byte(metrics: Mapping[str, MetricSeries]) -> float | None:
+    """Return the lowest bits per byte of a run's validations; None if it has none."""
+    series = metrics.get("val/bits_per_byte")
+    return min(series.values) if series else None
 
 
 def run_results(run: RunContents) -> dict[str, Any]:

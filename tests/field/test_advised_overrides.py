@@ -17,7 +17,7 @@ from tests.conftest import CONF, ROOT
 
 OVERRIDE = re.compile(r"(?<![\w./=\\'\"@-])([a-z_]+(?:\.[a-z_]+)*)=((?:\[[^\]]*\]|\{[^}]*\}|[^\s`\"'),;])*)")
 CODE = re.compile(r"```bash\n.*?```|`[^`\n]+`", re.DOTALL)
-SCHEMAS = ("ExportSettings", "PrepareSettings", "VocabularySettings", "ReportSettings", "CompareSettings")
+SCHEMAS = ("ExportSettings", "PrepareSettings", "VocabularySettings", "ReportSettings", "CompareSettings", "LeaderboardSettings")
 OF_COMMANDS = {name for schema in SCHEMAS for name in get_type_hints(getattr(command_schema, schema))}
 HOLE = "HOLE"  # a value that a message fills in
 # Words of this form that are no settings: examples of the form, other programs' settings, and fields of files and classes.

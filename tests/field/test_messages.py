@@ -23,6 +23,7 @@ PREPARE = ("-m", "gpt_pretrain", "prepare", "out=corpus", "tokenizer=byte")
 SHARDS = (*TRAIN, "data=shards", "tokenizer=byte")
 TEXT = (*TRAIN, "data=text", "tokenizer=byte")
 COMPARE = ("-m", "gpt_pretrain", "compare")
+LEADERBOARD = ("-m", "gpt_pretrain", "leaderboard")
 
 OWN_MODEL = ("train.py", "data.cache_dir=cache", "trainer.accelerator=cpu", "tokenizer=byte", "data=text", "data.path=text.txt")
 VOCABULARY = ("-m", "gpt_pretrain", "tokenizer")
@@ -31,6 +32,13 @@ VOCABULARY = ("-m", "gpt_pretrain", "tokenizer")
 CASES = {
     "compare_nothing": ((*COMPARE,), "0 runs given, but a comparison needs at least two."),
     "compare_one": ((*COMPARE, "run"), "1 run given, but a comparison needs at least two."),
+    "leaderboard_of_a_missing_file": ((*LEADERBOARD, "theirs.json"), "theirs.json: no such file or folder."),
+    "leaderboard_of_a_text": ((*LEADERBOARD, "text.txt"), "text.txt: this is no results file: it cannot be read as JSON"),
+    "leaderboard_of_other_results": (
+        (*LEADERBOARD, "bracket.json"),
+        "gpt-pretrain leaderboard out=results.json writes such a file.",
+    ),
+    "leaderboard_as_a_picture": ((*LEADERBOARD, "out=board.png"), "out=board.png: must end in .json."),
     "sweep_of_a_server": (("serve.py", "-m", "checkpoint=run"), "serve.py has no sweeps (-m). It serves several models at once"),
     "server_with_wrong_settings": (
         ("serve.py", "port=70000", "cors=[example.org]", "max_rows=0", "api_key=short"),

@@ -22,15 +22,18 @@ from safetensors.torch import load_file
 from gpt_pretrain.checkpoints.checksum import LENGTH, add_checksum, has_checksum
 from gpt_pretrain.checkpoints.pretrained import open_weights
 from gpt_pretrain.commands.compare import format_comparison
+from gpt_pretrain.commands.leaderboard import format_leaderboard
 from gpt_pretrain.data.corpus import split_corpus
 from gpt_pretrain.data.files import LocalFiles
 from gpt_pretrain.data.formats import open_corpus
 from gpt_pretrain.prepare import corpus_folder
 from gpt_pretrain.prepare.segments import EncodedCorpus, SegmentWriter, read_journal
 from gpt_pretrain.prepare.tokenizing import encode_batch
+from gpt_pretrain.runs.leaderboard import find_entries
 from gpt_pretrain.runs.metrics_file import MetricsFile
 from gpt_pretrain.runs.reader import read_run
 from gpt_pretrain.runs.report.run_page import render_run_page
+from gpt_pretrain.runs.results_file import read_results, write_results
 from gpt_pretrain.sweeps.results import ranking_rows, read_sweep
 from gpt_pretrain.sweeps.search import NumberRange, Search, SearchSpace, ValueList
 from gpt_pretrain.system.reading import read_json, read_yaml
@@ -263,6 +266,23 @@ def _read_run(folder: Path) -> None:
     format_comparison([run, read_run(COMPAT / "run")])
 
 
+def _make_results(folder: Path) -> None:
+    entries, _ = find_entries(COMPAT)
+    write_results(entries, folder / "results.json")
+
+
+def _read_results(folder: Path) -> None:
+    entries = read_results(folder / "results.json")
+    format_leaderboard(entries, own_machine="a machine")
+    write_results(entries, folder / "results.json")
+
+
+def _read_entries(folder: Path) -> None:
+    entries, _ = find_entries(folder)
+    write_results(entries, folder / "results.json")
+    read_results(folder / "results.json")
+
+
 def _read_metrics(folder: Path) -> None:
     MetricsFile(folder / "metrics.csv", first_step=3)
 
@@ -383,6 +403,8 @@ READERS = {
         {"run.json": (JSON, BLIND), "config.yaml": (YAML, BLIND), "metrics.csv": (TEXT, BLIND), "samples.txt": (TEXT, BLIND)},
         _read_run,
     ),
+    "results": FuzzedReader(_make_results, {"results.json": (JSON, BLIND)}, _read_results),
+    "entries": FuzzedReader(_make_run, {"run.json": (JSON,), "config.yaml": (YAML,)}, _read_entries),
     "page": FuzzedReader(_make_run, {"run.json": (JSON,), "metrics.csv": (TEXT,), "samples.txt": (TEXT,)}, render_run_page),
     "metrics": FuzzedReader(_make_run, {"metrics.csv": (TEXT, BLIND)}, _read_metrics),
     "sweep": FuzzedReader(_make_sweep, {"a=1/run.json": (JSON, JSON, BLIND)}, _read_sweep),

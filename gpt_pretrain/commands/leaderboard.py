@@ -1,0 +1,154 @@
+"""Rank runs on the same text by their bits per byte on held-out text.
+
+Usage: gpt-pretrain leaderboard [FILE ...] [out=results.json]
+
+  FILE  results file from somebody, or a folder with runs; they are ranked together with the runs below outputs/
+  out   results file to write, with all runs that are shown: share it, and others can rank theirs beside yours
+
+There is a table for each text, which is recognized by its hash, and for each part of it that is held out. A results file has
+the results, the size and the settings of runs and the name of the machine's processor; it has no paths, and nothing of the text.
+What it says is not verified.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from gpt_pretrain.commands.arguments import parse_arguments
+from gpt_pretrain.config.command_schema import LeaderboardSettings
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.runs.folder import OUTPUTS, display_path
+from gpt_pretrain.runs.leaderboard import Entry, find_entries, group_by_text, letter_machines, merge, this_machine
+from gpt_pretrain.runs.metadata import FINISHED
+from gpt_pretrain.runs.results_file import read_results, write_results
+from gpt_pretrain.system.environment import user_path
+from gpt_pretrain.system.formatting import format_count, format_duration, format_si, shorten_middle
+from gpt_pretrain.system.tables import format_table
+from gpt_pretrain.system.terminal import print_escaped
+
+MAX_SETTINGS_SHOWN, MAX_NAME_SHOWN = 80, 48  # characters
+MAX_ROWS = 50  # of a table
+
+Column = tuple[str, Callable[[Entry], str]]
+
+
+def leaderboard_command(arguments: list[str]) -> None:
+    """Print the leaderboard of each text, and write a results file if one is named."""
+    settings = parse_arguments(arguments, LeaderboardSettings, usage=__doc__ or "", positional="sources")
+    out = None if settings.out is None else user_path(settings.out)
+    entries, unknown = _collect(settings.sources, out)
+    if unknown:
+        print_escaped(
+            f"{format_count(unknown, 'run')} left out, without bits per byte: an earlier version has trained "
+            f"{'it' if unknown == 1 else 'them'}. python evaluate.py checkpoint=RUN measures them.",
+            file=sys.stderr,
+        )
+    if not entries:
+        print_escaped(f"No run below {OUTPUTS}/ has bits per byte yet. Train one: python train.py data.path=book.txt")
+        return
+    print_escaped(format_leaderboard(entries, own_machine=this_machine()))
+    if out is not None:
+        write_results(entries, out)
+        print_escaped(f"\n{format_count(len(entries), 'run')} in {display_path(out)}")
+
+
+def format_leaderboard(entries: Sequence[Entry], *, own_machine: str) -> str:
+    """Format a ranking of the runs on each text, and the list of machines.
+
+    Args:
+        own_machine: The beginning of the name of the machine that this is.
+    """
+    machines = letter_machines(sorted(entries, key=lambda one: not one.machine.startswith(own_machine)))
+    lines = []
+    for group in group_by_text(entries):
+        lines += [_describe_part(group[0]), format_table(_rows(group, machines)), *_notes(group), ""]
+    for machine, letter in machines.items():
+        own = " (this one)" if machine and machine.startswith(own_machine) else ""
+        lines.append(f"machine {letter}{own}: {machine or 'unknown'}")
+    return "\n".join(lines)
+
+
+def _collect(names: Sequence[str], out: Path | None) -> tuple[list[Entry], int]:
+    """Return the entries of all sources, and the number of runs without bits per byte.
+
+    Raises:
+        UserError: If a source is missing or cannot be read, or out is no JSON file; all problems together.
+    """
+    problems = []
+    if out is not None and out.suffix.lower() != ".json":
+        problems.append(f"out={out}: must end in .json.")
+    entries, unknown = find_entries(OUTPUTS)
+    for name in names:
+        path = user_path(name)
+        try:
+            if path.is_dir():
+                found, without = find_entries(path)
+                # A folder below outputs/ is named to look at again, which adds nothing.
+                entries, unknown = entries + found, unknown + (0 if _is_below_outputs(path) else without)
+            elif not path.exists():
+                problems.append(f"{name}: no such file or folder. Give results files (.json) or folders with runs.")
+            else:
+                entries += read_results(path)
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(problems)
+    return merge(entries), unknown
+
+
+def _is_below_outputs(path: Path) -> bool:
+    return path.resolve().is_relative_to(OUTPUTS.resolve())
+
+
+def _describe_part(entry: Entry) -> str:
+    """Describe the text of a table and the part that is held out."""
+    facts = [f"{entry.text_bytes:,} bytes"] if entry.text_bytes else []
+    facts += [f"SHA-256 {entry.text_sha256[:12]}"] if entry.text_sha256 else ["its hash is unknown, so it may be several texts"]
+    held_out = "" if entry.train_ratio is None else f", validated on the last {1 - entry.train_ratio:.3g} of it"
+    return f"{entry.text_name or 'a text'} ({', '.join(facts)}){held_out}"
+
+
+def _rows(group: Sequence[Entry], machines: dict[str, str]) -> list[list[str]]:
+    """Return the ranking of a text as rows of text, the heading first; columns that say nothing are left out."""
+    columns: list[Column] = [
+        ("bits per byte", lambda one: f"{one.bits_per_byte:.4f}"),
+        ("validated on", lambda one: "-" if one.validated is None else f"{one.validated:.0%}"),
+        ("time", lambda one: "-" if one.seconds is None else format_duration(one.seconds)),
+        ("budget", lambda one: one.budget or "-"),
+        ("parameters", lambda one: _amount(one.parameters)),
+        ("tokens seen", lambda one: _amount(one.tokens_seen)),
+        ("vocabulary", lambda one: shorten_middle(one.tokenizer or "-", MAX_NAME_SHOWN)),
+        ("machine", lambda one: machines[one.machine]),
+        ("began with", lambda one: one.init_from or "-"),
+        ("state", lambda one: one.state or "-"),
+        ("from", lambda one: one.source or "-"),
+        ("run", lambda one: shorten_middle(one.run, MAX_NAME_SHOWN)),
+        ("settings", lambda one: shorten_middle(" ".join(one.settings) or "-", MAX_SETTINGS_SHOWN)),
+    ]
+    plain = {"validated on": "100%", "budget": "-", "began with": "-", "state": FINISHED, "from": "-"}
+    shown = group[:MAX_ROWS]
+    cells = {name: [describe(entry) for entry in shown] for name, describe in columns}
+    kept = [name for name in cells if any(cell != plain.get(name) for cell in cells[name])]
+    ranks = [str(1 + sum(other.bits_per_byte < entry.bits_per_byte for other in group)) for entry in shown]
+    return [["rank", *kept], *([rank, *(cells[name][n] for name in kept)] for n, rank in enumerate(ranks))]
+
+
+def _notes(group: Sequence[Entry]) -> list[str]:
+    """Return what to know when the runs of a text are compared."""
+    notes = []
+    if len(group) > MAX_ROWS:
+        notes.append(f"{format_count(len(group) - MAX_ROWS, 'more run')} not shown.")
+    if any(entry.validated != 1.0 for entry in group):
+        notes.append(
+            "Runs that validated on a part of the held-out text have estimates. To compare them on all of it: "
+            "python evaluate.py models=[RUN,RUN]"
+        )
+    if any(entry.init_from is not None for entry in group):
+        notes.append("Weights that a run began with may have seen the held-out text.")
+    return notes
+
+
+def _amount(number: int | None) -> str:
+    return "-" if number is None else format_si(number, "").strip()
