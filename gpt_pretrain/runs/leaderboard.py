@@ -74,7 +74,7 @@ class Entry:
 
     @property
     def identity(self) -> tuple[object, ...]:
-        """What two entries of one run have in common."""
+        """The fields that two entries of one run have in common."""
         return self.held_out_part, self.run, self.started, round(self.bits_per_byte, 6)
 
 
