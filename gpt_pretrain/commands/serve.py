@@ -95,9 +95,10 @@ def _open_models(settings: ServeSettings) -> dict[str, Weights]:
     """Open the models, each under a name of its own that is no path."""
     from gpt_pretrain.checkpoints.checkpoint_file import first_readable
     from gpt_pretrain.checkpoints.pretrained import open_weights
+    from gpt_pretrain.config.custom_parts import named_model
     from gpt_pretrain.runs.folder import find_checkpoints
 
-    opening = partial(open_weights, kind=settings.weights)
+    opening = partial(open_weights, kind=settings.weights, custom=named_model(settings.model))
     if settings.models or settings.pretrained is not None:
         names = settings.models or [str(settings.pretrained)]
         return _named([(name, opening(name, n_heads=settings.n_heads)) for name in names])

@@ -363,6 +363,7 @@ class EvaluateSettings:
 class ServeSettings:
     """All settings of serve.py."""
 
+    model: dict[str, Any] = field(default_factory=dict)  # your own class, if the weights are those of one: {_target_: class, ...}
     checkpoint: str = MISSING
     pretrained: str | None = MISSING
     models: list[str] = MISSING

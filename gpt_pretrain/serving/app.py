@@ -25,6 +25,7 @@ from gpt_pretrain.serving.completions import (
     describe_scores,
     describe_tokens,
     echoes,
+    encode_text,
     find_model,
     joined,
     read_prompt,
@@ -36,7 +37,6 @@ from gpt_pretrain.serving.metrics import metrics_text
 from gpt_pretrain.serving.page import ModelFacts, add_page
 from gpt_pretrain.serving.requests import CompletionRequest, QueueFullError
 from gpt_pretrain.serving.streams import EventStream, begun, unless_gone
-from gpt_pretrain.tokenizers.splitting import encode_prompt
 
 RETRY_SECONDS = 2  # after which a client may try again
 SENDING_SECONDS = 60.0  # for a slow client to take what is ready, beyond the time limit of a text
@@ -135,8 +135,8 @@ def _add_page_routes(app: FastAPI, engine: Engine) -> None:
     async def tokens(body: TokensBody) -> dict[str, Any]:
         """Return the tokens of a text: ids, texts and bytes."""
         tokenizer = find_model(engine.models, body.model).tokenizer
-        token_ids = await asyncio.to_thread(encode_prompt, body.text, tokenizer)
-        return {"tokens": describe_tokens(token_ids, tokenizer)}
+        token_ids, warning = await asyncio.to_thread(encode_text, body.text, tokenizer, param="text")
+        return {"tokens": describe_tokens(token_ids, tokenizer), "warning": warning}
 
     @app.post("/api/continue", responses=ERRORS)
     async def go_on(body: ContinueBody) -> Response:
@@ -182,6 +182,8 @@ class _Answer:
             "created": int(time.time()),
             "model": body.model,
         }
+        if warnings := list(dict.fromkeys(prompt.warning for prompt in prompts if prompt.warning is not None)):
+            self.head["warnings"] = warnings
 
     async def whole(self) -> dict[str, Any]:
         pieces: list[list[dict[str, Any]]] = [[] for _ in self.choices]

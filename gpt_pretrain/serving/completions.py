@@ -17,6 +17,7 @@ from gpt_pretrain.serving.engine import Engine
 from gpt_pretrain.serving.requests import CompletionRequest, Update
 from gpt_pretrain.tokenizers.base import Tokenizer, decode
 from gpt_pretrain.tokenizers.splitting import encode_prompt
+from gpt_pretrain.tokenizers.unknown import unknown_prompt
 
 
 class RefusedError(Exception):
@@ -35,10 +36,11 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True)
 class ReadPrompt:
-    """A prompt as text and as token ids."""
+    """A prompt as text and as token ids, with a sentence about the parts of it that the vocabulary lacks."""
 
     text: str
     ids: tuple[int, ...]
+    warning: str | None = None
 
 
 def find_model(models: Mapping[str, TextModel], name: str) -> TextModel:
@@ -58,12 +60,9 @@ def read_prompt(model: TextModel, prompt: str | list[int], max_tokens: int) -> R
     Raises:
         RefusedError: If it has no tokens, or unknown ones, or is too long.
     """
-    context = model.decoder.config.context_length
+    context, warning = model.decoder.config.context_length, None
     if isinstance(prompt, str):
-        try:
-            ids = encode_prompt(prompt, model.tokenizer)
-        except UserError as error:
-            raise RefusedError(400, " ".join(error.problems), param="prompt") from error
+        ids, warning = encode_text(prompt, model.tokenizer, param="prompt")
         if not ids and model.tokenizer.eos_id is not None:  # as OpenAI does
             ids = [model.tokenizer.eos_id]
     else:
@@ -80,7 +79,19 @@ def read_prompt(model: TextModel, prompt: str | list[int], max_tokens: int) -> R
             "this model can read and add. Shorten the prompt, or ask for fewer tokens.",
             param="max_tokens",
         )
-    return ReadPrompt(prompt if isinstance(prompt, str) else decode(model.tokenizer, ids), tuple(ids))
+    return ReadPrompt(prompt if isinstance(prompt, str) else decode(model.tokenizer, ids), tuple(ids), warning)
+
+
+def encode_text(text: str, tokenizer: Tokenizer, *, param: str) -> tuple[list[int], str | None]:
+    """Return the token ids of a text, and a sentence about the parts of it that the vocabulary lacks.
+
+    Raises:
+        RefusedError: If it cannot be encoded; `param` names the field that it came in.
+    """
+    try:
+        return encode_prompt(text, tokenizer), unknown_prompt(text, tokenizer)
+    except UserError as error:
+        raise RefusedError(400, " ".join(error.problems), param=param) from error
 
 
 def completion_requests(

@@ -15,13 +15,19 @@ from gpt_pretrain.checkpoints.custom_model import build_custom_model
 from gpt_pretrain.checkpoints.custom_weights import CustomWeights
 from gpt_pretrain.checkpoints.huggingface import export
 from gpt_pretrain.checkpoints.pretrained import load_pretrained, open_weights
+from gpt_pretrain.commands.serve import _load, _open_models
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.generation.sampling import generate
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.custom import CustomModel
 from gpt_pretrain.model.roles import parameter_roles
+from gpt_pretrain.serving.engine import Engine
+from gpt_pretrain.serving.requests import CompletionRequest, ServingLimits
 from tests.conftest import TINY_RUN
 from tests.helpers.training_runs import checkpoint, machine_going_away, same_weights
+from tests.serving.test_engine import Client, alone
+from tests.serving.test_page import serve_settings
 
 Train = Callable[..., float]
 OWN = "tests.helpers.own_models"
@@ -295,6 +301,24 @@ def test_evaluate_and_generate_name_the_class_again(train_own: Train, script: Ca
     done = script("evaluate.py", f"checkpoint={run}", own, f"hydra.run.dir={results}")
     assert done.returncode == 0, done.stderr
     assert json.loads((results / "results.json").read_text())["models"]
+
+
+def test_the_server_names_the_class_again_and_continues_as_generate_does(train_own: Train, tmp_path: Path) -> None:
+    train_own(*named("Recurrent", "width=8"), *QUICK, "trainer.max_steps=2")
+    run, own = str(tmp_path / "run"), {"_target_": f"{OWN}.Recurrent"}
+    unnamed = serve_settings(checkpoint=run, device="cpu")
+    with pytest.raises(UserError, match=r"Name it again: model\._target_="):
+        _load(_open_models(unnamed)["run"], unnamed)
+    settings = serve_settings(checkpoint=run, model=own, device="cpu")
+    ((name, weights),) = _open_models(settings).items()
+    model = _load(weights, settings)
+    request = CompletionRequest(name, tuple(b"Hello"), SamplerConfig(6, 1.0), seed=3, logprobs=2, scores_prompt=True)
+    engine, client = Engine({name: model}, ServingLimits()), Client()
+    engine.submit([request], [client.listen])
+    engine.start()
+    assert client.text == alone(model, request)
+    assert len(client.updates[0].prompt_scores) == 5
+    engine.stop()
 
 
 @pytest.mark.slow

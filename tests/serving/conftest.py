@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 import pytest
 import uvicorn
 
+from gpt_pretrain.generation.prompts import TextModel
 from gpt_pretrain.serving.engine import Engine
 from gpt_pretrain.serving.page import ModelFacts
 from gpt_pretrain.serving.requests import ServingLimits
@@ -24,10 +25,19 @@ class Served:
         limits: Those of the engine.
         address: Where it listens.
         facts: What is known of the models, by name; each is served.
+        models: The models by name; None makes some.
     """
 
-    def __init__(self, limits: ServingLimits, address: Address, facts: Mapping[str, ModelFacts] = {"m": ModelFacts()}) -> None:
-        self.models = {name: text_model(kind) for name, kind in zip(facts, itertools.cycle(("gpt2", "modern")))}
+    def __init__(
+        self,
+        limits: ServingLimits,
+        address: Address,
+        facts: Mapping[str, ModelFacts] = {"m": ModelFacts()},
+        *,
+        models: Mapping[str, TextModel] | None = None,
+    ) -> None:
+        made = {name: text_model(kind) for name, kind in zip(facts, itertools.cycle(("gpt2", "modern")))}
+        self.models = made if models is None else models
         self.model = next(iter(self.models.values()))
         self.engine = Engine(self.models, limits)
         self.engine.start()

@@ -88,12 +88,20 @@ async function encodePrompt(names) {
   encoder = new AbortController();
   const { signal } = encoder;
   try {
-    const lists = await Promise.all(names.map((model) => ask("/api/tokens", { model, text: prompt.value }, signal)));
+    const answers = await Promise.all(names.map((model) => ask("/api/tokens", { model, text: prompt.value }, signal)));
     signal.throwIfAborted();
-    drawPromptTokens(names, lists.map(({ tokens }) => tokens));
+    drawPromptTokens(names, answers.map(({ tokens }) => tokens));
+    warnOfPrompt(answers.map(({ warning }) => warning));
   } catch (error) {
-    if (!signal.aborted) document.getElementById("counts").textContent = error.message;
+    if (!signal.aborted) warnOfPrompt([error.message]);
   }
+}
+
+// Shows what a model does not read as it is typed.
+function warnOfPrompt(warnings) {
+  const shown = document.getElementById("prompt-warning");
+  shown.textContent = [...new Set(warnings.filter(Boolean))].join(" ");
+  shown.hidden = !shown.textContent;
 }
 
 function drawPromptTokens(names, lists) {
