@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gpt_pretrain.model.config import GPTConfig
-from gpt_pretrain.model.kernels.attention import causal_attention
+from gpt_pretrain.model.kernels.attention import causal_attention, single_query_attention
 
 
 class KVCache:
@@ -74,7 +74,11 @@ class KVCache:
             (B, heads of queries, T, K).
         """
         keys, values = self.extend(layer, keys, values)  # (B, H, S, K)
-        if (group := queries.shape[1] // keys.shape[1]) > 1:
+        group = queries.shape[1] // keys.shape[1]
+        is_single = queries.shape[2] == 1 and self.mask is None and queries.device.type == "cpu"
+        if is_single and (group > 1 or queries.dtype in (torch.bfloat16, torch.float16)):
+            return single_query_attention(queries, keys, values)
+        if group > 1:
             keys, values = (one.repeat_interleave(group, dim=1) for one in (keys, values))
         return causal_attention(queries, keys, values, mask=self.mask)
 

@@ -31,6 +31,18 @@ def test_a_packed_layer_equals_the_plain_layer(n_rows: int, batch_size: int, bia
     torch.testing.assert_close(rounded.float(), expected, rtol=0.02, atol=0.02)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n_inputs", [128, 768, 1536, 3072])
+def test_a_row_is_the_same_alone_and_among_others(dtype: torch.dtype, n_inputs: int) -> None:
+    layer = PackedLinear(torch.randn(200, n_inputs), torch.randn(200), dtype=dtype, n_rows=1)
+    assert layer.packed or not packed_linear.can_pack(torch.device("cpu"), dtype)
+    x = torch.randn(5, n_inputs)
+    if layer.packed:
+        with torch.inference_mode():
+            together = layer(x)
+            assert all(torch.equal(layer(x[n : n + 1]), together[n : n + 1]) for n in range(len(x)))
+
+
 def test_a_layer_that_cannot_be_packed_equals_the_plain_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, x = torch.nn.Linear(40, 23), torch.randn(2, 40)
     monkeypatch.setattr(packed_linear, "can_pack", lambda device, dtype: False)

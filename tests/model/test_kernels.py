@@ -251,3 +251,16 @@ def test_a_tied_embedding_adds_its_rows_to_the_gradient_of_the_head() -> None:
         assert not model.tok_emb.weight.grad.is_sparse
         ends.append(model.tok_emb.weight.grad.clone())
     torch.testing.assert_close(*ends)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("group", [1, 3])
+@pytest.mark.parametrize("n_keys", [1, 2, 37])
+def test_attention_of_a_single_query_equals_softmax_attention(dtype: torch.dtype, group: int, n_keys: int) -> None:
+    queries, keys, values = (torch.randn(2, heads, T, 8) for heads, T in ((2 * group, 1), (2, n_keys + 5), (2, n_keys + 5)))
+    queries, keys, values = (one.to(dtype) for one in (queries, keys[:, :, :n_keys], values[:, :, :n_keys]))
+    k, v = (one.double().repeat_interleave(group, dim=1) for one in (keys, values))
+    expected = torch.softmax(queries.double() @ k.transpose(2, 3) / math.sqrt(8), dim=-1) @ v
+    context = attention.single_query_attention(queries, keys, values)
+    assert context.dtype == dtype
+    torch.testing.assert_close(context, expected.to(dtype))

@@ -42,6 +42,27 @@ def causal_attention(
     )
 
 
+def single_query_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Compute softmax attention of one query per head over all keys, for decoding on a CPU.
+
+    For 16 bits, PyTorch's fused kernel takes three times as long with a single query. Heads that share keys and values need no
+    copies of them.
+
+    Args:
+        queries: (B, heads of queries, 1, K); each head of keys and values serves as many of them.
+        keys: (B, H, S, K).
+        values: (B, H, S, K).
+
+    Returns:
+        (B, heads of queries, 1, K).
+    """
+    dtype = torch.promote_types(queries.dtype, torch.float32)
+    B, H, _, K = keys.shape
+    grouped = queries.reshape(B, H, -1, K).to(dtype) * K**-0.5  # (B, H, queries of each, K)
+    weights = torch.softmax(grouped @ keys.to(dtype).transpose(2, 3), dim=-1)  # (B, H, queries of each, S)
+    return (weights @ values.to(dtype)).to(queries.dtype).view(queries.shape)
+
+
 class _DropoutAttention(torch.autograd.Function):
     """Causal attention with dropout for T = S; each block of queries computes scores only for the keys up to its end."""
 
