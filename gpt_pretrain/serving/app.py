@@ -40,6 +40,7 @@ from gpt_pretrain.serving.streams import EventStream, begun, unless_gone
 
 RETRY_SECONDS = 2  # after which a client may try again
 SENDING_SECONDS = 60.0  # for a slow client to take what is ready, beyond the time limit of a text
+MAX_DESCRIBED = 10_000  # tokens of a text, or as many as a model reads
 BUSY = "The server has too many requests. Try again later."
 
 
@@ -134,9 +135,13 @@ def _add_page_routes(app: FastAPI, engine: Engine) -> None:
     @app.post("/api/tokens", responses=ERRORS)
     async def tokens(body: TokensBody) -> dict[str, Any]:
         """Return the tokens of a text: ids, texts and bytes."""
-        tokenizer = find_model(engine.models, body.model).tokenizer
-        token_ids, warning = await asyncio.to_thread(encode_text, body.text, tokenizer, param="text")
-        return {"tokens": describe_tokens(token_ids, tokenizer), "warning": warning}
+        model = find_model(engine.models, body.model)
+        token_ids, warning = await asyncio.to_thread(encode_text, body.text, model.tokenizer, param="text")
+        limit = max(MAX_DESCRIBED, model.decoder.config.context_length)
+        if len(token_ids) > limit:
+            message = f"The text has {len(token_ids):,} tokens. At most {limit:,} are described at a time."
+            raise RefusedError(400, message, param="text")
+        return {"tokens": describe_tokens(token_ids, model.tokenizer), "warning": warning}
 
     @app.post("/api/continue", responses=ERRORS)
     async def go_on(body: ContinueBody) -> Response:

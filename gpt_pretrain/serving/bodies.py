@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from gpt_pretrain.generation.config import (
     LEAST_PENALTY,
@@ -15,6 +15,8 @@ from gpt_pretrain.generation.config import (
 )
 
 MAX_CHOICES, MAX_SHOWN_LOGPROBS, MAX_TEMPERATURE = 16, 20, 100.0
+MAX_PROMPTS = 10_000  # of one body; the server's own limits are lower
+MAX_FIELDS = 100  # of an object; OpenAI's completions have 17
 DEFAULT_TOKENS = 16  # of OpenAI's completions
 
 
@@ -29,13 +31,26 @@ def _whole_characters(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_whole_characters)]
 Stop = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+# Without fail_fast, each wrong item of a list becomes an error of its own: a body of 1 MB took 28 s and 1.4 GB.
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(fail_fast=True)]
 
 
-class SampledBody(BaseModel):
-    """The fields that choose a model and the way of sampling. A field that is not listed is refused."""
+class StrictBody(BaseModel):
+    """An object of a body. A field that is not listed is refused."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_number_of_fields(cls, fields: Any) -> Any:
+        """Refuse an object of very many fields before each of them becomes an error."""
+        if isinstance(fields, dict) and len(fields) > MAX_FIELDS:
+            raise ValueError(f"it has {len(fields):,} fields, and at most {MAX_FIELDS} are read")
+        return fields
+
+
+class SampledBody(StrictBody):
+    """The fields that choose a model and the way of sampling."""
 
     model: Text
     max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = DEFAULT_TOKENS
@@ -63,10 +78,8 @@ class SampledBody(BaseModel):
         return () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(StrictBody):
     """OpenAI's `stream_options`."""
-
-    model_config = ConfigDict(extra="forbid")
 
     include_usage: bool = False
     include_obfuscation: bool = False
@@ -75,7 +88,12 @@ class StreamOptions(BaseModel):
 class CompletionBody(SampledBody):
     """The body of POST /v1/completions. Fields that would change the text in ways that this program does not know are refused."""
 
-    prompt: Text | list[TokenId] | list[Text] | list[list[TokenId]]
+    prompt: (
+        Text
+        | TokenIds
+        | Annotated[list[Text], Field(max_length=MAX_PROMPTS, fail_fast=True)]
+        | Annotated[list[TokenIds], Field(max_length=MAX_PROMPTS, fail_fast=True)]
+    )
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = 1
     stream: bool | None = False
     stream_options: StreamOptions | None = None
@@ -97,10 +115,8 @@ class CompletionBody(SampledBody):
         return [one for one in self.prompt if not isinstance(one, int)]
 
 
-class TokensBody(BaseModel):
+class TokensBody(StrictBody):
     """The body of POST /api/tokens."""
-
-    model_config = ConfigDict(extra="forbid")
 
     model: Text
     text: Text
@@ -109,6 +125,6 @@ class TokensBody(BaseModel):
 class ContinueBody(SampledBody):
     """The body of POST /api/continue. To go on with another token, send the token ids before it and its own."""
 
-    prompt: Text | list[TokenId]
+    prompt: Text | TokenIds
     alternatives: Annotated[int, Field(ge=0, le=MAX_SHOWN_LOGPROBS)] = 10
     echo: bool = True

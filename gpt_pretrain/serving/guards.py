@@ -103,13 +103,14 @@ def error_body(status: int, message: str, *, param: str | None = None, code: str
 def _limited(receive: Receive) -> Receive:
     """Return a source of a request's body that has limits on its size and on its time."""
     size, is_complete = 0, False
+    end = asyncio.get_running_loop().time() + BODY_SECONDS
 
     async def limited() -> Message:
         nonlocal size, is_complete
         if is_complete:  # what follows is only the end of the connection
             return await receive()
         try:
-            message = await asyncio.wait_for(receive(), BODY_SECONDS)
+            message = await asyncio.wait_for(receive(), end - asyncio.get_running_loop().time())
         except TimeoutError as error:
             raise BodyTooLargeError(408, f"The request did not arrive within {BODY_SECONDS:g} seconds.") from error
         size += len(message.get("body", b""))

@@ -20,6 +20,7 @@ from gpt_pretrain.serving.guards import LOOPBACK, Guards
 from gpt_pretrain.serving.page import ModelFacts
 
 HEADER_SECONDS = 20.0  # for the headers of a request to arrive
+READING_SECONDS = 120.0  # for a client to take what has been sent so far
 MAX_CONNECTIONS = 512
 CLOSING_SECONDS = 5  # for answers that are on their way when the server ends
 
@@ -47,19 +48,39 @@ class Address:
 
 
 class PatientlessProtocol(H11Protocol):
-    """HTTP whose connections end if the headers of the first request do not arrive in time."""
+    """HTTP whose connections end if the headers of a request do not arrive in time, or a client does not take its answer.
+
+    uvicorn 0.54 only ends connections on which nothing has arrived since the last answer.
+    """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._headers_due = self.loop.call_later(HEADER_SECONDS, self._close_unless_begun)
+        self._headers_due: asyncio.TimerHandle | None = self.loop.call_later(HEADER_SECONDS, transport.close)
+        self._reading_due: asyncio.TimerHandle | None = None
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        is_answering = self.cycle is not None and not self.cycle.response_complete
+        if is_answering and self._headers_due is not None:
+            self._headers_due.cancel()
+            self._headers_due = None
+        elif not is_answering and self._headers_due is None:
+            self._headers_due = self.loop.call_later(HEADER_SECONDS, self.transport.close)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._reading_due = self.loop.call_later(READING_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._reading_due is not None:
+            self._reading_due.cancel()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._headers_due.cancel()
+        for timer in (self._headers_due, self._reading_due):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
-
-    def _close_unless_begun(self) -> None:
-        if self.cycle is None:
-            self.transport.close()
 
 
 class InterruptibleServer(uvicorn.Server):

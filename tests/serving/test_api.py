@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import select
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import openai
 import pytest
 import requests
+from pydantic import ValidationError
 
 from gpt_pretrain.generation.config import SamplerConfig
+from gpt_pretrain.serving.bodies import CompletionBody
 from gpt_pretrain.serving.requests import ServingLimits
 from gpt_pretrain.serving.server import Address
 from tests.serving.conftest import Served
@@ -194,6 +198,67 @@ def test_half_a_request_holds_nobody_up(served: Served) -> None:
     assert requests.post(f"{served.url}/v1/completions", json={"model": "m", "prompt": "a"}, timeout=60).status_code == 200
     for connection in half:
         connection.close()
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [b"G", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", raw_request({"model": "m", "prompt": "a"})[:-3]],
+    ids=["headers", "second headers", "body"],
+)
+def test_a_request_that_arrives_too_slowly_is_given_up(begin: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpt_pretrain.serving.server.HEADER_SECONDS", 0.5)
+    monkeypatch.setattr("gpt_pretrain.serving.guards.BODY_SECONDS", 0.5)
+    server = Served(ServingLimits(), Address(port=0))
+    try:
+        with send_raw(server, begin) as connection, suppress(ConnectionError):
+            for _ in range(600):  # one byte again and again, so that no pause is long
+                connection.sendall(b" ")
+                time.sleep(0.1)
+                if select.select([connection], [], [], 0)[0] and not connection.recv(1 << 16):
+                    break
+            else:
+                pytest.fail("The connection is still open.")
+    finally:
+        server.close()
+
+
+def test_a_client_that_takes_no_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpt_pretrain.serving.server.READING_SECONDS", 0.5)
+    server = Served(ServingLimits(), Address(port=0))
+    try:
+        text = json.dumps({"model": "m", "text": "a" * 9_000}).encode()
+        head = f"POST /api/tokens HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n"
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", server.port))
+            connection.settimeout(60)
+            connection.sendall((head.encode() + text) * 40)  # more than the buffers of the system hold
+            assert eventually(lambda: len(server.server.server_state.connections) == 0)
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '"prompt": [' + ",".join(["{}"] * 100_000) + "]",
+        '"prompt": [' + ",".join(["[{}]"] * 100_000) + "]",
+        '"prompt": [[' + ",".join(["{}"] * 100_000) + "]]",
+        '"prompt": "a", ' + ", ".join(f'"f{number}": 0' for number in range(50_000)),
+        '"prompt": "a", "stream_options": {' + ", ".join(f'"f{number}": 0' for number in range(50_000)) + "}",
+    ],
+    ids=["objects", "lists of objects", "a list of objects", "fields", "fields of an object"],
+)
+def test_a_body_with_many_mistakes_is_refused_after_the_first_ones(body: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        CompletionBody.model_validate_json(f'{{"model": "m", {body}}}')
+    assert refused.value.error_count() < 20
+
+
+def test_a_text_of_very_many_tokens_is_not_described(served: Served) -> None:
+    answer = requests.post(f"{served.url}/api/tokens", json={"model": "m", "text": "a" * 10_001}, timeout=60)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"] == "The text has 10,001 tokens. At most 10,000 are described at a time."
 
 
 def test_a_full_queue_says_when_to_try_again() -> None:
