@@ -16,6 +16,7 @@ import torch
 
 from gpt_pretrain.checkpoints.tensor_files import StoredTensor
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.reading import open_regular
 
 MAGIC = 20240326
 OTHER_MAGICS = {
@@ -52,7 +53,7 @@ def is_llmc_file(path: Path) -> bool:
     Raises:
         OSError: If the file cannot be read.
     """
-    with open(path, "rb") as stream:
+    with open_regular(path) as stream:
         return int.from_bytes(stream.read(4), "little") in {MAGIC, *OTHER_MAGICS}
 
 

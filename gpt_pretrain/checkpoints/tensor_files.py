@@ -56,7 +56,7 @@ class StoredTensor:
 
 def is_safetensors(path: Path) -> bool:
     """Return whether a file starts as the safetensors format requires: a length of eight bytes, then a JSON object."""
-    with open(path, "rb") as stream:
+    with open_regular(path) as stream:
         head = stream.read(9)
     return head[8:] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER
 

@@ -49,7 +49,7 @@ def parse_arguments(arguments: list[str], schema: type[Settings], *, usage: str,
     config: DictConfig = OmegaConf.structured(schema)
     if positional is not None:
         # A positional argument may contain "=", as the folders of sweeps do.
-        values = [one for one in overrides if one.partition("=")[0] not in names and not _is_unknown_option(one)]
+        values = [one for one in overrides if one.partition("=")[0] not in names and not _is_unknown_option(one, names)]
         overrides = [override for override in overrides if override not in values]
         if values or files:
             config[positional] = escape_interpolation(values + files)
@@ -81,9 +81,11 @@ def _sort_arguments(arguments: list[str], names: Collection[str], *, flags: Set[
     return overrides, list(remaining)
 
 
-def _is_unknown_option(argument: str) -> bool:
-    """Return whether an argument that is no setting begins with two dashes, and is not the name of a file either."""
-    return argument.startswith("--") and not user_path(argument).exists() and not glob.glob(argument)
+def _is_unknown_option(argument: str, names: Collection[str]) -> bool:
+    """Return whether an argument begins like an option, or with a name like a setting's, and is not the name of a file either."""
+    name, equals, _ = argument.partition("=")
+    is_like_setting = equals and not set(name) & set("/.*?[") and bool(nearest(name, list(names)))
+    return bool(argument.startswith("--") or is_like_setting) and not user_path(argument).exists() and not glob.glob(argument)
 
 
 def _nearest_names(name: str, names: list[str]) -> str:
@@ -105,6 +107,9 @@ def _apply(config: DictConfig, overrides: list[str], names: list[str], schema: t
     problems = []
     for override in overrides:
         name, equals, value = override.partition("=")
+        if override in names:
+            problems.append(f"{override}: this setting has no value. Type {override}=VALUE without spaces.")
+            continue
         if not equals or name not in names:
             what = "setting or file" if override.startswith("--") else "setting"
             problems.append(f"{override}: there is no such {what}. {_nearest_names(name.removeprefix('--'), names)}")
@@ -113,6 +118,7 @@ def _apply(config: DictConfig, overrides: list[str], names: list[str], schema: t
             config[name] = None if value == "null" else expand_amounts(override).partition("=")[2]
         except OmegaConfBaseException:
             problems.append(f"{override}: must be {describe_type(get_type_hints(schema)[name])}.")
-    problems += [f"{name}= is missing. --help explains the settings." for name in names if OmegaConf.is_missing(config, name)]
+    missing = [name for name in names if OmegaConf.is_missing(config, name) and name not in overrides]
+    problems += [f"{name}= is missing. --help explains the settings." for name in missing]
     if problems:
         raise UserError(problems)

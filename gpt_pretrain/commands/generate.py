@@ -191,7 +191,7 @@ def _read_prompt(settings: GenerateSettings) -> list[str]:
     Raises:
         UserError: If the prompt cannot be read or is not UTF-8.
     """
-    from gpt_pretrain.generation.prompt_files import check_prompt_text
+    from gpt_pretrain.generation.prompt_files import MAX_LINE_BYTES, check_prompt_text
     from gpt_pretrain.system.file_kinds import HEAD
     from gpt_pretrain.system.line_ends import unify_line_ends
 
@@ -204,7 +204,10 @@ def _read_prompt(settings: GenerateSettings) -> list[str]:
         if settings.prompt_file is None:
             return [read_input().removesuffix("\n")]
         path = user_path(settings.prompt_file)
-        content = path.read_bytes()  # at once, since it may be a pipe
+        with path.open("rb") as stream:  # It may be a pipe.
+            content = stream.read(MAX_LINE_BYTES + 1)
+        if len(content) > MAX_LINE_BYTES:
+            raise UserError(f"{name} has more than {MAX_LINE_BYTES:,} bytes. Shorten it.")
         check_prompt_text(path, content[:HEAD], name=name, as_text=True)
         return [unify_line_ends(content.decode("utf-8-sig")).removesuffix("\n")]
     except OSError as error:

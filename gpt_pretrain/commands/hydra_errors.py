@@ -22,6 +22,7 @@ ADVICE = re.compile(
 NOT_LISTED = re.compile(r"(?:In '([^']+)': )?Could not override '([^']+)'")
 NO_OPTION = re.compile(r"(?:In '[^']+': )?Could not find '([^']+)/([^'/]+)'\s*Available options in '[^']+':\s*(.*)", re.DOTALL)
 NO_FOLDER = re.compile(r"Additional config directory '(.*)' not found")
+ITEM = re.compile(r"(.+)\[(\d+)\]")
 HYDRA_ERRORS = (HydraException, CompactHydraException, OmegaConfBaseException)
 
 
@@ -51,6 +52,8 @@ def _explain_setting(error: OmegaConfBaseException, schema: type) -> str | None:
     key, text = str(error.full_key), str(error.msg or error)
     if (explained := explain_value(error, schema)) is not None:
         return explained
+    if "index out of range" in text and (item := ITEM.fullmatch(key)) is not None:
+        return f"{item[1]}.{item[2]}: this list has no item {item[2]}. A list is set as a whole: {item[1]}=[ITEM,ITEM]"
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
         return unknown_setting(key, schema)
     return f"{key}: {text.splitlines()[0]}."

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from hydra.errors import HydraException
 from hydra.utils import instantiate
 
 from gpt_pretrain.config.custom_parts import TARGET
@@ -107,8 +108,10 @@ def describe_failure(error: BaseException) -> str:
     last = (traceback.extract_tb(error.__traceback__) or [None])[-1]
     of_others = last is None or "importlib" in last.filename or f"{os.sep}hydra{os.sep}" in last.filename
     where = "" if last is None or of_others else f" ({last.filename}, line {last.lineno})"
-    message = (str(error).strip() or "no reason given").splitlines()[0]
-    return f"{type(error).__name__}: {message}{where}"
+    message = str(error).strip() or "no reason given"
+    if not isinstance(error, HydraException):  # Hydra breaks the sentences of its own into lines.
+        message = message.splitlines()[0]
+    return f"{type(error).__name__}: {' '.join(message.split())}{where}"
 
 
 def _describe(found: Any) -> str:

@@ -195,14 +195,24 @@ GRID_RULES: list[Rule] = [
     ),
 ]
 
+EXISTS: tuple[Test, str] = (lambda name: name is None or user_path(name).exists(), "no file has this path; check it")
+NO_FOLDER: tuple[Test, str] = (lambda name: name is None or not user_path(name).is_dir(), "this is a folder. Give a file in it")
+
 GENERATE_RULES: list[Rule] = [
     ("weights", *one_of(*WEIGHTS)),
     ("n_samples", lambda count: 1 <= count <= MAX_SAMPLES, f"must be between 1 and {MAX_SAMPLES:,} samples"),
     ("device", lambda name: re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name) is not None, "must be auto, cpu, cuda or mps"),
     ("precision", *one_of("auto", "32-true", "bf16-mixed")),
     ("prompt", lambda text: text != "", "must have at least one character, for example 'Every effort moves you'"),
-    ("prompt_file", lambda name: name is None or user_path(name).is_file(), "no file has this path; check it"),
-    ("prompts", lambda name: name is None or user_path(name).is_file(), "no file has this path; check it"),
+    ("prompt_file", *EXISTS),
+    ("prompt_file", *NO_FOLDER),
+    ("prompts", *EXISTS),
+    ("prompts", *NO_FOLDER),
+    (
+        "prompts",
+        lambda name: name is None or user_path(name).is_file() or user_path(name).is_dir() or not user_path(name).exists(),
+        "this is a pipe or a device, which cannot be read twice. Save the prompts in a file first",
+    ),
     (
         "stop",
         lambda texts: len(texts) <= MAX_STOPS and all(1 <= len(text) <= MAX_STOP_LENGTH for text in texts),
@@ -266,7 +276,11 @@ PREPARE_RULES: list[Rule] = [
         lambda count: count >= 0,
         "must be at least 0; 0 stops at the first damaged file",
     ),
-    ("workers", *at_least(1, "process", null="one process per core")),
+    (
+        "workers",
+        lambda count: count is None or 1 <= count <= MAX_WORKERS,
+        f"must be between 1 and {MAX_WORKERS} processes on this machine, or null for one process per core",
+    ),
     ("executor", *one_of(None, "local", "slurm", "ray")),
     ("tasks", *at_least(1, "task", null="one task per file")),
 ]

@@ -202,10 +202,15 @@ def find_data_sources(settings: DataSettings, tokenizer: Tokenizer, *, whole: bo
             raise UserError("data=shards needs data.path=FOLDER of token shards, or its URL.")
         return [_shard_source(settings.path, settings, tokenizer)]
     if settings.path is not None and is_shard_path(settings.path):
-        raise UserError(
-            f"data.path={without_secrets(settings.path)}: this is a folder of token shards or a URL. Add data=shards."
-        )
+        raise UserError(_not_text(settings.path))
     return [_text_source(settings.name, settings, tokenizer)]
+
+
+def _not_text(path: str) -> str:
+    """Return the message on token shards, or a URL, that are given as a text."""
+    if is_url(path):
+        return f"data.path={without_secrets(path)} is a URL. For a text, give data.url=URL. For token shards, add data=shards."
+    return f"data.path={path} holds token ids, not text. Add data=shards."
 
 
 def find_split(settings: DataSettings, tokenizer: Tokenizer) -> TokenSplit:

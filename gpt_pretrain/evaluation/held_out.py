@@ -29,6 +29,12 @@ from gpt_pretrain.tokenizers.base import Tokenizer
 THIS_RUN = "this run"  # in messages
 CORE = "core"  # the mean of the centered accuracies of that set
 MAX_NAME = 40  # characters
+# What messages call the settings of evaluate.py, and their names here.
+RENAMED = {
+    r"data\.path=FILE(, DIRECTORY or GLOB)?": "evaluation.texts=[FILE]",
+    r"data\.path=": "evaluation.texts=",
+    r"tasks\.path=": "evaluation.tasks=",
+}
 
 log = logging.getLogger(__name__)
 
@@ -183,8 +189,12 @@ def _collect(problems: list[str], setting: str) -> Iterator[None]:
         yield
     except UserError as error:
         for problem in error.problems:
-            renamed = re.sub(r"^tasks\.path=", "evaluation.tasks=", re.sub(r"^data\.path=", "evaluation.texts=", problem))
-            problems.append(renamed if renamed.startswith("evaluation.") else f"{setting}: {renamed}")
+            for pattern, replacement in RENAMED.items():
+                problem = re.sub(pattern, replacement, problem)
+            name, _, path = setting.partition("=")
+            if path and problem.startswith(f"{path} "):
+                problem = f"{name}={problem}"
+            problems.append(problem if problem.startswith("evaluation.") else f"{setting}: {problem}")
 
 
 def _short_names(paths: Iterable[str]) -> list[str]:
@@ -202,7 +212,7 @@ def _short_names(paths: Iterable[str]) -> list[str]:
 
 
 def _loggable(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII).strip("_.")[:MAX_NAME] or "text"
+    return re.sub(r"[^\w.-]+", "_", name).strip("_.")[:MAX_NAME] or "text"
 
 
 def _task_measures(answers: TaskResult) -> dict[str, Estimate]:

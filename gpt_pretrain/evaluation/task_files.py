@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +13,10 @@ from gpt_pretrain.evaluation.few_shot import add_examples
 from gpt_pretrain.evaluation.hub_tasks import HUB_TASKS
 from gpt_pretrain.evaluation.published_tasks import read_item
 from gpt_pretrain.evaluation.task_items import FORMAT, Task, TaskItem
+from gpt_pretrain.generation.prompt_files import check_prompt_text
 from gpt_pretrain.system.environment import user_path
-from gpt_pretrain.system.reading import DamagedFileError, open_regular, parse_json, short_repr
+from gpt_pretrain.system.file_kinds import HEAD
+from gpt_pretrain.system.reading import DamagedFileError, check_names, open_regular, parse_json
 
 MAX_LINE_BYTES = 1 << 20
 ENDINGS = (".jsonl", ".json", ".ndjson")
@@ -82,6 +83,8 @@ def read_items(
     line_number = 0
     try:
         with open_regular(file, within=within) as stream:
+            check_prompt_text(file, stream.read(HEAD), name=f"tasks.path={file}", as_text=True)
+            stream.seek(0)
             while (limit is None or len(items) < limit) and (line := stream.readline(MAX_LINE_BYTES + 1)):
                 line_number += 1
                 content = line.removeprefix(codecs.BOM_UTF8).strip()
@@ -114,13 +117,5 @@ def _several_lines(file: Path, *, is_array: bool) -> str:
 def _parse_line(line: bytes) -> dict[str, Any]:
     """Parse a JSON object, none of whose names may be given twice, since only the last value would count."""
     fields = parse_json(line)
-    json.loads(line, object_pairs_hook=_check_names)
+    check_names(line)
     return fields
-
-
-def _check_names(pairs: list[tuple[str, Any]]) -> None:
-    seen: set[str] = set()
-    for name, _ in pairs:
-        if name in seen:
-            raise ValueError(f"{short_repr(name)} is given twice")
-        seen.add(name)

@@ -15,7 +15,7 @@ from gpt_pretrain.generation.prompts import Continuation
 from gpt_pretrain.system.file_kinds import ARRAY, AS_TEXT_ADVICE, COMPRESSED, EMPTY, HEAD, LINES, OBJECTS, ROWS, TEXT, FileKind
 from gpt_pretrain.system.file_recognition import is_text_kind, recognize
 from gpt_pretrain.system.old_encodings import quote_path
-from gpt_pretrain.system.reading import DamagedFileError, describe_value, open_regular, parse_json_value
+from gpt_pretrain.system.reading import DamagedFileError, check_names, describe_value, open_regular, parse_json_value
 
 # Of an answer, besides the prompt; of the same names, the prompt's own are left out.
 ANSWER_FIELDS = ("line", "sample", "text", "finish_reason", "prompt_tokens", "new_tokens")
@@ -159,6 +159,7 @@ def _decoded(line: bytes, place: str) -> str:
 def _from_json(text: str, number: int, *, name: str) -> NumberedPrompt:
     try:
         value = parse_json_value(text)
+        check_names(text)
     except DamagedFileError as error:
         raise UserError(f"{name}: line {number}: {error}. A line of JSON holds one object with a prompt.") from error
     fields = value if isinstance(value, dict) else {"prompt": value}

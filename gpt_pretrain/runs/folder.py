@@ -63,6 +63,8 @@ def find_run_folder(name: str) -> Path:
     else:
         path = user_path(name)
         folder = path.parent.parent if path.is_file() and path.parent.name == "checkpoints" else path
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{name} is a file, but the folder of a run is needed, or a file in its folder checkpoints.")
         if not folder.is_dir():
             raise UserError(f"{name}: no such run folder. Runs are folders below {OUTPUTS}/; `latest` is the newest.")
     return folder

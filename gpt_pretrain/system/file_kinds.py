@@ -64,7 +64,7 @@ class FileKind:
         return f"{path} is {self.described()}{', not text' * (not is_text)}. {advice}"
 
 
-_SPOKEN_WITH_AN = re.compile(r"[AEIOaeio]|(HTML|XML|MP3|MP4|RTF|LZ4|LZMA|HDF5|MDS|SVG|NPZ)")
+_SPOKEN_WITH_AN = re.compile(r"[AEIOaeio]|(HTML|XML|MP3|MP4|RTF|LZ4|LZMA|HDF5|MDS|SVG|NPZ|SPSS)")
 
 
 def convert_advice(command: str, what: str = "Extract its text first") -> str:
@@ -89,13 +89,23 @@ BINARY = FileKind("binary file of an unknown kind", advice="Only text is read. I
 NULS = FileKind("file of NULs", advice="It was never filled. If text follows them: tr -d '\\000' < {path} > new.txt")
 TOKENS = FileKind("file of token ids without a header", advice=_SHARDS)
 HTML = FileKind("HTML page", advice=_PANDOC.replace("plain", "plain -f html") + AS_TEXT_ADVICE)
+NOTEBOOK = FileKind(
+    "Jupyter notebook", advice=convert_advice("jupyter nbconvert --to markdown {path}", "Convert it first") + AS_TEXT_ADVICE
+)
+MHTML = FileKind("web archive in MHTML", advice="Save the page as HTML or as text first." + AS_TEXT_ADVICE)
+MAILBOX = FileKind(
+    "text file",
+    TEXT,
+    warning="is read as plain text, but contains e-mails: their headers and encoded attachments are part of the text",
+)
 XML = FileKind("XML document", advice=_PANDOC + AS_TEXT_ADVICE)
 WIKI = FileKind(
     "wiki dump",
     advice=convert_advice("python -m wikiextractor.WikiExtractor --json {path}", "Extract its articles first") + AS_TEXT_ADVICE,
 )
 PICTURE_ADVICE = convert_advice("tesseract {path} text", "Recognize its text first")
-MP4 = FileKind("MP4 video", advice=MEDIA_ADVICE)
+MP4, MP4_SOUND = FileKind("MP4 video", advice=MEDIA_ADVICE), FileKind("MP4 recording", advice=MEDIA_ADVICE)
+RECORDING, VIDEO = FileKind("recording", advice=MEDIA_ADVICE), FileKind("video", advice=MEDIA_ADVICE)
 ZIP = FileKind("zip archive", "zip")
 TAR = FileKind("tar archive", "tar")
 WORD, SHEET, SLIDES = (
@@ -134,6 +144,15 @@ LITDATA = FileKind("chunk of LitData", advice=MEGATRON.advice)
 _TABLE = convert_advice(
     "python -c \"import pandas; pandas.read_{reader}('{path}').to_parquet('table.parquet')\"", "Convert it to Parquet first"
 )
+MATLAB = FileKind("MATLAB file", advice="Save its texts as JSON lines first.")
+STATA, SAS, SPSS = (
+    FileKind(f"{name} table", advice=_TABLE.replace("{reader}", name.lower())) for name in ("Stata", "SAS", "SPSS")
+)
+R_DATA = FileKind(
+    "file of R objects",
+    advice=convert_advice("jsonlite::stream_out(data.frame(text = x), file('texts.jsonl'))", "Export the texts in R first"),
+)
+GGML = FileKind("GGML file of weights", advice=NO_WEIGHTS)
 ARROW = FileKind("Arrow file", advice="If the package datasets wrote its folder: gpt-pretrain prepare dataset=FOLDER out=CORPUS.")
 
 # The first bytes of files that are not plain text: offset, bytes, kind.
@@ -186,6 +205,13 @@ SIGNATURES: tuple[tuple[int, bytes, FileKind], ...] = (
         b"GGUF",
         FileKind("GGUF file of weights", advice=NO_WEIGHTS),
     ),
+    *((0, magic, GGML) for magic in (b"lmgg", b"fmgg", b"tjgg")),  # "ggml", "ggmf" and "ggjt" in the other order of bytes.
+    (4, b"TFL3", FileKind("TensorFlow Lite model", advice=NO_WEIGHTS)),
+    (0, b"!<arch>\n", FileKind("library or Debian package", advice="Its parts are not text.")),
+    (0, b"MATLAB 5.0 MAT-file", MATLAB),
+    (0, b"$FL2@(#)", SPSS),
+    (0, b"<stata_dta>", STATA),
+    *((0, b"RD" + form, R_DATA) for form in (b"A2\n", b"A3\n", b"X2\n", b"X3\n")),
     (0, b"ARROW1", ARROW),
     (8, b"\x10\0\0\0", ARROW),  # After four bytes 0xff and the size of the schema.
     (0, b"FEA1", FileKind("Feather table", advice=_TABLE.replace("{reader}", "feather"))),
@@ -220,7 +246,9 @@ TOKEN_SUFFIXES = (".bin", ".npy", ".idx", ".ds", ".tok", ".tokens", ".u16", ".ui
 SUFFIXES: dict[str, FileKind] = {
     **dict.fromkeys((".jsonl", ".ndjson", ".jsonlines", ".json"), JSON_LINES),
     **dict.fromkeys((".csv", ".tsv", ".tab", ".psv"), CSV),
-    **dict.fromkeys((".html", ".htm", ".xhtml", ".mhtml"), HTML),
+    **dict.fromkeys((".html", ".htm", ".xhtml"), HTML),
+    **dict.fromkeys((".mht", ".mhtml"), MHTML),
+    ".ipynb": NOTEBOOK,
     **dict.fromkeys((".xml", ".svg", ".xsl", ".rss", ".atom", ".plist", ".kml", ".gpx"), XML),
     **dict.fromkeys((".pkl", ".pickle", ".joblib"), PICKLE),
     **dict.fromkeys(
@@ -229,6 +257,15 @@ SUFFIXES: dict[str, FileKind] = {
     ),
     **dict.fromkeys((".pt", ".pth", ".ckpt", ".ptl"), TORCH),
     ".onnx": FileKind("ONNX model", advice=NO_WEIGHTS),
+    **dict.fromkeys((".pb", ".pbtxt"), FileKind("TensorFlow graph", advice=NO_WEIGHTS)),
+    ".mlmodel": FileKind("Core ML model", advice=NO_WEIGHTS),
+    ".model": FileKind("SentencePiece vocabulary", advice="Vocabularies are given with tokenizer={path}."),
+    ".mat": MATLAB,
+    ".dta": STATA,
+    **dict.fromkeys((".sas7bdat", ".xpt"), SAS),
+    **dict.fromkeys((".rds", ".rda", ".rdata"), R_DATA),
+    **dict.fromkeys((".mp3", ".m4a", ".aac", ".opus", ".wma", ".amr"), RECORDING),
+    **dict.fromkeys((".mpg", ".mpeg", ".wmv", ".flv", ".mov", ".avi", ".webm", ".mkv"), VIDEO),
     ".msgpack": FileKind("msgpack file, such as weights of Flax", advice=NO_WEIGHTS),
     ".keras": FileKind("Keras model", advice=NO_WEIGHTS),
     ".mds": FileKind("MDS shard of MosaicML Streaming", advice="Save its texts as JSON lines first."),

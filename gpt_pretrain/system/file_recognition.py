@@ -19,10 +19,15 @@ from gpt_pretrain.system.file_kinds import (
     JAR,
     JSON_LINES,
     LITDATA,
+    MAILBOX,
     MEDIA_ADVICE,
+    MHTML,
     MP4,
+    MP4_SOUND,
+    NOTEBOOK,
     NPZ,
     NULS,
+    PICKLE,
     PICTURE_ADVICE,
     PLAIN,
     SHEET,
@@ -46,6 +51,14 @@ from gpt_pretrain.system.old_encodings import conversion, iconv_name
 from gpt_pretrain.system.seven_bit_encodings import seven_bit_encoding
 
 TEXT_SUFFIXES = (".txt", ".md", ".text")
+NOTEBOOK_START = re.compile(r'\{\s*"(cells|metadata|nbformat\w*)"\s*:.{0,40000}?"(cell_type|nbformat)"\s*:', re.DOTALL)
+_HEADER = r"[A-Za-z][\w-]*: .*\r?\n(?:[ \t].*\r?\n)*"
+# The line that begins an e-mail in a mailbox, or a header that e-mails have and no other text.
+MAIL_START = re.compile(
+    rf"From \S+ .*\d\d:\d\d.*\r?\n{_HEADER}|(?:{_HEADER})*?(?:message-id|mime-version|received|return-path|delivered-to): ",
+    re.IGNORECASE,
+)
+SAVED_PAGE = re.compile(r"^(From: <Saved by |Snapshot-Content-Location: )", re.MULTILINE)
 
 
 def recognize(name: str, head: bytes, *, as_text: bool = False) -> FileKind:
@@ -77,6 +90,8 @@ def recognize(name: str, head: bytes, *, as_text: bool = False) -> FileKind:
         return BINARY if head.strip(b"\0") else NULS
     if suffix in SUFFIXES and not is_text_kind(suffix) and encoding.name == "utf-8" and b"\0" in head:
         return SUFFIXES[suffix]  # A program, for example, most of which is the text in it.
+    if SUFFIXES.get(suffix) is PICKLE and not as_text:
+        return PICKLE  # The oldest protocol writes nothing but ASCII.
     start = _decode(head, encoding)
     kind = PLAIN if as_text else _by_text(start, SUFFIXES.get(suffix), is_text_named=suffix in TEXT_SUFFIXES)
     if encoding.name == "utf-8" or not kind.is_read:
@@ -94,7 +109,7 @@ def _begins_with_offsets(head: bytes) -> bool:
 def is_text_kind(suffix: str) -> bool:
     """Return whether a known suffix is that of text."""
     kind = SUFFIXES.get(suffix)
-    return kind in (JSON_LINES, CSV, HTML, XML)
+    return kind in (JSON_LINES, CSV, HTML, XML, MHTML, NOTEBOOK)
 
 
 def content_name(name: str) -> str:
@@ -133,7 +148,7 @@ def _by_signature(head: bytes, suffix: str, *, as_text: bool) -> FileKind | None
         return FileKind("AIFF recording", advice=MEDIA_ADVICE)
     if head[4:8] == b"ftyp" and not is_text:
         is_picture = head[8:11] in (b"hei", b"avi", b"mif")
-        return FileKind("HEIF image", advice=PICTURE_ADVICE) if is_picture else MP4
+        return FileKind("HEIF image", advice=PICTURE_ADVICE) if is_picture else MP4_SOUND if head[8:11] == b"M4A" else MP4
     if head.startswith(b"BM") and len(head) > 18 and head[6:10] == b"\0\0\0\0":
         return FileKind("BMP image", advice=PICTURE_ADVICE)
     if head.startswith(b"MZ") and b"\0" in head[:64]:
@@ -196,10 +211,14 @@ def _by_text(start: str, by_name: FileKind | None, *, is_text_named: bool) -> Fi
     markup = _markup_kind(begins)
     if markup is not None:
         return markup
-    if by_name is HTML or by_name is XML:
+    if by_name in (HTML, XML, MHTML, NOTEBOOK):
         return by_name
     if by_name is CSV:
         return CSV
+    if NOTEBOOK_START.match(begins):
+        return NOTEBOOK
+    if MAIL_START.match(begins):
+        return MHTML if SAVED_PAGE.search(begins[:4000]) else MAILBOX
     form = json_kind(begins, is_named=by_name is JSON_LINES)
     if by_name is JSON_LINES:
         return form or JSON_LINES

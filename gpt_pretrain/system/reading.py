@@ -8,7 +8,7 @@ import os
 import re
 import reprlib
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -50,9 +50,12 @@ def open_regular(path: Path, *, within: Path | None = None) -> BufferedReader:
     if within is not None and not path.resolve().is_relative_to(within.resolve()):
         raise OSError(errno.EPERM, "it is a link that leads out of its folder", str(path))
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
         os.close(handle)
-        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        kinds = {stat.S_IFIFO: "a pipe", stat.S_IFDIR: "a folder", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+        remedy = ". Save its content to a file first" * stat.S_ISFIFO(mode)
+        raise OSError(errno.EINVAL, f"it is {kinds.get(stat.S_IFMT(mode), 'a socket')}, not a regular file{remedy}", str(path))
     return os.fdopen(handle, "rb")
 
 
@@ -125,6 +128,28 @@ def parse_json_value(content: bytes | str, *, max_values: int = MAX_VALUES) -> A
         count_values(parsed)
     _check_written(parsed, len(data))
     return parsed
+
+
+def check_names(content: bytes | str, *, only: Collection[str] = ()) -> None:
+    """Check that no object in a JSON value has a name twice, since only the last value would count.
+
+    Args:
+        only: The names that are checked; if empty, all are.
+
+    Raises:
+        DamagedFileError: If one does.
+    """
+
+    def check(pairs: list[tuple[str, Any]]) -> None:
+        seen = set[str]()
+        for name, _ in pairs:
+            if name in seen and (not only or name in only):
+                raise DamagedFileError(f"{short_repr(name)} is given twice")
+            seen.add(name)
+
+    json.JSONDecoder(strict=False, object_pairs_hook=check, parse_int=_parse_int).decode(
+        content if isinstance(content, str) else content.decode("utf-8-sig")
+    )
 
 
 def describe_value(value: Any) -> str:

@@ -106,7 +106,7 @@ def split_documents(blocks: Iterable[bytes], cursor: Cursor, separator: str | No
             try:
                 text += decoder.decode(data, ends)
             except UnicodeDecodeError as error:
-                problem = "; ".join(filter(None, explain_invalid_utf8(data, error, offset, cursor.file)))
+                problem = ". ".join(filter(None, explain_invalid_utf8(data, error, offset, cursor.file)))
         offset += len(data) + len(mark)
         if not ends:
             *parts, text = split_start(text, tokenizer)

@@ -8,7 +8,7 @@ from typing import Any
 
 from gpt_pretrain.system.json_recognition import ends_early
 from gpt_pretrain.system.line_ends import unify_line_ends
-from gpt_pretrain.system.reading import DamagedFileError, check_json_values, describe_value
+from gpt_pretrain.system.reading import DamagedFileError, check_json_values, check_names, describe_value
 from gpt_pretrain.texts.chunks import CUT_OFF, FIELD_MISSING, LONGEST_RECORD, Chunk
 from gpt_pretrain.texts.json_values import split_glued
 
@@ -89,7 +89,22 @@ def _json_value(line: bytes, text_field: str) -> Any:
         raise InvalidRecordError(
             BROKEN_JSON, "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         ) from error
+    _check_names(text, text_field)
     return find_field(fields, text_field)
+
+
+def _check_names(text: str, text_field: str) -> None:
+    """Check that a record does not have its text twice, of which only the last one would be read.
+
+    Raises:
+        InvalidRecordError: If it does.
+    """
+    names = {text_field, *text_field.split(".")}
+    if any(text.count(f'"{name}"') > 1 for name in names):  # Perhaps in the text, or in another object.
+        try:
+            check_names(text, only=names)
+        except DamagedFileError as error:
+            raise InvalidRecordError("ambiguous record", str(error)) from error
 
 
 def _parse_int(digits: str) -> int | float:
@@ -121,6 +136,8 @@ def find_field(record: Any, text_field: str, *, within: str = "") -> Any:
         more, dot, inner = inner.partition(".")
         outer = f"{outer}.{more}"
     present = ", ".join(within + name[:EXCERPT] for name in list(record)[:10])
+    if "context" in record and {"choices", "continuation"} & record.keys():
+        present += ", as the questions of a task, which evaluate.py answers with tasks.path="
     raise InvalidRecordError(FIELD_MISSING, f"no field {within}{text_field} in an object with {present or 'no fields'}")
 
 

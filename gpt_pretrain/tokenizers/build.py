@@ -78,7 +78,7 @@ def build_tokenizer(name: str) -> Tokenizer:
         is_folder, is_file = path.is_dir(), path.is_file()
     except (OSError, ValueError) as error:
         raise UserError(f"tokenizer={short_repr(name)}: this path cannot be read. Check it.") from error
-    if is_file:
+    if is_file or (path.exists() and not is_folder):  # a device or a pipe, which the reader refuses
         return read_tokenizer_file(path)
     if is_folder:
         if (found := read_folder_tokenizer(path)) is None:

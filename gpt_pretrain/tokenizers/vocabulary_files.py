@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.file_kinds import HEAD
+from gpt_pretrain.system.file_recognition import recognize
 from gpt_pretrain.system.reading import DamagedFileError, read_bytes
 from gpt_pretrain.tokenizers.added_tokens import FilesBeside, read_beside
 from gpt_pretrain.tokenizers.base import Tokenizer
@@ -78,8 +80,9 @@ def read_tokenizer_file(path: Path) -> Tokenizer:
         tokenizer = read_tokenizer(read, label=prefix.rstrip("-") or label, location=str(path.parent))
         if tokenizer is not None:
             return tokenizer
+    found = recognize(name, content[:HEAD]).described()
     raise UserError(
-        f"{path} is not a tokenizer's file. Give {TOKENIZER_JSON}, {VOCAB_JSON} with {MERGES}, {VOCAB_TXT}, "
+        f"{path} is {found}, not a file of a tokenizer. Give {TOKENIZER_JSON}, {VOCAB_JSON} with {MERGES}, {VOCAB_TXT}, "
         f"*{TIKTOKEN_ENDING} or nanoGPT's {META}, or the folder of a model."
     )
 

@@ -419,7 +419,7 @@ def test_a_large_corpus_is_searched_for_memorized_text_in_blocks(tmp_path: Path,
 
 
 def test_shards_given_as_text_are_reported(train: Train, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"this is a folder of token shards or a URL\. Add data=shards"):
+    with pytest.raises(UserError, match=r"holds token ids, not text\. Add data=shards"):
         train(f"data.path='{write_shards(tmp_path / 'c', train=TRAIN)}'")
 
 

@@ -192,7 +192,7 @@ def test_a_text_has_a_name_that_loggers_take(tmp_path: Path) -> None:
     texts = [f"{tmp_path}/a b.txt", f"{tmp_path}/c/a b.md", f"{tmp_path}/\u6587.txt"]
     held_out = prepare_held_out(HeldOutSettings(texts), data, build_tokenizer("byte"), context_length=8)
     assert held_out is not None
-    assert list(held_out.texts) == ["a_b", "a_b_2", "text"]
+    assert list(held_out.texts) == ["a_b", "a_b_2", "\u6587"]
 
 
 def test_a_stored_place_stays_in_the_folder_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +245,7 @@ def test_several_devices_give_the_numbers_of_one(
         (["x/wiki.valid.txt", "wiki.test.txt"], ["wiki.valid", "wiki.test"]),
         (["x/a.txt", "y/a.txt", "a.txt.gz"], ["a", "a_2", "a.txt"]),
         (["held.txt.gz", "b c.txt", "folder/"], ["held", "b_c", "folder"]),
-        (["книга.txt", ".hidden"], ["text", "hidden"]),
+        (["книга.txt", ".hidden", "\U0001f600.txt"], ["книга", "hidden", "text"]),
     ],
 )
 def test_texts_have_different_names_that_tell_them_apart(paths: list[str], names: list[str]) -> None:
