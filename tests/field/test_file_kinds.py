@@ -232,7 +232,8 @@ def test_settings_beside_texts_are_left_out_of_a_folder(tmp_path: Path, caplog: 
         (folder / name).write_text(content)
     check(folder, [PLAIN])
     assert (
-        "5 files left out: 2 JSON objects without a field text (meta.json, ...)" in caplog.text
+        "5 files left out: 1 empty file (e.txt), 1 table" in caplog.text
+        and "1 JSON object without a field text (meta.json), 1 Jupyter notebook (notebook.ipynb)" in caplog.text
         and "1 table without a column text" in caplog.text
     )
     with pytest.raises(UserError, match=r"no field text in an object with title, n.*data\.text_field="):
