@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 
-from benchmarks.scaling.ngrams import ngram_bits
 from benchmarks.scaling.texts import StudyText, load_texts
 from benchmarks.scaling.trial import Trial, run_trial
 from benchmarks.scaling.trials import PILOT_BYTES, all_trials
+from gpt_pretrain.training.budget.ngrams import ngram_bits
 
 RESULTS, TEXTS = (Path(__file__).with_name(name) for name in ("results.jsonl", "texts.json"))
 COUNTED_BYTES = (20_000, PILOT_BYTES, 500_000, 2_000_000)  # of the n-gram models, at most the whole text

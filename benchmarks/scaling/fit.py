@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 from scipy.optimize import least_squares  # type: ignore[import-untyped]
 
-from benchmarks.scaling.law import Difficulty, Law, Training
 from benchmarks.scaling.trials import PILOT_BYTES, batch_of, regularization_of
+from gpt_pretrain.training.budget import law as law_module
+from gpt_pretrain.training.budget.law import Difficulty, Law, Training
 
-RESULTS, TEXTS, TABLE = (Path(__file__).with_name(name) for name in ("results.jsonl", "texts.json", "law.json"))
+RESULTS, TEXTS = (Path(__file__).with_name(name) for name in ("results.jsonl", "texts.json"))
+TABLE = Path(law_module.__file__).with_name(law_module.TABLE)
 # Each constant's first value; all but the free ones are fitted as logarithms, since they are positive.
 START = {"a": 0.1, "alpha": 0.35, "b": 0.2, "beta": 0.35, "repeats": 1.0, "ngrams": 0.7, "vocabulary": 0.0}
 FREE = ("ngrams", "vocabulary")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import time
 from collections.abc import Set
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,7 +32,7 @@ from gpt_pretrain.runs.metadata import metadata_section, read_metadata
 from gpt_pretrain.system.checkout import CHECKOUT
 from gpt_pretrain.system.formatting import is_finite_number
 from gpt_pretrain.system.reading import DamagedFileError, read_yaml
-from gpt_pretrain.system.resources import PROCESSES_PER_CORE, max_processes
+from gpt_pretrain.system.resources import PROCESSES_PER_CORE, max_processes, process_start
 from gpt_pretrain.training.distributed import launch, ranks, requeue
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ def train(config: DictConfig, *, overridden: Set[str] | None = None) -> float:
         SystemExit: If the run fails or is interrupted.
         SweepJobFailed: If it fails as a job of a sweep.
     """
+    began = time.monotonic() if overridden is not None or is_sweep_job() else process_start(_starter())
     run_dir, overridden = Path(config.run_dir), overridden_keys() if overridden is None else overridden
     if is_multirun() and list_checkpoints(run_dir):  # the sweep is resumed
         config.resume = str(run_dir)
@@ -68,7 +71,7 @@ def train(config: DictConfig, *, overridden: Set[str] | None = None) -> float:
         if n_processes:
             _train_in_processes(config, n_processes, num_nodes=num_nodes)
             return _best_val_loss(run_dir)
-        setup = _prepare(config, run_dir=run_dir, overridden=overridden, writes=writes)
+        setup = _prepare(config, run_dir=run_dir, overridden=overridden, writes=writes, began=began)
         if setup.settings.plan:
             from gpt_pretrain.training.planning.dry_run import dry_run
 
@@ -89,11 +92,17 @@ def train(config: DictConfig, *, overridden: Set[str] | None = None) -> float:
     return _best_val_loss(run_dir)  # a job of a sweep that was already complete
 
 
-def _prepare(config: DictConfig, *, run_dir: Path, overridden: Set[str], writes: bool) -> TrainingSetup:
+def _starter() -> int | None:
+    """Return the process that has started this rank; None if nobody but the user has started this process."""
+    return os.getppid() if launch.launch_info() is not None else None
+
+
+def _prepare(config: DictConfig, *, run_dir: Path, overridden: Set[str], writes: bool, began: float) -> TrainingSetup:
     """Join the other processes, and check the settings and load the data.
 
     Args:
         writes: Whether this process writes the run's files.
+        began: The moment from which a budget of time counts.
     """
     ranks.join_process_group()
     if writes:
@@ -105,7 +114,7 @@ def _prepare(config: DictConfig, *, run_dir: Path, overridden: Set[str], writes:
 
     quiet_lightning(main=ranks.is_main())
     keep_freed_memory()
-    return prepare_training(config, overridden=overridden)
+    return prepare_training(config, overridden=overridden, began=began)
 
 
 def processes_to_start(config: DictConfig, overridden: Set[str]) -> int:

@@ -287,6 +287,7 @@ class TrainSettings:
     compile: bool | str = MISSING
     ema_decay: float | None = None
     weights: str = "trained"
+    budget: str | None = None
     plan: bool = MISSING
     run_dir: str = MISSING
     model: ModelSettings = field(default_factory=ModelSettings)

@@ -39,7 +39,9 @@ def _group(prefix: str, kind: str, names: str) -> dict[str, str]:
 # A setting that is missing here is never taken; a test compares the tables with the schema.
 TRAIN_KINDS: dict[str, str] = {
     **_group(
-        "", TAKEN, "seed eval_freq start_context on_nonfinite rollback_lr_factor max_rollbacks export compile ema_decay weights"
+        "",
+        TAKEN,
+        "seed eval_freq start_context on_nonfinite rollback_lr_factor max_rollbacks export compile ema_decay weights budget",
     ),
     **_group("", NEVER, "resume resume_force plan run_dir"),
     "init_from": ASKED,

@@ -110,6 +110,42 @@ def training_pieces(text: Text, *, train_ratio: float) -> Iterator[str]:
     yield from _characters_between(text, 0, _split_position(text, int(train_ratio * characters)))
 
 
+def sample_split(text: Text, *, train_ratio: float, train: int, held_out: int, parts: int) -> tuple[str, str, int]:
+    """Read parts of the training and the validation set of a text, evenly spread over each, since a text need not be the same
+    everywhere.
+
+    Args:
+        train: The most characters of the training set.
+        held_out: The most characters of the validation set.
+        parts: Number of parts of each.
+
+    Returns:
+        The parts of the training set, those of the validation set, and the bytes of the whole training set.
+
+    Raises:
+        UserError: If the text is empty, unreadable or not UTF-8.
+    """
+    characters = _describe_text(text, "")["characters"]
+    cut = _split_position(text, int(train_ratio * characters))
+    n_bytes, samples = 0, (list[str](), list[str]())
+    spans = [_spread(0, cut, train, parts), _spread(cut, characters, held_out, parts)]
+    start = 0
+    for piece in text.pieces():
+        for sample, chosen in zip(samples, spans, strict=True):
+            sample += [piece[max(begin - start, 0) : max(end - start, 0)] for begin, end in chosen]
+        n_bytes += len(piece[: max(cut - start, 0)].encode())
+        start += len(piece)
+    return "".join(samples[0]), "".join(samples[1]), n_bytes
+
+
+def _spread(begin: int, end: int, most: int, parts: int) -> list[tuple[int, int]]:
+    """Return evenly spread spans with at most this many characters in all; the whole range if it is no longer."""
+    if end - begin <= most:
+        return [(begin, end)]
+    starts = (begin + n * (end - begin) // parts for n in range(parts))
+    return [(start, start + most // parts) for start in starts]
+
+
 def _load(folder: Path) -> TokenSplit | None:
     """Return the token files in a folder, or None if they are missing, damaged or not written by this user."""
     try:

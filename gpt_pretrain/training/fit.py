@@ -32,7 +32,6 @@ from gpt_pretrain.training.lit_module import GPTLitModule
 from gpt_pretrain.training.nonfinite import MAX_WEIGHT, NonFiniteError, has_usable_weights
 from gpt_pretrain.training.preflight import TrainingSetup
 from gpt_pretrain.training.resume import newest_checkpoint
-from gpt_pretrain.training.run_length import total_steps
 from gpt_pretrain.training.starting_point import build_model
 from gpt_pretrain.training.trainer import build_run_trainer
 
@@ -130,7 +129,8 @@ def build_module(setup: TrainingSetup) -> GPTLitModule:
         model,
         optimizer=settings.optimizer,
         scheduler=settings.scheduler,
-        total_steps=total_steps(setup.data, settings.trainer),
+        total_steps=setup.total_steps,
+        pace=None if setup.budget is None else setup.budget.pace,
         token_bytes=torch.from_numpy(token_byte_lengths(setup.tokenizer)),
         on_nonfinite=settings.on_nonfinite,
         compiled=compiled,

@@ -20,6 +20,7 @@ from gpt_pretrain.evaluation.loss import LossTotals, mean_loss, next_token_loss
 from gpt_pretrain.model.custom import CustomModel
 from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.training.batch_totals import batch_totals
+from gpt_pretrain.training.budget.pace import Pace
 from gpt_pretrain.training.clock import TrainingClock
 from gpt_pretrain.training.custom_optimizer import build_custom_optimizer, typed_group_settings
 from gpt_pretrain.training.custom_schedule import OWN_STATE, ScaledSchedule, build_custom_schedule
@@ -52,6 +53,7 @@ class GPTLitModule(L.LightningModule):
         on_nonfinite: What to do when a loss or gradient is NaN or infinite: "stop", "skip" or "rollback".
         compiled: Whether the model's blocks are compiled, so that the training loss is compiled too.
         custom: The user's own optimizer and schedule, by group, in place of those that the settings name.
+        pace: How far the schedule has come after each step, if a budget decides that.
 
     Attributes:
         lr_scale: The factor on the learning rate, which rollbacks lower.
@@ -81,6 +83,7 @@ class GPTLitModule(L.LightningModule):
         on_nonfinite: str = "stop",
         compiled: bool = False,
         custom: Mapping[str, Mapping[str, Any]] | None = None,
+        pace: Pace | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -88,6 +91,7 @@ class GPTLitModule(L.LightningModule):
         self.scheduler_settings = scheduler
         self.total_steps = total_steps
         self.custom = custom or {}
+        self.pace = pace
         none = torch.zeros(model.config.vocab_size, dtype=torch.int64)
         self.register_buffer("token_bytes", none if token_bytes is None else token_bytes, persistent=False)
         self.on_nonfinite = on_nonfinite
@@ -138,7 +142,12 @@ class GPTLitModule(L.LightningModule):
             return build_custom_schedule(optimizer, own, total_steps=self.total_steps, scale=lambda: self.lr_scale)
         lr = max(group["lr"] for group in optimizer.param_groups) if "optimizer" in self.custom else self.optimizer_settings.lr
         return build_schedule(
-            optimizer, lr=lr, settings=self.scheduler_settings, total_steps=self.total_steps, scale=lambda: self.lr_scale
+            optimizer,
+            lr=lr,
+            settings=self.scheduler_settings,
+            total_steps=self.total_steps,
+            scale=lambda: self.lr_scale,
+            pace=self.pace,
         )
 
     def on_fit_start(self) -> None:

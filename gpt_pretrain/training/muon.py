@@ -41,6 +41,7 @@ class Muon(Optimizer):
         eps: AdamW's term in the denominator.
         fused: Whether AdamW updates in one pass over memory.
         dtype: Of the orthogonalization: fp32, or bf16, which is several times faster on hardware that has it.
+        shared: Whether all ranks train the model.
     """
 
     def __init__(
@@ -54,10 +55,11 @@ class Muon(Optimizer):
         eps: float,
         fused: bool,
         dtype: torch.dtype,
+        shared: bool = True,
     ) -> None:
         defaults = {"lr": lr, "weight_decay": 0.0, "momentum": momentum, "betas": betas, "eps": eps, "fused": fused}
         super().__init__(groups, defaults | {"orthogonalize": False})
-        self._parts, self._dtype = parts, dtype
+        self._parts, self._dtype, self._shared = parts, dtype, shared
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -90,8 +92,11 @@ class Muon(Optimizer):
         """Update matrices of one shape, up to transposition."""
         directions = {one.parameter: self._direction(one.parameter, group) for one in batch}
         wide = torch.stack([one.as_wide(directions[one.parameter][one.start : one.stop]) for one in batch])
-        for one, update in zip(batch, _orthogonalize_together(wide, self._dtype), strict=True):
+        for one, update in zip(batch, self._orthogonalize(wide), strict=True):
             one.add_(one.as_wide(update), alpha=-group["lr"] * one.scale)
+
+    def _orthogonalize(self, matrices: Tensor) -> Tensor:
+        return _orthogonalize_together(matrices, self._dtype) if self._shared else orthogonalize(matrices, self._dtype)
 
     def _direction(self, parameter: nn.Parameter, group: dict[str, Any]) -> Tensor:
         """Return the direction of Nesterov's momentum, whole on each rank, in fp32."""

@@ -18,7 +18,9 @@ from gpt_pretrain.model.roles import ROLES, parameter_roles
 from gpt_pretrain.training.muon import Muon
 
 
-def build_optimizer(model: LanguageModel, settings: OptimizerSettings, *, fused: bool = True, bf16: bool = False) -> Optimizer:
+def build_optimizer(
+    model: LanguageModel, settings: OptimizerSettings, *, fused: bool = True, bf16: bool = False, shared: bool = True
+) -> Optimizer:
     """Build AdamW or Muon over all parameters; weight decay acts on matrices only, unless the settings say otherwise.
 
     The layout of the groups depends on optimizer.name and optimizer.decay only, since checkpoints store states by number.
@@ -26,6 +28,7 @@ def build_optimizer(model: LanguageModel, settings: OptimizerSettings, *, fused:
     Args:
         fused: Update in one pass over memory, which is several times faster, but not possible with a gradient scaler (fp16).
         bf16: Orthogonalize in bf16, as the model computes, instead of fp32.
+        shared: Whether all ranks train the model, and share the orthogonalization.
     """
     beta1, beta2 = settings.betas
     if settings.name == "muon":
@@ -39,6 +42,7 @@ def build_optimizer(model: LanguageModel, settings: OptimizerSettings, *, fused:
             eps=settings.eps,
             fused=fused,
             dtype=torch.bfloat16 if bf16 else torch.float32,
+            shared=shared,
         )
     groups = _role_groups(model, settings) if settings.decay == "roles" else _decay_groups(model, settings)
     return AdamW(groups, lr=settings.lr, betas=(beta1, beta2), eps=settings.eps, fused=fused)

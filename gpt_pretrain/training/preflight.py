@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -40,10 +41,13 @@ from gpt_pretrain.tokenizers.saving import is_exportable, tokenizer_files
 from gpt_pretrain.tokenizers.splitting import encode_prompt
 from gpt_pretrain.tokenizers.unknown import unknown_prompt
 from gpt_pretrain.training.acceleration import pick_precision
+from gpt_pretrain.training.budget.amount import parse_budget
+from gpt_pretrain.training.budget.plan import BudgetPlan, check_budget, check_lengths, plan_budget
 from gpt_pretrain.training.custom_optimizer import check_optimizer_class
 from gpt_pretrain.training.custom_schedule import check_scheduler_class
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.resume import state_change_problems
+from gpt_pretrain.training.run_length import total_steps
 from gpt_pretrain.training.starting_point import StartingPoint, build_model, from_checkpoint, from_weights
 
 log = logging.getLogger(__name__)
@@ -61,6 +65,7 @@ class TrainingSetup:
     Args:
         overridden: The names of the settings that the user has typed.
         held_out: Texts and tasks to evaluate on, if there are any.
+        budget: What the budget of the run has decided; None without one.
     """
 
     settings: TrainSettings
@@ -69,6 +74,12 @@ class TrainingSetup:
     start: StartingPoint
     overridden: Set[str] = frozenset()
     held_out: HeldOutSet | None = None
+    budget: BudgetPlan | None = None
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run, as far as they are planned."""
+        return total_steps(self.data, self.settings.trainer) if self.budget is None else self.budget.pace.last_step
 
 
 class ProblemCollector:
@@ -90,17 +101,19 @@ class ProblemCollector:
             self.problems += error.problems
 
 
-def prepare_training(config: DictConfig, *, overridden: Set[str]) -> TrainingSetup:
+def prepare_training(config: DictConfig, *, overridden: Set[str], began: float | None = None) -> TrainingSetup:
     """Check the settings, find the starting point, build the tokenizer, and find and tokenize the text.
 
     Args:
         overridden: The settings that the user overrides. Where weights fix the architecture, an override that contradicts them
             is a problem, and every other setting adapts to them.
+        began: The moment from which a budget of time counts; None for now.
 
     Raises:
         UserError: If anything is wrong; it holds the problems of settings, weights and data together.
     """
     settings, start, changes = from_checkpoint(_resolve_devices(to_settings(config, TrainSettings)), overridden)
+    budget = _plan_by_budget(settings, start, overridden, time.monotonic() if began is None else began)
     collector = ProblemCollector(train_problems(settings))
     problems = collector.problems
     for check in (_check_custom_model, _check_custom_optimizer, _check_custom_scheduler):
@@ -144,7 +157,27 @@ def prepare_training(config: DictConfig, *, overridden: Set[str]) -> TrainingSet
     device = accelerator_device(settings.trainer.accelerator)
     reset_peak_memory(device)
     settings.trainer.precision = pick_precision(settings.trainer, device)
-    return TrainingSetup(settings, tokenizer, data, start, overridden, held_out)
+    return TrainingSetup(settings, tokenizer, data, start, overridden, held_out, budget)
+
+
+def _plan_by_budget(settings: TrainSettings, start: StartingPoint, overridden: Set[str], began: float) -> BudgetPlan | None:
+    """Choose settings by the budget, if there is one; a resumed run has them already."""
+    if settings.budget is None:
+        return None
+    if start.pace is not None:
+        check_lengths(settings, overridden)
+        return BudgetPlan(parse_budget(settings.budget), start.pace, [], began)
+    first = ProblemCollector(train_problems(settings))  # what is wrong already is said before anything is measured
+    with first.collect():
+        _check_no_other_run(settings)
+    with first.collect():
+        check_budget(settings, overridden)
+    if first.problems:
+        raise UserError(first.problems)
+    plan = plan_budget(settings, overridden, began=began)
+    for line in plan.lines:
+        log.info("%s", line)
+    return plan
 
 
 def save_config(settings: TrainSettings, tokenizer: Tokenizer, run_dir: Path) -> dict[str, Any]:

@@ -10,12 +10,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from gpt_pretrain.config.schema import SchedulerSettings
+from gpt_pretrain.training.budget.pace import Pace
 
 FULL_DECAY = ("warmup_cosine", "warmup_linear")  # decay from the end of the warm-up on
 FINAL_DECAY = ("warmup_stable_decay", "warmup_stable_sqrt")  # constant, with a decay in the last steps
 
 
-def lr_at(step: int, *, lr: float, settings: SchedulerSettings, total_steps: int) -> float:
+def lr_at(step: float, *, lr: float, settings: SchedulerSettings, total_steps: int) -> float:
     """Return the learning rate of an optimizer step.
 
     The warm-up is linear and reaches lr at step warmup_steps. The decay reaches min_lr at the last step and stays there.
@@ -55,7 +56,13 @@ def _remaining(done: float, name: str) -> float:
 
 
 def build_schedule(
-    optimizer: Optimizer, *, lr: float, settings: SchedulerSettings, total_steps: int, scale: Callable[[], float]
+    optimizer: Optimizer,
+    *,
+    lr: float,
+    settings: SchedulerSettings,
+    total_steps: int,
+    scale: Callable[[], float],
+    pace: Pace | None = None,
 ) -> LambdaLR:
     """Build the schedule that sets the learning rate of each optimizer step; it scales all parameter groups alike.
 
@@ -63,8 +70,14 @@ def build_schedule(
         lr: The highest learning rate, which min_lr is relative to.
         total_steps: Optimizer steps of the whole run.
         scale: Returns a further factor, which rollbacks lower.
+        pace: Says how far the schedule has come, where the number of steps may change; total_steps is not used then.
     """
-    return LambdaLR(optimizer, lambda step: lr_at(step, lr=lr, settings=settings, total_steps=total_steps) / lr * scale())
+
+    def factor(step: int) -> float:
+        at, length = (step, total_steps) if pace is None else (pace.scheduled_step(step), pace.total)
+        return lr_at(at, lr=lr, settings=settings, total_steps=length) / lr * scale()
+
+    return LambdaLR(optimizer, factor)
 
 
 def apply_settings(optimizer: Optimizer, schedule: LambdaLR, groups: Sequence[dict[str, Any]]) -> None:

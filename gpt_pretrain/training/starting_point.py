@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,15 @@ from gpt_pretrain.model.build import new_model
 from gpt_pretrain.model.config import CUSTOM_KIND, GPTConfig
 from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.system.environment import user_path
-from gpt_pretrain.system.formatting import format_count
+from gpt_pretrain.system.formatting import format_count, format_duration
+from gpt_pretrain.system.reading import short_repr
 from gpt_pretrain.system.terminal import escape_line
 from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.tokenizers.bpe_training import TRAINED_NAME
 from gpt_pretrain.tokenizers.build import build_tokenizer, is_tokenizer_name, same_tokenizer
 from gpt_pretrain.tokenizers.fitting import TooManyTokensError
+from gpt_pretrain.training.budget.amount import parse_budget
+from gpt_pretrain.training.budget.pace import DAMAGED_PLAN, Pace, read_points
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.resume import newest_checkpoint, read_resumable, restore_settings
 from gpt_pretrain.training.run_length import reached_limit
@@ -50,6 +54,7 @@ class StartingPoint:
         peak_lr: The checkpoint's optimizer.lr, or the rate of the matrices if they have their own.
         lr_scale: The factor on all learning rates that rollbacks have lowered.
         stored_shapes: The shapes of the checkpoint's weights, if they are those of the user's own model.
+        pace: The steps that the budget of the resumed run has planned, if it has one.
     """
 
     resume: Path | None = None
@@ -63,6 +68,7 @@ class StartingPoint:
     peak_lr: float | None = None
     lr_scale: float = 1.0
     stored_shapes: Mapping[str, tuple[int, ...]] | None = None
+    pace: Pace | None = None
 
 
 def from_checkpoint(settings: TrainSettings, overridden: Set[str]) -> tuple[TrainSettings, StartingPoint, list[str]]:
@@ -103,12 +109,44 @@ def from_checkpoint(settings: TrainSettings, overridden: Set[str]) -> tuple[Trai
         peak_lr=float(content["lr_schedulers"][0]["base_lrs"][0]),
         lr_scale=float(content["lr_scale"]),
         stored_shapes=_custom_shapes(content) if settings.model.kind == CUSTOM_KIND else None,
+        pace=None if settings.budget is None else _stored_pace(settings.budget, content),
     )
     return settings, start, changes
 
 
 def _custom_shapes(content: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name.removeprefix("model."): tuple(value.shape) for name, value in content["state_dict"].items()}
+
+
+def _stored_pace(typed: str, content: Mapping[str, Any]) -> Pace:
+    """Return the steps that the budget of a checkpoint's run has planned.
+
+    Args:
+        typed: The budget of the resumed run; a time may be another one than in the checkpoint.
+
+    Raises:
+        UserError: If there are none, or the budget cannot take the place of that one.
+    """
+    state = content["callbacks"].get("KeepBudget")
+    points = read_points(state.get("points")) if isinstance(state, dict) else None
+    if points is None:
+        raise UserError("budget= is a setting of a whole run, which this run began without. Leave it out.")
+    spent, before, budget = state.get("spent"), str(content["config"].get("budget")), parse_budget(typed)
+    if type(spent) is not float or not math.isfinite(spent):
+        raise UserError(DAMAGED_PLAN)
+    if typed != before and math.inf in (budget.seconds, parse_budget(before).seconds):
+        raise UserError(
+            f"budget={typed}: this run has budget={short_repr(before)}, and only a time can be changed. Leave it out."
+        )
+    if spent >= budget.seconds:
+        raise UserError(f"budget={typed}: this run has spent {format_duration(spent)} already. Choose a longer time.")
+    return Pace(points[0][2], points)
+
+
+def _has_spent(content: Mapping[str, Any]) -> bool:
+    """Return whether the run of a checkpoint has ended by its budget."""
+    state = content["callbacks"].get("KeepBudget")
+    return isinstance(state, dict) and state.get("ended") is True
 
 
 def from_weights(settings: TrainSettings, overridden: Set[str]) -> StartingPoint:
@@ -173,11 +211,16 @@ def _check_incomplete(settings: TrainSettings, content: dict[str, Any]) -> None:
     """
     progress = content["loops"]["fit_loop"]["epoch_progress"]["current"]
     epochs, steps, trainer = int(progress["processed"]), int(content["global_step"]), settings.trainer
-    limit = reached_limit(trainer, steps=steps, tokens=int(content["tokens_seen"]))
+    limit = reached_limit(trainer, steps=steps, tokens=int(content["tokens_seen"])) if settings.budget is None else None
+    if settings.budget is not None and _has_spent(content):
+        raise AlreadyCompleteError(
+            f"{settings.run_dir} is complete: it has spent budget={settings.budget}, and its learning rate has decayed. A longer "
+            "training is a new run with a larger budget.",
+            result=_best_of(content),
+        )
     if limit is None and trainer.max_tokens is None and epochs >= trainer.max_epochs:
         limit = "max_epochs"
-    best = {name: value for name, value in content["callbacks"].get("SaveRun", {}).items() if name.startswith("best_")}
-    best["best_val_loss"] = best.pop("best_loss", None)
+    best = _best_of(content)
     stop = settings.callbacks.early_stopping
     for name, state in content["callbacks"].items():
         if stop is not None and name.startswith("EarlyStopping") and state["wait_count"] >= max(1, stop.patience):
@@ -205,6 +248,13 @@ def _check_incomplete(settings: TrainSettings, content: dict[str, Any]) -> None:
             f"{format_count(steps, 'step')}. To train further, raise the limit, for example: trainer.{limit}={more}",
             result=best,
         )
+
+
+def _best_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the best validation loss in a checkpoint, and when it was reached."""
+    best = {name: value for name, value in content["callbacks"].get("SaveRun", {}).items() if name.startswith("best_")}
+    best["best_val_loss"] = best.pop("best_loss", None)
+    return best
 
 
 def _usable_tokenizer(settings: TrainSettings, weights: Weights, overridden: Set[str]) -> Tokenizer | None:

@@ -47,7 +47,8 @@ def describe_start(setup: TrainingSetup, model: LanguageModel) -> str:
     context = CheckContext(settings, data, model.config, plan, start)
     warnings = find_warnings(settings, data, model.config, plan, start, overridden=setup.overridden)
     warnings += time_warnings(context, estimated_times(context))
-    warnings += [] if (costly := costly_orthogonalization(context)) is None else [costly]
+    if setup.budget is None:  # a budget has chosen the batch
+        warnings += [] if (costly := costly_orthogonalization(context)) is None else [costly]
     return "\n".join(
         [
             *run_facts(settings, data, model),
@@ -144,8 +145,9 @@ def describe_result(settings: TrainSettings, trainer: L.Trainer, module: GPTLitM
     ]
     if settings.logger.tensorboard:
         lines.append(f"  {tensorboard_command(display_path(run_dir.parent))}")
-    named = naming_words(settings.custom)
-    lines.append(f"  {resume_command(folder, limit=(limit, getattr(settings.trainer, limit)), named=named)}")
+    if settings.budget is None:  # a run that has spent its budget is complete
+        named = naming_words(settings.custom)
+        lines.append(f"  {resume_command(folder, limit=(limit, getattr(settings.trainer, limit)), named=named)}")
     if not own_model:  # serve.py has no models of the user's own
         lines.append(f"  {page_command(folder)}")
     return "\n".join(lines)

@@ -19,6 +19,8 @@ from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.runs.folder import checkpoint_dir
 from gpt_pretrain.runs.loggers import build_loggers
 from gpt_pretrain.system.urls import is_url
+from gpt_pretrain.training.budget.plan import BudgetPlan
+from gpt_pretrain.training.callbacks.budget import KeepBudget
 from gpt_pretrain.training.callbacks.evaluation import PeriodicEvaluation
 from gpt_pretrain.training.callbacks.health import WarningSigns
 from gpt_pretrain.training.callbacks.held_out import HeldOutEvaluation, held_out_batch
@@ -35,7 +37,7 @@ from gpt_pretrain.training.callbacks.weight_average import WeightAverage
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.distributed.strategy import build_strategy, cluster_environments
 from gpt_pretrain.training.preflight import TrainingSetup
-from gpt_pretrain.training.run_length import steps_per_epoch, tokens_per_epoch, total_epochs, total_steps
+from gpt_pretrain.training.run_length import steps_per_epoch, tokens_per_epoch, total_epochs, windows_per_step
 from gpt_pretrain.training.saving import SafeCheckpointIO
 
 
@@ -115,13 +117,18 @@ def _build_loggers(setup: TrainingSetup, *, run_dir: Path, first_step: int) -> l
     return build_loggers(setup.settings.logger, run_dir=run_dir, first_step=first_step, evaluated=evaluated)
 
 
+def _keep_budget(setup: TrainingSetup, plan: BudgetPlan) -> KeepBudget:
+    step_windows, _ = windows_per_step(setup.data, setup.settings.trainer)
+    return KeepBudget(plan.pace, seconds=plan.budget.seconds, began=plan.began, validated=len(setup.data.val) / step_windows)
+
+
 def build_callbacks(setup: TrainingSetup, *, config: dict[str, Any], run_dir: Path) -> list[Callback]:
     """Build the callbacks that the settings ask for, in the order in which they act.
 
     The first rank has all of them; the other ranks have those that take part in computing.
     """
     settings, data, main = setup.settings, setup.data, ranks.is_main()
-    chosen, n_steps, per_epoch = settings.callbacks, total_steps(data, settings.trainer), tokens_per_epoch(data, settings.trainer)
+    chosen, n_steps, per_epoch = settings.callbacks, setup.total_steps, tokens_per_epoch(data, settings.trainer)
     losses = PeriodicEvaluation(
         data,
         eval_freq=settings.eval_freq,
@@ -130,6 +137,8 @@ def build_callbacks(setup: TrainingSetup, *, config: dict[str, Any], run_dir: Pa
     )
     metrics = TrainMetrics(every_n_steps=settings.trainer.log_every_n_steps)
     max_steps = settings.trainer.max_steps if settings.trainer.max_tokens is None else n_steps
+    if setup.budget is not None:  # KeepBudget ends the run
+        max_steps = -1
     finish = FinishAtLimit(max_steps=max_steps, max_time=settings.trainer.max_time)
     steps_in_epoch = steps_per_epoch(data, settings.trainer)
     callbacks: list[Callback] = [
@@ -140,6 +149,8 @@ def build_callbacks(setup: TrainingSetup, *, config: dict[str, Any], run_dir: Pa
         finish,
     ]
     average = None
+    if setup.budget is not None:
+        callbacks.append(_keep_budget(setup, setup.budget))
     if settings.ema_decay is not None:
         callbacks.append(average := WeightAverage(data, decay=settings.ema_decay))
     if setup.held_out is not None and (main or settings.trainer.strategy == "fsdp"):  # as for samples

@@ -3,14 +3,12 @@
 import json
 import math
 
-import numpy as np
 import pytest
 
-from benchmarks.scaling.law import Difficulty, Law, Training
-from benchmarks.scaling.ngrams import ngram_bits
 from benchmarks.scaling.texts import python_code, split_text
 from benchmarks.scaling.trial import Trial, run_trial
 from benchmarks.scaling.trials import all_trials
+from gpt_pretrain.training.budget.law import Difficulty, Law, Training
 
 
 def test_a_trial_trains_and_is_measured() -> None:
@@ -62,10 +60,3 @@ def test_the_results_belong_to_the_study() -> None:
     rows = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
     assert len(finished()) == len(rows) >= 40
     assert all(0.5 < row["bits_per_byte"] < 8 and math.isfinite(row["cpu_seconds"]) for row in rows)
-
-
-def test_counted_ngrams_predict_a_repeated_text_and_not_noise() -> None:
-    noise = np.random.default_rng(1).integers(0, 256, 20_000, dtype=np.uint8).tobytes()
-    assert ngram_bits(b"hello world, " * 1000, b"hello world, " * 50) < 0.2
-    assert ngram_bits(noise[:15_000], noise[15_000:]) > 7.5
-    assert ngram_bits(b"a", b"b") > 0

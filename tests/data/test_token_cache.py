@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gpt_pretrain.data import token_cache as module
-from gpt_pretrain.data.token_cache import tokenize_text
+from gpt_pretrain.data.token_cache import sample_split, tokenize_text
 from gpt_pretrain.data.token_stream import Shard, TokenSplit, TokenStream
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.texts import text as text_module
@@ -212,3 +212,15 @@ def test_a_run_without_a_home_that_can_be_written_keeps_its_tokens_in_a_temporar
     assert "data.cache_dir=FOLDER" in line and "are kept in" in line
     with pytest.raises(UserError, match=r"cannot be written.*data\.cache_dir="):
         train("trainer.max_steps=1", f"data.cache_dir='{home}'", run_dir=tmp_path / "other")
+
+
+def test_samples_come_from_all_parts_of_the_training_and_the_validation_set(tmp_path: Path) -> None:
+    content = "".join(chr(ord("ä") + number // 1000) for number in range(20_000))
+    file = tmp_path / "text.txt"
+    file.write_text(content, encoding="utf-8")
+    train, held_out, n_bytes = sample_split(Text((file,)), train_ratio=0.8, train=1600, held_out=400, parts=16)
+    assert set(train) == set(content[:16_000]) and len(train) == 1600
+    assert set(held_out) == set(content[16_000:]) and len(held_out) == 400
+    assert n_bytes == len(content[:16_000].encode())
+    whole = sample_split(Text((file,)), train_ratio=0.8, train=10**6, held_out=10**6, parts=16)
+    assert whole[:2] == (content[:16_000], content[16_000:])

@@ -61,6 +61,30 @@ CASES = {
         "must be at most 16 texts of 1 to 1000 characters",
     ),
     "plan_of_a_sweep": ((*TEXT, "-m", "plan=true", "seed=1,2"), "plan=true describes a single run and cannot be combined with"),
+    "budget_of_an_unknown_kind": ((*TEXT, "budget=soon"), "budget='soon': must be a time such as 90s, 20m or 8h, '1e9 tokens',"),
+    "budget_without_time": ((*TEXT, "budget=0s"), "budget='0s': a time must be above 0 and at most 365d."),
+    "budget_of_too_many_tokens": ((*TEXT, "budget=1e99 tokens"), "must be between 1 and 1e+15 tokens."),
+    "budget_and_steps": (
+        (*TEXT, "budget=20m"),
+        "trainer.max_steps and budget=20m both decide how long the run is. Leave out one",
+    ),
+    "budget_and_weights": (
+        ("train.py", "init_from=gpt2", "budget=20m"),
+        "budget= chooses a new model, and init_from= brings one.",
+    ),
+    "budget_and_experiment": (
+        ("train.py", "experiment=bytes", "budget=20m"),
+        "experiment= and budget= both choose the settings of",
+    ),
+    "budget_and_shards": (
+        ("train.py", "data=shards", "budget=20m"),
+        "budget= chooses a vocabulary for a text, but data=shards is none.",
+    ),
+    "budget_and_vocabulary": (("train.py", "tokenizer=byte", "budget=20m"), "the rules of budget= know tokenizer=bpe only."),
+    "budget_of_no_step": (
+        ("train.py", "data.path=text.txt", "data.cache_dir=cache", "budget=100 tokens"),
+        "budget='100 tokens' is too small for 20 optimizer steps",
+    ),
     "resumed_sweep": ((*TEXT, "-m", "resume=run", "seed=1,2"), "To resume a sweep: sweep_resume="),
     "weights_twice": (
         ("generate.py", "checkpoint=run", "pretrained=gpt2"),

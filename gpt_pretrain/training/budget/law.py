@@ -1,17 +1,22 @@
 """Predict the bits per byte that a model reaches on held-out text, by a law that was fitted to measured trainings.
 
-The law has the form of Hoffmann et al. 2022 (arXiv:2203.15556), in which
+`benchmarks/scaling` has the measurements and the fit. The law has the form of Hoffmann et al. 2022 (arXiv:2203.15556), in which
 repeated text counts less, as in Muennighoff et al. 2023 (arXiv:2305.16264). How hard a text is, and how much more of it helps,
 differs so much between texts that both are measured on the text itself.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 
 import numpy as np
+
+TABLE = "law.json"
 
 
 @dataclass(frozen=True)
@@ -96,3 +101,16 @@ class Law:
         passes = max(training.trained_bytes / training.unique_bytes - 1.0, 0.0)
         lasting = self.constants["repeats"]
         return training.fresh_bytes * (1.0 + lasting * (1.0 - math.exp(-passes / lasting)))
+
+    def interval(self, training: Training, text: Difficulty) -> tuple[float, float]:
+        """Return the bounds that should hold the loss in nine of ten cases, wider where nothing was measured."""
+        expected, error = self.bits_per_byte(training, text), self.error
+        error *= 1.0 + sum(max(math.log2(getattr(training, name) / most), 0.0) for name, most in self.largest.items()) / 2
+        return expected * math.exp(-error), expected * math.exp(error)
+
+
+@cache
+def fitted_law() -> Law:
+    """Return the law of this version."""
+    content = json.loads(resources.files(__package__).joinpath(TABLE).read_text(encoding="utf-8"))
+    return Law(content["constants"], content["error"], content["largest"])

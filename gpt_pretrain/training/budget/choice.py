@@ -1,0 +1,202 @@
+"""Choose the model, the vocabulary and the length of a run: the lowest expected loss that the budget allows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.model.costs import checkpoint_bytes, matmul_parameters, training_flops_per_token, training_memory
+from gpt_pretrain.training.budget.amount import Budget
+from gpt_pretrain.training.budget.law import Difficulty, Law, Training
+from gpt_pretrain.training.budget.speed import Speed
+
+SHAPES = ((64, 2), (96, 3), (128, 4), (192, 4), (256, 6), (384, 6), (512, 8), (768, 12))  # width and blocks
+HEAD_DIM, CONTEXT = 32, 128
+VOCABULARIES = (512, 1024, 2048, 4096, 8192)
+LENGTHS, SHORTER = 16, 2.0**-0.5  # trainings of each model that are looked at, each shorter by this factor
+ENOUGH = 1.005  # a cheaper choice whose expected loss is at most this factor higher is taken
+MIN_STEPS = 20
+BATCH_ROUNDS = 3
+BESIDES = 0.88  # share of the time for optimizer steps; the rest is for losses, samples and checkpoints
+MOST_PASSES = 64  # over the text
+MOST_PARAMETERS = 30  # in the blocks for each different token that is read; the law was not measured beyond
+TOKENS_PER_ENTRY = 25  # tokens that are read for each one of the vocabulary; the study had no fewer
+MAX_MEMORY, MAX_DISK = 0.6, 0.8  # shares of what is free
+CHECKPOINTS = 3  # on disk at the same time
+
+
+@dataclass(frozen=True)
+class TextFacts:
+    """The text of a run in numbers.
+
+    Args:
+        train_bytes: Bytes of the training set.
+        bytes_per_token: Of vocabularies that are trained on it, by size.
+        difficulty: How hard it is to learn.
+        seconds_to_encode: Estimate for the whole training set.
+    """
+
+    train_bytes: int
+    bytes_per_token: Mapping[int, float]
+    difficulty: Difficulty
+    seconds_to_encode: float = 0.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The time, memory and disk that the machine has left.
+
+    Args:
+        seconds: Until the budget ends.
+        memory: Bytes that training may use; None if unknown.
+        disk: Free bytes where checkpoints go.
+        devices: Devices that share each step.
+        accumulate: Batches of each device in a step.
+    """
+
+    seconds: float
+    memory: int | None
+    disk: int
+    devices: int = 1
+    accumulate: int = 1
+    device: str = "cpu"
+    precision: str = "32-true"
+
+    @property
+    def shares(self) -> int:
+        """Batches of a step, on all devices together."""
+        return self.devices * self.accumulate
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A run that could be chosen.
+
+    Args:
+        batch: Windows of each device's batch.
+        expected: Bits per byte.
+        step_tokens: Tokens of a step, on all devices together.
+    """
+
+    config: GPTConfig
+    batch: int
+    steps: int
+    seconds: float
+    training: Training
+    expected: float
+    step_tokens: int
+
+    @property
+    def passes(self) -> float:
+        """Passes over the text."""
+        return self.training.trained_bytes / self.training.unique_bytes
+
+
+def batch_of(tokens: float) -> int:
+    """Return the windows of a step for a training of this many tokens: they grow with its square root, as in the study."""
+    return max(4, int(2 ** round(math.log2(1.5 * math.sqrt(tokens) / CONTEXT))))
+
+
+def regularization_of(passes: float) -> tuple[float, float, float]:
+    """Return the dropout, and the decay of the matrices and of the output head, for this many passes over a text."""
+    if passes < 1.5:
+        return 0.0, 0.0, 0.0
+    return (0.1, 0.1, 0.5) if passes < 4 else (0.2, 0.2, 1.0)
+
+
+def candidates(
+    text: TextFacts,
+    budget: Budget,
+    limits: Limits,
+    speed: Speed,
+    law: Law,
+    *,
+    configs: Sequence[GPTConfig],
+    batch: int | None = None,
+) -> Iterator[Candidate]:
+    """Yield each model with each length that the budget allows.
+
+    Args:
+        batch: Windows of each device's batch, if they are typed.
+    """
+    fixed = len({(config.emb_dim, config.n_layers) for config in configs}) == 1  # by what is typed
+    for config in configs:
+        length = text.bytes_per_token[config.vocab_size]
+        windows = max(1, int(text.train_bytes / length / config.context_length))
+        most = min(MOST_PASSES * text.train_bytes / length, budget.tokens, budget.flops / training_flops_per_token(config))
+        for _ in range(LENGTHS):
+            size, most_steps = _batch_and_steps(config, most, limits, speed, windows=windows, batch=batch)
+            per_step, steps = size * limits.shares * config.context_length, int(most_steps)
+            step = speed.step_seconds(config, per_step) / limits.devices
+            most = min(most, most_steps * per_step) * SHORTER
+            matrices = matmul_parameters(config) - config.vocab_size * config.emb_dim
+            fresh = min(steps * per_step, text.train_bytes / length)
+            too_large = matrices > MOST_PARAMETERS * fresh and config.emb_dim > SHAPES[0][0] and not fixed
+            rare = fresh < TOKENS_PER_ENTRY * config.vocab_size and config.vocab_size > min(text.bytes_per_token)
+            if steps < MIN_STEPS or too_large or rare:
+                continue
+            training = Training(matrices, config.vocab_size, text.train_bytes, steps * per_step * length)
+            yield Candidate(
+                config, size, steps, steps * step / BESIDES, training, law.bits_per_byte(training, text.difficulty), per_step
+            )
+
+
+def _batch_and_steps(
+    config: GPTConfig, most: float, limits: Limits, speed: Speed, *, windows: int, batch: int | None
+) -> tuple[int, float]:
+    """Return the windows of a batch, and the steps for this many tokens, or for as many as there is time for.
+
+    The batch follows from the length of the training, and that from the speed with the batch.
+    """
+    tokens = most
+    for _ in range(BATCH_ROUNDS):
+        size = batch or max(1, min(batch_of(tokens), windows) // limits.shares)
+        per_step = size * limits.shares * config.context_length
+        steps = min(most / per_step, limits.seconds * BESIDES * limits.devices / speed.step_seconds(config, per_step))
+        tokens = steps * per_step
+    return size, steps
+
+
+def fits(candidate: Candidate, limits: Limits) -> str | None:
+    """Return "memory" or "disk" if the machine has too little of it for a run."""
+    memory = training_memory(
+        candidate.config, batch_size=candidate.batch, precision=limits.precision, device=limits.device, optimizer="muon"
+    )
+    if limits.memory is not None and memory.peak > MAX_MEMORY * limits.memory:
+        return "memory"
+    checkpoints = CHECKPOINTS * checkpoint_bytes(candidate.config, precision=limits.precision, optimizer="muon")
+    return "disk" if checkpoints > MAX_DISK * limits.disk else None
+
+
+def best_of(found: Sequence[Candidate]) -> Candidate:
+    """Return the cheapest of the candidates whose expected loss is nearly the lowest."""
+    lowest = min(one.expected for one in found)
+    return min((one for one in found if one.expected <= ENOUGH * lowest), key=lambda one: (one.seconds, one.expected))
+
+
+def limit_of(chosen: Candidate, refused: Mapping[str, Candidate], limits: Limits) -> str:
+    """Return what would have to grow for a clearly lower loss: "memory", "disk", "text" or "time"."""
+    for reason, candidate in refused.items():
+        if candidate.expected * ENOUGH < chosen.expected:
+            return reason
+    return "text" if chosen.seconds < 0.8 * limits.seconds else "time"
+
+
+def architectures(vocab_sizes: Sequence[int], shapes: Sequence[tuple[int, int]] = SHAPES) -> list[GPTConfig]:
+    """Return the models of these shapes, width and blocks, for each vocabulary."""
+    return [
+        GPTConfig(
+            vocab_size=size,
+            context_length=CONTEXT,
+            emb_dim=width,
+            n_heads=width // HEAD_DIM,
+            n_layers=layers,
+            tie_embeddings=False,
+            init="modern",
+            kind="modern",
+        )
+        for size in vocab_sizes
+        for width, layers in shapes
+    ]

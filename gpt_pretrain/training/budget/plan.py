@@ -1,0 +1,314 @@
+"""Turn the budget of a run into its settings, and say why."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt_pretrain.config.overrides import quote_value
+from gpt_pretrain.config.schema import TrainSettings
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.model.costs import num_parameters
+from gpt_pretrain.system.devices import accelerator_device
+from gpt_pretrain.system.formatting import format_duration, format_si
+from gpt_pretrain.system.reading import short_repr
+from gpt_pretrain.system.resources import free_disk, memory_limit
+from gpt_pretrain.training.acceleration import precision_for
+from gpt_pretrain.training.budget import choice
+from gpt_pretrain.training.budget.amount import Budget, parse_budget
+from gpt_pretrain.training.budget.law import fitted_law
+from gpt_pretrain.training.budget.pace import Pace
+from gpt_pretrain.training.budget.speed import Speed, measure_speed
+from gpt_pretrain.training.budget.text_facts import describe_text
+from gpt_pretrain.training.distributed import ranks
+
+LENGTHS = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens", "trainer.max_time")
+MEASURED = ((64, 2), (128, 4), (256, 6))  # shapes; a short budget leaves out the middle one
+PLANNING_SHARE, TEXT_SHARE = 0.1, 0.75  # of the budget, to choose; and of that, to describe the text
+FEW_SECONDS = 6.0  # for choosing
+MEASURED_BATCH, MEASURED_VOCABULARY = 8, 1024
+ARCHITECTURE = ("emb_dim", "n_layers", "n_heads", "n_kv_heads", "kind", "context_length")  # of which a typed one keeps all
+DECAY_FRACTION = 0.75  # of the schedule that the study had
+STEP_WORK = 8e-3  # seconds of a step that the program needs around it
+MOST_EVALUATIONS, EVALUATION_BATCHES, EVALUATION_SHARE = 40, 2, 0.05
+LONG, CHECKPOINTS = 600.0, 10  # seconds of a run that is also saved within an epoch, and how often
+SPARE_EPOCHS = 100  # times the planned ones, if the machine becomes faster
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BudgetPlan:
+    """The decisions that follow from a budget.
+
+    Args:
+        budget: The budget.
+        pace: The steps of the schedule.
+        lines: A line for each decision, with its reason.
+        began: The moment from which a budget of time counts.
+    """
+
+    budget: Budget
+    pace: Pace
+    lines: list[str]
+    began: float
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A setting, its value, and the reason."""
+
+    value: Any
+    reason: str
+
+
+def plan_budget(settings: TrainSettings, overridden: Set[str], *, began: float) -> BudgetPlan:
+    """Choose the settings that the user has not typed, in place, and plan the run's length; the first rank decides.
+
+    Args:
+        began: The moment from which a budget of time counts.
+
+    Raises:
+        UserError: If the budget is too small for a training, or contradicts other settings.
+    """
+    assert settings.budget is not None
+    budget = parse_budget(settings.budget)
+    plain = ranks.broadcast(_decide_here(settings, overridden, budget, began) if ranks.is_main() else None)
+    for name, value in plain["settings"].items():
+        _set(settings, name, value)
+    return BudgetPlan(budget, Pace(plain["steps"]), plain["lines"], began)
+
+
+def _decide_here(settings: TrainSettings, overridden: Set[str], budget: Budget, began: float) -> dict[str, Any]:
+    """Measure the text and this machine, and return the decision as plain containers."""
+    allowed = PLANNING_SHARE * budget.seconds
+    text = describe_text(settings.data, wanted_vocabularies(settings, overridden), seconds=TEXT_SHARE * allowed)
+    device = accelerator_device(settings.trainer.accelerator)
+    precision, _ = precision_for(settings.trainer.precision, device, deterministic=settings.trainer.deterministic)
+    near = min(text.bytes_per_token, key=lambda size: abs(size - MEASURED_VOCABULARY))
+    speed = measure_speed(
+        choice.architectures([near], MEASURED if allowed > FEW_SECONDS else MEASURED[::2]),
+        settings.optimizer,
+        batch=MEASURED_BATCH,
+        device=device,
+        bf16=precision.startswith("bf16"),
+        fixed=STEP_WORK,
+        seconds=(1 - TEXT_SHARE) * allowed,
+    )
+    limits = choice.Limits(
+        budget.seconds - (time.monotonic() - began) - text.seconds_to_encode,
+        memory_limit(device),
+        free_disk(Path(settings.run_dir)),
+        devices=int(settings.trainer.devices) * settings.trainer.num_nodes,
+        accumulate=settings.trainer.accumulate_grad_batches,
+        device=device.type,
+        precision=precision,
+    )
+    return decide(settings, overridden, budget, text, limits, speed)
+
+
+def decide(
+    settings: TrainSettings,
+    overridden: Set[str],
+    budget: Budget,
+    text: choice.TextFacts,
+    limits: choice.Limits,
+    speed: Speed,
+) -> dict[str, Any]:
+    """Choose from what was measured.
+
+    Returns:
+        The settings to change, by name; the steps of the run; and the lines that explain the choice.
+
+    Raises:
+        UserError: If the budget is too small for a training.
+    """
+    law = fitted_law()
+    found, refused = list[choice.Candidate](), dict[str, choice.Candidate]()
+    configs = allowed_architectures(settings, overridden, text)
+    batch = settings.data.batch_size if is_typed("data.batch_size", overridden) else None
+    for one in choice.candidates(text, budget, limits, speed, law, configs=configs, batch=batch):
+        reason = choice.fits(one, limits)
+        if reason is None:
+            found.append(one)
+        elif reason not in refused or one.expected < refused[reason].expected:
+            refused[reason] = one
+    if not found:
+        raise UserError(_too_small(settings, refused, limits))
+    chosen = choice.best_of(found)
+    limit = choice.limit_of(chosen, refused, limits)
+    decisions = decided_settings(chosen, text, limit)
+    taken = {name: one for name, one in decisions.items() if not is_typed(name, overridden)}
+    if settings.optimizer.decay != "roles":
+        taken = {name: one for name, one in taken.items() if not name.startswith("optimizer.")}
+    low, high = law.interval(chosen.training, text.difficulty)
+    lines = [
+        f"budget  {settings.budget}: the lowest expected loss on this machine and text",
+        *(f"        {name}={_shown(one.value)}: {one.reason}" for name, one in taken.items() if one.reason),
+        f"expect  {chosen.expected:.2f} bits per byte, in nine of ten cases between {low:.2f} and {high:.2f}; limited by {limit}",
+        f"same as {_command(settings, taken, chosen)}",
+    ]
+    values = {name: decision.value for name, decision in taken.items()}
+    return {"settings": values, "steps": chosen.steps, "lines": lines}
+
+
+def decided_settings(chosen: choice.Candidate, text: choice.TextFacts, limit: str) -> dict[str, Decision]:
+    """Return all settings of a candidate, by name, with the reason of those worth a line."""
+    config = chosen.config
+    dropout, decay, head_decay = choice.regularization_of(chosen.passes)
+    parameters = format_si(num_parameters(config), "parameters")
+    passes = f"the text is read {chosen.passes:.1f} times"
+    evaluations = max(4, min(MOST_EVALUATIONS, int(chosen.steps * EVALUATION_SHARE * 3 / (2 * EVALUATION_BATCHES))))
+    every = max(1, chosen.steps // evaluations)
+    epochs = max(1, math.ceil(chosen.passes))
+    minutes = round(chosen.seconds / CHECKPOINTS / 60, 1) if chosen.seconds >= LONG else None
+    return {
+        "tokenizer.name": Decision("bpe", ""),
+        "tokenizer.vocab_size": Decision(config.vocab_size, f"{text.bytes_per_token[config.vocab_size]:.1f} bytes a token"),
+        "model.emb_dim": Decision(config.emb_dim, ""),
+        "model.n_layers": Decision(config.n_layers, f"with emb_dim={config.emb_dim} {parameters}, limited by {limit}"),
+        "model.n_heads": Decision(config.n_heads, ""),
+        "model.context_length": Decision(config.context_length, "the length that the rules were measured with"),
+        "model.drop_rate": Decision(dropout, passes),
+        "optimizer.matrices.weight_decay": Decision(decay, ""),
+        "optimizer.head.weight_decay": Decision(head_decay, f"{decay} for the other matrices"),
+        "scheduler.name": Decision("warmup_stable_decay", ""),
+        "scheduler.decay_fraction": Decision(DECAY_FRACTION, ""),
+        "data.batch_size": Decision(chosen.batch, f"{chosen.step_tokens:,} tokens a step, for {chosen.steps:,} steps"),
+        "data.shift_windows": Decision(epochs > 1, ""),
+        "data.val_tokens": Decision(_val_tokens(chosen, epochs), "validations take about 5 % of the time"),
+        "eval_freq": Decision(every, f"losses take about {EVALUATION_SHARE:.0%} of the time"),
+        "eval_iter": Decision(EVALUATION_BATCHES, ""),
+        "checkpoint.every_n_minutes": Decision(minutes, ""),
+        "callbacks.samples": Decision(epochs * 0.5 < 0.05 * chosen.seconds, ""),
+        "trainer.log_every_n_steps": Decision(max(1, every // 4), ""),
+        "doubts.min_tokens_per_parameter": Decision(0.0, ""),
+        "trainer.max_epochs": Decision(epochs * SPARE_EPOCHS, ""),
+        "trainer.max_steps": Decision(chosen.steps, ""),
+    }
+
+
+def wanted_vocabularies(settings: TrainSettings, overridden: Set[str]) -> list[int]:
+    """Return the sizes of a vocabulary to choose from: the typed one, or those of the study."""
+    typed = settings.tokenizer.vocab_size if is_typed("tokenizer.vocab_size", overridden) else None
+    return [*choice.VOCABULARIES] if typed is None else [typed]
+
+
+def allowed_architectures(settings: TrainSettings, overridden: Set[str], text: choice.TextFacts) -> list[GPTConfig]:
+    """Return the models that the typed settings leave to choose from."""
+    sizes = [*text.bytes_per_token]
+    if not any(is_typed(f"model.{name}", overridden) for name in ARCHITECTURE):
+        return choice.architectures(sizes)
+    return [GPTConfig(vocab_size=size, **vars(settings.model)) for size in sizes]
+
+
+def is_typed(name: str, overridden: Set[str]) -> bool:
+    """Return True if the user has typed this setting or a group around it.
+
+    The options of `data` and `trainer` only say where the text is and which devices train.
+    """
+    parts = name.split(".")
+    return any(".".join(parts[: n + 1]) in overridden for n in range(parts[0] in ("data", "trainer"), len(parts)))
+
+
+def check_lengths(settings: TrainSettings, overridden: Set[str]) -> None:
+    """Check that the budget alone decides how long the run is.
+
+    Raises:
+        UserError: If another setting is typed that does.
+    """
+    problems = [
+        f"{name} and budget={settings.budget} both decide how long the run is. Leave out one of them."
+        for name in LENGTHS
+        if name in overridden
+    ]
+    if problems:
+        raise UserError(problems)
+
+
+def check_budget(settings: TrainSettings, overridden: Set[str]) -> None:
+    """Check a new run's budget, and that no other setting contradicts it.
+
+    Raises:
+        UserError: If that is so.
+    """
+    assert settings.budget is not None
+    parse_budget(settings.budget)
+    check_lengths(settings, overridden)
+    problems = []
+    if settings.init_from is not None:
+        problems.append(
+            "budget= chooses a new model, and init_from= brings one. Leave out one of them; trainer.max_time= ends a run."
+        )
+    problems += [
+        f"budget= knows the program's own parts alone, and {group}._target_ brings yours. Leave out one of them."
+        for group in settings.custom
+    ]
+    if settings.data.name in ("shards", "mixture"):
+        problems.append(f"budget= chooses a vocabulary for a text, but data={settings.data.name} is none. Set trainer.max_time=.")
+    if "experiment" in overridden:
+        problems.append("experiment= and budget= both choose the settings of a run. Leave out one of them.")
+    if "tokenizer.name" in overridden and settings.tokenizer.name != "bpe":
+        problems.append(
+            f"tokenizer={settings.tokenizer.name}: the rules of budget= know tokenizer=bpe only. Leave out one of them."
+        )
+    if problems:
+        raise UserError(problems)
+
+
+def _too_small(settings: TrainSettings, refused: Mapping[str, choice.Candidate], limits: choice.Limits) -> str:
+    budget = short_repr(settings.budget)
+    for reason in refused:
+        return f"budget={budget}: no model fits into the {reason} that this machine has left. Free some of it."
+    left = f": {format_duration(max(limits.seconds, 0.0))} are left after the start" if limits.seconds < math.inf else ""
+    return (
+        f"budget={budget} is too small for {choice.MIN_STEPS} optimizer steps of the smallest model{left}. Choose a larger one."
+    )
+
+
+def _val_tokens(chosen: choice.Candidate, epochs: int) -> int:
+    """Return how many tokens are validated after each epoch, in about a twentieth of the time."""
+    tokens = chosen.steps * chosen.step_tokens
+    return max(50 * chosen.config.context_length, int(0.05 * 3 * tokens / (epochs + 1)))
+
+
+def _get(settings: TrainSettings, name: str) -> Any:
+    value: Any = settings
+    for field in name.split("."):
+        value = getattr(value, field)
+    return value
+
+
+def _set(settings: TrainSettings, name: str, value: Any) -> None:
+    *groups, field = name.split(".")
+    target: Any = settings
+    for group in groups:
+        target = getattr(target, group)
+    setattr(target, field, value)
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _command(settings: TrainSettings, taken: Mapping[str, Decision], chosen: choice.Candidate) -> str:
+    path = [] if settings.data.path is None else [f"data.path={quote_value(settings.data.path)}"]
+    values = {name: one.value for name, one in taken.items() if one.value != _get(settings, name)}
+    values = {name: value for name, value in values.items() if not name.startswith(("trainer.max_", "doubts."))}
+    values = {name.replace("tokenizer.name", "tokenizer"): value for name, value in values.items()}
+    words = [f"{name}={_shown(value)}" for name, value in values.items()]
+    return " ".join(
+        [
+            "python train.py",
+            *path,
+            *words,
+            f"trainer.max_steps={chosen.steps}",
+            f"trainer.max_epochs={max(1, math.ceil(chosen.passes)) + 1}",
+        ]
+    )

@@ -1,0 +1,99 @@
+"""Describe a text by the numbers that the expected loss depends on."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+
+from gpt_pretrain.config.schema import DataSettings
+from gpt_pretrain.data.text import cache_folder, find_text
+from gpt_pretrain.data.token_cache import sample_split
+from gpt_pretrain.tokenizers.base import Tokenizer
+from gpt_pretrain.tokenizers.bpe_training import train_bpe_sizes
+from gpt_pretrain.training.budget import pilot
+from gpt_pretrain.training.budget.choice import TextFacts
+from gpt_pretrain.training.budget.law import Difficulty
+from gpt_pretrain.training.budget.ngrams import ngram_bits
+
+SAMPLE_BYTES, HELD_OUT_BYTES = 500_000, 60_000  # of the training set, and of the validation set
+PARTS = 16  # of each of them
+COUNTED_BYTES = (20_000, pilot.TRAINED_BYTES, SAMPLE_BYTES)  # of the n-gram models
+COUNTING_SHARE = 0.25  # of the time for describing a text, which one n-gram model may take
+ENCODED_BYTES, PILOT_BYTES = 100_000, 250_000  # to measure bytes per token, and to draw the pilot's windows from
+
+
+def describe_text(settings: DataSettings, vocab_sizes: Sequence[int], *, seconds: float = math.inf) -> TextFacts:
+    """Read samples of a text, and return its facts.
+
+    Args:
+        seconds: About how long that may take, besides reading.
+
+    Raises:
+        UserError: If there is no such text, or it cannot be read.
+    """
+    text = find_text(settings, cache_dir=cache_folder(settings))
+    sample, held_out, n_bytes = sample_split(
+        text, train_ratio=settings.train_ratio, train=SAMPLE_BYTES, held_out=HELD_OUT_BYTES, parts=PARTS
+    )
+    return text_facts(sample, held_out, vocab_sizes, unique_bytes=n_bytes, seconds=seconds)
+
+
+def text_facts(
+    sample: str, held_out: str, vocab_sizes: Sequence[int], *, unique_bytes: int, seconds: float = math.inf
+) -> TextFacts:
+    """Return the facts of a text from samples of its training set and of held-out text."""
+    sample, held_out = spread(sample, SAMPLE_BYTES), spread(held_out, HELD_OUT_BYTES)
+    start = time.monotonic()
+    tokenizers = {one.vocab_size: one for one in train_bpe_sizes([sample], sorted({*vocab_sizes, pilot.VOCAB_SIZE}))}
+    lengths, rate = _bytes_per_token(tokenizers, spread(sample, ENCODED_BYTES))
+    full = {size: length for size, length in lengths.items() if size in vocab_sizes}
+    ngrams = counted(sample, held_out, seconds=COUNTING_SHARE * (seconds - (time.monotonic() - start)))
+    tokenizer = tokenizers.get(pilot.VOCAB_SIZE, tokenizers[max(tokenizers)])  # a short text has fewer tokens
+    small, bits = pilot.run_pilot(
+        tokenizer,
+        spread(sample, PILOT_BYTES),
+        held_out,
+        unique_bytes=unique_bytes,
+        seconds=seconds - (time.monotonic() - start),
+    )
+    difficulty = Difficulty(small, bits, ngrams)
+    return TextFacts(
+        unique_bytes, full or {max(lengths): lengths[max(lengths)]}, difficulty, seconds_to_encode=unique_bytes * rate
+    )
+
+
+def _bytes_per_token(tokenizers: Mapping[int, Tokenizer], text: str) -> tuple[dict[int, float], float]:
+    """Return the bytes of a token by the size of the vocabulary, and the longest time in seconds to encode a byte."""
+    lengths, rates, n_bytes = dict[int, float](), list[float](), max(len(text.encode()), 1)
+    for size, tokenizer in tokenizers.items():
+        start = time.monotonic()
+        lengths[size] = n_bytes / max(len(tokenizer.encode_ordinary(text)), 1)
+        rates.append((time.monotonic() - start) / n_bytes)
+    return lengths, max(rates)
+
+
+def counted(sample: str, held_out: str, *, seconds: float = math.inf) -> dict[int, float]:
+    """Return the bits per byte of held-out text by n-grams, by the bytes that were counted.
+
+    Args:
+        seconds: The longest time for one n-gram model; those that would take longer are left out, except the first.
+    """
+    n_bytes, asked, found = len(sample.encode()), held_out.encode(), dict[int, float]()
+    longest = 0.0
+    for size in sorted({min(size, n_bytes) for size in COUNTED_BYTES}):
+        if found and longest * size / max(found) > seconds:
+            break
+        start = time.monotonic()
+        found[size] = ngram_bits(spread(sample, size).encode(), asked)
+        longest = time.monotonic() - start
+    return found
+
+
+def spread(text: str, n_bytes: int) -> str:
+    """Return parts of a text, evenly spread over it."""
+    share = n_bytes / max(len(text.encode()), 1)
+    if share >= 1:
+        return text
+    part = len(text) // PARTS
+    return "".join(text[n * part : n * part + int(part * share)] for n in range(PARTS))

@@ -1,0 +1,163 @@
+"""Keep a run within its budget of time."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.training.budget.pace import DAMAGED_PLAN, Pace, read_points
+from gpt_pretrain.training.distributed import ranks
+from gpt_pretrain.training.lit_module import GPTLitModule
+
+FIRST_STEPS = 3  # that are not measured
+MARKS = (0.02, 0.05, *(n / 10 for n in range(1, 10)), 0.95, 0.98)  # of the schedule, at which the steps are planned anew
+END_WORK = 1.6  # processor seconds that the end of a run takes besides its validation: checkpoints, charts and the report
+RECENT_SECONDS, RECENT_SHARE = 4.0, 0.03  # over which the machine's load is measured; a share of the budget if that is longer
+MOST_SLOWNESS = 12.0  # a process that waits for something else than a processor is not slow
+FORWARD = 0.4  # of a step's time for the loss of the same tokens, without gradients
+
+
+class KeepBudget(Callback):
+    """Plan the steps that are left anew at fixed shares of the schedule, from the time that the last ones took.
+
+    The plans are part of each checkpoint, so a resumed run has the learning rates of an undisturbed one up to its next plan.
+    Validations and checkpoints count, as does the start of the program; the time between two starts does not.
+
+    Args:
+        pace: The steps of the schedule.
+        seconds: The budget; infinite if the plan decides alone.
+        began: The moment at which this process began.
+        validated: Tokens that are validated at the end of the run, as a multiple of those of a step.
+        now: The clock.
+        worked: The processor time of this process.
+    """
+
+    def __init__(
+        self,
+        pace: Pace,
+        *,
+        seconds: float,
+        began: float,
+        validated: float = 0.0,
+        now: Callable[[], float] = time.monotonic,
+        worked: Callable[[], float] = time.process_time,
+    ) -> None:
+        self.pace = pace
+        self.seconds = seconds
+        self.validated = validated
+        self.now = now
+        self.worked = worked
+        self.began = began
+        self.has_ended = False
+        self._load = RecentLoad(max(RECENT_SECONDS, RECENT_SHARE * seconds) if seconds < math.inf else RECENT_SECONDS)
+        self._load.watch(began, 0.0)
+        self._spent = 0.0  # by earlier processes
+        self._step_seconds = 0.0
+        self._epoch_end: float | None = None
+        self._ended: float | None = None  # when the last epoch's last step ended
+        self._measured: list[tuple[int, float]] = []  # step and time at which a measurement began
+
+    def elapsed(self) -> float:
+        """Return the seconds that the run has spent."""
+        return self._spent + self.now() - self.began
+
+    def reserve(self) -> float:
+        """Return the seconds to keep for the end of the run: a validation, and a fixed work at the pace of this machine.
+
+        The end of an earlier epoch says how long a validation takes. Before that, it is estimated from the steps.
+        """
+        estimated = FORWARD * self.validated * self._step_seconds
+        return END_WORK * self._load.slowness + (estimated if self._epoch_end is None else self._epoch_end)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._first, self._ended, self._measured = trainer.global_step + FIRST_STEPS, None, []
+        self._next_mark = self._mark_after(self.pace.progress(trainer.global_step))
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._ended is not None:  # the first step of an epoch
+            self._epoch_end = max(self._epoch_end or 0.0, self.now() - self._ended)
+            self._ended = None
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if not pl_module.ends_step(batch_idx):
+            return
+        step, moment = trainer.global_step, self.now()
+        self._load.watch(moment, self.worked())
+        if trainer.is_last_batch:
+            self._ended = moment
+        if step == self._first:
+            self._measured.append((step, moment))
+        elif self._measured and step > self._first:
+            begin, start = self._measured[-1]
+            self._step_seconds = (moment - start) / (step - begin) if step > begin else self._step_seconds
+        if self.seconds < math.inf:
+            if self._measured and step > self._first + 1 and self.pace.progress(step) >= self._next_mark:
+                self._replan(step, moment)
+            out_of_time = bool(ranks.all_reduce_max(self.elapsed() >= self.seconds - self.reserve()))
+        else:
+            out_of_time = False
+        if step >= self.pace.last_step or out_of_time:
+            self.has_ended = trainer.should_stop = True
+
+    def _replan(self, step: int, moment: float) -> None:
+        begin, start = self._measured[-2] if len(self._measured) > 4 else self._measured[0]
+        rate = max((moment - start) / (step - begin), 1e-9)
+        left = self.seconds - self.reserve() - self.elapsed()
+        self.pace.replan(step, ranks.broadcast(step + max(1, int(left / rate))))
+        self._measured.append((step, moment))
+        self._next_mark = self._mark_after(self.pace.progress(step))
+
+    def _mark_after(self, progress: float) -> float:
+        return next((mark for mark in MARKS if mark > progress), math.inf)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "points": [list(point) for point in self.pace.points],
+            "total": self.pace.total,
+            "spent": self.elapsed(),
+            "ended": self.has_ended,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the plans and the time that is spent.
+
+        Raises:
+            UserError: If they cannot be those of a run.
+        """
+        points, spent = read_points(state_dict.get("points")), state_dict.get("spent")
+        if points is None or type(spent) is not float or not 0 <= spent < math.inf:
+            raise UserError(DAMAGED_PLAN)
+        self.pace.points, self.pace.total = points, points[0][2]
+        self._spent = spent
+
+
+class RecentLoad:
+    """How many seconds pass in a second of this process's work, lately: other programs use the processors too.
+
+    Args:
+        seconds: Over which it is measured.
+
+    Attributes:
+        slowness: The larger one of the last two measurements; at least 1.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.slowness = 1.0
+        self._last = 1.0
+        self._begin: tuple[float, float] | None = None
+
+    def watch(self, moment: float, worked: float) -> None:
+        """Note the processor time that this process has used until a moment."""
+        if self._begin is None:
+            self._begin = (moment, worked)
+        elif moment - self._begin[0] >= self.seconds:
+            now = (moment - self._begin[0]) / max(worked - self._begin[1], 1e-3)
+            now = min(max(now, 1.0), MOST_SLOWNESS)
+            self.slowness, self._last, self._begin = max(now, self._last), now, (moment, worked)

@@ -1,0 +1,62 @@
+"""Runs with budget=: what is chosen, what stays as typed, and exact resumption."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gpt_pretrain.errors import AlreadyCompleteError, UserError
+from gpt_pretrain.system.reading import read_yaml
+from gpt_pretrain.training.budget import plan
+from gpt_pretrain.training.budget.speed import Speed
+from tests.helpers.training_runs import Printed, Train, checkpoint, machine_going_away, same_weights
+
+EXACT = ["data=text", "trainer.accelerator=cpu", "trainer.precision=32-true", "callbacks=minimal", "logger=csv", "compile=false"]
+
+
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Overrides for a small text; the machine has a fixed speed."""
+    monkeypatch.setattr(plan, "measure_speed", lambda *_, **__: Speed((1e5, 1e8), (1e10, 1e10), 1e-3))
+    lines = [f"{number} boats lay at the shore, and {number * number % 89} more came with the wind.\n" for number in range(400)]
+    (tmp_path / "text.txt").write_text("".join(lines), encoding="utf-8")
+    return [*EXACT, f"data.path={tmp_path / 'text.txt'}", f"data.cache_dir={tmp_path / 'cache'}", "trainer.deterministic=true"]
+
+
+def test_what_is_typed_stays_and_the_rest_is_chosen(train: Train, tmp_path: Path, base: list[str], printed: Printed) -> None:
+    train("budget=12000 tokens", "model.drop_rate=0.3", "data.batch_size=2", base=base)
+    settings = read_yaml(tmp_path / "run" / "config.yaml", within=tmp_path)
+    assert (settings["model"]["drop_rate"], settings["data"]["batch_size"]) == (0.3, 2)
+    assert (settings["tokenizer"]["vocab_size"], settings["model"]["emb_dim"]) == (512, 64)
+    assert 10_000 < checkpoint(tmp_path / "run")["tokens_seen"] <= 12_000
+    shown = "\n".join(printed())
+    assert "bits per byte, in nine of ten cases between" in shown
+    assert "same as python train.py data.path=" in shown
+    assert "model.drop_rate=" not in shown.partition("same as")[0]
+
+
+def test_a_resumed_run_equals_an_undisturbed_one(train: Train, tmp_path: Path, base: list[str]) -> None:
+    train("budget=12000 tokens", base=base, run_dir=tmp_path / "whole")
+    with machine_going_away(at_step=12):
+        train("budget=12000 tokens", "checkpoint.every_n_steps=5", base=base, run_dir=tmp_path / "run")
+    train(f"resume={tmp_path / 'run'}", base=base[-1:], run_dir=tmp_path / "run")
+    whole, resumed = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "run")
+    assert whole["global_step"] == resumed["global_step"]
+    assert same_weights(whole, resumed)
+    with pytest.raises(AlreadyCompleteError, match="it has spent budget=12000 tokens"):
+        train(f"resume={tmp_path / 'run'}", base=base[-1:], run_dir=tmp_path / "run")
+
+
+def test_a_run_without_a_budget_gets_none_on_resume(train: Train, tmp_path: Path, base: list[str]) -> None:
+    with machine_going_away(at_step=3):
+        train("model=tiny", "tokenizer=byte", "checkpoint.every_n_steps=2", base=base, run_dir=tmp_path / "run")
+    with pytest.raises(UserError, match="a setting of a whole run"):
+        train(f"resume={tmp_path / 'run'}", "budget=20m", base=[], run_dir=tmp_path / "run")
+
+
+@pytest.mark.parametrize("typed", ["trainer.max_steps=5", "trainer.max_time=00:00:01:00"])
+def test_only_one_setting_decides_the_length(train: Callable[..., float], base: list[str], typed: str) -> None:
+    with pytest.raises(UserError, match="both decide how long the run is"):
+        train("budget=20m", typed, base=base)
