@@ -104,7 +104,7 @@ def _is_below_outputs(path: Path) -> bool:
 
 def _describe_part(entry: Entry) -> str:
     """Describe the text of a table and the part that is held out."""
-    facts = [f"{entry.text_bytes:,} bytes"] if entry.text_bytes else []
+    facts = [f"{entry.text_characters:,} characters"] if entry.text_characters else []
     facts += [f"SHA-256 {entry.text_sha256[:12]}"] if entry.text_sha256 else ["its hash is unknown, so it may be several texts"]
     held_out = "" if entry.train_ratio is None else f", validated on the last {1 - entry.train_ratio:.3g} of it"
     return f"{entry.text_name or 'a text'} ({', '.join(facts)}){held_out}"

@@ -35,7 +35,7 @@ class Entry:
         bits_per_byte: The lowest of its validations.
         text_sha256: The hash of the whole text; empty if the run recorded none.
         text_name: The name of the file or the folder with the text.
-        text_bytes: Bytes of the whole text.
+        text_characters: Characters of the whole text.
         train_ratio: Share of the text to train on. The rest is the held-out part.
         validated: Share of the held-out part that the validations read.
         seconds: Duration, from the start of the program to its end.
@@ -51,7 +51,7 @@ class Entry:
     bits_per_byte: float
     text_sha256: str = ""
     text_name: str = ""
-    text_bytes: int | None = None
+    text_characters: int | None = None
     train_ratio: float | None = None
     validated: float | None = None
     seconds: float | None = None
@@ -114,7 +114,7 @@ def run_entry(folder: Path, metadata: dict[str, Any]) -> Entry | None:
         bits_per_byte=float(bits),
         text_sha256=_text(data.get("sha256")),
         text_name=_text(_text_name(config)),
-        text_bytes=_whole(data.get("bytes")),
+        text_characters=_whole(data.get("characters")),
         train_ratio=_share(config.get("data.train_ratio")),
         validated=_validated_share(config, data),
         seconds=_number(metadata.get("seconds")),

@@ -130,7 +130,7 @@ RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "bits_per_byte": (_is_bits, f"a number above 0 and below {MAX_BITS:g}"),
     **dict.fromkeys(("run", "text_sha256", "text_name", "machine", "state", "version"), TEXT_RULE),
     **dict.fromkeys(("budget", "tokenizer", "init_from"), OPTIONAL_RULE),
-    **dict.fromkeys(("text_bytes", "parameters", "tokens_seen"), COUNT_RULE),
+    **dict.fromkeys(("text_characters", "parameters", "tokens_seen"), COUNT_RULE),
     **dict.fromkeys(("train_ratio", "validated"), SHARE_RULE),
     "seconds": (_is_amount, "null or a number of at least 0"),
     "started": (_is_moment, "a time such as 2026-03-04T09:31:05+00:00"),

@@ -47,7 +47,7 @@ def test_runs_are_ranked_within_their_text_and_their_held_out_part(tmp_path: Pat
     tables = command().split("\n\n")
     ranking = next(table for table in tables if "better" in table)
     assert [line.split()[:2] for line in ranking.splitlines()[2:]] == [["1", "2.2500"], ["2", "2.5000"]]
-    assert "sample (SHA-256 abababababab), validated on the last 0.1 of it" in ranking
+    assert "sample (20,479 characters, SHA-256 abababababab), validated on the last 0.1 of it" in ranking
     assert len(tables) == 4
     assert tables[-1].strip() == "machine A: A Processor, 2 cores"
 
