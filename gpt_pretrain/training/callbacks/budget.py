@@ -138,7 +138,7 @@ class KeepBudget(Callback):
 
 
 class RecentLoad:
-    """How many seconds pass in a second of this process's work, lately: other programs use the processors too.
+    """Measure how many seconds pass in a second of this process's work, lately: other programs use the processors too.
 
     Args:
         seconds: Over which it is measured.
