@@ -188,7 +188,7 @@ def test_a_vocabulary_without_an_end_of_text_gets_one_for_new_weights(tmp_path: 
             pickle.dumps({"itos": ["a"], "stoi": {"a": 0, "b": 1}}),
             "its stoi gives 'b' the id 1, which its itos lacks",
         ),
-        ("merges.txt", b"a b\n", "is not a tokenizer's file"),
+        ("merges.txt", b"a b\n", "is a text file, not a file of a tokenizer"),
         (
             "vocab.txt",
             "của 1234\nvà 900\nhọc@@ 12\n".encode(),
