@@ -26,7 +26,7 @@ from gpt_pretrain.runs.results_file import read_results, write_results
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.formatting import format_count, format_duration, format_si, shorten_middle
 from gpt_pretrain.system.tables import format_table
-from gpt_pretrain.system.terminal import print_escaped
+from gpt_pretrain.system.terminal import escape_line, print_escaped
 
 MAX_SETTINGS_SHOWN, MAX_NAME_SHOWN = 80, 48  # characters
 MAX_ROWS = 50  # of a table
@@ -66,7 +66,7 @@ def format_leaderboard(entries: Sequence[Entry], *, own_machine: str) -> str:
         lines += [_describe_part(group[0]), format_table(_rows(group, machines)), *_notes(group), ""]
     for machine, letter in machines.items():
         own = " (this one)" if machine and machine.startswith(own_machine) else ""
-        lines.append(f"machine {letter}{own}: {machine or 'unknown'}")
+        lines.append(f"machine {letter}{own}: {escape_line(machine) or 'unknown'}")
     return "\n".join(lines)
 
 
@@ -104,10 +104,11 @@ def _is_below_outputs(path: Path) -> bool:
 
 def _describe_part(entry: Entry) -> str:
     """Describe the text of a table and the part that is held out."""
+    name, digest = escape_line(entry.text_name) or "a text", escape_line(entry.text_sha256[:12])
     facts = [f"{entry.text_characters:,} characters"] if entry.text_characters else []
-    facts += [f"SHA-256 {entry.text_sha256[:12]}"] if entry.text_sha256 else ["its hash is unknown, so it may be several texts"]
+    facts += [f"SHA-256 {digest}"] if digest else ["its hash is unknown, so it may be several texts"]
     held_out = "" if entry.train_ratio is None else f", validated on the last {1 - entry.train_ratio:.3g} of it"
-    return f"{entry.text_name or 'a text'} ({', '.join(facts)}){held_out}"
+    return f"{name} ({', '.join(facts)}){held_out}"
 
 
 def _rows(group: Sequence[Entry], machines: dict[str, str]) -> list[list[str]]:

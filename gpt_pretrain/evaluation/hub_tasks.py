@@ -9,16 +9,19 @@ import os
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.few_shot import add_examples
 from gpt_pretrain.evaluation.published_tasks import read_item
 from gpt_pretrain.evaluation.task_items import Task, TaskItem
+from gpt_pretrain.system.resources import bounded_memory
 from gpt_pretrain.texts.dataset_guard import check_reader, own_files_only
 from gpt_pretrain.texts.extras import missing_extra
 from gpt_pretrain.texts.small_tables import read_small_tables
 
+MAX_HUB_MEMORY = 1 << 31  # Bytes for the next rows; `read_small_tables` has limits of its own, which are lower.
 MAX_HUB_ITEMS, MAX_HUB_CHARACTERS = 1_000_000, 1 << 28  # Of a split; the largest of these tasks has 40,000 items.
 
 
@@ -101,12 +104,27 @@ def _rows(name: str, source: HubTask, split: str) -> Generator[dict[str, Any], N
         import datasets
     except ImportError as error:
         raise missing_extra("datasets") from error
+    if Path(source.repository).exists():  # datasets would read it in place of the task
+        raise UserError(
+            f"tasks.names={name}: a folder {source.repository} stands in the current folder, where the package datasets looks "
+            "before the hub. Start elsewhere, or rename it."
+        )
     datasets.disable_progress_bars()
     try:
         with own_files_only(source.repository, read_tables=read_small_tables):
-            builder = datasets.load_dataset_builder(source.repository, source.config)
-            check_reader(builder, source.repository)
-            yield from builder.as_streaming_dataset(split=split)
+            with bounded_memory(MAX_HUB_MEMORY):
+                builder = datasets.load_dataset_builder(source.repository, source.config)
+                check_reader(builder, source.repository, readers=("json", "parquet"))
+                records = builder.as_streaming_dataset(split=split)
+            if records.features is not None:  # otherwise datasets decodes nothing
+                records = records.decode(False)  # images and the like, whose rows may name any file or address
+            rows = iter(records)
+            while True:
+                with bounded_memory(MAX_HUB_MEMORY):
+                    row = next(rows, None)
+                if row is None:
+                    return
+                yield row
     except (UserError, GeneratorExit):
         raise
     except Exception as error:  # The package and the network below it may raise anything.

@@ -13,7 +13,7 @@ import importlib
 import io
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +23,7 @@ from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.reading import DamagedFileError, parse_yaml_value
 from gpt_pretrain.texts.dataset_rows import read_text_column
 from gpt_pretrain.texts.decompression import MAX_EXPANSION, max_content
+from gpt_pretrain.texts.field_limits import limit_fields, limit_fields_of_examples
 
 HUB = "hf://datasets/"
 ARCHIVES = ("zip", "gzip", "bz2", "xz", "zstd", "lz4")
@@ -31,6 +32,7 @@ PROTOCOLS = frozenset(("file", "local", "hf", *ARCHIVES))
 # example, opens paths by itself, and such a file may name further ones; the one of tar files decompresses what is in them.
 READERS = ("arrow", "cache", "conll", "csv", "json", "parquet", "text", "xml")
 
+SHOWN = frozenset(("arrow", "csv", "json", "parquet", "text"))  # in messages
 SLOW_ENCODINGS = ("punycode", "idna")  # which take quadratic time
 OPENERS = ("data_files", "download.streaming_download_manager", "utils.file_utils")  # modules of datasets
 
@@ -58,25 +60,30 @@ def own_files_only(name: str, *, read_tables: Function = read_text_column) -> It
             ("fsspec.implementations.zip:ZipFileSystem", "_open", _limit_member),
             ("datasets.filesystems.compression:BaseCompressedFileFileSystem", "_open", _limit_content),
             ("datasets.packaged_modules.parquet.parquet:Parquet", "_generate_tables", read_tables),
+            ("datasets.packaged_modules.json.json", "find_mixed_struct_types_field_paths", limit_fields_of_examples),
+            ("pyarrow.json", "read_json", limit_fields),
+            ("pandas", "read_json", limit_fields),
         ):
             stack.enter_context(_wrapped(place, function, wrap))
         yield
 
 
-def check_reader(builder: Any, name: str) -> None:
+def check_reader(builder: Any, name: str, *, readers: Collection[str] = READERS) -> None:
     """Check that datasets reads this kind of file as a stream of bytes.
 
     Args:
         builder: What `datasets.load_dataset_builder` returns.
+        readers: The kinds that are read.
 
     Raises:
         UserError: If not.
     """
     reader = str(builder.__module__).rpartition(".")[2]
-    if builder.__module__ != f"datasets.packaged_modules.{reader}.{reader}" or reader not in READERS:
+    if builder.__module__ != f"datasets.packaged_modules.{reader}.{reader}" or reader not in readers:
+        shown = ", ".join(sorted(SHOWN.intersection(readers)))
         raise UserError(
             f"dataset={name}: its files are of the kind {reader}, whose reader may open other files as well. Nothing was read. "
-            "Download the files, and give those with text as inputs. Kinds that dataset= reads: arrow, csv, json, parquet, text."
+            f"Download the files, and give those with text as inputs. Kinds that are read here: {shown}."
         )
     if getattr(builder.config, "filters", None):
         raise UserError(f"dataset={name}: its description filters the rows, which is not supported. Give its files as inputs.")

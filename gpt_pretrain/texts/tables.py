@@ -142,6 +142,8 @@ def _open_dataset(dataset: StreamedDataset, text_field: str) -> Any:
         if hasattr(builder.config, "columns") and text_field in (records.features or ()):
             builder.config.columns = [text_field]
             records = builder.as_streaming_dataset(split=dataset.split)
+        elif hasattr(builder.config, "usecols") and records.features is None:
+            builder.config.usecols = [text_field]  # pandas takes long for thousands of columns
         return records
     check_saved_dataset(folder)
     saved = datasets.load_from_disk(str(folder))

@@ -166,3 +166,10 @@ def test_control_characters_of_a_strangers_file_are_escaped(tmp_path: Path, comm
 def _text_file(path: Path, text: str) -> Path:
     path.write_text(text)
     return path
+
+
+def test_a_results_file_adds_no_lines_of_its_own(tmp_path: Path, command: Command) -> None:
+    run = {"run": "a", "bits_per_byte": 1.5, "text_name": "a\nmachine B: x", "machine": "b\nrank", "text_sha256": "c\nd"}
+    shown = command(str(write_file(tmp_path / "theirs.json", run)))
+    assert "a\\nmachine B: x (SHA-256 c\\nd)" in shown
+    assert shown.splitlines()[-1] == "machine A: b\\nrank"

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -112,3 +113,26 @@ def test_a_hub_that_cannot_be_reached_is_explained(hub: Stranger) -> None:
     message = r"^tasks\.names=copa: aps/super_glue cannot be read from the hub: .* give the file as tasks\.path\."
     with pytest.raises(UserError, match=message):
         read_hub_task("copa")
+
+
+def test_a_folder_here_does_not_take_the_place_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "baber/piqa").mkdir(parents=True)
+    (tmp_path / "baber/piqa/validation.jsonl").write_text('{"goal": "a", "sol1": "b", "sol2": "c", "label": 0}', encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^tasks\.names=piqa: a folder baber/piqa stands in the current folder"):
+        read_hub_task("piqa")
+
+
+def test_images_of_a_task_are_not_opened(hub: Stranger, tmp_path: Path) -> None:
+    named = tmp_path / "private.png"
+    os.mkfifo(named)  # opening it would not return
+    item = {"goal": {"bytes": None, "path": str(named)}, "sol1": "b", "sol2": "c", "label": 0}
+    publish(hub, "piqa", {"validation": [item]})
+    address = f"/datasets/{HUB_TASKS['piqa'].repository}/resolve/{COMMIT}/README.md"
+    features = [("goal", "image"), ("sol1", "string"), ("sol2", "string"), ("label", "int64")]
+    info = json.dumps({"features": [{"name": name, "dtype": dtype} for name, dtype in features]})
+    readme = hub.answers[address].keywords["data"].replace(b"---\nconfigs", f"---\ndataset_info: {info}\nconfigs".encode())  # type: ignore[attr-defined]
+    for revision in (COMMIT, "main"):
+        hub.answers[address.replace(COMMIT, revision)] = partial(answer_with_file, data=readme)
+    with pytest.raises(UserError, match=r'item 1: "goal" is .*, but must be a text'):
+        read_hub_task("piqa")

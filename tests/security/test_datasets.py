@@ -453,3 +453,30 @@ def test_parquet_files_of_a_dataset_are_read_in_order(tmp_path: Path) -> None:
     for name in ("train-0.parquet", "train-1.parquet"):
         pq.write_table(table, tmp_path / name, row_group_size=300)
     assert read(tmp_path) == [f"text {n}" for n in range(1000)] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", "\n".join(f'{{"f{number}": 1}}' for number in range(20_000))),
+        ("a.jsonl", "".join(f'{{"f{number}": 1}}' for number in range(20_000))),
+        ("a.json", "[" + ",".join(f'{{"f{number}": 1}}' for number in range(20_000)) + "]"),
+    ],
+    ids=["lines", "one line", "array"],
+)
+def test_records_with_very_many_fields_are_refused(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with within(seconds=20, megabytes=600), pytest.raises(UserError, match="more than 2,000 different fields"):
+        read(tmp_path)
+
+
+def test_objects_with_any_names_in_a_field_are_read(tmp_path: Path) -> None:
+    rows = [{"text": "one", "facts": {f"f{number}": number}} for number in range(3000)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert read(tmp_path) == ["one"] * 3000
+
+
+def test_other_columns_of_csv_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("n,text\n1,one\n2,two\n", encoding="utf-8")
+    with own_files_only(str(tmp_path)):
+        assert list(_open_dataset(StreamedDataset(str(tmp_path), None, "train"), "text")) == [{"text": "one"}, {"text": "two"}]
