@@ -251,6 +251,14 @@ CASES = {
         ("evaluate.py", "pretrained=gpt2", "tasks.names=[piqa]"),
         "tasks.names=piqa: baber/piqa cannot be read from the hub: ",
     ),
+    "task_of_the_hub_beside_a_folder": (
+        ("evaluate.py", "pretrained=gpt2", "tasks.names=[copa]"),
+        "tasks.names=copa: a folder aps/super_glue stands in the current folder,",
+    ),
+    "dataset_with_very_many_fields": (
+        (*PREPARE, "dataset=fields"),
+        "The records of this dataset have more than 2,000 different fields,",
+    ),
     "task_with_too_few_examples": (
         ("evaluate.py", "pretrained=gpt2", "tasks.path=pairs.jsonl", "tasks.n_shots=5"),
         "pairs: examples are drawn from its other items. That needs 6 items, but there are 2. Choose a smaller tasks.n_shots",
@@ -306,6 +314,9 @@ def files(tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text('{"context": "a", "continuation": "b"}\n{"context": "c", "continuation": "d"}\n')
     (tmp_path / "labels.jsonl").write_text('{"context": "a", "choices": ["b", "c"], "label": 2}\n')
     (tmp_path / "fields.jsonl").write_text('{"context": "a", "context": "b", "continuation": "c"}\n')
+    (tmp_path / "aps" / "super_glue").mkdir(parents=True)
+    (tmp_path / "fields").mkdir()
+    (tmp_path / "fields" / "a.jsonl").write_text("".join(f'{{"f{number}": 1}}\n' for number in range(2001)))
     (tmp_path / "core_set").mkdir()
     entry = "{label: a, icl_task_type: schema, dataset_uri: a.jsonl, num_fewshot: [0]}"
     (tmp_path / "core_set" / "core.yaml").write_text(f"icl_tasks: [{entry}]")
