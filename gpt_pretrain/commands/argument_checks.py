@@ -251,7 +251,7 @@ def _option_problems(override: str, group: str, value: Any, *, folders: tuple[Pa
     """Yield the problem of an option, or a list of options, that a group does not have."""
     options = group_options(group, folders)
     if value is None:
-        yield f"{override}: null is no option of the group {group}. Leave it out, or choose from {', '.join(options)}."
+        yield f"{override}: null is not an option of the group {group}. Leave it out, or choose from {', '.join(options)}."
         return
     for one in value if isinstance(value, list) else [value]:
         name = str(one)

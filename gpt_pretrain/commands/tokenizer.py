@@ -80,7 +80,7 @@ def _trial_settings(typed: str) -> tuple[TrainSettings | None, list[str]]:
     except ValueError as error:
         return None, [f"trial={typed}: {str(error).lower()}. Give the settings of train.py, such as trial='model=tiny'."]
     if not overrides or any("=" not in override for override in overrides):
-        return None, [f"trial={typed} is no list of settings of train.py. Give them with blanks between: trial='model=tiny'."]
+        return None, [f"trial={typed} is not a list of settings of train.py. Give them with blanks between: trial='model=tiny'."]
     full = [full_form(override, script="train") for override in overrides]
     if own := [one for one in map(override_key, full) if one.endswith(f".{TARGET}")]:
         return None, [f"trial: classes of your own are not tried with several vocabularies. Leave out {', '.join(own)}."]

@@ -67,7 +67,7 @@ class TextSource:
             tokens = _beginning(tokens, tokenizer, max_bytes=max_bytes)
         text = EvaluationText(self.name, tokens, source.boundaries, tokenizer, tuple(self._warnings(split, tokenizer)))
         if tokens.count + text.adds_prefix < 2:
-            raise UserError(f"{self.name} has {format_count(tokens.count, 'token')}, which is too few to predict one.")
+            raise UserError(f"{self.name} has {format_count(tokens.count, 'token')}, but needs at least 2.")
         return text
 
     def _warnings(self, split: TokenSplit, tokenizer: Tokenizer) -> Iterator[str]:

@@ -65,9 +65,9 @@ def _read_content(path: Path, *, remedy: str) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: this file cannot be read ({error.strerror or error}).") from error
     except DamagedFileError as error:
-        raise UserError(f"{path}: this is no results file: {error}. {remedy}") from error
+        raise UserError(f"{path}: this is not a results file: {error}. {remedy}") from error
     if content.get("format") != FORMAT:
-        raise UserError(f"{path}: this is no results file: it does not say that its format is {FORMAT!r}. {remedy}")
+        raise UserError(f"{path}: this is not a results file: it does not say that its format is {FORMAT!r}. {remedy}")
     if content.get("version") != VERSION:
         raise UserError(f"{path}: its version is {short_repr(content.get('version'))}, and this program reads version {VERSION}.")
     return content
@@ -76,7 +76,7 @@ def _read_content(path: Path, *, remedy: str) -> dict[str, Any]:
 def _run_problems(run: object, number: int) -> Iterator[str]:
     """Yield what is wrong with an entry. Fields of later versions are ignored."""
     if not isinstance(run, dict):
-        yield f"entry {number:,} is no object."
+        yield f"entry {number:,} is not an object."
         return
     for name, (is_valid, rule) in RULES.items():
         if name not in run and name not in ("run", "bits_per_byte"):

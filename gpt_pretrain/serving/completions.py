@@ -188,7 +188,7 @@ def echoes(body: CompletionBody) -> tuple[int, bool]:
     """
     n = 1 if body.n is None else body.n
     if body.best_of not in (None, n):
-        raise RefusedError(400, "best_of must be the same as n: no texts are left out.", param="best_of")
+        raise RefusedError(400, "best_of must equal n, since this server returns every text that it makes.", param="best_of")
     return n, bool(body.echo)
 
 

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY_BYTES = 4_000_000
+TOO_LARGE = f"The request has more than {MAX_BODY_BYTES:,} bytes, the most that this server accepts."
 BODY_SECONDS = 30.0  # for a body to arrive
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 OPEN_PATHS = ("/", "/health")  # that need no key; the page asks for it
@@ -59,7 +60,7 @@ class Guards:
             headers.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
         hosts = headers.get("host", [])
         if len(hosts) != 1:
-            return 400, "A request has one Host header."
+            return 400, "A request must have exactly one Host header."
         if self.hosts is not None and _host_name(hosts[0]) not in self.hosts:
             return 403, f"This server is not {hosts[0][:100]!r}. Use the address that it printed."
         for origin in headers.get("origin", []):
@@ -70,7 +71,7 @@ class Guards:
             return 401, "This server needs its key: Authorization: Bearer KEY."
         length = headers.get("content-length", ["0"])[0]
         if length.isascii() and length.isdecimal() and int(length[:20]) > MAX_BODY_BYTES:
-            return 413, f"A request has at most {MAX_BODY_BYTES:,} bytes."
+            return 413, TOO_LARGE
         return None
 
     def _has_key(self, values: Sequence[str]) -> bool:
@@ -115,7 +116,7 @@ def _limited(receive: Receive) -> Receive:
             raise BodyTooLargeError(408, f"The request did not arrive within {BODY_SECONDS:g} seconds.") from error
         size += len(message.get("body", b""))
         if size > MAX_BODY_BYTES:
-            raise BodyTooLargeError(413, f"A request has at most {MAX_BODY_BYTES:,} bytes.")
+            raise BodyTooLargeError(413, TOO_LARGE)
         is_complete = not message.get("more_body", False)
         return message
 

@@ -173,7 +173,7 @@ class _StackMachine:
         known = isinstance(function, PickledName) and function.name in self._rules.calls
         if not isinstance(arguments, tuple) or not (known or self._rules.inert):
             raise RefusedNameError(
-                function.name if isinstance(function, PickledName) else "a call of something that is no function"
+                function.name if isinstance(function, PickledName) else "a call of something that is not a function"
             )
         self._spend(sum(1 + _length(argument) for argument in arguments))
         self._calls += 1

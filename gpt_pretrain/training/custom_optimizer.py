@@ -27,7 +27,7 @@ def check_optimizer_class(fields: Mapping[str, Any]) -> float | None:
     name = fields[TARGET]
     target = find_target(name, setting=f"{GROUP}.{TARGET}")
     if isinstance(target, type) and not issubclass(target, Optimizer):
-        raise UserError(f"{GROUP}.{TARGET}={name} is no optimizer: it must derive from torch.optim.Optimizer.")
+        raise UserError(f"{GROUP}.{TARGET}={name} is not an optimizer: it must derive from torch.optim.Optimizer.")
     if isinstance(target, type):
         _check_step(target, name)
     default = getattr(parameters_of(target).get("lr"), "default", None)
@@ -63,7 +63,7 @@ def build_custom_optimizer(model: nn.Module, fields: Mapping[str, Any]) -> Optim
     found = [one for group in optimizer.param_groups for one in group["params"]]
     if not found or not {id(one) for one in found} <= own:
         what = "no parameters" if not found else "parameters that are not the model's"
-        raise UserError(f"{GROUP}.{TARGET}={name} has {what}. Its first argument are the parameters to train.")
+        raise UserError(f"{GROUP}.{TARGET}={name} has {what}. Its first argument must be the parameters to train.")
     if not all("lr" in group for group in optimizer.param_groups):
         raise UserError(f"{GROUP}.{TARGET}={name} has no lr in its parameter groups, which schedules set.")
     return optimizer

@@ -32,7 +32,7 @@ def check_scheduler_class(fields: Mapping[str, Any]) -> None:
         )
     if isinstance(target, type) and not issubclass(target, LRScheduler):
         raise UserError(
-            f"{GROUP}.{TARGET}={name} is no schedule: it must be a function of the step, or derive from "
+            f"{GROUP}.{TARGET}={name} is not a schedule: it must be a function of the step, or derive from "
             "torch.optim.lr_scheduler.LRScheduler."
         )
     if found := [one for one in OF_LIGHTNING if one in fields and one not in parameters_of(target)]:

@@ -132,14 +132,14 @@ def test_impossible_entries_are_refused(tmp_path: Path, name: str) -> None:
 def test_files_that_are_no_results_are_neither_read_nor_replaced(tmp_path: Path) -> None:
     other = tmp_path / "package.json"
     other.write_text('{"name": "mine"}')
-    with pytest.raises(UserError, match="no results file"):
+    with pytest.raises(UserError, match="not a results file"):
         read_results(other)
     with pytest.raises(UserError, match="It is not replaced"):
         write_results([Entry("a", 1.0)], other)
     assert other.read_text() == '{"name": "mine"}'
     with pytest.raises(UserError, match="its version is 2"):
         read_results(write_file(tmp_path / "later.json", version=2))
-    with pytest.raises(UserError, match="no results file"):
+    with pytest.raises(UserError, match="not a results file"):
         read_results(_text_file(tmp_path / "a.json", "[" * 1000))
 
 

@@ -33,7 +33,7 @@ CASES = {
     "compare_nothing": ((*COMPARE,), "0 runs given, but a comparison needs at least two."),
     "compare_one": ((*COMPARE, "run"), "1 run given, but a comparison needs at least two."),
     "leaderboard_of_a_missing_file": ((*LEADERBOARD, "theirs.json"), "theirs.json: no such file or folder."),
-    "leaderboard_of_a_text": ((*LEADERBOARD, "text.txt"), "text.txt: this is no results file: it cannot be read as JSON"),
+    "leaderboard_of_a_text": ((*LEADERBOARD, "text.txt"), "text.txt: this is not a results file: it cannot be read as JSON"),
     "leaderboard_of_other_results": (
         (*LEADERBOARD, "bracket.json"),
         "gpt-pretrain leaderboard out=results.json writes such a file.",
@@ -133,7 +133,7 @@ CASES = {
     ),
     "vocabulary_trial_of_nothing": (
         (*VOCABULARY, "out=own", "text.txt", "trial="),
-        "trial= is no list of settings of train.py. Give them with blanks between: trial='model=tiny'.",
+        "trial= is not a list of settings of train.py. Give them with blanks between: trial='model=tiny'.",
     ),
     "vocabulary_trial_with_weights": (
         (*VOCABULARY, "out=own", "text.txt", "trial=model=tiny init_from=gpt2"),

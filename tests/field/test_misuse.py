@@ -259,8 +259,8 @@ def test_the_tokenizer_of_a_run_is_advised_in_place_of_another(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["experiment=null"], "experiment=null: null is no option of the group experiment. Leave it out, or choose from"),
-        (["model=null"], "model=null: null is no option of the group model. Leave it out, or choose from"),
+        (["experiment=null"], "experiment=null: null is not an option of the group experiment. Leave it out, or choose from"),
+        (["model=null"], "model=null: null is not an option of the group model. Leave it out, or choose from"),
         (["~optimizer.lr"], "~optimizer.lr: a setting cannot be removed. Leave it out to have its default."),
         (["-p", "hello"], "-p selects a part of the settings for --cfg, and has no effect without it."),
         (["--cfg"], "--cfg: must be job, hydra or all."),

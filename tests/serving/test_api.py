@@ -92,7 +92,7 @@ def test_stop_strings_and_lists_of_prompts(served: Served, client: openai.OpenAI
         ({"prompt": [300]}, 400, "The model has no token 300."),
         ({"prompt": []}, 400, "There is no prompt."),
         ({"temperature": -1}, 400, "temperature"),
-        ({"best_of": 3}, 400, "best_of must be the same as n"),
+        ({"best_of": 3}, 400, "best_of must equal n"),
         ({"presence_penalty": 0.5}, 400, "presence_penalty"),
         ({"logit_bias": {"5": 3}}, 400, "logit_bias"),
         ({"checkpoint": "/etc/passwd"}, 400, "checkpoint"),
