@@ -28,7 +28,8 @@ from random import Random
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.reading import DamagedFileError
-from tests.security.fuzz_readers import READERS, FuzzedReader
+from tests.security.fuzz_readers import READERS
+from tests.security.fuzzed_reader import FuzzedReader
 from tests.security.mutations import change_bytes
 
 SECONDS = 5.0  # Of the processor, for one case.

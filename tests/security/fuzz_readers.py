@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 import json
@@ -12,7 +13,6 @@ import tarfile
 import zipfile
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from gpt_pretrain.prepare.segments import EncodedCorpus, SegmentWriter, read_jou
 from gpt_pretrain.prepare.tokenizing import encode_batch
 from gpt_pretrain.runs.leaderboard import find_entries
 from gpt_pretrain.runs.metrics_file import MetricsFile
-from gpt_pretrain.runs.reader import read_run
+from gpt_pretrain.runs.reader import RunContents, read_run
 from gpt_pretrain.runs.report.run_page import render_run_page
 from gpt_pretrain.runs.results_file import read_results, write_results
 from gpt_pretrain.sweeps.results import ranking_rows, read_sweep
@@ -47,32 +47,10 @@ from gpt_pretrain.training.resume import read_resumable
 from tests.conftest import ROOT, tiny_model
 from tests.helpers import made_shards, vocabularies
 from tests.security import mutations
-from tests.security.mutations import Change
+from tests.security.fuzz_inputs import INPUT_READERS
+from tests.security.fuzzed_reader import BLIND, JSON, PICKLE, TEXT, YAML, ZIP, FuzzedReader
 
 COMPAT = ROOT / "tests" / "data" / "compat" / "0.1.0"
-
-
-@dataclass(frozen=True)
-class FuzzedReader:
-    """A reader, the files that it reads, and how they are changed.
-
-    Args:
-        make: Writes real files to an empty folder.
-        changes: For each file that is changed, the ways to change it.
-        read: Reads the folder, or one of the parts in it.
-        after: Completes the changed folder, such as with a correct checksum.
-        parts: Files and folders, of which only the changed one is read.
-    """
-
-    make: Callable[[Path], object]
-    changes: dict[str, tuple[Change, ...]]
-    read: Callable[[Path], object]
-    after: Callable[[Path], object] | None = None
-    parts: tuple[str, ...] = (".",)
-
-    def part(self, pattern: str) -> str:
-        """Return what is read after a file has been changed."""
-        return next(part for part in self.parts if part == "." or f"{pattern}/".startswith(f"{part}/"))
 
 
 # In PyTorch's old format, a tensor is stored under the address that it had in memory.
@@ -262,8 +240,12 @@ def _make_run(folder: Path) -> None:
 
 
 def _read_run(folder: Path) -> None:
-    run = read_run(folder)
-    format_comparison([run, read_run(COMPAT / "run")])
+    format_comparison([read_run(folder), _other_run()])
+
+
+@functools.cache
+def _other_run() -> RunContents:
+    return read_run(COMPAT / "run")
 
 
 def _make_results(folder: Path) -> None:
@@ -323,9 +305,6 @@ def _read_small(folder: Path) -> None:
         value: dict[str, Any] = read(folder / name)
         json.dumps(value, default=str)
 
-
-BLIND, TEXT, JSON = mutations.change_bytes, mutations.change_text, mutations.change_json
-ZIP, PICKLE, YAML = mutations.change_zip, mutations.change_pickle, mutations.change_yaml
 
 READERS = {
     "torch": FuzzedReader(
@@ -410,4 +389,4 @@ READERS = {
     "sweep": FuzzedReader(_make_sweep, {"a=1/run.json": (JSON, JSON, BLIND)}, _read_sweep),
     "study": FuzzedReader(_make_study, {"study.journal": (JSON, JSON, BLIND)}, _read_study),
     "small": FuzzedReader(_make_run, {"run.json": (JSON, BLIND), "config.yaml": (YAML, BLIND)}, _read_small),
-}
+} | INPUT_READERS
