@@ -15,8 +15,10 @@ from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
 from gpt_pretrain.checkpoints.checksum import LENGTH, add_checksum, has_checksum
@@ -30,8 +32,10 @@ from gpt_pretrain.prepare import corpus_folder
 from gpt_pretrain.prepare.segments import EncodedCorpus, SegmentWriter, read_journal
 from gpt_pretrain.prepare.tokenizing import encode_batch
 from gpt_pretrain.runs.leaderboard import find_entries
+from gpt_pretrain.runs.charts.drawing import to_data_uri
 from gpt_pretrain.runs.metrics_file import MetricsFile
 from gpt_pretrain.runs.reader import RunContents, read_run
+from gpt_pretrain.runs.report import page_parts
 from gpt_pretrain.runs.report.run_page import render_run_page
 from gpt_pretrain.runs.results_file import read_results, write_results
 from gpt_pretrain.sweeps.results import ranking_rows, read_sweep
@@ -265,6 +269,30 @@ def _read_entries(folder: Path) -> None:
     read_results(folder / "results.json")
 
 
+@functools.cache
+def _drawn_charts() -> dict[Any, str]:
+    return {}
+
+
+def _draw_once(figure: Figure) -> str:
+    """Return a figure as `to_data_uri` does. Most changed files leave most of a page's charts as they are."""
+    key = []
+    for axes in figure.axes:
+        key += [(line.get_xydata().tobytes(), str(line.get_label()), str(line.get_color())) for line in axes.get_lines()]
+        key += [axes.get_xlabel(), axes.get_ylabel(), axes.get_title(), axes.get_xscale(), axes.get_yscale()]
+        # The upper axis converts steps to tokens.
+        functions = [function for child in axes.child_axes for function in getattr(child, "_functions", ())]
+        key += [cell.cell_contents for function in functions for cell in function.__closure__ or ()]
+    if (found := tuple(key)) not in _drawn_charts():
+        _drawn_charts()[found] = to_data_uri(figure)
+    return _drawn_charts()[found]
+
+
+def _read_page(folder: Path) -> None:
+    with mock.patch.object(page_parts, "to_data_uri", _draw_once):
+        render_run_page(folder)
+
+
 def _read_metrics(folder: Path) -> None:
     MetricsFile(folder / "metrics.csv", first_step=3)
 
@@ -385,6 +413,7 @@ READERS = {
     "results": FuzzedReader(_make_results, {"results.json": (JSON, BLIND)}, _read_results),
     "entries": FuzzedReader(_make_run, {"run.json": (JSON,), "config.yaml": (YAML,)}, _read_entries),
     "page": FuzzedReader(_make_run, {"run.json": (JSON,), "metrics.csv": (TEXT,), "samples.txt": (TEXT,)}, render_run_page),
+    "page": FuzzedReader(_make_run, {"run.json": (JSON,), "metrics.csv": (TEXT,), "samples.txt": (TEXT,)}, _read_page),
     "metrics": FuzzedReader(_make_run, {"metrics.csv": (TEXT, BLIND)}, _read_metrics),
     "sweep": FuzzedReader(_make_sweep, {"a=1/run.json": (JSON, JSON, BLIND)}, _read_sweep),
     "study": FuzzedReader(_make_study, {"study.journal": (JSON, JSON, BLIND)}, _read_study),
