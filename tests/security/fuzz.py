@@ -2,7 +2,8 @@
 
 Usage: python -m tests.security.fuzz [--cases 10000] [--reader NAME ...] [--seed 0] [--first 0]
 
-Every case is determined by the reader, the seed and its number, so that `--first NUMBER --cases 1` repeats one.
+Every case is determined by the reader, the seed and its number, so that `--first NUMBER --cases 1` repeats one. Ctrl-C or
+`kill` ends it with the results so far.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import TextIO
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.reading import DamagedFileError
@@ -51,6 +53,7 @@ class FuzzResult:
         findings: A description of each case that went wrong.
         peak_megabytes: The most memory that a case took beyond that of the process.
         longest_seconds: The most time of the processor that a case took.
+        is_interrupted: Whether the user has ended it.
     """
 
     cases: int = 0
@@ -58,17 +61,24 @@ class FuzzResult:
     findings: list[str] = field(default_factory=list)
     peak_megabytes: float = 0.0
     longest_seconds: float = 0.0
+    is_interrupted: bool = False
 
 
 def fuzz(name: str, *, cases: int, seed: int = 0, first: int = 0) -> FuzzResult:
-    """Run cases of one reader in forked processes; one that hangs or crashes is replaced by a new one."""
-    result, number = FuzzResult(cases=cases), first
+    """Run cases of one reader in forked processes; one that hangs or crashes is replaced by a new one.
+
+    If it is interrupted, the result is that of the cases so far.
+    """
+    result, number = FuzzResult(), first
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         original = Path(folder) / "original"
         original.mkdir()
         READERS[name].make(original)
-        while number < first + cases:
-            number = _run_worker(name, original, Path(folder) / "case", range(number, first + cases), seed, result)
+        try:
+            while number < first + cases:
+                number = _run_worker(name, original, Path(folder) / "case", range(number, first + cases), seed, result)
+        except KeyboardInterrupt:
+            result.is_interrupted = True
     return result
 
 
@@ -82,31 +92,43 @@ def _run_worker(name: str, original: Path, folder: Path, numbers: range, seed: i
         os.close(reading)
         _work(name, original, folder, numbers, seed, state, os.fdopen(writing, "w"))
     os.close(writing)
-    problem = None
     with os.fdopen(reading) as lines:
         os.set_blocking(lines.fileno(), False)
-        started, current = time.monotonic(), numbers.start - 1
-        while (ended := os.waitpid(worker, os.WNOHANG))[0] == 0:
-            time.sleep(0.02)
+        try:
+            status, problem = _watch(worker, lines, numbers, state, result)
+        except KeyboardInterrupt:
+            os.kill(worker, signal.SIGKILL)
+            os.waitpid(worker, 0)
             _read_results(lines, result)
-            case, before = STATE.unpack(state[:])
-            if case != current:
-                started, current = time.monotonic(), case
-            elif case >= numbers.start and (spent := _processor_seconds(worker) - before) > SECONDS + 0.5:
-                problem = f"took more than {spent:.1f} s"
-            elif time.monotonic() - started > WAITING_SECONDS:
-                problem = f"waited for more than {WAITING_SECONDS:.0f} s"
-            if problem:
-                os.kill(worker, signal.SIGKILL)
-                ended = os.waitpid(worker, 0)
-                break
+            raise
         _read_results(lines, result)
     case = STATE.unpack(state[:])[0]
-    if problem is None and ended[1] != 0:
-        problem = f"ended the process with status {ended[1]}"
+    if problem is None and status != 0:
+        problem = f"ended the process with status {status}"
     if problem:
+        result.cases += 1
         result.findings.append(f"{name} {case}: {problem}")
     return case + 1
+
+
+def _watch(worker: int, lines: TextIO, numbers: range, state: mmap.mmap, result: FuzzResult) -> tuple[int, str | None]:
+    """Wait for the end of a process, end it if a case takes too long, and return its status and the problem."""
+    started, current = time.monotonic(), numbers.start - 1
+    while (ended := os.waitpid(worker, os.WNOHANG))[0] == 0:
+        time.sleep(0.02)
+        _read_results(lines, result)
+        case, before = STATE.unpack(state[:])
+        problem = None
+        if case != current:
+            started, current = time.monotonic(), case
+        elif case >= numbers.start and (spent := _processor_seconds(worker) - before) > SECONDS + 0.5:
+            problem = f"took more than {spent:.1f} s"
+        elif time.monotonic() - started > WAITING_SECONDS:
+            problem = f"waited for more than {WAITING_SECONDS:.0f} s"
+        if problem:
+            os.kill(worker, signal.SIGKILL)
+            return os.waitpid(worker, 0)[1], problem
+    return ended[1], None
 
 
 def _processor_seconds(process: int) -> float:
@@ -114,9 +136,10 @@ def _processor_seconds(process: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _read_results(lines: object, result: FuzzResult) -> None:
-    for line in lines:  # type: ignore[attr-defined]
+def _read_results(lines: TextIO, result: FuzzResult) -> None:
+    for line in lines:
         kind, seconds, megabytes, text = line.rstrip("\n").split("\t", 3)
+        result.cases += 1
         result.accepted += kind == "accepted"
         result.longest_seconds = max(result.longest_seconds, float(seconds))
         result.peak_megabytes = max(result.peak_megabytes, float(megabytes))
@@ -126,6 +149,8 @@ def _read_results(lines: object, result: FuzzResult) -> None:
 
 def _work(name: str, original: Path, folder: Path, numbers: range, seed: int, state: mmap.mmap, results: object) -> None:
     """Run cases, one after the other, and never return."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # for the process that waits
     status = 1
     try:
         _silence()
@@ -224,6 +249,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     failed = False
     print("| reader | cases | read | findings | most memory (MB) | longest (s) | minutes |\n|---|---|---|---|---|---|---|")
     for name in options.reader:
@@ -241,6 +267,8 @@ def main() -> None:
             f"{minutes:.1f}",
         ]
         print("| " + " | ".join(map(str, cells)) + " |", *found.findings[:20], sep="\n", flush=True)
+        if found.is_interrupted:
+            break
     sys.exit(1 if failed else 0)
 
 

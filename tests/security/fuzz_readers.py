@@ -274,15 +274,19 @@ def _drawn_charts() -> dict[Any, str]:
     return {}
 
 
+def _numbers_of(function: Any) -> tuple[Any, ...]:
+    """Return the numbers in a function's closure, such as those that convert steps to tokens on an upper axis."""
+    cells = getattr(function, "__closure__", None) or ()
+    return tuple(_numbers_of(cell.cell_contents) if callable(cell.cell_contents) else cell.cell_contents for cell in cells)
+
+
 def _draw_once(figure: Figure) -> str:
     """Return a figure as `to_data_uri` does. Most changed files leave most of a page's charts as they are."""
     key = []
     for axes in figure.axes:
         key += [(line.get_xydata().tobytes(), str(line.get_label()), str(line.get_color())) for line in axes.get_lines()]
         key += [axes.get_xlabel(), axes.get_ylabel(), axes.get_title(), axes.get_xscale(), axes.get_yscale()]
-        # The upper axis converts steps to tokens.
-        functions = [function for child in axes.child_axes for function in getattr(child, "_functions", ())]
-        key += [cell.cell_contents for function in functions for cell in function.__closure__ or ()]
+        key += [_numbers_of(function) for child in axes.child_axes for function in getattr(child, "_functions", ())]
     if (found := tuple(key)) not in _drawn_charts():
         _drawn_charts()[found] = to_data_uri(figure)
     return _drawn_charts()[found]
