@@ -26,7 +26,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import TextIO
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.reading import DamagedFileError
@@ -86,23 +85,20 @@ def _run_worker(name: str, original: Path, folder: Path, numbers: range, seed: i
     """Run cases in one process until it ends, and return the number of the next case."""
     state = mmap.mmap(-1, STATE.size)
     state[:] = STATE.pack(numbers.start - 1, 0.0)
-    reading, writing = os.pipe()
+    results = folder.with_name("results")
+    results.unlink(missing_ok=True)
     sys.stdout.flush()
     if (worker := os.fork()) == 0:
-        os.close(reading)
-        _work(name, original, folder, numbers, seed, state, os.fdopen(writing, "w"))
-    os.close(writing)
-    with os.fdopen(reading) as lines:
-        os.set_blocking(lines.fileno(), False)
-        try:
-            status, problem = _watch(worker, lines, numbers, state, result)
-        except KeyboardInterrupt:
-            os.kill(worker, signal.SIGKILL)
-            os.waitpid(worker, 0)
-            _read_results(lines, result)
-            raise
-        _read_results(lines, result)
-    case = STATE.unpack(state[:])[0]
+        _work(name, original, folder, numbers, seed, state, results)
+    try:
+        status, problem = _watch(worker, numbers, state)
+    except KeyboardInterrupt:
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
+        raise
+    finally:
+        _add_results(results, result)
+    case: int = STATE.unpack(state[:])[0]
     if problem is None and status != 0:
         problem = f"ended the process with status {status}"
     if problem:
@@ -111,12 +107,11 @@ def _run_worker(name: str, original: Path, folder: Path, numbers: range, seed: i
     return case + 1
 
 
-def _watch(worker: int, lines: TextIO, numbers: range, state: mmap.mmap, result: FuzzResult) -> tuple[int, str | None]:
+def _watch(worker: int, numbers: range, state: mmap.mmap) -> tuple[int, str | None]:
     """Wait for the end of a process, end it if a case takes too long, and return its status and the problem."""
     started, current = time.monotonic(), numbers.start - 1
     while (ended := os.waitpid(worker, os.WNOHANG))[0] == 0:
         time.sleep(0.02)
-        _read_results(lines, result)
         case, before = STATE.unpack(state[:])
         problem = None
         if case != current:
@@ -136,9 +131,12 @@ def _processor_seconds(process: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _read_results(lines: TextIO, result: FuzzResult) -> None:
-    for line in lines:
-        kind, seconds, megabytes, text = line.rstrip("\n").split("\t", 3)
+def _add_results(results: Path, result: FuzzResult) -> None:
+    """Add the results that a process has written, but for a last line that is not complete."""
+    for line in results.read_text(encoding="utf-8").splitlines(keepends=True) if results.exists() else ():
+        if not line.endswith("\n"):
+            return
+        kind, seconds, megabytes, text = line.removesuffix("\n").split("\t", 3)
         result.cases += 1
         result.accepted += kind == "accepted"
         result.longest_seconds = max(result.longest_seconds, float(seconds))
@@ -147,21 +145,22 @@ def _read_results(lines: TextIO, result: FuzzResult) -> None:
             result.findings.append(text)
 
 
-def _work(name: str, original: Path, folder: Path, numbers: range, seed: int, state: mmap.mmap, results: object) -> None:
+def _work(name: str, original: Path, folder: Path, numbers: range, seed: int, state: mmap.mmap, results: Path) -> None:
     """Run cases, one after the other, and never return."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # for the process that waits
+    for interruption in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(interruption, signal.SIG_IGN)  # for the process that waits
     status = 1
     try:
         _silence()
-        for number in numbers:
-            random = Random(f"{name} {seed} {number}")
-            state[:] = STATE.pack(number, math.inf)
-            pattern, size = _change_files(READERS[name], original, folder, random)
-            state[:] = STATE.pack(number, time.process_time())
-            kind, seconds, megabytes, text = _read_files(READERS[name], folder, pattern, size)
-            line = f"{kind}\t{seconds:.2f}\t{megabytes:.0f}\t{name} {number}: {text}".replace("\n", " | ")
-            print(line, file=results, flush=True)  # type: ignore[call-overload]
+        with open(results, "w", encoding="utf-8", errors="replace", buffering=1) as stream:
+            for number in numbers:
+                random = Random(f"{name} {seed} {number}")
+                state[:] = STATE.pack(number, math.inf)
+                pattern, size = _change_files(READERS[name], original, folder, random)
+                state[:] = STATE.pack(number, time.process_time())
+                kind, seconds, megabytes, text = _read_files(READERS[name], folder, pattern, size)
+                text = " | ".join(f"{name} {number}: {text}".splitlines())
+                stream.write(f"{kind}\t{seconds:.2f}\t{megabytes:.0f}\t{text}\n")
         status = 0
     finally:
         os._exit(status)

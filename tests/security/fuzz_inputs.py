@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import httpx
+import httpx2
 import numpy as np
 import torch
 import yaml
@@ -93,7 +93,7 @@ def _encode_tasks(tasks: list[Task]) -> None:
 
 
 def _make_core(folder: Path) -> None:
-    lines = {
+    lines: dict[str, list[Any]] = {
         "a": [{"query": f"{n} is ", "choices": ["odd", "even"], "gold": n % 2} for n in range(6)],
         "b": [{"context_options": ["it", "they"], "continuation": "are", "gold": 1}] * 5,
         "c": [{"context": "one two ", "continuation": "three"}] * 5,
@@ -218,10 +218,10 @@ def _read_hub(folder: Path) -> None:
     status = status if isinstance(status, int) and 200 <= status < 600 else 404
     headers = [(name.encode("utf-8", "replace"), str(value).encode("utf-8", "replace")) for name, value in answer.items()]
 
-    def respond(request: httpx.Request) -> httpx.Response:
-        return httpx.Response(status, headers=headers, content=b"" if request.method == "HEAD" else body, request=request)
+    def respond(request: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(status, headers=headers, content=b"" if request.method == "HEAD" else body, request=request)
 
-    set_client_factory(lambda: httpx.Client(transport=httpx.MockTransport(respond)))
+    set_client_factory(lambda: httpx2.Client(transport=httpx2.MockTransport(respond)))
     with mock.patch.object(constants, "HF_HUB_CACHE", str(folder / "cache")), mock.patch.object(hub, "PAUSE_SECONDS", 0.0):
         made = hub.fetch("someone/model", "config.json").read_bytes()
     assert (folder / "cache").resolve() in (folder / "cache").glob("**/config.json").__next__().resolve().parents

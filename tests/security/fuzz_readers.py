@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from safetensors.torch import load_file
@@ -282,9 +283,11 @@ def _numbers_of(function: Any) -> tuple[Any, ...]:
 
 def _draw_once(figure: Figure) -> str:
     """Return a figure as `to_data_uri` does. Most changed files leave most of a page's charts as they are."""
-    key = []
+    key: list[Any] = []
     for axes in figure.axes:
-        key += [(line.get_xydata().tobytes(), str(line.get_label()), str(line.get_color())) for line in axes.get_lines()]
+        key += [
+            (np.asarray(line.get_xydata()).tobytes(), str(line.get_label()), str(line.get_color())) for line in axes.get_lines()
+        ]
         key += [axes.get_xlabel(), axes.get_ylabel(), axes.get_title(), axes.get_xscale(), axes.get_yscale()]
         key += [_numbers_of(function) for child in axes.child_axes for function in getattr(child, "_functions", ())]
     if (found := tuple(key)) not in _drawn_charts():
