@@ -23,6 +23,7 @@ MAX_YAML_BYTES = 500_000
 MAX_VALUES = 2_000_000  # In one file, each counted as often as an alias repeats it. An empty list takes 64 bytes of memory.
 MAX_DEPTH = 100  # Of nested containers. The settings of a run have five levels.
 MAX_REPEATED, FREE_CHARACTERS = 20, 1_000_000  # Times that a file's texts and names may be repeated when they are written out.
+FEW_VALUES = 8  # Of a container without others in it, whose count is not kept.
 MAX_DIGITS = 100  # Of an integer. transformers writes int(1e30) for "no limit".
 
 # A plain YAML number. Python refuses decimal ones of more than 4,300 digits, but not hexadecimal ones and those of base 60.
@@ -316,7 +317,7 @@ def _measure(value: Any, measured: dict[int, tuple[int, int]], depth: int) -> tu
     """Return the number of values and of levels; each shared container is visited once."""
     if not isinstance(value, CONTAINERS):
         return 1, 0
-    if id(value) not in measured:
+    if (found := measured.get(id(value))) is None:
         if depth > MAX_DEPTH:
             raise DamagedFileError(f"it is nested more than {MAX_DEPTH} levels deep")
         count, height = 1, 0
@@ -327,11 +328,13 @@ def _measure(value: Any, measured: dict[int, tuple[int, int]], depth: int) -> tu
                     continue
                 part_count, part_height = _measure(part, measured, depth + 1)
                 count, height = count + part_count, max(height, part_height)
-        measured[id(value)] = count, height + 1
-    count, height = measured[id(value)]
+        found = count, height + 1
+        if height or count > FEW_VALUES:  # Others are as soon counted again; a file of 3 MB may hold a million of them.
+            measured[id(value)] = found
+    count, height = found
     if depth + height - 1 > MAX_DEPTH:
         raise DamagedFileError(f"it is nested more than {MAX_DEPTH} levels deep")
-    return count, height
+    return found
 
 
 def _count_outer_marks(data: bytes, *, block: int = 1 << 20) -> int:

@@ -20,7 +20,11 @@ def written_length(value: Any, limit: int) -> int:
         if isinstance(node, dict):
             lengths = [before + 1 + (len(name) if isinstance(name, str) else len(str(name))) for name in node]
             total += sum(lengths)
-            waiting += [(part, length) for part, length in zip(parts, lengths, strict=True) if isinstance(part, CONTAINERS)]
+            waiting += [(part, length) for part, length in zip(parts, lengths, strict=True) if _has_parts(part)]
         else:
-            waiting += [(part, before) for part in parts if isinstance(part, CONTAINERS)]
+            waiting += [(part, before) for part in parts if _has_parts(part)]
     return total
+
+
+def _has_parts(value: Any) -> bool:
+    return isinstance(value, CONTAINERS) and len(value) > 0

@@ -83,7 +83,7 @@ class _Lines:
 
     def __init__(self, blocks: Iterable[bytes]) -> None:
         self._blocks = iter(blocks)
-        self._waiting: Iterator[bytes] = iter(())
+        self._waiting: list[bytes] = []  # The next line is the last one, so that a long one is not kept.
         self._rest = b""
         self._row_size, self._columns = 0, _ColumnCounter()
         self._first_line = b""  # of the present row, until its columns are counted
@@ -115,7 +115,7 @@ class _Lines:
         if self._row_size > LONGEST_RECORD:
             raise csv.Error(f"the row is longer than {LONGEST_RECORD:,} bytes")
         delimiter = self.delimiter or max((mark.encode() for mark in DELIMITERS), key=line.count)
-        if is_first and line.count(delimiter) <= MAX_COLUMNS:
+        if is_first and len(line) <= BATCH and line.count(delimiter) <= MAX_COLUMNS:
             self._first_line = line  # Most rows have a single line, which needs no second look.
             return
         for part in (self._first_line, line):
@@ -133,9 +133,9 @@ class _Lines:
         Raises:
             DamagedArchiveError: If it is too long.
         """
-        while (line := next(self._waiting, None)) is None:
+        while not self._waiting:
             if (block := next(self._blocks, None)) is None:
-                line, self._rest = self._rest, b""
+                self._waiting, self._rest = [self._rest], b""
                 break
             data = self._rest + block
             # The last line, and a carriage return that a line feed may follow, wait for the next block.
@@ -143,7 +143,8 @@ class _Lines:
             self._rest = data[end:]
             if len(self._rest) > LONGEST_RECORD:
                 raise DamagedArchiveError(f"a line is longer than {LONGEST_RECORD:,} bytes")
-            self._waiting = iter(data[:end].splitlines(keepends=True))
+            self._waiting = data[:end].splitlines(keepends=True)[::-1]
+        line = self._waiting.pop()
         self.position += len(line)
         return line
 

@@ -18,7 +18,7 @@ import pytest
 
 from gpt_pretrain.data import remote_cache
 from gpt_pretrain.data.datamodule import TextDataModule
-from gpt_pretrain.data.private_cache import TAG, TAG_TEXT, open_cache
+from gpt_pretrain.data.private_cache import TAG, TAG_TEXT, mark_as_used, open_cache, open_own
 from gpt_pretrain.data.text import download
 from gpt_pretrain.data.token_cache import tokenize_text
 from gpt_pretrain.errors import UserError
@@ -252,3 +252,20 @@ def test_compiled_code_comes_from_a_folder_of_the_user_alone(
     assert not used.is_symlink() and stat.S_IMODE(used.stat().st_mode) == 0o700
     use_own_compile_cache()
     assert Path(os.environ[COMPILE_CACHE]) == used, "what is set stays"
+
+
+@pytest.mark.parametrize("linked", ["folder", "file"])
+def test_a_link_in_a_cache_is_neither_read_nor_marked_as_used(tmp_path: Path, linked: str) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "a").write_bytes(b"precious")
+    os.utime(tmp_path / "home" / "a", (1, 1))
+    folder = tmp_path / "cache"
+    if linked == "folder":
+        folder.symlink_to(tmp_path / "home")
+    else:
+        folder.mkdir()
+        (folder / "a").symlink_to(tmp_path / "home" / "a")
+    for use in (open_own, mark_as_used):
+        with pytest.raises(OSError, match="is a link"):
+            use(folder / "a")
+    assert (tmp_path / "home" / "a").stat().st_mtime == 1

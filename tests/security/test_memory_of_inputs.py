@@ -1,0 +1,47 @@
+"""The memory for lines, rows and values stays within a few times their size, however they are divided."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gpt_pretrain.generation.prompt_files import check_prompts
+from gpt_pretrain.system.reading import MAX_DEPTH, check_values, parse_json
+from gpt_pretrain.texts.chunks import LONGEST_RECORD, Cursor, ReadPosition
+from gpt_pretrain.texts.rows import split_rows
+from tests.helpers.resource_limits import within
+
+
+def test_prompts_between_carriage_returns_are_read_one_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"ab\r" * 1_000_000)
+    with within(seconds=60, megabytes=25):  # 65 MB if a line is divided at once
+        assert check_prompts(path, name="prompts=a.txt") == 1_000_000
+
+
+def test_many_small_containers_take_little_more_than_themselves() -> None:
+    content = b'{"a":[' + b"{}," * 900_000 + b"0]}"
+    with within(seconds=30, megabytes=130):  # 210 MB if the count of each is kept
+        assert len(parse_json(content)["a"]) == 900_001
+
+
+def test_a_large_container_that_is_shared_is_counted_once() -> None:
+    large, small = list(range(200_000)), [0] * 3
+    with within(seconds=10, megabytes=50):
+        check_values([large] * 10_000 + [small] * 10_000, max_values=MAX_DEPTH * 10**8)
+
+
+def test_the_line_of_a_long_row_is_not_kept_twice() -> None:
+    size = LONGEST_RECORD - 1000
+    blocks = [b"text,n\n" + b"a" * size, b",1\n"]
+    cursor = Cursor("a.csv", ReadPosition(), bytes_read=lambda: 0)
+    # 7 times its size if the line is kept as bytes; the module csv takes four bytes a character.
+    with within(seconds=60, megabytes=6.6 * size / 1e6):
+        (chunk,) = split_rows(iter(blocks), cursor, "text")
+    assert len(chunk.content[0]) == size  # type: ignore[index]
+
+
+def test_a_long_line_may_begin_a_row_of_several() -> None:
+    text = b'text,n\n"' + b"a" * (2 << 20) + b'\nb, c",1\nd,2\n'
+    cursor = Cursor("a.csv", ReadPosition(), bytes_read=lambda: 0)
+    found = [value for chunk in split_rows(iter([text]), cursor, "text") for value in chunk.content]
+    assert [value[-5:] for value in found] == ["\nb, c", "d"]
