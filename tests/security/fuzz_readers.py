@@ -32,8 +32,8 @@ from gpt_pretrain.data.formats import open_corpus
 from gpt_pretrain.prepare import corpus_folder
 from gpt_pretrain.prepare.segments import EncodedCorpus, SegmentWriter, read_journal
 from gpt_pretrain.prepare.tokenizing import encode_batch
-from gpt_pretrain.runs.leaderboard import find_entries
 from gpt_pretrain.runs.charts.drawing import to_data_uri
+from gpt_pretrain.runs.leaderboard import find_entries
 from gpt_pretrain.runs.metrics_file import MetricsFile
 from gpt_pretrain.runs.reader import RunContents, read_run
 from gpt_pretrain.runs.report import page_parts
@@ -419,7 +419,6 @@ READERS = {
     ),
     "results": FuzzedReader(_make_results, {"results.json": (JSON, BLIND)}, _read_results),
     "entries": FuzzedReader(_make_run, {"run.json": (JSON,), "config.yaml": (YAML,)}, _read_entries),
-    "page": FuzzedReader(_make_run, {"run.json": (JSON,), "metrics.csv": (TEXT,), "samples.txt": (TEXT,)}, render_run_page),
     "page": FuzzedReader(_make_run, {"run.json": (JSON,), "metrics.csv": (TEXT,), "samples.txt": (TEXT,)}, _read_page),
     "metrics": FuzzedReader(_make_run, {"metrics.csv": (TEXT, BLIND)}, _read_metrics),
     "sweep": FuzzedReader(_make_sweep, {"a=1/run.json": (JSON, JSON, BLIND)}, _read_sweep),
