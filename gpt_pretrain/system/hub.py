@@ -43,6 +43,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.files import write_text
 
 PARTIAL_CONTENT = 206
+MAX_ERROR_BYTES = 10_000  # of an answer that is an error
 MAX_TRIES = 5  # in a row without any new bytes
 PAUSE_SECONDS = 1.0
 MAX_SMALL_BYTES = 20_000_000  # of a file for which the hub states no SHA-256; it keeps larger ones apart from the small ones
@@ -309,19 +310,32 @@ def _download(url: str, part: Path, *, size: int, headers: dict[str, str], label
 
 def _append(url: str, stream: IO[bytes], bar: tqdm[Any], *, headers: dict[str, str], size: int) -> None:
     with get_session().stream("GET", url, headers=headers) as answer:
-        hf_raise_for_status(answer)
+        _check_status(answer)
         # A server that ignores the range sends the whole file.
         if answer.status_code != PARTIAL_CONTENT:
             stream.seek(0)
             stream.truncate(0)
             bar.reset(size)
-        for piece in answer.iter_bytes():
+        for piece in answer.iter_raw():  # no compressed answer was asked for, and a few bytes could become gigabytes
             if stream.tell() + len(piece) > size:
                 raise UserError(
                     f"{bar.desc}: the server sends more than the {size:,} bytes that it states. The file was discarded."
                 )
             stream.write(piece)
             bar.update(len(piece))
+
+
+def _check_status(answer: Any) -> None:
+    """Raise the error of huggingface_hub for an answer that is one, which would read all of its body.
+
+    Raises:
+        HfHubHTTPError: If it is one.
+    """
+    if not answer.is_error:
+        return
+    beginning = next(answer.iter_raw(MAX_ERROR_BYTES), b"")
+    headers = {name: value for name, value in answer.headers.items() if not name.startswith(("content-", "transfer-"))}
+    hf_raise_for_status(type(answer)(answer.status_code, headers=headers, content=beginning, request=answer.request))
 
 
 def _short(error: Exception) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from gpt_pretrain.texts.chunks import ReadPosition
 from gpt_pretrain.texts.inputs import StreamedDataset
 from gpt_pretrain.texts.tables import read_dataset
 from tests.helpers.hostile_server import Answer, Stranger
+from tests.helpers.resource_limits import within
 
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -83,6 +86,39 @@ def test_a_file_without_end_is_cut_off_at_its_stated_size(hostile_hub: Stranger,
     with pytest.raises(UserError, match=r"the server sends more than the 1,000 bytes that it states"):
         fetch("some/model", "model.safetensors")
     assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) == 0
+
+
+@pytest.mark.parametrize("status", [404, 500])
+def test_an_error_without_end_is_cut_off(hostile_hub: Stranger, status: int) -> None:
+    sent = 0
+
+    def answer(request: Answer) -> None:
+        nonlocal sent
+        if request.command == "HEAD":
+            request.reply(200, CONFIG, headers=GOOD)
+            return
+        request.reply(status, length=10**12)
+        with suppress(OSError):
+            while sent < 100:
+                request.wfile.write(bytes(1 << 20))
+                sent += 1
+
+    hostile_hub.answers["/some/model/resolve/main/config.json"] = answer
+    with pytest.raises(UserError, match=r"^some/model"):
+        fetch("some/model", "config.json")
+    assert sent < 50
+
+
+def test_a_compressed_file_is_not_expanded(hostile_hub: Stranger) -> None:
+    data = gzip.compress(bytes(200_000_000), compresslevel=1)
+    headers = GOOD | {"Content-Encoding": "gzip"}
+
+    def answer(request: Answer) -> None:
+        request.reply(200, CONFIG if request.command == "HEAD" else data, headers=GOOD if request.command == "HEAD" else headers)
+
+    hostile_hub.answers["/some/model/resolve/main/config.json"] = answer
+    with within(seconds=20, megabytes=100), pytest.raises(UserError, match="sends more than the"):
+        fetch("some/model", "config.json")
 
 
 def test_a_file_of_which_nothing_arrives_is_given_up(hostile_hub: Stranger) -> None:
