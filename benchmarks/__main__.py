@@ -12,9 +12,8 @@ from pathlib import Path
 from statistics import median
 
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks import learn, references, report
+from benchmarks import learn, references, report, serving, serving_load
 from benchmarks.cases import Case, all_cases
 from benchmarks.measure import ROOT, Measurement, device, run
 from gpt_pretrain.training.acceleration import precision_for
@@ -24,8 +23,9 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 
 def main() -> None:
     """Measure the cases of the command line, print tables and write JSON lines."""
-    if sys.argv[1:2] in (["learn"], ["references"]):
-        (learn if sys.argv[1] == "learn" else references).main(sys.argv[2:])
+    others = {"learn": learn, "references": references, "serve": serving, "serve-load": serving_load}
+    if (other := others.get(next(iter(sys.argv[1:]), ""))) is not None:
+        other.main(sys.argv[2:])
         return
     arguments = _arguments()
     precision, reason = precision_for("auto", device())
@@ -39,7 +39,7 @@ def main() -> None:
     console.print(f"{report.machine()}\nTraining in {precision} ({reason}).", soft_wrap=True)
     for name in arguments.cases or cases:
         rows = report.rows(name, cases[name], _measure(name, cases[name], precision=precision, rounds=arguments.rounds))
-        _show(cases[name], rows)
+        report.show(console, cases[name], rows)
         with open(file, "a", encoding="utf-8") as stream:
             for row in rows:
                 stream.write(json.dumps(dataclasses.asdict(row) | {"machine": report.machine()}) + "\n")
@@ -55,7 +55,8 @@ def _arguments() -> argparse.Namespace:
         description=__doc__,
         epilog="cases:\n"
         + "\n".join(f"  {name:20} {case.title}" for name, case in cases.items())
-        + "\n\nlearn compares time and tokens to a loss; references makes the curves of report pages. Both have a --help.\n"
+        + "\n\nlearn compares time and tokens to a loss; references makes the curves of report pages; serve measures the "
+        "server,\nand serve-load tests it under load. Each has a --help.\n"
         "python -m benchmarks.scaling measures the loss by size, text and settings.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -100,18 +101,6 @@ def _measure_in_process(precision: str, name: str, subject: str) -> Measurement 
             reason = "pip install --no-deps llms-from-scratch==1.0.19" if missing else str(error)
     console.print(f"{name}: {subject} cannot be measured: {reason}", soft_wrap=True, markup=False)
     return None
-
-
-def _show(case: Case, found: list[report.Row]) -> None:
-    if not found:
-        return
-    head, *lines = report.table(found)
-    table = Table(title=case.title, caption=case.note, title_justify="left", caption_justify="left")
-    for number, column in enumerate(head):
-        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
-    for line in lines:
-        table.add_row(*line)
-    console.print(table)
 
 
 if __name__ == "__main__":

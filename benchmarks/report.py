@@ -12,6 +12,8 @@ from statistics import median
 
 import psutil
 import torch
+from rich.console import Console
+from rich.table import Table
 
 from benchmarks.cases import Case
 from benchmarks.measure import Measurement
@@ -125,6 +127,19 @@ def table(table_rows: list[Row]) -> list[list[str]]:
     texts = [[*COLUMNS]] + [_texts(row) for row in table_rows]
     full = [number for number in range(len(COLUMNS)) if number == 0 or any(line[number] for line in texts[1:])]
     return [[line[number] for number in full] for line in texts]
+
+
+def show(console: Console, case: Case, found: list[Row]) -> None:
+    """Print the table of a case."""
+    if not found:
+        return
+    head, *lines = table(found)
+    shown = Table(title=case.title, caption=case.note, title_justify="left", caption_justify="left")
+    for number, column in enumerate(head):
+        shown.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+    for line in lines:
+        shown.add_row(*line)
+    console.print(shown)
 
 
 def _texts(row: Row) -> list[str]:

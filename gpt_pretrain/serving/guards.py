@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY_BYTES = 4_000_000
@@ -15,10 +16,6 @@ TOO_LARGE = f"The request has more than {MAX_BODY_BYTES:,} bytes, the most that 
 BODY_SECONDS = 30.0  # for a body to arrive
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 OPEN_PATHS = ("/", "/health")  # that need no key; the page asks for it
-
-
-class BodyTooLargeError(Exception):
-    """A body is larger than allowed, or takes too long."""
 
 
 class Guards:
@@ -40,18 +37,7 @@ class Guards:
         if (refused := self._refusal(scope)) is not None:
             await send_error(send, *refused)
             return
-        started = False
-
-        async def watched_send(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        try:
-            await self.app(scope, _limited(receive), watched_send)
-        except BodyTooLargeError as error:
-            if not started:
-                await send_error(send, *error.args)
+        await self.app(scope, _limited(receive), send)
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         """Return the status and the message for a request that may not pass."""
@@ -111,12 +97,14 @@ def _limited(receive: Receive) -> Receive:
         if is_complete:  # what follows is only the end of the connection
             return await receive()
         try:
-            message = await asyncio.wait_for(receive(), end - asyncio.get_running_loop().time())
+            async with asyncio.timeout_at(end):
+                message = await receive()
         except TimeoutError as error:
-            raise BodyTooLargeError(408, f"The request did not arrive within {BODY_SECONDS:g} seconds.") from error
+            late = f"The request did not arrive within {BODY_SECONDS:g} seconds."
+            raise HTTPException(408, late, headers={"connection": "close"}) from error
         size += len(message.get("body", b""))
         if size > MAX_BODY_BYTES:
-            raise BodyTooLargeError(413, TOO_LARGE)
+            raise HTTPException(413, TOO_LARGE, headers={"connection": "close"})
         is_complete = not message.get("more_body", False)
         return message
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
 import threading
 from collections.abc import Iterator, Mapping
 
@@ -26,6 +27,7 @@ class Served:
         address: Where it listens.
         facts: What is known of the models, by name; each is served.
         models: The models by name; None makes some.
+        send_buffer: Bytes that the system holds for a client that does not read; None leaves it as it is.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class Served:
         facts: Mapping[str, ModelFacts] = {"m": ModelFacts()},
         *,
         models: Mapping[str, TextModel] | None = None,
+        send_buffer: int | None = None,
     ) -> None:
         made = {name: text_model(kind) for name, kind in zip(facts, itertools.cycle(("gpt2", "modern")))}
         self.models = made if models is None else models
@@ -42,6 +45,8 @@ class Served:
         self.engine = Engine(self.models, limits)
         self.engine.start()
         opened = open_socket(address)
+        if send_buffer is not None:  # connections have that of the socket that listens
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         self.port = opened.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         ready = threading.Event()
