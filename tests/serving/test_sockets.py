@@ -67,7 +67,9 @@ def test_half_of_the_headers_is_not_waited_for(impatient: Served) -> None:
 
 def test_half_of_a_second_request_is_not_waited_for_either(impatient: Served) -> None:
     with send_raw(impatient, HEALTH + b"\r\n") as connection:
-        assert connection.recv(4096).endswith(b'{"status":"ok"}')
+        received = b""
+        while not received.endswith(b'{"status":"ok"}'):
+            received += connection.recv(4096)
         connection.sendall(HEALTH)
         assert rest_of(connection) == b""
 
@@ -86,7 +88,7 @@ def test_a_body_of_unknown_length_has_the_same_limit(served: Served) -> None:
         with suppress(BrokenPipeError, ConnectionResetError):
             for _ in range(50):
                 connection.sendall(b"186a0\r\n" + b" " * 100_000 + b"\r\n")
-        assert b"413" in connection.recv(1000)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")
 
 
 @pytest.mark.parametrize("stream", [True, False])
