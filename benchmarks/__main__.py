@@ -13,7 +13,7 @@ from statistics import median
 
 from rich.console import Console
 
-from benchmarks import learn, references, report, serving, serving_load
+from benchmarks import budget, learn, references, report, serving, serving_load
 from benchmarks.cases import Case, all_cases
 from benchmarks.measure import ROOT, Measurement, device, run
 from gpt_pretrain.training.acceleration import precision_for
@@ -23,7 +23,7 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 
 def main() -> None:
     """Measure the cases of the command line, print tables and write JSON lines."""
-    others = {"learn": learn, "references": references, "serve": serving, "serve-load": serving_load}
+    others = {"budget": budget, "learn": learn, "references": references, "serve": serving, "serve-load": serving_load}
     if (other := others.get(next(iter(sys.argv[1:]), ""))) is not None:
         other.main(sys.argv[2:])
         return
@@ -55,8 +55,8 @@ def _arguments() -> argparse.Namespace:
         description=__doc__,
         epilog="cases:\n"
         + "\n".join(f"  {name:20} {case.title}" for name, case in cases.items())
-        + "\n\nlearn compares time and tokens to a loss; references makes the curves of report pages; serve measures the "
-        "server,\nand serve-load tests it under load. Each has a --help.\n"
+        + "\n\nbudget compares what is reached in a time; learn compares time and tokens to a loss; references makes the curves of\n"
+        "report pages; serve measures the server, and serve-load tests it under load. Each has a --help.\n"
         "python -m benchmarks.scaling measures the loss by size, text and settings.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -19,6 +19,7 @@ from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.runs.folder import checkpoint_dir
 from gpt_pretrain.runs.loggers import build_loggers
 from gpt_pretrain.system.urls import is_url
+from gpt_pretrain.training.budget.amount import Budget
 from gpt_pretrain.training.budget.plan import BudgetPlan
 from gpt_pretrain.training.callbacks.budget import KeepBudget
 from gpt_pretrain.training.callbacks.evaluation import PeriodicEvaluation
@@ -119,7 +120,13 @@ def _build_loggers(setup: TrainingSetup, *, run_dir: Path, first_step: int) -> l
 
 def _keep_budget(setup: TrainingSetup, plan: BudgetPlan) -> KeepBudget:
     step_windows, _ = windows_per_step(setup.data, setup.settings.trainer)
-    return KeepBudget(plan.pace, seconds=plan.budget.seconds, began=plan.began, validated=len(setup.data.val) / step_windows)
+    return KeepBudget(
+        plan.pace,
+        seconds=plan.budget.seconds,
+        began=plan.began,
+        validated=len(setup.data.val) / step_windows,
+        while_useful=plan.budget == Budget(),
+    )
 
 
 def build_callbacks(setup: TrainingSetup, *, config: dict[str, Any], run_dir: Path) -> list[Callback]:

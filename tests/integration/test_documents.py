@@ -98,6 +98,9 @@ def as_arguments(command: str) -> list[str]:
     short = [one for one in SHORT if one.split("=")[0] not in keys]
     if keys & {"resume", "sweep_resume"}:
         return [*arguments, "trainer.max_steps=4"]
+    if "budget" in keys:  # which alone decides the length
+        arguments = ["budget=12000 tokens" if argument.startswith("budget=") else argument for argument in arguments]
+        short = short[1:]
     own_model = "model._target_" in keys or "model=recurrent" in arguments
     return [
         *arguments,

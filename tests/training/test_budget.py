@@ -364,3 +364,32 @@ def test_a_full_disk_is_what_limits_the_model():
     chosen = choose(50_000_000, Budget(), dataclasses.replace(LIMITS, seconds=1e6))
     assert choice.fits(chosen, dataclasses.replace(LIMITS, disk=1 << 20)) == "disk"
     assert choice.fits(chosen, dataclasses.replace(LIMITS, memory=1 << 20)) == "memory"
+
+
+def test_a_run_that_no_longer_improves_decays_and_ends():
+    def validate(keep, losses, *, per_epoch=100):
+        for number, loss in enumerate(losses, start=1):
+            trainer = SimpleNamespace(global_step=number * per_epoch, sanity_checking=False)
+            keep.on_validation_end(trainer, SimpleNamespace(val_loss=loss))
+
+    keep = KeepBudget(Pace(5000), seconds=math.inf, began=0.0, while_useful=True)
+    validate(keep, [5.0, 4.0, 3.999, 4.1])
+    assert keep.pace.last_step == 5000
+    again = KeepBudget(Pace(1), seconds=math.inf, began=0.0, while_useful=True)
+    again.load_state_dict(keep.state_dict())
+    again.on_validation_end(SimpleNamespace(global_step=500, sanity_checking=False), SimpleNamespace(val_loss=4.0))
+    assert again.pace.last_step == 550
+    assert again.pace.progress(500) == pytest.approx(0.1)
+    assert again.pace.progress(550) == 1.0
+    timed = KeepBudget(Pace(5000), seconds=60.0, began=0.0)
+    validate(timed, [4.0, 4.0, 4.0, 4.0, 4.0])
+    assert timed.pace.last_step == 5000
+
+
+def test_a_choice_beyond_the_study_must_be_clearly_better():
+    studied = choose(1_000_000, Budget(seconds=100.0))
+    assert studied.doubt == 1.0
+    far = dataclasses.replace(studied, expected=studied.expected / 1.004, doubt=1.02, seconds=1.0)
+    assert choice.best_of([studied, far]) is studied
+    better = dataclasses.replace(far, expected=studied.expected / 1.1)
+    assert choice.best_of([studied, better]) is better

@@ -14,7 +14,7 @@ from gpt_pretrain.training.budget.speed import Speed
 
 SHAPES = ((64, 2), (96, 3), (128, 4), (192, 4), (256, 6), (384, 6), (512, 8), (768, 12))  # width and blocks
 HEAD_DIM, CONTEXT = 32, 128
-VOCABULARIES = (512, 1024, 2048, 4096, 8192)
+VOCABULARIES = (512, 1024, 2048, 4096)
 LENGTHS, SHORTER = 16, 2.0**-0.5  # trainings of each model that are looked at, each shorter by this factor
 ENOUGH = 1.005  # a cheaper choice whose expected loss is at most this factor higher is taken
 MIN_STEPS = 20
@@ -23,6 +23,8 @@ BESIDES = 0.88  # share of the time for optimizer steps; the rest is for losses,
 MOST_PASSES = 64  # over the text
 MOST_PARAMETERS = 30  # in the blocks for each different token that is read; the law was not measured beyond
 TOKENS_PER_ENTRY = 25  # tokens that are read for each one of the vocabulary; the study had no fewer
+STUDIED_VOCABULARY = 2048  # tokens
+CAUTION = 0.01  # a choice that the study did not reach counts as this much worse for each doubling
 MAX_MEMORY, MAX_DISK = 0.6, 0.8  # shares of what is free
 CHECKPOINTS = 3  # on disk at the same time
 
@@ -78,6 +80,7 @@ class Candidate:
         batch: Windows of each device's batch.
         expected: Bits per byte.
         step_tokens: Tokens of a step, on all devices together.
+        doubt: Factor on the expected loss by which the candidates are compared.
     """
 
     config: GPTConfig
@@ -87,6 +90,12 @@ class Candidate:
     training: Training
     expected: float
     step_tokens: int
+    doubt: float = 1.0
+
+    @property
+    def cautious(self) -> float:
+        """The expected loss, higher where it is extrapolated."""
+        return self.expected * self.doubt
 
     @property
     def passes(self) -> float:
@@ -138,9 +147,18 @@ def candidates(
             if steps < MIN_STEPS or too_large or rare:
                 continue
             training = Training(matrices, config.vocab_size, text.train_bytes, steps * per_step * length)
-            yield Candidate(
-                config, size, steps, steps * step / BESIDES, training, law.bits_per_byte(training, text.difficulty), per_step
-            )
+            expected, doubt = law.bits_per_byte(training, text.difficulty), _doubt(training, law, read=steps * per_step)
+            yield Candidate(config, size, steps, steps * step / BESIDES, training, expected, per_step, doubt)
+
+
+def _doubt(training: Training, law: Law, *, read: int) -> float:
+    """Return a factor that grows with the distance of a choice from the study.
+
+    Args:
+        read: Tokens that are read. By all published laws, a model may have as many parameters as that.
+    """
+    excess = (training.matrices / max(law.largest["matrices"], read), training.vocab_size / STUDIED_VOCABULARY)
+    return math.exp(CAUTION * sum(max(math.log2(one), 0.0) for one in excess))
 
 
 def _batch_and_steps(
@@ -172,8 +190,8 @@ def fits(candidate: Candidate, limits: Limits) -> str | None:
 
 def best_of(found: Sequence[Candidate]) -> Candidate:
     """Return the cheapest of the candidates whose expected loss is nearly the lowest."""
-    lowest = min(one.expected for one in found)
-    return min((one for one in found if one.expected <= ENOUGH * lowest), key=lambda one: (one.seconds, one.expected))
+    lowest = min(one.cautious for one in found)
+    return min((one for one in found if one.cautious <= ENOUGH * lowest), key=lambda one: (one.seconds, one.expected))
 
 
 def limit_of(chosen: Candidate, refused: Mapping[str, Candidate], limits: Limits) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -15,11 +16,13 @@ from gpt_pretrain.training.budget.pace import DAMAGED_PLAN, Pace, read_points
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.lit_module import GPTLitModule
 
+log = logging.getLogger(__name__)
 FIRST_STEPS = 3  # that are not measured
 MARKS = (0.02, 0.05, *(n / 10 for n in range(1, 10)), 0.95, 0.98)  # of the schedule, at which the steps are planned anew
 END_WORK = 1.6  # processor seconds that the end of a run takes besides its validation: checkpoints, charts and the report
 RECENT_SECONDS, RECENT_SHARE = 4.0, 0.03  # over which the machine's load is measured; a share of the budget if that is longer
 MOST_SLOWNESS = 12.0  # a process that waits for something else than a processor is not slow
+LEAST_GAIN, PATIENCE, LAST_SHARE = 1e-3, 3, 0.1  # of the validation loss; validations without it; steps of the decay after them
 FORWARD = 0.4  # of a step's time for the loss of the same tokens, without gradients
 
 
@@ -34,6 +37,7 @@ class KeepBudget(Callback):
         seconds: The budget; infinite if the plan decides alone.
         began: The moment at which this process began.
         validated: Tokens that are validated at the end of the run, as a multiple of those of a step.
+        while_useful: Let the learning rate decay soon, and end, when the validation loss no longer falls.
         now: The clock.
         worked: The processor time of this process.
     """
@@ -45,12 +49,15 @@ class KeepBudget(Callback):
         seconds: float,
         began: float,
         validated: float = 0.0,
+        while_useful: bool = False,
         now: Callable[[], float] = time.monotonic,
         worked: Callable[[], float] = time.process_time,
     ) -> None:
         self.pace = pace
         self.seconds = seconds
         self.validated = validated
+        self.while_useful = while_useful
+        self._best, self._waited = math.inf, 0  # validation loss, and validations since it fell
         self.now = now
         self.worked = worked
         self.began = began
@@ -105,6 +112,20 @@ class KeepBudget(Callback):
         if step >= self.pace.last_step or out_of_time:
             self.has_ended = trainer.should_stop = True
 
+    def on_validation_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
+        if not self.while_useful or trainer.sanity_checking or math.isnan(pl_module.val_loss):
+            return
+        if pl_module.val_loss < self._best * (1.0 - LEAST_GAIN):
+            self._best, self._waited = float(pl_module.val_loss), 0
+            return
+        self._waited += 1
+        step = trainer.global_step
+        if self._waited == PATIENCE and step < self.pace.last_step:
+            log.info(
+                "The validation loss has not fallen in %d validations: the learning rate decays now, then the run ends.", PATIENCE
+            )
+            self.pace.replan(step, min(self.pace.last_step, step + max(1, int(LAST_SHARE * step))))
+
     def _replan(self, step: int, moment: float) -> None:
         begin, start = self._measured[-2] if len(self._measured) > 4 else self._measured[0]
         rate = max((moment - start) / (step - begin), 1e-9)
@@ -122,6 +143,8 @@ class KeepBudget(Callback):
             "total": self.pace.total,
             "spent": self.elapsed(),
             "ended": self.has_ended,
+            "best": self._best,
+            "waited": self._waited,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -135,6 +158,9 @@ class KeepBudget(Callback):
             raise UserError(DAMAGED_PLAN)
         self.pace.points, self.pace.total = points, points[0][2]
         self._spent = spent
+        best, waited = state_dict.get("best"), state_dict.get("waited")
+        if type(best) is float and type(waited) is int and not math.isnan(best):
+            self._best, self._waited = best, waited
 
 
 class RecentLoad:

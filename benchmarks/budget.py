@@ -1,0 +1,236 @@
+"""What a budget reaches: bits per byte of held-out text, beside other configurations that have the same time.
+
+python -m benchmarks budget [TEXT ...] trains on the first nine tenths of each text, each subject in a process of its own:
+
+- `python train.py budget=TIME`;
+- nanoGPT's recipes for characters, for a CPU and for a GPU, with the schedule cut to the time and no evaluation; see
+  `nanogpt_recipe.py`. The start of Python and the final evaluation are not part of their time;
+- `python train.py` with its defaults, and with model=tiny, ended by trainer.max_time. The start of the program and the end of the
+  run are not part of their time.
+
+The last tenth of the text is scored in windows side by side. No subject has seen it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.learn import python_documentation
+from benchmarks.measure import ROOT, run
+from gpt_pretrain.system.formatting import format_duration
+from gpt_pretrain.training.budget.amount import parse_budget
+
+TRAINED = 0.9  # of the text
+BESIDES = 30.0  # seconds of a subject besides its training
+EXPECTED = re.compile(r"expect  ([0-9.]+) bits per byte, in nine of ten cases between ([0-9.]+) and ([0-9.]+)")
+DIAL = "budget="
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a subject has reached.
+
+    Args:
+        seconds: Of its process, by the clock.
+        bits: Bits per byte of the held-out text.
+        expected: The bits per byte that budget= has foretold, with the bounds of its interval; empty for the others.
+    """
+
+    text: str
+    budget: str
+    subject: str
+    seconds: float
+    bits: float
+    expected: list[float]
+
+
+@dataclass(frozen=True)
+class SplitText:
+    """A text in two files: what is trained on, and what is held out."""
+
+    name: str
+    train: Path
+    held_out: Path
+
+
+@dataclass(frozen=True)
+class Task:
+    """What each subject trains on, how long, and where."""
+
+    text: SplitText
+    budget: str
+    seconds: float
+    seed: int
+    run_dir: Path
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the comparison with the arguments after "budget"."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks budget", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="UTF-8 texts (default: documentation that comes with Python)")
+    parser.add_argument("--budgets", default="2m", metavar="TIMES", help="times, separated by commas (default: 2m)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of all subjects (default: 1)")
+    parser.add_argument("--subjects", metavar="NAMES", help=f"a part of the subjects, by number: {_numbered()} (default: all)")
+    parser.add_argument("--json", metavar="FILE", help="file to append the results to, one JSON object a line")
+    chosen = parser.parse_args(arguments)
+    budgets = [(name, parse_budget(name).seconds) for name in chosen.budgets.split(",")]
+    if not all(math.isfinite(seconds) for _, seconds in budgets):
+        parser.error("--budgets must be times, such as 2m,5m")
+    names = [*SUBJECTS] if chosen.subjects is None else [[*SUBJECTS][int(number) - 1] for number in chosen.subjects.split(",")]
+    total = max(len(chosen.texts), 1) * len(names) * sum(seconds + BESIDES for _, seconds in budgets)
+    print(f"{len(names)} subjects; this takes about {format_duration(total)}.", flush=True)
+    results = list[Result]()
+    with tempfile.TemporaryDirectory() as folder:
+        for text in _texts(chosen.texts, Path(folder)):
+            for name, seconds in budgets:
+                for subject in names:
+                    task = Task(text, name, seconds, chosen.seed, Path(folder) / f"run-{time.monotonic_ns()}")
+                    found = measure(subject, task)
+                    if found is not None:
+                        results.append(found)
+                        _append(found, chosen.json)
+    print(table(results))
+
+
+def _numbered() -> str:
+    return ", ".join(f"{number} {name}" for number, name in enumerate(SUBJECTS, start=1))
+
+
+def _append(result: Result, file: str | None) -> None:
+    print(
+        f"{result.text}, {result.budget}, {result.subject}: {result.bits:.3f} bits per byte, {result.seconds:.1f} s", flush=True
+    )
+    if file is not None:
+        with open(file, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps(asdict(result)) + "\n")
+
+
+def _texts(files: Sequence[str], folder: Path) -> Iterator[SplitText]:
+    contents = [(Path(file).name, Path(file).read_text(encoding="utf-8")) for file in files]
+    for name, content in contents or [("Python's documentation", python_documentation())]:
+        yield split_text(name, content, folder)
+
+
+def split_text(name: str, content: str, folder: Path) -> SplitText:
+    """Write the first nine tenths of a text and the rest into files."""
+    content = content.replace("\r\n", "\n").replace("<|endoftext|>", "")
+    cut = int(TRAINED * len(content))
+    text = SplitText(name, *(folder / f"{part}-{time.monotonic_ns()}.txt" for part in ("train", "held-out")))
+    text.train.write_text(content[:cut], encoding="utf-8", newline="")
+    text.held_out.write_text(content[cut:], encoding="utf-8", newline="")
+    return text
+
+
+def measure(subject: str, task: Task) -> Result | None:
+    """Train one subject and score it; None, with a line that says why, if it fails."""
+    try:
+        spent, bits = SUBJECTS[subject](task)
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        print(f"{task.text.name}, {task.budget}, {subject}: failed: {error}", flush=True)
+        return None
+    expected = expected_by(task.run_dir) if subject == DIAL else []
+    return Result(task.text.name, task.budget, subject, spent, bits, expected)
+
+
+def by_budget(task: Task) -> tuple[float, float]:
+    """Train with budget=, and return the seconds and the bits per byte of the held-out text."""
+    return _by_train(task, [f"budget={task.budget}"])
+
+
+def by_defaults(task: Task) -> tuple[float, float]:
+    """Train with the defaults."""
+    return _by_train(task, [_max_time(task.seconds)])
+
+
+def by_tiny(task: Task) -> tuple[float, float]:
+    """Train model=tiny."""
+    return _by_train(task, ["model=tiny", _max_time(task.seconds)])
+
+
+def _max_time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"trainer.max_time='00:{hours:02d}:{minutes:02d}:{rest:02d}'"
+
+
+def _by_train(task: Task, overrides: Sequence[str]) -> tuple[float, float]:
+    text, run_dir = task.text, task.run_dir
+    data = ["data=text", f"data.path={text.train}", f"data.cache_dir={run_dir.parent / 'cache'}"]
+    start = time.monotonic()
+    run(
+        [sys.executable, str(ROOT / "train.py"), *data, *overrides, f"seed={task.seed}", "logger=csv", f"hydra.run.dir={run_dir}"]
+    )
+    spent = time.monotonic() - start
+    scored = run_dir.with_name(f"{run_dir.name}-scored")
+    checkpoint = run_dir / "checkpoints" / "best.ckpt"
+    data = ["data=text", f"data.path={text.held_out}", f"data.cache_dir={run_dir.parent / 'cache'}"]
+    run([sys.executable, str(ROOT / "evaluate.py"), f"checkpoint={checkpoint}", *data, f"hydra.run.dir={scored}"])
+    content = json.loads((scored / "results.json").read_text(encoding="utf-8"))
+    return spent, float(content["models"][0]["bits_per_byte"]["value"])
+
+
+def expected_by(run_dir: Path) -> list[float]:
+    """Return the bits per byte that a run with a budget has foretold, and the bounds; empty if its log has none."""
+    found = EXPECTED.search((run_dir / "train.log").read_text(encoding="utf-8"))
+    return [] if found is None else [float(one) for one in found.groups()]
+
+
+def by_cpu_recipe(task: Task) -> tuple[float, float]:
+    """Train by nanoGPT's recipe for a CPU."""
+    return _by_recipe("cpu", task)
+
+
+def by_gpu_recipe(task: Task) -> tuple[float, float]:
+    """Train by nanoGPT's recipe for a GPU."""
+    return _by_recipe("gpu", task)
+
+
+def _by_recipe(name: str, task: Task) -> tuple[float, float]:
+    text, run_dir = task.text, task.run_dir
+    train, held_out = (file.read_text(encoding="utf-8") for file in (text.train, text.held_out))
+    number = {character: index for index, character in enumerate(sorted({*train, *held_out}))}
+    ids = {part: torch.tensor([number[one] for one in content]) for part, content in (("train", train), ("val", held_out))}
+    run_dir.mkdir()
+    ids_file, result = run_dir / "ids.pt", run_dir / "result.json"
+    torch.save(ids | {"vocab_size": len(number)}, ids_file)
+    start = time.monotonic()
+    run([sys.executable, "-m", "benchmarks.nanogpt_recipe", str(ids_file), str(task.seed), f"{name}:{task.seconds}", str(result)])
+    spent = time.monotonic() - start
+    nats = json.loads(result.read_text(encoding="utf-8"))["loss"]
+    return spent, nats / math.log(2) * len(held_out) / len(held_out.encode())
+
+
+SUBJECTS: dict[str, Callable[[Task], tuple[float, float]]] = {
+    DIAL: by_budget,
+    "nanoGPT's recipe for a CPU": by_cpu_recipe,
+    "nanoGPT's recipe for a GPU": by_gpu_recipe,
+    "defaults": by_defaults,
+    "model=tiny": by_tiny,
+}
+
+
+def table(results: Sequence[Result]) -> str:
+    """Return the results as a Markdown table."""
+    lines = ["| text | time | subject | wall time | bits per byte | of budget= | expected |", "|---|---|---|---|---|---|---|"]
+    dial = {(one.text, one.budget): one.bits for one in results if one.subject == DIAL}
+    for one in results:
+        reference = dial.get((one.text, one.budget))
+        ratio = "" if reference is None else f"{one.bits / reference:.2f}"
+        expected = "" if not one.expected else "{:.2f} ({:.2f} to {:.2f})".format(*one.expected)
+        lines.append(
+            f"| {one.text} | {one.budget} | {one.subject} | {one.seconds:.0f} s | {one.bits:.3f} | {ratio} | {expected} |"
+        )
+    return "\n".join(lines)
