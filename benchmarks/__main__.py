@@ -55,8 +55,8 @@ def _arguments() -> argparse.Namespace:
         description=__doc__,
         epilog="cases:\n"
         + "\n".join(f"  {name:20} {case.title}" for name, case in cases.items())
-        + "\n\nbudget compares what is reached in a time; learn compares time and tokens to a loss; references makes the curves of\n"
-        "report pages; serve measures the server, and serve-load tests it under load. Each has a --help.\n"
+        + "\n\nbudget compares what is reached in a time; learn compares time and tokens to a loss; references makes the curves "
+        "of\nreport pages; serve measures the server, and serve-load tests it under load. Each has a --help.\n"
         "python -m benchmarks.scaling measures the loss by size, text and settings.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
