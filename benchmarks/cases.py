@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from benchmarks import decoding, limits, loading, preparing, startup, tasks, training
+from benchmarks import decoding, decoding_loss, limits, loading, preparing, startup, tasks, training
 from benchmarks.measure import Measurement
 from benchmarks.shapes import TINY, Decoding, Training, gpt2_124m
 from gpt_pretrain.model import costs
@@ -59,6 +59,7 @@ def all_cases(*, precision: str) -> dict[str, Case]:
         for n_prompt in (4, 512):
             cases[f"decode-b{batch_size}-p{n_prompt}"] = _decoding(Decoding(batch_size, n_prompt))
     return cases | {
+        "int8-loss": _int8_loss(),
         "first-token": _first_token(),
         "tasks": _tasks(),
         "load": _loading(precision),
@@ -95,6 +96,8 @@ def _decoding(shape: Decoding) -> Case:
     subjects: dict[str, Callable[[], Measurement]] = {
         "ours": partial(decoding.ours, shape),
         "ours, fp32": partial(decoding.ours, shape, precision="32-true"),
+        "ours, bf16": partial(decoding.ours, shape, precision=bf16),
+        "ours, int8": partial(decoding.ours, shape, precision="int8"),
         "transformers": partial(decoding.transformers, shape),
         "transformers, bf16": partial(decoding.transformers, shape, precision=bf16),
         "book": partial(decoding.chapter, shape, n_tokens=few),
@@ -118,6 +121,19 @@ def _first_token() -> Case:
         "one forward pass": partial(decoding.forward_pass, shape),
     }
     return Case("GPT-2 124M: the first token of a prompt of 512", subjects)
+
+
+def _int8_loss() -> Case:
+    subjects: dict[str, Callable[[], Measurement]] = {
+        "fp32": partial(decoding_loss.loss, "32-true"),
+        "bf16": partial(decoding_loss.loss, "bf16-mixed"),
+        "int8": partial(decoding_loss.loss, "int8"),
+    }
+    note = (
+        "A small model, trained for this in the same way each time, reads the end of the documentation token by token as for decoding. "
+        "The time per token is for the whole text at once."
+    )
+    return Case("The loss with rounded weights", subjects, tokens=1, note=note, compared=False)
 
 
 def _tasks() -> Case:

@@ -17,10 +17,24 @@ from rich.table import Table
 
 from benchmarks.cases import Case
 from benchmarks.measure import Measurement
+from gpt_pretrain.generation.decoding import PRECISIONS
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 BEGIN, END = "<!-- written by python -m benchmarks --update-docs -->", "<!-- end -->"
-COLUMNS = ("", "precision", "time", "spread", "tokens/s", "rate", "memory", "ours is", "same precision", "of the limit", "MFU")
+COLUMNS = (
+    "",
+    "precision",
+    "time",
+    "spread",
+    "tokens/s",
+    "rate",
+    "loss",
+    "memory",
+    "ours is",
+    "same precision",
+    "of the limit",
+    "MFU",
+)
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # FLOP/s of dense bf16 by NVIDIA's data sheets; no value is guessed
 
 
@@ -109,7 +123,7 @@ def _share(case: Case, rounds: Rounds, seconds: float, precision: str) -> float 
     short = "bf16" if precision.startswith("bf16") else "fp32"
     for subject, note, used in (
         (f"limit: products, {short}", "flops_per_second", case.product_flops),
-        ("limit: memory", "bytes_per_second", case.weights * (2 if short == "bf16" else 4)),
+        ("limit: memory", "bytes_per_second", case.weights * PRECISIONS.get(precision, torch.float32).itemsize),
     ):
         if used and _measured(rounds, subject):
             rate = median(float(m.notes[note]) for m in _measured(rounds, subject))
@@ -150,6 +164,7 @@ def _texts(row: Row) -> list[str]:
         f"{duration(row.spread[0])} to {duration(row.spread[1])}" if row.rounds > 1 else "",
         "" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}",
         _rate(row.notes),
+        str(row.notes.get("loss", "")),
         "" if row.peak_bytes is None else f"{row.peak_bytes / 1e9:.2f} GB",
         "" if row.ratio is None else f"{row.ratio:.2f} x as fast",
         "" if row.same_precision is None else f"{row.same_precision:.2f} x",

@@ -202,7 +202,7 @@ GENERATE_RULES: list[Rule] = [
     ("weights", *one_of(*WEIGHTS)),
     ("n_samples", lambda count: 1 <= count <= MAX_SAMPLES, f"must be between 1 and {MAX_SAMPLES:,} samples"),
     ("device", lambda name: re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name) is not None, "must be auto, cpu, cuda or mps"),
-    ("precision", *one_of("auto", "32-true", "bf16-mixed")),
+    ("precision", *one_of("auto", "32-true", "bf16-mixed", "int8")),
     ("prompt", lambda text: text != "", "must have at least one character, for example 'Every effort moves you'"),
     ("prompt_file", *EXISTS),
     ("prompt_file", *NO_FOLDER),
@@ -232,7 +232,8 @@ EVALUATE_RULES: list[Rule] = [
     ("tasks.limit", *at_least(1, "item", null="all items")),
     ("tasks.n_shots", lambda count: count is None or 0 <= count <= 100, "must be from 0 to 100, or null"),
     ("batch_tokens", *at_least(1, "token", null="what suits the device")),
-    *(rule for rule in GENERATE_RULES if rule[0] in ("device", "precision", "n_heads")),
+    ("precision", *one_of("auto", "32-true", "bf16-mixed")),
+    *(rule for rule in GENERATE_RULES if rule[0] in ("device", "n_heads")),
 ]
 
 SERVE_RULES: list[Rule] = [

@@ -13,14 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.custom import CustomModel
+from gpt_pretrain.model.kernels.int8_linear import Int8Linear, has_int8_products
 from gpt_pretrain.model.kernels.matmul_speed import speedup
 from gpt_pretrain.model.kernels.packed_linear import PackedLinear
 from gpt_pretrain.model.kv_cache import KVCache, StaticKVCache
 from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.system.measurements import measured_once
 
-PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}  # Lightning's names and the dtypes of matrix products
+# Lightning's names, and int8, with the dtypes of weights in matrix products.
+PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "int8": torch.int8}
 MIN_DECODING_SPEEDUP = 1.2  # A smaller speedup of bf16 decoding is not worth its rounding.
 PROMPT_ROWS = 128  # positions of a prompt whose logits are in memory at once
 GRAPH_MIN_TOKENS = 32  # For fewer tokens, capturing a CUDA graph takes longer than it saves.
@@ -32,7 +35,8 @@ class DecodingModel:
     Args:
         model: The model to decode with. Weights that need no other layout are shared with it. Later changes of its linear
             layers have no effect.
-        dtype: Dtype of matrix products and of cached keys and values. None means the model's own.
+        dtype: Dtype of matrix products and of cached keys and values. None means the model's own; int8 rounds the weights of
+            matrix products, and everything else stays in fp32.
         batch_size: Expected number of rows. Other numbers work but may be slower.
 
     Attributes:
@@ -44,9 +48,10 @@ class DecodingModel:
     def __init__(self, model: LanguageModel, *, dtype: torch.dtype | None = None, batch_size: int = 1) -> None:
         self.config = model.config
         self.device = model.device
-        self.dtype = model.tok_emb.weight.dtype if dtype is None else dtype
-        self._blocks = _pack_linear_layers(model, dtype=self.dtype, n_rows=batch_size)
-        self._head = PackedLinear(model.head_weight, None, dtype=self.dtype, n_rows=batch_size)
+        weight_dtype = model.tok_emb.weight.dtype if dtype is None else dtype
+        self.dtype = torch.float32 if weight_dtype == torch.int8 else weight_dtype
+        self._blocks = _pack_linear_layers(model, dtype=weight_dtype, n_rows=batch_size)
+        self._head = _decoding_layer(model.head_weight, None, dtype=weight_dtype, n_rows=batch_size)
 
     def next_logits(self, token_ids: Tensor, *, cache: KVCache | None = None) -> Tensor:
         """Return the logits after the last of token_ids.
@@ -126,7 +131,12 @@ def pick_decoding_precision(precision: str, model: LanguageModel) -> tuple[str, 
 
     "auto" chooses bf16 if it is clearly faster: on a GPU that supports it, and on a CPU if a short measurement with an
     output head of this size says so, which is made at the first start.
+
+    Raises:
+        UserError: If int8 is configured where it cannot be computed.
     """
+    if precision == "int8":
+        _check_int8(model)
     if precision != "auto":
         return precision, "as configured"
     if isinstance(model, CustomModel):
@@ -140,6 +150,18 @@ def pick_decoding_precision(precision: str, model: LanguageModel) -> tuple[str, 
     faster = (times := _bf16_row_speedup(weight)) >= MIN_DECODING_SPEEDUP
     reason = f"bf16 decodes {times:g} times as fast as fp32 on this CPU"
     return ("bf16-mixed", reason) if faster else ("32-true", f"{reason}; bf16-mixed needs {MIN_DECODING_SPEEDUP:g}")
+
+
+def _check_int8(model: LanguageModel) -> None:
+    if isinstance(model, CustomModel):
+        problem = "your own model is decoded as it is, and only the built-in ones can be rounded"
+    elif model.device.type != "cpu":
+        problem = f"this works on a CPU only (device=cpu), and the model is on {model.device.type}"
+    elif not has_int8_products():
+        problem = "PyTorch cannot multiply integers of 8 bits exactly on this processor"
+    else:
+        return
+    raise UserError(f"precision=int8: {problem}. Choose auto, 32-true or bf16-mixed.")
 
 
 def capture_step(model: DecodingModel, cache: KVCache) -> Callable[[Tensor], Tensor]:
@@ -179,12 +201,20 @@ def _pack_linear_layers(model: LanguageModel, *, dtype: torch.dtype, n_rows: int
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
             is_head = name == "out_head"
-            replacements[id(module)] = None if is_head else PackedLinear(module.weight, module.bias, dtype=dtype, n_rows=n_rows)
+            replacements[id(module)] = (
+                None if is_head else _decoding_layer(module.weight, module.bias, dtype=dtype, n_rows=n_rows)
+            )
         # A compiled block would be compiled anew for each length of the text.
         replacements[id(module._compiled_call_impl)] = None
         # A profiler's hooks hold records that cannot be copied.
         replacements |= {id(hooks): OrderedDict() for hooks in (module._forward_pre_hooks, module._forward_hooks)}
     return copy.deepcopy(model, replacements).eval()
+
+
+def _decoding_layer(weight: Tensor, bias: Tensor | None, *, dtype: torch.dtype, n_rows: int) -> nn.Module:
+    if dtype == torch.int8:
+        return Int8Linear(weight, bias, n_rows=n_rows)
+    return PackedLinear(weight, bias, dtype=dtype, n_rows=n_rows)
 
 
 def _bf16_row_speedup(weight: Tensor) -> float:

@@ -32,7 +32,7 @@ def test_a_packed_layer_equals_the_plain_layer(n_rows: int, batch_size: int, bia
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("n_inputs", [128, 768, 1536, 3072])
+@pytest.mark.parametrize("n_inputs", [7, 48, 768, 1536, 3072])
 def test_a_row_is_the_same_alone_and_among_others(dtype: torch.dtype, n_inputs: int) -> None:
     layer = PackedLinear(torch.randn(200, n_inputs), torch.randn(200), dtype=dtype, n_rows=1)
     assert layer.packed or not packed_linear.can_pack(torch.device("cpu"), dtype)

@@ -73,7 +73,7 @@ def alone(model: TextModel, request: CompletionRequest) -> str:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "modern"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 def test_texts_are_the_same_alone_and_among_others(kind: str, dtype: torch.dtype) -> None:
     model = text_model(kind, dtype)
     engine = Engine({"m": model}, ServingLimits(rows=7, queue=50))

@@ -58,9 +58,10 @@ def single_query_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Ten
     """
     dtype = torch.promote_types(queries.dtype, torch.float32)
     B, H, _, K = keys.shape
-    grouped = queries.reshape(B, H, -1, K).to(dtype) * K**-0.5  # (B, H, queries of each, K)
-    weights = torch.softmax(grouped @ keys.to(dtype).transpose(2, 3), dim=-1)  # (B, H, queries of each, S)
-    return (weights @ values.to(dtype)).to(queries.dtype).view(queries.shape)
+    q = queries.reshape(B * H, -1, K).to(dtype) * K**-0.5  # (B * H, queries of each, K)
+    k, v = (one.to(dtype).flatten(0, 1) for one in (keys, values))  # (B * H, S, K)
+    weights = torch.softmax(torch.bmm(q, k.transpose(1, 2)), dim=-1)  # (B * H, queries of each, S)
+    return torch.bmm(weights, v).to(queries.dtype).view(queries.shape)
 
 
 class _DropoutAttention(torch.autograd.Function):

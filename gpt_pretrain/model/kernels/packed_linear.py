@@ -5,6 +5,8 @@ Shapes: N rows, I in_features, O out_features.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -36,7 +38,8 @@ class PackedLinear(nn.Module):
         if self.packed:
             # A layout for one row is slower than one for two, even for one row.
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, max(n_rows, 2))
-            self._doubles_single_row = not self._computes_single_rows_alike(weight.shape[1])
+            shape = (*weight.shape, dtype, max(n_rows, 2), torch.get_num_threads())
+            self._doubles_single_row = not _adds_single_rows_alike(*shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer: (..., I) -> (..., O), in dtype."""
@@ -44,18 +47,36 @@ class PackedLinear(nn.Module):
         if not self.packed:
             return F.linear(x, self.weight, self.bias)
         if self._doubles_single_row and x.numel() == x.shape[-1]:
-            return self._product(x.reshape(1, -1).expand(2, -1))[:1].view(*x.shape[:-1], -1)
-        return self._product(x)
+            return _packed_product(x.reshape(1, -1).expand(2, -1), self.weight, self.bias)[:1].view(*x.shape[:-1], -1)
+        return _packed_product(x, self.weight, self.bias)
 
-    def _product(self, x: Tensor) -> Tensor:
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-        return out
 
-    @torch.inference_mode()
-    def _computes_single_rows_alike(self, n_inputs: int) -> bool:
-        """Return whether a row has the same result alone and beside another one. In another order few sums would be equal."""
-        rows = torch.randn(2, n_inputs, generator=torch.Generator().manual_seed(0)).to(self.dtype)
-        return torch.equal(self._product(rows[:1]), self._product(rows)[:1])
+@cache
+@torch.inference_mode()
+def _adds_single_rows_alike(n_outputs: int, n_inputs: int, dtype: torch.dtype, n_rows: int, n_threads: int) -> bool:
+    """Return whether a packed layer adds up a row in the same order alone and beside another one.
+
+    The sums that are compared are zero except for their rounding errors, which differ between any two orders.
+
+    Args:
+        n_rows: Number of rows that the layer is packed for.
+        n_threads: Number of threads that compute it.
+    """
+    random, half = torch.Generator().manual_seed(0), n_inputs // 2
+    inputs, weights = (torch.randn(half, generator=random) for _ in range(2))
+    weights *= torch.exp2(torch.randint(-6, 7, (half,), generator=random))
+    order = torch.randperm(half, generator=random)
+    row = torch.cat([inputs, inputs[order], torch.zeros(n_inputs % 2)]).to(dtype)
+    weight_row = torch.cat([weights, -weights[order], torch.zeros(n_inputs % 2)]).to(dtype)
+    n_outputs = min(n_outputs, max(4096, 256 * n_threads))  # More of them only add blocks, each computed as these are.
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight_row.expand(n_outputs, -1).contiguous(), n_rows)
+    alone, beside = (_packed_product(row.expand(count, -1).contiguous(), packed, None)[0] for count in (1, 2))
+    return torch.equal(alone, beside)
+
+
+def _packed_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return out
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
