@@ -130,7 +130,7 @@ def _int8_loss() -> Case:
         "int8": partial(decoding_loss.loss, "int8"),
     }
     note = (
-        "A small model, trained for this in the same way each time, reads the end of the documentation token by token as for decoding. "
+        "A small model, trained for this in the same way each time, reads the end of the documentation with its decoding layers. "
         "The time per token is for the whole text at once."
     )
     return Case("The loss with rounded weights", subjects, tokens=1, note=note, compared=False)
