@@ -60,6 +60,7 @@ def all_cases(*, precision: str) -> dict[str, Case]:
             cases[f"decode-b{batch_size}-p{n_prompt}"] = _decoding(Decoding(batch_size, n_prompt))
     return cases | {
         "int8-loss": _int8_loss(),
+        "beyond-context": _beyond_context(),
         "first-token": _first_token(),
         "tasks": _tasks(),
         "load": _loading(precision),
@@ -134,6 +135,17 @@ def _int8_loss() -> Case:
         "The time per token is for the whole text at once."
     )
     return Case("The loss with rounded weights", subjects, tokens=1, note=note, compared=False)
+
+
+def _beyond_context() -> Case:
+    subjects: dict[str, Callable[[], Measurement]] = {
+        "ours": partial(decoding.beyond_context, window_step=None, n_tokens=8),
+        "window_step=0.125": partial(decoding.beyond_context, window_step=0.125, n_tokens=128),
+        "window_step=0.25": partial(decoding.beyond_context, window_step=0.25, n_tokens=256),
+        "window_step=0.5": partial(decoding.beyond_context, window_step=0.5, n_tokens=512),
+    }
+    note = "Time per token over one step of the window, in which it is read once. The default reads it for each token."
+    return Case("GPT-2 124M: tokens beyond the context of 1,024", subjects, tokens=1, note=note)
 
 
 def _tasks() -> Case:

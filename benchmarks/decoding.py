@@ -12,8 +12,9 @@ from torch import Tensor
 from benchmarks.measure import Measurement, device, now, peak_bytes, repeat
 from benchmarks.shapes import Decoding, gpt2_124m
 from benchmarks.training import chapter_config, transformers_config
+from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.generation.decoding import PRECISIONS, DecodingModel, pick_decoding_precision
-from gpt_pretrain.generation.sampling import generate
+from gpt_pretrain.generation.sampling import generate, generate_stream
 from gpt_pretrain.model.gpt2 import GPTModel
 from gpt_pretrain.system.devices import keep_freed_memory
 
@@ -58,6 +59,21 @@ def chapter(shape: Decoding, *, n_tokens: int = 200) -> Measurement:
     few = Decoding(shape.batch_size, shape.n_prompt, n_tokens)
     notes: dict[str, float | str] = {"precision": "32-true", "tokens": n_tokens}
     return _timed(few, lambda prompt, n: ch05.generate(model, prompt, n, GPT2.context_length), notes, warmup=2)
+
+
+def beyond_context(*, window_step: float | None, n_tokens: int) -> Measurement:
+    """Measure this program's seconds per token after a prompt that fills the context."""
+    keep_freed_memory()
+    model = GPTModel(GPT2.config()).to(device()).eval()
+    picked, _ = pick_decoding_precision("auto", model)
+    decoder, prompt = DecodingModel(model, dtype=PRECISIONS[picked]), _prompt(Decoding(1, GPT2.context_length))
+    sampler = SamplerConfig(1 + n_tokens, window_step=window_step)
+    steps = generate_stream(decoder, prompt, sampler)
+    next(steps)
+    start = now()
+    for _ in steps:
+        pass
+    return Measurement([(now() - start) / n_tokens], peak_bytes(), {"precision": picked})
 
 
 def forward_pass(shape: Decoding) -> Measurement:

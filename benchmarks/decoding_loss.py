@@ -42,7 +42,7 @@ def _train(ids: torch.Tensor) -> GPTModel:
     for _ in range(STEPS):
         starts = torch.randint(0, len(ids) - CONFIG.context_length - 1, (BATCH_SIZE, 1))
         batch = ids[starts + torch.arange(CONFIG.context_length + 1)]
-        F.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten()).backward()
+        F.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten()).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
     trained: GPTModel = model.eval()

@@ -53,6 +53,7 @@ else:
         doc="`sampler`: how each next token is chosen.",
         min_p=None,
         repetition_penalty=1.0,
+        window_step=None,
     )
 
 

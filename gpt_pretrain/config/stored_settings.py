@@ -62,7 +62,7 @@ TRAIN_KINDS: dict[str, str] = {
     **_group("optimizer.", TAKEN, "matrices.lr embedding.lr head.lr vectors.lr"),
     **_group("optimizer.", TAKEN, "matrices.weight_decay embedding.weight_decay head.weight_decay vectors.weight_decay"),
     **_group("scheduler.", TAKEN, "name warmup_steps decay_steps decay_fraction min_lr"),
-    **_group("sampler.", TAKEN, "temperature top_k top_p min_p repetition_penalty"),
+    **_group("sampler.", TAKEN, "temperature top_k top_p min_p repetition_penalty window_step"),
     "sampler.max_new_tokens": BOUNDED,
     **_group("trainer.", TAKEN, "max_epochs max_steps max_tokens max_time precision accelerator strategy profiler"),
     **_group("trainer.", TAKEN, "activation_checkpointing accumulate_grad_batches gradient_clip_val log_every_n_steps"),
@@ -89,7 +89,7 @@ GENERATE_KINDS: dict[str, str] = {
     **_group("", BOUNDED, "logprobs stop"),
     **_group("", ASKED, "checkpoint pretrained prompt_file"),
     **_group("", NEVER, "interactive model prompts out"),
-    **_group("sampler.", TAKEN, "temperature top_k top_p min_p repetition_penalty"),
+    **_group("sampler.", TAKEN, "temperature top_k top_p min_p repetition_penalty window_step"),
     "sampler.max_new_tokens": BOUNDED,
 }
 # Options of groups, and the numbers and names among Hydra's own settings that a sweep needs.

@@ -23,6 +23,8 @@ class SamplerConfig:
         min_p: Then keep only tokens with at least this fraction of the most likely one's probability, in [0, 1]. None keeps all.
         repetition_penalty: Divisor of the positive logits, and factor of the negative ones, of all tokens that the text has
             so far, its prompt included. 1 changes nothing. It acts before everything else, also at a temperature of 0.
+        window_step: Share of the model's context that is dropped at once, the oldest tokens first, when a text has filled it.
+            None drops one token for each new one.
 
     Raises:
         UserError: If fields are invalid; it lists all of them.
@@ -34,6 +36,7 @@ class SamplerConfig:
     top_p: float | None = None
     min_p: float | None = None
     repetition_penalty: float = 1.0
+    window_step: float | None = None
 
     def __post_init__(self) -> None:
         problems = []
@@ -54,8 +57,19 @@ class SamplerConfig:
                 f"repetition_penalty={self.repetition_penalty}: must be between {LEAST_PENALTY:g} and {MOST_PENALTY:g}; 1 "
                 "changes nothing, and 1.2 is usual."
             )
+        if self.window_step is not None and not 0 < self.window_step < 1:
+            problems.append(
+                f"window_step={self.window_step}: must be a share of the context above 0 and below 1, such as 0.25, or null to "
+                "drop one token at a time."
+            )
         if problems:
             raise UserError(problems)
+
+    def kept_tokens(self, context_length: int) -> int:
+        """Return how many tokens of a full window stay in view, together with a new one, at most context_length."""
+        if self.window_step is None:
+            return context_length
+        return max(1, context_length - max(1, round(self.window_step * context_length)))
 
     def unused_settings(self) -> str | None:
         """Return a sentence about settings that have no effect together with a temperature of 0; None if there are none."""

@@ -95,8 +95,9 @@ def generate_steps(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the next token of each row, int64, (B,), with the model's logits for it, (B, V), one position at a time.
 
-    The model sees the last context_length tokens. Positions are absolute, so once the text is longer, each step shifts all
-    tokens by one position and computes them anew. Until then keys and values are cached.
+    The model sees the last context_length tokens, and keys and values are cached. Once the text is longer, a token that is
+    dropped shifts all others by one position, so the window is computed anew: for each token, or with the sampler's window_step
+    whenever that share of it has been dropped. In between, the model sees as many tokens fewer.
 
     Raises:
         UserError: If token_ids is empty; raised at the first token.
@@ -110,8 +111,10 @@ def generate_steps(
     banned = torch.tensor(banned_ids, dtype=torch.int64, device=token_ids.device) if banned_ids else None
     ended = torch.zeros(batch_size, dtype=torch.bool, device=token_ids.device)
     seen = None if sampler.repetition_penalty == 1 else tokens_seen(token_ids, model.config.vocab_size)
+    window = window[:, -context_length:]
     for _ in range(sampler.max_new_tokens):
-        window = window[:, -context_length:]
+        if window.shape[1] > context_length:
+            window = window[:, -sampler.kept_tokens(context_length) :]
         logits = next_logits(window)
         allowed = logits if banned is None else logits.index_fill(-1, banned, -math.inf)
         new = sample_next(allowed, sampler, seen=seen, generator=generator)
@@ -182,7 +185,7 @@ def sample_next(
 def _next_logits_function(model: DecodingModel, prompt: Tensor, *, n_tokens: int, use_cache: bool) -> Callable[[Tensor], Tensor]:
     """Return a function from a window, (B, T), to the logits after its last token, (B, V).
 
-    With a cache, each call reads only the new tokens until the window is full, and then the whole window.
+    With a cache, each call reads only the new tokens, and the whole window when its oldest tokens have been dropped.
     """
     if not (use_cache and model.has_cache):
         return torch.inference_mode()(model.next_logits)
@@ -193,8 +196,10 @@ def _next_logits_function(model: DecodingModel, prompt: Tensor, *, n_tokens: int
     @torch.inference_mode()
     def next_logits(window: Tensor) -> Tensor:
         nonlocal graph, use_graph
-        if cache.length == model.config.context_length:
-            return model.next_logits(window)
+        if window.shape[1] <= cache.length:
+            if window.shape[1] == model.config.context_length:
+                return model.next_logits(window)  # The next token drops another one, so a cache would be of no use.
+            cache.length, graph = 0, None
         if use_graph and cache.length > 0 and graph is None:
             try:
                 graph = capture_step(model, cache)

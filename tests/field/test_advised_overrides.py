@@ -38,7 +38,7 @@ OTHERS |= {"max_tokens", "version"}  # fields of requests and answers of the ser
 OTHERS |= {"activation_function", "head_dim", "intermediate_size", "model_type", "n_inner", "quant_method"}
 # Fields that are shown after their group.
 OTHERS |= {"drop_rate", "emb_dim", "init", "kind", "n_kv_heads", "path"}
-OTHERS |= {"temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
+OTHERS |= {"temperature", "top_k", "top_p", "min_p", "repetition_penalty", "window_step"}
 # The page of one's own parts has options and settings that only its reader's folder has.
 PAGES = [file for file in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")) if file.name != "own-parts.md"]
 FILES = [

@@ -1,12 +1,15 @@
 """Sampling follows its settings, with and without a cache."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.config import SamplerConfig
-from gpt_pretrain.generation.sampling import generate, sample_next
+from gpt_pretrain.generation.decoding import DecodingModel
+from gpt_pretrain.generation.sampling import generate, generate_stream, sample_next
 from gpt_pretrain.model.gpt2 import GPTModel
 from tests.conftest import tiny_model
 
@@ -143,3 +146,46 @@ def test_arguments_outside_their_range_are_refused(arguments: dict[str, object],
     call: dict[str, object] = {"token_ids": torch.zeros(1, 1, dtype=torch.long), "max_new_tokens": 3} | arguments
     with pytest.raises(UserError, match=message):
         generate(tiny_model(), **call)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("window_step", [0.01, 0.25, 0.5, 0.99])
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("n_prompt", [1, 15, 16, 17, 40])
+def test_dropping_a_share_of_the_window_gives_the_models_tokens_for_what_is_in_view(
+    window_step: float, use_cache: bool, n_prompt: int
+) -> None:
+    model, prompt = tiny_model(), torch.randint(0, 97, (2, n_prompt), generator=torch.Generator().manual_seed(1))
+    context = model.config.context_length
+    text, window = prompt, prompt[:, -context:]
+    for _ in range(40):
+        if window.shape[1] > context:
+            window = window[:, -max(1, context - max(1, round(window_step * context))) :]
+        with torch.no_grad():
+            new = model(window)[:, -1].argmax(-1, keepdim=True)
+        text, window = torch.cat([text, new], dim=1), torch.cat([window, new], dim=1)
+    made = generate_stream(model, prompt, SamplerConfig(40, window_step=window_step), use_cache=use_cache)
+    assert torch.equal(torch.stack([*made], dim=1), text[:, n_prompt:])
+
+
+def test_a_window_step_reads_the_window_once_per_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = DecodingModel(tiny_model())
+    read: list[int] = []
+    real = DecodingModel.next_logits
+
+    def counted(self: DecodingModel, token_ids: torch.Tensor, **more: Any) -> torch.Tensor:
+        read.append(token_ids.shape[1])
+        return real(self, token_ids, **more)
+
+    monkeypatch.setattr(DecodingModel, "next_logits", counted)
+    prompt = torch.zeros(1, 16, dtype=torch.int64)
+    assert len([*generate_stream(decoder, prompt, SamplerConfig(9, window_step=0.25))]) == 9
+    assert read == [16, 12, 1, 1, 1, 1, 12, 1, 1]
+    read.clear()
+    assert len([*generate_stream(decoder, prompt, SamplerConfig(4))]) == 4
+    assert read == [16, 16, 16, 16]
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.5, 2.0, float("nan")])
+def test_shares_of_the_window_outside_their_range_are_refused(share: float) -> None:
+    with pytest.raises(UserError, match="window_step"):
+        SamplerConfig(1, window_step=share)
