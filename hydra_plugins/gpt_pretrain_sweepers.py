@@ -1,4 +1,4 @@
-"""The sweepers that Hydra starts for -m: a grid and a search. Hydra finds sweepers only in packages named hydra_plugins."""
+"""The sweepers that Hydra starts for -m: a grid, a search, a ladder. Hydra finds them only in packages named hydra_plugins."""
 
 from __future__ import annotations
 
@@ -226,6 +226,30 @@ class SearchSweeper(RunSweeper):
             losses = runner.run(jobs, by_bits=search_by_bits(spaces, runner.folder))
             for trial, name, loss in zip(trials, names, losses, strict=True):
                 search.finish(trial, loss, pruned=runner.was_pruned(name))
+
+
+class LadderSweeper(RunSweeper):
+    """Runs a ladder: short trainings that show which model and learning rate are best for the rest of a budget."""
+
+    def run(self, runner: JobRunner, overrides: Sequence[Override]) -> None:
+        from gpt_pretrain.config.conversion import to_settings
+        from gpt_pretrain.config.schema import TrainSettings
+        from gpt_pretrain.sweeps.ladder_run import ladder_problems, run_ladder  # it loads torch
+        from gpt_pretrain.system.resources import process_start
+
+        typed = {_key(one): one for one in overrides}
+        if problems := ladder_problems(set(typed), {key for key, one in typed.items() if one.is_sweep_override()}):
+            raise UserError(problems)
+        assert self.config is not None
+        config = OmegaConf.masked_copy(self.config, [str(name) for name in self.config if name != "hydra"])
+        config.run_dir = str(runner.folder)
+        run_ladder(
+            runner,
+            to_settings(config, TrainSettings),
+            [one.input_line or "" for key, one in typed.items() if key != "budget"],
+            began=process_start(),
+            save_settings=lambda: self.save_settings(runner.folder),
+        )
 
 
 @contextmanager

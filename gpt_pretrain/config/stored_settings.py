@@ -97,7 +97,7 @@ SWEEP_KINDS: dict[str, str] = {
     **_group("", TAKEN, "model data optimizer scheduler sampler trainer callbacks experiment debug"),
     **_group("logger=", TAKEN, "csv none tensorboard"),
     **_group("logger=", ASKED, "wandb mlflow"),
-    **_group("hparams_search=", TAKEN, "grid optuna random"),
+    **_group("hparams_search=", TAKEN, "grid optuna random ladder"),
     **_group("hparams_search=", ASKED, "parallel slurm ray"),
     "hydra/launcher": ASKED,
     **_group(

@@ -31,7 +31,7 @@ from gpt_pretrain.runs.report.page_parts import (
 from gpt_pretrain.runs.report.run_page import setup_facts
 from gpt_pretrain.runs.report.saving import REPORT
 from gpt_pretrain.sweeps.chart import sweep_figure
-from gpt_pretrain.sweeps.folder import CHART, STUDY, SUMMARY, SWEEP_SETTINGS
+from gpt_pretrain.sweeps.folder import CHART, LADDER, STUDY, SUMMARY, SWEEP_SETTINGS
 from gpt_pretrain.sweeps.results import BITS_PER_BYTE, Job, best_command, best_job, ranking_rows, read_sweep, swept_keys
 from gpt_pretrain.system.files import write_text
 from gpt_pretrain.system.formatting import format_count
@@ -50,6 +50,7 @@ FILE_PURPOSES = {
     CHART: "one plot for each swept setting",
     SWEEP_SETTINGS: "the settings of the sweep",
     STUDY: "the trials of the search",
+    LADDER: "the plan and the choice of the ladder",
 }
 
 
@@ -89,7 +90,7 @@ def _render(folder: Path, jobs: Sequence[Job]) -> str:
         state="failed" if states[FAILED] else "finished",
         best=None if best is None else _describe_best(best, jobs),
         best_command=shorten(best_command(jobs) or "", COMMAND_CHARACTERS),
-        curves=_pictures(jobs),
+        curves=[*_ladder_pictures(folder, jobs), *_pictures(jobs)],
         heading=heading,
         rows=[
             {"rank": cells[0].replace("-", "none"), "cells": cells[1:], "href": _page_href(job), "state": job.state}
@@ -147,6 +148,22 @@ def _describe_best(best: Job, jobs: Sequence[Job]) -> dict[str, Any]:
     keys = swept_keys(jobs)
     settings = facts_table(*((key, best.settings.get(key, "not set")) for key in keys))
     return {"loss": f"{best.score:.4f}", "unit": best.unit, "settings": settings, "name": _name(best), "href": _page_href(best)}
+
+
+def _ladder_pictures(folder: Path, jobs: Sequence[Job]) -> list[Picture]:
+    """Return the picture of the ladder that the sweep is, if it is one."""
+    if not (folder / LADDER).is_file():
+        return []
+    from gpt_pretrain.sweeps import ladder_chart, ladder_file  # they load torch
+
+    try:
+        ladder = ladder_file.read_ladder(folder)
+    except UserError:
+        return []
+    if ladder is None:
+        return []
+    bits = ladder_chart.measured_bits(ladder, {job.folder.name: job.result for job in jobs if job.state in COMPLETE})
+    return [make_picture(ladder_chart.ladder_figure(ladder, bits), "Ladder", ladder_chart.ALT, width="wide")]
 
 
 def _pictures(jobs: Sequence[Job]) -> list[Picture]:

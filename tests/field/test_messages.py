@@ -23,6 +23,7 @@ PREPARE = ("-m", "gpt_pretrain", "prepare", "out=corpus", "tokenizer=byte")
 SHARDS = (*TRAIN, "data=shards", "tokenizer=byte")
 TEXT = (*TRAIN, "data=text", "tokenizer=byte")
 COMPARE = ("-m", "gpt_pretrain", "compare")
+LADDER = ("-m", "gpt_pretrain", "ladder", "data.cache_dir=cache", "trainer.accelerator=cpu")
 LEADERBOARD = ("-m", "gpt_pretrain", "leaderboard")
 
 OWN_MODEL = ("train.py", "data.cache_dir=cache", "trainer.accelerator=cpu", "tokenizer=byte", "data=text", "data.path=text.txt")
@@ -32,6 +33,18 @@ VOCABULARY = ("-m", "gpt_pretrain", "tokenizer")
 CASES = {
     "compare_nothing": ((*COMPARE,), "0 runs given, but a comparison needs at least two."),
     "compare_one": ((*COMPARE, "run"), "1 run given, but a comparison needs at least two."),
+    "ladder_without_text_and_time": ((*LADDER,), "A ladder needs a text: data.path=FILE, DIRECTORY or GLOB."),
+    "ladder_too_short": ((*LADDER, "data.path=text.txt", "budget=5m"), "Give it at least 13m, or train at once: python train.py"),
+    "ladder_of_tokens": ((*LADDER, "data.path=text.txt", "budget=1e9 tokens"), "a ladder divides a time, such as budget=2h."),
+    "ladder_with_a_model": (
+        (*LADDER, "data.path=text.txt", "budget=2h", "model=tiny"),
+        "model=: a ladder measures which one is best.",
+    ),
+    "ladder_with_several_seeds": ((*LADDER, "data.path=text.txt", "budget=2h", "seed=1,2"), "so each setting has one value."),
+    "ladder_without_a_sweep": (
+        (*TEXT, "data.path=text.txt", "hparams_search=ladder"),
+        "hparams_search=ladder needs a sweep. Add -m.",
+    ),
     "leaderboard_of_a_missing_file": ((*LEADERBOARD, "theirs.json"), "theirs.json: no such file or folder."),
     "leaderboard_of_a_text": ((*LEADERBOARD, "text.txt"), "text.txt: this is not a results file: it cannot be read as JSON"),
     "leaderboard_of_other_results": (

@@ -22,7 +22,7 @@ NOT_RUN = {
     "starts a server": r"^tensorboard|^python serve\.py|^curl http://127|interactive=true",
     "needs a network": r"https://|pretrained=gpt2|init_from=gpt2|models=\[.*gpt2|data=the_verdict|roneneldan|s3://|experiment=chapter5$|\$PLAYS",
     "needs several devices or machines": r"devices=[48]|num_nodes|nnodes|hparams_search=(slurm|ray)|^sudo|^srun",
-    "takes minutes, and has tests of its own": r"verify_resume|crash_harness|-m model=tiny|hparams_search=|benchmarks|trial=",
+    "takes minutes, and has tests of its own": r"verify_resume|crash_harness|-m model=tiny|hparams_search=|benchmarks|trial=|budget=",
     "is a program of the system": r"^(grep|find|sha256sum) ",
     "is an example with names to be filled in": r"NODE_RANK=i|pretrained=(DIR|model\.pth|out/ckpt\.pt)",
 }

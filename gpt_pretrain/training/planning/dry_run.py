@@ -20,6 +20,7 @@ from gpt_pretrain.training.callbacks.stop import FinishAtLimit
 from gpt_pretrain.training.fit import build_module
 from gpt_pretrain.training.planning.check_context import CheckContext
 from gpt_pretrain.training.planning.checks import find_warnings
+from gpt_pretrain.training.planning.expected_loss import expected_loss_lines
 from gpt_pretrain.training.planning.measurements import Measurements, measure_run
 from gpt_pretrain.training.planning.plan import TrainingPlan, make_plan, per_device_note
 from gpt_pretrain.training.planning.schedule_checks import describe_resumed_rate
@@ -66,6 +67,7 @@ def dry_run(setup: TrainingSetup) -> str:
         *([] if rate is None else [rate]),
         *_cost_lines(plan, measured, settings, memory),
         *_time_lines(plan, measured, times),
+        *expected_loss_lines(setup, plan, seconds=sum(times.values())),
     ]
     lines += [f"warnings  {len(warnings) or 'none'}", *(f"        - {warning}" for warning in warnings)]
     return "\n".join(lines)

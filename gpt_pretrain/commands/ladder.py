@@ -1,0 +1,39 @@
+"""Find the best model for a text and a time with a few short trainings, and train it with what is left.
+
+Usage: gpt-pretrain ladder data.path=FILE budget=2h [setting=value ...]
+
+  data.path  the text: a file, a folder or a "glob", as for python train.py
+  budget     the time of everything together, such as 30m or 2h
+
+Three models of different sizes are trained for a short time each, and one of them with two other learning rates. The law of
+expected losses is fitted to what they reach, and chooses the size and the learning rate for the rest of the time. The trainings
+are the jobs of a sweep, so an interrupted ladder continues with python train.py sweep_resume=latest. Its report.html has the
+picture. Other settings of train.py are those of every training.
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+
+from gpt_pretrain.commands.arguments import wants_help
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.checkout import CHECKOUT
+
+SWEEP = ("-m", "hparams_search=ladder")
+
+
+def ladder_command(arguments: list[str]) -> None:
+    """Run train.py as a ladder.
+
+    Raises:
+        UserError: If there is no train.py.
+    """
+    if wants_help(arguments):
+        print((__doc__ or "").strip())
+        return
+    script = CHECKOUT / "train.py"
+    if not script.is_file():
+        raise UserError("gpt-pretrain ladder starts train.py, which is only in a checkout of the program. Run it from there.")
+    sys.argv[:] = [str(script), *SWEEP, *arguments]
+    runpy.run_path(str(script), run_name="__main__")

@@ -1,0 +1,106 @@
+"""The file with a ladder's plan and choice, by which an interrupted ladder continues, and from which its picture is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.sweeps.folder import LADDER
+from gpt_pretrain.sweeps.ladder import LR_FACTORS, N_RUNGS, LadderChoice, Prediction, Rung
+from gpt_pretrain.system.files import write_json
+from gpt_pretrain.system.formatting import is_finite_number
+from gpt_pretrain.system.reading import DamagedFileError, read_json
+from gpt_pretrain.training.budget import choice
+
+MAX_FILE_BYTES = 100_000
+MAX_SECONDS = 366 * 86400.0
+
+
+@dataclass
+class StoredLadder:
+    """A ladder's plan, and its choice when the rungs have ended.
+
+    Args:
+        seconds: The whole budget.
+        planning: Seconds that were spent outside of the trainings.
+    """
+
+    seconds: float
+    rungs: list[Rung]
+    planning: float = 0.0
+    choice: LadderChoice | None = None
+
+    def save(self, folder: Path) -> None:
+        """Write the file in a sweep's folder."""
+        write_json(folder / LADDER, asdict(self))
+
+
+def read_ladder(folder: Path) -> StoredLadder | None:
+    """Return the ladder in a sweep's folder; None if there is none.
+
+    Raises:
+        UserError: If the file is damaged, or has values that no ladder has.
+    """
+    try:
+        content = read_json(folder / LADDER, max_bytes=MAX_FILE_BYTES, within=folder)
+        return _parse(content)
+    except FileNotFoundError:
+        return None
+    except (OSError, DamagedFileError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / LADDER} is damaged ({error}). Start a new ladder.") from error
+
+
+def _parse(content: dict[str, Any]) -> StoredLadder:
+    rungs, chosen = content["rungs"], content.get("choice")
+    if not isinstance(rungs, list) or not 0 < len(rungs) <= N_RUNGS:
+        raise ValueError("its rungs are no list of a few")
+    return StoredLadder(
+        _seconds(content["seconds"]),
+        [_rung(one, factors=(1.0, *LR_FACTORS)) for one in rungs],
+        _seconds(content["planning"]),
+        None if chosen is None else _choice(chosen),
+    )
+
+
+def _choice(content: dict[str, Any]) -> LadderChoice:
+    best = _rung(content["best"])
+    found = LadderChoice(best, _predictions(content["sizes"]), _predictions(content["rungs"]), content["is_extrapolated"] is True)
+    _ = found.chosen
+    return found
+
+
+def _rung(content: dict[str, Any], *, factors: Sequence[float] | None = None) -> Rung:
+    """Return a rung with values that this program can have chosen: they become settings of a training."""
+    shape, vocab_size = (content["width"], content["layers"]), content["vocab_size"]
+    factor = content["lr_factor"]
+    if shape not in choice.SHAPES or type(vocab_size) is not int or not 256 < vocab_size <= max(choice.VOCABULARIES):
+        raise ValueError("a model in it is none of a ladder")
+    is_possible = is_finite_number(factor) and type(factor) is not bool and min(LR_FACTORS) <= factor <= max(LR_FACTORS)
+    if not is_possible or (factors is not None and factor not in factors):
+        raise ValueError("a learning rate in it is none of a ladder")
+    return Rung(int(shape[0]), int(shape[1]), vocab_size, float(factor), _seconds(content["seconds"]))
+
+
+def _predictions(content: list[dict[str, Any]]) -> list[Prediction]:
+    if not isinstance(content, list) or len(content) > len(choice.SHAPES):
+        raise ValueError("its predictions are no list of a few")
+    return [_prediction(one) for one in content]
+
+
+def _prediction(content: dict[str, Any]) -> Prediction:
+    bits = [content[name] for name in ("expected", "low", "high")]
+    parameters = content["parameters"]
+    if type(parameters) is not int or not 0 < parameters < 10**15:
+        raise ValueError("a size in it is no number of parameters")
+    if not all(is_finite_number(one) and type(one) is not bool and 0 < one < 100 for one in bits):
+        raise ValueError("a prediction in it is no number of bits")
+    return Prediction(parameters, *map(float, bits))
+
+
+def _seconds(value: object) -> float:
+    if not is_finite_number(value) or isinstance(value, bool) or not 0 <= value <= MAX_SECONDS:
+        raise ValueError("a time in it is no number of seconds")
+    return float(value)
