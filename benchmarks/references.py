@@ -25,6 +25,7 @@ COMMANDS = (
     "python train.py experiment=bytes",
     "python train.py",
     "python train.py experiment=chapter5",
+    "python train.py experiment=small_text",
 )
 FAST = ("callbacks=minimal", "logger=csv", "trainer.precision=32-true")  # without influence on the losses, or nearly
 MAX_POINTS = 100  # of a curve
