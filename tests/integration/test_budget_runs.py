@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,3 +61,14 @@ def test_a_run_without_a_budget_gets_none_on_resume(train: Train, tmp_path: Path
 def test_only_one_setting_decides_the_length(train: Callable[..., float], base: list[str], typed: str) -> None:
     with pytest.raises(UserError, match="both decide how long the run is"):
         train("budget=20m", typed, base=base)
+
+
+@pytest.mark.slow
+def test_one_process_chooses_for_all(script: Callable[..., Any], tmp_path: Path) -> None:
+    lines = [f"{number} boats lay at the shore, and {number * number % 89} more came with the wind.\n" for number in range(400)]
+    (tmp_path / "text.txt").write_text("".join(lines), encoding="utf-8")
+    data = ["data=text", f"data.path={tmp_path / 'text.txt'}", f"data.cache_dir={tmp_path / 'cache'}", "callbacks=minimal"]
+    devices = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"]
+    done = script("train.py", *data, *devices, "budget=12000 tokens", f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    assert 10_000 < checkpoint(tmp_path / "run")["tokens_seen"] <= 12_000

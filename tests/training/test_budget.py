@@ -151,11 +151,11 @@ def test_what_does_not_fit_is_not_chosen():
     )
 
 
-def test_a_budget_of_no_step_has_no_candidate():
-    limits = dataclasses.replace(LIMITS, seconds=0.01)
-    assert not list(
-        choice.candidates(text_of(10**6), Budget(seconds=0.01), limits, SPEED, LAW, configs=choice.architectures([1024]))
-    )
+@pytest.mark.parametrize("seconds", [0.01, 0.0, -3.0])
+def test_a_budget_of_no_step_has_no_candidate(seconds):
+    limits = dataclasses.replace(LIMITS, seconds=seconds)
+    configs = choice.architectures([1024])
+    assert not list(choice.candidates(text_of(10**6), Budget(seconds=10.0), limits, SPEED, LAW, configs=configs))
 
 
 def test_the_law_reproduces_its_pilot_and_falls_with_text_and_size():

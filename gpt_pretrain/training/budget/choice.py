@@ -51,7 +51,7 @@ class Limits:
     """The time, memory and disk that the machine has left.
 
     Args:
-        seconds: Until the budget ends.
+        seconds: Until the budget ends; negative if it has ended already.
         memory: Bytes that training may use; None if unknown.
         disk: Free bytes where checkpoints go.
         devices: Devices that share each step.
@@ -172,7 +172,7 @@ def _batch_and_steps(
     for _ in range(BATCH_ROUNDS):
         size = batch or max(1, min(batch_of(tokens), windows) // limits.shares)
         per_step = size * limits.shares * config.context_length
-        steps = min(most / per_step, limits.seconds * BESIDES * limits.devices / speed.step_seconds(config, per_step))
+        steps = min(most / per_step, max(limits.seconds, 0.0) * BESIDES * limits.devices / speed.step_seconds(config, per_step))
         tokens = steps * per_step
     return size, steps
 
