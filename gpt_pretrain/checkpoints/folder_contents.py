@@ -56,6 +56,12 @@ OTHER_FORMATS = {
 }
 # The first bytes of compressed files, with the program that decompresses them.
 DECOMPRESSORS = {b"\x1f\x8b": "gzip -d", b"BZh": "bzip2 -d", b"\xfd7zXZ": "xz -d", b"\x28\xb5\x2f\xfd": "zstd -d"}
+# Names that archives of whole programs list at their end, with how to get the weights.
+PROGRAMS = {
+    b"/code/__torch__": ("a TorchScript program", "torch.jit.load(FILE).state_dict()"),
+    b"/models/model.json": ("a program of torch.export", "torch.export.load(FILE).state_dict"),
+}
+DIRECTORY = 1 << 16  # Bytes at the end of an archive that are searched for them.
 OLD_TORCH_PARTS = {"sys_info", "pickle", "storages", "tensors"}  # of the tar archives of PyTorch before 0.2
 MAX_BLOCKS = 1000  # Megabytes of a tar archive that are searched for names.
 
@@ -140,6 +146,8 @@ def check_is_no_other_file(path: Path) -> None:
         kind = recognize_file(str(path))
         with open_regular(path) as stream:
             head = stream.read(8)
+            stream.seek(max(path.stat().st_size - DIRECTORY, 0))
+            directory = stream.read(DIRECTORY) if head.startswith(b"PK") else b""
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
     if (format_problem := _other_format(path.name)) is not None and kind not in (TORCH, EMPTY_FILE, LFS_POINTER):
@@ -147,6 +155,9 @@ def check_is_no_other_file(path: Path) -> None:
     command = next((command for magic, command in DECOMPRESSORS.items() if head.startswith(magic)), None)
     if command is not None:
         raise UserError(f"{path} is compressed. Decompress it first: {command} {quote_path(str(path))}")
+    for mark, (program, weights) in PROGRAMS.items():
+        if mark in directory:
+            raise UserError(f"{path} is {program}, not only weights. Save these alone: torch.save({weights}, 'model.pt')")
     if kind is EMPTY_FILE:
         raise UserError(f"{path} is empty. Download or save it again.")
     if kind is SUFFIXES[".safetensors"]:

@@ -78,6 +78,11 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
             ) from error
         if (end := _stated_size(path)) is not None and end > (size := path.stat().st_size):
             raise UserError(INCOMPLETE.format(path, f"by its header it has {end:,} bytes, but the file has {size:,}")) from error
+        if _starts_as_zip(path):  # PyTorch goes by the name as well.
+            new_name = path.with_suffix(".pt").name
+            raise UserError(
+                f"{path} was written by torch.save, despite its name. Rename it, for example to {new_name}"
+            ) from error
         raise UserError(f"{path} is damaged or is not a safetensors file ({_short(error)}).") from error
 
     def reader(name: str) -> Callable[[], Tensor]:

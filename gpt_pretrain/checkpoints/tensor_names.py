@@ -47,7 +47,8 @@ FOREIGN = {
         r"\.weight_(orig|mask|g|v|u)$|\.parametrizations\."
     ),
     "the flat parameters of FSDP; save a full state dict with FSDP's StateDictType.FULL_STATE_DICT": r"flat_param",
-    "a Llama, Mistral or Qwen": r"layers\.\d+\.(self_attn\.[qk]_proj|attention\.w[qk])\b",
+    "an OPT or BART": r"decoder\.layers\.\d+\.self_attn\.",
+    "a Llama or a model like it, such as Mistral, Qwen or Phi": r"layers\.\d+\.(self_attn\.[qk]_proj|attention\.w[qk])\b",
     "a GPT-NeoX or Pythia": r"gpt_neox\.|layers\.\d+\.attention\.query_key_value\.",
     "a GPT-Neo": r"h\.\d+\.attn\.attention\.[qk]_proj\.",
     "a GPT-J or CodeGen": r"h\.\d+\.attn\.(q|qkv)_proj\.",
@@ -55,7 +56,6 @@ FOREIGN = {
     "a BLOOM or Falcon": r"h\.\d+\.self_attention\.",
     "a BERT or RoBERTa": r"layer\.\d+\.attention\.self\.",
     "a T5": r"(en|de)coder\.block\.\d+\.layer\.",
-    "an OPT or BART": r"decoder\.layers\.\d+\.self_attn\.",
     "a model of Megatron-LM": r"language_model\.|layers\.\d+\.self_attention\.linear_qkv",
     "a model of LitGPT": r"h\.\d+\.(attn\.(attn|qkv)|norm_1)\.",
     "a nanochat model in its own layout; convert it to transformers' NanoChatForCausalLM": r"h\.\d+\.attn\.c_[qkv]\.",

@@ -124,7 +124,7 @@ REFUSED: dict[str, tuple[Callable[[State], State], str]] = {
     ),
     "Llama": (
         lambda state: {"model.layers.0.self_attn.q_proj.weight": torch.ones(4, 4), "model.embed_tokens.weight": torch.ones(8, 4)},
-        "it holds a Llama, Mistral or Qwen (model.layers.0.self_attn.q_proj.weight). Only GPT-2 models can be read.",
+        "it holds a Llama or a model like it, such as Mistral, Qwen or Phi (model.layers.0.self_attn.q_proj.weight). Only GPT-2 models can be read.",
     ),
     "local attention": (
         lambda state: state | {"transformer.h.1.attn.bias": torch.ones(1, 1, CONTEXT, CONTEXT).tril().triu(-4).bool()},

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt_pretrain.checkpoints.weight_source import find_source
@@ -141,6 +142,24 @@ def test_what_is_no_task_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(contents[name])
     with pytest.raises(UserError, match=r"is a PNG image, not|is a word processor document, not|is text in UTF-16\. Save it"):
         find_tasks(str(tmp_path / name))
+
+
+def test_programs_of_pytorch_are_no_weights(tmp_path: Path) -> None:
+    layer = torch.nn.Linear(2, 2)
+    torch.jit.save(torch.jit.trace(layer, torch.zeros(1, 2)), str(tmp_path / "script.pt"))  # type: ignore[no-untyped-call]
+    with pytest.raises(
+        UserError, match=r"is a TorchScript program, not only weights\. Save these alone: torch\.save\(torch\.jit"
+    ):
+        find_source(tmp_path / "script.pt")
+    torch.export.save(torch.export.export(layer, (torch.zeros(1, 2),)), tmp_path / "program.pt2")
+    with pytest.raises(UserError, match=r"is a program of torch\.export, not only weights"):
+        find_source(tmp_path / "program.pt2")
+
+
+def test_weights_of_pytorch_with_the_name_of_safetensors_are_named(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"was written by torch\.save, despite its name\. Rename it, for example to model\.pt$"):
+        find_source(tmp_path / "model.safetensors")
 
 
 def test_held_out_texts_are_called_by_their_setting(train: Train, tmp_path: Path) -> None:
