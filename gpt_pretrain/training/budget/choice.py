@@ -105,7 +105,7 @@ class Candidate:
 
 def batch_of(tokens: float) -> int:
     """Return the windows of a step for a training of this many tokens: they grow with its square root, as in the study."""
-    return max(4, int(2 ** round(math.log2(1.5 * math.sqrt(tokens) / CONTEXT))))
+    return max(4, int(2 ** round(math.log2(1.5 * math.sqrt(max(tokens, 1.0)) / CONTEXT))))
 
 
 def regularization_of(passes: float) -> tuple[float, float, float]:
