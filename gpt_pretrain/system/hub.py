@@ -46,6 +46,7 @@ PARTIAL_CONTENT = 206
 MAX_ERROR_BYTES = 10_000  # of an answer that is an error
 MAX_TRIES = 5  # in a row without any new bytes
 PAUSE_SECONDS = 1.0
+READ_TIMEOUT_SECONDS = 30.0  # without any new bytes; huggingface_hub sets none
 MAX_SMALL_BYTES = 20_000_000  # of a file for which the hub states no SHA-256; it keeps larger ones apart from the small ones
 BAD_COMMIT = "the commit {!r}, which is not 40 hexadecimal digits"
 BAD_ANSWER = "{}: {} states {}. Nothing was downloaded. Check HF_ENDPOINT."
@@ -309,7 +310,7 @@ def _download(url: str, part: Path, *, size: int, headers: dict[str, str], label
 
 
 def _append(url: str, stream: IO[bytes], bar: tqdm[Any], *, headers: dict[str, str], size: int) -> None:
-    with get_session().stream("GET", url, headers=headers) as answer:
+    with get_session().stream("GET", url, headers=headers, timeout=READ_TIMEOUT_SECONDS) as answer:
         _check_status(answer)
         # A server that ignores the range sends the whole file.
         if answer.status_code != PARTIAL_CONTENT:

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -107,6 +108,22 @@ def test_an_error_without_end_is_cut_off(hostile_hub: Stranger, status: int) -> 
     with pytest.raises(UserError, match=r"^some/model"):
         fetch("some/model", "config.json")
     assert sent < 50
+
+
+def test_a_file_that_does_not_arrive_is_given_up(hostile_hub: Stranger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "READ_TIMEOUT_SECONDS", 0.1)
+    is_over = Event()
+
+    def answer(request: Answer) -> None:
+        if request.command == "HEAD":
+            request.reply(200, CONFIG, headers=GOOD)
+        else:
+            is_over.wait(60)
+
+    hostile_hub.answers["/some/model/resolve/main/config.json"] = answer
+    with pytest.raises(UserError, match=r"could not be downloaded \(ReadTimeout"):
+        fetch("some/model", "config.json")
+    is_over.set()
 
 
 def test_a_compressed_file_is_not_expanded(hostile_hub: Stranger) -> None:
