@@ -16,12 +16,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, OverrideType, QuotedString, RangeSweep
 from hydra.errors import HydraException
 
-from gpt_pretrain.commands.command_words import clean_word
+from gpt_pretrain.commands.command_words import clean_word, sort_arguments
 from gpt_pretrain.commands.custom_options import custom_groups
 from gpt_pretrain.commands.hydra_grammar import setting_values
 from gpt_pretrain.commands.job import typed_arguments
 from gpt_pretrain.config.overrides import find_override, full_form, override_key
-from gpt_pretrain.config.setting_names import CONF
 from gpt_pretrain.config.stored_settings import (
     ASKED,
     BOUNDED,
@@ -168,7 +167,7 @@ def _admit(
     elif own and any(has_cut_part(value) for _, value in leaves):
         admitted.asked[True].append(shown)
     elif not own and custom_groups(
-        [f"{override.key_or_group}={value}" for value in values], folders=[CONF]
+        [f"{override.key_or_group}={value}" for value in values], folders=sort_arguments(typed_arguments()).config_folders
     ):  # an option of the user's own names a class
         admitted.asked[False].append(shown)
     elif own:

@@ -383,13 +383,23 @@ def test_a_stranger_chooses_no_option_that_names_a_class(tmp_path: Path, monkeyp
     for name, content in OWN_OPTIONS.items():
         (tmp_path / "conf" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "conf" / f"{name}.yaml").write_text(content)
-    monkeypatch.setattr("gpt_pretrain.commands.stored_overrides.CONF", tmp_path / "conf")
+    monkeypatch.setattr("gpt_pretrain.commands.command_words.CONF", tmp_path / "conf")
     plain = hostile_sweep(tmp_path / "plain", task=["experiment=choice(plain,none)", "optimizer=choice(adamw,muon)"])
     assert len(admit_overrides(plain, script="train", typed=set()).kept) == 2
     sweep = hostile_sweep(tmp_path / "sweep", task=[override])
     with pytest.raises(UserError, match="To use it, add:"):
         admit_overrides(sweep, script="train", typed=set())
     assert custom_groups([override], folders=[tmp_path / "conf"]) == {"optimizer"}
+
+
+def test_a_stranger_chooses_no_such_option_in_a_folder_that_is_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine/optimizer").mkdir(parents=True)
+    (tmp_path / "mine/optimizer/own.yaml").write_text("_target_: mine.Optimizer")
+    typed = ["-cd", str(tmp_path / "mine"), "sweep_resume=sweep"]
+    monkeypatch.setattr("gpt_pretrain.commands.stored_overrides.typed_arguments", lambda: typed)
+    sweep = hostile_sweep(tmp_path / "sweep", task=["optimizer=own"])
+    with pytest.raises(UserError, match="To use it, add: optimizer=own"):
+        admit_overrides(sweep, script="train", typed=set())
 
 
 def test_the_files_of_a_sweep_are_regular_and_in_form(script: Script, tmp_path: Path) -> None:
