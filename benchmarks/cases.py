@@ -67,6 +67,7 @@ def all_cases(*, precision: str) -> dict[str, Case]:
         "prepare": _preparing(),
         "prepare-text": _preparing_text(),
         "start": _starting(),
+        "whole-run": Case("`make train`, from the command to its end", {"ours": startup.whole_run}, compared=False),
     }
 
 
@@ -206,6 +207,7 @@ def _preparing_text(megabytes: float = 300) -> Case:
 def _starting() -> Case:
     subjects: dict[str, Callable[[], Measurement]] = {
         "ours": startup.first_step,
+        "ours, generate.py's first token of a 124M run": startup.first_token,
         "ours, --help": partial(startup.command, "--help"),
         "ours, --cfg job": partial(startup.command, "--cfg", "job"),
         "python -c 'import lightning'": partial(startup.imports, "import lightning"),

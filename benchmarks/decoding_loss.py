@@ -32,7 +32,7 @@ def loss(precision: str) -> Measurement:
     with torch.inference_mode():
         losses = [F.cross_entropy(torch.cat([*decoder.prompt_logits(one[None, :-1])]), one[1:]) for one in windows]
     seconds = (time.perf_counter() - start) / (n_measured - 1)
-    return Measurement([seconds], None, {"precision": precision, "loss": f"{torch.stack(losses).mean():.4f}"})
+    return Measurement([seconds], None, {"precision": precision, "result": f"loss {torch.stack(losses).mean():.4f}"})
 
 
 def _train(ids: torch.Tensor) -> GPTModel:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 
 from benchmarks.measure import ROOT, Measurement, run
 
@@ -36,6 +38,37 @@ def first_step() -> Measurement:
             ]
         )
         return Measurement([float(stamp.read_text()) - start])
+
+
+def first_token() -> Measurement:
+    """Measure generate.py with a run's checkpoint of GPT-2 124M to its first token, which is its only one."""
+    with tempfile.TemporaryDirectory() as folder:
+        run([sys.executable, str(ROOT / "train.py"), *_run_of_124m(folder), "trainer.max_steps=1"])
+        return _timed([str(ROOT / "generate.py"), f"checkpoint={folder}/run", "sampler.max_new_tokens=1"])
+
+
+def whole_run(*overrides: str) -> Measurement:
+    """Measure `make train` from the command to its end, and compare it with its own steps alone.
+
+    The time of the steps is that of all its tokens at the median rate of metrics.csv, which leaves out evaluation, samples and
+    checkpoints.
+
+    Args:
+        overrides: Settings, for a shorter run.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        run([sys.executable, str(ROOT / "train.py"), f"hydra.run.dir={folder}/run", *overrides])
+        seconds = time.perf_counter() - start
+        with Path(folder, "run", "metrics.csv").open(encoding="utf-8", newline="") as stream:
+            rows = [*csv.DictReader(stream)]
+    rates = [float(row["tokens_per_second"]) for row in rows if row.get("tokens_per_second")]
+    seen = max(int(float(row["tokens_seen"])) for row in rows if row.get("tokens_seen"))
+    return Measurement([seconds], None, {"result": f"{seconds / (seen / median(rates)):.2f} x its steps"})
+
+
+def _run_of_124m(folder: str) -> list[str]:
+    return ["model=gpt2_124m", "tokenizer=gpt2", f"hydra.run.dir={folder}/run", "callbacks=minimal"]
 
 
 def _timed(arguments: list[str]) -> Measurement:
