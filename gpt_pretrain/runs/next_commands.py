@@ -20,9 +20,13 @@ def generate_command(folder: str, *, start_context: str, named: Sequence[str] = 
     return f"python generate.py {' '.join(words)} sampler.temperature=0.7 sampler.top_k=25"
 
 
-def page_command(folder: str) -> str:
-    """Return the command that starts the page on which a run's model continues texts."""
-    return f"python serve.py checkpoint={quote_word(folder)}"
+def page_command(folder: str, *, named: Sequence[str] = ()) -> str:
+    """Return the command that starts the page on which a run's model continues texts.
+
+    Args:
+        named: As for `generate_command`.
+    """
+    return " ".join(["python", "serve.py", f"checkpoint={quote_word(folder)}", *map(quote_word, named)])
 
 
 def repeat_command(overrides: Sequence[str], *, script: str = "train.py") -> str | None:

@@ -148,8 +148,7 @@ def describe_result(settings: TrainSettings, trainer: L.Trainer, module: GPTLitM
     if settings.budget is None:  # a run that has spent its budget is complete
         named = naming_words(settings.custom)
         lines.append(f"  {resume_command(folder, limit=(limit, getattr(settings.trainer, limit)), named=named)}")
-    if not own_model:  # serve.py has no models of the user's own
-        lines.append(f"  {page_command(folder)}")
+    lines.append(f"  {page_command(folder, named=naming_words(own_model))}")
     return "\n".join(lines)
 
 

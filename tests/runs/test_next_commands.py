@@ -9,6 +9,7 @@ def test_suggested_commands_are_quoted_for_the_shell() -> None:
     folder, prompt = "outputs/it's $(one)", 'He said: "no" & `left`'
     assert shlex.split(generate_command(folder, start_context=prompt))[2:4] == [f"checkpoint={folder}", f"prompt={prompt}"]
     assert shlex.split(page_command(folder)) == ["python", "serve.py", f"checkpoint={folder}"]
+    assert shlex.split(page_command(folder, named=["model._target_=mine.Model"]))[3:] == ["model._target_=mine.Model"]
     assert shlex.split(tensorboard_command(folder)) == ["tensorboard", "--logdir", folder]
     assert shlex.split(resume_command(folder, limit=("max_steps", 3)))[2:] == [f"resume={folder}", "trainer.max_steps=6"]
     assert resume_command("a") == "python train.py resume=a"

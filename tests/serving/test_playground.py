@@ -294,3 +294,16 @@ def test_everybody_can_use_it(browser: Browser, playground: Served, scheme: str,
     assert found.violations_count == 0, found.generate_report()
     assert opened.evaluate("document.documentElement.scrollWidth") <= width
     opened.close()
+
+
+def test_a_text_is_in_sight_on_a_phone_and_its_blanks_take_room(browser: Browser, playground: Served) -> None:
+    opened = browser.new_page(viewport={"width": 390, "height": 700})
+    opened.goto(playground.url)
+    opened.locator("#prompt").fill("a" + " " * 40)
+    opened.locator("#settings summary").click()
+    generate(opened, length=1)
+    written = opened.locator(".written").bounding_box()
+    assert written is not None and written["y"] < 700
+    blanks = [box for token in opened.locator(".token.given").all()[1:] if (box := token.bounding_box()) is not None]
+    assert len(blanks) == 40 and all(box["width"] > 1 for box in blanks)
+    opened.close()

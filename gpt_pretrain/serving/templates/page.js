@@ -116,7 +116,9 @@ function drawPromptTokens(names, lists) {
 
 function everyPane(work) {
   showProblem("");
-  if (form.reportValidity()) for (const pane of panes) work(pane);
+  if (!form.reportValidity()) return;
+  for (const pane of panes) work(pane);
+  panes[0].element.scrollIntoView({ block: "nearest" }); // on a phone it is below the buttons
 }
 
 function listenToForm() {

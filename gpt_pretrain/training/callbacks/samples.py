@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from gpt_pretrain.config.custom_parts import naming_words
 from gpt_pretrain.config.schema import GridSettings
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.evaluation.memorization import longest_memorized_span
@@ -125,13 +126,13 @@ class Samples(Callback):
             log.warning("%s cannot be written: %s.", self.file, error.strerror or error)
         for logger in trainer.loggers:
             if isinstance(logger, EventFiles):
-                self._show(logger, sample, tried, can_be_served="model" not in module.custom)
+                own_model = {group: fields for group, fields in module.custom.items() if group == "model"}
+                self._show(logger, sample, tried, named=naming_words(own_model))
 
-    def _show(self, logger: EventFiles, sample: Sample, tried: Sequence[Sample], *, can_be_served: bool) -> None:
+    def _show(self, logger: EventFiles, sample: Sample, tried: Sequence[Sample], *, named: Sequence[str]) -> None:
         """Add the sample, a table of the samples so far, and a table of the decoding grid to TensorBoard."""
-        shown = markdown_code_block(sample.text)
-        if can_be_served:
-            shown += f"\n\nTo try the model on a page:\n\n    {page_command(display_path(self.file.parent))}"
+        command = page_command(display_path(self.file.parent), named=named)
+        shown = f"{markdown_code_block(sample.text)}\n\nTo try the model on a page:\n\n    {command}"
         logger.add_text("sample", shown, step=sample.step)
         logger.add_text("samples over time", markdown_table(pick_evenly(self.samples, ROWS)), step=sample.step)
         if tried:
