@@ -7,6 +7,7 @@ import runpy
 import signal
 import sys
 
+import gpt_pretrain
 from gpt_pretrain.commands.failures import EXIT_INTERRUPTED, as_user_error, check_output, print_defect, print_error
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.checkout import CHECKOUT
@@ -52,8 +53,11 @@ def main() -> None:
 def _run(arguments: list[str]) -> int | None:
     """Run the command that the first argument names, and return its exit code; None stands for success."""
     name, *rest = arguments
-    if name in ("-h", "--help"):
+    if name in ("-h", "--help", "help"):
         print(_usage())
+        return None
+    if name == "--version":
+        print(f"gpt-pretrain {gpt_pretrain.__version__}")
         return None
     script = CHECKOUT / f"{name}.py"
     if name not in COMMANDS or (name in SCRIPTS and not script.is_file()):

@@ -55,6 +55,8 @@ def check_url(url: str, *, setting: str, schemes: Iterable[str] | None = None) -
             f"{setting}={url}: {SECRET} stands for a password or a signature, which a run does not record. "
             f"Type the whole URL again: {setting}=URL"
         )
+    if not is_url(url):
+        raise UserError(f"{setting}={url} is not a URL, which begins like {allowed}. A file on this machine: data.path={url}")
     if scheme not in schemes:
         raise UserError(
             f"{setting}={without_secrets(url)}: URLs that begin with {scheme}:// are not opened. Allowed are {allowed}. "

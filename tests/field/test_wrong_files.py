@@ -21,6 +21,7 @@ from gpt_pretrain.config.command_schema import PrepareSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.held_out import _short_names
 from gpt_pretrain.evaluation.task_files import find_tasks
+from gpt_pretrain.system.urls import check_url
 from gpt_pretrain.texts.records import InvalidRecordError, record_text
 from gpt_pretrain.texts.text import Text, find_text_files
 from gpt_pretrain.tokenizers.build import build_tokenizer
@@ -174,6 +175,17 @@ def test_held_out_texts_are_called_by_their_setting(train: Train, tmp_path: Path
 
 def test_held_out_texts_keep_names_of_other_alphabets() -> None:
     assert _short_names(["книга.txt", "проза.txt", "texte/été.txt"]) == ["книга", "проза", "été"]
+
+
+def test_a_path_is_no_url() -> None:
+    with pytest.raises(UserError, match=r"^data\.url=a\.txt is not a URL, .* A file on this machine: data\.path=a\.txt$"):
+        check_url("a.txt", setting="data.url")
+
+
+@pytest.mark.parametrize(("typed", "answer"), [("--version", "gpt-pretrain "), ("help", "Usage: gpt-pretrain COMMAND")])
+def test_all_commands_tell_their_version_and_usage(script: Script, typed: str, answer: str) -> None:
+    done = script("-m", "gpt_pretrain", typed)
+    assert (done.returncode, done.stdout.startswith(answer)) == (0, True), done.stderr
 
 
 def test_a_file_is_no_run_folder(script: Script, tmp_path: Path) -> None:
