@@ -17,6 +17,7 @@ from gpt_pretrain.training.budget import choice
 
 MAX_FILE_BYTES = 100_000
 MAX_SECONDS = 366 * 86400.0
+MAX_WIDTH, MAX_LAYERS, MAX_VOCABULARY = 8192, 128, 300_000  # other versions may choose other models
 
 
 @dataclass
@@ -74,18 +75,18 @@ def _choice(content: dict[str, Any]) -> LadderChoice:
 
 def _rung(content: dict[str, Any], *, factors: Sequence[float] | None = None) -> Rung:
     """Return a rung with values that this program can have chosen: they become settings of a training."""
-    shape, vocab_size = (content["width"], content["layers"]), content["vocab_size"]
-    factor = content["lr_factor"]
-    if shape not in choice.SHAPES or type(vocab_size) is not int or not 256 < vocab_size <= max(choice.VOCABULARIES):
+    width, layers, vocab_size, factor = (content[name] for name in ("width", "layers", "vocab_size", "lr_factor"))
+    limits = ((width, MAX_WIDTH), (layers, MAX_LAYERS), (vocab_size, MAX_VOCABULARY))
+    if not all(type(value) is int and 0 < value <= most for value, most in limits) or width % choice.HEAD_DIM:
         raise ValueError("a model in it is none of a ladder")
     is_possible = is_finite_number(factor) and type(factor) is not bool and min(LR_FACTORS) <= factor <= max(LR_FACTORS)
     if not is_possible or (factors is not None and factor not in factors):
         raise ValueError("a learning rate in it is none of a ladder")
-    return Rung(int(shape[0]), int(shape[1]), vocab_size, float(factor), _seconds(content["seconds"]))
+    return Rung(width, layers, vocab_size, float(factor), _seconds(content["seconds"]))
 
 
 def _predictions(content: list[dict[str, Any]]) -> list[Prediction]:
-    if not isinstance(content, list) or len(content) > len(choice.SHAPES):
+    if not isinstance(content, list) or len(content) > MAX_LAYERS:
         raise ValueError("its predictions are no list of a few")
     return [_prediction(one) for one in content]
 

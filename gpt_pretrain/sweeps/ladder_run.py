@@ -78,7 +78,8 @@ def run_ladder(
             "its start. Leave it out, or start a new ladder."
         )
     if ladder is None or ladder.choice is None:
-        text = describe_text(settings.data, choice.VOCABULARIES)
+        known = [] if ladder is None else [rung.vocab_size for rung in ladder.rungs]
+        text = describe_text(settings.data, sorted({*choice.VOCABULARIES, *known}))
         if ladder is None:
             ladder = StoredLadder(
                 seconds, plan_rungs(text, measured_speed(settings, text), measured_limits(settings, seconds), seconds=seconds)
