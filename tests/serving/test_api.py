@@ -123,6 +123,10 @@ def test_bodies_that_are_no_json_are_refused(served: Served, content: bytes) -> 
         ({"Host": "localhost:1"}, 200),
         ({"Origin": "http://evil.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://["}, 403),
+        ({"Origin": "http://[::1"}, 403),
+        ({"Host": "[", "Origin": "http://["}, 403),
+        ({"Host": "localhost:1", "Origin": "http://localhost:1"}, 200),
     ],
 )
 def test_other_hosts_and_origins_are_refused(served: Served, headers: dict[str, str], status: int) -> None:
