@@ -106,6 +106,8 @@ def read_stored_settings(config: Any, *, own: bool, origin: str) -> dict[str, An
     try:
         merged = OmegaConf.merge(OmegaConf.structured(TrainSettings), OmegaConf.create(escape_interpolation(known)))
         typed = OmegaConf.to_container(merged, resolve=True)
+    except RecursionError:
+        raise UserError(f"{origin}: its settings are not valid. They are nested too deeply.") from None
     except OmegaConfBaseException as error:
         problem = escape_line(f"{error.full_key or 'config'}: {error.msg or error}".splitlines()[0])[:300]
         raise UserError(f"{origin}: its settings are not valid. {problem}") from error

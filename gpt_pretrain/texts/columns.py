@@ -44,13 +44,17 @@ def find_leaf(path: list[str], schema: Any, name: str) -> int:
         UserError: If the file stores something else there than its schema for Arrow says.
     """
     joined = ".".join(path)
-    paths = [schema.column(number).path for number in range(len(schema))]
-    same = [number for number, other in enumerate(paths) if f"{other}.".startswith(f"{joined}.")]
+    # One path at a time: all of them repeat the names of the groups that they are in, which may be long.
+    same = [number for number in range(len(schema)) if _is_within(schema.column(number).path, joined)]
     column = schema.column(same[0])
     # Arrow writes a column without any values as numbers.
     if len(same) > 1 or column.max_repetition_level or column.physical_type not in ("BYTE_ARRAY", "INT32"):
         raise UserError(f"{name} stores no text, or several columns, as {joined}. Give a file with a plain column of text.")
     return same[0]
+
+
+def _is_within(path: str, group: str) -> bool:
+    return path.startswith(group) and path[len(group) : len(group) + 1] in ("", ".")
 
 
 def _check_is_text(text_field: str, kind: Any, schema: Any, name: str) -> None:

@@ -144,6 +144,7 @@ def _served_app() -> Any:
     from gpt_pretrain.generation.decoding import DecodingModel
     from gpt_pretrain.generation.prompts import TextModel
     from gpt_pretrain.serving.engine import Engine
+    from gpt_pretrain.serving.page import ModelFacts
     from gpt_pretrain.serving.requests import ServingLimits
     from gpt_pretrain.serving.server import Address, guarded_app
 
@@ -151,7 +152,7 @@ def _served_app() -> Any:
     model = tiny_model(vocab_size=257, context_length=32, emb_dim=16, n_heads=2, n_layers=1)
     engine = Engine({"m": TextModel(DecodingModel(model, dtype=torch.float32), ByteTokenizer())}, ServingLimits(rows=4, queue=8))
     engine.start()
-    return guarded_app(engine, Address())
+    return guarded_app(engine, Address(), {"m": ModelFacts()})
 
 
 def _send_request(path: Path) -> None:

@@ -17,6 +17,7 @@ from gpt_pretrain.checkpoints import torch_pickles
 from gpt_pretrain.checkpoints.checkpoint_file import nested_dicts
 from gpt_pretrain.checkpoints.sharded import _read_index
 from gpt_pretrain.checkpoints.torch_pickles import _encode, _plain, _StorageSizes, check_torch_zip
+from gpt_pretrain.config.checkpoint_settings import read_stored_settings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system import hub, pickles
 from gpt_pretrain.system.pickle_rules import PickledName, PickledReference, PickleRules
@@ -223,6 +224,14 @@ def test_settings_that_hold_themselves_are_not_searched_for_ever() -> None:
     settings["a"] = settings
     with pytest.raises(UserError, match="far too many parts"):
         nested_dicts(settings)
+
+
+def test_settings_that_are_nested_deeply_are_one_message() -> None:
+    value: Any = 0
+    for _ in range(45):
+        value = [{"a": value}]
+    with pytest.raises(UserError, match="not valid"):
+        read_stored_settings({"eval_freq": {"a": value}}, own=False, origin="x")
 
 
 def test_a_printed_line_is_short_however_long_its_text_is() -> None:
