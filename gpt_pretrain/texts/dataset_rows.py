@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from gpt_pretrain.texts.columns import find_column, find_leaf
+from gpt_pretrain.texts.parquet_footer import check_column_paths
 from gpt_pretrain.texts.parquet_pages import column_range
 from gpt_pretrain.texts.parquet_rows import read_few_rows
 
@@ -35,6 +36,7 @@ def _read_column(stream: BinaryIO, row_groups: Any, text_field: str, name: str) 
     import pyarrow.parquet as pq
 
     kept = _KeptRange(stream)
+    check_column_paths(kept)
     table = pq.ParquetFile(kept)
     column = find_leaf(find_column(text_field, table.schema_arrow, name), table.schema, name)
     for group in range(table.num_row_groups) if row_groups is None else row_groups:

@@ -13,6 +13,7 @@ from gpt_pretrain.system.reading import MAX_VALUES, DamagedFileError, check_json
 from gpt_pretrain.texts.blocks import look_ahead, take
 from gpt_pretrain.texts.columns import column_paths, find_column
 from gpt_pretrain.texts.decompression import DamagedArchiveError
+from gpt_pretrain.texts.parquet_footer import check_column_paths
 from gpt_pretrain.texts.records import InvalidRecordError, find_field
 from gpt_pretrain.texts.rows import read_columns
 
@@ -49,8 +50,9 @@ def find_missing_column(source: BinaryIO, text_field: str) -> FileKind | None:
     except ImportError:
         return None
     try:
+        check_column_paths(source)
         schema = pq.read_schema(source)
-    except (pa.ArrowException, OSError, ValueError):
+    except (pa.ArrowException, OSError, ValueError, DamagedArchiveError):
         return None
     finally:
         source.seek(0)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from gpt_pretrain.texts.decompression import DamagedArchiveError
+from gpt_pretrain.texts.parquet_footer import check_column_paths
 from gpt_pretrain.texts.parquet_pages import DICTIONARY, read_pages
 from gpt_pretrain.texts.parquet_rows import LENGTHS_FIRST, PLAIN, SHARED_BEGINNINGS, decompress_values
 
@@ -34,6 +35,7 @@ def read_small_tables(_: Callable[..., Any]) -> Callable[..., Any]:
             if len(data) > MAX_TABLE_FILE:
                 raise DamagedArchiveError(f"it has a file of more than {MAX_TABLE_FILE >> 20} MB")
             stream = io.BytesIO(data)
+            check_column_paths(stream)
             table = pq.ParquetFile(stream)
             for group in range(table.num_row_groups) if row_groups is None else row_groups:
                 check_row_group(stream, table.metadata.row_group(group))

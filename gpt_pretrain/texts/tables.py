@@ -17,6 +17,7 @@ from gpt_pretrain.texts.dataset_guard import check_reader, own_files_only
 from gpt_pretrain.texts.decompression import DamagedArchiveError, max_content
 from gpt_pretrain.texts.extras import missing_extra
 from gpt_pretrain.texts.inputs import StreamedDataset
+from gpt_pretrain.texts.parquet_footer import check_column_paths
 from gpt_pretrain.texts.parquet_rows import EXPANDED, read_few_rows
 
 ROW = 50  # Bytes that a row takes at least, as a record of a Chunk does.
@@ -44,6 +45,7 @@ def read_parquet(source: str | BinaryIO, cursor: Cursor, text_field: str, *, siz
     try:
         with (
             open(source, "rb") if isinstance(source, str) else nullcontext(source) as stream,
+            nullcontext(check_column_paths(stream)),
             pq.ParquetFile(source, buffer_size=BATCH, pre_buffer=False) as table,
         ):
             fields = find_column(text_field, table.schema_arrow, cursor.file)
