@@ -38,15 +38,13 @@ def read_parquet(source: str | BinaryIO, cursor: Cursor, text_field: str, *, siz
     """
     try:
         import pyarrow as pa
-        import pyarrow.parquet as pq
     except ImportError as error:
         raise missing_extra("pyarrow") from error
     left = max_content(size)
     try:
         with (
             open(source, "rb") if isinstance(source, str) else nullcontext(source) as stream,
-            nullcontext(check_column_paths(stream)),
-            pq.ParquetFile(source, buffer_size=BATCH, pre_buffer=False) as table,
+            _open_table(source, stream) as table,
         ):
             fields = find_column(text_field, table.schema_arrow, cursor.file)
             column = find_leaf(fields, table.schema, cursor.file)
@@ -70,6 +68,14 @@ def read_parquet(source: str | BinaryIO, cursor: Cursor, text_field: str, *, siz
         if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno is not None):
             raise
         yield cursor.reject(DAMAGED_ARCHIVE, (str(error).strip() or type(error).__name__).splitlines()[0])
+
+
+def _open_table(source: str | BinaryIO, stream: BinaryIO) -> Any:
+    """Open a Parquet file whose list of columns has been checked, by its path or as the stream that it is."""
+    import pyarrow.parquet as pq
+
+    check_column_paths(stream)
+    return pq.ParquetFile(source, buffer_size=BATCH, pre_buffer=False)
 
 
 def _select(batch: Any, fields: list[str]) -> Any:
