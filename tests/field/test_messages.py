@@ -65,6 +65,14 @@ CASES = {
         ("generate.py", "-m", "checkpoint=run", "prompts=text.txt", "seed=1,2"),
         "so they cannot be combined with a sweep (-m).",
     ),
+    "window_step_of_the_whole_window": (
+        ("generate.py", "checkpoint=run", "sampler.window_step=1"),
+        "must be a share of the context above 0 and below 1, such as 0.25",
+    ),
+    "evaluating_with_rounded_weights": (
+        ("evaluate.py", "checkpoint=run", "precision=int8"),
+        "precision=int8: must be one of auto, 32-true, bf16-mixed.",
+    ),
     "answers_of_a_conversation": (
         ("generate.py", "checkpoint=run", "interactive=true", "out=a.jsonl"),
         "cannot be combined with out=a.jsonl",
