@@ -15,6 +15,7 @@ from gpt_pretrain.generation.token_scores import TokenScore, scores_as_json
 from gpt_pretrain.serving.bodies import CompletionBody, ContinueBody, SampledBody
 from gpt_pretrain.serving.engine import Engine
 from gpt_pretrain.serving.requests import CompletionRequest, Update
+from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.tokenizers.base import Tokenizer, decode
 from gpt_pretrain.tokenizers.splitting import encode_prompt
 from gpt_pretrain.tokenizers.unknown import unknown_prompt
@@ -75,7 +76,8 @@ def read_prompt(model: TextModel, prompt: str | list[int], max_tokens: int) -> R
     if len(ids) > context or len(ids) + max_tokens > context + 1:
         raise RefusedError(
             400,
-            f"The prompt has {len(ids)} tokens. With max_tokens={max_tokens}, that is more than the {context + 1} tokens that "
+            f"The prompt has {format_count(len(ids), 'token')}. With max_tokens={max_tokens}, that is more than the "
+            f"{context + 1} tokens that "
             "this model can read and add. Shorten the prompt, or ask for fewer tokens.",
             param="max_tokens",
         )
