@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -18,7 +19,9 @@ from gpt_pretrain.config.schema import OptimizerSettings, SchedulerSettings
 from gpt_pretrain.data.dataset import Batch
 from gpt_pretrain.evaluation.loss import LossTotals, mean_loss, next_token_loss
 from gpt_pretrain.model.custom import CustomModel
+from gpt_pretrain.model.kernels.loss import IGNORED
 from gpt_pretrain.model.language_model import LanguageModel
+from gpt_pretrain.training.batch_results import BatchOrigin, BatchResult, PendingResults, unusable_step
 from gpt_pretrain.training.batch_totals import batch_totals
 from gpt_pretrain.training.budget.pace import Pace
 from gpt_pretrain.training.clock import TrainingClock
@@ -34,7 +37,14 @@ from gpt_pretrain.training.nonfinite import (
     renumber_batches,
     skipped_batch_loss,
 )
-from gpt_pretrain.training.optimizer import build_optimizer, check_optimizer_state, clip_gradients, gradient_norm, group_settings
+from gpt_pretrain.training.optimizer import (
+    build_optimizer,
+    check_optimizer_state,
+    clip_gradients,
+    gradient_norm,
+    group_settings,
+    skips_on_device,
+)
 from gpt_pretrain.training.schedule import apply_settings, build_schedule
 from gpt_pretrain.training.step_mean import StepMean
 
@@ -59,11 +69,11 @@ class GPTLitModule(L.LightningModule):
         lr_scale: The factor on the learning rate, which rollbacks lower.
         skipped: Epoch and batch, both counted from 0, of the batches that are left out.
         tokens_seen: Tokens trained on so far, by all devices together.
-        loss_value: The mean loss of the last batch over the counted tokens of all devices, in nats per token.
-        counted_tokens: The number of those tokens; 0 if the batch is left out.
+        loss_value: The mean loss of the last batch that is known, in nats per token.
+        observers: Functions that are called with the result of each batch, in order, when it is known.
+        reads_late: Whether a step's numbers are read when the next step has been queued, so that the GPU need not wait.
         finite_losses: The first and the last of the losses that were finite, since training began in this process.
         grad_norm: The norm of the step's gradient before clipping, a scalar tensor.
-        grad_norm_value: The same norm as a number; None under 16-mixed, where nothing needs to wait for it.
         val_loss: The loss of the last full validation, in nats per token; NaN before the first.
         clock: The clock behind tokens per second.
         wants_stop: True once this rank has been asked to end the run.
@@ -100,16 +110,20 @@ class GPTLitModule(L.LightningModule):
         self.lr_scale = 1.0
         self.skipped: list[list[int]] = []
         self.tokens_seen = 0
-        self.loss_value, self.counted_tokens = math.nan, 0
+        self.loss_value = math.nan
+        self.observers: list[Callable[[BatchResult], None]] = []
+        self.reads_late = False
         self.finite_losses: tuple[float, float] | None = None
         self.grad_norm = torch.tensor(math.nan)
-        self.grad_norm_value: float | None = None
         self.val_loss = self.val_bits_per_byte = math.nan
         self.bits_per_byte_of_loss = math.nan  # factor from nats per token to bits per byte, the same for all weights
         self.clock = TrainingClock()
         self.wants_stop = self.stop_asked = False
         self._skipped_in_row = 0  # batches and steps since the last update
         self._step_mean = StepMean()  # without the batches that are left out
+        self._pending = PendingResults()
+        self._result: BatchResult | None = None  # of the batch that ends the present step
+        self._late_loss: tuple[Tensor, Tensor] | None = None  # loss and counted tokens of the present batch, on the device
 
     @property
     def step(self) -> int:
@@ -152,6 +166,7 @@ class GPTLitModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Make the gradient of a tied embedding sparse when training on a single CPU, which saves a pass over the matrix."""
+        self.observers = []
         one_cpu = self.device.type == "cpu" and not ranks.is_distributed()
         if not isinstance(self.model, CustomModel):
             self.model.tok_emb.sparse = self.model.config.tie_embeddings and one_cpu
@@ -162,6 +177,7 @@ class GPTLitModule(L.LightningModule):
         assert isinstance(optimizer, Optimizer) and isinstance(schedule, LRScheduler)
         if "optimizer" not in self.custom or any(group.get("fused") for group in self._groups):
             check_optimizer_state(optimizer)
+        self.reads_late = self._can_read_late(optimizer)
         self.started = "optimizer" not in self.custom  # only its first step shows whether its restored state fits
         if isinstance(schedule, ScaledSchedule):
             schedule.apply_settings(self._groups)
@@ -177,22 +193,87 @@ class GPTLitModule(L.LightningModule):
         loss = None
         if [self.trainer.current_epoch, batch_idx] not in self.skipped:
             loss = next_token_loss(self.model, *batch, compiled=self.compiled)
+        if self.reads_late and loss is not None:
+            self.tokens_seen += batch[0].numel()
+            self._origin = self._batch_origin(batch_idx)
+            self._late_loss = loss.detach(), (batch[1] != IGNORED).sum()
+            return loss
+        self.catch_up()
         totals = batch_totals(batch, loss, wants_stop=self.wants_stop)
         self.tokens_seen += totals.tokens
-        self.counted_tokens = 0
         self.stop_asked = totals.stop_asked
-        if loss is None:
+        finite = math.isfinite(totals.loss)
+        result = BatchResult(
+            self._batch_origin(batch_idx),
+            loss=None if loss is None else totals.loss,
+            counted=totals.counted if finite and loss is not None else 0,
+            norm=None,
+        )
+        self._note_loss(result)
+        if loss is not None and not finite:
+            error = self._nonfinite(f"the loss of {{batches}} is {totals.loss}.", first=batch_idx)
+            self._skip(error, "batch")
+        if result.origin.ends_step:
+            self._result = result
+        else:
+            self._publish(result)
+        if loss is None or not finite:
             return skipped_batch_loss(self.model, device=self.device)
-        self.loss_value = totals.loss
-        if math.isfinite(self.loss_value):
-            self.counted_tokens = totals.counted
-            first, _ = self.finite_losses or (self.loss_value, self.loss_value)
-            self.finite_losses = first, self.loss_value
-            weight = self._step_mean.add(totals.counted, totals.own_counted, n_ranks=ranks.world_size())
-            return loss if weight == 1.0 else loss * weight
-        error = self._nonfinite(f"the loss of {{batches}} is {self.loss_value}.", first=batch_idx)
-        self._skip(error, "batch")
-        return skipped_batch_loss(self.model, device=self.device)
+        weight = self._step_mean.add(totals.counted, totals.own_counted, n_ranks=ranks.world_size())
+        return loss if weight == 1.0 else loss * weight
+
+    def _batch_origin(self, batch_idx: int) -> BatchOrigin:
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, Optimizer)
+        return BatchOrigin(
+            epoch=self.trainer.current_epoch,
+            batch=batch_idx,
+            step=self.trainer.global_step,
+            ends_step=self.ends_step(batch_idx),
+            lr=optimizer.param_groups[0]["lr"],
+            tokens_seen=self.tokens_seen,
+        )
+
+    def _note_loss(self, result: BatchResult) -> None:
+        if result.loss is not None:
+            self.loss_value = result.loss
+            if math.isfinite(result.loss):
+                first, _ = self.finite_losses or (result.loss, result.loss)
+                self.finite_losses = first, result.loss
+
+    def _publish(self, result: BatchResult) -> None:
+        for observe in self.observers:
+            observe(result)
+
+    def _can_read_late(self, optimizer: Optimizer) -> bool:
+        """Return whether the device alone can leave out a step, so that the host may learn of it later."""
+        one_batch = self.trainer.accumulate_grad_batches == 1 and not ranks.is_distributed()
+        own = self.trainer.precision == "16-mixed" or "optimizer" in self.custom  # a gradient scaler reads from the device
+        return self.device.type == "cuda" and one_batch and not own and skips_on_device(optimizer)
+
+    def catch_up(self, *, keep: int = 0) -> None:
+        """Wait for the numbers of all steps but the last `keep`, and publish them.
+
+        Raises:
+            NonFiniteError: If one of them is NaN or infinite, and on_nonfinite is not "skip" or to skip it cannot help. The
+                weights were not changed by that step.
+        """
+        for result in self._pending.take(keep=keep):
+            assert result.loss is not None and result.norm is not None
+            self._note_loss(result)
+            norm = result.norm
+            event, what = "", "step"
+            if not math.isfinite(result.loss):
+                event, what = f"the loss of {{batches}} is {result.loss}.", "batch"
+                result = replace(result, counted=0, norm=0.0)
+            elif not math.isfinite(norm):
+                event = f"the gradient of {{batches}} is {norm}."
+            elif result.counted:
+                self._skipped_in_row = 0
+            if event:
+                at = result.origin
+                self._skip(NonFiniteError(event, step=at.step, epoch=at.epoch, batches=[at.batch]), what)
+            self._publish(result)
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -204,6 +285,13 @@ class GPTLitModule(L.LightningModule):
         Raises:
             NonFiniteError: If the norm is NaN or infinite.
         """
+        if self._late_loss is not None:
+            (loss, counted), self._late_loss = self._late_loss, None
+            self.grad_norm = gradient_norm(self.model.parameters())
+            skip = unusable_step(loss=loss, counted=counted, norm=self.grad_norm)
+            clip_gradients(optimizer, self.grad_norm, max_norm=gradient_clip_val, skip=skip)
+            self._pending.add(self._origin, loss=loss, counted=counted, norm=self.grad_norm)
+            return
         factor = self._step_mean.finish(accumulate_grad_batches=self.trainer.accumulate_grad_batches)
         if not (updates := factor > 0):  # all batches of the step are skipped, and their gradients must have no effect
             optimizer.zero_grad()
@@ -212,9 +300,11 @@ class GPTLitModule(L.LightningModule):
         if factor != 1.0:
             self.grad_norm = self.grad_norm * factor
         scaled = self.trainer.precision == "16-mixed"  # the gradient scaler skips a step with infinite gradients itself
-        self.grad_norm_value = None if scaled else self.grad_norm.item()
-        if self.grad_norm_value is not None and not math.isfinite(self.grad_norm_value):
-            raise self._nonfinite(f"the gradient of {{batches}} is {self.grad_norm_value}.")
+        norm = None if scaled else self.grad_norm.item()
+        if self._result is not None:
+            self._result = replace(self._result, norm=norm)
+        if norm is not None and not math.isfinite(norm):
+            raise self._nonfinite(f"the gradient of {{batches}} is {norm}.")
         if updates:
             self._skipped_in_row = 0
         clip_gradients(optimizer, self.grad_norm, max_norm=gradient_clip_val, factor=factor)
@@ -228,6 +318,11 @@ class GPTLitModule(L.LightningModule):
         except NonFiniteError as error:
             self._skip(error, "step")
         self.started = True
+        if self.reads_late:
+            self.catch_up(keep=1)
+        if self._result is not None:
+            self._publish(self._result)
+            self._result = None
         # Lightning would keep the gradients through the next forward pass, which needs their memory.
         optimizer.zero_grad()
 
@@ -255,6 +350,7 @@ class GPTLitModule(L.LightningModule):
         Raises:
             NonFiniteError: If it has not.
         """
+        self.catch_up()
         if not has_usable_weights(self.model):
             raise self._nonfinite(f"some weights are NaN, infinite or above {MAX_WEIGHT:g} after {{batches}}.", step=self.step)
 
@@ -273,6 +369,7 @@ class GPTLitModule(L.LightningModule):
         return NonFiniteError(event, step=step, epoch=trainer.current_epoch, batches=range(first, last + 1))
 
     def on_validation_epoch_start(self) -> None:
+        self.catch_up()
         self.clock.pause()
         self._val_totals = LossTotals(self.token_bytes)
 
@@ -289,6 +386,7 @@ class GPTLitModule(L.LightningModule):
 
     def mean_loss(self, batches: Iterable[Batch]) -> float:
         """Return the loss over all ranks' batches in nats per token, with dropout off and the random state untouched."""
+        self.catch_up()
         with self.trainer.precision_plugin.val_step_context():
             loss = mean_loss(self.model, batches, token_bytes=self.token_bytes, all_reduce=ranks.all_reduce_sum)
         return loss.nats_per_token

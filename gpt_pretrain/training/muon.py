@@ -42,7 +42,13 @@ class Muon(Optimizer):
         fused: Whether AdamW updates in one pass over memory.
         dtype: Of the orthogonalization: fp32, or bf16, which is several times faster on hardware that has it.
         shared: Whether all ranks train the model.
+
+    Attributes:
+        found_inf: 1 on the device if the next step must leave everything as it is, else 0; None never does. Torch's fused
+            optimizers have the same attribute.
     """
+
+    found_inf: Tensor | None = None
 
     def __init__(
         self,
@@ -85,14 +91,25 @@ class Muon(Optimizer):
         assert gradient is not None
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
+        decay = group["lr"] * group["weight_decay"]
+        if self.found_inf is None:
+            state["momentum_buffer"].lerp_(gradient, 1.0 - group["momentum"])
+            parameter.mul_(1.0 - decay)
+            return
+        # A step that is left out has the momentum for its gradient, which leaves the momentum as it is.
+        torch.where(self.found_inf > 0, state["momentum_buffer"], gradient, out=gradient)
         state["momentum_buffer"].lerp_(gradient, 1.0 - group["momentum"])
-        parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
+        if decay:
+            parameter.mul_(1.0 - decay * (1.0 - self.found_inf))
 
     def _muon_step(self, batch: Sequence[_Matrix], group: dict[str, Any]) -> None:
         """Update matrices of one shape, up to transposition."""
         directions = {one.parameter: self._direction(one.parameter, group) for one in batch}
         wide = torch.stack([one.as_wide(directions[one.parameter][one.start : one.stop]) for one in batch])
-        for one, update in zip(batch, self._orthogonalize(wide), strict=True):
+        updates = self._orthogonalize(wide)
+        if self.found_inf is not None:
+            updates = updates * (1.0 - self.found_inf)
+        for one, update in zip(batch, updates, strict=True):
             one.add_(one.as_wide(update), alpha=-group["lr"] * one.scale)
 
     def _orthogonalize(self, matrices: Tensor) -> Tensor:
@@ -120,6 +137,7 @@ class Muon(Optimizer):
             [state["step"] for state in states],
             foreach=False if group["fused"] else None,
             fused=bool(group["fused"]),
+            found_inf=self.found_inf,
             amsgrad=False,
             beta1=beta1,
             beta2=beta2,

@@ -125,7 +125,14 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def clip_gradients(optimizer: Optimizer, norm: Tensor, *, max_norm: float | None, factor: float = 1.0) -> None:
+def skips_on_device(optimizer: Optimizer) -> bool:
+    """Return whether the optimizer leaves out a step by the `skip` of `clip_gradients`, which the host need not know."""
+    return isinstance(optimizer, AdamW | Muon) and bool(optimizer.defaults["fused"])
+
+
+def clip_gradients(
+    optimizer: Optimizer, norm: Tensor, *, max_norm: float | None, factor: float = 1.0, skip: Tensor | None = None
+) -> None:
     """Multiply the gradients by a factor, and then scale them so that their norm is at most max_norm.
 
     On CPU and CUDA, a fused AdamW scales them while it updates the weights, which saves a pass over memory.
@@ -133,15 +140,19 @@ def clip_gradients(optimizer: Optimizer, norm: Tensor, *, max_norm: float | None
     Args:
         norm: The norm of all gradients together after the multiplication, a scalar on their device.
         max_norm: The largest norm, or None for any.
+        skip: Whether the optimizer must leave everything as it is, bool, a scalar on their device; see `skips_on_device`.
     """
+    found_inf = None if skip is None else skip.float()  # the name under which gradient scalers say so
     if isinstance(optimizer, AdamW) and optimizer.defaults["fused"] and norm.device.type in ("cpu", "cuda"):
-        if max_norm is None and factor == 1.0:
+        if max_norm is None and factor == 1.0 and skip is None:
             vars(optimizer).update(grad_scale=None, found_inf=None)
             return
         divisor = torch.ones_like(norm) if max_norm is None else ((norm + 1e-6) / max_norm).clamp(min=1.0)
         divisor = (divisor if factor == 1.0 else divisor / factor).float()
-        vars(optimizer).update(grad_scale=divisor, found_inf=torch.zeros_like(divisor))  # as a gradient scaler would
+        vars(optimizer).update(grad_scale=divisor, found_inf=torch.zeros_like(divisor) if found_inf is None else found_inf)
         return
+    if isinstance(optimizer, Muon):
+        optimizer.found_inf = found_inf
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if factor != 1.0:
         for parameter in parameters:

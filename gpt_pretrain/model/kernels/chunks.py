@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # Bytes of fp32 logits that the loss holds at a time, by device type. Larger chunks are not faster.
-LOGITS_BYTES = {"cpu": 1 << 26, "cuda": 1 << 30}
+LOGITS_BYTES = {"cpu": 1 << 26, "cuda": 1 << 31}
 BLOCK_BYTES = 1 << 21  # of fp32 logits that a CPU passes over several times; more would not stay in its cache
 # Queries in a block of attention with dropout. Smaller blocks skip more of the masked half but launch more kernels.
 QUERY_BLOCK = 128

@@ -22,7 +22,7 @@ IGNORED = -100  # The target id of a position that does not count, as in PyTorch
 # GPT-2's 50,257, slowly.
 COLUMN_ALIGNMENT = 64
 
-SoftmaxGradient = Callable[[Tensor, Tensor, Tensor, float | None], Tensor]
+SoftmaxGradient = Callable[[Tensor, int, Tensor, Tensor, float | None], Tensor]
 
 
 def linear_cross_entropy(
@@ -98,18 +98,18 @@ def _mean_loss(hidden: Tensor, weight: Tensor, target_ids: Tensor, cap: float | 
     wide = torch.promote_types(dtype, torch.float32)
     N, V = len(hidden), len(weight)
     with torch.autocast(device, enabled=False):
-        x, w = hidden.to(dtype), weight.to(dtype)
+        x, w = hidden.to(dtype), _aligned_weight(weight, dtype)
         rows = chunk_rows(N, V, device)
         block_rows = loss_block_rows(rows, V, device)
-        buffer = torch.empty(rows, -(-V // COLUMN_ALIGNMENT) * COLUMN_ALIGNMENT, dtype=dtype, device=hidden.device)
+        buffer = _logits_buffer(rows, V, dtype=dtype, device=hidden.device)[:, : len(w)]
         total = torch.zeros((), dtype=wide, device=hidden.device)
         for start in range(0, N, rows):
             chunk = slice(start, min(start + rows, N))
-            logits = buffer[: chunk.stop - start, :V]  # (up to rows, V)
+            logits = buffer[: chunk.stop - start]  # (up to rows, V or more)
             torch.mm(x[chunk], w.T, out=logits)
             for first in range(0, len(logits), block_rows):
                 block = slice(first, first + block_rows)
-                total += _loss_sum(logits[block].to(wide), target_ids[chunk][block], cap)
+                total += _loss_sum(logits[block, :V].to(wide), target_ids[chunk][block], cap)
     return total / (target_ids != IGNORED).sum().clamp(min=1)
 
 
@@ -134,6 +134,27 @@ def _tanh_of_ratio(x: Tensor, cap: float) -> Tensor:
     return x.mul_(2 / cap).exp_().add_(1).reciprocal_().mul_(-2).add_(1)
 
 
+def _aligned(n_columns: int) -> int:
+    return -(-n_columns // COLUMN_ALIGNMENT) * COLUMN_ALIGNMENT
+
+
+def _logits_buffer(rows: int, vocab_size: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.empty(rows, _aligned(vocab_size), dtype=dtype, device=device)
+
+
+def _aligned_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the weight in a dtype; on a GPU with rows of zeros up to the alignment, since its products are fast only with them.
+
+    Such a row gives a logit of 0, which no softmax reads, so that it adds nothing to any gradient.
+    """
+    V, D = weight.shape
+    if weight.device.type == "cpu" or _aligned(V) == V:
+        return weight.to(dtype)
+    aligned = weight.new_zeros(_aligned(V), D, dtype=dtype)
+    aligned[:V] = weight
+    return aligned
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -143,10 +164,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         N, V = len(hidden), len(weight)
         with torch.autocast(device, enabled=False):
-            x, w = hidden.to(dtype), weight.to(dtype)
+            x, w = hidden.to(dtype), _aligned_weight(weight, dtype)
             rows = chunk_rows(N, V, device)
             block_rows = loss_block_rows(rows, V, device) if softmax_gradient is _softmax_gradient else rows
-            buffer = torch.empty(rows, -(-V // COLUMN_ALIGNMENT) * COLUMN_ALIGNMENT, dtype=dtype, device=hidden.device)
+            buffer = _logits_buffer(rows, V, dtype=dtype, device=hidden.device)[:, : len(w)]
             total = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=hidden.device)
             counted = (target_ids != IGNORED).to(total.dtype)
             count = counted.sum().clamp(min=1)
@@ -154,14 +175,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
             gradients = _Gradients(x, w, rows, count) if ctx.needs_input_grad[0] or ctx.needs_input_grad[1] else None
             for start in range(0, N, rows):
                 chunk = slice(start, min(start + rows, N))
-                logits = buffer[: chunk.stop - start, :V]  # (up to rows, V)
+                logits = buffer[: chunk.stop - start]  # (up to rows, V or more); columns from V on are and stay 0
                 torch.mm(x[chunk], w.T, out=logits)
                 for first in range(0, len(logits), block_rows):
                     block = slice(first, first + block_rows)
-                    total += softmax_gradient(logits[block], target_ids[chunk][block], row_weights[chunk][block], cap)
+                    total += softmax_gradient(logits[block], V, target_ids[chunk][block], row_weights[chunk][block], cap)
                 if gradients is not None:
                     gradients.add(logits, chunk)
-        ctx.gradients = None if gradients is None else gradients.finish(hidden.dtype, weight.dtype)
+        ctx.gradients = None if gradients is None else gradients.finish(hidden.dtype, weight)
         return total / count
 
     @staticmethod
@@ -186,7 +207,7 @@ class _Gradients:
 
     Args:
         x: Hidden states, (N, D).
-        w: Weight, (V, D).
+        w: Weight, (V, D), or more rows of zeros.
         rows: Rows of a chunk.
         count: Number of positions that the mean is over.
     """
@@ -208,20 +229,22 @@ class _Gradients:
         else:
             self.d_weight += d_logits.T @ x
 
-    def finish(self, hidden_dtype: torch.dtype, weight_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def finish(self, hidden_dtype: torch.dtype, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients of the hidden states and of the weight, which has no rows beyond the vocabulary."""
         assert self.d_weight is not None
         d_hidden = self.d_hidden.to(hidden_dtype)
         if self.fp16:
             d_hidden = d_hidden / self.count.to(hidden_dtype)
             self.d_weight /= self.scale * self.count
-        return d_hidden, self.d_weight.to(weight_dtype)
+        return d_hidden, self.d_weight[: len(weight)].to(weight.dtype)
 
 
-def _softmax_gradient(logits: Tensor, target_ids: Tensor, row_weights: Tensor, cap: float | None) -> Tensor:
+def _softmax_gradient(logits: Tensor, vocab_size: int, target_ids: Tensor, row_weights: Tensor, cap: float | None) -> Tensor:
     """Replace logits in place by the gradient of the weighted sum of losses.
 
     Args:
-        logits: (rows, V).
+        logits: (rows, V or more). Columns from V on are 0 and stay so.
+        vocab_size: V.
         target_ids: int64, (rows,).
         row_weights: (rows,).
         cap: The logits are bent to cap * tanh(logits / cap); None leaves them.
@@ -229,6 +252,7 @@ def _softmax_gradient(logits: Tensor, target_ids: Tensor, row_weights: Tensor, c
     Returns:
         The unweighted sum of the losses of all rows with a weight above 0.
     """
+    logits = logits[:, :vocab_size]
     index, row_weights = target_ids.clamp(min=0)[:, None], row_weights[:, None]  # (rows, 1)
     wide = torch.promote_types(logits.dtype, torch.float32)
     values, ratio = logits, None
@@ -249,6 +273,31 @@ def _softmax_gradient(logits: Tensor, target_ids: Tensor, row_weights: Tensor, c
     return loss
 
 
+def _fused_softmax_gradient(
+    logits: Tensor, vocab_size: int, target_ids: Tensor, row_weights: Tensor, cap: float | None
+) -> Tensor:
+    """Do what `_softmax_gradient` does, in operations that a compiler fuses into two passes over whole, aligned rows.
+
+    A scatter would make it write all probabilities in fp32 and read them again.
+    """
+    index, row_weights = target_ids.clamp(min=0)[:, None], row_weights[:, None]  # (rows, 1)
+    columns = torch.arange(logits.shape[1], device=logits.device)
+    values, ratio = logits.to(torch.promote_types(logits.dtype, torch.float32)), None
+    if cap is not None:
+        ratio = torch.tanh(values / cap)
+        values = ratio * cap
+    target_logits = values.gather(1, index)
+    if logits.shape[1] > vocab_size:
+        values = values.masked_fill(columns >= vocab_size, -math.inf)
+    highest = values.amax(dim=1, keepdim=True)
+    powers = (values - highest).exp()
+    sums = powers.sum(dim=1, keepdim=True)
+    loss = (sums.log() + highest - target_logits).where(row_weights > 0, 0.0).sum()
+    gradient = powers * (row_weights / sums) - torch.where(columns == index, row_weights, 0.0)  # (rows, V or more)
+    logits.copy_(gradient if ratio is None else gradient * (1 - ratio.square()))
+    return loss
+
+
 @lru_cache(maxsize=1)
 def _compiled_softmax_gradient() -> SoftmaxGradient:
-    return torch.compile(_softmax_gradient, dynamic=False)
+    return torch.compile(_fused_softmax_gradient, dynamic=False)

@@ -14,6 +14,7 @@ from gpt_pretrain.config.schema import DoctorSettings, TrainSettings
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.data.token_stream import loss_by_frequencies
 from gpt_pretrain.runs.tensorboard import EventFiles
+from gpt_pretrain.training.batch_results import BatchResult
 from gpt_pretrain.training.callbacks.evaluation import PeriodicEvaluation
 from gpt_pretrain.training.lit_module import GPTLitModule
 from gpt_pretrain.training.monitoring.health_monitor import BaselineLosses, HealthMonitor
@@ -57,6 +58,7 @@ class WarningSigns(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         self._step, self._n_evaluations = trainer.global_step, len(self.losses.steps)
+        pl_module.observers.append(self._observe_batch)
         if len(pl_module.skipped) > self._n_skipped:  # a rollback skips more batches than its checkpoint knows of
             self._n_skipped = len(pl_module.skipped)
             epoch, batch = pl_module.skipped[-1]
@@ -67,17 +69,9 @@ class WarningSigns(Callback):
         self._report(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        steps_done = trainer.global_step
-        if pl_module.counted_tokens:
-            self._nats += pl_module.loss_value * pl_module.counted_tokens
-            self._counted += pl_module.counted_tokens
-        elif not math.isfinite(pl_module.loss_value):
-            epoch = trainer.current_epoch + 1
-            event = f"The loss of batch {batch_idx} in epoch {epoch} is {pl_module.loss_value}; the batch is skipped."
-            self.monitor.observe_nonfinite(steps_done, event)
-        if steps_done != self._step:  # otherwise gradients are still being accumulated
-            self._step = steps_done
-            self._observe(steps_done - 1, pl_module)
+        if trainer.global_step != self._step:  # otherwise gradients are still being accumulated
+            self._step = trainer.global_step
+            self._observe_evaluation(self._step - 1, pl_module)
         self._report(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: GPTLitModule, exception: BaseException) -> None:
@@ -85,14 +79,26 @@ class WarningSigns(Callback):
             self.monitor.observe_nonfinite(trainer.global_step, str(exception))
             self._report(trainer)
 
-    def _observe(self, step: int, module: GPTLitModule) -> None:
-        """Pass the numbers of an optimizer step to the monitor."""
-        norm, losses = module.grad_norm_value, self.losses
+    def _observe_batch(self, result: BatchResult) -> None:
+        """Pass the numbers of a batch, and at its end those of an optimizer step, to the monitor."""
+        origin, norm = result.origin, result.norm
+        if result.loss is not None and result.counted:
+            self._nats += result.loss * result.counted
+            self._counted += result.counted
+        elif result.loss is not None and not math.isfinite(result.loss):
+            event = f"The loss of batch {origin.batch} in epoch {origin.epoch + 1} is {result.loss}; the batch is skipped."
+            self.monitor.observe_nonfinite(origin.step + origin.ends_step, event)
+        if not origin.ends_step:
+            return
         if norm is not None and not math.isfinite(norm):
-            self.monitor.observe_nonfinite(step, f"The gradient norm is {norm}; the step is skipped.")
+            self.monitor.observe_nonfinite(origin.step, f"The gradient norm is {norm}; the step is skipped.")
         if self._counted:
-            self.monitor.observe_step(step, self._nats / self._counted, norm)
+            self.monitor.observe_step(origin.step, self._nats / self._counted, norm)
         self._nats, self._counted = 0.0, 0
+
+    def _observe_evaluation(self, step: int, module: GPTLitModule) -> None:
+        """Pass the losses of an evaluation, if there was one after this optimizer step, and the waiting to the monitor."""
+        losses = self.losses
         if len(losses.steps) > self._n_evaluations:
             self._n_evaluations = len(losses.steps)
             self.monitor.observe_evaluation(step, losses.train_losses[-1], losses.val_losses[-1])

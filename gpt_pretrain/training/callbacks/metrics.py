@@ -8,16 +8,20 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from torch.optim import Optimizer
 
+from gpt_pretrain.training.batch_results import BatchResult
 from gpt_pretrain.training.lit_module import GPTLitModule
 
 
 def log_metrics(trainer: L.Trainer, module: GPTLitModule, metrics: dict[str, float]) -> None:
     """Send metrics to every logger at the current step, together with tokens_seen and the epoch."""
-    row = metrics | {"tokens_seen": float(module.tokens_seen), "epoch": float(trainer.current_epoch + 1)}
+    _log_row(trainer, metrics, step=module.step, tokens_seen=module.tokens_seen, epoch=trainer.current_epoch)
+
+
+def _log_row(trainer: L.Trainer, metrics: dict[str, float], *, step: int, tokens_seen: int, epoch: int) -> None:
+    row = metrics | {"tokens_seen": float(tokens_seen), "epoch": float(epoch + 1)}
     for logger in trainer.loggers:
-        logger.log_metrics(row, step=module.step)
+        logger.log_metrics(row, step=step)
 
 
 class TrainMetrics(Callback):
@@ -45,9 +49,9 @@ class TrainMetrics(Callback):
         self._resumed = state_dict
 
     def on_train_start(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
-        self._step = trainer.global_step
-        self._lr = 0.0
-        self._start_row(pl_module)
+        self._trainer, self._module = trainer, pl_module
+        pl_module.observers.append(self._observe)
+        self._start_row(pl_module.tokens_seen)
         self._started = time.perf_counter()
         self._training_start: tuple[float, int] = (self._row_start, self._row_tokens)
         if "batches" in self._resumed:  # version 0.1.0 stored a sum over batches
@@ -65,34 +69,30 @@ class TrainMetrics(Callback):
         start, tokens = self._training_start
         return (module.tokens_seen - tokens) / (module.clock.seconds() - start)
 
-    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: GPTLitModule, optimizer: Optimizer) -> None:
-        self._lr = optimizer.param_groups[0]["lr"]
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if pl_module.counted_tokens:
-            self._nats += pl_module.loss_value * pl_module.counted_tokens
-            self._counted += pl_module.counted_tokens
-        if trainer.global_step == self._step:  # gradients are still being accumulated
+    def _observe(self, result: BatchResult) -> None:
+        """Add the result of a batch, and log a row if one is due after its step."""
+        if result.loss is not None and result.counted:
+            self._nats += result.loss * result.counted
+            self._counted += result.counted
+        origin = result.origin
+        if not origin.ends_step or origin.step % self.every_n_steps:
             return
-        self._step = trainer.global_step
-        if pl_module.step % self.every_n_steps:
-            return
-        seconds = pl_module.clock.seconds() - self._row_start
+        seconds = self._module.clock.seconds() - self._row_start
         metrics = {
             **({"train/loss": self._nats / self._counted} if self._counted else {}),
-            "lr": self._lr,
-            "grad_norm": float(pl_module.grad_norm),
-            "tokens_per_second": (pl_module.tokens_seen - self._row_tokens) / seconds,
+            "lr": origin.lr,
+            "grad_norm": float(self._module.grad_norm) if result.norm is None else result.norm,
+            "tokens_per_second": (origin.tokens_seen - self._row_tokens) / seconds,
         }
-        log_metrics(trainer, pl_module, metrics)
-        self._start_row(pl_module)
+        _log_row(self._trainer, metrics, step=origin.step, tokens_seen=origin.tokens_seen, epoch=origin.epoch)
+        self._start_row(origin.tokens_seen)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         perplexity = math.exp(pl_module.val_loss) if pl_module.val_loss < 700 else math.inf
         metrics = {"val/loss": pl_module.val_loss, "val/perplexity": perplexity, "val/bits_per_byte": pl_module.val_bits_per_byte}
         log_metrics(trainer, pl_module, metrics)
 
-    def _start_row(self, module: GPTLitModule) -> None:
+    def _start_row(self, tokens_seen: int) -> None:
         """Reset the mean loss and the measurement of tokens per second."""
         self._nats, self._counted = 0.0, 0
-        self._row_start, self._row_tokens = module.clock.seconds(), module.tokens_seen
+        self._row_start, self._row_tokens = self._module.clock.seconds(), tokens_seen
