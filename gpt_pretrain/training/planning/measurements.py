@@ -83,6 +83,7 @@ class StepTimer(Callback):
         assert isinstance(pl_module, GPTLitModule)
         if not pl_module.ends_step(batch_idx):
             return
+        pl_module.catch_up()
         self.ends.append(time.perf_counter() - self._start)
         steps, seconds = len(self.ends) - 1, self.ends[-1] - self.ends[0]
         trainer.should_stop = steps >= MAX_STEPS or (steps >= MIN_STEPS and seconds >= MAX_SECONDS)

@@ -1,0 +1,1 @@
+"""What holds on a GPU: run by `make check-gpu`, skipped where there is none."""
