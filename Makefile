@@ -1,6 +1,7 @@
 # make train     train a GPT on the sample story; ARGS="model=tiny trainer.max_epochs=2" changes settings
 # make test      run the tests that a change normally needs; ARGS="-k resume" passes options to pytest
 # make test-all  run all tests, also two hosts, torchrun, long sweeps, the browser and the guide's commands
+# make check-gpu check on one GPU what the guide says of GPUs, in a few minutes, and measure the training
 # make coverage  run all tests, and show the lines that they do not run
 # make messages  run the tests of make test, and list all messages and whether a test makes them
 # make check     lint, and check formatting and types
@@ -28,7 +29,7 @@ define run_tests
 	exit $$failed
 endef
 
-.PHONY: train test test-all coverage messages check docs bench
+.PHONY: train test test-all check-gpu coverage messages check docs bench
 
 train: $(VENV)/installed
 	@$(VENV)/bin/python train.py $(ARGS)
@@ -38,6 +39,10 @@ test: $(VENV)/installed-dev
 
 test-all: $(VENV)/installed-dev
 	$(call run_tests,)
+
+check-gpu: $(VENV)/installed-dev
+	$(PYTEST) -m gpu tests/gpu -rA --tb=short -n 4 --dist worksteal $(ARGS)
+	@$(VENV)/bin/python -m benchmarks train-124m --rounds 1
 
 coverage: $(VENV)/installed-dev
 	-@$(PYTEST) -n logical --maxprocesses 8 --dist worksteal --cov --cov-report=json:build/coverage.json $(ARGS)

@@ -8,6 +8,7 @@ harmless only until something walks through them. Tensors that a state dict has 
 from __future__ import annotations
 
 import io
+import struct
 import sys
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -22,6 +23,7 @@ from gpt_pretrain.system.pickles import check_key, read_pickle
 from gpt_pretrain.system.reading import DamagedFileError, open_regular, short_repr
 
 MAX_DIMENSIONS = 64
+LENGTHS_IN_HEADER, HEADER_BYTES = 26, 30  # of a file in a zip archive: where two lengths stand, and what precedes its name
 MAX_RECORDS = 200_000  # A record takes 600 bytes of memory, and as little as 80 in the file.
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # Source: MAGIC_NUMBER in torch/serialization.py, of files before PyTorch 1.6
 ENCODINGS = ("latin1", "latin-1", "utf-8", "utf8", "ascii")  # Others take quadratic time, or expand their text.
@@ -144,6 +146,32 @@ def read_inert(path: Path) -> Any:
         return _read(stream, _StorageSizes(size, _mapped(path, offsets)), size=size, inert=True)
 
 
+def _record_sizes(path: Path, reader: Any, records: list[str]) -> dict[str, int]:
+    """Return the bytes of each record of an archive.
+
+    The reader of PyTorch 2.11 does not know them. They are then read from the archive's index, and only where it leads to the
+    same bytes as the reader.
+
+    Raises:
+        DamagedFileError: If it does not.
+    """
+    if hasattr(reader, "get_record_size"):
+        return {name: reader.get_record_size(name) for name in records}
+    sizes = {}
+    with open_regular(path) as stream, zipfile.ZipFile(stream) as archive:
+        entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
+        for name in records:
+            entry = entries.get(name)
+            if entry is None or entry.compress_type != zipfile.ZIP_STORED:
+                raise DamagedFileError("its parts differ from its index")
+            stream.seek(entry.header_offset + LENGTHS_IN_HEADER)
+            name_length, extra_length = struct.unpack("<HH", stream.read(4))
+            if reader.get_record_offset(name) != entry.header_offset + HEADER_BYTES + name_length + extra_length:
+                raise DamagedFileError("its parts differ from its index")
+            sizes[name] = entry.file_size
+    return sizes
+
+
 def _check_zip_parts(path: Path, *, inert: bool) -> tuple[bytes, dict[str, int]]:
     """Return the pickle of an archive that has passed all checks, and the offsets of its storages in the file."""
     size = path.stat().st_size
@@ -152,7 +180,7 @@ def _check_zip_parts(path: Path, *, inert: bool) -> tuple[bytes, dict[str, int]]
     records = reader.get_all_records()
     if len(records) > MAX_RECORDS:
         raise DamagedFileError(f"it has more than {MAX_RECORDS:,} parts")
-    record_sizes = {name: reader.get_record_size(name) for name in records}
+    record_sizes = _record_sizes(path, reader, records)
     if sum(record_sizes.values()) > size:
         raise DamagedFileError("its parts are larger than the file")
     content = reader.get_record("data.pkl")

@@ -8,6 +8,7 @@ import datetime
 import enum
 import functools
 import pickle
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -21,6 +22,8 @@ from omegaconf import OmegaConf
 from transformers import GPT2LMHeadModel
 
 from gpt_pretrain.checkpoints.pretrained import load_pretrained
+from gpt_pretrain.checkpoints.torch_pickles import _record_sizes
+from gpt_pretrain.errors import UserError
 from tests.helpers.foreign_weights import (
     prefixed,
     refusal,
@@ -245,3 +248,27 @@ def test_one_of_two_models_under_keys_without_a_meaning_is_not_guessed(tmp_path:
     for content in ({"best": state, "last": dict(state)}, {"other": other, "model": state}, {"ema": other, "net_g": state}):
         torch.save(content, tmp_path / "x.pt")
         assert same(load_pretrained(tmp_path / "x.pt", n_heads=4), theirs)
+
+
+class OlderReader:
+    """PyTorch 2.11's reader of archives, which does not know the size of a record."""
+
+    def __init__(self, file: str) -> None:
+        self._reader = torch._C.PyTorchFileReader(file)
+        self.get_all_records, self.get_record = self._reader.get_all_records, self._reader.get_record
+        self.get_record_offset = self._reader.get_record_offset  # type: ignore[attr-defined]
+
+
+def test_files_are_read_without_the_sizes_of_records(
+    tmp_path: Path, theirs: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save({"model": theirs.state_dict(), "args": Settings(n_head=4)}, tmp_path / "x.pt")
+    records = OlderReader(str(tmp_path / "x.pt"))
+    assert set(_record_sizes(tmp_path / "x.pt", records, records.get_all_records())) == set(records.get_all_records())
+    monkeypatch.setattr(torch._C, "PyTorchFileReader", OlderReader)
+    assert same(load_pretrained(tmp_path / "x.pt"), theirs)
+    with zipfile.ZipFile(tmp_path / "x.pt") as archive, zipfile.ZipFile(tmp_path / "packed.pt", "w") as packed:
+        for entry in archive.infolist():
+            packed.writestr(entry.filename, archive.read(entry), compress_type=zipfile.ZIP_DEFLATED)
+    with pytest.raises(UserError, match="damaged or is not a PyTorch file"):
+        load_pretrained(tmp_path / "packed.pt")
