@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class BatchOrigin:
-    """Where a batch stands in the run.
+    """The position of a batch in the run, and what holds there.
 
     Args:
         epoch: Counted from 0.

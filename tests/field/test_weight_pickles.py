@@ -250,11 +250,14 @@ def test_one_of_two_models_under_keys_without_a_meaning_is_not_guessed(tmp_path:
         assert same(load_pretrained(tmp_path / "x.pt", n_heads=4), theirs)
 
 
+READER = torch._C.PyTorchFileReader
+
+
 class OlderReader:
     """PyTorch 2.11's reader of archives, which does not know the size of a record."""
 
     def __init__(self, file: str) -> None:
-        self._reader = torch._C.PyTorchFileReader(file)
+        self._reader = READER(file)
         self.get_all_records, self.get_record = self._reader.get_all_records, self._reader.get_record
         self.get_record_offset = self._reader.get_record_offset  # type: ignore[attr-defined]
 
