@@ -22,7 +22,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.system import hub, pickles
 from gpt_pretrain.system.pickle_rules import PickledName, PickledReference, PickleRules
 from gpt_pretrain.system.pickles import read_pickle
-from gpt_pretrain.system.reading import DamagedFileError, parse_json, parse_yaml
+from gpt_pretrain.system.reading import DamagedFileError, parse_json, parse_yaml, read_bytes
 from gpt_pretrain.system.terminal import MAX_LINE, print_escaped
 from gpt_pretrain.texts import archives
 from gpt_pretrain.texts.contents import open_contents
@@ -177,6 +177,18 @@ def test_what_json_may_not_hold(content: bytes, message: str) -> None:
 def test_what_yaml_may_not_hold(content: str, message: str) -> None:
     with pytest.raises(DamagedFileError, match=message):
         parse_yaml(content)
+
+
+def test_a_small_file_is_not_read_beyond_its_limit(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x" * 101)
+    assert len(read_bytes(tmp_path / "a", max_bytes=101)) == 101
+    with pytest.raises(DamagedFileError, match="more than 100 bytes"):
+        read_bytes(tmp_path / "a", max_bytes=100)
+
+
+def test_the_depth_of_yaml_is_known_before_it_is_composed() -> None:
+    with pytest.raises(DamagedFileError, match="more than 100 levels deep"):  # PyYAML's composer would end the process
+        parse_yaml("a: " + "[" * 100_000)
 
 
 def test_an_archive_has_few_layers_and_its_members_few_fields(monkeypatch: pytest.MonkeyPatch) -> None:
