@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -216,6 +216,12 @@ class _Answer:
         return {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
 
 
+def _field_name(parts: Sequence[str | int]) -> str:
+    """Return the path to a field of a body, without pydantic's descriptions of the types that it may have."""
+    own = (part for number, part in enumerate(parts) if number == 0 or isinstance(part, int) or part.isidentifier())
+    return ".".join(map(str, own))
+
+
 def _add_errors(app: FastAPI) -> None:
     """Answer all errors in the form of OpenAI's; what a client sent is not repeated, except names of fields."""
 
@@ -223,7 +229,7 @@ def _add_errors(app: FastAPI) -> None:
         return JSONResponse(error_body(error.status, error.message, param=error.param), error.status)
 
     def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        found = [(".".join(map(str, one["loc"][1:])), str(one["msg"])) for one in error.errors()[:5]]
+        found = [(_field_name(one["loc"][1:]), str(one["msg"])) for one in error.errors()[:5]]
         text = "; ".join(f"{name}: {message}" if name else message for name, message in found)
         shown = text.encode("utf-8", "replace").decode()[:2000]
         return JSONResponse(error_body(400, shown, param=found[0][0][:100].encode("utf-8", "replace").decode() or None), 400)

@@ -98,6 +98,8 @@ def test_stop_strings_and_lists_of_prompts(served: Served, client: openai.OpenAI
         ({"checkpoint": "/etc/passwd"}, 400, "checkpoint"),
         ({"n": 16, "prompt": ["a"] * 10}, 400, "at most 64 texts at a time"),
         ({"prompt": "\ud800"}, 400, "surrogate"),
+        ({"no-such field": 1}, 400, "no-such field"),
+        ({"stop": ""}, 400, "stop: Value should have at least 1 item"),
     ],
 )
 def test_what_cannot_be_answered_is_explained(served: Served, body: dict[str, Any], status: int, message: str) -> None:
