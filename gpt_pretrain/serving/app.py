@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 from gpt_pretrain.generation.prompts import TextModel
-from gpt_pretrain.serving.bodies import CompletionBody, ContinueBody, TokensBody
+from gpt_pretrain.serving.bodies import CompletionBody, ContinueBody, TokensBody, describe_error
 from gpt_pretrain.serving.completions import (
     Choice,
     ReadPrompt,
@@ -37,12 +38,12 @@ from gpt_pretrain.serving.metrics import metrics_text
 from gpt_pretrain.serving.page import ModelFacts, add_page
 from gpt_pretrain.serving.requests import CompletionRequest, QueueFullError
 from gpt_pretrain.serving.streams import EventStream, begun, unless_gone
+from gpt_pretrain.system.reading import DamagedFileError, check_names
 
 RETRY_SECONDS = 2  # after which a client may try again
 SENDING_SECONDS = 60.0  # for a slow client to take what is ready, beyond the time limit of a text
 MAX_DESCRIBED = 10_000  # tokens of a text, or as many as a model reads
 BUSY = "The server has too many requests. Try again later."
-
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": reason}
@@ -55,6 +56,20 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         504: "out of time",
     }.items()
 }
+
+
+async def _refuse_repeated_names(request: Request) -> None:
+    """Refuse a body in which an object has a name twice: only the last value would count."""
+    content = await request.body()
+    try:
+        await asyncio.to_thread(check_names, content.decode(json.detect_encoding(content), "surrogatepass"))
+    except DamagedFileError as error:
+        raise RefusedError(400, f"The body cannot be used: {error}.") from error
+    except (ValueError, RecursionError):  # It is no JSON, which is said where its fields are checked.
+        return
+
+
+NAMED_ONCE = [Depends(_refuse_repeated_names)]
 
 
 def build_app(engine: Engine, facts: Mapping[str, ModelFacts]) -> FastAPI:
@@ -111,7 +126,7 @@ def _add_completions(app: FastAPI, engine: Engine) -> None:
     seconds = engine.limits.seconds + SENDING_SECONDS
     limit = engine.limits.rows + engine.limits.queue
 
-    @app.post("/v1/completions", responses=ERRORS)
+    @app.post("/v1/completions", responses=ERRORS, dependencies=NAMED_ONCE)
     async def completions(body: CompletionBody, request: Request) -> Response:
         """Continue prompts, as OpenAI's interface does."""
         model, (n, echo) = find_model(engine.models, body.model), echoes(body)
@@ -132,7 +147,7 @@ def _add_page_routes(app: FastAPI, engine: Engine) -> None:
     """Add what the page asks for: the tokens of a text, and a continuation with the alternatives of each token."""
     seconds = engine.limits.seconds + SENDING_SECONDS
 
-    @app.post("/api/tokens", responses=ERRORS)
+    @app.post("/api/tokens", responses=ERRORS, dependencies=NAMED_ONCE)
     async def tokens(body: TokensBody) -> dict[str, Any]:
         """Return the tokens of a text: ids, texts and bytes."""
         model = find_model(engine.models, body.model)
@@ -143,7 +158,7 @@ def _add_page_routes(app: FastAPI, engine: Engine) -> None:
             raise RefusedError(400, message, param="text")
         return {"tokens": describe_tokens(token_ids, model.tokenizer), "warning": warning}
 
-    @app.post("/api/continue", responses=ERRORS)
+    @app.post("/api/continue", responses=ERRORS, dependencies=NAMED_ONCE)
     async def go_on(body: ContinueBody) -> Response:
         """Continue a prompt with the alternatives of each token, as events."""
         model = find_model(engine.models, body.model)
@@ -216,10 +231,9 @@ class _Answer:
         return {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
 
 
-def _field_name(parts: Sequence[str | int]) -> str:
-    """Return the path to a field of a body, without pydantic's descriptions of the types that it may have."""
-    own = (part for number, part in enumerate(parts) if number == 0 or isinstance(part, int) or part.isidentifier())
-    return ".".join(map(str, own))
+def _field_name(error: Mapping[str, Any]) -> str:
+    """Return the path to the field of a body that an error is about; empty if it is about the whole body."""
+    return "" if error["type"] == "json_invalid" else ".".join(map(str, error["loc"][1:]))
 
 
 def _add_errors(app: FastAPI) -> None:
@@ -229,8 +243,8 @@ def _add_errors(app: FastAPI) -> None:
         return JSONResponse(error_body(error.status, error.message, param=error.param), error.status)
 
     def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        found = [(_field_name(one["loc"][1:]), str(one["msg"])) for one in error.errors()[:5]]
-        text = "; ".join(f"{name}: {message}" if name else message for name, message in found)
+        found = [(_field_name(one), describe_error(one)) for one in error.errors()[:5]]
+        text = "; ".join(f"{name or 'the body'}: {message}" for name, message in found)
         shown = text.encode("utf-8", "replace").decode()[:2000]
         return JSONResponse(error_body(400, shown, param=found[0][0][:100].encode("utf-8", "replace").decode() or None), 400)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
 
 from gpt_pretrain.generation.config import (
     LEAST_PENALTY,
@@ -18,6 +19,54 @@ MAX_CHOICES, MAX_SHOWN_LOGPROBS, MAX_TEMPERATURE = 16, 20, 100.0
 MAX_PROMPTS = 10_000  # of one body; the server's own limits are lower
 MAX_FIELDS = 100  # of an object; OpenAI's completions have 17
 DEFAULT_TOKENS = 16  # of OpenAI's completions
+ONE_PROMPT = "must be a text or a list of token ids"
+
+# What is said of pydantic's kinds of errors, with the values that come with them.
+RULES = {
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "dict_type": "must be a JSON object",
+    "extra_forbidden": "there is no such field",
+    "finite_number": "must be a finite number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "int_from_float": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a smaller number",
+    "int_type": "must be a whole number",
+    "json_invalid": "must be JSON",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "literal_error": "must be {expected}",
+    "missing": "is missing",
+    "model_attributes_type": "must be a JSON object, sent with the header Content-Type: application/json",
+    "model_type": "must be a JSON object",
+    "string_type": "must be a text",
+    "string_unicode": "must be a text",
+    "too_long": "must have at most {max_length} items",
+    "value_error": "{error}",
+}
+
+
+def describe_error(error: Mapping[str, Any]) -> str:
+    """Return what is wrong with a field of a body, in this program's words."""
+    rule = RULES.get(error["type"])
+    return str(error["msg"]) if rule is None else rule.format(**error.get("ctx", {}))
+
+
+def _only(rule: str) -> WrapValidator:
+    """Return a validator of a field that may have several types: one rule is given in place of an error for each of them."""
+
+    def check(value: Any, validated: Callable[[Any], Any]) -> Any:
+        try:
+            return validated(value)
+        except ValidationError as error:
+            own = [describe_error(one) for one in error.errors(include_input=False) if one["type"] == "value_error"]
+            raise ValueError(own[0] if own else rule) from error
+
+    return WrapValidator(check)
 
 
 def _whole_characters(text: str) -> str:
@@ -60,7 +109,10 @@ class SampledBody(StrictBody):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(ge=LEAST_PENALTY, le=MOST_PENALTY)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    stop: Annotated[
+        Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None,
+        _only(f"must be a text of 1 to {MAX_STOP_LENGTH} characters, or a list of at most {MAX_STOPS} of them"),
+    ] = None
 
     def sampler(self) -> SamplerConfig:
         """Return the sampler that the fields describe."""
@@ -88,12 +140,13 @@ class StreamOptions(StrictBody):
 class CompletionBody(SampledBody):
     """The body of POST /v1/completions. Fields that would change the text in ways that this program does not know are refused."""
 
-    prompt: (
+    prompt: Annotated[
         Text
         | TokenIds
         | Annotated[list[Text], Field(max_length=MAX_PROMPTS, fail_fast=True)]
-        | Annotated[list[TokenIds], Field(max_length=MAX_PROMPTS, fail_fast=True)]
-    )
+        | Annotated[list[TokenIds], Field(max_length=MAX_PROMPTS, fail_fast=True)],
+        _only(f"{ONE_PROMPT}, or a list of at most {MAX_PROMPTS:,} texts or of such lists"),
+    ]
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = 1
     stream: bool | None = False
     stream_options: StreamOptions | None = None
@@ -125,6 +178,6 @@ class TokensBody(StrictBody):
 class ContinueBody(SampledBody):
     """The body of POST /api/continue. To go on with another token, send the token ids before it and its own."""
 
-    prompt: Text | TokenIds
+    prompt: Annotated[Text | TokenIds, _only(ONE_PROMPT)]
     alternatives: Annotated[int, Field(ge=0, le=MAX_SHOWN_LOGPROBS)] = 10
     echo: bool = True

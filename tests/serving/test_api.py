@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import select
 import socket
 import time
@@ -16,7 +17,7 @@ import requests
 from pydantic import ValidationError
 
 from gpt_pretrain.generation.config import SamplerConfig
-from gpt_pretrain.serving.bodies import CompletionBody
+from gpt_pretrain.serving.bodies import RULES, CompletionBody, ContinueBody, TokensBody, describe_error
 from gpt_pretrain.serving.requests import ServingLimits
 from gpt_pretrain.serving.server import Address
 from tests.serving.conftest import Served
@@ -99,7 +100,20 @@ def test_stop_strings_and_lists_of_prompts(served: Served, client: openai.OpenAI
         ({"n": 16, "prompt": ["a"] * 10}, 400, "at most 64 texts at a time"),
         ({"prompt": "\ud800"}, 400, "surrogate"),
         ({"no-such field": 1}, 400, "no-such field"),
-        ({"stop": ""}, 400, "stop: Value should have at least 1 item"),
+        ({"stop": ""}, 400, "stop: must be a text of 1 to 1000 characters, or a list of at most 16 of them"),
+        (
+            {"prompt": {"a": 1}},
+            400,
+            "prompt: must be a text or a list of token ids, or a list of at most 10,000 texts or of such",
+        ),
+        ({"prompt": ["a", 5]}, 400, "prompt: must be a text or a list of token ids, or a list of"),
+        ({"temperature": "warm"}, 400, "temperature: must be a number"),
+        ({"max_tokens": 1.5}, 400, "max_tokens: must be a whole number"),
+        ({"top_p": 0, "n": 17}, 400, "top_p: must be above 0.0; n: must be at most 16"),
+        ({"echo": "perhaps"}, 400, "echo: must be true or false"),
+        ({"suffix": "a"}, 400, "suffix: must be ''"),
+        ({"stream_options": {"include": 1}}, 400, "stream_options.include: there is no such field"),
+        ({"model": None}, 400, "model: must be a text"),
     ],
 )
 def test_what_cannot_be_answered_is_explained(served: Served, body: dict[str, Any], status: int, message: str) -> None:
@@ -107,6 +121,32 @@ def test_what_cannot_be_answered_is_explained(served: Served, body: dict[str, An
     answer = requests.post(f"{served.url}/v1/completions", data=content, headers={"content-type": "application/json"}, timeout=60)
     assert answer.status_code == status, answer.text
     assert message in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"model": "m", "prompt": "a", "prompt": "b"}', '{"model": "m", "prompt": "a", "stream_options": {"b": 1, "b": 1}}'],
+    ids=["field", "nested"],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_name_that_is_given_twice_is_refused(served: Served, content: str, encoding: str) -> None:
+    headers = {"content-type": "application/json"}
+    for route in ("/v1/completions", "/api/continue", "/api/tokens"):
+        answer = requests.post(served.url + route, data=content.encode(encoding), headers=headers, timeout=60)
+        assert answer.status_code == 400, answer.text
+        assert "is given twice." in answer.json()["error"]["message"]
+
+
+def test_every_kind_of_error_of_a_field_has_a_rule_of_this_program() -> None:
+    values: list[Any] = [None, True, 1.5, -1, 10**30, math.inf, "", "\ud800", [], [""], [None], {}, {"a": 1}, ["a"] * 20_000]
+    for kind in (CompletionBody, ContinueBody, TokensBody):
+        for field in (*kind.model_fields, "other"):
+            for value in values:
+                with pytest.raises(ValidationError) as caught:  # fields are missing, whatever the value
+                    kind.model_validate({field: value})
+                found = caught.value.errors()
+                assert {error["type"] for error in found} <= RULES.keys()
+                assert not any("Input should" in describe_error(error) for error in found)
 
 
 @pytest.mark.parametrize(
