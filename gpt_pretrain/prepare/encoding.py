@@ -21,7 +21,7 @@ from gpt_pretrain.system.files import open_for_append, write_text
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.reading import open_regular
 from gpt_pretrain.system.terminal import escape_line, print_escaped
-from gpt_pretrain.texts.chunks import FIELD_MISSING, FILE_FAILURES, NOTHING_TO_READ, Chunk
+from gpt_pretrain.texts.chunks import FIELD_MISSING, FILE_FAILURES, NOTHING_TO_READ, TASK_ADVICE, TASK_ITEM, Chunk
 from gpt_pretrain.texts.inputs import CorpusInputs
 from gpt_pretrain.texts.reading import batch_chunks, read_inputs
 from gpt_pretrain.tokenizers.fast_encoder import DifferentIdsError
@@ -194,7 +194,9 @@ def rejection_error(counts: RecordCounts, file: Path, *, max_rejected: float) ->
     remedy = "Correct them and start over with overwrite=true"
     if counts.by_reason.get(FIELD_MISSING, 0) > counts.rejected / 2:
         remedy = "Set text_field= to the field that contains the text, or correct the records and start over with overwrite=true"
-    if share < MAX_SUGGESTED:
+    if counts.by_reason.get(TASK_ITEM, 0) > counts.rejected / 2:
+        remedy = TASK_ADVICE.format("FILE")
+    elif share < MAX_SUGGESTED:
         remedy += f", or leave them out with max_rejected={_round_up(share):g}: the same command then resumes"
     listed = f"{file} lists {describe_listed(counts.rejected)}"
     return UserError(

@@ -9,7 +9,7 @@ from typing import Any
 from gpt_pretrain.system.json_recognition import ends_early
 from gpt_pretrain.system.line_ends import unify_line_ends
 from gpt_pretrain.system.reading import DamagedFileError, check_json_values, check_names, describe_value
-from gpt_pretrain.texts.chunks import CUT_OFF, FIELD_MISSING, LONGEST_RECORD, Chunk
+from gpt_pretrain.texts.chunks import CUT_OFF, FIELD_MISSING, LONGEST_RECORD, TASK_ITEM, Chunk
 from gpt_pretrain.texts.json_values import split_glued
 
 BROKEN_JSON = "broken JSON"
@@ -136,9 +136,10 @@ def find_field(record: Any, text_field: str, *, within: str = "") -> Any:
         more, dot, inner = inner.partition(".")
         outer = f"{outer}.{more}"
     present = ", ".join(within + name[:EXCERPT] for name in list(record)[:10])
-    if "context" in record and {"choices", "continuation"} & record.keys():
-        present += ", as the questions of a task, which evaluate.py answers with tasks.path="
-    raise InvalidRecordError(FIELD_MISSING, f"no field {within}{text_field} in an object with {present or 'no fields'}")
+    is_task = "context" in record and not {"choices", "continuation"}.isdisjoint(record)
+    raise InvalidRecordError(
+        TASK_ITEM if is_task else FIELD_MISSING, f"no field {within}{text_field} in an object with {present or 'no fields'}"
+    )
 
 
 def _decode(data: bytes) -> str:

@@ -18,7 +18,16 @@ from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.file_kinds import EMPTY, TEXT
 from gpt_pretrain.system.old_encodings import quote_path
 from gpt_pretrain.system.terminal import escape_line
-from gpt_pretrain.texts.chunks import FIELD_MISSING, FILE_FAILURES, Chunk, Cursor, ReadPosition, RejectedRecord
+from gpt_pretrain.texts.chunks import (
+    FIELD_MISSING,
+    FILE_FAILURES,
+    TASK_ADVICE,
+    TASK_ITEM,
+    Chunk,
+    Cursor,
+    ReadPosition,
+    RejectedRecord,
+)
 from gpt_pretrain.texts.contents import Content, open_contents
 from gpt_pretrain.texts.decompression import DamagedArchiveError, NothingToReadError
 from gpt_pretrain.texts.finding import match_files
@@ -176,6 +185,9 @@ class Text:
             yield text, True
 
     def _invalid(self, file: str, number: int, reason: str, detail: str) -> UserError:
+        if reason == TASK_ITEM:
+            shown = quote_path(file) if Path(file).is_file() else "FILE"
+            return UserError(f"{file}, record {number:,}: {reason} ({detail}). {TASK_ADVICE.format(shown)}")
         field = " Set data.text_field= to the field that contains the text." if reason == FIELD_MISSING else ""
         of_file = reason in FILE_FAILURES
         what = "go on after files that cannot be read to their end" if of_file else "leave out records that cannot be used"

@@ -31,6 +31,24 @@ VOCABULARY = ("-m", "gpt_pretrain", "tokenizer")
 
 # Name of a case: the command, and what its message says.
 CASES = {
+    "two_loggers": (
+        (*TEXT, "data.path=text.txt", "logger=tensorboard,csv"),
+        "logger=tensorboard,csv: only a sweep tries several values. Add -m. In one run, logger=tensorboard writes metrics.csv too,",
+    ),
+    "two_sets_of_callbacks": (
+        (*TEXT, "data.path=text.txt", "callbacks=early_stopping,grid"),
+        "Add -m. In one run: callbacks=early_stopping 'callbacks.grid={top_ks: [null, 25]}'",
+    ),
+    "two_models": ((*TEXT, "data.path=text.txt", "model=tiny,chapter5"), "Add -m. A single run has one of them."),
+    "text_of_questions": (
+        (*TEXT, "data.path=pairs.jsonl"),
+        "question of a task (no field text in an object with context, continuation). Such a file is no text to train on. A model "
+        "answers its questions with: python evaluate.py checkpoint=RUN tasks.path=pairs.jsonl",
+    ),
+    "corpus_of_questions": (
+        (*PREPARE, "pairs.jsonl"),
+        "Such a file is no text to train on. A model answers its questions with: python evaluate.py checkpoint=RUN tasks.path=FILE",
+    ),
     "compare_nothing": ((*COMPARE,), "0 runs given, but a comparison needs at least two."),
     "compare_one": ((*COMPARE, "run"), "1 run given, but a comparison needs at least two."),
     "ladder_without_text_and_time": ((*LADDER,), "A ladder needs a text: data.path=FILE, DIRECTORY or GLOB."),
