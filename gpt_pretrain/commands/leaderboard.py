@@ -144,7 +144,7 @@ def _notes(group: Sequence[Entry]) -> list[str]:
     if any(entry.validated != 1.0 for entry in group):
         notes.append(
             "Runs that validated on a part of the held-out text have estimates. To compare them on all of it: "
-            "python evaluate.py models=[RUN,RUN]"
+            "python evaluate.py 'models=[RUN,RUN2]'"
         )
     if any(entry.init_from is not None for entry in group):
         notes.append("Weights that a run began with may have seen the held-out text.")

@@ -79,8 +79,8 @@ def track_run(folder: Path, *, command: str, overrides: Sequence[str], swept: Se
         )
         try:
             yield
-        except AlreadyCompleteError:
-            _note_end(folder, FINISHED, before, time.monotonic() - start)
+        except AlreadyCompleteError:  # nothing was trained, so neither the settings nor the time of this attempt count
+            _write(folder, before | {"state": FINISHED, "error": None, "ended": before.get("ended") or _now()})
             raise
         except BaseException as error:
             if _was_refused(error, before, folder):

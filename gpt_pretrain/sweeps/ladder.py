@@ -135,8 +135,9 @@ def check_length(seconds: float) -> None:
     each, shortest = RUNG_SHARE * seconds, math.ceil(MIN_RUNG_SECONDS / RUNG_SHARE / 60)
     if each < MIN_RUNG_SECONDS:
         raise UserError(
-            f"budget={seconds:g}s is too short for a ladder: each of its {N_RUNGS} short trainings would have {each:.0f} s. "
-            f"Give it at least {shortest}m, or train at once: python train.py budget={seconds:g}s"
+            f"budget={_as_budget(seconds)} is too short for a ladder: each of its {N_RUNGS} short trainings would have "
+            f"{each:.0f} s. Give it at least {shortest}m, or train at once: "
+            f"python train.py data.path=FILE budget={_as_budget(seconds)}"
         )
 
 
@@ -162,9 +163,9 @@ def plan_rungs(text: choice.TextFacts, speed: Speed, limits: choice.Limits, *, s
     possible = [shape for shape in choice.SHAPES if _can_train(shape, vocab_size, text, speed, _with_seconds(limits, each))]
     if len(possible) < N_SIZES:
         raise UserError(
-            f"budget={seconds:g}s is too short for a ladder: in {format_duration(each)}, a short training, this machine gets "
-            f"through {MIN_RUNG_STEPS} optimizer steps of only {len(possible)} of the {N_SIZES} sizes. Choose a longer one, or "
-            f"train at once: python train.py budget={seconds:g}s"
+            f"budget={_as_budget(seconds)} is too short for a ladder: in {format_duration(each)}, a short training, this machine "
+            f"gets through {MIN_RUNG_STEPS} optimizer steps of only {len(possible)} of the {N_SIZES} sizes. Choose a longer one, "
+            f"or train at once: python train.py data.path=FILE budget={_as_budget(seconds)}"
         )
     index = min(choice.SHAPES.index((best.config.emb_dim, best.config.n_layers)), len(possible) - 1)
     top = max(index, N_SIZES - 1)
@@ -308,3 +309,7 @@ def _with_vocabulary(text: choice.TextFacts, vocab_size: int) -> choice.TextFact
 
 def _with_seconds(limits: choice.Limits, seconds: float) -> choice.Limits:
     return replace(limits, seconds=seconds)
+
+
+def _as_budget(seconds: float) -> str:
+    return f"{seconds:g}s" if seconds % 60 else f"{seconds / 60:g}m"

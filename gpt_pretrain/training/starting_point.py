@@ -213,9 +213,11 @@ def _check_incomplete(settings: TrainSettings, content: dict[str, Any]) -> None:
     epochs, steps, trainer = int(progress["processed"]), int(content["global_step"]), settings.trainer
     limit = reached_limit(trainer, steps=steps, tokens=int(content["tokens_seen"])) if settings.budget is None else None
     if settings.budget is not None and _has_spent(content):
+        parse_budget(settings.budget)
+        spent = short_repr(content["config"].get("budget"))
         raise AlreadyCompleteError(
-            f"{settings.run_dir} is complete: it has spent budget={settings.budget}, and its learning rate has decayed. A longer "
-            "training is a new run with a larger budget.",
+            f"{settings.run_dir} is complete: it has spent budget={spent}, and its learning rate has decayed. A longer training "
+            "is a new run with a larger budget.",
             result=_best_of(content),
         )
     if limit is None and trainer.max_tokens is None and epochs >= trainer.max_epochs:

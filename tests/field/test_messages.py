@@ -52,7 +52,10 @@ CASES = {
     "compare_nothing": ((*COMPARE,), "0 runs given, but a comparison needs at least two."),
     "compare_one": ((*COMPARE, "run"), "1 run given, but a comparison needs at least two."),
     "ladder_without_text_and_time": ((*LADDER,), "A ladder needs a text: data.path=FILE, DIRECTORY or GLOB."),
-    "ladder_too_short": ((*LADDER, "data.path=text.txt", "budget=5m"), "Give it at least 13m, or train at once: python train.py"),
+    "ladder_too_short": (
+        (*LADDER, "data.path=text.txt", "budget=5m"),
+        "Give it at least 13m, or train at once: python train.py data.path=FILE budget=5m",
+    ),
     "ladder_of_tokens": ((*LADDER, "data.path=text.txt", "budget=1e9 tokens"), "a ladder divides a time, such as budget=2h."),
     "ladder_with_a_model": (
         (*LADDER, "data.path=text.txt", "budget=2h", "model=tiny"),

@@ -46,8 +46,10 @@ def test_a_resumed_run_equals_an_undisturbed_one(train: Train, tmp_path: Path, b
     whole, resumed = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "run")
     assert whole["global_step"] == resumed["global_step"]
     assert same_weights(whole, resumed)
-    with pytest.raises(AlreadyCompleteError, match="it has spent budget=12000 tokens"):
-        train(f"resume={tmp_path / 'run'}", base=base[-1:], run_dir=tmp_path / "run")
+    with pytest.raises(AlreadyCompleteError, match="it has spent budget='12000 tokens'"):
+        train(f"resume={tmp_path / 'run'}", "budget=9000 tokens", base=base[-1:], run_dir=tmp_path / "run")
+    with pytest.raises(UserError, match="budget='5': must be a time"):
+        train(f"resume={tmp_path / 'run'}", "budget=5", base=base[-1:], run_dir=tmp_path / "run")
 
 
 def test_a_run_without_a_budget_gets_none_on_resume(train: Train, tmp_path: Path, base: list[str]) -> None:

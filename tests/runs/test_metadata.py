@@ -56,9 +56,9 @@ def test_a_resumed_run_keeps_its_command_and_start_time(tmp_path: Path) -> None:
     assert second["overrides"] == ["seed=1", "trainer.max_epochs=4"]
     assert second["started"] == first["started"]
     assert 100 <= second["seconds"] < 101
-    with pytest.raises(AlreadyCompleteError), track_run(tmp_path, command="third", overrides=[]):
+    with pytest.raises(AlreadyCompleteError), track_run(tmp_path, command="third", overrides=["trainer.max_epochs=3"]):
         raise AlreadyCompleteError("complete", result={})
-    assert read_metadata(tmp_path)["state"] == "finished"
+    assert read_metadata(tmp_path) == second  # nothing was trained with those settings
 
 
 def test_rejected_settings_leave_the_metadata_unchanged(train: Callable[..., float], tmp_path: Path) -> None:
