@@ -49,10 +49,7 @@ CURLY_MARKS = set("\u201c\u201d\u201e\u2018\u2019")
 PATHS = {"data.path", "data.url", "data.cache_dir", "run_dir", "hydra.run.dir", "hydra.sweep.dir"} | {
     *("init_from", "checkpoint", "pretrained", "prompt_file", "prompts", "out", "tasks.path")
 }
-TOGETHER = {  # what has the effect of several options of a group in one run
-    "logger": "In one run, logger=tensorboard writes metrics.csv too, and logger=wandb logger.tensorboard=true uses both.",
-    "callbacks": "In one run: callbacks=early_stopping 'callbacks.grid={top_ks: [null, 25]}'",
-}
+TOGETHER = {"logger", "callbacks"}  # groups of which a run can have several options
 WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/].*")
 AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kmbg])", re.IGNORECASE)
 
@@ -152,7 +149,8 @@ def override_problems(override: str, *, script: str, sweep: bool = False, folder
             return
         fraction = hint in (float, float | None) and re.fullmatch(r"\w+\.?\w*=\d+,\d+(e-?\d+)?", shown)
         point = " A decimal fraction is written with a point." * bool(fraction)
-        single = f" {TOGETHER.get(key, 'A single run has one of them.')}" * is_group
+        listed = quote_word("{}=[{}]".format(*shown.split("=", 1)))
+        single = f" All of them in one run: {listed}" if key in TOGETHER else " A single run has one of them." * is_group
         yield f"{shown}: only a sweep tries several values. Add -m.{point}{single}"
         return
     for value in _values(parsed):

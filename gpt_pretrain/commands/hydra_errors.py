@@ -38,7 +38,7 @@ def explain_hydra_error(error: Exception, *, script: str) -> UserError | None:
         chain.append(current)
         current = current.__cause__ or current.__context__
     found = [one for one in chain if isinstance(one, HYDRA_ERRORS)]
-    if isinstance(error, AssertionError) and "NoneType" in str(error):  # OmegaConf sets nothing within null
+    if isinstance(error, AssertionError | AttributeError) and "NoneType" in str(error):  # OmegaConf sets nothing within null
         return _explain_null(sys.argv[1:])
     if not found:
         return None
@@ -64,7 +64,8 @@ def _explain_null(arguments: list[str]) -> UserError | None:
     problems = []
     for override in arguments:
         key = override_key(override)
-        group, _, name = key.rpartition(".")[0].partition(".")
+        part = key if override.partition("=")[2].startswith("{") else key.rpartition(".")[0]
+        group, _, name = part.partition(".")
         options = [option for option in group_options(group) if name and name in read_yaml(CONF / group / f"{option}.yaml")]
         if options and "=" in override:
             chosen = " or ".join(f"{group}={option}" for option in options)

@@ -16,6 +16,7 @@ from gpt_pretrain.errors import UserError, describe_damage
 from gpt_pretrain.system.files import break_hard_links, remove_scratch_files
 from gpt_pretrain.system.locks import lock
 from gpt_pretrain.system.reading import DamagedFileError, read_json
+from gpt_pretrain.system.urls import is_url, without_secrets
 from gpt_pretrain.tokenizers.saving import TOKENIZER_FILES
 
 WORK = ".work"  # The folder of everything that is needed only until the corpus is complete.
@@ -25,6 +26,24 @@ SHARD_NAME = re.compile(r"\.?(train|val)-\d{5,}\.(bin|idx)(\.([0-9a-f]{8}\.)?tmp
 TOKENIZER_NAME = "|".join(map(re.escape, TOKENIZER_FILES))
 CORPUS_NAME = re.compile(rf"manifest\.json|rejected\.jsonl|{TOKENIZER_NAME}|{SHARD_NAME.pattern}")
 START_OVER = "Choose another folder with out=, or start over with overwrite=true"
+
+
+def check_folder_name(folder: Path, *, out: str, content: str) -> None:
+    """Check that the folder to be written is on this machine, and that neither it nor a folder above it is a file.
+
+    Args:
+        out: The setting that names it.
+        content: What it is for, such as "the corpus".
+
+    Raises:
+        UserError: If it cannot be a folder.
+    """
+    if is_url(out):
+        raise UserError(f"out={without_secrets(out)} is a URL, but a folder on this machine is needed for {content}.")
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            which = " is a file" if path == folder else f": {path} is a file"
+            raise UserError(f"out={out}{which}. Choose a folder for {content}.")
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from gpt_pretrain.data.manifest import FORMAT, MANIFEST, VERSION
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare import corpus_folder
 from gpt_pretrain.prepare.cluster import MAX_TASKS, EncodeTask, encode_on_cluster, group_files, unfinished_tasks
-from gpt_pretrain.prepare.corpus_folder import PLAN, WORK
+from gpt_pretrain.prepare.corpus_folder import PLAN, WORK, check_folder_name
 from gpt_pretrain.prepare.encoding import (
     EncodingOptions,
     collect_rejected,
@@ -95,13 +95,12 @@ def prepare_corpus(settings: PrepareSettings) -> bool:
 
 
 def _check_out(settings: PrepareSettings, folder: Path) -> None:
-    """Check that the corpus folder is neither a file nor an input.
+    """Check that the corpus folder is on this machine, and neither in or at a file nor an input.
 
     Raises:
         UserError: If it is one of them.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"out={settings.out} is a file. Choose a folder for the corpus.")
+    check_folder_name(folder, out=settings.out, content="the corpus")
     paths = [user_path(name) for name in settings.inputs]
     if any(path.is_dir() and folder.resolve() == path.resolve() for path in paths):
         raise UserError(f"out={settings.out} is also an input. Choose another folder for the corpus.")

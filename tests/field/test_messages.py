@@ -33,11 +33,51 @@ VOCABULARY = ("-m", "gpt_pretrain", "tokenizer")
 CASES = {
     "two_loggers": (
         (*TEXT, "data.path=text.txt", "logger=tensorboard,csv"),
-        "logger=tensorboard,csv: only a sweep tries several values. Add -m. In one run, logger=tensorboard writes metrics.csv too,",
+        "logger=tensorboard,csv: only a sweep tries several values. Add -m. All of them in one run: 'logger=[tensorboard,csv]'",
     ),
     "two_sets_of_callbacks": (
         (*TEXT, "data.path=text.txt", "callbacks=early_stopping,grid"),
-        "Add -m. In one run: callbacks=early_stopping 'callbacks.grid={top_ks: [null, 25]}'",
+        "Add -m. All of them in one run: 'callbacks=[early_stopping,grid]'",
+    ),
+    "options_of_a_part_that_is_null": (
+        (*TEXT, "data.path=text.txt", "callbacks.early_stopping={patience: 3}"),
+        "callbacks.early_stopping is null here, so it has no settings. Choose callbacks=early_stopping as well.",
+    ),
+    "corpus_nowhere": (("-m", "gpt_pretrain", "prepare", "tokenizer=byte", "text.txt"), "out= is missing."),
+    "corpus_at_its_input": ((*PREPARE, "text.txt", "out=text.txt"), "out=text.txt is a file. Choose a folder for the corpus."),
+    "corpus_within_a_file": (
+        (*PREPARE, "pairs.jsonl", "out=text.txt/corpus"),
+        "out=text.txt/corpus: text.txt is a file. Choose a folder for the corpus.",
+    ),
+    "corpus_behind_a_url": (
+        (*PREPARE, "text.txt", "out=s3://bucket/corpus"),
+        "out=s3://bucket/corpus is a URL, but a folder on this machine is needed for the corpus.",
+    ),
+    "vocabulary_behind_a_url": (
+        (*VOCABULARY, "out=https://me:secret@example.org/own", "text.txt"),
+        "example.org/own is a URL, but a folder on this machine is needed for the vocabulary.",
+    ),
+    "corpus_around_its_input": ((*PREPARE, "text.txt", "out=."), "text.txt is inside out=., which is reserved for the corpus."),
+    "corpus_in_its_input": ((*PREPARE, "core_set", "out=core_set"), "out=core_set is also an input. Choose another folder"),
+    "corpus_beside_its_tokenizer": (
+        (*PREPARE, "text.txt", "tokenizer=clip", "out=clip"),
+        "out=clip is the folder of the tokenizer. Choose another folder for the corpus.",
+    ),
+    "corpus_over_another_manifest": (
+        (*PREPARE, "text.txt", "out=foreign"),
+        "foreign/manifest.json is not a manifest of gpt-pretrain. Choose another folder with out=.",
+    ),
+    "corpus_over_a_damaged_manifest": (
+        (*PREPARE, "text.txt", "out=ruined"),
+        "Choose another folder with out=, or start over with overwrite=true.",
+    ),
+    "resume_with_other_weights": (
+        ("train.py", "resume=run2", "init_from=gpt2"),
+        "resume and init_from exclude each other: resume continues a run, init_from starts a new one.",
+    ),
+    "task_of_two_kinds": (
+        ("evaluate.py", "pretrained=gpt2", "tasks.path=mixed.jsonl"),
+        "tasks.path=mixed.jsonl: some items have choices and others do not. Divide them into two files.",
     ),
     "two_models": ((*TEXT, "data.path=text.txt", "model=tiny,chapter5"), "Add -m. A single run has one of them."),
     "text_of_questions": (
@@ -354,6 +394,13 @@ def files(tmp_path: Path) -> None:
             archive_of_tar.addfile(member, io.BytesIO(text.encode()))
     (tmp_path / "cut.tar").write_bytes((tmp_path / "cut.tar").read_bytes()[:2000])
     (tmp_path / "pairs.jsonl").write_text('{"context": "a", "continuation": "b"}\n{"context": "c", "continuation": "d"}\n')
+    mixed = '{"context": "a", "continuation": "b"}\n{"context": "a", "choices": ["b", "c"], "label": 1}\n'
+    (tmp_path / "mixed.jsonl").write_text(mixed)
+    for folder, content in (("foreign", "{}"), ("ruined", "[")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "manifest.json").write_text(content)
+    (tmp_path / "run2" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run2" / "checkpoints" / "last.ckpt").write_bytes(b"PK")
     (tmp_path / "labels.jsonl").write_text('{"context": "a", "choices": ["b", "c"], "label": 2}\n')
     (tmp_path / "fields.jsonl").write_text('{"context": "a", "context": "b", "continuation": "c"}\n')
     (tmp_path / "aps" / "super_glue").mkdir(parents=True)

@@ -81,6 +81,19 @@ def test_a_hub_that_changes_its_answer_is_not_asked_twice(hostile_hub: Stranger,
     assert list(tmp_path.rglob("*PWNED*")) == []
 
 
+def test_a_hub_is_asked_for_content_that_is_not_compressed(hostile_hub: Stranger) -> None:
+    """A compressed answer could be a thousand times as long as what it states."""
+    wanted = []
+
+    def answer(request: Answer) -> None:
+        wanted.append((request.command, request.headers["Accept-Encoding"]))
+        request.reply(200, CONFIG, headers=GOOD)
+
+    hostile_hub.answers["/some/model/resolve/main/config.json"] = answer
+    fetch("some/model", "config.json")
+    assert wanted == [("HEAD", "identity"), ("GET", "identity")]
+
+
 @pytest.mark.parametrize("linked", [{}, {"X-Linked-Size": "1000", "X-Linked-Etag": '"' + "a" * 64 + '"'}])
 def test_a_file_without_end_is_cut_off_at_its_stated_size(hostile_hub: Stranger, tmp_path: Path, linked: dict[str, str]) -> None:
     hostile_hub.answers["/some/model/resolve/main/model.safetensors"] = say(GOOD | linked, endless=True, length=1000)

@@ -8,11 +8,13 @@ import struct
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 import pytest
 import requests
 
-from gpt_pretrain.serving import guards, server
+from gpt_pretrain.serving import app, guards, server
+from gpt_pretrain.serving.completions import encode_text
 from gpt_pretrain.serving.requests import ServingLimits
 from gpt_pretrain.serving.server import Address
 from tests.serving.conftest import Served
@@ -63,6 +65,21 @@ def drip(connection: socket.socket, content: bytes) -> bytes:
 def test_half_of_the_headers_is_not_waited_for(impatient: Served) -> None:
     with send_raw(impatient, HEALTH) as connection:
         assert rest_of(connection) == b""
+
+
+def test_a_client_that_sends_nothing_is_not_waited_for(impatient: Served) -> None:
+    with send_raw(impatient, b"") as connection:
+        assert rest_of(connection) == b""
+
+
+def test_an_answer_may_take_longer_than_the_headers(impatient: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(3 * server.HEADER_SECONDS)
+        return encode_text(*args, **kwargs)
+
+    monkeypatch.setattr(app, "encode_text", slowly)
+    answer = requests.post(f"{impatient.url}/api/tokens", json={"model": "m", "text": "ab"}, timeout=60)
+    assert [token["id"] for token in answer.json()["tokens"]] == [97, 98]
 
 
 def test_half_of_a_second_request_is_not_waited_for_either(impatient: Served) -> None:
