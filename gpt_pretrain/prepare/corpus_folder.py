@@ -28,7 +28,7 @@ CORPUS_NAME = re.compile(rf"manifest\.json|rejected\.jsonl|{TOKENIZER_NAME}|{SHA
 START_OVER = "Choose another folder with out=, or start over with overwrite=true"
 
 
-def check_folder_name(folder: Path, *, out: str, content: str) -> None:
+def check_output_folder(folder: Path, *, out: str, content: str) -> None:
     """Check that the folder to be written is on this machine, and that neither it nor a folder above it is a file.
 
     Args:

@@ -16,7 +16,7 @@ from gpt_pretrain.data.manifest import FORMAT, MANIFEST, VERSION
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare import corpus_folder
 from gpt_pretrain.prepare.cluster import MAX_TASKS, EncodeTask, encode_on_cluster, group_files, unfinished_tasks
-from gpt_pretrain.prepare.corpus_folder import PLAN, WORK, check_folder_name
+from gpt_pretrain.prepare.corpus_folder import PLAN, WORK, check_output_folder
 from gpt_pretrain.prepare.encoding import (
     EncodingOptions,
     collect_rejected,
@@ -100,7 +100,7 @@ def _check_out(settings: PrepareSettings, folder: Path) -> None:
     Raises:
         UserError: If it is one of them.
     """
-    check_folder_name(folder, out=settings.out, content="the corpus")
+    check_output_folder(folder, out=settings.out, content="the corpus")
     paths = [user_path(name) for name in settings.inputs]
     if any(path.is_dir() and folder.resolve() == path.resolve() for path in paths):
         raise UserError(f"out={settings.out} is also an input. Choose another folder for the corpus.")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gpt_pretrain.config.command_schema import VocabularySettings
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.prepare.corpus_folder import check_folder_name
+from gpt_pretrain.prepare.corpus_folder import check_output_folder
 from gpt_pretrain.prepare.encoding import describe_rejected, too_many_rejected
 from gpt_pretrain.prepare.progress import PreparationProgress
 from gpt_pretrain.prepare.segments import RecordCounts
@@ -78,7 +78,7 @@ def _check_folder(folder: Path, settings: VocabularySettings) -> None:
     Raises:
         UserError: If it is a file, or holds anything but an earlier vocabulary.
     """
-    check_folder_name(folder, out=settings.out, content="the vocabulary")
+    check_output_folder(folder, out=settings.out, content="the vocabulary")
     if folder.resolve() == Path.cwd():
         raise UserError(f"out={settings.out} is the current directory. A vocabulary needs a folder of its own.")
     others = sorted(path.name for path in folder.iterdir() if path.name not in TOKENIZER_FILES) if folder.is_dir() else []

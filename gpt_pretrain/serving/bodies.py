@@ -22,7 +22,7 @@ DEFAULT_TOKENS = 16  # of OpenAI's completions
 ONE_PROMPT = "must be a text or a list of token ids"
 
 # What is said of pydantic's kinds of errors, with the values that come with them.
-RULES = {
+FIELD_RULES = {
     "bool_parsing": "must be true or false",
     "bool_type": "must be true or false",
     "dict_type": "must be a JSON object",
@@ -52,7 +52,7 @@ RULES = {
 
 def describe_error(error: Mapping[str, Any]) -> str:
     """Return what is wrong with a field of a body, in this program's words."""
-    rule = RULES.get(error["type"])
+    rule = FIELD_RULES.get(error["type"])
     return str(error["msg"]) if rule is None else rule.format(**error.get("ctx", {}))
 
 

@@ -17,7 +17,7 @@ import requests
 from pydantic import ValidationError
 
 from gpt_pretrain.generation.config import SamplerConfig
-from gpt_pretrain.serving.bodies import RULES, CompletionBody, ContinueBody, TokensBody, describe_error
+from gpt_pretrain.serving.bodies import FIELD_RULES, CompletionBody, ContinueBody, TokensBody, describe_error
 from gpt_pretrain.serving.requests import ServingLimits
 from gpt_pretrain.serving.server import Address
 from tests.serving.conftest import Served
@@ -145,7 +145,7 @@ def test_every_kind_of_error_of_a_field_has_a_rule_of_this_program() -> None:
                 with pytest.raises(ValidationError) as caught:  # fields are missing, whatever the value
                     kind.model_validate({field: value})
                 found = caught.value.errors()
-                assert {error["type"] for error in found} <= RULES.keys()
+                assert {error["type"] for error in found} <= FIELD_RULES.keys()
                 assert not any("Input should" in describe_error(error) for error in found)
 
 
