@@ -31,8 +31,6 @@ from gpt_pretrain.sweeps.folder import (
     LADDER,
     SWEEP_SETTINGS,
     job_folder_name,
-    read_stored_choices,
-    read_stored_overrides,
     sign_sweep,
 )
 from gpt_pretrain.sweeps.results import read_sweep, search_by_bits, varied_keys
@@ -245,7 +243,7 @@ class LadderSweeper(RunSweeper):
         from gpt_pretrain.system.resources import process_start
 
         resumed = (runner.folder / LADDER).is_file()
-        typed = {_key(one): one for one in overrides if not resumed or not _is_stored_option(one, runner.folder)}
+        typed = {_key(one): one for one in overrides}
         if problems := ladder_problems(set(typed), {key for key, one in typed.items() if one.is_sweep_override()}):
             raise UserError(problems)
         assert self.config is not None
@@ -281,16 +279,6 @@ def _reworded_counts() -> Iterator[None]:
 def _key(override: Override) -> str:
     """Return the setting or group that an override names, as job folders and the run metadata name it."""
     return override_key(short_form(f"{override.get_key_element()}="))
-
-
-def _is_stored_option(override: Override, sweep: Path) -> bool:
-    """Return whether an option is one that `sweep_resume` has added: a default of that time, which nobody has typed.
-
-    A budget keeps what is typed, so it must not be taken for that.
-    """
-    key = _key(override)
-    is_typed = key in {override_key(short_form(one)) for one in read_stored_overrides(sweep)[1]}
-    return not is_typed and read_stored_choices(sweep).get(key) == override.get_value_element_as_str()
 
 
 def _round(value: object) -> object:

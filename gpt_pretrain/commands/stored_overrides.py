@@ -132,11 +132,13 @@ def _own_texts(folder: Path, *, script: str) -> set[str]:
 def stored_options(folder: Path, *, chosen: Set[str]) -> list[str]:
     """Return the options that a sweep had by default, since another version may have other defaults.
 
+    A budget chooses what is not typed, and would take these options for typed ones.
+
     Args:
         folder: The sweep.
         chosen: The settings and groups that its overrides, or those typed now, name.
     """
-    if chosen & {"model", "experiment"}:
+    if chosen & {"model", "experiment", "budget"}:
         return []
     choices = read_stored_choices(folder)
     return [

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.metadata import update_metadata
@@ -24,7 +23,6 @@ from gpt_pretrain.training.budget import choice
 from gpt_pretrain.training.budget.law import Difficulty, Training, fitted_law
 from gpt_pretrain.training.budget.own_law import MeasuredTraining, fit_own_law
 from gpt_pretrain.training.budget.speed import Speed
-from hydra_plugins.gpt_pretrain_sweepers import _is_stored_option
 from tests.helpers.made_runs import make_sweep_folder
 
 PILOT = Training(98_304, 1024, 1_000_000, 125_000)
@@ -125,17 +123,6 @@ def test_an_interrupted_ladder_goes_on_with_the_rungs_that_are_missing(tmp_path:
     assert sweep.started[:-1] == names and sweep.started[-1].startswith("best-")
     with pytest.raises(UserError, match="cannot change after"):
         sweep.run("3h")
-
-
-def test_the_options_that_a_resume_adds_are_not_taken_for_typed_ones(tmp_path: Path) -> None:
-    parser = OverridesParser.create()
-    (tmp_path / "multirun.yaml").write_text(
-        "hydra:\n  overrides:\n    hydra: []\n    task: [data.path=a.txt, optimizer=adamw]\n"
-        "  runtime:\n    choices: {model: modern_small, optimizer: adamw}\n"
-    )
-    overrides = parser.parse_overrides(["data.path=a.txt", "model=modern_small", "optimizer=adamw", "model.emb_dim=64"])
-    added = [one.input_line for one in overrides if _is_stored_option(one, tmp_path)]
-    assert added == ["model=modern_small"]
 
 
 def test_rungs_that_failed_are_left_out_and_too_few_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

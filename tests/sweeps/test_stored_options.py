@@ -26,8 +26,8 @@ def test_options_that_were_the_default_are_kept(sweep: Path) -> None:
     assert stored_options(sweep, chosen={"optimizer"}) == ["model=gpt2_124m"]
 
 
-@pytest.mark.parametrize("group", ["model", "experiment"])
-def test_a_model_that_is_typed_chooses_for_itself(sweep: Path, group: str) -> None:
+@pytest.mark.parametrize("group", ["model", "experiment", "budget"])
+def test_a_model_or_a_budget_that_is_typed_chooses_for_itself(sweep: Path, group: str) -> None:
     assert stored_options(sweep, chosen={group}) == []
 
 
