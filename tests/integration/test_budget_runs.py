@@ -10,7 +10,7 @@ import pytest
 
 from gpt_pretrain.errors import AlreadyCompleteError, UserError
 from gpt_pretrain.system.reading import read_yaml
-from gpt_pretrain.training.budget import plan
+from gpt_pretrain.training.budget import machine
 from gpt_pretrain.training.budget.speed import Speed
 from tests.helpers.training_runs import Printed, Train, checkpoint, machine_going_away, same_weights
 
@@ -20,7 +20,7 @@ EXACT = ["data=text", "trainer.accelerator=cpu", "trainer.precision=32-true", "c
 @pytest.fixture
 def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Overrides for a small text; the machine has a fixed speed."""
-    monkeypatch.setattr(plan, "measure_speed", lambda *_, **__: Speed((1e5, 1e8), (1e10, 1e10), 1e-3))
+    monkeypatch.setattr(machine, "measure_speed", lambda *_, **__: Speed((1e5, 1e8), (1e10, 1e10), 1e-3))
     lines = [f"{number} boats lay at the shore, and {number * number % 89} more came with the wind.\n" for number in range(400)]
     (tmp_path / "text.txt").write_text("".join(lines), encoding="utf-8")
     return [*EXACT, f"data.path={tmp_path / 'text.txt'}", f"data.cache_dir={tmp_path / 'cache'}", "trainer.deterministic=true"]

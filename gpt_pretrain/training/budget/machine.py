@@ -10,8 +10,12 @@ from gpt_pretrain.system.devices import accelerator_device
 from gpt_pretrain.system.resources import free_disk, memory_limit
 from gpt_pretrain.training.acceleration import precision_for
 from gpt_pretrain.training.budget import choice
-from gpt_pretrain.training.budget.plan import MEASURED, MEASURED_BATCH, MEASURED_VOCABULARY, STEP_WORK
 from gpt_pretrain.training.budget.speed import Speed, measure_speed
+
+MEASURED = ((64, 2), (128, 4), (256, 6))  # shapes; a short measurement leaves out the middle one
+FEW_SECONDS = 1.5
+MEASURED_BATCH, MEASURED_VOCABULARY = 8, 1024
+STEP_WORK = 8e-3  # seconds of a step that the program needs around it
 
 
 def measured_speed(settings: TrainSettings, text: choice.TextFacts, *, seconds: float = math.inf) -> Speed:
@@ -23,7 +27,7 @@ def measured_speed(settings: TrainSettings, text: choice.TextFacts, *, seconds: 
     device = accelerator_device(settings.trainer.accelerator)
     near = min(text.bytes_per_token, key=lambda size: abs(size - MEASURED_VOCABULARY))
     return measure_speed(
-        choice.architectures([near], MEASURED),
+        choice.architectures([near], MEASURED if seconds > FEW_SECONDS else MEASURED[::2]),
         settings.optimizer,
         batch=MEASURED_BATCH,
         device=device,

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from gpt_pretrain.config.overrides import quote_value
@@ -15,27 +14,21 @@ from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.costs import num_parameters
-from gpt_pretrain.system.devices import accelerator_device
 from gpt_pretrain.system.formatting import format_duration, format_si
 from gpt_pretrain.system.reading import short_repr
-from gpt_pretrain.system.resources import free_disk, memory_limit
-from gpt_pretrain.training.acceleration import precision_for
 from gpt_pretrain.training.budget import choice
 from gpt_pretrain.training.budget.amount import Budget, parse_budget
 from gpt_pretrain.training.budget.law import fitted_law
+from gpt_pretrain.training.budget.machine import measured_limits, measured_speed
 from gpt_pretrain.training.budget.pace import Pace
-from gpt_pretrain.training.budget.speed import Speed, measure_speed
+from gpt_pretrain.training.budget.speed import Speed
 from gpt_pretrain.training.budget.text_facts import describe_text
 from gpt_pretrain.training.distributed import ranks
 
 LENGTHS = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens", "trainer.max_time")
-MEASURED = ((64, 2), (128, 4), (256, 6))  # shapes; a short budget leaves out the middle one
 PLANNING_SHARE, TEXT_SHARE = 0.1, 0.75  # of the budget, to choose; and of that, to describe the text
-FEW_SECONDS = 6.0  # for choosing
-MEASURED_BATCH, MEASURED_VOCABULARY = 8, 1024
 ARCHITECTURE = ("emb_dim", "n_layers", "n_heads", "n_kv_heads", "kind", "context_length")  # of which a typed one keeps all
 DECAY_FRACTION = 0.75  # of the schedule that the study had
-STEP_WORK = 8e-3  # seconds of a step that the program needs around it
 MOST_EVALUATIONS, EVALUATION_BATCHES, EVALUATION_SHARE = 40, 2, 0.05
 LONG, CHECKPOINTS = 600.0, 10  # seconds of a run that is also saved within an epoch, and how often
 SPARE_EPOCHS = 100  # times the planned ones, if the machine becomes faster
@@ -89,27 +82,8 @@ def _decide_here(settings: TrainSettings, overridden: Set[str], budget: Budget, 
     """Measure the text and this machine, and return the decision as plain containers."""
     allowed = PLANNING_SHARE * budget.seconds
     text = describe_text(settings.data, wanted_vocabularies(settings, overridden), seconds=TEXT_SHARE * allowed)
-    device = accelerator_device(settings.trainer.accelerator)
-    precision, _ = precision_for(settings.trainer.precision, device, deterministic=settings.trainer.deterministic)
-    near = min(text.bytes_per_token, key=lambda size: abs(size - MEASURED_VOCABULARY))
-    speed = measure_speed(
-        choice.architectures([near], MEASURED if allowed > FEW_SECONDS else MEASURED[::2]),
-        settings.optimizer,
-        batch=MEASURED_BATCH,
-        device=device,
-        bf16=precision.startswith("bf16"),
-        fixed=STEP_WORK,
-        seconds=(1 - TEXT_SHARE) * allowed,
-    )
-    limits = choice.Limits(
-        budget.seconds - (time.monotonic() - began) - text.seconds_to_encode,
-        memory_limit(device),
-        free_disk(Path(settings.run_dir)),
-        devices=int(settings.trainer.devices) * settings.trainer.num_nodes,
-        accumulate=settings.trainer.accumulate_grad_batches,
-        device=device.type,
-        precision=precision,
-    )
+    speed = measured_speed(settings, text, seconds=(1 - TEXT_SHARE) * allowed)
+    limits = measured_limits(settings, budget.seconds - (time.monotonic() - began) - text.seconds_to_encode)
     return decide(settings, overridden, budget, text, limits, speed)
 
 
