@@ -19,6 +19,10 @@ from gpt_pretrain.training.callbacks.save import SaveRun
 from tests.helpers.crash_harness import differences
 from tests.helpers.training_runs import SETTINGS, Train, checkpoint, signalled
 
+# Bytes of the longest file on a full disk: fewer than a checkpoint has, and far more than what else a process writes by the way,
+# such as the captured output of a test with many warnings, or a record of which test runs which lines.
+FULL = 100_000
+
 
 def test_a_run_resumes_from_an_older_checkpoint_if_the_last_is_damaged(
     train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -66,7 +70,7 @@ def test_training_continues_on_a_full_disk_and_keeps_the_old_checkpoint(
     overrides = [*SETTINGS, "checkpoint.every_n_steps=2"]
     train(*overrides, run_dir=tmp_path / "whole")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    full, room = (lambda size=size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard)) for size in (2000, soft))
+    full, room = (lambda size=size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard)) for size in (FULL, soft))
     try:
         with after_saving(2, full), after_saving(4, room):
             train(*overrides, run_dir=tmp_path / "parts")
@@ -83,7 +87,7 @@ def test_a_run_fails_if_its_last_checkpoint_cannot_be_written(
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         with (
-            after_saving(5, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))),
+            after_saving(5, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (FULL, hard))),
             pytest.raises(SystemExit) as caught,
             report_failures(),
         ):
