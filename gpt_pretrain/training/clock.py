@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
 class TrainingClock:
-    """A clock that is paused during evaluation, sampling and saving."""
+    """A clock that is paused during evaluation, sampling and saving.
 
-    def __init__(self) -> None:
+    Args:
+        before_pause: Ends the work of the training that is under way, whose time counts; called before each pause.
+    """
+
+    def __init__(self, before_pause: Callable[[], None] = lambda: None) -> None:
+        self._before_pause = before_pause
         self._paused_seconds = 0.0
         self._paused_at = 0.0
 
@@ -20,6 +25,7 @@ class TrainingClock:
 
     def pause(self) -> None:
         """Stop the clock until `resume` is called."""
+        self._before_pause()
         self._paused_at = time.perf_counter()
 
     def resume(self) -> None:

@@ -214,9 +214,9 @@ def _divergence(error: NonFiniteError, rollbacks: int, settings: TrainSettings, 
 def _state_of_weights(module: GPTLitModule) -> str:
     if not has_usable_weights(module.model):
         return f"An update has ruined the weights: some are NaN, infinite or above {MAX_WEIGHT:g}"
-    if module.has_diverged:
-        assert module.finite_losses is not None
-        return f"The training had diverged before: its last finite loss was {module.finite_losses[1]:.3g}"
+    if module.record.has_diverged:
+        assert module.record.finite_losses is not None
+        return f"The training had diverged before: its last finite loss was {module.record.finite_losses[1]:.3g}"
     return "The weights were not updated"
 
 

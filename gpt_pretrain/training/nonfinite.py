@@ -28,12 +28,14 @@ class NonFiniteError(Exception):
         batches: The batches that took part, counted from 0.
 
     Attributes:
+        step: The optimizer step, counted from 0.
         batches: Epoch and batch, both counted from 0, of each batch that took part.
     """
 
     def __init__(self, event: str, *, step: int, epoch: int, batches: Sequence[int]) -> None:
         numbers = f"batch {batches[0]}" if len(batches) == 1 else f"batches {batches[0]} to {batches[-1]}"
         super().__init__(f"Step {step:06d}: {event.format(batches=f'{numbers} in epoch {epoch + 1}')}")
+        self.step = step
         self.batches = [[epoch, batch] for batch in batches]
 
 

@@ -15,7 +15,7 @@ from gpt_pretrain.checkpoints.checkpoint_file import write_checkpoint
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.training import lit_module
+from gpt_pretrain.training import batch_record, lit_module
 from gpt_pretrain.training.callbacks import time_left
 from gpt_pretrain.training.planning import checks, time_checks
 from gpt_pretrain.training.planning.check_context import CheckContext
@@ -69,7 +69,7 @@ def test_ruined_weights_are_rolled_back(train: Train, tmp_path: Path, printed: P
 def test_skipping_ends_when_it_does_not_help(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The weights are sound, but each loss is NaN, as with a broken kernel or driver."""
     monkeypatch.setattr(lit_module, "next_token_loss", lambda model, *batch, **_: model.final_norm.weight.sum() * math.nan)
-    monkeypatch.setattr(lit_module, "MAX_SKIPPED", 5)
+    monkeypatch.setattr(batch_record, "MAX_SKIPPED", 5)
     message = diverging(train, tmp_path, "on_nonfinite=skip")
     assert message.startswith("Step 000005: the loss of batch 5 in epoch 1 is nan. The weights were not updated; no checkpoint")
 

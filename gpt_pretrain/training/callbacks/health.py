@@ -58,7 +58,7 @@ class WarningSigns(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         self._step, self._n_evaluations = trainer.global_step, len(self.losses.steps)
-        pl_module.observers.append(self._observe_batch)
+        pl_module.record.observers.append(self._observe_batch)
         if len(pl_module.skipped) > self._n_skipped:  # a rollback skips more batches than its checkpoint knows of
             self._n_skipped = len(pl_module.skipped)
             epoch, batch = pl_module.skipped[-1]
@@ -76,7 +76,7 @@ class WarningSigns(Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: GPTLitModule, exception: BaseException) -> None:
         if isinstance(exception, NonFiniteError) and pl_module.on_nonfinite == "stop":
-            self.monitor.observe_nonfinite(trainer.global_step, str(exception))
+            self.monitor.observe_nonfinite(exception.step, str(exception))
             self._report(trainer)
 
     def _observe_batch(self, result: BatchResult) -> None:

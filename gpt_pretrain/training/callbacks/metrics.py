@@ -50,7 +50,7 @@ class TrainMetrics(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         self._trainer, self._module = trainer, pl_module
-        pl_module.observers.append(self._observe)
+        pl_module.record.observers.append(self._observe)
         self._start_row(pl_module.tokens_seen)
         self._started = time.perf_counter()
         self._training_start: tuple[float, int] = (self._row_start, self._row_tokens)

@@ -67,7 +67,7 @@ class ProgressBar(Callback):
             self._task,
             completed=trainer.global_step,
             epoch=trainer.current_epoch + 1,
-            loss=f"{pl_module.loss_value:.3f}",
+            loss=f"{pl_module.record.loss_value:.3f}",
             rate=f"{tokens_per_second:,.0f}",
         )
 
