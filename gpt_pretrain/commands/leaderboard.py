@@ -85,6 +85,8 @@ def _collect(names: Sequence[str], out: Path | None) -> tuple[list[Entry], int]:
         try:
             if path.is_dir():
                 found, without = find_entries(path)
+                if not found and not without:
+                    print_escaped(f"{name}: there is no trained run in this folder.", file=sys.stderr)
                 # A folder below outputs/ is named to look at again, which adds nothing.
                 entries, unknown = entries + found, unknown + (0 if _is_below_outputs(path) else without)
             elif not path.exists():

@@ -63,6 +63,18 @@ def test_runs_of_earlier_versions_are_ranked_by_their_metrics(tmp_path: Path) ->
     assert "its hash is unknown" in format_leaderboard(entries, own_machine="another")
 
 
+def test_a_folder_without_runs_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "outputs/own", **bits(2.5))
+    (tmp_path / "empty").mkdir()
+    gpt_pretrain("leaderboard", "empty")
+    shown = capsys.readouterr()
+    assert shown.err == "empty: there is no trained run in this folder.\n"
+    assert "2.5000" in shown.out
+
+
 def test_a_shared_file_is_ranked_beside_the_own_runs(tmp_path: Path, command: Command) -> None:
     make_run(tmp_path / "outputs/own", **bits(2.5))
     theirs = {"run": "theirs", "bits_per_byte": 2.0, "text_sha256": "ab" * 32, "train_ratio": 0.9, "machine": "B Processor"}
