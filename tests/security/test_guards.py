@@ -46,7 +46,7 @@ LONG_KEY = b"X" + struct.pack("<I", 100_000) + b"x" * 100_000 + b"q\x00"  # a te
         (b"c" + b"a" * 5000 + b"\nb\n.", "cannot be read as a pickle"),
         (b"X\xff\xff\xff\x7fabc.", "leads beyond the end"),
         (b"cos\nsystem\n.", "it needs os.system"),
-        (b"N)R.", "a call of something that is no function"),
+        (b"N)R.", "a call of something that is not a function"),
         (b"}}b.", "it would build an object"),
         (b"NQ.", "refers to something outside"),
         (b"NN\x87.", "stack is too short"),
