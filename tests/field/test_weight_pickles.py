@@ -164,7 +164,10 @@ def test_an_object_of_an_unknown_class_without_weights_is_refused(tmp_path: Path
     [
         (lambda model, path: path.write_bytes(pickle.dumps(model.state_dict())), "was written with pickle.dump"),
         (lambda model, path: torch.save({"wte.weight": np.ones(3)}, path), "convert them with torch.from_numpy"),
-        (lambda model, path: torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path), "is a TorchScript program, not only weights"),
+        (
+            lambda model, path: torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path),
+            "is a TorchScript program, not only weights",
+        ),
         (lambda model, path: torch.save({"wte.weight": torch.ones(3, device="meta")}, path), "the device meta"),
         (lambda model, path: torch.save(torch.optim.AdamW(model.parameters()).state_dict(), path), "holds no tensors of a GPT-2"),
         (lambda model, path: torch.save(list(model.state_dict().values()), path), "holds an array, not a dict of tensors"),
