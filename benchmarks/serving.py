@@ -35,6 +35,7 @@ from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.generation.prompts import PromptOptions, TextModel, continue_ids
 from gpt_pretrain.system.devices import keep_freed_memory
 
+SETTLED_SECONDS = 0.05  # after which the threads of the process that computed last no longer wait actively
 PROMPT, CLIENTS, FIRST_TOKENS = "Every effort moves you", 8, 7
 OURS, GENERATE, PEER, ALONE = "ours", "generate.py", "transformers behind a server", "one client of ours"
 TITLES = {
@@ -139,9 +140,14 @@ def _one_round(model: TextModel, own: RunningServer, peer: RunningServer, *, n_t
         times["serve"][OURS].append(stream(own, PROMPT, n_tokens).seconds / n_tokens)
     times["serve"][PEER].append(stream(peer, PROMPT, n_tokens).seconds / n_tokens)
     for _ in range(FIRST_TOKENS):
-        times["serve-first"][GENERATE].append(_timed(lambda: generated(model, 1)))
-        times["serve-first"][OURS].append(stream(own, PROMPT, 1).first)
-        times["serve-first"][PEER].append(stream(peer, PROMPT, 1).first)
+        firsts = {
+            GENERATE: lambda: _timed(lambda: generated(model, 1)),
+            OURS: lambda: stream(own, PROMPT, 1).first,
+            PEER: lambda: stream(peer, PROMPT, 1).first,
+        }
+        for subject, measure in firsts.items():
+            time.sleep(SETTLED_SECONDS)
+            times["serve-first"][subject].append(measure())
     for _ in range(2):
         times["serve-together"][ALONE].append(stream(own, PROMPT, n_tokens).seconds / n_tokens)
         times["serve-together"][OURS].append(stream_together(own, PROMPT, n_tokens, clients=CLIENTS) / n_tokens / CLIENTS)

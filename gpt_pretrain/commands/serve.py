@@ -61,6 +61,7 @@ def serve_models(config: DictConfig) -> None:
 
 
 def _serve(settings: ServeSettings) -> None:
+    from gpt_pretrain.serving.compute_thread import ComputeThread
     from gpt_pretrain.serving.engine import Engine
     from gpt_pretrain.serving.requests import ServingLimits
     from gpt_pretrain.serving.server import Address, open_socket, run_server
@@ -74,8 +75,9 @@ def _serve(settings: ServeSettings) -> None:
     opened = open_socket(address)  # A port that is taken is refused before the weights are loaded.
     weights = _open_models(settings)
     facts = _training_facts(weights)
-    models = {name: _load(weights.pop(name), settings) for name in list(weights)}
-    engine = Engine(models, ServingLimits(settings.max_rows, settings.max_queue, settings.max_seconds))
+    thread = ComputeThread()
+    models = thread.submit(lambda: {name: _load(weights.pop(name), settings) for name in list(weights)}).result()
+    engine = Engine(models, ServingLimits(settings.max_rows, settings.max_queue, settings.max_seconds), thread=thread)
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
     port = opened.getsockname()[1]
 

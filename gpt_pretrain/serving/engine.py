@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from functools import partial
 from itertools import groupby
 
@@ -25,6 +26,7 @@ from gpt_pretrain.generation.prompts import TextModel
 from gpt_pretrain.generation.sampling import sample_next, tokens_seen
 from gpt_pretrain.generation.token_scores import TokenScore, score_tokens
 from gpt_pretrain.model.kv_cache import KVCache, RowCaches
+from gpt_pretrain.serving.compute_thread import ComputeThread
 from gpt_pretrain.serving.requests import (
     OUT_OF_TIME,
     STOPPED,
@@ -112,30 +114,34 @@ class Engine:
     Args:
         models: The models by name.
         limits: What it takes on at a time.
+        thread: The thread that loaded the models; None makes one.
 
     Attributes:
         counts: Totals since the start: texts finished, failed and cancelled, and tokens read and generated.
     """
 
-    def __init__(self, models: Mapping[str, TextModel], limits: ServingLimits) -> None:
+    def __init__(self, models: Mapping[str, TextModel], limits: ServingLimits, *, thread: ComputeThread | None = None) -> None:
         self.models, self.limits = models, limits
         self.counts = dict.fromkeys(("finished", "failed", "cancelled", "rejected", "prompt_tokens", "new_tokens", "steps"), 0)
         self._waiting: deque[QueuedText] = deque()
         self._rows: list[TextRow] = []
         self._changed = threading.Condition()
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread = thread or ComputeThread()
+        self._running: Future[None] | None = None
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Begin to work."""
+        self._running = self._thread.submit(self._run)
+        self._running.add_done_callback(_report_failure)
 
     def stop(self) -> None:
-        """End the thread after its present step, and tell all clients."""
+        """End after the present step, and tell all clients."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
-        self._thread.join()
+        if self._running is not None:
+            wait([self._running])
 
     @property
     def load(self) -> tuple[int, int]:
@@ -145,7 +151,7 @@ class Engine:
     @property
     def is_alive(self) -> bool:
         """True while texts are being continued."""
-        return self._thread.is_alive() and not self._stopping
+        return self._running is not None and not self._running.done() and not self._stopping
 
     def submit(self, requests: Sequence[CompletionRequest], listeners: Sequence[Callable[[Update], None]]) -> list[QueuedText]:
         """Queue texts, all of them or none.
@@ -273,3 +279,8 @@ class Engine:
             job.is_cancelled = job.has_failed = True
             self.counts["failed"] += 1
             job.listener(Update(error=error))
+
+
+def _report_failure(running: Future[None]) -> None:
+    if (error := running.exception()) is not None:
+        log.error("The server cannot continue texts any more.", exc_info=error)

@@ -6,10 +6,12 @@ import time
 import pytest
 import torch
 
+from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.generation.decoding import DecodingModel
 from gpt_pretrain.generation.prompts import PromptOptions, TextModel, continue_ids
 from gpt_pretrain.model.modern import ModernModel
+from gpt_pretrain.serving.compute_thread import ComputeThread
 from gpt_pretrain.serving.engine import Engine
 from gpt_pretrain.serving.requests import OUT_OF_TIME, STOPPED, CompletionRequest, QueueFullError, ServingLimits, Update
 from gpt_pretrain.tokenizers.byte import ByteTokenizer
@@ -123,6 +125,33 @@ def test_the_scores_of_a_prompt_are_the_models() -> None:
     assert scores[0].logprob is None
     own = torch.tensor([score.logprob for score in scores[1:]])
     torch.testing.assert_close(own, expected[torch.arange(len(ids) - 1), list(ids[1:])], rtol=1e-4, atol=1e-4)
+
+
+def test_one_thread_loads_models_and_decodes() -> None:
+    thread, threads = ComputeThread(), []
+    loading = thread.submit(threading.get_ident).result()
+    engine = Engine({"m": text_model()}, ServingLimits(), thread=thread)
+    done = threading.Event()
+
+    def listen(update: Update) -> None:
+        threads.append(threading.get_ident())
+        done.set()
+
+    engine.submit([CompletionRequest("m", (65,), SamplerConfig(1), 1)], [listen])
+    engine.start()
+    assert done.wait(100)
+    engine.stop()
+    assert set(threads) == {loading} and loading != threading.get_ident()
+
+
+def test_errors_of_the_thread_that_computes_reach_the_caller() -> None:
+    def fail() -> None:
+        raise UserError("no such model")
+
+    thread = ComputeThread()
+    with pytest.raises(UserError, match="no such model"):
+        thread.submit(fail).result()
+    assert thread.submit(lambda: 1).result() == 1
 
 
 def test_a_full_queue_refuses_and_a_cancelled_text_frees_its_row() -> None:
