@@ -140,7 +140,7 @@ def _one_round(model: TextModel, own: RunningServer, peer: RunningServer, *, n_t
         times["serve"][OURS].append(stream(own, PROMPT, n_tokens).seconds / n_tokens)
     times["serve"][PEER].append(stream(peer, PROMPT, n_tokens).seconds / n_tokens)
     for _ in range(FIRST_TOKENS):
-        firsts = {
+        firsts: dict[str, Callable[[], float]] = {
             GENERATE: lambda: _timed(lambda: generated(model, 1)),
             OURS: lambda: stream(own, PROMPT, 1).first,
             PEER: lambda: stream(peer, PROMPT, 1).first,
