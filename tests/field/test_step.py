@@ -199,7 +199,7 @@ def test_a_run_resumes_exactly_in_the_middle_of_a_row_of_uneven_steps(train: Tra
 def test_the_sums_of_an_older_checkpoint_are_those_of_equal_batches() -> None:
     metrics = TrainMetrics(every_n_steps=5)
     metrics.load_state_dict({"loss": 12.0, "batches": 3})
-    module = SimpleNamespace(clock=SimpleNamespace(seconds=lambda: 0.0), tokens_seen=0, observers=[])
+    module = SimpleNamespace(clock=SimpleNamespace(seconds=lambda: 0.0), tokens_seen=0, record=SimpleNamespace(observers=[]))
     data = SimpleNamespace(global_batch_size=8, context_length=32)
     metrics.on_train_start(SimpleNamespace(global_step=1, datamodule=data), module)  # type: ignore[arg-type]
     assert metrics.state_dict() == {"nats": 12.0 * 256, "tokens": 3 * 256}
