@@ -39,7 +39,7 @@ DIAL = "budget="
 
 @dataclass(frozen=True)
 class Result:
-    """What a subject has reached.
+    """The result of one subject.
 
     Args:
         seconds: Of its process, by the clock.

@@ -144,14 +144,7 @@ def override_problems(override: str, *, script: str, sweep: bool = False, folder
         yield _wrong_type(shown, hint, None)
         return
     if parsed.is_sweep_override() and not sweep:
-        if get_origin(hint) is list:
-            yield f"{shown}: must be {describe_type(hint)}. Type {quote_word('{}=[{}]'.format(*shown.split('=', 1)))}"
-            return
-        fraction = hint in (float, float | None) and re.fullmatch(r"\w+\.?\w*=\d+,\d+(e-?\d+)?", shown)
-        point = " A decimal fraction is written with a point." * bool(fraction)
-        listed = quote_word("{}=[{}]".format(*shown.split("=", 1)))
-        single = f" All of them in one run: {listed}" if key in TOGETHER else " A single run has one of them." * is_group
-        yield f"{shown}: only a sweep tries several values. Add -m.{point}{single}"
+        yield _several_values(shown, key, hint, is_group=is_group)
         return
     for value in _values(parsed):
         if is_group and not isinstance(value, dict):
@@ -164,6 +157,17 @@ def override_problems(override: str, *, script: str, sweep: bool = False, folder
                 problems = list(_value_problems(shown, name, leaf, schema))
                 swept = script == "train" and parsed.is_sweep_override()  # a single value is checked with all others
                 yield from problems or (broken_train_rules(name, leaf) if swept else [])
+
+
+def _several_values(shown: str, key: str, hint: Any, *, is_group: bool) -> str:
+    """Return what is wrong with several values outside of a sweep."""
+    listed = quote_word("{}=[{}]".format(*shown.split("=", 1)))
+    if get_origin(hint) is list:
+        return f"{shown}: must be {describe_type(hint)}. Type {listed}"
+    fraction = hint in (float, float | None) and re.fullmatch(r"\w+\.?\w*=\d+,\d+(e-?\d+)?", shown)
+    point = " A decimal fraction is written with a point." * bool(fraction)
+    single = f" All of them in one run: {listed}" if key in TOGETHER else " A single run has one of them." * is_group
+    return f"{shown}: only a sweep tries several values. Add -m.{point}{single}"
 
 
 def _text_problem(key: str, value: str, shown: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Find the best model for a text and a time with a few short trainings, and train it with what is left.
+"""Find the best model for a text and a time with a few short trainings, and train it for the rest of the time.
 
 Usage: gpt-pretrain ladder data.path=FILE budget=2h [setting=value ...]
 

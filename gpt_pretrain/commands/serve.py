@@ -150,7 +150,7 @@ def _unused(name: str, taken: Container[str]) -> str:
 
 
 def _training_facts(models: dict[str, Weights]) -> dict[str, ModelFacts]:
-    """Return where each checkpoint of a run stands in its training."""
+    """Return the run, epoch and step of each model that is a checkpoint of a run."""
     from gpt_pretrain.serving.page import ModelFacts
 
     facts, runs = {}, dict[Path, str]()

@@ -106,7 +106,7 @@ def _rows(name: str, source: HubTask, split: str) -> Generator[dict[str, Any], N
         raise missing_extra("datasets") from error
     if Path(source.repository).exists():  # datasets would read it in place of the task
         raise UserError(
-            f"tasks.names={name}: a folder {source.repository} stands in the current folder, where the package datasets looks "
+            f"tasks.names={name}: the current folder contains a folder {source.repository}, where the package datasets looks "
             "before the hub. Start elsewhere, or rename it."
         )
     datasets.disable_progress_bars()

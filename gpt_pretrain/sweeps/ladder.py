@@ -19,7 +19,7 @@ from gpt_pretrain.training.budget.own_law import MeasuredTraining, OwnLaw, fit_o
 from gpt_pretrain.training.budget.speed import Speed
 
 N_SIZES, MIN_MEASURED = 3, 2
-LR_FACTORS = (0.5, 2.0)  # of the learning-rate line, at the middle size, beside 1
+LR_FACTORS = (0.5, 2.0)  # of the learning rate, at the middle size, besides 1
 N_RUNGS = N_SIZES + len(LR_FACTORS)
 RUNG_SHARE = 0.06  # of the budget, for each rung
 MIN_RUNG_SECONDS = 45.0  # a shorter one would hardly be more than its start
@@ -142,7 +142,7 @@ def check_length(seconds: float) -> None:
 
 
 def plan_rungs(text: choice.TextFacts, speed: Speed, limits: choice.Limits, *, seconds: float) -> list[Rung]:
-    """Return the rungs of a ladder: three sizes up to the one that the law would choose, and the learning-rate line.
+    """Return the rungs of a ladder: three sizes up to the one that the law would choose, and two more learning rates.
 
     Args:
         limits: What this machine has.

@@ -1,4 +1,4 @@
-"""Run a ladder as the jobs of a sweep: the rungs, and then the best model with what is left of the budget."""
+"""Run a ladder as the jobs of a sweep: the rungs, and then the best model for the rest of the budget."""
 
 from __future__ import annotations
 

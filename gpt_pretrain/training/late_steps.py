@@ -47,7 +47,7 @@ class LateSteps:
     """Optimizer steps of one batch each: each of them is begun, clipped and queued, and read later.
 
     Args:
-        record: What is told of each step once its numbers are read.
+        record: Receives the numbers of each step once they have been read.
     """
 
     def __init__(self, record: BatchRecord) -> None:

@@ -119,7 +119,7 @@ def test_a_folder_here_does_not_take_the_place_of_the_hub(tmp_path: Path, monkey
     (tmp_path / "baber/piqa").mkdir(parents=True)
     (tmp_path / "baber/piqa/validation.jsonl").write_text('{"goal": "a", "sol1": "b", "sol2": "c", "label": 0}', encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"^tasks\.names=piqa: a folder baber/piqa stands in the current folder"):
+    with pytest.raises(UserError, match=r"^tasks\.names=piqa: the current folder contains a folder baber/piqa"):
         read_hub_task("piqa")
 
 

@@ -335,7 +335,7 @@ CASES = {
     ),
     "task_of_the_hub_beside_a_folder": (
         ("evaluate.py", "pretrained=gpt2", "tasks.names=[copa]"),
-        "tasks.names=copa: a folder aps/super_glue stands in the current folder,",
+        "tasks.names=copa: the current folder contains a folder aps/super_glue,",
     ),
     "dataset_with_very_many_fields": (
         (*PREPARE, "dataset=fields"),
