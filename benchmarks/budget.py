@@ -5,8 +5,10 @@ python -m benchmarks budget [TEXT ...] trains on the first nine tenths of each t
 - `python train.py budget=TIME`;
 - nanoGPT's recipes for characters, for a CPU and for a GPU, with the schedule cut to the time and no evaluation; see
   `nanogpt_recipe.py`. The start of Python and the final evaluation are not part of their time;
-- `python train.py` with its defaults, and with model=tiny, ended by trainer.max_time. The start of the program and the end of the
-  run are not part of their time.
+- `python train.py` with its defaults, with model=tiny and with model=gpt2_124m, ended by trainer.max_time. The start of the program
+  and the end of the run are not part of their time;
+- the best of twenty trainings that Optuna chooses, each with budget=TIME and everything else typed: twenty times the time. Only
+  --subjects asks for it.
 
 The last tenth of the text is scored in windows side by side. No subject has seen it.
 """
@@ -28,13 +30,21 @@ import torch
 
 from benchmarks.learn import python_documentation
 from benchmarks.measure import ROOT, run
+from gpt_pretrain.config.overrides import quote_value
+from gpt_pretrain.sweeps.results import best_job, read_sweep
 from gpt_pretrain.system.formatting import format_duration
 from gpt_pretrain.training.budget.amount import parse_budget
 
 TRAINED = 0.9  # of the text
 BESIDES = 30.0  # seconds of a subject besides its training
 EXPECTED = re.compile(r"expect  ([0-9.]+) bits per byte, in nine of ten cases between ([0-9.]+) and ([0-9.]+)")
-DIAL = "budget="
+DIAL, SEARCH = "budget=", "the best of a search"
+SPACE = (  # of the search; the schedule of each of its trainings follows the clock, as that of budget= does
+    *("model.emb_dim=choice(64,96,128,192,256)", "model.n_layers=choice(2,3,4,6)", "model.n_heads=4", "model.context_length=128"),
+    *("tokenizer=bpe", "tokenizer.vocab_size=choice(512,1024,2048,4096)", "data.batch_size=choice(4,8,16,32)"),
+    *("optimizer.lr=tag(log,interval(5e-3,5e-2))", "optimizer.matrices.weight_decay=choice(0.0,0.1,0.2)"),
+    *("optimizer.head.weight_decay=choice(0.0,1.0)", "model.drop_rate=interval(0.0,0.3)"),
+)
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,7 @@ class Task:
     seconds: float
     seed: int
     run_dir: Path
+    trials: int = 20
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -83,21 +94,26 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="UTF-8 texts (default: documentation that comes with Python)")
     parser.add_argument("--budgets", default="2m", metavar="TIMES", help="times, separated by commas (default: 2m)")
     parser.add_argument("--seed", type=int, default=1, help="seed of all subjects (default: 1)")
-    parser.add_argument("--subjects", metavar="NAMES", help=f"a part of the subjects, by number: {_numbered()} (default: all)")
+    parser.add_argument(
+        "--subjects", metavar="NAMES", help=f"a part of the subjects, by number: {_numbered()} (default: all but the search)"
+    )
+    parser.add_argument("--trials", type=int, default=20, help="trainings of the search (default: 20)")
     parser.add_argument("--json", metavar="FILE", help="file to append the results to, one JSON object a line")
     chosen = parser.parse_args(arguments)
     budgets = [(name, parse_budget(name).seconds) for name in chosen.budgets.split(",")]
     if not all(math.isfinite(seconds) for _, seconds in budgets):
         parser.error("--budgets must be times, such as 2m,5m")
-    names = [*SUBJECTS] if chosen.subjects is None else [[*SUBJECTS][int(number) - 1] for number in chosen.subjects.split(",")]
-    total = max(len(chosen.texts), 1) * len(names) * sum(seconds + BESIDES for _, seconds in budgets)
+    numbers = chosen.subjects.split(",") if chosen.subjects is not None else []
+    names = [[*SUBJECTS][int(number) - 1] for number in numbers] or [name for name in SUBJECTS if name != SEARCH]
+    trainings = len(names) + (SEARCH in names) * (chosen.trials - 1)
+    total = max(len(chosen.texts), 1) * trainings * sum(seconds + BESIDES for _, seconds in budgets)
     print(f"{len(names)} subjects; this takes about {format_duration(total)}.", flush=True)
     results = list[Result]()
     with tempfile.TemporaryDirectory() as folder:
         for text in _texts(chosen.texts, Path(folder)):
             for name, seconds in budgets:
                 for subject in names:
-                    task = Task(text, name, seconds, chosen.seed, Path(folder) / f"run-{time.monotonic_ns()}")
+                    task = Task(text, name, seconds, chosen.seed, Path(folder) / f"run-{time.monotonic_ns()}", chosen.trials)
                     found = measure(subject, task)
                     if found is not None:
                         results.append(found)
@@ -160,6 +176,22 @@ def by_tiny(task: Task) -> tuple[float, float]:
     return _by_train(task, ["model=tiny", _max_time(task.seconds)])
 
 
+def by_gpt2(task: Task) -> tuple[float, float]:
+    """Train model=gpt2_124m."""
+    return _by_train(task, ["model=gpt2_124m", _max_time(task.seconds)])
+
+
+def by_search(task: Task) -> tuple[float, float]:
+    """Search with Optuna, and score the training with the lowest validation loss."""
+    search = [f"hydra.sweeper.n_trials={task.trials}", f"hydra.sweeper.seed={task.seed}", "hydra.sweeper.pruning=false"]
+    fixed = ["-m", "hparams_search=optuna", "hydra.sweeper.params=null", *search, *SPACE, f"budget={task.budget}"]
+    spent = _train(task, [*fixed, f"hydra.sweep.dir={task.run_dir}"])
+    best = best_job(read_sweep(task.run_dir))
+    if best is None:
+        raise RuntimeError("no training of the search has ended")
+    return spent, _score(task, best.folder)
+
+
 def _max_time(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -167,19 +199,25 @@ def _max_time(seconds: float) -> str:
 
 
 def _by_train(task: Task, overrides: Sequence[str]) -> tuple[float, float]:
-    text, run_dir = task.text, task.run_dir
-    data = ["data=text", f"data.path={text.train}", f"data.cache_dir={run_dir.parent / 'cache'}"]
+    return _train(task, [*overrides, f"hydra.run.dir={task.run_dir}"]), _score(task, task.run_dir)
+
+
+def _train(task: Task, overrides: Sequence[str]) -> float:
+    """Run train.py, and return the seconds of its process."""
+    data = ["data=text", f"data.path={task.text.train}", f"data.cache_dir={task.run_dir.parent / 'cache'}"]
     start = time.monotonic()
-    run(
-        [sys.executable, str(ROOT / "train.py"), *data, *overrides, f"seed={task.seed}", "logger=csv", f"hydra.run.dir={run_dir}"]
-    )
-    spent = time.monotonic() - start
-    scored = run_dir.with_name(f"{run_dir.name}-scored")
+    run([sys.executable, str(ROOT / "train.py"), *data, *overrides, f"seed={task.seed}", "logger=csv"])
+    return time.monotonic() - start
+
+
+def _score(task: Task, run_dir: Path) -> float:
+    """Return the bits per byte of the held-out text by a run's best checkpoint."""
+    scored = task.run_dir.with_name(f"{task.run_dir.name}-scored")
     checkpoint = run_dir / "checkpoints" / "best.ckpt"
-    data = ["data=text", f"data.path={text.held_out}", f"data.cache_dir={run_dir.parent / 'cache'}"]
-    run([sys.executable, str(ROOT / "evaluate.py"), f"checkpoint={checkpoint}", *data, f"hydra.run.dir={scored}"])
+    data = ["data=text", f"data.path={task.text.held_out}", f"data.cache_dir={task.run_dir.parent / 'cache'}"]
+    run([sys.executable, str(ROOT / "evaluate.py"), f"checkpoint={quote_value(str(checkpoint))}", *data, f"hydra.run.dir={scored}"])
     content = json.loads((scored / "results.json").read_text(encoding="utf-8"))
-    return spent, float(content["models"][0]["bits_per_byte"]["value"])
+    return float(content["models"][0]["bits_per_byte"]["value"])
 
 
 def expected_by(run_dir: Path) -> list[float]:
@@ -219,6 +257,8 @@ SUBJECTS: dict[str, Callable[[Task], tuple[float, float]]] = {
     "nanoGPT's recipe for a GPU": by_gpu_recipe,
     "defaults": by_defaults,
     "model=tiny": by_tiny,
+    "model=gpt2_124m": by_gpt2,
+    SEARCH: by_search,
 }
 
 

@@ -10,16 +10,8 @@ from pathlib import Path
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.metadata import COMPLETE, metadata_section, read_metadata
-from gpt_pretrain.sweeps.ladder import (
-    MIN_RUNG_STEPS,
-    N_RUNGS,
-    Rung,
-    RungResult,
-    check_length,
-    choose_rest,
-    describe_choice,
-    plan_rungs,
-)
+from gpt_pretrain.sweeps.ladder import MIN_RUNG_STEPS, N_RUNGS, Rung, RungResult, check_length, plan_rungs
+from gpt_pretrain.sweeps.ladder_choice import choose_rest, describe_choice
 from gpt_pretrain.sweeps.ladder_file import StoredLadder, read_ladder
 from gpt_pretrain.sweeps.runner import JobRunner
 from gpt_pretrain.system.formatting import format_duration, is_finite_number
@@ -27,8 +19,8 @@ from gpt_pretrain.system.terminal import print_escaped
 from gpt_pretrain.training.budget import choice
 from gpt_pretrain.training.budget.amount import parse_budget
 from gpt_pretrain.training.budget.machine import measured_limits, measured_speed
-from gpt_pretrain.training.budget.plan import LENGTHS
 from gpt_pretrain.training.budget.text_facts import describe_text
+from gpt_pretrain.training.budget.typed import LENGTHS
 
 CHOSEN = ("model", "tokenizer", "optimizer.lr", "experiment", "init_from")  # settings and groups that a ladder decides
 TEXTS = ("data", "data.path", "data.url")

@@ -42,7 +42,8 @@ from gpt_pretrain.tokenizers.splitting import encode_prompt
 from gpt_pretrain.tokenizers.unknown import unknown_prompt
 from gpt_pretrain.training.acceleration import pick_precision
 from gpt_pretrain.training.budget.amount import parse_budget
-from gpt_pretrain.training.budget.plan import BudgetPlan, check_budget, check_lengths, plan_budget
+from gpt_pretrain.training.budget.plan import BudgetPlan, plan_budget
+from gpt_pretrain.training.budget.typed import check_budget, check_lengths
 from gpt_pretrain.training.custom_optimizer import check_optimizer_class
 from gpt_pretrain.training.custom_schedule import check_scheduler_class
 from gpt_pretrain.training.distributed import ranks

@@ -124,6 +124,7 @@ def _keep_budget(setup: TrainingSetup, plan: BudgetPlan) -> KeepBudget:
         plan.pace,
         seconds=plan.budget.seconds,
         began=plan.began,
+        longest=plan.longest,
         validated=len(setup.data.val) / step_windows,
         while_useful=plan.budget == Budget(),
     )

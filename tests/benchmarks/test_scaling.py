@@ -36,6 +36,16 @@ def test_the_study_takes_files_that_every_python_has() -> None:
     assert code == python_code(50_000)
 
 
+@pytest.mark.slow
+def test_the_interval_holds_nine_of_ten_results_of_texts_that_it_has_not_seen() -> None:
+    pytest.importorskip("scipy")
+    from benchmarks.scaling.fit import held, read_cases
+
+    counts = held(read_cases())
+    inside, n_results = (sum(one[n] for one in counts.values()) for n in (0, 1))
+    assert inside >= 0.9 * n_results
+
+
 def test_the_fit_finds_the_law_that_made_the_losses() -> None:
     pytest.importorskip("scipy")
     from benchmarks.scaling.fit import Case, errors, fit

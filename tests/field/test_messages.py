@@ -162,7 +162,11 @@ CASES = {
         ("train.py", "data=shards", "budget=20m"),
         "budget= chooses a vocabulary for a text, but data=shards is none.",
     ),
-    "budget_and_vocabulary": (("train.py", "tokenizer=byte", "budget=20m"), "the rules of budget= know tokenizer=bpe only."),
+    "budget_and_debug": (("train.py", "debug=fast", "budget=20m"), "debug= and budget= both choose the settings of"),
+    "budget_of_a_text_of_a_word": (
+        ("train.py", "data.path=word.txt", "data.cache_dir=cache", "budget=20m"),
+        "The text has 5 characters, too few to learn from.",
+    ),
     "budget_of_no_step": (
         ("train.py", "data.path=text.txt", "data.cache_dir=cache", "budget=100 tokens"),
         "budget='100 tokens' is too small for 20 optimizer steps",
@@ -365,6 +369,7 @@ def files(tmp_path: Path) -> None:
     """Write the files that the commands name."""
     text = "The quick brown fox jumps over the lazy dog. " * 60
     (tmp_path / "text.txt").write_text(text)
+    (tmp_path / "word.txt").write_text("moves")
     (tmp_path / "pointer.pt").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 123\n")
     (tmp_path / "run1").mkdir()
     (tmp_path / "run1" / "model-1000.index").touch()

@@ -65,6 +65,50 @@ def test_only_one_setting_decides_the_length(train: Callable[..., float], base: 
         train("budget=20m", typed, base=base)
 
 
+@pytest.mark.parametrize("typed", ["tokenizer=byte", "model=tiny"])
+def test_a_typed_tokenizer_or_model_is_kept(
+    train: Train, tmp_path: Path, base: list[str], printed: Printed, typed: str
+) -> None:
+    train("budget=12000 tokens", typed, base=base)
+    settings, shown = read_yaml(tmp_path / "run" / "config.yaml", within=tmp_path), "\n".join(printed())
+    if typed == "model=tiny":
+        assert (settings["model"]["kind"], settings["model"]["context_length"]) == ("gpt2", 64)
+        assert "rules that were not measured with model.kind=gpt2, model.context_length=64" in shown
+    else:
+        assert (settings["tokenizer"]["name"], settings["tokenizer"]["vocab_size"]) == ("byte", None)
+        assert "bits per byte, in nine of ten cases between" in shown
+    assert f"and the same {typed.partition('=')[0]}=" in shown.replace("data.cache_dir=, ", "")
+
+
+def test_a_disk_or_a_memory_that_is_too_small_is_said_or_chosen_for(
+    train: Train, tmp_path: Path, base: list[str], printed: Printed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "free_disk", lambda _: 1 << 20)
+    with pytest.raises(UserError, match="no model fits into the disk that this machine has left"):
+        train("budget=20m", base=base)
+    monkeypatch.setattr(machine, "free_disk", lambda _: 1 << 40)
+    monkeypatch.setattr(machine, "available_memory", lambda: 1 << 20)
+    with pytest.raises(UserError, match="no model fits into the memory"):
+        train("budget=12000 tokens", base=base)
+    with pytest.raises(UserError, match="the typed data.batch_size does not fit into the memory"):
+        train("budget=12000 tokens", "data.batch_size=4", base=base)
+    monkeypatch.setattr(machine, "available_memory", lambda: 40 << 20)
+    train("budget=12000 tokens", base=base)
+    assert checkpoint(tmp_path / "run")["tokens_seen"] > 10_000
+
+
+@pytest.mark.slow
+def test_each_job_of_a_sweep_has_the_whole_budget(script: Callable[..., Any], tmp_path: Path) -> None:
+    lines = [f"{number} boats lay at the shore, and {number * number % 89} more came with the wind.\n" for number in range(400)]
+    (tmp_path / "text.txt").write_text("".join(lines), encoding="utf-8")
+    data = ["data=text", f"data.path={tmp_path / 'text.txt'}", f"data.cache_dir={tmp_path / 'cache'}", "callbacks=minimal"]
+    done = script("train.py", "-m", *data, "seed=1,2", "budget=12000 tokens", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    assert done.returncode == 0, done.stderr
+    jobs = sorted((tmp_path / "sweep").glob("*/checkpoints"))
+    assert len(jobs) == 2
+    assert all(10_000 < checkpoint(job.parent)["tokens_seen"] <= 12_000 for job in jobs)
+
+
 @pytest.mark.slow
 def test_one_process_chooses_for_all(script: Callable[..., Any], tmp_path: Path) -> None:
     lines = [f"{number} boats lay at the shore, and {number * number % 89} more came with the wind.\n" for number in range(400)]

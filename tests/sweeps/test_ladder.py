@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.model.costs import training_flops_per_token
 from gpt_pretrain.runs.metadata import update_metadata
-from gpt_pretrain.sweeps import ladder, ladder_run
-from gpt_pretrain.sweeps.ladder import Rung, RungResult, best_lr_factor, plan_rungs
+from gpt_pretrain.sweeps import ladder_run
+from gpt_pretrain.sweeps.ladder import Rung, RungResult, plan_rungs
 from gpt_pretrain.sweeps.ladder_chart import ladder_figure, measured_bits
+from gpt_pretrain.sweeps.ladder_choice import best_lr_factor, choose_rest, measured_training
 from gpt_pretrain.sweeps.ladder_file import StoredLadder, read_ladder
 from gpt_pretrain.sweeps.report_page import save_sweep_page
 from gpt_pretrain.sweeps.runner import JobRunner
@@ -35,9 +37,9 @@ HARDER = 1.1  # how much higher the losses of the made-up text are than the law'
 
 def result_of(rung: Rung) -> dict[str, Any]:
     """Return the results that a training of a made-up text has."""
-    rate = SPEED.rate(ladder.training_flops_per_token(rung.config)) / ladder.training_flops_per_token(rung.config)
+    rate = SPEED.rate(training_flops_per_token(rung.config)) / training_flops_per_token(rung.config)
     tokens = int(rate * rung.seconds * 0.9)
-    training = ladder._measured(RungResult(rung, 1.0, tokens, rate), TEXT).training
+    training = measured_training(RungResult(rung, 1.0, tokens, rate), TEXT).training
     bits = HARDER * fitted_law().bits_per_byte(training, DIFFICULTY) * (1 + 0.02 * math.log2(rung.lr_factor) ** 2)
     return {"best_bits_per_byte": bits, "best_val_loss": bits, "tokens_seen": tokens, "tokens_per_second": rate, "steps": 500}
 
@@ -219,10 +221,10 @@ def test_a_rung_on_a_slower_machine_does_not_move_the_learning_rate() -> None:
     for rung in rungs:
         share = 0.4 if rung.lr_factor == 2 else 1.0  # of the text is read in the same time
         found = RungResult(rung, 1.0, int(share * result_of(rung)["tokens_seen"]), result_of(rung)["tokens_per_second"])
-        training = ladder._measured(found, TEXT).training
+        training = measured_training(found, TEXT).training
         bits = fitted_law().bits_per_byte(training, DIFFICULTY) * (1 + 0.02 * (math.log2(rung.lr_factor) - 1) ** 2)
         results.append(dataclasses.replace(found, bits=bits))
-    assert ladder.choose_rest(results, TEXT, LIMITS).best.lr_factor > 1.5
+    assert choose_rest(results, TEXT, LIMITS).best.lr_factor > 1.5
 
 
 def test_settings_that_a_ladder_decides_are_refused_together() -> None:

@@ -6,15 +6,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gpt_pretrain.config.schema import SchedulerSettings
+from gpt_pretrain.config.schema import DataSettings, SchedulerSettings
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.model.costs import matmul_parameters
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.training import muon
-from gpt_pretrain.training.budget import choice, pilot, plan, text_facts
+from gpt_pretrain.training.budget import choice, pilot, text_facts, typed
 from gpt_pretrain.training.budget.amount import Budget, parse_budget
 from gpt_pretrain.training.budget.law import Difficulty, Law, Training, fitted_law
-from gpt_pretrain.training.budget.ngrams import ngram_bits
+from gpt_pretrain.training.budget.ngrams import frequency_bits, ngram_bits
 from gpt_pretrain.training.budget.pace import Pace, read_points
+from gpt_pretrain.training.budget.published import published_choice
 from gpt_pretrain.training.budget.speed import Speed
 from gpt_pretrain.training.callbacks.budget import KeepBudget, RecentLoad
 from gpt_pretrain.training.schedule import lr_at
@@ -140,7 +142,7 @@ def test_little_text_is_not_read_for_ever():
     for limits in (LIMITS, dataclasses.replace(LIMITS, seconds=math.inf)):
         chosen = choose(20_000, Budget(seconds=limits.seconds), limits)
         assert chosen.passes < 30
-        assert choice.limit_of(chosen, {}, dataclasses.replace(limits, seconds=1e9)) == "text"
+        assert choice.limit_of(chosen, {}, dataclasses.replace(limits, seconds=1e9), Budget(seconds=1e9)) == "text"
 
 
 def test_what_does_not_fit_is_not_chosen():
@@ -188,7 +190,15 @@ def test_counted_ngrams_predict_a_repeated_text_and_not_noise():
 
 
 def run_with_clock(
-    seconds: float, step_seconds, *, planned: int, epoch_steps: int = 10**9, end: float = 0.0, validated: float = 0.0, cores=None
+    seconds: float,
+    step_seconds,
+    *,
+    planned: int,
+    longest: int | None = None,
+    epoch_steps: int = 10**9,
+    end: float = 0.0,
+    validated: float = 0.0,
+    cores=None,
 ) -> tuple[int, float]:
     """Let the callback end a run whose steps take step_seconds(step), and return its steps and seconds.
 
@@ -204,6 +214,7 @@ def run_with_clock(
         pace,
         seconds=seconds,
         began=0.0,
+        longest=longest,
         validated=validated,
         now=lambda: clock.time,
         worked=lambda: clock.work if cores else clock.time,
@@ -229,6 +240,26 @@ def test_a_run_ends_in_time_with_a_finished_schedule_whatever_was_planned(factor
     _steps, spent, progress = run_with_clock(120.0, lambda step: 0.05, planned=int(factor * 2200))
     assert 0.93 * 120 < spent <= 120
     assert progress > 0.97
+
+
+def test_a_short_text_does_not_fill_a_long_time():
+    steps, spent, progress = run_with_clock(1200.0, lambda step: 0.05, planned=300, longest=300)
+    assert (steps, progress) == (300, 1.0)
+    assert spent < 30
+    steps, _, _ = run_with_clock(120.0, lambda step: 0.01, planned=2000, longest=5000)  # the machine is faster than it seemed
+    assert steps == 5000
+
+
+def test_a_resumed_run_knows_where_its_text_ends():
+    first = KeepBudget(Pace(100), seconds=120.0, began=0.0, longest=130, now=lambda: 1.0, worked=lambda: 1.0)
+    second = KeepBudget(Pace(1), seconds=120.0, began=0.0)
+    second.load_state_dict(first.state_dict())
+    assert second.longest == 130
+    state = first.state_dict()
+    del state["longest"]  # as in checkpoints of earlier versions
+    third = KeepBudget(Pace(1), seconds=120.0, began=0.0)
+    third.load_state_dict(state)
+    assert third.longest is None
 
 
 @pytest.mark.parametrize("change", [0.5, 3.0])
@@ -315,7 +346,7 @@ def test_measuring_alone_does_not_wait_for_other_ranks(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "typed", "expected"),
+    ("name", "words", "expected"),
     [
         ("trainer.max_steps", {"trainer"}, False),
         ("data.batch_size", {"data"}, False),
@@ -326,8 +357,8 @@ def test_measuring_alone_does_not_wait_for_other_ranks(monkeypatch):
     ],
     ids=range(6),
 )
-def test_what_counts_as_typed(name, typed, expected):
-    assert plan.is_typed(name, typed) is expected
+def test_what_counts_as_typed(name, words, expected):
+    assert typed.is_typed(name, words) is expected
 
 
 def stored(**state) -> dict:
@@ -393,3 +424,108 @@ def test_a_choice_beyond_the_study_must_be_clearly_better():
     assert choice.best_of([studied, far]) is studied
     better = dataclasses.replace(far, expected=studied.expected / 1.1)
     assert choice.best_of([studied, better]) is better
+
+
+def test_a_step_has_as_many_tokens_with_longer_windows():
+    for tokens in (10_000, 1e6, 1e8):
+        assert choice.batch_of(tokens, 1024) * 1024 == pytest.approx(choice.batch_of(tokens) * 128, rel=0.01, abs=600)
+    assert choice.batch_of(1.0, 4096) == 1
+
+
+def test_a_budget_of_tokens_is_what_limits_a_run():
+    limits = dataclasses.replace(LIMITS, seconds=math.inf)
+    chosen = choose(50_000_000, Budget(tokens=1e6), limits)
+    assert choice.limit_of(chosen, {}, limits, Budget(tokens=1e6)) == "the budget"
+    assert choice.limit_of(chosen, {}, limits, Budget(flops=1e30)) == "text"
+    timed = choose(50_000_000, Budget(seconds=120.0))
+    assert choice.limit_of(timed, {}, LIMITS, Budget(seconds=120.0)) == "time"
+
+
+def test_dropout_and_processes_on_one_machine_count_for_the_memory():
+    read_once = choose(50_000_000, Budget(seconds=120.0))
+    training = dataclasses.replace(read_once.training, unique_bytes=read_once.training.trained_bytes / 20)
+    often = dataclasses.replace(read_once, training=training)
+    least = min(size for size in range(1, 4000) if choice.fits(read_once, dataclasses.replace(LIMITS, memory=size << 20)) is None)
+    assert choice.fits(often, dataclasses.replace(LIMITS, memory=least << 20)) == "memory"
+    assert choice.fits(read_once, dataclasses.replace(LIMITS, memory=least << 20, devices=2)) == "memory"
+
+
+def test_processes_that_share_a_processor_are_not_faster_together():
+    alone, shared = (
+        list(
+            choice.candidates(
+                text_of(50_000_000),
+                Budget(seconds=120.0),
+                dataclasses.replace(LIMITS, devices=devices, sharing=devices),
+                SPEED,
+                LAW,
+                configs=choice.architectures([1024]),
+            )
+        )
+        for devices in (1, 2)
+    )
+    tokens = [max(one.steps * one.step_tokens for one in found) for found in (alone, shared)]
+    assert tokens[1] == pytest.approx(tokens[0], rel=0.05)
+
+
+def test_little_is_expected_of_noise():
+    noise = dataclasses.replace(DIFFICULTY, bits=6.01, ngrams={20_000: 7.4, 500_000: 6.9}, frequencies=6.0)
+    larger = Training(1e6, 1024, 1e6, 4e6)
+    assert LAW.bits_per_byte(larger, noise) > 0.97 * 6.01
+    assert LAW.bits_per_byte(larger, dataclasses.replace(noise, frequencies=9.0)) < 0.85 * 6.01
+    assert dataclasses.replace(DIFFICULTY, frequencies=4.6).gain == 1.0
+    assert 0 < dataclasses.replace(DIFFICULTY, frequencies=0.0).gain < 1
+
+
+def test_frequencies_of_bytes_are_their_entropy():
+    assert frequency_bits(b"abcd" * 50_000, b"abcd" * 10) == pytest.approx(2.0, abs=0.02)
+    assert 8 <= frequency_bits(b"", b"x") < 8.1
+
+
+GPU = choice.Limits(seconds=3600.0, memory=70 << 30, disk=1 << 40, device="cuda", precision="bf16-mixed")
+FAST = Speed((1e7, 1e9), (1e14, 2e14))
+
+
+def test_published_rules_choose_for_budgets_far_beyond_the_study():
+    found = published_choice(text_of(20_000_000_000), Budget(seconds=3600.0), GPU, FAST, LAW)
+    assert found is not None and found.config.n_layers >= 8
+    parameters = matmul_parameters(found.config)
+    assert 12 * parameters <= found.steps * found.step_tokens < 40 * parameters
+    assert found.seconds <= 3600.0
+    assert found.step_tokens == found.batch * found.accumulate * 1024
+    assert 2**17 <= found.step_tokens <= 2**20
+    assert found.lr_factor == pytest.approx(math.sqrt(found.step_tokens / 2**19))
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "budget", "limits", "speed"),
+    [
+        (20_000_000_000, Budget(seconds=7200.0), dataclasses.replace(LIMITS, seconds=7200.0), SPEED),
+        (5_000_000, Budget(seconds=3600.0), GPU, FAST),
+        (20_000_000_000, Budget(), dataclasses.replace(GPU, seconds=math.inf), FAST),
+        (20_000_000_000, Budget(seconds=3600.0), dataclasses.replace(GPU, memory=1 << 30), FAST),
+        (20_000_000_000, Budget(seconds=3600.0), dataclasses.replace(GPU, seconds=-1.0), FAST),
+    ],
+    ids=["slow", "little text", "auto", "little memory", "no time"],
+)
+def test_published_rules_are_not_for_less(n_bytes, budget, limits, speed):
+    assert published_choice(text_of(n_bytes), budget, limits, speed, LAW) is None
+
+
+@pytest.mark.parametrize("text", ["a", "ab", "short text"], ids=range(3))
+def test_a_text_too_short_to_be_described_is_refused(tmp_path, text):
+    (tmp_path / "text.txt").write_text(text)
+    settings = DataSettings(
+        name="text", path=str(tmp_path / "text.txt"), url=None, sha256=None, cache_dir=str(tmp_path), train_ratio=0.9
+    )
+    with pytest.raises(UserError, match="too few to learn from"):
+        text_facts.describe_text(settings, [512])
+
+
+def test_a_start_that_takes_the_whole_time_is_said(caplog):
+    steps, _, progress = run_with_clock(5.5, lambda step: 0.2, planned=400)
+    assert steps == 1 and progress < 0.1
+    assert "The time was over at 0 % of the schedule" in caplog.text and "5.0 s had passed before the first step" in caplog.text
+    caplog.clear()
+    run_with_clock(120.0, lambda step: 0.05, planned=2200)
+    assert not caplog.text

@@ -266,3 +266,19 @@ def test_unknown_norms_are_ignored(make_monitor: Make) -> None:
     for step in range(100):
         monitor.observe_step(step, 2.0, None)
     assert found(monitor) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "advice"),
+    [
+        (["model.drop_rate=0"], "model.drop_rate=0.2 (as budget= chooses for 5 passes over a text; model.drop_rate=0 now)"),
+        (["model.drop_rate=0", "optimizer=muon"], "optimizer.matrices.weight_decay=0.2 optimizer.head.weight_decay=1 (as budget="),
+        (["model.drop_rate=0.3"], "a higher model.drop_rate (0.3 now)"),
+    ],
+    ids=range(3),
+)
+def test_the_advice_against_overfitting_is_what_a_budget_chooses(make_monitor: Make, overrides: list[str], advice: str) -> None:
+    monitor = make_monitor("experiment=chapter5", *overrides)
+    monitor.epoch_steps = 10.0
+    evaluate(monitor, train=CHAPTER5[0], val=CHAPTER5[1])
+    assert any(advice in finding.text for finding in monitor.findings)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gpt_pretrain.model.config import GPTConfig
-from gpt_pretrain.model.costs import checkpoint_bytes, matmul_parameters, training_flops_per_token, training_memory
+from gpt_pretrain.model.costs import Parallelism, checkpoint_bytes, matmul_parameters, training_flops_per_token, training_memory
 from gpt_pretrain.training.budget.amount import Budget
 from gpt_pretrain.training.budget.law import Difficulty, Law, Training
 from gpt_pretrain.training.budget.speed import Speed
@@ -18,6 +18,7 @@ VOCABULARIES = (512, 1024, 2048, 4096)
 LENGTHS, SHORTER = 16, 2.0**-0.5  # trainings of each model that are looked at, each shorter by this factor
 ENOUGH = 1.005  # a cheaper choice whose expected loss is at most this factor higher is taken
 MIN_STEPS = 20
+SMALLEST_STEP = 512  # tokens
 BATCH_ROUNDS = 3
 BESIDES = 0.88  # share of the time for optimizer steps; the rest is for losses, samples and checkpoints
 MOST_PASSES = 64  # over the text
@@ -25,6 +26,7 @@ MOST_PARAMETERS = 30  # in the blocks for each different token that is read; the
 TOKENS_PER_ENTRY = 25  # tokens that are read for each one of the vocabulary; the study had no fewer
 STUDIED_VOCABULARY = 2048  # tokens
 CAUTION = 0.01  # a choice that the study did not reach counts as this much worse for each doubling
+NEARLY = 0.8  # of the budget; a choice that leaves more of it is limited by something else
 MAX_MEMORY, MAX_DISK = 0.6, 0.8  # shares of what is free
 CHECKPOINTS = 3  # on disk at the same time
 
@@ -52,19 +54,29 @@ class Limits:
 
     Args:
         seconds: Until the budget ends; negative if it has ended already.
-        memory: Bytes that training may use; None if unknown.
+        memory: Free bytes that each device's training may use; None if unknown.
         disk: Free bytes where checkpoints go.
         devices: Devices that share each step.
+        sharing: How many of them share the speed that was measured, as processes that a CPU will run do.
         accumulate: Batches of each device in a step.
+        averages: Whether a moving average of the weights is kept.
     """
 
     seconds: float
     memory: int | None
     disk: int
     devices: int = 1
+    sharing: int = 1
     accumulate: int = 1
     device: str = "cpu"
     precision: str = "32-true"
+    optimizer: str = "muon"
+    averages: bool = False
+
+    @property
+    def workers(self) -> float:
+        """Devices as fast as the measured one."""
+        return self.devices / self.sharing
 
     @property
     def shares(self) -> int:
@@ -103,9 +115,14 @@ class Candidate:
         return self.training.trained_bytes / self.training.unique_bytes
 
 
-def batch_of(tokens: float) -> int:
-    """Return the windows of a step for a training of this many tokens: they grow with its square root, as in the study."""
-    return max(4, int(2 ** round(math.log2(1.5 * math.sqrt(max(tokens, 1.0)) / CONTEXT))))
+def batch_of(tokens: float, context: int = CONTEXT) -> int:
+    """Return the windows of a step for this many tokens in all, with whose square root a step grows, as in the study.
+
+    Args:
+        context: Tokens of a window.
+    """
+    windows = 1.5 * math.sqrt(max(tokens, 1.0)) / context
+    return max(1, SMALLEST_STEP // context, int(2 ** round(math.log2(windows))))
 
 
 def regularization_of(passes: float) -> tuple[float, float, float]:
@@ -138,7 +155,7 @@ def candidates(
         for _ in range(LENGTHS):
             size, most_steps = _batch_and_steps(config, most, limits, speed, windows=windows, batch=batch)
             per_step, steps = size * limits.shares * config.context_length, int(most_steps)
-            step = speed.step_seconds(config, per_step) / limits.devices
+            step = speed.step_seconds(config, per_step) / limits.workers
             most = min(most, most_steps * per_step) * SHORTER
             matrices = matmul_parameters(config) - config.vocab_size * config.emb_dim
             fresh = min(steps * per_step, text.train_bytes / length)
@@ -170,21 +187,30 @@ def _batch_and_steps(
     """
     tokens = most
     for _ in range(BATCH_ROUNDS):
-        size = batch or max(1, min(batch_of(tokens), windows) // limits.shares)
+        size = batch or max(1, min(batch_of(tokens, config.context_length), windows) // limits.shares)
         per_step = size * limits.shares * config.context_length
-        steps = min(most / per_step, max(limits.seconds, 0.0) * BESIDES * limits.devices / speed.step_seconds(config, per_step))
+        steps = min(most / per_step, max(limits.seconds, 0.0) * BESIDES * limits.workers / speed.step_seconds(config, per_step))
         tokens = steps * per_step
     return size, steps
 
 
 def fits(candidate: Candidate, limits: Limits) -> str | None:
     """Return "memory" or "disk" if the machine has too little of it for a run."""
+    drop_rate = max(candidate.config.drop_rate, regularization_of(candidate.passes)[0])
     memory = training_memory(
-        candidate.config, batch_size=candidate.batch, precision=limits.precision, device=limits.device, optimizer="muon"
+        replace(candidate.config, drop_rate=drop_rate),
+        batch_size=candidate.batch,
+        precision=limits.precision,
+        device=limits.device,
+        parallelism=Parallelism(limits.devices, accumulate_grad_batches=limits.accumulate),
+        optimizer=limits.optimizer,
+        averages=limits.averages,
     )
     if limits.memory is not None and memory.peak > MAX_MEMORY * limits.memory:
         return "memory"
-    checkpoints = CHECKPOINTS * checkpoint_bytes(candidate.config, precision=limits.precision, optimizer="muon")
+    checkpoints = CHECKPOINTS * checkpoint_bytes(
+        candidate.config, precision=limits.precision, optimizer=limits.optimizer, averages=limits.averages
+    )
     return "disk" if checkpoints > MAX_DISK * limits.disk else None
 
 
@@ -194,12 +220,23 @@ def best_of(found: Sequence[Candidate]) -> Candidate:
     return min((one for one in found if one.cautious <= ENOUGH * lowest), key=lambda one: (one.seconds, one.expected))
 
 
-def limit_of(chosen: Candidate, refused: Mapping[str, Candidate], limits: Limits) -> str:
-    """Return what would have to grow for a clearly lower loss: "memory", "disk", "text" or "time"."""
+def longest_steps(chosen: Candidate, text: TextFacts, budget: Budget, limits: Limits, speed: Speed, law: Law) -> int:
+    """Return the optimizer steps beyond which the chosen model would not become better, however fast the machine is."""
+    endless, amount = replace(limits, seconds=math.inf), replace(budget, seconds=math.inf)
+    found = list(candidates(text, amount, endless, speed, law, configs=[chosen.config], batch=chosen.batch))
+    return max(chosen.steps, best_of(found).steps) if found else chosen.steps
+
+
+def limit_of(chosen: Candidate, refused: Mapping[str, Candidate], limits: Limits, budget: Budget) -> str:
+    """Return what would have to grow for a clearly lower loss: "memory", "disk", "time", "the budget" or "text"."""
     for reason, candidate in refused.items():
         if candidate.expected * ENOUGH < chosen.expected:
             return reason
-    return "text" if chosen.seconds < 0.8 * limits.seconds else "time"
+    if chosen.seconds >= NEARLY * limits.seconds:
+        return "time"
+    tokens = chosen.steps * chosen.step_tokens
+    is_spent = max(tokens / budget.tokens, tokens * training_flops_per_token(chosen.config) / budget.flops) >= NEARLY
+    return "the budget" if is_spent else "text"
 
 
 def architectures(vocab_sizes: Sequence[int], shapes: Sequence[tuple[int, int]] = SHAPES) -> list[GPTConfig]:

@@ -17,6 +17,7 @@ from importlib import resources
 import numpy as np
 
 TABLE = "law.json"
+PREDICTABLE, LEAST_GAIN = 0.1, 0.1  # share of the bits of single bytes that contexts save in any text of the study; see `gain`
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,21 @@ class Difficulty:
         pilot: A short training of a small model on it.
         bits: Bits per byte of held-out text after that training.
         ngrams: Bits per byte of a model that counts n-grams, by the bytes of training text that it has counted.
+        frequencies: Bits per byte by the frequencies of single bytes.
     """
 
     pilot: Training
     bits: float
     ngrams: Mapping[int, float]
+    frequencies: float = math.inf
+
+    @property
+    def gain(self) -> float:
+        """The share of the usual gain from more training that this text allows: little if contexts say little, as in noise."""
+        if self.frequencies <= 0:
+            return LEAST_GAIN
+        saved = 1.0 - min(self.bits, *self.ngrams.values()) / self.frequencies
+        return min(max(saved / PREDICTABLE, LEAST_GAIN), 1.0)
 
     def counted(self, n_bytes: float) -> float:
         """Return the n-gram model's bits per byte after this much text, interpolated in logarithms, or extrapolated."""
@@ -85,8 +96,8 @@ class Law:
         pilot = text.pilot
         fresh = text.counted(training.fresh_bytes) / text.counted(pilot.fresh_bytes)
         vocabulary = self.constants["vocabulary"] * math.log2(training.vocab_size / pilot.vocab_size)
-        change = math.exp(self.constants["ngrams"] * math.log(fresh) + vocabulary)
-        expected: float = text.bits * change * self._core(training) / self._core(pilot)
+        change = self.constants["ngrams"] * math.log(fresh) + vocabulary + math.log(self._core(training) / self._core(pilot))
+        expected: float = text.bits * math.exp(text.gain * change)
         return expected
 
     def _core(self, training: Training) -> float:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import torch
+
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.system.devices import accelerator_device
-from gpt_pretrain.system.resources import free_disk, memory_limit
+from gpt_pretrain.system.resources import available_memory, free_disk, memory_limit
 from gpt_pretrain.training.acceleration import precision_for
 from gpt_pretrain.training.budget import choice
 from gpt_pretrain.training.budget.speed import Speed, measure_speed
+from gpt_pretrain.training.distributed import ranks
 
-MEASURED = ((64, 2), (128, 4), (256, 6))  # shapes; a short measurement leaves out the middle one
+CPU_SHAPES, GPU_SHAPES = ((64, 2), (128, 4), (256, 6)), ((128, 4), (384, 6), (768, 12))  # a short measurement: without the middle
+CPU_BATCH, GPU_BATCH = 8, 64  # windows; few of them do not keep a GPU busy
 FEW_SECONDS = 1.5
-MEASURED_BATCH, MEASURED_VOCABULARY = 8, 1024
+MEASURED_VOCABULARY = 1024
 STEP_WORK = 8e-3  # seconds of a step that the program needs around it
 
 
@@ -25,11 +29,12 @@ def measured_speed(settings: TrainSettings, text: choice.TextFacts, *, seconds: 
         seconds: About how long that may take.
     """
     device = accelerator_device(settings.trainer.accelerator)
+    shapes, batch = (GPU_SHAPES, GPU_BATCH) if device.type == "cuda" else (CPU_SHAPES, CPU_BATCH)
     near = min(text.bytes_per_token, key=lambda size: abs(size - MEASURED_VOCABULARY))
     return measure_speed(
-        choice.architectures([near], MEASURED if seconds > FEW_SECONDS else MEASURED[::2]),
+        choice.architectures([near], shapes if seconds > FEW_SECONDS else shapes[::2]),
         settings.optimizer,
-        batch=MEASURED_BATCH,
+        batch=batch,
         device=device,
         bf16=_precision(settings).startswith("bf16"),
         fixed=STEP_WORK,
@@ -38,17 +43,28 @@ def measured_speed(settings: TrainSettings, text: choice.TextFacts, *, seconds: 
 
 
 def measured_limits(settings: TrainSettings, seconds: float) -> choice.Limits:
-    """Return what this machine has left for a training of these seconds."""
-    device = accelerator_device(settings.trainer.accelerator)
+    """Return what this machine has left for a training of these seconds; its processes on a CPU share the memory."""
+    device, local = accelerator_device(settings.trainer.accelerator), _local_devices(settings)
+    memory = memory_limit(device)
+    if device.type == "cpu" and (available := available_memory()) is not None and memory is not None:
+        memory = min(memory, available) // local
     return choice.Limits(
         seconds,
-        memory_limit(device),
+        memory,
         free_disk(Path(settings.run_dir)),
-        devices=int(settings.trainer.devices) * settings.trainer.num_nodes,
+        devices=local * settings.trainer.num_nodes,
+        sharing=local if device.type == "cpu" and not ranks.is_distributed() else 1,
         accumulate=settings.trainer.accumulate_grad_batches,
         device=device.type,
         precision=_precision(settings),
+        optimizer=settings.optimizer.name,
+        averages=settings.ema_decay is not None,
     )
+
+
+def _local_devices(settings: TrainSettings) -> int:
+    devices = settings.trainer.devices
+    return max(1, torch.cuda.device_count()) if devices == "auto" else int(devices)
 
 
 def _precision(settings: TrainSettings) -> str:

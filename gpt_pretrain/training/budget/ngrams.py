@@ -29,6 +29,13 @@ def ngram_bits(train: bytes, held_out: bytes) -> float:
     return float(-np.log2(probability).mean())
 
 
+
+def frequency_bits(train: bytes, held_out: bytes) -> float:
+    """Return the bits per byte of held-out text by the frequencies of single bytes, each counted once more than it occurs."""
+    counts = np.bincount(np.frombuffer(train, np.uint8), minlength=256) + 1.0
+    return float(-np.log2(counts / counts.sum())[np.frombuffer(held_out, np.uint8)].mean())
+
+
 def _contexts(text: np.ndarray, order: int) -> np.ndarray:
     """Return a hash of the bytes before each byte."""
     hashes = np.zeros(len(text), np.uint64)

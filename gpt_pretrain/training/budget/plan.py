@@ -18,19 +18,32 @@ from gpt_pretrain.system.formatting import format_duration, format_si
 from gpt_pretrain.system.reading import short_repr
 from gpt_pretrain.training.budget import choice
 from gpt_pretrain.training.budget.amount import Budget, parse_budget
-from gpt_pretrain.training.budget.law import fitted_law
+from gpt_pretrain.training.budget.law import Law, fitted_law
 from gpt_pretrain.training.budget.machine import measured_limits, measured_speed
 from gpt_pretrain.training.budget.pace import Pace
+from gpt_pretrain.training.budget.published import PublishedCandidate, published_choice
 from gpt_pretrain.training.budget.speed import Speed
 from gpt_pretrain.training.budget.text_facts import describe_text
+from gpt_pretrain.training.budget.typed import (
+    allowed_architectures,
+    has_typed_tokenizer,
+    is_typed,
+    typed_tokenizer,
+    unstudied,
+    wanted_vocabularies,
+)
 from gpt_pretrain.training.distributed import ranks
 
-LENGTHS = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens", "trainer.max_time")
 PLANNING_SHARE, TEXT_SHARE = 0.1, 0.75  # of the budget, to choose; and of that, to describe the text
-ARCHITECTURE = ("emb_dim", "n_layers", "n_heads", "n_kv_heads", "kind", "context_length")  # of which a typed one keeps all
 DECAY_FRACTION = 0.75  # of the schedule that the study had
 MOST_EVALUATIONS, EVALUATION_BATCHES, EVALUATION_SHARE = 40, 2, 0.05
-LONG, CHECKPOINTS = 600.0, 10  # seconds of a run that is also saved within an epoch, and how often
+LONG, CHECKPOINTS = 600.0, 10  # seconds of a run that is also saved within an epoch, and how often at least
+MOST_UNSAVED = 30.0  # minutes of a run
+# Settings that the published rules choose together, so that they are used if none of these is typed.
+PUBLISHED = (
+    *("model.emb_dim", "model.n_layers", "model.n_heads", "model.context_length", "optimizer.lr"),
+    *("data.batch_size", "trainer.accumulate_grad_batches"),
+)
 SPARE_EPOCHS = 100  # times the planned ones, if the machine becomes faster
 
 log = logging.getLogger(__name__)
@@ -43,6 +56,7 @@ class BudgetPlan:
     Args:
         budget: The budget.
         pace: The steps of the schedule.
+        longest: Steps beyond which the model would not become better, so that the run ends.
         lines: A line for each decision, with its reason.
         began: The moment from which a budget of time counts.
     """
@@ -51,6 +65,7 @@ class BudgetPlan:
     pace: Pace
     lines: list[str]
     began: float
+    longest: int | None = None
 
 
 @dataclass(frozen=True)
@@ -75,13 +90,18 @@ def plan_budget(settings: TrainSettings, overridden: Set[str], *, began: float) 
     plain = ranks.broadcast(_decide_here(settings, overridden, budget, began) if ranks.is_main() else None)
     for name, value in plain["settings"].items():
         _set(settings, name, value)
-    return BudgetPlan(budget, Pace(plain["steps"]), plain["lines"], began)
+    return BudgetPlan(budget, Pace(plain["steps"]), plain["lines"], began, plain["longest"])
 
 
 def _decide_here(settings: TrainSettings, overridden: Set[str], budget: Budget, began: float) -> dict[str, Any]:
     """Measure the text and this machine, and return the decision as plain containers."""
     allowed = PLANNING_SHARE * budget.seconds
-    text = describe_text(settings.data, wanted_vocabularies(settings, overridden), seconds=TEXT_SHARE * allowed)
+    text = describe_text(
+        settings.data,
+        wanted_vocabularies(settings, overridden),
+        tokenizer=typed_tokenizer(settings, overridden),
+        seconds=TEXT_SHARE * allowed,
+    )
     speed = measured_speed(settings, text, seconds=(1 - TEXT_SHARE) * allowed)
     limits = measured_limits(settings, budget.seconds - (time.monotonic() - began) - text.seconds_to_encode)
     return decide(settings, overridden, budget, text, limits, speed)
@@ -104,6 +124,39 @@ def decide(
         UserError: If the budget is too small for a training.
     """
     law = fitted_law()
+    chosen, refused = _choose(settings, overridden, budget, text, limits, speed, law)
+    limit = choice.limit_of(chosen, refused, limits, budget)
+    decisions = decided_settings(chosen, text, limit)
+    others, longest = unstudied(settings, overridden, chosen.config), 0
+    if isinstance(chosen, PublishedCandidate):
+        others, longest = [format_si(num_parameters(chosen.config), "parameters")], chosen.most_steps
+        decisions |= published_settings(chosen, settings)
+    taken = {name: one for name, one in decisions.items() if not is_typed(name, overridden)}
+    if has_typed_tokenizer(settings, overridden):
+        taken.pop("tokenizer.vocab_size", None)
+    if settings.optimizer.decay != "roles":
+        taken = {name: one for name, one in taken.items() if not name.startswith("optimizer.")}
+    lines = [
+        f"budget  {settings.budget}: the lowest expected loss on this machine and text",
+        *(f"        {name}={_shown(one.value)}: {one.reason}" for name, one in taken.items() if one.reason),
+        _expectation(chosen, text, others, limit),
+        f"same as {_command(settings, taken, chosen, overridden)}",
+    ]
+    values = {name: decision.value for name, decision in taken.items()}
+    longest = longest or choice.longest_steps(chosen, text, budget, limits, speed, law)
+    return {"settings": values, "steps": chosen.steps, "longest": longest, "lines": lines}
+
+
+def _choose(
+    settings: TrainSettings,
+    overridden: Set[str],
+    budget: Budget,
+    text: choice.TextFacts,
+    limits: choice.Limits,
+    speed: Speed,
+    law: Law,
+) -> tuple[choice.Candidate, dict[str, choice.Candidate]]:
+    """Return the best run, and by what is too small for it, the best of those that do not fit."""
     found, refused = list[choice.Candidate](), dict[str, choice.Candidate]()
     configs = allowed_architectures(settings, overridden, text)
     batch = settings.data.batch_size if is_typed("data.batch_size", overridden) else None
@@ -114,22 +167,11 @@ def decide(
         elif reason not in refused or one.expected < refused[reason].expected:
             refused[reason] = one
     if not found:
-        raise UserError(_too_small(settings, refused, limits))
-    chosen = choice.best_of(found)
-    limit = choice.limit_of(chosen, refused, limits)
-    decisions = decided_settings(chosen, text, limit)
-    taken = {name: one for name, one in decisions.items() if not is_typed(name, overridden)}
-    if settings.optimizer.decay != "roles":
-        taken = {name: one for name, one in taken.items() if not name.startswith("optimizer.")}
-    low, high = law.interval(chosen.training, text.difficulty)
-    lines = [
-        f"budget  {settings.budget}: the lowest expected loss on this machine and text",
-        *(f"        {name}={_shown(one.value)}: {one.reason}" for name, one in taken.items() if one.reason),
-        f"expect  {chosen.expected:.2f} bits per byte, in nine of ten cases between {low:.2f} and {high:.2f}; limited by {limit}",
-        f"same as {_command(settings, taken, chosen)}",
-    ]
-    values = {name: decision.value for name, decision in taken.items()}
-    return {"settings": values, "steps": chosen.steps, "lines": lines}
+        raise UserError(_too_small(settings, overridden, refused, limits))
+    large = None
+    if not any(is_typed(name, overridden) for name in PUBLISHED):
+        large = published_choice(text, budget, limits, speed, law)
+    return large or choice.best_of(found), refused
 
 
 def decided_settings(chosen: choice.Candidate, text: choice.TextFacts, limit: str) -> dict[str, Decision]:
@@ -141,7 +183,7 @@ def decided_settings(chosen: choice.Candidate, text: choice.TextFacts, limit: st
     evaluations = max(4, min(MOST_EVALUATIONS, int(chosen.steps * EVALUATION_SHARE * 3 / (2 * EVALUATION_BATCHES))))
     every = max(1, chosen.steps // evaluations)
     epochs = max(1, math.ceil(chosen.passes))
-    minutes = round(chosen.seconds / CHECKPOINTS / 60, 1) if chosen.seconds >= LONG else None
+    minutes = min(round(chosen.seconds / CHECKPOINTS / 60, 1), MOST_UNSAVED) if chosen.seconds >= LONG else None
     return {
         "tokenizer.name": Decision("bpe", ""),
         "tokenizer.vocab_size": Decision(config.vocab_size, f"{text.bytes_per_token[config.vocab_size]:.1f} bytes a token"),
@@ -163,83 +205,44 @@ def decided_settings(chosen: choice.Candidate, text: choice.TextFacts, limit: st
         "callbacks.samples": Decision(epochs * 0.5 < 0.05 * chosen.seconds, ""),
         "trainer.log_every_n_steps": Decision(max(1, every // 4), ""),
         "doubts.min_tokens_per_parameter": Decision(0.0, ""),
-        "trainer.max_epochs": Decision(epochs * SPARE_EPOCHS, ""),
+        "trainer.max_epochs": Decision(max(epochs * SPARE_EPOCHS, chosen.steps), ""),
         "trainer.max_steps": Decision(chosen.steps, ""),
     }
 
 
-def wanted_vocabularies(settings: TrainSettings, overridden: Set[str]) -> list[int]:
-    """Return the sizes of a vocabulary to choose from: the typed one, or those of the study."""
-    typed = settings.tokenizer.vocab_size if is_typed("tokenizer.vocab_size", overridden) else None
-    return [*choice.VOCABULARIES] if typed is None else [typed]
+def published_settings(chosen: PublishedCandidate, settings: TrainSettings) -> dict[str, Decision]:
+    """Return the settings of a run by published rules that differ from those of the study, by name."""
+    optimizer = settings.optimizer
+    rates = {"optimizer.lr": optimizer.lr} | {
+        f"optimizer.{role}.lr": getattr(optimizer, role).lr for role in ("embedding", "head", "vectors")
+    }
+    return {
+        "model.context_length": Decision(chosen.config.context_length, "as published for models of this size"),
+        "trainer.accumulate_grad_batches": Decision(chosen.accumulate, "the published batch for this size, in parts"),
+        **{name: Decision(rate * chosen.lr_factor, "") for name, rate in rates.items() if rate is not None},
+    }
 
 
-def allowed_architectures(settings: TrainSettings, overridden: Set[str], text: choice.TextFacts) -> list[GPTConfig]:
-    """Return the models that the typed settings leave to choose from."""
-    sizes = [*text.bytes_per_token]
-    if not any(is_typed(f"model.{name}", overridden) for name in ARCHITECTURE):
-        return choice.architectures(sizes)
-    return [GPTConfig(vocab_size=size, **vars(settings.model)) for size in sizes]
-
-
-def is_typed(name: str, overridden: Set[str]) -> bool:
-    """Return True if the user has typed this setting or a group around it.
-
-    The options of `data` and `trainer` only say where the text is and which devices train.
-    """
-    parts = name.split(".")
-    return any(".".join(parts[: n + 1]) in overridden for n in range(parts[0] in ("data", "trainer"), len(parts)))
-
-
-def check_lengths(settings: TrainSettings, overridden: Set[str]) -> None:
-    """Check that the budget alone decides how long the run is.
-
-    Raises:
-        UserError: If another setting is typed that does.
-    """
-    problems = [
-        f"{name} and budget={settings.budget} both decide how long the run is. Leave out one of them."
-        for name in LENGTHS
-        if name in overridden
-    ]
-    if problems:
-        raise UserError(problems)
-
-
-def check_budget(settings: TrainSettings, overridden: Set[str]) -> None:
-    """Check a new run's budget, and that no other setting contradicts it.
-
-    Raises:
-        UserError: If that is so.
-    """
-    assert settings.budget is not None
-    parse_budget(settings.budget)
-    check_lengths(settings, overridden)
-    problems = []
-    if settings.init_from is not None:
-        problems.append(
-            "budget= chooses a new model, and init_from= brings one. Leave out one of them; trainer.max_time= ends a run."
+def _expectation(chosen: choice.Candidate, text: choice.TextFacts, others: list[str], limit: str) -> str:
+    if others:
+        return (
+            f"expect  about {chosen.expected:.2f} bits per byte by rules that were not measured with {', '.join(others)}; "
+            f"limited by {limit}"
         )
-    problems += [
-        f"budget= knows the program's own parts alone, and {group}._target_ brings yours. Leave out one of them."
-        for group in settings.custom
-    ]
-    if settings.data.name in ("shards", "mixture"):
-        problems.append(f"budget= chooses a vocabulary for a text, but data={settings.data.name} is none. Set trainer.max_time=.")
-    if "experiment" in overridden:
-        problems.append("experiment= and budget= both choose the settings of a run. Leave out one of them.")
-    if "tokenizer.name" in overridden and settings.tokenizer.name != "bpe":
-        problems.append(
-            f"tokenizer={settings.tokenizer.name}: the rules of budget= know tokenizer=bpe only. Leave out one of them."
-        )
-    if problems:
-        raise UserError(problems)
+    low, high = fitted_law().interval(chosen.training, text.difficulty)
+    return f"expect  {chosen.expected:.2f} bits per byte, in nine of ten cases between {low:.2f} and {high:.2f}; limited by {limit}"
 
 
-def _too_small(settings: TrainSettings, refused: Mapping[str, choice.Candidate], limits: choice.Limits) -> str:
+def _too_small(
+    settings: TrainSettings, overridden: Set[str], refused: Mapping[str, choice.Candidate], limits: choice.Limits
+) -> str:
     budget = short_repr(settings.budget)
+    typed = [name for name in ("model.emb_dim", "data.batch_size") if is_typed(name, overridden)]
     for reason in refused:
-        return f"budget={budget}: no model fits into the {reason} that this machine has left. Free some of it."
+        what = f"the typed {' and '.join(name.removesuffix('.emb_dim') for name in typed)}" if typed else "no model"
+        fits = ("do" if len(typed) > 1 else "does") + " not fit" if typed else "fits"
+        remedy = "Choose smaller ones, or free" if typed else "Free"
+        return f"budget={budget}: {what} {fits} into the {reason} that this machine has left. {remedy} some of it."
     left = f": {format_duration(max(limits.seconds, 0.0))} are left after the start" if limits.seconds < math.inf else ""
     return (
         f"budget={budget} is too small for {choice.MIN_STEPS} optimizer steps of the smallest model{left}. Choose a larger one."
@@ -271,7 +274,8 @@ def _shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _command(settings: TrainSettings, taken: Mapping[str, Decision], chosen: choice.Candidate) -> str:
+def _command(settings: TrainSettings, taken: Mapping[str, Decision], chosen: choice.Candidate, overridden: Set[str]) -> str:
+    typed = sorted(name.removesuffix(".name") for name in overridden - {"budget", "data", "data.path", "plan"} if "hydra" not in name)
     path = [] if settings.data.path is None else [f"data.path={quote_value(settings.data.path)}"]
     values = {name: one.value for name, one in taken.items() if one.value != _get(settings, name)}
     values = {name: value for name, value in values.items() if not name.startswith(("trainer.max_", "doubts."))}
@@ -284,5 +288,6 @@ def _command(settings: TrainSettings, taken: Mapping[str, Decision], chosen: cho
             *words,
             f"trainer.max_steps={chosen.steps}",
             f"trainer.max_epochs={max(1, math.ceil(chosen.passes)) + 1}",
+            *([f"and the same {', '.join(f'{name}=' for name in typed)}"] if typed else []),
         ]
     )

@@ -9,25 +9,31 @@ from collections.abc import Mapping, Sequence
 from gpt_pretrain.config.schema import DataSettings
 from gpt_pretrain.data.text import cache_folder, find_text
 from gpt_pretrain.data.token_cache import sample_split
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.tokenizers.bpe_training import train_bpe_sizes
 from gpt_pretrain.training.budget import pilot
 from gpt_pretrain.training.budget.choice import TextFacts
 from gpt_pretrain.training.budget.law import Difficulty
-from gpt_pretrain.training.budget.ngrams import ngram_bits
+from gpt_pretrain.training.budget.ngrams import frequency_bits, ngram_bits
 
 SAMPLE_BYTES, HELD_OUT_BYTES = 500_000, 60_000  # of the training set, and of the validation set
+FEWEST_CHARACTERS = 16
 PARTS = 16  # of each of them
 COUNTED_BYTES = (20_000, pilot.TRAINED_BYTES, SAMPLE_BYTES)  # of the n-gram models
 COUNTING_SHARE = 0.25  # of the time for describing a text, which one n-gram model may take
-LIBRARY_SPEEDUP = 3.0  # of the library that encodes large texts
 ENCODED_BYTES, PILOT_BYTES = 100_000, 250_000  # to measure bytes per token, and to draw the pilot's windows from
 
 
-def describe_text(settings: DataSettings, vocab_sizes: Sequence[int], *, seconds: float = math.inf) -> TextFacts:
+def describe_text(
+    settings: DataSettings, vocab_sizes: Sequence[int], *, tokenizer: Tokenizer | None = None, seconds: float = math.inf
+) -> TextFacts:
     """Read samples of a text, and return its facts.
 
     Args:
+        vocab_sizes: Of the vocabularies to choose from, which are trained on the text.
+        tokenizer: The one to use instead of them.
         seconds: About how long that may take, besides reading.
 
     Raises:
@@ -37,31 +43,45 @@ def describe_text(settings: DataSettings, vocab_sizes: Sequence[int], *, seconds
     sample, held_out, n_bytes = sample_split(
         text, train_ratio=settings.train_ratio, train=SAMPLE_BYTES, held_out=HELD_OUT_BYTES, parts=PARTS
     )
-    return text_facts(sample, held_out, vocab_sizes, unique_bytes=n_bytes, seconds=seconds)
+    if len(sample) < FEWEST_CHARACTERS or not held_out:
+        raise UserError(
+            f"The text has {format_count(len(sample) + len(held_out), 'character')}, too few to learn from. Give more text with "
+            "data.path=FILE, DIRECTORY or GLOB."
+        )
+    return text_facts(sample, held_out, vocab_sizes, tokenizer=tokenizer, unique_bytes=n_bytes, seconds=seconds)
 
 
 def text_facts(
-    sample: str, held_out: str, vocab_sizes: Sequence[int], *, unique_bytes: int, seconds: float = math.inf
+    sample: str,
+    held_out: str,
+    vocab_sizes: Sequence[int],
+    *,
+    unique_bytes: int,
+    tokenizer: Tokenizer | None = None,
+    seconds: float = math.inf,
 ) -> TextFacts:
     """Return the facts of a text from samples of its training set and of held-out text."""
     sample, held_out = spread(sample, SAMPLE_BYTES), spread(held_out, HELD_OUT_BYTES)
     start = time.monotonic()
     tokenizers = {one.vocab_size: one for one in train_bpe_sizes([sample], sorted({*vocab_sizes, pilot.VOCAB_SIZE}))}
     lengths, rate = _bytes_per_token(tokenizers, spread(sample, ENCODED_BYTES))
-    full = {size: length for size, length in lengths.items() if size in vocab_sizes}
+    if tokenizer is not None:
+        full, rate = _bytes_per_token({tokenizer.vocab_size: tokenizer}, spread(sample, ENCODED_BYTES))
+    else:
+        full = {size: length for size, length in lengths.items() if size in vocab_sizes} or {max(lengths): lengths[max(lengths)]}
     ngrams = counted(sample, held_out, seconds=COUNTING_SHARE * (seconds - (time.monotonic() - start)))
-    tokenizer = tokenizers.get(pilot.VOCAB_SIZE, tokenizers[max(tokenizers)])  # a short text has fewer tokens
-    small, bits = pilot.run_pilot(
-        tokenizer,
+    small_tokenizer = tokenizers.get(pilot.VOCAB_SIZE, tokenizers[max(tokenizers)])  # a short text has fewer tokens
+    training, bits = pilot.run_pilot(
+        small_tokenizer,
         spread(sample, PILOT_BYTES),
         held_out,
         unique_bytes=unique_bytes,
         seconds=seconds - (time.monotonic() - start),
     )
-    difficulty = Difficulty(small, bits, ngrams)
-    return TextFacts(
-        unique_bytes, full or {max(lengths): lengths[max(lengths)]}, difficulty, seconds_to_encode=unique_bytes * rate
-    )
+    if not math.isfinite(bits):  # the pilot has diverged
+        bits = min(ngrams.values())
+    difficulty = Difficulty(training, bits, ngrams, frequency_bits(sample.encode(), held_out.encode()))
+    return TextFacts(unique_bytes, full, difficulty, seconds_to_encode=unique_bytes * rate)
 
 
 def _bytes_per_token(tokenizers: Mapping[int, Tokenizer], text: str) -> tuple[dict[int, float], float]:

@@ -12,6 +12,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.formatting import format_duration
 from gpt_pretrain.training.budget.pace import DAMAGED_PLAN, Pace, read_points
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.lit_module import GPTLitModule
@@ -24,6 +25,7 @@ RECENT_SECONDS, RECENT_SHARE = 4.0, 0.03  # over which the machine's load is mea
 MOST_SLOWNESS = 12.0  # a process that waits for something else than a processor is not slow
 LEAST_GAIN, PATIENCE, LAST_SHARE = 1e-3, 3, 0.1  # of the validation loss; validations without it; steps of the decay after them
 FORWARD = 0.4  # of a step's time for the loss of the same tokens, without gradients
+DECAYED = 0.8  # of the schedule; before it, the learning rate is still high
 
 
 class KeepBudget(Callback):
@@ -36,6 +38,7 @@ class KeepBudget(Callback):
         pace: The steps of the schedule.
         seconds: The budget; infinite if the plan decides alone.
         began: The moment at which this process began.
+        longest: Steps beyond which more training would not help, so that the run ends before its time; None if unknown.
         validated: Tokens that are validated at the end of the run, as a multiple of those of a step.
         while_useful: Let the learning rate decay soon, and end, when the validation loss no longer falls.
         now: The clock.
@@ -48,6 +51,7 @@ class KeepBudget(Callback):
         *,
         seconds: float,
         began: float,
+        longest: int | None = None,
         validated: float = 0.0,
         while_useful: bool = False,
         now: Callable[[], float] = time.monotonic,
@@ -55,6 +59,7 @@ class KeepBudget(Callback):
     ) -> None:
         self.pace = pace
         self.seconds = seconds
+        self.longest = longest
         self.validated = validated
         self.while_useful = while_useful
         self._best, self._waited = math.inf, 0  # validation loss, and validations since it fell
@@ -84,6 +89,7 @@ class KeepBudget(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._first, self._ended, self._measured = trainer.global_step + FIRST_STEPS, None, []
+        self._prepared = self.elapsed()
         self._next_mark = self._mark_after(self.pace.progress(trainer.global_step))
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
@@ -111,6 +117,14 @@ class KeepBudget(Callback):
             out_of_time = False
         if step >= self.pace.last_step or out_of_time:
             self.has_ended = trainer.should_stop = True
+            if (share := self.pace.progress(step)) < DECAYED and ranks.is_main():
+                log.warning(
+                    "The time was over at %.0f %% of the schedule, so the learning rate has not decayed and the model could be "
+                    "better. Of budget=%s, %s had passed before the first step. Give it more time.",
+                    100 * share,
+                    f"{self.seconds:g}s",
+                    format_duration(self._prepared),
+                )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: GPTLitModule) -> None:
         if not self.while_useful or trainer.sanity_checking or math.isnan(pl_module.val_loss):
@@ -130,7 +144,8 @@ class KeepBudget(Callback):
         begin, start = self._measured[-2] if len(self._measured) > 4 else self._measured[0]
         rate = max((moment - start) / (step - begin), 1e-9)
         left = self.seconds - self.reserve() - self.elapsed()
-        self.pace.replan(step, ranks.broadcast(step + max(1, int(left / rate))))
+        last = step + max(1, int(left / rate))
+        self.pace.replan(step, ranks.broadcast(last if self.longest is None else min(last, self.longest)))
         self._measured.append((step, moment))
         self._next_mark = self._mark_after(self.pace.progress(step))
 
@@ -141,6 +156,7 @@ class KeepBudget(Callback):
         return {
             "points": [list(point) for point in self.pace.points],
             "total": self.pace.total,
+            "longest": self.longest,
             "spent": self.elapsed(),
             "ended": self.has_ended,
             "best": self._best,
@@ -158,6 +174,8 @@ class KeepBudget(Callback):
             raise UserError(DAMAGED_PLAN)
         self.pace.points, self.pace.total = points, points[0][2]
         self._spent = spent
+        if type(longest := state_dict.get("longest")) is int:
+            self.longest = longest
         best, waited = state_dict.get("best"), state_dict.get("waited")
         if type(best) is float and type(waited) is int and not math.isnan(best):
             self._best, self._waited = best, waited

@@ -47,15 +47,19 @@ class HealthMonitor:
         run: Settings of the run, which the remedies refer to.
         thresholds: The thresholds of the warning signs.
         baseline: Losses to compare with.
+        epoch_steps: Optimizer steps of a pass over the training set; infinite if it is not read twice.
 
     Attributes:
         findings: All findings so far.
     """
 
-    def __init__(self, run: TrainSettings, thresholds: DoctorSettings, baseline: BaselineLosses) -> None:
+    def __init__(
+        self, run: TrainSettings, thresholds: DoctorSettings, baseline: BaselineLosses, *, epoch_steps: float = math.inf
+    ) -> None:
         self.run = run
         self.thresholds = thresholds
         self.baseline = baseline
+        self.epoch_steps = epoch_steps
         self.findings: list[Finding] = []
         self._warmup = run.scheduler.warmup_steps
         self._present: set[str] = set()
@@ -89,11 +93,12 @@ class HealthMonitor:
         if len(evaluations) >= patience and current[2] < self._best[2]:
             self._best = current
         after_warmup = [evaluation for evaluation in evaluations if evaluation[0] >= self._warmup]
-        context: dict[str, Any] = {"run": self.run, "thresholds": self.thresholds}
+        common: dict[str, Any] = {"run": self.run, "thresholds": self.thresholds}
+        context = common | {"passes": step / self.epoch_steps}
         lasting = self._is_present("overfitting")
         self._update("overfitting", step, warning_signs.detect_overfitting(current, self._best, lasting=lasting, **context))
         self._update("gap", step, warning_signs.detect_gap(evaluations, lasting=self._is_present("gap"), **context))
-        context |= asdict(self.baseline)
+        context = common | asdict(self.baseline)
         self._update("stuck", step, warning_signs.detect_plateau(after_warmup, lasting=self._is_present("stuck"), **context))
 
     def observe_step(self, step: int, loss: float, norm: float | None) -> None:

@@ -12,6 +12,7 @@ from statistics import fmean, median
 
 from gpt_pretrain.config.schema import DoctorSettings, TrainSettings
 from gpt_pretrain.model.config import CUSTOM_KIND
+from gpt_pretrain.training.budget.choice import regularization_of
 
 Evaluation = tuple[int, float, float]  # optimizer step, training and validation loss in nats per token
 
@@ -61,13 +62,20 @@ def mean_evaluation(evaluations: Sequence[Evaluation]) -> Evaluation:
 
 
 def detect_overfitting(
-    current: Evaluation, best: Evaluation, *, lasting: bool, run: TrainSettings, thresholds: DoctorSettings
+    current: Evaluation,
+    best: Evaluation,
+    *,
+    lasting: bool,
+    passes: float,
+    run: TrainSettings,
+    thresholds: DoctorSettings,
 ) -> str | None:
     """Detect a validation loss that rises while the training loss falls; the sign lasts until a new lowest validation loss.
 
     Args:
         current: Mean of the last evaluations.
         best: Mean of those with the lowest validation loss so far.
+        passes: Over the training set until now.
     """
     (_, train, val), (best_step, best_train, best_val) = current, best
     diverged = val > MIN_RATIO * train and min(val - best_val, best_train - train) >= thresholds.overfitting
@@ -79,14 +87,30 @@ def detect_overfitting(
     return (
         f"Since about step {best_step} the validation loss has risen from {best_val:.3f} to {val:.3f}, while the training loss "
         f"has fallen from {best_train:.3f} to {train:.3f} (means of {thresholds.patience} evaluations). From that step on the "
-        "model memorizes its training text (overfitting). More text (data.path=...), a higher model.drop_rate "
-        f"({run.model.drop_rate:g} now) or a smaller model delays that; trainer.max_steps={best_step + 1} stops in time{stop}."
+        "model memorizes its training text (overfitting). More text (data.path=...), "
+        f"{_more_regularization(run, passes)} or a smaller model delays that; trainer.max_steps={best_step + 1} stops in time{stop}."
         f"{recipe}"
     )
 
 
-def detect_gap(evaluations: Sequence[Evaluation], *, lasting: bool, run: TrainSettings, thresholds: DoctorSettings) -> str | None:
-    """Detect a validation loss that is some multiple of the training loss in each of the last evaluations."""
+def _more_regularization(run: TrainSettings, passes: float) -> str:
+    """Name the dropout and the decay that a budget would choose for this many passes, or higher ones if the run has them."""
+    dropout, decay, head_decay = regularization_of(passes)
+    if dropout <= run.model.drop_rate:
+        return f"a higher model.drop_rate ({run.model.drop_rate:g} now)"
+    decays = f" optimizer.matrices.weight_decay={decay:g} optimizer.head.weight_decay={head_decay:g}"
+    settings = f"model.drop_rate={dropout:g}{decays if run.optimizer.decay == 'roles' else ''}"
+    return f"{settings} (as budget= chooses for {passes:.0f} passes over a text; model.drop_rate={run.model.drop_rate:g} now)"
+
+
+def detect_gap(
+    evaluations: Sequence[Evaluation], *, lasting: bool, passes: float, run: TrainSettings, thresholds: DoctorSettings
+) -> str | None:
+    """Detect a validation loss that is some multiple of the training loss in each of the last evaluations.
+
+    Args:
+        passes: Over the training set until now.
+    """
     last = evaluations[-thresholds.patience :]
     ratio = (1 + thresholds.gap) / 2 if lasting else thresholds.gap
     above = [val > ratio * train and val - train > MIN_GAP for _, train, val in last]
@@ -96,7 +120,7 @@ def detect_gap(evaluations: Sequence[Evaluation], *, lasting: bool, run: TrainSe
     return (
         f"The validation loss, {val:.3f}, is {val / train:.1f} times the training loss, {train:.3f}. The training text is too "
         "small for this model, or the validation set is text of another kind. More text (data.path=...) helps most; a smaller "
-        f"model or a higher model.drop_rate ({run.model.drop_rate:g} now) narrows the gap."
+        f"model or {_more_regularization(run, passes)} narrows the gap."
     )
 
 

@@ -1,0 +1,114 @@
+"""Keep what the user has typed: what a budget may still choose, and what contradicts it."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+from gpt_pretrain.config.schema import TrainSettings
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.tokenizers.base import Tokenizer
+from gpt_pretrain.tokenizers.bpe_training import TRAINED_NAME
+from gpt_pretrain.tokenizers.build import build_tokenizer
+from gpt_pretrain.tokenizers.fitting import with_end_of_text
+from gpt_pretrain.training.budget import choice
+from gpt_pretrain.training.budget.amount import parse_budget
+
+LENGTHS = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens", "trainer.max_time")
+ARCHITECTURE = ("emb_dim", "n_layers", "n_heads", "n_kv_heads", "kind", "context_length")  # of which a typed one keeps all
+
+
+def wanted_vocabularies(settings: TrainSettings, overridden: Set[str]) -> list[int]:
+    """Return the sizes of a vocabulary to choose from: the typed one, or those of the study; none if a tokenizer is typed."""
+    if has_typed_tokenizer(settings, overridden):
+        return []
+    typed = settings.tokenizer.vocab_size if is_typed("tokenizer.vocab_size", overridden) else None
+    return [*choice.VOCABULARIES] if typed is None else [typed]
+
+
+def has_typed_tokenizer(settings: TrainSettings, overridden: Set[str]) -> bool:
+    """Return True if the user has typed a tokenizer that is ready, and need not be trained on the text."""
+    return "tokenizer.name" in overridden and settings.tokenizer.name != TRAINED_NAME
+
+
+def typed_tokenizer(settings: TrainSettings, overridden: Set[str]) -> Tokenizer | None:
+    """Build the tokenizer that the user has typed; None if it is to be trained.
+
+    Raises:
+        UserError: If it cannot be built.
+    """
+    ready = has_typed_tokenizer(settings, overridden)
+    return with_end_of_text(build_tokenizer(settings.tokenizer.name)) if ready else None
+
+
+def unstudied(settings: TrainSettings, overridden: Set[str], config: GPTConfig) -> list[str]:
+    """List the typed settings that no training of the study had, so that the law cannot say what they change."""
+    found = {
+        f"model.kind={config.kind}": config.kind != "modern",
+        f"model.context_length={config.context_length}": config.context_length != choice.CONTEXT,
+        f"optimizer={settings.optimizer.name}": settings.optimizer.name != "muon",
+        f"scheduler={settings.scheduler.name}": is_typed("scheduler.name", overridden)
+        and settings.scheduler.name != "warmup_stable_decay",
+        f"a vocabulary of {config.vocab_size:,} tokens": config.vocab_size > max(choice.VOCABULARIES),
+    }
+    return [name for name, is_other in found.items() if is_other]
+
+
+def allowed_architectures(settings: TrainSettings, overridden: Set[str], text: choice.TextFacts) -> list[GPTConfig]:
+    """Return the models that the typed settings leave to choose from."""
+    sizes = [*text.bytes_per_token]
+    if not any(is_typed(f"model.{name}", overridden) for name in ARCHITECTURE):
+        return choice.architectures(sizes)
+    return [GPTConfig(vocab_size=size, **vars(settings.model)) for size in sizes]
+
+
+def is_typed(name: str, overridden: Set[str]) -> bool:
+    """Return True if the user has typed this setting or a group around it.
+
+    The options of `data` and `trainer` only say where the text is and which devices train.
+    """
+    parts = name.split(".")
+    return any(".".join(parts[: n + 1]) in overridden for n in range(parts[0] in ("data", "trainer"), len(parts)))
+
+
+def check_lengths(settings: TrainSettings, overridden: Set[str]) -> None:
+    """Check that the budget alone decides how long the run is.
+
+    Raises:
+        UserError: If another setting is typed that does.
+    """
+    problems = [
+        f"{name} and budget={settings.budget} both decide how long the run is. Leave out one of them."
+        for name in LENGTHS
+        if name in overridden
+    ]
+    if problems:
+        raise UserError(problems)
+
+
+def check_budget(settings: TrainSettings, overridden: Set[str]) -> None:
+    """Check a new run's budget, and that no other setting contradicts it.
+
+    Raises:
+        UserError: If that is so.
+    """
+    assert settings.budget is not None
+    parse_budget(settings.budget)
+    check_lengths(settings, overridden)
+    problems = []
+    if settings.init_from is not None:
+        problems.append(
+            "budget= chooses a new model, and init_from= brings one. Leave out one of them; trainer.max_time= ends a run."
+        )
+    problems += [
+        f"budget= knows the program's own parts alone, and {group}._target_ brings yours. Leave out one of them."
+        for group in settings.custom
+    ]
+    if settings.data.name in ("shards", "mixture"):
+        problems.append(f"budget= chooses a vocabulary for a text, but data={settings.data.name} is none. Set trainer.max_time=.")
+    if "experiment" in overridden:
+        problems.append("experiment= and budget= both choose the settings of a run. Leave out one of them.")
+    if "debug" in overridden:
+        problems.append("debug= and budget= both choose the settings of a run. Leave out one of them.")
+    if problems:
+        raise UserError(problems)
