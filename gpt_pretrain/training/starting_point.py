@@ -29,7 +29,7 @@ from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.tokenizers.bpe_training import TRAINED_NAME
 from gpt_pretrain.tokenizers.build import build_tokenizer, is_tokenizer_name, same_tokenizer
 from gpt_pretrain.tokenizers.fitting import TooManyTokensError
-from gpt_pretrain.training.budget.amount import parse_budget
+from gpt_pretrain.training.budget.amount import Budget, parse_budget
 from gpt_pretrain.training.budget.pace import DAMAGED_PLAN, Pace, read_points
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.resume import newest_checkpoint, read_resumable, restore_settings
@@ -149,6 +149,16 @@ def _has_spent(content: Mapping[str, Any]) -> bool:
     return isinstance(state, dict) and state.get("ended") is True
 
 
+def _what_ended(budget: Budget, content: Mapping[str, Any]) -> str:
+    """Return why a run with a budget has nothing left to train."""
+    state = content["callbacks"]["KeepBudget"]
+    points = read_points(state.get("points"))
+    if budget.seconds < math.inf and points is not None and state.get("longest") == points[-1][2]:
+        return "more training of its model on this text would not help. More text would, in a new run."
+    spent = short_repr(content["config"].get("budget"))
+    return f"it has spent budget={spent}, and its learning rate has decayed. A longer training is a new run with a larger budget."
+
+
 def from_weights(settings: TrainSettings, overridden: Set[str]) -> StartingPoint:
     """Open the weights that `init_from` names, and adapt the settings of model and tokenizer to them.
 
@@ -213,12 +223,8 @@ def _check_incomplete(settings: TrainSettings, content: dict[str, Any]) -> None:
     epochs, steps, trainer = int(progress["processed"]), int(content["global_step"]), settings.trainer
     limit = reached_limit(trainer, steps=steps, tokens=int(content["tokens_seen"])) if settings.budget is None else None
     if settings.budget is not None and _has_spent(content):
-        parse_budget(settings.budget)
-        spent = short_repr(content["config"].get("budget"))
         raise AlreadyCompleteError(
-            f"{settings.run_dir} is complete: it has spent budget={spent}, and its learning rate has decayed. A longer training "
-            "is a new run with a larger budget.",
-            result=_best_of(content),
+            f"{settings.run_dir} is complete: {_what_ended(parse_budget(settings.budget), content)}", result=_best_of(content)
         )
     if limit is None and trainer.max_tokens is None and epochs >= trainer.max_epochs:
         limit = "max_epochs"

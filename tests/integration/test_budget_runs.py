@@ -42,6 +42,8 @@ def test_a_resumed_run_equals_an_undisturbed_one(train: Train, tmp_path: Path, b
     train("budget=12000 tokens", base=base, run_dir=tmp_path / "whole")
     with machine_going_away(at_step=12):
         train("budget=12000 tokens", "checkpoint.every_n_steps=5", base=base, run_dir=tmp_path / "run")
+    with pytest.raises(UserError, match="trainer.max_steps and budget=12000 tokens both decide"):
+        train(f"resume={tmp_path / 'run'}", "trainer.max_steps=5", base=base[-1:], run_dir=tmp_path / "run")
     train(f"resume={tmp_path / 'run'}", base=base[-1:], run_dir=tmp_path / "run")
     whole, resumed = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "run")
     assert whole["global_step"] == resumed["global_step"]
