@@ -529,3 +529,10 @@ def test_a_start_that_takes_the_whole_time_is_said(caplog):
     caplog.clear()
     run_with_clock(120.0, lambda step: 0.05, planned=2200)
     assert not caplog.text
+
+
+def test_a_text_is_good_for_some_passes_only():
+    for n_bytes in (20_000, 1_000_000, 50_000_000):
+        chosen = choose(n_bytes, Budget(seconds=120.0))
+        passes = choice.longest_steps(chosen) * chosen.passes / chosen.steps
+        assert passes == pytest.approx(max(choice.USEFUL_PASSES, chosen.passes), rel=0.02)

@@ -143,7 +143,7 @@ def decide(
         f"same as {_command(settings, taken, chosen, overridden)}",
     ]
     values = {name: decision.value for name, decision in taken.items()}
-    longest = longest or choice.longest_steps(chosen, text, budget, limits, speed, law)
+    longest = longest or choice.longest_steps(chosen)
     return {"settings": values, "steps": chosen.steps, "longest": longest, "lines": lines}
 
 
