@@ -536,3 +536,14 @@ def test_a_text_is_good_for_some_passes_only():
         chosen = choose(n_bytes, Budget(seconds=120.0))
         passes = choice.longest_steps(chosen) * chosen.passes / chosen.steps
         assert passes == pytest.approx(max(choice.USEFUL_PASSES, chosen.passes), rel=0.02)
+
+
+def test_a_run_uses_the_time_that_is_left_as_far_as_its_text_is_good_for_it():
+    limits = dataclasses.replace(LIMITS, seconds=600.0)
+    chosen = choose(100_000, Budget(seconds=600.0), limits)
+    filled = choice.filled(chosen, text_of(100_000), limits, LAW)
+    assert chosen.seconds < 0.5 * 600
+    assert filled.steps > chosen.steps and filled.seconds <= 600 and filled.passes <= 32.1
+    assert filled.expected <= chosen.expected
+    endless = dataclasses.replace(limits, seconds=math.inf)
+    assert choice.filled(chosen, text_of(100_000), endless, LAW) is chosen

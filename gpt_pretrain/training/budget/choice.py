@@ -226,6 +226,16 @@ def longest_steps(chosen: Candidate) -> int:
     return max(chosen.steps, int(chosen.steps * USEFUL_PASSES / chosen.passes))
 
 
+def filled(chosen: Candidate, text: TextFacts, limits: Limits, law: Law) -> Candidate:
+    """Return a run with the steps that its time allows and its text is good for: the time is there, and a little is gained."""
+    step = chosen.seconds / chosen.steps
+    if limits.seconds == math.inf or (steps := min(longest_steps(chosen), int(limits.seconds / step))) <= chosen.steps:
+        return chosen
+    training = replace(chosen.training, trained_bytes=chosen.training.trained_bytes * steps / chosen.steps)
+    expected = law.bits_per_byte(training, text.difficulty)
+    return replace(chosen, steps=steps, seconds=steps * step, training=training, expected=expected)
+
+
 def limit_of(chosen: Candidate, refused: Mapping[str, Candidate], limits: Limits, budget: Budget) -> str:
     """Return what would have to grow for a clearly lower loss: "memory", "disk", "time", "the budget" or "text"."""
     for reason, candidate in refused.items():

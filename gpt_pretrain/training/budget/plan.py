@@ -126,11 +126,13 @@ def decide(
     law = fitted_law()
     chosen, refused = _choose(settings, overridden, budget, text, limits, speed, law)
     limit = choice.limit_of(chosen, refused, limits, budget)
-    decisions = decided_settings(chosen, text, limit)
-    others, longest = unstudied(settings, overridden, chosen.config), 0
     if isinstance(chosen, PublishedCandidate):
         others, longest = [format_si(num_parameters(chosen.config), "parameters")], chosen.most_steps
-        decisions |= published_settings(chosen, settings)
+        decisions = decided_settings(chosen, text, limit) | published_settings(chosen, settings)
+    else:
+        others, longest = unstudied(settings, overridden, chosen.config), choice.longest_steps(chosen)
+        chosen = choice.filled(chosen, text, limits, law)
+        decisions = decided_settings(chosen, text, limit)
     taken = {name: one for name, one in decisions.items() if not is_typed(name, overridden)}
     if has_typed_tokenizer(settings, overridden):
         taken.pop("tokenizer.vocab_size", None)
@@ -143,7 +145,6 @@ def decide(
         f"same as {_command(settings, taken, chosen, overridden)}",
     ]
     values = {name: decision.value for name, decision in taken.items()}
-    longest = longest or choice.longest_steps(chosen)
     return {"settings": values, "steps": chosen.steps, "longest": longest, "lines": lines}
 
 
