@@ -5,8 +5,8 @@ python -m benchmarks budget [TEXT ...] trains on the first nine tenths of each t
 - `python train.py budget=TIME`;
 - nanoGPT's recipes for characters, for a CPU and for a GPU, with the schedule cut to the time and no evaluation; see
   `nanogpt_recipe.py`. The start of Python and the final evaluation are not part of their time;
-- `python train.py` with its defaults, with model=tiny and with model=gpt2_124m, ended by trainer.max_time. The start of the program
-  and the end of the run are not part of their time;
+- `python train.py` with its defaults, with model=tiny and with model=gpt2_124m, ended by trainer.max_time. The start of the
+  program and the end of the run are not part of their time;
 - the best of twenty trainings that Optuna chooses, each with budget=TIME and everything else typed: twenty times the time. Only
   --subjects asks for it.
 
@@ -215,7 +215,15 @@ def _score(task: Task, run_dir: Path) -> float:
     scored = task.run_dir.with_name(f"{task.run_dir.name}-scored")
     checkpoint = run_dir / "checkpoints" / "best.ckpt"
     data = ["data=text", f"data.path={task.text.held_out}", f"data.cache_dir={task.run_dir.parent / 'cache'}"]
-    run([sys.executable, str(ROOT / "evaluate.py"), f"checkpoint={quote_value(str(checkpoint))}", *data, f"hydra.run.dir={scored}"])
+    run(
+        [
+            sys.executable,
+            str(ROOT / "evaluate.py"),
+            f"checkpoint={quote_value(str(checkpoint))}",
+            *data,
+            f"hydra.run.dir={scored}",
+        ]
+    )
     content = json.loads((scored / "results.json").read_text(encoding="utf-8"))
     return float(content["models"][0]["bits_per_byte"]["value"])
 

@@ -132,7 +132,7 @@ def leave_texts_out(cases: Sequence[Case]) -> dict[str, np.ndarray]:
 
 
 def held(cases: Sequence[Case]) -> dict[str, tuple[int, int]]:
-    """Return for each text how many of its results the interval holds whose law and width are without it, and how many there are."""
+    """Return for each text how many of its results are within the interval of a law without it, and how many there are."""
     found = {}
     for text in dict.fromkeys(case.text for case in cases):
         others, own = [case for case in cases if case.text != text], [case for case in cases if case.text == text]

@@ -42,7 +42,7 @@ def test_a_resumed_run_equals_an_undisturbed_one(train: Train, tmp_path: Path, b
     train("budget=12000 tokens", base=base, run_dir=tmp_path / "whole")
     with machine_going_away(at_step=12):
         train("budget=12000 tokens", "checkpoint.every_n_steps=5", base=base, run_dir=tmp_path / "run")
-    with pytest.raises(UserError, match="trainer.max_steps and budget=12000 tokens both decide"):
+    with pytest.raises(UserError, match=r"trainer\.max_steps and budget=12000 tokens both decide"):
         train(f"resume={tmp_path / 'run'}", "trainer.max_steps=5", base=base[-1:], run_dir=tmp_path / "run")
     train(f"resume={tmp_path / 'run'}", base=base[-1:], run_dir=tmp_path / "run")
     whole, resumed = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "run")
@@ -68,9 +68,7 @@ def test_only_one_setting_decides_the_length(train: Callable[..., float], base: 
 
 
 @pytest.mark.parametrize("typed", ["tokenizer=byte", "model=tiny"])
-def test_a_typed_tokenizer_or_model_is_kept(
-    train: Train, tmp_path: Path, base: list[str], printed: Printed, typed: str
-) -> None:
+def test_a_typed_tokenizer_or_model_is_kept(train: Train, tmp_path: Path, base: list[str], printed: Printed, typed: str) -> None:
     train("budget=12000 tokens", typed, base=base)
     settings, shown = read_yaml(tmp_path / "run" / "config.yaml", within=tmp_path), "\n".join(printed())
     if typed == "model=tiny":
@@ -92,7 +90,7 @@ def test_a_disk_or_a_memory_that_is_too_small_is_said_or_chosen_for(
     monkeypatch.setattr(machine, "available_memory", lambda: 1 << 20)
     with pytest.raises(UserError, match="no model fits into the memory"):
         train("budget=12000 tokens", base=base)
-    with pytest.raises(UserError, match="the typed data.batch_size does not fit into the memory"):
+    with pytest.raises(UserError, match=r"the typed data\.batch_size does not fit into the memory"):
         train("budget=12000 tokens", "data.batch_size=4", base=base)
     monkeypatch.setattr(machine, "available_memory", lambda: 40 << 20)
     train("budget=12000 tokens", base=base)

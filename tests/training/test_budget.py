@@ -472,7 +472,7 @@ def test_little_is_expected_of_noise():
     noise = dataclasses.replace(DIFFICULTY, bits=6.01, ngrams={20_000: 7.4, 500_000: 6.9}, frequencies=6.0)
     larger = Training(1e6, 1024, 1e6, 4e6)
     assert LAW.bits_per_byte(larger, noise) > 0.97 * 6.01
-    assert LAW.bits_per_byte(larger, dataclasses.replace(noise, frequencies=9.0)) < 0.85 * 6.01
+    assert LAW.bits_per_byte(larger, dataclasses.replace(noise, frequencies=9.0)) < 0.9 * 6.01
     assert dataclasses.replace(DIFFICULTY, frequencies=4.6).gain == 1.0
     assert 0 < dataclasses.replace(DIFFICULTY, frequencies=0.0).gain < 1
 
@@ -503,7 +503,7 @@ def test_published_rules_choose_for_budgets_far_beyond_the_study():
         (20_000_000_000, Budget(seconds=7200.0), dataclasses.replace(LIMITS, seconds=7200.0), SPEED),
         (5_000_000, Budget(seconds=3600.0), GPU, FAST),
         (20_000_000_000, Budget(), dataclasses.replace(GPU, seconds=math.inf), FAST),
-        (20_000_000_000, Budget(seconds=3600.0), dataclasses.replace(GPU, memory=1 << 30), FAST),
+        (20_000_000_000, Budget(seconds=3600.0), dataclasses.replace(GPU, memory=100 << 20), FAST),
         (20_000_000_000, Budget(seconds=3600.0), dataclasses.replace(GPU, seconds=-1.0), FAST),
     ],
     ids=["slow", "little text", "auto", "little memory", "no time"],

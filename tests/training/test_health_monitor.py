@@ -272,7 +272,10 @@ def test_unknown_norms_are_ignored(make_monitor: Make) -> None:
     ("overrides", "advice"),
     [
         (["model.drop_rate=0"], "model.drop_rate=0.2 (as budget= chooses for 5 passes over a text; model.drop_rate=0 now)"),
-        (["model.drop_rate=0", "optimizer=muon"], "optimizer.matrices.weight_decay=0.2 optimizer.head.weight_decay=1 (as budget="),
+        (
+            ["model.drop_rate=0", "optimizer=muon"],
+            "optimizer.matrices.weight_decay=0.2 optimizer.head.weight_decay=1 (as budget=",
+        ),
         (["model.drop_rate=0.3"], "a higher model.drop_rate (0.3 now)"),
     ],
     ids=range(3),

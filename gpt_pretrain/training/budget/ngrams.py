@@ -29,7 +29,6 @@ def ngram_bits(train: bytes, held_out: bytes) -> float:
     return float(-np.log2(probability).mean())
 
 
-
 def frequency_bits(train: bytes, held_out: bytes) -> float:
     """Return the bits per byte of held-out text by the frequencies of single bytes, each counted once more than it occurs."""
     counts = np.bincount(np.frombuffer(train, np.uint8), minlength=256) + 1.0

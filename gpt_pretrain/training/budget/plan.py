@@ -12,7 +12,6 @@ from typing import Any
 from gpt_pretrain.config.overrides import quote_value
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.costs import num_parameters
 from gpt_pretrain.system.formatting import format_duration, format_si
 from gpt_pretrain.system.reading import short_repr
@@ -231,7 +230,9 @@ def _expectation(chosen: choice.Candidate, text: choice.TextFacts, others: list[
             f"limited by {limit}"
         )
     low, high = fitted_law().interval(chosen.training, text.difficulty)
-    return f"expect  {chosen.expected:.2f} bits per byte, in nine of ten cases between {low:.2f} and {high:.2f}; limited by {limit}"
+    return (
+        f"expect  {chosen.expected:.2f} bits per byte, in nine of ten cases between {low:.2f} and {high:.2f}; limited by {limit}"
+    )
 
 
 def _too_small(
@@ -276,7 +277,9 @@ def _shown(value: Any) -> str:
 
 
 def _command(settings: TrainSettings, taken: Mapping[str, Decision], chosen: choice.Candidate, overridden: Set[str]) -> str:
-    typed = sorted(name.removesuffix(".name") for name in overridden - {"budget", "data", "data.path", "plan"} if "hydra" not in name)
+    typed = sorted(
+        name.removesuffix(".name") for name in overridden - {"budget", "data", "data.path", "plan"} if "hydra" not in name
+    )
     path = [] if settings.data.path is None else [f"data.path={quote_value(settings.data.path)}"]
     values = {name: one.value for name, one in taken.items() if one.value != _get(settings, name)}
     values = {name: value for name, value in values.items() if not name.startswith(("trainer.max_", "doubts."))}

@@ -51,7 +51,9 @@ def published_choice(
         return None
     chosen = None
     for config in _architectures(max(text.bytes_per_token)):
-        found = next((one for one in _batches(config, text, budget, limits, speed, law) if choice.fits(one, limits) is None), None)
+        found = next(
+            (one for one in _batches(config, text, budget, limits, speed, law) if choice.fits(one, limits) is None), None
+        )
         if found is None or found.steps * found.step_tokens < TOKENS_PER_PARAMETER * matmul_parameters(config):
             break
         chosen = found

@@ -88,7 +88,8 @@ def detect_overfitting(
         f"Since about step {best_step} the validation loss has risen from {best_val:.3f} to {val:.3f}, while the training loss "
         f"has fallen from {best_train:.3f} to {train:.3f} (means of {thresholds.patience} evaluations). From that step on the "
         "model memorizes its training text (overfitting). More text (data.path=...), "
-        f"{_more_regularization(run, passes)} or a smaller model delays that; trainer.max_steps={best_step + 1} stops in time{stop}."
+        f"{_more_regularization(run, passes)} or a smaller model delays that; trainer.max_steps={best_step + 1} stops in "
+        f"time{stop}."
         f"{recipe}"
     )
 
