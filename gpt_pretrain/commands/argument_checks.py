@@ -21,7 +21,7 @@ from gpt_pretrain.commands.custom_options import custom_groups, is_custom_field
 from gpt_pretrain.commands.hydra_grammar import setting_values, to_hydra_override
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.free_text import FREE_TEXTS, plain_value
-from gpt_pretrain.config.overrides import override_key, short_form
+from gpt_pretrain.config.overrides import override_key, short_form, takes_unit
 from gpt_pretrain.config.schema import EvaluateSettings, GenerateSettings, ServeSettings, TrainSettings
 from gpt_pretrain.config.setting_names import (
     CONF,
@@ -52,6 +52,8 @@ PATHS = {"data.path", "data.url", "data.cache_dir", "run_dir", "hydra.run.dir", 
 TOGETHER = {"logger", "callbacks"}  # groups of which a run can have several options
 WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/].*")
 AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kmbg])", re.IGNORECASE)
+FRACTION = re.compile(r"\d+,\d+(e-?\d+)?\s*[a-z]*", re.IGNORECASE)  # with a decimal comma
+GROUPED = re.compile(r"\d{1,3}(,\d{3})+")  # with commas between thousands
 
 
 def argument_problems(arguments: Arguments, *, script: str) -> list[str]:
@@ -164,10 +166,13 @@ def _several_values(shown: str, key: str, hint: Any, *, is_group: bool) -> str:
     listed = quote_word("{}=[{}]".format(*shown.split("=", 1)))
     if get_origin(hint) is list:
         return f"{shown}: must be {describe_type(hint)}. Type {listed}"
-    fraction = hint in (float, float | None) and re.fullmatch(r"\w+\.?\w*=\d+,\d+(e-?\d+)?", shown)
-    point = " A decimal fraction is written with a point." * bool(fraction)
+    name, _, typed = shown.partition("=")
+    grouped = bool(GROUPED.fullmatch(typed)) and hint not in (float, float | None)
+    number = f" A number is typed without commas: {name}={typed.replace(',', '')}" * grouped
+    fraction = (hint in (float, float | None) or takes_unit(key)) and FRACTION.fullmatch(typed) and not grouped
+    point = f" A decimal fraction is typed with a point: {quote_word(shown.replace(',', '.'))}" * bool(fraction)
     single = f" All of them in one run: {listed}" if key in TOGETHER else " A single run has one of them." * is_group
-    return f"{shown}: only a sweep tries several values. Add -m.{point}{single}"
+    return f"{shown}: only a sweep tries several values. Add -m.{point}{number}{single}"
 
 
 def _text_problem(key: str, value: str, shown: str) -> str | None:

@@ -19,6 +19,8 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.environment import user_path
 
 END_OF_OPTIONS = "--"
+# Settings for which an empty text would be the current folder, and what to type.
+PLACES = {"out": "PATH", "checkpoint": "PATH", "tokenizer": "NAME", "dataset": "NAME"}
 
 Settings = TypeVar("Settings")
 
@@ -114,11 +116,16 @@ def _apply(config: DictConfig, overrides: list[str], names: list[str], schema: t
             what = "setting or file" if override.startswith("--") else "setting"
             problems.append(f"{override}: there is no such {what}. {_nearest_names(name.removeprefix('--'), names)}")
             continue
+        hint = get_type_hints(schema)[name]
+        if value == "" and name in PLACES:
+            problems.append(f"{override} has no value. Type {override}{PLACES[name]}")
+            continue
         try:
             config[name] = None if value == "null" else expand_amounts(override).partition("=")[2]
         except OmegaConfBaseException:
-            problems.append(f"{override}: must be {describe_type(get_type_hints(schema)[name])}.")
-    missing = [name for name in names if OmegaConf.is_missing(config, name) and name not in overrides]
+            problems.append(f"{override}: must be {describe_type(hint)}.")
+    typed = {override.partition("=")[0] for override in overrides}
+    missing = [name for name in names if OmegaConf.is_missing(config, name) and name not in typed]
     problems += [f"{name}= is missing. --help explains the settings." for name in missing]
     if problems:
         raise UserError(problems)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import get_type_hints
 
 from gpt_pretrain.config.free_text import FREE_TEXTS
-from gpt_pretrain.config.overrides import find_override, full_form, override_key, short_form
+from gpt_pretrain.config.overrides import find_override, full_form, override_key, short_form, takes_unit
 from gpt_pretrain.config.schema import EvaluateSettings, GenerateSettings, ServeSettings, TrainSettings
 from gpt_pretrain.config.setting_names import CONF, find_type, nearest, nearest_settings, script_groups
+from gpt_pretrain.system.amounts import is_quantity
 from gpt_pretrain.system.shell import quote_word
-from gpt_pretrain.training.budget.amount import FORM
 
 MULTIRUN_FLAGS = {"-m", "--multirun"}
 SINGLE_FLAGS = MULTIRUN_FLAGS | {
@@ -142,8 +142,8 @@ def explain_stray(before: str, words: list[str], *, script: str) -> str:
             return f"{text}: a setting is written with an equals sign. Type {quote_word(f'{known}={value}')}"
         if known is not None:
             return f"{word}: this setting has no value. Type {known}={_example(known, script)}"
-    if key == "budget" and not FORM.fullmatch(word):  # a unit, and not one more budget
-        return f"{text}: a budget with a space needs quotation marks. Type {quote_word(f'{before} {text}')}"
+    if takes_unit(key) and is_quantity(f"{before.partition('=')[2]} {text}"):
+        return f"{text}: a value with a space needs quotation marks. Type {quote_word(f'{before} {text}')}"
     if "=" in before and key not in FREE_TEXTS:
         whole = f"{before.rstrip(',')},{','.join(one.strip(',') for one in words)}"
         return f'{text}: several values of a setting are written as one word. Type "{whole}"'

@@ -17,6 +17,7 @@ def generate_warnings(settings: GenerateSettings, sampler: SamplerConfig) -> Ite
     found = (
         sampler.unused_settings(),
         equal_samples(settings),
+        unused_seed(settings),
         unused_prompts(settings),
         curly_marks(settings),
         unread_escapes(settings),
@@ -33,6 +34,16 @@ def equal_samples(settings: GenerateSettings) -> str | None:
     return (
         f"n_samples={settings.n_samples} makes the same text {settings.n_samples} times, since sampler.temperature=0 always "
         "takes the most likely token. Set a temperature above 0, such as sampler.temperature=0.7"
+    )
+
+
+def unused_seed(settings: GenerateSettings) -> str | None:
+    """Return a sentence about a typed seed of choices that are not random; None if they are."""
+    if "seed" not in overridden_keys() or settings.sampler.temperature > 0:
+        return None
+    return (
+        f"seed={settings.seed} has no effect at sampler.temperature=0, which always takes the most likely token. Set a "
+        "temperature above 0, such as sampler.temperature=0.7"
     )
 
 

@@ -13,7 +13,7 @@ Usage: gpt-pretrain prepare INPUT [INPUT ...] out=FOLDER [setting=value ...]
   document_separator  string between the documents of a text file, for example "<|endoftext|>" or "\\n\\n\\n"
                       (default: each file is one document)
   tokenizer           gpt2 (default), byte, cl100k_base, a folder or file with a vocabulary, a hub model ...
-  shard_tokens        maximum number of tokens per shard (default: 100000000)
+  shard_tokens        maximum number of tokens per shard (default: 100M)
   val_fraction        share of the documents for the validation set, selected by the hash of their text (default: 0.01)
   val_tokens          minimum number of tokens in the validation set, instead of val_fraction
   dedup               none (default) or exact: leave out documents that have the same text as an earlier one
@@ -22,7 +22,7 @@ Usage: gpt-pretrain prepare INPUT [INPUT ...] out=FOLDER [setting=value ...]
                       UTF-8 ...); the corpus is then incomplete, and the exit code 3 (default: 0, which stops the command)
   workers             number of worker processes (default: one per core); with executor=slurm or ray, per task (default: 1)
   executor            local, slurm or ray: encode with this executor of datatrove, in tasks=N groups of files (for SLURM
-                      also set slurm_partition=NAME and slurm_time=20:00:00); this process waits, then writes the shards
+                      also set slurm_partition=NAME and slurm_time=20h); this process waits, then writes the shards
   report              true, or --report: print document lengths, compression and excerpts; also works for a complete corpus
   overwrite           true: replace the corpus in out; an interruption can be resumed too
 
@@ -32,10 +32,14 @@ interruptions: the same inputs and settings always give the same bytes.
 
 from __future__ import annotations
 
+import sys
+
 from gpt_pretrain.commands.arguments import parse_arguments
+from gpt_pretrain.commands.unused_arguments import unused_arguments
 from gpt_pretrain.config.command_schema import PrepareSettings
 from gpt_pretrain.config.validation import prepare_problems
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.terminal import print_escaped
 
 EXIT_INCOMPLETE = 3
 
@@ -51,4 +55,6 @@ def prepare_command(arguments: list[str]) -> int:
 
     if problems := prepare_problems(settings):
         raise UserError(problems)
+    for sentence in unused_arguments(settings):
+        print_escaped(sentence, file=sys.stderr)
     return 0 if prepare_corpus(settings) else EXIT_INCOMPLETE

@@ -7,11 +7,11 @@ Usage: gpt-pretrain tokenizer INPUT [INPUT ...] out=FOLDER [vocab_size=4096] [se
   vocab_size          number of tokens, with the 256 bytes and the special tokens (default: 4096)
   pattern             how a text is divided into words: as by cl100k_base (default), or by gpt2
   special_tokens      names of further special tokens, separated by commas; <|endoftext|> always is one, and the last token
-  sample_bytes        text to train on (default: 50000000); of a larger corpus, a sample is taken
+  sample_bytes        size of the text to train on, such as 200MB (default: 50MB); of a larger corpus, a sample is taken
   val_fraction        share of the pieces to hold out for the report, selected by the hash of their text (default: 0.01)
   trial               settings of train.py, such as trial="model=tiny optimizer.lr=1e-3": train this model for a short time with
                       vocabularies of five sizes, and suggest the size with the lowest predicted bits per byte
-  trial_minutes       time for these trainings (default: 10)
+  trial_minutes       time for these trainings, such as 30 or 1h (default: 10)
   dataset             read a dataset instead of files: a name or path for the package datasets, which streams it;
                       select a part with dataset_config=NAME and dataset_split=NAME (default: train)
   text_field          field of a JSON record, or column of a table, that contains the text (default: text)
@@ -31,6 +31,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from gpt_pretrain.commands.arguments import parse_arguments
+from gpt_pretrain.commands.unused_arguments import unused_arguments
 from gpt_pretrain.config.command_schema import VocabularySettings
 from gpt_pretrain.config.validation import train_problems, vocabulary_problems
 from gpt_pretrain.errors import UserError
@@ -60,6 +61,8 @@ def tokenizer_command(arguments: list[str]) -> None:
         problems += found
     if problems:
         raise UserError(problems)
+    for sentence in unused_arguments(settings):
+        _print_progress(sentence)
     samples = train_vocabulary(settings)
     if trial is None:
         print_escaped('To have a size suggested from ten minutes of short trainings: trial="model=tiny"')

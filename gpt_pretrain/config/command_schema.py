@@ -45,9 +45,9 @@ class VocabularySettings(InputSettings):
     vocab_size: int = 4096  # tokens, with the 256 bytes and the special tokens
     pattern: str = "cl100k"  # how a text is divided into words: as by cl100k_base, or by gpt2
     special_tokens: str = ""  # names of further special tokens, separated by commas
-    sample_bytes: int = 50_000_000  # text to train on, in bytes
+    sample_bytes: int = 50_000_000  # size of the text to train on
     trial: str | None = None  # settings of train.py of the model to find the best size for; null: no trainings
-    trial_minutes: float = 10.0  # time for these trainings
+    trial_minutes: float = 10.0  # time for these trainings, in minutes
 
 
 @dataclass
@@ -63,7 +63,7 @@ class PrepareSettings(InputSettings):
     executor: str | None = None  # datatrove's executor: local, slurm or ray; null: this process and its workers
     tasks: int | None = None  # tasks for the executor; null: one for each file
     slurm_partition: str | None = None  # partition, for executor=slurm
-    slurm_time: str = "20:00:00"  # time limit of a task, HH:MM:SS
+    slurm_time: str = "20:00:00"  # time limit of a task, such as 20h or HH:MM:SS
     report: bool = False  # print statistics and examples
     overwrite: bool = False  # delete the corpus in out first
 

@@ -4,28 +4,42 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from decimal import Decimal
 
 from gpt_pretrain.config.conversion import escape_interpolation
+from gpt_pretrain.system.amounts import parse_amount, parse_duration
 
 # What a run from existing weights overrides if it names no model: the defaults are the recipe of a new one.
 FINE_TUNING = ("optimizer=adamw", "scheduler=constant", "model.drop_rate=0.1")
-AMOUNT_ENDINGS = ("_tokens", "_steps", "_bytes")  # of settings whose integer may be typed as 1e9
-AMOUNT = re.compile(r"(?<![\w.])\d+(\.\d+)?[eE]\+?\d+(?![\w.])")
+# The endings of settings that may be typed with a unit, and the unit of their value: a noun, or a number of seconds.
+AMOUNT_ENDINGS = {"_tokens": "tokens", "_steps": "steps", "_bytes": "bytes"}
+DURATION_ENDINGS = {"_minutes": 60, "_seconds": 1, "remote.timeout": 1}
+QUANTITY = re.compile(r"(?<![\w.])[0-9][\w.+:]*(?:\s+[\w.]+)*")
+PLAIN_NUMBER = re.compile(r"[\d_.]+")
 MAX_AMOUNT_DIGITS = 18  # more would not fit into 64 bits
 
 
+def takes_unit(key: str) -> bool:
+    """Return whether the value of a setting is a duration or an amount, which may have a unit."""
+    return key in ("budget", "trainer.max_time") or key.endswith((*AMOUNT_ENDINGS, *DURATION_ENDINGS))
+
+
 def expand_amounts(override: str) -> str:
-    """Write amounts of tokens, steps or bytes such as 1e9 as integers, because OmegaConf refuses a float there."""
-    key, equals, value = override.partition("=")
-    if not override_key(override).endswith(AMOUNT_ENDINGS):
-        return override
+    """Write durations and amounts such as 1h30m, 1e9 or 50GB as plain numbers in the unit of their setting."""
+    name, equals, value = override.partition("=")
+    key = override_key(override)
+    nouns = [noun for ending, noun in AMOUNT_ENDINGS.items() if key.endswith(ending)]
+    units = [seconds for ending, seconds in DURATION_ENDINGS.items() if key.endswith(ending)]
 
-    def digits(match: re.Match[str]) -> str:
-        number = Decimal(match[0])
-        return str(int(number)) if number.adjusted() < MAX_AMOUNT_DIGITS and number == int(number) else match[0]
+    def plain(match: re.Match[str]) -> str:
+        typed = match[0]
+        if nouns:
+            amount = None if PLAIN_NUMBER.fullmatch(typed) else parse_amount(typed, nouns[0])
+            is_whole = amount is not None and amount.adjusted() < MAX_AMOUNT_DIGITS and amount == int(amount)
+            return str(int(amount)) if amount is not None and is_whole else typed
+        seconds = parse_duration(typed)
+        return typed if seconds is None else f"{seconds / units[0]:.12g}"
 
-    return key + equals + AMOUNT.sub(digits, value)
+    return name + equals + QUANTITY.sub(plain, value) if nouns or units else override
 
 
 def quote_value(text: str) -> str:

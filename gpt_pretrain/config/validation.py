@@ -21,6 +21,7 @@ from gpt_pretrain.config.schema import (
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.config import MAX_LOGPROBS, MAX_STOP_LENGTH, MAX_STOPS, SamplerConfig
 from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.system.amounts import parse_duration
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.resources import PROCESSES_PER_CORE, cores
 
@@ -128,8 +129,8 @@ TRAIN_RULES: list[Rule] = [
     ("trainer.max_tokens", *at_least(1, "token", null="max_epochs and max_steps only")),
     (
         "trainer.max_time",
-        lambda text: text is None or re.fullmatch(r"\d+:\d\d:\d\d:\d\d", text) is not None,
-        "must be DD:HH:MM:SS, for example 00:01:30:00",
+        lambda text: text is None or parse_duration(text) not in (None, INFINITY),
+        "must be a duration with its unit, such as 90m, 1h30m or 01:30:00, or null for no limit",
     ),
     ("trainer.precision", *one_of("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed")),
     ("trainer.accelerator", *one_of("auto", "cpu", "gpu", "cuda", "mps")),

@@ -23,6 +23,7 @@ from gpt_pretrain.prepare.encoding import EncodingOptions, encode_inputs
 from gpt_pretrain.prepare.processes import Interrupt, WorkerPool
 from gpt_pretrain.prepare.progress import PreparationProgress
 from gpt_pretrain.prepare.segments import read_journal
+from gpt_pretrain.system.amounts import parse_duration
 from gpt_pretrain.system.resources import cores
 from gpt_pretrain.texts.inputs import CorpusInputs, InputFile
 
@@ -141,7 +142,7 @@ def _executor(settings: PrepareSettings, task: EncodeTask, logs: Path) -> Any:
 
     return SlurmPipelineExecutor(
         **common,
-        time=settings.slurm_time,
+        time=_slurm_time(settings.slurm_time),
         partition=settings.slurm_partition,
         cpus_per_task=task.workers,
         job_name="prepare",
@@ -150,6 +151,15 @@ def _executor(settings: PrepareSettings, task: EncodeTask, logs: Path) -> Any:
         slurm_logs_folder=str((logs / "slurm").resolve()),
         mail_type="NONE",
     )
+
+
+def _slurm_time(typed: str) -> str:
+    """Return a duration as HH:MM:SS; what is none may be one of SLURM's own forms."""
+    seconds = parse_duration(typed)
+    if seconds is None:
+        return typed
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60:02}:{minutes % 60:02}:{rest:02}"
 
 
 def _is_queued(job_id: str) -> bool:

@@ -134,7 +134,7 @@ def _stored_pace(typed: str, content: Mapping[str, Any]) -> Pace:
     spent, before, budget = state.get("spent"), str(content["config"].get("budget")), parse_budget(typed)
     if type(spent) is not float or not math.isfinite(spent):
         raise UserError(DAMAGED_PLAN)
-    if typed != before and math.inf in (budget.seconds, parse_budget(before).seconds):
+    if budget != parse_budget(before) and math.inf in (budget.seconds, parse_budget(before).seconds):
         raise UserError(
             f"budget={typed}: this run has budget={short_repr(before)}, and only a time can be changed. Leave it out."
         )

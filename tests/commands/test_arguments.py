@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from gpt_pretrain.commands.arguments import parse_arguments
-from gpt_pretrain.config.command_schema import CompareSettings, PrepareSettings
+from gpt_pretrain.commands.unused_arguments import unused_arguments
+from gpt_pretrain.config.command_schema import CompareSettings, PrepareSettings, VocabularySettings
 from gpt_pretrain.errors import UserError
 
 
@@ -65,3 +66,29 @@ def test_help_prints_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
         prepare_settings("a.txt", "--help")
     assert ended.value.code == 0
     assert capsys.readouterr().out == "The usage.\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        (["dataset_split=test"], "dataset_split=test has no effect without dataset=."),
+        (["val_tokens=10", "val_fraction=0.2"], "val_fraction=0.2 has no effect together with val_tokens=."),
+        (["tasks=3"], "tasks=3 has no effect without executor=."),
+        (["executor=local", "slurm_time=1h"], "slurm_time=1h has no effect without executor=slurm."),
+        (["val_fraction=0.2", "tokenizer=byte"], None),
+    ],
+)
+def test_a_typed_setting_that_is_not_used_is_said(typed: list[str], sentence: str | None) -> None:
+    found = unused_arguments(prepare_settings("a.txt", "out=corpus", *typed))
+    assert found == ([] if sentence is None else [sentence])
+
+
+def test_amounts_and_durations_may_have_units() -> None:
+    settings = parse_arguments(["sample_bytes=200MB", "trial_minutes=1h", "out=own"], VocabularySettings, usage="")
+    assert (settings.sample_bytes, settings.trial_minutes) == (200_000_000, 60.0)
+
+
+def test_a_place_without_a_value_is_not_the_current_folder() -> None:
+    with pytest.raises(UserError) as caught:
+        prepare_settings("a.txt", "out=", "tokenizer=")
+    assert caught.value.problems == ["out= has no value. Type out=PATH", "tokenizer= has no value. Type tokenizer=NAME"]

@@ -42,11 +42,25 @@ def test_other_arguments_stay_unchanged(arguments: list[str]) -> None:
         ("trainer.max_tokens=1e999999999", "trainer.max_tokens=1e999999999"),
         ("trainer.max_tokens=1_000", "trainer.max_tokens=1_000"),
         ("trainer.max_tokens=x1e9", "trainer.max_tokens=x1e9"),
+        ("trainer.max_tokens=100M", "trainer.max_tokens=100000000"),
+        ("trainer.max_tokens=1 billion", "trainer.max_tokens=1000000000"),
+        ("trainer.max_steps=10k,20k", "trainer.max_steps=10000,20000"),
+        ("trainer.max_steps=range(1k,5k,step=1000)", "trainer.max_steps=range(1000,5000,step=1000)"),
+        ("trainer.max_steps=1.5", "trainer.max_steps=1.5"),
+        ("data.remote.cache_bytes=50GB", "data.remote.cache_bytes=50000000000"),
+        ("data.remote.timeout=2m", "data.remote.timeout=120"),
+        ("checkpoint.every_n_minutes=1h30m", "checkpoint.every_n_minutes=90"),
+        ("checkpoint.every_n_minutes=90s", "checkpoint.every_n_minutes=1.5"),
+        ("checkpoint.every_n_minutes=0.5", "checkpoint.every_n_minutes=0.5"),
+        ("checkpoint.every_n_minutes=1:30:00,2h", "checkpoint.every_n_minutes=90,120"),
+        ("max_seconds=5 min", "max_seconds=300"),
+        ("hydra.launcher.timeout_min=1h", "hydra.launcher.timeout_min=1h"),
+        ("data.batch_size=1k", "data.batch_size=1k"),
         ("optimizer.lr=1e3", "optimizer.lr=1e3"),
         ("start_context=1e9", "start_context='1e9'"),
     ],
 )
-def test_amounts_may_have_an_exponent(typed: str, rewritten: str) -> None:
+def test_amounts_and_durations_may_have_an_exponent_or_a_unit(typed: str, rewritten: str) -> None:
     assert quote_arguments([typed]) == [rewritten]
 
 

@@ -113,6 +113,9 @@ CASES = {
         "gpt-pretrain leaderboard out=results.json writes such a file.",
     ),
     "leaderboard_as_a_picture": ((*LEADERBOARD, "out=board.png"), "out=board.png: must end in .json."),
+    "leaderboard_without_path": ((*LEADERBOARD, "out="), "out= has no value. Type out=PATH"),
+    "corpus_without_path": (("-m", "gpt_pretrain", "prepare", "text.txt", "out="), "error: out= has no value. Type out=PATH"),
+    "corpus_without_tokenizer": ((*PREPARE, "text.txt", "tokenizer="), "tokenizer= has no value. Type tokenizer=NAME"),
     "sweep_of_a_server": (("serve.py", "-m", "checkpoint=run"), "serve.py has no sweeps (-m). It serves several models at once"),
     "server_with_wrong_settings": (
         ("serve.py", "port=70000", "cors=[example.org]", "max_rows=0", "api_key=short"),
@@ -143,7 +146,12 @@ CASES = {
         "must be at most 16 texts of 1 to 1000 characters",
     ),
     "plan_of_a_sweep": ((*TEXT, "-m", "plan=true", "seed=1,2"), "plan=true describes a single run and cannot be combined with"),
-    "budget_of_an_unknown_kind": ((*TEXT, "budget=soon"), "budget='soon': must be a time such as 90s, 20m or 8h, '1e9 tokens',"),
+    "budget_of_an_unknown_kind": ((*TEXT, "budget=soon"), "budget='soon': must be a time such as 90s, 20m or 1h30m, '1e9 tokens',"),
+    "budget_without_unit": ((*TEXT, "budget=20"), "budget='20': the unit is missing. It must be a time such as 90s,"),
+    "budget_of_minutes_or_millions": (
+        (*TEXT, "budget=20M"),
+        "budget='20M': M may stand for minutes or millions. Type 20min, or '20M tokens'.",
+    ),
     "budget_without_time": ((*TEXT, "budget=0s"), "budget='0s': a time must be above 0 and at most 365d."),
     "budget_of_too_many_tokens": ((*TEXT, "budget=1e99 tokens"), "must be between 1 and 1e+15 tokens."),
     "budget_and_steps": (

@@ -128,6 +128,25 @@ def test_ctrl_c_ends_a_dry_run(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ("data.path", ["data=mixture", "data.path=a.txt"], "data.path=a.txt has no effect with data=mixture, which reads"),
         ("data.path", ["data=text", "data.path=a.txt"], None),
+        (
+            "data.remote.threads",
+            ["data=shards", "data.path=corpus", "data.remote.threads=4"],
+            "data.remote.threads=4 has no effect without token shards behind a URL.",
+        ),
+        ("data.remote.threads", ["data=shards", "data.path=s3://bucket/corpus", "data.remote.threads=4"], None),
+        (
+            "trainer.max_epochs",
+            ["trainer.max_tokens=1000", "trainer.max_epochs=2"],
+            "trainer.max_epochs=2 has no effect together with trainer.max_tokens, which replaces it.",
+        ),
+        ("trainer.max_epochs", ["trainer.max_epochs=2"], None),
+        (
+            "optimizer.momentum",
+            ["optimizer=adamw", "optimizer.momentum=0.8"],
+            "optimizer.momentum=0.8 has no effect with optimizer=adamw, whose averages optimizer.betas sets.",
+        ),
+        ("optimizer.momentum", ["optimizer=muon", "optimizer.momentum=0.8"], None),
+        ("start_context", ["callbacks=minimal", "start_context=a"], "start_context=a has no effect with callbacks.samples=false."),
         ("max_rollbacks", ["on_nonfinite=rollback", "max_rollbacks=5"], None),
     ],
 )
@@ -159,7 +178,14 @@ def test_a_prompt_that_another_setting_replaces_is_a_warning(
     assert generate_warnings.unused_prompts(settings) == warning
 
 
-@pytest.mark.parametrize(
+@pytestdef test_a_seed_without_chance_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate_warnings, "overridden_keys", lambda: {"seed"})
+    greedy, random = (mock.Mock(seed=7, sampler=mock.Mock(temperature=temperature)) for temperature in (0.0, 0.7))
+    assert str(generate_warnings.unused_seed(greedy)).startswith("seed=7 has no effect at sampler.temperature=0, which always")
+    assert generate_warnings.unused_seed(random) is None
+
+
+.mark.parametrize(
     ("prompt", "stop", "prompts", "names"),
     [
         ("a", r"\n", None, "stop"),
@@ -335,7 +361,7 @@ def test_the_version_is_that_of_this_program(script: Script) -> None:
     ("words", "message"),
     [
         (["--experimental-rerun", "their/config.pickle"], "--experimental-rerun is not allowed: Hydra unpickles the file"),
-        (["optimizer.lr=1,5e-3"], "A decimal fraction is written with a point."),
+        (["optimizer.lr=1,5e-3"], "A decimal fraction is typed with a point: optimizer.lr=1.5e-3"),
         (
             ["nonsense=1", "callbacks.custom.x=1"],
             "callbacks.custom.x: a callback is a mapping such as {_target_: package.Class}.",

@@ -113,14 +113,20 @@ MISTYPED = {
     "nonsense=1": "nonsense=1: there is no such setting. --cfg job shows all settings.",
     "optimizer.lr=fast": "optimizer.lr=fast: must be a number, such as 0.1.",
     "optimizer.lr=0,001": (
-        "optimizer.lr=0,001: only a sweep tries several values. Add -m. A decimal fraction is written with a point."
+        "optimizer.lr=0,001: only a sweep tries several values. Add -m. A decimal fraction is typed with a point: "
+        "optimizer.lr=0.001"
+    ),
+    "budget=1,5h": "budget=1,5h: only a sweep tries several values. Add -m. A decimal fraction is typed with a point: budget=1.5h",
+    "trainer.max_steps=100,000": (
+        "trainer.max_steps=100,000: only a sweep tries several values. Add -m. A number is typed without commas: "
+        "trainer.max_steps=100000"
     ),
     "seed=1,2": "seed=1,2: only a sweep tries several values. Add -m.",
     "trainer.max_epochs=1.5": "trainer.max_epochs=1.5: must be a whole number, such as 10.",
     "trainer.max_epochs=": "trainer.max_epochs= has no value. It must be a whole number, such as 10.",
-    "trainer.max_tokens=10M": (
-        "trainer.max_tokens=10M: must be a whole number, such as 10, or null. Write trainer.max_tokens=10000000"
-    ),
+    "data.batch_size=1k": "data.batch_size=1k: must be a whole number, such as 10. Write data.batch_size=1000",
+    "trainer.max_tokens=10M": None,
+    "checkpoint.every_n_minutes=1h30m": None,
     "model.drop_rate=10%": "model.drop_rate=10%: must be a number, such as 0.1. Write model.drop_rate=0.1",
     "model.qkv_bias=perhaps": "model.qkv_bias=perhaps: must be true or false.",
     "optimizer.betas=0.9": "optimizer.betas=0.9: must be a list of numbers, such as [0.9, 0.95].",
@@ -156,7 +162,8 @@ def test_words_that_belong_together_are_explained_together() -> None:
     (problem,) = checked("prompt=Once", "upon", "a", "time", script="generate")
     assert checked("-m", "seed=1", "2", "3") == ['2 3: several values of a setting are written as one word. Type "seed=1,2,3"']
     assert '2: several values of a setting are written as one word. Type "seed=1,2"' in checked("-m", "seed=1,", "2")
-    assert checked("budget=1e9", "tokens") == ["tokens: a budget with a space needs quotation marks. Type 'budget=1e9 tokens'"]
+    assert checked("budget=1e9", "tokens") == ["tokens: a value with a space needs quotation marks. Type 'budget=1e9 tokens'"]
+    assert checked("trainer.max_time=1h", "30m") == ["30m: a value with a space needs quotation marks. Type 'trainer.max_time=1h 30m'"]
     assert checked("-m", "budget=1m", "5m") == ['5m: several values of a setting are written as one word. Type "budget=1m,5m"']
     assert problem == 'upon a time: a text with spaces needs quotation marks. Type "prompt=Once upon a time"'
 

@@ -50,6 +50,14 @@ def choose(n_bytes: int, budget: Budget, limits: choice.Limits = LIMITS) -> choi
         ("20 min", Budget(seconds=1200)),
         ("1.5h", Budget(seconds=5400)),
         ("2d", Budget(seconds=172800)),
+        ("2hours", Budget(seconds=7200)),
+        ("1h30m", Budget(seconds=5400)),
+        ("20m5s", Budget(seconds=1205)),
+        ("1:30:00", Budget(seconds=5400)),
+        ("100M tokens", Budget(tokens=1e8)),
+        ("1 billion tokens", Budget(tokens=1e9)),
+        ("1 PFLOP", Budget(flops=1e15)),
+        ("Auto", Budget()),
         ("1e9 tokens", Budget(tokens=1e9)),
         ("1E9 Tokens", Budget(tokens=1e9)),
         ("1e+15flops", Budget(flops=1e15)),
@@ -62,7 +70,7 @@ def test_a_budget_is_read(text, expected):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "20", "m", "-5m", "0s", "nan s", "1e99 tokens", "9999d", "20 m 5", "20m5s", "٣m", "1e9", "tokens", "0 tokens", "1e400s"],
+    ["", "20", "m", "-5m", "0s", "nan s", "1e99 tokens", "9999d", "20 m 5", "20M", "5m20m", "1:30", "٣m", "1e9", "tokens", "0 tokens", "1e400s"],
 )
 def test_what_is_no_budget_is_refused(text):
     with pytest.raises(UserError, match="budget="):

@@ -1,4 +1,4 @@
-"""Read a budget: a time, a number of tokens, of floating-point operations, or as much as helps."""
+"""Read a budget: a time, a number of tokens or of floating-point operations, or auto."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import re
 from dataclasses import dataclass
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.amounts import parse_amount, parse_duration
 from gpt_pretrain.system.formatting import format_duration, format_si
 from gpt_pretrain.system.reading import short_repr
 
 AUTO = "auto"
-SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
-FORM = re.compile(r"([0-9]+(?:\.[0-9]*)?(?:e\+?[0-9]{1,2})?) ?(s|m|min|h|d|tokens?|flops?)", re.IGNORECASE)
+MINUTES_OR_MILLIONS = re.compile(r"([0-9.]+) ?M")
 LONGEST = 365 * 86400  # seconds
 MOST = {"tokens": 1e15, "flops": 1e30}
-FORMS = "a time such as 90s, 20m or 8h, '1e9 tokens', '1e15 flops', or auto"
+FORMS = "a time such as 90s, 20m or 1h30m, '1e9 tokens', '1e15 flops', or auto"
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The most that a run may spend; everything is infinite if it is to train as long as that helps.
+    """The most that a run may spend; everything is infinite if the run trains for as long as that helps.
 
     Args:
         seconds: Of the whole run, from the start of the program to its end.
@@ -46,16 +46,19 @@ def parse_budget(text: str) -> Budget:
     Raises:
         UserError: If the text is none.
     """
-    if text == AUTO:
+    typed, shown = text.strip(), f"budget={short_repr(text)}"
+    if typed.lower() == AUTO:
         return Budget()
-    if (found := FORM.fullmatch(text.strip())) is None:
-        raise UserError(f"budget={short_repr(text)}: must be {FORMS}.")
-    number, unit = float(found[1]), found[2].lower()
-    if unit in SECONDS:
-        if not 0 < (seconds := number * SECONDS[unit]) <= LONGEST:
-            raise UserError(f"budget={short_repr(text)}: a time must be above 0 and at most 365d.")
-        return Budget(seconds=seconds)
-    name = "tokens" if unit.startswith("token") else "flops"
-    if not 1 <= number <= MOST[name]:
-        raise UserError(f"budget={short_repr(text)}: must be between 1 and {MOST[name]:g} {name}.")
-    return Budget(**{name: number})
+    for name, most in MOST.items():
+        if (amount := parse_amount(typed, name, needs_noun=True)) is not None:
+            if not 1 <= amount <= most:
+                raise UserError(f"{shown}: must be between 1 and {most:g} {name}.")
+            return Budget(**{name: float(amount)})
+    if (number := MINUTES_OR_MILLIONS.fullmatch(typed)) is not None:
+        raise UserError(f"{shown}: M may stand for minutes or millions. Type {number[1]}min, or '{number[1]}M tokens'.")
+    if (seconds := parse_duration(typed)) is None:
+        missing = "the unit is missing. It " if parse_amount(typed, "tokens") is not None else ""
+        raise UserError(f"{shown}: {missing}must be {FORMS}.")
+    if not 0 < seconds <= LONGEST:
+        raise UserError(f"{shown}: a time must be above 0 and at most 365d.")
+    return Budget(seconds=seconds)

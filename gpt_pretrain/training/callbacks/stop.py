@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 import os
 import signal
 import threading
@@ -15,6 +14,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
+from gpt_pretrain.system.amounts import parse_duration
 from gpt_pretrain.system.interrupts import stop_signals
 from gpt_pretrain.training.callbacks.save import SaveRun
 from gpt_pretrain.training.distributed import ranks
@@ -29,14 +29,14 @@ class FinishAtLimit(Callback):
 
     Args:
         max_steps: Optimizer steps of the whole run; -1 for no limit.
-        max_time: DD:HH:MM:SS since this process began to train; None for no limit.
+        max_time: A duration since this process began to train, such as "90m"; None for no limit.
     """
 
     def __init__(self, *, max_steps: int, max_time: str | None) -> None:
         self.max_steps = max_steps
-        units = (86400, 3600, 60, 1)
-        fields = [] if max_time is None else map(int, max_time.split(":"))
-        self.max_seconds = math.inf if max_time is None else sum(map(operator.mul, fields, units))
+        seconds = math.inf if max_time is None else parse_duration(max_time)
+        assert seconds is not None, max_time
+        self.max_seconds = seconds
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._start = time.monotonic()

@@ -23,14 +23,16 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.amounts import parse_duration
 from gpt_pretrain.training.distributed.rendezvous import connect_ranks, on_one_machine, port_in_use, use_loopback
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-TIMEOUT = "GPT_PRETRAIN_TIMEOUT"  # seconds that a rank waits for the others, at the start and in each step
+TIMEOUT = "GPT_PRETRAIN_TIMEOUT"  # how long a rank waits for the others, at the start and in each step
 TIMEOUT_SECONDS = 1800.0  # the default; longer than a validation or a checkpoint takes
+MAX_TIMEOUT = 365 * 86400.0  # seconds
 OTHER_VERSION = (
     "Another process of this training has sent data that this program did not write. All processes must run the same "
     "version of gpt-pretrain, and no other program may use their port."
@@ -71,15 +73,15 @@ def timeout() -> timedelta:
     The environment sets it, since the ranks connect before they read any settings.
 
     Raises:
-        UserError: If GPT_PRETRAIN_TIMEOUT is not a number of seconds.
+        UserError: If GPT_PRETRAIN_TIMEOUT is not a duration.
     """
     text = os.environ.get(TIMEOUT, str(TIMEOUT_SECONDS))
     try:
         seconds = float(text)
     except ValueError:
-        seconds = math.nan
-    if not 1 <= seconds < math.inf:
-        raise UserError(f"{TIMEOUT}={text}: must be a number of seconds, at least 1.")
+        seconds = parse_duration(text) or math.nan
+    if not 1 <= seconds <= MAX_TIMEOUT:
+        raise UserError(f"{TIMEOUT}={text}: must be between 1 s and 1 year, such as 900 (seconds) or 15m.")
     return timedelta(seconds=seconds)
 
 

@@ -37,7 +37,32 @@ USES: list[tuple[tuple[str, ...], Callable[[TrainSettings], bool], str]] = [
     (("evaluation.max_bytes",), lambda settings: bool(settings.evaluation.texts), "without evaluation.texts"),
     (("evaluation.task_limit",), lambda settings: settings.evaluation.tasks is not None, "without evaluation.tasks"),
     (("data.text_field", "data.as_text"), lambda settings: settings.data.name != "shards", "with data=shards"),
+    (
+        ("data.remote.cache_bytes", "data.remote.prefetch_batches", "data.remote.threads", "data.remote.retries"),
+        lambda settings: any("://" in str(path) for path in _shard_paths(settings)),
+        "without token shards behind a URL",
+    ),
+    (
+        ("trainer.max_epochs",),
+        lambda settings: settings.trainer.max_tokens is None,
+        "together with trainer.max_tokens, which replaces it",
+    ),
+    (
+        ("optimizer.momentum",),
+        lambda settings: settings.optimizer.name != "adamw" or "optimizer" in settings.custom,
+        "with optimizer=adamw, whose averages optimizer.betas sets",
+    ),
+    (
+        ("start_context", "sampler.max_new_tokens"),
+        lambda settings: settings.callbacks.samples or settings.callbacks.grid is not None,
+        "with callbacks.samples=false",
+    ),
 ]
+
+
+def _shard_paths(settings: TrainSettings) -> list[str | None]:
+    sources = [source.path for source in settings.data.sources] if settings.data.name == "mixture" else [settings.data.path]
+    return sources if settings.data.name in SHARDS else []
 
 
 def unused_settings(context: CheckContext) -> str | None:
