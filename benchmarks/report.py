@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
@@ -36,6 +37,7 @@ COLUMNS = (
     "MFU",
 )
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # FLOP/s of dense bf16 by NVIDIA's data sheets; no value is guessed
+PAGE_WIDTH = 140  # characters of a line of prose
 
 
 @dataclass
@@ -219,6 +221,7 @@ def update_page(cases: Mapping[str, Case], found: Mapping[str, list[Row]]) -> No
         marks = [["---"] * len(lines[0])]
         grid = "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], *marks, *lines[1:]])
         title = case.title + (f" ({torch.cuda.get_device_name()})" if torch.cuda.is_available() else "")
-        sections[title] = f"{title}\n\n{date.today()}, {machine()}. {case.note}\n\n{grid}\n"
+        about = textwrap.fill(f"{date.today()}, {machine()}. {case.note}", PAGE_WIDTH, break_on_hyphens=False)
+        sections[title] = f"{title}\n\n{about}\n\n{grid}\n"
     body = "".join(f"\n### {part.rstrip()}\n" for part in sections.values())
     PAGE.write_text(f"{head}{BEGIN}\n{body}\n{END}{tail}", encoding="utf-8")

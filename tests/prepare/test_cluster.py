@@ -9,7 +9,7 @@ import pytest
 from gpt_pretrain.config.command_schema import PrepareSettings
 from gpt_pretrain.config.validation import prepare_problems
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.prepare.cluster import group_files
+from gpt_pretrain.prepare.cluster import _slurm_time, group_files
 from gpt_pretrain.prepare.pipeline import prepare_corpus
 from gpt_pretrain.system.file_kinds import PLAIN
 from gpt_pretrain.texts.inputs import InputFile
@@ -111,4 +111,4 @@ def test_settings_that_an_executor_does_not_support_are_reported() -> None:
     ("typed", "given"), [("20h", "20:00:00"), ("20:00:00", "20:00:00"), ("2 days", "48:00:00"), ("90s", "00:01:30"), ("1-6", "1-6")]
 )
 def test_a_time_limit_is_given_to_slurm_in_its_form(typed: str, given: str) -> None:
-    assert cluster._slurm_time(typed) == given
+    assert _slurm_time(typed) == given
