@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def has_transposed_linears(slots: Slots) -> bool:
-    """Return whether linear layers are stored as (in, out), which the shapes of those that are not square show."""
+    """Return whether linear layers are stored as (in, out), by the shapes of those that are not square."""
     for ending, wider in (("att.qkv.weight", 3), ("ff.layers.0.weight", 4)):
         shape = next((stored.shape for slot, stored in slots.items() if slot.name.endswith(ending) and slot.part is None), ())
         if len(shape) == 2:
@@ -92,9 +92,9 @@ def _contradiction(
     *,
     transposed: bool,
 ) -> str:
-    """Return the message on a config that disagrees with the tensors' shapes.
+    """Return the message about a config that disagrees with the tensors' shapes.
 
-    A few tensors may have the wrong shape, or all of them another one than the config says.
+    Either a few tensors have the wrong shape, or all of them have shapes that contradict the config.
 
     Args:
         fields: The architecture by the tensors.
@@ -154,7 +154,7 @@ def _kind(slot: TensorSlot) -> str:
 
 
 def _no_gpt2(source: WeightSource, slots: Slots) -> str:
-    """Return the message on tensors of which too few have a name that a known layout has."""
+    """Return the message about tensors of which too few have a name that a known layout has."""
     known = {stored.name for stored in slots.values()}
     names = [name for name in source.tensors if name not in known]
     others = "1 tensor is named {}." if len(names) == 1 else f"{len(names):,} tensors have other names, such as {{}}."
@@ -195,7 +195,7 @@ def _count_heads(source: WeightSource, known: dict[str, Any], n_heads: int | Non
     heads = stored if stored is not None else n_heads
     likely = source.likely_heads
     if heads is None and likely is not None and likely > 0 and known["emb_dim"] % likely == 0:
-        log.info("%s: n_heads=%d, as its settings say", source.name, likely)
+        log.info("%s: n_heads=%d, from its settings", source.name, likely)
         heads = likely
     if heads is None:
         heads = GPT2_HEADS.get((known["emb_dim"], known["n_layers"]))

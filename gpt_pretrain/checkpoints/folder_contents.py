@@ -110,7 +110,7 @@ def cached_snapshot(folder: Path) -> Path | None:
     with suppress(OSError, DamagedFileError):
         newest = read_bytes(folder / "refs" / "main", max_bytes=MAX_COMMIT).decode(errors="replace").strip()
         if len(found) > 1 and newest in found:
-            log.info("%s: of %d versions, %s is read, as refs/main says", folder, len(found), newest)
+            log.info("%s: there are %d versions; %s is read, which refs/main names", folder, len(found), newest)
             return found[newest]
     if len(found) > 1:
         listed = name_some([str(path) for path in found.values()])
@@ -169,7 +169,7 @@ def check_is_no_other_file(path: Path) -> None:
 
 
 def _advice(path: Path, kind: FileKind) -> str:
-    """Return what to do with a file that is no weights."""
+    """Return advice about a file that does not contain weights."""
     if kind is LFS_POINTER:
         return kind.advice
     give = "Give a checkpoint, a model's folder or its name on the hub."
@@ -217,7 +217,7 @@ def _other_format(name: str) -> str | None:
 
 
 def _distributed_refusal(folder: Path, names: list[str]) -> str | None:
-    """Return the message on a folder with the pieces of a distributed checkpoint, and None for any other folder."""
+    """Return the message about a folder with the pieces of a distributed checkpoint, and None for any other folder."""
     if ".metadata" in names and any(name.endswith(".distcp") for name in names):
         return (
             f"{folder} is a checkpoint of torch.distributed, whose tensors are in pieces. Convert it to one file: "
@@ -229,7 +229,7 @@ def _distributed_refusal(folder: Path, names: list[str]) -> str | None:
 
 
 def _refusal(folder: Path, names: list[str]) -> str:
-    """Return the message on a folder without a file of weights."""
+    """Return the message about a folder without a file of weights."""
     expected = ", ".join(WEIGHTS_FILES)
     cached = [name for name in names if name.startswith("models--")]
     if cached:

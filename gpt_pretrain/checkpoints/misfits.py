@@ -1,4 +1,4 @@
-"""Say in one message why stored tensors are not the model's."""
+"""Explain in one message why stored tensors do not fit a model."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ class Weights:
             if (own := self.own_tokenizer) is not None and not same_tokenizer(own, fitted):
                 log.warning(
                     "%s brings the tokenizer %s, but tokenizer= names %s, whose ids stand for other text. Leave out tokenizer=, "
-                    "unless the weights' own one is wrong.",
+                    "unless the weights' own tokenizer is wrong.",
                     self.name,
                     own.name[:100],
                     fitted.name[:100],

@@ -65,7 +65,7 @@ def other_settings(values: Mapping[Any, Any], *, context_length: int | None = No
             yield f"its settings have {stated}, which GPT-2 does not have."
         # Readers of data have windows too, and no heads.
         elif name in WINDOW_NAMES and heads is not None and _is_between(number, 0, context_length or math.inf):
-            yield f"its settings have {stated}, but GPT-2 attends to all tokens before."
+            yield f"its settings have {stated}, but GPT-2 attends to all earlier tokens."
         elif name in KV_HEAD_NAMES and heads is not None and as_count(value) != heads:
             yield f"its settings have {stated}, but GPT-2 has one for each of its {short_repr(heads)} heads."
 

@@ -105,7 +105,8 @@ def neighbor_finder(path: Path, rows: int | None) -> FindTokenizer:
             return None
         if found is None or rows is None or 0 <= rows - found.vocab_size < MAX_PADDING:
             return found
-        log.warning("%s: the tokenizer beside it has %d tokens instead of %d, and is not used", path, found.vocab_size, rows)
+        sizes = f"{found.vocab_size:,} tokens instead of {rows:,}"
+        log.warning("%s: the tokenizer beside it has %s, and is not used", path, sizes)
         return None
 
     return find

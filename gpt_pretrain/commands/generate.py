@@ -218,7 +218,7 @@ def _read_prompt(settings: GenerateSettings) -> list[str]:
 
 def _interactive_prompts() -> Iterator[str]:
     """Yield the lines that the user types, until an empty line, Ctrl-D or Ctrl-C."""
-    print("Type a prompt and press Enter. An empty line ends.")
+    print("Type a prompt and press Enter. An empty line ends the program.")
     while True:
         try:
             line = input("> ")

@@ -13,7 +13,7 @@ CURLY_QUOTED = re.compile("[\u201c\u201d\u201e\u2018\u201a].+[\u201c\u201d\u2019
 
 
 def generate_warnings(settings: GenerateSettings, sampler: SamplerConfig) -> Iterator[str]:
-    """Yield a sentence about each setting that has no effect."""
+    """Yield a sentence about each setting that has no effect, or probably not the intended one."""
     found = (
         sampler.unused_settings(),
         equal_samples(settings),

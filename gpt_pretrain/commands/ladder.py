@@ -3,12 +3,12 @@
 Usage: gpt-pretrain ladder data.path=FILE budget=2h [setting=value ...]
 
   data.path  the text: a file, a folder or a "glob", as for python train.py
-  budget     the time of everything together, such as 30m or 2h
+  budget     the time for all trainings together, such as 30m, 2h or 1h30m
 
-Three models of different sizes are trained for a short time each, and one of them with two other learning rates. The law of
-expected losses is fitted to what they reach, and chooses the size and the learning rate for the rest of the time. The trainings
-are the jobs of a sweep, so an interrupted ladder continues with python train.py sweep_resume=latest. Its report.html has the
-picture. Other settings of train.py are those of every training.
+Three models of different sizes are trained for a short time each, and one of them also with two other learning rates. The
+program fits its law of expected losses to the results, and chooses the size and the learning rate for the rest of the time. The
+trainings are the jobs of a sweep, so python train.py sweep_resume=latest continues an interrupted ladder. report.html in the
+sweep's folder has a picture. Other settings of train.py apply to every training.
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
 Usage: gpt-pretrain leaderboard [FILE ...] [out=results.json]
 
-  FILE  results file from somebody, or a folder with runs; they are ranked together with the runs below outputs/
-  out   results file to write, with all runs that are shown: share it, and others can rank theirs beside yours
+  FILE  results file from someone else, or a folder with runs, to rank together with the runs below outputs/
+  out   results file to write (.json), with all runs that are shown; others can rank their runs beside yours
 
-There is a table for each text, which is recognized by its hash, and for each part of it that is held out. A results file has
-the results, the size and the settings of runs and the name of the machine's processor; it has no paths, and nothing of the text.
-What it says is not verified.
+There is a table for each text, which is recognized by its hash, and for each held-out part of a text. A results file contains the
+results, the size and the settings of runs and the name of the machine's processor, but no paths and nothing of the text.
+Its content is not verified.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def leaderboard_command(arguments: list[str]) -> None:
     entries, unknown = _collect(settings.sources, out)
     if unknown:
         print_escaped(
-            f"{format_count(unknown, 'run')} left out, without bits per byte: an earlier version has trained "
-            f"{'it' if unknown == 1 else 'them'}. python evaluate.py checkpoint=RUN measures them.",
+            f"{format_count(unknown, 'run')} of an earlier version left out, because they recorded no bits per byte. "
+            "python evaluate.py checkpoint=RUN measures the bits per byte of a run.",
             file=sys.stderr,
         )
     if not entries:
@@ -145,7 +145,7 @@ def _notes(group: Sequence[Entry]) -> list[str]:
         notes.append(f"{format_count(len(group) - MAX_ROWS, 'more run')} not shown.")
     if any(entry.validated != 1.0 for entry in group):
         notes.append(
-            "Runs that validated on a part of the held-out text have estimates. To compare them on all of it: "
+            "Runs that validated on only a part of the held-out text have estimates. To compare them on all of it: "
             "python evaluate.py 'models=[RUN,RUN2]'"
         )
     if any(entry.init_from is not None for entry in group):

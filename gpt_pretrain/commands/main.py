@@ -23,10 +23,10 @@ COMMANDS = {
     "prepare": "turn text files or a dataset into token shards",
     "tokenizer": "train a vocabulary on text files or a dataset",
     "export": "export a model as a folder that transformers opens",
-    "ladder": "find the best model for a text and a time with short trainings, and train it",
+    "ladder": "find the best model for a text and a time by short trainings, then train it",
     "report": "write report.html for a run or a sweep",
     "compare": "plot the losses of several runs and print how their settings differ",
-    "leaderboard": "rank the runs on each text by bits per byte, with those in other people's results files",
+    "leaderboard": "rank the runs on each text by bits per byte, also those in other people's results files",
     "serve": "continue texts over HTTP, as python serve.py does",
     "verify_resume": "check that a killed and resumed run ends like an uninterrupted one",
 }

@@ -18,13 +18,13 @@ Usage: gpt-pretrain prepare INPUT [INPUT ...] out=FOLDER [setting=value ...]
   val_tokens          minimum number of tokens in the validation set, instead of val_fraction
   dedup               none (default) or exact: leave out documents that have the same text as an earlier one
   max_rejected        largest share of unusable records to leave out; rejected.jsonl lists 10,000 (default: 0.001)
-  max_failed_files    number of files that may be impossible to read to their end (damaged archives, texts that are not
-                      UTF-8 ...); the corpus is then incomplete, and the exit code 3 (default: 0, which stops the command)
+  max_failed_files    number of files that may be unreadable before their end (damaged archives, texts that are not UTF-8 ...);
+                      the corpus is then incomplete, and the exit code is 3 (default: 0, which stops at the first such file)
   workers             number of worker processes (default: one per core); with executor=slurm or ray, per task (default: 1)
   executor            local, slurm or ray: encode with this executor of datatrove, in tasks=N groups of files (for SLURM
                       also set slurm_partition=NAME and slurm_time=20h); this process waits, then writes the shards
   report              true, or --report: print document lengths, compression and excerpts; also works for a complete corpus
-  overwrite           true: replace the corpus in out; an interruption can be resumed too
+  overwrite           true: replace the corpus in out; if this is interrupted, run the same command again
 
 To resume an interrupted preparation, run the same command again. The corpus does not depend on the number of workers or on
 interruptions: the same inputs and settings always give the same bytes.

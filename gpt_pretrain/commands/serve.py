@@ -2,7 +2,7 @@
 
 Usage: gpt-pretrain serve [setting=value ...]
 
-Settings are those of python serve.py, which --help lists.
+The settings are those of python serve.py; python serve.py --help lists them.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _serve(settings: ServeSettings) -> None:
 
     with suppress(KeyboardInterrupt):
         run_server(engine, address, opened, facts=facts, ready=ready)
-    print_escaped("The server has ended.")
+    print_escaped("The server has stopped.")
 
 
 def _open_models(settings: ServeSettings) -> dict[str, Weights]:

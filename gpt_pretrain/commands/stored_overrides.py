@@ -196,7 +196,7 @@ def _parse(text: str, *, strict: bool) -> Override:
         strict: Refuse texts that take the parser long, and control characters.
 
     Raises:
-        HydraException: If it is none.
+        HydraException: If it is not one.
         ValueError: If it is refused.
     """
     depth = deepest = 0

@@ -6,7 +6,7 @@ Usage: gpt-pretrain tokenizer INPUT [INPUT ...] out=FOLDER [vocab_size=4096] [se
   out                 folder for tokenizer.json and tokenizer_config.json; an earlier vocabulary there is replaced
   vocab_size          number of tokens, with the 256 bytes and the special tokens (default: 4096)
   pattern             how a text is divided into words: as by cl100k_base (default), or by gpt2
-  special_tokens      names of further special tokens, separated by commas; <|endoftext|> always is one, and the last token
+  special_tokens      names of further special tokens, separated by commas; <|endoftext|> is always the last token
   sample_bytes        size of the text to train on, such as 200MB (default: 50MB); of a larger corpus, a sample is taken
   val_fraction        share of the pieces to hold out for the report, selected by the hash of their text (default: 0.01)
   trial               settings of train.py, such as trial="model=tiny optimizer.lr=1e-3": train this model for a short time with
@@ -65,7 +65,7 @@ def tokenizer_command(arguments: list[str]) -> None:
         _print_progress(sentence)
     samples = train_vocabulary(settings)
     if trial is None:
-        print_escaped('To have a size suggested from ten minutes of short trainings: trial="model=tiny"')
+        print_escaped('For a suggested size, from ten minutes of short trainings, add: trial="model=tiny"')
     else:
         _suggest_size(settings, trial, samples)
 

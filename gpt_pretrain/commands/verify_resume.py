@@ -6,8 +6,8 @@ Usage: gpt-pretrain verify_resume [before=K] [after=M] [setting=value ...]
   after    optimizer steps after the kill (default: 4)
   setting  any setting of train.py
 
-Trains K + M steps twice with the same settings. The second run is killed (SIGKILL) after the checkpoint of step K, and resumed.
-Prints `identical` (exit code 0), or the first step and tensor that differ (exit code 1).
+The command trains K + M steps twice with the same settings. It kills the second run (SIGKILL) after the checkpoint of step K, and
+resumes it. It prints `identical` (exit code 0), or the first step and tensor that differ (exit code 1).
 """
 
 from __future__ import annotations

@@ -53,14 +53,14 @@ def at_least(least: float, unit: str = "", *, null: str | None = None) -> tuple[
     Args:
         null: The meaning of null; without it, null is not allowed.
     """
-    requirement = f"must be at least {least:g}{unit and ' ' + unit}" + ("" if null is None else f", or null for {null}")
+    requirement = f"must be at least {least:,}{unit and ' ' + unit}" + ("" if null is None else f", or null for {null}")
     return lambda value: null is not None if value is None else least <= value < INFINITY, requirement
 
 
 # A null stands for the default size, where it is allowed.
 VOCABULARY_SIZE: tuple[Test, str] = (
     lambda size: size is None or 257 <= size <= 1_000_000,
-    "must be between 257 tokens, which are the 256 bytes and the end of text, and 1000000",
+    "must be between 257 tokens, which are the 256 bytes and the end of text, and 1,000,000 tokens",
 )
 
 
@@ -80,7 +80,7 @@ def _role_rules(role: str) -> list[Rule]:
 
 
 TRAIN_RULES: list[Rule] = [
-    ("seed", lambda seed: 0 <= seed < 2**32, "must be between 0 and 4294967295"),
+    ("seed", lambda seed: 0 <= seed < 2**32, "must be between 0 and 4,294,967,295"),
     ("eval_freq", *at_least(1, "optimizer step")),
     ("eval_iter", *at_least(1, "batch")),
     ("compile", *one_of("auto", True, False)),
@@ -217,10 +217,10 @@ GENERATE_RULES: list[Rule] = [
     (
         "stop",
         lambda texts: len(texts) <= MAX_STOPS and all(1 <= len(text) <= MAX_STOP_LENGTH for text in texts),
-        f"must be at most {MAX_STOPS} texts of 1 to {MAX_STOP_LENGTH} characters",
+        f"must be at most {MAX_STOPS} texts of 1 to {MAX_STOP_LENGTH:,} characters",
     ),
     ("logprobs", lambda count: count is None or 0 <= count <= MAX_LOGPROBS, f"must be between 0 and {MAX_LOGPROBS}, or null"),
-    ("seed", lambda seed: 0 <= seed < 2**32, "must be between 0 and 4294967295"),
+    ("seed", lambda seed: 0 <= seed < 2**32, "must be between 0 and 4,294,967,295"),
     ("n_heads", *at_least(1, "attention head", null="the heads that the weights name")),
 ]
 
@@ -256,8 +256,8 @@ SERVE_RULES: list[Rule] = [
         "must be origins such as https://example.org, without a path",
     ),
     ("max_rows", lambda count: 1 <= count <= 1024, "must be between 1 and 1024 texts"),
-    ("max_queue", lambda count: 0 <= count <= 100_000, "must be between 0 and 100000 texts"),
-    ("max_seconds", lambda seconds: 0 < seconds <= 1_000_000, "must be above 0 and at most 1000000 seconds"),
+    ("max_queue", lambda count: 0 <= count <= 100_000, "must be between 0 and 100,000 texts"),
+    ("max_seconds", lambda seconds: 0 < seconds <= 1_000_000, "must be above 0 and at most 1,000,000 seconds"),
     *(rule for rule in GENERATE_RULES if rule[0] in ("weights", "device", "precision", "n_heads")),
 ]
 

@@ -201,8 +201,8 @@ def _check_token_ids(corpus: TokenCorpus, tokens: ConcatenatedTokens, tokenizer:
             "Masked positions, which some programs mark by -100 or -1, cannot be trained on: write the ids without them."
         ]
     return [
-        f"data.path={corpus.files.location} has token id {highest}, but tokenizer={tokenizer.name} has only "
-        f"{tokenizer.vocab_size} ids. Choose the tokenizer that made the corpus, or set data.format if the format was detected "
+        f"data.path={corpus.files.location} has token id {highest:,}, but tokenizer={tokenizer.name} has only "
+        f"{tokenizer.vocab_size:,} ids. Choose the tokenizer that made the corpus, or set data.format if the format was detected "
         "wrongly."
     ]
 

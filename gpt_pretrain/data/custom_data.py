@@ -128,7 +128,7 @@ def build_custom_datasets(fields: Mapping[str, Any], tokenizer: Tokenizer, *, co
         fields: The `_target_` and its arguments; parameters named tokenizer, context_length and seed are filled in.
 
     Raises:
-        UserError: If it is none, has no usable loader, or its first batches are not token ids and target ids.
+        UserError: If it is not one, has no usable loader, or its first batches are not token ids and target ids.
     """
     name = str(fields[TARGET])
     module = call_target(fields, setting=GROUP, tokenizer=tokenizer, context_length=context_length, seed=seed)

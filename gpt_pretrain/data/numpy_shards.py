@@ -43,7 +43,7 @@ def open_numpy(files: Files) -> TokenCorpus:
     shards = {name: _read_shard(files, name) for name in names}
     if val:
         more = ", ..." if len(val) > SHOWN_NAMES else ""
-        log.info("%s: validation on %s.", files.location, escape_line(", ".join(val[:SHOWN_NAMES]) + more))
+        log.info("%s: validating on %s.", files.location, escape_line(", ".join(val[:SHOWN_NAMES]) + more))
     parts = [CorpusPart(tuple(shards[name] for name in part)) for part in (train, val)]
     return TokenCorpus(files, "numpy", parts[0], parts[1] if val else None, eos_first=True)
 

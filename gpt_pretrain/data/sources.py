@@ -207,7 +207,7 @@ def find_data_sources(settings: DataSettings, tokenizer: Tokenizer, *, whole: bo
 
 
 def _not_text(path: str) -> str:
-    """Return the message on token shards, or a URL, that are given as a text."""
+    """Return the message about token shards, or a URL, that are given as a text."""
     if is_url(path):
         return f"data.path={without_secrets(path)} is a URL. For a text, give data.url=URL. For token shards, add data=shards."
     return f"data.path={path} holds token ids, not text. Add data=shards."

@@ -51,7 +51,7 @@ def cache_folder(settings: DataSettings) -> Path:
 
 @cache
 def _warn_of_temporary_cache(reason: str) -> None:
-    log.warning("%s. Name a folder for the cache with data.cache_dir=FOLDER; until then, it is temporary.", reason)
+    log.warning("%s. Name a folder for the cache with data.cache_dir=FOLDER; until then, the cache is temporary.", reason)
 
 
 def find_text(settings: DataSettings, *, cache_dir: Path) -> Text:

@@ -86,7 +86,7 @@ def tokenize_text(text: Text, tokenizer: Tokenizer, *, train_ratio: float, cache
 
 
 def tokenize_anyway(text: Text, tokenizer: Tokenizer, *, train_ratio: float, cache_dir: Path) -> TokenSplit:
-    """Do what `tokenize_text` does, in a temporary folder if cache_dir cannot be written.
+    """Tokenize a text as `tokenize_text` does, in a temporary folder if cache_dir cannot be written.
 
     Raises:
         UserError: If the text is empty, unreadable or not UTF-8, or no folder can be written.

@@ -74,7 +74,9 @@ def trained_tokenizer(settings: DataSettings, *, vocab_size: int) -> VocabularyT
         _save(folder / name, tokenizer)
     if tokenizer.vocab_size < vocab_size:
         log.warning(
-            "tokenizer.vocab_size=%d is more than this text has: its vocabulary has %d tokens", vocab_size, tokenizer.vocab_size
+            "tokenizer.vocab_size=%d is more than this text has: its vocabulary has %s",
+            vocab_size,
+            format_count(tokenizer.vocab_size, "token"),
         )
     return tokenizer
 

@@ -96,7 +96,7 @@ def read_core_item(fields: Mapping[str, Any], *, line: int, kind: str, delimiter
     """Return an item of a task of the CORE set.
 
     Raises:
-        ValueError: If it is none of this kind.
+        ValueError: If it is not of this kind.
     """
     contexts: tuple[str, ...]
     endings: tuple[str, ...]
@@ -119,7 +119,7 @@ def _parse_entry(entry: Any) -> _Entry:
     """Return a task of core.yaml.
 
     Raises:
-        DamagedFileError: If it is none.
+        DamagedFileError: If it is not one.
     """
     if not isinstance(entry, dict):
         raise DamagedFileError(f"{short_repr(entry)} is not a task")

@@ -33,7 +33,7 @@ def scoring_progress(label: str, *, total: int, unit: str) -> Iterator[Callable[
 
         yield report
         return
-    columns = TextColumn("{task.description}", markup=False), BarColumn(bar_width=None), TextColumn("{task.percentage:.0f} % ")
+    columns = TextColumn("{task.description}", markup=False), BarColumn(bar_width=None), TextColumn("{task.percentage:.0f}% ")
     remaining = TimeRemainingColumn(compact=True, elapsed_when_finished=True), TextColumn("left")
     with Progress(*columns, *remaining, console=console, transient=True, expand=True) as bar:
         task = bar.add_task(label, total=total)

@@ -167,7 +167,7 @@ def _compare(best: TextResult, other: TextResult) -> str:
     size = f"{max(estimate.value, 0.0):.4f} ± {estimate.error:.4f} bits per byte"
     over = f"{len(best.clusters.nats)} {best.clusters.kind}"
     if estimate.value > 0 and not difference.is_noise:
-        return f"{best.model} is better than {other.model} by {size} (95 % confidence, over {over})."
+        return f"{best.model} is better than {other.model} by {size} (95% confidence, over {over})."
     return f"{both}: no difference beyond noise ({size}, over {over})."
 
 

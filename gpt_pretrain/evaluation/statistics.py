@@ -22,7 +22,7 @@ MIN_DOCUMENTS = 20  # Fewer documents are no basis for an error, and blocks of t
 N_BLOCKS, MIN_BLOCK_BYTES = 100, 256
 # Bytes by which the text of two models may differ: some score no first token, and a limit may fall into a token.
 MAX_DIFFERENCE, MAX_DIFFERENT_BYTES = 0.01, 32
-# Two-sided 95 % limits of Student's distribution for 1, 2, ... degrees of freedom.
+# Two-sided 95% limits of Student's distribution for 1, 2, ... degrees of freedom.
 STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10, 2.09)
 NORMAL = 1.96
 
@@ -99,7 +99,7 @@ class Difference:
 
     Args:
         bits_per_byte: Mean difference and its standard error.
-        limit: The size from which a difference is more than noise, at 95 % confidence.
+        limit: The size from which a difference is more than noise, at 95% confidence.
     """
 
     bits_per_byte: Estimate
@@ -126,7 +126,7 @@ def paired_difference(first: Clusters, second: Clusters) -> Difference | None:
 
 
 def student_limit(degrees: int) -> float:
-    """Return how many standard errors a 95 % interval reaches to each side; infinity without a degree of freedom."""
+    """Return how many standard errors a 95% interval reaches to each side; infinity without a degree of freedom."""
     if degrees < 1:
         return math.inf
     return STUDENT[degrees - 1] if degrees <= len(STUDENT) else NORMAL + 2.4 / degrees

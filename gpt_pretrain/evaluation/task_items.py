@@ -133,7 +133,7 @@ def read_text_field(fields: Mapping[str, Any], name: str, *, may_be_empty: bool 
     """Return a field that must be a text.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is not one.
     """
     value = fields.get(name)
     if not isinstance(value, str):
@@ -152,7 +152,7 @@ def read_texts_field(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
     """Return a field that must be a list of texts.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is not one.
     """
     values = fields.get(name)
     if values is None:
@@ -172,7 +172,7 @@ def read_label(fields: Mapping[str, Any], name: str, *, count: int, first: int =
         is_text: Whether the number may be written as a text, which in a task of the user's own could be meant as a choice.
 
     Raises:
-        ValueError: If it is none of the choices.
+        ValueError: If it is not one of the choices.
     """
     value = fields.get(name)
     if value is None:

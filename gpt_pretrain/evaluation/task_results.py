@@ -145,7 +145,7 @@ def mean_estimate(values: np.ndarray) -> Estimate:
 
 
 def compare_accuracies(first: TaskResult, second: TaskResult) -> tuple[Estimate, bool]:
-    """Return how much more often the first model is right, item by item, and whether that is noise at 95 % confidence.
+    """Return how much more often the first model is right, item by item, and whether that is noise at 95% confidence.
 
     An exact sign test over the items on which the models differ decides (McNemar 1947); it is valid for few items, too.
     The error is for display; it is NaN for a single item, and 0 if the models differ on none or in the same way on all of them.
@@ -158,7 +158,7 @@ def compare_accuracies(first: TaskResult, second: TaskResult) -> tuple[Estimate,
 
 
 def compare_perplexities(first: np.ndarray, second: np.ndarray) -> tuple[float, float, bool]:
-    """Return the factor by which the second model's perplexity is higher, its 95 % limit, and whether that is noise.
+    """Return the factor by which the second model's perplexity is higher, its 95% limit, and whether that is noise.
 
     The losses of the same item are compared with each other, so that hard items do not count.
 
@@ -178,7 +178,7 @@ def compare_perplexities(first: np.ndarray, second: np.ndarray) -> tuple[float, 
 
 
 def compare_core(first: Sequence[TaskResult], second: Sequence[TaskResult]) -> tuple[Estimate, bool]:
-    """Return by how much the first model's CORE metric is higher, item by item, and whether that is noise at 95 % confidence."""
+    """Return by how much the first model's CORE metric is higher, item by item, and whether that is noise at 95% confidence."""
     others = {result.task: result for result in second}
     differences = []
     for one in first:

@@ -47,7 +47,7 @@ def _compare_accuracy(best: TaskResult, other: TaskResult) -> str:
     size = f"{difference.value:.4f}{_plus_minus(difference.error)} of accuracy"
     if is_noise:
         return f"{best.task}: {best.model} and {other.model} do not differ beyond noise ({size})."
-    return f"{best.task}: {best.model} is better than {other.model} by {size} (95 % confidence)."
+    return f"{best.task}: {best.model} is better than {other.model} by {size} (95% confidence)."
 
 
 def _perplexity_sentences(results: Sequence[TaskResult]) -> list[str]:
@@ -60,7 +60,7 @@ def _compare_perplexity(best: TaskResult, best_losses: np.ndarray, other: TaskRe
     if is_noise:
         names = f"{best.task}: the perplexities of {best.model} and {other.model}"
         return f"{names} do not differ beyond noise (a factor of {factor:.3f})."
-    interval = f"{factor:.3f} (95 % confidence: {factor / limit:.3f} to {factor * limit:.3f})"
+    interval = f"{factor:.3f} (95% confidence: {factor / limit:.3f} to {factor * limit:.3f})"
     return f"{best.task}: {other.model} has a higher perplexity than {best.model}, by a factor of {interval}."
 
 
@@ -78,7 +78,7 @@ def _core_sentences(results: Sequence[TaskResult]) -> list[str]:
         if is_noise:
             sentences.append(f"CORE: {best} and {other.model} do not differ beyond noise ({size}).")
         else:
-            sentences.append(f"CORE: {best} is better than {other.model} by {size} (95 % confidence).")
+            sentences.append(f"CORE: {best} is better than {other.model} by {size} (95% confidence).")
     return sentences
 
 

@@ -1,4 +1,4 @@
-"""What all models have in common: token ids in, logits out, by way of blocks and an output head.
+"""The common part of all models: token ids in, logits out, through blocks and an output head.
 
 Shapes: B batch, T time (new positions), S positions attended to, D emb_dim, V vocab_size.
 """

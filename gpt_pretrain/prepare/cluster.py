@@ -24,6 +24,7 @@ from gpt_pretrain.prepare.processes import Interrupt, WorkerPool
 from gpt_pretrain.prepare.progress import PreparationProgress
 from gpt_pretrain.prepare.segments import read_journal
 from gpt_pretrain.system.amounts import parse_duration
+from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.resources import cores
 from gpt_pretrain.texts.inputs import CorpusInputs, InputFile
 
@@ -107,7 +108,8 @@ def encode_on_cluster(settings: PrepareSettings, task: EncodeTask, work: Path, *
     except FileNotFoundError as error:
         raise UserError(f"executor={settings.executor}: {error.filename or error} was not found on this machine.") from error
     if settings.executor == "slurm":
-        print(f"SLURM job {executor.job_id} encodes {len(task.folders)} groups of files.", file=sys.stderr)
+        groups = format_count(len(task.folders), "group")
+        print(f"SLURM job {executor.job_id} encodes {groups} of files.", file=sys.stderr)
     while (left := unfinished_tasks(task.folders)) and settings.executor == "slurm" and _is_queued(str(executor.job_id)):
         interrupt.exit_if_requested()
         time.sleep(SECONDS_BETWEEN_CHECKS)
@@ -154,7 +156,7 @@ def _executor(settings: PrepareSettings, task: EncodeTask, logs: Path) -> Any:
 
 
 def _slurm_time(typed: str) -> str:
-    """Return a duration as HH:MM:SS; what is none may be one of SLURM's own forms."""
+    """Return a duration as HH:MM:SS; other texts may be in one of SLURM's own forms."""
     seconds = parse_duration(typed)
     if seconds is None:
         return typed

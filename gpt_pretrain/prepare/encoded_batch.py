@@ -1,4 +1,4 @@
-"""What a worker makes of the chunks that it gets: token ids, and a row for each document."""
+"""The result of encoding some chunks: token ids, and a row for each document."""
 
 from __future__ import annotations
 

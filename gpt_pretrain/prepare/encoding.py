@@ -200,7 +200,7 @@ def rejection_error(counts: RecordCounts, file: Path, *, max_rejected: float) ->
         remedy += f", or leave them out with max_rejected={_round_up(share):g}: the same command then resumes"
     listed = f"{file} lists {describe_listed(counts.rejected)}"
     return UserError(
-        f"{counts.rejected:,} of {format_count(counts.records, 'record')} ({100 * share:.3g} %) cannot be used ({reasons}), more "
+        f"{counts.rejected:,} of {format_count(counts.records, 'record')} ({100 * share:.3g}%) cannot be used ({reasons}), more "
         f"than max_rejected={max_rejected:g} allows. {first_rejected(file)} {listed}. {remedy}."
     )
 

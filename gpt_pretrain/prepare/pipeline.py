@@ -221,7 +221,7 @@ def _report_slow_encoding(tokenizer: str) -> None:
     """Print why the fast library does not encode a corpus that is large enough for it, if it could have."""
     encoder = cached_encoder(tokenizer, use_library=True)
     if encoder.slow_because and isinstance(cached_tokenizer(tokenizer), TiktokenTokenizer):
-        print_escaped(f"Encoding takes about ten times as long as it could: {encoder.slow_because}.", file=sys.stderr)
+        print_escaped(f"Encoding takes about ten times as long as with gigatoken: {encoder.slow_because}.", file=sys.stderr)
 
 
 def _group_inputs(settings: PrepareSettings, inputs: CorpusInputs) -> list[list[InputFile]]:

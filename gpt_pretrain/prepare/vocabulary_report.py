@@ -35,7 +35,7 @@ def describe_vocabulary(tokenizer: Tokenizer, training: TextSample, held_out: Te
             rows.append([name, *(f"{size / count:.2f}" for count in counts)])
     lines = [format_table(rows)]
     if not samples["held-out text"]:
-        lines.append("No text is held out: that needs several documents or a longer one, and val_fraction above 0.")
+        lines.append("No text is held out. Give several documents or a longer one, and a val_fraction above 0.")
     if len(others) < len(OTHERS):
         lines.append("cl100k_base is not on this machine; tokenizer=cl100k_base downloads it once.")
     if training.n_bytes < FEW_BYTES * tokenizer.vocab_size:

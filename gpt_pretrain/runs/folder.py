@@ -97,7 +97,7 @@ def written_at(file: Path) -> int:
     """Return when a file was last written here, in nanoseconds, to find the newest.
 
     An archive sets the modification time of its files, also to one in the future, with which a folder from somebody else would
-    be the newest for ever. It does not set the change time: when the file was unpacked, or its name or mode was changed.
+    be the newest forever. It does not set the change time: when the file was unpacked, or its name or mode was changed.
     """
     status = file.stat()
     return min(status.st_mtime_ns, status.st_ctime_ns)

@@ -39,7 +39,7 @@ def read_results(path: Path) -> list[Entry]:
     """Return the entries of a results file.
 
     Raises:
-        UserError: If it is none, or an entry has an impossible value.
+        UserError: If it is not one, or an entry has an impossible value.
     """
     content = _read_content(path, remedy="gpt-pretrain leaderboard out=results.json writes such a file.")
     runs = content.get("runs")

@@ -89,7 +89,7 @@ def build_app(engine: Engine, facts: Mapping[str, ModelFacts]) -> FastAPI:
 
 
 def _add_state(app: FastAPI, engine: Engine) -> None:
-    """Add what tells how the server is."""
+    """Add the routes that describe the state of the server."""
 
     @app.get("/health")
     async def health() -> JSONResponse:
@@ -140,7 +140,7 @@ def _add_completions(app: FastAPI, engine: Engine) -> None:
         if body.stream:
             return EventStream(await begun(answer.chunks()), seconds=seconds, done=True)
         made = await unless_gone(request.receive, answer.whole(), seconds=seconds)
-        return JSONResponse(made) if made is not None else JSONResponse(error_body(504, "The time is over."), 504)
+        return JSONResponse(made) if made is not None else JSONResponse(error_body(504, "The request took longer than the server allows."), 504)
 
 
 def _add_page_routes(app: FastAPI, engine: Engine) -> None:

@@ -111,7 +111,7 @@ class SampledBody(StrictBody):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Annotated[
         Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None,
-        _only(f"must be a text of 1 to {MAX_STOP_LENGTH} characters, or a list of at most {MAX_STOPS} of them"),
+        _only(f"must be a text of 1 to {MAX_STOP_LENGTH:,} characters, or a list of at most {MAX_STOPS} of them"),
     ] = None
 
     def sampler(self) -> SamplerConfig:

@@ -1,4 +1,4 @@
-"""What every request passes before anything else looks at it: the checks of its host, origin, key and size."""
+"""Check the host, origin, key and size of every request before anything else looks at it."""
 
 from __future__ import annotations
 

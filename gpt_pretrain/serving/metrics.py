@@ -7,7 +7,7 @@ from gpt_pretrain.serving.engine import Engine
 MEANINGS = {
     "finished": "Texts that were continued to their end.",
     "failed": "Texts that ended with an error.",
-    "cancelled": "Texts whose client went away.",
+    "cancelled": "Texts whose client disconnected.",
     "rejected": "Requests that found the queue full.",
     "prompt_tokens": "Tokens of prompts that were read.",
     "new_tokens": "Tokens that were generated.",

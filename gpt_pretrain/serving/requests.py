@@ -1,4 +1,4 @@
-"""What a client asks the engine for, and what it gets while its text grows."""
+"""The requests of clients to the engine, and the updates that they get while their text grows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gpt_pretrain.generation.prompts import TextModel
 from gpt_pretrain.generation.token_scores import TokenScore
 from gpt_pretrain.model.kv_cache import KVCache
 
-OUT_OF_TIME, STOPPED = "The time limit of a request is over.", "The server ends."
+OUT_OF_TIME, STOPPED = "The request took longer than the server allows.", "The server is stopping."
 
 
 class QueueFullError(Exception):

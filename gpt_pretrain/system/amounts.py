@@ -60,7 +60,7 @@ def parse_duration(text: str) -> float | None:
 
 
 def parse_amount(text: str, noun: str, *, needs_noun: bool = False) -> Decimal | None:
-    """Return the exact number of an amount, such as 1e9, 100M, 1.5 billion tokens or 50 GiB; None if the text is none.
+    """Return the exact number of an amount, such as 1e9, 100M, 1.5 billion tokens or 50 GiB; None if it is not one.
 
     Args:
         noun: "tokens", "steps", "bytes" or "flops"; it may stand after the number.

@@ -207,7 +207,7 @@ class ControlCount:
         cause = "a file that was never filled, text in UTF-16, or a binary file"
         cause = cause if name == "NUL" else "a binary file, or the colors of a terminal"
         remedy = " To delete them: tr -d '\\000' < FILE > new.txt" if name == "NUL" else ""
-        return f"{share:.2g} % of the text is {name}, as in {cause}. The model will learn to write them.{remedy}"
+        return f"{share:.2g}% of the text is {name}, as in {cause}. The model will learn to write them.{remedy}"
 
 
 def is_blank(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""What the program needs of its environment: an operating system that it supports, and the user's folders."""
+"""Check the program's environment: the operating system, the current folder, and the user's folders."""
 
 from __future__ import annotations
 

@@ -237,7 +237,7 @@ def remove_scratch_files(folder: Path) -> None:
 
 
 def _open_in_place(path: Path, flags: int, *, mode: str, buffering: int) -> IO[bytes]:
-    # O_NONBLOCK: opening a FIFO that nobody reads fails, where it would wait for ever.
+    # O_NONBLOCK: opening a FIFO that nobody reads fails, where it would wait forever.
     flags |= os.O_WRONLY | os.O_CREAT
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     try:

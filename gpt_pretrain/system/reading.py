@@ -40,7 +40,7 @@ class DamagedFileError(ValueError):
 
 
 def open_regular(path: Path, *, within: Path | None = None) -> BufferedReader:
-    """Open a regular file for reading; a device or a FIFO, which could wait or go on for ever, is refused.
+    """Open a regular file for reading; a device or a FIFO, which could wait or go on forever, is refused.
 
     Args:
         within: The folder that the file must be in after all links are followed; None allows any.

@@ -41,7 +41,7 @@ class Decompressor(Protocol):
 
 
 class ContentLimit:
-    """Counts the bytes that a file's archives expand to, so that a small file does not fill the disk or take for ever.
+    """Counts the bytes that a file's archives expand to, so that a small file does not fill the disk or take forever.
 
     Args:
         size: Size of the file in bytes.

@@ -1,7 +1,7 @@
 """The content of a tokenizer.json in one canonical form, after everything in it that could do harm has been refused.
 
 What does not change the ids of a text is left out, so that equal tokenizers have equal definitions: padding, truncation, the
-template of special tokens around a text, and options at their defaults. Two further lines of defence are the tokenizers library
+template of special tokens around a text, and options at their defaults. Two further lines of defense are the tokenizers library
 itself, which is written in Rust, and its limit on the steps of a regular expression.
 """
 

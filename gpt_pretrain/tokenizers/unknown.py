@@ -60,7 +60,7 @@ def describe_unknown(tokens: int, total: int, example: str) -> str:
     share = 100 * tokens / max(total, 1)
     such_as = f", such as {short_repr(example)}" * bool(example)
     return (
-        f"{tokens:,} of {total:,} tokens ({share:.2g} %) stand for text that the vocabulary lacks{such_as}. "
+        f"{tokens:,} of {total:,} tokens ({share:.2g}%) stand for text that the vocabulary lacks{such_as}. "
         "A model cannot learn it. A vocabulary with a token for each byte, as gpt2 has, lacks nothing."
     )
 

@@ -183,7 +183,8 @@ def _roll_back(
         sys.exit(128 + received)
     resume, step = _last_good(run_dir, setup.data)
     lr_scale = module.lr_scale * settings.rollback_lr_factor
-    log.warning("%s Rolling back to step %d, without these batches and with %g of the learning rate.", error, step, lr_scale)
+    share = f"{lr_scale:.3g}"
+    log.warning("%s Rolling back to step %s, without these batches and with %s times the learning rate.", error, f"{step:,}", share)
     return Attempt(resume, step, attempt.rollbacks + 1, lr_scale, [*module.skipped, *error.batches])
 
 
@@ -201,7 +202,7 @@ def _divergence(error: NonFiniteError, rollbacks: int, settings: TrainSettings, 
     saved, rollback = "no checkpoint has been written yet", ""
     if list_checkpoints(run_dir):
         path, content = newest_checkpoint(run_dir)
-        saved = f"the last good checkpoint is {display_path(path)}, of step {content['global_step'] - 1}"
+        saved = f"the last good checkpoint is {display_path(path)}, of step {content['global_step'] - 1:,}"
         rollback = "" if settings.on_nonfinite == "rollback" else ", or on_nonfinite=rollback"
     tried = f" {rollbacks} rollbacks did not help." if settings.on_nonfinite == "rollback" else ""
     warmup = "" if settings.scheduler.warmup_steps else ", scheduler=warmup_cosine for a gentle start"

@@ -1,4 +1,4 @@
-"""Say where Lightning's training loop is: at which batch, and in which optimizer step."""
+"""Find the position of Lightning's training loop: the batch and the optimizer step."""
 
 from __future__ import annotations
 

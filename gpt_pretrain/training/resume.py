@@ -223,8 +223,8 @@ def _keep_step_size(merged: dict[str, Any], stored: Mapping[str, Any], overridde
         merged["eval_iter"] = math.ceil(merged["eval_iter"] * data["batch_size"] / size)  # as many windows as before
         data["batch_size"], trainer["accumulate_grad_batches"] = size, before // n_ranks // size
         log.info(
-            "An optimizer step takes the same %d windows as before: data.batch_size=%d trainer.accumulate_grad_batches=%d",
-            before,
+            "An optimizer step takes the same %s windows as before: data.batch_size=%d trainer.accumulate_grad_batches=%d",
+            f"{before:,}",
             size,
             trainer["accumulate_grad_batches"],
         )

@@ -326,9 +326,9 @@ def _required_settings(settings: TrainSettings, weights: Weights, overridden: Se
         required["model.context_length"] = min(settings.model.context_length, stored.context_length)
     if shorter and not given:
         log.info(
-            "%s has a context of %d tokens, of which this run uses %d; model.context_length=%d uses all of it",
+            "%s has a context of %s tokens, of which this run uses %d; model.context_length=%d uses all of it",
             weights.name,
-            stored.context_length,
+            f"{stored.context_length:,}",
             settings.model.context_length,
             stored.context_length,
         )

@@ -91,7 +91,7 @@ def mixture_facts(data: TextDataModule) -> list[str]:
         return []
     train = data.train
     return [
-        f"{100 * share / len(train):.3g} % of {escape_line(source.name)}: "
+        f"{100 * share / len(train):.3g}% of {escape_line(source.name)}: "
         f"each of {len(own):,} windows {format_rounded(share / len(own))} times per epoch"
         for source, own, share in zip(data.sources, train.sources, train.windows_per_epoch, strict=True)
     ]
@@ -180,7 +180,7 @@ def _describe_best(save: SaveRun, module: GPTLitModule) -> str:
     average = ", of the moving average (weights=ema)" if save.best_weights == EMA else ""
     return (
         f"Best validation loss: {save.best_loss:.3f} nats per token (perplexity {format_perplexity(save.best_loss)}), "
-        f"in epoch {save.best_epoch}, step {save.best_step}{average}; last: {module.val_loss:.3f}"
+        f"in epoch {save.best_epoch:,}, step {save.best_step:,}{average}; last: {module.val_loss:.3f}"
     )
 
 

@@ -77,7 +77,7 @@ def test_a_text_is_scored_and_models_are_compared(script: Script, tmp_path: Path
     assert f"{taught} is better than {random} by" in done.stdout
     assert content["comparisons"][0] in done.stdout
     assert content["settings"]["stride"] == 4
-    assert "95 % confidence, over" in done.stdout
+    assert "95% confidence, over" in done.stdout
     assert [(one["model"], one["other"], one["stride"]) for one in content["differences"]] == [
         (str(taught), str(random), stride) for stride in (16, 4)
     ]

@@ -194,7 +194,7 @@ def test_a_resumed_run_cannot_change_the_weights(
 ) -> None:
     sources = corpora(tmp_path, story)
     train(*overrides_of(sources), "trainer.max_steps=1")
-    assert any(f"40.2 % of {sources[0].path}: each of 58 windows 1.5 times per epoch" in line for line in printed())
+    assert any(f"40.2% of {sources[0].path}: each of 58 windows 1.5 times per epoch" in line for line in printed())
     sources[0].weight = 0.5
     with pytest.raises(UserError, match="the content of the text has changed"):
         train(*overrides_of(sources), "trainer.max_steps=2", f"resume='{tmp_path / 'run'}'")

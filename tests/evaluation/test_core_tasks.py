@@ -153,7 +153,7 @@ def test_models_are_compared_by_their_core() -> None:
     assert compare_core(results("x", mixed, 0.25), results("y", mixed, 0.25))[1]
     sentences = task_comparisons([*results("x", mixed, 0.25), *results("y", none, 0.25)])
     assert "CORE of x: 0.6667 ± 0.1054, over 2 tasks." in sentences
-    assert "CORE: x is better than y by 1.0000 ± 0.1054 (95 % confidence)." in sentences
+    assert "CORE: x is better than y by 1.0000 ± 0.1054 (95% confidence)." in sentences
     assert not core_results(results("x", mixed, None))
 
 

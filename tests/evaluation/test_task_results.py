@@ -38,7 +38,7 @@ def test_perplexities_are_compared_item_by_item() -> None:
     sentences = task_comparisons([result("x", hard + small), result("y", hard)])
     assert sentences[0] == "lambada: x and y do not differ beyond noise (0.0000 ± 0.0000 of accuracy)."
     assert sentences[1].startswith("lambada: x has a higher perplexity than y, by a factor of 1.")
-    assert "95 % confidence: 1." in sentences[1]
+    assert "95% confidence: 1." in sentences[1]
     sentences = task_comparisons([result("x", hard), result("y", hard[::-1])])
     assert sentences[1] == "lambada: the perplexities of x and y do not differ beyond noise (a factor of 1.000)."
 

@@ -471,8 +471,8 @@ def test_many_control_characters_are_a_warning(
     text = ("word " * 20 + "\0") * 500
     (tmp_path / "a.txt").write_text(text)
     check(tmp_path / "a.txt", [text])
-    assert "a.txt: 0.99 % of the text is NUL, as in a file that was never filled" in caplog.text
-    assert "Warning: 0.99 % of the text is NUL" in capsys.readouterr().out
+    assert "a.txt: 0.99% of the text is NUL, as in a file that was never filled" in caplog.text
+    assert "Warning: 0.99% of the text is NUL" in capsys.readouterr().out
 
 
 def test_a_window_of_any_size_is_decompressed(tmp_path: Path) -> None:

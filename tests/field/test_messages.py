@@ -143,7 +143,7 @@ CASES = {
     ),
     "stop_strings_without_text": (
         ("generate.py", "checkpoint=run", "stop=['']"),
-        "must be at most 16 texts of 1 to 1000 characters",
+        "must be at most 16 texts of 1 to 1,000 characters",
     ),
     "plan_of_a_sweep": ((*TEXT, "-m", "plan=true", "seed=1,2"), "plan=true describes a single run and cannot be combined with"),
     "budget_of_an_unknown_kind": ((*TEXT, "budget=soon"), "budget='soon': must be a time such as 90s, 20m or 1h30m, '1e9 tokens',"),

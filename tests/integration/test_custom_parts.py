@@ -213,7 +213,7 @@ def test_a_module_of_the_current_folder_and_an_option_of_an_own_config_folder(sc
     assert done.returncode == 0, done.stderr
     done = script("train.py", *tiny[:-1], *own, "plan=true", "trainer.max_steps=3")
     assert done.returncode == 0, done.stderr
-    assert "no formula knows the state of your own optimizer" in done.stdout + done.stderr
+    assert "the state of your own optimizer is unknown" in done.stdout + done.stderr
     done = script("train.py", *tiny, "optimizer.speed=3", "trainer.max_steps=3")
     assert done.returncode == 2
     assert "there is no such setting" in done.stderr, "names are free only beside a class"

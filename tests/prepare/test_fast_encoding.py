@@ -137,7 +137,7 @@ def test_without_the_library_the_corpus_is_the_same_and_it_is_said(
     corpora.prepare(*inputs, out=tmp_path / "out", **SETTINGS)
     tokenizing.cached_encoder.cache_clear()
     assert corpora.contents(tmp_path / "out") == corpora.contents(tmp_path / "small")
-    expected = "Encoding takes about ten times as long as it could: the package gigatoken is not installed."
+    expected = "Encoding takes about ten times as long as with gigatoken: the package gigatoken is not installed."
     assert expected in capsys.readouterr().err
 
 

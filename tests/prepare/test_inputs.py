@@ -208,7 +208,7 @@ def test_too_many_rejected_records_are_an_error_and_can_be_allowed_afterwards(tm
     with pytest.raises(UserError) as caught:
         corpora.prepare(tmp_path / "a.jsonl", out=tmp_path / "out", max_rejected=0.001)
     message = str(caught.value)
-    assert "1 of 501 records (0.2 %)" in message and "a.jsonl, record 1: broken JSON" in message
+    assert "1 of 501 records (0.2%)" in message and "a.jsonl, record 1: broken JSON" in message
     assert not (tmp_path / "out" / "manifest.json").exists() and len(read_rejected(tmp_path / "out")) == 1
     allowed = float(message.partition("leave them out with max_rejected=")[2].partition(":")[0])
     assert corpora.prepare(tmp_path / "a.jsonl", out=tmp_path / "out", max_rejected=allowed)["rejected"]["records"] == 1

@@ -205,7 +205,7 @@ def test_the_page_of_a_long_run_stays_small(tmp_path: Path) -> None:
     page = report(folder)
     headings = re.findall(r"Epoch (\d+)", page.sections["samples"])
     assert headings == ["1", "72", "144", "215", "286", "357", "429", "500"]
-    assert "16 of 1,000 samples; samples.txt holds all" in page.sections["samples"].replace("1000", "1,000")
+    assert "16 of 1,000 samples; samples.txt has all of them" in page.sections["samples"].replace("1000", "1,000")
     assert "(cut; " in page.sections["samples"]
 
 

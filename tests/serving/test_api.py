@@ -100,7 +100,7 @@ def test_stop_strings_and_lists_of_prompts(served: Served, client: openai.OpenAI
         ({"n": 16, "prompt": ["a"] * 10}, 400, "at most 64 texts at a time"),
         ({"prompt": "\ud800"}, 400, "surrogate"),
         ({"no-such field": 1}, 400, "no-such field"),
-        ({"stop": ""}, 400, "stop: must be a text of 1 to 1000 characters, or a list of at most 16 of them"),
+        ({"stop": ""}, 400, "stop: must be a text of 1 to 1,000 characters, or a list of at most 16 of them"),
         (
             {"prompt": {"a": 1}},
             400,

@@ -51,8 +51,8 @@ def test_a_run_can_roll_back_and_skip_the_batch(train: Train, tmp_path: Path, ca
     ]
     with spoilt(steps={3, 7}):
         train(*overrides, run_dir=tmp_path / "run")
-    assert "Rolling back to step 2, without these batches and with 0.5 of the learning rate" in caplog.text
-    assert "Rolling back to step 6, without these batches and with 0.25 of the learning rate" in caplog.text
+    assert "Rolling back to step 2, without these batches and with 0.5 times the learning rate" in caplog.text
+    assert "Rolling back to step 6, without these batches and with 0.25 times the learning rate" in caplog.text
     content = checkpoint(tmp_path / "run")
     assert (content["lr_scale"], content["skipped"]) == (0.25, [[0, 6], [1, 4]])
     table = {int(row["step"]): row for row in rows(tmp_path / "run")}

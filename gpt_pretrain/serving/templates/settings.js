@@ -1,7 +1,7 @@
 // The settings. One that has its `off` value is left out of requests; `words` say what special values mean.
 
 const SETTINGS = [
-  { name: "temperature", label: "Temperature", min: 0, max: 2, step: 0.05, value: 0.7, words: { 0: "0, the likeliest" } },
+  { name: "temperature", label: "Temperature", min: 0, max: 2, step: 0.05, value: 0.7, words: { 0: "0, the most likely" } },
   { name: "top_k", label: "Top-k", min: 0, max: 200, step: 1, value: 25, off: 0, words: { 0: "all tokens" } },
   { name: "top_p", label: "Top-p", min: 0.01, max: 1, step: 0.01, value: 1, off: 1, words: { 1: "all tokens" } },
   { name: "min_p", label: "Min-p", min: 0, max: 1, step: 0.01, value: 0, off: 0, words: { 0: "all tokens" } },

@@ -44,7 +44,7 @@ def parse_budget(text: str) -> Budget:
     """Return the budget of a setting.
 
     Raises:
-        UserError: If the text is none.
+        UserError: If the text is not a budget.
     """
     typed, shown = text.strip(), f"budget={short_repr(text)}"
     if typed.lower() == AUTO:

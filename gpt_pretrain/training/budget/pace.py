@@ -1,4 +1,4 @@
-"""How far a schedule has come after each optimizer step, where the clock decides how many steps there will be."""
+"""The progress of a schedule after each optimizer step, if the clock decides how many steps there will be."""
 
 from __future__ import annotations
 

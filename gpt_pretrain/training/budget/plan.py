@@ -1,4 +1,4 @@
-"""Turn the budget of a run into its settings, and say why."""
+"""Turn the budget of a run into its settings, and give the reasons."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def decided_settings(chosen: choice.Candidate, text: choice.TextFacts, limit: st
     minutes = min(round(chosen.seconds / CHECKPOINTS / 60, 1), MOST_UNSAVED) if chosen.seconds >= LONG else None
     return {
         "tokenizer.name": Decision("bpe", ""),
-        "tokenizer.vocab_size": Decision(config.vocab_size, f"{text.bytes_per_token[config.vocab_size]:.1f} bytes a token"),
+        "tokenizer.vocab_size": Decision(config.vocab_size, f"{text.bytes_per_token[config.vocab_size]:.1f} bytes per token"),
         "model.emb_dim": Decision(config.emb_dim, ""),
         "model.n_layers": Decision(config.n_layers, f"with emb_dim={config.emb_dim} {parameters}, limited by {limit}"),
         "model.n_heads": Decision(config.n_heads, ""),
@@ -196,9 +196,9 @@ def decided_settings(chosen: choice.Candidate, text: choice.TextFacts, limit: st
         "optimizer.head.weight_decay": Decision(head_decay, f"{decay} for the other matrices"),
         "scheduler.name": Decision("warmup_stable_decay", ""),
         "scheduler.decay_fraction": Decision(DECAY_FRACTION, ""),
-        "data.batch_size": Decision(chosen.batch, f"{chosen.step_tokens:,} tokens a step, for {chosen.steps:,} steps"),
+        "data.batch_size": Decision(chosen.batch, f"{chosen.step_tokens:,} tokens per step, {chosen.steps:,} steps"),
         "data.shift_windows": Decision(epochs > 1, ""),
-        "data.val_tokens": Decision(_val_tokens(chosen, epochs), "validations take about 5 % of the time"),
+        "data.val_tokens": Decision(_val_tokens(chosen, epochs), "validations take about 5% of the time"),
         "eval_freq": Decision(every, f"losses take about {EVALUATION_SHARE:.0%} of the time"),
         "eval_iter": Decision(EVALUATION_BATCHES, ""),
         "checkpoint.every_n_minutes": Decision(minutes, ""),

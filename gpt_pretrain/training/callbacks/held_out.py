@@ -133,7 +133,8 @@ class HeldOutEvaluation(Callback):
             with scoring(model, batch_tokens=self.batch_tokens) as scorer:
                 return score_held_out(scorer, self.held_out, report=_StopWatch(module).check)
         except _StopAskedError:
-            log.info("The evaluation after %d steps is left out until the run resumes, because it was asked to stop.", self._step)
+            steps = f"{self._step:,}"
+            log.info("The evaluation after %s steps is left out until the run resumes, because it was asked to stop.", steps)
             return None
         except UserError as error:
             if not self._failed:

@@ -190,7 +190,7 @@ class SaveRun(Checkpoint):
                 reason,
             )
         elif step != self._warned_step:
-            log.warning("The checkpoint of step %d could not be written either (%s).", step, reason)
+            log.warning("The checkpoint of step %s could not be written either (%s).", f"{step:,}", reason)
         self._warned_step = step
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -76,7 +76,7 @@ class TimeLeft(Callback):
             parts = f"{steps:,} steps of {format_seconds(seconds)}"
             if evaluations and self.losses.seconds:
                 parts += f", {evaluations:,} evaluations of {format_seconds(self.losses.seconds)}"
-            log.info("About %s left: %s, besides validation, samples and checkpoints", format_duration(left), parts)
+            log.info("About %s left: %s, not counting validation, samples and checkpoints", format_duration(left), parts)
         for warning in self._warnings(step, left):
             log.warning("%s", warning)
 

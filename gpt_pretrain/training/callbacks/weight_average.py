@@ -82,7 +82,7 @@ class WeightAverage(Callback):
         assert isinstance(pl_module, GPTLitModule)
         if self.losses and trainer.is_global_zero:
             log.info(
-                "Moving average of the weights (weights=ema): validation loss %.3f, where the weights themselves have %.3f",
+                "Moving average of the weights (weights=ema): validation loss %.3f; the trained weights have %.3f",
                 self.losses[-1],
                 pl_module.val_loss if math.isfinite(pl_module.val_loss) else math.nan,
             )

@@ -85,7 +85,7 @@ def detect_overfitting(
     has_recipe = run.data.shift_windows and run.model.drop_rate > 0  # as in that experiment
     recipe = "" if has_recipe else " experiment=small_text is a recipe for a text that is read many times."
     return (
-        f"Since about step {best_step} the validation loss has risen from {best_val:.3f} to {val:.3f}, while the training loss "
+        f"Since about step {best_step:,} the validation loss has risen from {best_val:.3f} to {val:.3f}, while the training loss "
         f"has fallen from {best_train:.3f} to {train:.3f} (means of {thresholds.patience} evaluations). From that step on the "
         "model memorizes its training text (overfitting). More text (data.path=...), "
         f"{_more_regularization(run, passes)} or a smaller model delays that; trainer.max_steps={best_step + 1} stops in "
@@ -148,14 +148,14 @@ def detect_plateau(
     if flat and min(min(train, val) for _, train, val in flat) > (uniform + unigram) / 2:
         (start, before, _), (step, train, val) = flat[0], flat[-1]
         return (
-            f"From step {start} to {step} the training loss has only gone from {before:.3f} to {train:.3f} (validation "
+            f"From step {start:,} to {step:,} the training loss has only gone from {before:.3f} to {train:.3f} (validation "
             f"{val:.3f}). {reference} The learning rate is probably too low: try optimizer.lr={lr * 10:g} ({lr:g} now)."
         )
     flat = _without_fall(evaluations, PLATEAU_WINDOWS * thresholds.window, fall, min_evaluations=thresholds.patience)
     if flat and min(train for _, train, _ in flat) > (0.95 if lasting else 0.98) * unigram:
         (start, _, _), (step, train, val) = flat[0], flat[-1]
         return (
-            f"From step {start} to {step} neither loss has fallen (training {train:.3f}, validation {val:.3f}). {reference} "
+            f"From step {start:,} to {step:,} neither loss has fallen (training {train:.3f}, validation {val:.3f}). {reference} "
             "The model has learned the token frequencies at most. The learning rate is probably too high: try a tenth of it, "
             f"optimizer.lr={lr / 10:g}, with scheduler=warmup_cosine. If that does not help, it is too low: try ten times it."
         )

@@ -1,4 +1,4 @@
-"""What the checks before a run may look at."""
+"""The facts that the checks before a run may look at."""
 
 from __future__ import annotations
 

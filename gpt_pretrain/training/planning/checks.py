@@ -175,7 +175,7 @@ def _too_little_text(context: CheckContext) -> str | None:
     seen = (
         f"each token is seen {format_rounded(plan.repeats)} times"
         if plan.repeats >= 1
-        else f"{100 * plan.repeats:.2g} % of them are seen"
+        else f"{100 * plan.repeats:.2g}% of them are seen"
     )
     return (
         f"data: {plan.text_tokens:,} training tokens for {count} parameters are {format_rounded(ratio)} per parameter, while "
@@ -280,7 +280,7 @@ def _accumulation_beyond_epoch(context: CheckContext) -> str | None:
     if trainer.accumulate_grad_batches <= batches:
         return None
     return (
-        f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches} is more than the {batches} batches of an epoch, and "
+        f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches} is more than the {batches:,} batches of an epoch, and "
         f"no step spans two epochs. trainer.accumulate_grad_batches={batches} does the same."
     )
 

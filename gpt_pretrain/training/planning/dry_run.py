@@ -120,7 +120,7 @@ def _snapshot_lines(plan: TrainingPlan) -> list[str]:
     if plan.parallelism.fsdp:
         return []
     return [
-        f"        and {format_si(plan.checkpoint, 'B')} while a checkpoint is written, if that much is free; else training waits"
+        f"        and {format_si(plan.checkpoint, 'B')} while a checkpoint is written, if that much is free; otherwise training waits"
     ]
 
 
@@ -128,10 +128,10 @@ def _unknown_lines(settings: TrainSettings) -> list[str]:
     """Say what the formulas cannot know about the user's own parts."""
     lines = []
     if "model" in settings.custom:
-        lines.append("        no formula knows your own model: compute is 6 FLOP per parameter, and memory lacks the activations")
+        lines.append("        your own model has no formula: compute is 6 FLOP per parameter, and memory lacks the activations")
     if "optimizer" in settings.custom:
         lines.append(
-            "        no formula knows the state of your own optimizer: memory and disk assume AdamW's two numbers per parameter"
+            "        the state of your own optimizer is unknown: memory and disk assume AdamW's two numbers per parameter"
         )
     return lines
 

@@ -1,4 +1,4 @@
-"""Say what loss the law of expected losses predicts for a planned run, and for the best model in the same time."""
+"""Predict the loss of a planned run, and of the best model in the same time, by the law of expected losses."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def expected_loss_lines(setup: TrainingSetup, plan: TrainingPlan, *, seconds: fl
 def _describe(best: choice.Candidate, own: Training | None, text: choice.TextFacts, law: Law, *, seconds: float) -> str:
     difficulty, trainings = text.difficulty, [best.training, *([] if own is None else [own])]
     extrapolated = any(getattr(one, name) > most for one in trainings for name, most in law.largest.items())
-    note = "; larger than what was measured, so extrapolated" if extrapolated else ""
+    note = "; extrapolated beyond the measured sizes" if extrapolated else ""
     size = f"{num_parameters(best.config) / 1e6:.1f}M parameters"
     shape = (
         f"model.emb_dim={best.config.emb_dim} model.n_layers={best.config.n_layers} tokenizer.vocab_size={best.config.vocab_size}"
@@ -62,7 +62,7 @@ def _describe(best: choice.Candidate, own: Training | None, text: choice.TextFac
     yours = law.bits_per_byte(own, difficulty)
     compared = f", and yours about {yours:.2f} {_interval(law, own, text)}"
     if yours <= SIMILAR * best.expected:
-        return f"law     about {yours:.2f} bits per byte are to be expected on this text {_interval(law, own, text)}{note}"
+        return f"law     expects about {yours:.2f} bits per byte on this text {_interval(law, own, text)}{note}"
     return f"{begin} on this text {_interval(law, best.training, text)}{compared}{note}; budget= chooses such a model"
 
 

@@ -31,7 +31,7 @@ def describe_resumed_rate(context: CheckContext) -> str | None:
     if rates is None or max(rates) <= NOTABLE * min(rates):
         return None
     before, now = rates
-    return f"lr      {now:.3g} at step {context.start.step}, where the schedule of the checkpoint has {before:.3g}"
+    return f"lr      {now:.3g} at step {context.start.step:,}, where the schedule of the checkpoint has {before:.3g}"
 
 
 def learning_rate_jumps(context: CheckContext) -> str | None:
@@ -42,12 +42,12 @@ def learning_rate_jumps(context: CheckContext) -> str | None:
     before, now = rates
     if now <= JUMP * before * max(1.0, first_rate(settings.optimizer) / start.peak_lr):
         return None
-    reason = f"scheduler={settings.scheduler.name} now ends at step {context.plan.total_steps - 1}"
+    reason = f"scheduler={settings.scheduler.name} now ends at step {context.plan.total_steps - 1:,}"
     if settings.scheduler.name == "constant":
         reason = "scheduler=constant has no decay"
     low = (before or now / 10) / start.lr_scale
     return (
-        f"The learning rate rises from {before:.3g} to {now:.3g} when the run resumes at step {start.step}, since {reason}. "
+        f"The learning rate rises from {before:.3g} to {now:.3g} when the run resumes at step {start.step:,}, since {reason}. "
         f"scheduler=constant optimizer.lr={low:.3g} keeps it low."
     )
 
@@ -106,7 +106,7 @@ def learning_rate_never_decays(context: CheckContext) -> str | None:
         )
     length = decay_length(schedule, total_steps=steps)
     if schedule.name in FINAL_DECAY and length < MIN_DECAY_SHARE * steps:
-        extent = f"decays only in the last {length}" if length else "never decays in a run"
+        extent = f"decays only in the last {length:,}" if length else "never decays in a run"
         return (
             f"{_decay_setting(context)}: the learning rate {extent} of {format_count(steps, 'step')}. A fifth "
             f"of the run is usual: {_usual_decay(context)}."
