@@ -1,4 +1,4 @@
-"""What a budget reaches: bits per byte of held-out text, beside other configurations that have the same time.
+"""Measure what a budget reaches: bits per byte of held-out text, beside other configurations that have the same time.
 
 python -m benchmarks budget [TEXT ...] trains on the first nine tenths of each text, each subject in a process of its own:
 

@@ -1,4 +1,4 @@
-"""How fast a model learns: time and tokens to a loss, beside nanoGPT's smallest example.
+"""Measure how fast a model learns: time and tokens to a loss, beside nanoGPT's smallest example.
 
 python -m benchmarks learn [TEXT] trains both on the characters of one text, each in processes of its own and in turns:
 

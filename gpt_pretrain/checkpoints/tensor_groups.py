@@ -114,7 +114,7 @@ def stored_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
 
 
 def _shape_causes(slots: Slots) -> list[str]:
-    """Say what the shapes of embedding and head show a file to be, if that is no whole language model."""
+    """Explain what a file is by the shapes of its embedding and head, if it is not a whole language model."""
     embedding, head = slots.get(EMBEDDING), slots.get(HEAD)
     if embedding is not None and len(embedding.shape) == 1:
         return [

@@ -16,7 +16,7 @@ from gpt_pretrain.system.reading import DamagedFileError, parse_yaml_value
 def to_hydra_override(override: str, *, sweep: bool) -> str:
     """Return a typed override as Hydra reads it: texts, paths and lists quoted, and amounts such as 1e9 written out.
 
-    A list or a mapping that only YAML can read, for its letters or apostrophes, is written anew.
+    A list or a mapping that only YAML can read, for its letters or apostrophes, is written again in Hydra's grammar.
 
     Args:
         sweep: Whether the override is one of a sweep.

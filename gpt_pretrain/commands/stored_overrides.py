@@ -112,7 +112,7 @@ def admit_overrides(folder: Path, *, script: str, typed: Set[str]) -> StoredOver
 def overrides_of_user(folder: Path, overrides: Sequence[str], *, script: str) -> list[str]:
     """Return the overrides of this start of a sweep that the user has typed, now or at an earlier start.
 
-    The others come from somebody else's sweep that is resumed. They are judged anew each time, since what they name may have
+    The others come from somebody else's sweep that is resumed. They are judged again each time, since what they name may have
     changed: a path leads elsewhere from another working directory, and a link may stand where a file was.
 
     Args:
@@ -265,7 +265,7 @@ def _can_run_code(text: str, values: Values) -> bool:
 
 
 def _write(override: Override) -> str:
-    """Write a parsed override anew.
+    """Write a parsed override again.
 
     Raises:
         UserError: If it would then mean something else.
@@ -278,7 +278,7 @@ def _write(override: Override) -> str:
 
 
 def _write_value(override: Override) -> str:
-    """Write a value anew, as Hydra writes those of a sweep's jobs; a list of values stays one."""
+    """Write a value again, as Hydra writes those of a sweep's jobs; a list of values stays one."""
     value = override.value()
     if isinstance(value, ChoiceSweep):
         values = [replace(override, value_type=None, _value=one).get_value_element_as_str() for one in value.list]

@@ -96,7 +96,7 @@ def generate_steps(
     """Yield the next token of each row, int64, (B,), with the model's logits for it, (B, V), one position at a time.
 
     The model sees the last context_length tokens, and keys and values are cached. Once the text is longer, a token that is
-    dropped shifts all others by one position, so the window is computed anew: for each token, or with the sampler's window_step
+    dropped shifts all others by one position, so the window is computed again: for each token, or with the sampler's window_step
     whenever that share of it has been dropped. In between, the model sees as many tokens fewer.
 
     Raises:

@@ -95,7 +95,7 @@ def _encode_rest(
     progress: PreparationProgress,
     interrupt: Interrupt,
 ) -> None:
-    """Do what `encode_inputs` does, either with the fast library or without it.
+    """Encode as `encode_inputs` does, either with the fast library or without it.
 
     Raises:
         DifferentIdsError: If the library gives other ids than the tokenizer.

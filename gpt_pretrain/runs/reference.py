@@ -1,7 +1,7 @@
 """Loss curves of known recipes, for the question whether a run's curve is as it should be.
 
 A curve belongs to one text, one model and one recipe, and is shown only beside runs that have the same. `python -m benchmarks
-references` makes the table anew.
+references` measures the table again.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def _add_state(app: FastAPI, engine: Engine) -> None:
 
     @app.get("/health")
     async def health() -> JSONResponse:
-        """Tell whether texts are being continued."""
+        """Report whether the engine is running."""
         return JSONResponse({"status": "ok"} if engine.is_alive else {"status": "ended"}, 200 if engine.is_alive else 503)
 
     @app.get("/metrics", response_class=PlainTextResponse)

@@ -1,4 +1,4 @@
-"""Tell the encoding of a text by its first bytes: by a byte order mark, or else by which characters it would consist of."""
+"""Recognize the encoding of a text by its first bytes: by a byte order mark, or else by the characters it would consist of."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def fetch(repo_id: str, file: str) -> Path:
 
 
 def fetch_if_present(repo_id: str, file: str) -> Path | None:
-    """Do what `fetch` does, and return None if the model has no such file, which is remembered for times without a network.
+    """Return what `fetch` returns, or None if the model has no such file, which is remembered for times without a network.
 
     Raises:
         UserError: As `fetch` does, in all other cases.

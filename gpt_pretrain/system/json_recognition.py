@@ -1,4 +1,4 @@
-"""Tell by its beginning whether a text is JSON, and how its values follow one another."""
+"""Recognize by its beginning whether a text is JSON, and how its values follow one another."""
 
 from __future__ import annotations
 

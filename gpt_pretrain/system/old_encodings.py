@@ -1,4 +1,4 @@
-"""Tell which encoding a text has that is not in Unicode, and how to convert it."""
+"""Guess the older encoding of a text that is not in Unicode, and find the command that converts it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tell how long nested values are if each of them is written out, with the names of all that it is in before it."""
+"""Compute how long nested values are if each is written out with the names of all groups around it."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class LeftOut:
         return f". {self._advice.rstrip('.')}" if self._advice else ""
 
     def report(self, where: str) -> None:
-        """Say what was left out of a folder or an archive, if anything was."""
+        """Log what was left out of a folder or an archive, if anything was."""
         if self._counts:
             total = format_count(sum(self._counts.values()), "file")
             log.warning("%s", escape_line(f"{where}: {total} left out{self.described()}."))

@@ -1,4 +1,4 @@
-"""Tell whether JSON or a table beside texts has no text, such as settings, or a list of the texts, without the field."""
+"""Recognize JSON and tables that lie beside texts but contain none, such as settings or a list of the texts."""
 
 from __future__ import annotations
 

@@ -210,7 +210,7 @@ def tokenizer_label(label: str) -> str:
 def _load(fields: dict[str, Any]) -> FastTokenizer:
     """Build the library's tokenizer, in which each added token has the id that the file gives it.
 
-    The library numbers added tokens anew unless they are in the vocabulary of the model.
+    The library gives added tokens new numbers unless they are in the vocabulary of the model.
 
     Raises:
         DamagedFileError: If the library refuses the fields.

@@ -276,7 +276,7 @@ def _softmax_gradient(logits: Tensor, vocab_size: int, target_ids: Tensor, row_w
 def _fused_softmax_gradient(
     logits: Tensor, vocab_size: int, target_ids: Tensor, row_weights: Tensor, cap: float | None
 ) -> Tensor:
-    """Do what `_softmax_gradient` does, in operations that a compiler fuses into two passes over whole, aligned rows.
+    """Compute `_softmax_gradient` in operations that a compiler fuses into two passes over whole, aligned rows.
 
     A scatter would make it write all probabilities in fp32 and read them again.
     """

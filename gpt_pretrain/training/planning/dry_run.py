@@ -116,7 +116,7 @@ def _cost_lines(plan: TrainingPlan, measured: Measurements, settings: TrainSetti
 
 
 def _snapshot_lines(plan: TrainingPlan) -> list[str]:
-    """Say how much memory a checkpoint takes that is written while training continues."""
+    """Return the memory that a checkpoint takes while training continues, as a line."""
     if plan.parallelism.fsdp:
         return []
     return [
@@ -125,7 +125,7 @@ def _snapshot_lines(plan: TrainingPlan) -> list[str]:
 
 
 def _unknown_lines(settings: TrainSettings) -> list[str]:
-    """Say what the formulas cannot know about the user's own parts."""
+    """Return lines about what the formulas cannot know of the user's own parts."""
     lines = []
     if "model" in settings.custom:
         lines.append("        your own model has no formula: compute is 6 FLOP per parameter, and memory lacks the activations")
@@ -137,7 +137,7 @@ def _unknown_lines(settings: TrainSettings) -> list[str]:
 
 
 def _embedding_lines(n_parameters: int, config: GPTConfig, *, typed: bool) -> list[str]:
-    """Say how much of the model its vocabulary takes, if that is more than LARGE_EMBEDDING.
+    """Return a line about the share of the model that its vocabulary takes, if it is more than LARGE_EMBEDDING.
 
     Args:
         typed: Whether the run may choose another vocabulary.
