@@ -16,16 +16,14 @@ UNITS = {
     604800: "w week weeks",
 }
 SECONDS = {name: seconds for seconds, names in UNITS.items() for name in names.split()}
-TERM = re.compile(rf"({NUMBER})\s*([a-z]+)\s*", re.IGNORECASE)
+TERM = re.compile(rf"({NUMBER})\s*([a-z]+)[\s:]*", re.IGNORECASE)
 CLOCK = re.compile(r"(?:([0-9]+)[:-])?([0-9]+):([0-9][0-9]):([0-9][0-9])")  # SLURM writes D-HH:MM:SS
 
 SCALES = {1000: "k thousand", 10**6: "m mn million", 10**9: "b bn g billion", 10**12: "t tn trillion"}
 COUNTS = {name: scale for scale, names in SCALES.items() for name in names.split()}
-# With an i, the prefixes are powers of 1024. A b after a number of bytes is the unit itself.
-BYTES = {prefix: 1000**power for power, prefix in enumerate("kmgtp", start=1)} | {
-    f"{prefix}i": 1024**power for power, prefix in enumerate("kmgtp", start=1)
-}
-PREFIXES = {"tokens": COUNTS, "steps": COUNTS, "bytes": BYTES, "flops": COUNTS | {"p": 10**15}}
+BINARY = {f"{prefix}i": 1024**power for power, prefix in enumerate("kmgtp", start=1)}
+BYTES = {prefix: 1000**power for power, prefix in enumerate("kmgtp", start=1)}  # without b, which is the unit itself
+PREFIXES = {"tokens": COUNTS | BINARY, "steps": COUNTS | BINARY, "bytes": BYTES | BINARY, "flops": COUNTS | {"p": 10**15}}
 NOUNS = {"tokens": r"tok|tokens?", "steps": r"steps?", "bytes": r"b|bytes?", "flops": r"flops?"}
 
 
