@@ -140,7 +140,11 @@ def _add_completions(app: FastAPI, engine: Engine) -> None:
         if body.stream:
             return EventStream(await begun(answer.chunks()), seconds=seconds, done=True)
         made = await unless_gone(request.receive, answer.whole(), seconds=seconds)
-        return JSONResponse(made) if made is not None else JSONResponse(error_body(504, "The request took longer than the server allows."), 504)
+        return (
+            JSONResponse(made)
+            if made is not None
+            else JSONResponse(error_body(504, "The request took longer than the server allows."), 504)
+        )
 
 
 def _add_page_routes(app: FastAPI, engine: Engine) -> None:

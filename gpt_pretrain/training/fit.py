@@ -184,7 +184,9 @@ def _roll_back(
     resume, step = _last_good(run_dir, setup.data)
     lr_scale = module.lr_scale * settings.rollback_lr_factor
     share = f"{lr_scale:.3g}"
-    log.warning("%s Rolling back to step %s, without these batches and with %s times the learning rate.", error, f"{step:,}", share)
+    log.warning(
+        "%s Rolling back to step %s, without these batches and with %s times the learning rate.", error, f"{step:,}", share
+    )
     return Attempt(resume, step, attempt.rollbacks + 1, lr_scale, [*module.skipped, *error.batches])
 
 

@@ -146,7 +146,10 @@ CASES = {
         "must be at most 16 texts of 1 to 1,000 characters",
     ),
     "plan_of_a_sweep": ((*TEXT, "-m", "plan=true", "seed=1,2"), "plan=true describes a single run and cannot be combined with"),
-    "budget_of_an_unknown_kind": ((*TEXT, "budget=soon"), "budget='soon': must be a time such as 90s, 20m or 1h30m, '1e9 tokens',"),
+    "budget_of_an_unknown_kind": (
+        (*TEXT, "budget=soon"),
+        "budget='soon': must be a time such as 90s, 20m or 1h30m, '1e9 tokens',",
+    ),
     "budget_without_unit": ((*TEXT, "budget=20"), "budget='20': the unit is missing. It must be a time such as 90s,"),
     "budget_of_minutes_or_millions": (
         (*TEXT, "budget=20M"),

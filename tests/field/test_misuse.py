@@ -146,7 +146,11 @@ def test_ctrl_c_ends_a_dry_run(monkeypatch: pytest.MonkeyPatch) -> None:
             "optimizer.momentum=0.8 has no effect with optimizer=adamw, whose averages optimizer.betas sets.",
         ),
         ("optimizer.momentum", ["optimizer=muon", "optimizer.momentum=0.8"], None),
-        ("start_context", ["callbacks=minimal", "start_context=a"], "start_context=a has no effect with callbacks.samples=false."),
+        (
+            "start_context",
+            ["callbacks=minimal", "start_context=a"],
+            "start_context=a has no effect with callbacks.samples=false.",
+        ),
         ("max_rollbacks", ["on_nonfinite=rollback", "max_rollbacks=5"], None),
     ],
 )
@@ -178,14 +182,14 @@ def test_a_prompt_that_another_setting_replaces_is_a_warning(
     assert generate_warnings.unused_prompts(settings) == warning
 
 
-@pytestdef test_a_seed_without_chance_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_seed_without_chance_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generate_warnings, "overridden_keys", lambda: {"seed"})
     greedy, random = (mock.Mock(seed=7, sampler=mock.Mock(temperature=temperature)) for temperature in (0.0, 0.7))
     assert str(generate_warnings.unused_seed(greedy)).startswith("seed=7 has no effect at sampler.temperature=0, which always")
     assert generate_warnings.unused_seed(random) is None
 
 
-.mark.parametrize(
+@pytest.mark.parametrize(
     ("prompt", "stop", "prompts", "names"),
     [
         ("a", r"\n", None, "stop"),

@@ -163,7 +163,9 @@ def test_words_that_belong_together_are_explained_together() -> None:
     assert checked("-m", "seed=1", "2", "3") == ['2 3: several values of a setting are written as one word. Type "seed=1,2,3"']
     assert '2: several values of a setting are written as one word. Type "seed=1,2"' in checked("-m", "seed=1,", "2")
     assert checked("budget=1e9", "tokens") == ["tokens: a value with a space needs quotation marks. Type 'budget=1e9 tokens'"]
-    assert checked("trainer.max_time=1h", "30m") == ["30m: a value with a space needs quotation marks. Type 'trainer.max_time=1h 30m'"]
+    assert checked("trainer.max_time=1h", "30m") == [
+        "30m: a value with a space needs quotation marks. Type 'trainer.max_time=1h 30m'"
+    ]
     assert checked("-m", "budget=1m", "5m") == ['5m: several values of a setting are written as one word. Type "budget=1m,5m"']
     assert problem == 'upon a time: a text with spaces needs quotation marks. Type "prompt=Once upon a time"'
 

@@ -108,7 +108,8 @@ def test_settings_that_an_executor_does_not_support_are_reported() -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "given"), [("20h", "20:00:00"), ("20:00:00", "20:00:00"), ("2 days", "48:00:00"), ("90s", "00:01:30"), ("1-6", "1-6")]
+    ("typed", "given"),
+    [("20h", "20:00:00"), ("20:00:00", "20:00:00"), ("2 days", "48:00:00"), ("90s", "00:01:30"), ("1-6", "1-6")],
 )
 def test_a_time_limit_is_given_to_slurm_in_its_form(typed: str, given: str) -> None:
     assert _slurm_time(typed) == given

@@ -84,4 +84,6 @@ def test_a_noun_may_be_needed() -> None:
 
 
 def test_a_quantity_is_a_duration_or_an_amount() -> None:
-    assert [is_quantity(text) for text in ("1 h 30 m", "20 min", "1e9 tokens", "50 GB", "1m 5m", "20 foo")] == [True] * 4 + [False] * 2
+    assert [is_quantity(text) for text in ("1 h 30 m", "20 min", "1e9 tokens", "50 GB", "1m 5m", "20 foo")] == [True] * 4 + [
+        False
+    ] * 2

@@ -70,7 +70,25 @@ def test_a_budget_is_read(text, expected):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "20", "m", "-5m", "0s", "nan s", "1e99 tokens", "9999d", "20 m 5", "20M", "5m20m", "1:30", "٣m", "1e9", "tokens", "0 tokens", "1e400s"],
+    [
+        "",
+        "20",
+        "m",
+        "-5m",
+        "0s",
+        "nan s",
+        "1e99 tokens",
+        "9999d",
+        "20 m 5",
+        "20M",
+        "5m20m",
+        "1:30",
+        "٣m",
+        "1e9",
+        "tokens",
+        "0 tokens",
+        "1e400s",
+    ],
 )
 def test_what_is_no_budget_is_refused(text):
     with pytest.raises(UserError, match="budget="):
