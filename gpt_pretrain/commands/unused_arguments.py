@@ -1,4 +1,4 @@
-"""Find settings of `gpt-pretrain prepare` and `tokenizer` that have no effect, since another one decides whether they are used."""
+"""Find settings of `gpt-pretrain prepare` and `tokenizer` that have no effect because of another setting."""
 
 from __future__ import annotations
 

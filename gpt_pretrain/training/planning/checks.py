@@ -280,8 +280,8 @@ def _accumulation_beyond_epoch(context: CheckContext) -> str | None:
     if trainer.accumulate_grad_batches <= batches:
         return None
     return (
-        f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches} is more than the {batches:,} batches of an epoch, and "
-        f"no step spans two epochs. trainer.accumulate_grad_batches={batches} does the same."
+        f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches} is more than the {batches:,} batches of an epoch, "
+        f"and no step spans two epochs. trainer.accumulate_grad_batches={batches} does the same."
     )
 
 

@@ -120,7 +120,7 @@ def _snapshot_lines(plan: TrainingPlan) -> list[str]:
     if plan.parallelism.fsdp:
         return []
     return [
-        f"        and {format_si(plan.checkpoint, 'B')} while a checkpoint is written, if that much is free; otherwise training waits"
+        f"        and {format_si(plan.checkpoint, 'B')} while a checkpoint is written; if less is free, training waits for the file"
     ]
 
 

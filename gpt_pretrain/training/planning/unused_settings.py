@@ -61,8 +61,9 @@ USES: list[tuple[tuple[str, ...], Callable[[TrainSettings], bool], str]] = [
 
 
 def _shard_paths(settings: TrainSettings) -> list[str | None]:
-    sources = [source.path for source in settings.data.sources] if settings.data.name == "mixture" else [settings.data.path]
-    return sources if settings.data.name in SHARDS else []
+    if settings.data.name == "mixture":
+        return [source.path for source in settings.data.sources]
+    return [settings.data.path] if settings.data.name in SHARDS else []
 
 
 def unused_settings(context: CheckContext) -> str | None:
