@@ -119,9 +119,7 @@ def _snapshot_lines(plan: TrainingPlan) -> list[str]:
     """Return the memory that a checkpoint takes while training continues, as a line."""
     if plan.parallelism.fsdp:
         return []
-    return [
-        f"        and {format_si(plan.checkpoint, 'B')} while a checkpoint is written; if less is free, training waits for the file"
-    ]
+    return [f"        and {format_si(plan.checkpoint, 'B')} while a checkpoint is written; if less is free, training waits"]
 
 
 def _unknown_lines(settings: TrainSettings) -> list[str]:
