@@ -12,6 +12,7 @@ import itertools
 import logging
 import runpy
 import secrets
+import socket
 import sys
 from collections.abc import Callable, Container
 from contextlib import suppress
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from gpt_pretrain.serving.page import ModelFacts
 
 NOT_INSTALLED = "serve.py needs fastapi and uvicorn. Run: pip install 'gpt-pretrain[serve]'"
+ANY_HOST = ("0.0.0.0", "::")
 MAX_COUNT = 2**53  # epochs and steps; beyond it, a browser rounds them
 
 log = logging.getLogger(__name__)
@@ -78,19 +80,26 @@ def _serve(settings: ServeSettings) -> None:
     thread = ComputeThread()
     models = thread.submit(lambda: {name: _load(weights.pop(name), settings) for name in list(weights)}).result()
     engine = Engine(models, ServingLimits(settings.max_rows, settings.max_queue, settings.max_seconds), thread=thread)
-    shown = f"[{settings.host}]" if ":" in settings.host else settings.host
     port = opened.getsockname()[1]
 
     def ready() -> None:
         print_escaped(f"Models: {', '.join(models)}")
         if address.api_key is not None and settings.api_key is None:
             print_escaped(f"Key: {address.api_key}")
-        print_escaped(f"The page is at http://{shown}:{port}/, and the interface for programs at /v1 (Ctrl-C ends the server)")
+        place = f"http://{_shown_host(settings.host)}:{port}/"
+        print_escaped(f"The page is at {place}, and the interface for programs at /v1 (Ctrl-C ends the server)")
         sys.stdout.flush()
 
     with suppress(KeyboardInterrupt):
         run_server(engine, address, opened, facts=facts, ready=ready)
     print_escaped("The server has stopped.")
+
+
+def _shown_host(host: str) -> str:
+    """Return a host as it is written in addresses; that of all interfaces, which no browser opens, as this machine's name."""
+    if host in ANY_HOST:
+        return socket.gethostname()
+    return f"[{host}]" if ":" in host else host
 
 
 def _open_models(settings: ServeSettings) -> dict[str, Weights]:

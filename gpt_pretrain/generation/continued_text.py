@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from codecs import getincrementaldecoder
 from collections.abc import Sequence
 
@@ -70,7 +71,7 @@ class ContinuedText:
         """The number of tokens that belong to the text shown so far; those of a stop string never do."""
         if self.finish_reason is not None and not self._held:
             return len(self.token_ids)
-        return sum(offset < len(self.text) for offset in self.offsets)
+        return bisect_left(self.offsets, len(self.text))
 
     def _first_possible_stop(self) -> int:
         """Return the position from which on the held text may be the beginning of a stop string."""

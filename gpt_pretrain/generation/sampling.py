@@ -129,6 +129,18 @@ def generate_steps(
             seen.scatter_(1, new[:, None], True)
 
 
+def check_logits(values: Tensor) -> None:
+    """Check that the highest logits, or what was computed from them, are finite.
+
+    Raises:
+        UserError: If one is not.
+    """
+    if not bool(values.isfinite().all()):
+        raise UserError(
+            "The model's logits are not finite, because its training diverged. Train again with a lower optimizer.lr."
+        )
+
+
 def tokens_seen(token_ids: Tensor, vocab_size: int) -> Tensor:
     """Return which tokens of the vocabulary are in each row of token_ids, (B, T): bool, (B, V)."""
     seen = torch.zeros(token_ids.shape[0], vocab_size, dtype=torch.bool, device=token_ids.device)
@@ -158,17 +170,16 @@ def sample_next(
         penalty = sampler.repetition_penalty
         logits = torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
     if sampler.temperature < LEAST_TEMPERATURE:
-        return logits.argmax(dim=-1)
+        likeliest = logits.argmax(dim=-1, keepdim=True)  # (B, 1); NaN is the highest of all
+        check_logits(logits.gather(-1, likeliest))
+        return likeliest.squeeze(-1)
     scores, ids = logits.float(), None
     if sampler.top_k is not None or sampler.top_p is not None:
         n_kept = scores.shape[-1] if sampler.top_k is None else min(sampler.top_k, scores.shape[-1])
         scores, ids = scores.topk(n_kept, dim=-1)  # (B, n_kept), in descending order
     # Subtracting the highest score first keeps a small temperature from overflowing.
     highest = scores.max(dim=-1, keepdim=True).values  # (B, 1)
-    if not bool(highest.isfinite().all()):
-        raise UserError(
-            "The model's logits are not finite, because its training diverged. Train again with a lower optimizer.lr."
-        )
+    check_logits(highest)
     probabilities = torch.softmax((scores - highest) / sampler.temperature, dim=-1)
     if sampler.top_p is not None:
         before = probabilities.cumsum(dim=-1) - probabilities

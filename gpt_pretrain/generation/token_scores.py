@@ -5,6 +5,7 @@ Shapes: T time (positions), A alternatives, V vocab_size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpt_pretrain.generation.sampling import check_logits
 from gpt_pretrain.tokenizers.base import Tokenizer
+
+LEAST_LOGPROB = -9999.0  # as OpenAI writes what is impossible, since JSON has no infinity
 
 
 @dataclass(frozen=True)
@@ -40,15 +44,28 @@ def score_tokens(logits: Tensor, token_ids: Sequence[int], *, count: int, banned
         token_ids: The token in each place.
         count: Alternatives of each token, A; at most V.
         banned: Ids that are no alternatives, since they stand for no token.
+
+    Raises:
+        UserError: If the logits are not finite.
     """
     logprobs = logits.float().log_softmax(dim=-1)
-    own = logprobs.gather(-1, torch.tensor(token_ids, device=logits.device)[:, None])[:, 0].tolist()
+    own_logprobs = logprobs.gather(-1, torch.tensor(token_ids, device=logits.device)[:, None])[:, 0].clamp(
+        min=LEAST_LOGPROB
+    )  # (T,)
+    check_logits(own_logprobs)
+    own = own_logprobs.tolist()
     if count == 0:
         return [TokenScore(token_id, logprob) for token_id, logprob in zip(token_ids, own, strict=True)]
     allowed = logprobs if banned is None else logprobs.index_fill(-1, banned, float("-inf"))
     top = allowed.topk(min(count, allowed.shape[-1]), dim=-1)  # (T, A)
     rows = zip(token_ids, own, top.indices.tolist(), top.values.tolist(), strict=True)
-    return [TokenScore(token_id, logprob, tuple(ids), tuple(values)) for token_id, logprob, ids, values in rows]
+    return [TokenScore(token_id, logprob, *_possible(ids, values)) for token_id, logprob, ids, values in rows]
+
+
+def _possible(ids: Sequence[int], values: Sequence[float]) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Return the alternatives without those that are impossible, which are the last ones."""
+    count = sum(value > -math.inf for value in values)
+    return tuple(ids[:count]), tuple(values[:count])
 
 
 def token_name(tokenizer: Tokenizer, token_id: int) -> str:

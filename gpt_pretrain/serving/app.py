@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
@@ -21,6 +19,7 @@ from gpt_pretrain.serving.completions import (
     Choice,
     ReadPrompt,
     RefusedError,
+    StartedTexts,
     completion_requests,
     continue_request,
     describe_scores,
@@ -30,20 +29,23 @@ from gpt_pretrain.serving.completions import (
     find_model,
     joined,
     read_prompt,
-    updates,
 )
 from gpt_pretrain.serving.engine import Engine
 from gpt_pretrain.serving.guards import error_body
+from gpt_pretrain.serving.json_route import JsonRoute
 from gpt_pretrain.serving.metrics import metrics_text
 from gpt_pretrain.serving.page import ModelFacts, add_page
-from gpt_pretrain.serving.requests import CompletionRequest, QueueFullError
-from gpt_pretrain.serving.streams import EventStream, begun, unless_gone
-from gpt_pretrain.system.reading import DamagedFileError, check_names
+from gpt_pretrain.serving.requests import OUT_OF_TIME, QueueFullError
+from gpt_pretrain.serving.streams import EventStream, unless_gone
+from gpt_pretrain.tokenizers.base import Tokenizer
 
 RETRY_SECONDS = 2  # after which a client may try again
 SENDING_SECONDS = 60.0  # for a slow client to take what is ready, beyond the time limit of a text
+QUICK_SIZE = 2000  # characters or tokens that are encoded at once; a thread takes longer to begin
 MAX_DESCRIBED = 10_000  # tokens of a text, or as many as a model reads
+NO_SUCH_PATH = "There is no such path. Texts are continued at /v1/completions; there is no chat, and there are no embeddings."
 BUSY = "The server has too many requests. Try again later."
+T = TypeVar("T")
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": reason}
@@ -58,20 +60,6 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-async def _refuse_repeated_names(request: Request) -> None:
-    """Refuse a body in which an object has a name twice: only the last value would count."""
-    content = await request.body()
-    try:
-        await asyncio.to_thread(check_names, content.decode(json.detect_encoding(content), "surrogatepass"))
-    except DamagedFileError as error:
-        raise RefusedError(400, f"The body cannot be used: {error}.") from error
-    except (ValueError, RecursionError):  # It is no JSON, which is said where its fields are checked.
-        return
-
-
-NAMED_ONCE = [Depends(_refuse_repeated_names)]
-
-
 def build_app(engine: Engine, facts: Mapping[str, ModelFacts]) -> FastAPI:
     """Return the application that answers with an engine's models.
 
@@ -79,6 +67,7 @@ def build_app(engine: Engine, facts: Mapping[str, ModelFacts]) -> FastAPI:
         facts: What is known of them, by name.
     """
     app = FastAPI(title="gpt-pretrain", docs_url=None, redoc_url=None)
+    app.router.route_class = JsonRoute
     _add_errors(app)
     add_page(app, engine.models, facts)
     _add_state(app, engine)
@@ -126,79 +115,85 @@ def _add_completions(app: FastAPI, engine: Engine) -> None:
     seconds = engine.limits.seconds + SENDING_SECONDS
     limit = engine.limits.rows + engine.limits.queue
 
-    @app.post("/v1/completions", responses=ERRORS, dependencies=NAMED_ONCE)
+    @app.post("/v1/completions", responses=ERRORS)
     async def completions(body: CompletionBody, request: Request) -> Response:
         """Continue prompts, as OpenAI's interface does."""
         model, (n, echo) = find_model(engine.models, body.model), echoes(body)
         if len(body.prompts()) * n > limit:
             raise RefusedError(400, f"This server takes at most {limit} texts at a time.", param="prompt")
         max_tokens = body.sampler().max_new_tokens
-        prompts = await asyncio.to_thread(lambda: [read_prompt(model, one, max_tokens) for one in body.prompts()])
+        given = body.prompts()
+        prompts = await _soon(lambda: [read_prompt(model, one, max_tokens) for one in given], size=sum(map(len, given)))
         if not prompts:
             raise RefusedError(400, "There is no prompt.", param="prompt")
         answer = _Answer(engine, body, prompts, n=n, echo=echo)
         if body.stream:
-            return EventStream(await begun(answer.chunks()), seconds=seconds, done=True)
-        made = await unless_gone(request.receive, answer.whole(), seconds=seconds)
-        return (
-            JSONResponse(made)
-            if made is not None
-            else JSONResponse(error_body(504, "The request took longer than the server allows."), 504)
-        )
+            return EventStream(answer.chunks(), seconds=seconds, done=True, close=answer.texts.cancel)
+        try:
+            made = await unless_gone(request.receive, answer.whole(), seconds=seconds)
+        finally:
+            answer.texts.cancel()
+        return JSONResponse(made) if made is not None else JSONResponse(error_body(504, OUT_OF_TIME), 504)
 
 
 def _add_page_routes(app: FastAPI, engine: Engine) -> None:
     """Add what the page asks for: the tokens of a text, and a continuation with the alternatives of each token."""
     seconds = engine.limits.seconds + SENDING_SECONDS
 
-    @app.post("/api/tokens", responses=ERRORS, dependencies=NAMED_ONCE)
+    @app.post("/api/tokens", responses=ERRORS)
     async def tokens(body: TokensBody) -> dict[str, Any]:
         """Return the tokens of a text: ids, texts and bytes."""
         model = find_model(engine.models, body.model)
-        token_ids, warning = await asyncio.to_thread(encode_text, body.text, model.tokenizer, param="text")
+        token_ids, warning = await _soon(lambda: encode_text(body.text, model.tokenizer, param="text"), size=len(body.text))
         limit = max(MAX_DESCRIBED, model.decoder.config.context_length)
         if len(token_ids) > limit:
             message = f"The text has {len(token_ids):,} tokens. At most {limit:,} are described at a time."
             raise RefusedError(400, message, param="text")
         return {"tokens": describe_tokens(token_ids, model.tokenizer), "warning": warning}
 
-    @app.post("/api/continue", responses=ERRORS, dependencies=NAMED_ONCE)
+    @app.post("/api/continue", responses=ERRORS)
     async def go_on(body: ContinueBody) -> Response:
         """Continue a prompt with the alternatives of each token, as events."""
         model = find_model(engine.models, body.model)
-        prompt = await asyncio.to_thread(read_prompt, model, body.prompt, body.sampler().max_new_tokens)
-        events = _page_events(engine, continue_request(body, prompt))
-        return EventStream(await begun(events), seconds=seconds, done=False)
+        max_tokens = body.sampler().max_new_tokens
+        prompt = await _soon(lambda: read_prompt(model, body.prompt, max_tokens), size=len(body.prompt))
+        asked = continue_request(body, prompt)
+        texts = StartedTexts(engine, [asked])
+        events = _page_events(texts, model.tokenizer, seed=asked.seed)
+        return EventStream(events, seconds=seconds, done=False, close=texts.cancel)
 
 
-async def _page_events(engine: Engine, request: CompletionRequest) -> AsyncGenerator[dict[str, Any], None]:
+async def _soon(work: Callable[[], T], *, size: int) -> T:
+    """Return the result of some work on a text of so many characters or tokens, in a thread if it is long."""
+    return work() if size <= QUICK_SIZE else await asyncio.to_thread(work)
+
+
+async def _page_events(texts: StartedTexts, tokenizer: Tokenizer, *, seed: int) -> AsyncGenerator[dict[str, Any], None]:
     """Yield what the page shows of a text, while it grows."""
-    tokenizer = engine.models[request.model].tokenizer
-    async with aclosing(updates(engine, [request])) as source:
-        async for _, update in source:
-            if update.error is not None:
-                yield error_body(500, update.error)
-                return
-            event: dict[str, Any] = {"text": update.text, "tokens": describe_scores(update.scores, tokenizer)}
-            if update.prompt_scores:
-                event["prompt"] = describe_scores(update.prompt_scores, tokenizer)
-            if update.finish_reason is not None:
-                event |= {"finish_reason": update.finish_reason, "seed": request.seed}
-            yield event
+    async for _, update in texts:
+        if update.error is not None:
+            yield error_body(500, update.error)
+            return
+        event: dict[str, Any] = {"text": update.text, "tokens": describe_scores(update.scores, tokenizer)}
+        if update.prompt_scores:
+            event["prompt"] = describe_scores(update.prompt_scores, tokenizer)
+        if update.finish_reason is not None:
+            event |= {"finish_reason": update.finish_reason, "seed": seed}
+        yield event
 
 
 class _Answer:
     """The answer to a request for completions, whole or in chunks."""
 
     def __init__(self, engine: Engine, body: CompletionBody, prompts: list[ReadPrompt], *, n: int, echo: bool) -> None:
-        self.engine, self.body, self.prompts = engine, body, prompts
+        self.body, self.prompts = body, prompts
         tokenizer = engine.models[body.model].tokenizer
-        self.requests = [
+        requests = [
             one for prompt in prompts for one in completion_requests(body, prompt, n=n, logprobs=body.logprobs, echo=echo)
         ]
         self.choices = [
             Choice(index, prompts[index // n], tokenizer, echo=echo, has_logprobs=body.logprobs is not None)
-            for index in range(len(self.requests))
+            for index in range(len(requests))
         ]
         self.head = {
             "id": f"cmpl-{uuid.uuid4().hex}",
@@ -208,25 +203,24 @@ class _Answer:
         }
         if warnings := list(dict.fromkeys(prompt.warning for prompt in prompts if prompt.warning is not None)):
             self.head["warnings"] = warnings
+        self.texts = StartedTexts(engine, requests)
 
     async def whole(self) -> dict[str, Any]:
         pieces: list[list[dict[str, Any]]] = [[] for _ in self.choices]
-        async with aclosing(updates(self.engine, self.requests)) as source:
-            async for index, update in source:
-                if update.error is not None:
-                    raise RefusedError(500, update.error)
-                pieces[index].append(self.choices[index].piece(update))
+        async for index, update in self.texts:
+            if update.error is not None:
+                raise RefusedError(500, update.error)
+            pieces[index].append(self.choices[index].piece(update))
         return self.head | {"choices": [joined(one) for one in pieces], "usage": self._usage()}
 
     async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
         counts = self.body.stream_options is not None and self.body.stream_options.include_usage
         usage: dict[str, Any] = {"usage": None} if counts else {}
-        async with aclosing(updates(self.engine, self.requests)) as source:
-            async for index, update in source:
-                if update.error is not None:
-                    yield error_body(500, update.error)
-                    return
-                yield self.head | {"choices": [self.choices[index].piece(update)]} | usage
+        async for index, update in self.texts:
+            if update.error is not None:
+                yield error_body(500, update.error)
+                return
+            yield self.head | {"choices": [self.choices[index].piece(update)]} | usage
         if counts:
             yield self.head | {"choices": [], "usage": self._usage()}
 
@@ -253,7 +247,8 @@ def _add_errors(app: FastAPI) -> None:
         return JSONResponse(error_body(400, shown, param=found[0][0][:100].encode("utf-8", "replace").decode() or None), 400)
 
     def other(_: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse(error_body(error.status_code, str(error.detail)), error.status_code, headers=error.headers)
+        message = NO_SUCH_PATH if error.status_code == 404 else str(error.detail)
+        return JSONResponse(error_body(error.status_code, message), error.status_code, headers=error.headers)
 
     def busy(_: Request, __: QueueFullError) -> JSONResponse:
         return JSONResponse(error_body(429, BUSY), 429, headers={"Retry-After": str(RETRY_SECONDS)})

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import accumulate
 from typing import Any
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.generation.continued_text import ContinuedText
 from gpt_pretrain.generation.prompts import TextModel
 from gpt_pretrain.generation.token_scores import TokenScore, scores_as_json
 from gpt_pretrain.serving.bodies import CompletionBody, ContinueBody, SampledBody
 from gpt_pretrain.serving.engine import Engine
 from gpt_pretrain.serving.requests import CompletionRequest, Update
 from gpt_pretrain.system.formatting import format_count
-from gpt_pretrain.tokenizers.base import Tokenizer, decode
+from gpt_pretrain.tokenizers.base import Tokenizer, decode, decode_stream
 from gpt_pretrain.tokenizers.splitting import encode_prompt
 from gpt_pretrain.tokenizers.unknown import unknown_prompt
 
@@ -105,33 +107,40 @@ def completion_requests(
     return [replace(first, seed=(seed + number) % 2**63) for number in range(n)]
 
 
-async def updates(engine: Engine, requests: Sequence[CompletionRequest]) -> AsyncGenerator[tuple[int, Update], None]:
-    """Yield the updates of texts with the index of each, until all are over; when it is closed, the texts are given up.
+class StartedTexts:
+    """Texts that the engine has begun to continue; iterating over them gives their updates, each with the index of its text.
+
+    Args:
+        engine: The engine.
+        requests: A request for each text.
 
     Raises:
         QueueFullError: If the engine has too much to do.
     """
-    loop, waiting = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Update]]()
 
-    def listener(index: int) -> Any:
-        def listen(update: Update) -> None:
-            try:
-                loop.call_soon_threadsafe(waiting.put_nowait, (index, update))
-            except RuntimeError:  # the loop has ended, and with it the client
-                return
+    def __init__(self, engine: Engine, requests: Sequence[CompletionRequest]) -> None:
+        self._loop, self._news = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Update]]()
+        self._left = len(requests)
+        self._texts = engine.submit(requests, [partial(self._listen, index) for index in range(len(requests))])
 
-        return listen
+    def __aiter__(self) -> StartedTexts:
+        return self
 
-    texts = engine.submit(requests, [listener(index) for index in range(len(requests))])
-    left = len(texts)
-    try:
-        while left:
-            index, update = await waiting.get()
-            left -= update.finish_reason is not None or update.error is not None
-            yield index, update
-    finally:
-        for text in texts:
+    async def __anext__(self) -> tuple[int, Update]:
+        if not self._left:
+            raise StopAsyncIteration
+        index, update = await self._news.get()
+        self._left -= update.finish_reason is not None or update.error is not None
+        return index, update
+
+    def cancel(self) -> None:
+        """Give up those that are not over."""
+        for text in self._texts:
             text.cancel()
+
+    def _listen(self, index: int, update: Update) -> None:
+        with suppress(RuntimeError):  # the loop has ended, and with it the client
+            self._loop.call_soon_threadsafe(self._news.put_nowait, (index, update))
 
 
 class Choice:
@@ -149,12 +158,12 @@ class Choice:
         self.index, self.prompt, self.tokenizer, self.has_logprobs = index, prompt, tokenizer, has_logprobs
         self.n_tokens = 0
         self._echoed = prompt.text if echo else ""
-        self._base = len(decode(tokenizer, prompt.ids)) if echo else 0
         self._is_first = True
 
     def piece(self, update: Update) -> dict[str, Any]:
         """Return an update as a choice of a chunk."""
-        text, scores, offsets = update.text, list(update.scores), [self._base + one for one in update.offsets]
+        text, scores = update.text, list(update.scores)
+        offsets = [len(self.prompt.text) + one for one in update.offsets]  # OpenAI's begin with the prompt, also without echo
         if self._is_first and self._echoed:
             text = self._echoed + text
             scores, offsets = [*update.prompt_scores, *scores], [*token_offsets(self.prompt.ids, self.tokenizer), *offsets]
@@ -167,10 +176,8 @@ class Choice:
 
 def token_offsets(token_ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:
     """Return where the text of each token begins, in characters."""
-    made = ContinuedText(tokenizer, max_new_tokens=len(token_ids) + 1)
-    for token_id in token_ids:
-        made.add(token_id)
-    return made.offsets
+    pieces = [len(piece) for piece in decode_stream(tokenizer, token_ids)]  # the last one is what no token completed
+    return [0, *accumulate(pieces[:-2])] if token_ids else []
 
 
 def joined(pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import re
 from collections.abc import Sequence
 
 from starlette.exceptions import HTTPException
@@ -15,6 +16,7 @@ TOO_LARGE = f"The request has more than {MAX_BODY_BYTES:,} bytes, the most that 
 BODY_SECONDS = 30.0  # for a body to arrive
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 OPEN_PATHS = ("/", "/health")  # that need no key; the page asks for it
+HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:@/]+?)\.?)(?::[0-9]*)?")  # a Host header, in small letters
 
 
 class Guards:
@@ -46,8 +48,8 @@ class Guards:
         hosts = headers.get("host", [])
         if len(hosts) != 1:
             return 400, "A request must have exactly one Host header."
-        if self.hosts is not None and _host_name(hosts[0]) not in self.hosts:
-            return 403, f"This server is not {hosts[0][:100]!r}. Use the address that it printed."
+        if self.hosts is not None and host_name(hosts[0]) not in self.hosts:
+            return 403, f"This server is not {hosts[0][:100]!r}. Use the address that it printed, or name a proxy's: cors=[...]."
         for origin in headers.get("origin", []):
             if origin not in self.origins and origin.partition("://")[2] != hosts[0]:
                 return 403, "Pages of other origins may not use this server. Start it with cors=[ORIGIN] to allow one."
@@ -110,8 +112,7 @@ def _limited(receive: Receive) -> Receive:
     return limited
 
 
-def _host_name(header: str) -> str:
-    """Return the name in a Host header, without its port and the brackets of IPv6."""
-    if header.startswith("["):
-        return header[1:].partition("]")[0].lower()
-    return header.partition(":")[0].lower().removesuffix(".")
+def host_name(header: str) -> str | None:
+    """Return the name in a Host header, without its port and the brackets of IPv6; None if there is anything else in it."""
+    found = HOST.fullmatch(header.lower())
+    return found and (found[1] or found[2])

@@ -19,6 +19,7 @@ TEMPLATES, SHARED_TEMPLATES = "gpt_pretrain.serving.templates", "gpt_pretrain.ru
 STYLES = ((SHARED_TEMPLATES, "style.css"), (TEMPLATES, "page.css"))
 SCRIPT_NAMES = (
     "elements.js",
+    "kept.js",
     "requests.js",
     "pace.js",
     "tree.js",

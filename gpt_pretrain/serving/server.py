@@ -6,7 +6,6 @@ import asyncio
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import uvicorn
 from starlette.middleware.cors import CORSMiddleware
@@ -16,11 +15,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.serving.app import build_app
 from gpt_pretrain.serving.engine import Engine
-from gpt_pretrain.serving.guards import LOOPBACK, Guards
+from gpt_pretrain.serving.guards import LOOPBACK, Guards, host_name
 from gpt_pretrain.serving.page import ModelFacts
 
 HEADER_SECONDS = 20.0  # for the headers of a request to arrive
 READING_SECONDS = 120.0  # for a client to take what has been sent so far
+IDLE_SECONDS = 75  # between two requests; clients keep connections for 15 s (aiohttp) to 60 s (nginx), and must end them first
 MAX_CONNECTIONS = 512
 CLOSING_SECONDS = 5  # for answers that are on their way when the server ends
 
@@ -48,15 +48,18 @@ class Address:
 
 
 class PatientlessProtocol(H11Protocol):
-    """HTTP whose connections end if the headers of a request do not arrive in time, or a client does not take its answer.
+    """HTTP whose connections end if a client does not send its headers or take its answer in time, or if others need the room.
 
     uvicorn 0.54 only ends connections on which nothing has arrived since the last answer.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._began = self.loop.time()
         self._headers_due: asyncio.TimerHandle | None = self.loop.call_later(HEADER_SECONDS, transport.close)
         self._reading_due: asyncio.TimerHandle | None = None
+        if len(self.connections) > MAX_CONNECTIONS:
+            self._make_room()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -75,6 +78,18 @@ class PatientlessProtocol(H11Protocol):
         super().resume_writing()
         if self._reading_due is not None:
             self._reading_due.cancel()
+
+    def _make_room(self) -> None:
+        """Close the connection that has waited for its client, and is the oldest of those."""
+        others = [one for one in self.connections if isinstance(one, PatientlessProtocol) and one is not self]
+        waiting = [one for one in others if one._waits_for_client and not one.transport.is_closing()]
+        if waiting:
+            min(waiting, key=lambda one: one._began).transport.abort()
+
+    @property
+    def _waits_for_client(self) -> bool:
+        """True if the client has to send a request, or the rest of it, or to take its answer."""
+        return self.cycle is None or self.cycle.response_complete or self.cycle.more_body or self.flow.write_paused
 
     def connection_lost(self, exc: Exception | None) -> None:
         for timer in (self._headers_due, self._reading_due):
@@ -96,17 +111,39 @@ class InterruptibleServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await asyncio.to_thread(self._engine.stop)
+        asyncio.get_running_loop().call_later(CLOSING_SECONDS, self._abort_connections)
         await super().shutdown(sockets)
+
+    def _abort_connections(self) -> None:
+        """End the connections of clients that do not take their answers."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
 
 def guarded_app(engine: Engine, address: Address, facts: Mapping[str, ModelFacts]) -> ASGIApp:
     """Return the application behind its checks."""
-    app: ASGIApp = build_app(engine, facts)
-    if address.cors:
-        allowed: dict[str, Any] = {"allow_origins": list(address.cors), "allow_methods": ["GET", "POST"]}
-        app = CORSMiddleware(app, **allowed, allow_headers=["authorization", "content-type"])
-    hosts = (*LOOPBACK, address.host) if address.is_local else None
-    return Guards(app, hosts=hosts, api_key=address.api_key, origins=address.cors)
+    proxies = [host_name(origin.partition("://")[2]) for origin in address.cors]  # that pass on the name in the browser
+    hosts = (*LOOPBACK, address.host, *filter(None, proxies)) if address.is_local else None
+    app: ASGIApp = Guards(build_app(engine, facts), hosts=hosts, api_key=address.api_key, origins=address.cors)
+    if address.cors:  # outside of the checks, so that a page of these origins can read what they refuse
+        app = CORSMiddleware(app, allow_origins=list(address.cors), allow_methods=["GET", "POST"], allow_headers=["*"])
+    return app
+
+
+def server_config(app: ASGIApp) -> uvicorn.Config:
+    """Return how uvicorn serves an application."""
+    return uvicorn.Config(
+        app,
+        http=PatientlessProtocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=MAX_CONNECTIONS + 1,  # what remains when no connection can be closed
+        timeout_keep_alive=IDLE_SECONDS,
+        timeout_graceful_shutdown=2 * CLOSING_SECONDS,  # for the tasks that remain then
+    )
 
 
 def open_socket(address: Address) -> socket.socket:
@@ -120,6 +157,7 @@ def open_socket(address: Address) -> socket.socket:
         opened = socket.socket(family, kind, protocol)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.bind(where)
+        opened.listen()  # so that a second server finds the port taken, however long the models take to load
     except OSError as error:
         raise UserError(
             f"host={address.host} port={address.port}: the server cannot listen there ({error.strerror or error}). Choose "
@@ -142,16 +180,6 @@ def run_server(
         facts: What is known of the models, by name.
         ready: Called when the server listens.
     """
-    config = uvicorn.Config(
-        guarded_app(engine, address, facts),
-        http=PatientlessProtocol,
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        limit_concurrency=MAX_CONNECTIONS,
-        timeout_graceful_shutdown=CLOSING_SECONDS,
-    )
     engine.start()
+    config = server_config(guarded_app(engine, address, facts))
     InterruptibleServer(config, engine, ready=ready).run(sockets=[opened])

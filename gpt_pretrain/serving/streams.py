@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
+
+QUIET_SECONDS = 15.0  # after which a comment is sent: proxies end a connection on which nothing comes, nginx after 60 s
+COMMENT = b": the text goes on\n\n"
 
 
 class EventStream(Response):
@@ -18,28 +21,45 @@ class EventStream(Response):
     Args:
         events: The events as JSON.
         seconds: Time for all of them.
+        done: Whether "[DONE]" follows the last one, as with OpenAI.
+        close: Called at the end, whatever has been sent until then.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[Any, None], *, seconds: float, done: bool) -> None:
+    def __init__(self, events: AsyncGenerator[Any, None], *, seconds: float, done: bool, close: Callable[[], None]) -> None:
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self.events, self.seconds, self.done = events, seconds, done
+        self.events, self.seconds, self.done, self.close = events, seconds, done, close
+        self._is_quiet = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def pump() -> None:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            async for event in self.events:
-                content = f"data: {json.dumps(event)}\n\n".encode()
-                await send({"type": "http.response.body", "body": content, "more_body": True})
+            comments = asyncio.ensure_future(self._send_comments(send))
+            try:
+                async for event in self.events:
+                    self._is_quiet = False
+                    content = f"data: {json.dumps(event)}\n\n".encode()
+                    await send({"type": "http.response.body", "body": content, "more_body": True})
+            finally:
+                comments.cancel()
             end = b"data: [DONE]\n\n" if self.done else b""
             await send({"type": "http.response.body", "body": end, "more_body": False})
 
         try:
             await unless_gone(receive, pump(), seconds=self.seconds)
         finally:
+            self.close()
             await self.events.aclose()
+
+    async def _send_comments(self, send: Send) -> None:
+        """Send a comment, which clients skip, whenever nothing has been sent for a while."""
+        while True:
+            self._is_quiet = True
+            await asyncio.sleep(QUIET_SECONDS)
+            if self._is_quiet:
+                await send({"type": "http.response.body", "body": COMMENT, "more_body": True})
 
 
 async def unless_gone(receive: Receive, work: Awaitable[Any], *, seconds: float) -> Any:
@@ -50,35 +70,14 @@ async def unless_gone(receive: Receive, work: Awaitable[Any], *, seconds: float)
             pass
 
     task, watch = asyncio.ensure_future(work), asyncio.ensure_future(gone())
-    await asyncio.wait({task, watch}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    watch.cancel()
-    if not task.done():
+    try:
+        await asyncio.wait({task, watch}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:  # also if the server ends
+        watch.cancel()
+        is_given_up = not task.done()
         task.cancel()
+    if is_given_up:
         with suppress(asyncio.CancelledError):
             await task
         return None
     return task.result()
-
-
-async def begun(events: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
-    """Return events after their first one has come, so that a refusal still has a status of its own."""
-    first = asyncio.ensure_future(anext(events))
-    started = asyncio.Event()
-    first.add_done_callback(lambda _: started.set())
-    with suppress(TimeoutError):
-        await asyncio.wait_for(started.wait(), 0.02)
-    if first.done() and (error := first.exception()) is not None and not isinstance(error, StopAsyncIteration):
-        raise error
-
-    async def rest() -> AsyncGenerator[Any, None]:
-        try:
-            yield await first
-            async for event in events:
-                yield event
-        finally:
-            first.cancel()
-            with suppress(asyncio.CancelledError, StopAsyncIteration, Exception):
-                await first
-            await events.aclose()
-
-    return rest()

@@ -8,7 +8,8 @@ import os
 import re
 import reprlib
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -141,16 +142,25 @@ def check_names(content: bytes | str, *, only: Collection[str] = ()) -> None:
         DamagedFileError: If one does.
     """
 
-    def check(pairs: list[tuple[str, Any]]) -> None:
-        seen = set[str]()
-        for name, _ in pairs:
-            if name in seen and (not only or name in only):
-                raise DamagedFileError(f"{short_repr(name)} is given twice")
-            seen.add(name)
-
-    json.JSONDecoder(strict=False, object_pairs_hook=check, parse_int=_parse_int).decode(
+    json.JSONDecoder(strict=False, object_pairs_hook=partial(check_pairs, only=only), parse_int=_parse_int).decode(
         content if isinstance(content, str) else content.decode("utf-8-sig")
     )
+
+
+def check_pairs(pairs: Sequence[tuple[str, Any]], *, only: Collection[str] = ()) -> None:
+    """Check that no name is given twice in the names and values of an object.
+
+    Args:
+        only: The names that are checked; if empty, all are.
+
+    Raises:
+        DamagedFileError: If one is.
+    """
+    seen = set[str]()
+    for name, _ in pairs:
+        if name in seen and (not only or name in only):
+            raise DamagedFileError(f"{short_repr(name)} is given twice")
+        seen.add(name)
 
 
 def describe_value(value: Any) -> str:
@@ -169,8 +179,26 @@ def check_json_values(data: bytes, *, max_values: int) -> None:
     """
     if len(data) <= max_values:  # Each value has a byte at least. Most lines of a corpus are much shorter.
         return
-    if sum(data.count(mark) for mark in MARKS) > max_values and _count_outer_marks(data) > max_values:
+    if sum(data.count(mark) for mark in MARKS) > max_values and count_outer_marks(data) > max_values:
         raise DamagedFileError(f"it holds more than {max_values:,} values")
+
+
+def count_outer_marks(data: bytes, marks: bytes = MARKS, *, block: int = 1 << 20) -> int:
+    """Count these characters of JSON that are outside of strings, with little memory besides the data."""
+    import numpy as np  # most programs that read a small file do without
+
+    is_mark = np.zeros(256, np.uint8)
+    is_mark[list(marks)] = 1
+    total = in_string = start = 0
+    while start < len(data):
+        end = start + block
+        while data[end - 1 : end] == b"\\":  # a backslash stays with the character that it escapes
+            end += 1
+        codes = np.frombuffer(data[start:end].replace(b"\\\\", b"__").replace(b'\\"', b"__"), np.uint8)
+        inside = np.bitwise_xor.accumulate((codes == ord('"')).view(np.uint8)) ^ np.uint8(in_string)
+        total += int(np.count_nonzero(is_mark[codes] > inside))
+        in_string, start = int(inside[-1]), end
+    return total
 
 
 def read_yaml(path: Path, *, max_bytes: int = MAX_YAML_BYTES, within: Path | None = None) -> dict[str, Any]:
@@ -335,24 +363,6 @@ def _measure(value: Any, measured: dict[int, tuple[int, int]], depth: int) -> tu
     if depth + height - 1 > MAX_DEPTH:
         raise DamagedFileError(f"it is nested more than {MAX_DEPTH} levels deep")
     return found
-
-
-def _count_outer_marks(data: bytes, *, block: int = 1 << 20) -> int:
-    """Count the characters in MARKS that are outside of strings, with little memory besides the data."""
-    import numpy as np  # most programs that read a small file do without
-
-    is_mark = np.zeros(256, np.uint8)
-    is_mark[list(MARKS)] = 1
-    total = in_string = start = 0
-    while start < len(data):
-        end = start + block
-        while data[end - 1 : end] == b"\\":  # a backslash stays with the character that it escapes
-            end += 1
-        codes = np.frombuffer(data[start:end].replace(b"\\\\", b"__").replace(b'\\"', b"__"), np.uint8)
-        inside = np.bitwise_xor.accumulate((codes == ord('"')).view(np.uint8)) ^ np.uint8(in_string)
-        total += int(np.count_nonzero(is_mark[codes] > inside))
-        in_string, start = int(inside[-1]), end
-    return total
 
 
 def _parse_int(digits: str) -> int:

@@ -34,7 +34,7 @@ from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.prepare.segments import JOURNAL, read_journal
 from gpt_pretrain.prepare.tokenizing import encode_batch
 from gpt_pretrain.system.pickles import read_plain_pickle
-from gpt_pretrain.system.reading import MAX_VALUES, DamagedFileError, _count_outer_marks, parse_json, short_repr
+from gpt_pretrain.system.reading import MAX_VALUES, DamagedFileError, count_outer_marks, parse_json, short_repr
 from gpt_pretrain.texts import reading
 from gpt_pretrain.texts.chunks import ReadPosition, RejectedRecord
 from gpt_pretrain.texts.inputs import CorpusInputs, stat_input_file
@@ -341,7 +341,7 @@ def test_the_memory_of_json_is_bounded_before_it_is_parsed(content: str) -> None
 def test_marks_are_counted_outside_of_strings(value: Any, block: int) -> None:
     data = json.dumps(value).encode()
     expected = sum(map(re.sub(rb'"(?:[^"\\]|\\.)*"', b"", data).count, (b"[", b"{", b",", b":")))
-    assert _count_outer_marks(data, block=block) == expected
+    assert count_outer_marks(data, block=block) == expected
 
 
 def test_json_has_no_deep_parts_and_no_endless_numbers() -> None:

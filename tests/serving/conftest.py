@@ -9,13 +9,12 @@ import threading
 from collections.abc import Iterator, Mapping
 
 import pytest
-import uvicorn
 
 from gpt_pretrain.generation.prompts import TextModel
 from gpt_pretrain.serving.engine import Engine
 from gpt_pretrain.serving.page import ModelFacts
 from gpt_pretrain.serving.requests import ServingLimits
-from gpt_pretrain.serving.server import Address, InterruptibleServer, PatientlessProtocol, guarded_app, open_socket
+from gpt_pretrain.serving.server import Address, InterruptibleServer, guarded_app, open_socket, server_config
 from tests.serving.test_engine import text_model
 
 
@@ -50,9 +49,7 @@ class Served:
         self.port = opened.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         ready = threading.Event()
-        config = uvicorn.Config(
-            guarded_app(self.engine, address, facts), http=PatientlessProtocol, ws="none", lifespan="off", log_config=None
-        )
+        config = server_config(guarded_app(self.engine, address, facts))
         self.server = InterruptibleServer(config, self.engine, ready=ready.set)
         self.thread = threading.Thread(target=lambda: asyncio.run(self.server.serve(sockets=[opened])), daemon=True)
         self.thread.start()

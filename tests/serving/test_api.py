@@ -73,6 +73,9 @@ def test_echo_and_logprobs_are_those_of_the_tokens(served: Served, client: opena
     assert scored.text == PROMPT
     assert scored.logprobs is not None
     assert scored.logprobs.token_logprobs == found.token_logprobs[: len(PROMPT)]
+    alone = client.completions.create(model="m", prompt=PROMPT, max_tokens=3, temperature=0, logprobs=2).choices[0].logprobs
+    assert alone is not None
+    assert alone.text_offset == found.text_offset[-3:], "OpenAI counts from the beginning of the prompt, also without echo"
 
 
 def test_stop_strings_and_lists_of_prompts(served: Served, client: openai.OpenAI) -> None:
@@ -163,6 +166,14 @@ def test_bodies_that_are_no_json_are_refused(served: Served, content: bytes) -> 
         ({"Host": "evil.example"}, 403),
         ({"Host": "127.0.0.1.evil.example"}, 403),
         ({"Host": "localhost:1"}, 200),
+        ({"Host": "[::1]:1"}, 200),
+        ({"Host": "LOCALHOST.:1"}, 200),
+        ({"Host": "[::1]evil.example"}, 403),
+        ({"Host": "[::1].evil.example:1"}, 403),
+        ({"Host": "localhost:evil.example"}, 403),
+        ({"Host": "127.0.0.1:1.evil.example"}, 403),
+        ({"Host": "evil.example@localhost"}, 403),
+        ({"Host": "localhost:\xb2"}, 403),
         ({"Origin": "http://evil.example"}, 403),
         ({"Origin": "null"}, 403),
         ({"Origin": "http://["}, 403),

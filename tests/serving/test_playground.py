@@ -307,3 +307,75 @@ def test_a_text_is_in_sight_on_a_phone_and_its_blanks_take_room(browser: Browser
     blanks = [box for token in opened.locator(".token.given").all()[1:] if (box := token.bounding_box()) is not None]
     assert len(blanks) == 40 and all(box["width"] > 1 for box in blanks)
     opened.close()
+
+
+def test_the_end_of_a_long_text_stays_in_sight_until_somebody_scrolls(page: Page, playground: Served) -> None:
+    set_slider(page, "temperature", 2)
+    page.locator("#prompt").fill("\n" * 30)
+    box = page.locator(".written")
+    generate(page, length=30)
+    page.wait_for_timeout(100)
+    assert box.evaluate("one => one.scrollHeight - one.scrollTop - one.clientHeight") < 40
+    box.evaluate("one => one.scrollTo(0, 0)")
+    page.wait_for_timeout(100)
+    generate(page, length=2, button="Continue")
+    assert box.evaluate("one => one.scrollHeight - one.scrollTop - one.clientHeight") < 40, "new tokens are shown"
+
+
+def test_the_page_keeps_its_prompt_and_settings_when_it_is_loaded_again(page: Page) -> None:
+    page.locator("#prompt").fill("Kept <b>text</b>")
+    set_slider(page, "temperature", 1.35)
+    page.locator("#setting-seed").fill("77")
+    generate(page, button="Generate")
+    generate(page, button="Regenerate")
+    page.reload()
+    page.get_by_role("button", name="Generate", exact=True).wait_for()
+    assert page.locator("#prompt").input_value() == "Kept <b>text</b>"
+    assert [page.locator(f"#setting-{name}").input_value() for name in ("temperature", "seed")] == ["1.35", "78"]
+    assert page.locator(".setting .value").first.inner_text() == "1.35"
+
+
+def test_the_page_works_in_a_folder_of_a_proxy(browser: Browser, playground: Served) -> None:
+    opened = browser.new_page()
+    opened.set_default_timeout(10_000)
+    opened.route("**/proxy/8000/**", lambda route: route.continue_(url=route.request.url.replace("/proxy/8000/", "/")))
+    opened.goto(f"{playground.url}/proxy/8000/")
+    opened.locator("#prompt").fill(PROMPT)
+    generate(opened)
+    assert tokens_of(opened) == len(PROMPT) + 12
+    opened.close()
+
+
+def test_a_server_that_goes_away_is_reported(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Served(ServingLimits(), Address(port=0))
+    opened = browser.new_page()
+    opened.set_default_timeout(10_000)
+    opened.goto(server.url)
+    opened.locator("#prompt").fill(PROMPT)
+    gate, advance = threading.Event(), server.engine._advance
+
+    def held(rows: object) -> None:
+        gate.wait(20)
+        advance(rows)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(server.engine, "_advance", held)
+    opened.get_by_role("button", name="Generate", exact=True).click()
+    opened.locator(".token").nth(len(PROMPT)).wait_for()
+    server.engine._stopping = True
+    gate.set()
+    opened.locator(".status", has_text="The server is stopping.").wait_for()
+    server.close()
+    opened.get_by_role("button", name="Continue", exact=True).click()
+    opened.locator(".status", has_text="The server cannot be reached. Is it still running?").wait_for()
+    assert opened.locator(".token").count() > len(PROMPT), "the text stays"
+    opened.close()
+
+
+def test_arrow_keys_follow_the_direction_of_a_text(page: Page) -> None:
+    page.locator("#prompt").fill("\u05e9\u05dc\u05d5\u05dd \u05e2\u05d5\u05dc\u05dd")
+    generate(page, length=1)
+    assert page.locator(".written").evaluate("one => getComputedStyle(one).direction") == "rtl"
+    page.locator(".token").first.focus()
+    for key, number in (("ArrowLeft", 1), ("ArrowLeft", 2), ("ArrowRight", 1)):
+        page.keyboard.press(key)
+        assert page.evaluate(f"document.activeElement === document.querySelectorAll('.token')[{number}]"), key

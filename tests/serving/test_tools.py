@@ -19,6 +19,7 @@ from gpt_pretrain.serving.server import Address
 from gpt_pretrain.tokenizers.byte_letters import LETTERS
 from tests.conftest import tiny_model
 from tests.serving.conftest import Served
+from tests.serving.test_api import PROMPT, expected
 
 
 def save_byte_tokenizer(folder: Path) -> None:
@@ -29,7 +30,7 @@ def save_byte_tokenizer(folder: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=fast, eos_token="\u0120").save_pretrained(folder)
 
 
-def test_the_evaluation_harness_scores_and_generates(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_evaluation_harness_scores(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["lm_eval"])
     from lm_eval.api.instance import Instance
     from lm_eval.models.openai_completions import LocalCompletionsAPI
@@ -48,6 +49,28 @@ def test_the_evaluation_harness_scores_and_generates(served: Served, tmp_path: P
         own = logprobs.gather(1, ids[0, len(context) :, None]).sum()
         assert loglikelihood == pytest.approx(float(own), abs=1e-3)
         assert is_greedy == bool((logprobs.argmax(-1) == ids[0, len(context) :]).all())
+
+
+def test_the_evaluation_harness_generates_and_scores_whole_texts(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["lm_eval"])
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    save_byte_tokenizer(tmp_path)
+    harness = LocalCompletionsAPI(
+        base_url=f"{served.url}/v1/completions", model="m", tokenizer=str(tmp_path), max_length=64, max_retries=1, batch_size=2
+    )
+    whole = expected(served, max_tokens=20)
+    settings = [{"until": [whole[5:7]], "max_gen_toks": 20}, {"until": ["\n\n\n"], "max_gen_toks": 12}]
+    asked = [Instance("generate_until", {}, (PROMPT, one), index) for index, one in enumerate(settings)]
+    assert harness.generate_until(asked) == [whole[: whole.index(whole[5:7])], expected(served, max_tokens=12)]
+    (scored,) = harness.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (PROMPT,), 0)])
+    ids = torch.tensor([[32, *PROMPT.encode()]])  # the harness begins with the end of text of its tokenizer
+    with torch.no_grad():
+        logprobs = tiny_model(vocab_size=257, context_length=64, emb_dim=48)(ids[:, :-1])[0].log_softmax(-1)
+    assert scored == pytest.approx(float(logprobs.gather(1, ids[0, 1:, None]).sum()), abs=1e-3)
 
 
 OPERATIONS = ["POST /v1/completions", "POST /api/continue", "POST /api/tokens", "GET /v1/models/{name}"]

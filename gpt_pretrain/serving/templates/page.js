@@ -58,8 +58,9 @@ function offerViews() {
   const radios = Object.fromEntries([...document.getElementsByName("view")].map((radio) => [radio.value, radio]));
   radios.two.disabled = surroundings.models.length < 2;
   radios.timeline.disabled = !timelineModels().length;
-  if (radios.two.disabled) radios.two.parentElement.title = "Start the server with models=[...] to compare several.";
-  if (radios.timeline.disabled) radios.timeline.parentElement.title = "Start the server with timeline=5 to see earlier checkpoints.";
+  for (const [view, setting] of [["two", "models=[RUN,OTHER]"], ["timeline", "timeline=5"]]) {
+    if (radios[view].disabled) radios[view].parentElement.append(element("span", { className: "quiet" }, `(start the server with ${setting})`));
+  }
   for (const radio of Object.values(radios)) radio.addEventListener("change", () => openView(radio.value));
 }
 
@@ -88,7 +89,7 @@ async function encodePrompt(names) {
   encoder = new AbortController();
   const { signal } = encoder;
   try {
-    const answers = await Promise.all(names.map((model) => ask("/api/tokens", { model, text: prompt.value }, signal)));
+    const answers = await Promise.all(names.map((model) => ask("api/tokens", { model, text: prompt.value }, signal)));
     signal.throwIfAborted();
     drawPromptTokens(names, answers.map(({ tokens }) => tokens));
     warnOfPrompt(answers.map(({ warning }) => warning));
@@ -127,7 +128,10 @@ function listenToForm() {
     everyPane((pane) => pane.generate(prompt.value));
   });
   form.addEventListener("invalid", () => (document.getElementById("settings").open = true), true); // to be seen, it must be open
-  prompt.addEventListener("input", showPromptTokens);
+  prompt.addEventListener("input", () => {
+    keep("prompt", prompt.value);
+    showPromptTokens();
+  });
   prompt.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.isComposing) form.requestSubmit();
   });
@@ -145,7 +149,7 @@ async function loadModels() {
   const keyForm = document.getElementById("key-form");
   showProblem("");
   try {
-    surroundings.models = (await ask("/api/models")).models;
+    surroundings.models = (await ask("api/models")).models;
   } catch (error) {
     keyForm.hidden = error.status !== 401;
     if (keyForm.hidden || serverKey) showProblem(keyForm.hidden ? error.message : "This is not the key of the server.");
@@ -160,6 +164,7 @@ function showPlayground() {
   showSettings(settings, Math.max(...surroundings.models.map((model) => model.context_length)));
   settings.open = matchMedia("(min-width: 46rem)").matches;
   document.getElementById("legend").append("Probability: ", ...legendItems().flatMap((item) => [item, " "]));
+  prompt.value = kept("prompt") ?? prompt.value;
   document.getElementById("playground").hidden = false;
   listenToForm();
   openView("one");

@@ -79,7 +79,7 @@ class Pane {
   }
 
   async encode(prompt, signal) {
-    const { tokens } = await ask("/api/tokens", { model: this.model.name, text: prompt }, signal);
+    const { tokens } = await ask("api/tokens", { model: this.model.name, text: prompt }, signal);
     return tokens;
   }
 
@@ -119,6 +119,7 @@ class Pane {
     const request = this.requestFrom(start);
     this.start = start;
     this.text.isBusy = true;
+    this.text.followEnd();
     let reason = null;
     for await (const event of continuation(request, signal)) {
       signal.throwIfAborted();

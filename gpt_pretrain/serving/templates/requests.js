@@ -1,6 +1,7 @@
 // Requests to the server. Whatever comes back is text and numbers, and nothing of it is ever taken for markup.
 
-let serverKey = storedKey();
+const BROKEN = "The connection ended before the text did.";
+let serverKey = kept("key") ?? "";
 
 class RefusedError extends Error {
   constructor(status, message) {
@@ -9,25 +10,13 @@ class RefusedError extends Error {
   }
 }
 
-// Returns the key that this tab keeps. A browser that keeps nothing for pages refuses even the question.
-function storedKey() {
-  try {
-    return sessionStorage.getItem("key") ?? "";
-  } catch {
-    return "";
-  }
-}
-
 function useKey(key) {
   serverKey = key;
-  try {
-    sessionStorage.setItem("key", key);
-  } catch {
-    // It is asked for again when the page is loaded again.
-  }
+  keep("key", key);
 }
 
-// Sends a request, with a body as JSON if there is one, and returns the response.
+// Sends a request, with a body as JSON if there is one, and returns the response. Paths are relative, since a proxy may have put
+// the page into a folder.
 async function send(path, { body, signal } = {}) {
   const headers = serverKey ? { Authorization: `Bearer ${serverKey}` } : {};
   const options = { headers, signal };
@@ -63,17 +52,18 @@ async function ask(path, body, signal) {
 
 // Yields the events of a continuation as they arrive.
 async function* continuation(body, signal) {
-  const response = await send("/api/continue", { body, signal });
+  const response = await send("api/continue", { body, signal });
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   let isOver = false;
   try {
     for (;;) {
-      const { done, value } = await reader.read();
+      const { done, value } = await nextPiece(reader);
       if (done) break;
       const events = (rest + value).split("\n\n");
       rest = events.pop();
       for (const line of events) {
+        if (!line.startsWith("data: ")) continue; // a comment, against proxies that end quiet connections
         const event = JSON.parse(line.slice("data: ".length));
         if (event.error) throw new Error(event.error.message);
         isOver = Boolean(event.finish_reason);
@@ -83,5 +73,13 @@ async function* continuation(body, signal) {
   } finally {
     reader.cancel().catch(() => {}); // it may have been ended already
   }
-  if (!isOver) throw new Error("The connection ended before the text did.");
+  if (!isOver) throw new Error(BROKEN);
+}
+
+async function nextPiece(reader) {
+  try {
+    return await reader.read();
+  } catch {
+    throw new Error(BROKEN);
+  }
 }

@@ -18,8 +18,9 @@ function shownValue(setting, value) {
   return setting.words?.[value] ?? String(value);
 }
 
-function settingRow(setting) {
-  const { name, label, min, max, step, value, isTyped } = setting;
+function settingRow(setting, chosen) {
+  const { name, label, min, max, step, isTyped } = setting;
+  const value = chosen[name] ?? setting.value;
   const shown = element("span", { className: "value", "aria-hidden": "true" });
   // The limits come before the value, which they would change otherwise.
   const input = element("input", { id: `setting-${name}`, type: isTyped ? "number" : "range", min, max, step, value, required: true });
@@ -37,7 +38,14 @@ function showSettings(container, longestContext) {
   const length = SETTINGS.find((setting) => setting.name === "max_tokens");
   length.max = Math.min(length.max, longestContext);
   length.value = Math.min(length.value, length.max);
-  container.append(...SETTINGS.map(settingRow));
+  const chosen = JSON.parse(kept("settings") ?? "{}");
+  container.append(...SETTINGS.map((setting) => settingRow(setting, chosen)));
+  container.addEventListener("input", keepSettings);
+}
+
+// Keeps the settings for when the page is loaded again.
+function keepSettings() {
+  keep("settings", JSON.stringify(Object.fromEntries(SETTINGS.map(({ name }) => [name, inputOf(name).value]))));
 }
 
 // Returns the fields of a request.
@@ -49,4 +57,5 @@ function readSettings() {
 function takeNextSeed() {
   const seed = inputOf("seed");
   seed.value = seed.valueAsNumber < Number.MAX_SAFE_INTEGER ? seed.valueAsNumber + 1 : 0;
+  keepSettings();
 }

@@ -1,6 +1,8 @@
 // The text of a pane: an element for each token, and a note with what was likely in a token's place.
 // The note follows the pointer and the focus, and stays once a token is clicked or Enter is pressed on it.
 
+const NEAR_END = 40; // pixels, less than two lines
+
 class WrittenText {
   // The function `choose` is called with a node and the token to put in its place.
   constructor(choose) {
@@ -10,6 +12,7 @@ class WrittenText {
     for (const kind of ["pointerover", "focusin"]) this.element.addEventListener(kind, (event) => this.preview(event));
     this.element.addEventListener("click", (event) => this.pin(this.nodeOf(event.target)));
     this.element.addEventListener("keydown", (event) => this.useKeys(event));
+    this.element.addEventListener("scroll", () => this.noticeScroll());
     this.note.addEventListener("keydown", (event) => event.key === "Escape" && this.leaveNote());
   }
 
@@ -20,6 +23,8 @@ class WrittenText {
     this.elements = new Map();
     this.nodes = new WeakMap();
     this.pinned = null;
+    this.follows = false;
+    this.lastTop = 0;
     this.note.hidden = true;
     this.element.replaceChildren();
     for (const node of nodes) this.append(node);
@@ -32,6 +37,28 @@ class WrittenText {
     this.elements.set(node, made);
     this.nodes.set(made, node);
     this.element.append(made);
+    if (this.follows) this.showEnd();
+  }
+
+  // Keeps the end of the text in sight while it grows, until somebody scrolls back.
+  followEnd() {
+    this.follows = true;
+    this.showEnd();
+  }
+
+  noticeScroll() {
+    const { scrollTop, clientHeight, scrollHeight } = this.element;
+    const isAtEnd = scrollHeight - scrollTop - clientHeight < NEAR_END;
+    this.follows = isAtEnd || (this.follows && scrollTop >= this.lastTop); // the text may have grown since it was scrolled here
+    this.lastTop = scrollTop;
+  }
+
+  // Scrolls once for all tokens of a frame.
+  showEnd() {
+    this.scrolling ??= requestAnimationFrame(() => {
+      this.scrolling = null;
+      if (this.follows) this.element.scrollTop = this.element.scrollHeight;
+    });
   }
 
   // Shows what has become known of the tokens since they were drawn: their probabilities and branches.

@@ -24,9 +24,13 @@ const MOVES = {
   End: (token) => token.parentElement.lastElementChild,
 };
 
+const OPPOSITE = { ArrowRight: "ArrowLeft", ArrowLeft: "ArrowRight" };
+
 function moveToToken(event) {
   const token = event.target;
-  const next = event.key in MOVES && token.parentElement === event.currentTarget && MOVES[event.key](token);
+  const isFromRight = getComputedStyle(event.currentTarget).direction === "rtl";
+  const key = (isFromRight && OPPOSITE[event.key]) || event.key;
+  const next = key in MOVES && token.parentElement === event.currentTarget && MOVES[key](token);
   if (!next) return;
   token.tabIndex = -1;
   next.tabIndex = 0;

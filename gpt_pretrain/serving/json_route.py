@@ -1,0 +1,63 @@
+"""Routes that read the JSON of a body once, with limits, and without holding up other requests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from gpt_pretrain.system.reading import DamagedFileError, check_pairs, count_outer_marks
+
+QUICK_BYTES = 20_000  # that are parsed at once; a thread takes longer to begin
+MAX_CONTAINERS = 20_000  # lists and objects of a body; one with 10,000 prompts of token ids has 10,001
+
+
+class JsonRoute(APIRoute):
+    """A route whose body is parsed by `parse_body`."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def checked(request: Request) -> Response:
+            return await handle(_JsonRequest(request.scope, request.receive))
+
+        return checked
+
+
+class _JsonRequest(Request):
+    async def json(self) -> Any:
+        content = await self.body()
+        return parse_body(content) if len(content) <= QUICK_BYTES else await asyncio.to_thread(parse_body, content)
+
+
+def parse_body(content: bytes) -> Any:
+    """Parse JSON in which no object has a name twice, since only the last value would count.
+
+    Raises:
+        HTTPException: If it is none, or has far more lists and objects than any request needs.
+    """
+    try:
+        text = content.decode(json.detect_encoding(content), "surrogatepass")
+        if len(text) > MAX_CONTAINERS:
+            _check_containers(text.encode("utf-8", "surrogatepass"))
+        return json.loads(text, object_pairs_hook=_as_object)
+    except DamagedFileError as error:
+        raise HTTPException(400, f"The body cannot be used: {error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(400, "The body must be JSON.") from error
+
+
+def _check_containers(data: bytes) -> None:
+    if data.count(b"[") + data.count(b"{") > MAX_CONTAINERS and count_outer_marks(data, b"[{") > MAX_CONTAINERS:
+        raise DamagedFileError(f"it has more than {MAX_CONTAINERS:,} lists and objects")
+
+
+def _as_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    check_pairs(pairs)
+    return dict(pairs)
