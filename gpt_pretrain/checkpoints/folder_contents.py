@@ -9,7 +9,7 @@ import zipfile
 from contextlib import suppress
 from pathlib import Path
 
-from gpt_pretrain.checkpoints.layouts import CONFIG_FILE, PICKLE_INDEX, SHARD_INDEX, WEIGHTS_FILES
+from gpt_pretrain.checkpoints.layouts import ANY_INDEX, CONFIG_FILE, PICKLE_INDEX, SHARD_INDEX, WEIGHTS_FILES
 from gpt_pretrain.checkpoints.misfits import name_some
 from gpt_pretrain.checkpoints.tensor_files import read_model_json
 from gpt_pretrain.errors import UserError
@@ -19,6 +19,7 @@ from gpt_pretrain.system.file_kinds import (
     EMPTY_FILE,
     HTML,
     LFS_POINTER,
+    NO_WEIGHTS,
     PICKLE,
     SUFFIXES,
     TOKENS,
@@ -32,7 +33,10 @@ from gpt_pretrain.texts.blocks import read_stream
 from gpt_pretrain.texts.decompression import DamagedArchiveError
 from gpt_pretrain.texts.recognition import recognize_file
 
-PART = re.compile(r".+-(\d{5})-of-(\d{5})\.(safetensors|bin)")  # of a model in several files
+# Of a model in several files, also of a variant such as fp16.
+PART = re.compile(
+    r"(?:(?:pytorch_)?model\.(?P<variant>[\w-]+?)|.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<ending>safetensors|bin)"
+)
 WEIGHTS_NAME = re.compile(r".+\.(pth|pt|ckpt|safetensors)|(pytorch_)?model.*\.bin")
 # Files with these suffixes in which training programs keep something else than a model.
 NO_MODELS = re.compile(
@@ -40,6 +44,7 @@ NO_MODELS = re.compile(
 )
 MAX_COMMIT = 200  # bytes of a file that names a version
 ADAPTER_CONFIG = "adapter_config.json"
+DISTRIBUTED_PIECE = ".distcp"
 # Weights in formats of other libraries, by the name of their file, with where to find those for PyTorch.
 CONVERT = "Convert them with a version of transformers before 5: GPT2LMHeadModel.from_pretrained(FOLDER, {option}=True)"
 OTHER_FORMATS = {
@@ -84,18 +89,19 @@ def only_weights_file(folder: Path) -> Path:
         )
     if (pieces := _distributed_refusal(folder, names)) is not None:
         raise UserError(pieces)
-    if index := [name for name in (SHARD_INDEX, PICKLE_INDEX) if name in names]:
-        return folder / index[0]
+    indexes = sorted((name for name in names if ANY_INDEX.fullmatch(name)), key=lambda name: (len(name), name))
+    if indexes and (len(indexes) == 1 or indexes[0] in WEIGHTS_FILES):
+        return folder / indexes[0]
     found = [name for name in names if WEIGHTS_NAME.fullmatch(name) and not NO_MODELS.fullmatch(name)]
     found = [name for name in found if (folder / name).is_file()]
     if len(found) == 1:
         return folder / found[0]
-    if found and (part := PART.fullmatch(found[0])) is not None:
-        missing = SHARD_INDEX if part[3] == "safetensors" else PICKLE_INDEX
+    if found and not indexes and (part := PART.fullmatch(found[0])) is not None:
         raise UserError(
-            f"{folder} holds {len(found)} of {int(part[2])} files of a model, but not {missing}, which lists their tensors. Copy "
-            "it into the folder."
+            f"{folder} holds {len(found)} of {int(part['count'])} files of a model, but not {_index_name(part)}, which lists "
+            "their tensors. Copy it into the folder."
         )
+    found = indexes or found
     if found:
         raise UserError(f"{folder} holds several files of weights: {name_some(found)}. Name one of them.")
     raise UserError(_refusal(folder, names))
@@ -125,15 +131,21 @@ def index_of_part(path: Path) -> Path | None:
         UserError: If it is, and the index is not beside it.
     """
     part = PART.fullmatch(path.name)
-    if part is None or part[2] == "00001":
+    if part is None or part["count"] == "00001":
         return None
-    index = path.parent / (SHARD_INDEX if part[3] == "safetensors" else PICKLE_INDEX)
+    index = path.parent / _index_name(part)
     if not index.is_file():
         raise UserError(
-            f"{path} is part {int(part[1])} of a model in {int(part[2])} files. All of them are needed, with {index.name} in the "
-            "same folder."
+            f"{path} is part {int(part['number'])} of a model in {int(part['count'])} files. All of them are needed, with "
+            f"{index.name} in the same folder."
         )
     return index
+
+
+def _index_name(part: re.Match[str]) -> str:
+    """Return the name of the index of a model, by the name of one of its files."""
+    index = SHARD_INDEX if part["ending"] == "safetensors" else PICKLE_INDEX
+    return index if part["variant"] is None else f"{index.removesuffix('.json')}.{part['variant']}.json"
 
 
 def check_is_no_other_file(path: Path) -> None:
@@ -150,9 +162,13 @@ def check_is_no_other_file(path: Path) -> None:
             directory = stream.read(DIRECTORY) if head.startswith(b"PK") else b""
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if path.suffix == DISTRIBUTED_PIECE:
+        raise UserError(f"{path} is a piece of a checkpoint of torch.distributed. {_one_file(path.parent)}")
     if (format_problem := _other_format(path.name)) is not None and kind not in (TORCH, EMPTY_FILE, LFS_POINTER):
         raise UserError(f"{path} holds weights {format_problem}")
     command = next((command for magic, command in DECOMPRESSORS.items() if head.startswith(magic)), None)
+    if kind.content == "tar":
+        raise UserError(f"{path} is a compressed archive. Unpack it first: tar -xf {quote_path(str(path))}")
     if command is not None:
         raise UserError(f"{path} is compressed. Decompress it first: {command} {quote_path(str(path))}")
     for mark, (program, weights) in PROGRAMS.items():
@@ -165,7 +181,8 @@ def check_is_no_other_file(path: Path) -> None:
     if kind.form in ARCHIVES:
         _check_archive(path)
     elif kind not in (TORCH, PICKLE, BINARY, TOKENS):
-        raise UserError(f"{path} is {kind.described()}, not weights. {_advice(path, kind)}")
+        contrast = "" if "weights" in kind.name else ", not weights"
+        raise UserError(f"{path} is {kind.described()}{contrast}. {_advice(path, kind)}")
 
 
 def _advice(path: Path, kind: FileKind) -> str:
@@ -173,6 +190,8 @@ def _advice(path: Path, kind: FileKind) -> str:
     if kind is LFS_POINTER:
         return kind.advice
     give = "Give a checkpoint, a model's folder or its name on the hub."
+    if kind.advice == NO_WEIGHTS:
+        return kind.advice
     if kind.name == HTML.name:
         return f"A page may have been downloaded instead of the file: the hub's files are at /resolve/, not at /blob/. {give}"
     if kind.is_read:
@@ -218,14 +237,17 @@ def _other_format(name: str) -> str | None:
 
 def _distributed_refusal(folder: Path, names: list[str]) -> str | None:
     """Return the message about a folder with the pieces of a distributed checkpoint, and None for any other folder."""
-    if ".metadata" in names and any(name.endswith(".distcp") for name in names):
-        return (
-            f"{folder} is a checkpoint of torch.distributed, whose tensors are in pieces. Convert it to one file: "
-            f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} model.pt"
-        )
+    if ".metadata" in names and any(name.endswith(DISTRIBUTED_PIECE) for name in names):
+        return f"{folder} is a checkpoint of torch.distributed, whose tensors are in pieces. {_one_file(folder)}"
     if "zero_to_fp32.py" in names:
         return f"{folder} is a checkpoint of DeepSpeed, whose tensors are in pieces. Convert it with the zero_to_fp32.py in it."
     return None
+
+
+def _one_file(folder: Path) -> str:
+    """Return how to convert a checkpoint of torch.distributed."""
+    command = f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {quote_path(str(folder))} model.pt"
+    return f"Convert it to one file: {command}"
 
 
 def _refusal(folder: Path, names: list[str]) -> str:
@@ -234,7 +256,7 @@ def _refusal(folder: Path, names: list[str]) -> str:
     cached = [name for name in names if name.startswith("models--")]
     if cached:
         return f"{folder} is the hub's cache, with these models: {name_some(cached)}. Name one of them."
-    inner = [name for name in names if (folder / name / CONFIG_FILE).is_file()]
+    inner = [name for name in names if any((folder / name / file).is_file() for file in (CONFIG_FILE, ".metadata"))]
     if inner:
         return f"{folder} holds folders of models: {name_some(inner)}. Name one of them."
     for name in names:

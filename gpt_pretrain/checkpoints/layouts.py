@@ -20,6 +20,8 @@ from gpt_pretrain.system.reading import short_repr
 CONFIG_FILE, SAFETENSORS_FILE, PICKLE_FILE = "config.json", "model.safetensors", "pytorch_model.bin"
 SHARD_INDEX, PICKLE_INDEX = "model.safetensors.index.json", "pytorch_model.bin.index.json"
 WEIGHTS_FILES = (SAFETENSORS_FILE, SHARD_INDEX, PICKLE_FILE, PICKLE_INDEX)  # the first that a model has is read
+# An index, also of a variant such as fp16, whose name is a part of the file's.
+ANY_INDEX = re.compile(r"(?P<kind>model\.safetensors|pytorch_model\.bin)\.index(\.[\w-]+)?\.json")
 
 # The modules of GPTModel and of its blocks, with GPT-2's names for them.
 GPT2_TOP = {"tok_emb": "wte", "pos_emb": "wpe", "final_norm": "ln_f", "out_head": "lm_head"}

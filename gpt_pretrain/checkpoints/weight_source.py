@@ -14,9 +14,16 @@ from torch import Tensor
 
 from gpt_pretrain.checkpoints.checkpoint_file import first_readable
 from gpt_pretrain.checkpoints.file_content import is_own_checkpoint, read_weights
-from gpt_pretrain.checkpoints.folder_contents import cached_snapshot, check_is_no_other_file, index_of_part, only_weights_file
+from gpt_pretrain.checkpoints.folder_contents import (
+    ADAPTER_CONFIG,
+    cached_snapshot,
+    check_is_no_other_file,
+    index_of_part,
+    only_weights_file,
+)
 from gpt_pretrain.checkpoints.indexed_files import index_files, read_indexed, read_tensors
 from gpt_pretrain.checkpoints.layouts import (
+    ANY_INDEX,
     CONFIG_FILE,
     OWN_KEY,
     PICKLE_FILE,
@@ -147,13 +154,20 @@ def _from_folder(folder: Path) -> WeightSource:
 def _from_hf_files(config: Path, weights: Path, *, name: str) -> WeightSource:
     """Open a config.json and the weights that belong to it."""
     declared, fields = _read_config(config)
+    if (config.parent / ADAPTER_CONFIG).is_file():
+        log.warning(
+            "%s has adapters (LoRA) beside %s, which are not applied. If they are not merged into it yet, do so with PEFT's "
+            "merge_and_unload(), and save the result with save_pretrained().",
+            config.parent,
+            weights.name,
+        )
     if "auto_map" in fields:
         log.warning("%s asks for model code of its own, which is not run. The model may compute different results here.", config)
-    tensors = read_indexed(weights) if weights.name in (SHARD_INDEX, PICKLE_INDEX) else read_tensors(weights)
+    tensors = read_indexed(weights) if (index := ANY_INDEX.fullmatch(weights.name)) else read_tensors(weights)
     if fields.get("model_type") == NANOCHAT:
         tensors = from_nanochat_tensors(tensors)
     find = folder_finder(config.parent, fields.get(OWN_KEY))
-    is_safe = weights.name == SHARD_INDEX or is_safetensors(weights)
+    is_safe = index["kind"] == SAFETENSORS_FILE if index else is_safetensors(weights)
     return WeightSource(name, tensors, declared, find, True, is_safetensors=is_safe)
 
 
@@ -173,11 +187,11 @@ def _from_file(path: Path) -> WeightSource:
         safetensors, llmc = is_safetensors(path), is_llmc_file(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-    if (index := path if path.name in (SHARD_INDEX, PICKLE_INDEX) else index_of_part(path)) is not None:
+    if (index := path if ANY_INDEX.fullmatch(path.name) else index_of_part(path)) is not None:
         config, name = index.parent / CONFIG_FILE, str(index.parent)
         if config.is_file():
             return _from_hf_files(config, index, name=name)
-        return WeightSource(name, read_indexed(index), is_safetensors=index.name == SHARD_INDEX)
+        return WeightSource(name, read_indexed(index), is_safetensors=index.name.startswith(SAFETENSORS_FILE))
     if not safetensors and not llmc:
         check_is_no_other_file(path)
     if safetensors or path.suffix == ".safetensors":

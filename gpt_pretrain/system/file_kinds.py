@@ -32,7 +32,8 @@ class FileKind:
         form: How it is read; REFUSED if it is not.
         advice: For a refused kind, how to get its text or what it is for; {path} stands for the file.
         encoding: Of a text.
-        warning: What is odd about a file that is read nevertheless.
+        warning: What is odd about a file that is read nevertheless, as the rest of a sentence that begins with its name; {path}
+            stands for the file in a command.
         content: Of a compressed file on disk, the form of what is in it.
     """
 

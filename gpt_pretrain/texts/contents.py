@@ -108,6 +108,7 @@ def open_contents(
         elif kind.form == EMPTY:
             yield Content(label, PLAIN, blocks)
         elif kind.is_read and is_member and text_field is not None:
+            left_out.warnings.add(kind, label)
             yield from _with_text(name, content, text_field, limit=ContentLimit(size), left_out=left_out)
         elif kind.is_read:
             yield content

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from gpt_pretrain.config.command_schema import InputSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.file_kinds import REFUSED, FileKind
-from gpt_pretrain.system.terminal import escape_line
 from gpt_pretrain.system.urls import is_url, without_secrets
 from gpt_pretrain.texts.extras import missing_extra
 from gpt_pretrain.texts.finding import match_files
@@ -22,9 +20,6 @@ from gpt_pretrain.texts.left_out import LeftOut
 from gpt_pretrain.texts.recognition import recognize_file, recognize_without_text
 
 ESCAPES = {"\\n": "\n", "\\t": "\t", "\\r": "\r"}  # In document_separator.
-
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -171,8 +166,7 @@ def select_files(
             left_out.add(missing, path)
         else:
             files.append(file)
-            if file.kind.warning:
-                log.warning("%s %s.", escape_line(path), file.kind.warning)
+            left_out.warnings.add(file.kind, path)
     if files or problems or not any_path:
         left_out.report(name)
     else:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from gpt_pretrain.system.file_recognition import content_name
 from gpt_pretrain.system.formatting import format_count
-from gpt_pretrain.system.old_encodings import convert_command, decodes, likely_encodings, quote_path
+from gpt_pretrain.system.old_encodings import EBCDIC, convert_command, decodes, likely_encodings, quote_path
 from gpt_pretrain.texts.blocks import read_stream
 
 BEFORE, AFTER = 2000, 4000  # Bytes around the first one that is not UTF-8 from which the encoding is guessed.
@@ -71,7 +71,8 @@ def explain_invalid_utf8(block: bytes, error: UnicodeDecodeError, position: int,
         return where, f"Some of it is UTF-8, and some looks like {name}. Convert the latter part by itself"
     told_by = sum(character > "\x7f" for character in sample.decode(guesses[0], errors="ignore"))
     few = f"It has only {format_count(told_by, 'letter')} besides ASCII, so its encoding is a guess: look at the result. "
-    return advice(f"{few * (told_by < FEW)}It looks like {name}", convert_command(path, guesses[0]))
+    is_guess = told_by < FEW and guesses[0] != EBCDIC  # All letters of EBCDIC tell it.
+    return advice(f"{few * is_guess}It looks like {name}", convert_command(path, guesses[0]))
 
 
 def _valid_share(block: bytes) -> float:

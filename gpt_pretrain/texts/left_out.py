@@ -1,4 +1,4 @@
-"""Count the files of a folder or an archive that are left out because they are not text."""
+"""Count the files of a folder or an archive that are left out because they are not text, and note what is odd about others."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import PurePath
 from gpt_pretrain.system.file_kinds import FileKind
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.terminal import escape_line
+from gpt_pretrain.texts.file_warnings import FileWarnings
 
 SHOWN_KINDS = 6
 
@@ -15,9 +16,14 @@ log = logging.getLogger(__name__)
 
 
 class LeftOut:
-    """Counts files by their kinds."""
+    """Counts files by their kinds.
+
+    Attributes:
+        warnings: The warnings about files that are read.
+    """
 
     def __init__(self) -> None:
+        self.warnings = FileWarnings()
         self._counts: dict[FileKind, int] = {}
         self._first: dict[FileKind, str] = {}
         self._advice = ""
@@ -43,7 +49,8 @@ class LeftOut:
         return f". {self._advice.rstrip('.')}" if self._advice else ""
 
     def report(self, where: str) -> None:
-        """Log what was left out of a folder or an archive, if anything was."""
+        """Log what was left out of a folder or an archive, if anything was, and what is odd about what was read."""
+        self.warnings.report()
         if self._counts:
             total = format_count(sum(self._counts.values()), "file")
             log.warning("%s", escape_line(f"{where}: {total} left out{self.described()}."))

@@ -248,3 +248,30 @@ def test_adapters_that_name_no_model(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     with pytest.raises(UserError, match=r"adapters \(LoRA\) that change a model that is stored elsewhere, not a model"):
         open_weights(tmp_path)
+
+
+@pytest.mark.parametrize("size", ["1GB", "20KB"], ids=["one file", "several files"])
+def test_a_variant_is_read(tmp_path: Path, theirs: GPT2LMHeadModel, size: str) -> None:
+    theirs.save_pretrained(tmp_path, variant="fp16", max_shard_size=size)
+    assert same(load_pretrained(tmp_path), theirs)
+    assert same(load_pretrained(min(tmp_path.glob("model.fp16*.safetensors"))), theirs)
+
+
+def test_the_index_of_a_variant_that_is_missing_is_named(tmp_path: Path, theirs: GPT2LMHeadModel) -> None:
+    theirs.save_pretrained(tmp_path, variant="fp16", max_shard_size="20KB")
+    (tmp_path / "model.safetensors.index.fp16.json").unlink()
+    assert "but not model.safetensors.index.fp16.json, which lists their tensors" in refusal(tmp_path)
+
+
+def test_one_of_two_variants_is_not_guessed(tmp_path: Path, theirs: GPT2LMHeadModel) -> None:
+    for variant in ("bf16", "fp16"):
+        theirs.save_pretrained(tmp_path, variant=variant, max_shard_size="20KB")
+    assert "model.safetensors.index.bf16.json, model.safetensors.index.fp16.json. Name one of them." in refusal(tmp_path)
+    assert same(load_pretrained(tmp_path / "model.safetensors.index.fp16.json"), theirs)
+
+
+def test_adapters_beside_a_model_are_said(tmp_path: Path, theirs: GPT2LMHeadModel, caplog: pytest.LogCaptureFixture) -> None:
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "gpt2"}')
+    assert same(load_pretrained(tmp_path), theirs)
+    assert "has adapters (LoRA) beside model.safetensors, which are not applied." in caplog.text

@@ -1,0 +1,98 @@
+"""Tell by the beginning of a text in UTF-8 whether an earlier conversion has damaged its letters.
+
+Such a text is valid, so nothing else stops a model from learning to write it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import functools
+import itertools
+import re
+
+from gpt_pretrain.system.old_encodings import iconv_name
+
+NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
+# Encodings that UTF-8 is mistaken for.
+MISTAKEN = ("cp1252", "cp1251", "cp1250", "mac_roman", "cp850", "cp437")
+MAX_RUNS = 300  # Groups of letters besides ASCII that are looked at.
+FEWEST_RUNS, ENOUGH = 10, 0.8  # Fewer groups may be valid by chance; and the share that must be UTF-8 in the other encoding.
+# The most characters of each kind that a whole text has, as shares.
+MANY_REPLACED, MANY_CONTROLS, MANY_QUESTIONS = 0.001, 0.001, 0.2
+FEWEST_CHARACTERS = 100
+CONTROLS = re.compile(r"[\x80-\x84\x86-\x9f]")  # Without the line end of mainframes.
+
+
+def conversion_damage(head: bytes) -> str:
+    """Return what an earlier conversion has done to a text, as the rest of a sentence with {path} for its file, or nothing.
+
+    Args:
+        head: The beginning of the text. If it is not UTF-8, whoever reads it says so.
+    """
+    try:
+        start = codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return ""
+    total = len(start)
+    if total < FEWEST_CHARACTERS:
+        return ""
+    if start.count("?") > MANY_QUESTIONS * total:
+        return (
+            "consists of question marks for the most part, by which a conversion replaced its letters. Convert the original again"
+        )
+    if start.isascii():
+        return ""
+    if (mistaken := _mistaken_for(start)) is not None:
+        return mistaken
+    if (replaced := start.count("\ufffd")) > MANY_REPLACED * total:
+        share = f"{100 * replaced / total:.2g}"
+        return (
+            f"has U+FFFD in place of {share} % of its characters, which a conversion could not read. Convert the original again"
+        )
+    if len(CONTROLS.findall(start)) > MANY_CONTROLS * total:
+        return (
+            "has control characters in place of quotation marks and dashes, as if CP1252 had been taken for Latin-1 (to undo "
+            "that: iconv -f UTF-8 -t ISO-8859-1 {path} | iconv -f CP1252 -t UTF-8 > new.txt)"
+        )
+    return ""
+
+
+def _mistaken_for(start: str) -> str | None:
+    """Return which encoding UTF-8 was taken for before it was written as UTF-8 again, or None if it was not."""
+    runs = [match[0] for match in itertools.islice(NOT_ASCII.finditer(start), MAX_RUNS)]
+    if len(runs) < FEWEST_RUNS:
+        return None
+    for encoding in MISTAKEN:
+        undone = [(run, original) for run in runs if (original := _undo(run, encoding)) is not None]
+        if len(undone) >= ENOUGH * len(runs):
+            letters = [(run[: len(original[0].encode())], original[0]) for run, original in undone]
+            seen, meant = next((pair for pair in letters if "".join(pair).isprintable()), letters[0])
+            name = iconv_name(encoding) or encoding.upper()
+            return f"has {seen} where {meant} seems to be meant, as if UTF-8 had been taken for {name}{_command(encoding, start)}"
+    return None
+
+
+def _undo(run: str, encoding: str) -> str | None:
+    """Return the characters that some others stand for, or None if they are not UTF-8 that was taken for an encoding."""
+    try:
+        return run.translate(_bytes_of(encoding)).encode("latin-1").decode()
+    except UnicodeError:
+        return None
+
+
+@functools.cache
+def _bytes_of(encoding: str) -> dict[int, int]:
+    """Return the bytes of characters in an encoding; a control character stands for a byte that means nothing in it."""
+    meanings = {byte: bytes([byte]).decode(encoding, errors="ignore") for byte in range(0x80, 0x100)}
+    return {ord(character or chr(byte)): byte for byte, character in meanings.items()}
+
+
+def _command(encoding: str, start: str) -> str:
+    """Return the command that undoes the mistake, or nothing if the program iconv cannot."""
+    for name in (encoding, "latin_1"):
+        try:
+            codecs.getincrementaldecoder("utf-8")().decode(start.encode(name))
+        except UnicodeError:
+            continue
+        return f" (to undo that: iconv -f UTF-8 -t {iconv_name(name)} {{path}} > new.txt)"
+    return ""
