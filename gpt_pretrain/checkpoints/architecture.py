@@ -32,6 +32,12 @@ def has_transposed_linears(slots: Slots) -> bool:
     return False
 
 
+def has_norms_without_bias(slots: Slots) -> bool:
+    """Return whether only the norms of a GPT-2 lack their bias; nanoGPT leaves out those of all layers, or of none."""
+    kinds = {_kind(slot) for slot in slots if slot.name.startswith("trf_blocks.")}
+    return "norm1.weight" in kinds and "norm1.bias" not in kinds and "ff.layers.0.bias" in kinds
+
+
 def infer_architecture(
     source: WeightSource, slots: Slots, misfits: Misfits, *, transposed: bool, n_heads: int | None
 ) -> GPTConfig:
@@ -162,6 +168,9 @@ def _no_gpt2(source: WeightSource, slots: Slots) -> str:
     if EMBEDDING not in slots:
         return f"{source.name} is not a GPT-2: it has no token and position embeddings with a known name.{example}"
     found = f"{source.name} is not a GPT-2: it has a token embedding ({slots[EMBEDDING].name}), but no"
+    for slot in EMBEDDINGS & slots.keys():
+        if len(shape := slots[slot].shape) != 2:
+            return f"{source.name} is not a GPT-2: its embedding {slots[slot].name} has the shape {shape}, not rows and columns."
     if TensorSlot("pos_emb.weight") in slots:
         return f"{found} transformer blocks with known names.{example}"
     return f"{found} position embedding, which GPT-2 has and models with rotary or fixed positions do not.{example}"

@@ -6,6 +6,7 @@ read as `InertObject`s: their attributes are data, and nothing of them is import
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from gpt_pretrain.checkpoints.tensor_files import read_torch_content, read_torch
 from gpt_pretrain.checkpoints.tensor_groups import COMPANION, EMBEDDING, stored_sizes
 from gpt_pretrain.checkpoints.tensor_names import find_slot
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.pickle_rules import InertObject
+from gpt_pretrain.system.pickle_rules import InertObject, PickledName
 from gpt_pretrain.system.reading import describe_value
 
 MAX_DEPTH = 12  # of settings around and inside a model; whole modules are nested to about eight levels
@@ -40,6 +41,13 @@ ACTIVATIONS = {
 }
 TORCH_GELU = "torch.nn.modules.activation.GELU"
 OTHER_ACTIVATIONS = re.compile(r"\w*(ReLU|SiLU|SELU|CELU|ELU|GLU|QuickGELU|ClippedGELU|Mish|Tanh|Sigmoid|Swish)\w*")
+
+# The class of tensors that are divided among devices, and what to do about a file of them.
+DISTRIBUTED_TENSOR = "torch.distributed.tensor.DTensor"
+IN_PIECES = (
+    "holds tensors that are divided among devices (DTensor), of which it has one device's part. Save the whole ones: "
+    "torch.distributed.checkpoint.state_dict.get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))"
+)
 
 KeyPath = tuple[Any, ...]  # The keys and indices that lead to a part of a file. Joined, each path would copy all of them.
 
@@ -81,12 +89,14 @@ def read_weights(path: Path) -> FileContent:
     except AmbiguousWeightsError as error:
         raise UserError(f"{path} {error}") from error
     if inert and (weights is None or is_own_checkpoint(content)):
+        if any(_is_divided(node) for _, node in _nodes(content, inside_modules=True)):
+            raise UserError(f"{path} {IN_PIECES}")
         read_torch_file(path)  # raises the error that names what the file needs
     if weights is None:
         if not isinstance(content, dict):
             raise UserError(f"{path} holds {describe_value(content)}, not a dict of tensors.")
         inner = [content[key] for key in STATE_DICT_KEYS if isinstance(content.get(key), dict)]
-        weights = FileContent(inner[0] if inner else content)
+        weights = FileContent(_flatten(inner[0] if inner else content))
     if isinstance(content, dict):
         weights.whole = content
     return weights
@@ -185,6 +195,21 @@ def _has_embedding(tensors: dict[Any, Any]) -> bool:
         isinstance(value, Tensor) and isinstance(name, str) and (found := find_slot(name)) is not None and found[1] == EMBEDDING
         for name, value in tensors.items()
     )
+
+
+def _flatten(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of nested dicts under joined names, by which it can be told what they are."""
+    return {
+        _join((*path, name)): value
+        for path, node in itertools.islice(_nodes(content, inside_modules=False), MAX_FOUND)
+        if isinstance(node, dict)
+        for name, value in node.items()
+        if not _is_nested(value)
+    }
+
+
+def _is_divided(node: Any) -> bool:
+    return isinstance(node, InertObject) and PickledName(DISTRIBUTED_TENSOR) in node.arguments[:1]
 
 
 def _attributes(node: InertObject) -> dict[str, Any]:

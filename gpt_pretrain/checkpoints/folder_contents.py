@@ -167,7 +167,7 @@ def check_is_no_other_file(path: Path) -> None:
     if (format_problem := _other_format(path.name)) is not None and kind not in (TORCH, EMPTY_FILE, LFS_POINTER):
         raise UserError(f"{path} holds weights {format_problem}")
     command = next((command for magic, command in DECOMPRESSORS.items() if head.startswith(magic)), None)
-    if kind.content == "tar":
+    if kind.content == "tar" and command is not None:
         raise UserError(f"{path} is a compressed archive. Unpack it first: tar -xf {quote_path(str(path))}")
     if command is not None:
         raise UserError(f"{path} is compressed. Decompress it first: {command} {quote_path(str(path))}")

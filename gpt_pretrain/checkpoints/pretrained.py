@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt_pretrain.checkpoints.architecture import find_misfits, has_transposed_linears, infer_architecture
+from gpt_pretrain.checkpoints.architecture import find_misfits, has_norms_without_bias, has_transposed_linears, infer_architecture
 from gpt_pretrain.checkpoints.layouts import TensorSlot, is_linear, possible_slots
 from gpt_pretrain.checkpoints.tensor_files import StoredTensor, is_finite_tensor, loaded_tensor
 from gpt_pretrain.checkpoints.tensor_groups import EMBEDDING, group_tensors
@@ -251,6 +251,12 @@ def open_weights(
         log.warning("%s: %s", found.name, note)
     if not transposed and "gelu_approximate" not in found.declared and slots[EMBEDDING].name.endswith("wte.weight"):
         log.info("%s does not state its form of GELU. GPT-2's approximate GELU is used, not nanoGPT's exact one.", found.name)
+    if has_norms_without_bias(slots):
+        log.warning(
+            "%s has linear layers with a bias, but norms without one, which are taken for LayerNorm. If they are RMSNorm, the "
+            "model computes something else here.",
+            found.name,
+        )
     names = empty_model(config).state_dict()
     parts = {name: [slots[slot] for slot in possible_slots(name) if slot in slots] for name in names}
     return Weights(found.name, config, parts, transposed, found.content, found.find_tokenizer, found.has_tokenizer_files)

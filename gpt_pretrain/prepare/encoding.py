@@ -21,8 +21,9 @@ from gpt_pretrain.system.files import open_for_append, write_text
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.reading import open_regular
 from gpt_pretrain.system.terminal import escape_line, print_escaped
-from gpt_pretrain.texts.chunks import FIELD_MISSING, FILE_FAILURES, NOTHING_TO_READ, TASK_ADVICE, TASK_ITEM, Chunk
+from gpt_pretrain.texts.chunks import FIELD_MISSING, FILE_FAILURES, NOT_UTF8, NOTHING_TO_READ, TASK_ADVICE, TASK_ITEM, Chunk
 from gpt_pretrain.texts.inputs import CorpusInputs
+from gpt_pretrain.texts.invalid_utf8 import encoding_advice
 from gpt_pretrain.texts.reading import batch_chunks, read_inputs
 from gpt_pretrain.tokenizers.fast_encoder import DifferentIdsError
 
@@ -194,6 +195,8 @@ def rejection_error(counts: RecordCounts, file: Path, *, max_rejected: float) ->
     remedy = "Correct them and start over with overwrite=true"
     if counts.by_reason.get(FIELD_MISSING, 0) > counts.rejected / 2:
         remedy = "Set text_field= to the field that contains the text, or correct the records and start over with overwrite=true"
+    if counts.by_reason.get(NOT_UTF8, 0) > counts.rejected / 2 and (advice := _first_encoding(file)):
+        remedy = f"{advice.rstrip('.')}. Then start over with overwrite=true"
     if counts.by_reason.get(TASK_ITEM, 0) > counts.rejected / 2:
         remedy = TASK_ADVICE.format("FILE")
     elif share < MAX_SUGGESTED:
@@ -217,6 +220,12 @@ def first_rejected(file: Path) -> str:
         for _, line in zip(range(N_EXAMPLES), stream, strict=False):
             descriptions.append(describe_rejected(json.loads(line)))
     return "First: " + "; ".join(descriptions) + "."
+
+
+def _first_encoding(file: Path) -> str:
+    """Return how to convert the file of the first rejected record to UTF-8, or nothing if that cannot be told."""
+    with open_regular(file, within=file.parent) as stream:
+        return encoding_advice(json.loads(stream.readline())["file"])
 
 
 def failed_files(file: Path) -> list[dict[str, Any]]:

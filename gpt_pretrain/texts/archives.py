@@ -26,6 +26,7 @@ ZIP_DAMAGE = (
     *(zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error, EOFError),
     *(RuntimeError, ValueError, LookupError, OverflowError),  # also by zipfile itself, which trusts most fields
 )
+NO_DIRECTORY = "File is not a zip file"  # zipfile's words for an archive without its end
 # Bytes of the list of a zip archive's members, which takes up to fifteen times as much memory, and may be a thousand times as
 # large as a compressed file that has it. In a large archive, the list may also be this part of the archive.
 MAX_DIRECTORY, DIRECTORY_PART = 1 << 22, 3
@@ -81,7 +82,8 @@ def read_zip(stream: BinaryIO, *, size: int) -> Members:
                 if not member.filename.endswith("/") and not stat.S_ISLNK(member.external_attr >> 16):
                     yield member.filename, _zip_content(archive, member)
     except ZIP_DAMAGE as error:
-        raise DamagedArchiveError(str(error) or type(error).__name__) from error
+        problem = "its end, which lists its files, is missing" if str(error) == NO_DIRECTORY else str(error)
+        raise DamagedArchiveError(problem or type(error).__name__) from error
 
 
 def is_hidden(name: str) -> bool:

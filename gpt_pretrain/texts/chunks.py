@@ -14,6 +14,7 @@ MAX_LINES = 8192  # Of a chunk. A rejected line takes 500 bytes of memory, and a
 BATCH = 1 << 20  # Bytes of text that a worker gets in one job.
 
 FIELD_MISSING = "field missing"  # A reason for rejecting a record that the user gets advice on.
+NOT_UTF8 = "not UTF-8"
 TASK_ITEM = "question of a task"  # Another one: it has the fields that evaluate.py reads.
 TASK_ADVICE = (
     "Such a file is no text to train on. A model answers its questions with: python evaluate.py checkpoint=RUN tasks.path={}"

@@ -118,18 +118,23 @@ def _join_blocks(blocks: Iterable[bytes]) -> Iterator[bytes]:
 
 def _decompress(blocks: Iterable[bytes], form: str) -> Iterator[bytes]:
     member: Decompressor | None = None
-    after_first = False
+    n_members, is_new = 0, False
     for data in blocks:
         while data:
             if member is None:
                 # Tape drives pad gzip archives with zeros, and so does xz itself.
-                data = data.lstrip(b"\0") if after_first and form != "zst" else data
+                data = data.lstrip(b"\0") if n_members and form != "zst" else data
                 if not data:
                     break
-                member, after_first = _decompressor(form), True
-            yield from _contents(member, data, form)
+                member, n_members, is_new = _decompressor(form), n_members + 1, True
+            try:
+                yield from _contents(member, data, form)
+            except DamagedArchiveError as error:
+                if n_members > 1 and is_new:
+                    raise DamagedArchiveError(f"after its compressed data follows something else ({error})") from error
+                raise
             data = member.unused_data if member.eof else b""
-            member = None if member.eof else member
+            member, is_new = None if member.eof else member, False
     if member is not None:
         raise DamagedArchiveError("the archive is truncated")
 

@@ -6,7 +6,8 @@ import codecs
 import os
 from collections.abc import Iterator
 
-from gpt_pretrain.system.file_recognition import content_name
+from gpt_pretrain.system.file_kinds import ARRAY, HEAD, LINES, OBJECTS, ROWS
+from gpt_pretrain.system.file_recognition import content_name, recognize
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.old_encodings import EBCDIC, convert_command, decodes, likely_encodings, quote_path
 from gpt_pretrain.texts.blocks import read_stream
@@ -73,6 +74,18 @@ def explain_invalid_utf8(block: bytes, error: UnicodeDecodeError, position: int,
     few = f"It has only {format_count(told_by, 'letter')} besides ASCII, so its encoding is a guess: look at the result. "
     is_guess = told_by < FEW and guesses[0] != EBCDIC  # All letters of EBCDIC tell it.
     return advice(f"{few * is_guess}It looks like {name}", convert_command(path, guesses[0]))
+
+
+def encoding_advice(path: str) -> str:
+    """Return how to convert a file of JSON or a table that is not UTF-8, or nothing if that cannot be told."""
+    if not os.path.isfile(path):
+        return ""
+    with open(path, "rb") as stream:
+        kind = recognize(path, stream.read(HEAD))
+    if kind.form not in (LINES, ARRAY, OBJECTS, ROWS) or decodes(_blocks_of(path), "utf-8"):
+        return ""
+    unknown = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid byte")  # Where it is does not matter.
+    return explain_invalid_utf8(b"", unknown, 0, path)[1]
 
 
 def _valid_share(block: bytes) -> float:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from gpt_pretrain.system.json_recognition import ends_early
 from gpt_pretrain.system.line_ends import unify_line_ends
 from gpt_pretrain.system.reading import DamagedFileError, check_json_values, check_names, describe_value
-from gpt_pretrain.texts.chunks import CUT_OFF, FIELD_MISSING, LONGEST_RECORD, TASK_ITEM, Chunk
+from gpt_pretrain.texts.chunks import CUT_OFF, FIELD_MISSING, LONGEST_RECORD, NOT_UTF8, TASK_ITEM, Chunk
 from gpt_pretrain.texts.json_values import split_glued
 
 BROKEN_JSON = "broken JSON"
 LONG_NUMBER = 4000  # Digits of a number.
+FIELD_NAME = re.compile(r"[A-Za-z_]\w{0,50}", re.ASCII)  # one that the program jq takes without quotes
+NOT_UTF8_BYTE = re.compile("[\udc80-\udcff]")  # what stands for a byte that is not UTF-8 in a value of a table
 EXCERPT = 100  # Characters of a rejected record that are kept.
 # Of a JSON line. Each may take 80 bytes of memory and two in the file, of which an archive needs a hundredth.
 MAX_VALUES = 1_000_000
@@ -63,15 +66,20 @@ def record_text(record: Any, text_field: str, *, is_json: bool, as_is: bool = Fa
     if isinstance(value, bytes):
         value = _decode(value)
     if not isinstance(value, str):
-        raise InvalidRecordError("text is not a string", f"it is {describe_value(value)}")
+        raise InvalidRecordError("text is not a string", f"it is {describe_value(value)}{_by_columns(value)}")
+    if not is_json and not value.isascii() and (found := NOT_UTF8_BYTE.search(value)) is not None:
+        byte = ord(found[0]) - 0xDC00
+        raise InvalidRecordError(NOT_UTF8, f"invalid byte 0x{byte:02x} at character {found.start()}")
     return value if as_is else unify_line_ends(value)
 
 
 def _json_value(line: bytes, text_field: str) -> Any:
     """Return the field of a JSON line that should contain the text.
 
+    A line may also be the text itself, as a string.
+
     Raises:
-        InvalidRecordError: If the line is not a JSON object with this field.
+        InvalidRecordError: If the line is neither, or has no such field.
     """
     if len(line) > LONGEST_RECORD:  # The reader rejects only lines that are longer than what it buffers.
         raise InvalidRecordError("too long", f"more than {LONGEST_RECORD:,} bytes")
@@ -89,6 +97,8 @@ def _json_value(line: bytes, text_field: str) -> Any:
         raise InvalidRecordError(
             BROKEN_JSON, "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         ) from error
+    if isinstance(fields, str):
+        return fields
     _check_names(text, text_field)
     return find_field(fields, text_field)
 
@@ -116,6 +126,15 @@ def _parse_int(digits: str) -> int | float:
 _DECODER = json.JSONDecoder(strict=False, parse_int=_parse_int)
 
 
+def _by_columns(value: Any) -> str:
+    """Return a hint on a value that is a column of a table, as pandas writes one unless it is told otherwise."""
+    if not isinstance(value, dict) or not value or not all(isinstance(name, str) and name.isdecimal() for name in value):
+        return ""
+    return (
+        ", as in a table that was saved by columns: pandas saves records with to_json('new.jsonl', orient='records', lines=True)"
+    )
+
+
 def find_field(record: Any, text_field: str, *, within: str = "") -> Any:
     """Return the value of a field of a JSON record; a dot leads into a nested object, unless a field's own name contains it.
 
@@ -138,15 +157,24 @@ def find_field(record: Any, text_field: str, *, within: str = "") -> Any:
     present = ", ".join(within + name[:EXCERPT] for name in list(record)[:10])
     is_task = "context" in record and not {"choices", "continuation"}.isdisjoint(record)
     raise InvalidRecordError(
-        TASK_ITEM if is_task else FIELD_MISSING, f"no field {within}{text_field} in an object with {present or 'no fields'}"
+        TASK_ITEM if is_task else FIELD_MISSING,
+        f"no field {within}{text_field} in an object with {present or 'no fields'}{_in_a_list(record)}",
     )
+
+
+def _in_a_list(record: dict[Any, Any]) -> str:
+    """Return a hint on an object whose records are a list in it."""
+    for name, value in record.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict) and FIELD_NAME.fullmatch(name):
+            return f"; to make the objects in {name} records of their own: jq -c '.{name}[]' FILE > new.jsonl"
+    return ""
 
 
 def _decode(data: bytes) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise InvalidRecordError("not UTF-8", f"{error.reason} at byte {error.start}") from error
+        raise InvalidRecordError(NOT_UTF8, f"{error.reason} at byte {error.start}") from error
 
 
 def excerpt(record: Any) -> str:

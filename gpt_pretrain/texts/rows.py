@@ -21,6 +21,7 @@ DELIMITERS = ",\t;|"
 EXCEL = re.compile(rf'"?sep=([{DELIMITERS}])"?\s*')
 MAX_ROWS = 4096  # Of a chunk.
 MAX_COLUMNS = 100_000
+ESCAPED_MARK = b'\\"'
 QUOTED = re.compile(rb'[^"]*+(?:""[^"]*+)*+"')  # The rest of a value in quotation marks; two of them stand for one.
 
 
@@ -48,8 +49,7 @@ def split_rows(blocks: Iterable[bytes], cursor: Cursor, text_field: str) -> Iter
         lines.end_row()
         if isinstance(row, csv.Error) or len(row) not in (0, n_columns):
             yield from _take(cursor, values, row_start)
-            problem = f"{row}" if isinstance(row, csv.Error) else f"{format_count(len(row), 'column')} instead of {n_columns}"
-            yield cursor.reject("broken row", problem, size=lines.position - cursor.offset)
+            yield cursor.reject("broken row", _describe_broken(row, lines, n_columns), size=lines.position - cursor.offset)
             values, size = [], 0
         elif row:
             values.append(row[column])
@@ -59,6 +59,13 @@ def split_rows(blocks: Iterable[bytes], cursor: Cursor, text_field: str) -> Iter
             values, size = [], 0
         row_start = lines.position
     yield from _take(cursor, values, lines.position)
+
+
+def _describe_broken(row: list[str] | csv.Error, lines: _Lines, n_columns: int) -> str:
+    if not isinstance(row, csv.Error):
+        return f"{format_count(len(row), 'column')} instead of {n_columns}"
+    escaped = "; within a value, a quotation mark is doubled in CSV, not escaped by a backslash"
+    return f"{row}{escaped * (ESCAPED_MARK in lines.last)}"
 
 
 def read_columns(blocks: Iterable[bytes]) -> list[str]:
@@ -77,6 +84,7 @@ class _Lines:
 
     Attributes:
         position: Bytes of the lines that have been handed out.
+        last: The last of them.
         delimiter: What separates the columns; before it is known, whatever there is most of.
         quoting: Whether a quotation mark at the beginning of a value has a meaning.
     """
@@ -87,7 +95,7 @@ class _Lines:
         self._rest = b""
         self._row_size, self._columns = 0, _ColumnCounter()
         self._first_line = b""  # of the present row, until its columns are counted
-        self.position = 0
+        self.position, self.last = 0, b""
         self.delimiter: bytes | None = None
         self.quoting: Quoting = csv.QUOTE_MINIMAL
 
@@ -144,7 +152,7 @@ class _Lines:
             if len(self._rest) > LONGEST_RECORD:
                 raise DamagedArchiveError(f"a line is longer than {LONGEST_RECORD:,} bytes")
             self._waiting = data[:end].splitlines(keepends=True)[::-1]
-        line = self._waiting.pop()
+        self.last = line = self._waiting.pop()
         self.position += len(line)
         return line
 

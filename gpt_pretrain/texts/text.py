@@ -21,6 +21,7 @@ from gpt_pretrain.system.terminal import escape_line
 from gpt_pretrain.texts.chunks import (
     FIELD_MISSING,
     FILE_FAILURES,
+    NOT_UTF8,
     TASK_ADVICE,
     TASK_ITEM,
     Chunk,
@@ -32,7 +33,7 @@ from gpt_pretrain.texts.contents import Content, open_contents
 from gpt_pretrain.texts.decompression import DamagedArchiveError, NothingToReadError
 from gpt_pretrain.texts.finding import match_files
 from gpt_pretrain.texts.inputs import CorpusInputs, FileStamp, InputFile, select_files, stamp_file, stat_input_file
-from gpt_pretrain.texts.invalid_utf8 import explain_invalid_utf8
+from gpt_pretrain.texts.invalid_utf8 import encoding_advice, explain_invalid_utf8
 from gpt_pretrain.texts.left_out import LeftOut
 from gpt_pretrain.texts.reading import read_records
 from gpt_pretrain.texts.records import InvalidRecordError, chunk_records, record_text
@@ -181,7 +182,7 @@ class Text:
                 raise self._invalid(chunk.file, number, error.reason_in(chunk, record), error.detail) from error
             except UnicodeEncodeError as error:
                 detail = f"half a surrogate pair at character {error.start}"
-                raise self._invalid(chunk.file, number, "not UTF-8", detail) from error
+                raise self._invalid(chunk.file, number, NOT_UTF8, detail) from error
             yield text, True
 
     def _invalid(self, file: str, number: int, reason: str, detail: str) -> UserError:
@@ -189,12 +190,15 @@ class Text:
             shown = quote_path(file) if Path(file).is_file() else "FILE"
             return UserError(f"{file}, record {number:,}: {reason} ({detail}). {TASK_ADVICE.format(shown)}")
         field = " Set data.text_field= to the field that contains the text." if reason == FIELD_MISSING else ""
+        if reason == NOT_UTF8 and (advice := encoding_advice(file)):
+            field = f" {advice}"
         of_file = reason in FILE_FAILURES
         what = "go on after files that cannot be read to their end" if of_file else "leave out records that cannot be used"
         setting = "max_failed_files=1" if of_file else "max_rejected=0.01"
         path, note = (quote_path(str(self.files[0])), "") if len(self.files) == 1 else ("PATH", " with all of the files as PATH")
+        end = "." * (bool(field) and not field.endswith("."))
         return UserError(
-            f"{file}, record {number:,}: {reason} ({detail}).{field} To {what}, prepare a corpus{note}: "
+            f"{file}, record {number:,}: {reason} ({detail}).{field}{end} To {what}, prepare a corpus{note}: "
             f"gpt-pretrain prepare {path} out=corpus {setting}"
         )
 

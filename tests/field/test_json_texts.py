@@ -26,6 +26,8 @@ READ: dict[str, tuple[str, list[str]]] = {
     "sequence.json-seq": ('\x1e{"text":\n"one"}\n\x1e{"text": "two"}\n', ["one", "two"]),
     "huge numbers.jsonl": (f'{{"n": 1e400, "m": {LONG}, "text": "one"}}\n{{"k": -{LONG}, "text": "two"}}', ["one", "two"]),
     "huge numbers.json": (f'[{{"n": [{LONG}], "text": "one"}}]', ["one"]),
+    "strings.json": ('["one", "two, {\\"text\\"}"]', ["one", 'two, {"text"}']),
+    "strings.jsonl": ('"one"\n"two"\n', ["one", "two"]),
     "no suffix": (' {"text": "one"},\n{"text": "two"},\n', ["one", "two"]),
 }  # fmt: skip
 

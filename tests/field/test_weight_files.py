@@ -275,3 +275,23 @@ def test_adapters_beside_a_model_are_said(tmp_path: Path, theirs: GPT2LMHeadMode
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "gpt2"}')
     assert same(load_pretrained(tmp_path), theirs)
     assert "has adapters (LoRA) beside model.safetensors, which are not applied." in caplog.text
+
+
+def test_a_piece_of_a_distributed_checkpoint_and_folders_of_them_are_named(tmp_path: Path) -> None:
+    for step in ("step-100", "step-200"):
+        (tmp_path / step).mkdir()
+        (tmp_path / step / ".metadata").touch()
+        (tmp_path / step / "__0_0.distcp").write_bytes(b"PK\x03\x04")
+    piece = tmp_path / "step-100" / "__0_0.distcp"
+    assert f"{piece} is a piece of a checkpoint of torch.distributed. Convert it to one file: " in refusal(piece)
+    assert "holds folders of models: step-100, step-200. Name one of them." in refusal(tmp_path)
+
+
+def test_other_files_of_weights_have_one_sentence_each(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(b"GGUF\3\0\0\0" + bytes(range(256)) * 4)
+    assert refusal(tmp_path / "model.bin") == (
+        f"{tmp_path}/model.bin is a GGUF file of weights. Such weights cannot be read here. Look for the model's model.safetensors."
+    )
+    with tarfile.open(tmp_path / "gpt2.tgz", "w:gz") as tar:
+        tar.add(tmp_path / "model.bin", "gpt2/model.bin")
+    assert f"is a compressed archive. Unpack it first: tar -xf {tmp_path}/gpt2.tgz" in refusal(tmp_path / "gpt2.tgz")

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from omegaconf import OmegaConf
+from torch.distributed.tensor import DeviceMesh, Shard, distribute_tensor
 from transformers import GPT2LMHeadModel
 
 from gpt_pretrain.checkpoints.pretrained import load_pretrained
@@ -278,3 +280,43 @@ def test_files_are_read_without_the_sizes_of_records(
             packed.writestr(entry.filename, archive.read(entry), compress_type=zipfile.ZIP_DEFLATED)
     with pytest.raises(UserError, match="damaged or is not a PyTorch file"):
         load_pretrained(tmp_path / "packed.pt")
+
+
+def test_tensors_that_are_divided_among_devices_are_named(tmp_path: Path, theirs: GPT2LMHeadModel) -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = DeviceMesh("cpu", [0])
+        divided = {name: distribute_tensor(value, mesh, [Shard(0)]) for name, value in theirs.state_dict().items()}
+        torch.save({"model": divided}, tmp_path / "rank0.pt")
+    finally:
+        dist.destroy_process_group()
+    assert "holds tensors that are divided among devices (DTensor), of which it has one device's part." in refusal(
+        tmp_path / "rank0.pt"
+    )
+
+
+def test_tensors_in_nested_dicts_tell_what_they_are(tmp_path: Path) -> None:
+    embedding = {"word_embeddings": {"weight": torch.ones(128, 48)}, "position_embeddings": {"weight": torch.ones(24, 48)}}
+    torch.save({"model": {"language_model": {"embedding": embedding}}, "iteration": 5}, tmp_path / "model_optim_rng.pt")
+    assert "it holds a model of Megatron-LM" in refusal(tmp_path / "model_optim_rng.pt")
+
+
+def test_norms_alone_without_a_bias_may_be_others(
+    tmp_path: Path, theirs: GPT2LMHeadModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = theirs.state_dict()
+    torch.save({name: value for name, value in state.items() if not (".ln_" in name and "bias" in name)}, tmp_path / "rms.pt")
+    load_pretrained(tmp_path / "rms.pt", n_heads=4)
+    assert (
+        "norms without one, which are taken for LayerNorm. If they are RMSNorm, the model computes something else" in caplog.text
+    )
+    caplog.clear()
+    torch.save({name: value for name, value in to_nanogpt(state).items() if not name.endswith("bias")}, tmp_path / "nano.pt")
+    load_pretrained(tmp_path / "nano.pt", n_heads=4)
+    assert not caplog.records
+
+
+def test_an_embedding_in_another_shape_is_named(tmp_path: Path, theirs: GPT2LMHeadModel) -> None:
+    state = theirs.state_dict()
+    torch.save(state | {"transformer.wpe.weight": state["transformer.wpe.weight"][None]}, tmp_path / "x.pt")
+    assert "its embedding transformer.wpe.weight has the shape (1, 24, 48), not rows and columns" in refusal(tmp_path / "x.pt")

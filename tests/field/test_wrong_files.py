@@ -64,6 +64,10 @@ OTHER_FILES = {
     "a.rds": (gzip.compress(b"X\n\0\0\0\3" + NOISE), "is a file of R objects"),
     "speech.mp3": (b"\xff\xfb\x90\x64" + NOISE, "is a recording"),
     "speech.m4a": (b"\0\0\0\x20ftypM4A " + NOISE, "is an MP4 recording"),
+    "book.mobi": (b"A book".ljust(60, b"\0") + b"BOOKMOBI" + TEXT, "is a Kindle book, not text. .*: ebook-convert "),
+    "wiki.zim": (b"ZIM\x04" + NOISE, "is a ZIM archive of a wiki, not text. Unpack it first, for example with: zimdump dump"),
+    "help.chm": (b"ITSF\3\0\0\0" + NOISE, "is a compiled HTML help, not text"),
+    "a.snappy": (b"\xff\x06\0\0sNaPpY" + NOISE, "is a Snappy file, not text"),
     "sp.model": (b"\n\x0e\n\x05<unk>\x15\0\0\0\0" + NOISE, "is a SentencePiece vocabulary"),
 }
 

@@ -1,0 +1,82 @@
+"""Records that cannot be used: the message names the cause in the file, and how to mend that."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from gpt_pretrain.errors import UserError
+from tests.field.test_file_kinds import check, in_corpus, in_training, zipped
+
+FRENCH = "L\u00e9t\u00e9 \u00e0 No\u00ebl, gar\u00e7on: o\u00f9 \u00eates-vous? Ca va tr\u00e8s bien."
+CHINESE = "\u4eca\u5929\u5929\u6c14\u5f88\u597d\uff0c\u6211\u4eec\u53bb\u516c\u56ed\u3002"
+
+
+def refusals(path: Path) -> tuple[str, str]:
+    """Return the messages of training and of a corpus."""
+    with pytest.raises(UserError) as training:
+        in_training(path)
+    with pytest.raises(UserError) as corpus:
+        in_corpus(path, path.parent / "out")
+    return str(training.value), str(corpus.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "encoding"),
+    [("a.jsonl", FRENCH, "CP1252"), ("a.csv", FRENCH, "CP1252"), ("a.jsonl", CHINESE, "GB18030"), ("a.tsv", CHINESE, "GB18030")],
+)
+def test_records_in_an_old_encoding_are_converted_by_the_command(tmp_path: Path, name: str, text: str, encoding: str) -> None:
+    delimiter = "\t" if name == "a.tsv" else ";"
+    rows = [f"id{delimiter}text", *[f"{number}{delimiter}{text}" for number in range(20)]]
+    lines = [json.dumps({"text": text}, ensure_ascii=False)] * 20 if name == "a.jsonl" else rows
+    (tmp_path / name).write_bytes("\n".join([*lines, ""]).encode(encoding))
+    said = refusals(tmp_path / name)
+    command = f"iconv -f {encoding} -t UTF-8 {tmp_path / name} > new.txt"
+    assert all(f"It looks like {encoding}: {command}. " in message for message in said), said
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    (tmp_path / "new.txt").replace(tmp_path / f"new {name}")
+    check(tmp_path / f"new {name}", [text] * 20)
+
+
+def test_a_half_of_a_pair_is_no_question_of_the_encoding(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "half \\ud83d end"}\n')
+    assert all(
+        "not UTF-8 (half a surrogate pair at character 5)" in said and "iconv" not in said
+        for said in refusals(tmp_path / "a.jsonl")
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            {"text": {"0": "one", "1": "two"}},
+            "it is an object, as in a table that was saved by columns: pandas saves records with",
+        ),
+        ({"data": [{"text": "one"}]}, "to make the objects in data records of their own: jq -c '.data[]' FILE > new.jsonl"),
+        ({"a b": [{"text": "one"}]}, "no field text in an object with a b)"),
+        ({"text": {"body": "one"}}, "text is not a string (it is an object)"),
+    ],
+)
+def test_a_table_in_another_shape_is_explained(tmp_path: Path, content: object, said: str) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    assert all(said in message for message in refusals(tmp_path / "a.json"))
+
+
+def test_quotes_that_backslashes_escape_are_explained(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('id,text\n1,"He said \\"stop\\", and left"\n2,"fine"\n')
+    said = "a quotation mark is doubled in CSV, not escaped by a backslash"
+    assert all(said in message for message in refusals(tmp_path / "a.csv"))
+    (tmp_path / "b.csv").write_text('id,text\n1,"He said "stop" and left"\n2,"fine"\n')
+    assert not any(said in message for message in refusals(tmp_path / "b.csv"))
+
+
+def test_what_is_wrong_with_an_archive_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"Some words.\n" * 100) + b"something else")
+    assert all("after its compressed data follows something else (" in said for said in refusals(tmp_path / "a.txt.gz"))
+    (tmp_path / "a.zip").write_bytes(zipped({"a.txt": b"Some words.\n" * 100})[:-30])
+    assert all("its end, which lists its files, is missing" in said for said in refusals(tmp_path / "a.zip"))
