@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import threading
 import zlib
 from pathlib import Path
 from typing import BinaryIO
 
 PREFIX = b"gpt-pretrain crc32 "
 LENGTH = len(PREFIX) + 8  # eight hexadecimal digits: the CRC-32 of everything before the comment
+PART_BYTES = 1 << 22
+# Python gives a thread its turn after 5 ms. While another one imports modules, small parts would be waited for most of the time.
+LARGE_PART_BYTES = 1 << 26
 
 
 class SummedStream:
@@ -75,12 +79,61 @@ def same_checksum(a: Path, b: Path) -> bool:
     return _comment(a) == _comment(b)
 
 
+class _EarlyCheck(threading.Thread):
+    """Verify the checksum of a file while this program does something else.
+
+    Attributes:
+        stamp: What tells whether the file has been changed or replaced since.
+        done: Whether `problem` is known; not if the file could not be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(daemon=True)  # a program that ends early does not wait for it
+        self.path = path
+        self.stamp = _stamp(path)
+        self.done = False
+        self.problem: str | None = None
+
+    def run(self) -> None:
+        try:
+            self.problem = _verify(self.path, part_bytes=LARGE_PART_BYTES)
+            self.done = True
+        except OSError:
+            pass  # whoever asks for the result meets the error
+
+
+_early_checks: dict[Path, _EarlyCheck] = {}
+
+
+def check_early(path: Path) -> None:
+    """Begin to verify the checksum of a file, for which `checksum_error` will be asked soon.
+
+    Raises:
+        OSError: If there is no such file.
+    """
+    _early_checks[path] = check = _EarlyCheck(path)
+    check.start()
+
+
 def checksum_error(path: Path) -> str | None:
     """Return the reason why a file does not match its checksum, or None if it matches or carries none."""
+    if (early := _early_checks.pop(path, None)) is not None:
+        early.join()
+        if early.done and early.stamp == _stamp(path):
+            return early.problem
+    return _verify(path, part_bytes=PART_BYTES)
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _verify(path: Path, *, part_bytes: int) -> str | None:
     if not has_checksum(path):
         return None
     with open(path, "rb") as stream:
-        found = f"{_crc32(stream, os.fstat(stream.fileno()).st_size - LENGTH):08x}"
+        found = f"{_crc32(stream, os.fstat(stream.fileno()).st_size - LENGTH, part_bytes=part_bytes):08x}"
         stored = stream.read()[len(PREFIX) :].decode("ascii", errors="replace")
     return None if found == stored else f"its checksum is {found}, not the stored {stored}"
 
@@ -91,10 +144,13 @@ def _comment(path: Path) -> bytes:
         return stream.read()
 
 
-def _crc32(stream: BinaryIO, end: int) -> int:
+def _crc32(stream: BinaryIO, end: int, *, part_bytes: int = PART_BYTES) -> int:
     """Return the CRC-32 of a file's first `end` bytes, and leave the stream there."""
     found = 0
     stream.seek(0)
+    part = memoryview(bytearray(max(0, min(part_bytes, end))))
     while (left := end - stream.tell()) > 0:
-        found = zlib.crc32(stream.read(min(left, 1 << 22)), found)
+        if not (count := stream.readinto(part[:left])):  # type: ignore[attr-defined]
+            break  # the file has become shorter
+        found = zlib.crc32(part[:count], found)
     return found

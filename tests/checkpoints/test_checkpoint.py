@@ -18,7 +18,7 @@ from gpt_pretrain.checkpoints.checkpoint_file import (
     read_checkpoint,
     write_checkpoint,
 )
-from gpt_pretrain.checkpoints.checksum import SummedStream, add_checksum, checksum_error
+from gpt_pretrain.checkpoints.checksum import SummedStream, add_checksum, check_early, checksum_error
 from gpt_pretrain.checkpoints.pretrained import load_pretrained, open_weights
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.folder import find_checkpoints, find_run
@@ -101,6 +101,31 @@ def test_the_checksum_of_what_is_written_is_that_of_the_file(tmp_path: Path, siz
     add_checksum(other)
     assert one.read_bytes() == other.read_bytes()
     assert checksum_error(one) is None
+
+
+@pytest.mark.parametrize("change", ["none", "damaged before", "replaced", "shortened", "removed"])
+def test_a_checksum_that_is_verified_early_is_that_of_the_file_as_it_is_read(tmp_path: Path, change: str) -> None:
+    path, other = tmp_path / "x", tmp_path / "y"
+    path.write_bytes(bytes(100_000))
+    add_checksum(path)
+    damaged = bytearray(path.read_bytes())
+    damaged[1000] = 1
+    if change == "damaged before":
+        path.write_bytes(damaged)
+    check_early(path)
+    if change == "replaced":
+        other.write_bytes(damaged)
+        other.replace(path)
+    elif change == "shortened":
+        path.write_bytes(damaged[500:])
+    elif change == "removed":
+        path.unlink()
+        with pytest.raises(FileNotFoundError):
+            checksum_error(path)
+        return
+    found = checksum_error(path)
+    assert found == checksum_error(path)  # which is now computed
+    assert (found is None) == (change == "none")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/dev/full")

@@ -17,8 +17,8 @@ from gpt_pretrain.config.schema import GridSettings
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.evaluation.memorization import longest_memorized_span
 from gpt_pretrain.generation.config import SamplerConfig
+from gpt_pretrain.generation.decoding import DecodingModel, decoding_model
 from gpt_pretrain.generation.sampling import generate_stream
-from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.runs.folder import display_path
 from gpt_pretrain.runs.next_commands import page_command
 from gpt_pretrain.runs.samples import Sample, markdown_code_block, markdown_table, pick_evenly, read_samples
@@ -109,14 +109,15 @@ class Samples(Callback):
             model = gather_model(module.model)
             if model is None:
                 return
+            decoder = decoding_model(model)  # all texts share its weights, which it lays out in memory once
             try:
-                sample = self._sample(model, module, self.start_context, self.sampler, epoch=epoch)
-                tried = self._try_grid(model, module, epoch=epoch)
+                sample = self._sample(decoder, module, self.start_context, self.sampler, epoch=epoch)
+                tried = self._try_grid(decoder, module, epoch=epoch)
             except _StopAskedError:
                 log.info("The sample of epoch %d is left out until the run resumes, because it was asked to stop.", epoch)
                 return
             finally:
-                del model
+                del model, decoder
         self.samples.append(sample)
         log.info("%s", "".join(char if char.isprintable() else " " for char in sample.text))
         try:
@@ -138,7 +139,7 @@ class Samples(Callback):
         if tried:
             logger.add_text("decoding grid", markdown_table(tried), step=sample.step)
 
-    def _try_grid(self, model: LanguageModel, module: GPTLitModule, *, epoch: int) -> list[Sample]:
+    def _try_grid(self, decoder: DecodingModel, module: GPTLitModule, *, epoch: int) -> list[Sample]:
         if self.grid is None:
             return []
         samples = []
@@ -147,7 +148,7 @@ class Samples(Callback):
         ):
             sampler = SamplerConfig(self.sampler.max_new_tokens, temperature, top_k, None)
             name = f"temperature {temperature:g}, top_k {'null' if top_k is None else top_k}"
-            samples.append(self._sample(model, module, prompt, sampler, epoch=epoch, name=name))
+            samples.append(self._sample(decoder, module, prompt, sampler, epoch=epoch, name=name))
         return samples
 
     def _is_overdue(self) -> bool:
@@ -158,7 +159,7 @@ class Samples(Callback):
 
     def _sample(
         self,
-        model: LanguageModel,
+        decoder: DecodingModel,
         module: GPTLitModule,
         prompt: str,
         sampler: SamplerConfig,
@@ -170,8 +171,8 @@ class Samples(Callback):
         generator = torch.Generator(device=module.device).manual_seed(self.seed)
         new = []
         if self._banned_ids is None:
-            self._banned_ids = missing_ids(self.tokenizer, model.config.vocab_size)
-        for column in generate_stream(model, token_ids, sampler, banned_ids=self._banned_ids, generator=generator):
+            self._banned_ids = missing_ids(self.tokenizer, decoder.config.vocab_size)
+        for column in generate_stream(decoder, token_ids, sampler, banned_ids=self._banned_ids, generator=generator):
             new.append(int(column))
             if module.wants_stop and len(new) < sampler.max_new_tokens and self._is_overdue():
                 raise _StopAskedError
