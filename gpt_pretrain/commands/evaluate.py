@@ -20,6 +20,7 @@ from gpt_pretrain.config.secrets import settings_without_secrets
 from gpt_pretrain.config.validation import evaluate_problems
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.formatting import format_count
+from gpt_pretrain.system.loading import loading_libraries
 
 if TYPE_CHECKING:
     from gpt_pretrain.evaluation.evaluated_model import EvaluatedModel
@@ -53,15 +54,16 @@ def evaluate_models(config: DictConfig) -> None:
 
 
 def _evaluate(settings: EvaluateSettings) -> None:
-    from gpt_pretrain.checkpoints.checkpoint_file import first_readable
-    from gpt_pretrain.checkpoints.pretrained import open_weights
-    from gpt_pretrain.config.custom_parts import named_model
-    from gpt_pretrain.evaluation.evaluated_model import evaluate_model, prepare_models
-    from gpt_pretrain.evaluation.task_sources import load_tasks
-    from gpt_pretrain.evaluation.texts import typed_source, validation_source
-    from gpt_pretrain.runs.folder import find_checkpoints
-    from gpt_pretrain.system.devices import keep_freed_memory
-    from gpt_pretrain.system.terminal import print_escaped
+    with loading_libraries():
+        from gpt_pretrain.checkpoints.checkpoint_file import first_readable
+        from gpt_pretrain.checkpoints.pretrained import open_weights
+        from gpt_pretrain.config.custom_parts import named_model
+        from gpt_pretrain.evaluation.evaluated_model import evaluate_model, prepare_models
+        from gpt_pretrain.evaluation.task_sources import load_tasks
+        from gpt_pretrain.evaluation.texts import typed_source, validation_source
+        from gpt_pretrain.runs.folder import find_checkpoints
+        from gpt_pretrain.system.devices import keep_freed_memory
+        from gpt_pretrain.system.terminal import print_escaped
 
     keep_freed_memory()
     # Tasks and texts that cannot be used are refused before weights are loaded.

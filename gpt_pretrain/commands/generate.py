@@ -20,6 +20,7 @@ from gpt_pretrain.config.validation import generate_problems
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.metadata import track_run
 from gpt_pretrain.system.environment import user_path
+from gpt_pretrain.system.loading import loading_libraries
 from gpt_pretrain.system.streams import lost_output, read_input
 
 if TYPE_CHECKING:
@@ -49,17 +50,18 @@ def generate_texts(config: DictConfig) -> None:
 
 def _generate(settings: GenerateSettings, stack: ExitStack, *, keep: Path | None) -> None:
     _check_early(settings)
-    from gpt_pretrain.checkpoints.checkpoint_file import first_readable
-    from gpt_pretrain.checkpoints.pretrained import open_weights
-    from gpt_pretrain.config.custom_parts import named_model
-    from gpt_pretrain.evaluation.unlikely_text import unlikely_prompt
-    from gpt_pretrain.generation.config import SamplerConfig
-    from gpt_pretrain.generation.decoding import PRECISIONS, decoding_model, pick_decoding_precision
-    from gpt_pretrain.generation.prompts import PromptOptions, TextModel, continue_prompt
-    from gpt_pretrain.runs.folder import find_checkpoints
-    from gpt_pretrain.system.devices import keep_freed_memory, pick_device
-    from gpt_pretrain.system.terminal import escape_line, print_escaped
-    from gpt_pretrain.tokenizers.unknown import unknown_prompt
+    with loading_libraries():
+        from gpt_pretrain.checkpoints.checkpoint_file import first_readable
+        from gpt_pretrain.checkpoints.pretrained import open_weights
+        from gpt_pretrain.config.custom_parts import named_model
+        from gpt_pretrain.evaluation.unlikely_text import unlikely_prompt
+        from gpt_pretrain.generation.config import SamplerConfig
+        from gpt_pretrain.generation.decoding import PRECISIONS, decoding_model, pick_decoding_precision
+        from gpt_pretrain.generation.prompts import PromptOptions, TextModel, continue_prompt
+        from gpt_pretrain.runs.folder import find_checkpoints
+        from gpt_pretrain.system.devices import keep_freed_memory, pick_device
+        from gpt_pretrain.system.terminal import escape_line, print_escaped
+        from gpt_pretrain.tokenizers.unknown import unknown_prompt
 
     keep_freed_memory()
     # A prompt that cannot be read is refused before the weights are loaded.

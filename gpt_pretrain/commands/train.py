@@ -31,6 +31,7 @@ from gpt_pretrain.runs.folder import list_checkpoints
 from gpt_pretrain.runs.metadata import metadata_section, read_metadata
 from gpt_pretrain.system.checkout import CHECKOUT
 from gpt_pretrain.system.formatting import is_finite_number
+from gpt_pretrain.system.loading import loading_libraries
 from gpt_pretrain.system.reading import DamagedFileError, read_yaml
 from gpt_pretrain.system.resources import PROCESSES_PER_CORE, max_processes, process_start
 from gpt_pretrain.training.distributed import launch, ranks, requeue
@@ -108,9 +109,10 @@ def _prepare(config: DictConfig, *, run_dir: Path, overridden: Set[str], writes:
     if writes:
         requeue.remember_run(run_dir, arguments=typed_arguments())
 
-    from gpt_pretrain.system.devices import keep_freed_memory
-    from gpt_pretrain.system.terminal import quiet_lightning
-    from gpt_pretrain.training.preflight import prepare_training
+    with loading_libraries():
+        from gpt_pretrain.system.devices import keep_freed_memory
+        from gpt_pretrain.system.terminal import quiet_lightning
+        from gpt_pretrain.training.preflight import prepare_training
 
     quiet_lightning(main=ranks.is_main())
     keep_freed_memory()
