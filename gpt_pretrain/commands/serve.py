@@ -28,6 +28,7 @@ from gpt_pretrain.config.schema import ServeSettings
 from gpt_pretrain.config.validation import serve_problems
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.checkout import CHECKOUT
+from gpt_pretrain.system.loading import loading_libraries
 
 if TYPE_CHECKING:
     from gpt_pretrain.checkpoints.pretrained import Weights
@@ -63,12 +64,13 @@ def serve_models(config: DictConfig) -> None:
 
 
 def _serve(settings: ServeSettings) -> None:
-    from gpt_pretrain.serving.compute_thread import ComputeThread
-    from gpt_pretrain.serving.engine import Engine
-    from gpt_pretrain.serving.requests import ServingLimits
-    from gpt_pretrain.serving.server import Address, open_socket, run_server
-    from gpt_pretrain.system.devices import keep_freed_memory
-    from gpt_pretrain.system.terminal import print_escaped
+    with loading_libraries():
+        from gpt_pretrain.serving.compute_thread import ComputeThread
+        from gpt_pretrain.serving.engine import Engine
+        from gpt_pretrain.serving.requests import ServingLimits
+        from gpt_pretrain.serving.server import Address, open_socket, run_server
+        from gpt_pretrain.system.devices import keep_freed_memory
+        from gpt_pretrain.system.terminal import print_escaped
 
     keep_freed_memory()
     address = Address(settings.host, settings.port, settings.api_key, settings.cors)
