@@ -177,9 +177,12 @@ def _too_little_text(context: CheckContext) -> str | None:
         if plan.repeats >= 1
         else f"{100 * plan.repeats:.2g}% of them are seen"
     )
+    is_own_text = settings.data.path is not None and settings.data.name not in ("shards", "mixture")
+    may_choose = is_own_text and settings.init_from is None and settings.tokenizer.name in ("gpt2", "bpe")
+    dial = "; budget=20m, or another time, chooses the model and the vocabulary for this text" if may_choose else ""
     return (
         f"data: {plan.text_tokens:,} training tokens for {count} parameters are {format_rounded(ratio)} per parameter, while "
-        f"about {BEST_TOKENS_PER_PARAMETER} are best, and {seen}. {outcome}. Use more text (data.path=...) or a smaller model."
+        f"about {BEST_TOKENS_PER_PARAMETER} are best, and {seen}. {outcome}. Use more text (data.path=...) or a smaller model{dial}."
     )
 
 
