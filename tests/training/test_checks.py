@@ -70,7 +70,10 @@ def test_ordinary_choices_give_no_warning(warnings_for: Callable[..., list[str]]
     [
         (["trainer.max_epochs=30", "model.emb_dim=128"], "training tokens for 235k parameters are 0.34 per parameter"),
         (["model.emb_dim=512"], "each token is seen 3 times. The model will learn little"),
-        (["tokenizer=gpt2"], "or a smaller model; budget=20m, or another time, chooses the model and the vocabulary for this text"),
+        (
+            ["tokenizer=gpt2"],
+            "or a smaller model; budget=20m, or another time, chooses the model and the vocabulary for this text",
+        ),
         (["model.emb_dim=512"], "Use more text (data.path=...) or a smaller model."),  # budget= knows no vocabulary of bytes
         (
             ["model.emb_dim=512", "init_from=gpt2", "trainer.max_epochs=9"],

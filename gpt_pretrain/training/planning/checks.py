@@ -182,7 +182,8 @@ def _too_little_text(context: CheckContext) -> str | None:
     dial = "; budget=20m, or another time, chooses the model and the vocabulary for this text" if may_choose else ""
     return (
         f"data: {plan.text_tokens:,} training tokens for {count} parameters are {format_rounded(ratio)} per parameter, while "
-        f"about {BEST_TOKENS_PER_PARAMETER} are best, and {seen}. {outcome}. Use more text (data.path=...) or a smaller model{dial}."
+        f"about {BEST_TOKENS_PER_PARAMETER} are best, and {seen}. {outcome}. "
+        f"Use more text (data.path=...) or a smaller model{dial}."
     )
 
 
