@@ -53,7 +53,7 @@ def export(weights: Weights, out: Path, *, tokenizer: str | None = None, name: s
         raise UserError(problems)
     out = user_path(out).resolve()
     if out == Path.cwd():
-        raise UserError(f"{out} is the current directory. An export needs a folder of its own.")
+        raise UserError(f"{out} is the current folder. An export needs a folder of its own.")
     check_export_folder(out)
     try:
         with replacing(out) as scratch:

@@ -20,12 +20,12 @@ from gpt_pretrain.system.reading import open_regular
 
 MAGIC = 20240326
 OTHER_MAGICS = {
-    20240327: "the inputs and gradients of a test of llm.c",
-    20240328: "the tokenizer of llm.c",
-    20240520: "token ids of llm.c",
-    20240522: "questions of an evaluation of llm.c",
-    20240527: "the optimizer's state of llm.c; name the model_*.bin beside it",
-    20240803: "a Llama 3 of llm.c",
+    20240327: "the inputs and gradients of a test of llm.c, not a model",
+    20240328: "the tokenizer of llm.c, not a model",
+    20240520: "token ids of llm.c, not a model",
+    20240522: "questions of an evaluation of llm.c, not a model",
+    20240527: "the optimizer's state of llm.c, not a model. Name the model_*.bin beside it",
+    20240803: "a Llama 3 of llm.c. Only GPT-2 models can be read",
 }
 HEADER_BYTES = 1024
 DTYPES = {1: torch.float32, 3: torch.float32, 5: torch.bfloat16}  # by version; version 1 does not pad the vocabulary
@@ -67,7 +67,7 @@ def read_llmc_model(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]
         header = np.frombuffer(stream.read(HEADER_BYTES).ljust(HEADER_BYTES, b"\0"), dtype="<i4")
     magic, version, context_length, vocab_size, n_layers, n_heads, emb_dim, padded = map(int, header[:8])
     if magic != MAGIC:
-        raise UserError(f"{path} holds {OTHER_MAGICS[magic]}. This is not a model.")
+        raise UserError(f"{path} holds {OTHER_MAGICS[magic]}.")
     if version not in DTYPES:
         raise UserError(f"{path} is a model of llm.c in version {version} of its format. Versions 1, 3 and 5 can be read.")
     shapes = _shapes(context_length, max(padded, vocab_size), emb_dim, n_layers)

@@ -114,7 +114,7 @@ def _warn_of_unused(settings: EvaluateSettings, *, has_text: bool, has_tasks: bo
 
 def _describe_interruption(done: int, total: int) -> str:
     if not done:
-        return "Interrupted. No model was evaluated to its end, so there are no results."
+        return "Interrupted. No model was evaluated completely, so there are no results."
     return f"Interrupted. {done} of {format_count(total, 'model')} were evaluated completely; the results cover only those."
 
 

@@ -133,7 +133,7 @@ def _open_answers(settings: GenerateSettings, stack: ExitStack) -> TextIO | None
     try:
         answers = path.open("x", encoding="utf-8")
     except FileExistsError as error:
-        raise UserError(f"out={settings.out}: this exists already. Choose another name, or delete it.") from error
+        raise UserError(f"out={settings.out}: this file exists already. Choose another name, or delete it.") from error
     except OSError as error:
         raise UserError(f"out={settings.out}: this file cannot be written ({error.strerror or error}).") from error
     stack.callback(_remove_empty, path)

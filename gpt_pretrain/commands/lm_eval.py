@@ -23,7 +23,7 @@ def lm_eval_command(arguments: Sequence[str]) -> None:
         from lm_eval.__main__ import cli_evaluate
         from lm_eval.api.registry import model_registry
     except ImportError as error:
-        raise UserError('The LM Evaluation Harness is not installed. Run pip install "gpt-pretrain[harness]".') from error
+        raise UserError('The LM Evaluation Harness is not installed. Run: pip install "gpt-pretrain[harness]"') from error
     assert lm_eval.models.MODEL_MAPPING  # importing the module registers the harness's own models
     if NAME not in model_registry:
         model_registry.register(NAME, target=MODEL)

@@ -84,7 +84,7 @@ def admit_overrides(folder: Path, *, script: str, typed: Set[str]) -> StoredOver
     admitted, jobs = StoredOverrides(), 1
     origin = escape_line(str(folder / SWEEP_SETTINGS))
     if len(texts) > MAX_OVERRIDES:
-        raise UserError(f"{origin} holds {len(texts):,} overrides, and at most {MAX_OVERRIDES} are read. The file is damaged.")
+        raise UserError(f"{origin} holds {len(texts):,} overrides, more than the limit of {MAX_OVERRIDES}. The file is damaged.")
     for text in texts:
         if (key := override_key(text)) in typed | REPLACED:
             if key in typed and "," in text:
@@ -102,7 +102,7 @@ def admit_overrides(folder: Path, *, script: str, typed: Set[str]) -> StoredOver
             continue
         _admit(text, override, values, admitted=admitted, own=own, origin=origin, folder=folder, script=script)
     if jobs > MAX_JOBS and not known.issuperset(texts):
-        admitted.problems.append(f"{origin} asks for {jobs:,} jobs, and at most {MAX_JOBS:,} are taken from a file.")
+        admitted.problems.append(f"{origin} asks for {jobs:,} jobs, more than the limit of {MAX_JOBS:,} for a sweep from a file.")
     admitted.problems += [explain_places(words, origin=origin, own=own) for own, words in admitted.asked.items() if words]
     if admitted.problems:
         raise UserError(admitted.problems)

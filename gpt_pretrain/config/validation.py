@@ -248,7 +248,7 @@ SERVE_RULES: list[Rule] = [
     (
         "api_key",
         lambda key: key is None or re.fullmatch(r"[!-~]{8,1000}", key) is not None,
-        "must have 8 or more letters, digits and signs, without blanks",
+        "must have at least 8 letters, digits or symbols, without spaces",
     ),
     (
         "cors",
@@ -307,7 +307,7 @@ def train_problems(settings: TrainSettings) -> list[str]:
         problems += [f"callbacks.grid.{problem}" for problem in _broken_rules(settings.callbacks.grid, GRID_RULES)]
     for package, chosen in (("wandb", settings.logger.wandb), ("mlflow", settings.logger.mlflow)):
         if chosen is not None and importlib.util.find_spec(package) is None:
-            problems.append(f"logger={package} needs the package {package}: run pip install {package}, or choose logger=csv.")
+            problems.append(f"logger={package} needs the package {package}. Run: pip install {package}, or choose logger=csv.")
     problems += _role_problems(settings)
     problems += [
         f"callbacks.custom.{name}: a callback is a mapping such as {{_target_: package.Class}}."
@@ -360,8 +360,8 @@ def serve_problems(settings: ServeSettings) -> list[str]:
     problems = _broken_rules(settings, SERVE_RULES) + _several_weights(settings)
     if settings.timeline and (settings.models or settings.pretrained is not None):
         problems.append(
-            f"timeline={settings.timeline}: adds checkpoints of the run that checkpoint= names. To choose others, list them: "
-            "models=[outputs/RUN/checkpoints/step-00000100.ckpt,outputs/RUN]"
+            f"timeline={settings.timeline} adds checkpoints of the run that checkpoint= names. To choose others, list them "
+            "instead: models=[outputs/RUN/checkpoints/step-00000100.ckpt,outputs/RUN]"
         )
     return problems
 

@@ -125,7 +125,8 @@ class RemoteFiles:
             return result
         # A cause would show the whole URL in a traceback.
         except PermissionError as error:
-            raise UserError(f"{location} may not be read: {self._hide(error) or 'access denied'}.") from None
+            reason = self._hide(error).rstrip(".") or "access denied"
+            raise UserError(f"{location} may not be read: {reason}. Check its permissions and your keys.") from None
         except FileNotFoundError:
             raise FileNotFoundError(location) from None
         except Exception as error:
@@ -167,8 +168,8 @@ class RemoteFiles:
                 fs, path = open_file_system(self._url, self.settings.options)
             except (ImportError, ValueError) as error:
                 raise UserError(
-                    f"data.path={self.location}: {self._hide(error).rstrip('.')}. For s3:// run pip install -e '.[remote]'; "
-                    "fsspec's documentation names the packages for other protocols."
+                    f"data.path={self.location}: {self._hide(error).rstrip('.')}. For s3://, run: pip install "
+                    "'gpt-pretrain[remote]'. fsspec's documentation names the packages for other protocols."
                 ) from None
             self._opened = os.getpid(), fs, path.rstrip("/")
         return self._opened

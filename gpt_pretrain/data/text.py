@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 import pooch
+from urllib3.exceptions import HTTPError
 
 from gpt_pretrain.config.schema import DataSettings
 from gpt_pretrain.data.private_cache import open_cache, open_own, temporary_cache
@@ -92,21 +93,20 @@ def download(url: str, *, sha256: str | None, cache_dir: Path) -> Path:
         return Path(pooch.retrieve(url, known_hash=sha256, fname=name, path=folder, downloader=download_file))
     except UserError:
         raise
-    except ValueError:  # pooch's error for a wrong checksum
-        raise UserError(
-            f"{shown} sent unexpected content: its SHA-256 is not {sha256}. The download was discarded. Try again, or get the "
-            "text by other means and give it with data.path=FILE."
-        ) from None
-    except OSError as error:  # includes the exceptions of requests
+    except (OSError, HTTPError) as error:  # the former includes the exceptions of requests
         if (answer := getattr(error, "response", None)) is not None:
             raise UserError(
                 f"{shown} could not be downloaded: the server answers {answer.status_code} {_truncate(str(answer.reason))}. "
                 "Check data.url=, or give a text of your own with data.path=FILE."
             ) from None
-        reason = _truncate(hide_secrets(str(error), known=secret_parts(url)))
+        reason = _truncate(hide_secrets(str(error), known=secret_parts(url))).rstrip(".")
+        is_url_wrong = isinstance(error, ValueError)
+        remedy = "Check data.url=" if is_url_wrong else "Without a network, give a text of your own with data.path=FILE"
+        raise UserError(f"{shown} could not be downloaded ({reason}). {remedy}, or use data=sample.") from None
+    except ValueError:  # pooch's error for a wrong checksum
         raise UserError(
-            f"{shown} could not be downloaded ({reason}). "
-            "Without a network, give a text of your own with data.path=FILE, or use data=sample."
+            f"{shown} sent unexpected content: its SHA-256 is not {sha256}. The download was discarded. Try again, or get the "
+            "text by other means and give it with data.path=FILE."
         ) from None
 
 
@@ -117,7 +117,10 @@ def find_download(url: str, *, cache_dir: Path, sha256: str | None = None) -> Pa
         sha256: The checksum in hexadecimal; None accepts what the URL was downloaded to.
     """
     # An earlier version named the file after the end of the URL alone, which other URLs may have too.
-    found = [cache_dir / "downloads" / download_name(url)]
+    try:
+        found = [cache_dir / "downloads" / download_name(url)]
+    except ValueError:  # for what is no URL
+        return None
     if sha256 is not None:
         found.append(cache_dir / "texts" / url.rstrip("/").rsplit("/", 1)[-1])
     for path in found:

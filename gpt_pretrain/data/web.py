@@ -78,7 +78,7 @@ def _depths(host: str | None) -> list[int]:
     """Return how far inside each address of a host is; one that has none cannot be connected to anyway."""
     try:
         found = socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)
-    except OSError:
+    except (OSError, UnicodeError):  # the latter for a name that no host can have
         return [0]
     return [_depth(ipaddress.ip_address(str(address[0]).partition("%")[0])) for *_, address in found] or [0]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from gpt_pretrain.errors import UserError
+from gpt_pretrain.errors import UserError, describe_damage
 from gpt_pretrain.evaluation.few_shot import MAX_SHOTS, add_core_examples
 from gpt_pretrain.evaluation.task_files import read_items
 from gpt_pretrain.evaluation.task_items import (
@@ -156,4 +156,4 @@ def _read_baselines(folder: Path) -> dict[str, float]:
 
 
 def _reason(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error).rstrip(".")
+    return str(getattr(error, "strerror", None) or describe_damage(error)).rstrip(".")

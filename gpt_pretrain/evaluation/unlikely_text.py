@@ -40,6 +40,6 @@ def unlikely_loss(text: str, loss: float, *, vocab_size: int, of_own_vocabulary:
     tokenizer = "Probably they were trained with another tokenizer: name it with tokenizer=. Otherwise they are damaged, "
     cause = "They are damaged, " if of_own_vocabulary else tokenizer
     return (
-        f"{text} has a loss of {loss:.1f} nats per token, and guessing among all tokens gives {guess:.1f}: the weights do not "
-        f"fit it. {cause}were trained on another kind of text, or their file does not state all of their architecture."
+        f"{text} has a loss of {loss:.1f} nats per token, while a uniform guess among all tokens gives {guess:.1f}: the weights "
+        f"do not fit it. {cause}were trained on another kind of text, or their file does not state all of their architecture."
     )

@@ -142,7 +142,7 @@ def _hash_range(corpus: EncodedCorpus, split: DocumentSplit) -> tuple[str, str]:
             extremes = sorted([*extremes, *(kept["hash"][order[index]].tobytes().hex() for index in (0, -1))])
             extremes = [extremes[0], extremes[-1]]
     if not extremes:
-        raise UserError("The corpus is empty: the inputs contain no document.")
+        raise UserError("The inputs contain no text, so the corpus would be empty. Give files that contain text.")
     return extremes[0], extremes[1]
 
 

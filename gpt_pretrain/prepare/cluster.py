@@ -101,12 +101,15 @@ def encode_on_cluster(settings: PrepareSettings, task: EncodeTask, work: Path, *
         SystemExit: If a signal has arrived; tasks on other machines keep running.
     """
     if importlib.util.find_spec("datatrove") is None:
-        raise UserError(f'executor={settings.executor} needs the package datatrove. Run pip install -e ".[scale]".')
+        raise UserError(f'executor={settings.executor} needs the package datatrove. Run: pip install "gpt-pretrain[scale]"')
     executor = _executor(settings, task, work / LOGS)
     try:
         executor.run()
     except FileNotFoundError as error:
-        raise UserError(f"executor={settings.executor}: {error.filename or error} was not found on this machine.") from error
+        raise UserError(
+            f"executor={settings.executor}: this machine has no {error.filename or error}. Run the command where it is "
+            "installed, such as on a login node of the cluster, or choose executor=local."
+        ) from error
     if settings.executor == "slurm":
         groups = format_count(len(task.folders), "group")
         print(f"SLURM job {executor.job_id} encodes {groups} of files.", file=sys.stderr)
@@ -136,7 +139,7 @@ def _executor(settings: PrepareSettings, task: EncodeTask, logs: Path) -> Any:
         return LocalPipelineExecutor(**common, workers=min(len(task.folders), settings.workers or cores()))
     if settings.executor == "ray":
         if importlib.util.find_spec("ray") is None:
-            raise UserError("executor=ray needs the package ray. Run pip install ray.")
+            raise UserError("executor=ray needs the package ray. Run: pip install ray")
         from datatrove.executor import RayPipelineExecutor
 
         return RayPipelineExecutor(**common, cpus_per_task=task.workers)

@@ -80,7 +80,7 @@ def _check_folder(folder: Path, settings: VocabularySettings) -> None:
     """
     check_output_folder(folder, out=settings.out, content="the vocabulary")
     if folder.resolve() == Path.cwd():
-        raise UserError(f"out={settings.out} is the current directory. A vocabulary needs a folder of its own.")
+        raise UserError(f"out={settings.out} is the current folder. A vocabulary needs a folder of its own.")
     others = sorted(path.name for path in folder.iterdir() if path.name not in TOKENIZER_FILES) if folder.is_dir() else []
     if others:
         raise UserError(
@@ -122,7 +122,7 @@ def _read_samples(settings: VocabularySettings, folder: Path) -> VocabularySampl
     if not held_out.n_bytes and threshold and (smallest := training.take_smallest()) is not None:
         held_out.add(*smallest)
     if not training.n_bytes:
-        raise UserError("The corpus is empty: the inputs contain no text to train on.")
+        raise UserError("The inputs contain no text to train a vocabulary on. Give files that contain text.")
     if training.is_complete:
         held_out = _return_excess(held_out, training, share=max(1 / HELD_OUT_SHARE, settings.val_fraction))
     return VocabularySamples(training, held_out, counts.text_bytes)

@@ -69,7 +69,8 @@ def _read_content(path: Path, *, remedy: str) -> dict[str, Any]:
     if content.get("format") != FORMAT:
         raise UserError(f"{path}: this is not a results file: it does not say that its format is {FORMAT!r}. {remedy}")
     if content.get("version") != VERSION:
-        raise UserError(f"{path}: its version is {short_repr(content.get('version'))}, and this program reads version {VERSION}.")
+        found = short_repr(content.get("version"))
+        raise UserError(f"{path}: its version is {found}, but this program reads version {VERSION}. A newer release may read it.")
     return content
 
 

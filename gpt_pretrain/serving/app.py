@@ -125,7 +125,7 @@ def _add_completions(app: FastAPI, engine: Engine) -> None:
         given = body.prompts()
         prompts = await _soon(lambda: [read_prompt(model, one, max_tokens) for one in given], size=sum(map(len, given)))
         if not prompts:
-            raise RefusedError(400, "There is no prompt.", param="prompt")
+            raise RefusedError(400, "There is no prompt. Give a text, or a list of texts or token ids.", param="prompt")
         answer = _Answer(engine, body, prompts, n=n, echo=echo)
         if body.stream:
             return EventStream(answer.chunks(), seconds=seconds, done=True, close=answer.texts.cancel)

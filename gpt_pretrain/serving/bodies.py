@@ -94,7 +94,7 @@ class StrictBody(BaseModel):
     def _check_number_of_fields(cls, fields: Any) -> Any:
         """Refuse an object of very many fields before each of them becomes an error."""
         if isinstance(fields, dict) and len(fields) > MAX_FIELDS:
-            raise ValueError(f"it has {len(fields):,} fields, and at most {MAX_FIELDS} are read")
+            raise ValueError(f"it has {len(fields):,} fields, more than the limit of {MAX_FIELDS}")
         return fields
 
 

@@ -53,7 +53,7 @@ def find_model(models: Mapping[str, TextModel], name: str) -> TextModel:
         RefusedError: If there is none of this name.
     """
     if name not in models:
-        raise RefusedError(404, f"There is no model of this name. Choose from: {', '.join(models)}.", param="model")
+        raise RefusedError(404, f"There is no model {name[:100]!r}. Choose from: {', '.join(models)}.", param="model")
     return models[name]
 
 
@@ -72,15 +72,15 @@ def read_prompt(model: TextModel, prompt: str | list[int], max_tokens: int) -> R
         ids = prompt
         unknown = [one for one in ids if one >= model.decoder.config.vocab_size]
         if unknown:
-            raise RefusedError(400, f"The model has no token {unknown[0]}.", param="prompt")
+            last = model.decoder.config.vocab_size - 1
+            raise RefusedError(400, f"The model has no token {unknown[0]}: its ids are 0 to {last}.", param="prompt")
     if not ids:
-        raise RefusedError(400, "The prompt is empty.", param="prompt")
+        raise RefusedError(400, "The prompt is empty. Give at least one token.", param="prompt")
     if len(ids) > context or len(ids) + max_tokens > context + 1:
         raise RefusedError(
             400,
-            f"The prompt has {format_count(len(ids), 'token')}. With max_tokens={max_tokens}, that is more than the "
-            f"{context + 1} tokens that "
-            "this model can read and add. Shorten the prompt, or ask for fewer tokens.",
+            f"The prompt has {format_count(len(ids), 'token')}. With max_tokens={max_tokens}, that exceeds this model's limit of "
+            f"{context + 1} tokens. Shorten the prompt, or lower max_tokens.",
             param="max_tokens",
         )
     return ReadPrompt(prompt if isinstance(prompt, str) else decode(model.tokenizer, ids), tuple(ids), warning)

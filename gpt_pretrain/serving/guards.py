@@ -55,7 +55,7 @@ class Guards:
                 return 403, "Pages of other origins may not use this server. Start it with cors=[ORIGIN] to allow one."
         allowed = scope["path"] in OPEN_PATHS or scope["method"] == "OPTIONS" or self._has_key(headers.get("authorization", []))
         if not allowed:
-            return 401, "This server needs its key: Authorization: Bearer KEY."
+            return 401, "This server needs its API key in the header Authorization: Bearer KEY."
         length = headers.get("content-length", ["0"])[0]
         if length.isascii() and length.isdecimal() and int(length[:20]) > MAX_BODY_BYTES:
             return 413, TOO_LARGE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -150,7 +151,7 @@ def open_socket(address: Address) -> socket.socket:
     """Listen at an address.
 
     Raises:
-        UserError: If it is taken, or none of this machine.
+        UserError: If it is taken, or this machine has no such address.
     """
     try:
         family, kind, protocol, _, where = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
@@ -158,10 +159,13 @@ def open_socket(address: Address) -> socket.socket:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.bind(where)
         opened.listen()  # so that a second server finds the port taken, however long the models take to load
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter for a name that no host can have
+        reason = getattr(error, "strerror", None) or "there is no such host"
+        is_port = getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES)
+        remedy = "another port, such as port=8001, or port=0 for any free one"
         raise UserError(
-            f"host={address.host} port={address.port}: the server cannot listen there ({error.strerror or error}). Choose "
-            "another port, such as port=8001, or port=0 for any."
+            f"host={address.host} port={address.port}: the server cannot listen there ({reason}). Choose "
+            f"{remedy if is_port else 'host=127.0.0.1, this machine itself'}."
         ) from error
     return opened
 

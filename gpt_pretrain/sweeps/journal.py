@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt_pretrain.errors import UserError
+from gpt_pretrain.errors import UserError, describe_damage
 from gpt_pretrain.runs.folder import check_no_links
 from gpt_pretrain.sweeps.folder import STUDY
-from gpt_pretrain.system.reading import DamagedFileError, parse_json, read_bytes, short_repr
+from gpt_pretrain.system.reading import DamagedFileError, parse_json, read_bytes
 
 if TYPE_CHECKING:
     from optuna.storages import JournalStorage
@@ -55,7 +55,7 @@ def explain_damage(journal: Path) -> Iterator[None]:
     except Exception as error:  # Optuna replays the journal, and can raise anything if it makes no sense.
         if not exists:
             raise
-        raise UserError(DAMAGED_JOURNAL.format(journal, f"{type(error).__name__}: {short_repr(str(error))}")) from error
+        raise UserError(DAMAGED_JOURNAL.format(journal, describe_damage(error)[:200])) from error
 
 
 def _remove_stale_lock(folder: Path) -> None:

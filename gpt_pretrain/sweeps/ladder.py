@@ -151,16 +151,16 @@ def plan_rungs(text: choice.TextFacts, speed: Speed, limits: choice.Limits, *, s
     rest = _with_seconds(limits, seconds * (1 - N_RUNGS * RUNG_SHARE))
     found = allowed_trainings(text, rest, speed, law, choice.architectures([*text.bytes_per_token]))
     if not found:
-        raise UserError("The smallest model does not fit into this machine's memory or disk. Free some of it.")
+        raise UserError("The smallest model does not fit into the free memory or disk space of this machine. Free more of it.")
     best = choice.best_of(found)
     vocab_size = best.config.vocab_size
     text = with_vocabulary(text, vocab_size)
     possible = [shape for shape in choice.SHAPES if _can_train(shape, vocab_size, text, speed, _with_seconds(limits, each))]
     if len(possible) < N_SIZES:
         raise UserError(
-            f"budget={_as_budget(seconds)} is too short for a ladder: in {format_duration(each)}, a short training, this machine "
-            f"gets through {MIN_RUNG_STEPS} optimizer steps of only {len(possible)} of the {N_SIZES} sizes. Choose a longer one, "
-            f"or train at once: python train.py data.path=FILE budget={_as_budget(seconds)}"
+            f"budget={_as_budget(seconds)} is too short for a ladder: in {format_duration(each)}, the time of a short training, "
+            f"this machine makes {MIN_RUNG_STEPS} optimizer steps with only {len(possible)} of the {N_SIZES} sizes. Give a "
+            f"longer budget, or train at once: python train.py data.path=FILE budget={_as_budget(seconds)}"
         )
     index = min(choice.SHAPES.index((best.config.emb_dim, best.config.n_layers)), len(possible) - 1)
     top = max(index, N_SIZES - 1)

@@ -44,8 +44,8 @@ def choose_rest(results: Sequence[RungResult], text: choice.TextFacts, limits: c
     """
     if limits.seconds < MIN_REST_SECONDS:
         raise UserError(
-            f"Of the budget, {format_duration(max(limits.seconds, 0.0))} are left, too little for a training. The best rung is "
-            "what this ladder has."
+            f"Only {format_duration(max(limits.seconds, 0.0))} of the budget are left, too little for a training. The result of "
+            "this ladder is its best short training."
         )
     sizes = sorted((one for one in results if one.rung.lr_factor == 1), key=lambda one: one.rung.width)
     if len(sizes) < MIN_MEASURED:
@@ -57,7 +57,7 @@ def choose_rest(results: Sequence[RungResult], text: choice.TextFacts, limits: c
     configs = choice.architectures([vocab_size])
     found = allowed_trainings(text, limits, speed, own, configs)
     if not found:
-        raise UserError("No model fits into the memory and the disk that this machine has left. Free some of it.")
+        raise UserError("No model fits into the free memory and disk space of this machine. Free more of it.")
     best = choice.best_of(found)
     ratios = {one.rung: one.bits / own.bits_per_byte(measured_training(one, text).training, text.difficulty) for one in results}
     chosen = Rung(best.config.emb_dim, best.config.n_layers, vocab_size, best_lr_factor(ratios), limits.seconds)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt_pretrain.errors import UserError
+from gpt_pretrain.errors import UserError, describe_damage
 from gpt_pretrain.sweeps.folder import LADDER
 from gpt_pretrain.sweeps.ladder import LR_FACTORS, N_RUNGS, LadderChoice, Prediction, Rung
 from gpt_pretrain.system.files import write_json
@@ -51,13 +51,14 @@ def read_ladder(folder: Path) -> StoredLadder | None:
     except FileNotFoundError:
         return None
     except (OSError, DamagedFileError, LookupError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / LADDER} is damaged ({error}). Start a new ladder.") from error
+        reason = getattr(error, "strerror", None) or describe_damage(error)
+        raise UserError(f"{folder / LADDER} is damaged ({reason}). Start a new ladder.") from error
 
 
 def _parse(content: dict[str, Any]) -> StoredLadder:
     rungs, chosen = content["rungs"], content.get("choice")
     if not isinstance(rungs, list) or not 0 < len(rungs) <= N_RUNGS:
-        raise ValueError("its rungs are no list of a few")
+        raise ValueError("it has no list of short trainings")
     return StoredLadder(
         _seconds(content["seconds"]),
         [_rung(one, factors=(1.0, *LR_FACTORS)) for one in rungs],
@@ -78,16 +79,16 @@ def _rung(content: dict[str, Any], *, factors: Sequence[float] | None = None) ->
     width, layers, vocab_size, factor = (content[name] for name in ("width", "layers", "vocab_size", "lr_factor"))
     limits = ((width, MAX_WIDTH), (layers, MAX_LAYERS), (vocab_size, MAX_VOCABULARY))
     if not all(type(value) is int and 0 < value <= most for value, most in limits) or width % choice.HEAD_DIM:
-        raise ValueError("a model in it is none of a ladder")
+        raise ValueError("it has a model that no ladder trains")
     is_possible = is_finite_number(factor) and type(factor) is not bool and min(LR_FACTORS) <= factor <= max(LR_FACTORS)
     if not is_possible or (factors is not None and factor not in factors):
-        raise ValueError("a learning rate in it is none of a ladder")
+        raise ValueError("it has a learning rate that no ladder tries")
     return Rung(width, layers, vocab_size, float(factor), _seconds(content["seconds"]))
 
 
 def _predictions(content: list[dict[str, Any]]) -> list[Prediction]:
     if not isinstance(content, list) or len(content) > MAX_LAYERS:
-        raise ValueError("its predictions are no list of a few")
+        raise ValueError("its predictions are not a short list")
     return [_prediction(one) for one in content]
 
 
@@ -95,13 +96,13 @@ def _prediction(content: dict[str, Any]) -> Prediction:
     bits = [content[name] for name in ("expected", "low", "high")]
     parameters = content["parameters"]
     if type(parameters) is not int or not 0 < parameters < 10**15:
-        raise ValueError("a size in it is no number of parameters")
+        raise ValueError("a number of parameters in it is invalid")
     if not all(is_finite_number(one) and type(one) is not bool and 0 < one < 100 for one in bits):
-        raise ValueError("a prediction in it is no number of bits")
+        raise ValueError("a prediction in it is invalid")
     return Prediction(parameters, *map(float, bits))
 
 
 def _seconds(value: object) -> float:
     if not is_finite_number(value) or isinstance(value, bool) or not 0 <= value <= MAX_SECONDS:
-        raise ValueError("a time in it is no number of seconds")
+        raise ValueError("a time in it is invalid")
     return float(value)

@@ -33,7 +33,7 @@ try:
     from optuna.trial import TrialState
 except ImportError as error:
     raise UserError(
-        "A search needs the package optuna: pip install optuna. Without hparams_search, the sweep is a grid and does not need it."
+        "A search needs the package optuna. Run: pip install optuna, or leave out hparams_search= to try every combination."
     ) from error
 
 STUDY_NAME = "sweep"
@@ -159,7 +159,8 @@ class Search:
         running = [trial.number for trial in unfinished if trial.state == TrialState.RUNNING]
         queued = [values for key, values in reversed(again.items()) if key not in known]
         if max(len(running), len(queued)) > MAX_UNFINISHED:
-            problem = f"{max(len(running), len(queued)):,} of its trials have not ended, and at most {MAX_UNFINISHED:,} are read"
+            unfinished_count = max(len(running), len(queued))
+            problem = f"{unfinished_count:,} of its trials have not ended, more than the limit of {MAX_UNFINISHED:,}"
             raise UserError(DAMAGED_JOURNAL.format(self.journal, problem))
         self.retried += len(unfinished)
         for number in running:

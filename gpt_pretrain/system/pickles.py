@@ -47,7 +47,8 @@ def read_pickle(stream: IO[bytes], rules: PickleRules = PLAIN, *, size: int) -> 
     except DamagedFileError:
         raise
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, EOFError) as error:
-        raise DamagedFileError(f"it cannot be read as a pickle ({str(error)[:100] or type(error).__name__})") from error
+        reason = str(error)[:100] if type(error) is ValueError else "it is damaged"
+        raise DamagedFileError(f"it cannot be read as a pickle ({reason})") from error
     check_values(found, max_values=size + 1000)
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from urllib.parse import unquote, unquote_plus
+from urllib.parse import unquote, unquote_plus, urlsplit
 
 from gpt_pretrain.errors import UserError
 
@@ -62,6 +62,11 @@ def check_url(url: str, *, setting: str, schemes: Iterable[str] | None = None) -
             f"{setting}={without_secrets(url)}: URLs that begin with {scheme}:// are not opened. Allowed are {allowed}. "
             "Copy the data to a local disk, or to a server with one of these."
         )
+    try:
+        _ = urlsplit(url).port if scheme in ("http", "https") else None
+    except ValueError as error:
+        reason = hide_secrets(str(error), known=secret_parts(url))
+        raise UserError(f"{setting}={without_secrets(url)} cannot be read as a URL ({reason}). Check it.") from None
 
 
 def without_secrets(url: str) -> str:

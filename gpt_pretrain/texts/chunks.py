@@ -17,7 +17,8 @@ FIELD_MISSING = "field missing"  # A reason for rejecting a record that the user
 NOT_UTF8 = "not UTF-8"
 TASK_ITEM = "question of a task"  # Another one: it has the fields that evaluate.py reads.
 TASK_ADVICE = (
-    "Such a file is no text to train on. A model answers its questions with: python evaluate.py checkpoint=RUN tasks.path={}"
+    "This is a file of questions, not a text to train on. To score a model on them: "
+    "python evaluate.py checkpoint=RUN tasks.path={}"
 )
 # Reasons for which a whole file cannot be read to its end. Its loss is not that of a record.
 DAMAGED_ARCHIVE, UNREADABLE, NOT_UTF8_FILE, CUT_OFF = "damaged file", "read error", "not a text in UTF-8", "cut off"

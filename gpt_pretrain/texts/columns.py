@@ -69,7 +69,7 @@ def _check_is_text(text_field: str, kind: Any, schema: Any, name: str) -> None:
         columns = ", ".join(path for path in column_paths(schema) if path != text_field)
         raise UserError(
             f"{name}: its column {text_field} is of the type {str(kind)[:LONGEST_NAME]}, not text."
-            + (f" Choose another one with text_field=: {columns}." if columns else "")
+            + (f" Set text_field= to another column: {columns}." if columns else "")
         )
 
 
@@ -93,6 +93,6 @@ def check_column(text_field: str, columns: list[str], name: str) -> None:
     """
     if text_field not in columns:
         listed = ", ".join(column[:LONGEST_NAME] for column in columns[:MAX_NAMED])
-        raise UserError(f"{name} has no column {text_field}. Choose one with text_field=: {listed}.")
+        raise UserError(f"{name} has no column {text_field}. Set text_field= to one of its columns: {listed}.")
     if (count := columns.count(text_field)) > 1:
         raise UserError(f"{name} has {count} columns named {text_field}. Rename all but the one that contains the text.")

@@ -59,7 +59,7 @@ def check_is_text(text_field: str, features: Mapping[str, Any], name: str) -> No
     raise UserError(
         f"dataset={name}: its column {text_field} is of the type {kind}, but only columns of text are read: "
         "for images and the like, datasets would open the addresses in the rows. Nothing was opened. "
-        + (f"Choose one with text_field=: {columns}." if columns else "It has no column of text.")
+        + (f"Set text_field= to a column of text: {columns}." if columns else "It has no column of text.")
     )
 
 

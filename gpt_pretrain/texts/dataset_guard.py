@@ -210,7 +210,7 @@ class _LimitedStream(io.RawIOBase):
         content = self.stream.read(len(buffer))
         if self.stream.tell() > self.limit:
             raise UserError(
-                f"A compressed file of this dataset expands to more than {MAX_EXPANSION} times its size. If that is right, "
+                f"A compressed file of this dataset expands to more than {MAX_EXPANSION} times its size. If that is expected, "
                 "decompress it first, and give the file as an input."
             )
         buffer[: len(content)] = content

@@ -60,8 +60,8 @@ class ContentLimit:
             self._left -= len(block)
             if self._left < 0:
                 raise DamagedArchiveError(
-                    f"its content is more than {MAX_EXPANSION} times as large as the archive; decompress it first if that is "
-                    "right"
+                    f"its content is more than {MAX_EXPANSION} times as large as the archive; if that is expected, decompress it "
+                    "first"
                 )
             yield block
 

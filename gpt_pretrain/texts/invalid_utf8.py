@@ -71,9 +71,9 @@ def explain_invalid_utf8(block: bytes, error: UnicodeDecodeError, position: int,
     if valid_share > SOME and guesses[0] in HARDLY_UTF8:
         return where, f"Some of it is UTF-8, and some looks like {name}. Convert the latter part by itself"
     told_by = sum(character > "\x7f" for character in sample.decode(guesses[0], errors="ignore"))
-    few = f"It has only {format_count(told_by, 'letter')} besides ASCII, so its encoding is a guess: look at the result. "
     is_guess = told_by < FEW and guesses[0] != EBCDIC  # All letters of EBCDIC tell it.
-    return advice(f"{few * is_guess}It looks like {name}", convert_command(path, guesses[0]))
+    few = f" (a guess from only {format_count(told_by, 'character')}, so check the result)" * is_guess
+    return advice(f"It looks like {name}{few}", convert_command(path, guesses[0]))
 
 
 def encoding_advice(path: str) -> str:

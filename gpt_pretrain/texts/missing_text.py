@@ -92,4 +92,4 @@ def _table_without(text_field: str, columns: list[str]) -> FileKind:
 
 def _choice(fields: dict[str, None]) -> str:
     """Return the advice for fields that exist."""
-    return f"Name the field or column that contains the text with text_field=: {', '.join(fields)[:300]}." if fields else ""
+    return f"Set text_field= to the one that contains the text: {', '.join(fields)[:300]}." if fields else ""

@@ -84,7 +84,7 @@ def _read_struct(data: bytes, position: int, *, depth: int, last: int | None = N
 
 def _read_value(data: bytes, position: int, kind: int, *, depth: int) -> tuple[Any, int]:
     if depth > DEEPEST:
-        raise ValueError("too deep")
+        raise ValueError
     if kind in NUMBERS:
         number, position = read_varint(data, position)
         return number >> 1 ^ -(number & 1), position
@@ -96,7 +96,7 @@ def _read_value(data: bytes, position: int, kind: int, *, depth: int) -> tuple[A
     if kind in SIZES:
         return None, position + SIZES[kind]
     if kind not in LISTS:
-        raise ValueError("an unknown type")
+        raise ValueError
     count, inner = data[position] >> 4, data[position] & 15
     position += 1
     if count == 15:

@@ -127,7 +127,7 @@ def read_dataset(dataset: StreamedDataset, text_field: str, *, start: ReadPositi
         if isinstance(error, MemoryError) or "out of memory" in str(error):
             raise UserError(
                 f"dataset={dataset.name}: what comes after record {cursor.record:,} needs more than {DATASET_MEMORY >> 30} GB of "
-                "memory in the package datasets. Give the files themselves as inputs: little of them is in memory at a time."
+                "memory in the package datasets. Give the files themselves as inputs: they are read in small parts."
             ) from error
         message = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
@@ -158,7 +158,8 @@ def _open_dataset(dataset: StreamedDataset, text_field: str) -> Any:
     if isinstance(saved, datasets.DatasetDict):
         if dataset.split not in saved:
             raise UserError(
-                f"dataset={dataset.name} has no split {dataset.split}. Choose one with dataset_split=: {', '.join(saved)}."
+                f"dataset={dataset.name} has no split {dataset.split}. Set dataset_split= to one of its splits: "
+                f"{', '.join(saved)}."
             )
         saved = saved[dataset.split]
     return saved.with_format(None).to_iterable_dataset()  # A saved format may turn text into tensors.

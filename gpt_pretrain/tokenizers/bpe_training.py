@@ -122,7 +122,7 @@ def _learn_tokens(texts: Iterable[str], n_tokens: int, pattern: str) -> list[byt
     if code in (-signal.SIGINT, -signal.SIGTERM):
         raise KeyboardInterrupt
     if code < 0:
-        raise UserError("The training of the vocabulary was killed, probably because memory ran out. Use less text.")
+        raise UserError("The training of the vocabulary was killed, probably because memory ran out. Give it less text.")
     if code:
         raise UserError(f"The vocabulary could not be trained: {lines[-1] if lines else f'exit code {code}'}.")
     return tokens

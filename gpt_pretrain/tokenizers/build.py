@@ -14,6 +14,7 @@ import tiktoken
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.reading import DamagedFileError, parse_json, read_bytes, short_repr
+from gpt_pretrain.system.shell import quote_word
 from gpt_pretrain.tokenizers import tables, vocabulary
 from gpt_pretrain.tokenizers.base import Tokenizer, fingerprint
 from gpt_pretrain.tokenizers.bpe_training import TRAINED_NAME
@@ -23,7 +24,13 @@ from gpt_pretrain.tokenizers.definition import MAX_VALUES
 from gpt_pretrain.tokenizers.tables import IDS_PREFIX, IdTokenizer, restore_table
 from gpt_pretrain.tokenizers.tiktoken_bpe import load_tiktoken
 from gpt_pretrain.tokenizers.vocabulary import restore_vocabulary
-from gpt_pretrain.tokenizers.vocabulary_files import MAX_FILE_BYTES, read_folder_tokenizer, read_tokenizer, read_tokenizer_file
+from gpt_pretrain.tokenizers.vocabulary_files import (
+    MAX_FILE_BYTES,
+    read_folder_tokenizer,
+    read_tokenizer,
+    read_tokenizer_file,
+    several_vocabularies,
+)
 
 KNOWN_SIZES = {"gpt2": 50257, "cl100k_base": 100277, "o200k_base": 200019}
 MAX_PADDING = 128  # Some models pad their vocabulary to a multiple of 64 or 128.
@@ -77,11 +84,19 @@ def build_tokenizer(name: str) -> Tokenizer:
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
     except (OSError, ValueError) as error:
-        raise UserError(f"tokenizer={short_repr(name)}: this path cannot be read. Check it.") from error
+        raise UserError(
+            f"tokenizer={short_repr(name)}: this path cannot be read. Check the name, and the permissions of its folder."
+        ) from error
     if is_file or (path.exists() and not is_folder):  # a device or a pipe, which the reader refuses
         return read_tokenizer_file(path)
     if is_folder:
         if (found := read_folder_tokenizer(path)) is None:
+            if names := several_vocabularies(path):
+                shown = ", ".join(names[:3]) + " and more" * (len(names) > 3)
+                raise UserError(
+                    f"tokenizer={name}: this folder has several vocabularies: {shown}. Name one of them, such as "
+                    + quote_word(f"tokenizer={path / names[0]}")
+                )
             raise UserError(
                 f"tokenizer={name}: this folder has no vocabulary. It needs tokenizer.json, vocab.json with merges.txt, "
                 "vocab.txt, *.tiktoken or nanoGPT's meta.pkl."
@@ -89,7 +104,10 @@ def build_tokenizer(name: str) -> Tokenizer:
         return found
     if HUB_NAME.fullmatch(name):
         if (fetched := fetch_tokenizer(name)) is None:
-            raise UserError(f"tokenizer={name}: this model has no vocabulary on the hub that can be read.")
+            raise UserError(
+                f"tokenizer={name}: this model on the hub has no vocabulary that can be read. Choose another one, or give a "
+                "folder or file with a vocabulary."
+            )
         return fetched
     known, near = _known_names(), _near_name(name)
     hint = "" if near is None else f" Did you mean {near}?"

@@ -205,7 +205,10 @@ def _check_patterns(parts: Iterable[Any]) -> None:
     patterns = _patterns(parts)
     if len(patterns) > MAX_PATTERNS or sum(map(len, patterns)) > MAX_PATTERN:
         found = format_count(len(patterns), "regular expression")
-        raise DamagedFileError(f"it has {found} with {sum(map(len, patterns)):,} characters in total")
+        raise DamagedFileError(
+            f"it has {found} with {sum(map(len, patterns)):,} characters in total, more than the limit of {MAX_PATTERNS} with "
+            f"{MAX_PATTERN:,}"
+        )
     n_loops = sum(map(check_pattern, patterns))
     if n_loops > MAX_LOOPS:
         raise DamagedFileError(f"its regular expressions may search the same characters again and again, in {n_loops:,} ways")
@@ -232,9 +235,9 @@ def _check_growth(part: Any, name: str) -> None:
             growth *= _replacement_growth(content, node.get("pattern"))
         growth *= max(1, len(str(node.get("prepend", ""))))
     if steps > MAX_STEPS:
-        raise DamagedFileError(f"its {name} has {steps:,} steps, and at most {MAX_STEPS} are taken")
+        raise DamagedFileError(f"its {name} has {steps:,} steps, more than the limit of {MAX_STEPS}")
     if growth > MAX_GROWTH:
-        raise DamagedFileError(f"its {name} may make a text {growth:,.0f} times as long")
+        raise DamagedFileError(f"its {name} may make a text {growth:,.0f} times as long, more than the limit of {MAX_GROWTH:,}")
 
 
 def _replacement_growth(content: str, pattern: Any) -> float:

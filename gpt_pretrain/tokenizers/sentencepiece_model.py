@@ -138,7 +138,7 @@ def _parse_model(content: bytes) -> tuple[list[Piece], dict[int, Any], dict[int,
         elif number in (2, 3):
             (trainer if number == 2 else rules).update(_fields(_as_bytes(value)))
     if not 0 < len(pieces) <= MAX_VOCABULARY or sum(len(piece.text) for piece in pieces) > MAX_CHARACTERS:
-        raise DamagedFileError(f"it has {len(pieces):,} tokens, and at least 1 and at most {MAX_VOCABULARY:,} are possible")
+        raise DamagedFileError(f"it has {len(pieces):,} tokens, but must have 1 to {MAX_VOCABULARY:,}, none of them very long")
     if len({piece.text for piece in pieces}) < len(pieces):
         raise DamagedFileError("two of its tokens are the same")
     if not isinstance(rules.get(2, b""), bytes) or not all(isinstance(trainer.get(n, 0), int) for n in (3, 24, 35, 40, 42)):

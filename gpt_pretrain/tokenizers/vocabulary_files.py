@@ -53,6 +53,14 @@ def read_folder_tokenizer(folder: Path) -> Tokenizer | None:
     return tokenizer
 
 
+def several_vocabularies(folder: Path) -> list[str]:
+    """Return the names of the files in a folder that may each be its vocabulary, if there are several."""
+    for ending in (TIKTOKEN_ENDING, f"-{VOCAB_JSON}"):
+        if len(found := sorted(path.name for path in folder.glob(f"*{ending}"))) > 1:
+            return found
+    return []
+
+
 def read_tokenizer_file(path: Path) -> Tokenizer:
     """Return the tokenizer in a file, with what its neighbors say of it.
 

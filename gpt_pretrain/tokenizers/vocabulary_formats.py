@@ -122,7 +122,7 @@ def from_ranks(content: bytes, *, label: str) -> Tokenizer:
             continue
         try:
             if not (rank.isdigit() and len(rank) < 10):
-                raise ValueError("no number follows the token")
+                raise ValueError
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except (ValueError, binascii.Error) as error:
             raise DamagedFileError(f"its line {short_repr(line)} is not a token in base64 and its number") from error

@@ -51,7 +51,7 @@ def check_longest_word(model: dict[str, Any]) -> None:
         DamagedFileError: If they could be too long.
     """
     if not isinstance(longest := model.get("max_input_chars_per_word", 100), int) or longest > MAX_WORD:
-        raise DamagedFileError(f"its max_input_chars_per_word is {short_repr(longest)}, and at most {MAX_WORD} is read")
+        raise DamagedFileError(f"its max_input_chars_per_word is {short_repr(longest)}, more than the limit of {MAX_WORD}")
 
 
 def check_added_tokens(tokens: Iterable[dict[str, Any]]) -> None:
@@ -62,7 +62,7 @@ def check_added_tokens(tokens: Iterable[dict[str, Any]]) -> None:
     """
     size = sum(len(token["content"].encode(errors="surrogatepass")) for token in tokens)
     if size > MAX_ADDED_BYTES:
-        raise DamagedFileError(f"its added tokens have {size:,} bytes, and at most {MAX_ADDED_BYTES:,} are read")
+        raise DamagedFileError(f"its added tokens have {size:,} bytes, more than the limit of {MAX_ADDED_BYTES:,}")
 
 
 def _common_length(one: bytes, other: bytes) -> int:

@@ -17,11 +17,10 @@ from lightning.pytorch.callbacks import Callback
 
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.data.datamodule import TextDataModule
-from gpt_pretrain.errors import LostEndError, UserError
+from gpt_pretrain.errors import LostEndError, UserError, describe_damage
 from gpt_pretrain.runs.folder import display_path, list_checkpoints
 from gpt_pretrain.runs.metadata import update_metadata
 from gpt_pretrain.system.devices import accelerator_device
-from gpt_pretrain.system.reading import short_repr
 from gpt_pretrain.tokenizers.base import token_byte_lengths
 from gpt_pretrain.training import summary
 from gpt_pretrain.training.acceleration import compile_model
@@ -152,7 +151,7 @@ def _explain_damage(module: GPTLitModule, checkpoint: Path | None) -> Iterator[N
         # A RuntimeError may have its own class, as a full memory has; load_state_dict has none.
         if not damaged or isinstance(error, UserError) or (isinstance(error, RuntimeError) and type(error) is not RuntimeError):
             raise
-        reason = f"{type(error).__name__}: {short_repr(str(error))}"
+        reason = describe_damage(error)[:200]
         raise UserError(
             f"{checkpoint} cannot be resumed: its training state is damaged ({reason}). Start from its weights with init_from=."
         ) from error

@@ -25,7 +25,7 @@ from gpt_pretrain.config.conversion import escape_interpolation, to_settings
 from gpt_pretrain.config.custom_parts import placeholder, resume_custom_parts
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.config.validation import as_typed_value
-from gpt_pretrain.errors import UserError
+from gpt_pretrain.errors import UserError, describe_damage
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.runs.folder import BEST, LAST, checkpoint_dir, find_checkpoints
 from gpt_pretrain.system.files import remove_scratch_files
@@ -112,8 +112,11 @@ def read_resumable(path: Path) -> dict[str, Any]:
     except UserError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError, IndexError) as error:
-        problem = escape_line(str(error))[:200]
-        raise UserError(f"{path} is not a complete checkpoint: {problem} is missing or has the wrong type.") from error
+        problem = escape_line(describe_damage(error))[:200]
+        raise UserError(
+            f"{path} is not a complete checkpoint: {problem}. Copy it again, use another checkpoint of the run, or start from "
+            "its weights with init_from=."
+        ) from error
     if settings != {name: architecture[name] for name in settings}:
         raise UserError(f"{path} is not a valid checkpoint: its settings describe another model than its tensors.")
     if not all(isinstance(number, int) and number >= 1 for number in _step_numbers(stored)):

@@ -217,7 +217,7 @@ CALLBACK_CHECKS: dict[str, Callable[[Any], None]] = {
 
 def _require(name: str, fits: bool) -> None:
     if not fits:
-        raise ValueError(name)
+        raise ValueError(f"{name} is missing or has the wrong type")
 
 
 def _is_count(value: object) -> bool:

@@ -180,7 +180,7 @@ def test_only_an_earlier_export_is_replaced(tmp_path: Path) -> None:
     export(open_weights(tmp_path / "x.ckpt"), tmp_path / "link")
     assert load_pretrained(tmp_path / "out").config == again.config
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "out", "x.ckpt"]
-    with pytest.raises(UserError, match="is the current directory"):
+    with pytest.raises(UserError, match="is the current folder"):
         export(open_weights(tmp_path / "x.ckpt"), Path("."))
     with pytest.raises(UserError, match="is a file"):
         export(open_weights(tmp_path / "x.ckpt"), tmp_path / "x.ckpt")

@@ -39,7 +39,7 @@ def test_prompts_of_a_file_are_answered_in_lines_of_json(script: Script, run: Pa
     plain = script("generate.py", "prompt=Every effort", *more)
     assert plain.stdout == f"Every effort{first['text']}\n"
     again = script("generate.py", "prompts=prompts.jsonl", "out=made.jsonl", *more)
-    assert "out=made.jsonl: this exists already." in again.stderr
+    assert "out=made.jsonl: this file exists already." in again.stderr
     assert again.returncode != 0
     failed = script("generate.py", "prompts=prompts.jsonl", "out=other.jsonl", "checkpoint=missing")
     assert failed.returncode != 0 and not (tmp_path / "other.jsonl").exists(), "the command can be tried again"

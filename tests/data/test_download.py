@@ -77,3 +77,19 @@ def test_a_missing_network_is_reported_with_a_remedy(tmp_path: Path, server: Thr
     address = url(server, "good.txt").replace(str(server.server_port), "9")  # nothing listens there
     with pytest.raises(UserError, match=r"could not be downloaded .*data\.path=FILE"):
         download(address, sha256=SHA256, cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("http://[x/a.txt", r"data\.url=http://\[x/a\.txt cannot be read as a URL \(Invalid IPv6 URL\)\. Check it\."),
+        ("http://127.0.0.1:many/a.txt", r"cannot be read as a URL \(Port could not be cast .*\)\. Check it\."),
+        ("http://a..b/a.txt", r"could not be downloaded \(.*label.*\)\. Check data\.url=, or use data=sample\."),
+        ("http:///a.txt", r"could not be downloaded \(.*No host supplied\)\. Check data\.url=, or use data=sample\."),
+    ],
+    ids=["brackets", "port", "labels", "host"],
+)
+def test_a_url_that_nothing_can_open_is_named_as_such(tmp_path: Path, address: str, message: str) -> None:
+    for sha256 in (None, SHA256):
+        with pytest.raises(UserError, match=message):
+            download(address, sha256=sha256, cache_dir=tmp_path)

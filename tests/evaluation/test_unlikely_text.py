@@ -22,5 +22,5 @@ def test_a_prompt_far_less_likely_than_a_guess_is_noticed() -> None:
         model.tok_emb.weight.mul_(300)
     said = unlikely_prompt(model, tokenizer, PROMPT)
     assert said is not None
-    assert "guessing among all tokens gives 5.5: the weights do not fit it" in said
+    assert "a uniform guess among all tokens gives 5.5: the weights do not fit it" in said
     assert unlikely_prompt(model, tokenizer, "odd") is None, "which is too short to tell"

@@ -119,9 +119,7 @@ def test_what_iconv_does_not_know_is_converted_by_python(tmp_path: Path, encodin
 
 def test_a_guess_from_few_letters_is_called_a_guess(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("Москва\n".encode("cp1251"))
-    with pytest.raises(
-        UserError, match=r"only 6 letters besides ASCII, so its encoding is a guess: look at the result\. It looks"
-    ):
+    with pytest.raises(UserError, match=r"It looks like .* \(a guess from only 6 characters, so check the result\): iconv"):
         in_training(tmp_path / "a.txt")
 
 

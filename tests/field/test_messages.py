@@ -82,12 +82,12 @@ CASES = {
     "two_models": ((*TEXT, "data.path=text.txt", "model=tiny,chapter5"), "Add -m. A single run has one of them."),
     "text_of_questions": (
         (*TEXT, "data.path=pairs.jsonl"),
-        "question of a task (no field text in an object with context, continuation). Such a file is no text to train on. A model "
-        "answers its questions with: python evaluate.py checkpoint=RUN tasks.path=pairs.jsonl",
+        "question of a task (no field text in an object with context, continuation). This is a file of questions, not a text "
+        "to train on. To score a model on them: python evaluate.py checkpoint=RUN tasks.path=pairs.jsonl",
     ),
     "corpus_of_questions": (
         (*PREPARE, "pairs.jsonl"),
-        "Such a file is no text to train on. A model answers its questions with: python evaluate.py checkpoint=RUN tasks.path=FILE",
+        "This is a file of questions, not a text to train on. To score a model on them: python evaluate.py checkpoint=RUN",
     ),
     "compare_nothing": ((*COMPARE,), "0 runs given, but a comparison needs at least two."),
     "compare_one": ((*COMPARE, "run"), "1 run given, but a comparison needs at least two."),
@@ -123,7 +123,7 @@ CASES = {
     ),
     "time_line_of_no_run": (
         ("serve.py", "models=[run,run]", "timeline=3"),
-        "timeline=3: adds checkpoints of the run that checkpoint= names. To choose others, list them: models=[",
+        "timeline=3 adds checkpoints of the run that checkpoint= names. To choose others, list them instead: models=[",
     ),
     "answers_of_a_sweep": (
         ("generate.py", "-m", "checkpoint=run", "prompts=text.txt", "seed=1,2"),
@@ -163,7 +163,7 @@ CASES = {
     ),
     "budget_and_weights": (
         ("train.py", "init_from=gpt2", "budget=20m"),
-        "budget= chooses a new model, and init_from= brings one.",
+        "budget= chooses a new model, but init_from= loads one.",
     ),
     "budget_and_experiment": (
         ("train.py", "experiment=bytes", "budget=20m"),
@@ -171,7 +171,7 @@ CASES = {
     ),
     "budget_and_shards": (
         ("train.py", "data=shards", "budget=20m"),
-        "budget= chooses a vocabulary for a text, but data=shards is none.",
+        "budget= chooses a vocabulary for a text, but data=shards has tokens already. Leave out budget=;",
     ),
     "budget_and_debug": (("train.py", "debug=fast", "budget=20m"), "debug= and budget= both choose the settings of"),
     "budget_of_a_text_of_a_word": (
@@ -307,12 +307,11 @@ CASES = {
     ),
     "lists_as_text": (
         (*PREPARE, "lists.parquet"),
-        "lists.parquet: its column text is of the type list<element: string>, not text. "
-        "Choose another one with text_field=: body.",
+        "lists.parquet: its column text is of the type list<element: string>, not text. Set text_field= to another column: body.",
     ),
     "only_settings": (
         (*TEXT, "data.path=settings.zip"),
-        "1 JSON object without a field text (a.json). Name the field or column that contains the text with data.text_field=: title.",
+        "1 JSON object without a field text (a.json). Set data.text_field= to the one that contains the text: title.",
     ),
     "half_a_utf16": ((*PREPARE, "half.txt"), "it begins like UTF-16"),
     "links_to_nothing": ((*PREPARE, "links"), "more are links to missing files, whose text would be missing."),

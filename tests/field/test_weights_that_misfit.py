@@ -30,7 +30,9 @@ def test_the_cause_is_the_vocabulary_only_if_it_was_not_theirs() -> None:
     assert unlikely_loss("The text", float("nan"), vocab_size=400) is None
     said = unlikely_loss("The text", 31.04, vocab_size=400)
     assert said is not None
-    assert said.startswith("The text has a loss of 31.0 nats per token, and guessing among all tokens gives 6.0: the weights do")
+    assert said.startswith(
+        "The text has a loss of 31.0 nats per token, while a uniform guess among all tokens gives 6.0: the weights do"
+    )
     assert "trained with another tokenizer: name it with tokenizer=" in said
     own = unlikely_loss("The text", 31.04, vocab_size=400, of_own_vocabulary=True)
     assert own is not None and "tokenizer" not in own

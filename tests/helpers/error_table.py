@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import logging
 import os
@@ -55,8 +56,8 @@ def find_messages(file: Path) -> Iterator[Message]:
     tree = ast.parse(file.read_text(encoding="utf-8"))
 
     def walk(node: ast.AST, kind: str) -> Iterator[Message]:
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            return  # a docstring
+        if isinstance(node, ast.Assert) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
+            return  # for programmers, or a docstring
         kind = _kind(node) or kind
         template = _template(node)
         if template is not None:
@@ -124,6 +125,10 @@ def record_messages() -> None:
         *(decompression.DamagedArchiveError, records.InvalidRecordError, pattern_syntax.UnknownSyntaxError),
     ):
         error.__init__ = _recording(error.__init__, record)  # type: ignore[method-assign]
+    if importlib.util.find_spec("fastapi") is not None:
+        from gpt_pretrain.serving import guards
+
+        guards.error_body = _recording_body(guards.error_body, record)
     handler = logging.Handler()
     handler.emit = lambda entry: record(entry.getMessage())  # type: ignore[method-assign, assignment]
     logging.getLogger("gpt_pretrain").addHandler(handler)
@@ -134,6 +139,14 @@ def _recording(original: Callable[..., None], record: Callable[[str], None]) -> 
     def recorded(self: Exception, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         record(str(self))
+
+    return recorded
+
+
+def _recording_body(original: Callable[..., Any], record: Callable[[str], None]) -> Callable[..., Any]:
+    def recorded(status: int, message: str, **kwargs: Any) -> Any:
+        record(message)
+        return original(status, message, **kwargs)
 
     return recorded
 

@@ -115,7 +115,7 @@ def test_reading_a_table_resumes_at_a_position(tmp_path: Path, record: int) -> N
 
 def test_a_missing_column_or_split_of_a_dataset_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(json_lines(DOCUMENTS))
-    with pytest.raises(UserError, match=r"no column body\. Choose one with text_field=: text\."):
+    with pytest.raises(UserError, match=r"no column body\. Set text_field= to one of its columns: text\."):
         corpora.prepare(dataset=str(tmp_path), text_field="body", out=tmp_path / "out")
     with pytest.raises(UserError, match=r"failed after record 0: .*test"):
         corpora.prepare(dataset=str(tmp_path), dataset_split="test", out=tmp_path / "other")
@@ -227,10 +227,10 @@ def test_all_arguments_that_match_nothing_are_reported_together(tmp_path: Path) 
         corpora.prepare(tmp_path / "nothing.txt", tmp_path / "empty", "wokers=3", out=tmp_path / "out")
     assert len(caught.value.problems) == 3
     (tmp_path / "a.txt").write_text(" \n ")
-    with pytest.raises(UserError, match="The corpus is empty"):
+    with pytest.raises(UserError, match="The inputs contain no text"):
         corpora.prepare(tmp_path / "a.txt", out=tmp_path / "out")
     write_parquet(tmp_path / "a.parquet", ["x"])
-    with pytest.raises(UserError, match=r"has no column body\. Choose one with text_field=: text, n\."):
+    with pytest.raises(UserError, match=r"has no column body\. Set text_field= to one of its columns: text, n\."):
         corpora.prepare(tmp_path / "a.parquet", out=tmp_path / "other", text_field="body")
 
 

@@ -103,7 +103,7 @@ def test_a_folder_with_other_files_and_a_damaged_input_are_refused(documents: Pa
     (documents / "one.txt").write_bytes(b"text " * 100 + b"\xff" * 10)
     with pytest.raises(UserError, match="A file cannot be read to its end: "):
         command(documents)
-    with pytest.raises(UserError, match="The corpus is empty"):
+    with pytest.raises(UserError, match="The inputs contain no text"):
         (documents / "blank.txt").write_text("   ")
         tokenizer_command([str(documents / "blank.txt"), f"out={documents / 'out'}"])
 

@@ -95,7 +95,7 @@ def test_a_column_declared_as_anything_but_text_is_not_opened(
     value: Any = {"x": address} if name == "dict" else [address] if name == "List" else address
     (tmp_path / "data.jsonl").write_text(json.dumps({"text": value, "title": "plain"}) + "\n")
     declare(tmp_path, column_type)
-    with pytest.raises(UserError, match=rf"column text is of the type {name}, .* Choose one with text_field=: title\."):
+    with pytest.raises(UserError, match=rf"column text is of the type {name}, .* Set text_field= to a column of text: title\."):
         read(tmp_path)
     assert listener.asked == []
 

@@ -77,7 +77,7 @@ COSTLY = {
     "tokens that have little in common": (unigram_of(letters(4000, 300)), "different beginnings, far more than a language has"),
     "long words of pieces": (
         model_of("WordPiece", {"a": 0, "##a": 1}, unk_token="a", max_input_chars_per_word=1000),
-        "max_input_chars_per_word is 1000, and at most 256 is read",
+        "max_input_chars_per_word is 1000, more than the limit of 256",
     ),
     "long added tokens": (
         model_of("WordLevel", {"a": 0}, unk_token="a")

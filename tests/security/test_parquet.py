@@ -148,10 +148,10 @@ LISTS = pa.array([["one"]])
     ("columns", "text_field", "message"),
     [
         ({"text": LISTS}, "text", r"its column text is of the type list<.*>, not text\.$"),
-        ({"text": LISTS, "body": ["a"]}, "text", r"not text\. Choose another one with text_field=: body\."),
+        ({"text": LISTS, "body": ["a"]}, "text", r"not text\. Set text_field= to another column: body\."),
         ({"text": pa.array([b"one"], pa.binary(3))}, "text", r"is of the type fixed_size_binary\[3\], not text"),
         ({"text": [1]}, "text", "is of the type int64, not text"),
-        ({"text": [{"en": "one"}]}, "text", r"of the type struct<.*>, not text\. Choose another one with text_field=: text\.en"),
+        ({"text": [{"en": "one"}]}, "text", r"of the type struct<.*>, not text\. Set text_field= to another column: text\.en"),
         ({"a": [{"text": ["one"]}]}, "a.text", "its column a.text is of the type list"),
         ({"a.text": ["one"], "a": [{"text": ["one"]}]}, "a.text", "or several columns, as a.text"),
     ],

@@ -90,10 +90,10 @@ def test_stop_strings_and_lists_of_prompts(served: Served, client: openai.OpenAI
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
-        ({"model": "other"}, 404, "There is no model of this name."),
-        ({"max_tokens": 1000}, 400, "Shorten the prompt, or ask for fewer tokens."),
+        ({"model": "other"}, 404, "There is no model 'other'."),
+        ({"max_tokens": 1000}, 400, "Shorten the prompt, or lower max_tokens."),
         ({"prompt": [1] * 65, "max_tokens": 0}, 400, "The prompt has 65 tokens."),
-        ({"prompt": [300]}, 400, "The model has no token 300."),
+        ({"prompt": [300]}, 400, "The model has no token 300: its ids are 0 to"),
         ({"prompt": []}, 400, "There is no prompt."),
         ({"temperature": -1}, 400, "temperature"),
         ({"best_of": 3}, 400, "best_of must equal n"),

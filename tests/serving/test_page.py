@@ -131,6 +131,6 @@ def test_runs_of_the_same_name_stay_apart(run_with_checkpoints: Path, tmp_path: 
 def test_a_time_line_belongs_to_a_run() -> None:
     assert serve_problems(serve_settings(timeline=3)) == []
     (problem,) = serve_problems(serve_settings(timeline=3, pretrained="gpt2"))
-    assert problem.startswith("timeline=3: adds checkpoints of the run that checkpoint= names.")
+    assert problem.startswith("timeline=3 adds checkpoints of the run that checkpoint= names.")
     (problem,) = serve_problems(serve_settings(timeline=-1))
     assert problem == "timeline=-1: must be between 0 and 100 checkpoints."

@@ -247,7 +247,7 @@ def _too_small(
         return f"budget={budget}: {what} {fits} into the {reason} that this machine has left. {remedy} some of it."
     left = f": {format_duration(max(limits.seconds, 0.0))} are left after the start" if limits.seconds < math.inf else ""
     return (
-        f"budget={budget} is too small for {choice.MIN_STEPS} optimizer steps of the smallest model{left}. Choose a larger one."
+        f"budget={budget} is too small for {choice.MIN_STEPS} optimizer steps of the smallest model{left}. Give a larger budget."
     )
 
 

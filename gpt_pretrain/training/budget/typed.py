@@ -98,14 +98,18 @@ def check_budget(settings: TrainSettings, overridden: Set[str]) -> None:
     problems = []
     if settings.init_from is not None:
         problems.append(
-            "budget= chooses a new model, and init_from= brings one. Leave out one of them; trainer.max_time= ends a run."
+            "budget= chooses a new model, but init_from= loads one. Leave out one of them; trainer.max_time= limits the time "
+            "of a run."
         )
     problems += [
-        f"budget= knows the program's own parts alone, and {group}._target_ brings yours. Leave out one of them."
+        f"budget= chooses only among the built-in parts, but {group}._target_ names one of your own. Leave out one of them."
         for group in settings.custom
     ]
     if settings.data.name in ("shards", "mixture"):
-        problems.append(f"budget= chooses a vocabulary for a text, but data={settings.data.name} is none. Set trainer.max_time=.")
+        problems.append(
+            f"budget= chooses a vocabulary for a text, but data={settings.data.name} has tokens already. Leave out budget=; "
+            "trainer.max_time= limits the time of a run."
+        )
     if "experiment" in overridden:
         problems.append("experiment= and budget= both choose the settings of a run. Leave out one of them.")
     if "debug" in overridden:
