@@ -97,6 +97,14 @@ def test_a_disk_or_a_memory_that_is_too_small_is_said_or_chosen_for(
     assert checkpoint(tmp_path / "run")["tokens_seen"] > 10_000
 
 
+@pytest.mark.parametrize("text", ["a" * 3000, "Ring the bells. " * 30, "".join(map(str, range(400)))], ids=range(3))
+def test_a_tiny_text_gets_windows_that_fit(train: Train, tmp_path: Path, base: list[str], text: str) -> None:
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    train("budget=12000 tokens", base=base)
+    assert read_yaml(tmp_path / "run" / "config.yaml", within=tmp_path)["model"]["context_length"] < 128
+    assert checkpoint(tmp_path / "run")["global_step"] >= 20
+
+
 @pytest.mark.slow
 def test_each_job_of_a_sweep_has_the_whole_budget(script: Callable[..., Any], tmp_path: Path) -> None:
     lines = [f"{number} boats lay at the shore, and {number * number % 89} more came with the wind.\n" for number in range(400)]

@@ -560,8 +560,10 @@ def test_a_start_that_takes_the_whole_time_is_said(caplog):
 def test_a_text_is_good_for_some_passes_only():
     for n_bytes in (20_000, 1_000_000, 50_000_000):
         chosen = choose(n_bytes, Budget(seconds=120.0))
-        passes = choice.longest_steps(chosen) * chosen.passes / chosen.steps
+        passes = choice.longest_steps(chosen, DIFFICULTY) * chosen.passes / chosen.steps
         assert passes == pytest.approx(max(choice.USEFUL_PASSES, chosen.passes), rel=0.02)
+        noise = dataclasses.replace(DIFFICULTY, frequencies=min(DIFFICULTY.ngrams.values()))
+        assert choice.longest_steps(chosen, noise) == chosen.steps
 
 
 def test_a_run_uses_the_time_that_is_left_as_far_as_its_text_is_good_for_it():

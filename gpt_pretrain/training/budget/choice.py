@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.costs import Parallelism, checkpoint_bytes, matmul_parameters, training_flops_per_token, training_memory
@@ -41,12 +41,19 @@ class TextFacts:
         bytes_per_token: Of vocabularies that are trained on it, by size.
         difficulty: How hard it is to learn.
         seconds_to_encode: Estimate for the whole training set.
+        longest_windows: Tokens that a window can have in the validation set, by the size of the vocabulary.
     """
 
     train_bytes: int
     bytes_per_token: Mapping[int, float]
     difficulty: Difficulty
     seconds_to_encode: float = 0.0
+    longest_windows: Mapping[int, int] = field(default_factory=dict)
+
+    def context_for(self, vocab_size: int) -> int:
+        """Return the context of a model that is chosen for the text, a power of two: shorter if the validation set is short."""
+        longest = max(self.longest_windows.get(vocab_size, CONTEXT), 1)
+        return min(CONTEXT, 1 << (longest.bit_length() - 1))
 
 
 @dataclass(frozen=True)
@@ -221,15 +228,20 @@ def best_of(found: Sequence[Candidate]) -> Candidate:
     return min((one for one in found if one.cautious <= ENOUGH * lowest), key=lambda one: (one.seconds, one.expected))
 
 
-def longest_steps(chosen: Candidate) -> int:
-    """Return the optimizer steps that the text is good for, on a machine that turns out to be faster than it seemed."""
+def longest_steps(chosen: Candidate, difficulty: Difficulty) -> int:
+    """Return the optimizer steps that the text is good for; no more than the chosen ones if it allows little gain, as noise."""
+    if difficulty.gain < 1:
+        return chosen.steps
     return max(chosen.steps, int(chosen.steps * USEFUL_PASSES / chosen.passes))
 
 
 def filled(chosen: Candidate, text: TextFacts, limits: Limits, law: Law) -> Candidate:
     """Return a run with the steps that its time allows and its text is good for: the time is there, and a little is gained."""
     step = chosen.seconds / chosen.steps
-    if limits.seconds == math.inf or (steps := min(longest_steps(chosen), int(limits.seconds / step))) <= chosen.steps:
+    if (
+        limits.seconds == math.inf
+        or (steps := min(longest_steps(chosen, text.difficulty), int(limits.seconds / step))) <= chosen.steps
+    ):
         return chosen
     training = replace(chosen.training, trained_bytes=chosen.training.trained_bytes * steps / chosen.steps)
     expected = law.bits_per_byte(training, text.difficulty)

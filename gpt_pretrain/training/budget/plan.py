@@ -129,7 +129,7 @@ def decide(
         others, longest = [format_si(num_parameters(chosen.config), "parameters")], chosen.most_steps
         decisions = decided_settings(chosen, text, limit) | published_settings(chosen, settings)
     else:
-        others, longest = unstudied(settings, overridden, chosen.config), choice.longest_steps(chosen)
+        others, longest = unstudied(settings, overridden, chosen.config), choice.longest_steps(chosen, text.difficulty)
         chosen = choice.filled(chosen, text, limits, law)
         decisions = decided_settings(chosen, text, limit)
     taken = {name: one for name, one in decisions.items() if not is_typed(name, overridden)}
@@ -179,6 +179,8 @@ def decided_settings(chosen: choice.Candidate, text: choice.TextFacts, limit: st
     config = chosen.config
     dropout, decay, head_decay = choice.regularization_of(chosen.passes)
     parameters = format_si(num_parameters(config), "parameters")
+    is_short = config.context_length < choice.CONTEXT
+    context = "the validation set is hardly longer" if is_short else "the length that the rules were measured with"
     passes = f"the text is read {chosen.passes:.1f} times"
     evaluations = max(4, min(MOST_EVALUATIONS, int(chosen.steps * EVALUATION_SHARE * 3 / (2 * EVALUATION_BATCHES))))
     every = max(1, chosen.steps // evaluations)
@@ -190,7 +192,7 @@ def decided_settings(chosen: choice.Candidate, text: choice.TextFacts, limit: st
         "model.emb_dim": Decision(config.emb_dim, ""),
         "model.n_layers": Decision(config.n_layers, f"with emb_dim={config.emb_dim} {parameters}, limited by {limit}"),
         "model.n_heads": Decision(config.n_heads, ""),
-        "model.context_length": Decision(config.context_length, "the length that the rules were measured with"),
+        "model.context_length": Decision(config.context_length, context),
         "model.drop_rate": Decision(dropout, passes),
         "optimizer.matrices.weight_decay": Decision(decay, ""),
         "optimizer.head.weight_decay": Decision(head_decay, f"{decay} for the other matrices"),

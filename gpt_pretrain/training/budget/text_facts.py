@@ -65,12 +65,13 @@ def text_facts(
     start = time.monotonic()
     tokenizers = {one.vocab_size: one for one in train_bpe_sizes([sample], sorted({*vocab_sizes, pilot.VOCAB_SIZE}))}
     lengths, rate = _bytes_per_token(tokenizers, spread(sample, ENCODED_BYTES))
+    usable: dict[int, Tokenizer] = {size: one for size, one in tokenizers.items() if size in vocab_sizes}
+    usable = usable or {max(lengths): tokenizers[max(lengths)]}  # a short text has fewer tokens
     if tokenizer is not None:
-        full, rate = _bytes_per_token({tokenizer.vocab_size: tokenizer}, spread(sample, ENCODED_BYTES))
-    else:
-        full = {size: length for size, length in lengths.items() if size in vocab_sizes} or {max(lengths): lengths[max(lengths)]}
+        usable = {tokenizer.vocab_size: tokenizer}
+        lengths, rate = _bytes_per_token(usable, spread(sample, ENCODED_BYTES))
     ngrams = counted(sample, held_out, seconds=COUNTING_SHARE * (seconds - (time.monotonic() - start)))
-    small_tokenizer = tokenizers.get(pilot.VOCAB_SIZE, tokenizers[max(tokenizers)])  # a short text has fewer tokens
+    small_tokenizer = tokenizers.get(pilot.VOCAB_SIZE, tokenizers[max(tokenizers)])
     training, bits = pilot.run_pilot(
         small_tokenizer,
         spread(sample, PILOT_BYTES),
@@ -81,7 +82,13 @@ def text_facts(
     if not math.isfinite(bits):  # the pilot has diverged
         bits = min(ngrams.values())
     difficulty = Difficulty(training, bits, ngrams, frequency_bits(sample.encode(), held_out.encode()))
-    return TextFacts(unique_bytes, full, difficulty, seconds_to_encode=unique_bytes * rate)
+    return TextFacts(
+        unique_bytes,
+        {size: lengths[size] for size in usable},
+        difficulty,
+        seconds_to_encode=unique_bytes * rate,
+        longest_windows={size: len(one.encode_ordinary(held_out)) - 1 for size, one in usable.items()},
+    )
 
 
 def _bytes_per_token(tokenizers: Mapping[int, Tokenizer], text: str) -> tuple[dict[int, float], float]:

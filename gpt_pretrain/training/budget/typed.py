@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Set
+from dataclasses import replace
 
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.errors import UserError
@@ -45,7 +46,8 @@ def unstudied(settings: TrainSettings, overridden: Set[str], config: GPTConfig) 
     """List the typed settings that no training of the study had, so that the law cannot say what they change."""
     found = {
         f"model.kind={config.kind}": config.kind != "modern",
-        f"model.context_length={config.context_length}": config.context_length != choice.CONTEXT,
+        f"model.context_length={config.context_length}": config.context_length != choice.CONTEXT
+        and is_typed("model.context_length", overridden),
         f"optimizer={settings.optimizer.name}": settings.optimizer.name != "muon",
         f"scheduler={settings.scheduler.name}": is_typed("scheduler.name", overridden)
         and settings.scheduler.name != "warmup_stable_decay",
@@ -58,7 +60,7 @@ def allowed_architectures(settings: TrainSettings, overridden: Set[str], text: c
     """Return the models that the typed settings leave to choose from."""
     sizes = [*text.bytes_per_token]
     if not any(is_typed(f"model.{name}", overridden) for name in ARCHITECTURE):
-        return choice.architectures(sizes)
+        return [replace(one, context_length=text.context_for(one.vocab_size)) for one in choice.architectures(sizes)]
     return [GPTConfig(vocab_size=size, **vars(settings.model)) for size in sizes]
 
 
