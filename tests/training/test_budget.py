@@ -561,17 +561,21 @@ def test_a_text_is_good_for_some_passes_only():
     for n_bytes in (20_000, 1_000_000, 50_000_000):
         chosen = choose(n_bytes, Budget(seconds=120.0))
         passes = choice.longest_steps(chosen, DIFFICULTY) * chosen.passes / chosen.steps
-        assert passes == pytest.approx(max(choice.USEFUL_PASSES, chosen.passes), rel=0.02)
+        assert passes == pytest.approx(max(choice.MOST_PASSES, chosen.passes), rel=0.02)
         noise = dataclasses.replace(DIFFICULTY, frequencies=min(DIFFICULTY.ngrams.values()))
         assert choice.longest_steps(chosen, noise) == chosen.steps
 
 
-def test_a_run_uses_the_time_that_is_left_as_far_as_its_text_is_good_for_it():
-    limits = dataclasses.replace(LIMITS, seconds=600.0)
+def test_a_run_uses_its_budget_as_far_as_its_text_is_good_for_it():
+    limits, text = dataclasses.replace(LIMITS, seconds=600.0), text_of(100_000)
     chosen = choose(100_000, Budget(seconds=600.0), limits)
-    filled = choice.filled(chosen, text_of(100_000), limits, LAW)
+    filled = choice.filled(chosen, text, Budget(seconds=600.0), limits, LAW)
     assert chosen.seconds < 0.5 * 600
-    assert filled.steps > chosen.steps and filled.seconds <= 600 and filled.passes <= 32.1
+    assert filled.steps > chosen.steps and filled.seconds <= 600 and filled.passes <= 64.1
     assert filled.expected <= chosen.expected
     endless = dataclasses.replace(limits, seconds=math.inf)
-    assert choice.filled(chosen, text_of(100_000), endless, LAW) is chosen
+    assert choice.filled(chosen, text, Budget(), endless, LAW).passes == pytest.approx(64, rel=0.02)
+    tokens = 1.2 * chosen.steps * chosen.step_tokens
+    found = choice.filled(chosen, text, Budget(tokens=tokens), endless, LAW)
+    assert chosen.steps < found.steps <= tokens / chosen.step_tokens
+    assert choice.filled(chosen, text, Budget(tokens=tokens / 2), endless, LAW) is chosen

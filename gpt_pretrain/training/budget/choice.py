@@ -21,8 +21,7 @@ MIN_STEPS = 20
 SMALLEST_STEP = 512  # tokens
 BATCH_ROUNDS = 3
 BESIDES = 0.88  # share of the time for optimizer steps; the rest is for losses, samples and checkpoints
-MOST_PASSES = 64  # over the text
-USEFUL_PASSES = 32  # over the text; with more, even a regularized model mostly memorizes
+MOST_PASSES = 64  # over the text; with more, even a regularized model mostly memorizes
 MOST_PARAMETERS = 30  # in the blocks for each different token that is read; the law was not measured beyond
 TOKENS_PER_ENTRY = 25  # tokens that are read for each one of the vocabulary; the study had no fewer
 STUDIED_VOCABULARY = 2048  # tokens
@@ -232,16 +231,15 @@ def longest_steps(chosen: Candidate, difficulty: Difficulty) -> int:
     """Return the optimizer steps that the text is good for; no more than the chosen ones if it allows little gain, as noise."""
     if difficulty.gain < 1:
         return chosen.steps
-    return max(chosen.steps, int(chosen.steps * USEFUL_PASSES / chosen.passes))
+    return max(chosen.steps, int(chosen.steps * MOST_PASSES / chosen.passes))
 
 
-def filled(chosen: Candidate, text: TextFacts, limits: Limits, law: Law) -> Candidate:
-    """Return a run with the steps that its time allows and its text is good for: the time is there, and a little is gained."""
-    step = chosen.seconds / chosen.steps
-    if (
-        limits.seconds == math.inf
-        or (steps := min(longest_steps(chosen, text.difficulty), int(limits.seconds / step))) <= chosen.steps
-    ):
+def filled(chosen: Candidate, text: TextFacts, budget: Budget, limits: Limits, law: Law) -> Candidate:
+    """Return a run with all the steps that the budget allows and the text is good for, where the law expects little of them."""
+    step, flops = chosen.seconds / chosen.steps, training_flops_per_token(chosen.config)
+    most = min(limits.seconds / step, min(budget.tokens, budget.flops / flops) / chosen.step_tokens)
+    steps = int(min(longest_steps(chosen, text.difficulty), most))
+    if steps <= chosen.steps:
         return chosen
     training = replace(chosen.training, trained_bytes=chosen.training.trained_bytes * steps / chosen.steps)
     expected = law.bits_per_byte(training, text.difficulty)

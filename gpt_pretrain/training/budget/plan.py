@@ -130,7 +130,7 @@ def decide(
         decisions = decided_settings(chosen, text, limit) | published_settings(chosen, settings)
     else:
         others, longest = unstudied(settings, overridden, chosen.config), choice.longest_steps(chosen, text.difficulty)
-        chosen = choice.filled(chosen, text, limits, law)
+        chosen = choice.filled(chosen, text, budget, limits, law)
         decisions = decided_settings(chosen, text, limit)
     taken = {name: one for name, one in decisions.items() if not is_typed(name, overridden)}
     if has_typed_tokenizer(settings, overridden):
@@ -242,15 +242,15 @@ def _too_small(
 ) -> str:
     budget = short_repr(settings.budget)
     typed = [name for name in ("model.emb_dim", "data.batch_size") if is_typed(name, overridden)]
+    model = "the typed model" if "model.emb_dim" in typed else "the smallest model"
+    batch = f" with data.batch_size={settings.data.batch_size}" if "data.batch_size" in typed else ""
     for reason in refused:
         what = f"the typed {' and '.join(name.removesuffix('.emb_dim') for name in typed)}" if typed else "no model"
         fits = ("do" if len(typed) > 1 else "does") + " not fit" if typed else "fits"
         remedy = "Choose smaller ones, or free" if typed else "Free"
         return f"budget={budget}: {what} {fits} into the {reason} that this machine has left. {remedy} some of it."
     left = f": {format_duration(max(limits.seconds, 0.0))} are left after the start" if limits.seconds < math.inf else ""
-    return (
-        f"budget={budget} is too small for {choice.MIN_STEPS} optimizer steps of the smallest model{left}. Give a larger budget."
-    )
+    return f"budget={budget} is too small for {choice.MIN_STEPS} optimizer steps of {model}{batch}{left}. Give a larger budget."
 
 
 def _val_tokens(chosen: choice.Candidate, epochs: int) -> int:
