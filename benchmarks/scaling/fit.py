@@ -48,7 +48,7 @@ def main() -> None:
     law = fit(cases)
     print(f"{len(cases)} trainings")
     for name, (low, high) in spread(cases).items():
-        print(f"{name:11}{law.constants[name]:8.3f}  (80 % of resamples: {low:.3f} to {high:.3f})")
+        print(f"{name:11}{law.constants[name]:8.3f}  (80% of resamples: {low:.3f} to {high:.3f})")
     inside = np.abs(errors(law, cases))
     print(f"in the fit: median error {np.median(inside):.1%}, nine of ten within {np.quantile(inside, 0.9):.1%}")
     left_out = leave_texts_out(cases)
@@ -144,7 +144,7 @@ def held(cases: Sequence[Case]) -> dict[str, tuple[int, int]]:
 
 
 def spread(cases: Sequence[Case]) -> dict[str, tuple[float, float]]:
-    """Return the interval of each constant that holds 80 % of the fits to resampled results."""
+    """Return the interval of each constant that holds 80% of the fits to resampled results."""
     generator = np.random.default_rng(1)
     laws = [fit([cases[n] for n in generator.integers(len(cases), size=len(cases))]) for _ in range(RESAMPLES)]
     values = {name: np.quantile([law.constants[name] for law in laws], (0.1, 0.9)) for name in START}

@@ -44,7 +44,7 @@ def ladder_problems(keys: Set[str], swept: Set[str]) -> list[str]:
     if not keys & set(TEXTS):
         problems.append("A ladder needs a text: data.path=FILE, DIRECTORY or GLOB.")
     if "budget" not in keys:
-        problems.append("A ladder needs the time that it may take in all, such as budget=2h.")
+        problems.append("A ladder needs a time for all its trainings together, such as budget=2h.")
     return problems
 
 
@@ -67,7 +67,7 @@ def run_ladder(
     if ladder is not None and ladder.seconds != seconds:
         raise UserError(
             f"budget={settings.budget}: this ladder was planned for {format_duration(ladder.seconds)}, which cannot change after "
-            "its start. Leave it out, or start a new ladder."
+            "its start. Leave budget= out, or start a new ladder."
         )
     if ladder is None or ladder.choice is None:
         known = [] if ladder is None else [rung.vocab_size for rung in ladder.rungs]

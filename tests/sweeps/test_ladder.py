@@ -108,7 +108,7 @@ def test_a_ladder_trains_its_rungs_and_then_the_best_with_what_is_left(
     assert 0.98 * 7200 < spent <= 7200
     chosen = stored.choice.chosen
     assert chosen.low < result_of(stored.choice.best)["best_bits_per_byte"] < chosen.high
-    assert "To expect: " in (shown := capsys.readouterr().out) and "Chosen for the 1 h 2" in shown
+    assert "Expected: " in (shown := capsys.readouterr().out) and "Chosen for the remaining 1 h 2" in shown
     sweep.run()  # resumed: nothing is left to do
     assert sweep.started == [*rungs, best]
 

@@ -551,7 +551,7 @@ def test_a_text_too_short_to_be_described_is_refused(tmp_path, text):
 def test_a_start_that_takes_the_whole_time_is_said(caplog):
     steps, _, progress = run_with_clock(5.5, lambda step: 0.2, planned=400)
     assert steps == 1 and progress < 0.1
-    assert "The time was over at 0 % of the schedule" in caplog.text and "5.0 s had passed before the first step" in caplog.text
+    assert "The time ended at 0% of the schedule" in caplog.text and "5.0 s had passed before the first step" in caplog.text
     caplog.clear()
     run_with_clock(120.0, lambda step: 0.05, planned=2200)
     assert not caplog.text

@@ -190,7 +190,7 @@ def decided_settings(chosen: choice.Candidate, text: choice.TextFacts, limit: st
         "tokenizer.name": Decision("bpe", ""),
         "tokenizer.vocab_size": Decision(config.vocab_size, f"{text.bytes_per_token[config.vocab_size]:.1f} bytes per token"),
         "model.emb_dim": Decision(config.emb_dim, ""),
-        "model.n_layers": Decision(config.n_layers, f"with emb_dim={config.emb_dim} {parameters}, limited by {limit}"),
+        "model.n_layers": Decision(config.n_layers, f"{parameters} with emb_dim={config.emb_dim}, limited by {limit}"),
         "model.n_heads": Decision(config.n_heads, ""),
         "model.context_length": Decision(config.context_length, context),
         "model.drop_rate": Decision(dropout, passes),

@@ -119,10 +119,10 @@ class KeepBudget(Callback):
             self.has_ended = trainer.should_stop = True
             if (share := self.pace.progress(step)) < DECAYED and ranks.is_main():
                 log.warning(
-                    "The time was over at %.0f %% of the schedule, so the learning rate has not decayed and the model could be "
-                    "better. Of budget=%s, %s had passed before the first step. Give it more time.",
+                    "The time ended at %.0f%% of the schedule, so the learning rate has not decayed and the model could be "
+                    "better. Of the budget of %s, %s had passed before the first step. Give the run more time.",
                     100 * share,
-                    f"{self.seconds:g}s",
+                    format_duration(self.seconds),
                     format_duration(self._prepared),
                 )
 
