@@ -11,7 +11,7 @@ from typing import BinaryIO
 PREFIX = b"gpt-pretrain crc32 "
 LENGTH = len(PREFIX) + 8  # eight hexadecimal digits: the CRC-32 of everything before the comment
 PART_BYTES = 1 << 22
-# Python gives a thread its turn after 5 ms. While another one imports modules, small parts would be waited for most of the time.
+# Python gives a thread its turn after 5 ms. While another one imports modules, small parts would spend most of the time waiting.
 LARGE_PART_BYTES = 1 << 26
 
 
@@ -83,7 +83,7 @@ class _EarlyCheck(threading.Thread):
     """Verify the checksum of a file while this program does something else.
 
     Attributes:
-        stamp: What tells whether the file has been changed or replaced since.
+        stamp: Values that show whether the file has been changed or replaced since.
         done: Whether `problem` is known; not if the file could not be read.
     """
 
@@ -106,7 +106,7 @@ _early_checks: dict[Path, _EarlyCheck] = {}
 
 
 def check_early(path: Path) -> None:
-    """Begin to verify the checksum of a file, for which `checksum_error` will be asked soon.
+    """Begin to verify the checksum of a file, since `checksum_error` will soon be called for it.
 
     Raises:
         OSError: If there is no such file.

@@ -40,7 +40,7 @@ def parse_body(content: bytes) -> Any:
     """Parse JSON in which no object has a name twice, since only the last value would count.
 
     Raises:
-        HTTPException: If it is none, or has far more lists and objects than any request needs.
+        HTTPException: If it is not JSON, or has far more lists and objects than any request needs.
     """
     try:
         text = content.decode(json.detect_encoding(content), "surrogatepass")

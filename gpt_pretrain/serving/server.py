@@ -81,7 +81,7 @@ class PatientlessProtocol(H11Protocol):
             self._reading_due.cancel()
 
     def _make_room(self) -> None:
-        """Close the connection that has waited for its client, and is the oldest of those."""
+        """Close the oldest of the connections that wait for their clients."""
         others = [one for one in self.connections if isinstance(one, PatientlessProtocol) and one is not self]
         waiting = [one for one in others if one._waits_for_client and not one.transport.is_closing()]
         if waiting:

@@ -37,18 +37,14 @@ def conversion_damage(head: bytes) -> str:
     if total < FEWEST_CHARACTERS:
         return ""
     if start.count("?") > MANY_QUESTIONS * total:
-        return (
-            "consists of question marks for the most part, by which a conversion replaced its letters. Convert the original again"
-        )
+        return "consists largely of question marks, with which a conversion replaced its letters. Convert the original again"
     if start.isascii():
         return ""
     if (mistaken := _mistaken_for(start)) is not None:
         return mistaken
     if (replaced := start.count("\ufffd")) > MANY_REPLACED * total:
         share = f"{100 * replaced / total:.2g}"
-        return (
-            f"has U+FFFD in place of {share} % of its characters, which a conversion could not read. Convert the original again"
-        )
+        return f"has U+FFFD in place of {share}% of its characters, which a conversion could not read. Convert the original again"
     if len(CONTROLS.findall(start)) > MANY_CONTROLS * total:
         return (
             "has control characters in place of quotation marks and dashes, as if CP1252 had been taken for Latin-1 (to undo "

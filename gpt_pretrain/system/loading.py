@@ -12,9 +12,9 @@ from contextlib import contextmanager
 def loading_libraries() -> Iterator[None]:
     """Import PyTorch and what needs it in a block, without looking for garbage among their objects.
 
-    There are a million of them, and all stay to the end. Python would go through them again and again while there are more and
-    more, then during the training, and once more when the program ends. Where PyTorch is loaded already, as in a notebook or in
-    a later job of a sweep, nothing is changed: what else there is may well become garbage.
+    There are a million of them, and all stay to the end. Python would go through them again and again while their number
+    grows, then during the training, and once more when the program ends. Where PyTorch is loaded already, as in a notebook or in
+    a later job of a sweep, nothing is changed, since other objects may become garbage.
     """
     if "torch" in sys.modules or not gc.isenabled():
         yield

@@ -131,7 +131,7 @@ def _decompress(blocks: Iterable[bytes], form: str) -> Iterator[bytes]:
                 yield from _contents(member, data, form)
             except DamagedArchiveError as error:
                 if n_members > 1 and is_new:
-                    raise DamagedArchiveError(f"after its compressed data follows something else ({error})") from error
+                    raise DamagedArchiveError(f"something else follows its compressed data ({error})") from error
                 raise
             data = member.unused_data if member.eof else b""
             member, is_new = None if member.eof else member, False

@@ -1,10 +1,10 @@
-// What a tab keeps until it is closed. A browser that keeps nothing for pages refuses even the question.
+// Keeps values until the tab is closed. A browser that stores nothing for pages raises an error even when a value is read.
 
 function keep(name, text) {
   try {
     sessionStorage.setItem(name, text);
   } catch {
-    // It is typed again when the page is loaded again.
+    // The user types the value again after a reload.
   }
 }
 
