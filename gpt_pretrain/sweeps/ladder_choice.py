@@ -103,9 +103,9 @@ def describe_choice(ladder: LadderChoice, results: Sequence[RungResult]) -> list
         lines.append(f"  {size} ({one.rung.width}x{one.rung.layers}{rate}): {one.bits:.3f} bits per byte")
     rate = "the usual learning rate" if best.lr_factor == 1 else f"{best.lr_factor:g} times the usual learning rate"
     lines += [
-        f"Chosen for the {format_duration(best.seconds)} that are left: {describe_size(num_parameters(config))} "
+        f"Chosen for the remaining {format_duration(best.seconds)}: {describe_size(num_parameters(config))} "
         f"(model.emb_dim={config.emb_dim} model.n_layers={config.n_layers}), {rate}.",
-        f"To expect: {chosen.expected:.2f} bits per byte, in nine of ten cases between {chosen.low:.2f} and {chosen.high:.2f}.",
+        f"Expected: {chosen.expected:.2f} bits per byte, in nine of ten cases between {chosen.low:.2f} and {chosen.high:.2f}.",
     ]
     if ladder.is_extrapolated:
         lines.append("This model is larger than those of the ladder, so its loss is extrapolated.")
