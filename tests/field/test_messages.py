@@ -393,7 +393,7 @@ def files(tmp_path: Path) -> None:
     (tmp_path / "two.csv").write_text("text,text\na,b\n")
     with zipfile.ZipFile(tmp_path / "settings.zip", "w") as archive:
         archive.writestr("a.json", '{"title": "x"}')
-    (tmp_path / "lists.jsonl").write_text('["text"]\n' * 3)
+    (tmp_path / "lists.jsonl").write_text('[["text"]]\n' * 3)
     (tmp_path / "numbers.jsonl").write_text('{"text": 5}\n' * 3)
     for name, method in (("rare.zip", zipfile.ZIP_LZMA), ("locked.zip", zipfile.ZIP_STORED)):
         with zipfile.ZipFile(tmp_path / name, "w", method) as archive:
