@@ -47,7 +47,7 @@ from gpt_pretrain.system.shell import quote_word
 
 CURLY_MARKS = set("\u201c\u201d\u201e\u2018\u2019")
 PATHS = {"data.path", "data.url", "data.cache_dir", "run_dir", "hydra.run.dir", "hydra.sweep.dir"} | {
-    *("init_from", "checkpoint", "pretrained", "prompt_file", "prompts", "out", "tasks.path")
+    *("init_from", "resume", "sweep_resume", "checkpoint", "pretrained", "prompt_file", "prompts", "out", "tasks.path")
 }
 TOGETHER = {"logger", "callbacks"}  # groups of which a run can have several options
 WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/].*")
@@ -122,15 +122,16 @@ def override_problems(override: str, *, script: str, sweep: bool = False, folder
     ):
         yield unknown_setting(shown, schema)
         return
+    problem = None if override.startswith("~") else _text_problem(key, override.partition("=")[2], shown)
+    if problem is not None:
+        yield problem
+        return
     if (
         override.startswith("~")
         or "@" in key
         or key.startswith(("hydra.", "hydra/", "sweep_resume"))
         or _is_foreign_group(key, folders)
     ):
-        return
-    if (problem := _text_problem(key, override.partition("=")[2], shown)) is not None:
-        yield problem
         return
     is_group = key in script_groups(script)
     try:

@@ -236,6 +236,9 @@ def _describe_dataset(dataset: StreamedDataset) -> tuple[dict[str, Any], dict[st
 
 def _match(name: str, problems: list[str]) -> tuple[list[str], bool]:
     """Return the files that a name matches, and whether it names a file; append a message to `problems` if there are none."""
+    if not name.strip():  # It would name the current folder.
+        problems.append(f"{name!r} names no input. Give a file, a directory or a glob.")
+        return [], False
     if is_url(name):
         problems.append(
             f"{without_secrets(name)} is a URL, but only files on this machine are read. Download it first. "

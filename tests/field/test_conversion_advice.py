@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,8 @@ TEXTS = {
     "iso8859_2": "Zażółć gęślą jaźń, proszę pana o książkę źle.\n",
     "cp852": "Příliš žluťoučký kůň úpěl ďábelské ódy.\n",
     "mac_latin2": "Zażółć gęślą jaźń, proszę pana o książkę źle.\n",
+    "cp857": "Pijamalı hasta yağız şoföre çabucak güvendi.\n",
+    "cp1258": "T\u00e2\u0301t ca\u0309 mo\u0323i ng\u01b0\u01a1\u0300i sinh ra \u0111\u00ea\u0300u t\u01b0\u0323 do va\u0300 bi\u0300nh \u0111\u0103\u0309ng.\n",
     "cp1254": "Pijamalı hasta yağız şoföre çabucak güvendi.\n",
     "cp1251": "Щастя — це коли тебе розуміють, їжа і її друзі.\n",
     "koi8_r": "Все счастливые семьи похожи друг на друга.\n",
@@ -77,7 +80,8 @@ def check_conversion(path: Path, expected: str, monkeypatch: pytest.MonkeyPatch)
     for read in (in_training, lambda name: in_corpus(name, path.parent / "out")):
         with pytest.raises(UserError) as caught:
             read(Path(path.name))
-        assert converted(path, str(caught.value)) == expected
+        # The program iconv joins letters and their accents, which some encodings keep apart.
+        assert unicodedata.normalize("NFC", converted(path, str(caught.value))) == unicodedata.normalize("NFC", expected)
 
 
 @pytest.mark.parametrize("encoding", TEXTS)

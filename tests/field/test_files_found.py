@@ -145,3 +145,10 @@ def test_two_signatures_of_one_url_are_one_download(signed: str) -> None:
     names = {download_name(f"http://a.org/input.txt?part=1&{signed.format(value)}") for value in ("a", "b")}
     assert len(names) == 1
     assert download_name(f"http://a.org/input.txt?part=2&{signed.format('a')}") not in names
+
+
+def test_an_empty_name_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "a.txt")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^'' names no input\. Give a file, a directory or a glob\.$"):
+        find_input_files([""], out=tmp_path / "no corpus")

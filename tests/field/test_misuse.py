@@ -51,6 +51,8 @@ Script = Callable[..., "subprocess.CompletedProcess[str]"]
         (["-m", "run_dir=x", "seed=1,2"], "run_dir=x: all jobs of a sweep would share this folder. Type hydra.sweep.dir=x"),
         (["data.path="], "data.path= has no value. Give a path, or leave out data.path="),
         (["init_from=''"], "init_from='' has no value."),
+        (["resume="], "resume= has no value."),
+        (["hydra.run.dir="], "hydra.run.dir= has no value."),
         (["-m", "optimizer.lr=1e-3,nan"], "optimizer.lr=nan: must be a finite number above 0"),
         (["-m", "trainer.max_epochs=1,0"], "trainer.max_epochs=0: must be at least 1 epoch."),
         (["optimizer.betas=0.9,0.95"], "must be a list of numbers, such as [0.9, 0.95]"),
