@@ -15,7 +15,7 @@ from starlette.responses import Response
 from gpt_pretrain.system.reading import DamagedFileError, check_pairs, count_outer_marks
 
 QUICK_BYTES = 20_000  # that are parsed at once; a thread takes longer to begin
-MAX_CONTAINERS = 20_000  # lists and objects of a body; one with 10,000 prompts of token ids has 10,001
+MAX_PARTS = 20_000  # lists, objects and their names; a body with 10,000 prompts of token ids has 10,001 lists
 
 
 class JsonRoute(APIRoute):
@@ -40,12 +40,12 @@ def parse_body(content: bytes) -> Any:
     """Parse JSON in which no object has a name twice, since only the last value would count.
 
     Raises:
-        HTTPException: If it is not JSON, or has far more lists and objects than any request needs.
+        HTTPException: If it is not JSON, or has far more lists, objects or names than any request needs.
     """
     try:
         text = content.decode(json.detect_encoding(content), "surrogatepass")
-        if len(text) > MAX_CONTAINERS:
-            _check_containers(text.encode("utf-8", "surrogatepass"))
+        if len(text) > MAX_PARTS:
+            _check_parts(text.encode("utf-8", "surrogatepass"))
         return json.loads(text, object_pairs_hook=_as_object)
     except DamagedFileError as error:
         raise HTTPException(400, f"The body cannot be used: {error}.") from error
@@ -53,9 +53,9 @@ def parse_body(content: bytes) -> Any:
         raise HTTPException(400, "The body must be JSON.") from error
 
 
-def _check_containers(data: bytes) -> None:
-    if data.count(b"[") + data.count(b"{") > MAX_CONTAINERS and count_outer_marks(data, b"[{") > MAX_CONTAINERS:
-        raise DamagedFileError(f"it has more than {MAX_CONTAINERS:,} lists and objects")
+def _check_parts(data: bytes) -> None:
+    if sum(map(data.count, (b"[", b"{", b":"))) > MAX_PARTS and count_outer_marks(data, b"[{:") > MAX_PARTS:
+        raise DamagedFileError(f"it has more than {MAX_PARTS:,} lists, objects and names")
 
 
 def _as_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.serving import server, streams
-from gpt_pretrain.serving.json_route import MAX_CONTAINERS, parse_body
+from gpt_pretrain.serving.json_route import MAX_PARTS, parse_body
 from gpt_pretrain.serving.requests import ServingLimits
 from gpt_pretrain.serving.server import Address, open_socket
 from tests.serving.conftest import Served
@@ -27,15 +27,20 @@ LONG = {"model": "m", "prompt": "a", "max_tokens": 60, "temperature": 1.5, "logp
 
 
 @pytest.mark.parametrize("part", [b"[]", b"{}", b'{"a": [1]}', b"[[[]]]"])
-def test_a_body_of_very_many_lists_and_objects_is_not_parsed(part: bytes) -> None:
-    content = b'{"prompt": [' + b", ".join([part] * (MAX_CONTAINERS + 1)) + b"]}"
+def test_a_body_of_very_many_parts_is_not_parsed(part: bytes) -> None:
+    content = b'{"prompt": [' + b", ".join([part] * (MAX_PARTS + 1)) + b"]}"
     for encoded in (content, content.decode().encode("utf-16")):
-        with pytest.raises(HTTPException, match="it has more than 20,000 lists and objects"):
+        with pytest.raises(HTTPException, match="it has more than 20,000 lists, objects and names"):
             parse_body(encoded)
 
 
+def test_a_body_of_very_many_names_is_not_parsed() -> None:
+    with pytest.raises(HTTPException, match="it has more than 20,000 lists, objects and names"):
+        parse_body(json.dumps({str(number): 0 for number in range(MAX_PARTS)}).encode())
+
+
 def test_brackets_in_a_text_are_no_lists() -> None:
-    prompt = '[{"\\' * MAX_CONTAINERS
+    prompt = '[{:"\\' * MAX_PARTS
     assert parse_body(json.dumps({"prompt": prompt}).encode()) == {"prompt": prompt}
 
 

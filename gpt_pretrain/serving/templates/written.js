@@ -8,14 +8,14 @@ function tokenElement(node, text, endId) {
   const made = element("span", { tabIndex: -1, role: "button" });
   text.split("\n").forEach((line, index) => made.append(...(index ? [sign("\u21b5"), "\n"] : []), line));
   if (token.id === endId) made.append(sign("end of text"));
-  else if (!text) made.append(sign("\u2025"));
+  else if (!text) made.append(sign("\u2025", "part"));
   markToken(made, node);
   return made;
 }
 
 // Returns a sign that is shown in a text, but that is no part of it.
-function sign(text) {
-  return element("b", { className: "sign", "aria-hidden": "true" }, text);
+function sign(text, kind = "") {
+  return element("b", { className: `sign ${kind}`, "aria-hidden": "true" }, text);
 }
 
 function markToken(made, node) {
