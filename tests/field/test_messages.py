@@ -102,6 +102,10 @@ CASES = {
         "model=: a ladder measures which one is best.",
     ),
     "ladder_with_several_seeds": ((*LADDER, "data.path=text.txt", "budget=2h", "seed=1,2"), "so each setting has one value."),
+    "ladder_with_steps": (
+        (*LADDER, "data.path=text.txt", "budget=2h", "trainer.max_steps=5"),
+        "trainer.max_steps= and budget= both decide how long a ladder is. Leave out trainer.max_steps=.",
+    ),
     "ladder_without_a_sweep": (
         (*TEXT, "data.path=text.txt", "hparams_search=ladder"),
         "hparams_search=ladder needs a sweep. Add -m.",
@@ -164,6 +168,14 @@ CASES = {
     "budget_and_weights": (
         ("train.py", "init_from=gpt2", "budget=20m"),
         "budget= chooses a new model, but init_from= loads one.",
+    ),
+    "budget_and_own_optimizer": (
+        ("train.py", "data.path=text.txt", "optimizer=custom", "optimizer._target_=torch.optim.SGD", "budget=20m"),
+        "budget= chooses only among the built-in parts, but optimizer._target_ names one of your own. Leave out one of them.",
+    ),
+    "own_optimizer_over_devices": (
+        (*TEXT, "data.path=text.txt", "optimizer=custom", "optimizer._target_=torch.optim.SGD", "trainer=fsdp"),
+        "your own optimizer cannot train a model that is spread over devices,",
     ),
     "budget_and_experiment": (
         ("train.py", "experiment=bytes", "budget=20m"),

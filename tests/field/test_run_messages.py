@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import io
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,10 @@ import torch
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
+from gpt_pretrain.checkpoints.weight_averages import choose_weights
 from gpt_pretrain.commands import evaluate, generate, ladder, report
+from gpt_pretrain.commands.command_words import sort_arguments
+from gpt_pretrain.commands.hydra_arguments import check_arguments
 from gpt_pretrain.config.checkpoint_settings import read_data_settings, read_stored_settings
 from gpt_pretrain.config.custom_parts import named_model
 from gpt_pretrain.config.schema import RemoteSettings
@@ -33,6 +37,7 @@ from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.generation.sampling import sample_next
 from gpt_pretrain.model.custom import CustomModel, _state_problem
 from gpt_pretrain.runs import tracking
+from gpt_pretrain.runs.folder import find_run_folder
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.characters import CharacterTokenizer
 from gpt_pretrain.training.custom_optimizer import build_custom_optimizer
@@ -230,3 +235,41 @@ def test_a_url_without_its_package_is_explained(monkeypatch: pytest.MonkeyPatch)
 def test_a_url_is_no_text(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is a URL\. For a text, give data\.url=URL\. For token shards, add data=shards\."):
         find_data_sources(data_settings(tmp_path, name="text", path="https://example.org/corpus"), build_tokenizer("byte"))
+
+
+def test_a_file_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("some text")
+    with pytest.raises(UserError, match=r"text\.txt is a file, but the folder of a run is needed, or a file in its folder"):
+        find_run_folder(str(tmp_path / "text.txt"))
+
+
+def test_a_launcher_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    without(monkeypatch, "hydra_plugins.hydra_joblib_launcher")
+    arguments = sort_arguments(["-m", "hparams_search=parallel", "seed=1,2"])
+    with pytest.raises(UserError, match=r"The launcher joblib is not installed\. Run: pip install hydra-joblib-launcher$"):
+        check_arguments(arguments, script="train")
+
+
+def test_answers_that_cannot_be_written_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate, "_with_warnings", fail)
+    with pytest.raises(UserError, match=r"The answers cannot be written: No space left on device\."):
+        generate._write_answers(io.StringIO(), SimpleNamespace(tokenizer=None), None, None, prompts=[])  # type: ignore[arg-type]
+
+
+class NoCredentialsError(Exception):
+    """Raised by a library that finds no keys."""
+
+
+def test_keys_that_are_missing_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_keys(*_: Any, **__: Any) -> None:
+        raise NoCredentialsError("Unable to locate credentials")
+
+    system = SimpleNamespace(ls=without_keys, info=without_keys)
+    monkeypatch.setattr(remote, "open_file_system", lambda *_: (system, "x"))
+    with pytest.raises(UserError, match=r"Unable to locate credentials\. To read public data without credentials, add \+data\."):
+        RemoteFiles("s3://x", RemoteSettings()).size("manifest.json")
+
+
+def test_weights_of_an_unknown_kind_are_refused() -> None:
+    with pytest.raises(UserError, match=r"weights=mean: must be one of trained, ema, average\."):
+        choose_weights(SimpleNamespace(), "mean")  # type: ignore[arg-type]

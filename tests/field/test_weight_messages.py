@@ -148,3 +148,15 @@ def test_an_absurd_size_is_refused(tmp_path: Path) -> None:
     write_checkpoint(content(state_dict=state, architecture=architecture), tmp_path / "x.ckpt")
     with pytest.raises(UserError, match=r"x\.ckpt: context_length=1000000000 exceeds the limit of 100,000,000\."):
         open_weights(tmp_path / "x.ckpt")
+
+
+def test_the_definition_of_a_tokenizer_that_is_no_text_is_named(tmp_path: Path) -> None:
+    write_checkpoint(content(tokenizer_definition=torch.tensor([255], dtype=torch.uint8)), tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match=r"x\.ckpt is damaged: its tokenizer_definition is not UTF-8\."):
+        open_weights(tmp_path / "x.ckpt").build_tokenizer(None)
+
+
+def test_the_usual_number_of_heads_is_suggested(tmp_path: Path) -> None:
+    torch.save(tiny_model(emb_dim=64).state_dict(), tmp_path / "x.pt")
+    with pytest.raises(UserError, match=r"with heads of width 64, as in GPT-2, it is 1\."):
+        load_pretrained(tmp_path / "x.pt")
