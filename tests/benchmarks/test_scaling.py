@@ -8,7 +8,7 @@ import pytest
 from benchmarks.scaling.texts import python_code, split_text
 from benchmarks.scaling.trial import Trial, run_trial
 from benchmarks.scaling.trials import all_trials
-from gpt_pretrain.training.budget.law import Difficulty, Law, Training
+from gpt_pretrain.training.budget.law import Difficulty, Law, Training, fitted_law
 
 
 def test_a_trial_trains_and_is_measured() -> None:
@@ -37,13 +37,15 @@ def test_the_study_takes_files_that_every_python_has() -> None:
 
 
 @pytest.mark.slow
-def test_the_interval_holds_nine_of_ten_results_of_texts_that_it_has_not_seen() -> None:
+def test_the_interval_holds_nine_of_ten_results_of_texts_that_the_law_has_not_seen() -> None:
     pytest.importorskip("scipy")
-    from benchmarks.scaling.fit import held, read_cases
+    from benchmarks.scaling.fit import leave_texts_out, read_cases, width
 
-    counts = held(read_cases())
-    inside, n_results = (sum(one[n] for one in counts.values()) for n in (0, 1))
-    assert inside >= 0.9 * n_results
+    left_out = leave_texts_out(read_cases())
+    error = fitted_law().error
+    assert width(left_out) == pytest.approx(error, abs=0.005)
+    inside = [abs(one) <= error for found in left_out.values() for one in found]
+    assert sum(inside) >= 0.9 * len(inside)
 
 
 def test_the_fit_finds_the_law_that_made_the_losses() -> None:
