@@ -20,6 +20,13 @@ FEWEST_RUNS, ENOUGH = 10, 0.8  # Fewer groups may be valid by chance; and the sh
 # The most characters of each kind that a whole text has, as shares.
 MANY_REPLACED, MANY_CONTROLS, MANY_QUESTIONS = 0.001, 0.001, 0.2
 FEWEST_CHARACTERS = 100
+# Ways to write letters in ASCII: how they look, and what a Python program writes in their place.
+ESCAPES = (
+    (re.compile(r"&(?:#\d{2,7}|#x[0-9a-fA-F]{2,6}|[A-Za-z]{2,8});"), "html.unescape(data.decode()).encode()"),
+    (re.compile(r"\\u[0-9a-fA-F]{4}"), ""),
+    (re.compile(r"=[C-F][0-9A-F](?:=[89AB][0-9A-F])+"), "quopri.decodestring(data)"),  # UTF-8 in an e-mail
+)
+MANY_ESCAPED = 0.02
 CONTROLS = re.compile(r"[\x80-\x84\x86-\x9f]")  # Without the line end of mainframes.
 
 
@@ -50,6 +57,22 @@ def conversion_damage(head: bytes) -> str:
             "has control characters in place of quotation marks and dashes, as if CP1252 had been taken for Latin-1 (to undo "
             "that: iconv -f UTF-8 -t ISO-8859-1 {path} | iconv -f CP1252 -t UTF-8 > new.txt)"
         )
+    return ""
+
+
+def escapes_left(head: bytes) -> str:
+    """Return which escapes a plain text has in place of letters, as the rest of a sentence with {path} for its file, or nothing.
+
+    Args:
+        head: The beginning of the text.
+    """
+    start = head.decode(errors="ignore")
+    for pattern, undone in ESCAPES:
+        found = [match[0] for match in pattern.finditer(start)]
+        if len(start) >= FEWEST_CHARACTERS and sum(map(len, found)) > MANY_ESCAPED * len(start):
+            program = f"import html, quopri, sys; data = open(sys.argv[1], 'rb').read(); sys.stdout.buffer.write({undone})"
+            command = f' (to undo that: python -c "{program}" {{path}} > new.txt)' * bool(undone)
+            return f"has escapes such as {found[0]} in place of letters{command}"
     return ""
 
 

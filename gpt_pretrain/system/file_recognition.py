@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from pathlib import PurePath
 
-from gpt_pretrain.system.damaged_text import conversion_damage
+from gpt_pretrain.system.damaged_text import conversion_damage, escapes_left
 from gpt_pretrain.system.encodings import TextEncoding, detect_encoding
 from gpt_pretrain.system.file_kinds import (
     ARROW,
@@ -97,6 +97,7 @@ def recognize(name: str, head: bytes, *, as_text: bool = False) -> FileKind:
     kind = PLAIN if as_text else _by_text(start, SUFFIXES.get(suffix), is_text_named=suffix in TEXT_SUFFIXES)
     if encoding.name == "utf-8" or not kind.is_read:
         damage = conversion_damage(head) if kind.is_read and not kind.warning else ""
+        damage = escapes_left(head) if kind is PLAIN and not as_text and not damage else damage
         return replace(kind, encoding=encoding, warning=kind.warning or damage)
     said = f"{encoding.name.upper().replace('-LE', '').replace('-BE', '')}{' by its first bytes' * (not encoding.has_mark)}"
     return replace(kind, encoding=encoding, warning=f"is read as {said}" if not kind.warning else kind.warning)

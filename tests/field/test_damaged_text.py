@@ -74,6 +74,33 @@ def test_a_text_in_another_encoding_is_not_called_damaged() -> None:
     assert conversion_damage((japanese * 20).encode()[:1000]) == "", "the last character is incomplete"
 
 
+@pytest.mark.parametrize(
+    ("escaped", "text"),
+    [
+        ("Tom &amp; Jerry said &quot;hi&quot;: it&#39;s &eacute;t&eacute;.\n", 'Tom & Jerry said "hi": it\'s été.\n'),
+        ("L=E2=80=99=C3=A9t=C3=A9 dernier, nous =C3=A9tions l=C3=A0.\n", "L’été dernier, nous étions là.\n"),
+    ],
+    ids=["HTML", "e-mail"],
+)
+def test_escapes_in_a_plain_text_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture, escaped: str, text: str) -> None:
+    (tmp_path / "a.txt").write_text(escaped * 20)
+    find_text_files(str(tmp_path / "a.txt"))
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert " in place of letters (to undo that: python -c " in said
+    subprocess.run(said.partition("(to undo that: ")[2].removesuffix(")."), shell=True, check=True, cwd=tmp_path)
+    assert (tmp_path / "new.txt").read_text() == text * 20
+
+
+def test_escapes_are_no_damage_in_json_and_few_of_them_nowhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "\\u0412\\u0441\\u0435"}\n' * 20)
+    (tmp_path / "b.txt").write_text("if (a=10 && b) { c=20; } // &amp; is &\n" + "x=10 y=FF z=C3; a && b;\n" * 200)
+    assert len(find_text_files(str(tmp_path))) == 2
+    assert not caplog.records
+    (tmp_path / "c.txt").write_text("\\u0412\\u0441\\u0435 \\u0441\\u0447\\u0430\n" * 20)
+    find_text_files(str(tmp_path / "c.txt"))
+    assert "c.txt has escapes such as \\u0412 in place of letters." in caplog.text
+
+
 def test_many_files_are_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "texts"
     folder.mkdir()
