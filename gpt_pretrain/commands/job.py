@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from gpt_pretrain.config.free_text import as_typed
@@ -16,17 +14,34 @@ from gpt_pretrain.config.secrets import override_without_secrets
 from gpt_pretrain.system.shell import join_words
 from gpt_pretrain.training.distributed.launch import launch_info
 
+if TYPE_CHECKING:
+    from hydra.conf import HydraConf
+
 COMMAND_LINE = "command-line"  # what Hydra calls the origin of --config-dir
 
 
 def is_hydra_job() -> bool:
-    """Return whether Hydra has started this job; otherwise a test or a notebook has."""
+    """Return whether Hydra has started this job; otherwise a test, a notebook or another command has."""
+    if "hydra" not in sys.modules:  # Importing it takes a fifth of a second, which commands without it need not wait for.
+        return False
+    from hydra.core.hydra_config import HydraConfig
+
     return HydraConfig.initialized()
+
+
+def _hydra() -> HydraConf:
+    from hydra.core.hydra_config import HydraConfig
+
+    return HydraConfig.get()
 
 
 def is_multirun() -> bool:
     """Return whether this process runs a job of a Hydra sweep."""
-    return is_hydra_job() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if not is_hydra_job():
+        return False
+    from hydra.types import RunMode
+
+    return _hydra().mode == RunMode.MULTIRUN
 
 
 def is_sweep_job() -> bool:
@@ -37,14 +52,14 @@ def is_sweep_job() -> bool:
 
 def output_folder() -> Path:
     """Return the folder that Hydra made for this job."""
-    return Path(HydraConfig.get().runtime.output_dir)
+    return Path(_hydra().runtime.output_dir)
 
 
 def job_overrides() -> list[str]:
     """Return the overrides of this job, from the command line and from its sweep."""
-    if not HydraConfig.initialized():
+    if not is_hydra_job():
         return []
-    overrides = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # a `${...}` in them stays as it is typed
+    overrides = OmegaConf.to_container(_hydra().overrides.task, resolve=False)  # a `${...}` in them stays as it is typed
     assert isinstance(overrides, list)
     return [str(override) for override in overrides]
 
@@ -53,7 +68,7 @@ def config_folder_flags() -> list[str]:
     """Return the option that names the user's own config folder, with its value, as it is typed; empty if there is none."""
     if not is_hydra_job():
         return []
-    sources = HydraConfig.get().runtime.config_sources
+    sources = _hydra().runtime.config_sources
     return [word for one in sources if one.provider == COMMAND_LINE for word in ("--config-dir", str(one.path))]
 
 
@@ -85,6 +100,6 @@ def start_info(script: str) -> dict[str, Any]:
     if not is_multirun():
         typed = [override_without_secrets(argument) for argument in typed_arguments()]
         return {"command": join_words(["python", script, *typed]), "overrides": overrides}
-    fixed = HydraConfig.get().job.config.override_dirname.exclude_keys
+    fixed = _hydra().job.config.override_dirname.exclude_keys
     swept = [override for override in overrides if override_key(override) not in fixed]
     return {"command": join_words(["python", script, *map(as_typed, overrides)]), "overrides": overrides, "swept": swept}

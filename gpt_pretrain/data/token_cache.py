@@ -107,7 +107,7 @@ def training_pieces(text: Text, *, train_ratio: float) -> Iterator[str]:
         UserError: If the text is empty, unreadable or not UTF-8.
     """
     characters = _describe_text(text, "")["characters"]
-    yield from _characters_between(text, 0, _split_position(text, int(train_ratio * characters)))
+    yield from _divide(text, int(train_ratio * characters))[0]
 
 
 def sample_split(text: Text, *, train_ratio: float, train: int, held_out: int, parts: int) -> tuple[str, str, int]:
@@ -214,7 +214,7 @@ def _build(
     """
     about = _describe_text(text, text_sha256)
     itemsize, characters = token_itemsize(tokenizer.vocab_size), about["characters"]
-    cut = _split_position(text, int(train_ratio * characters))
+    train, val = _divide(text, int(train_ratio * characters))
     fields: dict[str, Any] = {}
     unknown = UnknownText(tokenizer)
     encoder = FastEncoder(tokenizer, use_library=use_library and characters >= WORTHWHILE)
@@ -225,10 +225,10 @@ def _build(
             fields |= {
                 part: _write_tokens(
                     scratch / f"{part}.bin",
-                    encode_pieces(_characters_between(text, *span), tokenizer, unknown=unknown, encode=encoder.encode),
+                    encode_pieces(pieces, tokenizer, unknown=unknown, encode=encoder.encode),
                     itemsize,
                 )
-                for part, span in (("train", (0, cut)), ("val", (cut, characters)))
+                for part, pieces in (("train", train), ("val", val))
             }
             check_text_unchanged(stamps)
             fields |= about | {WITHOUT_BLANKS: True}
@@ -245,6 +245,30 @@ def _build(
     return _describe(folder, fields)
 
 
+def _divide(text: Text, cut: int) -> tuple[Iterator[str], Iterator[str]]:
+    """Return the pieces of a text before and after a position, to be read one after the other, since the text is read once.
+
+    An `<|endoftext|>` that contains the position belongs to what is after it.
+    """
+    pieces, rest = text.pieces(), list[str]()
+
+    def before() -> Iterator[str]:
+        held, start, reach = "", 0, len(END_OF_TEXT) - 1
+        for piece in pieces:
+            held += piece
+            if start + len(held) >= cut + reach:
+                break
+            yield held[: -2 * reach]
+            start, held = start + len(held[: -2 * reach]), held[-2 * reach :]
+        first = max(cut - start - reach, 0)
+        found = held.find(END_OF_TEXT, first, cut - start + reach)
+        end = found if first <= found < cut - start else cut - start
+        yield held[:end]
+        rest.append(held[end:])
+
+    return before(), (piece for source in (rest, pieces) for piece in source)
+
+
 def _split_position(text: Text, cut: int) -> int:
     """Return the position to split at: `cut`, or the start of an `<|endoftext|>` that contains it."""
     before = max(cut - len(END_OF_TEXT) + 1, 0)
@@ -257,9 +281,11 @@ def _characters_between(text: Text, begin: int, end: int) -> Iterator[str]:
     """Yield the characters of a text from begin to end, excluding end."""
     start = 0
     for piece in text.pieces():
-        if start < end and start + len(piece) > begin:
+        if start + len(piece) > begin:
             yield piece[max(begin - start, 0) : end - start]
         start += len(piece)
+        if start >= end:
+            return
 
 
 def _write_tokens(path: Path, batches: Iterable[np.ndarray], itemsize: int) -> dict[str, object]:

@@ -23,7 +23,7 @@ class EncodedBatch:
     """The documents of several chunks as token ids.
 
     Args:
-        tokens: Token ids of all documents, each followed by the end-of-text token; little-endian.
+        tokens: Token ids of all documents, each followed by the end-of-text token; little-endian, in the size that files have.
         rows: One ROW for each document or part of a document.
         rejected: The files that cannot be read to their end, and the first MAX_LISTED records that were left out.
         by_reason: Number of all records that were left out for each reason.
@@ -36,7 +36,7 @@ class EncodedBatch:
         unknown_example: A part of the text that such a token stands for.
     """
 
-    tokens: bytes | bytearray = b""
+    tokens: np.ndarray = field(default_factory=lambda: np.empty(0, "<u2"))
     rows: np.ndarray = field(default_factory=lambda: np.empty(0, ROW))
     rejected: list[RejectedRecord] = field(default_factory=list)
     by_reason: Counter[str] = field(default_factory=Counter)

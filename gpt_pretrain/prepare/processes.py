@@ -15,9 +15,10 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.prepare.shared_slots import Packed, SharedSlots, run_packed, share_slots
 from gpt_pretrain.prepare.tokenizing import cached_encoder
 from gpt_pretrain.texts.chunks import BATCH
 
@@ -26,6 +27,13 @@ Result = TypeVar("Result")
 
 QUEUED_PER_WORKER = 3  # Jobs in the queue per worker, so that no worker waits for the reader.
 QUEUED_BYTES = 1 << 26  # Bytes of queued jobs: many small ones, or a single one with a very long record.
+
+
+class _Submitted(NamedTuple):
+    """A job in the queue, and the slot that it takes until its result has been read."""
+
+    future: Future[Packed]
+    slot: int | None
 
 
 class WorkerPool:
@@ -40,11 +48,16 @@ class WorkerPool:
     def __init__(self, count: int, tokenizer: str, *, fast: bool = False) -> None:
         self.count = count
         self._pool: ProcessPoolExecutor | None = None
+        self._slots = SharedSlots(0)
         cached_encoder(tokenizer, use_library=fast)
         if count > 1:
-            context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+            is_forked = sys.platform == "linux"
+            context = multiprocessing.get_context("fork" if is_forked else "spawn")
+            self._slots = SharedSlots(QUEUED_PER_WORKER * count + 1 if is_forked else 0)
             gc.freeze()  # A garbage collection in a worker would copy every page it visits.
-            self._pool = ProcessPoolExecutor(count, mp_context=context, initializer=_initialize_worker)
+            self._pool = ProcessPoolExecutor(
+                count, mp_context=context, initializer=_initialize_worker, initargs=(self._slots if is_forked else None,)
+            )
             self._pool.submit(os.getpid).result()  # Forks the processes now, while there is a single thread.
 
     def map(
@@ -62,22 +75,22 @@ class WorkerPool:
             for job in jobs:
                 yield job, function(job)
             return
-        queue: deque[tuple[Job, Future[Result], int]] = deque()
+        queue: deque[tuple[Job, _Submitted, int]] = deque()
         queued_bytes, limit = 0, max(QUEUED_BYTES, 2 * self.count * BATCH)
         try:
             for job in jobs:
                 job_size = 0 if size is None else size(job)
                 while queue and (
-                    len(queue) >= QUEUED_PER_WORKER * self.count or queued_bytes + job_size > limit or queue[0][1].done()
+                    len(queue) >= QUEUED_PER_WORKER * self.count or queued_bytes + job_size > limit or queue[0][1].future.done()
                 ):
-                    first, future, first_size = queue.popleft()
+                    first, submitted, first_size = queue.popleft()
                     queued_bytes -= first_size
-                    yield first, future.result()
-                queue.append((job, self._pool.submit(function, job), job_size))
+                    yield first, self._result(submitted)
+                queue.append((job, self._submit(function, job), job_size))
                 queued_bytes += job_size
             while queue:
-                first, future, _ = queue.popleft()
-                yield first, future.result()
+                first, submitted, _ = queue.popleft()
+                yield first, self._result(submitted)
         except BrokenProcessPool as error:
             for process in multiprocessing.active_children():
                 process.kill()  # The pool waits for the other workers, which ignore its SIGTERM.
@@ -85,6 +98,25 @@ class WorkerPool:
                 "A worker process was killed, probably because memory ran out. Run the same command again with a smaller "
                 "workers= to resume."
             ) from error
+        finally:
+            for _, submitted, _ in queue:  # if the caller or a job fails
+                self._abandon(submitted)
+
+    def _submit(self, function: Callable[[Job], Result], job: Job) -> _Submitted:
+        assert self._pool is not None, "there are workers"
+        slot = self._slots.take()
+        return _Submitted(self._pool.submit(run_packed, function, self._slots.pack(job, slot), slot), slot)
+
+    def _result(self, submitted: _Submitted) -> Any:
+        try:
+            return self._slots.unpack(submitted.future.result())
+        finally:
+            self._slots.release(submitted.slot)
+
+    def _abandon(self, submitted: _Submitted) -> None:
+        """Cancel a job. Its slot is free when no worker writes to it any more."""
+        submitted.future.cancel()
+        submitted.future.add_done_callback(lambda _: self._slots.release(submitted.slot))
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -138,8 +170,14 @@ def interruptible() -> Iterator[Interrupt]:
             signal.signal(number, handler)
 
 
-def _initialize_worker() -> None:
-    """Ignore signals, which the main process handles, and exit as soon as the main process ends."""
+def _initialize_worker(slots: SharedSlots | None) -> None:
+    """Ignore signals, which the main process handles, and exit as soon as the main process ends.
+
+    Args:
+        slots: Those of the main process, which a forked worker has, too.
+    """
+    if slots is not None:
+        share_slots(slots)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

@@ -148,9 +148,9 @@ class SegmentWriter:
         Args:
             end: The position in the inputs after the batch.
         """
-        self._tokens.write(batch.tokens)
-        self._tokens_hash.update(batch.tokens)
-        self._n_tokens += len(batch.tokens) // self._itemsize
+        self._tokens.write(batch.tokens.data)
+        self._tokens_hash.update(batch.tokens.data)
+        self._n_tokens += len(batch.tokens)
         self._rows.append(self._join_parts(batch.rows))
         counts = self.state.counts
         counts.records += batch.records
@@ -160,7 +160,7 @@ class SegmentWriter:
         counts.nuls += batch.nuls
         counts.unknown += batch.unknown
         counts.unknown_example = counts.unknown_example or batch.unknown_example
-        counts.tokens += len(batch.tokens) // self._itemsize
+        counts.tokens += len(batch.tokens)
         counts.text_bytes += int(batch.rows["bytes"].sum())
         self._list_rejected(batch.rejected)
         counts.by_reason = dict(Counter(counts.by_reason) + batch.by_reason)
@@ -272,7 +272,7 @@ class EncodedCorpus:
             data = self._read(self._token_starts, start, count, self.itemsize, rows=False)
             arrays.append(np.frombuffer(data, f"<u{self.itemsize}"))
             start, count = start + len(arrays[-1]), count - len(arrays[-1])
-        return np.concatenate(arrays) if arrays else np.empty(0, f"<u{self.itemsize}")
+        return arrays[0] if len(arrays) == 1 else np.concatenate([*arrays, np.empty(0, f"<u{self.itemsize}")])
 
     def _read(self, starts: list[int], start: int, count: int, itemsize: int, *, rows: bool) -> bytes:
         """Return up to `count` items from an index on, from a single segment."""

@@ -145,17 +145,20 @@ def write_shard(job: ShardJob) -> dict[str, Any]:
     corpus = EncodedCorpus.open(job.segment_folders, itemsize=job.itemsize)
     path = job.folder / f"{job.name}.bin"
     byte_lengths = cached_byte_lengths(job.tokenizer)
+    counts_bytes = bool(byte_lengths.any())
     digest, size, document_starts, written = hashlib.sha256(), 0, [np.empty(0, "<u8")], 0
     with replacing(path) as scratch, open(scratch, "wb", buffering=1 << 20) as stream:
-        for starts, source, count in _slices(corpus, job):
-            document_starts.append((starts + written).astype("<u8"))
-            for index in range(source, source + count, COPIED_TOKENS):
-                tokens = corpus.tokens(index, min(COPIED_TOKENS, source + count - index))
-                size += int(byte_lengths.take(tokens).sum(dtype=np.int64))
-                data = tokens.tobytes()
-                digest.update(data)
-                stream.write(data)
-            written += count
+        for part in _slices(corpus, job):
+            document_starts.append((part.starts + written).astype("<u8"))
+            size += part.bytes_of_whole if counts_bytes else 0
+            for index, count in part.cut:
+                size += int(byte_lengths.take(corpus.tokens(index, count)).sum(dtype=np.int64))
+            end = part.source + part.tokens
+            for index in range(part.source, end, COPIED_TOKENS):
+                tokens = corpus.tokens(index, min(COPIED_TOKENS, end - index))
+                digest.update(tokens.data)
+                stream.write(tokens.data)
+            written += part.tokens
     all_starts = np.concatenate(document_starts)
     starts_path = path.with_suffix(".idx")
     with replacing(starts_path) as scratch:
@@ -171,12 +174,27 @@ def write_shard(job: ShardJob) -> dict[str, Any]:
     }
 
 
-def _slices(corpus: EncodedCorpus, job: ShardJob) -> Iterator[tuple[np.ndarray, int, int]]:
-    """Yield the slices of the encoded corpus that make up a shard.
+@dataclass(frozen=True)
+class _Slice:
+    """A slice of the encoded corpus.
 
-    Yields:
-        The offsets in the slice where documents start, the index of its first token, and its number of tokens.
+    Args:
+        starts: The offsets in the slice where documents start.
+        source: Index of its first token.
+        tokens: Number of its tokens.
+        bytes_of_whole: Bytes of the documents that it contains as a whole.
+        cut: For each document that only a part belongs to, the index of the first token of this part and its number of tokens.
     """
+
+    starts: np.ndarray
+    source: int
+    tokens: int
+    bytes_of_whole: int
+    cut: list[tuple[int, int]]
+
+
+def _slices(corpus: EncodedCorpus, job: ShardJob) -> Iterator[_Slice]:
+    """Yield the slices of the encoded corpus that make up a shard."""
     left, source, skip = job.tokens, job.start.source, job.start.offset
     for first, rows in corpus.rows(job.start.row):
         lengths = rows["tokens"].astype(np.int64)
@@ -188,7 +206,16 @@ def _slices(corpus: EncodedCorpus, job: ShardJob) -> Iterator[tuple[np.ndarray, 
             begin = int(begins[run[0]]) + skip
             count = min(int(begins[run[-1]] + lengths[run[-1]]) - begin, left)
             offsets = begins[run] - begin
-            yield offsets[(offsets >= 0) & (offsets < count)], begin, count
+            ends = offsets + lengths[run]
+            is_whole = (offsets >= 0) & (ends <= count)
+            parts = [(max(first, 0), min(end, count)) for first, end in zip(offsets[~is_whole], ends[~is_whole], strict=True)]
+            yield _Slice(
+                offsets[(offsets >= 0) & (offsets < count)],
+                begin,
+                count,
+                int(rows["bytes"][run][is_whole].sum()),
+                [(begin + int(first), int(end - first)) for first, end in parts if end > first],
+            )
             skip, left = 0, left - count
             if not left:
                 return

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable
 
 import numpy as np
 
 from gpt_pretrain.prepare.encoded_batch import COMPLETE, CONTINUES, REJECTED, ROW, EncodedBatch
 from gpt_pretrain.system.encodings import count_controls, is_blank
-from gpt_pretrain.texts.chunks import Chunk, RejectedRecord
+from gpt_pretrain.texts.chunks import BATCH, Chunk, Documents, RejectedRecord
+from gpt_pretrain.texts.documents import MARKER, Separators, divide_documents
 from gpt_pretrain.texts.records import InvalidRecordError, chunk_records, excerpt, record_text
-from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer, token_byte_lengths, token_itemsize
+from gpt_pretrain.tokenizers.base import Tokenizer, token_byte_lengths, token_itemsize
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.fast_encoder import COMPARED_FIRST, FastEncoder
 from gpt_pretrain.tokenizers.fitting import with_end_of_text
-from gpt_pretrain.tokenizers.splitting import encode_part, split_text
+from gpt_pretrain.tokenizers.splitting import PartSizes, encode_part, split_text
 from gpt_pretrain.tokenizers.unknown import UnknownText
 
 
@@ -53,10 +53,12 @@ def encode_batch(
     """
     fast_encoder = cached_encoder(tokenizer_name, use_library=fast)
     fast_encoder.compare_next(COMPARED_FIRST if chunks and _is_first(chunks[0]) else 0)
-    encoder = _DocumentEncoder(cached_tokenizer(tokenizer_name), fast_encoder.encode, divide=not as_is)
+    encoder = _DocumentEncoder(cached_tokenizer(tokenizer_name), fast_encoder, divide=not as_is)
     for chunk in chunks:
         if isinstance(chunk.content, RejectedRecord):
             encoder.reject(chunk.content, in_document=not chunk.begins)
+        elif isinstance(chunk.content, Documents):
+            encoder.add_documents(chunk)
         elif isinstance(chunk.content, str):
             encoder.add_part(chunk.content, begins=chunk.begins, ends=chunk.ends, at_marker=chunk.at_marker, blank=chunk.blank)
         else:
@@ -76,20 +78,25 @@ def _is_first(chunk: Chunk) -> bool:
 
 
 class _DocumentEncoder:
-    """Encodes documents one by one into an EncodedBatch.
+    """Encodes documents one by one into an EncodedBatch, or short ones together where the encoder can do that.
 
     Args:
-        encode: Gives the same ids as the tokenizer's `encode_ordinary`.
+        encoder: Gives the same ids as the tokenizer's `encode_ordinary`.
         divide: End documents at end-of-text markers in their text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, encode: Callable[[str], np.ndarray], *, divide: bool) -> None:
-        self._tokenizer, self._encode, self._divide = tokenizer, encode, divide
+    def __init__(self, tokenizer: Tokenizer, encoder: FastEncoder, *, divide: bool) -> None:
+        self._tokenizer, self._encoder, self._divide = tokenizer, encoder, divide
+        # In bytes. Longer documents may consist of several parts. Without `divide`, one may contain a marker.
+        self._short = PartSizes.of(tokenizer).part if divide and encoder.takes_documents else 0
+        self._waiting: list[bytes] = []  # short documents
+        self._waiting_bytes = 0
         self._tokens = bytearray()  # The tokens of a long document would be in memory twice as a list that is joined.
-        self._rows: list[tuple[bytes, int, int, int]] = []
+        self._rows: list[np.ndarray] = []
+        self._row_tuples: list[tuple[bytes, int, int, int]] = []  # that follow them
         self._result = EncodedBatch()
         self._unknown = UnknownText(tokenizer)
-        self._dtype = f"<u{token_itemsize(tokenizer.vocab_size)}"
+        self._dtype = np.dtype(f"<u{token_itemsize(tokenizer.vocab_size)}")
         self._end_of_text = np.array([] if tokenizer.eos_id is None else [tokenizer.eos_id], self._dtype)
 
     def add(self, text: str) -> None:
@@ -99,25 +106,56 @@ class _DocumentEncoder:
             InvalidRecordError: If the text contains half a surrogate pair; nothing has been encoded then.
         """
         try:
-            if not text.isascii():
-                text.encode()
+            data = text.encode()
         except UnicodeEncodeError as error:
             raise InvalidRecordError("not UTF-8", f"half a surrogate pair at character {error.start}") from error
-        *documents, last = text.split(END_OF_TEXT) if self._divide else [text]
+        *documents, last = data.split(MARKER) if self._divide else [data]
         for document in documents:
             self._add_document(document, at_marker=True)
         if last or not documents:  # No document follows a marker at the end of a record.
             self._add_document(last, at_marker=False)
 
-    def _add_document(self, text: str, *, at_marker: bool) -> None:
-        if is_blank(text):
-            self.add_part(text, at_marker=at_marker, blank=True)
+    def add_documents(self, chunk: Chunk) -> None:
+        """Encode a chunk of whole documents."""
+        assert isinstance(chunk.content, Documents), "the chunk has documents"
+        documents, marks = Separators(chunk.content.separators).split(chunk.content.data)
+        try:
+            for document in documents:
+                if not document.isascii():
+                    document.decode()
+        except UnicodeDecodeError:
+            for part in divide_documents(chunk):
+                if isinstance(part.content, RejectedRecord):
+                    self.reject(part.content)
+                else:
+                    assert isinstance(part.content, str), "a document is a text"
+                    self._add_document(part.content.encode(), at_marker=part.at_marker)
             return
-        length = 0
-        for part in split_text(text, self._tokenizer):
-            begins, length = length == 0, length + len(part)
-            ends = length == len(text)
-            self.add_part(part, begins=begins, ends=ends, at_marker=at_marker and ends)
+        if chunk.content.separators == (MARKER,) and all(len(one) <= self._short and not _is_blank(one) for one in documents):
+            self._encode_waiting()
+            self._result.records += len(documents)
+            self._result.markers += len(documents)
+            self._encode_together(documents, chunk.content.data)
+            return
+        for document, mark in zip(documents, marks, strict=True):
+            self._add_document(document, at_marker=mark == MARKER)
+
+    def _add_document(self, data: bytes, *, at_marker: bool) -> None:
+        if _is_blank(data):
+            self.add_part("", at_marker=at_marker, blank=True)
+        elif len(data) <= self._short:
+            self._result.records += 1
+            self._result.markers += at_marker
+            self._waiting.append(data)
+            self._waiting_bytes += len(data)
+            if self._waiting_bytes >= BATCH:
+                self._encode_waiting()
+        else:
+            text, length = data.decode(), 0
+            for part in split_text(text, self._tokenizer):
+                begins, length = length == 0, length + len(part)
+                ends = length == len(text)
+                self.add_part(part, begins=begins, ends=ends, at_marker=at_marker and ends)
 
     def add_part(
         self, text: str, *, begins: bool = True, ends: bool = True, at_marker: bool = False, blank: bool = False
@@ -129,32 +167,83 @@ class _DocumentEncoder:
         """
         self._result.records += ends
         self._result.markers += at_marker
-        if ends and blank:
-            self._result.empty += 1
-            if not begins:
-                self._rows.append((b"", 0, 0, REJECTED))
+        if not (ends and blank):
+            self._encode_waiting()
+            self._encode_alone(text, begins=begins, ends=ends)
             return
-        token_ids, data = encode_part(text, self._tokenizer, continues=not begins, encode=self._encode), text.encode()
-        self._tokens += token_ids.astype(self._dtype).tobytes()
-        self._unknown.add(text, token_ids)
-        if ends:
-            self._tokens += self._end_of_text.tobytes()
-        if controls := count_controls(data):
-            self._result.controls += controls
-            self._result.nuls += data.count(b"\0")
-        digest = hashlib.blake2b(data, digest_size=16).digest()
-        length = len(token_ids) + ends * len(self._end_of_text)
-        self._rows.append((digest, length, len(data), COMPLETE if ends else CONTINUES))
+        self._result.empty += 1
+        if not begins:
+            self._encode_waiting()
+            self._row_tuples.append((b"", 0, 0, REJECTED))
 
     def reject(self, record: RejectedRecord, *, in_document: bool = False) -> None:
         """Add a rejected record or the end of a file that fails; `in_document` discards the encoded parts of the record."""
         self._result.reject(record)
         if in_document:
-            self._rows.append((b"", 0, 0, REJECTED))
+            self._encode_waiting()
+            self._row_tuples.append((b"", 0, 0, REJECTED))
 
     def finish(self) -> EncodedBatch:
         """Return everything that was added."""
-        self._result.tokens = self._tokens
-        self._result.rows = np.array(self._rows, ROW)
+        self._encode_waiting()
+        self._close_rows()
+        self._result.tokens = np.frombuffer(self._tokens, self._dtype)
+        self._result.rows = np.concatenate([*self._rows, np.empty(0, ROW)])
         self._result.unknown, self._result.unknown_example = self._unknown.tokens, self._unknown.example
         return self._result
+
+    def _encode_waiting(self) -> None:
+        """Encode the short documents that have been added."""
+        documents, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        if documents:
+            self._encode_together(documents, MARKER.join([*documents, b""]))
+
+    def _encode_together(self, documents: list[bytes], data: bytes) -> None:
+        """Encode documents together, if that is possible.
+
+        Args:
+            data: All of them, each with an end-of-text marker behind it.
+        """
+        encoded = self._encoder.encode_documents(documents, data)
+        if encoded is None or self._unknown.is_in(encoded[0]):
+            for document in documents:
+                self._encode_alone(document.decode())
+            return
+        token_ids, lengths = encoded
+        self._tokens += token_ids.astype(self._dtype).data
+        self._count_controls(data)  # A marker has none.
+        rows = np.empty(len(documents), ROW)
+        rows["hash"] = np.frombuffer(b"".join(map(_digest, documents)), ROW["hash"])
+        rows["tokens"], rows["bytes"], rows["state"] = lengths, list(map(len, documents)), COMPLETE
+        self._close_rows()
+        self._rows.append(rows)
+
+    def _encode_alone(self, text: str, *, begins: bool = True, ends: bool = True) -> None:
+        token_ids = encode_part(text, self._tokenizer, continues=not begins, encode=self._encoder.encode)
+        self._tokens += token_ids.astype(self._dtype).data
+        self._unknown.add(text, token_ids)
+        if ends:
+            self._tokens += self._end_of_text.data
+        data = text.encode()
+        self._count_controls(data)
+        length = len(token_ids) + ends * len(self._end_of_text)
+        self._row_tuples.append((_digest(data), length, len(data), COMPLETE if ends else CONTINUES))
+
+    def _count_controls(self, data: bytes) -> None:
+        if controls := count_controls(data):
+            self._result.controls += controls
+            self._result.nuls += data.count(b"\0")
+
+    def _close_rows(self) -> None:
+        if self._row_tuples:
+            self._rows.append(np.array(self._row_tuples, ROW))
+            self._row_tuples = []
+
+
+def _is_blank(data: bytes) -> bool:
+    """Return whether a text in UTF-8 is empty or consists of white space; for most texts, its first characters tell."""
+    return is_blank(data[:16].decode(errors="ignore")) and is_blank(data.decode())
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()

@@ -21,6 +21,7 @@ from gpt_pretrain.system.files import make_writable_folder, replacing
 from gpt_pretrain.system.formatting import format_count, format_duration, format_si
 from gpt_pretrain.system.terminal import print_escaped
 from gpt_pretrain.texts.chunks import NOTHING_TO_READ, Chunk, ReadPosition, RejectedRecord
+from gpt_pretrain.texts.documents import divide_documents
 from gpt_pretrain.texts.inputs import find_inputs
 from gpt_pretrain.texts.reading import read_inputs
 from gpt_pretrain.texts.records import InvalidRecordError, chunk_records, record_text
@@ -148,10 +149,11 @@ def _return_excess(held_out: TextSample, training: TextSample, *, share: float) 
 
 def _chunk_texts(chunk: Chunk, text_field: str, counts: RecordCounts, rejected: list[RejectedRecord]) -> Iterator[str]:
     """Yield the documents of a chunk, or the part of one that it is; those without text are left out."""
-    for text in _raw_texts(chunk, text_field, counts, rejected):
-        for document in text.split(END_OF_TEXT):
-            if document and not document.isspace():
-                yield document
+    for part in divide_documents(chunk):
+        for text in _raw_texts(part, text_field, counts, rejected):
+            for document in text.split(END_OF_TEXT):
+                if document and not document.isspace():
+                    yield document
 
 
 def _raw_texts(chunk: Chunk, text_field: str, counts: RecordCounts, rejected: list[RejectedRecord]) -> Iterator[str]:

@@ -79,13 +79,27 @@ class RejectedRecord:
 
 
 @dataclass(frozen=True)
+class Documents:
+    """Whole documents of a text, which have not been looked at yet.
+
+    Args:
+        data: The documents, with a separator behind each of them.
+        separators: In UTF-8.
+    """
+
+    data: bytes
+    separators: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
 class Chunk:
     """Consecutive records of one file, or a part of a long document.
 
     Args:
         file: Name of the file.
         first: Number of the first record, from 1.
-        content: JSON lines as bytes, a document or a part of one as text, values of a table column, or a rejected record.
+        content: JSON lines as bytes, whole documents, a part of a long one as text, values of a table column, or a rejected
+            record.
         end: The position after the chunk.
         bytes_read: Bytes read so far from all files.
         begins: Whether a document begins with the chunk, if the content is text or a rejected record.
@@ -96,7 +110,7 @@ class Chunk:
 
     file: str
     first: int
-    content: bytes | str | list[Any] | RejectedRecord
+    content: bytes | str | list[Any] | Documents | RejectedRecord
     end: ReadPosition
     bytes_read: int
     begins: bool = True
@@ -111,6 +125,8 @@ class Chunk:
             return sum(len(value) if isinstance(value, str) else 0 for value in self.content) + 50 * len(self.content)
         if isinstance(self.content, RejectedRecord):
             return 50
+        if isinstance(self.content, Documents):
+            return 50 + len(self.content.data)
         lines = self.content.count(b"\n") if isinstance(self.content, bytes) else 0
         return 50 + 50 * lines + len(self.content)
 
@@ -140,6 +156,12 @@ class Cursor:
         self.offset, self.record = self.offset + size, self.record + count
         return self._chunk(first, content)
 
+    def documents(self, data: bytes, separators: tuple[bytes, ...], *, count: int) -> Chunk:
+        """Return the next `count` documents as a whole, each with a separator behind it."""
+        first = self.record + 1
+        self.offset, self.record = self.offset + len(data), self.record + count
+        return self._chunk(first, Documents(data, separators))
+
     def part(self, text: str, *, ends: bool, end: int | None = None, at_marker: bool = False) -> Chunk:
         """Return the next part of a document.
 
@@ -148,7 +170,8 @@ class Cursor:
             at_marker: Whether the document ends at an end-of-text marker in the text.
         """
         begins, first = not self.in_document, self.record + 1
-        self.offset = self.offset + len(text.encode()) if end is None else end
+        size = len(text) if text.isascii() else len(text.encode())
+        self.offset = self.offset + size if end is None else end
         self.record, self.in_document = self.record + ends, not ends
         blank = (begins or self._blank) and is_blank(text)
         self._blank = blank and not ends
@@ -161,7 +184,7 @@ class Cursor:
         return self._chunk(self.record, RejectedRecord(self.file, self.record, reason, detail), begins=begins)
 
     def _chunk(
-        self, first: int, content: bytes | str | list[Any] | RejectedRecord, *, begins: bool = True, ends: bool = True
+        self, first: int, content: bytes | str | list[Any] | Documents | RejectedRecord, *, begins: bool = True, ends: bool = True
     ) -> Chunk:
         end = ReadPosition(self._file_index, self.offset, self.record, self.in_document, self._member, self._blank)
         return Chunk(self.file, first, content, end, self._bytes_read() + self.bytes_of_file, begins, ends)

@@ -6,7 +6,6 @@ import codecs
 import io
 import itertools
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from gpt_pretrain.system.file_kinds import ARRAY, LINES, PARQUET, ROWS, TEXT
@@ -26,13 +25,14 @@ from gpt_pretrain.texts.chunks import (
 )
 from gpt_pretrain.texts.contents import Content, open_contents
 from gpt_pretrain.texts.decompression import ContentLimit, DamagedArchiveError, NothingToReadError, drop_bytes
+from gpt_pretrain.texts.documents import MARKER, Separators
 from gpt_pretrain.texts.inputs import CorpusInputs, InputFile, check_unchanged
 from gpt_pretrain.texts.invalid_utf8 import explain_invalid_utf8
 from gpt_pretrain.texts.json_values import split_values
 from gpt_pretrain.texts.left_out import LeftOut
 from gpt_pretrain.texts.rows import split_rows
 from gpt_pretrain.texts.tables import read_dataset, read_parquet
-from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer
+from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.tokenizers.splitting import split_start, split_text
 
 
@@ -98,10 +98,15 @@ def split_documents(blocks: Iterable[bytes], cursor: Cursor, separator: str | No
     Args:
         blocks: The content from the cursor's offset on, with unified line ends.
     """
-    separators = [END_OF_TEXT, *([unify_line_ends(separator)] if separator else [])]
+    separators = Separators([MARKER, *([unify_line_ends(separator).encode()] if separator else [])])
+    _, blocks = peek(iter(blocks))  # From here on, the cursor is behind a byte order mark.
     decoder = codecs.getincrementaldecoder("utf-8")()
     text, problem, offset = "", "", cursor.offset
-    for data, mark, ends in _split_at_separators(blocks, separators, in_document=cursor.in_document):
+    for data, mark, ends in _split_at_separators(blocks, separators, cursor):
+        if isinstance(data, Chunk):
+            offset = cursor.offset
+            yield data
+            continue
         if not problem:
             try:
                 text += decoder.decode(data, ends)
@@ -120,7 +125,7 @@ def split_documents(blocks: Iterable[bytes], cursor: Cursor, separator: str | No
             *parts, text = split_text(text, tokenizer)
             for part in parts:
                 yield cursor.part(part, ends=False)
-            yield cursor.part(text, ends=True, end=offset, at_marker=mark == END_OF_TEXT.encode())
+            yield cursor.part(text, ends=True, end=offset, at_marker=mark == MARKER)
         decoder.reset()
         text, problem = "", ""
 
@@ -206,19 +211,26 @@ def _drop_byte_order_mark(blocks: Iterator[bytes], cursor: Cursor) -> Iterator[b
 
 
 def _split_at_separators(
-    blocks: Iterable[bytes], separators: Sequence[str], *, in_document: bool
-) -> Iterator[tuple[bytes, bytes, bool]]:
-    """Yield slices of documents, the separator after each slice if there is one, and whether the document ends there."""
-    marks = sorted({separator.encode() for separator in separators}, key=len, reverse=True)
-    any_mark, longest = re.compile(b"|".join(map(re.escape, marks))), max(map(len, marks), default=1)
-    rest, document_open, any_end = b"", in_document, False
+    blocks: Iterable[bytes], separators: Separators, cursor: Cursor
+) -> Iterator[tuple[bytes | Chunk, bytes, bool]]:
+    """Yield slices of documents, the separator after each slice if there is one, and whether the document ends there.
+
+    Whole documents that arrive together are yielded as a chunk.
+    """
+    rest, document_open, any_end = b"", cursor.in_document, cursor.record > 0
     for block in itertools.chain(blocks, [None]):
-        rest, begin = rest + (block or b""), 0
+        rest, begin = rest + block if block and rest else block or rest, 0
         # The end of what has arrived may be the beginning of a separator, or of a longer one than it is yet.
-        certain = len(rest) if block is None else max(len(rest) - longest + 1, 0)
-        while marks and (found := any_mark.search(rest, begin)) and found.start() < certain:
-            yield rest[begin : found.start()], found[0], True
-            begin, document_open, any_end = found.end(), False, True
+        certain = len(rest) if block is None else max(len(rest) - separators.longest + 1, 0)
+        if document_open and (found := separators.find(rest, 0, certain)) is not None:
+            position, mark = found
+            yield rest[:position], mark, True
+            begin, document_open, any_end = position + len(mark), False, True
+        if not document_open:
+            count, end = separators.whole_documents(rest, begin, certain)
+            if count:
+                yield cursor.documents(rest[begin:end], separators.separators, count=count), b"", True
+                begin, any_end = end, True
         if block is not None and certain > begin:
             yield rest[begin:certain], b"", False
             begin, document_open = certain, True

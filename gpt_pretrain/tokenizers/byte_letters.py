@@ -9,6 +9,8 @@ _PLAIN = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *ran
 _OTHERS = iter(range(256, 512))
 LETTERS = [chr(byte if byte in _PLAIN else next(_OTHERS)) for byte in range(256)]
 _BYTES = {letter: byte for byte, letter in enumerate(LETTERS)}
+# Each letter becomes the character of Latin-1 that is its byte, and a character that is no letter one that is not in Latin-1.
+_TO_LATIN1 = dict.fromkeys(range(256), "\uffff") | {ord(letter): chr(byte) for letter, byte in _BYTES.items()}
 
 
 def to_letters(token: bytes) -> str:
@@ -18,6 +20,7 @@ def to_letters(token: bytes) -> str:
 
 def from_letters(token: str) -> bytes:
     """Return the bytes that letters stand for; a character that stands for none keeps its UTF-8."""
-    if all(letter in _BYTES for letter in token):
-        return bytes(_BYTES[letter] for letter in token)
-    return b"".join(bytes([_BYTES[letter]]) if letter in _BYTES else letter.encode(errors="replace") for letter in token)
+    try:
+        return token.translate(_TO_LATIN1).encode("latin-1")
+    except UnicodeEncodeError:
+        return b"".join(bytes([_BYTES[letter]]) if letter in _BYTES else letter.encode(errors="replace") for letter in token)

@@ -10,30 +10,32 @@ with one of them is encoded by the tokenizer itself.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import numpy as np
 
 from gpt_pretrain.system.reading import short_repr
 from gpt_pretrain.system.resources import resident_memory, return_freed_memory
-from gpt_pretrain.tokenizers.base import Tokenizer
-from gpt_pretrain.tokenizers.gigatoken_engine import Encode, UnsupportedTokenizerError, engine_builder
+from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer
+from gpt_pretrain.tokenizers.gigatoken_engine import MARKER, Encode, UnsupportedTokenizerError, engine_builder, has_marker
 
 # Smaller texts take less time than it takes to build an encoder, in bytes.
 WORTHWHILE = 1 << 23
-COMPARED_FIRST = 1 << 20  # Characters at the beginning of a text or a corpus of which all token ids are compared.
-COMPARED = 1 << 12  # Characters that are compared at a time.
-COMPARED_SHARE = 1 << 10  # One in this many characters is compared.
+COMPARED_FIRST = 1 << 20  # Bytes at the beginning of a text or a corpus of which all token ids are compared.
+COMPARED = 1 << 12  # Bytes that are compared at a time.
+COMPARED_SHARE = 1 << 10  # One in this many bytes is compared.
 # gigatoken 0.10 remembers every word, which takes up to ten bytes for each byte of a text of random words. It is built anew when
-# this process has grown by so much memory, which is looked at each time that so many characters have been encoded.
+# this process has grown by so much memory, which is looked at each time that so many bytes have been encoded.
 # Source: https://github.com/marcelroed/gigatoken/issues/36
 MAX_GROWTH, GROWTH_CHECKED = 1 << 28, 1 << 24
-WITHOUT_MEASURE = 1 << 28  # Characters after which it is built anew where the memory of a process is unknown.
+WITHOUT_MEASURE = 1 << 28  # Bytes after which it is built anew where the memory of a process is unknown.
 # Chinese, Korean and Tangut characters, and areas that will never have letters. All libraries have agreed on them for years.
 SETTLED = (
     *((0x3400, 0x4DB0), (0x4E00, 0x9F00), (0xAC00, 0xD7A4), (0xD800, 0xF900), (0x17000, 0x18700), (0x18800, 0x18B00)),
     *((0x20000, 0x2A6D0), (0x2A700, 0x2B700), (0x2B820, 0x2CE00), (0x2CEC0, 0x2EB00), (0x30000, 0x31300)),
 )
+SEARCHED = 16  # Parts of a block with a disputed character that are searched further.
 LAST_LETTERS = 0x34000  # No letters or numbers follow, nor are any planned, except in areas for private use.
 DIFFICULT = (
     "I'm sure they'll say we've HE'S DON'T 'Tis the '90s'\u017f d'accord l\u2019\u00e9t\u00e9",
@@ -42,7 +44,7 @@ DIFFICULT = (
     "!!! ... ---- ___ ?!?! /* ** */ </p> \\\\ {}[]() ==> `` '' \"\"",
     "你好\uff0c世界。日本語の文章です。한국어 ไทย עברית مرحبا हिन्दी Ελληνικά Русский",
     "e\u0301 n\u0303 \u0301\u0302 \U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea \u2764\ufe0f \U00020000 \uffff",
-    "<|endoftext|> <|endoftext|><|fim_prefix|> [UNK] <unk> </s> <0x0A>",
+    "<|endoftext> <|endoftext <|endoftext><|fim_prefix|> [UNK] <unk> </s> <0x0A>",
     "a" * 3000, " " * 3000 + "x", "\n" * 500, "7" * 1000, "-" * 1000, "ab" * 1000, "é" * 500, "的" * 500,
 )  # fmt: skip
 
@@ -60,24 +62,28 @@ class FastEncoder:
 
     Attributes:
         slow_because: Why the tokenizer itself encodes; empty if the library does.
+        takes_documents: Whether several documents can be encoded together.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, use_library: bool = True) -> None:
         self._tokenizer = tokenizer
         self._engine: _BoundedEngine | None = None
         self._to_compare = 0
+        self.takes_documents = False
         self.slow_because = "" if use_library else "the text is small"
         if use_library:
             try:
                 self._engine = _BoundedEngine(engine_builder(tokenizer))
                 self._disputed = _disputed_characters(self._engine.encode, tokenizer)
+                # The first byte of each disputed character: most texts have none of these bytes.
+                self._first_bytes = sorted({chr(code).encode()[0] for code in np.flatnonzero(self._disputed).tolist()})
                 self._compare_vocabulary()
             except (UnsupportedTokenizerError, DifferentIdsError) as error:
                 self._engine, self.slow_because = None, str(error)
 
-    def compare_next(self, characters: int = COMPARED_FIRST) -> None:
-        """Compare all token ids of so many characters that follow with the tokenizer's, and then those of a sample."""
-        self._to_compare = characters
+    def compare_next(self, size: int = COMPARED_FIRST) -> None:
+        """Compare all token ids of so many bytes that follow with the tokenizer's, and then those of a sample."""
+        self._to_compare = size
 
     def encode(self, text: str) -> np.ndarray:
         """Return the token ids of a text, uint32.
@@ -85,44 +91,88 @@ class FastEncoder:
         Raises:
             DifferentIdsError: If the library has encoded a text in another way than the tokenizer, or failed.
         """
-        if self._engine is None or self._is_disputed(text):
+        try:
+            data = b"" if self._engine is None else text.encode()
+        except UnicodeEncodeError:  # Half a surrogate pair, which only the tokenizer takes.
+            data = b""
+        if self._engine is None or not data or MARKER in data or self._is_disputed(data):
             return self._tokenizer.encode_ordinary(text)
-        token_ids = _encode(self._engine.encode, text)
+        token_ids = _encode(self._engine.encode, data)
         if self._to_compare > 0:
-            self._to_compare -= len(text)
+            self._to_compare -= len(data)
             self._compare(text, token_ids)
-        elif _is_chosen(text):
-            start = _number(text) % max(len(text) - COMPARED, 1)
-            part = text[start : start + COMPARED]
-            self._compare(part, token_ids if len(part) == len(text) else _encode(self._engine.encode, part))
+        else:
+            self._compare_sample(data)
         return token_ids
+
+    def encode_documents(self, documents: Sequence[bytes], data: bytes) -> tuple[np.ndarray, np.ndarray] | None:
+        """Encode several documents at once, if `takes_documents`.
+
+        Args:
+            documents: In UTF-8, without end-of-text markers.
+            data: All of them, each with a marker behind it.
+
+        Returns:
+            The token ids of all documents, uint32, with the end of text behind each of them, and the number of ids of each
+            document; None if each must be encoded by itself.
+
+        Raises:
+            DifferentIdsError: As `encode` does.
+        """
+        assert self._engine is not None, "there is an engine"
+        if self._is_disputed(b"".join(document for document in documents if not document.isascii())):
+            return None
+        token_ids = _encode(self._engine.encode, data)
+        (ends,) = np.nonzero(token_ids == self._tokenizer.eos_id)
+        if len(ends) != len(documents):
+            raise DifferentIdsError(f"gigatoken finds {len(ends):,} ends of {len(documents):,} documents")
+        if self._to_compare > 0:
+            for document, begin, end in zip(documents, [0, *(ends[:-1] + 1).tolist()], ends.tolist(), strict=True):
+                self._to_compare -= len(document)
+                self._compare(document.decode(), token_ids[begin:end])
+                if self._to_compare <= 0:
+                    break
+        else:
+            self._compare_sample(data)
+        return token_ids, np.diff(ends, prepend=-1)
+
+    def _compare_sample(self, data: bytes) -> None:
+        """Compare a part of a text or of several documents, if it is chosen."""
+        if not _is_chosen(data):
+            return
+        assert self._engine is not None, "there is an engine"
+        start = _number(data) % max(len(data) - COMPARED, 1)
+        for text in data[start : start + COMPARED].decode(errors="ignore").split(END_OF_TEXT):
+            self._compare(text, _encode(self._engine.encode, text.encode()))
 
     def _compare(self, text: str, token_ids: np.ndarray) -> None:
         if not np.array_equal(token_ids, self._tokenizer.encode_ordinary(text)):
             raise DifferentIdsError(f"gigatoken encodes {short_repr(text)} in another way than {self._tokenizer.name}")
 
     def _compare_vocabulary(self) -> None:
-        """Compare the ids of all tokens that are texts, and of difficult texts.
+        """Compare the ids of all tokens that are texts, and of difficult texts, also as documents that follow each other.
 
         Raises:
             DifferentIdsError: If they differ.
         """
         data = [self._tokenizer.token_bytes(token_id) for token_id in range(self._tokenizer.vocab_size)]
-        tokens = [token.decode(errors="ignore") for token in data]
+        tokens = [token.decode(errors="ignore") for token in data if MARKER not in token]
         texts = ["\n".join(tokens), "".join(tokens), *DIFFICULT, "".join(DIFFICULT)]
-        self.compare_next(sum(map(len, texts)))
+        self.compare_next(1 << 40)
         for text in texts:
             self.encode(text)
+        documents = [text.encode() for text in DIFFICULT]
+        with suppress(DifferentIdsError):
+            self.takes_documents = (
+                has_marker(self._tokenizer) and self.encode_documents(documents, MARKER.join([*documents, b""])) is not None
+            )
         self.compare_next(0)
 
-    def _is_disputed(self, text: str) -> bool:
+    def _is_disputed(self, data: bytes) -> bool:
         """Return whether a text has a character on which the libraries disagree."""
-        if text.isascii():
+        if data.isascii() or not any(first in data for first in self._first_bytes):
             return False
-        try:
-            codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
-        except UnicodeEncodeError:  # Half a surrogate pair, which only the tokenizer takes.
-            return True
+        codes = np.frombuffer(data.decode().encode("utf-32-le"), "<u4")
         return bool(self._disputed.take(codes, mode="clip").any())
 
 
@@ -133,11 +183,11 @@ class _BoundedEngine:
         self._build = build
         self._renew()
 
-    def encode(self, text: str) -> np.ndarray:
-        self._left -= len(text)
+    def encode(self, data: bytes) -> np.ndarray:
+        self._left -= len(data)
         if self._left < 0:
             self._limit_memory()
-        return self._encode(text)
+        return self._encode(data)
 
     def _limit_memory(self) -> None:
         now = resident_memory()
@@ -154,22 +204,23 @@ class _BoundedEngine:
         self._memory, self._left = memory or 0, WITHOUT_MEASURE if memory is None else GROWTH_CHECKED
 
 
-def _no_engine(_: str) -> np.ndarray:
+def _no_engine(_: bytes) -> np.ndarray:
     raise AssertionError("no engine has been built")
 
 
-def _encode(encode: Encode, text: str) -> np.ndarray:
+def _encode(encode: Encode, data: bytes) -> np.ndarray:
     """Call the engine, whose failures are of any class; a panic of Rust is not even an Exception.
 
     Raises:
         DifferentIdsError: If it fails.
     """
     try:
-        return encode(text)
+        return encode(data)
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:
-        raise DifferentIdsError(f"gigatoken fails on {short_repr(text)} ({type(error).__name__})") from error
+        text = short_repr(data.decode(errors="replace"))
+        raise DifferentIdsError(f"gigatoken fails on {text} ({type(error).__name__})") from error
 
 
 def _disputed_characters(encode: Encode, tokenizer: Tokenizer) -> np.ndarray:
@@ -189,22 +240,25 @@ def _disputed_characters(encode: Encode, tokenizer: Tokenizer) -> np.ndarray:
 
 
 def _find_disputed(codes: np.ndarray, encode: Encode, tokenizer: Tokenizer, disputed: np.ndarray) -> None:
-    """Mark the disputed ones among some characters; halves that give the same ids are not searched further."""
-    text = "\n".join(f"{chr(code)}'s" for code in codes)
-    if np.array_equal(_encode(encode, text), tokenizer.encode_ordinary(text)):
+    """Mark the disputed ones among some characters; parts that give the same ids are not searched further."""
+    # The code of each character, and those of an apostrophe, an s and a line feed.
+    table = np.full((len(codes), 4), [0, 39, 115, 10], "<u4")
+    table[:, 0] = codes
+    text = table.tobytes().decode("utf-32-le")
+    if np.array_equal(_encode(encode, text.encode()), tokenizer.encode_ordinary(text)):
         return
     if len(codes) == 1:
         disputed[codes] = True
         return
-    for half in np.array_split(codes, 2):
-        _find_disputed(half, encode, tokenizer, disputed)
+    for part in np.array_split(codes, min(SEARCHED, len(codes))):
+        _find_disputed(part, encode, tokenizer, disputed)
 
 
-def _is_chosen(text: str) -> bool:
+def _is_chosen(data: bytes) -> bool:
     """Return whether a text is compared, with a probability that depends on its length."""
-    return _number(text) % COMPARED_SHARE <= len(text) // COMPARED
+    return _number(data) % COMPARED_SHARE <= len(data) // COMPARED
 
 
-def _number(text: str) -> int:
+def _number(data: bytes) -> int:
     """Return a number that depends on the text only."""
-    return zlib.crc32(text[:64].encode(errors="surrogatepass")) ^ len(text)
+    return zlib.crc32(data[:64]) ^ len(data)

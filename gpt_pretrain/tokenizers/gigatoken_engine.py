@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import binascii
 import json
 import tempfile
 from collections.abc import Callable, Mapping
@@ -13,12 +13,13 @@ import numpy as np
 from tiktoken_ext import openai_public
 
 from gpt_pretrain.system.native_errors import without_panic_messages
-from gpt_pretrain.tokenizers.base import Tokenizer
+from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer
 from gpt_pretrain.tokenizers.ranks import CL100K_PATTERN, O200K_PATTERN, to_oniguruma
 from gpt_pretrain.tokenizers.tiktoken_bpe import TiktokenTokenizer
 from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer
 
-Encode = Callable[[str], np.ndarray]
+Encode = Callable[[bytes], np.ndarray]
+MARKER = END_OF_TEXT.encode()
 
 # The library's names of the patterns of tiktoken's encodings.
 SCHEMES = {"gpt2": "gpt2", "r50k_base": "gpt2", "cl100k_base": "gpt4", "o200k_base": "o200k", "o200k_harmony": "o200k"}
@@ -36,7 +37,9 @@ class UnsupportedTokenizerError(Exception):
 
 
 def engine_builder(tokenizer: Tokenizer) -> Callable[[], Encode]:
-    """Return a function that builds an encoder, which treats the end of text as ordinary text.
+    """Return a function that builds an encoder of UTF-8.
+
+    It encodes the end-of-text marker as one token if `has_marker`; another end of text is ordinary text to it.
 
     Raises:
         UnsupportedTokenizerError: If there is none. The function raises it too.
@@ -52,7 +55,7 @@ def engine_builder(tokenizer: Tokenizer) -> Callable[[], Encode]:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder, "ranks.tiktoken")
                 path.write_bytes(ranks)
-                return gigatoken_rs.BPETokenizer.from_tiktoken(path, scheme)
+                return gigatoken_rs.BPETokenizer.from_tiktoken(path, scheme, {END_OF_TEXT: tokenizer.eos_id})
 
     elif isinstance(tokenizer, VocabularyTokenizer) and (fields := _supported_fields(tokenizer)) is not None:
         content = json.dumps(fields)
@@ -76,10 +79,15 @@ def engine_builder(tokenizer: Tokenizer) -> Callable[[], Encode]:
     return build
 
 
+def has_marker(tokenizer: Tokenizer) -> bool:
+    """Return whether the end-of-text marker is the end of text of a tokenizer."""
+    return tokenizer.eos_id is not None and tokenizer.token_bytes(tokenizer.eos_id) == MARKER
+
+
 def _rank_file(ranks: Mapping[bytes, int]) -> bytes:
     """Return the content of a .tiktoken file."""
     ordered = sorted(ranks, key=ranks.__getitem__)
-    return b"".join(b"%s %d\n" % (base64.b64encode(token), ranks[token]) for token in ordered)
+    return b"".join(b"%s %d\n" % (binascii.b2a_base64(token, newline=False), ranks[token]) for token in ordered)
 
 
 def _supported_fields(tokenizer: VocabularyTokenizer) -> dict[str, Any] | None:
@@ -87,7 +95,7 @@ def _supported_fields(tokenizer: VocabularyTokenizer) -> dict[str, Any] | None:
     fields, model = tokenizer.fields, tokenizer.fields["model"]
     if model["type"] != "BPE" or not set(model) <= MODEL_KEYS or not tokenizer.keeps_bytes:
         return None
-    added = [token for token in fields["added_tokens"] if token["content"] != tokenizer.end_of_text]
+    added = [token for token in fields["added_tokens"] if token["content"] != tokenizer.end_of_text or has_marker(tokenizer)]
     if any(token["single_word"] for token in added) or (splitter := _supported_splitter(fields["pre_tokenizer"])) is None:
         return None
     return {"model": model, "added_tokens": added, "pre_tokenizer": splitter}

@@ -31,6 +31,10 @@ class UnknownText:
         self.tokens = 0
         self.example = ""
 
+    def is_in(self, token_ids: np.ndarray) -> bool:
+        """Return whether any of these tokens stands for what the vocabulary lacks."""
+        return self._tokenizer.unknown_id is not None and bool((token_ids == self._tokenizer.unknown_id).any())
+
     def add(self, text: str, token_ids: np.ndarray) -> None:
         """Count those of a text that `encode_ordinary` has encoded."""
         if self._tokenizer.unknown_id is None:

@@ -12,6 +12,7 @@ from gpt_pretrain.data.token_cache import tokenize_text
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare import pipeline
 from gpt_pretrain.texts import chunks, reading
+from gpt_pretrain.texts.documents import divide_documents
 from gpt_pretrain.texts.text import Text
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from tests.helpers import corpora
@@ -126,7 +127,8 @@ def test_documents_do_not_depend_on_the_size_of_the_blocks(pieces: list[str], bl
     data = text.replace("\r", "\n").encode()
     blocks = (data[start : start + block] for start in range(0, len(data), block))
     cursor, found = chunks.Cursor("name", chunks.ReadPosition(), bytes_read=lambda: 0), [""]
-    for chunk in reading.split_documents(blocks, cursor, "<>", GPT2):
+    chunks_read = reading.split_documents(blocks, cursor, "<>", GPT2)
+    for chunk in (part for read in chunks_read for part in divide_documents(read)):
         found[-1] += str(chunk.content)
         found += [""] if chunk.ends else []
     expected = data.decode().replace(MARKER, "<>").split("<>")
@@ -227,11 +229,15 @@ def test_documents_without_text_are_left_out_everywhere(tmp_path: Path, name: st
 
 def test_a_long_blank_document_is_left_out_wherever_reading_resumes(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(f"one{MARKER}{' ' * 2_000_000}{MARKER}two")
-    chunks_read = list(reading.read_inputs(corpora.inputs_of(tmp_path / "a.txt"), GPT2, start=chunks.ReadPosition()))
+
+    def read(start: chunks.ReadPosition) -> list[chunks.Chunk]:
+        found = reading.read_inputs(corpora.inputs_of(tmp_path / "a.txt"), GPT2, start=start)
+        return [part for chunk in found for part in divide_documents(chunk)]
+
+    chunks_read = read(chunks.ReadPosition())
     assert [chunk.blank for chunk in chunks_read if chunk.ends] == [False, True, False] and len(chunks_read) > 4
     for number, chunk in enumerate(chunks_read[:-1]):
-        later = list(reading.read_inputs(corpora.inputs_of(tmp_path / "a.txt"), GPT2, start=chunk.end))
-        assert [(other.content, other.blank) for other in later] == [
+        assert [(other.content, other.blank) for other in read(chunk.end)] == [
             (other.content, other.blank) for other in chunks_read[number + 1 :]
         ]
 

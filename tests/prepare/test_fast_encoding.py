@@ -54,7 +54,7 @@ def large(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class WrongLater:
-    """Wraps engines, which from a certain call on leave out the last token of the texts with a certain word."""
+    """Wraps engines, which from a certain call on leave out the first token of the texts with a certain word."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, first_wrong: int) -> None:
         real = fast_encoder.engine_builder
@@ -62,9 +62,9 @@ class WrongLater:
         monkeypatch.setattr(fast_encoder, "engine_builder", lambda tokenizer: lambda: self.wrap(real(tokenizer)()))
 
     def wrap(self, encode: fast_encoder.Encode) -> fast_encoder.Encode:
-        def wrong(text: str) -> np.ndarray:
-            self.calls += "xyzzyx" in text
-            return encode(text)[:-1] if "xyzzyx" in text and self.calls >= self.first_wrong else encode(text)
+        def wrong(data: bytes) -> np.ndarray:
+            self.calls += b"xyzzyx" in data
+            return encode(data)[1:] if b"xyzzyx" in data and self.calls >= self.first_wrong else encode(data)
 
         return wrong
 

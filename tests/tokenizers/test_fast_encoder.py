@@ -62,6 +62,24 @@ def test_it_gives_the_ids_of_the_tokenizer(
     assert found.dtype == np.uint32 and found.tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize("name", NAMES)
+@given(texts=st.lists(TEXTS.map(lambda text: text.replace(END_OF_TEXT, "")), min_size=1, max_size=6))
+@example(texts=["", " ", "a\n\n", " b", "<|endoftext", "|>", "'s"])
+def test_documents_that_are_encoded_together_have_the_ids_of_each(
+    name: str, texts: list[str], tokenizers: dict[str, Tokenizer], encoders: dict[str, FastEncoder]
+) -> None:
+    tokenizer = tokenizers[name]
+    assert encoders[name].takes_documents
+    documents = [text.encode() for text in texts]
+    if (encoded := encoders[name].encode_documents(documents, gigatoken_engine.MARKER.join([*documents, b""]))) is None:
+        assert not "".join(texts).isascii()
+        return
+    token_ids, lengths = encoded
+    expected = [[*tokenizer.encode_ordinary(text).tolist(), tokenizer.eos_id] for text in texts]
+    assert token_ids.tolist() == [token_id for ids in expected for token_id in ids]
+    assert lengths.tolist() == list(map(len, expected))
+
+
 def test_half_a_surrogate_pair_is_left_to_the_tokenizer(encoders: dict[str, FastEncoder]) -> None:
     with pytest.raises(UnicodeEncodeError):
         build_tokenizer("gpt2").encode_ordinary("a\ud800b")
@@ -83,12 +101,13 @@ class Fake:
         self.built += 1
         return self.encode
 
-    def encode(self, text: str) -> np.ndarray:
+    def encode(self, data: bytes) -> np.ndarray:
+        text = data.decode()
         self.texts.append(text)
         if self.wrong in text and self.fails:
             raise BaseException("panicked")  # as a panic of Rust
-        ids = self.tokenizer.encode_ordinary(text)
-        return ids[:-1] if self.wrong in text else ids
+        ids = np.array(self.tokenizer.encode(text), np.uint32)
+        return ids[1:] if self.wrong in text else ids
 
 
 @pytest.fixture
@@ -111,7 +130,7 @@ def test_an_encoder_that_differs_at_first_is_not_used(
 def test_a_difference_is_found_in_the_sample(words: int, share: float, gpt2: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     Fake(gpt2, "xyzzyx").install(monkeypatch)
     encoder, texts = FastEncoder(gpt2), [f"{number} is {'a xyzzyx b ' * words}" for number in range(12_000)]
-    chosen = [text for text in texts if fast_encoder._is_chosen(text)]
+    chosen = [text for text in texts if fast_encoder._is_chosen(text.encode())]
     assert share / 2 < len(chosen) / len(texts) < 2 * share
     for text in chosen[:5]:
         with pytest.raises(DifferentIdsError, match=r"gigatoken encodes '.*xyzzyx.* in another way than gpt2"):
@@ -180,7 +199,7 @@ def test_an_engine_is_built_anew_when_its_memory_has_grown(gpt2: Tokenizer, monk
 
     def built_after(characters: int) -> int:
         for _ in range(characters // 100):
-            engine.encode("x" * 100)
+            engine.encode(b"x" * 100)
         return fake.built
 
     assert built_after(5000) == 1

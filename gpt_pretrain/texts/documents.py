@@ -1,0 +1,82 @@
+"""Whole documents of a text, taken from it together and divided by the workers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+
+from gpt_pretrain.system.encodings import is_blank
+from gpt_pretrain.texts.chunks import Chunk, Documents, RejectedRecord
+from gpt_pretrain.texts.invalid_utf8 import explain_invalid_utf8
+from gpt_pretrain.tokenizers.base import END_OF_TEXT
+
+MARKER = END_OF_TEXT.encode()
+
+
+class Separators:
+    """Finds what divides the documents of a text, also where one separator begins like another one.
+
+    Args:
+        separators: In UTF-8. Of two that begin at the same position, the longer one counts.
+    """
+
+    def __init__(self, separators: Sequence[bytes]) -> None:
+        self.separators = tuple(sorted(set(separators), key=len, reverse=True))
+        self.longest = max(map(len, self.separators))
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[bytes]:
+        return re.compile(b"|".join(map(re.escape, self.separators)))
+
+    def find(self, data: bytes, begin: int, end: int) -> tuple[int, bytes] | None:
+        """Return the position of the first separator that begins between two positions, and the separator."""
+        if len(self.separators) == 1:
+            position = data.find(self.separators[0], begin)
+            return (position, self.separators[0]) if 0 <= position < end else None
+        found = self._pattern.search(data, begin)
+        return (found.start(), found[0]) if found is not None and found.start() < end else None
+
+    def whole_documents(self, data: bytes, begin: int, end: int) -> tuple[int, int]:
+        """Return the number of separators that begin between two positions, and the end of the last one."""
+        if self.separators == (MARKER,):  # No part of it begins another one.
+            last = data.rfind(MARKER, begin, end + len(MARKER) - 1)
+            return (0, begin) if last < 0 else (data.count(MARKER, begin, last) + 1, last + len(MARKER))
+        count, last = 0, begin
+        for found in self._pattern.finditer(data, begin):
+            if found.start() >= end:
+                break
+            count, last = count + 1, found.end()
+        return count, last
+
+    def split(self, data: bytes) -> tuple[list[bytes], list[bytes]]:
+        """Return the documents in a text that ends with a separator, and the separator behind each of them."""
+        if len(self.separators) == 1:
+            documents = data.split(self.separators[0])
+            return documents[:-1], [self.separators[0]] * (len(documents) - 1)
+        return self._pattern.split(data)[:-1], self._pattern.findall(data)
+
+
+def divide_documents(chunk: Chunk) -> Iterator[Chunk]:
+    """Yield a chunk for each document of a chunk of whole documents; any other chunk is yielded as it is."""
+    if not isinstance(chunk.content, Documents):
+        yield chunk
+        return
+    position = chunk.end.offset - len(chunk.content.data)
+    documents, marks = Separators(chunk.content.separators).split(chunk.content.data)
+    for number, (document, mark) in enumerate(zip(documents, marks, strict=True), start=chunk.first):
+        content, blank = _decode(document, position, chunk.file, number)
+        position += len(document) + len(mark)
+        end = replace(chunk.end, offset=position, record=number)
+        yield replace(chunk, first=number, content=content, end=end, at_marker=mark == MARKER, blank=blank)
+
+
+def _decode(document: bytes, position: int, file: str, number: int) -> tuple[str | RejectedRecord, bool]:
+    """Return the text of a document and whether it is blank, or why it is left out."""
+    try:
+        text = document.decode()
+    except UnicodeDecodeError as error:
+        problem = ". ".join(filter(None, explain_invalid_utf8(document, error, position, file)))
+        return RejectedRecord(file, number, "not UTF-8", problem), False
+    return text, is_blank(text)
