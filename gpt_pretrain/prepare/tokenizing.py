@@ -57,10 +57,11 @@ def encode_batch(
     for chunk in chunks:
         if isinstance(chunk.content, RejectedRecord):
             encoder.reject(chunk.content, in_document=not chunk.begins)
-        elif isinstance(chunk.content, Documents):
+        elif isinstance(chunk.content, Documents) and chunk.content.separators:
             encoder.add_documents(chunk)
-        elif isinstance(chunk.content, str):
-            encoder.add_part(chunk.content, begins=chunk.begins, ends=chunk.ends, at_marker=chunk.at_marker, blank=chunk.blank)
+        elif isinstance(chunk.content, Documents | str):
+            data = chunk.content.data if isinstance(chunk.content, Documents) else chunk.content.encode()
+            encoder.add_part(data, begins=chunk.begins, ends=chunk.ends, at_marker=chunk.at_marker, blank=chunk.blank)
         else:
             for number, record in chunk_records(chunk):
                 try:
@@ -142,7 +143,7 @@ class _DocumentEncoder:
 
     def _add_document(self, data: bytes, *, at_marker: bool) -> None:
         if _is_blank(data):
-            self.add_part("", at_marker=at_marker, blank=True)
+            self.add_part(b"", at_marker=at_marker, blank=True)
         elif len(data) <= self._short:
             self._result.records += 1
             self._result.markers += at_marker
@@ -155,10 +156,10 @@ class _DocumentEncoder:
             for part in split_text(text, self._tokenizer):
                 begins, length = length == 0, length + len(part)
                 ends = length == len(text)
-                self.add_part(part, begins=begins, ends=ends, at_marker=at_marker and ends)
+                self.add_part(part.encode(), begins=begins, ends=ends, at_marker=at_marker and ends)
 
     def add_part(
-        self, text: str, *, begins: bool = True, ends: bool = True, at_marker: bool = False, blank: bool = False
+        self, data: bytes, *, begins: bool = True, ends: bool = True, at_marker: bool = False, blank: bool = False
     ) -> None:
         """Encode a document, or the next part of one.
 
@@ -169,7 +170,7 @@ class _DocumentEncoder:
         self._result.markers += at_marker
         if not (ends and blank):
             self._encode_waiting()
-            self._encode_alone(text, begins=begins, ends=ends)
+            self._encode_alone(data, begins=begins, ends=ends)
             return
         self._result.empty += 1
         if not begins:
@@ -207,7 +208,7 @@ class _DocumentEncoder:
         encoded = self._encoder.encode_documents(documents, data)
         if encoded is None or self._unknown.is_in(encoded[0]):
             for document in documents:
-                self._encode_alone(document.decode())
+                self._encode_alone(document)
             return
         token_ids, lengths = encoded
         self._tokens += token_ids.astype(self._dtype).data
@@ -218,13 +219,15 @@ class _DocumentEncoder:
         self._close_rows()
         self._rows.append(rows)
 
-    def _encode_alone(self, text: str, *, begins: bool = True, ends: bool = True) -> None:
-        token_ids = encode_part(text, self._tokenizer, continues=not begins, encode=self._encoder.encode)
+    def _encode_alone(self, data: bytes, *, begins: bool = True, ends: bool = True) -> None:
+        token_ids = self._encoder.encode_bytes(data)
+        if token_ids is None:
+            token_ids = encode_part(data.decode(), self._tokenizer, continues=not begins)
         self._tokens += token_ids.astype(self._dtype).data
-        self._unknown.add(text, token_ids)
+        if self._unknown.is_in(token_ids):
+            self._unknown.add(data.decode(), token_ids)
         if ends:
             self._tokens += self._end_of_text.data
-        data = text.encode()
         self._count_controls(data)
         length = len(token_ids) + ends * len(self._end_of_text)
         self._row_tuples.append((_digest(data), length, len(data), COMPLETE if ends else CONTINUES))

@@ -80,15 +80,15 @@ class RejectedRecord:
 
 @dataclass(frozen=True)
 class Documents:
-    """Whole documents of a text, which have not been looked at yet.
+    """Text in UTF-8: whole documents, which have not been looked at yet, or a part of one.
 
     Args:
-        data: The documents, with a separator behind each of them.
-        separators: In UTF-8.
+        data: The documents, with a separator behind each of them, or the part.
+        separators: In UTF-8; none if it is a part.
     """
 
     data: bytes
-    separators: tuple[bytes, ...]
+    separators: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ class Chunk:
     Args:
         file: Name of the file.
         first: Number of the first record, from 1.
-        content: JSON lines as bytes, whole documents, a part of a long one as text, values of a table column, or a rejected
-            record.
+        content: JSON lines as bytes, documents or a part of one, text as `divide_documents` gives it, values of a table column,
+            or a rejected record.
         end: The position after the chunk.
         bytes_read: Bytes read so far from all files.
         begins: Whether a document begins with the chunk, if the content is text or a rejected record.
@@ -170,12 +170,12 @@ class Cursor:
             at_marker: Whether the document ends at an end-of-text marker in the text.
         """
         begins, first = not self.in_document, self.record + 1
-        size = len(text) if text.isascii() else len(text.encode())
-        self.offset = self.offset + size if end is None else end
+        data = text.encode()
+        self.offset = self.offset + len(data) if end is None else end
         self.record, self.in_document = self.record + ends, not ends
         blank = (begins or self._blank) and is_blank(text)
         self._blank = blank and not ends
-        return replace(self._chunk(first, text, begins=begins, ends=ends), at_marker=at_marker, blank=blank)
+        return replace(self._chunk(first, Documents(data), begins=begins, ends=ends), at_marker=at_marker, blank=blank)
 
     def reject(self, reason: str, detail: str, *, size: int = 0) -> Chunk:
         """Return the next record, or the document that is being read, as rejected."""

@@ -59,9 +59,12 @@ class Separators:
 
 
 def divide_documents(chunk: Chunk) -> Iterator[Chunk]:
-    """Yield a chunk for each document of a chunk of whole documents; any other chunk is yielded as it is."""
+    """Yield a chunk with text for each document of a chunk, or for the part that it is; any other chunk is yielded as it is."""
     if not isinstance(chunk.content, Documents):
         yield chunk
+        return
+    if not chunk.content.separators:
+        yield replace(chunk, content=chunk.content.data.decode())
         return
     position = chunk.end.offset - len(chunk.content.data)
     documents, marks = Separators(chunk.content.separators).split(chunk.content.data)

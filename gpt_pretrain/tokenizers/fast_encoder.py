@@ -10,7 +10,7 @@ with one of them is encoded by the tokenizer itself.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -92,15 +92,23 @@ class FastEncoder:
             DifferentIdsError: If the library has encoded a text in another way than the tokenizer, or failed.
         """
         try:
-            data = b"" if self._engine is None else text.encode()
+            token_ids = self.encode_bytes(text.encode())
         except UnicodeEncodeError:  # Half a surrogate pair, which only the tokenizer takes.
-            data = b""
-        if self._engine is None or not data or MARKER in data or self._is_disputed(data):
-            return self._tokenizer.encode_ordinary(text)
+            token_ids = None
+        return self._tokenizer.encode_ordinary(text) if token_ids is None else token_ids
+
+    def encode_bytes(self, data: bytes) -> np.ndarray | None:
+        """Return the token ids of a text in UTF-8, uint32, or None if the tokenizer must encode it.
+
+        Raises:
+            DifferentIdsError: As `encode` does.
+        """
+        if self._engine is None or MARKER in data or self._is_disputed([data]):
+            return None
         token_ids = _encode(self._engine.encode, data)
         if self._to_compare > 0:
             self._to_compare -= len(data)
-            self._compare(text, token_ids)
+            self._compare(data.decode(), token_ids)
         else:
             self._compare_sample(data)
         return token_ids
@@ -120,7 +128,7 @@ class FastEncoder:
             DifferentIdsError: As `encode` does.
         """
         assert self._engine is not None, "there is an engine"
-        if self._is_disputed(b"".join(document for document in documents if not document.isascii())):
+        if self._is_disputed(documents):
             return None
         token_ids = _encode(self._engine.encode, data)
         (ends,) = np.nonzero(token_ids == self._tokenizer.eos_id)
@@ -168,10 +176,10 @@ class FastEncoder:
             )
         self.compare_next(0)
 
-    def _is_disputed(self, data: bytes) -> bool:
+    def _is_disputed(self, texts: Iterable[bytes]) -> bool:
         """Return whether a text has a character on which the libraries disagree."""
-        if data.isascii() or not any(first in data for first in self._first_bytes):
-            return False
+        firsts = self._first_bytes
+        data = b"".join(text for text in texts if not text.isascii() and any(first in text for first in firsts))
         codes = np.frombuffer(data.decode().encode("utf-32-le"), "<u4")
         return bool(self._disputed.take(codes, mode="clip").any())
 

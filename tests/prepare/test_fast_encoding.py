@@ -79,7 +79,7 @@ def test_the_corpus_is_the_same(inputs: list[Path], tmp_path: Path, request: pyt
         assert corpora.contents(tmp_path / "two") == corpora.contents(tmp_path / "slow")
 
 
-@pytest.mark.parametrize("first_wrong", [1, 250])
+@pytest.mark.parametrize("first_wrong", [1, 20])
 def test_a_wrong_library_is_found_and_the_corpus_is_made_again(
     first_wrong: int,
     inputs: list[Path],
@@ -91,9 +91,10 @@ def test_a_wrong_library_is_found_and_the_corpus_is_made_again(
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "WORTHWHILE", 1 << 40)
         corpora.prepare(*inputs, out=tmp_path / "slow", **SETTINGS)
+    monkeypatch.setattr("gpt_pretrain.texts.blocks.BLOCK", 1000)
     monkeypatch.setattr(fast_encoder, "COMPARED_FIRST", 0)
     monkeypatch.setattr(tokenizing, "COMPARED_FIRST", 0)
-    monkeypatch.setattr(fast_encoder, "COMPARED_SHARE", 20)
+    monkeypatch.setattr(fast_encoder, "COMPARED_SHARE", 8)
     wrong, kept = WrongLater(monkeypatch, first_wrong), []
     real = encoding.start_without_library
     monkeypatch.setattr(encoding, "start_without_library", lambda folder: real(folder) or kept.append(folder / WITHOUT_LIBRARY))
