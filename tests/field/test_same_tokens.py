@@ -148,6 +148,7 @@ def test_json_lines_may_end_in_any_way(tmp_path: Path, end: str, monkeypatch: py
 def test_a_text_with_windows_line_ends_is_resumed_at_the_right_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gpt_pretrain.prepare.segments.SEGMENT_BYTES", 3000)
     monkeypatch.setattr("gpt_pretrain.texts.reading.BATCH", 1000)
+    monkeypatch.setattr("gpt_pretrain.texts.blocks.BLOCK", 600)
     (tmp_path / "a.txt").write_bytes(b"".join(b"line %d\r\n<>\r\n" % number for number in range(2000)))
     inputs = [tmp_path / "a.txt"]
     expected = corpus_tokens(tmp_path, *inputs, tokenizer="byte", document_separator="<>")
@@ -259,7 +260,7 @@ def test_a_text_that_changes_while_it_is_read_is_refused(tmp_path: Path, change:
     real = Text.pieces
 
     def pieces(text: Text, *arguments: object) -> object:
-        if next(passes) == 2:
+        if next(passes) == 1:
             file.unlink() if change == "disappears" else file.write_text("Another story. " * (9 if change == "shrinks" else 900))
         return real(text, *arguments)  # type: ignore[arg-type]
 
