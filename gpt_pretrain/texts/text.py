@@ -82,13 +82,12 @@ class Text:
         """Yield the text in order, in pieces of at most PIECE_CHARS characters, with END_OF_TEXT between documents.
 
         Args:
-            counts: Counts what is yielded, and has a warning logged if there are many control characters.
+            counts: Counts what is yielded.
 
         Raises:
             UserError: If a file or one of its records cannot be read.
         """
-        is_counted, counts = counts is not None, counts or TextCounts()
-        controls, any_before, document_open = ControlCount(), False, False
+        counts, controls, any_before, document_open = counts or TextCounts(), ControlCount(), False, False
         # The white space that a document begins with is kept on the disk until it is known whether anything follows.
         with tempfile.SpooledTemporaryFile(PIECE_CHARS, "w+", encoding="utf-8", newline="") as blank:
             for text, ends in _split_at_markers(self._parts(), counts):
@@ -100,8 +99,7 @@ class Text:
                         blank.seek(0)
                         yield from _counted(iter(lambda: blank.read(PIECE_CHARS), ""), counts)
                     any_before, document_open = True, not ends
-                    if is_counted:
-                        controls.add(text.encode(errors="replace"))
+                    controls.add(text.encode(errors="replace"))
                     yield from _counted((text[at : at + PIECE_CHARS] for at in range(0, len(text), PIECE_CHARS)), counts)
                 if ends or document_open:
                     blank.seek(0)
