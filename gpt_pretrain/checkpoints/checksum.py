@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import threading
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.runs.folder import find_checkpoints
 
 PREFIX = b"gpt-pretrain crc32 "
 LENGTH = len(PREFIX) + 8  # eight hexadecimal digits: the CRC-32 of everything before the comment
@@ -102,22 +106,27 @@ class _EarlyCheck(threading.Thread):
             pass  # whoever asks for the result meets the error
 
 
-_early_checks: dict[Path, _EarlyCheck] = {}
+_early_checks: dict[tuple[int, ...], _EarlyCheck] = {}  # by the stamps of their files, which may have several names
 
 
-def check_early(path: Path) -> None:
-    """Begin to verify the checksum of a file, since `checksum_error` will soon be called for it.
+def check_early(name: str) -> None:
+    """Begin to verify the checkpoint that a user names, for which the second core has time while PyTorch is loaded.
 
-    Raises:
-        OSError: If there is no such file.
+    What is wrong with it is said when it is opened.
+
+    Args:
+        name: A checkpoint, a run or "latest"; anything else is left alone.
     """
-    _early_checks[path] = check = _EarlyCheck(path)
-    check.start()
+    with suppress(UserError, OSError, ValueError):
+        for path in find_checkpoints(name)[:1]:
+            check = _EarlyCheck(path)
+            _early_checks[check.stamp] = check
+            check.start()
 
 
 def checksum_error(path: Path) -> str | None:
     """Return the reason why a file does not match its checksum, or None if it matches or carries none."""
-    if (early := _early_checks.pop(path, None)) is not None:
+    if (early := _early_checks.pop(_stamp(path), None)) is not None:
         early.join()
         if early.done and early.stamp == _stamp(path):
             return early.problem

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from gpt_pretrain.checkpoints.checksum import check_early
 from gpt_pretrain.commands.failures import report_failures
 from gpt_pretrain.commands.job import overridden_keys
 from gpt_pretrain.config.conversion import to_settings
@@ -54,6 +55,8 @@ def evaluate_models(config: DictConfig) -> None:
 
 
 def _evaluate(settings: EvaluateSettings) -> None:
+    names = _names(settings) if settings.models or settings.pretrained is not None else [settings.checkpoint]
+    check_early(names[0])
     with loading_libraries():
         from gpt_pretrain.checkpoints.checkpoint_file import first_readable
         from gpt_pretrain.checkpoints.pretrained import open_weights

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from omegaconf import DictConfig
 
+from gpt_pretrain.checkpoints.checksum import check_early
 from gpt_pretrain.commands.failures import report_failures
 from gpt_pretrain.commands.generate_warnings import generate_warnings
 from gpt_pretrain.commands.job import is_multirun, output_folder, start_info
@@ -49,7 +50,7 @@ def generate_texts(config: DictConfig) -> None:
 
 
 def _generate(settings: GenerateSettings, stack: ExitStack, *, keep: Path | None) -> None:
-    _check_early(settings)
+    check_early(settings.checkpoint if settings.pretrained is None else settings.pretrained)
     with loading_libraries():
         from gpt_pretrain.checkpoints.checkpoint_file import first_readable
         from gpt_pretrain.checkpoints.pretrained import open_weights
@@ -101,17 +102,6 @@ def _generate(settings: GenerateSettings, stack: ExitStack, *, keep: Path | None
         from gpt_pretrain.evaluation.generated_text import save_measured_texts
 
         save_measured_texts(keep, model, texts, weights.content, tokenizer)
-
-
-def _check_early(settings: GenerateSettings) -> None:
-    """Begin to verify the checkpoint, for which the second core has time while the first one loads PyTorch."""
-    from gpt_pretrain.checkpoints.checksum import check_early
-    from gpt_pretrain.runs.folder import find_checkpoints
-
-    with suppress(UserError, OSError, ValueError):  # what is wrong is said when the weights are opened
-        name = settings.checkpoint if settings.pretrained is None else settings.pretrained
-        for path in find_checkpoints(name)[:1]:
-            check_early(path)
 
 
 def _open_answers(settings: GenerateSettings, stack: ExitStack) -> TextIO | None:

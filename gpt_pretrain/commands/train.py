@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from gpt_pretrain.checkpoints.checksum import check_early
 from gpt_pretrain.commands.failures import report_failures
 from gpt_pretrain.commands.job import (
     config_folder_flags,
@@ -109,6 +110,8 @@ def _prepare(config: DictConfig, *, run_dir: Path, overridden: Set[str], writes:
     if writes:
         requeue.remember_run(run_dir, arguments=typed_arguments())
 
+    if config.resume is not None and ranks.is_main():
+        check_early(str(config.resume))
     with loading_libraries():
         from gpt_pretrain.system.devices import keep_freed_memory
         from gpt_pretrain.system.terminal import quiet_lightning

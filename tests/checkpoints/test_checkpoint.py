@@ -112,7 +112,7 @@ def test_a_checksum_that_is_verified_early_is_that_of_the_file_as_it_is_read(tmp
     damaged[1000] = 1
     if change == "damaged before":
         path.write_bytes(damaged)
-    check_early(path)
+    check_early(str(path))
     if change == "replaced":
         other.write_bytes(damaged)
         other.replace(path)
