@@ -123,12 +123,15 @@ def _open_models(settings: ServeSettings) -> dict[str, Weights]:
 
 def _earlier_checkpoints(newest: Weights, count: int, opening: Callable[[Path], Weights]) -> list[tuple[str, Weights]]:
     """Open some of the other checkpoints of a run, evenly spaced, without those of a step that another one has."""
-    from gpt_pretrain.runs.folder import BEST, list_checkpoints
+    from gpt_pretrain.runs.folder import BEST, checkpoint_dir, list_checkpoints
     from gpt_pretrain.runs.samples import pick_evenly
 
     file = Path(newest.name)
     last_step = _training_count(newest, "global_step")
-    others = [one for one in reversed(list_checkpoints(file.parent.parent)) if one.name != file.name]
+    run = file.parent.parent
+    # A link in a stranger's run could lead to a model that nobody else should ask.
+    inside = [one for one in list_checkpoints(run) if one.resolve().is_relative_to(checkpoint_dir(run).resolve())]
+    others = [one for one in reversed(inside) if one.name != file.name and file.parent == checkpoint_dir(run)]
     periodic = [one for one in others if one.name not in (BEST, f"step-{last_step or 0:08d}.ckpt")]
     best = [one for one in others if one.name == BEST]  # often of a step that a periodic one has too
     steps, found = {last_step}, []
@@ -198,8 +201,10 @@ def _load(weights: Weights, settings: ServeSettings) -> TextModel:
 
 
 def _public_name(typed: str) -> str:
-    """Return the last part of a typed name; of a checkpoint that of its run, and its own unless it is the last."""
+    """Return the last part of a typed name on one line; of a checkpoint that of its run, and its own unless it is the last."""
+    from gpt_pretrain.system.terminal import escape_line
+
     path = Path(typed)
     parts = [part for part in path.parts if part not in ("checkpoints", "last.ckpt", path.anchor)]
     kept = parts[-2:] if parts[-1:] and parts[-1].endswith(".ckpt") else parts[-1:]
-    return "/".join(kept) or "model"
+    return escape_line("/".join(kept)) or "model"

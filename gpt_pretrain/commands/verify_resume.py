@@ -37,6 +37,7 @@ from gpt_pretrain.training.callbacks.save import SaveRun
 from gpt_pretrain.training.lit_module import GPTLitModule
 from gpt_pretrain.training.summary import find_callback
 
+OF_A_RUN = ("resume", "sweep_resume", "hydra.run.dir", "run_dir")  # settings that choose the folder of a run
 COMPARED = ("optimizer_states", "lr_schedulers", "train_losses", "val_losses", "eval_steps", "track_tokens_seen", "tokens_seen")
 
 
@@ -44,13 +45,19 @@ def verify_resume_command(arguments: list[str]) -> int:
     """Compare a resumed run with an uninterrupted one, and return the exit code.
 
     Raises:
-        UserError: If before or after is invalid, or a training fails for another reason than the kill.
+        UserError: If before or after is invalid, a run is named, or a training fails for another reason than the kill.
     """
     if wants_help(arguments):
         print((__doc__ or "").strip())
         return 0
     overrides = list(arguments)
     before, after = _take_count(overrides, "before", default=4), _take_count(overrides, "after", default=4)
+    if problems := [
+        f"{word}: gpt-pretrain verify_resume starts runs of its own in a temporary folder, and touches no other. Leave it out."
+        for word in overrides
+        if word in ("-m", "--multirun") or override_key(word).lstrip("-") in OF_A_RUN
+    ]:
+        raise UserError(problems)
     with tempfile.TemporaryDirectory(prefix="verify-resume-", ignore_cleanup_errors=True) as folder:
         difference = verify(overrides, before=before, after=after, folder=Path(folder))
     print_escaped("identical" if difference is None else difference)

@@ -150,7 +150,7 @@ def resume_custom_parts(
             continue
         name, arguments = found.get("class"), found.get("arguments")
         if now is None:
-            problems.append(_unnamed(group, name))
+            problems.append(_unnamed(group, name, own=own, origin=origin))
             continue
         if now[TARGET] != name:
             changes.append(f"{group}._target_ was {_shown(name)}, is {_shown(now[TARGET])} now")
@@ -170,10 +170,19 @@ def _changed_model(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
     return [f"model.{name} was {_shown(before.get(name, 'not given'))}, is {_shown(now[name])} now" for name in changed]
 
 
-def _unnamed(group: str, name: object) -> str:
-    remedy = f"Name it again: {group}._target_={name}" if _is_class_name(name) else f"Name it again with {group}._target_="
+def _unnamed(group: str, name: object, *, own: bool, origin: str) -> str:
+    from gpt_pretrain.config.stored_settings import UNSIGNED  # it loads what --help need not
+
+    typed = f"{group}.{TARGET}={name if _is_class_name(name) else ''}"
+    if not own:
+        return (
+            f"{origin}, {UNSIGNED}, names a class for its {group}: {_shown(name)}. A checkpoint never decides which code runs. "
+            f"Typing the name runs the code of its module, whether it is installed or in the current folder. If you trust that "
+            f"code, add {typed}, or the option of {group}= that names it."
+        )
+    again = f"Name it again: {typed}" if _is_class_name(name) else f"Name it again with {typed}"
     return (
-        f"The {group} of this run is the user's own, {_shown(name)}. A checkpoint never decides which code runs. {remedy}, or "
+        f"The {group} of this run is the user's own, {_shown(name)}. A checkpoint never decides which code runs. {again}, or "
         f"with the option of {group}= that names it."
     )
 

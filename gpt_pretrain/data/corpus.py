@@ -27,6 +27,7 @@ NEGATIVE = 1 << 31  # Ids from here on were negative numbers of four or eight by
 PROBE = 4096  # bytes from the middle of each shard that represent its content if it has no checksum
 CONCURRENT_READS = 16  # of remote shards
 MAX_PROBLEMS = 5  # shards that are listed one by one
+MAX_COUNT = 1 << 62  # of anything that a corpus counts
 
 Result = TypeVar("Result")
 
@@ -155,14 +156,19 @@ def _check_shards(corpus: TokenCorpus, parts: list[CorpusPart], *, verify: bool)
     """Return a problem for each shard that is missing, has the wrong length or, with `verify`, the wrong checksum."""
     shards = [shard for part in parts for shard in part.shards]
     sizes = _map_shards(corpus.files, lambda shard: corpus.files.size(shard.name), shards)
-    problems = []
+    problems, checksums = [], dict[str, str]()
     for shard, size in zip(shards, sizes, strict=True):
-        if size is None:
+        if not 0 <= shard.count < MAX_COUNT:
+            problems.append(f"{shard.name} is damaged: it states an impossible number of tokens. Copy it again.")
+        elif size is None:
             problems.append(f"{shard.name} is missing. Copy it again.")
         elif size != shard.n_bytes:
             problems.append(f"{shard.name} has {size:,} bytes instead of {shard.n_bytes:,}. Copy it again.")
-        elif verify and shard.sha256 is not None and _sha256(shard) != shard.sha256:
-            problems.append(f"{shard.name} is damaged: its checksum differs. Copy it again.")
+        elif verify and shard.sha256 is not None:
+            if shard.name not in checksums:  # a manifest may list a file a million times
+                checksums[shard.name] = _sha256(shard)
+            if checksums[shard.name] != shard.sha256:
+                problems.append(f"{shard.name} is damaged: its checksum differs. Copy it again.")
     if len(problems) > MAX_PROBLEMS + 1:
         problems[MAX_PROBLEMS:] = [f"{len(problems) - MAX_PROBLEMS} more shards are missing or damaged."]
     return [f"data.path={corpus.files.location}: {problem}" for problem in problems]

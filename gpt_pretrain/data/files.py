@@ -60,6 +60,13 @@ def split_by_name(names: list[str]) -> tuple[list[str], list[str]]:
     return [name for name in names if name not in val], val
 
 
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link to itself, or to where this user may not look
+        return False
+
+
 class LocalFiles:
     """The files of a folder on a local disk; at most MAX_OPEN_FILES are open at a time."""
 
@@ -71,7 +78,7 @@ class LocalFiles:
 
     def names(self) -> list[str]:
         try:
-            return sorted(entry.name for entry in os.scandir(self.folder) if entry.is_file())
+            return sorted(entry.name for entry in os.scandir(self.folder) if _is_file(entry))
         except OSError as error:
             raise UserError(f"data.path={self.location} cannot be read: {error.strerror or error}.") from error
 

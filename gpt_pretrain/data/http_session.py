@@ -63,7 +63,7 @@ class BoundedResponse(aiohttp.ClientResponse):
                 length += len(piece)
                 if length > limit:
                     self.close()
-                    raise UserError(_describe_excess(str(self.url), span is not None, limit))
+                    raise UserError(describe_excess(str(self.url), span is not None, limit))
                 pieces.append(piece)
             self._body = b"".join(pieces)
         return self._body
@@ -77,7 +77,8 @@ async def _check_redirect(
     await asyncio.get_running_loop().run_in_executor(None, check_redirect, origin, target)
 
 
-def _describe_excess(url: str, asked_for_range: bool, limit: int) -> str:
+def describe_excess(url: str, asked_for_range: bool, limit: int) -> str:
+    """Return the message that a server has sent more than it was asked for."""
     if asked_for_range:
         return (
             f"{without_secrets(url)}: the server ignores the Range header and sends whole files, so shards cannot be read from "

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from gpt_pretrain.data.bare_tokens import explain_lost_manifest
-from gpt_pretrain.data.corpus import CorpusPart, TokenCorpus
+from gpt_pretrain.data.corpus import MAX_COUNT, CorpusPart, TokenCorpus
 from gpt_pretrain.data.files import FILE_NAME, Files
 from gpt_pretrain.data.token_stream import Shard
 from gpt_pretrain.errors import UserError, describe_damage
@@ -18,7 +18,6 @@ from gpt_pretrain.system.terminal import escape_line
 FORMAT, VERSION = "gpt-pretrain shards", 1
 MANIFEST = "manifest.json"
 MAX_MANIFEST = 100_000_000  # Bytes. A shard takes 400.
-MAX_COUNT = 1 << 62
 PLAN = ".work/plan.json"  # exists until the corpus is complete
 
 log = logging.getLogger(__name__)

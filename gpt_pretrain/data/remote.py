@@ -197,6 +197,11 @@ def open_file_system(url: str, options: dict[str, Any]) -> tuple[Any, str]:
         from gpt_pretrain.data.http_session import open_session
 
         chosen["get_client"] = open_session
+    elif scheme == "s3":
+        with suppress(ImportError):  # fsspec says what is missing
+            from gpt_pretrain.data.s3_session import BoundedS3Session
+
+            chosen["config_kwargs"] = {**(options.get("config_kwargs") or {}), "http_session_cls": BoundedS3Session}
     fs, path = fsspec.core.url_to_fs(url, **chosen)
     assert type(fs) is fsspec.get_filesystem_class(scheme), "neither the URL nor an option may lead to another file system"
     return fs, path

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import re
+from contextlib import suppress
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -15,14 +16,17 @@ import pooch
 from urllib3.exceptions import HTTPError
 
 from gpt_pretrain.config.schema import DataSettings
-from gpt_pretrain.data.private_cache import open_cache, open_own, temporary_cache
+from gpt_pretrain.data.private_cache import create_private, open_cache, open_own, temporary_cache
 from gpt_pretrain.data.web import download_file
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.environment import user_cache_folder, user_path
+from gpt_pretrain.system.files import replacing
+from gpt_pretrain.system.signing import SIGNATURE_BYTES, has_signature, signature
 from gpt_pretrain.system.urls import SECRET, check_url, hide_secrets, secret_parts, without_secrets
 from gpt_pretrain.texts.text import Text, find_text_files
 
 MAX_NAME_CHARACTERS = 100
+SIGNATURE_SUFFIX, PURPOSE = ".signature", "download"  # of the file beside a download that shows who made it
 # Query parameters that cloud storage adds to a signed URL, by the name of its signature. They change each time a URL is signed.
 # In a URL without a signature, a parameter with such a short name may select the file.
 URL_SIGNATURES = {
@@ -88,9 +92,11 @@ def download(url: str, *, sha256: str | None, cache_dir: Path) -> Path:
     pooch.get_logger().setLevel(logging.WARNING)
     try:
         name = download_name(url)
-        if (folder / name).is_symlink():
-            (folder / name).unlink()
-        return Path(pooch.retrieve(url, known_hash=sha256, fname=name, path=folder, downloader=download_file))
+        (folder / name).unlink(missing_ok=True)  # a link, or a file that is not what it should be; pooch would return it
+        path = Path(pooch.retrieve(url, known_hash=sha256, fname=name, path=folder, downloader=download_file))
+        with suppress(OSError):  # without a signature, it is downloaded again
+            _sign(path)
+        return path
     except UserError:
         raise
     except (OSError, HTTPError) as error:  # the former includes the exceptions of requests
@@ -114,7 +120,7 @@ def find_download(url: str, *, cache_dir: Path, sha256: str | None = None) -> Pa
     """Return the file that a URL was downloaded to, or None if there is none with this checksum.
 
     Args:
-        sha256: The checksum in hexadecimal; None accepts what the URL was downloaded to.
+        sha256: The checksum in hexadecimal; None accepts what this user has downloaded from the URL, as a signature shows.
     """
     # An earlier version named the file after the end of the URL alone, which other URLs may have too.
     try:
@@ -125,12 +131,42 @@ def find_download(url: str, *, cache_dir: Path, sha256: str | None = None) -> Pa
         found.append(cache_dir / "texts" / url.rstrip("/").rsplit("/", 1)[-1])
     for path in found:
         try:
-            with open_own(path) as stream:
-                if sha256 in (None, hashlib.file_digest(stream, "sha256").hexdigest()):
-                    return path
+            found_sha256 = _sha256(path)
+            if found_sha256 == sha256 or (sha256 is None and _is_signed(path, found_sha256)):
+                return path
         except OSError:
             continue
     return None
+
+
+def _sign(path: Path) -> None:
+    """Sign a download, so that later starts take it for what this user has downloaded.
+
+    Raises:
+        OSError: If the signature cannot be written.
+    """
+    signed = signature(_signed_content(path, _sha256(path)), purpose=PURPOSE)
+    with replacing(_signature_file(path), durable=False) as scratch, create_private(scratch) as stream:
+        stream.write(signed)
+
+
+def _is_signed(path: Path, sha256: str) -> bool:
+    with open_own(_signature_file(path)) as stream:
+        return has_signature(_signed_content(path, sha256), stream.read(SIGNATURE_BYTES + 1), purpose=PURPOSE)
+
+
+def _signature_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}{SIGNATURE_SUFFIX}")
+
+
+def _signed_content(path: Path, sha256: str) -> bytes:
+    """Return what the signature of a download is for: its content, and its name, which stands for the URL."""
+    return f"{path.name} {sha256}".encode()
+
+
+def _sha256(path: Path) -> str:
+    with open_own(path) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def download_name(url: str) -> str:
@@ -141,8 +177,8 @@ def download_name(url: str) -> str:
     split = urlsplit(url)
     query = parse_qsl(split.query, keep_blank_values=True)
     names = {name.lower() for name, _ in query}
-    for signature, parts in URL_SIGNATURES.items():
-        if signature in names and sum(parts.fullmatch(name) is not None for name in names) > 1:
+    for name_of_signature, parts in URL_SIGNATURES.items():
+        if name_of_signature in names and sum(parts.fullmatch(name) is not None for name in names) > 1:
             query = [(name, value) for name, value in query if not parts.fullmatch(name.lower())]
     content = [split.scheme, without_secrets(f"{split.scheme}://{split.netloc}").replace(f"{SECRET}@", ""), split.path, query]
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

@@ -7,6 +7,7 @@ are often not protected because nobody outside of it can ask for them.
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 import time
 from urllib.parse import urljoin, urlsplit
@@ -22,6 +23,9 @@ MAX_DOWNLOAD_SECONDS = 6 * 3600.0
 READ_TIMEOUT_SECONDS = 30
 CHUNK_BYTES = 1 << 16
 
+# Programs disagree on which host other names stand for, such as one with a backslash, a percent sign or a letter beyond ASCII.
+PLAIN_HOST = re.compile(r"[a-z0-9._-]{1,253}|[0-9a-f:.]{2,45}")
+LENGTH = re.compile("[0-9]{1,18}")
 LOCAL, THIS_MACHINE, THIS_LINK = 1, 2, 3  # how far inside an address is; those of the internet are 0
 
 
@@ -31,17 +35,30 @@ def check_redirect(origin: str, target: str) -> None:
     Raises:
         UserError: If the URL is weaker protected than the first one, or further inside of a network.
     """
-    here, there = urlsplit(origin), urlsplit(target)
+    if (problem := _redirect_problem(origin, target)) is not None:
+        raise UserError(
+            f"{without_secrets(origin)} redirects to {without_secrets(target)}, {problem}. It was not followed. "
+            "If that address is the right one, give it yourself."
+        )
+
+
+def _redirect_problem(origin: str, target: str) -> str | None:
+    """Return what is wrong with the address of a redirect; None if it may be followed."""
+    try:
+        here, there = urlsplit(origin), urlsplit(target)
+    except ValueError:  # such as a bracket that is not closed
+        return "an address that is not valid"
+    if "\\" in target:  # some programs take it for a slash
+        return "an address with a backslash"
     if there.scheme not in ("http", "https") or (here.scheme, there.scheme) == ("https", "http"):
-        problem = f"an address with {there.scheme}://, which {here.scheme}:// must not lead to"
-    elif here.hostname != there.hostname and max(_depths(there.hostname)) > min(_depths(here.hostname)):
-        problem = "an address of this machine or of a network that the server itself is not in"
-    else:
-        return
-    raise UserError(
-        f"{without_secrets(origin)} redirects to {without_secrets(target)}, {problem}. It was not followed. "
-        "If that address is the right one, give it yourself."
-    )
+        return f"an address with {there.scheme}://, which {here.scheme}:// must not lead to"
+    if here.hostname == there.hostname:
+        return None
+    if PLAIN_HOST.fullmatch(there.hostname or "") is None:
+        return "an address whose host is no plain name"
+    if max(_depths(there.hostname)) > min(_depths(here.hostname)):
+        return "an address of this machine or of a network that the server itself is not in"
+    return None
 
 
 def download_file(url: str, output_file: str, _pooch: object) -> None:
@@ -56,7 +73,8 @@ def download_file(url: str, output_file: str, _pooch: object) -> None:
     hooks = {"response": _check_response}
     with requests.get(url, stream=True, timeout=READ_TIMEOUT_SECONDS, hooks=hooks) as answer, open(output_file, "wb") as stream:
         answer.raise_for_status()
-        total = int(answer.headers.get("Content-Length", 0)) or None
+        stated = answer.headers.get("Content-Length", "")
+        total = int(stated) or None if LENGTH.fullmatch(stated) else None  # whatever else a server may say
         with tqdm(total=total, unit="B", unit_scale=True) as bar:
             for piece in answer.iter_content(CHUNK_BYTES):
                 stream.write(piece)

@@ -44,7 +44,11 @@ def find_training_tokens(content: Mapping[str, Any], tokenizer: Tokenizer) -> To
         return None
     try:
         # Measuring some texts is no reason to download a text again.
-        if data.path is None and data.url is not None and find_download(data.url, cache_dir=cache_folder(data)) is None:
+        if (
+            data.path is None
+            and data.url is not None
+            and find_download(data.url, cache_dir=cache_folder(data), sha256=data.sha256) is None
+        ):
             return None
         if data.name in ("shards", "mixture"):
             return _shard_tokens(data, content["text_sha256"], tokenizer)

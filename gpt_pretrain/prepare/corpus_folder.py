@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gpt_pretrain.data.corpus import MAX_COUNT
 from gpt_pretrain.data.manifest import FORMAT, MANIFEST, MAX_MANIFEST, VERSION
 from gpt_pretrain.errors import UserError, describe_damage
 from gpt_pretrain.system.files import break_hard_links, remove_scratch_files
@@ -73,8 +74,9 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
         return read_json(folder / WORK / PLAN, max_bytes=MAX_MANIFEST)
     except FileNotFoundError:
         return None
-    except DamagedFileError as error:
-        raise UserError(f"{folder / WORK / PLAN} cannot be read: {error}. {START_OVER}.") from error
+    except (OSError, DamagedFileError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise UserError(f"{folder / WORK / PLAN} cannot be read: {reason}. {START_OVER}.") from error
 
 
 def check_no_conflicts(folder: Path) -> None:
@@ -173,14 +175,31 @@ def _shards(manifest: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     """
     try:
         shards: list[dict[str, Any]] = [shard for part in manifest["parts"].values() for shard in part["shards"]]
+        for part in manifest["parts"].values():
+            _check_amounts(part)
         for shard in shards:
             if not all(SHARD_NAME.fullmatch(shard[name]) for name in ("file", "starts")):
                 raise ValueError("a shard has an invalid name")
-            if not all(isinstance(number, int) for number in (shard["tokens"], shard["documents"], manifest["itemsize"])):
-                raise ValueError("a count is not a whole number")
+            if manifest["itemsize"] not in (2, 4):
+                raise ValueError("a token has neither two nor four bytes")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / MANIFEST} is damaged: {describe_damage(error)}. {START_OVER}.") from error
     return shards
+
+
+def _check_amounts(part: dict[str, Any]) -> None:
+    """Check that a part of a corpus has as many documents and tokens as its shards.
+
+    Raises:
+        ValueError: If it has not, or one of the numbers is impossible.
+        KeyError, TypeError: If a number is missing or something else.
+    """
+    counts = {name: [shard[name] for shard in part["shards"]] for name in ("documents", "tokens")}
+    numbers = [part["bytes"], *(part[name] for name in counts), *(count for found in counts.values() for count in found)]
+    if not all(type(number) is int and 0 <= number < MAX_COUNT for number in numbers):
+        raise ValueError("a count is not a whole number")
+    if any(part[name] != sum(found) for name, found in counts.items()):
+        raise ValueError("the counts of a part are not those of its shards")
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from gpt_pretrain.prepare.segments import JOURNAL, REJECTED_FILE, RecordCounts, 
 from gpt_pretrain.prepare.tokenizing import cached_tokenizer, encode_batch
 from gpt_pretrain.system.files import open_for_append, write_text
 from gpt_pretrain.system.formatting import format_count
-from gpt_pretrain.system.reading import open_regular
+from gpt_pretrain.system.reading import DamagedFileError, open_regular, parse_json
 from gpt_pretrain.system.terminal import escape_line, print_escaped
 from gpt_pretrain.texts.chunks import FIELD_MISSING, FILE_FAILURES, NOT_UTF8, NOTHING_TO_READ, TASK_ADVICE, TASK_ITEM, Chunk
 from gpt_pretrain.texts.inputs import CorpusInputs
@@ -153,7 +152,7 @@ def collect_rejected(folders: Iterable[Path], target: Path) -> None:
         if file.is_file() and file.stat().st_size:
             with open_regular(file, within=folder) as source, open_for_append(target) as stream:
                 for line in source:
-                    fails_file = json.loads(line)["reason"] in FILE_FAILURES
+                    fails_file = _read_rejected(line, file)["reason"] in FILE_FAILURES
                     listed += not fails_file
                     if fails_file or listed <= MAX_LISTED:
                         stream.write(line)
@@ -218,7 +217,7 @@ def first_rejected(file: Path) -> str:
     descriptions = []
     with open_regular(file, within=file.parent) as stream:
         for _, line in zip(range(N_EXAMPLES), stream, strict=False):
-            descriptions.append(describe_rejected(json.loads(line)))
+            descriptions.append(describe_rejected(_read_rejected(line, file)))
     return "First: " + "; ".join(descriptions) + "."
 
 
@@ -231,16 +230,33 @@ def _first_encoding(file: Path) -> str:
 def failed_files(file: Path) -> list[dict[str, Any]]:
     """Return the fields of all files in a file of rejected records that could not be read to their end."""
     with open_regular(file, within=file.parent) as stream:
-        records = (json.loads(line) for line in stream)
+        records = (_read_rejected(line, file) for line in stream)
         return [record for record in records if record["reason"] in FILE_FAILURES]
+
+
+def _read_rejected(line: bytes, file: Path) -> dict[str, Any]:
+    """Return the fields of a rejected record.
+
+    Raises:
+        UserError: If the line is none of this program.
+    """
+    try:
+        record = parse_json(line)
+    except DamagedFileError as error:
+        raise UserError(f"{file} is damaged: {error}. Start over with overwrite=true.") from error
+    if not all(isinstance(record.get(name, ""), str) for name in ("file", "reason", "detail")) or not {"file", "reason"} <= set(
+        record
+    ):
+        raise UserError(f"{file} is damaged: a line of it describes no rejected record. Start over with overwrite=true.")
+    return record
 
 
 def describe_rejected(record: dict[str, Any]) -> str:
     """Describe a rejected record from its fields."""
     if record["reason"] == NOTHING_TO_READ:
-        return escape_line(f"{record['file']}: {record['detail'].rstrip('.')}")
+        return escape_line(f"{record['file']}: {record.get('detail', '').rstrip('.')}")
     detail = f" ({record['detail']})" if record.get("detail") else ""
-    return escape_line(f"{record['file']}, record {record['record']}: {record['reason']}{detail}")
+    return escape_line(f"{record['file']}, record {record.get('record')}: {record['reason']}{detail}")
 
 
 def _round_up(share: float) -> float:

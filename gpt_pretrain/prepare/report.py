@@ -10,11 +10,12 @@ import numpy as np
 
 from gpt_pretrain.data.files import LocalFiles
 from gpt_pretrain.data.manifest import open_prepared
+from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare.encoding import describe_listed, first_rejected
 from gpt_pretrain.prepare.segments import REJECTED_FILE, RecordCounts
 from gpt_pretrain.system.encodings import ControlCount
 from gpt_pretrain.system.formatting import format_count, format_si
-from gpt_pretrain.system.terminal import print_escaped
+from gpt_pretrain.system.terminal import escape_line, print_escaped
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer, decode
 from gpt_pretrain.tokenizers.unknown import MANY_UNKNOWN, describe_unknown
 
@@ -62,10 +63,11 @@ def print_summary(manifest: dict[str, Any], counts: RecordCounts, folder: Path) 
 
 def print_failed_files(manifest: dict[str, Any]) -> None:
     """Print which files could not be read to their end, if any."""
-    if failed := manifest.get(FAILED):
+    failed = manifest.get(FAILED)
+    if isinstance(failed, list) and failed:
         print_escaped(f"The corpus is INCOMPLETE. The rest of {format_count(len(failed), 'file')} is missing:")
         for description in failed:
-            print_escaped(f"  {description}")
+            print_escaped(f"  {escape_line(str(description))}")
 
 
 def print_report(manifest: dict[str, Any], folder: Path) -> None:
@@ -77,7 +79,7 @@ def print_report(manifest: dict[str, Any], folder: Path) -> None:
         has_end = tokenizer.eos_id is not None
         size, text_tokens = format_si(part["bytes"], "B"), part["tokens"] - part["documents"] * has_end
         amounts = f"{format_count(part['documents'], 'document')}, {format_count(part['tokens'], 'token')}"
-        print_escaped(f"\n{name}: {amounts}, {size} of text")
+        print_escaped(f"\n{escape_line(name)}: {amounts}, {size} of text")
         print(f"{part['bytes'] / max(text_tokens, 1):.2f} bytes of text per token, not counting end-of-text tokens")
         print("\n".join(length_histogram(part, folder, has_end=has_end)))
         for number in sorted({part["documents"] * index // N_EXCERPTS for index in range(N_EXCERPTS)}):
@@ -119,12 +121,19 @@ def document_excerpt(part: dict[str, Any], folder: Path, number: int, tokenizer:
     while number >= shards[0]["documents"]:
         number -= shards.pop(0)["documents"]
     start = int(np.fromfile(folder / shards[0]["starts"], "<u8", count=1, offset=8 * number)[0])
+    if start > shards[0]["tokens"]:
+        raise _damaged(folder / shards[0]["starts"])
     ids: list[int] = []
     end = -1 if tokenizer.eos_id is None else tokenizer.eos_id
     while shards and len(ids) < EXCERPT_TOKENS and end not in ids:
         file = folder / shards.pop(0)["file"]
         ids += np.fromfile(file, f"<u{itemsize}", count=EXCERPT_TOKENS - len(ids), offset=start * itemsize).tolist()
         start = 0
+        if max(ids, default=0) >= tokenizer.vocab_size:
+            raise UserError(
+                f"{file} has token id {max(ids)}, but tokenizer={tokenizer.name} has only {tokenizer.vocab_size} ids. Copy it "
+                "again, or prepare the corpus again."
+            )
     complete = end in ids
     text = decode(tokenizer, ids[: ids.index(end)] if complete else ids)
     return " ".join(text.split()) + ("" if complete else " ...")
@@ -138,7 +147,24 @@ def _document_lengths(part: dict[str, Any], folder: Path, *, n_end_tokens: int) 
             offsets = np.fromfile(folder / shard["starts"], "<u8", count=STARTS_AT_A_TIME, offset=8 * first).astype(np.int64)
             starts = np.concatenate([last_start, offsets + shard_start])
             if len(starts) > 1:
-                yield np.diff(starts) - n_end_tokens
+                yield _checked(np.diff(starts) - n_end_tokens, folder / shard["starts"])
             last_start = starts[-1:]
         shard_start += shard["tokens"]
-    yield shard_start - last_start - n_end_tokens
+    yield _checked(shard_start - last_start - n_end_tokens, folder / part["shards"][-1]["starts"])
+
+
+def _checked(lengths: np.ndarray, file: Path) -> np.ndarray:
+    """Return the lengths of documents.
+
+    Raises:
+        UserError: If one is below 0.
+    """
+    if lengths.min(initial=0) < 0:
+        raise _damaged(file)
+    return lengths
+
+
+def _damaged(file: Path) -> UserError:
+    return UserError(
+        f"{file} is damaged: a document in it would begin after its end. Copy it again, or prepare the corpus again."
+    )

@@ -23,7 +23,7 @@ import numpy as np
 from gpt_pretrain.errors import UserError, describe_damage
 from gpt_pretrain.prepare.encoded_batch import CONTINUES, MAX_LISTED, ROW, EncodedBatch
 from gpt_pretrain.system.files import open_emptied, open_for_append, sync_file
-from gpt_pretrain.system.reading import DamagedFileError, parse_json, read_bytes
+from gpt_pretrain.system.reading import DamagedFileError, open_regular, parse_json, read_bytes
 from gpt_pretrain.texts.chunks import ReadPosition, RejectedRecord
 
 JOURNAL, REJECTED_FILE = "journal.jsonl", "rejected.jsonl"
@@ -262,6 +262,11 @@ class EncodedCorpus:
         while start < self.n_rows:
             data = self._read(self._row_starts, start, count, ROW.itemsize, rows=True)
             rows = np.frombuffer(data, ROW)
+            if (
+                int(rows["tokens"].max(initial=0)) > self.n_tokens
+            ):  # the shards of so long a document would be counted without end
+                path = self._segments[bisect_right(self._row_starts, start) - 1].rows_path
+                raise UserError(f"{path} is damaged: it has longer documents than the corpus. Start over with overwrite=true.")
             yield start, rows
             start += len(rows)
 
@@ -278,7 +283,7 @@ class EncodedCorpus:
         """Return up to `count` items from an index on, from a single segment."""
         number = bisect_right(starts, start) - 1
         path: Path = self._segments[number].rows_path if rows else self._segments[number].path
-        with open(path, "rb") as stream:
+        with open_regular(path) as stream:
             stream.seek((start - starts[number]) * itemsize)
             data = stream.read(min(count, starts[number + 1] - start) * itemsize)
         if not data or len(data) % itemsize:
@@ -325,7 +330,7 @@ def total_counts(folders: Iterable[Path]) -> RecordCounts:
 
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as stream:
+    with open_regular(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
@@ -17,7 +17,7 @@ from gpt_pretrain.runs.reader import METRICS, lowest_bits_per_byte, read_metrics
 from gpt_pretrain.system.formatting import is_finite_number
 from gpt_pretrain.system.resources import cpu_name
 
-PATTERNS = (METADATA_FILE, f"*/{METADATA_FILE}", f"*/*/{METADATA_FILE}", f"*/*/*/{METADATA_FILE}")
+LEVELS = 3  # of folders in which runs are looked for, as outputs/multirun/SWEEP/JOB
 MAX_RUNS = 10_000
 MAX_TEXT = 200  # characters of a text in an entry
 MAX_SETTINGS = 100
@@ -81,19 +81,25 @@ class Entry:
 def find_entries(folder: Path) -> tuple[list[Entry], int]:
     """Return the entries of the runs in a folder, and the number of trained runs that have no bits per byte.
 
-    A folder that is a link to a place outside is left out.
+    Links among the folders are not followed: a stranger's could lead to all of the disk.
     """
-    root, entries, unknown = folder.resolve(), list[Entry](), 0
-    files = sorted({path for pattern in PATTERNS for path in folder.glob(pattern)})
-    for file in files[:MAX_RUNS]:
-        if not file.parent.resolve().is_relative_to(root):
-            continue
-        metadata = metadata_without_secrets(read_metadata(file.parent))
-        if (entry := run_entry(file.parent, metadata)) is not None:
+    entries, unknown = list[Entry](), 0
+    for run in sorted(_run_folders(folder))[:MAX_RUNS]:
+        metadata = metadata_without_secrets(read_metadata(run))
+        if (entry := run_entry(run, metadata)) is not None:
             entries.append(entry)
         elif is_finite_number(metadata_section(metadata, "result").get("best_val_loss")):
             unknown += 1
     return entries, unknown
+
+
+def _run_folders(folder: Path) -> Iterator[Path]:
+    """Yield a folder and those in it that hold run metadata."""
+    for parent, folders, names in os.walk(folder):
+        if len(Path(parent).relative_to(folder).parts) == LEVELS:
+            folders.clear()
+        if METADATA_FILE in names:
+            yield Path(parent)
 
 
 def run_entry(folder: Path, metadata: dict[str, Any]) -> Entry | None:

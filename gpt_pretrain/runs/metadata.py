@@ -27,6 +27,7 @@ from gpt_pretrain.system.resources import cpu_name
 METADATA_FILE, LOCK_FILE = "run.json", ".lock"
 RUNNING, FINISHED, FAILED, INTERRUPTED, PRUNED = "running", "finished", "failed", "interrupted", "pruned"
 COMPLETE = (FINISHED, PRUNED)  # The states in which nothing is left to do.
+MAX_LISTED = 1000  # in a list of texts; there are fewer than 200 settings to override
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "tiktoken", "numpy")
 
 log = logging.getLogger(__name__)
@@ -94,9 +95,9 @@ def track_run(folder: Path, *, command: str, overrides: Sequence[str], swept: Se
 
 
 def metadata_texts(metadata: dict[str, Any], name: str) -> list[str]:
-    """Return a list of texts in run metadata, such as "swept"; empty if it is missing or not a list."""
+    """Return a list of texts in run metadata, such as "swept"; empty if it is missing or not a list, and cut if it is endless."""
     value = metadata.get(name)
-    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
+    return [text for text in value[:MAX_LISTED] if isinstance(text, str)] if isinstance(value, list) else []
 
 
 def stored_overrides(metadata: dict[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@ run that somebody else has made could add to any run in the user's account, or b
 
 from __future__ import annotations
 
+import configparser
 import importlib.util
 import logging
 import os
@@ -20,7 +21,9 @@ from gpt_pretrain.config.schema import MlflowSettings, WandbSettings
 from gpt_pretrain.config.stored_settings import UNSIGNED, describe_override
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.metadata import METADATA_FILE, metadata_section, read_metadata, update_metadata
+from gpt_pretrain.system.reading import read_bytes
 from gpt_pretrain.system.signing import has_signature, signature
+from gpt_pretrain.system.terminal import escape_line
 from gpt_pretrain.system.urls import hide_secrets
 
 if TYPE_CHECKING:
@@ -32,7 +35,15 @@ MLFLOW_STORE = "mlflow_store"  # in both: the store in the run's folder that thi
 MARK_FILE = ".tracking"  # an empty file that dates the signatures
 PURPOSE = "identifier of a run in"
 IDENTIFIER = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# The files with settings that wandb reads from the current folder; `wandb init` makes one with the harmless ones.
+WANDB_SETTINGS = ("wandb/settings", ".wandb/settings")
+WANDB_HARMLESS = {
+    "entity": None,
+    "project": None,
+    "base_url": "https://api.wandb.ai",
+}  # with the only harmless value, if not any is
 MLFLOW_DATABASE, MLFLOW_FILES = "mlflow.db", "mlruns"
+MAX_WANDB_SETTINGS = 100_000  # bytes
 JOURNALS = ("-journal", "-wal", "-shm")  # endings of the files in which SQLite keeps unfinished changes
 MLFLOW_DATABASE_PACKAGES = ("sqlalchemy", "alembic")  # the small package mlflow-skinny comes without them
 
@@ -45,6 +56,7 @@ def wandb_logger(settings: WandbSettings, *, run_dir: Path) -> WandbLogger:
     Raises:
         UserError: If that is not possible.
     """
+    _check_wandb_settings(Path(), run_dir)
     import wandb
     from lightning.pytorch.loggers import WandbLogger
 
@@ -67,6 +79,35 @@ def wandb_logger(settings: WandbSettings, *, run_dir: Path) -> WandbLogger:
         _ = logger.experiment
     _remember("wandb", identifier, run_dir)
     return logger
+
+
+def _check_wandb_settings(*folders: Path) -> None:
+    """Check that no folder that may be a stranger's says where wandb sends the run, or what else it sends.
+
+    wandb reads such a file before it is told anything, and sends the key in the environment to the server that the file names.
+
+    Raises:
+        UserError: If one does.
+    """
+    for file in (folder / name for folder in folders for name in WANDB_SETTINGS):
+        if (setting := _foreign_setting(file)) is not None:
+            raise UserError(
+                f"{file} sets {escape_line(setting[:100])}, with which W&B could send your key and your files elsewhere, and it "
+                "may be a stranger's. Move what you want of it to your own ~/.config/wandb/settings, and delete the file."
+            )
+
+
+def _foreign_setting(file: Path) -> str | None:
+    """Return a setting of wandb in a file that is not harmless; None if there is none, or no such file."""
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read_string(read_bytes(file, max_bytes=MAX_WANDB_SETTINGS).decode())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, configparser.Error):
+        return "something that cannot be read"
+    found = [(name, value) for section in parser.values() for name, value in section.items()]
+    return next((name for name, value in found if WANDB_HARMLESS.get(name, "") not in (None, value)), None)
 
 
 def mlflow_logger(settings: MlflowSettings, *, run_dir: Path) -> MLFlowLogger:

@@ -100,5 +100,6 @@ def _check_journal(journal: Path) -> None:
             for line in read_bytes(journal, max_bytes=MAX_JOURNAL_BYTES).splitlines(keepends=True):
                 if line.endswith(b"\n"):  # A process may have been killed while it wrote the last line.
                     parse_json(line, max_values=MAX_LINE_VALUES)
-    except DamagedFileError as error:
-        raise UserError(DAMAGED_JOURNAL.format(journal, error)) from error
+    except (OSError, DamagedFileError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise UserError(DAMAGED_JOURNAL.format(journal, reason)) from error

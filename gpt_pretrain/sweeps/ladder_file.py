@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pretrain.errors import UserError, describe_damage
+from gpt_pretrain.model.costs import num_parameters
 from gpt_pretrain.sweeps.folder import LADDER
 from gpt_pretrain.sweeps.ladder import LR_FACTORS, N_RUNGS, LadderChoice, Prediction, Rung
 from gpt_pretrain.system.files import write_json
@@ -69,9 +70,10 @@ def _parse(content: dict[str, Any]) -> StoredLadder:
 
 def _choice(content: dict[str, Any]) -> LadderChoice:
     best = _rung(content["best"])
-    found = LadderChoice(best, _predictions(content["sizes"]), _predictions(content["rungs"]), content["is_extrapolated"] is True)
-    _ = found.chosen
-    return found
+    sizes = _predictions(content["sizes"])
+    if num_parameters(best.config) not in [one.parameters for one in sizes]:
+        raise ValueError("it has no prediction for the model that it has chosen")
+    return LadderChoice(best, sizes, _predictions(content["rungs"]), content["is_extrapolated"] is True)
 
 
 def _rung(content: dict[str, Any], *, factors: Sequence[float] | None = None) -> Rung:

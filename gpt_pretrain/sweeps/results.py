@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ RESULT_COLUMNS = (
     "tokens_seen",
     "tokens_per_second",
 )
+
+MAX_KEYS = 1000  # that jobs may differ in; a stranger's could have any number
 
 NATS_PER_TOKEN, BITS_PER_BYTE = "nats per token", "bits per byte"
 
@@ -114,7 +117,7 @@ def search_by_bits(keys: Iterable[str], folder: Path) -> bool:
 
 def swept_keys(jobs: Sequence[Job]) -> list[str]:
     """Return the settings that the sweep varies, or that differ between its jobs."""
-    keys = dict.fromkeys(key for job in jobs for key in job.settings)
+    keys = islice(dict.fromkeys(key for job in jobs for key in job.settings), MAX_KEYS)
     varied = varied_keys(jobs)
     return [key for key in keys if key in varied or len({job.settings.get(key) for job in jobs}) > 1]
 

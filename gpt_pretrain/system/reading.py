@@ -50,8 +50,11 @@ def open_regular(path: Path, *, within: Path | None = None) -> BufferedReader:
         OSError: If there is no such file, or it is not regular, or a link leads out of the folder.
     """
     if within is not None and not path.resolve().is_relative_to(within.resolve()):
-        raise OSError(errno.EPERM, "it is a link that leads out of its folder", str(path))
+        raise _leads_out(path)
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    if within is not None and not _is_inside(handle, path, within):
+        os.close(handle)
+        raise _leads_out(path)
     mode = os.fstat(handle).st_mode
     if not stat.S_ISREG(mode):
         os.close(handle)
@@ -59,6 +62,21 @@ def open_regular(path: Path, *, within: Path | None = None) -> BufferedReader:
         remedy = ". Save its content to a file first" * stat.S_ISFIFO(mode)
         raise OSError(errno.EINVAL, f"it is {kinds.get(stat.S_IFMT(mode), 'a socket')}, not a regular file{remedy}", str(path))
     return os.fdopen(handle, "rb")
+
+
+def _is_inside(handle: int, path: Path, folder: Path) -> bool:
+    """Return whether an open file is the one in a folder: the owner of the folder may have put a link there for a moment."""
+    opened, real = os.fstat(handle), path.resolve()
+    try:
+        named = os.lstat(real)
+    except OSError:
+        return False
+    is_same = (opened.st_dev, opened.st_ino) == (named.st_dev, named.st_ino)
+    return is_same and real.is_relative_to(folder.resolve())
+
+
+def _leads_out(path: Path) -> OSError:
+    return OSError(errno.EPERM, "it is a link that leads out of its folder", str(path))
 
 
 def read_bytes(path: Path, *, max_bytes: int = MAX_BYTES, within: Path | None = None) -> bytes:

@@ -259,7 +259,8 @@ def _missing_callbacks(config: Mapping[str, Any], settings: TrainSettings) -> li
     """List the user's own callbacks that the checkpoint's run had, and this start does not have."""
     callbacks = config.get("callbacks")
     custom = callbacks.get("custom") if isinstance(callbacks, dict) else None
-    named = [(escape_line(str(name)), escape_line(str(target))) for name, target in (custom or {}).items()]
+    known = custom.items() if isinstance(custom, dict) else ()
+    named = [(escape_line(str(name)), escape_line(str(target))) for name, target in known]
     return [
         f"callbacks.custom.{name[:100]} ({target[:100]}) is missing, which a checkpoint does not store"
         for name, target in named

@@ -206,12 +206,17 @@ def _check_early_stopping(state: Any) -> None:
     _require("EarlyStopping", isinstance(state.get("stopping_reason_message"), str | None))
 
 
+def _check_held_out(state: Any) -> None:
+    _require("HeldOutEvaluation", state["steps"] == -1 or _is_count(state["steps"]))
+
+
 CALLBACK_CHECKS: dict[str, Callable[[Any], None]] = {
     "Randomness": _check_randomness,
     "SaveRun": _check_saved_run,
     "TrainMetrics": _check_metrics,
     "WarningSigns": _check_warning_signs,
     "EarlyStopping": _check_early_stopping,
+    "HeldOutEvaluation": _check_held_out,
 }
 
 

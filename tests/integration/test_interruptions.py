@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from gpt_pretrain.commands.verify_resume import equal_contents, find_difference
+from gpt_pretrain.commands.verify_resume import equal_contents, find_difference, verify_resume_command
+from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.sampling import generate_stream
 from gpt_pretrain.runs.samples import read_samples
 from gpt_pretrain.training.callbacks import samples
@@ -218,3 +219,9 @@ def test_the_crash_harness_notices_differences(train: Train, tmp_path: Path) -> 
         found
     )
     assert not same_weights(checkpoint(tmp_path / "a"), checkpoint(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("word", ["resume=run", "sweep_resume=latest", "hydra.run.dir=run", "--resume=run", "-m"])
+def test_verify_resume_touches_no_run_of_the_user(word: str) -> None:
+    with pytest.raises(UserError, match=rf"^{word}: gpt-pretrain verify_resume starts runs of its own in a temporary folder"):
+        verify_resume_command([word, "model=tiny"])

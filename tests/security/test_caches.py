@@ -19,7 +19,7 @@ import pytest
 from gpt_pretrain.data import remote_cache
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.data.private_cache import TAG, TAG_TEXT, mark_as_used, open_cache, open_own
-from gpt_pretrain.data.text import download
+from gpt_pretrain.data.text import download, download_name, find_download
 from gpt_pretrain.data.token_cache import tokenize_text
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.environment import COMPILE_CACHE, use_own_compile_cache
@@ -269,3 +269,32 @@ def test_a_link_in_a_cache_is_neither_read_nor_marked_as_used(tmp_path: Path, li
         with pytest.raises(OSError, match="is a link"):
             use(folder / "a")
     assert (tmp_path / "home" / "a").stat().st_mtime == 1
+
+
+def test_a_download_that_somebody_else_has_put_into_the_cache_is_not_used(stranger: Stranger, tmp_path: Path) -> None:
+    stranger.files |= {"/t.txt": b"the text", "/u.txt": b"another text"}
+    url = f"{stranger.url}/t.txt"
+    other = download(f"{stranger.url}/u.txt", sha256=None, cache_dir=tmp_path)
+    place, signed = tmp_path / "downloads" / download_name(url), other.with_name(f"{other.name}.signature").read_bytes()
+    for content, sign in ((b"poison", None), (b"poison", bytes(32)), (other.read_bytes(), signed)):
+        place.write_bytes(content)
+        if sign is not None:
+            place.with_name(f"{place.name}.signature").write_bytes(sign)
+        assert find_download(url, cache_dir=tmp_path) is None
+        assert download(url, sha256=None, cache_dir=tmp_path).read_bytes() == b"the text"
+    asked = len(stranger.asked)
+    assert download(url, sha256=None, cache_dir=tmp_path).read_bytes() == b"the text"
+    assert len(stranger.asked) == asked, "its own download is used"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="users and modes")
+def test_a_download_in_a_folder_of_another_user_is_not_used(stranger: Stranger, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a folder away")
+    stranger.files["/t.txt"] = b"the text"
+    url = f"{stranger.url}/t.txt"
+    (tmp_path / "downloads").mkdir()
+    (tmp_path / "downloads" / download_name(url)).write_bytes(b"poison")
+    os.chown(tmp_path / "downloads", 12345, 12345)
+    with pytest.raises(UserError, match=r"downloads belongs to another user"):
+        download(url, sha256=None, cache_dir=tmp_path)

@@ -172,3 +172,18 @@ def test_a_package_of_the_current_folder_is_used_several_times(folder: Path) -> 
     assert find_target("own_package.first.lazy", setting="x")() == 4
     fields = {"_target_": "own_package.second.worth", "inner": {"_target_": "inner_here.Part", "a": 1}}
     assert call_target(fields, setting="x") == {"a": 1}
+
+
+def test_stored_names_of_callbacks_may_be_anything(train: Train, run: Path) -> None:
+    with_stored(run, lambda config: config["callbacks"].update(custom=[1, "x"]))
+    train(f"resume='{run}'", *OWN, "++optimizer.growth=1.2", base=RESUMED)
+    assert growth(run) == 1.2
+
+
+def test_the_message_on_a_class_says_whose_it_is_and_what_typing_it_means() -> None:
+    stored = {"model": {"class": "their.Model", "arguments": {}}}
+    _, (theirs,), _ = resume_custom_parts(stored, {}, own=False, origin="run/last.ckpt")
+    assert theirs.startswith("run/last.ckpt, which is not signed with your key")
+    assert "Typing the name runs the code of its module" in theirs and "add model._target_=their.Model" in theirs
+    _, (own,), _ = resume_custom_parts(stored, {}, own=True, origin="run/last.ckpt")
+    assert "Name it again: model._target_=their.Model" in own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import tarfile
 import zipfile
@@ -260,3 +261,28 @@ def test_a_link_in_place_of_a_partial_download_is_not_written_through(tmp_path: 
     hub._download("https://example.org/a", tmp_path / "a.part", size=0, headers={}, label="a")
     assert (tmp_path / "thesis").read_bytes() == b"precious"
     assert not (tmp_path / "a.part").is_symlink()
+
+
+@pytest.mark.parametrize("restored", [False, True], ids=["stays", "is gone again"])
+def test_a_link_that_appears_while_a_file_is_opened_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restored: bool
+) -> None:
+    private, file = tmp_path / "private.txt", tmp_path / "run" / "config.yaml"
+    file.parent.mkdir()
+    private.write_text("secret")
+    file.write_text("seed: 1")
+    open_file = os.open
+
+    def swap(path: Path, *arguments: int) -> int:
+        file.rename(file.with_name("kept"))
+        file.symlink_to(private)
+        handle = open_file(path, *arguments)
+        if restored:
+            file.unlink()
+            file.with_name("kept").rename(file)
+        return handle
+
+    assert read_bytes(file, within=file.parent) == b"seed: 1"
+    monkeypatch.setattr(os, "open", swap)
+    with pytest.raises(OSError, match="a link that leads out of its folder"):
+        read_bytes(file, within=file.parent)

@@ -179,3 +179,10 @@ def test_a_run_is_resumed_beside_a_journal_that_is_none(
     done = script("train.py", "resume=theirs/run", timeout=60)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "theirs" / "study.journal.lock").exists()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_a_journal_that_is_no_file_is_not_read(tmp_path: Path, kind: str) -> None:
+    os.mkfifo(tmp_path / "study.journal") if kind == "pipe" else (tmp_path / "study.journal").mkdir()
+    with pytest.raises(UserError, match=r"study\.journal is damaged \(it is a (pipe|folder), not a regular file"):
+        make_study(tmp_path)

@@ -11,13 +11,16 @@ import pytest
 
 from gpt_pretrain.checkpoints.pretrained import open_weights
 from gpt_pretrain.commands.failures import print_error
+from gpt_pretrain.commands.serve import _public_name
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.metadata import METADATA_FILE, read_metadata, track_run
+from gpt_pretrain.sweeps.results import read_sweep, swept_keys
 from gpt_pretrain.sweeps.runner import print_sweep_summary
 from gpt_pretrain.system.tables import format_table
 from gpt_pretrain.system.terminal import ConsoleHandler, LogFileHandler, print_escaped
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.fitting import fit_to_rows
+from tests.helpers.made_runs import make_sweep_folder
 
 LONG = "name\nerror: forged\x1b" + "x" * 3_000_000
 FEW = 30_000  # characters
@@ -82,3 +85,19 @@ def test_names_in_a_pickle_stay_on_their_line(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(UserError) as caught:
         open_weights(str(tmp_path / "x.pth"))
     assert "forged" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_name_of_a_served_model_is_one_line() -> None:
+    assert _public_name("run/checkpoints/a\nKey: b\x1b.ckpt") == r"run/a\nKey: b\x1b.ckpt"
+
+
+def test_a_sweep_shows_a_limited_number_of_settings(tmp_path: Path) -> None:
+    folder = make_sweep_folder(tmp_path)
+    for name in ("a", "b", "c"):
+        (folder / name).mkdir()
+        overrides = [f"{name}{number}=1" for number in range(100_000)]
+        job = {"state": "finished", "result": {"best_val_loss": 1.0}, "overrides": overrides, "swept": overrides}
+        (folder / name / METADATA_FILE).write_text(json.dumps(job))
+    jobs = read_sweep(folder)
+    assert len(swept_keys(jobs)) == 1000
+    assert all(len(job.settings) == 1000 for job in jobs)

@@ -199,3 +199,31 @@ def test_the_other_folder_of_wandb_is_no_link_either(tmp_path: Path) -> None:
     (tmp_path / ".wandb").symlink_to(tmp_path.parent)
     with pytest.raises(UserError, match=r"\.wandb is a link"):
         check_no_links(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["wandb/settings", ".wandb/settings", "run/wandb/settings"])
+@pytest.mark.parametrize(
+    "line",
+    ["base_url = https://example.org", "api_key = x", "code_dir = /home", "[", "\xff"],
+    ids=["host", "key", "code", "cut", "bytes"],
+)
+def test_a_folder_does_not_say_where_wandb_sends_the_run(
+    made: list[RecordedLogger], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, line: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / place).parent.mkdir(parents=True)
+    (tmp_path / place).write_bytes(f"[default]\nproject = p\n{line}\n".encode("latin-1"))
+    (tmp_path / "run").mkdir(exist_ok=True)
+    with pytest.raises(UserError, match=rf"{place} sets .*, with which W&B could send your key"):
+        wandb_logger(WandbSettings(project="p"), run_dir=Path("run"))
+    assert made == []
+
+
+def test_what_wandb_itself_writes_into_a_folder_is_read(
+    made: list[RecordedLogger], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "settings").write_text("[default]\nentity = me\nproject = p\nbase_url = https://api.wandb.ai\n")
+    wandb_logger(WandbSettings(project="p"), run_dir=tmp_path)
+    assert len(made) == 1

@@ -87,6 +87,8 @@ WRONG_STATES: list[tuple[tuple[Any, ...], Any]] = [
     (("callbacks", "EarlyStopping"), STOP | {"best_score": "x"}),
     (("callbacks", "EarlyStopping"), STOP | {"stopping_reason": 77}),
     (("callbacks", "EarlyStopping"), STOP | {"stopped_epoch": None}),
+    (("callbacks", "HeldOutEvaluation"), [1]),
+    (("callbacks", "HeldOutEvaluation"), {"steps": "x"}),
     (("train_losses",), ["x"]),
     (("val_losses",), 1),
     (("track_tokens_seen",), [None]),

@@ -130,6 +130,11 @@ def test_a_manifest_names_only_files_beside_it(stranger: Stranger, tmp_path: Pat
         ("http://93.184.216.34/a", "http://169.254.169.254/latest/meta-data", False),
         ("http://93.184.216.34/a", "http://10.0.0.1/a", False),
         ("http://93.184.216.34/a", "http://localhost/a", False),
+        ("http://93.184.216.34/a", "http://127%2e0.0.1/a", False),
+        ("http://93.184.216.34/a", "http://\uff11\uff12\uff17.0.0.1/a", False),
+        ("http://93.184.216.34/a", "http://93.184.216.35\\.internal/a", False),
+        ("http://93.184.216.34/a", "http://[::1/a", False),
+        ("http://93.184.216.34/a", "http:///a", False),
         ("http://93.184.216.34/a", "file:///etc/passwd", False),
         ("http://93.184.216.34/a", "ftp://93.184.216.34/a", False),
         ("http://10.0.0.1/a", "http://192.168.1.1/a", True),
@@ -248,3 +253,25 @@ def test_a_download_of_an_earlier_version_is_used_if_its_checksum_is_right(tmp_p
 def test_a_chain_is_refused_also_if_its_first_scheme_is_allowed(url: str) -> None:
     with pytest.raises(UserError, match="leads through another file system"):
         check_url(url, setting="data.url")
+
+
+@pytest.mark.parametrize("asks_for", ["a part of a shard", "a list"])
+def test_an_answer_of_a_store_without_end_is_cut_off(stranger: Stranger, asks_for: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("s3fs")
+    from gpt_pretrain.data import s3_session  # it needs the package
+
+    monkeypatch.setattr(s3_session, "MAX_ANSWER_BYTES", 2_000_000)
+    stated = {"ETag": '"x"', "Last-Modified": "Wed, 21 Oct 2015 07:28:00 GMT"}
+    sent = []
+
+    def endless(answer: Answer) -> None:
+        if answer.command == "HEAD":
+            answer.reply(200, length=1000, headers=stated)
+        else:
+            answer.reply_without_end(headers=stated)
+            sent.append(True)
+
+    stranger.answers = {"/bucket/corp/x.bin": endless, "/bucket": endless, "/bucket/": endless}
+    files = RemoteFiles("s3://bucket/corp", remote_settings(options={"endpoint_url": stranger.url, "anon": True}))
+    with pytest.raises(UserError, match=r"ignores the Range header|sends more than"):
+        files.names() if asks_for == "a list" else files._retry(lambda: files._read_range("x.bin", 0, 999), "x.bin")

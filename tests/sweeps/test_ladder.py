@@ -175,6 +175,18 @@ def test_values_of_a_strangers_ladder_do_not_become_settings(tmp_path: Path, nam
             read_ladder(tmp_path)
 
 
+def test_a_ladder_has_a_prediction_for_what_it_has_chosen(tmp_path: Path) -> None:
+    sweep = FakeSweep(tmp_path / "sweep")
+    sweep.run()
+    content = json.loads((sweep.folder / "ladder.json").read_text())
+    for prediction in content["choice"]["sizes"]:
+        prediction["parameters"] = 7
+    (sweep.folder / "ladder.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="no prediction for the model that it has chosen"):
+        read_ladder(sweep.folder)
+    assert ">Ladder<" not in save_sweep_page(sweep.folder).read_text()
+
+
 def test_the_page_of_a_ladder_has_its_picture(tmp_path: Path) -> None:
     sweep = FakeSweep(tmp_path / "sweep")
     sweep.run()

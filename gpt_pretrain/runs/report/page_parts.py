@@ -142,7 +142,7 @@ def _list_file(path: Path, folder: Path, purposes: dict[str, str]) -> ListedFile
     elif path.suffix == ".ckpt" and not purpose:
         purpose = "an earlier checkpoint"
     try:
-        size = format_si(path.stat().st_size, "B") if path.is_file() else "folder"
+        size = "link" if path.is_symlink() else format_si(path.stat().st_size, "B") if path.is_file() else "folder"
     except OSError:
         size = ""
     return ListedFile(file_href(*parts), shorten("/".join(parts), 200), size, purpose)

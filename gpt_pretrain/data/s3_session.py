@@ -1,0 +1,58 @@
+"""The HTTP client for shards in S3 or a store with its protocol: it reads no more than it has asked for.
+
+aiobotocore is imported here alone: it comes with the packages for remote data.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+from aiobotocore.httpsession import AIOHTTPSession  # type: ignore[import-untyped]
+
+from gpt_pretrain.data.http_session import MAX_ANSWER_BYTES, describe_excess
+from gpt_pretrain.errors import UserError
+
+
+class BoundedS3Session(AIOHTTPSession):  # type: ignore[misc]
+    """A client that receives an answer only up to the number of bytes that its request asked for."""
+
+    async def send(self, request: Any) -> Any:
+        """Send a request, and return the answer with its body.
+
+        Raises:
+            UserError: If the body is longer than it should be.
+        """
+        request.stream_output = True  # otherwise the body would be received at once, however long it is
+        answer = await super().send(request)
+        asked = request.headers.get("Range", b"")
+        span = re.fullmatch(r"bytes=(\d+)-(\d+)", asked.decode() if isinstance(asked, bytes) else asked)
+        limit = MAX_ANSWER_BYTES if span is None else int(span[2]) - int(span[1]) + 1
+        received, length = [], 0
+        async for piece in answer.raw.content.iter_any():
+            length += len(piece)
+            if length > limit:
+                answer.raw.close()
+                raise UserError(describe_excess(str(answer.raw.url), span is not None, limit))
+            received.append(piece)
+        answer.raw = _Received(b"".join(received), url=answer.raw.url)
+        return answer
+
+
+class _Received:
+    """Stands for an answer, and for the stream of its body, after all of it has been received."""
+
+    def __init__(self, body: bytes, *, url: Any) -> None:
+        self._stream = io.BytesIO(body)
+        self.content = self
+        self.url = url
+
+    async def read(self, amount: int = -1) -> bytes:
+        return self._stream.read(amount)
+
+    def at_eof(self) -> bool:
+        return self._stream.tell() == len(self._stream.getbuffer())
+
+    def close(self) -> None:
+        """Do nothing: the connection has been given back."""
