@@ -35,13 +35,9 @@ MLFLOW_STORE = "mlflow_store"  # in both: the store in the run's folder that thi
 MARK_FILE = ".tracking"  # an empty file that dates the signatures
 PURPOSE = "identifier of a run in"
 IDENTIFIER = re.compile(r"[A-Za-z0-9._-]{1,64}")
-# The files with settings that wandb reads from the current folder; `wandb init` makes one with the harmless ones.
-WANDB_SETTINGS = ("wandb/settings", ".wandb/settings")
-WANDB_HARMLESS = {
-    "entity": None,
-    "project": None,
-    "base_url": "https://api.wandb.ai",
-}  # with the only harmless value, if not any is
+# The files with settings that wandb reads from the current folder, and what may stand there: `wandb init` writes it.
+WANDB_SETTINGS, WANDB_HARMLESS = ("wandb/settings", ".wandb/settings"), ("entity", "project")
+WANDB_SERVERS = ("https://api.wandb.ai", "https://api.forge.coreweave.com")  # the package's own, of different versions
 MLFLOW_DATABASE, MLFLOW_FILES = "mlflow.db", "mlruns"
 MAX_WANDB_SETTINGS = 100_000  # bytes
 JOURNALS = ("-journal", "-wal", "-shm")  # endings of the files in which SQLite keeps unfinished changes
@@ -56,7 +52,7 @@ def wandb_logger(settings: WandbSettings, *, run_dir: Path) -> WandbLogger:
     Raises:
         UserError: If that is not possible.
     """
-    _check_wandb_settings(Path(), run_dir)
+    _check_wandb_settings(Path())
     import wandb
     from lightning.pytorch.loggers import WandbLogger
 
@@ -81,15 +77,15 @@ def wandb_logger(settings: WandbSettings, *, run_dir: Path) -> WandbLogger:
     return logger
 
 
-def _check_wandb_settings(*folders: Path) -> None:
-    """Check that no folder that may be a stranger's says where wandb sends the run, or what else it sends.
+def _check_wandb_settings(folder: Path) -> None:
+    """Check that the current folder, which may be a stranger's, does not say where wandb sends the run, or what else it sends.
 
-    wandb reads such a file before it is told anything, and sends the key in the environment to the server that the file names.
+    wandb 0.31 reads such a file, and sends the key in the environment to the server that the file names.
 
     Raises:
-        UserError: If one does.
+        UserError: If it does.
     """
-    for file in (folder / name for folder in folders for name in WANDB_SETTINGS):
+    for file in (folder / name for name in WANDB_SETTINGS):
         if (setting := _foreign_setting(file)) is not None:
             raise UserError(
                 f"{file} sets {escape_line(setting[:100])}, with which W&B could send your key and your files elsewhere, and it "
@@ -107,7 +103,14 @@ def _foreign_setting(file: Path) -> str | None:
     except (OSError, ValueError, configparser.Error):
         return "something that cannot be read"
     found = [(name, value) for section in parser.values() for name, value in section.items()]
-    return next((name for name, value in found if WANDB_HARMLESS.get(name, "") not in (None, value)), None)
+    return next(
+        (
+            name
+            for name, value in found
+            if name not in WANDB_HARMLESS and not (name == "base_url" and value.rstrip("/") in WANDB_SERVERS)
+        ),
+        None,
+    )
 
 
 def mlflow_logger(settings: MlflowSettings, *, run_dir: Path) -> MLFlowLogger:

@@ -201,7 +201,7 @@ def test_the_other_folder_of_wandb_is_no_link_either(tmp_path: Path) -> None:
         check_no_links(tmp_path)
 
 
-@pytest.mark.parametrize("place", ["wandb/settings", ".wandb/settings", "run/wandb/settings"])
+@pytest.mark.parametrize("place", ["wandb/settings", ".wandb/settings"])
 @pytest.mark.parametrize(
     "line",
     ["base_url = https://example.org", "api_key = x", "code_dir = /home", "[", "\xff"],
@@ -213,7 +213,7 @@ def test_a_folder_does_not_say_where_wandb_sends_the_run(
     monkeypatch.chdir(tmp_path)
     (tmp_path / place).parent.mkdir(parents=True)
     (tmp_path / place).write_bytes(f"[default]\nproject = p\n{line}\n".encode("latin-1"))
-    (tmp_path / "run").mkdir(exist_ok=True)
+    (tmp_path / "run").mkdir()
     with pytest.raises(UserError, match=rf"{place} sets .*, with which W&B could send your key"):
         wandb_logger(WandbSettings(project="p"), run_dir=Path("run"))
     assert made == []
