@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from gpt_pretrain.commands.arguments import parse_arguments
@@ -30,6 +31,7 @@ FORMATS = (".png", ".pdf", ".svg")
 IGNORED_SETTINGS = ("run_dir", "resume", "resume_force", "data.cache_dir")  # they do not affect the result
 MAX_CELL_CHARACTERS = 40
 MAX_LEGEND_SETTINGS = 3
+MAX_SETTINGS = 500  # rows of the table; runs have fewer than 200 settings, and a stranger's may have any number
 
 
 def compare_command(arguments: list[str]) -> None:
@@ -52,7 +54,10 @@ def format_comparison(runs: Sequence[RunContents]) -> str:
     """Format the runs, the settings and facts that differ, and the results as tables."""
     numbers = [str(number) for number in range(1, len(runs) + 1)]
     folders = [[number, *_folder_and_state(run)] for number, run in zip(numbers, runs, strict=True)]
-    settings = [[key, *(_shorten(value) for value in values)] for key, values in differing_settings(runs).items()]
+    differing = differing_settings(runs)
+    settings = [[key, *map(_shorten, values)] for key, values in islice(differing.items(), MAX_SETTINGS)]
+    if len(differing) > MAX_SETTINGS:
+        settings.append([f"and {len(differing) - MAX_SETTINGS:,} more", *("" for _ in runs)])
     facts = [[name, *values] for name, values in _facts(runs).items() if _differ(values)]
     results = [[name, *values] for name, values in _results(runs).items() if set(values) != {"-"}]
     tables = [

@@ -155,3 +155,11 @@ def test_long_values_keep_the_table_narrow(tmp_path: Path) -> None:
     config = CONFIG.replace("Every effort", "x" * 500)
     runs = [read_run(make_run(tmp_path / "a")), read_run(make_run(tmp_path / "b", config=config))]
     assert max(map(len, format_comparison(runs).splitlines()[4:])) < 100
+
+
+def test_the_table_of_settings_has_an_end(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("".join(f"{name}{number}: 1\n" for number in range(2000)))
+    lines = format_comparison([read_run(tmp_path / name) for name in ("a", "b")]).splitlines()
+    assert "and 3,500 more" in [line.strip() for line in lines] and len(lines) < 550
