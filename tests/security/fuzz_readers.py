@@ -52,6 +52,7 @@ from gpt_pretrain.training.resume import read_resumable
 from tests.conftest import ROOT, tiny_model
 from tests.helpers import made_shards, vocabularies
 from tests.security import mutations
+from tests.security.fuzz_folders import FOLDER_READERS
 from tests.security.fuzz_inputs import INPUT_READERS
 from tests.security.fuzzed_reader import BLIND, JSON, PICKLE, TEXT, YAML, ZIP, FuzzedReader
 
@@ -341,87 +342,98 @@ def _read_small(folder: Path) -> None:
         json.dumps(value, default=str)
 
 
-READERS = {
-    "torch": FuzzedReader(
-        _make_torch,
-        {
-            "zip.pth": (ZIP,),
-            "legacy.pth": (BLIND, PICKLE),
-            "nanogpt.pt": (ZIP,),
-            "module.pt": (ZIP,),
-            "old_module.pt": (BLIND, PICKLE),
-        },
-        _read_weights,
-        parts=("zip.pth", "legacy.pth", "nanogpt.pt", "module.pt", "old_module.pt"),
-    ),
-    "checkpoint": FuzzedReader(
-        _copy_checkpoints("run"),
-        {"checkpoints/last.ckpt": (ZIP,)},
-        _read_checkpoint,
-        lambda folder: _mend_checksum(folder / "checkpoints" / "last.ckpt"),
-    ),
-    "pieces": FuzzedReader(
-        _copy_checkpoints("sharded"),
-        {"checkpoints/last.ckpt": (ZIP,), "checkpoints/shards*/rank-00000.safetensors": (BLIND,)},
-        _read_checkpoint,
-        lambda folder: _mend_checksum(folder / "checkpoints" / "last.ckpt"),
-    ),
-    "safetensors": FuzzedReader(
-        _make_huggingface,
-        {
-            "model.safetensors": (BLIND, TEXT),
-            "config.json": (BLIND, JSON, TEXT),
-            "tokenizer.json": (JSON, BLIND),
-            "index/model.safetensors.index.json": (JSON, BLIND),
-        },
-        _read_weights,
-        parts=("index", "."),
-    ),
-    "tokenizer": FuzzedReader(
-        _make_tokenizers,
-        {
-            "json/tokenizer.json": (JSON, BLIND, TEXT),
-            "unigram/tokenizer.json": (JSON, BLIND),
-            "llama/tokenizer.json": (JSON, BLIND, TEXT),
-            "pieces/vocab.txt": (TEXT, BLIND),
-            "pair/vocab.json": (JSON, BLIND),
-            "pair/merges.txt": (TEXT, BLIND),
-            "own.tiktoken": (TEXT, BLIND),
-        },
-        _read_tokenizer,
-        parts=("json", "unigram", "llama", "pieces", "pair", "own.tiktoken"),
-    ),
-    "nanogpt": FuzzedReader(_make_nanogpt, {"meta.pkl": (PICKLE, PICKLE, BLIND), "train.bin": (BLIND,)}, _read_corpus),
-    "manifest": FuzzedReader(_make_prepared, {"manifest.json": (JSON, JSON, BLIND), "train-00000.bin": (BLIND,)}, _read_corpus),
-    "llmc": FuzzedReader(_make_llmc, {"tale_train_000001.bin": (BLIND,), "tale_val_000000.bin": (BLIND,)}, _read_corpus),
-    "journal": FuzzedReader(
-        _make_work,
-        {".work/task-00000/journal.jsonl": (JSON, BLIND), ".work/plan.json": (JSON,), "manifest.json": (JSON,)},
-        _read_work,
-    ),
-    "lines": FuzzedReader(
-        _make_lines,
-        {"a.jsonl": (JSON, BLIND, TEXT), "a.jsonl.gz": (mutations.change_gzip,), "a.jsonl.zst": (BLIND,), "a.txt.gz": (BLIND,)},
-        _encode,
-        parts=("a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.txt.gz"),
-    ),
-    "archives": FuzzedReader(
-        _make_archives,
-        dict.fromkeys(ARCHIVES, (BLIND,)) | {"a.json": (JSON, BLIND, TEXT), "a.csv": (TEXT, BLIND), "a.zip": (BLIND, ZIP)},
-        _encode,
-        parts=ARCHIVES,
-    ),
-    "parquet": FuzzedReader(_make_parquet, {"a.parquet": (BLIND,)}, _encode, parts=("a.parquet",)),
-    "run": FuzzedReader(
-        _make_run,
-        {"run.json": (JSON, BLIND), "config.yaml": (YAML, BLIND), "metrics.csv": (TEXT, BLIND), "samples.txt": (TEXT, BLIND)},
-        _read_run,
-    ),
-    "results": FuzzedReader(_make_results, {"results.json": (JSON, BLIND)}, _read_results),
-    "entries": FuzzedReader(_make_run, {"run.json": (JSON,), "config.yaml": (YAML,)}, _read_entries),
-    "page": FuzzedReader(_make_run, {"run.json": (JSON,), "metrics.csv": (TEXT,), "samples.txt": (TEXT,)}, _read_page),
-    "metrics": FuzzedReader(_make_run, {"metrics.csv": (TEXT, BLIND)}, _read_metrics),
-    "sweep": FuzzedReader(_make_sweep, {"a=1/run.json": (JSON, JSON, BLIND)}, _read_sweep),
-    "study": FuzzedReader(_make_study, {"study.journal": (JSON, JSON, BLIND)}, _read_study),
-    "small": FuzzedReader(_make_run, {"run.json": (JSON, BLIND), "config.yaml": (YAML, BLIND)}, _read_small),
-} | INPUT_READERS
+READERS = (
+    {
+        "torch": FuzzedReader(
+            _make_torch,
+            {
+                "zip.pth": (ZIP,),
+                "legacy.pth": (BLIND, PICKLE),
+                "nanogpt.pt": (ZIP,),
+                "module.pt": (ZIP,),
+                "old_module.pt": (BLIND, PICKLE),
+            },
+            _read_weights,
+            parts=("zip.pth", "legacy.pth", "nanogpt.pt", "module.pt", "old_module.pt"),
+        ),
+        "checkpoint": FuzzedReader(
+            _copy_checkpoints("run"),
+            {"checkpoints/last.ckpt": (ZIP,)},
+            _read_checkpoint,
+            lambda folder: _mend_checksum(folder / "checkpoints" / "last.ckpt"),
+        ),
+        "pieces": FuzzedReader(
+            _copy_checkpoints("sharded"),
+            {"checkpoints/last.ckpt": (ZIP,), "checkpoints/shards*/rank-00000.safetensors": (BLIND,)},
+            _read_checkpoint,
+            lambda folder: _mend_checksum(folder / "checkpoints" / "last.ckpt"),
+        ),
+        "safetensors": FuzzedReader(
+            _make_huggingface,
+            {
+                "model.safetensors": (BLIND, TEXT),
+                "config.json": (BLIND, JSON, TEXT),
+                "tokenizer.json": (JSON, BLIND),
+                "index/model.safetensors.index.json": (JSON, BLIND),
+            },
+            _read_weights,
+            parts=("index", "."),
+        ),
+        "tokenizer": FuzzedReader(
+            _make_tokenizers,
+            {
+                "json/tokenizer.json": (JSON, BLIND, TEXT),
+                "unigram/tokenizer.json": (JSON, BLIND),
+                "llama/tokenizer.json": (JSON, BLIND, TEXT),
+                "pieces/vocab.txt": (TEXT, BLIND),
+                "pair/vocab.json": (JSON, BLIND),
+                "pair/merges.txt": (TEXT, BLIND),
+                "own.tiktoken": (TEXT, BLIND),
+            },
+            _read_tokenizer,
+            parts=("json", "unigram", "llama", "pieces", "pair", "own.tiktoken"),
+        ),
+        "nanogpt": FuzzedReader(_make_nanogpt, {"meta.pkl": (PICKLE, PICKLE, BLIND), "train.bin": (BLIND,)}, _read_corpus),
+        "manifest": FuzzedReader(
+            _make_prepared, {"manifest.json": (JSON, JSON, BLIND), "train-00000.bin": (BLIND,)}, _read_corpus
+        ),
+        "llmc": FuzzedReader(_make_llmc, {"tale_train_000001.bin": (BLIND,), "tale_val_000000.bin": (BLIND,)}, _read_corpus),
+        "journal": FuzzedReader(
+            _make_work,
+            {".work/task-00000/journal.jsonl": (JSON, BLIND), ".work/plan.json": (JSON,), "manifest.json": (JSON,)},
+            _read_work,
+        ),
+        "lines": FuzzedReader(
+            _make_lines,
+            {
+                "a.jsonl": (JSON, BLIND, TEXT),
+                "a.jsonl.gz": (mutations.change_gzip,),
+                "a.jsonl.zst": (BLIND,),
+                "a.txt.gz": (BLIND,),
+            },
+            _encode,
+            parts=("a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.txt.gz"),
+        ),
+        "archives": FuzzedReader(
+            _make_archives,
+            dict.fromkeys(ARCHIVES, (BLIND,)) | {"a.json": (JSON, BLIND, TEXT), "a.csv": (TEXT, BLIND), "a.zip": (BLIND, ZIP)},
+            _encode,
+            parts=ARCHIVES,
+        ),
+        "parquet": FuzzedReader(_make_parquet, {"a.parquet": (BLIND,)}, _encode, parts=("a.parquet",)),
+        "run": FuzzedReader(
+            _make_run,
+            {"run.json": (JSON, BLIND), "config.yaml": (YAML, BLIND), "metrics.csv": (TEXT, BLIND), "samples.txt": (TEXT, BLIND)},
+            _read_run,
+        ),
+        "results": FuzzedReader(_make_results, {"results.json": (JSON, BLIND)}, _read_results),
+        "entries": FuzzedReader(_make_run, {"run.json": (JSON,), "config.yaml": (YAML,)}, _read_entries),
+        "page": FuzzedReader(_make_run, {"run.json": (JSON,), "metrics.csv": (TEXT,), "samples.txt": (TEXT,)}, _read_page),
+        "metrics": FuzzedReader(_make_run, {"metrics.csv": (TEXT, BLIND)}, _read_metrics),
+        "sweep": FuzzedReader(_make_sweep, {"a=1/run.json": (JSON, JSON, BLIND)}, _read_sweep),
+        "study": FuzzedReader(_make_study, {"study.journal": (JSON, JSON, BLIND)}, _read_study),
+        "small": FuzzedReader(_make_run, {"run.json": (JSON, BLIND), "config.yaml": (YAML, BLIND)}, _read_small),
+    }
+    | INPUT_READERS
+    | FOLDER_READERS
+)
