@@ -13,9 +13,8 @@ from urllib.parse import unquote, urljoin
 
 import aiohttp
 
-from gpt_pretrain.data.web import check_redirect
+from gpt_pretrain.data.web import check_redirect, describe_excess
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.urls import without_secrets
 
 LINK = re.compile(r"""\bhref=["']([^"'<>\s]{1,300})["']""", re.IGNORECASE)
 MAX_ANSWER_BYTES = 1 << 24  # of an answer to a request that does not name a length, such as one for the list of a folder's files
@@ -75,13 +74,3 @@ async def _check_redirect(
     headers, origin = request.response.headers, str(request.url)
     target = urljoin(origin, headers.get("Location") or headers.get("URI") or "")
     await asyncio.get_running_loop().run_in_executor(None, check_redirect, origin, target)
-
-
-def describe_excess(url: str, asked_for_range: bool, limit: int) -> str:
-    """Return the message that a server has sent more than it was asked for."""
-    if asked_for_range:
-        return (
-            f"{without_secrets(url)}: the server ignores the Range header and sends whole files, so shards cannot be read from "
-            "it. Copy them to a local disk, or use another server."
-        )
-    return f"{without_secrets(url)}: the server sends more than {limit:,} bytes where a short answer was expected."

@@ -11,7 +11,8 @@ from typing import Any
 
 from aiobotocore.httpsession import AIOHTTPSession  # type: ignore[import-untyped]
 
-from gpt_pretrain.data.http_session import MAX_ANSWER_BYTES, describe_excess
+from gpt_pretrain.data.http_session import MAX_ANSWER_BYTES
+from gpt_pretrain.data.web import describe_excess
 from gpt_pretrain.errors import UserError
 
 
@@ -30,13 +31,14 @@ class BoundedS3Session(AIOHTTPSession):  # type: ignore[misc]
         span = re.fullmatch(r"bytes=(\d+)-(\d+)", asked.decode() if isinstance(asked, bytes) else asked)
         limit = MAX_ANSWER_BYTES if span is None else int(span[2]) - int(span[1]) + 1
         received, length = [], 0
-        async for piece in answer.raw.content.iter_any():
-            length += len(piece)
-            if length > limit:
-                answer.raw.close()
-                raise UserError(describe_excess(str(answer.raw.url), span is not None, limit))
-            received.append(piece)
-        answer.raw = _Received(b"".join(received), url=answer.raw.url)
+        async with answer.raw as raw:
+            async for piece in raw.content.iter_any():
+                length += len(piece)
+                if length > limit:
+                    raw.close()
+                    raise UserError(describe_excess(str(raw.url), span is not None, limit))
+                received.append(piece)
+        answer.raw = _Received(b"".join(received), url=raw.url)
         return answer
 
 

@@ -61,6 +61,16 @@ def _redirect_problem(origin: str, target: str) -> str | None:
     return None
 
 
+def describe_excess(url: str, asked_for_range: bool, limit: int) -> str:
+    """Return the message that a server has sent more than it was asked for."""
+    if asked_for_range:
+        return (
+            f"{without_secrets(url)}: the server ignores the Range header and sends whole files, so shards cannot be read from "
+            "it. Copy them to a local disk, or use another server."
+        )
+    return f"{without_secrets(url)}: the server sends more than {limit:,} bytes where a short answer was expected."
+
+
 def download_file(url: str, output_file: str, _pooch: object) -> None:
     """Download a URL to a file, as pooch calls its downloaders.
 

@@ -9,6 +9,7 @@ import logging
 import os
 from argparse import Namespace
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ COLUMNS = (
 )
 
 MAX_STEP_DIGITS = 16
+# A row has a comma for each column, and some numbers. A stranger's file may have far shorter rows below a long heading.
+FREE_ROWS, BYTES_PER_ROW = 1000, 16
 
 log = logging.getLogger(__name__)
 
@@ -56,10 +59,12 @@ class MetricsFile(Logger):
         self._kept: list[dict[str, str]] = []  # Rows of the file, until the first new row is written.
         self._failed = False
         if path.exists():
-            found = [_known_columns(row) for row in read_rows(path)]
+            size = path.stat().st_size
+            found = [_known_columns(row) for row in islice(read_rows(path), FREE_ROWS + size // BYTES_PER_ROW)]
             self._kept = [row for row in found if _is_row(row) and int(row["step"]) < first_step]
             earlier = dict.fromkeys(name for row in self._kept for name in row if name.startswith(EVALUATED))
             self._columns += [name for name in earlier if name not in self._columns]
+            self._kept = self._kept[: FREE_ROWS + size // (len(COLUMNS) + len(earlier))]
             write_text(path, self._to_csv(self._kept, heading=True))
             # More metrics of the step before the first one may follow; they belong in its row.
             if self._kept and int(self._kept[-1]["step"]) == first_step - 1:

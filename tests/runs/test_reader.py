@@ -8,6 +8,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from gpt_pretrain.config.conversion import escape_interpolation
+from gpt_pretrain.runs import metrics_file, reader
+from gpt_pretrain.runs.metrics_file import MetricsFile
 from gpt_pretrain.runs.reader import MetricSeries, format_setting, read_metrics, read_run, run_results
 from tests.helpers.made_runs import make_metrics, make_run
 
@@ -62,3 +64,23 @@ def test_the_results_of_a_killed_run_come_from_its_metrics(tmp_path: Path) -> No
 def test_a_long_metrics_file_can_be_read(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text(make_metrics(20_000, val_every=100))
     assert len(read_run(tmp_path).metrics["val/loss"].values) == 200
+
+
+def test_a_file_with_far_more_values_than_a_run_writes_is_not_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "FREE_VALUES", 100)
+    file = tmp_path / "metrics.csv"
+    file.write_text("step,tokens_seen," + ",".join(f"c{n}" for n in range(98)) + "\n" + (",".join("1" * 100) + "\n") * 100)
+    values = sum(len(series.values) for series in read_metrics(file).values())
+    assert values < 100 + file.stat().st_size / 8 + 100
+
+
+def test_short_rows_below_a_long_heading_are_not_written_out_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_file, "FREE_ROWS", 10)
+    file = tmp_path / "metrics.csv"
+    heading = ["step", *(f"evaluation/{n}" for n in range(500))]
+    file.write_text("\n".join([",".join(heading), ",".join("0" * 501), *["1,2"] * 20_000]) + "\n")
+    size = file.stat().st_size
+    MetricsFile(file, first_step=3)
+    assert file.stat().st_size < 3 * size
