@@ -224,7 +224,7 @@ def first_rejected(file: Path) -> str:
 def _first_encoding(file: Path) -> str:
     """Return how to convert the file of the first rejected record to UTF-8, or nothing if that cannot be told."""
     with open_regular(file, within=file.parent) as stream:
-        return encoding_advice(json.loads(stream.readline())["file"])
+        return encoding_advice(_read_rejected(stream.readline(), file)["file"])
 
 
 def failed_files(file: Path) -> list[dict[str, Any]]:
