@@ -72,7 +72,7 @@ def choose_rest(results: Sequence[RungResult], text: choice.TextFacts, limits: c
 def best_lr_factor(ratios: Mapping[Rung, float]) -> float:
     """Return the multiple of the usual learning rate with the lowest loss: the vertex of a parabola, between the measured rates.
 
-    The usual rate stays if another one is hardly better, or if the line was not measured.
+    The usual rate stays if another one is hardly better, or if a rate of the line was not measured.
 
     Args:
         ratios: The loss of each rung as a multiple of what the law expects of the text that it has read, since rungs read
@@ -81,15 +81,14 @@ def best_lr_factor(ratios: Mapping[Rung, float]) -> float:
     line = {math.log2(rung.lr_factor): ratio for rung, ratio in ratios.items() if rung.lr_factor != 1}
     shapes = {(rung.width, rung.layers) for rung in ratios if rung.lr_factor != 1}
     usual = [ratio for rung, ratio in ratios.items() if rung.lr_factor == 1 and (rung.width, rung.layers) in shapes]
-    if not line or not usual:
+    if len(line) < len(LR_FACTORS) or not usual:
         return 1.0
     points = sorted([*line.items(), (0.0, usual[0])])
     lowest, ratio = min(points, key=lambda point: point[1])
-    if len(points) == 1 + len(LR_FACTORS):
-        a, b, c = np.polyfit([x for x, _ in points], [y for _, y in points], 2)
-        if a > 0:
-            lowest = float(np.clip(-b / (2 * a), points[0][0], points[-1][0]))
-            ratio = float(a * lowest**2 + b * lowest + c)
+    a, b, c = np.polyfit([x for x, _ in points], [y for _, y in points], 2)
+    if a > 0:
+        lowest = float(np.clip(-b / (2 * a), points[0][0], points[-1][0]))
+        ratio = float(a * lowest**2 + b * lowest + c)
     return round(2.0**lowest, 3) if ratio < (1 - WORTHWHILE) * usual[0] else 1.0
 
 

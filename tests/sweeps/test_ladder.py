@@ -225,6 +225,8 @@ def test_the_learning_rate_follows_its_line(bits: tuple[float, float, float], fa
     ratios = {Rung(96, 3, 1024, lr, 60.0): loss for lr, loss in zip((0.5, 1.0, 2.0), bits, strict=True)}
     assert best_lr_factor(ratios) == pytest.approx(factor, rel=0.05)
     assert best_lr_factor({Rung(96, 3, 1024, 1.0, 60.0): 2.0}) == 1.0
+    del ratios[Rung(96, 3, 1024, 2.0, 60.0)]  # a rung that failed, or was too slow to be compared
+    assert best_lr_factor(ratios) == 1.0
 
 
 def test_a_rung_on_a_slower_machine_does_not_move_the_learning_rate() -> None:
