@@ -27,6 +27,7 @@ from gpt_pretrain.system.urls import without_secrets
 from gpt_pretrain.training.callbacks.health import WarningSigns
 from gpt_pretrain.training.callbacks.metrics import TrainMetrics
 from gpt_pretrain.training.callbacks.save import SaveRun
+from gpt_pretrain.training.callbacks.stop import FinishAtLimit
 from gpt_pretrain.training.lit_module import GPTLitModule
 from gpt_pretrain.training.planning.check_context import CheckContext
 from gpt_pretrain.training.planning.checks import find_warnings
@@ -128,13 +129,17 @@ def describe_result(settings: TrainSettings, trainer: L.Trainer, module: GPTLitM
     """Return lines about the result of a finished run, its files, and what to do next."""
     metrics, folder = find_callback(trainer, TrainMetrics), display_path(run_dir)
     own_model = {group: fields for group, fields in settings.custom.items() if group == "model"}
-    limit = reached_limit(settings.trainer, steps=trainer.global_step, tokens=module.tokens_seen) or "max_epochs"
+    name = reached_limit(settings.trainer, steps=trainer.global_step, tokens=module.tokens_seen) or "max_epochs"
+    limit = (name, getattr(settings.trainer, name))
+    is_out_of_time = find_callback(trainer, FinishAtLimit).is_out_of_time
     lines = [
         "",
         f"Done: {_describe_length(trainer)}, {module.tokens_seen:,} tokens seen in {format_duration(metrics.total_seconds)} "
         f"({metrics.tokens_per_second:,.0f} tokens/s while training)",
         _describe_best(find_callback(trainer, SaveRun), module),
     ]
+    if is_out_of_time:
+        lines.append(f"trainer.max_time={settings.trainer.max_time} ended the run. If resumed, it trains for as long again.")
     if findings := describe_findings(trainer):
         lines.append(f"The doctor found: {findings}. Its warnings above and in train.log suggest remedies.")
     lines += [
@@ -147,7 +152,7 @@ def describe_result(settings: TrainSettings, trainer: L.Trainer, module: GPTLitM
         lines.append(f"  {tensorboard_command(display_path(run_dir.parent))}")
     if settings.budget is None:  # a run that has spent its budget is complete
         named = naming_words(settings.custom)
-        lines.append(f"  {resume_command(folder, limit=(limit, getattr(settings.trainer, limit)), named=named)}")
+        lines.append(f"  {resume_command(folder, limit=None if is_out_of_time else limit, named=named)}")
     lines.append(f"  {page_command(folder, named=naming_words(own_model))}")
     return "\n".join(lines)
 

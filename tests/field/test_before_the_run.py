@@ -289,6 +289,10 @@ def test_a_time_limit_before_the_end_of_the_schedule_is_said_while_it_matters(
     (early,) = [line for line in printed() if line.startswith("trainer.max_time=00:00:00:02 ends the run at about step ")]
     assert "of 100,000, before its learning rate has decayed. trainer.max_steps=" in early
     assert any(line.startswith("The next checkpoint is written at the end of the epoch") for line in printed())
+    assert any(line.endswith("; trainer.max_time=00:00:00:02 ends the run earlier") for line in printed())
+    assert "trainer.max_time=00:00:00:02 ended the run. If resumed, it trains for as long again." in printed()
+    (resume,) = [line for line in printed() if line.strip().startswith("python train.py resume=")]
+    assert "trainer.max" not in resume
 
 
 def test_loaded_weights_far_worse_than_guessing_are_a_warning(train: Train, printed: Printed, tmp_path: Path) -> None:

@@ -30,6 +30,9 @@ class FinishAtLimit(Callback):
     Args:
         max_steps: Optimizer steps of the whole run; -1 for no limit.
         max_time: A duration since this process began to train, such as "90m"; None for no limit.
+
+    Attributes:
+        is_out_of_time: Whether max_time has ended the run before its last step.
     """
 
     def __init__(self, *, max_steps: int, max_time: str | None) -> None:
@@ -37,6 +40,7 @@ class FinishAtLimit(Callback):
         seconds = math.inf if max_time is None else parse_duration(max_time)
         assert seconds is not None, max_time
         self.max_seconds = seconds
+        self.is_out_of_time = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._start = time.monotonic()
@@ -45,7 +49,11 @@ class FinishAtLimit(Callback):
         out_of_time = time.monotonic() - self._start >= self.max_seconds
         if self.max_seconds < math.inf:
             out_of_time = bool(ranks.all_reduce_max(out_of_time))
-        if trainer.global_step == self.max_steps or (out_of_time and pl_module.ends_step(batch_idx)):
+        if trainer.global_step == self.max_steps:
+            trainer.should_stop = True
+        elif out_of_time and pl_module.ends_step(batch_idx):
+            is_last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
+            self.is_out_of_time = not (trainer.is_last_batch and is_last_epoch)
             trainer.should_stop = True
 
 

@@ -76,14 +76,18 @@ class TimeLeft(Callback):
             parts = f"{steps:,} steps of {format_seconds(seconds)}"
             if evaluations and self.losses.seconds:
                 parts += f", {evaluations:,} evaluations of {format_seconds(self.losses.seconds)}"
-            log.info("About %s left: %s, not counting validation, samples and checkpoints", format_duration(left), parts)
+            end = f"; trainer.max_time={self.settings.trainer.max_time} ends the run earlier" if left > self._available() else ""
+            log.info("About %s left: %s, not counting validation, samples and checkpoints%s", format_duration(left), parts, end)
         for warning in self._warnings(step, left):
             log.warning("%s", warning)
 
+    def _available(self) -> float:
+        """Return the seconds that trainer.max_time leaves."""
+        return self.max_seconds - (time.monotonic() - self._began)
+
     def _warnings(self, step: int, left: float) -> list[str]:
         steps, checkpoint = self.total_steps - step, self.settings.checkpoint
-        available = self.max_seconds - (time.monotonic() - self._began)
-        early = early_end(self.settings, step=step, total_steps=self.total_steps, needed=left, available=available)
+        early = early_end(self.settings, step=step, total_steps=self.total_steps, needed=left, available=self._available())
         late = late_checkpoint(
             steps=checkpoint.every_n_steps,
             minutes=checkpoint.every_n_minutes,
