@@ -12,7 +12,7 @@ import pytest
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.old_encodings import convert_command
 from gpt_pretrain.system.seven_bit_encodings import seven_bit_encoding
-from tests.field.test_file_kinds import in_corpus, in_training
+from tests.helpers.text_inputs import in_corpus, in_training
 
 TEXTS = {
     "cp1252": "Déjà vu à la fenêtre, c'était l'été où l'on s'aimait très fort.\n",

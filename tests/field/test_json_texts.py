@@ -11,7 +11,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.file_recognition import recognize
 from gpt_pretrain.texts import json_values
 from gpt_pretrain.texts.chunks import Cursor, ReadPosition
-from tests.field.test_file_kinds import check, in_corpus, in_training
+from tests.helpers.text_inputs import check, in_corpus, in_training
 
 LONG = "1" * 5000
 READ: dict[str, tuple[str, list[str]]] = {
