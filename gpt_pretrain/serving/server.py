@@ -143,7 +143,7 @@ def server_config(app: ASGIApp) -> uvicorn.Config:
         server_header=False,
         limit_concurrency=MAX_CONNECTIONS + 1,  # what remains when no connection can be closed
         timeout_keep_alive=IDLE_SECONDS,
-        timeout_graceful_shutdown=2 * CLOSING_SECONDS,  # for the tasks that remain then
+        timeout_graceful_shutdown=CLOSING_SECONDS + 5,  # for the tasks that remain after their connections
     )
 
 
