@@ -151,8 +151,10 @@ def write_shard(job: ShardJob) -> dict[str, Any]:
         for part in _slices(corpus, job):
             document_starts.append((part.starts + written).astype("<u8"))
             size += part.bytes_of_whole if counts_bytes else 0
-            for index, count in part.cut:
-                size += int(byte_lengths.take(corpus.tokens(index, count)).sum(dtype=np.int64))
+            for first, end in part.cut:
+                for index in range(first, end, COPIED_TOKENS):
+                    tokens = corpus.tokens(index, min(COPIED_TOKENS, end - index))
+                    size += int(byte_lengths.take(tokens).sum(dtype=np.int64))
             end = part.source + part.tokens
             for index in range(part.source, end, COPIED_TOKENS):
                 tokens = corpus.tokens(index, min(COPIED_TOKENS, end - index))
@@ -183,7 +185,7 @@ class _Slice:
         source: Index of its first token.
         tokens: Number of its tokens.
         bytes_of_whole: Bytes of the documents that it contains as a whole.
-        cut: For each document that only a part belongs to, the index of the first token of this part and its number of tokens.
+        cut: For each document that only a part belongs to, the indices of the first token of this part and of the one after it.
     """
 
     starts: np.ndarray
@@ -214,7 +216,7 @@ def _slices(corpus: EncodedCorpus, job: ShardJob) -> Iterator[_Slice]:
                 begin,
                 count,
                 int(rows["bytes"][run][is_whole].sum()),
-                [(begin + int(first), int(end - first)) for first, end in parts if end > first],
+                [(begin + int(first), begin + int(end)) for first, end in parts if end > first],
             )
             skip, left = 0, left - count
             if not left:
