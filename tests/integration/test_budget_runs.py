@@ -50,7 +50,7 @@ def test_a_resumed_run_equals_an_undisturbed_one(train: Train, tmp_path: Path, b
     assert same_weights(whole, resumed)
     with pytest.raises(AlreadyCompleteError, match="it has spent budget='12000 tokens'"):
         train(f"resume={tmp_path / 'run'}", "budget=9000 tokens", base=base[-1:], run_dir=tmp_path / "run")
-    with pytest.raises(UserError, match="budget='5': must be a time"):
+    with pytest.raises(UserError, match="budget='5': the unit is missing"):
         train(f"resume={tmp_path / 'run'}", "budget=5", base=base[-1:], run_dir=tmp_path / "run")
 
 
