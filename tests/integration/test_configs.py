@@ -28,7 +28,7 @@ def test_each_option_composes_into_valid_settings(compose_train: Callable[..., D
     settings = to_settings(compose_train(f"{group}={option}", *named), TrainSettings)
     problems = train_problems(settings)
     if option in ("wandb", "mlflow") and importlib.util.find_spec(option) is None:
-        assert [problem.split(":")[0] for problem in problems] == [f"logger={option} needs the package {option}"]
+        assert [problem.split(". ")[0] for problem in problems] == [f"logger={option} needs the package {option}"]
     else:
         assert problems == []
 

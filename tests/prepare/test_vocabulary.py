@@ -82,7 +82,7 @@ def test_settings_reach_the_vocabulary(documents: Path) -> None:
     [
         (["vocab_size=256"], "vocab_size=256: must be between 257 tokens"),
         (["pattern=other"], "pattern=other: must be one of cl100k, gpt2"),
-        (["sample_bytes=10"], "sample_bytes=10: must be at least 1e\\+06 bytes"),
+        (["sample_bytes=10"], "sample_bytes=10: must be at least 1,000,000 bytes"),
         (["text_field=body"], "400 of 401 records cannot be used, more than max_rejected=0.001 allows. First: "),
         (["dataset=name"], "Files and dataset= cannot be combined"),
     ],
