@@ -65,7 +65,7 @@ def _describe_broken(row: list[str] | csv.Error, lines: _Lines, n_columns: int) 
     if not isinstance(row, csv.Error):
         return f"{format_count(len(row), 'column')} instead of {n_columns}"
     escaped = "; within a value, a quotation mark is doubled in CSV, not escaped by a backslash"
-    return f"{row}{escaped * (ESCAPED_MARK in lines.last)}"
+    return f"{row}{escaped * lines.has_escape}"
 
 
 def read_columns(blocks: Iterable[bytes]) -> list[str]:
@@ -84,7 +84,7 @@ class _Lines:
 
     Attributes:
         position: Bytes of the lines that have been handed out.
-        last: The last of them.
+        has_escape: Whether the last of them has a quotation mark behind a backslash.
         delimiter: What separates the columns; before it is known, whatever there is most of.
         quoting: Whether a quotation mark at the beginning of a value has a meaning.
     """
@@ -95,7 +95,7 @@ class _Lines:
         self._rest = b""
         self._row_size, self._columns = 0, _ColumnCounter()
         self._first_line = b""  # of the present row, until its columns are counted
-        self.position, self.last = 0, b""
+        self.position, self.has_escape = 0, False
         self.delimiter: bytes | None = None
         self.quoting: Quoting = csv.QUOTE_MINIMAL
 
@@ -152,7 +152,8 @@ class _Lines:
             if len(self._rest) > LONGEST_RECORD:
                 raise DamagedArchiveError(f"a line is longer than {LONGEST_RECORD:,} bytes")
             self._waiting = data[:end].splitlines(keepends=True)[::-1]
-        self.last = line = self._waiting.pop()
+        line = self._waiting.pop()
+        self.has_escape = ESCAPED_MARK in line
         self.position += len(line)
         return line
 
