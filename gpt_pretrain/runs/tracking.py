@@ -35,7 +35,7 @@ MLFLOW_STORE = "mlflow_store"  # in both: the store in the run's folder that thi
 MARK_FILE = ".tracking"  # an empty file that dates the signatures
 PURPOSE = "identifier of a run in"
 IDENTIFIER = re.compile(r"[A-Za-z0-9._-]{1,64}")
-# The files with settings that wandb reads from the current folder, and what may stand there: `wandb init` writes it.
+# The settings files that wandb reads from the current folder, and the settings allowed in them: `wandb init` writes these.
 WANDB_SETTINGS, WANDB_HARMLESS = ("wandb/settings", ".wandb/settings"), ("entity", "project")
 WANDB_SERVERS = ("https://api.wandb.ai", "https://api.forge.coreweave.com")  # the package's own, of different versions
 MLFLOW_DATABASE, MLFLOW_FILES = "mlflow.db", "mlruns"

@@ -127,7 +127,7 @@ _DECODER = json.JSONDecoder(strict=False, parse_int=_parse_int)
 
 
 def _by_columns(value: Any) -> str:
-    """Return a hint on a value that is a column of a table, as pandas writes one unless it is told otherwise."""
+    """Return a hint on a value that is a whole column of a table, as pandas writes by default."""
     if not isinstance(value, dict) or not value or not all(isinstance(name, str) and name.isdecimal() for name in value):
         return ""
     return (

@@ -1,4 +1,4 @@
-"""Records that cannot be used: the message names the cause in the file, and how to mend that."""
+"""Records that cannot be used: the message names the cause in the file and the remedy."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def split(folder: Path, *, verify: bool = False) -> object:
 def test_a_shard_cannot_have_fewer_tokens_than_none(tmp_path: Path, count: int) -> None:
     header = np.zeros(256, "<i4")
     header[:3] = (20240520, 1, count)
-    # The size of the file is the one that follows from the count.
+    # The size of the file agrees with the count.
     (tmp_path / "x_train_000000.bin").write_bytes(header.tobytes()[: 1024 + 2 * count])
     with pytest.raises(UserError, match=r"x_train_000000\.bin is damaged: it states an impossible number of tokens"):
         split(tmp_path)
