@@ -179,7 +179,8 @@ def allowed_trainings(
     text: choice.TextFacts, limits: choice.Limits, speed: Speed, law: Law, configs: Sequence[GPTConfig]
 ) -> list[choice.Candidate]:
     """Return the trainings of these models that the limits allow."""
-    found = choice.candidates(text, Budget(seconds=limits.seconds), limits, speed, law, configs=configs)
+    conditions = choice.Conditions(text, Budget(seconds=limits.seconds), limits, speed, law)
+    found = choice.candidates(conditions, configs=configs)
     return [one for one in found if choice.fits(one, limits) is None]
 
 

@@ -92,6 +92,17 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Conditions:
+    """All that a choice follows from, besides the typed settings."""
+
+    text: TextFacts
+    budget: Budget
+    limits: Limits
+    speed: Speed
+    law: Law
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A run that could be chosen.
 
@@ -139,21 +150,13 @@ def regularization_of(passes: float) -> tuple[float, float, float]:
     return (0.1, 0.1, 0.5) if passes < 4 else (0.2, 0.2, 1.0)
 
 
-def candidates(
-    text: TextFacts,
-    budget: Budget,
-    limits: Limits,
-    speed: Speed,
-    law: Law,
-    *,
-    configs: Sequence[GPTConfig],
-    batch: int | None = None,
-) -> Iterator[Candidate]:
+def candidates(conditions: Conditions, *, configs: Sequence[GPTConfig], batch: int | None = None) -> Iterator[Candidate]:
     """Yield each model with each length that the budget allows.
 
     Args:
         batch: Windows of each device's batch, if they are typed.
     """
+    text, budget, limits, speed = conditions.text, conditions.budget, conditions.limits, conditions.speed
     fixed = len({(config.emb_dim, config.n_layers) for config in configs}) == 1  # by what is typed
     for config in configs:
         length = text.bytes_per_token[config.vocab_size]
@@ -171,7 +174,8 @@ def candidates(
             if steps < MIN_STEPS or too_large or rare:
                 continue
             training = Training(matrices, config.vocab_size, text.train_bytes, steps * per_step * length)
-            expected, doubt = law.bits_per_byte(training, text.difficulty), _doubt(training, law, read=steps * per_step)
+            expected = conditions.law.bits_per_byte(training, text.difficulty)
+            doubt = _doubt(training, conditions.law, read=steps * per_step)
             yield Candidate(config, size, steps, steps * step / BESIDES, training, expected, per_step, doubt)
 
 
@@ -234,26 +238,27 @@ def longest_steps(chosen: Candidate, difficulty: Difficulty) -> int:
     return max(chosen.steps, int(chosen.steps * MOST_PASSES / chosen.passes))
 
 
-def filled(chosen: Candidate, text: TextFacts, budget: Budget, limits: Limits, law: Law) -> Candidate:
+def filled(chosen: Candidate, conditions: Conditions) -> Candidate:
     """Return a run with all the steps that the budget allows and the text is good for, where the law expects little of them."""
+    budget, difficulty = conditions.budget, conditions.text.difficulty
     step, flops = chosen.seconds / chosen.steps, training_flops_per_token(chosen.config)
-    most = min(limits.seconds / step, min(budget.tokens, budget.flops / flops) / chosen.step_tokens)
-    steps = int(min(longest_steps(chosen, text.difficulty), most))
+    most = min(conditions.limits.seconds / step, min(budget.tokens, budget.flops / flops) / chosen.step_tokens)
+    steps = int(min(longest_steps(chosen, difficulty), most))
     if steps <= chosen.steps:
         return chosen
     training = replace(chosen.training, trained_bytes=chosen.training.trained_bytes * steps / chosen.steps)
-    expected = law.bits_per_byte(training, text.difficulty)
+    expected = conditions.law.bits_per_byte(training, difficulty)
     return replace(chosen, steps=steps, seconds=steps * step, training=training, expected=expected)
 
 
-def limit_of(chosen: Candidate, refused: Mapping[str, Candidate], limits: Limits, budget: Budget) -> str:
+def limit_of(chosen: Candidate, refused: Mapping[str, Candidate], conditions: Conditions) -> str:
     """Return what would have to grow for a clearly lower loss: "memory", "disk", "time", "the budget" or "text"."""
     for reason, candidate in refused.items():
         if candidate.expected * ENOUGH < chosen.expected:
             return reason
-    if chosen.seconds >= NEARLY * limits.seconds:
+    if chosen.seconds >= NEARLY * conditions.limits.seconds:
         return "time"
-    tokens = chosen.steps * chosen.step_tokens
+    budget, tokens = conditions.budget, chosen.steps * chosen.step_tokens
     is_spent = max(tokens / budget.tokens, tokens * training_flops_per_token(chosen.config) / budget.flops) >= NEARLY
     return "the budget" if is_spent else "text"
 

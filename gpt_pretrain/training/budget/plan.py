@@ -17,11 +17,10 @@ from gpt_pretrain.system.formatting import format_duration, format_si
 from gpt_pretrain.system.reading import short_repr
 from gpt_pretrain.training.budget import choice
 from gpt_pretrain.training.budget.amount import Budget, parse_budget
-from gpt_pretrain.training.budget.law import Law, fitted_law
+from gpt_pretrain.training.budget.law import fitted_law
 from gpt_pretrain.training.budget.machine import measured_limits, measured_speed
 from gpt_pretrain.training.budget.pace import Pace
 from gpt_pretrain.training.budget.published import PublishedCandidate, published_choice
-from gpt_pretrain.training.budget.speed import Speed
 from gpt_pretrain.training.budget.text_facts import describe_text
 from gpt_pretrain.training.budget.typed import (
     allowed_architectures,
@@ -103,17 +102,10 @@ def _decide_here(settings: TrainSettings, overridden: Set[str], budget: Budget, 
     )
     speed = measured_speed(settings, text, seconds=(1 - TEXT_SHARE) * allowed)
     limits = measured_limits(settings, budget.seconds - (time.monotonic() - began) - text.seconds_to_encode)
-    return decide(settings, overridden, budget, text, limits, speed)
+    return decide(settings, overridden, choice.Conditions(text, budget, limits, speed, fitted_law()))
 
 
-def decide(
-    settings: TrainSettings,
-    overridden: Set[str],
-    budget: Budget,
-    text: choice.TextFacts,
-    limits: choice.Limits,
-    speed: Speed,
-) -> dict[str, Any]:
+def decide(settings: TrainSettings, overridden: Set[str], conditions: choice.Conditions) -> dict[str, Any]:
     """Choose from what was measured.
 
     Returns:
@@ -122,15 +114,15 @@ def decide(
     Raises:
         UserError: If the budget is too small for a training.
     """
-    law = fitted_law()
-    chosen, refused = _choose(settings, overridden, budget, text, limits, speed, law)
-    limit = choice.limit_of(chosen, refused, limits, budget)
+    text = conditions.text
+    chosen, refused = _choose(settings, overridden, conditions)
+    limit = choice.limit_of(chosen, refused, conditions)
     if isinstance(chosen, PublishedCandidate):
         others, longest = [format_si(num_parameters(chosen.config), "parameters")], chosen.most_steps
         decisions = decided_settings(chosen, text, limit) | published_settings(chosen, settings)
     else:
         others, longest = unstudied(settings, overridden, chosen.config), choice.longest_steps(chosen, text.difficulty)
-        chosen = choice.filled(chosen, text, budget, limits, law)
+        chosen = choice.filled(chosen, conditions)
         decisions = decided_settings(chosen, text, limit)
     taken = {name: one for name, one in decisions.items() if not is_typed(name, overridden)}
     if has_typed_tokenizer(settings, overridden):
@@ -140,7 +132,7 @@ def decide(
     lines = [
         f"budget  {settings.budget}: the lowest expected loss on this machine and text",
         *(f"        {name}={_shown(one.value)}: {one.reason}" for name, one in taken.items() if one.reason),
-        _expectation(chosen, text, others, limit),
+        _expectation(chosen, conditions, others, limit),
         f"same as {_command(settings, taken, chosen, overridden)}",
     ]
     values = {name: decision.value for name, decision in taken.items()}
@@ -148,29 +140,23 @@ def decide(
 
 
 def _choose(
-    settings: TrainSettings,
-    overridden: Set[str],
-    budget: Budget,
-    text: choice.TextFacts,
-    limits: choice.Limits,
-    speed: Speed,
-    law: Law,
+    settings: TrainSettings, overridden: Set[str], conditions: choice.Conditions
 ) -> tuple[choice.Candidate, dict[str, choice.Candidate]]:
     """Return the best run, and by what is too small for it, the best of those that do not fit."""
     found, refused = list[choice.Candidate](), dict[str, choice.Candidate]()
-    configs = allowed_architectures(settings, overridden, text)
+    configs = allowed_architectures(settings, overridden, conditions.text)
     batch = settings.data.batch_size if is_typed("data.batch_size", overridden) else None
-    for one in choice.candidates(text, budget, limits, speed, law, configs=configs, batch=batch):
-        reason = choice.fits(one, limits)
+    for one in choice.candidates(conditions, configs=configs, batch=batch):
+        reason = choice.fits(one, conditions.limits)
         if reason is None:
             found.append(one)
         elif reason not in refused or one.expected < refused[reason].expected:
             refused[reason] = one
     if not found:
-        raise UserError(_too_small(settings, overridden, refused, limits))
+        raise UserError(_too_small(settings, overridden, refused, conditions.limits))
     large = None
     if not any(is_typed(name, overridden) for name in PUBLISHED):
-        large = published_choice(text, budget, limits, speed, law)
+        large = published_choice(conditions)
     return large or choice.best_of(found), refused
 
 
@@ -225,13 +211,13 @@ def published_settings(chosen: PublishedCandidate, settings: TrainSettings) -> d
     }
 
 
-def _expectation(chosen: choice.Candidate, text: choice.TextFacts, others: list[str], limit: str) -> str:
+def _expectation(chosen: choice.Candidate, conditions: choice.Conditions, others: list[str], limit: str) -> str:
     if others:
         return (
             f"expect  about {chosen.expected:.2f} bits per byte by rules that were not measured with {', '.join(others)}; "
             f"limited by {limit}"
         )
-    low, high = fitted_law().interval(chosen.training, text.difficulty)
+    low, high = conditions.law.interval(chosen.training, conditions.text.difficulty)
     return (
         f"expect  {chosen.expected:.2f} bits per byte, in nine of ten cases between {low:.2f} and {high:.2f}; limited by {limit}"
     )

@@ -14,8 +14,7 @@ from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.costs import matmul_parameters, training_flops_per_token
 from gpt_pretrain.training.budget import choice
 from gpt_pretrain.training.budget.amount import Budget
-from gpt_pretrain.training.budget.law import Law, Training
-from gpt_pretrain.training.budget.speed import Speed
+from gpt_pretrain.training.budget.law import Training
 
 DEPTHS = range(6, 33, 2)  # blocks; the study's models are nearer to smaller ones
 WIDTH_PER_BLOCK, HEAD_DIM, CONTEXT = 64, 128, 1024
@@ -40,20 +39,16 @@ class PublishedCandidate(choice.Candidate):
     most_steps: int = 0
 
 
-def published_choice(
-    text: choice.TextFacts, budget: Budget, limits: choice.Limits, speed: Speed, law: Law
-) -> PublishedCandidate | None:
+def published_choice(conditions: choice.Conditions) -> PublishedCandidate | None:
     """Return the deepest model that the budget gives its tokens; None if it has too little time, text, memory or disk for any.
 
     A budget without an end (`auto`) is the study's matter.
     """
-    if budget == Budget():
+    if conditions.budget == Budget():
         return None
     chosen = None
-    for config in _architectures(max(text.bytes_per_token)):
-        found = next(
-            (one for one in _batches(config, text, budget, limits, speed, law) if choice.fits(one, limits) is None), None
-        )
+    for config in _architectures(max(conditions.text.bytes_per_token)):
+        found = next((one for one in _batches(config, conditions) if choice.fits(one, conditions.limits) is None), None)
         if found is None or found.steps * found.step_tokens < TOKENS_PER_PARAMETER * matmul_parameters(config):
             break
         chosen = found
@@ -71,14 +66,13 @@ def _architecture(vocab_size: int, depth: int) -> GPTConfig:
     return replace(shape, context_length=CONTEXT, n_heads=width // HEAD_DIM)
 
 
-def _batches(
-    config: GPTConfig, text: choice.TextFacts, budget: Budget, limits: choice.Limits, speed: Speed, law: Law
-) -> Iterator[PublishedCandidate]:
+def _batches(config: GPTConfig, conditions: choice.Conditions) -> Iterator[PublishedCandidate]:
     """Yield the run of a model with ever smaller batches of a device; those of a step stay."""
+    text, budget, limits = conditions.text, conditions.budget, conditions.limits
     parameters, length = matmul_parameters(config), text.bytes_per_token[config.vocab_size]
     reference = matmul_parameters(_architecture(config.vocab_size, REFERENCE_DEPTH))
     step_tokens = 2 ** round(math.log2(REFERENCE_BATCH * (parameters / reference) ** BATCH_POWER))
-    seconds = speed.step_seconds(config, step_tokens) / limits.workers / choice.BESIDES
+    seconds = conditions.speed.step_seconds(config, step_tokens) / limits.workers / choice.BESIDES
     most_steps = int(MOST_PASSES * text.train_bytes / length / step_tokens)
     tokens = min(budget.tokens, budget.flops / training_flops_per_token(config))
     steps = int(min(most_steps, tokens / step_tokens, max(limits.seconds, 0.0) / seconds))
@@ -94,7 +88,7 @@ def _batches(
                 steps,
                 steps * seconds,
                 training,
-                law.bits_per_byte(training, text.difficulty),
+                conditions.law.bits_per_byte(training, text.difficulty),
                 accumulate * windows * CONTEXT * limits.devices,
                 accumulate=accumulate,
                 lr_factor=math.sqrt(step_tokens / REFERENCE_BATCH),

@@ -38,7 +38,7 @@ def expected_loss_lines(setup: TrainingSetup, plan: TrainingPlan, *, seconds: fl
     limits = measured_limits(setup.settings, seconds)
     speed = measured_speed(setup.settings, text, seconds=SPEED_SECONDS)
     configs, law = choice.architectures([*text.bytes_per_token]), fitted_law()
-    found = choice.candidates(text, Budget(seconds=seconds), limits, speed, law, configs=configs)
+    found = choice.candidates(choice.Conditions(text, Budget(seconds=seconds), limits, speed, law), configs=configs)
     possible = [one for one in found if choice.fits(one, limits) is None and _reaches(law, one.training)]
     if not possible:
         return []

@@ -1,0 +1,135 @@
+import dataclasses
+import itertools
+import math
+
+import pytest
+
+from gpt_pretrain.training.budget import choice
+from gpt_pretrain.training.budget.amount import Budget
+from tests.helpers.budgets import DIFFICULTY, LIMITS, choose, conditions
+
+
+def test_more_time_never_raises_the_expected_loss():
+    losses = [
+        choose(1_000_000, Budget(seconds=s), dataclasses.replace(LIMITS, seconds=s)).expected for s in (20.0, 60.0, 300.0, 3600.0)
+    ]
+    assert all(later <= earlier * choice.ENOUGH for earlier, later in itertools.pairwise(losses))
+    assert losses[-1] < 0.95 * losses[0]
+
+
+def test_a_choice_keeps_to_the_time_and_to_tokens():
+    for seconds in (20.0, 300.0, 7200.0):
+        chosen = choose(1_000_000, Budget(seconds=seconds), dataclasses.replace(LIMITS, seconds=seconds))
+        assert chosen.seconds <= seconds * 1.0001
+    chosen = choose(1_000_000, Budget(tokens=1e6), dataclasses.replace(LIMITS, seconds=math.inf))
+    assert chosen.steps * chosen.batch * chosen.config.context_length <= 1e6
+
+
+def test_the_batch_suits_the_tokens_that_there_is_time_for():
+    for seconds in (10.0, 100.0, 1000.0):
+        chosen = choose(50_000_000, Budget(seconds=seconds), dataclasses.replace(LIMITS, seconds=seconds))
+        tokens = chosen.steps * chosen.step_tokens
+        assert choice.batch_of(tokens) / 2 <= chosen.batch <= 2 * choice.batch_of(tokens)
+        assert chosen.steps > 100
+
+
+def test_little_text_is_not_read_for_ever():
+    for limits in (LIMITS, dataclasses.replace(LIMITS, seconds=math.inf)):
+        chosen = choose(20_000, Budget(seconds=limits.seconds), limits)
+        assert chosen.passes < 30
+        assert (
+            choice.limit_of(chosen, {}, conditions(20_000, Budget(seconds=1e9), dataclasses.replace(limits, seconds=1e9)))
+            == "text"
+        )
+
+
+def test_what_does_not_fit_is_not_chosen():
+    little = dataclasses.replace(LIMITS, seconds=1e6, memory=150 << 20)
+    assert (
+        choose(50_000_000, Budget(), little).training.matrices
+        < choose(50_000_000, Budget(), dataclasses.replace(LIMITS, seconds=1e6)).training.matrices
+    )
+
+
+@pytest.mark.parametrize("seconds", [0.01, 0.0, -3.0])
+def test_a_budget_of_no_step_has_no_candidate(seconds):
+    limits = dataclasses.replace(LIMITS, seconds=seconds)
+    configs = choice.architectures([1024])
+    assert not list(choice.candidates(conditions(10**6, Budget(seconds=10.0), limits), configs=configs))
+
+
+def test_a_full_disk_is_what_limits_the_model():
+    chosen = choose(50_000_000, Budget(), dataclasses.replace(LIMITS, seconds=1e6))
+    assert choice.fits(chosen, dataclasses.replace(LIMITS, disk=1 << 20)) == "disk"
+    assert choice.fits(chosen, dataclasses.replace(LIMITS, memory=1 << 20)) == "memory"
+
+
+def test_a_choice_beyond_the_study_must_be_clearly_better():
+    studied = choose(1_000_000, Budget(seconds=100.0))
+    assert studied.doubt == 1.0
+    far = dataclasses.replace(studied, expected=studied.expected / 1.004, doubt=1.02, seconds=1.0)
+    assert choice.best_of([studied, far]) is studied
+    better = dataclasses.replace(far, expected=studied.expected / 1.1)
+    assert choice.best_of([studied, better]) is better
+
+
+def test_a_step_has_as_many_tokens_with_longer_windows():
+    for tokens in (10_000, 1e6, 1e8):
+        assert choice.batch_of(tokens, 1024) * 1024 == pytest.approx(choice.batch_of(tokens) * 128, rel=0.01, abs=600)
+    assert choice.batch_of(1.0, 4096) == 1
+
+
+def test_a_budget_of_tokens_is_what_limits_a_run():
+    limits = dataclasses.replace(LIMITS, seconds=math.inf)
+    chosen = choose(50_000_000, Budget(tokens=1e6), limits)
+    assert choice.limit_of(chosen, {}, conditions(50_000_000, Budget(tokens=1e6), limits)) == "the budget"
+    assert choice.limit_of(chosen, {}, conditions(50_000_000, Budget(flops=1e30), limits)) == "text"
+    timed = choose(50_000_000, Budget(seconds=120.0))
+    assert choice.limit_of(timed, {}, conditions(50_000_000, Budget(seconds=120.0))) == "time"
+
+
+def test_dropout_and_processes_on_one_machine_count_for_the_memory():
+    read_once = choose(50_000_000, Budget(seconds=120.0))
+    training = dataclasses.replace(read_once.training, unique_bytes=read_once.training.trained_bytes / 20)
+    often = dataclasses.replace(read_once, training=training)
+    least = min(size for size in range(1, 4000) if choice.fits(read_once, dataclasses.replace(LIMITS, memory=size << 20)) is None)
+    assert choice.fits(often, dataclasses.replace(LIMITS, memory=least << 20)) == "memory"
+    assert choice.fits(read_once, dataclasses.replace(LIMITS, memory=least << 20, devices=2)) == "memory"
+
+
+def test_processes_that_share_a_processor_are_not_faster_together():
+    alone, shared = (
+        list(
+            choice.candidates(
+                conditions(50_000_000, Budget(seconds=120.0), dataclasses.replace(LIMITS, devices=devices, sharing=devices)),
+                configs=choice.architectures([1024]),
+            )
+        )
+        for devices in (1, 2)
+    )
+    tokens = [max(one.steps * one.step_tokens for one in found) for found in (alone, shared)]
+    assert tokens[1] == pytest.approx(tokens[0], rel=0.05)
+
+
+def test_a_text_is_good_for_some_passes_only():
+    for n_bytes in (20_000, 1_000_000, 50_000_000):
+        chosen = choose(n_bytes, Budget(seconds=120.0))
+        passes = choice.longest_steps(chosen, DIFFICULTY) * chosen.passes / chosen.steps
+        assert passes == pytest.approx(max(choice.MOST_PASSES, chosen.passes), rel=0.02)
+        noise = dataclasses.replace(DIFFICULTY, frequencies=min(DIFFICULTY.ngrams.values()))
+        assert choice.longest_steps(chosen, noise) == chosen.steps
+
+
+def test_a_run_uses_its_budget_as_far_as_its_text_is_good_for_it():
+    limits = dataclasses.replace(LIMITS, seconds=600.0)
+    chosen = choose(100_000, Budget(seconds=600.0), limits)
+    filled = choice.filled(chosen, conditions(100_000, Budget(seconds=600.0), limits))
+    assert chosen.seconds < 0.5 * 600
+    assert filled.steps > chosen.steps and filled.seconds <= 600 and filled.passes <= 64.1
+    assert filled.expected <= chosen.expected
+    endless = dataclasses.replace(limits, seconds=math.inf)
+    assert choice.filled(chosen, conditions(100_000, Budget(), endless)).passes == pytest.approx(64, rel=0.02)
+    tokens = 1.2 * chosen.steps * chosen.step_tokens
+    found = choice.filled(chosen, conditions(100_000, Budget(tokens=tokens), endless))
+    assert chosen.steps < found.steps <= tokens / chosen.step_tokens
+    assert choice.filled(chosen, conditions(100_000, Budget(tokens=tokens / 2), endless)) is chosen

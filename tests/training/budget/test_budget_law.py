@@ -1,0 +1,38 @@
+import dataclasses
+import math
+
+import pytest
+
+from gpt_pretrain.training.budget.law import Training, fitted_law
+from tests.helpers.budgets import DIFFICULTY, LAW
+
+
+def test_the_law_reproduces_its_pilot_and_falls_with_text_and_size():
+    pilot = DIFFICULTY.pilot
+    assert LAW.bits_per_byte(pilot, DIFFICULTY) == pytest.approx(DIFFICULTY.bits)
+    more = dataclasses.replace(pilot, trained_bytes=500_000)
+    larger = dataclasses.replace(pilot, matrices=800_000)
+    repeated = dataclasses.replace(more, unique_bytes=125_000)
+    assert LAW.bits_per_byte(more, DIFFICULTY) < LAW.bits_per_byte(repeated, DIFFICULTY) < DIFFICULTY.bits
+    assert LAW.bits_per_byte(larger, DIFFICULTY) < DIFFICULTY.bits
+
+
+def test_the_interval_is_wider_where_nothing_was_measured():
+    inside, outside = (dataclasses.replace(DIFFICULTY.pilot, matrices=size) for size in (1e6, 1e8))
+    widths = [math.log(high / low) for low, high in (LAW.interval(one, DIFFICULTY) for one in (inside, outside))]
+    assert widths[1] > 2 * widths[0]
+
+
+def test_the_stored_law_has_all_constants():
+    law = fitted_law()
+    assert set(law.constants) == set(LAW.constants)
+    assert 0 < law.error < 0.2
+
+
+def test_little_is_expected_of_noise():
+    noise = dataclasses.replace(DIFFICULTY, bits=6.01, ngrams={20_000: 7.4, 500_000: 6.9}, frequencies=6.0)
+    larger = Training(1e6, 1024, 1e6, 4e6)
+    assert LAW.bits_per_byte(larger, noise) > 0.97 * 6.01
+    assert LAW.bits_per_byte(larger, dataclasses.replace(noise, frequencies=9.0)) < 0.9 * 6.01
+    assert dataclasses.replace(DIFFICULTY, frequencies=4.6).gain == 1.0
+    assert 0 < dataclasses.replace(DIFFICULTY, frequencies=0.0).gain < 1
