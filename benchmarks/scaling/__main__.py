@@ -1,8 +1,9 @@
 """Run the trials of the study that are still missing: python -m benchmarks.scaling [NAME=FILE ...].
 
-The texts are documentation and code that come with Python, German manual pages where the system has them, and given files. The
-results have two more, "play" (As You Like It) and "bible" (the King James Version). Each result is a line of `results.jsonl`, so
-that an interrupted study goes on where it stopped. `texts.json` has what n-grams make of each text.
+The texts are documentation and code that come with Python; German and French manual pages, quotations and the manual of Vim where
+the system has them; and given files. The results have two more, "play" (As You Like It) and "bible" (the King James Version).
+Each result is a line of `results.jsonl`, so that an interrupted study goes on where it stopped. `texts.json` has what n-grams
+make of each text.
 """
 
 from __future__ import annotations

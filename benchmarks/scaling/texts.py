@@ -13,7 +13,9 @@ from pathlib import Path
 from benchmarks.learn import python_documentation
 
 HELD_OUT_BYTES = 60_000  # at most a tenth of a text
-GERMAN = Path("/usr/share/man/de")  # of the package manpages-de, or of other programs
+MANUALS = Path("/usr/share/man")  # a folder for each language, of packages such as manpages-fr, or of other programs
+FORTUNES = Path("/usr/share/games/fortunes")  # of the package fortunes
+EDITOR = Path("/usr/share/vim")  # of the package vim-runtime
 MARKUP = re.compile(r"^\.\\\".*\n|^\.[A-Za-z]+ ?|\\f[A-Z]|\\&|\\(?=-)", re.MULTILINE)
 
 
@@ -46,7 +48,14 @@ def split_text(name: str, text: str) -> StudyText:
 
 def load_texts(files: dict[str, Path]) -> dict[str, StudyText]:
     """Return the texts that every machine has, and those of given files."""
-    own = {"manual": python_documentation(), "code": python_code(), "german": german_manuals()}
+    own = {
+        "manual": python_documentation(),
+        "code": python_code(),
+        "german": manual_pages("de"),
+        "french": manual_pages("fr"),
+        "quotes": quotations(),
+        "vim": editor_manual(),
+    }
     return {
         name: split_text(name, text)
         for name, text in (own | {name: file.read_text() for name, file in files.items()}).items()
@@ -60,10 +69,22 @@ def python_code(n_bytes: int = 2_500_000) -> str:
     return _shuffled((file.read_text(encoding="utf-8", errors="ignore") for file in files), n_bytes)
 
 
-def german_manuals(n_bytes: int = 2_500_000) -> str:
-    """Return the text of German manual pages, nearly without their markup; empty if this machine has none."""
-    files = sorted(GERMAN.glob("man*/*.gz"))
+def manual_pages(language: str, n_bytes: int = 2_500_000) -> str:
+    """Return the text of manual pages, nearly without their markup; empty if this machine has none."""
+    files = sorted((MANUALS / language).glob("man*/*.gz"))
     return _shuffled((MARKUP.sub("", gzip.decompress(file.read_bytes()).decode(errors="ignore")) for file in files), n_bytes)
+
+
+def quotations(n_bytes: int = 2_600_000) -> str:
+    """Return the quotations of `fortune`; empty if this machine has none."""
+    files = [file for file in sorted(FORTUNES.glob("*")) if not file.suffix]
+    return _shuffled((one for file in files for one in file.read_text(encoding="utf-8", errors="ignore").split("\n%\n")), n_bytes)
+
+
+def editor_manual(n_bytes: int = 9_500_000) -> str:
+    """Return the manual of Vim; empty if this machine has none."""
+    files = sorted(EDITOR.glob("vim*/doc/*.txt"))
+    return _shuffled((file.read_text(encoding="utf-8", errors="ignore") for file in files), n_bytes)
 
 
 def _shuffled(pieces: Iterable[str], n_bytes: int) -> str:

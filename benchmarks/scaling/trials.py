@@ -13,6 +13,17 @@ LARGE, SMALL = 900 * K, 100 * K  # of a text, in bytes
 VOCAB = 1024
 PILOT_BYTES = 125 * K
 
+# What a budget of one to five minutes on two cores chooses, and its neighbors: text, kB of it, shape, kB to read, vocabulary.
+BUDGETS = (
+    *(("manual", 900, "s", 2000, 2048), ("manual", 900, "s", 2000, 4096), ("manual", 900, "xs", 4000, 2048)),
+    *(("manual", 900, "m", 2000, 2048), ("manual", 200, "s", 2000, 2048), ("manual", 200, "xs", 4000, 1024)),
+    *(("code", 2000, "s", 2000, 2048), ("code", 2000, "xs", 4000, 4096), ("code", 300, "s", 2000, 1024)),
+    *(("french", 900, "s", 2000, 4096), ("french", 900, "xs", 4000, 2048), ("french", 300, "xs", 4000, 2048)),
+    *(("bible", 3000, "s", 2000, 2048), ("bible", 900, "s", 4000, 2048), ("bible", 100, "xs", 2000, 1024)),
+    *(("quotes", 2000, "s", 2000, 2048), ("quotes", 900, "xs", 2000, 4096), ("quotes", 300, "s", 2000, 1024)),
+    *(("vim", 5000, "s", 4000, 4096), ("vim", 900, "m", 2000, 2048), ("vim", 200, "xs", 2000, 2048)),
+)
+
 
 def base(text: str, shape: str, trained: int, unique: int, vocab_size: int = VOCAB) -> Trial:
     """Return a trial with the batch and the regularization that grow with the length and the repeats of the training."""
@@ -35,7 +46,7 @@ def regularization_of(repeats: float) -> str:
 
 def all_trials() -> list[Trial]:
     """Return all trials once, the cheapest ones first, so that a study that is cut short covers all questions."""
-    groups = (pilots, size_and_tokens, repeats, other_texts, vocabularies, regularizations, rates, longer)
+    groups = (pilots, size_and_tokens, repeats, other_texts, vocabularies, regularizations, rates, longer, budgets)
     return sorted(dict.fromkeys(trial for group in groups for trial in group()), key=work)
 
 
@@ -48,6 +59,7 @@ def pilots() -> list[Trial]:
     """Train the smallest model for a moment on each text, which says how hard the text is."""
     texts = ("manual", "code", "german", "bible", "play")
     sizes = [(text, unique) for text in texts for unique in (LARGE, SMALL) if unique == SMALL or text != "play"]
+    sizes += [(text, unique * K) for text, unique, *_ in BUDGETS]
     return [base(text, "xs", PILOT_BYTES, unique) for text, unique in sizes]
 
 
@@ -106,3 +118,8 @@ def longer() -> list[Trial]:
         base("manual", "xs", 4000 * K, LARGE),
         base("manual", "s", 4000 * K, LARGE),
     ]
+
+
+def budgets() -> list[Trial]:
+    """Train what a budget chooses: large vocabularies, and texts that are read many times."""
+    return [base(text, shape, trained * K, unique * K, size) for text, unique, shape, trained, size in BUDGETS]
