@@ -129,7 +129,7 @@ def test_asking_for_help_loads_nothing_heavy() -> None:
 
 def test_generating_does_not_wait_for_lightning() -> None:
     code = (
-        "import sys, gpt_pretrain.checkpoints.pretrained, gpt_pretrain.generation.prompts, gpt_pretrain.system.devices, gpt_pretrain.config.validation;"
+        "import sys, gpt_pretrain.checkpoints.pretrained, gpt_pretrain.generation.prompts, gpt_pretrain.system.devices, gpt_pretrain.config.inference_rules;"
         "print([m for m in ('lightning', 'transformers', 'matplotlib') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

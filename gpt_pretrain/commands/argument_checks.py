@@ -21,6 +21,7 @@ from gpt_pretrain.commands.custom_options import custom_groups, is_custom_field
 from gpt_pretrain.commands.hydra_grammar import setting_values, to_hydra_override
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.free_text import FREE_TEXTS, plain_value
+from gpt_pretrain.config.inference_rules import evaluate_problems, generate_problems, serve_problems
 from gpt_pretrain.config.overrides import override_key, short_form, takes_unit
 from gpt_pretrain.config.schema import EvaluateSettings, GenerateSettings, ServeSettings, TrainSettings
 from gpt_pretrain.config.setting_names import (
@@ -36,13 +37,7 @@ from gpt_pretrain.config.setting_names import (
     script_groups,
     set_checked,
 )
-from gpt_pretrain.config.validation import (
-    broken_train_rules,
-    evaluate_problems,
-    generate_problems,
-    serve_problems,
-    train_problems,
-)
+from gpt_pretrain.config.train_rules import broken_train_rules, train_problems
 from gpt_pretrain.system.shell import quote_word
 
 CURLY_MARKS = set("\u201c\u201d\u201e\u2018\u2019")

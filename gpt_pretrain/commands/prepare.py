@@ -37,7 +37,7 @@ import sys
 from gpt_pretrain.commands.arguments import parse_arguments
 from gpt_pretrain.commands.unused_arguments import unused_arguments
 from gpt_pretrain.config.command_schema import PrepareSettings
-from gpt_pretrain.config.validation import prepare_problems
+from gpt_pretrain.config.corpus_rules import prepare_problems
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.terminal import print_escaped
 

@@ -33,7 +33,8 @@ from typing import TYPE_CHECKING
 from gpt_pretrain.commands.arguments import parse_arguments
 from gpt_pretrain.commands.unused_arguments import unused_arguments
 from gpt_pretrain.config.command_schema import VocabularySettings
-from gpt_pretrain.config.validation import train_problems, vocabulary_problems
+from gpt_pretrain.config.corpus_rules import vocabulary_problems
+from gpt_pretrain.config.train_rules import train_problems
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.terminal import print_escaped
 

@@ -31,7 +31,7 @@ from gpt_pretrain.config.stored_settings import (
     value_kind,
     within_bounds,
 )
-from gpt_pretrain.config.validation import broken_train_rules
+from gpt_pretrain.config.train_rules import broken_train_rules
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import ADDED_FIELDS
 from gpt_pretrain.system.reading import DamagedFileError, expand_aliases

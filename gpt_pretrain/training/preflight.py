@@ -20,7 +20,7 @@ from gpt_pretrain.config.conversion import escape_interpolation, to_settings
 from gpt_pretrain.config.custom_parts import CUSTOM, TARGET, storable_parts
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.config.secrets import settings_without_secrets
-from gpt_pretrain.config.validation import train_problems
+from gpt_pretrain.config.train_rules import train_problems
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.data.sources import find_shard_tokenizer
 from gpt_pretrain.data.text import cache_folder, find_text

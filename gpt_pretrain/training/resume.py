@@ -23,8 +23,8 @@ from gpt_pretrain.config.checkpoint_settings import (
 )
 from gpt_pretrain.config.conversion import escape_interpolation, to_settings
 from gpt_pretrain.config.custom_parts import placeholder, resume_custom_parts
+from gpt_pretrain.config.rules import as_typed_value
 from gpt_pretrain.config.schema import TrainSettings
-from gpt_pretrain.config.validation import as_typed_value
 from gpt_pretrain.errors import UserError, describe_damage
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.runs.folder import BEST, LAST, checkpoint_dir, find_checkpoints

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gpt_pretrain.config.validation import TASK_NAMES
+from gpt_pretrain.config.inference_rules import TASK_NAMES
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.hub_tasks import HUB_TASKS, read_hub_task
 from gpt_pretrain.evaluation.published_tasks import read_item

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.schema import TrainSettings
-from gpt_pretrain.config.validation import train_problems
+from gpt_pretrain.config.train_rules import train_problems
 from gpt_pretrain.model.config import GPTConfig
 from tests.conftest import CONF
 

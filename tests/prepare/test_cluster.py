@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gpt_pretrain.config.command_schema import PrepareSettings
-from gpt_pretrain.config.validation import prepare_problems
+from gpt_pretrain.config.corpus_rules import prepare_problems
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare.cluster import _slurm_time, group_files
 from gpt_pretrain.prepare.pipeline import prepare_corpus

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.schema import OptimizerSettings, RoleSettings, TrainSettings
-from gpt_pretrain.config.validation import train_problems
+from gpt_pretrain.config.train_rules import train_problems
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model import costs
 from gpt_pretrain.model.build import new_model

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Set
 from operator import attrgetter
 
+from gpt_pretrain.config.rules import as_typed_value
 from gpt_pretrain.config.schema import TrainSettings
-from gpt_pretrain.config.validation import as_typed_value
 from gpt_pretrain.training.planning.check_context import CheckContext
 
 SHARDS = ("shards", "mixture")
