@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gpt_pretrain.config.command_schema import InputSettings, PrepareSettings, VocabularySettings
-from gpt_pretrain.config.rules import MAX_WORKERS, VOCABULARY_SIZE, Rule, at_least, broken_rules, one_of
+from gpt_pretrain.config.rules import MAX_WORKERS, VOCABULARY_SIZE, Rule, at_least, one_of, rule_problems
 
 INPUT_RULES: list[Rule] = [
     ("text_field", lambda name: name != "", "must name the field that holds the text, such as text"),
@@ -43,7 +43,7 @@ VOCABULARY_RULES: list[Rule] = [
 
 def prepare_problems(settings: PrepareSettings) -> list[str]:
     """List the problems of the settings of gpt-pretrain prepare."""
-    problems = broken_rules(settings, PREPARE_RULES)
+    problems = rule_problems(settings, PREPARE_RULES)
     if not settings.report:
         problems += _no_input_problems(settings)
     if settings.inputs and settings.dataset is not None:
@@ -57,7 +57,7 @@ def prepare_problems(settings: PrepareSettings) -> list[str]:
 
 def vocabulary_problems(settings: VocabularySettings) -> list[str]:
     """List the problems of the settings of gpt-pretrain tokenizer."""
-    problems = broken_rules(settings, VOCABULARY_RULES) + _no_input_problems(settings)
+    problems = rule_problems(settings, VOCABULARY_RULES) + _no_input_problems(settings)
     if settings.inputs and settings.dataset is not None:
         problems.append("Files and dataset= cannot be combined. Save the dataset as files first.")
     return problems

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from gpt_pretrain.config.rules import WEIGHTS, Rule, Test, at_least, broken_rules, one_of, sampler_problems
+from gpt_pretrain.config.rules import WEIGHTS, Rule, Test, at_least, one_of, rule_problems, sampler_problems
 from gpt_pretrain.config.schema import EvaluateSettings, GenerateSettings, ServeSettings
 from gpt_pretrain.generation.config import MAX_LOGPROBS, MAX_STOP_LENGTH, MAX_STOPS
 from gpt_pretrain.system.environment import user_path
@@ -79,7 +79,7 @@ SERVE_RULES: list[Rule] = [
 
 def generate_problems(settings: GenerateSettings) -> list[str]:
     """List the problems of generate.py's settings."""
-    problems = broken_rules(settings, GENERATE_RULES) + sampler_problems(settings.sampler)
+    problems = rule_problems(settings, GENERATE_RULES) + sampler_problems(settings.sampler)
     if settings.pretrained is not None and settings.checkpoint != "latest":
         problems.append("checkpoint and pretrained both name the weights to use. Set only one of them.")
     if settings.interactive and settings.out is not None:
@@ -89,7 +89,7 @@ def generate_problems(settings: GenerateSettings) -> list[str]:
 
 def evaluate_problems(settings: EvaluateSettings) -> list[str]:
     """List the problems of the settings of evaluate.py."""
-    problems = broken_rules(settings, EVALUATE_RULES) + _several_weights(settings)
+    problems = rule_problems(settings, EVALUATE_RULES) + _several_weights(settings)
     problems += [
         f"tasks.names={name}: there is no such task. Choose from {', '.join(TASK_NAMES)}; others are files, set with tasks.path."
         for name in settings.tasks.names
@@ -102,7 +102,7 @@ def evaluate_problems(settings: EvaluateSettings) -> list[str]:
 
 def serve_problems(settings: ServeSettings) -> list[str]:
     """List the problems of the settings of serve.py."""
-    problems = broken_rules(settings, SERVE_RULES) + _several_weights(settings)
+    problems = rule_problems(settings, SERVE_RULES) + _several_weights(settings)
     if settings.timeline and (settings.models or settings.pretrained is not None):
         problems.append(
             f"timeline={settings.timeline} adds checkpoints of the run that checkpoint= names. To choose others, list them "

@@ -52,7 +52,7 @@ VOCABULARY_SIZE: tuple[Test, str] = (
 FRACTION: tuple[Test, str] = (lambda value: 0 < value < 1, "must be above 0 and below 1")
 
 
-def broken_rules(settings: object, rules: list[Rule]) -> list[str]:
+def rule_problems(settings: object, rules: list[Rule]) -> list[str]:
     """List the settings that break a rule, each with its value and the requirement."""
     values = [(name, attrgetter(name)(settings), test, requirement) for name, test, requirement in rules]
     return [f"{name}={as_typed_value(value)}: {requirement}." for name, value, test, requirement in values if not test(value)]

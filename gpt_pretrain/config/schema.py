@@ -1,8 +1,8 @@
 """The settings of train.py, generate.py, evaluate.py and serve.py, as typed dataclasses.
 
 Default values and explanations are in conf/; only settings that no file in conf/ contains have a comment here. Hydra merges conf/
-into these types and so refuses unknown keys and wrong types. `train_rules.py`, `inference_rules.py` and `corpus_rules.py` have the
-rules that a type cannot express.
+into these types and so refuses unknown keys and wrong types. `train_rules.py`, `inference_rules.py` and `corpus_rules.py` have
+the rules that a type cannot express.
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ from gpt_pretrain.config.rules import (
     Rule,
     as_typed_value,
     at_least,
-    broken_rules,
     config_problems,
     one_of,
+    rule_problems,
     sampler_problems,
 )
 from gpt_pretrain.config.schema import ModelSettings, TrainSettings
@@ -157,11 +157,11 @@ GRID_RULES: list[Rule] = [
 def train_problems(settings: TrainSettings) -> list[str]:
     """List the problems of train.py's settings."""
     rules = [rule for rule in TRAIN_RULES if rule[0].partition(".")[0] not in settings.custom]
-    problems = broken_rules(settings, rules) + _model_problems(settings.model) + sampler_problems(settings.sampler)
+    problems = rule_problems(settings, rules) + _model_problems(settings.model) + sampler_problems(settings.sampler)
     if settings.callbacks.doctor is not None:
-        problems += [f"callbacks.doctor.{problem}" for problem in broken_rules(settings.callbacks.doctor, DOCTOR_RULES)]
+        problems += [f"callbacks.doctor.{problem}" for problem in rule_problems(settings.callbacks.doctor, DOCTOR_RULES)]
     if settings.callbacks.grid is not None:
-        problems += [f"callbacks.grid.{problem}" for problem in broken_rules(settings.callbacks.grid, GRID_RULES)]
+        problems += [f"callbacks.grid.{problem}" for problem in rule_problems(settings.callbacks.grid, GRID_RULES)]
     for package, chosen in (("wandb", settings.logger.wandb), ("mlflow", settings.logger.mlflow)):
         if chosen is not None and importlib.util.find_spec(package) is None:
             problems.append(f"logger={package} needs the package {package}. Run: pip install {package}, or choose logger=csv.")
