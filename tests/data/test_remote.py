@@ -1,7 +1,6 @@
-"""Shards behind a URL and their cache: S3 on this machine, a file system that fails, and several processes."""
+"""Shards behind a URL and their cache: a file system that fails, and several processes."""
 
 import hashlib
-import http.client
 import itertools
 import multiprocessing
 import os
@@ -10,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +17,11 @@ import numpy as np
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from gpt_pretrain.config.schema import RemoteSettings
 from gpt_pretrain.data import fetching as fetching_module
 from gpt_pretrain.data import remote as remote_module
 from gpt_pretrain.data import remote_cache as module
-from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.data.disk_cache import DiskCache
-from gpt_pretrain.data.fetching import FetcherThread, StoppedError, stop_fetching
+from gpt_pretrain.data.fetching import FetcherThread, StoppedError
 from gpt_pretrain.data.formats import open_corpus
 from gpt_pretrain.data.remote import RemoteFiles
 from gpt_pretrain.data.remote_cache import CachedFiles
@@ -33,41 +29,10 @@ from gpt_pretrain.data.sampler import DistributedBatchSampler, PrefetchingSample
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system import urls
 from gpt_pretrain.system.signing import SIGNATURE_BYTES
-from tests.helpers.data_settings import data_settings
-from tests.helpers.made_shards import BYTE, random_documents, stream, write_llmc, write_nanogpt, write_shards
-from tests.helpers.training_runs import Train, checkpoint, same_weights
+from tests.helpers.made_shards import stream, write_llmc, write_nanogpt
+from tests.helpers.remote_corpora import TRAIN, data_of, remote_settings, rows_of
 
-TRAIN, VAL = random_documents(1200, seed=1), random_documents(150, seed=2)
-
-
-@pytest.fixture(autouse=True)
-def _fast_retries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Use small blocks and short pauses, and check that no fetcher thread outlives the test."""
-    monkeypatch.setattr(remote_module, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(module, "BLOCK", 4096)
-    yield
-    stop_fetching()
-    deadline = time.monotonic() + 30
-    while left := [thread.name for thread in threading.enumerate() if isinstance(thread, FetcherThread)]:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.01)
-
-
-def remote_settings(**changes: Any) -> RemoteSettings:
-    return RemoteSettings(**({"cache_bytes": 10**8, "timeout": 5.0, "threads": 4} | changes))
-
-
-def data_of(cache: Path, url: str, *, num_workers: int = 0, **changes: Any) -> TextDataModule:
-    chosen = data_settings(cache, name="shards", path=url, num_workers=num_workers, remote=remote_settings(**changes))
-    data = TextDataModule(chosen, BYTE, context_length=32, seed=1)
-    data.prepare_data()
-    return data
-
-
-def rows_of(data: TextDataModule) -> list[list[int]]:
-    rows = [row for batch in data.train_dataloader() for row in batch[0].tolist()]
-    data.stop_workers()
-    return rows
+pytestmark = pytest.mark.usefixtures("fast_retries")
 
 
 class FailingFileSystem(LocalFileSystem):
@@ -97,17 +62,6 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> type[FailingFileSystem]:
     monkeypatch.setattr(FailingFileSystem, "failures", itertools.repeat(""))
     monkeypatch.setattr(FailingFileSystem, "reads", 0)
     return FailingFileSystem
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shards(tmp_path_factory.mktemp("remote") / "corpus", train=TRAIN, val=VAL, shard_tokens=5000)
-
-
-@pytest.fixture(scope="module")
-def expected(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[list[int]]:
-    """The rows of an epoch when they are read from local files."""
-    return rows_of(data_of(tmp_path_factory.mktemp("local"), str(corpus)))
 
 
 @pytest.mark.parametrize("cache_bytes", [10**8, 40_000])
@@ -309,136 +263,6 @@ def test_an_invalid_url_is_reported(tmp_path: Path) -> None:
 
 def test_the_url_of_a_manifest_means_its_folder(tmp_path: Path, corpus: Path, expected: list[list[int]]) -> None:
     assert rows_of(data_of(tmp_path, f"file://{corpus}/manifest.json")) == expected
-
-
-class Proxy(BaseHTTPRequestHandler):
-    """Forward requests to another server; some requests for shards get an error, a delay or a truncated body."""
-
-    target: tuple[str, int]
-    failures: Iterator[str]
-    requests = 0
-
-    def do_GET(self) -> None:
-        self._forward()
-
-    def do_HEAD(self) -> None:
-        self._forward()
-
-    def _forward(self) -> None:
-        failure = next(Proxy.failures) if self.command == "GET" and ".bin" in self.path else ""
-        Proxy.requests += bool(failure)
-        if failure == "error":
-            self.send_error(500)
-            return
-        if failure == "slow":
-            time.sleep(1.5)
-        line = http.client.HTTPConnection(*Proxy.target)
-        line.request(self.command, self.path, headers=dict(self.headers))
-        answer = line.getresponse()
-        body = answer.read()
-        self.send_response(answer.status)
-        for name, value in answer.getheaders():
-            if name.lower() not in ("transfer-encoding", "connection"):
-                self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body[: len(body) // 2] if failure == "cut" else body)
-        self.close_connection = True
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        pass
-
-
-@pytest.fixture(scope="module")
-def s3_server(corpus: Path) -> Iterator[tuple[str, int]]:
-    """An S3 server on this machine that holds the corpus."""
-    pytest.importorskip("s3fs")
-    server_module = pytest.importorskip("moto.server")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b"), ("AWS_DEFAULT_REGION", "us-east-1")):
-            patch.setenv(name, value)
-        server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        server.start()
-        host, port = server.get_host_and_port()
-        s3 = fsspec.filesystem("s3", skip_instance_cache=True, endpoint_url=f"http://{host}:{port}")
-        s3.mkdir("corpora")
-        s3.put(str(corpus), "corpora/tales", recursive=True)
-        yield host, port
-        server.stop()
-
-
-@pytest.fixture
-def bucket(s3_server: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The corpus in S3, behind a proxy that makes some of the requests fail."""
-    Proxy.target, Proxy.requests = s3_server, 0
-    Proxy.failures = itertools.cycle(["", "error", "", "", "cut", "", "", ""])
-    proxy = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
-    threading.Thread(target=proxy.serve_forever, daemon=True).start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.server_port}")
-    yield "s3://corpora/tales"
-    proxy.shutdown()
-    proxy.server_close()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("cache_bytes", [10**8, 1_000_000])
-def test_training_from_s3_equals_training_from_local_files(
-    train: Train, tmp_path: Path, corpus: Path, bucket: str, cache_bytes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "WHOLE_FILES_LIMIT", 0.8 if cache_bytes > 10**7 else 0.0)
-    overrides = ["data=shards", "data.batch_size=16", "data.stride=32", "trainer.max_steps=12", "trainer.limit_val_batches=3",
-             "callbacks=minimal", "logger=none", "data.respect_documents=true"]  # fmt: skip
-    remote = [
-        f"data.cache_dir='{tmp_path / 'cache'}'",
-        f"data.remote.cache_bytes={cache_bytes}",
-        "data.remote.timeout=1",
-        "data.remote.retries=20",
-    ]
-    train(*overrides, f"data.path='{corpus}'", run_dir=tmp_path / "local")
-    Proxy.failures = itertools.cycle(["", "error", "", "", "cut", "", "slow", "", "", ""])
-    train(*overrides, f"data.path={bucket}", *remote, run_dir=tmp_path / "remote")
-    assert Proxy.requests >= 10
-    a, b = checkpoint(tmp_path / "local"), checkpoint(tmp_path / "remote")
-    assert a["train_losses"] == b["train_losses"]
-    assert same_weights(a, b)
-
-
-def test_a_corpus_behind_http_needs_no_listing(tmp_path: Path, corpus: Path, expected: list[list[int]]) -> None:
-    class Plain(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self._send(with_body=True)
-
-        def do_HEAD(self) -> None:
-            self._send(with_body=False)
-
-        def _send(self, *, with_body: bool) -> None:
-            file = corpus / self.path.lstrip("/")
-            if not file.is_file():
-                self.send_error(404)
-                return
-            data, span = file.read_bytes(), self.headers.get("Range")
-            status = 200
-            if span is not None:
-                first, last = (int(end) for end in span.removeprefix("bytes=").split("-"))
-                data, status = data[first : last + 1], 206
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(data)))
-            self.send_header("Accept-Ranges", "bytes")
-            if status == 206:
-                self.send_header("Content-Range", f"bytes {first}-{last}/{file.stat().st_size}")
-            self.end_headers()
-            if with_body:
-                self.wfile.write(data)
-
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Plain)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        assert rows_of(data_of(tmp_path, f"http://127.0.0.1:{server.server_port}")) == expected
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def test_fetching_stops_with_training(tmp_path: Path, corpus: Path, failing: type[FailingFileSystem]) -> None:
