@@ -27,6 +27,8 @@ ESCAPES = (
     (re.compile(r"=[C-F][0-9A-F](?:=[89AB][0-9A-F])+"), "quopri.decodestring(data)"),  # UTF-8 in an e-mail
 )
 MANY_ESCAPED = 0.02
+JSON_ESCAPE = re.compile(r"\\\\|\\u([0-9a-fA-F]{4})")
+UNDO = " (to undo that: "
 CONTROLS = re.compile(r"[\x80-\x84\x86-\x9f]")  # Without the line end of mainframes.
 
 
@@ -71,9 +73,22 @@ def escapes_left(head: bytes) -> str:
         found = [match[0] for match in pattern.finditer(start)]
         if len(start) >= FEWEST_CHARACTERS and sum(map(len, found)) > MANY_ESCAPED * len(start):
             program = f"import html, quopri, sys; data = open(sys.argv[1], 'rb').read(); sys.stdout.buffer.write({undone})"
-            command = f' (to undo that: python -c "{program}" {{path}} > new.txt)' * bool(undone)
+            command = f'{UNDO}python -c "{program}" {{path}} > new.txt)' * bool(undone)
             return f"has escapes such as {found[0]} in place of letters{command}"
     return ""
+
+
+def damage_in_records(start: str) -> str:
+    """Return what is wrong with the texts in JSON or in a table, as the rest of a sentence, or nothing.
+
+    It names no command, which would change what divides the records too.
+
+    Args:
+        start: The beginning of the file, whose texts may have the escapes of JSON.
+    """
+    plain = JSON_ESCAPE.sub(lambda escape: chr(int(escape[1], 16)) if escape[1] else "\\", start)
+    data = plain.encode("utf-16", errors="surrogatepass").decode("utf-16", errors="ignore").encode()
+    return (conversion_damage(data) or escapes_left(data)).partition(UNDO)[0]
 
 
 def _mistaken_for(start: str) -> str | None:
@@ -113,5 +128,5 @@ def _command(encoding: str, start: str) -> str:
             codecs.getincrementaldecoder("utf-8")().decode(start.encode(name))
         except UnicodeError:
             continue
-        return f" (to undo that: iconv -f UTF-8 -t {iconv_name(name)} {{path}} > new.txt)"
+        return f"{UNDO}iconv -f UTF-8 -t {iconv_name(name)} {{path}} > new.txt)"
     return ""

@@ -120,6 +120,7 @@ WARC = FileKind(
     "WARC archive of web pages",
     advice="Extract the text of its pages first, for example with trafilatura or datatrove." + AS_TEXT_ADVICE,
 )
+CPIO = FileKind("cpio archive", advice=convert_advice("cpio -idm < {path}", "Unpack it first"))
 LFS_POINTER = FileKind(
     "Git LFS pointer", advice="It stands for a file that was not downloaded. Fetch that, for example with: git lfs pull"
 )
@@ -129,9 +130,11 @@ TEXTUAL = {
     POSTSCRIPT: re.compile(rb"%!PS(?:-Adobe-\d[^\r\n]*|\s*)[\r\n]"),
     RTF: re.compile(rb"\{\\rtf\d?\\"),
     WARC: re.compile(rb"WARC/\d\.\d\r?\n"),
+    CPIO: re.compile(rb"0707(?:0[12][0-9A-Fa-f]{104}|07[0-7]{70})"),
     LFS_POINTER: re.compile(rb"version https://git-lfs\.github\.com/spec/v\d\r?\n(.*\n)*?oid sha256:"),
 }
 EPUB = FileKind("EPUB book", advice=_PANDOC)
+IWORK = FileKind("document of Apple's iWork", advice="Export it as plain text or CSV in the program that wrote it.")
 JAR = FileKind("Java or Android program")
 NPZ = FileKind("NPZ file of NumPy arrays", advice=_SHARDS + " Save each array as a .npy file.")
 TORCH = FileKind("PyTorch checkpoint", advice=_WEIGHTS)
@@ -154,6 +157,8 @@ R_DATA = FileKind(
     advice=convert_advice("jsonlite::stream_out(data.frame(text = x), file('texts.jsonl'))", "Export the texts in R first"),
 )
 GGML = FileKind("GGML file of weights", advice=NO_WEIGHTS)
+FEATHER = FileKind("Feather table", advice=_TABLE.replace("{reader}", "feather"))
+PARQUET_SUMMARY = FileKind("list of the parts of a Parquet table", advice="Give the folder, or the parts themselves.")
 ARROW = FileKind("Arrow file", advice="If the package datasets wrote its folder: gpt-pretrain prepare dataset=FOLDER out=CORPUS.")
 
 # The first bytes of files that are not plain text: offset, bytes, kind.
@@ -167,6 +172,8 @@ SIGNATURES: tuple[tuple[int, bytes, FileKind], ...] = (
     (0, b"PK\x05\x06", ZIP),
     (257, b"ustar", TAR),
     (0, b"PAR1", FileKind("Parquet table", PARQUET)),
+    (0, b"PARE", FileKind("encrypted Parquet table", advice="Write it again without encryption.")),
+    *((0, magic, CPIO) for magic in (b"070701", b"070702", b"070707", b"\xc7\x71")),
     (0, b"7z\xbc\xaf\x27\x1c", FileKind("7z archive", advice=convert_advice("7z x {path}", "Unpack it first"))),
     (0, b"Rar!\x1a\x07", FileKind("RAR archive", advice=convert_advice("unrar x {path}", "Unpack it first"))),
     (0, b"\x04\x22\x4d\x18", FileKind("LZ4 file", advice=convert_advice("lz4 -d {path}", "Decompress it first"))),
@@ -215,7 +222,7 @@ SIGNATURES: tuple[tuple[int, bytes, FileKind], ...] = (
     *((0, b"RD" + form, R_DATA) for form in (b"A2\n", b"A3\n", b"X2\n", b"X3\n")),
     (0, b"ARROW1", ARROW),
     (8, b"\x10\0\0\0", ARROW),  # After four bytes 0xff and the size of the schema.
-    (0, b"FEA1", FileKind("Feather table", advice=_TABLE.replace("{reader}", "feather"))),
+    (0, b"FEA1", FEATHER),
     (0, b".snd\0", FileKind("AU recording", advice=MEDIA_ADVICE)),
     (0, b"\x76\x2f\x31\x01", FileKind("EXR image", advice=PICTURE_ADVICE)),
     (0, b"\xde\x12\x04\x95", FileKind("catalog of translated messages")),

@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from pathlib import PurePath
 
-from gpt_pretrain.system.damaged_text import conversion_damage, escapes_left
+from gpt_pretrain.system.damaged_text import conversion_damage, damage_in_records, escapes_left
 from gpt_pretrain.system.encodings import TextEncoding, detect_encoding
 from gpt_pretrain.system.file_kinds import (
     ARROW,
@@ -16,7 +16,9 @@ from gpt_pretrain.system.file_kinds import (
     CSV,
     EMPTY_FILE,
     EPUB,
+    FEATHER,
     HTML,
+    IWORK,
     JAR,
     JSON_LINES,
     LITDATA,
@@ -28,6 +30,8 @@ from gpt_pretrain.system.file_kinds import (
     NOTEBOOK,
     NPZ,
     NULS,
+    PARQUET,
+    PARQUET_SUMMARY,
     PICKLE,
     PICTURE_ADVICE,
     PLAIN,
@@ -50,8 +54,10 @@ from gpt_pretrain.system.file_kinds import (
 from gpt_pretrain.system.json_recognition import json_kind
 from gpt_pretrain.system.old_encodings import conversion, iconv_name
 from gpt_pretrain.system.seven_bit_encodings import seven_bit_encoding
+from gpt_pretrain.system.text_forms import other_form
 
 TEXT_SUFFIXES = (".txt", ".md", ".text")
+PARQUET_SUMMARIES = ("_metadata", "_common_metadata")  # Their names in a folder of many parts.
 NOTEBOOK_START = re.compile(r'\{\s*"(cells|metadata|nbformat\w*)"\s*:.{0,40000}?"(cell_type|nbformat)"\s*:', re.DOTALL)
 _HEADER = r"[A-Za-z][\w-]*: .*\r?\n(?:[ \t].*\r?\n)*"
 # The line that begins an e-mail in a mailbox, or a header that e-mails have and no other text.
@@ -59,6 +65,7 @@ MAIL_START = re.compile(
     rf"From \S+ .*\d\d:\d\d.*\r?\n{_HEADER}|(?:{_HEADER})*?(?:message-id|mime-version|received|return-path|delivered-to): ",
     re.IGNORECASE,
 )
+NAMESPACE = re.compile(r"<[A-Za-z_][\w.:-]*\s[^<>]{0,4000}?\bxmlns(?::[\w.-]+)?\s*=")  # In the first element of XML.
 SAVED_PAGE = re.compile(r"^(From: <Saved by |Snapshot-Content-Location: )", re.MULTILINE)
 
 
@@ -78,7 +85,8 @@ def recognize(name: str, head: bytes, *, as_text: bool = False) -> FileKind:
         suffix = inner if is_text_kind(inner) or inner in TEXT_SUFFIXES else suffix
     signed = _by_signature(head, suffix, as_text=as_text)
     if signed is not None:
-        return signed
+        is_summary = signed.form == PARQUET and PurePath(name).name in PARQUET_SUMMARIES
+        return PARQUET_SUMMARY if is_summary else signed
     if not as_text and (switched := seven_bit_encoding(head)) is not None:
         name = iconv_name(switched) or switched.upper()
         return FileKind(f"text in {name}", advice=convert_advice(conversion(switched), "Convert it first") + AS_TEXT_ADVICE)
@@ -96,11 +104,17 @@ def recognize(name: str, head: bytes, *, as_text: bool = False) -> FileKind:
     start = _decode(head, encoding)
     kind = PLAIN if as_text else _by_text(start, SUFFIXES.get(suffix), is_text_named=suffix in TEXT_SUFFIXES)
     if encoding.name == "utf-8" or not kind.is_read:
-        damage = conversion_damage(head) if kind.is_read and not kind.warning else ""
-        damage = escapes_left(head) if kind is PLAIN and not as_text and not damage else damage
-        return replace(kind, encoding=encoding, warning=kind.warning or damage)
+        warning = kind.warning or (_damage(kind, head, start, as_text=as_text) if kind.is_read else "")
+        return replace(kind, encoding=encoding, warning=warning)
     said = f"{encoding.name.upper().replace('-LE', '').replace('-BE', '')}{' by its first bytes' * (not encoding.has_mark)}"
     return replace(kind, encoding=encoding, warning=f"is read as {said}" if not kind.warning else kind.warning)
+
+
+def _damage(kind: FileKind, head: bytes, start: str, *, as_text: bool) -> str:
+    """Return what is wrong with a text in UTF-8, as the rest of a sentence, or nothing."""
+    if as_text or kind is not PLAIN:
+        return conversion_damage(head) or ("" if as_text else damage_in_records(start))
+    return conversion_damage(head) or escapes_left(head) or other_form(start)
 
 
 def _begins_with_offsets(head: bytes) -> bool:
@@ -133,6 +147,8 @@ def _by_signature(head: bytes, suffix: str, *, as_text: bool) -> FileKind | None
                 continue  # A text that begins with these letters.
             if kind is ZIP:
                 return _zip_kind(head, suffix)
+            if kind is ARROW and suffix == ".feather":
+                return FEATHER
             if kind.form == "bz2" and head[4:10] not in (b"1AY&SY", b"\x17rE8P\x90"):
                 continue
             if kind is ARROW and offset == 8 and not head.startswith(b"\xff\xff\xff\xff"):
@@ -178,18 +194,34 @@ def _zip_kind(head: bytes, suffix: str) -> FileKind:
     by_name = SUFFIXES.get(suffix)
     if by_name in (WORD, SHEET, SLIDES, EPUB, JAR, NPZ, TORCH, SUFFIXES[".keras"]):
         return by_name
-    length = int.from_bytes(head[26:28], "little")
-    first = head[30 : 30 + length]
+    names = _zip_names(head)
+    first = names[0] if names else b""
     if first == b"mimetype":
-        start = head[30 + length :][:100]
+        start = head[30 + len(first) :][:100]
         return EPUB if b"epub" in start else SHEET if b"spreadsheet" in start else SLIDES if b"presentation" in start else WORD
-    if first == b"[Content_Types].xml" or first.startswith(b"_rels/"):
+    if any(name == b"[Content_Types].xml" or name.startswith((b"_rels/", b"docProps/")) for name in names):
         return SHEET if b"xl/" in head else SLIDES if b"ppt/" in head else WORD
+    if any(name.endswith(b".iwa") or name == b"Index.zip" for name in names):
+        return IWORK
     if first.endswith((b"/data.pkl", b"/.format_version", b"/constants.pkl")) or b"/code/__torch__" in head:
         return TORCH
     if first.endswith(b".npy") and suffix != ".zip":
         return NPZ
     return JAR if first.startswith(b"META-INF/") else ZIP
+
+
+def _zip_names(head: bytes) -> list[bytes]:
+    """Return the names of the first files in a zip archive, as far as its beginning tells where the next one is."""
+    names, at = list[bytes](), 0
+    while head.startswith(b"PK\x03\x04", at) and len(head) >= at + 30:
+        size, length, extra = (
+            int.from_bytes(head[at + start : at + end], "little") for start, end in ((18, 22), (26, 28), (28, 30))
+        )
+        names.append(head[at + 30 : at + 30 + length])
+        if not size and head[at + 6] & 8:  # Its size follows its content.
+            break
+        at += 30 + length + extra + size
+    return names
 
 
 def _is_old_tar(head: bytes) -> bool:
@@ -239,7 +271,7 @@ def _markup_kind(begins: str) -> FileKind | None:
     begins = re.sub(r"\A(?:<!--.{0,4000}?-->\s*)+", "", begins, flags=re.DOTALL)
     if re.match(r"<(!doctype\s+html|html|head|body)\b", begins, re.IGNORECASE):
         return HTML
-    if not begins.startswith(("<?xml", "<!DOCTYPE", "<svg", "<mediawiki")):
+    if not (begins.startswith(("<?xml", "<!DOCTYPE", "<svg", "<mediawiki")) or NAMESPACE.match(begins)):
         return None
     if begins.startswith("<mediawiki"):
         return WIKI

@@ -93,6 +93,7 @@ def check_column(text_field: str, columns: list[str], name: str) -> None:
     """
     if text_field not in columns:
         listed = ", ".join(column[:LONGEST_NAME] for column in columns[:MAX_NAMED])
-        raise UserError(f"{name} has no column {text_field}. Set text_field= to one of its columns: {listed}.")
+        choice = f"Set text_field= to one of its columns: {listed}." if listed else "It has no columns at all."
+        raise UserError(f"{name} has no column {text_field}. {choice}")
     if (count := columns.count(text_field)) > 1:
         raise UserError(f"{name} has {count} columns named {text_field}. Rename all but the one that contains the text.")

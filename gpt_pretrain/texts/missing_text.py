@@ -19,6 +19,8 @@ from gpt_pretrain.texts.rows import read_columns
 
 LARGEST_JSON = 1 << 22  # Bytes of JSON that is looked into.
 LINE_SUFFIXES = (".jsonl", ".ndjson", ".jsonlines")  # Of files that nobody writes for settings.
+# Of a string that is a text and not a name; Chinese and Japanese do not divide words by spaces.
+FEWEST_WORDS, FEWEST_IDEOGRAPHS, FIRST_IDEOGRAPHIC = 3, 8, "\u2e80"
 MAX_NAMED = 10  # Fields that a message names.
 
 
@@ -70,12 +72,23 @@ def _json_without(text_field: str, data: bytes) -> FileKind | None:
     check_json_values(data, max_values=MAX_VALUES)
     value = json.loads(data.decode("utf-8-sig"), strict=False, parse_int=float)
     records = value if isinstance(value, list) else [value]
-    if not records or any(_has_field(record, text_field) for record in records):
+    if not records or any(_has_field(record, text_field) for record in records) or _are_texts(records):
         return None
     fields = dict.fromkeys(field for record in records[:MAX_NAMED] if isinstance(record, dict) for field in record)
     return FileKind(
         f"JSON {'array' if isinstance(value, list) else 'object'} without a field {text_field}", advice=_choice(fields)
     )
+
+
+def _are_texts(records: list[Any]) -> bool:
+    """Return whether the elements of an array are texts themselves, not names, such as those of languages or packages."""
+    n_texts = sum(len(record.split()) >= FEWEST_WORDS or _is_spaceless(record) for record in records if isinstance(record, str))
+    return all(isinstance(record, str) for record in records) and n_texts >= len(records) / 2
+
+
+def _is_spaceless(text: str) -> bool:
+    """Return whether a text has so many Chinese or Japanese characters that it must be a sentence."""
+    return sum(character >= FIRST_IDEOGRAPHIC for character in text) >= FEWEST_IDEOGRAPHS
 
 
 def _has_field(record: Any, text_field: str) -> bool:

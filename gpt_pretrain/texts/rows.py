@@ -191,6 +191,9 @@ def _read_header(lines: _Lines) -> tuple[list[str], str]:
     csv.field_size_limit(LONGEST_RECORD)
     try:
         first = next(lines, "").removeprefix("\ufeff")
+        while first and not first.strip(" \r\n"):  # Some programs leave lines empty before the table.
+            lines.end_row()
+            first = next(lines, "")
         if named := EXCEL.fullmatch(first):
             first = next(lines, "")
         outside = "".join(first.split('"')[::2])

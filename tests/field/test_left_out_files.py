@@ -47,6 +47,15 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "a.db": (b"SQLite format 3\0" + bytes(100), "SQLite database"),
     "a.arrow": (b"ARROW1\0\0" + bytes(100), "dataset=FOLDER"),
     "a.mp4": (b"\0\0\0\x20ftypisom" + bytes(100), "MP4 video"),
+    "written in another order.txt": (
+        zipped({"docProps/app.xml": b"<x/>", "_rels/.rels": b"<x/>", "xl/workbook.xml": b"<x/>"}), "spreadsheet"
+    ),
+    "essay.pages": (zipped({"Index/Document.iwa": bytes(100)}, zipfile.ZIP_STORED), "Apple's iWork"),
+    "rels.txt": (b'<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/relationships"/>', "XML document"),
+    "tei": (b'<!-- c -->\n<tei:TEI\n xmlns:tei="http://www.tei-c.org/ns/1.0"><text>a</text></tei:TEI>', "XML document"),
+    "a.cpio": (b"070701" + b"0" * 104 + b"a.txt\0" + PLAIN.encode(), "cpio archive.*cpio -idm"),
+    "a.feather": (b"ARROW1\0\0" + bytes(100), "Feather table.*read_feather"),
+    "secret.parquet": (b"PARE" + bytes(100) + b"PARE", "encrypted Parquet"),
     "a.jpg.gz": (gzip.compress(b"\xff\xd8\xff\xe0" + bytes(2000)), "JPEG image"),
 }  # fmt: skip
 
