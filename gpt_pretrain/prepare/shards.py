@@ -147,20 +147,16 @@ def write_shard(job: ShardJob) -> dict[str, Any]:
     byte_lengths = cached_byte_lengths(job.tokenizer)
     counts_bytes = bool(byte_lengths.any())
     digest, size, document_starts, written = hashlib.sha256(), 0, [np.empty(0, "<u8")], 0
-    with replacing(path) as scratch, open(scratch, "wb", buffering=1 << 20) as stream:
+    with replacing(path) as scratch, open(scratch, "wb") as stream:
         for part in _slices(corpus, job):
             document_starts.append((part.starts + written).astype("<u8"))
             size += part.bytes_of_whole if counts_bytes else 0
-            for first, end in part.cut:
-                for index in range(first, end, COPIED_TOKENS):
-                    tokens = corpus.tokens(index, min(COPIED_TOKENS, end - index))
-                    size += int(byte_lengths.take(tokens).sum(dtype=np.int64))
-            end = part.source + part.tokens
-            for index in range(part.source, end, COPIED_TOKENS):
-                tokens = corpus.tokens(index, min(COPIED_TOKENS, end - index))
+            for tokens in _read_runs(corpus, part.cut_begins, part.cut_ends):
+                size += int(byte_lengths.take(tokens).sum(dtype=np.int64))
+            for tokens in _read_runs(corpus, part.begins, part.ends):
                 digest.update(tokens.data)
                 stream.write(tokens.data)
-            written += part.tokens
+                written += len(tokens)
     all_starts = np.concatenate(document_starts)
     starts_path = path.with_suffix(".idx")
     with replacing(starts_path) as scratch:
@@ -178,49 +174,72 @@ def write_shard(job: ShardJob) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Slice:
-    """A slice of the encoded corpus.
+    """A part of a shard: runs of documents that follow each other directly in the encoded corpus.
 
     Args:
+        begins: Index of the first token of each run.
+        ends: Index after the last token of each run.
         starts: The offsets in the slice where documents start.
-        source: Index of its first token.
-        tokens: Number of its tokens.
         bytes_of_whole: Bytes of the documents that it contains as a whole.
-        cut: For each document that only a part belongs to, the indices of the first token of this part and of the one after it.
+        cut_begins: Index of the first token of each document that only a part belongs to, in this part.
+        cut_ends: Index after the last token of each of them.
     """
 
+    begins: np.ndarray
+    ends: np.ndarray
     starts: np.ndarray
-    source: int
-    tokens: int
     bytes_of_whole: int
-    cut: list[tuple[int, int]]
+    cut_begins: np.ndarray
+    cut_ends: np.ndarray
 
 
 def _slices(corpus: EncodedCorpus, job: ShardJob) -> Iterator[_Slice]:
-    """Yield the slices of the encoded corpus that make up a shard."""
+    """Yield the slices of the encoded corpus that make up a shard, one for each block of rows."""
     left, source, skip = job.tokens, job.start.source, job.start.offset
     for first, rows in corpus.rows(job.start.row):
-        lengths = rows["tokens"].astype(np.int64)
-        begins = source + lengths.cumsum() - lengths
-        source += int(lengths.sum())
+        all_ends = source + rows["tokens"].astype(np.int64).cumsum()
+        source = int(all_ends[-1])
         (chosen,) = np.nonzero(job.split.assign(first, rows) == job.assigned)
-        # Documents that follow each other directly are copied together.
-        for run in np.split(chosen, np.nonzero(np.diff(chosen) > 1)[0] + 1) if len(chosen) else []:
-            begin = int(begins[run[0]]) + skip
-            count = min(int(begins[run[-1]] + lengths[run[-1]]) - begin, left)
-            offsets = begins[run] - begin
-            ends = offsets + lengths[run]
-            is_whole = (offsets >= 0) & (ends <= count)
-            parts = [(max(first, 0), min(end, count)) for first, end in zip(offsets[~is_whole], ends[~is_whole], strict=True)]
-            yield _Slice(
-                offsets[(offsets >= 0) & (offsets < count)],
-                begin,
-                count,
-                int(rows["bytes"][run][is_whole].sum()),
-                [(begin + int(first), begin + int(end)) for first, end in parts if end > first],
-            )
-            skip, left = 0, left - count
-            if not left:
-                return
+        if not len(chosen):
+            continue
+        lengths = rows["tokens"][chosen].astype(np.int64)
+        lengths[0] -= skip
+        totals = lengths.cumsum()
+        count = min(int(np.searchsorted(totals, left)) + 1, len(chosen))  # of the documents, the last one perhaps in part
+        ends, lengths, beyond = all_ends[chosen][:count], lengths[:count], max(int(totals[count - 1]) - left, 0)
+        begins, starts = ends - lengths, totals[:count] - lengths
+        ends[-1] -= beyond
+        is_whole = np.ones(count, bool)
+        is_whole[0] &= skip == 0
+        is_whole[-1] &= beyond == 0
+        gaps = np.nonzero(begins[1:] != ends[:-1])[0] + 1
+        yield _Slice(
+            begins[np.r_[0, gaps]],
+            ends[np.r_[gaps - 1, count - 1]],
+            starts[1:] if skip else starts,
+            int(rows["bytes"][chosen[:count]][is_whole].sum()),
+            begins[~is_whole],
+            ends[~is_whole],
+        )
+        skip, left = 0, left - int(totals[count - 1]) + beyond
+        if not left:
+            return
+
+
+def _read_runs(corpus: EncodedCorpus, begins: np.ndarray, ends: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the tokens of runs, in order and without what lies between them, in arrays of at most COPIED_TOKENS tokens."""
+    run, begin = 0, int(begins[0]) if len(begins) else 0
+    while run < len(begins):
+        end = min(begin + COPIED_TOKENS, int(ends[-1]))
+        tokens = corpus.tokens(begin, end - begin)
+        after = int(np.searchsorted(begins, end))  # the first run that begins behind what has been read
+        firsts, lasts = np.maximum(begins[run:after], begin) - begin, np.minimum(ends[run:after], end) - begin
+        parts = [tokens[first:last] for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True)]
+        yield parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if ends[after - 1] > end:
+            run, begin = after - 1, end
+        else:
+            run, begin = after, int(begins[after]) if after < len(begins) else end
 
 
 def _shard_jobs(
