@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 SLOT = 1 << 22  # Bytes. A batch of text, or its token ids, hardly ever takes more; a longer message goes through the pipe.
-SHORT = 1 << 14  # Bytes of a message that a pipe takes at once.
 
 # What stands for a message: its bytes, or the number of a slot and the length of the message in it.
 Packed = bytes | tuple[int, int]
@@ -35,12 +34,16 @@ class SharedSlots:
             self._free.append(slot)
 
     def pack(self, content: Any, slot: int | None) -> Packed:
-        """Write an object to a slot, if it is long and fits."""
-        message = pickle.dumps(content, protocol=pickle.HIGHEST_PROTOCOL)
-        if slot is None or self._memory is None or not SHORT < len(message) <= SLOT:
-            return message
-        self._memory[slot * SLOT : slot * SLOT + len(message)] = message
-        return slot, len(message)
+        """Write an object to a slot, if it fits."""
+        if slot is None or self._memory is None:
+            return pickle.dumps(content, protocol=pickle.HIGHEST_PROTOCOL)
+        with memoryview(self._memory) as whole, whole[slot * SLOT : (slot + 1) * SLOT] as memory:
+            writer = _SlotWriter(memory)
+            try:
+                pickle.dump(content, writer, protocol=pickle.HIGHEST_PROTOCOL)  # copies long texts and arrays only once
+            except _SlotFullError:
+                return pickle.dumps(content, protocol=pickle.HIGHEST_PROTOCOL)
+            return (slot, writer.length)
 
     def unpack(self, packed: Packed) -> Any:
         """Return the object that was packed, by this process or by a forked one."""
@@ -50,6 +53,31 @@ class SharedSlots:
         slot, length = packed
         with memoryview(self._memory) as whole, whole[slot * SLOT : slot * SLOT + length] as message:
             return pickle.loads(message)
+
+
+class _SlotFullError(Exception):
+    """Raised where a message is longer than a slot."""
+
+
+class _SlotWriter:
+    """A file in the memory of a slot."""
+
+    def __init__(self, memory: memoryview) -> None:
+        self._memory, self.length = memory, 0
+
+    def write(self, data: bytes | pickle.PickleBuffer) -> None:
+        """Append bytes.
+
+        Raises:
+            _SlotFullError: If they do not fit.
+        """
+        with memoryview(data) as content:
+            end = self.length + content.nbytes
+            if end > len(self._memory):
+                raise _SlotFullError
+            if content.nbytes:
+                self._memory[self.length : end] = content.cast("B")
+            self.length = end
 
 
 def run_packed(function: Callable[[Any], Any], packed: Packed, slot: int | None) -> Packed:

@@ -119,11 +119,10 @@ class _DocumentEncoder:
     def add_documents(self, chunk: Chunk) -> None:
         """Encode a chunk of whole documents."""
         assert isinstance(chunk.content, Documents), "the chunk has documents"
-        documents, marks = Separators(chunk.content.separators).split(chunk.content.data)
+        data = chunk.content.data
         try:
-            for document in documents:
-                if not document.isascii():
-                    document.decode()
+            if not data.isascii():
+                data.decode()
         except UnicodeDecodeError:
             for part in divide_documents(chunk):
                 if isinstance(part.content, RejectedRecord):
@@ -132,14 +131,29 @@ class _DocumentEncoder:
                     assert isinstance(part.content, str), "a document is a text"
                     self._add_document(part.content.encode(), at_marker=part.at_marker)
             return
-        if chunk.content.separators == (MARKER,) and all(len(one) <= self._short and not _is_blank(one) for one in documents):
+        documents, marks = Separators(chunk.content.separators).split(data)
+        if chunk.content.separators == (MARKER,) and self._are_short_texts(documents, data):
             self._encode_waiting()
             self._result.records += len(documents)
             self._result.markers += len(documents)
-            self._encode_together(documents, chunk.content.data)
+            self._encode_together(documents, data)
             return
         for document, mark in zip(documents, marks, strict=True):
             self._add_document(document, at_marker=mark == MARKER)
+
+    def _are_short_texts(self, documents: list[bytes], data: bytes) -> bool:
+        """Return whether documents are short enough to be encoded together, and none of them is blank.
+
+        Args:
+            data: All of them, each with an end-of-text marker behind it.
+        """
+        lengths = np.fromiter(map(len, documents), np.int64, len(documents))
+        if lengths.max() > self._short:
+            return False
+        ends = (lengths + len(MARKER)).cumsum() - len(MARKER)
+        firsts = np.frombuffer(data, np.uint8)[ends - lengths]
+        is_text = (lengths > 0) & (firsts > ord(" ")) & (firsts < 0x80)  # by its first character
+        return not any(_is_blank(documents[index]) for index in np.flatnonzero(~is_text).tolist())
 
     def _add_document(self, data: bytes, *, at_marker: bool) -> None:
         if _is_blank(data):

@@ -10,7 +10,7 @@ with one of them is encoded by the tokenizer itself.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -35,6 +35,7 @@ SETTLED = (
     *((0x3400, 0x4DB0), (0x4E00, 0x9F00), (0xAC00, 0xD7A4), (0xD800, 0xF900), (0x17000, 0x18700), (0x18800, 0x18B00)),
     *((0x20000, 0x2A6D0), (0x2A700, 0x2B700), (0x2B820, 0x2CE00), (0x2CEC0, 0x2EB00), (0x30000, 0x31300)),
 )
+ASCII = bytes(range(0x80))
 SEARCHED = 16  # Parts of a block with a disputed character that are searched further.
 LAST_LETTERS = 0x34000  # No letters or numbers follow, nor are any planned, except in areas for private use.
 DIFFICULT = (
@@ -103,7 +104,7 @@ class FastEncoder:
         Raises:
             DifferentIdsError: As `encode` does.
         """
-        if self._engine is None or MARKER in data or self._is_disputed([data]):
+        if self._engine is None or MARKER in data or self._is_disputed(data):
             return None
         token_ids = _encode(self._engine.encode, data)
         if self._to_compare > 0:
@@ -128,7 +129,7 @@ class FastEncoder:
             DifferentIdsError: As `encode` does.
         """
         assert self._engine is not None, "there is an engine"
-        if self._is_disputed(documents):
+        if self._is_disputed(data):
             return None
         token_ids = _encode(self._engine.encode, data)
         (ends,) = np.nonzero(token_ids == self._tokenizer.eos_id)
@@ -176,11 +177,14 @@ class FastEncoder:
             )
         self.compare_next(0)
 
-    def _is_disputed(self, texts: Iterable[bytes]) -> bool:
+    def _is_disputed(self, data: bytes) -> bool:
         """Return whether a text has a character on which the libraries disagree."""
-        firsts = self._first_bytes
-        data = b"".join(text for text in texts if not text.isascii() and any(first in text for first in firsts))
-        codes = np.frombuffer(data.decode().encode("utf-32-le"), "<u4")
+        if data.isascii():
+            return False
+        characters = data.translate(None, ASCII)  # the others, which are UTF-8 all the same
+        if not any(first in characters for first in self._first_bytes):
+            return False
+        codes = np.frombuffer(characters.decode().encode("utf-32-le"), "<u4")
         return bool(self._disputed.take(codes, mode="clip").any())
 
 

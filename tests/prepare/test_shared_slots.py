@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gpt_pretrain.prepare.processes import QUEUED_PER_WORKER, WorkerPool
-from gpt_pretrain.prepare.shared_slots import SHORT, SLOT, SharedSlots
+from gpt_pretrain.prepare.shared_slots import SLOT, SharedSlots
 
 
 def repeat(job: tuple[bytes, int]) -> np.ndarray:
@@ -25,7 +25,7 @@ def workers() -> Iterator[WorkerPool]:
         yield pool
 
 
-SIZES = [0, 1, SHORT - 100, SHORT + 100, 1 << 20, SLOT - 1000, SLOT + 1]
+SIZES = [0, 1, 1 << 14, 1 << 16, 1 << 20, SLOT - 1000, SLOT + 1]
 
 
 @pytest.mark.parametrize("times", [0, 1, 2])
@@ -57,7 +57,7 @@ def test_slots_are_free_again_after_a_failure(workers: WorkerPool) -> None:
 def test_without_a_free_slot_a_message_takes_the_pipe() -> None:
     slots = SharedSlots(1)
     assert slots.take() == 0 and slots.take() is None
-    for slot, content in ((0, b"x" * SLOT), (0, b"x"), (None, b"x" * 100_000)):
+    for slot, content in ((0, b"x" * SLOT), (0, [b"x" * (SLOT - 100), b"y" * 1000]), (None, b"x" * 100_000)):
         assert isinstance(slots.pack(content, slot), bytes)
     packed = slots.pack(b"x" * 100_000, 0)
     assert packed[0] == 0 and slots.unpack(packed) == b"x" * 100_000
