@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,12 +16,21 @@ from gpt_pretrain.prepare.encoded_batch import MAX_LISTED, EncodedBatch
 from gpt_pretrain.prepare.processes import Interrupt, WorkerPool
 from gpt_pretrain.prepare.progress import PreparationProgress
 from gpt_pretrain.prepare.segments import JOURNAL, REJECTED_FILE, RecordCounts, SegmentWriter
-from gpt_pretrain.prepare.tokenizing import cached_tokenizer, encode_batch
+from gpt_pretrain.prepare.tokenizing import cached_encoder, cached_tokenizer, encode_batch
 from gpt_pretrain.system.files import open_for_append, write_text
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.reading import DamagedFileError, open_regular, parse_json
 from gpt_pretrain.system.terminal import escape_line, print_escaped
-from gpt_pretrain.texts.chunks import FIELD_MISSING, FILE_FAILURES, NOT_UTF8, NOTHING_TO_READ, TASK_ADVICE, TASK_ITEM, Chunk
+from gpt_pretrain.texts.chunks import (
+    FIELD_MISSING,
+    FILE_FAILURES,
+    NOT_UTF8,
+    NOTHING_TO_READ,
+    TASK_ADVICE,
+    TASK_ITEM,
+    Chunk,
+    ReadPosition,
+)
 from gpt_pretrain.texts.inputs import CorpusInputs
 from gpt_pretrain.texts.invalid_utf8 import encoding_advice
 from gpt_pretrain.texts.reading import batch_chunks, read_inputs
@@ -113,23 +123,42 @@ def _encode_rest(
             fast=options.fast,
         )
         jobs = batch_chunks(read_inputs(inputs, cached_tokenizer(options.tokenizer), start=writer.state.after))
-        for chunks, batch in workers.map(encode, jobs, size=lambda chunks: sum(chunk.size for chunk in chunks)):
-            failed = [record for record in batch.rejected if record.fails_file]
-            if failed and writer.state.counts.failed_files + len(failed) > options.max_failed_files:
-                writer.finish_segment()  # Without this batch, so that the same command reads the files again.
-                raise failed_files_error([dataclasses.asdict(record) for record in failed])
-            writer.add(batch, chunks[-1].end)
-            progress.update_encoding(writer.state.counts, bytes_read=chunks[-1].bytes_read)
-            if interrupt.signal:
-                writer.finish_segment()
-                interrupt.exit_if_requested()
-            if too_many_rejected(writer.state.counts, options.max_rejected, at_end=False):
-                writer.finish_segment()
-                collect_rejected([folder], options.rejected_file)
-                raise rejection_error(writer.state.counts, options.rejected_file, max_rejected=options.max_rejected)
+        with ThreadPoolExecutor(1) as thread:
+            comparison = thread.submit(cached_encoder(options.tokenizer, use_library=options.fast).compare_vocabulary)
+            if workers.count == 1:
+                comparison.result()  # This process then uses the encoder itself, which takes one text at a time.
+            for chunks, batch in workers.map(encode, jobs, size=lambda chunks: sum(chunk.size for chunk in chunks)):
+                if comparison.done():
+                    comparison.result()
+                _add_batch(batch, chunks[-1].end, writer, options)
+                progress.update_encoding(writer.state.counts, bytes_read=chunks[-1].bytes_read)
+                if interrupt.signal:
+                    writer.finish_segment()
+                    interrupt.exit_if_requested()
+            comparison.result()
         writer.finish_segment(complete=True)
     finally:
         writer.close()
+
+
+def _add_batch(batch: EncodedBatch, end: ReadPosition, writer: SegmentWriter, options: EncodingOptions) -> None:
+    """Append a batch to the segments.
+
+    Args:
+        end: The position in the inputs after the batch.
+
+    Raises:
+        UserError: If too many files cannot be read to their end, or too many records are rejected.
+    """
+    failed = [record for record in batch.rejected if record.fails_file]
+    if failed and writer.state.counts.failed_files + len(failed) > options.max_failed_files:
+        writer.finish_segment()  # Without this batch, so that the same command reads the files again.
+        raise failed_files_error([dataclasses.asdict(record) for record in failed])
+    writer.add(batch, end)
+    if too_many_rejected(writer.state.counts, options.max_rejected, at_end=False):
+        writer.finish_segment()
+        collect_rejected([writer.folder], options.rejected_file)
+        raise rejection_error(writer.state.counts, options.rejected_file, max_rejected=options.max_rejected)
 
 
 def is_without_library(folder: Path) -> bool:

@@ -28,8 +28,8 @@ def cached_tokenizer(name: str) -> Tokenizer:
 
 @functools.cache
 def cached_encoder(tokenizer_name: str, *, use_library: bool) -> FastEncoder:
-    """Build the encoder of a corpus."""
-    return FastEncoder(cached_tokenizer(tokenizer_name), use_library=use_library)
+    """Build the encoder of a corpus; its vocabulary is compared while the encoding has begun."""
+    return FastEncoder(cached_tokenizer(tokenizer_name), use_library=use_library, compare_vocabulary=False)
 
 
 @functools.cache

@@ -1,10 +1,9 @@
 """Encode large texts with the library gigatoken, about twenty times as fast as tiktoken, with the same token ids.
 
-Its ids are never taken on trust. When an encoder is built, it must encode all tokens of the vocabulary, and texts that tokenizers
-often get wrong, as the tokenizer itself does. Later, a sample of the texts is encoded twice and compared; a text's own characters
-choose it, so that every run compares the same ones. If a difference is found, encoding starts again without the library.
-Characters on which the two libraries disagree, because they know different versions of Unicode, are found by trying all; a text
-with one of them is encoded by the tokenizer itself.
+Its ids are never taken on trust. An encoder must encode all tokens of the vocabulary, and texts that tokenizers often get wrong,
+as the tokenizer itself does. Later, a sample of the texts is encoded twice and compared; a text's own characters choose it, so
+that every run compares the same ones. If a difference is found, encoding starts again without the library. A text with a
+character on which the two libraries disagree is encoded by the tokenizer itself.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import numpy as np
 from gpt_pretrain.system.reading import short_repr
 from gpt_pretrain.system.resources import resident_memory, return_freed_memory
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer
+from gpt_pretrain.tokenizers.disputed import DisputedCharacters
 from gpt_pretrain.tokenizers.gigatoken_engine import MARKER, Encode, UnsupportedTokenizerError, engine_builder, has_marker
 
 # Smaller texts take less time than it takes to build an encoder, in bytes.
@@ -30,14 +30,6 @@ COMPARED_SHARE = 1 << 10  # One in this many bytes is compared.
 # Source: https://github.com/marcelroed/gigatoken/issues/36
 MAX_GROWTH, GROWTH_CHECKED = 1 << 28, 1 << 24
 WITHOUT_MEASURE = 1 << 28  # Bytes after which it is built anew where the memory of a process is unknown.
-# Chinese, Korean and Tangut characters, and areas that will never have letters. All libraries have agreed on them for years.
-SETTLED = (
-    *((0x3400, 0x4DB0), (0x4E00, 0x9F00), (0xAC00, 0xD7A4), (0xD800, 0xF900), (0x17000, 0x18700), (0x18800, 0x18B00)),
-    *((0x20000, 0x2A6D0), (0x2A700, 0x2B700), (0x2B820, 0x2CE00), (0x2CEC0, 0x2EB00), (0x30000, 0x31300)),
-)
-ASCII = bytes(range(0x80))
-SEARCHED = 16  # Parts of a block with a disputed character that are searched further.
-LAST_LETTERS = 0x34000  # No letters or numbers follow, nor are any planned, except in areas for private use.
 DIFFICULT = (
     "I'm sure they'll say we've HE'S DON'T 'Tis the '90s'\u017f d'accord l\u2019\u00e9t\u00e9",
     "a  b   c    \n\n\n  d \t\t e\r\nf\r\rg \u00a0\u2003\u3000\u200b x  ",
@@ -60,13 +52,14 @@ class FastEncoder:
     Args:
         tokenizer: The tokenizer.
         use_library: Whether the library may be used at all.
+        compare_vocabulary: Compare the ids of all tokens now; otherwise, call `compare_vocabulary` before they are used.
 
     Attributes:
         slow_because: Why the tokenizer itself encodes; empty if the library does.
         takes_documents: Whether several documents can be encoded together.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, use_library: bool = True) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, use_library: bool = True, compare_vocabulary: bool = True) -> None:
         self._tokenizer = tokenizer
         self._engine: _BoundedEngine | None = None
         self._to_compare = 0
@@ -75,12 +68,27 @@ class FastEncoder:
         if use_library:
             try:
                 self._engine = _BoundedEngine(engine_builder(tokenizer))
-                self._disputed = _disputed_characters(self._engine.encode, tokenizer)
-                # The first byte of each disputed character: most texts have none of these bytes.
-                self._first_bytes = sorted({chr(code).encode()[0] for code in np.flatnonzero(self._disputed).tolist()})
-                self._compare_vocabulary()
+                self._disputed = DisputedCharacters(self._encodes_alike)
+                self._compare_difficult()
+                if compare_vocabulary:
+                    self.compare_vocabulary()
             except (UnsupportedTokenizerError, DifferentIdsError) as error:
                 self._engine, self.slow_because = None, str(error)
+
+    def compare_vocabulary(self) -> None:
+        """Compare the ids of all tokens that are texts, if the library is used.
+
+        Raises:
+            DifferentIdsError: If they differ.
+        """
+        if self._engine is None:
+            return
+        data = [self._tokenizer.token_bytes(token_id) for token_id in range(self._tokenizer.vocab_size)]
+        tokens = [token.decode(errors="ignore") for token in data if MARKER not in token]
+        self.compare_next(1 << 40)
+        for text in ("\n".join(tokens), "".join(tokens)):
+            self.encode(text)
+        self.compare_next(0)
 
     def compare_next(self, size: int = COMPARED_FIRST) -> None:
         """Compare all token ids of so many bytes that follow with the tokenizer's, and then those of a sample."""
@@ -104,7 +112,7 @@ class FastEncoder:
         Raises:
             DifferentIdsError: As `encode` does.
         """
-        if self._engine is None or MARKER in data or self._is_disputed(data):
+        if self._engine is None or MARKER in data or self._disputed.are_in(data):
             return None
         token_ids = _encode(self._engine.encode, data)
         if self._to_compare > 0:
@@ -129,7 +137,7 @@ class FastEncoder:
             DifferentIdsError: As `encode` does.
         """
         assert self._engine is not None, "there is an engine"
-        if self._is_disputed(data):
+        if self._disputed.are_in(data):
             return None
         token_ids = _encode(self._engine.encode, data)
         (ends,) = np.nonzero(token_ids == self._tokenizer.eos_id)
@@ -154,21 +162,23 @@ class FastEncoder:
         for text in data[start : start + COMPARED].decode(errors="ignore").split(END_OF_TEXT):
             self._compare(text, _encode(self._engine.encode, text.encode()))
 
+    def _encodes_alike(self, text: str) -> bool:
+        """Return whether the library and the tokenizer give a text the same ids."""
+        assert self._engine is not None, "there is an engine"
+        return np.array_equal(_encode(self._engine.encode, text.encode()), self._tokenizer.encode_ordinary(text))
+
     def _compare(self, text: str, token_ids: np.ndarray) -> None:
         if not np.array_equal(token_ids, self._tokenizer.encode_ordinary(text)):
             raise DifferentIdsError(f"gigatoken encodes {short_repr(text)} in another way than {self._tokenizer.name}")
 
-    def _compare_vocabulary(self) -> None:
-        """Compare the ids of all tokens that are texts, and of difficult texts, also as documents that follow each other.
+    def _compare_difficult(self) -> None:
+        """Compare the ids of difficult texts, also as documents that follow each other.
 
         Raises:
             DifferentIdsError: If they differ.
         """
-        data = [self._tokenizer.token_bytes(token_id) for token_id in range(self._tokenizer.vocab_size)]
-        tokens = [token.decode(errors="ignore") for token in data if MARKER not in token]
-        texts = ["\n".join(tokens), "".join(tokens), *DIFFICULT, "".join(DIFFICULT)]
         self.compare_next(1 << 40)
-        for text in texts:
+        for text in (*DIFFICULT, "".join(DIFFICULT)):
             self.encode(text)
         documents = [text.encode() for text in DIFFICULT]
         with suppress(DifferentIdsError):
@@ -176,16 +186,6 @@ class FastEncoder:
                 has_marker(self._tokenizer) and self.encode_documents(documents, MARKER.join([*documents, b""])) is not None
             )
         self.compare_next(0)
-
-    def _is_disputed(self, data: bytes) -> bool:
-        """Return whether a text has a character on which the libraries disagree."""
-        if data.isascii():
-            return False
-        characters = data.translate(None, ASCII)  # the others, which are UTF-8 all the same
-        if not any(first in characters for first in self._first_bytes):
-            return False
-        codes = np.frombuffer(characters.decode().encode("utf-32-le"), "<u4")
-        return bool(self._disputed.take(codes, mode="clip").any())
 
 
 class _BoundedEngine:
@@ -233,37 +233,6 @@ def _encode(encode: Encode, data: bytes) -> np.ndarray:
     except BaseException as error:
         text = short_repr(data.decode(errors="replace"))
         raise DifferentIdsError(f"gigatoken fails on {text} ({type(error).__name__})") from error
-
-
-def _disputed_characters(encode: Encode, tokenizer: Tokenizer) -> np.ndarray:
-    """Return which characters are letters or numbers to only one of the libraries, boolean, by their codes.
-
-    Before a contraction, these take the apostrophe, and other characters do not.
-    """
-    disputed = np.zeros(LAST_LETTERS + 1, bool)  # the last stands for all further ones
-    unsettled = np.ones(LAST_LETTERS, bool)
-    unsettled[:0x80] = False
-    for first, end in SETTLED:
-        unsettled[first:end] = False
-    codes = np.flatnonzero(unsettled)
-    for block in np.split(codes, range(1 << 12, len(codes), 1 << 12)):
-        _find_disputed(block, encode, tokenizer, disputed)
-    return disputed
-
-
-def _find_disputed(codes: np.ndarray, encode: Encode, tokenizer: Tokenizer, disputed: np.ndarray) -> None:
-    """Mark the disputed ones among some characters; parts that give the same ids are not searched further."""
-    # The code of each character, and those of an apostrophe, an s and a line feed.
-    table = np.full((len(codes), 4), [0, 39, 115, 10], "<u4")
-    table[:, 0] = codes
-    text = table.tobytes().decode("utf-32-le")
-    if np.array_equal(_encode(encode, text.encode()), tokenizer.encode_ordinary(text)):
-        return
-    if len(codes) == 1:
-        disputed[codes] = True
-        return
-    for part in np.array_split(codes, min(SEARCHED, len(codes))):
-        _find_disputed(part, encode, tokenizer, disputed)
 
 
 def _is_chosen(data: bytes) -> bool:

@@ -6,6 +6,7 @@ import binascii
 import json
 import tempfile
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,8 @@ def has_marker(tokenizer: Tokenizer) -> bool:
 
 def _rank_file(ranks: Mapping[bytes, int]) -> bytes:
     """Return the content of a .tiktoken file."""
-    ordered = sorted(ranks, key=ranks.__getitem__)
-    return b"".join(b"%s %d\n" % (binascii.b2a_base64(token, newline=False), ranks[token]) for token in ordered)
+    ordered, encode = sorted(ranks.items(), key=itemgetter(1)), binascii.b2a_base64
+    return b"".join([b"%b %d\n" % (encode(token, newline=False), rank) for token, rank in ordered])
 
 
 def _supported_fields(tokenizer: VocabularyTokenizer) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
@@ -103,6 +104,28 @@ def test_a_wrong_library_is_found_and_the_corpus_is_made_again(
     assert len(kept) == 1 and wrong.calls >= first_wrong
     printed = capsys.readouterr().err
     assert "gigatoken encodes " in printed and "All texts are encoded again without gigatoken, which takes longer." in printed
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_wrong_token_of_the_vocabulary_is_found(
+    workers: int,
+    inputs: list[Path],
+    large: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    real = fast_encoder.engine_builder
+
+    def wrong(data: bytes, encode: fast_encoder.Encode) -> np.ndarray:
+        return encode(data)[1:] if b" petertodd" in data else encode(data)  # a token of GPT-2, which no input has
+
+    monkeypatch.setattr(
+        fast_encoder, "engine_builder", lambda tokenizer: lambda: functools.partial(wrong, encode=real(tokenizer)())
+    )
+    corpora.prepare(*inputs, out=tmp_path / "out", workers=workers, **SETTINGS)
+    printed = capsys.readouterr().err
+    assert "gigatoken encodes " in printed and "All texts are encoded again without gigatoken" in printed
 
 
 def test_a_corpus_whose_library_was_wrong_is_resumed_without_it(

@@ -14,6 +14,7 @@ from gpt_pretrain.tokenizers import fast_encoder, gigatoken_engine
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer
 from gpt_pretrain.tokenizers.bpe_training import train_bpe
 from gpt_pretrain.tokenizers.build import build_tokenizer
+from gpt_pretrain.tokenizers.disputed import DisputedCharacters
 from gpt_pretrain.tokenizers.fast_encoder import COMPARED, DifferentIdsError, FastEncoder
 from gpt_pretrain.tokenizers.gigatoken_engine import UnsupportedTokenizerError, engine_builder
 from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer
@@ -78,6 +79,18 @@ def test_documents_that_are_encoded_together_have_the_ids_of_each(
     expected = [[*tokenizer.encode_ordinary(text).tolist(), tokenizer.eos_id] for text in texts]
     assert token_ids.tolist() == [token_id for ids in expected for token_id in ids]
     assert lengths.tolist() == list(map(len, expected))
+
+
+def test_disputed_characters_are_found_in_the_blocks_of_a_text() -> None:
+    wrong, tried = {"\u00e9", "\u088f", "\u0c80", "\u3021", "\ua7d2", "\uff10", "\U0001d7ce", "\U000323b0"}, list[str]()
+    disputed = DisputedCharacters(lambda text: bool(tried.append(text) or wrong.isdisjoint(text)))
+    assert not disputed.are_in(b"only ASCII") and not tried
+    others = "\u00e8\u0890\u2019\u4f60\ua7d3\U0001f600\U000323b1\U0010ffff"
+    assert not disputed.are_in(others.encode())
+    for character in sorted(wrong):
+        assert disputed.are_in(f"a {others} {character} b".encode()), ascii(character)
+    tried.clear()
+    assert not disputed.are_in(others.encode()) and disputed.are_in("".join(wrong).encode()) and not tried
 
 
 def test_half_a_surrogate_pair_is_left_to_the_tokenizer(encoders: dict[str, FastEncoder]) -> None:
