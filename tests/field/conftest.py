@@ -11,6 +11,7 @@ from transformers import GPT2LMHeadModel
 
 from tests.conftest import ROOT
 from tests.helpers.fork_server import ForkServer
+from tests.helpers.mistakes import write_mistaken_files
 from tests.helpers.other_models import hugging_face
 from tests.helpers.training_runs import Train
 from tests.helpers.user_machine import PRELUDE, Run
@@ -52,3 +53,9 @@ def trained(train: Train, tmp_path: Path) -> Path:
     """Return the folder of a finished run."""
     train("trainer.max_epochs=1", "callbacks=minimal", "logger=none")
     return tmp_path / "run"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> None:
+    """Write the files that the commands name."""
+    write_mistaken_files(tmp_path)

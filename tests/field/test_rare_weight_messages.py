@@ -1,0 +1,129 @@
+"""What seldom goes wrong with weights, checkpoints and the model: each part gets an input that it refuses, and its message says why."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub.errors import GatedRepoError
+from safetensors.torch import save_file
+
+from gpt_pretrain.checkpoints.architecture import _count_heads
+from gpt_pretrain.checkpoints.checkpoint_file import _save
+from gpt_pretrain.checkpoints.custom_weights import misfit_of
+from gpt_pretrain.checkpoints.folder_contents import _check_archive
+from gpt_pretrain.checkpoints.indexed_files import read_indexed
+from gpt_pretrain.checkpoints.sharded import ShardReader, rank_file_name, write_rank_file
+from gpt_pretrain.checkpoints.torch_pickles import _record_sizes
+from gpt_pretrain.evaluation.task_results import compare_accuracies
+from gpt_pretrain.model.kv_cache import KVCache, StaticKVCache
+from gpt_pretrain.system import hub
+from tests.conftest import tiny_model
+from tests.helpers.refusals import Make, check_each
+
+
+def zipped(folder: Path) -> Path:
+    with zipfile.ZipFile(folder / "a.zip", "w") as archive:
+        archive.writestr("notes.txt", "x")
+    return folder / "a.zip"
+
+
+def indexed(folder: Path) -> Path:
+    """Write an index that leaves out a tensor of its file."""
+    save_file({"a": torch.zeros(1), "b": torch.zeros(1)}, folder / "x.safetensors")
+    (folder / "index.json").write_text(json.dumps({"weight_map": {"a": "x.safetensors"}}))
+    return folder / "index.json"
+
+
+def shard_reader(folder: Path, **changes: Any) -> ShardReader:
+    """Write shards of two rows, and open them through an index with other entries."""
+    sha256 = write_rank_file(folder / "shards", 0, {"w": torch.zeros(2, 3)})
+    entry = {"name": rank_file_name(0), "sha256": sha256, "rows": {"w": [0, 2]}} | changes
+    return ShardReader(folder / "last.ckpt", {"shards": {"folder": "shards", "files": [entry]}})
+
+
+def rows_of_two_widths(folder: Path) -> object:
+    files = [
+        {"name": rank_file_name(rank), "sha256": write_rank_file(folder / "shards", rank, {"w": torch.zeros(1, 3 + rank)})}
+        | {"rows": {"w": [rank, rank + 1]}}
+        for rank in range(2)
+    ]
+    return ShardReader(folder / "last.ckpt", {"shards": {"folder": "shards", "files": files}}).rows("w", 0, 2)
+
+
+def without_an_entry(folder: Path) -> object:
+    """Read the sizes of records as with PyTorch 2.11, from an archive whose index lacks one of them."""
+    return _record_sizes(zipped(folder), SimpleNamespace(get_record_offset=lambda name: 0), ["data.pkl"])
+
+
+WEIGHTS: dict[str, tuple[Make, str]] = {
+    "heads_of_another_number": (
+        lambda _: _count_heads(SimpleNamespace(name="x.pt", likely_heads=None), {"n_heads": 4, "emb_dim": 8, "n_layers": 1}, 2),  # type: ignore[arg-type]
+        "n_heads=2: x.pt has 4 attention heads. Leave out n_heads.",
+    ),
+    "own_class_that_lacks_a_tensor": (
+        lambda _: misfit_of(torch.nn.Linear(1, 1), {"weight": (1, 1), "bias": (1,), "more": (1,)}),  # type: ignore[arg-type]
+        "the class lacks more",
+    ),
+    "archive_of_something_else": (lambda folder: _check_archive(zipped(folder)), "is a zip archive (notes.txt), not weights."),
+    "tensor_beside_the_index": (
+        lambda folder: read_indexed(indexed(folder)),
+        "has tensors that index.json does not list in it: b.",
+    ),
+    "rows_beyond_the_shards": (lambda folder: shard_reader(folder).rows("w", 0, 3), "rows 0 to 3 of w are missing."),
+    "rows_that_the_file_lacks": (
+        lambda folder: shard_reader(folder, rows={"w": [0, 4]}).rows("w", 0, 4),
+        "rows 0 to 4 of w are missing.",
+    ),
+    "shard_that_is_missing": (
+        lambda folder: shard_reader(folder, name="rank-7.safetensors"),
+        "its shard rank-7.safetensors cannot be read (No such file or directory).",
+    ),
+    "shard_of_another_run": (
+        lambda folder: shard_reader(folder, sha256="0"),
+        "the checksum of its shard rank-00000.safetensors does not match.",
+    ),
+    "shards_of_two_widths": (rows_of_two_widths, "the rows of w do not fit together."),
+    "index_of_an_archive_that_lies": (without_an_entry, "its parts differ from its index"),
+    "results_of_other_tasks": (
+        lambda _: compare_accuracies(SimpleNamespace(correct=np.zeros(2)), SimpleNamespace(correct=np.zeros(3))),  # type: ignore[arg-type]
+        "2 and 3 items cannot be compared",
+    ),
+}
+
+
+def test_weights_that_are_refused(tmp_path: Path) -> None:
+    check_each(WEIGHTS, tmp_path)
+
+
+def test_a_checkpoint_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("enforce fail at inline_container.cc")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="could not write the whole file; the disk may be full"):
+        _save({}, tmp_path / "last.ckpt")
+
+
+def test_a_model_whose_terms_are_not_agreed_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise GatedRepoError("403", response=SimpleNamespace(headers={}, request=None))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(hub, "_fill_cache", refuse)
+    with pytest.raises(hub.UserError, match="theirs/model: access to this model requires agreement to its terms on the hub"):
+        hub.fetch("theirs/model", "config.json")
+
+
+def test_a_cache_has_no_positions_beyond_its_end() -> None:
+    cache = KVCache(tiny_model().config, 1, capacity=2, device=torch.device("cpu"), dtype=torch.float32)
+    with pytest.raises(ValueError, match="token_ids reach position 3, but cache and context_length end at 2"):
+        cache.begin(3)
+    cache.length = 2
+    with pytest.raises(ValueError, match="Position 3 exceeds the cache and the model's context_length, 2"):
+        StaticKVCache(cache).advance()
