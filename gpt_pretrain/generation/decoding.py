@@ -22,6 +22,7 @@ from gpt_pretrain.model.kernels.matmul_speed import speedup
 from gpt_pretrain.model.kernels.packed_linear import PackedLinear
 from gpt_pretrain.model.kv_cache import KVCache, StaticKVCache
 from gpt_pretrain.model.language_model import LanguageModel
+from gpt_pretrain.model.native_step import NativeStep, load_step_code
 from gpt_pretrain.system.measurements import measured_once
 
 # Lightning's names, and int8, with the dtypes of weights in matrix products.
@@ -36,8 +37,8 @@ class DecodingModel:
     """A read-only copy of a model whose matrices are laid out in memory for fast decoding.
 
     Args:
-        model: The model to decode with. Weights that need no other layout are shared with it. Later changes of its linear
-            layers have no effect.
+        model: The model to decode with. Weights that need no other layout or dtype are shared with it, so make a new decoding
+            model after changing them.
         dtype: Dtype of matrix products and of cached keys and values. None means the model's own; int8 rounds the weights of
             matrix products, and everything else stays in fp32.
         batch_size: Expected number of rows. Other numbers work but may be slower.
@@ -53,8 +54,11 @@ class DecodingModel:
         self.device = model.device
         weight_dtype = model.tok_emb.weight.dtype if dtype is None else dtype
         self.dtype = torch.float32 if weight_dtype == torch.int8 else weight_dtype
-        self._blocks = _pack_linear_layers(model, dtype=weight_dtype, n_rows=batch_size)
-        self._head = _decoding_layer(model.head_weight, None, dtype=weight_dtype, n_rows=batch_size)
+        code = load_step_code(model, dtype=weight_dtype)
+        n_rows = batch_size if code is None else None
+        self._blocks = _pack_linear_layers(model, dtype=weight_dtype, n_rows=n_rows)
+        self._head = _decoding_layer(model.head_weight, None, dtype=weight_dtype, n_rows=n_rows)
+        self._native = None if code is None else NativeStep(code, self._blocks, self._head, dtype=weight_dtype)
 
     def next_logits(self, token_ids: Tensor, *, cache: KVCache | None = None) -> Tensor:
         """Return the logits after the last of token_ids.
@@ -66,6 +70,8 @@ class DecodingModel:
         Returns:
             (B, V), fp32 or wider.
         """
+        if cache is not None and self._native is not None and self._native.takes(token_ids, cache):
+            return self._blocks.cap_logits(self._native.logits(token_ids, cache))
         with _attention_for_any_length(self.device):
             hidden = self._blocks.hidden_states(token_ids, cache=cache)  # (B, T, D)
         return self._logits(hidden[:, -1])
@@ -205,7 +211,7 @@ def _attention_for_any_length(device: torch.device) -> AbstractContextManager[No
     return sdpa_kernel(ATTENTION_FOR_ANY_LENGTH) if device.type == "cuda" else nullcontext()
 
 
-def _pack_linear_layers(model: LanguageModel, *, dtype: torch.dtype, n_rows: int) -> LanguageModel:
+def _pack_linear_layers(model: LanguageModel, *, dtype: torch.dtype, n_rows: int | None) -> LanguageModel:
     """Copy a model in eval mode, without its output head and hooks, sharing all weights except those of linear layers."""
     replacements: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
     for name, module in model.named_modules():
@@ -221,9 +227,10 @@ def _pack_linear_layers(model: LanguageModel, *, dtype: torch.dtype, n_rows: int
     return copy.deepcopy(model, replacements).eval()
 
 
-def _decoding_layer(weight: Tensor, bias: Tensor | None, *, dtype: torch.dtype, n_rows: int) -> nn.Module:
+def _decoding_layer(weight: Tensor, bias: Tensor | None, *, dtype: torch.dtype, n_rows: int | None) -> PackedLinear | Int8Linear:
+    """Prepare a linear layer for this number of rows; None is for prompts, while a step in C reads the weights in their order."""
     if dtype == torch.int8:
-        return Int8Linear(weight, bias, n_rows=n_rows)
+        return Int8Linear(weight, bias, n_rows=1 if n_rows is None else n_rows)
     return PackedLinear(weight, bias, dtype=dtype, n_rows=n_rows)
 
 

@@ -39,6 +39,15 @@ def cpu_name() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
+def cpu_features() -> str:
+    """Return the instructions that the CPU has, as the system lists them; empty if it does not."""
+    try:
+        lines = CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(("flags", "Features"))), "")
+
+
 def max_processes() -> int:
     """Return how many processes one training may have on this machine: PROCESSES_PER_CORE for each core, or one for each GPU."""
     per_cores = PROCESSES_PER_CORE * cores()

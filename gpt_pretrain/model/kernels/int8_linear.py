@@ -30,13 +30,17 @@ class Int8Linear(nn.Module):
         weight: (O, I).
         bias: (O,).
         n_rows: Expected number of rows. Other numbers work but may be slower.
+
+    Attributes:
+        rounded: The weights as integers in their own order, int8, (O, I).
+        scale: The scale of each output, fp32, (O,).
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, *, n_rows: int) -> None:
         super().__init__()
         numbers = weight.detach().float()
-        self.scale = numbers.abs().amax(dim=1).div_(127).clamp_(min=MIN_SCALE)  # (O,)
-        rounded = (numbers / self.scale[:, None]).round_().to(torch.int8)
+        self.scale = numbers.abs().amax(dim=1).div_(127).clamp_(min=MIN_SCALE)
+        self.rounded = rounded = (numbers / self.scale[:, None]).round_().to(torch.int8)
         self.weight = torch.ops.onednn.qlinear_prepack(rounded, [2 * n_rows, rounded.shape[1]])
         self.bias = None if bias is None else bias.detach().float()
         self._zeros = torch.zeros(len(self.scale), dtype=torch.int64)

@@ -26,16 +26,19 @@ class PackedLinear(nn.Module):
         weight: (O, I).
         bias: (O,).
         dtype: Dtype of the matrix product and of the output.
-        n_rows: Expected number of rows. Other numbers work but may be slower.
+        n_rows: Expected number of rows. Other numbers work but may be slower. None leaves the weights in their own order, which
+            is slower for less than about 64 rows; in the same dtype, they are shared.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, dtype: torch.dtype, n_rows: int) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, dtype: torch.dtype, n_rows: int | None) -> None:
         super().__init__()
         self.dtype = dtype
         self.weight = weight.detach().to(dtype)
         self.bias = None if bias is None else bias.detach().to(dtype)
-        self.packed = can_pack(weight.device, dtype)
-        if self.packed:
+        self._has_onednn = can_pack(weight.device, dtype)
+        self.packed = self._has_onednn and n_rows is not None
+        self._doubles_single_row = False
+        if self.packed and n_rows is not None:
             # A layout for one row is slower than one for two, even for one row.
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, max(n_rows, 2))
             shape = (*weight.shape, dtype, max(n_rows, 2), torch.get_num_threads())
@@ -44,7 +47,7 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer: (..., I) -> (..., O), in dtype."""
         x = x.to(self.dtype)
-        if not self.packed:
+        if not self._has_onednn:
             return F.linear(x, self.weight, self.bias)
         if self._doubles_single_row and x.numel() == x.shape[-1]:
             return _packed_product(x.reshape(1, -1).expand(2, -1), self.weight, self.bias)[:1].view(*x.shape[:-1], -1)

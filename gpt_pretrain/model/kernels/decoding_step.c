@@ -1,0 +1,364 @@
+/* One decoding step of a model on a CPU: a token of each row in, the logits of its next token out.
+
+   Shapes: B rows, D emb_dim, H heads, G heads of keys and values, K head_dim, S positions, I inputs, O outputs of a layer.
+
+   All numbers are fp32 except weights, which are fp32, bf16 or 8-bit integers with a scale for each output, and cached keys and
+   values, which are fp32 or bf16. A row's numbers do not depend on the other rows: each sum is added up in the same order however
+   many rows there are. Vectors have 16 numbers, which the compiler divides where registers are shorter. */
+
+#include <math.h>
+#include <omp.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#define LANES 16
+#define CHAINS 4            /* sums of a dot product that are added up independently */
+#define INPUT_BLOCK 1024    /* inputs of a layer that are read at a time: eight rows of them stay in the first cache */
+#define PREFETCH_BYTES 4096 /* how far ahead weights are requested */
+#define MAX_ROWS 8          /* rows that are multiplied by a weight at a time */
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+
+typedef float floats __attribute__((vector_size(64)));
+typedef int32_t ints __attribute__((vector_size(64)));
+typedef uint32_t words __attribute__((vector_size(64)));
+typedef uint16_t halves __attribute__((vector_size(32)));
+typedef int8_t bytes __attribute__((vector_size(16)));
+
+enum { FP32, BF16, INT8 };
+enum { GELU_TANH, GELU_ERF, SQUARED_RELU };
+
+typedef struct {
+    const void *weight; /* (O, I) */
+    const float *bias;  /* (O,), or NULL */
+    const float *scale; /* (O,), or NULL */
+    int64_t outputs, inputs;
+} Linear;
+
+typedef struct {
+    const float *norm1_weight, *norm1_bias, *norm2_weight, *norm2_bias; /* (D,), or NULL for an RMS norm */
+    Linear qkv, out, up, down;
+} Block;
+
+typedef struct {
+    int32_t weight_type, cache_type, activation, n_layers;
+    int64_t emb_dim, n_heads, n_kv_heads, head_dim;
+    float norm_eps;
+    const float *tok_emb;           /* (V, D) */
+    const float *pos_emb;           /* (positions, D), or NULL with rotations */
+    const float *cosines, *sines;   /* (positions, K / 2), or NULL without rotations */
+    const float *norm_weight, *norm_bias;
+    Linear head;
+    const Block *blocks;
+} Model;
+
+typedef struct {
+    int64_t token_id, position;
+    char *keys, *values; /* (layers, 1, G, capacity, K) */
+    int64_t layer_bytes, head_bytes;
+} Row;
+
+INLINE floats load(const float *numbers) {
+    floats v;
+    memcpy(&v, numbers, sizeof v);
+    return v;
+}
+
+INLINE void store(float *numbers, floats v) { memcpy(numbers, &v, sizeof v); }
+
+INLINE floats load_as(int type, const void *numbers, int64_t index) {
+    if (type == FP32) return load((const float *)numbers + index);
+    if (type == BF16) {
+        halves h;
+        memcpy(&h, (const uint16_t *)numbers + index, sizeof h);
+        words bits = __builtin_convertvector(h, words) << 16;
+        return (floats)bits;
+    }
+#if defined(__AVX512F__)
+    __m128i b = _mm_loadu_si128((const __m128i *)((const int8_t *)numbers + index));
+    return (floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(b));
+#else
+    bytes b;
+    memcpy(&b, (const int8_t *)numbers + index, sizeof b);
+    return __builtin_convertvector(b, floats);
+#endif
+}
+
+INLINE float sum(floats v) {
+    float each[LANES];
+    store(each, v);
+    for (int width = LANES / 2; width; width /= 2)
+        for (int i = 0; i < width; i++) each[i] += each[i + width];
+    return each[0];
+}
+
+/* Return the numbers of yes where a comparison holds, and those of no elsewhere. */
+INLINE floats choose(ints holds, floats yes, floats no) { return (floats)((holds & (ints)yes) | (~holds & (ints)no)); }
+
+INLINE floats exp_of(floats x) {
+    /* Source: the polynomial of Cephes' expf; the exponent is written into the bits. */
+    floats bounded = choose(x < -87.0f, (floats){0} - 87.0f, x);
+    bounded = choose(bounded > 88.0f, (floats){0} + 88.0f, bounded);
+    floats shifted = bounded * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
+    floats r = bounded - n * 0.693359375f + n * 2.12194440e-4f;
+    floats p = ((((1.9875691500e-4f * r + 1.3981999507e-3f) * r + 8.3334519073e-3f) * r + 4.1665795894e-2f) * r +
+                1.6666665459e-1f) * r + 5.0000001201e-1f;
+    ints bits = (ints)(p * r * r + r + 1.0f) + ((ints)shifted << 23);
+    return choose(x != x, x, (floats)bits);
+}
+
+INLINE floats activated(int activation, floats x) {
+    if (activation == GELU_TANH) return x / (1.0f + exp_of(x * (x * x * 0.044715f + 1.0f) * -1.5957691216f));
+    if (activation == SQUARED_RELU) {
+        floats positive = choose(x < 0.0f, (floats){0}, x);
+        return positive * positive;
+    }
+    /* Source: Abramowitz and Stegun, 7.1.26; the error of erf is below 1.5e-7. */
+    floats size = choose(x < 0.0f, -x, x) * 0.7071067812f, t = 1.0f / (1.0f + 0.3275911f * size);
+    floats p = ((((1.061405429f * t - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t + 0.254829592f) * t;
+    floats tail = p * exp_of(-size * size);
+    return 0.5f * x * choose(x < 0.0f, tail, 2.0f - tail);
+}
+
+static int group_size(int64_t n_rows) { return n_rows > 4 ? 8 : n_rows > 2 ? 4 : (int)n_rows; }
+
+/* Return the number of rows with those that fill up the last group. */
+int64_t padded_rows(int64_t n_rows) {
+    int64_t group = group_size(n_rows);
+    return (n_rows + group - 1) / group * group;
+}
+
+/* Inputs of a layer are stored in groups of rows, so that the 16 numbers of all rows of a group are side by side. */
+typedef struct {
+    int64_t n_rows, n_inputs;
+    int group; /* rows of a group: 1, 2, 4 or 8; the last group is filled up with zeros */
+    float *numbers;
+} Inputs;
+
+INLINE float *input_at(const Inputs *x, int64_t row, int64_t index) {
+    int64_t start = row / x->group * x->group * x->n_inputs;
+    return x->numbers + start + (index / LANES * x->group + row % x->group) * LANES;
+}
+
+/* Add to out the products of a block of inputs of one group of rows with one output's weights. */
+INLINE void dot(int type, int group, int chains, const void *weight, const float *x, int64_t n_inputs, int64_t ahead, float *out,
+                int64_t out_stride) {
+    floats total[MAX_ROWS];
+    UNROLL for (int first = 0; first < CHAINS; first += chains) {
+        floats sums[MAX_ROWS][CHAINS];
+        UNROLL for (int r = 0; r < group; r++) UNROLL for (int c = 0; c < chains; c++) sums[r][c] = (floats){0};
+        for (int64_t i = first * LANES; i < n_inputs; i += CHAINS * LANES) {
+            UNROLL for (int c = 0; c < chains; c++) {
+                floats w = load_as(type, weight, i + c * LANES);
+                UNROLL for (int r = 0; r < group; r++) sums[r][c] += w * load(x + (i + c * LANES) * group + r * LANES);
+            }
+            if (first == 0)
+                for (int line = 0; line < CHAINS * LANES * (type == FP32 ? 4 : type == BF16 ? 2 : 1); line += 64)
+                    __builtin_prefetch((const char *)weight + i * (type == FP32 ? 4 : type == BF16 ? 2 : 1) + ahead + line);
+        }
+        UNROLL for (int r = 0; r < group; r++) {
+            UNROLL for (int c = 0; c < chains; c += 2) {
+                floats pair = sums[r][c] + sums[r][c + 1];
+                total[r] = first == 0 && c == 0 ? pair : total[r] + pair;
+            }
+        }
+    }
+    UNROLL for (int r = 0; r < group; r++) out[r * out_stride] += sum(total[r]);
+}
+
+INLINE void multiply_group(int type, int group, int chains, const Linear *layer, const Inputs *x, int64_t from, int64_t to, float *out) {
+    int64_t size = type == FP32 ? 4 : type == BF16 ? 2 : 1, I = layer->inputs, O = layer->outputs;
+    for (int64_t start = 0; start < I; start += INPUT_BLOCK) {
+        int64_t n = I - start < INPUT_BLOCK ? I - start : INPUT_BLOCK;
+        int64_t rows_ahead = (PREFETCH_BYTES + n * size - 1) / (n * size);
+        for (int64_t o = from; o < to; o++)
+            for (int64_t row = 0; row < x->n_rows; row += group)
+                dot(type, group, chains, (const char *)layer->weight + (o * I + start) * size, input_at(x, row, start), n,
+                    rows_ahead * I * size, out + row * O + o, O);
+    }
+}
+
+INLINE void multiply_as(int type, const Linear *layer, const Inputs *x, int64_t from, int64_t to, float *out) {
+    if (x->group == 1) multiply_group(type, 1, 4, layer, x, from, to, out);
+    else if (x->group == 2) multiply_group(type, 2, 4, layer, x, from, to, out);
+    else if (x->group == 4) multiply_group(type, 4, 4, layer, x, from, to, out);
+    else multiply_group(type, 8, 2, layer, x, from, to, out);
+}
+
+/* Multiply by a layer's weights and add its bias, for the outputs of this thread, which are returned in from and to. */
+static void multiply(int type, const Linear *layer, const Inputs *x, float *out, int64_t *from, int64_t *to) {
+    int64_t O = layer->outputs, n = omp_get_num_threads(), units = (O + LANES - 1) / LANES;
+    *from = units * omp_get_thread_num() / n * LANES;
+    *to = units * (omp_get_thread_num() + 1) / n * LANES;
+    if (*to > O) *to = O;
+    for (int64_t row = 0; row < padded_rows(x->n_rows); row++) memset(out + row * O + *from, 0, (*to - *from) * sizeof(float));
+    if (type == FP32) multiply_as(FP32, layer, x, *from, *to, out);
+    else if (type == BF16) multiply_as(BF16, layer, x, *from, *to, out);
+    else multiply_as(INT8, layer, x, *from, *to, out);
+    for (int64_t row = 0; row < x->n_rows; row++) {
+        float *numbers = out + row * O;
+        if (layer->scale) for (int64_t o = *from; o < *to; o++) numbers[o] *= layer->scale[o];
+        if (layer->bias) for (int64_t o = *from; o < *to; o++) numbers[o] += layer->bias[o];
+    }
+}
+
+/* Normalize n numbers; stride is the distance between the vectors that are written. */
+static void normalize(const float *x, int64_t n, float eps, const float *weight, const float *bias, float *out, int64_t stride) {
+    floats total = {0}, squares = {0};
+    float mean = 0.0f;
+    if (weight) {
+        for (int64_t i = 0; i < n; i += LANES) total += load(x + i);
+        mean = sum(total) / n;
+    }
+    for (int64_t i = 0; i < n; i += LANES) {
+        floats centered = load(x + i) - mean;
+        squares += centered * centered;
+    }
+    float factor = 1.0f / sqrtf(sum(squares) / n + eps);
+    for (int64_t i = 0; i < n; i += LANES) {
+        floats scaled = (load(x + i) - mean) * factor;
+        store(out + i / LANES * stride, weight ? scaled * load(weight + i) + load(bias + i) : scaled);
+    }
+}
+
+/* Rotate the pairs of a head, each a number of the first half and its counterpart in the second, and normalize the head. */
+static void rotate(const Model *m, float *head, int64_t position) {
+    int64_t half = m->head_dim / 2;
+    const float *cosines = m->cosines + position * half, *sines = m->sines + position * half;
+    for (int64_t i = 0; i < half; i++) {
+        float first = head[i], second = head[half + i];
+        head[i] = first * cosines[i] + second * sines[i];
+        head[half + i] = second * cosines[i] - first * sines[i];
+    }
+    normalize(head, m->head_dim, m->norm_eps, NULL, NULL, head, LANES);
+}
+
+static void write_cache(int type, char *cache, const float *numbers, int64_t n) {
+    if (type == FP32) {
+        memcpy(cache, numbers, n * sizeof(float));
+        return;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, numbers + i, sizeof bits);
+        uint16_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+        ((uint16_t *)cache)[i] = numbers[i] != numbers[i] ? 0x7fc0 : rounded;
+    }
+}
+
+/* Compute attention of one query over S keys and values, with room for S scores rounded up to whole vectors. */
+INLINE void attend_as(int type, const float *query, const char *keys, const char *values, int64_t S, int64_t K, float *scores,
+                      float *out) {
+    float factor = 1.0f / sqrtf(K), highest = -INFINITY;
+    for (int64_t s = 0; s < S; s++) {
+        floats products = {0};
+        for (int64_t i = 0; i < K; i += LANES) products += load(query + i) * load_as(type, keys, s * K + i);
+        scores[s] = sum(products) * factor;
+        if (!(scores[s] <= highest)) highest = scores[s]; /* NaN stays the highest */
+    }
+    for (int64_t s = S; s % LANES; s++) scores[s] = -INFINITY;
+    floats total = {0};
+    for (int64_t s = 0; s < S; s += LANES) {
+        floats weights = exp_of(load(scores + s) - highest);
+        store(scores + s, weights);
+        total += weights;
+    }
+    float inverse = 1.0f / sum(total);
+    for (int64_t i = 0; i < K; i += LANES) store(out + i, (floats){0});
+    for (int64_t s = 0; s < S; s++)
+        for (int64_t i = 0; i < K; i += LANES) store(out + i, load(out + i) + scores[s] * load_as(type, values, s * K + i));
+    for (int64_t i = 0; i < K; i += LANES) store(out + i, load(out + i) * inverse);
+}
+
+/* Store a row's new keys and values of one head, and compute the attention of the heads of queries that share it. */
+static void attend(const Model *m, const Row *row, int64_t layer, int64_t kv_head, float *qkv, float *scores, float *head,
+                   const Inputs *context, int64_t index) {
+    int64_t K = m->head_dim, group = m->n_heads / m->n_kv_heads, size = m->cache_type == FP32 ? 4 : 2;
+    float *key = qkv + (m->n_heads + kv_head) * K, *value = key + m->n_kv_heads * K;
+    char *keys = row->keys + layer * row->layer_bytes + kv_head * row->head_bytes;
+    char *values = row->values + layer * row->layer_bytes + kv_head * row->head_bytes;
+    if (m->cosines) rotate(m, key, row->position);
+    write_cache(m->cache_type, keys + row->position * K * size, key, K);
+    write_cache(m->cache_type, values + row->position * K * size, value, K);
+    for (int64_t q = kv_head * group; q < (kv_head + 1) * group; q++) {
+        if (m->cosines) rotate(m, qkv + q * K, row->position);
+        if (m->cache_type == FP32) attend_as(FP32, qkv + q * K, keys, values, row->position + 1, K, scores, head);
+        else attend_as(BF16, qkv + q * K, keys, values, row->position + 1, K, scores, head);
+        for (int64_t i = 0; i < K; i += LANES) store(input_at(context, index, q * K + i), load(head + i));
+    }
+}
+
+static int64_t scores_room(int64_t longest, int64_t head_dim) {
+    return (longest + LANES - 1) / LANES * LANES + head_dim + 2 * LANES;
+}
+
+/* Return how many numbers `step` needs to work with. */
+int64_t work_numbers(const Model *m, int64_t n_rows, int64_t longest, int64_t n_threads) {
+    int64_t rows = padded_rows(n_rows), wide = m->blocks[0].up.outputs;
+    return rows * (3 * m->emb_dim + m->blocks[0].qkv.outputs + 2 * wide) + n_threads * scores_room(longest, m->head_dim);
+}
+
+/* Read one token of each row: append its keys and values to the caches, and write the logits after it, (B or more, V).
+
+   work has room for `work_numbers`, and logits for whole groups of rows, `padded_rows`. */
+void step(const Model *m, const Row *rows, int64_t n_rows, int64_t longest, int64_t n_threads, float *work, float *logits) {
+    int64_t D = m->emb_dim, qkv_size = m->blocks[0].qkv.outputs, wide = m->blocks[0].up.outputs;
+    int group = group_size(n_rows), type = m->weight_type;
+    int64_t n_padded = padded_rows(n_rows);
+    float *hidden = work, *qkv = hidden + n_padded * D, *sums = qkv + n_padded * qkv_size;
+    Inputs normed = {n_rows, D, group, sums + n_padded * wide};
+    Inputs context = {n_rows, D, group, normed.numbers + n_padded * D};
+    Inputs middle = {n_rows, wide, group, context.numbers + n_padded * D};
+    float *scores = middle.numbers + n_padded * wide;
+
+#pragma omp parallel num_threads(n_threads)
+    {
+        int64_t from, to, room = scores_room(longest, m->head_dim);
+        float *own = scores + omp_get_thread_num() * room;
+#pragma omp for schedule(static)
+        for (int64_t b = 0; b < n_rows; b++) {
+            float *x = hidden + b * D;
+            const float *token = m->tok_emb + rows[b].token_id * D;
+            if (m->pos_emb)
+                for (int64_t i = 0; i < D; i++) x[i] = token[i] + m->pos_emb[rows[b].position * D + i];
+            else normalize(token, D, m->norm_eps, NULL, NULL, x, LANES);
+        }
+        for (int64_t layer = 0; layer < m->n_layers; layer++) {
+            const Block *block = m->blocks + layer;
+#pragma omp for schedule(static)
+            for (int64_t b = 0; b < n_rows; b++)
+                normalize(hidden + b * D, D, m->norm_eps, block->norm1_weight, block->norm1_bias, input_at(&normed, b, 0), group * LANES);
+            multiply(type, &block->qkv, &normed, qkv, &from, &to);
+#pragma omp barrier
+#pragma omp for schedule(static)
+            for (int64_t one = 0; one < n_rows * m->n_kv_heads; one++) {
+                int64_t b = one / m->n_kv_heads;
+                attend(m, rows + b, layer, one % m->n_kv_heads, qkv + b * qkv_size, own, own + room - m->head_dim, &context, b);
+            }
+            multiply(type, &block->out, &context, sums, &from, &to);
+            for (int64_t b = 0; b < n_rows; b++)
+                for (int64_t o = from; o < to; o++) hidden[b * D + o] += sums[b * D + o];
+#pragma omp barrier
+#pragma omp for schedule(static)
+            for (int64_t b = 0; b < n_rows; b++)
+                normalize(hidden + b * D, D, m->norm_eps, block->norm2_weight, block->norm2_bias, input_at(&normed, b, 0), group * LANES);
+            multiply(type, &block->up, &normed, sums, &from, &to);
+            for (int64_t b = 0; b < n_rows; b++)
+                for (int64_t o = from; o < to; o += LANES)
+                    store(input_at(&middle, b, o), activated(m->activation, load(sums + b * wide + o)));
+#pragma omp barrier
+            multiply(type, &block->down, &middle, qkv, &from, &to);
+            for (int64_t b = 0; b < n_rows; b++)
+                for (int64_t o = from; o < to; o++) hidden[b * D + o] += qkv[b * D + o];
+#pragma omp barrier
+        }
+#pragma omp for schedule(static)
+        for (int64_t b = 0; b < n_rows; b++)
+            normalize(hidden + b * D, D, m->norm_eps, m->norm_weight, m->norm_bias, input_at(&normed, b, 0), group * LANES);
+        multiply(type, &m->head, &normed, logits, &from, &to);
+    }
+}
