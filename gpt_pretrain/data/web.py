@@ -100,6 +100,7 @@ def download_file(url: str, output_file: str, _pooch: object) -> None:
 def _check_response(answer: requests.Response, **_options: object) -> None:
     if answer.is_redirect:
         check_redirect(answer.url, urljoin(answer.url, answer.headers["Location"]))
+        answer.close()  # requests would read the whole body, which may have no end, before it follows the redirect
 
 
 def _depths(host: str | None) -> list[int]:

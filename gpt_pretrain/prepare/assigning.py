@@ -18,7 +18,7 @@ import numpy as np
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare.encoded_batch import COMPLETE
-from gpt_pretrain.prepare.segments import EncodedCorpus
+from gpt_pretrain.prepare.encoded_corpus import EncodedCorpus
 from gpt_pretrain.system.files import open_emptied
 
 LEFT_OUT, TRAIN, VAL = 0, 1, 2

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import json
+import re
 import time
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,8 @@ JOURNAL, REJECTED_FILE = "journal.jsonl", "rejected.jsonl"
 # A segment ends after this many bytes of tokens or seconds, which is the most that a killed process loses.
 SEGMENT_BYTES = 1 << 26
 SEGMENT_SECONDS = 10.0
+HASH = re.compile("([0-9a-f]{32})?")
 MAX_JOURNAL = 1 << 28  # Bytes. A segment takes 500, for at least ten seconds of work.
-ROWS_AT_A_TIME = 1 << 17  # 4 MB.
 
 
 @dataclass
@@ -139,6 +138,8 @@ class SegmentWriter:
                 f"{damaged[0]} is damaged: its content has changed since it was written. Delete {folder.parent} to start over."
             )
         self._rejected = open_for_append(folder / REJECTED_FILE)
+        if self.state.rejects_size > (size := self._rejected.tell()):  # truncating it would make it longer
+            raise _damaged(folder, ValueError(f"{REJECTED_FILE} has {size:,} bytes, fewer than it says"))
         self._rejected.truncate(self.state.rejects_size)
         self._open_segment()
 
@@ -237,60 +238,6 @@ class SegmentWriter:
         return np.array(documents, ROW)
 
 
-class EncodedCorpus:
-    """All segments, read as one list of documents and one stream of tokens.
-
-    Args:
-        segments: In the order of the inputs.
-        itemsize: Bytes per token.
-    """
-
-    def __init__(self, segments: Sequence[Segment], *, itemsize: int) -> None:
-        self.itemsize = itemsize
-        self._segments = list(segments)
-        self._token_starts = [0, *itertools.accumulate(segment.tokens for segment in segments)]
-        self._row_starts = [0, *itertools.accumulate(segment.rows for segment in segments)]
-        self.n_tokens, self.n_rows = self._token_starts[-1], self._row_starts[-1]
-
-    @classmethod
-    def open(cls, folders: Sequence[Path], *, itemsize: int) -> EncodedCorpus:
-        """Open the segments of several folders."""
-        return cls([segment for folder in folders for segment in read_journal(folder)[0]], itemsize=itemsize)
-
-    def rows(self, start: int = 0, *, count: int = ROWS_AT_A_TIME) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the rows from an index on, up to `count` at a time, each time with the index of the first one."""
-        while start < self.n_rows:
-            data = self._read(self._row_starts, start, count, ROW.itemsize, rows=True)
-            rows = np.frombuffer(data, ROW)
-            if (
-                int(rows["tokens"].max(initial=0)) > self.n_tokens
-            ):  # the shards of so long a document would be counted without end
-                path = self._segments[bisect_right(self._row_starts, start) - 1].rows_path
-                raise UserError(f"{path} is damaged: it has longer documents than the corpus. Start over with overwrite=true.")
-            yield start, rows
-            start += len(rows)
-
-    def tokens(self, start: int, count: int) -> np.ndarray:
-        """Return `count` token ids from an index on, shape (count,)."""
-        arrays = []
-        while count:
-            data = self._read(self._token_starts, start, count, self.itemsize, rows=False)
-            arrays.append(np.frombuffer(data, f"<u{self.itemsize}"))
-            start, count = start + len(arrays[-1]), count - len(arrays[-1])
-        return arrays[0] if len(arrays) == 1 else np.concatenate([*arrays, np.empty(0, f"<u{self.itemsize}")])
-
-    def _read(self, starts: list[int], start: int, count: int, itemsize: int, *, rows: bool) -> bytes:
-        """Return up to `count` items from an index on, from a single segment."""
-        number = bisect_right(starts, start) - 1
-        path: Path = self._segments[number].rows_path if rows else self._segments[number].path
-        with open_regular(path) as stream:
-            stream.seek((start - starts[number]) * itemsize)
-            data = stream.read(min(count, starts[number + 1] - start) * itemsize)
-        if not data or len(data) % itemsize:
-            raise UserError(f"{path} is damaged: it is shorter than the journal says. Start over with overwrite=true.")
-        return data
-
-
 def read_journal(folder: Path) -> tuple[list[Segment], EncodingState, int | None]:
     """Read the journal of a folder, without an incomplete last line.
 
@@ -356,6 +303,10 @@ def _parse_entry(line: bytes, folder: Path) -> tuple[Segment, EncodingState]:
             raise ValueError("a count is not a whole number")
         if not isinstance(state.counts.unknown_example, str):
             raise ValueError("an example is not a text")
+        if not isinstance(state.open_hash, str) or HASH.fullmatch(state.open_hash) is None or type(state.complete) is not bool:
+            raise ValueError("the state after a segment is invalid")
+        if state.counts.rejected > state.counts.records or bool(state.counts.by_reason) > bool(state.rejects_size):
+            raise ValueError("it counts more rejected records than there are")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(folder, error) from error
     return segment, state

@@ -12,17 +12,22 @@ from typing import Any
 import numpy as np
 
 from gpt_pretrain.config.command_schema import PrepareSettings
+from gpt_pretrain.data.corpus import MAX_COUNT
+from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare.assigning import TRAIN, VAL, DocumentSplit, choose_split, find_duplicates
-from gpt_pretrain.prepare.corpus_folder import WORK, remove_other_shards
+from gpt_pretrain.prepare.corpus_folder import START_OVER, WORK, remove_other_shards
+from gpt_pretrain.prepare.encoded_corpus import EncodedCorpus
 from gpt_pretrain.prepare.processes import Interrupt, WorkerPool
 from gpt_pretrain.prepare.progress import PreparationProgress
-from gpt_pretrain.prepare.segments import MAX_JOURNAL, EncodedCorpus, sha256
+from gpt_pretrain.prepare.segments import MAX_JOURNAL, sha256
 from gpt_pretrain.prepare.tokenizing import cached_byte_lengths
 from gpt_pretrain.system.files import open_for_append, replacing, sync_file
 from gpt_pretrain.system.reading import parse_json, read_bytes
 
 NAMES = {TRAIN: "train", VAL: "val"}
 COPIED_TOKENS = 1 << 18  # Tokens copied at a time; so few stay in the processor's cache.
+COUNTS = ("documents", "tokens", "bytes")
+DAMAGED = "{} is damaged: {}. Start over with overwrite=true."
 FINISHED = "shards.jsonl"  # Lists the manifest entries of the shards that have been written.
 
 
@@ -110,14 +115,18 @@ def write_shards(
         interrupt.exit_if_requested()
     remove_other_shards(folder, set(jobs))
     parts = {
-        NAMES[assigned]: _manifest_part(plan, [finished[name] for name, job in jobs.items() if job.assigned == assigned])
+        NAMES[assigned]: _manifest_part(plan, [finished[name] for name, job in jobs.items() if job.assigned == assigned], folder)
         for assigned, plan in plans.items()
     }
     return {"parts": parts, "duplicates": n_duplicates}
 
 
 def plan_shards(corpus: EncodedCorpus, split: DocumentSplit, *, shard_tokens: int) -> dict[int, SetPlan]:
-    """Compute the sizes of the training and the validation set, and where each shard starts."""
+    """Compute the sizes of the training and the validation set, and where each shard starts.
+
+    Raises:
+        UserError: If the documents have more or fewer tokens than the corpus, as those of a damaged folder.
+    """
     plans = {assigned: SetPlan() for assigned in NAMES}
     source = 0
     for first, rows in corpus.rows():
@@ -137,6 +146,8 @@ def plan_shards(corpus: EncodedCorpus, split: DocumentSplit, *, shard_tokens: in
             plan.bytes += int(rows["bytes"][chosen].sum())
             plan.tokens = total
         source = int(ends[-1])
+    if source != corpus.n_tokens:
+        raise UserError(f"The documents to write have {source:,} tokens, but {corpus.n_tokens:,} are stored. {START_OVER}.")
     return plans
 
 
@@ -277,6 +288,8 @@ def _finished_shards(folder: Path, jobs: dict[str, ShardJob]) -> dict[str, dict[
             continue  # The shard is written again.
         if entry["file"] != f"{name}.bin" or entry["starts"] != f"{name}.idx":
             continue
+        if not all(type(entry.get(count)) is int and 0 <= entry[count] < MAX_COUNT for count in COUNTS):
+            continue
         if name in jobs and all((folder / file).is_file() and sha256(folder / file) == value for file, value in hashes.items()):
             finished[name] = entry
     return finished
@@ -288,14 +301,19 @@ def _append_finished(folder: Path, entry: dict[str, Any]) -> None:
         sync_file(stream)
 
 
-def _manifest_part(plan: SetPlan, shards: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the manifest's entry for the training or validation set."""
-    found = {name: sum(shard[name] for shard in shards) for name in ("documents", "tokens", "bytes")}
+def _manifest_part(plan: SetPlan, shards: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """Return the manifest's entry for the training or validation set.
+
+    Raises:
+        UserError: If the shards and the documents that they were made from have different counts.
+    """
+    found = {name: sum(shard[name] for shard in shards) for name in COUNTS}
     expected = {"documents": plan.documents, "tokens": plan.tokens, "bytes": plan.bytes}
     if not found["bytes"]:  # the tokens do not tell the size of their text, so it is divided in proportion to them
         ends = np.cumsum([shard["tokens"] for shard in shards])
         sizes = np.diff(np.rint(ends / max(plan.tokens, 1) * plan.bytes).astype(np.int64), prepend=0)
         shards = [{**shard, "bytes": int(size)} for shard, size in zip(shards, sizes, strict=True)]
         found["bytes"] = int(sizes.sum())
-    assert found == expected, f"the shards contain {found}, the documents {expected}"
+    if found != expected:
+        raise UserError(DAMAGED.format(folder / WORK, f"its shards contain {found}, its documents {expected}"))
     return {**expected, "shards": shards}

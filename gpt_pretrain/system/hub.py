@@ -12,17 +12,14 @@ import hashlib
 import os
 import re
 import shutil
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
 
 from huggingface_hub import (
     _CACHED_NO_EXIST,
     constants,
     get_hf_file_metadata,
-    get_session,
     hf_hub_download,
     hf_hub_url,
     try_to_load_from_cache,
@@ -36,17 +33,12 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from huggingface_hub.file_download import repo_folder_name
-from huggingface_hub.utils import WeakFileLock, build_hf_headers, hf_raise_for_status
-from tqdm import tqdm
+from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.files import write_text
+from gpt_pretrain.system.hub_transfer import download
 
-PARTIAL_CONTENT = 206
-MAX_ERROR_BYTES = 10_000  # of an answer that is an error
-MAX_TRIES = 5  # in a row without any new bytes
-PAUSE_SECONDS = 1.0
-READ_TIMEOUT_SECONDS = 30.0  # without any new bytes; huggingface_hub sets none
 MAX_SMALL_BYTES = 20_000_000  # of a file for which the hub states no SHA-256; it keeps larger ones apart from the small ones
 BAD_COMMIT = "the commit {!r}, which is not 40 hexadecimal digits"
 BAD_ANSWER = "{}: {} states {}. Nothing was downloaded. Check HF_ENDPOINT."
@@ -218,7 +210,7 @@ def _fill_cache(repo_id: str, file: str) -> HfHubHTTPError | None:
             _check_space(name, folder, size)
             if not SHA256.fullmatch(etag):  # the rest of one file could follow the beginning of another
                 part.unlink(missing_ok=True)
-            _download(url, part, size=size, headers=headers, label=f"{repo_id}/{file}")
+            download(url, part, size=size, headers=headers, label=f"{repo_id}/{file}")
             _check_content(name, part, etag)
             os.replace(part, blob)
         _add_to_snapshot(folder, commit, file, blob)
@@ -272,71 +264,6 @@ def _set_newest(folder: Path, commit: str) -> None:
     branch.parent.mkdir(parents=True, exist_ok=True)
     if not branch.is_file() or branch.read_text(encoding="utf-8") != commit:
         write_text(branch, commit)
-
-
-def _download(url: str, part: Path, *, size: int, headers: dict[str, str], label: str) -> None:
-    """Append the missing bytes of a URL to a file, and try again if the connection breaks.
-
-    huggingface_hub's own download keeps nothing of an incomplete piece of 10 MB, and nothing of a killed process.
-
-    Raises:
-        UserError: If the server sends more than the size. The file is deleted.
-    """
-    if part.is_symlink():
-        part.unlink()
-    tries, farthest = MAX_TRIES, 0
-    with open(part, "ab") as stream, tqdm(total=size, desc=label, unit="B", unit_scale=True) as bar:
-        while (start := stream.tell()) < size:
-            bar.n, failure = start, None
-            try:
-                _append(url, stream, bar, headers=headers | ({"Range": f"bytes={start}-"} if start else {}), size=size)
-            except UserError:
-                part.unlink()
-                raise
-            except (HfHubHTTPError, OSError):
-                raise
-            # A broken connection raises one of many errors of the HTTP library.
-            except Exception as error:
-                failure = error
-            stream.flush()
-            tries = MAX_TRIES if stream.tell() > farthest else tries - 1
-            farthest = max(farthest, stream.tell())
-            if tries == 0:
-                raise failure or UserError(
-                    f"{label}: the server sends less than the {size:,} bytes that it states. Try again later."
-                )
-            if failure is not None:
-                time.sleep(PAUSE_SECONDS)
-
-
-def _append(url: str, stream: IO[bytes], bar: tqdm[Any], *, headers: dict[str, str], size: int) -> None:
-    with get_session().stream("GET", url, headers=headers, timeout=READ_TIMEOUT_SECONDS) as answer:
-        _check_status(answer)
-        # A server that ignores the range sends the whole file.
-        if answer.status_code != PARTIAL_CONTENT:
-            stream.seek(0)
-            stream.truncate(0)
-            bar.reset(size)
-        for piece in answer.iter_raw():  # no compressed answer was asked for, and a few bytes could become gigabytes
-            if stream.tell() + len(piece) > size:
-                raise UserError(
-                    f"{bar.desc}: the server sends more than the {size:,} bytes that it states. The file was discarded."
-                )
-            stream.write(piece)
-            bar.update(len(piece))
-
-
-def _check_status(answer: Any) -> None:
-    """Raise the error of huggingface_hub for an answer that is one, which would read all of its body.
-
-    Raises:
-        HfHubHTTPError: If it is one.
-    """
-    if not answer.is_error:
-        return
-    beginning = next(answer.iter_raw(MAX_ERROR_BYTES), b"")
-    headers = {name: value for name, value in answer.headers.items() if not name.startswith(("content-", "transfer-"))}
-    hf_raise_for_status(type(answer)(answer.status_code, headers=headers, content=beginning, request=answer.request))
 
 
 def _short(error: Exception) -> str:

@@ -6,6 +6,7 @@ Source: karpathy/nanoGPT, data/shakespeare_char/prepare.py, which writes vocab_s
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from typing import Any
 
 from gpt_pretrain.system.pickle_rules import PickledName, PickleRules
@@ -50,9 +51,7 @@ def _tokens(fields: dict[Any, Any]) -> list[str] | None:
     """Return the tokens in the order of their ids, from itos or from its inverse, stoi; None if there is neither."""
     table = fields.get("itos")
     if table is None and isinstance(fields.get("stoi"), dict):
-        table = {token_id: token for token, token_id in fields["stoi"].items()}
-        if len(table) != len(fields["stoi"]):
-            raise DamagedFileError("two tokens of its stoi have the same id")
+        table = _inverse(fields["stoi"])
     if isinstance(table, list | tuple):
         table = dict(enumerate(table))
     if table is None:
@@ -64,6 +63,23 @@ def _tokens(fields: dict[Any, Any]) -> list[str] | None:
         if not isinstance(token, str) or not token or any("\ud800" <= char <= "\udfff" for char in token):
             raise DamagedFileError(f"its itos holds {short_repr(token)}, which is not a token")
     return tokens
+
+
+def _inverse(ids: Mapping[Any, Any]) -> dict[int, Any]:
+    """Return the tokens by their ids.
+
+    Raises:
+        DamagedFileError: If the ids are not the numbers from 0 on. Others are not made keys: many large ones can have one hash.
+    """
+    for token, token_id in ids.items():
+        if type(token_id) is not int or not 0 <= token_id < len(ids):
+            raise DamagedFileError(
+                f"its stoi has {len(ids):,} tokens and gives {short_repr(token)} the id {short_repr(token_id)}"
+            )
+    table = {token_id: token for token, token_id in ids.items()}
+    if len(table) < len(ids):
+        raise DamagedFileError("two tokens of its stoi have the same id")
+    return table
 
 
 def _check_inverse(ids: Any, tokens: list[str]) -> None:

@@ -72,18 +72,23 @@ class Answer(BaseHTTPRequestHandler):
         if self.command == "GET":
             self.wfile.write(data)
 
-    def reply_without_end(self, *, headers: dict[str, str] | None = None) -> None:
-        """Send 100 MB in pieces without saying how many follow, or until the client has had enough."""
-        self.send_response(200)
+    def redirect_without_end(self, target: str) -> int:
+        """Redirect with a body as `reply_without_end` sends it, and return how many MB the client has taken."""
+        return self.reply_without_end(status=302, headers={"Location": target})
+
+    def reply_without_end(self, *, status: int = 200, headers: dict[str, str] | None = None) -> int:
+        """Send 100 MB in pieces without saying how many follow, or until the client has had enough; return how many MB it took."""
+        self.send_response(status)
         for name, value in ({"Transfer-Encoding": "chunked"} | (headers or {})).items():
             self.send_header(name, value)
         self.end_headers()
-        for _ in range(100):
+        for number in range(100):
             try:
                 self.wfile.write(b"100000\r\n" + bytes(0x100000) + b"\r\n")
             except OSError:
-                return
+                return number
         self.wfile.write(b"0\r\n\r\n")
+        return 100
 
     def log_message(self, *arguments: object) -> None:
         pass

@@ -12,7 +12,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.prepare import assigning, report
 from gpt_pretrain.prepare.assigning import DocumentSplit, choose_split, find_duplicates
 from gpt_pretrain.prepare.encoded_batch import COMPLETE, REJECTED, ROW
-from gpt_pretrain.prepare.segments import EncodedCorpus
+from gpt_pretrain.prepare.encoded_corpus import EncodedCorpus
 from tests.helpers import corpora
 from tests.helpers.command_line import gpt_pretrain
 

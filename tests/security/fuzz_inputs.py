@@ -34,7 +34,7 @@ from gpt_pretrain.evaluation.task_items import Task
 from gpt_pretrain.evaluation.tasks import TaskEncoder, check_characters
 from gpt_pretrain.generation.prompt_files import answer_line, check_prompts, read_prompts
 from gpt_pretrain.generation.prompts import Continuation
-from gpt_pretrain.system import hub
+from gpt_pretrain.system import hub, hub_transfer
 from gpt_pretrain.texts.dataset_files import check_saved_dataset
 from gpt_pretrain.texts.text import Text, find_text_files
 from gpt_pretrain.tokenizers.build import StoredTokenizer, build_tokenizer, restore_tokenizer
@@ -223,7 +223,10 @@ def _read_hub(folder: Path) -> None:
         return httpx2.Response(status, headers=headers, content=b"" if request.method == "HEAD" else body, request=request)
 
     set_client_factory(lambda: httpx2.Client(transport=httpx2.MockTransport(respond)))
-    with mock.patch.object(constants, "HF_HUB_CACHE", str(folder / "cache")), mock.patch.object(hub, "PAUSE_SECONDS", 0.0):
+    with (
+        mock.patch.object(constants, "HF_HUB_CACHE", str(folder / "cache")),
+        mock.patch.object(hub_transfer, "PAUSE_SECONDS", 0.0),
+    ):
         made = hub.fetch("someone/model", "config.json").read_bytes()
     assert (folder / "cache").resolve() in (folder / "cache").glob("**/config.json").__next__().resolve().parents
     assert len(made) <= len(body)

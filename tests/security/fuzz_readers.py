@@ -30,7 +30,8 @@ from gpt_pretrain.data.corpus import split_corpus
 from gpt_pretrain.data.files import LocalFiles
 from gpt_pretrain.data.formats import open_corpus
 from gpt_pretrain.prepare import corpus_folder
-from gpt_pretrain.prepare.segments import EncodedCorpus, SegmentWriter, read_journal
+from gpt_pretrain.prepare.encoded_corpus import EncodedCorpus
+from gpt_pretrain.prepare.segments import SegmentWriter, read_journal
 from gpt_pretrain.prepare.tokenizing import encode_batch
 from gpt_pretrain.runs.charts.drawing import to_data_uri
 from gpt_pretrain.runs.leaderboard import find_entries

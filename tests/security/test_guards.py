@@ -20,7 +20,7 @@ from gpt_pretrain.checkpoints.sharded import _read_index
 from gpt_pretrain.checkpoints.torch_pickles import _encode, _plain, _StorageSizes, check_torch_zip
 from gpt_pretrain.config.checkpoint_settings import read_stored_settings
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system import hub, pickles
+from gpt_pretrain.system import hub_transfer, pickles
 from gpt_pretrain.system.pickle_rules import PickledName, PickledReference, PickleRules
 from gpt_pretrain.system.pickles import read_pickle
 from gpt_pretrain.system.reading import DamagedFileError, parse_json, parse_yaml, read_bytes
@@ -258,7 +258,7 @@ def test_a_printed_line_is_short_however_long_its_text_is() -> None:
 def test_a_link_in_place_of_a_partial_download_is_not_written_through(tmp_path: Path) -> None:
     (tmp_path / "thesis").write_bytes(b"precious")
     (tmp_path / "a.part").symlink_to(tmp_path / "thesis")
-    hub._download("https://example.org/a", tmp_path / "a.part", size=0, headers={}, label="a")
+    hub_transfer.download("https://example.org/a", tmp_path / "a.part", size=0, headers={}, label="a")
     assert (tmp_path / "thesis").read_bytes() == b"precious"
     assert not (tmp_path / "a.part").is_symlink()
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,12 @@ from gpt_pretrain.data.corpus import split_corpus
 from gpt_pretrain.data.files import LocalFiles
 from gpt_pretrain.data.formats import open_corpus
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.prepare import pipeline
+from gpt_pretrain.prepare.encoded_batch import ROW
+from gpt_pretrain.system.reading import DamagedFileError
+from gpt_pretrain.tokenizers.nanogpt_meta import read_meta
 from tests.helpers.made_shards import BYTE, random_documents, write_shards
+from tests.helpers.resource_limits import within
 
 
 def split(folder: Path, *, verify: bool = False) -> object:
@@ -142,3 +150,97 @@ def test_a_corpus_is_not_prepared_where_a_file_is_something_else(tmp_path: Path,
             continue  # a pipe of such a name is deleted
         with pytest.raises(UserError, match=r"plan\.json|manifest\.json|train-00000\.bin"):
             prepare_command([*command, *more])
+
+
+# Tables of nanoGPT
+
+
+def test_ids_of_a_table_are_bounded_before_they_are_keys() -> None:
+    """Multiples of this number all have the hash 0, and a dict with them takes quadratic time."""
+    content = pickle.dumps({"stoi": {str(number): number * (2**61 - 1) for number in range(15_000)}}, protocol=2)
+    with within(0.5, 30), pytest.raises(DamagedFileError, match="its stoi has 15,000 tokens and gives '1' the id"):
+        read_meta(content, end_of_text=False)
+
+
+def test_an_id_of_a_table_that_is_no_number_is_damage() -> None:
+    with pytest.raises(DamagedFileError, match=r"gives 'a' the id \[1\]"):
+        read_meta(pickle.dumps({"stoi": {"a": [1]}}), end_of_text=False)
+
+
+# A folder in which a preparation was interrupted
+
+
+COMMAND = ["a.txt", "out=corpus", "tokenizer=byte", "workers=1"]
+Entry = dict[str, Any]
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Prepare a corpus up to its shards, and return the folder of its segments."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("Some text. " * 100)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "write_shards", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare_command(COMMAND)
+    return tmp_path / "corpus" / ".work" / "task-00000"
+
+
+JOURNALS: dict[str, Callable[[Entry], object]] = {
+    "far more documents": lambda entry: entry["piece"].update(rows=2**61),
+    "far more tokens": lambda entry: entry["piece"].update(tokens=2**61),
+    "fewer tokens": lambda entry: entry["piece"].update(tokens=10),
+    "a long list of rejected records": lambda entry: entry["state"].update(rejects_size=2**33),
+    "a hash that is none": lambda entry: entry["state"].update(open_hash=5, complete=False),
+    "an end that is no truth": lambda entry: entry["state"].update(complete="yes"),
+    "rejected records of none": lambda entry: entry["state"]["counts"].update(records=0, by_reason={"x": 7}),
+    "rejected records that are not listed": lambda entry: entry["state"]["counts"].update(by_reason={"x": 1}),
+}
+
+
+@pytest.mark.parametrize("name", JOURNALS)
+def test_a_journal_states_what_its_files_have(interrupted: Path, name: str) -> None:
+    journal = interrupted / "journal.jsonl"
+    entry = json.loads(journal.read_text())
+    JOURNALS[name](entry)
+    journal.write_text(json.dumps(entry) + "\n")
+    with within(2, 100), pytest.raises(UserError, match=r"task-00000.* is damaged"):
+        prepare_command(COMMAND)
+    assert sum(path.stat().st_size for path in interrupted.iterdir()) < 1e6
+
+
+def change_rows(folder: Path, **values: int) -> None:
+    """Change the rows of the first segment, and make its journal fit to them."""
+    rows = np.fromfile(folder / "00000.rows", ROW)
+    for name, value in values.items():
+        rows[name] = value
+    rows.tofile(folder / "00000.rows")
+    entry = json.loads((folder / "journal.jsonl").read_text())
+    entry["piece"]["rows_sha256"] = hashlib.sha256(rows.tobytes()).hexdigest()
+    (folder / "journal.jsonl").write_text(json.dumps(entry) + "\n")
+
+
+@pytest.mark.parametrize("values", [{"tokens": 50}, {"tokens": 2**63}], ids=["fewer tokens", "more"])
+def test_documents_have_the_tokens_that_are_stored(interrupted: Path, values: dict[str, int]) -> None:
+    change_rows(interrupted, **values)
+    with pytest.raises(UserError, match="overwrite=true"):
+        prepare_command(COMMAND)
+
+
+@pytest.mark.parametrize("changes", [{"bytes": "many"}, {"tokens": -5}, {"documents": None}, {"bytes": 3}])
+def test_a_shard_whose_entry_is_wrong_is_not_taken_for_written(interrupted: Path, changes: Entry) -> None:
+    before = interrupted.parents[1].with_name("before")
+    shutil.copytree(interrupted.parents[1], before)
+    prepare_command(COMMAND)
+    manifest = json.loads((interrupted.parents[1] / "manifest.json").read_text())
+    (entry,) = manifest["parts"]["train"]["shards"]
+    for file in ("train-00000.bin", "train-00000.idx"):
+        shutil.copyfile(interrupted.parents[1] / file, before / file)
+    (before / ".work" / "shards.jsonl").write_text(json.dumps(entry | changes) + "\n")
+    again = [f"out={before}" if word.startswith("out=") else word for word in COMMAND]
+    if changes == {"bytes": 3}:
+        with pytest.raises(UserError, match=r"\.work is damaged: its shards contain"):
+            prepare_command(again)
+        return
+    prepare_command(again)
+    assert json.loads((before / "manifest.json").read_text())["parts"] == manifest["parts"]

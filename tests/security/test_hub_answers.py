@@ -15,6 +15,7 @@ import pytest
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system import hub as hub_module
+from gpt_pretrain.system import hub_transfer
 from gpt_pretrain.system.hub import fetch
 from gpt_pretrain.texts.chunks import ReadPosition
 from gpt_pretrain.texts.inputs import StreamedDataset
@@ -37,7 +38,7 @@ def hostile_hub(stranger: Stranger, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         hub_module.constants, "HUGGINGFACE_CO_URL_TEMPLATE", stranger.url + "/{repo_id}/resolve/{revision}/{filename}"
     )
     monkeypatch.setattr(hub_module, "hf_hub_url", lambda repo_id, file: f"{stranger.url}/{repo_id}/resolve/main/{file}")
-    monkeypatch.setattr(hub_module, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(hub_transfer, "PAUSE_SECONDS", 0.01)
     return stranger
 
 
@@ -123,8 +124,32 @@ def test_an_error_without_end_is_cut_off(hostile_hub: Stranger, status: int) -> 
     assert sent < 50
 
 
+def test_the_body_of_a_redirect_is_not_read(hostile_hub: Stranger) -> None:
+    sent: list[int] = []
+
+    def redirect(request: Answer) -> None:
+        if request.command == "HEAD":
+            request.reply(200, CONFIG, headers=GOOD)
+        else:
+            sent.append(request.redirect_without_end("/blob"))
+
+    hostile_hub.answers["/some/model/resolve/main/config.json"] = redirect
+    hostile_hub.files["/blob"] = CONFIG
+    assert fetch("some/model", "config.json").read_bytes() == CONFIG
+    assert sum(sent) < 50
+
+
+def test_a_hub_that_redirects_without_end_is_given_up(hostile_hub: Stranger) -> None:
+    path = "/some/model/resolve/main/config.json"
+    hostile_hub.answers[path] = lambda request: (
+        request.reply(200, CONFIG, headers=GOOD) if request.command == "HEAD" else request.reply(302, headers={"Location": path})
+    )
+    with pytest.raises(UserError, match="leads to more than 20 redirects"):
+        fetch("some/model", "config.json")
+
+
 def test_a_file_that_does_not_arrive_is_given_up(hostile_hub: Stranger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_module, "READ_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(hub_transfer, "READ_TIMEOUT_SECONDS", 0.1)
     is_over = Event()
 
     def answer(request: Answer) -> None:

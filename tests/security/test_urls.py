@@ -172,6 +172,19 @@ def test_a_redirect_on_the_same_machine_is_followed(stranger: Stranger, tmp_path
     assert RemoteFiles(f"{stranger.url}/corp", remote_settings()).read("x.bin", 2, 3) == b"234"
 
 
+def test_the_body_of_a_redirect_is_not_read(stranger: Stranger, tmp_path: Path) -> None:
+    sent: list[int] = []
+    stranger.answers = {
+        "/t.txt": lambda answer: sent.append(answer.redirect_without_end("/u.txt")),
+        "/corp/x.bin": lambda answer: sent.append(answer.redirect_without_end("/u.txt")),
+    }
+    stranger.files["/u.txt"] = b"some text"
+    assert download(f"{stranger.url}/t.txt", sha256=None, cache_dir=tmp_path).read_bytes() == b"some text"
+    assert RemoteFiles(f"{stranger.url}/corp", remote_settings())._read_range("x.bin", 0, 4) == b"some"
+    assert len(sent) == 2
+    assert sum(sent) < 50
+
+
 def test_an_answer_without_end_is_cut_off(stranger: Stranger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sent = []
 
