@@ -37,7 +37,7 @@ from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.files import write_text
-from gpt_pretrain.system.hub_transfer import download
+from gpt_pretrain.system.hub_transfer import receive_file
 
 MAX_SMALL_BYTES = 20_000_000  # of a file for which the hub states no SHA-256; it keeps larger ones apart from the small ones
 BAD_COMMIT = "the commit {!r}, which is not 40 hexadecimal digits"
@@ -210,7 +210,7 @@ def _fill_cache(repo_id: str, file: str) -> HfHubHTTPError | None:
             _check_space(name, folder, size)
             if not SHA256.fullmatch(etag):  # the rest of one file could follow the beginning of another
                 part.unlink(missing_ok=True)
-            download(url, part, size=size, headers=headers, label=f"{repo_id}/{file}")
+            receive_file(url, part, size=size, headers=headers, label=f"{repo_id}/{file}")
             _check_content(name, part, etag)
             os.replace(part, blob)
         _add_to_snapshot(folder, commit, file, blob)

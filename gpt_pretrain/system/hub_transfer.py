@@ -23,7 +23,7 @@ PAUSE_SECONDS = 1.0
 READ_TIMEOUT_SECONDS = 30.0  # without any new bytes; huggingface_hub sets none
 
 
-def download(url: str, part: Path, *, size: int, headers: dict[str, str], label: str) -> None:
+def receive_file(url: str, part: Path, *, size: int, headers: dict[str, str], label: str) -> None:
     """Append the missing bytes of a URL to a file, and try again if the connection breaks.
 
     huggingface_hub's own download keeps nothing of an incomplete piece of 10 MB, and nothing of a killed process.

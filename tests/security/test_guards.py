@@ -258,7 +258,7 @@ def test_a_printed_line_is_short_however_long_its_text_is() -> None:
 def test_a_link_in_place_of_a_partial_download_is_not_written_through(tmp_path: Path) -> None:
     (tmp_path / "thesis").write_bytes(b"precious")
     (tmp_path / "a.part").symlink_to(tmp_path / "thesis")
-    hub_transfer.download("https://example.org/a", tmp_path / "a.part", size=0, headers={}, label="a")
+    hub_transfer.receive_file("https://example.org/a", tmp_path / "a.part", size=0, headers={}, label="a")
     assert (tmp_path / "thesis").read_bytes() == b"precious"
     assert not (tmp_path / "a.part").is_symlink()
 
