@@ -59,15 +59,24 @@ def tensorboard_command(folder: str) -> str:
     return f"tensorboard --logdir {quote_word(folder)}"
 
 
-def resume_command(folder: str, *, limit: tuple[str, int] | None = None, named: Sequence[str] = ()) -> str:
+def resume_command(
+    folder: str, *, limit: tuple[str, int] | None = None, patience: int | None = None, named: Sequence[str] = ()
+) -> str:
     """Return the command that resumes a run.
 
     Args:
-        named: Overrides that a resumed run needs again.
         limit: The setting of `trainer` that ended a finished run, and its value. The command doubles it.
+        patience: The patience of the early stopping that ended a finished run. The command raises it.
+        named: Overrides that a resumed run needs again.
     """
-    more = "" if limit is None else f" trainer.{limit[0]}={2 * limit[1]}"
-    return " ".join([f"python train.py resume={quote_word(folder)}{more}", *map(quote_word, named)])
+    more = [] if limit is None else [f"trainer.{limit[0]}={2 * limit[1]}"]
+    more += [] if patience is None else [more_patience(patience)]
+    return " ".join([f"python train.py resume={quote_word(folder)}", *more, *map(quote_word, named)])
+
+
+def more_patience(patience: int) -> str:
+    """Return the overrides with which a run that early stopping has ended trains further."""
+    return f"callbacks=early_stopping callbacks.early_stopping.patience={2 * patience + 1}"
 
 
 def sweep_resume_command(folder: str, *, script: str = "train.py") -> str:

@@ -21,6 +21,7 @@ from gpt_pretrain.errors import AlreadyCompleteError, UserError
 from gpt_pretrain.model.build import new_model
 from gpt_pretrain.model.config import CUSTOM_KIND, GPTConfig
 from gpt_pretrain.model.language_model import LanguageModel
+from gpt_pretrain.runs.next_commands import more_patience
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.formatting import format_count, format_duration
 from gpt_pretrain.system.reading import short_repr
@@ -234,8 +235,7 @@ def _check_incomplete(settings: TrainSettings, content: dict[str, Any]) -> None:
         if stop is not None and name.startswith("EarlyStopping") and state["wait_count"] >= max(1, stop.patience):
             raise AlreadyCompleteError(
                 f"{settings.run_dir} is complete: early stopping ended it after {epochs} epochs, since the loss did not improve "
-                f"in {state['wait_count']} validations. To train further, add: callbacks=early_stopping "
-                f"callbacks.early_stopping.patience={2 * stop.patience + 1}",
+                f"in {state['wait_count']} validations. To train further, add: {more_patience(stop.patience)}",
                 result=best,
             )
     if limit is not None:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 
 from gpt_pretrain.checkpoints.weight_averages import EMA
 from gpt_pretrain.config.custom_parts import TARGET, naming_words
@@ -24,6 +25,7 @@ from gpt_pretrain.system.formatting import format_count, format_duration, format
 from gpt_pretrain.system.resources import device_name, memory_limit
 from gpt_pretrain.system.terminal import escape_line
 from gpt_pretrain.system.urls import without_secrets
+from gpt_pretrain.training.callbacks.evaluation import PeriodicEvaluation
 from gpt_pretrain.training.callbacks.health import WarningSigns
 from gpt_pretrain.training.callbacks.metrics import TrainMetrics
 from gpt_pretrain.training.callbacks.save import SaveRun
@@ -39,6 +41,7 @@ from gpt_pretrain.training.preflight import TrainingSetup
 from gpt_pretrain.training.run_length import reached_limit, steps_per_epoch, total_steps, windows_per_step
 
 CallbackType = TypeVar("CallbackType")
+VISIBLE = 0.1  # nats per token
 
 
 def describe_start(setup: TrainingSetup, model: LanguageModel) -> str:
@@ -129,14 +132,13 @@ def describe_result(settings: TrainSettings, trainer: L.Trainer, module: GPTLitM
     """Return lines about the result of a finished run, its files, and what to do next."""
     metrics, folder = find_callback(trainer, TrainMetrics), display_path(run_dir)
     own_model = {group: fields for group, fields in settings.custom.items() if group == "model"}
-    name = reached_limit(settings.trainer, steps=trainer.global_step, tokens=module.tokens_seen) or "max_epochs"
-    limit = (name, getattr(settings.trainer, name))
     is_out_of_time = find_callback(trainer, FinishAtLimit).is_out_of_time
     lines = [
         "",
         f"Done: {_describe_length(trainer)}, {module.tokens_seen:,} tokens seen in {format_duration(metrics.total_seconds)} "
         f"({metrics.tokens_per_second:,.0f} tokens/s while training)",
         _describe_best(find_callback(trainer, SaveRun), module),
+        *_describe_rough_losses(find_callback(trainer, PeriodicEvaluation), module.val_loss),
     ]
     if is_out_of_time:
         lines.append(f"trainer.max_time={settings.trainer.max_time} ended the run. If resumed, it trains for as long again.")
@@ -151,8 +153,7 @@ def describe_result(settings: TrainSettings, trainer: L.Trainer, module: GPTLitM
     if settings.logger.tensorboard:
         lines.append(f"  {tensorboard_command(display_path(run_dir.parent))}")
     if settings.budget is None:  # a run that has spent its budget is complete
-        named = naming_words(settings.custom)
-        lines.append(f"  {resume_command(folder, limit=None if is_out_of_time else limit, named=named)}")
+        lines.append(f"  {_resume_further(settings, trainer, module, folder)}")
     lines.append(f"  {page_command(folder, named=naming_words(own_model))}")
     return "\n".join(lines)
 
@@ -186,6 +187,34 @@ def _describe_best(save: SaveRun, module: GPTLitModule) -> str:
     return (
         f"Best validation loss: {save.best_loss:.3f} nats per token (perplexity {format_perplexity(save.best_loss)}), "
         f"in epoch {save.best_epoch:,}, step {save.best_step:,}{average}; last: {module.val_loss:.3f}"
+    )
+
+
+def _describe_rough_losses(evaluation: PeriodicEvaluation, val_loss: float) -> list[str]:
+    """Return a line on the validation losses of a few batches, if the last of them differs visibly from that of the whole set."""
+    losses, n_windows = evaluation.val_losses, len(evaluation.data.val)
+    if (
+        not losses
+        or evaluation.eval_iter * evaluation.data.settings.batch_size >= n_windows
+        or abs(losses[-1] - val_loss) < VISIBLE
+    ):
+        return []
+    batches = f"{evaluation.eval_iter} batch{'es' * (evaluation.eval_iter > 1)}"
+    return [f"These are means over all {n_windows:,} validation windows; the losses printed before are of {batches} (eval_iter)."]
+
+
+def _resume_further(settings: TrainSettings, trainer: L.Trainer, module: GPTLitModule, folder: str) -> str:
+    """Return the command that resumes a finished run, and raises what has ended it."""
+    limit = reached_limit(settings.trainer, steps=trainer.global_step, tokens=module.tokens_seen)
+    stop = settings.callbacks.early_stopping
+    has_stopped = stop is not None and find_callback(trainer, EarlyStopping).wait_count >= max(1, stop.patience)
+    if limit is None and not has_stopped and not find_callback(trainer, FinishAtLimit).is_out_of_time:
+        limit = "max_epochs"
+    return resume_command(
+        folder,
+        limit=None if limit is None else (limit, getattr(settings.trainer, limit)),
+        patience=stop.patience if stop is not None and has_stopped else None,
+        named=naming_words(settings.custom),
     )
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import runpy
 import sys
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,15 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
 from gpt_pretrain.commands import stored_overrides
 from gpt_pretrain.commands.train import _stored_devices
-from gpt_pretrain.config.conversion import to_settings
-from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.config.stored_settings import explain_places
-from gpt_pretrain.config.train_rules import train_problems
 from gpt_pretrain.data.custom_data import LoaderWindows, _find_loader
 from gpt_pretrain.runs.results_file import _run_problems
 from gpt_pretrain.sweeps import report_page, search
@@ -135,12 +129,6 @@ def test_a_stored_sweep_asks_for_what_no_file_may(tmp_path: Path, monkeypatch: p
     assert len(caught.value.problems) == len(texts)
     for reason, problem in zip(reasons, caught.value.problems, strict=True):
         assert reason in problem
-
-
-def test_a_tracker_needs_its_package(compose_train: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
-    settings = to_settings(compose_train("logger=wandb"), TrainSettings)
-    assert train_problems(settings) == ["logger=wandb needs the package wandb. Run: pip install wandb, or choose logger=csv."]
 
 
 def test_a_search_needs_optuna(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Training runs of a tiny model, in this process."""
 
+import html
 import math
 import re
 from pathlib import Path
@@ -12,7 +13,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from gpt_pretrain.checkpoints.pretrained import load_pretrained
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
+from gpt_pretrain.runs.folder import display_path
+from gpt_pretrain.runs.report.saving import save_run_page
 from gpt_pretrain.tokenizers.build import build_tokenizer
+from gpt_pretrain.training import summary
 from tests.helpers.training_runs import Printed, Train, checkpoint, machine_going_away, rows, same_weights
 
 LINE = re.compile(r"^Ep (\d+) \(Step (\d{6})\): Train loss (\d+\.\d{3}), Val loss (\d+\.\d{3})$")
@@ -262,7 +266,7 @@ def test_lower_precision_trains_and_loads(train: Train, tmp_path: Path, precisio
     assert model.tok_emb.weight.dtype == torch.float32
 
 
-def test_early_stopping_ends_the_run(train: Train, tmp_path: Path) -> None:
+def test_early_stopping_ends_the_run(train: Train, tmp_path: Path, printed: Printed) -> None:
     train(
         "callbacks=early_stopping",
         "callbacks.early_stopping.patience=1",
@@ -270,6 +274,18 @@ def test_early_stopping_ends_the_run(train: Train, tmp_path: Path) -> None:
         "trainer.max_epochs=9",
     )
     assert checkpoint(tmp_path / "run")["global_step"] == 6
+    further = f"resume={display_path(tmp_path / 'run')} callbacks=early_stopping callbacks.early_stopping.patience=3"
+    assert any(line.strip() == f"python train.py {further}" for line in printed())
+    assert further in html.unescape(save_run_page(tmp_path / "run").read_text(encoding="utf-8"))
+
+
+def test_losses_of_few_batches_are_told_from_those_of_the_whole_set(
+    train: Train, printed: Printed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(summary, "VISIBLE", 0.0)
+    train("eval_iter=1", "eval_freq=1", "data.batch_size=2", "trainer.max_steps=1")
+    (line,) = [line for line in printed() if "validation windows; the losses printed before" in line]
+    assert line.startswith("These are means over all ") and line.endswith(" are of 1 batch (eval_iter).")
 
 
 def test_the_user_can_add_callbacks(train: Train, tmp_path: Path) -> None:

@@ -79,6 +79,10 @@ def test_ordinary_choices_give_no_warning(warnings_for: Callable[..., list[str]]
             ["model.emb_dim=512", "init_from=gpt2", "trainer.max_epochs=9"],
             "each token is seen 9 times. The model will memorize the text",
         ),
+        (
+            ["model.emb_dim=512", "trainer.max_epochs=99", "trainer.max_time=5m"],
+            "each token is seen up to 99 times, if trainer.max_time=5m does not end the run before. The model may memorize the text.",
+        ),
         (["data.train_ratio=0.9995"], "data.train_ratio=0.9995 leaves only 1 validation window, so"),
         (
             ["data.batch_size=1700"],

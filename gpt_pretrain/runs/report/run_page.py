@@ -217,7 +217,8 @@ def _next_commands(run: RunContents, results: dict[str, Any]) -> list[str]:
         commands.append(generate_command(folder, start_context=run.config.get("start_context", "Every effort moves you")))
         if run.config.get("model.kind") != "custom":
             commands.append(page_command(folder))
-        commands.append(resume_command(folder, limit=_reached_limit(run, results)))
+        patience = _spent_patience(run, results)
+        commands.append(resume_command(folder, limit=None if patience else _reached_limit(run, results), patience=patience))
     elif run.metadata.get("command") and (command := repeat_command(stored_overrides(run.metadata))):
         commands.append(shorten(command, MESSAGE_CHARACTERS))
     if any(run.folder.glob("events.out.tfevents.*")):
@@ -235,6 +236,18 @@ def _reached_limit(run: RunContents, results: dict[str, Any]) -> tuple[str, int]
     if tokens is not None:
         return "max_tokens", tokens
     return None if epochs is None else ("max_epochs", epochs)
+
+
+def _spent_patience(run: RunContents, results: dict[str, Any]) -> int | None:
+    """Return the patience of early stopping, if only it can have ended a complete run."""
+    patience, epochs = _amount(run.config.get("callbacks.early_stopping.patience")), _amount(run.config.get("trainer.max_epochs"))
+    limited = any(
+        run.config.get(f"trainer.{name}", "null") not in ("null", "-1") for name in ("max_steps", "max_tokens", "max_time")
+    )
+    done = results.get("epochs")
+    if run.metadata.get("state") not in COMPLETE or limited or epochs is None or not is_finite_number(done):
+        return None
+    return patience if done < epochs - 0.5 else None
 
 
 def _amount(text: str | None) -> int | None:
