@@ -76,7 +76,7 @@ class SplitText:
 
 @dataclass(frozen=True)
 class Task:
-    """What each subject trains on, how long, and where."""
+    """The text and the time that each subject trains with, and its folder."""
 
     text: SplitText
     budget: str

@@ -50,7 +50,7 @@ FIRST_STEPS = 3  # that say how many fit into a time, after one that is not meas
 
 @dataclass
 class Learned:
-    """What a run has reached.
+    """The losses that a run has reached.
 
     Args:
         steps: Optimizer steps.

@@ -66,7 +66,7 @@ class Kind:
 
 @dataclass
 class Outcome:
-    """What happened so far.
+    """The counts of the requests so far.
 
     Args:
         counts: Number of requests by their result.

@@ -1,4 +1,4 @@
-"""What users of such programs find out only after hours is said at the start of a run, with the setting that helps."""
+"""Check that a run says at its start what users of other programs find out after hours, with the setting that helps."""
 
 from __future__ import annotations
 

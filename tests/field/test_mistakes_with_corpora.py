@@ -1,4 +1,4 @@
-"""What people do wrong most often with corpora and vocabularies: each command, and the message that says what helps."""
+"""Make common mistakes with corpora and vocabularies, and check that each message says what helps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people do wrong most often with training: each command, and the message that says what helps."""
+"""Make common mistakes with training, and check that each message says what helps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What cannot be read to its end stops the preparation, or is listed: nothing is lost in silence."""
+"""Check that nothing is lost in silence: an input that cannot be read to its end stops the preparation, or is listed."""
 
 import errno
 import gzip

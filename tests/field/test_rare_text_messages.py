@@ -1,4 +1,4 @@
-"""What seldom goes wrong with texts and corpora: each part gets an input that it refuses, and its message says why."""
+"""Give each part of reading texts and corpora an input that it refuses, and check what its message says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What seldom goes wrong with weights, checkpoints and the model: each part gets an input that it refuses, and its message says why."""
+"""Give each part of reading weights and checkpoints an input that it refuses, and check what its message says."""
 
 from __future__ import annotations
 

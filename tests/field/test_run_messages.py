@@ -1,4 +1,4 @@
-"""What stops training, generation and evaluation: each has a message that says what is wrong and what helps."""
+"""Stop training, generation and evaluation, and check that each message says what is wrong and what helps."""
 
 from __future__ import annotations
 

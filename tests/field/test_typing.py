@@ -1,4 +1,4 @@
-"""What people type: settings, texts and paths as a user of any shell would write them."""
+"""Try what people type: settings, texts and paths as a user of any shell would write them."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What holds on a GPU: run by `make check-gpu`, skipped where there is none."""
+"""Tests on a GPU: `make check-gpu` runs them, and they are skipped where there is none."""

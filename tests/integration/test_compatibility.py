@@ -1,4 +1,4 @@
-"""What an earlier version of this program wrote can still be resumed, read and opened."""
+"""Resume, read and open what earlier versions of this program wrote."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What works with GPT-2's model works with the modern one: whole runs, resumed, distributed, exported and read again."""
+"""Train, resume, distribute, export and read again the modern model, as GPT-2's."""
 
 import os
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a fuzzer needs to know about a reader of files that anybody may have written."""
+"""Describe to the fuzzer a reader of files that anybody may have written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a hub that means harm says about its files."""
+"""Read files from a hub that means harm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stranger reaches of the processes that train together, and what a message from one can do."""
+"""Try as a stranger to reach the processes that train together, and to harm one by a message."""
 
 import json
 import os

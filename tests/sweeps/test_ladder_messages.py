@@ -1,4 +1,4 @@
-"""What a ladder refuses: a machine without room, a budget that is spent, and a file with values that no ladder has."""
+"""Check what a ladder refuses: a machine without room, a budget that is spent, and a file with values that no ladder has."""
 
 import dataclasses
 import json

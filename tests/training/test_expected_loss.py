@@ -1,4 +1,4 @@
-"""What plan=true says about the loss to expect, and where it says nothing."""
+"""Check the loss that plan=true expects, and where it says nothing."""
 
 from types import SimpleNamespace
 from typing import Any
