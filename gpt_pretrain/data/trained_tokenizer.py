@@ -26,7 +26,7 @@ from gpt_pretrain.system.formatting import format_count, format_duration, format
 from gpt_pretrain.system.reading import parse_json
 from gpt_pretrain.system.signing import SIGNATURE_BYTES, has_signature, signature
 from gpt_pretrain.system.urls import without_secrets
-from gpt_pretrain.texts.sampling import SAMPLE_BYTES, TextSample, cut_pieces, hash_piece
+from gpt_pretrain.texts.sampling import MANY_WORDS, SAMPLE_BYTES, TextSample, cut_pieces, hash_piece
 from gpt_pretrain.texts.text import Text, check_text_unchanged
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
 from gpt_pretrain.tokenizers.bpe_training import DEFAULT_PATTERN, TRAINED_NAME, TRAINING_RULES, train_bpe
@@ -118,12 +118,13 @@ def _train(texts: Sequence[WeightedText], vocab_size: int, *, train_ratio: float
                 sample.add(data, hash_piece(data))
         samples.append(sample)
         sizes.append(size)
+    limited = [sample.limit_words() for sample in samples]
     n_bytes = min(SAMPLE_BYTES, sum(sizes)) if len(texts) > 1 else samples[0].n_bytes
     log.info(
         "Training a vocabulary of %s on %s of the training set%s ...",
         format_count(vocab_size, "token"),
         format_si(n_bytes, "B"),
-        "" if all(sample.is_complete for sample in samples) else ", a sample of it",
+        "" if all(sample.is_complete for sample in samples) else f", a sample of it{f' {MANY_WORDS}' * any(limited)}",
     )
     start = time.monotonic()
     tokenizer = train_bpe(_in_proportion(samples, [one.weight / total for one in texts], n_bytes), vocab_size, label=label)

@@ -25,7 +25,7 @@ from gpt_pretrain.texts.documents import divide_documents
 from gpt_pretrain.texts.inputs import find_inputs
 from gpt_pretrain.texts.reading import read_inputs
 from gpt_pretrain.texts.records import InvalidRecordError, chunk_records, record_text
-from gpt_pretrain.texts.sampling import HASHES, TextSample, cut_pieces, hash_piece
+from gpt_pretrain.texts.sampling import HASHES, MANY_WORDS, TextSample, cut_pieces, hash_piece
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
 from gpt_pretrain.tokenizers.bpe_training import train_bpe
 from gpt_pretrain.tokenizers.byte import ByteTokenizer
@@ -55,9 +55,10 @@ def train_vocabulary(settings: VocabularySettings) -> VocabularySamples:
     _check_folder(folder, settings)
     samples = _read_samples(settings, folder)
     training, held_out = samples.training, samples.held_out
+    many_words = f" {MANY_WORDS}" * training.limit_words()
     _print_progress(
         f"Training {format_count(settings.vocab_size, 'token')} on {format_si(training.n_bytes, 'B')} of text"
-        f"{'' if training.is_complete else ', a sample of the corpus (sample_bytes=)'} ..."
+        f"{'' if training.is_complete else f', a sample of the corpus{many_words} (sample_bytes=)'} ..."
     )
     start = time.monotonic()
     tokenizer = _train(settings, training, folder)

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import re
 from collections.abc import Iterator
 
 SAMPLE_BYTES = 50_000_000  # The sample that a vocabulary is trained on, unless a setting says otherwise.
 PIECE_CHARACTERS = 1 << 16
+# Time and memory of a training grow with its different words. A sample of English has a tenth of its size in them; without spaces
+# or punctuation marks, nearly all words are different.
+WORDS_SHARE = 3  # Different words may have this fraction of the bytes of a full sample.
+MANY_WORDS = "that is smaller than usual since it has very many different words"
+WORD = re.compile(r"[^\W\d]+|\d{1,3}|[^\w\s]+")
 HASHES = 1 << 128
 
 
@@ -46,6 +52,27 @@ class TextSample:
             negative, left_out = heapq.heappop(self._pieces)
             self.n_bytes -= len(left_out)
             self._limit = -negative
+
+    def limit_words(self) -> bool:
+        """Leave out the pieces with the largest hashes if the different words of all of them have too many bytes.
+
+        Returns:
+            Whether any piece has been left out.
+        """
+        limit = self.max_bytes // WORDS_SHARE
+        if self.n_bytes <= limit:
+            return False
+        known, size, pieces = set[str](), 0, sorted(self._pieces, reverse=True)
+        for count, (negative, data) in enumerate(pieces):
+            new = set(WORD.findall(data.decode())) - known
+            size += len("".join(new).encode())
+            if size > limit and count:
+                self._pieces, self._limit = pieces[:count], -negative
+                heapq.heapify(self._pieces)
+                self.n_bytes = sum(len(piece) for _, piece in self._pieces)
+                return True
+            known |= new
+        return False
 
     def take_smallest(self) -> tuple[bytes, int] | None:
         """Remove the piece with the smallest hash and return it with its hash; None if it would be the last one."""

@@ -24,7 +24,7 @@ from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer
 TRAINED_NAME = "bpe"  # tokenizer=bpe stands for a vocabulary that is still to be trained
 PATTERNS = {"cl100k": CL100K_PATTERN, "gpt2": openai_public.r50k_pat_str}
 DEFAULT_PATTERN = "cl100k"
-TRAINING_RULES = 1  # Increase it when the same texts get other tokens than before.
+TRAINING_RULES = 2  # Increase it when the same texts get other tokens than before.
 N_BYTES = 256
 # A run of the same kind of characters is cut here, since a merge searches the whole word, and a genome is a single one.
 LONGEST_WORD = 256

@@ -145,6 +145,30 @@ def test_a_sample_does_not_depend_on_the_order() -> None:
     assert all(one == found[0] for one in found)
 
 
+def test_a_sample_has_a_limited_number_of_different_words() -> None:
+    rng, found = random.Random(1), []
+    chinese = ["".join(chr(rng.randint(0x4E00, 0x9FA5)) for _ in range(50)) for _ in range(200)]
+    repeating = [" ".join(rng.choices(["the", "same", "words"], k=30)) + f" {number}" for number in range(200)]
+    for pieces in (chinese, chinese[::-1], repeating):
+        sample = TextSample(27_000)
+        for piece in pieces:
+            sample.add(data := piece.encode(), hash_piece(data))
+        size = sample.n_bytes
+        found.append((sample.limit_words(), sample.n_bytes, sorted(sample.texts())))
+        assert found[-1][0] == (sample.n_bytes < size)
+    assert found[0] == found[1] and found[0][1] == 60 * 150  # a third of the sample, in whole pieces
+    assert not found[2][0] and found[2][1] == size
+
+
+def test_a_limited_sample_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = random.Random(1)
+    (tmp_path / "zh.txt").write_text("".join(chr(rng.randint(0x4E00, 0x9FA5)) for _ in range(400_000)), encoding="utf-8")
+    settings = VocabularySettings(out=str(tmp_path / "out"), inputs=[str(tmp_path / "zh.txt")], vocab_size=300)
+    train_vocabulary(replace(settings, sample_bytes=1_000_000))
+    line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("Training 300 tokens"))
+    assert "a sample of the corpus that is smaller than usual since it has very many different words" in line
+
+
 @pytest.mark.parametrize("fraction", [0.01, 0.2])
 def test_of_a_short_text_a_tenth_or_the_fraction_is_held_out(tmp_path: Path, fraction: float) -> None:
     text = " ".join(f"word{number}" for number in range(16_000))
