@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -38,7 +39,10 @@ def ours(*, megabytes: float, workers: int | None = None, as_text: bool = False)
                 stream.write(text + END_OF_TEXT if as_text else json.dumps({"text": text}) + "\n")
         arguments = [str(source), f"out={out}", f"workers={cores() if workers is None else workers}"]
         start, peak = now(), 0
-        process = psutil.Popen([sys.executable, "-m", "gpt_pretrain", "prepare", *arguments], cwd=ROOT, stdout=subprocess.DEVNULL)
+        command = [sys.executable, "-m", "gpt_pretrain", "prepare", *arguments]
+        # An installed package is compiled; with this variable, each start would compile it.
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        process = psutil.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
         while process.poll() is None:
             peak = max(peak, _memory(process))
             time.sleep(MEMORY_INTERVAL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from gpt_pretrain.system.json_recognition import ends_early
 from gpt_pretrain.system.line_ends import unify_line_ends
 from gpt_pretrain.system.reading import DamagedFileError, check_json_values, check_names, describe_value
 from gpt_pretrain.texts.chunks import CUT_OFF, FIELD_MISSING, LONGEST_RECORD, NOT_UTF8, TASK_ITEM, Chunk
-from gpt_pretrain.texts.json_values import split_glued
+from gpt_pretrain.texts.json_values import GLUED, split_glued
 
 BROKEN_JSON = "broken JSON"
 LONG_NUMBER = 4000  # Digits of a number.
@@ -48,9 +49,14 @@ def chunk_records(chunk: Chunk) -> Iterator[tuple[int, Any]]:
         yield from enumerate(chunk.content, start=chunk.first)
         return
     assert isinstance(chunk.content, bytes), "a chunk of text has no records"
+    any_glued = GLUED.search(chunk.content) is not None
     for number, line in enumerate(chunk.content.split(b"\n"), start=chunk.first):
-        if line and not line.isspace():
+        if not line or line.isspace():
+            continue
+        if any_glued:
             yield from ((number, value) for value in split_glued(line))
+        else:
+            yield number, line
 
 
 def record_text(record: Any, text_field: str, *, is_json: bool, as_is: bool = False) -> str:
@@ -99,7 +105,8 @@ def _json_value(line: bytes, text_field: str) -> Any:
         ) from error
     if isinstance(fields, str):
         return fields
-    _check_names(text, text_field)
+    if any(line.count(name) > 1 for name in _quoted_names(text_field)):  # Perhaps in the text, or in another object.
+        _check_names(text, text_field)
     return find_field(fields, text_field)
 
 
@@ -109,12 +116,17 @@ def _check_names(text: str, text_field: str) -> None:
     Raises:
         InvalidRecordError: If it does.
     """
+    try:
+        check_names(text, only={text_field, *text_field.split(".")})
+    except DamagedFileError as error:
+        raise InvalidRecordError("ambiguous record", str(error)) from error
+
+
+@functools.cache
+def _quoted_names(text_field: str) -> list[bytes]:
+    """Return the names of the fields that lead to the text, as JSON has them."""
     names = {text_field, *text_field.split(".")}
-    if any(text.count(f'"{name}"') > 1 for name in names):  # Perhaps in the text, or in another object.
-        try:
-            check_names(text, only=names)
-        except DamagedFileError as error:
-            raise InvalidRecordError("ambiguous record", str(error)) from error
+    return [f'"{name}"'.encode(errors="surrogatepass") for name in names]
 
 
 def _parse_int(digits: str) -> int | float:
