@@ -20,7 +20,7 @@ from gpt_pretrain.training.lit_module import GPTLitModule
 log = logging.getLogger(__name__)
 FIRST_STEPS = 3  # that are not measured
 MARKS = (0.02, 0.05, *(n / 10 for n in range(1, 10)), 0.95, 0.98)  # of the schedule, at which the steps are planned anew
-END_WORK = 1.6  # processor seconds that the end of a run takes besides its validation: checkpoints, charts and the report
+END_WORK, END_WAIT = 1.0, 0.6  # seconds of the end besides its validation: processor time of charts and report; writing files
 RECENT_SECONDS, RECENT_SHARE = 4.0, 0.03  # over which the machine's load is measured; a share of the budget if that is longer
 MOST_SLOWNESS = 12.0  # a process that waits for something else than a processor is not slow
 LEAST_GAIN, PATIENCE, LAST_SHARE = 1e-3, 3, 0.1  # of the validation loss; validations without it; steps of the decay after them
@@ -80,12 +80,12 @@ class KeepBudget(Callback):
         return self._spent + self.now() - self.began
 
     def reserve(self) -> float:
-        """Return the seconds to keep for the end of the run: a validation, and a fixed work at the pace of this machine.
+        """Return the seconds to keep for the end of the run: a validation, files, and a fixed work at the pace of this machine.
 
         The end of an earlier epoch says how long a validation takes. Before that, it is estimated from the steps.
         """
         estimated = FORWARD * self.validated * self._step_seconds
-        return END_WORK * self._load.slowness + (estimated if self._epoch_end is None else self._epoch_end)
+        return END_WAIT + END_WORK * self._load.slowness + (estimated if self._epoch_end is None else self._epoch_end)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._first, self._ended, self._measured = trainer.global_step + FIRST_STEPS, None, []

@@ -121,7 +121,13 @@ def test_a_first_validation_at_the_end_of_the_run_is_kept_time_for():
 def test_more_time_is_kept_for_the_end_if_the_machine_became_busy_late():
     step_seconds = lambda step: 0.05 if step < 1500 else 0.25  # noqa: E731
     _, spent, _ = run_with_clock(200.0, step_seconds, planned=3800, cores=lambda moment: 1.0 if moment < 80.0 else 0.2)
-    assert 200 - 20 < spent <= 200 - 4 * 1.6
+    assert 200 - 20 < spent <= 200 - 4 * 1.0
+
+
+def test_a_busy_machine_costs_little_of_the_time():
+    _, spent, progress = run_with_clock(60.0, lambda step: 0.25, planned=200, cores=lambda _: 0.2)
+    assert 60 - 6.0 < spent <= 60 - 5 * 1.0  # the end's work takes five times as long
+    assert progress > 0.9
 
 
 def test_the_load_is_that_of_the_last_seconds():
