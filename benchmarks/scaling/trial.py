@@ -21,6 +21,7 @@ from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.tokenizers.base import Tokenizer, token_byte_lengths
 from gpt_pretrain.tokenizers.bpe_training import train_bpe
 from gpt_pretrain.tokenizers.build import build_tokenizer
+from gpt_pretrain.training.acceleration import precision_for
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.optimizer import build_optimizer, clip_gradients, gradient_norm
 from gpt_pretrain.training.schedule import lr_at
@@ -70,8 +71,9 @@ def run_trial(trial: Trial, text: StudyText) -> dict[str, Any]:
         steps = max(1, round(trial.trained_bytes / bytes_per_token / (trial.batch * trial.context)))
         torch.manual_seed(trial.seed)
         model = new_model(_architecture(trial, tokenizer))
+        precision, _ = precision_for("auto", torch.device("cpu"))
         start = time.process_time()
-        _train(model, data, trial, steps)
+        _train(model, data, trial, steps, bf16=precision.startswith("bf16"))
         seconds = time.process_time() - start
         loss = mean_loss(
             model.eval(),
@@ -89,6 +91,7 @@ def run_trial(trial: Trial, text: StudyText) -> dict[str, Any]:
         "matrices": parameters - 2 * embedding,
         "bits_per_byte": round(loss.bits_per_byte, 4),
         "cpu_seconds": round(seconds, 1),
+        "precision": precision,
     }
 
 
@@ -148,9 +151,9 @@ def _optimizer_settings(trial: Trial) -> OptimizerSettings:
     )
 
 
-def _train(model: LanguageModel, data: TextDataModule, trial: Trial, steps: int) -> None:
+def _train(model: LanguageModel, data: TextDataModule, trial: Trial, steps: int, *, bf16: bool) -> None:
     """Train for a number of optimizer steps with a linear decay over the last three quarters."""
-    optimizer = build_optimizer(model, _optimizer_settings(trial))
+    optimizer = build_optimizer(model, _optimizer_settings(trial), bf16=bf16)
     rates = [group["lr"] for group in optimizer.param_groups]
     schedule = SchedulerSettings(name="warmup_stable_decay", warmup_steps=0, decay_steps=0, decay_fraction=0.75, min_lr=0.0)
     sampler = data._sampler(data.train, seed=trial.seed, epoch_windows=data.epoch_windows)
@@ -161,7 +164,8 @@ def _train(model: LanguageModel, data: TextDataModule, trial: Trial, steps: int)
         for indices in sampler:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = lr_at(done, lr=rate, settings=schedule, total_steps=steps)
-            loss = next_token_loss(model, *data.train[indices])
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                loss = next_token_loss(model, *data.train[indices])
             if not math.isfinite(loss.item()):
                 raise ArithmeticError(f"the loss is {loss.item()} at step {done}")
             loss.backward()  # type: ignore[no-untyped-call]

@@ -80,6 +80,12 @@ def test_a_typed_tokenizer_or_model_is_kept(train: Train, tmp_path: Path, base: 
     assert f" {typed.partition('=')[0]}=" in shown.partition("and the same ")[2]
 
 
+def test_a_typed_shape_gets_windows_as_the_rules_were_measured_with(train: Train, tmp_path: Path, base: list[str]) -> None:
+    train("budget=12000 tokens", "model.emb_dim=64", "model.n_layers=2", "model.n_heads=2", base=base)
+    model = read_yaml(tmp_path / "run" / "config.yaml", within=tmp_path)["model"]
+    assert (model["emb_dim"], model["n_layers"], model["context_length"]) == (64, 2, 128)
+
+
 @pytest.mark.slow
 def test_a_disk_or_a_memory_that_is_too_small_is_said_or_chosen_for(
     train: Train, tmp_path: Path, base: list[str], printed: Printed, monkeypatch: pytest.MonkeyPatch

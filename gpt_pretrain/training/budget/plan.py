@@ -165,7 +165,7 @@ def decided_settings(chosen: choice.Candidate, text: choice.TextFacts, limit: st
     config = chosen.config
     dropout, decay, head_decay = choice.regularization_of(chosen.passes)
     parameters = format_si(num_parameters(config), "parameters")
-    is_short = config.context_length < choice.CONTEXT
+    is_short = config.context_length < choice.CONTEXT  # a typed length has no line
     context = "the validation set is hardly longer" if is_short else "the length that the rules were measured with"
     passes = f"the text is read {chosen.passes:.1f} times"
     evaluations = max(4, min(MOST_EVALUATIONS, int(chosen.steps * EVALUATION_SHARE * 3 / (2 * EVALUATION_BATCHES))))

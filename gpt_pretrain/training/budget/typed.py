@@ -61,7 +61,10 @@ def allowed_architectures(settings: TrainSettings, overridden: Set[str], text: c
     sizes = [*text.bytes_per_token]
     if not any(is_typed(f"model.{name}", overridden) for name in ARCHITECTURE):
         return [replace(one, context_length=text.context_for(one.vocab_size)) for one in choice.architectures(sizes)]
-    return [GPTConfig(vocab_size=size, **vars(settings.model)) for size in sizes]
+    typed = [GPTConfig(vocab_size=size, **vars(settings.model)) for size in sizes]
+    if is_typed("model.context_length", overridden):
+        return typed
+    return [replace(one, context_length=text.context_for(one.vocab_size)) for one in typed]
 
 
 def is_typed(name: str, overridden: Set[str]) -> bool:
