@@ -65,10 +65,10 @@ def _evaluate(settings: EvaluateSettings) -> None:
         from gpt_pretrain.evaluation.task_sources import load_tasks
         from gpt_pretrain.evaluation.texts import typed_source, validation_source
         from gpt_pretrain.runs.folder import find_checkpoints
-        from gpt_pretrain.system.devices import keep_freed_memory
+        from gpt_pretrain.system.devices import prepare_computing
         from gpt_pretrain.system.terminal import print_escaped
 
-    keep_freed_memory()
+    prepare_computing()
     # Tasks and texts that cannot be used are refused before weights are loaded.
     tasks = load_tasks(settings.tasks)
     source = typed_source(settings.data)

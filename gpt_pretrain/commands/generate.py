@@ -60,11 +60,11 @@ def _generate(settings: GenerateSettings, stack: ExitStack, *, keep: Path | None
         from gpt_pretrain.generation.decoding import PRECISIONS, decoding_model, pick_decoding_precision
         from gpt_pretrain.generation.prompts import PromptOptions, TextModel, continue_prompt
         from gpt_pretrain.runs.folder import find_checkpoints
-        from gpt_pretrain.system.devices import keep_freed_memory, pick_device
+        from gpt_pretrain.system.devices import pick_device, prepare_computing
         from gpt_pretrain.system.terminal import escape_line, print_escaped
         from gpt_pretrain.tokenizers.unknown import unknown_prompt
 
-    keep_freed_memory()
+    prepare_computing()
     # A prompt that cannot be read is refused before the weights are loaded.
     prompts = _interactive_prompts() if settings.interactive else _read_prompt(settings)
     answers = _open_answers(settings, stack)

@@ -69,10 +69,9 @@ def _serve(settings: ServeSettings) -> None:
         from gpt_pretrain.serving.engine import Engine
         from gpt_pretrain.serving.requests import ServingLimits
         from gpt_pretrain.serving.server import Address, open_socket, run_server
-        from gpt_pretrain.system.devices import keep_freed_memory
+        from gpt_pretrain.system.devices import prepare_computing
         from gpt_pretrain.system.terminal import print_escaped
 
-    keep_freed_memory()
     address = Address(settings.host, settings.port, settings.api_key, settings.cors)
     if not address.is_local and address.api_key is None:
         address = Address(settings.host, settings.port, secrets.token_urlsafe(24), settings.cors)
@@ -80,6 +79,7 @@ def _serve(settings: ServeSettings) -> None:
     weights = _open_models(settings)
     facts = _training_facts(weights)
     thread = ComputeThread()
+    thread.submit(prepare_computing).result()
     models = thread.submit(lambda: {name: _load(weights.pop(name), settings) for name in list(weights)}).result()
     engine = Engine(models, ServingLimits(settings.max_rows, settings.max_queue, settings.max_seconds), thread=thread)
     port = opened.getsockname()[1]

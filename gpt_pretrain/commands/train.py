@@ -113,12 +113,12 @@ def _prepare(config: DictConfig, *, run_dir: Path, overridden: Set[str], writes:
     if config.resume is not None and ranks.is_main():
         check_early(str(config.resume))
     with loading_libraries():
-        from gpt_pretrain.system.devices import keep_freed_memory
+        from gpt_pretrain.system.devices import prepare_computing
         from gpt_pretrain.system.terminal import quiet_lightning
         from gpt_pretrain.training.preflight import prepare_training
 
     quiet_lightning(main=ranks.is_main())
-    keep_freed_memory()
+    prepare_computing()
     return prepare_training(config, overridden=overridden, began=began)
 
 

@@ -26,7 +26,7 @@ from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.generation.decoding import decoding_model
 from gpt_pretrain.generation.prompts import PromptOptions, TextModel, continue_ids
 from gpt_pretrain.runs.folder import find_checkpoints
-from gpt_pretrain.system.devices import keep_freed_memory, pick_device
+from gpt_pretrain.system.devices import pick_device, prepare_computing
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
 
 SAMPLED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # settings of generation that are honored
@@ -69,7 +69,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
                 f"--model_args {min(unknown)}=: there is no such setting of gpt_pretrain. It has checkpoint, pretrained,"
                 " weights, n_heads, tokenizer, precision, batch_tokens and device."
             )
-        keep_freed_memory()
+        prepare_computing()
         if pretrained is not None:
             found = open_weights(pretrained, n_heads=n_heads, kind=weights)
         else:

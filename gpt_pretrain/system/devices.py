@@ -11,6 +11,14 @@ import torch
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.resources import return_freed_memory
+from gpt_pretrain.system.shared_cores import share_cores, use_own_cores
+
+
+def prepare_computing() -> None:
+    """Set up this process's memory and threads for computing on a CPU. The thread that computes calls this once."""
+    keep_freed_memory()
+    use_own_cores()
+    share_cores()
 
 
 def keep_freed_memory() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
 import re
@@ -22,12 +23,53 @@ CPU_INFO = Path("/proc/cpuinfo")
 CLEAR_REFS, STATUS, STATM = Path("/proc/self/clear_refs"), Path("/proc/self/status"), Path("/proc/self/statm")
 STACK = 1 << 23  # Bytes that a thread reserves.
 MEMINFO, CGROUP_USE = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.current")
+CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # memory limit of a container; "max" if it has none
 
 
-def cores() -> int:
-    """Return the number of CPU cores that this process may use."""
+def usable_cpus() -> int:
+    """Return the number of CPU cores on which this process may run."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def cores() -> int:
+    """Return the number of CPU cores that this process may use: those on which it may run, or its container's quota."""
+    quota = cpu_quota()
+    return usable_cpus() if quota is None else min(usable_cpus(), max(1, math.ceil(quota)))
+
+
+def cpu_quota() -> float | None:
+    """Return how many cores' time the groups of this process may use, such as 1.5 for a container; None without such a limit.
+
+    Source: cgroups(7); the kernel's documentation of cgroup v2, cpu.max, and of CFS bandwidth control for v1.
+    """
+    try:
+        lines = OWN_CGROUPS.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return None
+    quotas = []
+    for _, controllers, path in (line.split(":", 2) for line in lines if line.count(":") >= 2):
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = CGROUPS / controllers if controllers else CGROUPS
+        group = root / path.lstrip("/")
+        for folder in (group, *group.parents):  # a limit above holds below; a container sees its own group at the root
+            if folder.is_relative_to(root) and (quota := _group_quota(folder)) is not None:
+                quotas.append(quota)
+    return min(quotas, default=None)
+
+
+def _group_quota(folder: Path) -> float | None:
+    """Return the cores that one control group may use; None without a limit."""
+    try:
+        if (folder / "cpu.max").exists():
+            quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
+        else:
+            quota, period = ((folder / f"cpu.cfs_{name}_us").read_text(encoding="ascii") for name in ("quota", "period"))
+        cores = int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):  # "max", or no such file
+        return None
+    return cores if cores > 0 else None  # -1 stands for no limit in v1
 
 
 def cpu_name() -> str:

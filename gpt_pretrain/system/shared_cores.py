@@ -1,0 +1,132 @@
+"""Keep the threads of PyTorch from holding a core while they wait for each other and other programs need it.
+
+A thread that reaches the end of a parallel operation waits for the others. libgomp, the OpenMP library in PyTorch's packages for
+Linux, has it look 300,000 times before it sleeps, about 7 ms. Beside another program, the thread that it waits for often waits
+for the same core: two trainings with two threads each on two cores took 14 times as long as one alone. Where a process has more
+OpenMP threads than cores, libgomp looks 100 times only. Idle threads are enough for that, and they change no result.
+
+Source: libgomp/env.c and libgomp/config/linux/wait.h of GCC 14, gomp_throttled_spin_count_var.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from gpt_pretrain.system.resources import cores, usable_cpus
+
+THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # environment variables by which users choose how many threads compute
+WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # environment variables by which users choose how threads wait
+LOOK_SECONDS = 0.5  # between two looks at how long the computing thread has waited for a core
+PROBE_SECONDS = 0.1  # for which threads wait actively again, to see whether a core is free for each of them
+FIRST_PAUSE, LONGEST_PAUSE = 4.0, 60.0  # seconds between two probes; each pause is twice as long as the one before
+BUSY_SHARE = 0.1  # of its time: a thread that waits longer than that for a core shares it with other programs
+MAPS, TASKS = Path("/proc/self/maps"), Path("/proc/self/task")
+SOFT_PAUSE = 1  # of OpenMP's omp_pause_resource_t
+_started = threading.Lock()  # held from the first start of the watching thread on
+
+Usage = tuple[int, int]  # how long a thread has run on a core and has waited for one, in nanoseconds
+
+
+def use_own_cores() -> None:
+    """Have PyTorch compute with no more threads than its container's quota of processor time has cores.
+
+    More threads would use the quota up by waiting for each other. A number of threads in the environment takes precedence.
+    """
+    import torch
+
+    if not any(name in os.environ for name in THREAD_SETTINGS) and cores() < torch.get_num_threads():
+        torch.set_num_threads(cores())
+
+
+def share_cores() -> None:
+    """Have PyTorch's threads sleep while they wait for each other, whenever other programs need the cores.
+
+    A thread looks twice a second whether the calling thread, which is the one that computes, waits for a core. Environment
+    variables that say how threads wait take precedence.
+    """
+    import torch
+
+    if any(name in os.environ for name in WAIT_SETTINGS) or torch.get_num_threads() == 1 or sys.platform != "linux":
+        return
+    read = usage_reader(threading.get_native_id())
+    library = load_libgomp()
+    if read is not None and library is not None and _started.acquire(blocking=False):
+        arguments = (IdleThreads(library), read, time.sleep)
+        threading.Thread(target=watch_cores, args=arguments, name="share_cores", daemon=True).start()
+
+
+class IdleThreads:
+    """OpenMP threads that do nothing, one more than the cores. They belong to the thread that starts them."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+
+    def start(self) -> None:
+        function = ctypes.cast(self._library.omp_get_thread_num, ctypes.c_void_p)  # any without arguments and effects
+        self._library.GOMP_parallel(function, None, ctypes.c_uint(usable_cpus() + 1), ctypes.c_uint(0))
+
+    def stop(self) -> None:
+        self._library.omp_pause_resource(SOFT_PAUSE, self._library.omp_get_initial_device())
+
+
+def watch_cores(idle: IdleThreads, read: Callable[[], Usage], wait: Callable[[float], object]) -> None:
+    """Start the idle threads while the cores are shared, and stop them afterwards, until the process ends.
+
+    Each look takes this thread's turn in Python only twice: where threads wait actively beside other programs, the computing
+    thread keeps its turn for long.
+    """
+    is_sharing = _is_busy((0, 0), read())
+    while True:
+        if not is_sharing:
+            is_sharing = _look(LOOK_SECONDS, read, wait)
+            continue
+        pause = FIRST_PAUSE
+        while is_sharing:
+            idle.start()
+            wait(pause)
+            idle.stop()
+            is_sharing = _look(PROBE_SECONDS, read, wait)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _look(seconds: float, read: Callable[[], Usage], wait: Callable[[float], object]) -> bool:
+    before = read()
+    wait(seconds)
+    return _is_busy(before, read())
+
+
+def _is_busy(before: Usage, after: Usage) -> bool:
+    ran, waited = after[0] - before[0], after[1] - before[1]
+    return waited > BUSY_SHARE * (ran + waited)
+
+
+def usage_reader(thread: int) -> Callable[[], Usage] | None:
+    """Return a function that reads how long a thread of this process has run and has waited; None if the system does not tell.
+
+    Source: the kernel's documentation, scheduler/sched-stats.
+    """
+    try:
+        file = os.open(TASKS / str(thread) / "schedstat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+
+    def read() -> Usage:
+        ran, waited, _ = os.pread(file, 100, 0).split()
+        return int(ran), int(waited)
+
+    return read
+
+
+def load_libgomp() -> ctypes.CDLL | None:
+    """Return the libgomp that PyTorch has loaded; None if it has loaded another library for OpenMP."""
+    maps = MAPS.read_text(encoding="utf-8", errors="surrogateescape")
+    found = re.search(r"(/\S.*libgomp[^/\n]*)$", maps, re.MULTILINE)
+    library = None if found is None else ctypes.CDLL(found[1])
+    return library if hasattr(library, "GOMP_parallel") and hasattr(library, "omp_pause_resource") else None
