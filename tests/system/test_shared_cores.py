@@ -119,7 +119,7 @@ def test_a_process_that_starts_beside_others_shares_at_once() -> None:
 def test_probes_become_rare_but_do_not_end() -> None:
     pauses = [event for event in watched([1.0] * 8) if isinstance(event, float) and event > 0.5]
 
-    assert pauses == [4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]
+    assert pauses == [4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0, 60.0]
 
 
 def test_waiting_for_a_core_is_counted() -> None:
