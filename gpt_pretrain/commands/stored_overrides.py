@@ -182,7 +182,7 @@ def _admit(
         admitted.asked[False].append(shown)
     elif not all(is_within_bounds(key, value) for key, value in leaves if override_kind(key, value, script=script) == BOUNDED):
         limits = ", ".join(f"{key} is at most {BOUNDS[key]():,}" for key in dict(leaves) if key in BOUNDS)
-        admitted.problems.append(_refuse(text, origin, f"is more than is taken from a file: {limits}"))
+        admitted.problems.append(_refuse(text, origin, f"exceeds the limit for files from elsewhere ({limits})"))
     elif LOCAL in kinds:
         admitted.notices.append(f"{shown} comes from {origin}, {UNSIGNED}, and is not used. To use it, add: {shown}")
     else:

@@ -120,7 +120,9 @@ def _beginning(tokens: TokenStream, tokenizer: Tokenizer, *, max_bytes: int) -> 
         UserError: If the tokens do not tell the bytes of their text.
     """
     if not tokenizer.keeps_bytes:
-        raise UserError(f"max_bytes={max_bytes}: the tokens of {tokenizer.name} do not tell how many bytes of text they are.")
+        raise UserError(
+            f"max_bytes={max_bytes}: the tokens of {tokenizer.name} do not show how many bytes of text they stand for."
+        )
     lengths, total = token_byte_lengths(tokenizer), 0
     for start in range(0, tokens.count, BLOCK):
         ends = total + np.cumsum(lengths[tokens.read(start, min(BLOCK, tokens.count - start))])

@@ -159,7 +159,7 @@ def plan_rungs(text: choice.TextFacts, speed: Speed, limits: choice.Limits, *, s
     if len(possible) < N_SIZES:
         raise UserError(
             f"budget={_as_budget(seconds)} is too short for a ladder: in {format_duration(each)}, the time of a short training, "
-            f"this machine makes {MIN_RUNG_STEPS} optimizer steps with only {len(possible)} of the {N_SIZES} sizes. Give a "
+            f"this machine completes {MIN_RUNG_STEPS} optimizer steps with only {len(possible)} of the {N_SIZES} sizes. Give a "
             f"longer budget, or train at once: python train.py data.path=FILE budget={_as_budget(seconds)}"
         )
     index = min(choice.SHAPES.index((best.config.emb_dim, best.config.n_layers)), len(possible) - 1)

@@ -36,7 +36,7 @@ def ladder_problems(keys: Set[str], swept: Set[str]) -> list[str]:
     """
     problems = [f"{key}: a ladder chooses its own trainings, so each setting has one value." for key in sorted(swept)]
     problems += [
-        f"{key}=: a ladder measures which one is best. Leave it out; python train.py budget= takes it as it is."
+        f"{key}=: a ladder measures which one is best. Leave it out; python train.py budget= keeps it as typed."
         for key in sorted(keys)
         if any(key == name or key.startswith(f"{name}.") for name in CHOSEN)
     ]

@@ -38,8 +38,8 @@ def _check_step(kind: type, name: str) -> None:
     closure = parameters_of(kind.step).get("closure")  # type: ignore[attr-defined]
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise UserError(
-            f"{GROUP}.{TARGET}={name} needs a closure: it computes the loss of a step several times, while a step here has one "
-            "loss, on which its logs and its exact resumption rest. Choose an optimizer whose step() needs no argument."
+            f"{GROUP}.{TARGET}={name} needs a closure, which computes the loss several times in a step. Here, each step "
+            "computes it once, so that the logs and a resumed run are exact. Choose an optimizer whose step() needs no argument."
         )
     if callable(getattr(kind, "train", None)) and callable(getattr(kind, "eval", None)):
         raise UserError(

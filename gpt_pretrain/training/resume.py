@@ -285,8 +285,8 @@ def _keep_epoch_limits(merged: dict[str, Any], stored: Mapping[str, Any], overri
             continue
         if limit * before % now:
             refused.append(
-                f"trainer.{name}={limit} was {limit * before} windows, but a batch of all devices now has {now}, which "
-                "does not divide that"
+                f"trainer.{name}={limit} was {limit * before} windows, which is not a multiple of the {now} windows that a "
+                "batch of all devices now has"
             )
         merged["trainer"][name] = max(1, limit * before // now)
     return refused

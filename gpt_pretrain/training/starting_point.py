@@ -131,13 +131,13 @@ def _stored_pace(typed: str, content: Mapping[str, Any]) -> Pace:
     state = content["callbacks"].get("KeepBudget")
     points = read_points(state.get("points")) if isinstance(state, dict) else None
     if points is None:
-        raise UserError("budget= is a setting of a whole run, which this run began without. Leave it out.")
+        raise UserError("budget= must be set when a run starts, and this run started without it. Leave it out.")
     spent, before, budget = state.get("spent"), str(content["config"].get("budget")), parse_budget(typed)
     if type(spent) is not float or not math.isfinite(spent):
         raise UserError(DAMAGED_PLAN)
     if budget != parse_budget(before) and math.inf in (budget.seconds, parse_budget(before).seconds):
         raise UserError(
-            f"budget={typed}: this run has budget={short_repr(before)}, and only a time can be changed. Leave it out."
+            f"budget={typed}: this run has budget={short_repr(before)}, and only a budget of time can be changed. Leave it out."
         )
     if spent >= budget.seconds:
         raise UserError(f"budget={typed}: this run has spent {format_duration(spent)} already. Choose a longer time.")
@@ -173,7 +173,9 @@ def from_weights(settings: TrainSettings, overridden: Set[str]) -> StartingPoint
         settings.custom["model"] = weights.fields
         vars(settings.model).update({name: value for name, value in weights.fields.items() if name == "context_length"})
     elif named is not None:
-        raise UserError(f"model._target_={named[TARGET]} cannot take the weights of {weights.name}, which are of no such class.")
+        raise UserError(
+            f"model._target_={named[TARGET]} cannot take the weights of {weights.name}: they belong to a built-in model."
+        )
     own = _usable_tokenizer(settings, weights, overridden)
     _follow(settings, weights, own, overridden)
     return StartingPoint(weights=weights, architecture=weights.config, tokenizer=own)

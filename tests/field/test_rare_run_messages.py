@@ -92,7 +92,7 @@ RUNS: dict[str, tuple[Make, str]] = {
     "own_model_of_other_shapes": (other_own_model, "run does not fit model._target_=tests.helpers.own_models.Recurrent: "),
     "epoch_of_other_devices": (
         epoch_limits,
-        "trainer.limit_train_batches=5 was 10 windows, but a batch of all devices now has 6, which does not divide that",
+        "trainer.limit_train_batches=5 was 10 windows, which is not a multiple of the 6 windows that a batch of all devices now has",
     ),
     "optimizer_without_parameters": (
         lambda _: build_custom_optimizer(torch.nn.Linear(1, 1), {"_target_": "tests.helpers.own_parts.of_others"}),
@@ -124,7 +124,7 @@ def test_a_stored_sweep_asks_for_what_no_file_may(tmp_path: Path, monkeypatch: p
         "cannot be an override of this program",
         "may run code, change Hydra itself, or is no setting of this program",
         "holds an interpolation ${...}",
-        "is more than is taken from a file: eval_iter is at most 10,000",
+        "exceeds the limit for files from elsewhere (eval_iter is at most 10,000)",
     )
     assert len(caught.value.problems) == len(texts)
     for reason, problem in zip(reasons, caught.value.problems, strict=True):

@@ -125,7 +125,7 @@ def test_a_text_that_is_too_short_to_evaluate_is_named(tmp_path: Path) -> None:
 
 
 def test_tokens_without_bytes_have_no_beginning() -> None:
-    with pytest.raises(UserError, match=r"max_bytes=9: the tokens of ids:5 do not tell how many bytes of text they are\."):
+    with pytest.raises(UserError, match=r"max_bytes=9: the tokens of ids:5 do not show how many bytes of text they stand for\."):
         _beginning(SimpleNamespace(), build_tokenizer("ids:5"), max_bytes=9)  # type: ignore[arg-type]
 
 

@@ -138,7 +138,7 @@ def test_a_new_run_starts_from_its_weights(train_own: Train, tmp_path: Path) -> 
 
 def test_weights_of_a_built_in_model_are_refused(train: Train, train_own: Train, tmp_path: Path) -> None:
     train(*QUICK, "trainer.max_steps=1")
-    with pytest.raises(UserError, match=r"cannot take the weights of .*, which are of no such class"):
+    with pytest.raises(UserError, match=r"cannot take the weights of .*: they belong to a built-in model"):
         train_own(*named("Recurrent"), f"init_from='{tmp_path / 'run'}'", run_dir=tmp_path / "new")
 
 

@@ -72,8 +72,8 @@ def test_a_resumed_run_may_get_another_time():
     ("typed", "content", "message"),
     [
         ("50s", stored(), "has spent 1 min 0 s already"),
-        ("1e6 tokens", stored(), "only a time can be changed"),
-        ("2e6 tokens", stored(budget="1e6 tokens"), "only a time can be changed"),
+        ("1e6 tokens", stored(), "only a budget of time can be changed"),
+        ("2e6 tokens", stored(budget="1e6 tokens"), "only a budget of time can be changed"),
         ("20m", stored(spent=None), "is damaged"),
         ("20m", stored(spent=math.nan), "is damaged"),
         ("20m", {"config": {}, "callbacks": {}}, "a setting of a whole run"),
