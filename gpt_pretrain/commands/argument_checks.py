@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Set
 from contextlib import suppress
+from dataclasses import fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
@@ -14,6 +15,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, OverrideType, QuotedString, RangeSweep
 from hydra.errors import HydraException
+from omegaconf import MISSING
 from omegaconf.errors import OmegaConfBaseException
 
 from gpt_pretrain.commands.command_words import CONFIGS, NO_RUN, OPEN_BRACKET, OTHER_CONFIGS, Arguments, explain_stray, schema_of
@@ -112,6 +114,12 @@ def override_problems(override: str, *, script: str, sweep: bool = False, folder
     if override.startswith("~") and key not in script_groups(script) and is_declared(schema, key):
         yield f"{override}: a setting cannot be removed. Leave it out to have its default."
         return
+    if override.startswith("~") and key in script_groups(script) and is_declared(schema, key):
+        settings = find_type(schema, key)
+        if is_dataclass(settings) and any(field.default == MISSING for field in fields(settings)):
+            options = ", ".join(group_options(key))
+            yield f"{override}: a run needs this group. Leave this out to have its default, or choose from {options}."
+            return
     if override.startswith("~") and not (
         "@" in key or key.startswith("hydra") or key in script_groups(script) or _is_foreign_group(key, folders)
     ):

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from gpt_pretrain.system.ebcdic import ebcdic_encoding
 from gpt_pretrain.system.shell import quote_word
 
 # For each group of encodings, in the order of preference: letters that are frequent besides ASCII, and letters that also occur.
@@ -53,15 +54,13 @@ SYMBOL_BEFORE_WORD = re.compile("(?<!\\S)[\u2019\u00b6](?=[\u03ac-\u03ce])")
 NOT_TRIED = ["ascii", "utf_8", "utf_8_sig", "utf_7", "utf_16", "utf_16_le", "utf_16_be", "utf_32", "utf_32_le", "utf_32_be"]
 LATIN_END = "\u0250"  # The first character after the letters of Latin script.
 SAMPLE = 1 << 14  # Bytes that are looked at.
-# Of mainframes. Its letters and blanks are other bytes than those of ASCII.
-EBCDIC, ENOUGH_ASCII = "cp037", 0.9
 
 
 def likely_encodings(data: bytes) -> Iterator[str]:
     """Yield Python's names of the encodings that a text may have, the most likely one first."""
     sample = data[:SAMPLE]
-    if _is_ebcdic(sample):
-        yield EBCDIC
+    if (mainframe := ebcdic_encoding(sample)) is not None:
+        yield mainframe
         return
     scores = {name: _score(sample, group[0], name) for group in ALPHABETS for name in group[0]}
     yield from (name for name in sorted(scores, key=scores.__getitem__, reverse=True) if scores[name] >= SURE)
@@ -69,12 +68,6 @@ def likely_encodings(data: bytes) -> Iterator[str]:
 
     for match in from_bytes(sample, cp_exclusion=NOT_TRIED):
         yield from (name for name in (USUAL.get(match.encoding), match.encoding) if name and _decode(sample, name) is not None)
-
-
-def _is_ebcdic(sample: bytes) -> bool:
-    """Return whether a text is words in EBCDIC: with its blanks, and hardly any byte that is a letter or a blank in ASCII."""
-    words = sum(character.isascii() and (character.isalnum() or character in " .,") for character in sample.decode(EBCDIC))
-    return sample.count(b"\x40") > sample.count(b" ") and words >= ENOUGH_ASCII * len(sample)
 
 
 def _score(sample: bytes, group: tuple[str, ...], encoding: str) -> float:

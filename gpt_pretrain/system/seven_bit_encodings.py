@@ -1,10 +1,11 @@
-"""Recognize encodings that write other characters in ASCII bytes, after a code that switches to them."""
+"""Recognize encodings that write other characters in ASCII bytes: after a code that switches to them, or Hebrew in EBCDIC."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 
+from gpt_pretrain.system.ebcdic import ebcdic_encoding
 from gpt_pretrain.system.encodings import ENOUGH, FREQUENT, IDEOGRAPHS, script_index
 
 # Escape sequences of ISO 2022, by Python's name of the encoding.
@@ -17,7 +18,7 @@ ESCAPES = (
 )
 # A part of a text in HZ, or the beginning of one in UTF-7. What else begins like this is hardly ever valid in all its places.
 HZ = re.compile(rb"~\{((?:[\x21-\x77][\x21-\x7e])+?)(?:~\}|\n|.?\Z)")
-UTF7 = re.compile(rb"\+([A-Za-z0-9+/]*)")
+HEBREW, FEWEST_HEBREW = "cp424", 40  # Characters; fewer may be Hebrew by chance.
 OFTEN = 0.1  # Share of the most frequent ones among Chinese or Korean characters.
 UTF7 = re.compile(rb"\+([A-Za-z0-9+/]*)")
 
@@ -29,7 +30,12 @@ def seven_bit_encoding(head: bytes) -> str | None:
     escaped = next((name for name, code in ESCAPES if code.search(head) is not None), None)
     if escaped is not None:
         return escaped
-    return "hz" if _is_hz(head) else "utf_7" if _is_utf7(head) else None
+    return "hz" if _is_hz(head) else "utf_7" if _is_utf7(head) else HEBREW if _is_hebrew(head) else None
+
+
+def _is_hebrew(head: bytes) -> bool:
+    """Return whether a text is Hebrew in EBCDIC, all of whose letters are ASCII characters."""
+    return len(head) >= FEWEST_HEBREW and ebcdic_encoding(head) == HEBREW
 
 
 def _is_hz(head: bytes) -> bool:

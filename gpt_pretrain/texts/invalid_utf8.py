@@ -6,10 +6,11 @@ import codecs
 import os
 from collections.abc import Iterator
 
+from gpt_pretrain.system.ebcdic import LETTERS as EBCDIC
 from gpt_pretrain.system.file_kinds import ARRAY, HEAD, LINES, OBJECTS, ROWS
 from gpt_pretrain.system.file_recognition import content_name, recognize
 from gpt_pretrain.system.formatting import format_count
-from gpt_pretrain.system.old_encodings import EBCDIC, convert_command, decodes, likely_encodings, quote_path
+from gpt_pretrain.system.old_encodings import convert_command, decodes, likely_encodings, quote_path
 from gpt_pretrain.texts.blocks import read_stream
 
 BEFORE, AFTER = 2000, 4000  # Bytes around the first one that is not UTF-8 from which the encoding is guessed.
@@ -71,7 +72,7 @@ def explain_invalid_utf8(block: bytes, error: UnicodeDecodeError, position: int,
     if valid_share > SOME and guesses[0] in HARDLY_UTF8:
         return where, f"Some of it is UTF-8, and some looks like {name}. Convert the latter part by itself"
     told_by = sum(character > "\x7f" for character in sample.decode(guesses[0], errors="ignore"))
-    is_guess = told_by < FEW and guesses[0] != EBCDIC  # All letters of EBCDIC tell it.
+    is_guess = told_by < FEW and guesses[0] not in EBCDIC  # All letters of EBCDIC tell it.
     few = f" (a guess from only {format_count(told_by, 'character')}, so check the result)" * is_guess
     return advice(f"It looks like {name}{few}", convert_command(path, guesses[0]))
 
