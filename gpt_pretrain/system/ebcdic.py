@@ -37,9 +37,9 @@ def ebcdic_encoding(sample: bytes) -> str | None:
 def _count_in_words(sample: bytes, encoding: str) -> int:
     """Return how many characters are those of words, if a text has this encoding."""
     n_common, n_letters = (_count(sample, encoding, characters) for characters in (COMMON, frozenset(LETTERS[encoding])))
-    if encoding in OTHER_SCRIPTS and n_letters <= _count(sample, encoding, ASCII_LETTERS):
-        return n_common  # Nobody writes single letters of another script among those of Latin.
-    return n_common + n_letters
+    are_most = n_letters > _count(sample, encoding, ASCII_LETTERS)
+    # In Latin script, most letters are those of ASCII, and nobody writes single letters of another script among them.
+    return n_common + n_letters * (are_most == (encoding in OTHER_SCRIPTS))
 
 
 def _count(sample: bytes, encoding: str, characters: frozenset[str]) -> int:

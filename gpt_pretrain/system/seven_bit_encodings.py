@@ -18,7 +18,7 @@ ESCAPES = (
 )
 # A part of a text in HZ, or the beginning of one in UTF-7. What else begins like this is hardly ever valid in all its places.
 HZ = re.compile(rb"~\{((?:[\x21-\x77][\x21-\x7e])+?)(?:~\}|\n|.?\Z)")
-HEBREW, FEWEST_HEBREW = "cp424", 40  # Characters; fewer may be Hebrew by chance.
+HEBREW, FEWEST_HEBREW = "cp424", 30  # Characters; fewer may be Hebrew by chance.
 OFTEN = 0.1  # Share of the most frequent ones among Chinese or Korean characters.
 UTF7 = re.compile(rb"\+([A-Za-z0-9+/]*)")
 
