@@ -24,6 +24,7 @@ from gpt_pretrain.system.terminal import escape_line, print_escaped
 from gpt_pretrain.texts.chunks import (
     FIELD_MISSING,
     FILE_FAILURES,
+    NOT_UNPACKED,
     NOT_UTF8,
     NOTHING_TO_READ,
     TASK_ADVICE,
@@ -197,6 +198,8 @@ def failed_files_error(records: Sequence[dict[str, Any]]) -> UserError:
     count, is_one = format_count(len(records), "file"), len(records) == 1
     if without_text:
         what, remedy = f"{count} {'contains' if is_one else 'contain'} no text", f"Leave {'it' if is_one else 'them'} out"
+    elif all(record["reason"] == NOT_UNPACKED for record in records):
+        what, remedy = f"{count} {'is' if is_one else 'are'} not read", f"Do that or leave {'it' if is_one else 'them'} out"
     else:
         what, remedy = f"{count} cannot be read to {'its' if is_one else 'their'} end", "Replace or leave out what is damaged"
     shown = "; ".join(map(describe_rejected, records[:MOST_FAILED_SHOWN]))

@@ -20,7 +20,7 @@ from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.files import make_writable_folder, replacing
 from gpt_pretrain.system.formatting import format_count, format_duration, format_si
 from gpt_pretrain.system.terminal import print_escaped
-from gpt_pretrain.texts.chunks import NOTHING_TO_READ, Chunk, ReadPosition, RejectedRecord
+from gpt_pretrain.texts.chunks import NOT_UNPACKED, NOTHING_TO_READ, Chunk, ReadPosition, RejectedRecord
 from gpt_pretrain.texts.documents import divide_documents
 from gpt_pretrain.texts.inputs import find_inputs
 from gpt_pretrain.texts.reading import read_inputs
@@ -188,6 +188,8 @@ def _reject(record: RejectedRecord, counts: RecordCounts, rejected: list[Rejecte
         described = describe_rejected(dataclasses.asdict(record))
         if record.reason == NOTHING_TO_READ:
             raise UserError(f"A file contains no text: {described}. Leave it out.")
+        if record.reason == NOT_UNPACKED:
+            raise UserError(f"A file is not read: {described}. Do that or leave it out.")
         raise UserError(f"A file cannot be read to its end: {described}. Replace it or leave it out.")
     counts.by_reason[record.reason] = counts.by_reason.get(record.reason, 0) + 1
     if len(rejected) < N_EXAMPLES:

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
-from gpt_pretrain.texts.decompression import BLOCK, DamagedArchiveError
+from gpt_pretrain.texts.decompression import BLOCK, DamagedArchiveError, PackedFileError
 
 RECORD = 512  # Bytes of a header in a tar archive; contents are padded to a multiple of it.
 LONGEST_NAME = 1 << 16
@@ -55,7 +55,7 @@ def read_tar(blocks: Iterable[bytes]) -> Members:
             reader.skip(size + -size % RECORD)
             continue
         if kind == SPARSE:
-            raise DamagedArchiveError(f"{name} is stored as a sparse file; unpack the archive first")
+            raise PackedFileError(f"{name} is stored as a sparse file; unpack the archive first")
         size = int(extended["size"]) if DIGITS.fullmatch(extended.get("size", "")) else size
         name, extended = extended.get("path", name), {}
         if kind in WITHOUT_CONTENT:
@@ -73,7 +73,8 @@ def read_zip(stream: BinaryIO, *, size: int) -> Members:
         size: Bytes of the file that the archive is, or is in.
 
     Raises:
-        DamagedArchiveError: If the archive is truncated, encrypted or damaged, or compressed with a rare method.
+        DamagedArchiveError: If the archive is truncated or damaged.
+        PackedFileError: If it is encrypted, compressed with a rare method, or has too many files.
     """
     try:
         _check_directory(stream, size)
@@ -179,7 +180,8 @@ def _parse_extended(content: bytes) -> dict[str, str]:
     """Return the fields path and size of an extended header, whose lines are `length name=value`.
 
     Raises:
-        DamagedArchiveError: If the member is stored as a sparse file, or there are far too many fields.
+        PackedFileError: If the member is stored as a sparse file.
+        DamagedArchiveError: If there are far too many fields.
     """
     found, start, n_fields = dict[str, str](), 0, 0
     while (match := EXTENDED_LINE.match(content, start)) and start + int(match[1]) > match.end():
@@ -187,7 +189,7 @@ def _parse_extended(content: bytes) -> dict[str, str]:
             raise DamagedArchiveError(f"it describes a member with more than {MAX_FIELDS:,} fields")
         name, _, value = content[match.end() : start + int(match[1]) - 1].partition(b"=")
         if name.startswith(b"GNU.sparse"):
-            raise DamagedArchiveError("it contains a sparse file; unpack the archive first")
+            raise PackedFileError("it contains a sparse file; unpack the archive first")
         if name in (b"path", b"size"):
             found[name.decode()] = _text(value)
         start += int(match[1])
@@ -202,20 +204,20 @@ def _check_directory(stream: BinaryIO, size: int) -> None:
     """Check that the list of a zip archive's members, which zipfile reads as a whole, is not too large.
 
     Raises:
-        DamagedArchiveError: If it is.
+        PackedFileError: If it is.
     """
     # There are two records of the list's size. zipfile itself must say which of them it will use.
     end = zipfile._EndRecData(stream)  # type: ignore[attr-defined]
     if end is not None and end[zipfile._ECD_SIZE] > MAX_DIRECTORY + size // DIRECTORY_PART:  # type: ignore[attr-defined]
-        raise DamagedArchiveError("it contains too many files to be read as an archive; unpack it first")
+        raise PackedFileError("it contains too many files to be read as an archive; unpack it first")
 
 
 def _zip_content(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
     if member.flag_bits & 1:
-        raise DamagedArchiveError(f"{member.filename} is encrypted; unpack the archive first")
+        raise PackedFileError(f"{member.filename} is encrypted; unpack the archive first")
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         # zipfile decompresses these a few kilobytes at a time, which may expand to gigabytes.
-        raise DamagedArchiveError(f"{member.filename} is compressed with a rare method; unpack the archive first")
+        raise PackedFileError(f"{member.filename} is compressed with a rare method; unpack the archive first")
     try:
         with archive.open(member) as content:
             while block := content.read(BLOCK):

@@ -22,13 +22,14 @@ TASK_ADVICE = (
 )
 # Reasons for which a whole file cannot be read to its end. Its loss is not that of a record.
 DAMAGED_ARCHIVE, UNREADABLE, NOT_UTF8_FILE, CUT_OFF = "damaged file", "read error", "not a text in UTF-8", "cut off"
-NOTHING_TO_READ = "nothing to read"
+NOTHING_TO_READ, NOT_UNPACKED = "nothing to read", "not unpacked"
 FILE_FAILURES = (
     DAMAGED_ARCHIVE,
     UNREADABLE,
     NOT_UTF8_FILE,
     CUT_OFF,
     NOTHING_TO_READ,
+    NOT_UNPACKED,
     "damaged archive",
 )  # the last by earlier versions
 

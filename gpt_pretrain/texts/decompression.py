@@ -24,6 +24,10 @@ class DamagedArchiveError(Exception):
     """Raised for an archive that is truncated or cannot be decompressed."""
 
 
+class PackedFileError(DamagedArchiveError):
+    """Raised for a whole archive that is packed in a way that is not read here: encrypted, or by a rare method."""
+
+
 class NothingToReadError(DamagedArchiveError):
     """Raised for a whole archive that contains no text."""
 
@@ -158,6 +162,8 @@ def _contents(member: Decompressor, data: bytes, form: str) -> Iterator[bytes]:
     except Exception as error:  # Of zstandard, which has its own and may not be installed.
         if form != "zst":
             raise
+        if "ictionary" in str(error):
+            raise PackedFileError("it was compressed with a dictionary; decompress it first: zstd -d -D DICTIONARY") from error
         raise DamagedArchiveError(str(error)) from error
     # A few bytes may expand to 128 MB. Such a block would be copied once for each of its parts further on.
     for start in range(0, len(content), BLOCK):

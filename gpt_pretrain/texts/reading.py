@@ -16,6 +16,7 @@ from gpt_pretrain.texts.chunks import (
     DAMAGED_ARCHIVE,
     LONGEST_RECORD,
     MAX_LINES,
+    NOT_UNPACKED,
     NOT_UTF8_FILE,
     NOTHING_TO_READ,
     UNREADABLE,
@@ -24,7 +25,7 @@ from gpt_pretrain.texts.chunks import (
     ReadPosition,
 )
 from gpt_pretrain.texts.contents import Content, open_contents
-from gpt_pretrain.texts.decompression import ContentLimit, DamagedArchiveError, NothingToReadError, drop_bytes
+from gpt_pretrain.texts.decompression import ContentLimit, DamagedArchiveError, NothingToReadError, PackedFileError, drop_bytes
 from gpt_pretrain.texts.documents import MARKER, Separators
 from gpt_pretrain.texts.inputs import CorpusInputs, InputFile, check_unchanged
 from gpt_pretrain.texts.invalid_utf8 import explain_invalid_utf8
@@ -163,7 +164,8 @@ def _read_file(
                     yield from read_records(content, file, cursor, inputs)
                 cursor.file = file.path
         except DamagedArchiveError as error:
-            yield cursor.reject(NOTHING_TO_READ if isinstance(error, NothingToReadError) else DAMAGED_ARCHIVE, str(error))
+            reasons = {NothingToReadError: NOTHING_TO_READ, PackedFileError: NOT_UNPACKED}
+            yield cursor.reject(reasons.get(type(error), DAMAGED_ARCHIVE), str(error))
         except OSError as error:
             yield cursor.reject(UNREADABLE, error.strerror or str(error))
     left_out.report(file.path)

@@ -30,7 +30,7 @@ from gpt_pretrain.texts.chunks import (
     RejectedRecord,
 )
 from gpt_pretrain.texts.contents import Content, open_contents
-from gpt_pretrain.texts.decompression import DamagedArchiveError, NothingToReadError
+from gpt_pretrain.texts.decompression import DamagedArchiveError, NothingToReadError, PackedFileError
 from gpt_pretrain.texts.finding import match_files
 from gpt_pretrain.texts.inputs import CorpusInputs, FileStamp, InputFile, select_files, stamp_file, stat_input_file
 from gpt_pretrain.texts.invalid_utf8 import encoding_advice, explain_invalid_utf8
@@ -145,6 +145,8 @@ class Text:
             except NothingToReadError as error:
                 problem = str(error).replace(" text_field=", " data.text_field=").rstrip(".")
                 raise UserError(f"{path} is not read: {problem}. Choose another file.") from error
+            except PackedFileError as error:
+                raise UserError(f"{path} is not read: {error}.") from error
             except DamagedArchiveError as error:
                 raise UserError(f"{path} cannot be read to its end: {error}. Get it again, or leave it out.") from error
             except OSError as error:
