@@ -42,6 +42,7 @@ ACTIVATIONS = {
 TORCH_GELU = "torch.nn.modules.activation.GELU"
 OTHER_ACTIVATIONS = re.compile(r"\w*(ReLU|SiLU|SELU|CELU|ELU|GLU|QuickGELU|ClippedGELU|Mish|Tanh|Sigmoid|Swish)\w*")
 
+TENSOR_REBUILDERS = "torch._utils._rebuild_"  # What pickles call for a tensor.
 # The class of tensors that are divided among devices, and what to do about a file of them.
 DISTRIBUTED_TENSOR = "torch.distributed.tensor.DTensor"
 IN_PIECES = (
@@ -92,6 +93,8 @@ def read_weights(path: Path) -> FileContent:
         if any(_is_divided(node) for _, node in _nodes(content, inside_modules=True)):
             raise UserError(f"{path} {IN_PIECES}")
         read_torch_file(path)  # raises the error that names what the file needs
+    if weights is not None and any(_is_other_tensor(name, value) for name, value in weights.tensors.items()):
+        read_torch_file(path)
     if weights is None:
         if not isinstance(content, dict):
             raise UserError(f"{path} holds {describe_value(content)}, not a dict of tensors.")
@@ -206,6 +209,12 @@ def _flatten(content: dict[str, Any]) -> dict[str, Any]:
         for name, value in node.items()
         if not _is_nested(value)
     }
+
+
+def _is_other_tensor(name: Any, value: Any) -> bool:
+    """Return whether a tensor of the model is stored in a form that is not read here, such as a sparse or quantized one."""
+    is_rebuilt = isinstance(value, InertObject) and value.name.startswith(TENSOR_REBUILDERS)
+    return is_rebuilt and isinstance(name, str) and find_slot(name) is not None
 
 
 def _is_divided(node: Any) -> bool:

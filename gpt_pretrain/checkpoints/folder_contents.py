@@ -56,6 +56,9 @@ OTHER_FORMATS = {
     r".*\.msgpack": ("Flax", CONVERT.format(option="from_flax")),
     r".*\.onnx(_data|\.data)?": ("ONNX", "Name the model that they were made from."),
     r".*\.gguf|ggml-.*\.bin|.*\.ggml": ("llama.cpp", "Name the model that they were made from."),
+    r".*\.(engine|plan)": ("TensorRT", "Name the model that they were made from."),
+    r"openvino_\w*model\.(xml|bin)": ("OpenVINO", "Name the model that they were made from."),
+    r".*\.pte": ("ExecuTorch", "Name the model that they were made from."),
     r".*\.ot": ("Rust", "Name the model that they were made from."),
     r".*\.(mlmodel|mlpackage)": ("Core ML", "Name the model that they were made from."),
 }

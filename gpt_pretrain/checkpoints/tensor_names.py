@@ -57,6 +57,7 @@ FOREIGN = {
     "a BERT or RoBERTa": r"layer\.\d+\.attention\.self\.",
     "a T5": r"(en|de)coder\.block\.\d+\.layer\.",
     "a model of Megatron-LM": r"language_model\.|layers\.\d+\.self_attention\.linear_qkv",
+    "a model of minGPT's first version": r"blocks\.\d+\.attn\.(key|query|value)\.",
     "a model of LitGPT": r"h\.\d+\.(attn\.(attn|qkv)|norm_1)\.",
     "a nanochat model in its own layout; convert it to transformers' NanoChatForCausalLM": r"h\.\d+\.attn\.c_[qkv]\.",
     "a model with rotary positions": r"(^|\.)(rotary\w*|inv_freq|freqs_cis|(cos|sin)(_cached)?)(\.|$)",

@@ -156,6 +156,8 @@ R_DATA = FileKind(
     "file of R objects",
     advice=convert_advice("jsonlite::stream_out(data.frame(text = x), file('texts.jsonl'))", "Export the texts in R first"),
 )
+CTRANSLATE2 = FileKind("CTranslate2 model", advice=NO_WEIGHTS)
+TENSORRT = FileKind("TensorRT engine", advice=NO_WEIGHTS)
 GGML = FileKind("GGML file of weights", advice=NO_WEIGHTS)
 FEATHER = FileKind("Feather table", advice=_TABLE.replace("{reader}", "feather"))
 PARQUET_SUMMARY = FileKind("list of the parts of a Parquet table", advice="Give the folder, or the parts themselves.")
@@ -214,6 +216,14 @@ SIGNATURES: tuple[tuple[int, bytes, FileKind], ...] = (
         FileKind("GGUF file of weights", advice=NO_WEIGHTS),
     ),
     *((0, magic, GGML) for magic in (b"lmgg", b"fmgg", b"tjgg")),  # "ggml", "ggmf" and "ggjt" in the other order of bytes.
+    # After the version and the length of the name.
+    *(
+        (6, name, CTRANSLATE2)
+        for name in (b"TransformerSpec\0", b"TransformerDecoderModelSpec\0", b"TransformerEncoderModelSpec\0")
+    ),
+    *((0, magic, TENSORRT) for magic in (b"ftrt", b"ptrt")),
+    (0, b"24ka", FileKind("model of llama2.c", advice=NO_WEIGHTS)),
+    (4, b"ET12", FileKind("ExecuTorch program", advice=NO_WEIGHTS)),
     (4, b"TFL3", FileKind("TensorFlow Lite model", advice=NO_WEIGHTS)),
     (0, b"!<arch>\n", FileKind("library or Debian package", advice="Its parts are not text.")),
     (0, b"MATLAB 5.0 MAT-file", MATLAB),
