@@ -9,6 +9,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from ctypes import CDLL
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.custom import CustomModel
 from gpt_pretrain.model.kernels.int8_linear import Int8Linear, has_int8_products
 from gpt_pretrain.model.kernels.matmul_speed import speedup
+from gpt_pretrain.model.kernels.native_linear import NativeLinear
 from gpt_pretrain.model.kernels.packed_linear import PackedLinear
 from gpt_pretrain.model.kv_cache import KVCache, StaticKVCache
 from gpt_pretrain.model.language_model import LanguageModel
@@ -30,6 +32,7 @@ PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "int8": to
 MIN_DECODING_SPEEDUP = 1.2  # A smaller speedup of bf16 decoding is not worth its rounding.
 ATTENTION_FOR_ANY_LENGTH = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 PROMPT_ROWS = 128  # positions of a prompt whose logits are in memory at once
+_DecodingLayer = PackedLinear | Int8Linear | NativeLinear
 GRAPH_MIN_TOKENS = 32  # For fewer tokens, capturing a CUDA graph takes longer than it saves.
 
 
@@ -55,10 +58,14 @@ class DecodingModel:
         weight_dtype = model.tok_emb.weight.dtype if dtype is None else dtype
         self.dtype = torch.float32 if weight_dtype == torch.int8 else weight_dtype
         code = load_step_code(model, dtype=weight_dtype)
-        n_rows = batch_size if code is None else None
-        self._blocks = _pack_linear_layers(model, dtype=weight_dtype, n_rows=n_rows)
-        self._head = _decoding_layer(model.head_weight, None, dtype=weight_dtype, n_rows=n_rows)
-        self._native = None if code is None else NativeStep(code, self._blocks, self._head, dtype=weight_dtype)
+
+        def layer(weight: Tensor, bias: Tensor | None) -> _DecodingLayer:
+            return _decoding_layer(weight, bias, dtype=weight_dtype, n_rows=batch_size, code=code)
+
+        self._blocks, self._head = _replace_linear_layers(model, layer), layer(model.head_weight, None)
+        self._native = None
+        if code is not None and isinstance(self._head, NativeLinear):
+            self._native = NativeStep(code, self._blocks, self._head, dtype=weight_dtype)
 
     def next_logits(self, token_ids: Tensor, *, cache: KVCache | None = None) -> Tensor:
         """Return the logits after the last of token_ids.
@@ -158,7 +165,7 @@ def pick_decoding_precision(precision: str, model: LanguageModel) -> tuple[str, 
         return ("bf16-mixed", "this GPU supports bf16") if supported else ("32-true", "this GPU does not support bf16")
     if weight.device.type != "cpu":
         return "32-true", f"the safe choice on {weight.device.type}"
-    faster = (times := _bf16_row_speedup(weight)) >= MIN_DECODING_SPEEDUP
+    faster = (times := _bf16_row_speedup(model)) >= MIN_DECODING_SPEEDUP
     reason = f"bf16 decodes {times:g} times as fast as fp32 on this CPU"
     return ("bf16-mixed", reason) if faster else ("32-true", f"{reason}; bf16-mixed needs {MIN_DECODING_SPEEDUP:g}")
 
@@ -211,15 +218,16 @@ def _attention_for_any_length(device: torch.device) -> AbstractContextManager[No
     return sdpa_kernel(ATTENTION_FOR_ANY_LENGTH) if device.type == "cuda" else nullcontext()
 
 
-def _pack_linear_layers(model: LanguageModel, *, dtype: torch.dtype, n_rows: int | None) -> LanguageModel:
-    """Copy a model in eval mode, without its output head and hooks, sharing all weights except those of linear layers."""
+def _replace_linear_layers(model: LanguageModel, layer: Callable[[Tensor, Tensor | None], nn.Module]) -> LanguageModel:
+    """Copy a model in eval mode, without its output head and hooks, sharing all weights except those of linear layers.
+
+    Args:
+        layer: Function that makes a layer for decoding from a weight and a bias.
+    """
     replacements: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
-            is_head = name == "out_head"
-            replacements[id(module)] = (
-                None if is_head else _decoding_layer(module.weight, module.bias, dtype=dtype, n_rows=n_rows)
-            )
+            replacements[id(module)] = None if name == "out_head" else layer(module.weight, module.bias)
         # A compiled block would be compiled anew for each length of the text.
         replacements[id(module._compiled_call_impl)] = None
         # A profiler's hooks hold records that cannot be copied.
@@ -227,19 +235,26 @@ def _pack_linear_layers(model: LanguageModel, *, dtype: torch.dtype, n_rows: int
     return copy.deepcopy(model, replacements).eval()
 
 
-def _decoding_layer(weight: Tensor, bias: Tensor | None, *, dtype: torch.dtype, n_rows: int | None) -> PackedLinear | Int8Linear:
-    """Prepare a linear layer for this number of rows; None is for prompts, while a step in C reads the weights in their order."""
+def _decoding_layer(weight: Tensor, bias: Tensor | None, *, dtype: torch.dtype, n_rows: int, code: CDLL | None) -> _DecodingLayer:
+    """Prepare a linear layer for this number of rows; with the code of a step, it is for prompts, as the step has its own."""
     if dtype == torch.int8:
-        return Int8Linear(weight, bias, n_rows=1 if n_rows is None else n_rows)
-    return PackedLinear(weight, bias, dtype=dtype, n_rows=n_rows)
+        rounded = Int8Linear(weight, bias, n_rows=n_rows)
+        return rounded if code is None else NativeLinear(code, rounded)
+    if code is None:
+        return PackedLinear(weight, bias, dtype=dtype, n_rows=n_rows)
+    return NativeLinear(code, PackedLinear(weight, bias, dtype=dtype, n_rows=None))
 
 
-def _bf16_row_speedup(weight: Tensor) -> float:
-    """Return how many times as fast as in fp32 one row's product with a weight is in bf16."""
+def _bf16_row_speedup(model: LanguageModel) -> float:
+    """Return how many times as fast as in fp32 one row's product with the output head is in bf16."""
+    weight = model.head_weight
 
     def product(dtype: torch.dtype) -> Callable[[], Tensor]:
-        layer, row = PackedLinear(weight, None, dtype=dtype, n_rows=1), torch.zeros(1, weight.shape[1], dtype=dtype)
+        code = load_step_code(model, dtype=dtype)
+        layer = _decoding_layer(weight, None, dtype=dtype, n_rows=1, code=code)
+        row = torch.zeros(1, weight.shape[1], dtype=dtype)
         return lambda: layer(row)
 
-    name = f"row of {weight.shape[1]} times {weight.shape[0]}, bf16 over fp32"
+    kind = "" if load_step_code(model, dtype=torch.bfloat16) is None else ", in C"
+    name = f"row of {weight.shape[1]} times {weight.shape[0]}, bf16 over fp32{kind}"
     return measured_once(name, lambda: speedup(product(torch.bfloat16), product(torch.float32)))

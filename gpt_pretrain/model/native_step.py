@@ -13,32 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt_pretrain.model.kernels.int8_linear import Int8Linear
-from gpt_pretrain.model.kernels.packed_linear import PackedLinear
+from gpt_pretrain.model.kernels.native_linear import TYPES, LayerPointers, NativeLinear
 from gpt_pretrain.model.kv_cache import KVCache, RowCaches
 from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.model.modern import NORM_EPS, rotation_at
 from gpt_pretrain.system.native_code import load_native_code
 
 SOURCE = Path(__file__).parent / "kernels" / "decoding_step.c"
-TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 ACTIVATIONS = {"tanh": 0, "none": 1}
 SQUARED_RELU = 2
 WIDTH = 64  # The code adds up this many inputs at a time,
 HEAD_WIDTH = 16  # and this many numbers of a head.
 
 
-class _Linear(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("weight", "bias", "scale")),
-        *((name, ctypes.c_int64) for name in ("outputs", "inputs")),
-    )
-
-
 class _Block(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("norm1_weight", "norm1_bias", "norm2_weight", "norm2_bias")),
-        *((name, _Linear) for name in ("qkv", "out", "up", "down")),
+        *((name, LayerPointers) for name in ("qkv", "out", "up", "down")),
     )
 
 
@@ -48,7 +39,7 @@ class _Model(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("emb_dim", "n_heads", "n_kv_heads", "head_dim")),
         ("norm_eps", ctypes.c_float),
         *((name, ctypes.c_void_p) for name in ("tok_emb", "pos_emb", "cosines", "sines", "norm_weight", "norm_bias")),
-        ("head", _Linear),
+        ("head", LayerPointers),
         ("blocks", ctypes.POINTER(_Block)),
     )
 
@@ -68,18 +59,15 @@ class NativeStep:
 
     Args:
         library: The compiled code.
-        model: A model for which `load_step_code` returns the code, with linear layers that leave the weights in their own order.
-            Their memory is shared.
+        model: A model for which `load_step_code` returns the code, with a `NativeLinear` for each linear layer.
         head: Its output head.
         dtype: Dtype of the layers' weights.
     """
 
-    def __init__(
-        self, library: ctypes.CDLL, model: LanguageModel, head: PackedLinear | Int8Linear, *, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, library: ctypes.CDLL, model: LanguageModel, head: NativeLinear, *, dtype: torch.dtype) -> None:
         self._library, self._config, self._dtype = library, model.config, dtype
         self._cache_dtype = torch.float32 if dtype == torch.int8 else dtype
-        self._tensors: list[Tensor] = []  # whose memory the structures point to
+        self._tensors: list[object] = [model, head]  # whose memory the structures point to
         blocks: Any = model.trf_blocks
         self._blocks = (_Block * len(blocks))(*(self._block(block) for block in blocks))
         self._model = self._describe(model, head)
@@ -111,7 +99,7 @@ class NativeStep:
         parts = cache.rows if isinstance(cache, RowCaches) else [cache]
         return all(type(one) is KVCache and one.keys.dtype == self._cache_dtype for one in parts)
 
-    def _describe(self, model: LanguageModel, head: PackedLinear | Int8Linear) -> _Model:
+    def _describe(self, model: LanguageModel, head: NativeLinear) -> _Model:
         config, parts = model.config, dict(model.named_modules())
         is_modern = config.kind == "modern"
         rotation = rotation_at(torch.arange(config.context_length), config.head_dim) if is_modern else (None, None)
@@ -132,7 +120,7 @@ class NativeStep:
             sines=self._pointer(rotation[1]),
             norm_weight=self._pointer(None if norm is None else norm.weight),
             norm_bias=self._pointer(None if norm is None else norm.bias),
-            head=self._linear(head),
+            head=head.pointers,
             blocks=self._blocks,
         )
 
@@ -140,18 +128,14 @@ class NativeStep:
         norms = (block.norm1, block.norm2) if hasattr(block, "norm1") else ()
         vectors = [self._pointer(one) for norm in norms for one in (norm.weight, norm.bias)] or [None] * 4
         layers = (block.att.qkv, block.att.out_proj, block.ff.layers[0], block.ff.layers[2])
-        return _Block(*vectors, *(self._linear(layer) for layer in layers))
-
-    def _linear(self, layer: PackedLinear | Int8Linear) -> _Linear:
-        weight, scale = (layer.rounded, layer.scale) if isinstance(layer, Int8Linear) else (layer.weight, None)
-        bias = None if layer.bias is None else layer.bias.float()
-        return _Linear(*(self._pointer(one) for one in (weight, bias, scale)), *weight.shape)
+        return _Block(*vectors, *(layer.pointers for layer in layers))
 
     def _pointer(self, tensor: Tensor | None) -> int | None:
         if tensor is None:
             return None
-        self._tensors.append(tensor.detach().contiguous())
-        return self._tensors[-1].data_ptr()
+        tensor = tensor.detach().contiguous()
+        self._tensors.append(tensor)
+        return tensor.data_ptr()
 
 
 def load_step_code(model: LanguageModel, *, dtype: torch.dtype) -> ctypes.CDLL | None:
@@ -163,6 +147,7 @@ def load_step_code(model: LanguageModel, *, dtype: torch.dtype) -> ctypes.CDLL |
     library = load_native_code(SOURCE)
     if library is not None:
         library.work_numbers.restype = library.padded_rows.restype = ctypes.c_int64
+        library.step.restype = library.apply.restype = None
     return library
 
 

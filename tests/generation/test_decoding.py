@@ -162,5 +162,5 @@ def test_the_precision_is_the_configured_one_or_the_faster_one(monkeypatch: pyte
     assert precision in PRECISIONS
     assert "times as fast as fp32 on this CPU" in reason
     for times, expected in ((2.0, "bf16-mixed"), (1.2, "bf16-mixed"), (1.19, "32-true")):
-        monkeypatch.setattr(decoding, "_bf16_row_speedup", lambda weight, times=times: times)
+        monkeypatch.setattr(decoding, "_bf16_row_speedup", lambda model, times=times: times)
         assert pick_decoding_precision("auto", model)[0] == expected

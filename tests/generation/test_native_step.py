@@ -98,6 +98,19 @@ def test_a_row_is_the_same_for_any_number_of_threads(dtype: torch.dtype) -> None
     assert torch.equal(logits[0], logits[2])
 
 
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("n_rows", [1, 2, 7, 8, 9])
+def test_a_layer_equals_the_one_for_more_rows(dtype: torch.dtype, n_rows: int) -> None:
+    decoder, _ = decoders(random_model(ARCHITECTURES["gpt2"]), dtype, 1)
+    x = torch.randn(n_rows, 1, 64)
+    for layer in (decoder._head, decoder._blocks.trf_blocks[0].ff.layers[0]):
+        with torch.inference_mode():
+            few, many = layer(x), layer.layer(x)
+        assert few.dtype == many.dtype
+        assert few.shape == many.shape
+        assert (few - many).norm() <= TOLERANCES[dtype] * many.norm()
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 @pytest.mark.parametrize("n_prompt", [1, 15, 16, 20])
 def test_a_greedy_text_is_that_of_the_whole_window(batch_size: int, n_prompt: int) -> None:
@@ -110,8 +123,8 @@ def test_a_greedy_text_is_that_of_the_whole_window(batch_size: int, n_prompt: in
 def test_weights_in_fp32_are_shared() -> None:
     model = tiny_model(emb_dim=64)
     decoder = DecodingModel(model)
-    assert decoder._head.weight.data_ptr() == model.tok_emb.weight.data_ptr()
-    assert decoder._blocks.trf_blocks[0].att.qkv.weight.data_ptr() == model.trf_blocks[0].att.qkv.weight.data_ptr()
+    assert decoder._head.layer.weight.data_ptr() == model.tok_emb.weight.data_ptr()
+    assert decoder._blocks.trf_blocks[0].att.qkv.layer.weight.data_ptr() == model.trf_blocks[0].att.qkv.weight.data_ptr()
 
 
 @pytest.mark.parametrize("name", ["pos_emb.weight", "trf_blocks.0.att.qkv.weight", "trf_blocks.1.ff.layers.0.bias"])

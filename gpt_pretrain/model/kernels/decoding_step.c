@@ -18,7 +18,7 @@
 #define LANES 16
 #define CHAINS 4            /* sums of a dot product that are added up independently */
 #define INPUT_BLOCK 1024    /* inputs of a layer that are read at a time: eight rows of them stay in the first cache */
-#define PREFETCH_BYTES 4096 /* how far ahead weights are requested */
+#define PREFETCH_BYTES 8192 /* how far ahead weights are requested */
 #define MAX_ROWS 8          /* rows that are multiplied by a weight at a time */
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
@@ -88,12 +88,19 @@ INLINE floats load_as(int type, const void *numbers, int64_t index) {
 #endif
 }
 
+/* Add up the numbers of a vector by halves, in the same order on all processors. */
 INLINE float sum(floats v) {
-    float each[LANES];
-    store(each, v);
-    for (int width = LANES / 2; width; width /= 2)
-        for (int i = 0; i < width; i++) each[i] += each[i + width];
-    return each[0];
+    typedef float eight __attribute__((vector_size(32)));
+    typedef float four __attribute__((vector_size(16)));
+    eight low8, high8;
+    memcpy(&low8, &v, sizeof low8);
+    memcpy(&high8, (const char *)&v + sizeof low8, sizeof high8);
+    low8 += high8;
+    four low4, high4;
+    memcpy(&low4, &low8, sizeof low4);
+    memcpy(&high4, (const char *)&low8 + sizeof low4, sizeof high4);
+    low4 += high4;
+    return (low4[0] + low4[2]) + (low4[1] + low4[3]);
 }
 
 /* Return the numbers of yes where a comparison holds, and those of no elsewhere. */
@@ -250,13 +257,13 @@ static void write_cache(int type, char *cache, const float *numbers, int64_t n) 
     }
 }
 
-/* Compute attention of one query over S keys and values, with room for S scores rounded up to whole vectors. */
-INLINE void attend_as(int type, const float *query, const char *keys, const char *values, int64_t S, int64_t K, float *scores,
-                      float *out) {
+/* Compute attention of one query over S keys and values of width K, with room for S scores rounded up to whole vectors. */
+INLINE void attend_over(int type, int64_t K, const float *query, const char *keys, const char *values, int64_t S, float *scores,
+                        float *out) {
     float factor = 1.0f / sqrtf(K), highest = -INFINITY;
     for (int64_t s = 0; s < S; s++) {
         floats products = {0};
-        for (int64_t i = 0; i < K; i += LANES) products += load(query + i) * load_as(type, keys, s * K + i);
+        UNROLL for (int64_t i = 0; i < K; i += LANES) products += load(query + i) * load_as(type, keys, s * K + i);
         scores[s] = sum(products) * factor;
         if (!(scores[s] <= highest)) highest = scores[s]; /* NaN stays the highest */
     }
@@ -268,10 +275,23 @@ INLINE void attend_as(int type, const float *query, const char *keys, const char
         total += weights;
     }
     float inverse = 1.0f / sum(total);
-    for (int64_t i = 0; i < K; i += LANES) store(out + i, (floats){0});
-    for (int64_t s = 0; s < S; s++)
-        for (int64_t i = 0; i < K; i += LANES) store(out + i, load(out + i) + scores[s] * load_as(type, values, s * K + i));
-    for (int64_t i = 0; i < K; i += LANES) store(out + i, load(out + i) * inverse);
+    for (int64_t start = 0; start < K; start += 4 * LANES) {
+        int n = K - start < 4 * LANES ? (int)(K - start) / LANES : 4;
+        floats mixed[4] = {{0}, {0}, {0}, {0}};
+        if (n == 4)
+            for (int64_t s = 0; s < S; s++)
+                UNROLL for (int i = 0; i < 4; i++) mixed[i] += scores[s] * load_as(type, values, s * K + start + i * LANES);
+        else
+            for (int64_t s = 0; s < S; s++)
+                for (int i = 0; i < n; i++) mixed[i] += scores[s] * load_as(type, values, s * K + start + i * LANES);
+        for (int i = 0; i < n; i++) store(out + start + i * LANES, mixed[i] * inverse);
+    }
+}
+
+INLINE void attend_as(int type, int64_t K, const float *query, const char *keys, const char *values, int64_t S, float *scores,
+                      float *out) {
+    if (K == 64) attend_over(type, 64, query, keys, values, S, scores, out); /* the usual width gets code of its own */
+    else attend_over(type, K, query, keys, values, S, scores, out);
 }
 
 /* Store a row's new keys and values of one head, and compute the attention of the heads of queries that share it. */
@@ -286,8 +306,8 @@ static void attend(const Model *m, const Row *row, int64_t layer, int64_t kv_hea
     write_cache(m->cache_type, values + row->position * K * size, value, K);
     for (int64_t q = kv_head * group; q < (kv_head + 1) * group; q++) {
         if (m->cosines) rotate(m, qkv + q * K, row->position);
-        if (m->cache_type == FP32) attend_as(FP32, qkv + q * K, keys, values, row->position + 1, K, scores, head);
-        else attend_as(BF16, qkv + q * K, keys, values, row->position + 1, K, scores, head);
+        if (m->cache_type == FP32) attend_as(FP32, K, qkv + q * K, keys, values, row->position + 1, scores, head);
+        else attend_as(BF16, K, qkv + q * K, keys, values, row->position + 1, scores, head);
         for (int64_t i = 0; i < K; i += LANES) store(input_at(context, index, q * K + i), load(head + i));
     }
 }
@@ -360,5 +380,17 @@ void step(const Model *m, const Row *rows, int64_t n_rows, int64_t longest, int6
         for (int64_t b = 0; b < n_rows; b++)
             normalize(hidden + b * D, D, m->norm_eps, m->norm_weight, m->norm_bias, input_at(&normed, b, 0), group * LANES);
         multiply(type, &m->head, &normed, logits, &from, &to);
+    }
+}
+
+/* Apply a layer to rows, (B, I) -> (B or more, O). work has room for the inputs of whole groups of rows. */
+void apply(int32_t type, const Linear *layer, int64_t n_rows, int64_t n_threads, const float *rows, float *work, float *out) {
+    Inputs x = {n_rows, layer->inputs, group_size(n_rows), work};
+    for (int64_t b = 0; b < n_rows; b++)
+        for (int64_t i = 0; i < layer->inputs; i += LANES) store(input_at(&x, b, i), load(rows + b * layer->inputs + i));
+#pragma omp parallel num_threads(n_threads)
+    {
+        int64_t from, to;
+        multiply(type, layer, &x, out, &from, &to);
     }
 }

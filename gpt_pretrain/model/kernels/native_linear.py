@@ -1,0 +1,60 @@
+"""Linear layers whose few rows are multiplied by C code, at the speed at which memory is read.
+
+Shapes: N rows, I in_features, O out_features.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor, nn
+
+from gpt_pretrain.model.kernels.int8_linear import Int8Linear
+from gpt_pretrain.model.kernels.packed_linear import PackedLinear
+
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # as numbered in the C code
+MAX_ROWS = 8  # More rows are faster as a product of matrices.
+
+
+class LayerPointers(ctypes.Structure):
+    """A layer as the C code reads it."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("weight", "bias", "scale")),
+        *((name, ctypes.c_int64) for name in ("outputs", "inputs")),
+    )
+
+
+class NativeLinear(nn.Module):
+    """A linear layer that leaves up to MAX_ROWS rows to C code, and more of them to another layer.
+
+    Args:
+        library: The compiled code.
+        layer: The layer for more rows, with weights in their own order. Their memory is shared.
+    """
+
+    def __init__(self, library: ctypes.CDLL, layer: PackedLinear | Int8Linear) -> None:
+        super().__init__()
+        self.layer = layer
+        self._library = library
+        weight, scale = (layer.rounded, layer.scale) if isinstance(layer, Int8Linear) else (layer.weight, None)
+        bias = None if layer.bias is None else layer.bias.float()
+        # The structure points to the memory of these.
+        self._tensors = [None if one is None else one.contiguous() for one in (weight, bias, scale)]
+        self.pointers = LayerPointers(*(None if one is None else one.data_ptr() for one in self._tensors), *weight.shape)
+        self._type, self._dtype = TYPES[weight.dtype], torch.float32 if scale is not None else weight.dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer: (..., I) -> (..., O), in the dtype of the other layer's outputs."""
+        rows = x.reshape(-1, x.shape[-1])  # (N, I)
+        if not 0 < len(rows) <= MAX_ROWS:
+            many: Tensor = self.layer(x)
+            return many
+        rows = rows.float().contiguous()
+        n_padded = self._library.padded_rows(ctypes.c_int64(len(rows)))
+        work, out = torch.empty(n_padded * rows.shape[1]), torch.empty(n_padded, self.pointers.outputs)
+        sizes = (ctypes.c_int64(size) for size in (len(rows), torch.get_num_threads()))
+        buffers = (ctypes.c_void_p(one.data_ptr()) for one in (rows, work, out))
+        self._library.apply(self._type, ctypes.byref(self.pointers), *sizes, *buffers)
+        return out[: len(rows)].to(self._dtype).view(*x.shape[:-1], -1)
