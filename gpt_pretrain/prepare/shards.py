@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -158,14 +159,17 @@ def write_shard(job: ShardJob) -> dict[str, Any]:
     byte_lengths = cached_byte_lengths(job.tokenizer)
     counts_bytes = bool(byte_lengths.any())
     digest, size, document_starts, written = hashlib.sha256(), 0, [np.empty(0, "<u8")], 0
-    with replacing(path) as scratch, open(scratch, "wb") as stream:
+    # The tokens are hashed while the next ones are read and written: often there are more cores than shards.
+    with replacing(path) as scratch, open(scratch, "wb") as stream, ThreadPoolExecutor(1) as thread:
+        hashed = thread.submit(digest.update, b"")
         for part in _slices(corpus, job):
             document_starts.append((part.starts + written).astype("<u8"))
             size += part.bytes_of_whole if counts_bytes else 0
             for tokens in _read_runs(corpus, part.cut_begins, part.cut_ends):
                 size += int(byte_lengths.take(tokens).sum(dtype=np.int64))
             for tokens in _read_runs(corpus, part.begins, part.ends):
-                digest.update(tokens.data)
+                hashed.result()
+                hashed = thread.submit(digest.update, tokens.data)
                 stream.write(tokens.data)
                 written += len(tokens)
     all_starts = np.concatenate(document_starts)
