@@ -11,7 +11,8 @@ import pytest
 from gpt_pretrain.prepare import shards
 from gpt_pretrain.prepare.assigning import TRAIN, VAL, DocumentSplit
 from gpt_pretrain.prepare.encoded_batch import COMPLETE, REJECTED, ROW, EncodedBatch
-from gpt_pretrain.prepare.segments import EncodedCorpus, SegmentWriter
+from gpt_pretrain.prepare.encoded_corpus import EncodedCorpus
+from gpt_pretrain.prepare.segments import SegmentWriter
 from gpt_pretrain.prepare.shards import ShardJob, plan_shards, write_shard
 from gpt_pretrain.texts.chunks import ReadPosition
 
