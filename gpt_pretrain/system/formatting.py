@@ -56,7 +56,8 @@ def shorten_middle(text: str, limit: int) -> str:
     if len(text) <= limit:
         return text
     before, after = limit * 2 // 3, limit // 3
-    return f"{text[:before]} ... ({len(text) - before - after:,} more characters) ... {text[-after:]}"
+    mark = f" ... ({len(text) - before - after:,} more characters) ... "
+    return f"{text[:before]}{mark}{text[-after:]}" if len(mark) < len(text) - before - after else text
 
 
 def short_message(text: str) -> str:

@@ -232,6 +232,11 @@ def test_ordinary_runs_give_no_warning(warnings_for: Warnings, overrides: list[s
     assert warnings_for(*overrides) == []
 
 
+def test_no_schedule_is_advised_for_a_run_whose_steps_nobody_knows(warnings_for: Warnings) -> None:
+    said = warnings_for("trainer.max_epochs=70", "trainer.max_time=20s")
+    assert not any("a decay lowers the final loss" in warning for warning in said)
+
+
 def test_the_advised_validation_set_is_short_enough(warnings_for: Warnings) -> None:
     overrides = ["data.train_ratio=0.1", "data.batch_size=1", "checkpoint.every_n_steps=20", "trainer.max_steps=1000"]
     overrides += ["trainer.max_epochs=9"]

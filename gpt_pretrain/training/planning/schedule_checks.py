@@ -92,7 +92,8 @@ def learning_rate_never_decays(context: CheckContext) -> str | None:
     if schedule.name == CUSTOM:
         return None
     if schedule.name == "constant":
-        if steps < LONG_RUN or context.start.step > 0:
+        # A schedule is planned for all steps, of which max_time may leave any part.
+        if steps < LONG_RUN or context.start.step > 0 or settings.trainer.max_time is not None:
             return None
         return (
             f"optimizer.lr={lr:g} stays the same for all {steps:,} steps. In so long a run a decay lowers the final loss: "
