@@ -13,20 +13,23 @@ from urllib.parse import unquote, urljoin
 
 import aiohttp
 
-from gpt_pretrain.data.web import check_redirect, describe_excess
+from gpt_pretrain.data.web import AnswerLimit, check_redirect
 from gpt_pretrain.errors import UserError
 
 LINK = re.compile(r"""\bhref=["']([^"'<>\s]{1,300})["']""", re.IGNORECASE)
-MAX_ANSWER_BYTES = 1 << 24  # of an answer to a request that does not name a length, such as one for the list of a folder's files
 
 
 async def open_session(**options: Any) -> aiohttp.ClientSession:
     """Return a client for fsspec's file system of web servers that checks redirects and the length of answers."""
     redirects = aiohttp.TraceConfig()
     redirects.on_request_redirect.append(_check_redirect)
+    return aiohttp.ClientSession(trace_configs=[redirects], **(bounded_options() | options))
+
+
+def bounded_options() -> dict[str, Any]:
+    """Return the options of a client that checks the length of answers."""
     # A compressed answer could be a thousand times as long as what has been asked for.
-    plain: dict[str, Any] = {"auto_decompress": False, "headers": {"Accept-Encoding": "identity"}}
-    return aiohttp.ClientSession(response_class=BoundedResponse, trace_configs=[redirects], **(plain | options))
+    return {"response_class": BoundedResponse, "auto_decompress": False, "headers": {"Accept-Encoding": "identity"}}
 
 
 def names_in_page(page: bytes, *, url: str) -> list[str]:
@@ -55,17 +58,28 @@ class BoundedResponse(aiohttp.ClientResponse):
             UserError: If it is longer than it should be.
         """
         if self._body is None:
-            span = re.fullmatch(r"bytes=(\d+)-(\d+)", self.request_info.headers.get("Range", ""))
-            limit = MAX_ANSWER_BYTES if span is None else int(span[2]) - int(span[1]) + 1
-            pieces, length = [], 0
-            async for piece in self.content.iter_any():
-                length += len(piece)
-                if length > limit:
-                    self.close()
-                    raise UserError(describe_excess(str(self.url), span is not None, limit))
-                pieces.append(piece)
-            self._body = b"".join(pieces)
+            self._body = await read_bounded(self, self.request_info.headers.get("Range", ""))
         return self._body
+
+
+async def read_bounded(answer: aiohttp.ClientResponse, asked: str) -> bytes:
+    """Return the body of an answer, which is received only up to the number of bytes that its request asked for.
+
+    Args:
+        asked: The request's header Range; empty if it names no range.
+
+    Raises:
+        UserError: If it is longer than it should be.
+    """
+    limit, pieces = AnswerLimit(str(answer.url), asked), list[bytes]()
+    try:
+        async for piece in answer.content.iter_any():
+            limit.add(piece)
+            pieces.append(piece)
+    except UserError:
+        answer.close()
+        raise
+    return b"".join(pieces)
 
 
 async def _check_redirect(

@@ -121,7 +121,7 @@ class RemoteFiles:
             retry_error_callback=partial(self._give_up, location),
         )
         try:
-            result: Result = retrying(run_with_timeout, job, seconds=self.settings.timeout)
+            result: Result = retrying(run_with_timeout, self._bounded(job), seconds=self.settings.timeout)
             return result
         # A cause would show the whole URL in a traceback.
         except PermissionError as error:
@@ -136,6 +136,14 @@ class RemoteFiles:
                     "+data.remote.options.anon=true"
                 ) from None
             raise
+
+    def _bounded(self, job: Callable[[], Result]) -> Callable[[], Result]:
+        """Return a job that receives no more of an answer than it has asked for; other file systems than hf have own clients."""
+        if not self._url.startswith("hf://"):
+            return job
+        from gpt_pretrain.data.hub_session import receive_bounded
+
+        return partial(receive_bounded, job)
 
     def _describe_failure(self, location: str, state: RetryCallState) -> str:
         error = state.outcome.exception() if state.outcome is not None else None
@@ -202,6 +210,11 @@ def open_file_system(url: str, options: dict[str, Any]) -> tuple[Any, str]:
             from gpt_pretrain.data.s3_session import BoundedS3Session
 
             chosen["config_kwargs"] = {**(options.get("config_kwargs") or {}), "http_session_cls": BoundedS3Session}
+    elif scheme in ("gs", "gcs"):
+        with suppress(ImportError):
+            from gpt_pretrain.data.http_session import bounded_options
+
+            chosen["session_kwargs"] = {**(options.get("session_kwargs") or {}), **bounded_options()}
     fs, path = fsspec.core.url_to_fs(url, **chosen)
     assert type(fs) is fsspec.get_filesystem_class(scheme), "neither the URL nor an option may lead to another file system"
     return fs, path

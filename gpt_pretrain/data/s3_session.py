@@ -6,14 +6,11 @@ aiobotocore is imported here alone: it comes with the packages for remote data.
 from __future__ import annotations
 
 import io
-import re
 from typing import Any
 
 from aiobotocore.httpsession import AIOHTTPSession  # type: ignore[import-untyped]
 
-from gpt_pretrain.data.http_session import MAX_ANSWER_BYTES
-from gpt_pretrain.data.web import describe_excess
-from gpt_pretrain.errors import UserError
+from gpt_pretrain.data.http_session import read_bounded
 
 
 class BoundedS3Session(AIOHTTPSession):  # type: ignore[misc]
@@ -28,17 +25,9 @@ class BoundedS3Session(AIOHTTPSession):  # type: ignore[misc]
         request.stream_output = True  # otherwise the body would be received at once, however long it is
         answer = await super().send(request)
         asked = request.headers.get("Range", b"")
-        span = re.fullmatch(r"bytes=(\d+)-(\d+)", asked.decode() if isinstance(asked, bytes) else asked)
-        limit = MAX_ANSWER_BYTES if span is None else int(span[2]) - int(span[1]) + 1
-        received, length = [], 0
         async with answer.raw as raw:
-            async for piece in raw.content.iter_any():
-                length += len(piece)
-                if length > limit:
-                    raw.close()
-                    raise UserError(describe_excess(str(raw.url), span is not None, limit))
-                received.append(piece)
-        answer.raw = _Received(b"".join(received), url=raw.url)
+            body = await read_bounded(raw, asked.decode() if isinstance(asked, bytes) else asked)
+        answer.raw = _Received(body, url=raw.url)
         return answer
 
 

@@ -26,6 +26,8 @@ CHUNK_BYTES = 1 << 16
 # Programs disagree on which host other names stand for, such as one with a backslash, a percent sign or a letter beyond ASCII.
 PLAIN_HOST = re.compile(r"[a-z0-9._-]{1,253}|[0-9a-f:.]{2,45}")
 LENGTH = re.compile("[0-9]{1,18}")
+RANGE = re.compile("bytes=([0-9]+)-([0-9]+)")
+MAX_ANSWER_BYTES = 1 << 24  # of an answer to a request that does not name a length, such as one for the list of a folder's files
 LOCAL, THIS_MACHINE, THIS_LINK = 1, 2, 3  # how far inside an address is; those of the internet are 0
 
 
@@ -61,14 +63,37 @@ def _redirect_problem(origin: str, target: str) -> str | None:
     return None
 
 
-def describe_excess(url: str, asked_for_range: bool, limit: int) -> str:
-    """Return the message that a server has sent more than it was asked for."""
-    if asked_for_range:
-        return (
-            f"{without_secrets(url)}: the server ignores the Range header and sends whole files, so shards cannot be read from "
-            "it. Copy them to a local disk, or use another server."
+class AnswerLimit:
+    """Counts the bytes of an answer, of which there may be no more than its request asked for.
+
+    Args:
+        url: The URL of the request.
+        asked: The request's header Range; empty if it names no range.
+    """
+
+    def __init__(self, url: str, asked: str) -> None:
+        span = RANGE.fullmatch(asked)
+        self._url, self._has_range = url, span is not None
+        self._limit = MAX_ANSWER_BYTES if span is None else int(span[2]) - int(span[1]) + 1
+        self._length = 0
+
+    def add(self, piece: bytes) -> None:
+        """Count a piece of the body.
+
+        Raises:
+            UserError: If the body is longer than it should be.
+        """
+        self._length += len(piece)
+        if self._length <= self._limit:
+            return
+        if self._has_range:
+            raise UserError(
+                f"{without_secrets(self._url)}: the server ignores the Range header and sends whole files, so shards cannot be "
+                "read from it. Copy them to a local disk, or use another server."
+            )
+        raise UserError(
+            f"{without_secrets(self._url)}: the server sends more than {self._limit:,} bytes where a short answer was expected."
         )
-    return f"{without_secrets(url)}: the server sends more than {limit:,} bytes where a short answer was expected."
 
 
 def download_file(url: str, output_file: str, _pooch: object) -> None:
