@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -92,6 +93,15 @@ class Answer(BaseHTTPRequestHandler):
 
     def log_message(self, *arguments: object) -> None:
         pass
+
+
+def taken(sent: Sequence[int], *, answers: int) -> int:
+    """Return how many MB clients have taken of some answers without end, when the server knows of all of them."""
+    end = time.monotonic() + 30
+    while len(sent) < answers:
+        assert time.monotonic() < end, f"{len(sent)} of {answers} answers have ended"
+        time.sleep(0.01)
+    return sum(sent)
 
 
 def remote_settings(**changes: Any) -> RemoteSettings:
