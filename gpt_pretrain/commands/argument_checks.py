@@ -41,13 +41,13 @@ from gpt_pretrain.config.setting_names import (
 )
 from gpt_pretrain.config.train_rules import broken_train_rules, train_problems
 from gpt_pretrain.system.shell import quote_word
+from gpt_pretrain.system.urls import wsl_path
 
 CURLY_MARKS = set("\u201c\u201d\u201e\u2018\u2019")
 PATHS = {"data.path", "data.url", "data.cache_dir", "run_dir", "hydra.run.dir", "hydra.sweep.dir"} | {
     *("init_from", "resume", "sweep_resume", "checkpoint", "pretrained", "prompt_file", "prompts", "out", "tasks.path")
 }
 TOGETHER = {"logger", "callbacks"}  # groups of which a run can have several options
-WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/].*")
 AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kmbg])", re.IGNORECASE)
 FRACTION = re.compile(r"\d+,\d+(e-?\d+)?\s*[a-z]*", re.IGNORECASE)  # with a decimal comma
 GROUPED = re.compile(r"\d{1,3}(,\d{3})+")  # with commas between thousands
@@ -192,8 +192,7 @@ def _text_problem(key: str, value: str, shown: str) -> str | None:
         return None
     if plain_value(value) == "":
         return f"{shown} has no value. Give a path, or leave out {shown}"
-    if WINDOWS_PATH.fullmatch(value) and not Path(value).exists():
-        linux = f"/mnt/{value[0].lower()}/{value[2:].strip('/').replace(chr(92), '/').lstrip('/')}"
+    if (linux := wsl_path(value)) is not None and not Path(value).exists():
         return f"{shown}: this is a Windows path. In WSL, type {quote_word(f'{short_form(key + chr(61))}{linux}')}"
     return None
 

@@ -29,6 +29,7 @@ from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.file_kinds import LLMC, NUMPY, TOKENS
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.urls import is_url, without_secrets
+from gpt_pretrain.texts.missing_files import explain_missing_file
 from gpt_pretrain.texts.recognition import recognize_file
 from gpt_pretrain.tokenizers.base import Tokenizer
 
@@ -208,6 +209,8 @@ def find_data_sources(settings: DataSettings, tokenizer: Tokenizer, *, whole: bo
 
 def _not_text(path: str) -> str:
     """Return the message about token shards, or a URL, that are given as a text."""
+    if is_url(path) and path.startswith("file:"):
+        return f"data.path={path} is a URL. {explain_missing_file(path)}"
     if is_url(path):
         return f"data.path={without_secrets(path)} is a URL. For a text, give data.url=URL. For token shards, add data=shards."
     return f"data.path={path} holds token ids, not text. Add data=shards."

@@ -10,6 +10,7 @@ from gpt_pretrain.errors import UserError
 
 # fsspec knows many more. Some of them run programs or read a second address from the first one's content.
 SCHEMES = ("file", "https", "http", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf")
+WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/].*")
 SECRET = "***"  # stands for a part that has been cut out
 
 # The values of a query that say nothing: they stay, so that a URL with them can still be opened.
@@ -31,6 +32,13 @@ _SHORTEST_SECRET = 4  # characters; a shorter one also occurs in words
 def is_url(path: str) -> bool:
     """Return whether a path is a URL."""
     return "://" in path
+
+
+def wsl_path(path: str) -> str | None:
+    """Return where the Windows Subsystem for Linux has a file of Windows, or None if a path is not one of Windows."""
+    if WINDOWS_PATH.fullmatch(path) is None:
+        return None
+    return f"/mnt/{path[0].lower()}/{path[2:].strip('/').replace(chr(92), '/').lstrip('/')}"
 
 
 def check_url(url: str, *, setting: str, schemes: Iterable[str] | None = None) -> None:

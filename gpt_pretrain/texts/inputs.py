@@ -17,6 +17,7 @@ from gpt_pretrain.system.urls import is_url, without_secrets
 from gpt_pretrain.texts.extras import missing_extra
 from gpt_pretrain.texts.finding import match_files
 from gpt_pretrain.texts.left_out import LeftOut
+from gpt_pretrain.texts.missing_files import explain_missing_file
 from gpt_pretrain.texts.recognition import recognize_file, recognize_without_text
 
 ESCAPES = {"\\n": "\n", "\\t": "\t", "\\r": "\r"}  # In document_separator.
@@ -239,6 +240,9 @@ def _match(name: str, problems: list[str]) -> tuple[list[str], bool]:
     if not name.strip():  # It would name the current folder.
         problems.append(f"{name!r} names no input. Give a file, a directory or a glob.")
         return [], False
+    if is_url(name) and name.startswith("file:"):
+        problems.append(f"{name} is a URL. {explain_missing_file(name)}")
+        return [], False
     if is_url(name):
         problems.append(
             f"{without_secrets(name)} is a URL, but only files on this machine are read. Download it first. "
@@ -249,8 +253,6 @@ def _match(name: str, problems: list[str]) -> tuple[list[str], bool]:
     if not files and user_path(name).is_dir():
         problems.append(f"{name}: the folder has no files.")
     elif not files:
-        problems.append(
-            f"{name}: no such file, directory, glob match or setting. --help lists the settings. "
-            "For a dataset of the Hugging Face Hub use dataset=NAME."
-        )
+        usual = "--help lists the settings. For a dataset of the Hugging Face Hub use dataset=NAME."
+        problems.append(f"{name}: no such file, directory, glob match or setting. {explain_missing_file(name) or usual}")
     return files, is_named

@@ -35,6 +35,7 @@ from gpt_pretrain.texts.finding import match_files
 from gpt_pretrain.texts.inputs import CorpusInputs, FileStamp, InputFile, select_files, stamp_file, stat_input_file
 from gpt_pretrain.texts.invalid_utf8 import encoding_advice, explain_invalid_utf8
 from gpt_pretrain.texts.left_out import LeftOut
+from gpt_pretrain.texts.missing_files import explain_missing_file
 from gpt_pretrain.texts.reading import read_records
 from gpt_pretrain.texts.records import InvalidRecordError, chunk_records, record_text
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
@@ -227,6 +228,8 @@ def find_text_files(pattern: str, *, text_field: str = "text", as_text: bool = F
         remedy = " Give a file, a folder, or a quoted glob."
         if len(several) > 1 and all(user_path(one).exists() for one in several):
             hint, remedy = "", " Several files are given as a folder or as a quoted glob; -m trains on one after another."
+        elif not path.is_dir() and (explained := explain_missing_file(pattern)):
+            hint, remedy = "", f" {explained}"
         raise UserError(f"data.path={pattern}: {problem}.{hint}{remedy}")
     files, problems = select_files(f"data.path={pattern}", paths, is_named=is_named, text_field=text_field, as_text=as_text)
     if problems:
