@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.generation.decoding import GRAPH_MIN_TOKENS, DecodingModel, capture_step, decoding_model
 from gpt_pretrain.model.language_model import LanguageModel
 
+SORTED_FIRST = 2048  # tokens that top_p sorts before it sorts all
 LEAST_TEMPERATURE = 1e-30  # a smaller one is 0 in float32, or nearly so: the most likely token is certain
 
 log = logging.getLogger(__name__)
@@ -174,14 +176,15 @@ def sample_next(
         check_logits(logits.gather(-1, likeliest))
         return likeliest.squeeze(-1)
     scores, ids = logits.float(), None
-    if sampler.top_k is not None or sampler.top_p is not None:
-        n_kept = scores.shape[-1] if sampler.top_k is None else min(sampler.top_k, scores.shape[-1])
-        scores, ids = scores.topk(n_kept, dim=-1)  # (B, n_kept), in descending order
+    if sampler.top_k is not None:
+        scores, ids = scores.topk(min(sampler.top_k, scores.shape[-1]), dim=-1)  # (B, top_k), in descending order
     # Subtracting the highest score first keeps a small temperature from overflowing.
     highest = scores.max(dim=-1, keepdim=True).values  # (B, 1)
     check_logits(highest)
     probabilities = torch.softmax((scores - highest) / sampler.temperature, dim=-1)
     if sampler.top_p is not None:
+        if ids is None:
+            probabilities, ids = _sort_likeliest(probabilities, sampler.top_p)
         before = probabilities.cumsum(dim=-1) - probabilities
         dropped = before >= sampler.top_p
         dropped[..., 0] = False  # where a tiny top_p is 0 in float32, the most likely token stays
@@ -191,6 +194,19 @@ def sample_next(
         probabilities = probabilities.masked_fill(probabilities < least, 0.0)
     choice = torch.multinomial(probabilities, num_samples=1, generator=generator)  # (B, 1)
     return (choice if ids is None else ids.gather(-1, choice)).squeeze(-1)
+
+
+def _sort_likeliest(probabilities: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """Sort probabilities in descending order, as many as make up top_p, which is seldom more than a few.
+
+    Returns:
+        The probabilities, (B, V), with zeros for those that are not sorted, and the ids of the sorted ones.
+    """
+    vocab_size = probabilities.shape[-1]
+    values, ids = probabilities.topk(min(SORTED_FIRST, vocab_size), dim=-1)
+    if not bool((values.sum(dim=-1) > top_p).all()):
+        return probabilities.topk(vocab_size, dim=-1)
+    return F.pad(values, (0, vocab_size - values.shape[-1])), ids
 
 
 def _next_logits_function(model: DecodingModel, prompt: Tensor, *, n_tokens: int, use_cache: bool) -> Callable[[Tensor], Tensor]:

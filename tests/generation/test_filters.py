@@ -99,3 +99,17 @@ def test_filters_without_effect_on_greedy_decoding_are_said() -> None:
     assert said is not None
     assert said.startswith("sampler.top_k=3, sampler.top_p=0.5 and sampler.min_p=0.1 have no effect at sampler.temperature=0")
     assert SamplerConfig(1, repetition_penalty=1.2).unused_settings() is None
+
+
+@pytest.mark.parametrize("spread", [0.01, 1.0, 4.0])  # nearly all tokens, most of them, a few
+def test_top_p_of_a_large_vocabulary_draws_the_same_tokens_as_with_all_tokens_sorted(
+    spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits, sampler = spread * torch.randn(3, 5000), SamplerConfig(1, 1.0, top_p=0.9, min_p=0.0001)
+    drawn = []
+    for n_sorted in (sampling.SORTED_FIRST, 5000):
+        monkeypatch.setattr(sampling, "SORTED_FIRST", n_sorted)
+        generator = torch.Generator().manual_seed(1)
+        drawn.append(torch.stack([sample_next(logits, sampler, generator=generator) for _ in range(30)]))
+    assert torch.equal(*drawn)
+    assert len(drawn[0].unique()) > 10
