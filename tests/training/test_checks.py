@@ -40,6 +40,23 @@ def warnings_for(compose_train: Callable[..., DictConfig], tmp_path: Path) -> Ca
     return find
 
 
+@pytest.mark.parametrize(
+    ("typed", "text", "is_warned"),
+    [
+        ([], "Утром он вышел из дома и пошёл к реке.\n", True),
+        ([], "朝、彼は家を出て川へ歩いた。\n", True),
+        ([], "Früh am Morgen ging er zum Fluss.\n", False),
+        (["tokenizer=byte"], "Утром он вышел из дома и пошёл к реке.\n", False),
+    ],
+)
+def test_a_text_that_gpt2s_vocabulary_cuts_into_short_tokens_is_warned_about(
+    warnings_for: Callable[..., list[str]], tmp_path: Path, typed: list[str], text: str, is_warned: bool
+) -> None:
+    (tmp_path / "other.txt").write_text(200 * text, encoding="utf-8")
+    found = warnings_for("tokenizer=gpt2", f"data.path={tmp_path / 'other.txt'}", *typed)
+    assert any("tokenizer=bpe trains a vocabulary on the text" in one for one in found) == is_warned
+
+
 def test_a_sound_run_has_no_warnings(warnings_for: Callable[..., list[str]]) -> None:
     assert warnings_for() == []
 

@@ -33,7 +33,12 @@ from gpt_pretrain.training.planning.schedule_checks import (
     unused_schedule_settings,
 )
 from gpt_pretrain.training.planning.unused_settings import unused_settings
-from gpt_pretrain.training.planning.vocabulary_checks import missing_end_of_text, unknown_start_context, unknown_text
+from gpt_pretrain.training.planning.vocabulary_checks import (
+    missing_end_of_text,
+    unknown_start_context,
+    unknown_text,
+    unsuitable_vocabulary,
+)
 from gpt_pretrain.training.run_length import batches_per_epoch, steps_per_epoch, total_steps
 from gpt_pretrain.training.starting_point import StartingPoint
 
@@ -71,6 +76,7 @@ def find_warnings(
         _tokens_between_windows,
         _no_document_ends,
         missing_end_of_text,
+        unsuitable_vocabulary,
         unknown_text,
         unknown_start_context,
         learning_rate_jumps,
