@@ -16,11 +16,10 @@ from pathlib import Path
 
 from benchmarks.scaling.texts import StudyText, load_texts
 from benchmarks.scaling.trial import Trial, run_trial
-from benchmarks.scaling.trials import PILOT_BYTES, all_trials
-from gpt_pretrain.training.budget.ngrams import ngram_bits
+from benchmarks.scaling.trials import all_trials
+from gpt_pretrain.training.budget.text_facts import counted
 
 RESULTS, TEXTS = (Path(__file__).with_name(name) for name in ("results.jsonl", "texts.json"))
-COUNTED_BYTES = (20_000, PILOT_BYTES, 500_000, 2_000_000)  # of the n-gram models, at most the whole text
 
 
 def main() -> None:
@@ -45,13 +44,16 @@ def finished() -> set[Trial]:
 
 
 def count_ngrams(texts: Mapping[str, StudyText]) -> None:
-    """Add the bits per byte of n-gram models, by the bytes that they have counted, for texts that are not in the file."""
+    """Add what n-gram models make of each text, as `budget=` counts them in parts from everywhere in the training text.
+
+    The file has bits per byte by the name of the text, the bytes of its training text, and the bytes that were counted.
+    """
     content = json.loads(TEXTS.read_text(encoding="utf-8")) if TEXTS.is_file() else {}
-    for name, text in texts.items():
-        if name not in content:
-            train, held_out = text.text.encode(), text.held_out.encode()
-            sizes = sorted({min(size, len(train)) for size in COUNTED_BYTES})
-            content[name] = {str(size): round(ngram_bits(train[:size], held_out), 4) for size in sizes}
+    for name, unique in sorted({(trial.text, trial.unique_bytes) for trial in all_trials()}):
+        counts = content.setdefault(name, {})
+        if name in texts and str(unique) not in counts:
+            found = counted(texts[name].training(unique), texts[name].held_out)
+            counts[str(unique)] = {str(size): round(bits, 4) for size, bits in found.items()}
     TEXTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

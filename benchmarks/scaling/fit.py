@@ -23,7 +23,7 @@ from gpt_pretrain.training.budget.law import Difficulty, Law, Training
 RESULTS, TEXTS = (Path(__file__).with_name(name) for name in ("results.jsonl", "texts.json"))
 TABLE = Path(law_module.__file__).with_name(law_module.TABLE)
 # Each constant's first value; all but the free ones are fitted as logarithms, since they are positive.
-START = {"a": 0.1, "alpha": 0.35, "b": 0.2, "beta": 0.35, "repeats": 1.0, "ngrams": 0.7, "vocabulary": 0.0}
+START = {"a": 0.1, "alpha": 0.35, "b": 0.2, "beta": 0.35, "repeats": 1.0, "capacity": 60.0, "ngrams": 0.7, "vocabulary": 0.0}
 FREE = ("ngrams", "vocabulary")
 ROBUST = 0.02  # residuals beyond this count less
 PRIOR = 0.02  # pull of the logarithms towards their first values, where the results leave them open
@@ -77,7 +77,7 @@ def read_cases() -> list[Case]:
         pilot = pilots.get((row["text"], row["unique_bytes"]))
         if pilot is None or row is pilot or not _is_usual(row):
             continue
-        ngrams = {int(size): bits for size, bits in content[row["text"]].items()}
+        ngrams = {int(size): bits for size, bits in content[row["text"]][str(row["unique_bytes"])].items()}
         difficulty = Difficulty(_training(pilot), pilot["bits_per_byte"], ngrams)
         cases.append(Case(row["text"], _training(row), difficulty, row["bits_per_byte"]))
     return cases

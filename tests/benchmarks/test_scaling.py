@@ -52,7 +52,16 @@ def test_the_fit_finds_the_law_that_made_the_losses() -> None:
     pytest.importorskip("scipy")
     from benchmarks.scaling.fit import Case, errors, fit
 
-    constants = {"a": 0.08, "alpha": 0.3, "b": 0.15, "beta": 0.25, "repeats": 3.0, "ngrams": 0.6, "vocabulary": 0.01}
+    constants = {
+        "a": 0.08,
+        "alpha": 0.3,
+        "b": 0.15,
+        "beta": 0.25,
+        "repeats": 3.0,
+        "capacity": 50.0,
+        "ngrams": 0.6,
+        "vocabulary": 0.01,
+    }
     law = Law(constants, 0.0, {})
     cases = []
     for level in (2.0, 2.6):

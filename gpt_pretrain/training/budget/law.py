@@ -94,7 +94,7 @@ class Law:
     def bits_per_byte(self, training: Training, text: Difficulty) -> float:
         """Return the expected loss: the pilot's, times what a larger model, more text and another vocabulary change."""
         pilot = text.pilot
-        fresh = text.counted(training.fresh_bytes) / text.counted(pilot.fresh_bytes)
+        fresh = text.counted(self.useful_bytes(training)) / text.counted(self.useful_bytes(pilot))
         vocabulary = self.constants["vocabulary"] * math.log2(training.vocab_size / pilot.vocab_size)
         change = self.constants["ngrams"] * math.log(fresh) + vocabulary + math.log(self._core(training) / self._core(pilot))
         expected: float = text.bits * math.exp(text.gain * change)
@@ -106,6 +106,10 @@ class Law:
         size = c["a"] * (1e6 / training.matrices) ** c["alpha"]
         read = c["b"] * (1e6 / self.effective_bytes(training)) ** c["beta"]
         return float(1.0 + size + read)
+
+    def useful_bytes(self, training: Training) -> float:
+        """Return the bytes of different text that a model of this size can use: a small one gains little from very much text."""
+        return 1.0 / (1.0 / training.fresh_bytes + 1.0 / (self.constants["capacity"] * training.matrices))
 
     def effective_bytes(self, training: Training) -> float:
         """Return the bytes of fresh text that would be worth as much as what is read: each further pass is worth less."""

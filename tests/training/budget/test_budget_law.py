@@ -36,3 +36,13 @@ def test_little_is_expected_of_noise():
     assert LAW.bits_per_byte(larger, dataclasses.replace(noise, frequencies=9.0)) < 0.9 * 6.01
     assert dataclasses.replace(DIFFICULTY, frequencies=4.6).gain == 1.0
     assert 0 < dataclasses.replace(DIFFICULTY, frequencies=0.0).gain < 1
+
+
+def test_a_small_model_gains_less_from_very_much_text():
+    small, large = (dataclasses.replace(DIFFICULTY.pilot, matrices=size, unique_bytes=1e8) for size in (1e5, 1e7))
+
+    def gain(one: Training) -> float:
+        bits = [LAW.bits_per_byte(dataclasses.replace(one, trained_bytes=n), DIFFICULTY) for n in (1e7, 1e8)]
+        return bits[0] / bits[1]
+
+    assert gain(large) > gain(small) + 0.05
