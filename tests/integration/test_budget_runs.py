@@ -57,7 +57,7 @@ def test_a_resumed_run_equals_an_undisturbed_one(train: Train, tmp_path: Path, b
 def test_a_run_without_a_budget_gets_none_on_resume(train: Train, tmp_path: Path, base: list[str]) -> None:
     with machine_going_away(at_step=3):
         train("model=tiny", "tokenizer=byte", "checkpoint.every_n_steps=2", base=base, run_dir=tmp_path / "run")
-    with pytest.raises(UserError, match="a setting of a whole run"):
+    with pytest.raises(UserError, match="must be set when a run starts"):
         train(f"resume={tmp_path / 'run'}", "budget=20m", base=[], run_dir=tmp_path / "run")
 
 

@@ -76,7 +76,7 @@ def test_a_resumed_run_may_get_another_time():
         ("2e6 tokens", stored(budget="1e6 tokens"), "only a budget of time can be changed"),
         ("20m", stored(spent=None), "is damaged"),
         ("20m", stored(spent=math.nan), "is damaged"),
-        ("20m", {"config": {}, "callbacks": {}}, "a setting of a whole run"),
+        ("20m", {"config": {}, "callbacks": {}}, "must be set when a run starts"),
     ],
     ids=range(6),
 )
