@@ -92,8 +92,8 @@ class _StackMachine:
             if number >= MAX_OPCODES:
                 raise DamagedFileError(f"it has more than {MAX_OPCODES:,} opcodes")
             name = opcode.name
-            if name == "STOP":
-                return self._stack.pop()
+            if name == "STOP":  # without which pickletools raises a ValueError
+                break
             if name in VALUES:
                 self._stack.append(argument)
             elif name in CONSTANTS:
@@ -108,7 +108,7 @@ class _StackMachine:
                 operation(self, argument)
             else:
                 raise ValueError(f"it has the opcode {name}")
-        raise ValueError("it has no end")
+        return self._stack.pop()
 
     def mark(self, _: None) -> None:
         self._count_container()

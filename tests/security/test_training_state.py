@@ -177,3 +177,9 @@ def test_a_wrong_training_state_ends_with_a_message(script: Script, finished_run
     done = script("train.py", f"resume={run}", timeout=60)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr and "last.ckpt" in done.stderr
+
+
+def test_settings_of_another_model_than_the_tensors_are_refused(finished_run: Path, tmp_path: Path) -> None:
+    run = hostile_run(finished_run, tmp_path / "run", lambda content: content["config"]["model"].update(n_layers=7))
+    with pytest.raises(UserError, match="its settings describe another model than its tensors"):
+        read_resumable(run / "checkpoints" / "last.ckpt")
