@@ -7,6 +7,8 @@ import json
 import random
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from gpt_pretrain.system.file_recognition import recognize
@@ -85,3 +87,12 @@ def test_an_array_of_texts_in_a_folder_is_read_and_one_of_names_is_left_out(tmp_
     expected = [*texts["a.json"], *texts["b.json"]]
     assert in_training(folder) == expected
     assert in_corpus(folder, tmp_path / "out") == expected
+
+
+def test_the_summaries_of_a_parquet_folder_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    table, parts = pa.table({"text": ["one", "two"]}), list[pq.FileMetaData]()
+    pq.write_to_dataset(table, tmp_path / "texts", metadata_collector=parts)
+    pq.write_metadata(table.schema, tmp_path / "texts" / "_metadata", metadata_collector=parts)
+    pq.write_metadata(table.schema, tmp_path / "texts" / "_common_metadata")
+    check(tmp_path / "texts", ["one", "two"])
+    assert "2 files left out: 2 lists of the parts of a Parquet table (_common_metadata, ...)" in caplog.text
