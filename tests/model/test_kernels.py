@@ -88,6 +88,12 @@ def test_logits_of_any_size_are_bent_as_by_tanh() -> None:
     assert loss._tanh_of_ratio(torch.tensor([math.nan]), 15.0).isnan().all()
 
 
+def test_powers_of_e_equal_those_of_pytorch_down_to_the_smallest() -> None:
+    x = torch.tensor([-math.inf, -1e38, -200.0, -80.0, -20.3, -1.0, -1e-7, 0.0])
+    torch.testing.assert_close(loss._exp_in_place(x.clone()), torch.exp(x), rtol=1e-5, atol=0)
+    assert loss._exp_in_place(torch.tensor([math.nan])).isnan().all()
+
+
 def test_the_loss_survives_large_logits_and_propagates_nan() -> None:
     hidden, weight, targets = head(4, 8, 97)
     big = (hidden * 1e4).detach()
