@@ -33,10 +33,10 @@ def build_loggers(settings: LoggerSettings, *, run_dir: Path, first_step: int = 
         UserError: If Weights & Biases or MLflow cannot be used.
     """
     loggers: list[Logger] = []
-    history: list[dict[str, str]] = []
+    history = None
     if settings.csv:
         loggers.append(metrics := MetricsFile(run_dir / "metrics.csv", first_step=first_step, evaluated=evaluated))
-        history = metrics.kept
+        history = metrics.history
     if settings.tensorboard:
         metadata = read_metadata(run_dir)
         swept = metadata_texts(metadata, "swept")

@@ -7,16 +7,17 @@ import errno
 import io
 import logging
 import os
+import shutil
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
-from gpt_pretrain.runs.metrics_rows import EVALUATED, read_rows
-from gpt_pretrain.system.files import open_for_append, write_text
+from gpt_pretrain.runs.metrics_rows import AXES, EVALUATED, History, read_heading, read_rows
+from gpt_pretrain.system.files import open_for_append, replacing
 
 COLUMNS = (
     "step",
@@ -48,6 +49,9 @@ class MetricsFile(Logger):
         path: The file.
         first_step: The step at which training starts. Earlier rows in the file are kept, later ones are removed.
         evaluated: Columns of held-out texts and tasks; those that the file has are kept.
+
+    Attributes:
+        history: The metrics of the kept rows.
     """
 
     def __init__(self, path: Path, *, first_step: int = 0, evaluated: Sequence[str] = ()) -> None:
@@ -56,24 +60,39 @@ class MetricsFile(Logger):
         self._columns = [*COLUMNS, *evaluated]
         self._row: dict[str, Any] = {}
         self._unwritten: list[dict[str, Any]] = []
-        self._kept: list[dict[str, str]] = []  # Rows of the file, until the first new row is written.
+        self._last: dict[str, str] | None = None  # the kept row of the step before the first one, until a row is written
         self._failed = False
+        self.history = History()
         if path.exists():
-            size = path.stat().st_size
-            found = [_known_columns(row) for row in islice(read_rows(path), FREE_ROWS + size // BYTES_PER_ROW)]
-            self._kept = [row for row in found if _is_row(row) and int(row["step"]) < first_step]
-            earlier = dict.fromkeys(name for row in self._kept for name in row if name.startswith(EVALUATED))
-            self._columns += [name for name in earlier if name not in self._columns]
-            self._kept = self._kept[: FREE_ROWS + size // (len(COLUMNS) + len(earlier))]
-            write_text(path, self._to_csv(self._kept, heading=True))
-            # More metrics of the step before the first one may follow; they belong in its row.
-            if self._kept and int(self._kept[-1]["step"]) == first_step - 1:
-                self._row = {**self._kept[-1], "step": first_step - 1}
+            self._remove_later_rows(first_step)
 
-    @property
-    def kept(self) -> list[dict[str, str]]:
-        """The rows of the file before the first step."""
-        return list(self._kept)
+    def _remove_later_rows(self, first_step: int) -> None:
+        size, heading = self.path.stat().st_size, read_heading(self.path) if first_step else []
+        earlier = dict.fromkeys(name for name in heading if name.startswith(EVALUATED))
+        self._columns += [name for name in earlier if name not in self._columns]
+        last: dict[str, str] = {}
+        with (
+            replacing(self.path) as scratch,
+            open(scratch, "w", encoding="utf-8", errors="backslashreplace", newline="") as stream,
+        ):
+            writer = csv.DictWriter(stream, self._columns, extrasaction="ignore")
+            writer.writeheader()
+            for last in islice(self._earlier_rows(first_step), FREE_ROWS + size // (len(COLUMNS) + len(earlier))):
+                writer.writerow(last)
+        # More metrics of the step before the first one may follow; they belong in its row.
+        if last and int(last["step"]) == first_step - 1:
+            self._last, self._row = last, {**last, "step": first_step - 1}
+            self._size_before_last = self.path.stat().st_size - len(self._to_csv([last], heading=False).encode())
+
+    def _earlier_rows(self, first_step: int) -> Iterator[dict[str, str]]:
+        """Yield the rows of the file before the first step, and add them to the history."""
+        limit = FREE_ROWS + self.path.stat().st_size // BYTES_PER_ROW
+        for row in islice(read_rows(self.path) if first_step else (), limit):
+            known = {name: value for name, value in row.items() if name in COLUMNS or name.startswith(EVALUATED)}
+            numbers = _read_numbers(known)
+            if numbers is not None and int(known["step"]) < first_step:
+                self.history.add(numbers)
+                yield known
 
     @property
     def name(self) -> str:
@@ -95,12 +114,12 @@ class MetricsFile(Logger):
 
     def forget(self, columns: list[str]) -> None:
         """Clear columns in the kept row of the step before the first one, and remove the row if no metric is left in it."""
-        if not self._row or not self._kept:
+        if not self._row or self._last is None:
             return
         self._row |= dict.fromkeys(columns, "")
-        if not any(value for name, value in self._row.items() if name not in ("step", "epoch", "tokens_seen")):
-            self._kept, self._row = self._kept[:-1], {}
-            write_text(self.path, self._to_csv(self._kept, heading=True))
+        if not any(value for name, value in self._row.items() if name not in AXES):
+            self._replace_last("")
+            self._last, self._row = None, {}
 
     def save(self) -> None:
         """Do nothing: Lightning calls this method while the row may still be incomplete."""
@@ -108,31 +127,40 @@ class MetricsFile(Logger):
     def flush(self) -> None:
         """Write the current row."""
         row, self._row = self._row, {}
+        if row and self._is_last(row) and all(str(value) == (self._last or {}).get(name) for name, value in row.items()):
+            self._last = None  # it stays as it is
+        elif row:
+            self._unwritten.append(row)
+        if not self._unwritten:
+            return
         try:
-            if self._kept and row:
-                self._complete(row)
-            elif row:
-                self._unwritten.append(row)
-            if not self._unwritten:
-                return
-            self._append(self._to_csv(self._unwritten, heading=not self.path.exists()))
-            self._unwritten = []
+            self._write()
         except OSError as error:
             if not self._failed:
                 log.warning("%s cannot be written (%s). Its rows are kept in memory.", self.path, error.strerror or error)
             self._failed = True
 
-    def _complete(self, row: dict[str, Any]) -> None:
-        """Write the first row after a resume, which may be the last row of the file with more metrics."""
-        kept, self._kept = self._kept, []
-        if int(kept[-1]["step"]) != row["step"]:
-            self._unwritten.append(row)
-        elif any(str(value) != kept[-1].get(name) for name, value in row.items()):
-            try:
-                write_text(self.path, self._to_csv([*kept[:-1], row], heading=True))
-            except OSError:
-                self._kept, self._row = kept, row
-                raise
+    def _write(self) -> None:
+        """Write the rows that are not in the file; the first of them may be its last row with more metrics."""
+        exists = self.path.exists()
+        text = self._to_csv(self._unwritten, heading=not exists)
+        if exists and self._is_last(self._unwritten[0]):
+            self._replace_last(text)
+        else:
+            self._append(text)
+        self._unwritten, self._last = [], None
+
+    def _is_last(self, row: dict[str, Any]) -> bool:
+        return self._last is not None and int(self._last["step"]) == row["step"]
+
+    def _replace_last(self, text: str) -> None:
+        """Write the file again with a text in place of the last kept row."""
+        with replacing(self.path) as scratch:
+            shutil.copyfile(self.path, scratch)
+            with open(scratch, "rb+") as stream:
+                stream.truncate(self._size_before_last)
+                stream.seek(0, os.SEEK_END)
+                stream.write(text.encode())
 
     def _to_csv(self, rows: list[dict[str, Any]], *, heading: bool) -> str:
         text = io.StringIO(newline="")
@@ -158,19 +186,15 @@ class MetricsFile(Logger):
         self.flush()
 
 
-def _known_columns(row: dict[str, str]) -> dict[str, str]:
-    return {name: value for name, value in row.items() if name in COLUMNS or name.startswith(EVALUATED)}
-
-
-def _is_row(row: dict[str, str]) -> bool:
-    """Return whether a row has a step and holds only numbers; a loss or a perplexity may be infinite or NaN."""
+def _read_numbers(row: dict[str, str]) -> dict[str, float] | None:
+    """Return the numbers of a row by column; None unless it has a step and nothing but numbers, which may be infinite or NaN."""
     try:
         numbers = {name: float(value) for name, value in row.items() if value}
     except ValueError:
-        return False
+        return None
     step = row.get("step", "")
     counts = all(0 <= numbers.get(name, 0) < 10**MAX_STEP_DIGITS for name in ("epoch", "tokens_seen"))
-    return bool(counts and numbers and step.isascii() and step.isdigit() and len(step) < MAX_STEP_DIGITS)
+    return numbers if counts and step.isascii() and step.isdigit() and len(step) < MAX_STEP_DIGITS else None
 
 
 def _shorten(value: Any) -> Any:

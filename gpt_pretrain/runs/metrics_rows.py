@@ -3,26 +3,74 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 from gpt_pretrain.system.reading import open_regular, read_lines
 
+AXES = ("step", "epoch", "tokens_seen")  # columns that metrics are plotted against
 EVALUATED = "evaluation/"  # begins the columns of held-out texts and tasks
 MAX_METRICS_BYTES = 1_000_000_000  # A row has about 150.
 MAX_LINE_BYTES = 100_000
 MAX_COLUMNS = 1000
+MAX_POINTS = 2000  # of each metric of earlier steps; TensorBoard shows 1,000 unless it is asked for more
+
+
+class History:
+    """The metrics of many rows by tokens seen: at most about MAX_POINTS of each, at equal distances, and the lowest loss.
+
+    Attributes:
+        points: Of each metric, tokens seen and values.
+        lowest_val_loss: The lowest validation loss of all rows, in nats per token; infinite without one.
+    """
+
+    def __init__(self) -> None:
+        self.points: dict[str, list[tuple[int, float]]] = {}
+        self.lowest_val_loss = math.inf
+        self._seen: dict[str, int] = {}  # values of each metric, of which every `_strides`th is kept
+        self._strides: dict[str, int] = {}
+
+    def add(self, numbers: dict[str, float]) -> None:
+        """Add the numbers of a row by column. A row without tokens seen counts for the lowest loss only."""
+        self.lowest_val_loss = min(self.lowest_val_loss, numbers.get("val/loss", math.inf))
+        tokens = numbers.get("tokens_seen")
+        if tokens is None:
+            return
+        for name, value in numbers.items():
+            if name not in AXES:
+                self._add_point(name, (int(tokens), value))
+
+    def _add_point(self, name: str, point: tuple[int, float]) -> None:
+        seen, stride = self._seen.get(name, 0), self._strides.get(name, 1)
+        self._seen[name] = seen + 1
+        if seen % stride:
+            return
+        points = self.points.setdefault(name, [])
+        points.append(point)
+        if len(points) >= 2 * MAX_POINTS:
+            del points[1::2]
+            self._strides[name] = 2 * stride
+
+
+def read_heading(file: Path) -> list[str]:
+    """Return the names of a metrics.csv's columns; none if it cannot be read."""
+    return next(_read_lists(file), [])[:MAX_COLUMNS]
 
 
 def read_rows(file: Path) -> Iterator[dict[str, str]]:
     """Yield the rows of a metrics.csv in a run's folder by column; those before the first error, if the file is damaged."""
+    rows = _read_lists(file)
+    heading = next(rows, [])[:MAX_COLUMNS]
+    for row in rows:
+        yield dict(zip(heading, row, strict=False))
+
+
+def _read_lists(file: Path) -> Iterator[list[str]]:
     try:
         with open_regular(file, within=file.parent) as stream:
             # Each line is a row, also where a quotation mark is open: such a row could fill the memory.
-            lines = read_lines(stream, max_line_bytes=MAX_LINE_BYTES, max_bytes=MAX_METRICS_BYTES)
-            rows = (row for line in lines for row in csv.reader([line]))
-            heading = next(rows, [])[:MAX_COLUMNS]
-            for row in rows:
-                yield dict(zip(heading, row, strict=False))
+            for line in read_lines(stream, max_line_bytes=MAX_LINE_BYTES, max_bytes=MAX_METRICS_BYTES):
+                yield from csv.reader([line])
     except (OSError, csv.Error):
         return

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread  # type: ignore[import-untyped]
 
 from gpt_pretrain.config.overrides import split_override
+from gpt_pretrain.runs.metrics_rows import AXES, History
 
 CHARTS = {
     "Loss": {
@@ -24,7 +25,6 @@ CHARTS = {
 }
 # The columns of the HPARAMS tab, besides the settings of a sweep.
 COMPARED = ("val/best_loss", "val/loss", "eval/train_loss", "tokens_per_second")
-AXES = ("step", "epoch", "tokens_seen")  # Values that metrics are plotted against.
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +39,8 @@ class EventFiles(TensorBoardLogger):
         hparams: Settings for the HPARAMS tab.
         sweep: Whether the settings are those that a sweep varies. They and the losses are then the columns of the table;
             otherwise TensorBoard makes columns of all settings and metrics of all runs.
-        history: Rows of metrics.csv before first_step. TensorBoard also hides earlier events by tokens seen, whose step
-            numbers are larger than first_step, so these are written again.
+        history: The metrics before first_step. TensorBoard also hides earlier events by tokens seen, whose step numbers are
+            larger than first_step, so these are written again.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class EventFiles(TensorBoardLogger):
         first_step: int = 0,
         hparams: dict[str, Any] | None = None,
         sweep: bool = False,
-        history: Sequence[dict[str, str]] = (),
+        history: History | None = None,
     ) -> None:
         started = first_step > 0 or any(run_dir.glob("events.out.tfevents.*"))
         purge: dict[str, Any] = {"purge_step": first_step} if started else {}
@@ -59,8 +59,8 @@ class EventFiles(TensorBoardLogger):
         super().__init__(save_dir=run_dir, name="", version="", default_hp_metric=False, filename_suffix=suffix, **purge)
         self._hparams = hparams or {}
         self._sweep = sweep
-        self._history = history
-        self._best = min((float(row["val/loss"]) for row in history if row.get("val/loss")), default=math.inf)
+        self._history = history or History()
+        self._best = self._history.lowest_val_loss
         self._started = False
         self._failed = False
         if threading.excepthook is threading.__excepthook__:
@@ -83,10 +83,10 @@ class EventFiles(TensorBoardLogger):
         self._started = True
         self.experiment.add_custom_scalars(CHARTS)
         self._add_session(end=False)
-        for row in self._history:
-            numbers = {name: float(value) for name, value in row.items() if value}
-            if numbers.get("tokens_seen", -1) >= first_step:
-                self._by_tokens(numbers)
+        for name, points in self._history.points.items():
+            for tokens, value in points:
+                if tokens >= first_step:
+                    self.experiment.add_scalar(f"tokens_seen/{name}", value, tokens)
 
     def _add_session(self, *, end: bool) -> None:
         """Write the start or the end of this run's row in the HPARAMS tab."""
