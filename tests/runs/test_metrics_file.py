@@ -7,7 +7,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from gpt_pretrain.runs import metrics_file, metrics_rows
 from gpt_pretrain.runs.metrics_file import MetricsFile
