@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from torch.linalg import vector_norm
 
 from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.training.distributed import ranks
@@ -43,7 +41,8 @@ def has_usable_weights(model: LanguageModel) -> bool:
     """Return whether all weights are numbers of at most MAX_WEIGHT; all ranks must call this, and agree."""
     weights = (parameter.detach() for parameter in model.parameters())
     own = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in weights]
-    largest = torch.stack([vector_norm(weight, math.inf).float() for weight in own if weight.numel()]).amax()  # NaN if any is
+    # On a CPU, aminmax takes a sixteenth of the time of the infinity norm (PyTorch 2.13). Both are NaN if any weight is.
+    largest = torch.stack([torch.stack(weight.aminmax()).abs().amax().float() for weight in own if weight.numel()]).amax()
     return not ranks.all_reduce_max(not largest.item() <= MAX_WEIGHT)
 
 

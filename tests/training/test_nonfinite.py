@@ -1,13 +1,27 @@
 """Losses and gradients that are NaN or infinite."""
 
+import math
 import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.training.nonfinite import has_usable_weights
+from tests.conftest import tiny_model
 from tests.helpers.crash_harness import differences
 from tests.helpers.training_runs import SETTINGS, Train, checkpoint, rows, spoilt
+
+
+@pytest.mark.parametrize("weight", [math.nan, math.inf, -math.inf, 1e9, -1e9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_single_unusable_weight_is_found(weight: float, dtype: torch.dtype) -> None:
+    model = tiny_model().to(dtype)
+    assert has_usable_weights(model)
+    with torch.no_grad():
+        next(reversed([*model.parameters()])).flatten()[-1] = weight
+    assert not has_usable_weights(model)
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
