@@ -27,6 +27,7 @@ MAX_TEXT_LINE = 1000  # Bytes of a name.
 FREE_KEY = 200  # Characters of a key that are read again and again without being counted.
 # Python hashes integers without a secret. Larger ones could all be given the same hash, which makes a dict quadratic.
 MAX_KEY, SMALL_KEY, MAX_ODD_KEYS = 1 << 60, 1 << 31, 1000
+MAX_INDEX = (1 << 32) - 1  # Of a value that is shared. One opcode writes it in digits; the others have four bytes for it.
 
 PLAIN = PickleRules(calls={})
 
@@ -116,6 +117,8 @@ class _StackMachine:
         self._stack = []
 
     def put(self, index: int) -> None:
+        if not 0 <= index <= MAX_INDEX:
+            raise ValueError("it gives a shared value an impossible number")
         self._memo[index] = self._stack[-1]
 
     def memoize(self, _: None) -> None:
