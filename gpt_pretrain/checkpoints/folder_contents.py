@@ -198,7 +198,7 @@ def _advice(path: Path, kind: FileKind) -> str:
     if kind.name == HTML.name:
         return f"A page may have been downloaded instead of the file: the hub's files are at /resolve/, not at /blob/. {give}"
     if kind.is_read:
-        return f"{give} To train on it: data=text data.path={path}"
+        return f"{give} To train on it: data=text data.path={quote_path(str(path))}"
     return f"{give} {kind.advice}" if kind.advice and re.search("weights|token ids", kind.name) else give
 
 

@@ -146,7 +146,8 @@ MEGATRON = FileKind(
 )
 LITDATA = FileKind("chunk of LitData", advice=MEGATRON.advice)
 _TABLE = convert_advice(
-    "python -c \"import pandas; pandas.read_{reader}('{path}').to_parquet('table.parquet')\"", "Convert it to Parquet first"
+    "python -c \"import pandas, sys; pandas.read_{reader}(sys.argv[1]).to_parquet('table.parquet')\" {path}",
+    "Convert it to Parquet first",
 )
 MATLAB = FileKind("MATLAB file", advice="Save its texts as JSON lines first.")
 STATA, SAS, SPSS = (

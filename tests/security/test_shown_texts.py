@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.metadata import METADATA_FILE, read_metadata, track_run
 from gpt_pretrain.sweeps.results import read_sweep, swept_keys
 from gpt_pretrain.sweeps.runner import print_sweep_summary
+from gpt_pretrain.system.file_kinds import AS_TEXT_ADVICE, SUFFIXES
 from gpt_pretrain.system.tables import format_table
 from gpt_pretrain.system.terminal import ConsoleHandler, LogFileHandler, print_escaped
 from gpt_pretrain.tokenizers.build import build_tokenizer
@@ -101,3 +103,13 @@ def test_a_sweep_shows_a_limited_number_of_settings(tmp_path: Path) -> None:
     jobs = read_sweep(folder)
     assert len(swept_keys(jobs)) == 1000
     assert all(len(job.settings) == 1000 for job in jobs)
+
+
+@pytest.mark.parametrize("suffix", sorted(name for name, kind in SUFFIXES.items() if "for example with: " in kind.advice))
+def test_a_suggested_command_runs_nothing_of_a_file_s_name(tmp_path: Path, suffix: str) -> None:
+    said = SUFFIXES[suffix].refusal(f"a' $(touch PWNED) `touch PWNED` ');x{suffix}")
+    command = said.partition("for example with: ")[2].removesuffix(AS_TEXT_ADVICE)
+    subprocess.run(
+        ["bash", "-c", f"{command.split()[0]}() {{ true; }}\n{command}"], cwd=tmp_path, check=False, capture_output=True
+    )
+    assert "PWNED" not in [path.name for path in tmp_path.iterdir()]
