@@ -127,6 +127,7 @@ def usage_reader(thread: int) -> Callable[[], Usage] | None:
 def load_libgomp() -> ctypes.CDLL | None:
     """Return the libgomp that PyTorch has loaded; None if it has loaded another library for OpenMP."""
     maps = MAPS.read_text(encoding="utf-8", errors="surrogateescape")
-    found = re.search(r"(/\S.*libgomp[^/\n]*)$", maps, re.MULTILINE)
+    # A file of that name which is only read, such as weights, is not code.
+    found = re.search(r"^\S+ \S*x\S* .*?(/\S.*libgomp[^/\n]*)$", maps, re.MULTILINE)
     library = None if found is None else ctypes.CDLL(found[1])
     return library if hasattr(library, "GOMP_parallel") and hasattr(library, "omp_pause_resource") else None

@@ -201,3 +201,10 @@ def test_threads_follow_the_quota(
     shared_cores.use_own_cores()
 
     assert chosen == expected
+
+
+def test_a_file_that_is_only_read_is_not_loaded_as_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = "7f0000000000-7f0000001000 r--s 00000000 fe:00 1                          /weights/libgomp.ckpt\n"
+    (maps := tmp_path / "maps").write_text(weights)
+    monkeypatch.setattr(shared_cores, "MAPS", maps)
+    assert shared_cores.load_libgomp() is None
