@@ -1,4 +1,4 @@
-"""Background threads that fetch blocks before they are read, and time limits for slow reads.
+"""Background threads that fetch blocks before they are read.
 
 Executors of the standard library are not used here: Python waits for their threads at exit, and a read that hangs would block
 it.
@@ -12,10 +12,8 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
-from typing import TypeVar
 
 Block = tuple[str, int]  # the name of a file and the number of a block in it
-Result = TypeVar("Result")
 
 
 class StoppedError(Exception):
@@ -106,24 +104,3 @@ def pause(seconds: float) -> None:
         time.sleep(seconds)
     elif thread.stop.wait(seconds):
         raise StoppedError
-
-
-def run_with_timeout(job: Callable[[], Result], *, seconds: float) -> Result:
-    """Return the result of a job.
-
-    Raises:
-        TimeoutError: If the job takes longer. It continues in a daemon thread, and its result is dropped.
-    """
-    done: Future[Result] = Future()
-
-    def run() -> None:
-        try:
-            done.set_result(job())
-        except BaseException as error:
-            done.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        return done.result(seconds)
-    except TimeoutError:
-        raise TimeoutError(f"no answer within {seconds:g} seconds (data.remote.timeout)") from None

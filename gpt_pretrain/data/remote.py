@@ -13,9 +13,10 @@ import fsspec
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 from gpt_pretrain.config.schema import RemoteSettings
-from gpt_pretrain.data.fetching import StoppedError, pause, run_with_timeout
+from gpt_pretrain.data.fetching import StoppedError, pause
 from gpt_pretrain.data.files import FILE_NAME
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.deadlines import run_with_timeout
 from gpt_pretrain.system.urls import check_url, hide_secrets, secret_parts, without_secrets
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between two attempts
@@ -121,7 +122,9 @@ class RemoteFiles:
             retry_error_callback=partial(self._give_up, location),
         )
         try:
-            result: Result = retrying(run_with_timeout, self._bounded(job), seconds=self.settings.timeout)
+            result: Result = retrying(
+                run_with_timeout, self._bounded(job), seconds=self.settings.timeout, setting="data.remote.timeout"
+            )
             return result
         # A cause would show the whole URL in a traceback.
         except PermissionError as error:

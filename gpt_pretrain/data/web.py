@@ -16,6 +16,7 @@ import requests
 from tqdm import tqdm
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.deadlines import run_with_timeout
 from gpt_pretrain.system.urls import without_secrets
 
 MAX_DOWNLOAD_BYTES = 10_000_000_000
@@ -105,6 +106,13 @@ def download_file(url: str, output_file: str, _pooch: object) -> None:
             where it must not.
     """
     end = time.monotonic() + MAX_DOWNLOAD_SECONDS
+    try:
+        run_with_timeout(lambda: _receive(url, output_file, end=end), seconds=MAX_DOWNLOAD_SECONDS)
+    except TimeoutError:
+        raise _exceeded(url) from None
+
+
+def _receive(url: str, output_file: str, *, end: float) -> None:
     hooks = {"response": _check_response}
     with requests.get(url, stream=True, timeout=READ_TIMEOUT_SECONDS, hooks=hooks) as answer, open(output_file, "wb") as stream:
         answer.raise_for_status()
@@ -115,11 +123,14 @@ def download_file(url: str, output_file: str, _pooch: object) -> None:
                 stream.write(piece)
                 bar.update(len(piece))
                 if stream.tell() > MAX_DOWNLOAD_BYTES or time.monotonic() > end:
-                    raise UserError(
-                        f"{without_secrets(url)}: the download exceeded {MAX_DOWNLOAD_BYTES // 10**9} GB or "
-                        f"{MAX_DOWNLOAD_SECONDS / 3600:g} hours. Nothing was kept. Download it by other means, and give it with "
-                        "data.path=FILE."
-                    )
+                    raise _exceeded(url)
+
+
+def _exceeded(url: str) -> UserError:
+    return UserError(
+        f"{without_secrets(url)}: the download exceeded {MAX_DOWNLOAD_BYTES // 10**9} GB or "
+        f"{MAX_DOWNLOAD_SECONDS / 3600:g} hours. Nothing was kept. Download it by other means, and give it with data.path=FILE."
+    )
 
 
 def _check_response(answer: requests.Response, **_options: object) -> None:

@@ -36,8 +36,9 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.deadlines import run_with_timeout
 from gpt_pretrain.system.files import write_text
-from gpt_pretrain.system.hub_transfer import receive_file
+from gpt_pretrain.system.hub_transfer import ANSWER_SECONDS, receive_file
 
 MAX_SMALL_BYTES = 20_000_000  # of a file for which the hub states no SHA-256; it keeps larger ones apart from the small ones
 BAD_COMMIT = "the commit {!r}, which is not 40 hexadecimal digits"
@@ -187,7 +188,7 @@ def _fill_cache(repo_id: str, file: str) -> HfHubHTTPError | None:
     url = hf_hub_url(repo_id, file)
     try:
         headers = build_hf_headers(headers={"Accept-Encoding": "identity"})
-        stated = get_hf_file_metadata(url, headers=headers)
+        stated = run_with_timeout(lambda: get_hf_file_metadata(url, headers=headers), seconds=ANSWER_SECONDS)
     except EntryNotFoundError:
         raise
     except (RepositoryNotFoundError, GatedRepoError) as error:

@@ -13,6 +13,7 @@ from huggingface_hub.utils import hf_raise_for_status
 from tqdm import tqdm
 
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.deadlines import run_with_timeout
 from gpt_pretrain.system.urls import without_secrets
 
 PARTIAL_CONTENT = 206
@@ -21,6 +22,7 @@ MAX_REDIRECTS = 20
 MAX_TRIES = 5  # in a row without any new bytes
 PAUSE_SECONDS = 1.0
 READ_TIMEOUT_SECONDS = 30.0  # without any new bytes; huggingface_hub sets none
+ANSWER_SECONDS = 120.0  # for the headers of an answer behind all redirects
 
 
 def receive_file(url: str, part: Path, *, size: int, headers: dict[str, str], label: str) -> None:
@@ -59,8 +61,7 @@ def receive_file(url: str, part: Path, *, size: int, headers: dict[str, str], la
 
 
 def _append(url: str, stream: IO[bytes], bar: tqdm[Any], *, headers: dict[str, str], size: int) -> None:
-    with closing(_open_answer(url, headers)) as answer:
-        _check_status(answer)
+    with closing(run_with_timeout(lambda: _open_answer(url, headers), seconds=ANSWER_SECONDS)) as answer:
         # A server that ignores the range sends the whole file.
         if answer.status_code != PARTIAL_CONTENT:
             stream.seek(0)
@@ -76,12 +77,13 @@ def _append(url: str, stream: IO[bytes], bar: tqdm[Any], *, headers: dict[str, s
 
 
 def _open_answer(url: str, headers: dict[str, str]) -> Any:
-    """Return the answer to a request, behind all redirects, without its body.
+    """Return the answer to a request, behind all redirects, without its body, if it is no error.
 
     The HTTP library would read the whole body of each redirect, which may have no end. The next request is its own, without the
     token where another host is asked.
 
     Raises:
+        HfHubHTTPError: If the answer is an error.
         UserError: If there are too many redirects.
     """
     session = get_session()
@@ -89,6 +91,7 @@ def _open_answer(url: str, headers: dict[str, str]) -> Any:
     for _ in range(MAX_REDIRECTS):
         answer = session.send(request, stream=True, follow_redirects=False)
         if answer.next_request is None:
+            _check_status(answer)
             return answer
         answer.close()
         request = answer.next_request

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import subprocess
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -224,3 +225,26 @@ def test_what_a_hub_states_of_a_dataset_is_checked(
     with pytest.raises(UserError, match=rf"^dataset=some/texts: .*{message}"):
         list(read_dataset(StreamedDataset("some/texts", None, "train"), "text", start=ReadPosition()))
     assert list(tmp_path.rglob("*PWNED*")) == []
+
+
+@pytest.mark.parametrize("slow", ["HEAD", "GET"])
+def test_headers_of_a_hub_that_trickle_are_not_waited_for(
+    hostile_hub: Stranger, monkeypatch: pytest.MonkeyPatch, slow: str
+) -> None:
+    def answer(request: Answer) -> None:
+        if request.command != slow:
+            request.reply(200, CONFIG, headers=GOOD)
+            return
+        with suppress(OSError):
+            request.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+            for _ in range(200):
+                time.sleep(0.05)
+                request.wfile.write(b"x")
+
+    hostile_hub.answers = {"/m/n/resolve/main/config.json": answer}
+    monkeypatch.setattr(hub_module, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(hub_transfer, "ANSWER_SECONDS", 0.3)
+    started = time.monotonic()
+    with pytest.raises(UserError, match=r"cannot be reached|no answer within"):
+        fetch("m/n", "config.json")
+    assert time.monotonic() - started < 5

@@ -10,6 +10,7 @@ import resource
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -224,21 +225,35 @@ def test_a_compressed_answer_is_not_unpacked(stranger: Stranger) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "in KB"
 
 
-def test_a_download_that_trickles_is_ended(stranger: Stranger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def trickle(answer: Answer) -> None:
-        answer.reply(200, b"x", length=1000)
-        while True:
+def trickle(answer: Answer, beginning: bytes, end: bytes = b"") -> None:
+    """Send bytes so slowly that no time limit on a single one ends it, for ten seconds."""
+    with suppress(OSError):
+        answer.wfile.write(beginning)
+        for _ in range(200):
             time.sleep(0.05)
-            try:
-                answer.wfile.write(b"x")
-            except OSError:
-                return
+            answer.wfile.write(b"x")
+        answer.wfile.write(end)
 
-    stranger.answers = {"/t.txt": trickle}
+
+@pytest.mark.parametrize(
+    ("beginning", "end"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 200\r\n\r\n", b""),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Slow: ", b"\r\n\r\n"),
+        (b"HTTP/1.1 302 Found\r\nLocation: /slow.txt\r\nContent-Length: 0\r\nX-Slow: ", b"\r\n\r\n"),
+    ],
+    ids=["body", "headers", "redirect"],
+)
+def test_a_download_that_trickles_is_ended(
+    stranger: Stranger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beginning: bytes, end: bytes
+) -> None:
+    stranger.answers = {"/t.txt": lambda answer: trickle(answer, beginning, end)}
     monkeypatch.setattr(web, "MAX_DOWNLOAD_SECONDS", 0.3)
-    monkeypatch.setattr(web, "CHUNK_BYTES", 1)
+    started = time.monotonic()
     with pytest.raises(UserError, match=r"the download exceeded .* or"):
         download(f"{stranger.url}/t.txt", sha256=None, cache_dir=tmp_path)
+    assert time.monotonic() - started < 5
+    assert [path.name for path in (tmp_path / "downloads").iterdir()] == [TAG]
 
 
 def test_downloads_are_named_after_the_whole_url_without_its_secrets(stranger: Stranger, tmp_path: Path) -> None:
