@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from gpt_pretrain.errors import UserError, describe_damage
 from gpt_pretrain.runs.folder import check_no_links
 from gpt_pretrain.sweeps.folder import STUDY
-from gpt_pretrain.system.reading import DamagedFileError, parse_json, read_bytes
+from gpt_pretrain.sweeps.journal_check import check_journal
+from gpt_pretrain.system.reading import DamagedFileError
 
 if TYPE_CHECKING:
     from optuna.storages import JournalStorage
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 DAMAGED_JOURNAL = "{} is damaged ({}). Start a new search in another folder."
 # How long a lock stays the same before it counts as left behind; a shorter time suffices if it was made long ago.
 STALE_SECONDS, STALE_SECONDS_IF_OLD, OLD_LOCK_SECONDS = 5.0, 0.5, 60.0
-# A trial takes about ten lines of 200 bytes, and one for each epoch.
-MAX_JOURNAL_BYTES, MAX_LINE_VALUES = 50_000_000, 100_000
 
 
 @contextmanager
@@ -97,9 +96,7 @@ def _check_journal(journal: Path) -> None:
     """
     try:
         if journal.exists():
-            for line in read_bytes(journal, max_bytes=MAX_JOURNAL_BYTES).splitlines(keepends=True):
-                if line.endswith(b"\n"):  # A process may have been killed while it wrote the last line.
-                    parse_json(line, max_values=MAX_LINE_VALUES)
+            check_journal(journal)
     except (OSError, DamagedFileError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise UserError(DAMAGED_JOURNAL.format(journal, reason)) from error
