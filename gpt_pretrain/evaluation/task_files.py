@@ -16,6 +16,7 @@ from gpt_pretrain.evaluation.task_items import FORMAT, Task, TaskItem
 from gpt_pretrain.generation.prompt_files import check_prompt_text
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.file_kinds import HEAD
+from gpt_pretrain.system.old_encodings import quote_path
 from gpt_pretrain.system.reading import DamagedFileError, check_names, open_regular, parse_json
 
 MAX_LINE_BYTES = 1 << 20
@@ -110,7 +111,7 @@ def _several_lines(file: Path, *, is_array: bool) -> str:
     held, query = ("a JSON array", "'.[]'") if is_array else ("JSON over several lines", ".")
     return (
         f"tasks.path={file} holds {held}, but a task has one item in each line. "
-        f"Convert it: jq -c {query} {file.name} > {file.stem}_lines.jsonl"
+        f"Convert it: jq -c {query} {quote_path(file.name)} > {quote_path(f'{file.stem}_lines.jsonl')}"
     )
 
 

@@ -14,6 +14,7 @@ from gpt_pretrain.checkpoints.pretrained import open_weights
 from gpt_pretrain.commands.failures import print_error
 from gpt_pretrain.commands.serve import _public_name
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.evaluation.task_files import find_tasks
 from gpt_pretrain.runs.metadata import METADATA_FILE, read_metadata, track_run
 from gpt_pretrain.sweeps.results import read_sweep, swept_keys
 from gpt_pretrain.sweeps.runner import print_sweep_summary
@@ -112,4 +113,13 @@ def test_a_suggested_command_runs_nothing_of_a_file_s_name(tmp_path: Path, suffi
     subprocess.run(
         ["bash", "-c", f"{command.split()[0]}() {{ true; }}\n{command}"], cwd=tmp_path, check=False, capture_output=True
     )
+    assert "PWNED" not in [path.name for path in tmp_path.iterdir()]
+
+
+def test_the_command_for_a_task_runs_nothing_of_a_file_s_name(tmp_path: Path) -> None:
+    (tmp_path / "a;touch PWNED;$(touch PWNED).jsonl").write_text("[{}]")
+    with pytest.raises(UserError, match="Convert it: ") as refused:
+        find_tasks(str(tmp_path))
+    command = str(refused.value).partition("Convert it: ")[2]
+    subprocess.run(["bash", "-c", f"jq() {{ true; }}\n{command}"], cwd=tmp_path, check=False, capture_output=True)
     assert "PWNED" not in [path.name for path in tmp_path.iterdir()]
