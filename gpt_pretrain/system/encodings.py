@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from gpt_pretrain.system.formatting import format_rounded
 from gpt_pretrain.system.old_encodings import ALPHABETS, SEVERAL_BYTES
 
 # A mark of UTF-32 begins with that of UTF-16.
@@ -207,7 +208,7 @@ class ControlCount:
         cause = "a file that was never filled, text in UTF-16, or a binary file"
         cause = cause if name == "NUL" else "a binary file, or the colors of a terminal"
         remedy = " To delete them: tr -d '\\000' < FILE > new.txt" if name == "NUL" else ""
-        return f"{share:.2g}% of the text is {name}, as in {cause}. The model will learn to write them.{remedy}"
+        return f"{format_rounded(share)}% of the text is {name}, as in {cause}. The model will learn to write them.{remedy}"
 
 
 def is_blank(text: str) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from gpt_pretrain.system.formatting import format_rounded
 from gpt_pretrain.system.reading import short_repr
 from gpt_pretrain.tokenizers.base import Tokenizer
 
@@ -64,7 +65,7 @@ def describe_unknown(tokens: int, total: int, example: str) -> str:
     share = 100 * tokens / max(total, 1)
     such_as = f", such as {short_repr(example)}" * bool(example)
     return (
-        f"{tokens:,} of {total:,} tokens ({share:.2g}%) stand for text that the vocabulary lacks{such_as}. "
+        f"{tokens:,} of {total:,} tokens ({format_rounded(share)}%) stand for text that the vocabulary lacks{such_as}. "
         "A model cannot learn it. A vocabulary with a token for each byte, as gpt2 has, lacks nothing."
     )
 

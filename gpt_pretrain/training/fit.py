@@ -29,6 +29,7 @@ from gpt_pretrain.training.callbacks.stop import StopOnSignal, StoppedBySignalEr
 from gpt_pretrain.training.distributed import ranks, requeue
 from gpt_pretrain.training.lit_module import GPTLitModule
 from gpt_pretrain.training.nonfinite import MAX_WEIGHT, NonFiniteError, has_usable_weights
+from gpt_pretrain.training.optimizer import scaled_rates
 from gpt_pretrain.training.preflight import TrainingSetup
 from gpt_pretrain.training.resume import newest_checkpoint
 from gpt_pretrain.training.starting_point import build_model
@@ -209,7 +210,7 @@ def _divergence(error: NonFiniteError, rollbacks: int, settings: TrainSettings, 
     warmup = "" if settings.scheduler.warmup_steps else ", scheduler=warmup_cosine for a gentle start"
     return (
         f"{error} {_state_of_weights(module)}; {saved}.{tried} The learning rate is probably too high: try "
-        f"optimizer.lr={settings.optimizer.lr / 10:.2g}{warmup}{rollback}."
+        f"{scaled_rates(settings.optimizer, 1 / 10)}{warmup}{rollback}."
     )
 
 

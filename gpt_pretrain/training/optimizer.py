@@ -78,8 +78,20 @@ def _role_groups(model: LanguageModel, settings: OptimizerSettings) -> list[dict
 
 def first_rate(settings: OptimizerSettings) -> float:
     """Return the highest learning rate of the first parameter group, which is that of the matrices."""
+    return _rates_of_roles(settings).get("matrices", settings.lr)
+
+
+def scaled_rates(settings: OptimizerSettings, factor: float) -> str:
+    """Return the overrides that multiply the learning rates of all roles by a factor, for advice."""
+    rates = {"lr": settings.lr} | {f"{role}.lr": rate for role, rate in _rates_of_roles(settings).items()}
+    return " ".join(f"optimizer.{name}={rate * factor:.3g}" for name, rate in rates.items())
+
+
+def _rates_of_roles(settings: OptimizerSettings) -> dict[str, float]:
+    """Return the learning rates of the roles that have their own."""
     by_role = settings.name == "muon" or settings.decay == "roles"
-    return settings.matrices.lr if by_role and settings.matrices.lr is not None else settings.lr
+    rates = {role: getattr(settings, role).lr for role in ROLES} if by_role else {}
+    return {role: rate for role, rate in rates.items() if rate is not None}
 
 
 def group_settings(optimizer: Optimizer) -> list[dict[str, Any]]:

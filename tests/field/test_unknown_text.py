@@ -55,6 +55,7 @@ def test_named_tokenizers_lack_nothing(name: str) -> None:
 
 
 def test_a_sentence_names_number_share_and_example() -> None:
+    assert "996 of 1,000 tokens (100%)" in describe_unknown(996, 1000, "")
     assert describe_unknown(1234, 5678, "ω").startswith(
         "1,234 of 5,678 tokens (22%) stand for text that the vocabulary lacks, such as 'ω'."
     )

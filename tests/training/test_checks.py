@@ -8,8 +8,11 @@ from omegaconf import DictConfig
 
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.schema import TrainSettings
+from gpt_pretrain.config.train_rules import train_problems
 from gpt_pretrain.system import resources
 from gpt_pretrain.training.planning import checks
+from gpt_pretrain.training.planning.check_context import CheckContext
+from gpt_pretrain.training.planning.time_checks import costly_orthogonalization
 from tests.helpers.plans import plan_run
 
 # 14,200 parameters and 79,200 training tokens in 2,474 windows: 154 steps per epoch.
@@ -87,6 +90,7 @@ def test_ordinary_choices_give_no_warning(warnings_for: Callable[..., list[str]]
     [
         (["trainer.max_epochs=30", "model.emb_dim=128"], "training tokens for 235k parameters are 0.34 per parameter"),
         (["model.emb_dim=512"], "each token is seen 3 times. The model will learn little"),
+        (["model.emb_dim=512", "trainer.max_epochs=1", "data.batch_size=3"], "and 100% of them are seen."),  # rounded
         (
             ["tokenizer=gpt2"],
             "or a smaller model; budget=20m, or another time, chooses the model and the vocabulary for this text",
@@ -138,6 +142,23 @@ def test_each_warning_names_its_remedy(warnings_for: Callable[..., list[str]], o
     warnings = warnings_for(*overrides)
     assert any(expected in warning for warning in warnings), warnings
     assert all(warning.endswith(".") for warning in warnings)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "remedy"),
+    [
+        (["model=modern_tiny"], "or choose optimizer.name=adamw optimizer.lr=3e-3."),  # its embeddings need a high rate
+        (["optimizer=muon"], "or choose optimizer=adamw."),
+    ],
+)
+def test_the_optimizer_that_is_advised_in_place_of_muon_suits_the_model(
+    compose_train: Callable[..., DictConfig], overrides: list[str], remedy: str
+) -> None:
+    settings = to_settings(compose_train(*SOUND, "data=sample", "data.batch_size=1", *overrides), TrainSettings)
+    warning = costly_orthogonalization(CheckContext(settings, *plan_run(settings)))
+    assert warning is not None and warning.endswith(remedy)
+    instead = to_settings(compose_train(*SOUND, *overrides, *remedy.rstrip(".").split()[2:]), TrainSettings)
+    assert train_problems(instead) == []
 
 
 @pytest.mark.parametrize(

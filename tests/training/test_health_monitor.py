@@ -90,6 +90,7 @@ def test_the_chapter_5_run_gets_one_gap_and_one_overfitting_finding(make_monitor
     assert evaluate(monitor, train=CHAPTER5[0], val=CHAPTER5[1]) == [("gap", 45), ("overfitting", 50)]
     assert "Since about step 35 the validation loss has risen from 6.185 to 6.242" in monitor.findings[1].text
     assert "6.277, is 2.6 times the training loss, 2.392" in monitor.findings[0].text
+    assert all("experiment=small_text" in finding.text for finding in monitor.findings)
 
 
 def test_overfitting_is_reported_again_after_a_new_lowest_loss(make_monitor: Make) -> None:
@@ -136,6 +137,15 @@ def test_losses_that_never_fall_are_reported_after_one_window_but_not_during_war
     assert evaluate(warm, train=high, val=high) == [("stuck", 240)]
     again = [*high, *(5.5 - 0.1 * n for n in range(25)), *[5.4] * 50]
     assert evaluate(make_monitor(), train=again, val=again) == [("stuck", 40), ("stuck", 665)]
+
+
+def test_a_lower_learning_rate_is_advised_for_all_roles(make_monitor: Make) -> None:
+    monitor = make_monitor("model=modern_tiny", "optimizer.vectors.lr=null")
+    for step in range(200):
+        monitor.observe_step(step, 4.5 if step >= 150 else 2.5, 0.5)
+    assert found(monitor)[0][0] == "spike"
+    rates = "optimizer.lr=0.00667 optimizer.embedding.lr=0.1 optimizer.head.lr=0.00333"
+    assert f"try {rates} (optimizer.lr=0.02 now)" in monitor.findings[0].text
 
 
 def test_a_spike_is_reported_once_and_again_after_it_has_passed(make_monitor: Make) -> None:

@@ -37,6 +37,19 @@ def test_a_later_end_is_reported_with_both_rates(schedule: str, matrices: float 
     assert warning is not None and f"scheduler={schedule} now ends at step 23" in warning
 
 
+@pytest.mark.parametrize("matrices", [None, 0.05])
+def test_the_advised_rates_keep_each_role_where_the_schedule_left_it(matrices: float | None) -> None:
+    context = resumed("warmup_linear", then=12, now=24, matrices=matrices)
+    context.settings.optimizer.embedding.lr, context.settings.optimizer.head.lr = 0.3, 0.01
+    factor = context.start.next_lr / context.start.peak_lr
+    assert 0 < factor < 0.5
+    words = (learning_rate_jumps(context) or "").split()
+    advised = {name: float(value) for name, _, value in (word.partition("=") for word in words if word.startswith("optimizer."))}
+    expected = {"optimizer.lr": 0.02, "optimizer.embedding.lr": 0.3, "optimizer.head.lr": 0.01}
+    expected |= {} if matrices is None else {"optimizer.matrices.lr": matrices}
+    assert advised == pytest.approx({name: factor * rate for name, rate in expected.items()}, rel=5e-3)
+
+
 @pytest.mark.parametrize("schedule", ["constant", *DECAYING])
 @pytest.mark.parametrize("matrices", [None, 0.05])
 def test_the_same_end_changes_nothing(schedule: str, matrices: float | None) -> None:

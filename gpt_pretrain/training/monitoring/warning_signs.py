@@ -13,6 +13,7 @@ from statistics import fmean, median
 from gpt_pretrain.config.schema import DoctorSettings, TrainSettings
 from gpt_pretrain.model.config import CUSTOM_KIND
 from gpt_pretrain.training.budget.choice import regularization_of
+from gpt_pretrain.training.optimizer import scaled_rates
 
 Evaluation = tuple[int, float, float]  # optimizer step, training and validation loss in nats per token
 
@@ -82,16 +83,25 @@ def detect_overfitting(
     if not (current != best if lasting else diverged):
         return None
     stop = "" if run.callbacks.early_stopping else "; callbacks=early_stopping does so automatically"
-    has_recipe = run.data.shift_windows and run.model.drop_rate > 0  # as in that experiment
-    recipe = "" if has_recipe else " experiment=small_text is a recipe for a text that is read many times."
     return (
         f"Since about step {best_step:,} the validation loss has risen from {best_val:.3f} to {val:.3f}, while the training loss "
         f"has fallen from {best_train:.3f} to {train:.3f} (means of {thresholds.patience} evaluations). From that step on the "
         "model memorizes its training text (overfitting). More text (data.path=...), "
         f"{_more_regularization(run, passes)} or a smaller model delays that; trainer.max_steps={best_step + 1} stops in "
-        f"time{stop}."
-        f"{recipe}"
+        f"time{stop}.{_recipe(run)}"
     )
+
+
+def _recipe(run: TrainSettings) -> str:
+    """Name the recipe for a text that is read many times, unless the run has what it sets."""
+    has_recipe = run.data.shift_windows and run.model.drop_rate > 0
+    return "" if has_recipe else " experiment=small_text is a recipe for a text that is read many times."
+
+
+def _rates(run: TrainSettings, factor: float) -> str:
+    """Name the learning rates times a factor, with the one now."""
+    rates = scaled_rates(run.optimizer, factor)
+    return f"{rates} ({'optimizer.lr=' if ' ' in rates else ''}{run.optimizer.lr:g} now)"
 
 
 def _more_regularization(run: TrainSettings, passes: float) -> str:
@@ -121,7 +131,7 @@ def detect_gap(
     return (
         f"The validation loss, {val:.3f}, is {val / train:.1f} times the training loss, {train:.3f}. The training text is too "
         "small for this model, or the validation set is text of another kind. More text (data.path=...) helps most; a smaller "
-        f"model or {_more_regularization(run, passes)} narrows the gap."
+        f"model or {_more_regularization(run, passes)} narrows the gap.{_recipe(run)}"
     )
 
 
@@ -142,14 +152,13 @@ def detect_plateau(
         unigram: Loss of guessing by token frequency, in nats per token.
     """
     fall = thresholds.stuck * (2 if lasting else 1)
-    lr = run.optimizer.lr
     reference = f"A uniform guess gives {uniform:.3f}, guessing by token frequency {unigram:.3f}."
     flat = _without_fall(evaluations, thresholds.window, fall, min_evaluations=thresholds.patience)
     if flat and min(min(train, val) for _, train, val in flat) > (uniform + unigram) / 2:
         (start, before, _), (step, train, val) = flat[0], flat[-1]
         return (
             f"From step {start:,} to {step:,} the training loss has only gone from {before:.3f} to {train:.3f} (validation "
-            f"{val:.3f}). {reference} The learning rate is probably too low: try optimizer.lr={lr * 10:g} ({lr:g} now)."
+            f"{val:.3f}). {reference} The learning rate is probably too low: try {_rates(run, 10)}."
         )
     flat = _without_fall(evaluations, PLATEAU_WINDOWS * thresholds.window, fall, min_evaluations=thresholds.patience)
     if flat and min(train for _, train, _ in flat) > (0.95 if lasting else 0.98) * unigram:
@@ -157,7 +166,8 @@ def detect_plateau(
         return (
             f"From step {start:,} to {step:,} neither loss has fallen (training {train:.3f}, validation {val:.3f}). {reference} "
             "The model has learned the token frequencies at most. The learning rate is probably too high: try a tenth of it, "
-            f"optimizer.lr={lr / 10:g}, with scheduler=warmup_cosine. If that does not help, it is too low: try ten times it."
+            f"{scaled_rates(run.optimizer, 1 / 10)}, with scheduler=warmup_cosine. If that does not help, it is too low: try ten "
+            "times it."
         )
     return None
 
@@ -197,24 +207,19 @@ def exceeded_level(losses: Sequence[float], start: float, thresholds: DoctorSett
 
 def describe_spike(losses: Sequence[float], level: float, *, run: TrainSettings) -> str:
     """Return the text for a training loss that has jumped above a level."""
-    lr = run.optimizer.lr
     warmup = "" if run.scheduler.warmup_steps else ", with scheduler=warmup_cosine for a gentle start"
     clip = "" if run.trainer.gradient_clip_val is not None else ", and trainer.gradient_clip_val=1.0"
     return (
         f"The training loss has jumped to {recent_loss(losses):.3f} (mean of the last {RECENT_STEPS} steps) from at most "
-        f"{level:.3f} before. The learning rate is probably too high: try optimizer.lr={lr / 3:.2g} ({lr:g} now){warmup}{clip}."
+        f"{level:.3f} before. The learning rate is probably too high: try {_rates(run, 1 / 3)}{warmup}{clip}."
     )
 
 
 def describe_nonfinite(event: str, run: TrainSettings) -> str:
     """Return the text for a loss or gradient that is NaN or infinite, which `event` describes in one sentence."""
-    lr = run.optimizer.lr
     clip = "" if run.trainer.gradient_clip_val is not None else " trainer.gradient_clip_val=1.0,"
     exact = "" if run.trainer.precision == "32-true" else f" or trainer.precision=32-true ({run.trainer.precision} now)"
-    return (
-        f"{event} The learning rate is probably too high: try optimizer.lr={lr / 3:.2g} ({lr:g} now),{clip} "
-        f"scheduler=warmup_cosine{exact}."
-    )
+    return f"{event} The learning rate is probably too high: try {_rates(run, 1 / 3)},{clip} scheduler=warmup_cosine{exact}."
 
 
 def detect_clipping(norms: Sequence[float], *, lasting: bool, run: TrainSettings, thresholds: DoctorSettings) -> str | None:

@@ -181,7 +181,7 @@ def _too_little_text(context: CheckContext) -> str | None:
     if settings.trainer.max_time is not None:  # how many steps fit into it is not known yet
         will, times = "may", f"up to {times}, if trainer.max_time={settings.trainer.max_time} does not end the run before"
     outcome = f"The model {will} memorize the text" if memorizes else "The model will learn little"
-    seen = f"each token is seen {times}" if plan.repeats >= 1 else f"{100 * plan.repeats:.2g}% of them are seen"
+    seen = f"each token is seen {times}" if plan.repeats >= 1 else f"{format_rounded(100 * plan.repeats)}% of them are seen"
     is_own_text = settings.data.path is not None and settings.data.name not in ("shards", "mixture")
     may_choose = is_own_text and settings.init_from is None and settings.tokenizer.name in ("gpt2", "bpe")
     dial = "; budget=20m, or another time, chooses the model and the vocabulary for this text" if may_choose else ""

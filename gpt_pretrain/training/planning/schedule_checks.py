@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gpt_pretrain.config.custom_parts import CUSTOM
 from gpt_pretrain.system.formatting import format_count
-from gpt_pretrain.training.optimizer import first_rate
+from gpt_pretrain.training.optimizer import first_rate, scaled_rates
 from gpt_pretrain.training.planning.check_context import CheckContext
 from gpt_pretrain.training.schedule import FINAL_DECAY, decay_length, lr_at
 
@@ -48,7 +48,7 @@ def learning_rate_jumps(context: CheckContext) -> str | None:
     low = (before or now / 10) / start.lr_scale
     return (
         f"The learning rate rises from {before:.3g} to {now:.3g} when the run resumes at step {start.step:,}, since {reason}. "
-        f"scheduler=constant optimizer.lr={low:.3g} keeps it low."
+        f"scheduler=constant {scaled_rates(settings.optimizer, low / first_rate(settings.optimizer))} keeps it low."
     )
 
 

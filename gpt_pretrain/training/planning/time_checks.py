@@ -92,10 +92,12 @@ def costly_orthogonalization(context: CheckContext, measured: float | None = Non
         return None
     factor = math.ceil(share / (1 - share) * (1 - COSTLY_UPDATE) / COSTLY_UPDATE)
     by = "the formula" if measured is None else "measurement"
+    # One rate for all roles, as in optimizer=adamw, is far too low for embeddings that start with a standard deviation of 1.
+    other = "optimizer.name=adamw optimizer.lr=3e-3" if context.config.kind == "modern" else "optimizer=adamw"
     return (
         f"optimizer=muon: orthogonalizing the matrices takes {share:.0%} of each step by {by}, whatever the batch. Larger steps "
         f"make it pay: data.batch_size={settings.data.batch_size * factor}, or "
-        f"trainer.accumulate_grad_batches={batches * factor}; or choose optimizer=adamw."
+        f"trainer.accumulate_grad_batches={batches * factor}; or choose {other}."
     )
 
 
