@@ -1,4 +1,4 @@
-"""The losses of the first steps of three tiny runs, which are kept in a file so that a change of the mathematics is seen at once.
+"""The losses of the first steps of four tiny runs, which are kept in a file so that a change of the mathematics is seen at once.
 
 `python -m tests.helpers.golden_losses` writes the file again, after a change that is meant to change them.
 """
@@ -27,6 +27,11 @@ RUNS = {
     "dropout, schedule, clipping and accumulation": [
         *("model.drop_rate=0.1", "optimizer.lr=3e-3", "data.batch_size=4", "trainer.accumulate_grad_batches=2"),
         *("scheduler=warmup_cosine", "scheduler.warmup_steps=5", "trainer.gradient_clip_val=0.5", "model.tie_embeddings=false"),
+    ],
+    "the modern model with Muon": [
+        *("model=modern_tiny", "model.emb_dim=32", "model.n_layers=2", "model.n_heads=4", "model.n_kv_heads=2"),
+        *("model.context_length=32", "model.drop_rate=0.2", "optimizer=muon_many_epochs", "data.batch_size=8"),
+        "data.shift_windows=true",
     ],
     "documents kept apart": [
         *("data=shards", "data.path=corpus", "data.respect_documents=true", "data.batch_size=8", "model.qkv_bias=true"),

@@ -13,6 +13,7 @@ from gpt_pretrain.checkpoints.pretrained import load_pretrained
 from gpt_pretrain.errors import UserError
 from tests.conftest import ROOT, TINY_RUN
 from tests.helpers.fork_server import ForkServer
+from tests.helpers.training_runs import rows
 
 Train = Callable[..., float]
 MODERN = ["model=modern_tiny" if override == "model=tiny" else override for override in TINY_RUN]
@@ -39,6 +40,22 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(train: Train, tmp_path: Pa
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
     assert content(tmp_path / "parts")["architecture"]["n_kv_heads"] == 1
     assert (tmp_path / "whole" / "samples.txt").read_text() == (tmp_path / "parts" / "samples.txt").read_text()
+
+
+def test_the_losses_of_the_default_recipe_fall_from_the_first_line_on(train: Train, tmp_path: Path) -> None:
+    """Its first steps have the full learning rate, without a warm-up, so a constant rate is the same for them."""
+    short = [
+        "trainer.max_steps=7",
+        "scheduler=constant",
+        "model.context_length=64",
+        "data.stride=64",
+        "eval_freq=1",
+        "eval_iter=2",
+    ]
+    train(*short, "callbacks=minimal", "logger=csv", base=["trainer.accelerator=cpu", "trainer.precision=32-true"])
+    losses = [float(row["eval/train_loss"]) for row in rows(tmp_path / "run") if row["eval/train_loss"]]
+    assert len(losses) == 7
+    assert losses == sorted(losses, reverse=True), losses
 
 
 def test_a_run_is_exported_and_a_new_one_starts_from_it(train: Train, tmp_path: Path) -> None:
