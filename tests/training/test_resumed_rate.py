@@ -50,6 +50,18 @@ def test_the_advised_rates_keep_each_role_where_the_schedule_left_it(matrices: f
     assert advised == pytest.approx({name: factor * rate for name, rate in expected.items()}, rel=5e-3)
 
 
+@pytest.mark.parametrize("schedule", DECAYING)
+def test_who_follows_the_advice_after_a_decay_to_zero_is_not_warned_again(schedule: str) -> None:
+    context = resumed(schedule, then=10, now=200)
+    assert context.start.next_lr == 0.0
+    words = (learning_rate_jumps(context) or "").split()
+    context.settings.scheduler.name = "constant"
+    context.settings.optimizer.lr = next(float(word.partition("=")[2]) for word in words if word.startswith("optimizer.lr="))
+    assert learning_rate_jumps(context) is None
+    context.settings.optimizer.lr = 0.02
+    assert learning_rate_jumps(context) is not None
+
+
 @pytest.mark.parametrize("schedule", ["constant", *DECAYING])
 @pytest.mark.parametrize("matrices", [None, 0.05])
 def test_the_same_end_changes_nothing(schedule: str, matrices: float | None) -> None:

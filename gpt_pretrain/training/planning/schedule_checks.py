@@ -9,7 +9,8 @@ from gpt_pretrain.training.planning.check_context import CheckContext
 from gpt_pretrain.training.schedule import FINAL_DECAY, decay_length, lr_at
 
 NOTABLE = 1.01  # A smaller change of the learning rate on resuming is not mentioned,
-JUMP = 1.1  # and a larger one is a warning.
+JUMP = 1.1  # and a larger one is a warning,
+LOW_SHARE = 0.11  # unless it stays below this share of the highest rate: a tenth is advised after a decay to 0.
 HARDLY = 0.5  # A decay to more than this share of the highest rate has little effect.
 MIN_DECAY_SHARE = 0.02  # of all steps; usual are 0.1 to 0.2. Source: Hägele et al. 2024, arXiv:2405.18392.
 LONG_RUN = 10_000  # optimizer steps, after which a decay is worth a note
@@ -40,7 +41,8 @@ def learning_rate_jumps(context: CheckContext) -> str | None:
     if rates is None or start.peak_lr is None:
         return None
     before, now = rates
-    if now <= JUMP * before * max(1.0, first_rate(settings.optimizer) / start.peak_lr):
+    small = JUMP * before * max(1.0, first_rate(settings.optimizer) / start.peak_lr)
+    if now <= max(small, LOW_SHARE * start.peak_lr * start.lr_scale):
         return None
     reason = f"scheduler={settings.scheduler.name} now ends at step {context.plan.total_steps - 1:,}"
     if settings.scheduler.name == "constant":
