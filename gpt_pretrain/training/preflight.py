@@ -291,9 +291,9 @@ def _find_tokenizer(settings: TrainSettings, start: StartingPoint, overridden: S
         size = settings.tokenizer.vocab_size
         raise UserError(f"tokenizer.vocab_size={size} is the size of a vocabulary that tokenizer=bpe trains. Add tokenizer=bpe.")
     is_typed, name = bool(overridden & {"tokenizer.name", "experiment"}), settings.tokenizer.name
-    if start.tokenizer is not None and name == start.tokenizer.name:
-        return start.tokenizer
-    tokenizer = None if is_typed or start.resume is not None else find_shard_tokenizer(settings.data)
+    tokenizer = start.tokenizer if start.tokenizer is not None and name == start.tokenizer.name else None
+    if tokenizer is None and not is_typed and start.resume is None:
+        tokenizer = find_shard_tokenizer(settings.data)
     if start.weights is not None and tokenizer is None:
         tokenizer = start.weights.build_tokenizer(name if is_typed else None)
     if tokenizer is None and name == TRAINED_NAME and start.architecture is None:

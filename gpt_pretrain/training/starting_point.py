@@ -47,7 +47,7 @@ class StartingPoint:
         resume: The checkpoint to resume.
         step: Optimizer steps done in that checkpoint.
         text_sha256: The checksum of the text that the checkpoint was trained on.
-        tokenizer: The tokenizer of that checkpoint or of those weights.
+        tokenizer: The tokenizer of that checkpoint, or the one that is typed instead, or that of those weights.
         weights: The weights that a new run starts from.
         architecture: The architecture of the checkpoint or of the weights.
         epoch_windows: Windows in each epoch of the resumed run.
@@ -96,7 +96,7 @@ def from_checkpoint(settings: TrainSettings, overridden: Set[str]) -> tuple[Trai
     # The ranks of other machines may not have this user's key.
     own = bool(ranks.broadcast(has_signed_settings(content) if ranks.is_main() else False))
     tokenizer = checkpoint_tokenizer(content, origin=escape_line(str(path)))
-    _name_like_stored(settings, tokenizer, overridden, content["config"])
+    tokenizer = _name_like_stored(settings, tokenizer, overridden, content["config"])
     settings, changes = restore_settings(settings, content["config"], overridden, own=own, path=path)
     _check_incomplete(settings, content)
     start = StartingPoint(
@@ -202,18 +202,27 @@ def _build_custom(settings: TrainSettings, config: GPTConfig, start: StartingPoi
     return model
 
 
-def _name_like_stored(settings: TrainSettings, stored: Tokenizer, overridden: Set[str], stored_config: Mapping[str, Any]) -> None:
-    """Give a typed tokenizer that is the stored one, from wherever it comes, the stored name."""
+def _name_like_stored(
+    settings: TrainSettings, stored: Tokenizer, overridden: Set[str], stored_config: Mapping[str, Any]
+) -> Tokenizer:
+    """Give a typed tokenizer that is the stored one, from wherever it comes, the stored name.
+
+    Returns:
+        The stored tokenizer, or another one that is typed.
+    """
     if settings.tokenizer.name == TRAINED_NAME:
         # The text and the size, which are compared as well, decide what would be trained.
         was_trained = (stored_config.get("tokenizer") or {}).get("vocab_size") is not None
         settings.tokenizer.name = stored.name if was_trained else TRAINED_NAME
-        return
+        return stored
     # Two names that state a tokenizer by themselves are different ones; building one might need the network.
     states_all = is_tokenizer_name(settings.tokenizer.name) and is_tokenizer_name(stored.name)
-    if "tokenizer.name" in overridden and settings.tokenizer.name != stored.name and not states_all:
-        typed = build_tokenizer(settings.tokenizer.name)
-        settings.tokenizer.name = stored.name if same_tokenizer(typed, stored) else typed.name
+    if "tokenizer.name" not in overridden or settings.tokenizer.name == stored.name or states_all:
+        return stored
+    typed = build_tokenizer(settings.tokenizer.name)
+    found = stored if same_tokenizer(typed, stored) else typed
+    settings.tokenizer.name = found.name
+    return found
 
 
 def _check_incomplete(settings: TrainSettings, content: dict[str, Any]) -> None:

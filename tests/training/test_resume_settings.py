@@ -6,6 +6,7 @@ import pytest
 
 from gpt_pretrain.errors import UserError
 from tests.helpers.training_runs import SETTINGS, Printed, Train, checkpoint, rows, with_stored
+from tests.helpers.vocabularies import byte_level
 
 CHANGES = {
     "model.emb_dim=64": r"model\.emb_dim was 32, is 64 now",
@@ -37,6 +38,17 @@ def test_refused_changes_are_reported_together_and_can_be_forced(
     train(*overrides, *resume, "resume_force=true", run_dir=tmp_path / "run")
     assert "as resume_force=true allows: the content of the text has changed" in caplog.text
     assert checkpoint(tmp_path / "run")["global_step"] == 10
+
+
+def test_another_vocabulary_from_a_folder_is_refused_and_can_be_forced(train: Train, tmp_path: Path) -> None:
+    own, other = byte_level(tmp_path / "own"), byte_level(tmp_path / "other", specials=["<|endoftext|>", "<|tool|>"])
+    train(*SETTINGS, f"tokenizer='{own}'", "trainer.max_epochs=1", run_dir=tmp_path / "run")
+    resume = [*SETTINGS, f"resume='{tmp_path / 'run'}'", f"tokenizer='{other}'"]
+    with pytest.raises(UserError, match=r"tokenizer\.name was own@\w{12}, is other@\w{12} now") as refused:
+        train(*resume, run_dir=tmp_path / "run")
+    assert len(refused.value.problems) == 1
+    train(*resume, "resume_force=true", run_dir=tmp_path / "run")
+    assert checkpoint(tmp_path / "run")["config"]["tokenizer"]["name"].startswith("other@")
 
 
 def test_allowed_changes_are_applied_logged_and_saved(train: Train, tmp_path: Path, printed: Printed) -> None:
