@@ -110,7 +110,7 @@ def run_results(run: RunContents) -> dict[str, Any]:
     if validation:
         best = validation.values.index(min(validation.values))
         known |= {"best_val_loss": validation.values[best], "best_step": validation.steps[best]}
-        known["val_loss"] = validation.values[-1]
+        known |= {"val_loss": validation.values[-1], "best_bits_per_byte": lowest_bits_per_byte(run.metrics)}
     if training:
         known["train_loss"] = training.values[-1]
     if run.metrics:

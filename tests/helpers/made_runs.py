@@ -27,6 +27,7 @@ METADATA: dict[str, Any] = {
     "findings": [{"sign": "overfitting", "step": 8, "text": "The validation loss rises."}],
     "result": {
         "best_val_loss": 4.5,
+        "best_bits_per_byte": 1.625,
         "best_step": 7,
         "best_epoch": 2,
         "val_loss": 4.75,

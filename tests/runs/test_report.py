@@ -41,7 +41,17 @@ def test_the_page_of_a_run_shows_its_results_and_settings(tmp_path: Path) -> Non
     page = report(make_run(tmp_path / "my-run"))
     sections = page.sections
     assert "my-run" in page.text and "finished" in page.text
-    for shown in ("4.5", "perplexity 90.0", "epoch 2", "step 7", "1,200", "12 steps", "1 min 2 s", "9 of 50"):
+    for shown in (
+        "4.5",
+        "perplexity 90.0",
+        "Best bits per byte1.625",
+        "epoch 2",
+        "step 7",
+        "1,200",
+        "12 steps",
+        "1 min 2 s",
+        "9 of 50",
+    ):
         assert shown in sections["result"], shown
     assert "overfitting" in sections["findings"] and "The validation loss rises." in sections["findings"]
     assert [len(sections["curves"].strip()) > 0, page.tags.count("img")] == [True, 4]

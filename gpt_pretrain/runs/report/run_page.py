@@ -142,6 +142,11 @@ def _headline(metadata: dict[str, Any], results: dict[str, Any]) -> list[tuple[s
     span, new = format_number(results.get("run_length"), ",d"), format_number(results.get("new_tokens"), ",d")
     rows = [
         ("Best validation loss", format_number(results.get("best_val_loss"), ".4g"), _best_loss_note(results)),
+        (
+            "Best bits per byte",
+            format_number(results.get("best_bits_per_byte"), ".4g"),
+            "of the validation set, comparable between tokenizers",
+        ),
         ("Last validation loss", format_number(results.get("val_loss"), ".4g"), "nats per token"),
         ("Last training loss", format_number(results.get("train_loss"), ".4g"), "nats per token"),
         ("Tokens seen", format_number(results.get("tokens_seen"), ",d"), _length_note(results)),
