@@ -31,6 +31,7 @@ def test_a_run_prints_losses_and_writes_checkpoints_metrics_and_samples(train: T
     samples = [line for line in lines if line.startswith("Every effort moves you")]
     assert len(samples) == 2
     assert any("Before training: Train loss 5.5" in line for line in lines), "ln(257) is 5.549"
+    assert any(f", {best / math.log(2):.3f} bits per byte), in epoch 2" in line for line in lines)
 
     last, best_checkpoint = checkpoint(run_dir), checkpoint(run_dir, "best")
     assert [f"{loss:.3f}" for loss in last["train_losses"]] == [train for _, _, train, _ in losses]
