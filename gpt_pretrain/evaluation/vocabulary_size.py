@@ -134,10 +134,15 @@ def describe_suggestion(points: Sequence[TrialPoint], *, bytes_per_token: Sequen
         lines.append(
             f"Extrapolated to {format_si(reached, 'B')}, {reached / longest:.1f} times as much{rest}: {_describe(whole, fit)}."
         )
+    doubt = []
+    if whole.lowest <= _round(fit.sizes[0]) and whole.highest >= _round(fit.sizes[-1]):
+        remedy = " A larger trial_minutes lets them read more text." * (total_bytes > 1.1 * longest)
+        doubt = [f"These trainings do not decide: every size tried may be as good.{remedy}"]
     return [
         *lines,
         f"Fitted to {len(points)} measurements by least squares: a parabola in the logarithm of vocab_size, which moves linearly "
         f"with the logarithm of the text. They deviate from it by {fit.noise:.3f} bits per byte.",
+        *doubt,
         f"Suggested: vocab_size={whole.vocab_size}",
     ]
 

@@ -185,7 +185,10 @@ def _describe_best(save: SaveRun, module: GPTLitModule) -> str:
         return f"Best validation loss: none. The last is {module.val_loss}, so the training diverged; try a lower optimizer.lr."
     average = ", of the moving average (weights=ema)" if save.best_weights == EMA else ""
     bits = save.best_loss * module.bits_per_byte_of_loss  # which compare different vocabularies
-    measures = [f"perplexity {format_perplexity(save.best_loss)}", *([f"{bits:.3f} bits per byte"] if math.isfinite(bits) else [])]
+    measures = [
+        f"perplexity {format_perplexity(save.best_loss)}",
+        *([f"{bits:.3f} bits per byte"] if math.isfinite(bits) else []),
+    ]
     return (
         f"Best validation loss: {save.best_loss:.3f} nats per token ({', '.join(measures)}), "
         f"in epoch {save.best_epoch:,}, step {save.best_step:,}{average}; last: {module.val_loss:.3f}"

@@ -51,6 +51,19 @@ def test_a_best_size_beyond_those_tried_is_said() -> None:
     assert lines[-1] == "Suggested: vocab_size=8000"
 
 
+def test_trainings_that_do_not_decide_say_so() -> None:
+    for noise, n_bytes, remedy in (
+        (0.5, 4e6, " A larger trial_minutes lets them read more text."),
+        (0.5, 1e6, ""),
+        (0.0, 1e6, None),
+    ):
+        lines = describe_suggestion(points(noise), bytes_per_token=[2.0, 2.5, 3.0, 3.5, 4.0], total_bytes=n_bytes)
+        said = [line for line in lines if line.startswith("These trainings do not decide")]
+        expected = f"These trainings do not decide: every size tried may be as good.{remedy}"
+        assert said == ([] if remedy is None else [expected])
+        assert lines[-1].startswith("Suggested: vocab_size=")
+
+
 def test_sizes_follow_from_the_text() -> None:
     assert trial_sizes(MIN_TEXT - 1) == []
     assert trial_sizes(MIN_TEXT) == [500, 590, 710, 840, 1000]
