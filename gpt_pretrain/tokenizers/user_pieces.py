@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gpt_pretrain.system.reading import DamagedFileError
@@ -11,7 +13,10 @@ from gpt_pretrain.system.reading import DamagedFileError
 SPACE = "▁"
 BELOW_NORMAL = 10.0  # SentencePiece's penalty of an unknown character, compared with the least likely piece.
 
+ROUNDING = 1e-3  # SentencePiece adds scores with 32 bits.
+
 MAX_SQUARES = 10_000_000  # of the user-defined tokens' lengths in total; 10,000 of 30 have as many.
+MAX_WORK = 20_000_000  # about as many steps: squares of the lengths of ordinary tokens, and cubes where they overlap one of these
 
 
 def splits_at(pieces: Iterable[str]) -> dict[str, Any]:
@@ -50,74 +55,91 @@ def check_always_chosen(pieces: Iterable[str], normal: Mapping[str, float]) -> N
     pieces = list(pieces)
     if sum(len(piece) ** 2 for piece in pieces) > MAX_SQUARES:
         raise DamagedFileError("its user-defined tokens are far too long")
-    best, worst = max(normal.values(), default=0.0), min(normal.values(), default=0.0)
-    longest = max(map(len, normal), default=0)
-    backwards = begun_or_held((piece[::-1] for piece in pieces), (other[::-1] for other in normal))
-    overlapping = begun_or_held(pieces, normal) | {piece[::-1] for piece in backwards}
+    paths, others = _Paths(normal), _overlapping(pieces, normal)
     for piece in pieces:
-        score = len(piece.encode()) * best - 0.1
-        if piece in overlapping or _best_path(piece, normal, worst - BELOW_NORMAL, longest=longest) >= score:
+        score = len(piece.encode()) * paths.best - 0.1 - ROUNDING
+        if others is None or paths.most_without(piece, others.get(piece, ())) >= score:
             raise DamagedFileError(f"its user-defined token {piece!r} would get other ids here; give the model's tokenizer.json")
 
 
-def begun_or_held(pieces: Iterable[str], others: Iterable[str]) -> set[str]:
-    """Return the pieces that a longer text holds, or whose beginning is the end of a text that begins before it.
-
-    All pieces are searched for at once, in a time that follows from the number of characters.
-
-    Source: Aho & Corasick 1975, "Efficient string matching".
-    """
-    # A node stands for the beginning of a piece, and its fallback for the longest end of this that is a beginning, too.
-    children: dict[tuple[int, str], int] = {}
-    parents, fallbacks, depths, ends = [0], [0], [0], dict[str, int]()
+def _overlapping(pieces: Sequence[str], normal: Iterable[str]) -> dict[str, set[str]] | None:
+    """Return the ordinary tokens that hold a piece, end with its beginning or begin with its end; None for far too many."""
+    beginnings, endings = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
     for piece in pieces:
-        node = 0
-        for character in piece:
-            key = node, character
-            if key not in children:
-                children[key] = len(parents)
-                parents.append(node)
-                fallbacks.append(0)
-                depths.append(depths[node] + 1)
-            node = children[key]
-        ends[piece] = node
-
-    def step(node: int, character: str) -> int:
-        while node and (node, character) not in children:
-            node = fallbacks[node]
-        return children.get((node, character), 0)
-
-    by_depth = sorted(
-        ((node, parent, character) for (parent, character), node in children.items()), key=lambda edge: depths[edge[0]]
-    )
-    for node, parent, character in by_depth:
-        fallbacks[node] = step(fallbacks[parent], character) if parent else 0
-    held, begun = [False] * len(parents), [False] * len(parents)
-    for other in others:
-        node = 0
-        for character in other:
-            node = step(node, character)
-            held[node if depths[node] < len(other) else fallbacks[node]] = True
-        begun[node if depths[node] < len(other) else fallbacks[node]] = True
-    for marks in (held, begun):
-        marks[0] = False
-        for node, _, _ in reversed(by_depth):  # a text with a node's characters also has its fallback's
-            marks[fallbacks[node]] |= marks[node]
-    begun[0] = False
-    longer = [False] * len(parents)
-    for node, parent, _ in by_depth:
-        longer[node] = longer[parent] or begun[parent]
-    return {piece for piece, node in ends.items() if held[node] or longer[node]}
+        for size in range(1, len(piece)):
+            beginnings[piece[:size]].append(piece)
+            endings[piece[-size:]].append(piece)
+    wholes, sizes, longest = set(pieces), {len(piece) for piece in pieces}, max(map(len, pieces), default=0)
+    found, left = defaultdict[str, set[str]](set), MAX_WORK
+    for other in normal:
+        shorter, ends = [size for size in sizes if size < len(other)], range(1, min(len(other), longest))
+        left -= len(other) * (len(shorter) + len(ends))
+        if left < 0:
+            return None
+        held = {other[at : at + size] for size in shorter for at in range(len(other) - size + 1)} & wholes
+        for own in (
+            held,
+            *(beginnings.get(other[-size:], ()) for size in ends),
+            *(endings.get(other[:size], ()) for size in ends),
+        ):
+            left -= len(own) * len(other) ** 3
+            if left < 0:
+                return None
+            for piece in own:
+                found[piece].add(other)
+    return found
 
 
-def _best_path(piece: str, normal: Mapping[str, float], unknown: float, *, longest: int) -> float:
-    """Return the score of the likeliest ordinary tokens, of which the longest is given, that a token may be divided into."""
-    best = [0.0]
-    for end in range(1, len(piece) + 1):
-        starts = range(max(0, end - longest), end)
-        paths = (best[start] + normal[piece[start:end]] for start in starts if piece[start:end] in normal)
-        best.append(max(paths, default=best[end - 1] + unknown))
-    return best[-1]
+class _Paths:
+    """Scores of the ordinary tokens that a text may be divided into.
+
+    Args:
+        normal: The scores of all ordinary tokens.
+    """
+
+    def __init__(self, normal: Mapping[str, float]) -> None:
+        self.normal = normal
+        self.best = max(normal.values(), default=0.0)
+        self._unknown = min(normal.values(), default=0.0) - BELOW_NORMAL
+        self._longest = max(map(len, normal), default=0)
+
+    def most_without(self, piece: str, others: Iterable[str]) -> float:
+        """Return the most that ordinary tokens score in the place of a piece, whatever text is around it.
+
+        A token that reaches into the piece counts less the likeliest tokens of its other part, which would take its place.
+
+        Args:
+            others: All ordinary tokens that hold the piece, or overlap its beginning or its end.
+        """
+        size = len(piece)
+        held, starts, ends = -math.inf, [-math.inf] * (size + 1), [-math.inf] * (size + 1)
+        starts[0] = ends[size] = 0.0
+        for other in others:
+            score = self.normal[other]
+            for at in range(len(other) - size + 1):
+                if other.startswith(piece, at):
+                    held = max(held, score - self.likeliest(other[:at]) - self.likeliest(other[at + size :]))
+            for inside in range(1, min(size, len(other))):
+                if other.endswith(piece[:inside]):
+                    starts[inside] = max(starts[inside], score - self.likeliest(other[:-inside]))
+                if other.startswith(piece[-inside:]):
+                    ends[size - inside] = max(ends[size - inside], score - self.likeliest(other[inside:]))
+        reached = self._scores(piece, starts)
+        return max(held, *(score + end for score, end in zip(reached, ends, strict=True)))
+
+    def likeliest(self, text: str) -> float:
+        """Return the score of the likeliest ordinary tokens that a text may be divided into."""
+        return self._scores(text, [0.0] + [-math.inf] * len(text))[-1]
+
+    def _scores(self, text: str, starts: Sequence[float]) -> list[float]:
+        """Return the best score up to each place of a text, where a path may begin at any place with a score."""
+        best = list(starts)
+        for end in range(1, len(text) + 1):
+            best[end] = max(best[end], best[end - 1] + self._unknown)
+            for start in range(max(0, end - self._longest), end):
+                if (token := text[start:end]) in self.normal:
+                    best[end] = max(best[end], best[start] + self.normal[token])
+        return best
 
 
 def _escape(piece: str) -> str:

@@ -32,6 +32,11 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "spaces of its user": {"model_type": "bpe", "add_dummy_prefix": False, **LLAMA, "user_defined_symbols": ["▁▁", "▁▁▁"]},
     "unigram of its user": {"model_type": "unigram", **LLAMA, "user_defined_symbols": ["<tool>", ".", "(("]},
+    "unigram of its user among signs": {
+        "model_type": "unigram",
+        "user_defined_symbols": ["<|user|>"],
+        "more": ["a <b> </b> < |"] * 40,
+    },
     "lower case": {"model_type": "unigram", "normalization_rule_name": "nmt_nfkc_cf", "split_digits": True},
 }
 TEXTS = [
@@ -49,16 +54,17 @@ TEXTS = [
     "<tool>",
     "      x     ",
     "▁▁a▁▁▁",
+    "<|user|> <<|user|>>| <|user|<|user|>|>",
 ]
 
-SNIPPETS = ["<tool>", "<t", "[X]", "▁", "((", *"abdeinrs 今ωéA1.,'\t\n\u3000"]
+SNIPPETS = ["<tool>", "<|user|>", "<", "|>", "<t", "[X]", "▁", "((", *"abdeinrs 今ωéA1.,'\t\n\u3000"]
 
 
 def train(**settings: Any) -> bytes:
     target = io.BytesIO()
     size = 420 if settings.get("byte_fallback") else 160
     options = {"vocab_size": size, "hard_vocab_limit": False, "minloglevel": 2, "num_threads": 1}
-    sentences = [line for line in "".join(TEXT).splitlines() if line.strip()]
+    sentences = [line for line in "".join(TEXT).splitlines() if line.strip()] + settings.pop("more", [])
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(sentences), model_writer=target, **options, **settings)
     return target.getvalue()
 
@@ -90,7 +96,7 @@ def test_the_ids_are_those_of_sentencepiece(kind: str, models: dict[str, tuple[T
 @settings(max_examples=40)
 @given(text=st.lists(st.sampled_from(SNIPPETS), max_size=40).map("".join))
 def test_any_text_has_the_ids_of_sentencepiece(models: dict[str, tuple[Tokenizer, Any]], text: str) -> None:
-    for kind in ("unigram", "Llama", "tokens of its user in Llama", "unigram of its user", "tokens of its user"):
+    for kind in ("unigram", "Llama", *(kind for kind in KINDS if "of its user" in kind)):
         ours, theirs = models[kind]
         assert ours.encode_ordinary(text).tolist() == theirs.encode(text)
 
@@ -107,7 +113,7 @@ def test_ranks_by_the_same_name_are_read(tmp_path: Path) -> None:
         ({"model_type": "char"}, "neither a unigram model nor a byte-pair encoding"),
         ({"model_type": "bpe", "user_defined_symbols": ["<TOOL>"]}, "its user-defined token '<TOOL>' may be changed here"),
         ({"model_type": "bpe", "user_defined_symbols": ["e"]}, "its user-defined token 'e' may be changed here"),
-        ({"model_type": "unigram", "user_defined_symbols": ["the old"], **LLAMA}, "its user-defined token 'the old' would get"),
+        ({"model_type": "unigram", "user_defined_symbols": ["▁s"], **LLAMA}, "its user-defined token '▁s' would get"),
         ({"model_type": "bpe", "user_defined_symbols": ["▁▁"]}, "its user-defined token '▁▁' may be changed here"),
         ({"model_type": "unigram", "treat_whitespace_as_suffix": True}, "it marks spaces in a way"),
     ],
