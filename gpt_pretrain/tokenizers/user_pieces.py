@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from gpt_pretrain.system.reading import DamagedFileError
@@ -77,11 +77,9 @@ def _overlapping(pieces: Sequence[str], normal: Iterable[str]) -> dict[str, set[
         if left < 0:
             return None
         held = {other[at : at + size] for size in shorter for at in range(len(other) - size + 1)} & wholes
-        for own in (
-            held,
-            *(beginnings.get(other[-size:], ()) for size in ends),
-            *(endings.get(other[:size], ()) for size in ends),
-        ):
+        lists: list[Collection[str]] = [held]
+        lists += [beginnings.get(other[-size:], []) for size in ends] + [endings.get(other[:size], []) for size in ends]
+        for own in lists:
             left -= len(own) * len(other) ** 3
             if left < 0:
                 return None
