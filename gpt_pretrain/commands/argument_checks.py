@@ -41,12 +41,14 @@ from gpt_pretrain.config.setting_names import (
 )
 from gpt_pretrain.config.train_rules import broken_train_rules, train_problems
 from gpt_pretrain.system.shell import quote_word
+from gpt_pretrain.system.typed_paths import output_problem
 from gpt_pretrain.system.urls import wsl_path
 
 CURLY_MARKS = set("\u201c\u201d\u201e\u2018\u2019")
 PATHS = {"data.path", "data.url", "data.cache_dir", "run_dir", "hydra.run.dir", "hydra.sweep.dir"} | {
     *("init_from", "resume", "sweep_resume", "checkpoint", "pretrained", "prompt_file", "prompts", "out", "tasks.path")
 }
+WRITTEN = {"data.cache_dir", "run_dir", "hydra.run.dir", "hydra.sweep.dir", "out"}
 TOGETHER = {"logger", "callbacks"}  # groups of which a run can have several options
 AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kmbg])", re.IGNORECASE)
 FRACTION = re.compile(r"\d+,\d+(e-?\d+)?\s*[a-z]*", re.IGNORECASE)  # with a decimal comma
@@ -194,7 +196,7 @@ def _text_problem(key: str, value: str, shown: str) -> str | None:
         return f"{shown} has no value. Give a path, or leave out {shown}"
     if (linux := wsl_path(value)) is not None and not Path(value).exists():
         return f"{shown}: this is a Windows path. In WSL, type {quote_word(f'{short_form(key + chr(61))}{linux}')}"
-    return None
+    return output_problem(key, plain_value(value)) if key in WRITTEN else None
 
 
 def with_prefix(override: str, *, script: str, custom: Set[str] = frozenset()) -> str:

@@ -17,6 +17,7 @@ from gpt_pretrain.config.overrides import expand_amounts, short_form
 from gpt_pretrain.config.setting_names import describe_type, nearest
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.environment import user_path
+from gpt_pretrain.system.typed_paths import output_problem
 
 END_OF_OPTIONS = "--"
 # Settings for which an empty text would be the current folder, and what to type.
@@ -119,6 +120,9 @@ def _apply(config: DictConfig, overrides: list[str], names: list[str], schema: t
         hint = get_type_hints(schema)[name]
         if value == "" and name in PLACES:
             problems.append(f"{override} has no value. Type {override}{PLACES[name]}")
+            continue
+        if name == "out" and (problem := output_problem(name, value)) is not None:
+            problems.append(problem)
             continue
         try:
             config[name] = None if value == "null" else expand_amounts(override).partition("=")[2]

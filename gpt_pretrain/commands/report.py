@@ -2,7 +2,8 @@
 
 Usage: gpt-pretrain report [FOLDER ...]
 
-  FOLDER  run folder, checkpoint in one, sweep directory, or latest for the newest run in outputs/ (default: latest)
+  FOLDER  run folder, checkpoint in one, sweep directory, or latest for the newest run in
+          outputs/, or the sweep that it belongs to (default: latest)
 
 The page shows what the existing files contain, so killed and unfinished runs can have one too.
 """
@@ -23,13 +24,19 @@ from gpt_pretrain.system.terminal import print_escaped
 def report_command(arguments: list[str]) -> None:
     """Write the report page of each folder."""
     settings = parse_arguments(arguments, ReportSettings, usage=__doc__ or "", positional="folders")
-    for folder in [find_run_folder(name) for name in settings.folders]:
+    for folder in map(_find_folder, settings.folders):
         try:
             print_escaped(display_path(write_report(folder)))
         except OSError as error:
             raise UserError(
                 f"{folder}: report.html cannot be written ({error.strerror or error}). Check the permissions and the free space."
             ) from error
+
+
+def _find_folder(name: str) -> Path:
+    """Return the folder that a name refers to. The newest run stands for its sweep, which has a page on all of them."""
+    folder = find_run_folder(name)
+    return folder.parent if name == "latest" and is_sweep(folder.parent) else folder
 
 
 def write_report(folder: Path) -> Path:

@@ -153,7 +153,11 @@ def nearest_settings(key: str, schema: type) -> list[str]:
         return list(dict.fromkeys([*same, *inside, *other]))[:MAX_NEAREST]
     likeness = {name: max(_likeness(key, name), _likeness(last, name.rpartition(".")[2])) for name in names}
     best = max(likeness.values())
-    found = [name for name, value in likeness.items() if value >= max(LEAST_LIKENESS, best - 0.05)]
+    found = [
+        name
+        for name, value in likeness.items()
+        if value >= max(LEAST_LIKENESS, best - 0.05) and not key.startswith(f"{name}.")  # not the group of a setting in it
+    ]
     return sorted(found, key=lambda name: -_likeness(key, name))[:MAX_NEAREST]
 
 

@@ -17,7 +17,6 @@ from gpt_pretrain.errors import UserError, describe_damage
 from gpt_pretrain.system.files import break_hard_links, remove_scratch_files
 from gpt_pretrain.system.locks import lock
 from gpt_pretrain.system.reading import DamagedFileError, read_json
-from gpt_pretrain.system.urls import is_url, without_secrets
 from gpt_pretrain.tokenizers.saving import TOKENIZER_FILES
 
 WORK = ".work"  # The folder of everything that is needed only until the corpus is complete.
@@ -30,7 +29,7 @@ START_OVER = "Choose another folder with out=, or start over with overwrite=true
 
 
 def check_output_folder(folder: Path, *, out: str, content: str) -> None:
-    """Check that the folder to be written is on this machine, and that neither it nor a folder above it is a file.
+    """Check that neither the folder to be written nor a folder above it is a file.
 
     Args:
         out: The setting that names it.
@@ -39,8 +38,6 @@ def check_output_folder(folder: Path, *, out: str, content: str) -> None:
     Raises:
         UserError: If it cannot be a folder.
     """
-    if is_url(out):
-        raise UserError(f"out={without_secrets(out)} is a URL, but a folder on this machine is needed for {content}.")
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
             which = " is a file" if path == folder else f": {path} is a file"

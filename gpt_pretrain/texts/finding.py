@@ -6,6 +6,7 @@ or a link that leads nowhere.
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import glob
 import logging
@@ -18,6 +19,7 @@ from gpt_pretrain.runs.folder import is_written_by_runs
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.terminal import escape_line
+from gpt_pretrain.texts.table_folders import check_no_table
 
 RECURSIVE = "**"
 CACHE_TAG = "CACHEDIR.TAG"  # marks a folder as a cache, such as that of the tokens; see https://bford.info/cachedir/
@@ -45,7 +47,7 @@ def files_below(folder: Path) -> Iterator[Path]:
     Below the folder, those of runs, sweeps and caches are left out: their logs, samples and reports are not the text.
 
     Raises:
-        UserError: If a folder cannot be listed.
+        UserError: If a folder cannot be listed, or is a table whose files must not be read one by one.
     """
 
     def refuse(error: OSError) -> None:
@@ -59,6 +61,7 @@ def files_below(folder: Path) -> Iterator[Path]:
                 folders.clear()
                 continue
             visited.add(real)
+            check_no_table(Path(parent))
             if Path(parent) != folder and (is_written_by_runs(names) or CACHE_TAG in names):
                 written += [] if CACHE_TAG in names else [parent]
                 folders.clear()
@@ -76,12 +79,21 @@ def files_below(folder: Path) -> Iterator[Path]:
         log.warning("%s of runs or sweeps left out, such as %s. To read one, give its own path.", count, shown)
 
 
+def explain_empty_folder(folder: Path) -> str:
+    """Return what is said of a folder in which no file is found."""
+    if any(names for _, _, names in os.walk(folder)):
+        return "the folder has no files that are read: hidden files, and the folders of runs, sweeps and caches, are left out"
+    return "the folder has no files"
+
+
 def _match_glob(path: Path) -> list[str]:
     """Return the files that a glob matches. Brackets may also stand for themselves."""
     parts = path.parts
     n_literal = next(number for number in range(len(parts), -1, -1) if Path(*parts[:number]).is_dir())
     base, pattern = Path(*parts[:n_literal]), parts[n_literal:]
     matches = list(_glob(base, pattern)) or list(_glob(base, [part.replace("[", "[[]") for part in pattern]))
+    for folder in {base, *(match.parent for match in matches)}:
+        check_no_table(folder)
     if folders := [match for match in matches if match.is_dir()]:
         log.warning(
             "%s also matches %s, whose files are not read. Name the folder, or end the glob with **.",
@@ -114,22 +126,37 @@ def _matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def _existing_files(paths: Iterable[Path]) -> list[str]:
-    """Return the paths of files, sorted and each file once.
+    """Return the paths of files, sorted and each file once; pipes, sockets and devices are left out.
 
     Raises:
         UserError: If a link leads nowhere.
     """
-    found, broken = dict[str, str](), list[str]()
+    found, broken, special = dict[str, str](), list[str](), list[str]()
     for path in paths:
         if path.is_file():
             found.setdefault(os.path.realpath(path), str(path))
         elif path.is_symlink() and not path.exists():
             broken.append(str(path))
+        elif path.exists():
+            special.append(str(path))
+    if special:
+        count = format_count(len(special), "special file")
+        log.warning("%s left out, such as %s. Pipes, sockets and devices are not read.", count, escape_line(min(special)))
     if broken:
         if len(broken) == 1:
+            if _is_circle(broken[0]):
+                raise UserError(f"{broken[0]} is a link that leads in a circle, and to no file. Delete it.")
             raise UserError(
                 f"{broken[0]} is a link to a missing file, whose text would be missing. Restore the file, or delete the link."
             )
         more = f"{min(broken)} and {len(broken) - 1} more are links to missing files, whose text would be missing."
         raise UserError(f"{more} Restore the files, or delete the links.")
     return sorted(found.values())
+
+
+def _is_circle(link: str) -> bool:
+    try:
+        os.stat(link)
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False

@@ -15,7 +15,7 @@ from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.file_kinds import REFUSED, FileKind
 from gpt_pretrain.system.urls import is_url, without_secrets
 from gpt_pretrain.texts.extras import missing_extra
-from gpt_pretrain.texts.finding import match_files
+from gpt_pretrain.texts.finding import explain_empty_folder, match_files
 from gpt_pretrain.texts.left_out import LeftOut
 from gpt_pretrain.texts.missing_files import explain_missing_file
 from gpt_pretrain.texts.recognition import recognize_file, recognize_without_text
@@ -251,7 +251,7 @@ def _match(name: str, problems: list[str]) -> tuple[list[str], bool]:
         return [], False
     files, is_named = match_files(name)
     if not files and user_path(name).is_dir():
-        problems.append(f"{name}: the folder has no files.")
+        problems.append(f"{name}: {explain_empty_folder(user_path(name))}.")
     elif not files:
         usual = "--help lists the settings. For a dataset of the Hugging Face Hub use dataset=NAME."
         problems.append(f"{name}: no such file, directory, glob match or setting. {explain_missing_file(name) or usual}")

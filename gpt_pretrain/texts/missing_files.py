@@ -11,10 +11,9 @@ from urllib.parse import unquote
 
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.shell import quote_word
-from gpt_pretrain.system.urls import wsl_path
+from gpt_pretrain.system.typed_paths import explain_typed_path
 
 FILE_URL = re.compile(r"file:(?://(?:localhost)?)?(/[^/].*)")
-VARIABLE = re.compile(r"\$(?:\w+|\{\w+\})|%[A-Z_]+%")
 ENOUGH_ALIKE = 0.8
 MOST_NAMES = 10_000  # In a folder, that are compared.
 
@@ -25,10 +24,8 @@ def explain_missing_file(name: str) -> str:
         return "Standard input is not read: save the text to a file first."
     if (local := FILE_URL.fullmatch(name)) is not None:
         return f"Type the path of the file without file: {quote_word(unquote(local[1]))}"
-    if (linux := wsl_path(name)) is not None:
-        return f"This is a Windows path. In WSL, type {quote_word(linux)}"
-    if (variable := VARIABLE.search(name)) is not None:
-        return f"The shell has not replaced {variable[0]}, as within single quotation marks. Type its value."
+    if (reason := explain_typed_path(name)) is not None:
+        return reason
     if name.startswith("~") and user_path(name) == Path(name):
         return f"No home folder is known for {name.partition('/')[0]}."
     nearest = _nearest_file(user_path(name))

@@ -31,7 +31,7 @@ from gpt_pretrain.texts.chunks import (
 )
 from gpt_pretrain.texts.contents import Content, open_contents
 from gpt_pretrain.texts.decompression import DamagedArchiveError, NothingToReadError, PackedFileError
-from gpt_pretrain.texts.finding import match_files
+from gpt_pretrain.texts.finding import explain_empty_folder, match_files
 from gpt_pretrain.texts.inputs import CorpusInputs, FileStamp, InputFile, select_files, stamp_file, stat_input_file
 from gpt_pretrain.texts.invalid_utf8 import encoding_advice, explain_invalid_utf8
 from gpt_pretrain.texts.left_out import LeftOut
@@ -45,6 +45,7 @@ READING = 1  # Increase it when a change makes the same files other documents, e
 
 log = logging.getLogger(__name__)
 _warned: set[tuple[Path, ...]] = set()  # The files about whose characters a warning has been logged.
+_reported: set[tuple[str, int, int]] = set()  # Files of which it was said what is left out, with sizes and times.
 
 
 @dataclass
@@ -171,7 +172,8 @@ class Text:
                 except UserError as error:  # A missing column, for which the setting has another name here.
                     problems = [problem.replace(" text_field=", " data.text_field=") for problem in error.problems]
                     raise UserError(problems) from error
-        if tuple(self.files) not in _warned:
+        if (file.path, file.size, file.changed) not in _reported:  # a text is read more than once
+            _reported.add((file.path, file.size, file.changed))
             left_out.report(file.path)
 
     def _records(self, chunk: Chunk) -> Iterator[tuple[str, bool]]:
@@ -214,10 +216,9 @@ def find_text_files(pattern: str, *, text_field: str = "text", as_text: bool = F
     """
     paths, is_named = match_files(pattern)
     if not paths:
-        path = Path(pattern)
-        problem = (
-            "the folder has no files" if path.is_dir() else "there is no such file or folder, and as a glob it matches no file"
-        )
+        path = user_path(pattern)
+        missing = "there is no such file or folder, and as a glob it matches no file"
+        problem = explain_empty_folder(path) if path.is_dir() else missing
         # A resumed run takes the path over as it was typed, perhaps in another folder.
         hint = (
             ""

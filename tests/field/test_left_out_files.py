@@ -18,6 +18,7 @@ from gpt_pretrain.data.sources import is_shard_path, open_corpus_at
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.encodings import detect_encoding
 from gpt_pretrain.system.file_recognition import recognize
+from gpt_pretrain.texts.text import Text
 from tests.helpers import corpora
 from tests.helpers.data_settings import data_settings
 from tests.helpers.text_inputs import DOCUMENTS, PLAIN, check, in_corpus, in_training, lines, tar, zipped
@@ -232,3 +233,12 @@ def test_a_folder_with_weights_is_no_folder_of_shards(tmp_path: Path) -> None:
     assert not is_shard_path(str(tmp_path))
     (tmp_path / "train.bin").write_bytes(REFUSED["train.bin"][0])
     assert is_shard_path(str(tmp_path))
+
+
+def test_what_is_left_out_of_an_archive_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with zipfile.ZipFile(tmp_path / "books.zip", "w") as archive:
+        archive.writestr("book.txt", "A text. " * 20)
+        archive.writestr("cover.png", b"\x89PNG\r\n\x1a\n" + bytes(200))
+    for _ in range(2):
+        assert "".join(Text((tmp_path / "books.zip",)).pieces()) == "A text. " * 20
+    assert caplog.text.count("1 file left out: 1 PNG image (cover.png).") == 1

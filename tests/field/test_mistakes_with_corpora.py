@@ -16,11 +16,11 @@ CASES = {
     ),
     "corpus_behind_a_url": (
         (*PREPARE, "text.txt", "out=s3://bucket/corpus"),
-        "out=s3://bucket/corpus is a URL, but a folder on this machine is needed for the corpus.",
+        "out=s3://bucket/corpus is a URL, but a path on this machine is needed.",
     ),
     "vocabulary_behind_a_url": (
         (*VOCABULARY, "out=https://me:secret@example.org/own", "text.txt"),
-        "example.org/own is a URL, but a folder on this machine is needed for the vocabulary.",
+        "example.org/own is a URL, but a path on this machine is needed.",
     ),
     "corpus_around_its_input": ((*PREPARE, "text.txt", "out=."), "text.txt is inside out=., which is reserved for the corpus."),
     "corpus_in_its_input": ((*PREPARE, "core_set", "out=core_set"), "out=core_set is also an input. Choose another folder"),

@@ -419,6 +419,7 @@ def test_printed_words_can_be_pasted_into_several_shells() -> None:
 def test_a_name_in_the_right_group_is_suggested_first() -> None:
     assert nearest_settings("evaluation.text", TrainSettings)[0] == "evaluation.texts"
     assert nearest_settings("model.dropout", TrainSettings) == ["model.drop_rate"]
+    assert nearest_settings("trainer.foo", TrainSettings) == nearest_settings("model.zzz", TrainSettings) == []
     assert nearest_settings("data.steps", TrainSettings) == ["trainer.max_steps"]
 
 

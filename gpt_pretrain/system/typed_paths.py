@@ -1,0 +1,37 @@
+"""Explain paths that cannot mean what was typed: URLs, paths of Windows, variables that no shell has replaced."""
+
+from __future__ import annotations
+
+import re
+
+from gpt_pretrain.system.environment import user_path
+from gpt_pretrain.system.shell import quote_word
+from gpt_pretrain.system.urls import is_url, without_secrets, wsl_path
+
+VARIABLE = re.compile(r"\$(?:\w+|\{\w+\}|\(\w.*\))|%[A-Z_]+%")
+SURE_VARIABLE = re.compile(r"\$[A-Z_][A-Z0-9_]+|%[A-Z_]+%|\$\(\w.*\)")  # not ${seed}, which stands for a setting
+
+
+def explain_typed_path(path: str) -> str | None:
+    """Return why a path names nothing on this machine, or None."""
+    if (linux := wsl_path(path)) is not None:
+        return f"This is a Windows path. In WSL, type {quote_word(linux)}"
+    if (variable := VARIABLE.search(path)) is not None:
+        return f"The shell has not replaced {variable[0]}, as within single quotation marks. Type its value."
+    return None
+
+
+def output_problem(setting: str, path: str) -> str | None:
+    """Return what is wrong with a path to write to, or None. A file or a folder that exists may have any name.
+
+    Args:
+        setting: Its name, for the message.
+    """
+    if user_path(path).exists():
+        return None
+    if is_url(path):
+        return f"{setting}={without_secrets(path)} is a URL, but a path on this machine is needed."
+    if wsl_path(path) is None and SURE_VARIABLE.search(path) is None:
+        return None
+    reason = explain_typed_path(path) or ""
+    return f"{setting}={path}: {reason[:1].lower()}{reason[1:]}"
