@@ -118,7 +118,12 @@ def test_the_newest_run_stands_for_its_sweep_on_a_page(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     reported = list[Path]()
-    monkeypatch.setattr("gpt_pretrain.commands.report.write_report", lambda folder: reported.append(folder) or folder)
+
+    def write(folder: Path) -> Path:
+        reported.append(folder)
+        return folder
+
+    monkeypatch.setattr("gpt_pretrain.commands.report.write_report", write)
     for folder in ("outputs/old", "outputs/multirun/sweep/seed=1"):
         (tmp_path / folder / "checkpoints").mkdir(parents=True)
         (tmp_path / folder / "checkpoints/last.ckpt").write_bytes(b"")
