@@ -188,7 +188,10 @@ def test_a_small_file_is_not_read_beyond_its_limit(tmp_path: Path) -> None:
 
 
 def test_the_depth_of_yaml_is_known_before_it_is_composed() -> None:
-    with pytest.raises(DamagedFileError, match="more than 100 levels deep"):  # PyYAML's composer would end the process
+    with pytest.raises(DamagedFileError, match="more than 100 levels deep"):
+        parse_yaml("a: " + "[" * 200)
+    # PyYAML's composer would end the process; from 6.0.4 on, its scanner has a limit.
+    with pytest.raises(DamagedFileError, match=r"levels deep|flow level"):
         parse_yaml("a: " + "[" * 100_000)
 
 
