@@ -27,7 +27,7 @@ from gpt_pretrain.system.reading import parse_json
 from gpt_pretrain.system.signing import SIGNATURE_BYTES, has_signature, signature
 from gpt_pretrain.system.urls import without_secrets
 from gpt_pretrain.texts.sampling import MANY_WORDS, SAMPLE_BYTES, TextSample, cut_pieces, hash_piece
-from gpt_pretrain.texts.text import Text, check_text_unchanged
+from gpt_pretrain.texts.text import Text, TextCounts, check_text_unchanged
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
 from gpt_pretrain.tokenizers.bpe_training import DEFAULT_PATTERN, TRAINED_NAME, TRAINING_RULES, train_bpe
 from gpt_pretrain.tokenizers.definition import MAX_VALUES
@@ -81,7 +81,24 @@ def trained_tokenizer(settings: DataSettings, *, vocab_size: int) -> VocabularyT
     return tokenizer
 
 
-def _find_texts(settings: DataSettings, vocab_size: int, *, cache_dir: Path) -> list[WeightedText]:
+def training_characters(settings: DataSettings, *, most: int) -> int:
+    """Return the characters of the training set of a text or of a mixture of texts, which is read no further than necessary.
+
+    Args:
+        most: A larger number need not be told apart from this one.
+
+    Raises:
+        UserError: If the settings name no text, or it cannot be read.
+    """
+    counts = TextCounts()
+    for one in _find_texts(settings, None, cache_dir=cache_folder(settings)):
+        for _ in one.text.pieces(counts):
+            if counts.characters * settings.train_ratio >= most:
+                return most
+    return int(counts.characters * settings.train_ratio)
+
+
+def _find_texts(settings: DataSettings, vocab_size: int | None, *, cache_dir: Path) -> list[WeightedText]:
     """Return the texts of the settings.
 
     Raises:
@@ -101,10 +118,11 @@ def _find_texts(settings: DataSettings, vocab_size: int, *, cache_dir: Path) -> 
     ]
 
 
-def _needs_text(what: str, vocab_size: int) -> UserError:
+def _needs_text(what: str, vocab_size: int | None) -> UserError:
+    size = "" if vocab_size is None else f" vocab_size={vocab_size}"
     return UserError(
         f"tokenizer={TRAINED_NAME} is trained on text, {what}. Train a vocabulary on the corpus first: gpt-pretrain tokenizer "
-        f"TEXT out=FOLDER vocab_size={vocab_size}, and prepare the corpus with tokenizer=FOLDER."
+        f"TEXT out=FOLDER{size}, and prepare the corpus with tokenizer=FOLDER."
     )
 
 

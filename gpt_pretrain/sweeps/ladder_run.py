@@ -16,6 +16,7 @@ from gpt_pretrain.sweeps.ladder_file import StoredLadder, read_ladder
 from gpt_pretrain.sweeps.runner import JobRunner
 from gpt_pretrain.system.formatting import format_duration, is_finite_number
 from gpt_pretrain.system.terminal import print_escaped
+from gpt_pretrain.tokenizers.bpe_training import VOCABULARY_SIZES
 from gpt_pretrain.training.budget import choice
 from gpt_pretrain.training.budget.amount import parse_budget
 from gpt_pretrain.training.budget.machine import measured_limits, measured_speed
@@ -71,7 +72,7 @@ def run_ladder(
         )
     if ladder is None or ladder.choice is None:
         known = [] if ladder is None else [rung.vocab_size for rung in ladder.rungs]
-        text = describe_text(settings.data, sorted({*choice.VOCABULARIES, *known}))
+        text = describe_text(settings.data, sorted({*VOCABULARY_SIZES, *known}))
         if ladder is None:
             ladder = StoredLadder(
                 seconds, plan_rungs(text, measured_speed(settings, text), measured_limits(settings, seconds), seconds=seconds)

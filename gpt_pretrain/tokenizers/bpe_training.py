@@ -22,6 +22,9 @@ from gpt_pretrain.tokenizers.ranks import CL100K_PATTERN, ranks_to_fields
 from gpt_pretrain.tokenizers.vocabulary import VocabularyTokenizer
 
 TRAINED_NAME = "bpe"  # tokenizer=bpe stands for a vocabulary that is still to be trained
+AUTOMATIC_NAME = "auto"  # tokenizer=auto stands for bpe or gpt2, by the text and the model
+VOCABULARY_SIZES = (512, 1024, 2048, 4096)  # of a vocabulary that is chosen for a text
+TOKENS_PER_ENTRY = 25  # tokens of text for each one of such a vocabulary; the study of budget= had no fewer
 PATTERNS = {"cl100k": CL100K_PATTERN, "gpt2": openai_public.r50k_pat_str}
 DEFAULT_PATTERN = "cl100k"
 TRAINING_RULES = 2  # Increase it when the same texts get other tokens than before.

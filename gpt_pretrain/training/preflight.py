@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Iterable, Iterator, Set
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,7 @@ from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.config.secrets import settings_without_secrets
 from gpt_pretrain.config.train_rules import train_problems
 from gpt_pretrain.data.datamodule import TextDataModule
-from gpt_pretrain.data.sources import find_shard_tokenizer
 from gpt_pretrain.data.text import cache_folder, find_text
-from gpt_pretrain.data.trained_tokenizer import trained_tokenizer
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.held_out import HeldOutSet, prepare_held_out
 from gpt_pretrain.model.config import CUSTOM_KIND
@@ -33,13 +31,8 @@ from gpt_pretrain.system.devices import accelerator_device
 from gpt_pretrain.system.files import write_text
 from gpt_pretrain.system.formatting import format_count
 from gpt_pretrain.system.resources import reset_peak_memory
-from gpt_pretrain.tokenizers.base import Tokenizer, decode
-from gpt_pretrain.tokenizers.bpe_training import TRAINED_NAME
-from gpt_pretrain.tokenizers.build import build_tokenizer
-from gpt_pretrain.tokenizers.fitting import fit_to_rows, with_end_of_text
-from gpt_pretrain.tokenizers.saving import is_exportable, tokenizer_files
-from gpt_pretrain.tokenizers.splitting import encode_prompt
-from gpt_pretrain.tokenizers.unknown import unknown_prompt
+from gpt_pretrain.tokenizers.base import Tokenizer
+from gpt_pretrain.tokenizers.saving import tokenizer_files
 from gpt_pretrain.training.acceleration import pick_precision
 from gpt_pretrain.training.budget.amount import parse_budget
 from gpt_pretrain.training.budget.plan import BudgetPlan, plan_budget
@@ -49,12 +42,11 @@ from gpt_pretrain.training.custom_schedule import check_scheduler_class
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.resume import state_change_problems
 from gpt_pretrain.training.run_length import total_steps
+from gpt_pretrain.training.run_tokenizer import choose_start_context, find_tokenizer, tokenizer_problems
 from gpt_pretrain.training.starting_point import StartingPoint, build_model, from_checkpoint, from_weights
 
 log = logging.getLogger(__name__)
 
-DEFAULT_VOCAB_SIZE = 4096
-MAX_START_TOKENS, MIN_START_CHARACTERS = 24, 4  # of a start_context that is taken from the text
 NEEDED_FOR_EVALUATION = ("evaluation.", "model.context_length")
 NEEDED_FOR_DATA = ("data.", "model.context_length", "trainer.devices", "trainer.num_nodes")  # a problem begins with its setting
 
@@ -132,15 +124,15 @@ def prepare_training(config: DictConfig, *, overridden: Set[str], began: float |
             start = from_weights(settings, overridden)
     tokenizer = data = None
     with collector.collect():
-        tokenizer = _find_tokenizer(settings, start, overridden)
-        problems += _tokenizer_problems(settings, tokenizer, overridden)
+        tokenizer = find_tokenizer(settings, start, overridden)
+        problems += tokenizer_problems(settings, tokenizer, overridden)
     with collector.collect():
         if tokenizer is None:  # report a problem with the text too
             _check_text(settings)
         elif not any(problem.startswith(NEEDED_FOR_DATA) for problem in problems):
             data = _load_data(settings, tokenizer)
             if "start_context" not in overridden:
-                _choose_start_context(settings, tokenizer, data)
+                choose_start_context(settings, tokenizer, data.split)
     held_out = None
     with collector.collect():
         if tokenizer is not None and not any(problem.startswith(NEEDED_FOR_EVALUATION) for problem in problems):
@@ -279,70 +271,6 @@ def _check_no_other_run(settings: TrainSettings) -> None:
         raise UserError(
             f"{settings.run_dir} already holds a run. Resume it with resume={settings.run_dir}, or choose another folder."
         )
-
-
-def _find_tokenizer(settings: TrainSettings, start: StartingPoint, overridden: Set[str]) -> Tokenizer:
-    """Build the tokenizer of the checkpoint or the weights, else the typed one, else that of the token shards, else the default.
-
-    Raises:
-        UserError: If it cannot be built, or does not fit the weights.
-    """
-    if "tokenizer.vocab_size" in overridden and start.resume is None and settings.tokenizer.name != TRAINED_NAME:
-        size = settings.tokenizer.vocab_size
-        raise UserError(f"tokenizer.vocab_size={size} is the size of a vocabulary that tokenizer=bpe trains. Add tokenizer=bpe.")
-    is_typed, name = bool(overridden & {"tokenizer.name", "experiment"}), settings.tokenizer.name
-    tokenizer = start.tokenizer if start.tokenizer is not None and name == start.tokenizer.name else None
-    if tokenizer is None and not is_typed and start.resume is None:
-        tokenizer = find_shard_tokenizer(settings.data)
-    if start.weights is not None and tokenizer is None:
-        tokenizer = start.weights.build_tokenizer(name if is_typed else None)
-    if tokenizer is None and name == TRAINED_NAME and start.architecture is None:
-        settings.tokenizer.vocab_size = settings.tokenizer.vocab_size or DEFAULT_VOCAB_SIZE
-        with ranks.local_main_first():  # the first rank of each machine trains it
-            tokenizer = trained_tokenizer(settings.data, vocab_size=settings.tokenizer.vocab_size)
-    if tokenizer is None:
-        tokenizer = build_tokenizer(name)
-        tokenizer = with_end_of_text(tokenizer) if start.architecture is None else tokenizer
-    if start.architecture is not None:
-        tokenizer = fit_to_rows(
-            tokenizer, start.architecture.vocab_size, origin=str(settings.resume or settings.init_from or "The checkpoint")
-        )
-    settings.tokenizer.name = tokenizer.name
-    return tokenizer
-
-
-def _tokenizer_problems(settings: TrainSettings, tokenizer: Tokenizer, overridden: Set[str]) -> list[str]:
-    problems = []
-    if settings.export and not is_exportable(tokenizer):
-        problems.append(f"export=true: transformers has no tokenizer like {tokenizer.name[:100]}. Leave out export=true.")
-    if not settings.start_context:
-        problems.append("start_context is empty, but every sample begins with it. Give at least one character.")
-    prompts = {f"start_context={settings.start_context}": settings.start_context} if "start_context" in overridden else {}
-    if settings.callbacks.grid is not None:
-        prompts |= {f"callbacks.grid.prompts: {prompt}": prompt for prompt in settings.callbacks.grid.prompts}
-    for setting, prompt in prompts.items():
-        try:
-            if prompt and not encode_prompt(prompt, tokenizer):
-                problems.append(
-                    f"{setting}: the tokenizer {tokenizer.name[:100]} has no token for it. Choose another text or tokenizer."
-                )
-        except UserError as error:
-            problems.append(f"{setting}: {error}")
-    return problems
-
-
-def _choose_start_context(settings: TrainSettings, tokenizer: Tokenizer, data: TextDataModule) -> None:
-    """Replace a default start_context that the tokenizer cannot write by the first words of the training set."""
-    with suppress(UserError):
-        if encode_prompt(settings.start_context, tokenizer) and unknown_prompt(settings.start_context, tokenizer) is None:
-            return
-    first = data.split.train.read(0, min(MAX_START_TOKENS, data.split.train.count)).tolist()
-    text = decode(tokenizer, first).strip()
-    settings.start_context = next((line for line in text.split("\n") if len(line) >= MIN_START_CHARACTERS), text)
-    log.info(
-        "Samples begin with the text's own first words, %r: the tokenizer cannot encode the default start_context",
-        settings.start_context,
-    )
 
 
 def _check_text(settings: TrainSettings) -> None:

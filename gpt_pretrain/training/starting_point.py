@@ -27,7 +27,7 @@ from gpt_pretrain.system.formatting import format_count, format_duration
 from gpt_pretrain.system.reading import short_repr
 from gpt_pretrain.system.terminal import escape_line
 from gpt_pretrain.tokenizers.base import Tokenizer
-from gpt_pretrain.tokenizers.bpe_training import TRAINED_NAME
+from gpt_pretrain.tokenizers.bpe_training import AUTOMATIC_NAME, TRAINED_NAME
 from gpt_pretrain.tokenizers.build import build_tokenizer, is_tokenizer_name, same_tokenizer
 from gpt_pretrain.tokenizers.fitting import TooManyTokensError
 from gpt_pretrain.training.budget.amount import Budget, parse_budget
@@ -202,6 +202,11 @@ def _build_custom(settings: TrainSettings, config: GPTConfig, start: StartingPoi
     return model
 
 
+def names_tokenizer(settings: TrainSettings, overridden: Set[str]) -> bool:
+    """Return whether the user, or an experiment, names a tokenizer."""
+    return settings.tokenizer.name != AUTOMATIC_NAME and bool(overridden & {"tokenizer.name", "experiment"})
+
+
 def _name_like_stored(
     settings: TrainSettings, stored: Tokenizer, overridden: Set[str], stored_config: Mapping[str, Any]
 ) -> Tokenizer:
@@ -210,6 +215,9 @@ def _name_like_stored(
     Returns:
         The stored tokenizer, or another one that is typed.
     """
+    if settings.tokenizer.name == AUTOMATIC_NAME:
+        settings.tokenizer.name = stored.name
+        return stored
     if settings.tokenizer.name == TRAINED_NAME:
         # The text and the size, which are compared as well, decide what would be trained.
         was_trained = (stored_config.get("tokenizer") or {}).get("vocab_size") is not None
@@ -285,7 +293,7 @@ def _usable_tokenizer(settings: TrainSettings, weights: Weights, overridden: Set
     try:
         return weights.own_tokenizer
     except UserError as error:
-        if "tokenizer.name" not in overridden:
+        if "tokenizer.name" not in overridden or not names_tokenizer(settings, overridden):
             if isinstance(error, TooManyTokensError):
                 raise
             raise UserError(f"{error} To use another tokenizer in its place, add tokenizer=FOLDER.") from error
@@ -310,7 +318,7 @@ def _follow(settings: TrainSettings, weights: Weights, own: Tokenizer | None, ov
             if key in overridden | fixed:
                 differing[key] = value
             setattr(getattr(settings, group), field, value)
-    if own is not None and overridden & {"tokenizer.name", "experiment"} and not _is_tokenizer(settings.tokenizer.name, own):
+    if own is not None and names_tokenizer(settings, overridden) and not _is_tokenizer(settings.tokenizer.name, own):
         differing["tokenizer"] = own.name
     if differing:
         required = [f"{key}={value}" for key, value in differing.items()]

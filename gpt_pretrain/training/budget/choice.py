@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.costs import Parallelism, checkpoint_bytes, matmul_parameters, training_flops_per_token, training_memory
+from gpt_pretrain.tokenizers.bpe_training import TOKENS_PER_ENTRY
 from gpt_pretrain.training.budget.amount import Budget
 from gpt_pretrain.training.budget.law import Difficulty, Law, Training
 from gpt_pretrain.training.budget.speed import Speed
 
 SHAPES = ((64, 2), (96, 3), (128, 4), (192, 4), (256, 6), (384, 6), (512, 8), (768, 12))  # width and blocks
 HEAD_DIM, CONTEXT = 32, 128
-VOCABULARIES = (512, 1024, 2048, 4096)
 LENGTHS, SHORTER = 16, 2.0**-0.5  # trainings of each model that are looked at, each shorter by this factor
 ENOUGH = 1.005  # a cheaper choice whose expected loss is at most this factor higher is taken
 MIN_STEPS = 20
@@ -23,7 +23,6 @@ BATCH_ROUNDS = 3
 BESIDES = 0.88  # share of the time for optimizer steps; the rest is for losses, samples and checkpoints
 MOST_PASSES = 64  # over the text; with more, even a regularized model mostly memorizes
 MOST_PARAMETERS = 30  # in the blocks for each different token that is read; the law was not measured beyond
-TOKENS_PER_ENTRY = 25  # tokens that are read for each one of the vocabulary; the study had no fewer
 STUDIED_VOCABULARY = 4096  # tokens
 CAUTION = 0.01  # a choice that the study did not reach counts as this much worse for each doubling
 NEARLY = 0.8  # of the budget; a choice that leaves more of it is limited by something else

@@ -9,7 +9,7 @@ from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.tokenizers.base import Tokenizer
-from gpt_pretrain.tokenizers.bpe_training import TRAINED_NAME
+from gpt_pretrain.tokenizers.bpe_training import AUTOMATIC_NAME, TRAINED_NAME, VOCABULARY_SIZES
 from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.fitting import with_end_of_text
 from gpt_pretrain.training.budget import choice
@@ -24,12 +24,12 @@ def wanted_vocabularies(settings: TrainSettings, overridden: Set[str]) -> list[i
     if has_typed_tokenizer(settings, overridden):
         return []
     typed = settings.tokenizer.vocab_size if is_typed("tokenizer.vocab_size", overridden) else None
-    return [*choice.VOCABULARIES] if typed is None else [typed]
+    return [*VOCABULARY_SIZES] if typed is None else [typed]
 
 
 def has_typed_tokenizer(settings: TrainSettings, overridden: Set[str]) -> bool:
     """Return True if the user has typed a tokenizer that is ready, and need not be trained on the text."""
-    return "tokenizer.name" in overridden and settings.tokenizer.name != TRAINED_NAME
+    return "tokenizer.name" in overridden and settings.tokenizer.name not in (TRAINED_NAME, AUTOMATIC_NAME)
 
 
 def typed_tokenizer(settings: TrainSettings, overridden: Set[str]) -> Tokenizer | None:
@@ -51,7 +51,7 @@ def unstudied(settings: TrainSettings, overridden: Set[str], config: GPTConfig) 
         f"optimizer={settings.optimizer.name}": settings.optimizer.name != "muon",
         f"scheduler={settings.scheduler.name}": is_typed("scheduler.name", overridden)
         and settings.scheduler.name != "warmup_stable_decay",
-        f"a vocabulary of {config.vocab_size:,} tokens": config.vocab_size > max(choice.VOCABULARIES),
+        f"a vocabulary of {config.vocab_size:,} tokens": config.vocab_size > max(VOCABULARY_SIZES),
     }
     return [name for name, is_other in found.items() if is_other]
 

@@ -183,7 +183,8 @@ def _too_little_text(context: CheckContext) -> str | None:
     outcome = f"The model {will} memorize the text" if memorizes else "The model will learn little"
     seen = f"each token is seen {times}" if plan.repeats >= 1 else f"{format_rounded(100 * plan.repeats)}% of them are seen"
     is_own_text = settings.data.path is not None and settings.data.name not in ("shards", "mixture")
-    may_choose = is_own_text and settings.init_from is None and settings.tokenizer.name in ("gpt2", "bpe")
+    is_usual = settings.tokenizer.name == "gpt2" or settings.tokenizer.vocab_size is not None
+    may_choose = is_own_text and settings.init_from is None and is_usual
     dial = "; budget=20m, or another time, chooses the model and the vocabulary for this text" if may_choose else ""
     return (
         f"data: {plan.text_tokens:,} training tokens for {count} parameters are {format_rounded(ratio)} per parameter, while "

@@ -6,6 +6,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.model.costs import matmul_parameters, num_parameters
 from gpt_pretrain.system.formatting import format_duration
+from gpt_pretrain.tokenizers.bpe_training import VOCABULARY_SIZES
 from gpt_pretrain.training.budget import choice
 from gpt_pretrain.training.budget.amount import Budget
 from gpt_pretrain.training.budget.law import Law, Training, fitted_law
@@ -32,7 +33,7 @@ def expected_loss_lines(setup: TrainingSetup, plan: TrainingPlan, *, seconds: fl
     if (setup.data.split.characters or 0) * setup.settings.data.train_ratio < SHORTEST_TEXT:
         return []
     try:
-        text = describe_text(setup.settings.data, choice.VOCABULARIES, seconds=TEXT_SECONDS)
+        text = describe_text(setup.settings.data, VOCABULARY_SIZES, seconds=TEXT_SECONDS)
     except UserError:
         return []
     limits = measured_limits(setup.settings, seconds)
@@ -81,7 +82,7 @@ def _is_known_kind(setup: TrainingSetup) -> bool:
 def _own_training(setup: TrainingSetup, plan: TrainingPlan, text: choice.TextFacts) -> Training | None:
     """Return the planned training; None if the law knows nothing like it: another kind of model, optimizer or vocabulary."""
     settings, split = setup.settings, setup.data.split
-    smallest, largest, vocab_size = min(choice.VOCABULARIES), max(choice.VOCABULARIES), setup.tokenizer.vocab_size
+    smallest, largest, vocab_size = min(VOCABULARY_SIZES), max(VOCABULARY_SIZES), setup.tokenizer.vocab_size
     if settings.model.kind != "modern" or settings.optimizer.name != "muon" or not smallest <= vocab_size <= largest:
         return None
     config = GPTConfig(vocab_size=vocab_size, **vars(settings.model))

@@ -1,0 +1,130 @@
+"""Find the tokenizer of a run, and check what the settings ask of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Set
+from contextlib import suppress
+
+from gpt_pretrain.config.custom_parts import CUSTOM
+from gpt_pretrain.config.schema import DataSettings, TrainSettings
+from gpt_pretrain.data.sources import find_shard_tokenizer
+from gpt_pretrain.data.token_stream import TokenSplit
+from gpt_pretrain.data.trained_tokenizer import trained_tokenizer, training_characters
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.tokenizers.base import Tokenizer, decode
+from gpt_pretrain.tokenizers.bpe_training import AUTOMATIC_NAME, TOKENS_PER_ENTRY, TRAINED_NAME, VOCABULARY_SIZES
+from gpt_pretrain.tokenizers.build import build_tokenizer
+from gpt_pretrain.tokenizers.fitting import fit_to_rows, with_end_of_text
+from gpt_pretrain.tokenizers.saving import is_exportable
+from gpt_pretrain.tokenizers.splitting import encode_prompt
+from gpt_pretrain.tokenizers.unknown import unknown_prompt
+from gpt_pretrain.training.distributed import ranks
+from gpt_pretrain.training.starting_point import StartingPoint, names_tokenizer
+
+DEFAULT_NAME = "gpt2"
+ENOUGH_CHARACTERS = 100_000  # of a training set that gets a vocabulary of its own; with less, GPT-2's knows more words
+CHARACTERS_PER_TOKEN = 3  # of a vocabulary that is trained on the text, roughly, in any language
+MAX_START_TOKENS, MIN_START_CHARACTERS = 24, 4  # of a start_context that is taken from the text
+
+log = logging.getLogger(__name__)
+
+
+def find_tokenizer(settings: TrainSettings, start: StartingPoint, overridden: Set[str]) -> Tokenizer:
+    """Build the tokenizer of the checkpoint or the weights, else the typed one, else that of the token shards, else the default.
+
+    Raises:
+        UserError: If it cannot be built, or does not fit the weights.
+    """
+    is_typed, name = names_tokenizer(settings, overridden), settings.tokenizer.name
+    tokenizer = start.tokenizer if start.tokenizer is not None and name == start.tokenizer.name else None
+    if tokenizer is None and not is_typed and start.resume is None:
+        tokenizer = find_shard_tokenizer(settings.data)
+    if start.weights is not None and tokenizer is None:
+        tokenizer = start.weights.build_tokenizer(name if is_typed else None)
+    if tokenizer is None and name == AUTOMATIC_NAME:
+        name = _automatic_name(settings, start, overridden)
+    if "tokenizer.vocab_size" in overridden and start.resume is None and name != TRAINED_NAME:
+        size = settings.tokenizer.vocab_size
+        raise UserError(f"tokenizer.vocab_size={size} is the size of a vocabulary that tokenizer=bpe trains. Add tokenizer=bpe.")
+    if tokenizer is None and name == TRAINED_NAME and start.architecture is None:
+        if settings.tokenizer.vocab_size is None:
+            settings.tokenizer.vocab_size = fitting_size(settings.data)
+        with ranks.local_main_first():  # the first rank of each machine trains it
+            tokenizer = trained_tokenizer(settings.data, vocab_size=settings.tokenizer.vocab_size)
+    if tokenizer is None:
+        tokenizer = build_tokenizer(name)
+        tokenizer = with_end_of_text(tokenizer) if start.architecture is None else tokenizer
+    if start.architecture is not None:
+        tokenizer = fit_to_rows(
+            tokenizer, start.architecture.vocab_size, origin=str(settings.resume or settings.init_from or "The checkpoint")
+        )
+    settings.tokenizer.name = tokenizer.name
+    return tokenizer
+
+
+def _automatic_name(settings: TrainSettings, start: StartingPoint, overridden: Set[str]) -> str:
+    """Return the name that tokenizer=auto stands for: bpe for a text of the user's own and a modern model, otherwise gpt2.
+
+    Raises:
+        UserError: If the text cannot be read.
+    """
+    if start.architecture is not None or settings.model.kind != "modern" or not _is_own_text(settings, overridden):
+        return DEFAULT_NAME
+    if "tokenizer.vocab_size" in overridden:
+        return TRAINED_NAME
+    if training_characters(settings.data, most=ENOUGH_CHARACTERS) < ENOUGH_CHARACTERS:
+        return DEFAULT_NAME
+    log.info("The text gets a vocabulary of its own; tokenizer=%s takes that of GPT-2 in its place", DEFAULT_NAME)
+    return TRAINED_NAME
+
+
+def _is_own_text(settings: TrainSettings, overridden: Set[str]) -> bool:
+    data = settings.data
+    return data.name == "mixture" or (data.name not in ("shards", CUSTOM) and (data.path is not None or "data.url" in overridden))
+
+
+def fitting_size(settings: DataSettings) -> int:
+    """Return the size of a vocabulary for the text: the largest of the usual ones that has enough text for each token.
+
+    Raises:
+        UserError: If the settings name no text, or it cannot be read.
+    """
+    needed = {size: size * TOKENS_PER_ENTRY * CHARACTERS_PER_TOKEN for size in VOCABULARY_SIZES}
+    characters = training_characters(settings, most=max(needed.values()))
+    return max((size for size, least in needed.items() if characters >= least), default=min(needed))
+
+
+def tokenizer_problems(settings: TrainSettings, tokenizer: Tokenizer, overridden: Set[str]) -> list[str]:
+    """List what the settings ask for and the tokenizer cannot do."""
+    problems = []
+    if settings.export and not is_exportable(tokenizer):
+        problems.append(f"export=true: transformers has no tokenizer like {tokenizer.name[:100]}. Leave out export=true.")
+    if not settings.start_context:
+        problems.append("start_context is empty, but every sample begins with it. Give at least one character.")
+    prompts = {f"start_context={settings.start_context}": settings.start_context} if "start_context" in overridden else {}
+    if settings.callbacks.grid is not None:
+        prompts |= {f"callbacks.grid.prompts: {prompt}": prompt for prompt in settings.callbacks.grid.prompts}
+    for setting, prompt in prompts.items():
+        try:
+            if prompt and not encode_prompt(prompt, tokenizer):
+                problems.append(
+                    f"{setting}: the tokenizer {tokenizer.name[:100]} has no token for it. Choose another text or tokenizer."
+                )
+        except UserError as error:
+            problems.append(f"{setting}: {error}")
+    return problems
+
+
+def choose_start_context(settings: TrainSettings, tokenizer: Tokenizer, split: TokenSplit) -> None:
+    """Replace a default start_context that the tokenizer cannot write by the first words of the training set."""
+    with suppress(UserError):
+        if encode_prompt(settings.start_context, tokenizer) and unknown_prompt(settings.start_context, tokenizer) is None:
+            return
+    first = split.train.read(0, min(MAX_START_TOKENS, split.train.count)).tolist()
+    text = decode(tokenizer, first).strip()
+    settings.start_context = next((line for line in text.split("\n") if len(line) >= MIN_START_CHARACTERS), text)
+    log.info(
+        "Samples begin with the text's own first words, %r: the tokenizer cannot encode the default start_context",
+        settings.start_context,
+    )

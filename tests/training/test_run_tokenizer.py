@@ -1,0 +1,84 @@
+"""Which vocabulary a run takes if none is typed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig
+
+from gpt_pretrain.commands.prepare import prepare_command
+from gpt_pretrain.config.overrides import full_form
+from gpt_pretrain.config.schema import SourceSettings
+from gpt_pretrain.training.preflight import prepare_training
+from gpt_pretrain.training.run_tokenizer import ENOUGH_CHARACTERS, fitting_size
+from tests.helpers.data_settings import data_settings
+
+Compose = Callable[..., DictConfig]
+WAY_BACK = "The text gets a vocabulary of its own; tokenizer=gpt2 takes that of GPT-2 in its place"
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Path:
+    """Return a file with just enough text for a vocabulary of its own."""
+    lines = "".join(f"Line {n * n} of the book says {n % 977} and {n % 89}.\n" for n in range(4000))
+    return write(tmp_path / "book.txt", lines[: int(ENOUGH_CHARACTERS / 0.9) + 2])
+
+
+def write(file: Path, text: str) -> Path:
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def tokenizer_of(compose: Compose, *overrides: str, run_dir: Path | None = None) -> tuple[str, int | None]:
+    """Return the name of the tokenizer of a new run, and the size of the vocabulary that is trained for it."""
+    overridden = {full_form(override, script="train").partition("=")[0] for override in overrides}
+    settings = prepare_training(compose(*overrides, run_dir=run_dir), overridden=overridden).settings
+    return settings.tokenizer.name.partition("@")[0], settings.tokenizer.vocab_size
+
+
+def test_a_long_text_of_the_users_own_gets_a_vocabulary(
+    compose_train: Compose, book: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="gpt_pretrain")
+    own = ["data=text", f"data.path={book}"]
+    for typed in ([], ["experiment=small_text"], ["model=modern_tiny"], ["tokenizer=auto"]):
+        caplog.clear()
+        assert tokenizer_of(compose_train, *own, *typed) == ("bpe-1024", 1024)
+        assert caplog.messages.count(WAY_BACK) == 1
+    mixture = f"data.sources=[{{path: {book}, weight: 1}}]"
+    assert tokenizer_of(compose_train, "data=mixture", mixture) == ("bpe-1024", 1024)
+    assert tokenizer_of(compose_train, *own, "tokenizer.vocab_size=300") == ("bpe-300", 300)
+
+
+def test_all_other_runs_keep_the_vocabulary_of_gpt2(compose_train: Compose, book: Path, caplog: pytest.LogCaptureFixture) -> None:
+    short = write(book.with_name("short.txt"), book.read_text(encoding="utf-8")[:ENOUGH_CHARACTERS])
+    own = ["data=text", f"data.path={book}"]
+    for typed in (["data=text", f"data.path={short}"], [], [*own, "model=tiny"], [*own, "tokenizer=gpt2"]):
+        assert tokenizer_of(compose_train, *typed) == ("gpt2", None)
+    assert tokenizer_of(compose_train, *own, "experiment=bytes") == ("byte", None)
+    assert WAY_BACK not in caplog.text
+    assert tokenizer_of(compose_train, f"data.path={short}", "data=text", "tokenizer=bpe")[1] == 1024
+
+
+def test_corpora_and_weights_bring_their_own(
+    compose_train: Compose, train: Callable[..., float], book: Path, tmp_path: Path
+) -> None:
+    prepare_command([str(book), f"out={tmp_path / 'corpus'}", "tokenizer=byte", "val_fraction=0.1"])
+    assert tokenizer_of(compose_train, "data=shards", f"data.path={tmp_path / 'corpus'}") == ("byte", None)
+    train("model=modern_tiny", "tokenizer=byte", "trainer.max_steps=1", run_dir=tmp_path / "a")
+    own = ["data=text", f"data.path={book}"]
+    assert tokenizer_of(compose_train, *own, f"init_from={tmp_path / 'a'}", run_dir=tmp_path / "b") == ("byte", None)
+    resumed = [f"resume={tmp_path / 'a'}", "trainer.max_steps=2"]
+    for typed in ([], ["tokenizer=auto"]):
+        assert tokenizer_of(compose_train, *resumed, *typed, run_dir=tmp_path / "a") == ("byte", None)
+
+
+@pytest.mark.parametrize(("characters", "size"), [(1, 512), (76_799, 512), (76_800, 1024), (307_199, 2048), (307_200, 4096)])
+def test_the_size_follows_from_the_length_of_the_training_set(tmp_path: Path, characters: int, size: int) -> None:
+    file = write(tmp_path / "text.txt", "é" * 2 * characters)
+    assert fitting_size(data_settings(tmp_path / "cache", name="text", path=str(file), train_ratio=0.5)) == size
+    halves = [SourceSettings(str(write(tmp_path / f"{n}.txt", "x" * characters)), float(n)) for n in (1, 2)]
+    assert fitting_size(data_settings(tmp_path / "cache", name="mixture", sources=halves, train_ratio=0.5)) == size
