@@ -5,13 +5,14 @@ from __future__ import annotations
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.model.config import GPTConfig
-from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.training.planning.plan import TrainingPlan, make_plan
+from gpt_pretrain.training.run_tokenizer import find_tokenizer
+from gpt_pretrain.training.starting_point import StartingPoint
 
 
 def plan_run(settings: TrainSettings) -> tuple[TextDataModule, GPTConfig, TrainingPlan]:
     """Prepare the data of a run and return it with the model's architecture and the plan."""
-    tokenizer = build_tokenizer(settings.tokenizer.name)
+    tokenizer = find_tokenizer(settings, StartingPoint(), set())
     data = TextDataModule(
         settings.data,
         tokenizer,
