@@ -17,7 +17,7 @@ from gpt_pretrain.system.reading import DamagedFileError, parse_json, read_bytes
 from gpt_pretrain.system.shell import quote_word
 from gpt_pretrain.tokenizers import tables, vocabulary
 from gpt_pretrain.tokenizers.base import Tokenizer, fingerprint
-from gpt_pretrain.tokenizers.bpe_training import TRAINED_NAME
+from gpt_pretrain.tokenizers.bpe_training import AUTOMATIC_NAME, TRAINED_NAME
 from gpt_pretrain.tokenizers.byte import ByteTokenizer
 from gpt_pretrain.tokenizers.characters import CHARACTER_PREFIXES, CharacterTokenizer
 from gpt_pretrain.tokenizers.definition import MAX_VALUES
@@ -32,6 +32,7 @@ from gpt_pretrain.tokenizers.vocabulary_files import (
     several_vocabularies,
 )
 
+DEFAULT_NAME = "gpt2"
 KNOWN_SIZES = {"gpt2": 50257, "cl100k_base": 100277, "o200k_base": 200019}
 MAX_PADDING = 128  # Some models pad their vocabulary to a multiple of 64 or 128.
 STORED_NAME = re.compile(r"[A-Za-z0-9._-]{1,60}@[0-9a-f]{12}")
@@ -60,12 +61,15 @@ def build_tokenizer(name: str) -> Tokenizer:
     """Build the tokenizer that a user names.
 
     Args:
-        name: "gpt2", "byte", another of tiktoken's encodings; "characters:" followed by a percent-encoded alphabet; a folder or a
-            file with a vocabulary; or the name of a model on the Hugging Face hub, with its owner: "someone/model".
+        name: "gpt2", or "auto", which means the same where there is no text; "byte"; another of tiktoken's encodings;
+            "characters:" followed by a percent-encoded alphabet; a folder or a file with a vocabulary; or the name of a model
+            on the Hugging Face hub, with its owner: "someone/model".
 
     Raises:
         UserError: If there is no such tokenizer, or its files cannot be loaded.
     """
+    if name == AUTOMATIC_NAME:
+        return _build_named(DEFAULT_NAME)
     if is_tokenizer_name(name):
         return _build_named(name)
     if name == TRAINED_NAME:

@@ -14,7 +14,7 @@ from gpt_pretrain.data.trained_tokenizer import trained_tokenizer, training_char
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.tokenizers.base import Tokenizer, decode
 from gpt_pretrain.tokenizers.bpe_training import AUTOMATIC_NAME, TOKENS_PER_ENTRY, TRAINED_NAME, VOCABULARY_SIZES
-from gpt_pretrain.tokenizers.build import build_tokenizer
+from gpt_pretrain.tokenizers.build import DEFAULT_NAME, build_tokenizer
 from gpt_pretrain.tokenizers.fitting import fit_to_rows, with_end_of_text
 from gpt_pretrain.tokenizers.saving import is_exportable
 from gpt_pretrain.tokenizers.splitting import encode_prompt
@@ -22,7 +22,6 @@ from gpt_pretrain.tokenizers.unknown import unknown_prompt
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.starting_point import StartingPoint, names_tokenizer
 
-DEFAULT_NAME = "gpt2"
 ENOUGH_CHARACTERS = 100_000  # of a training set that gets a vocabulary of its own; with less, GPT-2's knows more words
 CHARACTERS_PER_TOKEN = 3  # of a vocabulary that is trained on the text, roughly, in any language
 MAX_START_TOKENS, MIN_START_CHARACTERS = 24, 4  # of a start_context that is taken from the text
