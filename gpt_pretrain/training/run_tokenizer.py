@@ -24,6 +24,8 @@ from gpt_pretrain.training.starting_point import StartingPoint, names_tokenizer
 
 ENOUGH_CHARACTERS = 100_000  # of a training set that gets a vocabulary of its own; with less, GPT-2's knows more words
 CHARACTERS_PER_TOKEN = 3  # of a vocabulary that is trained on the text, roughly, in any language
+USUAL_BATCH = 2  # windows; data.batch_size in conf/
+STEP_TOKENS = 2048  # of a modern model whose vocabulary is trained on the text
 MAX_START_TOKENS, MIN_START_CHARACTERS = 24, 4  # of a start_context that is taken from the text
 
 log = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ def find_tokenizer(settings: TrainSettings, start: StartingPoint, overridden: Se
             settings.tokenizer.vocab_size = fitting_size(settings.data)
         with ranks.local_main_first():  # the first rank of each machine trains it
             tokenizer = trained_tokenizer(settings.data, vocab_size=settings.tokenizer.vocab_size)
+        _enlarge_steps(settings, overridden)
     if tokenizer is None:
         tokenizer = build_tokenizer(name)
         tokenizer = with_end_of_text(tokenizer) if start.architecture is None else tokenizer
@@ -92,6 +95,16 @@ def fitting_size(settings: DataSettings) -> int:
     needed = {size: size * TOKENS_PER_ENTRY * CHARACTERS_PER_TOKEN for size in VOCABULARY_SIZES}
     characters = training_characters(settings, most=max(needed.values()))
     return max((size for size, least in needed.items() if characters >= least), default=min(needed))
+
+
+def _enlarge_steps(settings: TrainSettings, overridden: Set[str]) -> None:
+    """Enlarge the batch of a modern model, unless somebody has chosen it.
+
+    A small vocabulary makes a token cheap, but not Muon's work for each step.
+    """
+    is_typed = bool(overridden & {"data.batch_size", "trainer.accumulate_grad_batches"})
+    if settings.model.kind == "modern" and settings.budget is None and not is_typed and settings.data.batch_size == USUAL_BATCH:
+        settings.data.batch_size = max(USUAL_BATCH, STEP_TOKENS // settings.model.context_length)
 
 
 def tokenizer_problems(settings: TrainSettings, tokenizer: Tokenizer, overridden: Set[str]) -> list[str]:
