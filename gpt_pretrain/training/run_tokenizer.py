@@ -49,10 +49,7 @@ def find_tokenizer(settings: TrainSettings, start: StartingPoint, overridden: Se
         size = settings.tokenizer.vocab_size
         raise UserError(f"tokenizer.vocab_size={size} is the size of a vocabulary that tokenizer=bpe trains. Add tokenizer=bpe.")
     if tokenizer is None and name == TRAINED_NAME and start.architecture is None:
-        if settings.tokenizer.vocab_size is None:
-            settings.tokenizer.vocab_size = fitting_size(settings.data)
-        with ranks.local_main_first():  # the first rank of each machine trains it
-            tokenizer = trained_tokenizer(settings.data, vocab_size=settings.tokenizer.vocab_size)
+        tokenizer = _train_tokenizer(settings)
         _enlarge_steps(settings, overridden)
     if tokenizer is None:
         tokenizer = build_tokenizer(name)
@@ -63,6 +60,13 @@ def find_tokenizer(settings: TrainSettings, start: StartingPoint, overridden: Se
         )
     settings.tokenizer.name = tokenizer.name
     return tokenizer
+
+
+def _train_tokenizer(settings: TrainSettings) -> Tokenizer:
+    with ranks.local_main_first():  # the first rank of each machine trains it
+        if settings.tokenizer.vocab_size is None:
+            settings.tokenizer.vocab_size = fitting_size(settings.data)
+        return trained_tokenizer(settings.data, vocab_size=settings.tokenizer.vocab_size)
 
 
 def _automatic_name(settings: TrainSettings, start: StartingPoint, overridden: Set[str]) -> str:

@@ -12,8 +12,9 @@ from omegaconf import DictConfig
 from gpt_pretrain.commands.prepare import prepare_command
 from gpt_pretrain.config.overrides import full_form
 from gpt_pretrain.config.schema import SourceSettings
+from gpt_pretrain.errors import UserError
 from gpt_pretrain.training.preflight import prepare_training
-from gpt_pretrain.training.run_tokenizer import ENOUGH_CHARACTERS, fitting_size
+from gpt_pretrain.training.run_tokenizer import ENOUGH_CHARACTERS, USUAL_BATCH, fitting_size
 from tests.helpers.data_settings import data_settings
 
 Compose = Callable[..., DictConfig]
@@ -53,6 +54,27 @@ def test_a_long_text_of_the_users_own_gets_a_vocabulary(
     assert tokenizer_of(compose_train, *own, "tokenizer.vocab_size=300") == ("bpe-300", 300)
 
 
+def test_a_modern_model_with_a_trained_vocabulary_takes_larger_steps_if_nobody_has_chosen_them(
+    compose_train: Compose, book: Path
+) -> None:
+    usual = compose_train().data.batch_size
+    assert usual == USUAL_BATCH
+    for typed, batch in {
+        "tokenizer=auto": 8,
+        "tokenizer=bpe": 8,
+        "model=modern_tiny": 32,
+        "experiment=modern": 12,
+        "model.context_length=2048": usual,
+        "data.batch_size=2": 2,
+        "trainer.accumulate_grad_batches=2": usual,
+        "tokenizer=gpt2": usual,
+        "model=tiny": usual,
+    }.items():
+        overridden = {full_form(typed, script="train").partition("=")[0]}
+        config = compose_train("data=text", f"data.path={book}", typed)
+        assert prepare_training(config, overridden=overridden).settings.data.batch_size == batch, typed
+
+
 def test_all_other_runs_keep_the_vocabulary_of_gpt2(compose_train: Compose, book: Path, caplog: pytest.LogCaptureFixture) -> None:
     short = write(book.with_name("short.txt"), book.read_text(encoding="utf-8")[:ENOUGH_CHARACTERS])
     own = ["data=text", f"data.path={book}"]
@@ -71,6 +93,8 @@ def test_corpora_and_weights_bring_their_own(
     train("model=modern_tiny", "tokenizer=byte", "trainer.max_steps=1", run_dir=tmp_path / "a")
     own = ["data=text", f"data.path={book}"]
     assert tokenizer_of(compose_train, *own, f"init_from={tmp_path / 'a'}", run_dir=tmp_path / "b") == ("byte", None)
+    with pytest.raises(UserError, match=r"tokenizer\.vocab_size=300 .* Add tokenizer=bpe\."):
+        tokenizer_of(compose_train, *own, f"init_from={tmp_path / 'a'}", "tokenizer.vocab_size=300", run_dir=tmp_path / "c")
     resumed = [f"resume={tmp_path / 'a'}", "trainer.max_steps=2"]
     for typed in ([], ["tokenizer=auto"]):
         assert tokenizer_of(compose_train, *resumed, *typed, run_dir=tmp_path / "a") == ("byte", None)
