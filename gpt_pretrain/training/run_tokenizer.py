@@ -25,7 +25,7 @@ from gpt_pretrain.training.starting_point import StartingPoint, names_tokenizer
 ENOUGH_CHARACTERS = 100_000  # of a training set that gets a vocabulary of its own; with less, GPT-2's knows more words
 CHARACTERS_PER_TOKEN = 3  # of a vocabulary that is trained on the text, roughly, in any language
 USUAL_BATCH = 2  # windows; data.batch_size in conf/
-STEP_TOKENS = 2048  # of a modern model whose vocabulary is trained on the text
+STEP_TOKENS = 2048  # of a run with Muon whose vocabulary is trained on the text
 MAX_START_TOKENS, MIN_START_CHARACTERS = 24, 4  # of a start_context that is taken from the text
 
 log = logging.getLogger(__name__)
@@ -102,12 +102,9 @@ def fitting_size(settings: DataSettings) -> int:
 
 
 def _enlarge_steps(settings: TrainSettings, overridden: Set[str]) -> None:
-    """Enlarge the batch of a modern model, unless somebody has chosen it.
-
-    A small vocabulary makes a token cheap, but not Muon's work for each step.
-    """
+    """Enlarge the batch of a run with Muon, whose work per step a small vocabulary does not reduce, unless the batch is typed."""
     is_typed = bool(overridden & {"data.batch_size", "trainer.accumulate_grad_batches"})
-    if settings.model.kind == "modern" and settings.budget is None and not is_typed and settings.data.batch_size == USUAL_BATCH:
+    if settings.optimizer.name == "muon" and settings.budget is None and not is_typed and settings.data.batch_size == USUAL_BATCH:
         settings.data.batch_size = max(USUAL_BATCH, STEP_TOKENS // settings.model.context_length)
 
 

@@ -54,9 +54,7 @@ def test_a_long_text_of_the_users_own_gets_a_vocabulary(
     assert tokenizer_of(compose_train, *own, "tokenizer.vocab_size=300") == ("bpe-300", 300)
 
 
-def test_a_modern_model_with_a_trained_vocabulary_takes_larger_steps_if_nobody_has_chosen_them(
-    compose_train: Compose, book: Path
-) -> None:
+def test_muon_with_a_trained_vocabulary_takes_larger_steps_if_nobody_has_chosen_them(compose_train: Compose, book: Path) -> None:
     usual = compose_train().data.batch_size
     assert usual == USUAL_BATCH
     for typed, batch in {
@@ -68,6 +66,7 @@ def test_a_modern_model_with_a_trained_vocabulary_takes_larger_steps_if_nobody_h
         "data.batch_size=2": 2,
         "trainer.accumulate_grad_batches=2": usual,
         "tokenizer=gpt2": usual,
+        "optimizer=adamw": usual,
         "model=tiny": usual,
     }.items():
         overridden = {full_form(typed, script="train").partition("=")[0]}
