@@ -196,7 +196,9 @@ def _text_problem(key: str, value: str, shown: str) -> str | None:
         return f"{shown} has no value. Give a path, or leave out {shown}"
     if (linux := wsl_path(value)) is not None and not Path(value).exists():
         return f"{shown}: this is a Windows path. In WSL, type {quote_word(f'{short_form(key + chr(61))}{linux}')}"
-    return output_problem(key, plain_value(value)) if key in WRITTEN else None
+    if key not in WRITTEN or output_problem(key, value) is None:  # a folder's own name may have backslashes
+        return None
+    return output_problem(key, plain_value(value))
 
 
 def with_prefix(override: str, *, script: str, custom: Set[str] = frozenset()) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.shell import quote_word
@@ -22,16 +23,18 @@ def explain_typed_path(path: str) -> str | None:
 
 
 def output_problem(setting: str, path: str) -> str | None:
-    """Return what is wrong with a path to write to, or None. A file or a folder that exists may have any name.
+    """Return what is wrong with a path to write to, or None. Files and folders that exist may have any name.
 
     Args:
         setting: Its name, for the message.
     """
-    if user_path(path).exists():
+    folder = user_path(path)
+    if folder.exists():
         return None
     if is_url(path):
         return f"{setting}={without_secrets(path)} is a URL, but a path on this machine is needed."
-    if wsl_path(path) is None and SURE_VARIABLE.search(path) is None:
+    existing = next((parent for parent in folder.parents if parent.exists()), Path())
+    if wsl_path(path) is None and SURE_VARIABLE.search(str(folder.relative_to(existing))) is None:
         return None
     reason = explain_typed_path(path) or ""
     return f"{setting}={path}: {reason[:1].lower()}{reason[1:]}"

@@ -53,9 +53,10 @@ def test_runs_are_ranked_within_their_text_and_their_held_out_part(tmp_path: Pat
 
 
 def test_runs_of_earlier_versions_are_ranked_by_their_metrics(tmp_path: Path) -> None:
-    make_run(tmp_path / "with_metrics")
-    make_run(tmp_path / "without", rows=make_metrics().replace("val/bits_per_byte", "other"))
-    make_run(tmp_path / "unknown_text", data={}, model={}, machine={}, rows=make_metrics())
+    earlier = {"best_val_loss": 4.5, "best_step": 7, "steps": 12}
+    make_run(tmp_path / "with_metrics", result=earlier)
+    make_run(tmp_path / "without", result=earlier, rows=make_metrics().replace("val/bits_per_byte", "other"))
+    make_run(tmp_path / "unknown_text", result=earlier, data={}, model={}, machine={}, rows=make_metrics())
     entries, unknown = find_entries(tmp_path)
     assert [(entry.run, entry.bits_per_byte) for entry in entries] == [("unknown_text", 1.5), ("with_metrics", 1.5)]
     assert unknown == 1

@@ -116,7 +116,7 @@ CASES = {
     ),
     "vocabulary_of_shards": (
         (*TRAIN, "data=shards", "data.path=corpus", "tokenizer=bpe"),
-        "Train a vocabulary on the corpus first: gpt-pretrain tokenizer TEXT out=FOLDER vocab_size=4096, and prepare",
+        "Train a vocabulary on the corpus first: gpt-pretrain tokenizer TEXT out=FOLDER, and prepare",
     ),
     "western_text": ((*TEXT, "data.path=western.txt"), "-t UTF-8 western.txt > new.txt"),
     "one_damaged_character": (

@@ -19,7 +19,7 @@ from gpt_pretrain.config.stored_settings import explain_places
 from gpt_pretrain.data.custom_data import LoaderWindows, _find_loader
 from gpt_pretrain.runs.results_file import _run_problems
 from gpt_pretrain.sweeps import report_page, search
-from gpt_pretrain.training import preflight
+from gpt_pretrain.training import run_tokenizer
 from gpt_pretrain.training.custom_optimizer import build_custom_optimizer
 from gpt_pretrain.training.distributed.rendezvous import _agreed_start
 from gpt_pretrain.training.resume import _keep_epoch_limits
@@ -144,9 +144,9 @@ def test_ranks_that_do_not_appear(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_vocabulary_that_transformers_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "is_exportable", lambda _: False)
+    monkeypatch.setattr(run_tokenizer, "is_exportable", lambda _: False)
     settings = SimpleNamespace(export=True, start_context="a", callbacks=SimpleNamespace(grid=None))
-    (problem,) = preflight._tokenizer_problems(settings, SimpleNamespace(name="mine"), set())  # type: ignore[arg-type]
+    (problem,) = run_tokenizer.tokenizer_problems(settings, SimpleNamespace(name="mine"), set())  # type: ignore[arg-type]
     assert problem == "export=true: transformers has no tokenizer like mine. Leave out export=true."
 
 

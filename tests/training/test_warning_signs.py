@@ -171,7 +171,7 @@ def test_nonfinite_losses_and_gradients_are_reported_once(
             train(*QUIET, *overrides, "trainer.max_steps=6", "trainer.gradient_clip_val=null")
     lines = [line for line in printed() if line.startswith("doctor: step ") and "nonfinite" in line]
     assert len(lines) == 1
-    assert "try optimizer.lr=0.00013 (0.0004 now)" in lines[0]
+    assert "try optimizer.lr=0.000133 (0.0004 now)" in lines[0]
     assert findings_of(tmp_path / "run") == signs
 
 
