@@ -113,30 +113,16 @@ def override_problems(override: str, *, script: str, sweep: bool = False, folder
     """
     key, schema = override_key(override), schema_of(script)
     shown = short_form(override)
-    if override.startswith("~") and key not in script_groups(script) and is_declared(schema, key):
-        yield f"{override}: a setting cannot be removed. Leave it out to have its default."
-        return
-    if override.startswith("~") and key in script_groups(script) and is_declared(schema, key):
-        settings = find_type(schema, key)
-        if is_dataclass(settings) and any(field.default == MISSING for field in fields(settings)):
-            options = ", ".join(group_options(key))
-            yield f"{override}: a run needs this group. Leave this out to have its default, or choose from {options}."
-            return
-    if override.startswith("~") and not (
-        "@" in key or key.startswith("hydra") or key in script_groups(script) or _is_foreign_group(key, folders)
-    ):
-        yield unknown_setting(shown, schema)
-        return
-    problem = None if override.startswith("~") else _text_problem(key, override.partition("=")[2], shown)
+    is_removal = override.startswith("~")
+    problem = (
+        _removal_problem(override, script=script, folders=folders)
+        if is_removal
+        else _text_problem(key, override.partition("=")[2], shown)
+    )
     if problem is not None:
         yield problem
         return
-    if (
-        override.startswith("~")
-        or "@" in key
-        or key.startswith(("hydra.", "hydra/", "sweep_resume"))
-        or _is_foreign_group(key, folders)
-    ):
+    if is_removal or "@" in key or key.startswith(("hydra.", "hydra/", "sweep_resume")) or _is_foreign_group(key, folders):
         return
     is_group = key in script_groups(script)
     try:
@@ -165,6 +151,22 @@ def override_problems(override: str, *, script: str, sweep: bool = False, folder
                 problems = list(_value_problems(shown, name, leaf, schema))
                 swept = script == "train" and parsed.is_sweep_override()  # a single value is checked with all others
                 yield from problems or (broken_train_rules(name, leaf) if swept else [])
+
+
+def _removal_problem(override: str, *, script: str, folders: tuple[Path, ...]) -> str | None:
+    """Return what is wrong with an override that removes something, such as ~logger."""
+    key, schema = override_key(override), schema_of(script)
+    is_group = key in script_groups(script)
+    if not is_declared(schema, key):
+        known = "@" in key or key.startswith("hydra") or is_group or _is_foreign_group(key, folders)
+        return None if known else unknown_setting(short_form(override), schema)
+    if not is_group:
+        return f"{override}: a setting cannot be removed. Leave it out to have its default."
+    settings = find_type(schema, key)
+    if is_dataclass(settings) and any(field.default == MISSING for field in fields(settings)):
+        options = ", ".join(group_options(key))
+        return f"{override}: a run needs this group. Leave this out to have its default, or choose from {options}."
+    return None
 
 
 def _several_values(shown: str, key: str, hint: Any, *, is_group: bool) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import tiktoken
@@ -94,18 +95,7 @@ def build_tokenizer(name: str) -> Tokenizer:
     if is_file or (path.exists() and not is_folder):  # a device or a pipe, which the reader refuses
         return read_tokenizer_file(path)
     if is_folder:
-        if (found := read_folder_tokenizer(path)) is None:
-            if names := several_vocabularies(path):
-                shown = ", ".join(names[:3]) + " and more" * (len(names) > 3)
-                raise UserError(
-                    f"tokenizer={name}: this folder has several vocabularies: {shown}. Name one of them, such as "
-                    + quote_word(f"tokenizer={path / names[0]}")
-                )
-            raise UserError(
-                f"tokenizer={name}: this folder has no vocabulary. It needs tokenizer.json, vocab.json with merges.txt, "
-                "vocab.txt, *.tiktoken or nanoGPT's meta.pkl."
-            )
-        return found
+        return _read_folder(path, name)
     if HUB_NAME.fullmatch(name):
         if (fetched := fetch_tokenizer(name)) is None:
             raise UserError(
@@ -118,6 +108,21 @@ def build_tokenizer(name: str) -> Tokenizer:
     raise UserError(
         f"tokenizer={short_repr(name) if len(name) > 100 else name}: there is no such tokenizer.{hint} Choose "
         f"{', '.join(known)}, a folder or file with a vocabulary, or a model of the hub (owner/name)."
+    )
+
+
+def _read_folder(path: Path, name: str) -> Tokenizer:
+    if (found := read_folder_tokenizer(path)) is not None:
+        return found
+    if names := several_vocabularies(path):
+        shown = ", ".join(names[:3]) + " and more" * (len(names) > 3)
+        raise UserError(
+            f"tokenizer={name}: this folder has several vocabularies: {shown}. Name one of them, such as "
+            + quote_word(f"tokenizer={path / names[0]}")
+        )
+    raise UserError(
+        f"tokenizer={name}: this folder has no vocabulary. It needs tokenizer.json, vocab.json with merges.txt, "
+        "vocab.txt, *.tiktoken or nanoGPT's meta.pkl."
     )
 
 
