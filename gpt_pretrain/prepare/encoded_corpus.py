@@ -85,4 +85,4 @@ def _check_size(path: Path, n_bytes: int) -> None:
         UserError: If the file is missing or has another size.
     """
     if not path.is_file() or path.stat().st_size != n_bytes:
-        raise UserError(f"{path} is damaged: its size is not the one that the journal states. Start over with overwrite=true.")
+        raise UserError(f"{path} is damaged: its size differs from the journal's. Start over with overwrite=true.")

@@ -48,8 +48,8 @@ def use_own_cores() -> None:
 def share_cores() -> None:
     """Have PyTorch's threads sleep while they wait for each other, whenever other programs need the cores.
 
-    A thread looks twice a second whether the calling thread, which is the one that computes, waits for a core. Environment
-    variables that say how threads wait take precedence.
+    The calling thread is taken as the one that computes. Another thread checks twice a second whether it waits for a core.
+    Environment variables that say how threads wait take precedence.
     """
     import torch
 

@@ -105,4 +105,4 @@ def _table_without(text_field: str, columns: list[str]) -> FileKind:
 
 def _choice(fields: dict[str, None]) -> str:
     """Return the advice for fields that exist."""
-    return f"Set text_field= to the one that contains the text: {', '.join(fields)[:300]}." if fields else ""
+    return f"Set text_field= to the field that contains the text: {', '.join(fields)[:300]}." if fields else ""

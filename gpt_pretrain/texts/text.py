@@ -45,7 +45,7 @@ READING = 1  # Increase it when a change makes the same files other documents, e
 
 log = logging.getLogger(__name__)
 _warned: set[tuple[Path, ...]] = set()  # The files about whose characters a warning has been logged.
-_reported: set[tuple[str, int, int]] = set()  # Files of which it was said what is left out, with sizes and times.
+_reported: set[tuple[str, int, int]] = set()  # Files whose left-out parts have been reported, with sizes and times.
 
 
 @dataclass

@@ -47,7 +47,7 @@ class StartingPoint:
         resume: The checkpoint to resume.
         step: Optimizer steps done in that checkpoint.
         text_sha256: The checksum of the text that the checkpoint was trained on.
-        tokenizer: The tokenizer of that checkpoint, or the one that is typed instead, or that of those weights.
+        tokenizer: The typed tokenizer if it replaces the stored one, otherwise the checkpoint's or the weights' own.
         weights: The weights that a new run starts from.
         architecture: The architecture of the checkpoint or of the weights.
         epoch_windows: Windows in each epoch of the resumed run.

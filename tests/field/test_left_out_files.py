@@ -142,7 +142,7 @@ def test_what_has_no_text_beside_texts_is_left_out_of_folders_and_archives(
         )
     check(tmp_path / "other.zip", ["first"])
     (tmp_path / "only.zip").write_bytes(zipped({name: files[name]}))
-    choice = "" if "numbers" in name else r"Set (data\.)?text_field= to the one that contains the text: \w"
+    choice = "" if "numbers" in name else r"Set (data\.)?text_field= to the field that contains the text: \w"
     for read in (in_training, lambda path: in_corpus(path, tmp_path / "out")):
         with pytest.raises(UserError, match=f"it contains no file that can be read: 1 .*{choice}"):
             read(tmp_path / "only.zip")

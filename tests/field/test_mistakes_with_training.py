@@ -129,7 +129,7 @@ CASES = {
     ),
     "only_settings": (
         (*TEXT, "data.path=settings.zip"),
-        "1 JSON object without a field text (a.json). Set data.text_field= to the one that contains the text: title.",
+        "1 JSON object without a field text (a.json). Set data.text_field= to the field that contains the text: title.",
     ),
     "floats_as_tokens": ((*SHARDS, "data.path=floats"), "it has the shape (100,) and the type float32"),
     "llama3_shard": ((*SHARDS, "data.path=llama3"), "this program has no tokenizer for Llama 3"),

@@ -1,4 +1,4 @@
-"""Whole archives that are packed in a way that is not read here are not called damaged, and nobody is told to get them again."""
+"""Intact archives in an unsupported format are refused by that format's name, and are not called damaged."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def test_a_line_of_prompts_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
 def test_a_member_that_is_no_file_has_no_content(kind: bytes) -> None:
-    """What a damaged size would make of its content are the headers of the files after it."""
+    """With a damaged size, the headers of the files after it would be its content."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as archive:
         member = tarfile.TarInfo("link")
