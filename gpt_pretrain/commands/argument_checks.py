@@ -24,7 +24,8 @@ from gpt_pretrain.commands.hydra_grammar import setting_values, to_hydra_overrid
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.free_text import FREE_TEXTS, plain_value
 from gpt_pretrain.config.inference_rules import evaluate_problems, generate_problems, serve_problems
-from gpt_pretrain.config.overrides import override_key, short_form, takes_unit
+from gpt_pretrain.config.other_programs import OPTION_REMEDIES, counterpart, other_value
+from gpt_pretrain.config.overrides import override_key, short_form, split_override, takes_unit
 from gpt_pretrain.config.schema import EvaluateSettings, GenerateSettings, ServeSettings, TrainSettings
 from gpt_pretrain.config.setting_names import (
     CONF,
@@ -132,6 +133,9 @@ def override_problems(override: str, *, script: str, sweep: bool = False, folder
             yield unknown_setting(shown, schema)
             return
         hint = None
+    if (other := other_value(shown, schema=schema)) is not None:
+        yield f"{shown}: {other}"
+        return
     try:
         parsed = OverridesParser.create().parse_override(to_hydra_override(override, sweep=sweep))
     except (HydraException, RecursionError):
@@ -142,7 +146,7 @@ def override_problems(override: str, *, script: str, sweep: bool = False, folder
         return
     for value in _values(parsed):
         if is_group and not isinstance(value, dict):
-            yield from _option_problems(shown, key, value, folders=folders)
+            yield from _option_problems(shown, key, value, folders=folders, script=script)
         else:
             if isinstance(value, dict) and _is_scalar(hint):
                 yield _wrong_type(shown, hint, value)
@@ -226,6 +230,8 @@ def with_prefix(override: str, *, script: str, custom: Set[str] = frozenset()) -
 
 def unknown_setting(override: str, schema: type) -> str:
     """Return the message about an override whose setting does not exist."""
+    if (other := counterpart(*split_override(override), schema=schema)) is not None:
+        return f"{override}: there is no such setting. {other}"
     names = [short_form(f"{name}=")[:-1] for name in nearest_settings(override_key(override), schema)]
     if names:
         return f"{override}: there is no such setting. Did you mean {' or '.join(names)}?"
@@ -268,7 +274,7 @@ def _plain(value: Any) -> Any:
     return [_plain(part) for part in value] if isinstance(value, list) else value
 
 
-def _option_problems(override: str, group: str, value: Any, *, folders: tuple[Path, ...]) -> Iterator[str]:
+def _option_problems(override: str, group: str, value: Any, *, folders: tuple[Path, ...], script: str) -> Iterator[str]:
     """Yield the problem of an option, or a list of options, that a group does not have."""
     options = group_options(group, folders)
     if value is None:
@@ -282,6 +288,12 @@ def _option_problems(override: str, group: str, value: Any, *, folders: tuple[Pa
         remedy = f"Did you mean {' or '.join(close)}? " if close else ""
         if group == "data" and ("/" in name or Path(name).suffix):
             remedy = f"To train on a file: data=text {quote_word(f'data.path={name}')}. "
+        other = OPTION_REMEDIES.get(f"{group}={name}")
+        if group == "model" and script != "train":  # an option there names the user's own class
+            other = counterpart(group, name, schema=schema_of(script))
+        if other is not None:
+            yield f"{override}: the group {group} has no option {name}. {other}"
+            continue
         yield f"{override}: the group {group} has no option {name}. {remedy}Its options are {', '.join(options)}."
 
 

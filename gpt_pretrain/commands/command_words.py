@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import get_type_hints
 
 from gpt_pretrain.config.free_text import FREE_TEXTS
+from gpt_pretrain.config.other_programs import counterpart, explain_python_file
 from gpt_pretrain.config.overrides import find_override, full_form, override_key, short_form, takes_unit
 from gpt_pretrain.config.schema import EvaluateSettings, GenerateSettings, ServeSettings, TrainSettings
 from gpt_pretrain.config.setting_names import CONF, find_type, nearest, nearest_settings, script_groups
@@ -152,6 +153,10 @@ def explain_stray(before: str, words: list[str], *, script: str) -> str:
         return f'{text}: a text with spaces needs quotation marks. Type "{whole}"'
     if not _is_file_name(word, script) and (known := _known_name(word, script)) is not None:
         return f"{word}: this setting has no value. Type {known}={_example(known, script)}"
+    if word == "help":
+        return f"{text}: settings are written as name=value. Type --help to see some."
+    if script == "train" and word.endswith(".py"):
+        return explain_python_file(word)
     suggested = f"{SUGGESTED[script]}={text}"
     return f"{text}: settings are written as name=value. Did you mean {quote_word(suggested)}?"
 
@@ -159,12 +164,15 @@ def explain_stray(before: str, words: list[str], *, script: str) -> str:
 def _explain_flag(word: str, name: str, words: list[str], *, script: str) -> str:
     """Return the message about an option that does not exist, which may be a setting written with dashes."""
     key, _, value = name.partition("=")
+    value = value or " ".join(words[1:])
+    if (other := counterpart(key, value, schema=schema_of(script))) is not None:
+        return f"{' '.join(words)}: there is no such option. {other}"
     known = _known_name(key.replace("-", "_"), script)
     if known is None:
         close = nearest(word.partition("=")[0], sorted(SINGLE_FLAGS | VALUE_FLAGS))
         remedy = f"Did you mean {' or '.join(close)}?" if close else "Settings are written as name=value; --help shows some."
         return f"{word}: there is no such option. {remedy}"
-    value = value or " ".join(words[1:]) or _example(known, script)
+    value = value or _example(known, script)
     return f"{' '.join(words)}: settings are written without dashes. Type {quote_word(f'{known}={value}')}"
 
 
@@ -186,7 +194,7 @@ def _example(known: str, script: str) -> str:
         hint = find_type(schema_of(script), override_key(full_form(f"{known}=", script=script)))
     except KeyError:
         hint = None
-    return "true" if hint is bool else "VALUE"
+    return "true" if hint in (bool, bool | str) else "VALUE"
 
 
 def _known_name(name: str, script: str) -> str | None:

@@ -19,10 +19,12 @@ from gpt_pretrain.system.reading import DamagedFileError, read_yaml
 CONF = CHECKOUT / "conf"
 MAX_NEAREST = 3
 LEAST_LIKENESS = 0.75  # of two names, between 0 and 1
-# What other programs call these settings.
+# What other programs call these settings. `other_programs.py` has names whose values are written differently.
 OTHER_NAMES = {
-    **dict.fromkeys(("block_size", "n_positions", "n_ctx", "seq_len", "seq_length", "max_seq_len"), "model.context_length"),
-    **dict.fromkeys(("n_embd", "d_model", "hidden_size", "dim"), "model.emb_dim"),
+    **dict.fromkeys(
+        ("block_size", "n_positions", "n_ctx", "seq_len", "seq_length", "max_seq_len", "context_size"), "model.context_length"
+    ),
+    **dict.fromkeys(("n_embd", "d_model", "hidden_size", "dim", "emb_size"), "model.emb_dim"),
     **dict.fromkeys(("n_layer", "num_layers", "num_hidden_layers", "depth"), "model.n_layers"),
     **dict.fromkeys(("n_head", "num_heads", "num_attention_heads"), "model.n_heads"),
     **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "n_kv_head", "n_query_groups"), "model.n_kv_heads"),
@@ -33,19 +35,25 @@ OTHER_NAMES = {
     **dict.fromkeys(("gradient_accumulation_steps", "grad_accum_steps", "accumulate"), "trainer.accumulate_grad_batches"),
     **dict.fromkeys(("grad_clip", "max_grad_norm", "clip_grad_norm"), "trainer.gradient_clip_val"),
     **dict.fromkeys(("warmup_iters", "warmup", "num_warmup_steps"), "scheduler.warmup_steps"),
-    **dict.fromkeys(("batch", "bs", "micro_batch_size", "per_device_train_batch_size"), "data.batch_size"),
-    **dict.fromkeys(("out_dir", "output_dir", "run_name"), "hydra.run.dir"),
+    **dict.fromkeys(("batch", "bs", "micro_batch_size", "per_device_train_batch_size", "device_batch_size"), "data.batch_size"),
+    **dict.fromkeys(("output_dir", "default_root_dir"), "hydra.run.dir"),
     **dict.fromkeys(("max_length", "max_tokens_to_generate", "length"), "sampler.max_new_tokens"),
-    **dict.fromkeys(("dataset", "data_path", "text", "file", "input"), "data.path"),
+    "temp": "sampler.temperature",
+    **dict.fromkeys(("dataset", "data_path", "data_dir", "train_file", "train_data_path", "text", "file", "input"), "data.path"),
     **dict.fromkeys(("num_samples", "num_return_sequences"), "n_samples"),
     **dict.fromkeys(("start", "input_text"), "prompt"),
     **dict.fromkeys(("ckpt", "model_path", "checkpoint_path"), "checkpoint"),
     **dict.fromkeys(("from_pretrained", "init_weights"), "init_from"),
-    **dict.fromkeys(("log_interval", "logging_steps"), "trainer.log_every_n_steps"),
-    **dict.fromkeys(("eval_interval", "eval_steps"), "eval_freq"),
-    **dict.fromkeys(("save_steps", "save_interval"), "checkpoint.every_n_steps"),
+    **dict.fromkeys(("log_interval", "logging_steps", "log_freq"), "trainer.log_every_n_steps"),
+    **dict.fromkeys(("eval_interval", "eval_steps", "eval_every", "eval.interval"), "eval_freq"),
+    **dict.fromkeys(("save_steps", "save_interval", "save_every", "checkpoint.interval"), "checkpoint.every_n_steps"),
+    **dict.fromkeys(("save_total_limit", "keep_last_n"), "checkpoint.keep"),
     **dict.fromkeys(("gpus", "num_gpus", "nproc"), "trainer.devices"),
-    **dict.fromkeys(("dtype", "fp16", "bf16"), "trainer.precision"),
+    "matrix_lr": "optimizer.matrices.lr",
+    "embedding_lr": "optimizer.embedding.lr",
+    "unembedding_lr": "optimizer.head.lr",
+    "scalar_lr": "optimizer.vectors.lr",
+    "num_fewshot": "tasks.n_shots",
 }
 
 
@@ -139,13 +147,9 @@ def describe_type(hint: Any) -> str:
 
 def nearest_settings(key: str, schema: type) -> list[str]:
     """Return the settings whose names come nearest to an unknown one, the best first."""
-    known = dict(all_types(schema))
-    names = [name for name, hint in known.items() if "." not in name or _settings_class(hint) is None]
-    names += ["hydra.run.dir", "hydra.sweep.dir", "sweep_resume"]
+    names = _setting_names(schema)
     last = key.rpartition(".")[2]
-    same = [name for name in names if name.rpartition(".")[2] == last]
-    least = min((name.count(".") for name in same), default=0)
-    same = [name for name in same if name.count(".") == least]  # optimizer.lr rather than optimizer.matrices.lr
+    same = same_names(last, schema)
     other = [name for word in (key, last) if (name := OTHER_NAMES.get(word.lower().replace("-", "_"))) in names]
     if same or other:
         group = key.rpartition(".")[0]
@@ -159,6 +163,13 @@ def nearest_settings(key: str, schema: type) -> list[str]:
         if value >= max(LEAST_LIKENESS, best - 0.05) and not key.startswith(f"{name}.")  # not the group of a setting in it
     ]
     return sorted(found, key=lambda name: -_likeness(key, name))[:MAX_NEAREST]
+
+
+def same_names(last: str, schema: type) -> list[str]:
+    """Return the settings whose names end in a word: optimizer.lr for lr, rather than optimizer.matrices.lr."""
+    same = [name for name in _setting_names(schema) if name.rpartition(".")[2] == last]
+    least = min((name.count(".") for name in same), default=0)
+    return [name for name in same if name.count(".") == least]
 
 
 def names_within(key: str, schema: type) -> list[str]:
@@ -193,6 +204,12 @@ def script_groups(script: str) -> list[str]:
         return []
     entries = [next(iter(one)) for one in defaults if isinstance(one, dict)] if isinstance(defaults, list) else []
     return [str(entry) for entry in entries if not str(entry).startswith("override ")]
+
+
+def _setting_names(schema: type) -> list[str]:
+    """Return the names of all settings and of the groups that are not in another group."""
+    names = [name for name, hint in all_types(schema) if "." not in name or _settings_class(hint) is None]
+    return [*names, "hydra.run.dir", "hydra.sweep.dir", "sweep_resume"]
 
 
 def _is_part(name: str, choice: str) -> bool:

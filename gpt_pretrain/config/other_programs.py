@@ -1,0 +1,158 @@
+"""The habits of users of other programs: nanoGPT, nanochat, litgpt, torchtitan, transformers and the Lightning-Hydra template.
+
+`setting_names.OTHER_NAMES` lists the settings that have another name here and the same values. This file lists the others.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+from gpt_pretrain.config.schema import TrainSettings
+from gpt_pretrain.config.setting_names import is_declared, nearest_settings, same_names
+from gpt_pretrain.system.shell import quote_word
+
+PRECISIONS = {
+    **dict.fromkeys(("float32", "fp32", "32"), "32-true"),
+    **dict.fromkeys(("float16", "fp16", "16", "half"), "16-mixed"),
+    **dict.fromkeys(("bfloat16", "bf16"), "bf16-mixed"),
+}
+MAX_PYTHON_BYTES = 100_000
+FILE_PROMPT = re.compile(r"FILE:(.+)")  # nanoGPT's prompt from a file
+
+KEPT = "Each run keeps last.ckpt and best.ckpt; checkpoint.every_n_steps=N and checkpoint.keep=N keep more."
+SCORED = "evaluate.py scores a trained model: python evaluate.py checkpoint=latest data.path=FILE"
+SHORT_TEXT = "To overfit on purpose, train on a short text: data.path=FILE trainer.max_epochs=100"
+SCHEDULES = "Schedules are options, such as scheduler=constant and scheduler=warmup_cosine; --help lists all."
+ENDS = "A run ends at trainer.max_epochs=N, trainer.max_steps=N, trainer.max_tokens=N or trainer.max_time=TIME."
+EXPERIMENTS = "Settings that belong together are in a file conf/experiment/NAME.yaml, and experiment=NAME selects them."
+# Settings of other programs, and the remedies in train.py and in the other scripts; None where another rule knows a better one.
+# VALUE, DEVICE, PRECISION and FILE stand for the typed value as it is written here.
+REMEDIES: dict[str, tuple[str | None, str | None]] = {
+    "device": ("Type trainer.accelerator=DEVICE", None),
+    "dtype mixed_precision": ("Type trainer.precision=PRECISION", "Type precision=bf16-mixed or precision=32-true"),
+    "fp16": ("Type trainer.precision=16-mixed", "Type precision=bf16-mixed"),
+    "bf16": ("Type trainer.precision=bf16-mixed", "Type precision=bf16-mixed"),
+    "quantize load_in_8bit": (None, "generate.py and serve.py round the weights with precision=int8"),
+    "beta1 adam_beta1": ("Type optimizer.betas=[VALUE,0.999]", None),
+    "beta2 adam_beta2": ("Type optimizer.betas=[0.9,VALUE]", None),
+    "wandb wandb_log enable_wandb": ("Type logger=wandb", None),
+    "wandb_project": ("Type logger=wandb logger.wandb.project=VALUE", None),
+    "wandb_run_name": ("Type logger=wandb logger.wandb.name=VALUE", None),
+    "report_to": ("Type logger=VALUE", None),
+    "run_name task_name": ("Type hydra.run.dir=outputs/VALUE", None),
+    "out_dir": ("Type hydra.run.dir=VALUE", "Type checkpoint=VALUE"),
+    "ckpt_path resume_from_checkpoint": ("Type resume=VALUE", "Type checkpoint=VALUE"),
+    "model_name model_name_or_path": ("Type init_from=VALUE", "Type pretrained=VALUE"),
+    "init_from model": (None, "Type pretrained=VALUE"),
+    "model_args": (None, "Type pretrained=NAME"),
+    "fast_dev_run": ("Type debug=fast", None),
+    "gradient_checkpointing activation_checkpoint.mode": ("Type trainer.activation_checkpointing=true", None),
+    "torch_compile compile.enable": ("Type compile=true", None),
+    "compile": (None, "Only train.py compiles."),
+    "validation_file val_file": ("Type evaluation.texts=[VALUE]", None),
+    "data_parallel_shard_degree": ("Type trainer=fsdp trainer.devices=VALUE", None),
+    "data_parallel_replicate_degree": ("Type trainer=ddp trainer.devices=VALUE", None),
+    "enable_profiling": ("Type trainer.profiler=pytorch", None),
+    "always_save_checkpoint save_top_k checkpoint.enable": (KEPT, None),
+    "eval_only test do_eval do_test": (SCORED, None),
+    "train do_train": ("train.py always trains, and evaluate.py scores trained models.", None),
+    "decay_lr lr_scheduler_type": (SCHEDULES, None),
+    "lr_decay_iters": ("The learning rate falls until the last step of the run, trainer.max_steps=N", None),
+    "warmup_ratio": ("The warm-up counts optimizer steps: scheduler.warmup_steps=N", None),
+    "bias": ("model.qkv_bias=true adds biases to queries, keys and values; model=modern_small has no biases.", None),
+    "backend": ("The backend follows from the devices: NCCL between GPUs, Gloo between CPUs.", None),
+    "tags enforce_tags": ("Runs have no tags; hydra.run.dir=outputs/NAME names a run.", None),
+    "print_config": ("python train.py --cfg job prints all settings without starting a run.", None),
+    "optimized_metric": ("A sweep ranks its runs by their best validation loss.", None),
+    "min_epochs min_steps": (ENDS, None),
+    "check_val_every_n_epoch val_check_interval": ("A validation loss is computed every eval_freq=N optimizer steps.", None),
+    "overfit_batches": (SHORT_TEXT, None),
+    "limit_test_batches": ("evaluate.py scores the start of a text: max_bytes=N", None),
+    "global_batch_size total_batch_size": (
+        "A step reads data.batch_size=N times trainer.accumulate_grad_batches=N windows on each device.",
+        None,
+    ),
+    "config config_file": (EXPERIMENTS, None),
+    "do_sample": (None, "A sampler.temperature=T above 0 samples; 0 takes the likeliest token."),
+    "num_beams": (None, "There is no beam search; sampler.temperature=0 takes the likeliest token."),
+}
+# Options of groups in the Lightning-Hydra template.
+OPTION_REMEDIES = {
+    "trainer=ddp_sim": "Type trainer=ddp trainer.accelerator=cpu trainer.devices=2",
+    "trainer=mps": "Type trainer.accelerator=mps",
+    "trainer=cuda": "Type trainer=gpu",
+    "debug=default": "Type debug=fast",
+    "debug=fdr": "Type debug=fast",
+    "debug=limit": "Type trainer.limit_train_batches=10 trainer.limit_val_batches=2",
+    "debug=overfit": SHORT_TEXT,
+    "logger=many_loggers": "Type 'logger=[tensorboard,wandb]'",
+    "callbacks=none": "Type callbacks=minimal",
+    "callbacks=model_checkpoint": KEPT,
+}
+
+
+# Values of other programs.
+VALUE_REMEDIES: dict[str, tuple[str | None, str | None]] = {
+    "init_from=resume": ("Type resume=latest", "Type checkpoint=latest"),
+    "init_from=scratch": ("Leave this out: without it, the weights are random.", None),
+}
+
+
+def counterpart(key: str, value: str, *, schema: type) -> str | None:
+    """Return what to type, or to do, in place of another program's setting; None if the setting is not known.
+
+    Args:
+        key: The name as typed, without dashes before it.
+        value: The typed value; an empty text if there is none.
+        schema: The settings of the script.
+    """
+    key = key.lower().replace("-", "_")
+    last = key.rpartition(".")[2]
+    if last == "start" and (prompt := FILE_PROMPT.fullmatch(value)) is not None:
+        return f"Type {quote_word(f'prompt_file={prompt[1]}')}"
+    words = (key,) if same_names(last, schema) else (key, last)
+    if (other := other_value(f"{last}={value}", schema=schema)) is not None:
+        return other
+    column = 0 if schema is TrainSettings else 1
+    found = next((forms[column] for names, forms in REMEDIES.items() if not set(words).isdisjoint(names.split())), None)
+    if found is None or not found.startswith("Type "):
+        return found
+    return " ".join(["Type", *(quote_word(_fill(word, value)) for word in found.split()[1:])])
+
+
+def other_value(override: str, *, schema: type) -> str | None:
+    """Return what to type in place of a value that has a meaning in another program only; None for other values."""
+    return VALUE_REMEDIES.get(override, (None, None))[0 if schema is TrainSettings else 1]
+
+
+def explain_python_file(name: str) -> str:
+    """Return what to type in place of nanoGPT's file of settings, whose lines are `name = value`."""
+    try:
+        lines = ast.parse(Path(name).read_bytes()[:MAX_PYTHON_BYTES]).body
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        lines = []
+    constants = {
+        line.targets[0].id: str(line.value.value)
+        for line in lines
+        if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name) and isinstance(line.value, ast.Constant)
+    }
+    typed = list(filter(None, (_translate(key, value) for key, value in constants.items())))
+    found = f" Those of this file are written here: {' '.join(typed)}" if typed else f" {EXPERIMENTS}"
+    return f"{name}: settings are not read from Python files.{found}"
+
+
+def _translate(key: str, value: str) -> str | None:
+    """Return another program's setting of train.py as it is typed here; None if there is none, or several may be meant."""
+    if (advice := counterpart(key, value, schema=TrainSettings)) is not None:
+        return advice.removeprefix("Type ") if advice.startswith("Type ") else None
+    names = [key] if is_declared(TrainSettings, key) else nearest_settings(key, TrainSettings)
+    return quote_word(f"{names[0]}={value}") if len(names) == 1 else None
+
+
+def _fill(override: str, value: str) -> str:
+    """Return an override with the typed value in it, as it is written here."""
+    value = value or "VALUE"
+    override = override.replace("PRECISION", PRECISIONS.get(value, value)).replace("DEVICE", value.partition(":")[0])
+    return override.replace("VALUE", value)
