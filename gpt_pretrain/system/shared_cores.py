@@ -125,9 +125,24 @@ def usage_reader(thread: int) -> Callable[[], Usage] | None:
 
 
 def load_libgomp() -> ctypes.CDLL | None:
-    """Return the libgomp that PyTorch has loaded; None if it has loaded another library for OpenMP."""
+    """Return the libgomp that PyTorch computes with; None if it computes with another library for OpenMP.
+
+    Other packages, such as sentencepiece, bring a libgomp of their own, whose threads PyTorch's libgomp does not count.
+    """
     maps = MAPS.read_text(encoding="utf-8", errors="surrogateescape")
-    # A file of that name which is only read, such as weights, is not code.
-    found = re.search(r"^\S+ \S*x\S* .*?(/\S.*libgomp[^/\n]*)$", maps, re.MULTILINE)
-    library = None if found is None else ctypes.CDLL(found[1])
-    return library if hasattr(library, "GOMP_parallel") and hasattr(library, "omp_pause_resource") else None
+    torch_file = re.search(r"^\S+ \S*x\S* .*?(/\S.*/libtorch_cpu\.so)$", maps, re.MULTILINE)
+    if torch_file is None:
+        return None
+    found = ctypes.CDLL(torch_file[1])  # which also finds the functions of the libraries that it was linked with
+    if not hasattr(found, "GOMP_parallel") or not hasattr(found, "omp_pause_resource"):
+        return None
+    return found if "libgomp" in _file_of(ctypes.cast(found.GOMP_parallel, ctypes.c_void_p).value or 0, maps) else None
+
+
+def _file_of(address: int, maps: str) -> str:
+    """Return the name of the file from which the system has mapped an address; empty if it is none."""
+    for line in maps.splitlines():
+        start, _, end = line.split(maxsplit=1)[0].partition("-")
+        if int(start, 16) <= address < int(end, 16):
+            return Path(line.split(maxsplit=5)[-1]).name
+    return ""
