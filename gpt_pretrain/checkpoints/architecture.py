@@ -12,7 +12,7 @@ from gpt_pretrain.checkpoints.weight_source import WeightSource
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.build import empty_model
 from gpt_pretrain.model.config import GPTConfig
-from gpt_pretrain.system.reading import short_repr
+from gpt_pretrain.system.shown_values import short_repr
 
 EMBEDDINGS = {EMBEDDING, TensorSlot("pos_emb.weight")}
 # No real model is larger; larger values come from damaged or hostile files and would exhaust memory.

@@ -15,7 +15,7 @@ from gpt_pretrain.checkpoints.sharded import assemble_shards
 from gpt_pretrain.checkpoints.tensor_files import check_tensor_sizes, load_plain, read_torch_file
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.files import clone_file, replacing
-from gpt_pretrain.system.reading import describe_value
+from gpt_pretrain.system.shown_values import describe_value
 
 Result = TypeVar("Result")
 

@@ -24,7 +24,7 @@ from gpt_pretrain.checkpoints.tensor_groups import COMPANION, EMBEDDING, stored_
 from gpt_pretrain.checkpoints.tensor_names import find_slot
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.pickle_rules import InertObject, PickledName
-from gpt_pretrain.system.reading import describe_value
+from gpt_pretrain.system.shown_values import describe_value
 
 MAX_DEPTH = 12  # of settings around and inside a model; whole modules are nested to about eight levels
 MAX_NODES = 200_000

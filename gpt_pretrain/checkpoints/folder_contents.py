@@ -27,7 +27,8 @@ from gpt_pretrain.system.file_kinds import (
     FileKind,
 )
 from gpt_pretrain.system.old_encodings import quote_path
-from gpt_pretrain.system.reading import DamagedFileError, open_regular, read_bytes, short_repr
+from gpt_pretrain.system.reading import DamagedFileError, open_regular, read_bytes
+from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.texts.archives import Members, read_tar, read_zip
 from gpt_pretrain.texts.blocks import read_stream
 from gpt_pretrain.texts.decompression import DamagedArchiveError

@@ -15,7 +15,7 @@ from gpt_pretrain.checkpoints.tensor_files import (
     state_dict_tensors,
 )
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.reading import short_repr
+from gpt_pretrain.system.shown_values import short_repr
 
 MIXED = "The files may be of several models or downloads."
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from gpt_pretrain.checkpoints.stated_settings import HF_GELUS, READ_GELUS, as_count, as_number, other_settings
 from gpt_pretrain.model.config import GPTConfig
-from gpt_pretrain.system.reading import short_repr
+from gpt_pretrain.system.shown_values import short_repr
 
 # Files of a Hugging Face folder.
 CONFIG_FILE, SAFETENSORS_FILE, PICKLE_FILE = "config.json", "model.safetensors", "pytorch_model.bin"

@@ -18,7 +18,7 @@ from gpt_pretrain.checkpoints.stated_settings import as_count
 from gpt_pretrain.checkpoints.tensor_files import StoredTensor
 from gpt_pretrain.model.config import MODERN_LOGIT_CAP, MODERN_VALUES, GPTConfig
 from gpt_pretrain.model.modern import NORM_EPS, ROPE_BASE
-from gpt_pretrain.system.reading import short_repr
+from gpt_pretrain.system.shown_values import short_repr
 
 NANOCHAT = "nanochat"  # the model_type
 # NanoChatConfig's names and defaults of the sizes.

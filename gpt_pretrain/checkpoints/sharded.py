@@ -23,7 +23,8 @@ from torch import Tensor
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.files import open_emptied, sync_file, sync_folder
-from gpt_pretrain.system.reading import open_regular, short_repr
+from gpt_pretrain.system.reading import open_regular
+from gpt_pretrain.system.shown_values import short_repr
 
 REMEDY = "Copy it again with its folder of shards, or use another checkpoint of the run."
 REFERENCE_KEY = "elsewhere"  # marks the dict that replaces a sharded tensor in the index

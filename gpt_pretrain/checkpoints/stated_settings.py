@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gpt_pretrain.system.reading import short_repr
+from gpt_pretrain.system.shown_values import short_repr
 
 # GPT-2's forms of GELU by transformers' names for them.
 HF_GELUS = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "none"}

@@ -20,8 +20,9 @@ from gpt_pretrain.checkpoints.checksum import checksum_error
 from gpt_pretrain.checkpoints.tensor_names import find_slot
 from gpt_pretrain.checkpoints.torch_pickles import check_legacy_file, check_torch_zip, read_inert
 from gpt_pretrain.errors import UserError
+from gpt_pretrain.system.json_files import parse_json, read_json
 from gpt_pretrain.system.pickle_rules import RefusedNameError
-from gpt_pretrain.system.reading import DamagedFileError, open_regular, parse_json, read_json
+from gpt_pretrain.system.reading import DamagedFileError, open_regular
 
 MAX_HEADER = 100_000_000  # bytes; safetensors allows no more
 INCOMPLETE = "{} is incomplete: {}. Download or copy it again."

@@ -20,7 +20,8 @@ import torch
 
 from gpt_pretrain.system.pickle_rules import Call, InertObject, PickledName, PickledReference, PickleRules
 from gpt_pretrain.system.pickles import check_key, read_pickle
-from gpt_pretrain.system.reading import DamagedFileError, open_regular, short_repr
+from gpt_pretrain.system.reading import DamagedFileError, open_regular
+from gpt_pretrain.system.shown_values import short_repr
 
 MAX_DIMENSIONS = 64
 LENGTHS_IN_HEADER, HEADER_BYTES = 26, 30  # of a file in a zip archive: where two lengths stand, and what precedes its name

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from gpt_pretrain.checkpoints.layouts import CONFIG_FILE, OWN_KEY
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.reading import DamagedFileError, read_bytes, short_repr
+from gpt_pretrain.system.reading import DamagedFileError, read_bytes
+from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.tokenizers.build import STORED_NAME, StoredTokenizer, build_tokenizer, fetch_tokenizer, restore_tokenizer
 from gpt_pretrain.tokenizers.nanogpt_meta import MAX_META_BYTES, META, read_meta

@@ -14,7 +14,7 @@ from gpt_pretrain.config.conversion import explain_value
 from gpt_pretrain.config.overrides import override_key
 from gpt_pretrain.config.setting_names import CONF, group_options
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.reading import read_yaml
+from gpt_pretrain.system.yaml_files import read_yaml
 
 ADVICE = re.compile(
     r"(?m)^\s*(?:See https?:|Set the environment variable|To append to your|Hydra |Config search path|\t?provider=).*\n?"

@@ -10,7 +10,8 @@ from hydra.errors import HydraException
 
 from gpt_pretrain.config.free_text import quote_if_needed, quote_override
 from gpt_pretrain.config.overrides import expand_amounts
-from gpt_pretrain.system.reading import DamagedFileError, parse_yaml_value
+from gpt_pretrain.system.reading import DamagedFileError
+from gpt_pretrain.system.yaml_files import parse_yaml_value
 
 
 def to_hydra_override(override: str, *, sweep: bool) -> str:

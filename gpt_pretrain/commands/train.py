@@ -33,8 +33,9 @@ from gpt_pretrain.runs.metadata import metadata_section, read_metadata
 from gpt_pretrain.system.checkout import CHECKOUT
 from gpt_pretrain.system.formatting import is_finite_number
 from gpt_pretrain.system.loading import loading_libraries
-from gpt_pretrain.system.reading import DamagedFileError, read_yaml
+from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.resources import PROCESSES_PER_CORE, max_processes, process_start
+from gpt_pretrain.system.yaml_files import read_yaml
 from gpt_pretrain.training.distributed import launch, ranks, requeue
 
 if TYPE_CHECKING:

@@ -34,7 +34,8 @@ from gpt_pretrain.config.stored_settings import (
 from gpt_pretrain.config.train_rules import broken_train_rules
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import ADDED_FIELDS
-from gpt_pretrain.system.reading import DamagedFileError, expand_aliases
+from gpt_pretrain.system.nested_values import expand_aliases
+from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.signing import has_signature, signature
 from gpt_pretrain.system.terminal import escape_line
 

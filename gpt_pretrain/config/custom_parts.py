@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import CUSTOM_KIND
-from gpt_pretrain.system.reading import short_repr
+from gpt_pretrain.system.shown_values import short_repr
 
 CUSTOM_GROUPS = ("model", "data", "optimizer", "scheduler")  # may be left to the user
 TARGET, CUSTOM = "_target_", "custom"

@@ -14,7 +14,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 from omegaconf import OmegaConf
 
 from gpt_pretrain.system.checkout import CHECKOUT
-from gpt_pretrain.system.reading import DamagedFileError, read_yaml
+from gpt_pretrain.system.reading import DamagedFileError
+from gpt_pretrain.system.yaml_files import read_yaml
 
 CONF = CHECKOUT / "conf"
 MAX_NEAREST = 3

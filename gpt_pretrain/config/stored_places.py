@@ -11,7 +11,8 @@ from pathlib import Path
 
 from gpt_pretrain.system.checkout import CHECKOUT
 from gpt_pretrain.system.environment import user_path
-from gpt_pretrain.system.reading import DamagedFileError, read_yaml
+from gpt_pretrain.system.reading import DamagedFileError
+from gpt_pretrain.system.yaml_files import read_yaml
 
 READ_WITH_FOLDER = (".json", ".bin")  # manifest.json and train.bin stand for the folder that they are in
 MAX_FILES = 10_000  # to look at; a folder with more is asked about

@@ -12,7 +12,9 @@ from gpt_pretrain.data.files import FILE_NAME, Files
 from gpt_pretrain.data.token_stream import Shard
 from gpt_pretrain.errors import UserError, describe_damage
 from gpt_pretrain.system.formatting import format_count
-from gpt_pretrain.system.reading import DamagedFileError, parse_json, short_repr
+from gpt_pretrain.system.json_files import parse_json
+from gpt_pretrain.system.reading import DamagedFileError
+from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.system.terminal import escape_line
 
 FORMAT, VERSION = "gpt-pretrain shards", 1

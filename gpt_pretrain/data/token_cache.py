@@ -29,7 +29,7 @@ from gpt_pretrain.data.private_cache import (
 from gpt_pretrain.data.token_stream import Shard, TokenSplit, TokenStream
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.files import replacing, sync_file
-from gpt_pretrain.system.reading import parse_json
+from gpt_pretrain.system.json_files import parse_json
 from gpt_pretrain.system.signing import has_signature, signature
 from gpt_pretrain.texts.inputs import FileStamp
 from gpt_pretrain.texts.text import Text, TextCounts, check_text_unchanged, sha256_without_blanks

@@ -23,7 +23,7 @@ from gpt_pretrain.data.token_cache import training_pieces
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.files import replacing
 from gpt_pretrain.system.formatting import format_count, format_duration, format_si
-from gpt_pretrain.system.reading import parse_json
+from gpt_pretrain.system.json_files import parse_json
 from gpt_pretrain.system.signing import SIGNATURE_BYTES, has_signature, signature
 from gpt_pretrain.system.urls import without_secrets
 from gpt_pretrain.texts.sampling import MANY_WORDS, SAMPLE_BYTES, TextSample, cut_pieces, hash_piece

@@ -28,7 +28,9 @@ from gpt_pretrain.evaluation.task_items import (
     read_text_field,
     read_texts_field,
 )
-from gpt_pretrain.system.reading import DamagedFileError, read_bytes, read_yaml, short_repr
+from gpt_pretrain.system.reading import DamagedFileError, read_bytes
+from gpt_pretrain.system.shown_values import short_repr
+from gpt_pretrain.system.yaml_files import read_yaml
 
 CONFIG, BASELINES, DATA = "core.yaml", "eval_meta_data.csv", "eval_data"
 ORDER_SEED = 1337  # nanochat shuffles the items of each task, since the files are often sorted.

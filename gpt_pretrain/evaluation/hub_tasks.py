@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt_pretrain.errors import UserError
+from gpt_pretrain.errors import UserError, first_line
 from gpt_pretrain.evaluation.few_shot import add_examples
 from gpt_pretrain.evaluation.published_tasks import read_item
 from gpt_pretrain.evaluation.task_items import Task, TaskItem
@@ -128,7 +128,7 @@ def _rows(name: str, source: HubTask, split: str) -> Generator[dict[str, Any], N
     except (UserError, GeneratorExit):
         raise
     except Exception as error:  # The package and the network below it may raise anything.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         raise UserError(
             f"tasks.names={name}: {source.repository} cannot be read from the hub: {reason}. "
             "With a connection, save its items as JSON lines, and give the file as tasks.path."

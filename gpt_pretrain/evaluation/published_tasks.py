@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gpt_pretrain.evaluation.task_items import OWN_FIELDS, TaskItem, read_label, read_own_item, read_text_field, read_texts_field
-from gpt_pretrain.system.reading import short_repr
+from gpt_pretrain.system.shown_values import short_repr
 
 
 def read_item(fields: Mapping[str, Any], *, line: int) -> TaskItem:

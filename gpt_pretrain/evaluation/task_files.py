@@ -16,8 +16,9 @@ from gpt_pretrain.evaluation.task_items import FORMAT, Task, TaskItem
 from gpt_pretrain.generation.prompt_files import check_prompt_text
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.file_kinds import HEAD
+from gpt_pretrain.system.json_files import check_names, parse_json
 from gpt_pretrain.system.old_encodings import quote_path
-from gpt_pretrain.system.reading import DamagedFileError, check_names, open_regular, parse_json
+from gpt_pretrain.system.reading import DamagedFileError, open_regular
 
 MAX_LINE_BYTES = 1 << 20
 ENDINGS = (".jsonl", ".json", ".ndjson")

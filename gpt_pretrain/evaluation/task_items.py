@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gpt_pretrain.system.reading import short_repr
+from gpt_pretrain.system.shown_values import short_repr
 
 MAX_CHOICES, MAX_DELIMITER = 100, 16
 MAX_ITEM_CHARACTERS = 1 << 21  # Of an item's texts, where the context counts once for each choice, as the tokenizer reads it.

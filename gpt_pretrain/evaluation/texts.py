@@ -16,7 +16,7 @@ from gpt_pretrain.data.token_stream import TokenSlice, TokenSplit, TokenStream
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.text_scores import BLOCK, EvaluationText
 from gpt_pretrain.system.formatting import format_count
-from gpt_pretrain.system.reading import short_repr
+from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.system.urls import without_secrets
 from gpt_pretrain.texts.text import sha256_without_blanks
 from gpt_pretrain.tokenizers.base import Tokenizer, token_byte_lengths

@@ -14,8 +14,10 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.generation.prompts import Continuation
 from gpt_pretrain.system.file_kinds import ARRAY, AS_TEXT_ADVICE, COMPRESSED, EMPTY, HEAD, LINES, OBJECTS, ROWS, TEXT, FileKind
 from gpt_pretrain.system.file_recognition import is_text_kind, recognize
+from gpt_pretrain.system.json_files import check_names, parse_json_value
 from gpt_pretrain.system.old_encodings import quote_path
-from gpt_pretrain.system.reading import DamagedFileError, check_names, describe_value, open_regular, parse_json_value
+from gpt_pretrain.system.reading import DamagedFileError, open_regular
+from gpt_pretrain.system.shown_values import describe_value
 
 # Of an answer, besides the prompt; of the same names, the prompt's own are left out.
 ANSWER_FIELDS = ("line", "sample", "text", "finish_reason", "prompt_tokens", "new_tokens")

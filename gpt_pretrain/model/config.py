@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.reading import describe_value, short_repr
+from gpt_pretrain.system.shown_values import describe_value, short_repr
 
 GELU_FORMS = ("tanh", "none")
 CUSTOM_KIND = "custom"  # the user's own model, whose other fields mean nothing

@@ -15,8 +15,9 @@ from gpt_pretrain.data.corpus import MAX_COUNT
 from gpt_pretrain.data.manifest import FORMAT, MANIFEST, MAX_MANIFEST, VERSION
 from gpt_pretrain.errors import UserError, describe_damage
 from gpt_pretrain.system.files import break_hard_links, remove_scratch_files
+from gpt_pretrain.system.json_files import read_json
 from gpt_pretrain.system.locks import lock
-from gpt_pretrain.system.reading import DamagedFileError, read_json
+from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.tokenizers.saving import TOKENIZER_FILES
 
 WORK = ".work"  # The folder of everything that is needed only until the corpus is complete.

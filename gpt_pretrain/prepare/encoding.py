@@ -19,7 +19,8 @@ from gpt_pretrain.prepare.segments import JOURNAL, REJECTED_FILE, RecordCounts, 
 from gpt_pretrain.prepare.tokenizing import cached_encoder, cached_tokenizer, encode_batch
 from gpt_pretrain.system.files import open_for_append, write_text
 from gpt_pretrain.system.formatting import format_count
-from gpt_pretrain.system.reading import DamagedFileError, open_regular, parse_json
+from gpt_pretrain.system.json_files import parse_json
+from gpt_pretrain.system.reading import DamagedFileError, open_regular
 from gpt_pretrain.system.terminal import escape_line, print_escaped
 from gpt_pretrain.texts.chunks import (
     FIELD_MISSING,

@@ -22,7 +22,8 @@ import numpy as np
 from gpt_pretrain.errors import UserError, describe_damage
 from gpt_pretrain.prepare.encoded_batch import CONTINUES, MAX_LISTED, ROW, EncodedBatch
 from gpt_pretrain.system.files import open_emptied, open_for_append, sync_file
-from gpt_pretrain.system.reading import DamagedFileError, open_regular, parse_json, read_bytes
+from gpt_pretrain.system.json_files import parse_json
+from gpt_pretrain.system.reading import DamagedFileError, open_regular, read_bytes
 from gpt_pretrain.texts.chunks import ReadPosition, RejectedRecord
 
 JOURNAL, REJECTED_FILE = "journal.jsonl", "rejected.jsonl"

@@ -23,7 +23,8 @@ from gpt_pretrain.prepare.progress import PreparationProgress
 from gpt_pretrain.prepare.segments import MAX_JOURNAL, sha256
 from gpt_pretrain.prepare.tokenizing import cached_byte_lengths
 from gpt_pretrain.system.files import open_for_append, replacing, sync_file
-from gpt_pretrain.system.reading import parse_json, read_bytes
+from gpt_pretrain.system.json_files import parse_json
+from gpt_pretrain.system.reading import read_bytes
 
 NAMES = {TRAIN: "train", VAL: "val"}
 COPIED_TOKENS = 1 << 18  # Tokens copied at a time; so few stay in the processor's cache.

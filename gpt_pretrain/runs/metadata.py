@@ -20,8 +20,9 @@ from gpt_pretrain.errors import AlreadyCompleteError, UserError
 from gpt_pretrain.system.checkout import git_revision
 from gpt_pretrain.system.files import write_json
 from gpt_pretrain.system.formatting import is_finite_number, short_message
+from gpt_pretrain.system.json_files import read_json
 from gpt_pretrain.system.locks import lock, try_lock
-from gpt_pretrain.system.reading import DamagedFileError, read_json
+from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.resources import cpu_name
 
 METADATA_FILE, LOCK_FILE = "run.json", ".lock"

@@ -19,7 +19,8 @@ from gpt_pretrain.config.secrets import metadata_without_secrets, settings_witho
 from gpt_pretrain.runs.metadata import metadata_section, read_metadata
 from gpt_pretrain.runs.metrics_rows import read_rows
 from gpt_pretrain.runs.samples import Sample, read_samples
-from gpt_pretrain.system.reading import MAX_YAML_BYTES, DamagedFileError, parse_yaml, read_bytes
+from gpt_pretrain.system.reading import DamagedFileError, read_bytes
+from gpt_pretrain.system.yaml_files import MAX_YAML_BYTES, parse_yaml
 
 CONFIG, METRICS, SAMPLES = "config.yaml", "metrics.csv", "samples.txt"
 MAX_STEP = 10**15  # Also of tokens seen. Charts cannot show numbers near the limits of float64.

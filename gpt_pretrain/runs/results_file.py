@@ -12,7 +12,9 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.leaderboard import MAX_AMOUNT, MAX_RUNS, MAX_SETTINGS, MAX_TEXT, Entry
 from gpt_pretrain.system.files import write_json
 from gpt_pretrain.system.formatting import is_finite_number
-from gpt_pretrain.system.reading import DamagedFileError, read_json, short_repr
+from gpt_pretrain.system.json_files import read_json
+from gpt_pretrain.system.reading import DamagedFileError
+from gpt_pretrain.system.shown_values import short_repr
 
 FORMAT, VERSION = "gpt-pretrain results", 1
 MAX_FILE_BYTES = 10_000_000  # An entry has about 1,000.

@@ -12,7 +12,8 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from gpt_pretrain.system.reading import DamagedFileError, check_pairs, count_outer_marks
+from gpt_pretrain.system.json_files import check_pairs, count_outer_marks
+from gpt_pretrain.system.reading import DamagedFileError
 
 QUICK_BYTES = 20_000  # that are parsed at once; a thread takes longer to begin
 MAX_PARTS = 20_000  # lists, objects and their names; a body with 10,000 prompts of token ids has 10,001 lists

@@ -17,8 +17,10 @@ from gpt_pretrain.runs.metadata import METADATA_FILE
 from gpt_pretrain.runs.report.saving import REPORT
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.files import write_text
-from gpt_pretrain.system.reading import DamagedFileError, parse_json_value, read_bytes, read_yaml
+from gpt_pretrain.system.json_files import parse_json_value
+from gpt_pretrain.system.reading import DamagedFileError, read_bytes
 from gpt_pretrain.system.signing import has_signature, signature
+from gpt_pretrain.system.yaml_files import read_yaml
 
 SWEEPS = OUTPUTS / "multirun"
 SWEEP_SETTINGS = "multirun.yaml"  # The name that Hydra's own sweepers use.

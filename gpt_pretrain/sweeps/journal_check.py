@@ -12,7 +12,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from gpt_pretrain.system.reading import DamagedFileError, parse_json, read_bytes
+from gpt_pretrain.system.json_files import parse_json
+from gpt_pretrain.system.reading import DamagedFileError, read_bytes
 
 # A trial takes about ten lines of 200 bytes, and one for each epoch.
 MAX_JOURNAL_BYTES, MAX_LINE_BYTES, MAX_LINE_VALUES = 50_000_000, 1_000_000, 100_000

@@ -13,7 +13,8 @@ from gpt_pretrain.sweeps.folder import LADDER
 from gpt_pretrain.sweeps.ladder import LR_FACTORS, N_RUNGS, LadderChoice, Prediction, Rung
 from gpt_pretrain.system.files import write_json
 from gpt_pretrain.system.formatting import is_finite_number
-from gpt_pretrain.system.reading import DamagedFileError, read_json
+from gpt_pretrain.system.json_files import read_json
+from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.training.budget import choice
 
 MAX_FILE_BYTES = 100_000

@@ -35,8 +35,9 @@ from gpt_pretrain.sweeps.folder import CHART, LADDER, STUDY, SUMMARY, SWEEP_SETT
 from gpt_pretrain.sweeps.results import BITS_PER_BYTE, Job, best_command, best_job, ranking_rows, read_sweep, swept_keys
 from gpt_pretrain.system.files import write_text
 from gpt_pretrain.system.formatting import format_count
-from gpt_pretrain.system.reading import DamagedFileError, read_yaml
+from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.shell import join_words
+from gpt_pretrain.system.yaml_files import read_yaml
 
 MAX_JOBS = 200  # In the table and the chart.
 TABLE_CHARACTERS = 120_000

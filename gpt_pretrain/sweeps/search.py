@@ -19,7 +19,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.sweeps.folder import STUDY
 from gpt_pretrain.sweeps.journal import DAMAGED_JOURNAL, explain_damage, open_journal
 from gpt_pretrain.system.formatting import is_finite_number
-from gpt_pretrain.system.reading import short_repr
+from gpt_pretrain.system.shown_values import short_repr
 
 try:
     import optuna

@@ -11,7 +11,8 @@ import gpt_pretrain
 from gpt_pretrain.system.environment import user_cache_folder
 from gpt_pretrain.system.files import write_json
 from gpt_pretrain.system.formatting import is_finite_number
-from gpt_pretrain.system.reading import DamagedFileError, read_json
+from gpt_pretrain.system.json_files import read_json
+from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.system.resources import cores, cpu_name
 
 MEASUREMENTS = "measurements.json"

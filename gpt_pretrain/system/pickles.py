@@ -14,8 +14,9 @@ from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable
 from typing import IO, Any
 
+from gpt_pretrain.system.nested_values import check_values
 from gpt_pretrain.system.pickle_rules import ATTACKS, InertObject, PickledName, PickledReference, PickleRules, RefusedNameError
-from gpt_pretrain.system.reading import DamagedFileError, check_values
+from gpt_pretrain.system.reading import DamagedFileError
 
 # The checkpoint of a run has about 1,000 opcodes, and one more for each evaluation. A million take a second.
 MAX_OPCODES = 3_000_000

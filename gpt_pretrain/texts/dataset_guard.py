@@ -20,7 +20,8 @@ from typing import Any, BinaryIO
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.environment import user_path
-from gpt_pretrain.system.reading import DamagedFileError, parse_yaml_value
+from gpt_pretrain.system.reading import DamagedFileError
+from gpt_pretrain.system.yaml_files import parse_yaml_value
 from gpt_pretrain.texts.dataset_rows import read_text_column
 from gpt_pretrain.texts.decompression import MAX_EXPANSION, max_content
 from gpt_pretrain.texts.field_limits import limit_fields, limit_fields_of_examples

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any, BinaryIO
 
-from gpt_pretrain.errors import UserError
+from gpt_pretrain.errors import UserError, first_line
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.resources import bounded_memory
 from gpt_pretrain.texts.chunks import BATCH, DAMAGED_ARCHIVE, LONGEST_RECORD, Chunk, Cursor, ReadPosition
@@ -67,7 +67,7 @@ def read_parquet(source: str | BinaryIO, cursor: Cursor, text_field: str, *, siz
     except (pa.ArrowException, OSError, ValueError, OverflowError, DamagedArchiveError) as error:
         if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno is not None):
             raise
-        yield cursor.reject(DAMAGED_ARCHIVE, (str(error).strip() or type(error).__name__).splitlines()[0])
+        yield cursor.reject(DAMAGED_ARCHIVE, first_line(error))
 
 
 def _open_table(source: str | BinaryIO, stream: BinaryIO) -> Any:
@@ -129,7 +129,7 @@ def read_dataset(dataset: StreamedDataset, text_field: str, *, start: ReadPositi
                 f"dataset={dataset.name}: what comes after record {cursor.record:,} needs more than {DATASET_MEMORY >> 30} GB of "
                 "memory in the package datasets. Give the files themselves as inputs: they are read in small parts."
             ) from error
-        message = (str(error).strip() or type(error).__name__).splitlines()[0]
+        message = first_line(error)
         raise UserError(
             f"dataset={dataset.name}: the package datasets failed after record {cursor.record:,}: {message.rstrip('.')}. "
             "Fix this and run the same command again to resume."

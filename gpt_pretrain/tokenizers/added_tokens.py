@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gpt_pretrain.system.reading import parse_json
+from gpt_pretrain.system.json_files import parse_json
 from gpt_pretrain.tokenizers.definition import TOKEN_FLAGS
 
 MAX_DIGITS = 9  # of an id

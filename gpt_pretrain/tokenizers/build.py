@@ -14,8 +14,10 @@ import tiktoken
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.environment import user_path
-from gpt_pretrain.system.reading import DamagedFileError, parse_json, read_bytes, short_repr
+from gpt_pretrain.system.json_files import parse_json
+from gpt_pretrain.system.reading import DamagedFileError, read_bytes
 from gpt_pretrain.system.shell import quote_word
+from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.tokenizers import tables, vocabulary
 from gpt_pretrain.tokenizers.base import Tokenizer, fingerprint
 from gpt_pretrain.tokenizers.bpe_training import AUTOMATIC_NAME, TRAINED_NAME

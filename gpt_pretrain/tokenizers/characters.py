@@ -7,7 +7,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.reading import short_repr
+from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, encode_with_end_of_text
 
 # The name of a character tokenizer is one of these prefixes and its percent-encoded alphabet; the second has no end of text.

@@ -14,7 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from gpt_pretrain.system.formatting import format_count
-from gpt_pretrain.system.reading import DamagedFileError, parse_json, short_repr
+from gpt_pretrain.system.json_files import parse_json
+from gpt_pretrain.system.reading import DamagedFileError
+from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.tokenizers.pattern_syntax import MAX_PATTERN
 from gpt_pretrain.tokenizers.patterns import check_pattern, matches_nothing
 from gpt_pretrain.tokenizers.vocabulary_limits import check_added_tokens, check_longest_word, check_unigram_tokens

@@ -14,8 +14,8 @@ from contextlib import suppress
 
 import numpy as np
 
-from gpt_pretrain.system.reading import short_repr
 from gpt_pretrain.system.resources import resident_memory, return_freed_memory
+from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer
 from gpt_pretrain.tokenizers.disputed import DisputedCharacters
 from gpt_pretrain.tokenizers.gigatoken_engine import MARKER, Encode, UnsupportedTokenizerError, engine_builder, has_marker

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.reading import short_repr
+from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer
 from gpt_pretrain.tokenizers.characters import CharacterTokenizer
 from gpt_pretrain.tokenizers.definition import added_token, vocabulary_of

@@ -11,7 +11,8 @@ from typing import Any
 
 from gpt_pretrain.system.pickle_rules import PickledName, PickleRules
 from gpt_pretrain.system.pickles import read_pickle
-from gpt_pretrain.system.reading import DamagedFileError, describe_value, short_repr
+from gpt_pretrain.system.reading import DamagedFileError
+from gpt_pretrain.system.shown_values import describe_value, short_repr
 from gpt_pretrain.tokenizers.characters import CharacterTokenizer
 from gpt_pretrain.tokenizers.tables import MAX_IDS, IdTokenizer, TableTokenizer
 

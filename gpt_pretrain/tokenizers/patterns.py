@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
 
-from gpt_pretrain.system.reading import DamagedFileError, short_repr
+from gpt_pretrain.system.reading import DamagedFileError
+from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.tokenizers.character_classes import class_masks
 from gpt_pretrain.tokenizers.pattern_graph import MANY_WAYS, MAX_WAYS, PatternGraph, build_graph
 from gpt_pretrain.tokenizers.pattern_syntax import CharacterClass, UnknownSyntaxError, parse_pattern

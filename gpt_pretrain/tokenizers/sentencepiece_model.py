@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from gpt_pretrain.system.reading import DamagedFileError, short_repr
+from gpt_pretrain.system.reading import DamagedFileError
+from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.tokenizers.definition import MAX_VOCABULARY, added_token
 from gpt_pretrain.tokenizers.user_pieces import SPACE, check_always_chosen, check_normalized, splits_at
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from gpt_pretrain.system.formatting import format_rounded
-from gpt_pretrain.system.reading import short_repr
+from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.tokenizers.base import Tokenizer
 
 MANY_UNKNOWN = 0.001  # Share of a text's tokens above which a warning is due.

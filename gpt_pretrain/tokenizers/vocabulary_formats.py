@@ -11,7 +11,9 @@ from dataclasses import replace
 from math import inf
 from typing import Any
 
-from gpt_pretrain.system.reading import DamagedFileError, parse_json, short_repr
+from gpt_pretrain.system.json_files import parse_json
+from gpt_pretrain.system.reading import DamagedFileError
+from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.tokenizers.added_tokens import FilesBeside, NamedToken
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, Tokenizer
 from gpt_pretrain.tokenizers.definition import (

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from gpt_pretrain.system.reading import DamagedFileError, short_repr
+from gpt_pretrain.system.reading import DamagedFileError
+from gpt_pretrain.system.shown_values import short_repr
 
 # Unigram models keep a tree with a node of 350 bytes for each beginning of a token, in UTF-8. XLM-R's 250,002 tokens of about ten
 # bytes have a million beginnings.

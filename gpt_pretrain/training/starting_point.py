@@ -24,7 +24,7 @@ from gpt_pretrain.model.language_model import LanguageModel
 from gpt_pretrain.runs.next_commands import more_patience
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.formatting import format_count, format_duration
-from gpt_pretrain.system.reading import short_repr
+from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.system.terminal import escape_line
 from gpt_pretrain.tokenizers.base import Tokenizer
 from gpt_pretrain.tokenizers.bpe_training import AUTOMATIC_NAME, TRAINED_NAME

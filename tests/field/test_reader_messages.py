@@ -18,7 +18,9 @@ from gpt_pretrain.checkpoints.tensor_files import read_torch_file, state_dict_te
 from gpt_pretrain.data.files import LocalFiles
 from gpt_pretrain.data.formats import open_corpus
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.reading import DamagedFileError, read_json, read_yaml
+from gpt_pretrain.system.json_files import read_json
+from gpt_pretrain.system.reading import DamagedFileError
+from gpt_pretrain.system.yaml_files import read_yaml
 from gpt_pretrain.tokenizers.build import StoredTokenizer, build_tokenizer, restore_tokenizer
 from tests.helpers.made_shards import write_shards
 

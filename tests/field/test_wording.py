@@ -13,7 +13,8 @@ import torch
 from gpt_pretrain import load_settings
 from gpt_pretrain.checkpoints.pretrained import load_pretrained
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.system.reading import DamagedFileError, parse_json
+from gpt_pretrain.system.json_files import parse_json
+from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.texts.finding import match_files
 from tests.helpers.training_runs import Printed, Train
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gpt_pretrain.errors import AlreadyCompleteError, UserError
-from gpt_pretrain.system.reading import read_yaml
+from gpt_pretrain.system.yaml_files import read_yaml
 from gpt_pretrain.training.budget import machine
 from gpt_pretrain.training.budget.speed import Speed
 from tests.helpers.training_runs import Printed, Train, checkpoint, machine_going_away, same_weights

@@ -42,7 +42,8 @@ from gpt_pretrain.runs.report.run_page import render_run_page
 from gpt_pretrain.runs.results_file import read_results, write_results
 from gpt_pretrain.sweeps.results import ranking_rows, read_sweep
 from gpt_pretrain.sweeps.search import NumberRange, Search, SearchSpace, ValueList
-from gpt_pretrain.system.reading import read_json, read_yaml
+from gpt_pretrain.system.json_files import read_json
+from gpt_pretrain.system.yaml_files import read_yaml
 from gpt_pretrain.texts import reading
 from gpt_pretrain.texts.chunks import ReadPosition
 from gpt_pretrain.texts.inputs import CorpusInputs, stat_input_file

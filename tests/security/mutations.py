@@ -15,7 +15,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-from gpt_pretrain.system.reading import _measure
+from gpt_pretrain.system.nested_values import _measure
 
 Change = Callable[[bytes, Random], bytes]
 

@@ -27,9 +27,11 @@ from gpt_pretrain.data.files import LocalFiles
 from gpt_pretrain.data.formats import open_corpus
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.metrics_rows import read_rows as read_rows_of_metrics
+from gpt_pretrain.system.json_files import parse_json
 from gpt_pretrain.system.pickle_rules import InertObject
 from gpt_pretrain.system.pickles import read_plain_pickle
-from gpt_pretrain.system.reading import DamagedFileError, parse_json, parse_yaml_value
+from gpt_pretrain.system.reading import DamagedFileError
+from gpt_pretrain.system.yaml_files import parse_yaml_value
 from gpt_pretrain.texts import rows
 from gpt_pretrain.texts.archives import _parse_extended, read_tar, read_zip
 from gpt_pretrain.texts.chunks import Cursor, ReadPosition, RejectedRecord

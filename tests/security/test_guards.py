@@ -21,10 +21,12 @@ from gpt_pretrain.checkpoints.torch_pickles import _encode, _plain, _StorageSize
 from gpt_pretrain.config.checkpoint_settings import read_stored_settings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system import hub_transfer, pickles
+from gpt_pretrain.system.json_files import parse_json
 from gpt_pretrain.system.pickle_rules import PickledName, PickledReference, PickleRules
 from gpt_pretrain.system.pickles import read_pickle
-from gpt_pretrain.system.reading import DamagedFileError, parse_json, parse_yaml, read_bytes
+from gpt_pretrain.system.reading import DamagedFileError, read_bytes
 from gpt_pretrain.system.terminal import MAX_LINE, print_escaped
+from gpt_pretrain.system.yaml_files import parse_yaml
 from gpt_pretrain.texts import archives
 from gpt_pretrain.texts.contents import open_contents
 from gpt_pretrain.texts.decompression import DamagedArchiveError

@@ -14,7 +14,8 @@ from gpt_pretrain.evaluation.task_items import MAX_ITEM_CHARACTERS, read_own_ite
 from gpt_pretrain.generation import prompt_files
 from gpt_pretrain.generation.prompt_files import read_prompts
 from gpt_pretrain.system.files import open_emptied, open_for_append
-from gpt_pretrain.system.reading import DamagedFileError, read_json
+from gpt_pretrain.system.json_files import read_json
+from gpt_pretrain.system.reading import DamagedFileError
 from gpt_pretrain.texts.archives import read_tar
 from gpt_pretrain.tokenizers.pattern_syntax import MAX_PATTERN, UnknownSyntaxError, parse_pattern
 

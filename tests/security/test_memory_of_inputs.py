@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gpt_pretrain.generation.prompt_files import check_prompts
-from gpt_pretrain.system.reading import MAX_DEPTH, check_values, parse_json
+from gpt_pretrain.system.json_files import parse_json
+from gpt_pretrain.system.nested_values import MAX_DEPTH, check_values
 from gpt_pretrain.texts.chunks import LONGEST_RECORD, Chunk, Cursor, ReadPosition
 from gpt_pretrain.texts.rows import split_rows
 from tests.helpers.resource_limits import within

@@ -33,8 +33,11 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import GPTConfig
 from gpt_pretrain.prepare.segments import JOURNAL, read_journal
 from gpt_pretrain.prepare.tokenizing import encode_batch
+from gpt_pretrain.system.json_files import count_outer_marks, parse_json
+from gpt_pretrain.system.nested_values import MAX_VALUES
 from gpt_pretrain.system.pickles import read_plain_pickle
-from gpt_pretrain.system.reading import MAX_VALUES, DamagedFileError, count_outer_marks, parse_json, short_repr
+from gpt_pretrain.system.reading import DamagedFileError
+from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.texts import reading
 from gpt_pretrain.texts.chunks import ReadPosition, RejectedRecord
 from gpt_pretrain.texts.inputs import CorpusInputs, stat_input_file

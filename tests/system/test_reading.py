@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from gpt_pretrain.system.reading import DamagedFileError, expand_aliases, open_regular, read_json, read_yaml
+from gpt_pretrain.system.json_files import read_json
+from gpt_pretrain.system.nested_values import expand_aliases
+from gpt_pretrain.system.reading import DamagedFileError, open_regular
 from gpt_pretrain.system.terminal import escape_controls, escape_line
+from gpt_pretrain.system.yaml_files import read_yaml
 
 
 def test_a_regular_file_is_read_and_a_fifo_or_a_device_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.amounts import parse_amount, parse_duration
 from gpt_pretrain.system.formatting import format_duration, format_si
-from gpt_pretrain.system.reading import short_repr
+from gpt_pretrain.system.shown_values import short_repr
 
 AUTO = "auto"
 MINUTES_OR_MILLIONS = re.compile(r"([0-9.]+) ?M")

@@ -14,7 +14,7 @@ from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.costs import num_parameters
 from gpt_pretrain.system.formatting import format_duration, format_si
-from gpt_pretrain.system.reading import short_repr
+from gpt_pretrain.system.shown_values import short_repr
 from gpt_pretrain.training.budget import choice
 from gpt_pretrain.training.budget.amount import Budget, parse_budget
 from gpt_pretrain.training.budget.law import fitted_law

@@ -1,0 +1,40 @@
+"""Describe a value of a file in a message."""
+
+from __future__ import annotations
+
+import reprlib
+from typing import Any
+
+
+def describe_value(value: Any) -> str:
+    """Return what a value of a file is called in JSON, such as "an array", or "null"."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    names = ((dict, "an object"), (list, "an array"), (str, "a string"), (int | float, "a number"))
+    return next((name for kinds, name in names if isinstance(value, kinds)), f"a value of the type {type(value).__name__}")
+
+
+def short_repr(value: object) -> str:
+    """Return what `repr` does, but in a few hundred characters however large the value is, for a message."""
+    if value is None or isinstance(value, bool | int | float | str | bytes | list | tuple | dict | set | frozenset):
+        return _SHORT.repr(value)
+    return f"<a {type(value).__name__}>"
+
+
+class _ShortRepr(reprlib.Repr):
+    """Shows three levels of containers, six parts of each, and eighty characters of each text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 3, 80, 80
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if abs(x) < 10**40 else f"<a number of {x.bit_length():,} bits>"
+
+    def repr_instance(self, x: object, level: int) -> str:
+        if isinstance(x, bytes):
+            return repr(x[: self.maxother])
+        return repr(x) if x is None or isinstance(x, bool | float) else f"<a {type(x).__name__}>"
+
+
+_SHORT = _ShortRepr()

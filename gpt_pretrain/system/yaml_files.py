@@ -1,0 +1,95 @@
+"""Read YAML that anybody may have written, as plain data."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gpt_pretrain.errors import first_line
+from gpt_pretrain.system.nested_values import MAX_DEPTH, check_written_length, expand_aliases
+from gpt_pretrain.system.reading import DamagedFileError, read_bytes
+from gpt_pretrain.system.shown_values import describe_value
+
+# YAML takes 50 times as long to parse as JSON. The settings of a run have about 3,000 bytes.
+MAX_YAML_BYTES = 500_000
+# A plain YAML number. Python refuses decimal ones of more than 4,300 digits, but not hexadecimal ones and those of base 60.
+LONG_NUMBER = re.compile(r"[-+0-9_:.xXoOa-fA-F]{1000,}")
+# Whole numbers from 2**61 on can have the same hash, and a dict with many such keys takes quadratic time.
+LARGE_NUMBER, MAX_LARGE_NUMBERS = re.compile(r"[-+0-9_:xXoOa-fA-F]{18,}"), 1000
+MERGE_TAG = "tag:yaml.org,2002:merge"
+
+
+def read_yaml(path: Path, *, max_bytes: int = MAX_YAML_BYTES, within: Path | None = None) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping, as plain data: `${...}` stays text, and aliases become copies.
+
+    Raises:
+        OSError: As `open_regular` does.
+        DamagedFileError: If the file is too large, also after its aliases are copied, or not a mapping of plain values.
+    """
+    return parse_yaml(read_bytes(path, max_bytes=max_bytes, within=within))
+
+
+def parse_yaml(content: bytes | str) -> dict[str, Any]:
+    """Parse a YAML mapping as plain data, as `read_yaml` does.
+
+    Raises:
+        DamagedFileError: As `read_yaml` does.
+    """
+    parsed = parse_yaml_value(content)
+    if not isinstance(parsed, dict):
+        raise DamagedFileError(f"it holds {describe_value(parsed)}, not a mapping")
+    return {str(name): value for name, value in parsed.items()}
+
+
+def parse_yaml_value(content: bytes | str) -> Any:
+    """Parse any YAML value as plain data, as `read_yaml` does.
+
+    Raises:
+        DamagedFileError: As `read_yaml` does.
+    """
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        _check_yaml_events(content, loader)
+        parsed = expand_aliases(_construct_yaml(content, loader), max_values=len(content) + MAX_DEPTH)
+    except DamagedFileError:
+        raise
+    # A tag such as !!bool or !!timestamp before another value makes PyYAML (6.0) fail in several ways.
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
+        raise DamagedFileError(f"it cannot be read as YAML ({first_line(error)})") from error
+    check_written_length(parsed, len(content))
+    return parsed
+
+
+def _check_yaml_events(content: bytes | str, loader: Any) -> None:
+    """Check the depth, the numbers and the keys of a file by the parser's events, which need no deep stack and convert nothing.
+
+    At some 10,000 levels, the stack of PyYAML's composer overflows, which ends the process. A merge key copies mappings before
+    their size can be checked.
+    """
+    depth = n_large = 0
+    for event in yaml.parse(content, Loader=loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        elif isinstance(event, yaml.ScalarEvent):
+            if event.tag == MERGE_TAG or (event.value == "<<" and event.implicit[0]):
+                raise DamagedFileError("it holds the key <<, which merges mappings; write out what is merged")
+            if LONG_NUMBER.fullmatch(event.value):
+                raise DamagedFileError("it holds a number of more than a thousand digits")
+            n_large += LARGE_NUMBER.fullmatch(event.value) is not None
+        if depth > MAX_DEPTH:
+            raise DamagedFileError(f"it is nested more than {MAX_DEPTH} levels deep")
+        if n_large > MAX_LARGE_NUMBERS:
+            raise DamagedFileError(f"it holds more than {MAX_LARGE_NUMBERS:,} numbers of 18 digits or more")
+
+
+def _construct_yaml(content: bytes | str, loader: Any) -> Any:
+    opened = loader(content)
+    try:
+        return opened.get_single_data()
+    finally:
+        opened.dispose()
