@@ -12,7 +12,8 @@ from typing import TypeVar, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gpt_pretrain.config.conversion import escape_interpolation, to_settings
+from gpt_pretrain.config.conversion import to_settings
+from gpt_pretrain.config.interpolation import escape_interpolation
 from gpt_pretrain.config.overrides import expand_amounts, short_form
 from gpt_pretrain.config.setting_names import describe_type, nearest
 from gpt_pretrain.errors import UserError

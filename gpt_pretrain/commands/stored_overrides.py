@@ -20,22 +20,10 @@ from gpt_pretrain.commands.command_words import clean_word, sort_arguments
 from gpt_pretrain.commands.custom_options import custom_groups
 from gpt_pretrain.commands.hydra_grammar import setting_values
 from gpt_pretrain.commands.job import typed_arguments
+from gpt_pretrain.config.override_messages import UNSIGNED, explain_locations, quote_for_message, without_shell_quotes
 from gpt_pretrain.config.overrides import find_override, full_form, override_key
-from gpt_pretrain.config.stored_settings import (
-    ASKED,
-    BOUNDED,
-    BOUNDS,
-    LOCAL,
-    NEVER,
-    UNSIGNED,
-    explain_places,
-    has_cut_part,
-    is_harmless_place,
-    is_within_bounds,
-    override_kind,
-    quote_for_message,
-    without_shell_quotes,
-)
+from gpt_pretrain.config.stored_locations import has_cut_part, is_harmless_location
+from gpt_pretrain.config.stored_settings import ASKED, BOUNDED, BOUNDS, LOCAL, NEVER, is_within_bounds, override_kind
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.sweeps.folder import SWEEP_SETTINGS, own_overrides, read_stored_choices, read_stored_overrides
 from gpt_pretrain.system.checkout import CHECKOUT
@@ -58,7 +46,7 @@ class StoredOverrides:
 
     Args:
         kept: The overrides.
-        asked: The words for places that the user must type, by whether the user has typed them before, without their secrets.
+        asked: The overrides that the user must type, by whether the user has typed them before, without their secrets.
         problems: Why the sweep cannot be resumed otherwise, as messages.
         notices: Messages about what is left out.
     """
@@ -67,6 +55,29 @@ class StoredOverrides:
     asked: dict[bool, list[str]] = field(default_factory=lambda: {True: [], False: []})
     problems: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """An override of a sweep.
+
+    Args:
+        text: As it is stored.
+        override: The same, parsed.
+        values: The values that it gives its setting or group.
+        settings: The name, value and kind of each setting that it sets.
+        own: Whether the user has typed it before.
+    """
+
+    text: str
+    override: Override
+    values: Values
+    settings: list[tuple[str, Any, str]]
+    own: bool
+
+    def of_kind(self, kind: str) -> list[tuple[str, Any]]:
+        """Return the names and values of its settings of a kind."""
+        return [(key, value) for key, value, own_kind in self.settings if own_kind == kind]
 
 
 def admit_overrides(folder: Path, *, script: str, typed: Set[str]) -> StoredOverrides:
@@ -92,18 +103,20 @@ def admit_overrides(folder: Path, *, script: str, typed: Set[str]) -> StoredOver
                     f"What you type for {key} replaces {_shown(text)}, also when this sweep is resumed again."
                 )
             continue
-        own = text in known
         try:
-            override = _parse(text, strict=not own)
+            override = _parse(text, strict=text not in known)
             values = _values(override)
             jobs *= _job_count(override, values)
         except (HydraException, ValueError, OverflowError, ArithmeticError, RecursionError, TypeError):
             admitted.problems.append(_refuse(text, origin, "cannot be an override of this program"))
             continue
-        _admit(text, override, values, admitted=admitted, own=own, origin=origin, folder=folder, script=script)
+        leaves = [leaf for value in values for leaf in setting_values(override.key_or_group, value)]
+        settings = [(key, value, override_kind(key, value, script=script)) for key, value in leaves]
+        stored = _Stored(text, override, values, settings, own=text in known)
+        _admit(stored, admitted=admitted, origin=origin, folder=folder)
     if jobs > MAX_JOBS and not known.issuperset(texts):
         admitted.problems.append(f"{origin} asks for {jobs:,} jobs, more than the limit of {MAX_JOBS:,} for a sweep from a file.")
-    admitted.problems += [explain_places(words, origin=origin, own=own) for own, words in admitted.asked.items() if words]
+    admitted.problems += [explain_locations(words, origin=origin, own=own) for own, words in admitted.asked.items() if words]
     if admitted.problems:
         raise UserError(admitted.problems)
     return admitted
@@ -148,45 +161,48 @@ def stored_options(folder: Path, *, chosen: Set[str]) -> list[str]:
     ]
 
 
-def _admit(
-    text: str,
-    override: Override,
-    values: Values,
-    *,
-    admitted: StoredOverrides,
-    own: bool,
-    origin: str,
-    folder: Path,
-    script: str,
-) -> None:
+def _admit(stored: _Stored, *, admitted: StoredOverrides, origin: str, folder: Path) -> None:
     """Add an override to those that are taken over, or to the problems or notices."""
-    leaves = [leaf for value in values for leaf in setting_values(override.key_or_group, value)]
-    kinds = {override_kind(key, value, script=script) for key, value in leaves}
-    shown = _shown(text)
-    changes = override.type in (OverrideType.CHANGE, OverrideType.ADD, OverrideType.FORCE_ADD)
-    if override.package is not None or not changes or NEVER in kinds or _can_run_code(text, values):
-        admitted.problems.append(_refuse(text, origin, "may run code, change Hydra itself, or is no setting of this program"))
-    elif own and any(has_cut_part(value) for _, value in leaves):
-        admitted.asked[True].append(shown)
-    elif not own and custom_groups(
-        [f"{override.key_or_group}={value}" for value in values], folders=sort_arguments(typed_arguments()).config_folders
-    ):  # an option of the user's own names a class
-        admitted.asked[False].append(shown)
-    elif own:
-        admitted.kept.append(text)  # the user's own words, with their interpolations
-    elif "${" in text or any("${" in part for value in values for part, _ in _parts(value)):
-        admitted.problems.append(_refuse(text, origin, "holds an interpolation ${...}"))
-    elif ASKED in kinds and not all(
-        is_harmless_place(key, value, folder=folder) for key, value in leaves if override_kind(key, value, script=script) == ASKED
-    ):
-        admitted.asked[False].append(shown)
-    elif not all(is_within_bounds(key, value) for key, value in leaves if override_kind(key, value, script=script) == BOUNDED):
-        limits = ", ".join(f"{key} is at most {BOUNDS[key]():,}" for key in dict(leaves) if key in BOUNDS)
-        admitted.problems.append(_refuse(text, origin, f"exceeds the limit for files from elsewhere ({limits})"))
-    elif LOCAL in kinds:
+    shown = _shown(stored.text)
+    if (reason := _refusal(stored)) is not None:
+        admitted.problems.append(_refuse(stored.text, origin, reason))
+    elif _has_secrets(stored) if stored.own else _leads_elsewhere(stored, folder):
+        admitted.asked[stored.own].append(shown)
+    elif stored.own:
+        admitted.kept.append(stored.text)  # the user's own, with its interpolations
+    elif stored.of_kind(LOCAL):
         admitted.notices.append(f"{shown} comes from {origin}, {UNSIGNED}, and is not used. To use it, add: {shown}")
     else:
-        admitted.kept.append(_write(override))
+        admitted.kept.append(_write(stored.override))
+
+
+def _refusal(stored: _Stored) -> str | None:
+    """Return why an override is not taken from a file, whatever it says; None if it may be."""
+    override, texts = stored.override, [part for value in stored.values for part, _ in _parts(value)]
+    changes = override.type in (OverrideType.CHANGE, OverrideType.ADD, OverrideType.FORCE_ADD)
+    if override.package is not None or not changes or stored.of_kind(NEVER) or _can_run_code(stored.text, stored.values):
+        return "may run code, change Hydra itself, or is no setting of this program"
+    if stored.own:
+        return None
+    if any("${" in text for text in (stored.text, *texts)):
+        return "holds an interpolation ${...}"
+    if not all(is_within_bounds(key, value) for key, value in stored.of_kind(BOUNDED)):
+        limits = ", ".join(f"{key} is at most {BOUNDS[key]():,}" for key in dict(stored.of_kind(BOUNDED)))
+        return f"exceeds the limit for files from elsewhere ({limits})"
+    return None
+
+
+def _has_secrets(stored: _Stored) -> bool:
+    """Return whether parts of a value are missing, since they are secret and never stored."""
+    return any(has_cut_part(value) for _, value, _ in stored.settings)
+
+
+def _leads_elsewhere(stored: _Stored, folder: Path) -> bool:
+    """Return whether an override names the user's own class, or a path or URL outside of the sweep's and the working folder."""
+    options = [f"{stored.override.key_or_group}={value}" for value in stored.values]
+    if custom_groups(options, folders=sort_arguments(typed_arguments()).config_folders):
+        return True
+    return not all(is_harmless_location(key, value, folder=folder) for key, value in stored.of_kind(ASKED))
 
 
 def _parse(text: str, *, strict: bool) -> Override:

@@ -11,26 +11,12 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gpt_pretrain.config.conversion import escape_interpolation
 from gpt_pretrain.config.custom_parts import CUSTOM
+from gpt_pretrain.config.interpolation import escape_interpolation
+from gpt_pretrain.config.override_messages import UNSIGNED, describe_override, explain_locations
 from gpt_pretrain.config.schema import DataSettings, OptimizerSettings, SchedulerSettings, TrainSettings
-from gpt_pretrain.config.stored_settings import (
-    ASKED,
-    BOUNDED,
-    LOCAL,
-    NAMED,
-    NEVER,
-    TAKEN,
-    TRAIN_KINDS,
-    UNSIGNED,
-    describe_override,
-    explain_places,
-    fix_place,
-    has_cut_part,
-    is_harmless_place,
-    value_kind,
-    within_bounds,
-)
+from gpt_pretrain.config.stored_locations import fix_location, has_cut_part, is_harmless_location
+from gpt_pretrain.config.stored_settings import ASKED, BOUNDED, LOCAL, NAMED, NEVER, TAKEN, TRAIN_KINDS, value_kind, within_bounds
 from gpt_pretrain.config.train_rules import broken_train_rules
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import ADDED_FIELDS
@@ -57,7 +43,7 @@ class AdmittedSettings:
 
     Args:
         settings: Nested, and without those that are not taken.
-        problems: The places that the user must type, as messages.
+        problems: The paths and URLs that the user must type, as messages.
         notices: What is changed or left out, as messages.
     """
 
@@ -138,39 +124,43 @@ def admit_settings(
     admitted = AdmittedSettings()
     if not own:
         admitted.notices.append(f"This run continues {origin}, {UNSIGNED}.")
-    asked: dict[bool, list[str]] = {True: [], False: []}  # the words for places to type, by whether their setting is signed
+    asked: dict[bool, list[str]] = {True: [], False: []}  # overrides to type, by whether their setting is signed
     for key, kind in (TRAIN_KINDS | dict.fromkeys(_optional_groups(), TAKEN)).items():
         found = _find(stored, key)
         if not found or key in OF_THIS_START or (key not in TRAIN_KINDS and found[0] is not None):
             continue
         value, now = found[0], next(iter(_find(present, key)), None)
         typed = is_typed(key) and now != "auto"  # with auto, a resumed run keeps the stored value
-        # A checkpoint holds its tokenizer, and never names its place; so the signature does not cover the name.
+        # A checkpoint holds its tokenizer, and never says where it came from, so the signature does not cover its name.
         signed, kind = own and kind != NAMED, value_kind(kind, value)
-        if kind == TAKEN or value == now or typed or key in RECORDED:
+        if value == now or typed or key in RECORDED or (own and kind == BOUNDED):
+            kind = TAKEN
+        if kind == TAKEN or (signed and not has_cut_part(value)):
             _insert(admitted.settings, key, value)
         elif kind == BOUNDED:
-            taken = value if own else within_bounds(key, value)
+            taken = within_bounds(key, value)
             _insert(admitted.settings, key, taken)
             if taken != value:
-                shown = describe_override(key, value)
-                used = f"the first {len(taken)} of them" if isinstance(taken, list) else taken
-                admitted.notices.append(f"{shown} comes from {origin}. This run uses {used}. To change it: {shown}")
+                admitted.notices.append(_describe_limit(key, value, taken, origin=origin))
         elif kind == LOCAL and not own:
             shown = describe_override(key, value)
             admitted.notices.append(f"{shown} comes from {origin} and is not used. To use it, add: {shown}")
-        elif signed and not has_cut_part(value):
-            _insert(admitted.settings, key, value)
-        elif kind == ASKED and is_harmless_place(key, value, folder=folder):
-            _insert(admitted.settings, key, fix_place(key, value))
+        elif kind == ASKED and is_harmless_location(key, value, folder=folder):
+            _insert(admitted.settings, key, fix_location(key, value))
         else:
             asked[signed].append(describe_override(key, value))
-    admitted.problems.extend(explain_places(words, origin=origin, own=signed) for signed, words in asked.items() if words)
+    admitted.problems.extend(explain_locations(words, origin=origin, own=signed) for signed, words in asked.items() if words)
     return admitted
 
 
+def _describe_limit(key: str, value: Any, taken: Any, *, origin: str) -> str:
+    shown = describe_override(key, value)
+    used = f"the first {len(taken)} of them" if isinstance(taken, list) else taken
+    return f"{shown} comes from {origin}. This run uses {used}. To change it: {shown}"
+
+
 def read_data_settings(content: Mapping[str, Any]) -> DataSettings | None:
-    """Return the `data` settings in a checkpoint, to look for its text again; None if it names a place that must be typed.
+    """Return the `data` settings in a checkpoint, to look for its text again; None if they name a path or URL that must be typed.
 
     Raises:
         UserError: If the settings are not valid.

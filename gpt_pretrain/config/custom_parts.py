@@ -139,7 +139,7 @@ def resume_custom_parts(
     Returns:
         The parts, the problems, and the changes that give the saved state another meaning.
     """
-    from gpt_pretrain.config.stored_settings import describe_override, explain_places  # they load what --help need not
+    from gpt_pretrain.config.override_messages import describe_override, explain_locations  # they load what --help need not
 
     before = stored if isinstance(stored, dict) else {}
     parts = {group: dict(fields) for group, fields in named.items()}
@@ -159,7 +159,7 @@ def resume_custom_parts(
             changes += _changed_model(arguments, now) if group == "model" else []
         elif isinstance(arguments, dict) and (others := [key for key in arguments if key not in now]):
             words = [describe_override(f"{group}.{key}", arguments[key]) for key in others]
-            problems.append(explain_places(words, origin=origin))
+            problems.append(explain_locations(words, origin=origin))
     return parts, problems, changes
 
 
@@ -171,7 +171,7 @@ def _changed_model(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
 
 
 def _unnamed(group: str, name: object, *, own: bool, origin: str) -> str:
-    from gpt_pretrain.config.stored_settings import UNSIGNED  # it loads what --help need not
+    from gpt_pretrain.config.override_messages import UNSIGNED  # it loads what --help need not
 
     typed = f"{group}.{TARGET}={name if _is_class_name(name) else ''}"
     if not own:
@@ -218,7 +218,7 @@ def naming_words(custom: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _argument_words(key: str, value: Any) -> list[str]:
-    from gpt_pretrain.config.stored_settings import write_value
+    from gpt_pretrain.config.override_messages import write_value
 
     if isinstance(value, dict) and value:
         return [word for name, part in value.items() for word in _argument_words(f"{key}.{name}", part)]

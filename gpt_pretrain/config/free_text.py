@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 
-from gpt_pretrain.config.conversion import unescape_interpolation
+from gpt_pretrain.config.interpolation import unescape_interpolation
 from gpt_pretrain.config.overrides import quote_value, split_override
 
 # Settings that have one value in a sweep too: texts, and folders to write or to resume.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from gpt_pretrain.config.conversion import escape_interpolation
+from gpt_pretrain.config.interpolation import escape_interpolation
 from gpt_pretrain.system.amounts import parse_amount, parse_duration
 
 # What a run from existing weights overrides if it names no model: the defaults are the recipe of a new one.

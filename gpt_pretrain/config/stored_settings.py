@@ -6,30 +6,18 @@ that this program has written the file for this user, as it has for a run that i
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import shlex
-from collections.abc import Callable, Sequence
-from itertools import chain
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-from gpt_pretrain.config.overrides import quote_value
-from gpt_pretrain.config.stored_places import is_known_url, stays_inside
 from gpt_pretrain.system.resources import cores, max_processes
-from gpt_pretrain.system.terminal import escape_line
-from gpt_pretrain.system.urls import is_cut, without_secrets
 
 TAKEN = "taken as it is"
 BOUNDED = "an amount: taken within the bounds of this machine, or of what is usual; beyond them only with a signature"
-ASKED = "a place: taken with a signature, or if it cannot lead elsewhere; else the user must type it"
+ASKED = "a path or URL: taken with a signature, or if it cannot lead elsewhere; else the user must type it"
 LOCAL = "taken with a signature; else the value of this start counts"
-NAMED = "a name: taken if nothing is opened for it; a place must be typed by the user, or lie in the run's own folder"
+NAMED = "a name: taken if nothing is opened for it; a path must be typed by the user, or lie in the run's own folder"
 NEVER = "never taken: it can run code or change Hydra, or it belongs to a single start"
-
-MAX_SHOWN = 300  # characters of a value in a message
-MAX_SOURCES = 20  # texts of a mixture whose places are looked at; more are asked about
 
 
 def _group(prefix: str, kind: str, names: str) -> dict[str, str]:
@@ -151,51 +139,12 @@ def override_kind(key: str, value: object, *, script: str) -> str:
 
 
 def value_kind(kind: str, value: object) -> str:
-    """Return the kind of a setting with this value: a name that leads to a place is treated as one."""
+    """Return the kind of a setting with this value: a name that is a path or URL is treated as one."""
     if kind != NAMED:
         return kind
-    from gpt_pretrain.tokenizers.build import is_place_of_tokenizer  # it loads the libraries of tokenizers
+    from gpt_pretrain.tokenizers.build import is_location_of_tokenizer  # it loads the libraries of tokenizers
 
-    return ASKED if isinstance(value, str) and is_place_of_tokenizer(value) else TAKEN
-
-
-def is_harmless_place(key: str, value: Any, *, folder: Path | None) -> bool:
-    """Return whether a stored place cannot lead out of the folder of its run or sweep and out of the working directory.
-
-    Args:
-        folder: The folder of the run or sweep; None if it is unknown.
-    """
-    if value is None:
-        return True
-    if key == "data.sources":
-        paths = _source_paths(value)
-        return (
-            paths is not None
-            and len(paths) <= MAX_SOURCES
-            and all(is_harmless_place("data.path", path, folder=folder) for path in paths)
-        )
-    if key == "evaluation.texts":
-        return (
-            isinstance(value, list)
-            and len(value) <= MAX_SOURCES
-            and all(is_harmless_place("data.path", path, folder=folder) for path in value)
-        )
-    if not isinstance(value, str):
-        return False
-    if key == "data.url":
-        return is_known_url(value)
-    read = ("data.path", "evaluation.tasks")
-    named = (*read, "checkpoint", "pretrained", "init_from", "tokenizer", "tokenizer.name")
-    return key in named and stays_inside(value, folder=folder, must_exist=key not in read)
-
-
-def fix_place(key: str, value: Any) -> Any:
-    """Return a harmless place as an absolute path: it will be signed, and must mean the same in another working directory."""
-    if key == "data.sources" and isinstance(value, list):
-        return [one | {"path": fix_place("data.path", one["path"])} for one in value]
-    if key == "evaluation.texts" and isinstance(value, list):
-        return [fix_place("data.path", path) for path in value]
-    return os.path.abspath(value) if key in ("data.path", "evaluation.tasks") and isinstance(value, str) else value
+    return ASKED if isinstance(value, str) and is_location_of_tokenizer(value) else TAKEN
 
 
 def is_within_bounds(key: str, value: object) -> bool:
@@ -208,75 +157,3 @@ def within_bounds(key: str, value: Any) -> Any:
     if is_within_bounds(key, value):
         return value
     return value[: BOUNDS[key]()] if isinstance(value, list) else BOUNDS[key]()
-
-
-def has_cut_part(value: object) -> bool:
-    """Return whether a stored place lacks its secret parts, which are not stored."""
-    if isinstance(value, list) and all(isinstance(path, str) for path in value):
-        return any(map(is_cut, value))
-    if paths := _source_paths(value):
-        return any(map(is_cut, paths))
-    return isinstance(value, str) and is_cut(value)
-
-
-def _source_paths(value: object) -> list[str] | None:
-    """Return the paths in a value of data.sources; None if it is no such value."""
-    if not isinstance(value, list) or not all(isinstance(one, dict) and isinstance(one.get("path"), str) for one in value):
-        return None
-    return [one["path"] for one in value]
-
-
-def describe_override(key: str, value: Any) -> str:
-    """Return the words that set a setting to a value, as the user would type them in a shell, on one line and without secrets.
-
-    A `${...}` in the value is text there too, which a sweep or another setting than a path would otherwise resolve.
-    """
-    if isinstance(value, str):
-        text = without_secrets(value)
-        text = quote_value(text) if "${" in text else text
-    else:
-        text = write_value(value)
-    group, _, name = key.partition(".")
-    before = f"logger={name.partition('.')[0]} " if group == "logger" else ""
-    return before + quote_for_message(f"{key}={text}")
-
-
-def write_value(value: Any) -> str:
-    """Return a value within an override; Hydra reads no JSON, in which backslashes are doubled."""
-    if isinstance(value, list):
-        return f"[{', '.join(map(write_value, value))}]"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{name}: {write_value(part)}' for name, part in value.items())}}}"
-    return quote_value(without_secrets(value)) if isinstance(value, str) else json.dumps(value)
-
-
-def quote_for_message(override: str) -> str:
-    """Return an override for a message: quoted for a shell, on one line, and cut if it is long."""
-    line = escape_line(override)
-    return shlex.quote(line if len(line) <= MAX_SHOWN else f"{line[:MAX_SHOWN]}...")
-
-
-def without_shell_quotes(words: str) -> str:
-    """Return words of `describe_override` or `quote_for_message` as they read without the shell's quotes."""
-    return " ".join(shlex.split(words))
-
-
-def explain_places(overrides: Sequence[str], *, origin: str, own: bool = False) -> str:
-    """Return the message that asks the user to type places that a file names.
-
-    Args:
-        overrides: The words to type, of one place or more.
-        own: Whether the file has the user's signature, so that only parts that are never stored are missing.
-    """
-    # `describe_override` puts logger=NAME before each of its settings, which is typed only once.
-    parts = [override.split(" ", 1) if override.startswith("logger=") else [override] for override in overrides]
-    plain, typed = ", ".join(map(without_shell_quotes, overrides)), " ".join(dict.fromkeys(chain.from_iterable(parts)))
-    come, it = ("comes", "it") if len(overrides) == 1 else ("come", "them")
-    if own:
-        whose = "Its" if len(overrides) == 1 else "Their"
-        return f"{plain} {come} from {origin}. {whose} secret parts are never stored. Type {it} again in full: {typed}"
-    such = "Such a setting is" if len(overrides) == 1 else "Such settings are"
-    return f"{plain} {come} from {origin}, {UNSIGNED}. {such} used only if you type {it}. To use {it}, add: {typed}"
-
-
-UNSIGNED = "which is not signed with your key (another user, another machine or an earlier version of this program wrote it)"

@@ -59,13 +59,13 @@ class PackedRow:
 
     @property
     def scored(self) -> np.ndarray:
-        """The places in the row from which the scored tokens of all sequences are predicted, int64."""
-        places, begin = [], self.n_shared
+        """The positions in the row from which the scored tokens of all sequences are predicted, int64."""
+        positions, begin = [], self.n_shared
         for request in self.requests:
             index = np.arange(request.n_read - request.n_scored, request.n_read)
-            places.append(np.where(index < self.n_shared, index, index - self.n_shared + begin))
+            positions.append(np.where(index < self.n_shared, index, index - self.n_shared + begin))
             begin += request.n_read - self.n_shared
-        return np.concatenate(places)
+        return np.concatenate(positions)
 
     @property
     def targets(self) -> np.ndarray:

@@ -15,7 +15,7 @@ from gpt_pretrain.evaluation.memorization import BLOCK, block_starts, window_has
 MAX_SEARCHED = 1 << 27  # Tokens of the long text; of a longer one, blocks spread evenly over it are searched.
 OVERLAP = 1 << 12  # Tokens of the next block that are read too; the longest span that is found across two blocks.
 TABLE_BITS = 22
-MAX_PLACES = 64  # Of equal windows in the short texts that are followed.
+MAX_OCCURRENCES = 64  # Of equal windows in the short texts that are followed.
 MAX_FOLLOWED = 100_000  # Windows of a block that are followed, which bounds the time for rules of dashes and the like.
 
 
@@ -76,7 +76,7 @@ class _WindowIndex:
         covered: dict[int, int] = {}  # By the distance of both positions, where the last span ends.
         followed = 0
         for start, low, high in zip(starts[known].tolist(), first[known].tolist(), after[known].tolist(), strict=True):
-            for position in self._places(low, high):
+            for position in self._occurrences(low, high):
                 text = int(self._text_of[position])
                 if covered.get(position - start, -1) > start or self.spans[text] == self._sizes[text]:
                     continue
@@ -88,13 +88,13 @@ class _WindowIndex:
             if followed > MAX_FOLLOWED:
                 return
 
-    def _places(self, low: int, high: int) -> list[int]:
+    def _occurrences(self, low: int, high: int) -> list[int]:
         """Return where equal windows are in the short texts; of many, those in texts that are not found as a whole yet."""
-        places = self._positions[low:high]
-        if len(places) > MAX_PLACES:
-            texts = self._text_of[places]
-            places = places[self.spans[texts] < self._sizes[texts]][:MAX_PLACES]
-        found: list[int] = places.tolist()
+        occurrences = self._positions[low:high]
+        if len(occurrences) > MAX_OCCURRENCES:
+            texts = self._text_of[occurrences]
+            occurrences = occurrences[self.spans[texts] < self._sizes[texts]][:MAX_OCCURRENCES]
+        found: list[int] = occurrences.tolist()
         return found
 
     def _shared_length(self, position: int, end: int, block: np.ndarray, start: int) -> int:

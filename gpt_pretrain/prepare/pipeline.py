@@ -42,7 +42,7 @@ from gpt_pretrain.system.resources import cores
 from gpt_pretrain.system.terminal import escape_line, print_escaped
 from gpt_pretrain.texts.inputs import CorpusInputs, InputFile, find_inputs
 from gpt_pretrain.tokenizers.base import END_OF_TEXT, fingerprint, token_itemsize
-from gpt_pretrain.tokenizers.build import is_place_of_tokenizer
+from gpt_pretrain.tokenizers.build import is_location_of_tokenizer
 from gpt_pretrain.tokenizers.fast_encoder import WORTHWHILE
 from gpt_pretrain.tokenizers.saving import tokenizer_files
 from gpt_pretrain.tokenizers.tiktoken_bpe import TiktokenTokenizer
@@ -104,7 +104,7 @@ def _check_out(settings: PrepareSettings, folder: Path) -> None:
     paths = [user_path(name) for name in settings.inputs]
     if any(path.is_dir() and folder.resolve() == path.resolve() for path in paths):
         raise UserError(f"out={settings.out} is also an input. Choose another folder for the corpus.")
-    if is_place_of_tokenizer(settings.tokenizer):
+    if is_location_of_tokenizer(settings.tokenizer):
         place = user_path(settings.tokenizer)
         if folder.resolve() in (place.resolve(), place.resolve().parent):
             raise UserError(f"out={settings.out} is the folder of the tokenizer. Choose another folder for the corpus.")

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from gpt_pretrain.config.conversion import unescape_interpolation
+from gpt_pretrain.config.interpolation import unescape_interpolation
 from gpt_pretrain.config.secrets import metadata_without_secrets, settings_without_secrets
 from gpt_pretrain.runs.metadata import metadata_section, read_metadata
 from gpt_pretrain.runs.metrics_rows import read_rows

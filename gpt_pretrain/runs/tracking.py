@@ -17,8 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpt_pretrain.config.override_messages import UNSIGNED, describe_override
 from gpt_pretrain.config.schema import MlflowSettings, WandbSettings
-from gpt_pretrain.config.stored_settings import UNSIGNED, describe_override
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.metadata import METADATA_FILE, metadata_section, read_metadata, update_metadata
 from gpt_pretrain.system.reading import read_bytes

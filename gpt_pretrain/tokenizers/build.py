@@ -1,4 +1,4 @@
-"""Build a tokenizer: from its name, from the place that has its files, or from what a checkpoint has stored of it."""
+"""Build a tokenizer: from its name, from its files, or from what a checkpoint has stored of it."""
 
 from __future__ import annotations
 
@@ -156,11 +156,11 @@ def restore_tokenizer(stored: StoredTokenizer, *, origin: str) -> Tokenizer:
 
 
 def is_tokenizer_name(name: str) -> bool:
-    """Return whether a tokenizer is built from this name alone, without opening a place that it names."""
+    """Return whether a tokenizer is built from this name alone, without opening a path or URL."""
     return name == ByteTokenizer.name or name.startswith((*CHARACTER_PREFIXES, IDS_PREFIX)) or name in _tiktoken_names()
 
 
-def is_place_of_tokenizer(name: str) -> bool:
+def is_location_of_tokenizer(name: str) -> bool:
     """Return whether a name may lead to a file, a folder or the hub."""
     return not is_tokenizer_name(name) and name != TRAINED_NAME and STORED_NAME.fullmatch(name) is None
 

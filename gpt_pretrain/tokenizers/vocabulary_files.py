@@ -119,8 +119,8 @@ def read_tokenizer(read: ReadFile, *, label: str, location: str) -> Tokenizer | 
 
     Args:
         read: Returns the content of a file by its name, or None if there is no such file.
-        label: The name of the place, which becomes a part of the tokenizer's.
-        location: The place, for messages.
+        label: The name of the folder or repository, which becomes a part of the tokenizer's.
+        location: The folder or repository, for messages.
 
     Raises:
         UserError: If the files cannot be used.

@@ -16,8 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from gpt_pretrain.checkpoints.custom_model import check_model_class
 from gpt_pretrain.checkpoints.export_folder import check_export_folder
-from gpt_pretrain.config.conversion import escape_interpolation, to_settings
+from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.custom_parts import CUSTOM, TARGET, storable_parts
+from gpt_pretrain.config.interpolation import escape_interpolation
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.config.secrets import settings_without_secrets
 from gpt_pretrain.config.train_rules import train_problems
@@ -48,7 +49,7 @@ from gpt_pretrain.training.starting_point import StartingPoint, build_model, fro
 log = logging.getLogger(__name__)
 
 NEEDED_FOR_EVALUATION = ("evaluation.", "model.context_length")
-NEEDED_FOR_DATA = ("data.", "model.context_length", "trainer.devices", "trainer.num_nodes")  # a problem begins with its setting
+NEEDED_FOR_DATA = ("data.", "model.context_length", "trainer.devices", "trainer.num_nodes")
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,10 @@ class ProblemCollector:
         except UserError as error:
             self.problems += error.problems
 
+    def any_of(self, settings: tuple[str, ...]) -> bool:
+        """Return whether a problem concerns one of these settings or groups; a problem begins with its setting."""
+        return any(problem.startswith(settings) for problem in self.problems)
+
 
 def prepare_training(config: DictConfig, *, overridden: Set[str], began: float | None = None) -> TrainingSetup:
     """Check the settings, find the starting point, build the tokenizer, and find and tokenize the text.
@@ -107,50 +112,61 @@ def prepare_training(config: DictConfig, *, overridden: Set[str], began: float |
     """
     settings, start, changes = from_checkpoint(_resolve_devices(to_settings(config, TrainSettings)), overridden)
     budget = _plan_by_budget(settings, start, overridden, time.monotonic() if began is None else began)
-    collector = ProblemCollector(train_problems(settings))
-    problems = collector.problems
-    for check in (_check_custom_model, _check_custom_optimizer, _check_custom_scheduler):
-        with collector.collect():
-            check(settings)
-    with collector.collect():
-        _check_no_other_run(settings)
-    with collector.collect():
-        if settings.export:
-            check_export_folder(Path(settings.run_dir) / EXPORTED)
-    with collector.collect():
-        accelerator_device(settings.trainer.accelerator)
-    with collector.collect():
-        if settings.init_from is not None and start.resume is None and not problems:  # it may download the weights
+    found = _check_settings(settings)
+    with found.collect():
+        if settings.init_from is not None and start.resume is None and not found.problems:  # it may download the weights
             start = from_weights(settings, overridden)
-    tokenizer = data = None
-    with collector.collect():
+    tokenizer = data = held_out = None
+    with found.collect():
         tokenizer = find_tokenizer(settings, start, overridden)
-        problems += tokenizer_problems(settings, tokenizer, overridden)
-    with collector.collect():
+        found.problems += tokenizer_problems(settings, tokenizer, overridden)
+    with found.collect():
         if tokenizer is None:  # report a problem with the text too
             _check_text(settings)
-        elif not any(problem.startswith(NEEDED_FOR_DATA) for problem in problems):
+        elif not found.any_of(NEEDED_FOR_DATA):
             data = _load_data(settings, tokenizer)
             if "start_context" not in overridden:
                 choose_start_context(settings, tokenizer, data.split)
-    held_out = None
-    with collector.collect():
-        if tokenizer is not None and not any(problem.startswith(NEEDED_FOR_EVALUATION) for problem in problems):
+    with found.collect():
+        if tokenizer is not None and not found.any_of(NEEDED_FOR_EVALUATION):
             held_out = _prepare_held_out(settings, tokenizer)
-    if start.resume is not None:
-        if data is not None:
-            changes += _data_changes(data, start)
-            data.resumed_epoch_windows = None if changes else start.epoch_windows
-        problems += state_change_problems(changes, path=start.resume, force=settings.resume_force)
-    if problems:
-        raise UserError(problems)
+    found.problems += _resume_problems(settings, start, data, changes)
+    if found.problems:
+        raise UserError(found.problems)
     assert tokenizer is not None and data is not None
     if "model" in settings.custom:
-        build_model(settings, tokenizer, start)  # what is wrong with it is said before the run has a folder
+        build_model(settings, tokenizer, start)  # The user's class may fail, which is reported before the run has a folder.
     device = accelerator_device(settings.trainer.accelerator)
     reset_peak_memory(device)
     settings.trainer.precision = pick_precision(settings.trainer, device)
     return TrainingSetup(settings, tokenizer, data, start, overridden, held_out, budget)
+
+
+def _check_settings(settings: TrainSettings) -> ProblemCollector:
+    """Collect the problems that show before weights, tokenizer and data are opened."""
+    found = ProblemCollector(train_problems(settings))
+    checks = (_check_custom_model, _check_custom_optimizer, _check_custom_scheduler, _check_no_other_run, _check_export)
+    for check in checks:
+        with found.collect():
+            check(settings)
+    with found.collect():
+        accelerator_device(settings.trainer.accelerator)
+    return found
+
+
+def _resume_problems(settings: TrainSettings, start: StartingPoint, data: TextDataModule | None, changes: list[str]) -> list[str]:
+    """List what keeps a run from continuing with its data, or let the data continue as in the resumed run.
+
+    Args:
+        data: The data; None if other problems keep it from being loaded.
+        changes: The settings that differ from the resumed run's.
+    """
+    if start.resume is None:
+        return []
+    if data is not None:
+        changes = changes + _data_changes(data, start)
+        data.resumed_epoch_windows = None if changes else start.epoch_windows
+    return state_change_problems(changes, path=start.resume, force=settings.resume_force)
 
 
 def _plan_by_budget(settings: TrainSettings, start: StartingPoint, overridden: Set[str], began: float) -> BudgetPlan | None:
@@ -160,7 +176,7 @@ def _plan_by_budget(settings: TrainSettings, start: StartingPoint, overridden: S
     if start.pace is not None:
         check_lengths(settings, overridden)
         return BudgetPlan(parse_budget(settings.budget), start.pace, [], began)
-    first = ProblemCollector(train_problems(settings))  # what is wrong already is said before anything is measured
+    first = ProblemCollector(train_problems(settings))  # These problems are reported before anything is measured.
     with first.collect():
         _check_no_other_run(settings)
     with first.collect():
@@ -271,6 +287,11 @@ def _check_no_other_run(settings: TrainSettings) -> None:
         raise UserError(
             f"{settings.run_dir} already holds a run. Resume it with resume={settings.run_dir}, or choose another folder."
         )
+
+
+def _check_export(settings: TrainSettings) -> None:
+    if settings.export:
+        check_export_folder(Path(settings.run_dir) / EXPORTED)
 
 
 def _check_text(settings: TrainSettings) -> None:

@@ -21,8 +21,9 @@ from gpt_pretrain.config.checkpoint_settings import (
     has_signed_settings,
     read_stored_settings,
 )
-from gpt_pretrain.config.conversion import escape_interpolation, to_settings
+from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.custom_parts import placeholder, resume_custom_parts
+from gpt_pretrain.config.interpolation import escape_interpolation
 from gpt_pretrain.config.rules import as_typed_value
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.errors import UserError, describe_damage
@@ -140,7 +141,7 @@ def restore_settings(
         The settings, and the changes that give the saved state another meaning.
 
     Raises:
-        UserError: If an override changes the architecture, or the checkpoint names places that the user must type.
+        UserError: If an override changes the architecture, or the checkpoint names paths or URLs that the user must type.
     """
     stored, now = read_stored_settings(config, own=own, origin=str(path)), dataclasses.asdict(settings)
     # A part that is only named again leaves what stands for it in the settings as it was.

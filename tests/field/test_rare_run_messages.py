@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from gpt_pretrain.commands import stored_overrides
 from gpt_pretrain.commands.train import _stored_devices
-from gpt_pretrain.config.stored_settings import explain_places
+from gpt_pretrain.config.override_messages import explain_locations
 from gpt_pretrain.data.custom_data import LoaderWindows, _find_loader
 from gpt_pretrain.runs.results_file import _run_problems
 from gpt_pretrain.sweeps import report_page, search
@@ -74,15 +74,15 @@ class Empty(Numbers):
 RUNS: dict[str, tuple[Make, str]] = {
     "devices_of_a_stored_run": (stored_devices, "has no valid number of devices. Add trainer.devices=N and trainer.num_nodes=N."),
     "place_that_a_file_names": (
-        lambda _: explain_places(["data.path=/x"], origin="multirun.yaml"),
+        lambda _: explain_locations(["data.path=/x"], origin="multirun.yaml"),
         "Such a setting is used only if you type it. To use it, add: data.path=/x",
     ),
     "places_that_a_file_names": (
-        lambda _: explain_places(["data.path=/x", "init_from=y"], origin="multirun.yaml"),
+        lambda _: explain_locations(["data.path=/x", "init_from=y"], origin="multirun.yaml"),
         "Such settings are used only if you type them. To use them, add: data.path=/x init_from=y",
     ),
     "secret_that_is_not_stored": (
-        lambda _: explain_places(["data.path=/x"], origin="multirun.yaml", own=True),
+        lambda _: explain_locations(["data.path=/x"], origin="multirun.yaml", own=True),
         "data.path=/x comes from multirun.yaml. Its secret parts are never stored. Type it again in full: data.path=/x",
     ),
     "run_beyond_its_limit": (

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from gpt_pretrain.config.conversion import escape_interpolation
+from gpt_pretrain.config.interpolation import escape_interpolation
 from gpt_pretrain.runs import metrics_file, reader
 from gpt_pretrain.runs.metrics_file import MetricsFile
 from gpt_pretrain.runs.reader import MetricSeries, format_setting, read_metrics, read_run, run_results

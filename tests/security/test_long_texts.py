@@ -17,11 +17,11 @@ from optuna.trial import TrialState, create_trial
 from gpt_pretrain.checkpoints.checkpoint_file import write_checkpoint
 from gpt_pretrain.commands.hydra_arguments import quote_arguments
 from gpt_pretrain.config.checkpoint_settings import read_stored_settings
-from gpt_pretrain.config.conversion import escape_interpolation, unescape_interpolation
+from gpt_pretrain.config.interpolation import escape_interpolation, unescape_interpolation
+from gpt_pretrain.config.override_messages import describe_override, explain_locations
 from gpt_pretrain.config.overrides import expand_amounts, quote_value
 from gpt_pretrain.config.secrets import metadata_without_secrets, override_without_secrets
-from gpt_pretrain.config.stored_places import stays_inside
-from gpt_pretrain.config.stored_settings import describe_override, explain_places, is_harmless_place
+from gpt_pretrain.config.stored_locations import is_harmless_location, stays_inside
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.sweeps import search as search_module
 from gpt_pretrain.sweeps.journal import open_journal
@@ -108,8 +108,8 @@ def test_a_mixture_of_many_places_is_asked_about(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").touch()
     source = {"path": "a.txt", "weight": 1.0}
-    assert is_harmless_place("data.sources", [source] * 20, folder=tmp_path)
-    assert not is_harmless_place("data.sources", [source] * 21, folder=tmp_path)
+    assert is_harmless_location("data.sources", [source] * 20, folder=tmp_path)
+    assert not is_harmless_location("data.sources", [source] * 21, folder=tmp_path)
 
 
 def test_unfinished_trials_of_a_journal_are_compared_in_no_time_and_limited(
@@ -164,7 +164,7 @@ def test_suggested_words_resolve_nothing(key: str, value: Any, sweep: bool) -> N
 
 
 def test_a_place_is_shown_plain_before_the_words_to_copy() -> None:
-    message = explain_places([describe_override("data.path", "~/it's a text.txt")], origin="a file")
+    message = explain_locations([describe_override("data.path", "~/it's a text.txt")], origin="a file")
     assert message.startswith("data.path=~/it's a text.txt comes from a file, ")
     assert message.endswith("add: " + shlex.quote("data.path=~/it's a text.txt"))
 

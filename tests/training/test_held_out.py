@@ -13,7 +13,7 @@ from gpt_pretrain.checkpoints.checkpoint_file import read_checkpoint
 from gpt_pretrain.checkpoints.pretrained import open_weights
 from gpt_pretrain.config.checkpoint_settings import has_signed_settings, sign_settings
 from gpt_pretrain.config.schema import DataSettings, HeldOutSettings
-from gpt_pretrain.config.stored_settings import fix_place, is_harmless_place
+from gpt_pretrain.config.stored_locations import fix_location, is_harmless_location
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.held_out import _short_names, prepare_held_out, score_held_out
 from gpt_pretrain.evaluation.scoring import Scorer
@@ -198,10 +198,10 @@ def test_a_text_has_a_name_that_loggers_take(tmp_path: Path) -> None:
 def test_a_stored_place_stays_in_the_folder_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "held_out.txt").write_text("text")
-    assert is_harmless_place("evaluation.texts", ["held_out.txt"], folder=None)
-    assert not is_harmless_place("evaluation.texts", ["held_out.txt", "/etc/passwd"], folder=None)
-    assert not is_harmless_place("evaluation.tasks", "../tasks", folder=None)
-    assert fix_place("evaluation.texts", ["held_out.txt"]) == [str(tmp_path / "held_out.txt")]
+    assert is_harmless_location("evaluation.texts", ["held_out.txt"], folder=None)
+    assert not is_harmless_location("evaluation.texts", ["held_out.txt", "/etc/passwd"], folder=None)
+    assert not is_harmless_location("evaluation.tasks", "../tasks", folder=None)
+    assert fix_location("evaluation.texts", ["held_out.txt"]) == [str(tmp_path / "held_out.txt")]
 
 
 def test_the_signatures_of_earlier_versions_hold(train: Train, settings: list[str], tmp_path: Path) -> None:

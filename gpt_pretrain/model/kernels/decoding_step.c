@@ -322,6 +322,20 @@ int64_t work_numbers(const Model *m, int64_t n_rows, int64_t longest, int64_t n_
     return rows * (3 * m->emb_dim + m->blocks[0].qkv.outputs + 2 * wide) + n_threads * scores_room(longest, m->head_dim);
 }
 
+/* Normalize the rows of the residual stream, (B, D), as the inputs of a layer. The threads divide the rows. */
+static void normalize_rows(const Model *m, const float *hidden, const float *weight, const float *bias, const Inputs *normed) {
+    int64_t D = m->emb_dim;
+#pragma omp for schedule(static)
+    for (int64_t b = 0; b < normed->n_rows; b++)
+        normalize(hidden + b * D, D, m->norm_eps, weight, bias, input_at(normed, b, 0), normed->group * LANES);
+}
+
+/* Add a thread's own outputs of a layer to the residual stream, (B, D). */
+static void add_outputs(float *hidden, const float *outputs, int64_t n_rows, int64_t D, int64_t from, int64_t to) {
+    for (int64_t b = 0; b < n_rows; b++)
+        for (int64_t o = from; o < to; o++) hidden[b * D + o] += outputs[b * D + o];
+}
+
 /* Read one token of each row: append its keys and values to the caches, and write the logits after it, (B or more, V).
 
    work has room for `work_numbers`, and logits for whole groups of rows, `padded_rows`. */
@@ -349,9 +363,7 @@ void step(const Model *m, const Row *rows, int64_t n_rows, int64_t longest, int6
         }
         for (int64_t layer = 0; layer < m->n_layers; layer++) {
             const Block *block = m->blocks + layer;
-#pragma omp for schedule(static)
-            for (int64_t b = 0; b < n_rows; b++)
-                normalize(hidden + b * D, D, m->norm_eps, block->norm1_weight, block->norm1_bias, input_at(&normed, b, 0), group * LANES);
+            normalize_rows(m, hidden, block->norm1_weight, block->norm1_bias, &normed);
             multiply(type, &block->qkv, &normed, qkv, &from, &to);
 #pragma omp barrier
 #pragma omp for schedule(static)
@@ -360,25 +372,19 @@ void step(const Model *m, const Row *rows, int64_t n_rows, int64_t longest, int6
                 attend(m, rows + b, layer, one % m->n_kv_heads, qkv + b * qkv_size, own, own + room - m->head_dim, &context, b);
             }
             multiply(type, &block->out, &context, sums, &from, &to);
-            for (int64_t b = 0; b < n_rows; b++)
-                for (int64_t o = from; o < to; o++) hidden[b * D + o] += sums[b * D + o];
+            add_outputs(hidden, sums, n_rows, D, from, to);
 #pragma omp barrier
-#pragma omp for schedule(static)
-            for (int64_t b = 0; b < n_rows; b++)
-                normalize(hidden + b * D, D, m->norm_eps, block->norm2_weight, block->norm2_bias, input_at(&normed, b, 0), group * LANES);
+            normalize_rows(m, hidden, block->norm2_weight, block->norm2_bias, &normed);
             multiply(type, &block->up, &normed, sums, &from, &to);
             for (int64_t b = 0; b < n_rows; b++)
                 for (int64_t o = from; o < to; o += LANES)
                     store(input_at(&middle, b, o), activated(m->activation, load(sums + b * wide + o)));
 #pragma omp barrier
             multiply(type, &block->down, &middle, qkv, &from, &to);
-            for (int64_t b = 0; b < n_rows; b++)
-                for (int64_t o = from; o < to; o++) hidden[b * D + o] += qkv[b * D + o];
+            add_outputs(hidden, qkv, n_rows, D, from, to);
 #pragma omp barrier
         }
-#pragma omp for schedule(static)
-        for (int64_t b = 0; b < n_rows; b++)
-            normalize(hidden + b * D, D, m->norm_eps, m->norm_weight, m->norm_bias, input_at(&normed, b, 0), group * LANES);
+        normalize_rows(m, hidden, m->norm_weight, m->norm_bias, &normed);
         multiply(type, &m->head, &normed, logits, &from, &to);
     }
 }

@@ -1,4 +1,4 @@
-"""Places that a stored setting may name without being asked about: those that a stranger's file cannot point at anything else."""
+"""The paths and URLs in stored settings: which of them a stranger's file may name, since they cannot lead elsewhere."""
 
 from __future__ import annotations
 
@@ -8,14 +8,72 @@ from collections.abc import Iterator
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from gpt_pretrain.system.checkout import CHECKOUT
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.reading import DamagedFileError
+from gpt_pretrain.system.urls import is_cut
 from gpt_pretrain.system.yaml_files import read_yaml
 
 READ_WITH_FOLDER = (".json", ".bin")  # manifest.json and train.bin stand for the folder that they are in
 MAX_FILES = 10_000  # to look at; a folder with more is asked about
+MAX_SOURCES = 20  # texts of a mixture whose locations are looked at; more are asked about
+
+
+def is_harmless_location(key: str, value: Any, *, folder: Path | None) -> bool:
+    """Return whether a stored location cannot lead out of the folder of its run or sweep and out of the working directory.
+
+    Args:
+        folder: The folder of the run or sweep; None if it is unknown.
+    """
+    if value is None:
+        return True
+    if key == "data.sources":
+        paths = _source_paths(value)
+        return (
+            paths is not None
+            and len(paths) <= MAX_SOURCES
+            and all(is_harmless_location("data.path", path, folder=folder) for path in paths)
+        )
+    if key == "evaluation.texts":
+        return (
+            isinstance(value, list)
+            and len(value) <= MAX_SOURCES
+            and all(is_harmless_location("data.path", path, folder=folder) for path in value)
+        )
+    if not isinstance(value, str):
+        return False
+    if key == "data.url":
+        return is_known_url(value)
+    read = ("data.path", "evaluation.tasks")
+    named = (*read, "checkpoint", "pretrained", "init_from", "tokenizer", "tokenizer.name")
+    return key in named and stays_inside(value, folder=folder, must_exist=key not in read)
+
+
+def fix_location(key: str, value: Any) -> Any:
+    """Return a harmless location as an absolute path: it will be signed, and must mean the same in another working directory."""
+    if key == "data.sources" and isinstance(value, list):
+        return [one | {"path": fix_location("data.path", one["path"])} for one in value]
+    if key == "evaluation.texts" and isinstance(value, list):
+        return [fix_location("data.path", path) for path in value]
+    return os.path.abspath(value) if key in ("data.path", "evaluation.tasks") and isinstance(value, str) else value
+
+
+def has_cut_part(value: object) -> bool:
+    """Return whether a stored location lacks its secret parts, which are not stored."""
+    if isinstance(value, list) and all(isinstance(path, str) for path in value):
+        return any(map(is_cut, value))
+    if paths := _source_paths(value):
+        return any(map(is_cut, paths))
+    return isinstance(value, str) and is_cut(value)
+
+
+def _source_paths(value: object) -> list[str] | None:
+    """Return the paths in a value of data.sources; None if it is no such value."""
+    if not isinstance(value, list) or not all(isinstance(one, dict) and isinstance(one.get("path"), str) for one in value):
+        return None
+    return [one["path"] for one in value]
 
 
 def stays_inside(text: str, *, folder: Path | None, must_exist: bool = False) -> bool:
@@ -26,7 +84,7 @@ def stays_inside(text: str, *, folder: Path | None, must_exist: bool = False) ->
     links, a few characters could stand for more folders than can be searched.
 
     Args:
-        folder: The folder of the run or sweep that names the place; None if it is unknown.
+        folder: The folder of the run or sweep that names the location; None if it is unknown.
         must_exist: Whether a path that does not exist leads elsewhere, as the name of a model on the hub does.
     """
     if "::" in text or "://" in text or text.startswith("~"):
