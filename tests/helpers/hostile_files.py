@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from gpt_pretrain.checkpoints.checkpoint_file import write_checkpoint
+from gpt_pretrain.checkpoints.checksum import add_checksum
 
 RUN_FILES = ("config.yaml", "run.json", "metrics.csv", "samples.txt", "train.log")
 LONGER = 8  # optimizer steps: twice those of `finished_run`, so that there is something left to train
@@ -61,3 +62,18 @@ def hostile_sweep(out: Path, *, task: Sequence[str], hydra: Sequence[str] = (), 
     settings = {"hydra": {"job": {"name": script}, "overrides": {"hydra": list(hydra), "task": list(task)}}}
     (out / "multirun.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     return out
+
+
+def shared_list(depth: int = 60) -> list[Any]:
+    """Return lists that stand for 2**depth values."""
+    value: list[Any] = [0]
+    for _ in range(depth):
+        value = [value, value]
+    return value
+
+
+def save_with_checksum(content: Any, path: Path) -> Path:
+    """Write a checkpoint as this program does, without its own checks of the content."""
+    torch.save(content, path)
+    add_checksum(path)
+    return path

@@ -15,10 +15,7 @@ from gpt_pretrain.runs.charts.drawing import to_svg
 from gpt_pretrain.sweeps.ladder import LadderChoice, Prediction, Rung
 from gpt_pretrain.sweeps.ladder_chart import ladder_figure, measured_bits
 from gpt_pretrain.sweeps.ladder_file import StoredLadder, read_ladder
-from tests.conftest import ROOT
-from tests.security.fuzzed_reader import BLIND, JSON, TEXT, FuzzedReader
-
-COMPAT = ROOT / "tests" / "data" / "compat" / "0.1.0"
+from tests.security.fuzzed_reader import BLIND, COMPAT, JSON, TEXT, FuzzedReader
 
 
 def _make_corpus(folder: Path) -> None:

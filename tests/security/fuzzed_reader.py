@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.conftest import ROOT
 from tests.security import mutations
 from tests.security.mutations import Change
 
+COMPAT = ROOT / "tests" / "data" / "compat" / "0.1.0"
 BLIND, TEXT, JSON = mutations.change_bytes, mutations.change_text, mutations.change_json
 ZIP, PICKLE, YAML = mutations.change_zip, mutations.change_pickle, mutations.change_yaml
 

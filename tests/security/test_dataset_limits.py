@@ -1,0 +1,180 @@
+"""Datasets of strangers: what they cost in memory and time, and what of them is read."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gpt_pretrain.errors import UserError
+from gpt_pretrain.texts import tables
+from gpt_pretrain.texts.dataset_guard import own_files_only
+from gpt_pretrain.texts.inputs import StreamedDataset
+from gpt_pretrain.texts.tables import _open_dataset
+from tests.conftest import ROOT
+from tests.helpers.read_datasets import read
+from tests.helpers.resource_limits import within
+
+pytest.importorskip("datasets")
+
+
+@pytest.mark.parametrize("kind", ["gz", "zip"])
+def test_a_small_archive_does_not_expand_without_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr("gpt_pretrain.texts.decompression.ALWAYS_READ", 1 << 20)
+    content = b"a" * 4095 + b"\n"
+    for count, fits in ((10, True), (10_000, False)):
+        if kind == "gz":
+            packer = zlib.compressobj(9, wbits=31)
+            (tmp_path / "x.txt.gz").write_bytes(packer.compress(content * count) + packer.flush())
+        else:
+            with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+                archive.writestr("x.txt", content * count)
+        if fits:
+            assert len(read(tmp_path)) == count
+        else:
+            with pytest.raises(UserError, match="expands to more than 250 times its size"):
+                read(tmp_path)
+
+
+def test_a_small_description_of_a_dataset_does_not_expand(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\n")
+    doubling = "a0: &a0 {k: v}\n" + "".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}\n" for i in range(1, 33))
+    for name, text in (("README.md", f"---\n{doubling}---\n"), (".huggingface.yaml", doubling)):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match="its description is not read: it holds the key <<"):
+            read(tmp_path)
+        (tmp_path / name).unlink()
+    (tmp_path / "README.md").write_text(f"---\n{doubling.replace('<<', 'x')}---\n")
+    with pytest.raises(UserError, match="its description is not read: its aliases stand for more than"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["punycode", "' PunyCode'"])
+def test_an_encoding_that_takes_quadratic_time_is_refused(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a.txt").write_text("-" + "a" * 1000)
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files: a.txt\n  encoding: " + f"{encoding}\n---\n"
+    )
+    with pytest.raises(UserError, match=r"asks for the encoding \s?(?i:punycode)"):
+        read(tmp_path)
+
+
+def test_a_small_parquet_file_does_not_fill_the_memory(tmp_path: Path) -> None:
+    rows = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array(["x" * 300_000]))
+    pq.write_table(pa.table({"text": rows, "n": list(range(1000))}), tmp_path / "train.parquet", store_schema=False)
+    pool = pa.default_memory_pool()
+    with own_files_only(str(tmp_path)):
+        records = _open_dataset(StreamedDataset(str(tmp_path), None, "train"), "text")
+        before = pool.bytes_allocated()
+        table = next(iter(records.with_format("arrow").iter(batch_size=1)))
+        assert len(table["text"][0].as_py()) == 300_000 and pool.bytes_allocated() - before < 100e6
+
+
+def repeat_in_lists(n_rows: int) -> pa.ListArray:
+    """Return lists, of which one stands for 4 GB of text in a few hundred bytes."""
+    text = pa.DictionaryArray.from_arrays(pa.array([0] * 40_000, pa.int32()), pa.array(["x" * 100_000]))
+    return pa.ListArray.from_arrays(pa.array([0] * n_rows + [40_000], pa.int32()), text)
+
+
+def test_only_the_column_of_text_is_read(tmp_path: Path) -> None:
+    table = pa.table({"text": ["one", "two"], "other": repeat_in_lists(2)})
+    pq.write_table(table, tmp_path / "train.parquet", compression="zstd", store_schema=False)
+    with within(seconds=5, megabytes=100):
+        assert read(tmp_path) == ["one", "two"]
+
+
+def test_each_parquet_file_has_the_column_as_text(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["one"]}), tmp_path / "train-0.parquet")
+    hostile = pa.table({"text": repeat_in_lists(1)})
+    pq.write_table(hostile, tmp_path / "train-1.parquet", compression="zstd", store_schema=False)
+    with within(seconds=5, megabytes=100), pytest.raises(UserError, match=r"train-1\.parquet: .* of the type list<.*, not text"):
+        read(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such limit")
+@pytest.mark.parametrize("kind", ["jsonl", "txt", "csv"])
+def test_the_memory_of_other_kinds_is_bounded(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "DATASET_MEMORY", 1 << 26)
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes({"jsonl": b'{"text": "', "txt": b"", "csv": b'text,n\n"'}[kind])
+    os.truncate(path, 2 << 30)  # a line without end, of zeros that take no space on the disk
+    with within(seconds=20, megabytes=600), pytest.raises(UserError, match=r"needs more than .* GB of memory .* as inputs"):
+        read(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such limit")
+@pytest.mark.parametrize("kind", ["texts", "lists"])
+def test_the_memory_of_arrow_files_is_bounded(kind: str, tmp_path: Path) -> None:
+    """Read in a process of its own: another one may still have freed memory, which no limit counts."""
+    column = pa.array(["x" * 3_000_000] * 60) if kind == "texts" else repeat_in_lists(1)
+    table = pa.table({"text": column} if kind == "texts" else {"text": ["one"], "other": column})
+    with pa.ipc.new_stream(tmp_path / "a.arrow", table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as stream:
+        stream.write_table(table)
+    code = """
+import sys
+from pathlib import Path
+from gpt_pretrain.texts import tables
+from tests.helpers.resource_limits import within
+from tests.helpers.read_datasets import read
+tables.DATASET_MEMORY = 1 << 26
+with within(seconds=20, megabytes=600):
+    try:
+        read(Path(sys.argv[1]))
+    except tables.UserError as error:
+        print(error)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)
+    assert re.search(r"needs more than .* GB of memory .* as inputs", done.stdout), done.stderr
+
+
+def test_a_description_does_not_filter_rows(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["one"], "n": [1]}), tmp_path / "a.parquet")
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files: a.parquet\n  filters: [[n, '>', 0]]\n---\n"
+    )
+    with pytest.raises(UserError, match="its description filters the rows"):
+        read(tmp_path)
+
+
+def test_parquet_files_of_a_dataset_are_read_in_order(tmp_path: Path) -> None:
+    table = pa.table({"text": [f"text {n}" for n in range(1000)], "n": [{"a": [n] * 3} for n in range(1000)]})
+    for name in ("train-0.parquet", "train-1.parquet"):
+        pq.write_table(table, tmp_path / name, row_group_size=300)
+    assert read(tmp_path) == [f"text {n}" for n in range(1000)] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", "\n".join(f'{{"f{number}": 1}}' for number in range(20_000))),
+        ("a.jsonl", "".join(f'{{"f{number}": 1}}' for number in range(20_000))),
+        ("a.json", "[" + ",".join(f'{{"f{number}": 1}}' for number in range(20_000)) + "]"),
+    ],
+    ids=["lines", "one line", "array"],
+)
+def test_records_with_very_many_fields_are_refused(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with within(seconds=20, megabytes=600), pytest.raises(UserError, match="more than 2,000 different fields"):
+        read(tmp_path)
+
+
+def test_objects_with_any_names_in_a_field_are_read(tmp_path: Path) -> None:
+    rows = [{"text": "one", "facts": {f"f{number}": number}} for number in range(3000)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert read(tmp_path) == ["one"] * 3000
+
+
+def test_other_columns_of_csv_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("n,text\n1,one\n2,two\n", encoding="utf-8")
+    with own_files_only(str(tmp_path)):
+        assert list(_open_dataset(StreamedDataset(str(tmp_path), None, "train"), "text")) == [{"text": "one"}, {"text": "two"}]
