@@ -24,7 +24,7 @@ from gpt_pretrain.commands.hydra_grammar import setting_values, to_hydra_overrid
 from gpt_pretrain.config.conversion import to_settings
 from gpt_pretrain.config.free_text import FREE_TEXTS, plain_value
 from gpt_pretrain.config.inference_rules import evaluate_problems, generate_problems, serve_problems
-from gpt_pretrain.config.other_programs import OPTION_REMEDIES, counterpart, other_value
+from gpt_pretrain.config.other_programs import OPTION_REMEDIES, counterpart, hydra_group_problem, other_value
 from gpt_pretrain.config.overrides import override_key, short_form, split_override, takes_unit
 from gpt_pretrain.config.schema import EvaluateSettings, GenerateSettings, ServeSettings, TrainSettings
 from gpt_pretrain.config.setting_names import (
@@ -120,7 +120,7 @@ def override_problems(override: str, *, script: str, sweep: bool = False, folder
         if is_removal
         else _text_problem(key, override.partition("=")[2], shown)
     )
-    if problem is not None:
+    if (problem := problem or hydra_group_problem(shown)) is not None:
         yield problem
         return
     if is_removal or "@" in key or key.startswith(("hydra.", "hydra/", "sweep_resume")) or _is_foreign_group(key, folders):

@@ -90,6 +90,7 @@ OPTION_REMEDIES = {
     "logger=many_loggers": "Type 'logger=[tensorboard,wandb]'",
     "callbacks=none": "Type callbacks=minimal",
     "callbacks=model_checkpoint": KEPT,
+    "hydra/sweeper=optuna": "Type hparams_search=optuna",
 }
 
 
@@ -125,6 +126,17 @@ def counterpart(key: str, value: str, *, schema: type) -> str | None:
 def other_value(override: str, *, schema: type) -> str | None:
     """Return what to type in place of a value that has a meaning in another program only; None for other values."""
     return VALUE_REMEDIES.get(override, (None, None))[0 if schema is TrainSettings else 1]
+
+
+def hydra_group_problem(override: str) -> str | None:
+    """Return what is wrong with an override that is meant to choose Hydra's launcher or sweeper; None if nothing is."""
+    key, _, value = override.partition("=")
+    option = f"{key.replace('.', '/')}={value}"
+    if option in OPTION_REMEDIES:
+        return f"{override}: there is no such option. {OPTION_REMEDIES[option]}"
+    if key in ("hydra.launcher", "hydra.sweeper") and value.isidentifier() and value != "null":
+        return f"{override}: options of Hydra's groups are written with a slash. Type {option}"
+    return None
 
 
 def explain_python_file(name: str) -> str:

@@ -32,11 +32,13 @@ def page_command(folder: str, *, named: Sequence[str] = ()) -> str:
 def repeat_command(overrides: Sequence[str], *, script: str = "train.py") -> str | None:
     """Return the command that starts a run with the overrides in a run's metadata; None if one of them could run code.
 
-    The metadata may be anybody's, and a command that is suggested is copied without a second look.
+    The metadata may be anybody's, and a command that is suggested is copied without a second look. A search is left out, since
+    the settings that it has chosen are among the overrides.
     """
     if not all(_is_harmless(override, script=script.removesuffix(".py")) for override in overrides):
         return None
-    return join_words(["python", script, *map(as_typed, overrides)])
+    kept = [override for override in overrides if split_override(override)[0] != "hparams_search"]
+    return join_words(["python", script, *map(as_typed, kept)])
 
 
 def _is_harmless(override: str, *, script: str) -> bool:

@@ -38,6 +38,13 @@ def problems(*words: str, script: str = "train") -> list[str]:
         ("train", "--init_from=gpt2", "--init_from=gpt2: settings are written without dashes. Type init_from=gpt2"),
         ("train", "model.compile=true", "model.compile=true: there is no such setting. Did you mean compile?"),
         ("train", "trainer=mps", "trainer=mps: the group trainer has no option mps. Type trainer.accelerator=mps"),
+        ("train", "hydra/sweeper=optuna", "hydra/sweeper=optuna: there is no such option. Type hparams_search=optuna"),
+        ("train", "hydra.sweeper=optuna", "hydra.sweeper=optuna: there is no such option. Type hparams_search=optuna"),
+        (
+            "train",
+            "hydra.launcher=joblib",
+            "hydra.launcher=joblib: options of Hydra's groups are written with a slash. Type hydra/launcher=joblib",
+        ),
         ("train", "help", "help: settings are written as name=value. Type --help to see some."),
         ("generate", "--out_dir=out", "--out_dir=out: there is no such option. Type checkpoint=out"),
         ("generate", "--init_from=gpt2-xl", "--init_from=gpt2-xl: there is no such option. Type pretrained=gpt2-xl"),

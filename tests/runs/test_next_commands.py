@@ -2,7 +2,7 @@
 
 import shlex
 
-from gpt_pretrain.runs.next_commands import generate_command, page_command, resume_command, tensorboard_command
+from gpt_pretrain.runs.next_commands import generate_command, page_command, repeat_command, resume_command, tensorboard_command
 
 
 def test_suggested_commands_are_quoted_for_the_shell() -> None:
@@ -13,3 +13,8 @@ def test_suggested_commands_are_quoted_for_the_shell() -> None:
     assert shlex.split(tensorboard_command(folder)) == ["tensorboard", "--logdir", folder]
     assert shlex.split(resume_command(folder, limit=("max_steps", 3)))[2:] == [f"resume={folder}", "trainer.max_steps=6"]
     assert resume_command("a") == "python train.py resume=a"
+
+
+def test_the_best_job_of_a_search_is_repeated_without_the_search() -> None:
+    overrides = ["model=tiny", "hparams_search=optuna", "optimizer.lr=0.001"]
+    assert repeat_command(overrides) == "python train.py model=tiny optimizer.lr=0.001"

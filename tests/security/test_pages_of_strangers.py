@@ -161,7 +161,7 @@ def test_no_command_is_suggested_that_could_run_code(tmp_path: Path, override: s
 
 def test_commands_with_plain_settings_are_suggested() -> None:
     overrides = ["model=tiny", "optimizer.lr=1e-3", "data.path=a b", "~callbacks.doctor", "data.remote.options.anon=true"]
-    overrides += ["callbacks.grid={top_ks: [1]}", "trainer.max_tokens=null", "experiment=quick", "hparams_search=random"]
+    overrides += ["callbacks.grid={top_ks: [1]}", "trainer.max_tokens=null", "experiment=quick"]
     assert repeat_command(overrides) == shlex.join(["python", "train.py", *overrides])
 
 
