@@ -132,7 +132,7 @@ def hydra_group_problem(override: str) -> str | None:
     """Return what is wrong with an override that is meant to choose Hydra's launcher or sweeper; None if nothing is."""
     key, _, value = override.partition("=")
     option = f"{key.replace('.', '/')}={value}"
-    if option in OPTION_REMEDIES:
+    if key.startswith("hydra") and option in OPTION_REMEDIES:
         return f"{override}: there is no such option. {OPTION_REMEDIES[option]}"
     if key in ("hydra.launcher", "hydra.sweeper") and value.isidentifier() and value != "null":
         return f"{override}: options of Hydra's groups are written with a slash. Type {option}"

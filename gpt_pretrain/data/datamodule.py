@@ -132,6 +132,10 @@ class TextDataModule(L.LightningDataModule):
             )
         self._prepared = True
 
+    def setup(self, stage: str | None = None) -> None:
+        """Prepare the data of this process, unless `prepare_data` has."""
+        self.prepare_data()
+
     def _prepare_custom(self, fields: Mapping[str, Any]) -> None:
         """Read the user's own data, in batches as large as its loader's unless the settings have a size."""
         own = build_custom_datasets(fields, self.tokenizer, context_length=self.context_length, seed=self.seed)

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import stat
+import weakref
 from collections import OrderedDict
 from functools import cached_property
 from pathlib import Path
@@ -129,7 +130,10 @@ class LocalFiles:
     @cached_property
     def _handles(self) -> OrderedDict[str, int]:
         """Open files by name; the most recently used one is last."""
-        return OrderedDict()
+        handles = OrderedDict[str, int]()
+        # Not in __del__, which may run at the end of the program, when this module has lost its names.
+        weakref.finalize(self, _close, handles)
+        return handles
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, LocalFiles) and other.folder == self.folder
@@ -141,6 +145,7 @@ class LocalFiles:
         """Leave out the open files: each worker process opens its own."""
         return {name: value for name, value in self.__dict__.items() if name != "_handles"}
 
-    def __del__(self) -> None:
-        for handle in self.__dict__.get("_handles", {}).values():
-            os.close(handle)
+
+def _close(handles: dict[str, int]) -> None:
+    for handle in handles.values():
+        os.close(handle)

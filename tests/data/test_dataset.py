@@ -190,3 +190,10 @@ def test_a_batch_larger_than_the_training_set_is_rejected(tmp_path: Path) -> Non
     with pytest.raises(UserError, match=rf"data\.batch_size={windows + 1}: the training set has only {windows} windows"):
         data_of(tmp_path, batch_size=windows + 1)
     data_of(tmp_path, batch_size=windows)
+
+
+def test_data_is_ready_after_setup_alone(tmp_path: Path) -> None:
+    data = TextDataModule(data_settings(tmp_path), build_tokenizer("byte"), context_length=32, seed=1)
+    data.setup()
+    expected = data_of(tmp_path)
+    assert torch.equal(next(iter(data.train_dataloader()))[0], next(iter(expected.train_dataloader()))[0])

@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import subprocess
+import sys
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from gpt_pretrain.data.token_stream import ConcatenatedTokens, Shard, TokenSplit
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation import memorization
 from gpt_pretrain.tokenizers.build import build_tokenizer
+from tests.conftest import ROOT
 from tests.helpers.data_settings import data_settings
 from tests.helpers.made_shards import BYTE, random_documents, stream, write_llmc, write_nanogpt, write_shards
 
@@ -320,3 +322,15 @@ def test_a_large_corpus_is_searched_for_memorized_text_in_blocks(tmp_path: Path,
     assert memorization.longest_memorized_span([460 % 256, 461 % 256, 7, 7], split.train) == 2, "in the middle"
     assert [start for start, _ in read] == [0, 452, 904]
     assert memorization.longest_memorized_span([115, 116, 117], split.train) < 3, "between the blocks"
+
+
+def test_files_that_are_open_at_the_end_of_a_program_are_closed_silently(tmp_path: Path) -> None:
+    (tmp_path / "train.bin").write_bytes(b"tokens")
+    program = (
+        "import numpy\nfrom pathlib import Path\nfrom gpt_pretrain.data import files as module\n"
+        "files = module.LocalFiles(Path())\nprint(files.read_file('train.bin', 0, 6))\n"
+        "numpy.kept = [files, module]\n"  # numpy outlives this module's own names
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("b'tokens'\n", "")

@@ -126,7 +126,7 @@ def test_every_command_of_a_page_works(page: Path, fork_server: ForkServer, prep
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["python", "weights"])
+@pytest.mark.parametrize("page", ["chapter5", "python", "weights"])
 def test_the_python_of_a_page_runs(page: str, fork_server: ForkServer, prepared: Path, tmp_path: Path) -> None:
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     assert run(fork_server, ["-m", "gpt_pretrain", "export", "checkpoint=outputs/RUN", "out=my-gpt"], tmp_path).returncode == 0
