@@ -16,8 +16,9 @@ from gpt_pretrain.checkpoints.export_folder import check_export_folder
 from gpt_pretrain.checkpoints.layouts import SAFETENSORS_FILE, gpt2_name, is_linear, to_hf_config
 from gpt_pretrain.checkpoints.model_card import model_card
 from gpt_pretrain.checkpoints.nanochat_layout import to_nanochat_config, to_nanochat_tensors
-from gpt_pretrain.checkpoints.pretrained import Weights, open_weights
+from gpt_pretrain.checkpoints.pretrained import open_weights
 from gpt_pretrain.checkpoints.tokenizer_files import write_tokenizer
+from gpt_pretrain.checkpoints.weights import Weights
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.config import CUSTOM_KIND, GPTConfig
 from gpt_pretrain.model.language_model import LanguageModel

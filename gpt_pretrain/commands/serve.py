@@ -31,7 +31,7 @@ from gpt_pretrain.system.checkout import CHECKOUT
 from gpt_pretrain.system.loading import loading_libraries
 
 if TYPE_CHECKING:
-    from gpt_pretrain.checkpoints.pretrained import Weights
+    from gpt_pretrain.checkpoints.weights import Weights
     from gpt_pretrain.generation.prompts import TextModel
     from gpt_pretrain.serving.page import ModelFacts
 

@@ -158,8 +158,8 @@ def resume_custom_parts(
             parts[group] = {**arguments, **now}
             changes += _changed_model(arguments, now) if group == "model" else []
         elif isinstance(arguments, dict) and (others := [key for key in arguments if key not in now]):
-            words = [describe_override(f"{group}.{key}", arguments[key]) for key in others]
-            problems.append(explain_locations(words, origin=origin))
+            asked = [describe_override(f"{group}.{key}", arguments[key]) for key in others]
+            problems.append(explain_locations(asked, origin=origin))
     return parts, problems, changes
 
 
@@ -207,20 +207,20 @@ def _names_a_class(value: Any) -> bool:
     return isinstance(value, list) and any(map(_names_a_class, value))
 
 
-def naming_words(custom: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def naming_overrides(custom: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return the overrides that name the user's parts again, with their arguments where a checkpoint does not store these."""
     words = []
     for group, fields in custom.items():
         words.append(f"{group}.{TARGET}={fields[TARGET]}")
         if _names_a_class(rest := _arguments(fields)):
-            words += [word for name, value in rest.items() for word in _argument_words(f"{group}.{name}", value)]
+            words += [word for name, value in rest.items() for word in _argument_overrides(f"{group}.{name}", value)]
     return words
 
 
-def _argument_words(key: str, value: Any) -> list[str]:
+def _argument_overrides(key: str, value: Any) -> list[str]:
     from gpt_pretrain.config.override_messages import write_value
 
     if isinstance(value, dict) and value:
-        return [word for name, part in value.items() for word in _argument_words(f"{key}.{name}", part)]
+        return [word for name, part in value.items() for word in _argument_overrides(f"{key}.{name}", part)]
     is_name = isinstance(value, str) and DOTTED_NAME.fullmatch(value) is not None
     return [f"{key}={value if is_name else write_value(value)}"]

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from gpt_pretrain.checkpoints.pretrained import Weights
+from gpt_pretrain.checkpoints.weights import Weights
 from gpt_pretrain.config.schema import EvaluateSettings
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.alternatives import find_alternatives

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gpt_pretrain.checkpoints.pretrained import Weights
+from gpt_pretrain.checkpoints.weights import Weights
 from gpt_pretrain.config.checkpoint_settings import read_data_settings
 from gpt_pretrain.config.custom_parts import CUSTOM
 from gpt_pretrain.config.schema import DataSettings

@@ -15,11 +15,12 @@ from gpt_pretrain.system.files import break_hard_links, linked_paths
 
 OUTPUTS = Path("outputs")
 LAST, BEST = "last.ckpt", "best.ckpt"
+REPORT = "report.html"
 EXPORTED = "huggingface"
-# Everything in a run's folder that a run writes; "wandb", ".wandb", "mlruns" and "mlflow.db" are written by their loggers.
 RUN_LOGS = ("config.yaml", "train.log", "generate.log")  # one of them stands beside each run.json
+# Everything in a run's folder that a run writes; "wandb", ".wandb", "mlruns" and "mlflow.db" are written by their loggers.
 WRITTEN_BY_RUNS = (
-    *("run.json", "config.yaml", "metrics.csv", "samples.txt", "train.log", "generate.log", "report.html", "losses.png"),
+    *("run.json", "config.yaml", "metrics.csv", "samples.txt", "train.log", "generate.log", REPORT, "losses.png"),
     *("tokenizer.json", "tokenizer_config.json", "tokenizer_table.json"),
     *("losses.pdf", ".lock", ".hydra", "checkpoints", EXPORTED, "wandb", ".wandb", "mlruns", "mlflow.db", ".tracking"),
     *(".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml"),

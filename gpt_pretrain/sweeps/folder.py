@@ -12,9 +12,8 @@ from typing import Any
 
 from gpt_pretrain.config.secrets import override_without_secrets
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.runs.folder import OUTPUTS, check_folder_name, written_at
+from gpt_pretrain.runs.folder import OUTPUTS, REPORT, check_folder_name, written_at
 from gpt_pretrain.runs.metadata import METADATA_FILE
-from gpt_pretrain.runs.report.saving import REPORT
 from gpt_pretrain.system.environment import user_path
 from gpt_pretrain.system.files import write_text
 from gpt_pretrain.system.json_files import parse_json_value

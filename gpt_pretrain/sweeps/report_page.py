@@ -11,7 +11,7 @@ from gpt_pretrain.config.free_text import as_typed
 from gpt_pretrain.config.overrides import short_form
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.runs.charts.curves import overlay_figure
-from gpt_pretrain.runs.folder import display_path
+from gpt_pretrain.runs.folder import REPORT, display_path
 from gpt_pretrain.runs.metadata import COMPLETE, FAILED, metadata_section, metadata_texts
 from gpt_pretrain.runs.next_commands import generate_command, page_command, sweep_resume_command, tensorboard_command
 from gpt_pretrain.runs.reader import read_run
@@ -29,7 +29,6 @@ from gpt_pretrain.runs.report.page_parts import (
     shorten,
 )
 from gpt_pretrain.runs.report.run_page import setup_facts
-from gpt_pretrain.runs.report.saving import REPORT
 from gpt_pretrain.sweeps.chart import sweep_figure
 from gpt_pretrain.sweeps.folder import CHART, LADDER, STUDY, SUMMARY, SWEEP_SETTINGS
 from gpt_pretrain.sweeps.results import BITS_PER_BYTE, Job, best_command, best_job, ranking_rows, read_sweep, swept_keys

@@ -11,7 +11,7 @@ from gpt_pretrain.config.free_text import plain_value
 from gpt_pretrain.config.overrides import short_form, split_override
 from gpt_pretrain.config.secrets import override_without_secrets
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.runs.folder import WRITTEN_BY_RUNS, check_folder_name, check_no_links, display_path
+from gpt_pretrain.runs.folder import REPORT, WRITTEN_BY_RUNS, check_folder_name, check_no_links, display_path
 from gpt_pretrain.runs.metadata import (
     COMPLETE,
     INTERRUPTED,
@@ -24,7 +24,7 @@ from gpt_pretrain.runs.metadata import (
     update_metadata,
 )
 from gpt_pretrain.runs.next_commands import sweep_resume_command, tensorboard_command
-from gpt_pretrain.runs.report.saving import REPORT, try_save_page
+from gpt_pretrain.runs.report.saving import try_save_page
 from gpt_pretrain.sweeps import results
 from gpt_pretrain.sweeps.folder import CHART, SUMMARY
 from gpt_pretrain.sweeps.results import Job

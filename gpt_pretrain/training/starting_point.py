@@ -12,8 +12,9 @@ from typing import Any
 
 from gpt_pretrain.checkpoints.custom_model import build_custom_model
 from gpt_pretrain.checkpoints.custom_weights import CustomWeights, misfit_of
-from gpt_pretrain.checkpoints.pretrained import Weights, open_weights
+from gpt_pretrain.checkpoints.pretrained import open_weights
 from gpt_pretrain.checkpoints.weight_tokenizers import checkpoint_tokenizer
+from gpt_pretrain.checkpoints.weights import Weights
 from gpt_pretrain.config.checkpoint_settings import has_signed_settings
 from gpt_pretrain.config.custom_parts import TARGET
 from gpt_pretrain.config.schema import TrainSettings

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 
 from gpt_pretrain.checkpoints.weight_averages import EMA
-from gpt_pretrain.config.custom_parts import TARGET, naming_words
+from gpt_pretrain.config.custom_parts import TARGET, naming_overrides
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.data.mixture import MixedWindows
@@ -148,13 +148,13 @@ def describe_result(settings: TrainSettings, trainer: L.Trainer, module: GPTLitM
         f"Files in {folder}:",
         f"  {', '.join(_list_files(run_dir))}",
         "Next:",
-        f"  {generate_command(folder, start_context=settings.start_context, named=naming_words(own_model))}",
+        f"  {generate_command(folder, start_context=settings.start_context, named=naming_overrides(own_model))}",
     ]
     if settings.logger.tensorboard:
         lines.append(f"  {tensorboard_command(display_path(run_dir.parent))}")
     if settings.budget is None:  # a run that has spent its budget is complete
         lines.append(f"  {_resume_further(settings, trainer, module, folder)}")
-    lines.append(f"  {page_command(folder, named=naming_words(own_model))}")
+    lines.append(f"  {page_command(folder, named=naming_overrides(own_model))}")
     return "\n".join(lines)
 
 
@@ -219,7 +219,7 @@ def _resume_further(settings: TrainSettings, trainer: L.Trainer, module: GPTLitM
         folder,
         limit=None if limit is None else (limit, getattr(settings.trainer, limit)),
         patience=stop.patience if stop is not None and has_stopped else None,
-        named=naming_words(settings.custom),
+        named=naming_overrides(settings.custom),
     )
 
 
@@ -248,7 +248,7 @@ def describe_interruption(trainer: L.Trainer, run_dir: Path) -> str:
     if not any(checkpoint_dir(run_dir).glob("*.ckpt")):
         return text
     assert isinstance(trainer.lightning_module, GPTLitModule)
-    named = naming_words(trainer.lightning_module.custom)
+    named = naming_overrides(trainer.lightning_module.custom)
     return f"{text} Resume with:\n  {resume_command(display_path(run_dir), named=named)}"
 
 

@@ -19,7 +19,7 @@ from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 
 import gpt_pretrain
 from gpt_pretrain import load_settings
-from gpt_pretrain.checkpoints.pretrained import Weights
+from gpt_pretrain.checkpoints.weights import Weights
 from gpt_pretrain.commands import generate_warnings
 from gpt_pretrain.commands.command_words import sort_arguments
 from gpt_pretrain.commands.hydra_arguments import apply_resume, check_arguments

@@ -24,7 +24,7 @@ from gpt_pretrain.commands.arguments import parse_arguments
 from gpt_pretrain.commands.command_words import sort_arguments
 from gpt_pretrain.commands.hydra_arguments import check_arguments, to_hydra_arguments
 from gpt_pretrain.config.command_schema import PrepareSettings
-from gpt_pretrain.config.custom_parts import naming_words
+from gpt_pretrain.config.custom_parts import naming_overrides
 from gpt_pretrain.config.overrides import full_form, short_form
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.config.setting_names import nearest_settings
@@ -293,8 +293,8 @@ def test_a_name_in_the_right_group_is_suggested_first() -> None:
 def test_printed_commands_name_arguments_that_a_checkpoint_does_not_store() -> None:
     config = {"_target_": "transformers.GPT2Config", "n_layer": 1, "names": ["a b"], "activation": "gelu"}
     fields = {"_target_": "transformers.GPT2LMHeadModel", "config": config, "context_length": 32}
-    assert naming_words({"model": {"_target_": "mine.Model", "width": 8}}) == ["model._target_=mine.Model"]
-    words = naming_words({"model": fields})
+    assert naming_overrides({"model": {"_target_": "mine.Model", "width": 8}}) == ["model._target_=mine.Model"]
+    words = naming_overrides({"model": fields})
     assert words[:3] == [
         "model._target_=transformers.GPT2LMHeadModel",
         "model.config._target_=transformers.GPT2Config",

@@ -13,9 +13,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from gpt_pretrain.runs.charts.drawing import to_data_uri
-from gpt_pretrain.runs.folder import EXPORTED
+from gpt_pretrain.runs.folder import EXPORTED, REPORT
 from gpt_pretrain.runs.metadata import FAILED, FINISHED, INTERRUPTED, PRUNED, RUNNING
-from gpt_pretrain.runs.report.saving import REPORT
 from gpt_pretrain.system.formatting import format_si
 
 SHARED_TEMPLATES = "gpt_pretrain.runs.report"

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.runs.folder import checkpoint_dir, display_path, list_checkpoints
+from gpt_pretrain.runs.folder import REPORT, checkpoint_dir, display_path, list_checkpoints
 from gpt_pretrain.runs.metadata import METADATA_FILE, read_metadata
 from gpt_pretrain.system.files import write_text
 
-REPORT = "report.html"
 SIGNS_OF_A_RUN = (METADATA_FILE, "config.yaml", "metrics.csv")
 
 log = logging.getLogger(__name__)

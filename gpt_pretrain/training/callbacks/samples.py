@@ -12,7 +12,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from gpt_pretrain.config.custom_parts import naming_words
+from gpt_pretrain.config.custom_parts import naming_overrides
 from gpt_pretrain.config.schema import GridSettings
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.evaluation.memorization import longest_memorized_span
@@ -128,7 +128,7 @@ class Samples(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, EventFiles):
                 own_model = {group: fields for group, fields in module.custom.items() if group == "model"}
-                self._show(logger, sample, tried, named=naming_words(own_model))
+                self._show(logger, sample, tried, named=naming_overrides(own_model))
 
     def _show(self, logger: EventFiles, sample: Sample, tried: Sequence[Sample], *, named: Sequence[str]) -> None:
         """Add the sample, a table of the samples so far, and a table of the decoding grid to TensorBoard."""
