@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gpt_pretrain.checkpoints.architecture import find_misfits, has_norms_without_bias, has_transposed_linears, infer_architecture
+from gpt_pretrain.checkpoints.checkpoint_file import first_readable
 from gpt_pretrain.checkpoints.layouts import TensorSlot, is_linear, possible_slots
 from gpt_pretrain.checkpoints.tensor_files import is_finite_tensor, loaded_tensor
 from gpt_pretrain.checkpoints.tensor_groups import EMBEDDING, group_tensors
@@ -26,6 +28,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.build import empty_model
 from gpt_pretrain.model.config import CUSTOM_KIND, GPTConfig
 from gpt_pretrain.model.language_model import LanguageModel
+from gpt_pretrain.runs.folder import find_checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +57,19 @@ def load_pretrained(
             nothing is loaded.
     """
     return open_weights(source, n_heads=n_heads, custom=custom).build(device=device, dtype=dtype)
+
+
+def open_checkpoint(name: str, *, kind: str = TRAINED, custom: Mapping[str, Any] | None = None) -> Weights:
+    """Open the weights of a run, a checkpoint or "latest": of the newest checkpoint there that can be read.
+
+    Args:
+        kind: As in `open_weights`.
+        custom: As in `open_weights`.
+
+    Raises:
+        UserError: As in `load_pretrained`.
+    """
+    return first_readable(find_checkpoints(name), partial(open_weights, kind=kind, custom=custom))
 
 
 def open_weights(

@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,13 +57,11 @@ def _evaluate(settings: EvaluateSettings) -> None:
     names = _names(settings) if settings.models or settings.pretrained is not None else [settings.checkpoint]
     check_early(names[0])
     with loading_libraries():
-        from gpt_pretrain.checkpoints.checkpoint_file import first_readable
-        from gpt_pretrain.checkpoints.pretrained import open_weights
+        from gpt_pretrain.checkpoints.pretrained import open_checkpoint, open_weights
         from gpt_pretrain.config.custom_parts import named_model
         from gpt_pretrain.evaluation.evaluated_model import evaluate_model, prepare_models
         from gpt_pretrain.evaluation.task_sources import load_tasks
         from gpt_pretrain.evaluation.texts import typed_source, validation_source
-        from gpt_pretrain.runs.folder import find_checkpoints
         from gpt_pretrain.system.devices import prepare_computing
         from gpt_pretrain.system.terminal import print_escaped
 
@@ -76,9 +73,7 @@ def _evaluate(settings: EvaluateSettings) -> None:
     if settings.models or settings.pretrained is not None:
         models = [open_weights(name, n_heads=settings.n_heads, kind=settings.weights, custom=named) for name in _names(settings)]
     else:
-        models = [
-            first_readable(find_checkpoints(settings.checkpoint), partial(open_weights, kind=settings.weights, custom=named))
-        ]
+        models = [open_checkpoint(settings.checkpoint, kind=settings.weights, custom=named)]
     if source is None and not tasks:
         source = validation_source(models)
     _warn_of_unused(settings, has_text=source is not None, has_tasks=bool(tasks))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, nullcontext, suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from gpt_pretrain.generation.config import SamplerConfig
     from gpt_pretrain.generation.prompt_files import NumberedPrompt
     from gpt_pretrain.generation.prompts import PromptOptions, TextModel
+    from gpt_pretrain.model.language_model import LanguageModel
     from gpt_pretrain.tokenizers.base import Tokenizer
 
 MAX_WARNED = 3  # prompts of a file about which a warning is printed
@@ -52,17 +52,13 @@ def generate_texts(config: DictConfig) -> None:
 def _generate(settings: GenerateSettings, stack: ExitStack, *, keep: Path | None) -> None:
     check_early(settings.checkpoint if settings.pretrained is None else settings.pretrained)
     with loading_libraries():
-        from gpt_pretrain.checkpoints.checkpoint_file import first_readable
-        from gpt_pretrain.checkpoints.pretrained import open_weights
+        from gpt_pretrain.checkpoints.pretrained import open_checkpoint, open_weights
         from gpt_pretrain.config.custom_parts import named_model
-        from gpt_pretrain.evaluation.unlikely_text import unlikely_prompt
         from gpt_pretrain.generation.config import SamplerConfig
         from gpt_pretrain.generation.decoding import PRECISIONS, decoding_model, pick_decoding_precision
         from gpt_pretrain.generation.prompts import PromptOptions, TextModel, continue_prompt
-        from gpt_pretrain.runs.folder import find_checkpoints
         from gpt_pretrain.system.devices import pick_device, prepare_computing
         from gpt_pretrain.system.terminal import escape_line, print_escaped
-        from gpt_pretrain.tokenizers.unknown import unknown_prompt
 
     prepare_computing()
     # A prompt that cannot be read is refused before the weights are loaded.
@@ -71,15 +67,11 @@ def _generate(settings: GenerateSettings, stack: ExitStack, *, keep: Path | None
     sampler = SamplerConfig(**vars(settings.sampler))
     for warning in generate_warnings(settings, sampler):
         print_escaped(f"warning: {warning}", file=sys.stderr)
+    kind, custom = settings.weights, named_model(settings.model)
     if settings.pretrained is not None:
-        weights = open_weights(
-            settings.pretrained, n_heads=settings.n_heads, kind=settings.weights, custom=named_model(settings.model)
-        )
+        weights = open_weights(settings.pretrained, n_heads=settings.n_heads, kind=kind, custom=custom)
     else:
-        weights = first_readable(
-            find_checkpoints(settings.checkpoint),
-            partial(open_weights, kind=settings.weights, custom=named_model(settings.model)),
-        )
+        weights = open_checkpoint(settings.checkpoint, kind=kind, custom=custom)
     tokenizer = weights.build_tokenizer(settings.tokenizer)
     model = weights.build(device=pick_device(settings.device))
     precision, reason = pick_decoding_precision(settings.precision, model)
@@ -91,10 +83,8 @@ def _generate(settings: GenerateSettings, stack: ExitStack, *, keep: Path | None
         return
     texts = []
     for prompt in prompts:
-        if (unknown := unknown_prompt(prompt, tokenizer)) is not None:
-            print_escaped(f"warning: {unknown}", file=sys.stderr)
-        elif settings.pretrained is not None and (unlikely := unlikely_prompt(model, tokenizer, prompt)) is not None:
-            print_escaped(f"warning: {unlikely}", file=sys.stderr)
+        if (problem := _prompt_problem(prompt, model, tokenizer, pretrained=settings.pretrained is not None)) is not None:
+            print_escaped(f"warning: {problem}", file=sys.stderr)
         texts += continue_prompt(ready, prompt, sampler, options, needs_output=keep is None)
         if keep is None and lost_output() is not None:
             return
@@ -102,6 +92,15 @@ def _generate(settings: GenerateSettings, stack: ExitStack, *, keep: Path | None
         from gpt_pretrain.evaluation.generated_text import save_measured_texts
 
         save_measured_texts(keep, model, texts, weights.content, tokenizer)
+
+
+def _prompt_problem(prompt: str, model: LanguageModel, tokenizer: Tokenizer, *, pretrained: bool) -> str | None:
+    """Return why a model may continue a prompt badly; None if nothing speaks for it."""
+    from gpt_pretrain.evaluation.unlikely_text import unlikely_prompt
+    from gpt_pretrain.tokenizers.unknown import unknown_prompt
+
+    unknown = unknown_prompt(prompt, tokenizer)
+    return unlikely_prompt(model, tokenizer, prompt) if unknown is None and pretrained else unknown
 
 
 def _open_answers(settings: GenerateSettings, stack: ExitStack) -> TextIO | None:

@@ -88,8 +88,8 @@ def _serve(settings: ServeSettings) -> None:
         print_escaped(f"Models: {', '.join(models)}")
         if address.api_key is not None and settings.api_key is None:
             print_escaped(f"Key: {address.api_key}")
-        place = f"http://{_shown_host(settings.host)}:{port}/"
-        print_escaped(f"The page is at {place}, and the interface for programs at /v1 (Ctrl-C ends the server)")
+        page = f"http://{_shown_host(settings.host)}:{port}/"
+        print_escaped(f"The page is at {page}, and the interface for programs at /v1 (Ctrl-C ends the server)")
         sys.stdout.flush()
 
     with suppress(KeyboardInterrupt):
@@ -106,16 +106,15 @@ def _shown_host(host: str) -> str:
 
 def _open_models(settings: ServeSettings) -> dict[str, Weights]:
     """Open the models, each under a name of its own that is no path."""
-    from gpt_pretrain.checkpoints.checkpoint_file import first_readable
-    from gpt_pretrain.checkpoints.pretrained import open_weights
+    from gpt_pretrain.checkpoints.pretrained import open_checkpoint, open_weights
     from gpt_pretrain.config.custom_parts import named_model
-    from gpt_pretrain.runs.folder import find_checkpoints
 
-    opening = partial(open_weights, kind=settings.weights, custom=named_model(settings.model))
+    kind, custom = settings.weights, named_model(settings.model)
+    opening = partial(open_weights, kind=kind, custom=custom)
     if settings.models or settings.pretrained is not None:
         names = settings.models or [str(settings.pretrained)]
         return _named([(name, opening(name, n_heads=settings.n_heads)) for name in names])
-    newest = first_readable(find_checkpoints(settings.checkpoint), opening)
+    newest = open_checkpoint(settings.checkpoint, kind=kind, custom=custom)
     typed = settings.checkpoint if settings.checkpoint != "latest" else newest.name
     earlier = _earlier_checkpoints(newest, settings.timeline, opening) if settings.timeline else []
     return _named([(typed, newest), *earlier])

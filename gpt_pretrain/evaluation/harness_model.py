@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,15 +16,13 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from gpt_pretrain.checkpoints.checkpoint_file import first_readable
-from gpt_pretrain.checkpoints.pretrained import open_weights
+from gpt_pretrain.checkpoints.pretrained import open_checkpoint, open_weights
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.evaluation.packing import ScoreRequest
 from gpt_pretrain.evaluation.scoring import Scorer, pick_scoring_precision
 from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.generation.decoding import decoding_model
 from gpt_pretrain.generation.prompts import PromptOptions, TextModel, continue_ids
-from gpt_pretrain.runs.folder import find_checkpoints
 from gpt_pretrain.system.devices import pick_device, prepare_computing
 from gpt_pretrain.tokenizers.base import END_OF_TEXT
 
@@ -73,7 +70,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         if pretrained is not None:
             found = open_weights(pretrained, n_heads=n_heads, kind=weights)
         else:
-            found = first_readable(find_checkpoints(checkpoint), partial(open_weights, kind=weights))
+            found = open_checkpoint(checkpoint, kind=weights)
         self._tokenizer = found.build_tokenizer(tokenizer)
         model = found.build(device=pick_device((device or "auto").partition(":")[0]))
         picked, _ = pick_scoring_precision(precision, model)

@@ -170,12 +170,7 @@ def _write_corpus(
         if settings.executor is None:
             encode_inputs(inputs, options, task_folders[0], workers=workers, progress=progress, interrupt=interrupt)
         counts = total_counts(task_folders)
-        collect_rejected(task_folders, rejected_file)
-        failed = failed_files(rejected_file) if counts.failed_files else []
-        if len(failed) > settings.max_failed_files:
-            raise failed_files_error(failed)
-        if too_many_rejected(counts, settings.max_rejected, at_end=True):
-            raise rejection_error(counts, rejected_file, max_rejected=settings.max_rejected)
+        failed = _judge_rejected(settings, counts, task_folders, rejected_file)
         shards = write_shards(
             task_folders, settings, folder, itemsize=itemsize, workers=workers, progress=progress, interrupt=interrupt
         )
@@ -191,6 +186,23 @@ def _write_corpus(
         "duplicates": shards["duplicates"],
         **({FAILED: [describe_rejected(record) for record in failed]} if failed else {}),
     }, counts
+
+
+def _judge_rejected(
+    settings: PrepareSettings, counts: RecordCounts, task_folders: list[Path], rejected_file: Path
+) -> list[dict[str, Any]]:
+    """Write the list of rejected records, and return those that stand for files that cannot be read to their end.
+
+    Raises:
+        UserError: If there are more of either than the settings allow.
+    """
+    collect_rejected(task_folders, rejected_file)
+    failed = failed_files(rejected_file) if counts.failed_files else []
+    if len(failed) > settings.max_failed_files:
+        raise failed_files_error(failed)
+    if too_many_rejected(counts, settings.max_rejected, at_end=True):
+        raise rejection_error(counts, rejected_file, max_rejected=settings.max_rejected)
+    return failed
 
 
 def _encode_in_tasks(

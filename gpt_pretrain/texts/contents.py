@@ -86,66 +86,91 @@ def open_contents(
     Raises:
         DamagedArchiveError: If an archive is damaged, contains nothing that can be read, or expands too far.
     """
-    limit = ContentLimit(size)
-
-    def expand(
-        name: str, label: str, blocks: Iterator[bytes], layers: int, *, stream: BinaryIO | None = None, is_member: bool = False
-    ) -> Iterator[Content]:
-        head, blocks = peek(blocks)
-        kind = recognize(name, head, as_text=as_text)
-        content = Content(label, kind, blocks, stream)
-        if layers > MAX_LAYERS:
-            raise DamagedArchiveError(f"its archives are nested more than {MAX_LAYERS} levels deep")
-        if kind.form in COMPRESSED:
-            inner = limit.apply(decompress(blocks, kind.form))
-            yield from expand(content_name(name), label, inner, layers + 1, is_member=is_member)
-        elif kind.form == "tar":
-            yield from members(label, read_tar(blocks), layers)
-        elif kind.form == "zip":
-            with content.seekable(limit) as archive:
-                found = read_zip(archive, size=size)
-                yield from members(label, ((name, limit.apply(blocks)) for name, blocks in found), layers)
-        elif kind.form == EMPTY:
-            yield Content(label, PLAIN, blocks)
-        elif kind.is_read and is_member and text_field is not None:
-            left_out.warnings.add(kind, label)
-            yield from _with_text(name, content, text_field, limit=ContentLimit(size), left_out=left_out)
-        elif kind.is_read:
-            yield content
-        else:
-            left_out.add(kind, label)
-
-    def members(label: str, found: Iterable[tuple[str, Iterator[bytes]]], layers: int) -> Iterator[Content]:
-        for name, blocks in found:
-            if not is_hidden(name):
-                yield from expand(name, f"{label}/{_shorten(name)}", blocks, layers + 1, is_member=True)
-
+    opener = _Opener(size, ContentLimit(size), left_out, as_text, text_field)
     is_empty = True
-    for content in expand(name, name, read_stream(stream), 0, stream=stream):
+    for content in opener.contents(name, name, read_stream(stream), 0, stream=stream):
         yield content
         is_empty = False
     if is_empty:
         raise NothingToReadError(f"it contains no file that can be read{left_out.described()}{left_out.advice()}")
 
 
-def _with_text(name: str, content: Content, text_field: str, *, limit: ContentLimit, left_out: LeftOut) -> Iterator[Content]:
-    """Yield a member of an archive, unless it consists of JSON or a table without the field that contains the text.
+@dataclass(frozen=True)
+class _Opener:
+    """Opens a file layer by layer: what is compressed, and the members of archives.
 
     Args:
-        name: The member's own name.
-        limit: Of the size of a temporary copy.
-        left_out: Collects the member otherwise.
+        limit: What all layers together may expand to.
+
+    The others are the arguments of `open_contents`.
     """
-    with content.seekable(limit) if content.kind.form == PARQUET else nullcontext() as copy:
-        if copy is not None:
-            missing, content = find_missing_column(copy, text_field), replace(content, stream=copy)
-        else:
-            missing, blocks = find_missing_text(name, content.kind, content.bytes_from_start, text_field)
-            content = replace(content, bytes_from_start=blocks)
-        if missing is None:
+
+    size: int
+    limit: ContentLimit
+    left_out: LeftOut
+    as_text: bool
+    text_field: str | None
+
+    def contents(
+        self,
+        name: str,
+        label: str,
+        blocks: Iterator[bytes],
+        layers: int,
+        *,
+        stream: BinaryIO | None = None,
+        is_member: bool = False,
+    ) -> Iterator[Content]:
+        """Yield the contents of a file or a member.
+
+        Args:
+            name: Its own name.
+            label: The name for messages: path of the file, and the names of the archives around a member.
+            layers: How many archives and compressed files are around it.
+            stream: The file itself, if nothing is around it.
+        """
+        head, blocks = peek(blocks)
+        kind = recognize(name, head, as_text=self.as_text)
+        content = Content(label, kind, blocks, stream)
+        if layers > MAX_LAYERS:
+            raise DamagedArchiveError(f"its archives are nested more than {MAX_LAYERS} levels deep")
+        if kind.form in COMPRESSED:
+            inner = self.limit.apply(decompress(blocks, kind.form))
+            yield from self.contents(content_name(name), label, inner, layers + 1, is_member=is_member)
+        elif kind.form == "tar":
+            yield from self._members(label, read_tar(blocks), layers)
+        elif kind.form == "zip":
+            with content.seekable(self.limit) as archive:
+                found = read_zip(archive, size=self.size)
+                yield from self._members(label, ((name, self.limit.apply(blocks)) for name, blocks in found), layers)
+        elif kind.form == EMPTY:
+            yield Content(label, PLAIN, blocks)
+        elif kind.is_read and is_member and self.text_field is not None:
+            self.left_out.warnings.add(kind, label)
+            yield from self._with_text(name, content, self.text_field)
+        elif kind.is_read:
             yield content
         else:
-            left_out.add(missing, content.name)
+            self.left_out.add(kind, label)
+
+    def _members(self, label: str, found: Iterable[tuple[str, Iterator[bytes]]], layers: int) -> Iterator[Content]:
+        for name, blocks in found:
+            if not is_hidden(name):
+                yield from self.contents(name, f"{label}/{_shorten(name)}", blocks, layers + 1, is_member=True)
+
+    def _with_text(self, name: str, content: Content, text_field: str) -> Iterator[Content]:
+        """Yield a member of an archive, unless it consists of JSON or a table without the field that contains the text."""
+        limit = ContentLimit(self.size)  # of a temporary copy
+        with content.seekable(limit) if content.kind.form == PARQUET else nullcontext() as copy:
+            if copy is not None:
+                missing, content = find_missing_column(copy, text_field), replace(content, stream=copy)
+            else:
+                missing, blocks = find_missing_text(name, content.kind, content.bytes_from_start, text_field)
+                content = replace(content, bytes_from_start=blocks)
+            if missing is None:
+                yield content
+            else:
+                self.left_out.add(missing, content.name)
 
 
 def _shorten(name: str) -> str:

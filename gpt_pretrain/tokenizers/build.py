@@ -87,6 +87,22 @@ def build_tokenizer(name: str) -> Tokenizer:
             f"tokenizer={name}: this vocabulary is stored in a checkpoint, a corpus or an exported folder, which use it without "
             "tokenizer=. To use it elsewhere, give a folder or file with it: tokenizer=FOLDER"
         )
+    if (found := _read_location(name)) is not None:
+        return found
+    known, near = _known_names(), _near_name(name)
+    hint = "" if near is None else f" Did you mean {near}?"
+    raise UserError(
+        f"tokenizer={short_repr(name) if len(name) > 100 else name}: there is no such tokenizer.{hint} Choose "
+        f"{', '.join(known)}, a folder or file with a vocabulary, or a model of the hub (owner/name)."
+    )
+
+
+def _read_location(name: str) -> Tokenizer | None:
+    """Return the tokenizer in a file, in a folder or on the hub; None if nothing has this name.
+
+    Raises:
+        UserError: If there is something of this name that holds no tokenizer that can be used.
+    """
     path = user_path(name)
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
@@ -98,19 +114,14 @@ def build_tokenizer(name: str) -> Tokenizer:
         return read_tokenizer_file(path)
     if is_folder:
         return _read_folder(path, name)
-    if HUB_NAME.fullmatch(name):
-        if (fetched := fetch_tokenizer(name)) is None:
-            raise UserError(
-                f"tokenizer={name}: this model on the hub has no vocabulary that can be read. Choose another one, or give a "
-                "folder or file with a vocabulary."
-            )
-        return fetched
-    known, near = _known_names(), _near_name(name)
-    hint = "" if near is None else f" Did you mean {near}?"
-    raise UserError(
-        f"tokenizer={short_repr(name) if len(name) > 100 else name}: there is no such tokenizer.{hint} Choose "
-        f"{', '.join(known)}, a folder or file with a vocabulary, or a model of the hub (owner/name)."
-    )
+    if not HUB_NAME.fullmatch(name):
+        return None
+    if (fetched := fetch_tokenizer(name)) is None:
+        raise UserError(
+            f"tokenizer={name}: this model on the hub has no vocabulary that can be read. Choose another one, or give a "
+            "folder or file with a vocabulary."
+        )
+    return fetched
 
 
 def _read_folder(path: Path, name: str) -> Tokenizer:
