@@ -27,7 +27,7 @@ LOOK_SECONDS = 0.5  # between two looks at how long the computing thread has wai
 PROBE_SECONDS = 0.1  # for which threads wait actively again, to see whether a core is free for each of them
 FIRST_PAUSE, LONGEST_PAUSE = 4.0, 60.0  # seconds between two probes; each pause is twice as long as the one before
 BUSY_SHARE = 0.1  # of its time: a thread that waits longer than that for a core shares it with other programs
-MAPS, TASKS = Path("/proc/self/maps"), Path("/proc/self/task")
+MAPS, TASKS, OWN_USAGE = Path("/proc/self/maps"), Path("/proc/self/task"), Path("/proc/thread-self/schedstat")
 SOFT_PAUSE = 1  # of OpenMP's omp_pause_resource_t
 _started = threading.Lock()  # held from the first start of the watching thread on
 
@@ -122,6 +122,21 @@ def usage_reader(thread: int) -> Callable[[], Usage] | None:
         return int(ran), int(waited)
 
     return read
+
+
+def thread_usage() -> Usage:
+    """Return how long the calling thread has run and has waited for a core.
+
+    Where the system does not tell, all the time that it has not run counts as waiting.
+    """
+    try:
+        ran, waited, _ = map(int, OWN_USAGE.read_bytes().split())
+    except (OSError, ValueError):
+        ran = 0
+    if not ran:
+        ran = time.thread_time_ns()
+        waited = time.monotonic_ns() - ran
+    return ran, waited
 
 
 def load_libgomp() -> ctypes.CDLL | None:

@@ -212,3 +212,13 @@ def test_a_file_that_is_only_read_is_not_loaded_as_a_library(tmp_path: Path, mon
     (maps := tmp_path / "maps").write_text(weights)
     monkeypatch.setattr(shared_cores, "MAPS", maps)
     assert shared_cores.load_libgomp() is None
+
+
+def test_the_time_that_a_thread_has_run_is_known_on_every_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for file in (shared_cores.OWN_USAGE, tmp_path / "missing", tmp_path / "unknown"):
+        (tmp_path / "unknown").write_text("0 0 0\n")
+        monkeypatch.setattr(shared_cores, "OWN_USAGE", file)
+        ran, waited = shared_cores.thread_usage()
+        sum(range(300_000))
+        later, still = shared_cores.thread_usage()
+        assert later > ran > 0 and still >= waited >= 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 
 from gpt_pretrain.errors import UserError
 from gpt_pretrain.system.formatting import format_duration
+from gpt_pretrain.system.shared_cores import Usage, thread_usage
 from gpt_pretrain.training.budget.pace import DAMAGED_PLAN, Pace, read_points
 from gpt_pretrain.training.distributed import ranks
 from gpt_pretrain.training.lit_module import GPTLitModule
@@ -21,8 +23,8 @@ log = logging.getLogger(__name__)
 FIRST_STEPS = 3  # that are not measured
 MARKS = (0.02, 0.05, *(n / 10 for n in range(1, 10)), 0.95, 0.98)  # of the schedule, at which the steps are planned anew
 END_WORK, END_WAIT = 1.0, 0.6  # seconds of the end besides its validation: processor time of charts and report; writing files
-RECENT_SECONDS, RECENT_SHARE = 4.0, 0.03  # over which the machine's load is measured; a share of the budget if that is longer
-MOST_SLOWNESS = 12.0  # a process that waits for something else than a processor is not slow
+LOAD_SECONDS, LOADS = 4.0, 8  # of a measurement of the machine's load, and measurements of which the worst counts
+MOST_SLOWNESS = 12.0
 LEAST_GAIN, PATIENCE, LAST_SHARE = 1e-3, 3, 0.1  # of the validation loss; validations without it; steps of the decay after them
 FORWARD = 0.4  # of a step's time for the loss of the same tokens, without gradients
 DECAYED = 0.8  # of the schedule; before it, the learning rate is still high
@@ -42,7 +44,7 @@ class KeepBudget(Callback):
         validated: Tokens that are validated at the end of the run, as a multiple of those of a step.
         while_useful: Let the learning rate decay soon, and end, when the validation loss no longer falls.
         now: The clock.
-        worked: The processor time of this process.
+        used: How long this thread has run on a core and has waited for one.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class KeepBudget(Callback):
         validated: float = 0.0,
         while_useful: bool = False,
         now: Callable[[], float] = time.monotonic,
-        worked: Callable[[], float] = time.process_time,
+        used: Callable[[], Usage] = thread_usage,
     ) -> None:
         self.pace = pace
         self.seconds = seconds
@@ -64,28 +66,29 @@ class KeepBudget(Callback):
         self.while_useful = while_useful
         self._best, self._waited = math.inf, 0  # validation loss, and validations since it fell
         self.now = now
-        self.worked = worked
+        self.used = used
         self.began = began
         self.has_ended = False
-        self._load = RecentLoad(max(RECENT_SECONDS, RECENT_SHARE * seconds) if seconds < math.inf else RECENT_SECONDS)
-        self._load.watch(began, 0.0)
+        self._load = RecentLoad()
         self._spent = 0.0  # by earlier processes
+        # Seconds of a step and of an epoch's end, as they would be on a machine that does nothing else.
         self._step_seconds = 0.0
         self._epoch_end: float | None = None
-        self._ended: float | None = None  # when the last epoch's last step ended
-        self._measured: list[tuple[int, float]] = []  # step and time at which a measurement began
+        self._ended: tuple[float, Usage] | None = None  # when the last epoch's last step ended
+        self._measured: list[tuple[int, float, Usage]] = []  # step and time at which a measurement began
 
     def elapsed(self) -> float:
         """Return the seconds that the run has spent."""
         return self._spent + self.now() - self.began
 
     def reserve(self) -> float:
-        """Return the seconds to keep for the end of the run: a validation, files, and a fixed work at the pace of this machine.
+        """Return the seconds to keep for one more step and the end of the run, at the pace of a machine as busy as lately.
 
-        The end of an earlier epoch says how long a validation takes. Before that, it is estimated from the steps.
+        The end has a validation, files, and a fixed work. The end of an earlier epoch says how long a validation takes. Before
+        that, it is estimated from the steps.
         """
-        estimated = FORWARD * self.validated * self._step_seconds
-        return END_WAIT + END_WORK * self._load.slowness + (estimated if self._epoch_end is None else self._epoch_end)
+        validation = FORWARD * self.validated * self._step_seconds if self._epoch_end is None else self._epoch_end
+        return END_WAIT + (END_WORK + self._step_seconds + validation) * self._load.slowness
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._first, self._ended, self._measured = trainer.global_step + FIRST_STEPS, None, []
@@ -94,24 +97,26 @@ class KeepBudget(Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         if self._ended is not None:  # the first step of an epoch
-            self._epoch_end = max(self._epoch_end or 0.0, self.now() - self._ended)
+            moment, used = self._ended
+            self._epoch_end = max(self._epoch_end or 0.0, (self.now() - moment) / slowness(used, self.used()))
             self._ended = None
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GPTLitModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         if not pl_module.ends_step(batch_idx):
             return
-        step, moment = trainer.global_step, self.now()
-        self._load.watch(moment, self.worked())
+        step, moment, used = trainer.global_step, self.now(), self.used()
+        self._load.watch(moment, used)
         if trainer.is_last_batch:
-            self._ended = moment
+            self._ended = moment, used
         if step == self._first:
-            self._measured.append((step, moment))
+            self._measured.append((step, moment, used))
         elif self._measured and step > self._first:
-            begin, start = self._measured[-1]
-            self._step_seconds = (moment - start) / (step - begin) if step > begin else self._step_seconds
+            begin, start, before = self._measured[-1]
+            if step > begin:
+                self._step_seconds = (moment - start) / (step - begin) / slowness(before, used)
         if self.seconds < math.inf:
             if self._measured and step > self._first + 1 and self.pace.progress(step) >= self._next_mark:
-                self._replan(step, moment)
+                self._replan(step, moment, used)
             out_of_time = bool(ranks.all_reduce_max(self.elapsed() >= self.seconds - self.reserve()))
         else:
             out_of_time = False
@@ -140,13 +145,13 @@ class KeepBudget(Callback):
             )
             self.pace.replan(step, min(self.pace.last_step, step + max(1, int(LAST_SHARE * step))))
 
-    def _replan(self, step: int, moment: float) -> None:
-        begin, start = self._measured[-2] if len(self._measured) > 4 else self._measured[0]
+    def _replan(self, step: int, moment: float, used: Usage) -> None:
+        begin, start, _ = self._measured[-2] if len(self._measured) > 4 else self._measured[0]
         rate = max((moment - start) / (step - begin), 1e-9)
         left = self.seconds - self.reserve() - self.elapsed()
         last = step + max(1, int(left / rate))
         self.pace.replan(step, ranks.broadcast(last if self.longest is None else min(last, self.longest)))
-        self._measured.append((step, moment))
+        self._measured.append((step, moment, used))
         self._next_mark = self._mark_after(self.pace.progress(step))
 
     def _mark_after(self, progress: float) -> float:
@@ -182,26 +187,29 @@ class KeepBudget(Callback):
 
 
 class RecentLoad:
-    """Measure how many seconds pass in a second of this process's work, lately: other programs use the processors too.
+    """Measure how much slower this thread is lately, because other programs use the processors too.
 
-    Args:
-        seconds: Over which it is measured.
+    A machine that was busy for some seconds will be so again, so the worst measurement of half a minute counts.
 
     Attributes:
-        slowness: The larger one of the last two measurements; at least 1.
+        slowness: Seconds that pass in a second of the thread's work; at least 1.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    def __init__(self) -> None:
         self.slowness = 1.0
-        self._last = 1.0
-        self._begin: tuple[float, float] | None = None
+        self._found = deque[float](maxlen=LOADS)
+        self._begin: tuple[float, Usage] | None = None
 
-    def watch(self, moment: float, worked: float) -> None:
-        """Note the processor time that this process has used until a moment."""
+    def watch(self, moment: float, used: Usage) -> None:
+        """Note how long the thread has run and has waited until a moment."""
         if self._begin is None:
-            self._begin = (moment, worked)
-        elif moment - self._begin[0] >= self.seconds:
-            now = (moment - self._begin[0]) / max(worked - self._begin[1], 1e-3)
-            now = min(max(now, 1.0), MOST_SLOWNESS)
-            self.slowness, self._last, self._begin = max(now, self._last), now, (moment, worked)
+            self._begin = (moment, used)
+        elif moment - self._begin[0] >= LOAD_SECONDS:
+            self._found.append(slowness(self._begin[1], used))
+            self.slowness, self._begin = max(self._found), (moment, used)
+
+
+def slowness(before: Usage, after: Usage) -> float:
+    """Return the seconds that pass in a second of a thread's work: it may have to wait for a core."""
+    ran, waited = after[0] - before[0], after[1] - before[1]
+    return min(1.0 + waited / ran, MOST_SLOWNESS) if ran > 0 else 1.0
