@@ -44,7 +44,9 @@ def find_tokenizer(settings: TrainSettings, start: StartingPoint, overridden: Se
     if start.weights is not None and tokenizer is None:
         tokenizer = start.weights.build_tokenizer(name if is_typed else None)
     if tokenizer is None and name == AUTOMATIC_NAME:
-        name = _automatic_name(settings, start, overridden)
+        name = DEFAULT_NAME if start.architecture is not None else automatic_name(settings, overridden)
+        if name == TRAINED_NAME and "tokenizer.vocab_size" not in overridden:
+            log.info("The text gets a vocabulary of its own; tokenizer=%s takes that of GPT-2 in its place", DEFAULT_NAME)
     if "tokenizer.vocab_size" in overridden and start.resume is None and name != TRAINED_NAME:
         size = settings.tokenizer.vocab_size
         raise UserError(f"tokenizer.vocab_size={size} is the size of a vocabulary that tokenizer=bpe trains. Add tokenizer=bpe.")
@@ -69,20 +71,18 @@ def _train_tokenizer(settings: TrainSettings) -> Tokenizer:
         return trained_tokenizer(settings.data, vocab_size=settings.tokenizer.vocab_size)
 
 
-def _automatic_name(settings: TrainSettings, start: StartingPoint, overridden: Set[str]) -> str:
+def automatic_name(settings: TrainSettings, overridden: Set[str]) -> str:
     """Return the name that tokenizer=auto stands for: bpe for a text of the user's own and a modern model, otherwise gpt2.
 
     Raises:
         UserError: If the text cannot be read.
     """
-    if start.architecture is not None or settings.model.kind != "modern" or not _is_own_text(settings, overridden):
+    if settings.model.kind != "modern" or not _is_own_text(settings, overridden):
         return DEFAULT_NAME
     if "tokenizer.vocab_size" in overridden:
         return TRAINED_NAME
-    if training_characters(settings.data, most=ENOUGH_CHARACTERS) < ENOUGH_CHARACTERS:
-        return DEFAULT_NAME
-    log.info("The text gets a vocabulary of its own; tokenizer=%s takes that of GPT-2 in its place", DEFAULT_NAME)
-    return TRAINED_NAME
+    is_short = training_characters(settings.data, most=ENOUGH_CHARACTERS) < ENOUGH_CHARACTERS
+    return DEFAULT_NAME if is_short else TRAINED_NAME
 
 
 def _is_own_text(settings: TrainSettings, overridden: Set[str]) -> bool:

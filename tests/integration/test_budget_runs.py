@@ -21,7 +21,7 @@ EXACT = ["data=text", "trainer.accelerator=cpu", "trainer.precision=32-true", "c
 def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Overrides for a small text; the machine has a fixed speed."""
     monkeypatch.setattr(machine, "measure_speed", lambda *_, **__: Speed((1e5, 1e8), (1e10, 1e10), 1e-3))
-    lines = [f"{number} boats lay at the shore, and {number * number % 89} more came with the wind.\n" for number in range(400)]
+    lines = [f"{number} boats lay at the shore, and {number * number % 89} more came with the wind.\n" for number in range(1900)]
     (tmp_path / "text.txt").write_text("".join(lines), encoding="utf-8")
     return [*EXACT, f"data.path={tmp_path / 'text.txt'}", f"data.cache_dir={tmp_path / 'cache'}", "trainer.deterministic=true"]
 
@@ -30,7 +30,7 @@ def test_what_is_typed_stays_and_the_rest_is_chosen(train: Train, tmp_path: Path
     train("budget=12000 tokens", "model.drop_rate=0.3", "data.batch_size=2", base=base)
     settings = read_yaml(tmp_path / "run" / "config.yaml", within=tmp_path)
     assert (settings["model"]["drop_rate"], settings["data"]["batch_size"]) == (0.3, 2)
-    assert (settings["tokenizer"]["vocab_size"], settings["model"]["emb_dim"]) == (512, 64)
+    assert (settings["tokenizer"]["vocab_size"], settings["model"]["emb_dim"]) == (512, 96)
     assert 10_000 < checkpoint(tmp_path / "run")["tokens_seen"] <= 12_000
     shown = "\n".join(printed())
     assert "bits per byte, in nine of ten cases between" in shown
@@ -106,6 +106,16 @@ def test_a_disk_or_a_memory_that_is_too_small_is_said_or_chosen_for(
     assert checkpoint(tmp_path / "run")["tokens_seen"] > 10_000
 
 
+def test_a_short_text_has_the_vocabulary_of_the_defaults(
+    train: Train, tmp_path: Path, base: list[str], printed: Printed
+) -> None:
+    (tmp_path / "text.txt").write_text("".join(f"{number} boats lay at the shore.\n" for number in range(900)), encoding="utf-8")
+    train("budget=12000 tokens", "model.emb_dim=16", "model.n_layers=1", "model.n_heads=1", base=base)
+    assert read_yaml(tmp_path / "run" / "config.yaml", within=tmp_path)["tokenizer"] == {"name": "gpt2", "vocab_size": None}
+    shown = "\n".join(printed())
+    assert "tokenizer.name=gpt2: " in shown and "rules that were not measured with a vocabulary of 50,257 tokens" in shown
+
+
 def test_a_tiny_text_gets_windows_that_fit(train: Train, tmp_path: Path, base: list[str]) -> None:
     (tmp_path / "text.txt").write_text("Ring the bells. " * 30, encoding="utf-8")
     train("budget=12000 tokens", base=base)
@@ -115,7 +125,7 @@ def test_a_tiny_text_gets_windows_that_fit(train: Train, tmp_path: Path, base: l
 
 @pytest.mark.slow
 def test_each_job_of_a_sweep_has_the_whole_budget(script: Callable[..., Any], tmp_path: Path) -> None:
-    lines = [f"{number} boats lay at the shore, and {number * number % 89} more came with the wind.\n" for number in range(400)]
+    lines = [f"{number} boats lay at the shore, and {number * number % 89} more came with the wind.\n" for number in range(1900)]
     (tmp_path / "text.txt").write_text("".join(lines), encoding="utf-8")
     data = ["data=text", f"data.path={tmp_path / 'text.txt'}", f"data.cache_dir={tmp_path / 'cache'}", "callbacks=minimal"]
     done = script("train.py", "-m", *data, "seed=1,2", "budget=12000 tokens", f"hydra.sweep.dir={tmp_path / 'sweep'}")
@@ -127,7 +137,7 @@ def test_each_job_of_a_sweep_has_the_whole_budget(script: Callable[..., Any], tm
 
 @pytest.mark.slow
 def test_one_process_chooses_for_all(script: Callable[..., Any], tmp_path: Path) -> None:
-    lines = [f"{number} boats lay at the shore, and {number * number % 89} more came with the wind.\n" for number in range(400)]
+    lines = [f"{number} boats lay at the shore, and {number * number % 89} more came with the wind.\n" for number in range(1900)]
     (tmp_path / "text.txt").write_text("".join(lines), encoding="utf-8")
     data = ["data=text", f"data.path={tmp_path / 'text.txt'}", f"data.cache_dir={tmp_path / 'cache'}", "callbacks=minimal"]
     devices = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"]

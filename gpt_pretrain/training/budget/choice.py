@@ -21,7 +21,9 @@ MIN_STEPS = 20
 SMALLEST_STEP = 512  # tokens
 BATCH_ROUNDS = 3
 BESIDES = 0.88  # share of the time for optimizer steps; the rest is for losses, samples and checkpoints
-MOST_PASSES = 64  # over the text; with more, even a regularized model mostly memorizes
+# Passes over the text; with more, even a regularized model mostly memorizes: of any text, and of one that has fewer tokens than
+# the vocabulary has entries.
+MOST_PASSES, FEW_TOKENS_PASSES = 64, 16
 MOST_PARAMETERS = 30  # in the blocks for each different token that is read; the law was not measured beyond
 STUDIED_VOCABULARY = 4096  # tokens
 CAUTION = 0.01  # a choice that the study did not reach counts as this much worse for each doubling
@@ -40,6 +42,7 @@ class TextFacts:
         difficulty: How hard it is to learn.
         seconds_to_encode: Estimate for the whole training set.
         longest_windows: Tokens that a window can have in the validation set, by the size of the vocabulary.
+        tokenizer: Name of the only vocabulary, if it is not trained on the text.
     """
 
     train_bytes: int
@@ -47,6 +50,11 @@ class TextFacts:
     difficulty: Difficulty
     seconds_to_encode: float = 0.0
     longest_windows: Mapping[int, int] = field(default_factory=dict)
+    tokenizer: str | None = None
+
+    def most_passes(self, vocab_size: int) -> int:
+        """Return how many passes over the text lower its loss."""
+        return FEW_TOKENS_PASSES if self.train_bytes / self.bytes_per_token[vocab_size] < vocab_size else MOST_PASSES
 
     def context_for(self, vocab_size: int) -> int:
         """Return the context of a model that is chosen for the text, a power of two: shorter if the validation set is short."""
@@ -160,7 +168,8 @@ def candidates(conditions: Conditions, *, configs: Sequence[GPTConfig], batch: i
     for config in configs:
         length = text.bytes_per_token[config.vocab_size]
         windows = max(1, int(text.train_bytes / length / config.context_length))
-        most = min(MOST_PASSES * text.train_bytes / length, budget.tokens, budget.flops / training_flops_per_token(config))
+        passes = text.most_passes(config.vocab_size)
+        most = min(passes * text.train_bytes / length, budget.tokens, budget.flops / training_flops_per_token(config))
         for _ in range(LENGTHS):
             size, most_steps = _batch_and_steps(config, most, limits, speed, windows=windows, batch=batch)
             per_step, steps = size * limits.shares * config.context_length, int(most_steps)
@@ -230,23 +239,23 @@ def best_of(found: Sequence[Candidate]) -> Candidate:
     return min((one for one in found if one.cautious <= ENOUGH * lowest), key=lambda one: (one.seconds, one.expected))
 
 
-def longest_steps(chosen: Candidate, difficulty: Difficulty) -> int:
+def longest_steps(chosen: Candidate, text: TextFacts) -> int:
     """Return the optimizer steps that the text is good for; no more than the chosen ones if it allows little gain, as noise."""
-    if difficulty.gain < 1:
+    if text.difficulty.gain < 1:
         return chosen.steps
-    return max(chosen.steps, int(chosen.steps * MOST_PASSES / chosen.passes))
+    return max(chosen.steps, int(chosen.steps * text.most_passes(chosen.config.vocab_size) / chosen.passes))
 
 
 def filled(chosen: Candidate, conditions: Conditions) -> Candidate:
     """Return a run with all the steps that the budget allows and the text is good for, where the law expects little of them."""
-    budget, difficulty = conditions.budget, conditions.text.difficulty
+    budget = conditions.budget
     step, flops = chosen.seconds / chosen.steps, training_flops_per_token(chosen.config)
     most = min(conditions.limits.seconds / step, min(budget.tokens, budget.flops / flops) / chosen.step_tokens)
-    steps = int(min(longest_steps(chosen, difficulty), most))
+    steps = int(min(longest_steps(chosen, conditions.text), most))
     if steps <= chosen.steps:
         return chosen
     training = replace(chosen.training, trained_bytes=chosen.training.trained_bytes * steps / chosen.steps)
-    expected = conditions.law.bits_per_byte(training, difficulty)
+    expected = conditions.law.bits_per_byte(training, conditions.text.difficulty)
     return replace(chosen, steps=steps, seconds=steps * step, training=training, expected=expected)
 
 

@@ -15,6 +15,7 @@ from gpt_pretrain.errors import UserError
 from gpt_pretrain.model.costs import num_parameters
 from gpt_pretrain.system.formatting import format_duration, format_si
 from gpt_pretrain.system.shown_values import short_repr
+from gpt_pretrain.tokenizers.bpe_training import TRAINED_NAME
 from gpt_pretrain.training.budget import choice
 from gpt_pretrain.training.budget.amount import Budget, parse_budget
 from gpt_pretrain.training.budget.law import fitted_law
@@ -24,9 +25,8 @@ from gpt_pretrain.training.budget.published import PublishedCandidate, published
 from gpt_pretrain.training.budget.text_facts import describe_text
 from gpt_pretrain.training.budget.typed import (
     allowed_architectures,
-    has_typed_tokenizer,
     is_typed,
-    typed_tokenizer,
+    ready_tokenizer,
     unstudied,
     wanted_vocabularies,
 )
@@ -94,10 +94,11 @@ def plan_budget(settings: TrainSettings, overridden: Set[str], *, began: float) 
 def _decide_here(settings: TrainSettings, overridden: Set[str], budget: Budget, began: float) -> dict[str, Any]:
     """Measure the text and this machine, and return the decision as plain containers."""
     allowed = PLANNING_SHARE * budget.seconds
+    tokenizer = ready_tokenizer(settings, overridden)
     text = describe_text(
         settings.data,
-        wanted_vocabularies(settings, overridden),
-        tokenizer=typed_tokenizer(settings, overridden),
+        [] if tokenizer is not None else wanted_vocabularies(settings, overridden),
+        tokenizer=tokenizer,
         seconds=TEXT_SHARE * allowed,
     )
     speed = measured_speed(settings, text, seconds=(1 - TEXT_SHARE) * allowed)
@@ -121,12 +122,10 @@ def decide(settings: TrainSettings, overridden: Set[str], conditions: choice.Con
         others, longest = [format_si(num_parameters(chosen.config), "parameters")], chosen.most_steps
         decisions = decided_settings(chosen, text, limit) | published_settings(chosen, settings)
     else:
-        others, longest = unstudied(settings, overridden, chosen.config), choice.longest_steps(chosen, text.difficulty)
+        others, longest = unstudied(settings, overridden, chosen.config), choice.longest_steps(chosen, text)
         chosen = choice.filled(chosen, conditions)
         decisions = decided_settings(chosen, text, limit)
     taken = {name: one for name, one in decisions.items() if not is_typed(name, overridden)}
-    if has_typed_tokenizer(settings, overridden):
-        taken.pop("tokenizer.vocab_size", None)
     if settings.optimizer.decay != "roles":
         taken = {name: one for name, one in taken.items() if not name.startswith("optimizer.")}
     lines = [
@@ -173,8 +172,7 @@ def decided_settings(chosen: choice.Candidate, text: choice.TextFacts, limit: st
     epochs = max(1, math.ceil(chosen.passes))
     minutes = min(round(chosen.seconds / CHECKPOINTS / 60, 1), MOST_UNSAVED) if chosen.seconds >= LONG else None
     return {
-        "tokenizer.name": Decision("bpe", ""),
-        "tokenizer.vocab_size": Decision(config.vocab_size, f"{text.bytes_per_token[config.vocab_size]:.1f} bytes per token"),
+        **_vocabulary(config.vocab_size, text),
         "model.emb_dim": Decision(config.emb_dim, ""),
         "model.n_layers": Decision(config.n_layers, f"{parameters} with emb_dim={config.emb_dim}, limited by {limit}"),
         "model.n_heads": Decision(config.n_heads, ""),
@@ -196,6 +194,13 @@ def decided_settings(chosen: choice.Candidate, text: choice.TextFacts, limit: st
         "trainer.max_epochs": Decision(max(epochs * SPARE_EPOCHS, chosen.steps), ""),
         "trainer.max_steps": Decision(chosen.steps, ""),
     }
+
+
+def _vocabulary(size: int, text: choice.TextFacts) -> dict[str, Decision]:
+    length = f"{text.bytes_per_token[size]:.1f} bytes per token"
+    if text.tokenizer is not None:
+        return {"tokenizer.name": Decision(text.tokenizer, f"{length}; a short text alone makes a vocabulary of few words")}
+    return {"tokenizer.name": Decision(TRAINED_NAME, ""), "tokenizer.vocab_size": Decision(size, length)}
 
 
 def published_settings(chosen: PublishedCandidate, settings: TrainSettings) -> dict[str, Decision]:

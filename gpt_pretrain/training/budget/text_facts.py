@@ -88,6 +88,7 @@ def text_facts(
         difficulty,
         seconds_to_encode=unique_bytes * rate,
         longest_windows={size: len(one.encode_ordinary(held_out)) - 1 for size, one in usable.items()},
+        tokenizer=None if tokenizer is None else tokenizer.name,
     )
 
 

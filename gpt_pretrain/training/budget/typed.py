@@ -14,32 +14,27 @@ from gpt_pretrain.tokenizers.build import build_tokenizer
 from gpt_pretrain.tokenizers.fitting import with_end_of_text
 from gpt_pretrain.training.budget import choice
 from gpt_pretrain.training.budget.amount import parse_budget
+from gpt_pretrain.training.run_tokenizer import automatic_name
 
 LENGTHS = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens", "trainer.max_time")
 ARCHITECTURE = ("emb_dim", "n_layers", "n_heads", "n_kv_heads", "kind", "context_length")  # of which a typed one keeps all
 
 
 def wanted_vocabularies(settings: TrainSettings, overridden: Set[str]) -> list[int]:
-    """Return the sizes of a vocabulary to choose from: the typed one, or those of the study; none if a tokenizer is typed."""
-    if has_typed_tokenizer(settings, overridden):
-        return []
+    """Return the sizes of a vocabulary that is trained on the text to choose from: the typed one, or those of the study."""
     typed = settings.tokenizer.vocab_size if is_typed("tokenizer.vocab_size", overridden) else None
     return [*VOCABULARY_SIZES] if typed is None else [typed]
 
 
-def has_typed_tokenizer(settings: TrainSettings, overridden: Set[str]) -> bool:
-    """Return True if the user has typed a tokenizer that is ready, and need not be trained on the text."""
-    return "tokenizer.name" in overridden and settings.tokenizer.name not in (TRAINED_NAME, AUTOMATIC_NAME)
-
-
-def typed_tokenizer(settings: TrainSettings, overridden: Set[str]) -> Tokenizer | None:
-    """Build the tokenizer that the user has typed; None if it is to be trained.
+def ready_tokenizer(settings: TrainSettings, overridden: Set[str]) -> Tokenizer | None:
+    """Build the tokenizer that the user has typed, or that of GPT-2 for a short text; None if one is to be trained on the text.
 
     Raises:
-        UserError: If it cannot be built.
+        UserError: If it cannot be built, or the text cannot be read.
     """
-    ready = has_typed_tokenizer(settings, overridden)
-    return with_end_of_text(build_tokenizer(settings.tokenizer.name)) if ready else None
+    is_typed = "tokenizer.name" in overridden and settings.tokenizer.name != AUTOMATIC_NAME
+    name = settings.tokenizer.name if is_typed else automatic_name(settings, overridden)
+    return None if name == TRAINED_NAME else with_end_of_text(build_tokenizer(name))
 
 
 def unstudied(settings: TrainSettings, overridden: Set[str], config: GPTConfig) -> list[str]:

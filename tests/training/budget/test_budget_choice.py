@@ -6,7 +6,7 @@ import pytest
 
 from gpt_pretrain.training.budget import choice
 from gpt_pretrain.training.budget.amount import Budget
-from tests.helpers.budgets import DIFFICULTY, LIMITS, choose, conditions
+from tests.helpers.budgets import DIFFICULTY, LIMITS, choose, conditions, text_of
 
 
 def test_more_time_never_raises_the_expected_loss():
@@ -113,11 +113,19 @@ def test_processes_that_share_a_processor_are_not_faster_together():
 
 def test_a_text_is_good_for_some_passes_only():
     for n_bytes in (20_000, 1_000_000, 50_000_000):
-        chosen = choose(n_bytes, Budget(seconds=120.0))
-        passes = choice.longest_steps(chosen, DIFFICULTY) * chosen.passes / chosen.steps
+        chosen, text = choose(n_bytes, Budget(seconds=120.0)), text_of(n_bytes)
+        passes = choice.longest_steps(chosen, text) * chosen.passes / chosen.steps
         assert passes == pytest.approx(max(choice.MOST_PASSES, chosen.passes), rel=0.02)
         noise = dataclasses.replace(DIFFICULTY, frequencies=min(DIFFICULTY.ngrams.values()))
-        assert choice.longest_steps(chosen, noise) == chosen.steps
+        assert choice.longest_steps(chosen, dataclasses.replace(text, difficulty=noise)) == chosen.steps
+
+
+def test_a_text_with_fewer_tokens_than_the_vocabulary_has_is_read_less_often():
+    text = dataclasses.replace(text_of(20_000), bytes_per_token={50_257: 4.2})
+    assert text.most_passes(50_257) == choice.FEW_TOKENS_PASSES < choice.MOST_PASSES
+    found = choice.candidates(dataclasses.replace(conditions(20_000, Budget()), text=text), configs=choice.architectures([50_257]))
+    assert max(one.passes for one in found) <= choice.FEW_TOKENS_PASSES
+    assert text_of(20_000).most_passes(512) == dataclasses.replace(text, train_bytes=300_000).most_passes(50_257) == choice.MOST_PASSES
 
 
 def test_a_run_uses_its_budget_as_far_as_its_text_is_good_for_it():
