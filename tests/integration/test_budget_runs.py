@@ -106,9 +106,7 @@ def test_a_disk_or_a_memory_that_is_too_small_is_said_or_chosen_for(
     assert checkpoint(tmp_path / "run")["tokens_seen"] > 10_000
 
 
-def test_a_short_text_has_the_vocabulary_of_the_defaults(
-    train: Train, tmp_path: Path, base: list[str], printed: Printed
-) -> None:
+def test_a_short_text_has_the_vocabulary_of_the_defaults(train: Train, tmp_path: Path, base: list[str], printed: Printed) -> None:
     (tmp_path / "text.txt").write_text("".join(f"{number} boats lay at the shore.\n" for number in range(900)), encoding="utf-8")
     train("budget=12000 tokens", "model.emb_dim=16", "model.n_layers=1", "model.n_heads=1", base=base)
     assert read_yaml(tmp_path / "run" / "config.yaml", within=tmp_path)["tokenizer"] == {"name": "gpt2", "vocab_size": None}

@@ -123,9 +123,15 @@ def test_a_text_is_good_for_some_passes_only():
 def test_a_text_with_fewer_tokens_than_the_vocabulary_has_is_read_less_often():
     text = dataclasses.replace(text_of(20_000), bytes_per_token={50_257: 4.2})
     assert text.most_passes(50_257) == choice.FEW_TOKENS_PASSES < choice.MOST_PASSES
-    found = choice.candidates(dataclasses.replace(conditions(20_000, Budget()), text=text), configs=choice.architectures([50_257]))
+    found = choice.candidates(
+        dataclasses.replace(conditions(20_000, Budget()), text=text), configs=choice.architectures([50_257])
+    )
     assert max(one.passes for one in found) <= choice.FEW_TOKENS_PASSES
-    assert text_of(20_000).most_passes(512) == dataclasses.replace(text, train_bytes=300_000).most_passes(50_257) == choice.MOST_PASSES
+    assert (
+        text_of(20_000).most_passes(512)
+        == dataclasses.replace(text, train_bytes=300_000).most_passes(50_257)
+        == choice.MOST_PASSES
+    )
 
 
 def test_a_run_uses_its_budget_as_far_as_its_text_is_good_for_it():
