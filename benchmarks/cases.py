@@ -53,6 +53,7 @@ def all_cases(*, precision: str) -> dict[str, Case]:
         cases = {
             "train-124m-dropout": _training(gpt2_124m(drop_rate=0.1), precision),
             "train-124m": _training(gpt2_124m(drop_rate=0.0), precision),
+            "train-124m-b8": _training(gpt2_124m(drop_rate=0.0, batch_size=8, steps=3, warmup=2), precision),
         }
     cases["train-tiny"] = _training(TINY, precision)
     for batch_size in (1, 8):

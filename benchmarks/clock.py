@@ -76,3 +76,25 @@ class TrainingTime(Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         wall, cpu = time.perf_counter() - self.start[0], time.process_time() - self.start[1]
         self.file.write_text(json.dumps({"wall_seconds": wall, "cpu_seconds": cpu}), encoding="utf-8")
+
+
+class ProcessCosts(Callback):
+    """Write the processor seconds up to the end of the first step and of each later one, and the peak memory, to a file.
+
+    Args:
+        file: File for the costs, as JSON.
+    """
+
+    def __init__(self, *, file: str) -> None:
+        self.file = Path(file)
+        self.stamps: list[float] = []
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.stamps.append(time.process_time())
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        steps = [end - start for start, end in itertools.pairwise(self.stamps)]
+        costs = {"start, s": self.stamps[0], "memory, MB": peak_bytes() / 1e6}
+        self.file.write_text(json.dumps(costs | ({"step, s": min(steps)} if steps else {})), encoding="utf-8")

@@ -6,10 +6,12 @@ import json
 import random
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils import get_total_norm
 
@@ -44,6 +46,15 @@ def ours(shape: Training, *, precision: str) -> Measurement:
 
 def bare(shape: Training, *, precision: str) -> Measurement:
     """Measure a short PyTorch loop around this program's model, loss and optimizer, without a framework."""
+    step = bare_step(shape, precision=precision)
+    clock = StepClock(shape.steps + shape.warmup, lambda: make_batch(shape))
+    for token_ids, target_ids in clock:
+        step(token_ids, target_ids)
+    return Measurement(clock.seconds(warmup=shape.warmup), peak_bytes(), {"precision": precision})
+
+
+def bare_step(shape: Training, *, precision: str) -> Callable[[Tensor, Tensor], None]:
+    """Build this program's model and optimizer, and return a function that trains them on token ids and their targets."""
     from gpt_pretrain.model.gpt2 import GPTModel
     from gpt_pretrain.model.kernels.loss import linear_cross_entropy
     from gpt_pretrain.system.devices import keep_freed_memory
@@ -55,8 +66,8 @@ def bare(shape: Training, *, precision: str) -> Measurement:
     model.tok_emb.sparse = device().type == "cpu"
     compiled, _ = compile_model(model, "auto", device())
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-4, weight_decay=0.1, fused=True)
-    clock = StepClock(shape.steps + shape.warmup, lambda: _batch(shape))
-    for token_ids, target_ids in clock:
+
+    def step(token_ids: Tensor, target_ids: Tensor) -> None:
         with torch.autocast(device().type, torch.bfloat16, enabled=precision == "bf16-mixed"):
             hidden = model.hidden_states(token_ids).flatten(0, 1)
             loss = linear_cross_entropy(hidden, model.head_weight, target_ids.flatten(), compiled=compiled)
@@ -65,7 +76,8 @@ def bare(shape: Training, *, precision: str) -> Measurement:
         clip_gradients(optimizer, norm, max_norm=1.0)
         optimizer.step()
         optimizer.zero_grad()
-    return Measurement(clock.seconds(warmup=shape.warmup), peak_bytes(), {"precision": precision})
+
+    return step
 
 
 def chapter(shape: Training) -> Measurement:
@@ -77,7 +89,7 @@ def chapter(shape: Training) -> Measurement:
     ch05.generate_and_print_sample = lambda *_: None
     model = GPTModel(chapter_config(shape)).to(device())
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-4, weight_decay=0.1)
-    clock = StepClock(shape.steps + shape.warmup, lambda: _batch(shape))
+    clock = StepClock(shape.steps + shape.warmup, lambda: make_batch(shape))
     ch05.train_model_simple(model, clock, clock, optimizer, device(), 1, 10**9, 1, "", None)
     return Measurement(clock.seconds(warmup=shape.warmup), peak_bytes(), {"precision": "32-true"})
 
@@ -89,7 +101,7 @@ def transformers(shape: Training, *, precision: str = "32-true") -> Measurement:
     model: torch.nn.Module = GPT2LMHeadModel(transformers_config(shape))
     model.to(device()).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-4, weight_decay=0.1)
-    clock = StepClock(shape.steps + shape.warmup, lambda: _batch(shape))
+    clock = StepClock(shape.steps + shape.warmup, lambda: make_batch(shape))
     for token_ids, target_ids in clock:
         optimizer.zero_grad()
         with torch.autocast(device().type, torch.bfloat16, enabled=precision == "bf16-mixed"):
@@ -123,7 +135,8 @@ def transformers_config(shape: Training) -> Any:
     )
 
 
-def _batch(shape: Training) -> tuple[torch.Tensor, torch.Tensor]:
+def make_batch(shape: Training) -> tuple[Tensor, Tensor]:
+    """Return random token ids, (B, T), and their targets."""
     block = torch.randint(0, shape.vocab_size, (shape.batch_size, shape.context_length + 1)).to(device())
     return block[:, :-1], block[:, 1:]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpt_pretrain.model.config import GPTConfig
-from gpt_pretrain.model.kernels.chunks import chunk_rows, loss_block_rows, query_blocks
+from gpt_pretrain.model.kernels.chunks import chunk_rows, gradient_rows, loss_block_rows, query_blocks
 
 TensorShape = tuple[int, int]  # rows, numbers in each row
 
@@ -285,7 +285,9 @@ def loss_bytes(config: GPTConfig, *, batch_size: int, precision: str, device: st
     block = loss_block_rows(rows, config.vocab_size, device) * config.vocab_size * 4 * copies_of_block
     logits = rows * config.vocab_size * narrow + block
     gradients = (head + 2 * tokens * config.emb_dim) * wide
-    copies = 0 if narrow == 4 else (2 * head + tokens * config.emb_dim) * narrow
+    # In half precision the weight is copied, and the gradient is summed in fp32 from products, which a CPU casts before it adds.
+    product = gradient_rows(config.vocab_size, device) * config.emb_dim * (narrow + (4 if device == "cpu" else 0))
+    copies = 0 if narrow == 4 else (head + tokens * config.emb_dim) * narrow + product
     return logits + gradients + copies
 
 

@@ -136,7 +136,11 @@ def test_a_run_goes_on_without_the_batch(train: Train, tmp_path: Path, way: str)
     assert [row["step"] for row in rows(tmp_path / "run") if row["train/loss"]] == ["0", "3", "6", "9", "12", "15"]
 
 
-@pytest.mark.parametrize("overrides", [[], ["compile=true"], ["optimizer=muon"]], ids=["adamw", "compiled", "muon"])
+@pytest.mark.parametrize(
+    "overrides",
+    [[], ["compile=true"], ["optimizer=muon"], ["trainer.precision=32-true"], ["trainer.precision=16-mixed"]],
+    ids=["adamw", "compiled", "muon", "fp32", "fp16"],
+)
 def test_a_deterministic_run_resumes_to_the_last_bit(train: Train, tmp_path: Path, overrides: list[str]) -> None:
     given = [*ON_GPU, "trainer.deterministic=true", "checkpoint.every_n_steps=2", *overrides]
     train(*given, run_dir=tmp_path / "whole")

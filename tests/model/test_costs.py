@@ -90,15 +90,36 @@ def test_training_memory_equals_what_pytorch_allocates(drop_rate: float) -> None
     step()  # The first step creates the optimizer's moments.
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step()
+    peak = peak_of(profile)
+    memory = costs.training_memory(model.config, batch_size=8, precision="32-true", device="cpu")
+    assert memory.weights == sum(p.numel() * p.element_size() for p in model.parameters())
+    assert memory.moments == sum(t.nbytes for state in optimizer.state.values() for name, t in state.items() if name != "step")
+    assert memory.peak - memory.weights - memory.moments == pytest.approx(peak, rel=0.1)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_memory_of_the_loss_equals_what_pytorch_allocates(precision: str) -> None:
+    config = GPTConfig(vocab_size=20_000, context_length=1000, emb_dim=64, n_heads=4, n_layers=1)  # two chunks of logits
+    hidden, weight = torch.randn(1000, 64, requires_grad=True), torch.randn(20_000, 64, requires_grad=True)
+    targets = torch.randint(20_000, (1000,))
+    with (
+        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile,
+        torch.autocast("cpu", torch.bfloat16, enabled=precision != "32-true"),
+    ):
+        kept = loss.linear_cross_entropy(hidden, weight, targets)
+    assert kept.isfinite()
+    formula = costs.loss_bytes(config, batch_size=1, precision=precision, device="cpu")
+    assert formula == pytest.approx(peak_of(profile), rel=0.05)
+
+
+def peak_of(profile: torch.profiler.profile) -> int:
+    """Return the most bytes that were held at a time beyond those at the start."""
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
     held = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         held += event.nbytes()
         peak = max(peak, held)
-    memory = costs.training_memory(model.config, batch_size=8, precision="32-true", device="cpu")
-    assert memory.weights == sum(p.numel() * p.element_size() for p in model.parameters())
-    assert memory.moments == sum(t.nbytes for state in optimizer.state.values() for name, t in state.items() if name != "step")
-    assert memory.peak - memory.weights - memory.moments == pytest.approx(peak, rel=0.1)
+    return peak
 
 
 def test_half_precision_halves_the_memory() -> None:

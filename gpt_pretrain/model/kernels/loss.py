@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from gpt_pretrain.model.kernels.chunks import chunk_rows, loss_block_rows
+from gpt_pretrain.model.kernels.chunks import chunk_rows, gradient_rows, loss_block_rows
 
 IGNORED = -100  # The target id of a position that does not count, as in PyTorch's own losses.
 # Columns of the logits buffer are padded to a multiple of this. Vector units and tensor cores read rows of an odd length, such as
@@ -231,12 +231,20 @@ class _Gradients:
     def add(self, d_logits: Tensor, chunk: slice) -> None:
         torch.mm(d_logits, self.w, out=self.d_hidden[chunk])
         x = self.x[chunk] * self.scale if self.fp16 else self.x[chunk]
-        if self.d_weight is None:
-            self.d_weight = (d_logits.T @ x).to(torch.promote_types(x.dtype, torch.float32))
-        elif self.d_weight.dtype == x.dtype:
-            self.d_weight.addmm_(d_logits.T, x)
+        if torch.promote_types(x.dtype, torch.float32) == x.dtype:
+            self.d_weight = d_logits.T @ x if self.d_weight is None else self.d_weight.addmm_(d_logits.T, x)
         else:
-            self.d_weight += d_logits.T @ x
+            self._add_in_fp32(d_logits.T, x)
+
+    def _add_in_fp32(self, d_logits_t: Tensor, x: Tensor) -> None:
+        """Add a product in half precision by blocks: a CPU holds each product, and a copy of it in fp32, beside the sum."""
+        is_first = self.d_weight is None
+        if self.d_weight is None:
+            self.d_weight = torch.empty(self.w.shape, dtype=torch.float32, device=x.device)
+        rows = gradient_rows(len(self.w), x.device.type)
+        for start in range(0, len(self.w), rows):
+            product, total = d_logits_t[start : start + rows] @ x, self.d_weight[start : start + rows]
+            total.copy_(product) if is_first else total.add_(product)
 
     def finish(self, hidden_dtype: torch.dtype, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients of the hidden states and of the weight, which has no rows beyond the vocabulary."""
