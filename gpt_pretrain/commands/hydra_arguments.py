@@ -44,6 +44,8 @@ def to_hydra_arguments(words: list[str], *, script: str) -> list[str]:
         quoted = apply_dry_run(quoted)
         quoted = with_recipe_of_weights(quoted)
     rewritten = sort_arguments(quoted)
+    if "--resolve" in rewritten.flags and script in ("train", "evaluate") and find_override(quoted, "run_dir") is None:
+        rewritten.overrides.append("run_dir=${hydra:run.dir}")  # without a run, Hydra has no output folder to show
     return [*rewritten.flags, *rewritten.overrides]
 
 

@@ -217,6 +217,16 @@ def naming_overrides(custom: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return words
 
 
+def callback_overrides(callbacks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the overrides that name the user's own callbacks again, which a checkpoint does not store."""
+    return [
+        override
+        for name, fields in callbacks.items()
+        for key, value in fields.items()
+        for override in _argument_overrides(f"callbacks.custom.{name}.{key}", value)
+    ]
+
+
 def _argument_overrides(key: str, value: Any) -> list[str]:
     from gpt_pretrain.config.override_messages import write_value
 

@@ -29,7 +29,7 @@ from gpt_pretrain.sweeps.results import Job, swept_keys
 MAX_PANELS = 12
 MAX_FAILED_NAMED = 5
 MAX_CATEGORIES_NAMED = 20  # On one axis.
-MIN_TICK_DISTANCE = 0.09  # As a fraction of the axis, so that the labels do not overlap.
+CHARACTER_WIDTH = 0.03  # Of a label, as a fraction of the axis.
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +137,9 @@ def _scale_numbers(axes: Axes, texts: dict[float, str]) -> None:
     positions = np.log(numbers) if log_scale else np.asarray(numbers)
     if log_scale:
         axes.set_xscale("log")
-    if np.diff(positions).min() / (positions[-1] - positions[0]) > MIN_TICK_DISTANCE:
+    distances = np.diff(positions) / (positions[-1] - positions[0])
+    widths = np.asarray([CHARACTER_WIDTH * (len(texts[number]) + 1) for number in numbers])
+    if (distances > (widths[1:] + widths[:-1]) / 2).all():
         axes.set_xticks(numbers, [texts[number] for number in numbers])
         axes.set_xticks([], minor=True)
 

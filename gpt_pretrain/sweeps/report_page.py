@@ -30,7 +30,7 @@ from gpt_pretrain.runs.report.page_parts import (
 )
 from gpt_pretrain.runs.report.run_page import setup_facts
 from gpt_pretrain.sweeps.chart import sweep_figure
-from gpt_pretrain.sweeps.folder import CHART, LADDER, STUDY, SUMMARY, SWEEP_SETTINGS
+from gpt_pretrain.sweeps.folder import CHART, LADDER, STUDY, SUMMARY, SWEEP_SETTINGS, SWEEP_SIGNATURE
 from gpt_pretrain.sweeps.results import BITS_PER_BYTE, Job, best_command, best_job, ranking_rows, read_sweep, swept_keys
 from gpt_pretrain.system.files import write_text
 from gpt_pretrain.system.formatting import format_count
@@ -49,6 +49,7 @@ FILE_PURPOSES = {
     SUMMARY: "the ranking as a table",
     CHART: "one plot for each swept setting",
     SWEEP_SETTINGS: "the settings of the sweep",
+    SWEEP_SIGNATURE: "shows which settings you have typed",
     STUDY: "the trials of the search",
     LADDER: "the plan and the choice of the ladder",
 }

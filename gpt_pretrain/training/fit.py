@@ -102,7 +102,7 @@ def fit(
             setup.data.stop_workers()
             summary.find_callback(trainer, SaveRun).finish_save(agree=False)  # whatever has ended the training
         if stopped_by is not None:
-            _leave(trainer, stopped_by, run_dir)
+            _leave(setup.settings, trainer, stopped_by, run_dir)
         if summary.find_callback(trainer, SaveRun).failed:
             raise LostEndError("The last checkpoint could not be written, so the steps since the previous one are lost.")
         return trainer, module
@@ -223,9 +223,9 @@ def _state_of_weights(module: GPTLitModule) -> str:
     return "The weights were not updated"
 
 
-def _leave(trainer: L.Trainer, signum: int, run_dir: Path) -> NoReturn:
+def _leave(settings: TrainSettings, trainer: L.Trainer, signum: int, run_dir: Path) -> NoReturn:
     """Requeue the job on SIGUSR1, and exit with the code for the signal."""
-    log.info(summary.describe_interruption(trainer, run_dir))
+    log.info(summary.describe_interruption(settings, trainer, run_dir))
     if signum == getattr(signal, "SIGUSR1", None) and ranks.is_main():
         requeue.requeue()
     sys.exit(128 + signum)

@@ -263,7 +263,7 @@ def _missing_callbacks(config: Mapping[str, Any], settings: TrainSettings) -> li
     known = custom.items() if isinstance(custom, dict) else ()
     named = [(escape_line(str(name)), escape_line(str(target))) for name, target in known]
     return [
-        f"callbacks.custom.{name[:100]} ({target[:100]}) is missing, which a checkpoint does not store"
+        f"callbacks.custom.{name[:100]} ({target[:100]}) is missing, and checkpoints do not store callbacks"
         for name, target in named
         if name not in settings.callbacks.custom
     ]

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 
 from gpt_pretrain.checkpoints.weight_averages import EMA
-from gpt_pretrain.config.custom_parts import TARGET, naming_overrides
+from gpt_pretrain.config.custom_parts import TARGET, callback_overrides, naming_overrides
 from gpt_pretrain.config.schema import TrainSettings
 from gpt_pretrain.data.datamodule import TextDataModule
 from gpt_pretrain.data.mixture import MixedWindows
@@ -219,7 +219,7 @@ def _resume_further(settings: TrainSettings, trainer: L.Trainer, module: GPTLitM
         folder,
         limit=None if limit is None else (limit, getattr(settings.trainer, limit)),
         patience=stop.patience if stop is not None and has_stopped else None,
-        named=naming_overrides(settings.custom),
+        named=[*naming_overrides(settings.custom), *callback_overrides(settings.callbacks.custom)],
     )
 
 
@@ -241,14 +241,14 @@ def describe_findings(trainer: L.Trainer) -> str:
     return ", ".join(f"{sign} (step {at[0]}{f' and {len(at) - 1} more' * (len(at) > 1)})" for sign, at in steps.items())
 
 
-def describe_interruption(trainer: L.Trainer, run_dir: Path) -> str:
+def describe_interruption(settings: TrainSettings, trainer: L.Trainer, run_dir: Path) -> str:
     """Return lines about a run that a signal has ended, and how to resume it."""
     saved = ", but the run could not be saved there." if find_callback(trainer, SaveRun).failed else " and saved."
     text = f"Stopped after {format_count(trainer.global_step, 'step')}{saved}"
     if not any(checkpoint_dir(run_dir).glob("*.ckpt")):
         return text
     assert isinstance(trainer.lightning_module, GPTLitModule)
-    named = naming_overrides(trainer.lightning_module.custom)
+    named = [*naming_overrides(trainer.lightning_module.custom), *callback_overrides(settings.callbacks.custom)]
     return f"{text} Resume with:\n  {resume_command(display_path(run_dir), named=named)}"
 
 

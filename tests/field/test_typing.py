@@ -200,6 +200,14 @@ def test_settings_and_flags_stand_in_any_order(script: Script) -> None:
         assert (done.returncode, done.stdout) == (0, "7\n"), done.stderr
 
 
+@pytest.mark.parametrize("name", ["train.py", "evaluate.py"])
+def test_settings_are_shown_without_references(script: Script, name: str) -> None:
+    done = script(name, "--cfg", "job", "--resolve")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^run_dir: outputs/\S+$", done.stdout, re.MULTILINE)
+    assert "${" not in done.stdout
+
+
 def test_a_file_of_settings_that_overrides_the_former_group_is_explained(script: Script, tmp_path: Path) -> None:
     (tmp_path / "own" / "experiment").mkdir(parents=True)
     file = tmp_path / "own" / "experiment" / "mine.yaml"

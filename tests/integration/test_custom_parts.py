@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -272,3 +274,10 @@ def test_a_callback_that_cannot_be_used_is_found_before_the_run_and_in_a_dry_run
     with pytest.raises(UserError) as caught:
         train(*QUICK, f"+callbacks.custom.own={{_target_: {target}}}", f"plan={plan}", run_dir=tmp_path / "run")
     assert str(caught.value) == CALLBACKS[target]
+
+
+def test_the_printed_command_resumes_a_run_with_its_callbacks(script: Script) -> None:
+    own = "++callbacks.custom.own={_target_: lightning.pytorch.callbacks.Timer, duration: '00:01:00:00'}"
+    done = script("train.py", *TINY_RUN, *QUICK, own, "trainer.max_steps=1", "hydra.run.dir=run one")
+    (command,) = re.findall(r"python (train.py resume=.*)", done.stdout)
+    assert script(*shlex.split(command)).returncode == 0

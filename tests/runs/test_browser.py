@@ -11,6 +11,7 @@ import pytest
 
 from gpt_pretrain.commands.report import write_report
 from gpt_pretrain.runs.samples import Sample
+from gpt_pretrain.sweeps.report_page import save_sweep_page
 from gpt_pretrain.sweeps.results import read_sweep
 from tests.conftest import TINY_RUN
 from tests.evaluation.test_page import page_model, page_of
@@ -134,6 +135,16 @@ def test_a_report_fits_the_screen_and_runs_no_script(
         if file.parent == run:
             assert markup in text
         page.close()
+
+
+def test_the_page_of_a_sweep_over_many_settings_fits_a_phone(browser: "playwright.Browser", sweep: Path, tmp_path: Path) -> None:
+    shutil.copytree(sweep, tmp_path / "sweep")
+    for job in (tmp_path / "sweep").glob("optimizer.lr=*"):
+        job.rename(f"{job},optimizer.weight_decay=0.0,model.drop_rate=0.2158")
+    page = browser.new_page(viewport={"width": 360, "height": 800})
+    page.goto(save_sweep_page(tmp_path / "sweep").as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.close()
 
 
 @pytest.mark.parametrize("width", [1200, 390])

@@ -2,6 +2,7 @@
 
 import math
 import xml.etree.ElementTree as ET
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -103,6 +105,19 @@ def test_runs_are_compared_in_one_chart_by_tokens_seen() -> None:
     assert legend(figure) == [*(f"run {n}" for n in range(1, 11)), "2 others"]
     styles = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].get_lines()[:10]}
     assert len(styles) == 10
+
+
+@pytest.mark.parametrize("values", [["0.1443", "0.2089", "0.2158"], ["0.0003795", "0.0004217", "0.0002646"]])
+def test_labels_on_the_axis_of_a_sweep_do_not_overlap(values: list[str]) -> None:
+    figure = sweep_figure(
+        [job({"optimizer.lr": value, "seed": str(n), "eval_freq": str(n)}, 4.0) for n, value in enumerate(values)]
+    )
+    FigureCanvasAgg(figure).draw()
+    (left, right) = figure.axes[0].get_xlim()
+    shown = [label for label in figure.axes[0].get_xticklabels() if left <= label.get_position()[0] <= right]
+    boxes = sorted((label.get_window_extent() for label in shown), key=lambda box: box.x0)
+    assert len(boxes) > 1
+    assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
 
 
 def test_a_sweep_has_one_plot_per_swept_setting() -> None:
