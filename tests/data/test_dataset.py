@@ -1,4 +1,5 @@
 import tracemalloc
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -197,3 +198,18 @@ def test_data_is_ready_after_setup_alone(tmp_path: Path) -> None:
     data.setup()
     expected = data_of(tmp_path)
     assert torch.equal(next(iter(data.train_dataloader()))[0], next(iter(expected.train_dataloader()))[0])
+
+
+@pytest.mark.parametrize(("n", "size", "world"), [(13, 4, 2), (12, 4, 3), (5, 4, 4), (1, 1, 2), (40, 3, 5)])
+@pytest.mark.parametrize("seed", [None, 7])
+def test_ranks_share_the_batches_of_one_rank(n: int, size: int, world: int, seed: int | None) -> None:
+    whole = [batch.tolist() for batch in DistributedBatchSampler(n, size, seed=seed)]
+    shares = [
+        [b.tolist() for b in DistributedBatchSampler(n, size, seed=seed, rank=rank, world_size=world)] for rank in range(world)
+    ]
+    assert len({len(share) for share in shares}) == 1, "all ranks make the same number of steps"
+    assert [batch for batch in chain.from_iterable(zip(*shares, strict=True)) if batch] == whole
+    later = DistributedBatchSampler(n, size, seed=seed, rank=world - 1, world_size=world)
+    later.start = 1
+    assert [b.tolist() for b in later] == shares[-1][1:]
+    assert next(iter(DistributedBatchSampler(10**12, 8, seed=1, rank=3, world_size=512))).max() < 10**12

@@ -7,7 +7,7 @@ import os
 import pickle
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from gpt_pretrain.system import urls
 from gpt_pretrain.system.signing import SIGNATURE_BYTES
 from tests.helpers.made_shards import stream, write_llmc, write_nanogpt
 from tests.helpers.remote_corpora import TRAIN, data_of, remote_settings, rows_of
+from tests.helpers.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("fast_retries")
 
@@ -113,19 +114,12 @@ def test_pauses_between_attempts_grow(
     assert pauses == [0.5, 1, 2, 4, 8, 16, 30, 30]
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
 def test_whole_files_replace_their_blocks_if_they_fit(tmp_path: Path, corpus: Path, failing: type[FailingFileSystem]) -> None:
     data = data_of(tmp_path, f"failing://{corpus}")
     assert all(len(batch) for batch in data.train_dataloader())
     (folder,) = tmp_path.rglob("whole")
     shards = sorted(file.name for file in corpus.glob("*.bin"))
-    wait_for(lambda: sorted(file.name for file in folder.glob("*.bin")) == shards)
+    wait_until(lambda: sorted(file.name for file in folder.glob("*.bin")) == shards)
     assert all((folder / name).read_bytes() == (corpus / name).read_bytes() for name in shards)
     before = failing.reads
     again = data_of(tmp_path, f"failing://{corpus}")
@@ -186,7 +180,7 @@ def test_the_blocks_of_the_next_batches_are_prefetched(tmp_path: Path, corpus: P
     prefetched = np.concatenate(list(itertools.islice(sampler, 6)))
     starts = {(32 * window // 5000, (32 * window % 5000) * 2 // 4096) for window in prefetched.tolist()}
     paths = [f"train-{shard:05d}.bin/{block:08d}" for shard, block in starts]
-    wait_for(lambda: all(list(tmp_path.glob(f"remote/*/{path}")) for path in paths))
+    wait_until(lambda: all(list(tmp_path.glob(f"remote/*/{path}")) for path in paths))
 
 
 def test_the_least_recently_read_files_are_deleted(tmp_path: Path) -> None:
@@ -274,8 +268,8 @@ def test_fetching_stops_with_training(tmp_path: Path, corpus: Path, failing: typ
             next(iter(data.train_dataloader()))
 
     threading.Thread(target=read, daemon=True).start()
-    wait_for(lambda: failing.reads > 20)
+    wait_until(lambda: failing.reads > 20)
     data.stop_workers()
-    wait_for(lambda: not any(isinstance(thread, FetcherThread) for thread in threading.enumerate()))
+    wait_until(lambda: not any(isinstance(thread, FetcherThread) for thread in threading.enumerate()))
     failing.failures = itertools.repeat("")
     assert len(rows_of(data)) > 0, "a later read starts new threads"

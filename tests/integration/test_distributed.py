@@ -4,10 +4,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +14,11 @@ import torch
 
 from gpt_pretrain.checkpoints.checkpoint_file import read_checkpoint
 from gpt_pretrain.checkpoints.pretrained import load_pretrained
-from gpt_pretrain.data.sampler import DistributedBatchSampler
 from gpt_pretrain.runs.metadata import read_metadata
 from gpt_pretrain.training.distributed.fsdp import remove_unused_shards
-from gpt_pretrain.training.nonfinite import renumber_batches
 from tests.conftest import ROOT, TINY_RUN
 from tests.helpers.fork_server import ForkServer
+from tests.helpers.waiting import wait_until
 
 # 54 training windows make 13 batches of 4, an odd number for two ranks or two accumulated batches. The remaining 2 windows are
 # dropped, although they would fill a batch of 2. There are 2 validation batches.
@@ -263,7 +260,7 @@ def test_torchrun_restarts_a_killed_worker_from_the_last_checkpoint(
     ]
     with open(tmp_path / "log", "w") as log:
         agent = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=log, stderr=log)
-        wait_for(lambda: list(tmp_path.glob("outputs/2*/checkpoints/last.ckpt")))
+        wait_until(lambda: list(tmp_path.glob("outputs/2*/checkpoints/last.ckpt")))
         os.kill(children(agent.pid)[-1], signal.SIGKILL)
         assert agent.wait(timeout=200) == 0, (tmp_path / "log").read_text()
     (folder,) = tmp_path.glob("outputs/2*")
@@ -282,7 +279,7 @@ def test_all_processes_end_when_one_is_killed_or_the_run_is_interrupted(
         f"data.cache_dir='{cache_dir}'",
     ]
     started = fork_server.start(["train.py", *overrides], cwd=tmp_path, environment=environment(), ranks=2)
-    wait_for(lambda: "Ep 1" in started.printed("stdout"))
+    wait_until(lambda: "Ep 1" in started.printed("stdout"))
     ranks = [int(pid) for pid in Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()]
     assert len(ranks) == 2
     os.kill(max(ranks) if how == "killed" else started.pid, signal.SIGKILL if how == "killed" else signal.SIGINT)
@@ -334,13 +331,6 @@ def test_ddp_and_fsdp_skip_the_same_batch_of_a_step(run: Callable[..., subproces
     assert_same_run(alone.parent / "accumulated-ddp", alone.parent / "accumulated-fsdp")
 
 
-def test_skipped_batches_are_renumbered_for_another_number_of_ranks() -> None:
-    assert renumber_batches([[0, 8], [2, 1]], before=8, now=4) == [[0, 16], [0, 17], [2, 2], [2, 3]]
-    assert renumber_batches([[0, 3]], before=4, now=8) == [[0, 1]]
-    assert renumber_batches([[1, 1]], before=6, now=4) == [[1, 1], [1, 2]]
-    assert renumber_batches([[0, 5]], before=4, now=4) == [[0, 5]]
-
-
 def test_shards_are_kept_while_a_checkpoint_is_unreadable(tmp_path: Path) -> None:
     (tmp_path / "shards-00000001-abcdef").mkdir()
     (tmp_path / "last.ckpt").write_bytes(b"truncated")
@@ -362,21 +352,6 @@ def test_a_sweep_starts_ranks_for_each_job(run: Callable[..., subprocess.Complet
     assert all(len(content(job)["callbacks"]["Randomness"]["ranks"]) == 2 for job in jobs)
 
 
-@pytest.mark.parametrize(("n", "size", "world"), [(13, 4, 2), (12, 4, 3), (5, 4, 4), (1, 1, 2), (40, 3, 5)])
-@pytest.mark.parametrize("seed", [None, 7])
-def test_ranks_share_the_batches_of_one_rank(n: int, size: int, world: int, seed: int | None) -> None:
-    whole = [batch.tolist() for batch in DistributedBatchSampler(n, size, seed=seed)]
-    shares = [
-        [b.tolist() for b in DistributedBatchSampler(n, size, seed=seed, rank=rank, world_size=world)] for rank in range(world)
-    ]
-    assert len({len(share) for share in shares}) == 1, "all ranks make the same number of steps"
-    assert [batch for batch in chain.from_iterable(zip(*shares, strict=True)) if batch] == whole
-    later = DistributedBatchSampler(n, size, seed=seed, rank=world - 1, world_size=world)
-    later.start = 1
-    assert [b.tolist() for b in later] == shares[-1][1:]
-    assert next(iter(DistributedBatchSampler(10**12, 8, seed=1, rank=3, world_size=512))).max() < 10**12
-
-
 def children(pid: int) -> list[int]:
     """Return the child processes that run train.py, in the order of their start."""
     return sorted(
@@ -391,10 +366,3 @@ def parent_of(stat: Path) -> int:
         return int(stat.read_text().rsplit(")", 1)[1].split()[1])
     except OSError:
         return -1
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 100) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "timed out"
-        time.sleep(0.1)

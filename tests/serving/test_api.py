@@ -7,7 +7,6 @@ import math
 import select
 import socket
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -20,6 +19,7 @@ from gpt_pretrain.generation.config import SamplerConfig
 from gpt_pretrain.serving.bodies import FIELD_RULES, CompletionBody, ContinueBody, TokensBody, describe_error
 from gpt_pretrain.serving.requests import ServingLimits
 from gpt_pretrain.serving.server import Address
+from tests.helpers.waiting import wait_until
 from tests.serving.conftest import Served
 from tests.serving.test_engine import CompletionRequest, alone
 
@@ -201,14 +201,6 @@ def test_the_key_is_needed_where_there_is_one() -> None:
     assert not server.engine.is_alive
 
 
-def eventually(holds: Callable[[], bool]) -> bool:
-    """Return whether something becomes true within a minute."""
-    end = time.monotonic() + 60
-    while not holds() and time.monotonic() < end:
-        time.sleep(0.01)
-    return holds()
-
-
 def send_raw(served: Served, content: bytes) -> socket.socket:
     connection = socket.create_connection(("127.0.0.1", served.port), timeout=60)
     connection.sendall(content)
@@ -227,7 +219,7 @@ def test_a_client_that_hangs_up_frees_its_rows(served: Served, stream: bool) -> 
     for _ in range(8):  # More than fit into the rows, so that some wait.
         body = {"model": "m", "prompt": "a", "max_tokens": 63, "stream": stream, "n": 4, "temperature": 1.5}
         send_raw(served, raw_request(body)).close()
-    assert eventually(lambda: served.engine.load == (0, 0))
+    wait_until(lambda: served.engine.load == (0, 0))
     answer = requests.post(f"{served.url}/v1/completions", json={"model": "m", "prompt": "a"}, timeout=60)
     assert answer.status_code == 200
     assert served.engine.counts["cancelled"] >= before
@@ -290,7 +282,7 @@ def test_a_client_that_takes_no_answer_is_given_up(monkeypatch: pytest.MonkeyPat
             connection.connect(("127.0.0.1", server.port))
             connection.settimeout(60)
             connection.sendall((head.encode() + text) * 40)  # more than the buffers of the system hold
-            assert eventually(lambda: len(server.server.server_state.connections) == 0)
+            wait_until(lambda: len(server.server.server_state.connections) == 0)
     finally:
         server.close()
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gpt_pretrain.errors import UserError
-from gpt_pretrain.training.nonfinite import has_usable_weights
+from gpt_pretrain.training.nonfinite import has_usable_weights, renumber_batches
 from tests.conftest import tiny_model
 from tests.helpers.crash_harness import differences
 from tests.helpers.training_runs import SETTINGS, Train, checkpoint, rows, spoilt
@@ -81,3 +81,10 @@ def test_a_rollback_before_the_first_checkpoint_starts_from_the_beginning(train:
         train(*SETTINGS, "on_nonfinite=rollback", run_dir=tmp_path / "run")
     content = checkpoint(tmp_path / "run")
     assert (content["global_step"], content["lr_scale"], content["skipped"]) == (10, 0.5, [[0, 2]])
+
+
+def test_skipped_batches_are_renumbered_for_another_number_of_ranks() -> None:
+    assert renumber_batches([[0, 8], [2, 1]], before=8, now=4) == [[0, 16], [0, 17], [2, 2], [2, 3]]
+    assert renumber_batches([[0, 3]], before=4, now=8) == [[0, 1]]
+    assert renumber_batches([[1, 1]], before=6, now=4) == [[1, 1], [1, 2]]
+    assert renumber_batches([[0, 5]], before=4, now=4) == [[0, 5]]
